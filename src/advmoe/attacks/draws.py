@@ -1,0 +1,55 @@
+"""Where an attack's random numbers come from."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers; any change of any of them changes it."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+class Draws(Protocol):
+    """A source of noise shaped like a batch."""
+
+    def uniform(self, x: Tensor) -> Tensor:
+        """Uniform in [-1, 1], of x's shape."""
+        ...
+
+    def normal(self, x: Tensor) -> Tensor:
+        """Standard normal, of x's shape."""
+        ...
+
+
+class BatchDraws:
+    """Noise from one generator for the whole batch, on its device: fast, for training."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+
+    def uniform(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x).normal_(generator=self.generator)
+
+
+class PictureDraws:
+    """Noise from one generator for each picture, so that its numbers do not depend on who shares its batch."""
+
+    def __init__(self, seed: int, pictures: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(derive_seed(seed, picture)) for picture in pictures]
+
+    def uniform(self, x: Tensor) -> Tensor:
+        return self._rows(x, lambda row, generator: row.uniform_(-1, 1, generator=generator))
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self._rows(x, lambda row, generator: row.normal_(generator=generator))
+
+    def _rows(self, x: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        rows = [fill(torch.empty(x.shape[1:]), generator) for generator in self.generators]
+        return torch.stack(rows).to(x) if rows else torch.empty_like(x)

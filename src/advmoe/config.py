@@ -1,0 +1,279 @@
+"""What a run is: frozen dataclasses, checked when made; YAML in and out.
+
+Field names are unique across the sections, so that on the command line each is a plain flag (`--epochs`, `--epsilon`).
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+from tyro.constructors import PrimitiveConstructorSpec
+
+from advmoe.errors import UserError, nearest
+
+SCHEMA = 1
+
+
+def parse_fraction(text: str) -> float:
+    """'8/255' or '0.031' as a float."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"'{text}' is neither a number nor a fraction such as 8/255") from None
+
+
+Fraction = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FRACTION",
+        instance_from_str=lambda words: parse_fraction(words[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [repr(value)],
+    ),
+]
+Device = str
+Precision = Literal["float32", "bfloat16", "auto"]
+LearnedGate = Literal["hard", "straight_through", "scaled", "soft"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network. A method that has no experts ignores the expert fields; a dense one ignores model_scale."""
+
+    backbone: str = "resnet18"
+    """Name of the architecture."""
+    width: int = 64
+    """Channels of the dense network's first stage."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First convolution: 3x3 stride 1, or 7x7 stride 2 with max pooling."""
+    model_scale: float = 0.5
+    """r: the share of the dense network's channels that one expert, or the small dense network, has."""
+    num_experts: int = 2
+    """N: experts in each MoE layer."""
+    bank: Literal["backbone", "disjoint"] = "backbone"
+    """Experts as windows of the dense layer's filters, or with N * K filters of their own."""
+
+    def __post_init__(self) -> None:
+        _check(self, "width", self.width >= 1, "at least 1")
+        _check(self, "model_scale", 0 < self.model_scale <= 1, "in (0, 1]")
+        _check(self, "num_experts", self.num_experts >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The pictures."""
+
+    dataset: str = "cifar10"
+    """Name of the data set."""
+    data_dir: str | None = None
+    """File or folder that holds it (embedded data needs none)."""
+    limit_train: int | None = None
+    """Keep this many training pictures, balanced over the classes."""
+    limit_test: int | None = None
+    """Keep this many test pictures, balanced over the classes."""
+    validation_share: float = 0.02
+    """Stratified share of the training set held out to select the best epoch, where the data has no such part."""
+    crop_padding: int = 4
+    """Augmentation: random crop after zero padding by this many pixels."""
+    flip: bool = True
+    """Augmentation: mirror every second picture, at random."""
+
+    def __post_init__(self) -> None:
+        _check(self, "validation_share", 0 < self.validation_share < 1, "in (0, 1)")
+        _check(self, "crop_padding", self.crop_padding >= 0, "at least 0")
+        for name in ("limit_train", "limit_test"):
+            _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class AttackConfig:
+    """The L-infinity threat model, and the attack that training meets it with."""
+
+    epsilon: Fraction = 8 / 255
+    """Radius of the ball, in pixels of [0, 1]."""
+    step_size: Fraction = 5 / 255
+    """Step of the training attack."""
+    num_steps: int = 2
+    """Steps of the training attack."""
+
+    def __post_init__(self) -> None:
+        _check(self, "epsilon", 0 <= self.epsilon <= 1, "in [0, 1]")
+        _check(self, "step_size", self.step_size > 0, "positive")
+        _check(self, "num_steps", self.num_steps >= 1, "at least 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the parameters are learned."""
+
+    loss: Literal["trades", "pgd_at"] = "trades"
+    """Robust loss; the method `standard` has none and trains on clean pictures."""
+    beta: float = 6.0
+    """TRADES: weight of the KL term."""
+    epochs: int = 100
+    """Passes over the training set, per phase."""
+    batch_size: int = 128
+    """Pictures per batch, for each level."""
+    lr: float = 0.1
+    """Initial learning rate of the weights (cosine decay to 0)."""
+    router_lr: float = 0.1
+    """The same for the routers (advmoe's lower level)."""
+    momentum: float = 0.9
+    """SGD momentum."""
+    weight_decay: float = 5e-4
+    """SGD weight decay."""
+    tied_share: float = 0.5
+    """MoE methods: share of the epochs in which the experts of a layer are kept equal before they part."""
+    router_gate: LearnedGate = "straight_through"
+    """Gate of the routers' update, and of all of at_moe."""
+    router_attack_gate: LearnedGate = "straight_through"
+    """Gate that the attack of the routers' update goes through."""
+    level_order: Literal["routers_first", "weights_first"] = "routers_first"
+    """advmoe: which level of an iteration comes first."""
+    router_steps: int = 1
+    """advmoe: updates of the routers per iteration."""
+    weight_steps: int = 1
+    """advmoe: updates of the weights per iteration."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "router_steps", "weight_steps"):
+            _check(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("beta", "lr", "router_lr", "weight_decay"):
+            _check(self, name, getattr(self, name) >= 0, "at least 0")
+        _check(self, "tied_share", 0 <= self.tied_share <= 1, "in [0, 1]")
+        _check(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """Where and how it runs; no part of what the run is."""
+
+    device: Device = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's own choice."""
+    precision: Precision = "float32"
+    """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto means float32 on the CPU, bf16 on CUDA."""
+
+    def __post_init__(self) -> None:
+        _check(self, "threads", self.threads >= 0, "at least 0")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that makes a run."""
+
+    method: str = "advmoe"
+    """Training method: standard, at_dense, at_small_dense, at_moe or advmoe."""
+    seed: int = 0
+    """Seed of initialisation, data order, augmentation and attack noise."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    attack: AttackConfig = field(default_factory=AttackConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        _check(self, "seed", 0 <= self.seed < 2**63, "in [0, 2**63)")
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """Plain nested dict, as it stands in YAML and in Records."""
+    return {"schema": SCHEMA, **dataclasses.asdict(config)}
+
+
+def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """The inverse of to_dict; missing fields take their defaults.
+
+    Raises UserError, led by `where`, on unknown fields (with the nearest names) and values of the wrong type.
+    """
+    tree = dict(tree)
+    schema = tree.pop("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise UserError(f"{where}: schema {schema!r} is not one this version reads ({SCHEMA})")
+    config: RunConfig = _build(RunConfig, tree, where, "")
+    return config
+
+
+def load_yaml(path: Path) -> RunConfig:
+    """The configuration in a YAML file. Raises UserError where it cannot be read."""
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no mapping of configuration fields")
+    return from_dict(tree, str(path))
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The configuration as YAML text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
+    """'section.field: x, not y' for every field in which two runs differ; where they run and lie is no difference."""
+    place = dataclasses.replace
+    a, b = (place(c, runtime=RuntimeConfig(), data=place(c.data, data_dir=None)) for c in (a, b))
+    flat_a, flat_b = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))
+    return [f"{name}: {value}, not {flat_b[name]}" for name, value in flat_a.items() if value != flat_b[name]]
+
+
+def _check(config: Any, name: str, right: bool, wanted: str) -> None:
+    if not right:
+        raise UserError(f"{name} must be {wanted}, not {getattr(config, name)}")
+
+
+def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {tree!r}")
+    hints = get_type_hints(kind, include_extras=True)
+    for name in tree:
+        if name not in hints:
+            raise UserError(f"{where}: unknown field '{prefix}{name}': {nearest(str(name), list(hints))}")
+    values = {
+        name: _build(hints[name], value, where, f"{prefix}{name}.")
+        if dataclasses.is_dataclass(hints[name])
+        else _value(hints[name], value, f"{where}: {prefix}{name}")
+        for name, value in tree.items()
+    }
+    try:
+        return kind(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {prefix}{error}") from None
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if hint is Fraction and isinstance(value, str):
+        try:
+            return parse_fraction(value)
+        except ValueError as error:
+            raise UserError(f"{where}: {error}") from None
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {value!r}")
+        return value
+    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
+        raise UserError(f"{where} must be {names}, not {value!r}")
+    return value
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,23 @@
+"""Augmentation of a whole batch at once, on the device that holds it."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def augment(images: Tensor, padding: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crops after zero padding, random mirroring: [B, C, H, W] uint8 -> the same shape.
+
+    A convolutional network's usual CIFAR augmentation (appendix B follows the standard pipeline).
+    """
+    batch, channels, height, width = images.shape
+    device = images.device
+    draws = torch.rand(3, batch, 1, generator=generator, device=device)
+    rows = (draws[0] * (2 * padding + 1)).long() + torch.arange(height, device=device)
+    columns = torch.arange(width, device=device).expand(batch, width)
+    if flip:
+        columns = torch.where(draws[2] < 0.5, width - 1 - columns, columns)
+    columns = columns + (draws[1] * (2 * padding + 1)).long()
+    picture = torch.arange(batch, device=device)[:, None, None, None]
+    channel = torch.arange(channels, device=device)[None, :, None, None]
+    return pad(images, (padding,) * 4)[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]

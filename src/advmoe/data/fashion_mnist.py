@@ -1,0 +1,25 @@
+"""The embedded subset of Fashion-MNIST (Xiao et al. 2017; MIT licence, its notice lies beside the file)."""
+
+from importlib.resources import files
+
+import numpy as np
+
+from advmoe.config import DataConfig
+from advmoe.data.pictures import Pictures, PictureSpec, Splits, fingerprint, from_arrays, limit
+
+CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+SPEC = PictureSpec(CLASSES, (1, 28, 28), (0.2860,), (0.3530,))
+
+
+def load(config: DataConfig) -> Splits:
+    """Train, validation and test part of the embedded subset; `data_dir` and `validation_share` play no role."""
+    with files("advmoe.data").joinpath("embedded/fashion-mnist.npz").open("rb") as file, np.load(file) as arrays:
+        train, val, test = (_part(arrays, name) for name in ("train", "val", "test"))
+    return Splits(
+        "fashion-mnist", SPEC, fingerprint(train, val, test),
+        limit(train, config.limit_train), val, limit(test, config.limit_test),
+    )  # fmt: skip
+
+
+def _part(arrays: "np.lib.npyio.NpzFile", name: str) -> Pictures:
+    return from_arrays(arrays[f"{name}_images"][:, None], arrays[f"{name}_labels"], len(CLASSES), f"embedded {name} part")

@@ -1,0 +1,63 @@
+"""Clean and robust accuracy of any network that maps pixels in [0, 1] to logits."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
+from advmoe.data import Pictures
+
+Progress = Callable[[int], None]  # told how many pictures a batch just finished
+
+
+@torch.no_grad()
+def predict_all(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> Tensor:
+    """Predicted classes [n], in eval mode, float32."""
+    with frozen(model):
+        parts = [
+            model(batch.pixels()).argmax(dim=1)
+            for start in range(0, len(pictures), batch_size)
+            for batch in [pictures[torch.arange(start, min(start + batch_size, len(pictures)), device=pictures.labels.device)]]
+        ]
+    return torch.cat(parts)
+
+
+def correct_flags(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> Tensor:
+    """Which pictures are classified correctly: [n] bool."""
+    return predict_all(model, pictures, batch_size) == pictures.labels
+
+
+def robust_flags(
+    model: nn.Module, pictures: Pictures, settings: Pgd, *, seed: int = 0, batch_size: int = 128, progress: Progress | None = None
+) -> Tensor:
+    """Which pictures stay correctly classified under PGD on cross-entropy: [n] bool.
+
+    Only correctly classified pictures are attacked. Each draws its own noise, so the batch size changes no flag.
+    """
+    flags = correct_flags(model, pictures)
+    rows = flags.nonzero()[:, 0]
+    for chunk in rows.split(batch_size):
+        batch = pictures[chunk]
+        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, chunk.tolist(), seed)
+        with torch.no_grad(), frozen(model):
+            flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
+        if progress:
+            progress(len(chunk))
+    return flags
+
+
+def adversarial(model: nn.Module, x: Tensor, y: Tensor, settings: Pgd, pictures: list[int], seed: int = 0) -> Tensor:
+    """PGD on cross-entropy against the network as it is; `pictures` number the rows for their noise."""
+    with frozen(model):
+        return pgd(model, x, y, settings, PictureDraws(seed, pictures))
+
+
+def accuracy(flags: Tensor) -> float:
+    """Share of true flags, in percent."""
+    return 100 * flags.float().mean().item()
+
+
+def evaluation_step(epsilon: float) -> float:
+    """Step size of evaluation attacks: 2/255 at epsilon 8/255, in proportion elsewhere."""
+    return epsilon / 4

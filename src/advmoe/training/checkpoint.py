@@ -1,0 +1,181 @@
+"""A run's folder: configuration, metrics, checkpoints. Everything is written beside its place and renamed into it.
+
+RUN/config.yaml
+RUN/metrics.jsonl                    one line an epoch
+RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, SHA-256 of the others)
+RUN/record.json                      written by `advmoe evaluate`
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from advmoe.config import RunConfig, differences, dump_yaml, load_yaml
+from advmoe.errors import UserError
+
+SCHEMA = 1
+KEPT = 2  # last checkpoints; the best one is kept beside them
+
+History = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state after an epoch (counted from 1 over all phases)."""
+
+    folder: Path
+    epoch: int
+    history: History
+    fingerprint: str
+
+    def model_state(self) -> dict[str, Tensor]:
+        """Parameters and buffers."""
+        return load_file(self.folder / "model.safetensors")
+
+    def optimizer_states(self) -> dict[str, Any]:
+        """State dicts of the optimizers by level."""
+        states: dict[str, Any] = torch.load(self.folder / "optimizers.pt", weights_only=True)
+        return states
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run on disk."""
+
+    path: Path
+
+    @property
+    def config_path(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        return self.path / "checkpoints"
+
+    def config(self) -> RunConfig:
+        """The run's configuration. Raises UserError where the folder holds no run."""
+        if not self.config_path.exists():
+            raise UserError(f"{self.path}: holds no run (no config.yaml)")
+        return load_yaml(self.config_path)
+
+    def claim(self, config: RunConfig, resume: bool) -> None:
+        """Make the folder `config`'s. Raises UserError where it holds another run, or this one without `resume`."""
+        if self.config_path.exists():
+            other = differences(load_yaml(self.config_path), config)
+            if other:
+                raise UserError(f"{self.path}: holds another run ({other[0]}); give another --out")
+            if not resume:
+                raise UserError(f"{self.path}: holds this run unfinished; add --resume to go on, or give another --out")
+            return
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise UserError(f"{self.path}: is not an empty folder, nor one that holds a run; give another --out")
+        self.checkpoint_path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.config_path, dump_yaml(config))
+
+    def epochs(self) -> list[Path]:
+        """Checkpoint folders, oldest first."""
+        return sorted(self.checkpoint_path.glob("epoch-????"))
+
+    def latest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, if there is any."""
+        for folder in reversed(self.epochs()):
+            checkpoint = _open(folder)
+            if checkpoint is not None:
+                return checkpoint
+        return None
+
+    def best(self) -> Checkpoint:
+        """The checkpoint of the best epoch on the held-out part. Raises UserError where there is none."""
+        latest = self.latest()
+        if latest is None:
+            raise UserError(f"{self.path}: holds no checkpoint yet")
+        checkpoint = _open(self._folder(best_epoch(latest.history)))
+        if checkpoint is None:
+            raise UserError(f"{self._folder(best_epoch(latest.history))}: checkpoint missing or damaged")
+        return checkpoint
+
+    def save(self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str) -> None:
+        """Write the checkpoint of the last epoch in `history`, then drop what need not be kept."""
+        epoch = len(history)
+        target, draft = self._folder(epoch), self.checkpoint_path / f".draft-{epoch:04d}"
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
+        torch.save(dict(optimizers), draft / "optimizers.pt")
+        sums = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+        manifest = {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "sha256": sums, "history": history}
+        (draft / "manifest.json").write_text(json.dumps(manifest))
+        for path in draft.iterdir():
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        self._prune(history)
+
+    def clean(self) -> None:
+        """Remove drafts that a killed process left."""
+        for draft in self.checkpoint_path.glob(".draft-*"):
+            shutil.rmtree(draft)
+
+    def _folder(self, epoch: int) -> Path:
+        return self.checkpoint_path / f"epoch-{epoch:04d}"
+
+    def _prune(self, history: History) -> None:
+        kept = {self._folder(best_epoch(history)), *(self._folder(len(history) - back) for back in range(KEPT))}
+        for folder in self.epochs():
+            if folder not in kept:
+                shutil.rmtree(folder)
+
+
+def best_epoch(history: History) -> int:
+    """The first epoch (from 1) with the highest score on the held-out part."""
+    return 1 + max(range(len(history)), key=lambda row: (history[row]["score"], -row))
+
+
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
+    """Fill `model` from a checkpoint. Raises UserError where it belongs to another model."""
+    try:
+        model.load_state_dict(checkpoint.model_state())
+    except (RuntimeError, SafetensorError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{checkpoint.folder}: holds another model's weights ({first})") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that it is either the old or the new one."""
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(text)
+    _sync(draft)
+    draft.replace(path)
+
+
+def _open(folder: Path) -> Checkpoint | None:
+    """The checkpoint in `folder`, or None where a file is missing or does not have its checksum."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        whole = all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
+        if manifest["schema"] == SCHEMA and whole:
+            return Checkpoint(folder, manifest["epoch"], manifest["history"], manifest["fingerprint"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

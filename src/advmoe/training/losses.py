@@ -1,0 +1,78 @@
+"""The losses, each with the attack that finds its adversarial pictures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advmoe.attacks import BatchDraws, Pgd, kl_divergence, pgd
+from advmoe.config import AttackConfig
+from advmoe.moe import Routings
+
+Forward = Callable[[Tensor], tuple[Tensor, Routings]]
+
+
+class Outcome(NamedTuple):
+    """A loss and what it was made of. `clean` and `robust` are logits [B, classes]; one of them may be missing."""
+
+    total: Tensor
+    clean: Tensor | None
+    robust: Tensor | None
+    routings: Routings
+
+
+@dataclass(frozen=True)
+class Loss:
+    """`attack(forward, x, y, settings, draws)` gives x'; `value(forward, x, x', y, beta)` gives the Outcome."""
+
+    attack: Callable[[Forward, Tensor, Tensor, AttackConfig, BatchDraws], Tensor]
+    value: Callable[[Forward, Tensor, Tensor, Tensor, float], Outcome]
+
+
+def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
+    """x' that maximises KL(f(x) || f(x')) from x + 0.001 * normal noise (Zhang et al. 2019)."""
+    with torch.no_grad():
+        reference = forward(x)[0].float().log_softmax(dim=1)
+    settings = Pgd(attack.epsilon, attack.step_size, attack.num_steps, start="normal")
+    return pgd(lambda z: forward(z)[0], x, reference, settings, draws, kl_divergence)
+
+
+def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
+    """CE(f(x), y) + beta * KL(f(x) || f(x')), clean and adversarial pictures in passes of their own."""
+    clean, routings = forward(x)
+    robust, _ = forward(x_adv)
+    divergence = kl_divergence(robust, clean.float().log_softmax(dim=1)).mean()
+    return Outcome(F.cross_entropy(clean.float(), y) + beta * divergence, clean, robust, routings)
+
+
+def pgd_at_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
+    """x' that maximises CE(f(x'), y) from a uniform start (Madry et al. 2018)."""
+    settings = Pgd(attack.epsilon, attack.step_size, attack.num_steps)
+    return pgd(lambda z: forward(z)[0], x, y, settings, draws)
+
+
+def pgd_at(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
+    """CE(f(x'), y)."""
+    robust, routings = forward(x_adv)
+    return Outcome(F.cross_entropy(robust.float(), y), None, robust, routings)
+
+
+def no_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
+    """The pictures as they are."""
+    return x
+
+
+def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
+    """CE(f(x), y)."""
+    logits, routings = forward(x)
+    return Outcome(F.cross_entropy(logits.float(), y), logits, None, routings)
+
+
+LOSSES = {
+    "trades": Loss(trades_attack, trades),
+    "pgd_at": Loss(pgd_at_attack, pgd_at),
+    "clean": Loss(no_attack, clean),
+}

@@ -1,0 +1,64 @@
+"""The methods (appendix, table A1), as data: a kind of network, and phases with their step."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from advmoe.config import ModelConfig
+from advmoe.models import Classifier
+from advmoe.moe import DenseKind, Kind, MoEKind
+from advmoe.training import steps
+
+Step = Callable[[steps.TrainState, Mapping[str, steps.Batch]], steps.Metrics]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """`step` runs once an iteration. `levels` name the parameter sets learned, each with its optimizer and batches."""
+
+    step: Step
+    levels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Method:
+    """`loss` overrides the configured one where the method has only one; `selects` names the held-out figure that picks
+    the best epoch."""
+
+    kind: Callable[[ModelConfig], Kind]
+    phases: tuple[Phase, ...]
+    loss: str | None = None
+    selects: str = "val_ra"
+
+
+LEVELS: dict[str, Callable[[Classifier], list[nn.Parameter]]] = {
+    "all": lambda model: list(model.parameters()),
+    "weights": Classifier.weight_parameters,
+    "routers": Classifier.router_parameters,
+}
+
+
+def dense(config: ModelConfig) -> Kind:
+    """The full network."""
+    return DenseKind()
+
+
+def small_dense(config: ModelConfig) -> Kind:
+    """Every width times r, the stem's too."""
+    return DenseKind(config.model_scale, config.model_scale)
+
+
+def moe(config: ModelConfig) -> Kind:
+    """Experts of r times the width; the stem keeps its dense width."""
+    return MoEKind(config.model_scale, num_experts=config.num_experts, bank=config.bank)
+
+
+ONE_LEVEL = (Phase(steps.single_level, ("all",)),)
+METHODS = {
+    "standard": Method(dense, ONE_LEVEL, loss="clean", selects="val_sa"),
+    "at_dense": Method(dense, ONE_LEVEL),
+    "at_small_dense": Method(small_dense, ONE_LEVEL),
+    "at_moe": Method(moe, ONE_LEVEL),
+    "advmoe": Method(moe, (Phase(steps.two_level, ("routers", "weights")),)),
+}

@@ -1,0 +1,132 @@
+"""One iteration of each method: (state, batches) -> metrics."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from advmoe.attacks import BatchDraws, frozen
+from advmoe.config import RunConfig
+from advmoe.models import Classifier
+from advmoe.moe import HARD, Gate, Routings
+from advmoe.training.health import check_gradients, check_outcome
+from advmoe.training.losses import Forward, Loss, Outcome
+
+Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
+Metrics = dict[str, Tensor]  # sums over the batch's pictures; "load" is [L, N] counts
+
+
+@dataclass
+class TrainState:
+    """What a step works on. `optimizers` has one entry for each level that the phase learns."""
+
+    model: Classifier
+    config: RunConfig
+    loss: Loss
+    optimizers: dict[str, torch.optim.SGD]
+    draws: BatchDraws
+    autocast: torch.dtype | None
+    done: float = 0.0  # share of the phase that lies behind
+
+    @property
+    def tied(self) -> bool:
+        """Whether the experts are still kept equal."""
+        return self.done < self.config.training.tied_share
+
+
+def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
+    """All parameters at once on one batch: standard training, AT (Dense), AT (S-Dense), AT (MoE)."""
+    training = state.config.training
+    outcome = _update(state, "all", batches["all"], Gate(training.router_gate), Gate(training.router_attack_gate), True)
+    return _metrics(outcome, batches["all"][1])
+
+
+def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
+    """AdvMoE: routers on their batch with the weights fixed, then weights on another with the routers fixed.
+
+    The router update runs in eval mode, which leaves the backbone's running statistics untouched. While experts are
+    tied it is left out: between equal experts there is nothing to choose.
+    """
+    training = state.config.training
+    metrics: Metrics = {}
+    levels = [_weight_level] if state.tied else [_router_level, _weight_level]
+    for level in levels if training.level_order == "routers_first" else reversed(levels):
+        metrics |= level(state, batches)
+    return metrics
+
+
+def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
+    training = state.config.training
+    for _ in range(training.router_steps):
+        gate, attack_gate = Gate(training.router_gate), Gate(training.router_attack_gate)
+        outcome = _update(state, "routers", batches["routers"], gate, attack_gate, False)
+    return {"router_loss": outcome.total.detach() * len(batches["routers"][1])}
+
+
+def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
+    for _ in range(state.config.training.weight_steps):
+        outcome = _update(state, "weights", batches["weights"], HARD, HARD, True)
+    return _metrics(outcome, batches["weights"][1])
+
+
+def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate: Gate, train_mode: bool) -> Outcome:
+    """Attack the current network on `batch`, then one optimizer step of `level`, everything else fixed."""
+    x, y = batch
+    config, optimizer = state.config, state.optimizers[level]
+    with frozen(state.model):
+        x_adv = state.loss.attack(_forward(state, attack_gate), x, y, config.attack, state.draws)
+    with _learning(state.model, optimizer):
+        state.model.train(train_mode)
+        outcome = state.loss.value(_forward(state, gate), x, x_adv, y, config.training.beta)
+        state.model.eval()
+        check_outcome(outcome, level)
+        optimizer.zero_grad(set_to_none=True)
+        outcome.total.backward()
+    check_gradients(state.model, level)
+    if state.tied:
+        for layer in state.model.moe_layers():
+            layer.tie_gradients()
+    optimizer.step()
+    return outcome
+
+
+def _forward(state: TrainState, gate: Gate) -> Forward:
+    def forward(x: Tensor) -> tuple[Tensor, Routings]:
+        with torch.autocast(x.device.type, dtype=state.autocast, enabled=state.autocast is not None):
+            return state.model.forward_routed(x, gate)
+
+    return forward
+
+
+@contextmanager
+def _learning(model: Classifier, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Gradients for the optimizer's parameters alone."""
+    learned = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    fixed = [parameter for parameter in model.parameters() if id(parameter) not in learned]
+    for parameter in fixed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in fixed:
+            parameter.requires_grad_(True)
+
+
+@torch.no_grad()
+def _metrics(outcome: Outcome, y: Tensor) -> Metrics:
+    metrics = {"loss": outcome.total.detach() * len(y)}
+    for name in ("clean", "robust"):
+        logits: Tensor | None = getattr(outcome, name)
+        if logits is not None:
+            metrics[f"{name}_correct"] = (logits.argmax(dim=1) == y).sum()
+    if outcome.routings:
+        metrics["load"] = load(outcome.routings)
+    return metrics
+
+
+def load(routings: Routings) -> Tensor:
+    """How many of the batch's pictures each expert of each layer got: [L, N]."""
+    return torch.stack([one_hot(routing.experts, routing.logits.shape[1]).sum(dim=0) for routing in routings])
