@@ -34,7 +34,7 @@ def main(folder: Path) -> None:
         rows = random.permutation(np.concatenate([random.choice(rows, each, replace=False) for rows in free]))
         taken[source] |= set(rows.tolist())
         arrays |= {f"{part}_images": images[rows], f"{part}_labels": labels[rows]}
-    np.savez_compressed(TARGET, **arrays)
+    np.savez_compressed(TARGET, allow_pickle=False, **arrays)
     print(f"{TARGET.name}: {TARGET.stat().st_size / 2**20:.2f} MiB")
 
 

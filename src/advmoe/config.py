@@ -4,11 +4,13 @@ Field names are unique across the sections, so that on the command line each is 
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from tyro.constructors import PrimitiveConstructorSpec
@@ -24,7 +26,7 @@ def parse_fraction(text: str) -> float:
     try:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"'{text}' is neither a number nor a fraction such as 8/255") from None
+        raise ValueError(f"{text!r} is neither a number nor a fraction such as 8/255") from None
 
 
 Fraction = Annotated[
@@ -97,15 +99,20 @@ class AttackConfig:
 
     epsilon: Fraction = 8 / 255
     """Radius of the ball, in pixels of [0, 1]."""
-    step_size: Fraction = 5 / 255
-    """Step of the training attack."""
     num_steps: int = 2
     """Steps of the training attack."""
+    step_size: Fraction | None = None
+    """Step of the training attack; by default 5/8 of epsilon for up to 2 steps (5/255 of 8/255), 1/4 for more (2/255)."""
 
     def __post_init__(self) -> None:
         _check(self, "epsilon", 0 <= self.epsilon <= 1, "in [0, 1]")
-        _check(self, "step_size", self.step_size > 0, "positive")
+        _check(self, "step_size", self.step_size is None or 0 < self.step_size < inf, "positive and finite")
         _check(self, "num_steps", self.num_steps >= 1, "at least 1")
+
+    @property
+    def step(self) -> float:
+        """The step in force: `step_size`, or its default in proportion to epsilon (appendix, tables A1 and A2)."""
+        return self.step_size if self.step_size is not None else self.epsilon * (5 / 8 if self.num_steps <= 2 else 1 / 4)
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,7 @@ class TrainingConfig:
         for name in ("epochs", "batch_size", "router_steps", "weight_steps"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("beta", "lr", "router_lr", "weight_decay"):
-            _check(self, name, getattr(self, name) >= 0, "at least 0")
+            _check(self, name, 0 <= getattr(self, name) < inf, "at least 0 and finite")
         _check(self, "tied_share", 0 <= self.tied_share <= 1, "in [0, 1]")
         _check(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
 
@@ -204,10 +211,10 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
 def load_yaml(path: Path) -> RunConfig:
     """The configuration in a YAML file. Raises UserError where it cannot be read."""
     try:
-        tree = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no mapping of configuration fields")
@@ -234,11 +241,11 @@ def _check(config: Any, name: str, right: bool, wanted: str) -> None:
 
 def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {tree!r}")
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {reprlib.repr(tree)}")
     hints = get_type_hints(kind, include_extras=True)
     for name in tree:
         if name not in hints:
-            raise UserError(f"{where}: unknown field '{prefix}{name}': {nearest(str(name), list(hints))}")
+            raise UserError(f"{where}: unknown field {prefix + str(name)!r}: {nearest(str(name), list(hints))}")
     values = {
         name: _build(hints[name], value, where, f"{prefix}{name}.")
         if dataclasses.is_dataclass(hints[name])
@@ -252,24 +259,29 @@ def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    if hint is Fraction and isinstance(value, str):
-        try:
-            return parse_fraction(value)
-        except ValueError as error:
-            raise UserError(f"{where}: {error}") from None
-    if get_origin(hint) is Annotated:
-        hint = get_args(hint)[0]
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {value!r}")
+            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {reprlib.repr(value)}")
         return value
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if float in kinds and type(value) is int:
-        return float(value)
+    kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in _members(hint))
+    if float in kinds and type(value) in (int, float, str):
+        return _number(value, where)
     if type(value) not in kinds:
         names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
-        raise UserError(f"{where} must be {names}, not {value!r}")
+        raise UserError(f"{where} must be {names}, not {reprlib.repr(value)}")
     return value
+
+
+def _number(value: float | str, where: str) -> float:
+    """A float from a number or from text: '8/255', and '5e-4', which YAML 1.1 takes for text."""
+    try:
+        return parse_fraction(value) if isinstance(value, str) else float(value)
+    except (ValueError, OverflowError) as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

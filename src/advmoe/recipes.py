@@ -9,9 +9,9 @@ METHOD_NAMES = ("standard", "at_dense", "at_small_dense", "at_moe", "advmoe")
 
 DEMO = RunConfig(
     model=ModelConfig(width=16),
-    data=DataConfig(dataset="fashion-mnist", crop_padding=2, flip=True),
-    attack=AttackConfig(epsilon=0.1, step_size=0.1 * 5 / 8, num_steps=2),
-    training=TrainingConfig(epochs=5, batch_size=64),
+    data=DataConfig(dataset="fashion-mnist", crop_padding=2, limit_train=2000, limit_test=300),
+    attack=AttackConfig(epsilon=0.1),
+    training=TrainingConfig(epochs=6, batch_size=64, lr=0.05, tied_share=0.67),
 )
 
 

@@ -3,18 +3,18 @@
 import io
 import pickle
 import tarfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
+import torch
 
 from advmoe.config import DataConfig
 from advmoe.data.decode import JPEG_MAGIC, decode_all
-from advmoe.data.pictures import Pictures, PictureSpec, Splits, fingerprint, from_arrays, hold_out, limit
+from advmoe.data.pictures import Pictures, PictureSpec, Splits, fingerprint, from_arrays, hold_out, in_content_order, limit
 from advmoe.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -28,27 +28,37 @@ Part = tuple[Pictures, bool]  # the pictures, and whether they had been JPEG
 
 
 def load(config: DataConfig) -> Splits:
-    """CIFAR-10 from `data_dir`; named cifar10-jpeg where the pictures had been compressed with loss."""
+    """CIFAR-10 from `data_dir`; named cifar10-jpeg where pictures had been JPEG.
+
+    The order is that of the content, so every lossless form gives the same fingerprint and held-out part.
+    Raises UserError, with the path and row, where something is missing or damaged.
+    """
     if config.data_dir is None:
         raise UserError(f"cifar10 needs --data-dir: a place that holds {FORMS}")
     place = Path(config.data_dir)
-    (train, was_jpeg), (test, _) = _reader(place)
+    try:
+        parts = _read(place)
+    except OSError as error:
+        raise UserError(f"{error.filename or place}: cannot be read ({error.strerror or error})") from None
+    train, test = (in_content_order(pictures) for pictures, _ in parts)
+    name = "cifar10-jpeg" if any(was_jpeg for _, was_jpeg in parts) else "cifar10"
     rest, val = hold_out(train, config.validation_share)
     if config.limit_train is not None:
         val = limit(val, max(config.limit_train // 10, len(CLASSES)))
-    return Splits(
-        "cifar10-jpeg" if was_jpeg else "cifar10", SPEC, fingerprint(train, test), limit(rest, config.limit_train), val, limit(test, config.limit_test),
-    )  # fmt: skip
+    rest, reported = limit(rest, config.limit_train), limit(test, config.limit_test)
+    return Splits(name, SPEC, fingerprint(train, test), rest, val, reported)
 
 
-def _reader(place: Path) -> tuple[Part, Part]:
+def _read(place: Path) -> tuple[Part, Part]:
     if not place.exists():
         raise UserError(f"{place}: no such file or folder")
+    if place.is_file() and place.suffix == ".parquet":
+        raise UserError(f"{place}: is one file; give the folder that holds train*.parquet and test*.parquet")
     if place.is_file():
         return _read_tar(place)
     for folder in (place, place / "cifar-10-batches-py"):
-        if (folder / "data_batch_1").exists():
-            return _read_batches(lambda name: (folder / name).read_bytes(), lambda name: str(folder / name))
+        if any((folder / name).exists() for name in (*TRAIN_BATCHES, *TEST_BATCHES)):
+            return _read_batches(folder)
     if (place / "cifar-10-python.tar.gz").exists():
         return _read_tar(place / "cifar-10-python.tar.gz")
     if any(place.glob("**/*.parquet")):
@@ -61,54 +71,74 @@ def _reader(place: Path) -> tuple[Part, Part]:
 # The Python batches, in a folder or in the tar.gz
 
 
+ALLOWED = {
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+}
+
+
 class _BatchUnpickler(pickle.Unpickler):
     """Builds dicts, lists, bytes and numpy arrays; anything else in the pickle is refused, so no code of it runs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = {"_reconstruct", "ndarray", "dtype", "encode"}
-        if module.split(".")[0] in ("numpy", "_codecs") and name in allowed:
+        if (module, name) in ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_batches(read: Callable[[str], bytes], where: Callable[[str], str]) -> tuple[Part, Part]:
-    return tuple((_join([_batch(read, name, where(name)) for name in names]), False) for names in (TRAIN_BATCHES, TEST_BATCHES))  # type: ignore[return-value]
+def _read_batches(folder: Path) -> tuple[Part, Part]:
+    names = (*TRAIN_BATCHES, *TEST_BATCHES)
+    return _by_part({name: _batch((folder / name).read_bytes(), str(folder / name)) for name in names})
 
 
-def _batch(read: Callable[[str], bytes], name: str, where: str) -> Pictures:
+def _read_tar(path: Path) -> tuple[Part, Part]:
     try:
-        content = _BatchUnpickler(io.BytesIO(read(name)), encoding="bytes").load()
-        images = np.asarray(content[b"data"], dtype=np.uint8).reshape(-1, 3, SIZE, SIZE)
-        labels = list(content[b"labels"])
-    except FileNotFoundError:
-        raise UserError(f"{where}: no such file") from None
+        batches = _tar_batches(path)
+    except (UserError, PermissionError):
+        raise
+    except Exception as error:  # a damaged archive raises nearly anything
+        raise UserError(f"{path}: not a whole tar archive ({' '.join(str(error).split())[:120]})") from None
+    for name in (*TRAIN_BATCHES, *TEST_BATCHES):
+        if name not in batches:
+            raise UserError(f"{path}: holds no file cifar-10-batches-py/{name}")
+    return _by_part(batches)
+
+
+def _tar_batches(path: Path) -> dict[str, Pictures]:
+    """The batches of an archive in one pass; members are read, never unpacked: nothing is written, wherever they point."""
+    batches = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            name = member.name.rpartition("/")[2]
+            file = archive.extractfile(member) if member.isfile() and name in (*TRAIN_BATCHES, *TEST_BATCHES) else None
+            if file is not None:
+                batches[name] = _batch(file.read(), f"{path}: {name}")
+        while archive.fileobj is not None and archive.fileobj.read(2**20):
+            pass  # to the end, where gzip has its checksum
+    return batches
+
+
+def _by_part(batches: Mapping[str, Pictures]) -> tuple[Part, Part]:
+    return (_join([batches[name] for name in TRAIN_BATCHES]), False), (_join([batches[name] for name in TEST_BATCHES]), False)
+
+
+def _batch(content: bytes, where: str) -> Pictures:
+    try:
+        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+        images = np.asarray(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
+        labels = list(batch[b"labels"])
+        if images.dtype != np.uint8:
+            raise TypeError(f"data of type {images.dtype}, not uint8")
     except Exception as error:  # a damaged pickle raises nearly anything
         raise UserError(f"{where}: not a CIFAR-10 batch ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from None
     return from_arrays(images, labels, len(CLASSES), where)
 
 
 def _join(parts: Sequence[Pictures]) -> Pictures:
-    images = np.concatenate([part.images.numpy() for part in parts])
-    return from_arrays(images, np.concatenate([part.labels.numpy() for part in parts]), len(CLASSES), "CIFAR-10")
-
-
-def _read_tar(path: Path) -> tuple[Part, Part]:
-    try:
-        with tarfile.open(path) as archive:
-            return _read_batches(lambda name: _member(archive, name, path), lambda name: f"{path}: {name}")
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise UserError(f"{path}: not a whole tar archive ({error})") from None
-
-
-def _member(archive: tarfile.TarFile, name: str, path: Path) -> bytes:
-    """A member is read, never unpacked: nothing is written, wherever it points."""
-    try:
-        file = archive.extractfile(f"cifar-10-batches-py/{name}")
-    except KeyError:
-        file = None
-    if file is None:
-        raise UserError(f"{path}: holds no file cifar-10-batches-py/{name}")
-    return file.read()
+    return Pictures(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
 
 
 # Parquet
@@ -124,20 +154,22 @@ def _read_parquet(place: Path, part: str) -> Part:
 
 def _parquet_file(path: Path) -> Part:
     try:
-        table = pyarrow.parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path, partitioning=None)
+    except PermissionError:
+        raise
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({' '.join(str(error).split())[:120]})") from None
     column = next((name for name in ("img", "image") if name in table.column_names), None)
     if column is None or "label" not in table.column_names:
         raise UserError(f"{path}: needs columns img and label, has {', '.join(table.column_names)}")
     rows = table[column].to_pylist()
-    items = [row["bytes"] if isinstance(row, dict) else row for row in rows]
+    items: list[Any] = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
     for number, item in enumerate(items):
         if not isinstance(item, bytes):
             raise UserError(f"{path}: row {number} holds no picture bytes")
     images = decode_all(items, SIZE, lambda row: f"{path}: row {row}")
-    labels = [-1 if label is None else label for label in table["label"].to_pylist()]
-    return from_arrays(images, labels, len(CLASSES), str(path)), any(item.startswith(JPEG_MAGIC) for item in items)
+    pictures = from_arrays(images, table["label"].to_pylist(), len(CLASSES), str(path))
+    return pictures, any(item.startswith(JPEG_MAGIC) for item in items)
 
 
 # Folders of pictures by class

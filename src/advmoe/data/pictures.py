@@ -63,13 +63,19 @@ class Splits:
 
 def from_arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, num_classes: int, where: str) -> Pictures:
     """Checked Pictures from [n, C, H, W] uint8 and n labels. Raises UserError, led by `where`."""
-    numbers = np.asarray(labels, dtype=np.int64)
-    if len(images) == 0 or len(images) != len(numbers):
-        raise UserError(f"{where}: {len(images)} pictures and {len(numbers)} labels")
-    if numbers.min() < 0 or numbers.max() >= num_classes:
-        row = int(np.argmax((numbers < 0) | (numbers >= num_classes)))
-        raise UserError(f"{where}: label {numbers[row]} in row {row} is outside 0 to {num_classes - 1}")
-    return Pictures(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(numbers))
+    if len(images) == 0 or len(images) != len(labels):
+        raise UserError(f"{where}: {len(images)} pictures and {len(labels)} labels")
+    for row, label in enumerate(labels.tolist() if isinstance(labels, np.ndarray) else labels):
+        if type(label) is not int or not 0 <= label < num_classes:
+            raise UserError(f"{where}: label {label!r} in row {row} is not a whole number from 0 to {num_classes - 1}")
+    return Pictures(torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.array(labels, dtype=np.int64)))
+
+
+def in_content_order(pictures: Pictures) -> Pictures:
+    """The same pictures sorted by a hash of pixels and label: one order, whatever the order of the source."""
+    rows = zip(pictures.images.numpy(), pictures.labels.tolist(), strict=True)
+    keys = [hashlib.sha256(image.tobytes() + label.to_bytes(8, "little")).digest() for image, label in rows]
+    return pictures[torch.tensor(sorted(range(len(keys)), key=keys.__getitem__))]
 
 
 def fingerprint(*parts: Pictures) -> str:
@@ -84,26 +90,31 @@ def fingerprint(*parts: Pictures) -> str:
 
 def balanced(labels: Tensor, count: int) -> Tensor:
     """Sorted indices of `count` rows (all, if there are fewer), as many of each class as `count` allows; always the same."""
-    order = torch.from_numpy(np.random.default_rng(SPLIT_SEED).permutation(len(labels)))
-    shuffled = labels[order].numpy()
-    rank = np.empty(len(shuffled), dtype=np.int64)  # how many of the row's class come before it
-    for number in np.unique(shuffled):
-        rows = np.flatnonzero(shuffled == number)
+    classes, rank = labels.numpy(), _rank_in_class(labels)
+    return torch.from_numpy(np.sort(np.lexsort((classes, rank))[:count]))
+
+
+def _rank_in_class(labels: Tensor) -> np.ndarray:
+    """For each row, how many of its class come before it in a fixed random order."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    rank = np.empty(len(order), dtype=np.int64)
+    for number in torch.unique(labels).tolist():
+        rows = order[labels.numpy()[order] == number]
         rank[rows] = np.arange(len(rows))
-    first = np.lexsort((shuffled, rank))[:count]
-    return order[torch.from_numpy(first)].sort().values
+    return rank
 
 
 def hold_out(pictures: Pictures, share: float) -> tuple[Pictures, Pictures]:
-    """(rest, held-out part): the same stratified `share` of the pictures for every run, at least one of each class."""
-    classes = len(torch.unique(pictures.labels))
-    count = max(round(share * len(pictures)), classes)
-    if count >= len(pictures):
-        raise UserError(f"{len(pictures)} training pictures are too few to hold out {count} for validation")
-    held = balanced(pictures.labels, count)
-    rest = torch.ones(len(pictures), dtype=torch.bool)
-    rest[held] = False
-    return pictures[rest], pictures[held]
+    """(rest, held-out part): the same `share` of each class for every run, at least one picture and never all.
+
+    Raises UserError where a class has only one picture.
+    """
+    counts = torch.bincount(pictures.labels).numpy()
+    if 1 in counts:
+        raise UserError(f"class {np.argmax(counts == 1)} has 1 training picture: too few to hold one out for validation")
+    quota = np.clip(np.rint(share * counts), 1, counts - 1)
+    held = torch.from_numpy(_rank_in_class(pictures.labels) < quota[pictures.labels.numpy()])
+    return pictures[~held], pictures[held]
 
 
 def limit(pictures: Pictures, count: int | None) -> Pictures:

@@ -22,7 +22,7 @@ SCHEMA = 1
 
 def make_record(
     config: RunConfig, splits: Splits, *, epoch: int, sa: float, ra: Mapping[str, float], network: Cost, dense: Cost,
-    train_seconds: float, evaluate_seconds: float,
+    train_seconds: float, evaluate_seconds: float, attack_seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """One JSON-ready dict. Accuracies in percent of `test_pictures`; `ra` by PGD steps; `gmacs` are the ideal ones."""
     return {
@@ -43,6 +43,7 @@ def make_record(
         "test_pictures": len(splits.test),
         "fingerprint": splits.fingerprint,
         "seed": config.seed,
+        "attack_seed": attack_seed,
         "config": to_dict(config),
         "train_seconds": train_seconds,
         "evaluate_seconds": evaluate_seconds,

@@ -29,6 +29,8 @@ def _disjoint(first: np.ndarray, second: np.ndarray, batch_size: int, random: np
     batch_of = np.empty_like(first)
     batch_of[first] = place
     for row in np.flatnonzero(batch_of[second] == place):
+        if batch_of[second[row]] != place[row]:  # an earlier swap has moved the picture away
+            continue
         partners = np.flatnonzero((place != place[row]) & (batch_of[second] != place[row]))
         partner = random.choice(partners)
         second[[row, partner]] = second[[partner, row]]

@@ -109,14 +109,12 @@ class RunFolder:
         epoch = len(history)
         target, draft = self._folder(epoch), self.checkpoint_path / f".draft-{epoch:04d}"
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
-        torch.save(dict(optimizers), draft / "optimizers.pt")
-        sums = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
-        manifest = {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "sha256": sums, "history": history}
-        (draft / "manifest.json").write_text(json.dumps(manifest))
-        for path in draft.iterdir():
-            _sync(path)
+        try:
+            _write(draft, model, optimizers, {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "history": history})
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
+            shutil.rmtree(draft, ignore_errors=True)
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{target}: checkpoint could not be written ({reason}); earlier checkpoints are whole") from None
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
         write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
@@ -157,6 +155,16 @@ def write_atomically(path: Path, text: str) -> None:
     draft.write_text(text)
     _sync(draft)
     draft.replace(path)
+
+
+def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+    draft.mkdir(parents=True)
+    save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
+    torch.save(dict(optimizers), draft / "optimizers.pt")
+    sums = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
+    (draft / "manifest.json").write_text(json.dumps({**manifest, "sha256": sums}))
+    for path in draft.iterdir():
+        _sync(path)
 
 
 def _open(folder: Path) -> Checkpoint | None:

@@ -47,6 +47,14 @@ def network(config: RunConfig, spec: PictureSpec) -> Classifier:
         return build_model(config.model, kind, spec)
 
 
+def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifier, int]:
+    """The network of a run's best epoch in eval mode, on the data's device, and that epoch."""
+    model = network(config, splits.spec)
+    best = RunFolder(run).best()
+    load_weights(model, best)
+    return model.to(splits.test.labels.device).eval(), best.epoch
+
+
 def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, resume: bool = False) -> History:
     """Train the run `config` in the folder `out`, from its last checkpoint if there is one; give its history.
 

@@ -36,7 +36,7 @@ def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
     """x' that maximises KL(f(x) || f(x')) from x + 0.001 * normal noise (Zhang et al. 2019)."""
     with torch.no_grad():
         reference = forward(x)[0].float().log_softmax(dim=1)
-    settings = Pgd(attack.epsilon, attack.step_size, attack.num_steps, start="normal")
+    settings = Pgd(attack.epsilon, attack.step, attack.num_steps, start="normal")
     return pgd(lambda z: forward(z)[0], x, reference, settings, draws, kl_divergence)
 
 
@@ -50,7 +50,7 @@ def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -
 
 def pgd_at_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
     """x' that maximises CE(f(x'), y) from a uniform start (Madry et al. 2018)."""
-    settings = Pgd(attack.epsilon, attack.step_size, attack.num_steps)
+    settings = Pgd(attack.epsilon, attack.step, attack.num_steps)
     return pgd(lambda z: forward(z)[0], x, y, settings, draws)
 
 

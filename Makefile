@@ -1,0 +1,35 @@
+PYTHON ?= python3
+PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+CORES := $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: demo test test-slow lint types clean
+
+demo: .venv/installed
+	.venv/bin/advmoe demo --out demo
+
+test: .venv/installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n $(CORES)
+
+test-slow: .venv/installed-dev
+	.venv/bin/pytest -m slow
+
+lint: .venv/installed-dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+types: .venv/installed-dev
+	.venv/bin/mypy
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/pip pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+.venv/installed-dev: .venv/bin/pip pyproject.toml constraints.txt
+	$(PIP) -e '.[dev]'
+	touch $@ .venv/installed
+
+clean:
+	rm -rf .venv build src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

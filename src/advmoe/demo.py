@@ -1,0 +1,83 @@
+"""`advmoe demo`: four methods on embedded pictures, a table, two figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from advmoe.attacks import Pgd
+from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.data import Splits, load_dataset
+from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
+from advmoe.evaluation.cost import cost
+from advmoe.evaluation.evaluate import evaluate
+from advmoe.evaluation.record import write_json
+from advmoe.progress import TrainingProgress, attack_progress
+from advmoe.recipes import recipe
+from advmoe.reports.figures import picture_grid, trajectories
+from advmoe.reports.tables import record_table
+from advmoe.training.loop import best_network, network, train
+
+METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
+GRID_PICTURES = 6
+
+
+def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.device, seed: int) -> list[dict[str, Any]]:
+    """Train and evaluate `METHODS` in folders below `out`; write records.json, trajectories.png and pictures.png.
+
+    What a former call left finished is not trained again.
+    """
+    configs = {method: replace(recipe(f"demo-{method}"), runtime=runtime, seed=seed) for method in METHODS}
+    splits = load_dataset(configs["advmoe"].data).to(device)
+    histories, records = {}, []
+    for method, config in configs.items():
+        with TrainingProgress(console, method, config.training.epochs) as progress:
+            histories[method] = train(config, splits, out / method, progress, resume=True)
+        records.append(_evaluate(out / method, config, splits, histories[method], console))
+    write_json(out / "records.json", records)
+    trajectories(histories, out / "trajectories.png")
+    _grid(out, configs["advmoe"], splits)
+    console.print(record_table(records, _title(splits, configs["advmoe"])))
+    console.print(_verdict(records), highlight=False, soft_wrap=True)
+    console.print(f"Written: {out}/records.json, trajectories.png, pictures.png", highlight=False, soft_wrap=True)
+    return records
+
+
+def _evaluate(
+    run: Path, config: RunConfig, splits: Splits, history: Sequence[Mapping[str, Any]], console: Console
+) -> dict[str, Any]:
+    model, epoch = best_network(run, config, splits)
+    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
+    seconds = sum(row["train_seconds"] for row in history)
+    with attack_progress(console) as progress:
+        return evaluate(model, config, splits, dense, epoch=epoch, train_seconds=seconds, stage=progress.stage)
+
+
+def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
+    """The first correctly classified test picture of each of six classes."""
+    model, _ = best_network(out / "advmoe", config, splits)
+    right = correct_flags(model, splits.test).nonzero()[:, 0].tolist()
+    first = {int(splits.test.labels[row]): row for row in reversed(right)}
+    rows = sorted(first.values())[:GRID_PICTURES]
+    batch = splits.test[torch.tensor(rows, device=splits.test.labels.device)]
+    settings = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 50)
+    x_adv = adversarial(model, batch.pixels(), batch.labels, settings, rows)
+    picture_grid(model, batch.pixels(), x_adv, batch.labels, splits.spec.classes, out / "pictures.png")
+
+
+def _title(splits: Splits, config: RunConfig) -> str:
+    return f"{splits.name}, {len(splits.test)} test pictures, L-infinity epsilon {config.attack.epsilon:g}"
+
+
+def _verdict(records: Sequence[Mapping[str, Any]]) -> str:
+    by_method = {record["method"]: record for record in records}
+    routed, plain = by_method["advmoe"], by_method["standard"]
+    return (
+        f"AdvMoE classifies {routed['sa']:.1f} % of clean pictures and {routed['ra']['50']:.1f} % under PGD-50, at "
+        f"{100 - routed['reduction']:.0f} % of the dense network's cost; without robust training "
+        f"{plain['ra']['50']:.1f} % survive.\n"
+        "PGD flatters a network that routes: the attacks on routing are not among these figures."
+    )

@@ -1,0 +1,91 @@
+"""What a person sees while a run goes."""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from advmoe.training.steps import Metrics
+
+REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
+
+
+class TrainingProgress:
+    """A live line (epoch, rate, time left, losses, load) and a printed line for each epoch; a training Listener."""
+
+    def __init__(self, console: Console, name: str, epochs: int) -> None:
+        self.console, self.name, self.epochs = console, name, epochs
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True), console=console, transient=True,
+        )  # fmt: skip
+        self.task = self.progress.add_task(name, total=None, state="starting")
+        self.read, self.started = 0.0, time.monotonic()
+
+    def __enter__(self) -> "TrainingProgress":
+        return self  # the live line starts with the first iteration: a refused run prints its reason alone
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress.live.is_started:
+            self.progress.stop()
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
+        self.progress.update(self.task, completed=(epoch - 1) * total + done, total=self.epochs * total)
+        now = time.monotonic()
+        if done == 1:
+            self.started = now
+            self.progress.start()
+        if now - self.read >= REFRESH:
+            self.read = now
+            rate = f"{(done - 1) / (now - self.started):.1f} it/s" if done > 1 else ""
+            state = " ".join([rate, *_losses(sums, pictures), _load(sums)])
+            self.progress.update(self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", state=state)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        load = f"  busiest expert {max(max(layer) for layer in row['load']):.0%}" if "load" in row else ""
+        rate = row["iterations"] / max(row["train_seconds"], 1e-9)
+        self.progress.console.print(
+            f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  held-out SA {row['val_sa']:.1f} "
+            f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+
+class AttackProgress:
+    """A live line while pictures are attacked."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+
+    @contextmanager
+    def stage(self, name: str, total: int) -> Iterator[Any]:
+        """A line for one attack; yields the function that advances it by a number of pictures."""
+        task = self.progress.add_task(name, total=total)
+        yield lambda pictures: self.progress.update(task, advance=pictures)
+        self.progress.remove_task(task)
+
+
+@contextmanager
+def attack_progress(console: Console) -> Iterator[AttackProgress]:
+    """Lines of progress on `console` while an evaluation runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, transient=True) as progress:
+        yield AttackProgress(progress)
+
+
+def _losses(sums: Metrics, pictures: int) -> list[str]:
+    names = {"loss": "loss", "router_loss": "router loss"}
+    return [f"{label} {sums[name].item() / pictures:.3f}" for name, label in names.items() if name in sums]
+
+
+def _load(sums: Metrics) -> str:
+    if "load" not in sums:
+        return ""
+    shares = sums["load"] / sums["load"].sum(dim=1, keepdim=True)
+    return f"load {shares.min().item():.0%}-{shares.max().item():.0%}"

@@ -1,0 +1,263 @@
+import math
+import operator
+
+import foolbox
+import pytest
+import torch
+from torch import nn
+
+from advmoe.attacks import Pgd, PictureDraws, cross_entropy, frozen, kl_divergence, pgd, project
+
+DRAWS = PictureDraws(0, [0])
+
+
+def pair(a, b):
+    """One picture of two pixels."""
+    return torch.tensor([a, b], dtype=torch.float64).view(1, 1, 1, 2)
+
+
+def logits(score):
+    """Two classes, the second one's logit `score` [B]: cross-entropy for label 0 grows with it, for label 1 it falls."""
+    return torch.stack([torch.zeros_like(score), score], dim=1)
+
+
+def linear(x):
+    return logits(x[:, 0, 0, 0] - 2 * x[:, 0, 0, 1])
+
+
+class Constant:
+    """Draws that put every pixel at the same place."""
+
+    def __init__(self, *values):
+        self.values = iter(values)
+
+    def uniform(self, x):
+        return torch.full_like(x, next(self.values))
+
+    normal = uniform
+
+
+def pixels(x):
+    return x.flatten().tolist()
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [
+        (1, [0.54, 0.0]),  # the first pixel goes up, the second down and is stopped at 0
+        (2, [0.58, 0.0]),
+        (3, [0.6, 0.0]),  # 0.62 leaves the ball
+        (9, [0.6, 0.0]),
+    ],
+)
+def test_linear_model_by_hand(num_steps, expected):
+    x_adv = pgd(linear, pair(0.5, 0.02), torch.tensor([0]), Pgd(0.1, 0.04, num_steps, start="none"), DRAWS)
+    assert pixels(x_adv) == pytest.approx(expected, abs=1e-12)
+
+
+def test_linear_model_by_hand_for_the_other_label():
+    x_adv = pgd(linear, pair(0.5, 0.97), torch.tensor([1]), Pgd(0.1, 0.04, 2, start="none"), DRAWS)
+    assert pixels(x_adv) == pytest.approx([0.42, 1.0], abs=1e-12)
+
+
+@pytest.mark.parametrize(("num_steps", "expected"), [(1, 0.54), (2, 0.5), (3, 0.54)])
+def test_the_gradient_is_taken_anew_at_every_point(num_steps, expected):
+    def peak(x):  # highest at 0.53: 0.5 goes up, 0.54 goes down
+        return logits(-100 * (x[:, 0, 0, 0] - 0.53) ** 2)
+
+    x_adv = pgd(peak, pair(0.5, 0.5), torch.tensor([0]), Pgd(0.1, 0.04, num_steps, start="none"), DRAWS)
+    assert pixels(x_adv) == pytest.approx([expected, 0.5], abs=1e-12)
+
+
+def test_a_pixel_stopped_at_zero_comes_back():
+    def turning(x):
+        a, b = x[:, 0, 0, 0], x[:, 0, 0, 1]
+        return logits(10 * a * (b - 0.55) + b)
+
+    # d/da = 10 * (b - 0.55) falls below 0 until b has passed 0.55, d/db = 10 * a + 1 is positive throughout:
+    # (0, 0.5) -> (0, 0.54) -> (0, 0.58) -> (0.04, 0.6). Had a run on to -0.08, a clamp in the graph would hold it there.
+    x_adv = pgd(turning, pair(0.0, 0.5), torch.tensor([0]), Pgd(0.1, 0.04, 3, start="none"), DRAWS)
+    assert pixels(x_adv) == pytest.approx([0.04, 0.6], abs=1e-12)
+
+
+@pytest.mark.parametrize(("value", "direction"), [(0.0, 1), (1.0, -1)])
+def test_saturated_pixels_move_from_a_random_start(value, direction):
+    weights = direction * torch.linspace(1, 2, 75).view(3, 5, 5)
+    x = torch.full((4, 3, 5, 5), value)
+    labels, draws = torch.zeros(4, dtype=torch.int64), PictureDraws(3, range(4))
+    x_adv = pgd(lambda z: logits((weights * (z - value)).sum(dim=(1, 2, 3))), x, labels, Pgd(0.1, 0.1, 1), draws)
+    torch.testing.assert_close(x_adv, x + direction * 0.1)
+
+
+def test_a_gradient_that_is_one_number_for_all_pixels_is_no_obstacle():
+    x_adv = pgd(lambda x: logits(x.sum(dim=(1, 2, 3))), pair(0.5, 0.3), torch.tensor([0]), Pgd(0.1, 0.04, 1, start="none"), DRAWS)
+    assert pixels(x_adv) == pytest.approx([0.54, 0.34], abs=1e-12)
+
+
+@pytest.mark.parametrize(("start", "expected"), [("uniform", 0.55), ("normal", 0.5005), ("none", 0.5)])
+def test_starts(start, expected):
+    x_adv = pgd(linear, pair(0.5, 0.5), torch.tensor([0]), Pgd(0.1, 0.04, 0, start=start), Constant(0.5))
+    assert pixels(x_adv) == pytest.approx([expected, expected], abs=1e-12)
+
+
+def test_a_normal_start_is_projected():
+    x_adv = pgd(linear, pair(0.5, 1.0), torch.tensor([0]), Pgd(0.01, 0.04, 0, start="normal"), Constant(1000.0))
+    assert pixels(x_adv) == pytest.approx([0.51, 1.0], abs=1e-12)
+
+
+def test_project_by_hand():
+    x = pair(0.5, 0.95)
+    assert pixels(project(pair(0.7, 1.2), x, 0.1)) == pytest.approx([0.6, 1.0])
+    assert pixels(project(pair(0.3, 0.7), x, 0.1)) == pytest.approx([0.4, 0.85])
+    assert pixels(project(pair(0.55, 0.9), x, 0.1)) == pytest.approx([0.55, 0.9])
+    assert pixels(project(pair(-0.4, 0.9), pair(0.05, 0.9), 0.1)) == pytest.approx([0.0, 0.9])
+
+
+@pytest.mark.parametrize("start", ["uniform", "normal", "none"])
+def test_the_result_lies_in_the_ball_and_in_the_pixel_range(start):
+    model, x, y = small_net(), torch.rand(9, 3, 8, 8).round(decimals=1), torch.arange(9) % 3
+    x_adv = pgd(model, x, y, Pgd(8 / 255, 5 / 255, 4, restarts=2, start=start), PictureDraws(0, range(9)))
+    assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
+    assert (x_adv - x).abs().max() > 7.9 / 255
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert not x_adv.requires_grad
+
+
+@pytest.mark.parametrize("start", ["uniform", "normal", "none"])
+def test_epsilon_zero_gives_the_pictures_back(start):
+    model, x = small_net(), torch.rand(5, 3, 8, 8)
+    settings = Pgd(0.0, 2 / 255, 5, restarts=2, start=start)
+    assert torch.equal(pgd(model, x, torch.zeros(5, dtype=torch.int64), settings, PictureDraws(0, range(5))), x)
+
+
+def test_the_attack_leaves_pictures_and_gradients_alone():
+    model, x = small_net(), torch.rand(5, 3, 8, 8)
+    kept = x.clone()
+    first = next(model.parameters())
+    first.grad = torch.full_like(first, 3.0)
+    with torch.no_grad():
+        pgd(model, x, torch.zeros(5, dtype=torch.int64), Pgd(0.1, 0.04, 3), PictureDraws(0, range(5)))
+    assert torch.equal(x, kept)
+    assert not x.requires_grad
+    assert torch.equal(first.grad, torch.full_like(first, 3.0))
+    assert [p.grad for p in model.parameters()][1:] == [None] * (len(list(model.parameters())) - 1)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def two_peaks(x):
+    """In the first pixel, a low peak at 0.45 and a high one at 0.58."""
+    a = x[:, 0, 0, 0]
+    return logits(torch.where(a < 0.5, 1 - 200 * (a - 0.45) ** 2, 2 - 200 * (a - 0.58) ** 2))
+
+
+@pytest.mark.parametrize("order", [(-0.5, 0.8), (0.8, -0.5)])
+def test_restarts_keep_the_worst(order):
+    # x + 0.1 * -0.5 = 0.45 stays at the low peak, x + 0.1 * 0.8 = 0.58 at the high one
+    x_adv = pgd(two_peaks, pair(0.5, 0.5), torch.tensor([0]), Pgd(0.1, 1e-4, 2, restarts=2), Constant(*order))
+    assert x_adv[0, 0, 0, 0].item() == pytest.approx(0.58, abs=3e-4)
+    one = pgd(two_peaks, pair(0.5, 0.5), torch.tensor([0]), Pgd(0.1, 1e-4, 2), Constant(*order))
+    assert one[0, 0, 0, 0].item() == pytest.approx(0.5 + 0.1 * order[0], abs=3e-4)
+
+
+def test_restarts_keep_the_worst_of_each_picture():
+    class Rows:
+        def __init__(self):
+            self.rows = iter([[-0.5, 0.8, -0.5], [0.8, -0.5, -0.5], [-0.5, -0.5, 0.8]])
+
+        def uniform(self, x):
+            return torch.tensor(next(self.rows), dtype=x.dtype)[:, None, None, None].expand(x.shape)
+
+    x = pair(0.5, 0.5).repeat(3, 1, 1, 1)
+    x_adv = pgd(two_peaks, x, torch.tensor([0, 0, 0]), Pgd(0.1, 1e-4, 2, restarts=3), Rows())
+    assert x_adv[:, 0, 0, 0].tolist() == pytest.approx([0.58] * 3, abs=3e-4)
+
+
+def test_one_restart_more_never_lowers_the_objective():
+    model, x, y = small_net(), torch.rand(6, 3, 8, 8), torch.arange(6) % 3
+    values = []
+    for restarts in (1, 2, 4):
+        x_adv = pgd(model, x, y, Pgd(0.03, 0.02, 1, restarts=restarts), PictureDraws(0, range(6)))
+        values.append(cross_entropy(model(x_adv), y).detach())
+    assert (values[1] >= values[0] - 1e-6).all()
+    assert (values[2] >= values[1] - 1e-6).all()
+    assert (values[2] > values[0]).any()
+
+
+def test_cross_entropy_by_hand():
+    value = cross_entropy(torch.tensor([[0.0, math.log(3)], [math.log(4), 0.0]]), torch.tensor([0, 0]))
+    assert value.tolist() == pytest.approx([math.log(4), math.log(1.25)], rel=1e-6)
+
+
+def test_kl_divergence_by_hand():
+    reference = torch.tensor([[0.25, 0.75], [0.8, 0.2]]).log()
+    value = kl_divergence(torch.tensor([[5.0, 5.0], [0.0, math.log(4)]]), reference)
+    expected = [0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5), 0.8 * math.log(4) + 0.2 * math.log(1 / 4)]
+    assert value.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def mixed_model():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Sequential(nn.Dropout(), nn.Linear(2, 2)))
+    model.train()
+    model[1].eval()
+    model[2].eval()
+    model[2][0].train()
+    model[0].weight.requires_grad_(False)
+    return model
+
+
+def state_of(model):
+    return [module.training for module in model.modules()], [parameter.requires_grad for parameter in model.parameters()]
+
+
+def test_frozen_is_eval_without_gradients_and_restores_what_it_found():
+    model = mixed_model()
+    before = state_of(model)
+    assert before[0] == [True, True, False, False, True, False]
+    with frozen(model):
+        assert state_of(model) == ([False] * 6, [False] * 6)
+        with frozen(model):
+            pass
+        assert state_of(model) == ([False] * 6, [False] * 6)
+    assert state_of(model) == before
+
+
+def test_frozen_restores_on_exceptions():
+    model = mixed_model()
+    before = state_of(model)
+    with pytest.raises(KeyError), frozen(model):
+        raise KeyError
+    assert state_of(model) == before
+
+
+def small_net():
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(72, 3)
+    )
+
+
+def trained_net_and_pictures():
+    """Three classes of noisy pictures, each bright in its own channel, and a net that mostly knows them."""
+    net, y = small_net(), torch.arange(60) % 3
+    x = (torch.rand(60, 3, 8, 8) + 0.06 * torch.nn.functional.one_hot(y, 3)[:, :, None, None]).clamp(0, 1)
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(40):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    return net.eval(), x, y
+
+
+def test_agrees_with_foolbox():
+    net, x, y = trained_net_and_pictures()
+    epsilon, step, steps = 6 / 255, 1.5 / 255, 7
+    attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=False)
+    _, theirs, broken = attack(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=epsilon)
+    with frozen(net):
+        ours = pgd(net, x, y, Pgd(epsilon, step, steps, start="none"), PictureDraws(0, range(60)))
+        robust = net(ours).argmax(dim=1) == y
+        clean = net(x).argmax(dim=1) == y
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+    assert robust.tolist() == [operator.not_(flag) for flag in broken.tolist()]
+    assert 5 < robust.sum() < clean.sum() - 5

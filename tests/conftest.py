@@ -1,0 +1,58 @@
+"""Fixtures that several rooms share."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from advmoe.data import Splits, load_dataset
+
+
+class Recorder:
+    """A training Listener that keeps what it is told, and may stop a run at a chosen iteration."""
+
+    def __init__(self, stop: Callable[[int, int], bool] = lambda epoch, iteration: False) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.notes: list[str] = []
+        self.stop = stop
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Any, pictures: int) -> None:
+        if self.stop(epoch, done):
+            raise KeyboardInterrupt
+
+    def epoch(self, row: Any) -> None:
+        self.rows.append(dict(row))
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable[..., RunConfig]:
+    """tiny(method, **fields): a run of seconds on embedded pictures; any field of any section can be set."""
+
+    def make(method: str = "advmoe", **fields: Any) -> RunConfig:
+        config = RunConfig(
+            method=method, model=ModelConfig(width=4), data=DataConfig(dataset="fashion-mnist", limit_train=60, limit_test=20),
+            attack=AttackConfig(epsilon=0.1, num_steps=1), training=TrainingConfig(epochs=3, batch_size=20, tied_share=0.34),
+        )  # fmt: skip
+        for section in ("model", "data", "attack", "training", "runtime"):
+            own = {name: fields.pop(name) for name in list(fields) if hasattr(getattr(config, section), name)}
+            config = replace(config, **{section: replace(getattr(config, section), **own)})
+        return replace(config, **fields)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def splits(tiny: Callable[..., RunConfig]) -> Splits:
+    """The embedded pictures as the tiny runs take them, with few held out."""
+    whole = load_dataset(tiny().data)
+    return Splits(whole.name, whole.spec, whole.fingerprint, whole.train, whole.test, whole.test)

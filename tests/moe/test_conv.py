@@ -1,0 +1,188 @@
+import pytest
+import torch
+from masked_twin import expert_filters, masked
+
+from advmoe.errors import UserError
+from advmoe.moe import DenseConv2d, DenseKind, Gate, MoEConv2d, MoEKind
+from advmoe.moe.dispatch import aligned
+
+IN_CHANNELS, OUT_CHANNELS = 4, 12
+
+
+def make_layer(num_experts, bank="backbone", width=6, kernel_size=3, stride=1, index=0):
+    """A layer in eval mode whose experts differ and whose router spreads its choices."""
+    torch.manual_seed(num_experts)
+    layer = MoEConv2d(
+        IN_CHANNELS, OUT_CHANNELS, width, num_experts=num_experts, bank=bank, kernel_size=kernel_size, stride=stride
+    ).double()
+    layer.index = index
+    with torch.no_grad():
+        layer.filters.normal_()
+        layer.router.linear.weight.normal_()
+        layer.router.linear.bias.normal_()
+        layer.router.mean.normal_(std=0.1)
+        layer.router.var.uniform_(0.5, 2)
+    return layer.eval()
+
+
+def make_gate(kind, batch, num_experts, layers=3):
+    if kind != "forced":
+        return Gate(kind, temperature=1.7)
+    return Gate("forced", route=torch.randint(-1, num_experts, (batch, layers)))
+
+
+def make_pictures(batch):
+    return torch.randn(batch, IN_CHANNELS, 5, 6, dtype=torch.float64, requires_grad=True)
+
+
+def gradients(y, layer, x):
+    """Gradients of a random linear function of y with respect to pictures, filters and router; None where there is no path."""
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(y.shape, generator=generator, dtype=y.dtype)
+    wanted = {"x": x, **dict(layer.named_parameters())}
+    found = torch.autograd.grad((y * probe).sum(), list(wanted.values()), allow_unused=True)
+    return dict(zip(wanted, found, strict=True))
+
+
+def assert_agrees(layer, bank, x, gate):
+    y, (routing,) = layer(x, gate)
+    slow = masked(layer, bank, OUT_CHANNELS, x, gate)
+    torch.testing.assert_close(y, slow, rtol=1e-10, atol=1e-11)
+    fast_gradients, slow_gradients = gradients(y, layer, x), gradients(slow, layer, x)
+    for name, fast in fast_gradients.items():
+        twin = slow_gradients[name]
+        assert (fast is None) == (twin is None), name
+        if fast is not None:
+            torch.testing.assert_close(fast, twin, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+    return routing, fast_gradients
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+@pytest.mark.parametrize(("kernel_size", "width"), [(3, 5), (1, 2), (3, 10)])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", ["hard", "straight_through", "scaled", "soft", "forced"])
+@pytest.mark.parametrize("bank", ["backbone", "disjoint"])
+@pytest.mark.parametrize("num_experts", [1, 2, 4, 8])
+def test_agrees_with_the_masked_twin(num_experts, bank, kind, stride, kernel_size, width, batch):
+    layer = make_layer(num_experts, bank, width, kernel_size, stride, index=1)
+    assert_agrees(layer, bank, make_pictures(batch), make_gate(kind, batch, num_experts))
+
+
+@pytest.mark.parametrize("kind", ["hard", "straight_through", "scaled", "soft"])
+@pytest.mark.parametrize("bank", ["backbone", "disjoint"])
+def test_agrees_with_the_masked_twin_where_nobody_chose_an_expert(bank, kind):
+    layer = make_layer(4, bank, width=3)
+    with torch.no_grad():
+        layer.router.linear.bias[2] = 9
+    routing, found = assert_agrees(layer, bank, make_pictures(5), Gate(kind))
+    assert routing.experts.tolist() == [2] * 5
+    unused = sorted(set(range(len(layer.filters))) - set(expert_filters(bank, 4, OUT_CHANNELS, 3)[2]))
+    assert (found["filters"][unused] == 0).all() == (kind != "soft")
+
+
+def test_agrees_with_the_masked_twin_where_one_forced_expert_is_alone():
+    layer = make_layer(4, width=6)
+    assert_agrees(layer, "backbone", make_pictures(4), Gate("forced", route=torch.tensor([[3], [0], [3], [3]])))
+
+
+def test_the_router_gets_no_gradient_from_hard_and_forced_gates_and_some_from_the_others():
+    layer, x = make_layer(4), make_pictures(6)
+    for kind in ("hard", "straight_through", "scaled", "soft", "forced"):
+        y, _ = layer(x, make_gate(kind, 6, 4))
+        gradient = gradients(y, layer, x)["router.linear.weight"]
+        if kind in ("hard", "forced"):
+            assert gradient is None
+        else:
+            assert gradient.abs().max() > 1e-3
+
+
+def test_the_routing_holds_the_routers_logits_and_the_expert_that_was_run():
+    layer, x = make_layer(4), make_pictures(5)
+    _, (hard,) = layer(x, Gate())
+    _, (forced,) = layer(x, Gate("forced", route=torch.tensor([[3], [-1], [0], [2], [1]])))
+    assert torch.equal(hard.logits, layer.router(x))
+    assert torch.equal(forced.logits, hard.logits)
+    assert torch.equal(hard.experts, hard.logits.argmax(dim=1))
+    assert forced.experts.tolist() == [3, hard.experts[1].item(), 0, 2, 1]
+
+
+def test_a_forced_gate_is_read_at_the_layers_own_index():
+    layer, x = make_layer(4, index=2), make_pictures(2)
+    _, (routing,) = layer(x, Gate("forced", route=torch.tensor([[0, 0, 3], [1, 1, 2]])))
+    assert routing.experts.tolist() == [3, 2]
+
+
+def test_a_pictures_output_does_not_depend_on_its_batch():
+    layer, x = make_layer(4), make_pictures(9)
+    together, (routing,) = layer(x, Gate())
+    assert len(routing.experts.unique()) > 1
+    for i in range(9):
+        alone, (own,) = layer(x[i : i + 1], Gate())
+        assert own.experts[0] == routing.experts[i]
+        torch.testing.assert_close(alone[0], together[i], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("bank", ["backbone", "disjoint"])
+@pytest.mark.parametrize("num_experts", [1, 2, 4, 8])
+def test_all_experts_start_equal(num_experts, bank):
+    layer = MoEConv2d(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=num_experts, bank=bank, kernel_size=3, stride=1)
+    experts = [aligned(layer.filters, start, 5) for start in layer.starts]
+    assert all(torch.equal(expert, experts[0]) for expert in experts)
+    assert not torch.equal(experts[0][0], experts[0][1])
+
+
+def test_fresh_experts_give_the_same_output_on_any_route():
+    layer = MoEConv2d(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=4, bank="backbone", kernel_size=3, stride=1).double()
+    x = make_pictures(1)
+    outputs = [layer(x, Gate("forced", route=torch.tensor([[e]])))[0] for e in range(4)]
+    assert all(torch.equal(y, outputs[0]) for y in outputs)
+
+
+def test_first_filters_follow_torchs_own_initialisation():
+    torch.manual_seed(3)
+    layer = MoEConv2d(8, 32, 16, num_experts=2, bank="backbone", kernel_size=3, stride=1)
+    bound = (1 / (8 * 9)) ** 0.5
+    assert layer.filters.abs().max() <= bound
+    assert layer.filters.abs().max() > 0.99 * bound
+
+
+def test_tie_gradients_sums_over_the_filters_of_one_channel():
+    layer = MoEConv2d(1, 3, 2, num_experts=2, bank="backbone", kernel_size=1, stride=1)
+    assert layer.starts == (0, 1)
+    layer.filters.grad = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)  # filters 0 and 2 write channel 0
+    layer.tie_gradients()
+    assert layer.filters.grad.flatten().tolist() == [101.0, 10.0, 101.0]
+
+
+def test_tie_gradients_leaves_a_layer_without_gradients_alone():
+    layer = MoEConv2d(1, 3, 2, num_experts=2, bank="backbone", kernel_size=1, stride=1)
+    layer.tie_gradients()
+    assert layer.filters.grad is None
+
+
+def test_dense_convolution_routes_nothing():
+    layer = DenseConv2d(3, 4, 3, padding=1, bias=False)
+    x = torch.randn(2, 3, 5, 5)
+    y, routings = layer(x, Gate())
+    assert routings == ()
+    torch.testing.assert_close(y, torch.nn.functional.conv2d(x, layer.weight, padding=1), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "channels", "width"), [(0.2, 64, 12), (0.5, 64, 32), (0.8, 64, 51), (0.2, 15, 3), (0.29, 100, 29), (1.0, 7, 7)]
+)
+def test_width_is_the_integer_part_of_scale_times_channels(scale, channels, width):
+    assert DenseKind(scale).width(channels) == width
+    assert MoEKind(scale).width(channels) == width
+
+
+def test_kinds_reject_what_leaves_no_network():
+    for scale in (0.0, -0.5, 1.1):
+        with pytest.raises(UserError, match="model_scale"):
+            DenseKind(scale)
+        with pytest.raises(UserError, match="model_scale"):
+            MoEKind(scale)
+    with pytest.raises(UserError, match="num_experts"):
+        MoEKind(0.5, num_experts=0)
+    with pytest.raises(UserError, match=r"0\.1"):
+        DenseKind(0.1).width(9)

@@ -1,0 +1,399 @@
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from advmoe.config import (
+    DataConfig,
+    RunConfig,
+    RuntimeConfig,
+    differences,
+    dump_yaml,
+    from_dict,
+    load_yaml,
+    parse_fraction,
+    to_dict,
+)
+from advmoe.errors import UserError
+from advmoe.recipes import RECIPES
+
+SECTIONS = {field.name: field.default_factory() for field in dataclasses.fields(RunConfig) if dataclasses.is_dataclass(field.type)}
+FLOATS = [
+    *("model.model_scale", "data.validation_share", "attack.epsilon", "attack.step_size", "training.beta", "training.lr"),
+    *("training.router_lr", "training.momentum", "training.weight_decay", "training.tied_share"),
+]
+INTS = [
+    *("seed", "model.width", "model.num_experts", "data.limit_train", "data.limit_test", "data.crop_padding", "attack.num_steps"),
+    *("training.epochs", "training.batch_size", "training.router_steps", "training.weight_steps", "runtime.threads"),
+]
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """{'section': {'field': value}} for 'section.field'."""
+    section, _, field = name.rpartition(".")
+    return {section: {field: value}} if section else {field: value}
+
+
+def found(config: RunConfig, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def complaint(tree: Any) -> str:
+    """The one line in which a configuration is refused."""
+    with pytest.raises(UserError) as caught:
+        from_dict(tree, "here")
+    text = str(caught.value)
+    assert text.startswith("here: ")
+    assert len(text.splitlines()) == 1
+    return text.removeprefix("here: ")
+
+
+def file_complaint(path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load_yaml(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: ")
+    assert len(text.splitlines()) == 1
+    return text.removeprefix(f"{path}: ")
+
+
+def written(folder: Path, content: str | bytes) -> Path:
+    path = folder / "config.yaml"
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def from_text(folder: Path, content: str) -> RunConfig:
+    return load_yaml(written(folder, content))
+
+
+# There and back
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
+    assert from_text(tmp_path, dump_yaml(RECIPES[name])) == RECIPES[name]
+
+
+def test_round_trip_of_unusual_values(tmp_path: Path) -> None:
+    tree = {
+        "seed": 2**63 - 1,
+        "data": {"data_dir": "/tmp/Böe: #1 'x'\n", "limit_train": 7, "flip": False},
+        "attack": {"epsilon": 1 / 3, "step_size": 1e-7},
+        "training": {"lr": 5e-324, "weight_decay": 1e22},
+    }
+    config = from_dict(tree)
+    assert from_text(tmp_path, dump_yaml(config)) == config
+    assert config.data.data_dir == tree["data"]["data_dir"]
+
+
+def test_dict_round_trip() -> None:
+    for config in RECIPES.values():
+        assert from_dict(to_dict(config)) == config
+
+
+@pytest.mark.parametrize("tree", [{}, {"schema": 1}, {"model": {}}, {"training": {}, "data": {}}])
+def test_missing_fields_take_their_defaults(tree: dict[str, Any]) -> None:
+    assert from_dict(tree) == RunConfig()
+
+
+def test_given_dict_is_left_alone() -> None:
+    tree = to_dict(RunConfig())
+    from_dict(tree)
+    assert tree == to_dict(RunConfig())
+
+
+def test_every_field_is_unique_over_the_sections() -> None:
+    names = [field.name for section in (RunConfig(), *SECTIONS.values()) for field in dataclasses.fields(section)]
+    assert len(SECTIONS) == 5
+    assert len(set(names)) == len(names)
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"sede": 1}, "unknown field 'sede': did you mean seed?"),
+        ({"modle": {}}, "unknown field 'modle': did you mean model?"),
+        ({"training": {"epoch": 3}}, "unknown field 'training.epoch': did you mean epochs?"),
+        ({"model": {"num_expert": 3}}, "unknown field 'model.num_expert': did you mean num_experts?"),
+        ({"qqq": 1}, "unknown field 'qqq': there is attack, data, method, model, runtime, seed, training"),
+        ({"attack": {"zzz": 1}}, "unknown field 'attack.zzz': there is epsilon, num_steps, step_size"),
+        ({"attack": {3: 1}}, "unknown field 'attack.3': there is epsilon, num_steps, step_size"),
+        ({"a\nb": 1}, r"unknown field 'a\nb': there is attack, data, method, model, runtime, seed, training"),
+    ],
+)
+def test_unknown_fields(tree: dict[Any, Any], message: str) -> None:
+    assert complaint(tree) == message
+
+
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_schema_mismatch(schema: Any) -> None:
+    assert complaint({"schema": schema}) == f"schema {schema!r} is not one this version reads (1)"
+
+
+# Types
+
+
+@pytest.mark.parametrize("name", INTS)
+@pytest.mark.parametrize("value", [True, False, 3.0, 2.5, "3", [3], {"a": 3}, math.nan])
+def test_ints_take_ints_alone(name: str, value: Any) -> None:
+    assert complaint(nested(name, value)).startswith(f"{name} must be int")
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [True, False, [0.5], {"a": 0.5}])
+def test_floats_take_no_bools_or_lists(name: str, value: Any) -> None:
+    assert complaint(nested(name, value)).startswith(f"{name} must be float")
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5, "nan", "inf", "1e999"])
+def test_floats_must_be_finite_and_not_negative(name: str, value: Any) -> None:
+    assert complaint(nested(name, value)).startswith(f"{name} must be ")
+
+
+@pytest.mark.parametrize("name", FLOATS)
+@pytest.mark.parametrize("value", ["fast", "", "1/0", "1/2/3", "8/", "/255", "a\nb"])
+def test_text_that_is_no_number(name: str, value: str) -> None:
+    assert complaint(nested(name, value)) == f"{name}: {value!r} is neither a number nor a fraction such as 8/255"
+
+
+@pytest.mark.parametrize("name", ["attack.epsilon", "model.model_scale", "training.lr", "training.beta", "training.tied_share"])
+def test_ints_are_taken_for_floats(name: str) -> None:
+    value = found(from_dict(nested(name, 1)), name)
+    assert value == 1
+    assert type(value) is float
+
+
+def test_an_int_too_large_for_a_float() -> None:
+    assert complaint({"training": {"lr": 10**400}}) == "training.lr: int too large to convert to float"
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"method": 3}, "method must be str, not 3"),
+        ({"method": None}, "method must be str, not None"),
+        ({"data": {"flip": 1}}, "data.flip must be bool, not 1"),
+        ({"data": {"flip": "yes"}}, "data.flip must be bool, not 'yes'"),
+        ({"data": {"data_dir": 3}}, "data.data_dir must be str or none, not 3"),
+        ({"data": {"limit_train": "x"}}, "data.limit_train must be int or none, not 'x'"),
+        ({"training": {"lr": None}}, "training.lr must be float, not None"),
+        ({"model": {"bank": "shared"}}, "model.bank must be one of backbone, disjoint, not 'shared'"),
+        ({"model": {"stem": ["cifar"]}}, "model.stem must be one of cifar, imagenet, not ['cifar']"),
+        ({"runtime": {"precision": 16}}, "runtime.precision must be one of float32, bfloat16, auto, not 16"),
+        ({"data": None}, "data must be a mapping of fields, not None"),
+        ({"training": [1, 2]}, "training must be a mapping of fields, not [1, 2]"),
+        ({"attack": "8/255"}, "attack must be a mapping of fields, not '8/255'"),
+    ],
+)
+def test_wrong_types(tree: dict[str, Any], message: str) -> None:
+    assert complaint(tree) == message
+
+
+def test_a_long_value_is_shortened() -> None:
+    assert len(complaint({"training": {"epochs": "x" * 10_000}})) < 100
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("model.model_scale", 0, "in (0, 1]"),
+        ("model.model_scale", 1.01, "in (0, 1]"),
+        ("model.num_experts", 0, "at least 1"),
+        ("model.width", 0, "at least 1"),
+        ("data.validation_share", 0, "in (0, 1)"),
+        ("data.validation_share", 1, "in (0, 1)"),
+        ("data.crop_padding", -1, "at least 0"),
+        ("data.limit_train", 0, "at least 1"),
+        ("data.limit_test", -5, "at least 1"),
+        ("attack.epsilon", 1.5, "in [0, 1]"),
+        ("attack.step_size", 0, "positive and finite"),
+        ("attack.num_steps", 0, "at least 1"),
+        ("training.epochs", 0, "at least 1"),
+        ("training.batch_size", 0, "at least 1"),
+        ("training.router_steps", 0, "at least 1"),
+        ("training.weight_steps", -1, "at least 1"),
+        ("training.momentum", 1, "in [0, 1)"),
+        ("training.tied_share", 1.5, "in [0, 1]"),
+        ("training.lr", math.inf, "at least 0 and finite"),
+        ("runtime.threads", -1, "at least 0"),
+        ("seed", -1, "in [0, 2**63)"),
+        ("seed", 2**63, "in [0, 2**63)"),
+    ],
+)
+def test_out_of_range(name: str, value: Any, wanted: str) -> None:
+    shown = float(value) if name in FLOATS else value
+    assert complaint(nested(name, value)) == f"{name} must be {wanted}, not {shown}"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model.model_scale", 1.0),
+        ("model.num_experts", 1),
+        ("data.crop_padding", 0),
+        ("data.limit_train", None),
+        ("attack.epsilon", 0.0),
+        ("attack.step_size", None),
+        ("training.momentum", 0.0),
+        ("training.lr", 0.0),
+        ("training.tied_share", 1.0),
+        ("seed", 2**63 - 1),
+    ],
+)
+def test_the_ends_of_a_range_are_allowed(name: str, value: Any) -> None:
+    assert found(from_dict(nested(name, value)), name) == value
+
+
+def test_values_are_checked_where_a_section_is_made() -> None:
+    with pytest.raises(UserError, match="^validation_share must be"):
+        DataConfig(validation_share=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("8/255", 8 / 255), (" 8 / 255 ", 8 / 255), ("0.5", 0.5), ("1", 1.0), ("5e-4", 5e-4), ("1e-3/2", 5e-4)],
+)
+def test_fractions(text: str, value: float) -> None:
+    assert parse_fraction(text) == value
+
+
+@pytest.mark.parametrize("text", ["8/0", "x", "", "8/255/2", "8//255"])
+def test_what_is_no_fraction(text: str) -> None:
+    with pytest.raises(ValueError, match="neither a number nor a fraction such as 8/255"):
+        parse_fraction(text)
+
+
+def test_fractions_and_exponents_in_yaml(tmp_path: Path) -> None:
+    config = from_text(tmp_path, "attack: {epsilon: 8/255, step_size: 2/255}\ntraining: {weight_decay: 5e-4, lr: 1e-1}")
+    assert (config.attack.epsilon, config.attack.step_size) == (8 / 255, 2 / 255)
+    assert (config.training.weight_decay, config.training.lr) == (5e-4, 0.1)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["lr", "router_lr", "weight_decay", "beta", "momentum", "tied_share"])
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_yaml_numbers_that_are_not_finite(name: str, value: str, tmp_path: Path) -> None:
+    path = written(tmp_path, f"training: {{{name}: {value}}}")
+    assert file_complaint(path).startswith(f"training.{name} must be ")
+
+
+@pytest.mark.parametrize("content", ["", "# nothing\n", "- 1\n- 2\n", "just text", "3", "null", "--- \n..."])
+def test_no_mapping(content: str, tmp_path: Path) -> None:
+    assert file_complaint(written(tmp_path, content)) == "holds no mapping of configuration fields"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "seed: [1",
+        "seed: 1\n seed: 2\n  x",
+        "{a: b}}",
+        "a: 1\n---\nb: 2",
+        "seed: 2020-13-45",
+        "seed: !!int abc",
+        "\tseed: 1",
+        "seed: *nothing",
+        "[" * 5000,
+        b"\x00\x01\x02\xff\xfe",
+        b"\x80\x81",
+        bytes(range(256)),
+    ],
+)
+def test_not_yaml(content: str | bytes, tmp_path: Path) -> None:
+    assert file_complaint(written(tmp_path, content)).startswith("not YAML: ")
+
+
+@pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system"])
+def test_unsafe_tags_do_not_run(tag: str, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    path = written(tmp_path, f"method: {tag} ['touch {mark}']")
+    assert file_complaint(path).startswith("not YAML: could not determine a constructor for the tag")
+    assert not mark.exists()
+
+
+def test_no_file(tmp_path: Path) -> None:
+    assert file_complaint(tmp_path / "none.yaml") == "cannot be read (No such file or directory)"
+
+
+def test_a_folder(tmp_path: Path) -> None:
+    assert file_complaint(tmp_path) == "cannot be read (Is a directory)"
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, **_: Any) -> str:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert file_complaint(tmp_path / "config.yaml") == "cannot be read (Permission denied)"
+
+
+def test_file_errors_name_file_and_field(tmp_path: Path) -> None:
+    path = written(tmp_path, "training:\n  epochs: many\n")
+    assert file_complaint(path) == "training.epochs must be int, not 'many'"
+
+
+def test_a_mapping_within_itself(tmp_path: Path) -> None:
+    assert file_complaint(written(tmp_path, "&all\nmodel: *all\n")) == (
+        "unknown field 'model.model': " + file_complaint(written(tmp_path, "model: {model: 1}")).partition(": ")[2]
+    )
+
+
+def test_nested_aliases_do_not_swell_the_message(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    tree = "seed: &top\n" + "\n".join(f"  {level}" for level in levels)
+    assert len(file_complaint(written(tmp_path, tree))) < 2000
+
+
+def test_dumped_text_is_plain_yaml() -> None:
+    assert yaml.safe_load(dump_yaml(RunConfig())) == to_dict(RunConfig())
+
+
+# Differences
+
+
+def changed(name: str, value: Any) -> RunConfig:
+    return from_dict(nested(name, value))
+
+
+def test_same_runs_do_not_differ() -> None:
+    assert differences(RunConfig(), RunConfig()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "line"),
+    [
+        ("seed", 3, "seed: 0, not 3"),
+        ("method", "at_moe", "method: advmoe, not at_moe"),
+        ("training.epochs", 7, "training.epochs: 100, not 7"),
+        ("data.limit_train", 50, "data.limit_train: None, not 50"),
+        ("model.bank", "disjoint", "model.bank: backbone, not disjoint"),
+    ],
+)
+def test_one_difference(name: str, value: Any, line: str) -> None:
+    assert differences(RunConfig(), changed(name, value)) == [line]
+
+
+def test_every_difference_is_listed() -> None:
+    other = from_dict({"seed": 1, "training": {"lr": 0.2, "epochs": 3}})
+    assert differences(RunConfig(), other) == ["seed: 0, not 1", "training.epochs: 100, not 3", "training.lr: 0.1, not 0.2"]
+
+
+def test_where_runs_lie_and_run_is_no_difference() -> None:
+    other = dataclasses.replace(RunConfig(), runtime=RuntimeConfig("cuda", 3, "bfloat16"), data=DataConfig(data_dir="/x"))
+    assert differences(RunConfig(), other) == []

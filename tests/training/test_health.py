@@ -1,0 +1,87 @@
+import pytest
+import torch
+
+from advmoe.models.resnet import ResNet
+from advmoe.moe import MoEKind, Routing
+from advmoe.training.health import NonFinite, check_gradients, check_outcome, collapsed_layers
+from advmoe.training.losses import Outcome
+
+
+def outcome(total=1.0, clean=(1.0, 2.0), robust=(1.0, 2.0), routers=((1.0, 2.0), (3.0, 4.0))):
+    def rows(values):
+        return None if values is None else torch.tensor([values])
+
+    return Outcome(torch.tensor(total), rows(clean), rows(robust), tuple(Routing(rows(r), torch.tensor([0])) for r in routers))
+
+
+def model_with_gradients():
+    model = ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    return model
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    ("field", "values", "name"),
+    [
+        ("clean", lambda bad: (1.0, bad), "clean logits (weights update)"),
+        ("robust", lambda bad: (bad, 1.0), "robust logits (weights update)"),
+        ("routers", lambda bad: ((1.0, 2.0), (bad, 1.0)), "logits of layer 1's router (weights update)"),
+        ("total", lambda bad: bad, "loss (weights update)"),
+    ],
+)
+def test_non_finite_names_the_tensor(field, values, name, bad):
+    with pytest.raises(NonFinite) as raised:
+        check_outcome(outcome(**{field: values(bad)}), "weights")
+    assert str(raised.value) == name
+
+
+def test_the_earliest_cause_is_named():
+    nan = float("nan")
+    with pytest.raises(NonFinite, match="layer 0's router"):
+        check_outcome(outcome(total=nan, clean=(nan, 1.0), routers=((nan, 1.0), (nan, 1.0))), "routers")
+
+
+def test_infinities_that_cancel_are_found():
+    with pytest.raises(NonFinite, match="robust logits"):
+        check_outcome(outcome(robust=(float("inf"), float("-inf"))), "weights")
+
+
+def test_finite_outcomes_pass():
+    check_outcome(outcome(), "weights")
+    check_outcome(outcome(clean=None, routers=()), "weights")
+    check_outcome(outcome(robust=None), "weights")
+
+
+def test_large_finite_values_are_no_alarm():
+    check_outcome(outcome(clean=(3e38, 3e38), robust=(-3e38, -3e38)), "weights")
+
+
+def test_gradients_are_named():
+    model = model_with_gradients()
+    check_gradients(model, "weights")
+    model.blocks[0].conv2.filters.grad[0, 0, 0, 0] = float("nan")
+    with pytest.raises(NonFinite) as raised:
+        check_gradients(model, "weights")
+    assert str(raised.value) == "gradient of blocks.0.conv2.filters (weights update)"
+
+
+def test_parameters_without_gradients_are_passed_over():
+    model = model_with_gradients()
+    model.stem[0].weight.grad = None
+    check_gradients(model, "weights")
+
+
+def test_collapsed_layers_by_hand():
+    load = torch.tensor([[96, 4], [95, 5], [0, 100], [50, 50]])
+    assert collapsed_layers(load) == [(0, 0, pytest.approx(0.96)), (2, 1, 1.0)]
+
+
+def test_collapsed_layers_of_many_experts():
+    load = torch.tensor([[1, 0, 98, 1], [40, 20, 20, 20]])
+    assert collapsed_layers(load) == [(0, 2, pytest.approx(0.98))]
+
+
+def test_one_expert_never_collapses():
+    assert collapsed_layers(torch.tensor([[100], [100]])) == []

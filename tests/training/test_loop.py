@@ -1,0 +1,129 @@
+"""The training loop: resume, best epoch, refusals, health."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Recorder
+
+from advmoe.errors import UserError
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import best_network, network, train
+from advmoe.training.methods import METHODS
+
+SECONDS = {"train_seconds", "validate_seconds"}
+
+
+def numbers(history):
+    """A history without its clock readings."""
+    return [{name: value for name, value in row.items() if name not in SECONDS} for row in history]
+
+
+def weights(run: Path):
+    return RunFolder(run).latest().model_state()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_resumed_run_equals_unbroken_one(method, tiny, splits, tmp_path):
+    config = tiny(method)
+    whole = train(config, splits, tmp_path / "whole", Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    resumed = train(config, splits, tmp_path / "broken", Recorder(), resume=True)
+    assert numbers(resumed) == numbers(whole)
+    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_same_seed_same_weights_other_seed_others(tiny, splits, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        train(tiny(seed=seed, epochs=1), splits, tmp_path / name, Recorder())
+    a, b, c = (weights(tmp_path / name) for name in "abc")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(not torch.equal(a[name], c[name]) for name in a)
+
+
+def test_finished_run_changes_nothing(tiny, splits, tmp_path, recorder):
+    train(tiny(epochs=1), splits, tmp_path / "run", Recorder())
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    history = train(tiny(epochs=1), splits, tmp_path / "run", recorder)
+    assert len(history) == 1
+    assert recorder.rows == []
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_other_run_in_the_folder_is_refused(tiny, splits, tmp_path):
+    train(tiny(epochs=1), splits, tmp_path / "run", Recorder())
+    with pytest.raises(UserError, match=r"holds another run \(training.lr: 0.1, not 0.2\)"):
+        train(tiny(epochs=1, lr=0.2), splits, tmp_path / "run", Recorder(), resume=True)
+
+
+def test_unfinished_run_needs_resume(tiny, splits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), splits, tmp_path / "run", Recorder(lambda epoch, done: epoch == 2))
+    with pytest.raises(UserError, match="--resume"):
+        train(tiny(), splits, tmp_path / "run", Recorder())
+
+
+def test_changed_data_is_refused(tiny, splits, tmp_path):
+    train(tiny(epochs=1), splits, tmp_path / "run", Recorder())
+    other = type(splits)(splits.name, splits.spec, "0" * 64, splits.train, splits.val, splits.test)
+    with pytest.raises(UserError, match=f"{splits.fingerprint}, not {'0' * 64}"):
+        train(tiny(epochs=1), other, tmp_path / "run", Recorder())
+
+
+def test_metrics_file_has_a_line_an_epoch(tiny, splits, tmp_path):
+    history = train(tiny(), splits, tmp_path / "run", Recorder())
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert lines == history
+    assert [row["epoch"] for row in lines] == [1, 2, 3]
+    assert all(math.isclose(sum(layer), 1, abs_tol=1e-6) for row in lines for layer in row["load"])
+
+
+def test_best_network_is_the_best_epochs(tiny, splits, tmp_path):
+    config = tiny("standard")
+    history = train(config, splits, tmp_path / "run", Recorder())
+    model, epoch = best_network(tmp_path / "run", config, splits)
+    assert history[epoch - 1]["val_sa"] == max(row["val_sa"] for row in history)
+    with torch.no_grad():
+        hits = (model(splits.val.pixels()).argmax(dim=1) == splits.val.labels).float().mean().item()
+    assert 100 * hits == pytest.approx(history[epoch - 1]["val_sa"])
+
+
+def test_too_large_batch_for_two_levels_leaves_no_folder(tiny, splits, tmp_path):
+    with pytest.raises(UserError, match="batch_size must be at most half"):
+        train(tiny(batch_size=31), splits, tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+
+
+def test_diverging_run_stops_with_names_and_keeps_its_checkpoint(tiny, splits, tmp_path, monkeypatch):
+    config = tiny("at_dense")
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: epoch == 2))
+    step = torch.optim.SGD.step
+
+    def poison(optimizer, closure=None):
+        step(optimizer, closure)
+        optimizer.param_groups[0]["params"][0].data[0] = math.nan
+
+    monkeypatch.setattr(torch.optim.SGD, "step", poison)
+    with pytest.raises(UserError, match=r"epoch 2: iteration 2 of 3: .* is not finite; last good checkpoint: epoch 1"):
+        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert RunFolder(tmp_path / "run").latest().epoch == 1
+
+
+def test_collapse_is_noted_once_an_epoch(tiny, splits, tmp_path, recorder, monkeypatch):
+    config = tiny(epochs=1)
+
+    def biased(config, spec):
+        model = network(config, spec)
+        for layer in model.moe_layers():
+            layer.router.linear.bias.data[0] = 100.0
+        return model
+
+    monkeypatch.setattr("advmoe.training.loop.network", biased)
+    train(config, splits, tmp_path / "run", recorder)
+    assert len(recorder.notes) == 16
+    assert "expert 0 of MoE layer 0 takes 100%" in recorder.notes[0]

@@ -1,0 +1,331 @@
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from advmoe.attacks import BatchDraws
+from advmoe.config import AttackConfig, RunConfig, TrainingConfig
+from advmoe.models.resnet import ResNet
+from advmoe.moe import DenseKind, MoEKind, Routing
+from advmoe.training.health import NonFinite
+from advmoe.training.losses import LOSSES, Loss
+from advmoe.training.methods import LEVELS
+from advmoe.training.steps import TrainState, load, single_level, two_level
+
+SIZE = 6
+
+
+def batch(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(SIZE, 3, 12, 12, generator=generator), torch.randint(3, (SIZE,), generator=generator)
+
+
+BATCHES = {"routers": batch(1), "weights": batch(2), "all": batch(3)}
+
+
+def make_state(levels=("routers", "weights"), *, kind=None, loss="trades", done=1.0, equal=False, **training):
+    """A tiny network whose experts differ (unless `equal`), with calibrated statistics, and its optimizers."""
+    torch.manual_seed(0)
+    kind = kind or MoEKind(0.5, num_experts=2, bank="disjoint")
+    model = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    with torch.no_grad():
+        for layer in [] if equal else model.moe_layers():
+            layer.filters.normal_(std=0.3)
+        model.train()(BATCHES["all"][0])
+    model.eval()
+    settings = TrainingConfig(**{"lr": 0.05, "router_lr": 0.05, **training})
+    config = RunConfig(attack=AttackConfig(epsilon=8 / 255, step_size=5 / 255, num_steps=2), training=settings)
+    optimizers = {level: torch.optim.SGD(LEVELS[level](model), 0.05, 0.9, weight_decay=5e-4) for level in levels}
+    draws = BatchDraws(torch.Generator().manual_seed(0))
+    return TrainState(model, config, LOSSES[loss], optimizers, draws, None, done)
+
+
+def snapshot(model):
+    parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
+    return parameters, {name: value.clone() for name, value in model.named_buffers()}
+
+
+def changed(before, named):
+    return {name for name, value in named if not torch.equal(value, before[name])}
+
+
+def names(model):
+    routers = {name for name, _ in model.named_parameters() if ".router." in name}
+    return routers, {name for name, _ in model.named_parameters()} - routers
+
+
+class Spy:
+    """A loss that writes down what happens, in order."""
+
+    def __init__(self, state, loss="trades"):
+        self.state, self.inner, self.events = state, LOSSES[loss], []
+        self.loss = Loss(self.attack, self.value)
+
+    def name(self, x):
+        return next(level for level, (pictures, _) in BATCHES.items() if pictures is x)
+
+    def note(self, what, x, **more):
+        model = self.state.model
+        learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.events.append(
+            {"what": what, "batch": self.name(x), "training": model.training, "learning": learning,
+             "parameters": snapshot(model)[0], **more}
+        )  # fmt: skip
+
+    def attack(self, forward, x, y, settings, draws):
+        x_adv = self.inner.attack(forward, x, y, settings, draws)
+        _, routings = forward(x)
+        self.note("attack", x, y=y, x_adv=x_adv, grad_path=forward(x)[0].requires_grad, routings=routings)
+        return x_adv
+
+    def value(self, forward, x, x_adv, y, beta):
+        outcome = self.inner.value(forward, x, x_adv, y, beta)
+        self.note("value", x, y=y, x_adv=x_adv, beta=beta)
+        return outcome
+
+    def order(self):
+        return [(event["what"], event["batch"]) for event in self.events]
+
+
+def spied(**options):
+    state = make_state(**options)
+    spy = Spy(state)
+    state.loss = spy.loss
+    return state, spy
+
+
+ROUTERS, WEIGHTS = [("attack", "routers"), ("value", "routers")], [("attack", "weights"), ("value", "weights")]
+
+
+def test_router_step_changes_router_parameters_alone():
+    state, spy = spied(level_order="weights_first")
+    two_level(state, BATCHES)
+    # the state at the router attack is what the weight step left behind
+    before, after = spy.events[2]["parameters"], snapshot(state.model)[0]
+    routers, weights = names(state.model)
+    assert changed(before, after.items()) == routers
+    assert not changed({name: before[name] for name in weights}, [(name, after[name]) for name in weights])
+
+
+def test_weight_step_changes_weights_alone():
+    state, spy = spied()
+    before, _ = snapshot(state.model)
+    two_level(state, BATCHES)
+    routers, weights = names(state.model)
+    assert changed(before, spy.events[2]["parameters"].items()) == routers
+    assert changed(spy.events[2]["parameters"], state.model.named_parameters()) == weights
+
+
+@pytest.mark.parametrize("gate", ["straight_through", "scaled", "soft"])
+def test_router_step_leaves_every_buffer_untouched(gate):
+    state = make_state(router_gate=gate, router_attack_gate=gate)
+    state.config = replace(state.config, training=replace(state.config.training, weight_steps=1))
+    before = snapshot(state.model)[1]
+    seen = []
+    inner = state.loss
+    state.loss = Loss(lambda *given: (seen.append(snapshot(state.model)[1]), inner.attack(*given))[1], inner.value)
+    two_level(state, BATCHES)
+    at_routers, at_weights = seen
+    assert not changed(before, at_routers.items())
+    assert not changed(before, at_weights.items())
+
+
+def test_weight_step_moves_running_statistics():
+    state = make_state()
+    before = snapshot(state.model)[1]
+    two_level(state, BATCHES)
+    moved = changed(before, state.model.named_buffers())
+    assert {name for name in before if "running_" in name or "num_batches" in name} <= moved
+    assert {name for name in before if ".router." in name} <= moved
+    assert not {"normalize.mean", "normalize.std"} & moved
+
+
+def test_the_levels_use_their_own_batches_in_order():
+    state, spy = spied()
+    two_level(state, BATCHES)
+    assert spy.order() == ROUTERS + WEIGHTS
+    for event in spy.events:
+        assert event["y"] is BATCHES[event["batch"]][1]
+
+
+def test_level_order_is_honoured():
+    state, spy = spied(level_order="weights_first")
+    two_level(state, BATCHES)
+    assert spy.order() == WEIGHTS + ROUTERS
+
+
+def test_steps_per_level_are_honoured_and_each_attacks_anew():
+    state, spy = spied(router_steps=2, weight_steps=3)
+    two_level(state, BATCHES)
+    assert spy.order() == 2 * ROUTERS + 3 * WEIGHTS
+    attacked = [event["x_adv"] for event in spy.events if event["what"] == "attack"]
+    assert not torch.equal(attacked[0], attacked[1])
+    assert not torch.equal(attacked[2], attacked[3])
+
+
+def test_the_second_level_attacks_the_network_that_the_first_left():
+    state, spy = spied()
+    before, _ = snapshot(state.model)
+    two_level(state, BATCHES)
+    assert not changed(before, spy.events[0]["parameters"].items())
+    assert changed(before, spy.events[2]["parameters"].items()) == names(state.model)[0]
+
+
+def test_attacks_run_frozen_in_eval_mode_and_updates_in_the_mode_of_their_level():
+    state, spy = spied()
+    two_level(state, BATCHES)
+    routers, weights = names(state.model)
+    modes = [(event["what"], event["training"], event["learning"]) for event in spy.events]
+    assert modes == [("attack", False, set()), ("value", False, routers), ("attack", False, set()), ("value", True, weights)]
+    assert not state.model.training
+    assert all(parameter.requires_grad for parameter in state.model.parameters())
+    assert not any(event["grad_path"] for event in spy.events if event["what"] == "attack")
+
+
+def test_updates_get_the_attacks_pictures_and_beta():
+    state, spy = spied(beta=4.5)
+    two_level(state, BATCHES)
+    for attack, value in (spy.events[:2], spy.events[2:]):
+        assert value["x_adv"] is attack["x_adv"]
+        assert value["beta"] == 4.5
+        assert not torch.equal(attack["x_adv"], BATCHES[attack["batch"]][0])
+
+
+def test_the_attack_leaves_no_gradients():
+    state = make_state()
+    for parameter in state.model.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    inner, left = state.loss, []
+
+    def attack(*given):
+        before = {name: p.grad.clone() if p.grad is not None else None for name, p in state.model.named_parameters()}
+        x_adv = inner.attack(*given)
+        for name, parameter in state.model.named_parameters():
+            same = parameter.grad is None if before[name] is None else torch.equal(parameter.grad, before[name])
+            left.append((name, same))
+        return x_adv
+
+    state.loss = Loss(attack, inner.value)
+    two_level(state, BATCHES)
+    assert len(left) == 2 * len(list(state.model.parameters()))
+    assert all(same for _, same in left)
+
+
+def test_old_gradients_do_not_leak_into_an_update():
+    fresh, stale = make_state(), make_state()
+    for parameter in stale.model.parameters():
+        parameter.grad = torch.full_like(parameter, 7.0)
+    for state in (fresh, stale):
+        two_level(state, BATCHES)
+    assert not changed(dict(fresh.model.named_parameters()), stale.model.named_parameters())
+
+
+def test_weights_update_follows_sgd_by_hand():
+    state = make_state(levels=("all",), kind=DenseKind(), loss="clean")
+    state.optimizers["all"] = torch.optim.SGD(state.model.parameters(), 0.1)
+    twin = copy.deepcopy(state.model).train()
+    x, y = BATCHES["all"]
+    torch.nn.functional.cross_entropy(twin(x), y).backward()
+    single_level(state, BATCHES)
+    for (name, learned), parameter in zip(state.model.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(learned, parameter - 0.1 * parameter.grad, rtol=1e-5, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("loss", ["trades", "pgd_at"])
+def test_at_moe_updates_everything_on_one_batch(loss):
+    state = make_state(levels=("all",), loss=loss)
+    spy = Spy(state, loss)
+    state.loss = spy.loss
+    before = snapshot(state.model)[0]
+    single_level(state, BATCHES)
+    assert changed(before, state.model.named_parameters()) == set(before)
+    assert spy.order() == [("attack", "all"), ("value", "all")]
+    assert spy.events[1]["training"]
+    assert spy.events[1]["learning"] == set(before)
+
+
+def test_dense_networks_train_by_the_same_step():
+    state = make_state(levels=("all",), kind=DenseKind())
+    before = snapshot(state.model)[0]
+    metrics = single_level(state, BATCHES)
+    assert changed(before, state.model.named_parameters()) == set(before)
+    assert set(metrics) == {"loss", "clean_correct", "robust_correct"}
+
+
+def experts_are_equal(layer):
+    first = layer.filters[: layer.width]
+    return torch.equal(layer.filters, first[torch.arange(len(layer.filters)) % layer.width])
+
+
+@pytest.mark.parametrize("bank", ["disjoint", "backbone"])
+@pytest.mark.parametrize("num_experts", [2, 4])
+def test_tied_experts_stay_equal_and_routers_untouched(num_experts, bank):
+    kind = MoEKind(0.75, num_experts=num_experts, bank=bank)
+    state, spy = spied(kind=kind, equal=True, done=0.49, tied_share=0.5)
+    before = snapshot(state.model)[0]
+    for _ in range(3):
+        two_level(state, BATCHES)
+    routers, weights = names(state.model)
+    assert all(experts_are_equal(layer) for layer in state.model.moe_layers())
+    assert changed(before, state.model.named_parameters()) == weights
+    assert spy.order() == 3 * WEIGHTS
+    state.done = 0.5
+    two_level(state, BATCHES)
+    assert not any(experts_are_equal(layer) for layer in state.model.moe_layers())
+    assert routers & changed(before, state.model.named_parameters())
+    assert spy.order() == 3 * WEIGHTS + ROUTERS + WEIGHTS
+
+
+def test_tied_experts_stay_equal_under_at_moe():
+    state = make_state(levels=("all",), equal=True, done=0.0, tied_share=0.5)
+    for _ in range(2):
+        single_level(state, BATCHES)
+    assert all(experts_are_equal(layer) for layer in state.model.moe_layers())
+
+
+def test_nothing_is_tied_at_share_zero():
+    assert not make_state(done=0.0, tied_share=0.0).tied
+    assert make_state(done=0.999, tied_share=1.0).tied
+
+
+def test_metrics_are_sums_over_the_batch():
+    state = make_state()
+    outcomes, inner = [], state.loss
+    state.loss = Loss(inner.attack, lambda *given: outcomes.append(inner.value(*given)) or outcomes[-1])
+    metrics = two_level(state, BATCHES)
+    router, weight = outcomes
+    y = BATCHES["weights"][1]
+    assert set(metrics) == {"router_loss", "loss", "clean_correct", "robust_correct", "load"}
+    assert metrics["router_loss"].item() == pytest.approx(SIZE * router.total.item())
+    assert metrics["loss"].item() == pytest.approx(SIZE * weight.total.item())
+    assert metrics["clean_correct"].item() == sum(p == t for p, t in zip(weight.clean.argmax(1).tolist(), y.tolist(), strict=True))
+    assert metrics["robust_correct"].item() == (weight.robust.argmax(1) == y).sum().item()
+    assert metrics["load"].shape == (4, 2)
+    assert metrics["load"].sum(dim=1).tolist() == [SIZE] * 4
+    assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_load_by_hand():
+    first = Routing(torch.zeros(4, 3), torch.tensor([0, 2, 2, 2]))
+    second = Routing(torch.zeros(4, 3), torch.tensor([1, 1, 0, 1]))
+    assert load((first, second)).tolist() == [[1, 0, 3], [1, 3, 0]]
+
+
+def test_a_nan_stops_the_step_and_leaves_the_parameters_alone():
+    state = make_state()
+    with torch.no_grad():
+        state.model.moe_layers()[2].router.linear.bias[0] = float("nan")
+    before = snapshot(state.model)[0]
+    with pytest.raises(NonFinite, match="logits of layer 2's router"):
+        two_level(state, BATCHES)
+    after = snapshot(state.model)[0]
+    assert all(torch.equal(after[name].nan_to_num(9), before[name].nan_to_num(9)) for name in before)
+    assert all(parameter.requires_grad for parameter in state.model.parameters())
+
+
+def test_steps_are_deterministic():
+    first, second = make_state(), make_state()
+    for state in (first, second):
+        two_level(state, BATCHES)
+    assert not changed(dict(first.model.named_parameters()), second.model.named_parameters())
