@@ -241,7 +241,7 @@ def _check(config: Any, name: str, right: bool, wanted: str) -> None:
 
 def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {reprlib.repr(tree)}")
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {_shown(tree)}")
     hints = get_type_hints(kind, include_extras=True)
     for name in tree:
         if name not in hints:
@@ -261,14 +261,14 @@ def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {reprlib.repr(value)}")
+            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {_shown(value)}")
         return value
     kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in _members(hint))
     if float in kinds and type(value) in (int, float, str):
         return _number(value, where)
     if type(value) not in kinds:
         names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
-        raise UserError(f"{where} must be {names}, not {reprlib.repr(value)}")
+        raise UserError(f"{where} must be {names}, not {_shown(value)}")
     return value
 
 
@@ -278,6 +278,11 @@ def _number(value: float | str, where: str) -> float:
         return parse_fraction(value) if isinstance(value, str) else float(value)
     except (ValueError, OverflowError) as error:
         raise UserError(f"{where}: {error}") from None
+
+
+def _shown(value: Any) -> str:
+    text = reprlib.repr(value)  # not repr: a few lines of YAML aliases can mean gigabytes
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _members(hint: Any) -> tuple[Any, ...]:

@@ -10,6 +10,9 @@ Entry = TypeVar("Entry")
 class UserError(Exception):
     """A mistake in what the user gave: says what, where, and what would be right. The command line exits with 2."""
 
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))
+
 
 def nearest(name: str, names: list[str]) -> str:
     """'did you mean a, b?' for the names close to `name`, else the list of all names."""

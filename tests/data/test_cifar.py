@@ -336,7 +336,7 @@ BAD_PICTURES = {
     "header alone": (encoded(TRAIN.images[0], "PNG")[:8], "not a picture that can be decoded"),
     "large": (encoded(TRAIN.images[0], "PNG", size=(33, 32)), "the picture is 33 x 32, not 32 x 32"),
     "small": (encoded(TRAIN.images[0], "PNG", size=(28, 28)), "the picture is 28 x 28, not 32 x 32"),
-    "postscript": (encoded(TRAIN.images[0], "EPS"), "not a picture that can be decoded"),
+    "postscript": (encoded(TRAIN.images[0], "EPS"), "not a picture that can be decoded (none of PNG, "),
 }
 
 

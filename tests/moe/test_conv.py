@@ -58,8 +58,7 @@ def assert_agrees(layer, bank, x, gate):
 
 
 @pytest.mark.parametrize("batch", [1, 7])
-@pytest.mark.parametrize(("kernel_size", "width"), [(3, 5), (1, 2), (3, 10)])
-@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("stride", "kernel_size", "width"), [(1, 3, 5), (2, 3, 10), (2, 1, 2)])
 @pytest.mark.parametrize("kind", ["hard", "straight_through", "scaled", "soft", "forced"])
 @pytest.mark.parametrize("bank", ["backbone", "disjoint"])
 @pytest.mark.parametrize("num_experts", [1, 2, 4, 8])

@@ -1,10 +1,22 @@
 """Attacks: functions from a network and correctly or wrongly classified pictures to adversarial ones."""
 
+from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
 from advmoe.attacks.draws import BatchDraws, Draws, PictureDraws, derive_seed
-from advmoe.attacks.objectives import OBJECTIVES, Objective, cross_entropy, kl_divergence
-from advmoe.attacks.pgd import Pgd, frozen, pgd, project
+from advmoe.attacks.geometry import Norm, project
+from advmoe.attacks.objectives import (
+    OBJECTIVES,
+    Objective,
+    cross_entropy,
+    dlr,
+    kl_divergence,
+    margin,
+    targeted_cross_entropy,
+    targeted_dlr,
+)
+from advmoe.attacks.pgd import Pgd, frozen, pgd
 
 __all__ = [
-    "OBJECTIVES", "BatchDraws", "Draws", "Objective", "Pgd", "PictureDraws", "cross_entropy", "derive_seed", "frozen",
-    "kl_divergence", "pgd", "project",
+    "OBJECTIVES", "Apgd", "BatchDraws", "Draws", "Norm", "Objective", "Pgd", "PictureDraws", "apgd", "cross_entropy",
+    "derive_seed", "dlr", "frozen", "kl_divergence", "margin", "pgd", "project", "targeted_apgd", "targeted_cross_entropy",
+    "targeted_dlr",
 ]  # fmt: skip

@@ -24,6 +24,10 @@ class Draws(Protocol):
         """Standard normal, of x's shape."""
         ...
 
+    def rows(self, index: Tensor) -> "Draws":
+        """The source for the pictures `index` [n] int64 of the batch alone. It shares its generators with this one."""
+        ...
+
 
 class BatchDraws:
     """Noise from one generator for the whole batch, on its device: fast, for training."""
@@ -37,6 +41,9 @@ class BatchDraws:
     def normal(self, x: Tensor) -> Tensor:
         return torch.empty_like(x).normal_(generator=self.generator)
 
+    def rows(self, index: Tensor) -> "BatchDraws":
+        return self
+
 
 class PictureDraws:
     """Noise from one generator for each picture, so that its numbers do not depend on who shares its batch."""
@@ -49,6 +56,11 @@ class PictureDraws:
 
     def normal(self, x: Tensor) -> Tensor:
         return self._rows(x, lambda row, generator: row.normal_(generator=generator))
+
+    def rows(self, index: Tensor) -> "PictureDraws":
+        chosen = PictureDraws(0, [])
+        chosen.generators = [self.generators[row] for row in index.tolist()]
+        return chosen
 
     def _rows(self, x: Tensor, fill: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
         rows = [fill(torch.empty(x.shape[1:]), generator) for generator in self.generators]

@@ -1,7 +1,11 @@
-"""What an attack maximises: (logits [B, classes], target) -> [B]. Rows of `target` belong to rows of the logits."""
+"""What an attack maximises: (logits [B, classes], target) -> [B]. Rows of `target` belong to rows of the logits.
+
+For an untargeted objective `target` is the labels [B] int64, for a targeted one [B, 2] int64: label and target class.
+"""
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -13,6 +17,11 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, reduction="none")
 
 
+def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """log p(target class); target [B, 2] int64, label and target class."""
+    return -cross_entropy(logits, target[:, 1])
+
+
 def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
     """KL(p || q) of reference log-probabilities log p [B, classes] and q = softmax(logits) (TRADES).
 
@@ -21,4 +30,53 @@ def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
     return F.kl_div(logits.float().log_softmax(dim=1), log_probs, reduction="none", log_target=True).sum(dim=1)
 
 
-OBJECTIVES: dict[str, Objective] = {"cross_entropy": cross_entropy}
+def margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other logit minus the label's: positive where the picture is misclassified; labels [B] int64, 2 classes or more."""
+    logits = logits.float()
+    others = logits.scatter(1, labels[:, None], -torch.inf)
+    return others.max(dim=1).values - _of(logits, labels)
+
+
+def dlr(logits: Tensor, labels: Tensor) -> Tensor:
+    """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1 - z_3), z_1 >= z_2 >= ... sorted (Croce & Hein 2020, eq. 6).
+
+    labels [B] int64. Needs 3 classes, and has no likeness for 2: whatever function of two logits ignores their shift and
+    scale is constant on either side of the decision boundary, so it has no gradient. There the denominator is 1, which
+    leaves the margin: rescaled logits change its values, but neither their order nor the direction of their gradient.
+    """
+    ranked = _ranked(logits)
+    return _ratio(margin(logits, labels), ranked[:, 0] - ranked[:, 2]) if ranked.shape[1] > 2 else margin(logits, labels)
+
+
+def targeted_dlr(logits: Tensor, target: Tensor) -> Tensor:
+    """-(z_y - z_t) / (z_1 - (z_3 + z_4) / 2), z_1 >= z_2 >= ... sorted (Croce & Hein 2020, eq. 7).
+
+    target [B, 2] int64, label y and target class t. With 3 classes the last two stand in for z_3 and z_4: over z_1 - z_3
+    the loss towards the last class would be -1 everywhere. With 2 classes the denominator is 1 (see `dlr`).
+    """
+    logits, ranked = logits.float(), _ranked(logits)
+    difference = _of(logits, target[:, 1]) - _of(logits, target[:, 0])
+    return _ratio(difference, ranked[:, 0] - ranked[:, -2:].mean(dim=1)) if ranked.shape[1] > 2 else difference
+
+
+def _of(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.gather(1, classes[:, None])[:, 0]
+
+
+def _ranked(logits: Tensor) -> Tensor:
+    """The four largest logits, or all where there are fewer, in falling order."""
+    return logits.float().topk(min(4, logits.shape[1]), dim=1).values
+
+
+def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
+    """A spread of 0 means a difference of 0: equal logits give 0, and a gradient that still points the right way."""
+    return difference / spread.clamp_min(1e-12)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "cross_entropy": cross_entropy,
+    "targeted_cross_entropy": targeted_cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "targeted_dlr": targeted_dlr,
+}

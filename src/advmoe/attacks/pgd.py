@@ -1,4 +1,4 @@
-"""Projected gradient descent in the L-infinity ball (Madry et al. 2018)."""
+"""Projected gradient descent in the L-infinity or the L2 ball (Madry et al. 2018)."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.attacks.draws import Draws
+from advmoe.attacks.geometry import Norm, ascent, check_norm, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy
 
 Predict = Callable[[Tensor], Tensor]
@@ -33,7 +34,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Pgd:
-    """Settings of an attack: `epsilon` and `step_size` in pixels of [0, 1].
+    """Settings of an attack: `epsilon` and `step_size` in pixels of [0, 1], as distances in `norm`.
 
     `start`: "uniform" draws from the ball, "normal" adds 0.001 * N(0, 1) (TRADES), "none" starts at the picture.
     """
@@ -43,6 +44,10 @@ class Pgd:
     num_steps: int
     restarts: int = 1
     start: Literal["uniform", "normal", "none"] = "uniform"
+    norm: Norm = "Linf"
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
 
 
 def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
@@ -65,31 +70,33 @@ def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws
     return best
 
 
-def project(x_adv: Tensor, x: Tensor, epsilon: float) -> Tensor:
-    """Nearest point of the L-infinity ball around x and of [0, 1]."""
-    return torch.minimum(torch.maximum(x_adv, x - epsilon), x + epsilon).clamp_(0, 1)
+def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, classes], objective [B], and the gradient of its sum with respect to the pictures alone, from one pass."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        logits = predict(leaf)
+        values = objective(logits, target)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+    return logits.detach(), values.detach(), gradient
 
 
 def input_gradient(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> Tensor:
     """Gradient of the summed objective with respect to the pictures alone."""
-    with torch.enable_grad():
-        leaf = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(objective(predict(leaf), target).sum(), leaf)
-    return gradient
+    return look(predict, x, target, objective)[2]
 
 
 @torch.no_grad()
 def _ascend(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective) -> Tensor:
-    x_adv = project(_start(x, settings, draws), x, settings.epsilon)
+    x_adv = project(_start(x, settings, draws), x, settings.epsilon, settings.norm)
     for _ in range(settings.num_steps):
-        direction = input_gradient(predict, x_adv, target, objective).sign_()
-        x_adv = project(x_adv + settings.step_size * direction, x, settings.epsilon)
+        direction = ascent(input_gradient(predict, x_adv, target, objective), settings.norm)
+        x_adv = project(x_adv + settings.step_size * direction, x, settings.epsilon, settings.norm)
     return x_adv
 
 
 def _start(x: Tensor, settings: Pgd, draws: Draws) -> Tensor:
     if settings.start == "uniform":
-        return x + settings.epsilon * draws.uniform(x)
+        return uniform_start(x, settings.epsilon, settings.norm, draws)
     if settings.start == "normal":
         return x + 0.001 * draws.normal(x)
     return x

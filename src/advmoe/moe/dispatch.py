@@ -37,7 +37,7 @@ def chosen(x: Tensor, bank: Tensor, starts: Windows, width: int, experts: Tensor
     """
     pad = bank.shape[-1] // 2
     counts = torch.bincount(experts, minlength=len(starts)).tolist()
-    present = [e for e, count in enumerate(counts) if count]
+    present = [e for e, count in enumerate(counts) if count] or [0]  # an empty batch keeps its shapes
     filters = [aligned(bank, starts[e], width) for e in present]
     if len(present) == 1:
         return conv2d(x, filters[0], stride=stride, padding=pad)

@@ -4,7 +4,7 @@ Shapes: B pictures, C channels, N experts, L MoE layers.
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,8 @@ class Gate:
     def __post_init__(self) -> None:
         if (self.kind == "forced") != (self.route is not None):
             raise ValueError("a forced gate needs a route, and no other gate takes one")
+        if self.kind not in get_args(GateKind):
+            raise ValueError(f"a gate is one of {', '.join(get_args(GateKind))}, not {self.kind!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
@@ -64,9 +66,9 @@ class Gate:
             return Weights(top1, mixture=p)
         if self.kind == "scaled":
             chosen = p.gather(1, top1[:, None])[:, 0]
-            return Weights(top1, factor=1 + chosen - chosen.detach())
+            return Weights(top1, factor=1 + (chosen - chosen.detach()))
         one_hot = torch.zeros_like(p).scatter_(1, top1[:, None], 1.0)
-        return Weights(top1, mixture=one_hot + p - p.detach())
+        return Weights(top1, mixture=one_hot + (p - p.detach()))
 
 
 HARD = Gate()

@@ -44,7 +44,11 @@ class Checkpoint:
 
     def optimizer_states(self) -> dict[str, Any]:
         """State dicts of the optimizers by level."""
-        states: dict[str, Any] = torch.load(self.folder / "optimizers.pt", weights_only=True)
+        path = self.folder / "optimizers.pt"
+        try:
+            states: dict[str, Any] = torch.load(path, weights_only=True)
+        except Exception as error:  # a hostile or damaged pickle raises nearly anything; its code does not run
+            raise UserError(f"{path}: not optimizer states ({type(error).__name__})") from None
         return states
 
 
@@ -79,12 +83,12 @@ class RunFolder:
             return
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise UserError(f"{self.path}: is not an empty folder, nor one that holds a run; give another --out")
-        self.checkpoint_path.mkdir(parents=True, exist_ok=True)
+        self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_path, dump_yaml(config))
 
     def epochs(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        return sorted(self.checkpoint_path.glob("epoch-????"))
+        return sorted(self.checkpoint_path.glob("epoch-*"))
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, if there is any."""
@@ -124,6 +128,8 @@ class RunFolder:
         """Remove drafts that a killed process left."""
         for draft in self.checkpoint_path.glob(".draft-*"):
             shutil.rmtree(draft)
+        for file in self.path.glob(".*.draft"):
+            file.unlink()
 
     def _folder(self, epoch: int) -> Path:
         return self.checkpoint_path / f"epoch-{epoch:04d}"
@@ -144,7 +150,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Fill `model` from a checkpoint. Raises UserError where it belongs to another model."""
     try:
         model.load_state_dict(checkpoint.model_state())
-    except (RuntimeError, SafetensorError) as error:
+    except (RuntimeError, OSError, SafetensorError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(f"{checkpoint.folder}: holds another model's weights ({first})") from None
 
@@ -152,9 +158,13 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that it is either the old or the new one."""
     draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(text)
-    _sync(draft)
-    draft.replace(path)
+    try:
+        draft.write_text(text)
+        _sync(draft)
+        draft.replace(path)
+    except OSError:
+        draft.unlink(missing_ok=True)
+        raise
 
 
 def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
@@ -162,7 +172,8 @@ def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, An
     save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
     torch.save(dict(optimizers), draft / "optimizers.pt")
     sums = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
-    (draft / "manifest.json").write_text(json.dumps({**manifest, "sha256": sums}))
+    manifest = {**manifest, "sha256": sums}
+    (draft / "manifest.json").write_text(json.dumps({**manifest, "seal": _seal(manifest)}))
     for path in draft.iterdir():
         _sync(path)
 
@@ -171,12 +182,17 @@ def _open(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`, or None where a file is missing or does not have its checksum."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        whole = all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
+        whole = manifest.pop("seal") == _seal(manifest)
+        whole = whole and all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
         if manifest["schema"] == SCHEMA and whole:
             return Checkpoint(folder, manifest["epoch"], manifest["history"], manifest["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,197 @@
+"""Auto-PGD: an ascent that chooses its own step sizes (Croce & Hein 2020, Algorithm 1), untargeted and targeted.
+
+Every picture has its own step size, checkpoints' verdicts and best point. What was found broken leaves the batch.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks.draws import Draws
+from advmoe.attacks.geometry import Norm, ascent, check_norm, project, uniform_start
+from advmoe.attacks.objectives import Objective, cross_entropy, targeted_dlr
+from advmoe.attacks.pgd import Predict, look
+from advmoe.errors import UserError
+
+MOMENTUM = 0.75  # alpha of Algorithm 1
+
+
+@dataclass(frozen=True)
+class Apgd:
+    """Settings of an attack: `epsilon` in pixels of [0, 1], as a distance in `norm`; targeted, restarts are for each target.
+
+    `rho`: a step size is halved where less than this share of the steps since the last checkpoint raised the objective.
+    """
+
+    epsilon: float
+    num_steps: int = 100
+    restarts: int = 1
+    norm: Norm = "Linf"
+    rho: float = 0.75
+
+    def __post_init__(self) -> None:
+        check_norm(self.norm)
+
+
+def apgd(
+    predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy
+) -> Tensor:
+    """Pictures in the ball around `x` [B, C, H, W]: the first misclassified point met, else that of the highest objective.
+
+    `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective; a picture is broken
+    when its prediction is not its label, whatever the target. `predict` maps pixels in [0, 1] to logits and should be
+    frozen (`frozen(model)`). A picture that is misclassified from the outset is given back as it is.
+    """
+    found, _ = _clean(predict, x, _labels(target))
+    for _ in range(settings.restarts):
+        _attack(predict, found, x, target, settings, draws, objective)
+    return found.x_adv
+
+
+def targeted_apgd(
+    predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None
+) -> Tensor:
+    """`apgd` on `targeted_dlr` towards each of the `num_targets` wrong classes that are likeliest on `x`, one by one.
+
+    y [B] int64. `num_targets` is at most and, up to 9, by default the number of classes less 1; a UserError otherwise.
+    """
+    found, logits = _clean(predict, x, y)
+    wrong = logits.shape[1] - 1
+    num_targets = min(9, wrong) if num_targets is None else num_targets
+    if not 1 <= num_targets <= wrong:
+        raise UserError(f"num_targets is {num_targets}: with {wrong + 1} classes there are 1 to {wrong} wrong ones to aim at")
+    classes = logits.scatter(1, y[:, None], -torch.inf).topk(num_targets, dim=1).indices
+    for aim in classes.unbind(dim=1):
+        for _ in range(settings.restarts):
+            _attack(predict, found, x, torch.stack([y, aim], dim=1), settings, draws, targeted_dlr)
+    return found.x_adv
+
+
+def checkpoints(num_steps: int) -> list[int]:
+    """Numbers of steps w_j = ceil(p_j * num_steps) > 0 after which step sizes are judged, in rising order.
+
+    p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), up to 1; in whole hundredths, which do not round.
+    """
+    shares = [0, 22]
+    while (later := shares[-1] + max(shares[-1] - shares[-2] - 3, 6)) <= 100:
+        shares.append(later)
+    return sorted({-(-share * num_steps // 100) for share in shares[1:]} - {0})
+
+
+@dataclass
+class _Found:
+    """What the runs so far have found for each picture of the batch."""
+
+    x_adv: Tensor
+    value: Tensor
+    broken: Tensor
+
+
+@dataclass
+class _Run:
+    """Where one run stands, one row a picture that it works on. Broken rows keep their `best` and move on in vain."""
+
+    x: Tensor
+    target: Tensor
+    now: Tensor  # x(k), with its gradient and objective
+    gradient: Tensor
+    value: Tensor
+    before: Tensor  # x(k-1)
+    best: Tensor  # x_max, with its gradient and objective; a broken row's first misclassified point
+    best_gradient: Tensor
+    best_value: Tensor
+    broken: Tensor
+    step: Tensor  # eta [B, 1, 1, 1]
+    rises: Tensor  # steps since the last checkpoint that raised the objective
+    halved: Tensor  # at the last checkpoint
+    checked_value: Tensor  # f_max at the last checkpoint
+
+    def rows(self, index: Tensor) -> "_Run":
+        return _Run(*(getattr(self, field.name)[index] for field in fields(self)))
+
+
+def _labels(target: Tensor) -> Tensor:
+    return target if target.ndim == 1 else target[:, 0]
+
+
+@torch.no_grad()
+def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Found, Tensor]:
+    """The pictures themselves, of a value that any run exceeds, and their logits."""
+    logits = predict(x)
+    return _Found(x.clone(), torch.full(labels.shape, -torch.inf, device=x.device), logits.argmax(dim=1) != labels), logits
+
+
+@torch.no_grad()
+def _attack(
+    predict: Predict, found: _Found, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective
+) -> None:
+    """One run on the pictures that are not broken yet; what it finds goes to `found`."""
+    index, checked, marks = (~found.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
+    if not len(index):
+        return
+    run = _begin(predict, x[index], target[index], settings, draws.rows(index), objective)
+    for done in range(1, settings.num_steps + 1):
+        _move(run, predict, settings, objective, 1.0 if done == 1 else MOMENTUM)
+        if done in marks:
+            _judge(run, settings.rho * (done - checked))
+            checked = done
+            index, run = _retire(found, index, run)
+            if not len(index):
+                return
+    _retire(found, index, run)
+
+
+def _begin(predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective) -> _Run:
+    now = project(uniform_start(x, settings.epsilon, settings.norm, draws), x, settings.epsilon, settings.norm)
+    logits, value, gradient = look(predict, now, target, objective)
+    return _Run(
+        x, target, now, gradient, value, before=now, best=now, best_gradient=gradient, best_value=value,
+        broken=logits.argmax(dim=1) != _labels(target), step=torch.full_like(x[:, :1, :1, :1], 2 * settings.epsilon),
+        rises=torch.zeros_like(value), halved=torch.zeros_like(value, dtype=torch.bool), checked_value=value,
+    )  # fmt: skip
+
+
+def _move(run: _Run, predict: Predict, settings: Apgd, objective: Objective, momentum: float) -> None:
+    """x(k) to x(k+1): a projected step, and `1 - momentum` of the last one on top (Algorithm 1, lines 8 to 14)."""
+    epsilon, norm = settings.epsilon, settings.norm
+    ahead = project(run.now + run.step * ascent(run.gradient, norm), run.x, epsilon, norm)
+    drift = momentum * (ahead - run.now) + (1 - momentum) * (run.now - run.before)
+    run.before, run.now, last = run.now, project(run.now + drift, run.x, epsilon, norm), run.value
+    logits, run.value, run.gradient = look(predict, run.now, run.target, objective)
+    run.rises = run.rises + (run.value > last)
+    _remember(run, logits.argmax(dim=1) != _labels(run.target))
+
+
+def _remember(run: _Run, wrong: Tensor) -> None:
+    """Keep the point reached where it is the first misclassified one, or is the best while none was."""
+    better = ~run.broken & (wrong | (run.value > run.best_value))
+    run.best = _choose(better, run.now, run.best)
+    run.best_gradient = _choose(better, run.gradient, run.best_gradient)
+    run.best_value = torch.where(better, run.value, run.best_value)
+    run.broken = run.broken | wrong
+
+
+def _judge(run: _Run, enough: float) -> None:
+    """Halve the step and go back to the best point where too few steps rose, or step and best stayed (Conditions 1, 2)."""
+    stuck = ~run.halved & (run.best_value == run.checked_value)
+    run.halved = (run.rises < enough) | stuck
+    run.step = torch.where(run.halved[:, None, None, None], run.step / 2, run.step)
+    run.now = _choose(run.halved, run.best, run.now)
+    run.gradient = _choose(run.halved, run.best_gradient, run.gradient)
+    run.value = torch.where(run.halved, run.best_value, run.value)
+    run.rises, run.checked_value = torch.zeros_like(run.rises), run.best_value
+
+
+def _retire(found: _Found, index: Tensor, run: _Run) -> tuple[Tensor, _Run]:
+    """Report what the run has found for the pictures `index`, and go on with those that are not broken."""
+    better = run.broken | (run.best_value > found.value[index])
+    found.x_adv[index[better]] = run.best[better]
+    found.value[index[better]] = run.best_value[better].to(found.value)
+    found.broken[index] = run.broken
+    going = (~run.broken).nonzero()[:, 0]
+    return (index, run) if len(going) == len(index) else (index[going], run.rows(going))
+
+
+def _choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(rows[:, None, None, None], yes, no)

@@ -1,0 +1,162 @@
+"""The route-aware attack: drive the routers to another pathway, then attack through it.
+
+For each picture the single changes of its pathway are ordered by how little perturbation they should need (first order:
+margin over the L1 norm of its gradient), the cheapest are tried, and the most promising are combined by beam search.
+With L layers and N experts that is at most L * (N - 1) gradients and `budget` ascents, never a walk over N^L pathways.
+
+Shapes: B pictures, L MoE layers, N experts, R candidate changes a picture.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from advmoe.attacks.draws import Draws
+from advmoe.attacks.pgd import project
+from advmoe.attacks.surrogate import Routed, Search, margins, route_of
+from advmoe.moe import HARD, Gate, Routing
+
+HOLD = 0.05  # a router's margin is pushed up to this before the experts are attacked
+WEIGHT = 10.0  # of the routers' hinge against the cross-entropy
+
+
+@dataclass(frozen=True)
+class Beam:
+    """`singles`: changes tried alone; then `depth` - 1 rounds combine the best `width` with `branches` further ones."""
+
+    singles: int = 4
+    width: int = 2
+    branches: int = 2
+    depth: int = 3
+
+    @property
+    def budget(self) -> int:
+        """Ascents per picture at most."""
+        return self.singles + (self.depth - 1) * self.width * self.branches
+
+
+@torch.no_grad()
+def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, draws: Draws) -> Tensor:
+    """x' [B, C, H, W] in the L-infinity ball: a point that fools the network over another pathway where one was found,
+    else the point with the highest loss on its route. `model` should be frozen.
+    """
+    start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
+    changes = cheapest_changes(model, x)[:, : max(beam.singles, beam.branches + beam.depth)]
+    found = _Found(x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
+    free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
+    states = [
+        _attempt(model, x, y, _with_change(free, changes, number), start, search, found)
+        for number in range(min(beam.singles, changes.shape[1]))
+    ]
+    for depth in range(1, beam.depth):
+        best = _best(states, beam.width)
+        states = [
+            _attempt(model, x, y, _with_change(state.route, changes, depth + branch), state.x_adv, search, found)
+            for state in best
+            for branch in range(beam.branches)
+            if depth + branch < changes.shape[1]
+        ]
+        if not states:
+            break
+    return found.x_adv
+
+
+def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
+    """(layer, expert) pairs [B, R, 2] that a picture does not take now, cheapest to reach first; R = sum of (N - 1)."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        _, routings = model.forward_routed(leaf, HARD)
+        costs, pairs = [], []
+        for layer, routing in enumerate(routings):
+            for expert in range(routing.logits.shape[1]):
+                costs.append(_cost(leaf, routing, expert))
+                pairs.append((layer, expert))
+    if not costs:
+        return torch.zeros(len(x), 0, 2, dtype=torch.long, device=x.device)
+    taken = sum(1 for routing in routings)  # each layer's own expert costs infinity and comes last
+    order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)[:, : len(costs) - taken]
+    return torch.tensor(pairs, device=x.device)[order]
+
+
+def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
+    """First-order L-infinity distance to the point where `expert` is chosen; infinite where it is already."""
+    gap = routing.logits.gather(1, routing.experts[:, None])[:, 0] - routing.logits[:, expert]
+    (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True, allow_unused=True)
+    slope = gradient.flatten(1).abs().sum(dim=1) if gradient is not None else torch.zeros_like(gap)
+    distance = gap.detach() / slope.clamp(min=1e-12)
+    return torch.where(routing.experts == expert, torch.inf, torch.nan_to_num(distance, nan=1e30, posinf=1e30))
+
+
+@dataclass
+class _Found:
+    """The best points so far, and which pictures are fooled; shared by all attempts on a batch."""
+
+    x_adv: Tensor
+    fooled: Tensor
+
+
+@dataclass
+class _State:
+    """One pathway's attempt: its route, its last point, and the highest loss seen while routed there ([B])."""
+
+    route: Tensor
+    x_adv: Tensor
+    loss: Tensor
+
+
+def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, search: Search, found: _Found) -> _State:
+    """Drive to `route` [B, L] (-1: free) and attack through it; pictures already fooled are left out.
+
+    While the routers agree with a forced route, the forced pass and the true one are the same computation, so a wrong
+    class there fools the true network.
+    """
+    state = _State(route, start.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+    for number in range(search.num_steps + 1):
+        rows = (~found.fooled).nonzero()[:, 0]
+        if len(rows) == 0:
+            break
+        gradient, logits, routed, loss = _look(model, state.x_adv[rows], y[rows], route[rows])
+        better = routed & (loss > state.loss[rows])
+        state.loss[rows[better]] = loss[better]
+        fooled = routed & (logits.argmax(dim=1) != y[rows])
+        found.x_adv[rows[fooled]] = state.x_adv[rows[fooled]]
+        found.fooled[rows[fooled]] = True
+        if number < search.num_steps:
+            moved = state.x_adv[rows] + search.step(number) * gradient.sign()
+            state.x_adv[rows] = torch.where(found.fooled[rows][:, None, None, None], state.x_adv[rows], project(moved, x[rows], search.epsilon))
+    return state
+
+
+def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient of loss and routers' hinge, logits on the route, whether the routers take it, the loss."""
+    with torch.enable_grad():
+        leaf = x_adv.detach().requires_grad_(True)
+        logits, routings = model.forward_routed(leaf, Gate("forced", route=route))
+        margin = margins(routings, route)
+        loss = F.cross_entropy(logits.float(), y, reduction="none")
+        hinge = (HOLD - margin).clamp(min=0).sum(dim=1)
+        routed = (margin > 0).all(dim=1)
+        (gradient,) = torch.autograd.grad((torch.where(routed, loss, 0.0) - WEIGHT * hinge).sum(), leaf)
+    return gradient, logits.detach(), routed, loss.detach()
+
+
+def _with_change(route: Tensor, changes: Tensor, number: int) -> Tensor:
+    """`route` with each picture's change number `number` written in."""
+    layer, expert = changes[:, number].unbind(dim=1)
+    return route.scatter(1, layer[:, None], expert[:, None])
+
+
+def _best(states: Sequence[_State], width: int) -> list[_State]:
+    """For each picture the `width` states with the highest loss, as `width` batches."""
+    order = torch.stack([state.loss for state in states], dim=1).argsort(dim=1, descending=True)[:, :width]
+    routes, points = torch.stack([state.route for state in states]), torch.stack([state.x_adv for state in states])
+    row = torch.arange(len(order), device=order.device)
+    losses = torch.stack([state.loss for state in states])
+    return [_State(routes[rank, row], points[rank, row], losses[rank, row]) for rank in order.unbind(dim=1)]
+
+
+def _num_layers(model: Routed, x: Tensor) -> int:
+    return route_of(model.forward_routed(x[:1], HARD)[1]).shape[1]

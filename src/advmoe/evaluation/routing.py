@@ -1,0 +1,60 @@
+"""What attacks do to the routes: flips, overlap, load, and whose fault a mistake is."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks import Gate, Pgd, pgd
+from advmoe.attacks.surrogate import Routed, route_of
+from advmoe.evaluation.suite import Job
+
+
+@torch.no_grad()
+def routing_counts(model: Routed, x: Tensor, y: Tensor, job: Job, correct: Sequence[int]) -> dict[str, Any]:
+    """Counts over a shard's pictures under PGD-50 (the same x' as the figure's).
+
+    `flipped`: correctly classified pictures of which any route changes; `overlap` [L]: layers that keep their expert;
+    `load` and `load_adv` [L][N]; `router` / `expert`: rows that stand when only the route, or only the experts' input,
+    is adversarial (RA-router, RA-expert); `fixed` and `fixed_robust` [N]: right with expert e in every layer.
+    """
+    settings = Pgd(job.epsilon, job.epsilon / 4, 50, norm=job.norm)  # type: ignore[arg-type]
+    x_adv = pgd(job.predict, x, y, settings, job.draws(0))
+    clean, adversarial = (model.forward_routed(z)[1] for z in (x, x_adv))
+    route, route_adv = route_of(clean), route_of(adversarial)
+    mine = torch.tensor([row in set(correct) for row in job.pictures], device=x.device)
+    same = route == route_adv
+    right = {
+        "router": model.forward_routed(x, Gate("forced", route=route_adv))[0].argmax(dim=1) == y,
+        "expert": model.forward_routed(x_adv, Gate("forced", route=route))[0].argmax(dim=1) == y,
+    }
+    fixed = [_fixed(model, x, y, expert, route, job) for expert in range(max(routing.logits.shape[1] for routing in clean))]
+    return {
+        "pictures": len(y),
+        "correct": int(mine.sum()),
+        "flipped": int((~same.all(dim=1) & mine).sum()),
+        "overlap": same[mine].sum(dim=0).tolist(),
+        "load": _load(clean),
+        "load_adv": _load(adversarial),
+        **{name: int((flags & mine).sum()) for name, flags in right.items()},
+        "fixed": [clean_hits for clean_hits, _ in fixed],
+        "fixed_robust": [robust_hits for _, robust_hits in fixed],
+    }
+
+
+def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, route: Tensor, job: Job) -> tuple[int, int]:
+    """Pictures right with `expert` in every layer, clean and under PGD-10 on that network."""
+
+    def predict(z: Tensor) -> Tensor:
+        forced = torch.full((len(z), route.shape[1]), expert, device=z.device)
+        return model.forward_routed(z, Gate("forced", route=forced))[0]
+
+    right = predict(x).argmax(dim=1) == y
+    settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)  # type: ignore[arg-type]
+    x_adv = pgd(predict, x, y, settings, job.draws(6, expert))
+    return int(right.sum()), int((right & (predict(x_adv).argmax(dim=1) == y)).sum())
+
+
+def _load(routings: Sequence[Any]) -> list[list[int]]:
+    return [torch.bincount(routing.experts, minlength=routing.logits.shape[1]).tolist() for routing in routings]

@@ -1,0 +1,197 @@
+"""The resumable runner: pictures in shards, attacks one after another, a file after each.
+
+A shard's result depends on its pictures, the network, the plan and the seed alone, so shards may be worked off in any
+order, by any number of processes, with any number of interruptions.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from advmoe.errors import UserError
+from advmoe.evaluation.routing import routing_counts
+from advmoe.evaluation.suite import ATTACKS, Job, Preset
+
+SLACK = 1e-6  # how far outside the ball a picture may lie by rounding
+Told = Callable[[str, int, int, int], None]  # attack, shard, pictures attacked, pictures left of those
+
+
+@dataclass
+class Shard:
+    """What is known of one shard: rows are numbers in the test set."""
+
+    rows: list[int]
+    correct: list[int] | None = None
+    attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    routing: dict[str, Any] | None = None
+
+    def broken(self, names: Sequence[str]) -> set[int]:
+        """Rows that any of the attacks broke."""
+        return {row for name in names if name in self.attacks for row in self.attacks[name]["broken"]}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The network and pictures under test. `x` [n, C, H, W] in [0, 1], `y` [n]; `search` may be a faster twin of
+    `model` for attacks to climb with; `model` alone decides what fools."""
+
+    model: Any
+    search: Any
+    x: Tensor
+    y: Tensor
+    num_classes: int
+    routed: bool
+    epsilon: float
+    norm: str
+    seed: int
+    transfer: Any = None
+
+
+def run_shard(bench: Bench, preset: Preset, shard: Shard, number: int, save: Callable[[Shard], None], told: Told, keep: Path | None) -> None:
+    """Do what is missing of a shard, saving after every attack."""
+    if shard.correct is None:
+        shard.correct = _standing(bench, shard.rows, bench.x[shard.rows])
+        save(shard)
+    for names in preset.figures.values():
+        _run_chain(bench, names, (), shard, number, save, told, keep)
+    base = next((names for figure, names in preset.figures.items() if figure.startswith("ra_aa")), ())
+    before = base or tuple(name for names in preset.figures.values() for name in names)
+    _run_chain(bench, preset.survivors, before, shard, number, save, told, keep)
+    if bench.routed and shard.routing is None and "pgd_50" in shard.attacks:
+        shard.routing = routing_counts(bench.model, bench.x[shard.rows], bench.y[shard.rows], _job(bench, shard.rows, number), shard.correct)
+        save(shard)
+
+
+def applicable(bench: Bench, name: str) -> bool:
+    """Whether an attack makes sense for this network and norm."""
+    attack = ATTACKS[name]
+    missing = {"routing": not bench.routed, "transfer": bench.transfer is None, "": False}
+    return bench.norm in attack.norms and not missing[attack.needs]
+
+
+def _run_chain(
+    bench: Bench, names: Sequence[str], before: Sequence[str], shard: Shard, number: int, save: Callable[[Shard], None], told: Told, keep: Path | None
+) -> None:
+    done = list(before)
+    assert shard.correct is not None
+    for name in names:
+        if not applicable(bench, name):
+            continue
+        if name not in shard.attacks:
+            gone = shard.broken(done)
+            rows = [row for row in shard.correct if row not in gone]
+            shard.attacks[name] = _attack(bench, name, rows, number, keep)
+            save(shard)
+            told(name, number, len(rows), len(rows) - len(shard.attacks[name]["broken"]))
+        done.append(name)
+
+
+def _attack(bench: Bench, name: str, rows: list[int], number: int, keep: Path | None) -> dict[str, Any]:
+    """Run one attack on `rows`; count only what fools the true network from inside the ball."""
+    started = time.perf_counter()
+    if not rows:
+        return {"attacked": 0, "broken": [], "outside": 0, "seconds": 0.0}
+    job = _job(bench, rows, number)
+    x_adv = ATTACKS[name].run(job).detach()
+    inside = _inside(x_adv, job.x, bench)
+    standing = set(_standing(bench, rows, torch.where(inside[:, None, None, None], x_adv, job.x)))
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        _save_pictures(keep / f"{name}-{number:05d}.safetensors", rows, x_adv)
+    broken = [row for row in rows if row not in standing]
+    return {"attacked": len(rows), "broken": broken, "outside": int((~inside).sum()), "seconds": time.perf_counter() - started}
+
+
+def _job(bench: Bench, rows: Sequence[int], number: int) -> Job:
+    index = torch.as_tensor(rows, device=bench.x.device)
+    return Job(
+        bench.search, bench.x[index], bench.y[index], rows, bench.epsilon, bench.norm, bench.seed, number,
+        bench.num_classes, bench.transfer,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def _standing(bench: Bench, rows: Sequence[int], x: Tensor) -> list[int]:
+    """Those of `rows` that the true network classifies correctly at `x`."""
+    right = bench.model(x).argmax(dim=1) == bench.y[torch.as_tensor(rows, device=bench.y.device)]
+    return [row for row, stands in zip(rows, right.tolist(), strict=True) if stands]
+
+
+def _inside(x_adv: Tensor, x: Tensor, bench: Bench) -> Tensor:
+    """Which pictures are finite, in [0, 1] and in the ball: [B] bool."""
+    flat = (x_adv - x).flatten(1)
+    distance = flat.abs().amax(dim=1) if bench.norm == "Linf" else flat.norm(dim=1)
+    inside = (distance <= bench.epsilon + SLACK * (1 if bench.norm == "Linf" else 10)) & torch.isfinite(flat).all(dim=1)
+    return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
+
+
+def _save_pictures(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
+    draft = path.with_suffix(".draft")
+    save_file({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}, draft)
+    draft.replace(path)
+
+
+class Store:
+    """Shards on disk. `key` names network, data, threat and seed: a folder of another key is refused."""
+
+    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        path = folder / "key.json"
+        if path.exists():
+            _same(json.loads(path.read_text()), dict(key), folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, dict(key))
+
+    def load(self, number: int, rows: list[int]) -> Shard:
+        """The shard as far as it is done."""
+        path = self._path(number)
+        if path is None or not path.exists():
+            return Shard(rows)
+        try:
+            return Shard(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{path}: not a shard ({' '.join(str(error).split())}); remove it to run it anew") from None
+
+    def saver(self, number: int) -> Callable[[Shard], None]:
+        """What writes shard `number`."""
+        path = self._path(number)
+        return lambda shard: None if path is None else _write(path, shard.__dict__)
+
+    def _path(self, number: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
+
+
+def split(count: int, size: int) -> list[list[int]]:
+    """Rows 0 to count - 1 in shards of `size`."""
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def _same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise UserError(f"{folder}: holds shards of another {name} ({found.get(name)}, not {value}); move it away or use --fresh")
+
+
+def _write(path: Path, content: Any) -> None:
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_text(json.dumps(content))
+    draft.replace(path)
+
+
+@contextmanager
+def true_network(model: nn.Module) -> Iterator[None]:
+    """float32 without autocast: what a success is judged by."""
+    device = next(iter(model.parameters()), torch.zeros(())).device
+    with torch.autocast(device.type, enabled=False):
+        yield

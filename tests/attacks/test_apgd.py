@@ -1,0 +1,280 @@
+import pytest
+import torch
+from torch import nn
+
+from advmoe.attacks import Apgd, BatchDraws, PictureDraws, apgd, cross_entropy, dlr, frozen, targeted_apgd, targeted_dlr
+from advmoe.attacks.apgd import checkpoints
+from advmoe.errors import UserError
+
+
+def small_net(classes=3, dtype=torch.float64):
+    torch.manual_seed(5)
+    net = nn.Sequential(nn.Conv2d(1, 6, 3), nn.Softplus(), nn.Conv2d(6, 6, 3, 2), nn.Softplus(), nn.Flatten(), nn.Linear(24, classes))
+    with torch.no_grad():
+        net[-1].weight.mul_(8)
+    return net.to(dtype)
+
+
+def pictures(net, count=24):
+    """Pictures and, as labels, what the net sees in them."""
+    x = torch.rand(count, 1, 7, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    with torch.no_grad():
+        return x, net(x).argmax(dim=1)
+
+
+RADIUS = {"Linf": 0.06, "L2": 0.4}
+NORMS = pytest.mark.parametrize("norm", RADIUS)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "expected"),
+    [
+        (100, [22, 41, 57, 70, 80, 87, 93, 99]),
+        (50, [11, 21, 29, 35, 40, 44, 47, 50]),
+        (10, [3, 5, 6, 7, 8, 9, 10]),
+        (1, [1]),
+        (0, []),
+    ],
+)
+def test_checkpoints_by_hand(num_steps, expected):
+    assert checkpoints(num_steps) == expected
+
+
+class Twin:
+    """Algorithm 1 for one picture, line by line, in lists."""
+
+    def __init__(self, net, x, label, start, settings, objective):
+        self.net, self.x, self.label, self.settings, self.objective = net, x, label, settings, objective
+        self.run(start)
+
+    def project(self, point):
+        if self.settings.norm == "Linf":
+            return point.clamp(self.x - self.settings.epsilon, self.x + self.settings.epsilon).clamp(0, 1)
+        change = point - self.x
+        return (self.x + change / max(1, change.norm().item() / self.settings.epsilon)).clamp(0, 1)
+
+    def step(self, point):
+        leaf = point.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(self.f(leaf), leaf)
+        return gradient.sign() if self.settings.norm == "Linf" else gradient / gradient.norm()
+
+    def f(self, point):
+        return self.objective(self.net(point[None]), torch.tensor([self.label]))[0]
+
+    def run(self, start):
+        marks = checkpoints(self.settings.num_steps)
+        points, eta = [start], 2 * self.settings.epsilon
+        values = [self.f(start).item()]
+        self.visited, self.halvings = [start], []
+        best, best_value, last_mark, mark_eta, mark_best = start, values[0], 0, eta, values[0]
+        for k in range(self.settings.num_steps):
+            ahead = self.project(points[k] + eta * self.step(points[k]))
+            if k > 0:
+                ahead = self.project(points[k] + 0.75 * (ahead - points[k]) + 0.25 * (points[k] - points[k - 1]))
+            points.append(ahead)
+            self.visited.append(ahead)
+            values.append(self.f(ahead).item())
+            if values[-1] > best_value:
+                best, best_value = points[-1], values[-1]
+            if k + 1 in marks:
+                rises = sum(later > earlier for earlier, later in self.steps_since(last_mark))
+                few = rises < self.settings.rho * (k + 1 - last_mark)
+                if few or (eta == mark_eta and best_value == mark_best):
+                    mark_eta, eta = eta, eta / 2
+                    points[-1], values[-1] = best, best_value
+                    self.halvings.append(k + 1)
+                else:
+                    mark_eta = eta
+                last_mark, mark_best = k + 1, best_value
+                self.compared = []
+        self.best = best
+
+    def steps_since(self, mark):
+        """(f(x(i)), f(x(i+1))) of the steps after a checkpoint; the first starts where the checkpoint left the run."""
+        values = [self.f(point).item() for point in self.visited[mark:]]
+        if mark in self.halvings:
+            values[0] = max(self.f(point).item() for point in self.visited[: mark + 1])
+        return list(zip(values, values[1:], strict=False))
+
+    def result(self):
+        wrong = (point for point in self.visited if self.net(point[None]).argmax() != self.label)
+        return next(wrong, self.best)
+
+
+@NORMS
+@pytest.mark.parametrize("objective", [cross_entropy, dlr])
+def test_agrees_with_its_slow_twin(norm, objective):
+    net = small_net()
+    x, y = pictures(net, 10)
+    settings = Apgd(RADIUS[norm] / 2, 30, norm=norm)
+    with frozen(net):
+        start = apgd(net, x, y, Apgd(settings.epsilon, 0, norm=norm), PictureDraws(2, range(10)), objective)
+        ours = apgd(net, x, y, settings, PictureDraws(2, range(10)), objective)
+        twins = [Twin(net, *row, settings, objective) for row in zip(x, y.tolist(), start, strict=True)]
+    torch.testing.assert_close(ours, torch.stack([twin.result() for twin in twins]), rtol=0, atol=1e-6)
+    robust = net(ours).argmax(dim=1) == y
+    assert 2 < robust.sum() < 10
+    assert len({tuple(twin.halvings) for twin in twins}) > 1  # each picture its own
+    assert any(0 < len(twin.halvings) < len(checkpoints(30)) for twin in twins)
+
+
+@NORMS
+@pytest.mark.parametrize("attack", [apgd, targeted_apgd])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_the_result_lies_in_the_ball_and_in_the_pixel_range(norm, attack, classes):
+    net = small_net(classes)
+    x, y = pictures(net)
+    x = x.round(decimals=1)
+    y = net(x).argmax(dim=1)
+    kept = x.clone()
+    with frozen(net):
+        x_adv = attack(net, x, y, Apgd(RADIUS[norm], 10, restarts=2, norm=norm), PictureDraws(0, range(24)))
+        robust = net(x_adv).argmax(dim=1) == y
+    sizes = (x_adv - x).flatten(1).norm(dim=1, p=2 if norm == "L2" else torch.inf)
+    assert sizes.max() <= RADIUS[norm] + 1e-9
+    assert sizes.max() > 0.9 * RADIUS[norm]
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert robust.sum() < 24
+    assert torch.equal(x, kept)
+    assert not x_adv.requires_grad
+
+
+@NORMS
+@pytest.mark.parametrize("objective", [cross_entropy, dlr])
+def test_the_objective_never_falls_below_the_starts(norm, objective):
+    net = small_net()
+    x, y = pictures(net)
+    results = {}
+    for steps, restarts in [(0, 1), (3, 1), (20, 1), (20, 3)]:
+        settings = Apgd(RADIUS[norm] / 4, steps, restarts, norm)
+        with frozen(net):
+            logits = net(apgd(net, x, y, settings, PictureDraws(3, range(24)), objective))
+        results[steps, restarts] = objective(logits, y), logits.argmax(dim=1) == y
+    (start, _), *later = results.values()
+    for value, robust in later:
+        assert robust.sum() > 5
+        assert (value >= start)[robust].all()
+    (one, robust_one), (three, robust_three) = later[-2:]
+    assert (robust_three <= robust_one).all()
+    assert (three >= one)[robust_three].all()
+
+
+@NORMS
+@pytest.mark.parametrize("attack", [apgd, targeted_apgd])
+def test_a_pictures_result_does_not_depend_on_its_batch(norm, attack):
+    net, settings = small_net(4), Apgd(RADIUS[norm], 15, restarts=2, norm=norm)
+    x, y = pictures(net)
+    with frozen(net):
+        together = attack(net, x, y, settings, PictureDraws(0, range(24)))
+        for part in (torch.tensor([5]), torch.tensor([20, 3, 11]), torch.arange(24).flip(0)):
+            alone = attack(net, x[part], y[part], settings, PictureDraws(0, part.tolist()))
+            torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-7)
+
+
+class Counting:
+    def __init__(self, net):
+        self.net, self.rows = net, []
+
+    def __call__(self, x):
+        self.rows.append(len(x))
+        return self.net(x)
+
+
+def test_broken_pictures_cost_no_further_work():
+    net = small_net(4)
+    x, y = pictures(net)
+    y[:6] = (y[:6] + 1) % 4  # misclassified from the outset
+    predict, settings = Counting(net), Apgd(RADIUS["Linf"] / 2, 10, restarts=3)
+    with frozen(net):
+        x_adv = apgd(predict, x, y, settings, PictureDraws(0, range(24)))
+        left = int((net(x_adv).argmax(dim=1) == y).sum())
+    assert torch.equal(x_adv[:6], x[:6])
+    assert predict.rows[:5] == [24, 18, 18, 18, 18]  # the pictures; the start and 3 steps to the first checkpoint
+    assert predict.rows == sorted(predict.rows, reverse=True)
+    assert 0 < left < 18
+    assert predict.rows[-1] in (left, left + 1)
+
+
+def test_an_attack_that_has_broken_everything_stops():
+    net = small_net()
+    x, y = pictures(net)
+    predict = Counting(net)
+    with frozen(net):
+        x_adv = targeted_apgd(predict, x, (y + 1) % 3, Apgd(0.1, 10, restarts=2), PictureDraws(0, range(24)))
+    assert predict.rows == [24]
+    assert torch.equal(x_adv, x)
+
+
+def test_the_first_misclassified_point_is_returned():
+    def band(x):  # label 0 but for a thin band around 0.8, which one step from 0.5 by 0.3 meets, and a rise behind it
+        score = x[:, 0, 0, 0]
+        return torch.stack([torch.full_like(score, 2.0), torch.where((score - 0.8).abs() < 0.01, 3.0 + score, score)], dim=1)
+
+    x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
+    x_adv = apgd(band, x, y, Apgd(0.3, 20), PictureDraws(0, [0]))
+    assert x_adv.item() == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_two_and_three_classes_are_attacked_as_well_by_dlr_as_by_cross_entropy(classes):
+    net = small_net(classes)
+    x, y = pictures(net)
+    settings = Apgd(RADIUS["Linf"] / 2, 30)
+    with frozen(net):
+        left = [
+            (net(x_adv).argmax(dim=1) == y).sum().item()
+            for x_adv in (
+                apgd(net, x, y, settings, PictureDraws(0, range(24))),
+                apgd(net, x, y, settings, PictureDraws(0, range(24)), dlr),
+                targeted_apgd(net, x, y, settings, PictureDraws(0, range(24))),
+            )
+        ]
+    assert 2 < left[0] < 22
+    assert max(left) - min(left) <= 1
+
+
+def test_targets_are_the_likeliest_wrong_classes_in_their_order():
+    aims = []
+
+    def biased(x):  # class 2 for every picture, then 0, 3, 1, and far from any change
+        return torch.tensor([2.0, 0.0, 9.0, 1.0]) + 0 * x.sum(dim=(1, 2, 3), keepdim=True)[:, :, 0, 0]
+
+    def spy(logits, target):
+        aims.append(target.tolist())
+        return targeted_dlr(logits, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("advmoe.attacks.apgd.targeted_dlr", spy)
+        x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([2, 2])
+        targeted_apgd(biased, x, y, Apgd(0.1, 0, restarts=2), PictureDraws(0, [0, 1]))
+        targeted_apgd(biased, x, y, Apgd(0.1, 0), PictureDraws(0, [0, 1]), num_targets=1)
+    assert aims == [[[2, aim]] * 2 for aim in (0, 0, 3, 3, 1, 1, 0)]
+
+
+@pytest.mark.parametrize("num_targets", [0, 4])
+def test_impossible_numbers_of_targets_are_refused(num_targets):
+    net = small_net(4)
+    with pytest.raises(UserError, match=f"num_targets is {num_targets}: with 4 classes there are 1 to 3"):
+        targeted_apgd(net, *pictures(net), Apgd(0.1), PictureDraws(0, range(24)), num_targets)
+
+
+def test_unknown_norms_are_refused():
+    with pytest.raises(UserError, match="unknown norm 'l2': did you mean L2"):
+        Apgd(0.1, norm="l2")
+
+
+def test_epsilon_zero_gives_the_pictures_back_and_no_pictures_give_none():
+    net = small_net()
+    x, y = pictures(net)
+    for norm in RADIUS:
+        assert torch.equal(apgd(net, x, y, Apgd(0.0, 5, norm=norm), PictureDraws(0, range(24))), x)
+        assert targeted_apgd(net, x[:0], y[:0], Apgd(0.1, 5, norm=norm), PictureDraws(0, [])).shape == (0, 1, 7, 7)
+
+
+def test_batch_draws_serve_as_well():
+    net = small_net()
+    x, y = pictures(net)
+    settings = Apgd(RADIUS["L2"], 5, restarts=2, norm="L2")
+    first, second = (apgd(net, x, y, settings, BatchDraws(torch.Generator().manual_seed(1))) for _ in range(2))
+    assert torch.equal(first, second)

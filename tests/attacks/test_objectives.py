@@ -1,0 +1,127 @@
+import math
+
+import pytest
+import torch
+
+from advmoe.attacks import OBJECTIVES, dlr, margin, targeted_cross_entropy, targeted_dlr
+
+FOUR, THREE, TWO = [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0], [3.0, 1.0]
+TEN = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "expected"),
+    [
+        (FOUR, 0, -1 / 2),  # -(3 - 2) / (3 - 1)
+        (FOUR, 2, 1 / 2),
+        (FOUR, 3, 3 / 2),
+        (THREE, 0, -1 / 2),
+        (THREE, 1, 1),
+        (TWO, 0, -2),  # the margin
+        (TWO, 1, 2),
+        (TEN, 0, -1 / 2),
+        (TEN, 4, 2),
+    ],
+)
+def test_dlr_by_hand(logits, label, expected):
+    assert dlr(torch.tensor([logits]), torch.tensor([label])).tolist() == pytest.approx([expected])
+
+
+@pytest.mark.parametrize(
+    ("logits", "label", "aim", "expected"),
+    [
+        (FOUR, 0, 1, -0.8),  # -(3 - 1) / (3 - (1 + 0) / 2)
+        (FOUR, 0, 2, -0.4),
+        (FOUR, 1, 0, 0.8),
+        (FOUR, 2, 3, -0.8),
+        (THREE, 0, 1, -4 / 3),  # -(3 - 1) / (3 - (2 + 1) / 2)
+        (THREE, 0, 2, -2 / 3),
+        (TWO, 0, 1, -2),
+        (TWO, 1, 0, 2),
+        (TEN, 0, 9, -3.6),  # -(9 - 0) / (9 - (7 + 6) / 2)
+    ],
+)
+def test_targeted_dlr_by_hand(logits, label, aim, expected):
+    assert targeted_dlr(torch.tensor([logits]), torch.tensor([[label, aim]])).tolist() == pytest.approx([expected])
+
+
+def test_each_row_has_its_own_target():
+    logits = torch.tensor([FOUR, FOUR, FOUR])
+    assert dlr(logits, torch.tensor([0, 2, 3])).tolist() == pytest.approx([-0.5, 0.5, 1.5])
+    assert margin(logits, torch.tensor([0, 2, 3])).tolist() == pytest.approx([-1, 1, 3])
+    assert targeted_dlr(logits, torch.tensor([[0, 1], [1, 0], [2, 3]])).tolist() == pytest.approx([-0.8, 0.8, -0.8])
+
+
+def test_targeted_cross_entropy_by_hand():
+    logits = torch.tensor([[0.0, math.log(3)], [math.log(4), 0.0]])
+    value = targeted_cross_entropy(logits, torch.tensor([[0, 1], [0, 1]]))
+    assert value.tolist() == pytest.approx([math.log(3 / 4), math.log(1 / 5)], rel=1e-6)
+
+
+def targets(logits, name):
+    """A label for each row and, for a targeted objective, the class after it."""
+    labels = torch.arange(len(logits)) % logits.shape[1]
+    return torch.stack([labels, (labels + 1) % logits.shape[1]], dim=1) if name.startswith("targeted") else labels
+
+
+def value_and_gradient(name, logits):
+    leaf = logits.clone().requires_grad_(True)
+    value = OBJECTIVES[name](leaf, targets(logits, name))
+    return value.detach(), torch.autograd.grad(value.sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("name", ["dlr", "targeted_dlr"])
+@pytest.mark.parametrize("classes", [3, 4, 10])
+@pytest.mark.parametrize(("shift", "scale"), [(100.0, 1.0), (-7.0, 1000.0), (0.0, 1e-3)])
+def test_dlr_ignores_shift_and_scale(name, classes, shift, scale):
+    logits = torch.randn(20, classes, generator=torch.Generator().manual_seed(1))
+    value, _ = value_and_gradient(name, logits)
+    other, _ = value_and_gradient(name, scale * logits + shift)
+    torch.testing.assert_close(other, value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dlr", "targeted_dlr"])
+def test_dlr_of_two_classes_keeps_its_order_and_its_direction(name):
+    logits = torch.randn(20, 2, generator=torch.Generator().manual_seed(1))
+    value, gradient = value_and_gradient(name, logits)
+    other, other_gradient = value_and_gradient(name, 1e-3 * logits + 5)
+    assert torch.equal(other.argsort(), value.argsort())
+    assert torch.equal(other_gradient.sign(), gradient.sign())
+    assert (gradient != 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+def test_every_objective_points_away_from_the_label(name, classes):
+    logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(2))
+    value, gradient = value_and_gradient(name, logits)
+    assert value.shape == (50,)
+    labels = torch.arange(50) % classes
+    aims = (labels + 1) % classes
+    if name.startswith("targeted"):  # against its own aim, none is flat; log p(t) has p(label) in its slope
+        assert (gradient.gather(1, aims[:, None]) > 0).all()
+    assert (gradient.gather(1, labels[:, None]) < 0).all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e30])
+def test_degenerate_logits_give_finite_values_and_gradients(name, classes, size):
+    logits = size * torch.eye(classes)
+    value, gradient = value_and_gradient(name, logits)
+    assert value.isfinite().all()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("classes", [2, 3, 4, 10])
+def test_positive_margins_are_misclassifications(name, classes):
+    logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(3))
+    labels = torch.arange(50) % classes
+    wrong = logits.argmax(dim=1) != labels
+    assert torch.equal(margin(logits, labels) > 0, wrong)
+    assert torch.equal(dlr(logits, labels) > 0, wrong)
+
+
+def test_half_precision_is_computed_in_single():
+    assert dlr(torch.tensor([FOUR], dtype=torch.bfloat16), torch.tensor([0])).dtype == torch.float32
