@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,17 +17,20 @@ import tyro
 from rich.console import Console
 
 from advmoe import __version__
-from advmoe.config import RunConfig, RuntimeConfig, load_yaml
-from advmoe.data import DATASETS, load_dataset
+from advmoe.attacks import Norm
+from advmoe.config import Fraction, RunConfig, RuntimeConfig, load_yaml
+from advmoe.data import DATASETS, Splits, load_dataset
 from advmoe.demo import demo
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.cost import cost
-from advmoe.evaluation.evaluate import evaluate
-from advmoe.evaluation.record import write_json
-from advmoe.progress import TrainingProgress, attack_progress
+from advmoe.evaluation.evaluate import fresh
+from advmoe.evaluation.record import evaluate_run, model_info, write_json
+from advmoe.evaluation.shards import SHARD_SIZE, shard_count
+from advmoe.models import Classifier
+from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import RECIPES, recipe
-from advmoe.reports.tables import record_table
-from advmoe.training.checkpoint import RunFolder
+from advmoe.reports.tables import evaluation_lines, record_table
+from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.loop import best_network, network, train
 from advmoe.training.methods import METHODS
 
@@ -68,21 +72,60 @@ class ProfileArguments:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure what a trained network withstands, on the test set, and write RUN/record.json."""
+    """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    """SA, PGD and a short attack on the routing (the default): QUICK."""
+    standard: tyro.conf.FlagCreatePairsOff[bool] = False
+    """AutoAttack, route-aware attacks and all self-checks: STANDARD."""
+    full: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The same and far more of it: FULL."""
+    attacks: tuple[str, ...] = ()
+    """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""
+    norm: Norm = "Linf"
+    """Norm of the ball."""
+    epsilon: Fraction | None = None
+    """Radius of the ball; by default the one the network was trained for."""
+    transfer: Path | None = None
+    """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
     data_dir: str | None = None
     """Where the data lies now, if not where it was trained on."""
     limit_test: int | None = None
     """Attack this many test pictures, balanced over the classes."""
-    batch_size: int = 128
-    """Pictures attacked at once; changes no result."""
     seed: int = 0
-    """Seed of the attacks' noise."""
-    json: bool = False
+    """Seed of the attacks' random draws."""
+    shard_size: int = SHARD_SIZE
+    """Pictures attacked at once; results are kept after every attack on a shard."""
+    processes: int = 1
+    """Share the shards out over this many processes (and CUDA devices, where there are several)."""
+    part: tuple[int, int] | None = None
+    """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, what other parts left is collected."""
+    fresh: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Forget earlier results in RUN/evaluation."""
+    save_adversarial: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Write the adversarial pictures to RUN/evaluation/adversarial."""
+    robustbench: Path | None = None
+    """Write a RobustBench model_info file."""
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print the Record as JSON."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("limit_test", "shard_size", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if self.quick + self.standard + self.full + bool(self.attacks) > 1:
+            raise UserError("--quick, --standard, --full and --attacks exclude each other")
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
+
+    @property
+    def preset(self) -> str | tuple[str, ...]:
+        """What to run: a preset's name or attacks."""
+        return self.attacks or ("standard" if self.standard else "full" if self.full else "quick")
 
 
 @dataclass(frozen=True)
@@ -142,30 +185,63 @@ def _train(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     arguments = _parse(EvaluateArguments, "evaluate", words)
-    if arguments.batch_size < 1 or (arguments.limit_test is not None and arguments.limit_test < 1):
-        raise UserError("batch-size and limit-test must be at least 1")
-    folder, device = RunFolder(arguments.run), _device(arguments.runtime)
-    config = folder.config()
-    checkpoint = folder.best()
-    data = replace(config.data, data_dir=arguments.data_dir or config.data.data_dir)
-    data = replace(data, limit_test=arguments.limit_test or config.data.limit_test)
-    config = replace(config, data=data, runtime=arguments.runtime)
-    splits = load_dataset(data).to(device)
-    if splits.fingerprint != checkpoint.fingerprint:
-        raise UserError(f"{data.data_dir}: fingerprint {splits.fingerprint}, trained on {checkpoint.fingerprint}")
-    model, epoch = best_network(arguments.run, config, splits)
+    if arguments.fresh:
+        fresh(arguments.run / "evaluation")
+    if arguments.processes > 1:
+        _share_out([word for word in words if word != "--fresh"], arguments)
+    config, splits, model, checkpoint = _trained(arguments.run, arguments)
+    transfer = None if arguments.transfer is None else _trained(arguments.transfer, arguments)[2]
     dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
-    seconds = sum(row["train_seconds"] for row in checkpoint.history)
-    with attack_progress(Console(stderr=True)) as progress:
-        record = evaluate(
-            model, config, splits, dense, epoch=epoch, train_seconds=seconds,
-            seed=arguments.seed, batch_size=arguments.batch_size, stage=progress.stage,
+    shards = shard_count(len(splits.test), arguments.shard_size)
+    with EvaluationProgress(Console(stderr=True), config.method, shards) as progress:
+        record = evaluate_run(
+            model, config, splits, dense, epoch=checkpoint.epoch, train_seconds=checkpoint.train_seconds,
+            seed=arguments.seed, preset=arguments.preset, norm=arguments.norm, shard_size=arguments.shard_size,
+            store=arguments.run / "evaluation", part=arguments.part or (0, 1), transfer=transfer,
+            bf16_search=arguments.runtime.precision == "bfloat16", save_adversarial=arguments.save_adversarial,
+            told=progress.told,
         )  # fmt: skip
+    if arguments.part is not None:
+        return
     write_json(arguments.run / "record.json", record)
+    if arguments.robustbench is not None:
+        write_json(arguments.robustbench, model_info(record))
     if arguments.json:
         print(json.dumps(record))
-    else:
-        _console().print(record_table([record], f"{splits.name}, {len(splits.test)} test pictures"))
+        return
+    title = f"{splits.name}, {len(splits.test)} test pictures, {arguments.norm} epsilon {config.attack.epsilon:.4g}"
+    _console().print(record_table([record], title))
+    for line in evaluation_lines(record["evaluation"]):
+        _console().print(line, highlight=False, soft_wrap=True)
+
+
+def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits, Classifier, Checkpoint]:
+    """A run's configuration as it is evaluated here, its data, the network of its best epoch, and that checkpoint."""
+    folder, device = RunFolder(run), _device(arguments.runtime)
+    config, best = folder.config(), folder.best()
+    data = replace(config.data, data_dir=arguments.data_dir or config.data.data_dir)
+    data = replace(data, limit_test=arguments.limit_test or config.data.limit_test)
+    attack = replace(config.attack, epsilon=config.attack.epsilon if arguments.epsilon is None else arguments.epsilon)
+    config = replace(config, data=data, attack=attack, runtime=arguments.runtime)
+    splits = load_dataset(data).to(device)
+    if splits.fingerprint != best.fingerprint:
+        raise UserError(f"{data.data_dir}: fingerprint {splits.fingerprint}, but {run} was trained on {best.fingerprint}")
+    return config, splits, best_network(run, config, splits)[0], best
+
+
+def _share_out(words: list[str], arguments: EvaluateArguments) -> None:
+    """Run the shards in processes of their own; their results lie in the run's folder afterwards."""
+    count, devices = arguments.processes, torch.cuda.device_count()
+    threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
+    command = [sys.executable, "-m", "advmoe", "evaluate", *words, "--processes", "1", "--threads", str(threads)]
+    workers = []
+    for number in range(count):
+        device = ["--device", f"cuda:{number % devices}"] if devices > 1 and arguments.runtime.device == "auto" else []
+        part = ["--part", str(number), str(count)]
+        workers.append(subprocess.Popen([*command, *part, *device], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
+    failed = [worker.communicate()[1].strip().splitlines()[-1:] for worker in workers if worker.wait()]
+    if failed:
+        raise UserError(" ".join(failed[0]).removeprefix("advmoe: error: ") or "a worker process was killed")
 
 
 def _profile(words: list[str]) -> None:

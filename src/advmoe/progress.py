@@ -1,13 +1,13 @@
 """What a person sees while a run goes."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from advmoe.evaluation.shards import Shard
 from advmoe.training.steps import Metrics
 
 REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
@@ -57,26 +57,30 @@ class TrainingProgress:
         self.progress.console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
 
-class AttackProgress:
-    """A live line while pictures are attacked."""
+class EvaluationProgress:
+    """A live line with the running worst case; `told` goes to `evaluate`."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, console: Console, name: str, shards: int) -> None:
+        self.name, self.shards = name, shards
+        self.standing: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
+        columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
+        self.progress = Progress(*columns, console=console, transient=True)
+        self.task = self.progress.add_task(f"{name}: attacking")
 
-    @contextmanager
-    def stage(self, name: str, total: int) -> Iterator[Any]:
-        """A line for one attack; yields the function that advances it by a number of pictures."""
-        task = self.progress.add_task(name, total=total)
-        yield lambda pictures: self.progress.update(task, advance=pictures)
-        self.progress.remove_task(task)
+    def __enter__(self) -> "EvaluationProgress":
+        self.progress.start()
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
 
-@contextmanager
-def attack_progress(console: Console) -> Iterator[AttackProgress]:
-    """Lines of progress on `console` while an evaluation runs."""
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
-    with Progress(*columns, console=console, transient=True) as progress:
-        yield AttackProgress(progress)
+    def told(self, attack: str, number: int, shard: Shard) -> None:
+        """An attack on a shard is done."""
+        self.standing[number] = len(set(shard.correct or []) - shard.broken(list(shard.attacks)))
+        self.seen[number] = len(shard.rows)
+        worst = f"{sum(self.standing.values())} of {sum(self.seen.values())} pictures stand everything so far"
+        self.progress.update(self.task, description=f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}")
 
 
 def _losses(sums: Metrics, pictures: int) -> list[str]:

@@ -75,3 +75,21 @@ def test_derived_seeds_feel_every_number():
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(3, 4) == derive_seed(3, 4)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+def test_chosen_rows_go_on_with_their_own_numbers(kind):
+    whole, chosen = PictureDraws(7, [4, 9, 2]), PictureDraws(7, [4, 9, 2])
+    first, second = (getattr(whole, kind)(shaped(3)) for _ in range(2))
+    rows = torch.tensor([2, 0])
+    assert torch.equal(getattr(chosen.rows(rows), kind)(shaped(2)), first[rows])
+    assert torch.equal(getattr(chosen.rows(rows), kind)(shaped(2)), second[rows])
+    assert torch.equal(getattr(chosen, kind)(shaped(3))[1], first[1])  # the one left out has drawn nothing yet
+    assert getattr(chosen.rows(rows[:0]), kind)(shaped(0)).shape == (0, 3, 4, 4)
+
+
+def test_rows_of_batch_draws_are_drawn_from_the_same_generator():
+    draws = BatchDraws(torch.Generator().manual_seed(5))
+    first = draws.rows(torch.tensor([1])).normal(shaped(1))
+    assert torch.equal(BatchDraws(torch.Generator().manual_seed(5)).normal(shaped(1)), first)
+    assert not torch.equal(draws.normal(shaped(1)), first)

@@ -92,15 +92,16 @@ def test_dlr_of_two_classes_keeps_its_order_and_its_direction(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
-def test_every_objective_points_away_from_the_label(name, classes):
+def test_no_objective_is_flat_on_a_picture_that_is_classified_correctly(name, classes):
     logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(2))
+    rows, labels = torch.arange(50), torch.arange(50) % classes
+    logits[rows, labels] = logits.amax(dim=1) + 0.5
     value, gradient = value_and_gradient(name, logits)
     assert value.shape == (50,)
-    labels = torch.arange(50) % classes
-    aims = (labels + 1) % classes
-    if name.startswith("targeted"):  # against its own aim, none is flat; log p(t) has p(label) in its slope
-        assert (gradient.gather(1, aims[:, None]) > 0).all()
-    assert (gradient.gather(1, labels[:, None]) < 0).all()
+    if name.startswith("targeted"):
+        assert (gradient[rows, (labels + 1) % classes] > 0).all()
+    else:
+        assert (gradient[rows, labels] < 0).all()
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -113,9 +114,8 @@ def test_degenerate_logits_give_finite_values_and_gradients(name, classes, size)
     assert gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
-def test_positive_margins_are_misclassifications(name, classes):
+def test_positive_margins_are_misclassifications(classes):
     logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(3))
     labels = torch.arange(50) % classes
     wrong = logits.argmax(dim=1) != labels

@@ -1,5 +1,6 @@
 import math
 import operator
+from dataclasses import replace
 
 import foolbox
 import pytest
@@ -7,6 +8,8 @@ import torch
 from torch import nn
 
 from advmoe.attacks import Pgd, PictureDraws, cross_entropy, frozen, kl_divergence, pgd, project
+from advmoe.attacks.geometry import ascent, length, uniform_start
+from advmoe.errors import UserError
 
 DRAWS = PictureDraws(0, [0])
 
@@ -261,3 +264,57 @@ def test_agrees_with_foolbox():
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
     assert robust.tolist() == [operator.not_(flag) for flag in broken.tolist()]
     assert 5 < robust.sum() < clean.sum() - 5
+
+
+def test_l2_steps_by_hand():
+    def slope(x):
+        return logits(3 * x[:, 0, 0, 0] - 4 * x[:, 0, 0, 1])
+
+    settings = Pgd(0.1, 0.05, 1, start="none", norm="L2")
+    assert pixels(pgd(slope, pair(0.5, 0.5), torch.tensor([0]), settings, DRAWS)) == pytest.approx([0.53, 0.46], abs=1e-7)
+    settings = replace(settings, num_steps=9)  # stopped at the ball
+    assert pixels(pgd(slope, pair(0.5, 0.5), torch.tensor([0]), settings, DRAWS)) == pytest.approx([0.56, 0.42], abs=1e-7)
+    assert pixels(pgd(slope, pair(0.5, 0.01), torch.tensor([0]), settings, DRAWS))[1] == 0
+
+
+def test_l2_project_by_hand():
+    x = pair(0.5, 0.95)
+    assert pixels(project(pair(0.8, 0.55), x, 0.1, "L2")) == pytest.approx([0.56, 0.87])
+    assert pixels(project(pair(0.53, 0.99), x, 0.1, "L2")) == pytest.approx([0.53, 0.99])  # inside
+    assert pixels(project(pair(0.8, 1.35), x, 0.1, "L2")) == pytest.approx([0.56, 1.0])
+    assert pixels(project(x, x, 0.1, "L2")) == pixels(x)
+
+
+@pytest.mark.parametrize("scale", [1e-38, 1e-20, 1.0, 1e30])
+def test_l2_steps_have_one_length_whatever_the_gradients(scale):
+    gradient = scale * torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert length(ascent(gradient, "L2")).flatten().tolist() == pytest.approx([1] * 5, rel=1e-4)
+    assert torch.equal(ascent(torch.zeros(1, 3, 4, 4), "L2"), torch.zeros(1, 3, 4, 4))
+
+
+def test_l2_starts_fill_the_ball_evenly():
+    x = torch.full((4000, 1, 1, 2), 0.5)
+    change = uniform_start(x, 0.1, "L2", PictureDraws(0, range(4000))) - x
+    radii, angles = length(change).flatten() / 0.1, torch.atan2(change[..., 0], change[..., 1]).flatten()
+    assert radii.max() <= 1 + 1e-5
+    for share in (0.25, 0.5, 0.75):  # of the disc's area lies within sqrt(share) of the radius
+        assert (radii < share**0.5).float().mean().item() == pytest.approx(share, abs=0.03)
+        assert (angles < (2 * share - 1) * math.pi).float().mean().item() == pytest.approx(share, abs=0.03)
+
+
+@pytest.mark.parametrize("start", ["uniform", "normal", "none"])
+def test_l2_results_lie_in_the_ball_and_do_not_depend_on_the_batch(start):
+    model, x, y = small_net().double(), torch.rand(9, 3, 8, 8).double().round(decimals=1), torch.arange(9) % 3
+    settings = Pgd(0.5, 0.2, 5, restarts=2, start=start, norm="L2")
+    x_adv = pgd(model, x, y, settings, PictureDraws(0, range(9)))
+    assert length(x_adv - x).max() <= 0.5 + 1e-6
+    assert length(x_adv - x).max() > 0.45
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    alone = pgd(model, x[4:5], y[4:5], settings, PictureDraws(0, [4]))
+    assert torch.allclose(alone[0], x_adv[4], rtol=0, atol=1e-6)
+
+
+def test_unknown_norms_are_refused():
+    with pytest.raises(UserError, match="unknown norm 'l2': there is L2, Linf"):
+        Pgd(0.1, 0.1, 1, norm="l2")

@@ -34,9 +34,7 @@ class Apgd:
         check_norm(self.norm)
 
 
-def apgd(
-    predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy
-) -> Tensor:
+def apgd(predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
     """Pictures in the ball around `x` [B, C, H, W]: the first misclassified point met, else that of the highest objective.
 
     `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective; a picture is broken
@@ -49,9 +47,7 @@ def apgd(
     return found.x_adv
 
 
-def targeted_apgd(
-    predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None
-) -> Tensor:
+def targeted_apgd(predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None) -> Tensor:
     """`apgd` on `targeted_dlr` towards each of the `num_targets` wrong classes that are likeliest on `x`, one by one.
 
     y [B] int64. `num_targets` is at most and, up to 9, by default the number of classes less 1; a UserError otherwise.
@@ -119,13 +115,12 @@ def _labels(target: Tensor) -> Tensor:
 def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Found, Tensor]:
     """The pictures themselves, of a value that any run exceeds, and their logits."""
     logits = predict(x)
-    return _Found(x.clone(), torch.full(labels.shape, -torch.inf, device=x.device), logits.argmax(dim=1) != labels), logits
+    nothing = torch.full(labels.shape, -torch.inf, device=x.device, dtype=torch.promote_types(logits.dtype, torch.float32))
+    return _Found(x.clone(), nothing, logits.argmax(dim=1) != labels), logits
 
 
 @torch.no_grad()
-def _attack(
-    predict: Predict, found: _Found, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective
-) -> None:
+def _attack(predict: Predict, found: _Found, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective) -> None:
     """One run on the pictures that are not broken yet; what it finds goes to `found`."""
     index, checked, marks = (~found.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
     if not len(index):

@@ -10,7 +10,8 @@ from torch import Tensor
 
 def derive_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers; any change of any of them changes it."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
+    return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Draws(Protocol):

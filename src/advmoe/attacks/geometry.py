@@ -52,4 +52,5 @@ def uniform_start(x: Tensor, epsilon: float, norm: Norm, draws: Draws) -> Tensor
 
 def length(change: Tensor) -> Tensor:
     """L2 norm of each picture's row: [B, 1, 1, 1]."""
-    return change.flatten(1).norm(dim=1)[:, None, None, None]
+    norm: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
+    return norm

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advmoe.attacks.draws import Draws
-from advmoe.attacks.pgd import project
+from advmoe.attacks.geometry import project
 from advmoe.attacks.surrogate import Routed, Search, margins, route_of
 from advmoe.moe import HARD, Gate, Routing
 
@@ -76,8 +76,8 @@ def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
                 pairs.append((layer, expert))
     if not costs:
         return torch.zeros(len(x), 0, 2, dtype=torch.long, device=x.device)
-    taken = sum(1 for routing in routings)  # each layer's own expert costs infinity and comes last
-    order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)[:, : len(costs) - taken]
+    others = len(costs) - len(routings)  # a layer's own expert costs infinity and comes last
+    order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)[:, :others]
     return torch.tensor(pairs, device=x.device)[order]
 
 
@@ -125,8 +125,8 @@ def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, 
         found.x_adv[rows[fooled]] = state.x_adv[rows[fooled]]
         found.fooled[rows[fooled]] = True
         if number < search.num_steps:
-            moved = state.x_adv[rows] + search.step(number) * gradient.sign()
-            state.x_adv[rows] = torch.where(found.fooled[rows][:, None, None, None], state.x_adv[rows], project(moved, x[rows], search.epsilon))
+            moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)
+            state.x_adv[rows] = torch.where(found.fooled[rows][:, None, None, None], state.x_adv[rows], moved)
     return state
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advmoe.attacks.draws import Draws
-from advmoe.attacks.pgd import Predict, project
+from advmoe.attacks.geometry import project
+from advmoe.attacks.pgd import Predict
 from advmoe.moe import HARD, Gate, Routing
 
 
@@ -65,18 +66,18 @@ def surrogate_pgd(
     for number in range(search.num_steps):
         if len(rows) == 0:
             break
-        direction = ascent_direction(lambda z, rows=rows: surrogate(z, y[rows], rows), x_adv[rows])
+        direction = ascent_direction(surrogate, x_adv[rows], y[rows], rows)
         x_adv[rows] = project(x_adv[rows] + search.step(number) * direction, x[rows], search.epsilon)
         rows = _standing(predict, x_adv, y, rows)
     return x_adv
 
 
-def ascent_direction(objective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Sign of the gradient of the summed objective with respect to the pictures."""
+def ascent_direction(surrogate: Surrogate, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    """Sign of the gradient of the summed surrogate with respect to the pictures."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        (gradient,) = torch.autograd.grad(objective(leaf).sum(), leaf)
-    return gradient.sign_()
+        (gradient,) = torch.autograd.grad(surrogate(leaf, y, rows).sum(), leaf)
+    return gradient.sign()
 
 
 def _standing(predict: Predict, x_adv: Tensor, y: Tensor, rows: Tensor) -> Tensor:

@@ -37,10 +37,12 @@ def ideal_macs(model: Classifier, shape: tuple[int, int, int]) -> int:
 
     counted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | MoEConv2d)]
     handles = [module.register_forward_hook(count) for module in counted]
-    with frozen(model):
-        model.forward_routed(_picture(model, shape), HARD)
-    for handle in handles:
-        handle.remove()
+    try:
+        with frozen(model):
+            model.forward_routed(_picture(model, shape), HARD)
+    finally:
+        for handle in handles:
+            handle.remove()
     return total
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,23 +16,31 @@ import torch
 import advmoe
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
-from advmoe.evaluation.cost import Cost
+from advmoe.evaluation.cost import Cost, cost
+from advmoe.evaluation.evaluate import Evaluation, evaluate
+from advmoe.models import Classifier
 
 SCHEMA = 1
 
 
 def make_record(
-    config: RunConfig, splits: Splits, *, epoch: int, sa: float, ra: Mapping[str, float], network: Cost, dense: Cost,
-    train_seconds: float, evaluate_seconds: float, attack_seed: int,
+    config: RunConfig, splits: Splits, evaluation: Evaluation, *, epoch: int, network: Cost, dense: Cost, train_seconds: float,
+    evaluate_seconds: float, attack_seed: int,
 ) -> dict[str, Any]:  # fmt: skip
-    """One JSON-ready dict. Accuracies in percent of `test_pictures`; `ra` by PGD steps; `gmacs` are the ideal ones."""
+    """One JSON-ready dict. Accuracies in percent of `test_pictures`; `ra` by PGD steps; `gmacs` are the ideal ones.
+
+    `ra_worst` stands only where AutoAttack and the attacks on routing were run, `ra_worst_quick` otherwise.
+    """
+    steps = {name.removeprefix("ra_"): value for name, value in evaluation.figures.items() if name[3:].isdigit()}
     return {
         "schema": SCHEMA,
         "method": config.method,
         "backbone": config.model.backbone,
         "dataset": splits.name,
-        "sa": sa,
-        "ra": dict(ra),
+        "sa": evaluation.sa,
+        "ra": steps,
+        **{name: value for name, value in evaluation.figures.items() if name.startswith("ra_aa")},
+        "ra_worst" if evaluation.complete else "ra_worst_quick": evaluation.worst,
         "epsilon": config.attack.epsilon,
         "gmacs": network.gmacs_ideal,
         "gmacs_executed": network.gmacs_executed,
@@ -47,8 +56,57 @@ def make_record(
         "config": to_dict(config),
         "train_seconds": train_seconds,
         "evaluate_seconds": evaluate_seconds,
+        "evaluation": evaluation.to_dict(),
         **provenance(),
     }
+
+
+def evaluate_run(
+    model: Classifier,
+    config: RunConfig,
+    splits: Splits,
+    dense: Cost,
+    *,
+    epoch: int,
+    train_seconds: float,
+    seed: int = 0,
+    **options: Any,
+) -> dict[str, Any]:
+    """`evaluate` (whose `options` are) on the test part, as a Record; `dense` is the cost of the dense network."""
+    started, test = time.perf_counter(), splits.test
+    evaluation = evaluate(model, test.pixels(), test.labels, epsilon=config.attack.epsilon, seed=seed, **options)
+    return make_record(
+        config, splits, evaluation, epoch=epoch, network=cost(model, splits.spec.shape), dense=dense,
+        train_seconds=train_seconds, evaluate_seconds=time.perf_counter() - started, attack_seed=seed,
+    )  # fmt: skip
+
+
+def model_info(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The Record in RobustBench's model_info fields; `external` is RA-worst, `unreliable` where RA-AA stands above it."""
+    info = {
+        "link": "",
+        "name": f"{record['method']}, {record['backbone']}",
+        "authors": "",
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": record["dataset"],
+        "venue": "",
+        "architecture": f"{record['backbone']}, {record['method']}",
+        "eps": _eps(record["epsilon"]),
+        "clean_acc": f"{record['sa']:.2f}",
+    }
+    if "ra_aa" in record:
+        info["reported"] = info["autoattack_acc"] = f"{record['ra_aa']:.2f}"
+    if "ra_worst" in record:
+        info["external"] = f"{record['ra_worst']:.2f}"
+        info["unreliable"] = any(c["number"] == 5 and c["status"] == "fail" for c in record["evaluation"]["checks"])
+    return info
+
+
+def _eps(epsilon: float) -> str:
+    """'8/255' for a whole number of 255ths, else the number."""
+    parts = epsilon * 255
+    return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 else f"{epsilon:g}"
 
 
 def provenance() -> dict[str, Any]:

@@ -6,20 +6,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advmoe.attacks import Gate, Pgd, pgd
+from advmoe.attacks import Pgd, pgd
 from advmoe.attacks.surrogate import Routed, route_of
 from advmoe.evaluation.suite import Job
+from advmoe.moe import Gate
 
 
 @torch.no_grad()
-def routing_counts(model: Routed, x: Tensor, y: Tensor, job: Job, correct: Sequence[int]) -> dict[str, Any]:
+def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str, Any]:
     """Counts over a shard's pictures under PGD-50 (the same x' as the figure's).
 
     `flipped`: correctly classified pictures of which any route changes; `overlap` [L]: layers that keep their expert;
     `load` and `load_adv` [L][N]; `router` / `expert`: rows that stand when only the route, or only the experts' input,
     is adversarial (RA-router, RA-expert); `fixed` and `fixed_robust` [N]: right with expert e in every layer.
     """
-    settings = Pgd(job.epsilon, job.epsilon / 4, 50, norm=job.norm)  # type: ignore[arg-type]
+    x, y = job.x, job.y
+    settings = Pgd(job.epsilon, job.epsilon / 4, 50, norm=job.norm)
     x_adv = pgd(job.predict, x, y, settings, job.draws(0))
     clean, adversarial = (model.forward_routed(z)[1] for z in (x, x_adv))
     route, route_adv = route_of(clean), route_of(adversarial)
@@ -51,7 +53,7 @@ def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, route: Tensor, job:
         return model.forward_routed(z, Gate("forced", route=forced))[0]
 
     right = predict(x).argmax(dim=1) == y
-    settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)  # type: ignore[arg-type]
+    settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)
     x_adv = pgd(predict, x, y, settings, job.draws(6, expert))
     return int(right.sum()), int((right & (predict(x_adv).argmax(dim=1) == y)).sum())
 

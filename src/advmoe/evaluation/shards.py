@@ -16,12 +16,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from advmoe.attacks import Norm
 from advmoe.errors import UserError
 from advmoe.evaluation.routing import routing_counts
 from advmoe.evaluation.suite import ATTACKS, Job, Preset
 
+SHARD_SIZE = 64
 SLACK = 1e-6  # how far outside the ball a picture may lie by rounding
-Told = Callable[[str, int, int, int], None]  # attack, shard, pictures attacked, pictures left of those
+Told = Callable[[str, int, "Shard"], None]  # after an attack: its name, the shard's number, the shard so far
 
 
 @dataclass
@@ -50,24 +52,49 @@ class Bench:
     num_classes: int
     routed: bool
     epsilon: float
-    norm: str
+    norm: Norm
     seed: int
     transfer: Any = None
 
 
-def run_shard(bench: Bench, preset: Preset, shard: Shard, number: int, save: Callable[[Shard], None], told: Told, keep: Path | None) -> None:
-    """Do what is missing of a shard, saving after every attack."""
-    if shard.correct is None:
-        shard.correct = _standing(bench, shard.rows, bench.x[shard.rows])
-        save(shard)
-    for names in preset.figures.values():
-        _run_chain(bench, names, (), shard, number, save, told, keep)
-    base = next((names for figure, names in preset.figures.items() if figure.startswith("ra_aa")), ())
-    before = base or tuple(name for names in preset.figures.values() for name in names)
-    _run_chain(bench, preset.survivors, before, shard, number, save, told, keep)
-    if bench.routed and shard.routing is None and "pgd_50" in shard.attacks:
-        shard.routing = routing_counts(bench.model, bench.x[shard.rows], bench.y[shard.rows], _job(bench, shard.rows, number), shard.correct)
-        save(shard)
+@dataclass(frozen=True)
+class Worker:
+    """Works on shard `number`: `save` is called after every attack, `told` hears of it, `keep` takes the x'."""
+
+    bench: Bench
+    shard: Shard
+    number: int
+    save: Callable[[Shard], None]
+    told: Told
+    keep: Path | None = None
+
+    def run(self, preset: Preset) -> None:
+        """Do what is missing of the shard."""
+        bench, shard = self.bench, self.shard
+        if shard.correct is None:
+            shard.correct = _standing(bench, shard.rows, bench.x[shard.rows])
+            self.save(shard)
+        for names in preset.figures.values():
+            self._chain(names, ())
+        base = next((names for figure, names in preset.figures.items() if figure.startswith("ra_aa")), ())
+        self._chain(preset.survivors, base or tuple(name for names in preset.figures.values() for name in names))
+        if bench.routed and shard.routing is None and "pgd_50" in shard.attacks:
+            shard.routing = routing_counts(bench.model, _job(bench, shard.rows, self.number), shard.correct)
+            self.save(shard)
+
+    def _chain(self, names: Sequence[str], before: Sequence[str]) -> None:
+        """Attacks one after another, each on what `before` and those ahead of it left standing."""
+        shard, done = self.shard, list(before)
+        for name in names:
+            if not applicable(self.bench, name):
+                continue
+            if name not in shard.attacks:
+                gone = shard.broken(done)
+                rows = [row for row in shard.correct or [] if row not in gone]
+                shard.attacks[name] = _attack(self.bench, name, rows, self.number, self.keep)
+                self.save(shard)
+                self.told(name, self.number, shard)
+            done.append(name)
 
 
 def applicable(bench: Bench, name: str) -> bool:
@@ -75,23 +102,6 @@ def applicable(bench: Bench, name: str) -> bool:
     attack = ATTACKS[name]
     missing = {"routing": not bench.routed, "transfer": bench.transfer is None, "": False}
     return bench.norm in attack.norms and not missing[attack.needs]
-
-
-def _run_chain(
-    bench: Bench, names: Sequence[str], before: Sequence[str], shard: Shard, number: int, save: Callable[[Shard], None], told: Told, keep: Path | None
-) -> None:
-    done = list(before)
-    assert shard.correct is not None
-    for name in names:
-        if not applicable(bench, name):
-            continue
-        if name not in shard.attacks:
-            gone = shard.broken(done)
-            rows = [row for row in shard.correct if row not in gone]
-            shard.attacks[name] = _attack(bench, name, rows, number, keep)
-            save(shard)
-            told(name, number, len(rows), len(rows) - len(shard.attacks[name]["broken"]))
-        done.append(name)
 
 
 def _attack(bench: Bench, name: str, rows: list[int], number: int, keep: Path | None) -> dict[str, Any]:
@@ -172,6 +182,11 @@ class Store:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
 
 
+def shard_count(pictures: int, size: int = SHARD_SIZE) -> int:
+    """How many shards so many pictures make."""
+    return -(-pictures // size)
+
+
 def split(count: int, size: int) -> list[list[int]]:
     """Rows 0 to count - 1 in shards of `size`."""
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
@@ -180,7 +195,9 @@ def split(count: int, size: int) -> list[list[int]]:
 def _same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
     for name, value in wanted.items():
         if found.get(name) != value:
-            raise UserError(f"{folder}: holds shards of another {name} ({found.get(name)}, not {value}); move it away or use --fresh")
+            raise UserError(
+                f"{folder}: holds shards of another {name} ({found.get(name)}, not {value}); move it away or use --fresh"
+            )
 
 
 def _write(path: Path, content: Any) -> None:

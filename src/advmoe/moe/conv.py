@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -106,6 +106,8 @@ class MoEKind(Widths):
         super().__post_init__()
         if self.num_experts < 1:
             raise UserError(f"num_experts must be at least 1, not {self.num_experts}")
+        if self.bank not in get_args(Bank):
+            raise UserError(f"bank must be one of {', '.join(get_args(Bank))}, not {self.bank}")
 
     def conv(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1) -> nn.Module:
         """A block's MoE convolution from `in_channels` (as they are) to width(out_channels)."""

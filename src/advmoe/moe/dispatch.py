@@ -5,6 +5,8 @@ bank[starts[e] : starts[e] + K]; filter m writes output channel m mod K, so a fi
 the same channel of both.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
@@ -23,7 +25,7 @@ def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple
     gaps = max(num_experts - 1, 1)
     firsts = [(2 * e * (out_channels - width) + gaps) // (2 * gaps) for e in range(num_experts)]
     starts, used = [0], width
-    for previous, first in zip(firsts, firsts[1:], strict=False):
+    for previous, first in pairwise(firsts):
         step = min(first - previous, width)  # a gap between two windows holds filters of no expert
         starts.append(starts[-1] + step)
         used += step

@@ -42,6 +42,11 @@ class Checkpoint:
         """Parameters and buffers."""
         return load_file(self.folder / "model.safetensors")
 
+    @property
+    def train_seconds(self) -> float:
+        """Wall time of all epochs' iterations."""
+        return float(sum(row["train_seconds"] for row in self.history))
+
     def optimizer_states(self) -> dict[str, Any]:
         """State dicts of the optimizers by level."""
         path = self.folder / "optimizers.pt"

@@ -1,0 +1,315 @@
+"""What makes a robustness figure worth believing: twelve checks, each pass, warn, fail or skipped.
+
+The list follows the recommendations of Carlini et al. (2019) and the warnings of AutoAttack, and adds what a network
+that routes needs. A threshold in points means that, or one picture, whichever is more.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks import BatchDraws, Pgd, PictureDraws, derive_seed, frozen, pgd
+from advmoe.attacks.objectives import cross_entropy
+from advmoe.attacks.pgd import Predict, input_gradient
+from advmoe.attacks.surrogate import margins, route_of
+from advmoe.evaluation.shards import Bench, Shard
+from advmoe.moe import HARD, Routing
+
+Status = Literal["pass", "warn", "fail", "skipped"]
+CLOSE = 1e-4  # logits of one picture in two batches
+UNDECIDED = 1e-5  # a router's margin below which either expert is right
+POINTS = 0.5
+SILENT = 1.0  # percent of pictures without a gradient
+SUBSET = 128  # pictures that the checks which attack anew look at
+COLLAPSE = 0.95
+
+
+@dataclass(frozen=True)
+class Check:
+    """One verdict; `detail` says in a line what was measured."""
+
+    number: int
+    name: str
+    status: Status
+    detail: str
+
+
+def consistency(bench: Bench, x: Tensor) -> Check:
+    """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes."""
+    first, routings = _look(bench, x)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(bench.seed)).to(x.device)
+    singles = [_look(bench, x[row : row + 1]) for row in range(min(len(x), 16))]
+    others = [_look(bench, x), _look(bench, x[order], order.argsort()), (torch.cat([s[0] for s in singles]), [])]
+    worst = max((logits - first[: len(logits)]).abs().max().item() for logits, _ in others)
+    moved, undecided = _moved(routings, [found for _, found in others[:2]])
+    detail = f"logits differ by {worst:.1e}"
+    if bench.routed:
+        detail += f"; {moved} routes differ; {undecided} pictures with a router margin under {UNDECIDED:g}"
+    return Check(1, "same picture, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
+
+
+def logits_not_softmax(bench: Bench, x: Tensor) -> Check:
+    """(2a) The network gives logits, not probabilities."""
+    logits, _ = _look(bench, x)
+    probabilities = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
+    return Check(
+        2,
+        "logits, not softmax",
+        "fail" if probabilities else "pass",
+        "rows are probabilities" if probabilities else "rows are logits",
+    )
+
+
+def zero_epsilon(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(2b) An attack of epsilon 0 finds clean accuracy."""
+    clean = bench.model(x).argmax(dim=1) == y
+    attacked = _stands(bench, x, y, 0.0, 2)
+    differ = int((clean != attacked).sum())
+    return Check(2, "epsilon 0 gives SA", "fail" if differ else "pass", f"{differ} pictures differ")
+
+
+def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(3) Share of pictures whose gradient, of the loss or of any router's margin, is all zero or not finite."""
+    middle = pgd(bench.model, x, y, _settings(bench, bench.epsilon, 5), _draws(bench, len(x), 7))
+    shares = {}
+    for place, z in (("start", x), ("mid-attack", middle)):
+        shares[f"loss, {place}"] = _silent(input_gradient(bench.model, z, y, cross_entropy))
+        if bench.routed:
+            shares[f"routers, {place}"] = _silent_routers(bench, z)
+    worst = max(shares.values())
+    detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of pictures without a gradient"
+    return Check(3, "gradients are there", "fail" if worst >= SILENT else "pass", detail)
+
+
+def square(shards: Sequence[Shard], total: int) -> Check:
+    """(4) Square, which needs no gradient, breaks hardly anything that gradients did not."""
+    if not any("aa_square" in shard.attacks for shard in shards):
+        return Check(4, "Square adds nothing", "skipped", "AutoAttack was not run")
+    share = 100 * sum(len(shard.attacks["aa_square"]["broken"]) for shard in shards) / total
+    status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
+    return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks left")
+
+
+def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) -> Check:
+    """(5) RA-AA is no more than half a point above RA-worst; else it is marked unreliable."""
+    if "ra_aa" not in figures:
+        return Check(5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run")
+    gap = figures["ra_aa"] - worst
+    status: Status = "fail" if gap > max(POINTS, 100 / total) + 1e-9 else "pass"
+    return Check(5, "RA-AA near RA-worst", status, f"RA-AA is {gap:.2f} points above RA-worst")
+
+
+def routing_alive(bench: Bench, routing: Mapping[str, Any] | None) -> Check:
+    """(6) Expert load on clean and adversarial pictures, route flips; warns of a layer where one expert has it all."""
+    if not bench.routed or routing is None:
+        return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
+    shares = [max(layer) / max(sum(layer), 1) for layer in routing["load"] if len(layer) > 1]
+    collapsed = sum(share > COLLAPSE for share in shares)
+    detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
+    detail += f"the routes of {routing['flip_rate']:.1f} % of the pictures change"
+    return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
+
+
+def budget_suffices(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(7) 10, 50, 200 steps and 1, 5, 10 restarts: the last increase changes RA by at most half a point."""
+    steps = [_percent(_stands(bench, x, y, bench.epsilon, n)) for n in (10, 50, 200)]
+    alive, restarts = bench.model(x).argmax(dim=1) == y, []
+    for number in range(10):
+        alive &= _stands(bench, x, y, bench.epsilon, 50, stream=100 + number)
+        restarts.append(_percent(alive))
+    restarts = [restarts[n - 1] for n in (1, 5, 10)]
+    limit = max(POINTS, 100 / len(x)) + 1e-9
+    late = max(steps[1] - steps[2], restarts[1] - restarts[2])
+    detail = f"10/50/200 steps: {_list(steps)}; 1/5/10 restarts: {_list(restarts)}"
+    return Check(7, "more budget changes nothing", "warn" if late > limit else "pass", detail)
+
+
+def falls_with_epsilon(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(8) Robust accuracy falls as epsilon grows, to at most 2 % at 8 times the epsilon."""
+    factors = (0.5, 1, 2, 4, 8)
+    found = [_percent(_stands(bench, x, y, factor * bench.epsilon, 20)) for factor in factors]
+    rises = max(b - a for a, b in pairwise(found))
+    limit = max(POINTS, 100 / len(x)) + 1e-9
+    status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) else "pass"
+    return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(found)}")
+
+
+def iterated_beats_one_step(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(9) Iterated attacks are at least as strong as one step, white-box ones as transferred ones."""
+    one = pgd(bench.model, x, y, Pgd(bench.epsilon, bench.epsilon, 1, start="none", norm=bench.norm), _draws(bench, len(x), 8))
+    found = {
+        "one step": _percent(bench.model(one).argmax(dim=1) == y),
+        "iterated": _percent(_stands(bench, x, y, bench.epsilon, 50)),
+    }
+    if bench.transfer is not None:
+        moved = pgd(bench.transfer, x, y, _settings(bench, bench.epsilon, 50), _draws(bench, len(x), 9))
+        found["transfer"] = _percent(bench.model(moved).argmax(dim=1) == y)
+    limit = max(POINTS, 100 / len(x)) + 1e-9
+    weaker = max(found["iterated"] - other for name, other in found.items() if name != "iterated")
+    detail = ", ".join(f"{name} {value:.1f} %" for name, value in found.items())
+    detail += "" if bench.transfer is not None else "; no network to transfer from"
+    return Check(9, "iterated and white-box are strongest", "fail" if weaker > limit else "pass", detail)
+
+
+def noise_breaks_none(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(10) Random points of the ball break none of the pictures that PGD leaves."""
+    alive = _stands(bench, x, y, bench.epsilon, 50)
+    before = int(alive.sum())
+    draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(bench.seed, 10)))
+    for _ in range(20):
+        z = pgd(bench.model, x, y, Pgd(bench.epsilon, 1.0, 0, norm=bench.norm), draws)
+        alive &= bench.model(z).argmax(dim=1) == y
+    broken = before - int(alive.sum())
+    return Check(
+        10, "noise breaks none", "warn" if broken else "pass", f"20 random points broke {broken} of {before} PGD survivors"
+    )
+
+
+def pictures_valid(shards: Sequence[Shard]) -> Check:
+    """(11) Every adversarial picture is finite, inside epsilon + 1e-6 and [0, 1]."""
+    outside = {name: run["outside"] for shard in shards for name, run in shard.attacks.items() if run["outside"]}
+    detail = ", ".join(f"{name}: {count} outside" for name, count in outside.items()) or "all inside"
+    return Check(11, "adversarial pictures are valid", "fail" if outside else "pass", detail)
+
+
+def loss_rises(bench: Bench, x: Tensor, y: Tensor) -> Check:
+    """(12) The loss rises along the attack."""
+    losses = [cross_entropy(bench.model(x), y).mean().item()]
+    for steps in (1, 5, 20):
+        z = pgd(
+            bench.model,
+            x,
+            y,
+            Pgd(bench.epsilon, bench.epsilon / 4, steps, start="none", norm=bench.norm),
+            _draws(bench, len(x), 11),
+        )
+        losses.append(cross_entropy(bench.model(z), y).mean().item())
+    rising = all(b >= a - 0.01 * abs(a) for a, b in pairwise(losses)) and losses[-1] > losses[0]
+    return Check(
+        12, "the loss rises", "pass" if rising else "fail", "after 0/1/5/20 steps: " + ", ".join(f"{v:.3f}" for v in losses)
+    )
+
+
+def attack_strength(
+    model: Any, x: Tensor, y: Tensor, attack: Callable[[Predict, Tensor, Tensor], Tensor], settings: Pgd, seed: int = 0
+) -> Check:
+    """Somebody's attack against ours at equal settings: fails where theirs leaves more than a point more standing.
+
+    A projection inside the graph, whose clamp to [0, 1] swallows the gradient of saturated pixels, shows here.
+    """
+    with frozen(model), torch.no_grad():
+        ours = pgd(model, x, y, settings, PictureDraws(seed, range(len(x))))
+        with torch.enable_grad():
+            theirs = attack(model, x, y).detach()
+        left = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
+    weaker = left[1] - left[0] > max(1.0, 100 / len(x)) + 1e-9
+    return Check(
+        9, "attack as strong as ours", "fail" if weaker else "pass", f"ours leaves {left[0]:.1f} %, theirs {left[1]:.1f} %"
+    )
+
+
+NETWORK_CHECKS: tuple[Callable[[Bench, Tensor, Tensor], Check], ...] = (
+    lambda bench, x, y: consistency(bench, x),
+    lambda bench, x, y: logits_not_softmax(bench, x),
+    zero_epsilon,
+    gradients,
+    budget_suffices,
+    falls_with_epsilon,
+    iterated_beats_one_step,
+    noise_breaks_none,
+    loss_rises,
+)
+SKIPPED = {7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest"}
+SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
+
+
+@torch.no_grad()
+def check_network(bench: Bench, thorough: bool) -> list[Check]:
+    """The checks that attack anew, on the first pictures; the costly ones only where `thorough`."""
+    x, y = bench.x[:SUBSET], bench.y[:SUBSET]
+    checks = [run(bench, x, y) for run in (NETWORK_CHECKS if thorough else NETWORK_CHECKS[:4])]
+    return checks if thorough else checks + [Check(n, name, "skipped", "not in this preset") for n, name in SKIPPED.items()]
+
+
+def check_figures(
+    bench: Bench, shards: Sequence[Shard], figures: Mapping[str, float], worst: float, routing: Mapping[str, Any] | None
+) -> list[Check]:
+    """The checks that read what was run."""
+    total = len(bench.y)
+    return [
+        square(shards, total),
+        autoattack_reliable(figures, worst, total),
+        routing_alive(bench, routing),
+        pictures_valid(shards),
+    ]
+
+
+def _look(bench: Bench, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Sequence[Any]]:
+    logits, routings = bench.model.forward_routed(x, HARD) if bench.routed else (bench.model(x), [])
+    if order is None:
+        return logits, routings
+    return logits[order], [Routing(r.logits[order], r.experts[order]) for r in routings]
+
+
+def _moved(first: Sequence[Any], others: Sequence[Sequence[Any]]) -> tuple[int, int]:
+    """Routes that differ although their margin decides, and pictures with an undecided router."""
+    if not first:
+        return 0, 0
+    route = route_of(first)
+    decided = margins(first, route) >= UNDECIDED
+    moved = sum(int(((route_of(found) != route) & decided).sum()) for found in others)
+    return moved, int((~decided).any(dim=1).sum())
+
+
+def _silent(gradient: Tensor) -> float:
+    flat = gradient.flatten(1)
+    return _percent((flat == 0).all(dim=1) | ~torch.isfinite(flat).all(dim=1))
+
+
+def _silent_routers(bench: Bench, x: Tensor) -> float:
+    """The worst layer's share of pictures without a gradient of its router's margin."""
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        routings = bench.model.forward_routed(leaf, HARD)[1]
+        margin = margins(routings, route_of(routings))
+        shares = []
+        for layer, routing in enumerate(routings):
+            if routing.logits.shape[1] < 2:
+                continue
+            shares.append(_silent(_gradient(margin[:, layer].sum(), leaf)))
+    return max(shares, default=0.0)
+
+
+def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(leaf)
+    (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
+    return gradient.detach()
+
+
+def _stands(bench: Bench, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12) -> Tensor:
+    x_adv = pgd(bench.model, x, y, _settings(bench, epsilon, steps), _draws(bench, len(x), stream))
+    return (bench.model(x).argmax(dim=1) == y) & (bench.model(x_adv).argmax(dim=1) == y)
+
+
+def _settings(bench: Bench, epsilon: float, steps: int) -> Pgd:
+    return Pgd(epsilon, max(epsilon / 4, 1e-12), steps, norm=bench.norm)
+
+
+def _draws(bench: Bench, count: int, stream: int) -> PictureDraws:
+    return PictureDraws(derive_seed(bench.seed, stream), range(count))
+
+
+def _percent(flags: Tensor) -> float:
+    return 100 * flags.float().mean().item()
+
+
+def _list(values: Sequence[float]) -> str:
+    return "/".join(f"{value:.1f}" for value in values) + " %"
+
+
+__all__ = ["Check", "attack_strength", "check_figures", "check_network"]
