@@ -85,7 +85,8 @@ class EvaluationProgress:
 
 def _losses(sums: Metrics, pictures: int) -> list[str]:
     names = {"loss": "loss", "router_loss": "router loss"}
-    return [f"{label} {sums[name].item() / pictures:.3f}" for name, label in names.items() if name in sums]
+    counts = {name: sums.get(name.replace("loss", "pictures"), pictures) for name in names}
+    return [f"{label} {float(sums[name] / counts[name]):.3f}" for name, label in names.items() if name in sums]
 
 
 def _load(sums: Metrics) -> str:

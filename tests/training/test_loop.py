@@ -127,3 +127,10 @@ def test_collapse_is_noted_once_an_epoch(tiny, splits, tmp_path, recorder, monke
     train(config, splits, tmp_path / "run", recorder)
     assert len(recorder.notes) == 16
     assert "expert 0 of MoE layer 0 takes 100%" in recorder.notes[0]
+
+
+def test_router_loss_is_a_mean_over_the_pictures_that_routers_saw(tiny, splits, tmp_path, recorder):
+    train(tiny(tied_share=0.5), splits, tmp_path / "run", recorder)
+    tied, half, free = recorder.rows
+    assert "router_loss" not in tied
+    assert half["router_loss"] == pytest.approx(free["router_loss"], rel=0.5)

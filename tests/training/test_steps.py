@@ -296,7 +296,8 @@ def test_metrics_are_sums_over_the_batch():
     metrics = two_level(state, BATCHES)
     router, weight = outcomes
     y = BATCHES["weights"][1]
-    assert set(metrics) == {"router_loss", "loss", "clean_correct", "robust_correct", "load"}
+    assert set(metrics) == {"router_loss", "router_pictures", "loss", "clean_correct", "robust_correct", "load"}
+    assert metrics["router_pictures"].item() == SIZE
     assert metrics["router_loss"].item() == pytest.approx(SIZE * router.total.item())
     assert metrics["loss"].item() == pytest.approx(SIZE * weight.total.item())
     assert metrics["clean_correct"].item() == sum(p == t for p, t in zip(weight.clean.argmax(1).tolist(), y.tolist(), strict=True))

@@ -5,7 +5,7 @@ that routes needs. A threshold in points means that, or one picture, whichever i
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from advmoe.attacks import BatchDraws, Pgd, PictureDraws, derive_seed, frozen, p
 from advmoe.attacks.objectives import cross_entropy
 from advmoe.attacks.pgd import Predict, input_gradient
 from advmoe.attacks.surrogate import margins, route_of
-from advmoe.evaluation.shards import Bench, Shard
+from advmoe.evaluation.shards import Bench, Shard, Store
 from advmoe.moe import HARD, Routing
 
 Status = Literal["pass", "warn", "fail", "skipped"]
@@ -38,7 +38,7 @@ class Check:
     detail: str
 
 
-def consistency(bench: Bench, x: Tensor) -> Check:
+def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
     """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes."""
     first, routings = _look(bench, x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(bench.seed)).to(x.device)
@@ -52,7 +52,7 @@ def consistency(bench: Bench, x: Tensor) -> Check:
     return Check(1, "same picture, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
-def logits_not_softmax(bench: Bench, x: Tensor) -> Check:
+def logits_not_softmax(bench: Bench, x: Tensor, y: Tensor) -> Check:
     """(2a) The network gives logits, not probabilities."""
     logits, _ = _look(bench, x)
     probabilities = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
@@ -212,27 +212,22 @@ def attack_strength(
     )
 
 
-NETWORK_CHECKS: tuple[Callable[[Bench, Tensor, Tensor], Check], ...] = (
-    lambda bench, x, y: consistency(bench, x),
-    lambda bench, x, y: logits_not_softmax(bench, x),
-    zero_epsilon,
-    gradients,
-    budget_suffices,
-    falls_with_epsilon,
-    iterated_beats_one_step,
-    noise_breaks_none,
-    loss_rises,
-)
+CHEAP_CHECKS = (consistency, logits_not_softmax, zero_epsilon, gradients)
+COSTLY_CHECKS = (budget_suffices, falls_with_epsilon, iterated_beats_one_step, noise_breaks_none, loss_rises)
 SKIPPED = {7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest"}
 SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 
 
 @torch.no_grad()
-def check_network(bench: Bench, thorough: bool) -> list[Check]:
-    """The checks that attack anew, on the first pictures; the costly ones only where `thorough`."""
-    x, y = bench.x[:SUBSET], bench.y[:SUBSET]
-    checks = [run(bench, x, y) for run in (NETWORK_CHECKS if thorough else NETWORK_CHECKS[:4])]
-    return checks if thorough else checks + [Check(n, name, "skipped", "not in this preset") for n, name in SKIPPED.items()]
+def check_network(bench: Bench, thorough: bool, store: Store) -> list[Check]:
+    """The checks that attack anew, on the first pictures; the costly ones only where `thorough`. `store` keeps each."""
+    x, y, known = bench.x[:SUBSET], bench.y[:SUBSET], store.checks()
+    for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
+        if run.__name__ not in known:
+            known[run.__name__] = asdict(run(bench, x, y))
+            store.save_checks(known)
+    skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else SKIPPED).items()]
+    return [Check(**found) for found in known.values() if thorough or found["number"] not in SKIPPED] + skipped
 
 
 def check_figures(
@@ -287,13 +282,14 @@ def _silent_routers(bench: Bench, x: Tensor) -> float:
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     if not value.requires_grad:
         return torch.zeros_like(leaf)
-    (gradient,) = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)
-    return gradient.detach()
+    gradient: Tensor = torch.autograd.grad(value, leaf, retain_graph=True, materialize_grads=True)[0]
+    return gradient
 
 
 def _stands(bench: Bench, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12) -> Tensor:
     x_adv = pgd(bench.model, x, y, _settings(bench, epsilon, steps), _draws(bench, len(x), stream))
-    return (bench.model(x).argmax(dim=1) == y) & (bench.model(x_adv).argmax(dim=1) == y)
+    stands: Tensor = (bench.model(x).argmax(dim=1) == y) & (bench.model(x_adv).argmax(dim=1) == y)
+    return stands
 
 
 def _settings(bench: Bench, epsilon: float, steps: int) -> Pgd:

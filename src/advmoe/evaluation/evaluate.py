@@ -98,7 +98,7 @@ def evaluate(
                 Worker(bench, shard, number, folder.saver(number), told, keep).run(chosen)
             shards.append(shard)
         shards = [shard for shard in shards if shard.correct is not None]
-        return _summary(bench, chosen, shards)
+        return _summary(bench, chosen, shards, folder if part[1] == 1 else None)
 
 
 def fresh(store: Path) -> None:
@@ -164,7 +164,8 @@ def _key(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _summary(bench: Bench, preset: Preset, shards: list[Shard]) -> Evaluation:
+def _summary(bench: Bench, preset: Preset, shards: list[Shard], store: Store | None) -> Evaluation:
+    """All figures; the checks only with a `store` to keep them, that is, not for a part of the shards."""
     total = sum(len(shard.rows) for shard in shards)
     correct = [row for shard in shards for row in shard.correct or []]
     names = [name for names in (*preset.figures.values(), preset.survivors) for name in names]
@@ -178,7 +179,9 @@ def _summary(bench: Bench, preset: Preset, shards: list[Shard]) -> Evaluation:
     worst, routing = left(list(broken)), _routing_summary(shards)
     routed_too = not bench.routed or any(name.startswith("reroute") for name in broken)
     complete = any(name.startswith("aa_") for name in broken) and routed_too
-    checks = check_network(bench, preset.checks) + check_figures(bench, shards, figures, worst, routing) if shards else []
+    checks = []
+    if store is not None:
+        checks = check_network(bench, preset.checks, store) + check_figures(bench, shards, figures, worst, routing)
     attacks = {name: _totals(shards, name) for name in broken}
     ordered = sorted(checks, key=lambda check: check.number)
     return Evaluation(total, left([]), figures, worst, complete, attacks, routing, ordered, correct, broken)

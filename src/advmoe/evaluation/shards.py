@@ -178,6 +178,16 @@ class Store:
         path = self._path(number)
         return lambda shard: None if path is None else _write(path, shard.__dict__)
 
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """The checks that are done."""
+        path = None if self.folder is None else self.folder / "checks.json"
+        return json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+    def save_checks(self, checks: Mapping[str, Any]) -> None:
+        """Keep the checks done so far."""
+        if self.folder is not None:
+            _write(self.folder / "checks.json", dict(checks))
+
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
 

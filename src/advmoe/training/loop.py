@@ -196,12 +196,14 @@ def _means(sums: Metrics, pictures: int) -> dict[str, Any]:
     """Per-picture means as plain numbers; correct counts in percent, `load` as each expert's share."""
     row: dict[str, Any] = {}
     for name, value in sums.items():
+        if name == "router_pictures":
+            continue
         if name == "load":
             row["load"] = (value / value.sum(dim=1, keepdim=True)).tolist()
         elif name.endswith("_correct"):
             row[f"train_{name.removesuffix('_correct')}"] = 100 * value.item() / pictures
         else:
-            row[name] = value.item() / pictures
+            row[name] = (value / sums.get(name.replace("loss", "pictures"), pictures)).item()
     return row
 
 

@@ -16,7 +16,7 @@ from advmoe.training.health import check_gradients, check_outcome
 from advmoe.training.losses import Forward, Loss, Outcome
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
-Metrics = dict[str, Tensor]  # sums over the batch's pictures; "load" is [L, N] counts
+Metrics = dict[str, Tensor]  # sums over the batch's pictures; "load" is [L, N] counts; routers may rest, so theirs are counted apart
 
 
 @dataclass
@@ -63,7 +63,8 @@ def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     for _ in range(training.router_steps):
         gate, attack_gate = Gate(training.router_gate), Gate(training.router_attack_gate)
         outcome = _update(state, "routers", batches["routers"], gate, attack_gate, False)
-    return {"router_loss": outcome.total.detach() * len(batches["routers"][1])}
+    pictures = len(batches["routers"][1])
+    return {"router_loss": outcome.total.detach() * pictures, "router_pictures": outcome.total.new_tensor(pictures)}
 
 
 def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
