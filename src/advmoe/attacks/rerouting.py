@@ -41,26 +41,22 @@ class Beam:
 @torch.no_grad()
 def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, draws: Draws) -> Tensor:
     """x' [B, C, H, W] in the L-infinity ball: a point that fools the network over another pathway where one was found,
-    else the point with the highest loss on its route. `model` should be frozen.
+    else the picture itself. `model` should be frozen.
     """
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
-    changes = cheapest_changes(model, x)[:, : max(beam.singles, beam.branches + beam.depth)]
+    changes = cheapest_changes(model, x)
     found = _Found(x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
     states = [
         _attempt(model, x, y, _with_change(free, changes, number), start, search, found)
         for number in range(min(beam.singles, changes.shape[1]))
     ]
-    for depth in range(1, beam.depth):
-        best = _best(states, beam.width)
+    for _ in range(1, beam.depth if states else 1):
         states = [
-            _attempt(model, x, y, _with_change(state.route, changes, depth + branch), state.x_adv, search, found)
-            for state in best
-            for branch in range(beam.branches)
-            if depth + branch < changes.shape[1]
+            _attempt(model, x, y, _with_change(state.route, changes, branch), state.x_adv, search, found)
+            for state in _best(states, beam.width)
+            for branch in range(min(beam.branches, changes.shape[1]))
         ]
-        if not states:
-            break
     return found.x_adv
 
 
@@ -84,9 +80,11 @@ def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
 def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
     """First-order L-infinity distance to the point where `expert` is chosen; infinite where it is already."""
     gap = routing.logits.gather(1, routing.experts[:, None])[:, 0] - routing.logits[:, expert]
-    (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True, allow_unused=True)
-    slope = gradient.flatten(1).abs().sum(dim=1) if gradient is not None else torch.zeros_like(gap)
-    distance = gap.detach() / slope.clamp(min=1e-12)
+    slope = torch.zeros_like(gap)
+    if gap.requires_grad:  # else the router is cut off from the picture
+        (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True, materialize_grads=True)
+        slope = gradient.flatten(1).abs().sum(dim=1)
+    distance = gap.detach() / slope.detach().clamp(min=1e-12)
     return torch.where(routing.experts == expert, torch.inf, torch.nan_to_num(distance, nan=1e30, posinf=1e30))
 
 
@@ -140,18 +138,20 @@ def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor) -> tuple[Tenso
         hinge = (HOLD - margin).clamp(min=0).sum(dim=1)
         routed = (margin > 0).all(dim=1)
         (gradient,) = torch.autograd.grad((torch.where(routed, loss, 0.0) - WEIGHT * hinge).sum(), leaf)
-    return gradient, logits.detach(), routed, loss.detach()
+    return gradient.nan_to_num(0), logits.detach(), routed, loss.detach()
 
 
 def _with_change(route: Tensor, changes: Tensor, number: int) -> Tensor:
-    """`route` with each picture's change number `number` written in."""
-    layer, expert = changes[:, number].unbind(dim=1)
-    return route.scatter(1, layer[:, None], expert[:, None])
+    """`route` with one more change: number `number` of those new to it, cheapest first, and layers left free before others."""
+    layers, experts = changes.unbind(dim=2)
+    now = route.gather(1, layers)
+    order = ((now >= 0).int() + (now == experts).int()).argsort(dim=1, stable=True)[:, number, None]
+    return route.scatter(1, layers.gather(1, order), experts.gather(1, order))
 
 
 def _best(states: Sequence[_State], width: int) -> list[_State]:
     """For each picture the `width` states with the highest loss, as `width` batches."""
-    order = torch.stack([state.loss for state in states], dim=1).argsort(dim=1, descending=True)[:, :width]
+    order = torch.stack([state.loss for state in states], dim=1).argsort(dim=1, descending=True, stable=True)[:, :width]
     routes, points = torch.stack([state.route for state in states]), torch.stack([state.x_adv for state in states])
     row = torch.arange(len(order), device=order.device)
     losses = torch.stack([state.loss for state in states])

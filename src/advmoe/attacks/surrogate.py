@@ -73,11 +73,11 @@ def surrogate_pgd(
 
 
 def ascent_direction(surrogate: Surrogate, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    """Sign of the gradient of the summed surrogate with respect to the pictures."""
+    """Sign of the gradient of the summed surrogate with respect to the pictures; 0 where that is NaN, which shows no way."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(surrogate(leaf, y, rows).sum(), leaf)
-    return gradient.sign()
+    return gradient.nan_to_num(0).sign()
 
 
 def _standing(predict: Predict, x_adv: Tensor, y: Tensor, rows: Tensor) -> Tensor:
@@ -113,11 +113,14 @@ def through_route(model: Routed, route: Tensor) -> Surrogate:
 
 
 def with_routing_margin(model: Routed, route: Tensor, weight: float) -> Surrogate:
-    """CE + weight * mean margin of `route` [B, L]: a positive weight keeps the route, a negative one leaves it."""
+    """CE + weight * mean margin of `route` [B, L] over the layers with a choice: weights above 0 keep it, below 0 leave it."""
 
     def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         logits, routings = model.forward_routed(x, HARD)
-        return F.cross_entropy(logits.float(), y, reduction="none") + weight * margins(routings, route[rows]).mean(dim=1)
+        margin = margins(routings, route[rows])
+        choice = torch.isfinite(margin)
+        mean = torch.where(choice, margin, 0).sum(dim=1) / choice.sum(dim=1).clamp(min=1)
+        return F.cross_entropy(logits.float(), y, reduction="none") + weight * mean
 
     return objective
 

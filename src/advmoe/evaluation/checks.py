@@ -39,16 +39,26 @@ class Check:
 
 
 def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
-    """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes."""
+    """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes.
+
+    Other company in the batch may move a picture whose router is undecided; the same batch may move none.
+    """
     first, routings = _look(bench, x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(bench.seed)).to(x.device)
-    singles = [_look(bench, x[row : row + 1]) for row in range(min(len(x), 16))]
-    others = [_look(bench, x), _look(bench, x[order], order.argsort()), (torch.cat([s[0] for s in singles]), [])]
-    worst = max((logits - first[: len(logits)]).abs().max().item() for logits, _ in others)
-    moved, undecided = _moved(routings, [found for _, found in others[:2]])
-    detail = f"logits differ by {worst:.1e}"
+    answers = [_answer(*_look(bench, x)), _answer(*_look(bench, x[order], order.argsort()))]
+    singles = [_answer(*_look(bench, x[row : row + 1])) for row in range(min(len(x), 16))]
+    answers.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
+    (_, route), undecided = _answer(first, routings), _undecided(first, routings)
+    worst, moved = torch.zeros(()), 0
+    for number, (logits, found) in enumerate(answers):
+        differs = found != route[: len(found)]
+        excused = differs.any(dim=1) & undecided[: len(found)] & (number > 0)
+        distance = (logits - first[: len(logits)]).abs().amax(dim=1)
+        worst = torch.stack([worst, torch.where(excused, 0, distance).max().cpu()]).max()  # a NaN stays a NaN
+        moved += int((differs & ~excused[:, None]).sum())
+    detail = f"logits differ by {worst.item():.1e}"
     if bench.routed:
-        detail += f"; {moved} routes differ; {undecided} pictures with a router margin under {UNDECIDED:g}"
+        detail += f"; {moved} routes differ; {int(undecided.sum())} pictures with a router margin under {UNDECIDED:g}"
     return Check(1, "same picture, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
@@ -82,13 +92,15 @@ def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
             shares[f"routers, {place}"] = _silent_routers(bench, z)
     worst = max(shares.values())
     detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of pictures without a gradient"
-    return Check(3, "gradients are there", "fail" if worst >= SILENT else "pass", detail)
+    return Check(3, "gradients are there", "fail" if worst >= SILENT and worst > 100 / len(x) + 1e-9 else "pass", detail)
 
 
-def square(shards: Sequence[Shard], total: int) -> Check:
+def square(shards: Sequence[Shard]) -> Check:
     """(4) Square, which needs no gradient, breaks hardly anything that gradients did not."""
-    if not any("aa_square" in shard.attacks for shard in shards):
+    shards = [shard for shard in shards if "aa_square" in shard.attacks]
+    if not shards:
         return Check(4, "Square adds nothing", "skipped", "AutoAttack was not run")
+    total = sum(len(shard.rows) for shard in shards)
     share = 100 * sum(len(shard.attacks["aa_square"]["broken"]) for shard in shards) / total
     status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
     return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks left")
@@ -123,7 +135,7 @@ def budget_suffices(bench: Bench, x: Tensor, y: Tensor) -> Check:
         restarts.append(_percent(alive))
     restarts = [restarts[n - 1] for n in (1, 5, 10)]
     limit = max(POINTS, 100 / len(x)) + 1e-9
-    late = max(steps[1] - steps[2], restarts[1] - restarts[2])
+    late = max(abs(steps[1] - steps[2]), restarts[1] - restarts[2])
     detail = f"10/50/200 steps: {_list(steps)}; 1/5/10 restarts: {_list(restarts)}"
     return Check(7, "more budget changes nothing", "warn" if late > limit else "pass", detail)
 
@@ -134,7 +146,7 @@ def falls_with_epsilon(bench: Bench, x: Tensor, y: Tensor) -> Check:
     found = [_percent(_stands(bench, x, y, factor * bench.epsilon, 20)) for factor in factors]
     rises = max(b - a for a, b in pairwise(found))
     limit = max(POINTS, 100 / len(x)) + 1e-9
-    status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) else "pass"
+    status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
     return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(found)}")
 
 
@@ -234,9 +246,9 @@ def check_figures(
     bench: Bench, shards: Sequence[Shard], figures: Mapping[str, float], worst: float, routing: Mapping[str, Any] | None
 ) -> list[Check]:
     """The checks that read what was run."""
-    total = len(bench.y)
+    total = sum(len(shard.rows) for shard in shards)
     return [
-        square(shards, total),
+        square(shards),
         autoattack_reliable(figures, worst, total),
         routing_alive(bench, routing),
         pictures_valid(shards),
@@ -250,14 +262,17 @@ def _look(bench: Bench, x: Tensor, order: Tensor | None = None) -> tuple[Tensor,
     return logits[order], [Routing(r.logits[order], r.experts[order]) for r in routings]
 
 
-def _moved(first: Sequence[Any], others: Sequence[Sequence[Any]]) -> tuple[int, int]:
-    """Routes that differ although their margin decides, and pictures with an undecided router."""
-    if not first:
-        return 0, 0
-    route = route_of(first)
-    decided = margins(first, route) >= UNDECIDED
-    moved = sum(int(((route_of(found) != route) & decided).sum()) for found in others)
-    return moved, int((~decided).any(dim=1).sum())
+def _answer(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """Logits, and the experts of each layer [B, L]: no layers for a network that does not route."""
+    return logits, route_of(routings) if routings else torch.zeros_like(logits[:, :0], dtype=torch.long)
+
+
+def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
+    """Pictures of which some router holds two experts equal, or gives NaN: [B] bool."""
+    if not routings:
+        return torch.zeros_like(logits[:, 0], dtype=torch.bool)
+    margin = margins(routings, route_of(routings))
+    return ((margin.abs() < UNDECIDED) | margin.isnan()).any(dim=1)
 
 
 def _silent(gradient: Tensor) -> float:
@@ -301,7 +316,7 @@ def _draws(bench: Bench, count: int, stream: int) -> PictureDraws:
 
 
 def _percent(flags: Tensor) -> float:
-    return 100 * flags.float().mean().item()
+    return 100 * int(flags.sum()) / len(flags)  # in float32 one picture of 30 would be more than 100 / 30
 
 
 def _list(values: Sequence[float]) -> str:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from advmoe.attacks import Norm, frozen
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.checks import Check, check_figures, check_network
 from advmoe.evaluation.search import LowPrecision
-from advmoe.evaluation.shards import SHARD_SIZE, Bench, Shard, Store, Told, Worker, split, true_network
+from advmoe.evaluation.shards import SHARD_SIZE, Bench, Shard, Store, Told, Worker, obstacle, split, true_network
 from advmoe.evaluation.suite import PRESETS, Preset, plan
 
 SCHEMA = 1
@@ -29,7 +29,6 @@ class Evaluation:
     `complete`: AutoAttack was run and, on a network that routes, attacks on the routing; else `worst` is "quick".
     """
 
-    pictures: int
     sa: float
     figures: dict[str, float]
     worst: float
@@ -37,23 +36,30 @@ class Evaluation:
     attacks: dict[str, dict[str, Any]]  # name -> attacked, broken, seconds
     routing: dict[str, Any] | None
     checks: list[Check]
+    rows: list[int]  # numbers of the pictures in x: all, or those of a part
     correct: list[int]
     broken: dict[str, list[int]]  # attack -> rows of the pictures it broke
+    left_out: dict[str, str]  # attack of the preset that was not run -> why
+
+    @property
+    def pictures(self) -> int:
+        """How many were evaluated."""
+        return len(self.rows)
 
     def interval(self, percent: float) -> tuple[float, float]:
         """95 % Wilson interval of a share of the pictures, in percent."""
         return wilson(percent / 100, self.pictures)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready; `flags` has a 1 for each picture that stood everything."""
-        gone = {row for rows in self.broken.values() for row in rows}
-        named = {"sa": self.sa, **self.figures, "ra_worst": self.worst}
+        """JSON-ready, worst case first; `flags` has a 1 for each picture that stood everything."""
+        standing = set(self.correct) - {row for rows in self.broken.values() for row in rows}
+        named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return {
             "pictures": self.pictures, **named, "complete": self.complete,
             "intervals": {name: self.interval(value) for name, value in named.items()},
-            "attacks": self.attacks, "routing": self.routing, "checks": [check.__dict__ for check in self.checks],
-            "flags": "".join("1" if row in set(self.correct) - gone else "0" for row in range(self.pictures)),
-            "broken": self.broken,
+            "attacks": self.attacks, "left_out": self.left_out, "routing": self.routing,
+            "checks": [check.__dict__ for check in self.checks],
+            "flags": "".join("1" if row in standing else "0" for row in self.rows), "broken": self.broken,
         }  # fmt: skip
 
 
@@ -79,25 +85,26 @@ def evaluate(
     `model` maps pixels to logits; one that also offers `forward_routed` (see `advmoe.attacks.surrogate.Routed`) is
     attacked on its routing too. `preset` names one of PRESETS or lists attacks. With `store`, results are kept there
     after every attack on a shard, and what is there already is not run again; `part` (i, k) runs only every k-th shard
-    from i on. `transfer` is a network to transfer attacks from. bf16 may search; only float32 counts.
+    from i on, and the figures are of these shards' pictures, without checks. `transfer` is a network to transfer attacks
+    from. bf16 may search; only float32 counts.
 
-    Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, or a store that holds
-    results of another network, data, threat or seed.
+    Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, a preset of which nothing
+    can be run, or a store that holds results of another network, data, threat or seed.
     """
     chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
+    _check_options(epsilon, norm, seed, shard_size, part)
+    _check_pictures(x, y)
     if model.training:
         warnings.warn("the model is in train mode: evaluated in eval mode, then restored", stacklevel=2)
-    with frozen(model), true_network(model):
-        bench = _bench(model, x, y, epsilon, norm, seed, transfer, bf16_search)
+    with frozen(model), frozen(nn.Identity() if transfer is None else transfer), true_network(model):
+        bench = _bench(model, x.detach(), y, epsilon, norm, seed, transfer, bf16_search)
+        _check_plan(bench, chosen)
         folder = Store(store, {**_key(bench), "shard_size": shard_size})
         keep = store / "adversarial" if store is not None and save_adversarial else None
         shards = []
-        for number, rows in enumerate(split(len(x), shard_size)):
-            shard = folder.load(number, rows)
-            if number % part[1] == part[0]:
-                Worker(bench, shard, number, folder.saver(number), told, keep).run(chosen)
-            shards.append(shard)
-        shards = [shard for shard in shards if shard.correct is not None]
+        for number, rows in list(enumerate(split(len(x), shard_size)))[part[0] :: part[1]]:
+            shards.append(folder.load(number, rows))
+            Worker(bench, shards[-1], number, folder.saver(number), told, keep).run(chosen)
         return _summary(bench, chosen, shards, folder if part[1] == 1 else None)
 
 
@@ -115,24 +122,51 @@ def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]
     return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)
 
 
-def _bench(
-    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, norm: Norm, seed: int, transfer: nn.Module | None, bf16: bool
-) -> Bench:
-    if norm not in ("Linf", "L2"):
-        raise UserError(f"norm must be Linf or L2, not {norm}")
+def _check_options(epsilon: float, norm: str, seed: int, shard_size: int, part: tuple[int, int]) -> None:
+    if norm not in get_args(Norm):
+        raise UserError(f"norm must be {' or '.join(get_args(Norm))}, not {norm}")
+    if not 0 <= epsilon < math.inf:
+        raise UserError(f"epsilon must be at least 0 and finite, not {epsilon:g}")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"seed must be in [0, 2**63), not {seed}")
+    if shard_size < 1:
+        raise UserError(f"shard_size must be at least 1, not {shard_size}")
+    if not 0 <= part[0] < part[1]:
+        raise UserError(f"part must be (i, k) with 0 <= i < k, not {tuple(part)}")
+
+
+def _check_pictures(x: Tensor, y: Tensor) -> None:
     if len(x) == 0 or len(x) != len(y):
         raise UserError(f"{len(x)} pictures and {len(y)} labels")
+    if x.ndim != 4 or y.ndim != 1:
+        raise UserError(f"pictures must be [n, C, H, W] and labels [n], not {list(x.shape)} and {list(y.shape)}")
     low, high = x.min().item(), x.max().item()
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
+    if x.dtype != torch.float32 or y.dtype != torch.int64:
+        raise UserError(f"pictures must be float32 and labels int64, not {x.dtype} and {y.dtype}")
+
+
+def _check_plan(bench: Bench, preset: Preset) -> None:
+    reasons = [obstacle(bench, name) for name in preset.attacks]
+    if all(reasons):
+        raise UserError(f"nothing can be run of {', '.join(preset.attacks)}: {'; '.join(dict.fromkeys(reasons))}")
+
+
+def _bench(
+    model: nn.Module, x: Tensor, y: Tensor, epsilon: float, norm: Norm, seed: int, transfer: nn.Module | None, bf16: bool
+) -> Bench:
     with torch.no_grad():
         logits = model(x[:1])
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserError("the network must give logits [n, classes] for pictures [n, C, H, W]")
     classes = logits.shape[1]
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
     routed = _routes(model, x[:1])
     bench = Bench(
         model, LowPrecision(model) if bf16 else model, x, y, classes, routed, epsilon, norm, seed, transfer,
+        None if transfer is None else _digest(transfer),
     )  # fmt: skip
     _finite(bench)
     return bench
@@ -151,50 +185,52 @@ def _finite(bench: Bench) -> None:
             raise UserError(f"the network returns NaN or infinity for picture {start + int(bad.int().argmax())}")
 
 
+def _digest(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of parameters and buffers, of any type."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _key(bench: Bench) -> dict[str, Any]:
     """What a stored result depends on; file names carry the rest."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(bench.model.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     data = hashlib.sha256(bench.x.cpu().contiguous().numpy().tobytes() + bench.y.cpu().numpy().tobytes())
     low = bench.search is not bench.model
     return {
-        "schema": SCHEMA, "network": digest.hexdigest(), "data": data.hexdigest(), "epsilon": bench.epsilon,
+        "schema": SCHEMA, "network": _digest(bench.model), "data": data.hexdigest(), "epsilon": bench.epsilon,
         "norm": bench.norm, "seed": bench.seed, "search": "bfloat16" if low else "float32",
     }  # fmt: skip
 
 
 def _summary(bench: Bench, preset: Preset, shards: list[Shard], store: Store | None) -> Evaluation:
     """All figures; the checks only with a `store` to keep them, that is, not for a part of the shards."""
-    total = sum(len(shard.rows) for shard in shards)
+    rows = [row for shard in shards for row in shard.rows]
     correct = [row for shard in shards for row in shard.correct or []]
-    names = [name for names in (*preset.figures.values(), preset.survivors) for name in names]
-    broken = {name: sorted(row for shard in shards for row in shard.broken([name])) for name in names if _was_run(shards, name)}
+    left_out = {name: reason for name in preset.attacks if (reason := obstacle(bench, name))}
+    names = [name for name in preset.attacks if name not in left_out]
+    broken = {name: sorted(row for shard in shards for row in shard.broken([name])) for name in names}
 
     def left(attacks: Sequence[str]) -> float:
         gone = {row for name in attacks for row in broken.get(name, [])}
-        return 100 * (len(correct) - len(gone)) / max(total, 1)
+        return 100 * (len(correct) - len(gone)) / max(len(rows), 1)
 
-    figures = {figure: left(members) for figure, members in preset.figures.items()}
+    figures = {figure: left(members) for figure, members in preset.figures.items() if not left_out.keys() & set(members)}
     worst, routing = left(list(broken)), _routing_summary(shards)
     routed_too = not bench.routed or any(name.startswith("reroute") for name in broken)
-    complete = any(name.startswith("aa_") for name in broken) and routed_too
+    complete = "ra_aa" in figures and routed_too
     checks = []
     if store is not None:
         checks = check_network(bench, preset.checks, store) + check_figures(bench, shards, figures, worst, routing)
     attacks = {name: _totals(shards, name) for name in broken}
     ordered = sorted(checks, key=lambda check: check.number)
-    return Evaluation(total, left([]), figures, worst, complete, attacks, routing, ordered, correct, broken)
-
-
-def _was_run(shards: Sequence[Shard], name: str) -> bool:
-    return any(name in shard.attacks for shard in shards)
+    return Evaluation(left([]), figures, worst, complete, attacks, routing, ordered, rows, correct, broken, left_out)
 
 
 def _totals(shards: Sequence[Shard], name: str) -> dict[str, Any]:
-    runs = [shard.attacks[name] for shard in shards if name in shard.attacks]
-    broken = sum(len(run["broken"]) for run in runs)
-    return {"attacked": sum(run["attacked"] for run in runs), "broken": broken, "seconds": sum(run["seconds"] for run in runs)}
+    runs = [shard.attacks[name] for shard in shards]
+    attacked, broken = (sum(len(run[kind]) for run in runs) for kind in ("rows", "broken"))
+    return {"attacked": attacked, "broken": broken, "seconds": sum(run["seconds"] for run in runs)}
 
 
 def _routing_summary(shards: Sequence[Shard]) -> dict[str, Any] | None:
@@ -205,15 +241,19 @@ def _routing_summary(shards: Sequence[Shard]) -> dict[str, Any] | None:
     pictures, correct = (sum(count[name] for count in counts) for name in ("pictures", "correct"))
 
     def added(name: str) -> list[Any]:
-        return torch.tensor([count[name] for count in counts]).sum(dim=0).tolist()
+        return [sum(values) for values in zip(*(count[name] for count in counts), strict=True)]
+
+    def added_per_layer(name: str) -> list[list[int]]:
+        layers = zip(*(count[name] for count in counts), strict=True)
+        return [[sum(values) for values in zip(*layer, strict=True)] for layer in layers]
 
     return {
         "ra_router": 100 * sum(count["router"] for count in counts) / pictures,
         "ra_expert": 100 * sum(count["expert"] for count in counts) / pictures,
         "flip_rate": 100 * sum(count["flipped"] for count in counts) / max(correct, 1),
         "overlap": [100 * value / max(correct, 1) for value in added("overlap")],
-        "load": added("load"),
-        "load_adv": added("load_adv"),
+        "load": added_per_layer("load"),
+        "load_adv": added_per_layer("load_adv"),
         "fixed_expert_sa": [100 * value / pictures for value in added("fixed")],
         "fixed_expert_ra": [100 * value / pictures for value in added("fixed_robust")],
     }

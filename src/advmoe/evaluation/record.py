@@ -14,6 +14,7 @@ import numpy
 import torch
 
 import advmoe
+from advmoe.attacks import Norm
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.evaluation.cost import Cost, cost
@@ -25,7 +26,7 @@ SCHEMA = 1
 
 def make_record(
     config: RunConfig, splits: Splits, evaluation: Evaluation, *, epoch: int, network: Cost, dense: Cost, train_seconds: float,
-    evaluate_seconds: float, attack_seed: int,
+    evaluate_seconds: float, attack_seed: int, epsilon: float, norm: Norm,
 ) -> dict[str, Any]:  # fmt: skip
     """One JSON-ready dict. Accuracies in percent of `test_pictures`; `ra` by PGD steps; `gmacs` are the ideal ones.
 
@@ -41,7 +42,8 @@ def make_record(
         "ra": steps,
         **{name: value for name, value in evaluation.figures.items() if name.startswith("ra_aa")},
         "ra_worst" if evaluation.complete else "ra_worst_quick": evaluation.worst,
-        "epsilon": config.attack.epsilon,
+        "epsilon": epsilon,
+        "norm": norm,
         "gmacs": network.gmacs_ideal,
         "gmacs_executed": network.gmacs_executed,
         "gmacs_dense": dense.gmacs_ideal,
@@ -70,14 +72,20 @@ def evaluate_run(
     epoch: int,
     train_seconds: float,
     seed: int = 0,
+    epsilon: float | None = None,
+    norm: Norm = "Linf",
     **options: Any,
 ) -> dict[str, Any]:
-    """`evaluate` (whose `options` are) on the test part, as a Record; `dense` is the cost of the dense network."""
+    """`evaluate` (whose `options` are) on the test part, as a Record; `dense` is the cost of the dense network.
+
+    `epsilon` is by default the one of training.
+    """
     started, test = time.perf_counter(), splits.test
-    evaluation = evaluate(model, test.pixels(), test.labels, epsilon=config.attack.epsilon, seed=seed, **options)
+    epsilon = config.attack.epsilon if epsilon is None else epsilon
+    evaluation = evaluate(model, test.pixels(), test.labels, epsilon=epsilon, norm=norm, seed=seed, **options)
     return make_record(
         config, splits, evaluation, epoch=epoch, network=cost(model, splits.spec.shape), dense=dense,
-        train_seconds=train_seconds, evaluate_seconds=time.perf_counter() - started, attack_seed=seed,
+        train_seconds=train_seconds, evaluate_seconds=time.perf_counter() - started, attack_seed=seed, epsilon=epsilon, norm=norm,
     )  # fmt: skip
 
 
@@ -99,8 +107,13 @@ def model_info(record: Mapping[str, Any]) -> dict[str, Any]:
         info["reported"] = info["autoattack_acc"] = f"{record['ra_aa']:.2f}"
     if "ra_worst" in record:
         info["external"] = f"{record['ra_worst']:.2f}"
-        info["unreliable"] = any(c["number"] == 5 and c["status"] == "fail" for c in record["evaluation"]["checks"])
+        info["unreliable"] = autoattack_unreliable(record["evaluation"])
     return info
+
+
+def autoattack_unreliable(evaluation: Mapping[str, Any]) -> bool:
+    """Whether check 5 found RA-AA too far above RA-worst to be trusted."""
+    return any(check["number"] == 5 and check["status"] == "fail" for check in evaluation["checks"])
 
 
 def _eps(epsilon: float) -> str:

@@ -18,7 +18,8 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str,
 
     `flipped`: correctly classified pictures of which any route changes; `overlap` [L]: layers that keep their expert;
     `load` and `load_adv` [L][N]; `router` / `expert`: rows that stand when only the route, or only the experts' input,
-    is adversarial (RA-router, RA-expert); `fixed` and `fixed_robust` [N]: right with expert e in every layer.
+    is adversarial (RA-router, RA-expert); `fixed` and `fixed_robust` [N]: right with expert e in every layer (a layer of
+    fewer experts takes its last).
     """
     x, y = job.x, job.y
     settings = Pgd(job.epsilon, job.epsilon / 4, 50, norm=job.norm)
@@ -31,7 +32,8 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str,
         "router": model.forward_routed(x, Gate("forced", route=route_adv))[0].argmax(dim=1) == y,
         "expert": model.forward_routed(x_adv, Gate("forced", route=route))[0].argmax(dim=1) == y,
     }
-    fixed = [_fixed(model, x, y, expert, route, job) for expert in range(max(routing.logits.shape[1] for routing in clean))]
+    experts = torch.tensor([routing.logits.shape[1] for routing in clean], device=x.device)
+    fixed = [_fixed(model, x, y, expert, experts, job) for expert in range(int(experts.max()))]
     return {
         "pictures": len(y),
         "correct": int(mine.sum()),
@@ -45,11 +47,12 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str,
     }
 
 
-def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, route: Tensor, job: Job) -> tuple[int, int]:
-    """Pictures right with `expert` in every layer, clean and under PGD-10 on that network."""
+def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, job: Job) -> tuple[int, int]:
+    """Pictures right with `expert` in every layer (of `experts` [L] each), clean and under PGD-10 on that network."""
+    route = (experts - 1).clamp(max=expert)
 
     def predict(z: Tensor) -> Tensor:
-        forced = torch.full((len(z), route.shape[1]), expert, device=z.device)
+        forced = route.expand(len(z), -1)
         return model.forward_routed(z, Gate("forced", route=forced))[0]
 
     right = predict(x).argmax(dim=1) == y

@@ -5,6 +5,7 @@ order, by any number of processes, with any number of interruptions.
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -55,6 +56,7 @@ class Bench:
     norm: Norm
     seed: int
     transfer: Any = None
+    transfer_digest: str | None = None
 
 
 @dataclass(frozen=True)
@@ -86,38 +88,55 @@ class Worker:
         """Attacks one after another, each on what `before` and those ahead of it left standing."""
         shard, done = self.shard, list(before)
         for name in names:
-            if not applicable(self.bench, name):
+            if obstacle(self.bench, name):
                 continue
-            if name not in shard.attacks:
-                gone = shard.broken(done)
-                rows = [row for row in shard.correct or [] if row not in gone]
+            gone = shard.broken(done)
+            rows = [row for row in shard.correct or [] if row not in gone]
+            if not self._is_done(name, rows):
                 shard.attacks[name] = _attack(self.bench, name, rows, self.number, self.keep)
                 self.save(shard)
                 self.told(name, self.number, shard)
             done.append(name)
 
+    def _is_done(self, name: str, rows: list[int]) -> bool:
+        """Whether the shard holds what `name` does to these rows: another plan may have given it others."""
+        known = self.shard.attacks.get(name, {})
+        kept = self.keep is None or not rows or _pictures_path(self.keep, name, self.number).exists()
+        return kept and known.get("rows") == rows and known.get("transfer") == _source(self.bench, name)
 
-def applicable(bench: Bench, name: str) -> bool:
-    """Whether an attack makes sense for this network and norm."""
+
+def obstacle(bench: Bench, name: str) -> str:
+    """Why an attack makes no sense for this network and norm; "" where it does."""
     attack = ATTACKS[name]
-    missing = {"routing": not bench.routed, "transfer": bench.transfer is None, "": False}
-    return bench.norm in attack.norms and not missing[attack.needs]
+    if attack.needs == "routing" and not bench.routed:
+        return "the network does not route"
+    if bench.norm not in attack.norms:
+        return f"written for {' and '.join(attack.norms)} alone"
+    if attack.needs == "transfer" and bench.transfer is None:
+        return "no network to transfer from was given"
+    return f"needs {attack.min_classes} classes" if bench.num_classes < attack.min_classes else ""
+
+
+def _source(bench: Bench, name: str) -> str | None:
+    return bench.transfer_digest if ATTACKS[name].needs == "transfer" else None
 
 
 def _attack(bench: Bench, name: str, rows: list[int], number: int, keep: Path | None) -> dict[str, Any]:
     """Run one attack on `rows`; count only what fools the true network from inside the ball."""
     started = time.perf_counter()
-    if not rows:
-        return {"attacked": 0, "broken": [], "outside": 0, "seconds": 0.0}
-    job = _job(bench, rows, number)
-    x_adv = ATTACKS[name].run(job).detach()
-    inside = _inside(x_adv, job.x, bench)
-    standing = set(_standing(bench, rows, torch.where(inside[:, None, None, None], x_adv, job.x)))
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        _save_pictures(keep / f"{name}-{number:05d}.safetensors", rows, x_adv)
-    broken = [row for row in rows if row not in standing]
-    return {"attacked": len(rows), "broken": broken, "outside": int((~inside).sum()), "seconds": time.perf_counter() - started}
+    broken: list[int] = []
+    outside = 0
+    if rows:
+        job = _job(bench, rows, number)
+        x_adv = ATTACKS[name].run(job).detach()
+        inside = _inside(x_adv, job.x, bench)
+        x_adv, outside = torch.where(inside[:, None, None, None], x_adv, job.x), int((~inside).sum())
+        standing = set(_standing(bench, rows, x_adv))
+        broken = [row for row in rows if row not in standing]
+        if keep is not None:
+            _save_pictures(_pictures_path(keep, name, number), rows, x_adv)
+    seconds = time.perf_counter() - started
+    return {"rows": rows, "transfer": _source(bench, name), "broken": broken, "outside": outside, "seconds": seconds}
 
 
 def _job(bench: Bench, rows: Sequence[int], number: int) -> Job:
@@ -130,21 +149,27 @@ def _job(bench: Bench, rows: Sequence[int], number: int) -> Job:
 
 @torch.no_grad()
 def _standing(bench: Bench, rows: Sequence[int], x: Tensor) -> list[int]:
-    """Those of `rows` that the true network classifies correctly at `x`."""
-    right = bench.model(x).argmax(dim=1) == bench.y[torch.as_tensor(rows, device=bench.y.device)]
+    """Those of `rows` that the true network classifies correctly at `x`; logits that are not finite classify nothing."""
+    logits = bench.model(x)
+    right = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == bench.y[torch.as_tensor(rows, device=bench.y.device)])
     return [row for row, stands in zip(rows, right.tolist(), strict=True) if stands]
 
 
 def _inside(x_adv: Tensor, x: Tensor, bench: Bench) -> Tensor:
     """Which pictures are finite, in [0, 1] and in the ball: [B] bool."""
-    flat = (x_adv - x).flatten(1)
+    flat = (x_adv.double() - x.double()).flatten(1)
     distance = flat.abs().amax(dim=1) if bench.norm == "Linf" else flat.norm(dim=1)
-    inside = (distance <= bench.epsilon + SLACK * (1 if bench.norm == "Linf" else 10)) & torch.isfinite(flat).all(dim=1)
+    inside = (distance <= bench.epsilon + SLACK) & torch.isfinite(flat).all(dim=1)
     return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
 
 
+def _pictures_path(keep: Path, name: str, number: int) -> Path:
+    return keep / f"{name}-{number:05d}.safetensors"
+
+
 def _save_pictures(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
-    draft = path.with_suffix(".draft")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = _draft(path)
     save_file({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}, draft)
     draft.replace(path)
 
@@ -158,7 +183,7 @@ class Store:
             return
         path = folder / "key.json"
         if path.exists():
-            _same(json.loads(path.read_text()), dict(key), folder)
+            _same(_read(path), dict(key), folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
             _write(path, dict(key))
@@ -168,10 +193,10 @@ class Store:
         path = self._path(number)
         if path is None or not path.exists():
             return Shard(rows)
-        try:
-            return Shard(**json.loads(path.read_text()))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{path}: not a shard ({' '.join(str(error).split())}); remove it to run it anew") from None
+        content = _read(path)
+        if set(content) != {"rows", "correct", "attacks", "routing"} or content["rows"] != rows:
+            raise UserError(f"{path}: not a shard of these pictures; remove it to run it anew")
+        return Shard(**content)
 
     def saver(self, number: int) -> Callable[[Shard], None]:
         """What writes shard `number`."""
@@ -181,7 +206,7 @@ class Store:
     def checks(self) -> dict[str, dict[str, Any]]:
         """The checks that are done."""
         path = None if self.folder is None else self.folder / "checks.json"
-        return json.loads(path.read_text()) if path is not None and path.exists() else {}
+        return _read(path) if path is not None and path.exists() else {}
 
     def save_checks(self, checks: Mapping[str, Any]) -> None:
         """Keep the checks done so far."""
@@ -190,6 +215,12 @@ class Store:
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
+
+
+def stored(folder: Path) -> Iterator[tuple[int, Shard]]:
+    """The shards that a store holds so far, with their numbers, whoever works on them."""
+    for path in sorted(folder.glob("shard-*.json")):
+        yield int(path.stem.removeprefix("shard-")), Shard(**_read(path))
 
 
 def shard_count(pictures: int, size: int = SHARD_SIZE) -> int:
@@ -210,10 +241,25 @@ def _same(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> 
             )
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); remove it to run it anew") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is damaged (no JSON object); remove it to run it anew")
+    return content
+
+
 def _write(path: Path, content: Any) -> None:
-    draft = path.with_name(f".{path.name}.draft")
+    draft = _draft(path)
     draft.write_text(json.dumps(content))
     draft.replace(path)
+
+
+def _draft(path: Path) -> Path:
+    """Beside `path`, and this process's own: several may start a store at once."""
+    return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
 @contextmanager

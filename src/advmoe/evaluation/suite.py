@@ -53,11 +53,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Attack:
-    """`needs` is "routing" or "transfer" where the attack makes no sense without; `norms` it is written for."""
+    """`needs` is "routing" or "transfer" where the attack makes no sense without; `norms` it is written for; its loss
+    is defined from `min_classes` on."""
 
     run: Callable[[Job], Tensor]
     needs: str = ""
     norms: tuple[str, ...] = ("Linf",)
+    min_classes: int = 2
 
 
 def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
@@ -165,6 +167,12 @@ AUTOATTACK = ("aa_apgd-ce", "aa_apgd-t", "aa_fab-t", "aa_square")
 AUTOATTACK_PLUS = tuple(f"aaplus_{part}" for part in ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"))
 AUTOATTACK_RAND = tuple(f"aarand_{part}" for part in ("apgd-ce", "apgd-dlr"))
 VERSIONS = {"aa": "standard", "aaplus": "plus", "aarand": "rand"}
+SORTED_LOGITS = {"apgd-dlr": 3, "apgd-t": 4}  # how many the official DLR losses look at
+
+
+def _autoattack(version: str, part: str) -> Attack:
+    return Attack(partial(run_autoattack, part=part, version=VERSIONS[version]), norms=BOTH, min_classes=SORTED_LOGITS.get(part, 2))
+
 
 ATTACKS: dict[str, Attack] = {
     **{f"pgd_{steps}": Attack(partial(run_pgd, steps=steps), norms=BOTH) for steps in (10, 20, 50, 200)},
@@ -172,10 +180,7 @@ ATTACKS: dict[str, Attack] = {
     "apgd_ce": Attack(run_apgd, norms=BOTH),
     "apgd_dlr": Attack(run_apgd_dlr, norms=BOTH),
     "apgd_t": Attack(run_targeted_apgd, norms=BOTH),
-    **{
-        name: Attack(partial(run_autoattack, part=name.split("_")[1], version=VERSIONS[name.split("_")[0]]), norms=BOTH)
-        for name in AUTOATTACK + AUTOATTACK_PLUS + AUTOATTACK_RAND
-    },
+    **{name: _autoattack(*name.split("_")) for name in AUTOATTACK + AUTOATTACK_PLUS + AUTOATTACK_RAND},
     **_surrogates(),
     "reroute_quick": Attack(partial(run_reroute, beam=Beam(2, 1, 1, 2), steps=20), "routing"),
     "reroute": Attack(partial(run_reroute, beam=Beam(), steps=40), "routing"),
@@ -204,7 +209,8 @@ ROUTE_FULL = (
 @dataclass(frozen=True)
 class Preset:
     """`figures`: name -> attacks, each figure in a chain of its own over every correctly classified picture.
-    `survivors`: run on what AutoAttack (or, without it, every figure) left standing. `budget` says the cost in words.
+    `survivors`: run on what AutoAttack (or, without it, every figure) left standing. `budget` says the cost in words,
+    to which the figures of a network that routes add ROUTING_BUDGET.
     """
 
     figures: dict[str, tuple[str, ...]]
@@ -212,19 +218,25 @@ class Preset:
     checks: bool
     budget: str
 
+    @property
+    def attacks(self) -> list[str]:
+        """Every attack, once, in the order in which they are run."""
+        return list(dict.fromkeys(name for names in (*self.figures.values(), self.survivors) for name in names))
 
+
+ROUTING_BUDGET = "routing figures: 50 PGD steps a picture, and 10 for each expert"
 PRESETS = {
     "quick": Preset(
         RA_FIGURES, ROUTE_QUICK, False, "80 PGD steps a picture; at most 110 route-aware steps on survivors; no AutoAttack"
     ),
     "standard": Preset(
         {**RA_FIGURES, "ra_aa": AUTOATTACK}, ROUTE, True,
-        "80 PGD steps and standard AutoAttack a picture; at most 720 route-aware steps on survivors; all self-checks",
+        "80 PGD steps and standard AutoAttack a picture; at most 830 route-aware, 50 transfer steps on survivors; all self-checks",
     ),
     "full": Preset(
         {**RA_FIGURES, "ra_aa": AUTOATTACK, "ra_aa_plus": AUTOATTACK_PLUS}, ROUTE_FULL, True,
-        "80 PGD steps, standard AutoAttack and AutoAttack plus a picture; at most 4,400 route-aware steps on survivors, "
-        "PGD-200, 10 restarts and three APGD attacks; all self-checks",
+        "80 PGD steps, standard AutoAttack and AutoAttack plus a picture; at most 3,480 route-aware, 50 transfer, 700 PGD "
+        "(PGD-200, and 10 restarts of PGD-50) and 1,100 APGD steps on survivors; all self-checks",
     ),
 }  # fmt: skip
 
@@ -232,8 +244,11 @@ PRESETS = {
 def plan(names: Sequence[str]) -> Preset:
     """A preset from attack names: a PGD or AutoAttack name is a figure of its own, the rest run on survivors.
 
-    `autoattack`, `autoattack_plus` and `autoattack_rand` stand for their members. Raises UserError on unknown names.
+    `autoattack`, `autoattack_plus` and `autoattack_rand` stand for their members. Raises UserError on unknown names,
+    and where there is none.
     """
+    if not names:
+        raise UserError("no attack is named: clean accuracy alone says nothing about robustness")
     groups = {"autoattack": ("ra_aa", AUTOATTACK), "autoattack_plus": ("ra_aa_plus", AUTOATTACK_PLUS)}
     groups["autoattack_rand"] = ("ra_aa_rand", AUTOATTACK_RAND)
     figures: dict[str, tuple[str, ...]] = {}

@@ -1,0 +1,100 @@
+"""AutoAttack under our runner is AutoAttack: the same flags as the package called directly."""
+
+import sys
+
+import pytest
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from advmoe.attacks import derive_seed, frozen
+from advmoe.config import DataConfig
+from advmoe.data import load_dataset
+from advmoe.errors import UserError
+from advmoe.evaluation import evaluate
+from advmoe.evaluation.suite import AUTOATTACK
+
+EPSILON, SEED, SHARD = 0.04, 5, 8
+
+
+def pictures(classes: int) -> tuple[Tensor, Tensor]:
+    """Fashion-MNIST of the first `classes` classes, pooled to 7x7."""
+    train = load_dataset(DataConfig(dataset="fashion-mnist")).train
+    rows = train.labels < classes
+    return F.avg_pool2d(train.pixels()[rows], 4), train.labels[rows]
+
+
+def tiny_net(classes: int) -> tuple[nn.Module, Tensor, Tensor]:
+    """One hidden layer, trained in a second; and the pictures it was trained on."""
+    x, y = pictures(classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, classes))
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimiser.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimiser.step()
+    return model.eval(), x, y
+
+
+def directly(model: nn.Module, x: Tensor, y: Tensor, seed: int) -> list[int]:
+    """Rows that stand, by the package alone."""
+    suite = AutoAttack(model, norm="Linf", eps=EPSILON, version="standard", device="cpu", seed=seed)
+    suite.verbose = False
+    with frozen(model):
+        x_adv, _ = suite.run_standard_evaluation(x, y, batch_size=len(x))
+        return (model(x_adv).argmax(dim=1) == y).nonzero()[:, 0].tolist()
+
+
+def test_gives_the_flags_of_the_package_called_directly() -> None:
+    model, x, y = tiny_net(10)
+    x, y = x[:16], y[:16]
+    found = evaluate(model, x, y, epsilon=EPSILON, preset=["autoattack"], seed=SEED, shard_size=SHARD)
+    gone = {row for rows in found.broken.values() for row in rows}
+    ours = [row for row in found.correct if row not in gone]
+    expected = [
+        first + row
+        for number, first in enumerate(range(0, 16, SHARD))
+        for row in directly(model, x[first : first + SHARD], y[first : first + SHARD], derive_seed(SEED, number) % 2**31)
+    ]
+    assert ours == expected
+    assert 4 <= len(ours) <= 12  # else nothing would be compared
+    assert found.figures == {"ra_aa": 100 * len(expected) / 16}
+    assert tuple(found.attacks) == AUTOATTACK
+    assert found.attacks["aa_square"]["attacked"] == len(ours) + found.attacks["aa_square"]["broken"]
+
+
+def test_each_member_sees_only_what_those_before_it_left() -> None:
+    model, x, y = tiny_net(10)
+    found = evaluate(model, x[:8], y[:8], epsilon=EPSILON, preset=["aa_apgd-ce", "aa_apgd-t"], seed=SEED)
+    assert found.attacks["aa_apgd-t"]["attacked"] == len(found.correct) - found.attacks["aa_apgd-ce"]["broken"]
+
+
+def test_leaves_the_global_random_numbers_alone() -> None:
+    model, x, y = tiny_net(10)
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    evaluate(model, x[:4], y[:4], epsilon=EPSILON, preset=["aa_apgd-ce"], seed=SEED)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_few_classes_work(classes: int) -> None:
+    """The package's targeted loss needs four logits and its targets suppose ten classes; what cannot be run is left out."""
+    model, x, y = tiny_net(classes)
+    found = evaluate(model, x[:8], y[:8], epsilon=3 * EPSILON, preset=["autoattack"], seed=SEED)
+    expected = [name for name in AUTOATTACK if classes >= 4 or name != "aa_apgd-t"]
+    assert list(found.attacks) == expected
+    assert found.sa - found.worst >= 12.5
+    assert ("ra_aa" in found.figures) == (classes >= 4)  # what is not the whole of AutoAttack does not bear its name
+
+
+def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    model, x, y = tiny_net(10)
+    with pytest.raises(UserError) as caught:
+        evaluate(model, x[:4], y[:4], epsilon=EPSILON, preset=["autoattack"])
+    assert str(caught.value) == "AutoAttack needs an extra: pip install 'advmoe[autoattack]'"

@@ -1,0 +1,142 @@
+"""Faults that flatter robust accuracy are planted one by one: each must be flagged, and the sound network must not be."""
+
+import pytest
+import torch
+from planted import (
+    EPSILON,
+    CutInput,
+    CutLogits,
+    NanNetwork,
+    NanRouter,
+    NoisyLogits,
+    Planted,
+    SoftmaxOutputs,
+    StochasticGate,
+    ThousandfoldLogits,
+    UnsettledTies,
+    clamp_in_graph,
+    clamp_outside_graph,
+    pictures,
+    planted,
+    train_clean,
+    with_fault,
+)
+from torch import Tensor, nn
+
+from advmoe.attacks import Pgd
+from advmoe.errors import UserError
+from advmoe.evaluation import Evaluation, attack_strength, evaluate
+
+NUMBERED = {1: "same picture, same answer", 2: "logits, not softmax", 3: "gradients are there"}
+
+
+@pytest.fixture(scope="module")
+def sound() -> Planted:
+    """Briefly trained: these checks ask little of a network."""
+    return planted(0, epochs=2, count=1500, steps=1)
+
+
+@pytest.fixture(scope="module")
+def some() -> tuple[Tensor, Tensor]:
+    test = pictures().test
+    return test.pixels()[:48], test.labels[:48]
+
+
+def status(found: Evaluation, number: int) -> str:
+    (check,) = [check for check in found.checks if check.name == NUMBERED[number]]
+    assert check.number == number
+    return check.status
+
+
+def run(model: nn.Module, some: tuple[Tensor, Tensor]) -> Evaluation:
+    torch.manual_seed(0)  # of the faults that draw
+    return evaluate(model, *some, epsilon=EPSILON, preset=["pgd_10"])
+
+
+def test_the_sound_network_passes(sound: Planted, some: tuple[Tensor, Tensor]) -> None:
+    found = run(sound, some)
+    assert {number: status(found, number) for number in NUMBERED} == dict.fromkeys(NUMBERED, "pass")
+
+
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [
+        (CutLogits, 3),
+        (CutInput, 3),
+        (ThousandfoldLogits, 3),
+        (StochasticGate, 1),
+        (NoisyLogits, 1),
+        (UnsettledTies, 1),
+        (NanRouter, 3),
+        (SoftmaxOutputs, 2),
+    ],
+)
+def test_a_planted_fault_is_flagged(fault: type[Planted], number: int, sound: Planted, some: tuple[Tensor, Tensor]) -> None:
+    assert status(run(with_fault(sound, fault), some), number) == "fail"
+
+
+@pytest.mark.parametrize("fault", [CutLogits, CutInput])
+def test_a_cut_router_is_flagged_for_its_router_alone(fault: type[Planted], sound: Planted, some: tuple[Tensor, Tensor]) -> None:
+    """The network's answers and the gradient of its loss are as before: nothing else could have told."""
+    found, plain = run(with_fault(sound, fault), some), run(sound, some)
+    assert found.figures == plain.figures
+    (check,) = [check for check in found.checks if check.number == 3]
+    assert "loss, start 0.0 %" in check.detail
+    assert "routers, start 100.0 %" in check.detail
+    assert "routers, mid-attack 100.0 %" in check.detail
+
+
+ROUTE_AWARE = ["pgd_10", "straight_through_1", "soft_1", "margin_-1", "margin_+1", "held_route", "second_route", "reroute_quick"]
+
+
+@pytest.mark.parametrize(("fault", "number"), [(CutLogits, 3), (CutInput, 3), (NanRouter, 3), (StochasticGate, 1)])
+def test_attacks_on_the_routing_outlive_the_fault(
+    fault: type[Planted], number: int, sound: Planted, some: tuple[Tensor, Tensor]
+) -> None:
+    """They have no gradient to follow or none that is finite, and must neither crash nor give back what is no picture."""
+    torch.manual_seed(0)
+    found = evaluate(with_fault(sound, fault), some[0][:12], some[1][:12], epsilon=EPSILON, preset=ROUTE_AWARE)
+    assert set(found.attacks) == set(ROUTE_AWARE)
+    assert status(found, number) == "fail"
+    assert [check.status for check in found.checks if check.number == 11] == ["pass"]
+
+
+def test_class_logits_of_nan_are_refused(sound: Planted, some: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError, match="NaN"):
+        run(with_fault(sound, NanNetwork), some)
+
+
+# gradients through the clamp
+
+SETTINGS = Pgd(0.05, 0.0125, 10)
+
+
+@pytest.fixture(scope="module")
+def undefended() -> nn.Module:
+    return train_clean(seed=0, count=2000)
+
+
+@pytest.fixture(scope="module")
+def saturated() -> tuple[Tensor, Tensor]:
+    """More than half of the pixels are 0 or 1."""
+    test = pictures().test
+    x, y = test.pixels()[:400], test.labels[:400]
+    assert ((x == 0) | (x == 1)).float().mean() > 0.4
+    return x, y
+
+
+def test_gradients_through_the_clamp_are_flagged(undefended: nn.Module, saturated: tuple[Tensor, Tensor]) -> None:
+    check = attack_strength(undefended, *saturated, clamp_in_graph(SETTINGS, seed=1), SETTINGS)
+    assert check.status == "fail", check.detail
+
+
+def test_the_same_attack_with_the_clamp_outside_passes(undefended: nn.Module, saturated: tuple[Tensor, Tensor]) -> None:
+    check = attack_strength(undefended, *saturated, clamp_outside_graph(SETTINGS, seed=1), SETTINGS)
+    assert check.status == "pass", check.detail
+
+
+def test_without_saturated_pixels_the_clamp_does_no_harm(undefended: nn.Module, saturated: tuple[Tensor, Tensor]) -> None:
+    """So that it is the clamp which is flagged, and not another weakness of the planted attack."""
+    x, y = 0.2 + 0.6 * saturated[0], saturated[1]
+    check = attack_strength(undefended, x, y, clamp_in_graph(SETTINGS, seed=1), SETTINGS)
+    assert check.status == "pass", check.detail
