@@ -7,10 +7,12 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 import tyro
@@ -26,15 +28,17 @@ from advmoe.evaluation.cost import cost
 from advmoe.evaluation.evaluate import fresh
 from advmoe.evaluation.record import evaluate_run, model_info, write_json
 from advmoe.evaluation.shards import SHARD_SIZE, shard_count
+from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
 from advmoe.models import Classifier
 from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import RECIPES, recipe
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.training.checkpoint import Checkpoint, RunFolder
-from advmoe.training.loop import best_network, network, train
+from advmoe.training.loop import autocast, best_network, network, train
 from advmoe.training.methods import METHODS
 
 Arguments = TypeVar("Arguments")
+Flag = tyro.conf.FlagCreatePairsOff[bool]
 Flat: Any = tyro.conf.OmitArgPrefixes  # every field a plain flag: names are unique across the sections
 
 
@@ -70,24 +74,26 @@ class ProfileArguments:
     """Print one JSON object instead of lines."""
 
 
+def _costs(preset: str, what: str) -> Any:
+    """Help of a preset's flag, with its budget."""
+    return tyro.conf.arg(help=f"{what}. Costs {PRESETS[preset].budget}; {ROUTING_BUDGET}.")
+
+
 @dataclass(frozen=True)
 class EvaluateArguments:
     """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    quick: tyro.conf.FlagCreatePairsOff[bool] = False
-    """SA, PGD and a short attack on the routing (the default): QUICK."""
-    standard: tyro.conf.FlagCreatePairsOff[bool] = False
-    """AutoAttack, route-aware attacks and all self-checks: STANDARD."""
-    full: tyro.conf.FlagCreatePairsOff[bool] = False
-    """The same and far more of it: FULL."""
+    quick: Annotated[Flag, _costs("quick", "SA, PGD and a short attack on the routing (the default)")] = False
+    standard: Annotated[Flag, _costs("standard", "AutoAttack, route-aware attacks and all self-checks")] = False
+    full: Annotated[Flag, _costs("full", "the same and far more of it")] = False
     attacks: tuple[str, ...] = ()
     """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""
     norm: Norm = "Linf"
     """Norm of the ball."""
     epsilon: Fraction | None = None
-    """Radius of the ball; by default the one the network was trained for."""
+    """Radius of the ball; by default the one the network was trained for, which L2 has none of."""
     transfer: Path | None = None
     """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
     data_dir: str | None = None
@@ -102,13 +108,13 @@ class EvaluateArguments:
     """Share the shards out over this many processes (and CUDA devices, where there are several)."""
     part: tuple[int, int] | None = None
     """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, what other parts left is collected."""
-    fresh: tyro.conf.FlagCreatePairsOff[bool] = False
+    fresh: Flag = False
     """Forget earlier results in RUN/evaluation."""
-    save_adversarial: tyro.conf.FlagCreatePairsOff[bool] = False
+    save_adversarial: Flag = False
     """Write the adversarial pictures to RUN/evaluation/adversarial."""
     robustbench: Path | None = None
     """Write a RobustBench model_info file."""
-    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    json: Flag = False
     """Print the Record as JSON."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
@@ -121,6 +127,10 @@ class EvaluateArguments:
             raise UserError("--quick, --standard, --full and --attacks exclude each other")
         if self.part is not None and not 0 <= self.part[0] < self.part[1]:
             raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
+        if self.part is not None and (self.processes > 1 or self.fresh):
+            raise UserError("--part excludes --processes, and --fresh, which would forget what other parts left")
+        if self.norm == "L2" and self.epsilon is None:
+            raise UserError("--norm L2 needs an --epsilon of its own (0.5 is usual for 32x32 pictures)")
 
     @property
     def preset(self) -> str | tuple[str, ...]:
@@ -185,21 +195,22 @@ def _train(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     arguments = _parse(EvaluateArguments, "evaluate", words)
-    if arguments.fresh:
-        fresh(arguments.run / "evaluation")
-    if arguments.processes > 1:
-        _share_out([word for word in words if word != "--fresh"], arguments)
     config, splits, model, checkpoint = _trained(arguments.run, arguments)
-    transfer = None if arguments.transfer is None else _trained(arguments.transfer, arguments)[2]
+    transfer = _transfer(arguments, splits)
+    store = arguments.run / "evaluation"
+    if arguments.fresh:
+        fresh(store)
     dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True), config.method, shards) as progress:
+        if arguments.processes > 1:
+            _share_out([word for word in words if word != "--fresh"], arguments, lambda: progress.stored(store))
         record = evaluate_run(
             model, config, splits, dense, epoch=checkpoint.epoch, train_seconds=checkpoint.train_seconds,
-            seed=arguments.seed, preset=arguments.preset, norm=arguments.norm, shard_size=arguments.shard_size,
-            store=arguments.run / "evaluation", part=arguments.part or (0, 1), transfer=transfer,
-            bf16_search=arguments.runtime.precision == "bfloat16", save_adversarial=arguments.save_adversarial,
-            told=progress.told,
+            seed=arguments.seed, epsilon=arguments.epsilon, norm=arguments.norm, preset=arguments.preset,
+            shard_size=arguments.shard_size, store=store, part=arguments.part or (0, 1), transfer=transfer,
+            bf16_search=autocast(config, splits.test.labels.device) is not None,
+            save_adversarial=arguments.save_adversarial, told=progress.told,
         )  # fmt: skip
     if arguments.part is not None:
         return
@@ -209,7 +220,7 @@ def _evaluate(words: list[str]) -> None:
     if arguments.json:
         print(json.dumps(record))
         return
-    title = f"{splits.name}, {len(splits.test)} test pictures, {arguments.norm} epsilon {config.attack.epsilon:.4g}"
+    title = f"{splits.name}, {len(splits.test)} test pictures, {arguments.norm} epsilon {record['epsilon']:.4g}"
     _console().print(record_table([record], title))
     for line in evaluation_lines(record["evaluation"]):
         _console().print(line, highlight=False, soft_wrap=True)
@@ -221,27 +232,46 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits
     config, best = folder.config(), folder.best()
     data = replace(config.data, data_dir=arguments.data_dir or config.data.data_dir)
     data = replace(data, limit_test=arguments.limit_test or config.data.limit_test)
-    attack = replace(config.attack, epsilon=config.attack.epsilon if arguments.epsilon is None else arguments.epsilon)
-    config = replace(config, data=data, attack=attack, runtime=arguments.runtime)
+    config = replace(config, data=data, runtime=arguments.runtime)
     splits = load_dataset(data).to(device)
     if splits.fingerprint != best.fingerprint:
-        raise UserError(f"{data.data_dir}: fingerprint {splits.fingerprint}, but {run} was trained on {best.fingerprint}")
+        place = data.data_dir or data.dataset
+        raise UserError(f"{place}: fingerprint {splits.fingerprint}, but {run} was trained on {best.fingerprint}")
     return config, splits, best_network(run, config, splits)[0], best
 
 
-def _share_out(words: list[str], arguments: EvaluateArguments) -> None:
-    """Run the shards in processes of their own; their results lie in the run's folder afterwards."""
+def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:
+    """The network to transfer attacks from, if any. Raises UserError where it knows other pictures."""
+    if arguments.transfer is None:
+        return None
+    _, own, model, _ = _trained(arguments.transfer, arguments)
+    if own.fingerprint != splits.fingerprint:
+        raise UserError(f"{arguments.transfer}: was trained on other data than {arguments.run}; attacks do not transfer from it")
+    return model
+
+
+def _share_out(words: list[str], arguments: EvaluateArguments, look: Callable[[], None]) -> None:
+    """Run the shards in processes of their own; their results lie in the run's folder afterwards. `look` is called now and then."""
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
     command = [sys.executable, "-m", "advmoe", "evaluate", *words, "--processes", "1", "--threads", str(threads)]
-    workers = []
-    for number in range(count):
-        device = ["--device", f"cuda:{number % devices}"] if devices > 1 and arguments.runtime.device == "auto" else []
-        part = ["--part", str(number), str(count)]
-        workers.append(subprocess.Popen([*command, *part, *device], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True))
-    failed = [worker.communicate()[1].strip().splitlines()[-1:] for worker in workers if worker.wait()]
-    if failed:
-        raise UserError(" ".join(failed[0]).removeprefix("advmoe: error: ") or "a worker process was killed")
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for number in range(count):
+            device = ["--device", f"cuda:{number % devices}"] if devices > 1 and arguments.runtime.device == "auto" else []
+            part = ["--part", str(number), str(count)]
+            said = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen([*command, *part, *device], stdout=subprocess.DEVNULL, stderr=said)
+            stack.callback(process.terminate)  # where this process is stopped, so are they; done ones do not mind
+            workers.append((process, said))
+        while any(process.poll() is None for process, _ in workers):
+            look()
+            time.sleep(0.5)
+        for process, said in workers:
+            if process.returncode:
+                said.seek(0)
+                reason = " ".join(said.read().strip().splitlines()[-1:])
+                raise UserError(reason.removeprefix("advmoe: error: ") or "a worker process was killed")
 
 
 def _profile(words: list[str]) -> None:

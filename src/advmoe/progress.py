@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from advmoe.evaluation.shards import Shard
+from advmoe.evaluation.shards import Shard, stored
 from advmoe.training.steps import Metrics
 
 REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
@@ -65,7 +66,9 @@ class EvaluationProgress:
         self.standing: dict[int, int] = {}
         self.seen: dict[int, int] = {}
         columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
-        self.progress = Progress(*columns, console=console, transient=True)
+        self.progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )  # else it leaves a blank line
         self.task = self.progress.add_task(f"{name}: attacking")
 
     def __enter__(self) -> "EvaluationProgress":
@@ -81,6 +84,11 @@ class EvaluationProgress:
         self.seen[number] = len(shard.rows)
         worst = f"{sum(self.standing.values())} of {sum(self.seen.values())} pictures stand everything so far"
         self.progress.update(self.task, description=f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}")
+
+    def stored(self, folder: Path) -> None:
+        """Other processes' attacks on shards are done, as far as the store in `folder` tells."""
+        for number, shard in stored(folder):
+            self.told(list(shard.attacks)[-1] if shard.attacks else "", number, shard)
 
 
 def _losses(sums: Metrics, pictures: int) -> list[str]:

@@ -94,5 +94,8 @@ def _changed(clean: str, adversarial: str) -> str:
 
 def _save(figure: Figure, path: Path) -> None:
     draft = path.with_name(f".{path.name}")
-    figure.savefig(draft, format=path.suffix[1:], dpi=150)
-    draft.replace(path)
+    try:
+        figure.savefig(draft, format=path.suffix[1:], dpi=150)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)

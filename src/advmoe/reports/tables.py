@@ -3,28 +3,42 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
-MARKS = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]", "skipped": "skipped"}
+from advmoe.evaluation.record import autoattack_unreliable
+
+MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}
 
 
 def record_table(records: Sequence[Mapping[str, Any]], title: str) -> Table:
-    """One row a Record, worst case first: accuracies in percent, cost against dense."""
+    """One row a Record, worst case first: accuracies in percent, cost against dense. A figure that was not measured is blank."""
     table = Table(title=f"{title}; SA and RA in %", title_justify="left")
     table.add_column("method", no_wrap=True)
-    complete = all("ra_worst" in record for record in records)
-    autoattack = [name for name in ("ra_aa", "ra_aa_plus", "ra_aa_rand") if all(name in record for record in records)]
-    worst = "RA-worst" if complete else "RA-worst (quick)"
-    steps = list(records[0]["ra"])
-    titles = [worst, "SA", *(f"RA-{n}" for n in steps), *(name.upper().replace("_", "-") for name in autoattack)]
+    rows = [_figures(record) for record in records]
+    steps = sorted(
+        {name for row in rows for name in row if name.startswith("RA-") and name[3:].isdigit()}, key=lambda s: int(s[3:])
+    )
+    order = ["RA-worst", "RA-worst (quick)", "SA", *steps, "RA-AA", "RA-AA-PLUS", "RA-AA-RAND"]
+    titles = [name for name in order if any(name in row for row in rows)]
     for name in (*titles, "GMACs", "vs dense", "params"):
         table.add_column(name, justify="right")
-    for record in records:
-        figures = [worst_of(record), record["sa"], *record["ra"].values(), *(record[name] for name in autoattack)]
+    for record, row in zip(records, rows, strict=True):
         reduction = f"{-record['reduction']:+.0f} %" if record["gmacs"] != record["gmacs_dense"] else "1 x"
         cost = [f"{record['gmacs']:.4f}", reduction, f"{record['params']:,}"]
-        table.add_row(record["method"], *(f"{value:.1f}" for value in figures), *cost)
+        table.add_row(record["method"], *(row.get(name, "") for name in titles), *cost)
     return table
+
+
+def _figures(record: Mapping[str, Any]) -> dict[str, str]:
+    """Column -> figure as text; RA-AA is marked where RA-worst shows that it cannot be trusted."""
+    worst = "RA-worst" if "ra_worst" in record else "RA-worst (quick)"
+    figures = {worst: worst_of(record), "SA": record["sa"], **{f"RA-{steps}": value for steps, value in record["ra"].items()}}
+    figures |= {name.upper().replace("_", "-"): value for name, value in record.items() if name.startswith("ra_aa")}
+    texts = {name: f"{value:.1f}" for name, value in figures.items()}
+    if "RA-AA" in texts and autoattack_unreliable(record["evaluation"]):
+        texts["RA-AA"] += " (unreliable)"
+    return texts
 
 
 def worst_of(record: Mapping[str, Any]) -> float:
@@ -36,8 +50,10 @@ def worst_of(record: Mapping[str, Any]) -> float:
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """Intervals, attacks with their times, routing, and the checks, one line each."""
     intervals, attacks = evaluation["intervals"].items(), evaluation["attacks"].items()
-    lines = [f"{name:12} {evaluation[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}" for name, (low, high) in intervals]
+    lines = [f"{name:14} {evaluation[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}" for name, (low, high) in intervals]
     lines += [f"{name:20} broke {run['broken']:4} of {run['attacked']:4} in {run['seconds']:.1f} s" for name, run in attacks]
+    reasons = dict.fromkeys(evaluation["left_out"].values())
+    lines += [f"left out, {reason}: {', '.join(_having(evaluation['left_out'], reason))}" for reason in reasons]
     routing = evaluation["routing"]
     if routing:
         lines += [
@@ -49,4 +65,10 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing["fixed_expert_ra"]),
         ]  # fmt: skip
     checks = evaluation["checks"]
-    return lines + [f"({check['number']:2}) {MARKS[check['status']]:7} {check['name']}: {check['detail']}" for check in checks]
+    return lines + [
+        f"({check['number']:2}) {MARKS[check['status']]} {check['name']}: {escape(check['detail'])}" for check in checks
+    ]
+
+
+def _having(left_out: Mapping[str, str], reason: str) -> list[str]:
+    return [name for name, own in left_out.items() if own == reason]

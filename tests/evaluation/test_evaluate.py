@@ -1,0 +1,359 @@
+"""`evaluate` from Python: figures, chains, seeds, and what it refuses."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from toys import CLASSES, Toy, dense, labels, pictures
+
+from advmoe.attacks import Apgd, Pgd, PictureDraws, apgd, derive_seed, pgd
+from advmoe.attacks.surrogate import Search, surrogate_pgd, through_gate
+from advmoe.errors import UserError
+from advmoe.evaluation import ATTACKS, evaluate
+from advmoe.evaluation.evaluate import wilson
+from advmoe.evaluation.suite import AUTOATTACK, Attack, Preset
+from advmoe.models.resnet import ResNet
+from advmoe.moe import Gate, MoEKind
+
+EPSILON = 0.02
+QUICK = ("pgd_10", "pgd_50", "reroute_quick")
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return Toy().eval()
+
+
+@pytest.fixture(scope="module")
+def x():
+    return pictures(20)
+
+
+@pytest.fixture(scope="module")
+def y(toy, x):
+    return labels(toy, x)
+
+
+@pytest.fixture(scope="module")
+def whole(toy, x, y):
+    return evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "pgd_50", "straight_through_1", "reroute"), shard_size=7)
+
+
+def rows_where(flags):
+    return flags.nonzero()[:, 0].tolist()
+
+
+def test_pgd_figures_are_pgd_on_every_correct_picture(toy, x, y, whole):
+    """By hand: each figure on its own, over everything that is right on clean pictures."""
+    correct = toy(x).argmax(dim=1) == y
+    for steps in (10, 50):
+        x_adv = pgd(toy, x, y, Pgd(EPSILON, EPSILON / 4, steps), PictureDraws(derive_seed(0, 0), range(len(x))))
+        broken = correct & (toy(x_adv).argmax(dim=1) != y)
+        assert whole.broken[f"pgd_{steps}"] == rows_where(broken)
+        assert whole.figures[f"ra_{steps}"] == pytest.approx(100 * (correct & ~broken).float().mean().item())
+        assert whole.attacks[f"pgd_{steps}"]["attacked"] == int(correct.sum()) == len(x) - 1
+    assert whole.sa == pytest.approx(95.0)
+    assert 0 < len(whole.broken["pgd_50"]) < 19
+
+
+def test_survivors_attacks_run_on_what_every_figure_left_one_after_another(toy, x, y, whole):
+    left = set(whole.correct) - set(whole.broken["pgd_10"]) - set(whole.broken["pgd_50"])
+    assert whole.attacks["straight_through_1"]["attacked"] == len(left)
+    rows = sorted(left)
+    x_adv = surrogate_pgd(
+        toy, through_gate(toy, Gate("straight_through")), x[rows], y[rows], Search(EPSILON, 50),
+        PictureDraws(derive_seed(0, 5, 1), rows),
+    )  # fmt: skip
+    fooled = toy(x_adv).argmax(dim=1) != y[rows]
+    assert whole.broken["straight_through_1"] == [rows[n] for n in rows_where(fooled)]
+    assert whole.attacks["reroute"]["attacked"] == len(left) - len(whole.broken["straight_through_1"])
+
+
+def test_worst_is_the_union_and_flags_say_who_stands(x, whole):
+    gone = {row for rows in whole.broken.values() for row in rows}
+    assert whole.worst == pytest.approx(100 * (len(whole.correct) - len(gone)) / len(x))
+    assert whole.worst <= min(whole.figures.values()) <= whole.sa
+    flags = whole.to_dict()["flags"]
+    assert flags == "".join("1" if row in set(whole.correct) - gone else "0" for row in range(len(x)))
+    assert flags[3] == "0"
+    assert flags.count("1") == round(whole.worst * len(x) / 100)
+    assert list(whole.to_dict())[1] == "ra_worst_quick"
+
+
+def test_survivors_of_autoattack_alone(toy, x, y):
+    found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute_quick"), shard_size=20)
+    aa_broken = {row for name in AUTOATTACK for row in found.broken[name]}
+    assert found.figures["ra_aa"] == pytest.approx(100 * (19 - len(aa_broken)) / 20)
+    assert found.attacks["aa_apgd-ce"]["attacked"] == found.attacks["pgd_10"]["attacked"] == 19
+    assert found.attacks["reroute_quick"]["attacked"] == 19 - len(aa_broken)
+    assert found.complete
+    assert list(found.to_dict())[1] == "ra_worst"
+
+
+def test_complete_needs_all_of_autoattack_and_where_it_routes_a_route_aware_attack(toy, x, y, monkeypatch):
+    for name in AUTOATTACK:
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
+    plain = dense()
+
+    def complete(model, *preset):
+        return evaluate(model, x, labels(model, x), epsilon=EPSILON, preset=preset).complete
+
+    assert complete(plain, "autoattack")
+    assert not complete(plain, "pgd_10")
+    assert not complete(plain, *AUTOATTACK[:3])
+    assert not complete(toy, "autoattack")
+    assert not complete(toy, "autoattack", "straight_through_1")
+    assert not complete(toy, "aa_square", "reroute_quick")
+    assert complete(toy, "autoattack", "reroute_quick")
+
+
+def test_same_seed_same_flags_and_another_seed_other_draws(toy, x, y):
+    seen = []
+
+    def watch(job):
+        seen.append(job.draws(0).uniform(job.x))
+        return job.x
+
+    entry = {"pgd_10": Attack(watch)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ATTACKS, "pgd_10", entry["pgd_10"])
+        for seed in (0, 0, 1):
+            evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), seed=seed, shard_size=20)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.isclose(seen[0], seen[2]).any()
+    first, again = (evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "apgd_ce"), shard_size=7) for _ in range(2))
+    assert first.broken == again.broken
+
+
+@pytest.mark.parametrize("size", [1, 3, 20, 64])
+def test_shard_size_changes_no_pgd_flag(toy, x, y, whole, size):
+    found = evaluate(toy, x, y, epsilon=EPSILON, preset=QUICK[:2], shard_size=size)
+    assert {name: found.broken[name] for name in ("pgd_10", "pgd_50")} == {
+        name: whole.broken[name] for name in ("pgd_10", "pgd_50")
+    }
+    assert found.routing == whole.routing
+
+
+def test_wilson_interval_by_hand():
+    """8 of 10 at z = 1.96: 49.02 to 94.33 (Wilson 1927; Newcombe 1998 prints such values); the ends at 0 and n."""
+    assert wilson(0.8, 10) == pytest.approx((49.0162, 94.3318), abs=1e-3)
+    assert wilson(0.5, 100) == pytest.approx((40.3832, 59.6168), abs=1e-3)
+    assert wilson(0.0, 20) == pytest.approx((0.0, 16.1125), abs=1e-3)
+    assert wilson(1.0, 20) == pytest.approx((83.8875, 100.0), abs=1e-3)
+
+
+def test_intervals_are_of_all_pictures(whole):
+    intervals = whole.to_dict()["intervals"]
+    assert set(intervals) == {"sa", "ra_10", "ra_50", "ra_worst_quick"}
+    assert intervals["sa"] == pytest.approx(wilson(0.95, 20))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x, y: (x * 2, y), r"pixels must be in \[0, 1\], not \[0\.\d+, 1\.\d+\]"),
+        (lambda x, y: (x - 0.5, y), r"pixels must be in \[0, 1\]"),
+        (lambda x, y: (x.where(x > x.min(), torch.nan), y), r"pixels must be in \[0, 1\], not \[nan, nan\]"),
+        (lambda x, y: (x, y + 1), "labels must be 0 to 3 for 4 logits, not 1 to 4"),
+        (lambda x, y: (x, y - 1), "labels must be 0 to 3 for 4 logits, not -1 to 2"),
+        (lambda x, y: (x, y[:-1]), "20 pictures and 19 labels"),
+        (lambda x, y: (x[:0], y[:0]), "0 pictures and 0 labels"),
+        (lambda x, y: (x.flatten(1), y), r"pictures must be \[n, C, H, W\] and labels \[n\], not \[20, 36\]"),
+        (lambda x, y: (x.double(), y), "pictures must be float32 and labels int64, not torch.float64"),
+        (lambda x, y: (x, y.float()), "not torch.float32 and torch.float32"),
+    ],
+)
+def test_bad_pictures_are_one_line(toy, x, spoil, said):
+    x, y = spoil(x, torch.arange(20) % CLASSES)
+    with pytest.raises(UserError, match=said) as error:
+        evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"preset": "standart"}, "unknown preset 'standart': did you mean standard"),
+        ({"preset": ("rerout",)}, "unknown attack 'rerout': did you mean reroute"),
+        ({"preset": ("pgd_51",)}, "unknown attack 'pgd_51': did you mean pgd_50"),
+        ({"preset": ()}, "no attack is named"),
+        ({"preset": ("transfer",)}, "nothing can be run of transfer: no network to transfer from was given"),
+        ({"norm": "L1"}, "norm must be Linf or L2, not L1"),
+        ({"norm": "L2", "preset": ("reroute",)}, "nothing can be run of reroute: written for Linf alone"),
+        ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, not -0.1"),
+        ({"epsilon": float("nan")}, "epsilon must be at least 0 and finite, not nan"),
+        ({"seed": -1}, "seed must be in"),
+        ({"shard_size": 0}, "shard_size must be at least 1, not 0"),
+        ({"part": (2, 2)}, r"part must be \(i, k\) with 0 <= i < k, not \(2, 2\)"),
+    ],
+)
+def test_bad_options_are_one_line(toy, x, y, options, said):
+    with pytest.raises(UserError, match=said):
+        evaluate(toy, x, y, **{"epsilon": EPSILON, "preset": ("pgd_10",), **options})
+
+
+def test_nan_names_the_picture(x, y):
+    class Broken(Toy):
+        def forward_routed(self, x, gate=Gate()):  # noqa: B008
+            logits, routings = super().forward_routed(x, gate)
+            return logits.where((x.mean(dim=(1, 2, 3)) != mean)[:, None], torch.nan), routings
+
+    mean = x[13].mean()
+    with pytest.raises(UserError, match="returns NaN or infinity for picture 13"):
+        evaluate(Broken().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
+
+
+def test_something_that_gives_no_logits_is_refused(x, y):
+    with pytest.raises(UserError, match=r"must give logits \[n, classes\]"):
+        evaluate(nn.Flatten(0).eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
+
+
+def test_nan_under_attack_counts_as_broken(x):
+    class Fragile(nn.Module):
+        """Right on the pictures themselves, NaN everywhere else: its argmax is 0, the label."""
+
+        def forward(self, z):
+            known = (z.flatten(1)[:, None] == x.flatten(1)[None]).all(dim=2).any(dim=1)
+            logits = torch.tensor([1.0, 0.0]).expand(len(z), 2) + 0 * z.sum()
+            return logits.where(known[:, None], torch.nan)
+
+    found = evaluate(Fragile().eval(), x, torch.zeros(20, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10",))
+    assert found.sa == 100
+    assert found.worst == 0
+
+
+def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x):
+    model = dense()
+    y = labels(model, x)
+    reference = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
+    model.train()
+    model[2].eval()
+    model[1].bias.requires_grad_(False)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with pytest.warns(UserWarning, match="train mode"):
+        found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
+    with pytest.warns(UserWarning, match="train mode"), pytest.raises(KeyboardInterrupt):
+        evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), told=stop)
+    assert found.broken == reference.broken
+    assert [module.training for module in model] == [True, True, False, True, True]
+    assert [p.requires_grad for p in model.parameters()] == [True, False, True, True, True, True]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_network_to_transfer_from_is_in_eval_mode_and_restored(toy, x, y):
+    other = dense()
+    options = {"epsilon": EPSILON, "preset": ("transfer",)}
+    reference = evaluate(toy, x, y, transfer=other, **options)
+    other.train()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = evaluate(toy, x, y, transfer=other, **options)
+    assert other.training
+    assert found.broken == reference.broken
+    assert other[2].num_batches_tracked == 0
+
+
+@pytest.mark.parametrize("kind", ["outside", "nan", "beyond"])
+def test_cheating_attack_is_not_counted_and_reported(toy, x, y, monkeypatch, kind):
+    def cheat(job):
+        if kind == "nan":
+            return torch.full_like(job.x, torch.nan)
+        return 1 - job.x if kind == "outside" else job.x - 0.01
+
+    target = x.clone()
+    target[:, :, 0, 0] = 0
+    monkeypatch.setitem(ATTACKS, "pgd_10", Attack(cheat))
+    found = evaluate(toy, target, labels(toy, target), epsilon=EPSILON, preset=("pgd_10",))
+    assert found.broken["pgd_10"] == []
+    assert found.worst == found.sa
+    (check,) = [check for check in found.checks if check.number == 11]
+    assert (check.status, check.detail) == ("fail", "pgd_10: 19 outside")
+
+
+def test_plain_module_is_evaluated_and_says_what_is_left_out(x):
+    model = dense()
+    found = evaluate(model, x, labels(model, x), epsilon=EPSILON, preset="quick")
+    assert found.routing is None
+    assert set(found.attacks) == {"pgd_10", "pgd_20", "pgd_50"}
+    assert found.left_out == dict.fromkeys(("straight_through_1", "reroute_quick"), "the network does not route")
+
+
+def test_network_of_the_project_is_attacked_on_its_routing():
+    torch.manual_seed(0)
+    model = ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=4, mean=[0.5], std=[0.5]).eval()
+    x = torch.rand(4, 1, 8, 8)
+    found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.1, preset=QUICK)
+    assert found.left_out == {}
+    assert found.sa == 100
+    assert len(found.routing["load"]) == 2
+
+
+def test_l2_runs_pgd_apgd_and_autoattack_and_says_what_it_leaves_out(toy, x, y):
+    preset = ("pgd_10", "autoattack", "apgd_ce", "straight_through_1", "reroute_quick")
+    found = evaluate(toy, x, y, epsilon=0.1, norm="L2", preset=preset, shard_size=20)
+    assert found.left_out == dict.fromkeys(("straight_through_1", "reroute_quick"), "written for Linf alone")
+    assert set(found.attacks) == {"pgd_10", "apgd_ce", *AUTOATTACK}
+    assert not found.complete
+    assert next(check.status for check in found.checks if check.number == 11) == "pass"
+    correct = rows_where(toy(x).argmax(dim=1) == y)
+    x_adv = pgd(toy, x[correct], y[correct], Pgd(0.1, 0.025, 10, norm="L2"), PictureDraws(derive_seed(0, 0), correct))
+    assert found.broken["pgd_10"] == [row for row, wrong in zip(correct, toy(x_adv).argmax(1) != y[correct], strict=True) if wrong]
+    assert 0 < found.figures["ra_aa"] <= found.figures["ra_10"] < 95
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_few_classes_leave_out_what_official_losses_cannot_do(x, classes):
+    model = dense(classes)
+    y = model(x).argmax(dim=1)
+    found = evaluate(model, x, y, epsilon=EPSILON, preset=("autoattack", "apgd_t"), shard_size=20)
+    assert found.left_out == {"aa_apgd-t": "needs 4 classes"}
+    assert "ra_aa" not in found.figures
+    assert not found.complete
+
+
+def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):
+    """A network that only bf16 fools: its second class wins by a rounding of the weights."""
+
+    class Rounding(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0], [1.001]]))
+
+        def forward(self, z):
+            return nn.functional.linear(1 + 0 * z.flatten(1)[:, :1], self.weight)
+
+    model, seen = Rounding().eval(), []
+    y = torch.ones(20, dtype=torch.long)
+
+    def watch(job):
+        seen.append(job.predict(job.x).argmax(dim=1))
+        return job.x
+
+    monkeypatch.setitem(ATTACKS, "pgd_10", Attack(watch))
+    found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), bf16_search=True)
+    assert torch.equal(seen[0], torch.zeros_like(y))
+    assert found.sa == found.worst == 100
+
+
+def test_bf16_search_finds_what_float32_finds_within_a_few(toy, x, y, whole):
+    found = evaluate(toy, x, y, epsilon=EPSILON, preset=QUICK[:2], bf16_search=True)
+    assert len(set(found.broken["pgd_50"]) ^ set(whole.broken["pgd_50"])) <= 2
+    assert found.broken["pgd_50"]
+
+
+def test_apgd_is_this_projects_apgd(toy, x, y):
+    found = evaluate(toy, x, y, epsilon=EPSILON, preset=("apgd_ce",))
+    rows = found.correct
+    x_adv = apgd(toy, x[rows], y[rows], Apgd(EPSILON), PictureDraws(derive_seed(0, 1), rows))
+    assert found.broken["apgd_ce"] == [row for row, wrong in zip(rows, toy(x_adv).argmax(1) != y[rows], strict=True) if wrong]
+
+
+def test_preset_is_a_plain_value():
+    assert Preset({"ra_10": ("pgd_10",)}, ("reroute", "pgd_10"), False, "").attacks == ["pgd_10", "reroute"]

@@ -1,0 +1,108 @@
+"""Figures from histories and pictures."""
+
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from advmoe.models.resnet import ResNet
+from advmoe.moe import DenseKind, MoEKind
+from advmoe.reports import figures
+from advmoe.reports.figures import picture_grid, see, trajectories
+
+CLASSES = ("cat", "dog", "ship")
+MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
+
+
+def network(kind, channels=1):
+    torch.manual_seed(0)
+    statistics = {"mean": [0.5] * channels, "std": [0.5] * channels}
+    return ResNet(kind, blocks=(1, 1, 1), width=4, stem="cifar", num_classes=3, **statistics)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The matplotlib figures that were saved."""
+    kept = []
+    real = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *words, **more: (kept.append(self), real(self, *words, **more))[1])
+    return kept
+
+
+def history(*pairs):
+    return [{"epoch": number + 1, "val_sa": sa, "val_ra": ra} for number, (sa, ra) in enumerate(pairs)]
+
+
+@pytest.mark.parametrize("kind", MAGIC)
+def test_trajectories_hold_the_histories(tmp_path, drawn, kind):
+    path = tmp_path / f"curves.{kind}"
+    trajectories({"advmoe": history((50, 20), (60, 30)), "at_dense": history((40, 10))}, path)
+    assert path.read_bytes().startswith(MAGIC[kind])
+    assert list(tmp_path.iterdir()) == [path]
+    sa, ra = drawn[0].axes
+    assert [line.get_label() for line in sa.lines] == ["advmoe", "at_dense"]
+    assert (list(sa.lines[0].get_ydata()), list(ra.lines[0].get_ydata())) == ([50, 60], [20, 30])
+    assert len({(line.get_color(), line.get_linestyle()) for line in sa.lines}) == 2
+    assert "held-out" in sa.get_title()
+
+
+@pytest.mark.parametrize("kind", MAGIC)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grid_shows_pictures_predictions_and_routes(tmp_path, drawn, kind, channels):
+    model, path = network(MoEKind(0.5), channels), tmp_path / f"grid.{kind}"
+    x = torch.rand(2, channels, 8, 8)
+    x_adv = (x + 0.1).clamp(0, 1)
+    labels = torch.tensor([0, 1])
+    picture_grid(model, x, x_adv, labels, CLASSES, path)
+    assert path.read_bytes().startswith(MAGIC[kind])
+    assert list(tmp_path.iterdir()) == [path]
+    axes = drawn[0].axes
+    assert len(axes) == 6
+    for row in range(2):
+        for ax, z in ((axes[3 * row], x), (axes[3 * row + 2], x_adv)):
+            (seen,) = see(model, z[row : row + 1], CLASSES)
+            truth = CLASSES[int(labels[row])]
+            assert ax.get_title() == (seen.label if seen.label == truth else f"{seen.label} (wrong)")
+            assert ax.get_xlabel().endswith(f"\n{seen.route}")
+        assert "of 6 layers rerouted" in axes[3 * row + 1].get_xlabel()
+
+
+def test_png_can_be_read(tmp_path):
+    trajectories({"advmoe": history((50, 20))}, tmp_path / "curves.png")
+    assert imread(tmp_path / "curves.png").shape[0] > 100
+
+
+def test_route_is_a_digit_a_layer_in_groups_of_four():
+    model = network(MoEKind(0.5, num_experts=3))
+    x = torch.rand(3, 1, 8, 8)
+    routings = model.eval().forward_routed(x)[1]
+    for row, seen in enumerate(see(model, x, CLASSES)):
+        digits = [str(int(routing.experts[row])) for routing in routings]
+        assert seen.route == "".join(digits[:4]) + " " + "".join(digits[4:])
+
+
+def test_dense_network_has_no_route(tmp_path, drawn):
+    model, x = network(DenseKind()), torch.rand(1, 1, 8, 8)
+    picture_grid(model, x, x, torch.tensor([0]), CLASSES, tmp_path / "grid.png")
+    assert drawn[0].axes[1].get_xlabel() == ""
+
+
+def test_network_is_left_in_the_mode_it_was_in():
+    model = network(MoEKind(0.5)).train()
+    see(model, torch.rand(2, 1, 8, 8), CLASSES)
+    assert model.training
+
+
+def test_failed_figure_leaves_neither_draft_nor_damage(tmp_path, monkeypatch):
+    path = tmp_path / "curves.png"
+    path.write_bytes(b"old")
+
+    def fail(self, draft, **_):
+        draft.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(figures.Figure, "savefig", fail)
+    with pytest.raises(OSError, match="no space left"):
+        trajectories({"advmoe": history((50, 20))}, path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,98 @@
+"""Tables from Records."""
+
+import pytest
+from rich.console import Console
+from rich.text import Text
+
+from advmoe.reports.tables import evaluation_lines, record_table, worst_of
+
+
+def record(method="advmoe", worst=30.0, complete=True, unreliable=False, **more):
+    checks = [{"number": 5, "status": "fail" if unreliable else "pass", "name": "RA-AA near RA-worst", "detail": "[1.0] points"}]
+    return {
+        "method": method, "sa": 80.0, "ra": {"10": 51.0, "50": 50.0}, "ra_worst" if complete else "ra_worst_quick": worst,
+        "gmacs": 0.5, "gmacs_dense": 1.0, "reduction": 50.0, "params": 1234, "evaluation": {"checks": checks}, **more,
+    }  # fmt: skip
+
+
+def cells(table):
+    """Column title -> its cells."""
+    return {str(column.header): list(column.cells) for column in table.columns}
+
+
+def test_worst_case_stands_first():
+    found = cells(record_table([record(ra_aa=40.0)], "title"))
+    assert list(found) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense", "params"]
+    assert [value for (value,) in found.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %", "1,234"]
+
+
+def test_quick_and_full_worst_cases_stand_in_columns_of_their_own():
+    found = cells(record_table([record(ra_aa=40.0), record("at_dense", 45.0, complete=False)], "title"))
+    assert list(found)[1:4] == ["RA-worst", "RA-worst (quick)", "SA"]
+    assert (found["RA-worst"], found["RA-worst (quick)"]) == (["30.0", ""], ["", "45.0"])
+    assert found["RA-AA"] == ["40.0", ""]
+
+
+def test_records_of_different_steps_keep_their_columns():
+    found = cells(record_table([record(ra={"50": 1.0}), record(ra={"10": 2.0, "200": 3.0})], "title"))
+    assert list(found)[3:6] == ["RA-10", "RA-50", "RA-200"]
+    assert (found["RA-10"], found["RA-50"], found["RA-200"]) == (["", "2.0"], ["1.0", ""], ["", "3.0"])
+
+
+def test_unreliable_autoattack_is_marked():
+    found = cells(record_table([record(ra_aa=40.0, unreliable=True), record(ra_aa=31.0)], "title"))
+    assert found["RA-AA"] == ["40.0 (unreliable)", "31.0"]
+
+
+def test_dense_network_has_no_reduction():
+    assert cells(record_table([record(gmacs=1.0, reduction=0.0)], "title"))["vs dense"] == ["1 x"]
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_worst_of_either_kind(complete):
+    assert worst_of(record(complete=complete)) == 30.0
+
+
+def evaluation():
+    return {
+        "ra_worst_quick": 25.0, "sa": 75.0, "ra_50": 50.0,
+        "intervals": {"ra_worst_quick": (10.0, 40.0), "sa": (60.0, 85.0), "ra_50": (35.0, 65.0)},
+        "attacks": {"pgd_50": {"attacked": 15, "broken": 5, "seconds": 1.25}},
+        "left_out": {"reroute": "written for Linf alone", "transfer": "no network", "soft_1": "written for Linf alone"},
+        "routing": {
+            "ra_router": 70.0, "ra_expert": 55.0, "flip_rate": 12.5, "overlap": [90.0, 100.0], "load": [[3, 1], [2, 1, 1]],
+            "load_adv": [[2, 2], [4, 0, 0]], "fixed_expert_sa": [60.0, 20.0], "fixed_expert_ra": [10.0, 5.0],
+        },
+        "checks": [
+            {"number": 4, "name": "Square adds nothing", "status": "skipped", "detail": "was not run"},
+            {"number": 11, "name": "pictures are valid", "status": "fail", "detail": "at [0, 1]"},
+        ],
+    }  # fmt: skip
+
+
+def test_lines_say_it_all_worst_case_first():
+    lines = [Text.from_markup(line).plain for line in evaluation_lines(evaluation())]
+    assert lines == [
+        "ra_worst_quick  25.0 %  95 % interval 10.0 to 40.0",
+        "sa              75.0 %  95 % interval 60.0 to 85.0",
+        "ra_50           50.0 %  95 % interval 35.0 to 65.0",
+        "pgd_50               broke    5 of   15 in 1.2 s",
+        "left out, written for Linf alone: reroute, soft_1",
+        "left out, no network: transfer",
+        "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the pictures change under PGD-50",
+        "kept their expert, per layer: 90 100 %",
+        "first expert's load, per layer: 75 50 %",
+        "one expert in every layer: SA 60.0 20.0, RA-10 10.0 5.0",
+        "( 4) skipped Square adds nothing: was not run",
+        "(11) fail    pictures are valid: at [0, 1]",
+    ]
+
+
+def test_lines_of_a_dense_network_have_no_routing():
+    assert not any("RA-router" in line for line in evaluation_lines({**evaluation(), "routing": None}))
+
+
+def test_table_prints():
+    console = Console(record=True, width=120)
+    console.print(record_table([record(ra_aa=40.0)], "fashion"))
+    assert "fashion; SA and RA in %" in console.export_text()
