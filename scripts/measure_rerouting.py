@@ -29,9 +29,7 @@ def main() -> None:
     for seed in range(SEEDS):
         found = evaluate(planted(seed), x, y, epsilon=EPSILON, preset=["pgd_50", "autoattack", "reroute"], seed=seed).to_dict()
         results.append({"seed": seed, **found})
-        print(
-            f"seed {seed}: SA {found['sa']:.1f}  RA-50 {found['ra_50']:.1f}  RA-AA {found['ra_aa']:.1f}  RA-worst {found['ra_worst']:.1f}"
-        )
+        print(f"seed {seed}: " + "  ".join(f"{name} {found[name]:.1f}" for name in ("sa", "ra_50", "ra_aa", "ra_worst")))
     target = ROOT / "results/rerouting.json"
     target.parent.mkdir(exist_ok=True)
     target.write_text(json.dumps({"results": results, **provenance()}, indent=1) + "\n")

@@ -26,9 +26,10 @@ from advmoe.demo import demo
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.cost import cost
 from advmoe.evaluation.evaluate import fresh
-from advmoe.evaluation.record import evaluate_run, model_info, write_json
+from advmoe.evaluation.record import evaluate_run, model_info
 from advmoe.evaluation.shards import SHARD_SIZE, shard_count
 from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
+from advmoe.files import write_json
 from advmoe.models import Classifier
 from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import RECIPES, recipe
@@ -214,9 +215,9 @@ def _evaluate(words: list[str]) -> None:
         )  # fmt: skip
     if arguments.part is not None:
         return
-    write_json(arguments.run / "record.json", record)
+    write_json(arguments.run / "record.json", record, indent=1)
     if arguments.robustbench is not None:
-        write_json(arguments.robustbench, model_info(record))
+        write_json(arguments.robustbench, model_info(record), indent=2)
     if arguments.json:
         print(json.dumps(record))
         return

@@ -13,8 +13,9 @@ from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
 from advmoe.evaluation.cost import cost
-from advmoe.evaluation.record import evaluate_run, write_json
+from advmoe.evaluation.record import evaluate_run
 from advmoe.evaluation.shards import shard_count
+from advmoe.files import write_json
 from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import recipe
 from advmoe.reports.figures import picture_grid, trajectories
@@ -37,7 +38,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
         with TrainingProgress(console, method, config.training.epochs) as progress:
             histories[method] = train(config, splits, out / method, progress, resume=True)
         records.append(_evaluate(out / method, config, splits, histories[method], console))
-    write_json(out / "records.json", records)
+    write_json(out / "records.json", records, indent=1)
     trajectories(histories, out / "trajectories.png")
     _grid(out, configs["advmoe"], splits)
     console.print(record_table(records, _title(splits, configs["advmoe"])))

@@ -357,3 +357,12 @@ def test_apgd_is_this_projects_apgd(toy, x, y):
 
 def test_preset_is_a_plain_value():
     assert Preset({"ra_10": ("pgd_10",)}, ("reroute", "pgd_10"), False, "").attacks == ["pgd_10", "reroute"]
+
+
+def test_a_network_without_a_gradient_is_refused():
+    class Detached(nn.Module):
+        def forward(self, x):
+            return x.flatten(1)[:, :3].detach()
+
+    with pytest.raises(UserError, match="no gradient with respect to the pixels"):
+        evaluate(Detached().eval(), torch.rand(2, 1, 4, 4), torch.tensor([0, 1]), epsilon=0.1, preset=["pgd_10"])

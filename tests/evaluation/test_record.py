@@ -8,7 +8,8 @@ import torch
 from advmoe.evaluation.checks import Check
 from advmoe.evaluation.cost import Cost
 from advmoe.evaluation.evaluate import Evaluation
-from advmoe.evaluation.record import evaluate_run, make_record, model_info, write_json
+from advmoe.evaluation.record import evaluate_run, make_record, model_info
+from advmoe.files import write_json
 from advmoe.models import build_model
 from advmoe.moe import MoEKind
 

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from toys import Toy, dense, labels, pictures
 
 from advmoe.errors import UserError
+from advmoe.evaluation import shards
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.suite import Attack
 
@@ -220,18 +221,16 @@ def test_attacks_from_another_network_are_run_again(go, tmp_path):
 
 def test_started_by_several_at_once(go, tmp_path, monkeypatch):
     """Two processes that both find no key: neither trips over the other's draft."""
-    from advmoe.evaluation import shards
-
-    real = shards._write
+    real = shards.write_json
 
     def meanwhile(path, content):
-        monkeypatch.setattr(shards, "_write", real)
+        monkeypatch.setattr(shards, "write_json", real)
         with monkeypatch.context() as patch:
-            patch.setattr(shards.os, "getpid", lambda: 1)
+            patch.setattr("advmoe.files.os.getpid", lambda: 1)
             go(store=tmp_path, preset=("pgd_10",))
         real(path, content)
 
-    monkeypatch.setattr(shards, "_write", meanwhile)
+    monkeypatch.setattr(shards, "write_json", meanwhile)
     go(store=tmp_path, preset=("pgd_10",))
 
 

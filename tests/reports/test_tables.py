@@ -22,8 +22,8 @@ def cells(table):
 
 def test_worst_case_stands_first():
     found = cells(record_table([record(ra_aa=40.0)], "title"))
-    assert list(found) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense", "params"]
-    assert [value for (value,) in found.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %", "1,234"]
+    assert list(found) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense"]
+    assert [value for (value,) in found.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %"]
 
 
 def test_quick_and_full_worst_cases_stand_in_columns_of_their_own():

@@ -11,7 +11,8 @@ from torch import nn
 
 from advmoe.config import ModelConfig, RunConfig, RuntimeConfig, load_yaml
 from advmoe.errors import UserError
-from advmoe.training.checkpoint import Checkpoint, RunFolder, best_epoch, load_weights, write_atomically
+from advmoe.files import write_atomically
+from advmoe.training.checkpoint import Checkpoint, RunFolder, best_epoch, load_weights
 
 CONFIG = RunConfig(seed=3)
 FILES = ["model.safetensors", "optimizers.pt", "manifest.json"]
@@ -224,7 +225,7 @@ def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path, 
     assert latest(folder).epoch == 3
 
 
-@pytest.mark.parametrize("name", ["save_file", "torch.save", "_sync"])
+@pytest.mark.parametrize("name", ["save_file", "torch.save", "sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed\nwriting")])
 def test_a_full_disk_leaves_the_checkpoint_before(
     name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -257,7 +258,7 @@ def test_a_crash_before_pruning_loses_nothing(tmp_path: Path, monkeypatch: pytes
 def test_files_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
     rename = Path.rename
-    monkeypatch.setattr("advmoe.training.checkpoint._sync", lambda path: events.append(path.name))
+    monkeypatch.setattr("advmoe.training.checkpoint.sync", lambda path: events.append(path.name))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
     saved(tmp_path, 1)
     assert set(FILES) <= set(events[: events.index("rename")])

@@ -156,10 +156,12 @@ def _check_plan(bench: Bench, preset: Preset) -> None:
 def _bench(
     model: nn.Module, x: Tensor, y: Tensor, epsilon: float, norm: Norm, seed: int, transfer: nn.Module | None, bf16: bool
 ) -> Bench:
-    with torch.no_grad():
-        logits = model(x[:1])
+    with torch.enable_grad():
+        logits = model(x[:1].detach().requires_grad_(True))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UserError("the network must give logits [n, classes] for pictures [n, C, H, W]")
+    if not logits.requires_grad:
+        raise UserError("the network's logits have no gradient with respect to the pixels: attacks would see nothing")
     classes = logits.shape[1]
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")

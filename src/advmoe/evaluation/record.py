@@ -1,7 +1,6 @@
 """A Record: what a network withstands and costs, with what made it."""
 
 import datetime
-import json
 import os
 import platform
 import subprocess
@@ -135,13 +134,6 @@ def provenance() -> dict[str, Any]:
         },
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-
-
-def write_json(path: Path, content: Any) -> None:
-    """JSON, written whole or not at all."""
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    draft.replace(path)
 
 
 def _commit() -> str | None:

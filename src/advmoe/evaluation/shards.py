@@ -5,7 +5,6 @@ order, by any number of processes, with any number of interruptions.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from advmoe.attacks import Norm
 from advmoe.errors import UserError
 from advmoe.evaluation.routing import routing_counts
 from advmoe.evaluation.suite import ATTACKS, Job, Preset
+from advmoe.files import drafted, write_json
 
 SHARD_SIZE = 64
 SLACK = 1e-6  # how far outside the ball a picture may lie by rounding
@@ -169,9 +169,8 @@ def _pictures_path(keep: Path, name: str, number: int) -> Path:
 
 def _save_pictures(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = _draft(path)
-    save_file({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}, draft)
-    draft.replace(path)
+    with drafted(path) as draft:
+        save_file({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}, draft)
 
 
 class Store:
@@ -186,7 +185,7 @@ class Store:
             _same(_read(path), dict(key), folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, dict(key))
+            write_json(path, dict(key))
 
     def load(self, number: int, rows: list[int]) -> Shard:
         """The shard as far as it is done."""
@@ -201,7 +200,7 @@ class Store:
     def saver(self, number: int) -> Callable[[Shard], None]:
         """What writes shard `number`."""
         path = self._path(number)
-        return lambda shard: None if path is None else _write(path, shard.__dict__)
+        return lambda shard: None if path is None else write_json(path, shard.__dict__)
 
     def checks(self) -> dict[str, dict[str, Any]]:
         """The checks that are done."""
@@ -211,7 +210,7 @@ class Store:
     def save_checks(self, checks: Mapping[str, Any]) -> None:
         """Keep the checks done so far."""
         if self.folder is not None:
-            _write(self.folder / "checks.json", dict(checks))
+            write_json(self.folder / "checks.json", dict(checks))
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
@@ -249,17 +248,6 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: is damaged (no JSON object); remove it to run it anew")
     return content
-
-
-def _write(path: Path, content: Any) -> None:
-    draft = _draft(path)
-    draft.write_text(json.dumps(content))
-    draft.replace(path)
-
-
-def _draft(path: Path) -> Path:
-    """Beside `path`, and this process's own: several may start a store at once."""
-    return path.with_name(f".{path.name}.{os.getpid()}.draft")
 
 
 @contextmanager

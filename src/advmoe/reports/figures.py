@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from advmoe.attacks import frozen
+from advmoe.files import drafted
 from advmoe.models import Classifier
 from advmoe.moe import Routings
 
@@ -93,9 +94,5 @@ def _changed(clean: str, adversarial: str) -> str:
 
 
 def _save(figure: Figure, path: Path) -> None:
-    draft = path.with_name(f".{path.name}")
-    try:
+    with drafted(path) as draft:
         figure.savefig(draft, format=path.suffix[1:], dpi=150)
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -8,10 +8,9 @@ RUN/record.json                      written by `advmoe evaluate`
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from advmoe.config import RunConfig, differences, dump_yaml, load_yaml
 from advmoe.errors import UserError
+from advmoe.files import sync, write_atomically
 
 SCHEMA = 1
 KEPT = 2  # last checkpoints; the best one is kept beside them
@@ -104,14 +104,14 @@ class RunFolder:
         return None
 
     def best(self) -> Checkpoint:
-        """The checkpoint of the best epoch on the held-out part. Raises UserError where there is none."""
+        """The checkpoint of the best epoch on the held-out part, with the whole run's history. Raises UserError where there is none."""
         latest = self.latest()
         if latest is None:
             raise UserError(f"{self.path}: holds no checkpoint yet")
         checkpoint = _open(self._folder(best_epoch(latest.history)))
         if checkpoint is None:
             raise UserError(f"{self._folder(best_epoch(latest.history))}: checkpoint missing or damaged")
-        return checkpoint
+        return replace(checkpoint, history=latest.history)
 
     def save(self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str) -> None:
         """Write the checkpoint of the last epoch in `history`, then drop what need not be kept."""
@@ -160,18 +160,6 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         raise UserError(f"{checkpoint.folder}: holds another model's weights ({first})") from None
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that it is either the old or the new one."""
-    draft = path.with_name(f".{path.name}.draft")
-    try:
-        draft.write_text(text)
-        _sync(draft)
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
-        raise
-
-
 def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
     draft.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
@@ -180,7 +168,7 @@ def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, An
     manifest = {**manifest, "sha256": sums}
     (draft / "manifest.json").write_text(json.dumps({**manifest, "seal": _seal(manifest)}))
     for path in draft.iterdir():
-        _sync(path)
+        sync(path)
 
 
 def _open(folder: Path) -> Checkpoint | None:
@@ -203,8 +191,3 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())

@@ -16,9 +16,7 @@ from advmoe.training.health import check_gradients, check_outcome
 from advmoe.training.losses import Forward, Loss, Outcome
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
-Metrics = dict[
-    str, Tensor
-]  # sums over the batch's pictures; "load" is [L, N] counts; routers may rest, so theirs are counted apart
+Metrics = dict[str, Tensor]  # sums over the batch's pictures (routers', which may rest, apart); "load" is [L, N] counts
 
 
 @dataclass
