@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 from toys import Toy, dense, labels, pictures
 
 from advmoe.errors import UserError
-from advmoe.evaluation import shards
-from advmoe.evaluation import ATTACKS, evaluate
+from advmoe.evaluation import ATTACKS, evaluate, shards
 from advmoe.evaluation.suite import Attack
 
 EPSILON = 0.02

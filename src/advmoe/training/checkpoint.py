@@ -104,7 +104,10 @@ class RunFolder:
         return None
 
     def best(self) -> Checkpoint:
-        """The checkpoint of the best epoch on the held-out part, with the whole run's history. Raises UserError where there is none."""
+        """The checkpoint of the best epoch on the held-out part, with the whole run's history.
+
+        Raises UserError where there is none.
+        """
         latest = self.latest()
         if latest is None:
             raise UserError(f"{self.path}: holds no checkpoint yet")
