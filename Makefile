@@ -24,7 +24,7 @@ types: .venv/installed-dev
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/pip pyproject.toml constraints.txt
-	$(PIP) -e .
+	$(PIP) -e '.[autoattack]'
 	touch $@
 
 .venv/installed-dev: .venv/bin/pip pyproject.toml constraints.txt

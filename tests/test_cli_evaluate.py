@@ -103,6 +103,7 @@ def test_two_processes_give_the_same(whole, run, monkeypatch):
 def test_failing_workers_line_reaches_the_user(run, capsys, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
     assert "holds shards of another seed (0, not 1)" in refused(capsys, run, "--processes", "2", *PLAN, "--seed", "1")
 
 
@@ -164,6 +165,7 @@ def test_other_data_is_refused(run, capsys, monkeypatch):
 
 def test_damaged_shard_is_one_line(run, capsys):
     assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
     (run / "evaluation/shard-00001.json").write_text('{"rows"')
     assert "shard-00001.json: is damaged" in refused(capsys, run, *PLAN)
 

@@ -84,7 +84,7 @@ def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
 def test_round_trip_of_unusual_values(tmp_path: Path) -> None:
     tree = {
         "seed": 2**63 - 1,
-        "data": {"data_dir": "/tmp/Böe: #1 'x'\n", "limit_train": 7, "flip": False},
+        "data": {"data_dir": "/place/Böe: #1 'x'\n", "limit_train": 7, "flip": False},
         "attack": {"epsilon": 1 / 3, "step_size": 1e-7},
         "training": {"lr": 5e-324, "weight_decay": 1e22},
     }
@@ -395,5 +395,10 @@ def test_every_difference_is_listed() -> None:
 
 
 def test_where_runs_lie_and_run_is_no_difference() -> None:
-    other = dataclasses.replace(RunConfig(), runtime=RuntimeConfig("cuda", 3, "bfloat16"), data=DataConfig(data_dir="/x"))
+    other = dataclasses.replace(RunConfig(), runtime=RuntimeConfig("cuda", 3), data=DataConfig(data_dir="/x"))
     assert differences(RunConfig(), other) == []
+
+
+def test_precision_changes_the_numbers_and_so_the_run() -> None:
+    other = dataclasses.replace(RunConfig(), runtime=RuntimeConfig(precision="bfloat16"))
+    assert differences(RunConfig(), other) == ["runtime.precision: float32, not bfloat16"]

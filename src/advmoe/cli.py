@@ -167,12 +167,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lookup(COMMANDS, words[0], "command")(words[1:])
         return 0
-    except UserError as error:
-        return _complain(str(error))
-    except OSError as error:
-        return _complain(_os_error(error))
+    except (UserError, OSError, torch.OutOfMemoryError, MemoryError) as error:
+        return _complain(_in_words(error))
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint (train: with --resume)", file=sys.stderr)
+        print(f"interrupted; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
         return 130
 
 
@@ -199,18 +197,21 @@ def _evaluate(words: list[str]) -> None:
     config, splits, model, checkpoint = _trained(arguments.run, arguments)
     transfer = _transfer(arguments, splits)
     store = arguments.run / "evaluation"
+    if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
+        raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
         fresh(store)
     dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
     shards = shard_count(len(splits.test), arguments.shard_size)
-    with EvaluationProgress(Console(stderr=True), config.method, shards) as progress:
+    with EvaluationProgress(Console(stderr=True), config.method, shards, log=True) as progress:
+        progress.stored(store)
         if arguments.processes > 1:
             _share_out([word for word in words if word != "--fresh"], arguments, lambda: progress.stored(store))
         record = evaluate_run(
             model, config, splits, dense, epoch=checkpoint.epoch, train_seconds=checkpoint.train_seconds,
             seed=arguments.seed, epsilon=arguments.epsilon, norm=arguments.norm, preset=arguments.preset,
             shard_size=arguments.shard_size, store=store, part=arguments.part or (0, 1), transfer=transfer,
-            bf16_search=autocast(config, splits.test.labels.device) is not None,
+            bf16_search=autocast(replace(config, runtime=arguments.runtime), splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, told=progress.told,
         )  # fmt: skip
     if arguments.part is not None:
@@ -233,7 +234,9 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits
     config, best = folder.config(), folder.best()
     data = replace(config.data, data_dir=arguments.data_dir or config.data.data_dir)
     data = replace(data, limit_test=arguments.limit_test or config.data.limit_test)
-    config = replace(config, data=data, runtime=arguments.runtime)
+    config = replace(config, data=data)
+    for name in folder.damaged():
+        print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {best.epoch} is evaluated", file=sys.stderr)
     splits = load_dataset(data).to(device)
     if splits.fingerprint != best.fingerprint:
         place = data.data_dir or data.dataset
@@ -310,6 +313,11 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "profile": _profile,
     "recipes": _recipes,
+}
+GO_ON = {
+    "train": "the same command with --resume goes on from the last checkpoint",
+    "evaluate": "the same command (without --fresh) goes on where it stopped",
+    "demo": "the same command goes on where it stopped",
 }
 DOCUMENTED = (DemoArguments, TrainArguments, EvaluateArguments, ProfileArguments, RecipesArguments)
 
@@ -394,10 +402,14 @@ def _console() -> Console:
     return Console(soft_wrap=False)
 
 
-def _os_error(error: OSError) -> str:
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
+    if not isinstance(error, OSError):
+        return str(error)
     place = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{place}no space left on the disk; what was saved before is whole, --resume goes on from there"
+        return f"{place}no space left on the disk; what was saved before is whole, and the run can go on from there"
     return f"{place}{error.strerror or error}"
 
 

@@ -135,8 +135,8 @@ class TrainingConfig:
     """SGD momentum."""
     weight_decay: float = 5e-4
     """SGD weight decay."""
-    tied_share: float = 0.5
-    """MoE methods: share of the epochs in which the experts of a layer are kept equal before they part."""
+    tied_share: float = 0.0
+    """MoE methods: share of the epochs in which the experts of a layer are kept equal before they part (ours; paper: 0)."""
     router_gate: LearnedGate = "straight_through"
     """Gate of the routers' update, and of all of at_moe."""
     router_attack_gate: LearnedGate = "straight_through"
@@ -229,7 +229,7 @@ def dump_yaml(config: RunConfig) -> str:
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """'section.field: x, not y' for every field in which two runs differ; where they run and lie is no difference."""
     place = dataclasses.replace
-    a, b = (place(c, runtime=RuntimeConfig(), data=place(c.data, data_dir=None)) for c in (a, b))
+    a, b = (place(c, runtime=place(c.runtime, device="auto", threads=0), data=place(c.data, data_dir=None)) for c in (a, b))
     flat_a, flat_b = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))
     return [f"{name}: {value}, not {flat_b[name]}" for name, value in flat_a.items() if value != flat_b[name]]
 

@@ -66,6 +66,8 @@ def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
     right = correct_flags(model, splits.test).nonzero()[:, 0].tolist()
     first = {int(splits.test.labels[row]): row for row in reversed(right)}
     rows = sorted(first.values())[:GRID_PICTURES]
+    if not rows:
+        return
     batch = splits.test[torch.tensor(rows, device=splits.test.labels.device)]
     settings = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 50)
     x_adv = adversarial(model, batch.pixels(), batch.labels, settings, rows)

@@ -59,10 +59,11 @@ class TrainingProgress:
 
 
 class EvaluationProgress:
-    """A live line with the running worst case; `told` goes to `evaluate`."""
+    """A live line with the running worst case; `told` goes to `evaluate`. Off a terminal, `log` prints lines instead."""
 
-    def __init__(self, console: Console, name: str, shards: int) -> None:
+    def __init__(self, console: Console, name: str, shards: int, *, log: bool = False) -> None:
         self.name, self.shards = name, shards
+        self.log = log and not console.is_terminal
         self.standing: dict[int, int] = {}
         self.seen: dict[int, int] = {}
         columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
@@ -78,17 +79,20 @@ class EvaluationProgress:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def told(self, attack: str, number: int, shard: Shard) -> None:
+    def told(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
         """An attack on a shard is done."""
-        self.standing[number] = len(set(shard.correct or []) - shard.broken(list(shard.attacks)))
+        self.standing[number] = len(set(shard.correct or []) - set(shard.ever))
         self.seen[number] = len(shard.rows)
         worst = f"{sum(self.standing.values())} of {sum(self.seen.values())} pictures stand everything so far"
-        self.progress.update(self.task, description=f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}")
+        text = f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}"
+        self.progress.update(self.task, description=text)
+        if log and self.log:
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
 
     def stored(self, folder: Path) -> None:
-        """Other processes' attacks on shards are done, as far as the store in `folder` tells."""
+        """Earlier attacks on shards, or other processes', are done, as far as the store in `folder` tells."""
         for number, shard in stored(folder):
-            self.told(list(shard.attacks)[-1] if shard.attacks else "", number, shard)
+            self.told(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
 
 
 def _losses(sums: Metrics, pictures: int) -> list[str]:

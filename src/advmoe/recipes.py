@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.errors import lookup
-
-METHOD_NAMES = ("standard", "at_dense", "at_small_dense", "at_moe", "advmoe")
+from advmoe.training.methods import METHODS
 
 DEMO = RunConfig(
     model=ModelConfig(width=16),
@@ -17,7 +16,7 @@ DEMO = RunConfig(
 
 def _recipes() -> dict[str, RunConfig]:
     named = {}
-    for method in METHOD_NAMES:
+    for method in METHODS:
         named[f"demo-{method}"] = replace(DEMO, method=method)
         named[f"cifar10-resnet18-{method}"] = RunConfig(method=method)
     return named

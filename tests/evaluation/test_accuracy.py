@@ -99,10 +99,8 @@ def test_wrong_pictures_are_never_attacked():
     model, pictures = Linear(), random_pictures(50)
     right = correct_flags(model, pictures)
     assert 10 < right.sum() < 40
-    finished = []
-    flags = robust_flags(model, pictures, Pgd(EPSILON, 0.01, 3), batch_size=4, progress=finished.append)
+    flags = robust_flags(model, pictures, Pgd(EPSILON, 0.01, 3), batch_size=4)
     assert sum(model.attacked) == 3 * right.sum()
-    assert sum(finished) == right.sum()
     assert not flags[~right].any()
 
 

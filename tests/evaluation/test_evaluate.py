@@ -83,11 +83,11 @@ def test_worst_is_the_union_and_flags_say_who_stands(x, whole):
 
 
 def test_survivors_of_autoattack_alone(toy, x, y):
-    found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute_quick"), shard_size=20)
+    found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute"), shard_size=20)
     aa_broken = {row for name in AUTOATTACK for row in found.broken[name]}
     assert found.figures["ra_aa"] == pytest.approx(100 * (19 - len(aa_broken)) / 20)
     assert found.attacks["aa_apgd-ce"]["attacked"] == found.attacks["pgd_10"]["attacked"] == 19
-    assert found.attacks["reroute_quick"]["attacked"] == 19 - len(aa_broken)
+    assert found.attacks["reroute"]["attacked"] == 19 - len(aa_broken)
     assert found.complete
     assert list(found.to_dict())[1] == "ra_worst"
 
@@ -106,7 +106,14 @@ def test_complete_needs_all_of_autoattack_and_where_it_routes_a_route_aware_atta
     assert not complete(toy, "autoattack")
     assert not complete(toy, "autoattack", "straight_through_1")
     assert not complete(toy, "aa_square", "reroute_quick")
-    assert complete(toy, "autoattack", "reroute_quick")
+    assert not complete(toy, "autoattack", "reroute_quick")
+    assert complete(toy, "autoattack", "reroute")
+
+
+def test_a_weaker_plan_takes_nothing_back(toy, x, y, tmp_path):
+    full = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", "autoattack", "reroute"), store=tmp_path)
+    again = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+    assert (again.worst, again.complete, again.to_dict()["flags"]) == (full.worst, True, full.to_dict()["flags"])
 
 
 def test_same_seed_same_flags_and_another_seed_other_draws(toy, x, y):
@@ -146,7 +153,8 @@ def test_wilson_interval_by_hand():
 
 def test_intervals_are_of_all_pictures(whole):
     intervals = whole.to_dict()["intervals"]
-    assert set(intervals) == {"sa", "ra_10", "ra_50", "ra_worst_quick"}
+    fixed = {f"fixed_expert_{kind}_{expert}" for kind in ("sa", "ra") for expert in range(3)}
+    assert set(intervals) == {"sa", "ra_10", "ra_50", "ra_worst_quick", "ra_router", "ra_expert", *fixed}
     assert intervals["sa"] == pytest.approx(wilson(0.95, 20))
 
 

@@ -179,7 +179,7 @@ def test_weights_of_any_type_tell_networks_apart(x, tmp_path):
     [
         ("shard-00001.json", '{"rows": [4, 5', "shard-00001.json: is damaged"),
         ("shard-00001.json", "[]", "shard-00001.json: is damaged"),
-        ("shard-00001.json", "{}", "shard-00001.json: not a shard of these pictures"),
+        ("shard-00001.json", "{}", "shard-00001.json: is damaged"),
         ("key.json", "", "key.json: is damaged"),
     ],
 )
@@ -269,5 +269,5 @@ def test_invalid_picture_is_not_saved(toy, x, y, tmp_path, monkeypatch):
 def test_store_is_json(go, tmp_path):
     go(store=tmp_path)
     shard = json.loads((tmp_path / "shard-00000.json").read_text())
-    assert set(shard) == {"rows", "correct", "attacks", "routing"}
+    assert set(shard) == {"rows", "correct", "attacks", "routing", "ever", "seal"}
     assert shard["attacks"]["pgd_10"]["rows"] == shard["correct"] == [0, 1, 2]

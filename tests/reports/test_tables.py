@@ -81,7 +81,7 @@ def test_lines_say_it_all_worst_case_first():
         "left out, no network: transfer",
         "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the pictures change under PGD-50",
         "kept their expert, per layer: 90 100 %",
-        "first expert's load, per layer: 75 50 %",
+        "load of the experts, per layer: 75/25 50/25/25 %; under attack: 50/50 100/0/0 %",
         "one expert in every layer: SA 60.0 20.0, RA-10 10.0 5.0",
         "( 4) skipped Square adds nothing: was not run",
         "(11) fail    pictures are valid: at [0, 1]",

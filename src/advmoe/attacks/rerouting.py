@@ -34,7 +34,7 @@ class Beam:
 
     @property
     def budget(self) -> int:
-        """Ascents per picture at most."""
+        """Ascents per picture at most, each of two forward passes more than it has steps."""
         return self.singles + (self.depth - 1) * self.width * self.branches
 
 
@@ -125,7 +125,17 @@ def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, 
         if number < search.num_steps:
             moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)
             state.x_adv[rows] = torch.where(found.fooled[rows][:, None, None, None], state.x_adv[rows], moved)
+    _count_strays(model, y, state, found)
     return state
+
+
+def _count_strays(model: Routed, y: Tensor, state: _State, found: _Found) -> None:
+    """An end point that left its route may fool the true network over a third one."""
+    rows = (~found.fooled).nonzero()[:, 0]
+    if len(rows):
+        rows = rows[model(state.x_adv[rows]).argmax(dim=1) != y[rows]]
+        found.x_adv[rows] = state.x_adv[rows]
+        found.fooled[rows] = True
 
 
 def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,14 +1,10 @@
 """Clean and robust accuracy of any network that maps pixels in [0, 1] to logits."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
 from advmoe.data import Pictures
-
-Progress = Callable[[int], None]  # told how many pictures a batch just finished
 
 
 @torch.no_grad()
@@ -28,9 +24,7 @@ def correct_flags(model: nn.Module, pictures: Pictures, batch_size: int = 256) -
     return predict_all(model, pictures, batch_size) == pictures.labels
 
 
-def robust_flags(
-    model: nn.Module, pictures: Pictures, settings: Pgd, *, seed: int = 0, batch_size: int = 128, progress: Progress | None = None
-) -> Tensor:
+def robust_flags(model: nn.Module, pictures: Pictures, settings: Pgd, *, seed: int = 0, batch_size: int = 128) -> Tensor:
     """Which pictures stay correctly classified under PGD on cross-entropy: [n] bool.
 
     Only correctly classified pictures are attacked. Each draws its own noise, so the batch size changes no flag.
@@ -42,8 +36,6 @@ def robust_flags(
         x_adv = adversarial(model, batch.pixels(), batch.labels, settings, chunk.tolist(), seed)
         with torch.no_grad(), frozen(model):
             flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
-        if progress:
-            progress(len(chunk))
     return flags
 
 

@@ -4,6 +4,7 @@ The list follows the recommendations of Carlini et al. (2019) and the warnings o
 that routes needs. A threshold in points means that, or one picture, whichever is more.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -59,6 +60,7 @@ def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
     detail = f"logits differ by {worst.item():.1e}"
     if bench.routed:
         detail += f"; {moved} routes differ; {int(undecided.sum())} pictures with a router margin under {UNDECIDED:g}"
+        detail += "".join(f" #{row}" for row in undecided.nonzero()[:10, 0].tolist())
     return Check(1, "same picture, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
@@ -119,7 +121,8 @@ def routing_alive(bench: Bench, routing: Mapping[str, Any] | None) -> Check:
     """(6) Expert load on clean and adversarial pictures, route flips; warns of a layer where one expert has it all."""
     if not bench.routed or routing is None:
         return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
-    shares = [max(layer) / max(sum(layer), 1) for layer in routing["load"] if len(layer) > 1]
+    layers = zip(routing["load"], routing["load_adv"], strict=True)
+    shares = [max(max(load) / max(sum(load), 1) for load in both) for both in layers if len(both[0]) > 1]
     collapsed = sum(share > COLLAPSE for share in shares)
     detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
     detail += f"the routes of {routing['flip_rate']:.1f} % of the pictures change"
@@ -183,7 +186,9 @@ def noise_breaks_none(bench: Bench, x: Tensor, y: Tensor) -> Check:
 
 def pictures_valid(shards: Sequence[Shard]) -> Check:
     """(11) Every adversarial picture is finite, inside epsilon + 1e-6 and [0, 1]."""
-    outside = {name: run["outside"] for shard in shards for name, run in shard.attacks.items() if run["outside"]}
+    outside: Counter[str] = Counter()
+    for shard in shards:
+        outside.update({name: run["outside"] for name, run in shard.attacks.items() if run["outside"]})
     detail = ", ".join(f"{name}: {count} outside" for name, count in outside.items()) or "all inside"
     return Check(11, "adversarial pictures are valid", "fail" if outside else "pass", detail)
 
@@ -232,11 +237,14 @@ SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 
 @torch.no_grad()
 def check_network(bench: Bench, thorough: bool, store: Store) -> list[Check]:
-    """The checks that attack anew, on the first pictures; the costly ones only where `thorough`. `store` keeps each."""
-    x, y, known = bench.x[:SUBSET], bench.y[:SUBSET], store.checks()
+    """The checks that attack anew, on some pictures, always the same; the costly ones only where `thorough`. `store` keeps each."""
+    rows = torch.randperm(len(bench.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(bench.x.device)
+    x, y, known = bench.x[rows], bench.y[rows], store.checks()
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
-        if run.__name__ not in known:
-            known[run.__name__] = asdict(run(bench, x, y))
+        name = f"{run.__name__} {bench.transfer_digest}" if run is iterated_beats_one_step else run.__name__
+        if name not in known:
+            known = {old: found for old, found in known.items() if old.split()[0] != run.__name__}
+            known[name] = asdict(run(bench, x, y))
             store.save_checks(known)
     skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else SKIPPED).items()]
     return [Check(**found) for found in known.values() if thorough or found["number"] not in SKIPPED] + skipped

@@ -5,7 +5,7 @@ import math
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ from advmoe.errors import UserError, lookup
 from advmoe.evaluation.checks import Check, check_figures, check_network
 from advmoe.evaluation.search import LowPrecision
 from advmoe.evaluation.shards import SHARD_SIZE, Bench, Shard, Store, Told, Worker, obstacle, split, true_network
-from advmoe.evaluation.suite import PRESETS, Preset, plan
+from advmoe.evaluation.suite import AUTOATTACK, PRESETS, Preset, autoattack, plan
 
 SCHEMA = 1
 
@@ -40,6 +40,7 @@ class Evaluation:
     correct: list[int]
     broken: dict[str, list[int]]  # attack -> rows of the pictures it broke
     left_out: dict[str, str]  # attack of the preset that was not run -> why
+    ever: list[int] = field(default_factory=list)  # rows that an earlier plan's attacks in the same store broke too
 
     @property
     def pictures(self) -> int:
@@ -50,13 +51,20 @@ class Evaluation:
         """95 % Wilson interval of a share of the pictures, in percent."""
         return wilson(percent / 100, self.pictures)
 
+    def routed_figures(self) -> dict[str, float]:
+        """RA-router, RA-expert and the fixed experts' accuracies, where PGD-50 was run on a network that routes."""
+        if self.routing is None:
+            return {}
+        fixed = {f"{kind}_{e}": v for kind in ("fixed_expert_sa", "fixed_expert_ra") for e, v in enumerate(self.routing[kind])}
+        return {"ra_router": self.routing["ra_router"], "ra_expert": self.routing["ra_expert"], **fixed}
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, worst case first; `flags` has a 1 for each picture that stood everything."""
-        standing = set(self.correct) - {row for rows in self.broken.values() for row in rows}
+        standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return {
             "pictures": self.pictures, **named, "complete": self.complete,
-            "intervals": {name: self.interval(value) for name, value in named.items()},
+            "intervals": {name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
             "attacks": self.attacks, "left_out": self.left_out, "routing": self.routing,
             "checks": [check.__dict__ for check in self.checks],
             "flags": "".join("1" if row in standing else "0" for row in self.rows), "broken": self.broken,
@@ -151,6 +159,8 @@ def _check_plan(bench: Bench, preset: Preset) -> None:
     reasons = [obstacle(bench, name) for name in preset.attacks]
     if all(reasons):
         raise UserError(f"nothing can be run of {', '.join(preset.attacks)}: {'; '.join(dict.fromkeys(reasons))}")
+    if any(name.startswith("aa") for name in preset.attacks):
+        autoattack()
 
 
 def _bench(
@@ -195,13 +205,21 @@ def _digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+@torch.no_grad()
+def _answers(bench: Bench) -> str:
+    """What the network says of the pictures: equal weights do not make equal networks."""
+    said = torch.cat([bench.model(part).argmax(dim=1) for part in bench.x.split(256)])
+    return hashlib.sha256(said.cpu().numpy().tobytes()).hexdigest()
+
+
 def _key(bench: Bench) -> dict[str, Any]:
     """What a stored result depends on; file names carry the rest."""
     data = hashlib.sha256(bench.x.cpu().contiguous().numpy().tobytes() + bench.y.cpu().numpy().tobytes())
     low = bench.search is not bench.model
     return {
-        "schema": SCHEMA, "network": _digest(bench.model), "data": data.hexdigest(), "epsilon": bench.epsilon,
-        "norm": bench.norm, "seed": bench.seed, "search": "bfloat16" if low else "float32",
+        "schema": SCHEMA, "network": f"{type(bench.model).__qualname__} {_digest(bench.model)}", "data": data.hexdigest(),
+        "answers": _answers(bench), "epsilon": bench.epsilon, "norm": bench.norm, "seed": bench.seed,
+        "search": "bfloat16" if low else "float32",
     }  # fmt: skip
 
 
@@ -218,15 +236,17 @@ def _summary(bench: Bench, preset: Preset, shards: list[Shard], store: Store | N
         return 100 * (len(correct) - len(gone)) / max(len(rows), 1)
 
     figures = {figure: left(members) for figure, members in preset.figures.items() if not left_out.keys() & set(members)}
-    worst, routing = left(list(broken)), _routing_summary(shards)
-    routed_too = not bench.routed or any(name.startswith("reroute") for name in broken)
-    complete = "ra_aa" in figures and routed_too
+    ever = {row for shard in shards for row in shard.ever}
+    worst, routing = 100 * (len(correct) - len(ever)) / max(len(rows), 1), _routing_summary(shards)
+    ran = set.intersection(*(set(shard.attacks) for shard in shards)) if shards else set()
+    routed_too = not bench.routed or bool(ran & {"reroute", "reroute_full"})
+    complete = set(AUTOATTACK) <= ran and routed_too
     checks = []
     if store is not None:
         checks = check_network(bench, preset.checks, store) + check_figures(bench, shards, figures, worst, routing)
     attacks = {name: _totals(shards, name) for name in broken}
     ordered = sorted(checks, key=lambda check: check.number)
-    return Evaluation(left([]), figures, worst, complete, attacks, routing, ordered, rows, correct, broken, left_out)
+    return Evaluation(left([]), figures, worst, complete, attacks, routing, ordered, rows, correct, broken, left_out, sorted(ever))
 
 
 def _totals(shards: Sequence[Shard], name: str) -> dict[str, Any]:

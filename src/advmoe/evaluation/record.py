@@ -146,7 +146,7 @@ def _commit() -> str | None:
     try:
         if not Path(git("rev-parse", "--show-toplevel"), "src", "advmoe").samefile(folder.parent):
             return None
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "src") else "")
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ":/src") else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

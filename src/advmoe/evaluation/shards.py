@@ -4,16 +4,17 @@ A shard's result depends on its pictures, the network, the plan and the seed alo
 order, by any number of processes, with any number of interruptions.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from advmoe.attacks import Norm
@@ -34,6 +35,7 @@ class Shard:
     rows: list[int]
     correct: list[int] | None = None
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ever: list[int] = field(default_factory=list)  # broken by anything that was ever run, under whatever plan
     routing: dict[str, Any] | None = None
 
     def broken(self, names: Sequence[str]) -> set[int]:
@@ -94,6 +96,7 @@ class Worker:
             rows = [row for row in shard.correct or [] if row not in gone]
             if not self._is_done(name, rows):
                 shard.attacks[name] = _attack(self.bench, name, rows, self.number, self.keep)
+                shard.ever = sorted({*shard.ever, *shard.attacks[name]["broken"]})
                 self.save(shard)
                 self.told(name, self.number, shard)
             done.append(name)
@@ -129,6 +132,8 @@ def _attack(bench: Bench, name: str, rows: list[int], number: int, keep: Path | 
     if rows:
         job = _job(bench, rows, number)
         x_adv = ATTACKS[name].run(job).detach()
+        if bench.search is not bench.model:
+            x_adv = _search_again(bench, name, job, x_adv)
         inside = _inside(x_adv, job.x, bench)
         x_adv, outside = torch.where(inside[:, None, None, None], x_adv, job.x), int((~inside).sum())
         standing = set(_standing(bench, rows, x_adv))
@@ -137,6 +142,17 @@ def _attack(bench: Bench, name: str, rows: list[int], number: int, keep: Path | 
             _save_pictures(_pictures_path(keep, name, number), rows, x_adv)
     seconds = time.perf_counter() - started
     return {"rows": rows, "transfer": _source(bench, name), "broken": broken, "outside": outside, "seconds": seconds}
+
+
+@torch.no_grad()
+def _search_again(bench: Bench, name: str, job: Job, x_adv: Tensor) -> Tensor:
+    """What fooled only the faster twin, which stopped there, is attacked once more on the true network."""
+    disputed = ((bench.search(x_adv).argmax(dim=1) != job.y) & (bench.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
+    if len(disputed):
+        rows = [job.pictures[row] for row in disputed.tolist()]
+        again = replace(job, predict=bench.model, x=job.x[disputed], y=job.y[disputed], pictures=rows)
+        x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(again).detach())
+    return x_adv
 
 
 def _job(bench: Bench, rows: Sequence[int], number: int) -> Job:
@@ -170,7 +186,7 @@ def _pictures_path(keep: Path, name: str, number: int) -> Path:
 def _save_pictures(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafted(path) as draft:
-        save_file({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}, draft)
+        draft.write_bytes(save({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}))
 
 
 class Store:
@@ -185,7 +201,7 @@ class Store:
             _same(_read(path), dict(key), folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, dict(key))
+            _write(path, dict(key))
 
     def load(self, number: int, rows: list[int]) -> Shard:
         """The shard as far as it is done."""
@@ -193,14 +209,14 @@ class Store:
         if path is None or not path.exists():
             return Shard(rows)
         content = _read(path)
-        if set(content) != {"rows", "correct", "attacks", "routing"} or content["rows"] != rows:
+        if set(content) != set(Shard.__dataclass_fields__) or content["rows"] != rows:
             raise UserError(f"{path}: not a shard of these pictures; remove it to run it anew")
         return Shard(**content)
 
     def saver(self, number: int) -> Callable[[Shard], None]:
         """What writes shard `number`."""
         path = self._path(number)
-        return lambda shard: None if path is None else write_json(path, shard.__dict__)
+        return lambda shard: None if path is None else _write(path, shard.__dict__)
 
     def checks(self) -> dict[str, dict[str, Any]]:
         """The checks that are done."""
@@ -210,7 +226,7 @@ class Store:
     def save_checks(self, checks: Mapping[str, Any]) -> None:
         """Keep the checks done so far."""
         if self.folder is not None:
-            write_json(self.folder / "checks.json", dict(checks))
+            _write(self.folder / "checks.json", dict(checks))
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
@@ -245,9 +261,17 @@ def _read(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path}: is damaged ({error}); remove it to run it anew") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is damaged (no JSON object); remove it to run it anew")
+    if not isinstance(content, dict) or content.pop("seal", None) != _seal(content):
+        raise UserError(f"{path}: is damaged (its seal does not fit); remove it to run it anew")
     return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_json(path, {**content, "seal": _seal(content)})
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

@@ -88,14 +88,19 @@ def run_targeted_apgd(job: Job) -> Tensor:
     return targeted_apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(3))
 
 
-def run_autoattack(job: Job, part: str, version: str = "standard") -> Tensor:
-    """One member of AutoAttack (Croce & Hein 2020), by the package that carries the official code."""
+def autoattack() -> Any:
+    """The package's class. Raises UserError where the extra is missing."""
     try:
         from pyautoattack import AutoAttack  # noqa: PLC0415
     except ImportError:
-        raise UserError("AutoAttack needs an extra: pip install 'advmoe[autoattack]'") from None
+        raise UserError("AutoAttack needs the extra autoattack: pip install -c constraints.txt -e '.[autoattack]'") from None
+    return AutoAttack
+
+
+def run_autoattack(job: Job, part: str, version: str = "standard") -> Tensor:
+    """One member of AutoAttack (Croce & Hein 2020), by the package that carries the official code."""
     with torch.random.fork_rng(devices=[job.x.device] if job.x.is_cuda else []):
-        suite = AutoAttack(
+        suite = autoattack()(
             job.predict, norm=job.norm, eps=job.epsilon, version=version, device=job.x.device,
             seed=derive_seed(job.seed, job.shard) % 2**31,
         )  # fmt: skip

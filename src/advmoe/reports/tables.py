@@ -50,7 +50,11 @@ def worst_of(record: Mapping[str, Any]) -> float:
 def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     """Intervals, attacks with their times, routing, and the checks, one line each."""
     intervals, attacks = evaluation["intervals"].items(), evaluation["attacks"].items()
-    lines = [f"{name:14} {evaluation[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}" for name, (low, high) in intervals]
+    lines = [
+        f"{name:14} {evaluation[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}"
+        for name, (low, high) in intervals
+        if name in evaluation
+    ]
     lines += [f"{name:20} broke {run['broken']:4} of {run['attacked']:4} in {run['seconds']:.1f} s" for name, run in attacks]
     reasons = dict.fromkeys(evaluation["left_out"].values())
     lines += [f"left out, {reason}: {', '.join(_having(evaluation['left_out'], reason))}" for reason in reasons]
@@ -60,7 +64,7 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
             f"RA-router {routing['ra_router']:.1f} %, RA-expert {routing['ra_expert']:.1f} %; "
             f"routes of {routing['flip_rate']:.1f} % of the pictures change under PGD-50",
             "kept their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing["overlap"]) + " %",
-            "first expert's load, per layer: " + " ".join(f"{100 * layer[0] / sum(layer):.0f}" for layer in routing["load"]) + " %",
+            f"load of the experts, per layer: {_loads(routing['load'])} %; under attack: {_loads(routing['load_adv'])} %",
             "one expert in every layer: SA " + " ".join(f"{value:.1f}" for value in routing["fixed_expert_sa"])
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing["fixed_expert_ra"]),
         ]  # fmt: skip
@@ -72,3 +76,7 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
 
 def _having(left_out: Mapping[str, str], reason: str) -> list[str]:
     return [name for name, own in left_out.items() if own == reason]
+
+
+def _loads(layers: Sequence[Sequence[int]]) -> str:
+    return " ".join("/".join(f"{100 * count / max(sum(layer), 1):.0f}" for count in layer) for layer in layers)

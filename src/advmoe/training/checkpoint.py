@@ -51,7 +51,7 @@ class Checkpoint:
         """State dicts of the optimizers by level."""
         path = self.folder / "optimizers.pt"
         try:
-            states: dict[str, Any] = torch.load(path, weights_only=True)
+            states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a hostile or damaged pickle raises nearly anything; its code does not run
             raise UserError(f"{path}: not optimizer states ({type(error).__name__})") from None
         return states
@@ -103,6 +103,10 @@ class RunFolder:
                 return checkpoint
         return None
 
+    def damaged(self) -> list[str]:
+        """Names of checkpoints that are cut short or altered."""
+        return [folder.name for folder in self.epochs() if _open(folder) is None]
+
     def best(self) -> Checkpoint:
         """The checkpoint of the best epoch on the held-out part, with the whole run's history.
 
@@ -110,7 +114,8 @@ class RunFolder:
         """
         latest = self.latest()
         if latest is None:
-            raise UserError(f"{self.path}: holds no checkpoint yet")
+            state = f"holds only damaged checkpoints ({self.damaged()[0]})" if self.damaged() else "holds no checkpoint yet"
+            raise UserError(f"{self.path}: {state}")
         checkpoint = _open(self._folder(best_epoch(latest.history)))
         if checkpoint is None:
             raise UserError(f"{self._folder(best_epoch(latest.history))}: checkpoint missing or damaged")
@@ -129,8 +134,14 @@ class RunFolder:
             raise UserError(f"{target}: checkpoint could not be written ({reason}); earlier checkpoints are whole") from None
         shutil.rmtree(target, ignore_errors=True)
         draft.rename(target)
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history))
+        self.write_metrics(history)
         self._prune(history)
+
+    def write_metrics(self, history: History) -> None:
+        """Make metrics.jsonl say what `history` says."""
+        path, text = self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history)
+        if not path.exists() or path.read_text() != text:
+            write_atomically(path, text)
 
     def clean(self) -> None:
         """Remove drafts that a killed process left."""

@@ -67,9 +67,14 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     folder.claim(config, resume or _finished(folder, config))
     folder.clean()
     latest = folder.latest()
+    for name in folder.damaged():
+        where = f"epoch {latest.epoch} is used" if latest else "training starts anew"
+        listener.note(f"checkpoint {name} is cut short or altered; {where}")
     if latest is not None and latest.fingerprint != splits.fingerprint:
         raise UserError(f"{out}: was trained on data with fingerprint {latest.fingerprint}, not {splits.fingerprint}")
     history = list(latest.history) if latest else []
+    if history:
+        folder.write_metrics(history)
     epochs = config.training.epochs
     for number, phase in enumerate(METHODS[config.method].phases):
         if len(history) < (number + 1) * epochs:
