@@ -229,6 +229,12 @@ def test_square_may_add_a_fifth_of_a_point_or_one_picture(rows: int, broken: int
     assert checks.square([shard(rows, aa_square=range(broken))]).status == status
 
 
+def test_autoattack_plus_is_judged_too() -> None:
+    assert checks.square([shard(100, aaplus_square=range(2))]).status == "warn"
+    assert checks.autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
+    assert checks.autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
+
+
 def test_square_counts_the_shards_that_it_has_been_run_on() -> None:
     assert checks.square([shard()]).status == "skipped"
     assert checks.square([shard(100, aa_square=[0, 1]), shard(10_000)]).status == "warn"

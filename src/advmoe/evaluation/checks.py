@@ -99,20 +99,22 @@ def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
 
 def square(shards: Sequence[Shard]) -> Check:
     """(4) Square, which needs no gradient, breaks hardly anything that gradients did not."""
-    shards = [shard for shard in shards if "aa_square" in shard.attacks]
+    runs = [(shard, [run for name, run in shard.attacks.items() if name.endswith("_square")]) for shard in shards]
+    shards, squares = [shard for shard, found in runs if found], [found[0] for _, found in runs if found]
     if not shards:
         return Check(4, "Square adds nothing", "skipped", "AutoAttack was not run")
     total = sum(len(shard.rows) for shard in shards)
-    share = 100 * sum(len(shard.attacks["aa_square"]["broken"]) for shard in shards) / total
+    share = 100 * sum(len(run["broken"]) for run in squares) / total
     status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
     return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks left")
 
 
 def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) -> Check:
     """(5) RA-AA is no more than half a point above RA-worst; else it is marked unreliable."""
-    if "ra_aa" not in figures:
+    autoattack = [figures[name] for name in ("ra_aa", "ra_aa_plus") if name in figures]
+    if not autoattack:
         return Check(5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run")
-    gap = figures["ra_aa"] - worst
+    gap = autoattack[0] - worst
     status: Status = "fail" if gap > max(POINTS, 100 / total) + 1e-9 else "pass"
     return Check(5, "RA-AA near RA-worst", status, f"RA-AA is {gap:.2f} points above RA-worst")
 

@@ -35,8 +35,8 @@ class Shard:
     rows: list[int]
     correct: list[int] | None = None
     attacks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    ever: list[int] = field(default_factory=list)  # broken by anything that was ever run, under whatever plan
     routing: dict[str, Any] | None = None
+    ever: list[int] = field(default_factory=list)  # broken by anything that was ever run, under whatever plan
 
     def broken(self, names: Sequence[str]) -> set[int]:
         """Rows that any of the attacks broke."""
