@@ -177,3 +177,11 @@ def test_help_shows_what_each_preset_costs(capsys):
     for preset in PRESETS.values():
         assert preset.budget in shown
     assert not any(word in shown for word in ("QUICK", "STANDARD", "FULL"))
+
+
+def test_a_typo_beside_fresh_forgets_nothing(run, capsys):
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
+    before = sorted(path.name for path in (run / "evaluation").iterdir())
+    assert "unknown attack 'pgd_51'" in refused(capsys, run, "--fresh", "--attacks", "pgd_51")
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == before

@@ -25,7 +25,7 @@ from advmoe.data import DATASETS, Splits, load_dataset
 from advmoe.demo import demo
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.cost import cost
-from advmoe.evaluation.evaluate import fresh
+from advmoe.evaluation.evaluate import fresh, resolve
 from advmoe.evaluation.record import evaluate_run, model_info
 from advmoe.evaluation.shards import SHARD_SIZE, shard_count
 from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
@@ -194,6 +194,7 @@ def _train(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     arguments = _parse(EvaluateArguments, "evaluate", words)
+    resolve(arguments.preset)  # before --fresh could forget anything
     config, splits, model, checkpoint = _trained(arguments.run, arguments)
     transfer = _transfer(arguments, splits)
     store = arguments.run / "evaluation"

@@ -99,7 +99,7 @@ def evaluate(
     Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, a preset of which nothing
     can be run, or a store that holds results of another network, data, threat or seed.
     """
-    chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
+    chosen = resolve(preset)
     _check_options(epsilon, norm, seed, shard_size, part)
     _check_pictures(x, y)
     if model.training:
@@ -114,6 +114,14 @@ def evaluate(
             shards.append(folder.load(number, rows))
             Worker(bench, shards[-1], number, folder.saver(number), told, keep).run(chosen)
         return _summary(bench, chosen, shards, folder if part[1] == 1 else None)
+
+
+def resolve(preset: str | Sequence[str]) -> Preset:
+    """The preset of that name, or one made of listed attacks. Raises UserError on unknown names or a missing extra."""
+    chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
+    if any(name.startswith("aa") for name in chosen.attacks):
+        autoattack()
+    return chosen
 
 
 def fresh(store: Path) -> None:
@@ -159,8 +167,6 @@ def _check_plan(bench: Bench, preset: Preset) -> None:
     reasons = [obstacle(bench, name) for name in preset.attacks]
     if all(reasons):
         raise UserError(f"nothing can be run of {', '.join(preset.attacks)}: {'; '.join(dict.fromkeys(reasons))}")
-    if any(name.startswith("aa") for name in preset.attacks):
-        autoattack()
 
 
 def _bench(
