@@ -42,7 +42,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
     trajectories(histories, out / "trajectories.png")
     _grid(out, configs["advmoe"], splits)
     console.print(record_table(records, _title(splits, configs["advmoe"])))
-    console.print(_verdict(records), highlight=False, soft_wrap=True)
+    console.print(_verdict(records, out), highlight=False, soft_wrap=True)
     console.print(f"Written: {out}/records.json, trajectories.png, pictures.png", highlight=False, soft_wrap=True)
     return records
 
@@ -78,12 +78,12 @@ def _title(splits: Splits, config: RunConfig) -> str:
     return f"{splits.name}, {len(splits.test)} test pictures, L-infinity epsilon {config.attack.epsilon:g}"
 
 
-def _verdict(records: Sequence[Mapping[str, Any]]) -> str:
+def _verdict(records: Sequence[Mapping[str, Any]], out: Path) -> str:
     by_method = {record["method"]: record for record in records}
     routed, plain = by_method["advmoe"], by_method["standard"]
     return (
         f"AdvMoE classifies {routed['sa']:.1f} % of clean pictures and withstands every attack that was run on "
         f"{worst_of(routed):.1f} %, at {100 - routed['reduction']:.0f} % of the dense network's cost; without robust training "
         f"{worst_of(plain):.1f} % survive.\n"
-        "The quick preset leaves AutoAttack out; advmoe evaluate demo/advmoe --standard runs everything."
+        f"The quick preset leaves AutoAttack out; advmoe evaluate {out}/advmoe --standard runs everything."
     )

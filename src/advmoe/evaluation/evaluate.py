@@ -182,25 +182,15 @@ def _bench(
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
     routed = _routes(model, x[:1])
-    bench = Bench(
+    return Bench(
         model, LowPrecision(model) if bf16 else model, x, y, classes, routed, epsilon, norm, seed, transfer,
         None if transfer is None else _digest(transfer),
     )  # fmt: skip
-    _finite(bench)
-    return bench
 
 
 @torch.no_grad()
 def _routes(model: Any, x: Tensor) -> bool:
     return hasattr(model, "forward_routed") and len(model.forward_routed(x)[1]) > 0
-
-
-@torch.no_grad()
-def _finite(bench: Bench) -> None:
-    for start in range(0, len(bench.x), 256):
-        bad = ~torch.isfinite(bench.model(bench.x[start : start + 256])).all(dim=1)
-        if bad.any():
-            raise UserError(f"the network returns NaN or infinity for picture {start + int(bad.int().argmax())}")
 
 
 def _digest(model: nn.Module) -> str:
@@ -213,9 +203,15 @@ def _digest(model: nn.Module) -> str:
 
 @torch.no_grad()
 def _answers(bench: Bench) -> str:
-    """What the network says of the pictures: equal weights do not make equal networks."""
-    said = torch.cat([bench.model(part).argmax(dim=1) for part in bench.x.split(256)])
-    return hashlib.sha256(said.cpu().numpy().tobytes()).hexdigest()
+    """What the network says of the pictures, as a digest: equal weights do not make equal networks.
+
+    Raises UserError where it says nothing finite.
+    """
+    logits = torch.cat([bench.model(part) for part in bench.x.split(256)])
+    bad = ~torch.isfinite(logits).all(dim=1)
+    if bad.any():
+        raise UserError(f"the network returns NaN or infinity for picture {int(bad.int().argmax())}")
+    return hashlib.sha256(logits.argmax(dim=1).cpu().numpy().tobytes()).hexdigest()
 
 
 def _key(bench: Bench) -> dict[str, Any]:
