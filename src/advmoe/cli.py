@@ -22,6 +22,7 @@ from advmoe import __version__
 from advmoe.attacks import Norm
 from advmoe.config import Fraction, RunConfig, RuntimeConfig, load_yaml
 from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.data_commands import DataCheckArguments, DataGetArguments, check, get
 from advmoe.demo import demo
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.cost import cost
@@ -282,7 +283,7 @@ def _share_out(words: list[str], arguments: EvaluateArguments, look: Callable[[]
 def _profile(words: list[str]) -> None:
     arguments = _parse(ProfileArguments, "profile", words, ProfileArguments(source=Source(), run=_configured(words)))
     config = arguments.run
-    spec = lookup(DATASETS, config.data.dataset, "dataset").spec
+    spec = lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
     own = cost(network(config, spec), spec.shape)
     dense = cost(network(replace(config, method="at_dense"), spec), spec.shape)
     figures = {"params": own.params, "gmacs_ideal": own.gmacs_ideal, "gmacs_executed": own.gmacs_executed}
@@ -308,25 +309,45 @@ def _recipes(words: list[str]) -> None:
         print(f"{name:32} {config.method:15} {config.model.backbone} on {data}, {epochs} epochs")
 
 
+def _data(words: list[str]) -> None:
+    """Fetch a data set (get), or read one and say what it holds (check)."""
+    if not words or words[0] in ("-h", "--help"):
+        print(_data_overview())
+        return
+    kind, run = lookup(DATA_COMMANDS, words[0], "data command")
+    run(_parse(kind, f"data {words[0]}", words[1:]))
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
     "train": _train,
     "evaluate": _evaluate,
     "profile": _profile,
     "recipes": _recipes,
+    "data": _data,
+}
+DATA_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
+    "get": (DataGetArguments, get),
+    "check": (DataCheckArguments, check),
 }
 GO_ON = {
     "train": "the same command with --resume goes on from the last checkpoint",
     "evaluate": "the same command (without --fresh) goes on where it stopped",
     "demo": "the same command goes on where it stopped",
+    "data": "the same command goes on where it stopped",
 }
-DOCUMENTED = (DemoArguments, TrainArguments, EvaluateArguments, ProfileArguments, RecipesArguments)
+DOCUMENTED = (DemoArguments, TrainArguments, EvaluateArguments, ProfileArguments, RecipesArguments, _data)
 
 
 def _overview() -> str:
     lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help tells more)", ""]
     lines += [f"  {name:9} {kind.__doc__}" for name, kind in zip(COMMANDS, DOCUMENTED, strict=True)]
     return "\n".join([*lines, "", "Start with: advmoe demo"])
+
+
+def _data_overview() -> str:
+    lines = [f"  {name:9} {kind.__doc__}" for name, (kind, _) in DATA_COMMANDS.items()]
+    return "\n".join(["usage: advmoe data COMMAND ...    (advmoe data COMMAND --help tells more)", "", *lines])
 
 
 def _configured(words: list[str]) -> RunConfig:

@@ -50,8 +50,8 @@ class ModelConfig:
 
     backbone: str = "resnet18"
     """Name of the architecture."""
-    width: int = 64
-    """Channels of the dense network's first stage."""
+    width: int | None = None
+    """Channels of the dense network's first stage (of a DenseNet: its growth rate); by default the published one."""
     stem: Literal["cifar", "imagenet"] = "cifar"
     """First convolution: 3x3 stride 1, or 7x7 stride 2 with max pooling."""
     model_scale: float = 0.5
@@ -60,9 +60,13 @@ class ModelConfig:
     """N: experts in each MoE layer."""
     bank: Literal["backbone", "disjoint"] = "backbone"
     """Experts as windows of the dense layer's filters, or with N * K filters of their own."""
+    routers: Literal["per_layer", "per_network"] = "per_layer"
+    """A router in every MoE layer, or one small CNN on the picture whose choice serves all of them."""
+    norms: Literal["shared", "per_expert"] = "shared"
+    """Batch norm after an MoE layer: one for all its experts, or one for each."""
 
     def __post_init__(self) -> None:
-        _check(self, "width", self.width >= 1, "at least 1")
+        _check(self, "width", self.width is None or self.width >= 1, "at least 1")
         _check(self, "model_scale", 0 < self.model_scale <= 1, "in (0, 1]")
         _check(self, "num_experts", self.num_experts >= 1, "at least 1")
 
@@ -85,11 +89,15 @@ class DataConfig:
     """Augmentation: random crop after zero padding by this many pixels."""
     flip: bool = True
     """Augmentation: mirror every second picture, at random."""
+    picture_size: int | None = None
+    """Dataset folder: height and width that pictures are brought to; by default those of the first one."""
+    workers: int | None = None
+    """Processes that decode streamed pictures (ImageNet); by default one for each CPU core."""
 
     def __post_init__(self) -> None:
         _check(self, "validation_share", 0 < self.validation_share < 1, "in (0, 1)")
         _check(self, "crop_padding", self.crop_padding >= 0, "at least 0")
-        for name in ("limit_train", "limit_test"):
+        for name in ("limit_train", "limit_test", "picture_size", "workers"):
             _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
 
 
@@ -143,6 +151,14 @@ class TrainingConfig:
     """Gate that the attack of the routers' update goes through."""
     level_order: Literal["routers_first", "weights_first"] = "routers_first"
     """advmoe: which level of an iteration comes first."""
+    balance: Literal["none", "switch", "importance", "entropy"] = "none"
+    """Load-balance term in the loss of every update that the routers learn from."""
+    balance_weight: float = 0.01
+    """Its weight."""
+    router_warmup: float = 0.0
+    """Share of the phase in which the routers' learning rate rises from 0 to its schedule."""
+    init_from: str | None = None
+    """at_sparse: folder of an at_dense run to start from instead of a fresh dense network."""
     router_steps: int = 1
     """advmoe: updates of the routers per iteration."""
     weight_steps: int = 1
@@ -151,9 +167,10 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "router_steps", "weight_steps"):
             _check(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("beta", "lr", "router_lr", "weight_decay"):
+        for name in ("beta", "lr", "router_lr", "weight_decay", "balance_weight"):
             _check(self, name, 0 <= getattr(self, name) < inf, "at least 0 and finite")
-        _check(self, "tied_share", 0 <= self.tied_share <= 1, "in [0, 1]")
+        for name in ("tied_share", "router_warmup"):
+            _check(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         _check(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
 
 
@@ -177,7 +194,7 @@ class RunConfig:
     """Everything that makes a run."""
 
     method: str = "advmoe"
-    """Training method: standard, at_dense, at_small_dense, at_moe or advmoe."""
+    """Training method: standard, at_dense, at_small_dense, at_sparse, at_moe or advmoe."""
     seed: int = 0
     """Seed of initialisation, data order, augmentation and attack noise."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -229,7 +246,10 @@ def dump_yaml(config: RunConfig) -> str:
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """'section.field: x, not y' for every field in which two runs differ; where they run and lie is no difference."""
     place = dataclasses.replace
-    a, b = (place(c, runtime=place(c.runtime, device="auto", threads=0), data=place(c.data, data_dir=None)) for c in (a, b))
+    a, b = (
+        place(c, runtime=place(c.runtime, device="auto", threads=0), data=place(c.data, data_dir=None, workers=None))
+        for c in (a, b)
+    )
     flat_a, flat_b = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))
     return [f"{name}: {value}, not {flat_b[name]}" for name, value in flat_a.items() if value != flat_b[name]]
 

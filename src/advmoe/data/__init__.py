@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from advmoe.config import DataConfig
-from advmoe.data import cifar, fashion_mnist
+from advmoe.data import cifar, fashion_mnist, folder, tiny_imagenet
 from advmoe.data.augment import augment
-from advmoe.data.pictures import Pictures, PictureSpec, Splits
+from advmoe.data.pictures import Pictures, PictureSpec, Source, Splits
 from advmoe.errors import lookup
 
 
@@ -14,13 +15,16 @@ from advmoe.errors import lookup
 class Dataset:
     """What is known of a data set before it is read, and how to read it."""
 
-    spec: PictureSpec
+    spec: Callable[[DataConfig], PictureSpec]
     load: Callable[[DataConfig], Splits]
 
 
 DATASETS = {
-    "fashion-mnist": Dataset(fashion_mnist.SPEC, fashion_mnist.load),
-    "cifar10": Dataset(cifar.SPEC, cifar.load),
+    "fashion-mnist": Dataset(lambda _: fashion_mnist.SPEC, fashion_mnist.load),
+    "cifar10": Dataset(lambda _: cifar.CIFAR10.spec, partial(cifar.load, cifar.CIFAR10)),
+    "cifar100": Dataset(lambda _: cifar.CIFAR100.spec, partial(cifar.load, cifar.CIFAR100)),
+    "tinyimagenet": Dataset(tiny_imagenet.spec, tiny_imagenet.load),
+    "folder": Dataset(folder.spec, folder.load),
 }
 
 
@@ -29,4 +33,4 @@ def load_dataset(config: DataConfig) -> Splits:
     return lookup(DATASETS, config.dataset, "dataset").load(config)
 
 
-__all__ = ["DATASETS", "Dataset", "PictureSpec", "Pictures", "Splits", "augment", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "PictureSpec", "Pictures", "Source", "Splits", "augment", "load_dataset"]

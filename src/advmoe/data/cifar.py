@@ -1,9 +1,10 @@
-"""CIFAR-10 (Krizhevsky 2009) in every form that people have it in."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every form that people have them in."""
 
 import io
 import pickle
 import tarfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,59 +14,98 @@ import pyarrow.parquet
 import torch
 
 from advmoe.config import DataConfig
-from advmoe.data.decode import JPEG_MAGIC, decode_all
-from advmoe.data.pictures import Pictures, PictureSpec, Splits, fingerprint, from_arrays, hold_out, in_content_order, limit
+from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
+from advmoe.data.pictures import Pictures, PictureSpec, Splits, divided, from_arrays, in_content_order
+from advmoe.data.place import place_of, readable, visible
 from advmoe.errors import UserError
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-TRAIN_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
-TEST_BATCHES = ("test_batch",)
-FORMS = "cifar-10-batches-py (folder), cifar-10-python.tar.gz, train*.parquet and test*.parquet, or train/CLASS/ and test/CLASS/"
 SIZE = 32
-SPEC = PictureSpec(CLASSES, (3, SIZE, SIZE), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
 
 Part = tuple[Pictures, bool]  # the pictures, and whether they had been JPEG
 
 
-def load(config: DataConfig) -> Splits:
-    """CIFAR-10 from `data_dir`; named cifar10-jpeg where pictures had been JPEG.
+@dataclass(frozen=True)
+class Variant:
+    """What the two data sets differ in."""
+
+    name: str
+    title: str
+    folder: str
+    """Of the Python batches."""
+    archive: str
+    train: tuple[str, ...]
+    """Names of the batches of the training part."""
+    test: tuple[str, ...]
+    batch_labels: bytes
+    """Key of the labels in a batch."""
+    label_columns: tuple[str, ...]
+    """Names that the column of the labels may have in Parquet, the first one that is there counts."""
+    spec: PictureSpec
+
+    @property
+    def forms(self) -> str:
+        """What a place that holds the data set looks like."""
+        return f"{self.folder} (folder), {self.archive}, train*.parquet and test*.parquet, or train/CLASS/ and test/CLASS/"
+
+
+CIFAR10 = Variant(
+    "cifar10", "CIFAR-10", "cifar-10-batches-py", "cifar-10-python.tar.gz",
+    tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",), b"labels", ("label",),
+    PictureSpec(
+        ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        (3, SIZE, SIZE), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
+    ),
+)  # fmt: skip
+
+FINE_CLASSES = """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle caterpillar
+    cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl
+    hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray road
+    rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank
+    telephone television tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+"""
+
+CIFAR100 = Variant(
+    "cifar100", "CIFAR-100", "cifar-100-python", "cifar-100-python.tar.gz",
+    ("train",), ("test",), b"fine_labels", ("fine_label", "label"),
+    PictureSpec(tuple(FINE_CLASSES.split()), (3, SIZE, SIZE), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+)  # fmt: skip
+
+
+def load(variant: Variant, config: DataConfig) -> Splits:
+    """The data set from `data_dir`; its name ends in -jpeg where pictures had been JPEG. CIFAR-100 with its fine labels.
 
     The order is that of the content, so every lossless form gives the same fingerprint and held-out part.
     Raises UserError, with the path and row, where something is missing or damaged.
     """
-    if config.data_dir is None:
-        raise UserError(f"cifar10 needs --data-dir: a place that holds {FORMS}")
-    place = Path(config.data_dir)
-    try:
-        parts = _read(place)
-    except OSError as error:
-        raise UserError(f"{error.filename or place}: cannot be read ({error.strerror or error})") from None
+    with readable(config):
+        place = place_of(config, variant.forms)
+        parts = _read(variant, place)
     train, test = (in_content_order(pictures) for pictures, _ in parts)
-    name = "cifar10-jpeg" if any(was_jpeg for _, was_jpeg in parts) else "cifar10"
-    rest, val = hold_out(train, config.validation_share)
-    if config.limit_train is not None:
-        val = limit(val, max(config.limit_train // 10, len(CLASSES)))
-    rest, reported = limit(rest, config.limit_train), limit(test, config.limit_test)
-    return Splits(name, SPEC, fingerprint(train, test), rest, val, reported)
+    counts = torch.bincount(train.labels, minlength=len(variant.spec.classes))
+    if not counts.all():  # such as superclasses, or the other data set, read as this one
+        absent = int((counts == 0).nonzero()[0])
+        raise UserError(f"{place}: no training picture of class {absent} ({variant.spec.classes[absent]}) of {variant.title}")
+    name = f"{variant.name}-jpeg" if any(was_jpeg for _, was_jpeg in parts) else variant.name
+    return divided(name, variant.spec, train, test, config)
 
 
-def _read(place: Path) -> tuple[Part, Part]:
-    if not place.exists():
-        raise UserError(f"{place}: no such file or folder")
+def _read(variant: Variant, place: Path) -> tuple[Part, Part]:
     if place.is_file() and place.suffix == ".parquet":
         raise UserError(f"{place}: is one file; give the folder that holds train*.parquet and test*.parquet")
     if place.is_file():
-        return _read_tar(place)
-    for folder in (place, place / "cifar-10-batches-py"):
-        if any((folder / name).exists() for name in (*TRAIN_BATCHES, *TEST_BATCHES)):
-            return _read_batches(folder)
-    if (place / "cifar-10-python.tar.gz").exists():
-        return _read_tar(place / "cifar-10-python.tar.gz")
+        return _read_tar(variant, place)
+    for folder in (place, place / variant.folder):
+        if any((folder / name).is_file() for name in (*variant.train, *variant.test)):
+            return _read_batches(variant, folder)
+    if (place / variant.archive).exists():
+        return _read_tar(variant, place / variant.archive)
     if any(place.glob("**/*.parquet")):
-        return _read_parquet(place, "train"), _read_parquet(place, "test")
+        return _read_parquet(variant, place, "train"), _read_parquet(variant, place, "test")
     if (place / "train").is_dir():
-        return _read_folders(place / "train"), _read_folders(place / "test")
-    raise UserError(f"{place}: holds none of {FORMS}")
+        return _read_folders(variant, place / "train"), _read_folders(variant, place / "test")
+    raise UserError(f"{place}: holds none of {variant.forms}")
 
 
 # The Python batches, in a folder or in the tar.gz
@@ -89,52 +129,54 @@ class _BatchUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_batches(folder: Path) -> tuple[Part, Part]:
-    names = (*TRAIN_BATCHES, *TEST_BATCHES)
-    return _by_part({name: _batch((folder / name).read_bytes(), str(folder / name)) for name in names})
+def _read_batches(variant: Variant, folder: Path) -> tuple[Part, Part]:
+    paths = {name: folder / name for name in (*variant.train, *variant.test)}
+    return _by_part(variant, {name: _batch(variant, path.read_bytes(), str(path)) for name, path in paths.items()})
 
 
-def _read_tar(path: Path) -> tuple[Part, Part]:
+def _read_tar(variant: Variant, path: Path) -> tuple[Part, Part]:
     try:
-        batches = _tar_batches(path)
+        batches = _tar_batches(variant, path)
     except (UserError, PermissionError):
         raise
     except Exception as error:  # a damaged archive raises nearly anything
         raise UserError(f"{path}: not a whole tar archive ({' '.join(str(error).split())[:120]})") from None
-    for name in (*TRAIN_BATCHES, *TEST_BATCHES):
+    for name in (*variant.train, *variant.test):
         if name not in batches:
-            raise UserError(f"{path}: holds no file cifar-10-batches-py/{name}")
-    return _by_part(batches)
+            raise UserError(f"{path}: holds no file {variant.folder}/{name}")
+    return _by_part(variant, batches)
 
 
-def _tar_batches(path: Path) -> dict[str, Pictures]:
+def _tar_batches(variant: Variant, path: Path) -> dict[str, Pictures]:
     """The batches of an archive in one pass; members are read, never unpacked: nothing is written, wherever they point."""
     batches = {}
     with tarfile.open(path) as archive:
         for member in archive:
             name = member.name.rpartition("/")[2]
-            file = archive.extractfile(member) if member.isfile() and name in (*TRAIN_BATCHES, *TEST_BATCHES) else None
+            file = archive.extractfile(member) if member.isfile() and name in (*variant.train, *variant.test) else None
             if file is not None:
-                batches[name] = _batch(file.read(), f"{path}: {name}")
+                batches[name] = _batch(variant, file.read(), f"{path}: {name}")
         while archive.fileobj is not None and archive.fileobj.read(2**20):
             pass  # to the end, where gzip has its checksum
     return batches
 
 
-def _by_part(batches: Mapping[str, Pictures]) -> tuple[Part, Part]:
-    return (_join([batches[name] for name in TRAIN_BATCHES]), False), (_join([batches[name] for name in TEST_BATCHES]), False)
+def _by_part(variant: Variant, batches: Mapping[str, Pictures]) -> tuple[Part, Part]:
+    train, test = (_join([batches[name] for name in names]) for names in (variant.train, variant.test))
+    return (train, False), (test, False)
 
 
-def _batch(content: bytes, where: str) -> Pictures:
+def _batch(variant: Variant, content: bytes, where: str) -> Pictures:
     try:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         images = np.asarray(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
-        labels = list(batch[b"labels"])
+        labels = list(batch[variant.batch_labels])
         if images.dtype != np.uint8:
             raise TypeError(f"data of type {images.dtype}, not uint8")
     except Exception as error:  # a damaged pickle raises nearly anything
-        raise UserError(f"{where}: not a CIFAR-10 batch ({type(error).__name__}: {' '.join(str(error).split())[:120]})") from None
-    return from_arrays(images, labels, len(CLASSES), where)
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        raise UserError(f"{where}: not a {variant.title} batch ({reason})") from None
+    return from_arrays(images, labels, len(variant.spec.classes), where)
 
 
 def _join(parts: Sequence[Pictures]) -> Pictures:
@@ -144,15 +186,15 @@ def _join(parts: Sequence[Pictures]) -> Pictures:
 # Parquet
 
 
-def _read_parquet(place: Path, part: str) -> Part:
+def _read_parquet(variant: Variant, place: Path, part: str) -> Part:
     paths = sorted(path for path in place.glob("**/*.parquet") if path.name.startswith(part))
     if not paths:
         raise UserError(f"{place}: holds no {part}*.parquet")
-    parts = [_parquet_file(path) for path in paths]
+    parts = [_parquet_file(variant, path) for path in paths]
     return _join([pictures for pictures, _ in parts]), any(was_jpeg for _, was_jpeg in parts)
 
 
-def _parquet_file(path: Path) -> Part:
+def _parquet_file(variant: Variant, path: Path) -> Part:
     try:
         table = pyarrow.parquet.read_table(path, partitioning=None)
     except PermissionError:
@@ -160,34 +202,38 @@ def _parquet_file(path: Path) -> Part:
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a whole Parquet file ({' '.join(str(error).split())[:120]})") from None
     column = next((name for name in ("img", "image") if name in table.column_names), None)
-    if column is None or "label" not in table.column_names:
-        raise UserError(f"{path}: needs columns img and label, has {', '.join(table.column_names)}")
+    label = next((name for name in variant.label_columns if name in table.column_names), None)
+    if column is None or label is None:
+        raise UserError(f"{path}: needs columns img and {variant.label_columns[0]}, has {', '.join(table.column_names)}")
     rows = table[column].to_pylist()
     items: list[Any] = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
     for number, item in enumerate(items):
         if not isinstance(item, bytes):
             raise UserError(f"{path}: row {number} holds no picture bytes")
-    images = decode_all(items, SIZE, lambda row: f"{path}: row {row}")
-    pictures = from_arrays(images, table["label"].to_pylist(), len(CLASSES), str(path))
-    return pictures, any(item.startswith(JPEG_MAGIC) for item in items)
+    return _decoded(variant, items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
 
 
 # Folders of pictures by class
 
 
-def _read_folders(folder: Path) -> Part:
+def _read_folders(variant: Variant, folder: Path) -> Part:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    missing = [name for name in CLASSES if not (folder / name).is_dir()]
+    missing = [name for name in variant.spec.classes if not (folder / name).is_dir()]
     if missing:
         raise UserError(f"{folder}: no folder for class {missing[0]}")
-    paths, labels = [], []
-    for label, name in enumerate(CLASSES):
-        found = sorted(path for path in (folder / name).iterdir() if path.is_file() and not path.name.startswith("."))
+    paths: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(variant.spec.classes):
+        found = [path for path in visible(folder / name) if path.is_file()]
         paths += found
         labels += [label] * len(found)
         if not found:
             raise UserError(f"{folder / name}: holds no picture")
-    items = [path.read_bytes() for path in paths]
-    images = decode_all(items, SIZE, lambda row: str(paths[row]))
-    return from_arrays(images, labels, len(CLASSES), str(folder)), any(item.startswith(JPEG_MAGIC) for item in items)
+    return _decoded(variant, [path.read_bytes() for path in paths], [str(path) for path in paths], labels, folder)
+
+
+def _decoded(variant: Variant, items: Sequence[bytes], names: Sequence[str], labels: Sequence[int], place: Path) -> Part:
+    images = decode_all(len(items), SIZE, lambda row: decode(items[row], SIZE, names[row]))
+    pictures = from_arrays(images, labels, len(variant.spec.classes), str(place))
+    return pictures, any(item.startswith(JPEG_MAGIC) for item in items)

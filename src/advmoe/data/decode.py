@@ -2,35 +2,89 @@
 
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from advmoe.errors import UserError
 
 JPEG_MAGIC = b"\xff\xd8\xff"
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF")  # not EPS, which Pillow hands to another program
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, which Pillow hands to another program
+MAX_PIXELS = 64_000_000  # of one picture: a small file can claim to hold any number
+DEEP_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow would cut off at 255
 
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
-    """An encoded picture as [3, size, size] uint8. Raises UserError, led by `where`."""
+    """An encoded picture of exactly size x size as [3, size, size] uint8. Raises UserError, led by `where`."""
+    with _opened(data, where) as picture:
+        if picture.size != (size, size):
+            raise UserError(f"{where}: the picture is {picture.width} x {picture.height}, not {size} x {size}")
+        return _array(rgb(picture, where))
+
+
+def decode_fitted(data: bytes, size: int, where: str) -> np.ndarray:
+    """An encoded picture of any size as [3, size, size] uint8: upright, its shorter side resized to `size`, the middle of it.
+
+    Upright is as its EXIF orientation says; the resampling is Lanczos' with antialiasing, and none at all where the size
+    is right. Raises UserError, led by `where`.
+    """
+    with _opened(data, where) as picture:
+        return _array(ImageOps.fit(rgb(picture, where, upright=True), (size, size), Image.Resampling.LANCZOS))
+
+
+def size_of(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) of an encoded picture as it is stored; its pixels are not decoded. Raises UserError, led by `where`."""
+    with _opened(data, where) as picture:
+        return picture.size
+
+
+def rgb(picture: Image.Image, where: str, upright: bool = False) -> Image.Image:
+    """An opened picture decoded, in RGB whatever its colours (transparency is dropped, of several frames the first is taken).
+
+    Raises UserError, led by `where`, for one of more than MAX_PIXELS (before it is decoded) or more than 8 bits a channel.
+    """
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(f"{where}: the picture is {picture.width} x {picture.height}: more than {MAX_PIXELS:,} pixels")
+    if picture.mode.partition(";")[0] in DEEP_MODES:
+        raise UserError(f"{where}: the picture has pixels of kind {picture.mode}, not 8 bits a channel")
+    return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
+
+
+@contextmanager
+def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            found = picture.size
-            pixels = np.asarray(picture.convert("RGB")) if found == (size, size) else None
+            yield picture
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(f"{where}: not a picture that can be decoded (none of {', '.join(FORMATS)})") from None
     except Exception as error:  # a damaged picture raises nearly anything
         raise UserError(f"{where}: not a picture that can be decoded ({' '.join(str(error).split())[:120]})") from None
-    if pixels is None:
-        raise UserError(f"{where}: the picture is {found[0]} x {found[1]}, not {size} x {size}")
-    return pixels.transpose(2, 0, 1)
 
 
-def decode_all(items: Sequence[bytes], size: int, where: Callable[[int], str]) -> np.ndarray:
-    """[n, 3, size, size] uint8 of encoded pictures; `where(row)` names one in an error."""
+def _array(picture: Image.Image) -> np.ndarray:
+    return np.asarray(picture).transpose(2, 0, 1)
+
+
+def decode_all(count: int, size: int, picture: Callable[[int], np.ndarray]) -> np.ndarray:
+    """[count, 3, size, size] uint8 of what `picture` gives for each row, on all cores; holds no picture twice.
+
+    Raises the error of the first row that has one, and UserError where the pictures exceed the memory.
+    """
+    try:
+        images = np.empty((count, 3, size, size), dtype=np.uint8)
+    except (MemoryError, ValueError):
+        raise UserError(f"{count} pictures of {size} x {size} need {count * 3 * size**2 / 2**30:.0f} GiB of memory") from None
+
+    def fill(row: int) -> None:
+        images[row] = picture(row)
+
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # refused by its size, before it is decoded
-        return np.stack(list(pool.map(lambda row: decode(items[row], size, where(row)), range(len(items)))))
+        warnings.simplefilter("ignore")  # Pillow's, on sizes that are refused here and on odd metadata
+        for _ in pool.map(fill, range(count)):
+            pass
+    return images

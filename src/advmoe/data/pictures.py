@@ -1,16 +1,47 @@
 """Pictures in memory: what a data source gives and a training loop takes."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from advmoe.config import DataConfig
+from advmoe.data.augment import augment
 from advmoe.errors import UserError
 
 SPLIT_SEED = 20230827  # of the held-out part and of limited subsets: the same pictures whatever the run's seed
+
+
+class Source(Protocol):
+    """One part of a data set, in memory (Pictures) or on disk (Streamed)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """[n] int64, on the device that the pictures come to."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: Tensor) -> "Pictures":
+        """The pictures of some rows, as they are evaluated."""
+
+    def subset(self, index: Tensor) -> Self:
+        """Some rows as a part of their own, by numbers or flags; cheap, nothing is decoded."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same pictures on `device`."""
+
+    def pixels(self) -> Tensor:
+        """All images as float32 in [0, 1], [n, C, H, W]."""
+
+    def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Pictures"]:
+        """Training batches of the given rows, one for each seed, augmented as a function of that seed alone."""
+
+
+Part = TypeVar("Part", bound=Source)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +57,10 @@ class Pictures:
     def __getitem__(self, index: Tensor) -> "Pictures":
         return Pictures(self.images[index], self.labels[index])
 
+    def subset(self, index: Tensor) -> "Pictures":
+        """The same as indexing: rows by numbers or flags."""
+        return self[index]
+
     def to(self, device: torch.device) -> "Pictures":
         """The same pictures on `device`."""
         return Pictures(self.images.to(device), self.labels.to(device))
@@ -33,6 +68,14 @@ class Pictures:
     def pixels(self) -> Tensor:
         """Images as float32 in [0, 1]."""
         return self.images.float() / 255
+
+    def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Pictures"]:
+        """Batches with random crops after padding and random mirroring, drawn on the pictures' device."""
+        generator = torch.Generator(self.labels.device)
+        for chosen, seed in zip(rows, seeds, strict=True):
+            batch = self[torch.from_numpy(chosen).to(self.labels.device)]
+            images = augment(batch.images, data.crop_padding, data.flip, generator.manual_seed(seed))
+            yield Pictures(images, batch.labels)
 
 
 @dataclass(frozen=True)
@@ -52,9 +95,9 @@ class Splits:
     name: str
     spec: PictureSpec
     fingerprint: str
-    train: Pictures
-    val: Pictures
-    test: Pictures
+    train: Source
+    val: Source
+    test: Source
 
     def to(self, device: torch.device) -> "Splits":
         """The same data with every picture on `device`."""
@@ -97,14 +140,14 @@ def balanced(labels: Tensor, count: int) -> Tensor:
 def _rank_in_class(labels: Tensor) -> np.ndarray:
     """For each row, how many of its class come before it in a fixed random order."""
     order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    by_class = order[np.argsort(labels.numpy()[order], kind="stable")]
+    counts = np.unique(labels.numpy(), return_counts=True)[1]
     rank = np.empty(len(order), dtype=np.int64)
-    for number in torch.unique(labels).tolist():
-        rows = order[labels.numpy()[order] == number]
-        rank[rows] = np.arange(len(rows))
+    rank[by_class] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     return rank
 
 
-def hold_out(pictures: Pictures, share: float) -> tuple[Pictures, Pictures]:
+def hold_out(pictures: Part, share: float) -> tuple[Part, Part]:
     """(rest, held-out part): the same `share` of each class for every run, at least one picture and never all.
 
     Raises UserError where a class has only one picture.
@@ -114,9 +157,17 @@ def hold_out(pictures: Pictures, share: float) -> tuple[Pictures, Pictures]:
         raise UserError(f"class {np.argmax(counts == 1)} has 1 training picture: too few to hold one out for validation")
     quota = np.clip(np.rint(share * counts), 1, counts - 1)
     held = torch.from_numpy(_rank_in_class(pictures.labels) < quota[pictures.labels.numpy()])
-    return pictures[~held], pictures[held]
+    return pictures.subset(~held), pictures.subset(held)
 
 
-def limit(pictures: Pictures, count: int | None) -> Pictures:
+def limit(pictures: Part, count: int | None) -> Part:
     """At most `count` pictures, balanced over the classes."""
-    return pictures if count is None else pictures[balanced(pictures.labels, count)]
+    return pictures if count is None else pictures.subset(balanced(pictures.labels, count))
+
+
+def divided(name: str, spec: PictureSpec, train: Pictures, test: Pictures, config: DataConfig) -> Splits:
+    """Splits of a source that has no validation part: it is held out of `train`. All are limited as `config` says."""
+    rest, val = hold_out(train, config.validation_share)
+    if config.limit_train is not None:
+        val = limit(val, max(config.limit_train // 10, len(spec.classes)))
+    return Splits(name, spec, fingerprint(train, test), limit(rest, config.limit_train), val, limit(test, config.limit_test))

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
-from advmoe.data import Pictures
+from advmoe.data import Source
 
 
 @torch.no_grad()
-def predict_all(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> Tensor:
+def predict_all(model: nn.Module, pictures: Source, batch_size: int = 256) -> Tensor:
     """Predicted classes [n], in eval mode, float32."""
     with frozen(model):
         parts = [
@@ -19,12 +19,12 @@ def predict_all(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> 
     return torch.cat(parts)
 
 
-def correct_flags(model: nn.Module, pictures: Pictures, batch_size: int = 256) -> Tensor:
+def correct_flags(model: nn.Module, pictures: Source, batch_size: int = 256) -> Tensor:
     """Which pictures are classified correctly: [n] bool."""
     return predict_all(model, pictures, batch_size) == pictures.labels
 
 
-def robust_flags(model: nn.Module, pictures: Pictures, settings: Pgd, *, seed: int = 0, batch_size: int = 128) -> Tensor:
+def robust_flags(model: nn.Module, pictures: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128) -> Tensor:
     """Which pictures stay correctly classified under PGD on cross-entropy: [n] bool.
 
     Only correctly classified pictures are attacked. Each draws its own noise, so the batch size changes no flag.

@@ -1,11 +1,15 @@
 """What every network of the project is: pixels in, logits out, routes returned on request."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from advmoe.moe import HARD, Gate, MoEConv2d, Routings
+from advmoe.moe import HARD, ChannelMask, Channels, DenseKind, Gate, MaskedNorm, MoEConv2d, Routing, Routings
+
+Stem = Literal["cifar", "imagenet"]
 
 
 class Normalize(nn.Module):
@@ -24,14 +28,42 @@ class Normalize(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Base of the backbones: `forward` gives logits through the hard gate, `forward_routed` the routes beside them."""
+    """Base of the backbones: normalisation, the network's router if it has one, the backbone's `features`, pooling, classifier.
+
+    A backbone builds its layers in its constructor and calls `finish` at its end.
+    """
+
+    def __init__(self, kind: DenseKind, stem: Stem, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.router = kind.network_router(len(mean), stem)
+
+    def finish(self, outputs: Channels, num_classes: int) -> None:
+        """Add the classifier on `outputs`; own the masks; tell each MoE layer the place of its choice in a route."""
+        self.outputs = outputs
+        self.classifier = nn.Linear(outputs.width, num_classes)
+        norms = [module for module in self.modules() if isinstance(module, MaskedNorm)]
+        self.masks = nn.ModuleList(dict.fromkeys(mask for norm in norms for mask in norm.channels.masks))
+        for place, layer in enumerate(self.moe_layers()):
+            layer.index = place if self.router is None else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of pictures [B, C, H, W] with pixels in [0, 1]."""
+        """Logits [B, classes] of pictures [B, C, H, W] with pixels in [0, 1], through the hard gate."""
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
-        """Logits [B, classes] and one Routing for each MoE layer, in order."""
+        """Logits [B, classes], and one Routing for each choice: of each MoE layer in order, or of the network's router."""
+        x = self.normalize(x)
+        if self.router is None:
+            h, routings = self.features(x, gate)
+        else:
+            logits = self.router(x)
+            h, _ = self.features(x, replace(gate, logits=logits))
+            routings = (Routing(logits, gate.weights(logits, 0).experts),)
+        return self.classifier(h.mean(dim=(2, 3))), routings
+
+    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        """The last layer's output [B, C', H', W'] of normalised pictures, and the routings of the layers' own routers."""
         raise NotImplementedError
 
     def moe_layers(self) -> list[MoEConv2d]:
@@ -40,14 +72,14 @@ class Classifier(nn.Module):
 
     def router_parameters(self) -> list[nn.Parameter]:
         """The lower level's parameters p."""
-        return [parameter for layer in self.moe_layers() for parameter in layer.router.parameters()]
+        routers = [self.router, *(layer.router for layer in self.moe_layers())]
+        return [parameter for router in routers if router is not None for parameter in router.parameters()]
+
+    def mask_parameters(self) -> list[nn.Parameter]:
+        """The scores of the channel masks; none where nothing is masked."""
+        return [mask.scores for mask in self.masks if isinstance(mask, ChannelMask)]
 
     def weight_parameters(self) -> list[nn.Parameter]:
-        """The upper level's parameters w: everything but the routers."""
-        routers = {id(parameter) for parameter in self.router_parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in routers]
-
-    def number_layers(self) -> None:
-        """Tell each MoE layer its place; a backbone calls this at the end of its constructor."""
-        for index, layer in enumerate(self.moe_layers()):
-            layer.index = index
+        """The upper level's parameters w: everything but the routers and masks."""
+        others = {id(parameter) for parameter in (*self.router_parameters(), *self.mask_parameters())}
+        return [parameter for parameter in self.parameters() if id(parameter) not in others]

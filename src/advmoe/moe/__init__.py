@@ -1,8 +1,13 @@
-"""Sparse mixture-of-experts convolutions: routers, gates, dispatch."""
+"""Sparse mixture-of-experts convolutions: routers, gates, dispatch; and the plain and masked networks they compare with."""
 
-from advmoe.moe.conv import DenseConv2d, DenseKind, Kind, MoEConv2d, MoEKind, Routings
+from advmoe.moe.balance import balance
+from advmoe.moe.channels import ChannelMask, Channels, pictures
+from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
+from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
+from advmoe.moe.norm import ExpertNorm, MaskedNorm
 from advmoe.moe.routing import HARD, Gate, GateKind, Router, Routing
 
 __all__ = [
-    "HARD", "DenseConv2d", "DenseKind", "Gate", "GateKind", "Kind", "MoEConv2d", "MoEKind", "Router", "Routing", "Routings",
+    "HARD", "ChannelMask", "Channels", "DenseConv2d", "DenseKind", "ExpertNorm", "Gate", "GateKind", "MaskedKind", "MaskedNorm",
+    "MoEConv2d", "MoEKind", "PlainConv2d", "Router", "Routing", "Routings", "balance", "pictures",
 ]  # fmt: skip

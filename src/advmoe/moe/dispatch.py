@@ -62,6 +62,12 @@ def mixture(x: Tensor, bank: Tensor, starts: Windows, width: int, weights: Tenso
     return torch.stack([aligned(wide, s, width, dim=1) * weights[:, e] for e, s in enumerate(starts)]).sum(dim=0)
 
 
+def every(x: Tensor, bank: Tensor, starts: Windows, width: int, stride: int) -> Tensor:
+    """Every expert's output on every picture, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
+    wide = conv2d(x, bank, stride=stride, padding=bank.shape[-1] // 2)
+    return torch.stack([aligned(wide, start, width, dim=1) for start in starts], dim=1)
+
+
 def aligned(stack: Tensor, start: int, width: int, dim: int = 0) -> Tensor:
     """The window of `width` from `start` along `dim`, each entry m at place m mod `width`."""
     turn = start % width

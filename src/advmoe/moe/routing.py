@@ -39,11 +39,14 @@ class Gate:
     - ``scaled``: expert k alone, its output times 1 + p_k - sg(p_k).
     - ``soft``: p. Every expert is computed.
     - ``forced``: the route given as `route` [B, L] (int64; -1 leaves that choice to the router).
+
+    `logits` [B, N] are the network router's, where one choice serves every layer; the network sets them.
     """
 
     kind: GateKind = "hard"
     temperature: float = 1.0
     route: Tensor | None = None
+    logits: Tensor | None = None
 
     def __post_init__(self) -> None:
         if (self.kind == "forced") != (self.route is not None):

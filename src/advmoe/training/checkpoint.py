@@ -161,8 +161,9 @@ class RunFolder:
 
 
 def best_epoch(history: History) -> int:
-    """The first epoch (from 1) with the highest score on the held-out part."""
-    return 1 + max(range(len(history)), key=lambda row: (history[row]["score"], -row))
+    """The first epoch (from 1) of the last phase with the highest score on the held-out part."""
+    rows = [row for row in range(len(history)) if history[row]["phase"] == history[-1]["phase"]]
+    return 1 + max(rows, key=lambda row: (history[row]["score"], -row))
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:

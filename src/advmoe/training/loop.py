@@ -2,25 +2,25 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 
 from advmoe.attacks import BatchDraws, Pgd, derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Pictures, PictureSpec, Splits, augment
+from advmoe.data import Pictures, PictureSpec, Source, Splits
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.accuracy import accuracy, correct_flags, evaluation_step, robust_flags
-from advmoe.models import Classifier, build_model
+from advmoe.models import Classifier, build_model, compact, start_scores
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import Checkpoint, History, RunFolder, load_weights
 from advmoe.training.health import NonFinite, collapsed_layers
 from advmoe.training.losses import LOSSES
 from advmoe.training.methods import LEVELS, METHODS, Phase
-from advmoe.training.steps import Batch, Metrics, TrainState
+from advmoe.training.steps import Metrics, TrainState
 
 CALIBRATION_BATCHES = 8
 VALIDATION_STEPS = 10
@@ -48,11 +48,11 @@ def network(config: RunConfig, spec: PictureSpec) -> Classifier:
 
 
 def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifier, int]:
-    """The network of a run's best epoch in eval mode, on the data's device, and that epoch."""
+    """The network of a run's best epoch in eval mode, without what is masked, on the data's device; and that epoch."""
     model = network(config, splits.spec)
     best = RunFolder(run).best()
     load_weights(model, best)
-    return model.to(splits.test.labels.device).eval(), best.epoch
+    return compact(model).to(splits.test.labels.device).eval(), best.epoch
 
 
 def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, resume: bool = False) -> History:
@@ -61,7 +61,7 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     `splits` lie on the training device. Raises UserError where the folder holds another run, and on a non-finite
     loss, logit or gradient (the last good checkpoint stays).
     """
-    model = network(config, splits.spec).to(splits.train.labels.device)
+    model = _started(config, splits).to(splits.train.labels.device)
     folder = RunFolder(out)
     _check_sizes(config, splits)
     folder.claim(config, resume or _finished(folder, config))
@@ -79,8 +79,25 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     for number, phase in enumerate(METHODS[config.method].phases):
         if len(history) < (number + 1) * epochs:
             _run_phase(_state(config, model, phase), phase, number * epochs, splits, folder, history, listener, latest)
-        latest = None
+            latest = None
     return history
+
+
+def _started(config: RunConfig, splits: Splits) -> Classifier:
+    """The network before its first iteration. Raises UserError where `init_from` is no run of the dense network."""
+    model, source = network(config, splits.spec), config.training.init_from
+    if source is None:
+        return model
+    if config.method != "at_sparse":
+        raise UserError(f"init_from is for at_sparse, not {config.method}")
+    folder = RunFolder(Path(source))
+    if folder.config().method != "at_dense":
+        raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
+    dense = network(replace(config, method="at_dense"), splits.spec)
+    load_weights(dense, folder.best())
+    model.load_state_dict(dense.state_dict(), strict=False)  # all but the masks
+    start_scores(model)
+    return model
 
 
 def _finished(folder: RunFolder, config: RunConfig) -> bool:
@@ -97,11 +114,22 @@ def _state(config: RunConfig, model: Classifier, phase: Phase) -> TrainState:
     device = next(model.parameters()).device
     training = config.training
     optimizers = {
-        level: torch.optim.SGD(LEVELS[level](model), training.lr, training.momentum, weight_decay=training.weight_decay)
+        level: torch.optim.SGD(_groups(config, model, level), training.lr, training.momentum, weight_decay=training.weight_decay)
         for level in phase.levels
     }
     loss = LOSSES[METHODS[config.method].loss or training.loss]
     return TrainState(model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config, device))
+
+
+def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
+    """The parameters of a level, routers apart: they have a rate of their own, and `warmup`, the share of the phase that it rises."""
+    training, routers = config.training, model.router_parameters()
+    own, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
+    others = [parameter for parameter in own if id(parameter) not in ids]
+    groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0}]
+    if len(others) < len(own):
+        groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup})
+    return [group for group in groups if group["params"]]
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
@@ -116,9 +144,9 @@ def _run_phase(
     listener: Listener, latest: Checkpoint | None,
 ) -> None:  # fmt: skip
     """Epochs `before` + 1 to `before` + training.epochs, those in `history` left out."""
-    if latest is not None and latest.epoch > before:
-        _restore(state, latest)
-    else:
+    if latest is not None:
+        _restore(state, latest, within_phase=latest.epoch > before)
+    elif before == 0:
         _calibrate(state, splits.train)
     for epoch in range(len(history), before + state.config.training.epochs):
         try:
@@ -126,7 +154,7 @@ def _run_phase(
         except NonFinite as error:
             last = f"epoch {len(history)} in {folder.checkpoint_path}" if history else "none yet"
             raise UserError(f"epoch {epoch + 1}: {error}; last good checkpoint: {last}") from None
-        row |= _validate(state, splits.val)
+        row |= _validate(state, splits.val) | {"phase": 1 + before // state.config.training.epochs}
         row["score"] = row[METHODS[state.config.method].selects]
         history.append(row)
         optimizers = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
@@ -134,42 +162,41 @@ def _run_phase(
         listener.epoch(row)
 
 
-def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
+def _restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> None:
+    """Weights, and the optimizers' states unless the checkpoint ends the phase before."""
     load_weights(state.model, checkpoint)
-    for level, content in checkpoint.optimizer_states().items():
+    for level, content in checkpoint.optimizer_states().items() if within_phase else ():
         state.optimizers[level].load_state_dict(content)
 
 
 @torch.no_grad()
-def _calibrate(state: TrainState, pictures: Pictures) -> None:
+def _calibrate(state: TrainState, pictures: Source) -> None:
     """Start the routers' and batch norms' running statistics from the first training batches."""
     size = state.config.training.batch_size
     (order,) = epoch_order(state.config.seed, 0, 1, len(pictures), size)
     state.model.train()
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
-        state.model(pictures[_index(order[start : start + size], pictures)].pixels())
+        rows = torch.from_numpy(order[start : start + size]).to(pictures.labels.device)
+        state.model(pictures[rows].pixels())
     state.model.eval()
 
 
-def _run_epoch(
-    state: TrainState, phase: Phase, epoch: int, progress: int, pictures: Pictures, listener: Listener
-) -> dict[str, Any]:
+def _run_epoch(state: TrainState, phase: Phase, epoch: int, progress: int, pictures: Source, listener: Listener) -> dict[str, Any]:
     """One pass over the training set; `epoch` counts from 0 over the run, `progress` within the phase."""
     training, size = state.config.training, state.config.training.batch_size
-    orders = epoch_order(state.config.seed, epoch + 1, len(phase.levels), len(pictures), size)
+    loaded = _loaded(state.config, pictures, epoch, len(phase.levels))
     total, sums, seen, started = math.ceil(len(pictures) / size), Metrics(), 0, time.perf_counter()
     for iteration in range(total):
         state.done = (progress + iteration / total) / training.epochs
         _set_rates(state)
         state.draws.generator.manual_seed(derive_seed(state.config.seed, epoch, iteration))
-        rows = [order[iteration * size : (iteration + 1) * size] for order in orders]
-        batches = {level: _batch(state, pictures, row) for level, row in zip(phase.levels, rows, strict=True)}
+        batches = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, next(loaded), strict=True)}
         try:
             metrics = phase.step(state, batches)
         except NonFinite as error:
             raise NonFinite(f"iteration {iteration + 1} of {total}: {error} is not finite") from None
         sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
-        seen += len(rows[0])
+        seen += len(batches[phase.levels[0]][1])
         listener.iteration(epoch + 1, iteration + 1, total, sums, seen)
     row = {"epoch": epoch + 1, "lr": state.optimizers[phase.levels[-1]].param_groups[0]["lr"], **_means(sums, seen)}
     for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
@@ -178,33 +205,35 @@ def _run_epoch(
 
 
 def _set_rates(state: TrainState) -> None:
-    """Cosine decay."""
-    training = state.config.training
-    for level, optimizer in state.optimizers.items():
-        base = training.router_lr if level == "routers" else training.lr
+    """Cosine decay, after a linear rise where the group has one."""
+    for optimizer in state.optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = base * 0.5 * (1 + math.cos(math.pi * state.done))
+            rise = min(1.0, state.done / group["warmup"]) if group["warmup"] else 1.0
+            group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * state.done))
 
 
-def _batch(state: TrainState, pictures: Pictures, rows: np.ndarray) -> Batch:
-    batch = pictures[_index(rows, pictures)]
-    data = state.config.data
-    images = augment(batch.images, data.crop_padding, data.flip, state.draws.generator)
-    return Pictures(images, batch.labels).pixels(), batch.labels
-
-
-def _index(rows: np.ndarray, pictures: Pictures) -> torch.Tensor:
-    return torch.from_numpy(rows).to(pictures.labels.device)
+def _loaded(config: RunConfig, source: Source, epoch: int, levels: int) -> Iterator[tuple[Pictures, ...]]:
+    """The epoch's batches, one for each level, augmented."""
+    size = config.training.batch_size
+    streams = []
+    for level, order in enumerate(epoch_order(config.seed, epoch + 1, levels, len(source), size)):
+        rows = [order[start : start + size] for start in range(0, len(order), size)]
+        seeds = [derive_seed(config.seed, epoch, iteration, level) for iteration in range(len(rows))]
+        streams.append(source.augmented(rows, seeds, config.data))
+    return zip(*streams, strict=True)
 
 
 def _means(sums: Metrics, pictures: int) -> dict[str, Any]:
-    """Per-picture means as plain numbers; correct counts in percent, `load` as each expert's share."""
+    """Per-picture means as plain numbers; correct counts in percent, `load` as each expert's share, `dead` experts by layer."""
     row: dict[str, Any] = {}
     for name, value in sums.items():
         if name == "router_pictures":
             continue
         if name == "load":
             row["load"] = (value / value.sum(dim=1, keepdim=True)).tolist()
+            row["dead"] = [(counts == 0).nonzero()[:, 0].tolist() for counts in value]
+        elif name == "router_entropy":
+            row[name] = (value / pictures).tolist()
         elif name.endswith("_correct"):
             row[f"train_{name.removesuffix('_correct')}"] = 100 * value.item() / pictures
         else:
@@ -212,7 +241,7 @@ def _means(sums: Metrics, pictures: int) -> dict[str, Any]:
     return row
 
 
-def _validate(state: TrainState, held_out: Pictures) -> dict[str, Any]:
+def _validate(state: TrainState, held_out: Source) -> dict[str, Any]:
     """SA and RA (PGD-10) on the held-out part: they select the best epoch."""
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)

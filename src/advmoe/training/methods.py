@@ -7,7 +7,7 @@ from torch import nn
 
 from advmoe.config import ModelConfig
 from advmoe.models import Classifier
-from advmoe.moe import DenseKind, Kind, MoEKind
+from advmoe.moe import DenseKind, MaskedKind, MoEKind
 from advmoe.training import steps
 
 Step = Callable[[steps.TrainState, Mapping[str, steps.Batch]], steps.Metrics]
@@ -26,7 +26,7 @@ class Method:
     """`loss` overrides the configured one where the method has only one; `selects` names the held-out figure that picks
     the best epoch."""
 
-    kind: Callable[[ModelConfig], Kind]
+    kind: Callable[[ModelConfig], DenseKind]
     phases: tuple[Phase, ...]
     loss: str | None = None
     selects: str = "val_ra"
@@ -36,22 +36,28 @@ LEVELS: dict[str, Callable[[Classifier], list[nn.Parameter]]] = {
     "all": lambda model: list(model.parameters()),
     "weights": Classifier.weight_parameters,
     "routers": Classifier.router_parameters,
+    "masks": Classifier.mask_parameters,
 }
 
 
-def dense(config: ModelConfig) -> Kind:
+def dense(config: ModelConfig) -> DenseKind:
     """The full network."""
     return DenseKind()
 
 
-def small_dense(config: ModelConfig) -> Kind:
+def small_dense(config: ModelConfig) -> DenseKind:
     """Every width times r, the stem's too."""
-    return DenseKind(config.model_scale, config.model_scale)
+    return DenseKind(config.model_scale)
 
 
-def moe(config: ModelConfig) -> Kind:
+def moe(config: ModelConfig) -> DenseKind:
     """Experts of r times the width; the stem keeps its dense width."""
-    return MoEKind(config.model_scale, num_experts=config.num_experts, bank=config.bank)
+    return MoEKind(config.model_scale, config.num_experts, config.bank, config.routers, config.norms)
+
+
+def masked(config: ModelConfig) -> DenseKind:
+    """The full network under masks that keep r of every layer's channels."""
+    return MaskedKind(config.model_scale)
 
 
 ONE_LEVEL = (Phase(steps.single_level, ("all",)),)
@@ -59,6 +65,7 @@ METHODS = {
     "standard": Method(dense, ONE_LEVEL, loss="clean", selects="val_sa"),
     "at_dense": Method(dense, ONE_LEVEL),
     "at_small_dense": Method(small_dense, ONE_LEVEL),
+    "at_sparse": Method(masked, (Phase(steps.single_level, ("masks",)), Phase(steps.single_level, ("weights",)))),
     "at_moe": Method(moe, ONE_LEVEL),
     "advmoe": Method(moe, (Phase(steps.two_level, ("routers", "weights")),)),
 }

@@ -11,12 +11,14 @@ from torch.nn.functional import one_hot
 from advmoe.attacks import BatchDraws, frozen
 from advmoe.config import RunConfig
 from advmoe.models import Classifier
-from advmoe.moe import HARD, Gate, Routings
+from advmoe.moe import HARD, Gate, Routings, balance
 from advmoe.training.health import check_gradients, check_outcome
 from advmoe.training.losses import Forward, Loss, Outcome
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
-Metrics = dict[str, Tensor]  # sums over the batch's pictures (routers', which may rest, apart); "load" is [L, N] counts
+# sums over the batch's pictures (routers', which may rest, apart); "load" is [L, N] counts, "router_entropy" [L]
+Metrics = dict[str, Tensor]
+ROUTED_LEVELS = ("all", "routers")  # those in which routers learn
 
 
 @dataclass
@@ -38,10 +40,11 @@ class TrainState:
 
 
 def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
-    """All parameters at once on one batch: standard training, AT (Dense), AT (S-Dense), AT (MoE)."""
+    """One parameter set on one batch: all of standard training, AT (Dense), AT (S-Dense), AT (MoE); each phase of AT (Sparse)."""
     training = state.config.training
-    outcome = _update(state, "all", batches["all"], Gate(training.router_gate), Gate(training.router_attack_gate), True)
-    return _metrics(outcome, batches["all"][1])
+    ((level, batch),) = batches.items()
+    outcome = _update(state, level, batch, Gate(training.router_gate), Gate(training.router_attack_gate), True)
+    return _metrics(outcome, batch[1])
 
 
 def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
@@ -82,6 +85,9 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     with _learning(state.model, optimizer):
         state.model.train(train_mode)
         outcome = state.loss.value(_forward(state, gate), x, x_adv, y, config.training.beta)
+        if outcome.routings and level in ROUTED_LEVELS:
+            term = balance(config.training.balance, outcome.routings)
+            outcome = outcome._replace(total=outcome.total + config.training.balance_weight * term)
         state.model.eval()
         check_outcome(outcome, level)
         optimizer.zero_grad(set_to_none=True)
@@ -125,7 +131,13 @@ def _metrics(outcome: Outcome, y: Tensor) -> Metrics:
             metrics[f"{name}_correct"] = (logits.argmax(dim=1) == y).sum()
     if outcome.routings:
         metrics["load"] = load(outcome.routings)
+        metrics["router_entropy"] = entropy(outcome.routings)
     return metrics
+
+
+def entropy(routings: Routings) -> Tensor:
+    """Entropy of each layer's softmax over its logits, summed over the batch: [L], in nats."""
+    return torch.stack([torch.special.entr(routing.logits.softmax(dim=1)).sum() for routing in routings])
 
 
 def load(routings: Routings) -> Tensor:

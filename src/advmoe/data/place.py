@@ -1,0 +1,32 @@
+"""Where a data set lies: --data-dir, and what goes wrong with it in one line."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from advmoe.config import DataConfig
+from advmoe.errors import UserError
+
+
+def place_of(config: DataConfig, forms: str) -> Path:
+    """`data_dir`. Raises UserError where there is none or nothing is there; `forms` says what should be."""
+    if config.data_dir is None:
+        raise UserError(f"{config.dataset} needs --data-dir: a place that holds {forms}")
+    place = Path(config.data_dir)
+    if not place.exists():
+        raise UserError(f"{place}: no such file or folder")
+    return place
+
+
+@contextmanager
+def readable(config: DataConfig) -> Iterator[None]:
+    """Turns an OSError (no permission, a broken disk) into a UserError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or config.data_dir}: cannot be read ({error.strerror or error})") from None
+
+
+def visible(folder: Path) -> list[Path]:
+    """What lies in a folder, sorted by name, without hidden files."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))

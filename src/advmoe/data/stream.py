@@ -1,0 +1,271 @@
+"""Streamed pictures: encoded files that stay on disk and are decoded when they are asked for.
+
+Training: random resized crop and mirroring (Szegedy et al. 2015, the standard procedure for ImageNet), decoded by worker
+processes ahead of the training step. Evaluation: shorter side to 256, centre crop of 224.
+"""
+
+import io
+import math
+import os
+import warnings
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from advmoe.config import DataConfig
+from advmoe.data.decode import FORMATS
+from advmoe.data.pictures import Pictures
+from advmoe.errors import UserError
+
+SIDE = 224
+SHORTER_SIDE = 256
+AREA = (0.08, 1.0)  # of a training crop, as a share of the picture's
+RATIO = (3 / 4, 4 / 3)  # of its width to its height
+TRIES = 10
+PIECE = 32  # pictures that a worker decodes at a time: small, so that all workers share the first batch
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Job = tuple[np.ndarray, int, int]  # rows, the first one's position in its batch, the batch's seed
+
+
+class Entry(NamedTuple):
+    """One encoded picture: `name` is a path below the root, or PATH NUL MEMBER inside a tar archive."""
+
+    name: str
+    offset: int
+    size: int
+    label: int
+
+
+@dataclass(frozen=True, eq=False)
+class Files:
+    """Where n encoded pictures lie, in flat arrays: 24 bytes a picture and its name, nothing that workers would copy.
+
+    (A list of a million str grows in every forked worker, because reading a str writes its reference count.)
+    Name i is `text[ends[i - 1] : ends[i]]`; its picture is `sizes[i]` bytes from `offsets[i]` of that file.
+    """
+
+    root: str
+    text: np.ndarray  # uint8
+    ends: np.ndarray  # [n] int64, as are the next two
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def name(self, row: int) -> str:
+        """The entry's name."""
+        return os.fsdecode(self.text[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes())
+
+    def where(self, row: int) -> str:
+        """The picture's place, for a message."""
+        return os.path.join(self.root, self.name(row).replace("\0", ": "))
+
+    def read(self, row: int) -> bytes:
+        """The encoded picture. Raises UserError where it is gone or shorter than it was."""
+        path = os.path.join(self.root, self.name(row).partition("\0")[0])
+        try:
+            with open(path, "rb") as file:
+                file.seek(self.offsets[row])
+                data = file.read(self.sizes[row])
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+        if len(data) < self.sizes[row]:
+            raise UserError(f"{self.where(row)}: holds {len(data)} bytes, not the {self.sizes[row]} that it had")
+        return data
+
+
+def stream(root: str, entries: Iterable[Entry]) -> "Streamed":
+    """Streamed pictures from a listing, which is consumed one by one."""
+    text, numbers = bytearray(), tuple(array("q") for _ in range(4))
+    for name, *rest in entries:
+        text += os.fsencode(name)
+        for column, value in zip(numbers, (len(text), *rest), strict=True):
+            column.append(value)
+    ends, offsets, sizes, labels = (np.frombuffer(column, dtype=np.int64) for column in numbers)
+    files = Files(root, np.frombuffer(text, dtype=np.uint8), ends, offsets, sizes)
+    return Streamed(files, np.arange(len(labels)), torch.from_numpy(labels.copy()))
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed:
+    """Some of the pictures in `files`, by their `rows` [n] int64 there; `labels` [n] int64, on the device they come to.
+
+    Every method that decodes raises UserError, which names the file, where a picture is damaged or gone.
+    """
+
+    files: Files
+    rows: np.ndarray
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Pictures:
+        """The pictures of some rows, [k, 3, 224, 224], resized and cropped at the centre; decoded by threads."""
+        rows = self.rows[index.cpu().numpy()]
+        images = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
+
+        def fill(place: int) -> None:
+            images[place] = _decoded(self.files, rows[place], centre_crop, shrink=False)
+
+        with _plain_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, range(len(rows))))
+        return Pictures(torch.from_numpy(images).to(self.labels.device), self.labels[index])
+
+    def subset(self, index: Tensor) -> "Streamed":
+        """Some rows of it, still on disk; takes 16 bytes a picture."""
+        return Streamed(self.files, self.rows[index.cpu().numpy()], self.labels[index])
+
+    def to(self, device: torch.device) -> "Streamed":
+        """The same pictures, to be put on `device` once decoded."""
+        return replace(self, labels=self.labels.to(device))
+
+    def pixels(self) -> Tensor:
+        """All images as float32 in [0, 1], [n, 3, 224, 224]: 0.6 MB each, and a quarter more while they are made.
+
+        The 50,000 of ImageNet's validation set take 30 GB; a limited part takes its share.
+        """
+        return self[torch.arange(len(self))].pixels()
+
+    def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator[Pictures]:
+        """Batches of random resized crops, mirrored at random where `data.flip` says so; `crop_padding` plays no role.
+
+        A picture's crop depends on its batch's seed and its position there alone. `data.workers` processes decode, two
+        batches ahead; they end with the iterator. One call for an epoch is cheap, one for each batch is not.
+        """
+        jobs = [(own[at : at + PIECE], at, seed) for own, seed in zip(rows, seeds, strict=True) for at in range(0, len(own), PIECE)]
+        ahead = 2 * -(-max(map(len, rows), default=0) // PIECE)
+        device, pieces = self.labels.device, _pieces(self, jobs, ahead, data)
+        try:
+            for own in rows:
+                images = [_arrived(pieces).to(device, non_blocking=True) for _ in range(0, len(own), PIECE)]
+                yield Pictures(torch.cat(images), self.labels[torch.from_numpy(own).to(device)])
+        finally:
+            del pieces  # ends the workers even while an error's traceback holds this frame
+
+
+def _pieces(pictures: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
+    """The jobs' crops in order, `ahead` of them decoded before they are asked for.
+
+    Workers are started the way Python starts processes on this system. They compute with Pillow and numpy alone, and
+    DataLoader gives each one torch thread: a forked worker never waits for threads that its parent had.
+    """
+    workers = max(1, min(data.workers or os.cpu_count() or 1, len(jobs)))
+    return iter(
+        DataLoader(
+            _Crops(pictures.files, pictures.rows, data.flip), batch_size=None, sampler=jobs,  # type: ignore[arg-type]
+            num_workers=workers, prefetch_factor=max(1, -(-ahead // workers)), pin_memory=pictures.labels.is_cuda,
+        )
+    )  # fmt: skip
+
+
+def _arrived(pieces: Iterator[Tensor | str]) -> Tensor:
+    try:
+        piece = next(pieces)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(f"a process that decodes pictures died ({error}); fewer data.workers take less memory") from None
+    if isinstance(piece, str):
+        raise UserError(piece)
+    return piece
+
+
+@dataclass(frozen=True, eq=False)
+class _Crops(Dataset[Tensor | str]):
+    """What a worker does: a job to [k, 3, 224, 224] uint8, or to the message of what is wrong with its pictures."""
+
+    files: Files
+    rows: np.ndarray
+    flip: bool
+
+    def __getitem__(self, job: Job) -> Tensor | str:
+        rows, first, seed = job
+        images = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
+        try:
+            with _plain_warnings():
+                for place, row in enumerate(self.rows[rows]):
+                    images[place] = self._crop(row, np.random.default_rng([seed, first + place]))
+        except UserError as error:
+            return str(error)
+        return torch.from_numpy(images)
+
+    def _crop(self, row: int, random: np.random.Generator) -> np.ndarray:
+        mirrored = random.random() < 0.5 and self.flip
+        image = _decoded(self.files, row, lambda width, height: random_crop(width, height, random), shrink=True)
+        return image[:, :, ::-1] if mirrored else image
+
+
+# Crops
+
+
+def random_crop(width: int, height: int, random: np.random.Generator) -> Box:
+    """A box of 8 to 100 % of the area, 3:4 to 4:3 in shape; the largest central one of such a shape if 10 tries fit none."""
+    for area, ratio, x, y in random.random((TRIES, 4)):
+        wanted = width * height * (AREA[0] + (AREA[1] - AREA[0]) * area)
+        shape = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
+        across, down = round(math.sqrt(wanted * shape)), round(math.sqrt(wanted / shape))
+        if 0 < across <= width and 0 < down <= height:
+            left, top = int(x * (width - across + 1)), int(y * (height - down + 1))
+            return left, top, left + across, top + down
+    across, down = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    left, top = (width - across) // 2, (height - down) // 2
+    return left, top, left + across, top + down
+
+
+def centre_crop(width: int, height: int) -> Box:
+    """The box that the central 224 x 224 come from once the shorter side is resized to 256."""
+    scale = SHORTER_SIDE / min(width, height)
+    resized = SHORTER_SIDE if width <= height else int(width * scale), SHORTER_SIDE if height <= width else int(height * scale)
+    left, top = round((resized[0] - SIDE) / 2), round((resized[1] - SIDE) / 2)
+    x, y = width / resized[0], height / resized[1]
+    return left * x, top * y, (left + SIDE) * x, (top + SIDE) * y
+
+
+# Pixels
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Pillow's remarks on odd metadata are not shown; a picture of absurd size is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
+
+
+def _decoded(files: Files, row: int, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
+    """A crop of one picture as [3, 224, 224] uint8."""
+    data, where = files.read(row), files.where(row)
+    try:
+        return resized_crop(data, crop, shrink=shrink)
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not a picture that can be decoded (none of {', '.join(FORMATS)})") from None
+    except Exception as error:  # a damaged picture raises nearly anything
+        raise UserError(f"{where}: not a picture that can be decoded ({' '.join(str(error).split())[:120]})") from None
+
+
+def resized_crop(data: bytes, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
+    """The box that `crop(width, height)` gives of an encoded picture, resized to [3, 224, 224] uint8 (bilinear, antialiased).
+
+    With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box keeps at least 224 x 224 pixels: then
+    no detail that the result could show is lost, and antialiasing has the rest to average over.
+    """
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        width, height = picture.size
+        box = crop(width, height)
+        if shrink:
+            across, down = box[2] - box[0], box[3] - box[1]
+            drafted = picture.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
+            scale = drafted[1][2] / width if drafted else 1.0
+            box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
+        colour = picture if picture.mode == "RGB" else picture.convert("RGB")
+        return np.asarray(colour.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)

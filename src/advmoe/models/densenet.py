@@ -1,0 +1,73 @@
+"""DenseNet-BC (Huang et al. 2017): bottlenecks and compression; CIFAR and ImageNet stems."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, relu
+
+from advmoe.models.classifier import Classifier, Stem
+from advmoe.models.resnet import make_stem
+from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
+
+BOTTLENECK = 4  # times the growth rate
+
+
+class DenseLayer(nn.Module):
+    """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution; its output is joined to its input."""
+
+    def __init__(self, kind: DenseKind, inputs: Channels, growth: int) -> None:
+        super().__init__()
+        inner, self.outputs = kind.channels(BOTTLENECK * growth), kind.channels(growth)
+        self.norm1 = kind.norm(inputs)
+        self.conv1 = kind.conv(inputs, inner, kernel_size=1)
+        self.conv2 = kind.conv(inner, self.outputs, norm=False)
+
+    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        h, first = self.conv1(relu(self.norm1(x), inplace=True), gate)
+        h, second = self.conv2(relu(h, inplace=True), gate)
+        return torch.cat([x, h], dim=1), first + second
+
+
+class Transition(nn.Module):
+    """Norm, ReLU, 1x1 convolution to half the channels, 2x2 average pooling."""
+
+    def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels) -> None:
+        super().__init__()
+        self.norm = kind.norm(inputs)
+        self.conv = kind.plain(inputs, outputs, kernel_size=1, norm=False)
+
+    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        return avg_pool2d(self.conv(relu(self.norm(x), inplace=True)), 2), ()
+
+
+class DenseNet(Classifier):
+    """`layers` dense layers per block; `width` is the growth rate of the dense network, whose stem has twice as many channels."""
+
+    def __init__(
+        self, kind: DenseKind, *, layers: Sequence[int], width: int, stem: Stem,
+        num_classes: int, mean: Sequence[float], std: Sequence[float],
+    ) -> None:  # fmt: skip
+        super().__init__(kind, stem, mean, std)
+        channels, inputs = kind.channels(2 * width), pictures(len(mean))
+        self.stem = make_stem(kind, stem, inputs, channels) if stem == "imagenet" else kind.plain(inputs, channels, norm=False)
+        parts: list[nn.Module] = []
+        for block, depth in enumerate(layers):
+            if block > 0:
+                outputs = kind.channels(channels.full // 2)
+                parts.append(Transition(kind, channels, outputs))
+                channels = outputs
+            for _ in range(depth):
+                layer = DenseLayer(kind, channels, width)
+                parts.append(layer)
+                channels += layer.outputs
+        self.parts = nn.ModuleList(parts)
+        self.norm = kind.norm(channels)
+        self.finish(channels, num_classes)
+
+    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        h, routings = self.stem(x), ()
+        for part in self.parts:
+            h, decided = part(h, gate)
+            routings += decided
+        return relu(self.norm(h), inplace=True), routings

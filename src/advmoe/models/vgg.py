@@ -1,0 +1,42 @@
+"""VGG with batch norm (Simonyan and Zisserman 2015), ending in global pooling and one linear layer."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from advmoe.models.classifier import Classifier, Stem
+from advmoe.moe import DenseKind, Gate, Routings, pictures
+
+FACTORS = (1, 2, 4, 8, 8)
+
+
+class VGG(Classifier):
+    """`convolutions` 3x3 convolutions per stage, each stage followed by 2x2 max pooling; stage i has FACTORS[i] * `width`
+    channels in the dense network. The first convolution is plain. There is one stem for every picture size."""
+
+    def __init__(
+        self, kind: DenseKind, *, convolutions: Sequence[int], width: int, stem: Stem,
+        num_classes: int, mean: Sequence[float], std: Sequence[float],
+    ) -> None:  # fmt: skip
+        super().__init__(kind, stem, mean, std)
+        channels = kind.channels(width)
+        self.stem = kind.plain(pictures(len(mean)), channels)
+        layers, self.ends = [], []
+        for stage, (depth, factor) in enumerate(zip(convolutions, FACTORS, strict=True)):
+            for place in range(1 if stage == 0 else 0, depth):
+                outputs = kind.channels(width * factor)
+                layers.append(kind.conv(channels, outputs))
+                self.ends.append(place == depth - 1)
+                channels = outputs
+        self.layers = nn.ModuleList(layers)
+        self.finish(channels, num_classes)
+
+    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        h, routings = relu(self.stem(x), inplace=True), ()
+        for layer, ends_stage in zip(self.layers, self.ends, strict=True):
+            h, decided = layer(h, gate)
+            h, routings = relu(h, inplace=True), routings + decided
+            if ends_stage:
+                h = max_pool2d(h, 2, ceil_mode=True)  # ceil: 28x28 pictures keep a pixel to the end
+        return h, routings

@@ -1,0 +1,59 @@
+"""Wide ResNet (Zagoruyko and Komodakis 2016): pre-activation blocks, widened; CIFAR and ImageNet stems."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from advmoe.models.classifier import Classifier, Stem
+from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
+
+STAGES = 3
+WIDENING = 10
+
+
+class PreActivationBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions; where the shape changes, a 1x1 projection of the activated input."""
+
+    def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels, stride: int) -> None:
+        super().__init__()
+        inner = kind.channels(outputs.full)
+        self.norm1 = kind.norm(inputs)
+        self.conv1 = kind.conv(inputs, inner, stride=stride)
+        self.conv2 = kind.conv(inner, outputs, norm=False)
+        self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride, norm=False)
+
+    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        activated = relu(self.norm1(x), inplace=True)
+        h, first = self.conv1(activated, gate)
+        h, second = self.conv2(relu(h, inplace=True), gate)
+        return h + (x if self.shortcut is None else self.shortcut(activated)), first + second
+
+
+class WideResNet(Classifier):
+    """Depth 6 * `blocks` + 4. Stage i of three has `width` * 2**i channels in the dense network, the stem a tenth of `width`."""
+
+    def __init__(
+        self, kind: DenseKind, *, blocks: int, width: int, stem: Stem, num_classes: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__(kind, stem, mean, std)
+        channels = kind.channels(max(width // WIDENING, 1))
+        large = stem == "imagenet"
+        first = kind.plain(pictures(len(mean)), channels, kernel_size=7 if large else 3, stride=2 if large else 1, norm=False)
+        self.stem = nn.Sequential(first, *([nn.MaxPool2d(3, stride=2, padding=1)] if large else []))
+        stages = []
+        for stage in range(STAGES):
+            outputs = kind.channels(width * 2**stage)
+            for block in range(blocks):
+                stages.append(PreActivationBlock(kind, channels, outputs, stride=2 if stage > 0 and block == 0 else 1))
+                channels = outputs
+        self.blocks = nn.ModuleList(stages)
+        self.norm = kind.norm(channels)
+        self.finish(channels, num_classes)
+
+    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        h, routings = self.stem(x), ()
+        for block in self.blocks:
+            h, decided = block(h, gate)
+            routings += decided
+        return relu(self.norm(h), inplace=True), routings

@@ -1,0 +1,49 @@
+"""Load-balance terms: what a layer's routing adds to the loss so that every expert stays in use.
+
+Shapes: B pictures, N experts. With p the softmax of the routing logits, f_e the share of pictures that chose expert e and
+P_e the mean of p_e over the batch. Every term is 0 at perfect balance.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from advmoe.moe.conv import Routings
+from advmoe.moe.routing import Routing
+
+
+def none(routing: Routing) -> Tensor:
+    """Nothing."""
+    return routing.logits.new_zeros(())
+
+
+def switch(routing: Routing) -> Tensor:
+    """N * sum_e f_e P_e - 1 (Fedus et al. 2022, equation 4, less its least value at balance)."""
+    num_experts = routing.logits.shape[1]
+    shares = one_hot(routing.experts, num_experts).float().mean(dim=0)
+    return num_experts * (shares * routing.logits.softmax(dim=1).mean(dim=0)).sum() - 1
+
+
+def importance(routing: Routing) -> Tensor:
+    """The squared coefficient of variation of the P_e (Shazeer et al. 2017, equation 7)."""
+    means = routing.logits.softmax(dim=1).mean(dim=0)
+    return means.var(correction=0) / means.mean().square()
+
+
+def entropy(routing: Routing) -> Tensor:
+    """log N less the entropy of P."""
+    means = routing.logits.softmax(dim=1).mean(dim=0)
+    surplus: Tensor = math.log(len(means)) - torch.special.entr(means).sum()
+    return surplus
+
+
+BALANCE: dict[str, Callable[[Routing], Tensor]] = {"none": none, "switch": switch, "importance": importance, "entropy": entropy}
+
+
+def balance(term: str, routings: Routings) -> Tensor:
+    """The mean of the term named `term` over the routed layers, a scalar."""
+    terms: Tensor = torch.stack([BALANCE[term](routing) for routing in routings])
+    return terms.mean()

@@ -1,0 +1,100 @@
+"""The kinds of network that a backbone can be built as: what its channels become, and what its convolutions are."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from torch import nn
+
+from advmoe.errors import UserError
+from advmoe.moe import dispatch
+from advmoe.moe.channels import ChannelMask, Channels
+from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d
+from advmoe.moe.network_router import NetworkRouter
+from advmoe.moe.norm import ExpertNorm, MaskedNorm
+
+Bank = Literal["backbone", "disjoint"]
+Routers = Literal["per_layer", "per_network"]
+Norms = Literal["shared", "per_expert"]
+
+
+@dataclass(frozen=True)
+class DenseKind:
+    """Plain convolutions: the dense network at scale 1, a small dense one below it."""
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.scale <= 1:
+            raise UserError(f"model_scale must be in (0, 1], not {self.scale}")
+
+    def channels(self, full: int) -> Channels:
+        """New channels where the dense network has `full`. Raises UserError where none is left."""
+        return Channels(full, scaled(full, self.scale))
+
+    def stem_channels(self, full: int) -> Channels:
+        """The same for a ResNet's first convolution."""
+        return self.channels(full)
+
+    def norm(self, channels: Channels) -> nn.Module:
+        """Batch norm of `channels`; masked ones come out as zero."""
+        return MaskedNorm(channels) if channels.masks else nn.BatchNorm2d(channels.width)
+
+    def plain(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
+        """A convolution that no kind routes: stem, shortcut, transition. x -> y."""
+        return PlainConv2d(inputs, outputs, kernel_size, stride, self.norm(outputs) if norm else None)
+
+    def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
+        """A block's convolution, with its batch norm unless another layer's comes first. (x, gate) -> (y, routings)."""
+        return DenseConv2d(inputs, outputs, kernel_size, stride, self.norm(outputs) if norm else None)
+
+    def network_router(self, in_channels: int, stem: str) -> nn.Module | None:
+        """The router that serves every layer, if the kind has one."""
+        return None
+
+
+@dataclass(frozen=True)
+class MaskedKind(DenseKind):
+    """The dense network under structured masks, each of which keeps `scale` of a layer's channels."""
+
+    def channels(self, full: int) -> Channels:
+        return Channels(full, full, (ChannelMask(full, scaled(full, self.scale)),))
+
+
+@dataclass(frozen=True)
+class MoEKind(DenseKind):
+    """Routed convolutions; a ResNet's stem keeps its dense width."""
+
+    num_experts: int = 2
+    bank: Bank = "backbone"
+    routers: Routers = "per_layer"
+    norms: Norms = "shared"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_experts < 1:
+            raise UserError(f"num_experts must be at least 1, not {self.num_experts}")
+        for name, kinds in (("bank", Bank), ("routers", Routers), ("norms", Norms)):
+            if getattr(self, name) not in get_args(kinds):
+                raise UserError(f"{name} must be one of {', '.join(get_args(kinds))}, not {getattr(self, name)}")
+
+    def stem_channels(self, full: int) -> Channels:
+        return Channels(full, full)
+
+    def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
+        windows = dispatch.windows(self.bank, self.num_experts, outputs.full, outputs.width)
+        following = self._expert_norm(outputs) if norm else None
+        routed = self.routers == "per_layer"
+        return MoEConv2d(inputs, outputs, windows, kernel_size=kernel_size, stride=stride, norm=following, routed=routed)
+
+    def _expert_norm(self, outputs: Channels) -> nn.Module:
+        return self.norm(outputs) if self.norms == "shared" else ExpertNorm(self.num_experts, outputs.width)
+
+    def network_router(self, in_channels: int, stem: str) -> nn.Module | None:
+        return NetworkRouter(in_channels, self.num_experts, stem) if self.routers == "per_network" else None
+
+
+def scaled(channels: int, scale: float) -> int:
+    """int(scale * channels). Raises UserError where that is 0."""
+    if int(scale * channels + 1e-9) < 1:  # 1e-9: 0.2 * 15 is 3.0000000000000004, 0.29 * 100 is 28.999999999999996
+        raise UserError(f"model_scale {scale} leaves a layer of {channels} channels none: at least {1 / channels:.3g} is needed")
+    return int(scale * channels + 1e-9)
