@@ -4,10 +4,10 @@ from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, pictures
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
-from advmoe.moe.norm import ExpertNorm, MaskedNorm
+from advmoe.moe.norm import MOMENTUM, ExpertNorm, MaskedNorm
 from advmoe.moe.routing import HARD, Gate, GateKind, Router, Routing
 
 __all__ = [
-    "HARD", "ChannelMask", "Channels", "DenseConv2d", "DenseKind", "ExpertNorm", "Gate", "GateKind", "MaskedKind", "MaskedNorm",
-    "MoEConv2d", "MoEKind", "PlainConv2d", "Router", "Routing", "Routings", "balance", "pictures",
+    "HARD", "MOMENTUM", "ChannelMask", "Channels", "DenseConv2d", "DenseKind", "ExpertNorm", "Gate", "GateKind", "MaskedKind",
+    "MaskedNorm", "MoEConv2d", "MoEKind", "PlainConv2d", "Router", "Routing", "Routings", "balance", "pictures",
 ]  # fmt: skip

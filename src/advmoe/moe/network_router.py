@@ -1,5 +1,7 @@
 """One router for the whole network: a small CNN on the picture."""
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -24,7 +26,7 @@ class NetworkRouter(nn.Module):
         pool = [nn.MaxPool2d(3, stride=2, padding=1)] if large else []
         self.stem = nn.Sequential(first, nn.BatchNorm2d(STAGES[0]), nn.ReLU(inplace=True), *pool)
         widths = [STAGES[0], *(width for width in STAGES for _ in range(BLOCKS))]
-        self.blocks = nn.Sequential(*(_Block(*pair) for pair in zip(widths, widths[1:], strict=False)))
+        self.blocks = nn.Sequential(*(_Block(*pair) for pair in pairwise(widths)))
         self.router = Router(STAGES[-1], num_experts)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,8 +43,8 @@ class _Block(nn.Module):
         grows = channels != in_channels
         stride = 2 if grows else 1
         self.body = nn.Sequential(
-            nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU(inplace=True),
-            nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
+            nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True), nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels),
         )  # fmt: skip
         projection = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
         self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels)) if grows else None

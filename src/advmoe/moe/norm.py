@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from advmoe.moe.channels import Channels, ChannelMask
+from advmoe.moe.channels import ChannelMask, Channels
+
+MOMENTUM = 0.1  # of every running statistic
 
 
 class MaskedNorm(nn.BatchNorm2d):
@@ -24,7 +26,7 @@ class MaskedNorm(nn.BatchNorm2d):
 
 
 class ExpertNorm(nn.Module):
-    """Batch norm with weights and statistics of its own for each expert.
+    """Batch norm with weights and statistics of its own for each expert; as there, momentum None means plain means.
 
     Shapes: B pictures, N experts, K channels. Statistics are those of the pictures that chose the expert; one that none of
     a batch chose keeps its own. Under mixing gates, too, an expert's statistics come from its pictures alone, as at inference.
@@ -32,14 +34,16 @@ class ExpertNorm(nn.Module):
 
     running_mean: Tensor
     running_var: Tensor
+    batches: Tensor
 
-    def __init__(self, num_experts: int, channels: int, momentum: float = 0.1, eps: float = 1e-5) -> None:
+    def __init__(self, num_experts: int, channels: int, momentum: float | None = MOMENTUM, eps: float = 1e-5) -> None:
         super().__init__()
         self.momentum, self.eps = momentum, eps
         self.weight = nn.Parameter(torch.ones(num_experts, channels))
         self.bias = nn.Parameter(torch.zeros(num_experts, channels))
         self.register_buffer("running_mean", torch.zeros(num_experts, channels))
         self.register_buffer("running_var", torch.ones(num_experts, channels))
+        self.register_buffer("batches", torch.zeros(num_experts, 1))
 
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:
         """Outputs [B, K, H, W] of the chosen experts [B], each normalised by its own."""
@@ -71,5 +75,8 @@ class ExpertNorm(nn.Module):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, seen: Tensor) -> None:
-        self.running_mean.copy_(torch.where(seen, self.running_mean.lerp(mean, self.momentum), self.running_mean))
-        self.running_var.copy_(torch.where(seen, self.running_var.lerp(var, self.momentum), self.running_var))
+        self.batches += seen
+        share = 1 / self.batches.clamp(min=1) if self.momentum is None else self.batches.new_full((), self.momentum)
+        share = torch.where(seen, share, 0.0)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)

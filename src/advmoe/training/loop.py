@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from advmoe.attacks import BatchDraws, Pgd, derive_seed
 from advmoe.config import RunConfig
@@ -15,6 +16,7 @@ from advmoe.data import Pictures, PictureSpec, Source, Splits
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.accuracy import accuracy, correct_flags, evaluation_step, robust_flags
 from advmoe.models import Classifier, build_model, compact, start_scores
+from advmoe.moe import MOMENTUM, ExpertNorm
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import Checkpoint, History, RunFolder, load_weights
 from advmoe.training.health import NonFinite, collapsed_layers
@@ -122,7 +124,7 @@ def _state(config: RunConfig, model: Classifier, phase: Phase) -> TrainState:
 
 
 def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
-    """The parameters of a level, routers apart: they have a rate of their own, and `warmup`, the share of the phase that it rises."""
+    """The parameters of a level, routers apart: they have a rate of their own, which rises for a share `warmup` of the phase."""
     training, routers = config.training, model.router_parameters()
     own, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
     others = [parameter for parameter in own if id(parameter) not in ids]
@@ -171,13 +173,22 @@ def _restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> N
 
 @torch.no_grad()
 def _calibrate(state: TrainState, pictures: Source) -> None:
-    """Start the routers' and batch norms' running statistics from the first training batches."""
+    """Start the routers' and batch norms' running statistics as means over the first training batches.
+
+    The batch norms' must be as far along as the routers', which standardise what those will give in eval mode: with batch
+    norm's own momentum every fresh router would send all pictures to one expert.
+    """
     size = state.config.training.batch_size
     (order,) = epoch_order(state.config.seed, 0, 1, len(pictures), size)
+    norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
     state.model.train()
+    for norm in norms:
+        norm.momentum = None  # torch's word for a plain mean
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
         rows = torch.from_numpy(order[start : start + size]).to(pictures.labels.device)
         state.model(pictures[rows].pixels())
+    for norm in norms:
+        norm.momentum = MOMENTUM
     state.model.eval()
 
 
