@@ -20,7 +20,7 @@ from advmoe.data.pictures import Source
 class DataGetArguments:
     """Fetch cifar10, cifar100 or tinyimagenet, go on with a broken download, and verify what came."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the data set."""
     to: Path | None = None
     """Folder to put it in; by default data/NAME."""

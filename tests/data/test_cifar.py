@@ -18,9 +18,10 @@ from PIL import Image
 
 from advmoe.config import DataConfig
 from advmoe.data import Splits, load_dataset
-from advmoe.data.cifar import CLASSES
+from advmoe.data.cifar import CIFAR10
 from advmoe.errors import UserError
 
+CLASSES = CIFAR10.spec.classes
 BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
 
 

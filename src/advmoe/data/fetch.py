@@ -42,8 +42,8 @@ OFFICIAL = {
     "tinyimagenet": Official("http://cs231n.stanford.edu/tiny-imagenet-200.zip", folder="tiny-imagenet-200"),
 }
 NOT_FETCHED = {
-    "imagenet": "cannot be fetched freely: register at https://image-net.org, fetch ILSVRC2012_img_train.tar and "
-    "ILSVRC2012_img_val.tar, and unpack them to DIR/train/WNID/*.JPEG and DIR/val/WNID/*.JPEG for --data-dir DIR",
+    "imagenet": "cannot be fetched freely: register at https://image-net.org, fetch ILSVRC2012_img_train.tar, _img_val.tar "
+    "and the development kit (it has the classes of val), and put the pictures at DIR/train/WNID/ and DIR/val/WNID/",
     "fashion-mnist": "is embedded, there is nothing to fetch",
     "folder": "is a folder of your own pictures, there is nothing to fetch",
 }
@@ -89,8 +89,8 @@ def _accept(archive: Path, official: Official, to: Path, expected: str | None) -
     found = _checksum(archive, kind)
     if expected not in (None, found):
         raise UserError(f"{archive}: is not {official.file} as it should be: {kind.upper()} {found}, expected {expected}")
-    source = "published" if official.md5 else "recorded at first use" if expected else "recorded now: none is published"
-    said = f"{official.file}: {kind.upper()} {found}, as {source}"
+    source = "as published" if official.md5 else "as recorded at first use" if expected else "recorded now: none is published"
+    said = f"{official.file}: {kind.upper()} {found}, {source}"
     if official.folder is not None and not (to / official.folder).exists():
         unpack(archive, to / official.folder, root=official.folder)
         said += f"; unpacked to {to / official.folder}"

@@ -6,14 +6,16 @@ The official validation set is the one that is reported, as `test`: the test lab
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 
 from advmoe.config import DataConfig
-from advmoe.data.pictures import PictureSpec, Splits, hold_out, limit
+from advmoe.data.pictures import PictureSpec, Splits, parts
+from advmoe.data.place import place_of, readable, visible
 from advmoe.data.stream import SIDE, Entry, Streamed, stream
 from advmoe.errors import UserError
 
@@ -34,26 +36,22 @@ def load(config: DataConfig) -> Splits:
     the index is not kept. Raises UserError, with the path, where something is missing or damaged; a damaged picture is
     found when it is decoded.
     """
-    place = _place(config)
-    try:
+    with readable(config):
+        place = _folder_of(config)
         (classes, train), (others, test) = _read(place, "train"), _read(place, "val")
         _check_classes(place, classes, others)
         digest = fingerprint(classes, train, test)
-    except OSError as error:
-        raise UserError(f"{error.filename or place}: cannot be read ({error.strerror or error})") from None
-    rest, val = hold_out(train, config.validation_share)
-    if config.limit_train is not None:
-        val = limit(val, max(config.limit_train // 10, len(classes)))
-    return Splits("imagenet", _spec(classes), digest, limit(rest, config.limit_train), val, limit(test, config.limit_test))
+    return Splits("imagenet", _spec(classes), digest, *parts(train, test, len(classes), config))
 
 
 def spec(config: DataConfig) -> PictureSpec:
     """What is known before pictures are read: the classes in `data_dir`, or the 1000 without one. Raises UserError as `load`."""
     if config.data_dir is None:
         return _spec(_numbered(NUM_CLASSES))
-    place = _place(config)
-    folders = place / "train"
-    return _spec(_class_names(folders) if folders.is_dir() else _read(place, "train")[0])
+    with readable(config):
+        place = _folder_of(config)
+        folders = place / "train"
+        return _spec(_class_names(folders) if folders.is_dir() else _read(place, "train")[0])
 
 
 def fingerprint(classes: Sequence[str], *parts: Streamed) -> str:
@@ -78,12 +76,10 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class-{number:04d}" for number in range(count))
 
 
-def _place(config: DataConfig) -> Path:
-    if config.data_dir is None:
-        raise UserError(f"imagenet needs --data-dir: a folder that holds {FORMS}")
-    place = Path(config.data_dir)
+def _folder_of(config: DataConfig) -> Path:
+    place = place_of(config, FORMS)
     if not place.is_dir():
-        raise UserError(f"{place}: {'is no folder' if place.exists() else 'no such folder'}; give one that holds {FORMS}")
+        raise UserError(f"{place}: is one file; give a folder that holds {FORMS}")
     return place
 
 
@@ -108,7 +104,7 @@ def _check_classes(place: Path, train: tuple[str, ...], val: tuple[str, ...]) ->
 def _class_names(folder: Path) -> tuple[str, ...]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    names = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")))
+    names = tuple(path.name for path in visible(folder) if path.is_dir())
     if not names:
         raise UserError(f"{folder}: holds no class folder")
     return names
@@ -121,8 +117,8 @@ def _read_folders(place: Path, part: str) -> Part:
 
 
 def _folder(place: Path, name: str, label: int) -> list[Entry]:
-    files = (path for path in (place / name).iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    entries = [Entry(f"{name}/{path.name}", 0, path.stat().st_size, label) for path in sorted(files)]
+    files = (path for path in visible(place / name) if path.suffix.lower() in SUFFIXES)
+    entries = [Entry(f"{name}/{path.name}", 0, path.stat().st_size, label) for path in files]
     if not entries:
         raise UserError(f"{place / name}: holds no picture ({', '.join(SUFFIXES)})")
     return entries
@@ -132,7 +128,7 @@ def _folder(place: Path, name: str, label: int) -> list[Entry]:
 
 
 def _shards(place: Path, part: str) -> list[Path]:
-    return sorted(path for path in place.iterdir() if re.fullmatch(rf".*{part}.*-\d+\.tar", path.name))
+    return [path for path in visible(place) if re.fullmatch(rf".*{part}.*-\d+\.tar", path.name)]
 
 
 def _read_shards(place: Path, shards: Sequence[Path]) -> Part:
@@ -152,10 +148,9 @@ def _shard(path: Path) -> list[Entry]:
         pictures, labels = _members(path)
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a whole tar archive ({' '.join(str(error).split())[:120]})") from None
-    for key in pictures.keys() ^ labels.keys():
-        raise UserError(
-            f"{path}: {f'{key}.cls has no picture' if key in labels else f'{pictures[key].name} has no .cls'} beside it"
-        )
+    for key in sorted(pictures.keys() ^ labels.keys()):
+        name, lacking = (f"{key}.cls", "picture") if key in labels else (pictures[key].name, ".cls")
+        raise UserError(f"{path}: {name} has no {lacking} beside it")
     return [Entry(f"{path.name}\0{member.name}", member.offset_data, member.size, labels[key]) for key, member in pictures.items()]
 
 
@@ -174,8 +169,7 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
             if key in (labels if kind == ".cls" else pictures):
                 raise UserError(f"{path}: {key} stands there twice")
             if kind == ".cls":
-                raw.seek(member.offset_data)
-                labels[key] = _label(raw.read(min(member.size, BLOCK)), f"{path}: {member.name}")
+                labels[key] = _label(path, member, raw)
             else:
                 pictures[key] = member
         raw.seek(end)
@@ -199,8 +193,12 @@ def _key(name: str) -> tuple[str, str]:
     return folder + slash + key, (dot + kind).lower()
 
 
-def _label(content: bytes, where: str) -> int:
+def _label(path: Path, member: tarfile.TarInfo, raw: BinaryIO) -> int:
+    raw.seek(member.offset_data)
+    content = raw.read(min(member.size, BLOCK))
+    if len(content) < min(member.size, BLOCK):
+        raise tarfile.ReadError(f"ends within {member.name}")
     text = content.decode("ascii", errors="replace").strip()
     if not re.fullmatch("[0-9]{1,9}", text):
-        raise UserError(f"{where}: label {text[:40]!r} is not a whole number from 0")
+        raise UserError(f"{path}: {member.name}: label {text[:40]!r} is not a whole number from 0")
     return int(text)

@@ -167,7 +167,12 @@ def limit(pictures: Part, count: int | None) -> Part:
 
 def divided(name: str, spec: PictureSpec, train: Pictures, test: Pictures, config: DataConfig) -> Splits:
     """Splits of a source that has no validation part: it is held out of `train`. All are limited as `config` says."""
+    return Splits(name, spec, fingerprint(train, test), *parts(train, test, len(spec.classes), config))
+
+
+def parts(train: Part, test: Part, num_classes: int, config: DataConfig) -> tuple[Part, Part, Part]:
+    """What is trained on, what is held out of `train` to select the best epoch, what is reported: limited as `config` says."""
     rest, val = hold_out(train, config.validation_share)
     if config.limit_train is not None:
-        val = limit(val, max(config.limit_train // 10, len(spec.classes)))
-    return Splits(name, spec, fingerprint(train, test), limit(rest, config.limit_train), val, limit(test, config.limit_test))
+        val = limit(val, max(config.limit_train // 10, num_classes))
+    return limit(rest, config.limit_train), val, limit(test, config.limit_test)

@@ -10,8 +10,6 @@ import os
 import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -22,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from advmoe.config import DataConfig
-from advmoe.data.decode import FORMATS
+from advmoe.data.decode import FORMATS, decode_all, rgb
 from advmoe.data.pictures import Pictures
 from advmoe.errors import UserError
 
@@ -111,13 +109,7 @@ class Streamed:
     def __getitem__(self, index: Tensor) -> Pictures:
         """The pictures of some rows, [k, 3, 224, 224], resized and cropped at the centre; decoded by threads."""
         rows = self.rows[index.cpu().numpy()]
-        images = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
-
-        def fill(place: int) -> None:
-            images[place] = _decoded(self.files, rows[place], centre_crop, shrink=False)
-
-        with _plain_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
-            list(pool.map(fill, range(len(rows))))
+        images = decode_all(len(rows), SIDE, lambda place: _decoded(self.files, rows[place], centre_crop, shrink=False))
         return Pictures(torch.from_numpy(images).to(self.labels.device), self.labels[index])
 
     def subset(self, index: Tensor) -> "Streamed":
@@ -129,7 +121,7 @@ class Streamed:
         return replace(self, labels=self.labels.to(device))
 
     def pixels(self) -> Tensor:
-        """All images as float32 in [0, 1], [n, 3, 224, 224]: 0.6 MB each, and a quarter more while they are made.
+        """All images as float32 in [0, 1], [n, 3, 224, 224]: 0.6 MB each, and 0.75 MB more while they are made.
 
         The 50,000 of ImageNet's validation set take 30 GB; a limited part takes its share.
         """
@@ -146,8 +138,13 @@ class Streamed:
         device, pieces = self.labels.device, _pieces(self, jobs, ahead, data)
         try:
             for own in rows:
-                images = [_arrived(pieces).to(device, non_blocking=True) for _ in range(0, len(own), PIECE)]
-                yield Pictures(torch.cat(images), self.labels[torch.from_numpy(own).to(device)])
+                images = []
+                for _ in range(0, len(own), PIECE):
+                    piece = _arrived(pieces)
+                    if isinstance(piece, str):
+                        raise UserError(piece)
+                    images.append(piece.to(device, non_blocking=True))
+                yield Pictures(_joined(images), self.labels[torch.from_numpy(own).to(device)])
         finally:
             del pieces  # ends the workers even while an error's traceback holds this frame
 
@@ -161,22 +158,31 @@ def _pieces(pictures: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfi
     workers = max(1, min(data.workers or os.cpu_count() or 1, len(jobs)))
     return iter(
         DataLoader(
-            _Crops(pictures.files, pictures.rows, data.flip), batch_size=None, sampler=jobs,  # type: ignore[arg-type]
+            _Crops(pictures.files, pictures.rows, data.flip), batch_size=None, sampler=jobs,
             num_workers=workers, prefetch_factor=max(1, -(-ahead // workers)), pin_memory=pictures.labels.is_cuda,
         )
     )  # fmt: skip
 
 
-def _arrived(pieces: Iterator[Tensor | str]) -> Tensor:
+def _arrived(pieces: Iterator[Tensor | str]) -> Tensor | str:
+    """The next crops, or the message of what is wrong; raising it is left to the caller, or the error would hold `pieces`."""
     try:
-        piece = next(pieces)
+        return next(pieces)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        raise UserError(f"a process that decodes pictures died ({error}); fewer data.workers take less memory") from None
-    if isinstance(piece, str):
-        raise UserError(piece)
-    return piece
+        return f"a process that decodes pictures died ({error}); fewer data.workers take less memory"
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """One batch, on the pieces' device.
+
+    In main memory numpy puts it together: torch asks for aligned blocks, which glibc before 2.38 does not use again once
+    they are freed, so that an epoch would grow by every batch.
+    """
+    if pieces[0].device.type != "cpu":
+        return torch.cat(list(pieces))
+    return torch.from_numpy(np.concatenate([piece.numpy() for piece in pieces]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +197,8 @@ class _Crops(Dataset[Tensor | str]):
         rows, first, seed = job
         images = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
         try:
-            with _plain_warnings():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, on odd metadata
                 for place, row in enumerate(self.rows[rows]):
                     images[place] = self._crop(row, np.random.default_rng([seed, first + place]))
         except UserError as error:
@@ -233,27 +240,20 @@ def centre_crop(width: int, height: int) -> Box:
 # Pixels
 
 
-@contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """Pillow's remarks on odd metadata are not shown; a picture of absurd size is an error."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
-
-
 def _decoded(files: Files, row: int, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
     """A crop of one picture as [3, 224, 224] uint8."""
     data, where = files.read(row), files.where(row)
     try:
-        return resized_crop(data, crop, shrink=shrink)
+        return resized_crop(data, crop, where, shrink=shrink)
+    except UserError:
+        raise
     except UnidentifiedImageError:
         raise UserError(f"{where}: not a picture that can be decoded (none of {', '.join(FORMATS)})") from None
     except Exception as error:  # a damaged picture raises nearly anything
         raise UserError(f"{where}: not a picture that can be decoded ({' '.join(str(error).split())[:120]})") from None
 
 
-def resized_crop(data: bytes, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
+def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, shrink: bool) -> np.ndarray:
     """The box that `crop(width, height)` gives of an encoded picture, resized to [3, 224, 224] uint8 (bilinear, antialiased).
 
     With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box keeps at least 224 x 224 pixels: then
@@ -267,5 +267,4 @@ def resized_crop(data: bytes, crop: Callable[[int, int], Box], *, shrink: bool) 
             drafted = picture.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
             scale = drafted[1][2] / width if drafted else 1.0
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-        colour = picture if picture.mode == "RGB" else picture.convert("RGB")
-        return np.asarray(colour.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)
+        return np.asarray(rgb(picture, where).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)

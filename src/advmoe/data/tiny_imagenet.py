@@ -71,7 +71,7 @@ class _Tree:
 
 def _tree(place: str, names: Sequence[str], read: Callable[[str], bytes]) -> _Tree:
     folders = defaultdict(list)
-    for name in sorted(names):
+    for name in sorted(set(names)):
         folder, _, file = name.rpartition("/")
         if not file.startswith("."):
             folders[folder].append(file)
@@ -139,6 +139,8 @@ def _val(tree: _Tree, wnids: Sequence[str]) -> Pictures:
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels: dict[str, int] = {}
     for number, line in enumerate(tree.lines(ANNOTATIONS), 1):
+        if not line.strip():
+            continue
         file, wnid = _annotation(line, f"{where}: line {number}")
         if wnid not in label_of:
             raise UserError(f"{where}: line {number}: {wnid!r} is not in {WNIDS}")

@@ -1,0 +1,200 @@
+import io
+import pickle
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from PIL import Image
+
+from advmoe.config import DataConfig
+from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.data.cifar import CIFAR100
+from advmoe.errors import UserError
+
+CLASSES = CIFAR100.spec.classes
+
+
+def part(each: int, seed: int) -> tuple[np.ndarray, list[int]]:
+    """Blocky random pictures [n, 3, 32, 32] uint8, `each` of every class, in random order; their labels."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(100), each)).tolist()
+    return random.integers(0, 256, (len(labels), 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3), labels
+
+
+PARTS = {"train": part(2, seed=1), "test": part(1, seed=2)}
+
+
+def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def batch_content(name: str) -> dict[bytes, Any]:
+    images, labels = PARTS[name]
+    coarse = [label // 5 for label in labels]
+    return {b"data": images.reshape(-1, 3072), b"fine_labels": labels, b"coarse_labels": coarse, b"batch_label": b"tiny"}
+
+
+def write_batches(folder: Path) -> Path:
+    target = folder / "cifar-100-python"
+    target.mkdir(parents=True)
+    for name in PARTS:
+        (target / name).write_bytes(pickle.dumps(batch_content(name), protocol=2))
+    (target / "meta").write_bytes(pickle.dumps({b"fine_label_names": [name.encode() for name in CLASSES]}, protocol=2))
+    return target
+
+
+def write_tar(folder: Path) -> Path:
+    path = folder / "cifar-100-python.tar.gz"
+    source = write_batches(folder / "unpacked")
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(source, "cifar-100-python")
+    return path
+
+
+def write_parquet(folder: Path, column: str = "fine_label", kind: str = "PNG") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (images, labels) in PARTS.items():
+        pictures = [{"bytes": encoded(image, kind), "path": None} for image in images]
+        columns = {"img": pictures, column: labels, "coarse_label": [label // 5 for label in labels]}
+        pyarrow.parquet.write_table(pa.table(columns), folder / f"{name}-00000-of-00001.parquet")
+    return folder
+
+
+def write_folders(folder: Path, kind: str = "PNG") -> Path:
+    for name, (images, labels) in PARTS.items():
+        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
+            target = folder / name / CLASSES[label]
+            target.mkdir(parents=True, exist_ok=True)
+            (target / f"{row}.{kind.lower()}").write_bytes(encoded(image, kind))
+    return folder
+
+
+LOSSLESS: dict[str, Callable[[Path], Path]] = {
+    "batches": write_batches,
+    "folder of batches": lambda folder: write_batches(folder).parent,
+    "tar.gz": write_tar,
+    "folder of tar.gz": lambda folder: write_tar(folder).parent,
+    "parquet": write_parquet,
+    "parquet with label": lambda folder: write_parquet(folder, "label"),
+    "png folders": write_folders,
+}
+
+
+def load(place: Path, dataset: str = "cifar100") -> Splits:
+    return load_dataset(DataConfig(dataset=dataset, data_dir=str(place), validation_share=0.5))
+
+
+def complaint(place: Path, dataset: str = "cifar100") -> str:
+    with pytest.raises(UserError) as caught:
+        load(place, dataset)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return load(write_batches(tmp_path_factory.mktemp("wanted")))
+
+
+@pytest.mark.parametrize("form", LOSSLESS)
+def test_lossless_forms_give_the_same_data(form: str, tmp_path: Path, wanted: Splits) -> None:
+    splits = load(LOSSLESS[form](tmp_path))
+    assert (splits.name, splits.fingerprint, splits.spec) == ("cifar100", wanted.fingerprint, CIFAR100.spec)
+    assert torch.equal(splits.val.labels, wanted.val.labels)
+
+
+def test_pictures_keep_their_pixels_and_fine_labels(wanted: Splits) -> None:
+    found = {}
+    for split in (wanted.train, wanted.val):
+        rows = split[torch.arange(len(split))]
+        found |= {image.numpy().tobytes(): label for image, label in zip(rows.images, rows.labels.tolist(), strict=True)}
+    assert found == {image.tobytes(): label for image, label in zip(*PARTS["train"], strict=True)}
+    assert torch.bincount(wanted.test.labels).tolist() == [1] * 100
+
+
+@pytest.mark.parametrize("write", [lambda folder: write_parquet(folder, kind="JPEG"), lambda folder: write_folders(folder, "JPEG")])
+def test_jpeg_forms_are_named_so(write: Callable[[Path], Path], tmp_path: Path) -> None:
+    assert load(write(tmp_path)).name == "cifar100-jpeg"
+
+
+def test_classes_are_the_official_ones_in_their_order() -> None:
+    spec = DATASETS["cifar100"].spec(DataConfig(dataset="cifar100"))
+    assert len(spec.classes) == 100
+    assert list(spec.classes) == sorted(set(spec.classes))
+    known = {0: "apple", 1: "aquarium_fish", 39: "keyboard", 41: "lawn_mower", 58: "pickup_truck", 83: "sweet_pepper", 99: "worm"}
+    assert {number: spec.classes[number] for number in known} == known
+
+
+# What is missing, damaged or another data set
+
+
+def test_no_data_dir_and_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^cifar100 needs --data-dir: a place that holds cifar-100-python \(folder\), "):
+        load_dataset(DataConfig(dataset="cifar100"))
+    assert complaint(tmp_path).startswith(f"{tmp_path}: holds none of cifar-100-python (folder), cifar-100-python.tar.gz, ")
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_missing_batch(name: str, tmp_path: Path) -> None:
+    path = write_batches(tmp_path) / name
+    path.unlink()
+    assert complaint(tmp_path) == f"{path}: cannot be read (No such file or directory)"
+
+
+def test_missing_batch_in_tar(tmp_path: Path) -> None:
+    source, path = write_batches(tmp_path), tmp_path / "mine.tar.gz"
+    (source / "test").unlink()
+    with tarfile.open(path, "w:gz") as archive:
+        archive.add(source, "cifar-100-python")
+    assert complaint(path) == f"{path}: holds no file cifar-100-python/test"
+
+
+def test_truncated_batch(tmp_path: Path) -> None:
+    path = write_batches(tmp_path) / "train"
+    path.write_bytes(path.read_bytes()[:1000])
+    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-100 batch (")
+
+
+@pytest.mark.parametrize("label", [100, -1])
+def test_label_out_of_range(label: int, tmp_path: Path) -> None:
+    path, content = write_batches(tmp_path) / "test", batch_content("test")
+    path.write_bytes(pickle.dumps(content | {b"fine_labels": [label, *content[b"fine_labels"][1:]]}, protocol=2))
+    assert complaint(tmp_path) == f"{path}: label {label} in row 0 is not a whole number from 0 to 99"
+
+
+def test_missing_class_folder(tmp_path: Path) -> None:
+    path = write_folders(tmp_path) / "test" / "train"
+    for picture in path.iterdir():
+        picture.unlink()
+    path.rmdir()
+    assert complaint(tmp_path) == f"{tmp_path / 'test'}: no folder for class train"
+
+
+def test_wrong_columns(tmp_path: Path) -> None:
+    path = next(write_parquet(tmp_path, "other").glob("train*"))
+    assert complaint(tmp_path) == f"{path}: needs columns img and fine_label, has img, other, coarse_label"
+
+
+def test_superclasses_are_not_taken_for_classes(tmp_path: Path) -> None:
+    images, labels = PARTS["train"]
+    pictures = [encoded(image) for image in images]
+    for name in ("train", "test"):
+        table = pa.table({"image": pictures, "label": [label // 5 for label in labels]})
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    assert complaint(tmp_path) == f"{tmp_path}: no training picture of class 20 (chair) of CIFAR-100"
+
+
+def test_the_two_data_sets_are_not_taken_for_each_other(tmp_path: Path) -> None:
+    assert "holds none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, "cifar10")
+    assert complaint(write_parquet(tmp_path / "b"), "cifar10").endswith(
+        "needs columns img and label, has img, fine_label, coarse_label"
+    )
+    assert complaint(write_folders(tmp_path / "c"), "cifar10").endswith("no folder for class airplane")

@@ -1,0 +1,232 @@
+import io
+import struct
+import threading
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advmoe.data.decode import DEEP_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, size_of
+from advmoe.errors import UserError
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """Red grows to the right, green downwards, blue stays."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    channels = (255 * columns / (width - 1), 255 * rows / (height - 1), np.full((height, width), 77))
+    return np.stack(channels, -1).round().astype(np.uint8)
+
+
+def encoded(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def oriented(array: np.ndarray, orientation: int, kind: str = "PNG") -> bytes:
+    """A picture whose EXIF says how it is to be turned."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return encoded(array, kind, exif=exif)
+
+
+def huge_png(width: int, height: int) -> bytes:
+    """A small file that says it holds width x height pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
+
+
+def complaint(function: Any, data: bytes, size: int = 8) -> str:
+    with pytest.raises(UserError) as caught:
+        function(data, size, "here")
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+BOTH = pytest.mark.parametrize("function", [decode, decode_fitted])
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
+def test_lossless_pictures_of_the_right_size_keep_every_pixel(function: Any, kind: str) -> None:
+    array = noise(8, 8)
+    out = function(encoded(array, kind), 8, "here")
+    assert (out.shape, out.dtype) == ((3, 8, 8), np.uint8)
+    np.testing.assert_array_equal(out, array.transpose(2, 0, 1))
+
+
+@BOTH
+def test_lossless_webp_is_read(function: Any) -> None:
+    array = noise(8, 8)
+    np.testing.assert_array_equal(function(encoded(array, "WEBP", lossless=True), 8, "here"), array.transpose(2, 0, 1))
+
+
+@BOTH
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
+def test_other_colours_become_rgb(function: Any, mode: str) -> None:
+    picture = Image.fromarray(smooth(8, 8)).convert(mode)
+    wanted = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(function(encoded(picture, "TIFF" if mode == "CMYK" else "PNG"), 8, "here"), wanted)
+
+
+def test_cmyk_jpeg_keeps_its_colours() -> None:
+    picture = Image.new("RGB", (16, 16), (200, 40, 40)).convert("CMYK")
+    mean = decode(encoded(picture, "JPEG", quality=95), 16, "here").reshape(3, -1).mean(1)
+    np.testing.assert_allclose(mean, (200, 40, 40), atol=4)
+
+
+@BOTH
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_more_than_eight_bits_are_refused_not_cut_off(function: Any, dtype: type) -> None:
+    data = encoded(Image.fromarray(np.full((8, 8), 3000, dtype=dtype)), "TIFF")
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.mode.partition(";")[0] in DEEP_MODES
+        assert complaint(function, data) == f"here: the picture has pixels of kind {picture.mode}, not 8 bits a channel"
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_pictures_are_an_error(function: Any, kind: str, share: float) -> None:
+    array = noise(64, 64)
+    data = encoded(array, kind)
+    assert function(data, 64, "here").shape == (3, 64, 64)
+    assert complaint(function, data[: int(share * len(data))], 64).startswith("here: not a picture that can be decoded (")
+
+
+@BOTH
+@pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", encoded(noise(8, 8), "EPS")])
+def test_no_picture(function: Any, data: bytes) -> None:
+    assert complaint(function, data).startswith("here: not a picture that can be decoded (")
+
+
+def test_exact_size_is_demanded() -> None:
+    assert complaint(decode, encoded(noise(8, 9)), 8) == "here: the picture is 9 x 8, not 8 x 8"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(("width", "height"), [(8001, 8000), (12_000, 12_000), (64_000_001, 1)])
+def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image.Image, "load", lambda picture: pytest.fail("decoded"))
+    text = complaint(decode_fitted, huge_png(width, height))
+    assert text == f"here: the picture is {width} x {height}: more than 64,000,000 pixels"
+    assert width * height > MAX_PIXELS
+
+
+def test_most_pixels_are_not_refused() -> None:
+    assert "image file is truncated" in complaint(decode_fitted, huge_png(8000, 8000))
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (24, 40), (40, 24), (7, 11), (100, 8)])
+def test_fitted_takes_the_middle_of_the_shorter_sides_length(height: int, width: int) -> None:
+    out = decode_fitted(encoded(smooth(height, width)), 8, "here").astype(float)
+    short = min(height, width)
+    top, left = (height - short) / 2, (width - short) / 2
+    centres = (np.arange(8) + 0.5) * short / 8 - 0.5
+    columns, rows = 255 * (left + centres) / (width - 1), 255 * (top + centres) / (height - 1)
+    inner = slice(1, -1)  # at the rim the filter is cut off
+    np.testing.assert_allclose(out[0, inner, inner], np.broadcast_to(columns, (8, 8))[inner, inner], atol=4)
+    np.testing.assert_allclose(out[1, inner, inner], np.broadcast_to(rows[:, None], (8, 8))[inner, inner], atol=4)
+    assert (out[2] == 77).all()
+
+
+def test_fitted_resizing_is_antialiased() -> None:
+    board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
+    out = decode_fitted(encoded(np.stack([board] * 3, -1).astype(np.uint8)), 8, "here")
+    assert np.abs(out[:, 1:-1, 1:-1].astype(float) - 127.5).max() < 8  # without it every pixel would be black or white
+
+
+def test_fitted_picture_may_be_one_pixel_wide() -> None:
+    assert decode_fitted(encoded(noise(5000, 1)), 8, "here").shape == (3, 8, 8)
+
+
+TURNED = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_fitted_pictures_are_upright(orientation: int) -> None:
+    array = noise(8, 8)
+    out = decode_fitted(oriented(array, orientation), 8, "here")
+    np.testing.assert_array_equal(out, TURNED[orientation](array).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("orientation", TURNED)
+def test_exact_pictures_are_taken_as_they_are_stored(orientation: int) -> None:
+    array = noise(8, 8)
+    np.testing.assert_array_equal(decode(oriented(array, orientation), 8, "here"), array.transpose(2, 0, 1))
+
+
+def test_size_is_width_and_height() -> None:
+    assert size_of(encoded(noise(5, 9)), "here") == (9, 5)
+    with pytest.raises(UserError, match="here: not a picture that can be decoded"):
+        size_of(b"text", "here")
+
+
+# Many
+
+
+def test_all_rows_come_in_their_order() -> None:
+    arrays = [noise(8, 8, seed=seed) for seed in range(50)]
+    items = [encoded(array) for array in arrays]
+    out = decode_all(50, 8, lambda row: decode(items[row], 8, f"row {row}"))
+    np.testing.assert_array_equal(out, np.stack(arrays).transpose(0, 3, 1, 2))
+    assert (out.shape, out.dtype) == ((50, 3, 8, 8), np.uint8)
+
+
+def test_the_first_bad_row_is_named() -> None:
+    items = [encoded(noise(8, 8))] * 40
+    items[11], items[12], items[39] = b"x", encoded(noise(9, 9)), b""
+    with pytest.raises(UserError, match=r"^row 11: not a picture"):
+        decode_all(40, 8, lambda row: decode(items[row], 8, f"row {row}"))
+
+
+def test_few_pictures_are_in_the_making_at_a_time() -> None:
+    alive, most, lock = 0, 0, threading.Lock()
+
+    def picture(row: int) -> np.ndarray:
+        nonlocal alive, most
+        with lock:
+            alive += 1
+            most = max(most, alive)
+        out = np.full((3, 4, 4), row % 256, dtype=np.uint8)
+        time.sleep(0.0005)
+        with lock:
+            alive -= 1
+        return out
+
+    out = decode_all(500, 4, picture)
+    assert out[:, 0, 0, 0].tolist() == [row % 256 for row in range(500)]
+    assert 1 <= most <= 32
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_of_odd_metadata_are_not_shown() -> None:
+    picture = Image.fromarray(noise(8, 8)).quantize(16)
+    data = encoded(picture, transparency=bytes(range(16)))
+    assert decode_all(2, 8, lambda row: decode(data, 8, "here")).shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 10**7), (10**6, 10**6), (1, 10**12)])
+def test_more_than_memory_holds(count: int, size: int) -> None:
+    with pytest.raises(UserError, match=rf"^{count} pictures of {size} x {size} need \d+ GiB of memory$"):
+        decode_all(count, size, lambda row: pytest.fail("decoded"))

@@ -1,0 +1,332 @@
+"""Downloads against a local server that behaves, ignores ranges, breaks off, or sends something else."""
+
+import functools
+import hashlib
+import http.server
+import io
+import re
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from advmoe.data import fetch as module
+from advmoe.data.fetch import OFFICIAL, Official, fetch
+from advmoe.errors import UserError
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+
+
+@dataclass
+class Server:
+    """What is served, how, and what was asked for."""
+
+    address: str = ""
+    content: bytes = CONTENT
+    ranges: bool = True
+    status: int = 200
+    cuts: list[int] = field(default_factory=list)  # bytes after which each of the next connections breaks off
+    shift: int = 0  # added to where a range starts
+    length: bool = True  # say how long the answer is
+    silent: bool = False
+    asked: list[str | None] = field(default_factory=list)  # the Range header of each request
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves one file as its Server says."""
+
+    def __init__(self, *arguments: Any, server_state: Server) -> None:
+        self.state = server_state
+        super().__init__(*arguments)
+
+    def do_GET(self) -> None:
+        state, asked = self.state, self.headers.get("Range")
+        state.asked.append(asked)
+        if state.silent:
+            time.sleep(0.5)
+            return
+        if state.status != 200:
+            self.send_error(state.status)
+            return
+        start = int(asked[len("bytes=") : -1]) if asked and state.ranges else 0
+        if start and start >= len(state.content):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(state.content)}")
+            self.end_headers()
+            return
+        self._answer(start, asked is not None and state.ranges)
+
+    def _answer(self, start: int, partial: bool) -> None:
+        state = self.state
+        body = state.content[start:]
+        self.send_response(206 if partial else 200)
+        if partial:
+            size = len(state.content)
+            self.send_header("Content-Range", f"bytes {start + state.shift}-{size - 1}/{size}")
+        if state.length:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: state.cuts.pop(0)] if state.cuts else body)
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    state = Server()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, server_state=state)) as running:
+        state.address = f"http://127.0.0.1:{running.server_address[1]}"
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield state
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def offered(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server in the place of the official one for cifar10 (with a checksum) and tinyimagenet (without, a zip)."""
+    monkeypatch.setitem(OFFICIAL, "cifar10", Official(f"{server.address}/set.tar.gz", MD5))
+    monkeypatch.setitem(OFFICIAL, "tinyimagenet", Official(f"{server.address}/tiny.zip", folder="tiny"))
+    return server
+
+
+def get(to: Path, name: str = "cifar10") -> str:
+    return "\n".join(fetch(name, to, Console(quiet=True)))
+
+
+def complaint(to: Path, name: str = "cifar10") -> str:
+    with pytest.raises(UserError) as caught:
+        get(to, name)
+    return str(caught.value)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def tiny_zip(content: bytes = b"n01443537\n") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("tiny/wnids.txt", content)
+    return buffer.getvalue()
+
+
+# What the table says
+
+
+def test_published_checksums_are_those_of_the_official_page() -> None:
+    """https://www.cs.toronto.edu/~kriz/cifar.html"""
+    assert OFFICIAL["cifar10"].md5 == "c58f30108f718f92721af3b95e74349a"
+    assert OFFICIAL["cifar100"].md5 == "eb9058c3a382ffc7106e4002c42a8d85"
+    assert OFFICIAL["tinyimagenet"].md5 is None
+    files = [official.file for official in OFFICIAL.values()]
+    assert files == ["cifar-10-python.tar.gz", "cifar-100-python.tar.gz", "tiny-imagenet-200.zip"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("imagenet", "cannot be fetched freely: register at https://image-net.org"),
+        ("fashion-mnist", "is embedded"),
+        ("folder", "your own pictures"),
+        ("cifar", "unknown dataset to fetch 'cifar': did you mean cifar10"),
+    ],
+)
+def test_what_cannot_be_fetched_says_why(name: str, said: str, tmp_path: Path) -> None:
+    assert said in complaint(tmp_path / "data", name)
+    assert names(tmp_path) == []
+
+
+# The download
+
+
+def test_file_arrives_whole(offered: Server, tmp_path: Path) -> None:
+    said = get(tmp_path / "data" / "cifar10")
+    assert f"MD5 {MD5}, as published" in said
+    assert (tmp_path / "data/cifar10/set.tar.gz").read_bytes() == CONTENT
+    assert names(tmp_path / "data/cifar10") == ["set.tar.gz"]
+    assert offered.asked == [None]
+
+
+def test_file_that_is_there_is_verified_not_fetched(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz").write_bytes(CONTENT)
+    assert "as published" in get(tmp_path)
+    assert offered.asked == []
+
+
+def test_wrong_file_that_is_there_is_named_and_kept(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz").write_bytes(b"other")
+    found = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
+    text = complaint(tmp_path)
+    assert f"set.tar.gz: is not set.tar.gz as it should be: MD5 {found}, expected {MD5}" in text
+    assert (tmp_path / "set.tar.gz").read_bytes() == b"other"
+    assert offered.asked == []
+
+
+def test_part_is_resumed(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100_000])
+    get(tmp_path)
+    assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
+    assert names(tmp_path) == ["set.tar.gz"]
+    assert offered.asked == ["bytes=100000-"]
+
+
+def test_server_that_ignores_ranges_sends_all_anew(offered: Server, tmp_path: Path) -> None:
+    offered.ranges = False
+    (tmp_path / "set.tar.gz.part").write_bytes(b"rubbish")
+    get(tmp_path)
+    assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
+    assert offered.asked == ["bytes=7-"]
+
+
+def test_whole_part_needs_no_more(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT)
+    get(tmp_path)
+    assert names(tmp_path) == ["set.tar.gz"]
+    assert offered.asked == ["bytes=300000-"]
+
+
+def test_part_longer_than_the_file_is_fetched_anew(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT + b"more")
+    get(tmp_path)
+    assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
+    assert offered.asked == ["bytes=300004-", None]
+
+
+def test_other_range_than_asked_for_is_refused(offered: Server, tmp_path: Path) -> None:
+    offered.shift = -5
+    (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100])
+    assert "another range than asked for" in complaint(tmp_path)
+    assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:100]
+
+
+def test_broken_connection_is_taken_up_again(offered: Server, tmp_path: Path) -> None:
+    offered.cuts = [120_000, 60_000]
+    get(tmp_path)
+    assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
+    assert offered.asked == [None, "bytes=120000-", "bytes=180000-"]
+
+
+def test_connection_that_brings_nothing_more_ends_it_and_keeps_the_part(offered: Server, tmp_path: Path) -> None:
+    offered.cuts = [120_000, 0]
+    text = complaint(tmp_path)
+    assert f"cannot fetch {offered.address}/set.tar.gz (broken off after 120000 of 300000 bytes)" in text
+    assert f"fetch it by other means and put it at {tmp_path}/set.tar.gz; 120000 bytes are kept" in text
+    assert names(tmp_path) == ["set.tar.gz.part"]
+    get(tmp_path)
+    assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
+
+
+def test_answer_of_unknown_length_is_judged_by_its_checksum(offered: Server, tmp_path: Path) -> None:
+    offered.length, offered.cuts = False, [299_999]
+    assert "MD5" in complaint(tmp_path)
+    assert names(tmp_path) == ["set.tar.gz.bad"]
+
+
+def test_wrong_bytes_never_get_the_right_name(offered: Server, tmp_path: Path) -> None:
+    offered.content = b"<html>please log in</html>"
+    text = complaint(tmp_path)
+    assert re.search(rf"MD5 [0-9a-f]{{32}}, expected {MD5}; what came from http\S+ is kept as \S+/set.tar.gz.bad", text)
+    assert names(tmp_path) == ["set.tar.gz.bad"]
+    offered.content = CONTENT
+    get(tmp_path)
+    assert names(tmp_path) == ["set.tar.gz", "set.tar.gz.bad"]
+    assert offered.asked == [None, None]
+
+
+@pytest.mark.parametrize("status", [403, 404, 503])
+def test_refusal_is_one_line(status: int, offered: Server, tmp_path: Path) -> None:
+    offered.status = status
+    assert f"(HTTP {status} " in complaint(tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OFFICIAL, "cifar10", Official("http://127.0.0.1:9/set.tar.gz", MD5))
+    text = complaint(tmp_path)
+    assert "cannot fetch http://127.0.0.1:9/set.tar.gz (" in text
+    assert text.endswith(f": fetch it by other means and put it at {tmp_path}/set.tar.gz")
+
+
+def test_silent_server_runs_into_the_timeout(offered: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered.silent = True
+    monkeypatch.setattr(module, "TIMEOUT", 0.05)
+    assert "timed out" in complaint(tmp_path)
+
+
+def test_interrupt_keeps_the_part(offered: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = []
+
+    def stopped(*_: Any, **fields: Any) -> None:
+        shown.append(fields)
+        if len(shown) == 2:  # the first chunk has come
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("advmoe.data.fetch.Progress.update", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        get(tmp_path)
+    monkeypatch.undo()
+    assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[: module.CHUNK]
+
+
+# Without a published checksum
+
+
+def test_zip_is_unpacked_and_its_checksum_recorded(offered: Server, tmp_path: Path) -> None:
+    offered.content = tiny_zip()
+    digest = hashlib.sha256(offered.content).hexdigest()
+    assert f"SHA256 {digest}, recorded now: none is published; unpacked to {tmp_path}/tiny" in get(tmp_path, "tinyimagenet")
+    assert names(tmp_path) == ["tiny", "tiny.zip", "tiny.zip.sha256"]
+    assert (tmp_path / "tiny/wnids.txt").read_bytes() == b"n01443537\n"
+    assert (tmp_path / "tiny.zip.sha256").read_text() == f"{digest}  tiny.zip\n"
+    assert "as recorded at first use" in get(tmp_path, "tinyimagenet")
+    assert len(offered.asked) == 1
+
+
+def test_archive_put_there_by_hand_is_unpacked(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "tiny.zip").write_bytes(tiny_zip())
+    get(tmp_path, "tinyimagenet")
+    assert names(tmp_path) == ["tiny", "tiny.zip", "tiny.zip.sha256"]
+    assert offered.asked == []
+
+
+def test_unpacked_folder_alone_is_enough(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    assert "already there" in get(tmp_path, "tinyimagenet")
+    assert offered.asked == []
+
+
+def test_other_archive_than_at_first_use_is_refused(offered: Server, tmp_path: Path) -> None:
+    offered.content = tiny_zip()
+    get(tmp_path, "tinyimagenet")
+    (tmp_path / "tiny.zip").write_bytes(tiny_zip(b"other"))
+    assert f"expected {hashlib.sha256(offered.content).hexdigest()}" in complaint(tmp_path, "tinyimagenet")
+    (tmp_path / "tiny.zip").unlink()
+    (tmp_path / "tiny/wnids.txt").unlink()
+    (tmp_path / "tiny").rmdir()
+    offered.content = tiny_zip(b"other")
+    assert "tiny.zip.bad" in complaint(tmp_path, "tinyimagenet")
+    assert names(tmp_path) == ["tiny.zip.bad", "tiny.zip.sha256"]
+
+
+@pytest.mark.parametrize("content", [b"<html></html>", tiny_zip()[:-30]])
+def test_damaged_archive_is_not_recorded(content: bytes, offered: Server, tmp_path: Path) -> None:
+    offered.content = content
+    assert "not a whole archive" in complaint(tmp_path, "tinyimagenet")
+    assert names(tmp_path) == ["tiny.zip.bad"]
+
+
+def test_record_that_is_none_is_refused_before_the_download(offered: Server, tmp_path: Path) -> None:
+    (tmp_path / "tiny.zip.sha256").write_text("rubbish\n")
+    assert "tiny.zip.sha256: holds no SHA-256" in complaint(tmp_path, "tinyimagenet")
+    assert offered.asked == []

@@ -1,0 +1,260 @@
+import io
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advmoe.config import DataConfig
+from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.errors import UserError
+
+WNIDS = ("n02124075", "n01443537", "n04067472")  # not sorted, as in the official file
+SORTED = tuple(sorted(WNIDS))
+
+
+def jpeg(seed: int, mode: str = "RGB", size: int = 64) -> bytes:
+    blocks = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(blocks).resize((size, size), Image.Resampling.NEAREST).convert(mode).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def pixels(data: bytes) -> bytes:
+    with Image.open(io.BytesIO(data)) as picture:
+        return np.asarray(picture.convert("RGB")).transpose(2, 0, 1).tobytes()
+
+
+def files() -> dict[str, bytes]:
+    """The official layout with 3 classes, 6 training and 2 val pictures of each, by path."""
+    found = {"wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(), "words.txt": b"n01443537\tgoldfish\n"}
+    lines = []
+    for number, wnid in enumerate(WNIDS):
+        found[f"train/{wnid}/{wnid}_boxes.txt"] = b"boxes"
+        for row in range(6):
+            found[f"train/{wnid}/images/{wnid}_{row}.JPEG"] = jpeg(10 * number + row, "L" if row == 3 else "RGB")
+        for row in range(2):
+            name = f"val_{3 * row + number}.JPEG"
+            found[f"val/images/{name}"] = jpeg(100 + 10 * number + row)
+            lines.append(f"{name}\t{wnid}\t0\t32\t44\t62\n")
+    found["val/val_annotations.txt"] = "".join(lines).encode()
+    found["test/images/test_0.JPEG"] = jpeg(999)
+    return found
+
+
+def write(folder: Path, content: dict[str, bytes] | None = None) -> Path:
+    for name, data in (content or files()).items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder
+
+
+def write_zip(path: Path, content: dict[str, bytes] | None = None, root: str = "tiny-imagenet-200/") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.mkdir("tiny-imagenet-200")
+        for name, data in (content or files()).items():
+            archive.writestr(root + name, data)
+    return path
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {
+    "folder": write,
+    "folder above": lambda folder: write(folder / "tiny-imagenet-200").parent,
+    "zip": lambda folder: write_zip(folder / "mine.zip"),
+    "zip without a root": lambda folder: write_zip(folder / "mine.zip", root=""),
+    "folder of the zip": lambda folder: write_zip(folder / "tiny-imagenet-200.zip").parent,
+}
+
+
+def config(place: Path, **fields: Any) -> DataConfig:
+    return DataConfig(dataset="tinyimagenet", data_dir=str(place), **{"validation_share": 0.3} | fields)
+
+
+def complaint(place: Path, function: Callable[[DataConfig], Any] = load_dataset) -> str:
+    with pytest.raises(UserError) as caught:
+        function(config(place))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def changed(folder: Path, **changes: bytes | None) -> str:
+    """What is said of the data with some files replaced (None: removed), folder and zip alike but for their place."""
+    content = {name: data for name, data in (files() | changes).items() if data is not None}
+    place, path = write(folder / "a", content), write_zip(folder / "b.zip", content)
+    said = complaint(place).replace(str(place), "PLACE")
+    assert complaint(path).replace(str(path), "PLACE") == said
+    return said
+
+
+@pytest.fixture(scope="module")
+def wanted(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return load_dataset(config(write(tmp_path_factory.mktemp("wanted"))))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_data(form: str, tmp_path: Path, wanted: Splits) -> None:
+    splits = load_dataset(config(FORMS[form](tmp_path)))
+    assert (splits.name, splits.fingerprint, splits.spec) == ("tinyimagenet", wanted.fingerprint, wanted.spec)
+    assert torch.equal(splits.test.labels, wanted.test.labels)
+
+
+def test_classes_are_the_sorted_wordnet_ids(wanted: Splits) -> None:
+    assert (wanted.spec.classes, wanted.spec.shape) == (SORTED, (3, 64, 64))
+
+
+def test_official_val_part_is_the_test_part(wanted: Splits) -> None:
+    content = files()
+    labels = dict(line.split("\t")[:2] for line in content["val/val_annotations.txt"].decode().splitlines())
+    given = {pixels(content[f"val/images/{name}"]): SORTED.index(wnid) for name, wnid in labels.items()}
+    found = zip(wanted.test[torch.arange(6)].images, wanted.test.labels.tolist(), strict=True)
+    assert {image.numpy().tobytes(): label for image, label in found} == given
+
+
+def test_train_and_val_are_the_official_training_part(wanted: Splits) -> None:
+    given = {
+        pixels(data): SORTED.index(name.split("/")[1])
+        for name, data in files().items()
+        if name.startswith("train/") and "JPEG" in name
+    }
+    found = {}
+    for part in (wanted.train, wanted.val):
+        rows = part[torch.arange(len(part))]
+        found |= {image.numpy().tobytes(): label for image, label in zip(rows.images, rows.labels.tolist(), strict=True)}
+    assert found == given
+    assert torch.bincount(wanted.val.labels).tolist() == [2, 2, 2]
+
+
+def test_limits(tmp_path: Path, wanted: Splits) -> None:
+    splits = load_dataset(config(write(tmp_path), limit_train=6, limit_test=3))
+    assert [torch.bincount(part.labels).tolist() for part in (splits.train, splits.val, splits.test)] == [[2] * 3, [1] * 3, [1] * 3]
+    assert splits.fingerprint == wanted.fingerprint
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_spec_is_known_before_the_pictures_are_read(form: str, tmp_path: Path, wanted: Splits) -> None:
+    place = FORMS[form](tmp_path)
+    for path in place.glob("**/*.JPEG"):
+        path.write_bytes(b"")
+    assert DATASETS["tinyimagenet"].spec(config(place)) == wanted.spec
+
+
+def test_spec_without_data_has_200_classes() -> None:
+    spec = DATASETS["tinyimagenet"].spec(DataConfig(dataset="tinyimagenet"))
+    assert (len(set(spec.classes)), spec.classes[0], spec.classes[199], spec.shape) == (200, "class-000", "class-199", (3, 64, 64))
+
+
+def test_words_are_optional_and_hidden_files_are_passed_over(tmp_path: Path, wanted: Splits) -> None:
+    content = files() | {
+        "train/n01443537/images/.DS_Store": b"mac",
+        "val/images/.x": b"",
+        "wnids.txt": files()["wnids.txt"] + b"\n",
+    }
+    del content["words.txt"]
+    assert load_dataset(config(write(tmp_path / "a", content))).fingerprint == wanted.fingerprint
+    assert load_dataset(config(write_zip(tmp_path / "b.zip", content))).fingerprint == wanted.fingerprint
+
+
+def test_nothing_of_a_zip_is_written(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "in" / "tiny-imagenet-200.zip", files() | {"../../escaped.txt": b"x"})
+    load_dataset(config(path))
+    assert sorted(tmp_path.glob("**/*")) == [path.parent, path]
+
+
+# What is missing or mixed up
+
+
+def test_no_data_dir() -> None:
+    with pytest.raises(UserError, match=r"^tinyimagenet needs --data-dir: a place that holds tiny-imagenet-200 "):
+        load_dataset(DataConfig(dataset="tinyimagenet"))
+
+
+@pytest.mark.parametrize("function", [load_dataset, DATASETS["tinyimagenet"].spec])
+def test_nonexistent_path(function: Callable[[DataConfig], Any], tmp_path: Path) -> None:
+    assert complaint(tmp_path / "no", function) == f"{tmp_path / 'no'}: no such file or folder"
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    assert (
+        complaint(tmp_path)
+        == f"{tmp_path}: holds no wnids.txt; give a place that holds tiny-imagenet-200 (folder) or tiny-imagenet-200.zip"
+    )
+
+
+def annotated(change: Callable[[list[str]], list[str]]) -> bytes:
+    return "\n".join(change(files()["val/val_annotations.txt"].decode().splitlines())).encode()
+
+
+SAID = {
+    "no wnids": ({"wnids.txt": None}, "PLACE: holds no wnids.txt; give "),
+    "empty wnids": ({"wnids.txt": b"\n"}, "PLACE/wnids.txt: is empty"),
+    "wnid twice": ({"wnids.txt": files()["wnids.txt"] + b"n01443537\n"}, "PLACE/wnids.txt: n01443537 is listed twice"),
+    "wnids no text": ({"wnids.txt": b"\xff\xfe\x80"}, "PLACE/wnids.txt: not a text file"),
+    "wnid without pictures": ({"wnids.txt": files()["wnids.txt"] + b"n9\n"}, "PLACE/train/n9/images: holds no picture"),
+    "class not in wnids": ({"train/n7/images/n7_0.JPEG": jpeg(0)}, "PLACE/train/n7: n7 is not in wnids.txt"),
+    "no annotations": ({"val/val_annotations.txt": None}, "PLACE: holds no val/val_annotations.txt; give "),
+    "unknown wnid": (
+        {"val/val_annotations.txt": annotated(lambda lines: [*lines[:2], lines[2].replace(WNIDS[1], "n5"), *lines[3:]])},
+        "PLACE/val/val_annotations.txt: line 3: 'n5' is not in wnids.txt",
+    ),
+    "listed but missing": (
+        {"val/images/val_4.JPEG": None}, "PLACE/val/images/val_4.JPEG: no such file, but it is listed in val/val_annotations.txt",
+    ),
+    "picture without a line": (
+        {"val/images/val_77.JPEG": jpeg(0)}, "PLACE/val/images/val_77.JPEG: has no line in val/val_annotations.txt",
+    ),
+    "listed twice": (
+        {"val/val_annotations.txt": annotated(lambda lines: [*lines, lines[1]])},
+        "PLACE/val/val_annotations.txt: line 7: val_3.JPEG is listed twice",
+    ),
+    "no tabs": (
+        {"val/val_annotations.txt": annotated(lambda lines: [lines[0].replace("\t", " "), *lines[1:]])},
+        f"PLACE/val/val_annotations.txt: line 1: 'val_0.JPEG {WNIDS[0]} 0 32 44 62' is not a file, a WordNet id and a box, ",
+    ),
+    "text for a picture": (
+        {"train/n04067472/images/n04067472_2.JPEG": b"hello"}, "PLACE/train/n04067472/images/n04067472_2.JPEG: not a picture",
+    ),
+    "cut picture": ({"val/images/val_3.JPEG": jpeg(0)[:700]}, "PLACE/val/images/val_3.JPEG: not a picture that can be decoded ("),
+    "other size": ({"val/images/val_3.JPEG": jpeg(0, size=63)}, "PLACE/val/images/val_3.JPEG: the picture is 63 x 63, not 64 x 64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_every_fault_is_named(name: str, tmp_path: Path) -> None:
+    changes, message = SAID[name]
+    assert changed(tmp_path, **changes).startswith(message)
+
+
+def test_a_class_of_one_training_picture(tmp_path: Path) -> None:
+    gone = {f"train/{SORTED[1]}/images/{SORTED[1]}_{row}.JPEG": None for row in range(1, 6)}
+    assert "class 1 has 1 training picture" in changed(tmp_path, **gone)
+
+
+@pytest.mark.parametrize("share", [0, 0.5, 0.99])
+def test_truncated_zip(share: float, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "mine.zip")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    assert complaint(path).startswith(f"{path}: not a whole zip archive (")
+
+
+def test_zip_with_a_flipped_bit(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "mine.zip")
+    data, picture = path.read_bytes(), files()["val/images/val_5.JPEG"]
+    place = data.index(picture) + len(picture) // 2
+    path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+    assert complaint(path).startswith(f"{path}/val/images/val_5.JPEG: damaged in the archive (Bad CRC-32")
+
+
+def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    place = write(tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    assert complaint(place) == f"{place / 'wnids.txt'}: cannot be read (Permission denied)"
