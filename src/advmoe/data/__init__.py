@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from advmoe.config import DataConfig
-from advmoe.data import cifar, fashion_mnist, folder, tiny_imagenet
+from advmoe.data import cifar, fashion_mnist, folder, imagenet, tiny_imagenet
 from advmoe.data.augment import augment
 from advmoe.data.pictures import Pictures, PictureSpec, Source, Splits
 from advmoe.errors import lookup
@@ -24,12 +24,13 @@ DATASETS = {
     "cifar10": Dataset(lambda _: cifar.CIFAR10.spec, partial(cifar.load, cifar.CIFAR10)),
     "cifar100": Dataset(lambda _: cifar.CIFAR100.spec, partial(cifar.load, cifar.CIFAR100)),
     "tinyimagenet": Dataset(tiny_imagenet.spec, tiny_imagenet.load),
+    "imagenet": Dataset(imagenet.spec, imagenet.load),
     "folder": Dataset(folder.spec, folder.load),
 }
 
 
 def load_dataset(config: DataConfig) -> Splits:
-    """The data set that `config` names, in memory on the CPU. Raises UserError where it is unknown or unreadable."""
+    """The data set that `config` names, on the CPU (ImageNet stays on disk). Raises UserError where it is unknown or unreadable."""
     return lookup(DATASETS, config.dataset, "dataset").load(config)
 
 

@@ -1,0 +1,312 @@
+import io
+import shutil
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advmoe.config import DataConfig
+from advmoe.data import DATASETS, load_dataset
+from advmoe.data.pictures import Splits
+from advmoe.data.stream import Streamed
+from advmoe.errors import UserError
+
+WNIDS = ("n01440764", "n01443537", "n02105855")
+EACH = {"train": 4, "val": 2}  # pictures of each class
+
+
+def photo(part: str, row: int) -> bytes:
+    coarse = np.random.default_rng([len(part), row]).integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((40, 30), Image.Resampling.BICUBIC).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def label_of(row: int) -> int:
+    return row % len(WNIDS)
+
+
+def write_folders(folder: Path) -> Path:
+    for part, each in EACH.items():
+        for row in range(each * len(WNIDS)):
+            wnid = WNIDS[label_of(row)]
+            path = folder / part / wnid / f"{wnid}_{row}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(photo(part, row))
+    return folder
+
+
+def members(part: str, rows: range) -> dict[str, bytes]:
+    found = {}
+    for row in rows:
+        found |= {f"s{row:04d}.jpg": photo(part, row), f"s{row:04d}.json": b"{}", f"s{row:04d}.cls": b"%d\n" % label_of(row)}
+    return found
+
+
+def write_shard(path: Path, content: dict[str, bytes], **fields: Any) -> Path:
+    """A tar of `content`; `fields` are set on its third member."""
+    with tarfile.open(path, "w") as archive:
+        for number, (name, data) in enumerate(content.items()):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if number == 2:
+                for field, value in fields.items():
+                    setattr(member, field, value)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def write_shards(folder: Path) -> Path:
+    write_shard(folder / "small-train-000000.tar", members("train", range(7)))
+    write_shard(folder / "small-train-000001.tar", members("train", range(7, 12)))
+    write_shard(folder / "small-validation-00.tar", members("val", range(6)))
+    return folder
+
+
+FORMS: dict[str, Callable[[Path], Path]] = {"folders": write_folders, "shards": write_shards}
+
+
+def load(place: Path, **fields: Any) -> Splits:
+    return load_dataset(DataConfig(**{"dataset": "imagenet", "data_dir": str(place), "validation_share": 0.25} | fields))
+
+
+def complaint(place: Path | None, **fields: Any) -> str:
+    """The one line in which loading fails."""
+    with pytest.raises(UserError) as caught:
+        load_dataset(DataConfig(dataset="imagenet", data_dir=None if place is None else str(place), **fields))
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+def contents(*parts: Any) -> list[tuple[bytes, int]]:
+    """Encoded pictures with their labels, sorted."""
+    found = []
+    for part in parts:
+        assert isinstance(part, Streamed)
+        found += [(part.files.read(int(row)), int(label)) for row, label in zip(part.rows, part.labels, strict=True)]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_all_pictures_with_their_labels(form: str, tmp_path: Path) -> None:
+    splits = load(FORMS[form](tmp_path))
+    assert contents(splits.train, splits.val) == sorted((photo("train", row), label_of(row)) for row in range(12))
+    assert contents(splits.test) == sorted((photo("val", row), label_of(row)) for row in range(6))
+    assert splits.name == "imagenet"
+    assert splits.spec.shape == (3, 224, 224)
+    assert splits.spec.mean == (0.485, 0.456, 0.406)
+    assert splits.spec.std == (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize(("form", "classes"), [("folders", WNIDS), ("shards", ("class-0000", "class-0001", "class-0002"))])
+def test_classes_are_known_before_the_pictures(form: str, classes: tuple[str, ...], tmp_path: Path) -> None:
+    place = FORMS[form](tmp_path)
+    splits = load(place)
+    assert splits.spec.classes == classes
+    assert DATASETS["imagenet"].spec(DataConfig(dataset="imagenet", data_dir=str(place))) == splits.spec
+
+
+def test_without_a_place_there_are_a_thousand_classes() -> None:
+    known = DATASETS["imagenet"].spec(DataConfig(dataset="imagenet"))
+    assert (len(known.classes), known.classes[0], known.classes[-1]) == (1000, "class-0000", "class-0999")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_held_out_part_is_stratified_and_fixed(form: str, tmp_path: Path) -> None:
+    splits, again = load(FORMS[form](tmp_path)), load(tmp_path)
+    assert torch.bincount(splits.val.labels).tolist() == [1, 1, 1]
+    assert torch.bincount(splits.train.labels).tolist() == [3, 3, 3]
+    assert contents(splits.val) == contents(again.val)
+
+
+def test_limits(tmp_path: Path) -> None:
+    whole, few = load(write_folders(tmp_path)), load(tmp_path, limit_train=6, limit_test=3)
+    assert [len(part) for part in (few.train, few.val, few.test)] == [6, 3, 3]
+    assert torch.bincount(few.train.labels).tolist() == [2, 2, 2]
+    assert few.fingerprint == whole.fingerprint
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pictures_are_trained_on_and_evaluated(form: str, tmp_path: Path) -> None:
+    splits = load(FORMS[form](tmp_path)).to(torch.device("cpu"))
+    (batch,) = splits.train.augmented([np.array([8, 0, 4])], [5], DataConfig(workers=1))
+    assert batch.images.shape == (3, 3, 224, 224)
+    assert torch.equal(batch.labels, splits.train.labels[[8, 0, 4]])
+    assert splits.test.pixels().shape == (6, 3, 224, 224)
+
+
+def test_both_forms_show_the_same_pixels(tmp_path: Path) -> None:
+    for name in FORMS:
+        (tmp_path / name).mkdir()
+    folders, shards = (load(FORMS[name](tmp_path / name)).test for name in FORMS)
+    images = [{image.numpy().tobytes() for image in part[torch.arange(6)].images} for part in (folders, shards)]
+    assert images[0] == images[1]
+    assert len(images[0]) == 6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_fingerprint_sees_what_changed(form: str, tmp_path: Path) -> None:
+    first = load(FORMS[form](tmp_path)).fingerprint
+    assert load(tmp_path).fingerprint == load(tmp_path, limit_test=3, validation_share=0.5).fingerprint == first
+    if form == "folders":
+        path = tmp_path / "train" / WNIDS[0] / f"{WNIDS[0]}_0.JPEG"
+        path.write_bytes(path.read_bytes() + b"x")
+        longer = load(tmp_path).fingerprint
+        path.write_bytes(path.read_bytes()[:-1])
+        path.rename(path.with_name("other.JPEG"))
+    else:
+        content = members("val", range(6))
+        write_shard(tmp_path / "small-validation-00.tar", content | {"s0005.cls": b"1", "s0004.cls": b"2"})
+        longer = load(tmp_path).fingerprint
+        write_shard(tmp_path / "small-validation-00.tar", content | {"s0003.jpg": content["s0003.jpg"][:-1] + b"x"})
+    assert len({first, longer, load(tmp_path).fingerprint}) == 3
+
+
+def test_files_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
+    first = load(write_folders(tmp_path)).fingerprint
+    for name in (".hidden.JPEG", "Thumbs.db", "list.txt"):
+        (tmp_path / "train" / WNIDS[1] / name).write_bytes(b"x")
+    (tmp_path / "train" / "notes.txt").write_bytes(b"x")
+    assert load(tmp_path).fingerprint == first
+
+
+# What is missing or wrong
+
+
+def test_places_that_hold_nothing(tmp_path: Path) -> None:
+    assert "imagenet needs --data-dir" in complaint(None)
+    assert complaint(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such file or folder"
+    (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"x")
+    assert complaint(tmp_path).startswith(f"{tmp_path}: holds no train/ and no shard like NAME-train-000000.tar; wanted are")
+    assert complaint(tmp_path / "ILSVRC2012_img_train.tar").endswith("NAME-val-000000.tar")
+
+
+def test_missing_parts(tmp_path: Path) -> None:
+    shutil.rmtree(write_folders(tmp_path) / "val")
+    assert complaint(tmp_path) == f"{tmp_path / 'val'}: no such folder"
+    (tmp_path / "val").mkdir()
+    assert complaint(tmp_path) == f"{tmp_path / 'val'}: holds no class folder"
+
+
+def test_missing_val_shards(tmp_path: Path) -> None:
+    (write_shards(tmp_path) / "small-validation-00.tar").unlink()
+    assert complaint(tmp_path).startswith(f"{tmp_path}: holds no val/ and no shard like NAME-val-")
+
+
+def test_empty_class_folder(tmp_path: Path) -> None:
+    for path in (write_folders(tmp_path) / "val" / WNIDS[1]).iterdir():
+        path.unlink()
+    assert complaint(tmp_path).startswith(f"{tmp_path / 'val' / WNIDS[1]}: holds no picture (.jpeg")
+
+
+@pytest.mark.parametrize(("part", "counts"), [("train", "2 classes in train, 3 in val"), ("val", "3 classes in train, 2 in val")])
+def test_parts_with_different_class_folders(part: str, counts: str, tmp_path: Path) -> None:
+    shutil.rmtree(write_folders(tmp_path) / part / WNIDS[1])
+    assert complaint(tmp_path) == f"{tmp_path}: {counts}; {part} has no {WNIDS[1]}"
+
+
+def test_parts_with_different_labels(tmp_path: Path) -> None:
+    write_shard(write_shards(tmp_path) / "small-validation-00.tar", members("val", range(2)))
+    assert complaint(tmp_path) == f"{tmp_path}: 3 classes in train, 2 in val; val has no class-0002"
+
+
+def test_a_class_without_pictures_in_shards(tmp_path: Path) -> None:
+    write_shard(write_shards(tmp_path) / "small-validation-00.tar", members("val", range(2)) | {"s0001.cls": b"999999999"})
+    assert "no picture of class 1, though labels go to 999999999" in complaint(tmp_path)
+
+
+def test_shards_without_pictures(tmp_path: Path) -> None:
+    path = write_shard(write_shards(tmp_path) / "small-validation-00.tar", {"a.json": b"{}"})
+    assert complaint(tmp_path) == f"{path}: holds no picture, nor does any shard after it"
+
+
+def spoiled(folder: Path, content: dict[str, bytes], **fields: Any) -> tuple[Path, str]:
+    path = write_shard(write_shards(folder) / "small-train-000001.tar", content, **fields)
+    return path, complaint(folder)
+
+
+@pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg", ".."])
+def test_a_member_that_points_outside(name: str, tmp_path: Path) -> None:
+    path, text = spoiled(tmp_path, {name: b"x"} | members("train", range(7, 12)))
+    assert text == f"{path}: member {name} points outside the archive"
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_a_member_that_is_a_link_or_device(kind: bytes, tmp_path: Path) -> None:
+    path, text = spoiled(tmp_path, members("train", range(7, 12)), type=kind, linkname="/etc/passwd", size=0)
+    assert text == f"{path}: member s0007.cls is a link, a device or sparse, not a plain file"
+
+
+@pytest.mark.parametrize(("name", "message"), [("s0008.cls", "s0008.jpg has no .cls"), ("s0008.jpg", "s0008.cls has no picture")])
+def test_a_member_without_its_pair(name: str, message: str, tmp_path: Path) -> None:
+    content = members("train", range(7, 12))
+    del content[name]
+    path, text = spoiled(tmp_path, content)
+    assert text == f"{path}: {message} beside it"
+
+
+@pytest.mark.parametrize("label", [b"cat", b"", b"-1", b"1.5", b"1_0", b"\xff", b"9" * 30, "٣".encode()])
+def test_a_label_that_is_no_whole_number(label: bytes, tmp_path: Path) -> None:
+    path, text = spoiled(tmp_path, members("train", range(7, 12)) | {"s0009.cls": label})
+    assert text.startswith(f"{path}: s0009.cls: label '")
+    assert text.endswith(" is not a whole number from 0")
+
+
+def test_a_key_that_stands_there_twice(tmp_path: Path) -> None:
+    path, text = spoiled(tmp_path, members("train", range(7, 12)) | {"s0009.JPEG": b"x"})
+    assert text == f"{path}: s0009 stands there twice"
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.2, 0.5, 0.77])
+def test_a_cut_tar(share: float, tmp_path: Path) -> None:
+    path = write_shards(tmp_path) / "small-train-000001.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert complaint(tmp_path).startswith(f"{path}: not a whole tar archive (")
+
+
+def test_a_tar_cut_between_two_members_or_overwritten(tmp_path: Path) -> None:
+    path = write_shards(tmp_path) / "small-train-000001.tar"
+    content = path.read_bytes()
+    with tarfile.open(path) as archive:
+        starts = [member.offset for member in archive]
+    for start in starts[1:]:
+        for rest in (b"", b"\1" * 512, content[start : start + 100]):
+            path.write_bytes(content[:start] + rest)
+            assert complaint(tmp_path).startswith(f"{path}: not a whole tar archive (")
+
+
+def test_a_compressed_shard_cannot_be_read_in_place(tmp_path: Path) -> None:
+    path = write_shards(tmp_path) / "small-train-000001.tar"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("a.jpg"))
+    assert complaint(tmp_path).startswith(f"{path}: not a whole tar archive (")
+
+
+def test_a_damaged_member_is_named_when_it_is_decoded(tmp_path: Path) -> None:
+    content = members("train", range(7, 12))
+    path = write_shard(write_shards(tmp_path) / "small-train-000001.tar", content | {"s0009.jpg": content["s0009.jpg"][:300]})
+    splits = load(tmp_path)
+    with pytest.raises(UserError) as caught:
+        _ = splits.train.pixels(), splits.val.pixels()
+    assert str(caught.value).startswith(f"{path}: s0009.jpg: not a picture that can be decoded (")
+
+
+def test_a_part_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert complaint(write_folders(tmp_path)) == f"{tmp_path / 'train'}: cannot be read (Permission denied)"
+
+
+def test_a_class_of_one_picture(tmp_path: Path) -> None:
+    for path in sorted((write_folders(tmp_path) / "train" / WNIDS[2]).iterdir())[1:]:
+        path.unlink()
+    assert complaint(tmp_path).startswith("class 2 has 1 training picture")

@@ -1,0 +1,342 @@
+import functools
+import gc
+import io
+import multiprocessing
+import os
+import re
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from advmoe.config import DataConfig
+from advmoe.data.pictures import Pictures, hold_out, limit
+from advmoe.data.stream import SIDE, Entry, Streamed, centre_crop, random_crop, resized_crop, stream
+from advmoe.errors import UserError
+
+COUNT = 40  # more than one piece of a batch
+
+
+def photo(number: int, width: int = 80, height: int = 60, kind: str = "JPEG", mode: str = "RGB") -> bytes:
+    """A smooth random picture."""
+    coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(folder: Path, pictures: list[bytes]) -> Streamed:
+    entries = []
+    for row, data in enumerate(pictures):
+        (folder / f"{row}.jpg").write_bytes(data)
+        entries.append(Entry(f"{row}.jpg", 0, len(data), row % 4))
+    return stream(str(folder), entries)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Streamed:
+    """40 pictures of different sizes in 4 classes."""
+    return write(tmp_path_factory.mktemp("pictures"), [photo(row, 60 + row, 50 + 3 * row) for row in range(COUNT)])
+
+
+def batches(source: Streamed, rows: list[Any], seeds: list[int], **fields: Any) -> list[Pictures]:
+    return list(source.augmented([np.array(own) for own in rows], seeds, DataConfig(**{"workers": 1} | fields)))
+
+
+def same(first: list[Pictures], second: list[Pictures]) -> bool:
+    pairs = list(zip(first, second, strict=True))
+    return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+
+
+def our_workers() -> set[int]:
+    return {process.pid for process in multiprocessing.active_children() if process.pid}
+
+
+# Training batches
+
+
+def test_batches_depend_on_rows_and_seeds_alone(pictures: Streamed) -> None:
+    order = np.random.default_rng(5).permutation(COUNT)
+    rows, seeds = [order[:36], order[36:], order[:3]], [2**62 + 1, 0, 7]
+    wanted = batches(pictures, rows, seeds)
+    assert [batch.images.shape for batch in wanted] == [(36, 3, SIDE, SIDE), (4, 3, SIDE, SIDE), (3, 3, SIDE, SIDE)]
+    assert [batch.labels.tolist() for batch in wanted] == [pictures.labels[own].tolist() for own in rows]
+    torch.manual_seed(3)
+    np.random.seed(3)
+    for workers in (2, 1, 2):
+        assert same(batches(pictures, rows, seeds, workers=workers), wanted)
+    assert same(batches(pictures, rows[2:], seeds[2:]), wanted[2:])
+
+
+def test_crops_differ_between_seeds_and_places_and_follow_the_place(pictures: Streamed) -> None:
+    first, other = batches(pictures, [[5, 5, 5], [5, 5, 5]], [1, 2])
+    images = [*first.images, *other.images]
+    assert len({image.numpy().tobytes() for image in images}) == 6
+    (moved,) = batches(pictures, [[9, 5, 9]], [1])
+    assert torch.equal(moved.images[1], first.images[1])
+
+
+def test_a_crop_past_the_first_piece_is_that_of_its_place_in_the_batch(pictures: Streamed) -> None:
+    (whole,) = batches(pictures, [[5] * 35], [1])
+    assert len({image.numpy().tobytes() for image in whole.images}) == 35
+
+
+def test_flip_mirrors_about_half_and_can_be_switched_off(pictures: Streamed) -> None:
+    (plain,) = batches(pictures, [range(COUNT)], [3], flip=False)
+    (flipped,) = batches(pictures, [range(COUNT)], [3], flip=True)
+    pairs = list(zip(plain.images, flipped.images, strict=True))
+    kept = [torch.equal(a, b) for a, b in pairs]
+    assert 10 <= sum(kept) <= 30
+    assert [torch.equal(a.flip(2), b) for a, b in pairs] == [not same for same in kept]
+
+
+def test_global_random_states_are_left_alone(pictures: Streamed) -> None:
+    before = np.random.get_state()[1].tolist()
+    batches(pictures, [[0, 1]], [3])
+    assert np.random.get_state()[1].tolist() == before
+
+
+def test_no_batches(pictures: Streamed) -> None:
+    assert batches(pictures, [], []) == []
+
+
+def test_rows_and_seeds_must_be_equally_many(pictures: Streamed) -> None:
+    with pytest.raises(ValueError, match="zip"):
+        batches(pictures, [[1], [2]], [1])
+
+
+# Workers
+
+
+@pytest.fixture
+def no_workers_left() -> Iterator[None]:
+    before = our_workers()
+    yield
+    gc.collect()
+    assert our_workers() <= before
+
+
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("batches_taken", [1, 3])
+def test_workers_end_with_the_iterator(pictures: Streamed, batches_taken: int) -> None:
+    running = pictures.augmented([np.arange(8)] * 3, [1, 2, 3], DataConfig(workers=2))
+    for _ in range(batches_taken):
+        next(running)
+    assert len(our_workers()) >= 2
+    del running
+
+
+def test_workers_work_after_torch_used_threads(pictures: Streamed) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert torch.rand(600, 600).mm(torch.rand(600, 600)).isfinite().all()
+        assert len(batches(pictures, [range(8)], [0], workers=2)) == 1
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_workers_can_be_spawned(pictures: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = batches(pictures, [range(5)], [9])
+    spawned = functools.partial(DataLoader, multiprocessing_context="spawn")
+    monkeypatch.setattr("advmoe.data.stream.DataLoader", spawned)
+    assert same(batches(pictures, [range(5)], [9]), wanted)
+
+
+def test_a_worker_that_is_killed_is_an_error_of_one_line(pictures: Streamed) -> None:
+    before = our_workers()
+    running = pictures.augmented([np.arange(COUNT)] * 50, list(range(50)), DataConfig(workers=1))
+    next(running)
+    (worker,) = our_workers() - before
+    os.kill(worker, signal.SIGKILL)
+    with pytest.raises(UserError, match="a process that decodes pictures died"):
+        list(running)
+
+
+@pytest.mark.usefixtures("no_workers_left")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_truncated_picture_is_named_by_its_file(tmp_path: Path, workers: int) -> None:
+    data = photo(0)
+    source = write(tmp_path, [data, data[: len(data) // 2], data])
+    with pytest.raises(UserError) as caught:
+        batches(source, [[0, 2], [0, 1]], [0, 1], workers=workers)
+    text = str(caught.value)
+    assert re.fullmatch(rf"{tmp_path}/1\.jpg: not a picture that can be decoded \(image file is truncated.*\)", text)
+    with pytest.raises(UserError) as caught:
+        source[torch.tensor([0, 1])]
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds 0 bytes, not the "),
+        (b"x" * 10_000, "not a picture that can be decoded (none of "),
+        (None, "cannot be read (No such"),
+    ],
+)
+def test_a_picture_that_changed_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+    source = write(tmp_path, [photo(0)])
+    path = tmp_path / "0.jpg"
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        source[torch.tensor([0])]
+    assert str(caught.value).startswith(f"{path}: {message}")
+    with pytest.raises(UserError) as in_worker:
+        batches(source, [[0]], [1])
+    assert str(in_worker.value) == str(caught.value)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (300, 301), (60, 50), (1000, 90), (400, 400)])
+def test_evaluation_resizes_to_256_and_crops_the_centre(width: int, height: int) -> None:
+    data = photo(1, width, height, "PNG")
+    with Image.open(io.BytesIO(data)) as picture:
+        scale = 256 / min(width, height)
+        size = (256, int(256 * height / width)) if width <= height else (int(256 * width / height), 256)
+        left, top = (round((side - SIDE) / 2) for side in size)
+        whole = picture.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
+    found = resized_crop(data, centre_crop, "here", shrink=False)
+    assert min(size) == 256, scale
+    assert np.abs(found.astype(int) - np.asarray(whole).transpose(2, 0, 1)).max() <= 1
+
+
+def test_evaluated_pictures_are_those_asked_for(pictures: Streamed) -> None:
+    index = torch.tensor([7, 0, 39])
+    found = pictures[index]
+    assert found.labels.tolist() == [3, 0, 3]
+    assert (found.images.shape, found.images.dtype) == ((3, 3, SIDE, SIDE), torch.uint8)
+    for row, image in zip(index.tolist(), found.images, strict=True):
+        assert torch.equal(image, pictures[torch.tensor([row])].images[0])
+        wanted = resized_crop(pictures.files.read(row), centre_crop, "here", shrink=False)
+        assert np.array_equal(image, wanted)
+
+
+def test_pixels_are_all_pictures(pictures: Streamed) -> None:
+    few = pictures.subset(torch.tensor([3, 1]))
+    pixels = few.pixels()
+    assert (pixels.shape, pixels.dtype) == ((2, 3, SIDE, SIDE), torch.float32)
+    assert torch.equal((pixels * 255).round().to(torch.uint8), pictures[torch.tensor([3, 1])].images)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG")])
+def test_other_colours_become_rgb(tmp_path: Path, mode: str, kind: str) -> None:
+    data = photo(2, 900, 700, kind, mode)
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.mode == mode
+        buffer = io.BytesIO()
+        picture.convert("RGB").save(buffer, "PNG")
+    found = resized_crop(data, centre_crop, "here", shrink=False)
+    assert np.abs(found.astype(int) - resized_crop(buffer.getvalue(), centre_crop, "here", shrink=False)).max() <= 1
+    (batch,) = batches(write(tmp_path, [data]), [[0]], [0])
+    assert batch.images.shape == (1, 3, SIDE, SIDE)
+
+
+# Parts
+
+
+def test_subsets_are_pictures_of_the_whole(pictures: Streamed) -> None:
+    part = pictures.subset(pictures.labels == 2).subset(torch.tensor([4, 0]))
+    assert (len(part), part.labels.tolist()) == (2, [2, 2])
+    assert torch.equal(part[torch.tensor([0, 1])].images, pictures[torch.tensor([18, 2])].images)
+    assert same(batches(part, [[1, 0]], [4]), batches(pictures, [[2, 18]], [4]))
+    assert part.files is pictures.files
+
+
+def test_hold_out_and_limit_choose_the_rows_that_they_choose_in_memory(pictures: Streamed) -> None:
+    memory = Pictures(torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None], pictures.labels)
+    for found, wanted in zip(hold_out(pictures, 0.2), hold_out(memory, 0.2), strict=True):
+        assert found.rows.tolist() == wanted.images.flatten().tolist()
+        assert torch.equal(found.labels, wanted.labels)
+    assert limit(pictures, 9).rows.tolist() == limit(memory, 9).images.flatten().tolist()
+    assert limit(pictures, None) is pictures
+
+
+def test_the_index_takes_a_few_flat_bytes_a_picture() -> None:
+    names = (Entry(f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:06d}.JPEG", 0, 110_000, row % 1000) for row in range(50_000))
+    listed = stream("data", names)
+    arrays = [listed.files.text, listed.files.ends, listed.files.offsets, listed.files.sizes, listed.rows, listed.labels.numpy()]
+    assert sum(array.nbytes for array in arrays) / 50_000 == 37 + 5 * 8
+    assert all(array.dtype in (np.uint8, np.int64) for array in arrays)
+    assert listed.files.name(12_345) == "train/n00000345/n00000345_012345.JPEG"
+    assert listed.subset(torch.arange(0, 50_000, 2)).files is listed.files
+
+
+def test_names_need_not_be_ascii(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xc3\xa9 \xff.jpg")
+    (tmp_path / name).write_bytes(photo(0))
+    source = stream(str(tmp_path), [Entry("a", 0, 1, 0), Entry(name, 0, len(photo(0)), 1)])
+    assert source.files.name(1) == name
+    assert len(source[torch.tensor([1])]) == 1
+
+
+# Crops
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (64, 64), (300, 600)])
+def test_random_crops_have_the_standard_range(width: int, height: int) -> None:
+    random = np.random.default_rng(0)
+    boxes = np.array([random_crop(width, height, random) for _ in range(4000)])
+    across, down = (boxes[:, 2:] - boxes[:, :2]).T
+    share, shape = across * down / (width * height), across / down
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= [width, height]).all()
+    rounding = 2 / min(across.min(), down.min())
+    assert 0.08 * (1 - rounding) <= share.min() < 0.1
+    assert 0.75 * (1 - rounding) <= shape.min() < shape.max() <= 4 / 3 * (1 + rounding)
+    assert shape.max() > 1.3
+    small = share < 0.4  # always fits: the shares are uniform there, and the logarithm of the shape too
+    assert abs(share[small].mean() - 0.24) < 0.01
+    assert abs(np.log(shape[small]).mean()) < 0.02
+    left_over = np.array([width - across, height - down]).T - 2 * boxes[:, :2]  # of which half lies on either side
+    assert np.abs(left_over[small].mean(0)).max() < 0.03 * max(width, height)
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 50), (0, 24, 1, 25)), ((1, 1), (0, 0, 1, 1))],
+)
+def test_a_picture_that_no_crop_fits_gives_its_middle(size: tuple[int, int], wanted: tuple[int, ...]) -> None:
+    assert random_crop(*size, np.random.default_rng(0)) == wanted
+
+
+SHRINKS = {  # a crop of a 1800 x 1400 picture, and the size at which the picture has to be decoded
+    (0, 0, 1792, 1400): (450, 350),
+    (7, 9, 7 + 896, 9 + 896): (450, 350),
+    (7, 9, 7 + 895, 9 + 1000): (900, 700),
+    (901, 301, 901 + 448, 301 + 448): (900, 700),
+    (901, 301, 901 + 447, 301 + 448): (1800, 1400),
+    (901, 301, 901 + 100, 301 + 60): (1800, 1400),
+}
+
+
+@pytest.mark.parametrize("box", SHRINKS)
+def test_a_jpeg_is_shrunk_while_its_crop_keeps_224_pixels(box: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    data, decoded = photo(3, 1800, 1400), []
+
+    def watched(picture: Image.Image, where: str) -> Image.Image:
+        decoded.append(picture.size)
+        return picture.convert("RGB")
+
+    monkeypatch.setattr("advmoe.data.stream.rgb", watched)
+    full, shrunk = (resized_crop(data, lambda width, height: box, "here", shrink=shrink) for shrink in (False, True))
+    assert decoded == [(1800, 1400), SHRINKS[box]]
+    assert np.abs(full.astype(int) - shrunk).mean() < 1
+
+
+def test_to_a_device_keeps_the_rows(pictures: Streamed) -> None:
+    moved = pictures.to(torch.device("cpu"))
+    assert torch.equal(moved.labels, pictures.labels)
+    assert moved.rows is pictures.rows
+    assert replace(moved).files is pictures.files
