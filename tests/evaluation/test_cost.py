@@ -3,13 +3,14 @@ import torch
 
 from advmoe.evaluation.cost import cost, executed_macs, ideal_macs
 from advmoe.models import MODELS
-from advmoe.moe import DenseKind, MoEKind
+from advmoe.moe import DenseKind, MaskedKind, MoEKind
 
 CIFAR = (3, 32, 32)
 
 
 def resnet18(kind, stem="cifar"):
-    return MODELS["resnet18"](kind, width=64, stem=stem, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    make, width = MODELS["resnet18"]
+    return make(kind, width=width, stem=stem, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
 
 
 def macs_by_hand(widths, stem, num_experts=0, size=32):
@@ -45,12 +46,12 @@ def test_moe_counts_one_expert_and_its_routers_and_executes_no_more(scale, width
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.2, [12, 25, 51, 102]), (0.5, [32, 64, 128, 256])])
 def test_small_dense_counts(scale, widths):
-    assert ideal_macs(resnet18(DenseKind(scale, scale)), CIFAR) == macs_by_hand(widths, widths[0])
+    assert ideal_macs(resnet18(DenseKind(scale)), CIFAR) == macs_by_hand(widths, widths[0])
 
 
 def test_half_the_width_saves_three_quarters():
     dense = ideal_macs(resnet18(DenseKind()), CIFAR)
-    small = ideal_macs(resnet18(DenseKind(0.5, 0.5)), CIFAR)
+    small = ideal_macs(resnet18(DenseKind(0.5)), CIFAR)
     moe = ideal_macs(resnet18(MoEKind(0.5)), CIFAR)
     assert 100 * (1 - small / dense) == pytest.approx(74.9, abs=0.05)
     assert 100 * (1 - moe / dense) == pytest.approx(72.7, abs=0.05)
@@ -89,3 +90,46 @@ def test_counting_leaves_the_model_as_it_was():
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks for module in model.modules())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+KINDS = {
+    "dense": DenseKind(),
+    "small": DenseKind(0.3),
+    "masked": MaskedKind(0.3),
+    "moe": MoEKind(0.3, num_experts=3),
+    "disjoint": MoEKind(0.8, bank="disjoint", norms="per_expert"),
+    "per_network": MoEKind(0.5, routers="per_network"),
+}
+
+
+@pytest.mark.parametrize("backbone", MODELS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_sum_to_the_totals_and_torch_counts_the_same_in_each(backbone, kind):
+    make, _ = MODELS[backbone]
+    model = make(KINDS[kind], width=40, stem="cifar", num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    found = cost(model, CIFAR)
+    assert len({layer.name for layer in found.layers}) == len(found.layers)
+    assert sum(layer.params for layer in found.layers) == found.params == sum(p.numel() for p in model.parameters())
+    for name in ("gmacs_ideal", "gmacs_executed"):
+        assert round(1e9 * sum(getattr(layer, name) for layer in found.layers)) == round(1e9 * getattr(found, name))
+    assert [layer.gmacs_ideal for layer in found.layers] == [layer.gmacs_executed for layer in found.layers]
+
+
+def test_a_layer_has_its_norms_parameters_and_not_its_routers():
+    layers = {layer.name: layer for layer in cost(resnet18(MoEKind(0.5)), CIFAR).layers}
+    conv, router = layers["blocks.0.conv1"], layers["blocks.0.conv1.router.linear"]
+    assert conv.params == 64 * 64 * 9 + 2 * 32  # both experts' filters, one norm
+    assert conv.gmacs_ideal == conv.gmacs_executed == 32 * 64 * 9 * 32**2 / 1e9
+    assert (router.params, router.gmacs_ideal) == (64 * 2 + 2, 64 * 2 / 1e9)
+
+
+def test_a_network_router_is_counted_once():
+    per_layer, per_network = (cost(resnet18(MoEKind(0.5, routers=routers)), CIFAR) for routers in ("per_layer", "per_network"))
+    own = sum(layer.gmacs_ideal for layer in per_network.layers if layer.name.startswith("router."))
+    # stem, three blocks at 32x32, stages 2 and 3 with a projection each, the linear layer
+    stages = sum(
+        side**2 * (9 * (w * i + 5 * w * w) + p) for side, i, w, p in ((32, 16, 16, 0), (16, 16, 32, 512), (8, 32, 64, 2048))
+    )
+    assert round(1e9 * own) == 32**2 * 27 * 16 + stages + 2 * 64
+    routers = sum(layer.gmacs_ideal for layer in per_layer.layers if "router" in layer.name)
+    assert per_network.gmacs_ideal - own == pytest.approx(per_layer.gmacs_ideal - routers)

@@ -11,7 +11,8 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 
 def resnet18(kind, width=64, stem="cifar", classes=10):
     torch.manual_seed(0)
-    return MODELS["resnet18"](kind, width=width, stem=stem, num_classes=classes, mean=MEAN, std=STD)
+    make, _ = MODELS["resnet18"]
+    return make(kind, width=width, stem=stem, num_classes=classes, mean=MEAN, std=STD)
 
 
 def tiny(kind, mean=MEAN, std=STD):
@@ -40,7 +41,7 @@ def parameters(model):
 
 
 def block_widths(model):
-    return [block.norm1.num_features for block in model.blocks]
+    return [block.conv1.norm.num_features for block in model.blocks]
 
 
 def test_dense_resnet18_has_the_known_number_of_parameters():
@@ -52,13 +53,12 @@ def test_dense_resnet18_has_the_known_number_of_parameters():
     [(0.5, 32, [32, 64, 128, 256]), (0.2, 12, [12, 25, 51, 102]), (0.8, 51, [51, 102, 204, 409])],
 )
 def test_small_dense_scales_every_width(scale, stem, widths):
-    model = resnet18(DenseKind(scale, scale))
+    model = resnet18(DenseKind(scale))
     assert model.stem[0].out_channels == stem
     assert block_widths(model) == [width for width in widths for _ in range(2)]
     assert model.classifier.in_features == widths[-1]
     assert model.moe_layers() == []
-    assert isinstance(model.blocks[0].shortcut, nn.Sequential)
-    assert len(model.blocks[0].shortcut) == 0
+    assert model.blocks[0].shortcut is None
 
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.5, [32, 64, 128, 256]), (0.2, [12, 25, 51, 102])])
@@ -68,9 +68,9 @@ def test_moe_keeps_the_stem_and_starts_with_a_projection(scale, widths):
     assert block_widths(model) == [width for width in widths for _ in range(2)]
     first = model.blocks[0]
     assert first.conv1.in_channels == 64
-    assert first.shortcut[0].kernel_size == (1, 1)
-    assert (first.shortcut[0].in_channels, first.shortcut[0].out_channels) == (64, widths[0])
-    assert len(model.blocks[1].shortcut) == 0
+    assert first.shortcut.kernel_size == (1, 1)
+    assert (first.shortcut.in_channels, first.shortcut.out_channels) == (64, widths[0])
+    assert model.blocks[1].shortcut is None
     assert [layer.filters.shape[1] for layer in model.moe_layers()][:3] == [64, widths[0], widths[0]]
 
 

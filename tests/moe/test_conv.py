@@ -3,16 +3,22 @@ import torch
 from masked_twin import expert_filters, masked
 
 from advmoe.errors import UserError
-from advmoe.moe import DenseConv2d, DenseKind, Gate, MoEConv2d, MoEKind
-from advmoe.moe.dispatch import aligned
+from advmoe.moe import Channels, DenseConv2d, DenseKind, Gate, MoEConv2d, MoEKind, pictures
+from advmoe.moe.dispatch import aligned, windows
 
 IN_CHANNELS, OUT_CHANNELS = 4, 12
+
+
+def fresh_layer(in_channels, out_channels, width, *, num_experts, bank="backbone", kernel_size=3, stride=1):
+    """A routed layer without batch norm."""
+    outputs, experts = Channels(out_channels, width), windows(bank, num_experts, out_channels, width)
+    return MoEConv2d(pictures(in_channels), outputs, experts, kernel_size=kernel_size, stride=stride, norm=None, routed=True)
 
 
 def make_layer(num_experts, bank="backbone", width=6, kernel_size=3, stride=1, index=0):
     """A layer in eval mode whose experts differ and whose router spreads its choices."""
     torch.manual_seed(num_experts)
-    layer = MoEConv2d(
+    layer = fresh_layer(
         IN_CHANNELS, OUT_CHANNELS, width, num_experts=num_experts, bank=bank, kernel_size=kernel_size, stride=stride
     ).double()
     layer.index = index
@@ -124,14 +130,14 @@ def test_a_pictures_output_does_not_depend_on_its_batch():
 @pytest.mark.parametrize("bank", ["backbone", "disjoint"])
 @pytest.mark.parametrize("num_experts", [1, 2, 4, 8])
 def test_all_experts_start_equal(num_experts, bank):
-    layer = MoEConv2d(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=num_experts, bank=bank, kernel_size=3, stride=1)
+    layer = fresh_layer(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=num_experts, bank=bank)
     experts = [aligned(layer.filters, start, 5) for start in layer.starts]
     assert all(torch.equal(expert, experts[0]) for expert in experts)
     assert not torch.equal(experts[0][0], experts[0][1])
 
 
 def test_fresh_experts_give_the_same_output_on_any_route():
-    layer = MoEConv2d(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=4, bank="backbone", kernel_size=3, stride=1).double()
+    layer = fresh_layer(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=4).double()
     x = make_pictures(1)
     outputs = [layer(x, Gate("forced", route=torch.tensor([[e]])))[0] for e in range(4)]
     assert all(torch.equal(y, outputs[0]) for y in outputs)
@@ -139,14 +145,14 @@ def test_fresh_experts_give_the_same_output_on_any_route():
 
 def test_first_filters_follow_torchs_own_initialisation():
     torch.manual_seed(3)
-    layer = MoEConv2d(8, 32, 16, num_experts=2, bank="backbone", kernel_size=3, stride=1)
+    layer = fresh_layer(8, 32, 16, num_experts=2)
     bound = (1 / (8 * 9)) ** 0.5
     assert layer.filters.abs().max() <= bound
     assert layer.filters.abs().max() > 0.99 * bound
 
 
 def test_tie_gradients_sums_over_the_filters_of_one_channel():
-    layer = MoEConv2d(1, 3, 2, num_experts=2, bank="backbone", kernel_size=1, stride=1)
+    layer = fresh_layer(1, 3, 2, num_experts=2, kernel_size=1)
     assert layer.starts == (0, 1)
     layer.filters.grad = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)  # filters 0 and 2 write channel 0
     layer.tie_gradients()
@@ -154,13 +160,13 @@ def test_tie_gradients_sums_over_the_filters_of_one_channel():
 
 
 def test_tie_gradients_leaves_a_layer_without_gradients_alone():
-    layer = MoEConv2d(1, 3, 2, num_experts=2, bank="backbone", kernel_size=1, stride=1)
+    layer = fresh_layer(1, 3, 2, num_experts=2, kernel_size=1)
     layer.tie_gradients()
     assert layer.filters.grad is None
 
 
 def test_dense_convolution_routes_nothing():
-    layer = DenseConv2d(3, 4, 3, padding=1, bias=False)
+    layer = DenseConv2d(pictures(3), pictures(4), 3, 1, None)
     x = torch.randn(2, 3, 5, 5)
     y, routings = layer(x, Gate())
     assert routings == ()
@@ -171,8 +177,8 @@ def test_dense_convolution_routes_nothing():
     ("scale", "channels", "width"), [(0.2, 64, 12), (0.5, 64, 32), (0.8, 64, 51), (0.2, 15, 3), (0.29, 100, 29), (1.0, 7, 7)]
 )
 def test_width_is_the_integer_part_of_scale_times_channels(scale, channels, width):
-    assert DenseKind(scale).width(channels) == width
-    assert MoEKind(scale).width(channels) == width
+    assert DenseKind(scale).channels(channels).width == width
+    assert MoEKind(scale).channels(channels).width == width
 
 
 def test_kinds_reject_what_leaves_no_network():
@@ -184,4 +190,4 @@ def test_kinds_reject_what_leaves_no_network():
     with pytest.raises(UserError, match="num_experts"):
         MoEKind(0.5, num_experts=0)
     with pytest.raises(UserError, match=r"0\.1"):
-        DenseKind(0.1).width(9)
+        DenseKind(0.1).channels(9)

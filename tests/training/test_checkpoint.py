@@ -19,8 +19,8 @@ FILES = ["model.safetensors", "optimizers.pt", "manifest.json"]
 
 
 def rows(*scores: float) -> list[dict[str, Any]]:
-    """A history with these scores."""
-    return [{"epoch": number, "score": score, "load": [[0.25, 0.75]]} for number, score in enumerate(scores, start=1)]
+    """A history of one phase with these scores."""
+    return [{"epoch": number, "phase": 1, "score": score, "load": [[0.25, 0.75]]} for number, score in enumerate(scores, start=1)]
 
 
 def linear(value: float) -> nn.Linear:

@@ -1,4 +1,5 @@
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from advmoe.moe import DenseKind, MoEKind, Routing
 from advmoe.training.health import NonFinite
 from advmoe.training.losses import LOSSES, Loss
 from advmoe.training.methods import LEVELS
-from advmoe.training.steps import TrainState, load, single_level, two_level
+from advmoe.training.steps import TrainState, entropy, load, single_level, two_level
 
 SIZE = 6
 
@@ -22,6 +23,7 @@ def batch(seed):
 
 
 BATCHES = {"routers": batch(1), "weights": batch(2), "all": batch(3)}
+ALL = {"all": BATCHES["all"]}
 
 
 def make_state(levels=("routers", "weights"), *, kind=None, loss="trades", done=1.0, equal=False, **training):
@@ -227,7 +229,7 @@ def test_weights_update_follows_sgd_by_hand():
     twin = copy.deepcopy(state.model).train()
     x, y = BATCHES["all"]
     torch.nn.functional.cross_entropy(twin(x), y).backward()
-    single_level(state, BATCHES)
+    single_level(state, ALL)
     for (name, learned), parameter in zip(state.model.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(learned, parameter - 0.1 * parameter.grad, rtol=1e-5, atol=1e-7, msg=name)
 
@@ -238,7 +240,7 @@ def test_at_moe_updates_everything_on_one_batch(loss):
     spy = Spy(state, loss)
     state.loss = spy.loss
     before = snapshot(state.model)[0]
-    single_level(state, BATCHES)
+    single_level(state, ALL)
     assert changed(before, state.model.named_parameters()) == set(before)
     assert spy.order() == [("attack", "all"), ("value", "all")]
     assert spy.events[1]["training"]
@@ -248,7 +250,7 @@ def test_at_moe_updates_everything_on_one_batch(loss):
 def test_dense_networks_train_by_the_same_step():
     state = make_state(levels=("all",), kind=DenseKind())
     before = snapshot(state.model)[0]
-    metrics = single_level(state, BATCHES)
+    metrics = single_level(state, ALL)
     assert changed(before, state.model.named_parameters()) == set(before)
     assert set(metrics) == {"loss", "clean_correct", "robust_correct"}
 
@@ -280,7 +282,7 @@ def test_tied_experts_stay_equal_and_routers_untouched(num_experts, bank):
 def test_tied_experts_stay_equal_under_at_moe():
     state = make_state(levels=("all",), equal=True, done=0.0, tied_share=0.5)
     for _ in range(2):
-        single_level(state, BATCHES)
+        single_level(state, ALL)
     assert all(experts_are_equal(layer) for layer in state.model.moe_layers())
 
 
@@ -296,7 +298,9 @@ def test_metrics_are_sums_over_the_batch():
     metrics = two_level(state, BATCHES)
     router, weight = outcomes
     y = BATCHES["weights"][1]
-    assert set(metrics) == {"router_loss", "router_pictures", "loss", "clean_correct", "robust_correct", "load"}
+    assert set(metrics) == {
+        "router_loss", "router_pictures", "loss", "clean_correct", "robust_correct", "load", "router_entropy"
+    }  # fmt: skip
     assert metrics["router_pictures"].item() == SIZE
     assert metrics["router_loss"].item() == pytest.approx(SIZE * router.total.item())
     assert metrics["loss"].item() == pytest.approx(SIZE * weight.total.item())
@@ -304,7 +308,15 @@ def test_metrics_are_sums_over_the_batch():
     assert metrics["robust_correct"].item() == (weight.robust.argmax(1) == y).sum().item()
     assert metrics["load"].shape == (4, 2)
     assert metrics["load"].sum(dim=1).tolist() == [SIZE] * 4
+    assert metrics["router_entropy"].shape == (4,)
     assert not any(value.requires_grad for value in metrics.values())
+
+
+def test_entropy_by_hand():
+    sure, even = torch.tensor([[0.0, 1000.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    found = entropy((Routing(sure, torch.tensor([1, 0])), Routing(even, torch.tensor([1, 0]))))
+    three_to_one = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert found.tolist() == pytest.approx([math.log(2), three_to_one + math.log(2)])
 
 
 def test_load_by_hand():

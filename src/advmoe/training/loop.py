@@ -95,8 +95,10 @@ def _started(config: RunConfig, splits: Splits) -> Classifier:
     folder = RunFolder(Path(source))
     if folder.config().method != "at_dense":
         raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
-    dense = network(replace(config, method="at_dense"), splits.spec)
-    load_weights(dense, folder.best())
+    dense, best = network(replace(config, method="at_dense"), splits.spec), folder.best()
+    if best.fingerprint != splits.fingerprint:
+        raise UserError(f"{source}: was trained on data with fingerprint {best.fingerprint}, not {splits.fingerprint}")
+    load_weights(dense, best)
     model.load_state_dict(dense.state_dict(), strict=False)  # all but the masks
     start_scores(model)
     return model

@@ -1,0 +1,253 @@
+"""Every backbone in every kind on every data set, against counts worked out from the published architectures."""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch.nn.functional import cross_entropy
+
+from advmoe.config import ModelConfig
+from advmoe.data import PictureSpec
+from advmoe.evaluation.cost import ideal_macs
+from advmoe.models import MODELS, build_model
+from advmoe.moe import DenseKind, Gate, MaskedKind, MoEKind
+
+KINDS = {
+    "dense": DenseKind(),
+    "small dense": DenseKind(0.5),
+    "masked": MaskedKind(0.5),
+    "moe per layer": MoEKind(0.5, num_experts=2),
+    "moe per network": MoEKind(0.8, num_experts=3, bank="disjoint", routers="per_network"),
+    "moe per-expert norms": MoEKind(0.75, num_experts=2, norms="per_expert"),
+}
+DATA = {  # (C, H, W), classes, stem, side of the pictures that go forward
+    "cifar10": ((3, 32, 32), 10, "cifar", 32),
+    "cifar100": ((3, 32, 32), 100, "cifar", 32),
+    "tinyimagenet": ((3, 64, 64), 200, "cifar", 64),
+    "imagenet": ((3, 224, 224), 1000, "imagenet", 64),
+    "fashion-mnist": ((1, 28, 28), 10, "cifar", 28),
+}
+WIDTHS = {"resnet18": 4, "wrn28_10": 20, "vgg16_bn": 4, "densenet40": 4, "densenet121": 2}
+
+
+class Conv(NamedTuple):
+    """Channels in and out, kernel, side of the output; `full` (channels out of the dense layer) where it may be routed."""
+
+    ins: int
+    outs: int
+    kernel: int
+    side: int
+    full: int = 0
+
+
+class Plan(NamedTuple):
+    """A network by its convolutions, batch norms after a routable convolution (`normed`) and elsewhere, masks, and last width."""
+
+    convs: list[Conv]
+    normed: list[int]
+    norms: list[int]
+    masks: list[int]
+    last: int
+
+
+def keep(kind, full):
+    return full if isinstance(kind, MaskedKind) else math.floor(Fraction(str(kind.scale)) * full)
+
+
+def half(side):
+    return (side + 1) // 2
+
+
+def first(stem, side):
+    """Kernel of the first convolution, side of its output, side after the pooling that may follow."""
+    return (7, half(side), half(half(side))) if stem == "imagenet" else (3, side, side)
+
+
+def resnet_plan(kind, width, shape, stem):
+    kernel, stem_side, side = first(stem, shape[1])
+    channels = width if isinstance(kind, MoEKind) else keep(kind, width)
+    plan = Plan([Conv(shape[0], channels, kernel, stem_side)], [], [channels], [width], 0)
+    for stage in range(4):
+        full = width * 2**stage
+        outs = keep(kind, full)
+        side = half(side) if stage else side
+        plan.masks.extend([full] * (2 + (stage > 0)))  # two inner ones, and the stage's (the first stage has the stem's)
+        if stage or channels != outs:
+            plan.convs.append(Conv(channels, outs, 1, side))
+            plan.norms.append(outs)
+        for ins in (channels, outs):
+            plan.convs.extend([Conv(ins, outs, 3, side, full), Conv(outs, outs, 3, side, full)])
+            plan.normed.extend([outs, outs])
+        channels = outs
+    return plan._replace(last=channels)
+
+
+def wrn_plan(kind, width, shape, stem):
+    kernel, stem_side, side = first(stem, shape[1])
+    channels = keep(kind, width // 10)
+    plan = Plan([Conv(shape[0], channels, kernel, stem_side)], [], [], [width // 10], 0)
+    for stage in range(3):
+        full = width * 2**stage
+        outs = keep(kind, full)
+        side = half(side) if stage else side
+        plan.masks.extend([full] * 5)
+        plan.convs.append(Conv(channels, outs, 1, side))
+        for ins in (channels, outs, outs, outs):
+            plan.norms.append(ins)
+            plan.convs.extend([Conv(ins, outs, 3, side, full), Conv(outs, outs, 3, side, full)])
+            plan.normed.append(outs)
+        channels = outs
+    plan.norms.append(channels)
+    return plan._replace(last=channels)
+
+
+def vgg_plan(kind, width, shape, stem):
+    fulls = [[1, 1], [2, 2], [4, 4, 4], [8, 8, 8], [8, 8, 8]]
+    channels, side, plan = shape[0], shape[1], Plan([], [], [], [], 0)
+    for stage in fulls:
+        for factor in stage:
+            full, outs = factor * width, keep(kind, factor * width)
+            plan.masks.append(full)
+            (plan.normed if plan.convs else plan.norms).append(outs)
+            plan.convs.append(Conv(channels, outs, 3, side, full if plan.convs else 0))
+            channels = outs
+        side = half(side)
+    return plan._replace(last=channels)
+
+
+def densenet_plan(layers):
+    def plan_of(kind, width, shape, stem):
+        kernel, stem_side, side = first(stem, shape[1])
+        full, channels = 2 * width, keep(kind, 2 * width)
+        plan = Plan([Conv(shape[0], channels, kernel, stem_side)], [], [channels] if stem == "imagenet" else [], [full], 0)
+        inner, growth = keep(kind, 4 * width), keep(kind, width)
+        for block, depth in enumerate(layers):
+            if block:
+                plan.norms.append(channels)
+                plan.convs.append(Conv(channels, keep(kind, full // 2), 1, side))
+                full, channels, side = full // 2, keep(kind, full // 2), side // 2
+                plan.masks.append(full)
+            for _ in range(depth):
+                plan.norms.append(channels)
+                plan.normed.append(inner)
+                plan.convs.extend([Conv(channels, inner, 1, side, 4 * width), Conv(inner, growth, 3, side, width)])
+                plan.masks.extend([4 * width, width])
+                full, channels = full + width, channels + growth
+        plan.norms.append(channels)
+        return plan._replace(last=channels)
+
+    return plan_of
+
+
+PLANS = {
+    "resnet18": resnet_plan, "wrn28_10": wrn_plan, "vgg16_bn": vgg_plan,
+    "densenet40": densenet_plan((6, 6, 6)), "densenet121": densenet_plan((6, 12, 24, 16)),
+}  # fmt: skip
+
+
+def network_router_plan(shape, stem):
+    """Three stages of 16, 32, 64 channels, 3 residual blocks each."""
+    kernel, stem_side, side = first(stem, shape[1])
+    plan, channels = Plan([Conv(shape[0], 16, kernel, stem_side)], [], [16], [], 64), 16
+    for width in (16, 32, 64):
+        if width != channels:
+            side = half(side)
+            plan.convs.append(Conv(channels, width, 1, side))
+            plan.norms.append(width)
+        for ins in (channels, width, width):
+            plan.convs.extend([Conv(ins, width, 3, side), Conv(width, width, 3, side)])
+            plan.norms.extend([width, width])
+        channels = width
+    return plan
+
+
+def bank_size(kind, conv):
+    """Filters of a routed layer: N windows of K among the C_out of the dense layer, or N * K of their own."""
+    together = kind.num_experts * conv.outs
+    return together if kind.bank == "disjoint" else min(together, conv.full)
+
+
+def params(kind, plan, classes, network_router):
+    routed = isinstance(kind, MoEKind)
+    total = (plan.last + 1) * classes + 2 * sum(plan.norms)
+    total += 2 * sum(plan.normed) * (kind.num_experts if routed and kind.norms == "per_expert" else 1)
+    for conv in plan.convs:
+        filters = bank_size(kind, conv) if routed and conv.full else conv.outs
+        total += filters * conv.ins * conv.kernel**2
+        if routed and conv.full and kind.routers == "per_layer":
+            total += (conv.ins + 1) * kind.num_experts
+    if isinstance(kind, MaskedKind):
+        total += sum(plan.masks)
+    if network_router is not None:
+        total += params(DenseKind(), network_router, kind.num_experts, None)
+    return total
+
+
+def macs(kind, plan, classes, network_router):
+    total = plan.last * classes
+    for conv in plan.convs:
+        total += conv.side**2 * conv.outs * conv.ins * conv.kernel**2
+        if isinstance(kind, MoEKind) and conv.full and kind.routers == "per_layer":
+            total += conv.ins * kind.num_experts
+    return total + (macs(DenseKind(), network_router, kind.num_experts, None) if network_router is not None else 0)
+
+
+def build(backbone, kind, data, width, seed=0):
+    shape, classes, stem, _ = DATA[data]
+    torch.manual_seed(seed)
+    spec = PictureSpec(tuple(map(str, range(classes))), shape, (0.5,) * shape[0], (0.25,) * shape[0])
+    return build_model(ModelConfig(backbone=backbone, width=width, stem=stem), kind, spec)
+
+
+def expected(backbone, kind, data, width):
+    shape, classes, stem, _ = DATA[data]
+    plan = PLANS[backbone](kind, width, shape, stem)
+    router = network_router_plan(shape, stem) if isinstance(kind, MoEKind) and kind.routers == "per_network" else None
+    return params(kind, plan, classes, router), macs(kind, plan, classes, router)
+
+
+@pytest.mark.parametrize("data", DATA)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+@pytest.mark.parametrize("backbone", MODELS)
+def test_every_backbone_in_every_kind_for_every_data_set(backbone, kind, data):
+    model = build(backbone, kind, data, WIDTHS[backbone])
+    shape, classes, _, side = DATA[data]
+    assert (sum(p.numel() for p in model.parameters()), ideal_macs(model, shape)) == expected(
+        backbone, kind, data, WIDTHS[backbone]
+    )
+    with torch.no_grad():
+        for layer in model.moe_layers():  # experts start equal, which leaves routers without a gradient
+            layer.filters.add_(0.1 * torch.randn_like(layer.filters))
+    x = torch.rand(2, shape[0], side, side)
+    logits, _ = model.train().forward_routed(x, Gate("straight_through"))
+    assert logits.shape == (2, classes)
+    cross_entropy(logits, torch.tensor([0, 1])).backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+    for group in (model.weight_parameters(), model.router_parameters(), model.mask_parameters()):
+        assert not group or sum(p.grad.abs().sum() for p in group) > 0
+    other = build(backbone, kind, data, WIDTHS[backbone], seed=1).eval()
+    other.load_state_dict(load(save({name: value.contiguous() for name, value in model.state_dict().items()})))
+    with torch.no_grad():
+        assert torch.equal(other(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "data", "count"),
+    [
+        ("resnet18", "cifar10", 11_173_962),
+        ("resnet18", "imagenet", 11_689_512),
+        ("wrn28_10", "cifar10", 36_479_194),
+        ("vgg16_bn", "cifar10", 14_724_042),
+        ("densenet40", "cifar10", 176_122),
+        ("densenet121", "imagenet", 7_978_856),
+    ],
+)
+def test_published_numbers_of_parameters(backbone, data, count):
+    width = MODELS[backbone][1]
+    assert expected(backbone, DenseKind(), data, width)[0] == count
+    with torch.device("meta"):
+        model = build(backbone, DenseKind(), data, None)
+    assert sum(p.numel() for p in model.parameters()) == count

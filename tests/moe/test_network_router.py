@@ -1,0 +1,117 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from advmoe.models.resnet import ResNet
+from advmoe.moe import Gate, MoEKind
+from advmoe.moe.network_router import NetworkRouter
+
+GATES = ["hard", "straight_through", "scaled", "soft"]
+
+
+def network(norms="shared", num_experts=3):
+    """A tiny network in eval mode, calibrated; its experts differ, and its router spreads its choices."""
+    torch.manual_seed(0)
+    kind = MoEKind(0.5, num_experts=num_experts, bank="disjoint", routers="per_network", norms=norms)
+    model = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.filters.normal_(std=0.3)
+        for module in model.modules():
+            if hasattr(module, "momentum"):
+                module.momentum = 1.0
+        model.train()(x())
+    return model.eval()
+
+
+def x(count=8):
+    return torch.rand(count, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("kind", GATES)
+def test_there_is_one_routing_and_it_is_the_routers(kind):
+    model = network()
+    _, routings = model.forward_routed(x(), Gate(kind))
+    (routing,) = routings
+    logits = model.router(model.normalize(x()))
+    assert torch.equal(routing.logits, logits)
+    assert torch.equal(routing.experts, logits.argmax(dim=1))
+    assert len(routing.experts.unique()) > 1
+    assert logits.shape == (8, 3)
+
+
+@pytest.mark.parametrize("norms", ["shared", "per_expert"])
+def test_every_layer_obeys_the_one_choice(norms):
+    model = network(norms)
+    chosen = model.forward_routed(x())[1][0].experts
+    alone = [model.forward_routed(x(), Gate("forced", route=torch.full((8, 1), e)))[0] for e in range(3)]
+    expected = torch.stack([alone[e][row] for row, e in enumerate(chosen.tolist())])
+    torch.testing.assert_close(model(x()), expected, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(alone[0], alone[1])
+
+
+def test_layers_are_told_the_logits_and_have_no_routers():
+    model, seen = network(), []
+    for layer in model.moe_layers():
+        assert layer.router is None
+        assert layer.index == 0
+        layer.register_forward_pre_hook(lambda _, given: seen.append(given[1].logits))
+    logits = model.forward_routed(x())[1][0].logits
+    assert len(seen) == 4
+    assert all(torch.equal(given, logits) for given in seen)
+
+
+def test_a_forced_route_has_one_column_and_minus_one_is_the_routers():
+    model = network()
+    own = model.forward_routed(x(4))[1][0].experts
+    forced = torch.tensor([[2], [-1], [0], [1]])
+    _, (routing,) = model.forward_routed(x(4), Gate("forced", route=forced))
+    assert routing.experts.tolist() == [2, own[1].item(), 0, 1]
+    every = model.forward_routed(x(4), Gate("forced", route=torch.full((4, 1), -1)))[0]
+    torch.testing.assert_close(every, model(x(4)), rtol=0, atol=0)
+
+
+def test_router_parameters_are_the_network_routers():
+    model = network()
+    mine = {id(parameter) for parameter in model.router.parameters()}
+    assert {id(parameter) for parameter in model.router_parameters()} == mine
+    assert not mine & {id(parameter) for parameter in model.weight_parameters()}
+    assert len(mine) + len(model.weight_parameters()) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("norms", ["shared", "per_expert"])
+@pytest.mark.parametrize("kind", GATES)
+def test_gradients_reach_the_router_through_all_gates_but_hard(kind, norms):
+    model = network(norms)
+    logits, _ = model.forward_routed(x(), Gate(kind))
+    cross_entropy(logits, torch.arange(8) % 3).backward()
+    found = [parameter.grad for parameter in model.router_parameters()]
+    if kind == "hard":
+        assert all(gradient is None for gradient in found)
+    else:
+        assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in found)
+
+
+def test_a_gate_is_not_changed_by_the_network():
+    gate = Gate("straight_through")
+    network().forward_routed(x(), gate)
+    assert gate.logits is None
+
+
+@pytest.mark.parametrize(
+    ("stem", "sides"), [("cifar", [32, 32, 32, 16, 16, 16, 8, 8, 8]), ("imagenet", [8, 8, 8, 4, 4, 4, 2, 2, 2])]
+)
+def test_stages_and_sides(stem, sides):
+    router = NetworkRouter(3, 2, stem).eval()
+    h, seen = router.stem(torch.rand(2, 3, 32, 32)), []
+    for block in router.blocks:
+        h = block(h)
+        seen.append((h.shape[1], h.shape[2]))
+    assert seen == list(zip([16] * 3 + [32] * 3 + [64] * 3, sides, strict=True))
+
+
+def test_a_pictures_choice_does_not_depend_on_its_batch():
+    model = network()
+    together = model.forward_routed(x())[1][0].logits
+    for i in range(8):
+        torch.testing.assert_close(model.forward_routed(x()[i : i + 1])[1][0].logits[0], together[i], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,166 @@
+"""ExpertNorm against one nn.BatchNorm2d per expert, fed with that expert's pictures; MaskedNorm."""
+
+import pytest
+import torch
+from torch import nn
+
+from advmoe.moe import ChannelMask, Channels, ExpertNorm, Gate, MaskedNorm, MoEConv2d, pictures
+from advmoe.moe.dispatch import windows
+
+N, K = 3, 4
+EXPERTS = torch.tensor([2, 0, 2, 0, 2, 0, 0])  # expert 1 has no picture
+
+
+def make_norm(seed=0):
+    torch.manual_seed(seed)
+    norm = ExpertNorm(N, K).double()
+    with torch.no_grad():
+        for tensor in (norm.weight, norm.bias, norm.running_mean):
+            tensor.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    return norm
+
+
+def references(norm):
+    """The slow twin: a batch norm of its own for each expert."""
+    twins = []
+    for e in range(N):
+        twin = nn.BatchNorm2d(K).double().train(norm.training)
+        with torch.no_grad():
+            twin.weight.copy_(norm.weight[e])
+            twin.bias.copy_(norm.bias[e])
+            twin.running_mean.copy_(norm.running_mean[e])
+            twin.running_var.copy_(norm.running_var[e])
+        twins.append(twin)
+    return twins
+
+
+def slow(twins, y, experts):
+    """Each picture through its expert's batch norm; one without pictures is not called."""
+    out = torch.zeros_like(y)
+    for e, twin in enumerate(twins):
+        mine = (experts == e).nonzero()[:, 0]
+        if len(mine):
+            out = out.index_copy(0, mine, twin(y[mine]))
+    return out
+
+
+def outputs():
+    return torch.randn(len(EXPERTS), K, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(5)) * 2 + 1
+
+
+def close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def grads(y, x, parameters):
+    probe = torch.randn(y.shape, generator=torch.Generator().manual_seed(7), dtype=y.dtype)
+    return torch.autograd.grad((y * probe).sum(), [x, *parameters], allow_unused=True)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_a_batch_norm_for_each_expert(training):
+    norm = make_norm().train(training)
+    twins = references(norm)
+    x, x_slow = outputs().requires_grad_(True), outputs().requires_grad_(True)
+    fast, expected = norm(x, EXPERTS), slow(twins, x_slow, EXPERTS)
+    close(fast, expected)
+    found = grads(fast, x, [norm.weight, norm.bias])
+    of_twins = grads(expected, x_slow, [p for twin in twins for p in (twin.weight, twin.bias)])
+    close(found[0], of_twins[0])
+    for e in range(N):
+        for place, mine in ((1, of_twins[1 + 2 * e]), (2, of_twins[2 + 2 * e])):
+            close(found[place][e], torch.zeros(K, dtype=torch.float64) if mine is None else mine)
+    for e, twin in enumerate(twins):
+        close(norm.running_mean[e], twin.running_mean)
+        close(norm.running_var[e], twin.running_var)
+
+
+def test_an_expert_without_pictures_keeps_its_statistics_to_the_bit():
+    norm = make_norm().train()
+    mean, var = norm.running_mean.clone(), norm.running_var.clone()
+    norm(outputs(), EXPERTS)
+    assert torch.equal(norm.running_mean[1], mean[1])
+    assert torch.equal(norm.running_var[1], var[1])
+    assert not torch.isclose(norm.running_mean[[0, 2]], mean[[0, 2]]).any()
+    norm.eval()(outputs(), EXPERTS)
+    assert torch.equal(norm.running_mean[1], mean[1])
+
+
+def test_eval_mode_changes_nothing_and_judges_each_picture_alone():
+    norm = make_norm().eval()
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    together = norm(outputs(), EXPERTS)
+    for i in range(len(EXPERTS)):
+        torch.testing.assert_close(norm(outputs()[i : i + 1], EXPERTS[i : i + 1])[0], together[i], rtol=1e-12, atol=1e-12)
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_at_the_chosen_experts_is_forward(training):
+    parts = torch.stack([outputs() * (e + 1) - e for e in range(N)], dim=1)
+    rows = torch.arange(len(EXPERTS))
+    one, all_of_them = make_norm().train(training), make_norm().train(training)
+    chosen = one(parts[rows, EXPERTS], EXPERTS)
+    close(all_of_them.every(parts, EXPERTS)[rows, EXPERTS], chosen)
+    for (name, value), twin in zip(one.state_dict().items(), all_of_them.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, twin, rtol=1e-10, atol=1e-10, msg=name)
+
+
+def test_every_takes_an_idle_experts_running_statistics():
+    norm = make_norm().train()
+    parts = torch.stack([outputs()] * N, dim=1)
+    twin = references(norm)[1].eval()
+    close(norm.every(parts, EXPERTS)[:, 1], twin(outputs()))
+
+
+def test_one_picture_of_one_pixel_makes_no_nan():
+    norm = make_norm().train()
+    y = norm(torch.randn(1, K, 1, 1, dtype=torch.float64), torch.tensor([2]))
+    assert torch.isfinite(y).all()
+    assert all(torch.isfinite(value).all() for value in norm.state_dict().values())
+
+
+def moe_layer():
+    torch.manual_seed(0)
+    outs = Channels(8, 4)
+    layer = MoEConv2d(
+        pictures(3), outs, windows("disjoint", 2, 8, 4), kernel_size=3, stride=1, norm=ExpertNorm(2, 4), routed=True
+    ).double()  # fmt: skip
+    with torch.no_grad():
+        layer.filters.normal_()
+        layer.norm.weight.uniform_(0.5, 2)
+        layer.norm.bias.normal_()
+    return layer
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_straight_through_layer_has_the_value_of_the_hard_one(training):
+    x = torch.randn(9, 3, 5, 5, dtype=torch.float64)
+    hard, straight = moe_layer().train(training), moe_layer().train(training)
+    y, (routing,) = hard(x, Gate())
+    assert len(routing.experts.unique()) == 2
+    close(straight(x, Gate("straight_through"))[0], y)
+    close(straight.norm.running_mean, hard.norm.running_mean)
+
+
+def test_tie_gradients_sums_over_the_experts_norms():
+    layer = moe_layer().float()
+    layer.norm.weight.grad = torch.tensor([[1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 30.0, 40.0]])
+    layer.norm.bias.grad = torch.ones(2, 4)
+    layer.tie_gradients()
+    assert layer.norm.weight.grad.tolist() == [[11, 22, 33, 44]] * 2
+    assert layer.norm.bias.grad.tolist() == [[2] * 4] * 2
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_masked_channels_are_zero_and_the_others_as_without_a_mask(training):
+    channels = Channels(4, 4, (ChannelMask(4, 2),))
+    channels.masks[0].scores.data = torch.tensor([0.0, 2.0, 1.0, 0.5])
+    norm, plain = MaskedNorm(channels).train(training), nn.BatchNorm2d(4).train(training)
+    norm.bias.data.fill_(3.0)
+    plain.bias.data.fill_(3.0)
+    x = torch.randn(5, 4, 3, 3)
+    y, expected = norm(x), plain(x)
+    assert torch.equal(y[:, [0, 3]], torch.zeros(5, 2, 3, 3))
+    assert torch.equal(y[:, [1, 2]], expected[:, [1, 2]])

@@ -1,0 +1,176 @@
+"""What the routers' options do to a run: rates, balance terms, health figures, kinds of router and norm, the first load."""
+
+import math
+
+import pytest
+import torch
+from conftest import Recorder
+
+from advmoe.config import DataConfig
+from advmoe.data import load_dataset
+from advmoe.training import loop
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import network, train
+
+
+class Rates(Recorder):
+    """Keeps each iteration's learning rates: those of the routers and of all other parameters."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.routers, self.others = [], []
+        step = torch.optim.SGD.step
+
+        def keep(optimizer, closure=None):
+            for group in optimizer.param_groups:
+                widths = {tuple(p.shape) for p in group["params"]}
+                (self.routers if widths <= ROUTER_SHAPES else self.others).append(group["lr"])
+            step(optimizer, closure)
+
+        monkeypatch.setattr(torch.optim.SGD, "step", keep)
+
+
+ROUTER_SHAPES = {(2,), *((2, width) for width in (2, 4, 8, 16))}  # linear layers of per-layer routers at width 4, r = 0.5
+
+
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_router_warmup_rises_in_line_and_decays_with_the_cosine(method, tiny, splits, tmp_path, monkeypatch):
+    rates = Rates(monkeypatch)
+    config = tiny(method, epochs=2, tied_share=0.0, lr=0.1, router_lr=0.04, router_warmup=0.5)
+    train(config, splits, tmp_path / "run", rates)
+    # 60 pictures in batches of 20: 6 iterations; the rise takes the first 3
+    cosine = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+    rise = [0, 1 / 3, 2 / 3, 1, 1, 1]
+    assert rates.routers == pytest.approx([0.04 * r * c for r, c in zip(rise, cosine, strict=True)])
+    assert rates.others == pytest.approx([0.1 * c for c in cosine])
+
+
+def test_without_warmup_routers_start_at_their_rate(tiny, splits, tmp_path, monkeypatch):
+    rates = Rates(monkeypatch)
+    train(tiny(epochs=1, tied_share=0.0, router_lr=0.04), splits, tmp_path / "run", rates)
+    assert rates.routers[0] == 0.04
+
+
+def after_one_iteration(config, splits, run, monkeypatch):
+    """The network of a run that is stopped after its first iteration."""
+    models = []
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "network", lambda *given: models.append(network(*given)) or models[-1])
+        with pytest.raises(KeyboardInterrupt):
+            train(config, splits, run, Recorder(lambda epoch, done: True))
+    return models[0]
+
+
+@pytest.mark.parametrize("term", ["switch", "importance", "entropy"])
+def test_balance_moves_the_router_update_of_advmoe_alone(term, tiny, splits, tmp_path, monkeypatch):
+    """After one iteration in which the weights come first, they are as without the term, and the routers are not."""
+    fields = {"tied_share": 0.0, "level_order": "weights_first", "balance_weight": 50.0}
+    plain, balanced = (
+        after_one_iteration(tiny(balance=balance, **fields), splits, tmp_path / balance, monkeypatch) for balance in ("none", term)
+    )
+    weights = zip(plain.weight_parameters(), balanced.weight_parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in weights)
+    routers = zip(plain.router_parameters(), balanced.router_parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in routers)
+
+
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_a_heavy_balance_term_evens_the_load(method, tiny, splits, tmp_path):
+    def busiest(balance):
+        config = tiny(method, epochs=2, tied_share=0.0, lr=0.0, router_lr=0.05, balance=balance, balance_weight=100.0)
+        last = train(config, splits, tmp_path / balance, Recorder())[-1]
+        return sum(max(layer) for layer in last["load"]) / len(last["load"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "network", lambda *given: lopsided(network(*given), weight=0.3, bias=1.0))
+        assert busiest("entropy") < busiest("none") - 0.05
+
+
+def lopsided(model, weight=0.0, bias=0.0):
+    """Routers with expert 0 ahead by `bias`; their weights times `weight`."""
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.router.linear.weight.mul_(weight)
+            layer.router.linear.bias.copy_(torch.tensor([bias, 0.0]))
+    return model
+
+
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, splits, tmp_path, monkeypatch):
+    """Planted: every router constant, with expert 0 chosen at odds of 3 to 1."""
+    monkeypatch.setattr(loop, "network", lambda *given: lopsided(network(*given), bias=math.log(3)))
+    history = train(tiny(method, epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
+    (row,) = history
+    assert row["load"] == [[1.0, 0.0]] * 16
+    assert row["dead"] == [[1]] * 16
+    entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert row["router_entropy"] == pytest.approx([entropy] * 16, rel=1e-5)
+
+
+def test_load_is_the_share_of_the_epochs_pictures(tiny, splits, tmp_path, monkeypatch):
+    """Planted: even routers, and ties go to expert 0, but the last layer's bias prefers expert 1."""
+
+    def planted(*given):
+        model = lopsided(network(*given))
+        with torch.no_grad():
+            model.moe_layers()[-1].router.linear.bias[1] = 1.0
+        return model
+
+    monkeypatch.setattr(loop, "network", planted)
+    (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
+    assert row["load"] == [[1.0, 0.0]] * 15 + [[0.0, 1.0]]
+    assert row["dead"] == [[1]] * 15 + [[0]]
+    assert row["router_entropy"][:15] == pytest.approx([math.log(2)] * 15, rel=1e-5)
+
+
+def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
+    (row,) = train(tiny("at_dense", epochs=1), splits, tmp_path / "run", Recorder())
+    assert not {"load", "dead", "router_entropy"} & set(row)
+
+
+@pytest.mark.parametrize("norms", ["shared", "per_expert"])
+@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, splits, tmp_path):
+    config = tiny(method, epochs=1, tied_share=0.34, routers=routers, norms=norms, balance="switch", router_warmup=0.1)
+    (row,) = train(config, splits, tmp_path / "run", Recorder())
+    layers = 1 if routers == "per_network" else 16
+    assert len(row["load"]) == len(row["dead"]) == len(row["router_entropy"]) == layers
+    assert all(sum(layer) == pytest.approx(1) for layer in row["load"])
+    before, after = network(config, splits.spec), RunFolder(tmp_path / "run").latest().model_state()
+    assert all(not torch.equal(parameter, after[name]) for name, parameter in before.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "routers", "norms"), [("advmoe", "per_network", "per_expert"), ("at_moe", "per_layer", "per_expert")]
+)
+def test_they_resume_as_they_were(method, routers, norms, tiny, splits, tmp_path):
+    config = tiny(method, epochs=2, routers=routers, norms=norms, router_warmup=0.7)
+    train(config, splits, tmp_path / "whole", Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    train(config, splits, tmp_path / "broken", Recorder(), resume=True)
+    expected, found = (RunFolder(tmp_path / name).latest().model_state() for name in ("whole", "broken"))
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Enough embedded pictures to calibrate on and to judge by."""
+    return load_dataset(DataConfig(dataset="fashion-mnist", limit_train=1200, limit_test=20))
+
+
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 10), marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("norms", ["shared", "per_expert"])
+@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+def test_no_fresh_network_is_collapsed(routers, norms, seeds, tiny, many):
+    """Each of two experts of every layer gets a tenth of the pictures and more, once calibrated."""
+    for seed in seeds:
+        config = tiny(seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
+        model = network(config, many.spec)
+        loop._calibrate(loop._state(config, model, loop.METHODS["advmoe"].phases[0]), many.train)
+        assert not model.training
+        with torch.no_grad():
+            _, routings = model.forward_routed(many.train[torch.arange(400)].pixels())
+        least = [torch.bincount(routing.experts, minlength=2).min().item() / 400 for routing in routings]
+        assert min(least) >= 0.1, (seed, least)
