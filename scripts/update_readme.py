@@ -1,4 +1,4 @@
-"""Write the figures of results/demo/records.json into README.md, between its markers.
+"""Write the figures of results/demo/records.json and the table of costs into README.md, between its markers.
 
 python scripts/update_readme.py
 """
@@ -7,6 +7,8 @@ import json
 import re
 from pathlib import Path
 from typing import Any
+
+from advmoe.reports.costs import profile_markdown
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("RA-worst", "SA", "RA-50", "RA-AA", "GMACs", "against dense")
@@ -38,8 +40,10 @@ def main() -> None:
     """Rewrite the README."""
     records = json.loads((ROOT / "results/demo/records.json").read_text())
     text = (ROOT / "README.md").read_text()
-    parts = re.split(r"(?<=<!-- demo -->\n).*?(?=<!-- /demo -->)", text, flags=re.S)
-    (ROOT / "README.md").write_text(f"{table(records)}\n".join(parts))
+    for block, content in {"demo": table(records), "profile": profile_markdown()}.items():
+        parts = re.split(rf"(?<=<!-- {block} -->\n).*?(?=<!-- /{block} -->)", text, flags=re.S)
+        text = f"{content}\n".join(parts)
+    (ROOT / "README.md").write_text(text)
 
 
 if __name__ == "__main__":

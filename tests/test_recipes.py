@@ -1,62 +1,178 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
+from advmoe.config import RunConfig
 from advmoe.data import DATASETS
 from advmoe.errors import UserError
+from advmoe.models import build_model
+from advmoe.paper import cells
+from advmoe.profile import NARROW, picture_spec
 from advmoe.recipes import RECIPES, recipe
 from advmoe.training.loop import network
 from advmoe.training.methods import METHODS
 
+FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 
-def test_every_method_has_its_demo_and_its_cell_of_the_paper() -> None:
-    assert set(METHODS) == set(METHODS)
-    assert set(RECIPES) == {f"{family}-{method}" for family in ("demo", "cifar10-resnet18") for method in METHODS}
+
+def test_lists_every_cell_of_the_papers_tables() -> None:
+    for cell in cells():
+        config = RECIPES[cell.recipe]
+        assert (config.data.dataset, config.model.backbone, config.method) == (cell.dataset, cell.model, cell.method)
+        assert config.attack.num_steps == cell.attack_steps
+        assert cell.method == "at_dense" or config.model.model_scale == cell.model_scale
+
+
+def test_lists_every_backbone_data_set_and_method_with_2_and_10_steps() -> None:
+    nets = ("resnet18", "wrn28_10", "vgg16_bn")
+    places = [(data, net) for data in ("cifar10", "cifar100", "tinyimagenet", "imagenet") for net in nets]
+    places += [(data, "densenet40") for data in ("cifar10", "cifar100", "tinyimagenet")] + [("imagenet", "densenet121")]
+    listed = {(c.data.dataset, c.model.backbone, c.method, c.attack.num_steps) for c in RECIPES.values() if c.model.width is None}
+    wanted = {(data, net, method, steps) for data, net in places for method in FIVE for steps in (2, 10)}
+    assert listed == wanted | {(data, net, "standard", 2) for data, net in places}
+
+
+def test_table_a2_has_its_scales_on_both_data_sets() -> None:
+    scaled = {(c.data.dataset, c.model.backbone, c.method, c.model.model_scale) for c in RECIPES.values()}
+    wanted = {
+        (data, net, method, scale)
+        for data in ("cifar10", "cifar100")
+        for net in ("resnet18", "wrn28_10")
+        for method in FIVE[1:]
+        for scale in (0.2, 0.8)
+    }
+    assert {entry for entry in scaled if entry[3] != 0.5} == wanted
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_name_says_method_and_data(name: str) -> None:
+def test_name_is_the_configurations(name: str) -> None:
     config = recipe(name)
-    assert name.endswith(f"-{config.method}")
-    assert config.data.dataset == ("fashion-mnist" if name.startswith("demo-") else "cifar10")
+    assert config == RECIPES[name]
+    dataset, model, method = ("demo", "", config.method) if name.startswith("demo-") else name.split("-")[:3]
+    assert dataset in ("demo", config.data.dataset)
+    assert model in ("", config.model.backbone)
+    assert config.method == method
+
+
+def test_no_two_names_are_one_run() -> None:
+    assert len(set(RECIPES.values())) == len(RECIPES)
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_builds_a_network_for_its_data(name: str) -> None:
+def test_builds_its_network(name: str) -> None:
     config = recipe(name)
-    spec = DATASETS[config.data.dataset].spec
-    model = network(config, spec).eval()
+    spec = picture_spec(config)
+    with torch.device("meta"):
+        model = build_model(config.model, METHODS[config.method].kind(config.model), spec)
+    assert model.classifier.out_features == len(spec.classes) == CLASSES[config.data.dataset]
+    assert bool(model.moe_layers()) == (config.method in ("at_moe", "advmoe"))
+    assert bool(model.mask_parameters()) == (config.method == "at_sparse")
+
+
+CLASSES = {"fashion-mnist": 10, "cifar10": 10, "cifar100": 100, "tinyimagenet": 200, "imagenet": 1000}
+SIDES = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": 224}
+
+
+@pytest.mark.parametrize("dataset", SIDES)
+@pytest.mark.parametrize("model", ["resnet18", "wrn28_10", "vgg16_bn", "densenet40", "densenet121"])
+def test_narrow_twins_take_their_data_sets_pictures(dataset: str, model: str) -> None:
+    config = recipe(f"{dataset}-{model}-advmoe")
+    spec = DATASETS[dataset].spec(config.data)
+    assert spec.shape == (3, SIDES[dataset], SIDES[dataset])
+    net = network(replace(config, model=replace(config.model, width=NARROW)), spec).eval()
     with torch.no_grad():
-        logits = model(torch.rand(2, *spec.shape))
-    assert logits.shape == (2, len(spec.classes))
+        logits = net(torch.rand(1, *spec.shape))
+    assert logits.shape == (1, CLASSES[dataset])
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["demo", "cifar10-resnet18"])
+@pytest.mark.parametrize("family", ["demo", "cifar10-resnet18", "imagenet-densenet121"])
 def test_recipes_of_a_family_differ_in_method_alone(family: str) -> None:
-    changed = {recipe(f"{family}-{method}").method for method in METHODS}
-    rest = [(r.model, r.data, r.attack, r.training, r.seed) for r in (recipe(f"{family}-{method}") for method in METHODS)]
-    assert changed == set(METHODS)
-    assert all(one == rest[0] for one in rest)
+    own = [recipe(f"{family}-{method}") for method in METHODS]
+    assert {config.method for config in own} == set(METHODS)
+    assert len({replace(config, method="") for config in own}) == 1
 
 
-def test_cifar10_recipes_are_the_papers() -> None:
+def sgd(config: RunConfig) -> tuple[float, float, float, int, int]:
+    training = config.training
+    return training.lr, training.momentum, training.weight_decay, training.epochs, training.batch_size
+
+
+def attack(config: RunConfig) -> tuple[float, int, float]:
+    """In 255ths of the pixel range."""
+    return 255 * config.attack.epsilon, config.attack.num_steps, 255 * config.attack.step
+
+
+def test_appendix_b_on_cifar10() -> None:
     config = recipe("cifar10-resnet18-advmoe")
-    assert (config.model.num_experts, config.model.model_scale, config.model.width) == (2, 0.5, 64)
-    assert (config.attack.epsilon, config.attack.step, config.attack.num_steps) == (8 / 255, pytest.approx(5 / 255), 2)
-    assert (config.training.epochs, config.training.batch_size, config.training.lr) == (100, 128, 0.1)
+    assert sgd(config) == (0.1, 0.9, 5e-4, 100, 128)
+    assert attack(config) == pytest.approx((8, 2, 5))
+    assert (config.model.num_experts, config.model.model_scale, config.model.width, config.model.stem) == (2, 0.5, None, "cifar")
+    assert (config.training.loss, config.training.beta, config.training.tied_share) == ("trades", 6, 0)
+
+
+def test_appendix_b_on_imagenet() -> None:
+    config = recipe("imagenet-wrn28_10-at_moe")
+    assert sgd(config) == (0.1, 0.9, 5e-4, 100, 512)
+    assert attack(config) == pytest.approx((4, 2, 2.5))
+    assert config.model.stem == "imagenet"
+
+
+def test_appendix_b_on_tinyimagenet() -> None:
+    config = recipe("tinyimagenet-densenet40-at_sparse")
+    assert sgd(config) == (0.1, 0.9, 5e-4, 100, 128)
+    assert len(METHODS[config.method].phases) == 2  # 100 epochs of masks, 100 of weights
+    assert attack(config) == pytest.approx((8, 2, 5))
+    assert config.model.stem == "cifar"
+
+
+def test_table_a1_takes_ten_steps_of_2() -> None:
+    assert attack(recipe("cifar10-wrn28_10-at_dense-steps10")) == pytest.approx((8, 10, 2))
+
+
+def test_suffixes_set_one_field_each() -> None:
+    plain = recipe("cifar100-vgg16_bn-at_moe")
+    every = recipe("cifar100-vgg16_bn-at_moe-r0.25-n4-steps10-pgd_at")
+    assert (every.model.model_scale, every.model.num_experts, every.attack.num_steps, every.training.loss) == (
+        0.25,
+        4,
+        10,
+        "pgd_at",
+    )
+    model = replace(every.model, model_scale=0.5, num_experts=2)
+    back = replace(every, model=model, attack=replace(every.attack, num_steps=2), training=replace(every.training, loss="trades"))
+    assert back == plain
+    assert recipe("cifar100-vgg16_bn-at_moe-n4") == replace(plain, model=replace(plain.model, num_experts=4))
+    assert recipe("cifar100-vgg16_bn-at_moe-pgd_at") == replace(plain, training=replace(plain.training, loss="pgd_at"))
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("demo-advmo", "unknown recipe 'demo-advmo': did you mean demo-advmoe or "),
-        ("cifar10-resnet18-advme", "unknown recipe 'cifar10-resnet18-advme': did you mean cifar10-resnet18-advmoe"),
-        ("zzz", "unknown recipe 'zzz': there is cifar10-resnet18-advmoe, "),
-        ("", "unknown recipe '': there is cifar10-resnet18-advmoe, "),
+        ("demo-advmo", "did you mean demo-advmoe or "),
+        ("demo", "there is demo-advmoe, "),
+        ("cifar10-resnet18-advme", "unknown method 'advme': did you mean advmoe?"),
+        ("cifar10-resnet81-advmoe", "unknown model 'resnet81': did you mean resnet18 or densenet121?"),
+        ("cifr10-resnet18-advmoe", "no dataset 'cifr10', did you mean cifar10 or cifar100?"),
+        ("zzz", "no dataset 'zzz', there is cifar10, cifar100, "),
+        ("", "no dataset '', there is cifar10, cifar100, "),
+        ("cifar10-resnet18", "a name is DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at]"),
+        ("cifar10-resnet18-at_dense-r0.5", "'-r0.5' sets the model scale, and at_dense has none"),
+        ("cifar10-resnet18-at_dense-n2", "'-n2' sets the number of experts, and at_dense has none"),
+        ("cifar10-resnet18-at_sparse-r0.2-n4", "'-r0.2-n4' sets the number of experts, and at_sparse has none"),
+        ("cifar10-resnet18-at_small_dense-n2", "'-n2' sets the number of experts, and at_small_dense has none"),
+        ("cifar10-resnet18-standard-steps10", "'-steps10' sets the training attack, and standard has none"),
+        ("cifar10-resnet18-standard-pgd_at", "'-pgd_at' sets the robust loss, and standard has none"),
+        ("cifar10-resnet18-advmoe-n4-r0.2", "'-n4-r0.2' is not of the form [-rSCALE][-nEXPERTS][-steps10][-pgd_at]"),
+        ("cifar10-resnet18-advmoe-steps7", "'-steps7' is not of the form "),
+        ("cifar10-resnet18-advmoe-", "'-' is not of the form "),
+        ("cifar10-resnet18-advmoe-r1.5", "model_scale must be in (0, 1], not 1.5"),
+        ("cifar10-resnet18-advmoe-n0", "num_experts must be at least 1, not 0"),
     ],
 )
-def test_unknown_names_give_the_nearest(name: str, message: str) -> None:
+def test_unknown_names_say_what_is_wrong_and_the_nearest(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         recipe(name)
-    assert str(caught.value).startswith(message)
+    assert str(caught.value).startswith(f"unknown recipe '{name}': {message}")
     assert len(str(caught.value).splitlines()) == 1

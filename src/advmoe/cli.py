@@ -21,7 +21,7 @@ from rich.console import Console
 from advmoe import __version__
 from advmoe.attacks import Norm
 from advmoe.config import Fraction, RunConfig, RuntimeConfig, load_yaml
-from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.data import Splits, load_dataset
 from advmoe.data_commands import DataCheckArguments, DataGetArguments, check, get
 from advmoe.demo import demo
 from advmoe.errors import UserError, lookup
@@ -32,8 +32,19 @@ from advmoe.evaluation.shards import SHARD_SIZE, shard_count
 from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
 from advmoe.files import write_json
 from advmoe.models import Classifier
+from advmoe.profile import dense_estimate, profile
 from advmoe.progress import EvaluationProgress, TrainingProgress
-from advmoe.recipes import RECIPES, recipe
+from advmoe.recipes import GRAMMAR, RECIPES, recipe
+from advmoe.reports.costs import (
+    chosen_recipes,
+    cost_lines,
+    cost_row,
+    judged_cells,
+    judged_lines,
+    judged_rows,
+    recipe_lines,
+    recipe_rows,
+)
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.loop import autocast, best_network, network, train
@@ -72,8 +83,16 @@ class ProfileArguments:
 
     source: Source
     run: RunConfig
+    layers: Flag = False
+    """Print each layer, too."""
+    paper: Flag = False
+    """Instead of a recipe: the cost columns of the paper's tables beside the counts; cells that cannot be right are marked."""
     json: bool = False
-    """Print one JSON object instead of lines."""
+    """Print JSON instead of lines."""
+
+    def __post_init__(self) -> None:
+        if self.paper and (self.layers or self.source != Source() or self.run != RunConfig()):
+            raise UserError("--paper takes no recipe and no other setting: it counts every cell of the paper's tables")
 
 
 def _costs(preset: str, what: str) -> Any:
@@ -153,7 +172,12 @@ class DemoArguments:
 
 @dataclass(frozen=True)
 class RecipesArguments:
-    """List the recipes."""
+    """List the recipes: settings, parameters and GMACs."""
+
+    part: tyro.conf.Positional[str] = ""
+    """Only those with this in their names."""
+    json: Flag = False
+    """Print JSON, with the whole configurations, instead of lines."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -281,20 +305,19 @@ def _share_out(words: list[str], arguments: EvaluateArguments, look: Callable[[]
 
 
 def _profile(words: list[str]) -> None:
-    arguments = _parse(ProfileArguments, "profile", words, ProfileArguments(source=Source(), run=_configured(words)))
-    config = arguments.run
-    spec = lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
-    own = cost(network(config, spec), spec.shape)
-    dense = cost(network(replace(config, method="at_dense"), spec), spec.shape)
-    figures = {"params": own.params, "gmacs_ideal": own.gmacs_ideal, "gmacs_executed": own.gmacs_executed}
-    figures["gmacs_dense"] = dense.gmacs_ideal
-    if arguments.json:
-        print(json.dumps(figures))
+    run = RunConfig() if "--paper" in words else _configured(words)
+    arguments = _parse(ProfileArguments, "profile", words, ProfileArguments(source=Source(), run=run))
+    if arguments.paper:
+        judged = judged_cells()
+        print(json.dumps(judged_rows(judged)) if arguments.json else "\n".join(judged_lines(judged)))
         return
-    print(f"parameters       {own.params:,}")
-    for name in ("ideal", "executed", "dense"):
-        print(f"GMACs, {name:9} {figures[f'gmacs_{name}']:.6f}")
-    print(f"against dense    {-100 * (1 - own.gmacs_ideal / dense.gmacs_ideal):+.1f} %")
+    own, dense = profile(arguments.run), dense_estimate(arguments.run)
+    if arguments.json:
+        print(json.dumps(cost_row(own, dense, arguments.layers)))
+        return
+    print(*cost_lines(own, dense, arguments.layers), sep="\n")
+    if arguments.run.method == "at_sparse":
+        print("counted without the masked channels: the compact network is what is evaluated")
 
 
 def _demo(words: list[str]) -> None:
@@ -303,10 +326,12 @@ def _demo(words: list[str]) -> None:
 
 
 def _recipes(words: list[str]) -> None:
-    _parse(RecipesArguments, "recipes", words)
-    for name, config in RECIPES.items():
-        epochs, data = config.training.epochs, config.data.dataset
-        print(f"{name:32} {config.method:15} {config.model.backbone} on {data}, {epochs} epochs")
+    arguments = _parse(RecipesArguments, "recipes", words)
+    chosen = chosen_recipes(RECIPES, arguments.part)
+    if arguments.json:
+        print(json.dumps(recipe_rows(chosen)))
+        return
+    print(*recipe_lines(chosen), "", f"Any {GRAMMAR} is a recipe, listed or not.", sep="\n")
 
 
 def _data(words: list[str]) -> None:

@@ -1,30 +1,104 @@
-"""Recipes: name -> RunConfig."""
+"""Recipes: name -> RunConfig. Every cell of the paper's tables, the same for its other backbones and data sets, and the demo.
 
+A name is DATASET-MODEL-METHOD, then, in this order and only where they differ from r = 0.5, N = 2, 2 attack steps and TRADES:
+-rSCALE, -nEXPERTS, -steps10, -pgd_at. Any such name is a recipe; RECIPES lists the named cells.
+"""
+
+import re
 from dataclasses import replace
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
-from advmoe.errors import lookup
+from advmoe.errors import UserError, lookup, nearest
+from advmoe.models import MODELS
 from advmoe.training.methods import METHODS
 
+GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at]"
+SUFFIXES = re.compile(r"(?:-r(?P<scale>\d+(?:\.\d+)?))?(?:-n(?P<experts>\d+))?(?P<steps>-steps10)?(?P<pgd_at>-pgd_at)?")
 DEMO = RunConfig(
     model=ModelConfig(width=16),
     data=DataConfig(dataset="fashion-mnist", crop_padding=2, limit_train=2000, limit_test=300),
     attack=AttackConfig(epsilon=0.1),
     training=TrainingConfig(epochs=6, batch_size=64, lr=0.05, tied_share=0.67),
 )
-
-
-def _recipes() -> dict[str, RunConfig]:
-    named = {}
-    for method in METHODS:
-        named[f"demo-{method}"] = replace(DEMO, method=method)
-        named[f"cifar10-resnet18-{method}"] = RunConfig(method=method)
-    return named
-
-
-RECIPES = _recipes()
+BASES = {  # the settings of the paper's appendix B; RunConfig's defaults are CIFAR's
+    **{name: RunConfig(data=DataConfig(dataset=name)) for name in ("cifar10", "cifar100", "tinyimagenet", "folder")},
+    "imagenet": RunConfig(
+        model=ModelConfig(stem="imagenet"), data=DataConfig(dataset="imagenet"),
+        attack=AttackConfig(epsilon=4 / 255), training=TrainingConfig(batch_size=512),
+    ),
+    "fashion-mnist": RunConfig(data=replace(DEMO.data, limit_train=None, limit_test=None), attack=DEMO.attack),
+}  # fmt: skip
+PAPERS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
+A2_DATASETS, A2_BACKBONES = ("cifar10", "cifar100"), ("resnet18", "wrn28_10")
+DEMOS = {f"demo-{method}": replace(DEMO, method=method) for method in METHODS}
 
 
 def recipe(name: str) -> RunConfig:
     """The configuration of a recipe. Raises UserError, with the nearest names, where there is none of that name."""
-    return lookup(RECIPES, name, "recipe")
+    if name in DEMOS:
+        return DEMOS[name]
+    try:
+        return _parsed(name)
+    except UserError as error:
+        raise UserError(f"unknown recipe '{name}': {error}") from None
+
+
+def _parsed(name: str) -> RunConfig:
+    dataset = next((known for known in BASES if name.startswith(f"{known}-")), None)
+    if dataset is None:
+        named = name.partition("-")[0]
+        raise UserError(nearest(name, list(DEMOS)) if named == "demo" else f"no dataset '{named}', {nearest(named, list(BASES))}")
+    backbone, _, rest = name.removeprefix(f"{dataset}-").partition("-")
+    method, dash, suffixes = rest.partition("-")
+    if not method:
+        raise UserError(f"a name is {GRAMMAR}")
+    lookup(MODELS, backbone, "model")
+    lookup(METHODS, method, "method")
+    base = replace(BASES[dataset], method=method)
+    return _with_suffixes(replace(base, model=replace(base.model, backbone=backbone)), dash + suffixes)
+
+
+def _with_suffixes(base: RunConfig, text: str) -> RunConfig:
+    found = SUFFIXES.fullmatch(text)
+    if found is None:
+        raise UserError(f"'{text}' is not of the form {GRAMMAR.removeprefix('DATASET-MODEL-METHOD')}")
+    for suffix, (setting, has) in zip(found.groups(), _settings(base).items(), strict=True):
+        if suffix and not has:
+            raise UserError(f"'{text}' sets the {setting}, and {base.method} has none")
+    model = replace(
+        base.model,
+        model_scale=float(found["scale"] or base.model.model_scale),
+        num_experts=int(found["experts"] or base.model.num_experts),
+    )
+    attack = replace(base.attack, num_steps=10 if found["steps"] else base.attack.num_steps)
+    training = replace(base.training, loss="pgd_at" if found["pgd_at"] else base.training.loss)
+    return replace(base, model=model, attack=attack, training=training)
+
+
+def _settings(base: RunConfig) -> dict[str, bool]:
+    """What each suffix sets, and whether the method has such a thing."""
+    method, model = METHODS[base.method], base.model
+    scaled = method.kind(replace(model, model_scale=model.model_scale / 2)) != method.kind(model)
+    routed = method.kind(replace(model, num_experts=model.num_experts + 1)) != method.kind(model)
+    attacked = method.loss is None  # a method with a loss of its own trains on clean pictures
+    return {"model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked}
+
+
+def _names() -> list[str]:
+    """The named cells: every backbone, data set, method and step number at r = 0.5, and table A2's other scales."""
+    return [
+        f"{dataset}-{backbone}-{method}{suffix}"
+        for dataset in PAPERS
+        for backbone in ("resnet18", "wrn28_10", "vgg16_bn", "densenet121" if dataset == "imagenet" else "densenet40")
+        for method in METHODS
+        for suffix in _suffixes(method, dataset in A2_DATASETS and backbone in A2_BACKBONES)
+    ]
+
+
+def _suffixes(method: str, in_table_a2: bool) -> list[str]:
+    has = _settings(RunConfig(method=method))
+    scales = ["-r0.2", "-r0.8"] if in_table_a2 and has["model scale"] else []
+    return ["", *scales, *(["-steps10"] if has["training attack"] else [])]
+
+
+RECIPES = DEMOS | {name: recipe(name) for name in _names()}

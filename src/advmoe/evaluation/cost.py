@@ -1,5 +1,6 @@
 """What a network costs: parameters, and GMACs (multiply-accumulates of one picture, in billions)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +9,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from advmoe.attacks import frozen
 from advmoe.models import Classifier
-from advmoe.moe import HARD, MoEConv2d
+from advmoe.moe import MoEConv2d
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """A layer by its place in the network. A convolution has its batch norm's parameters, but not its router's: that is a row
+    of its own, as is a batch norm that stands alone."""
+
+    name: str
+    params: int
+    gmacs_ideal: float
+    gmacs_executed: float
 
 
 @dataclass(frozen=True)
@@ -18,47 +32,87 @@ class Cost:
     params: int
     gmacs_ideal: float
     gmacs_executed: float
+    layers: tuple[LayerCost, ...] = ()
 
 
-def cost(model: Classifier, shape: tuple[int, int, int]) -> Cost:
-    """The cost of one picture [C, H, W]."""
-    return Cost(sum(p.numel() for p in model.parameters()), ideal_macs(model, shape) / 1e9, executed_macs(model, shape) / 1e9)
+def cost(model: Classifier, shape: Shape) -> Cost:
+    """The cost of one picture [C, H, W], in total and of each layer."""
+    with FlopCounterMode(display=False) as counter:
+        ideal = layer_macs(model, layer_positions(model, shape))
+    executed = _executed(model, counter)
+    params = layer_params(model)
+    layers = tuple(LayerCost(name, params[name], ideal.get(name, 0) / 1e9, executed.get(name, 0) / 1e9) for name in params)
+    return Cost(sum(params.values()), sum(ideal.values()) / 1e9, _macs(counter, "Global") / 1e9, layers)
+
+
+def ideal_macs(model: Classifier, shape: Shape) -> int:
+    """Closed form over the layers' output sizes: convolutions, linear layers, one expert per MoE layer, routers."""
+    return sum(layer_macs(model, layer_positions(model, shape)).values())
+
+
+def executed_macs(model: Classifier, shape: Shape) -> int:
+    """Multiply-accumulates of a forward pass of one picture, by torch's own counter."""
+    with FlopCounterMode(display=False) as counter:
+        layer_positions(model, shape)
+    return _macs(counter, "Global")
 
 
 @torch.no_grad()
-def ideal_macs(model: Classifier, shape: tuple[int, int, int]) -> int:
-    """Closed form over the layers' output sizes: convolutions, linear layers, one expert per MoE layer, routers."""
-    total = 0
+def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
+    """At how many places of one picture each counted layer puts out its channels (H' * W'; 1 for a linear layer)."""
+    positions: dict[str, int] = {}
 
-    def count(module: nn.Module, _: object, output: Tensor | tuple[Tensor, object]) -> None:
-        nonlocal total
-        y = output[0] if isinstance(output, tuple) else output
-        total += y[0].numel() * _macs_per_output(module)
+    def keeper(name: str) -> Callable[..., None]:
+        def keep(module: nn.Module, _: object, output: Tensor | tuple[Tensor, object]) -> None:
+            y = output[0] if isinstance(output, tuple) else output
+            positions[name] = y[0, 0].numel()
 
-    counted = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear | MoEConv2d)]
-    handles = [module.register_forward_hook(count) for module in counted]
+        return keep
+
+    handles = [layer.register_forward_hook(keeper(name)) for name, layer in counted(model).items()]
     try:
         with frozen(model):
-            model.forward_routed(_picture(model, shape), HARD)
+            model(torch.zeros(1, *shape, device=next(model.parameters()).device))
     finally:
         for handle in handles:
             handle.remove()
-    return total
+    return positions
 
 
-@torch.no_grad()
-def executed_macs(model: Classifier, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of a forward pass of one picture, by torch's own counter."""
-    with frozen(model), FlopCounterMode(display=False) as counter:
-        model(_picture(model, shape))
-    return int(counter.get_total_flops()) // 2
+def layer_macs(model: Classifier, positions: dict[str, int]) -> dict[str, int]:
+    """Ideal multiply-accumulates of each counted layer."""
+    return {name: positions[name] * _weights(layer) for name, layer in counted(model).items()}
 
 
-def _macs_per_output(module: nn.Module) -> int:
-    filters = module.filters if isinstance(module, MoEConv2d) else module.weight
-    assert isinstance(filters, Tensor)
-    return filters[0].numel()
+def layer_params(model: Classifier) -> dict[str, int]:
+    """Parameters of each layer, in order; a counted layer takes in those of the modules in it that are not counted."""
+    layers, params = counted(model), dict[str, int]()
+    for name, parameter in model.named_parameters():
+        owner = name.rpartition(".")[0]
+        places = [owner, *(owner.rsplit(".", cut)[0] for cut in range(1, owner.count(".") + 1))]
+        place = next((place for place in places if place in layers), owner)
+        params[place] = params.get(place, 0) + parameter.numel()
+    return params
 
 
-def _picture(model: nn.Module, shape: tuple[int, int, int]) -> Tensor:
-    return torch.zeros(1, *shape, device=next(model.parameters()).device)
+def counted(model: Classifier) -> dict[str, nn.Module]:
+    """The layers that multiply weights."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | MoEConv2d)}
+
+
+def _weights(layer: nn.Module) -> int:
+    """Weights that one position of a picture is multiplied with."""
+    if isinstance(layer, MoEConv2d):
+        return layer.width * layer.filters[0].numel()
+    assert isinstance(layer.weight, Tensor)
+    return layer.weight.numel()
+
+
+def _executed(model: Classifier, counter: FlopCounterMode) -> dict[str, int]:
+    """What torch counted in each counted layer, without the counted ones in it."""
+    whole = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted(model)}
+    return {name: macs - sum(whole[inner] for inner in whole if inner.startswith(f"{name}.")) for name, macs in whole.items()}
+
+
+def _macs(counter: FlopCounterMode, name: str) -> int:
+    return sum(counter.get_flop_counts()[name].values()) // 2

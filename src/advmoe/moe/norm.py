@@ -57,7 +57,9 @@ class ExpertNorm(nn.Module):
 
     def _affine(self, parts: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and shift [N, K] that normalise `parts` [B, N or 1, K, H, W]."""
-        mean, var = self._statistics(parts.to(self.running_mean.dtype), experts) if self.training else (self.running_mean, self.running_var)
+        mean, var = (
+            self._statistics(parts.to(self.running_mean.dtype), experts) if self.training else (self.running_mean, self.running_var)
+        )
         weights = self.weight * (var + self.eps).rsqrt()
         return weights.to(parts.dtype), (self.bias - mean * weights).to(parts.dtype)
 

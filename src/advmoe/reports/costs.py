@@ -1,0 +1,221 @@
+"""Costs as text: the layers of a network, the list of recipes, the paper's cost columns beside the counts."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from advmoe.config import RunConfig, to_dict
+from advmoe.errors import UserError, nearest
+from advmoe.evaluation.cost import Cost
+from advmoe.paper import Cell, cells
+from advmoe.profile import Estimate, dense_estimate, estimate
+from advmoe.recipes import recipe
+from advmoe.training.methods import METHODS
+
+HALF_UNIT = 0.005  # of the last digit that the tables print
+COUNT_SHARE = 0.01
+PLAIN = ("at_small_dense", "at_sparse")
+TABLE = (
+    *(f"cifar10-{backbone}" for backbone in ("resnet18", "wrn28_10", "vgg16_bn", "densenet40")),
+    *(f"imagenet-{backbone}" for backbone in ("resnet18", "wrn28_10", "vgg16_bn", "densenet121")),
+)
+KINDS = {"dense": "at_dense", "small dense": "at_small_dense", "MoE": "advmoe"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A printed cell, its counted cost in GMACs and percent less than dense, and why it cannot be right (empty where it can)."""
+
+    cell: Cell
+    counted: float
+    counted_reduction: float
+    reasons: tuple[str, ...]
+
+
+def less(own: float, dense: float) -> float:
+    """By how many percent `own` is less than `dense`."""
+    return 100 * (1 - own / dense)
+
+
+def cost_row(own: Cost, dense: Estimate, layers: bool) -> dict[str, Any]:
+    """Parameters and GMACs of a network as plain values; with `layers`, those of each layer."""
+    figures = {
+        "params": own.params,
+        "gmacs_ideal": own.gmacs_ideal,
+        "gmacs_executed": own.gmacs_executed,
+        "gmacs_dense": dense.gmacs,
+    }
+    return figures | ({"layers": [asdict(layer) for layer in own.layers]} if layers else {})
+
+
+def cost_lines(own: Cost, dense: Estimate, layers: bool) -> list[str]:
+    """The same as lines, the layers first."""
+    total = [
+        f"parameters       {own.params:,}",
+        f"GMACs, ideal     {own.gmacs_ideal:.6f}",
+        f"GMACs, executed  {own.gmacs_executed:.6f}",
+        f"GMACs, dense     {dense.gmacs:.6f}",
+        f"against dense    {100 * (own.gmacs_ideal / dense.gmacs - 1):+.1f} %",
+    ]
+    return [*_layer_lines(own), "", *total] if layers else total
+
+
+def _layer_lines(own: Cost) -> list[str]:
+    wide = max(len(layer.name) for layer in own.layers)
+    head = f"{'layer':{wide}} {'parameters':>12} {'GMACs, ideal':>14} {'executed':>14}"
+    rows = (f"{c.name:{wide}} {c.params:12,} {c.gmacs_ideal:14.9f} {c.gmacs_executed:14.9f}" for c in own.layers)
+    return [head, *rows]
+
+
+def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, RunConfig]:
+    """The recipes with `part` in their names. Raises UserError where there is none."""
+    found = {name: config for name, config in recipes.items() if part in name}
+    if not found:
+        words = {word for name in recipes for word in name.split("-")}
+        raise UserError(f"no listed recipe has '{part}' in its name: {nearest(part, list(words))}")
+    return found
+
+
+def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
+    """Name, configuration and cost of recipes, as plain values."""
+    costs = {name: (estimate(config), dense_estimate(config)) for name, config in recipes.items()}
+    return [
+        {"name": name, "config": to_dict(recipes[name]), "params": own.params, "gmacs_ideal": own.gmacs, "gmacs_dense": dense.gmacs}
+        for name, (own, dense) in costs.items()
+    ]
+
+
+def recipe_lines(recipes: Mapping[str, RunConfig]) -> list[str]:
+    """Settings and cost of recipes, one line each."""
+    wide = max(len(name) for name in recipes)
+    head = f"{'recipe':{wide}} {'epochs':>9} {'batch':>5}  {'training attack':28} {'parameters':>11} {'GMACs':>7} {'vs dense':>8}"
+    return [head, *(_recipe_line(name, config, wide) for name, config in recipes.items())]
+
+
+def _recipe_line(name: str, config: RunConfig, wide: int) -> str:
+    own, dense, training = estimate(config), dense_estimate(config), config.training
+    epochs = " + ".join([str(training.epochs)] * len(METHODS[config.method].phases))
+    versus = "" if own == dense else f"{-less(own.gmacs, dense.gmacs):+.0f} %"
+    settings = f"{epochs:>9} {training.batch_size:5}  {_attack(config):28}"
+    return f"{name:{wide}} {settings} {own.params:11,} {own.gmacs:7.4f} {versus:>8}".rstrip()
+
+
+def _attack(config: RunConfig) -> str:
+    """'TRADES, 2 x 5/255 in 8/255'."""
+    if METHODS[config.method].loss is not None:
+        return "none"
+    loss = config.training.loss.upper().replace("_", "-")
+    attack = config.attack
+    whole = abs(255 * attack.epsilon - round(255 * attack.epsilon)) < 1e-6
+    step, epsilon = (f"{255 * value:.3g}/255" if whole else f"{value:.3g}" for value in (attack.step, attack.epsilon))
+    return f"{loss}, {attack.num_steps} x {step} in {epsilon}"
+
+
+def judged_cells() -> list[Judged]:
+    """The paper's cost columns beside the counts, each cell tried by the three rules below."""
+    return [_judged(cell) for cell in cells()]
+
+
+def _judged(cell: Cell) -> Judged:
+    own, dense = estimate(recipe(cell.recipe)), dense_estimate(recipe(cell.recipe))
+    reasons = (_miscounted(cell, own, dense), _impossible_router(cell), _misdivided(cell))
+    return Judged(cell, own.gmacs, less(own.gmacs, dense.gmacs), tuple(reason for reason in reasons if reason))
+
+
+def _miscounted(cell: Cell, own: Estimate, dense: Estimate) -> str | None:
+    """Rule 1: further from the count than rounding and COUNT_SHARE of it allow."""
+    if abs(cell.gflops - own.gmacs) <= HALF_UNIT + COUNT_SHARE * own.gmacs:
+        return None
+    said = f"{cell.model} {'with experts ' if cell.method not in (*PLAIN, 'at_dense') else ''}at r = {cell.model_scale:g}"
+    said += f" counts {own.gmacs:.3f} GMACs, not {cell.gflops:g}"
+    if cell.reduction is None:
+        return said
+    law = "cost goes with r squared: " if cell.method in PLAIN else ""
+    return f"{said}: {law}{less(own.gmacs, dense.gmacs):.0f} % less than dense, not {cell.reduction:.0f} %"
+
+
+def _impossible_router(cell: Cell) -> str | None:
+    """Rule 2: what the cells with experts cost above the small dense network at the same scale, their router, must be the same at
+    all scales, within the rounding of the four figures."""
+    if cell.method in (*PLAIN, "at_dense"):
+        return None
+    implied = _implied_routers(cell)
+    if max(implied.values()) - min(implied.values()) <= 4 * HALF_UNIT + 1e-9:
+        return None
+    said = ", ".join(f"{router:.2f} at r = {scale:g}" for scale, router in implied.items())
+    return f"{cell.model}'s cells with experts imply routers of {said}, and no one router costs all three"
+
+
+def _implied_routers(cell: Cell) -> dict[float, float]:
+    """Scale -> printed GFLOPS of `cell`'s method above the small dense network's, on its model."""
+    scales = sorted({c.model_scale for c in cells() if c.model_scale < 1})
+    printed = {
+        (scale, method): next(c.gflops for c in cells() if _at(c, cell.model, scale, method))
+        for scale in scales
+        for method in (cell.method, "at_small_dense")
+    }
+    return {scale: printed[scale, cell.method] - printed[scale, "at_small_dense"] for scale in scales}
+
+
+def _at(cell: Cell, model: str, scale: float, method: str) -> bool:
+    return (cell.model, cell.model_scale, cell.method) == (model, scale, method)
+
+
+def _misdivided(cell: Cell) -> str | None:
+    """Rule 3: the printed reduction must be that of the printed figures, within the rounding of all three."""
+    if cell.reduction is None:
+        return None
+    dense = next(c.gflops for c in cells() if c.table == cell.table and _at(c, cell.model, 1.0, "at_dense"))
+    least = less(cell.gflops + HALF_UNIT, dense - HALF_UNIT) - 0.5
+    most = less(cell.gflops - HALF_UNIT, dense + HALF_UNIT) + 0.5
+    if least <= cell.reduction <= most:
+        return None
+    return f"{cell.gflops:g} is {less(cell.gflops, dense):.0f} % less than {dense:g}, not {cell.reduction:.0f} %"
+
+
+def judged_rows(judged: Iterable[Judged]) -> list[dict[str, Any]]:
+    """Printed cells and counts as plain values."""
+    return [
+        asdict(one.cell) | {
+            "recipe": one.cell.recipe, "gmacs_counted": one.counted, "reduction_counted": one.counted_reduction,
+            "possible": not one.reasons, "reasons": list(one.reasons),
+        }
+        for one in judged
+    ]  # fmt: skip
+
+
+def judged_lines(judged: list[Judged]) -> list[str]:
+    """A line for each cell, marks for those that cannot be right, and their reasons."""
+    numbers: dict[str, int] = {}
+    for one in judged:
+        for reason in one.reasons:
+            numbers.setdefault(reason, len(numbers) + 1)
+    head = f"{'table':5} {'model':8} {'r':>4} {'method':14} {'printed':>7} {'counted':>16}"
+    rows = [f"{_judged_line(one)} {' '.join(f'[{numbers[reason]}]' for reason in one.reasons)}".rstrip() for one in judged]
+    rules = (
+        f"GMACs of one picture, and how much less than dense. A mark means that the cell cannot be right: it is further from the "
+        f"count than its rounding and {COUNT_SHARE:.0%}, or it contradicts other printed cells by more than their rounding."
+    )
+    return [head, *rows, "", rules, *(f"[{number}] {reason}" for reason, number in numbers.items())]
+
+
+def _judged_line(one: Judged) -> str:
+    cell = one.cell
+    printed = "" if cell.reduction is None else f"-{cell.reduction:.0f} %"
+    counted = "" if cell.reduction is None else f"-{one.counted_reduction:.0f} %"
+    place = f"{cell.table:5} {cell.model:8} {cell.model_scale:4g} {cell.method:14}"
+    return f"{place} {cell.gflops:7.2f} {printed:>7}  {one.counted:7.3f} {counted:>6} "
+
+
+def profile_markdown() -> str:
+    """Parameters and GMACs of every backbone, dense, small dense and with experts, at r = 0.5 and N = 2, as a Markdown table."""
+    head = ["| pictures, backbone | network | parameters | GMACs | against dense |", "| --- | --- | ---: | ---: | ---: |"]
+    return "\n".join([*head, *(_markdown_row(place, title) for place in TABLE for title in KINDS)])
+
+
+def _markdown_row(place: str, title: str) -> str:
+    config = recipe(f"{place}-{KINDS[title]}")
+    own, dense = estimate(config), dense_estimate(config)
+    versus = "" if own == dense else f"{-less(own.gmacs, dense.gmacs):+.1f} %"
+    dataset, _, backbone = place.partition("-")
+    return f"| {dataset}, {backbone} | {title} | {own.params / 1e6:.2f} M | {own.gmacs:.3f} | {versus} |"

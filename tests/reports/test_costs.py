@@ -1,0 +1,120 @@
+import re
+from dataclasses import replace
+
+import pytest
+
+from advmoe.errors import UserError
+from advmoe.recipes import RECIPES
+from advmoe.reports import costs
+from advmoe.reports.costs import (
+    chosen_recipes,
+    judged_cells,
+    judged_lines,
+    judged_rows,
+    profile_markdown,
+    recipe_lines,
+    recipe_rows,
+)
+
+MARKED = {  # by hand from the tables and the counts
+    ("resnet18", 1.0): {"at_dense"},
+    ("resnet18", 0.2): {"at_small_dense", "at_sparse", "at_moe", "advmoe"},
+    ("wrn28_10", 0.2): {"at_moe", "advmoe"},
+    ("wrn28_10", 0.5): {"at_moe", "advmoe"},
+    ("wrn28_10", 0.8): {"at_small_dense", "at_sparse", "at_moe", "advmoe"},
+}
+
+
+@pytest.fixture(scope="module")
+def judged():
+    return judged_cells()
+
+
+def reasons(judged, model, scale, method):
+    return next(one.reasons for one in judged if (one.cell.model, one.cell.model_scale, one.cell.method) == (model, scale, method))
+
+
+def test_marks_the_cells_that_cannot_be_right_and_no_other(judged):
+    for one in judged:
+        wanted = one.cell.method in MARKED.get((one.cell.model, one.cell.model_scale), set())
+        assert bool(one.reasons) == wanted, one
+
+
+def test_small_resnet_at_a_fifth_breaks_the_square_law(judged):
+    (reason,) = reasons(judged, "resnet18", 0.2, "at_sparse")
+    assert reason == "resnet18 at r = 0.2 counts 0.021 GMACs, not 0.13: cost goes with r squared: 96 % less than dense, not 76 %"
+    (reason,) = reasons(judged, "resnet18", 0.2, "advmoe")
+    assert "with experts at r = 0.2 counts 0.029 GMACs, not 0.14" in reason
+
+
+def test_wide_resnets_routers_contradict_each_other(judged):
+    for scale in (0.2, 0.5, 0.8):
+        count, router = reasons(judged, "wrn28_10", scale, "at_moe")
+        assert "counts" in count
+        assert "routers of 0.73 at r = 0.2, 0.44 at r = 0.5, 1.21 at r = 0.8" in router
+
+
+def test_wrong_division_and_dense_count(judged):
+    assert reasons(judged, "wrn28_10", 0.8, "at_small_dense") == ("3.36 is 36 % less than 5.25, not 38 %",)
+    assert reasons(judged, "resnet18", 1.0, "at_dense") == ("resnet18 at r = 1 counts 0.555 GMACs, not 0.54",)
+
+
+def test_marks_follow_the_counts(judged, monkeypatch):
+    """Were the networks ten times as dear, every cell would be wrong; a corrected cell is not marked."""
+    estimate = costs.estimate
+    monkeypatch.setattr(costs, "estimate", lambda config: estimate(config)._replace(gmacs=10 * estimate(config).gmacs))
+    assert all(one.reasons for one in judged_cells())
+    monkeypatch.undo()
+    right = [replace(cell, gflops=0.02, reduction=96) if cell.model_scale == 0.2 else cell for cell in costs.cells()]
+    monkeypatch.setattr(costs, "cells", lambda: tuple(right))
+    small = [one for one in judged_cells() if (one.cell.model, one.cell.model_scale) == ("resnet18", 0.2)]
+    assert not any(one.reasons for one in small if one.cell.method in costs.PLAIN)
+
+
+def test_lines_number_each_reason_once(judged):
+    lines = judged_lines(judged)
+    notes = [line for line in lines if line.startswith("[")]
+    assert len(notes) == len(set(notes)) == len({reason for one in judged for reason in one.reasons})
+    rows = lines[1 : len(judged) + 1]
+    assert [bool(re.search(r"\[\d+\]", row)) for row in rows] == [bool(one.reasons) for one in judged]
+    assert "1%" in next(line for line in lines if "cannot be right" in line)
+
+
+def test_rows_hold_what_is_printed_and_counted(judged):
+    row = next(row for row in judged_rows(judged) if row["recipe"] == "cifar10-wrn28_10-advmoe-steps10")
+    assert (row["gflops"], row["reduction"], row["ra"], row["possible"]) == (1.75, 67, 56.13, False)
+    assert row["gmacs_counted"] == pytest.approx(1.311, abs=5e-4)
+    assert row["reduction_counted"] == pytest.approx(75, abs=0.05)
+    assert len(row["reasons"]) == 2
+
+
+def test_recipes_are_listed_with_settings_and_cost():
+    lines = recipe_lines(chosen_recipes(RECIPES, "cifar10-wrn28_10-at_"))
+    assert len(lines) == 1 + 2 + 3 * 4
+    (line,) = [line for line in lines if line.startswith("cifar10-wrn28_10-at_sparse-r0.8 ")]
+    settings = ["100", "+", "100", "128", "TRADES,", "2", "x", "5/255", "in", "8/255", "23,349,606", "3.3547", "-36", "%"]
+    assert line.split()[1:] == settings
+
+
+def test_all_recipes_are_listed():
+    assert [line.split()[0] for line in recipe_lines(RECIPES)[1:]] == list(RECIPES)
+    assert {name.split("-")[0] for name in RECIPES} == {"demo", "cifar10", "cifar100", "tinyimagenet", "imagenet"}
+
+
+def test_recipe_rows_hold_the_configuration():
+    (row,) = recipe_rows({"demo-advmoe": RECIPES["demo-advmoe"]})
+    assert row["config"]["attack"]["epsilon"] == 0.1
+    assert 0.2 * row["gmacs_dense"] < row["gmacs_ideal"] < 0.3 * row["gmacs_dense"]
+
+
+def test_unknown_part_of_a_name():
+    with pytest.raises(UserError, match="no listed recipe has 'cifr10' in its name: did you mean cifar10"):
+        chosen_recipes(RECIPES, "cifr10")
+
+
+def test_markdown_table_has_every_backbone():
+    head, rule, *rows = profile_markdown().splitlines()
+    assert head.count("|") == rule.count("|") == 6
+    assert len(rows) == 8 * 3
+    assert "| cifar10, resnet18 | dense | 11.17 M | 0.555 |  |" in rows
+    assert "| cifar10, resnet18 | MoE | 5.57 M | 0.152 | -72.7 % |" in rows
