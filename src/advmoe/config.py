@@ -62,8 +62,8 @@ class ModelConfig:
     """Experts as windows of the dense layer's filters, or with N * K filters of their own."""
     routers: Literal["per_layer", "per_network"] = "per_layer"
     """A router in every MoE layer, or one small CNN on the picture whose choice serves all of them."""
-    norms: Literal["shared", "per_expert"] = "shared"
-    """Batch norm after an MoE layer: one for all its experts, or one for each."""
+    norms: Literal["shared", "per_expert"] = "per_expert"
+    """Batch norm after an MoE layer: one for all its experts, or one for each (measured better, docs/choices.md)."""
 
     def __post_init__(self) -> None:
         _check(self, "width", self.width is None or self.width >= 1, "at least 1")

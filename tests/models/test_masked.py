@@ -140,7 +140,7 @@ def test_copies_keep_their_masks_shared_and_their_own(backbone, again):
     own = {id(mask) for mask in twin.masks}
     assert not own & {id(mask) for mask in model.masks}
     norms = [module for module in twin.modules() if isinstance(module, MaskedNorm)]
-    assert {id(mask) for norm in norms for mask in norm.masks} == own
+    assert {id(mask) for norm in norms for mask in norm.channels.masks} == own
     twin.load_state_dict(trained(copy.deepcopy(model)).state_dict())
     assert not torch.allclose(twin.eval()(x), model.eval()(x))
     assert len(own) == len(model.masks)

@@ -84,3 +84,12 @@ def test_shifted_logits_change_nothing():
     moved = Routing(plain.logits + 1000, plain.experts)
     for term in TERMS:
         assert balance(term, (moved,)).item() == pytest.approx(balance(term, (plain,)).item(), abs=1e-9)
+
+
+def test_entropy_of_a_collapsed_layer_has_a_gradient():
+    """A share of exactly 0 in float32: the case that the term exists for."""
+    logits = torch.tensor([[200.0, 0.0], [210.0, 0.0]], requires_grad=True)
+    term = BALANCE["entropy"](Routing(logits, logits.argmax(dim=1)))
+    term.backward()
+    assert term.item() == pytest.approx(math.log(2), rel=1e-6)
+    assert torch.isfinite(logits.grad).all()

@@ -191,3 +191,19 @@ def test_kinds_reject_what_leaves_no_network():
         MoEKind(0.5, num_experts=0)
     with pytest.raises(UserError, match=r"0\.1"):
         DenseKind(0.1).channels(9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_scaled_gate_weighs_what_an_experts_own_norm_gives(training):
+    """d/dp_k is <g, norm_k(conv_k(x))>, as under straight-through: no batch norm takes its mean away."""
+    torch.manual_seed(0)
+    kind = MoEKind(0.5, norms="per_expert")
+    layer = kind.conv(pictures(3), kind.channels(8)).double().train(training)
+    x, logits = torch.randn(8, 3, 5, 5, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
+    layer.router.forward = lambda _: logits
+    y, _ = layer(x, Gate("scaled"))
+    weights = torch.randn_like(y)
+    (gradient,) = torch.autograd.grad((y * weights).sum(), logits)
+    p, k = logits.softmax(dim=1).max(dim=1)
+    expected = p * (1 - p) * (y * weights).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(gradient[torch.arange(8), k], expected, rtol=1e-9, atol=1e-9)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from masked_twin import expert_filters
 
-from advmoe.moe.dispatch import aligned, chosen, mixture, windows
+from advmoe.moe.dispatch import Experts, aligned, chosen, mixture, windows
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def test_chosen_by_hand():
     # 1x1 filters 1, 10, 100 on one channel; expert 0 has filters 0 and 1, expert 1 has 1 and 2 (filter 2 writes channel 0)
     bank = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
     x = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
-    y = chosen(x, bank, (0, 1), 2, torch.tensor([1, 0, 1]), stride=1)
+    y = chosen(x, Experts(bank, (0, 1), 2, 1), torch.tensor([1, 0, 1]))
     assert y.flatten(1).tolist() == [[100, 10], [2, 20], [300, 30]]
 
 
 def test_mixture_by_hand():
     bank = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
     x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
-    y = mixture(x, bank, (0, 1), 2, torch.tensor([[0.5, 0.5], [0.25, 2.0]]), stride=1)
+    y = mixture(x, Experts(bank, (0, 1), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
     # channel 0: filter 0 of expert 0, filter 2 of expert 1; channel 1: filter 1 of both
     assert y.flatten(1).tolist() == [[0.5 + 50, 5 + 5], [0.5 + 400, 5 + 40]]
 
@@ -86,12 +86,62 @@ def test_mixture_by_hand():
 def test_mixture_of_disjoint_experts_by_hand():
     bank = torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(4, 1, 1, 1)
     x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
-    y = mixture(x, bank, (0, 2), 2, torch.tensor([[0.5, 0.5], [0.25, 2.0]]), stride=1)
+    y = mixture(x, Experts(bank, (0, 2), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
     assert y.flatten(1).tolist() == [[0.5 + 50, 5 + 500], [0.5 + 400, 5 + 4000]]
 
 
 def test_chosen_computes_nothing_but_the_chosen_experts():
     bank = torch.ones(4, 1, 1, 1)
     bank[2:] = torch.nan
-    y = chosen(torch.ones(5, 1, 2, 2), bank, (0, 2), 2, torch.zeros(5, dtype=torch.int64), stride=1)
+    y = chosen(torch.ones(5, 1, 2, 2), Experts(bank, (0, 2), 2, 1), torch.zeros(5, dtype=torch.int64))
     assert torch.equal(y, torch.ones(5, 2, 2, 2))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("bank", "num_experts", "width"), [("backbone", 2, 4), ("backbone", 3, 6), ("disjoint", 4, 3), ("disjoint", 1, 5)]
+)
+def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num_experts, width, stride, layout):
+    """Straight-through: what runs the chosen experts alone gives all gradients of what runs every expert."""
+    random = torch.Generator().manual_seed(num_experts)
+    starts, size = windows(bank, num_experts, 9, width)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=random, dtype=torch.float64)
+
+    x = noise(7, 5, 6, 6).contiguous(memory_format=layout).requires_grad_()
+    filters, bias = noise(size, 5, 3, 3).requires_grad_(), noise(num_experts, width).requires_grad_()
+    experts = torch.randint(0, num_experts, (7,), generator=random)
+    one_hot = torch.nn.functional.one_hot(experts, num_experts).double().requires_grad_()
+    own = Experts(filters, starts, width, stride, bias)
+    found, wanted = chosen(x, own, experts, one_hot), mixture(x, own, one_hot)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    weights, inputs = noise(*found.shape), (x, filters, bias, one_hot)
+    pairs = zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (found, wanted)), strict=True)
+    for ours, reference in pairs:
+        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
+
+
+def test_straight_through_runs_no_expert_twice_forward():
+    bank = torch.ones(4, 1, 1, 1, requires_grad=True)
+    with torch.no_grad():
+        bank[2:] = torch.nan
+    experts = torch.zeros(5, dtype=torch.int64)
+    one_hot = torch.nn.functional.one_hot(experts, 2).float().requires_grad_()
+    y = chosen(torch.ones(5, 1, 2, 2), Experts(bank, (0, 2), 2, 1), experts, one_hot)
+    assert torch.equal(y, torch.ones(5, 2, 2, 2))
+
+
+@pytest.mark.parametrize("batch", [0, 1, 3])
+def test_small_batches(batch):
+    own = Experts(torch.randn(4, 2, 3, 3), (0, 2), 2, 2)
+    y = chosen(torch.randn(batch, 2, 6, 6), own, torch.ones(batch, dtype=torch.int64))
+    assert y.shape == (batch, 2, 3, 3)
+
+
+def test_channels_last_stays_channels_last():
+    x = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last)
+    bank = torch.randn(6, 4, 3, 3).contiguous(memory_format=torch.channels_last)
+    y = chosen(x, Experts(bank, (0, 3), 3, 1), torch.tensor([0, 1, 1, 0, 1, 0]))
+    assert y.is_contiguous(memory_format=torch.channels_last)

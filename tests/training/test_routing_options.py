@@ -174,3 +174,21 @@ def test_no_fresh_network_is_collapsed(routers, norms, seeds, tiny, many):
             _, routings = model.forward_routed(many.train[torch.arange(400)].pixels())
         least = [torch.bincount(routing.experts, minlength=2).min().item() / 400 for routing in routings]
         assert min(least) >= 0.1, (seed, least)
+
+
+def test_rows_hold_the_routers_rate_beside_the_weights(tiny, splits, tmp_path):
+    (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.1, router_lr=0.04), splits, tmp_path / "run", Recorder())
+    assert row["router_lr"] == pytest.approx(0.4 * row["lr"], rel=1e-12)
+
+
+def test_two_levels_share_the_decoding_processes(tiny, splits, tmp_path, monkeypatch):
+    asked, augmented = [], type(splits.train).augmented
+
+    def noted(self, rows, seeds, data):
+        asked.append(data.workers)
+        return augmented(self, rows, seeds, data)
+
+    monkeypatch.setattr(type(splits.train), "augmented", noted)
+    train(tiny("advmoe", epochs=1, workers=6), splits, tmp_path / "two", Recorder())
+    train(tiny("at_moe", epochs=1, workers=6), splits, tmp_path / "one", Recorder())
+    assert asked == [3, 3, 6]

@@ -7,7 +7,7 @@ from functools import partial
 from advmoe.config import DataConfig
 from advmoe.data import cifar, fashion_mnist, folder, imagenet, tiny_imagenet
 from advmoe.data.augment import augment
-from advmoe.data.pictures import Pictures, PictureSpec, Source, Splits
+from advmoe.data.pictures import Pictures, PictureSpec, Source, Splits, cores
 from advmoe.errors import lookup
 
 
@@ -34,4 +34,4 @@ def load_dataset(config: DataConfig) -> Splits:
     return lookup(DATASETS, config.dataset, "dataset").load(config)
 
 
-__all__ = ["DATASETS", "Dataset", "PictureSpec", "Pictures", "Source", "Splits", "augment", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "PictureSpec", "Pictures", "Source", "Splits", "augment", "cores", "load_dataset"]

@@ -1,6 +1,7 @@
 """Pictures in memory: what a data source gives and a training loop takes."""
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, TypeVar
@@ -67,7 +68,7 @@ class Pictures:
 
     def pixels(self) -> Tensor:
         """Images as float32 in [0, 1]."""
-        return self.images.float() / 255
+        return self.images.float().div_(255)
 
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Pictures"]:
         """Batches with random crops after padding and random mirroring, drawn on the pictures' device."""
@@ -102,6 +103,11 @@ class Splits:
     def to(self, device: torch.device) -> "Splits":
         """The same data with every picture on `device`."""
         return Splits(self.name, self.spec, self.fingerprint, *(part.to(device) for part in (self.train, self.val, self.test)))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def from_arrays(images: np.ndarray, labels: Sequence[int] | np.ndarray, num_classes: int, where: str) -> Pictures:

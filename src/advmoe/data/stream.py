@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from advmoe.config import DataConfig
 from advmoe.data.decode import FORMATS, decode_all, rgb
-from advmoe.data.pictures import Pictures
+from advmoe.data.pictures import Pictures, cores
 from advmoe.errors import UserError
 
 SIDE = 224
@@ -155,7 +155,7 @@ def _pieces(pictures: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfi
     Workers are started the way Python starts processes on this system. They compute with Pillow and numpy alone, and
     DataLoader gives each one torch thread: a forked worker never waits for threads that its parent had.
     """
-    workers = max(1, min(data.workers or os.cpu_count() or 1, len(jobs)))
+    workers = max(1, min(data.workers or cores(), len(jobs)))
     return iter(
         DataLoader(
             _Crops(pictures.files, pictures.rows, data.flip), batch_size=None, sampler=jobs,

@@ -24,12 +24,15 @@ def correct_flags(model: nn.Module, pictures: Source, batch_size: int = 256) -> 
     return predict_all(model, pictures, batch_size) == pictures.labels
 
 
-def robust_flags(model: nn.Module, pictures: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128) -> Tensor:
+def robust_flags(
+    model: nn.Module, pictures: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None
+) -> Tensor:
     """Which pictures stay correctly classified under PGD on cross-entropy: [n] bool.
 
-    Only correctly classified pictures are attacked. Each draws its own noise, so the batch size changes no flag.
+    Only correctly classified pictures are attacked (`correct`, where that is known already). Each draws its own noise, so the
+    batch size changes no flag.
     """
-    flags = correct_flags(model, pictures)
+    flags = correct_flags(model, pictures) if correct is None else correct.clone()
     rows = flags.nonzero()[:, 0]
     for chunk in rows.split(batch_size):
         batch = pictures[chunk]

@@ -8,6 +8,7 @@ from advmoe.data import PictureSpec
 from advmoe.errors import lookup
 from advmoe.models.classifier import Classifier
 from advmoe.models.densenet import DenseNet
+from advmoe.models.fused import fused
 from advmoe.models.masked import compact, start_scores
 from advmoe.models.resnet import ResNet
 from advmoe.models.vgg import VGG
@@ -34,4 +35,4 @@ def build_model(config: ModelConfig, kind: DenseKind, spec: PictureSpec) -> Clas
     return model
 
 
-__all__ = ["MODELS", "Classifier", "build_model", "compact", "start_scores"]
+__all__ = ["MODELS", "Classifier", "build_model", "compact", "fused", "start_scores"]

@@ -4,8 +4,8 @@ from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, pictures
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
-from advmoe.moe.norm import MOMENTUM, ExpertNorm, MaskedNorm
-from advmoe.moe.routing import HARD, Gate, GateKind, Router, Routing
+from advmoe.moe.norm import ExpertNorm, MaskedNorm
+from advmoe.moe.routing import HARD, MOMENTUM, Gate, GateKind, Router, Routing
 
 __all__ = [
     "HARD", "MOMENTUM", "ChannelMask", "Channels", "DenseConv2d", "DenseKind", "ExpertNorm", "Gate", "GateKind", "MaskedKind",

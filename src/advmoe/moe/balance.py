@@ -35,9 +35,9 @@ def importance(routing: Routing) -> Tensor:
 
 def entropy(routing: Routing) -> Tensor:
     """log N less the entropy of P."""
-    means = routing.logits.softmax(dim=1).mean(dim=0)
-    surplus: Tensor = math.log(len(means)) - torch.special.entr(means).sum()
-    return surplus
+    pictures, num_experts = routing.logits.shape
+    log_means = routing.logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(pictures)  # logarithms: a share of 0 has gradients
+    return math.log(num_experts) + (log_means.exp() * log_means).sum()
 
 
 BALANCE: dict[str, Callable[[Routing], Tensor]] = {"none": none, "switch": switch, "importance": importance, "entropy": entropy}

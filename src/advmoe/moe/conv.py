@@ -4,6 +4,7 @@ In a block, both answer one signature: (x, gate) -> (y, routings).
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +57,8 @@ class MoEConv2d(nn.Module):
         first = nn.init.kaiming_uniform_(torch.empty(self.width, inputs.width, kernel_size, kernel_size), a=math.sqrt(5))
         self.filters = nn.Parameter(first[torch.arange(size) % self.width])
         self.router = Router(inputs.width, self.num_experts) if routed else None
-        self.norm = norm
+        self.bias: nn.Parameter | None = None  # [N, K], once the norm is folded in (advmoe.models.fused)
+        self.norm, self.own_norms = norm, isinstance(norm, ExpertNorm)
         self.index = 0
 
     def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
@@ -64,23 +66,46 @@ class MoEConv2d(nn.Module):
         logits = gate.logits if self.router is None else self.router(x)
         assert logits is not None
         weights = gate.weights(logits, self.index)
-        y = self._chosen(x, weights) if weights.mixture is None else self._mixture(x, weights.experts, weights.mixture)
+        mixes_norms = isinstance(self.norm, ExpertNorm) and weights.mixture is not None
+        y = self._every(x, weights) if mixes_norms else self._convolved(x, weights)
         return y, () if self.router is None else (Routing(logits, weights.experts),)
 
-    def _chosen(self, x: Tensor, weights: Weights) -> Tensor:
-        y = dispatch.chosen(x, self.filters, self.starts, self.width, weights.experts, self.stride)
+    def _convolved(self, x: Tensor, weights: Weights) -> Tensor:
+        """Convolve, then normalise what was chosen or mixed."""
         if weights.factor is not None:
-            y = y * weights.factor.to(y.dtype)[:, None, None, None]
-        return self.norm(y, weights.experts) if isinstance(self.norm, ExpertNorm) else self._normed(y)
+            return self._scaled(x, weights.experts, weights.factor[:, None, None, None])
+        if weights.mixture is None or weights.one_hot:
+            y = dispatch.chosen(x, self.own, weights.experts, weights.mixture)
+        else:
+            y = dispatch.mixture(x, self.own, weights.mixture)
+        return self._normalised(y, weights.experts)
 
-    def _mixture(self, x: Tensor, experts: Tensor, mixture: Tensor) -> Tensor:
-        if not isinstance(self.norm, ExpertNorm):
-            return self._normed(dispatch.mixture(x, self.filters, self.starts, self.width, mixture, self.stride))
-        parts = self.norm.every(dispatch.every(x, self.filters, self.starts, self.width, self.stride), experts)
-        return torch.einsum("bn,bnkhw->bkhw", mixture.to(parts.dtype), parts)
+    def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
+        """The chosen experts' outputs times `factor`: after a norm that is the expert's own, before one that is shared."""
+        factor = factor.to(x.dtype)
+        if self.own_norms:
+            return self._normalised(dispatch.chosen(x, self.own, experts), experts) * factor
+        y = dispatch.chosen(x, replace(self.own, bias=None), experts) * factor
+        return self._normalised(y if self.bias is None else y + self.bias[experts][:, :, None, None].to(y.dtype), experts)
 
-    def _normed(self, y: Tensor) -> Tensor:
-        return y if self.norm is None else self.norm(y)
+    def _normalised(self, y: Tensor, experts: Tensor) -> Tensor:
+        if isinstance(self.norm, ExpertNorm):
+            y = self.norm(y, experts)
+        elif self.norm is not None:
+            y = self.norm(y)
+        return y
+
+    def _every(self, x: Tensor, weights: Weights) -> Tensor:
+        """Normalise every expert's output by its own norm, then mix."""
+        assert weights.mixture is not None
+        assert isinstance(self.norm, ExpertNorm)
+        parts = self.norm.every(dispatch.every(x, self.own), weights.experts)
+        return torch.einsum("bn,bnkhw->bkhw", weights.mixture.to(parts.dtype), parts)
+
+    @property
+    def own(self) -> dispatch.Experts:
+        """The experts' filters."""
+        return dispatch.Experts(self.filters, self.starts, self.width, self.stride, self.bias)
 
     @torch.no_grad()
     def tie_gradients(self) -> None:

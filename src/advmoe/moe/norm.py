@@ -4,9 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from advmoe.moe.channels import ChannelMask, Channels
-
-MOMENTUM = 0.1  # of every running statistic
+from advmoe.moe.channels import Channels
+from advmoe.moe.routing import MOMENTUM
 
 
 class MaskedNorm(nn.BatchNorm2d):
@@ -16,13 +15,12 @@ class MaskedNorm(nn.BatchNorm2d):
         super().__init__(channels.width)
         self.channels = channels
 
-    @property
-    def masks(self) -> tuple[ChannelMask, ...]:
-        return self.channels.masks
+    def mask(self) -> Tensor:
+        """[C], 0 for masked channels."""
+        return torch.cat([mask() for mask in self.channels.masks])
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = torch.cat([mask() for mask in self.masks]).to(x.dtype)
-        return super().forward(x) * mask[:, None, None]
+        return super().forward(x) * self.mask().to(x.dtype)[:, None, None]
 
 
 class ExpertNorm(nn.Module):
@@ -74,6 +72,12 @@ class ExpertNorm(nn.Module):
         seen, values = count > 0, count * parts[0, 0, 0].numel()
         self._follow(mean.detach(), (var * values / (values - 1).clamp(min=1)).detach(), seen)
         return torch.where(seen, mean, self.running_mean), torch.where(seen, var, self.running_var)
+
+    def reset_running_stats(self) -> None:
+        """As batch norm's."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.batches.zero_()
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, var: Tensor, seen: Tensor) -> None:

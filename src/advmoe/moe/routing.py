@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+MOMENTUM = 0.1  # of every running statistic
 GateKind = Literal["hard", "straight_through", "scaled", "soft", "forced"]
 
 
@@ -20,12 +21,13 @@ class Routing(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """What a gate makes of the logits: `mixture` [B, N] asks for every expert, else only `experts` [B] are computed and
-    their outputs multiplied by `factor` [B] where there is one."""
+    """What a gate makes of the logits. Without `mixture` [B, N] only `experts` [B] are computed, and their outputs multiplied
+    by `factor` [B] where there is one. `one_hot` says that the mixture's values are: only its gradient asks for the others."""
 
     experts: Tensor
     mixture: Tensor | None = None
     factor: Tensor | None = None
+    one_hot: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class Gate:
     With p the softmax of logits / temperature, h the one-hot of the top-1, k the top-1, sg the stop-gradient:
 
     - ``hard``: h. Inference.
-    - ``straight_through``: h + p - sg(p). Every expert is computed.
+    - ``straight_through``: h + p - sg(p). The chosen experts run forward, the others in the backward pass alone.
     - ``scaled``: expert k alone, its output times 1 + p_k - sg(p_k).
     - ``soft``: p. Every expert is computed.
     - ``forced``: the route given as `route` [B, L] (int64; -1 leaves that choice to the router).
@@ -71,7 +73,7 @@ class Gate:
             chosen = p.gather(1, top1[:, None])[:, 0]
             return Weights(top1, factor=1 + (chosen - chosen.detach()))
         one_hot = torch.zeros_like(p).scatter_(1, top1[:, None], 1.0)
-        return Weights(top1, mixture=one_hot + (p - p.detach()))
+        return Weights(top1, mixture=one_hot + (p - p.detach()), one_hot=True)
 
 
 HARD = Gate()
@@ -88,7 +90,7 @@ class Router(nn.Module):
     var: Tensor
     batches: Tensor
 
-    def __init__(self, in_channels: int, num_experts: int, momentum: float = 0.1) -> None:
+    def __init__(self, in_channels: int, num_experts: int, momentum: float = MOMENTUM) -> None:
         super().__init__()
         self.momentum = momentum
         self.linear = nn.Linear(in_channels, num_experts)

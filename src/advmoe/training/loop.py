@@ -12,10 +12,10 @@ from torch import nn
 
 from advmoe.attacks import BatchDraws, Pgd, derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Pictures, PictureSpec, Source, Splits
+from advmoe.data import Pictures, PictureSpec, Source, Splits, cores
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.accuracy import accuracy, correct_flags, evaluation_step, robust_flags
-from advmoe.models import Classifier, build_model, compact, start_scores
+from advmoe.models import Classifier, build_model, compact, fused, start_scores
 from advmoe.moe import MOMENTUM, ExpertNorm
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import Checkpoint, History, RunFolder, load_weights
@@ -63,8 +63,11 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     `splits` lie on the training device. Raises UserError where the folder holds another run, and on a non-finite
     loss, logit or gradient (the last good checkpoint stays).
     """
-    model = _started(config, splits).to(splits.train.labels.device)
     folder = RunFolder(out)
+    model = network(config, splits.spec)
+    if config.training.init_from is not None and folder.latest() is None:
+        _fill(model, config, splits, Path(config.training.init_from))
+    model.to(splits.train.labels.device)
     _check_sizes(config, splits)
     folder.claim(config, resume or _finished(folder, config))
     folder.clean()
@@ -85,14 +88,11 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     return history
 
 
-def _started(config: RunConfig, splits: Splits) -> Classifier:
-    """The network before its first iteration. Raises UserError where `init_from` is no run of the dense network."""
-    model, source = network(config, splits.spec), config.training.init_from
-    if source is None:
-        return model
+def _fill(model: Classifier, config: RunConfig, splits: Splits, source: Path) -> None:
+    """Start the masked `model` from a dense run. Raises UserError where `source` is none on the same data."""
     if config.method != "at_sparse":
         raise UserError(f"init_from is for at_sparse, not {config.method}")
-    folder = RunFolder(Path(source))
+    folder = RunFolder(source)
     if folder.config().method != "at_dense":
         raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
     dense, best = network(replace(config, method="at_dense"), splits.spec), folder.best()
@@ -101,7 +101,6 @@ def _started(config: RunConfig, splits: Splits) -> Classifier:
     load_weights(dense, best)
     model.load_state_dict(dense.state_dict(), strict=False)  # all but the masks
     start_scores(model)
-    return model
 
 
 def _finished(folder: RunFolder, config: RunConfig) -> bool:
@@ -110,6 +109,11 @@ def _finished(folder: RunFolder, config: RunConfig) -> bool:
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
+    if len(splits.train) % config.training.batch_size == 1:
+        raise UserError(
+            f"batch_size {config.training.batch_size} leaves one of {len(splits.train)} pictures for the last batch: "
+            "too few for batch norm"
+        )
     for phase in METHODS[config.method].phases:
         epoch_order(0, 0, len(phase.levels), len(splits.train), config.training.batch_size)
 
@@ -130,9 +134,9 @@ def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, 
     training, routers = config.training, model.router_parameters()
     own, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
     others = [parameter for parameter in own if id(parameter) not in ids]
-    groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0}]
+    groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0, "routers": False}]
     if len(others) < len(own):
-        groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup})
+        groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup, "routers": True})
     return [group for group in groups if group["params"]]
 
 
@@ -185,6 +189,7 @@ def _calibrate(state: TrainState, pictures: Source) -> None:
     norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
     state.model.train()
     for norm in norms:
+        norm.reset_running_stats()
         norm.momentum = None  # torch's word for a plain mean
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
         rows = torch.from_numpy(order[start : start + size]).to(pictures.labels.device)
@@ -211,7 +216,7 @@ def _run_epoch(state: TrainState, phase: Phase, epoch: int, progress: int, pictu
         sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
         seen += len(batches[phase.levels[0]][1])
         listener.iteration(epoch + 1, iteration + 1, total, sums, seen)
-    row = {"epoch": epoch + 1, "lr": state.optimizers[phase.levels[-1]].param_groups[0]["lr"], **_means(sums, seen)}
+    row = {"epoch": epoch + 1, **_rates(state), **_means(sums, seen)}
     for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
         listener.note(f"epoch {epoch + 1}: expert {expert} of MoE layer {layer} takes {share:.0%} of the pictures")
     return row | {"train_seconds": time.perf_counter() - started, "iterations": total}
@@ -225,14 +230,22 @@ def _set_rates(state: TrainState) -> None:
             group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * state.done))
 
 
+def _rates(state: TrainState) -> dict[str, float]:
+    """The last rates: `lr` of what is learned, `router_lr` of the routers beside it."""
+    groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
+    return {"router_lr" if group["routers"] else "lr": group["lr"] for group in groups}
+
+
 def _loaded(config: RunConfig, source: Source, epoch: int, levels: int) -> Iterator[tuple[Pictures, ...]]:
     """The epoch's batches, one for each level, augmented."""
     size = config.training.batch_size
-    streams = []
+    streams, data = [], config.data
+    if levels > 1:
+        data = replace(data, workers=max(1, (data.workers or cores()) // levels))
     for level, order in enumerate(epoch_order(config.seed, epoch + 1, levels, len(source), size)):
         rows = [order[start : start + size] for start in range(0, len(order), size)]
         seeds = [derive_seed(config.seed, epoch, iteration, level) for iteration in range(len(rows))]
-        streams.append(source.augmented(rows, seeds, config.data))
+        streams.append(source.augmented(rows, seeds, data))
     return zip(*streams, strict=True)
 
 
@@ -258,6 +271,7 @@ def _validate(state: TrainState, held_out: Source) -> dict[str, Any]:
     """SA and RA (PGD-10) on the held-out part: they select the best epoch."""
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)
-    sa = accuracy(correct_flags(state.model, held_out))
-    ra = accuracy(robust_flags(state.model, held_out, settings))
+    model = fused(state.model)
+    correct = correct_flags(model, held_out)
+    sa, ra = accuracy(correct), accuracy(robust_flags(model, held_out, settings, correct=correct))
     return {"val_sa": sa, "val_ra": ra, "validate_seconds": time.perf_counter() - started}

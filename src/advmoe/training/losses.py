@@ -26,9 +26,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss:
-    """`attack(forward, x, y, settings, draws)` gives x'; `value(forward, x, x', y, beta)` gives the Outcome."""
+    """`attack(forward, x, y, settings, draws)` gives x', where there is one; `value(forward, x, x', y, beta)` gives the Outcome."""
 
-    attack: Callable[[Forward, Tensor, Tensor, AttackConfig, BatchDraws], Tensor]
+    attack: Callable[[Forward, Tensor, Tensor, AttackConfig, BatchDraws], Tensor] | None
     value: Callable[[Forward, Tensor, Tensor, Tensor, float], Outcome]
 
 
@@ -60,11 +60,6 @@ def pgd_at(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -
     return Outcome(F.cross_entropy(robust.float(), y), None, robust, routings)
 
 
-def no_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
-    """The pictures as they are."""
-    return x
-
-
 def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
     """CE(f(x), y)."""
     logits, routings = forward(x)
@@ -74,5 +69,5 @@ def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) ->
 LOSSES = {
     "trades": Loss(trades_attack, trades),
     "pgd_at": Loss(pgd_at_attack, pgd_at),
-    "clean": Loss(no_attack, clean),
+    "clean": Loss(None, clean),
 }

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from advmoe.attacks import BatchDraws, frozen
+from advmoe.attacks import BatchDraws
 from advmoe.config import RunConfig
-from advmoe.models import Classifier
+from advmoe.models import Classifier, fused
 from advmoe.moe import HARD, Gate, Routings, balance
 from advmoe.training.health import check_gradients, check_outcome
 from advmoe.training.losses import Forward, Loss, Outcome
@@ -80,11 +80,12 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     """Attack the current network on `batch`, then one optimizer step of `level`, everything else fixed."""
     x, y = batch
     config, optimizer = state.config, state.optimizers[level]
-    with frozen(state.model):
-        x_adv = state.loss.attack(_forward(state, attack_gate), x, y, config.attack, state.draws)
+    x_adv = x
+    if state.loss.attack is not None:
+        x_adv = state.loss.attack(_forward(state, fused(state.model), attack_gate), x, y, config.attack, state.draws)
     with _learning(state.model, optimizer):
         state.model.train(train_mode)
-        outcome = state.loss.value(_forward(state, gate), x, x_adv, y, config.training.beta)
+        outcome = state.loss.value(_forward(state, state.model, gate), x, x_adv, y, config.training.beta)
         if outcome.routings and level in ROUTED_LEVELS:
             term = balance(config.training.balance, outcome.routings)
             outcome = outcome._replace(total=outcome.total + config.training.balance_weight * term)
@@ -100,10 +101,10 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     return outcome
 
 
-def _forward(state: TrainState, gate: Gate) -> Forward:
+def _forward(state: TrainState, model: Classifier, gate: Gate) -> Forward:
     def forward(x: Tensor) -> tuple[Tensor, Routings]:
         with torch.autocast(x.device.type, dtype=state.autocast, enabled=state.autocast is not None):
-            return state.model.forward_routed(x, gate)
+            return model.forward_routed(x, gate)
 
     return forward
 

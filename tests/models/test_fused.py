@@ -1,0 +1,63 @@
+"""Networks with their batch norms folded in."""
+
+import pytest
+import torch
+from torch import nn
+
+from advmoe.config import ModelConfig
+from advmoe.data import PictureSpec
+from advmoe.models import MODELS, build_model, fused
+from advmoe.moe import DenseKind, ExpertNorm, Gate, MaskedKind, MoEConv2d, MoEKind, PlainConv2d
+
+SPEC = PictureSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+KINDS = [
+    DenseKind(), DenseKind(0.5), MaskedKind(0.5), MoEKind(0.5, 3), MoEKind(0.75, 3, norms="per_expert"),
+    MoEKind(0.5, 2, "disjoint", "per_network", "per_expert"),
+]  # fmt: skip
+WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
+
+
+def learned(backbone, kind):
+    """A network whose norms and masks are anything but fresh, in float64."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone]), kind, SPEC).double().train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | ExpertNorm):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+        for mask in model.masks:
+            nn.init.normal_(mask.scores)
+        for layer in model.moe_layers():
+            nn.init.normal_(layer.filters, std=0.1)
+        for _ in range(3):
+            model(torch.rand(8, 3, 16, 16, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("backbone", MODELS)
+def test_same_logits_routes_and_input_gradients(backbone, kind):
+    model = learned(backbone, kind)
+    twin = fused(model)
+    assert model.training
+    model.eval()
+    for gate in (Gate(), Gate("straight_through"), Gate("scaled"), Gate("soft", temperature=2.0)):
+        answers = []
+        for network in (model, twin):
+            x = torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            logits, routings = network.forward_routed(x, gate)
+            (gradient,) = torch.autograd.grad(logits.square().sum(), x)
+            answers.append((logits, gradient, *(routing.experts for routing in routings)))
+        torch.testing.assert_close(*answers, rtol=1e-9, atol=1e-9)
+
+
+def test_norms_behind_convolutions_are_gone_and_the_original_is_untouched():
+    model = learned("resnet18", MoEKind(0.5))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    twin = fused(model)
+    assert all(layer.norm is None for layer in twin.modules() if isinstance(layer, PlainConv2d | MoEConv2d))
+    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert not twin.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
