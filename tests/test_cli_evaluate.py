@@ -13,7 +13,22 @@ from advmoe.evaluation import PRESETS
 from advmoe.evaluation.evaluate import fresh
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
-TINY += ["--num-steps", "1", "--epochs", "5", "--tied-share", "0", "--method", "at_moe", "--epsilon", "0.02", "--device", "cpu"]
+TINY += [
+    "--num-steps",
+    "1",
+    "--epochs",
+    "5",
+    "--tied-share",
+    "0",
+    "--method",
+    "at_moe",
+    "--norms",
+    "shared",
+    "--epsilon",
+    "0.02",
+    "--device",
+    "cpu",
+]
 PLAN = [
     "--attacks",
     "pgd_10",

@@ -57,7 +57,9 @@ def test_norms_behind_convolutions_are_gone_and_the_original_is_untouched():
     before = {name: value.clone() for name, value in model.state_dict().items()}
     twin = fused(model)
     assert all(layer.norm is None for layer in twin.modules() if isinstance(layer, PlainConv2d | MoEConv2d))
-    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert not any(parameter.requires_grad for parameter in twin.weight_parameters())
+    routers = zip(model.router_parameters(), twin.router_parameters(), strict=True)
+    assert all(own is shared for own, shared in routers)
     assert not twin.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())

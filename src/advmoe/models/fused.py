@@ -11,8 +11,14 @@ from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d
 
 @torch.no_grad()
 def fused(model: Classifier) -> Classifier:
-    """A copy in eval mode, its parameters frozen, that gives the same logits and routes (but for rounding) in less time."""
-    twin = copy.deepcopy(model).eval().requires_grad_(False)
+    """A copy in eval mode that gives the same logits and routes (but for rounding) in less time.
+
+    Its router parameters are the model's own, so that they can be learned through it; all else is copied and frozen.
+    """
+    routers = {id(parameter): parameter for parameter in model.router_parameters()}
+    twin = copy.deepcopy(model, dict(routers)).eval()
+    for parameter in (*twin.weight_parameters(), *twin.mask_parameters()):
+        parameter.requires_grad_(False)
     for layer in twin.modules():
         if isinstance(layer, MoEConv2d) and layer.norm is not None:
             _fold_experts(layer)

@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         h, first = self.conv1(x, gate)
         h, second = self.conv2(relu(h, inplace=True), gate)
-        return relu(h + (x if self.shortcut is None else self.shortcut(x)), inplace=True), first + second
+        return relu(h.add_(x if self.shortcut is None else self.shortcut(x)), inplace=True), first + second
 
 
 class ResNet(Classifier):

@@ -27,7 +27,7 @@ class PreActivationBlock(nn.Module):
         activated = relu(self.norm1(x), inplace=True)
         h, first = self.conv1(activated, gate)
         h, second = self.conv2(relu(h, inplace=True), gate)
-        return h + (x if self.shortcut is None else self.shortcut(activated)), first + second
+        return h.add_(x if self.shortcut is None else self.shortcut(activated)), first + second
 
 
 class WideResNet(Classifier):

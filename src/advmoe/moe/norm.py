@@ -1,7 +1,10 @@
 """Batch norm for channels that are masked, and for channels that several experts write."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
 from advmoe.moe.channels import Channels
@@ -45,6 +48,11 @@ class ExpertNorm(nn.Module):
 
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:
         """Outputs [B, K, H, W] of the chosen experts [B], each normalised by its own."""
+        if self.training:
+            normalised, mean, var, values = _Normalised.apply(y, self.weight, self.bias, experts, self.eps)  # type: ignore[no-untyped-call]
+            self._follow(mean, var, values)
+            out: Tensor = normalised.to(y.dtype)
+            return out
         weights, shift = self._affine(y[:, None], experts)
         return torch.addcmul(shift[experts][:, :, None, None], y, weights[experts][:, :, None, None])
 
@@ -69,9 +77,8 @@ class ExpertNorm(nn.Module):
         means = parts.mean(dim=(3, 4))  # of each picture
         mean = (share * means).sum(dim=0)
         var = (share * (parts.var(dim=(3, 4), correction=0) + (means - mean).square())).sum(dim=0)
-        seen, values = count > 0, count * parts[0, 0, 0].numel()
-        self._follow(mean.detach(), (var * values / (values - 1).clamp(min=1)).detach(), seen)
-        return torch.where(seen, mean, self.running_mean), torch.where(seen, var, self.running_var)
+        self._follow(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
+        return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
 
     def reset_running_stats(self) -> None:
         """As batch norm's."""
@@ -80,9 +87,52 @@ class ExpertNorm(nn.Module):
         self.batches.zero_()
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, seen: Tensor) -> None:
+    def _follow(self, mean: Tensor, var: Tensor, values: Tensor) -> None:
+        """Let the running statistics follow those of `values` [N, 1] values a channel; of none, not at all."""
+        seen, var = values > 0, var * values / (values - 1).clamp(min=1)
         self.batches += seen
         share = 1 / self.batches.clamp(min=1) if self.momentum is None else self.batches.new_full((), self.momentum)
         share = torch.where(seen, share, 0.0)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
+
+
+class _Normalised(torch.autograd.Function):
+    """The chosen experts' outputs normalised by their pictures' own statistics, which are returned beside them.
+
+    Batch norm's closed gradients, in a third of the passes over the pictures that autograd would make.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, experts: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        y = y.to(torch.promote_types(y.dtype, weight.dtype))
+        size = y[0, 0].numel()
+        values = size * torch.bincount(experts, minlength=len(weight)).to(y.dtype)[:, None]
+        mean = _gathered(y.sum(dim=(2, 3)), experts, weight) / values.clamp(min=1)
+        centred = y - mean[experts][:, :, None, None]
+        squares = torch.linalg.vector_norm(centred, dim=(2, 3)).square()
+        var = _gathered(squares, experts, weight) / values.clamp(min=1)
+        rate = (var + eps).rsqrt()
+        scale = (weight * rate)[experts][:, :, None, None]
+        ctx.save_for_backward(y, weight, experts, mean, rate, values)
+        ctx.mark_non_differentiable(mean, var, values)
+        return torch.addcmul(bias[experts][:, :, None, None], centred, scale), mean, var, values
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, experts, mean, rate, values = ctx.saved_tensors
+        to_bias = _gathered(gradient.sum(dim=(2, 3)), experts, weight)
+        to_weight = (_gathered((gradient * y).sum(dim=(2, 3)), experts, weight) - mean * to_bias) * rate
+        slope = -weight * rate.square() * to_weight / values.clamp(min=1)  # of y
+        level = -weight * rate * to_bias / values.clamp(min=1) - slope * mean
+        to_y = torch.addcmul(level[experts][:, :, None, None], y, slope[experts][:, :, None, None])
+        to_y.addcmul_(gradient, (weight * rate)[experts][:, :, None, None])
+        return to_y, to_weight, to_bias, None, None
+
+
+def _gathered(per_picture: Tensor, experts: Tensor, like: Tensor) -> Tensor:
+    """Sums [N, K] over each expert's pictures of values [B, K]."""
+    return torch.zeros_like(like).index_add_(0, experts, per_picture.to(like.dtype))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from advmoe.attacks import BatchDraws
+from advmoe.attacks import BatchDraws, frozen
 from advmoe.config import RunConfig
 from advmoe.models import Classifier, fused
 from advmoe.moe import HARD, Gate, Routings, balance
@@ -80,12 +80,14 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     """Attack the current network on `batch`, then one optimizer step of `level`, everything else fixed."""
     x, y = batch
     config, optimizer = state.config, state.optimizers[level]
-    x_adv = x
+    x_adv, twin = x, fused(state.model)
     if state.loss.attack is not None:
-        x_adv = state.loss.attack(_forward(state, fused(state.model), attack_gate), x, y, config.attack, state.draws)
+        with frozen(twin):
+            x_adv = state.loss.attack(_forward(state, twin, attack_gate), x, y, config.attack, state.draws)
     with _learning(state.model, optimizer):
         state.model.train(train_mode)
-        outcome = state.loss.value(_forward(state, state.model, gate), x, x_adv, y, config.training.beta)
+        learner = state.model if train_mode else twin  # whose routers are the model's
+        outcome = state.loss.value(_forward(state, learner, gate), x, x_adv, y, config.training.beta)
         if outcome.routings and level in ROUTED_LEVELS:
             term = balance(config.training.balance, outcome.routings)
             outcome = outcome._replace(total=outcome.total + config.training.balance_weight * term)
