@@ -512,3 +512,12 @@ def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:
     path.write_bytes(encoded(TRAIN.images[0], "PNG", "L"))
     test = load(tmp_path).test.images
     assert sum(bool((image[0] == image[1]).all() and (image[0] == image[2]).all()) for image in test) == 1
+
+
+@pytest.mark.parametrize("member", ["../../evil", "/etc/evil"])
+def test_a_tar_member_that_points_outside_is_named(member, tmp_path):
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(member))
+    with pytest.raises(UserError, match=f"member {member} points outside the archive"):
+        load_dataset(DataConfig(dataset="cifar10", data_dir=str(path)))

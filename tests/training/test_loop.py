@@ -9,6 +9,7 @@ import torch
 from conftest import Recorder
 
 from advmoe.errors import UserError
+from advmoe.evaluation.accuracy import accuracy, correct_flags
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import best_network, network, train
 from advmoe.training.methods import METHODS
@@ -134,3 +135,13 @@ def test_router_loss_is_a_mean_over_the_pictures_that_routers_saw(tiny, splits, 
     tied, half, free = recorder.rows
     assert "router_loss" not in tied
     assert half["router_loss"] == pytest.approx(free["router_loss"], rel=0.5)
+
+
+@pytest.mark.parametrize("method", ["at_sparse", "advmoe"])
+@pytest.mark.parametrize(("backbone", "width"), [("wrn28_10", 20), ("vgg16_bn", 4), ("densenet40", 4), ("densenet121", 4)])
+def test_every_backbone_trains_and_comes_back(backbone, width, method, tiny, splits, tmp_path):
+    config = tiny(method, backbone=backbone, width=width, epochs=1, limit_train=40)
+    history = train(config, splits, tmp_path / "run", Recorder())
+    model, epoch = best_network(tmp_path / "run", config, splits)
+    assert epoch == len(history)
+    assert accuracy(correct_flags(model, splits.val)) == pytest.approx(history[-1]["val_sa"], abs=1e-4)

@@ -16,7 +16,7 @@ import torch
 from advmoe.config import DataConfig
 from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
 from advmoe.data.pictures import Pictures, PictureSpec, Splits, divided, from_arrays, in_content_order
-from advmoe.data.place import place_of, readable, visible
+from advmoe.data.place import check_member, place_of, readable, visible
 from advmoe.errors import UserError
 
 SIZE = 32
@@ -152,6 +152,7 @@ def _tar_batches(variant: Variant, path: Path) -> dict[str, Pictures]:
     batches = {}
     with tarfile.open(path) as archive:
         for member in archive:
+            check_member(path, member)
             name = member.name.rpartition("/")[2]
             file = archive.extractfile(member) if member.isfile() and name in (*variant.train, *variant.test) else None
             if file is not None:

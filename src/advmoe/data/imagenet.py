@@ -8,14 +8,14 @@ import re
 import tarfile
 from collections.abc import Sequence
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from advmoe.config import DataConfig
 from advmoe.data.pictures import PictureSpec, Splits, parts
-from advmoe.data.place import place_of, readable, visible
+from advmoe.data.place import check_member, place_of, readable, visible
 from advmoe.data.stream import SIDE, Entry, Streamed, stream
 from advmoe.errors import UserError
 
@@ -161,7 +161,7 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
     end = 0
     with tarfile.open(path, "r:") as archive, path.open("rb") as raw:
         for member in archive:
-            _check_member(path, member)
+            check_member(path, member)
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
             key, kind = _key(member.name)
             if member.isdir() or kind not in (*SUFFIXES, ".cls"):
@@ -176,14 +176,6 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
         if raw.read(BLOCK) != bytes(BLOCK):  # tarfile takes a cut between two members for the end
             raise UserError(f"{path}: not a whole tar archive (no end mark after byte {end})")
     return pictures, labels
-
-
-def _check_member(path: Path, member: tarfile.TarInfo) -> None:
-    name = PurePosixPath(member.name)
-    if name.is_absolute() or ".." in name.parts:
-        raise UserError(f"{path}: member {member.name} points outside the archive")
-    if not (member.isdir() or member.isreg()) or member.issparse():
-        raise UserError(f"{path}: member {member.name} is a link, a device or sparse, not a plain file")
 
 
 def _key(name: str) -> tuple[str, str]:

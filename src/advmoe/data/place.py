@@ -1,8 +1,9 @@
 """Where a data set lies: --data-dir, and what goes wrong with it in one line."""
 
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from advmoe.config import DataConfig
 from advmoe.errors import UserError
@@ -30,3 +31,12 @@ def readable(config: DataConfig) -> Iterator[None]:
 def visible(folder: Path) -> list[Path]:
     """What lies in a folder, sorted by name, without hidden files."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def check_member(path: Path, member: tarfile.TarInfo) -> None:
+    """Raises UserError where a tar member points outside its archive, or is a link, a device or sparse."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise UserError(f"{path}: member {member.name} points outside the archive")
+    if not (member.isdir() or member.isreg()) or member.issparse():
+        raise UserError(f"{path}: member {member.name} is a link, a device or sparse, not a plain file")
