@@ -26,7 +26,7 @@ def record(tiny, splits):
         )  # fmt: skip
         cost = Cost(100, 0.25, 0.3)
         return make_record(
-            tiny(), splits, evaluation, epoch=2, network=cost, dense=Cost(400, 1.0, 1.0), train_seconds=1.0,
+            tiny(data_dir="somewhere"), splits, evaluation, epoch=2, network=cost, dense=Cost(400, 1.0, 1.0), train_seconds=1.0,
             evaluate_seconds=2.0, attack_seed=7, epsilon=epsilon, norm="Linf",
         )  # fmt: skip
 
@@ -92,3 +92,7 @@ def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(tiny, 
     )
     assert (found["epsilon"], found["config"]["attack"]["epsilon"]) == (0.02, 0.1)
     assert (found["attack_seed"], found["test_pictures"]) == (3, 20)
+
+
+def test_a_record_says_nothing_of_where_the_data_lay(record):
+    assert record()["config"]["data"]["data_dir"] is None

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def make_record(
         "fingerprint": splits.fingerprint,
         "seed": config.seed,
         "attack_seed": attack_seed,
-        "config": to_dict(config),
+        "config": to_dict(replace(config, data=replace(config.data, data_dir=None))),  # places are no part of a run
         "train_seconds": train_seconds,
         "evaluate_seconds": evaluate_seconds,
         "evaluation": evaluation.to_dict(),
