@@ -1,6 +1,6 @@
 """What every network of the project is: pixels in, logits out, routes returned on request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -25,6 +25,15 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
+
+
+def chain(blocks: Iterable[nn.Module], h: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+    """`h` through one block after the other, and their routings joined."""
+    routings: Routings = ()
+    for block in blocks:
+        h, decided = block(h, gate)
+        routings += decided
+    return h, routings
 
 
 class Classifier(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, relu
 
-from advmoe.models.classifier import Classifier, Stem
+from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.models.resnet import make_stem
 from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
 
@@ -66,8 +66,5 @@ class DenseNet(Classifier):
         self.finish(channels, num_classes)
 
     def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, routings = self.stem(x), ()
-        for part in self.parts:
-            h, decided = part(h, gate)
-            routings += decided
+        h, routings = chain(self.parts, self.stem(x), gate)
         return relu(self.norm(h), inplace=True), routings

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from advmoe.models.classifier import Classifier, Stem
+from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
 
 
@@ -47,11 +47,7 @@ class ResNet(Classifier):
         self.finish(channels, num_classes)
 
     def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, routings = self.stem(x), ()
-        for block in self.blocks:
-            h, decided = block(h, gate)
-            routings += decided
-        return h, routings
+        return chain(self.blocks, self.stem(x), gate)
 
 
 def make_stem(kind: DenseKind, stem: Stem, inputs: Channels, outputs: Channels) -> nn.Sequential:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from advmoe.models.classifier import Classifier, Stem
+from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
 
 STAGES = 3
@@ -52,8 +52,5 @@ class WideResNet(Classifier):
         self.finish(channels, num_classes)
 
     def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, routings = self.stem(x), ()
-        for block in self.blocks:
-            h, decided = block(h, gate)
-            routings += decided
+        h, routings = chain(self.blocks, self.stem(x), gate)
         return relu(self.norm(h), inplace=True), routings

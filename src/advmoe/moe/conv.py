@@ -82,10 +82,11 @@ class MoEConv2d(nn.Module):
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
         """The chosen experts' outputs times `factor`: after a norm that is the expert's own, before one that is shared."""
-        factor = factor.to(x.dtype)
         if self.own_norms:
-            return self._normalised(dispatch.chosen(x, self.own, experts), experts) * factor
-        y = dispatch.chosen(x, replace(self.own, bias=None), experts) * factor
+            y = self._normalised(dispatch.chosen(x, self.own, experts), experts)
+            return y * factor.to(y.dtype)
+        y = dispatch.chosen(x, replace(self.own, bias=None), experts)
+        y = y * factor.to(y.dtype)
         return self._normalised(y if self.bias is None else y + self.bias[experts][:, :, None, None].to(y.dtype), experts)
 
     def _normalised(self, y: Tensor, experts: Tensor) -> Tensor:
