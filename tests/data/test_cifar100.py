@@ -1,16 +1,13 @@
-import io
 import pickle
-import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
+import damage
 import pytest
 import torch
-from PIL import Image
+from cifar_files import blocky, encoded, lossless, write_archive, write_class_folders, write_pickles, write_table
 
 from advmoe.config import DataConfig
 from advmoe.data import DATASETS, Splits, load_dataset
@@ -18,22 +15,7 @@ from advmoe.data.cifar import CIFAR100
 from advmoe.errors import UserError
 
 CLASSES = CIFAR100.spec.classes
-
-
-def part(each: int, seed: int) -> tuple[np.ndarray, list[int]]:
-    """Blocky random pictures [n, 3, 32, 32] uint8, `each` of every class, in random order; their labels."""
-    random = np.random.default_rng(seed)
-    labels = random.permutation(np.repeat(np.arange(100), each)).tolist()
-    return random.integers(0, 256, (len(labels), 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3), labels
-
-
-PARTS = {"train": part(2, seed=1), "test": part(1, seed=2)}
-
-
-def encoded(image: np.ndarray, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(image.transpose(1, 2, 0)).save(buffer, kind)
-    return buffer.getvalue()
+PARTS = {"train": blocky(100, 2, seed=1), "test": blocky(100, 1, seed=2)}
 
 
 def batch_content(name: str) -> dict[bytes, Any]:
@@ -43,60 +25,35 @@ def batch_content(name: str) -> dict[bytes, Any]:
 
 
 def write_batches(folder: Path) -> Path:
-    target = folder / "cifar-100-python"
-    target.mkdir(parents=True)
-    for name in PARTS:
-        (target / name).write_bytes(pickle.dumps(batch_content(name), protocol=2))
-    (target / "meta").write_bytes(pickle.dumps({b"fine_label_names": [name.encode() for name in CLASSES]}, protocol=2))
-    return target
+    contents = {"meta": {b"fine_label_names": [name.encode() for name in CLASSES]}, **{name: batch_content(name) for name in PARTS}}
+    return write_pickles(folder / "cifar-100-python", contents)
 
 
 def write_tar(folder: Path) -> Path:
-    path = folder / "cifar-100-python.tar.gz"
-    source = write_batches(folder / "unpacked")
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(source, "cifar-100-python")
-    return path
+    return write_archive(folder / "cifar-100-python.tar.gz", write_batches(folder))
 
 
 def write_parquet(folder: Path, column: str = "fine_label", kind: str = "PNG") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, (images, labels) in PARTS.items():
+        columns = {column: labels, "coarse_label": [label // 5 for label in labels]}
         pictures = [{"bytes": encoded(image, kind), "path": None} for image in images]
-        columns = {"img": pictures, column: labels, "coarse_label": [label // 5 for label in labels]}
-        pyarrow.parquet.write_table(pa.table(columns), folder / f"{name}-00000-of-00001.parquet")
+        write_table(folder / f"{name}-00000-of-00001.parquet", img=pictures, **columns)
     return folder
 
 
 def write_folders(folder: Path, kind: str = "PNG") -> Path:
-    for name, (images, labels) in PARTS.items():
-        for row, (image, label) in enumerate(zip(images, labels, strict=True)):
-            target = folder / name / CLASSES[label]
-            target.mkdir(parents=True, exist_ok=True)
-            (target / f"{row}.{kind.lower()}").write_bytes(encoded(image, kind))
-    return folder
+    return write_class_folders(folder, PARTS, CLASSES, kind)
 
 
-LOSSLESS: dict[str, Callable[[Path], Path]] = {
-    "batches": write_batches,
-    "folder of batches": lambda folder: write_batches(folder).parent,
-    "tar.gz": write_tar,
-    "folder of tar.gz": lambda folder: write_tar(folder).parent,
-    "parquet": write_parquet,
-    "parquet with label": lambda folder: write_parquet(folder, "label"),
-    "png folders": write_folders,
-}
+LOSSLESS = lossless(write_batches, write_tar, write_parquet, write_folders)
+LOSSLESS["parquet with label"] = lambda folder: write_parquet(folder, "label")
+FIELDS = {"dataset": "cifar100", "validation_share": 0.5}
+complaint = partial(damage.complaint, **FIELDS)
 
 
-def load(place: Path, dataset: str = "cifar100") -> Splits:
-    return load_dataset(DataConfig(dataset=dataset, data_dir=str(place), validation_share=0.5))
-
-
-def complaint(place: Path, dataset: str = "cifar100") -> str:
-    with pytest.raises(UserError) as caught:
-        load(place, dataset)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+def load(place: Path) -> Splits:
+    return load_dataset(DataConfig(data_dir=str(place), **FIELDS))
 
 
 @pytest.fixture(scope="module")
@@ -150,16 +107,14 @@ def test_missing_batch(name: str, tmp_path: Path) -> None:
 
 
 def test_missing_batch_in_tar(tmp_path: Path) -> None:
-    source, path = write_batches(tmp_path), tmp_path / "mine.tar.gz"
+    source = write_batches(tmp_path)
     (source / "test").unlink()
-    with tarfile.open(path, "w:gz") as archive:
-        archive.add(source, "cifar-100-python")
+    path = write_archive(tmp_path / "mine.tar.gz", source)
     assert complaint(path) == f"{path}: holds no file cifar-100-python/test"
 
 
 def test_truncated_batch(tmp_path: Path) -> None:
-    path = write_batches(tmp_path) / "train"
-    path.write_bytes(path.read_bytes()[:1000])
+    path = damage.cut(write_batches(tmp_path) / "train", 1000)
     assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-100 batch (")
 
 
@@ -187,14 +142,13 @@ def test_superclasses_are_not_taken_for_classes(tmp_path: Path) -> None:
     images, labels = PARTS["train"]
     pictures = [encoded(image) for image in images]
     for name in ("train", "test"):
-        table = pa.table({"image": pictures, "label": [label // 5 for label in labels]})
-        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+        write_table(tmp_path / f"{name}.parquet", image=pictures, label=[label // 5 for label in labels])
     assert complaint(tmp_path) == f"{tmp_path}: no training picture of class 20 (chair) of CIFAR-100"
 
 
 def test_the_two_data_sets_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    assert "holds none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, "cifar10")
-    assert complaint(write_parquet(tmp_path / "b"), "cifar10").endswith(
+    assert "holds none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, dataset="cifar10")
+    assert complaint(write_parquet(tmp_path / "b"), dataset="cifar10").endswith(
         "needs columns img and label, has img, fine_label, coarse_label"
     )
-    assert complaint(write_folders(tmp_path / "c"), "cifar10").endswith("no folder for class airplane")
+    assert complaint(write_folders(tmp_path / "c"), dataset="cifar10").endswith("no folder for class airplane")

@@ -2,9 +2,11 @@ import io
 import shutil
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import damage
 import numpy as np
 import pytest
 import torch
@@ -68,20 +70,12 @@ def write_shards(folder: Path) -> Path:
     return folder
 
 
+complaint = partial(damage.complaint, dataset="imagenet")
 FORMS: dict[str, Callable[[Path], Path]] = {"folders": write_folders, "shards": write_shards}
 
 
 def load(place: Path, **fields: Any) -> Splits:
     return load_dataset(DataConfig(**{"dataset": "imagenet", "data_dir": str(place), "validation_share": 0.25} | fields))
-
-
-def complaint(place: Path | None, **fields: Any) -> str:
-    """The one line in which loading fails."""
-    with pytest.raises(UserError) as caught:
-        load_dataset(DataConfig(dataset="imagenet", data_dir=None if place is None else str(place), **fields))
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 def contents(*parts: Any) -> list[tuple[bytes, int]]:
@@ -265,9 +259,7 @@ def test_a_key_that_stands_there_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.2, 0.5, 0.77])
 def test_a_cut_tar(share: float, tmp_path: Path) -> None:
-    path = write_shards(tmp_path) / "small-train-000001.tar"
-    content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path = damage.cut(write_shards(tmp_path) / "small-train-000001.tar", share)
     assert complaint(tmp_path).startswith(f"{path}: not a whole tar archive (")
 
 

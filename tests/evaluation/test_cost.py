@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from advmoe.evaluation.cost import cost, executed_macs, ideal_macs
+from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS
 from advmoe.moe import DenseKind, MaskedKind, MoEKind
 
@@ -11,6 +11,12 @@ CIFAR = (3, 32, 32)
 def resnet18(kind, stem="cifar"):
     make, width = MODELS["resnet18"]
     return make(kind, width=width, stem=stem, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+def macs(model, shape=CIFAR):
+    """Multiply-accumulates of one picture: ideal, executed."""
+    found = cost(model, shape)
+    return round(1e9 * found.gmacs_ideal), round(1e9 * found.gmacs_executed)
 
 
 def macs_by_hand(widths, stem, num_experts=0, size=32):
@@ -29,50 +35,43 @@ def macs_by_hand(widths, stem, num_experts=0, size=32):
 
 
 def test_dense_resnet18_counts_what_the_papers_column_says():
-    macs = macs_by_hand([64, 128, 256, 512], 64)
-    assert macs == 555_422_720
-    assert ideal_macs(resnet18(DenseKind()), CIFAR) == macs
-    assert executed_macs(resnet18(DenseKind()), CIFAR) == macs
+    count = macs_by_hand([64, 128, 256, 512], 64)
+    assert count == 555_422_720
+    assert macs(resnet18(DenseKind())) == (count, count)
 
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.2, [12, 25, 51, 102]), (0.5, [32, 64, 128, 256]), (0.8, [51, 102, 204, 409])])
 @pytest.mark.parametrize("num_experts", [1, 2, 4])
 def test_moe_counts_one_expert_and_its_routers_and_executes_no_more(scale, widths, num_experts):
-    macs = macs_by_hand(widths, 64, num_experts)
-    model = resnet18(MoEKind(scale, num_experts=num_experts))
-    assert ideal_macs(model, CIFAR) == macs
-    assert executed_macs(model, CIFAR) == macs
+    count = macs_by_hand(widths, 64, num_experts)
+    assert macs(resnet18(MoEKind(scale, num_experts=num_experts))) == (count, count)
 
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.2, [12, 25, 51, 102]), (0.5, [32, 64, 128, 256])])
 def test_small_dense_counts(scale, widths):
-    assert ideal_macs(resnet18(DenseKind(scale)), CIFAR) == macs_by_hand(widths, widths[0])
+    assert macs(resnet18(DenseKind(scale)))[0] == macs_by_hand(widths, widths[0])
 
 
 def test_half_the_width_saves_three_quarters():
-    dense = ideal_macs(resnet18(DenseKind()), CIFAR)
-    small = ideal_macs(resnet18(DenseKind(0.5)), CIFAR)
-    moe = ideal_macs(resnet18(MoEKind(0.5)), CIFAR)
+    dense, small, moe = (macs(resnet18(kind))[0] for kind in (DenseKind(), DenseKind(0.5), MoEKind(0.5)))
     assert 100 * (1 - small / dense) == pytest.approx(74.9, abs=0.05)
     assert 100 * (1 - moe / dense) == pytest.approx(72.7, abs=0.05)
 
 
 def test_more_experts_cost_their_routers_alone():
-    two, eight = (ideal_macs(resnet18(MoEKind(0.5, num_experts=n)), CIFAR) for n in (2, 8))
+    two, eight = (macs(resnet18(MoEKind(0.5, num_experts=n)))[0] for n in (2, 8))
     inputs = [64, 32, 32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 128, 256, 256, 256]
     assert eight - two == 6 * sum(inputs)
 
 
 def test_overlapping_and_disjoint_banks_cost_the_same():
-    assert len({ideal_macs(resnet18(MoEKind(0.8, bank=bank)), CIFAR) for bank in ("backbone", "disjoint")}) == 1
+    assert len({macs(resnet18(MoEKind(0.8, bank=bank)))[0] for bank in ("backbone", "disjoint")}) == 1
 
 
 def test_the_imagenet_stem_is_counted():
     # 7x7 stride 2 on 64 x 64, then pooling to 16 x 16
     dense = macs_by_hand([64, 128, 256, 512], 64, size=16) - 3 * 9 * 64 * 16**2 + 3 * 49 * 64 * 32**2
-    model = resnet18(DenseKind(), stem="imagenet")
-    assert ideal_macs(model, (3, 64, 64)) == dense
-    assert executed_macs(model, (3, 64, 64)) == dense
+    assert macs(resnet18(DenseKind(), stem="imagenet"), (3, 64, 64)) == (dense, dense)
 
 
 def test_cost_is_in_billions_beside_the_parameters():
@@ -96,9 +95,9 @@ KINDS = {
     "dense": DenseKind(),
     "small": DenseKind(0.3),
     "masked": MaskedKind(0.3),
-    "moe": MoEKind(0.3, num_experts=3),
-    "disjoint": MoEKind(0.8, bank="disjoint", norms="per_expert"),
-    "per_network": MoEKind(0.5, routers="per_network"),
+    "moe": MoEKind(0.3, num_experts=3, norms="shared"),
+    "disjoint": MoEKind(0.8, bank="disjoint"),
+    "per_network": MoEKind(0.5, routers="per_network", norms="shared"),
 }
 
 
@@ -116,7 +115,7 @@ def test_layers_sum_to_the_totals_and_torch_counts_the_same_in_each(backbone, ki
 
 
 def test_a_layer_has_its_norms_parameters_and_not_its_routers():
-    layers = {layer.name: layer for layer in cost(resnet18(MoEKind(0.5)), CIFAR).layers}
+    layers = {layer.name: layer for layer in cost(resnet18(MoEKind(0.5, norms="shared")), CIFAR).layers}
     conv, router = layers["blocks.0.conv1"], layers["blocks.0.conv1.router.linear"]
     assert conv.params == 64 * 64 * 9 + 2 * 32  # both experts' filters, one norm
     assert conv.gmacs_ideal == conv.gmacs_executed == 32 * 64 * 9 * 32**2 / 1e9

@@ -15,26 +15,13 @@ from advmoe.evaluation.suite import Attack
 
 EPSILON = 0.02
 PRESET = ("pgd_10", "pgd_50", "straight_through_1", "reroute_quick")
+TOY, X = Toy().eval(), pictures(11)
+Y = labels(TOY, X)
 
 
 @pytest.fixture(scope="module")
-def toy():
-    return Toy().eval()
-
-
-@pytest.fixture(scope="module")
-def x():
-    return pictures(11)
-
-
-@pytest.fixture(scope="module")
-def y(toy, x):
-    return labels(toy, x)
-
-
-@pytest.fixture(scope="module")
-def go(toy, x, y):
-    return partial(evaluate, toy, x, y, epsilon=EPSILON, preset=PRESET, shard_size=4)
+def go():
+    return partial(evaluate, TOY, X, Y, epsilon=EPSILON, preset=PRESET, shard_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -147,18 +134,18 @@ def test_shards_of_other_settings_are_refused(go, tmp_path, other, said):
     assert "move it away or use --fresh" in str(error.value)
 
 
-def test_shards_of_another_network_or_data_are_refused(toy, x, y, tmp_path):
+def test_shards_of_another_network_or_data_are_refused(tmp_path):
     options = {"epsilon": EPSILON, "preset": ("pgd_10",), "store": tmp_path}
-    evaluate(toy, x, y, **options)
+    evaluate(TOY, X, Y, **options)
     with pytest.raises(UserError, match="another network"):
-        evaluate(Toy(seed=1).eval(), x, y, **options)
+        evaluate(Toy(seed=1).eval(), X, Y, **options)
     with pytest.raises(UserError, match="another data"):
-        evaluate(toy, x.flip(0), y.flip(0), **options)
+        evaluate(TOY, X.flip(0), Y.flip(0), **options)
     with pytest.raises(UserError, match="another data"):
-        evaluate(toy, x, y.roll(1), **options)
+        evaluate(TOY, X, Y.roll(1), **options)
 
 
-def test_weights_of_any_type_tell_networks_apart(x, tmp_path):
+def test_weights_of_any_type_tell_networks_apart(tmp_path):
     class Cast(torch.nn.Module):
         def __init__(self, fill):
             super().__init__()
@@ -169,9 +156,9 @@ def test_weights_of_any_type_tell_networks_apart(x, tmp_path):
             return z.flatten(1) @ self.weight.float().T
 
     y = torch.zeros(11, dtype=torch.long)
-    evaluate(Cast(0.5).eval(), x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+    evaluate(Cast(0.5).eval(), X, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
     with pytest.raises(UserError, match="another network"):
-        evaluate(Cast(0.25).eval(), x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+        evaluate(Cast(0.25).eval(), X, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -234,19 +221,19 @@ def test_started_by_several_at_once(go, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.1)])
-def test_saved_pictures_are_finite_inside_the_ball_and_do_what_is_said(toy, x, y, tmp_path, norm, epsilon):
+def test_saved_pictures_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, norm, epsilon):
     preset = ("pgd_10", "apgd_t", *(("straight_through_1", "reroute_quick") if norm == "Linf" else ()))
-    found = evaluate(toy, x, y, epsilon=epsilon, norm=norm, preset=preset, shard_size=4, store=tmp_path, save_adversarial=True)
+    found = evaluate(TOY, X, Y, epsilon=epsilon, norm=norm, preset=preset, shard_size=4, store=tmp_path, save_adversarial=True)
     for name in preset:
         parts = [load_file(path) for path in sorted((tmp_path / "adversarial").glob(f"{name}-0*.safetensors"))]
         rows, x_adv = torch.cat([part["rows"] for part in parts]), torch.cat([part["x_adv"] for part in parts])
         assert len(rows) == found.attacks[name]["attacked"]
         assert torch.isfinite(x_adv).all()
         assert 0 <= x_adv.min() <= x_adv.max() <= 1
-        change = (x_adv.double() - x[rows].double()).flatten(1)
+        change = (x_adv.double() - X[rows].double()).flatten(1)
         length = change.abs().amax(dim=1) if norm == "Linf" else change.norm(dim=1)
         assert length.max() <= epsilon + 1e-6
-        assert rows[toy(x_adv).argmax(dim=1) != y[rows]].tolist() == found.broken[name]
+        assert rows[TOY(x_adv).argmax(dim=1) != Y[rows]].tolist() == found.broken[name]
     assert found.broken["pgd_10"]
 
 
@@ -259,11 +246,11 @@ def test_pictures_asked_for_later_are_made(go, whole, tmp_path):
     assert again.units == []
 
 
-def test_invalid_picture_is_not_saved(toy, x, y, tmp_path, monkeypatch):
+def test_invalid_picture_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setitem(ATTACKS, "pgd_10", Attack(lambda job: job.x * torch.nan))
-    evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path, save_adversarial=True)
+    evaluate(TOY, X, Y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path, save_adversarial=True)
     saved = load_file(tmp_path / "adversarial/pgd_10-00000.safetensors")
-    assert torch.equal(saved["x_adv"], x[saved["rows"]])
+    assert torch.equal(saved["x_adv"], X[saved["rows"]])
 
 
 def test_store_is_json(go, tmp_path):

@@ -7,11 +7,12 @@ from torch import nn
 from advmoe.config import ModelConfig
 from advmoe.data import PictureSpec
 from advmoe.models import MODELS, build_model, fused
+from advmoe.models.fused import refresh
 from advmoe.moe import DenseKind, ExpertNorm, Gate, MaskedKind, MoEConv2d, MoEKind, PlainConv2d
 
 SPEC = PictureSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 KINDS = [
-    DenseKind(), DenseKind(0.5), MaskedKind(0.5), MoEKind(0.5, 3), MoEKind(0.75, 3, norms="per_expert"),
+    DenseKind(), DenseKind(0.5), MaskedKind(0.5), MoEKind(0.5, 3, norms="shared"), MoEKind(0.75, 3, norms="per_expert"),
     MoEKind(0.5, 2, "disjoint", "per_network", "per_expert"),
 ]  # fmt: skip
 WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
@@ -63,3 +64,22 @@ def test_norms_behind_convolutions_are_gone_and_the_original_is_untouched():
     assert not twin.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("backbone", MODELS)
+def test_a_refreshed_twin_equals_a_new_one_in_the_memory_it_had(backbone, kind):
+    model = learned(backbone, kind)
+    twin = fused(model)
+    before = {name: (value.data_ptr(), value.clone()) for name, value in twin.state_dict().items()}
+    with torch.no_grad():
+        for value in (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())):
+            value.add_(torch.rand_like(value))
+    refresh(twin, model)
+    assert twin.state_dict().keys() == before.keys()
+    for name, value in fused(model).state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+        assert twin.state_dict()[name].data_ptr() == before[name][0], name
+        assert not torch.equal(value, before[name][1]) or name.endswith("num_batches_tracked"), name
+    assert all(own is shared for own, shared in zip(model.router_parameters(), twin.router_parameters(), strict=True))
+    assert not any(parameter.requires_grad for parameter in twin.weight_parameters())

@@ -4,9 +4,10 @@ from torch import nn
 
 from advmoe.models import MODELS
 from advmoe.models.resnet import ResNet
-from advmoe.moe import HARD, DenseKind, Gate, MoEConv2d, MoEKind
+from advmoe.moe import HARD, DenseKind, ExpertNorm, Gate, MoEConv2d, MoEKind
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
+NORMS = pytest.mark.parametrize("norms", ["shared", "per_expert"])
 
 
 def resnet18(kind, width=64, stem="cifar", classes=10):
@@ -23,7 +24,7 @@ def tiny(kind, mean=MEAN, std=STD):
 def spread(model, x):
     """Let experts differ, and take all running statistics from x, which spreads its pictures over the experts."""
     with torch.no_grad():
-        for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
+        for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]:
             norm.momentum = 1.0
         for layer in model.moe_layers():
             layer.filters.normal_(std=0.3)
@@ -63,7 +64,7 @@ def test_small_dense_scales_every_width(scale, stem, widths):
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.5, [32, 64, 128, 256]), (0.2, [12, 25, 51, 102])])
 def test_moe_keeps_the_stem_and_starts_with_a_projection(scale, widths):
-    model = resnet18(MoEKind(scale, num_experts=2))
+    model = resnet18(MoEKind(scale, num_experts=2, norms="shared"))
     assert model.stem[0].out_channels == 64
     assert block_widths(model) == [width for width in widths for _ in range(2)]
     first = model.blocks[0]
@@ -112,9 +113,10 @@ def test_a_forced_route_is_followed_layer_by_layer():
     assert torch.equal(torch.stack([routing.experts for routing in routings], dim=1), route)
 
 
-def test_forward_is_forward_routed_through_the_hard_gate():
+@NORMS
+def test_forward_is_forward_routed_through_the_hard_gate(norms):
     x = pictures(8)
-    model = spread(tiny(MoEKind(0.5, num_experts=2)), x)
+    model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), x)
     logits, routings = model.forward_routed(x, HARD)
     assert torch.equal(model(x), logits)
     assert torch.equal(model.forward_routed(x)[0], logits)
@@ -122,16 +124,18 @@ def test_forward_is_forward_routed_through_the_hard_gate():
     assert not torch.allclose(logits, model.forward_routed(x, Gate("soft"))[0])
 
 
-def test_straight_through_gives_the_logits_of_hard():
+@NORMS
+def test_straight_through_gives_the_logits_of_hard(norms):
     x = pictures(8)
-    model = spread(tiny(MoEKind(0.5, num_experts=2)), x).double()
+    model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), x).double()
     hard, straight = model(x.double()), model.forward_routed(x.double(), Gate("straight_through"))[0]
     torch.testing.assert_close(hard, straight, rtol=1e-10, atol=1e-12)
 
 
-def test_logits_of_a_picture_do_not_depend_on_its_batch():
+@NORMS
+def test_logits_of_a_picture_do_not_depend_on_its_batch(norms):
     x = pictures(6).double()
-    model = spread(tiny(MoEKind(0.5, num_experts=2)).double(), x)
+    model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)).double(), x)
     together = model(x)
     for i in range(6):
         torch.testing.assert_close(model(x[i : i + 1])[0], together[i], rtol=1e-10, atol=1e-12)
@@ -168,11 +172,12 @@ def test_normalisation_is_inside():
     assert not torch.allclose(model(x), plain(x))
 
 
+@NORMS
 @pytest.mark.parametrize("bank", ["backbone", "disjoint"])
 @pytest.mark.parametrize("num_experts", [2, 4])
-def test_every_parameter_gets_a_finite_gradient_under_straight_through(num_experts, bank):
+def test_every_parameter_gets_a_finite_gradient_under_straight_through(num_experts, bank, norms):
     x = pictures(16)
-    model = spread(tiny(MoEKind(0.5, num_experts=num_experts, bank=bank)), x).train()
+    model = spread(tiny(MoEKind(0.5, num_experts=num_experts, bank=bank, norms=norms)), x).train()
     logits, _ = model.forward_routed(x, Gate("straight_through"))
     nn.functional.cross_entropy(logits, torch.arange(16) % 3).backward()
     for name, parameter in model.named_parameters():
@@ -188,7 +193,7 @@ def test_dense_gets_a_finite_gradient_everywhere():
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, num_experts=4)])
+@pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, num_experts=4), MoEKind(0.5, num_experts=4, norms="shared")])
 def test_state_dict_round_trip(kind):
     x = pictures(8)
     model = spread(tiny(kind), x)
@@ -199,9 +204,10 @@ def test_state_dict_round_trip(kind):
     assert torch.equal(other(x), model(x))
 
 
+@NORMS
 @pytest.mark.parametrize("gate", [HARD, Gate("straight_through"), Gate("soft"), Gate("scaled")])
-def test_a_forward_pass_in_eval_mode_leaves_nothing_behind(gate):
-    model = spread(tiny(MoEKind(0.5, num_experts=2)), pictures(8))
+def test_a_forward_pass_in_eval_mode_leaves_nothing_behind(gate, norms):
+    model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), pictures(8))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     tensors = {name: [v for v in vars(m).values() if isinstance(v, torch.Tensor)] for name, m in model.named_modules()}

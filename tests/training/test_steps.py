@@ -264,7 +264,7 @@ def experts_are_equal(layer):
 @pytest.mark.parametrize("bank", ["disjoint", "backbone"])
 @pytest.mark.parametrize("num_experts", [2, 4])
 def test_tied_experts_stay_equal_and_routers_untouched(num_experts, bank):
-    kind = MoEKind(0.75, num_experts=num_experts, bank=bank)
+    kind = MoEKind(0.75, num_experts=num_experts, bank=bank, norms="shared")
     state, spy = spied(kind=kind, equal=True, done=0.49, tied_share=0.5)
     before = snapshot(state.model)[0]
     for _ in range(3):

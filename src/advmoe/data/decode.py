@@ -19,7 +19,7 @@ DEEP_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow wo
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
     """An encoded picture of exactly size x size as [3, size, size] uint8. Raises UserError, led by `where`."""
-    with _opened(data, where) as picture:
+    with opened(data, where) as picture:
         if picture.size != (size, size):
             raise UserError(f"{where}: the picture is {picture.width} x {picture.height}, not {size} x {size}")
         return _array(rgb(picture, where))
@@ -31,14 +31,28 @@ def decode_fitted(data: bytes, size: int, where: str) -> np.ndarray:
     Upright is as its EXIF orientation says; the resampling is Lanczos' with antialiasing, and none at all where the size
     is right. Raises UserError, led by `where`.
     """
-    with _opened(data, where) as picture:
+    with opened(data, where) as picture:
         return _array(ImageOps.fit(rgb(picture, where, upright=True), (size, size), Image.Resampling.LANCZOS))
 
 
 def size_of(data: bytes, where: str) -> tuple[int, int]:
     """(width, height) of an encoded picture as it is stored; its pixels are not decoded. Raises UserError, led by `where`."""
-    with _opened(data, where) as picture:
+    with opened(data, where) as picture:
         return picture.size
+
+
+@contextmanager
+def opened(data: bytes, where: str) -> Iterator[Image.Image]:
+    """An encoded picture, to be decoded. Raises UserError, led by `where`, for whatever fails within."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            yield picture
+    except UserError:
+        raise
+    except UnidentifiedImageError:
+        raise UserError(f"{where}: not a picture that can be decoded (none of {', '.join(FORMATS)})") from None
+    except Exception as error:  # a damaged picture raises nearly anything
+        raise UserError(f"{where}: not a picture that can be decoded ({' '.join(str(error).split())[:120]})") from None
 
 
 def rgb(picture: Image.Image, where: str, upright: bool = False) -> Image.Image:
@@ -51,19 +65,6 @@ def rgb(picture: Image.Image, where: str, upright: bool = False) -> Image.Image:
     if picture.mode.partition(";")[0] in DEEP_MODES:
         raise UserError(f"{where}: the picture has pixels of kind {picture.mode}, not 8 bits a channel")
     return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
-
-
-@contextmanager
-def _opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-            yield picture
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: not a picture that can be decoded (none of {', '.join(FORMATS)})") from None
-    except Exception as error:  # a damaged picture raises nearly anything
-        raise UserError(f"{where}: not a picture that can be decoded ({' '.join(str(error).split())[:120]})") from None
 
 
 def _array(picture: Image.Image) -> np.ndarray:

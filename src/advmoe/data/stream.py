@@ -4,7 +4,6 @@ Training: random resized crop and mirroring (Szegedy et al. 2015, the standard p
 processes ahead of the training step. Evaluation: shorter side to 256, centre crop of 224.
 """
 
-import io
 import math
 import os
 import warnings
@@ -15,12 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from advmoe.config import DataConfig
-from advmoe.data.decode import FORMATS, decode_all, rgb
+from advmoe.data.decode import decode_all, opened, rgb
 from advmoe.data.pictures import Pictures, cores
 from advmoe.errors import UserError
 
@@ -242,15 +241,7 @@ def centre_crop(width: int, height: int) -> Box:
 
 def _decoded(files: Files, row: int, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
     """A crop of one picture as [3, 224, 224] uint8."""
-    data, where = files.read(row), files.where(row)
-    try:
-        return resized_crop(data, crop, where, shrink=shrink)
-    except UserError:
-        raise
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: not a picture that can be decoded (none of {', '.join(FORMATS)})") from None
-    except Exception as error:  # a damaged picture raises nearly anything
-        raise UserError(f"{where}: not a picture that can be decoded ({' '.join(str(error).split())[:120]})") from None
+    return resized_crop(files.read(row), crop, files.where(row), shrink=shrink)
 
 
 def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, shrink: bool) -> np.ndarray:
@@ -260,8 +251,9 @@ def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, sh
     no detail that the result could show is lost, and pixels differ by 0.3 of 255 on average from those of full decoding.
     A picture of 2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
     (benchmarks/streaming.py measures this). Training alone shrinks: evaluation shows the pixels that everybody's does.
+    Raises UserError, led by `where`.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+    with opened(data, where) as picture:
         width, height = picture.size
         box = crop(width, height)
         if shrink:

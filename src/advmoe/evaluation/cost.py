@@ -45,18 +45,6 @@ def cost(model: Classifier, shape: Shape) -> Cost:
     return Cost(sum(params.values()), sum(ideal.values()) / 1e9, _macs(counter, "Global") / 1e9, layers)
 
 
-def ideal_macs(model: Classifier, shape: Shape) -> int:
-    """Closed form over the layers' output sizes: convolutions, linear layers, one expert per MoE layer, routers."""
-    return sum(layer_macs(model, layer_positions(model, shape)).values())
-
-
-def executed_macs(model: Classifier, shape: Shape) -> int:
-    """Multiply-accumulates of a forward pass of one picture, by torch's own counter."""
-    with FlopCounterMode(display=False) as counter:
-        layer_positions(model, shape)
-    return _macs(counter, "Global")
-
-
 @torch.no_grad()
 def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
     """At how many places of one picture each counted layer puts out its channels (H' * W'; 1 for a linear layer)."""

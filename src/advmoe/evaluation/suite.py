@@ -11,19 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advmoe.attacks import Apgd, Norm, Pgd, PictureDraws, apgd, derive_seed, dlr, pgd, targeted_apgd
+from advmoe.attacks import Apgd, Norm, Pgd, PictureDraws, apgd, derive_seed, dlr, pgd, surrogate, targeted_apgd
 from advmoe.attacks.pgd import Predict
 from advmoe.attacks.rerouting import Beam, reroute
-from advmoe.attacks.surrogate import (
-    Search,
-    Surrogate,
-    route_of,
-    surrogate_pgd,
-    through_gate,
-    through_network,
-    through_route,
-    with_routing_margin,
-)
+from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
 from advmoe.errors import UserError, lookup
 from advmoe.moe import Gate
 
@@ -124,17 +115,17 @@ def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps
 
 def gate(kind: Any, temperature: float) -> Callable[[Job], Surrogate]:
     """The network under another gate."""
-    return lambda job: through_gate(job.predict, Gate(kind, temperature))
+    return lambda job: surrogate.through_gate(job.predict, Gate(kind, temperature))
 
 
 def margin(weight: float) -> Callable[[Job], Surrogate]:
     """Cross-entropy and the margin of the clean route."""
-    return lambda job: with_routing_margin(job.predict, _clean_route(job), weight)
+    return lambda job: surrogate.with_routing_margin(job.predict, _clean_route(job), weight)
 
 
 def held_route(job: Job) -> Surrogate:
     """The network held on the clean route."""
-    return through_route(job.predict, _clean_route(job))
+    return surrogate.through_route(job.predict, _clean_route(job))
 
 
 def second_route(job: Job) -> Surrogate:
@@ -142,13 +133,13 @@ def second_route(job: Job) -> Surrogate:
     with torch.no_grad():
         _, routings = job.predict.forward_routed(job.x)
     second = [routing.logits.topk(min(2, routing.logits.shape[1]), dim=1).indices[:, -1] for routing in routings]
-    return through_route(job.predict, torch.stack(second, dim=1))
+    return surrogate.through_route(job.predict, torch.stack(second, dim=1))
 
 
 def other_network(job: Job) -> Surrogate:
     """The network that attacks are transferred from."""
     assert job.transfer is not None
-    return through_network(job.transfer)
+    return surrogate.through_network(job.transfer)
 
 
 def _clean_route(job: Job) -> Tensor:

@@ -1,0 +1,45 @@
+"""A tiny CIFAR-10 in every form it is given in."""
+
+from pathlib import Path
+from typing import Any
+
+from cifar_files import Part, blocky, encoded, lossless, write_archive, write_class_folders, write_pickles, write_table
+
+from advmoe.data.cifar import CIFAR10
+
+CLASSES = CIFAR10.spec.classes
+BATCHES = [f"data_batch_{number}" for number in range(1, 6)]
+TRAIN, TEST = blocky(10, 4, seed=1), blocky(10, 2, seed=2)
+PARTS = {"train": TRAIN, "test": TEST}
+
+
+def batch_content(part: Part) -> dict[bytes, Any]:
+    return {b"batch_label": b"tiny", b"labels": part.labels, b"data": part.images.reshape(-1, 3072), b"filenames": [b"a.png"]}
+
+
+def write_batches(folder: Path) -> Path:
+    contents = {"test_batch": batch_content(TEST), "batches.meta": {b"label_names": list(CLASSES)}}
+    for number, name in enumerate(BATCHES):
+        rows = slice(8 * number, 8 * number + 8)
+        contents[name] = batch_content(Part(TRAIN.images[rows], TRAIN.labels[rows]))
+    return write_pickles(folder / "cifar-10-batches-py", contents)
+
+
+def write_tar(folder: Path) -> Path:
+    return write_archive(folder / "cifar-10-python.tar.gz", write_batches(folder))
+
+
+def write_parquet(folder: Path, kind: str = "PNG") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, part in PARTS.items():
+        pictures = [{"bytes": encoded(image, kind), "path": f"{row}.png"} for row, image in enumerate(part.images)]
+        write_table(folder / f"{name}-00000-of-00001.parquet", img=pictures, label=part.labels)
+    return folder
+
+
+def write_folders(folder: Path, kind: str = "PNG") -> Path:
+    return write_class_folders(folder, PARTS, CLASSES, kind)
+
+
+LOSSLESS = lossless(write_batches, write_tar, write_parquet, write_folders)
+LOSSLESS["parquet in a folder"] = lambda folder: write_parquet(folder / "plain_text").parent

@@ -1,0 +1,213 @@
+"""CIFAR-10 whose files are cut, altered, unreadable or of another kind."""
+
+import os
+import pickle
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import cifar10
+import numpy as np
+import pytest
+from cifar10 import TEST, TRAIN
+from cifar_files import Part, encoded, write_archive, write_table
+from damage import complaint, cut, huge_png
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.999])
+def test_truncated_pickle(share: float, tmp_path: Path) -> None:
+    path = cut(cifar10.write_batches(tmp_path) / "data_batch_2", share)
+    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+
+
+@pytest.mark.parametrize("size", [0, 1, 9, 200, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, -9, -4, -1])
+def test_truncated_tar(size: float, tmp_path: Path) -> None:
+    path = cut(cifar10.write_tar(tmp_path), size)
+    assert complaint(tmp_path).startswith(f"{path}: not a whole tar archive (")
+
+
+@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
+def test_tar_with_a_flipped_bit(place: float, tmp_path: Path) -> None:
+    path = cifar10.write_tar(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    assert complaint(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_truncated_plain_tar(share: float, tmp_path: Path) -> None:
+    path = cut(write_archive(tmp_path / "cifar.tar", cifar10.write_batches(tmp_path), "w"), share)
+    assert complaint(path).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("member", ["../../evil", "/etc/evil"])
+def test_a_tar_member_that_points_outside_is_named(member: str, tmp_path: Path) -> None:
+    path = tmp_path / "cifar-10-python.tar.gz"
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo(member))
+    assert f"member {member} points outside the archive" in complaint(path)
+
+
+def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("hello\nworld\n" * 200)
+    assert complaint(path).startswith(f"{path}: not a whole tar archive")
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
+def test_truncated_parquet(share: float, tmp_path: Path) -> None:
+    path = cut(next(cifar10.write_parquet(tmp_path).glob("test*")), share)
+    assert complaint(tmp_path).startswith(f"{path}: not a whole Parquet file (")
+
+
+@pytest.mark.parametrize("columns", [("picture", "label"), ("img", "fine_label")])
+def test_wrong_columns(columns: tuple[str, str], tmp_path: Path) -> None:
+    path = next(cifar10.write_parquet(tmp_path).glob("train*"))
+    write_table(path, **dict(zip(columns, ([b"x"], [0]), strict=True)))
+    assert complaint(tmp_path) == f"{path}: needs columns img and label, has {', '.join(columns)}"
+
+
+BAD_PICTURES = {
+    "empty": (b"", "not a picture that can be decoded"),
+    "text": (b"hello, no picture", "not a picture that can be decoded"),
+    "cut png": (encoded(TRAIN.images[0])[:150], "not a picture that can be decoded"),
+    "cut jpeg": (encoded(TRAIN.images[0], "JPEG")[:400], "not a picture that can be decoded"),
+    "header alone": (encoded(TRAIN.images[0])[:8], "not a picture that can be decoded"),
+    "large": (encoded(TRAIN.images[0], size=(33, 32)), "the picture is 33 x 32, not 32 x 32"),
+    "small": (encoded(TRAIN.images[0], size=(28, 28)), "the picture is 28 x 28, not 32 x 32"),
+    "postscript": (encoded(TRAIN.images[0], "EPS"), "not a picture that can be decoded (none of PNG, "),
+    "bomb": (huge_png(12_000, 12_000), "the picture is 12000 x 12000, not 32 x 32"),
+    "larger bomb": (huge_png(60_000, 60_000), "not a picture that can be decoded (Image size"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.filterwarnings("error")
+def test_bad_picture_in_parquet_is_named_by_its_row(name: str, tmp_path: Path) -> None:
+    picture, message = BAD_PICTURES[name]
+    path = next(cifar10.write_parquet(tmp_path).glob("train*"))
+    items = [{"bytes": encoded(image), "path": None} for image in TRAIN.images]
+    items[17] = {"bytes": picture, "path": None}
+    write_table(path, img=items, label=TRAIN.labels)
+    assert complaint(tmp_path).startswith(f"{path}: row 17: {message}")
+
+
+@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.filterwarnings("error")
+def test_bad_picture_in_a_folder_is_named_by_its_path(name: str, tmp_path: Path) -> None:
+    picture, message = BAD_PICTURES[name]
+    path = sorted((cifar10.write_folders(tmp_path) / "train" / "ship").iterdir())[1]
+    path.write_bytes(picture)
+    assert complaint(tmp_path).startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize("item", [None, {"bytes": None, "path": "a.png"}])
+def test_parquet_row_without_a_picture(item: Any, tmp_path: Path) -> None:
+    path = next(cifar10.write_parquet(tmp_path).glob("test*"))
+    items = [{"bytes": encoded(image), "path": "x"} for image in TEST.images]
+    items[5] = item
+    write_table(path, img=items, label=TEST.labels)
+    assert complaint(tmp_path) == f"{path}: row 5 holds no picture bytes"
+
+
+@pytest.mark.parametrize("column", [[{"path": "a.png"}], [3.5], ["a.png"]])
+def test_parquet_column_of_another_kind(column: list[Any], tmp_path: Path) -> None:
+    path = next(cifar10.write_parquet(tmp_path).glob("test*"))
+    write_table(path, img=column, label=[0])
+    assert complaint(tmp_path) == f"{path}: row 0 holds no picture bytes"
+
+
+@pytest.mark.parametrize("label", [10, -1, None])
+def test_label_out_of_range_in_parquet(label: int | None, tmp_path: Path) -> None:
+    path = next(cifar10.write_parquet(tmp_path).glob("train*"))
+    write_table(path, img=[encoded(image) for image in TRAIN.images], label=[*TRAIN.labels[:39], label])
+    assert complaint(tmp_path) == f"{path}: label {label} in row 39 is not a whole number from 0 to 9"
+
+
+def test_label_out_of_range_in_a_batch(tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "test_batch"
+    path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TEST.images, [*TEST.labels[:3], 12, *TEST.labels[4:]])), protocol=2))
+    assert complaint(tmp_path) == f"{path}: label 12 in row 3 is not a whole number from 0 to 9"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {b"data": TEST.images.reshape(-1, 3072)[:, :-1]},
+        {b"data": TEST.images.reshape(-1, 3072).astype(np.float32)},
+        {b"data": None},
+        {b"labels": 3},
+    ],
+)
+def test_batch_of_another_shape_or_type(change: dict[bytes, Any], tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "test_batch"
+    path.write_bytes(pickle.dumps(cifar10.batch_content(TEST) | change, protocol=2))
+    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+
+
+@pytest.mark.parametrize("content", [{b"fine_labels": [1]}, [1, 2], 5])
+def test_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "data_batch_1"
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+
+
+def test_labels_and_pictures_differ_in_number(tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "data_batch_1"
+    path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TRAIN.images[:8], TRAIN.labels[:7])), protocol=2))
+    assert complaint(tmp_path) == f"{path}: 8 pictures and 7 labels"
+
+
+class Shell:
+    """Pickles to a call of os.system."""
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (self.command,)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("where", ["alone", "in labels", "in an object array"])
+def test_code_in_a_pickle_does_not_run(where: str, protocol: int, tmp_path: Path) -> None:
+    shell, mark = Shell(f"touch {tmp_path / 'ran'}"), tmp_path / "ran"
+    content: Any = {
+        "alone": shell,
+        "in labels": cifar10.batch_content(TEST) | {b"labels": [shell]},
+        "in an object array": cifar10.batch_content(TEST) | {b"data": np.array([shell], dtype=object)},
+    }[where]
+    path = cifar10.write_batches(tmp_path) / "data_batch_1"
+    path.write_bytes(pickle.dumps(content, protocol=protocol))
+    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (UnpicklingError: it asks for posix.system")
+    assert not mark.exists()
+    pickle.loads(path.read_bytes())
+    assert mark.exists()
+
+
+def test_modules_named_by_a_pickle_are_not_imported(tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "data_batch_1"
+    path.write_bytes(b"cnumpy.f2py.__main__\ndtype\n.")
+    assert "it asks for numpy.f2py.__main__.dtype" in complaint(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["batches", "png folders"])
+def test_permission_denied(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    place = cifar10.LOSSLESS[form](tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    text = complaint(place)
+    assert text.startswith(str(place) + "/")
+    assert text.endswith(": cannot be read (Permission denied)")
+
+
+def test_permission_denied_on_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: Path, *rest: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(name))
+
+    path = cifar10.write_tar(tmp_path)
+    monkeypatch.setattr(tarfile, "open", refuse)
+    assert complaint(path) == f"{path}: cannot be read (Permission denied)"
