@@ -184,6 +184,8 @@ class RuntimeConfig:
     """CPU threads; 0 leaves torch's own choice."""
     precision: Precision = "float32"
     """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto means float32 on the CPU, bf16 on CUDA."""
+    dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
+    """How pictures meet their experts' filters: all give the same; auto takes what was measured fastest (docs/performance.md)."""
 
     def __post_init__(self) -> None:
         _check(self, "threads", self.threads >= 0, "at least 0")
@@ -247,7 +249,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """'section.field: x, not y' for every field in which two runs differ; where they run and lie is no difference."""
     place = dataclasses.replace
     a, b = (
-        place(c, runtime=place(c.runtime, device="auto", threads=0), data=place(c.data, data_dir=None, workers=None))
+        place(c, runtime=RuntimeConfig(precision=c.runtime.precision), data=place(c.data, data_dir=None, workers=None))
         for c in (a, b)
     )
     flat_a, flat_b = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))

@@ -169,10 +169,10 @@ def test_folder_without_a_run_is_refused_and_left_alone(tmp_path, capsys):
 def test_other_data_is_refused(run, capsys, monkeypatch):
     from dataclasses import replace
 
-    from advmoe import cli
+    from advmoe.commands import evaluate
 
-    real = cli.load_dataset
-    monkeypatch.setattr(cli, "load_dataset", lambda config: replace(real(config), fingerprint="other"))
+    real = evaluate.load_dataset
+    monkeypatch.setattr(evaluate, "load_dataset", lambda config: replace(real(config), fingerprint="other"))
     said = refused(capsys, run, "--device", "cpu")
     assert "fashion-mnist: fingerprint other, but" in said
     assert "was trained on" in said

@@ -4,7 +4,7 @@ from masked_twin import expert_filters, masked
 
 from advmoe.errors import UserError
 from advmoe.moe import Channels, DenseConv2d, DenseKind, Gate, MoEConv2d, MoEKind, pictures
-from advmoe.moe.dispatch import aligned, windows
+from advmoe.moe.experts import aligned, windows
 
 IN_CHANNELS, OUT_CHANNELS = 4, 12
 

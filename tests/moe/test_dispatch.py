@@ -1,109 +1,46 @@
 import pytest
 import torch
-from masked_twin import expert_filters
 
-from advmoe.moe.dispatch import Experts, aligned, chosen, mixture, windows
+from advmoe.errors import UserError
+from advmoe.moe.dispatch import DISPATCHES, available, check_dispatch, chosen, fastest
+from advmoe.moe.experts import Experts, mixture, windows
 
-
-@pytest.mark.parametrize(
-    ("num_experts", "out_channels", "width", "starts", "size"),
-    [
-        (2, 64, 32, (0, 32), 64),  # r = .5: two halves
-        (2, 64, 12, (0, 12), 24),  # r = .2: 0..11 and 52..63; the 40 filters between them are not allocated
-        (2, 64, 51, (0, 13), 64),  # r = .8: 0..50 and 13..63
-        (4, 64, 16, (0, 16, 32, 48), 64),  # r = .25: four quarters
-        (4, 64, 32, (0, 11, 21, 32), 64),  # r = .5: thirds of 32, 10.67 and 21.33, rounded
-        (1, 64, 32, (0,), 32),
-        (1, 64, 64, (0,), 64),
-        (8, 64, 32, (0, 5, 9, 14, 18, 23, 27, 32), 64),  # sevenths of 32: 4.57, 9.14, 13.71, 18.29, 22.86, 27.43
-        (8, 64, 4, (0, 4, 8, 12, 16, 20, 24, 28), 32),  # 8.57 apart, 4 wide
-        (3, 10, 3, (0, 3, 6), 9),  # 0..2, 4..6 (3.5 rounds up), 7..9: filter 3 is not allocated
-        (4, 8, 8, (0, 0, 0, 0), 8),  # r = 1: all experts are the whole layer
-    ],
-)
-def test_backbone_windows(num_experts, out_channels, width, starts, size):
-    assert windows("backbone", num_experts, out_channels, width) == (starts, size)
+NAMES = [name for name in DISPATCHES if name != "triton"]  # which has tests of its own
 
 
-@pytest.mark.parametrize(
-    ("num_experts", "width", "starts", "size"),
-    [(2, 32, (0, 32), 64), (2, 51, (0, 51), 102), (4, 32, (0, 32, 64, 96), 128), (1, 32, (0,), 32)],
-)
-def test_disjoint_windows(num_experts, width, starts, size):
-    assert windows("disjoint", num_experts, 64, width) == (starts, size)
-
-
-@pytest.mark.parametrize("num_experts", range(1, 9))
-@pytest.mark.parametrize("width", range(1, 17))
-def test_backbone_windows_use_every_filter_and_overlap_only_past_full(num_experts, width):
-    starts, size = windows("backbone", num_experts, 16, width)
-    used = {m for start in starts for m in range(start, start + width)}
-    assert used == set(range(size))
-    assert size <= 16
-    if num_experts * width <= 16:
-        assert size == num_experts * width
-    elif num_experts > 1:
-        assert size == 16
-
-
-@pytest.mark.parametrize("dim", [0, 1])
-@pytest.mark.parametrize(("start", "width"), [(0, 4), (1, 4), (3, 4), (4, 4), (7, 4), (5, 1), (2, 5)])
-def test_aligned_puts_filter_m_at_channel_m_mod_width(start, width, dim):
-    stack = torch.arange(12.0)[:, None] if dim == 0 else torch.arange(12.0)[None]
-    window = aligned(stack, start, width, dim=dim).flatten().tolist()
-    assert sorted(window) == list(range(start, start + width))
-    assert [m % width for m in window] == list(range(width))
-
-
-def test_aligned_by_hand():
-    assert aligned(torch.arange(10), 3, 4).tolist() == [4, 5, 6, 3]
-
-
-def test_the_twins_experts_are_the_windows():
-    for num_experts, width in [(2, 3), (2, 10), (4, 6), (8, 5), (3, 4)]:
-        for bank in ("backbone", "disjoint"):
-            starts, size = windows(bank, num_experts, 12, width)
-            rows = [aligned(torch.arange(size), start, width).tolist() for start in starts]
-            assert rows == expert_filters(bank, num_experts, 12, width)
-
-
-def test_chosen_by_hand():
+@pytest.mark.parametrize("dispatch", NAMES)
+def test_chosen_by_hand(dispatch):
     # 1x1 filters 1, 10, 100 on one channel; expert 0 has filters 0 and 1, expert 1 has 1 and 2 (filter 2 writes channel 0)
     bank = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
     x = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
-    y = chosen(x, Experts(bank, (0, 1), 2, 1), torch.tensor([1, 0, 1]))
+    y = chosen(x, Experts(bank, (0, 1), 2, 1, dispatch=dispatch), torch.tensor([1, 0, 1]))
     assert y.flatten(1).tolist() == [[100, 10], [2, 20], [300, 30]]
 
 
-def test_mixture_by_hand():
-    bank = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
-    x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
-    y = mixture(x, Experts(bank, (0, 1), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
-    # channel 0: filter 0 of expert 0, filter 2 of expert 1; channel 1: filter 1 of both
-    assert y.flatten(1).tolist() == [[0.5 + 50, 5 + 5], [0.5 + 400, 5 + 40]]
+@pytest.mark.parametrize("dispatch", NAMES)
+def test_the_hard_gates_gradients_are_those_of_each_picture_alone(dispatch):
+    random = torch.Generator().manual_seed(0)
+    starts, size = windows("backbone", 3, 9, 6)
+    x = torch.randn(5, 4, 6, 6, generator=random, dtype=torch.float64, requires_grad=True)
+    filters = torch.randn(size, 4, 3, 3, generator=random, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(3, 6, generator=random, dtype=torch.float64, requires_grad=True)
+    own, experts = Experts(filters, starts, 6, 2, bias, dispatch), torch.tensor([2, 0, 1, 2, 2])
+    found = chosen(x, own, experts)
+    wanted = torch.cat([own.convolve(x[b : b + 1], int(e)) for b, e in enumerate(experts)])
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    weights = torch.randn(found.shape, generator=random, dtype=torch.float64)
+    ours, references = (torch.autograd.grad((y * weights).sum(), (x, filters, bias)) for y in (found, wanted))
+    torch.testing.assert_close(ours, references, rtol=1e-10, atol=1e-10)
 
 
-def test_mixture_of_disjoint_experts_by_hand():
-    bank = torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(4, 1, 1, 1)
-    x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
-    y = mixture(x, Experts(bank, (0, 2), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
-    assert y.flatten(1).tolist() == [[0.5 + 50, 5 + 500], [0.5 + 400, 5 + 4000]]
-
-
-def test_chosen_computes_nothing_but_the_chosen_experts():
-    bank = torch.ones(4, 1, 1, 1)
-    bank[2:] = torch.nan
-    y = chosen(torch.ones(5, 1, 2, 2), Experts(bank, (0, 2), 2, 1), torch.zeros(5, dtype=torch.int64))
-    assert torch.equal(y, torch.ones(5, 2, 2, 2))
-
-
+@pytest.mark.parametrize("dispatch", NAMES)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(
     ("bank", "num_experts", "width"), [("backbone", 2, 4), ("backbone", 3, 6), ("disjoint", 4, 3), ("disjoint", 1, 5)]
 )
-def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num_experts, width, stride, layout):
-    """Straight-through: what runs the chosen experts alone gives all gradients of what runs every expert."""
+def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num_experts, width, stride, layout, dispatch):
+    """Straight-through: every dispatch gives all gradients of what runs every expert."""
     random = torch.Generator().manual_seed(num_experts)
     starts, size = windows(bank, num_experts, 9, width)
 
@@ -114,7 +51,7 @@ def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num
     filters, bias = noise(size, 5, 3, 3).requires_grad_(), noise(num_experts, width).requires_grad_()
     experts = torch.randint(0, num_experts, (7,), generator=random)
     one_hot = torch.nn.functional.one_hot(experts, num_experts).double().requires_grad_()
-    own = Experts(filters, starts, width, stride, bias)
+    own = Experts(filters, starts, width, stride, bias, dispatch)
     found, wanted = chosen(x, own, experts, one_hot), mixture(x, own, one_hot)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     weights, inputs = noise(*found.shape), (x, filters, bias, one_hot)
@@ -123,25 +60,29 @@ def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num
         torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
 
 
-def test_straight_through_runs_no_expert_twice_forward():
-    bank = torch.ones(4, 1, 1, 1, requires_grad=True)
-    with torch.no_grad():
-        bank[2:] = torch.nan
-    experts = torch.zeros(5, dtype=torch.int64)
-    one_hot = torch.nn.functional.one_hot(experts, 2).float().requires_grad_()
-    y = chosen(torch.ones(5, 1, 2, 2), Experts(bank, (0, 2), 2, 1), experts, one_hot)
-    assert torch.equal(y, torch.ones(5, 2, 2, 2))
-
-
+@pytest.mark.parametrize("dispatch", NAMES)
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_small_batches(batch):
-    own = Experts(torch.randn(4, 2, 3, 3), (0, 2), 2, 2)
+def test_small_batches(batch, dispatch):
+    own = Experts(torch.randn(4, 2, 3, 3), (0, 2), 2, 2, dispatch=dispatch)
     y = chosen(torch.randn(batch, 2, 6, 6), own, torch.ones(batch, dtype=torch.int64))
     assert y.shape == (batch, 2, 3, 3)
 
 
-def test_channels_last_stays_channels_last():
-    x = torch.randn(6, 4, 5, 5).contiguous(memory_format=torch.channels_last)
-    bank = torch.randn(6, 4, 3, 3).contiguous(memory_format=torch.channels_last)
-    y = chosen(x, Experts(bank, (0, 3), 3, 1), torch.tensor([0, 1, 1, 0, 1, 0]))
-    assert y.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("dispatch", ["wide", "grouped"])
+def test_static_dispatches_ask_the_host_for_nothing(dispatch):
+    """On the meta device there is no value to ask for."""
+    with torch.device("meta"):
+        own = Experts(torch.empty(4, 2, 3, 3), (0, 2), 2, 2, torch.empty(2, 2), dispatch)
+        assert chosen(torch.empty(6, 2, 8, 8), own, torch.empty(6, dtype=torch.int64)).shape == (6, 2, 4, 4)
+
+
+def test_auto_takes_only_what_runs_here_and_is_tested():
+    for batch, size, channels in [(1, 32, 64), (8, 4, 256), (64, 16, 8), (128, 8, 4)]:
+        own = Experts(torch.randn(channels, channels, 3, 3), (0, channels // 2), channels // 2, 1)
+        assert fastest(torch.empty(batch, channels, size, size), own) in set(available(torch.device("cpu"))) & set(NAMES)
+
+
+def test_a_dispatch_that_the_device_lacks_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(UserError, match=r"dispatch 'triton' does not run on cpu here; these do: auto, split, wide, grouped"):
+        check_dispatch("triton", torch.device("cpu"))

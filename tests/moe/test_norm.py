@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from advmoe.moe import ChannelMask, Channels, ExpertNorm, Gate, MaskedNorm, MoEConv2d, pictures
-from advmoe.moe.dispatch import windows
+from advmoe.moe.experts import windows
 
 N, K = 3, 4
 EXPERTS = torch.tensor([2, 0, 2, 0, 2, 0, 0])  # expert 1 has no picture

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advmoe.moe import HARD, ChannelMask, Channels, DenseKind, Gate, MaskedNorm, MoEConv2d, Routing, Routings
+from advmoe.moe import HARD, ChannelMask, Channels, DenseKind, Dispatch, Gate, MaskedNorm, MoEConv2d, Routing, Routings
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -78,6 +78,11 @@ class Classifier(nn.Module):
     def moe_layers(self) -> list[MoEConv2d]:
         """The MoE layers in the order of their routings; none in a dense network."""
         return [module for module in self.modules() if isinstance(module, MoEConv2d)]
+
+    def set_dispatch(self, name: Dispatch) -> None:
+        """How the MoE layers run their experts: one of `advmoe.moe.DISPATCHES`, or auto."""
+        for layer in self.moe_layers():
+            layer.dispatch = name
 
     def router_parameters(self) -> list[nn.Parameter]:
         """The lower level's parameters p."""

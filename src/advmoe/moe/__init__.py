@@ -3,11 +3,13 @@
 from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, pictures
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
+from advmoe.moe.dispatch import DISPATCHES, Dispatch, check_dispatch
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.norm import ExpertNorm, MaskedNorm
 from advmoe.moe.routing import HARD, MOMENTUM, Gate, GateKind, Router, Routing
 
 __all__ = [
-    "HARD", "MOMENTUM", "ChannelMask", "Channels", "DenseConv2d", "DenseKind", "ExpertNorm", "Gate", "GateKind", "MaskedKind",
-    "MaskedNorm", "MoEConv2d", "MoEKind", "PlainConv2d", "Router", "Routing", "Routings", "balance", "pictures",
+    "DISPATCHES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "DenseConv2d", "DenseKind", "Dispatch", "ExpertNorm", "Gate",
+    "GateKind", "MaskedKind", "MaskedNorm", "MoEConv2d", "MoEKind", "PlainConv2d", "Router", "Routing", "Routings", "balance",
+    "check_dispatch", "pictures",
 ]  # fmt: skip

@@ -9,8 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from advmoe.moe import dispatch
 from advmoe.moe.channels import Channels
+from advmoe.moe.dispatch import chosen
+from advmoe.moe.experts import Experts, Windows, every, mixture
 from advmoe.moe.norm import ExpertNorm
 from advmoe.moe.routing import Gate, Router, Routing, Weights
 
@@ -47,7 +48,7 @@ class MoEConv2d(nn.Module):
     """
 
     def __init__(
-        self, inputs: Channels, outputs: Channels, windows: tuple[dispatch.Windows, int], *,
+        self, inputs: Channels, outputs: Channels, windows: tuple[Windows, int], *,
         kernel_size: int, stride: int, norm: nn.Module | None, routed: bool,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -60,6 +61,7 @@ class MoEConv2d(nn.Module):
         self.bias: nn.Parameter | None = None  # [N, K], once the norm is folded in (advmoe.models.fused)
         self.norm, self.own_norms = norm, isinstance(norm, ExpertNorm)
         self.index = 0
+        self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
     def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing where it has a router of its own."""
@@ -75,17 +77,17 @@ class MoEConv2d(nn.Module):
         if weights.factor is not None:
             return self._scaled(x, weights.experts, weights.factor[:, None, None, None])
         if weights.mixture is None or weights.one_hot:
-            y = dispatch.chosen(x, self.own, weights.experts, weights.mixture)
+            y = chosen(x, self.own, weights.experts, weights.mixture)
         else:
-            y = dispatch.mixture(x, self.own, weights.mixture)
+            y = mixture(x, self.own, weights.mixture)
         return self._normalised(y, weights.experts)
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
         """The chosen experts' outputs times `factor`: after a norm that is the expert's own, before one that is shared."""
         if self.own_norms:
-            y = self._normalised(dispatch.chosen(x, self.own, experts), experts)
+            y = self._normalised(chosen(x, self.own, experts), experts)
             return y * factor.to(y.dtype)
-        y = dispatch.chosen(x, replace(self.own, bias=None), experts)
+        y = chosen(x, replace(self.own, bias=None), experts)
         y = y * factor.to(y.dtype)
         return self._normalised(y if self.bias is None else y + self.bias[experts][:, :, None, None].to(y.dtype), experts)
 
@@ -100,13 +102,13 @@ class MoEConv2d(nn.Module):
         """Normalise every expert's output by its own norm, then mix."""
         assert weights.mixture is not None
         assert isinstance(self.norm, ExpertNorm)
-        parts = self.norm.every(dispatch.every(x, self.own), weights.experts)
+        parts = self.norm.every(every(x, self.own), weights.experts)
         return torch.einsum("bn,bnkhw->bkhw", weights.mixture.to(parts.dtype), parts)
 
     @property
-    def own(self) -> dispatch.Experts:
+    def own(self) -> Experts:
         """The experts' filters."""
-        return dispatch.Experts(self.filters, self.starts, self.width, self.stride, self.bias)
+        return Experts(self.filters, self.starts, self.width, self.stride, self.bias, self.dispatch)
 
     @torch.no_grad()
     def tie_gradients(self) -> None:

@@ -1,219 +1,67 @@
-"""Routed convolutions as functions of inputs, filter bank and routing decision.
+"""How each picture meets its expert's filters: several ways to compute the same, and which of them is taken.
 
-Shapes: B pictures, N experts, K filters an expert, M filters in the bank. Expert e owns the window
-bank[starts[e] : starts[e] + K]; filter m writes output channel m mod K, so a filter that two experts share stands in
-the same channel of both.
+Shapes: B pictures, N experts, K filters an expert.
 """
 
-from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
-from torch.nn.functional import conv2d
 
-Windows = tuple[int, ...]
-Groups = list[tuple[int, Tensor]]  # the experts that have pictures, with their rows
+from advmoe.errors import UserError
+from advmoe.moe.experts import Experts
+from advmoe.moe.grouped import grouped, wide
+from advmoe.moe.split import split
 
-
-def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple[Windows, int]:
-    """Where each expert's `width` filters start in the bank, and the bank's size M.
-
-    `disjoint`: N * K filters side by side. `backbone`: expert e takes K of the dense layer's `out_channels` filters
-    from round(e * (C_out - K) / (N - 1)) on; filters in no window are left out.
-    """
-    if bank == "disjoint":
-        return tuple(e * width for e in range(num_experts)), num_experts * width
-    gaps = max(num_experts - 1, 1)
-    firsts = [(2 * e * (out_channels - width) + gaps) // (2 * gaps) for e in range(num_experts)]
-    starts, used = [0], width
-    for previous, first in pairwise(firsts):
-        step = min(first - previous, width)  # a gap between two windows holds filters of no expert
-        starts.append(starts[-1] + step)
-        used += step
-    return tuple(starts), used
+GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 600_000, 40_000  # filter values copied; where the filters learn, their gradients are, too
+Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 
 
-@dataclass(frozen=True, eq=False)
-class Experts:
-    """The filters of one layer's experts: `bank` [M, C, k, k], `bias` [N, K] or none."""
+def _triton(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
+    from advmoe.moe.triton_conv import routed_conv2d  # noqa: PLC0415 (triton is optional)
 
-    bank: Tensor
-    starts: Windows
-    width: int
-    stride: int
-    bias: Tensor | None = None
+    return routed_conv2d(x, own, experts, one_hot)
 
-    def convolve(self, x: Tensor, expert: int) -> Tensor:
-        """One expert on all pictures: [B, C, H, W] -> [B, K, H', W']."""
-        bias = None if self.bias is None else self.bias[expert].to(x.dtype)
-        return conv2d(x, self.filters(expert), bias, self.stride, self.padding)
 
-    def filters(self, expert: int) -> Tensor:
-        """[K, C, k, k], each at its output channel's place."""
-        return aligned(self.bank, self.starts[expert], self.width)
-
-    @property
-    def padding(self) -> int:
-        return self.bank.shape[-1] // 2
+# each (x [B, C, H, W], own, experts [B] int64, one_hot [B, N] or none) -> y [B, K, H', W']
+DISPATCHES: dict[str, Callable[[Tensor, Experts, Tensor, Tensor | None], Tensor]] = {
+    "split": split, "wide": wide, "grouped": grouped, "triton": _triton,
+}  # fmt: skip
 
 
 def chosen(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None = None) -> Tensor:
-    """Each picture through its own expert's filters, nothing else computed: [B, C, H, W] -> [B, K, H', W'].
+    """Each picture through its own expert's filters, by `own.dispatch`: [B, C, H, W] -> [B, K, H', W'].
 
     `experts` [B] int64. `one_hot` [B, N], the one-hot of `experts`, gets the gradient of sum_e one_hot_e conv_e(x) where it
-    is given (the straight-through gate); the experts that were not chosen run in the backward pass alone.
+    is given (the straight-through gate).
     """
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, own.bank, own.bias, one_hot)):
-        y: Tensor = _Chosen.apply(x, own.bank, own.bias, one_hot, experts, own)  # type: ignore[no-untyped-call]
-        return y
-    return _run(x, own, _groups(experts, len(own.starts)))
+    name = fastest(x, own) if own.dispatch == "auto" else own.dispatch
+    return DISPATCHES[name](x, own, experts, one_hot)
 
 
-class _Chosen(torch.autograd.Function):
-    """Keeps x itself for the backward pass, where autograd over gather, convolution and scatter would keep copies."""
+def fastest(x: Tensor, own: Experts) -> str:
+    """What `auto` takes for inputs [B, C, H, W]: a rule from results/dispatch.json (2 cores), so that it never varies.
 
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bank: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, own: Experts
-    ) -> Tensor:
-        ctx.groups, ctx.own = _groups(experts, len(own.starts)), replace(own, bank=bank.detach(), bias=None)
-        ctx.save_for_backward(x, bank, bias, experts)
-        return _run(x, own, ctx.groups)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, bank, bias, experts = ctx.saved_tensors
-        for_x, for_bank, for_bias, for_one_hot = ctx.needs_input_grad[:4]
-        cast = [None if t is None else t.to(gradient.dtype) for t in (bank, bias)]  # under autocast they are float32 still
-        own = replace(ctx.own, bank=cast[0], bias=cast[1])
-        to_x, to_bank = _gradients(gradient, x, own, ctx.groups, (for_x or for_one_hot, for_bank))
-        to_bias = _bias_gradient(gradient, bias, experts) if for_bias else None
-        to_one_hot = _products(gradient, to_x, x, own, experts) if for_one_hot else None
-        return to_x if for_x else None, None if to_bank is None else to_bank.to(bank.dtype), to_bias, to_one_hot, None, None
-
-
-def _groups(experts: Tensor, num_experts: int) -> Groups:
-    if len(experts) == 1:
-        return [(int(experts[0]), experts.new_zeros(1))]
-    counts = torch.bincount(experts, minlength=num_experts).tolist()
-    rows = experts.argsort(stable=True).split(counts)
-    return [(e, rows[e]) for e in range(num_experts) if counts[e]] or [(0, rows[0])]  # an empty batch keeps its shapes
-
-
-def _run(x: Tensor, own: Experts, groups: Groups) -> Tensor:
-    if len(groups) == 1:
-        return own.convolve(x, groups[0][0])
-    y: Tensor | None = None
-    for e, rows in groups:
-        part = own.convolve(_take(x, rows), e)
-        y = _room(part, len(x)) if y is None else y
-        _put(y, rows, part)
-    assert y is not None
-    return y
-
-
-def _gradients(
-    gradient: Tensor, x: Tensor, own: Experts, groups: Groups, wanted: tuple[bool, ...]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to x and bank, as far as wanted."""
-    to_x = _room(x, len(x)) if wanted[0] else None
-    to_bank = torch.zeros_like(own.bank) if wanted[1] else None
-    for e, rows in groups if any(wanted) else ():
-        dy, part = (gradient, x) if len(groups) == 1 else (_take(gradient, rows), _take(x, rows))
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            dy, part.to(dy.dtype), own.filters(e), None, [own.stride] * 2, [own.padding] * 2, [1, 1], False, [0, 0], 1,
-            [*wanted, False],
-        )  # fmt: skip
-        if to_x is not None:
-            _put(to_x, rows, dx.to(x.dtype))
-        if to_bank is not None:
-            _add_aligned(to_bank, own.starts[e], own.width, dw)
-    return to_x, to_bank
-
-
-def _bias_gradient(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
-    return torch.zeros_like(bias).index_add_(0, experts, gradient.sum(dim=(2, 3)).to(bias.dtype))
-
-
-def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, own: Experts, experts: Tensor) -> Tensor:
-    """<gradient, conv_e(x)> for every picture and expert: [B, N], at least float32.
-
-    As a convolution is linear in x, that of the chosen expert is <its gradient to x, x>, which is there already.
+    A grouped convolution wins while the filters copied for all pictures are few; splitting wins at one picture and at size.
+    CUDA is unmeasured (benchmarks/gpu.py would tell) and splits.
     """
-    assert to_x is not None
-    products = gradient.new_empty(len(x), len(own.starts), dtype=torch.promote_types(gradient.dtype, torch.float32))
-    products.scatter_(1, experts[:, None], _inner(to_x, x, products.dtype))
-    x, without_bias = x.to(gradient.dtype), replace(own, bias=None)
-    for turn in range(1, len(own.starts)):
-        others = (experts + turn) % len(own.starts)
-        output = _run(x, without_bias, _groups(others, len(own.starts)))
-        products.scatter_(1, others[:, None], _inner(gradient, output, products.dtype))
-    return products if own.bias is None else products + gradient.sum(dim=(2, 3)).to(products.dtype) @ own.bias.to(products.dtype).T
+    copied = len(x) * own.width * own.bank[0].numel()
+    learns = torch.is_grad_enabled() and own.bank.requires_grad
+    small = len(x) > 1 and copied <= (GROUPED_UP_TO_LEARNING if learns else GROUPED_UP_TO)
+    return "grouped" if small and x.device.type == "cpu" and x.is_contiguous() else "split"
 
 
-def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    return (a * b).sum(dim=(1, 2, 3), dtype=dtype)[:, None]
+def available(device: torch.device) -> list[str]:
+    """Names of the dispatches that run on `device`."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    has_triton = importlib.util.find_spec("triton") is not None and (device.type == "cuda" or interpreted)
+    return [name for name in get_args(Dispatch) if name != "triton" or has_triton]
 
 
-def mixture(x: Tensor, own: Experts, weights: Tensor) -> Tensor:
-    """Every expert on every picture, summed with `weights` [B, N]: [B, C, H, W] -> [B, K, H', W']."""
-    parts = every(x, own)
-    return torch.bmm(weights.to(parts.dtype)[:, None], parts.flatten(2)).view(len(x), *parts.shape[2:])
-
-
-def every(x: Tensor, own: Experts) -> Tensor:
-    """Every expert's output on every picture, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
-    wide = conv2d(x, own.bank, stride=own.stride, padding=own.padding)
-    parts: Tensor
-    if own.starts == tuple(range(0, wide.shape[1], own.width)):
-        parts = wide.unflatten(1, (len(own.starts), own.width))
-    else:
-        parts = torch.stack([aligned(wide, start, own.width, dim=1) for start in own.starts], dim=1)
-    if own.bias is not None:
-        parts = parts + own.bias.to(parts.dtype)[:, :, None, None]
-    return parts
-
-
-def aligned(stack: Tensor, start: int, width: int, dim: int = 0) -> Tensor:
-    """The window of `width` from `start` along `dim`, each entry m at place m mod `width`."""
-    turn = start % width
-    if turn == 0:
-        return stack.narrow(dim, start, width)
-    return torch.cat([stack.narrow(dim, start + width - turn, turn), stack.narrow(dim, start, width - turn)], dim=dim)
-
-
-def _add_aligned(bank: Tensor, start: int, width: int, window: Tensor) -> None:
-    """Add `window` to the bank, the other way round than `aligned` takes it."""
-    turn = start % width
-    bank[start : start + width - turn] += window[turn:]
-    bank[start + width - turn : start + width] += window[:turn]
-
-
-# Rows out of a batch and into one, in the memory format that it has
-
-
-def _take(x: Tensor, rows: Tensor) -> Tensor:
-    if _channels_last(x):
-        return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
-    return x.index_select(0, rows)
-
-
-def _put(y: Tensor, rows: Tensor, part: Tensor) -> None:
-    if _channels_last(y):
-        y.permute(0, 2, 3, 1).index_copy_(0, rows, part.permute(0, 2, 3, 1))
-    else:
-        y.index_copy_(0, rows, part)
-
-
-def _room(part: Tensor, batch: int) -> Tensor:
-    """Room for `batch` such pictures."""
-    layout = torch.channels_last if _channels_last(part) else torch.contiguous_format
-    return torch.empty((batch, *part.shape[1:]), dtype=part.dtype, device=part.device, memory_format=layout)
-
-
-def _channels_last(x: Tensor) -> bool:
-    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+def check_dispatch(name: str, device: torch.device) -> None:
+    """Raises UserError where `device` cannot run dispatch `name`."""
+    if name not in available(device):
+        raise UserError(f"dispatch {name!r} does not run on {device.type} here; these do: {', '.join(available(device))}")

@@ -6,9 +6,9 @@ from typing import Literal, get_args
 from torch import nn
 
 from advmoe.errors import UserError
-from advmoe.moe import dispatch
 from advmoe.moe.channels import ChannelMask, Channels
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d
+from advmoe.moe.experts import windows
 from advmoe.moe.network_router import NetworkRouter
 from advmoe.moe.norm import ExpertNorm, MaskedNorm
 
@@ -67,7 +67,7 @@ class MoEKind(DenseKind):
     num_experts: int = 2
     bank: Bank = "backbone"
     routers: Routers = "per_layer"
-    norms: Norms = "shared"
+    norms: Norms = "per_expert"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -81,10 +81,10 @@ class MoEKind(DenseKind):
         return Channels(full, full)
 
     def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
-        windows = dispatch.windows(self.bank, self.num_experts, outputs.full, outputs.width)
+        own = windows(self.bank, self.num_experts, outputs.full, outputs.width)
         following = self._expert_norm(outputs) if norm else None
         routed = self.routers == "per_layer"
-        return MoEConv2d(inputs, outputs, windows, kernel_size=kernel_size, stride=stride, norm=following, routed=routed)
+        return MoEConv2d(inputs, outputs, own, kernel_size=kernel_size, stride=stride, norm=following, routed=routed)
 
     def _expert_norm(self, outputs: Channels) -> nn.Module:
         return self.norm(outputs) if self.norms == "shared" else ExpertNorm(self.num_experts, outputs.width)

@@ -1,0 +1,90 @@
+"""Which dispatch is fastest for a layer's shape, batch and phase? Variants interleaved, medians.
+
+    python scripts/measure_dispatch.py --threads 2 --out results/dispatch.json
+
+`fastest` in advmoe/moe/dispatch.py is a rule taken from these figures.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advmoe.files import write_json
+from advmoe.moe.dispatch import chosen
+from advmoe.moe.experts import Experts
+
+NAMES = ("split", "wide", "grouped")
+LAYERS = [(8, 4, 28), (16, 8, 14), (32, 16, 7), (64, 32, 32), (64, 64, 16), (128, 128, 8), (256, 256, 4)]  # C, K, height
+BATCHES = (1, 2, 8, 32, 128)
+EXPERTS = (2, 8)
+PHASES = ("forward", "attack", "routers", "weights")  # what gets a gradient: nothing, x, x and the route, x and the bank
+
+
+def call(own: Experts, x: Tensor, experts: Tensor, phase: str) -> Callable[[], object]:
+    """One pass of a layer as the phase runs it."""
+    x = x.clone().requires_grad_(phase != "forward")
+    bank = own.bank.clone().requires_grad_(phase == "weights")
+    one_hot = torch.nn.functional.one_hot(experts, len(own.starts)).float().requires_grad_() if phase == "routers" else None
+    wanted = [t for t in (x, bank, one_hot) if t is not None and t.requires_grad]
+    layer = Experts(bank, own.starts, own.width, own.stride, None, own.dispatch)
+
+    def run() -> None:
+        y = chosen(x, layer, experts, one_hot)
+        if wanted:
+            torch.autograd.grad(y, wanted, torch.ones_like(y))
+
+    return run
+
+
+def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds of each call, interleaved; the first round is thrown away."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(rounds + 1):
+        for name, run in calls.items():
+            started = time.perf_counter()
+            run()
+            if number:
+                seconds[name].append(time.perf_counter() - started)
+    return {name: 1000 * median(values) for name, values in seconds.items()}
+
+
+def rows(rounds: int) -> Iterator[dict[str, Any]]:
+    """One row a setting."""
+    for (inputs, width, size), batch, num_experts, phase in product(LAYERS, BATCHES, EXPERTS, PHASES):
+        x, bank = torch.randn(batch, inputs, size, size), torch.randn(num_experts * width, inputs, 3, 3)
+        experts = torch.arange(batch) % num_experts
+        starts = tuple(range(0, num_experts * width, width))
+        calls = {name: call(Experts(bank, starts, width, 1, None, name), x, experts, phase) for name in NAMES}
+        yield {
+            "in_channels": inputs, "width": width, "size": size, "batch": batch, "num_experts": num_experts, "phase": phase,
+            "ms": timed(calls, rounds),
+        }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print the fastest of each setting and keep everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    found = []
+    for row in rows(arguments.rounds):
+        found.append(row)
+        ms = row["ms"]
+        best = min(ms, key=ms.__getitem__)
+        print(*(f"{row[name]:>8}" for name in row if name != "ms"), *(f"{ms[name]:9.3f}" for name in NAMES), best, flush=True)
+    if arguments.out is not None:
+        write_json(arguments.out, {"threads": arguments.threads, "torch": torch.__version__, "rows": found})
+
+
+if __name__ == "__main__":
+    main()
