@@ -16,7 +16,7 @@ from advmoe.moe.experts import Experts
 from advmoe.moe.grouped import grouped, wide
 from advmoe.moe.split import split
 
-GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 600_000, 40_000  # filter values copied; where the filters learn, their gradients are, too
+GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000  # filter values copied; where the filters learn, their gradients are, too
 Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 
 

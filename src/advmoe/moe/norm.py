@@ -109,7 +109,7 @@ class _Normalised(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = y.to(torch.promote_types(y.dtype, weight.dtype))
         size = y[0, 0].numel()
-        values = size * torch.bincount(experts, minlength=len(weight)).to(y.dtype)[:, None]
+        values = size * one_hot(experts, len(weight)).sum(dim=0).to(y.dtype)[:, None]  # bincount would wait for the device
         mean = _gathered(y.sum(dim=(2, 3)), experts, weight) / values.clamp(min=1)
         centred = y - mean[experts][:, :, None, None]
         squares = torch.linalg.vector_norm(centred, dim=(2, 3)).square()

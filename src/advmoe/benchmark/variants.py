@@ -1,0 +1,179 @@
+"""The networks and calls that are compared; all variants of one comparison get the same treatment.
+
+Inference runs on twins with their batch norms folded in, channels last, in torch.inference_mode, over random and even routes: the
+dispatch's hardest case. Iterations are those of `advmoe train`, with fixed batches.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
+from advmoe.config import ModelConfig, RunConfig
+from advmoe.data import Pictures, PictureSpec
+from advmoe.models import Classifier, build_model, fused
+from advmoe.moe import HARD, DenseKind, Gate, MoEKind
+from advmoe.recipes import recipe
+from advmoe.training import loop
+from advmoe.training.methods import METHODS
+
+Call = Callable[[], object]
+CLASSES = tuple(str(number) for number in range(10))
+KINDS = {
+    "dense": DenseKind(),
+    "small dense": DenseKind(0.5),
+    "MoE": MoEKind(0.5, 2, norms="per_expert"),
+    "16 experts": MoEKind(0.5, 16, "disjoint", norms="per_expert"),
+}
+METHOD = {"AdvMoE": "advmoe", "AT (Dense)": "at_dense", "AT (S-Dense)": "at_small_dense"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large and how often things are measured; by default as the targets are stated."""
+
+    width: int | None = None
+    """Channels of every network's first stage; by default the published ones."""
+    side: int = 32
+    """Height and width of the pictures."""
+    batch: int = 64
+    """Pictures of an inference batch."""
+    training_batch: int = 128
+    """Pictures of a training batch."""
+    attack_batch: int = 32
+    """Pictures attacked at once."""
+    attack_steps: int = 50
+    """Steps of the evaluation attack."""
+    pictures: int = 50_000
+    """Training pictures that batches are loaded from."""
+    rounds: int | None = None
+    """Rounds of every comparison; by default what each needs for a steady median."""
+
+
+def spec(side: int) -> PictureSpec:
+    """Colour pictures of ten classes."""
+    return PictureSpec(CLASSES, (3, side, side), (0.5,) * 3, (0.25,) * 3)
+
+
+def settled(model: Classifier, side: int, device: torch.device) -> Classifier:
+    """Experts that differ and batch norms that have seen something, in eval mode on `device`."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.filters.normal_(std=0.05)
+        model.train()(torch.rand(32, *spec(side).shape))
+    return model.to(device).eval()
+
+
+def network(kind: str, backbone: str, scale: Scale, device: torch.device) -> Classifier:
+    """A settled network of one of KINDS."""
+    model = build_model(ModelConfig(backbone, scale.width), KINDS[kind], spec(scale.side))
+    return settled(model, scale.side, device)
+
+
+def twin(model: Classifier) -> Classifier:
+    """The network as it is used: fused, channels last."""
+    made = fused(model)
+    made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return made
+
+
+def forward(model: Callable[..., tuple[Tensor, object]], x: Tensor, places: tuple[int, int] | None, bf16: bool = False) -> Tensor:
+    """Logits of pictures over random routes; `places` are experts and layers of a route, None of a network without."""
+    gate = HARD if places is None else Gate("forced", route=torch.randint(0, places[0], (len(x), places[1]), device=x.device))
+    with torch.inference_mode(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
+        return model(x, gate)[0]
+
+
+def places(model: Classifier) -> tuple[int, int] | None:
+    """Experts and layers that a route of the network chooses among."""
+    layers = model.moe_layers()
+    return (layers[0].num_experts, len(layers)) if layers else None
+
+
+def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batch: int) -> partial[Tensor]:
+    """A forward pass of one of KINDS."""
+    made = twin(network(kind, backbone, scale, device))
+    return partial(forward, made.forward_routed, channels_last(batch, scale, device), places(made))
+
+
+def in_bf16(call: partial[Tensor]) -> partial[Tensor]:
+    """An inference call with its convolutions in bfloat16."""
+    return partial(call, bf16=True)
+
+
+def compiled(kind: str, scale: Scale, device: torch.device) -> Call:
+    """A forward pass of ResNet-18 through torch.compile, as one graph. Experts run by the wide dispatch, of static shapes:
+    split breaks the graph at every layer and compiles anew for every route."""
+    made = twin(network(kind, "resnet18", scale, device))
+    made.set_dispatch("wide")
+    quick = torch.compile(made.forward_routed, dynamic=False, fullgraph=True)
+    return partial(forward, quick, channels_last(scale.batch, scale, device), places(made))
+
+
+def compiler_found() -> bool:
+    """Whether torch.compile has the C++ compiler that it needs on the CPU."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
+
+
+def channels_last(batch: int, scale: Scale, device: torch.device) -> Tensor:
+    """Random pictures."""
+    return torch.rand(batch, *spec(scale.side).shape).to(device).contiguous(memory_format=torch.channels_last)
+
+
+def configuration(method: str, scale: Scale) -> RunConfig:
+    """The recipe of a method on CIFAR-10's shapes, of the scale's width and batch."""
+    config = recipe(f"cifar10-resnet18-{METHOD[method]}")
+    training = replace(config.training, batch_size=scale.training_batch)
+    return replace(config, model=replace(config.model, width=scale.width), training=training)
+
+
+def bf16(config: RunConfig) -> RunConfig:
+    """The same run with its convolutions in bfloat16."""
+    return replace(config, runtime=replace(config.runtime, precision="bfloat16"))
+
+
+def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
+    """One training iteration as `advmoe train` runs it, at a rate so small that a long measurement changes nothing."""
+    phase = METHODS[config.method].phases[0]
+    state = loop._state(config, settled(loop.network(config, spec(side)), side, device), phase)
+    for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
+        group["lr"] = 1e-4
+    size = config.training.batch_size
+    batches = {
+        level: (torch.rand(size, *spec(side).shape).to(device), torch.randint(0, 10, (size,)).to(device)) for level in phase.levels
+    }
+    return partial(phase.step, state, batches)
+
+
+def loading(config: RunConfig, scale: Scale, device: torch.device) -> Call:
+    """What `advmoe train` does for the pixels and labels of one iteration, from pictures in memory."""
+    levels = len(METHODS[config.method].phases[0].levels)
+    images = torch.randint(0, 256, (scale.pictures, *spec(scale.side).shape), dtype=torch.uint8)
+    source = Pictures(images, torch.randint(0, 10, (scale.pictures,))).to(device)
+    batches = _endless(config, source, levels)
+    return lambda: [(batch.pixels(), batch.labels) for batch in next(batches)]
+
+
+def _endless(config: RunConfig, source: Pictures, levels: int) -> Iterator[tuple[Pictures, ...]]:
+    for epoch in count():
+        yield from loop._loaded(config, source, epoch, levels)
+
+
+def attack(kind: str, scale: Scale, device: torch.device, *, folded: bool = True) -> Call:
+    """PGD through the hard gate, on the fused twin or on the network itself."""
+    model = network(kind, "resnet18", scale, device)
+    x, y = torch.rand(scale.attack_batch, *spec(scale.side).shape), torch.randint(0, 10, (scale.attack_batch,))
+    settings, draws = Pgd(8 / 255, 2 / 255, scale.attack_steps), PictureDraws(0, range(scale.attack_batch))
+    return partial(_attacked, fused(model) if folded else model, x.to(device), y.to(device), settings, draws)
+
+
+def _attacked(model: Classifier, x: Tensor, y: Tensor, settings: Pgd, draws: PictureDraws) -> Tensor:
+    with frozen(model):
+        return pgd(model, x, y, settings, draws)

@@ -1,0 +1,211 @@
+"""The routed convolution by our own kernels: what each picture's expert needs and nothing else, at static shapes.
+
+Importing it needs Triton. Runs on CUDA, and on the CPU by Triton's interpreter (TRITON_INTERPRET=1 before the first import).
+Nothing in a pass waits for the device; the first call for a device and layer fills a small table there and compiles the kernels,
+so warm up before a CUDA graph is captured.
+
+Shapes: B pictures, N experts, K filters an expert, M filters in the bank.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from advmoe.errors import UserError
+from advmoe.moe import triton_kernels as kernels
+from advmoe.moe.experts import Experts, Windows
+
+PROGRAMS = 512  # enough for a large GPU, a few for each of its multiprocessors
+
+
+def routed_conv2d(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
+    """Each picture through its own expert's filters: [B, C, H, W] -> [B, K, H', W'], in x's memory format.
+
+    `experts` [B] int64. Differentiable in x, bank, bias and `one_hot` [B, N], which gets the gradient of
+    sum_e one_hot_e conv_e(x). Inputs of 16 bits are summed in float32; float32 in TF32 where cuDNN may use it too.
+    """
+    if len(x) == 0:
+        return own.convolve(x, 0)
+    with torch.cuda.device_of(x):  # Triton launches on the current device
+        y: Tensor = _Routed.apply(x, own.bank, own.bias, one_hot, experts, own)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _Routed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, bank: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, own: Experts
+    ) -> Tensor:
+        dtype = _precision(x)
+        inputs, filters = x.to(dtype), bank.to(dtype, memory_format=torch.channels_last)
+        layer = _layer(inputs, filters, own)
+        ctx.layer, ctx.dtypes = layer, (x.dtype, bank.dtype)
+        ctx.save_for_backward(inputs, filters, bias, experts)
+        return layer.convolve(inputs, filters, bias, layer.plan(experts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, filters, bias, experts = ctx.saved_tensors
+        for_x, for_bank, for_bias, for_one_hot = ctx.needs_input_grad[:4]
+        layer, (x_dtype, bank_dtype) = ctx.layer, ctx.dtypes
+        gradient, plan = gradient.to(x.dtype), layer.plan(experts)
+        to_x = layer.to_pictures(gradient, filters, x, x_dtype, plan) if for_x or for_one_hot else None
+        to_bank = layer.to_bank(gradient, x, len(filters), plan).to(bank_dtype) if for_bank else None
+        to_bias = _to_bias(gradient, bias, experts) if for_bias else None
+        to_one_hot = _products(gradient, x, to_x, layer, filters, bias, experts) if for_one_hot else None
+        return to_x if for_x else None, to_bank, to_bias, to_one_hot, None, None
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """Tiles of pictures of one expert each: owners [T], bounds [N + 1], slots [T, P] (advmoe.moe.triton_kernels)."""
+
+    owners: Tensor
+    bounds: Tensor
+    slots: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One layer's sizes on one batch, and how the work is cut: tiles of `pictures` x `pixels`, blocks of filters and channels."""
+
+    batch: int
+    size: tuple[int, int, int, int, int, int]  # C, K, H, W, H', W'
+    window: dict[str, int]
+    num_experts: int
+    rows: Tensor
+    pictures: int
+    pixels: int
+    blocks: dict[str, int]
+    numbers: dict[str, Any]
+
+    @property
+    def tiles(self) -> int:
+        """As many as any routing can need."""
+        used = min(self.num_experts, self.batch)
+        return (self.batch - used) // self.pictures + used
+
+    @property
+    def common(self) -> dict[str, Any]:
+        return self.window | self.blocks | self.numbers | {"P": self.pictures, "Q": self.pixels}
+
+    def plan(self, experts: Tensor) -> _Plan:
+        sizes = [self.tiles, self.num_experts + 1, self.tiles * self.pictures]
+        owners, bounds, slots = torch.full((sum(sizes),), -1, dtype=torch.int32, device=experts.device).split(sizes)
+        block = triton.next_power_of_2(self.batch)
+        kernels.plan[(1,)](experts, owners, bounds, slots, self.batch, N=self.num_experts, P=self.pictures, BLOCK=block)
+        return _Plan(owners, bounds, slots)
+
+    def convolve(self, x: Tensor, filters: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
+        _, width, _, _, out_h, out_w = self.size
+        y = _room(x, (self.batch, width, out_h, out_w), x.dtype)
+        grid = (self.tiles, triton.cdiv(out_h * out_w, self.pixels), triton.cdiv(width, self.blocks["BLOCK_K"]))
+        kernels.convolve[grid](
+            x, filters, x if bias is None else bias.contiguous(), y, self.rows, plan.owners, plan.slots, *self.size,
+            *x.stride(), *filters.stride(), *y.stride(), **self.common, BIAS=bias is not None,
+        )  # fmt: skip
+        return y
+
+    def to_pictures(self, gradient: Tensor, filters: Tensor, x: Tensor, dtype: torch.dtype, plan: _Plan) -> Tensor:
+        channels, _, height, width, _, _ = self.size
+        dx, stride = _room(x, tuple(x.shape), dtype), self.window["STRIDE"]
+        cells = triton.cdiv(height, stride) * triton.cdiv(width, stride)
+        blocks = triton.cdiv(cells, self.pixels) * stride**2
+        kernels.to_pictures[(self.tiles, blocks, triton.cdiv(channels, self.blocks["BLOCK_C"]))](
+            gradient, filters, dx, self.rows, plan.owners, plan.slots, *self.size,
+            *gradient.stride(), *filters.stride(), *dx.stride(), **self.common,
+        )  # fmt: skip
+        return dx
+
+    def to_bank(self, gradient: Tensor, x: Tensor, bank_size: int, plan: _Plan) -> Tensor:
+        channels, width, kernel = *self.size[:2], self.window["KERNEL"]
+        blocks = triton.cdiv(width, self.blocks["BLOCK_K"]) * triton.cdiv(channels, self.blocks["BLOCK_C"])
+        chunks = self.tiles * triton.cdiv(self.size[4] * self.size[5], self.pixels)
+        splits = min(chunks, max(1, PROGRAMS // (self.num_experts * kernel**2 * blocks)))
+        shape = (splits, self.num_experts * width, kernel, kernel, channels)
+        parts = x.new_empty(shape, dtype=_sum_dtype(x.dtype))
+        kernels.to_filters[(splits * self.num_experts, kernel**2, blocks)](
+            gradient, x, parts, plan.bounds, plan.slots, *self.size, *gradient.stride(), *x.stride(),
+            **self.common, N=self.num_experts, SPLITS=splits,
+        )  # fmt: skip
+        to_bank = parts.new_zeros(bank_size, *shape[2:]).index_add_(0, self.rows.flatten(), parts.sum(dim=0))
+        return to_bank.permute(0, 3, 1, 2)
+
+
+def _layer(x: Tensor, filters: Tensor, own: Experts) -> _Layer:
+    batch, channels, height, width = x.shape
+    kernel, padding = filters.shape[-1], own.padding
+    out_h, out_w = ((side + 2 * padding - kernel) // own.stride + 1 for side in (height, width))
+    blocks = {"BLOCK_K": _block(own.width, x.dtype), "BLOCK_C": _block(channels, x.dtype)}
+    columns = triton.cdiv(own.width, blocks["BLOCK_K"])
+    tile = 128 if batch * out_h * out_w * columns >= 128 * PROGRAMS else 64  # small layers need more programs, not larger ones
+    pixels = min(tile, triton.next_power_of_2(out_h * out_w))
+    allowed = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    numbers = {"SUM": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if allowed else "ieee"}
+    window = {"KERNEL": kernel, "STRIDE": own.stride, "PADDING": padding}
+    size = (channels, own.width, height, width, out_h, out_w)
+    rows = _rows(own.starts, own.width, x.device)
+    return _Layer(batch, size, window, len(own.starts), rows, tile // pixels, pixels, blocks, numbers)
+
+
+def _block(channels: int, dtype: torch.dtype) -> int:
+    """A power of two that tensor cores take and shared memory has room for."""
+    return max(16, min(64 if dtype.itemsize == 2 else 32, int(triton.next_power_of_2(channels))))
+
+
+@lru_cache(maxsize=4096)
+def _rows(starts: Windows, width: int, device: torch.device) -> Tensor:
+    """[N, K] int32: the filter of the bank that writes each channel of each expert. Kept, as it takes a copy to the device."""
+    with torch.inference_mode(False):
+        first, channel = torch.tensor(starts)[:, None], torch.arange(width)
+        return (first + (channel - first) % width).to(torch.int32).to(device)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """What the library's convolution would compute in."""
+    kind = x.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
+    if kind == "cpu" and dtype == torch.bfloat16:
+        raise UserError("dispatch 'triton' on the CPU runs in Triton's interpreter, which has no bfloat16; it has float32")
+    return dtype
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _room(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Room in x's memory format."""
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
+
+
+def _to_bias(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
+    return torch.zeros_like(bias).index_add_(0, experts, gradient.sum(dim=(2, 3), dtype=bias.dtype))
+
+
+def _products(
+    gradient: Tensor, x: Tensor, to_x: Tensor | None, layer: _Layer, filters: Tensor, bias: Tensor | None, experts: Tensor
+) -> Tensor:
+    """<gradient, conv_e(x)> for every picture and expert: [B, N]; that of the chosen expert is <its gradient to x, x>."""
+    assert to_x is not None
+    dtype = _sum_dtype(gradient.dtype)
+    products = gradient.new_empty(len(x), layer.num_experts, dtype=dtype)
+    products.scatter_(1, experts[:, None], _inner(to_x, x, dtype))
+    for turn in range(1, layer.num_experts):
+        others = (experts + turn) % layer.num_experts
+        output = layer.convolve(x, filters, None, layer.plan(others))
+        products.scatter_(1, others[:, None], _inner(gradient, output, dtype))
+    return products if bias is None else products + gradient.sum(dim=(2, 3), dtype=dtype) @ bias.to(dtype).T
+
+
+def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    return (a * b).sum(dim=(1, 2, 3), dtype=dtype)[:, None]

@@ -1,0 +1,40 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from advmoe.benchmark.memory import PEAK, measurable, peak, probe
+from advmoe.benchmark.variants import Scale, configuration
+
+CPU = torch.device("cpu")
+MIB = 2**20
+pytestmark = pytest.mark.skipif(not PEAK.exists(), reason="the peak of resident memory is read from Linux's /proc")
+
+
+@pytest.mark.parametrize("size", [64, 256])
+def test_peak_sees_what_is_allocated_and_freed_again(size):
+    def allocate():
+        torch.ones(size * MIB // 4)
+
+    assert peak(allocate, CPU) == pytest.approx(size * MIB, rel=0.1)
+
+
+def test_peak_forgets_what_was_before():
+    torch.ones(256 * MIB // 4)
+    assert peak(lambda: torch.ones(64 * MIB // 4), CPU) == pytest.approx(64 * MIB, rel=0.1)
+
+
+def test_probe_measures_iterations_in_a_process_of_its_own():
+    config = configuration("AT (Dense)", Scale(width=4, training_batch=8))
+    small = probe(config, 16, CPU)
+    large = probe(replace(config, training=replace(config.training, batch_size=128)), 16, CPU)
+    assert 0 < small.memory < large.memory
+    assert 0 < small.seconds < large.seconds
+
+
+def test_cuda_reads_its_allocator(monkeypatch):
+    figures = {"reset_peak_memory_stats": None, "memory_allocated": 30, "max_memory_allocated": 100}
+    for name, value in figures.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert peak(lambda: None, torch.device("cuda", 0)) == 70
+    assert measurable(torch.device("cuda", 0))
