@@ -183,7 +183,8 @@ class RuntimeConfig:
     threads: int = 0
     """CPU threads; 0 leaves torch's own choice."""
     precision: Precision = "float32"
-    """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto means float32 on the CPU, bf16 on CUDA."""
+    """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto takes it where it was measured faster
+    (CPUs with AVX-512 BF16) and on CUDA from compute capability 8.0 on."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
     """How pictures meet their experts' filters: all give the same; auto takes what was measured fastest (docs/performance.md)."""
 

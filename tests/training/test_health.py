@@ -3,7 +3,7 @@ import torch
 
 from advmoe.models.resnet import ResNet
 from advmoe.moe import MoEKind, Routing
-from advmoe.training.health import NonFinite, check_gradients, check_outcome, collapsed_layers
+from advmoe.training.health import NonFinite, Watch, collapsed_layers
 from advmoe.training.losses import Outcome
 
 
@@ -12,6 +12,18 @@ def outcome(total=1.0, clean=(1.0, 2.0), robust=(1.0, 2.0), routers=((1.0, 2.0),
         return None if values is None else torch.tensor([values])
 
     return Outcome(torch.tensor(total), rows(clean), rows(robust), tuple(Routing(rows(r), torch.tensor([0])) for r in routers))
+
+
+def check_outcome(outcome, level):
+    watch = Watch()
+    watch.outcome(outcome, level)
+    watch.check()
+
+
+def check_gradients(model, level):
+    watch = Watch()
+    watch.gradients(model, level)
+    watch.check()
 
 
 def model_with_gradients():
@@ -71,6 +83,34 @@ def test_parameters_without_gradients_are_passed_over():
     model = model_with_gradients()
     model.stem[0].weight.grad = None
     check_gradients(model, "weights")
+
+
+def test_gradients_that_are_not_learned_from_are_passed_over():
+    model = model_with_gradients()
+    model.stem[0].weight.grad.fill_(float("nan"))
+    model.stem[0].weight.requires_grad_(False)
+    check_gradients(model, "weights")
+
+
+def test_failure_stands_until_the_check_which_forgets_it():
+    watch, bad = Watch(), outcome(clean=(float("nan"), 1.0))
+    watch.outcome(outcome(), "routers")
+    assert watch.failed().item() == 0
+    watch.outcome(bad, "routers")
+    watch.outcome(outcome(), "weights")
+    assert watch.failed().item() == 1
+    with pytest.raises(NonFinite, match=r"clean logits \(routers update\)"):
+        watch.check()
+    watch.outcome(outcome(), "weights")
+    assert watch.failed().item() == 0
+    watch.check()
+
+
+def test_half_precision_and_single_are_watched_together():
+    mixed = outcome()._replace(clean=torch.tensor([[3e38, 1.0]], dtype=torch.bfloat16))
+    check_outcome(mixed, "weights")
+    with pytest.raises(NonFinite, match="clean logits"):
+        check_outcome(mixed._replace(clean=mixed.clean * 10), "weights")
 
 
 def test_collapsed_layers_by_hand():

@@ -10,8 +10,8 @@ from conftest import Recorder
 
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags
-from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import best_network, network, train
+from advmoe.training.checkpoint import Checkpoint, RunFolder
+from advmoe.training.loop import autocast, best_network, network, train
 from advmoe.training.methods import METHODS
 
 SECONDS = {"train_seconds", "validate_seconds"}
@@ -36,6 +36,68 @@ def test_resumed_run_equals_unbroken_one(method, tiny, splits, tmp_path):
     assert numbers(resumed) == numbers(whole)
     expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_a_checkpoint_written_on_another_device_is_resumed_by_this_ones_kind_of_step(tiny, splits, tmp_path, monkeypatch):
+    whole = train(tiny(), splits, tmp_path / "whole", Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), splits, tmp_path / "broken", Recorder(lambda epoch, done: epoch == 2))
+    states, step, kinds = Checkpoint.optimizer_states, torch.optim.SGD.step, set()
+
+    def fused(checkpoint):
+        content = states(checkpoint)
+        for group in (group for optimizer in content.values() for group in optimizer["param_groups"]):
+            group["fused"] = True
+        return content
+
+    def spied(optimizer, closure=None):
+        kinds.update(group["fused"] for group in optimizer.param_groups)
+        step(optimizer, closure)
+
+    monkeypatch.setattr(Checkpoint, "optimizer_states", fused)
+    monkeypatch.setattr(torch.optim.SGD, "step", spied)
+    assert numbers(train(tiny(), splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(whole)
+    assert kinds == {None}
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "wanted"),
+    [
+        ("float32", "cuda", (9, 0), None), ("auto", "cuda", (9, 0), torch.bfloat16), ("auto", "cuda", (7, 5), None),
+        ("bfloat16", "cuda:1", (8, 0), torch.bfloat16), ("bfloat16", "cpu", None, torch.bfloat16),
+        ("float32", "cpu", None, None),
+    ],
+)  # fmt: skip
+def test_precision_of_a_device(precision, device, capability, wanted, tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert autocast(tiny(precision=precision), torch.device(device)) is wanted
+
+
+@pytest.mark.parametrize(("instructions", "wanted"), [(True, torch.bfloat16), (False, None)])
+def test_auto_precision_on_a_processor_is_bfloat16_where_it_has_instructions_for_it(instructions, wanted, tiny, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
+    assert autocast(tiny(precision="auto"), torch.device("cpu")) is wanted
+
+
+def test_a_device_without_bfloat16_is_named_with_what_it_has(tiny, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    with pytest.raises(UserError, match=r"^precision: cuda:0 has float32, not bfloat16$"):
+        autocast(tiny(precision="bfloat16"), torch.device("cuda:0"))
+
+
+def test_a_precision_that_is_not_to_be_had_leaves_no_folder(tiny, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("advmoe.training.loop._has_bfloat16", lambda device: False)
+    with pytest.raises(UserError, match="cpu has float32, not bfloat16"):
+        train(tiny(precision="bfloat16"), splits, tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+
+
+def test_training_in_bfloat16_comes_back_bit_by_bit(tiny, splits, tmp_path):
+    config = tiny(precision="bfloat16", epochs=2)
+    whole = train(config, splits, tmp_path / "whole", Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: epoch == 2))
+    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(whole)
 
 
 def test_same_seed_same_weights_other_seed_others(tiny, splits, tmp_path):

@@ -73,8 +73,9 @@ class Pictures:
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Pictures"]:
         """Batches with random crops after padding and random mirroring, drawn on the pictures' device."""
         generator = torch.Generator(self.labels.device)
-        for chosen, seed in zip(rows, seeds, strict=True):
-            batch = self[torch.from_numpy(chosen).to(self.labels.device)]
+        whole = torch.from_numpy(np.concatenate(rows)).to(self.labels.device)  # once: each copy waits for the device
+        for chosen, seed in zip(whole.split([len(batch) for batch in rows]), seeds, strict=True):
+            batch = self[chosen]
             images = augment(batch.images, data.crop_padding, data.flip, generator.manual_seed(seed))
             yield Pictures(images, batch.labels)
 

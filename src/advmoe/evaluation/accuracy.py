@@ -7,7 +7,7 @@ from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
 from advmoe.data import Source
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict_all(model: nn.Module, pictures: Source, batch_size: int = 256) -> Tensor:
     """Predicted classes [n], in eval mode, float32."""
     with frozen(model):
@@ -37,7 +37,7 @@ def robust_flags(
     for chunk in rows.split(batch_size):
         batch = pictures[chunk]
         x_adv = adversarial(model, batch.pixels(), batch.labels, settings, chunk.tolist(), seed)
-        with torch.no_grad(), frozen(model):
+        with torch.inference_mode(), frozen(model):
             flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
     return flags
 

@@ -21,26 +21,52 @@ def fused(model: Classifier) -> Classifier:
         parameter.requires_grad_(False)
     for layer in twin.modules():
         if isinstance(layer, MoEConv2d) and layer.norm is not None:
-            _fold_experts(layer)
+            filters, bias = _folded(layer)
+            if isinstance(layer.norm, ExpertNorm):  # every expert gets filters of its own
+                layer.starts = tuple(e * layer.width for e in range(layer.num_experts))
+            layer.filters, layer.bias, layer.norm = _frozen(filters), _frozen(bias), None
         elif isinstance(layer, PlainConv2d) and isinstance(layer.norm, nn.BatchNorm2d):
-            scale, shift = _affine(layer.norm)
-            layer.weight.mul_(scale[:, None, None, None])
-            layer.bias, layer.norm = _frozen(shift), None
+            filters, bias = _folded(layer)
+            layer.weight, layer.bias, layer.norm = _frozen(filters), _frozen(bias), None
     return twin
 
 
-def _fold_experts(layer: MoEConv2d) -> None:
-    """Every expert gets filters and a bias of its own where they have norms of their own; else they share the shift."""
+@torch.no_grad()
+def refresh(twin: Classifier, model: Classifier) -> None:
+    """Bring `twin`, which `fused` made of this `model`, up to what the model has become, in the memory that it has."""
+    layers = dict(twin.named_modules())
+    old: list[Tensor] = []
+    new: list[Tensor] = []
+    for name, layer in model.named_modules():
+        if name in layers:  # the others are folded norms
+            old += _tensors(layers[name])
+            new += _folded(layer) if _has_norm(layer) else _tensors(layer)
+    pairs = [(own, value) for own, value in zip(old, new, strict=True) if own is not value]  # routers' parameters are shared
+    torch._foreach_copy_([own for own, _ in pairs], [value for _, value in pairs])
+
+
+def _has_norm(layer: nn.Module) -> bool:
+    return isinstance(layer, PlainConv2d | MoEConv2d) and layer.norm is not None
+
+
+def _tensors(layer: nn.Module) -> list[Tensor]:
+    """The layer's own parameters and buffers, not its parts': of a fused convolution its filters and bias."""
+    return [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+
+
+def _folded(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    """Filters and bias of a convolution that does what it and its norm do in eval mode. An MoE layer's experts each have a
+    bias; they have filters of their own if their norms are, else they share the bank."""
+    assert isinstance(layer, PlainConv2d | MoEConv2d)
     assert isinstance(layer.norm, nn.BatchNorm2d | ExpertNorm)
     scale, shift = _affine(layer.norm)
+    if isinstance(layer, PlainConv2d):
+        return layer.weight * scale[:, None, None, None], shift
     if isinstance(layer.norm, ExpertNorm):
-        filters = torch.cat([layer.own.filters(e) * scale[e][:, None, None, None] for e in range(layer.num_experts)])
-        layer.starts = tuple(e * layer.width for e in range(layer.num_experts))
-    else:
-        channel = torch.arange(len(layer.filters), device=scale.device) % layer.width
-        filters = layer.filters * scale[channel][:, None, None, None]
-        shift = shift.expand(layer.num_experts, -1)
-    layer.filters, layer.bias, layer.norm = _frozen(filters), _frozen(shift.clone()), None
+        parts = [layer.own.filters(e) * scale[e][:, None, None, None] for e in range(layer.num_experts)]
+        return torch.cat(parts), shift
+    channel = torch.arange(len(layer.filters), device=scale.device) % layer.width
+    return layer.filters * scale[channel][:, None, None, None], shift.repeat(layer.num_experts, 1)
 
 
 def _affine(norm: nn.BatchNorm2d | ExpertNorm) -> tuple[Tensor, Tensor]:

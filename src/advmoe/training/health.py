@@ -1,6 +1,7 @@
 """What stops a run: anything that is not finite; and what a run warns of: one expert taking over."""
 
 import torch
+from torch import Tensor
 
 from advmoe.models import Classifier
 from advmoe.training.losses import Outcome
@@ -12,34 +13,47 @@ class NonFinite(Exception):
     """A NaN or infinity, with the name of the tensor that holds it."""
 
 
-def check_outcome(outcome: Outcome, level: str) -> None:
-    """Raises NonFinite where the loss, logits or router logits of a step are not finite."""
-    named = {f"logits of layer {i}'s router": routing.logits for i, routing in enumerate(outcome.routings)}
-    named |= {f"{name} logits": logits for name in ("clean", "robust") if (logits := getattr(outcome, name)) is not None}
-    named["loss"] = outcome.total
-    _check({f"{name} ({level} update)": tensor.detach() for name, tensor in named.items()})
+class Watch:
+    """What must be finite. Nothing is read before `check`, which is one device synchronisation."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.peaks: list[Tensor] = []  # the largest magnitude in each tensor, on its device
+
+    def outcome(self, outcome: Outcome, level: str) -> None:
+        """Look at the loss, logits and router logits of a step."""
+        named = {f"logits of layer {i}'s router": routing.logits for i, routing in enumerate(outcome.routings)}
+        named |= {f"{name} logits": logits for name in ("clean", "robust") if (logits := getattr(outcome, name)) is not None}
+        self._add(named | {"loss": outcome.total}, level)
+
+    def gradients(self, model: Classifier, level: str) -> None:
+        """Look at the gradients of the parameters that learn."""
+        learning = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
+        self._add({f"gradient of {name}": gradient for name, gradient in learning.items()}, level)
+
+    def failed(self) -> Tensor:
+        """1 where anything so far is not finite, else 0: a float32 scalar on the device."""
+        return (~torch.isfinite(torch.stack(self.peaks)).all()).float()
+
+    def check(self) -> None:
+        """Forget everything. Raises NonFinite with the first name whose tensor is not finite."""
+        if not self.peaks:
+            return
+        names, finite = self.names, torch.isfinite(torch.stack(self.peaks))
+        self.names, self.peaks = [], []
+        if not finite.all():
+            raise NonFinite(names[finite.tolist().index(False)])
+
+    @torch.no_grad()
+    def _add(self, tensors: dict[str, Tensor], level: str) -> None:
+        self.names += [f"{name} ({level} update)" for name in tensors]
+        self.peaks += [peak.float() for peak in torch._foreach_norm(list(tensors.values()), torch.inf)]
 
 
-def check_gradients(model: Classifier, level: str) -> None:
-    """Raises NonFinite where a parameter's gradient is not finite."""
-    parameters = model.named_parameters()
-    _check({f"gradient of {name} ({level} update)": p.grad for name, p in parameters if p.grad is not None})
-
-
-def collapsed_layers(load: torch.Tensor) -> list[tuple[int, int, float]]:
+def collapsed_layers(load: Tensor) -> list[tuple[int, int, float]]:
     """(layer, expert, share) where one of several experts has more than 95 % of the pictures; `load` is [L, N] counts."""
     if load.shape[1] < 2:
         return []
     shares, experts = (load / load.sum(dim=1, keepdim=True)).max(dim=1)
     rows = enumerate(zip(experts.tolist(), shares.tolist(), strict=True))
     return [(layer, expert, share) for layer, (expert, share) in rows if share > COLLAPSE]
-
-
-def _check(tensors: dict[str, torch.Tensor]) -> None:
-    """One look at the sum of all (one device synchronisation); the culprit is searched only if that is not finite."""
-    total = torch.stack([tensor.float().sum() for tensor in tensors.values()]).sum()
-    if torch.isfinite(total):
-        return
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise NonFinite(name)

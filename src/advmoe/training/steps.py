@@ -2,17 +2,18 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from advmoe.attacks import BatchDraws, frozen
 from advmoe.config import RunConfig
 from advmoe.models import Classifier, fused
+from advmoe.models.fused import refresh
 from advmoe.moe import HARD, Gate, Routings, balance
-from advmoe.training.health import check_gradients, check_outcome
+from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
@@ -32,11 +33,21 @@ class TrainState:
     draws: BatchDraws
     autocast: torch.dtype | None
     done: float = 0.0  # share of the phase that lies behind
+    watch: Watch = field(default_factory=Watch)
 
     @property
     def tied(self) -> bool:
         """Whether the experts are still kept equal."""
         return self.done < self.config.training.tied_share
+
+    def twin(self) -> Classifier:
+        """The model as it is now, with its norms folded in: always the same network, which attacks and routers use."""
+        refresh(self._twin, self.model)
+        return self._twin
+
+    @cached_property
+    def _twin(self) -> Classifier:
+        return fused(self.model)
 
 
 def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
@@ -44,6 +55,7 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     training = state.config.training
     ((level, batch),) = batches.items()
     outcome = _update(state, level, batch, Gate(training.router_gate), Gate(training.router_attack_gate), True)
+    state.watch.check()
     return _metrics(outcome, batch[1])
 
 
@@ -58,6 +70,7 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     levels = [_weight_level] if state.tied else [_router_level, _weight_level]
     for level in levels if training.level_order == "routers_first" else reversed(levels):
         metrics |= level(state, batches)
+    state.watch.check()
     return metrics
 
 
@@ -67,7 +80,7 @@ def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
         gate, attack_gate = Gate(training.router_gate), Gate(training.router_attack_gate)
         outcome = _update(state, "routers", batches["routers"], gate, attack_gate, False)
     pictures = len(batches["routers"][1])
-    return {"router_loss": outcome.total.detach() * pictures, "router_pictures": outcome.total.new_tensor(pictures)}
+    return {"router_loss": outcome.total.detach() * pictures, "router_pictures": outcome.total.new_full((), pictures)}
 
 
 def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
@@ -80,27 +93,45 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     """Attack the current network on `batch`, then one optimizer step of `level`, everything else fixed."""
     x, y = batch
     config, optimizer = state.config, state.optimizers[level]
-    x_adv, twin = x, fused(state.model)
-    if state.loss.attack is not None:
-        with frozen(twin):
-            x_adv = state.loss.attack(_forward(state, twin, attack_gate), x, y, config.attack, state.draws)
+    x_adv, learner = x, state.model
+    if state.loss.attack is not None or not train_mode:
+        twin = state.twin()
+        x_adv = _attacked(state, twin, batch, attack_gate)
+        learner = state.model if train_mode else twin  # whose routers are the model's
     with _learning(state.model, optimizer):
         state.model.train(train_mode)
-        learner = state.model if train_mode else twin  # whose routers are the model's
         outcome = state.loss.value(_forward(state, learner, gate), x, x_adv, y, config.training.beta)
         if outcome.routings and level in ROUTED_LEVELS:
             term = balance(config.training.balance, outcome.routings)
             outcome = outcome._replace(total=outcome.total + config.training.balance_weight * term)
         state.model.eval()
-        check_outcome(outcome, level)
+        state.watch.outcome(outcome, level)
         optimizer.zero_grad(set_to_none=True)
         outcome.total.backward()
-    check_gradients(state.model, level)
+        state.watch.gradients(state.model, level)
     if state.tied:
         for layer in state.model.moe_layers():
             layer.tie_gradients()
-    optimizer.step()
+    _take_step(state, optimizer)
     return outcome
+
+
+def _attacked(state: TrainState, twin: Classifier, batch: Batch, gate: Gate) -> Tensor:
+    """x', or x where the loss has no attack."""
+    x, y = batch
+    if state.loss.attack is None:
+        return x
+    with frozen(twin):
+        return state.loss.attack(_forward(state, twin, gate), x, y, state.config.attack, state.draws)
+
+
+def _take_step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
+    """One optimizer step, unless anything seen so far is not finite; a fused step finds that out on the device."""
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = state.watch.failed()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
+    else:
+        state.watch.check()
+    optimizer.step()
 
 
 def _forward(state: TrainState, model: Classifier, gate: Gate) -> Forward:
@@ -140,9 +171,13 @@ def _metrics(outcome: Outcome, y: Tensor) -> Metrics:
 
 def entropy(routings: Routings) -> Tensor:
     """Entropy of each layer's softmax over its logits, summed over the batch: [L], in nats."""
-    return torch.stack([torch.special.entr(routing.logits.softmax(dim=1)).sum() for routing in routings])
+    p = torch.stack([routing.logits for routing in routings]).softmax(dim=2)
+    sums: Tensor = torch.special.entr(p).sum(dim=(1, 2))
+    return sums
 
 
 def load(routings: Routings) -> Tensor:
     """How many of the batch's pictures each expert of each layer got: [L, N]."""
-    return torch.stack([one_hot(routing.experts, routing.logits.shape[1]).sum(dim=0) for routing in routings])
+    experts = torch.stack([routing.experts for routing in routings])
+    numbers = torch.arange(routings[0].logits.shape[1], device=experts.device)
+    return (experts[:, :, None] == numbers).sum(dim=1)
