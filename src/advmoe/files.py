@@ -24,7 +24,7 @@ def drafted(path: Path) -> Iterator[Path]:
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file."""
     with drafted(path) as draft:
-        draft.write_text(text)
+        draft.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:

@@ -25,10 +25,12 @@ def grouped(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) ->
     filters = torch.stack([own.filters(e) for e in range(len(own.starts))])  # [N, K, C, k, k]
     bias = None if own.bias is None else _picked(own.bias, experts, one_hot).flatten().to(x.dtype)
     rows = _picked(filters, experts, one_hot).flatten(0, 1)
-    y = conv2d(x.flatten(0, 1)[None], rows, bias, own.stride, own.padding, groups=len(x))
-    return y[0].unflatten(0, (len(x), -1))
+    y: Tensor = conv2d(x.flatten(0, 1)[None], rows, bias, own.stride, own.padding, groups=len(x))
+    pictures: Tensor = y[0].unflatten(0, (len(x), -1))
+    return pictures
 
 
 def _picked(of_experts: Tensor, experts: Tensor, one_hot: Tensor | None) -> Tensor:
     """Each picture's entry [B, ...] of what the experts have [N, ...]."""
-    return of_experts[experts] if one_hot is None else torch.tensordot(one_hot.to(of_experts.dtype), of_experts, dims=1)
+    picked: Tensor = of_experts[experts] if one_hot is None else torch.tensordot(one_hot.to(of_experts.dtype), of_experts, dims=1)
+    return picked

@@ -1,0 +1,78 @@
+"""Write the figures that results/ and benchmarks/results/ hold into README.md and docs/, between their markers.
+
+    python scripts/update_docs.py
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from advmoe.reports.costs import profile_markdown
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = ("RA-worst", "SA", "RA-50", "RA-AA", "GMACs", "against dense")
+
+
+def row(record: dict[str, Any]) -> str:
+    """One Record as a line of the table."""
+    figures = [record["ra_worst"], record["sa"], record["ra"]["50"], record["ra_aa"]]
+    low, high = record["evaluation"]["intervals"]["ra_worst"]
+    cells = [f"{figures[0]:.1f} ({low:.0f} to {high:.0f})", *(f"{value:.1f}" for value in figures[1:])]
+    reduction = "" if record["gmacs"] == record["gmacs_dense"] else f"{-record['reduction']:+.0f} %"
+    return " | ".join(["", f"`{record['method']}`", *cells, f"{record['gmacs']:.4f}", reduction, ""]).strip()
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Records as a Markdown table, with the sentence that says what they are."""
+    first = records[0]
+    head = ["| method | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
+    config = first["config"]
+    said = (
+        f"ResNet-18 of width {config['model']['width']}, {first['train_pictures']} training pictures of {first['dataset']}, "
+        f"{config['training']['epochs']} epochs, one seed; {first['test_pictures']} test pictures, epsilon {first['epsilon']:g}, "
+        "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not what the method is worth."
+    )
+    return "\n".join([*head, *(row(record) for record in records), "", said])
+
+
+def read(path: str) -> Any:
+    """A JSON file of the repository."""
+    return json.loads((ROOT / path).read_text())
+
+
+def benchmark_table(suites: tuple[str, ...]) -> str:
+    """The benchmark's rows of some suites."""
+    found = read("benchmarks/results/speed.json")
+    lines = ["| what | found (rounds) | target |", "| --- | ---: | ---: |"]
+    for each in (each for each in found["rows"] if each["suite"] in suites):
+        low, high = each["spread"]
+        target = f"{each['target']}{'' if each['met'] else ' **missed**'}" if each["target"] else ""
+        lines.append(f"| {each['name']} | {each['ratio']:.2f} ({low:.2f} to {high:.2f}) | {target} |")
+    machine = found["machine"]
+    said = f"{machine['threads']} threads of {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB, torch {machine['torch']}."
+    return "\n".join([*lines, "", said])
+
+
+BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"demo": lambda: table(read("results/demo/records.json")), "profile": profile_markdown},
+    "docs/performance.md": {
+        "benchmark": lambda: benchmark_table(("inference", "training", "attack", "data")),
+        "growth": lambda: benchmark_table(("growth",)),
+    },
+}
+
+
+def main() -> None:
+    """Rewrite the pages."""
+    for page, blocks in BLOCKS.items():
+        text = (ROOT / page).read_text()
+        for block, content in blocks.items():
+            parts = re.split(rf"(?<=<!-- {block} -->\n).*?(?=<!-- /{block} -->)", text, flags=re.S)
+            text = f"{content()}\n".join(parts)
+        (ROOT / page).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
