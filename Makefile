@@ -1,8 +1,9 @@
 PYTHON ?= python3
 PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.txt
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-slow lint types clean
+.PHONY: demo test test-slow test-browser lint types clean
 
 demo: .venv/installed
 	.venv/bin/advmoe demo --out demo
@@ -12,6 +13,13 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	.venv/bin/pytest -m slow
+
+# The report in Debian's Chromium, installed where it is missing.
+test-browser: .venv/installed-dev
+	command -v chromium && command -v chromedriver || \
+	  { $(SUDO) apt-get update && $(SUDO) apt-get install --yes chromium chromium-driver; }
+	$(PIP) -e '.[browser]'
+	OMP_NUM_THREADS=1 .venv/bin/pytest -rs tests/browser
 
 lint: .venv/installed-dev
 	.venv/bin/ruff check .

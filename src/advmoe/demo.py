@@ -9,18 +9,17 @@ import torch
 from rich.console import Console
 
 from advmoe.attacks import Pgd
+from advmoe.commands.evaluate import evaluate_folder
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
-from advmoe.evaluation.cost import cost
-from advmoe.evaluation.record import evaluate_run
 from advmoe.evaluation.shards import shard_count
 from advmoe.files import write_json
 from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import recipe
 from advmoe.reports.figures import picture_grid, trajectories
 from advmoe.reports.tables import record_table, worst_of
-from advmoe.training.loop import best_network, network, train
+from advmoe.training.loop import best_network, train
 
 METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
 GRID_PICTURES = 6
@@ -37,7 +36,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
     for method, config in configs.items():
         with TrainingProgress(console, method, config.training.epochs) as progress:
             histories[method] = train(config, splits, out / method, progress, resume=True)
-        records.append(_evaluate(out / method, config, splits, histories[method], console))
+        records.append(_evaluate(out / method, config, splits, console))
     write_json(out / "records.json", records, indent=1)
     trajectories(histories, out / "trajectories.png")
     _grid(out, configs["advmoe"], splits)
@@ -47,17 +46,9 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
     return records
 
 
-def _evaluate(
-    run: Path, config: RunConfig, splits: Splits, history: Sequence[Mapping[str, Any]], console: Console
-) -> dict[str, Any]:
-    model, epoch = best_network(run, config, splits)
-    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
-    seconds = sum(row["train_seconds"] for row in history)
+def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> dict[str, Any]:
     with EvaluationProgress(console, config.method, shard_count(len(splits.test))) as progress:
-        return evaluate_run(
-            model, config, splits, dense, epoch=epoch, train_seconds=seconds, preset="quick", store=run / "evaluation",
-            told=progress.told,
-        )  # fmt: skip
+        return evaluate_folder(run, config, splits, dispatch=config.runtime.dispatch, preset="quick", told=progress.told)
 
 
 def _grid(out: Path, config: RunConfig, splits: Splits) -> None:

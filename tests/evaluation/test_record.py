@@ -1,17 +1,31 @@
-"""What a Record says, and its RobustBench form."""
+"""What a Record says, how it is read back, and its RobustBench form."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
+from advmoe.commands.evaluate import evaluate_folder
+from advmoe.errors import UserError
 from advmoe.evaluation.checks import Check
 from advmoe.evaluation.cost import Cost
 from advmoe.evaluation.evaluate import Evaluation
-from advmoe.evaluation.record import evaluate_run, make_record, model_info
+from advmoe.evaluation.record import checked_record, evaluate_run, make_record, model_info, read_record
 from advmoe.files import write_json
 from advmoe.models import build_model
 from advmoe.moe import MoEKind
+from advmoe.training.loop import train
+
+HISTORY = [
+    {"epoch": 1, "phase": 1, "val_sa": 50.0, "val_ra": 30.0, "loss": 1.5, "lr": 0.1, "train_seconds": 2.0, "iterations": 3},
+    {
+        "epoch": 2, "phase": 1, "val_sa": 60.0, "val_ra": 35.0, "loss": 1.2, "lr": 0.05, "train_seconds": 1.5, "iterations": 3,
+        "router_loss": 0.4, "load": [[0.5, 0.5]],
+    },
+]  # fmt: skip
+SHOWN = {"layers": [{"name": "a"}], "load_by_class": [[[1, 2]]], "epsilon_curve": {"ra": []}, "gallery": [{"row": 1}]}
+RESULTS = Path(__file__).parents[2] / "results"
 
 
 @pytest.fixture
@@ -26,8 +40,8 @@ def record(tiny, splits):
         )  # fmt: skip
         cost = Cost(100, 0.25, 0.3)
         return make_record(
-            tiny(data_dir="somewhere"), splits, evaluation, epoch=2, network=cost, dense=Cost(400, 1.0, 1.0), train_seconds=1.0,
-            evaluate_seconds=2.0, attack_seed=7, epsilon=epsilon, norm="Linf",
+            tiny(data_dir="somewhere"), splits, evaluation, run="first", epoch=2, history=HISTORY, network=cost,
+            dense=Cost(400, 1.0, 1.0), shown=SHOWN, evaluate_seconds=2.0, attack_seed=7, epsilon=epsilon, norm="Linf",
         )  # fmt: skip
 
     return make
@@ -83,15 +97,119 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(tiny, splits):
-    config = tiny()
+def test_history_has_what_figures_are_drawn_from(record):
+    found = record()
+    assert found["schema"] == 2
+    assert found["run"] == "first"
+    assert found["history"][0] == {"epoch": 1, "phase": 1, "val_sa": 50.0, "val_ra": 30.0, "loss": 1.5, "lr": 0.1}
+    assert (found["history"][1]["router_loss"], found["history"][1]["load"]) == (0.4, [[0.5, 0.5]])
+    assert found["train_seconds"] == 3.5
+    assert found["classes"][0] == "T-shirt"
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny, splits):
+    """evaluated(**options): a Record of a network as it is initialised."""
     torch.manual_seed(0)
-    model = build_model(config.model, MoEKind(0.5), splits.spec).eval()
-    found = evaluate_run(
-        model, config, splits, Cost(1, 1.0, 1.0), epoch=1, train_seconds=0.0, epsilon=0.02, preset=("pgd_10",), seed=3
-    )
+    model = build_model(tiny().model, MoEKind(0.5), splits.spec).eval()
+
+    def make(**options):
+        dense, told = Cost(1, 1.0, 1.0), {"run": "run", "epoch": 1, "history": HISTORY}
+        return evaluate_run(model, tiny(), splits, dense, **told, preset=("pgd_10",), **options)
+
+    return make
+
+
+def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(evaluated):
+    found = evaluated(epsilon=0.02, seed=3)
     assert (found["epsilon"], found["config"]["attack"]["epsilon"]) == (0.02, 0.1)
     assert (found["attack_seed"], found["test_pictures"]) == (3, 20)
+    assert found["epsilon_curve"]["epsilons"][3] == 0.02
+    assert found["epsilon_curve"]["ra"][3] == found["ra"]["10"]
+
+
+def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
+    found = evaluated()
+    assert len(found["layers"]) == len(found["load_by_class"]) == 16
+    assert len(found["gallery"]) == 8
+    write_json(tmp_path / "record.json", found)
+    assert read_record(tmp_path / "record.json") == json.loads(json.dumps(found))
+
+
+def test_a_folders_record_has_the_folders_name_and_the_whole_history(tiny, splits, tmp_path, recorder, monkeypatch):
+    config = tiny("at_moe", epochs=2)
+    train(config, splits, tmp_path / "mine", recorder)
+    (tmp_path / "mine/inside").mkdir()
+    monkeypatch.chdir(tmp_path / "mine/inside")
+    found = evaluate_folder(Path(".."), config, splits, preset=("pgd_10",))
+    assert found["run"] == "mine"
+    assert [row["epoch"] for row in found["history"]] == [1, 2]
+    assert found["epoch"] == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))
+    assert found["train_seconds"] == sum(row["train_seconds"] for row in recorder.rows)
+    assert {"epoch", "phase", "val_sa", "val_ra", "loss", "lr", "load"} <= set(found["history"][0])
+    assert (tmp_path / "mine/evaluation/shard-00000.json").exists()
+
+
+def test_a_part_of_the_shards_paints_no_portrait(evaluated):
+    found = evaluated(part=(0, 2), shard_size=10)
+    assert not {"layers", "load_by_class", "epsilon_curve", "gallery"} & set(found)
+
+
+def test_old_records_are_read_with_what_is_missing_marked(record):
+    added = ("run", "history", "classes", "layers", "load_by_class", "epsilon_curve", "gallery")
+    old = {name: value for name, value in record().items() if name not in added} | {"schema": 1}
+    found = checked_record(old, "here")
+    assert found == {
+        **old, "run": None, "history": [], "classes": [], "layers": [], "load_by_class": None, "epsilon_curve": None, "gallery": [],
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "path", sorted([*RESULTS.glob("choices/*.json"), RESULTS / "demo/records.json"]), ids=lambda path: path.stem
+)
+def test_committed_records_are_read(path):
+    records = json.loads(path.read_text())
+    assert records
+    for content in records:
+        assert checked_record(content, str(path))["method"] == content["method"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is not JSON"),
+        ('{"schema": 2', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[1]", "holds no Record"),
+        ("null", "holds no Record"),
+        ('{"results": []}', "holds no Record"),
+        ('{"schema": 1, "network": "ResNet"}', "holds no Record (method is missing or of another type)"),
+        ('{"schema": "2"}', "holds no Record (schema '2'; 1 to 2 are known)"),
+        ('{"schema": 0}', "holds no Record (schema 0; 1 to 2 are known)"),
+        ('{"schema": 3}', "holds a Record of schema 3; this advmoe reads 1 to 2: a newer one is needed"),
+    ],
+)
+def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
+    path = tmp_path / "record.json"
+    path.write_text(text)
+    with pytest.raises(UserError) as error:
+        read_record(path)
+    assert str(error.value).startswith(f"{path}: {said}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("sa", "high"), ("config", None), ("history", {}), ("ra_worst", None), ("ra", [])])
+def test_fields_of_another_type_are_named(record, name, value):
+    with pytest.raises(UserError, match=rf"^here: holds no Record \({name} is missing or of another type\)$"):
+        checked_record({**record(), name: value}, "here")
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.json: cannot be read \(No such file"):
+        read_record(tmp_path / "nowhere.json")
+    (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"bytes.json: is not JSON"):
+        read_record(tmp_path / "bytes.json")
 
 
 def test_a_record_says_nothing_of_where_the_data_lay(record):

@@ -27,9 +27,10 @@ from advmoe.evaluation.shards import SHARD_SIZE, shard_count
 from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
 from advmoe.files import write_json
 from advmoe.models import Classifier
+from advmoe.moe import Dispatch
 from advmoe.progress import EvaluationProgress
 from advmoe.reports.tables import evaluation_lines, record_table
-from advmoe.training.checkpoint import Checkpoint, RunFolder
+from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import autocast, best_network, network
 
 
@@ -100,23 +101,22 @@ class EvaluateArguments:
 def run(words: list[str]) -> None:
     arguments = parse(EvaluateArguments, "evaluate", words)
     resolve(arguments.preset)  # before --fresh could forget anything
-    config, splits, model, checkpoint = _trained(arguments.run, arguments)
+    config, splits = _trained(arguments.run, arguments)
     transfer = _transfer(arguments, splits)
     store = arguments.run / "evaluation"
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
         fresh(store)
-    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True), config.method, shards, log=True) as progress:
         progress.stored(store)
         if arguments.processes > 1:
             _share_out([word for word in words if word != "--fresh"], arguments, lambda: progress.stored(store))
-        record = evaluate_run(
-            model, config, splits, dense, epoch=checkpoint.epoch, train_seconds=checkpoint.train_seconds,
+        record = evaluate_folder(
+            arguments.run, config, splits, dispatch=arguments.runtime.dispatch,
             seed=arguments.seed, epsilon=arguments.epsilon, norm=arguments.norm, preset=arguments.preset,
-            shard_size=arguments.shard_size, store=store, part=arguments.part or (0, 1), transfer=transfer,
+            shard_size=arguments.shard_size, part=arguments.part or (0, 1), transfer=transfer,
             bf16_search=autocast(replace(config, runtime=arguments.runtime), splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, told=progress.told,
         )  # fmt: skip
@@ -134,31 +134,45 @@ def run(words: list[str]) -> None:
         console().print(line, highlight=False, soft_wrap=True)
 
 
-def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits, Classifier, Checkpoint]:
-    """A run's configuration as it is evaluated here, its data, the network of its best epoch, and that checkpoint."""
+def evaluate_folder(run: Path, config: RunConfig, splits: Splits, *, dispatch: Dispatch = "auto", **options: Any) -> dict[str, Any]:
+    """The Record of the best epoch of the run in a folder, by `evaluate_run` (whose `options` are) on the test part of `splits`.
+
+    `config` is the run's, with what is evaluated otherwise than it was trained; results are kept in RUN/evaluation. Raises
+    UserError where the folder holds no whole checkpoint, and what `advmoe.evaluation.evaluate` raises.
+    """
+    model, epoch = best_network(run, config, splits)
+    model.set_dispatch(dispatch)
+    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
+    return evaluate_run(
+        model, config, splits, dense, run=run.resolve().name, epoch=epoch, history=RunFolder(run).best().history,
+        store=run / "evaluation", **options,
+    )  # fmt: skip
+
+
+def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits]:
+    """A run's configuration as it is evaluated here, and its data. Raises UserError where it was trained on other data."""
     folder, place = RunFolder(run), device(arguments.runtime)
     config, best = folder.config(), folder.best()
     data = replace(config.data, data_dir=arguments.data_dir or config.data.data_dir)
     data = replace(data, limit_test=arguments.limit_test or config.data.limit_test)
-    config = replace(config, data=data)
     for name in folder.damaged():
         print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {best.epoch} is evaluated", file=sys.stderr)
     splits = load_dataset(data).to(place)
     if splits.fingerprint != best.fingerprint:
         where = data.data_dir or data.dataset
         raise UserError(f"{where}: fingerprint {splits.fingerprint}, but {run} was trained on {best.fingerprint}")
-    model = best_network(run, config, splits)[0]
-    model.set_dispatch(arguments.runtime.dispatch)
-    return config, splits, model, best
+    return replace(config, data=data), splits
 
 
 def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:
     """The network to transfer attacks from, if any. Raises UserError where it knows other pictures."""
     if arguments.transfer is None:
         return None
-    _, own, model, _ = _trained(arguments.transfer, arguments)
+    config, own = _trained(arguments.transfer, arguments)
     if own.fingerprint != splits.fingerprint:
         raise UserError(f"{arguments.transfer}: was trained on other data than {arguments.run}; attacks do not transfer from it")
+    model, _ = best_network(arguments.transfer, config, own)
+    model.set_dispatch(arguments.runtime.dispatch)
     return model
 
 

@@ -1,11 +1,12 @@
 """A Record: what a network withstands and costs, with what made it."""
 
 import datetime
+import json
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,24 +18,39 @@ import advmoe
 from advmoe.attacks import Norm
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
+from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.evaluate import Evaluation, evaluate
+from advmoe.evaluation.portrait import portrait
+from advmoe.evaluation.shards import SHARD_SIZE
 from advmoe.models import Classifier
 
-SCHEMA = 1
+SCHEMA = 2
+HISTORY = ("epoch", "phase", "val_sa", "val_ra", "loss", "router_loss", "lr", "load")
+NUMBER = (int, float)
+FIELDS: dict[str, type | tuple[type, ...]] = {  # of every schema
+    "method": str, "backbone": str, "dataset": str, "sa": NUMBER, "ra": dict, "epsilon": NUMBER, "norm": str, "gmacs": NUMBER,
+    "gmacs_executed": NUMBER, "gmacs_dense": NUMBER, "reduction": NUMBER, "params": int, "epoch": int, "train_pictures": int,
+    "test_pictures": int, "fingerprint": str, "seed": int, "attack_seed": int, "config": dict, "train_seconds": NUMBER,
+    "evaluate_seconds": NUMBER, "evaluation": dict, "time": str,
+}  # fmt: skip
+LISTS = ("history", "classes", "layers", "gallery")  # added by schema 2, as are
+NULLABLE = ("run", "load_by_class", "epsilon_curve")
 
 
 def make_record(
-    config: RunConfig, splits: Splits, evaluation: Evaluation, *, epoch: int, network: Cost, dense: Cost, train_seconds: float,
-    evaluate_seconds: float, attack_seed: int, epsilon: float, norm: Norm,
+    config: RunConfig, splits: Splits, evaluation: Evaluation, *, run: str, epoch: int, history: Sequence[Mapping[str, Any]],
+    network: Cost, dense: Cost, shown: Mapping[str, Any], evaluate_seconds: float, attack_seed: int, epsilon: float, norm: Norm,
 ) -> dict[str, Any]:  # fmt: skip
     """One JSON-ready dict. Accuracies in percent of `test_pictures`; `ra` by PGD steps; `gmacs` are the ideal ones.
 
-    `ra_worst` stands only where AutoAttack and the attacks on routing were run, `ra_worst_quick` otherwise.
+    `ra_worst` stands only where AutoAttack and the attacks on routing were run, `ra_worst_quick` otherwise. `run` is the name of
+    the run's folder, `history` has the run's epochs; `shown` are the fields of `advmoe.evaluation.portrait`.
     """
     steps = {name.removeprefix("ra_"): value for name, value in evaluation.figures.items() if name[3:].isdigit()}
     return {
         "schema": SCHEMA,
+        "run": run,
         "method": config.method,
         "backbone": config.model.backbone,
         "dataset": splits.name,
@@ -56,9 +72,12 @@ def make_record(
         "seed": config.seed,
         "attack_seed": attack_seed,
         "config": to_dict(replace(config, data=replace(config.data, data_dir=None))),  # places are no part of a run
-        "train_seconds": train_seconds,
+        "train_seconds": sum(row["train_seconds"] for row in history),
         "evaluate_seconds": evaluate_seconds,
         "evaluation": evaluation.to_dict(),
+        "history": [{name: row[name] for name in HISTORY if name in row} for row in history],
+        "classes": list(splits.spec.classes),
+        **shown,
         **provenance(),
     }
 
@@ -69,24 +88,61 @@ def evaluate_run(
     splits: Splits,
     dense: Cost,
     *,
+    run: str,
     epoch: int,
-    train_seconds: float,
+    history: Sequence[Mapping[str, Any]],
     seed: int = 0,
     epsilon: float | None = None,
     norm: Norm = "Linf",
+    shard_size: int = SHARD_SIZE,
+    part: tuple[int, int] = (0, 1),
     **options: Any,
 ) -> dict[str, Any]:
     """`evaluate` (whose `options` are) on the test part, as a Record; `dense` is the cost of the dense network.
 
-    `epsilon` is by default the one of training.
+    `epsilon` is by default the one of training. A part of the shards makes a Record without what a portrait shows.
     """
-    started, test = time.perf_counter(), splits.test
+    started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     epsilon = config.attack.epsilon if epsilon is None else epsilon
-    evaluation = evaluate(model, test.pixels(), test.labels, epsilon=epsilon, norm=norm, seed=seed, **options)
+    evaluation = evaluate(model, x, y, epsilon=epsilon, norm=norm, seed=seed, shard_size=shard_size, part=part, **options)
+    shown = {} if part[1] > 1 else portrait(model, x, y, evaluation.correct, epsilon, norm, seed, shard_size)
     return make_record(
-        config, splits, evaluation, epoch=epoch, network=cost(model, splits.spec.shape), dense=dense,
-        train_seconds=train_seconds, evaluate_seconds=time.perf_counter() - started, attack_seed=seed, epsilon=epsilon, norm=norm,
+        config, splits, evaluation, run=run, epoch=epoch, history=history, network=cost(model, splits.spec.shape), dense=dense,
+        shown=shown, evaluate_seconds=time.perf_counter() - started, attack_seed=seed, epsilon=epsilon, norm=norm,
     )  # fmt: skip
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The Record in a file, of this schema or an older one. Raises UserError where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error})") from None
+    return checked_record(content, str(path))
+
+
+def checked_record(content: Any, where: str) -> dict[str, Any]:
+    """What a JSON file at `where` holds, as a Record: fields that an older schema lacks are None or [].
+
+    Raises UserError where it is something else, or of a newer schema.
+    """
+    if not isinstance(content, dict) or "schema" not in content:
+        raise UserError(f"{where}: holds no Record (advmoe evaluate writes them to RUN/record.json)")
+    schema = content["schema"]
+    if type(schema) is not int or schema < 1:
+        raise UserError(f"{where}: holds no Record (schema {schema!r}; 1 to {SCHEMA} are known)")
+    if schema > SCHEMA:
+        raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
+    record: dict[str, Any] = {**{name: [] for name in LISTS}, **dict.fromkeys(NULLABLE), **content}
+    wrong = [name for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)]
+    wrong += [name for name in LISTS if not isinstance(record[name], list)]
+    if not any(isinstance(record.get(name), NUMBER) for name in ("ra_worst", "ra_worst_quick")):
+        wrong.append("ra_worst")
+    if wrong:
+        raise UserError(f"{where}: holds no Record ({wrong[0]} is missing or of another type)")
+    return record
 
 
 def model_info(record: Mapping[str, Any]) -> dict[str, Any]:

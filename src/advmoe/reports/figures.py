@@ -18,6 +18,7 @@ from advmoe.moe import Routings
 
 MAGNIFIED = 4  # the perturbation is drawn this many times as large, around mid-grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by colour-blind people
+DPI = 150
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -36,7 +37,7 @@ def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     axes[1].legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def picture_grid(model: Classifier, x: Tensor, x_adv: Tensor, labels: Tensor, cl
         _draw(axes[row][0], x[row], _titled(clean[row].label, truth), f"truth: {truth}\n{clean[row].route}")
         _draw(axes[row][1], perturbation, f"perturbation x {MAGNIFIED}", _changed(clean[row].route, adversarial[row].route))
         _draw(axes[row][2], x_adv[row], _titled(adversarial[row].label, truth), f"adversarial\n{adversarial[row].route}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _titled(label: str, truth: str) -> str:
@@ -93,6 +94,7 @@ def _changed(clean: str, adversarial: str) -> str:
     return f"{flips} of {len(clean.replace(' ', ''))} layers rerouted" if clean else ""
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path) -> None:
+    """PNG or PDF, by the path's suffix."""
     with drafted(path) as draft:
-        figure.savefig(draft, format=path.suffix[1:], dpi=150)
+        figure.savefig(draft, format=path.suffix[1:], dpi=DPI)

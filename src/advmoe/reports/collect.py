@@ -1,0 +1,213 @@
+"""Records below a folder, one for each cell and seed."""
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from advmoe.config import RunConfig, to_dict
+from advmoe.errors import UserError
+from advmoe.evaluation.record import checked_record
+from advmoe.models import MODELS
+from advmoe.moe import MoEKind
+from advmoe.training.methods import METHODS
+
+Told = Callable[[str], None]
+Found = tuple[Path, dict[str, Any]]
+ROUTED = tuple(name for name, method in METHODS.items() if isinstance(method.kind(RunConfig().model), MoEKind))
+FULL_SCALE = ("standard", "at_dense")
+PLACES = (  # no part of what a run is, or said by its cell
+    "schema", "method", "seed", "runtime.device", "runtime.threads", "runtime.dispatch",
+    *(f"data.{name}" for name in ("limit_train", "limit_test", "data_dir", "workers")),
+)  # fmt: skip
+IN_CELL = (  # settings that a cell's fields say, or the machine's; the data's fingerprint is the data set's
+    *(f"model.{name}" for name in ("backbone", "width", "model_scale", "num_experts")),
+    "data.dataset", "attack.num_steps", "training.epochs", "runtime.precision", "fingerprint",
+)  # fmt: skip
+OF_ROUTERS = (
+    *(f"model.{name}" for name in ("num_experts", "bank", "routers", "norms")),
+    *(f"training.{name}" for name in ("router_lr", "tied_share", "router_gate", "router_attack_gate", "level_order", "balance")),
+    *(f"training.{name}" for name in ("balance_weight", "router_warmup", "router_steps", "weight_steps")),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a figure is a figure of; runs of one cell differ in their seeds alone.
+
+    `width` is None for the published one. A dense network has the model scale 1, and one without routers a single expert.
+    `epsilon` and `norm` are those of the evaluation, `attack_steps` those of training.
+    """
+
+    dataset: str
+    backbone: str
+    width: int | None
+    method: str
+    model_scale: float
+    num_experts: int
+    attack_steps: int
+    epsilon: float
+    norm: str
+    epochs: int
+    train_pictures: int
+    test_pictures: int
+
+    @property
+    def words(self) -> str:
+        """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
+        scale = "" if self.method in FULL_SCALE else f", r {self.model_scale:g}"
+        experts = f", N {self.num_experts}" if self.method in ROUTED else ""
+        return f"{self.method}{scale}{experts}, {self.backbone}, {self.dataset}"
+
+    @property
+    def setting(self) -> "Cell":
+        """What cells must share to be compared: the cell without method, model scale and number of experts."""
+        return replace(self, method="", model_scale=1.0, num_experts=0)
+
+
+CELL_FIELDS = tuple(field.name for field in fields(Cell))
+
+
+def cell_of(record: Mapping[str, Any]) -> Cell:
+    """The cell that a Record is a run of."""
+    method, config, backbone = record["method"], record["config"], record["backbone"]
+    width, published = config["model"].get("width"), MODELS[backbone][1] if backbone in MODELS else None
+    return Cell(
+        dataset=record["dataset"], backbone=backbone, width=None if width in (None, published) else int(width),
+        method=method, model_scale=1.0 if method in FULL_SCALE else float(config["model"]["model_scale"]),
+        num_experts=int(config["model"]["num_experts"]) if method in ROUTED else 1, attack_steps=int(config["attack"]["num_steps"]),
+        epsilon=record["epsilon"], norm=record["norm"], epochs=int(config["training"]["epochs"]),
+        train_pictures=record["train_pictures"], test_pictures=record["test_pictures"],
+    )  # fmt: skip
+
+
+def collect(folder: Path, told: Told) -> list[dict[str, Any]]:
+    """The Records below `folder`: every record.json, and every other JSON file outside of runs that holds a Record or a list of
+    them; ordered by cell and seed.
+
+    `told` gets one line for each file that is left out because it is broken or no Record, and one where several runs claim a
+    cell with different settings, or a seed twice: the newest run stands, and with it those of the same settings. Raises UserError
+    where there is no Record.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is no folder")
+    found = [pair for path in _files(folder) for pair in _read(path, told)]
+    if not found:
+        raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
+    once = {json.dumps(record, sort_keys=True): (path, record) for path, record in reversed(found)}  # copies of a Record are one
+    cells: dict[Cell, list[Found]] = defaultdict(list)
+    for path, record in sorted(once.values(), key=lambda pair: pair[1]["time"], reverse=True):
+        cells[cell_of(record)].append((path, record))
+    return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], told)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """A run's folder holds checkpoints and stores beside its record.json: nothing of those is read."""
+    for place, folders, names in os.walk(folder):
+        is_run = "config.yaml" in names or "record.json" in names
+        folders[:] = [] if is_run else sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name == "record.json" or (not is_run and name.endswith(".json") and not name.startswith(".")):
+                yield Path(place, name)
+
+
+def _read(path: Path, told: Told) -> list[Found]:
+    """The Records of a file; what is none is told of in one line."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        told(f"left out, {path}: cannot be read ({error.strerror or error})")
+        return []
+    except (ValueError, RecursionError) as error:
+        told(f"left out, {path}: broken JSON ({' '.join(str(error).split())})")
+        return []
+    several = isinstance(tree, list)
+    entries = [(f"{path}, entry {number}", entry) for number, entry in enumerate(tree, 1)] if several else [(str(path), tree)]
+    records, reasons = [], []
+    for where, entry in entries:
+        try:
+            records.append((path, _usable(entry, where)))
+        except UserError as error:
+            reasons.append(str(error))
+    if reasons or not records:
+        told("left out, " + ("; ".join(reasons) or f"{path}: an empty list"))
+    return records
+
+
+def _usable(entry: Any, where: str) -> dict[str, Any]:
+    """A Record of which everything is there that tables are made of. Raises UserError where it is none."""
+    record = checked_record(entry, where)
+    try:
+        cell_of(record), settings(record), [float(value) for value in record["ra"].values()]
+        [float(bound) for low, high in record["evaluation"]["intervals"].values() for bound in (low, high)]
+        [check[name] for check in record["evaluation"]["checks"] for name in ("number", "name", "status", "detail")]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{where}: holds no Record (lacks or garbles {error})") from None
+    return record
+
+
+def settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that makes the run but its seed and where it ran: 'section.field' -> value, of the fields that its method heeds,
+    defaults where the Record is older than a field; with the data's fingerprint."""
+    method = record["method"]
+    ignored = {*PLACES, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
+    flat = _flat(to_dict(RunConfig())) | _flat(record["config"]) | {"fingerprint": record["fingerprint"]}
+    return {name: value for name, value in flat.items() if name not in ignored}
+
+
+def departures(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """'training.lr 0.05 (0.1)': settings that are neither part of the cell nor the default, which is the appendix's for CIFAR."""
+    usual = _flat(to_dict(RunConfig()))
+    as_trained = ("attack.epsilon",) if record["config"]["attack"]["epsilon"] == record["epsilon"] else ()
+    own = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
+    return tuple(f"{name} {_shown(value)} ({_shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))
+
+
+def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[dict[str, Any]]:
+    """One run a seed, of the newest run's settings; `runs` have the newest first."""
+    newest, wanted = runs[0][0], settings(runs[0][1])
+    others: dict[tuple[Path, str], list[int]] = defaultdict(list)
+    kept: dict[int, Found] = {}
+    for path, record in runs:
+        other = _differing(settings(record), wanted)
+        if other:
+            others[path, other].append(record["seed"])
+        elif record["seed"] not in kept:
+            kept[record["seed"]] = path, record
+        elif record["evaluation"] != kept[record["seed"]][1]["evaluation"]:
+            told(f"left out, {path}: seed {record['seed']} of {cell.words}: {kept[record['seed']][0]} holds a newer run of it")
+    for (path, other), seeds in others.items():
+        numbers = ", ".join(str(seed) for seed in sorted(set(seeds)))
+        told(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({other})")
+    return [kept[seed][1] for seed in sorted(kept)]
+
+
+def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    names = [name for name in {**own, **other} if own.get(name) != other.get(name)]
+    return "; ".join(f"{name}: {_shown(own.get(name))}, not {_shown(other.get(name))}" for name in names)
+
+
+def _shown(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return text if len(text) <= 20 else f"{text[:12]}..."
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """'section.field' -> value, of a configuration's sections and its fields outside of them."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= {f"{name}.{field}": own for field, own in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _order(cell: Cell) -> tuple[Any, ...]:
+    """Cells of one setting together, in it the methods in their order and the scales upwards."""
+    methods = list(METHODS)
+    place = methods.index(cell.method) if cell.method in METHODS else len(methods)
+    values = [0 if getattr(cell, name) is None else getattr(cell, name) for name in CELL_FIELDS]
+    by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (place, cell.method)}
+    first = [name for name in CELL_FIELDS if name not in ("method", "model_scale", "num_experts")]
+    return tuple(by_name[name] for name in (*first, "method", "model_scale", "num_experts"))

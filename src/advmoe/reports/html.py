@@ -1,0 +1,156 @@
+"""The report as one HTML file that asks nothing of a network: style, script, figures and pictures stand in it."""
+
+import base64
+import hashlib
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from advmoe.evaluation.record import SCHEMA
+from advmoe.reports.captions import CAPTIONS, Caption
+from advmoe.reports.cells import Figure, Summary
+from advmoe.reports.claims import Claim
+from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
+from advmoe.reports.figures import DPI
+from advmoe.reports.markup import Entry, Table
+from advmoe.reports.panels import LOOKS, look, radius
+from advmoe.reports.runs import Run, counted, run_of
+
+Record = Mapping[str, Any]
+MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
+FIRST_LINES = 8  # of the verdict; the others can be unfolded
+ACCURACIES = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)", "sa": "SA", "ra_50": "RA", "ra_aa": "RA-AA"}
+NEEDED = {  # field of a Record -> what is missing without it
+    "history": "accuracies after every epoch",
+    "layers": "MoE layers",
+    "load_by_class": "load of the experts by class",
+    "epsilon_curve": "accuracies at other radii",
+    "gallery": "pictures",
+}
+CSS_DPI = 105
+OF_ROUTING = ("layers", "load_by_class")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure's PNG in base64, and the size in CSS pixels at which its letters are about as high as the page's."""
+
+    caption: Caption
+    png: str
+    width: int
+    height: int
+
+
+def report_html(
+    records: Sequence[Record], summaries: Sequence[Summary], tables: Sequence[Table], claims: Sequence[Claim],
+    verdict: Sequence[str], figures: Mapping[str, Path],
+) -> str:  # fmt: skip
+    """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`.
+
+    What comes from Records is escaped; a policy in the page forbids everything but its own style and script.
+    """
+    runs = [run_of(record) for record in records]
+    environment = Environment(
+        loader=PackageLoader("advmoe", "reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    style, script = (files("advmoe").joinpath("reports", f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    return environment.get_template("report.html.jinja").render(
+        style=Markup(style), script=Markup(script), policy=_policy(style, script),
+        subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
+        tables=[_overview(summaries), *tables], figures=_drawn(figures), undrawn=_undrawn(figures),
+        runs=runs, shown=_with_pictures(runs), gaps=_gaps(records),
+    )  # fmt: skip
+
+
+def _policy(style: str, script: str) -> str:
+    """The Content-Security-Policy: nothing from a network, no style and no script but these two."""
+    own = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in (("s", style), ("j", script))}
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{own['s']}'; script-src 'sha256-{own['j']}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def _subtitle(records: Sequence[Record]) -> str:
+    """'9 runs of 5 methods on fashion-mnist; newest of 2026-11-22'."""
+    methods, datasets = {record["method"] for record in records}, dict.fromkeys(record["dataset"] for record in records)
+    newest = max(str(record["time"]) for record in records)[:10]
+    return f"{counted(len(records), 'run')} of {counted(len(methods), 'method')} on {', '.join(datasets)}; newest of {newest}"
+
+
+def _overview(summaries: Sequence[Summary]) -> Table:
+    """Every cell that was run, whatever its setting."""
+    names = [name for name in ACCURACIES if any(name in summary.figures for summary in summaries)]
+    columns = ("method", "r", "N", *(ACCURACIES[name] for name in names), "GMACs", "less than dense", "n", "data", "network")
+    columns = (*columns, "epochs", "training pictures", "test pictures", "radius")
+    rows = tuple(_overview_row(summary, names) for summary in summaries)
+    about = "Every cell that was run: accuracies in percent, mean ± sample deviation over n seeds. Compare within one setting."
+    return Table("overview", "All runs", columns, rows, about)
+
+
+def _overview_row(summary: Summary, names: Sequence[str]) -> tuple[Entry, ...]:
+    cell, figures = summary.cell, summary.figures
+    gmacs, reduction = figures["gmacs"].mean, figures["reduction"].mean
+    return (
+        Entry(look(cell.method).title), _number(cell.model_scale) if cell.method not in FULL_SCALE else Entry("–"),
+        _number(cell.num_experts) if cell.method in ROUTED else Entry("–"), *(_accuracy(figures.get(name)) for name in names),
+        Entry(f"{gmacs:.4f}", gmacs), Entry(f"{reduction:.0f} %", reduction), _number(summary.n), Entry(cell.dataset),
+        Entry(_network(cell)), _number(cell.epochs), _number(cell.train_pictures), _number(cell.test_pictures),
+        Entry(f"{radius(cell.epsilon)} {cell.norm}", cell.epsilon),
+    )  # fmt: skip
+
+
+def _accuracy(figure: Figure | None) -> Entry:
+    if figure is None:
+        return Entry("not measured")
+    spread = "" if figure.std is None else f" ± {figure.std:.1f}"
+    return Entry(f"{figure.mean:.1f}{spread}", figure.mean, figure.std)
+
+
+def _number(value: float) -> Entry:
+    return Entry(f"{value:g}" if value < 1e5 else str(value), value)
+
+
+def _network(cell: Cell) -> str:
+    return cell.backbone if cell.width is None else f"{cell.backbone} (width {cell.width})"
+
+
+def _drawn(figures: Mapping[str, Path]) -> list[Drawn]:
+    return [_placed(CAPTIONS[name], figures[name].read_bytes()) for name in CAPTIONS if name in figures]
+
+
+def _placed(caption: Caption, png: bytes) -> Drawn:
+    width, height = Image.open(io.BytesIO(png)).size
+    return Drawn(caption, base64.b64encode(png).decode(), round(width * CSS_DPI / DPI), round(height * CSS_DPI / DPI))
+
+
+def _undrawn(figures: Mapping[str, Path]) -> list[str]:
+    return [f"{caption.title}: no run has {caption.needs}." for name, caption in CAPTIONS.items() if name not in figures]
+
+
+def _with_pictures(runs: Sequence[Run]) -> list[Run]:
+    """Runs for the gallery, those with routes first, AdvMoE's leading."""
+    order = [*LOOKS]
+    shown = [run for run in runs if run.gallery]
+    return sorted(shown, key=lambda run: (run.method not in ROUTED, order.index(run.method) if run.method in order else len(order)))
+
+
+def _gaps(records: Sequence[Record]) -> list[str]:
+    """What Records lack, a line each: those of older schemas most of it."""
+    lines = []
+    for name, what in NEEDED.items():
+        asked = [record for record in records if record["method"] in ROUTED or name not in OF_ROUTING]
+        lacking = sum(not record.get(name) for record in asked)
+        if lacking:
+            lines.append(f"{lacking} of {counted(len(asked), 'run')}: no {what} on record.")
+    old = sum(record["schema"] < SCHEMA for record in records)
+    if lines and old:
+        lines.append(f"{counted(old, 'Record')} of an older schema: evaluated again, such a run records all of it.")
+    return lines

@@ -1,0 +1,109 @@
+"""A table, and its Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+MARKDOWN = re.compile(r"([\\`*_|<>\[\]#~])")
+LATEX = {
+    "\\": r"\textbackslash{}", "|": r"\textbar{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{",
+    "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One cell: what it says, the number it is sorted by (None: it holds none), the number's sample deviation where there is one,
+    and the numbers, from 1, of the notes it refers to."""
+
+    text: str
+    value: float | None = None
+    spread: float | None = None
+    marks: tuple[int, ...] = ()
+
+    @property
+    def marked(self) -> str:
+        """The text with its notes' numbers: '52.22 [1]'."""
+        return " ".join([self.text, *(f"[{mark}]" for mark in self.marks)])
+
+
+@dataclass(frozen=True)
+class Table:
+    """`name` is a file name's stem; every row has as many cells as there are columns. Below stand `about`, which holds for all of
+    the table, and the `notes` that entries' marks number."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Entry, ...], ...]
+    about: str = ""
+    notes: tuple[str, ...] = ()
+
+    def is_number(self, column: int) -> bool:
+        """Whether a column holds numbers: such stand to the right."""
+        return any(row[column].value is not None for row in self.rows)
+
+    def numbered_notes(self) -> list[str]:
+        """The notes as lines: '[1] ...'."""
+        return [f"[{number}] {note}" for number, note in enumerate(self.notes, 1)]
+
+
+def markdown(table: Table) -> str:
+    """As a GitHub-flavoured Markdown table below its title."""
+    rules = ["---:" if table.is_number(column) else "---" for column in range(len(table.columns))]
+    rows = [[_plain(entry.marked) for entry in row] for row in table.rows]
+    lines = [_bar(_plain(column) for column in table.columns), _bar(rules), *(_bar(row) for row in rows)]
+    below = [text for line in (table.about, *table.numbered_notes()) if line for text in ("", _plain(line))]
+    return "\n".join([f"### {_plain(table.title)}", "", *lines, *below]) + "\n"
+
+
+def _bar(texts: Iterator[str] | list[str]) -> str:
+    return f"| {' | '.join(texts)} |"
+
+
+def _plain(text: str) -> str:
+    """The text on one line, with nothing in it that Markdown would read as markup."""
+    return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
+
+
+def csv_text(table: Table) -> str:
+    """As CSV for programs: the table's title leads every row; bare numbers, deviations in columns of their own, notes in words."""
+    spreads = [any(row[column].spread is not None for row in table.rows) for column in range(len(table.columns))]
+    head = [[name, f"{name}, deviation"] if spread else [name] for name, spread in zip(table.columns, spreads, strict=True)]
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["table", *(name for names in head for name in names), "notes"])
+    for row in table.rows:
+        fields = [field for entry, spread in zip(row, spreads, strict=True) for field in _fields(entry, spread)]
+        marks = dict.fromkeys(mark for entry in row for mark in entry.marks)
+        writer.writerow([table.title, *fields, "; ".join(table.notes[mark - 1] for mark in marks)])
+    return stream.getvalue()
+
+
+def _fields(entry: Entry, spread: bool) -> list[str]:
+    first = entry.text if entry.value is None else _number(entry.value)
+    return [first, *([_number(entry.spread)] if spread else [])]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def latex(table: Table) -> str:
+    """As a LaTeX table that needs the package graphicx, which brings it to the width of the text."""
+    columns = "".join("r" if table.is_number(column) else "l" for column in range(len(table.columns)))
+    rows = [" & ".join(_tex(entry.marked) for entry in row) + r" \\" for row in table.rows]
+    head = " & ".join(_tex(column) for column in table.columns) + r" \\"
+    below = [rf"\par\footnotesize {_tex(line)}" for line in (table.about, *table.numbered_notes()) if line]
+    lines = [
+        r"\begin{table}", rf"\caption{{{_tex(table.title)}}}", r"\resizebox{\textwidth}{!}{%", rf"\begin{{tabular}}{{{columns}}}",
+        r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}}", *below, r"\end{table}",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _tex(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))

@@ -1,0 +1,138 @@
+"""What the figures drawn from Records share: how a method looks, which Records belong in one panel, means over seeds."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
+from advmoe.reports.figures import COLOURS
+
+Record = dict[str, Any]
+Key = TypeVar("Key")
+Line = tuple[str, int]  # method, and N (0 where it has no experts)
+
+
+@dataclass(frozen=True)
+class Look:
+    """A method in every figure. Colour, dash and marker each tell it apart alone, so that grey print can be read."""
+
+    title: str
+    colour: str
+    dash: str | tuple[int, tuple[int, ...]]
+    marker: str
+
+
+LOOKS = {
+    "advmoe": Look("AdvMoE", COLOURS[0], "-", "o"),
+    "at_dense": Look("AT (Dense)", "#000000", (0, (1, 1)), "s"),
+    "at_small_dense": Look("AT (S-Dense)", COLOURS[1], "--", "^"),
+    "at_sparse": Look("AT (Sparse)", COLOURS[2], "-.", "D"),
+    "at_moe": Look("AT (MoE)", COLOURS[3], (0, (5, 1, 1, 1, 1, 1)), "v"),
+    "standard": Look("standard training", COLOURS[4], ":", "X"),
+}
+OTHER = Look("other", "#767676", "-", "P")
+
+
+def look(method: str) -> Look:
+    """The method's look; one of its own name where it is none of this package's."""
+    return LOOKS.get(method) or replace(OTHER, title=method)
+
+
+def line_of(record: Record) -> Line:
+    """What one line of a panel stands for."""
+    cell = cell_of(record)
+    return cell.method, cell.num_experts if cell.method in ROUTED else 0
+
+
+def scale_of(record: Record) -> float:
+    """r; 1 for the dense network."""
+    return cell_of(record).model_scale
+
+
+def setting_of(record: Record) -> Cell:
+    """Records of one setting can be compared."""
+    return cell_of(record).setting
+
+
+def grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
+    """Records by `key`, in the order they come."""
+    groups: dict[Key, list[Record]] = {}
+    for record in records:
+        groups.setdefault(key(record), []).append(record)
+    return groups
+
+
+def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
+    """Records by line, in the order of `LOOKS`."""
+    order = list(LOOKS)
+    groups = grouped(records, line_of)
+    return dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]) if item[0][0] in order else 99, item[0])))
+
+
+def by_panel(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Records by setting and model scale, titled; the dense network stands in the panel of every scale."""
+    panels = {}
+    for setting, own in grouped(records, setting_of).items():
+        scales = sorted({scale_of(record) for record in own if record["method"] not in FULL_SCALE})
+        for scale in scales or [1.0]:
+            chosen = [record for record in own if record["method"] in FULL_SCALE or scale_of(record) == scale]
+            panels[titled(setting, chosen, f"model scale r = {scale:g}, " if scales else "")] = chosen
+    return panels
+
+
+def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
+    """The setting in words, and how many seeds its networks have."""
+    counts = sorted({len(own) for own in grouped(records, cell_of).values()})
+    seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    return f"{in_words(setting)}\n{detail}{seeds} seed{'s' if counts[-1] > 1 else ''}"
+
+
+def in_words(setting: Cell) -> str:
+    """'fashion-mnist, resnet18 (width 16), 6 epochs', and a second line of pictures, training attack and threat model."""
+    network = f"{setting.backbone}, " if setting.width is None else f"{setting.backbone} (width {setting.width}), "
+    return (
+        f"{setting.dataset}, {network if setting.backbone else ''}{setting.epochs} epochs on {setting.train_pictures} pictures,\n"
+        f"{setting.test_pictures} test pictures, {setting.attack_steps} attack steps in training, "
+        f"{radius(setting.epsilon)} in {setting.norm}"
+    )
+
+
+def radius(epsilon: float) -> str:
+    """'epsilon 8/255' for a whole number of 255ths below 64, else 'epsilon 0.1'."""
+    parts = 255 * epsilon
+    return f"epsilon {round(parts)}/255" if parts < 64 and abs(parts - round(parts)) < 1e-6 else f"epsilon {epsilon:g}"
+
+
+def label_of(line: Line, lines: Iterable[Line]) -> str:
+    """Legend: the method's title, and N where several are compared."""
+    method, experts = line
+    several = len({number for _, number in lines if number}) > 1
+    return look(method).title + (f" (N = {experts})" if several and experts else "")
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and sample deviation; deviation 0, which draws nothing, for a single value."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
+    """Mean over seeds of `curves` [seeds][points], and its band of one sample deviation."""
+    own = look(line[0])
+    means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
+    every = max(1, len(xs) // 10)
+    ax.plot(xs, means, color=own.colour, linestyle=own.dash, marker=own.marker, markersize=4, markevery=every, label=label)
+    if len(curves) > 1:
+        ax.fill_between(xs, means - stds, means + stds, color=own.colour, alpha=0.18, linewidth=0)
+
+
+def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
+    """One legend for the whole figure, each label once."""
+    handles: dict[str, Any] = {}
+    for ax in axes:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)

@@ -1,0 +1,224 @@
+"""Figures from Records alone: each function draws one, PNG or PDF by the path's suffix, and returns False, writing nothing,
+where no Record has what it needs. Deviations are those of the sample over seeds."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
+from advmoe.reports.figures import save
+from advmoe.reports.panels import (
+    Line,
+    Record,
+    by_line,
+    by_panel,
+    draw_curve,
+    grouped,
+    label_of,
+    legend_below,
+    look,
+    mean_and_std,
+    radius,
+    scale_of,
+    setting_of,
+    titled,
+)
+from advmoe.reports.routes import fig_a1, load_heat_map
+
+MEASURED: dict[str, tuple[str, Callable[[Record], float | None]]] = {
+    "ra_50": ("RA (PGD-50)", lambda record: record["ra"].get("50")),
+    "ra_aa": ("RA-AA", lambda record: record.get("ra_aa")),
+    "ra_worst": ("RA-worst", lambda record: record.get("ra_worst")),
+    "ra_worst_quick": ("RA-worst (quick)", lambda record: record.get("ra_worst_quick")),
+}
+
+
+def fig7(records: list[Record], path: Path) -> bool:
+    """Robust accuracies of the five robust methods against model scale, a row of panels for each setting with two scales of one
+    (Fig. 7)."""
+    robust = [record for record in records if record["method"] != "standard"]
+    settings = {setting: own for setting, own in grouped(robust, setting_of).items() if _scales(own)}
+    if not settings:
+        return False
+    names = [name for name in MEASURED if any(MEASURED[name][1](record) is not None for own in settings.values() for record in own)]
+    figure = Figure(figsize=(3.3 * len(names), 3.4 * len(settings) + 0.7), layout="constrained")
+    rows = figure.subfigures(len(settings), 1, squeeze=False)[:, 0]
+    axes = []
+    for row, (setting, own) in zip(rows, settings.items(), strict=True):
+        row.suptitle(titled(setting, own), fontsize=9)
+        axes += list(row.subplots(1, len(names), squeeze=False, sharey=True)[0])
+        for ax, name in zip(axes[-len(names) :], names, strict=True):
+            _against_scale(ax, name, own)
+        axes[-len(names)].set_ylabel("accuracy, %")
+    legend_below(figure, axes)
+    save(figure, path)
+    return True
+
+
+def _scales(records: Iterable[Record]) -> bool:
+    """Whether a method was run at two model scales."""
+    return any(len({scale_of(record) for record in own}) > 1 for own in by_line(records).values())
+
+
+def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
+    title, value = MEASURED[name]
+    lines = by_line(record for record in records if value(record) is not None)
+    for line, own in lines.items():
+        at = sorted(grouped(own, scale_of).items())
+        points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
+        means, stds = [mean for mean, _ in points], [std for _, std in points]
+        style, label = look(line[0]), label_of(line, lines)
+        if line[0] in FULL_SCALE:
+            ax.axhline(means[0], color=style.colour, linestyle=style.dash, linewidth=0.8)
+        ax.errorbar(
+            [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, marker=style.marker,
+            markersize=5, capsize=2, label=label,
+        )  # fmt: skip
+    ax.set(title=title, xlabel="model scale r")
+    ax.set_xticks(sorted({scale_of(record) for record in records}))
+    ax.grid(alpha=0.3)
+
+
+def fig_a2(records: list[Record], path: Path) -> bool:
+    """SA and RA on held-out pictures after every epoch, mean and band over seeds (Fig. A2)."""
+    panels = by_panel(record for record in records if record.get("history"))
+    if not panels:
+        return False
+    figure = Figure(figsize=(9, 3.5 * len(panels) + 0.7), layout="constrained")
+    rows = figure.subfigures(len(panels), 1, squeeze=False)[:, 0]
+    for row, (title, own) in zip(rows, panels.items(), strict=True):
+        row.suptitle(title, fontsize=9)
+        pair = row.subplots(1, 2, sharey=True)
+        for ax, name, said in zip(pair, ("val_sa", "val_ra"), ("SA", "RA (PGD-10)"), strict=True):
+            _trajectories(ax, own, name)
+            ax.set(title=f"{said} on held-out pictures", xlabel="epoch", ylim=(0, 100))
+        pair[0].set_ylabel("accuracy, %")
+    legend_below(figure, figure.axes)
+    save(figure, path)
+    return True
+
+
+def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
+    lines = by_line(records)
+    for line, own in lines.items():
+        epochs = min(len(record["history"]) for record in own)  # a run that was cut short shortens its method's mean
+        rows = [record["history"][:epochs] for record in own]
+        label = label_of(line, lines)
+        if any(row["phase"] > 1 for row in rows[0]):
+            label += ", masks, then weights"
+        draw_curve(ax, line, [row["epoch"] for row in rows[0]], [[row[name] for row in run] for run in rows], label)
+    ax.grid(alpha=0.3)
+
+
+def epsilon(records: list[Record], path: Path) -> bool:
+    """Accuracy against epsilon. Where it does not fall towards 0 at a large one, the attack was misled, not withstood."""
+    panels = by_panel(record for record in records if record.get("epsilon_curve") and record["epsilon"] > 0)
+    if not panels:
+        return False
+    figure = Figure(figsize=(6.4, 3.8 * len(panels) + 0.7), layout="constrained")
+    for ax, (title, own) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        _against_epsilon(ax, own)
+        ax.set_title(title, fontsize=9)
+    legend_below(figure, figure.axes)
+    save(figure, path)
+    return True
+
+
+def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
+    first, lines = records[0], by_line(records)
+    for line, own in lines.items():
+        curves = [record["epsilon_curve"] for record in own]
+        multiples = [value / first["epsilon"] for value in curves[0]["epsilons"]]
+        draw_curve(ax, line, multiples, [curve["ra"] for curve in curves], label_of(line, lines))
+    ax.axvline(1, color="#767676", linewidth=0.8)
+    attack = first["epsilon_curve"]["attack"].upper().replace("_", "-")
+    ax.set(xlabel=f"radius of the attack, times {radius(first['epsilon'])}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
+    said = f"{first['epsilon_curve']['pictures']} pictures"
+    ax.annotate(said, (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
+    ax.grid(alpha=0.3)
+
+
+def frontier(records: list[Record], path: Path) -> bool:
+    """RA-worst against GMACs, a panel for each setting with two networks or more; quick figures in panels of their own.
+
+    Ringed and joined: the networks that no cheaper one matches.
+    """
+    panels = {key: own for key, own in grouped(records, _frontier_key).items() if key[1] and len(grouped(own, cell_of)) > 1}
+    if not panels:
+        return False
+    figure = Figure(figsize=(6.4, 4.2 * len(panels) + 0.8), layout="constrained")
+    for ax, ((setting, name), own) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        _against_cost(ax, name, own)
+        ax.set_title(titled(setting, own), fontsize=9)
+    legend_below(figure, figure.axes)
+    save(figure, path)
+    return True
+
+
+def _frontier_key(record: Record) -> tuple[Cell, str]:
+    """The setting, whatever the network; and which figure, empty where there is none."""
+    measured = next((name for name in ("ra_worst", "ra_worst_quick") if record.get(name) is not None), "")
+    return replace(setting_of(record), backbone="", width=None), measured
+
+
+Point = tuple[float, float, float, Line, str]  # GMACs, mean, deviation, line, name
+
+
+def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
+    lines, several = by_line(records), len({record["backbone"] for record in records}) > 1
+    points = [point for line, own in lines.items() for point in _points(line, own, name, several)]
+    for gmacs, mean, std, line, said in points:
+        style = look(line[0])
+        ax.errorbar(
+            gmacs, mean, yerr=std, color=style.colour, marker=style.marker, linestyle="", markersize=7, capsize=2,
+            label=label_of(line, lines),
+        )  # fmt: skip
+        ax.annotate(said, (gmacs, mean), (7, 5), textcoords="offset points", fontsize=7)
+    best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])
+    xs, ys = zip(*best, strict=True)
+    ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
+    ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
+    ax.set(xlabel="GMACs of one picture", ylabel=f"{MEASURED[name][0]}, %")
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.margins(x=0.12, y=0.12)
+    ax.grid(alpha=0.3)
+
+
+def _points(line: Line, records: Sequence[Record], name: str, with_backbone: bool) -> list[Point]:
+    """One for each network of the line: mean over its seeds."""
+    networks = grouped(records, lambda record: (cell_of(record).backbone, cell_of(record).width, scale_of(record)))
+    return [
+        (
+            runs[0]["gmacs"],
+            *mean_and_std([run[name] for run in runs]),
+            line,
+            f"{backbone}, r {scale:g}" if with_backbone else f"r {scale:g}",
+        )
+        for (backbone, _, scale), runs in networks.items()
+    ]
+
+
+def on_frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points (cost, accuracy) that none of the same cost or less matches or beats, by rising cost."""
+    best: list[tuple[float, float]] = []
+    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or accuracy > best[-1][1]:
+            best.append((cost, accuracy))
+    return best
+
+
+FIGURES: Mapping[str, Callable[[list[Record], Path], bool]] = {
+    "fig7": fig7,
+    "figA2": fig_a2,
+    "figA1": fig_a1,
+    "load": load_heat_map,
+    "frontier": frontier,
+    "epsilon": epsilon,
+}

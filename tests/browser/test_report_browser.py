@@ -1,0 +1,231 @@
+"""The report's page in a real browser: Debian's Chromium, headless."""
+
+import base64
+import json
+import shutil
+
+import pytest
+from reports.records import png, record
+
+from advmoe.reports.captions import CAPTIONS
+from advmoe.reports.cells import summarise
+from advmoe.reports.claims import judge, verdict
+from advmoe.reports.html import report_html
+from advmoe.reports.paper_tables import tables
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+if not (CHROMIUM and DRIVER):
+    pytest.skip("no Chromium with its driver here: make test-browser installs them", allow_module_level=True)
+webdriver = pytest.importorskip("selenium.webdriver", reason="no selenium here: make test-browser installs it")
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.select import Select  # noqa: E402
+
+EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
+PHONE, DESKTOP = 390, 1280
+CONTRAST = """
+const lights = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
+  .map((value) => value / 255).map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+const luminance = (colour) => { const [r, g, b] = lights(colour); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const solid = (colour) => colour.startsWith("rgb(") ;
+function ground(element) {
+  const own = getComputedStyle(element).backgroundColor;
+  return solid(own) ? own : ground(element.parentElement);
+}
+document.querySelectorAll("details").forEach((own) => { own.open = true; });
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const low = [];
+let seen = 0;
+while (walker.nextNode()) {
+  const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
+  if (!text || element.closest("script, select, .unseen") || !element.getClientRects().length) continue;
+  const pair = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => b - a);
+  const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
+  seen += 1;
+  if (ratio < 4.5) low.push([text.slice(0, 40), ratio]);
+}
+return [seen, low];
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={DESKTOP},900"):
+        options.add_argument(word)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
+    yield driver
+    driver.quit()
+
+
+def written(folder, records):
+    figure = folder / "figure.png"
+    figure.write_bytes(base64.b64decode(png(0)))
+    figures = dict.fromkeys(CAPTIONS, figure)
+    page = folder / "report.html"
+    page.write_text(report_html(records, summarise(records), tables(records), judge(records), verdict(records), figures), "utf-8")
+    return page.as_uri()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Where the page of three methods lies; one of them has no RA-AA."""
+    runs = [record("at_dense"), record("at_small_dense", ra_aa=...), record("advmoe"), record("advmoe", 0, 0.25, num_experts=4)]
+    return written(tmp_path_factory.mktemp("report"), runs)
+
+
+@pytest.fixture
+def page(browser, address):
+    """The browser on the page, as wide as a desk's screen, light."""
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # what earlier pages left
+    emulate(browser, DESKTOP, "light")
+    browser.get(address)
+    return browser
+
+
+def emulate(browser, width, scheme, motion="reduce"):
+    """Without smooth scrolling, which a click would have to wait for."""
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+    features = [{"name": name, "value": value} for name, value in wishes.items()]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def head(page, title):
+    """The first table's column head of that title, and its number."""
+    heads = page.find_elements(By.CSS_SELECTOR, "table:first-of-type thead th")[:20]
+    number = [own.text for own in heads].index(title)
+    return heads[number], number
+
+
+def column(page, number):
+    rows = page.find_elements(By.TAG_NAME, "table")[0].find_elements(By.CSS_SELECTOR, "tbody tr")
+    return [row.find_elements(By.CSS_SELECTOR, "th, td")[number].text for row in rows]
+
+
+def test_console_is_silent_and_nothing_is_requested(page, address):
+    assert page.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert address in asked
+    assert [url for url in asked if url != address and not url.startswith("data:")] == []
+
+
+def test_numbers_sort_downwards_first_and_missing_ones_stay_last(page):
+    own, number = head(page, "RA-AA")
+    assert own.get_attribute("aria-sort") is None
+    own.find_element(By.TAG_NAME, "button").click()
+    assert column(page, number) == ["55.5", "49.5", "47.0", "not measured"]
+    assert own.get_attribute("aria-sort") == "descending"
+    own.find_element(By.TAG_NAME, "button").click()
+    assert column(page, number) == ["47.0", "49.5", "55.5", "not measured"]
+    assert own.get_attribute("aria-sort") == "ascending"
+    assert page.find_element(By.ID, "status").get_attribute("textContent") == "Sorted by RA-AA, ascending"
+
+
+def test_keyboard_sorts_words_upwards_first(page):
+    number_head, _ = head(page, "RA-AA")
+    number_head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    own, number = head(page, "method")
+    own.find_element(By.TAG_NAME, "button").send_keys(Keys.SPACE)
+    assert column(page, number) == ["AdvMoE", "AdvMoE", "AT (Dense)", "AT (S-Dense)"]
+    assert own.get_attribute("aria-sort") == "ascending"
+    assert number_head.get_attribute("aria-sort") is None
+
+
+def test_rows_move_whole(page):
+    _, worst = head(page, "RA-worst")
+    before = dict(zip(column(page, worst), column(page, 1), strict=True))
+    head(page, "RA-worst")[0].find_element(By.TAG_NAME, "button").click()
+    assert list(before) != column(page, worst)
+    assert dict(zip(column(page, worst), column(page, 1), strict=True)) == before
+
+
+def shown(page):
+    galleries = page.find_elements(By.CSS_SELECTOR, ".pictures")
+    return [own.find_element(By.TAG_NAME, "h3").text for own in galleries if own.is_displayed()]
+
+
+def test_gallery_shows_the_chosen_run(page):
+    chooser = Select(page.find_element(By.ID, "run"))
+    titles = [option.text for option in chooser.options]
+    assert len(titles) == 4
+    assert shown(page) == titles[:1]
+    chooser.select_by_index(2)
+    assert shown(page) == titles[2:3]
+    page.find_element(By.ID, "run").send_keys(Keys.ARROW_DOWN)
+    assert shown(page) == titles[3:4]
+
+
+def test_pictures_are_drawn_and_changed_layers_are_marked_by_more_than_colour(page):
+    (gallery,) = [own for own in page.find_elements(By.CSS_SELECTOR, ".pictures") if own.is_displayed()]
+    images = gallery.find_elements(By.TAG_NAME, "img")
+    assert len(images) == 8
+    assert all(page.execute_script("return arguments[0].naturalWidth", image) == 28 for image in images)
+    first = gallery.find_element(By.CSS_SELECTOR, ".route").find_elements(By.TAG_NAME, "li")
+    said = [layer.get_attribute("textContent").split() for layer in first]
+    assert ["≠" in words for words in said] == [number % 3 == 1 for number in range(8)]
+    assert " ".join(said[1]).startswith("layer 2: expert 1, under attack 0, changed")
+
+
+def test_runs_unfold_by_keyboard(page):
+    run = page.find_element(By.CSS_SELECTOR, "details.run")
+    assert not run.find_element(By.TAG_NAME, "pre").is_displayed()
+    run.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    assert "backbone: resnet18" in run.find_element(By.TAG_NAME, "pre").text
+
+
+def test_first_tab_leads_past_the_head(page):
+    page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
+    skip = page.switch_to.active_element
+    assert skip.text == "Skip to the verdict"
+    skip.send_keys(Keys.ENTER)
+    assert page.switch_to.active_element.tag_name == "main"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_text_is_told_from_its_ground_and_nothing_juts_out(page, width, scheme):
+    emulate(page, width, scheme)
+    seen, low = page.execute_script(CONTRAST)
+    assert seen > 300
+    assert low == []
+    assert page.execute_script("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_theme_follows_the_reader_s(page):
+    grounds = []
+    for scheme in ("light", "dark"):
+        emulate(page, DESKTOP, scheme)
+        grounds.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]
+
+
+def test_motion_is_left_out_where_it_is_not_wanted(page):
+    behaviours = []
+    for motion in ("no-preference", "reduce"):
+        emulate(page, DESKTOP, "light", motion)
+        behaviours.append(page.execute_script("return getComputedStyle(document.documentElement).scrollBehavior"))
+    assert behaviours == ["smooth", "auto"]
+
+
+def test_hostile_records_run_no_script(page, tmp_path):
+    page.get(written(tmp_path, [record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL)]))
+    assert page.execute_script("return window.hit") is None
+    assert EVIL in page.find_element(By.CSS_SELECTOR, ".card h4").text
+    assert page.get_log("browser") == []
+
+
+def test_policy_stops_scripts_and_requests_that_are_not_the_page_s(page):
+    page.execute_script(
+        "const own = document.createElement('script'); own.textContent = 'window.hit = 1'; document.body.append(own);"
+        "const far = new Image(); far.src = 'http://127.0.0.1:9/far.png'; document.body.append(far);"
+    )
+    assert page.execute_script("return window.hit") is None
+    refused = [entry["message"] for entry in page.get_log("browser")]
+    assert len(refused) == 2
+    assert all("Content Security Policy" in message for message in refused)

@@ -1,0 +1,200 @@
+"""Which Records below a folder stand for which cell."""
+
+import copy
+import json
+
+import pytest
+from records import old_record, record
+
+from advmoe.errors import UserError
+from advmoe.reports.collect import CELL_FIELDS, cell_of, collect, departures, settings
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def changed(section, method="advmoe", seed=0, **fields):
+    """A Record of a run whose configuration has other `fields`."""
+    made = copy.deepcopy(record(method, seed))
+    made["config"][section] |= fields
+    return made
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+def seeds_and_methods(records):
+    return [(one["method"], one["seed"]) for one in records]
+
+
+def test_records_of_runs_and_of_files_in_the_order_of_cells(tmp_path, told):
+    write(tmp_path / "b/deep/record.json", record("advmoe", 1))
+    write(tmp_path / "a/record.json", record("advmoe", 0))
+    write(tmp_path / "results.json", [record("at_dense"), record("advmoe", model_scale=0.2)])
+    write(tmp_path / "one.json", record("at_sparse"))
+    found = collect(tmp_path, told.append)
+    assert seeds_and_methods(found) == [("at_dense", 0), ("at_sparse", 0), ("advmoe", 0), ("advmoe", 0), ("advmoe", 1)]
+    assert [one["config"]["model"]["model_scale"] for one in found[2:]] == [0.2, 0.5, 0.5]
+    assert told == []
+
+
+def test_what_lies_in_a_runs_folder_and_what_is_hidden_is_not_read(tmp_path, told):
+    write(tmp_path / "run/record.json", record())
+    for name in (
+        "run/evaluation/shard-00000.json",
+        "run/notes.json",
+        "other/checkpoints/epoch.json",
+        ".hidden.json",
+        ".git/x.json",
+    ):
+        write(tmp_path / name, {})
+    write(tmp_path / "other/config.yaml", "")
+    assert len(collect(tmp_path, told.append)) == 1
+    assert told == []
+
+
+def test_old_records_are_read_beside_new_ones(tmp_path, told):
+    write(tmp_path / "x.json", [old_record(seed=0), record(seed=1)])
+    old, new = collect(tmp_path, told.append)
+    assert (old["schema"], old["history"], old["gallery"], new["schema"]) == (1, [], [], 2)
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"schema": 1', "broken JSON"),
+        ("", "broken JSON"),
+        ("[" * 100_000, "broken JSON"),
+        ({"figures": 1}, "holds no Record"),
+        ([], "an empty list"),
+        ("7", "holds no Record"),
+        ({**record(), "schema": 99}, "schema 99"),
+        ({**record(), "sa": "high"}, "sa"),
+        ({**record(), "config": {}}, "lacks or garbles"),
+        ({**record(), "config": {**record()["config"], "model": "big"}}, "lacks or garbles"),
+        ({**record(), "ra": {"50": [1]}}, "lacks or garbles"),
+        ({**record(), "evaluation": {"checks": [{}]}}, "lacks or garbles"),
+    ],
+)
+def test_what_is_no_record_is_one_line_and_the_rest_stands(tmp_path, told, content, said):
+    write(tmp_path / "bad.json", content)
+    write(tmp_path / "good.json", record())
+    assert len(collect(tmp_path, told.append)) == 1
+    (line,) = told
+    assert str(tmp_path / "bad.json") in line
+    assert said in line
+    assert "\n" not in line
+
+
+def test_bad_entries_of_a_list_are_one_line_and_its_others_stand(tmp_path, told):
+    write(tmp_path / "x.json", [record(), {"a": 1}, 5])
+    assert len(collect(tmp_path, told.append)) == 1
+    (line,) = told
+    assert "x.json, entry 2" in line
+    assert "x.json, entry 3" in line
+
+
+def test_unreadable_file_is_one_line(tmp_path, told):
+    write(tmp_path / "good.json", record())
+    (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
+    assert len(collect(tmp_path, told.append)) == 1
+    (line,) = told
+    assert "gone.json: cannot be read (No such file or directory)" in line
+
+
+def test_folder_without_a_record_is_refused(tmp_path, told):
+    write(tmp_path / "bad.json", "{")
+    with pytest.raises(UserError, match="holds no Record; advmoe evaluate RUN writes one"):
+        collect(tmp_path, told.append)
+    with pytest.raises(UserError, match="nowhere: is no folder"):
+        collect(tmp_path / "nowhere", told.append)
+
+
+def test_other_settings_in_one_cell_are_one_line_and_the_newest_runs_stand(tmp_path, told):
+    old = changed("training", lr=0.05)
+    write(tmp_path / "old.json", [old, {**old, "seed": 1}])
+    write(tmp_path / "new.json", {**record(), "time": "2027-01-01T00:00:00+00:00"})
+    (kept,) = collect(tmp_path, told.append)
+    assert kept["config"]["training"]["lr"] == 0.1
+    (line,) = told
+    assert "old.json: seed 0, 1 of advmoe, r 0.5, N 2, resnet18, fashion-mnist" in line
+    assert "other settings than the newer run's in" in line
+    assert "new.json (training.lr: 0.05, not 0.1)" in line
+
+
+def test_seeds_of_other_settings_never_enter_one_mean(tmp_path, told):
+    """Not even where no seed is claimed twice."""
+    write(tmp_path / "x.json", [changed("training", seed=0, lr=0.05), {**record(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
+    assert seeds_and_methods(collect(tmp_path, told.append)) == [("advmoe", 1)]
+    assert len(told) == 1
+
+
+def test_other_data_of_the_same_name_is_another_setting(tmp_path, told):
+    write(tmp_path / "x.json", [record(fingerprint="other"), {**record(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
+    assert len(collect(tmp_path, told.append)) == 1
+    assert "fingerprint: other, not" in told[0]
+
+
+def test_a_seed_run_twice_stands_once(tmp_path, told):
+    newer = {**record(sa=70.0), "time": "2027-01-01T00:00:00+00:00"}
+    newer["evaluation"] = {**newer["evaluation"], "sa": 70.0}
+    write(tmp_path / "a.json", newer)
+    write(tmp_path / "b.json", record())
+    (kept,) = collect(tmp_path, told.append)
+    assert kept["sa"] == 70.0
+    (line,) = told
+    assert f"{tmp_path}/b.json: seed 0 of" in line
+    assert f"{tmp_path}/a.json holds a newer run of it" in line
+
+
+def test_copies_of_a_record_are_one(tmp_path, told):
+    write(tmp_path / "a.json", [record(), record()])
+    write(tmp_path / "run/record.json", record())
+    assert len(collect(tmp_path, told.append)) == 1
+    assert told == []
+
+
+def test_a_cell_leaves_out_what_its_method_has_not():
+    dense, wide = cell_of(record("at_dense", model_scale=0.2)), cell_of(record("at_small_dense", num_experts=4))
+    assert (dense.model_scale, dense.num_experts) == (1.0, 1)
+    assert (wide.model_scale, wide.num_experts) == (0.5, 1)
+    assert cell_of(record(num_experts=4)).num_experts == 4
+    assert cell_of(changed("model", width=64)).width is None
+    assert cell_of(changed("model", width=32)).width == 32
+    assert set(CELL_FIELDS) >= {
+        "dataset",
+        "backbone",
+        "width",
+        "method",
+        "model_scale",
+        "epsilon",
+        "norm",
+        "epochs",
+        "test_pictures",
+    }
+
+
+def test_settings_are_those_that_the_method_heeds():
+    assert settings(changed("training", router_lr=0.5)) != settings(record())
+    assert settings(changed("training", "at_dense", router_lr=0.5)) == settings(record("at_dense"))
+    assert settings(changed("model", "at_dense", model_scale=0.2)) == settings(record("at_dense"))
+    assert settings(changed("runtime", threads=3, device="cuda")) == settings(record(seed=5))
+    assert settings(changed("runtime", precision="bfloat16")) != settings(record())
+
+
+def test_a_record_older_than_a_field_has_its_default():
+    old = record()
+    del old["config"]["training"]["router_warmup"]
+    assert settings(old) == settings(record())
+
+
+def test_departures_name_the_settings_that_are_not_the_default():
+    assert departures(record()) == ()
+    assert departures(changed("training", lr=0.05, batch_size=64)) == ("training.batch_size 64 (128)", "training.lr 0.05 (0.1)")
+    assert departures(changed("training", "at_dense", router_lr=0.05)) == ()
+    assert departures(record(epsilon=0.2)) == ("attack.epsilon 0.1 (0.03137)",)

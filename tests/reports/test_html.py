@@ -1,0 +1,173 @@
+"""The page: whole in itself, safe against what Records hold, honest about what they lack."""
+
+import base64
+import hashlib
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+
+import pytest
+from records import old_record, png, record
+
+from advmoe.reports.captions import CAPTIONS
+from advmoe.reports.cells import summarise
+from advmoe.reports.claims import Claim, judge, verdict
+from advmoe.reports.html import report_html
+from advmoe.reports.paper_tables import tables
+from advmoe.reports.plots import FIGURES
+
+EVIL = "<script>alert(1)</script>\"'&"
+VOID = ("meta", "link", "img", "br")
+
+
+class Page(HTMLParser):
+    """Elements as (tag, attributes), the text outside of style and script, and whether all that is opened is closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.said, self.open = [], [], []
+        self.feed(text)
+        self.text = " ".join(" ".join(self.said).split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.said.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def page(records, claims=None, lines=None, figures=None):
+    summaries = summarise(records)
+    judged = judge(records) if claims is None else claims
+    return report_html(records, summaries, tables(records), judged, verdict(records) if lines is None else lines, figures or {})
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A picture of 28 x 28 pixels that stands for every figure."""
+    path = tmp_path_factory.mktemp("figures") / "figure.png"
+    path.write_bytes(base64.b64decode(png(0)))
+    return dict.fromkeys(FIGURES, path)
+
+
+@pytest.fixture(scope="module")
+def whole(drawn):
+    return page([record(method, seed) for method in ("at_dense", "at_small_dense", "advmoe") for seed in (0, 1)], figures=drawn)
+
+
+def test_nothing_is_asked_of_a_network(whole):
+    parsed = Page(whole)
+    assert parsed.open == []
+    links = [value for _, attributes in parsed.elements for name, value in attributes.items() if name in ("src", "href")]
+    assert links
+    assert [link for link in links if not link.startswith(("data:", "#"))] == []
+    assert "http" not in re.sub(r"<meta http-equiv", "", whole)
+    assert "@import" not in whole
+    assert "url(" not in whole
+
+
+def test_policy_admits_the_page_s_own_style_and_script_alone(whole):
+    (policy,) = [meta["content"] for meta in Page(whole).all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    for tag in ("style", "script"):
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", whole, re.DOTALL)
+        assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert not any("style" in attributes or "onclick" in attributes for _, attributes in Page(whole).elements)
+
+
+def test_verdict_stands_first(whole):
+    headings = [tag for tag, _ in Page(whole).elements if re.fullmatch("h[1-6]", tag)]
+    assert headings[:2] == ["h1", "h2"]
+    assert re.search(r"<h2[^>]*>(.*?)</h2>", whole)[1] == "Verdict"
+    assert whole.index('class="lead"') < whole.index("<table")
+
+
+def test_headings_leave_no_level_out(whole):
+    levels = [int(tag[1]) for tag, _ in Page(whole).elements if re.fullmatch("h[1-6]", tag)]
+    assert levels.count(1) == 1
+    assert all(after <= before + 1 for before, after in pairwise(levels))
+
+
+def test_ids_are_unique_and_what_refers_to_them_finds_them(whole):
+    parsed = Page(whole)
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    targets = {a["href"][1:] for a in parsed.all("a")} | {
+        a["aria-labelledby"] for _, a in parsed.elements if "aria-labelledby" in a
+    }
+    assert targets <= set(ids)
+
+
+def test_every_picture_is_described_and_scrolling_parts_can_be_reached(whole):
+    parsed = Page(whole)
+    assert all(image["alt"] for image in parsed.all("img"))
+    assert all(own.get("tabindex") == "0" for _, own in parsed.elements if "scroll" in own.get("class", "").split())
+
+
+def test_hostile_strings_stay_text(drawn):
+    config = record()["config"] | {"method": EVIL}
+    evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
+    evil["evaluation"]["checks"][0]["detail"] = EVIL
+    evil["gallery"][0]["clean"]["png"] = '" onerror="alert(1)'
+    parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [EVIL], drawn))
+    assert len(parsed.all("script")) == 1
+    assert not any("onerror" in attributes for _, attributes in parsed.elements)
+    assert parsed.text.count("<script>alert(1)</script>") >= 10
+    assert any(EVIL in image["alt"] for image in parsed.all("img"))
+
+
+def test_claims_are_judged_in_words():
+    claims = [Claim(f"claim {word}", word, f"why {word}") for word in ("supported", "contradicted", "not shown")]
+    text = Page(page([record()], claims)).text
+    for mark, word in (("✓", "supported"), ("✗", "contradicted"), ("?", "not shown")):
+        assert f"claim {word} {mark} {word} why {word}" in text
+
+
+def test_long_verdicts_are_folded_past_the_first_lines():
+    text = page([record()], lines=[f"line {number}." for number in range(12)])
+    folded = text[text.index("<details>") : text.index("</details>")]
+    assert "4 more" in folded
+    assert [line for line in range(12) if f"line {line}." in folded] == [8, 9, 10, 11]
+
+
+def test_old_records_make_a_page_that_says_what_is_missing():
+    text = Page(page([old_record("advmoe"), old_record("at_dense")])).text
+    assert "2 of 2 runs: no pictures on record." in text
+    assert "1 of 1 run: no load of the experts by class on record." in text  # a dense network has none to record
+    assert "2 Records of an older schema" in text
+    assert "No run has pictures on record." in text
+    for caption in CAPTIONS.values():
+        assert f"{caption.title}: no run has {caption.needs}." in text
+
+
+def test_every_figure_has_its_caption(whole):
+    assert set(CAPTIONS) == set(FIGURES)
+    described = [image["alt"] for image in Page(whole).all("img")]
+    assert all(caption.alt in described for caption in CAPTIONS.values())
+    assert "no run has" not in whole
+
+
+def test_figures_are_shown_at_the_size_of_the_page_s_letters(whole):
+    (first, *_) = [image for image in Page(whole).all("img") if image["alt"] == CAPTIONS["fig7"].alt]
+    assert (first["width"], first["height"]) == ("20", "20")  # 28 pixels at 150 dots an inch
+
+
+def test_tables_sort_by_numbers_not_by_their_text(whole):
+    values = [float(cell["data-value"]) for cell in Page(whole).all("td") if "data-value" in cell]
+    assert 49.25 in values  # the mean of two seeds, shown as 49.2 ± 0.4
+    assert "49.2 ± 0.4" in Page(whole).text
+
+
+def test_gallery_has_runs_with_routes_first(whole):
+    options = re.findall(r'<option value="\d+">(.*?)</option>', whole)
+    assert len(options) == 6
+    assert [option.split(",")[0] for option in options] == ["advmoe"] * 2 + ["at_dense"] * 2 + ["at_small_dense"] * 2

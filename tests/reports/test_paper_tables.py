@@ -1,0 +1,157 @@
+"""Tables A1 and A2 beside our runs, and our runs of other settings in tables of their own."""
+
+import pytest
+from records import record
+
+from advmoe.config import to_dict
+from advmoe.paper import cells
+from advmoe.recipes import recipe
+from advmoe.reports.paper_tables import tables
+
+
+def paper_run(name, seed=0, **changes):
+    """A Record as the recipe of a printed cell gives one on the whole of CIFAR-10; figures by seed."""
+    config = to_dict(recipe(name)) | {"seed": seed}
+    whole = {"dataset": "cifar10", "train_pictures": 49_000, "test_pictures": 10_000, "epsilon": 8 / 255, "config": config}
+    figures = {"sa": 80.0 + seed, "ra": {"50": 51.0 + seed}, "ra_aa": 46.0 + seed, "ra_worst": 45.0 + seed, "gmacs": 0.15}
+    backbone = config["model"]["backbone"]
+    trusted = {**record()["evaluation"], "checks": []}
+    return record(config["method"], seed, **(whole | figures | {"backbone": backbone, "evaluation": trusted} | changes))
+
+
+def rows_of(table):
+    """(backbone, r, method) -> column -> entry."""
+    named = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    return {(row["backbone"].text, row["r"].text, row["method"].text): row for row in named}
+
+
+def test_every_printed_cell_has_a_row_also_where_nothing_was_run():
+    a1, a2 = tables([])
+    assert (a1.name, a2.name) == ("table_a1", "table_a2")
+    assert [len(a1.rows), len(a2.rows)] == [sum(cell.table == name for cell in cells()) for name in ("A1", "A2")]
+    for table in (a1, a2):
+        for row in rows_of(table).values():
+            ours = {name: entry.text for name, entry in row.items() if name.endswith(", ours") or name == "n"}
+            assert set(ours.values()) == {"not run"}
+            assert row["RA, difference"].text == ""
+
+
+def test_our_run_stands_beside_the_printed_figures():
+    runs = [paper_run("cifar10-resnet18-advmoe-steps10", seed) for seed in (0, 1, 2)]
+    a1, a2 = tables(runs)
+    row = rows_of(a1)["ResNet-18", "0.5", "AdvMoE"]
+    assert row["n"].text == "3"
+    assert (row["RA, printed"].text, row["RA, ours"].text, row["RA, difference"].text) == ("52.22 ± 0.14", "52.00 ± 1.00", "-0.22")
+    assert (row["RA-AA, ours"].text, row["RA-AA, difference"].text) == ("47.00 ± 1.00", "+0.56")
+    assert (row["SA, ours"].value, row["SA, ours"].spread) == (81.0, 1.0)
+    assert row["RA-worst, ours"].text == "46.00 ± 1.00"
+    assert (row["GMACs, printed"].text, row["GMACs, ours"].text) == ("0.15", "0.1500")
+    assert rows_of(a1)["ResNet-18", "0.5", "AT (MoE)"]["RA, ours"].text == "not run"
+    assert rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["RA, ours"].text == "not run"
+
+
+def test_one_run_has_no_deviation_and_a_missing_figure_says_so():
+    _, a2 = tables([paper_run("cifar10-wrn28_10-at_sparse-r0.8", ra_aa=..., ra_worst=..., ra_worst_quick=48.0)])
+    row = rows_of(a2)["WRN-28-10", "0.8", "AT (Sparse)"]
+    assert (row["RA, ours"].text, row["RA, ours"].spread) == ("51.00", None)
+    assert (row["RA-AA, ours"].text, row["RA-worst, ours"].text) == ("not measured", "not measured")
+    assert row["RA-worst (quick), ours"].text == "48.00"
+
+
+def test_a_figure_of_fewer_seeds_than_the_row_says_so():
+    runs = [paper_run("cifar10-resnet18-at_moe"), paper_run("cifar10-resnet18-at_moe", 1, ra_aa=...)]
+    row = rows_of(tables(runs)[1])["ResNet-18", "0.5", "AT (MoE)"]
+    assert (row["n"].text, row["SA, ours"].text, row["RA-AA, ours"].text) == ("2", "80.50 ± 0.71", "46.00 (n = 1)")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"dataset": "cifar10-jpeg"},
+        {"test_pictures": 200},
+        {"train_pictures": 2000},
+        {"epsilon": 4 / 255},
+        {"norm": "L2"},
+        {"config": {"training": {"epochs": 10}}},
+        {"config": {"training": {"lr": 0.05}}},
+        {"config": {"training": {"tied_share": 0.5}}},
+        {"config": {"model": {"width": 16}}},
+        {"config": {"model": {"num_experts": 4}}},
+        {"config": {"attack": {"num_steps": 3}}},
+        {"config": {"attack": {"epsilon": 0.05}}},
+    ],
+)
+def test_a_run_of_another_setting_never_stands_in_the_papers_row(changes):
+    run = paper_run("cifar10-resnet18-advmoe")
+    for section, fields in changes.pop("config", {}).items():
+        run["config"][section] |= fields
+    a1, a2, own = tables([run | changes])
+    for table in (a1, a2):
+        assert {row["RA, ours"].text for row in rows_of(table).values()} == {"not run"}
+    assert own.title.startswith("Our setting: ")
+    assert [row["RA"].text for row in rows_of(own).values()].count("51.00") == 1
+
+
+def test_cells_that_cannot_be_right_are_marked_with_the_reason():
+    a1, a2 = tables([])
+    small = rows_of(a2)["ResNet-18", "0.2", "AT (S-Dense)"]
+    (mark,) = small["GMACs, printed"].marks
+    assert "cost goes with r squared: 96 % less than dense, not 76 %" in a2.notes[mark - 1]
+    assert small["less than dense, %, printed"].marks == (mark,)
+    assert rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["GMACs, printed"].marks == ()
+    assert len(rows_of(a1)["WRN-28-10", "0.5", "AdvMoE"]["GMACs, printed"].marks) == 2
+
+
+def test_unreliable_autoattack_is_marked():
+    run = paper_run("cifar10-resnet18-advmoe", evaluation=record()["evaluation"])
+    a2 = tables([run])[1]
+    (mark,) = rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["RA-AA, ours"].marks
+    assert "AutoAttack alone flatters" in a2.notes[mark - 1]
+
+
+def test_our_settings_have_a_table_each_that_says_what_they_are():
+    runs = [record("at_dense"), record(seed=0), record(seed=1), record(model_scale=0.2), record(epochs=9)]
+    _, _, short, long = sorted(tables(runs), key=lambda table: (table.name.startswith("ours"), "9 epochs" in table.title))
+    assert "fashion-mnist, resnet18 (width 16), 6 epochs" in short.title
+    assert "epsilon 0.1" in short.title
+    row = rows_of(short)["ResNet-18", "0.5", "AdvMoE"]
+    assert (row["n"].text, row["N"].text, row["RA-worst"].text) == ("2", "2", "49.25 ± 0.35")
+    assert rows_of(short)["ResNet-18", "0.2", "AdvMoE"]["n"].text == "1"
+    assert "Not what the paper printed" in long.about
+
+
+def test_what_was_not_run_in_our_setting_is_said():
+    own = tables([record(), record(model_scale=0.2), record("standard")])[2]
+    rows = rows_of(own)
+    missing = {(scale, method) for (_, scale, method), row in rows.items() if row["RA"].text == "not run"}
+    scaled = {(scale, title) for scale in ("0.2", "0.5") for title in ("AT (S-Dense)", "AT (Sparse)", "AT (MoE)")}
+    assert missing == scaled | {("1", "AT (Dense)")}
+    assert [(scale, method) for _, scale, method in rows] == [
+        ("1", "standard training"), ("1", "AT (Dense)"), ("0.2", "AT (S-Dense)"), ("0.5", "AT (S-Dense)"), ("0.2", "AT (Sparse)"),
+        ("0.5", "AT (Sparse)"), ("0.2", "AT (MoE)"), ("0.5", "AT (MoE)"), ("0.2", "AdvMoE"), ("0.5", "AdvMoE"),
+    ]  # fmt: skip
+
+
+def test_what_stands_in_the_papers_table_is_not_called_missing_in_ours():
+    own = tables([paper_run("cifar10-resnet18-advmoe"), paper_run("cifar10-resnet18-standard")])[2]
+    methods = {method for _, _, method in rows_of(own)}
+    assert methods == {"standard training", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE)"}
+
+
+def test_settings_of_single_rows_are_notes_and_shared_ones_are_said_once():
+    runs = [record("at_dense"), record()]
+    for run in runs:
+        run["config"]["training"]["lr"] = 0.05
+    runs[1]["config"]["training"]["tied_share"] = 0.67
+    own = tables(runs)[2]
+    assert "training.lr 0.05 (0.1)" in own.about
+    marks = {method: row["method"].marks for (_, _, method), row in rows_of(own).items()}
+    assert [own.notes[mark - 1] for mark in marks["AdvMoE"]] == ["In this row also: training.tied_share 0.67 (0)."]
+    assert marks["AT (Dense)"] == ()
+
+
+def test_names_are_files_names_and_never_the_same():
+    runs = [record(dataset="../my data\n%", test_pictures=number) for number in (100, 200, 300)]
+    names = [table.name for table in tables(runs)[2:]]
+    assert len(set(names)) == 3
+    assert not any(set(name) & set("/\n% ") for name in names)

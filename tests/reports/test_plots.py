@@ -1,0 +1,137 @@
+"""Figures from Records: what is drawn, and that nothing is where nothing can be."""
+
+import pytest
+from kept import keep_figures
+from records import old_record, record
+
+from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
+
+MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
+METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    return keep_figures(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Five methods, two model scales where they have one, two seeds."""
+    scales = {method: (0.5,) if method == "at_dense" else (0.2, 0.5) for method in METHODS}
+    return [record(method, seed, scale) for method in METHODS for scale in scales[method] for seed in (0, 1)]
+
+
+def lines(ax):
+    """Label -> (x, y) of the curves and error bars that stand in the legend."""
+    found = {}
+    for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+        line = handle[0] if isinstance(handle, tuple) else handle
+        if hasattr(line, "get_xdata"):
+            found[label] = list(line.get_xdata()), list(line.get_ydata())
+    return found
+
+
+@pytest.mark.parametrize("suffix", MAGIC)
+@pytest.mark.parametrize("name", FIGURES)
+def test_every_figure_is_written_by_its_suffix(tmp_path, grid, name, suffix):
+    path = tmp_path / f"{name}.{suffix}"
+    assert FIGURES[name](grid, path) is True
+    assert path.read_bytes().startswith(MAGIC[suffix])
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_written_where_no_record_has_what_it_needs(tmp_path, name):
+    assert FIGURES[name]([old_record()], tmp_path / "figure.png") is False
+    assert FIGURES[name]([], tmp_path / "figure.png") is False
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fig7_has_a_panel_a_measure_and_a_mark_a_scale(tmp_path, grid, drawn):
+    fig7([*grid, record("standard")], tmp_path / "fig7.png")
+    titles = [ax.get_title() for ax in drawn[0].axes]
+    assert titles == ["RA (PGD-50)", "RA-AA", "RA-worst"]
+    robust = lines(drawn[0].axes[0])
+    assert set(robust) == {"AdvMoE", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE)"}
+    assert robust["AdvMoE"] == ([0.2, 0.5], pytest.approx([48.25, 51.25]))  # 49 + 10 (r - 0.5) + seed / 2 + 2, two seeds
+    assert robust["AT (Dense)"] == ([1.0], pytest.approx([57.25]))
+
+
+def test_fig7_needs_two_scales_of_a_method(tmp_path):
+    assert not fig7([record("at_dense"), record("advmoe")], tmp_path / "fig7.png")
+
+
+def test_quick_worst_case_has_a_panel_of_its_own(tmp_path, drawn):
+    quick = [record("advmoe", 0, scale, ra_worst=..., ra_worst_quick=33.0) for scale in (0.2, 0.5)]
+    fig7([*quick, record("at_moe", 0, 0.2), record("at_moe", 0, 0.5)], tmp_path / "fig7.png")
+    panels = {ax.get_title(): lines(ax) for ax in drawn[0].axes}
+    assert list(panels["RA-worst"]) == ["AT (MoE)"]
+    assert panels["RA-worst (quick)"] == {"AdvMoE": ([0.2, 0.5], [33.0, 33.0])}
+
+
+def test_other_settings_stand_in_rows_of_their_own(tmp_path, drawn):
+    scales = (0.2, 0.5)
+    fig7([record("advmoe", 0, r) for r in scales] + [record("advmoe", 0, r, dataset="other") for r in scales], tmp_path / "a.png")
+    assert len(drawn[0].axes) == 6
+    assert ["other" in row._suptitle.get_text() for row in drawn[0].subfigs] == [False, True]
+
+
+def test_fig_a2_has_means_over_seeds_and_both_phases(tmp_path, grid, drawn):
+    fig_a2(grid, tmp_path / "a2.png")
+    assert len(drawn[0].axes) == 4  # two scales, SA and RA
+    clean = lines(drawn[0].axes[0])
+    assert set(clean) == {"AdvMoE", "AT (Dense)", "AT (S-Dense)", "AT (Sparse), masks, then weights", "AT (MoE)"}
+    assert clean["AdvMoE"][0] == [1, 2, 3, 4, 5, 6]
+    assert clean["AdvMoE"][1][0] == pytest.approx(0.4 * 76.25)  # r 0.2, SA of two seeds, first epoch
+    assert clean["AT (Sparse), masks, then weights"][0][-1] == 12
+    assert len(drawn[0].axes[0].collections) == 5  # a band each
+
+
+def test_fig_a2_stands_a_run_that_was_cut_short(tmp_path, drawn):
+    short = record("advmoe", 1)
+    short["history"] = short["history"][:3]
+    fig_a2([record("advmoe", 0), short], tmp_path / "a2.png")
+    assert lines(drawn[0].axes[0])["AdvMoE"][0] == [1, 2, 3]
+
+
+def test_accuracy_against_epsilon_starts_clean(tmp_path, drawn):
+    epsilon([record("at_dense"), record("advmoe")], tmp_path / "epsilon.png")
+    multiples, accuracies = lines(drawn[0].axes[0])["AdvMoE"]
+    assert multiples == pytest.approx([0, 0.25, 0.5, 1, 1.5, 2, 4])
+    assert accuracies == pytest.approx([79.0, 72.5, 66.0, 53.0, 40.0, 27.0, 0.0])
+    assert drawn[0].axes[0].get_xlabel() == "radius of the attack, times epsilon 0.1"
+
+
+def test_epsilon_of_zero_has_no_multiples(tmp_path):
+    assert not epsilon([record("advmoe", epsilon=0.0)], tmp_path / "epsilon.png")
+
+
+def test_frontier_keeps_what_no_cheaper_network_matches():
+    points = [(1.0, 30.0), (2.0, 30.0), (2.0, 40.0), (3.0, 35.0), (4.0, 50.0), (4.0, 45.0)]
+    assert on_frontier(points) == [(1.0, 30.0), (2.0, 40.0), (4.0, 50.0)]
+
+
+def test_frontier_rings_its_networks_and_parts_quick_figures(tmp_path, grid, drawn):
+    quick = [record(method, 0, 0.5, ra_worst=..., ra_worst_quick=60.0) for method in ("at_moe", "advmoe")]
+    frontier([*grid, *quick], tmp_path / "frontier.png")
+    full, other = drawn[0].axes
+    assert (full.get_ylabel(), other.get_ylabel()) == ("RA-worst, %", "RA-worst (quick), %")
+    (rings,) = [own for own in full.collections if own.get_label() == "on the frontier"]
+    assert rings.get_offsets().tolist() == [pytest.approx(p) for p in ([0.0016, 46.25], [0.01, 49.25], [0.04, 55.25])]
+
+
+def test_frontier_needs_two_networks(tmp_path):
+    assert not frontier([record("advmoe", 0), record("advmoe", 1)], tmp_path / "frontier.png")
+
+
+def test_methods_differ_in_colour_dash_and_marker(tmp_path, grid, drawn):
+    fig_a2(grid, tmp_path / "a2.png")
+    own = drawn[0].axes[0].lines
+    assert len({line.get_color() for line in own}) == len({line.get_marker() for line in own}) == 5
+    assert len({str(line._dash_pattern) for line in own}) == 5
+
+
+def test_experts_are_told_apart_where_several_numbers_were_run(tmp_path, drawn):
+    fig_a2([record("advmoe", 0), record("advmoe", 0, num_experts=4)], tmp_path / "a2.png")
+    assert set(lines(drawn[0].axes[0])) == {"AdvMoE (N = 2)", "AdvMoE (N = 4)"}

@@ -1,0 +1,68 @@
+"""A Record in words."""
+
+from records import old_record, record
+
+from advmoe.reports.runs import counted, run_of
+
+
+def test_headline_has_the_worst_case_and_what_failed():
+    assert run_of(record()).headline == "RA-worst 49.0 %, SA 79.0 %; 1 check failed"
+    quick = record(ra_worst=..., ra_worst_quick=51.0)
+    quick["evaluation"]["checks"] = []
+    assert run_of(quick).headline == "RA-worst (quick) 51.0 %, SA 79.0 %"
+
+
+def test_facts_have_intervals():
+    facts = dict(run_of(record()).facts)
+    assert facts["RA-worst"] == "49.0 % (95 % interval 44.0 to 54.0)"
+    assert facts["RA-AA"] == "49.5 % (95 % interval 44.5 to 54.5)"
+    assert facts["GMACs"] == "0.0100 (75 % less than dense)"
+    assert "RA-router, RA-expert" in facts
+    assert "RA-router, RA-expert" not in dict(run_of(record("at_dense")).facts)
+
+
+def test_routes_are_compared_layer_by_layer():
+    shown = run_of(record()).gallery[0]
+    assert [layer.number for layer in shown.route if layer.changed] == [2, 5, 8]
+    assert shown.summary == "3 of 8 routers choose another expert under attack"
+    assert (shown.clean.right, shown.adversarial.right) == (True, False)
+    assert (shown.clean.said, shown.adversarial.said, shown.attack) == ("T-shirt", "trouser", "PGD-50")
+
+
+def test_networks_without_routers_have_no_route():
+    shown = run_of(record("at_dense")).gallery[0]
+    assert (shown.route, shown.summary) == ((), "")
+
+
+def test_classes_without_names_are_numbered():
+    assert run_of(record(classes=[])).gallery[1].label == "class 1"
+
+
+def test_tables_of_a_run():
+    assert [table.title for table in run_of(record()).notes] == [
+        "Attacks", "Accuracy of 200 pictures under PGD-10, by radius", "Epochs, on held-out pictures",
+    ]  # fmt: skip
+    assert [table.title for table in run_of(old_record()).notes] == ["Attacks"]
+    _, curve, epochs = run_of(record()).notes
+    assert [row[0].value for row in curve.rows] == [0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.4]
+    assert [entry.value for entry in epochs.rows[0]] == [1, 1, 31.6, 21.2, 2.1]
+
+
+def test_configuration_and_provenance_are_whole():
+    run = run_of(record("advmoe", 3))
+    assert "model_scale: 0.5" in run.config
+    made = dict(run.made)
+    assert made["advmoe"] == "0.1.0, commit b999d11c95c2007955cc1da9"
+    assert made["hardware"] == "cpu a processor, cores 2, threads 1"
+    assert made["seeds"] == "3 in training, 0 in evaluation"
+    assert made["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
+
+
+def test_record_without_commit_or_name_is_told():
+    run = run_of(old_record(commit=None))
+    assert run.name == ""
+    assert dict(run.made)["advmoe"] == "0.1.0, commit unknown"
+
+
+def test_counted():
+    assert (counted(1, "run"), counted(0, "run"), counted(2, "run")) == ("1 run", "0 runs", "2 runs")
