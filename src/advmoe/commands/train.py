@@ -1,5 +1,6 @@
 """`advmoe train`."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,11 @@ from advmoe.config import RunConfig
 from advmoe.data import load_dataset
 from advmoe.errors import lookup
 from advmoe.progress import TrainingProgress
+from advmoe.progress_state import Outcome
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
+from advmoe.training.trackers import Several, Tracker, TrackerName
 
 
 @dataclass(frozen=True)
@@ -25,6 +28,8 @@ class TrainArguments:
     """The run's folder: made if missing."""
     resume: bool = False
     """Go on from the folder's last checkpoint."""
+    track: TrackerName | None = None
+    """Write figures to TensorBoard or Weights & Biases, too, in the run's folder (needs the extra of that name)."""
 
 
 def run(words: list[str]) -> None:
@@ -33,9 +38,13 @@ def run(words: list[str]) -> None:
     config, terminal = arguments.run, console()
     place = device(config.runtime)
     lookup(METHODS, config.method, "method")
+    trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
     splits = load_dataset(config.data)
-    with TrainingProgress(terminal, config.method, _epochs(config)) as progress:
-        history = train(config, splits.to(place), arguments.out, progress, resume=arguments.resume)
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))
+        outcome = stack.enter_context(Outcome(arguments.out))
+        listener = Several(progress, outcome, *map(stack.enter_context, trackers))
+        history = train(config, splits.to(place), arguments.out, listener, resume=arguments.resume)
     best = RunFolder(arguments.out).best()
     row = history[best.epoch - 1]
     terminal.print(

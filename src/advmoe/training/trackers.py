@@ -1,0 +1,200 @@
+"""A run's figures in TensorBoard or Weights & Biases, where asked for (`advmoe train --track`).
+
+RUN/tensorboard, RUN/wandb    the tracker's own files, and written.json: the last step there, which a resumed run goes on behind
+
+A step is an iteration, counted over the whole run. Rows of metrics.jsonl stand at their epoch's last one.
+"""
+
+import importlib
+import json
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import Any, Literal, Protocol
+
+from advmoe.config import RunConfig, to_dict
+from advmoe.errors import UserError
+from advmoe.files import write_atomically, write_json
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import Listener
+from advmoe.training.steps import Metrics
+
+TrackerName = Literal["tensorboard", "wandb"]
+EVERY = 50  # iterations between losses: each reading is a device synchronisation
+LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+
+
+class Several:
+    """A Listener that passes everything on to several."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self.listeners = listeners
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
+        for listener in self.listeners:
+            listener.iteration(epoch, done, total, sums, pictures)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        for listener in self.listeners:
+            listener.epoch(row)
+
+    def note(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.note(text)
+
+
+class Place(Protocol):
+    """Where figures go. Steps rise from one call to the next."""
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        """Write figures, so that they are on the disk, or on their way, at the end."""
+
+    def close(self) -> None:
+        """The last call."""
+
+
+class TensorBoard:
+    """Event files in `folder`. What stands there behind the step `written` was cut off by a kill and does not count."""
+
+    def __init__(self, library: Any, folder: Path, config: RunConfig, written: int) -> None:
+        self.writer = library.SummaryWriter(str(folder), purge_step=written + 1)
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        for name, value in figures.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+class WeightsAndBiases:
+    """A run of one id, however often it is resumed: the service joins its parts. WANDB_MODE=offline needs no network."""
+
+    def __init__(self, library: Any, folder: Path, config: RunConfig, written: int) -> None:
+        try:
+            self.run = library.init(
+                project=os.environ.get("WANDB_PROJECT", "advmoe"), name=folder.parent.name, dir=str(folder.parent),
+                id=_own_id(folder), resume="allow", config=to_dict(config), settings=library.Settings(silent=True),
+            )  # fmt: skip
+        except library.Error as error:
+            raise UserError(f"--track wandb: {error} (WANDB_MODE=offline needs no account and no network)") from None
+
+    def write(self, figures: Mapping[str, float], step: int) -> None:
+        self.run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        self.run.finish()
+
+
+PLACES: dict[TrackerName, Callable[[Any, Path, RunConfig, int], Place]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+
+
+class Tracker:
+    """A Listener that writes each epoch's row, and the losses of every `every` iterations, to RUN/`name`.
+
+    Nothing is written before the first iteration, as train() wants an empty folder; what the run did before it was
+    tracked, or a kill kept from being written, follows then, or at the end. Raises UserError where the library is not installed.
+    """
+
+    def __init__(self, name: TrackerName, run: Path, config: RunConfig, every: int = EVERY) -> None:
+        self.name, self.folder, self.config, self.every = name, run / name, config, every
+        self.library = _library(name)
+        self.place: Place | None = None
+        self.written = 0
+        self.before: dict[str, tuple[float, float]] = {}
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            if error is None:
+                self._open()
+        finally:
+            if self.place is not None:
+                self.place.close()
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
+        place = self._open()
+        if done < total and done % self.every == 0:
+            self._write(place, self._losses(sums, pictures), (epoch - 1) * total + done)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        self.before = {}
+        self._write(self._open(), figures(row), row["epoch"] * row["iterations"])
+
+    def note(self, text: str) -> None:
+        """Nothing: trackers hold figures."""
+
+    def _open(self) -> Place:
+        """The place, caught up with the run's history."""
+        if self.place is None:
+            self.written = _last_step(self.folder)
+            self.place = PLACES[self.name](self.library, self.folder, self.config, self.written)
+            latest = RunFolder(self.folder.parent).latest()
+            for row in latest.history if latest else []:
+                self._write(self.place, figures(row), row["epoch"] * row["iterations"])
+        return self.place
+
+    def _write(self, place: Place, content: Mapping[str, float], step: int) -> None:
+        if step > self.written:
+            place.write(content, step)
+            self.written = step
+            write_json(_written_path(self.folder), {"step": step})
+
+    def _losses(self, sums: Metrics, pictures: int) -> dict[str, float]:
+        """Means over the pictures since the last reading."""
+        now: dict[str, tuple[float, float]] = {
+            name: (float(sums[name]), float(sums.get(name.replace("loss", "pictures"), pictures)))
+            for name in ("loss", "router_loss")
+            if name in sums
+        }
+        last, self.before = self.before, now
+        since = {name: [a - b for a, b in zip(now[name], last.get(name, (0.0, 0.0)), strict=True)] for name in now}
+        return {f"iteration/{name}": loss / count for name, (loss, count) in since.items() if count}
+
+
+def figures(row: Mapping[str, Any]) -> dict[str, float]:
+    """A row of metrics.jsonl as plain figures: 'epoch/val_ra', 'epoch/load/0/1' (layer, expert), dead experts counted."""
+    flat: dict[str, float] = {}
+    for name, value in row.items():
+        flat |= _flat(f"epoch/{name}", sum(map(len, value)) if name == "dead" else value)
+    return flat
+
+
+def _flat(name: str, value: Any) -> dict[str, float]:
+    if isinstance(value, list):
+        return {key: leaf for number, item in enumerate(value) for key, leaf in _flat(f"{name}/{number}", item).items()}
+    return {name: float(value)} if isinstance(value, int | float) else {}
+
+
+def _library(name: TrackerName) -> ModuleType:
+    try:
+        return importlib.import_module(LIBRARIES[name])
+    except ImportError:
+        raise UserError(f"--track {name} needs the library {name}: pip install 'advmoe[{name}]'") from None
+
+
+def _written_path(folder: Path) -> Path:
+    return folder / "written.json"
+
+
+def _last_step(folder: Path) -> int:
+    """The last step written in an earlier call, 0 where there was none. Makes the folder."""
+    folder.mkdir(exist_ok=True)
+    path = _written_path(folder)
+    try:
+        return int(json.loads(path.read_text())["step"]) if path.exists() else 0
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path}: is damaged; remove {folder} to track the run anew") from None
+
+
+def _own_id(folder: Path) -> str:
+    """The run's id for the service, made once."""
+    path = folder / "id.txt"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(8))
+    return path.read_text().strip()

@@ -1,0 +1,229 @@
+"""Trackers: what stands in TensorBoard and Weights & Biases after whole, killed and resumed runs."""
+
+import importlib.util
+import json
+from collections import defaultdict
+
+import pytest
+import torch
+from conftest import Recorder
+
+from advmoe.cli import main
+from advmoe.errors import UserError
+from advmoe.training import trackers
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import train
+from advmoe.training.trackers import Several, Tracker, figures
+
+TOTAL = 3  # iterations an epoch of the tiny runs has
+TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
+TINY += ["--num-steps", "1", "--epochs", "1", "--device", "cpu"]
+needs_tensorboard = pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")
+needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+
+
+def tracked(name, config, splits, run, stop=lambda epoch, done: False, *, resume=False):
+    """Train with a tracker that writes at every iteration, up to an interruption; the loop is told of it last, as by a kill."""
+    with Tracker(name, run, config, every=1) as tracker:
+        return train(config, splits, run, Several(tracker, Recorder(stop)), resume=resume)
+
+
+def broken_off(name, config, splits, run, epoch, done):
+    with pytest.raises(KeyboardInterrupt):
+        tracked(name, config, splits, run, lambda *at: at == (epoch, done))
+
+
+def scalars(run):
+    """Tag -> [(step, value)] as TensorBoard itself reads them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    read = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def clockless(found):
+    return {tag: values for tag, values in found.items() if not tag.endswith("seconds")}
+
+
+# Without any library
+
+
+class Page:
+    """A place that keeps what it is given, in files of `folder` that outlive it."""
+
+    def __init__(self, library, folder, config, written):
+        self.path = folder / "page.jsonl"
+
+    def write(self, content, step):
+        with self.path.open("a") as file:
+            file.write(json.dumps([step, content]) + "\n")
+
+    def close(self):
+        self.path.with_name("closed").touch()
+
+
+@pytest.fixture
+def page(monkeypatch):
+    monkeypatch.setitem(trackers.PLACES, "wandb", Page)
+    monkeypatch.setitem(trackers.LIBRARIES, "wandb", "json")
+
+    def read(run):
+        return [json.loads(line) for line in (run / "wandb/page.jsonl").read_text().splitlines()]
+
+    return read
+
+
+def test_each_epochs_row_and_losses_between(page, tiny, splits, tmp_path):
+    history = tracked("wandb", tiny(), splits, tmp_path / "run")
+    steps = [step for step, _ in page(tmp_path / "run")]
+    assert steps == list(range(1, 3 * TOTAL + 1))
+    rows = [content for step, content in page(tmp_path / "run") if step % TOTAL == 0]
+    assert rows == [figures(row) for row in history]
+    assert (tmp_path / "run/wandb/closed").exists()
+
+
+def test_losses_between_are_means_since_the_last_reading(page, tmp_path, tiny):
+    RunFolder(tmp_path / "run").claim(tiny(), resume=False)
+    with Tracker("wandb", tmp_path / "run", tiny(), every=2) as tracker:
+        for done, (loss, routers) in enumerate([(10.0, 4.0), (30.0, 8.0), (50.0, 8.0), (90.0, 28.0), (91.0, 28.0)], start=1):
+            sums = {"loss": torch.tensor(loss), "router_loss": torch.tensor(routers), "router_pictures": torch.tensor(8.0 * done)}
+            tracker.iteration(1, done, 6, sums, 20 * done)
+    assert page(tmp_path / "run") == [
+        [2, {"iteration/loss": 30 / 40, "iteration/router_loss": 8 / 16}],
+        [4, {"iteration/loss": 60 / 40, "iteration/router_loss": 20 / 16}],
+    ]
+
+
+@pytest.mark.parametrize(("method", "at"), [("advmoe", (1, 2)), ("advmoe", (2, 3)), ("at_sparse", (3, 1))])
+def test_resumed_run_writes_what_the_unbroken_one_does(method, at, page, tiny, splits, tmp_path):
+    config = tiny(method, epochs=2)
+    tracked("wandb", config, splits, tmp_path / "whole")
+    broken_off("wandb", config, splits, tmp_path / "broken", *at)
+    tracked("wandb", config, splits, tmp_path / "broken", resume=True)
+
+    def numbers(run):
+        return [[step, clockless(content)] for step, content in page(run)]
+
+    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+
+
+def test_a_run_tracked_late_has_its_earlier_epochs_too(page, tiny, splits, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(tiny(), splits, tmp_path / "run", Recorder(lambda *at: at == (3, 1)))
+    tracked("wandb", tiny(), splits, tmp_path / "run", resume=True)
+    assert [step for step, _ in page(tmp_path / "run")] == [TOTAL, 2 * TOTAL, 2 * TOTAL + 1, 2 * TOTAL + 2, 3 * TOTAL]
+    train(tiny(), splits, tmp_path / "untracked", Recorder())
+    tracked("wandb", tiny(), splits, tmp_path / "untracked")
+    assert [step for step, _ in page(tmp_path / "untracked")] == [TOTAL, 2 * TOTAL, 3 * TOTAL]
+
+
+def test_refused_run_leaves_nothing(page, tiny, splits, tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="not an empty folder"):
+        tracked("wandb", tiny(), splits, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_damaged_note_of_the_last_step_is_one_line(page, tiny, splits, tmp_path):
+    tracked("wandb", tiny(), splits, tmp_path / "run")
+    (tmp_path / "run/wandb/written.json").write_text('{"step"')
+    with pytest.raises(UserError, match=r"written\.json: is damaged; remove .*wandb to track the run anew"):
+        tracked("wandb", tiny(), splits, tmp_path / "run")
+
+
+def test_figures_are_flat_numbers():
+    row = {"epoch": 2, "loss": 0.5, "load": [[0.25, 0.75]], "dead": [[], [1, 0]], "router_entropy": [0.5, 0.1]}
+    assert figures(row) == {
+        "epoch/epoch": 2, "epoch/loss": 0.5, "epoch/load/0/0": 0.25, "epoch/load/0/1": 0.75, "epoch/dead": 2,
+        "epoch/router_entropy/0": 0.5, "epoch/router_entropy/1": 0.1,
+    }  # fmt: skip
+
+
+def test_several_pass_on_to_all():
+    both = Recorder(), Recorder()
+    joined = Several(*both)
+    joined.epoch({"epoch": 1})
+    joined.note("warm")
+    assert [(each.rows, each.notes) for each in both] == [([{"epoch": 1}], ["warm"])] * 2
+    stopped = Several(Recorder(), Recorder(lambda epoch, done: True))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.iteration(1, 1, 1, {}, 1)
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_absent_extra_is_one_line_and_nothing_is_written(name, monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(trackers.LIBRARIES, name, "no_such_library")
+    assert main(["train", *TINY, "--out", str(tmp_path / "run"), "--track", name]) == 2
+    error = capsys.readouterr().err
+    assert error == f"advmoe: error: --track {name} needs the library {name}: pip install 'advmoe[{name}]'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_tracker_is_one_line(capsys, tmp_path):
+    assert main(["train", *TINY, "--out", str(tmp_path / "run"), "--track", "excel"]) == 2
+    error = capsys.readouterr().err
+    assert "tensorboard" in error
+    assert error.count("\n") == 1
+
+
+# TensorBoard
+
+
+@needs_tensorboard
+def test_tensorboard_files_hold_the_rows(tiny, splits, tmp_path):
+    history = tracked("tensorboard", tiny(), splits, tmp_path / "run")
+    found = scalars(tmp_path / "run")
+    assert [step for step, _ in found["iteration/loss"]] == [1, 2, 4, 5, 7, 8]
+    for name in ("val_ra", "loss", "router_loss"):
+        own = [row for row in history if name in row]
+        assert found[f"epoch/{name}"] == [(row["epoch"] * TOTAL, pytest.approx(row[name])) for row in own]
+    assert found["epoch/load/3/1"][-1] == (9, pytest.approx(history[-1]["load"][3][1]))
+
+
+@needs_tensorboard
+def test_resumed_tensorboard_has_no_doubled_steps(tiny, splits, tmp_path):
+    tracked("tensorboard", tiny(), splits, tmp_path / "whole")
+    broken_off("tensorboard", tiny(), splits, tmp_path / "broken", 2, 2)
+    assert [step for step, _ in scalars(tmp_path / "broken")["iteration/loss"]] == [1, 2, 4, 5]
+    tracked("tensorboard", tiny(), splits, tmp_path / "broken", resume=True)
+    assert clockless(scalars(tmp_path / "broken")) == clockless(scalars(tmp_path / "whole"))
+
+
+@needs_tensorboard
+def test_events_behind_the_noted_step_do_not_count_twice(tiny, splits, tmp_path):
+    """A kill between an event and the note of its step."""
+    run = tmp_path / "run"
+    broken_off("tensorboard", tiny(), splits, run, 2, 2)
+    (run / "tensorboard/written.json").write_text('{"step": 3}')
+    tracked("tensorboard", tiny(), splits, run, resume=True)
+    steps = defaultdict(list, {tag: [step for step, _ in values] for tag, values in scalars(run).items()})
+    assert steps["iteration/loss"] == [1, 2, 4, 5, 7, 8]
+    assert steps["epoch/val_ra"] == [3, 6, 9]
+
+
+@needs_tensorboard
+def test_train_command_tracks(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *TINY, "--out", str(out), "--track", "tensorboard"]) == 0
+    assert scalars(out)["epoch/val_ra"][0][1] == pytest.approx(json.loads((out / "metrics.jsonl").read_text())["val_ra"])
+
+
+# Weights & Biases, offline
+
+
+@needs_wandb
+def test_offline_run_folder_and_one_id_for_its_parts(tiny, splits, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run, parts = tmp_path / "run", []
+    make, write = trackers.WeightsAndBiases.__init__, trackers.WeightsAndBiases.write
+    monkeypatch.setattr(trackers.WeightsAndBiases, "__init__", lambda *words: (parts.append([]), make(*words))[1])
+    monkeypatch.setattr(
+        trackers.WeightsAndBiases, "write", lambda self, content, step: (parts[-1].append(step), write(self, content, step))[1]
+    )
+    broken_off("wandb", tiny(), splits, run, 2, 2)
+    tracked("wandb", tiny(), splits, run, resume=True)
+    own = (run / "wandb/id.txt").read_text()
+    files = list((run / "wandb").glob(f"offline-run-*-{own}*/run-{own}.wandb"))
+    assert len(files) == 2
+    assert all(b"epoch/val_ra" in file.read_bytes() for file in files)
+    assert parts == [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
