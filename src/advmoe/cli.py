@@ -14,6 +14,9 @@ COMMANDS = {  # each a module of advmoe.commands, imported when it is asked for
     "demo": "Train and evaluate four methods on embedded pictures: a few minutes on two cores.",
     "train": "Train a network from a recipe, a configuration file, or where a run left off.",
     "evaluate": "Measure what a trained network withstands at worst, on the test set.",
+    "sweep": "Train and evaluate a whole table or figure of the paper, or a grid of one's own; go on after any stop.",
+    "watch": "Show running and finished runs.",
+    "report": "Tables, figures and one self-contained HTML page from Records.",
     "benchmark": "Measure whether networks, iterations and attacks are as fast as their cost says.",
     "profile": "Print parameters and GMACs of a recipe's network.",
     "recipes": "List the recipes: settings, parameters and GMACs.",
@@ -24,6 +27,8 @@ GO_ON = {
     "train": "the same command with --resume goes on from the last checkpoint",
     "evaluate": "the same command (without --fresh) goes on where it stopped",
     "demo": AGAIN,
+    "sweep": AGAIN,
+    "report": "every file written is whole; the same command makes the rest",
     "data": AGAIN,
 }
 

@@ -1,0 +1,180 @@
+"""How long runs will take, from a few real iterations and attack steps of each distinct network and method.
+
+The pictures are random ones of the data's size, the batch on the CPU is a small one. What is timed is multiplied by the counts
+of the run, so this is as good as a machine is even: the first epochs of the run tell better.
+"""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
+from advmoe.config import DataConfig, RunConfig, to_dict
+from advmoe.data import Pictures, PictureSpec, Splits, load_dataset
+from advmoe.evaluation.evaluate import resolve
+from advmoe.evaluation.suite import AUTOATTACK, AUTOATTACK_PLUS
+from advmoe.files import write_json
+from advmoe.models import compact, fused
+from advmoe.moe import MoEKind
+from advmoe.training.loop import VALIDATION_STEPS, network, train
+from advmoe.training.methods import METHODS
+
+BATCH = 8  # pictures of a probe's batch on the CPU, where time goes with their number
+ITERATIONS = 2  # of which the first warms up and is not counted
+ATTACK_STEPS = 2
+STANDING = 0.5  # share of the pictures that an attack on survivors meets
+STEPS = {  # forward and backward passes of an attack, a forward pass alone counted as a third
+    **{f"pgd_{steps}": steps for steps in (10, 20, 50, 200)}, "pgd_50x10": 500,
+    "apgd_ce": 100, "apgd_dlr": 100, "apgd_t": 900,
+    **dict(zip(AUTOATTACK, (100, 900, 900, 1667), strict=True)),
+    **dict(zip(AUTOATTACK_PLUS, (500, 500, 500, 1667, 900, 900), strict=True)),
+    "reroute_quick": 60, "reroute": 320, "reroute_full": 1500,
+}  # fmt: skip
+SURROGATE = 50  # of every other attack
+ROUTES, ROUTES_EXPERT = 50, 10  # of the routing figures, and for each expert
+CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_PICTURES
+CURVE_PICTURES = 200
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for one picture: of an iteration in each phase, of an attack's step."""
+
+    phases: tuple[float, ...]
+    step: float
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Pictures of a data set's three parts."""
+
+    train: int
+    val: int
+    test: int
+
+
+Sizes = Mapping[DataConfig, Counts]
+
+
+def sizes(data: Iterable[DataConfig]) -> Sizes:
+    """How many pictures each distinct data set has. Raises UserError where one cannot be read."""
+    parts = {config: load_dataset(config) for config in dict.fromkeys(data)}
+    return {config: Counts(len(found.train), len(found.val), len(found.test)) for config, found in parts.items()}
+
+
+class Probe:
+    """Times each distinct network and method once; with `kept`, a JSON file, once for all calls with the same threads."""
+
+    def __init__(self, device: torch.device, kept: Path | None = None, told: Callable[[str], None] = lambda what: None) -> None:
+        self.device, self.kept, self.told = device, kept, told
+        self.known: dict[str, Any] = _read(kept)
+
+    def pace(self, config: RunConfig, spec: PictureSpec) -> Pace:
+        """The pace of a run's network and method. Raises UserError where they cannot be had."""
+        key = self._key(config, spec)
+        if key not in self.known:
+            self.told(f"{config.model.backbone} {config.method} r {config.model.model_scale:g}")
+            self.known[key] = asdict(measure(config, spec, self.device))
+            if self.kept is not None:
+                write_json(self.kept, self.known, indent=1)
+        return Pace(**{**self.known[key], "phases": tuple(self.known[key]["phases"])})
+
+    def _key(self, config: RunConfig, spec: PictureSpec) -> str:
+        """All that the pace may depend on, as a digest."""
+        tree = to_dict(replace(config, seed=0, training=replace(config.training, epochs=1)))
+        where = [str(self.device), torch.get_num_threads(), spec.shape, len(spec.classes)]
+        del tree["data"], tree["runtime"]["device"], tree["runtime"]["threads"]
+        return hashlib.sha256(json.dumps([tree, where], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def measure(config: RunConfig, spec: PictureSpec, device: torch.device) -> Pace:
+    """Time a few iterations of every phase by `train` itself, and a short attack."""
+    size = config.training.batch_size if device.type == "cuda" else min(BATCH, config.training.batch_size)
+    small = replace(config, training=replace(config.training, epochs=1, batch_size=size, tied_share=0.0, init_from=None))
+    clock = _Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        train(small, _random(spec, size * ITERATIONS, size).to(device), Path(folder) / "probe", clock)
+    phases = tuple(min(seconds) / size for seconds in clock.phases)
+    return Pace(phases, _attack(small, spec, size, device))
+
+
+def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 0) -> float:
+    """Seconds of the epochs after the first `done`, over all phases, with their look at the held-out part."""
+    validation = counts.val * (VALIDATION_STEPS + 1) * pace.step
+    epochs = [counts.train * phase + validation for phase in pace.phases for _ in range(config.training.epochs)]
+    return sum(epochs[done:])
+
+
+def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: str | Sequence[str]) -> float:
+    """Seconds of an evaluation of a network that is always right, in which every attack but the first of each figure meets the
+    share STANDING: less where the network errs on many clean pictures."""
+    chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
+    figures = list(chosen.figures.values())
+    steps = sum(STEPS[names[0]] + STANDING * sum(STEPS[name] for name in names[1:]) for names in figures)
+    steps += STANDING * sum(STEPS.get(name, SURROGATE) for name in chosen.survivors if routed or name in STEPS)
+    steps += ROUTES + ROUTES_EXPERT * config.model.num_experts if routed else 0
+    return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_PICTURES))
+
+
+class _Clock:
+    """A training Listener that keeps the seconds of every iteration but the first, phase by phase."""
+
+    def __init__(self) -> None:
+        self.phases: list[list[float]] = []
+        self.last = 0.0
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Mapping[str, torch.Tensor], pictures: int) -> None:
+        for value in sums.values():
+            value.sum().item()  # waits for a device that works on its own
+        now = time.perf_counter()
+        if done == 1:
+            self.phases.append([])
+        else:
+            self.phases[-1].append(now - self.last)
+        self.last = now
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        """Not looked at."""
+
+    def note(self, text: str) -> None:
+        """Of random pictures: tells nothing."""
+
+
+def _attack(config: RunConfig, spec: PictureSpec, size: int, device: torch.device) -> float:
+    """Seconds of one step's one picture, as evaluations attack: through the hard gate, on the fused twin."""
+    model = fused(compact(network(config, spec)).to(device).eval())
+    pictures = _random(spec, size, 1).train.to(device)
+    settings, draws = Pgd(config.attack.epsilon, config.attack.epsilon / 4, ATTACK_STEPS), BatchDraws(torch.Generator(device))
+    seconds = []
+    with frozen(model):
+        for _ in range(2):  # the first warms up
+            started = time.perf_counter()
+            pgd(model, pictures.pixels(), pictures.labels, settings, draws).sum().item()
+            seconds.append(time.perf_counter() - started)
+    return seconds[-1] / (ATTACK_STEPS * size)
+
+
+def _random(spec: PictureSpec, count: int, held_out: int) -> Splits:
+    generator = torch.Generator().manual_seed(0)
+
+    def part(pictures: int) -> Pictures:
+        images = torch.randint(0, 256, (pictures, *spec.shape), dtype=torch.uint8, generator=generator)
+        return Pictures(images, torch.randint(0, len(spec.classes), (pictures,), generator=generator))
+
+    return Splits("random", spec, "random", part(count), part(held_out), part(1))
+
+
+def _read(path: Path | None) -> dict[str, Any]:
+    """What earlier probes found; a file that is none is made anew."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        return found if isinstance(found, dict) else {}
+    except (OSError, ValueError):
+        return {}

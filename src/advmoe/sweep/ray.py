@@ -1,0 +1,112 @@
+"""Runs as tasks of a Ray cluster, one already there or one of this machine's own.
+
+A task whose worker or whose process was killed is run again, and goes on where the run was.
+"""
+
+import contextlib
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from advmoe.data import cores
+from advmoe.errors import UserError
+from advmoe.sweep.job import Job, ending, start, stop
+from advmoe.sweep.states import mark_failed
+
+try:
+    import ray
+except ImportError:
+    raise UserError("placement ray needs the extra ray: pip install -c constraints.txt -e '.[ray]'") from None
+
+RETRIES = 3  # after a killed worker
+
+
+class Killed(Exception):
+    """The job's process was killed; its message says by what."""
+
+
+class RayPlacement:
+    """Each job asks for `threads` CPUs and, where the cluster has any and `device` is not the CPU, for a GPU."""
+
+    def __init__(self, address: str | None, workers: int | None, threads: int, device: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        self.threads, own = max(threads, 1), min(cores(), (workers or cores()) * max(threads, 1))
+        if address is not None and workers is not None:
+            raise UserError("--workers is for Ray of this machine's own; a cluster shares itself out by the runs' --threads")
+        if self.threads > cores() and address is None:
+            raise UserError(f"threads must be at most the number of cores, {cores()}, not {threads}")
+        _check_reachable(address)
+        size = {} if address else {"num_cpus": own, "include_dashboard": False}
+        try:
+            ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **size)
+        except (ConnectionError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
+            raise UserError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
+        resources = ray.cluster_resources()
+        gpus = 1 if resources.get("GPU") and device != "cpu" else 0
+        self.device = device
+        self.workers = max(1, int(min(resources["CPU"] // self.threads, resources["GPU"] if gpus else float("inf"))))
+        self.what = f"Ray, {self.workers} runs at once of {self.threads} threads" + (" and a GPU each" if gpus else "")
+        options = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [Killed]}
+        self.task: Any = ray.remote(**options)(attend)
+        self.jobs: dict[Any, Job] = {}
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            placed = job.at(self.device, self.threads)
+            self.jobs[self.task.options(name=job.name).remote(placed)] = placed
+
+    def ended(self) -> Mapping[str, str | None]:
+        ready, _ = ray.wait(list(self.jobs), num_returns=len(self.jobs), timeout=0) if self.jobs else ([], [])
+        return {job.name: _outcome(reference, job) for reference, job in ((one, self.jobs.pop(one)) for one in ready)}
+
+    def close(self) -> None:
+        jobs, self.jobs = self.jobs, {}
+        for reference in jobs:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.cancel(reference, force=True)
+        ray.shutdown()
+
+
+def _check_reachable(address: str | None) -> None:
+    """Raises UserError where nothing answers at HOST:PORT: Ray itself would try for many minutes."""
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"no Ray cluster at {address}: {error}") from None
+
+
+def place(address: str | None, workers: int | None, threads: int, device: str) -> RayPlacement:
+    """A cluster's share, or a cluster of this machine's own. Raises UserError where there is none."""
+    return RayPlacement(address, workers, threads, device)
+
+
+def attend(job: Job) -> str | None:
+    """Run a job to its end; give the line it failed with. Raises Killed where it was killed."""
+    try:
+        process = start(job)
+    except (UserError, OSError) as error:
+        return str(error)
+    try:
+        line = ending(job, process.wait())
+    finally:
+        stop(process)
+    if process.returncode < 0:
+        raise Killed(line)
+    return line
+
+
+def _outcome(reference: Any, job: Job) -> str | None:
+    try:
+        line: str | None = ray.get(reference)
+        return line
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None) or error
+        line = f"{' '.join(str(cause).split())[:200]}, {RETRIES + 1} times"
+        if Path(job.folder).is_dir():
+            mark_failed(job.folder, line)
+        return line

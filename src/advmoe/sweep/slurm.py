@@ -1,0 +1,95 @@
+"""Runs as jobs of a Slurm cluster, through submitit. Its own local executors stand in where there is no Slurm."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from advmoe.errors import UserError, nearest
+from advmoe.sweep.job import Job, ending, start, stop
+from advmoe.sweep.states import mark_failed
+
+try:
+    import submitit
+    from submitit.helpers import Checkpointable
+except ImportError:
+    raise UserError("placement slurm needs the extra slurm: pip install -c constraints.txt -e '.[slurm]'") from None
+
+DAY = 24 * 60  # minutes that a job is given unless told otherwise; submitit's own default is five
+EXECUTORS = ["slurm", "local", "debug"]
+
+
+class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no types
+    """Runs a job to its end; a job that Slurm takes from its place is queued again and goes on where it was."""
+
+    def __call__(self, job: Job) -> str | None:
+        """Give the line that the job failed with, or None."""
+        try:
+            process = start(job)
+        except (UserError, OSError) as error:
+            return str(error)
+        try:
+            return ending(job, process.wait())
+        finally:
+            stop(process)
+
+
+class SlurmPlacement:
+    """One Slurm job a run. `parameters` are submitit's, as KEY=VALUE; `workers` bounds how many run at once."""
+
+    def __init__(self, out: Path, executor: str, workers: int | None, threads: int, device: str, parameters: Sequence[str]) -> None:
+        if executor not in EXECUTORS:
+            raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
+        self.threads, self.device = max(threads, 1), device
+        self.workers = workers or 1
+        self.what = f"submitit's {executor} executor, {self.threads} threads a run"
+        settings = {"timeout_min": DAY, "cpus_per_task": self.threads, **_parsed(parameters)}
+        if workers is not None:
+            settings["slurm_array_parallelism"] = workers
+        try:
+            self.executor = submitit.AutoExecutor(out / "submitit", cluster=executor)
+            self.executor.update_parameters(name="advmoe", **settings)
+        except (RuntimeError, NameError, TypeError, ValueError) as error:
+            raise UserError(f"submitit: {' '.join(str(error).split())[:300]}") from None
+        self.jobs: list[tuple[Any, Job]] = []
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        placed = [job.at(self.device, self.threads) for job in jobs]
+        self.jobs = list(zip(self.executor.map_array(Attendant(), placed), placed, strict=True))
+
+    def ended(self) -> Mapping[str, str | None]:
+        done = [(handle, job) for handle, job in self.jobs if handle.done()]
+        self.jobs = [pair for pair in self.jobs if pair not in done]
+        return {job.name: _outcome(handle, job) for handle, job in done}
+
+    def close(self) -> None:
+        jobs, self.jobs = self.jobs, []
+        for handle, _ in jobs:
+            handle.cancel(check=False)
+
+
+def place(
+    address: str | None, workers: int | None, threads: int, device: str, out: Path, parameters: Sequence[str]
+) -> SlurmPlacement:
+    """A place in Slurm's queue, or in that of the executor `address` names. Raises UserError where there is none."""
+    return SlurmPlacement(out, address or "slurm", workers, threads, device, parameters)
+
+
+def _parsed(parameters: Sequence[str]) -> dict[str, Any]:
+    split = [parameter.partition("=") for parameter in parameters]
+    for name, equals, value in split:
+        if not (name and equals and value):
+            raise UserError(f"--slurm: '{name}{equals}{value}' is not KEY=VALUE (slurm_partition=gpu, say)")
+    return {name: yaml.safe_load(value) for name, _, value in split}
+
+
+def _outcome(handle: Any, job: Job) -> str | None:
+    try:
+        line: str | None = handle.result()
+        return line
+    except Exception as error:  # whatever submitit, Slurm or the machine came to
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        if job.folder.is_dir():
+            mark_failed(job.folder, line)
+        return line

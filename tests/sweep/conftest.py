@@ -1,0 +1,33 @@
+"""A sweep small enough for tests: two runs of seconds each."""
+
+import json
+
+import pytest
+
+from advmoe.sweep.job import Job
+
+PRESET = ("pgd_10",)
+
+
+@pytest.fixture
+def job(tiny, tmp_path):
+    """job(name, **fields): a job on one thread of the CPU, below tmp_path."""
+
+    def make(name="run", method="at_small_dense", **fields):
+        settings = {"epochs": 1, "limit_train": 60, "limit_test": 10, "model_scale": 0.5, "tied_share": 0.0, **fields}
+        return Job(tmp_path / name, tiny(method, **settings), PRESET).at("cpu", 1)
+
+    return make
+
+
+@pytest.fixture
+def figures():
+    """figures(run folder): all of the Record that another run of the same settings must give again."""
+
+    def read(folder):
+        record = json.loads((folder / "record.json").read_text())
+        evaluation = record["evaluation"]
+        attacks = {name: {**found, "seconds": 0} for name, found in evaluation["attacks"].items()}
+        return {**{name: record[name] for name in ("sa", "ra", "epoch", "fingerprint", "seed")}, **evaluation, "attacks": attacks}
+
+    return read

@@ -1,0 +1,92 @@
+"""A real Ray cluster on this machine, a worker of which is killed in mid-run."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from advmoe.errors import UserError
+from advmoe.sweep import placement
+from advmoe.sweep.job import start, stop
+from advmoe.sweep.placement import drive
+from advmoe.sweep.states import LOG, state_of
+
+pytest.importorskip("ray", reason="needs the extra ray")
+from advmoe.sweep import ray as ray_placement  # what only the extra lets in
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster():
+    """A cluster of one CPU, so that one job follows the other."""
+    found = ray_placement.place(None, 1, 1, "cpu")
+    yield found
+    found.close()
+
+
+def parent_of(folder):
+    """The process that attends to the job in `folder`: a worker of Ray's."""
+    first = (folder / LOG).read_text().splitlines()[0]
+    status = Path(f"/proc/{first.rpartition(' ')[2]}/status").read_text()
+    return int(status.partition("PPid:")[2].split()[0])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")
+def test_a_killed_worker_is_replaced_and_the_records_are_the_same(cluster, job, figures):
+    whole = [job(f"whole-{method}", method, epochs=4) for method in ("at_small_dense", "at_moe")]
+    for one in whole:
+        process = start(one)
+        assert process.wait() == 0
+        stop(process)
+    jobs = [job(f"ray-{method}", method, epochs=4) for method in ("at_small_dense", "at_moe")]
+    killed = []
+
+    def kill_in_midrun():
+        state = state_of(jobs[0].folder)
+        if not killed and 1 <= state.epoch < state.epochs:
+            killed.append(parent_of(jobs[0].folder))
+            assert b"ray" in Path(f"/proc/{killed[0]}/cmdline").read_bytes()
+            os.kill(killed[0], signal.SIGKILL)
+
+    assert drive(cluster, jobs, kill_in_midrun) == {}
+    assert killed
+    assert [figures(one.folder) for one in jobs] == [figures(one.folder) for one in whole]
+    log = (jobs[0].folder / LOG).read_text()
+    assert log.count(", process ") == 2
+    assert log.count("epoch 1/4") == 1  # what was trained before is not trained again
+
+
+@pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")
+def test_a_failed_run_is_told_a_killed_process_is_replaced_and_closing_ends_the_rest(cluster, job, monkeypatch):
+    monkeypatch.setattr(placement, "POLL", 0.05)
+    killed = []
+    survivor, failing = job("survivor", epochs=3), job("failing", "advmoe", batch_size=40)
+
+    def kill_the_process():
+        if not killed and state_of(survivor.folder).epoch >= 1:
+            killed.append(int((survivor.folder / LOG).read_text().splitlines()[0].rpartition(" ")[2]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    failed = drive(cluster, [survivor, failing], kill_the_process)
+    assert killed
+    assert failed == {"failing": "batch_size must be at most half of the 60 training pictures for two levels, not 40"}
+    assert state_of(survivor.folder).kind == "done"
+    endless = job("endless", epochs=5000)
+    cluster.submit([endless])
+    while state_of(endless.folder).epoch < 1:
+        time.sleep(0.05)
+    cluster.close()
+    time.sleep(2)
+    epoch = state_of(endless.folder).epoch
+    time.sleep(3)
+    assert state_of(endless.folder).epoch == epoch
+
+
+def test_no_cluster_is_one_line():
+    with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
+        ray_placement.place("127.0.0.1:1", None, 1, "cpu")
+    with pytest.raises(UserError, match="--workers is for Ray of this machine's own"):
+        ray_placement.place("auto", 2, 1, "cpu")

@@ -1,0 +1,71 @@
+"""Slurm's side of submitit, stood in for by submitit's own local executor."""
+
+import time
+
+import pytest
+
+from advmoe.errors import UserError
+from advmoe.sweep.job import start, stop
+from advmoe.sweep.placement import drive
+from advmoe.sweep.states import state_of
+
+pytest.importorskip("submitit", reason="needs the extra slurm")
+from advmoe.sweep.slurm import place  # what only the extra lets in
+
+
+@pytest.mark.slow
+def test_jobs_give_the_records_of_plain_ones(job, figures, tmp_path):
+    plain = job("plain")
+    process = start(plain)
+    assert process.wait() == 0
+    stop(process)
+    jobs = [job("good"), job("failing", "advmoe", batch_size=40)]
+    found = place("local", None, 1, "cpu", tmp_path, ["timeout_min=10"])
+    failed = drive(found, jobs, lambda: None)
+    found.close()
+    assert failed == {"failing": "batch_size must be at most half of the 60 training pictures for two levels, not 40"}
+    assert figures(jobs[0].folder) == figures(plain.folder)
+    assert list((tmp_path / "submitit").glob("*submitted.pkl"))
+
+
+@pytest.mark.slow
+def test_closing_cancels_what_runs(job, tmp_path):
+    endless = job("endless", epochs=5000)
+    found = place("local", None, 1, "cpu", tmp_path, [])
+    found.submit([endless])
+    while state_of(endless.folder).epoch < 1:
+        time.sleep(0.05)
+    found.close()
+    time.sleep(2)
+    epoch = state_of(endless.folder).epoch
+    time.sleep(3)
+    assert state_of(endless.folder).epoch == epoch
+
+
+def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
+    one = job("refused")
+    one.folder.mkdir()
+    (one.folder / "thesis.tex").write_text("mine")
+    found = place("debug", None, 1, "cpu", tmp_path, [])
+    failed = drive(found, [one], lambda: None)
+    assert list(failed) == ["refused"]
+    assert "is not an empty folder, nor one that holds a run" in failed["refused"]
+
+
+@pytest.mark.parametrize(
+    ("executor", "parameters", "said"),
+    [
+        ("local", ["gpus"], "--slurm: 'gpus' is not KEY=VALUE"),
+        ("local", ["timeout_minutes=5"], "submitit: .*timeout_minutes"),
+        ("slurmm", [], "submitit has no executor 'slurmm': did you mean slurm"),
+    ],
+)
+def test_bad_parameters_are_one_line(tmp_path, executor, parameters, said):
+    with pytest.raises(UserError, match=said):
+        place(executor, None, 1, "cpu", tmp_path, parameters)
+
+
+def test_no_slurm_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="submitit: "):
+        place(None, None, 1, "cpu", tmp_path, [])
