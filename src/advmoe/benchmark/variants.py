@@ -98,9 +98,9 @@ def places(model: Classifier) -> tuple[int, int] | None:
 
 
 def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batch: int) -> partial[Tensor]:
-    """A forward pass of one of KINDS."""
+    """A forward pass of one of KINDS; a single picture goes where its routers send it, as every route costs the same."""
     made = twin(network(kind, backbone, scale, device))
-    return partial(forward, made.forward_routed, channels_last(batch, scale, device), places(made))
+    return partial(forward, made.forward_routed, channels_last(batch, scale, device), places(made) if batch > 1 else None)
 
 
 def in_bf16(call: partial[Tensor]) -> partial[Tensor]:

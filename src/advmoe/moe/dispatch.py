@@ -48,7 +48,7 @@ def fastest(x: Tensor, own: Experts) -> str:
     A grouped convolution wins while the filters copied for all pictures are few; splitting wins at one picture and at size.
     CUDA is unmeasured (benchmarks/gpu.py would tell) and splits.
     """
-    copied = len(x) * own.width * own.bank[0].numel()
+    copied = len(x) * own.width * (own.bank.numel() // len(own.bank))
     learns = torch.is_grad_enabled() and own.bank.requires_grad
     small = len(x) > 1 and copied <= (GROUPED_UP_TO_LEARNING if learns else GROUPED_UP_TO)
     return "grouped" if small and x.device.type == "cpu" and x.is_contiguous() else "split"

@@ -49,7 +49,7 @@ class _Split(torch.autograd.Function):
 
 def _groups(experts: Tensor, num_experts: int) -> Groups:
     if len(experts) == 1:
-        return [(int(experts[0]), experts.new_zeros(1))]
+        return [(int(experts), experts.new_zeros(1))]
     counts = torch.bincount(experts, minlength=num_experts).tolist()
     rows = experts.argsort(stable=True).split(counts)
     return [(e, rows[e]) for e in range(num_experts) if counts[e]] or [(0, rows[0])]  # an empty batch keeps its shapes
