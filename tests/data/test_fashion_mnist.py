@@ -68,11 +68,10 @@ def test_licence_notice_lies_beside_the_file() -> None:
     assert "The above copyright notice and this permission notice shall be included" in " ".join(notice.split())
 
 
-def test_limits_are_balanced_and_leave_validation_and_fingerprint(splits: Splits) -> None:
+def test_limits_are_balanced_and_leave_the_fingerprint(splits: Splits) -> None:
     small = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=40, limit_test=20))
     assert torch.bincount(small.train.labels).tolist() == [4] * 10
     assert torch.bincount(small.test.labels).tolist() == [2] * 10
-    assert len(small.val) == SIZES["val"]
     assert small.fingerprint == splits.fingerprint
 
 
@@ -80,3 +79,10 @@ def test_limited_pictures_are_of_the_full_part(splits: Splits) -> None:
     small = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=40))
     full = dict(zip(contents(splits.train), splits.train.labels.tolist(), strict=True))
     assert [full[content] for content in contents(small.train)] == small.train.labels.tolist()
+
+
+def test_few_training_pictures_are_held_against_few():
+    splits = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=256))
+    assert (len(splits.train), len(splits.val)) == (256, 64)
+    whole = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=2000))
+    assert len(whole.val) == 300

@@ -12,12 +12,16 @@ SPEC = PictureSpec(CLASSES, (1, 28, 28), (0.2860,), (0.3530,))
 
 
 def load(config: DataConfig) -> Splits:
-    """Train, validation and test part of the embedded subset; `data_dir` and `validation_share` play no role."""
+    """Train, validation and test part of the embedded subset; `data_dir` and `validation_share` play no role.
+
+    Of the validation part, no more is kept than a quarter of `limit_train`: it is attacked after every epoch.
+    """
     with files("advmoe.data").joinpath("embedded/fashion-mnist.npz").open("rb") as file, np.load(file) as arrays:
         train, val, test = (_part(arrays, name) for name in ("train", "val", "test"))
+    held_out = None if config.limit_train is None else min(len(val), max(config.limit_train // 4, len(CLASSES)))
     return Splits(
         "fashion-mnist", SPEC, fingerprint(train, val, test),
-        limit(train, config.limit_train), val, limit(test, config.limit_test),
+        limit(train, config.limit_train), limit(val, held_out), limit(test, config.limit_test),
     )  # fmt: skip
 
 
