@@ -3,7 +3,7 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.t
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-slow test-browser lint types clean
+.PHONY: demo test test-slow test-browser lint types docs clean
 
 demo: .venv/installed
 	.venv/bin/advmoe demo --out demo
@@ -27,6 +27,11 @@ lint: .venv/installed-dev
 
 types: .venv/installed-dev
 	.venv/bin/mypy
+
+# The site in build/docs; a warning is an error.
+docs: .venv/installed-dev
+	$(PIP) -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -2,7 +2,7 @@
 
     python scripts/measure_dispatch.py --threads 2 --out results/dispatch.json
 
-`fastest` in advmoe/moe/dispatch.py is a rule taken from these figures.
+`fastest` in advmoe/moe/dispatch.py is a rule taken from these figures, and from the demo's iteration under several thresholds.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advmoe.benchmark.rows import machine
 from advmoe.files import write_json
 from advmoe.moe.dispatch import chosen
 from advmoe.moe.experts import Experts
@@ -83,7 +84,7 @@ def main() -> None:
         best = min(ms, key=ms.__getitem__)
         print(*(f"{row[name]:>8}" for name in row if name != "ms"), *(f"{ms[name]:9.3f}" for name in NAMES), best, flush=True)
     if arguments.out is not None:
-        write_json(arguments.out, {"threads": arguments.threads, "torch": torch.__version__, "rows": found})
+        write_json(arguments.out, {"machine": machine(), "rows": found})
 
 
 if __name__ == "__main__":

@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    calls = {kind: variants.inference(kind, Scale(), torch.device("cpu"), "resnet18", Scale.batch) for kind in ("small dense", "MoE")}
+    place, scale = torch.device("cpu"), Scale()
+    calls = {kind: variants.inference(kind, scale, place, "resnet18", scale.batch) for kind in ("small dense", "MoE")}
     found = {kind: spent(call) for kind, call in calls.items()}
     found["MoE, one expert"] = spent(partial(to_one_expert, calls["MoE"]))
     print(f"{'ms a pass, batch 64':26}", *(f"{kind:>16}" for kind in found))

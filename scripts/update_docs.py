@@ -1,6 +1,6 @@
 """Write the figures that results/ and benchmarks/results/ hold into README.md and docs/, between their markers.
 
-    python scripts/update_docs.py
+python scripts/update_docs.py
 """
 
 import json
@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.costs import profile_markdown
+from advmoe.reports.panels import in_words
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("RA-worst", "SA", "RA-50", "RA-AA", "GMACs", "against dense")
@@ -55,11 +57,44 @@ def benchmark_table(suites: tuple[str, ...]) -> str:
     return "\n".join([*lines, "", said])
 
 
+def embedded_table() -> str:
+    """The five methods on embedded pictures, mean and sample deviation over seeds."""
+    summaries = summarise(read("results/embedded/records.json"))
+    names = {"ra_worst_quick": "RA-worst (quick)", "sa": "SA", "ra_50": "RA-50"}
+    lines = [f"| method | {' | '.join(names.values())} | GMACs | against dense |", "| --- |" + " ---: |" * (len(names) + 2)]
+    for own in summaries:
+        cells = [spread(own.figures[name]) for name in names]
+        saved = own.figures["reduction"].mean
+        cost = [f"{own.figures['gmacs'].mean:.4f}", f"{-saved:+.0f} %" if saved else ""]
+        lines.append(f"| `{own.cell.method}` | {' | '.join([*cells, *cost])} |")
+    first = summaries[0]
+    said = (
+        f"{in_words(first.cell)}; {first.n} seeds, mean ± sample deviation, percent.\n"
+        "Small pictures, a narrow network, minutes a run: it compares the methods at this scale and says nothing of the paper's."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def spread(figure: Figure) -> str:
+    """Mean and sample deviation."""
+    return f"{figure.mean:.1f}" + ("" if figure.std is None else f" ± {figure.std:.1f}")
+
+
+def profile_table() -> str:
+    """Where an inference pass spends its time."""
+    found = read("benchmarks/results/profile.json")["milliseconds"]
+    lines = [f"| part | {' | '.join(found)} |", "| --- |" + " ---: |" * len(found)]
+    lines += [f"| {part} | {' | '.join(f'{parts[part]:.1f}' for parts in found.values())} |" for part in found["MoE"]]
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": lambda: table(read("results/demo/records.json")), "profile": profile_markdown},
+    "README.md": {"demo": lambda: table(read("results/demo/records.json")), "embedded": embedded_table},
+    "docs/cost.md": {"profile": profile_markdown},
     "docs/performance.md": {
         "benchmark": lambda: benchmark_table(("inference", "training", "attack", "data")),
         "growth": lambda: benchmark_table(("growth",)),
+        "profile": profile_table,
     },
 }
 

@@ -14,6 +14,9 @@ COMMANDS = {  # each a module of advmoe.commands, imported when it is asked for
     "demo": "Train and evaluate four methods on embedded pictures: a few minutes on two cores.",
     "train": "Train a network from a recipe, a configuration file, or where a run left off.",
     "evaluate": "Measure what a trained network withstands at worst, on the test set.",
+    "predict": "Classify pictures: class, confidence and the experts that each was sent through.",
+    "attack": "Show what it takes to fool a network on one picture.",
+    "export": "Write a network for ONNX Runtime or torch.export.",
     "sweep": "Train and evaluate a whole table or figure of the paper, or a grid of one's own; go on after any stop.",
     "watch": "Show running and finished runs.",
     "report": "Tables, figures and one self-contained HTML page from Records.",
@@ -21,6 +24,8 @@ COMMANDS = {  # each a module of advmoe.commands, imported when it is asked for
     "profile": "Print parameters and GMACs of a recipe's network.",
     "recipes": "List the recipes: settings, parameters and GMACs.",
     "data": "Fetch a data set (get), or read one and say what it holds (check).",
+    "doctor": "Say what is installed and what is missing, with the command that adds it.",
+    "completion": "Print what completes commands and flags in a shell.",
 }
 AGAIN = "the same command goes on where it stopped"
 GO_ON = {
@@ -55,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _overview() -> str:
     lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help tells more)", ""]
-    lines += [f"  {name:9} {what}" for name, what in COMMANDS.items()]
+    lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
     return "\n".join([*lines, "", "Start with: advmoe demo"])
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from advmoe.config import ModelConfig, RunConfig, RuntimeConfig, load_yaml
+from advmoe.data import PictureSpec
 from advmoe.errors import UserError
 from advmoe.files import write_atomically
 from advmoe.training.checkpoint import Checkpoint, RunFolder, best_epoch, load_weights
@@ -90,6 +91,18 @@ def test_tensors_that_are_not_contiguous_are_saved(tmp_path: Path) -> None:
     folder = saved(tmp_path)
     folder.save({"w": torch.arange(6.0).reshape(2, 3).T}, {}, rows(1), "")
     assert latest(folder).model_state()["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_what_the_pictures_are_comes_back_exactly(tmp_path: Path) -> None:
+    spec = PictureSpec(("a", "\u00e9t\u00e9"), (3, 8, 9), (0.1 + 0.2, 1 / 3, 0.5), (1e-2, 0.2, 0.25))
+    folder = saved(tmp_path)
+    folder.save(linear(1).state_dict(), {}, rows(1), "f" * 64, spec)
+    assert latest(folder).spec == spec
+    assert folder.best().spec == spec
+
+
+def test_checkpoints_older_than_that_are_read(tmp_path: Path) -> None:
+    assert latest(saved(tmp_path, 1)).spec is None
 
 
 def test_files_of_a_checkpoint(tmp_path: Path) -> None:

@@ -60,11 +60,16 @@ def rgb(picture: Image.Image, where: str, upright: bool = False) -> Image.Image:
 
     Raises UserError, led by `where`, for one of more than MAX_PIXELS (before it is decoded) or more than 8 bits a channel.
     """
-    if picture.width * picture.height > MAX_PIXELS:
-        raise UserError(f"{where}: the picture is {picture.width} x {picture.height}: more than {MAX_PIXELS:,} pixels")
+    check_size(picture, where)
     if picture.mode.partition(";")[0] in DEEP_MODES:
         raise UserError(f"{where}: the picture has pixels of kind {picture.mode}, not 8 bits a channel")
     return (ImageOps.exif_transpose(picture) if upright else picture).convert("RGB")
+
+
+def check_size(picture: Image.Image, where: str) -> None:
+    """Raises UserError, led by `where`, for an opened picture of more than MAX_PIXELS, before it is decoded."""
+    if picture.width * picture.height > MAX_PIXELS:
+        raise UserError(f"{where}: the picture is {picture.width} x {picture.height}: more than {MAX_PIXELS:,} pixels")
 
 
 def _array(picture: Image.Image) -> np.ndarray:

@@ -18,7 +18,8 @@ from advmoe.evaluation.checks import Check, check_figures, check_network
 from advmoe.evaluation.search import LowPrecision
 from advmoe.evaluation.shards import SHARD_SIZE, Bench, Shard, Store, Told, Worker, obstacle, split, true_network
 from advmoe.evaluation.suite import AUTOATTACK, PRESETS, Preset, autoattack, plan
-from advmoe.models import Classifier, fused
+from advmoe.models import fused
+from advmoe.moe import RoutedNetwork
 
 SCHEMA = 1
 
@@ -191,7 +192,7 @@ def _bench(
 
 def _search(model: nn.Module, bf16: bool) -> nn.Module:
     """The network that attacks climb: `model` itself, or the same in less time."""
-    faster = fused(model) if isinstance(model, Classifier) else model
+    faster = fused(model) if isinstance(model, RoutedNetwork) else model
     return LowPrecision(faster) if bf16 else faster
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from advmoe.moe import HARD, ChannelMask, Channels, DenseKind, Dispatch, Gate, MaskedNorm, MoEConv2d, Routing, Routings
+from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routing, Routings
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -36,7 +36,7 @@ def chain(blocks: Iterable[nn.Module], h: Tensor, gate: Gate) -> tuple[Tensor, R
     return h, routings
 
 
-class Classifier(nn.Module):
+class Classifier(RoutedNetwork):
     """Base of the backbones: normalisation, the network's router if it has one, the backbone's `features`, pooling, classifier.
 
     A backbone builds its layers in its constructor and calls `finish` at its end.
@@ -74,26 +74,3 @@ class Classifier(nn.Module):
     def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         """The last layer's output [B, C', H', W'] of normalised pictures, and the routings of the layers' own routers."""
         raise NotImplementedError
-
-    def moe_layers(self) -> list[MoEConv2d]:
-        """The MoE layers in the order of their routings; none in a dense network."""
-        return [module for module in self.modules() if isinstance(module, MoEConv2d)]
-
-    def set_dispatch(self, name: Dispatch) -> None:
-        """How the MoE layers run their experts: one of `advmoe.moe.DISPATCHES`, or auto."""
-        for layer in self.moe_layers():
-            layer.dispatch = name
-
-    def router_parameters(self) -> list[nn.Parameter]:
-        """The lower level's parameters p."""
-        routers = [self.router, *(layer.router for layer in self.moe_layers())]
-        return [parameter for router in routers if router is not None for parameter in router.parameters()]
-
-    def mask_parameters(self) -> list[nn.Parameter]:
-        """The scores of the channel masks; none where nothing is masked."""
-        return [mask.scores for mask in self.masks if isinstance(mask, ChannelMask)]
-
-    def weight_parameters(self) -> list[nn.Parameter]:
-        """The upper level's parameters w: everything but the routers and masks."""
-        others = {id(parameter) for parameter in (*self.router_parameters(), *self.mask_parameters())}
-        return [parameter for parameter in self.parameters() if id(parameter) not in others]

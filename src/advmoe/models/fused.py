@@ -1,16 +1,18 @@
 """A network for use: batch norms that directly follow a convolution folded into its filters."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from advmoe.models.classifier import Classifier
-from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d
+from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork
+
+Network = TypeVar("Network", bound=RoutedNetwork)
 
 
 @torch.no_grad()
-def fused(model: Classifier) -> Classifier:
+def fused(model: Network) -> Network:
     """A copy in eval mode that gives the same logits and routes (but for rounding) in less time.
 
     Its router parameters are the model's own, so that they can be learned through it; all else is copied and frozen.
@@ -32,7 +34,7 @@ def fused(model: Classifier) -> Classifier:
 
 
 @torch.no_grad()
-def refresh(twin: Classifier, model: Classifier) -> None:
+def refresh(twin: RoutedNetwork, model: RoutedNetwork) -> None:
     """Bring `twin`, which `fused` made of this `model`, up to what the model has become, in the memory that it has."""
     layers = dict(twin.named_modules())
     old: list[Tensor] = []

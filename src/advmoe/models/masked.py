@@ -26,6 +26,8 @@ def compact(model: Classifier) -> Classifier:
     What is not masked comes back as an equal copy.
     """
     small = copy.deepcopy(model)
+    if not model.masks:
+        return small
     for parent in list(small.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MaskedNorm):

@@ -115,6 +115,8 @@ class MoEConv2d(nn.Module):
         """Give what is each expert's own the sum of the experts' gradients, so that equal experts stay equal."""
         if self.filters.grad is not None:
             _tie(self.filters.grad, self.width)
+        if self.bias is not None and self.bias.grad is not None:
+            _tie(self.bias.grad, 1)
         if isinstance(self.norm, ExpertNorm):
             for gradient in (self.norm.weight.grad, self.norm.bias.grad):
                 if gradient is not None:

@@ -69,8 +69,7 @@ def convert(
 def _is_routed(traced: Traced, node: fx.Node, conv: nn.Conv2d) -> bool:
     """Whether a convolution becomes an MoE layer. Raises UserError where it should and cannot."""
     (source,) = node.all_input_nodes
-    reads_pictures = all(strand is traced.pictures for strand, _ in traced.features[source])
-    if max(conv.kernel_size) == 1 or reads_pictures or traced.features[node][0].strand.whole:
+    if max(conv.kernel_size) == 1 or source in traced.pictures or traced.features[node][0].strand.whole:
         return False
     obstacle = _obstacle(conv)
     if obstacle:
@@ -98,17 +97,17 @@ def _obstacle(conv: nn.Conv2d) -> str:
 def _narrowed(traced: Traced, kind: MoEKind, routed: Sequence[fx.Node]) -> fx.GraphModule:
     """The graph with narrow layers, MoE layers for those in `routed`: (x, gate) -> (logits, routings of each)."""
     graph, norms = traced.module.graph, {node: _following_norm(traced, node) for node in routed}
+    layers = [(node, layer, _Places(traced, node, kind.scale)) for node, layer in traced.layers(nn.Conv2d, nn.Linear, *NORMS)]
     with graph.inserting_after(graph.find_nodes(op="placeholder")[0]):
         gate = graph.placeholder("gate")
-    calls = []
-    for node, layer in traced.layers(nn.Conv2d, nn.Linear, *NORMS):
-        name, places = str(node.target), _Places(traced, node, kind.scale)
+    calls: list[fx.Node] = []
+    for node, layer, places in layers:
         if node in norms:
             norm = norms[node]
             moe = _routed(layer, None if norm is None else traced.layer(norm), places, kind)
             moe.index = len(calls)
+            traced.module.add_submodule(str(node.target), moe)
             calls.append(_called(graph, node, gate, norm))
-            traced.module.add_submodule(name, moe)
         elif node not in norms.values():
             _narrow(layer, places)
     output = graph.output_node()

@@ -43,7 +43,7 @@ def chosen(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None = No
 
 
 def fastest(x: Tensor, own: Experts) -> str:
-    """What `auto` takes for inputs [B, C, H, W]: a rule from results/dispatch.json (2 cores), so that it never varies.
+    """What `auto` takes for inputs [B, C, H, W]: a rule drawn from results/dispatch.json (2 cores), so that it never varies.
 
     A grouped convolution wins while the filters copied for all pictures are few; splitting wins at one picture and at size.
     CUDA is unmeasured (benchmarks/gpu.py would tell) and splits.

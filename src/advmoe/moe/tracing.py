@@ -31,6 +31,7 @@ JOINING = {
     "maximum", "minimum",
 }  # fmt: skip
 VIEWS = {"view", "reshape"}
+NOTHING = "something else than pictures and what became of them"
 CONCATENATING = {"cat", "concat", "concatenate"}
 
 
@@ -72,13 +73,16 @@ def kept(features: Features, scale: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """The graph of a model with one input and one output [B, classes]; the features of each tensor that the pictures reach."""
+    """The graph of a model with one input and one output [B, classes]; the features of each tensor that the pictures reach.
+
+    `pictures` are the nodes that give the pictures themselves, before any convolution.
+    """
 
     module: fx.GraphModule
     features: dict[fx.Node, Features]
-    pictures: Strand
+    pictures: set[fx.Node]
 
-    def layer(self, node: fx.Node) -> nn.Module:
+    def layer(self, node: fx.Node) -> Any:
         """The module that a node calls."""
         return self.module.get_submodule(str(node.target))
 
@@ -97,21 +101,23 @@ def trace(model: nn.Module, example_input: Tensor) -> Traced:
     if example_input.ndim != 4 or len(example_input) == 0:
         raise UserError(f"example_input must be pictures [B, C, H, W], not {list(example_input.shape)}")
     module = fx.GraphModule(model, _graph(model))
-    pictures = Strand(example_input.shape[1], True)
-    walk = _Walk(module, _shapes(module, example_input), pictures)
+    module.graph.eliminate_dead_code()
+    walk = _Walk(module, _shapes(module, example_input))
     for node in module.graph.nodes:
         walk.enter(node)
     _flatten_by_name(walk)
-    return Traced(module, walk.features, pictures)
+    module.graph.eliminate_dead_code()  # the sizes that views asked for
+    return Traced(module, walk.features, walk.pictures)
 
 
 class _Tracer(fx.Tracer):
     """Takes convolutions, linear layers and norms of one's own as one layer each, so that they can be named."""
 
     failed = ""
+    proxy_buffer_attributes = True  # as parameters are: what is made of them stays part of the graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, nn.Conv2d | nn.Linear | NORMS) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, (nn.Conv2d, nn.Linear, *NORMS)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         try:
@@ -135,12 +141,11 @@ def _graph(model: nn.Module) -> fx.Graph:
         if node.users:
             raise UserError(f"{type(model).__name__}: takes {node.target} beside the pictures")
         graphs[1].erase_node(node)
-    graphs[1].eliminate_dead_code()
     return graphs[1]
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph and keeps the shape of each tensor."""
+    """Runs the graph and keeps the shape of each tensor, and none for several together."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -151,6 +156,8 @@ class _Shapes(fx.Interpreter):
         value = super().run_node(n)
         if isinstance(value, Tensor):
             self.shapes[n] = value.shape
+        elif isinstance(value, tuple | list) and any(isinstance(part, Tensor) for part in value):
+            self.shapes[n] = Size()
         return value
 
 
@@ -159,7 +166,7 @@ def _shapes(module: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Size
     interpreter = _Shapes(module)
     try:
         interpreter.run(torch.cat([example_input[:1]] * 2))  # two: a batch of one is easily taken for something else
-    except (RuntimeError, ValueError, TypeError) as error:
+    except Exception as error:  # as above
         raise UserError(f"example_input {list(example_input.shape)} does not pass through the model: {error}") from None
     return interpreter.shapes
 
@@ -167,19 +174,26 @@ def _shapes(module: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Size
 class _Walk:
     """Node by node, the features of what it gives."""
 
-    def __init__(self, module: fx.GraphModule, shapes: dict[fx.Node, Size], pictures: Strand) -> None:
-        self.module, self.shapes, self.pictures = module, shapes, pictures
+    def __init__(self, module: fx.GraphModule, shapes: dict[fx.Node, Size]) -> None:
+        self.module, self.shapes = module, shapes
         self.features: dict[fx.Node, Features] = {}
+        self.pictures: set[fx.Node] = set()
         self.called: set[str] = set()
 
     def enter(self, node: fx.Node) -> None:
         """Raises UserError where the features of `node` cannot be told."""
+        sources = [source for source in node.all_input_nodes if source in self.features]
         if node.op == "placeholder":
-            self.features[node] = (Part(self.pictures, 1),)
+            self.features[node] = (Part(Strand(self.shapes[node][1], True), 1),)
+            self.pictures.add(node)
         elif node.op == "output":
             self._end(node)
-        elif node in self.shapes and node.op != "get_attr":
+        elif node.op == "call_module" and type(self.module.get_submodule(str(node.target))) in (nn.Conv2d, nn.Linear):
+            self.features[node] = self._produced(node)
+        elif node.op == "call_module" or (node in self.shapes and sources):
             self.features[node] = self._through_layer(node) if node.op == "call_module" else self._through_function(node)
+            if self.pictures.issuperset(sources):
+                self.pictures.add(node)
 
     def _end(self, node: fx.Node) -> None:
         logits = node.args[0]
@@ -188,23 +202,32 @@ class _Walk:
         for part in self.features[logits]:
             part.strand.whole = True
 
-    def _through_layer(self, node: fx.Node) -> Features:
-        layer, name = self.module.get_submodule(str(node.target)), str(node.target)
-        if type(layer) in KEEPERS:
-            return self._keep(node)
-        if type(layer) not in (nn.Conv2d, nn.Linear, *NORMS):
-            _refuse(node, f"{type(layer).__name__} is no layer that can be followed")
-        if name in self.called:
-            _refuse(node, "is called more than once")
-        self.called.add(name)
-        if type(layer) in NORMS:
-            return self._keep(node)
-        full = layer.out_channels if isinstance(layer, nn.Conv2d) else layer.out_features
+    def _produced(self, node: fx.Node) -> Features:
+        """New channels."""
+        layer = self._once(node)
+        if node.all_input_nodes[0] not in self.features:
+            _refuse(node, f"reads {NOTHING}")
         if isinstance(layer, nn.Conv2d) and layer.groups > 1:
             _refuse(node, f"has {layer.groups} groups, and only convolutions of one can be narrowed")
         if isinstance(layer, nn.Linear) and len(self.shapes[node]) != 2:
             _refuse(node, f"a linear layer on {len(self.shapes[node])} dimensions, where [B, features] can be followed")
-        return (Part(Strand(int(full), full == 1), 1),)
+        full = self.shapes[node][1]
+        return (Part(Strand(full, full == 1), 1),)
+
+    def _through_layer(self, node: fx.Node) -> Features:
+        layer = self.module.get_submodule(str(node.target))
+        if type(layer) in NORMS:
+            self._once(node)
+        elif type(layer) not in KEEPERS:
+            _refuse(node, f"{type(layer).__name__} is no layer that can be followed")
+        return self._keep(node)
+
+    def _once(self, node: fx.Node) -> nn.Module:
+        """The layer that a node calls, which must not have been called before."""
+        if str(node.target) in self.called:
+            _refuse(node, "is called more than once")
+        self.called.add(str(node.target))
+        return self.module.get_submodule(str(node.target))
 
     def _through_function(self, node: fx.Node) -> Features:
         name = _name(node)
@@ -217,9 +240,9 @@ class _Walk:
         _refuse(node, f"{name} is nothing that can be followed")
 
     def _keep(self, node: fx.Node) -> Features:
-        source = node.args[0] if node.args else node.kwargs["input"]
+        source = node.args[0] if node.args else node.kwargs.get("input")
         if not isinstance(source, fx.Node) or source not in self.features:
-            _refuse(node, f"{_name(node)} of something else than pictures and what became of them")
+            _refuse(node, f"{_name(node)} of {NOTHING}")
         features, before, after = self.features[source], self.shapes[source], self.shapes[node]
         if _name(node) == "mean" and not _is_spatial(node, len(before)):
             _refuse(node, "mean over something else than height and width")
@@ -232,14 +255,12 @@ class _Walk:
         _refuse(node, f"{_name(node)} makes {list(after)} of {list(before)}: channels cannot be followed")
 
     def _join(self, node: fx.Node) -> Features:
-        operands = [operand for operand in node.args if isinstance(operand, fx.Node) and operand in self.shapes]
-        wide = [operand for operand in operands if self.shapes[operand] and operand in self.features]
-        if not wide:
-            _refuse(node, f"{_name(node)} of something else than pictures and what became of them")
+        operands = [operand for operand in node.all_input_nodes if operand in self.shapes]
+        wide = [operand for operand in operands if operand in self.features]
         shape = self.shapes[node]
         for constant in (operand for operand in operands if operand not in self.features):
             if not all(part.strand.whole for part in self.features[wide[0]]) and not _is_even(self.shapes[constant], len(shape)):
-                _refuse(node, f"{_place(constant)} has a value for each channel, and cannot be narrowed")
+                _refuse(constant, "has a value for each channel, and cannot be narrowed")
         if any(len(self.shapes[operand]) != len(shape) for operand in wide):
             _refuse(node, f"{_name(node)} of tensors with different dimensions")
         wide = [operand for operand in wide if self.shapes[operand][1] == shape[1]]  # one channel serves all of the other's
@@ -266,7 +287,7 @@ class _Walk:
         if dim % len(self.shapes[node]) != 1:
             _refuse(node, f"{_name(node)} along dimension {dim}, where channels are 1")
         if not isinstance(parts, list | tuple) or any(part not in self.features for part in parts):
-            _refuse(node, f"{_name(node)} of something else than pictures and what became of them")
+            _refuse(node, f"{_name(node)} of {NOTHING}")
         return tuple(part for tensor in parts for part in self.features[tensor])
 
 
@@ -280,8 +301,9 @@ def _flatten_by_name(walk: _Walk) -> None:
 
 def _is_fixed(node: fx.Node) -> bool:
     """Whether a view names the number of channels instead of asking a tensor for it."""
-    sizes: Any = node.args[1] if isinstance(node.args[1], list | tuple) else node.args[1:]
-    return isinstance(sizes[1], int) and sizes[1] > 0
+    given: Any = (*node.args[1:], *node.kwargs.values())
+    sizes = given[0] if isinstance(given[0], list | tuple) else given
+    return len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] > 0
 
 
 def _is_spatial(node: fx.Node, ndim: int) -> bool:
@@ -299,7 +321,7 @@ def _is_even(shape: Size, ndim: int) -> bool:
 def _name(node: fx.Node) -> str:
     if node.op == "call_module":
         return "it"
-    return node.target if isinstance(node.target, str) else node.target.__name__
+    return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
 def _place(node: fx.Node) -> str:

@@ -2,7 +2,8 @@
 
 RUN/config.yaml
 RUN/metrics.jsonl                    one line an epoch
-RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, SHA-256 of the others)
+RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, what the pictures are, SHA-256
+                                     of the others)
 RUN/record.json                      written by `advmoe evaluate`
 """
 
@@ -10,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from advmoe.config import RunConfig, differences, dump_yaml, load_yaml
+from advmoe.data import PictureSpec
 from advmoe.errors import UserError
 from advmoe.files import sync, write_atomically
 
@@ -31,12 +33,13 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after an epoch (counted from 1 over all phases)."""
+    """The state after an epoch (counted from 1 over all phases). `spec` is None in checkpoints older than that field."""
 
     folder: Path
     epoch: int
     history: History
     fingerprint: str
+    spec: PictureSpec | None = None
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers."""
@@ -121,13 +124,19 @@ class RunFolder:
             raise UserError(f"{self._folder(best_epoch(latest.history))}: checkpoint missing or damaged")
         return replace(checkpoint, history=latest.history)
 
-    def save(self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str) -> None:
+    def save(
+        self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str,
+        spec: PictureSpec | None = None,
+    ) -> None:  # fmt: skip
         """Write the checkpoint of the last epoch in `history`, then drop what need not be kept."""
         epoch = len(history)
+        manifest = {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "history": history}
+        if spec is not None:
+            manifest["spec"] = asdict(spec)
         target, draft = self._folder(epoch), self.checkpoint_path / f".draft-{epoch:04d}"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            _write(draft, model, optimizers, {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "history": history})
+            _write(draft, model, optimizers, manifest)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
             shutil.rmtree(draft, ignore_errors=True)
             reason = " ".join(str(error).split())[:200]
@@ -166,6 +175,15 @@ def best_epoch(history: History) -> int:
     return 1 + max(rows, key=lambda row: (history[row]["score"], -row))
 
 
+def read_spec(tree: Mapping[str, Any]) -> PictureSpec:
+    """The inverse of `asdict`. Raises KeyError, TypeError or ValueError where `tree` is something else."""
+    channels, height, width = (int(side) for side in tree["shape"])
+    mean, std = (tuple(float(value) for value in tree[name]) for name in ("mean", "std"))
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{channels} channels with {len(mean)} means and {len(std)} deviations")
+    return PictureSpec(tuple(str(name) for name in tree["classes"]), (channels, height, width), mean, std)
+
+
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Fill `model` from a checkpoint. Raises UserError where it belongs to another model."""
     try:
@@ -193,7 +211,8 @@ def _open(folder: Path) -> Checkpoint | None:
         whole = manifest.pop("seal") == _seal(manifest)
         whole = whole and all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
         if manifest["schema"] == SCHEMA and whole:
-            return Checkpoint(folder, manifest["epoch"], manifest["history"], manifest["fingerprint"])
+            spec = read_spec(manifest["spec"]) if "spec" in manifest else None
+            return Checkpoint(folder, manifest["epoch"], manifest["history"], manifest["fingerprint"], spec)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return None

@@ -125,8 +125,7 @@ def _check_sizes(config: RunConfig, splits: Splits) -> None:
 def _state(config: RunConfig, model: Classifier, phase: Phase) -> TrainState:
     device = next(model.parameters()).device
     training = config.training
-    # fused on the CPU: 5 ms fewer for ResNet-18 (of an iteration of seconds), but equal experts part, as it rounds the ends of
-    # tensors otherwise than their middles
+    # not on the CPU: there it rounds the ends of tensors otherwise than their middles, so that equal experts part
     fused = True if device.type == "cuda" else None
     optimizers = {
         level: torch.optim.SGD(
@@ -168,8 +167,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def _bfloat16_is_fast(device: torch.device) -> bool:
     """Processors: only with instructions for it. With AVX-512 BF16 an AdvMoE iteration of ResNet-18 took 1 / 1.7 of float32's
-    time, one of the demo's narrow network the same; over 200 of its iterations the loss curves' means over three seeds
-    differed by 0.051 at most, with a standard error of 0.039 (results/precision.json)."""
+    time, one of the demo's narrow network the same (results/precision.json)."""
     return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
 
 
@@ -192,7 +190,7 @@ def _run_phase(
         row["score"] = row[METHODS[state.config.method].selects]
         history.append(row)
         optimizers = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
-        folder.save(state.model.state_dict(), optimizers, history, splits.fingerprint)
+        folder.save(state.model.state_dict(), optimizers, history, splits.fingerprint, splits.spec)
         listener.epoch(row)
 
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from advmoe.config import ModelConfig
-from advmoe.models import Classifier
-from advmoe.moe import DenseKind, MaskedKind, MoEKind
+from advmoe.moe import DenseKind, MaskedKind, MoEKind, RoutedNetwork
 from advmoe.training import steps
 
 Step = Callable[[steps.TrainState, Mapping[str, steps.Batch]], steps.Metrics]
@@ -32,11 +31,11 @@ class Method:
     selects: str = "val_ra"
 
 
-LEVELS: dict[str, Callable[[Classifier], list[nn.Parameter]]] = {
+LEVELS: dict[str, Callable[[RoutedNetwork], list[nn.Parameter]]] = {
     "all": lambda model: list(model.parameters()),
-    "weights": Classifier.weight_parameters,
-    "routers": Classifier.router_parameters,
-    "masks": Classifier.mask_parameters,
+    "weights": RoutedNetwork.weight_parameters,
+    "routers": RoutedNetwork.router_parameters,
+    "masks": RoutedNetwork.mask_parameters,
 }
 
 

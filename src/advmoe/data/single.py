@@ -1,0 +1,109 @@
+"""One picture from a file of any kind, brought to what a network takes."""
+
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from advmoe.data.decode import check_size, opened, rgb
+from advmoe.data.stream import centre_crop
+from advmoe.errors import UserError
+
+MAX_BYTES = 2**29  # of one file: what MAX_PIXELS of two bytes a channel take, and more
+ARRAY_MAGIC = b"\x93NUMPY"
+HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
+DEEP = "I;16"
+
+Shape = tuple[int, int, int]
+
+
+class Picture(NamedTuple):
+    """`pixels` [C, H, W] float32 in [0, 1]; `note` says what was done to the file's picture to get there, "" where nothing was."""
+
+    pixels: Tensor
+    note: str
+
+
+def read_picture(path: Path, shape: Shape, *, central: bool = False) -> Picture:
+    """The picture in a file, of `shape` (C, H, W): of several frames the first, upright, its shorter side resized and its middle
+    kept; nothing is resampled where the size is right. `central` resizes as ImageNet's evaluation does.
+
+    An .npy file holds such an array of floats in [0, 1] itself. Raises UserError, led by the path, where it cannot be read.
+    """
+    data = _bytes(path)
+    if data.startswith(ARRAY_MAGIC):
+        return Picture(_array(data, shape, str(path)), "")
+    channels, height, width = shape
+    with opened(data, str(path)) as file:
+        notes = list(_notes(file, channels, (width, height)))
+        picture = _in_eight_bits(file, str(path)).convert("L" if channels == 1 else "RGB")
+        pixels = np.array(_fitted(picture, (width, height), central))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return Picture(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
+
+
+def _bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: not a plain file")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise UserError(f"{path}: {size:,} bytes; a picture may have {MAX_BYTES:,}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not data:
+        raise UserError(f"{path}: holds no bytes")
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
+        raise UserError(f"{path}: HEIC and AVIF are not decoded here; convert it to PNG or JPEG")
+    return data
+
+
+def _array(data: bytes, shape: Shape, where: str) -> Tensor:
+    try:
+        array = np.load(BytesIO(data), allow_pickle=False)
+    except Exception as error:  # numpy raises many kinds on damage
+        raise UserError(f"{where}: not an array that can be read ({' '.join(str(error).split())[:120]})") from None
+    if array.dtype.kind != "f" or array.shape != shape or not ((array >= 0) & (array <= 1)).all():
+        raise UserError(f"{where}: {array.dtype} of shape {array.shape}; needed are floats in [0, 1] of shape {shape}")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
+    """What `read_picture` will do to an opened picture that its owner may want to know."""
+    upright = file.size[::-1] if file.getexif().get(0x0112, 1) >= 5 else file.size
+    if upright != size:
+        yield f"resized from {upright[0]} x {upright[1]}"
+    if getattr(file, "is_animated", False):
+        yield "first of its frames"
+    if file.mode.startswith(DEEP):
+        yield "16 bits a channel rounded to 8"
+    if file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info:
+        yield "transparency dropped"
+    grey = file.mode.startswith(("1", "L", DEEP))
+    if grey != (channels == 1):
+        yield "grey" if grey else "colours dropped"
+    if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        yield f"converted from {file.mode}"
+
+
+def _in_eight_bits(file: Image.Image, where: str) -> Image.Image:
+    """The decoded picture with 8 bits a channel, in grey or RGB, upright."""
+    if not file.mode.startswith(DEEP):
+        return rgb(file, where, upright=True)
+    check_size(file, where)
+    deep = np.asarray(ImageOps.exif_transpose(file))
+    return Image.fromarray((deep.astype(np.float32) / 257).round().astype(np.uint8))
+
+
+def _fitted(picture: Image.Image, size: tuple[int, int], central: bool) -> Image.Image:
+    if picture.size == size:
+        return picture
+    if central:
+        return picture.resize(size, Image.Resampling.BILINEAR, centre_crop(*picture.size))
+    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)

@@ -1,0 +1,84 @@
+"""Does an exported network say what the network says?
+
+Shapes: B pictures, N experts, L choices of a route.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from advmoe.models import Classifier
+from advmoe.moe import Routings
+
+BATCHES = (1, 7, 64)
+TOLERANCE = 1e-4  # of a logit
+MARGIN = 1e-5  # between a router's first two logits: below it rounding decides
+Predictor = Callable[[Tensor], tuple[Tensor, ...]]  # pixels [B, C, H, W] -> logits [B, classes] and, if routed, routes [B, L]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of running the same pictures through both, `batch` at a time."""
+
+    batch: int
+    pictures: int
+    differing: tuple[int, ...]
+    """Rows whose class or route is another, or a logit further off than TOLERANCE, though every router was decided."""
+    undecided: tuple[int, ...]
+    """Rows with a router margin under MARGIN: listed, not compared."""
+    largest: float
+    """The largest difference of a logit in the rows that were compared."""
+
+    @property
+    def equal(self) -> bool:
+        return not self.differing
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a network says of B pictures: `logits` [B, classes], `routes` [B, L], and the least router `margins` [B]."""
+
+    logits: Tensor
+    routes: Tensor
+    margins: Tensor
+
+
+@torch.inference_mode()
+def answers(model: Classifier, pixels: Tensor) -> Answers:
+    """The network's own, in eval mode on the CPU."""
+    parts = [_answered(model, chunk) for chunk in pixels.split(BATCHES[-1])]
+    return Answers(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+
+
+def compare(known: Answers, predict: Predictor, pixels: Tensor, batch: int) -> Comparison:
+    """Compare `predict`, given `batch` pictures at a time, with what is known of `pixels` [n, C, H, W]."""
+    found = [predict(chunk) for chunk in pixels.split(batch)]
+    logits = torch.cat([chunk[0] for chunk in found])
+    off = (logits - known.logits).abs().amax(dim=1)
+    differs = (off.isnan() | (off > TOLERANCE)) | (logits.argmax(dim=1) != known.logits.argmax(dim=1))
+    if known.routes.shape[1]:
+        differs |= (torch.cat([chunk[1] for chunk in found]) != known.routes).any(dim=1)
+    undecided = known.margins < MARGIN
+    largest = off[~undecided].max().item() if not undecided.all() else 0.0
+    return Comparison(batch, len(pixels), _rows(differs & ~undecided), _rows(undecided), largest)
+
+
+def _answered(model: Classifier, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits, routings = model.forward_routed(pixels)
+    if not routings:
+        return logits, torch.empty(len(pixels), 0, dtype=torch.int64), torch.full((len(pixels),), torch.inf)
+    return logits, torch.stack([routing.experts for routing in routings], dim=1), _margins(routings)
+
+
+def _margins(routings: Routings) -> Tensor:
+    """[B], the least distance between a router's first two logits; infinite where there is one expert."""
+    ordered = torch.stack([routing.logits.sort(dim=1, descending=True).values for routing in routings])  # [L, B, N]
+    if ordered.shape[2] == 1:
+        return torch.full((ordered.shape[1],), torch.inf)
+    return (ordered[..., 0] - ordered[..., 1]).amin(dim=0)
+
+
+def _rows(flags: Tensor) -> tuple[int, ...]:
+    return tuple(flags.nonzero()[:, 0].tolist())

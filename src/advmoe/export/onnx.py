@@ -1,0 +1,114 @@
+"""A traced network as an ONNX file, and ONNX Runtime to run it."""
+
+import contextlib
+import importlib.util
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from advmoe.errors import UserError
+from advmoe.export.compare import Predictor
+from advmoe.files import drafted
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+INPUT, OUTPUTS = "pixels", ("logits", "routes")
+
+
+def check_extra() -> None:
+    """Raises UserError, with the command that helps, where a package of the extra is missing."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'advmoe[export]'")
+
+
+def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, str]) -> None:
+    """Write a traced network as one ONNX file with `facts` as its metadata, checked by onnx.checker.
+
+    Input `pixels` [batch, C, H, W]; outputs `logits` [batch, classes] and, of an MoE network, `routes` [batch, L] int64.
+    """
+    check_extra()
+    import onnx  # noqa: PLC0415 (an extra)
+
+    model = _converted(program)
+    _name_batch(model)
+    onnx.helper.set_model_props(model, dict(facts))
+    onnx.checker.check_model(model, full_check=True)
+    with drafted(path) as draft:
+        onnx.save(model, draft)
+
+
+def onnx_predictor(path: Path, threads: int = 0) -> Predictor:
+    """An ONNX file run by ONNX Runtime on the CPU, with `threads` (0: its own choice). Raises UserError where it cannot be read."""
+    check_extra()
+    import onnxruntime  # noqa: PLC0415 (an extra)
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads wait asleep between calls
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many classes of its own
+        raise UserError(f"{path}: not an ONNX file that ONNX Runtime reads ({str(error).splitlines()[0]})") from None
+
+    def predict(pixels: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(output) for output in session.run(None, {INPUT: pixels.numpy()}))
+
+    return predict
+
+
+def _converted(program: ExportedProgram) -> Any:
+    """The graph as an onnx.ModelProto, without the names of source files that torch notes beside its nodes."""
+    names = OUTPUTS[: len(program.graph_signature.user_outputs)]
+    with _quiet():
+        converted = torch.onnx.export(
+            program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(names),
+            custom_translation_table=_shorter(),
+        )  # fmt: skip
+    assert converted is not None
+    model = converted.model_proto
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del part.metadata_props[:]
+    return model
+
+
+def _shorter() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Fewer operators than the exporter's own: at batch 1 the many small ones cost as much as the convolutions."""
+    from onnxscript import opset20 as op  # noqa: PLC0415 (an extra)
+
+    def index_select(x: Any, dim: int, index: Any) -> Any:
+        return op.Gather(x, index, axis=dim)
+
+    def sort(x: Any, dim: int = -1, descending: bool = False) -> Any:
+        return op.TopK(x, op.Shape(x), axis=dim, largest=int(descending), sorted=1)  # of equal values the first comes first
+
+    def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
+        return sort(x, dim, descending)
+
+    aten = torch.ops.aten
+    return {aten.index_select.default: index_select, aten.sort.default: sort, aten.sort.stable: stable_sort}
+
+
+def _name_batch(model: Any) -> None:
+    """Call the first dimension of the input and outputs what it is."""
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on packages that nothing here needs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logger.setLevel(level)

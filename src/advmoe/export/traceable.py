@@ -1,0 +1,83 @@
+"""A network as a graph can hold it: a pure function of the pixels, at any batch, that computes the chosen experts only.
+
+Shapes: B pictures, N experts, K filters an expert, L MoE layers.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from advmoe.models import Classifier, fused
+from advmoe.moe import Gate, MoEConv2d, Router, Routing, Routings
+
+TRACED = 2  # pictures in the traced batch: 0 and 1 would be taken for constants
+
+
+class RoutedConv2d(nn.Module):
+    """A fused MoE layer. Each expert is a convolution of its own on the rows of the batch that chose it, perhaps none."""
+
+    def __init__(self, layer: MoEConv2d) -> None:
+        super().__init__()
+        self.router = None if layer.router is None else folded(layer.router)
+        self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
+
+    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing where it has a router of its own."""
+        logits = gate.logits if self.router is None else self.router(x.mean(dim=(2, 3)))
+        assert logits is not None
+        chosen = logits.argmax(dim=1)
+        return self._dispatched(x, chosen), () if self.router is None else (Routing(logits, chosen),)
+
+    def _dispatched(self, x: Tensor, chosen: Tensor) -> Tensor:
+        rows = [(chosen == e).nonzero().flatten() for e in range(len(self.experts))]
+        parts = [convolve(x.index_select(0, own)) for convolve, own in zip(self.experts, rows, strict=True)]
+        places = chosen.argsort(stable=True).argsort()  # where each picture stands once they are grouped by expert
+        return torch.cat(parts).index_select(0, places)
+
+
+def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:
+    filters = layer.own.filters(expert)
+    width, inputs, size, _ = filters.shape
+    made = nn.Conv2d(inputs, width, size, layer.stride, layer.own.padding, bias=layer.bias is not None)
+    made.weight = nn.Parameter(filters.detach().clone())  # no view of the bank, which a file would hold whole
+    if layer.bias is not None:
+        made.bias = nn.Parameter(layer.bias[expert].detach().clone())
+    return made
+
+
+@torch.no_grad()
+def folded(router: Router) -> nn.Linear:
+    """The router behind the pooling, its standardisation folded into the linear layer: [B, C] -> [B, N]."""
+    rate = (router.var.double() + 1e-5).rsqrt()
+    weight = router.linear.weight.double() * rate
+    made = nn.Linear(router.linear.in_features, router.linear.out_features)
+    made.weight.copy_(weight)
+    made.bias.copy_(router.linear.bias.double() - weight @ router.mean.double())
+    return made
+
+
+class Traceable(nn.Module):
+    """A fused twin of a network: pixels [B, C, H, W] -> logits [B, classes] and, of an MoE network, routes [B, L] int64."""
+
+    def __init__(self, model: Classifier) -> None:
+        super().__init__()
+        self.network = fused(model).float().cpu()
+        self.routed = bool(self.network.moe_layers())
+        for parent in list(self.network.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, MoEConv2d):
+                    setattr(parent, name, RoutedConv2d(child))
+        self.requires_grad_(False)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        logits, routings = self.network.forward_routed(pixels)
+        return (logits, torch.stack([routing.experts for routing in routings], dim=1)) if self.routed else (logits,)
+
+
+def traced(model: Classifier, shape: tuple[int, int, int]) -> ExportedProgram:
+    """The network's graph for any number of pictures of `shape` (C, H, W), with its weights."""
+    pixels = torch.rand(TRACED, *shape, generator=torch.Generator().manual_seed(0))
+    program = torch.export.export(Traceable(model), (pixels,), dynamic_shapes={"pixels": {0: Dim.DYNAMIC}})
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # names source files of this machine
+    return program

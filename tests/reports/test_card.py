@@ -1,0 +1,63 @@
+"""The model card of a published network."""
+
+import yaml
+from records import old_record, record
+
+from advmoe.reports.card import model_card
+
+
+def card(made=None, **changes):
+    return model_card(made or record(**changes), "someone/robust", ["a", "b"], (1, 28, 28))
+
+
+def head(text):
+    return yaml.safe_load(text.split("---\n")[1])
+
+
+def test_head_is_what_the_hub_reads():
+    made = record()
+    (result,) = head(card(made))["model-index"][0]["results"]
+    assert result["dataset"]["name"] == "fashion-mnist"
+    figures = {metric["name"]: metric["value"] for metric in result["metrics"]}
+    assert figures["RA-worst"] == made["ra_worst"]
+    assert figures["SA"] == made["sa"]
+
+
+def test_says_what_it_withstands_where_it_was_measured():
+    text = card()
+    assert "Linf perturbations of up to 0.1" in text
+    assert "**49.0 %** of 300 test pictures" in text
+    assert "| RA-worst | 49.0 | 44.0 to 54.0 |" in text
+    assert 'advmoe.load("someone/robust")' in text
+    assert "2 experts a layer at model scale 0.5" in text
+    assert "experts a layer" not in card(method="at_dense")
+
+
+def test_attacks_and_checks_are_listed():
+    text = card()
+    assert r"| pgd\_50 | 240 | 80 |" in text
+    assert "| 1 | same picture, same answer | pass | logits differ by 4.8e-07 |" in text
+
+
+def test_limits_name_failed_checks_and_an_untrustworthy_autoattack():
+    text = card()
+    assert "Check 5 (RA-AA near RA-worst) ended with fail: RA-AA is 0.50 points above RA-worst." in text
+    assert "AutoAttack's figure is not to be trusted" in text
+    assert "Check 1 (" not in text
+
+
+def test_quick_evaluation_is_called_so():
+    made = record()
+    evaluation = {name: value for name, value in made["evaluation"].items() if name != "ra_worst"}
+    evaluation |= {"ra_worst_quick": 52.0, "left_out": {"reroute": "not listed"}, "checks": []}
+    evaluation["intervals"] = {"ra_worst_quick": [47.0, 57.0]}
+    text = card(record(ra_worst=..., ra_worst_quick=52.0, evaluation=evaluation))
+    assert "RA-worst (quick)" in text
+    assert "RA-worst can only be lower" in text
+    assert "**52.0 %**" in text
+    assert "`reroute` was not run: not listed." in text
+    assert "None was made" in text
+
+
+def test_records_of_the_older_schema_have_a_card():
+    assert "**49.0 %**" in card(old_record())

@@ -1,0 +1,96 @@
+"""What README and docs tell a reader to type: a page's commands, and the Python that goes on from them, in order and made small."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from advmoe.cli import main
+
+sys.path.append(str(Path(__file__).parent / "data"))
+from cifar10 import write_batches
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
+ALONE = ("python", "text")  # tests/test_docs.py runs the first; nobody the second
+NETWORK = ["--width", "4", "--limit-train", "40", "--batch-size", "20", "--epochs", "1", "--device", "cpu"]
+SMALL = {  # command -> words that come last
+    "train": [*NETWORK, "--limit-test", "10", "--num-steps", "1", "--picture-size", "32"],
+    "evaluate": ["--limit-test", "4", "--device", "cpu"],
+    "sweep": [*NETWORK, "--limit-test", "4", "--seeds", "1", "--only", "resnet18-at_small_dense", "--preset", "pgd_10"],
+    "attack": ["--device", "cpu"],
+}
+OTHERS = {  # lines of a shell that are no command of ours: what installs is run by tests/test_packaging.py
+    "python3 -m venv .venv",
+    ".venv/bin/pip install -c constraints.txt .",
+    ". .venv/bin/activate",
+}
+
+
+def blocks(page):
+    """(language, text) of each block of a page."""
+    return BLOCK.findall(page.read_text())
+
+
+def steps(page):
+    """What a reader of the page runs, in order."""
+    for language, text in blocks(page):
+        yield from ((language, line) for line in text.splitlines()) if language == "sh" else [(language, text)] * (language == "py")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder as the pages suppose one: pictures in classes, photos, and CIFAR-10 where `advmoe data get` would put it."""
+    random = np.random.default_rng(0)
+    for number in range(60):
+        picture(random, tmp_path / f"pictures/{'cats' if number % 2 else 'dogs'}/{number}.png")
+    for name in ("rex", "tom"):
+        picture(random, tmp_path / f"photos/{name}.png")
+    monkeypatch.setattr("advmoe.commands.data.fetch", lambda name, to, console: [f"{name}: {write_batches(to)}"])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def picture(random, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+
+
+def cases():
+    """The pages on which there is something to run; a sweep's processes take their time."""
+    for page in PAGES:
+        if any(steps(page)):
+            yield pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name == "paper.md" else [])
+
+
+@pytest.mark.parametrize("page", list(cases()))
+def test_what_a_page_says_runs(page, place):
+    for language, text in steps(page):
+        if language == "py":
+            exec(compile(text, page.name, "exec"), {"__name__": "block"})
+        else:
+            typed(text)
+
+
+def typed(line):
+    """One line at the shell."""
+    words = shlex.split(line.removeprefix(".venv/bin/").replace(" DIR ", " pictures "), comments=True)
+    if not words or " ".join(shlex.split(line, comments=True)) in OTHERS:
+        return
+    if words[0] == "make":
+        assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+        return
+    inner = re.fullmatch(r'eval "\$\((.*)\)"', line)
+    words = inner[1].split() if inner else words
+    assert words[0] == "advmoe", line
+    assert main([*words[1:], *SMALL.get(words[1], [])]) == 0, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_is_of_a_language_that_is_run(page):
+    assert {language for language, _ in blocks(page)} <= {"sh", "py", *ALONE}

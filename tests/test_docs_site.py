@@ -1,0 +1,50 @@
+"""What the site has beyond Markdown; `make docs` builds all of it."""
+
+import importlib.util
+from pathlib import Path
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import pytest
+
+pytest.importorskip("mkdocs")
+pytest.importorskip("latex2mathml")
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def site():
+    spec = importlib.util.spec_from_file_location("docs_site", ROOT / "scripts/docs_site.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def page(name):
+    return SimpleNamespace(file=SimpleNamespace(src_uri=name))
+
+
+def test_formulas_become_mathml(site):
+    made = site.on_page_content(
+        r'<p>of <span class="arithmatex">\(r^2\)</span></p><div class="arithmatex">\[' + "\na &lt; b\n" + r"\]</div>"
+    )
+    assert "arithmatex" not in made
+    inline, block = ElementTree.fromstring(f"<all>{made}</all>").iter("{http://www.w3.org/1998/Math/MathML}math")
+    assert (inline.get("display"), block.get("display")) == ("inline", "block")
+    assert ["".join(formula.itertext()) for formula in (inline, block)] == ["r2", "a<b"]
+
+
+def test_links_to_records_lead_into_the_site(site):
+    text = "[a](../results/x.json) [b](../../benchmarks/results/y.json) [c](../images/z.png)"
+    assert site.on_page_markdown(text, page("cost.md")) == "[a](results/x.json) [b](benchmarks/results/y.json) [c](../images/z.png)"
+    assert site.on_page_markdown("[a](../../results/x.json)", page("api/moe.md")) == "[a](../results/x.json)"
+    assert site.on_page_markdown("[a](docs/choices.md)", page("contributing.md")) == "[a](choices.md)"
+
+
+def test_records_and_pages_of_the_root_are_part_of_it(site):
+    files = []
+    site.File = SimpleNamespace(generated=lambda config, target, abs_src_path: (target, Path(abs_src_path)))
+    site.on_files(files, config=None)
+    assert ("contributing.md", ROOT / "CONTRIBUTING.md") in files
+    assert ("results/rerouting.json", ROOT / "results/rerouting.json") in files
+    assert all(source.is_file() for _, source in files)

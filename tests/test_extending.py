@@ -1,0 +1,53 @@
+"""The page on extending: every snippet is short, and what it adds is there for the command line, too."""
+
+import re
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from advmoe import cli
+from advmoe.data import DATASETS
+from advmoe.evaluation.suite import ATTACKS
+from advmoe.models import MODELS
+from advmoe.training.methods import METHODS
+
+PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text()
+SECTIONS = {part.split("\n", 1)[0]: re.findall(r"```python\n(.*?)```", part, flags=re.S) for part in PAGE.split("\n## ")[1:]}
+
+
+@pytest.fixture(autouse=True)
+def _registries():
+    """What a test adds is gone after it."""
+    with patch.dict(DATASETS), patch.dict(MODELS), patch.dict(METHODS), patch.dict(ATTACKS):
+        yield
+
+
+def run(section, number=0):
+    names = {"__name__": "block"}
+    exec(compile(SECTIONS[section][number], section, "exec"), names)
+    return names
+
+
+def test_each_extension_has_a_snippet_of_under_30_lines():
+    assert list(SECTIONS) == ["A convolutional network of your own", "A backbone", "A data set", "A method", "A gate", "An attack"]
+    for section, blocks in SECTIONS.items():
+        assert blocks, section
+        assert all(len(block.splitlines()) < 30 for block in blocks), section
+
+
+def test_commands_train_evaluate_and_attack_with_what_was_added(tmp_path, capsys):
+    run("A data set"), run("A backbone"), run("An attack")
+    words = ["train", "--recipe", "fashion-mnist-resnet18-advmoe", "--dataset", "stripes", "--backbone", "tower", "--width", "4"]
+    flags = ["--limit-train", "40", "--limit-test", "20", "--epochs", "1", "--batch-size", "20", "--device", "cpu"]
+    assert cli.main([*words, *flags, "--out", str(tmp_path / "run")]) == 0
+    assert cli.main(["evaluate", str(tmp_path / "run"), "--attacks", "pgd_10", "corners", "--device", "cpu"]) == 0
+    assert "corners" in capsys.readouterr().out
+
+
+def test_a_converted_network_trains_as_a_backbone(tiny, splits, recorder, tmp_path):
+    from advmoe.training.loop import train
+
+    run("A convolutional network of your own", 1)
+    history = train(tiny("advmoe", backbone="mine", epochs=1), splits, tmp_path / "run", recorder)
+    assert len(history[0]["load"]) == 1

@@ -1,0 +1,84 @@
+"""The package as it is installed: what its import costs, what its wheel holds, and that it runs where there is no repository."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+import advmoe
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+
+def seconds(code):
+    """What a fresh process takes for some Python."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True)
+    return time.perf_counter() - start
+
+
+def test_import_costs_less_than_one_and_a_half_times_torchs():
+    """With what `import advmoe` puts off until it is asked for; the least of rounds in turn, as others share the machine."""
+    rounds = [(seconds("import torch"), seconds("import advmoe; advmoe.load")) for _ in range(3)]
+    least_torch, least_own = map(min, zip(*rounds, strict=True))
+    assert least_own < 1.5 * least_torch
+
+
+def test_import_alone_leaves_torch_out():
+    code = "import sys, advmoe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_citation_names_the_paper_and_this_version():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert cited["version"] == advmoe.__version__
+    paper = cited["preferred-citation"]
+    assert paper["title"] == "Robust Mixture-of-Expert Training for Convolutional Neural Networks"
+    names = [author["family-names"] for author in paper["authors"]]
+    assert names == ["Zhang", "Cai", "Chen", "Zhang", "Zhang", "Chen", "Chang", "Wang", "Liu"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """What `python -m build` makes of the repository's files, copied, so that no earlier build is in the way."""
+    place = tmp_path_factory.mktemp("copy")
+    shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, place)
+    subprocess.run([sys.executable, "-m", "build", "--wheel", str(place)], check=True, capture_output=True)
+    (made,) = (place / "dist").iterdir()
+    return made
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_file_of_the_package_and_no_other(wheel):
+    source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/advmoe").rglob("*") if path.is_file()}
+    with zipfile.ZipFile(wheel) as archive:
+        packed = {name for name in archive.namelist() if not re.match(r"advmoe-[^/]*\.dist-info/", name)}
+    assert packed == {name for name in source if "__pycache__" not in name}
+
+
+@pytest.mark.slow
+def test_wheel_runs_in_an_empty_environment_away_from_the_repository(wheel, tmp_path):
+    def run(*words):
+        return subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+
+    run(sys.executable, "-m", "venv", "empty")
+    run("empty/bin/pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel))
+    place = run("empty/bin/python", "-c", "import advmoe; print(advmoe.__file__)")
+    assert Path(place.strip()).is_relative_to(tmp_path)
+    assert "missing: pyautoattack" in run("empty/bin/advmoe", "doctor")
+    network = shlex.split("--width 4 --limit-train 40 --limit-test 10 --batch-size 20 --epochs 1 --device cpu")
+    run("empty/bin/advmoe", "train", "--recipe", "demo-advmoe", *network, "--out", "run")
+    assert "RA-worst" in run("empty/bin/advmoe", "evaluate", "run", "--device", "cpu")
+    loads = "import advmoe, torch; model = advmoe.load('run'); print(model(torch.rand(2, *model.input_size)).shape)"
+    assert run("empty/bin/python", "-c", loads) == "torch.Size([2, 10])\n"
