@@ -16,7 +16,7 @@ COMMANDS = {  # each a module of advmoe.commands, imported when it is asked for
     "evaluate": "Measure what a trained network withstands at worst, on the test set.",
     "predict": "Classify pictures: class, confidence and the experts that each was sent through.",
     "attack": "Show what it takes to fool a network on one picture.",
-    "export": "Write a network for ONNX Runtime or torch.export.",
+    "export": "Write a trained network as one ONNX or torch.export file, and compare it with PyTorch.",
     "sweep": "Train and evaluate a whole table or figure of the paper, or a grid of one's own; go on after any stop.",
     "watch": "Show running and finished runs.",
     "report": "Tables, figures and one self-contained HTML page from Records.",
