@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from advmoe.config import dump_yaml
+from advmoe.evaluation.suite import PRESETS
 from advmoe.progress_state import read_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "five_methods.py"
 TOY = ["--dataset", "fashion-mnist", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
-TOY += ["--num-steps", "1", "--epochs", "2", "--device", "cpu", "--threads", "1"]
+TOY += ["--num-steps", "1", "--device", "cpu", "--threads", "1"]
+EPOCHS = ["--epochs", "3"]
 EVALUATE = ["--evaluate", "--attacks pgd_10 --device cpu --threads 1"]
 # A stand-in for `advmoe`: it trains three epochs, the first in FIRST seconds, the others in LATER, says they took SAID, and
 # writes each start to the file LOG.
@@ -28,15 +30,19 @@ with open(os.environ["LOG"], "a") as log:
 if run.name == os.environ.get("FAILS"):
     sys.exit("advmoe: error: no such data")
 if what == "train":
-    (run / "config.yaml").write_text(os.environ["CONFIG"])
+    (run / "config.yaml").write_text((Path(os.environ["CONFIGS"]) / run.name).read_text())
     metrics = run / "metrics.jsonl"
     done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
-    for epoch in range(done + 1, 4):
+    for epoch in range(done + 1, 7 if run.name.startswith("at_sparse") else 4):
         time.sleep(float(os.environ["FIRST" if epoch == 1 else "LATER"]))
         with metrics.open("a") as file:
             file.write(json.dumps({"epoch": epoch, "train_seconds": float(os.environ["SAID"]), "validate_seconds": 0.0}) + "\\n")
 else:
-    (run / "record.json").write_text(json.dumps({"method": run.name, "sa": 50.0, "ra_worst": 20.0}))
+    record = {"method": run.name, "sa": 50.0, "ra_worst": 20.0, "norm": "Linf", "attack_seed": 0, "epsilon": 8 / 255}
+    record["config"] = {"attack": {"epsilon": 8 / 255}, "data": {"limit_test": None}}
+    attacks = ["pgd_10"] if "--attacks" in words else os.environ["STANDARD" if "--standard" in words else "QUICK"].split()
+    record["evaluation"] = {"attacks": dict.fromkeys(attacks), "left_out": {}}
+    (run / "record.json").write_text(json.dumps(record))
 """
 
 
@@ -50,7 +56,7 @@ def five():
 
 
 @pytest.fixture
-def stand_in(five, tiny, tmp_path, monkeypatch):
+def stand_in(five, tmp_path, monkeypatch):
     """Make slices quick; stand_in(seconds of the first epoch, of the others, what it says of both, run that fails)."""
     (tmp_path / "advmoe.py").write_text(STAND_IN)
     monkeypatch.setattr(five, "ADVMOE", (sys.executable, str(tmp_path / "advmoe.py")))
@@ -58,7 +64,13 @@ def stand_in(five, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(five, "POLL", 0.02)
     monkeypatch.setattr(five.signal, "signal", lambda *_: None)
     monkeypatch.setenv("LOG", str(tmp_path / "log.txt"))
-    monkeypatch.setenv("CONFIG", dump_yaml(tiny()))
+    monkeypatch.setenv("CONFIGS", str(tmp_path / "configs"))
+    (tmp_path / "configs").mkdir()
+    for preset in ("quick", "standard"):
+        monkeypatch.setenv(preset.upper(), " ".join(PRESETS[preset].attacks))
+    for method in five.METHODS:
+        config = five.trained_so(tmp_path / f"{method}-0", five.parsed(EPOCHS))
+        (tmp_path / "configs" / f"{method}-0").write_text(dump_yaml(config))
 
     def setting(first=0.0, later=0.0, said=0.0, fails=""):
         for name, value in (("FIRST", first), ("LATER", later), ("SAID", said)):
@@ -70,7 +82,7 @@ def stand_in(five, tiny, tmp_path, monkeypatch):
 
 def called(five, tmp_path, seconds, *words):
     place = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results/five.json")]
-    return five.main(["--minutes", str(seconds / 60), *place, *words])
+    return five.main(["--minutes", str(seconds / 60), *place, *EPOCHS, *words])
 
 
 def log(tmp_path):
@@ -124,6 +136,80 @@ def test_two_side_by_side(five, stand_in, tmp_path):
     assert sorted(log(tmp_path)[:2]) == ["advmoe-0 train", "at_moe-0 train"]
 
 
+def test_another_preset_evaluates_again_and_copies_no_other_records(five, stand_in, tmp_path):
+    stand_in()
+    assert called(five, tmp_path, 300, "--methods", "advmoe") == 0
+    assert called(five, tmp_path, 300, "--methods", "advmoe", "--evaluate", "--standard") == 0
+    assert log(tmp_path) == ["advmoe-0 train", "advmoe-0 evaluate", "advmoe-0 evaluate"]
+    (record,) = json.loads((tmp_path / "results/five.json").read_text())
+    assert list(record["evaluation"]["attacks"]) == PRESETS["standard"].attacks
+    assert called(five, tmp_path, 300, "--methods", "advmoe") == 0
+    (record,) = json.loads((tmp_path / "results/five.json").read_text())
+    assert list(record["evaluation"]["attacks"]) == PRESETS["quick"].attacks
+
+
+@pytest.mark.parametrize("other", ["--epsilon 4/255", "--limit-test 7", "--seed 1", "--norm L2 --epsilon 0.5"])
+def test_a_record_of_another_threat_is_not_the_one_asked_for(five, stand_in, tmp_path, other):
+    stand_in()
+    assert called(five, tmp_path, 300, "--methods", "advmoe") == 0
+    assert five.left(tmp_path / "runs/advmoe-0", five.parsed([]).wanted) == ""
+    assert five.left(tmp_path / "runs/advmoe-0", five.parsed(["--evaluate", other]).wanted) == "evaluate"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"evaluation": {"attacks": {}, "left_out": {}}}'])
+def test_a_file_that_is_no_record_is_not_a_run_that_is_done(five, stand_in, tmp_path, content):
+    stand_in()
+    assert called(five, tmp_path, 300, "--methods", "advmoe") == 0
+    (tmp_path / "runs/advmoe-0/record.json").write_text(content)
+    assert called(five, tmp_path, 300, "--methods", "advmoe") == 0
+    assert log(tmp_path)[2:] == ["advmoe-0 evaluate"]
+
+
+def test_other_settings_of_a_finished_run_are_refused(five, stand_in, tmp_path, capsys):
+    stand_in()
+    assert called(five, tmp_path, 300, "--methods", "advmoe") == 0
+    assert called(five, tmp_path, 300, "--methods", "advmoe", "--epochs", "9") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "advmoe-0: holds another run (training.epochs: 3, not 9); give another --runs" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "0"], "--seeds must be from 1 to 1000, not 0"),
+        (["--seeds", "1001"], "--seeds must be from 1 to 1000, not 1001"),
+        (["--seeds", "two"], "argument --seeds: invalid int value: 'two'"),
+        (["--minutes", "nan"], "--minutes must be positive and finite, not nan"),
+        (["--minutes", "-1"], "--minutes must be positive and finite, not -1.0"),
+        (["--at-once", "0"], "--at-once must be at least 1, not 0"),
+        (["--methods", "at_all"], "argument --methods: invalid choice: 'at_all'"),
+        (["--evaluate", "--quik"], "--quik"),
+        (["--evaluate", "--attacks pgd_11"], "unknown attack 'pgd_11'"),
+        (["--evaluate", "--fresh"], "--evaluate: --fresh and --part are nothing for slices"),
+        (["--limit-trian", "3"], "--limit-trian"),
+    ],
+)
+def test_wrong_words_are_one_line_and_leave_the_results(five, stand_in, tmp_path, capsys, words, said):
+    results = tmp_path / "results/five.json"
+    results.parent.mkdir()
+    results.write_text("kept")
+    assert called(five, tmp_path, 300, *words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("five_methods: error: ")
+    assert said in line
+    assert results.read_text() == "kept"
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_shard_that_is_cut_short_counts_nothing(five, tmp_path):
+    store = tmp_path / "advmoe-0/evaluation"
+    store.mkdir(parents=True)
+    (store / "shard-00000.json").write_text('{"attacks": {"pgd_10": {}}}')
+    (store / "shard-00001.json").write_text('{"attacks": {"pgd_1')
+    (store / "checks.json").write_text("")
+    assert five.reached(tmp_path / "advmoe-0") == (0, 2)
+
+
 def test_words_of_the_training(five):
     options = five.parsed(["--data-dir", "d", "--lr", "0.05", "--precision", "auto"])
     words = five.training_words(Path("runs/at_small_dense-3"), options)
@@ -145,4 +231,4 @@ def test_real_slices_add_up(five, tmp_path, monkeypatch, capsys):
     assert called(five, tmp_path, 300, *words) == 0
     (record,) = json.loads((tmp_path / "results/five.json").read_text())
     assert record["method"] == "advmoe"
-    assert record["config"]["training"]["epochs"] == 2
+    assert record["config"]["training"]["epochs"] == 3

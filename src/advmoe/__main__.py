@@ -1,10 +1,14 @@
 """`python -m advmoe` and the `advmoe` command."""
 
+import signal
 import sys
+from types import FrameType
 
 
 def run() -> None:
     """Run the command line; an interrupt ends it quietly even while torch is being loaded."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who started this may want interrupts ignored
+        signal.signal(signal.SIGINT, _interrupt_once)
     try:
         from advmoe.cli import main  # noqa: PLC0415
 
@@ -12,6 +16,12 @@ def run() -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    """The first interrupt ends the command; a second would cut short what the first has it put in order."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which, unlike a function, holds to the interpreter's very end
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from advmoe.config import RunConfig
 from advmoe.errors import UserError, lookup
+from advmoe.evaluation.record_rules import is_number
 from advmoe.sweep.states import FAILED, mark_failed, state_of
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.methods import METHODS
@@ -150,7 +151,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except OSError:
         return []
     parsed = [_parsed(line) for line in lines]
-    return [row for row in parsed if row is not None and type(row.get("epoch")) is int]
+    return [row for row in parsed if row is not None and type(row.get("epoch")) is int and is_number(row["epoch"])]
 
 
 def _mapping(path: Path) -> dict[str, Any] | None:
@@ -175,6 +176,6 @@ def _patience(seconds: list[float], least: float) -> float:
 
 
 def number(row: Any, name: str) -> float:
-    """row[name] where that is a number, else 0."""
+    """row[name] where that is a finite number, else 0."""
     value = row.get(name) if isinstance(row, Mapping) else None
-    return float(value) if isinstance(value, int | float) else 0.0
+    return float(value) if is_number(value) else 0.0

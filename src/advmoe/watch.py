@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from advmoe.evaluation.record_rules import is_number
 from advmoe.progress_state import Phase, RunState, find_runs, number, read_run
 
 STYLES: dict[Phase, str] = {  # in the order in which runs are shown: what goes on first
@@ -90,7 +91,7 @@ def _recorded(record: dict[str, Any]) -> dict[str, str]:
 
 
 def _text(row: dict[str, Any], name: str, form: str = ".1f") -> str:
-    return format(number(row, name), form) if isinstance(row.get(name), int | float) else ""
+    return format(number(row, name), form) if is_number(row.get(name)) else ""
 
 
 def _lists(value: Any) -> list[Any]:
@@ -98,7 +99,7 @@ def _lists(value: Any) -> list[Any]:
 
 
 def _numbers(value: Any) -> list[float]:
-    return [float(item) for item in _lists(value) if isinstance(item, int | float)]
+    return [float(item) for item in _lists(value) if is_number(item)]
 
 
 def age(seconds: float) -> str:

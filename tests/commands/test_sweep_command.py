@@ -13,6 +13,7 @@ import yaml
 from advmoe.commands.sweep import run
 from advmoe.config import differences, from_dict
 from advmoe.errors import UserError
+from advmoe.sweep.probe import Pace, Probe
 from advmoe.sweep.states import state_of
 from advmoe.training.checkpoint import RunFolder
 
@@ -92,7 +93,7 @@ def test_dry_run_without_the_data_says_why_there_are_no_times(tmp_path, capsys):
 
 
 def test_a_sweep_leaves_runs_plan_and_records(whole):
-    assert sorted(path.name for path in whole.iterdir()) == sorted([*NAMES, ".probe.json", "sweep.yaml"])
+    assert sorted(path.name for path in whole.iterdir()) == sorted([*NAMES, ".lock", ".probe.json", "sweep.yaml"])
     kept = yaml.safe_load((whole / "sweep.yaml").read_text())["runs"]
     assert list(kept) == NAMES
     for name in NAMES:
@@ -152,6 +153,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_go_on(tmp_path, capsys):
         (["a3"], "unknown sweep 'a3', neither FILE.yaml nor one of the paper's: there is a1, a2"),
         (["a1", "--preset", "quik"], "unknown attack 'quik'"),
         (["a1", "--seeds", "0"], "seeds must be at least 1, not 0"),
+        (["a1", "--seeds", "1001"], "seeds must be at most 1000, not 1001"),
         (["a1", "--workers", "0"], "workers must be at least 1, not 0"),
         (["a1", "--address", "here"], "--address is for --placement ray or slurm"),
         (["a1", "--slurm", "a=b"], "--slurm is for --placement slurm"),
@@ -164,6 +166,19 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, words, said):
     with pytest.raises(UserError, match=said):
         run([*words, "--out", str(tmp_path / "runs"), "--device", "cpu"])
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_finished_runs_took_is_expected_of_the_others(whole, grid, capsys, monkeypatch):
+    monkeypatch.setattr(Probe, "pace", lambda *_: Pace((1e6,), 1e6))
+    run([grid, "--out", str(whole), *TINY, "--dry-run", "--seeds", "2"])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "the other 2 take" in line]
+    assert " h " not in line
+
+
+def test_a_dry_run_knows_submitits_parameters(grid, tmp_path):
+    pytest.importorskip("submitit", reason="needs the extra slurm")
+    with pytest.raises(UserError, match="--slurm: submitit: Parameter 'a' need"):
+        run([grid, "--out", str(tmp_path / "runs"), *TINY[:-2], "--placement", "slurm", "--slurm", "a=b", "--dry-run"])
 
 
 def test_a_folder_with_another_configuration_is_refused_by_name(whole, grid):

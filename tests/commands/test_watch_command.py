@@ -269,3 +269,20 @@ def test_bad_input_is_one_line(words, said, tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         watch.run(words)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "odd", [float("nan"), float("inf"), -float("inf"), True, 10**400], ids=["nan", "inf", "-inf", "true", "big"]
+)
+def test_what_is_no_finite_number_is_missing(make, tmp_path, odd):
+    run = make("odd", 2, record={**RECORD, "sa": odd, "ra_worst": odd})
+    names = ("loss", "val_sa", "val_ra", "train_seconds", "validate_seconds", "iterations")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(3, load=[[odd, 0.25]], **dict.fromkeys(names, odd))) + "\n")
+        file.write(json.dumps(row(3) | {"epoch": odd}) + "\n")
+    console = Console(file=io.StringIO(), width=240)
+    console.print(watch_view(states(tmp_path), tmp_path, console))
+    text = console.file.getvalue()
+    assert "3/3" in text
+    assert "25%" in text
+    assert not [word for word in ("nan", "inf", "1.0", "True") if word in text]

@@ -183,7 +183,7 @@ def test_committed_records_are_read(path):
         ("[1]", "holds no Record"),
         ("null", "holds no Record"),
         ('{"results": []}', "holds no Record"),
-        ('{"schema": 1, "network": "ResNet"}', "holds no Record (method is missing or of another type)"),
+        ('{"schema": 1, "network": "ResNet"}', "holds no Record (method is missing)"),
         ('{"schema": "2"}', "holds no Record (schema '2'; 1 to 2 are known)"),
         ('{"schema": 0}', "holds no Record (schema 0; 1 to 2 are known)"),
         ('{"schema": 3}', "holds a Record of schema 3; this advmoe reads 1 to 2: a newer one is needed"),
@@ -198,10 +198,41 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("name", "value"), [("sa", "high"), ("config", None), ("history", {}), ("ra_worst", None), ("ra", [])])
-def test_fields_of_another_type_are_named(record, name, value):
-    with pytest.raises(UserError, match=rf"^here: holds no Record \({name} is missing or of another type\)$"):
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("sa", "high", "sa is 'high', not a number from 0 to 100"),
+        ("sa", float("nan"), "sa is nan, not a number from 0 to 100"),
+        ("sa", True, "sa is True, not a number from 0 to 100"),
+        ("ra_worst", 1e30, "ra_worst is 1e+30, not a number from 0 to 100"),
+        ("ra_worst", None, "ra_worst is None, not a number from 0 to 100"),
+        ("ra", [], "ra is [], not an object of numbers from 0 to 100"),
+        ("test_pictures", 0, "test_pictures is 0, not a whole number of at least 1"),
+        ("params", 10**400, f"params is {10**17}...{'0' * 19}, not a whole number of at least 0"),
+        ("config", None, "config is None, not an object of settings"),
+        ("run", "\ud800", "nested more than 12 deep, or with text that is no Unicode"),
+    ],
+)
+def test_garbled_fields_are_named(record, name, value, said):
+    with pytest.raises(UserError) as error:
         checked_record({**record(), name: value}, "here")
+    assert str(error.value) == f"here: holds no Record ({said})"
+
+
+def test_a_record_without_a_worst_case_is_none(record):
+    content = record()
+    del content["ra_worst"]
+    with pytest.raises(UserError, match=r"\(ra_worst is missing\)"):
+        checked_record(content, "here")
+
+
+def test_garbled_parts_that_can_be_done_without_are_missing_and_named_in_one_line(record):
+    told = []
+    found = checked_record({**record(), "hardware": float("nan"), "history": [{"epoch": 1}], "gallery": [[]]}, "here", told.append)
+    assert (found["hardware"], found["history"], found["gallery"]) == (None, [], [])
+    (line,) = told
+    assert line.startswith("here: read without what is garbled in it: hardware, history, ")
+    assert "gallery" in line
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

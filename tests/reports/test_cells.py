@@ -4,11 +4,24 @@ import pytest
 from records import record
 
 from advmoe.evaluation.evaluate import wilson
-from advmoe.reports.cells import by_setting, span, summarise, worst_name
+from advmoe.evaluation.suite import PRESETS
+from advmoe.reports.cells import alike, attacks_in_words, by_setting, span, student_t, summarise, worst_name
 
 
 def runs(*worsts, **more):
     return [record(seed=seed, ra_worst=worst, **more) for seed, worst in enumerate(worsts)]
+
+
+def attacked(*attacks, left_out=(), **more):
+    """A Record whose worst case these attacks made; "quick" stands for the preset's."""
+    names = PRESETS["quick"].attacks if attacks == ("quick",) else attacks
+    run = {name: {"attacked": 1, "broken": 0, "seconds": 1.0} for name in names}
+    made = record(**more)
+    return made | {"evaluation": made["evaluation"] | {"attacks": run, "left_out": dict.fromkeys(left_out, "why")}}
+
+
+def quick(*attacks, **more):
+    return attacked(*(attacks or ["quick"]), ra_worst=..., ra_worst_quick=40.0, **more)
 
 
 def test_mean_and_sample_deviation_by_hand():
@@ -26,8 +39,7 @@ def test_one_run_has_no_deviation():
 
 
 def test_figures_are_over_the_runs_that_measured_them():
-    quick = record(seed=1, ra_worst=..., ra_aa=..., ra_worst_quick=40.0)
-    (summary,) = summarise([record(ra_worst=30.0), quick])
+    (summary,) = summarise([record(ra_worst=30.0), quick(seed=1, ra_aa=...)])
     assert {name: summary.figures[name].n for name in ("ra_worst", "ra_worst_quick", "ra_aa", "sa", "gmacs")} == {
         "ra_worst": 1, "ra_worst_quick": 1, "ra_aa": 1, "sa": 2, "gmacs": 2,
     }  # fmt: skip
@@ -46,13 +58,74 @@ def test_unreliable_autoattack_is_known():
     assert not summarise([record(evaluation=trusted)])[0].unreliable
 
 
-def test_span_holds_the_pictures_interval_and_two_deviations():
-    (narrow,), (wide,) = summarise(runs(50.0, 50.0)), summarise(runs(30.0, 50.0, 70.0))
+@pytest.mark.parametrize(
+    ("degrees", "quantile"),
+    [
+        (1, 12.706204736), (2, 4.302652730), (3, 3.182446305), (4, 2.776445105), (9, 2.262157163), (29, 2.045229642),
+        (30, 2.042272456), (1000, 1.962339081),
+    ],
+)  # fmt: skip
+def test_student_t_is_the_published_quantile(degrees, quantile):
+    assert student_t(degrees) == pytest.approx(quantile, abs=1e-8)
+
+
+def test_span_holds_the_pictures_interval_and_the_seeds():
+    (narrow,), (wide,), (two,) = summarise(runs(50.0, 50.0)), summarise(runs(40.0, 50.0, 60.0)), summarise(runs(49.0, 51.0))
     assert span(narrow, "ra_worst") == wilson(0.5, 300)
-    assert span(wide, "ra_worst") == pytest.approx((10.0, 90.0))
+    reach = 4.302652730 * 10 / 3**0.5
+    assert span(wide, "ra_worst") == pytest.approx((50 - reach, 50 + reach))
+    assert span(two, "ra_worst") == pytest.approx((50 - 12.706204736, 50 + 12.706204736))
+    (single,) = summarise(runs(50.0))
+    assert span(single, "ra_worst") == wilson(0.5, 300)
 
 
 def test_a_full_worst_case_goes_before_a_quick_one():
-    quick = summarise([record("at_dense", ra_worst=..., ra_worst_quick=40.0)])
-    assert worst_name(quick) == "ra_worst_quick"
-    assert worst_name([*quick, *summarise([record()])]) == "ra_worst"
+    few, listed = summarise([quick(method="at_dense")]), summarise([quick("pgd_10", method="at_dense")])
+    assert worst_name(few) == "ra_worst_quick"
+    assert worst_name([*few, *summarise([record()])]) == "ra_worst"
+    assert worst_name(listed) == "ra_worst_listed"
+    assert worst_name([*listed, *few]) == "ra_worst_quick"
+
+
+def test_a_list_of_attacks_is_not_called_by_the_presets_name():
+    (own,) = summarise([quick("pgd_10")])
+    assert "ra_worst_quick" not in own.figures
+    assert own.figures["ra_worst_listed"].mean == 40.0
+    assert own.attacks == {"ra_worst_listed": {"pgd_10"}}
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_seeds_attacked_differently_have_no_common_worst_case(full):
+    name = "ra_worst" if full else "ra_worst_listed"
+    (own,) = summarise([(attacked if full else quick)(attack, seed=seed) for seed, attack in enumerate(["pgd_10", "pgd_50"])])
+    assert (name in own.figures, own.mixed, own.attacks) == (False, (name,), {})
+    assert own.figures["sa"].n == 2
+
+
+def test_a_network_without_routers_is_attacked_by_the_same_preset():
+    routing = ("straight_through_1", "reroute_quick")
+    rest = [name for name in PRESETS["quick"].attacks if name not in routing]
+    (dense,), (routed,) = summarise([quick(*rest, method="at_dense", left_out=routing)]), summarise([quick()])
+    assert dense.attacks == routed.attacks
+    (poorer,) = summarise([quick(*rest)])
+    assert poorer.attacks.keys() == {"ra_worst_listed"}
+
+
+def test_attacks_are_named_by_their_preset():
+    standard = frozenset(PRESETS["standard"].attacks)
+    assert attacks_in_words(standard) == "the preset standard"
+    assert attacks_in_words(standard - {"transfer"}) == "the preset standard without transfer"
+    assert attacks_in_words(frozenset({"pgd_50", "pgd_10"})) == "pgd_10, pgd_50"
+    assert attacks_in_words(frozenset()) == "attacks that are not on record"
+
+
+def test_alike_are_runs_that_differ_in_their_method_alone():
+    tied, slow, other = record(), record("at_dense"), record("at_moe", fingerprint="f" * 64)
+    tied["config"]["training"] |= {"tied_share": 0.5, "router_lr": 0.3}
+    slow["config"]["training"] |= {"lr": 0.05}
+    found = summarise([tied, slow, other, record("at_sparse"), record(model_scale=0.2)])
+    assert [[own.cell.method for own in group] for group in alike(found)] == [
+        ["advmoe", "at_sparse", "advmoe"],
+        ["at_dense"],
+        ["at_moe"],
+    ]

@@ -2,8 +2,9 @@
 
 import pytest
 from records import ROBUST, record
-from test_paper_tables import paper_run
+from test_paper_tables import attacked, paper_run
 
+from advmoe.evaluation.suite import PRESETS
 from advmoe.reports.claims import judge, verdict
 
 METHODS = [method for method in ROBUST if method != "standard"]
@@ -89,7 +90,10 @@ def test_without_runs_of_the_papers_setting_nothing_is_said_of_it():
 
 def test_runs_of_the_papers_setting_are_judged_as_such():
     values = {"at_dense": 50.0, "at_small_dense": 46.0, "at_sparse": 45.0, "at_moe": 43.0, "advmoe": 56.0}
-    claims = judge([paper_run(f"cifar10-resnet18-{method}", ra={"50": value}) for method, value in values.items()])
+    claims = judge([
+        paper_run(f"cifar10-resnet18-{method}", seed, ra={"50": value + 0.1 * seed})
+        for method, value in values.items() for seed in (0, 1)
+    ])  # fmt: skip
     assert (claims[0].verdict, "in the paper's setting" in claims[0].text) == ("supported", True)
     assert not any("in our setting" in claim.text for claim in claims)
 
@@ -99,27 +103,46 @@ def history(*levels):
     return [{"epoch": number + 1, "val_ra": levels[number // 10], "val_sa": 80.0} for number in range(100)]
 
 
+def convergence(*runs):
+    return next(claim for claim in judge(runs) if "converges" in claim.text)
+
+
+def two_seeds(*levels):
+    return [record(seed=seed, epochs=100, history=history(*levels)) for seed in (0, 1)]
+
+
 @pytest.mark.parametrize(
-    ("ends", "expected"),
-    [((48.0, 48.9), "supported"), ((40.0, 44.0), "contradicted"), ((50.0, 45.0), "supported")],
+    ("ends", "expected", "state"),
+    [
+        ((48.0, 48.9), "supported", "48.9 %, +0.9: converged"),
+        ((48.0, 47.1), "supported", "47.1 %, -0.9: converged"),
+        ((40.0, 44.0), "contradicted", "44.0 %, +4.0: still rises"),
+        ((60.0, 45.0), "contradicted", "45.0 %, -15.0: falls: robust overfitting;"),
+        ((60.0, 5.0), "contradicted", "5.0 %, -55.0: falls: robust overfitting, to no more than chance (25.0 %)"),
+        ((0.0, 0.0), "contradicted", "0.0 %, +0.0: not above chance (25.0 %)"),
+        ((25.0, 25.0), "contradicted", "25.0 %, +0.0: not above chance (25.0 %)"),
+    ],
 )
-def test_convergence_is_judged_by_the_last_tenth(ends, expected):
-    run = record(epochs=100, history=history(*[20.0] * 8, *ends))
-    (claim,) = [claim for claim in judge([run]) if "converges" in claim.text]
+def test_convergence_is_judged_by_the_last_tenth(ends, expected, state):
+    claim = convergence(*two_seeds(*[20.0] * 8, *ends))
     assert claim.verdict == expected
-    assert f"{ends[1] - ends[0]:+.1f}" in claim.detail
+    assert state in claim.detail
+
+
+def test_one_seed_shows_no_convergence():
+    claim = convergence(two_seeds(*[48.0] * 10)[0])
+    assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
 
 
 def test_runs_that_disagree_show_no_convergence():
     ends = ((48.0, 48.5), (40.0, 44.0))
     runs = [record(seed=seed, epochs=100, history=history(*[20.0] * 8, *end)) for seed, end in enumerate(ends)]
-    assert next(claim for claim in judge(runs) if "converges" in claim.text).verdict == "not shown"
+    assert convergence(*runs).verdict == "not shown"
 
 
 @pytest.mark.parametrize("run", [record(), record(epochs=100, history=[]), record("at_moe", epochs=100)])
 def test_other_runs_say_nothing_of_convergence(run):
-    (claim,) = [claim for claim in judge([run]) if "converges" in claim.text]
-    assert claim.verdict == "not shown"
+    assert convergence(run).verdict == "not shown"
 
 
 def test_different_batches_cannot_be_shown():
@@ -132,7 +155,7 @@ def test_verdict_says_who_how_robust_and_at_what_cost():
     first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
     assert "most robust at worst is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
     assert "at 25 % of the dense network's cost (0.0100 GMACs)" in first
-    assert "next is AT (Dense) with 48.0 %; all others lie clearly below" in first
+    assert "next is AT (Dense) with 48.0 %; all others lie clearly below (95 % intervals" in first
 
 
 def test_verdict_says_what_is_not_apart():
@@ -143,11 +166,74 @@ def test_verdict_says_what_is_not_apart():
 
 def test_quick_and_full_worst_cases_are_not_ranked_together():
     quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0)
-    (first, *_) = verdict([record(), quick])
+    (first, *_) = verdict([record(), record(seed=1), quick])
     assert "alone is AdvMoE" in first
     assert "Not attacked in full, so not ranked: AT (Dense)." in first
-    (first, *_) = verdict([quick])
+    (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
     assert "RA-worst (quick: an upper bound) 99.0 %" in first
+    (first, *_) = verdict([quick])
+    assert "RA-worst (of listed attacks alone: an upper bound) 99.0 %" in first
+
+
+def test_runs_under_other_attacks_are_not_ranked_together():
+    whole = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
+    other = [attacked(run, "pgd_10") if run["method"] == "at_dense" else run for run in whole]
+    (first, *_) = verdict(other)
+    assert "next is AT (Sparse)" in first
+    assert "Not attacked by pgd_50, so not ranked: AT (Dense)." in first
+    mixed = [attacked(run, "pgd_10") if (run["method"], run["seed"]) == ("at_dense", 1) else run for run in whole]
+    (first, *_) = verdict(mixed)
+    assert "Seeds attacked by different attacks, so without a worst case: AT (Dense)." in first
+    (first, *_) = verdict([run for run in mixed if run["method"] == "at_dense"])
+    assert "no worst case can be shown. Seeds attacked by different attacks" in first
+
+
+def test_one_seed_claims_no_order():
+    whole = runs((0,), at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=90.0)
+    claim = ours(judge(whole), "RA (PGD-50)")
+    assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
+    assert "AT (Dense) 50.0 (one seed), AT" in claim.detail
+    (first, *_) = verdict(whole)
+    assert "one seed, so no order: " in first
+    assert not any(word in first for word in ("most robust", "next is", "clearly below"))
+    one_more = runs((1,), at_dense=50.0, advmoe=90.0)
+    (first, *_) = verdict([*whole, *one_more])
+    assert "most robust at worst is AdvMoE" in first
+    assert "One seed, so no order: AT (S-Dense), r 0.5, RA-worst 44.0 % (1 seed)" in first
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "named"),
+    [
+        ("training", {"lr": 0.05}, "training.lr: 0.05, not 0.1"),
+        ("training", {"beta": 1.0}, "training.beta: 1, not 6"),
+        ("training", {"loss": "pgd_at"}, "training.loss: pgd_at, not trades"),
+        ("training", {"batch_size": 64}, "training.batch_size: 64, not 128"),
+        (None, {"fingerprint": "f" * 64}, "fingerprint: ffffffffffff..., not 0123456789ab..."),
+    ],
+)
+def test_runs_of_other_settings_are_no_baselines(section, change, named):
+    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    assert ours(judge(whole), "RA (PGD-50)").verdict == "supported"
+    for run in whole:
+        if run["method"] == "at_dense":
+            (run["config"][section] if section else run).update(change)
+    claim = ours(judge(whole), "RA (PGD-50)")
+    assert claim.verdict == "not shown"
+    assert f"not comparable ({named})" in claim.detail
+    first, second, *_ = verdict(whole)
+    assert "AT (Dense)" not in first
+    assert "alone is AT (Dense)" in second
+    assert named.split(":")[0] in first
+    assert named.split(":")[0] in second
+
+
+def test_settings_of_routers_are_a_methods_own():
+    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    for run in whole:
+        if run["method"] == "advmoe":
+            run["config"]["training"] |= {"tied_share": 0.5, "router_lr": 0.02}
+    assert ours(judge(whole), "RA (PGD-50)").verdict == "supported"
 
 
 def test_settings_with_most_methods_come_first():

@@ -75,10 +75,10 @@ def test_old_records_are_read_beside_new_ones(tmp_path, told):
         ("7", "holds no Record"),
         ({**record(), "schema": 99}, "schema 99"),
         ({**record(), "sa": "high"}, "sa"),
-        ({**record(), "config": {}}, "lacks or garbles"),
-        ({**record(), "config": {**record()["config"], "model": "big"}}, "lacks or garbles"),
-        ({**record(), "ra": {"50": [1]}}, "lacks or garbles"),
-        ({**record(), "evaluation": {"checks": [{}]}}, "lacks or garbles"),
+        ({**record(), "config": {}}, "config.model.model_scale is missing"),
+        ({**record(), "config": {**record()["config"], "model": "big"}}, "config.model.model_scale is missing"),
+        ({**record(), "ra": {"50": [1]}}, "ra is {'50': [1]}, not an object of numbers from 0 to 100"),
+        ({**record(), "evaluation": {"checks": [{}]}}, "evaluation.intervals is missing"),
     ],
 )
 def test_what_is_no_record_is_one_line_and_the_rest_stands(tmp_path, told, content, said):

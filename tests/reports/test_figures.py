@@ -106,3 +106,13 @@ def test_failed_figure_leaves_neither_draft_nor_damage(tmp_path, monkeypatch):
         trajectories({"advmoe": history((50, 20))}, path)
     assert list(tmp_path.iterdir()) == [path]
     assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["$\\frac$", "<script>", "two\nlines", "long " * 200], ids=["$", "tag", "lines", "long"])
+def test_class_names_are_drawn_as_they_are(tmp_path, drawn, name):
+    x = torch.rand(1, 1, 8, 8)
+    picture_grid(network(MoEKind(0.5)), x, x, torch.tensor([0]), (name,) * 3, tmp_path / "grid.png")
+    title = drawn[0].axes[0].get_title()
+    assert title.startswith(" ".join(name.split())[:20])
+    assert len(title) < 40
+    trajectories({name: history((50, 20))}, tmp_path / "curves.png")

@@ -4,6 +4,7 @@ import pytest
 from records import record
 
 from advmoe.config import to_dict
+from advmoe.evaluation.suite import PRESETS
 from advmoe.paper import cells
 from advmoe.recipes import recipe
 from advmoe.reports.paper_tables import tables
@@ -17,6 +18,10 @@ def paper_run(name, seed=0, **changes):
     backbone = config["model"]["backbone"]
     trusted = {**record()["evaluation"], "checks": []}
     return record(config["method"], seed, **(whole | figures | {"backbone": backbone, "evaluation": trusted} | changes))
+
+
+def attacked(run, *attacks):
+    return run | {"evaluation": run["evaluation"] | {"attacks": {name: {} for name in attacks}}}
 
 
 def rows_of(table):
@@ -51,7 +56,8 @@ def test_our_run_stands_beside_the_printed_figures():
 
 
 def test_one_run_has_no_deviation_and_a_missing_figure_says_so():
-    _, a2 = tables([paper_run("cifar10-wrn28_10-at_sparse-r0.8", ra_aa=..., ra_worst=..., ra_worst_quick=48.0)])
+    run = paper_run("cifar10-wrn28_10-at_sparse-r0.8", ra_aa=..., ra_worst=..., ra_worst_quick=48.0)
+    _, a2 = tables([attacked(run, *PRESETS["quick"].attacks)])
     row = rows_of(a2)["WRN-28-10", "0.8", "AT (Sparse)"]
     assert (row["RA, ours"].text, row["RA, ours"].spread) == ("51.00", None)
     assert (row["RA-AA, ours"].text, row["RA-worst, ours"].text) == ("not measured", "not measured")
@@ -155,3 +161,35 @@ def test_names_are_files_names_and_never_the_same():
     names = [table.name for table in tables(runs)[2:]]
     assert len(set(names)) == 3
     assert not any(set(name) & set("/\n% ") for name in names)
+
+
+def note_of(table, entry):
+    return " ".join(table.notes[mark - 1] for mark in entry.marks)
+
+
+def test_a_list_of_attacks_is_named_and_not_called_quick():
+    run = attacked(record(ra_worst=..., ra_worst_quick=48.0), "pgd_10")
+    own = tables([run])[2]
+    assert "RA-worst (quick)" not in own.columns
+    entry = rows_of(own)["ResNet-18", "0.5", "AdvMoE"]["RA-worst (listed attacks)"]
+    assert (entry.text, "The worst case over pgd_10;" in note_of(own, entry)) == ("48.00", True)
+
+
+def test_seeds_attacked_differently_show_no_worst_case():
+    own = tables([record(), attacked(record(seed=1), "pgd_10")])[2]
+    row = rows_of(own)["ResNet-18", "0.5", "AdvMoE"]
+    assert (row["RA-worst"].text, row["RA-worst"].value, row["n"].text) == ("not shown", None, "2")
+    assert "attacked by different attacks" in note_of(own, row["RA-worst"])
+    assert row["SA"].value is not None
+
+
+def test_rows_attacked_differently_say_by_what():
+    own = tables([record(), attacked(record("at_moe"), "pgd_10", "pgd_20")])[2]
+    rows = rows_of(own)
+    assert "over pgd_50;" in note_of(own, rows["ResNet-18", "0.5", "AdvMoE"]["RA-worst"])
+    assert "over pgd_10, pgd_20;" in note_of(own, rows["ResNet-18", "0.5", "AT (MoE)"]["RA-worst"])
+    assert not tables([record(), record("at_moe")])[2].notes[1:]  # the unreliable AutoAttack's alone
+
+
+def test_tables_say_what_an_order_needs():
+    assert all("t(n - 1, 0.975) s / sqrt(n)" in table.about for table in tables([record()]))

@@ -2,6 +2,7 @@
 
 import pytest
 from kept import keep_figures
+from matplotlib.text import Text
 from records import old_record, record
 
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
@@ -135,3 +136,19 @@ def test_methods_differ_in_colour_dash_and_marker(tmp_path, grid, drawn):
 def test_experts_are_told_apart_where_several_numbers_were_run(tmp_path, drawn):
     fig_a2([record("advmoe", 0), record("advmoe", 0, num_experts=4)], tmp_path / "a2.png")
     assert set(lines(drawn[0].axes[0])) == {"AdvMoE (N = 2)", "AdvMoE (N = 4)"}
+
+
+@pytest.mark.parametrize(
+    "name", ["$\\frac$", "<script>alert(1)</script>", "two\nlines $", "long " * 200], ids=["$", "tag", "lines", "long"]
+)
+def test_names_from_data_are_drawn_as_they_are(tmp_path, drawn, name):
+    """A $ begins no formula, a name stands on one line, and a long one is cut."""
+    odd = {"classes": [name] * 4, "dataset": name, "backbone": name, "norm": name}
+    runs = [record("advmoe", 0, scale, depth=1, epochs=2, **odd) for scale in (0.2, 0.5)]
+    suffix = "pdf" if "$" in name else "png"
+    for figure, draw in FIGURES.items():
+        assert draw(runs, tmp_path / f"{figure}.{suffix}")
+    texts = [text.get_text() for figure in drawn for text in figure.findobj(Text)]
+    shown = " ".join(name.split())[:20]
+    assert len([text for text in texts if shown in text]) > len(drawn)
+    assert max(len(line) for text in texts for line in text.splitlines()) < 200

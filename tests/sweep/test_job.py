@@ -6,12 +6,15 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
+from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.sweep.job import commands, ending, start, stop
 from advmoe.sweep.states import FAILED, LOG, state_of
@@ -129,6 +132,24 @@ def test_what_a_killed_claim_left_is_no_obstacle(job):
     (one.folder / ".config.yaml.123.draft").write_text("half")
     stop(start(one))
     assert (one.folder / "config.yaml").exists()
+
+
+def test_two_sweeps_that_claim_one_folder_take_turns(job):
+    """One that holds a half-written configuration while another comes must find it when it goes on."""
+    one = job()
+    (one.folder / "x").parent.mkdir()
+    draft = one.folder / ".config.yaml.123.draft"
+    with FileLock(one.folder.parent / ".lock"):
+        draft.write_text("half")
+        other = threading.Thread(target=lambda: stop(start(one)))
+        other.start()
+        time.sleep(0.5)
+        assert draft.exists()
+        draft.replace(one.folder / "config.yaml")
+        (one.folder / "config.yaml").write_text(dump_yaml(one.config))
+    other.join()
+    assert state_of(one.folder).kind != "failed"
+    assert (one.folder / LOG).exists()
 
 
 def test_place_and_share_are_no_part_of_the_run(job, tmp_path, monkeypatch):

@@ -60,6 +60,15 @@ def test_file(tmp_path):
     assert moe.attack.epsilon == 8 / 255
 
 
+def test_every_model_scale_has_a_name_of_its_own_and_is_trained_as_it_is_written(tmp_path):
+    text = "methods: [advmoe]\nmodel_scales: [0.123456789, 0.123457, 0.00001, 1]\nseeds: 1\n"
+    found = plan(grid(written(tmp_path, text)))
+    assert [run.config.model.model_scale for run in found] == [0.123456789, 0.123457, 0.00001, 1]
+    names = [run.name.removeprefix("cifar10-resnet18-advmoe-") for run in found]
+    assert names == ["r0.123456789-s0", "r0.123457-s0", "r0.00001-s0", "r1-s0"]
+    assert found[0].label.endswith(" r0.123456789")
+
+
 def test_command_line_comes_over_the_file(tmp_path):
     found = plan(grid(written(tmp_path, FILE)), settings={"training": {"epochs": 9}})
     assert {(run.config.training.epochs, run.config.training.lr) for run in found} == {(9, 0.05)}
@@ -79,12 +88,16 @@ def test_empty_file_is_the_five_methods(tmp_path):
         ("backbones: [resnet]", "backbones has no 'resnet': did you mean resnet18"),
         ("datasets: [cifar]", "datasets has no 'cifar': did you mean cifar10"),
         ("model_scales: [2]", "model_scales must be a list of numbers in (0, 1], not [2]"),
-        ("seeds: 0", "seeds must be a number of seeds or a list of them, not 0"),
+        ("seeds: 0", "seeds must be a number of seeds from 1 to 1000, or a list of so many, not 0"),
         ("settings: {training: {epoch: 1}}", "unknown field 'training.epoch': did you mean epochs"),
         ("settings: {training: {epochs: 0}}", "epochs must be at least 1, not 0"),
         ("settings: {train: {epochs: 1}}", "unknown field 'train': did you mean training"),
         ("settings: {training: 3}", "training must be a section with fields, not 3"),
         ("settings: 3", "settings must be a mapping of sections, not 3"),
+        ("seeds: 1001", "seeds must be a number of seeds from 1 to 1000, or a list of so many, not 1001"),
+        ("seeds: [1, 9223372036854775808]", "a seed must be a whole number in [0, 2**63), not 9223372036854775808"),
+        ("seeds: [-1]", "a seed must be a whole number in [0, 2**63), not -1"),
+        ("settings: {schema: 3}", "settings: unknown field 'schema': there is attack, data, model, training"),
         ("settings: {seed: 3}", "seed is not set here but by seeds"),
         ("settings: {model: {model_scale: 0.2}}", "model.model_scale is not set here but by model_scales"),
         ("settings: {runtime: {threads: 2}}", "runtime is not set here but by --device"),

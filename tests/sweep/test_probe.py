@@ -7,6 +7,8 @@ import torch
 
 from advmoe.data import load_dataset
 from advmoe.profile import picture_spec
+from advmoe.sweep import probe
+from advmoe.sweep.past import Past
 from advmoe.sweep.probe import Counts, Pace, Probe, evaluation_seconds, measure, sizes, training_seconds
 
 CPU = torch.device("cpu")
@@ -41,24 +43,72 @@ def test_evaluation_counts_steps_and_routes(tiny):
     assert quick < evaluation_seconds(tiny("at_moe"), counts, pace, "standard") < evaluation_seconds(tiny(), counts, pace, "full")
 
 
-def test_one_probe_for_equal_networks_and_none_for_known_ones(tiny, tmp_path):
-    told, kept = [], tmp_path / "probe.json"
-    probe, config = Probe(CPU, kept, told.append), tiny("at_small_dense")
+@pytest.fixture
+def paces(monkeypatch):
+    """What the next probes measure, instead of measuring."""
+    found = []
+    monkeypatch.setattr(probe, "measure", lambda config, spec, device: found.pop(0))
+    return found
+
+
+def test_a_call_probes_equal_networks_once_and_the_least_of_all_calls_counts(tiny, tmp_path, paces):
+    told, kept, config = [], tmp_path / "probe.json", tiny("at_sparse")
     spec = picture_spec(config)
-    first = probe.pace(config, spec)
-    assert probe.pace(tiny("at_small_dense", epochs=9), spec) == first
-    assert Probe(CPU, kept, told.append).pace(config, spec) == first
-    assert told == ["resnet18 at_small_dense r 0.5"]
-    probe.pace(tiny("at_small_dense", model_scale=0.25), spec)
-    assert len(told) == len(json.loads(kept.read_text())) == 2
+    paces += [Pace((2.0, 5.0), 0.1), Pace((1.0, 7.0), 0.3), Pace((1.0,), 1.0)]
+    first = Probe(CPU, kept, told.append)
+    assert first.pace(config, spec) == first.pace(tiny("at_sparse", epochs=9, seed=3), spec) == Pace((2.0, 5.0), 0.1)
+    second = Probe(CPU, kept, told.append)
+    assert second.pace(config, spec) == Pace((1.0, 5.0), 0.1)
+    assert told == ["resnet18 at_sparse r 0.5"] * 2
+    second.pace(tiny("at_small_dense"), spec)
+    assert sorted(json.loads(kept.read_text()).values(), key=str) == [
+        {"phases": [1.0, 5.0], "step": 0.1},
+        {"phases": [1.0], "step": 1.0},
+    ]
 
 
-def test_a_broken_file_of_paces_is_made_anew(tiny, tmp_path):
-    kept = tmp_path / "probe.json"
-    kept.write_text("{")
-    config = tiny("at_small_dense")
-    Probe(CPU, kept).pace(config, picture_spec(config))
-    assert len(json.loads(kept.read_text())) == 1
+@pytest.mark.parametrize("held", ["{", "[]", '{"KEY": 3}', '{"KEY": {"phases": [-1.0], "step": 0.0}}', '{"KEY": {"phases": []}}'])
+def test_a_broken_file_of_paces_is_made_anew(tiny, tmp_path, paces, held):
+    kept, config = tmp_path / "probe.json", tiny("at_small_dense")
+    paces += [Pace((1.0,), 1.0), Pace((2.0,), 2.0)]
+    spec = picture_spec(config)
+    Probe(CPU, kept).pace(config, spec)
+    (key,) = json.loads(kept.read_text())
+    kept.write_text(held.replace("KEY", key))
+    assert Probe(CPU, kept).pace(config, spec) == Pace((2.0,), 2.0)
+    assert json.loads(kept.read_text())[key] == {"phases": [2.0], "step": 2.0}
+
+
+def test_one_slow_iteration_does_not_count(tiny, monkeypatch):
+    """The clock stands in for a machine that is busy with something else during all iterations of a phase but one."""
+    times = iter([0.0, 9.0, 10.0, 30.0])
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(times))
+    clock = probe._Clock()
+    for done in range(1, 5):
+        clock.iteration(1, done, 4, {}, 0)
+    assert clock.phases == [[9.0, 1.0, 20.0]]
+
+
+def test_three_iterations_after_the_first_are_timed_in_every_phase(tiny, monkeypatch):
+    clocks, real = [], probe._Clock
+
+    def made():
+        clocks.append(real())
+        return clocks[-1]
+
+    monkeypatch.setattr(probe, "_Clock", made)
+    monkeypatch.setattr(probe, "ENOUGH", 0.0)
+    config = tiny("at_sparse")
+    pace = measure(config, picture_spec(config), CPU)
+    (clock,) = clocks
+    assert [len(seconds) for seconds in clock.phases] == [3, 3]
+    assert pace.phases == tuple(min(seconds) / 8 for seconds in clock.phases)
+
+
+def test_what_earlier_runs_took_stands_instead_of_the_probe(tiny):
+    pace, counts = Pace((1.0, 10.0), 0.1), Counts(100, 10, 0)
+    seconds = training_seconds(tiny("at_sparse"), counts, pace, 1, Past({0: 7.0}))
+    assert seconds == pytest.approx(2 * 7.0 + 3 * (1000 + 10 * 11 * 0.1))
 
 
 def test_sizes_are_those_of_the_data(tiny):

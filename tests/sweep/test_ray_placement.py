@@ -85,6 +85,18 @@ def test_a_failed_run_is_told_a_killed_process_is_replaced_and_closing_ends_the_
     assert state_of(endless.folder).epoch == epoch
 
 
+def test_a_cluster_without_room_for_a_run_is_one_line(monkeypatch):
+    closed, stand_in = [], ray_placement.ray
+    nodes = [{"Alive": True, "Resources": {"GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
+    monkeypatch.setattr(stand_in, "init", lambda **options: None)
+    monkeypatch.setattr(stand_in, "cluster_resources", lambda: {"GPU": 1.0})
+    monkeypatch.setattr(stand_in, "nodes", lambda: nodes)
+    monkeypatch.setattr(stand_in, "shutdown", lambda: closed.append(True))
+    with pytest.raises(UserError, match=r"Ray cluster at auto: no node has the 2 CPUs of a run \(at most 0\)"):
+        ray_placement.place("auto", None, 2, "cpu")
+    assert closed
+
+
 def test_no_cluster_is_one_line():
     with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         ray_placement.place("127.0.0.1:1", None, 1, "cpu")

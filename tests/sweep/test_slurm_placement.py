@@ -10,7 +10,7 @@ from advmoe.sweep.placement import drive
 from advmoe.sweep.states import state_of
 
 pytest.importorskip("submitit", reason="needs the extra slurm")
-from advmoe.sweep.slurm import place  # what only the extra lets in
+from advmoe.sweep.slurm import check, place  # what only the extra lets in
 
 
 @pytest.mark.slow
@@ -57,12 +57,23 @@ def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
     [
         ("local", ["gpus"], "--slurm: 'gpus' is not KEY=VALUE"),
         ("local", ["timeout_minutes=5"], "submitit: .*timeout_minutes"),
+        ("local", ["a=b"], "--slurm: submitit: Parameter 'a' need"),
+        ("local", ["timeout_min=long"], '--slurm: submitit: Parameter "timeout_min" expected type'),
         ("slurmm", [], "submitit has no executor 'slurmm': did you mean slurm"),
     ],
 )
 def test_bad_parameters_are_one_line(tmp_path, executor, parameters, said):
     with pytest.raises(UserError, match=said):
+        check(executor, parameters)
+    with pytest.raises(UserError, match=said):
         place(executor, None, 1, "cpu", tmp_path, parameters)
+
+
+def test_right_parameters_are_known_without_a_cluster(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", "")
+    check(None, ["slurm_partition=gpu", "gpus_per_node=1", "timeout_min=600"])
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_slurm_is_one_line(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import Claim, judge, verdict
-from advmoe.reports.collect import collect
+from advmoe.reports.collect import Told, collect
 from advmoe.reports.html import report_html
 from advmoe.reports.markup import Table, csv_text, latex, markdown
 from advmoe.reports.paper_tables import tables
@@ -40,7 +40,7 @@ def run(words: list[str]) -> None:
     arguments = parse(ReportArguments, "report", words)
     records = collect(arguments.folder, _warn)
     _make_folders(arguments.out)
-    made, claims, sentences = write_report(records, arguments.out)
+    made, claims, sentences = write_report(records, arguments.out, _warn)
     if arguments.json:
         content = {"records": len(records), "verdict": sentences, "claims": [asdict(claim) for claim in claims], "files": made}
         print(json.dumps(content))
@@ -50,14 +50,18 @@ def run(words: list[str]) -> None:
     print(f"Written from {len(records)} Record{'s' * (len(records) > 1)} to {places}")
 
 
-def write_report(records: Sequence[dict[str, Any]], out: Path) -> tuple[list[str], list[Claim], list[str]]:
-    """Write tables, figures and report.html, each whole or not at all; give their names, the claims and the verdict."""
+def write_report(records: Sequence[dict[str, Any]], out: Path, told: Told) -> tuple[list[str], list[Claim], list[str]]:
+    """Write tables, figures and report.html, each whole or not at all; give their names, the claims and the verdict.
+
+    `told` gets one line for each figure that cannot be drawn; the rest is made.
+    """
     shown, claims, sentences = tables(records), judge(records), verdict(records)
-    made = [*_write_tables(shown, out), *_draw_figures(list(records), out)]
-    figures = {Path(name).stem: out / name for name in made if name.endswith(".png")}
-    html = report_html(list(records), summarise(records), shown, claims, sentences, figures)
+    made = _write_tables(shown, out)
+    drawn, failed = _draw_figures(list(records), out, told)
+    figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}
+    html = report_html(list(records), summarise(records), shown, claims, sentences, figures, failed)
     write_atomically(out / "report.html", html)
-    made.append("report.html")
+    made += [*drawn, "report.html"]
     _sweep_up(out, made)
     return made, claims, sentences
 
@@ -71,10 +75,21 @@ def _write_tables(shown: Sequence[Table], out: Path) -> list[str]:
     return made
 
 
-def _draw_figures(records: list[dict[str, Any]], out: Path) -> list[str]:
-    """Those that the Records have something for."""
-    names = [(f"figures/{name}.{suffix}", draw) for name, draw in FIGURES.items() for suffix in ("png", "pdf")]
-    return [name for name, draw in names if draw(records, out / name)]
+def _draw_figures(records: list[dict[str, Any]], out: Path, told: Told) -> tuple[list[str], list[str]]:
+    """Those that the Records have something for, as files; and the names of those that failed."""
+    made, failed = [], []
+    for name, draw in FIGURES.items():
+        files = [f"figures/{name}.{suffix}" for suffix in ("png", "pdf")]
+        try:
+            made += [file for file in files if draw(records, out / file)]
+        except Exception as error:  # whatever a drawing library makes of odd Records, the rest of the report is made
+            if isinstance(error, OSError) and error.errno:
+                raise  # a full disk is not the figure's fault
+            for file in files:
+                (out / file).unlink(missing_ok=True)
+            failed.append(name)
+            told(f"left out, figures/{name}: could not be drawn ({type(error).__name__}: {error})")
+    return made, failed
 
 
 def _sweep_up(out: Path, made: Sequence[str]) -> None:
@@ -90,11 +105,13 @@ def _sweep_up(out: Path, made: Sequence[str]) -> None:
 
 
 def _make_folders(out: Path) -> None:
-    try:
-        for name in ("tables", "figures"):
-            (out / name).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"{error.filename}: is a file; --out takes a folder") from None
+    for folder in (out / "tables", out / "figures"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            file = next(place for place in (*reversed(out.parents), out, folder) if place.exists() and not place.is_dir())
+            place = f"{out}: is a file" if file == out else f"{out}: {file} is a file"
+            raise UserError(f"{place}; --out takes a folder") from None
 
 
 def _warn(text: str) -> None:

@@ -18,9 +18,10 @@ from advmoe.evaluation.evaluate import resolve
 from advmoe.profile import picture_spec
 from advmoe.sweep.folder import PROBE, check_free, keep_plan
 from advmoe.sweep.job import Job, asked
+from advmoe.sweep.past import alike, past
 from advmoe.sweep.placement import Placement, drive, local
-from advmoe.sweep.plan import Planned, Settings, grid, plan
-from advmoe.sweep.probe import Probe, Sizes, evaluation_seconds, sizes, training_seconds
+from advmoe.sweep.plan import MOST_SEEDS, Planned, Settings, grid, plan
+from advmoe.sweep.probe import UNKNOWN, Probe, Sizes, evaluation_seconds, sizes, training_seconds
 from advmoe.sweep.show import Board, States, counts, plan_table, remaining
 from advmoe.sweep.states import LOG, state_of
 
@@ -72,6 +73,8 @@ class SweepArguments:
         for name in ("seeds", "workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.seeds is not None and self.seeds > MOST_SEEDS:
+            raise UserError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
         if self.address is not None and self.placement == "local":
             raise UserError("--address is for --placement ray or slurm")
         if self.slurm and self.placement != "slurm":
@@ -129,6 +132,8 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
         device(replace(runtime, threads=0))
         return local(runs, workers, runtime.threads, runtime.device)
     module = importlib.import_module(f"advmoe.sweep.{arguments.placement}")  # needs its extra
+    if arguments.placement == "slurm":
+        module.check(arguments.address, arguments.slurm)
     if arguments.dry_run:
         return None
     common = (arguments.address, workers, runtime.threads, runtime.device)
@@ -150,24 +155,27 @@ def _prepared(
         return {}, str(error)
     if missing and not arguments.dry_run:
         keep_plan(arguments.out, arguments.what, runs, arguments.preset)
-    return _seconds(arguments, missing, known, placement, terminal), ""
+    return _seconds(arguments, runs, missing, known, placement, terminal), ""
 
 
 def _seconds(
-    arguments: SweepArguments, missing: Sequence[Planned], known: Sizes, placement: Placement | None, terminal: Console
-) -> dict[str, float]:
+    arguments: SweepArguments, runs: Sequence[Planned], missing: Sequence[Planned], known: Sizes, placement: Placement | None,
+    terminal: Console,
+) -> dict[str, float]:  # fmt: skip
     runtime = replace(arguments.runtime, threads=arguments.runtime.threads if placement is None else placement.threads)
     if arguments.placement != "local":  # what a cluster's machines have may be missing here
         runtime = replace(runtime, device="auto", dispatch="auto")
     place = device(runtime)
     states, preset, found = _states(arguments, missing), asked(arguments.preset), {}
+    told = past([arguments.out / planned.name for planned in runs], preset)
     with terminal.status("probing") as status:
         probe = Probe(place, None if arguments.dry_run else arguments.out / PROBE, lambda what: status.update(f"probing {what}"))
         for planned in missing:
             config, counted = replace(planned.config, runtime=runtime), known[planned.config.data]
-            pace = probe.pace(config, picture_spec(config))
-            training = training_seconds(config, counted, pace, states[planned.name].epoch)
-            found[planned.name] = training + evaluation_seconds(config, counted, pace, preset)
+            pace, earlier = probe.pace(config, picture_spec(config)), told.get(alike(config), UNKNOWN)
+            training = training_seconds(config, counted, pace, states[planned.name].epoch, earlier)
+            evaluation = evaluation_seconds(config, counted, pace, preset)
+            found[planned.name] = training + (evaluation if earlier.evaluation is None else earlier.evaluation)
     return found
 
 

@@ -6,7 +6,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,12 @@ from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.evaluate import Evaluation, evaluate
 from advmoe.evaluation.portrait import portrait
+from advmoe.evaluation.record_rules import DEEPEST, fault, garbled_parts, is_readable, shown
 from advmoe.evaluation.shards import SHARD_SIZE
 from advmoe.models import Classifier
 
 SCHEMA = 2
 HISTORY = ("epoch", "phase", "val_sa", "val_ra", "loss", "router_loss", "lr", "load")
-NUMBER = (int, float)
-FIELDS: dict[str, type | tuple[type, ...]] = {  # of every schema
-    "method": str, "backbone": str, "dataset": str, "sa": NUMBER, "ra": dict, "epsilon": NUMBER, "norm": str, "gmacs": NUMBER,
-    "gmacs_executed": NUMBER, "gmacs_dense": NUMBER, "reduction": NUMBER, "params": int, "epoch": int, "train_pictures": int,
-    "test_pictures": int, "fingerprint": str, "seed": int, "attack_seed": int, "config": dict, "train_seconds": NUMBER,
-    "evaluate_seconds": NUMBER, "evaluation": dict, "time": str,
-}  # fmt: skip
 LISTS = ("history", "classes", "layers", "gallery")  # added by schema 2, as are
 NULLABLE = ("run", "load_by_class", "epsilon_curve")
 
@@ -123,26 +117,29 @@ def read_record(path: Path) -> dict[str, Any]:
     return checked_record(content, str(path))
 
 
-def checked_record(content: Any, where: str) -> dict[str, Any]:
+def checked_record(content: Any, where: str, told: Callable[[str], None] | None = None) -> dict[str, Any]:
     """What a JSON file at `where` holds, as a Record: fields that an older schema lacks are None or [].
 
-    Raises UserError where it is something else, or of a newer schema.
+    So are garbled parts that can be done without (`advmoe.evaluation.record_rules.PARTS`): `told` gets one line that names them.
+    Raises UserError where it is something else, of a newer schema, or garbled elsewhere.
     """
     if not isinstance(content, dict) or "schema" not in content:
         raise UserError(f"{where}: holds no Record (advmoe evaluate writes them to RUN/record.json)")
     schema = content["schema"]
     if type(schema) is not int or schema < 1:
-        raise UserError(f"{where}: holds no Record (schema {schema!r}; 1 to {SCHEMA} are known)")
+        raise UserError(f"{where}: holds no Record (schema {shown(schema)}; 1 to {SCHEMA} are known)")
     if schema > SCHEMA:
         raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
-    record: dict[str, Any] = {**{name: [] for name in LISTS}, **dict.fromkeys(NULLABLE), **content}
-    wrong = [name for name, kind in FIELDS.items() if not isinstance(record.get(name), kind)]
-    wrong += [name for name in LISTS if not isinstance(record[name], list)]
-    if not any(isinstance(record.get(name), NUMBER) for name in ("ra_worst", "ra_worst_quick")):
-        wrong.append("ra_worst")
+    if not is_readable(content):
+        raise UserError(f"{where}: holds no Record (nested more than {DEEPEST} deep, or with text that is no Unicode)")
+    wrong = fault(content)
     if wrong:
-        raise UserError(f"{where}: holds no Record ({wrong[0]} is missing or of another type)")
-    return record
+        raise UserError(f"{where}: holds no Record ({wrong})")
+    empty: dict[str, Any] = {**{name: [] for name in LISTS}, **dict.fromkeys(NULLABLE)}
+    garbled = garbled_parts(content)
+    if garbled and told:
+        told(f"{where}: read without what is garbled in it: {', '.join(garbled)}")
+    return empty | content | {name: empty.get(name) for name in garbled}
 
 
 def model_info(record: Mapping[str, Any]) -> dict[str, Any]:

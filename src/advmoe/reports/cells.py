@@ -1,5 +1,6 @@
 """Records of one cell as one figure each: means and deviations over seeds."""
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,9 +9,12 @@ from typing import Any
 
 from advmoe.evaluation.evaluate import wilson
 from advmoe.evaluation.record import autoattack_unreliable
-from advmoe.reports.collect import Cell, cell_of, departures
+from advmoe.evaluation.suite import ATTACKS, PRESETS
+from advmoe.reports.collect import Cell, cell_of, departures, shared_settings
 
-ACCURACIES = ("sa", "ra_50", "ra_aa", "ra_worst", "ra_worst_quick")
+WORST = ("ra_worst", "ra_worst_quick", "ra_worst_listed")
+ACCURACIES = ("sa", "ra_50", "ra_aa", *WORST)
+QUICK = frozenset(PRESETS["quick"].attacks)
 
 
 @dataclass(frozen=True)
@@ -25,11 +29,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """A cell's `n` runs. `figures` has those of "sa", "ra_50", "ra_aa", "ra_worst", "ra_worst_quick" (percent), "gmacs" and
-    "reduction" (percent less than dense) that any run measured, each over the runs that did.
+    """A cell's `n` runs. `figures` has those of "sa", "ra_50", "ra_aa", "ra_worst", "ra_worst_quick", "ra_worst_listed" (percent),
+    "gmacs" and "reduction" (percent less than dense) that any run measured, each over the runs that did.
 
-    `departures` are the settings beside the cell's own that are not the default ones. `unreliable`: a run's RA-AA stands too far
-    above its RA-worst to be believed.
+    "ra_worst_quick" is the preset's of that name; "ra_worst_listed" a worst case over any other attacks without those of a full
+    one. `attacks`: worst case -> what made it, the same for every run; a worst case whose runs were attacked differently is no
+    figure, but stands in `mixed`. `departures` are the settings beside the cell's own that are not the default ones, `shared`
+    all that runs of other methods must have too to be compared. `unreliable`: a run's RA-AA stands too far above its RA-worst to
+    be believed.
     """
 
     cell: Cell
@@ -38,6 +45,9 @@ class Summary:
     figures: dict[str, Figure]
     departures: tuple[str, ...]
     unreliable: bool
+    attacks: dict[str, frozenset[str]]
+    mixed: tuple[str, ...]
+    shared: dict[str, Any]
 
 
 def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
@@ -49,16 +59,37 @@ def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
 
 
 def _summary(cell: Cell, runs: Sequence[Mapping[str, Any]]) -> Summary:
-    measured = [_measured(run) for run in runs]
-    names = dict.fromkeys(name for figures in measured for name in figures)
-    figures = {name: figure([own[name] for own in measured if name in own]) for name in names}
-    unreliable = any(autoattack_unreliable(run["evaluation"]) for run in runs)
-    return Summary(cell, len(runs), tuple(run["seed"] for run in runs), figures, departures(runs[0]), unreliable)
+    measured = [(_measured(run), attacks_of(run)) for run in runs]
+    names = dict.fromkeys(name for figures, _ in measured for name in figures)
+    plans = {name: {attacks for figures, attacks in measured if name in figures} for name in WORST if name in names}
+    mixed = tuple(name for name, sets in plans.items() if len(sets) > 1)
+    return Summary(
+        cell, len(runs), tuple(run["seed"] for run in runs),
+        {name: figure([own[name] for own, _ in measured if name in own]) for name in names if name not in mixed},
+        departures(runs[0]), any(autoattack_unreliable(run["evaluation"]) for run in runs),
+        {name: sets.pop() for name, sets in plans.items() if name not in mixed}, mixed, shared_settings(runs[0]),
+    )  # fmt: skip
 
 
 def _measured(record: Mapping[str, Any]) -> dict[str, float]:
     named = {name: record.get(name) for name in (*ACCURACIES, "gmacs", "reduction")} | {"ra_50": record["ra"].get("50")}
+    if attacks_of(record) != QUICK:
+        named["ra_worst_listed"] = named.pop("ra_worst_quick")
     return {name: float(value) for name, value in named.items() if value is not None}
+
+
+def attacks_of(record: Mapping[str, Any]) -> frozenset[str]:
+    """What made a Record's worst case: the attacks that were run, and those on routing that its network gave no chance to."""
+    ran, left_out = (record["evaluation"].get(name) or {} for name in ("attacks", "left_out"))
+    return frozenset([*ran, *(name for name in left_out if name in ATTACKS and ATTACKS[name].needs == "routing")])
+
+
+def attacks_in_words(attacks: frozenset[str]) -> str:
+    """'the preset standard without transfer', or the attacks' names where they are no preset's."""
+    for name, preset in PRESETS.items():
+        if attacks in (set(preset.attacks), set(preset.attacks) - {"transfer"}):
+            return f"the preset {name}" + (" without transfer" if attacks < set(preset.attacks) else "")
+    return ", ".join(sorted(attacks)) or "attacks that are not on record"
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -67,22 +98,58 @@ def figure(values: Sequence[float]) -> Figure:
 
 
 def worst_name(summaries: Iterable[Summary]) -> str:
-    """The worst case that these can be compared in: "ra_worst" where any was fully attacked, else "ra_worst_quick"."""
-    return "ra_worst" if any("ra_worst" in summary.figures for summary in summaries) else "ra_worst_quick"
+    """The worst case that these can be compared in: the first of `WORST` that any has."""
+    present = {name for summary in summaries for name in summary.figures}
+    return next((name for name in WORST if name in present), WORST[0])
 
 
 def span(summary: Summary, name: str) -> tuple[float, float]:
     """Where an accuracy lies, in percent: the least interval that holds the 95 % Wilson interval of the mean on the test pictures
-    and the mean plus and minus two sample deviations over seeds."""
+    and the 95 % interval of the mean over seeds, t(n - 1, 0.975) * s / sqrt(n) to either side.
+
+    Of a single seed, which tells nothing of others, it is the first alone: no order may rest on it.
+    """
     own = summary.figures[name]
     low, high = wilson(own.mean / 100, summary.cell.test_pictures)
-    reach = 2 * (own.std or 0.0)
+    reach = 0.0 if own.std is None else student_t(own.n - 1) * own.std / math.sqrt(own.n)
     return min(low, own.mean - reach), max(high, own.mean + reach)
 
 
+def student_t(degrees: int) -> float:
+    """The 0.975 quantile of Student's t distribution, by bisection of its distribution function."""
+    low, high = 0.0, 20.0
+    while high - low > 1e-9:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def _within(t: float, degrees: int) -> float:
+    """The probability of (-t, t) for whole degrees of freedom (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(degrees))
+    odd = degrees % 2
+    term, total = math.cos(angle) ** odd, 0.0
+    for power in range(odd, degrees - 1, 2):
+        total += term
+        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
+    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+
+
 def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:
-    """Summaries that can be compared, in the order they come."""
+    """Summaries of one data set, network, training length and threat, in the order they come."""
     groups: dict[Cell, list[Summary]] = defaultdict(list)
     for summary in summaries:
         groups[summary.cell.setting].append(summary)
     return dict(groups)
+
+
+def alike(summaries: Iterable[Summary]) -> list[list[Summary]]:
+    """Summaries that can be compared, of one setting and equal in `shared`, in the order they come."""
+    groups: list[list[Summary]] = []
+    for summary in summaries:
+        key = summary.cell.setting, summary.shared
+        place = next((group for group in groups if (group[0].cell.setting, group[0].shared) == key), None)
+        if place is None:
+            groups.append(place := [])
+        place.append(summary)
+    return groups

@@ -1,5 +1,6 @@
 """What the runs say: the verdict in a few sentences, and the appendix's claims judged."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -7,21 +8,30 @@ from typing import Any, Literal
 
 from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
-from advmoe.reports.cells import Summary, by_setting, span, summarise, worst_name
-from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
+from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
+from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, shown
 from advmoe.reports.panels import in_words, look
 from advmoe.reports.paper_tables import is_run_of
 
 Judgement = Literal["supported", "contradicted", "not shown"]
-Outcome = Literal["ahead", "behind", "not apart"]
+Outcome = Literal["ahead", "behind", "not apart", "one seed"]
 PAPER_EPOCHS = 100
-STILL_RISING = 1.0  # points of held-out RA between the last tenth of the epochs and the tenth before
+STEADY = 1.0  # points of held-out RA between the last tenth of the epochs and the tenth before
 SAME_COST = ("at_small_dense", "at_sparse", "at_moe")
 COMPARISONS = {  # figure -> what it is called, and the baselines that the claim is about
     "ra_50": ("RA (PGD-50)", ("at_dense", *SAME_COST)),
     "sa": ("SA", SAME_COST),
 }
-WORST = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick: an upper bound)"}
+WORST = {
+    "ra_worst": "RA-worst",
+    "ra_worst_quick": "RA-worst (quick: an upper bound)",
+    "ra_worst_listed": "RA-worst (of listed attacks alone: an upper bound)",
+}
+BY = "95 % intervals over seeds and over pictures"
+INTERVALS = (
+    "In brackets: the mean's 95 % interval over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with its Wilson "
+    "interval on the test pictures; a single seed shows no order."
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +47,9 @@ def judge(records: Iterable[Mapping[str, Any]]) -> list[Claim]:
     """The appendix's claims, in its own setting first (also where nothing was run in it), then in every other one in which AdvMoE
     and a baseline were run.
 
-    One method is ahead of another only where their intervals (`advmoe.reports.cells.span`) do not meet. "supported" needs every
-    baseline, each behind at every model scale; one that is ahead contradicts.
+    One method is ahead of another only where both have several seeds, all that is no part of a method is equal, and their
+    intervals (`advmoe.reports.cells.span`) do not meet. "supported" needs every baseline, each behind at every model scale; one
+    that is ahead contradicts.
     """
     records = list(records)
     summaries = summarise(records)
@@ -73,9 +84,10 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
     sentences = []
     for own in routed:
         found = {method: _baseline(own, method, name, group) for method in baselines}
-        outcomes += [_outcome(own, other, name) if other else None for other in found.values()]
+        outcomes += [_outcome(own, other, name) if other and not _difference(own, other) else None for other in found.values()]
         sentences.append(_sentence(own, found, name))
-    return Claim(text, _judgement(outcomes), " ".join([*sentences, more]).strip())
+    single = ["One seed."] if "one seed" in outcomes else []
+    return Claim(text, _judgement(outcomes), " ".join([*single, *sentences, INTERVALS, more]).strip())
 
 
 def _judgement(outcomes: Sequence[Outcome | None]) -> Judgement:
@@ -98,24 +110,37 @@ def _baseline(own: Summary, method: str, name: str, group: Sequence[Summary]) ->
     )  # fmt: skip
 
 
+def _difference(own: Summary, other: Summary) -> str:
+    """What is no part of a method and yet not equal."""
+    return differing(other.shared, own.shared)
+
+
 def _outcome(own: Summary, other: Summary, name: str) -> Outcome:
+    if min(own.figures[name].n, other.figures[name].n) < 2:
+        return "one seed"
     (low, high), (other_low, other_high) = span(own, name), span(other, name)
     return "ahead" if low > other_high else "behind" if high < other_low else "not apart"
 
 
 def _sentence(own: Summary, found: Mapping[str, Summary | None], name: str) -> str:
     cell = own.cell
-    against = [
-        f"{look(method).title} {_interval(other, name)} {_outcome(own, other, name)}" if other else f"{look(method).title} not run"
-        for method, other in found.items()
-    ]
+    against = [f"{look(method).title} {_against(own, other, name)}" for method, other in found.items()]
     place = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"
     return f"{place}: AdvMoE {_interval(own, name)}, against {', '.join(against)}."
 
 
+def _against(own: Summary, other: Summary | None, name: str) -> str:
+    """'50.1 (49.1 to 51.1; n = 2) ahead', where `own` is ahead of it; or why nothing can be said."""
+    if other is None:
+        return "not run"
+    difference = _difference(own, other)
+    said = f"not comparable ({difference})" if difference else _outcome(own, other, name)
+    return _interval(other, name) + (f" {said}" if said != "one seed" else "")
+
+
 def _interval(own: Summary, name: str) -> str:
-    low, high = span(own, name)
-    return f"{own.figures[name].mean:.1f} ({low:.1f} to {high:.1f})"
+    (low, high), figure = span(own, name), own.figures[name]
+    return f"{figure.mean:.1f} " + (f"({low:.1f} to {high:.1f}; n = {figure.n})" if figure.n > 1 else "(one seed)")
 
 
 def _printed_exceptions(name: str) -> str:
@@ -140,51 +165,95 @@ def _rivals(cell: PrintedCell, methods: Sequence[str]) -> list[PrintedCell]:
 
 
 def _convergence(records: Iterable[Mapping[str, Any]]) -> Claim:
-    """Judged by how far held-out RA still rises at the end of runs of 100 epochs."""
+    """Judged by held-out RA at the end of runs of 100 epochs: whether it still rises, falls again, or never left chance.
+
+    Needs a cell of several seeds; runs that do not agree show nothing.
+    """
     text = f"AdvMoE converges within {PAPER_EPOCHS} epochs"
     long = [record for record in records if record["method"] == "advmoe" and cell_of(record).epochs == PAPER_EPOCHS]
-    rises = [_rise(record["history"]) for record in long if len(record["history"]) == PAPER_EPOCHS]
-    if not rises:
+    long = [record for record in long if len(record["history"]) == PAPER_EPOCHS and record["classes"]]
+    if not long:
         return Claim(text, "not shown", f"No AdvMoE run of {PAPER_EPOCHS} epochs whose Record holds its epochs.")
-    still = [rise for rise in rises if rise > STILL_RISING]
-    verdict: Judgement = "supported" if not still else "contradicted" if len(still) == len(rises) else "not shown"
-    shown = ", ".join(f"{rise:+.1f}" for rise in rises)
-    return Claim(
-        text, verdict, f"Held-out RA from epochs 81-90 to 91-100, in points: {shown}; converged: at most {STILL_RISING:+g}."
+    ends = [_end(record) for record in long]
+    seeds = max(Counter(cell_of(record) for record in long).values())
+    agreed = seeds > 1 and len({converged for converged, _ in ends}) == 1
+    verdict: Judgement = "not shown" if not agreed else "supported" if ends[0][0] else "contradicted"
+    detail = (
+        f"Held-out RA in epochs 91-100, and its change from epochs 81-90 in points: {'; '.join(words for _, words in ends)}. "
+        f"Converged: a change of at most {STEADY:g} point, and RA above chance."
     )
+    return Claim(text, verdict, detail if seeds > 1 else f"One seed. {detail}")
 
 
-def _rise(history: Sequence[Mapping[str, Any]]) -> float:
-    values = [row["val_ra"] for row in history]
-    tenth = len(values) // 10
-    return fmean(values[-tenth:]) - fmean(values[-2 * tenth : -tenth])
+def _end(record: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether a run's held-out RA has converged, and its end in words."""
+    values = [row["val_ra"] for row in record["history"]]
+    tenth, chance = len(values) // 10, 100 / len(record["classes"])
+    level = fmean(values[-tenth:])
+    change = level - fmean(values[-2 * tenth : -tenth])
+    above = level > chance
+    state = "converged" if above else f"not above chance ({chance:.1f} %)"
+    if change > STEADY:
+        state = "still rises"
+    elif change < -STEADY:
+        state = "falls: robust overfitting" + ("" if above else f", to no more than chance ({chance:.1f} %)")
+    return above and abs(change) <= STEADY, f"{level:.1f} %, {change:+.1f}: {state}"
 
 
 def verdict(records: Iterable[Mapping[str, Any]]) -> list[str]:
     """Sentences: for every setting, those with most methods and then most training first, which method is most robust at worst and
-    at what cost; then what failed its checks."""
+    at what cost; then what failed its checks. A setting whose runs differ in more than method has a sentence for each kind."""
     records = list(records)
-    groups = sorted(by_setting(summarise(records)).items(), key=lambda item: _weight(*item), reverse=True)
-    return [*(_winner(setting, group) for setting, group in groups), *_failures(records)]
+    groups = by_setting(summarise(records)).values()
+    parts = [(_where(part[0], group), part) for group in groups for part in alike(group)]
+    parts.sort(key=lambda named: _weight(named[1]), reverse=True)
+    return [*(_winner(*named) for named in parts), *_failures(records)]
 
 
-def _weight(setting: Cell, group: Sequence[Summary]) -> tuple[int, int]:
-    return len({own.cell.method for own in group}), setting.epochs * setting.train_pictures
+def _weight(part: Sequence[Summary]) -> tuple[int, int]:
+    setting = part[0].cell
+    return len({own.cell.method for own in part}), setting.epochs * setting.train_pictures
 
 
-def _winner(setting: Cell, group: Sequence[Summary]) -> str:
-    """The ranking is by one figure: a quick worst case is never set beside a full one."""
+def _where(own: Summary, group: Sequence[Summary]) -> str:
+    """The setting in words, with what tells the run from others of the setting."""
+    names = [name for name in own.shared if any(other.shared.get(name) != own.shared[name] for other in group)]
+    return ", ".join([_words(own.cell.setting), *(f"{name} {shown(own.shared[name])}" for name in names)])
+
+
+def _winner(where: str, group: Sequence[Summary]) -> str:
+    """The ranking is by one figure, over runs of several seeds under equal attacks; others are named beside it."""
     name = worst_name(group)
-    ranked = sorted((own for own in group if name in own.figures), key=lambda own: -own.figures[name].mean)
+    attacked = [own for own in group if name in own.figures]
+    plan = next(iter(Counter(own.attacks[name] for own in attacked).most_common(1)), (frozenset[str](), 0))[0]
+    equal = [own for own in attacked if own.attacks[name] == plan]
+    ranked = sorted((own for own in equal if own.figures[name].n > 1), key=lambda own: -own.figures[name].mean)
+    single = [own for own in equal if own not in ranked]
+    mixed = [own for own in group if own.mixed and own not in attacked]
+    lesser = [own for own in group if name == "ra_worst" and own not in (*attacked, *mixed)]
+    left = {
+        "Seeds attacked by different attacks, so without a worst case": mixed,
+        "Not attacked in full, so not ranked": lesser,
+        f"Not attacked by {attacks_in_words(plan)}, so not ranked": [own for own in group if own not in (*equal, *mixed, *lesser)],
+    }
+    said = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
+    if single:
+        shares = "; ".join(f"{_title(own)}, {_share(own, name)}" for own in single)
+        said.append(f"One seed, so no order: {shares}." if said else f"{where}: one seed, so no order: {shares}.")
+    tails = [f"{reason}: {'; '.join(_title(own) for own in those)}." for reason, those in left.items() if those]
+    return " ".join([*(said or [f"{where}: no worst case can be shown."]), *tails])
+
+
+def _ranking(ranked: Sequence[Summary], name: str) -> str:
     first, *rest = ranked
-    left = [_title(own) for own in group if name not in own.figures]
-    tail = f" Not attacked in full, so not ranked: {'; '.join(left)}." if left else ""
     if not rest:
-        return f"{_words(setting)}: alone is {_title(first)}, {_share(first, name)}.{tail}"
+        return f"alone is {_title(first)}, {_share(first, name)}"
     close = [_title(own) for own in rest if _outcome(first, own, name) == "not apart"]
-    apart = f"these runs do not tell apart from it: {'; '.join(close)}" if close else "all others lie clearly below"
-    others = f"next is {_title(rest[0])} with {rest[0].figures[name].mean:.1f} %; {apart}"
-    return f"{_words(setting)}: most robust at worst is {_title(first)}, {_share(first, name)}; {others}.{tail}"
+    apart = f"these runs do not tell apart from it: {'; '.join(close)}" if close else f"all others lie clearly below ({BY})"
+    return (
+        f"most robust at worst is {_title(first)}, {_share(first, name)}; next is {_title(rest[0])} with "
+        f"{rest[0].figures[name].mean:.1f} %; {apart}"
+    )
 
 
 def _share(own: Summary, name: str) -> str:

@@ -32,6 +32,7 @@ OF_ROUTERS = (
     *(f"training.{name}" for name in ("router_lr", "tied_share", "router_gate", "router_attack_gate", "level_order", "balance")),
     *(f"training.{name}" for name in ("balance_weight", "router_warmup", "router_steps", "weight_steps")),
 )
+OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ def collect(folder: Path, told: Told) -> list[dict[str, Any]]:
     """The Records below `folder`: every record.json, and every other JSON file outside of runs that holds a Record or a list of
     them; ordered by cell and seed.
 
-    `told` gets one line for each file that is left out because it is broken or no Record, and one where several runs claim a
-    cell with different settings, or a seed twice: the newest run stands, and with it those of the same settings. Raises UserError
-    where there is no Record.
+    `told` gets one line for each file that is left out because it is broken or no Record, one for each Record that is read without
+    a garbled part, and one where several runs claim a cell with different settings, or a seed twice: the newest run stands, and
+    with it those of the same settings. Raises UserError where there is no Record.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder")
@@ -129,24 +130,12 @@ def _read(path: Path, told: Told) -> list[Found]:
     records, reasons = [], []
     for where, entry in entries:
         try:
-            records.append((path, _usable(entry, where)))
+            records.append((path, checked_record(entry, where, told)))
         except UserError as error:
             reasons.append(str(error))
     if reasons or not records:
         told("left out, " + ("; ".join(reasons) or f"{path}: an empty list"))
     return records
-
-
-def _usable(entry: Any, where: str) -> dict[str, Any]:
-    """A Record of which everything is there that tables are made of. Raises UserError where it is none."""
-    record = checked_record(entry, where)
-    try:
-        cell_of(record), settings(record), [float(value) for value in record["ra"].values()]
-        [float(bound) for low, high in record["evaluation"]["intervals"].values() for bound in (low, high)]
-        [check[name] for check in record["evaluation"]["checks"] for name in ("number", "name", "status", "detail")]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{where}: holds no Record (lacks or garbles {error})") from None
-    return record
 
 
 def settings(record: Mapping[str, Any]) -> dict[str, Any]:
@@ -158,12 +147,17 @@ def settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
+def shared_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The `settings` that runs of different methods must share to be compared: all but those of routers, experts and methods."""
+    return {name: value for name, value in settings(record).items() if name not in OF_METHODS}
+
+
 def departures(record: Mapping[str, Any]) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are neither part of the cell nor the default, which is the appendix's for CIFAR."""
     usual = _flat(to_dict(RunConfig()))
     as_trained = ("attack.epsilon",) if record["config"]["attack"]["epsilon"] == record["epsilon"] else ()
     own = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
-    return tuple(f"{name} {_shown(value)} ({_shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))
+    return tuple(f"{name} {shown(value)} ({shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))
 
 
 def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[dict[str, Any]]:
@@ -172,7 +166,7 @@ def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[dict[str,
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
     kept: dict[int, Found] = {}
     for path, record in runs:
-        other = _differing(settings(record), wanted)
+        other = differing(settings(record), wanted)
         if other:
             others[path, other].append(record["seed"])
         elif record["seed"] not in kept:
@@ -185,12 +179,14 @@ def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[dict[str,
     return [kept[seed][1] for seed in sorted(kept)]
 
 
-def _differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+def differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    """'training.lr: 0.05, not 0.1': where one's settings are not the other's; empty where they are the same."""
     names = [name for name in {**own, **other} if own.get(name) != other.get(name)]
-    return "; ".join(f"{name}: {_shown(own.get(name))}, not {_shown(other.get(name))}" for name in names)
+    return "; ".join(f"{name}: {shown(own.get(name))}, not {shown(other.get(name))}" for name in names)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value in few letters."""
     text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from advmoe.attacks import frozen
@@ -31,7 +32,7 @@ def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
         for ax, name in zip(axes, ("val_sa", "val_ra"), strict=True):
             values = [row[name] for row in history]
             style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "marker": "o"}
-            ax.plot(epochs, values, label=method, markersize=3, **style)
+            ax.plot(epochs, values, label=short(method), markersize=3, **style)
     for ax, title in zip(axes, ("SA", "RA (PGD-10)"), strict=True):
         ax.set(title=f"{title} on held-out pictures", xlabel="epoch", ylim=(0, 100))
         ax.grid(alpha=0.3)
@@ -59,6 +60,7 @@ def see(model: Classifier, x: Tensor, classes: Sequence[str]) -> list[Seen]:
 
 def picture_grid(model: Classifier, x: Tensor, x_adv: Tensor, labels: Tensor, classes: Sequence[str], path: Path) -> None:
     """A row a picture: clean, perturbation magnified, adversarial, with both predictions and both routes."""
+    classes = [short(name) for name in classes]
     clean, adversarial = see(model, x, classes), see(model, x_adv, classes)
     figure = Figure(figsize=(6.6, 1.9 * len(x)), layout="constrained")
     axes = figure.subplots(len(x), 3, squeeze=False)
@@ -95,6 +97,14 @@ def _changed(clean: str, adversarial: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG or PDF, by the path's suffix."""
+    """PNG or PDF, by the path's suffix. Texts are drawn as they are: names from data may hold a $, which is no formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
     with drafted(path) as draft:
         figure.savefig(draft, format=path.suffix[1:], dpi=DPI)
+
+
+def short(name: str, most: int = 28) -> str:
+    """A name from data on one line, cut where it is longer than a figure has room for."""
+    line = " ".join(name.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -26,7 +26,10 @@ from advmoe.reports.runs import Run, counted, run_of
 Record = Mapping[str, Any]
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the others can be unfolded
-ACCURACIES = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)", "sa": "SA", "ra_50": "RA", "ra_aa": "RA-AA"}
+ACCURACIES = {
+    "ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)", "ra_worst_listed": "RA-worst (listed attacks)", "sa": "SA",
+    "ra_50": "RA", "ra_aa": "RA-AA",
+}  # fmt: skip
 NEEDED = {  # field of a Record -> what is missing without it
     "history": "accuracies after every epoch",
     "layers": "MoE layers",
@@ -50,9 +53,10 @@ class Drawn:
 
 def report_html(
     records: Sequence[Record], summaries: Sequence[Summary], tables: Sequence[Table], claims: Sequence[Claim],
-    verdict: Sequence[str], figures: Mapping[str, Path],
+    verdict: Sequence[str], figures: Mapping[str, Path], failed: Collection[str] = (),
 ) -> str:  # fmt: skip
-    """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`.
+    """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`; those
+    `failed` that could not be drawn although runs have what they need.
 
     What comes from Records is escaped; a policy in the page forbids everything but its own style and script.
     """
@@ -64,7 +68,7 @@ def report_html(
     return environment.get_template("report.html.jinja").render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
         subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
-        tables=[_overview(summaries), *tables], figures=_drawn(figures), undrawn=_undrawn(figures),
+        tables=[_overview(summaries), *tables], figures=_drawn(figures), undrawn=_undrawn(figures, failed),
         runs=runs, shown=_with_pictures(runs), gaps=_gaps(records),
     )  # fmt: skip
 
@@ -131,8 +135,12 @@ def _placed(caption: Caption, png: bytes) -> Drawn:
     return Drawn(caption, base64.b64encode(png).decode(), round(width * CSS_DPI / DPI), round(height * CSS_DPI / DPI))
 
 
-def _undrawn(figures: Mapping[str, Path]) -> list[str]:
-    return [f"{caption.title}: no run has {caption.needs}." for name, caption in CAPTIONS.items() if name not in figures]
+def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:
+    absent = {name: caption for name, caption in CAPTIONS.items() if name not in figures}
+    return [
+        f"{caption.title}: " + ("could not be drawn." if name in failed else f"no run has {caption.needs}.")
+        for name, caption in absent.items()
+    ]
 
 
 def _with_pictures(runs: Sequence[Run]) -> list[Run]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
-from advmoe.reports.figures import COLOURS
+from advmoe.reports.figures import COLOURS, short
 
 Record = dict[str, Any]
 Key = TypeVar("Key")
@@ -73,14 +73,14 @@ def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
     return dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]) if item[0][0] in order else 99, item[0])))
 
 
-def by_panel(records: Iterable[Record]) -> dict[str, list[Record]]:
+def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     """Records by setting and model scale, titled; the dense network stands in the panel of every scale."""
-    panels = {}
+    panels = []
     for setting, own in grouped(records, setting_of).items():
         scales = sorted({scale_of(record) for record in own if record["method"] not in FULL_SCALE})
         for scale in scales or [1.0]:
             chosen = [record for record in own if record["method"] in FULL_SCALE or scale_of(record) == scale]
-            panels[titled(setting, chosen, f"model scale r = {scale:g}, " if scales else "")] = chosen
+            panels.append((titled(setting, chosen, f"model scale r = {scale:g}, " if scales else ""), chosen))
     return panels
 
 
@@ -88,7 +88,8 @@ def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
     """The setting in words, and how many seeds its networks have."""
     counts = sorted({len(own) for own in grouped(records, cell_of).values()})
     seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    return f"{in_words(setting)}\n{detail}{seeds} seed{'s' if counts[-1] > 1 else ''}"
+    named = replace(setting, dataset=short(setting.dataset), backbone=short(setting.backbone), norm=short(setting.norm))
+    return f"{in_words(named)}\n{detail}{seeds} seed{'s' if counts[-1] > 1 else ''}"
 
 
 def in_words(setting: Cell) -> str:
@@ -111,7 +112,7 @@ def label_of(line: Line, lines: Iterable[Line]) -> str:
     """Legend: the method's title, and N where several are compared."""
     method, experts = line
     several = len({number for _, number in lines if number}) > 1
-    return look(method).title + (f" (N = {experts})" if several and experts else "")
+    return short(look(method).title) + (f" (N = {experts})" if several and experts else "")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
-from advmoe.reports.figures import save
+from advmoe.reports.figures import save, short
 from advmoe.reports.panels import (
     Line,
     Record,
@@ -90,7 +90,7 @@ def fig_a2(records: list[Record], path: Path) -> bool:
         return False
     figure = Figure(figsize=(9, 3.5 * len(panels) + 0.7), layout="constrained")
     rows = figure.subfigures(len(panels), 1, squeeze=False)[:, 0]
-    for row, (title, own) in zip(rows, panels.items(), strict=True):
+    for row, (title, own) in zip(rows, panels, strict=True):
         row.suptitle(title, fontsize=9)
         pair = row.subplots(1, 2, sharey=True)
         for ax, name, said in zip(pair, ("val_sa", "val_ra"), ("SA", "RA (PGD-10)"), strict=True):
@@ -120,7 +120,7 @@ def epsilon(records: list[Record], path: Path) -> bool:
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 3.8 * len(panels) + 0.7), layout="constrained")
-    for ax, (title, own) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+    for ax, (title, own) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
         _against_epsilon(ax, own)
         ax.set_title(title, fontsize=9)
     legend_below(figure, figure.axes)
@@ -199,7 +199,7 @@ def _points(line: Line, records: Sequence[Record], name: str, with_backbone: boo
             runs[0]["gmacs"],
             *mean_and_std([run[name] for run in runs]),
             line,
-            f"{backbone}, r {scale:g}" if with_backbone else f"r {scale:g}",
+            f"{short(backbone)}, r {scale:g}" if with_backbone else f"r {scale:g}",
         )
         for (backbone, _, scale), runs in networks.items()
     ]

@@ -16,7 +16,7 @@ from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
 from advmoe.reports.collect import cell_of
-from advmoe.reports.figures import save
+from advmoe.reports.figures import save, short
 from advmoe.reports.panels import Record, grouped, look
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
@@ -64,13 +64,13 @@ def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
     """Input, router, the experts as windows of the layer's filters, output: the first MoE layer."""
     layer, model = record["layers"][0], record["config"]["model"]
     experts = layer["experts"]
-    ax.set_title(f"MoE layer {layer['name']}: N = {experts}, r = {model['model_scale']:g}", fontsize=10)
+    ax.set_title(f"MoE layer {short(layer['name'])}: N = {experts}, r = {model['model_scale']:g}", fontsize=10)
     ax.set(xlim=(0, 12), ylim=(-0.4, 4.4))
     ax.axis("off")
     _box(ax, 0.1, 0.7, 1.9, f"input\n{layer['in_channels']} channels")
     _box(ax, 2.4, 3.1, 2.6, "router\npool, standardise, linear")
     _box(ax, 10.0, 0.7, 1.9, f"output, {' x '.join(map(str, layer['size']))}\n{layer['width']} channels")
-    share = 1 / experts if model["bank"] == "disjoint" else model["model_scale"]
+    share = 1 / experts if model.get("bank") == "disjoint" else model["model_scale"]
     step = 2.5 / experts
     middle = 2.5 - (chosen + 0.6) * step
     left = 5.2 + 4.0 * chosen * (1 - share) / max(experts - 1, 1)
@@ -99,7 +99,8 @@ def _window(ax: Axes, corner: tuple[float, float], size: tuple[float, float], te
 
 def _draw_pathway(ax: Axes, record: Record, shown: Mapping[str, Any]) -> None:
     """All layers in order, their experts as cells; the clean picture's pathway, and where the attack leaves it."""
-    layers, clean, adversarial, names = record["layers"], shown["clean"], shown["adversarial"], record.get("classes")
+    layers, clean, adversarial = record["layers"], shown["clean"], shown["adversarial"]
+    names = [short(name) for name in record.get("classes") or []]
     routes = [_for_all(shown[name]["route"], len(layers)) for name in ("clean", "adversarial")]
     for x, (layer, own, other) in enumerate(zip(layers, *routes, strict=True)):
         for expert in range(layer["experts"]):
@@ -116,11 +117,11 @@ def _draw_pathway(ax: Axes, record: Record, shown: Mapping[str, Any]) -> None:
     told = f"said: {named(names, clean['prediction'])}\n\nunder attack:\n{named(names, adversarial['prediction'])}"
     ax.text(len(layers) - 0.3, (most - 1) / 2, told, fontsize=8, va="center")
     ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(most - 0.3, -0.7))
-    ax.set_xticks(range(len(layers)), [f"{layer['name']}, {layer['width']}" for layer in layers], rotation=90, fontsize=7)
+    ax.set_xticks(range(len(layers)), [f"{short(layer['name'])}, {layer['width']}" for layer in layers], rotation=90, fontsize=7)
     ax.set_xlabel("MoE layer, and how many filters each of its experts has", fontsize=8)
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    where = f"{look(record['method']).title}, {record['backbone']}, {record['dataset']}"
+    where = f"{short(look(record['method']).title)}, {short(record['backbone'])}, {short(record['dataset'])}"
     ax.set_title(f"{where}: {_attack(shown)} changes the choice of {_flips(shown)} of {len(clean['route'])} routers", fontsize=10)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False, fontsize=8)
 
@@ -131,7 +132,7 @@ def _for_all(route: Sequence[int], layers: int) -> Sequence[int]:
 
 
 def _attack(shown: Mapping[str, Any]) -> str:
-    return str(shown["attack"]).upper().replace("_", "-")
+    return short(shown["attack"]).upper().replace("_", "-")
 
 
 def _pixels(png: str) -> np.ndarray[Any, Any]:
@@ -170,11 +171,11 @@ def _draw_load(ax: Axes, record: Record) -> Any:
     for end in ends[:-1]:
         ax.axvline(end - 0.5, color="white", linewidth=2)
     classes = range(0, len(shares), -(-len(shares) // MOST_LABELS))
-    ax.set_yticks(classes, [named(record.get("classes"), label) for label in classes], fontsize=7)
+    ax.set_yticks(classes, [short(named(record.get("classes"), label)) for label in classes], fontsize=7)
     middles = [end - counts.shape[1] / 2 - 0.5 for end, counts in zip(ends, layers, strict=True)]
     ax.set_xticks(middles, [str(number + 1) for number in range(len(layers))], fontsize=7)
     ax.set_xlabel(f"MoE layer, its experts 0 to {layers[0].shape[1] - 1} from left to right", fontsize=8)
     cell = cell_of(record)
-    where = f"{cell.dataset}, {cell.backbone}, r = {cell.model_scale:g}, seed {record['seed']}"
-    ax.set_title(f"{look(cell.method).title}: {where}", fontsize=9)
+    where = f"{short(cell.dataset)}, {short(cell.backbone)}, r = {cell.model_scale:g}, seed {record['seed']}"
+    ax.set_title(f"{short(look(cell.method).title)}: {where}", fontsize=9)
     return image

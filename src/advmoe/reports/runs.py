@@ -110,7 +110,7 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
 
 def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     hardware, versions = record.get("hardware") or {}, record.get("versions") or {}
-    yield "advmoe", f"{record.get('advmoe', 'unknown')}, commit {record.get('commit') or 'unknown'}"
+    yield "advmoe", f"{record.get('advmoe') or 'unknown'}, commit {record.get('commit') or 'unknown'}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value is not None)
     yield "data", f"{record['dataset']}, fingerprint {record['fingerprint']}"

@@ -17,15 +17,15 @@ PROBE = ".probe.json"
 SCHEMA = 1
 
 
-def check_free(folder: Path, config: RunConfig) -> None:
-    """Raises UserError where something else is in a run's place."""
+def check_free(folder: Path, config: RunConfig, flag: str = "--out") -> None:
+    """Raises UserError where something else is in a run's place, which `flag` gives another of."""
     held = RunFolder(folder)
     if held.config_path.exists():
         other = differences(held.config(), config)
         if other:
-            raise UserError(f"{folder}: holds another run ({other[0]}); give another --out, or the settings it was made with")
+            raise UserError(f"{folder}: holds another run ({other[0]}); give another {flag}, or the settings it was made with")
     elif folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".draft") for path in folder.iterdir())):
-        raise UserError(f"{folder}: is not an empty folder, nor one that holds a run; give another --out")
+        raise UserError(f"{folder}: is not an empty folder, nor one that holds a run; give another {flag}")
 
 
 def keep_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 The process ends with the one that started it, however that one ends: it reads a pipe that nothing is written to. It holds
 RUN/.lock as long as it lives, so that no two work on one run; whoever comes second waits and finds the work done. All files
-are either old or new, so that it may be killed at any moment and started again.
+are either old or new, so that it may be killed at any moment and started again. Folders are claimed one after another, under
+the lock DIR/.lock of the folder above: RUN must be empty until it is claimed.
 """
 
 import json
@@ -69,10 +70,7 @@ def commands(job: Job) -> list[list[str]]:
 
 def start(job: Job) -> subprocess.Popen[bytes]:
     """Start the job's process. Raises UserError where the folder is another run's."""
-    folder = RunFolder(job.folder)
-    if not folder.config_path.exists():
-        folder.clean()  # what a process left that was killed while it claimed the folder
-    folder.claim(job.config, resume=True)
+    _claim(job)
     (job.folder / FAILED).unlink(missing_ok=True)
     words = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder / ".lock"), json.dumps(commands(job))]
     with (job.folder / LOG).open("ab") as log:
@@ -80,6 +78,15 @@ def start(job: Job) -> subprocess.Popen[bytes]:
             words, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(job.config.runtime.threads),
             start_new_session=True,
         )  # fmt: skip
+
+
+def _claim(job: Job) -> None:
+    folder = RunFolder(job.folder)
+    job.folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(job.folder.parent / ".lock"):
+        if not folder.config_path.exists():
+            folder.clean()  # what a process left that was killed while it claimed the folder
+        folder.claim(job.config, resume=True)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

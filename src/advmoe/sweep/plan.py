@@ -4,15 +4,17 @@ methods: [at_dense, advmoe]        all five by default
 backbones: [resnet18]
 datasets: [fashion-mnist]          cifar10 by default
 model_scales: [0.2, 0.5]           0.5 by default; a method without a scale is run once
-seeds: 3                           or a list
+seeds: 3                           or a list, of at most 1000
 settings: {training: {epochs: 10}} any other field of a configuration
 """
 
+import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from advmoe.config import ModelConfig, RunConfig, from_dict, to_dict
@@ -25,6 +27,7 @@ from advmoe.training.methods import METHODS
 Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 SEEDS = (0, 1, 2)
+MOST_SEEDS = 1000  # a slip of the finger beyond
 AXES = {  # what has a place of its own in a sweep, and may not stand among its settings
     "method": "methods", "seed": "seeds", "model.backbone": "backbones", "model.model_scale": "model_scales",
     "data.dataset": "datasets", "runtime": "--device, --threads, --precision and --dispatch",
@@ -50,7 +53,12 @@ class Planned:
     @property
     def label(self) -> str:
         """The name, and the model scale, which the name leaves out where it is the usual one."""
-        return f"{self.name} r{self.config.model.model_scale:g}" if scaled(self.config.method) else self.name
+        return f"{self.name} r{decimal(self.config.model.model_scale)}" if scaled(self.config.method) else self.name
+
+
+def decimal(scale: float) -> str:
+    """The shortest decimal number that is read as `scale` again, without an exponent: "0.2", "1"."""
+    return np.format_float_positional(float(scale), trim="-")
 
 
 def scaled(method: str) -> bool:
@@ -159,21 +167,28 @@ def _scales(scales: Any, path: Path) -> list[str]:
     right = isinstance(scales, list) and scales and all(type(scale) in (int, float) and 0 < scale <= 1 for scale in scales)
     if not right:
         raise UserError(f"{path}: model_scales must be a list of numbers in (0, 1], not {scales!r}")
-    return ["" if scale == ModelConfig().model_scale else f"-r{scale:g}" for scale in scales]
+    return ["" if scale == ModelConfig().model_scale else f"-r{decimal(scale)}" for scale in scales]
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
-    if type(seeds) is int and seeds >= 1:
+    if type(seeds) is int and 1 <= seeds <= MOST_SEEDS:
         return tuple(range(seeds))
-    if isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds):
+    if isinstance(seeds, list) and 1 <= len(seeds) <= MOST_SEEDS:
+        wrong = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]
+        if wrong:
+            raise UserError(f"{path}: a seed must be a whole number in [0, 2**63), not {reprlib.repr(wrong[0])}")
         return tuple(dict.fromkeys(seeds))
-    raise UserError(f"{path}: seeds must be a number of seeds or a list of them, not {seeds!r}")
+    wanted = f"a number of seeds from 1 to {MOST_SEEDS}, or a list of so many"
+    raise UserError(f"{path}: seeds must be {wanted}, not {reprlib.repr(seeds)}")
 
 
 def _check_settings(settings: Any, path: Path) -> None:
     if not isinstance(settings, Mapping):
         raise UserError(f"{path}: settings must be a mapping of sections, not {settings!r}")
+    sections = [name for name, value in to_dict(RunConfig()).items() if isinstance(value, dict) and name not in AXES]
     for section, values in settings.items():
+        if section not in (*sections, *AXES):
+            raise UserError(f"{path}: settings: unknown field {str(section)!r}: {nearest(str(section), sections)}")
         for name in (section, *(f"{section}.{own}" for own in values)) if isinstance(values, Mapping) else (section,):
             if name in AXES:
                 raise UserError(f"{path}: settings: {name} is not set here but by {AXES[name]}")

@@ -1,7 +1,8 @@
 """How long runs will take, from a few real iterations and attack steps of each distinct network and method.
 
-The pictures are random ones of the data's size, the batch on the CPU is a small one. What is timed is multiplied by the counts
-of the run, so this is as good as a machine is even: the first epochs of the run tell better.
+The pictures are random ones of the data's size, the batch on the CPU is a small one. Whatever else a machine does only adds to
+what is timed, so the least of several times counts, of this probe and of earlier ones. It is multiplied by the counts of the run;
+where runs of the same network have been trained or evaluated, what they took stands instead (`advmoe.sweep.past`).
 """
 
 import hashlib
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,15 @@ from advmoe.evaluation.suite import AUTOATTACK, AUTOATTACK_PLUS
 from advmoe.files import write_json
 from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
+from advmoe.profile import estimate
+from advmoe.sweep.past import Past
 from advmoe.training.loop import VALIDATION_STEPS, network, train
 from advmoe.training.methods import METHODS
 
 BATCH = 8  # pictures of a probe's batch on the CPU, where time goes with their number
-ITERATIONS = 2  # of which the first warms up and is not counted
+WORK = 4.0  # GMACs that a batch there may have; no fewer than two pictures, for batch norm
+ITERATIONS = 4  # of which the first warms up and is not counted
+ENOUGH = 1.0  # seconds after which no more are timed than these
 ATTACK_STEPS = 2
 STANDING = 0.5  # share of the pictures that an attack on survivors meets
 STEPS = {  # forward and backward passes of an attack, a forward pass alone counted as a third
@@ -41,6 +47,7 @@ SURROGATE = 50  # of every other attack
 ROUTES, ROUTES_EXPERT = 50, 10  # of the routing figures, and for each expert
 CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_PICTURES
 CURVE_PICTURES = 200
+UNKNOWN = Past()
 
 
 @dataclass(frozen=True)
@@ -70,21 +77,23 @@ def sizes(data: Iterable[DataConfig]) -> Sizes:
 
 
 class Probe:
-    """Times each distinct network and method once; with `kept`, a JSON file, once for all calls with the same threads."""
+    """Times each distinct network and method once. The JSON file `kept` holds the least of all probes with the same threads."""
 
     def __init__(self, device: torch.device, kept: Path | None = None, told: Callable[[str], None] = lambda what: None) -> None:
         self.device, self.kept, self.told = device, kept, told
-        self.known: dict[str, Any] = _read(kept)
+        self.known: dict[str, Pace] = {}
 
     def pace(self, config: RunConfig, spec: PictureSpec) -> Pace:
         """The pace of a run's network and method. Raises UserError where they cannot be had."""
         key = self._key(config, spec)
         if key not in self.known:
             self.told(f"{config.model.backbone} {config.method} r {config.model.model_scale:g}")
-            self.known[key] = asdict(measure(config, spec, self.device))
+            self.known[key] = measure(config, spec, self.device)
             if self.kept is not None:
-                write_json(self.kept, self.known, indent=1)
-        return Pace(**{**self.known[key], "phases": tuple(self.known[key]["phases"])})
+                kept = _read(self.kept)
+                self.known[key] = _least(self.known[key], kept.get(key))
+                write_json(self.kept, {**kept, key: asdict(self.known[key])}, indent=1)
+        return self.known[key]
 
     def _key(self, config: RunConfig, spec: PictureSpec) -> str:
         """All that the pace may depend on, as a digest."""
@@ -96,20 +105,25 @@ class Probe:
 
 def measure(config: RunConfig, spec: PictureSpec, device: torch.device) -> Pace:
     """Time a few iterations of every phase by `train` itself, and a short attack."""
-    size = config.training.batch_size if device.type == "cuda" else min(BATCH, config.training.batch_size)
+    size = config.training.batch_size
+    if device.type != "cuda":
+        size = min(size, BATCH, max(2, int(WORK / estimate(config).gmacs)))
     small = replace(config, training=replace(config.training, epochs=1, batch_size=size, tied_share=0.0, init_from=None))
-    clock = _Clock()
-    with tempfile.TemporaryDirectory() as folder:
-        train(small, _random(spec, size * ITERATIONS, size).to(device), Path(folder) / "probe", clock)
-    phases = tuple(min(seconds) / size for seconds in clock.phases)
-    return Pace(phases, _attack(small, spec, size, device))
+    splits, started = _random(spec, size * ITERATIONS, 2).to(device), time.perf_counter()
+    rounds: list[list[float]] = []
+    while not rounds or time.perf_counter() - started < ENOUGH:
+        clock = _Clock()
+        with tempfile.TemporaryDirectory() as folder:
+            train(small, splits, Path(folder) / "probe", clock)
+        rounds.append([min(seconds) / size for seconds in clock.phases])
+    return Pace(tuple(map(min, zip(*rounds, strict=True))), _attack(small, spec, size, device))
 
 
-def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 0) -> float:
+def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 0, earlier: Past = UNKNOWN) -> float:
     """Seconds of the epochs after the first `done`, over all phases, with their look at the held-out part."""
     validation = counts.val * (VALIDATION_STEPS + 1) * pace.step
-    epochs = [counts.train * phase + validation for phase in pace.phases for _ in range(config.training.epochs)]
-    return sum(epochs[done:])
+    phases = [earlier.epochs.get(number, counts.train * phase + validation) for number, phase in enumerate(pace.phases)]
+    return sum([seconds for seconds in phases for _ in range(config.training.epochs)][done:])
 
 
 def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: str | Sequence[str]) -> float:
@@ -152,13 +166,13 @@ def _attack(config: RunConfig, spec: PictureSpec, size: int, device: torch.devic
     model = fused(compact(network(config, spec)).to(device).eval())
     pictures = _random(spec, size, 1).train.to(device)
     settings, draws = Pgd(config.attack.epsilon, config.attack.epsilon / 4, ATTACK_STEPS), BatchDraws(torch.Generator(device))
-    seconds = []
+    seconds: list[float] = []
     with frozen(model):
-        for _ in range(2):  # the first warms up
+        while len(seconds) < ITERATIONS or sum(seconds) < ENOUGH:
             started = time.perf_counter()
             pgd(model, pictures.pixels(), pictures.labels, settings, draws).sum().item()
             seconds.append(time.perf_counter() - started)
-    return seconds[-1] / (ATTACK_STEPS * size)
+    return min(seconds[1:]) / (ATTACK_STEPS * size)
 
 
 def _random(spec: PictureSpec, count: int, held_out: int) -> Splits:
@@ -171,10 +185,21 @@ def _random(spec: PictureSpec, count: int, held_out: int) -> Splits:
     return Splits("random", spec, "random", part(count), part(held_out), part(1))
 
 
-def _read(path: Path | None) -> dict[str, Any]:
+def _least(pace: Pace, kept: Any) -> Pace:
+    """The lesser times of a pace and one from the file, which counts only where it is whole."""
+    try:
+        phases, step = [float(phase) for phase in kept["phases"]], float(kept["step"])
+    except (TypeError, KeyError, ValueError):
+        return pace
+    if len(phases) != len(pace.phases) or not all(0 < seconds < inf for seconds in (*phases, step)):
+        return pace
+    return Pace(tuple(map(min, pace.phases, phases)), min(pace.step, step))
+
+
+def _read(path: Path) -> dict[str, Any]:
     """What earlier probes found; a file that is none is made anew."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+        found = json.loads(path.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
     except (OSError, ValueError):
         return {}

@@ -44,9 +44,10 @@ class RayPlacement:
         except (ConnectionError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
             raise UserError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
         resources = ray.cluster_resources()
+        _check_room(address, self.threads)
         gpus = 1 if resources.get("GPU") and device != "cpu" else 0
         self.device = device
-        self.workers = max(1, int(min(resources["CPU"] // self.threads, resources["GPU"] if gpus else float("inf"))))
+        self.workers = max(1, int(min(resources.get("CPU", 0) // self.threads, resources["GPU"] if gpus else float("inf"))))
         self.what = f"Ray, {self.workers} runs at once of {self.threads} threads" + (" and a GPU each" if gpus else "")
         options = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [Killed]}
         self.task: Any = ray.remote(**options)(attend)
@@ -78,6 +79,14 @@ def _check_reachable(address: str | None) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as error:
         raise UserError(f"no Ray cluster at {address}: {error}") from None
+
+
+def _check_room(address: str | None, threads: int) -> None:
+    """Raises UserError, with Ray left, where no machine of the cluster could ever take a run: Ray would wait for one for ever."""
+    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if most < threads:
+        ray.shutdown()
+        raise UserError(f"Ray cluster at {address or 'this machine'}: no node has the {threads} CPUs of a run (at most {most:g})")
 
 
 def place(address: str | None, workers: int | None, threads: int, device: str) -> RayPlacement:

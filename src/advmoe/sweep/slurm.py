@@ -18,6 +18,7 @@ except ImportError:
 
 DAY = 24 * 60  # minutes that a job is given unless told otherwise; submitit's own default is five
 EXECUTORS = ["slurm", "local", "debug"]
+REFUSALS = (RuntimeError, NameError, TypeError, ValueError, AssertionError)  # submitit's, of parameters and of places
 
 
 class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no types
@@ -39,8 +40,7 @@ class SlurmPlacement:
     """One Slurm job a run. `parameters` are submitit's, as KEY=VALUE; `workers` bounds how many run at once."""
 
     def __init__(self, out: Path, executor: str, workers: int | None, threads: int, device: str, parameters: Sequence[str]) -> None:
-        if executor not in EXECUTORS:
-            raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
+        check(executor, parameters)
         self.threads, self.device = max(threads, 1), device
         self.workers = workers or 1
         self.what = f"submitit's {executor} executor, {self.threads} threads a run"
@@ -50,7 +50,7 @@ class SlurmPlacement:
         try:
             self.executor = submitit.AutoExecutor(out / "submitit", cluster=executor)
             self.executor.update_parameters(name="advmoe", **settings)
-        except (RuntimeError, NameError, TypeError, ValueError) as error:
+        except REFUSALS as error:
             raise UserError(f"submitit: {' '.join(str(error).split())[:300]}") from None
         self.jobs: list[tuple[Any, Job]] = []
 
@@ -74,6 +74,18 @@ def place(
 ) -> SlurmPlacement:
     """A place in Slurm's queue, or in that of the executor `address` names. Raises UserError where there is none."""
     return SlurmPlacement(out, address or "slurm", workers, threads, device, parameters)
+
+
+def check(address: str | None, parameters: Sequence[str]) -> None:
+    """Raises UserError on an executor or a parameter that submitit does not know; asks no cluster and writes nothing."""
+    executor = address or "slurm"
+    if executor not in EXECUTORS:
+        raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
+    given = _parsed(parameters)
+    try:
+        submitit.AutoExecutor("submitit", cluster="debug").update_parameters(**given)  # knows the other executors' names
+    except REFUSALS as error:
+        raise UserError(f"--slurm: submitit: {' '.join(str(error).split())[:300]}") from None
 
 
 def _parsed(parameters: Sequence[str]) -> dict[str, Any]:

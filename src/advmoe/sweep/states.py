@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from advmoe.errors import lookup
 from advmoe.evaluation.evaluate import resolve
 from advmoe.files import write_atomically
 from advmoe.training.checkpoint import RunFolder
@@ -72,7 +73,7 @@ def _attacks(path: Path, changed: int) -> frozenset[str] | None:
 @lru_cache(maxsize=4096)
 def _epochs(path: Path, changed: int) -> int:
     config = RunFolder(path.parent).config()
-    return config.training.epochs * len(METHODS[config.method].phases)
+    return config.training.epochs * len(lookup(METHODS, config.method, f"{path}: method").phases)
 
 
 def _lines(path: Path) -> int:

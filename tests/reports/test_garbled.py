@@ -1,0 +1,107 @@
+"""Records with one value garbled: each is left out, or read without a part, and the rest of the report is made."""
+
+import copy
+import json
+import random
+
+import pytest
+from records import record
+
+from advmoe.errors import UserError
+from advmoe.evaluation.record import checked_record
+from advmoe.reports import plots, routes
+from advmoe.reports.cells import summarise
+from advmoe.reports.claims import judge, verdict
+from advmoe.reports.html import report_html
+from advmoe.reports.paper_tables import tables
+
+LEFT_OUT = object()
+VALUES = (
+    LEFT_OUT, None, "x", [], {}, float("nan"), float("inf"), -1, True, [["a"]], {"a": 1}, 10**30, 1.5, ["x"],
+    "<script>alert(1)</script>", "$\\frac$",
+)  # fmt: skip
+SOUND = [record("at_dense", depth=2, epochs=2), record("advmoe", 0, 0.2, depth=2, epochs=2)]
+BASE = record("advmoe", depth=2, epochs=2)
+CRASHED = [  # where reports once ended in a traceback
+    (("epsilon_curve",), float("nan")), (("gallery", 0), []), (("gallery", 0, "label"), LEFT_OUT), (("history", 0, "val_ra"), "x"),
+    (("load_by_class",), [["a"]]), (("hardware",), float("nan")), (("evaluation", "sa"), []),
+    (("evaluation", "attacks", "pgd_50"), {"a": 1}), (("evaluation", "attacks", "pgd_50", "seconds"), "x"), (("ra_worst",), 1e30),
+    (("ra_aa",), {"a": 1}), (("evaluation", "ra_aa"), "<script>"),
+]  # fmt: skip
+
+
+def places(tree, above=()):
+    """Paths to everything in a Record; of a list its first entry."""
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree[:1]) if isinstance(tree, list) else ()
+    for key, value in items:
+        yield (*above, key)
+        yield from places(value, (*above, key))
+
+
+def garbled(place, value):
+    made = copy.deepcopy(BASE)
+    own = made
+    for key in place[:-1]:
+        own = own[key]
+    if value is LEFT_OUT:
+        del own[place[-1]]
+    else:
+        own[place[-1]] = value
+    return made
+
+
+def read(place, value):
+    """The garbled Record as a report reads it, or None where it is left out; in one line each, whichever."""
+    told = []
+    try:
+        found = checked_record(garbled(place, value), "here", told.append)
+    except UserError as error:
+        told.append(str(error))
+        found = None
+    assert len(told) <= 1
+    assert all(line.startswith("here: ") and "\n" not in line for line in told)
+    return found
+
+
+def written(records):
+    """All of a report's words; raises where a Record surprises."""
+    page = report_html(records, summarise(records), tables(records), judge(records), verdict(records), {})
+    json.dumps(records)
+    assert "<script>alert" not in page
+
+
+ALL = [(place, value) for place in places(BASE) for value in VALUES]
+
+
+def test_the_words_of_a_report_are_made_whatever_one_record_holds():
+    """Of all the changes some, the same in every run."""
+    for place, value in random.Random(0).sample(ALL, 60):
+        found = read(place, value)
+        if found is not None:
+            written([found, *SOUND])
+
+
+def test_every_garbled_value_is_read_or_refused_in_one_line():
+    assert sum(read(place, value) is None for place, value in ALL) > len(ALL) / 4
+
+
+@pytest.mark.parametrize(("place", "value"), CRASHED)
+def test_what_once_ended_in_a_traceback(place, value):
+    found = read(place, value)
+    if place[0] in ("epsilon_curve", "gallery", "history", "load_by_class", "hardware"):
+        assert not found[place[0]]
+        written([found, *SOUND])
+    else:
+        assert found is None
+
+
+def test_figures_are_drawn_whatever_one_record_holds(tmp_path, monkeypatch):
+    """All that is read is laid out by every figure; writing files of it takes seconds and is tested elsewhere."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: None)
+    monkeypatch.setattr(routes, "save", lambda figure, path: None)
+    parts = ("epsilon_curve", "gallery", "history", "load_by_class", "layers", "classes", "ra", "gmacs", "run")
+    cases = [(place, value) for place, value in ALL if place[0] in parts]
+    for place, value in random.Random(1).sample(cases, 12):
+        found = read(place, value)
+        for draw in plots.FIGURES.values() if found else ():
+            draw([found, *SOUND], tmp_path / "x.png")
