@@ -44,9 +44,9 @@ def read(path: str) -> Any:
     return json.loads((ROOT / path).read_text())
 
 
-def benchmark_table(suites: tuple[str, ...]) -> str:
-    """The benchmark's rows of some suites."""
-    found = read("benchmarks/results/speed.json")
+def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
+    """The rows of some suites in a benchmark's file."""
+    found = read(f"benchmarks/results/{name}.json")
     lines = ["| what | found (rounds) | target |", "| --- | ---: | ---: |"]
     for each in (each for each in found["rows"] if each["suite"] in suites):
         low, high = each["spread"]
@@ -92,8 +92,9 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": lambda: table(read("results/demo/records.json")), "embedded": embedded_table},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/performance.md": {
-        "benchmark": lambda: benchmark_table(("inference", "training", "attack", "data")),
-        "growth": lambda: benchmark_table(("growth",)),
+        "inference": lambda: benchmark_table("inference", ("inference",)),
+        "benchmark": lambda: benchmark_table("speed", ("training", "attack", "data")),
+        "growth": lambda: benchmark_table("speed", ("growth",)),
         "profile": profile_table,
     },
 }
