@@ -58,7 +58,7 @@ def run(tiny: Any, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def evaluated(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run with its Record."""
-    from conftest import Recorder
+    from recorder import Recorder
 
     path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
     few = replace(splits, val=splits.val[torch.arange(10)], test=splits.test[torch.arange(5)])

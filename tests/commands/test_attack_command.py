@@ -16,7 +16,7 @@ from advmoe.training.loop import network, train
 
 @pytest.fixture(scope="module")
 def run(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from conftest import Recorder
+    from recorder import Recorder
 
     path = tmp_path_factory.mktemp("runs") / "run"
     train(tiny(epochs=1, tied_share=0.0), splits, path, Recorder())

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Recorder
+from recorder import Recorder
 
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import Recorder
+from recorder import Recorder
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.attacks import BatchDraws

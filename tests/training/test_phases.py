@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Recorder
+from recorder import Recorder
 
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import cost

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from conftest import Recorder
+from recorder import Recorder
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset

@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
-from conftest import Recorder
+from recorder import Recorder
 
 from advmoe.cli import main
 from advmoe.errors import UserError
