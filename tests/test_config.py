@@ -295,7 +295,7 @@ def test_yaml_numbers_that_are_not_finite(name: str, value: str, tmp_path: Path)
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "- 1\n- 2\n", "just text", "3", "null", "--- \n..."])
 def test_no_mapping(content: str, tmp_path: Path) -> None:
-    assert file_complaint(written(tmp_path, content)) == "holds no mapping of configuration fields"
+    assert file_complaint(written(tmp_path, content)) == "holds no mapping of fields"
 
 
 @pytest.mark.parametrize(

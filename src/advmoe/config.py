@@ -230,6 +230,11 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
 
 def load_yaml(path: Path) -> RunConfig:
     """The configuration in a YAML file. Raises UserError where it cannot be read."""
+    return from_dict(read_mapping(path), str(path))
+
+
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """A YAML file that holds a mapping. Raises UserError where it does not."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -237,8 +242,8 @@ def load_yaml(path: Path) -> RunConfig:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: holds no mapping of configuration fields")
-    return from_dict(tree, str(path))
+        raise UserError(f"{path}: holds no mapping of fields")
+    return tree
 
 
 def dump_yaml(config: RunConfig) -> str:

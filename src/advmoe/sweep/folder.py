@@ -6,10 +6,10 @@ from typing import Any
 
 import yaml
 
-from advmoe.config import RunConfig, differences, to_dict
+from advmoe.config import RunConfig, differences, read_mapping, to_dict
 from advmoe.errors import UserError
 from advmoe.files import write_atomically
-from advmoe.sweep.plan import Planned, read_mapping
+from advmoe.sweep.plan import Planned
 from advmoe.training.checkpoint import RunFolder
 
 PLAN = "sweep.yaml"

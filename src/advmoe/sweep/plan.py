@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from advmoe.config import ModelConfig, RunConfig, from_dict, to_dict
+from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
 from advmoe.errors import UserError, lookup, nearest
 from advmoe.models import MODELS
 from advmoe.paper import cells
@@ -137,19 +136,6 @@ def _from_file(path: Path) -> Grid:
     _check_settings(found.settings, path)
     _set(RunConfig(), found.settings, f"{path}: settings")
     return found
-
-
-def read_mapping(path: Path) -> dict[Any, Any]:
-    """A YAML file that holds a mapping. Raises UserError where it does not."""
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise UserError(f"{path}: holds no mapping of fields")
-    return tree
 
 
 def _names(tree: Mapping[str, Any], field: str, default: list[str], table: Collection[str], path: Path) -> list[str]:
