@@ -70,7 +70,8 @@ def embedded_table() -> str:
     first = summaries[0]
     said = (
         f"{in_words(first.cell)}; {first.n} seeds, mean ± sample deviation, percent.\n"
-        "Small pictures, a narrow network, minutes a run: differences within the deviations show nothing, and none of it speaks of the paper's figures."
+        "Small pictures, a narrow network, minutes a run: differences within the deviations show nothing, "
+        "and none of it speaks of the paper's figures."
     )
     return "\n".join([*lines, "", said])
 
