@@ -2,12 +2,13 @@
 
     python scripts/measure_dispatch.py --threads 2 --out results/dispatch.json
 
-`fastest` in advmoe/moe/dispatch.py is a rule taken from these figures, and from the demo's iteration under several thresholds.
+`fastest` in advmoe/moe/dispatch.py is a rule taken from these figures. Its threshold is that of the demo's AdvMoE iteration, where
+layers meet cold caches: timed last, under several of them (0 splits wherever filters are fixed).
 """
 
 import argparse
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import median
@@ -16,11 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from advmoe.benchmark import variants
 from advmoe.benchmark.rows import machine
+from advmoe.benchmark.timing import timed
 from advmoe.files import write_json
+from advmoe.moe import dispatch
 from advmoe.moe.dispatch import chosen
 from advmoe.moe.experts import Experts
+from advmoe.recipes import recipe
 
+CPU = torch.device("cpu")
+THRESHOLDS = (0, 100_000, 200_000, 400_000, 600_000)
 NAMES = ("split", "wide", "grouped")
 LAYERS = [(8, 4, 28), (16, 8, 14), (32, 16, 7), (64, 32, 32), (64, 64, 16), (128, 128, 8), (256, 256, 4)]  # C, K, height
 BATCHES = (1, 2, 8, 32, 128)
@@ -44,18 +51,6 @@ def call(own: Experts, x: Tensor, experts: Tensor, phase: str) -> Callable[[], o
     return run
 
 
-def timed(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each call, interleaved; the first round is thrown away."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
-        for name, run in calls.items():
-            started = time.perf_counter()
-            run()
-            if number:
-                seconds[name].append(time.perf_counter() - started)
-    return {name: 1000 * median(values) for name, values in seconds.items()}
-
-
 def rows(rounds: int) -> Iterator[dict[str, Any]]:
     """One row a setting."""
     for (inputs, width, size), batch, num_experts, phase in product(LAYERS, BATCHES, EXPERTS, PHASES):
@@ -65,8 +60,29 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         calls = {name: call(Experts(bank, starts, width, 1, None, name), x, experts, phase) for name in NAMES}
         yield {
             "in_channels": inputs, "width": width, "size": size, "batch": batch, "num_experts": num_experts, "phase": phase,
-            "ms": timed(calls, rounds),
+            "ms": medians(timed(calls, rounds, CPU)),
         }  # fmt: skip
+
+
+def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
+    """Milliseconds."""
+    return {name: 1000 * median(values) for name, values in seconds.items()}
+
+
+def thresholds(rounds: int) -> dict[str, float]:
+    """Milliseconds of the demo's AdvMoE iteration, by the number of filter values up to which `auto` groups."""
+    config = recipe("demo-advmoe")
+    config = replace(config, training=replace(config.training, tied_share=0.0))
+    step = variants.iteration(config, 28, CPU)
+
+    def under(limit: int) -> Callable[[], object]:
+        def run() -> None:
+            dispatch.GROUPED_UP_TO = limit
+            step()
+
+        return run
+
+    return medians(timed({str(limit): under(limit) for limit in THRESHOLDS}, rounds, CPU))
 
 
 def main() -> None:
@@ -83,8 +99,10 @@ def main() -> None:
         ms = row["ms"]
         best = min(ms, key=ms.__getitem__)
         print(*(f"{row[name]:>8}" for name in row if name != "ms"), *(f"{ms[name]:9.3f}" for name in NAMES), best, flush=True)
+    limits = thresholds(2 * arguments.rounds)
+    print("demo's iteration by threshold:", *(f"{limit}: {ms:.0f} ms" for limit, ms in limits.items()), sep="\n  ")
     if arguments.out is not None:
-        write_json(arguments.out, {"machine": machine(), "rows": found})
+        write_json(arguments.out, {"machine": machine(), "rows": found, "thresholds": limits})
 
 
 if __name__ == "__main__":

@@ -1,14 +1,25 @@
 """Fixtures that several rooms share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from recorder import Recorder
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
-from advmoe.data import Splits, load_dataset
+from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.evaluation.suite import ATTACKS
+from advmoe.models import MODELS
+from advmoe.training.methods import METHODS
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What the test adds to them is gone after it."""
+    with patch.dict(DATASETS), patch.dict(MODELS), patch.dict(METHODS), patch.dict(ATTACKS):
+        yield
 
 
 @pytest.fixture

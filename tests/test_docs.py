@@ -15,6 +15,7 @@ BLOCKS = [
 ]
 
 
+@pytest.mark.usefixtures("registries")
 @pytest.mark.parametrize("code", BLOCKS)
 def test_python_block_runs(code):
     exec(compile(code, "block", "exec"), {"__name__": "block"})

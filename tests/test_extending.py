@@ -2,25 +2,15 @@
 
 import re
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 
 from advmoe import cli
-from advmoe.data import DATASETS
-from advmoe.evaluation.suite import ATTACKS
-from advmoe.models import MODELS
-from advmoe.training.methods import METHODS
+
+pytestmark = pytest.mark.usefixtures("registries")
 
 PAGE = (Path(__file__).parents[1] / "docs/extending.md").read_text()
 SECTIONS = {part.split("\n", 1)[0]: re.findall(r"```python\n(.*?)```", part, flags=re.S) for part in PAGE.split("\n## ")[1:]}
-
-
-@pytest.fixture(autouse=True)
-def _registries():
-    """What a test adds is gone after it."""
-    with patch.dict(DATASETS), patch.dict(MODELS), patch.dict(METHODS), patch.dict(ATTACKS):
-        yield
 
 
 def run(section, number=0):

@@ -109,7 +109,7 @@ def test_threads_are_the_jobs_share(job, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     one = job().at("cpu", 1)
     process = start(one)
-    environment = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+    environment = Path(f"/proc/{pid_of(one.folder)}/environ").read_text().split("\0")  # not earlier: it is empty during exec
     stop(process)
     assert "OMP_NUM_THREADS=1" in environment
 

@@ -1,4 +1,4 @@
-"""What is compared, how often, and what the ratios should be. Each suite takes less than five minutes on two cores."""
+"""What is compared, how often, and what the ratios should be. Each suite but growth takes less than five minutes on two cores."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial

@@ -14,7 +14,7 @@ class BenchmarkArguments:
     """Measure whether networks, iterations and attacks are as fast as their cost says: ratios of variants that take turns."""
 
     suite: tuple[str, ...] = ()
-    """Only these suites; by default all. Each takes up to 5 minutes on two cores."""
+    """Only these suites; by default all. Each takes up to 5 minutes on two cores, growth a little more."""
     json: Path | None = None
     """Write rows of name, ratio, target, met and spread, with the machine and the medians, to this file."""
     device: str = "auto"
