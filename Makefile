@@ -3,16 +3,24 @@ PIP = .venv/bin/pip install --quiet --disable-pip-version-check -c constraints.t
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: demo test test-slow test-browser lint types docs clean
+.PHONY: demo test test-slow test-fuzz test-faults test-browser lint types docs clean
 
 demo: .venv/installed
 	.venv/bin/advmoe demo --out demo
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow" -n $(CORES)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow and not fuzz and not faults" -n $(CORES)
 
 test-slow: .venv/installed-dev
 	.venv/bin/pytest -m slow
+
+# Hostile files, ten thousand for each reader; FUZZ_SEED=... repeats a failure. A few of them run in `make test`.
+test-fuzz: .venv/installed-dev
+	OMP_NUM_THREADS=1 FUZZ_REPORT=results/fuzz.json .venv/bin/pytest -m fuzz -n $(CORES) tests/fuzz
+
+# Kills, full disks, NaNs and the rest of the table in docs/reliability.md, done to real processes: about a quarter of an hour.
+test-faults: .venv/installed-dev
+	OMP_NUM_THREADS=1 FAULTS_REPORT=results/faults.json .venv/bin/pytest -m faults -n $(CORES) tests/faults
 
 # The report in Debian's Chromium, installed where it is missing.
 test-browser: .venv/installed-dev

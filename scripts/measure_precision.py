@@ -2,13 +2,14 @@
 
     python scripts/measure_precision.py [--seeds 3] [--iterations 200] [--rounds 3] [--device cpu]
 
-Both precisions train in turn, an epoch each, from the same seeds; ResNet-18's iterations (batch 128) are interleaved too.
+Both precisions train in turn, seed by seed; ResNet-18's iterations (batch 128) are interleaved too.
 Times are wall and processor time: with one thread the latter tells the same where others use the machine.
 Writes results/precision.json.
 """
 
 import argparse
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,8 @@ from advmoe.data import PictureSpec, Splits, load_dataset
 from advmoe.evaluation.record import provenance
 from advmoe.files import write_json
 from advmoe.recipes import recipe
-from advmoe.training import loop
+from advmoe.training import start
+from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
 from advmoe.training.steps import Metrics
 
@@ -37,22 +39,19 @@ CIFAR = PictureSpec(tuple(map(str, range(10))), (3, 32, 32), (0.5,) * 3, (0.25,)
 
 
 class Curve:
-    """A training Listener that keeps each iteration's loss and seconds."""
+    """A training Listener that keeps each iteration's loss and seconds; an epoch's first has no seconds."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.seconds: list[list[float]] = []
-        self.epoch_sum = 0.0
-
-    def start(self) -> None:
-        """Before an epoch."""
-        self.epoch_sum, self.since = 0.0, clocks()
+        self.sum, self.since = 0.0, clocks()
 
     def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
         loss, size = sums["loss"].item(), pictures / done  # but for the last batch, which may be smaller
-        self.losses.append((loss - self.epoch_sum) / size)
-        self.seconds.append(passed(self.since))
-        self.epoch_sum, self.since = loss, clocks()
+        self.losses.append((loss - (self.sum if done > 1 else 0.0)) / size)
+        if done > 1:
+            self.seconds.append(passed(self.since))
+        self.sum, self.since = loss, clocks()
 
     def epoch(self, row: Any) -> None:
         """Nothing."""
@@ -86,20 +85,14 @@ def summary(seconds: dict[str, list[list[float]]]) -> dict[str, Any]:
 
 
 def curves(config: RunConfig, splits: Splits, iterations: int) -> dict[str, Curve]:
-    """One seed's training in both precisions, epoch by epoch in turn."""
-    runs = {}
+    """One seed's training in one precision and then the other."""
+    found: dict[str, Curve] = {}
     for precision in PRECISIONS:
-        own = replace(config, runtime=RuntimeConfig(precision=precision))
-        state = loop._state(own, loop.network(own, splits.spec).to(splits.train.labels.device), PHASE)
-        loop._calibrate(state, splits.train)
-        runs[precision] = state, Curve()
-    for epoch in range(config.training.epochs):
-        for state, curve in runs.values():
-            curve.start()
-            loop._run_epoch(state, PHASE, epoch, epoch, splits.train, curve)
-    for _, curve in runs.values():
-        del curve.losses[iterations:], curve.seconds[iterations:]
-    return {precision: curve for precision, (_, curve) in runs.items()}
+        found[precision] = Curve()
+        with tempfile.TemporaryDirectory() as folder:
+            train(replace(config, runtime=RuntimeConfig(precision=precision)), splits, Path(folder) / "run", found[precision])
+        del found[precision].losses[iterations:], found[precision].seconds[iterations:]
+    return found
 
 
 def demo(seeds: int, iterations: int, device: torch.device) -> dict[str, Any]:
@@ -146,7 +139,7 @@ def resnet18(rounds: int, device: torch.device) -> dict[str, Any]:
     calls: dict[str, Callable[[], object]] = {}
     for precision in PRECISIONS:
         config = replace(recipe("cifar10-resnet18-advmoe"), runtime=RuntimeConfig(precision=precision))
-        state = loop._state(config, loop.network(config, CIFAR).to(device), PHASE)
+        state = start.train_state(config, start.network(config, CIFAR).to(device), PHASE)
         torch.manual_seed(0)
         batches = {
             level: (torch.rand(128, *CIFAR.shape, device=device), torch.randint(0, 10, (128,), device=device))

@@ -44,9 +44,9 @@ def read(path: str) -> Any:
     return json.loads((ROOT / path).read_text())
 
 
-def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
+def benchmark_table(path: str, suites: tuple[str, ...]) -> str:
     """The rows of some suites in a benchmark's file."""
-    found = read(f"benchmarks/results/{name}.json")
+    found = read(path)
     lines = ["| what | found (rounds) | target |", "| --- | ---: | ---: |"]
     for each in (each for each in found["rows"] if each["suite"] in suites):
         low, high = each["spread"]
@@ -81,6 +81,30 @@ def spread(figure: Figure) -> str:
     return f"{figure.mean:.1f}" + ("" if figure.std is None else f" ± {figure.std:.1f}")
 
 
+def low_precision_table() -> str:
+    """Exported networks in each precision: what they say and, of the first, what they withstand."""
+    found = read("results/low_precision.json")
+    columns = ("SA", "same class", "same route", "RA: transferred", "RA: attacked itself", "RA: both", "MB")
+    lines = [f"| network | file | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
+    for run in found["runs"]:
+        for dtype, own in run["files"].items():
+            percents = (own.get(f"ra_{name}") for name in ("transfer", "white_box", "both"))
+            cells = [percent(value) for value in (own["sa"], own["classes"], own["routes"], *percents)]
+            network = f"{run['backbone']}, `{run['method']}`, width {run['width']}, {run['epochs']} epochs"
+            lines.append(f"| {network} | {own['format']}, {dtype} | {' | '.join(cells)} | {own['bytes'] / 1e6:.1f} |")
+    first = found["runs"][0]
+    said = (
+        f"{first['pictures']} test pictures of {first['dataset']}, percent; RA is RA-worst (quick) on {first['attacked']} of them, "
+        f"epsilon {first['epsilon']:g}; int8 calibrated on {found['calibration']} training pictures."
+    )
+    return "\n".join([*lines, "", said])
+
+
+def percent(value: float | None) -> str:
+    """A cell; empty where there is nothing to say."""
+    return "" if value is None else f"{value:.1f}"
+
+
 def profile_table() -> str:
     """Where an inference pass spends its time."""
     found = read("benchmarks/results/profile.json")["milliseconds"]
@@ -89,14 +113,48 @@ def profile_table() -> str:
     return "\n".join(lines)
 
 
+def faults_table() -> str:
+    """What was done to running processes, and how often the run came through."""
+    found = read("results/faults.json")
+    lines = ["| fault | methods | done | survived |", "| --- | ---: | ---: | ---: |"]
+    for fault in dict.fromkeys(row["fault"] for row in found["faults"]):
+        rows = [row for row in found["faults"] if row["fault"] == fault]
+        done, survived = (sum(row[name] for row in rows) for name in ("tried", "survived"))
+        lines.append(f"| {fault} | {len(rows)} | {done} | {survived}{'' if survived == done else ' **fewer**'} |")
+    said = f"`{found['command']}`, seed {found['seed']}, {in_versions(found['versions'])}."
+    return "\n".join([*lines, "", said])
+
+
+def fuzz_table() -> str:
+    """How many hostile inputs each reader was given."""
+    found = read("results/fuzz.json")
+    lines = ["| reader | inputs | seconds | failures |", "| --- | ---: | ---: | ---: |"]
+    for row in found["readers"]:
+        lines.append(f"| {row['reader']} | {row['inputs']:,} | {row['seconds']:.0f} | {row['failures']} |")
+    return "\n".join([*lines, "", f"`{found['command']}`, {in_versions(found['versions'])}."])
+
+
+def in_versions(versions: dict[str, str]) -> str:
+    """'python 3.11.7, torch 2.13.0'."""
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": lambda: table(read("results/demo/records.json")), "embedded": embedded_table},
+    "README.md": {"embedded": embedded_table},
+    "docs/start.md": {"demo": lambda: table(read("results/demo/records.json"))},
     "docs/cost.md": {"profile": profile_markdown},
+    "docs/reliability.md": {
+        "scaling": lambda: benchmark_table("benchmarks/results/scaling.json", ("scaling",)),
+        "faults": faults_table,
+        "fuzz": fuzz_table,
+    },
     "docs/performance.md": {
-        "inference": lambda: benchmark_table("inference", ("inference",)),
-        "benchmark": lambda: benchmark_table("speed", ("training", "attack", "data")),
-        "growth": lambda: benchmark_table("speed", ("growth",)),
+        "inference": lambda: benchmark_table("benchmarks/results/inference.json", ("inference",)),
+        "benchmark": lambda: benchmark_table("benchmarks/results/speed.json", ("training", "attack", "data")),
+        "growth": lambda: benchmark_table("benchmarks/results/speed.json", ("growth",)),
         "profile": profile_table,
+        "export": lambda: benchmark_table("results/export.json", ("export",)),
+        "low precision": low_precision_table,
     },
 }
 

@@ -1,10 +1,13 @@
 """A trained network out of its run's folder: into one file, to the hub and back, without its data."""
 
 import json
+import os
+import pickle
+import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +20,14 @@ from safetensors.torch import save_file as save_tensors
 import advmoe
 from advmoe.artifact import Loaded, ThreatModel, from_pretrained, load, push_to_hub, save_file
 from advmoe.commands.evaluate import evaluate_folder
+from advmoe.config import to_dict
 from advmoe.data import PictureSpec
 from advmoe.errors import UserError
 from advmoe.files import write_json
 from advmoe.moe import Gate
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import best_network, network, train
+from advmoe.training.loop import train
+from advmoe.training.start import best_network, network
 
 SPEC = PictureSpec(("cat", "dog", "frog"), (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 PIXELS = torch.rand((6, 3, 32, 32), generator=torch.Generator().manual_seed(0))
@@ -280,3 +285,50 @@ def test_names_of_the_package_are_imported_when_asked_for() -> None:
         advmoe.lode  # noqa: B018
     code = "import advmoe, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Files from strangers
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.safetensors"])
+def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"weights": Touch()}, tmp_path / name)
+    assert "not a safetensors file" in refusal(load, tmp_path / name)
+    (tmp_path / name).write_bytes(pickle.dumps(Touch()))
+    assert "not a safetensors file" in refusal(load, tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads((tmp_path / name).read_bytes())
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"width": 10**6}), ("model", {"num_experts": 1000, "bank": "disjoint"}), ("model", {"num_experts": 10**9}),
+        ("spec", {"classes": ["x"] * 10**5}), ("spec", {"shape": [float("inf"), 28, 28]}), ("spec", {"std": [0.0, 0.0, 0.0]}),
+    ],
+)  # fmt: skip
+def test_network_of_any_size_takes_no_memory(run: Path, tmp_path: Path, section: str, change: dict[str, Any]) -> None:
+    """A small file that names a huge network is refused before one is made."""
+    model = load(run)
+    content = {"schema": 1, "config": to_dict(model.config), "spec": asdict(model.spec), "epoch": 1, "record": None}
+    (content["config"] if section == "model" else content)[section] |= change
+    save_tensors(model.network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps(content)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(load, tmp_path / "x.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("schema", [[1], "x" * 9000, {"a" * 9000: 1}, 10**400])
+def test_schemas_of_another_kind_are_refused_in_few_words(run: Path, tmp_path: Path, schema: Any) -> None:
+    save_tensors(load(run).network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps({"schema": schema})})
+    assert len(refusal(load, tmp_path / "x.safetensors")) < 400
+
+
+def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert refusal(load, tmp_path / "x.safetensors") == f"{tmp_path / 'x.safetensors'}: not a plain file"

@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -340,7 +341,7 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert file_complaint(tmp_path / "config.yaml") == "cannot be read (Permission denied)"
+    assert file_complaint(written(tmp_path, "{}")) == "cannot be read (Permission denied)"
 
 
 def test_file_errors_name_file_and_field(tmp_path: Path) -> None:
@@ -402,3 +403,64 @@ def test_where_runs_lie_and_run_is_no_difference() -> None:
 def test_precision_changes_the_numbers_and_so_the_run() -> None:
     other = dataclasses.replace(RunConfig(), runtime=RuntimeConfig(precision="bfloat16"))
     assert differences(RunConfig(), other) == ["runtime.precision: float32, not bfloat16"]
+
+
+# Files from strangers
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "!!int ''",
+        "!!float ''",
+        "!!bool x",
+        "!!timestamp x",
+        "!!binary '*'",
+        f"{'1:' * 200}1.5",
+        f"0x{'f' * 5000}",
+        "!x y",
+        "!!set [1]",
+    ],
+)
+def test_values_that_are_not_of_their_tag(value: str, tmp_path: Path) -> None:
+    assert file_complaint(written(tmp_path, f"seed: {value}"))
+    assert file_complaint(written(tmp_path, f"{value}: 1"))
+
+
+def test_merged_mappings_are_refused_before_they_swell(tmp_path: Path) -> None:
+    levels = ["a0: &a0 {x: 1, y: 2}"] + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
+    assert "could not determine a constructor for the tag" in file_complaint(written(tmp_path, "\n".join(levels)))
+
+
+def test_aliases_in_the_place_of_the_schema_do_not_swell_the_message(tmp_path: Path) -> None:
+    levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    assert len(file_complaint(written(tmp_path, "\n".join([*levels, "schema: *a11"])))) < 200
+
+
+def test_numbers_that_cannot_be_written_again_are_refused(tmp_path: Path) -> None:
+    text = file_complaint(written(tmp_path, f"training: {{epochs: 0x{'f' * 5000}}}"))
+    assert text == "training.epochs must be less than 2**64 in size, not a number of thousands of digits"
+
+
+def test_names_a_terminal_would_obey_are_shown_by_number(tmp_path: Path) -> None:
+    assert file_complaint(written(tmp_path, '"\\e[2J": 1')).startswith(r"unknown field '\x1b[2J'")
+
+
+def test_long_names_are_shortened(tmp_path: Path) -> None:
+    assert len(file_complaint(written(tmp_path, f"{'x' * 900}: 1"))) < 300
+
+
+def test_more_bytes_than_a_configuration_can_have(tmp_path: Path) -> None:
+    path = written(tmp_path, "")
+    with path.open("wb") as file:
+        file.truncate(2**33)  # takes no room on the disk
+    assert file_complaint(path) == "has 8,589,934,592 bytes; at most 262,144 are read"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    assert file_complaint(tmp_path / "config.yaml") == "not a plain file"
+
+
+def test_more_experts_than_fit_into_memory() -> None:
+    assert complaint({"model": {"num_experts": 10**9}}) == "model.num_experts must be at most 1000, not 1000000000"

@@ -7,8 +7,8 @@ from advmoe.errors import UserError
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS
 from advmoe.profile import dense_estimate, estimate, picture_spec, profile
-from advmoe.training.loop import network
 from advmoe.training.methods import METHODS
+from advmoe.training.start import network
 
 
 def config(method, backbone="resnet18", width=10, **fields):

@@ -10,8 +10,8 @@ from advmoe.models import build_model
 from advmoe.paper import cells
 from advmoe.profile import NARROW, picture_spec
 from advmoe.recipes import RECIPES, recipe
-from advmoe.training.loop import network
 from advmoe.training.methods import METHODS
+from advmoe.training.start import network
 
 FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 

@@ -4,31 +4,41 @@ import json
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from advmoe import hub
 from advmoe.attacks import Norm
-from advmoe.config import RunConfig, RuntimeConfig, dump_yaml, from_dict, to_dict
+from advmoe.config import RunConfig, RuntimeConfig, dump_yaml, from_dict, shown, to_dict
 from advmoe.data import DATASETS, PictureSpec
 from advmoe.errors import UserError, lookup
 from advmoe.evaluation.record import checked_record, read_record
-from advmoe.files import drafted, write_atomically, write_json
+from advmoe.files import check_plain, drafted, write_atomically, write_json
 from advmoe.models import Classifier, compact
 from advmoe.moe import HARD, Gate, Routings
 from advmoe.reports.card import model_card
-from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights, read_spec
-from advmoe.training.loop import network
+from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights, read_spec
 from advmoe.training.methods import METHODS, masked
+from advmoe.training.start import network
 
 SCHEMA = 1
 FILE = "model.safetensors"
 KEY = "advmoe"  # in the file's header
+NO_NETWORK = (
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+)  # of values that fit nothing
 
 
 class ThreatModel(NamedTuple):
@@ -134,6 +144,10 @@ def _from_run(run: Path) -> Loaded:
     folder = RunFolder(run)
     config, best = folder.config(), folder.best()
     spec = best.spec or _spec_from_data(run, config)
+    try:
+        _check_fit(config, spec, best.model_state())
+    except NO_NETWORK as error:
+        raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
     model = network(replace(config, runtime=RuntimeConfig()), spec)
     load_weights(model, best)
     return Loaded(compact(model), config, spec, best.epoch, _record(run, config, best))
@@ -166,9 +180,9 @@ def _from_file(path: Path) -> Loaded:
     try:
         content = json.loads(header[KEY])
         if content["schema"] != SCHEMA:
-            raise UserError(f"{path}: is of schema {content['schema']!r}; this advmoe reads {SCHEMA}")
+            raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads {SCHEMA}")
         return _rebuilt(content, state, path)
-    except (KeyError, TypeError, ValueError, RecursionError, RuntimeError) as error:
+    except NO_NETWORK as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path}: its header and weights make no network ({reason})") from None
 
@@ -176,10 +190,13 @@ def _from_file(path: Path) -> Loaded:
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and header. No code in it can run: the format has none."""
     try:
+        check_plain(path, MAX_FILE)
         with safe_open(path, "pt") as file:
             header: dict[str, str] = file.metadata() or {}
         return safetensors.torch.load_file(path), header
-    except SafetensorError as error:
+    except UserError:
+        raise
+    except Exception as error:  # a hostile header raises nearly anything
         raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
 
 
@@ -188,6 +205,18 @@ def _rebuilt(content: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
     record = None if content["record"] is None else checked_record(content["record"], str(path))
     kind = lookup(METHODS, config.method, "method").kind
     compacted = replace(config, method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
+    _check_fit(compacted, spec, state)
     model = network(compacted, spec)
     model.load_state_dict(state)
-    return Loaded(model, config, spec, int(content["epoch"]), record)
+    return Loaded(model, config, spec, index(content["epoch"]), record)
+
+
+def _check_fit(config: RunConfig, spec: PictureSpec, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where `state` is not of the network that the configuration names, before memory is taken for one: a small
+    file can name a network of any size."""
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in state.items()}
+    odd = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), None)
+    if odd is not None:
+        raise ValueError(f"{odd} is of shape {found.get(odd)}, not {wanted.get(odd)}")

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -9,6 +10,7 @@ import torch
 
 from advmoe import __version__
 from advmoe.errors import UserError, lookup
+from advmoe.training.interrupts import Stopped
 
 COMMANDS = {  # each a module of advmoe.commands, imported when it is asked for
     "demo": "Train and evaluate four methods on embedded pictures: a few minutes on two cores.",
@@ -53,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (UserError, OSError, torch.OutOfMemoryError, MemoryError) as error:
         return _complain(_in_words(error))
-    except KeyboardInterrupt:
-        print(f"interrupted; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        where = f" {error}" if isinstance(error, Stopped) else ""
+        print(f"interrupted{where}; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
 def _overview() -> str:

@@ -16,8 +16,12 @@ import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
 from advmoe.errors import UserError, nearest
+from advmoe.files import bounded_text
 
 SCHEMA = 1
+MAX_BYTES = 2**18  # of a YAML file: ours have a few thousand
+MOST_EXPERTS = 1000
+LARGEST = 2**64  # whole number
 
 
 def parse_fraction(text: str) -> float:
@@ -26,7 +30,7 @@ def parse_fraction(text: str) -> float:
     try:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{text!r} is neither a number nor a fraction such as 8/255") from None
+        raise ValueError(f"{shown(text)} is neither a number nor a fraction such as 8/255") from None
 
 
 Fraction = Annotated[
@@ -69,6 +73,7 @@ class ModelConfig:
         _check(self, "width", self.width is None or self.width >= 1, "at least 1")
         _check(self, "model_scale", 0 < self.model_scale <= 1, "in (0, 1]")
         _check(self, "num_experts", self.num_experts >= 1, "at least 1")
+        _check(self, "num_experts", self.num_experts <= MOST_EXPERTS, f"at most {MOST_EXPERTS}")
 
 
 @dataclass(frozen=True)
@@ -163,6 +168,10 @@ class TrainingConfig:
     """advmoe: updates of the routers per iteration."""
     weight_steps: int = 1
     """advmoe: updates of the weights per iteration."""
+    sync_norm: bool = True
+    """Several processes: batch norms and routers take their statistics from the whole batch, not from each one's part."""
+    on_nonfinite: Literal["stop", "restore"] = "stop"
+    """On a NaN or infinity: stop, or go back to the last good checkpoint with half the routers' rate, at most 3 times."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "router_steps", "weight_steps"):
@@ -187,9 +196,14 @@ class RuntimeConfig:
     (CPUs with AVX-512 BF16) and on CUDA from compute capability 8.0 on."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
     """How pictures meet their experts' filters: all give the same; auto takes what was measured fastest (docs/performance.md)."""
+    save_minutes: float = 15.0
+    """Checkpoint within an epoch that takes longer, every so many minutes."""
+    deterministic: bool = False
+    """Only operations that give the same bits each time on one machine; some are slower, and CUDA lacks a few."""
 
     def __post_init__(self) -> None:
         _check(self, "threads", self.threads >= 0, "at least 0")
+        _check(self, "save_minutes", self.save_minutes >= 0, "at least 0")
 
 
 @dataclass(frozen=True)
@@ -223,7 +237,7 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
     tree = dict(tree)
     schema = tree.pop("schema", SCHEMA)
     if schema != SCHEMA:
-        raise UserError(f"{where}: schema {schema!r} is not one this version reads ({SCHEMA})")
+        raise UserError(f"{where}: schema {shown(schema)} is not one this version reads ({SCHEMA})")
     config: RunConfig = _build(RunConfig, tree, where, "")
     return config
 
@@ -236,14 +250,24 @@ def load_yaml(path: Path) -> RunConfig:
 def read_mapping(path: Path) -> dict[Any, Any]:
     """A YAML file that holds a mapping. Raises UserError where it does not."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = bounded_text(path, MAX_BYTES)
+        tree = yaml.load(text, _Loader)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    except Exception as error:  # a value that is not of its tag raises nearly anything
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: holds no mapping of fields")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Python's plain values only, and no merging of mappings (<<): a few lines of it can mean gigabytes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leaves << as it is, a tag that nothing is made of."""
 
 
 def dump_yaml(config: RunConfig) -> str:
@@ -269,11 +293,11 @@ def _check(config: Any, name: str, right: bool, wanted: str) -> None:
 
 def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {_shown(tree)}")
+        raise UserError(f"{where}: {prefix.rstrip('.')} must be a mapping of fields, not {shown(tree)}")
     hints = get_type_hints(kind, include_extras=True)
     for name in tree:
         if name not in hints:
-            raise UserError(f"{where}: unknown field {prefix + str(name)!r}: {nearest(str(name), list(hints))}")
+            raise UserError(f"{where}: unknown field {named(name, prefix)!r}: {nearest(named(name), list(hints))}")
     values = {
         name: _build(hints[name], value, where, f"{prefix}{name}.")
         if dataclasses.is_dataclass(hints[name])
@@ -289,14 +313,16 @@ def _build(kind: Any, tree: Any, where: str, prefix: str) -> Any:
 def _value(hint: Any, value: Any, where: str) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {_shown(value)}")
+            raise UserError(f"{where} must be one of {', '.join(get_args(hint))}, not {shown(value)}")
         return value
     kinds = tuple(get_args(kind)[0] if get_origin(kind) is Annotated else kind for kind in _members(hint))
     if float in kinds and type(value) in (int, float, str):
         return _number(value, where)
     if type(value) not in kinds:
         names = " or ".join("none" if kind is NoneType else kind.__name__ for kind in kinds)
-        raise UserError(f"{where} must be {names}, not {_shown(value)}")
+        raise UserError(f"{where} must be {names}, not {shown(value)}")
+    if type(value) is int and abs(value) >= LARGEST:
+        raise UserError(f"{where} must be less than 2**64 in size, not {shown(value)}")
     return value
 
 
@@ -308,8 +334,18 @@ def _number(value: float | str, where: str) -> float:
         raise UserError(f"{where}: {error}") from None
 
 
-def _shown(value: Any) -> str:
-    text = reprlib.repr(value)  # not repr: a few lines of YAML aliases can mean gigabytes
+def shown(value: Any) -> str:
+    """A value from a file in at most 80 letters."""
+    try:
+        text = reprlib.repr(value)  # not repr: a few lines of YAML aliases can mean gigabytes
+    except ValueError:  # Python's own limit on the digits that it writes
+        text = "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def named(name: Any, prefix: str = "") -> str:
+    """A field's name from a file in at most 80 letters."""
+    text = prefix + (name if isinstance(name, str) else shown(name))
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

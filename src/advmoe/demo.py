@@ -19,7 +19,8 @@ from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import recipe
 from advmoe.reports.figures import picture_grid, trajectories
 from advmoe.reports.tables import record_table, worst_of
-from advmoe.training.loop import best_network, train
+from advmoe.training.loop import train
+from advmoe.training.start import best_network
 
 METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
 GRID_PICTURES = 6

@@ -8,10 +8,14 @@ Entry = TypeVar("Entry")
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: says what, where, and what would be right. The command line exits with 2."""
+    """A mistake in what the user gave: says what, where, and what would be right. The command line exits with 2.
+
+    Letters that a terminal would obey, or that cannot be written, are shown by their numbers: names come from files, too.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))
+        line = " ".join(message.splitlines())
+        super().__init__("".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in line))
 
 
 def nearest(name: str, names: list[str]) -> str:

@@ -2,10 +2,13 @@
 
 import json
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from advmoe.errors import UserError
 
 
 @contextmanager
@@ -30,6 +33,22 @@ def write_atomically(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     """Write a JSON file."""
     write_atomically(path, json.dumps(content, indent=indent) + "\n")
+
+
+def bounded_text(path: Path, most: int) -> str:
+    """The text of a file in UTF-8. Raises OSError and UnicodeDecodeError, and UserError where it is no file that ends, such as a
+    pipe or a device, or has more than `most` bytes."""
+    check_plain(path, most)
+    return path.read_text(encoding="utf-8")
+
+
+def check_plain(path: Path, most: int) -> None:
+    """Raises OSError where there is no file, and UserError where it is no file that ends or has more than `most` bytes."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # reading a folder says itself what is wrong
+        raise UserError(f"{path}: not a plain file")
+    if found.st_size > most:
+        raise UserError(f"{path}: has {found.st_size:,} bytes; at most {most:,} are read")
 
 
 def sync(path: Path) -> None:

@@ -1,6 +1,9 @@
 """Files of networks on the Hugging Face hub, through the library huggingface_hub (extra `hub`)."""
 
+import contextlib
+import logging
 import re
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +30,9 @@ def fetch(name: str, file: str, revision: str | None = None) -> Path:
     """A file of the repository `name`, in the library's cache. Raises UserError where it is not to be had."""
     library = _library(name)
     try:
-        return Path(library.hf_hub_download(name, file, revision=revision))
+        download = library.hf_hub_download  # imported now, which sets how much the library says
+        with _quiet():
+            return Path(download(name, file, revision=revision))
     except Exception as error:  # the library stands on many others, and raises theirs
         raise UserError(f"{name}: no such file or folder, nor to be had from the hub ({_reason(error)})") from None
 
@@ -41,6 +46,18 @@ def publish(folder: Path, name: str, private: bool) -> str:
     except Exception as error:
         raise UserError(f"{name}: could not be written to the hub ({_reason(error)})") from None
     return str(address)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's lines on every try: what comes of them is told in one."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -15,8 +15,8 @@ from advmoe.errors import lookup
 from advmoe.evaluation.cost import Cost, cost, layer_macs, layer_params, layer_positions
 from advmoe.models import build_model, compact
 from advmoe.moe import DenseKind, MaskedKind
-from advmoe.training.loop import network
 from advmoe.training.methods import METHODS
+from advmoe.training.start import network
 
 NARROW = 20  # the least width of which half leaves every backbone's layers a channel
 

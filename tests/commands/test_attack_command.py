@@ -11,7 +11,8 @@ from PIL import Image
 
 from advmoe.cli import main
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import network, train
+from advmoe.training.loop import train
+from advmoe.training.start import network
 
 
 @pytest.fixture(scope="module")

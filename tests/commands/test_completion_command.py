@@ -31,7 +31,7 @@ def completed(text, *line):
         (["train", "--precision", ""], ["float32", "bfloat16", "auto"]),
         (["data", "ge"], ["get"]),
         (["data", "get", "--fr"], ["--from"]),
-        (["evaluate", "--save"], ["--save-adversarial"]),
+        (["evaluate", "--save-a"], ["--save-adversarial"]),
     ],
 )
 def test_bash_completes(bash_script, line, offered):

@@ -1,6 +1,7 @@
 """`advmoe export` as a person meets it."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from advmoe.cli import main
 from advmoe.commands import export as command
+from advmoe.errors import UserError
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
 TINY += ["--num-steps", "1", "--epochs", "1", "--tied-share", "0", "--backbone", "vgg16_bn", "--epsilon", "0.02", "--device", "cpu"]
@@ -55,9 +57,29 @@ def test_json_and_the_facts_in_the_file(run, tmp_path, capsys):
     assert facts["config"]["method"] == "advmoe"
 
 
-def test_without_its_data_noise_is_compared(run, tmp_path, capsys, monkeypatch):
-    from advmoe.errors import UserError
+@pytest.mark.parametrize(("dtype", "form"), [("bfloat16", "torch-export"), ("int8", "onnx")])
+def test_a_lower_precision_is_told_not_refused(dtype, form, run, tmp_path, capsys):
+    words = (run, "--out", tmp_path / "network", "--format", form, "--dtype", dtype, "--check", "20")
+    lines = said(capsys, *words).out.splitlines()
+    assert lines[0].endswith(f"{form}, {dtype}")
+    for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
+        pattern = rf"batch {batch:2}, 20 pictures: [\d.]+ % in the same class as PyTorch in float32, [\d.]+ % by the same route; "
+        assert re.fullmatch(pattern + r"accuracy [+-][\d.]+ points", line)
+    told = json.loads(said(capsys, *words, "--json").out)
+    assert (told["dtype"], [one["batch"] for one in told["compared"]]) == (dtype, [1, 7, 64])
 
+
+def test_int8_without_its_data_is_one_line(run, tmp_path, capsys, monkeypatch):
+    def gone(config):
+        raise UserError("fashion-mnist: gone")
+
+    monkeypatch.setattr(command, "load_dataset", gone)
+    error = refused(capsys, run, "--out", tmp_path / "network.onnx", "--dtype", "int8", "--check", "0")
+    assert "int8 is calibrated on training pictures, which are not to be had: fashion-mnist: gone" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_data_noise_is_compared(run, tmp_path, capsys, monkeypatch):
     def gone(config):
         raise UserError("fashion-mnist: gone")
 
@@ -103,6 +125,8 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
         ((run, "--out", tmp_path), "--out takes a file in a folder that exists"),
         ((run, "--out", tmp_path / "no/where.onnx"), "--out takes a file in a folder that exists"),
         ((run, "--out", tmp_path / "a.onnx", "--check", "-1"), "check must be at least 0, not -1"),
+        ((run, "--out", tmp_path / "a.onnx", "--dtype", "bfloat16"), "ONNX Runtime's CPU provider has no bfloat16 convolution"),
+        ((run, "--out", tmp_path / "a.pt2", "--format", "torch-export", "--dtype", "int8"), "torch-export has no int8"),
         ((tmp_path, "--out", tmp_path / "a.onnx"), "holds no run"),
     ):
         error = refused(capsys, *words)

@@ -14,7 +14,7 @@ from PIL import Image
 from advmoe import load, predict
 from advmoe.cli import main
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import network
+from advmoe.training.start import network
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advmoe.data import augment
+from advmoe.data.augment import augment, drawn
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -28,6 +28,10 @@ def crops(picture: Tensor, padding: int) -> dict[tuple[int, int, bool], np.ndarr
     return found
 
 
+def augmented(images: Tensor, padding: int, flip: bool, random: torch.Generator) -> Tensor:
+    return augment(images, padding, flip, drawn(len(images), random))
+
+
 def reference(images: Tensor, padding: int, flip: bool, seed: int) -> np.ndarray:
     """The same draws, applied picture by picture."""
     draws = torch.rand(3, len(images), 1, generator=generator(seed))[..., 0].tolist()
@@ -44,14 +48,14 @@ def reference(images: Tensor, padding: int, flip: bool, seed: int) -> np.ndarray
 def test_agrees_with_one_picture_at_a_time(batch: int, padding: int, flip: bool) -> None:
     images = pictures(batch)
     wanted = reference(images, padding, flip, seed=5)
-    np.testing.assert_array_equal(augment(images, padding, flip, generator(5)).numpy(), wanted)
+    np.testing.assert_array_equal(augmented(images, padding, flip, generator(5)).numpy(), wanted)
 
 
 def test_every_crop_occurs_about_as_often() -> None:
     picture, copies = pictures(1), 9 * 2 * 200
     names = {crop.tobytes(): name for name, crop in crops(picture[0], 1).items()}
     assert len(names) == 18
-    out = augment(picture.expand(copies, -1, -1, -1), 1, True, generator())
+    out = augmented(picture.expand(copies, -1, -1, -1), 1, True, generator())
     counts = np.unique([str(names[crop.tobytes()]) for crop in out.numpy()], return_counts=True)[1]
     assert len(counts) == 18
     assert 140 < counts.min() <= counts.max() < 260  # 200 expected, standard deviation 13.7
@@ -59,7 +63,7 @@ def test_every_crop_occurs_about_as_often() -> None:
 
 def test_flip_alone_mirrors_about_half() -> None:
     images = pictures(1000, 1)
-    out = augment(images, 0, True, generator())
+    out = augmented(images, 0, True, generator())
     mirrored = (out == images.flip(3)).flatten(1).all(1)
     kept = (out == images).flatten(1).all(1)
     assert (mirrored ^ kept).all()
@@ -68,28 +72,28 @@ def test_flip_alone_mirrors_about_half() -> None:
 
 def test_no_padding_and_no_flip_change_nothing() -> None:
     images = pictures(8)
-    assert torch.equal(augment(images, 0, False, generator()), images)
+    assert torch.equal(augmented(images, 0, False, generator()), images)
 
 
 def test_pictures_are_augmented_independently() -> None:
     images = pictures(1).expand(64, -1, -1, -1)
-    out = augment(images, 4, True, generator())
+    out = augmented(images, 4, True, generator())
     assert len(torch.unique(out.flatten(1), dim=0)) > 30
 
 
 def test_depends_on_the_generator_alone() -> None:
     images = pictures(16)
     torch.manual_seed(0)
-    first = augment(images, 2, True, generator(3))
+    first = augmented(images, 2, True, generator(3))
     torch.manual_seed(1)
-    assert torch.equal(augment(images, 2, True, generator(3)), first)
-    assert not torch.equal(augment(images, 2, True, generator(4)), first)
+    assert torch.equal(augmented(images, 2, True, generator(3)), first)
+    assert not torch.equal(augmented(images, 2, True, generator(4)), first)
 
 
 def test_leaves_global_random_state_and_input_alone() -> None:
     images = pictures(16)
     copy, before = images.clone(), torch.random.get_rng_state()
-    augment(images, 2, True, generator())
+    augmented(images, 2, True, generator())
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(images, copy)
 
@@ -97,14 +101,14 @@ def test_leaves_global_random_state_and_input_alone() -> None:
 @pytest.mark.parametrize("flip", [True, False])
 def test_crops_do_not_depend_on_whether_pictures_are_mirrored(flip: bool) -> None:
     symmetric = pictures(16).float().mean(3, keepdim=True).expand(-1, -1, -1, 7).to(torch.uint8)
-    out = augment(symmetric, 2, flip, generator(8))
-    rows_only = augment(symmetric, 2, False, generator(8))
+    out = augmented(symmetric, 2, flip, generator(8))
+    rows_only = augmented(symmetric, 2, False, generator(8))
     assert torch.equal(out[:, :, :, 2:5].flip(3), rows_only[:, :, :, 2:5])
 
 
 @pytest.mark.parametrize("shape", [(4, 1, 28, 28), (2, 3, 32, 32), (3, 3, 8, 5)])
 def test_shape_and_type_stay(shape: tuple[int, ...]) -> None:
-    out = augment(torch.full(shape, 255, dtype=torch.uint8), 2, True, generator())
+    out = augmented(torch.full(shape, 255, dtype=torch.uint8), 2, True, generator())
     assert out.shape == shape
     assert out.dtype == torch.uint8
     assert set(out.unique().tolist()) <= {0, 255}

@@ -1,7 +1,10 @@
 """CIFAR-10 whose files are cut, altered, unreadable or of another kind."""
 
+import io
 import os
 import pickle
+import resource
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,10 @@ import pytest
 from cifar10 import TEST, TRAIN
 from cifar_files import Part, encoded, write_archive, write_table
 from damage import complaint, cut, huge_png
+
+from advmoe.config import DataConfig
+from advmoe.data import load_dataset
+from advmoe.data.batch_pickle import uint8_array, unpickled
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.999])
@@ -46,7 +53,7 @@ def test_a_tar_member_that_points_outside_is_named(member: str, tmp_path: Path) 
     path = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo(member))
-    assert f"member {member} points outside the archive" in complaint(path)
+    assert f"member {member} has a name that could lead out of the target folder" in complaint(path)
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
@@ -205,9 +212,94 @@ def test_permission_denied(form: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_permission_denied_on_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: Path, *rest: Any) -> None:
-        raise PermissionError(13, "Permission denied", str(name))
+    def refuse(**_: Any) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
 
     path = cifar10.write_tar(tmp_path)
     monkeypatch.setattr(tarfile, "open", refuse)
     assert complaint(path) == f"{path}: cannot be read (Permission denied)"
+
+
+# Files from strangers
+
+
+BOMBS = {
+    "memo of 2**31 places": b"Nr\xff\xff\xff\x7f.",
+    "bytearray of 32 GiB": b"\x96" + struct.pack("<Q", 2**35) + b".",
+    "array of 1 GiB": b"cnumpy\nndarray\n(J\x00\x00\x00\x40X\x02\x00\x00\x00u1tR)K\x07s.",
+    "hash of 2**60 tuples": b"})" + b"2\x86" * 60 + b"K\x01s.",
+    "hash of 2**60 kept tuples": b"})" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01s.",
+    "text doubled 34 times": b"c_codecs\nencode\np0\n0C\x08aaaaaaaaX\x03\x00\x00\x00hexp2\n0p1\n0"
+    + b"g0\n(g1\ng2\ntRp1\n0" * 34
+    + b"g1\n.",
+    "numbers of one hash": b"}("
+    + b"".join(b"\x8a\x0b" + (k * (2**61 - 1)).to_bytes(11, "little") + b"K\x01" for k in range(9000))
+    + b"u.",
+    "text encoded again and again": (
+        b"X\x00\x00\x10\x00"
+        + b"a" * 2**20
+        + b"q\x00c_codecs\nencode\nq\x01X\x06\x00\x00\x00latin1q\x02"
+        + b"h\x01h\x00h\x02\x86R" * 3000
+        + b"."
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.timeout(20)
+def test_pickles_that_would_fill_memory_or_never_end(name: str, tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "test_batch"
+    path.write_bytes(BOMBS[name])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4])
+def test_batches_of_every_protocol_are_the_same(protocol: int, tmp_path: Path) -> None:
+    content = cifar10.batch_content(TEST)
+    assert (uint8_array(unpickled(pickle.dumps(content, protocol=protocol))[b"data"]) == content[b"data"]).all()
+
+
+def test_a_batch_of_python_2_has_bytes(tmp_path: Path) -> None:
+    assert unpickled(b"\x80\x02}q\x01(U\x04dataq\x02U\x01\xffU\x06labelsq\x03]q\x04(K\x06K\x09eu.") == {
+        b"data": b"\xff",
+        b"labels": [6, 9],
+    }
+
+
+def test_arrays_by_columns_are_read_by_columns() -> None:
+    array = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
+    assert (uint8_array(unpickled(pickle.dumps(array, protocol=2))) == array).all()
+
+
+def test_bombs_in_an_archive_are_not_read(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+    info.size = 30 * 2**20
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.addfile(info, io.BytesIO(bytes(info.size)))
+    assert "unpacks to more than" in complaint(tmp_path)
+
+
+def test_an_archive_of_large_batches_is_read(tmp_path: Path) -> None:
+    """Larger than what a tar's header may take at once, as all real ones are."""
+    folder = cifar10.write_batches(tmp_path)
+    content = cifar10.batch_content(Part(np.tile(TEST.images, (30, 1, 1, 1)), TEST.labels * 30))
+    (folder / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
+    assert (folder / "test_batch").stat().st_size > 2**20
+    path = write_archive(tmp_path / "cifar-10-python.tar.gz", folder)
+    assert len(load_dataset(DataConfig(data_dir=str(path))).test) == 600
+
+
+def test_a_pipe_in_the_place_of_a_batch_is_not_waited_for(tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "test_batch"
+    path.unlink()
+    os.mkfifo(path)
+    assert complaint(tmp_path) == f"{path}: not a plain file"
+
+
+def test_a_batch_of_more_bytes_than_any_has(tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "test_batch"
+    with path.open("wb") as file:
+        file.truncate(2**33)  # takes no room on the disk
+    assert complaint(tmp_path) == f"{path}: has 8,589,934,592 bytes; at most 536,870,912 are read"

@@ -1,4 +1,5 @@
 import io
+import os
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -288,6 +289,19 @@ def test_a_damaged_member_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         _ = splits.train.pixels(), splits.val.pixels()
     assert str(caught.value).startswith(f"{path}: s0009.jpg: not a picture that can be decoded (")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_file_that_changes_between_epochs_is_refused_and_told(form: str, tmp_path: Path) -> None:
+    """Content and size stay, and the fingerprint with them: the file's time tells."""
+    splits = load(FORMS[form](tmp_path))
+    first, again = (splits.train.augmented([np.arange(4)], [seed], DataConfig(workers=1)) for seed in (0, 1))
+    assert len(list(first)) == 1
+    for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
+        os.utime(path, ns=(0, 0))
+    with pytest.raises(UserError, match=r"(tar|JPEG): was written at 1970-01-01T00:00:00\.0+ UTC, not at "):
+        list(again)
+    assert load(tmp_path).fingerprint == splits.fingerprint
 
 
 def test_a_part_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Pictures of every kind a user may have, as a network takes them."""
 
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,60 @@ def test_sixteen_bits_are_rounded_not_cut_off(tmp_path: Path) -> None:
     expected[0, 0] = 100
     assert torch.equal(found.pixels[0], torch.from_numpy(expected) / 255)
     assert found.note == "16 bits a channel rounded to 8"
+
+
+def deep_png(path: Path, levels: np.ndarray, kind: int) -> Path:
+    """A PNG of 16 bits a channel, which Pillow does not write in colour: [H, W, channels] of PNG's colour type `kind`."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    height, width, _ = levels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b""))
+    return path
+
+
+def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path: Path) -> None:
+    levels = noise().astype(np.uint16) * 256 + 255  # the lower 8 bits are what is lost
+    found = read_picture(deep_png(tmp_path / "deep.png", levels, kind=2), COLOUR)
+    assert torch.equal(found.pixels, exact(noise()))
+    assert found.note == "16 bits a channel cut to 8"
+    clear = np.dstack([levels, levels[:, :, :1]])
+    assert read_picture(deep_png(tmp_path / "t.png", clear, kind=6), COLOUR).note == (
+        "16 bits a channel cut to 8; transparency dropped"
+    )
+    grey = deep_png(tmp_path / "la.png", levels[:, :, :2], kind=4)
+    assert read_picture(grey, GREY).note == "16 bits a channel cut to 8; transparency dropped"
+    assert read_picture(grey, COLOUR).note.endswith("; grey")
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize("clear", [3, bytes([0, 128] + [255] * 254)], ids=["one colour", "by degrees"])
+def test_a_palette_is_looked_up_and_its_transparency_dropped(tmp_path: Path, clear: Any) -> None:
+    picture = Image.fromarray(noise()).convert("P")
+    expected = exact(np.asarray(picture.convert("RGB")))
+    assert read_picture(saved(tmp_path / "p.png", picture), COLOUR).note == ""
+    found = read_picture(saved(tmp_path / "t.png", picture, transparency=clear), COLOUR)
+    assert torch.equal(found.pixels, expected)
+    assert found.note == "transparency dropped"
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
+def test_first_frame_in_colour(tmp_path: Path, form: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
+    lossless = {"lossless": True} if form == "webp" else {}
+    path = saved(tmp_path / f"a.{form}", frames[0], save_all=True, append_images=frames[1:], **lossless)
+    found = read_picture(path, COLOUR)
+    assert found.pixels.mean(dim=(1, 2)).tolist() == [0.0, 0.0, 1.0]
+    assert found.note == "first of its frames"
+
+
+def test_lab_is_a_picture_in_colour(tmp_path: Path) -> None:
+    path = saved(tmp_path / "lab.tiff", Image.new("LAB", (8, 8), (128, 128, 128)))
+    assert read_picture(path, COLOUR).note == "converted from LAB"
+    assert read_picture(path, GREY).note == "colours dropped; converted from LAB"
 
 
 def test_first_frame_of_several(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def write(folder: Path, pictures: list[bytes]) -> Streamed:
     entries = []
     for row, data in enumerate(pictures):
         (folder / f"{row}.jpg").write_bytes(data)
-        entries.append(Entry(f"{row}.jpg", 0, len(data), row % 4))
+        entries.append(Entry(f"{row}.jpg", 0, len(data), row % 4, (folder / f"{row}.jpg").stat().st_mtime_ns))
     return stream(str(folder), entries)
 
 
@@ -188,12 +188,38 @@ def test_a_picture_that_changed_is_named(tmp_path: Path, content: bytes | None, 
     path.unlink()
     if content is not None:
         path.write_bytes(content)
+        os.utime(path, ns=(0, int(source.files.modified[0])))
     with pytest.raises(UserError) as caught:
         source[torch.tensor([0])]
     assert str(caught.value).startswith(f"{path}: {message}")
     with pytest.raises(UserError) as in_worker:
         batches(source, [[0]], [1])
     assert str(in_worker.value) == str(caught.value)
+
+
+def test_a_picture_written_since_it_was_listed_is_refused_with_both_times(tmp_path: Path) -> None:
+    source = write(tmp_path, [photo(0), photo(1)])
+    path = tmp_path / "1.jpg"
+    os.utime(path, ns=(0, 1_700_000_000_123_456_789))
+    source = replace(source, files=replace(source.files, modified=np.array([source.files.modified[0], path.stat().st_mtime_ns])))
+    assert len(source[torch.tensor([0, 1])]) == 2
+    path.write_bytes(path.read_bytes())  # content and size are the same: it is the time that tells
+    os.utime(path, ns=(0, 1_700_000_001_000_000_000))
+    with pytest.raises(UserError) as caught:
+        source[torch.tensor([0, 1])]
+    times = "written at 2023-11-14T22:13:21.000000000 UTC, not at 2023-11-14T22:13:20.123456789 UTC"
+    assert str(caught.value) == f"{path}: was {times}: data must stay as they were when the run began"
+    with pytest.raises(UserError) as in_worker:
+        batches(source, [[0, 1]], [1])
+    assert str(in_worker.value) == str(caught.value)
+    assert len(source[torch.tensor([0])]) == 1
+
+
+def test_a_time_set_back_is_refused_too(tmp_path: Path) -> None:
+    source = write(tmp_path, [photo(0)])
+    os.utime(tmp_path / "0.jpg", ns=(0, 0))
+    with pytest.raises(UserError, match=r"0\.jpg: was written at 1970-01-01T00:00:00\.0* UTC, not at 2"):
+        source[torch.tensor([0])]
 
 
 # Evaluation
@@ -264,10 +290,11 @@ def test_hold_out_and_limit_choose_the_rows_that_they_choose_in_memory(pictures:
 
 
 def test_the_index_takes_a_few_flat_bytes_a_picture() -> None:
-    names = (Entry(f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:06d}.JPEG", 0, 110_000, row % 1000) for row in range(50_000))
+    names = (Entry(f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:06d}.JPEG", 0, 110_000, row % 1000, 7) for row in range(50_000))
     listed = stream("data", names)
-    arrays = [listed.files.text, listed.files.ends, listed.files.offsets, listed.files.sizes, listed.rows, listed.labels.numpy()]
-    assert sum(array.nbytes for array in arrays) / 50_000 == 37 + 5 * 8
+    files = listed.files
+    arrays = [files.text, files.ends, files.offsets, files.sizes, files.modified, listed.rows, listed.labels.numpy()]
+    assert sum(array.nbytes for array in arrays) / 50_000 == 37 + 6 * 8
     assert all(array.dtype in (np.uint8, np.int64) for array in arrays)
     assert listed.files.name(12_345) == "train/n00000345/n00000345_012345.JPEG"
     assert listed.subset(torch.arange(0, 50_000, 2)).files is listed.files
@@ -276,7 +303,7 @@ def test_the_index_takes_a_few_flat_bytes_a_picture() -> None:
 def test_names_need_not_be_ascii(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xc3\xa9 \xff.jpg")
     (tmp_path / name).write_bytes(photo(0))
-    source = stream(str(tmp_path), [Entry("a", 0, 1, 0), Entry(name, 0, len(photo(0)), 1)])
+    source = stream(str(tmp_path), [Entry("a", 0, 1, 0, 0), Entry(name, 0, len(photo(0)), 1, (tmp_path / name).stat().st_mtime_ns)])
     assert source.files.name(1) == name
     assert len(source[torch.tensor([1])]) == 1
 

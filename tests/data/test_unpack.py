@@ -215,7 +215,7 @@ def test_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     archive = zipped(tmp_path / "archive", CONTENT)
     written = module._write
 
-    def stopped(member: module._Member, path: Path, where: str) -> None:
+    def stopped(member: module.Member, path: Path, where: str) -> None:
         if member.name == "set/empty":
             assert any(path.parents[1].rglob("a.txt"))  # something is there to be left behind
             raise KeyboardInterrupt
@@ -237,3 +237,55 @@ def test_full_disk_stays_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space left"):
         unpack(archive, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["archive"]
+
+
+# Once found by tests/fuzz
+
+
+def test_many_small_members_are_a_bomb_together(tmp_path: Path) -> None:
+    """Each has no more than the MiB that a member may have whatever its packed size."""
+    text = complaint(zipped(tmp_path / "archive", {f"m{number}": bytes(2**20) for number in range(20)}))
+    assert "too many for its size" in text
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_packings_that_are_unpacked_a_chunk_at_once_are_refused(method: int, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "archive", "w", method) as archive:
+        archive.writestr("bomb", bytes(2**20))
+    assert f"member 'bomb' is packed by method {method}" in complaint(tmp_path / "archive")
+
+
+def test_names_that_no_disk_takes_are_refused(tmp_path: Path) -> None:
+    assert "has a name that is too long" in complaint(tar(tmp_path / "archive", {"n" * 300: b"x"}))
+    assert "has a name that is too long" in complaint(zipped(tmp_path / "archive", {"d/" * 3000 + "x": b"x"}))
+
+
+def test_place_before_the_archive_is_damage(tmp_path: Path) -> None:
+    """The central directory claims to lie further down than it does: zipfile then looks for members before the first byte."""
+    content = bytearray(zipped(tmp_path / "archive", {"a": b"a"}).read_bytes())
+    end = content.rindex(b"PK\x05\x06")
+    struct.pack_into("<I", content, end + 16, 10_000)
+    (tmp_path / "archive").write_bytes(content)
+    assert "not a whole archive" in complaint(tmp_path / "archive")
+
+
+def resized(content: bytes, size: int) -> bytes:
+    """A tar whose first header says another size, in base 256, under a right checksum."""
+    block = bytearray(content[:512])
+    block[124:136] = size.to_bytes(12, "big", signed=True)
+    block[148:156] = b" " * 8
+    block[148:156] = f"{sum(block):06o}\0 ".encode()
+    return bytes(block) + content[512:]
+
+
+@pytest.mark.parametrize("size", [-512, -1, -(2**40)])
+def test_sizes_below_zero_do_not_lead_back(size: int, tmp_path: Path) -> None:
+    archive = tar(tmp_path / "archive", {}, loop=tarfile.DIRTYPE)
+    archive.write_bytes(resized(archive.read_bytes(), size))
+    assert "archive: " in complaint(archive)
+
+
+def test_zeros_past_the_end_are_bounded(tmp_path: Path) -> None:
+    (tmp_path / "archive").write_bytes(gzip.compress(tar(tmp_path / "plain", {"a": b"a"}).read_bytes() + bytes(30 * 2**20)))
+    (tmp_path / "plain").unlink()
+    assert "too many for its size" in complaint(tmp_path / "archive")

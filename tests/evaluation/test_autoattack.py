@@ -97,4 +97,4 @@ def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.Monke
     model, x, y = tiny_net(10)
     with pytest.raises(UserError) as caught:
         evaluate(model, x[:4], y[:4], epsilon=EPSILON, preset=["autoattack"])
-    assert str(caught.value) == "AutoAttack needs the extra autoattack: pip install -c constraints.txt -e '.[autoattack]'"
+    assert str(caught.value) == "AutoAttack needs the extra autoattack: pip install 'advmoe[autoattack]'"

@@ -1,6 +1,7 @@
 """What a Record says, how it is read back, and its RobustBench form."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -245,3 +246,25 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 
 def test_a_record_says_nothing_of_where_the_data_lay(record):
     assert record()["config"]["data"]["data_dir"] is None
+
+
+def test_files_of_more_bytes_than_any_record_has_are_not_read(tmp_path):
+    with (tmp_path / "record.json").open("wb") as file:
+        file.truncate(2**33)  # takes no room on the disk
+    with pytest.raises(UserError, match=r"record.json: has 8,589,934,592 bytes; at most 67,108,864 are read"):
+        read_record(tmp_path / "record.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(UserError, match=r"record.json: not a plain file"):
+        read_record(tmp_path / "record.json")
+
+
+@pytest.mark.parametrize(
+    "text", ['{"schema": 2, "sa": NaN}', '{"schema": 1, "schema": 9}', '{"schema": ' + "9" * 5000 + "}", '{"schema": 1e999}']
+)
+def test_odd_json_is_refused(tmp_path, text):
+    (tmp_path / "record.json").write_text(text)
+    with pytest.raises(UserError, match=r"record.json: (is not JSON|holds no Record|holds a Record of schema 9)"):
+        read_record(tmp_path / "record.json")

@@ -5,7 +5,7 @@ import torch
 
 from advmoe.config import ModelConfig
 from advmoe.data import PictureSpec
-from advmoe.export.compare import MARGIN, TOLERANCE, Answers, answers, compare
+from advmoe.export.compare import MARGIN, TOLERANCE, Agreement, Answers, agreement, answers, compare
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
 
@@ -64,6 +64,16 @@ def test_another_class_and_a_nan_differ():
     broken = LOGITS.clone()
     broken[1, 0] = torch.nan
     assert compare(known(), says(broken), PIXELS, 3).differing == (1,)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_agreement_counts_classes_routes_and_what_accuracy_gains(batch):
+    logits, routes, labels = LOGITS.clone(), ROUTES.clone(), torch.tensor([1, 1, 0])
+    logits[0] = torch.tensor([0.0, 1.0])  # now right
+    routes[1, 1] = 0
+    found = agreement(known(), says(logits, routes), PIXELS, labels, batch)
+    assert found == Agreement(batch, 3, pytest.approx(200 / 3), pytest.approx(200 / 3), pytest.approx(100 / 3))
+    assert agreement(known(), says(), PIXELS, None, batch) == Agreement(batch, 3, 100.0, 100.0, None)
 
 
 def test_margins_are_the_least_over_layers():

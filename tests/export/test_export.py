@@ -5,43 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from learned_networks import GREY, KINDS, SPEC, learned, noise
 
-from advmoe.config import DataConfig, ModelConfig
-from advmoe.data import PictureSpec, load_dataset
+from advmoe.config import DataConfig
+from advmoe.data import load_dataset
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, FORMATS, answers, compare, export, onnx_predictor
+from advmoe.export import BATCHES, FORMATS, agreement, answers, compare, export, onnx_predictor
 from advmoe.export.onnx import INPUT
 from advmoe.export.traceable import RoutedConv2d, Traceable
-from advmoe.models import MODELS, build_model, compact
-from advmoe.moe import DenseKind, ExpertNorm, MaskedKind, MoEKind
-
-SPEC = PictureSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
-GREY = PictureSpec(tuple("abcdefghij"), (1, 28, 28), (0.3,), (0.35,))
-WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
-KINDS = [DenseKind(0.5), MoEKind(0.5, 2), MoEKind(0.75, 3, norms="shared"), MoEKind(0.5, 3, "disjoint", "per_network")]
-
-
-def noise(count):
-    """Pictures of noise, some dark and some bright, so that routers tell them apart."""
-    return torch.rand(count, *SPEC.shape) ** torch.logspace(-1, 1, count)[:, None, None, None]
-
-
-def learned(kind, backbone="resnet18", spec=SPEC):
-    """A network in eval mode whose experts and norms are anything but fresh."""
-    torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone, WIDTHS[backbone]), kind, spec).train()
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d | ExpertNorm):
-                module.momentum = None  # a plain mean
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias)
-        for layer in model.moe_layers():
-            nn.init.normal_(layer.filters, std=0.1)
-        for _ in range(3):
-            model(torch.rand(32, *spec.shape) ** torch.logspace(-1, 1, 32)[:, None, None, None])
-    return model.eval()
+from advmoe.models import MODELS, compact
+from advmoe.moe import DenseKind, MaskedKind, MoEKind
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -56,6 +29,62 @@ def test_what_is_traced_says_what_the_network_says(backbone, kind):
     if model.moe_layers():
         assert torch.equal(said[1], known.routes)
         assert len(known.routes.unique()) > 1
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("backbone", MODELS)
+def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
+    """Where no route moved, the logits are within bfloat16's rounding; a network's router sees what it always saw."""
+    model, pixels = learned(kind, backbone), noise(32)
+    known = answers(model, pixels)
+    logits, *routes = Traceable(model, torch.bfloat16)(pixels)
+    assert logits.dtype is torch.float32
+    same = (routes[0] == known.routes).all(dim=1) if routes else torch.ones(32, dtype=torch.bool)
+    assert same.sum() > 3
+    off = (logits - known.logits)[same].norm() / known.logits[same].norm()
+    assert 1e-5 < off < 0.06
+    if model.router is not None:
+        assert same.all()
+
+
+def test_a_bfloat16_file_says_what_was_traced_at_every_batch(tmp_path):
+    model, pixels = learned(MoEKind(0.5, 2), "vgg16_bn"), noise(70)
+    predict = export(model, SPEC.shape, tmp_path / "network", "torch-export", dtype="bfloat16")
+    logits, routes = Traceable(model, torch.bfloat16)(pixels)
+    for batch in BATCHES:
+        said = [torch.cat(column) for column in zip(*(predict(chunk) for chunk in pixels.split(batch)), strict=True)]
+        assert torch.equal(said[1], routes)
+        torch.testing.assert_close(said[0], logits, rtol=1e-2, atol=1e-3)
+    stored = torch.export.load(tmp_path / "network").state_dict
+    low = {name for name, value in stored.items() if value.dtype is torch.bfloat16}
+    assert {name for name, value in stored.items() if value.ndim == 4} <= low  # filters
+    assert not any("router" in name or "classifier" in name for name in low)
+    assert agreement(answers(model, pixels), predict, pixels, None, 64).classes > 80
+
+
+@pytest.mark.parametrize(("form", "dtype"), [("onnx", "bfloat16"), ("torch-export", "int8")])
+def test_what_a_format_does_not_have_is_one_line(form, dtype, tmp_path):
+    with pytest.raises(UserError, match=f"^{form} with {dtype}: .*; take --dtype [a-z0-9]+, or --format [a-z-]+$"):
+        export(learned(DenseKind(0.5), "vgg16_bn"), SPEC.shape, tmp_path / "network", form, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_onnx_runtime_has_no_bfloat16_convolution():
+    """The reason that is given to whoever asks for it. When this fails, it can be offered."""
+    from onnx import TensorProto, helper
+    from onnxruntime import InferenceSession
+
+    filters = helper.make_tensor("filters", TensorProto.BFLOAT16, [1, 1, 1, 1], [1.0])
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], to=TensorProto.BFLOAT16),
+        helper.make_node("Conv", ["low", "filters"], ["convolved"]),
+        helper.make_node("Cast", ["convolved"], ["y"], to=TensorProto.FLOAT),
+    ]
+    ends = [[helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1, 2, 2])] for name in "xy"]
+    graph = helper.make_graph(nodes, "g", *ends, [filters])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 22)], ir_version=10)
+    with pytest.raises(Exception, match=r"NOT_IMPLEMENTED.*Conv"):
+        InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
 @pytest.fixture(scope="module")

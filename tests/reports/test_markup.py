@@ -61,3 +61,15 @@ def test_a_table_without_rows_has_its_head():
     assert markdown(table).splitlines()[2:] == ["| a | b |", "| --- | --- |"]
     assert csv_text(table) == "table,a,b,notes\n"
     assert r"a & b \\" in latex(table)
+
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", " =1", "\t=1", "\r=1", "\x00=1"]
+
+
+@pytest.mark.parametrize("text", FORMULAS)
+def test_csv_holds_no_formula(text):
+    table = Table("name", text, (text, "n"), ((Entry(text), Entry("-5", -5.0, marks=(1,))),), notes=(text,))
+    head, row = csv.reader(io.StringIO(csv_text(table)))
+    for field in (head[1], row[0], row[1], row[3]):
+        assert field == "'" + text.strip(" \t\r\x00")
+    assert row[2] == "-5"

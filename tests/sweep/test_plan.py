@@ -125,3 +125,23 @@ def test_unknown_names_are_refused(tmp_path):
         plan(grid("figA2"), dataset="cifar")
     with pytest.raises(UserError, match=r"command line: training\.epochs must be at least 1"):
         plan(grid("figA2"), settings={"training": {"epochs": 0}})
+
+
+@pytest.mark.parametrize("field", ["methods", "model_scales", "settings", "settings: {training"])
+def test_aliases_of_aliases_do_not_swell_the_message(tmp_path, field):
+    levels = ["- &a0 [x, x]"] + [f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
+    text = "datasets:\n" + "\n".join(levels) + f"\n{field}: *a11" + ("}" if "{" in field else "")
+    with pytest.raises(UserError) as error:
+        grid(written(tmp_path, text))
+    assert len(str(error.value)) < 400
+
+
+def test_lists_that_multiply_to_more_runs_than_anybody_has(tmp_path):
+    scales = ", ".join(f"0.{number}" for number in range(1000, 9000))
+    with pytest.raises(UserError, match=r"plans 72000 runs, at most 10000 are; some lists are too long"):
+        grid(written(tmp_path, f"methods: [at_moe, at_moe, advmoe, at_sparse]\nseeds: 3\nmodel_scales: [{scales}]"))
+
+
+def test_names_given_twice_count_once(tmp_path):
+    text = f"methods: [{', '.join(['advmoe'] * 5000)}]\nbackbones: [{', '.join(['resnet18'] * 5000)}]\nseeds: 1\n"
+    assert len(plan(grid(written(tmp_path, text)))) == 1

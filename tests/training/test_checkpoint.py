@@ -1,7 +1,10 @@
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -432,3 +435,90 @@ def test_code_in_optimizer_states_does_not_run(tmp_path: Path) -> None:
     assert not mark.exists()
     torch.load(checkpoint.folder / "optimizers.pt", weights_only=False)
     assert mark.exists()
+
+
+# Files from strangers, whose checksums are right
+
+
+def rewritten(folder: RunFolder, **changes: Any) -> RunFolder:
+    """The newest checkpoint with other values in its manifest, sealed anew."""
+    path = folder.epochs()[-1] / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    manifest = {name: value for name, value in manifest.items() if name != "seal" and value is not ...}
+    path.write_text(json.dumps({**manifest, "seal": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}))
+    return folder
+
+
+SOUND = {"classes": ["a"], "shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a file elsewhere": {"sha256": {"/dev/zero": "0"}},
+    "a file above": {"sha256": {"../../config.yaml": "0"}},
+    "no checksums": {"sha256": {}},
+    "no history": {"history": []},
+    "history of words": {"history": ["x"]},
+    "row without a score": {"history": [{"phase": 1}]},
+    "score of words": {"history": [{"phase": 1, "score": "x"}]},
+    "score of 400 digits": {"history": [{"phase": 1, "score": 10**400}]},
+    "seconds of words": {"history": [{"phase": 1, "score": 1.0, "train_seconds": "x"}]},
+    "epoch of words": {"epoch": "x"},
+    "fingerprint of numbers": {"fingerprint": 3},
+    "infinite shape": {"spec": SOUND | {"shape": [float("inf"), 8, 8]}},
+    "shape below 0": {"spec": SOUND | {"shape": [1, -8, 8]}},
+    "shape of 2**40": {"spec": SOUND | {"shape": [1, 2**40, 8]}},
+    "no deviation": {"spec": SOUND | {"std": [0.0]}},
+    "mean of 400 digits": {"spec": SOUND | {"mean": [10**400]}},
+    "no classes": {"spec": SOUND | {"classes": []}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.timeout(20)
+def test_manifest_of_odd_values_is_none_of_ours(name: str, tmp_path: Path) -> None:
+    folder = rewritten(saved(tmp_path, 1), **HOSTILE[name])
+    assert folder.latest() is None
+    assert folder.damaged() == ["epoch-0001"]
+    complaint(folder.best)
+
+
+def test_manifest_as_it_was_is_ours(tmp_path: Path) -> None:
+    assert latest(rewritten(saved(tmp_path, 1))).epoch == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "null", "\ufeff{}"])
+def test_manifest_that_is_no_json_we_read(text: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    (folder.epochs()[0] / "manifest.json").write_text(text)
+    assert folder.latest() is None
+
+
+def test_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    (folder.epochs()[0] / "model.safetensors").unlink()
+    os.mkfifo(folder.epochs()[0] / "model.safetensors")
+    assert folder.latest() is None
+
+
+@pytest.mark.parametrize("states", [[], None, 3, {"all": 3}, {"all": [1]}])
+def test_states_of_another_form_are_refused(states: Any, tmp_path: Path) -> None:
+    checkpoint = latest(saved(tmp_path, 1))
+    torch.save(states, checkpoint.folder / "optimizers.pt")
+    assert complaint(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (TypeError)")
+
+
+def test_packed_states_are_a_bomb(tmp_path: Path) -> None:
+    checkpoint = latest(saved(tmp_path, 1))
+    path = checkpoint.folder / "optimizers.pt"
+    torch.save({"all": {"x": torch.zeros(2**18)}}, path)
+    with zipfile.ZipFile(path) as whole:
+        contents = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in contents.items():
+            packed.writestr(name, content)
+    assert complaint(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (ValueError)")
+
+
+@pytest.mark.parametrize("size", [2**27, 2**63, 2**64 - 1])
+def test_weights_with_a_header_of_any_size_are_refused(size: int, tmp_path: Path) -> None:
+    checkpoint = latest(saved(tmp_path, 1))
+    (checkpoint.folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + b"{}")
+    assert "holds no weights (SafetensorError" in complaint(checkpoint.model_state)

@@ -11,8 +11,9 @@ from recorder import Recorder
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags
 from advmoe.training.checkpoint import Checkpoint, RunFolder
-from advmoe.training.loop import autocast, best_network, network, train
+from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
+from advmoe.training.start import autocast, best_network, network
 
 SECONDS = {"train_seconds", "validate_seconds"}
 
@@ -86,7 +87,7 @@ def test_a_device_without_bfloat16_is_named_with_what_it_has(tiny, monkeypatch):
 
 
 def test_a_precision_that_is_not_to_be_had_leaves_no_folder(tiny, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr("advmoe.training.loop._has_bfloat16", lambda device: False)
+    monkeypatch.setattr("advmoe.training.start._has_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="cpu has float32, not bfloat16"):
         train(tiny(precision="bfloat16"), splits, tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()

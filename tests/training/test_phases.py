@@ -13,7 +13,8 @@ from advmoe.evaluation.cost import cost
 from advmoe.models import compact
 from advmoe.moe import MaskedNorm
 from advmoe.training.checkpoint import RunFolder, load_weights
-from advmoe.training.loop import best_network, network, train
+from advmoe.training.loop import train
+from advmoe.training.start import best_network, network
 
 EPOCHS = 2  # per phase
 

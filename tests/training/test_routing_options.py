@@ -8,9 +8,11 @@ from recorder import Recorder
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
-from advmoe.training import loop
+from advmoe.training import start
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import network, train
+from advmoe.training.loop import train
+from advmoe.training.methods import METHODS
+from advmoe.training.start import network
 
 
 class Rates(Recorder):
@@ -55,7 +57,7 @@ def after_one_iteration(config, splits, run, monkeypatch):
     """The network of a run that is stopped after its first iteration."""
     models = []
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "network", lambda *given: models.append(network(*given)) or models[-1])
+        patch.setattr(start, "network", lambda *given: models.append(network(*given)) or models[-1])
         with pytest.raises(KeyboardInterrupt):
             train(config, splits, run, Recorder(lambda epoch, done: True))
     return models[0]
@@ -82,7 +84,7 @@ def test_a_heavy_balance_term_evens_the_load(method, tiny, splits, tmp_path):
         return sum(max(layer) for layer in last["load"]) / len(last["load"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "network", lambda *given: lopsided(network(*given), weight=0.3, bias=1.0))
+        patch.setattr(start, "network", lambda *given: lopsided(network(*given), weight=0.3, bias=1.0))
         assert busiest("entropy") < busiest("none") - 0.05
 
 
@@ -98,7 +100,7 @@ def lopsided(model, weight=0.0, bias=0.0):
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])
 def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, splits, tmp_path, monkeypatch):
     """Planted: every router constant, with expert 0 chosen at odds of 3 to 1."""
-    monkeypatch.setattr(loop, "network", lambda *given: lopsided(network(*given), bias=math.log(3)))
+    monkeypatch.setattr(start, "network", lambda *given: lopsided(network(*given), bias=math.log(3)))
     history = train(tiny(method, epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
     (row,) = history
     assert row["load"] == [[1.0, 0.0]] * 16
@@ -116,7 +118,7 @@ def test_load_is_the_share_of_the_epochs_pictures(tiny, splits, tmp_path, monkey
             model.moe_layers()[-1].router.linear.bias[1] = 1.0
         return model
 
-    monkeypatch.setattr(loop, "network", planted)
+    monkeypatch.setattr(start, "network", planted)
     (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
     assert row["load"] == [[1.0, 0.0]] * 15 + [[0.0, 1.0]]
     assert row["dead"] == [[1]] * 15 + [[0]]
@@ -168,7 +170,7 @@ def test_no_fresh_network_is_collapsed(routers, norms, seeds, tiny, many):
     for seed in seeds:
         config = tiny(seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
         model = network(config, many.spec)
-        loop._calibrate(loop._state(config, model, loop.METHODS["advmoe"].phases[0]), many.train)
+        start.calibrate(start.train_state(config, model, METHODS["advmoe"].phases[0]), many.train)
         assert not model.training
         with torch.no_grad():
             _, routings = model.forward_routed(many.train[torch.arange(400)].pixels())

@@ -8,6 +8,7 @@ from advmoe.attacks.objectives import (
     Objective,
     cross_entropy,
     dlr,
+    full,
     kl_divergence,
     margin,
     targeted_cross_entropy,
@@ -17,6 +18,6 @@ from advmoe.attacks.pgd import Pgd, frozen, pgd
 
 __all__ = [
     "OBJECTIVES", "Apgd", "BatchDraws", "Draws", "Norm", "Objective", "Pgd", "PictureDraws", "apgd", "cross_entropy",
-    "derive_seed", "dlr", "frozen", "kl_divergence", "margin", "pgd", "project", "targeted_apgd", "targeted_cross_entropy",
+    "derive_seed", "dlr", "frozen", "full", "kl_divergence", "margin", "pgd", "project", "targeted_apgd", "targeted_cross_entropy",
     "targeted_dlr",
 ]  # fmt: skip

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advmoe import ranks
+
 
 def derive_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers; any change of any of them changes it."""
@@ -31,16 +33,26 @@ class Draws(Protocol):
 
 
 class BatchDraws:
-    """Noise from one generator for the whole batch, on its device: fast, for training."""
+    """Noise from one generator for the whole batch, on its device: fast, for training.
+
+    Where several ranks share a batch, each draws the whole batch's and takes its rows: `batch` is the number of pictures on all.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
+        self.batch: int | None = None
 
     def uniform(self, x: Tensor) -> Tensor:
-        return torch.empty_like(x).uniform_(-1, 1, generator=self.generator)
+        return self._own(x, self._empty(x).uniform_(-1, 1, generator=self.generator))
 
     def normal(self, x: Tensor) -> Tensor:
-        return torch.empty_like(x).normal_(generator=self.generator)
+        return self._own(x, self._empty(x).normal_(generator=self.generator))
+
+    def _empty(self, x: Tensor) -> Tensor:
+        return torch.empty_like(x) if self.batch is None else x.new_empty(self.batch, *x.shape[1:])
+
+    def _own(self, x: Tensor, drawn: Tensor) -> Tensor:
+        return drawn if self.batch is None else drawn[ranks.share(self.batch)]
 
     def rows(self, index: Tensor) -> "BatchDraws":
         return self

@@ -12,9 +12,14 @@ from torch.nn import functional as F
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
+def full(x: Tensor) -> Tensor:
+    """`x` in float32 at least: no loss is computed in less."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log p(label); labels [B] int64."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    return F.cross_entropy(full(logits), labels, reduction="none")
 
 
 def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -27,12 +32,12 @@ def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
 
     Log-probabilities on both sides: a probability that underflows to 0 gives 0, never a NaN.
     """
-    return F.kl_div(logits.float().log_softmax(dim=1), log_probs, reduction="none", log_target=True).sum(dim=1)
+    return F.kl_div(full(logits).log_softmax(dim=1), log_probs, reduction="none", log_target=True).sum(dim=1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
     """Largest other logit minus the label's: positive where the picture is misclassified; labels [B] int64, 2 classes or more."""
-    logits = logits.float()
+    logits = full(logits)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return others.max(dim=1).values - _of(logits, labels)
 
@@ -54,7 +59,7 @@ def targeted_dlr(logits: Tensor, target: Tensor) -> Tensor:
     target [B, 2] int64, label y and target class t. With 3 classes the last two stand in for z_3 and z_4: over z_1 - z_3
     the loss towards the last class would be -1 everywhere. With 2 classes the denominator is 1 (see `dlr`).
     """
-    logits, ranked = logits.float(), _ranked(logits)
+    logits, ranked = full(logits), _ranked(logits)
     difference = _of(logits, target[:, 1]) - _of(logits, target[:, 0])
     return _ratio(difference, ranked[:, 0] - ranked[:, -2:].mean(dim=1)) if ranked.shape[1] > 2 else difference
 
@@ -65,7 +70,7 @@ def _of(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _ranked(logits: Tensor) -> Tensor:
     """The four largest logits, or all where there are fewer, in falling order."""
-    return logits.float().topk(min(4, logits.shape[1]), dim=1).values
+    return full(logits).topk(min(4, logits.shape[1]), dim=1).values
 
 
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:

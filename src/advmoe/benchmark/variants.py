@@ -20,7 +20,7 @@ from advmoe.data import Pictures, PictureSpec
 from advmoe.models import Classifier, build_model, fused
 from advmoe.moe import HARD, DenseKind, Gate, MoEKind
 from advmoe.recipes import recipe
-from advmoe.training import loop
+from advmoe.training import start
 from advmoe.training.methods import METHODS
 
 Call = Callable[[], object]
@@ -142,7 +142,7 @@ def bf16(config: RunConfig) -> RunConfig:
 def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
     """One training iteration as `advmoe train` runs it, at a rate so small that a long measurement changes nothing."""
     phase = METHODS[config.method].phases[0]
-    state = loop._state(config, settled(loop.network(config, spec(side)), side, device), phase)
+    state = start.train_state(config, settled(start.network(config, spec(side)), side, device), phase)
     for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
         group["lr"] = 1e-4
     size = config.training.batch_size
@@ -163,7 +163,7 @@ def loading(config: RunConfig, scale: Scale, device: torch.device) -> Call:
 
 def _endless(config: RunConfig, source: Pictures, levels: int) -> Iterator[tuple[Pictures, ...]]:
     for epoch in count():
-        yield from loop._loaded(config, source, epoch, levels)
+        yield from start.batches(config, source, epoch, levels)
 
 
 def attack(kind: str, scale: Scale, device: torch.device, *, folded: bool = True) -> Call:

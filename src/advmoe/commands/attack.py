@@ -19,7 +19,7 @@ from advmoe.commands.predict import pathway, printable
 from advmoe.config import Device, Fraction, RuntimeConfig
 from advmoe.errors import UserError, nearest
 from advmoe.evaluation.fooling import THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_picture
-from advmoe.evaluation.shards import true_network
+from advmoe.evaluation.shards import SLACK, true_network
 from advmoe.models import fused
 from advmoe.predict import read
 
@@ -148,7 +148,7 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
 
 def _lines_of_success(report: dict[str, Any]) -> Iterator[str]:
     first, least, clean, adversarial = (report[name] for name in ("first", "smallest", "clean", "adversarial"))
-    if first["epsilon"] > report["epsilon"]:
+    if first["epsilon"] > report["epsilon"] + SLACK:
         yield f"At epsilon {_shown(report['epsilon'])} it withstood everything that was tried."
     yield f"Fooled first by {first['attack']}, at {_shown(first['epsilon'])}: taken for {_answer(adversarial)}"
     yield f"Smallest change found that fools: {_shown(least['epsilon'])}, by {least['attack']} (others may need less)"

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ import torch
 import tyro
 from rich.console import Console
 
+from advmoe import ranks
 from advmoe.attacks import Norm
 from advmoe.commands.parsing import Flag, console, device, parse
 from advmoe.config import Fraction, RunConfig, RuntimeConfig
@@ -31,7 +33,7 @@ from advmoe.moe import Dispatch
 from advmoe.progress import EvaluationProgress
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import autocast, best_network, network
+from advmoe.training.start import autocast, best_network, network
 
 
 def _costs(preset: str, what: str) -> Any:
@@ -101,25 +103,38 @@ class EvaluateArguments:
 def run(words: list[str]) -> None:
     arguments = parse(EvaluateArguments, "evaluate", words)
     resolve(arguments.preset)  # before --fresh could forget anything
+    with ranks.joined(device(arguments.runtime)):
+        if ranks.count() > 1 and (arguments.part is not None or arguments.processes > 1):
+            raise UserError("torchrun shares the shards out itself: leave out --part and --processes")
+        _evaluate(arguments, words)
+
+
+def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
     config, splits = _trained(arguments.run, arguments)
     transfer = _transfer(arguments, splits)
     store = arguments.run / "evaluation"
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
-        fresh(store)
+        ranks.by_first(lambda: fresh(store))
     shards = shard_count(len(splits.test), arguments.shard_size)
-    with EvaluationProgress(Console(stderr=True), config.method, shards, log=True) as progress:
+    with EvaluationProgress(Console(stderr=True, quiet=ranks.rank() > 0), config.method, shards, log=True) as progress:
         progress.stored(store)
         if arguments.processes > 1:
             _share_out([word for word in words if word != "--fresh"], arguments, lambda: progress.stored(store))
-        record = evaluate_folder(
-            arguments.run, config, splits, dispatch=arguments.runtime.dispatch,
+        evaluated = partial(
+            evaluate_folder, arguments.run, config, splits, dispatch=arguments.runtime.dispatch,
             seed=arguments.seed, epsilon=arguments.epsilon, norm=arguments.norm, preset=arguments.preset,
-            shard_size=arguments.shard_size, part=arguments.part or (0, 1), transfer=transfer,
+            shard_size=arguments.shard_size, transfer=transfer,
             bf16_search=autocast(replace(config, runtime=arguments.runtime), splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, told=progress.told,
         )  # fmt: skip
+        if ranks.count() > 1:
+            evaluated(part=(ranks.rank(), ranks.count()))
+        ranks.wait()
+        if ranks.rank() > 0:
+            return
+        record = evaluated(part=arguments.part or (0, 1))
     if arguments.part is not None:
         return
     write_json(arguments.run / "record.json", record, indent=1)

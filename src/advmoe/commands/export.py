@@ -14,10 +14,12 @@ from torch import Tensor
 from advmoe.artifact import Loaded, load
 from advmoe.commands.parsing import Flag, parse
 from advmoe.config import to_dict
-from advmoe.data import load_dataset
+from advmoe.data import Splits, load_dataset
+from advmoe.data.pictures import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, Comparison, answers, compare, export
+from advmoe.export import BATCHES, Agreement, Comparison, Dtype, agreement, answers, check_dtype, compare, export
 
+CALIBRATION = 1024  # training pictures that int8 takes its ranges from
 NOISE = 64  # pictures compared where there are no real ones
 SHOWN = 10  # rows named at most
 
@@ -35,6 +37,9 @@ class ExportArguments:
     """The file to write."""
     format: Literal["onnx", "torch-export"] = "onnx"
     """ONNX, or torch.export's own format (.pt2)."""
+    dtype: Dtype = "float32"
+    """Of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training pictures. Routers and logits stay
+    float32; what it does to classes, routes and accuracy is told."""
     check: int = 1000
     """Compare with PyTorch on this many test pictures, at batch 1, 7 and 64; 0 leaves it out."""
     data_dir: str | None = None
@@ -51,18 +56,26 @@ def run(words: list[str]) -> None:
     arguments = parse(ExportArguments, "export", words)
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise UserError(f"{arguments.out}: --out takes a file in a folder that exists")
+    check_dtype(arguments.format, arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:
         _warn(f"{arguments.run}: has no Record of its best epoch: what it withstands is not known")
-    predict = export(loaded.network, loaded.input_size, arguments.out, arguments.format, facts(loaded))
-    found: list[Comparison] = []
+    data = _data(arguments, loaded)
+    calibration = _calibration(data) if arguments.dtype == "int8" and data is not None else None
+    predict = export(
+        loaded.network, loaded.input_size, arguments.out, arguments.format, facts(loaded) | {"dtype": arguments.dtype},
+        arguments.dtype, calibration,
+    )  # fmt: skip
+    found: list[Comparison | Agreement] = []
     if arguments.check:
-        pixels, labels = _pictures(arguments, loaded)
+        pixels, labels = _pictures(data, loaded)
         known = answers(loaded.network, pixels)
         _warn_chance(arguments.run, known.logits, labels)
-        found = [compare(known, predict, pixels, batch) for batch in BATCHES]
+        exact = arguments.dtype == "float32"
+        for batch in BATCHES:
+            found.append(compare(known, predict, pixels, batch) if exact else agreement(known, predict, pixels, labels, batch))
     _tell(arguments, found)
-    wrong = sorted({row for one in found for row in one.differing})
+    wrong = sorted({row for one in found if isinstance(one, Comparison) for row in one.differing})
     if wrong:
         raise UserError(f"{arguments.out}: not what PyTorch says of {len(wrong)} of {found[0].pictures} pictures: {_some(wrong)}")
 
@@ -77,15 +90,30 @@ def facts(loaded: Loaded) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _pictures(arguments: ExportArguments, loaded: Loaded) -> tuple[Tensor, Tensor | None]:
-    """Test pictures, balanced over the classes, with their labels; where the data is not to be had, noise and none."""
-    data = loaded.config.data
+def _data(arguments: ExportArguments, loaded: Loaded) -> Splits | None:
+    """The run's data, if anything of it is needed; None where it is not to be had. Raises UserError where int8 goes without."""
+    data, int8 = loaded.config.data, arguments.dtype == "int8"
+    if not arguments.check and not int8:
+        return None
     try:
-        test = load_dataset(replace(data, data_dir=arguments.data_dir or data.data_dir, limit_test=arguments.check)).test
+        return load_dataset(replace(data, data_dir=arguments.data_dir or data.data_dir, limit_test=arguments.check or 1))
     except UserError as error:
+        if int8:
+            raise UserError(f"int8 is calibrated on training pictures, which are not to be had: {error}") from None
         _warn(f"compared on {NOISE} pictures of noise alone, for want of real ones: {error}")
+        return None
+
+
+def _calibration(data: Splits) -> Tensor:
+    """Training pictures, balanced over the classes."""
+    return data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
+
+
+def _pictures(data: Splits | None, loaded: Loaded) -> tuple[Tensor, Tensor | None]:
+    """Test pictures, balanced over the classes, with their labels; without data noise, and none."""
+    if data is None:
         return torch.rand(NOISE, *loaded.input_size, generator=torch.Generator().manual_seed(0)), None
-    return test.pixels(), test.labels
+    return data.test.pixels(), data.test.labels
 
 
 def _warn_chance(run: str, logits: Tensor, labels: Tensor | None) -> None:
@@ -97,18 +125,29 @@ def _warn_chance(run: str, logits: Tensor, labels: Tensor | None) -> None:
         _warn(f"{run}: is right on {100 * right:.1f} % of {len(labels)} pictures, as guessing would be: it looks untrained")
 
 
-def _tell(arguments: ExportArguments, found: Sequence[Comparison]) -> None:
+def _tell(arguments: ExportArguments, found: Sequence[Comparison | Agreement]) -> None:
     if arguments.json:
-        told = [{**asdict(one), "equal": one.equal} for one in found]
-        print(json.dumps({"file": str(arguments.out), "format": arguments.format, "compared": told}))
+        told = [{**asdict(one), **({"equal": one.equal} if isinstance(one, Comparison) else {})} for one in found]
+        named = {"file": str(arguments.out), "format": arguments.format, "dtype": arguments.dtype}
+        print(json.dumps({**named, "compared": told}))
         return
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {arguments.format}")
+    kind = arguments.format if arguments.dtype == "float32" else f"{arguments.format}, {arguments.dtype}"
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {kind}")
     for one in found:
-        verdict = "the same classes and routes as PyTorch" if one.equal else f"{len(one.differing)} DIFFER"
-        print(f"batch {one.batch:2}, {one.pictures} pictures: {verdict}, logits within {one.largest:.1e}")
-    if found and found[0].undecided:
-        rows = found[0].undecided
-        print(f"left out, as rounding decides their route: {len(rows)} pictures with a router margin under 1e-5: {_some(rows)}")
+        print(f"batch {one.batch:2}, {one.pictures} pictures: {_verdict(one)}")
+    undecided = found[0].undecided if found and isinstance(found[0], Comparison) else ()
+    if undecided:
+        count = f"{len(undecided)} pictures with a router margin under 1e-5"
+        print(f"left out, as rounding decides their route: {count}: {_some(undecided)}")
+
+
+def _verdict(found: Comparison | Agreement) -> str:
+    if isinstance(found, Comparison):
+        same = "the same classes and routes as PyTorch" if found.equal else f"{len(found.differing)} DIFFER"
+        return f"{same}, logits within {found.largest:.1e}"
+    routes = "" if found.routes is None else f", {found.routes:.1f} % by the same route"
+    accuracy = "" if found.accuracy is None else f"; accuracy {found.accuracy:+.1f} points"
+    return f"{found.classes:.1f} % in the same class as PyTorch in float32{routes}{accuracy}"
 
 
 def _some(rows: Sequence[int]) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from rich.console import Console
 from advmoe.config import RunConfig, RuntimeConfig, load_yaml
 from advmoe.errors import UserError
 from advmoe.moe import check_dispatch
+from advmoe.ranks import own_device
 from advmoe.recipes import recipe
 from advmoe.training.checkpoint import RunFolder
 
@@ -79,19 +81,30 @@ def _tyro(parse: Callable[[], Any], prog: str) -> Any:
 def _one_line(box: str) -> str:
     """The first paragraph of the parser's box, with the nearest flag where it names one."""
     lines = [line.strip(" │|") for line in box.splitlines()[1:]]  # the first holds the title in the frame
-    parts = [part.strip() for part in re.split(r"[^\w\s]{8,}", " ".join(lines)) if part.strip()]
+    text = re.sub(r"\[/?bold\]", "", " ".join(lines))
+    parts = [part.strip() for part in re.split(r"[^\w\s]{8,}", text) if part.strip()]
     hint = next((part for part in parts[1:] if part.startswith("Perhaps you meant")), "")
     names = re.findall(r"--[a-z][a-z-]*", hint)
-    return " ".join(parts[0].split()) + (f"; did you mean {names[0]}?" if names else "")
+    return _last_reason(" ".join(parts[0].split())) + (f"; did you mean {names[0]}?" if names else "")
+
+
+def _last_reason(text: str) -> str:
+    """Of a field that may be None or something else: why it is not something else."""
+    flag, several, reasons = text.partition(": no type matching ")
+    last = re.split(r" - (?:<class [^>]*>|tuple\[[^]]*]|typing[.].*]): ", reasons)[-1]
+    return f"{flag}: {last}" if several else text
 
 
 def device(runtime: RuntimeConfig) -> torch.device:
     """The device to run on, with the thread count set. Raises UserError where it is not there or cannot do what is asked."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
     try:
-        found = torch.device(name)
+        found = own_device(torch.device(name))
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device '{name}' is not to be had here: {str(error).splitlines()[0]}") from None

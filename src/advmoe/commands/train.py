@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from rich.console import Console
 
 from advmoe.commands.parsing import Source, configured, console, device, parse
 from advmoe.config import RunConfig
@@ -12,8 +13,9 @@ from advmoe.data import load_dataset
 from advmoe.errors import lookup
 from advmoe.progress import TrainingProgress
 from advmoe.progress_state import Outcome
+from advmoe.ranks import joined, rank
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import train
+from advmoe.training.loop import Listener, Quiet, train
 from advmoe.training.methods import METHODS
 from advmoe.training.trackers import Several, Tracker, TrackerName
 
@@ -38,13 +40,13 @@ def run(words: list[str]) -> None:
     config, terminal = arguments.run, console()
     place = device(config.runtime)
     lookup(METHODS, config.method, "method")
-    trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
-    splits = load_dataset(config.data)
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))
-        outcome = stack.enter_context(Outcome(arguments.out))
-        listener = Several(progress, outcome, *map(stack.enter_context, trackers))
+        stack.enter_context(joined(place))
+        listener = _listener(stack, arguments, terminal) if rank() == 0 else Quiet()
+        splits = load_dataset(config.data)
         history = train(config, splits.to(place), arguments.out, listener, resume=arguments.resume)
+        if rank() > 0:
+            return
     best = RunFolder(arguments.out).best()
     row = history[best.epoch - 1]
     terminal.print(
@@ -52,6 +54,14 @@ def run(words: list[str]) -> None:
         f"next: advmoe evaluate {arguments.out}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
+
+
+def _listener(stack: contextlib.ExitStack, arguments: TrainArguments, terminal: Console) -> Listener:
+    """All that follow the run."""
+    config = arguments.run
+    trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
+    progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))
+    return Several(progress, stack.enter_context(Outcome(arguments.out)), *map(stack.enter_context, trackers))
 
 
 def _epochs(config: RunConfig) -> int:

@@ -1,25 +1,28 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every form that people have them in."""
 
-import io
-import pickle
-import tarfile
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
 
 from advmoe.config import DataConfig
+from advmoe.data.batch_pickle import uint8_array, unpickled
 from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
 from advmoe.data.pictures import Pictures, PictureSpec, Splits, divided, from_arrays, in_content_order
-from advmoe.data.place import check_member, place_of, readable, visible
+from advmoe.data.place import place_of, readable, visible
+from advmoe.data.unpack import CHUNK, LIMITS, inside, tar_members
 from advmoe.errors import UserError
+from advmoe.files import check_plain
 
 SIZE = 32
+MAX_BATCH = 2**29  # bytes: the largest of the two data sets' has 155 million
+MOST_MEMBERS = 10_000  # of their archives, which have 9
 
 Part = tuple[Pictures, bool]  # the pictures, and whether they had been JPEG
 
@@ -111,27 +114,14 @@ def _read(variant: Variant, place: Path) -> tuple[Part, Part]:
 # The Python batches, in a folder or in the tar.gz
 
 
-ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    """Builds dicts, lists, bytes and numpy arrays; anything else in the pickle is refused, so no code of it runs."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def _read_batches(variant: Variant, folder: Path) -> tuple[Part, Part]:
     paths = {name: folder / name for name in (*variant.train, *variant.test)}
-    return _by_part(variant, {name: _batch(variant, path.read_bytes(), str(path)) for name, path in paths.items()})
+    return _by_part(variant, {name: _batch(variant, _content(path), str(path)) for name, path in paths.items()})
+
+
+def _content(path: Path) -> bytes:
+    check_plain(path, MAX_BATCH)
+    return path.read_bytes()
 
 
 def _read_tar(variant: Variant, path: Path) -> tuple[Part, Part]:
@@ -150,15 +140,16 @@ def _read_tar(variant: Variant, path: Path) -> tuple[Part, Part]:
 def _tar_batches(variant: Variant, path: Path) -> dict[str, Pictures]:
     """The batches of an archive in one pass; members are read, never unpacked: nothing is written, wherever they point."""
     batches = {}
-    with tarfile.open(path) as archive:
-        for member in archive:
-            check_member(path, member)
-            name = member.name.rpartition("/")[2]
-            file = archive.extractfile(member) if member.isfile() and name in (*variant.train, *variant.test) else None
-            if file is not None:
-                batches[name] = _batch(variant, file.read(), f"{path}: {name}")
-        while archive.fileobj is not None and archive.fileobj.read(2**20):
-            pass  # to the end, where gzip has its checksum
+    with closing(tar_members(path, LIMITS)) as members:
+        for number, member in enumerate(members):
+            if number == MOST_MEMBERS:
+                raise UserError(f"{path}: holds more than {MOST_MEMBERS} members, too many for {variant.title}")
+            name = inside(member.name, f"{path}: member {member.name}").rpartition("/")[2]
+            if member.content is not None and name in (*variant.train, *variant.test):
+                if member.size > MAX_BATCH:
+                    raise UserError(f"{path}: {name} has {member.size:,} bytes; at most {MAX_BATCH:,} are read")
+                content = b"".join(iter(partial(member.content.read, CHUNK), b""))
+                batches[name] = _batch(variant, content, f"{path}: {name}")
     return batches
 
 
@@ -169,11 +160,11 @@ def _by_part(variant: Variant, batches: Mapping[str, Pictures]) -> tuple[Part, P
 
 def _batch(variant: Variant, content: bytes, where: str) -> Pictures:
     try:
-        batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
-        images = np.asarray(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
-        labels = list(batch[variant.batch_labels])
-        if images.dtype != np.uint8:
-            raise TypeError(f"data of type {images.dtype}, not uint8")
+        batch = unpickled(content)
+        images = uint8_array(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
+        labels = batch[variant.batch_labels]
+        if not isinstance(labels, list):
+            raise TypeError(f"labels of type {type(labels).__name__}, not list")
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{where}: not a {variant.title} batch ({reason})") from None

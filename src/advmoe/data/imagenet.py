@@ -4,6 +4,7 @@ The official validation set is the one that is reported, as `test`: the test lab
 """
 
 import hashlib
+import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -118,10 +119,14 @@ def _read_folders(place: Path, part: str) -> Part:
 
 def _folder(place: Path, name: str, label: int) -> list[Entry]:
     files = (path for path in visible(place / name) if path.suffix.lower() in SUFFIXES)
-    entries = [Entry(f"{name}/{path.name}", 0, path.stat().st_size, label) for path in files]
+    entries = [_entry(f"{name}/{path.name}", label, path.stat()) for path in files]
     if not entries:
         raise UserError(f"{place / name}: holds no picture ({', '.join(SUFFIXES)})")
     return entries
+
+
+def _entry(name: str, label: int, state: os.stat_result) -> Entry:
+    return Entry(name, 0, state.st_size, label, state.st_mtime_ns)
 
 
 # Tar shards: KEY.jpg and KEY.cls, the class as a whole number in text (the form that the WebDataset library reads)
@@ -144,6 +149,7 @@ def _read_shards(place: Path, shards: Sequence[Path]) -> Part:
 
 def _shard(path: Path) -> list[Entry]:
     """The pictures of one shard in its order, each as the place of its bytes."""
+    modified = path.stat().st_mtime_ns  # before it is read: what is written meanwhile shows when a picture is asked for
     try:
         pictures, labels = _members(path)
     except tarfile.TarError as error:
@@ -151,7 +157,10 @@ def _shard(path: Path) -> list[Entry]:
     for key in sorted(pictures.keys() ^ labels.keys()):
         name, lacking = (f"{key}.cls", "picture") if key in labels else (pictures[key].name, ".cls")
         raise UserError(f"{path}: {name} has no {lacking} beside it")
-    return [Entry(f"{path.name}\0{member.name}", member.offset_data, member.size, labels[key]) for key, member in pictures.items()]
+    return [
+        Entry(f"{path.name}\0{member.name}", member.offset_data, member.size, labels[key], modified)
+        for key, member in pictures.items()
+    ]
 
 
 def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:

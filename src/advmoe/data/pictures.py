@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from advmoe import ranks
 from advmoe.config import DataConfig
-from advmoe.data.augment import augment
+from advmoe.data.augment import augment, drawn
 from advmoe.errors import UserError
 
 SPLIT_SEED = 20230827  # of the held-out part and of limited subsets: the same pictures whatever the run's seed
@@ -39,7 +40,8 @@ class Source(Protocol):
         """All images as float32 in [0, 1], [n, C, H, W]."""
 
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Pictures"]:
-        """Training batches of the given rows, one for each seed, augmented as a function of that seed alone."""
+        """This rank's shares of training batches of the given rows, one for each seed; a picture's augmentation is a function
+        of that seed and the picture's place in the batch."""
 
 
 Part = TypeVar("Part", bound=Source)
@@ -75,9 +77,9 @@ class Pictures:
         generator = torch.Generator(self.labels.device)
         whole = torch.from_numpy(np.concatenate(rows)).to(self.labels.device)  # once: each copy waits for the device
         for chosen, seed in zip(whole.split([len(batch) for batch in rows]), seeds, strict=True):
-            batch = self[chosen]
-            images = augment(batch.images, data.crop_padding, data.flip, generator.manual_seed(seed))
-            yield Pictures(images, batch.labels)
+            own, draws = ranks.share(len(chosen)), drawn(len(chosen), generator.manual_seed(seed))
+            batch = self[chosen[own]]
+            yield Pictures(augment(batch.images, data.crop_padding, data.flip, draws[:, own]), batch.labels)
 
 
 @dataclass(frozen=True)

@@ -38,5 +38,5 @@ def check_member(path: Path, member: tarfile.TarInfo) -> None:
     name = PurePosixPath(member.name)
     if name.is_absolute() or ".." in name.parts:
         raise UserError(f"{path}: member {member.name} points outside the archive")
-    if not (member.isdir() or member.isreg()) or member.issparse():
+    if not (member.isdir() or member.isreg()) or member.issparse() or member.size < 0:
         raise UserError(f"{path}: member {member.name} is a link, a device or sparse, not a plain file")

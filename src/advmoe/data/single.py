@@ -40,6 +40,7 @@ def read_picture(path: Path, shape: Shape, *, central: bool = False) -> Picture:
         return Picture(_array(data, shape, str(path)), "")
     channels, height, width = shape
     with opened(data, str(path)) as file:
+        check_size(file, str(path))  # before the notes: to find its orientation, Pillow may decode all of it
         notes = list(_notes(file, channels, (width, height)))
         picture = _in_eight_bits(file, str(path)).convert("L" if channels == 1 else "RGB")
         pixels = np.array(_fitted(picture, (width, height), central))
@@ -76,6 +77,7 @@ def _array(data: bytes, shape: Shape, where: str) -> Tensor:
 
 def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
     """What `read_picture` will do to an opened picture that its owner may want to know."""
+    stored = str(getattr(file, "tile", ""))  # how pixels lie in the file: gone once decoded, as the next line may do
     upright = file.size[::-1] if file.getexif().get(0x0112, 1) >= 5 else file.size
     if upright != size:
         yield f"resized from {upright[0]} x {upright[1]}"
@@ -83,9 +85,11 @@ def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[
         yield "first of its frames"
     if file.mode.startswith(DEEP):
         yield "16 bits a channel rounded to 8"
+    elif ";16" in stored:  # colours, of which Pillow gives the upper 8 bits alone
+        yield "16 bits a channel cut to 8"
     if file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info:
         yield "transparency dropped"
-    grey = file.mode.startswith(("1", "L", DEEP))
+    grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith(DEEP) or "LA;16" in stored
     if grey != (channels == 1):
         yield "grey" if grey else "colours dropped"
     if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):

@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from advmoe import ranks
 from advmoe.config import DataConfig
-from advmoe.data.decode import decode_all, opened, rgb
+from advmoe.data.decode import check_size, decode_all, opened, rgb
 from advmoe.data.pictures import Pictures, cores
 from advmoe.errors import UserError
 
@@ -35,17 +36,19 @@ Job = tuple[np.ndarray, int, int]  # rows, the first one's position in its batch
 
 
 class Entry(NamedTuple):
-    """One encoded picture: `name` is a path below the root, or PATH NUL MEMBER inside a tar archive."""
+    """One encoded picture: `name` is a path below the root, or PATH NUL MEMBER inside a tar archive; `modified` is when the file
+    was written last, in nanoseconds since 1970."""
 
     name: str
     offset: int
     size: int
     label: int
+    modified: int
 
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Where n encoded pictures lie, in flat arrays: 24 bytes a picture and its name, nothing that workers would copy.
+    """Where n encoded pictures lie, in flat arrays: 32 bytes a picture and its name, nothing that workers would copy.
 
     (A list of a million str grows in every forked worker, because reading a str writes its reference count.)
     Name i is `text[ends[i - 1] : ends[i]]`; its picture is `sizes[i]` bytes from `offsets[i]` of that file.
@@ -53,9 +56,10 @@ class Files:
 
     root: str
     text: np.ndarray  # uint8
-    ends: np.ndarray  # [n] int64, as are the next two
+    ends: np.ndarray  # [n] int64, as are the next three
     offsets: np.ndarray
     sizes: np.ndarray
+    modified: np.ndarray  # nanoseconds since 1970
 
     def name(self, row: int) -> str:
         """The entry's name."""
@@ -66,28 +70,35 @@ class Files:
         return os.path.join(self.root, self.name(row).replace("\0", ": "))
 
     def read(self, row: int) -> bytes:
-        """The encoded picture. Raises UserError where it is gone or shorter than it was."""
+        """The encoded picture. Raises UserError where it is gone, shorter than it was, or its file was written since it was listed.
+
+        The file's time is looked at once the bytes are read, so that nothing written meanwhile is missed.
+        """
         path = os.path.join(self.root, self.name(row).partition("\0")[0])
         try:
             with open(path, "rb") as file:
                 file.seek(self.offsets[row])
                 data = file.read(self.sizes[row])
+                modified = os.fstat(file.fileno()).st_mtime_ns
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         if len(data) < self.sizes[row]:
             raise UserError(f"{self.where(row)}: holds {len(data)} bytes, not the {self.sizes[row]} that it had")
+        if modified != self.modified[row]:
+            now, then = np.datetime64(modified, "ns"), np.datetime64(int(self.modified[row]), "ns")
+            raise UserError(f"{path}: was written at {now} UTC, not at {then} UTC: data must stay as they were when the run began")
         return data
 
 
 def stream(root: str, entries: Iterable[Entry]) -> "Streamed":
     """Streamed pictures from a listing, which is consumed one by one."""
-    text, numbers = bytearray(), tuple(array("q") for _ in range(4))
+    text, numbers = bytearray(), tuple(array("q") for _ in range(5))
     for name, *rest in entries:
         text += os.fsencode(name)
         for column, value in zip(numbers, (len(text), *rest), strict=True):
             column.append(value)
-    ends, offsets, sizes, labels = (np.frombuffer(column, dtype=np.int64) for column in numbers)
-    files = Files(root, np.frombuffer(text, dtype=np.uint8), ends, offsets, sizes)
+    ends, offsets, sizes, labels, modified = (np.frombuffer(column, dtype=np.int64) for column in numbers)
+    files = Files(root, np.frombuffer(text, dtype=np.uint8), ends, offsets, sizes, modified)
     return Streamed(files, np.arange(len(labels)), torch.from_numpy(labels.copy()))
 
 
@@ -132,7 +143,14 @@ class Streamed:
         A picture's crop depends on its batch's seed and its position there alone. `data.workers` processes decode, two
         batches ahead; they end with the iterator. One call for an epoch is cheap, one for each batch is not.
         """
-        jobs = [(own[at : at + PIECE], at, seed) for own, seed in zip(rows, seeds, strict=True) for at in range(0, len(own), PIECE)]
+        shares = [ranks.share(len(whole)) for whole in rows]
+        rows = [whole[share] for whole, share in zip(rows, shares, strict=True)]
+        starts = [share.start for share in shares]
+        jobs = [
+            (own[at : at + PIECE], start + at, seed)
+            for own, start, seed in zip(rows, starts, seeds, strict=True)
+            for at in range(0, len(own), PIECE)
+        ]
         ahead = 2 * -(-max(map(len, rows), default=0) // PIECE)
         device, pieces = self.labels.device, _pieces(self, jobs, ahead, data)
         try:
@@ -254,6 +272,7 @@ def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, sh
     Raises UserError, led by `where`.
     """
     with opened(data, where) as picture:
+        check_size(picture, where)  # before a draft makes it look smaller: some JPEG are held whole all the same
         width, height = picture.size
         box = crop(width, height)
         if shrink:

@@ -1,5 +1,6 @@
 """Archives (tar, tar.gz, zip) from anywhere, unpacked whole or not at all, and never outside the target."""
 
+import errno
 import gzip
 import os
 import re
@@ -28,14 +29,14 @@ class Limits:
     members: int = 2_000_000
     """Files and folders."""
     ratio: int = 200
-    """Unpacked bytes for each packed one (of a zip's member; of a tar.gz as a whole), past the first MiB."""
+    """Unpacked bytes for each packed one (of an archive as a whole, and of a zip's member), past the first MiB."""
 
 
 LIMITS = Limits()
 
 
 @dataclass(frozen=True)
-class _Member:
+class Member:
     """One file or folder: what the archive declares, and where its content is read."""
 
     name: str
@@ -58,7 +59,7 @@ def unpack(archive: Path, target: Path, root: str = ".", limits: Limits = LIMITS
         except (UserError, MemoryError):
             raise
         except Exception as error:  # a damaged archive raises nearly anything
-            if isinstance(error, OSError) and error.errno is not None:
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # as of a place before the file's first byte
                 raise  # of the disk, not of the archive
             raise UserError(f"{archive}: not a whole archive ({' '.join(str(error).split())[:120]})") from None
         if not (draft / root).is_dir():
@@ -80,6 +81,7 @@ def _draft_folder(target: Path) -> Iterator[Path]:
 
 def _write_all(archive: Path, folder: Path, limits: Limits) -> None:
     count = total = 0
+    most = limits.ratio * archive.stat().st_size + CHUNK
     with closing(_members(archive, limits)) as members:
         for member in members:
             where = f"{archive}: member '{member.name}'"
@@ -90,17 +92,19 @@ def _write_all(archive: Path, folder: Path, limits: Limits) -> None:
                 raise UserError(f"{where} brings the content to {total} bytes: at most {limits.total} are unpacked")
             if member.size > CHUNK and member.size > limits.ratio * member.packed:
                 raise UserError(f"{where} unpacks {member.packed} bytes to {member.size}: at most {limits.ratio} times as many are")
-            _write(member, folder / _inside(member.name, where), where)
+            if total > most:
+                raise UserError(f"{where} brings the content to {total} bytes, too many for its size")
+            _write(member, folder / inside(member.name, where), where)
 
 
-def _inside(name: str, where: str) -> str:
-    """The name, if it stays in the folder that it is taken in."""
+def inside(name: str, where: str) -> str:
+    """The name, if it stays in the folder that it is taken in. Raises UserError, led by `where`."""
     if not name.isprintable() or "\\" in name or ".." in name.split("/") or ABSOLUTE.match(name):
         raise UserError(f"{where} has a name that could lead out of the target folder")
     return name
 
 
-def _write(member: _Member, path: Path, where: str) -> None:
+def _write(member: Member, path: Path, where: str) -> None:
     try:
         if member.content is None:
             path.mkdir(parents=True, exist_ok=True)
@@ -111,19 +115,23 @@ def _write(member: _Member, path: Path, where: str) -> None:
             written = file.tell()
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise UserError(f"{where} has the place of another member") from None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise UserError(f"{where} has a name that is too long") from None
     if written != member.size:
         raise UserError(f"{where} holds {written} bytes, not the {member.size} declared")
 
 
-def _members(archive: Path, limits: Limits) -> Generator[_Member]:
+def _members(archive: Path, limits: Limits) -> Generator[Member]:
     with archive.open("rb") as file:
         start = file.read(2)
     if start == b"PK":
         return _zip_members(archive)
-    return _tar_members(archive, limits, gzip.open if start == b"\x1f\x8b" else open)
+    return tar_members(archive, limits)
 
 
-def _zip_members(archive: Path) -> Generator[_Member]:
+def _zip_members(archive: Path) -> Generator[Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             where = f"{archive}: member '{info.filename}'"
@@ -132,23 +140,32 @@ def _zip_members(archive: Path) -> Generator[_Member]:
                 raise UserError(f"{where} is neither a file nor a folder")
             if info.flag_bits & 1:
                 raise UserError(f"{where} is encrypted")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others give all of a chunk at once
+                raise UserError(f"{where} is packed by method {info.compress_type}; 0 and 8 (deflate) are unpacked")
             try:
                 content = None if info.is_dir() else file.open(info)
             except (zipfile.BadZipFile, NotImplementedError) as error:
                 raise UserError(f"{where} cannot be read ({error})") from None
-            yield _Member(info.filename, info.file_size, info.compress_size, content)
+            yield Member(info.filename, info.file_size, info.compress_size, content)
 
 
-def _tar_members(archive: Path, limits: Limits, opened: Any) -> Generator[_Member]:
-    """Members in one pass: a tar.gz is decompressed only once."""
+def tar_members(archive: Path, limits: Limits) -> Generator[Member]:
+    """Members of a tar or tar.gz in one pass, to its very end: it is decompressed only once. Their names are not checked.
+
+    Raises UserError on a link, a device, a bomb or an end cut off, and nearly anything on damage.
+    """
+    with archive.open("rb") as file:
+        opened: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
     with opened(archive, "rb") as stream:
         bounded: Any = _Bounded(stream, limits.ratio * archive.stat().st_size + CHUNK, archive)
         with tarfile.open(fileobj=bounded, mode="r:") as file:
             for info in iter(file.next, None):
                 if not (info.isfile() or info.isdir()) or info.issparse():
                     raise UserError(f"{archive}: member '{info.name}' is neither a file nor a folder")
-                yield _Member(info.name, info.size, info.size, file.extractfile(info) if info.isfile() else None)
-            _ended(archive, stream, file.offset)
+                if info.size < 0:  # the next member would be looked for before this one, again and again
+                    raise UserError(f"{archive}: member '{info.name}' says that it has {info.size} bytes")
+                yield Member(info.name, info.size, info.size, file.extractfile(info) if info.isfile() else None)
+            _ended(archive, bounded, file.offset)
 
 
 class _Bounded:
@@ -175,7 +192,7 @@ class _Bounded:
             raise UserError(f"{self.archive}: unpacks to more than {self.limit} bytes, too many for its size")
 
 
-def _ended(archive: Path, stream: IO[bytes], offset: int) -> None:
+def _ended(archive: Path, stream: "_Bounded", offset: int) -> None:
     """Read on to the end, where gzip has its checksum: after the last member, a whole tar has zeros only."""
     stream.seek(offset)
     rest = stream.read(tarfile.BLOCKSIZE)

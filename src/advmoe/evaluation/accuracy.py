@@ -1,5 +1,7 @@
 """Clean and robust accuracy of any network that maps pixels in [0, 1] to logits."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -25,18 +27,20 @@ def correct_flags(model: nn.Module, pictures: Source, batch_size: int = 256) -> 
 
 
 def robust_flags(
-    model: nn.Module, pictures: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None
-) -> Tensor:
+    model: nn.Module, pictures: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None,
+    numbers: Sequence[int] | None = None,
+) -> Tensor:  # fmt: skip
     """Which pictures stay correctly classified under PGD on cross-entropy: [n] bool.
 
-    Only correctly classified pictures are attacked (`correct`, where that is known already). Each draws its own noise, so the
-    batch size changes no flag.
+    Only correctly classified pictures are attacked (`correct`, where that is known already). Each draws its own noise, by its
+    number (its row, if there are no `numbers`), so the batch size changes no flag.
     """
     flags = correct_flags(model, pictures) if correct is None else correct.clone()
     rows = flags.nonzero()[:, 0]
     for chunk in rows.split(batch_size):
         batch = pictures[chunk]
-        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, chunk.tolist(), seed)
+        own = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
+        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, own, seed)
         with torch.inference_mode(), frozen(model):
             flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
     return flags

@@ -15,6 +15,7 @@ import numpy
 import torch
 
 import advmoe
+from advmoe import older
 from advmoe.attacks import Norm
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
@@ -24,9 +25,11 @@ from advmoe.evaluation.evaluate import Evaluation, evaluate
 from advmoe.evaluation.portrait import portrait
 from advmoe.evaluation.record_rules import DEEPEST, fault, garbled_parts, is_readable, shown
 from advmoe.evaluation.shards import SHARD_SIZE
+from advmoe.files import bounded_text
 from advmoe.models import Classifier
 
 SCHEMA = 2
+MAX_BYTES = 2**26  # of a file of Records: the largest of ours has 350 thousand
 HISTORY = ("epoch", "phase", "val_sa", "val_ra", "loss", "router_loss", "lr", "load")
 LISTS = ("history", "classes", "layers", "gallery")  # added by schema 2, as are
 NULLABLE = ("run", "load_by_class", "epsilon_curve")
@@ -109,9 +112,9 @@ def evaluate_run(
 def read_record(path: Path) -> dict[str, Any]:
     """The Record in a file, of this schema or an older one. Raises UserError where there is none."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(bounded_text(path, MAX_BYTES))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not JSON ({error})") from None
     return checked_record(content, str(path))
@@ -139,7 +142,7 @@ def checked_record(content: Any, where: str, told: Callable[[str], None] | None 
     garbled = garbled_parts(content)
     if garbled and told:
         told(f"{where}: read without what is garbled in it: {', '.join(garbled)}")
-    return empty | content | {name: empty.get(name) for name in garbled}
+    return empty | content | {name: empty.get(name) for name in garbled} | {"config": older.config(content["config"])}
 
 
 def model_info(record: Mapping[str, Any]) -> dict[str, Any]:

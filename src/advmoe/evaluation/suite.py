@@ -84,7 +84,7 @@ def autoattack() -> Any:
     try:
         from pyautoattack import AutoAttack  # noqa: PLC0415
     except ImportError:
-        raise UserError("AutoAttack needs the extra autoattack: pip install -c constraints.txt -e '.[autoattack]'") from None
+        raise UserError("AutoAttack needs the extra autoattack: pip install 'advmoe[autoattack]'") from None
     return AutoAttack
 
 

@@ -4,12 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 
-from advmoe.errors import lookup
-from advmoe.export.compare import BATCHES, Answers, Comparison, Predictor, answers, compare
+from advmoe.errors import UserError, lookup
+from advmoe.export.compare import BATCHES, Agreement, Answers, Comparison, Predictor, agreement, answers, compare
+from advmoe.export.int8 import write_int8
 from advmoe.export.onnx import check_extra, onnx_predictor, write_onnx
 from advmoe.export.program import program_predictor, write_program
 from advmoe.export.traceable import traced
@@ -27,22 +30,46 @@ class Format:
 
 
 FORMATS = {"onnx": Format(write_onnx, onnx_predictor), "torch-export": Format(write_program, program_predictor)}
+Dtype = Literal["float32", "bfloat16", "int8"]
+REFUSED = {
+    ("onnx", "bfloat16"): "ONNX Runtime's CPU provider has no bfloat16 convolution; take --dtype int8, or --format torch-export",
+    ("torch-export", "int8"): "torch-export has no int8; take --dtype bfloat16, or --format onnx",
+}
+
+
+def check_dtype(form: str, dtype: Dtype) -> None:
+    """Raises UserError where files of format `form` have no convolutions in `dtype`, and on an unknown format."""
+    lookup(FORMATS, form, "format")
+    if (form, dtype) in REFUSED:
+        raise UserError(f"{form} with {dtype}: {REFUSED[form, dtype]}")
 
 
 def export(
-    model: Classifier, shape: tuple[int, int, int], path: Path, form: str = "onnx", facts: Mapping[str, Any] | None = None
-) -> Predictor:
+    model: Classifier, shape: tuple[int, int, int], path: Path, form: str = "onnx", facts: Mapping[str, Any] | None = None,
+    dtype: Dtype = "float32", calibration: Tensor | None = None,
+) -> Predictor:  # fmt: skip
     """Write `model` for pictures of `shape` (C, H, W) to the file `path`, whole or not at all; give what runs that file.
 
     Normalisation and routers are part of it, batch norms are folded in, the batch is of any size, and of each MoE layer only the
-    chosen experts are computed. `facts` (JSON) are kept in the file under the key `advmoe`. Raises UserError on an unknown format,
-    and where a package of the extra `export` is missing.
+    chosen experts are computed. `facts` (JSON) are kept in the file under the key `advmoe`. `dtype` is the convolutions'; routers
+    and logits are float32 in any. int8 needs real pictures [n, C, H, W], some hundred, as `calibration`. Raises UserError on an
+    unknown format, one that has no such `dtype`, and where a package of the extra `export` is missing.
     """
-    chosen = lookup(FORMATS, form, "format")
+    check_dtype(form, dtype)
     if form == "onnx":
         check_extra()  # before a minute of tracing
-    chosen.write(traced(model, shape), path, {} if facts is None else {FACTS: json.dumps(facts)})
-    return chosen.predictor(path)
+    program = traced(model, shape, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    noted = {} if facts is None else {FACTS: json.dumps(facts)}
+    if dtype == "int8":
+        if calibration is None:
+            raise ValueError("int8 needs pictures for its calibration")
+        write_int8(program, path, noted, calibration)
+    else:
+        FORMATS[form].write(program, path, noted)
+    return FORMATS[form].predictor(path)
 
 
-__all__ = ["BATCHES", "FACTS", "FORMATS", "Answers", "Comparison", "Predictor", "answers", "compare", "export", "onnx_predictor"]
+__all__ = [
+    "BATCHES", "FACTS", "FORMATS", "Agreement", "Answers", "Comparison", "Dtype", "Predictor", "agreement", "answers",
+    "check_dtype", "compare", "export", "onnx_predictor",
+]  # fmt: skip

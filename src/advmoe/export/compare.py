@@ -36,6 +36,20 @@ class Comparison:
         return not self.differing
 
 
+@dataclass(frozen=True)
+class Agreement:
+    """How far a file of lower precision says what PyTorch says in float32 of the same pictures, `batch` at a time; percent."""
+
+    batch: int
+    pictures: int
+    classes: float
+    """Pictures taken for the same class."""
+    routes: float | None
+    """Pictures sent the same way in all layers; None without experts."""
+    accuracy: float | None
+    """Accuracy of the file minus PyTorch's, in percentage points; None without labels."""
+
+
 @dataclass(frozen=True, eq=False)
 class Answers:
     """What a network says of B pictures: `logits` [B, classes], `routes` [B, L], and the least router `margins` [B]."""
@@ -54,15 +68,33 @@ def answers(model: Classifier, pixels: Tensor) -> Answers:
 
 def compare(known: Answers, predict: Predictor, pixels: Tensor, batch: int) -> Comparison:
     """Compare `predict`, given `batch` pictures at a time, with what is known of `pixels` [n, C, H, W]."""
-    found = [predict(chunk) for chunk in pixels.split(batch)]
-    logits = torch.cat([chunk[0] for chunk in found])
+    logits, *routes = _said(predict, pixels, batch)
     off = (logits - known.logits).abs().amax(dim=1)
     differs = (off.isnan() | (off > TOLERANCE)) | (logits.argmax(dim=1) != known.logits.argmax(dim=1))
     if known.routes.shape[1]:
-        differs |= (torch.cat([chunk[1] for chunk in found]) != known.routes).any(dim=1)
+        differs |= (routes[0] != known.routes).any(dim=1)
     undecided = known.margins < MARGIN
     largest = off[~undecided].max().item() if not undecided.all() else 0.0
     return Comparison(batch, len(pixels), _rows(differs & ~undecided), _rows(undecided), largest)
+
+
+def agreement(known: Answers, predict: Predictor, pixels: Tensor, labels: Tensor | None, batch: int) -> Agreement:
+    """Compare `predict`, of a lower precision, with what is known of `pixels` [n, C, H, W] with `labels` [n]."""
+    logits, *routes = _said(predict, pixels, batch)
+    found, expected = logits.argmax(dim=1), known.logits.argmax(dim=1)
+    accuracy = None if labels is None else _percent(found == labels) - _percent(expected == labels)
+    same = _percent((routes[0] == known.routes).all(dim=1)) if known.routes.shape[1] else None
+    return Agreement(batch, len(pixels), _percent(found == expected), same, accuracy)
+
+
+def _said(predict: Predictor, pixels: Tensor, batch: int) -> list[Tensor]:
+    """Logits and, if routed, routes of all pictures, given `batch` at a time."""
+    found = [predict(chunk) for chunk in pixels.split(batch)]
+    return [torch.cat(columns) for columns in zip(*found, strict=True)]
+
+
+def _percent(flags: Tensor) -> float:
+    return 100 * flags.double().mean().item()
 
 
 def _answered(model: Classifier, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

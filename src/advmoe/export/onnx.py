@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -18,6 +19,7 @@ from advmoe.files import drafted
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUTS = "pixels", ("logits", "routes")
+ROWS_AXIS = "rows_axis"  # name of a constant in the graph
 
 
 def check_extra() -> None:
@@ -73,6 +75,7 @@ def _converted(program: ExportedProgram) -> Any:
     assert converted is not None
     model = converted.model_proto
     graph = model.graph
+    _squeeze_rows(graph)
     for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del part.metadata_props[:]
     return model
@@ -93,6 +96,21 @@ def _shorter() -> dict[Callable[..., Any], Callable[..., Any]]:
 
     aten = torch.ops.aten
     return {aten.index_select.default: index_select, aten.sort.default: sort, aten.sort.stable: stable_sort}
+
+
+def _squeeze_rows(graph: Any) -> None:
+    """NonZero of a vector gives [1, n]: one Squeeze for the Transpose and Reshape that the exporter makes of it."""
+    from onnx import helper, numpy_helper  # noqa: PLC0415 (an extra)
+
+    makers = {node.output[0]: node for node in graph.node}
+    for node in list(graph.node):
+        transpose = makers.get(node.input[0]) if node.op_type == "Reshape" else None
+        nonzero = makers.get(transpose.input[0]) if transpose is not None and transpose.op_type == "Transpose" else None
+        if transpose is not None and nonzero is not None and nonzero.op_type == "NonZero":
+            node.CopyFrom(helper.make_node("Squeeze", [nonzero.output[0], ROWS_AXIS], node.output, node.name))
+            graph.node.remove(transpose)
+    if any(ROWS_AXIS in node.input for node in graph.node):
+        graph.initializer.append(numpy_helper.from_array(np.array([0]), ROWS_AXIS))
 
 
 def _name_batch(model: Any) -> None:

@@ -3,6 +3,9 @@
 Shapes: B pictures, N experts, K filters an expert, L MoE layers.
 """
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
@@ -23,7 +26,7 @@ class RoutedConv2d(nn.Module):
 
     def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing where it has a router of its own."""
-        logits = gate.logits if self.router is None else self.router(x.mean(dim=(2, 3)))
+        logits = gate.logits if self.router is None else self.router(x.mean(dim=(2, 3), dtype=torch.float32))
         assert logits is not None
         chosen = logits.argmax(dim=1)
         return self._dispatched(x, chosen), () if self.router is None else (Routing(logits, chosen),)
@@ -56,10 +59,29 @@ def folded(router: Router) -> nn.Linear:
     return made
 
 
-class Traceable(nn.Module):
-    """A fused twin of a network: pixels [B, C, H, W] -> logits [B, classes] and, of an MoE network, routes [B, L] int64."""
+@torch.no_grad()
+def lower(network: Classifier, dtype: torch.dtype) -> None:
+    """Run the convolutions in `dtype`, in which their outputs go on, as under autocast. Routers, a network's convolutions of its
+    own among them, and the classifier stay as they are."""
+    routers = set() if network.router is None else set(network.router.modules())
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d) and layer not in routers:
+            layer.to(dtype).register_forward_pre_hook(partial(_cast, dtype=dtype))
+    network.classifier.register_forward_pre_hook(partial(_cast, dtype=network.classifier.weight.dtype))
 
-    def __init__(self, model: Classifier) -> None:
+
+def _cast(layer: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """The layer's arguments, the pictures among them in `dtype`."""
+    return (given[0].to(dtype), *given[1:])
+
+
+class Traceable(nn.Module):
+    """A fused twin of a network: pixels [B, C, H, W] -> logits [B, classes] and, of an MoE network, routes [B, L] int64.
+
+    Logits are float32, whatever the convolutions' `dtype`.
+    """
+
+    def __init__(self, model: Classifier, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.network = fused(model).float().cpu()
         self.routed = bool(self.network.moe_layers())
@@ -67,6 +89,8 @@ class Traceable(nn.Module):
             for name, child in list(parent.named_children()):
                 if isinstance(child, MoEConv2d):
                     setattr(parent, name, RoutedConv2d(child))
+        if dtype is not torch.float32:
+            lower(self.network, dtype)
         self.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
@@ -74,10 +98,10 @@ class Traceable(nn.Module):
         return (logits, torch.stack([routing.experts for routing in routings], dim=1)) if self.routed else (logits,)
 
 
-def traced(model: Classifier, shape: tuple[int, int, int]) -> ExportedProgram:
-    """The network's graph for any number of pictures of `shape` (C, H, W), with its weights."""
+def traced(model: Classifier, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> ExportedProgram:
+    """The network's graph for any number of pictures of `shape` (C, H, W), with its weights; the convolutions in `dtype`."""
     pixels = torch.rand(TRACED, *shape, generator=torch.Generator().manual_seed(0))
-    program = torch.export.export(Traceable(model), (pixels,), dynamic_shapes={"pixels": {0: Dim.DYNAMIC}})
+    program = torch.export.export(Traceable(model, dtype), (pixels,), dynamic_shapes={"pixels": {0: Dim.DYNAMIC}})
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # names source files of this machine
     return program

@@ -7,11 +7,12 @@ from advmoe.moe.convert import Converted, convert
 from advmoe.moe.dispatch import DISPATCHES, Dispatch, check_dispatch
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
-from advmoe.moe.norm import ExpertNorm, MaskedNorm
+from advmoe.moe.norm import ExpertNorm, MaskedNorm, synchronise
 from advmoe.moe.routing import HARD, MOMENTUM, Gate, GateKind, Router, Routing
 
 __all__ = [
     "DISPATCHES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Converted", "DenseConv2d", "DenseKind", "Dispatch", "ExpertNorm",
     "Gate", "GateKind", "MaskedKind", "MaskedNorm", "MoEConv2d", "MoEKind", "PlainConv2d", "RoutedNetwork", "Router", "Routing",
     "Routings", "balance", "check_dispatch", "convert", "pictures",
+    "synchronise",
 ]  # fmt: skip

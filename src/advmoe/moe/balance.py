@@ -1,7 +1,7 @@
 """Load-balance terms: what a layer's routing adds to the loss so that every expert stays in use.
 
 Shapes: B pictures, N experts. With p the softmax of the routing logits, f_e the share of pictures that chose expert e and
-P_e the mean of p_e over the batch. Every term is 0 at perfect balance.
+P_e the mean of p_e over the batch, which is all ranks'. Every term is 0 at perfect balance.
 """
 
 import math
@@ -13,6 +13,7 @@ from torch.nn.functional import one_hot
 
 from advmoe.moe.conv import Routings
 from advmoe.moe.routing import Routing
+from advmoe.ranks import all_rows
 
 
 def none(routing: Routing) -> Tensor:
@@ -45,5 +46,12 @@ BALANCE: dict[str, Callable[[Routing], Tensor]] = {"none": none, "switch": switc
 
 def balance(term: str, routings: Routings) -> Tensor:
     """The mean of the term named `term` over the routed layers, a scalar."""
-    terms: Tensor = torch.stack([BALANCE[term](routing) for routing in routings])
+    if term == "none":
+        return routings[0].logits.new_zeros(())
+    terms: Tensor = torch.stack([BALANCE[term](whole_batch(routing)) for routing in routings])
     return terms.mean()
+
+
+def whole_batch(routing: Routing) -> Routing:
+    """The decisions for all ranks' pictures."""
+    return Routing(all_rows(routing.logits), all_rows(routing.experts))

@@ -8,10 +8,38 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
 from advmoe.moe.channels import Channels
-from advmoe.moe.routing import MOMENTUM
+from advmoe.moe.routing import MOMENTUM, Router
+from advmoe.ranks import pooled
 
 
-class MaskedNorm(nn.BatchNorm2d):
+class BatchNorm(nn.BatchNorm2d):
+    """Batch norm that can take its statistics from all ranks' parts of a batch (`synchronised`), on any device."""
+
+    synchronised = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not (self.training and self.synchronised):
+            return super().forward(x)
+        y = x.to(self.weight.dtype)
+        mean, var = y.mean(dim=(0, 2, 3)), y.var(dim=(0, 2, 3), correction=0)
+        values, mean, var = pooled(y.new_full((), y.numel() / y.shape[1]), mean, var)
+        self._follow(mean.detach(), (var * values / (values - 1)).detach())
+        scale = self.weight * (var + self.eps).rsqrt()
+        out: Tensor = torch.addcmul((self.bias - mean * scale)[:, None, None], y, scale[:, None, None]).to(x.dtype)
+        return out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, var: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / self.num_batches_tracked if self.momentum is None else mean.new_full((), self.momentum)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(var, share)
+
+
+class MaskedNorm(BatchNorm):
     """Batch norm whose masked channels are zero, so that whatever reads them reads nothing."""
 
     def __init__(self, channels: Channels) -> None:
@@ -36,6 +64,7 @@ class ExpertNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
     batches: Tensor
+    synchronised = False
 
     def __init__(self, num_experts: int, channels: int, momentum: float | None = MOMENTUM, eps: float = 1e-5) -> None:
         super().__init__()
@@ -48,7 +77,7 @@ class ExpertNorm(nn.Module):
 
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:
         """Outputs [B, K, H, W] of the chosen experts [B], each normalised by its own."""
-        if self.training:
+        if self.training and not self.synchronised:
             normalised, mean, var, values = _Normalised.apply(y, self.weight, self.bias, experts, self.eps)  # type: ignore[no-untyped-call]
             self._follow(mean, var, values)
             out: Tensor = normalised.to(y.dtype)
@@ -77,6 +106,9 @@ class ExpertNorm(nn.Module):
         means = parts.mean(dim=(3, 4))  # of each picture
         mean = (share * means).sum(dim=0)
         var = (share * (parts.var(dim=(3, 4), correction=0) + (means - mean).square())).sum(dim=0)
+        if self.synchronised:
+            counts, mean, var = pooled(count, mean, var)
+            count = counts[:, :1]
         self._follow(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
         return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
 
@@ -131,6 +163,24 @@ class _Normalised(torch.autograd.Function):
         to_y = torch.addcmul(level[experts][:, :, None, None], y, slope[experts][:, :, None, None])
         to_y.addcmul_(gradient, (weight * rate)[experts][:, :, None, None])
         return to_y, to_weight, to_bias, None, None
+
+
+def synchronise(model: nn.Module, wanted: bool) -> None:
+    """Whether the statistics that `model` learns by are those of the whole batch, whichever rank its pictures are on."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if wanted and type(child) is nn.BatchNorm2d:
+                setattr(parent, name, _batch_norm(child))
+    for module in model.modules():
+        if isinstance(module, BatchNorm | ExpertNorm | Router):
+            module.synchronised = wanted
+
+
+def _batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
+    """The same norm with the same parameters and buffers."""
+    made = BatchNorm(norm.num_features, norm.eps, norm.momentum, device="meta")
+    made.__dict__ = norm.__dict__
+    return made
 
 
 def _gathered(per_picture: Tensor, experts: Tensor, like: Tensor) -> Tensor:

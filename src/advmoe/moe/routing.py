@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
+from advmoe.ranks import pooled
+
 MOMENTUM = 0.1  # of every running statistic
 GateKind = Literal["hard", "straight_through", "scaled", "soft", "forced"]
 
@@ -89,6 +91,7 @@ class Router(nn.Module):
     mean: Tensor
     var: Tensor
     batches: Tensor
+    synchronised = False
 
     def __init__(self, in_channels: int, num_experts: int, momentum: float = MOMENTUM) -> None:
         super().__init__()
@@ -102,15 +105,18 @@ class Router(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, N] of inputs [B, C, H, W]."""
         with torch.autocast(x.device.type, enabled=False):
-            pooled = x.to(self.mean.dtype).mean(dim=(2, 3))
+            values = x.to(self.mean.dtype).mean(dim=(2, 3))
             if self.training:
-                self._track(pooled.detach())
-            logits: Tensor = self.linear((pooled - self.mean) * (self.var + 1e-5).rsqrt())
+                self._track(values.detach())
+            logits: Tensor = self.linear((values - self.mean) * (self.var + 1e-5).rsqrt())
             return logits
 
     @torch.no_grad()
-    def _track(self, pooled: Tensor) -> None:
+    def _track(self, values: Tensor) -> None:
         self.batches += 1
         share = (1 / self.batches).clamp(min=self.momentum)
-        self.var.lerp_(pooled.var(dim=0, correction=0), share)
-        self.mean.lerp_(pooled.mean(dim=0), share)
+        mean, var = values.mean(dim=0), values.var(dim=0, correction=0)
+        if self.synchronised:
+            _, mean, var = pooled(values.new_full((), len(values)), mean, var)
+        self.var.lerp_(var, share)
+        self.mean.lerp_(mean, share)

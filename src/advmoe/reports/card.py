@@ -21,18 +21,28 @@ logits = model(pixels)  # [B, C, H, W] in [0, 1]
 
 
 def model_card(record: Mapping[str, Any], name: str, classes: Sequence[str], input_size: Sequence[int]) -> str:
-    """README.md of the network `name` (owner/name) for pictures of `input_size` (C, H, W)."""
+    """README.md of the network `name` (owner/name) for pictures of `input_size` (C, H, W); texts of the Record stay text."""
+    said = _harmless(record)
     parts = (
         f"---\n{yaml.safe_dump(_head(record, name), sort_keys=False)}---",
         f"# {name.rpartition('/')[2]}",
-        _summary(record),
+        _summary(said),
         USE.format(name=name),
         *(markdown(table) for table in (_figures(record), _attacks(record), _checks(record))),
         "### Limits",
-        "\n".join(f"- {line}" for line in _limits(record, classes, input_size)),
-        _origin(record),
+        "\n".join(f"- {line}" for line in _limits(said, classes, input_size)),
+        _origin(said),
     )
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _harmless(tree: Any) -> Any:
+    """The same with nothing in its texts that could be an element, a link or the end of a line or of a code span."""
+    if isinstance(tree, str):
+        return " ".join(tree.split()).replace("<", "&lt;").replace("`", "'").replace("[", "(").replace("]", ")")
+    if isinstance(tree, Mapping):
+        return {_harmless(name): _harmless(value) for name, value in tree.items()}
+    return [_harmless(value) for value in tree] if isinstance(tree, list) else tree
 
 
 def _head(record: Mapping[str, Any], name: str) -> dict[str, Any]:

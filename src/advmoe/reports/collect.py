@@ -10,7 +10,8 @@ from typing import Any
 
 from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError
-from advmoe.evaluation.record import checked_record
+from advmoe.evaluation.record import MAX_BYTES, checked_record
+from advmoe.files import bounded_text
 from advmoe.models import MODELS
 from advmoe.moe import MoEKind
 from advmoe.training.methods import METHODS
@@ -118,7 +119,10 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read(path: Path, told: Told) -> list[Found]:
     """The Records of a file; what is none is told of in one line."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = json.loads(bounded_text(path, MAX_BYTES))
+    except UserError as error:
+        told(f"left out, {error}")
+        return []
     except OSError as error:
         told(f"left out, {path}: cannot be read ({error.strerror or error})")
         return []

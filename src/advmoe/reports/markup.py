@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+FORMULA = ("=", "+", "-", "@")
 MARKDOWN = re.compile(r"([\\`*_|<>\[\]#~])")
 LATEX = {
     "\\": r"\textbackslash{}", "|": r"\textbar{}", "&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{",
@@ -70,21 +71,30 @@ def _plain(text: str) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """As CSV for programs: the table's title leads every row; bare numbers, deviations in columns of their own, notes in words."""
+    """As CSV for programs: the table's title leads every row; bare numbers, deviations in columns of their own, notes in words.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP advises.
+    """
     spreads = [any(row[column].spread is not None for row in table.rows) for column in range(len(table.columns))]
     head = [[name, f"{name}, deviation"] if spread else [name] for name, spread in zip(table.columns, spreads, strict=True)]
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["table", *(name for names in head for name in names), "notes"])
+    writer.writerow(["table", *(_harmless(name) for names in head for name in names), "notes"])
     for row in table.rows:
         fields = [field for entry, spread in zip(row, spreads, strict=True) for field in _fields(entry, spread)]
         marks = dict.fromkeys(mark for entry in row for mark in entry.marks)
-        writer.writerow([table.title, *fields, "; ".join(table.notes[mark - 1] for mark in marks)])
+        writer.writerow([_harmless(table.title), *fields, _harmless("; ".join(table.notes[mark - 1] for mark in marks))])
     return stream.getvalue()
 
 
+def _harmless(text: str) -> str:
+    """The text without control characters, and with an apostrophe where its first letter would make it a formula."""
+    plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    return f"'{plain}" if plain.startswith(FORMULA) else plain
+
+
 def _fields(entry: Entry, spread: bool) -> list[str]:
-    first = entry.text if entry.value is None else _number(entry.value)
+    first = _harmless(entry.text) if entry.value is None else _number(entry.value)
     return [first, *([_number(entry.spread)] if spread else [])]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from advmoe.config import RunConfig, differences, read_mapping, to_dict
+from advmoe.config import RunConfig, differences, read_mapping, shown, to_dict
 from advmoe.errors import UserError
 from advmoe.files import write_atomically
 from advmoe.sweep.plan import Planned
@@ -31,7 +31,10 @@ def check_free(folder: Path, config: RunConfig, flag: str = "--out") -> None:
 def keep_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[str]) -> None:
     """Write the plan, beside the runs of earlier plans in the same folder. Raises UserError where DIR/sweep.yaml is none."""
     path = out / PLAN
-    before = read_mapping(path).get("runs", {}) if path.exists() else {}
+    kept = read_mapping(path) if path.exists() else {"schema": SCHEMA}
+    if kept.get("schema") != SCHEMA:
+        raise UserError(f"{path}: schema {shown(kept.get('schema'))} is not one this version reads ({SCHEMA}); move the file away")
+    before = kept.get("runs", {})
     if not isinstance(before, dict):
         raise UserError(f"{path}: runs must be a mapping of names; move the file away")
     told = {run.name: {"preset": list(preset), "config": _sparse(run.config)} for run in runs}

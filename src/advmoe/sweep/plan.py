@@ -8,7 +8,6 @@ seeds: 3                           or a list, of at most 1000
 settings: {training: {epochs: 10}} any other field of a configuration
 """
 
-import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
+from advmoe.config import ModelConfig, RunConfig, from_dict, named, read_mapping, shown, to_dict
 from advmoe.errors import UserError, lookup, nearest
 from advmoe.models import MODELS
 from advmoe.paper import cells
@@ -27,6 +26,7 @@ Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 SEEDS = (0, 1, 2)
 MOST_SEEDS = 1000  # a slip of the finger beyond
+MOST_RUNS = 10_000
 AXES = {  # what has a place of its own in a sweep, and may not stand among its settings
     "method": "methods", "seed": "seeds", "model.backbone": "backbones", "model.model_scale": "model_scales",
     "data.dataset": "datasets", "runtime": "--device, --threads, --precision and --dispatch",
@@ -116,7 +116,7 @@ def _set(config: RunConfig, settings: Settings, where: str) -> RunConfig:
     tree = to_dict(config)
     for section, values in settings.items():
         if not isinstance(values, Mapping) or not isinstance(tree.get(section, {}), Mapping):
-            raise UserError(f"{where}: {section} must be a section with fields, not {values!r}")
+            raise UserError(f"{where}: {section} must be a section with fields, not {shown(values)}")
         tree[section] = {**tree.get(section, {}), **values}
     return from_dict(tree, where)
 
@@ -126,13 +126,17 @@ def _from_file(path: Path) -> Grid:
     known = ["methods", "backbones", "datasets", "model_scales", "seeds", "settings"]
     for name in tree:
         if name not in known:
-            raise UserError(f"{path}: unknown field {str(name)!r}: {nearest(str(name), known)}")
+            raise UserError(f"{path}: unknown field {named(name)!r}: {nearest(named(name), known)}")
     methods = _names(tree, "methods", list(FIVE), METHODS, path)
     backbones = _names(tree, "backbones", ["resnet18"], MODELS, path)
     datasets = _names(tree, "datasets", ["cifar10"], BASES, path)
     scales = _scales(tree.get("model_scales", [0.5]), path)
+    seeds = _seeds(tree.get("seeds", len(SEEDS)), path)
+    runs = len(methods) * len(backbones) * len(datasets) * len(scales) * len(seeds)
+    if runs > MOST_RUNS:
+        raise UserError(f"{path}: plans {runs} runs, at most {MOST_RUNS} are; some lists are too long")
     names = [f"{d}-{b}-{m}{s}" for d in datasets for b in backbones for m in methods for s in (scales if scaled(m) else [""])]
-    found = Grid(tuple(dict.fromkeys(names)), _seeds(tree.get("seeds", len(SEEDS)), path), tree.get("settings") or {})
+    found = Grid(tuple(dict.fromkeys(names)), seeds, tree.get("settings") or {})
     _check_settings(found.settings, path)
     _set(RunConfig(), found.settings, f"{path}: settings")
     return found
@@ -141,19 +145,19 @@ def _from_file(path: Path) -> Grid:
 def _names(tree: Mapping[str, Any], field: str, default: list[str], table: Collection[str], path: Path) -> list[str]:
     names = tree.get(field, default)
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path}: {field} must be a list of names, not {names!r}")
+        raise UserError(f"{path}: {field} must be a list of names, not {shown(names)}")
     for name in names:
         if name not in table:
-            raise UserError(f"{path}: {field} has no '{name}': {nearest(name, list(table))}")
-    return names
+            raise UserError(f"{path}: {field} has no '{named(name)}': {nearest(named(name), list(table))}")
+    return list(dict.fromkeys(names))
 
 
 def _scales(scales: Any, path: Path) -> list[str]:
     """Model scales as suffixes of a recipe's name; the usual one has none."""
     right = isinstance(scales, list) and scales and all(type(scale) in (int, float) and 0 < scale <= 1 for scale in scales)
     if not right:
-        raise UserError(f"{path}: model_scales must be a list of numbers in (0, 1], not {scales!r}")
-    return ["" if scale == ModelConfig().model_scale else f"-r{decimal(scale)}" for scale in scales]
+        raise UserError(f"{path}: model_scales must be a list of numbers in (0, 1], not {shown(scales)}")
+    return ["" if scale == ModelConfig().model_scale else f"-r{decimal(scale)}" for scale in dict.fromkeys(scales)]
 
 
 def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
@@ -162,19 +166,19 @@ def _seeds(seeds: Any, path: Path) -> tuple[int, ...]:
     if isinstance(seeds, list) and 1 <= len(seeds) <= MOST_SEEDS:
         wrong = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]
         if wrong:
-            raise UserError(f"{path}: a seed must be a whole number in [0, 2**63), not {reprlib.repr(wrong[0])}")
+            raise UserError(f"{path}: a seed must be a whole number in [0, 2**63), not {shown(wrong[0])}")
         return tuple(dict.fromkeys(seeds))
     wanted = f"a number of seeds from 1 to {MOST_SEEDS}, or a list of so many"
-    raise UserError(f"{path}: seeds must be {wanted}, not {reprlib.repr(seeds)}")
+    raise UserError(f"{path}: seeds must be {wanted}, not {shown(seeds)}")
 
 
 def _check_settings(settings: Any, path: Path) -> None:
     if not isinstance(settings, Mapping):
-        raise UserError(f"{path}: settings must be a mapping of sections, not {settings!r}")
+        raise UserError(f"{path}: settings must be a mapping of sections, not {shown(settings)}")
     sections = [name for name, value in to_dict(RunConfig()).items() if isinstance(value, dict) and name not in AXES]
     for section, values in settings.items():
         if section not in (*sections, *AXES):
-            raise UserError(f"{path}: settings: unknown field {str(section)!r}: {nearest(str(section), sections)}")
-        for name in (section, *(f"{section}.{own}" for own in values)) if isinstance(values, Mapping) else (section,):
+            raise UserError(f"{path}: settings: unknown field {named(section)!r}: {nearest(named(section), sections)}")
+        for name in (section, *(named(own, f"{section}.") for own in values)) if isinstance(values, Mapping) else (section,):
             if name in AXES:
                 raise UserError(f"{path}: settings: {name} is not set here but by {AXES[name]}")

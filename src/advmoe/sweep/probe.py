@@ -27,8 +27,9 @@ from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
 from advmoe.profile import estimate
 from advmoe.sweep.past import Past
-from advmoe.training.loop import VALIDATION_STEPS, network, train
+from advmoe.training.loop import VALIDATION_STEPS, train
 from advmoe.training.methods import METHODS
+from advmoe.training.start import network
 
 BATCH = 8  # pictures of a probe's batch on the CPU, where time goes with their number
 WORK = 4.0  # GMACs that a batch there may have; no fewer than two pictures, for batch norm

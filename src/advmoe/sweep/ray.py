@@ -18,7 +18,7 @@ from advmoe.sweep.states import mark_failed
 try:
     import ray
 except ImportError:
-    raise UserError("placement ray needs the extra ray: pip install -c constraints.txt -e '.[ray]'") from None
+    raise UserError("placement ray needs the extra ray: pip install 'advmoe[ray]'") from None
 
 RETRIES = 3  # after a killed worker
 

@@ -14,7 +14,7 @@ try:
     import submitit
     from submitit.helpers import Checkpointable
 except ImportError:
-    raise UserError("placement slurm needs the extra slurm: pip install -c constraints.txt -e '.[slurm]'") from None
+    raise UserError("placement slurm needs the extra slurm: pip install 'advmoe[slurm]'") from None
 
 DAY = 24 * 60  # minutes that a job is given unless told otherwise; submitit's own default is five
 EXECUTORS = ["slurm", "local", "debug"]

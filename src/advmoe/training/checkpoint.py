@@ -2,6 +2,8 @@
 
 RUN/config.yaml
 RUN/metrics.jsonl                    one line an epoch
+RUN/.train.lock                      held, and named, by the process that trains
+RUN/checkpoints/epoch-0007-000120/   the same within an epoch: after 7 epochs and 120 iterations of the next
 RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, what the pictures are, SHA-256
                                      of the others)
 RUN/record.json                      written by `advmoe evaluate`
@@ -9,41 +11,72 @@ RUN/record.json                      written by `advmoe evaluate`
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from advmoe.config import RunConfig, differences, dump_yaml, load_yaml
+from advmoe import older
+from advmoe.config import RunConfig, differences, dump_yaml, from_dict, read_mapping
 from advmoe.data import PictureSpec
 from advmoe.errors import UserError
-from advmoe.files import sync, write_atomically
+from advmoe.files import bounded_text, check_plain, sync, write_atomically
 
 SCHEMA = 1
+WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the manifest
+MAX_MANIFEST, MAX_FILE = 2**26, 2**40  # bytes
+LARGEST = 2**16  # side of a picture
+LOCK = ".train.lock"
 KEPT = 2  # last checkpoints; the best one is kept beside them
 
 History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Partial:
+    """An epoch that is not done: iterations behind it, the pictures that each rank saw, seconds they took, and the sums of
+    each rank's metrics, by name."""
+
+    iteration: int
+    pictures: list[int]
+    seconds: float
+    sums: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """The state after an epoch (counted from 1 over all phases). `spec` is None in checkpoints older than that field."""
+    """The state after an epoch (counted from 1 over all phases), or within the one after it: `partial`.
+
+    `restores` counts how often the run went back after a NaN. `spec` is None in checkpoints older than that field.
+    """
 
     folder: Path
     epoch: int
     history: History
     fingerprint: str
     spec: PictureSpec | None = None
+    partial: Partial | None = None
+    restores: int = 0
 
     def model_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers."""
-        return load_file(self.folder / "model.safetensors")
+        """Parameters and buffers. Raises UserError where the file holds none."""
+        try:
+            return older.tensors(load_file(self.folder / WEIGHTS))
+        except Exception as error:  # a hostile header raises nearly anything
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self.folder}: holds no weights ({type(error).__name__}: {reason})") from None
 
     @property
     def train_seconds(self) -> float:
@@ -51,10 +84,13 @@ class Checkpoint:
         return float(sum(row["train_seconds"] for row in self.history))
 
     def optimizer_states(self) -> dict[str, Any]:
-        """State dicts of the optimizers by level."""
-        path = self.folder / "optimizers.pt"
+        """State dicts of the optimizers by level. Raises UserError where the file holds none."""
+        path = self.folder / STATES
         try:
-            states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            _check_unpacked(path)
+            states = torch.load(path, map_location="cpu", weights_only=True)
+            if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
+                raise TypeError
         except Exception as error:  # a hostile or damaged pickle raises nearly anything; its code does not run
             raise UserError(f"{path}: not optimizer states ({type(error).__name__})") from None
         return states
@@ -78,21 +114,40 @@ class RunFolder:
         """The run's configuration. Raises UserError where the folder holds no run."""
         if not self.config_path.exists():
             raise UserError(f"{self.path}: holds no run (no config.yaml)")
-        return load_yaml(self.config_path)
+        return from_dict(older.config(read_mapping(self.config_path)), str(self.config_path))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder, made if missing, for this process alone. Raises UserError where another one trains there, or where
+        something else lies there."""
+        if not self.config_path.exists():
+            self._check_empty()
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / LOCK, timeout=0)
+        try:
+            with lock:
+                (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+                yield
+        except Timeout:
+            holder = (self.path / LOCK).read_text().strip() or "another process"
+            raise UserError(f"{self.path}: {holder} trains here; wait for its end, or give another --out") from None
 
     def claim(self, config: RunConfig, resume: bool) -> None:
         """Make the folder `config`'s. Raises UserError where it holds another run, or this one without `resume`."""
         if self.config_path.exists():
-            other = differences(load_yaml(self.config_path), config)
+            other = differences(self.config(), config)
             if other:
                 raise UserError(f"{self.path}: holds another run ({other[0]}); give another --out")
             if not resume:
                 raise UserError(f"{self.path}: holds this run unfinished; add --resume to go on, or give another --out")
             return
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise UserError(f"{self.path}: is not an empty folder, nor one that holds a run; give another --out")
+        self._check_empty()
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(self.config_path, dump_yaml(config))
+
+    def _check_empty(self) -> None:
+        if self.path.exists() and (not self.path.is_dir() or any(map(_is_anothers, self.path.iterdir()))):
+            raise UserError(f"{self.path}: is not an empty folder, nor one that holds a run; give another --out")
 
     def epochs(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
@@ -116,8 +171,14 @@ class RunFolder:
         Raises UserError where there is none.
         """
         latest = self.latest()
-        if latest is None:
-            state = f"holds only damaged checkpoints ({self.damaged()[0]})" if self.damaged() else "holds no checkpoint yet"
+        if latest is None or not latest.history:
+            state = (
+                f"holds only damaged checkpoints ({self.damaged()[0]})"
+                if self.damaged()
+                else "holds no checkpoint yet"
+                if latest is None
+                else "holds no checkpoint of a whole epoch yet"
+            )
             raise UserError(f"{self.path}: {state}")
         checkpoint = _open(self._folder(best_epoch(latest.history)))
         if checkpoint is None:
@@ -126,25 +187,29 @@ class RunFolder:
 
     def save(
         self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str,
-        spec: PictureSpec | None = None,
+        spec: PictureSpec | None = None, partial: Partial | None = None, restores: int = 0,
     ) -> None:  # fmt: skip
-        """Write the checkpoint of the last epoch in `history`, then drop what need not be kept."""
+        """Write the checkpoint of the last epoch in `history`, or of the `partial` one after it; drop what need not be kept."""
         epoch = len(history)
-        manifest = {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "history": history}
-        if spec is not None:
-            manifest["spec"] = asdict(spec)
-        target, draft = self._folder(epoch), self.checkpoint_path / f".draft-{epoch:04d}"
+        manifest: dict[str, Any] = {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "history": history}
+        manifest |= {"spec": asdict(spec)} if spec is not None else {}
+        manifest |= {"partial": asdict(partial)} if partial is not None else {}
+        manifest |= {"restores": restores} if restores else {}
+        target = self._folder(epoch, partial)
+        draft = self.checkpoint_path / f".draft-{target.name}"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             _write(draft, model, optimizers, manifest)
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
             shutil.rmtree(draft, ignore_errors=True)
-            reason = " ".join(str(error).split())[:200]
+            reason = _why_unwritten(error, target.parent, sum(tensor.nbytes for tensor in model.values()))
             raise UserError(f"{target}: checkpoint could not be written ({reason}); earlier checkpoints are whole") from None
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():
+            _remove(target)
         draft.rename(target)
-        self.write_metrics(history)
-        self._prune(history)
+        if partial is None:
+            self.write_metrics(history)
+        self.prune(history, target)
 
     def write_metrics(self, history: History) -> None:
         """Make metrics.jsonl say what `history` says."""
@@ -159,14 +224,29 @@ class RunFolder:
         for file in self.path.glob(".*.draft"):
             file.unlink()
 
-    def _folder(self, epoch: int) -> Path:
-        return self.checkpoint_path / f"epoch-{epoch:04d}"
+    def _folder(self, epoch: int, partial: Partial | None = None) -> Path:
+        return self.checkpoint_path / (f"epoch-{epoch:04d}" + ("" if partial is None else f"-{partial.iteration:06d}"))
 
-    def _prune(self, history: History) -> None:
-        kept = {self._folder(best_epoch(history)), *(self._folder(len(history) - back) for back in range(KEPT))}
+    def prune(self, history: History, newest: Path) -> None:
+        """Remove the checkpoints that need not be kept beside the `newest`; some may be left where a process was killed."""
+        kept = {newest, *(self._folder(len(history) - back) for back in range(KEPT))}
+        kept |= {self._folder(best_epoch(history))} if history else set()
         for folder in self.epochs():
             if folder not in kept:
-                shutil.rmtree(folder)
+                _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """By way of a draft's name: what is half removed is no damaged checkpoint."""
+    doomed = folder.with_name(f".draft-old-{folder.name}")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def _is_anothers(path: Path) -> bool:
+    """Whether a file in an unclaimed folder is neither the lock nor what a process left that was killed while it claimed it."""
+    return path.name != LOCK and not (path.name.startswith(".config.yaml.") and path.name.endswith(".draft"))
 
 
 def best_epoch(history: History) -> int:
@@ -177,10 +257,14 @@ def best_epoch(history: History) -> int:
 
 def read_spec(tree: Mapping[str, Any]) -> PictureSpec:
     """The inverse of `asdict`. Raises KeyError, TypeError or ValueError where `tree` is something else."""
-    channels, height, width = (int(side) for side in tree["shape"])
-    mean, std = (tuple(float(value) for value in tree[name]) for name in ("mean", "std"))
+    channels, height, width = (index(side) for side in tree["shape"])
+    mean, std = (tuple(float(value) for value in tree[name] if abs(value) <= LARGEST) for name in ("mean", "std"))
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{channels} channels with {len(mean)} means and {len(std)} deviations")
+    if not all(0 < side <= LARGEST for side in (channels, height, width)) or 0 in std:
+        raise ValueError(f"pictures of {channels} x {height} x {width} with deviations {std}")
+    if not isinstance(tree["classes"], list | tuple) or not tree["classes"]:
+        raise TypeError("classes are no names")
     return PictureSpec(tuple(str(name) for name in tree["classes"]), (channels, height, width), mean, std)
 
 
@@ -204,18 +288,64 @@ def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, An
         sync(path)
 
 
+def _why_unwritten(error: Exception, folder: Path, size: int) -> str:
+    """What kept a checkpoint from the disk. Of a full one torch tells a position in a file: 4 times the weights' size is what a
+    checkpoint takes at most, with optimizers."""
+    if not isinstance(error, OSError) and shutil.disk_usage(folder).free < 4 * size:
+        return "no space left on the disk"
+    return " ".join(str(error).split())[:200]
+
+
 def _open(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder`, or None where a file is missing or does not have its checksum."""
+    """The checkpoint in `folder`, or None where a file is missing, does not have its checksum, or is no manifest of ours.
+
+    Raises UserError where it is whole and of a newer schema.
+    """
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-        whole = manifest.pop("seal") == _seal(manifest)
+        manifest = json.loads(bounded_text(folder / "manifest.json", MAX_MANIFEST))
+        whole = older.is_unsealed(manifest) or manifest.pop("seal") == _seal(manifest)
+        newer = whole and type(manifest["schema"]) is int and manifest["schema"] > SCHEMA
+    except Exception:
+        return None
+    if newer:
+        raise UserError(f"{folder}: is of schema {manifest['schema']}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
+    try:
+        whole = whole and set(manifest["sha256"]) == set(FILES)  # names lead nowhere else
+        manifest["history"] = older.history(manifest["history"])
         whole = whole and all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
+        whole = whole and _is_history(manifest["history"], "partial" in manifest) and isinstance(manifest["fingerprint"], str)
         if manifest["schema"] == SCHEMA and whole:
             spec = read_spec(manifest["spec"]) if "spec" in manifest else None
-            return Checkpoint(folder, manifest["epoch"], manifest["history"], manifest["fingerprint"], spec)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            partial = _read_partial(manifest["partial"]) if "partial" in manifest else None
+            restores = index(manifest.get("restores", 0))
+            return Checkpoint(
+                folder, index(manifest["epoch"]), manifest["history"], manifest["fingerprint"], spec, partial, restores
+            )
+    except Exception:  # damage, and hostile values whose checksum is right, raise nearly anything
         pass
     return None
+
+
+def _read_partial(tree: Mapping[str, Any]) -> Partial:
+    return Partial(index(tree["iteration"]), [index(own) for own in tree["pictures"]], float(tree["seconds"]), dict(tree["sums"]))
+
+
+def _is_history(history: Any, empty: bool) -> bool:
+    """Whether there is a best epoch, unless none need be: every row has a phase and a score, and what is summed is a number."""
+    return isinstance(history, list) and (empty or len(history) > 0) and all(_is_row(row) for row in history)
+
+
+def _is_row(row: Any) -> bool:
+    numbers = (row["score"], row.get("train_seconds", 0))
+    return isinstance(row["phase"], int) and all(isinstance(own, int | float) and abs(own) < 1e15 for own in numbers)
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raises ValueError or BadZipFile where torch would unpack more from the file than it has bytes: torch packs nothing."""
+    with zipfile.ZipFile(path) as archive:
+        declared = sum(info.file_size for info in archive.infolist())
+    if declared > path.stat().st_size:
+        raise ValueError(f"{declared} bytes")
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:
@@ -223,5 +353,6 @@ def _seal(manifest: Mapping[str, Any]) -> str:
 
 
 def _sha256(path: Path) -> str:
+    check_plain(path, MAX_FILE)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

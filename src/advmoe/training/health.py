@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from advmoe import ranks
 from advmoe.models import Classifier
 from advmoe.training.losses import Outcome
 
@@ -33,16 +34,20 @@ class Watch:
 
     def failed(self) -> Tensor:
         """1 where anything so far is not finite, else 0: a float32 scalar on the device."""
-        return (~torch.isfinite(torch.stack(self.peaks)).all()).float()
+        return self._bad().any().float()
 
     def check(self) -> None:
         """Forget everything. Raises NonFinite with the first name whose tensor is not finite."""
         if not self.peaks:
             return
-        names, finite = self.names, torch.isfinite(torch.stack(self.peaks))
+        names, bad = self.names, self._bad()
         self.names, self.peaks = [], []
-        if not finite.all():
-            raise NonFinite(names[finite.tolist().index(False)])
+        if bad.any():
+            raise NonFinite(names[bad.tolist().index(True)])
+
+    def _bad(self) -> Tensor:
+        """Which tensors are not finite on some rank: [names] bool."""
+        return ranks.any_rank(~torch.isfinite(torch.stack(self.peaks)))
 
     @torch.no_grad()
     def _add(self, tensors: dict[str, Tensor], level: str) -> None:

@@ -1,32 +1,34 @@
 """The only training loop."""
 
+import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
-from torch.amp import is_autocast_available
 
-from advmoe.attacks import BatchDraws, Pgd, derive_seed
+from advmoe import ranks
+from advmoe.attacks import Pgd, derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Pictures, PictureSpec, Source, Splits, cores
-from advmoe.errors import UserError, lookup
-from advmoe.evaluation.accuracy import accuracy, correct_flags, evaluation_step, robust_flags
-from advmoe.models import Classifier, build_model, compact, start_scores
-from advmoe.moe import MOMENTUM, ExpertNorm
+from advmoe.data import Source, Splits
+from advmoe.errors import UserError
+from advmoe.evaluation.accuracy import correct_flags, evaluation_step, robust_flags
+from advmoe.models import Classifier
+from advmoe.moe import synchronise
 from advmoe.training.batches import epoch_order
-from advmoe.training.checkpoint import Checkpoint, History, RunFolder, load_weights
+from advmoe.training.checkpoint import Checkpoint, History, Partial, RunFolder, load_weights
 from advmoe.training.health import NonFinite, collapsed_layers
-from advmoe.training.losses import LOSSES
-from advmoe.training.methods import LEVELS, METHODS, Phase
+from advmoe.training.interrupts import Interrupts, Stopped
+from advmoe.training.methods import METHODS, Phase
+from advmoe.training.start import autocast, batches, calibrate, initial_network, network, train_state
 from advmoe.training.steps import Metrics, TrainState
 
-CALIBRATION_BATCHES = 8
 VALIDATION_STEPS = 10
+MOST_RESTORES = 3
+OWN = ("fused", "initial_lr", "warmup", "routers")  # what a phase gives its optimizers' groups, by the configuration and device
 
 
 class Listener(Protocol):
@@ -42,37 +44,45 @@ class Listener(Protocol):
         """A warning or remark."""
 
 
-def network(config: RunConfig, spec: PictureSpec) -> Classifier:
-    """The network for pictures of `spec` that the configuration's method trains, initialised from its seed."""
-    kind = lookup(METHODS, config.method, "method").kind(config.model)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_model(config.model, kind, spec)
-    model.set_dispatch(config.runtime.dispatch)
-    return model
+class Quiet:
+    """A Listener that keeps it to itself."""
 
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None: ...
 
-def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifier, int]:
-    """The network of a run's best epoch in eval mode, without what is masked, on the data's device; and that epoch."""
-    model = network(config, splits.spec)
-    best = RunFolder(run).best()
-    load_weights(model, best)
-    return compact(model).to(splits.test.labels.device).eval(), best.epoch
+    def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, resume: bool = False) -> History:
     """Train the run `config` in the folder `out`, from its last checkpoint if there is one; give its history.
 
-    `splits` lie on the training device. Raises UserError where the folder holds another run, and on a non-finite
-    loss, logit or gradient (the last good checkpoint stays).
+    `splits` lie on the training device. Of several ranks each trains on its share of every batch, and rank 0 alone touches the
+    folder and calls `listener`. SIGTERM and SIGINT end training after the step in hand, with a checkpoint, as Stopped. Raises
+    UserError where the folder holds another run or another process trains there, and on a non-finite loss, logit or gradient
+    (the last good checkpoint stays).
     """
-    folder = RunFolder(out)
-    model = network(config, splits.spec)
-    if config.training.init_from is not None and folder.latest() is None:
-        _fill(model, config, splits, Path(config.training.init_from))
-    model.to(splits.train.labels.device)
+    folder, device = RunFolder(out), splits.train.labels.device
+    fresh = ranks.by_first(folder.latest) is None
+    model = initial_network(config, splits) if fresh else network(config, splits.spec).to(device)
     _check_sizes(config, splits)
-    autocast(config, splits.train.labels.device)  # refuses what the device lacks before there is a folder
+    autocast(config, device)  # refuses what the device lacks before there is a folder
+    with contextlib.ExitStack() as stack:
+        latest = ranks.by_first(lambda: _opened(stack, folder, config, splits, listener, resume or ranks.attempt() > 0))
+        run = _Run(config, splits, folder, listener if ranks.rank() == 0 else Quiet(), model, stack.enter_context(Interrupts()))
+        run.go_back(latest)
+        epochs = config.training.epochs
+        for number, phase in enumerate(METHODS[config.method].phases):
+            if len(run.history) < (number + 1) * epochs:
+                run.phase(phase, number * epochs)
+    return run.history
+
+
+def _opened(
+    stack: contextlib.ExitStack, folder: RunFolder, config: RunConfig, splits: Splits, listener: Listener, resume: bool
+) -> Checkpoint | None:
+    """Lock and claim the folder, and put it in order; give the checkpoint to go on from."""
+    stack.enter_context(folder.locked())
     folder.claim(config, resume or _finished(folder, config))
     folder.clean()
     latest = folder.latest()
@@ -80,31 +90,12 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
         where = f"epoch {latest.epoch} is used" if latest else "training starts anew"
         listener.note(f"checkpoint {name} is cut short or altered; {where}")
     if latest is not None and latest.fingerprint != splits.fingerprint:
-        raise UserError(f"{out}: was trained on data with fingerprint {latest.fingerprint}, not {splits.fingerprint}")
-    history = list(latest.history) if latest else []
-    if history:
-        folder.write_metrics(history)
-    epochs = config.training.epochs
-    for number, phase in enumerate(METHODS[config.method].phases):
-        if len(history) < (number + 1) * epochs:
-            _run_phase(_state(config, model, phase), phase, number * epochs, splits, folder, history, listener, latest)
-            latest = None
-    return history
-
-
-def _fill(model: Classifier, config: RunConfig, splits: Splits, source: Path) -> None:
-    """Start the masked `model` from a dense run. Raises UserError where `source` is none on the same data."""
-    if config.method != "at_sparse":
-        raise UserError(f"init_from is for at_sparse, not {config.method}")
-    folder = RunFolder(source)
-    if folder.config().method != "at_dense":
-        raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
-    dense, best = network(replace(config, method="at_dense"), splits.spec), folder.best()
-    if best.fingerprint != splits.fingerprint:
-        raise UserError(f"{source}: was trained on data with fingerprint {best.fingerprint}, not {splits.fingerprint}")
-    load_weights(dense, best)
-    model.load_state_dict(dense.state_dict(), strict=False)  # all but the masks
-    start_scores(model)
+        raise UserError(f"{folder.path}: was trained on data with fingerprint {latest.fingerprint}, not {splits.fingerprint}")
+    if latest is not None:
+        folder.prune(latest.history, latest.folder)
+    if latest is not None and latest.history:
+        folder.write_metrics(latest.history)
+    return latest
 
 
 def _finished(folder: RunFolder, config: RunConfig) -> bool:
@@ -113,167 +104,211 @@ def _finished(folder: RunFolder, config: RunConfig) -> bool:
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
-    if len(splits.train) % config.training.batch_size == 1:
-        raise UserError(
-            f"batch_size {config.training.batch_size} leaves one of {len(splits.train)} pictures for the last batch: "
-            "too few for batch norm"
-        )
+    size, pictures, processes = config.training.batch_size, len(splits.train), ranks.count()
+    last = pictures % size or size
+    least = 2 if processes == 1 else processes if config.training.sync_norm else 2 * processes
+    if last < least:
+        few = "one" if last == 1 else str(last)
+        whom = "" if processes == 1 else f" of {processes} processes"
+        raise UserError(f"batch_size {size} leaves {few} of {pictures} pictures for the last batch: too few for batch norm{whom}")
+    if len(splits.val) < processes:
+        raise UserError(f"{len(splits.val)} held-out pictures are too few for {processes} processes")
     for phase in METHODS[config.method].phases:
-        epoch_order(0, 0, len(phase.levels), len(splits.train), config.training.batch_size)
+        epoch_order(0, 0, len(phase.levels), pictures, size)
 
 
-def _state(config: RunConfig, model: Classifier, phase: Phase) -> TrainState:
-    device = next(model.parameters()).device
-    training = config.training
-    # not on the CPU: there it rounds the ends of tensors otherwise than their middles, so that equal experts part
-    fused = True if device.type == "cuda" else None
-    optimizers = {
-        level: torch.optim.SGD(
-            _groups(config, model, level), training.lr, training.momentum, weight_decay=training.weight_decay, fused=fused
-        )
-        for level in phase.levels
-    }
-    loss = LOSSES[METHODS[config.method].loss or training.loss]
-    return TrainState(model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config, device))
+@dataclass
+class _Run:
+    """A run under way, and what is done of it."""
 
+    config: RunConfig
+    splits: Splits
+    folder: RunFolder
+    listener: Listener
+    model: Classifier
+    interrupts: Interrupts
+    history: History = field(default_factory=list)
+    latest: Checkpoint | None = None
+    """Where the next epoch starts from, where that is not the state in memory."""
+    restores: int = 0
 
-def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
-    """The parameters of a level, routers apart: they have a rate of their own, which rises for a share `warmup` of the phase."""
-    training, routers = config.training, model.router_parameters()
-    own, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
-    others = [parameter for parameter in own if id(parameter) not in ids]
-    groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0, "routers": False}]
-    if len(others) < len(own):
-        groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup, "routers": True})
-    return [group for group in groups if group["params"]]
+    def go_back(self, latest: Checkpoint | None) -> None:
+        """Go on from a checkpoint, or from the start."""
+        self.latest, self.history = latest, list(latest.history) if latest else []
+        self.restores = max(self.restores, latest.restores if latest else 0)
 
+    def phase(self, phase: Phase, before: int) -> None:
+        """The epochs `before` + 1 to `before` + training.epochs that are not in the history yet."""
+        state = self._begun(phase, before)
+        while len(self.history) < before + self.config.training.epochs:
+            try:
+                row = self._epoch(state, phase, len(self.history) - before)
+            except NonFinite as error:
+                self._recover(error)
+                state = self._begun(phase, before)
+                continue
+            ranks.same_state(self.model)  # without sync_norm each rank's statistics are its own
+            row |= _validate(state, self.splits.val) | {"phase": 1 + before // self.config.training.epochs}
+            row["score"] = row[METHODS[self.config.method].selects]
+            self.history.append(ranks.told(row))
+            self._save(state)
+            self.listener.epoch(row)
+            if caught := ranks.largest(self.interrupts.caught):
+                raise Stopped(caught, f"after epoch {len(self.history)}, which is saved")
 
-def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    """The lower precision to run convolutions in, if any. `auto` takes bfloat16 where it is the faster one.
+    def _begun(self, phase: Phase, before: int) -> TrainState:
+        """The state of a phase, as the checkpoint has it that the run goes on from."""
+        state, latest = train_state(self.config, self.model, phase), self.latest
+        synchronise(self.model, False)
+        if latest is not None:
+            within = latest.epoch > before or latest.partial is not None
+            _restore(state, latest, within_phase=within)
+        elif before == 0:
+            ranks.same_state(self.model)
+            calibrate(state, self.splits.train)
+        synchronise(self.model, ranks.count() > 1 and self.config.training.sync_norm)
+        return state
 
-    Raises UserError where `device` has no bfloat16.
-    """
-    wanted = config.runtime.precision
-    if wanted == "bfloat16" and not _has_bfloat16(device):
-        raise UserError(f"precision: {device} has float32, not bfloat16")
-    faster = wanted == "auto" and _has_bfloat16(device) and _bfloat16_is_fast(device)
-    return torch.bfloat16 if wanted == "bfloat16" or faster else None
+    def _epoch(self, state: TrainState, phase: Phase, progress: int) -> dict[str, Any]:
+        """One pass over the training set, or what is left of it; `progress` counts the phase's epochs from 0."""
+        training, epoch, pictures = self.config.training, len(self.history), self.splits.train
+        done = _Done.of(self.latest.partial if self.latest else None)
+        self.latest = None
+        loaded = batches(self.config, pictures, epoch, len(phase.levels), done.iteration)
+        total = math.ceil(len(pictures) / training.batch_size)
+        for iteration in range(done.iteration, total):
+            state.done = (progress + iteration / total) / training.epochs
+            _set_rates(state, 0.5**self.restores)
+            state.draws.generator.manual_seed(derive_seed(self.config.seed, epoch, iteration))
+            if ranks.count() > 1:
+                state.draws.batch = min(training.batch_size, len(pictures) - iteration * training.batch_size)
+            own = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, next(loaded), strict=True)}
+            try:
+                done.add(phase.step(state, own), len(own[phase.levels[0]][1]))
+            except NonFinite as error:
+                raise NonFinite(f"iteration {iteration + 1} of {total}: {error} is not finite") from None
+            self.listener.iteration(epoch + 1, iteration + 1, total, done.sums, done.pictures)
+            self._save_if_wanted(state, done, f"epoch {epoch + 1}, iteration {iteration + 1} of {total}")
+        sums, seen = done.over_ranks()
+        row = {"epoch": epoch + 1, **_rates(state), **_means(sums, seen)}
+        for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
+            self.listener.note(f"epoch {epoch + 1}: expert {expert} of MoE layer {layer} takes {share:.0%} of the pictures")
+        return row | {"train_seconds": done.seconds, "iterations": total}
 
+    def _recover(self, error: NonFinite) -> None:
+        """Go back to the last good checkpoint, where the configuration says so; else raise UserError."""
+        epoch, latest = len(self.history) + 1, ranks.by_first(self.folder.latest)
+        last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
+        if self.config.training.on_nonfinite == "stop" or self.restores == MOST_RESTORES:
+            again = f" (after {self.restores} restores)" if self.restores else ""
+            raise UserError(f"epoch {epoch}: {error}{again}; last good checkpoint: {last}") from None
+        self.restores += 1
+        self.listener.note(f"epoch {epoch}: {error}; back to {last}, rate halved ({self.restores} of {MOST_RESTORES})")
+        self.go_back(latest)
+        if latest is None:
+            self.model.load_state_dict(initial_network(self.config, self.splits).state_dict())
 
-def _has_bfloat16(device: torch.device) -> bool:
-    """Processors without instructions for it still compute it; CUDA devices have it from compute capability 8.0 on."""
-    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else is_autocast_available(device.type)
+    def _save_if_wanted(self, state: TrainState, done: "_Done", where: str) -> None:
+        """A checkpoint within the epoch, where the last one is older than the configuration wants, or a signal was caught."""
+        due = done.unsaved() >= 60 * self.config.runtime.save_minutes
+        wanted = ranks.largest(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
+        if wanted:
+            self._save(state, done)
+        if wanted > 1:
+            raise Stopped(wanted, f"after {where}, which is saved")
 
-
-def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Processors: only with instructions for it. With AVX-512 BF16 an AdvMoE iteration of ResNet-18 took 1 / 1.7 of float32's
-    time, one of the demo's narrow network the same (results/precision.json)."""
-    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-
-
-def _run_phase(
-    state: TrainState, phase: Phase, before: int, splits: Splits, folder: RunFolder, history: History,
-    listener: Listener, latest: Checkpoint | None,
-) -> None:  # fmt: skip
-    """Epochs `before` + 1 to `before` + training.epochs, those in `history` left out."""
-    if latest is not None:
-        _restore(state, latest, within_phase=latest.epoch > before)
-    elif before == 0:
-        _calibrate(state, splits.train)
-    for epoch in range(len(history), before + state.config.training.epochs):
-        try:
-            row = _run_epoch(state, phase, epoch, epoch - before, splits.train, listener)
-        except NonFinite as error:
-            last = f"epoch {len(history)} in {folder.checkpoint_path}" if history else "none yet"
-            raise UserError(f"epoch {epoch + 1}: {error}; last good checkpoint: {last}") from None
-        row |= _validate(state, splits.val) | {"phase": 1 + before // state.config.training.epochs}
-        row["score"] = row[METHODS[state.config.method].selects]
-        history.append(row)
+    def _save(self, state: TrainState, done: "_Done | None" = None) -> None:
+        """Keep the state after an epoch, or within one."""
         optimizers = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
-        folder.save(state.model.state_dict(), optimizers, history, splits.fingerprint, splits.spec)
-        listener.epoch(row)
+        partial = None if done is None else done.partial()
+        ranks.by_first(
+            lambda: self.folder.save(
+                state.model.state_dict(),
+                optimizers,
+                self.history,
+                self.splits.fingerprint,
+                self.splits.spec,
+                partial,
+                self.restores,
+            )
+        )
+
+
+class _Done:
+    """What is behind of an epoch."""
+
+    def __init__(self, iteration: int, pictures: int, seconds: float, sums: Metrics) -> None:
+        self.iteration, self.pictures, self.sums = iteration, pictures, sums
+        self._before, self._started = seconds, time.perf_counter()
+        self._saved = self._started
+
+    @classmethod
+    def of(cls, partial: Partial | None) -> "_Done":
+        """As a checkpoint has it: each rank goes on with its own sums, or rank 0 with all, where there were more or fewer."""
+        if partial is None:
+            return cls(0, 0, 0.0, {})
+        whole = {name: torch.tensor(value) for name, value in {"": partial.pictures, **partial.sums}.items()}
+        if len(partial.pictures) == ranks.count():
+            sums = {name: value[ranks.rank()] for name, value in whole.items()}
+        else:
+            sums = {name: value.sum(dim=0) * (ranks.rank() == 0) for name, value in whole.items()}
+        return cls(partial.iteration, int(sums.pop("")), partial.seconds, sums)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the iterations."""
+        return self._before + time.perf_counter() - self._started
+
+    def unsaved(self) -> float:
+        """Seconds since the last checkpoint, or since the start."""
+        return time.perf_counter() - self._saved
+
+    def add(self, metrics: Metrics, pictures: int) -> None:
+        """Count an iteration."""
+        self.sums = {name: self.sums.get(name, torch.zeros_like(value)).to(value.device) + value for name, value in metrics.items()}
+        self.iteration, self.pictures = self.iteration + 1, self.pictures + pictures
+
+    def over_ranks(self) -> tuple[Metrics, int]:
+        """The sums and the number of pictures of all ranks."""
+        seen = next(iter(self.sums.values())).new_tensor(self.pictures, dtype=torch.int64)
+        return {name: ranks.summed(value) for name, value in self.sums.items()}, int(ranks.summed(seen))
+
+    def partial(self) -> Partial:
+        """As a checkpoint keeps it."""
+        pictures = ranks.gathered(next(iter(self.sums.values())).new_tensor(self.pictures, dtype=torch.int64))
+        sums = {name: ranks.gathered(value).tolist() for name, value in self.sums.items()}
+        self._saved = time.perf_counter()
+        return Partial(self.iteration, pictures.tolist(), self.seconds, sums)
 
 
 def _restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> None:
     """Weights, and the optimizers' states unless the checkpoint ends the phase before."""
-    load_weights(state.model, checkpoint)
-    for level, content in checkpoint.optimizer_states().items() if within_phase else ():
+    ranks.by_first(lambda: load_weights(state.model, checkpoint))
+    ranks.same_state(state.model)
+    states = ranks.by_first(checkpoint.optimizer_states) if within_phase else {}
+    for level, content in states.items():
         optimizer = state.optimizers[level]
+        ours = [{name: group[name] for name in OWN} for group in optimizer.param_groups]
         optimizer.load_state_dict(content)
-        for group in optimizer.param_groups:
-            group["fused"] = optimizer.defaults["fused"]  # whatever the device that wrote the checkpoint
+        for group, own in zip(optimizer.param_groups, ours, strict=True):
+            group.update(own)  # whatever the device, or older version, that wrote the checkpoint
 
 
-@torch.inference_mode()
-def _calibrate(state: TrainState, pictures: Source) -> None:
-    """Start the routers' and batch norms' running statistics as means over the first training batches.
-
-    The batch norms' must be as far along as the routers', which standardise what those will give in eval mode: with batch
-    norm's own momentum every fresh router would send all pictures to one expert.
-    """
-    size = state.config.training.batch_size
-    (order,) = epoch_order(state.config.seed, 0, 1, len(pictures), size)
-    norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
-    state.model.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain mean
-    for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
-        rows = torch.from_numpy(order[start : start + size]).to(pictures.labels.device)
-        state.model(pictures[rows].pixels())
-    for norm in norms:
-        norm.momentum = MOMENTUM
-    state.model.eval()
-
-
-def _run_epoch(state: TrainState, phase: Phase, epoch: int, progress: int, pictures: Source, listener: Listener) -> dict[str, Any]:
-    """One pass over the training set; `epoch` counts from 0 over the run, `progress` within the phase."""
-    training, size = state.config.training, state.config.training.batch_size
-    loaded = _loaded(state.config, pictures, epoch, len(phase.levels))
-    total, sums, seen, started = math.ceil(len(pictures) / size), Metrics(), 0, time.perf_counter()
-    for iteration in range(total):
-        state.done = (progress + iteration / total) / training.epochs
-        _set_rates(state)
-        state.draws.generator.manual_seed(derive_seed(state.config.seed, epoch, iteration))
-        batches = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, next(loaded), strict=True)}
-        try:
-            metrics = phase.step(state, batches)
-        except NonFinite as error:
-            raise NonFinite(f"iteration {iteration + 1} of {total}: {error} is not finite") from None
-        sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
-        seen += len(batches[phase.levels[0]][1])
-        listener.iteration(epoch + 1, iteration + 1, total, sums, seen)
-    row = {"epoch": epoch + 1, **_rates(state), **_means(sums, seen)}
-    for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
-        listener.note(f"epoch {epoch + 1}: expert {expert} of MoE layer {layer} takes {share:.0%} of the pictures")
-    return row | {"train_seconds": time.perf_counter() - started, "iterations": total}
-
-
-def _set_rates(state: TrainState) -> None:
-    """Cosine decay, after a linear rise where the group has one."""
-    for optimizer in state.optimizers.values():
-        for group in optimizer.param_groups:
-            rise = min(1.0, state.done / group["warmup"]) if group["warmup"] else 1.0
-            group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * state.done))
+def _set_rates(state: TrainState, lowered: float) -> None:
+    """Cosine decay, after a linear rise where the group has one. After a NaN the routers' rate is `lowered`, or all are where
+    no router learns."""
+    groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
+    routed = any(group["routers"] for group in groups)
+    for group in groups:
+        rise = min(1.0, state.done / group["warmup"]) if group["warmup"] else 1.0
+        rise *= lowered if group["routers"] or not routed else 1.0
+        group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * state.done))
 
 
 def _rates(state: TrainState) -> dict[str, float]:
     """The last rates: `lr` of what is learned, `router_lr` of the routers beside it."""
     groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
     return {"router_lr" if group["routers"] else "lr": group["lr"] for group in groups}
-
-
-def _loaded(config: RunConfig, source: Source, epoch: int, levels: int) -> Iterator[tuple[Pictures, ...]]:
-    """The epoch's batches, one for each level, augmented."""
-    size = config.training.batch_size
-    streams, data = [], config.data
-    if levels > 1:
-        data = replace(data, workers=max(1, (data.workers or cores()) // levels))
-    for level, order in enumerate(epoch_order(config.seed, epoch + 1, levels, len(source), size)):
-        rows = [order[start : start + size] for start in range(0, len(order), size)]
-        seeds = [derive_seed(config.seed, epoch, iteration, level) for iteration in range(len(rows))]
-        streams.append(source.augmented(rows, seeds, data))
-    return zip(*streams, strict=True)
 
 
 def _means(sums: Metrics, pictures: int) -> dict[str, Any]:
@@ -295,11 +330,13 @@ def _means(sums: Metrics, pictures: int) -> dict[str, Any]:
 
 
 def _validate(state: TrainState, held_out: Source) -> dict[str, Any]:
-    """SA and RA (PGD-10) on the held-out part: they select the best epoch."""
+    """SA and RA (PGD-10) on the held-out part: they select the best epoch. Each rank attacks its share."""
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)
-    model = state.twin()
+    rows = torch.arange(ranks.rank(), len(held_out), ranks.count())
+    model, own = state.twin(), held_out.subset(rows.to(held_out.labels.device))
     with torch.inference_mode():
-        correct = correct_flags(model, held_out)
-    sa, ra = accuracy(correct), accuracy(robust_flags(model, held_out, settings, correct=correct))
+        correct = correct_flags(model, own)
+    robust = robust_flags(model, own, settings, correct=correct, numbers=rows.tolist())
+    sa, ra = (100 * ranks.summed(flags.sum()).item() / len(held_out) for flags in (correct, robust))
     return {"val_sa": sa, "val_ra": ra, "validate_seconds": time.perf_counter() - started}

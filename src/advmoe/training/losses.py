@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from advmoe.attacks import BatchDraws, Pgd, kl_divergence, pgd
+from advmoe.attacks import BatchDraws, Pgd, full, kl_divergence, pgd
 from advmoe.config import AttackConfig
 from advmoe.moe import Routings
 
@@ -35,7 +35,7 @@ class Loss:
 def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
     """x' that maximises KL(f(x) || f(x')) from x + 0.001 * normal noise (Zhang et al. 2019)."""
     with torch.no_grad():
-        reference = forward(x)[0].float().log_softmax(dim=1)
+        reference = full(forward(x)[0]).log_softmax(dim=1)
     settings = Pgd(attack.epsilon, attack.step, attack.num_steps, start="normal")
     return pgd(lambda z: forward(z)[0], x, reference, settings, draws, kl_divergence)
 
@@ -44,8 +44,8 @@ def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -
     """CE(f(x), y) + beta * KL(f(x) || f(x')), clean and adversarial pictures in passes of their own."""
     clean, routings = forward(x)
     robust, _ = forward(x_adv)
-    divergence = kl_divergence(robust, clean.float().log_softmax(dim=1)).mean()
-    return Outcome(F.cross_entropy(clean.float(), y) + beta * divergence, clean, robust, routings)
+    divergence = kl_divergence(robust, full(clean).log_softmax(dim=1)).mean()
+    return Outcome(F.cross_entropy(full(clean), y) + beta * divergence, clean, robust, routings)
 
 
 def pgd_at_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
@@ -57,13 +57,13 @@ def pgd_at_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
 def pgd_at(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
     """CE(f(x'), y)."""
     robust, routings = forward(x_adv)
-    return Outcome(F.cross_entropy(robust.float(), y), None, robust, routings)
+    return Outcome(F.cross_entropy(full(robust), y), None, robust, routings)
 
 
 def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
     """CE(f(x), y)."""
     logits, routings = forward(x)
-    return Outcome(F.cross_entropy(logits.float(), y), logits, None, routings)
+    return Outcome(F.cross_entropy(full(logits), y), logits, None, routings)
 
 
 LOSSES = {

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from advmoe import ranks
 from advmoe.attacks import BatchDraws, frozen
 from advmoe.config import RunConfig
 from advmoe.models import Classifier, fused
@@ -39,6 +40,10 @@ class TrainState:
     def tied(self) -> bool:
         """Whether the experts are still kept equal."""
         return self.done < self.config.training.tied_share
+
+    def share(self, pictures: int) -> float:
+        """What so many pictures are of the batch that all ranks share."""
+        return 1.0 if self.draws.batch is None else pictures / self.draws.batch
 
     def twin(self) -> Classifier:
         """The model as it is now, with its norms folded in: always the same network, which attacks and routers use."""
@@ -107,7 +112,8 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
         state.model.eval()
         state.watch.outcome(outcome, level)
         optimizer.zero_grad(set_to_none=True)
-        outcome.total.backward()
+        (outcome.total * state.share(len(y))).backward()
+        ranks.add_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
         state.watch.gradients(state.model, level)
     if state.tied:
         for layer in state.model.moe_layers():

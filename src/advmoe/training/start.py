@@ -1,0 +1,150 @@
+"""What a run starts from: its network, the state of a phase, its first statistics, its batches."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.amp import is_autocast_available
+
+from advmoe.attacks import BatchDraws, derive_seed
+from advmoe.config import RunConfig
+from advmoe.data import Pictures, PictureSpec, Source, Splits, cores
+from advmoe.errors import UserError, lookup
+from advmoe.models import Classifier, build_model, compact, start_scores
+from advmoe.moe import MOMENTUM, ExpertNorm
+from advmoe.training.batches import epoch_order
+from advmoe.training.checkpoint import RunFolder, load_weights
+from advmoe.training.losses import LOSSES
+from advmoe.training.methods import LEVELS, METHODS, Phase
+from advmoe.training.steps import TrainState
+
+CALIBRATION_BATCHES = 8
+
+
+def network(config: RunConfig, spec: PictureSpec) -> Classifier:
+    """The network for pictures of `spec` that the configuration's method trains, initialised from its seed."""
+    kind = lookup(METHODS, config.method, "method").kind(config.model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, kind, spec)
+    model.set_dispatch(config.runtime.dispatch)
+    return model
+
+
+def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifier, int]:
+    """The network of a run's best epoch in eval mode, without what is masked, on the data's device; and that epoch."""
+    model = network(config, splits.spec)
+    best = RunFolder(run).best()
+    load_weights(model, best)
+    return compact(model).to(splits.test.labels.device).eval(), best.epoch
+
+
+def initial_network(config: RunConfig, splits: Splits) -> Classifier:
+    """The network that a run starts with, on the data's device. Raises UserError where `init_from` names none."""
+    model = network(config, splits.spec)
+    if config.training.init_from is not None:
+        _fill(model, config, splits, Path(config.training.init_from))
+    return model.to(splits.train.labels.device)
+
+
+def _fill(model: Classifier, config: RunConfig, splits: Splits, source: Path) -> None:
+    """Start the masked `model` from a dense run. Raises UserError where `source` is none on the same data."""
+    if config.method != "at_sparse":
+        raise UserError(f"init_from is for at_sparse, not {config.method}")
+    folder = RunFolder(source)
+    if folder.config().method != "at_dense":
+        raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
+    dense, best = network(replace(config, method="at_dense"), splits.spec), folder.best()
+    if best.fingerprint != splits.fingerprint:
+        raise UserError(f"{source}: was trained on data with fingerprint {best.fingerprint}, not {splits.fingerprint}")
+    load_weights(dense, best)
+    model.load_state_dict(dense.state_dict(), strict=False)  # all but the masks
+    start_scores(model)
+
+
+def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainState:
+    """The state that a phase starts with: the levels' optimizers at their initial rates."""
+    device = next(model.parameters()).device
+    training = config.training
+    # not on the CPU: there it rounds the ends of tensors otherwise than their middles, so that equal experts part
+    fused = True if device.type == "cuda" else None
+    optimizers = {
+        level: torch.optim.SGD(
+            _groups(config, model, level), training.lr, training.momentum, weight_decay=training.weight_decay, fused=fused
+        )
+        for level in phase.levels
+    }
+    loss = LOSSES[METHODS[config.method].loss or training.loss]
+    return TrainState(model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config, device))
+
+
+def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
+    """The parameters of a level, routers apart: they have a rate of their own, which rises for a share `warmup` of the phase."""
+    training, routers = config.training, model.router_parameters()
+    own, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
+    others = [parameter for parameter in own if id(parameter) not in ids]
+    groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0, "routers": False}]
+    if len(others) < len(own):
+        groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup, "routers": True})
+    return [group for group in groups if group["params"]]
+
+
+def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
+    """The lower precision to run convolutions in, if any. `auto` takes bfloat16 where it is the faster one.
+
+    Raises UserError where `device` has no bfloat16.
+    """
+    wanted = config.runtime.precision
+    if wanted == "bfloat16" and not _has_bfloat16(device):
+        raise UserError(f"precision: {device} has float32, not bfloat16")
+    faster = wanted == "auto" and _has_bfloat16(device) and _bfloat16_is_fast(device)
+    return torch.bfloat16 if wanted == "bfloat16" or faster else None
+
+
+def _has_bfloat16(device: torch.device) -> bool:
+    """Processors without instructions for it still compute it; CUDA devices have it from compute capability 8.0 on."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else is_autocast_available(device.type)
+
+
+def _bfloat16_is_fast(device: torch.device) -> bool:
+    """Processors: only with instructions for it. With AVX-512 BF16 an AdvMoE iteration of ResNet-18 took 1 / 1.7 of float32's
+    time, one of the demo's narrow network the same (results/precision.json)."""
+    return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
+
+
+@torch.inference_mode()
+def calibrate(state: TrainState, pictures: Source) -> None:
+    """Start the routers' and batch norms' running statistics as means over the first training batches.
+
+    The batch norms' must be as far along as the routers', which standardise what those will give in eval mode: with batch
+    norm's own momentum every fresh router would send all pictures to one expert.
+    """
+    size = state.config.training.batch_size
+    (order,) = epoch_order(state.config.seed, 0, 1, len(pictures), size)
+    norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
+    state.model.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for a plain mean
+    for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
+        rows = torch.from_numpy(order[start : start + size]).to(pictures.labels.device)
+        state.model(pictures[rows].pixels())
+    for norm in norms:
+        norm.momentum = MOMENTUM
+    state.model.eval()
+
+
+def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Pictures, ...]]:
+    """The epoch's batches from iteration `first` (from 0) on, one for each level, augmented; of each this rank's share."""
+    size = config.training.batch_size
+    streams, data = [], config.data
+    if levels > 1:
+        data = replace(data, workers=max(1, (data.workers or cores()) // levels))
+    for level, order in enumerate(epoch_order(config.seed, epoch + 1, levels, len(source), size)):
+        rows = [order[start : start + size] for start in range(0, len(order), size)]
+        seeds = [derive_seed(config.seed, epoch, iteration, level) for iteration in range(len(rows))]
+        streams.append(source.augmented(rows[first:], seeds[first:], data))
+    return zip(*streams, strict=True)

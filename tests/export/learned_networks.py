@@ -1,0 +1,36 @@
+"""Networks for the tests of exports: small, in eval mode, and with nothing fresh about them."""
+
+import torch
+from torch import nn
+
+from advmoe.config import ModelConfig
+from advmoe.data import PictureSpec
+from advmoe.models import build_model
+from advmoe.moe import DenseKind, ExpertNorm, MoEKind
+
+SPEC = PictureSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+GREY = PictureSpec(tuple("abcdefghij"), (1, 28, 28), (0.3,), (0.35,))
+WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
+KINDS = [DenseKind(0.5), MoEKind(0.5, 2), MoEKind(0.75, 3, norms="shared"), MoEKind(0.5, 3, "disjoint", "per_network")]
+
+
+def noise(count):
+    """Pictures of noise, some dark and some bright, so that routers tell them apart."""
+    return torch.rand(count, *SPEC.shape) ** torch.logspace(-1, 1, count)[:, None, None, None]
+
+
+def learned(kind, backbone="resnet18", spec=SPEC):
+    """A network in eval mode whose experts and norms are anything but fresh."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(backbone, WIDTHS[backbone]), kind, spec).train()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d | ExpertNorm):
+                module.momentum = None  # a plain mean
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias)
+        for layer in model.moe_layers():
+            nn.init.normal_(layer.filters, std=0.1)
+        for _ in range(3):
+            model(torch.rand(32, *spec.shape) ** torch.logspace(-1, 1, 32)[:, None, None, None])
+    return model.eval()

@@ -1,0 +1,146 @@
+"""Runs that faults are done to, and what came of it, in the file that FAULTS_REPORT names (make test-faults)."""
+
+import hashlib
+import json
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fault_runs import trained
+from filelock import FileLock
+
+from advmoe.config import RunConfig, dump_yaml
+from advmoe.files import write_atomically
+from advmoe.training.methods import METHODS
+
+SEED = int(os.environ.get("FAULTS_SEED", "20231"))  # of the moments at which processes are killed
+LIBRARIES = ("torch", "numpy", "safetensors", "filelock", "advmoe")
+ROWS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+    config.pluginmanager.register(_Collector(config), "faults-report")
+
+
+class _Collector:
+    """Hears of tests from all worker processes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.rows = config.stash[ROWS]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "teardown":
+            self.rows += [row for name, row in report.user_properties if name == "fault"]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    told, place = session.config.stash[ROWS], os.environ.get("FAULTS_REPORT")
+    if told and place and not hasattr(session.config, "workerinput"):
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in told:
+            own = found.setdefault((row["fault"], row["method"]), {**row, "tried": 0, "survived": 0})
+            own["tried"], own["survived"] = own["tried"] + row["tried"], own["survived"] + row["survived"]
+        rows = sorted(found.values(), key=lambda row: (row["fault"], list(METHODS).index(row["method"])))
+        versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+        content = {"command": "make test-faults", "seed": SEED, "versions": versions, "faults": rows}
+        Path(place).write_text(json.dumps(content, indent=1) + "\n")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heeded() -> None:
+    """Whoever started the tests may have Ctrl-C ignored, as a shell does for what runs behind it, and processes inherit that."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture
+def tally(request: pytest.FixtureRequest) -> Callable[[str, str], dict[str, Any]]:
+    """tally(fault, method): a row of the report, to be counted in."""
+
+    def begin(fault: str, method: str) -> dict[str, Any]:
+        row = {"fault": fault, "method": method, "tried": 0, "survived": 0}
+        request.node.user_properties.append(("fault", row))
+        return row
+
+    return begin
+
+
+@pytest.fixture
+def tried(tally: Callable[[str, str], dict[str, Any]]) -> Callable[[str, str], Any]:
+    """`with tried(fault, method):` counts a fault that is done, and survived where the block ends well."""
+
+    @contextmanager
+    def once(fault: str, method: str) -> Iterator[None]:
+        row = tally(fault, method)
+        row["tried"] = 1
+        yield
+        row["survived"] = 1
+
+    return once
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder of all worker processes together."""
+    place = tmp_path_factory.getbasetemp()
+    folder = (place if worker_id == "master" else place.parent) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_file(tiny: Callable[..., RunConfig], shared: Path) -> Callable[..., Path]:
+    """tiny_file(method, **fields): a file with the smallest run of a method."""
+
+    def write(method: str, **fields: Any) -> Path:
+        config = tiny(method, epochs=2, device="cpu", threads=1, **fields)
+        text = dump_yaml(config)
+        path = shared / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
+        write_atomically(path, text)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def unbroken(tiny_file: Callable[..., Path], shared: Path) -> Callable[[str], Path]:
+    """unbroken(method): the folder of its smallest run, trained without a fault; once for all worker processes. To be copied."""
+
+    def make(method: str) -> Path:
+        run = shared / f"unbroken-{method}"
+        with FileLock(shared / f".{method}.lock"):
+            if not (shared / f"{method}.done").exists():
+                trained("train", "--config", tiny_file(method), "--out", run)
+                (shared / f"{method}.done").touch()
+        return run
+
+    return make
+
+
+@pytest.fixture
+def words(tiny_file: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str | Path]]:
+    """words(method): the command line of its smallest run in tmp_path/run, begun or gone on with."""
+
+    def make(method: str, **fields: Any) -> list[str | Path]:
+        return ["train", "--config", tiny_file(method, **fields), "--out", tmp_path / "run", "--resume"]
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder that `words` train in."""
+    return tmp_path / "run"

@@ -1,0 +1,127 @@
+"""Training runs in processes of their own, and what they leave."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from advmoe.training.checkpoint import LOCK, RunFolder
+
+SABOTAGE = Path(__file__).with_name("sabotage.py")
+PATIENCE = 300  # seconds for a run of seconds
+CLOCKS = re.compile("_seconds$")
+ALWAYS = ("--save-minutes", "0")  # a checkpoint after every iteration
+
+Faults = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a process ended; `said` is everything it wrote, on lines that a terminal would not have broken."""
+
+    status: int
+    output: str
+    error: str
+
+    @property
+    def said(self) -> str:
+        return self.output + self.error
+
+    @property
+    def complaint(self) -> str:
+        """The only line on stderr. Fails where there is another, a traceback among them."""
+        lines = self.error.strip().splitlines()
+        assert len(lines) == 1, self.error
+        return lines[0]
+
+
+def start(words: Sequence[str | Path], faults: Faults | None = None) -> subprocess.Popen[str]:
+    """`advmoe` with these words, with faults planted in it where there are any."""
+    program = ["-m", "advmoe"] if faults is None else [str(SABOTAGE), json.dumps(faults)]
+    return subprocess.Popen(
+        [sys.executable, *program, *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen[str]) -> Ended:
+    """Wait for a process."""
+    output, error = process.communicate(timeout=PATIENCE)
+    return Ended(process.returncode, output, error)
+
+
+def advmoe(*words: str | Path, faults: Faults | None = None) -> Ended:
+    """Run `advmoe` to its end."""
+    return end(start(words, faults))
+
+
+def trained(*words: str | Path, faults: Faults | None = None) -> Ended:
+    """The same, where it must end well."""
+    ended = advmoe(*words, faults=faults)
+    assert ended.status == 0, ended.said
+    return ended
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for `condition` while the process runs."""
+    limit = time.monotonic() + PATIENCE
+    while not condition():
+        assert process.poll() is None, end(process).said
+        assert time.monotonic() < limit, "the process hangs"
+        time.sleep(0.01)
+
+
+@contextmanager
+def in_a_step(words: Sequence[str | Path], run: Path, step: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that goes on with the run up to the middle of a step, by its own count, where it stays for the block."""
+    marker = run.with_name("marker")
+    process = start(words, {"wait": {"step": step, "seconds": PATIENCE, "marker": str(marker)}})
+    try:
+        until(marker.exists, process)
+        yield process
+    finally:
+        marker.unlink(missing_ok=True)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without clocks."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if not CLOCKS.search(name)} for line in lines]
+
+
+def files(run: Path) -> list[str]:
+    """What lies in a run's folder, the lock apart: a file that may stay."""
+    return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.name != LOCK)
+
+
+def drafts(run: Path) -> list[str]:
+    """Temporary files and folders."""
+    return [name for name in files(run) if "draft" in name]
+
+
+def assert_same(run: Path, unbroken: Path) -> None:
+    """That a run ended as the unbroken one did: metrics, every bit of weights and optimizers, and no file more or less."""
+    assert rows(run) == rows(unbroken)
+    assert files(run) == files(unbroken)
+    for own, wanted in zip(RunFolder(run).epochs(), RunFolder(unbroken).epochs(), strict=True):
+        assert (own / "model.safetensors").read_bytes() == (wanted / "model.safetensors").read_bytes(), own.name
+        assert equal(*(torch.load(folder / "optimizers.pt", weights_only=True) for folder in (own, wanted))), own.name
+
+
+def equal(own: Any, wanted: Any) -> bool:
+    """Whether two trees of tensors and plain values are the same to the bit."""
+    if isinstance(own, torch.Tensor):
+        return torch.equal(own, wanted)
+    if isinstance(own, dict):
+        return own.keys() == wanted.keys() and all(equal(value, wanted[name]) for name, value in own.items())
+    if isinstance(own, list | tuple):
+        return len(own) == len(wanted) and all(map(equal, own, wanted))
+    return bool(own == wanted)

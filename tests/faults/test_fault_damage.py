@@ -1,0 +1,67 @@
+"""A checkpoint cut short, or with a bit flipped: found by its checksum, told of, and the one before it is used."""
+
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SEED
+from fault_runs import ALWAYS, assert_same, end, in_a_step, trained
+
+from advmoe.training.checkpoint import RunFolder
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+FILES = ("model.safetensors", "optimizers.pt", "manifest.json")
+Words = Callable[..., list[str | Path]]
+
+
+def cut(path: Path, draw: random.Random) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[: draw.randrange(len(content))])
+
+
+def flip(path: Path, draw: random.Random) -> None:
+    content = bytearray(path.read_bytes())
+    content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", [cut, flip], ids=lambda damage: damage.__name__)
+def test_damage_to_the_last_checkpoint(
+    damage: Callable[[Path, random.Random], None], name: str, method: str, words: Words, run: Path,
+    unbroken: Callable[[str], Path], tried: Callable[..., Any],
+) -> None:  # fmt: skip
+    wanted = unbroken(method)
+    shutil.copytree(wanted, run)
+    damage(RunFolder(run).epochs()[-1] / name, random.Random(f"{SEED} {method} {name}"))
+    last = RunFolder(run).epochs()[-1]
+    with tried(f"checkpoint {'cut short' if damage is cut else 'with a bit flipped'}", method):
+        ended = trained(*words(method))
+        said = " ".join(ended.said.split())
+        assert f"checkpoint {last.name} is cut short or altered; epoch {int(last.name[-4:]) - 1} is used" in said
+        assert_same(run, wanted)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damage_within_an_epoch(name: str, words: Words, run: Path, unbroken: Callable[[str], Path]) -> None:
+    own = words("advmoe")
+    with in_a_step([*own, *ALWAYS], run, 6) as process:
+        process.kill()
+        end(process)
+    last = RunFolder(run).epochs()[-1]
+    assert last.name == "epoch-0001-000002"
+    flip(last / name, random.Random(SEED))
+    assert f"checkpoint {last.name} is cut short or altered" in " ".join(trained(*own).said.split())
+    assert_same(run, unbroken("advmoe"))
+
+
+def test_all_checkpoints_damaged(words: Words, run: Path, unbroken: Callable[[str], Path]) -> None:
+    shutil.copytree(unbroken("advmoe"), run)
+    for folder in RunFolder(run).epochs():
+        cut(folder / "model.safetensors", random.Random(SEED))
+    assert "training starts anew" in " ".join(trained(*words("advmoe")).said.split())
+    assert_same(run, unbroken("advmoe"))

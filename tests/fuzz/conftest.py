@@ -1,0 +1,37 @@
+"""What `make test-fuzz` tried, in the file that FUZZ_REPORT names."""
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIBRARIES = ("hypothesis", "numpy", "pyyaml", "pyarrow", "pillow", "safetensors", "torch")
+ROWS = pytest.StashKey[list[dict[str, Any]]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ROWS] = []
+    config.pluginmanager.register(_Collector(config), "fuzz-report")
+
+
+class _Collector:
+    """Hears of tests from all worker processes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.rows = config.stash[ROWS]
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call":
+            self.rows += [row for name, row in report.user_properties if name == "fuzz"]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    rows, place = session.config.stash[ROWS], os.environ.get("FUZZ_REPORT")
+    if rows and place and not hasattr(session.config, "workerinput"):
+        versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
+        content = {"command": "make test-fuzz", "versions": versions, "readers": sorted(rows, key=lambda row: row["reader"])}
+        Path(place).write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,81 @@
+"""Records all of whose texts are hostile: pages, tables and cards hold them as text."""
+
+import copy
+import csv
+import io
+import re
+
+import pytest
+from records import record
+from test_html import Page, page
+
+from advmoe.evaluation.record import checked_record
+from advmoe.reports.card import model_card
+from advmoe.reports.markup import csv_text, latex, markdown
+from advmoe.reports.paper_tables import tables
+from advmoe.reports.runs import run_of
+
+EVIL = (
+    "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"'"
+    "&amp; ![x](javascript:alert(3)) `\\input{/etc/passwd}` $|\n=1+1"
+)
+KEPT = ("png", "status")  # what a Record must hold there is checked when it is read
+NAMED = ("attacks", "left_out", "versions", "hardware")  # objects whose names come from the file, too
+
+
+def filled(tree, text, above=""):
+    """Every text, and every name that is not ours, replaced."""
+    if isinstance(tree, str):
+        return tree if above in KEPT else text
+    if isinstance(tree, list):
+        return [filled(item, text, above) for item in tree]
+    if isinstance(tree, dict):
+        return {f"{text}{name}" if above in NAMED else name: filled(value, text, name) for name, value in tree.items()}
+    return tree
+
+
+def with_notes(text, **fields):
+    """A Record that has every part a report shows, read as a report reads it."""
+    made = copy.deepcopy(record("advmoe", depth=2, epochs=2))
+    made["evaluation"]["left_out"] = {"square": "takes too long"}
+    made = filled(made, text) | fields
+    return checked_record(made, "here", pytest.fail)
+
+
+def shape(text):
+    """The page's elements with the names of their attributes, in order."""
+    return [(tag, tuple(sorted(attributes))) for tag, attributes in Page(text).elements]
+
+
+@pytest.mark.parametrize("fields", [{}, {"method": "advmoe", "backbone": "resnet18", "dataset": "fashion-mnist"}])
+def test_a_page_of_hostile_texts_has_the_elements_of_a_harmless_one(fields):
+    evil, tame = with_notes(EVIL, **fields), with_notes("tame" * 20, **fields)
+    text = page([evil])
+    assert shape(text) == shape(page([tame]))
+    parsed = Page(text)
+    assert len(parsed.all("script")) == 1
+    assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
+    assert not any("javascript:" in (own.get("href") or "") for own in parsed.all("a"))
+    assert parsed.text.count("<script>alert(1)</script>") >= 20
+
+
+def test_every_table_of_hostile_texts_is_a_table():
+    evil = [with_notes(EVIL, method=method, backbone=backbone) for method in ("advmoe", EVIL) for backbone in ("resnet18", EVIL)]
+    for table in [*tables(evil), *(note for own in evil for note in run_of(own).notes)]:
+        for line in markdown(table).splitlines():
+            assert not re.search(r"(?<!\\)[<`\[]", line)
+        bars = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown(table).splitlines() if line.startswith("| ")}
+        assert len(bars) == 1
+        assert "\\input" not in latex(table)
+        rows = list(csv.reader(io.StringIO(csv_text(table))))
+        assert len({len(row) for row in rows}) == 1
+        assert not any(re.match(r"[=+@]|-(?![\d.])", field) for row in rows for field in row)
+
+
+def test_a_card_of_hostile_texts_holds_no_element():
+    card = model_card(with_notes(EVIL), "owner/name", [EVIL], (3, 32, 32))
+    head, _, prose = card.removeprefix("---\n").partition("---\n\n#")
+    assert "library_name: advmoe" in head
+    prose = re.sub(r"```python.*?```", "", prose, flags=re.DOTALL)
+    assert not re.search(r"(?<!\\)<", prose)
+    assert not re.search(r"(?<!\\)\[x", prose)

@@ -1,0 +1,139 @@
+"""The Hugging Face hub's library against a server on this machine that speaks the hub's HTTP."""
+
+import hashlib
+import importlib.util
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import advmoe
+from advmoe.artifact import FILE
+from advmoe.errors import UserError
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.start import network
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("huggingface_hub") is None, reason="the extra hub is not installed: pip install 'advmoe[hub]'"
+)
+NAME, COMMIT = "someone/robust", "0123456789abcdef0123456789abcdef01234567"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Serves /OWNER/NAME/resolve/REVISION/FILE as the hub does: what it is in the headers of HEAD, and the bytes. No other path."""
+
+    files: dict[str, bytes]
+    asked: list[tuple[str, str]]
+
+    def do_HEAD(self) -> None:
+        self.respond()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.respond())
+
+    def respond(self) -> bytes:
+        """Send status and headers; give the body."""
+        self.asked.append((self.command, self.path))
+        parts = self.path.split("?")[0].strip("/").split("/")
+        owner, name, _, revision, file = parts if len(parts) == 5 else ("", "", "", "", "")
+        code = "RepoNotFound" if f"{owner}/{name}" != NAME else "RevisionNotFound" if revision not in ("main", COMMIT) else ""
+        body = self.files.get(file)
+        if code or body is None:
+            self.send_response(401 if code == "RepoNotFound" else 404)
+            self.send_header("X-Error-Code", code or "EntryNotFound")
+            body = b""
+        else:
+            self.send_response(200)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        return body
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing."""
+
+
+def forget() -> None:
+    """Have the library imported anew: it reads its environment then."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
+    """A running hub with no file yet, and the library that knows no other."""
+    handler = type("OwnHandler", (Handler,), {"files": {}, "asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    forget()
+    yield server
+    forget()
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def sent(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.artifact.Loaded:
+    """A network that lies on the hub."""
+    folder, config = RunFolder(tmp_path / "run"), tiny()
+    folder.claim(config, resume=False)
+    row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
+    folder.save(network(config, splits.spec).state_dict(), {}, [row], "f" * 64, splits.spec)
+    model = advmoe.load(folder.path)
+    advmoe.save_file(model, tmp_path / FILE)
+    hub.RequestHandlerClass.files[FILE] = (tmp_path / FILE).read_bytes()
+    return model
+
+
+def refusal(name: str, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        advmoe.from_pretrained(name, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_network_comes_over_http_and_then_from_the_cache(hub: Any, sent: Any) -> None:
+    pixels = torch.rand(3, *sent.input_size)
+    asked = hub.RequestHandlerClass.asked
+    for what in (advmoe.from_pretrained(NAME), advmoe.load(NAME), advmoe.from_pretrained(NAME, revision=COMMIT)):
+        assert (what.classes, what.config.model) == (sent.classes, sent.config.model)
+        with torch.inference_mode():
+            assert torch.equal(what(pixels), sent(pixels))
+    assert [path for method, path in asked if method == "GET" and "/resolve/" in path] == [f"/{NAME}/resolve/main/{FILE}"]
+    hub.shutdown()
+    hub.server_close()
+    assert advmoe.load(NAME).classes == sent.classes  # with nobody there
+
+
+def test_what_the_hub_does_not_have_is_one_line(hub: Any, sent: Any) -> None:
+    unknown = "no such file or folder, nor to be had from the hub"
+    assert refusal("someone/typo").startswith(f"someone/typo: {unknown} (the hub has none of that name, or it is private")
+    assert refusal(NAME, revision="v9") == f"{NAME}: {unknown} (the hub has no such revision of it)"
+    hub.RequestHandlerClass.files.clear()
+    hub.RequestHandlerClass.files["other.bin"] = b"x"
+    assert "without that file: no network of advmoe" in refusal(NAME)
+
+
+def test_a_hub_that_is_down_is_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library tries five times, 23 seconds in all
+    hub.shutdown()
+    hub.server_close()
+    assert "(the hub cannot be reached, and the network is not in the local cache)" in refusal(NAME)
+    assert capfd.readouterr().err == ""  # nor does the library say anything of each try
+
+
+def test_other_bytes_than_a_network_are_one_line(hub: Any) -> None:
+    hub.RequestHandlerClass.files[FILE] = b"something else"
+    assert "not a safetensors file" in refusal(NAME)

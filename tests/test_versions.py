@@ -1,0 +1,233 @@
+"""What older versions wrote loads, evaluates and goes on; newer schemas are refused in one line (tests/fixtures/versions)."""
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from recorder import Recorder
+
+import advmoe
+from advmoe import older
+from advmoe.artifact import KEY
+from advmoe.cli import main
+from advmoe.config import RunConfig, from_dict
+from advmoe.data import load_dataset
+from advmoe.errors import UserError
+from advmoe.evaluation.record import SCHEMA as RECORD_SCHEMA
+from advmoe.evaluation.record import read_record
+from advmoe.reports.collect import collect, settings
+from advmoe.sweep.folder import keep_plan
+from advmoe.sweep.states import state_of
+from advmoe.training import checkpoint
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import train
+from advmoe.training.start import best_network
+
+FIXTURES = Path(__file__).parent / "fixtures" / "versions"
+VERSIONS = sorted(path.name.removesuffix(".tar.xz") for path in FIXTURES.glob("*.tar.xz"))
+NEVER_EVALUATED = "unsealed"
+OF_SHARED_NORMS = ("unsealed", "before-phases", "shared-norms")  # as everything was then
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Callable[[str], Path]:
+    """kept(version): a folder with a copy of what that version wrote."""
+
+    def unpack(version: str) -> Path:
+        shutil.unpack_archive(FIXTURES / f"{version}.tar.xz", tmp_path / version, filter="data")
+        return tmp_path / version
+
+    return unpack
+
+
+def seal_again(folder: Path, **fields: Any) -> None:
+    """Change fields of a checkpoint's manifest, as whoever wrote them would have sealed it."""
+    path = folder / "manifest.json"
+    manifest = {**json.loads(path.read_text()), **fields}
+    manifest.pop("seal", None)
+    path.write_text(json.dumps({**manifest, "seal": checkpoint._seal(manifest)}))
+
+
+def complaint(call: Callable[[], Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        call()
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_every_version_is_kept_and_told_of() -> None:
+    told = (FIXTURES / "README.md").read_text()
+    assert len(VERSIONS) >= 5
+    assert [path.name for path in sorted(FIXTURES.iterdir()) if f"| `{path.name}` |" not in told] == ["README.md"]
+    assert sum(path.stat().st_size for path in FIXTURES.iterdir()) < 400_000
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_network_answers_as_it_did(version: str, kept: Callable[[str], Path]) -> None:
+    place = kept(version)
+    config = RunFolder(place / "run").config()
+    splits = load_dataset(config.data)
+    model, epoch = best_network(place / "run", config, splits)
+    wanted = torch.tensor(json.loads((place / "logits.json").read_text()))
+    assert epoch == 1
+    assert wanted.std(dim=0).min() > 1e-4  # the pictures are told apart, so that a wrong route or layer would show
+    torch.testing.assert_close(model(splits.test.pixels()), wanted, rtol=1e-5, atol=1e-6)
+    assert torch.equal(advmoe.load(place / "run")(splits.test.pixels()), model(splits.test.pixels()))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_goes_on(version: str, kept: Callable[[str], Path]) -> None:
+    run = kept(version) / "run"
+    config, recorder = RunFolder(run).config(), Recorder()
+    before = RunFolder(run).latest()
+    assert before is not None
+    assert state_of(run).epoch == 1
+    history = train(config, load_dataset(config.data), run, recorder, resume=True)
+    assert history[:1] == before.history
+    assert [(row["epoch"], row["phase"]) for row in history] == [(1, 1), (2, 1)]
+    assert recorder.notes == []
+    assert RunFolder(run).damaged() == []
+    assert history[1]["iterations"] == 2
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != NEVER_EVALUATED])
+def test_a_record_is_reported(version: str, kept: Callable[[str], Path]) -> None:
+    run = kept(version) / "run"
+    told: list[str] = []
+    (record,) = collect(run, told.append)
+    assert told == []
+    assert record["schema"] == (1 if version in OF_SHARED_NORMS else 2)
+    assert record["history"] == ([] if record["schema"] == 1 else record["history"][:1])
+    assert settings(record)["model.norms"] == ("shared" if record["schema"] == 1 else "per_expert")
+    assert from_dict(record["config"]) == replace(RunFolder(run).config(), data=from_dict(record["config"]).data)
+
+
+def test_a_record_of_accuracies_alone_is_refused_for_what_it_lacks() -> None:
+    path = FIXTURES / "accuracies.json"
+    assert complaint(lambda: read_record(path)) == f"{path}: holds no Record (norm is missing)"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_run_is_evaluated(version: str, kept: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Again, and past what the version kept of its own evaluation: a network that answers to the last bit as it did goes on there,
+    any other is told of and evaluated with --fresh."""
+    run = kept(version) / "run"
+    words = ["evaluate", str(run), "--attacks", "pgd_10", "--device", "cpu"]
+    status = main(words)
+    if status:
+        assert "--fresh" in capsys.readouterr().err
+        assert main([*words, "--fresh"]) == 0
+    record = read_record(run / "record.json")
+    assert (record["schema"], record["epoch"]) == (RECORD_SCHEMA, 1)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_configuration_has_its_own_defaults(version: str, kept: Callable[[str], Path]) -> None:
+    config = RunFolder(kept(version) / "run").config()
+    assert config.model.norms == ("shared" if version in OF_SHARED_NORMS else "per_expert")
+    assert from_dict(older.config(advmoe.config.to_dict(RunConfig()))) == RunConfig()
+
+
+def test_a_configuration_written_by_hand_has_the_present_defaults() -> None:
+    assert older.config({"model": {"width": 4}}) == {"model": {"width": 4}}
+    assert older.config({"model": None}) == {"model": None}
+
+
+def test_a_file_with_a_network_loads(kept: Callable[[str], Path]) -> None:
+    place = kept("picture-spec")
+    model = advmoe.load(place / "network.safetensors")
+    pixels = load_dataset(model.config.data).test.pixels()
+    wanted = torch.tensor(json.loads((place / "logits.json").read_text()))
+    torch.testing.assert_close(model(pixels), wanted, rtol=1e-5, atol=1e-6)
+    assert model.record is not None
+
+
+def test_a_plan_is_gone_on_with(tmp_path: Path) -> None:
+    shutil.copy(FIXTURES / "sweep.yaml", tmp_path)
+    before = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
+    keep_plan(tmp_path, "cifar10", [], ["quick"])
+    assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == before
+    config = from_dict(before["runs"]["seed-0"]["config"])
+    assert (config.method, config.model.width, config.training.epochs) == ("at_moe", 4, 2)
+
+
+# Newer ones
+
+
+def newer_checkpoint(place: Path) -> Callable[[], Any]:
+    seal_again(place / "run" / "checkpoints" / "epoch-0001", schema=99)
+    return RunFolder(place / "run").latest
+
+
+def newer_configuration(place: Path) -> Callable[[], Any]:
+    path = place / "run" / "config.yaml"
+    path.write_text(path.read_text().replace("schema: 1", "schema: 99"))
+    return RunFolder(place / "run").config
+
+
+def newer_record(place: Path) -> Callable[[], Any]:
+    path = place / "run" / "record.json"
+    path.write_text(path.read_text().replace('"schema": 2', '"schema": 99', 1))
+    return lambda: read_record(path)
+
+
+def newer_file(place: Path) -> Callable[[], Any]:
+    from safetensors import safe_open
+    from safetensors.torch import load_file, save_file
+
+    path = place / "network.safetensors"
+    with safe_open(path, "pt") as file:
+        header = dict(file.metadata())
+    save_file(load_file(path), path, {**header, KEY: header[KEY].replace('"schema": 1', '"schema": 99', 1)})
+    return lambda: advmoe.load(path)
+
+
+def newer_plan(place: Path) -> Callable[[], Any]:
+    (place / "sweep.yaml").write_text("schema: 99\nruns: {}\n")
+    return lambda: keep_plan(place, "cifar10", [], ["quick"])
+
+
+@pytest.mark.parametrize("change", [newer_checkpoint, newer_configuration, newer_record, newer_file, newer_plan])
+def test_a_newer_schema_is_refused_with_both_numbers(
+    change: Callable[[Path], Callable[[], Any]], kept: Callable[[str], Path]
+) -> None:
+    present = RECORD_SCHEMA if change is newer_record else checkpoint.SCHEMA if change is newer_checkpoint else 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        text = complaint(change(kept("picture-spec")))
+    assert "99" in text
+    assert str(present) in text.partition("99")[2]
+
+
+def test_a_newer_store_is_refused(kept: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    run = kept("picture-spec") / "run"
+    path = run / "evaluation" / "key.json"
+    from advmoe.evaluation import shards
+
+    content = shards._read(path)
+    shards._write(path, {**content, "schema": 99})
+    assert main(["evaluate", str(run), "--quick", "--device", "cpu"]) == 2
+    assert "schema (99, not 1)" in capsys.readouterr().err
+
+
+# Names
+
+
+def test_names_of_other_networks_stay() -> None:
+    for state in ({"stem.1.weight": 1, "blocks.0.shortcut.0.weight": 2}, {"stem.weight": 1, "blocks.0.norm1.weight": 2}):
+        assert older.tensors(state) == state
+
+
+def test_a_sealed_manifest_never_passes_for_an_unsealed_one() -> None:
+    fields = dict.fromkeys(older.UNSEALED)
+    assert older.is_unsealed(fields)
+    assert not older.is_unsealed({**fields, "seal": ""})
+    assert not older.is_unsealed({**fields, "seam": ""})
+    assert not older.is_unsealed({name: None for name in fields if name != "schema"})

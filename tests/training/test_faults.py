@@ -1,0 +1,182 @@
+"""One method's share of each fault, within this process; tests/faults does them all to processes of their own."""
+
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from recorder import Recorder
+
+from advmoe.config import RunConfig
+from advmoe.data import Splits
+from advmoe.errors import UserError
+from advmoe.training import losses
+from advmoe.training.checkpoint import LOCK, RunFolder
+from advmoe.training.interrupts import Stopped
+from advmoe.training.loop import train
+
+ITERATIONS = 3  # of an epoch; two levels make two losses each
+
+
+@pytest.fixture(scope="module")
+def config(tiny: Callable[..., RunConfig]) -> RunConfig:
+    return tiny("advmoe", epochs=2, tied_share=0.0)
+
+
+@pytest.fixture(scope="module")
+def whole(config: RunConfig, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(config, splits, path, Recorder())
+    return path
+
+
+def timeless(run: Path) -> list[dict[str, Any]]:
+    latest = RunFolder(run).latest()
+    assert latest is not None
+    return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in latest.history]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    ours, wanted = ({path.name: path for path in RunFolder(place).epochs()} for place in (run, whole))
+    assert timeless(run) == timeless(whole)
+    assert ours.keys() == wanted.keys()
+    assert all(
+        (ours[name] / "model.safetensors").read_bytes() == (wanted[name] / "model.safetensors").read_bytes() for name in ours
+    )
+    assert [path for path in run.rglob("*") if "draft" in path.name] == []
+
+
+class Signals(Recorder):
+    """Sends this process a signal in the second iteration of the second epoch, so many times."""
+
+    def __init__(self, number: signal.Signals, times: int = 1) -> None:
+        super().__init__()
+        self.number, self.times = number, times
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Any, pictures: int) -> None:
+        for _ in range(self.times if (epoch, done) == (2, 2) else 0):
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_after_the_step(
+    number: signal.Signals, config: RunConfig, splits: Splits, whole: Path, tmp_path: Path
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=r"after epoch 2, iteration 2 of 3, which is saved") as caught:
+        train(config, splits, tmp_path / "run", Signals(number))
+    assert caught.value.number == number
+    assert signal.getsignal(number) is before
+    latest = RunFolder(tmp_path / "run").latest()
+    assert latest is not None
+    assert latest.partial is not None
+    assert (latest.epoch, latest.partial.iteration, latest.folder.name) == (1, 2, "epoch-0001-000002")
+    train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_second_signal_ends_it_at_once(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(config, splits, tmp_path / "run", Signals(signal.SIGINT, times=2))
+    assert [path.name for path in RunFolder(tmp_path / "run").epochs()] == ["epoch-0001"]
+    train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert_same(tmp_path / "run", whole)
+
+
+@pytest.mark.parametrize("damage", ["none", "model.safetensors", "optimizers.pt", "manifest.json"])
+def test_a_run_killed_within_an_epoch(
+    damage: str, tiny: Callable[..., RunConfig], splits: Splits, whole: Path, tmp_path: Path, recorder: Recorder
+) -> None:
+    often = tiny("advmoe", epochs=2, tied_share=0.0, save_minutes=0.0)
+    with pytest.raises(KeyboardInterrupt):
+        train(often, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == (2, 3)))
+    last = tmp_path / "run" / "checkpoints" / "epoch-0001-000002"
+    assert last.is_dir()
+    if damage != "none":
+        (last / damage).write_bytes((last / damage).read_bytes()[:-1])
+    train(often, splits, tmp_path / "run", recorder, resume=True)
+    assert len([note for note in recorder.notes if last.name in note and "cut short or altered" in note]) == (damage != "none")
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_folder_that_a_process_left_while_it_was_claimed(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / LOCK).write_text("")
+    (run / ".config.yaml.4194305.draft").write_text("schema: 1\nmeth")
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, whole)
+
+
+def test_another_process_on_the_folder_is_named(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    with RunFolder(tmp_path / "run").locked():
+        for _ in range(2):
+            with pytest.raises(UserError) as caught:
+                train(config, splits, tmp_path / "run", Recorder(), resume=True)
+            assert str(os.getpid()) in str(caught.value)
+            assert socket.gethostname() in str(caught.value)
+    train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert_same(tmp_path / "run", whole)
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, losses_spoiled: set[int]) -> None:
+    """Make the losses of these numbers NaN, counted from 1 over the process."""
+    inner, number = losses.LOSSES["trades"], [0]
+
+    def value(*given: Any) -> losses.Outcome:
+        number[0] += 1
+        outcome = inner.value(*given)
+        return outcome._replace(total=outcome.total * torch.nan) if number[0] in losses_spoiled else outcome
+
+    monkeypatch.setitem(losses.LOSSES, "trades", losses.Loss(inner.attack, value))
+
+
+IN_EPOCH_2 = 2 * ITERATIONS + 3  # the routers' loss of its second iteration
+
+
+def test_a_nan_stops_the_run(
+    config: RunConfig, splits: Splits, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        poison(patch, {IN_EPOCH_2})
+        with pytest.raises(UserError) as caught:
+            train(config, splits, tmp_path / "run", Recorder())
+    place = tmp_path / "run" / "checkpoints"
+    assert str(caught.value) == (
+        f"epoch 2: iteration 2 of 3: loss (routers update) is not finite; last good checkpoint: epoch-0001 in {place}"
+    )
+    train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_nan_takes_the_run_back_with_half_the_routers_rate(
+    tiny: Callable[..., RunConfig], splits: Splits, whole: Path, tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {IN_EPOCH_2})
+    restoring = tiny("advmoe", epochs=2, tied_share=0.0, on_nonfinite="restore")
+    train(restoring, splits, tmp_path / "run", recorder)
+    (note,) = [note for note in recorder.notes if "not finite" in note]
+    assert "back to epoch-0001" in note
+    assert note.endswith("(1 of 3)")
+    ours, wanted = timeless(tmp_path / "run"), timeless(whole)
+    assert ours[0] == wanted[0]
+    assert ours[1]["router_lr"] == wanted[1]["router_lr"] / 2
+    assert ours[1]["lr"] == wanted[1]["lr"]
+
+
+@pytest.mark.parametrize("first", [1, IN_EPOCH_2])
+def test_a_nan_that_comes_back_ends_the_run_after_three_times(
+    first: int, tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, set(range(first, 1000)))
+    restoring = tiny("advmoe", epochs=2, tied_share=0.0, on_nonfinite="restore")
+    with pytest.raises(UserError, match=r"loss .* is not finite \(after 3 restores\); last good checkpoint: "):
+        train(restoring, splits, tmp_path / "run", recorder)
+    assert len([note for note in recorder.notes if "not finite" in note]) == 3

@@ -1,0 +1,34 @@
+"""Two gloo processes on one batch do what one process does."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from three_iterations import CASES, after
+
+SCRIPT = Path(__file__).parent / "three_iterations.py"
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """What two processes found."""
+    out = tmp_path_factory.mktemp("ranks") / "found.pt"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), str(out)]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    return torch.load(out, weights_only=True)
+
+
+def furthest(case, dtype, together):
+    torch.set_num_threads(1)
+    alone, both = after(case, dtype), together[case, str(dtype)]
+    assert alone.keys() == both.keys()
+    return max(((alone[name] - both[name]).abs().max().item(), name) for name in alone)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_after_three_iterations_are_those_of_one_process(case, together):
+    distance, name = furthest(case, torch.float64, together)
+    print(f"{case}: float64 {distance:.1e} ({name}); float32 {furthest(case, torch.float32, together)[0]:.1e}")
+    assert distance < 1e-8, name

@@ -1,0 +1,74 @@
+"""Three iterations of every method in float64, on this rank's shares of the same batches; started by torchrun or alone.
+
+torchrun --nproc-per-node=2 three_iterations.py OUT.pt
+"""
+
+import os
+import sys
+from dataclasses import replace
+
+import torch
+
+from advmoe import ranks
+from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
+from advmoe.data import PictureSpec
+from advmoe.moe import synchronise
+from advmoe.training.methods import METHODS
+from advmoe.training.start import network, train_state
+
+BATCH = 13  # no multiple of the ranks
+SPEC = PictureSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
+TRAINING = TrainingConfig(batch_size=BATCH, tied_share=0.0, router_lr=0.05, lr=0.05)
+CASES = {
+    **{method: (method, {}, {}) for method in ("standard", "at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")},
+    "advmoe, norms shared": ("advmoe", {"norms": "shared"}, {}),
+    "at_moe, norms shared": ("at_moe", {"norms": "shared"}, {}),
+    "at_moe, soft gate": ("at_moe", {}, {"router_gate": "soft"}),
+    "advmoe, one router": ("advmoe", {"routers": "per_network"}, {}),
+    "advmoe, tied": ("advmoe", {}, {"tied_share": 1.0}),
+    "advmoe, pgd_at": ("advmoe", {}, {"loss": "pgd_at"}),
+    **{f"advmoe, {term}": ("advmoe", {}, {"balance": term, "balance_weight": 0.3}) for term in ("switch", "importance", "entropy")},
+}
+
+
+def config(method, model, training):
+    return RunConfig(
+        method, 0, replace(ModelConfig(width=4), **model), attack=AttackConfig(epsilon=0.1), training=replace(TRAINING, **training)
+    )
+
+
+def batch(number, dtype):
+    generator = torch.Generator().manual_seed(number)
+    x, y = torch.rand(BATCH, *SPEC.shape, generator=generator), torch.randint(0, 3, (BATCH,), generator=generator)
+    own = ranks.share(BATCH)
+    return x[own].to(dtype), y[own]
+
+
+def after(case, dtype):
+    """Parameters and buffers, and the metrics' sums over the ranks, after three iterations of each phase."""
+    settings = config(*CASES[case])
+    model, found = network(settings, SPEC).to(dtype), {}
+    model.set_dispatch("split")  # auto goes by the batch's size, and rounding decides the sign of a gradient that is nearly 0
+    synchronise(model, ranks.count() > 1)
+    for number, phase in enumerate(METHODS[settings.method].phases):
+        state = train_state(settings, model, phase)
+        state.draws.batch = BATCH if ranks.count() > 1 else None
+        for iteration in range(3):
+            state.draws.generator.manual_seed(iteration)
+            batches = {level: batch(10 * iteration + place, dtype) for place, level in enumerate(phase.levels)}
+            metrics = phase.step(state, batches)
+        found |= {f"{number} {name}": ranks.summed(value.double()) for name, value in metrics.items()}
+    return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **found}.items()}
+
+
+def every():
+    torch.set_num_threads(1)
+    return {(case, dtype): after(case, dtype) for case in CASES for dtype in (torch.float64, torch.float32)}
+
+
+if __name__ == "__main__":
+    with ranks.joined(torch.device("cpu")):
+        found = every()
+        if ranks.rank() == 0:
+            torch.save({(case, str(dtype)): tensors for (case, dtype), tensors in found.items()}, sys.argv[1])
+        assert ranks.count() == int(os.environ.get("WORLD_SIZE", "1"))
