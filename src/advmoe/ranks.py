@@ -63,6 +63,7 @@ def joined(device: torch.device) -> Iterator[None]:
     dist.init_process_group(backend, store=store, rank=own, world_size=world)
     try:
         yield
+        dist.barrier()  # gloo aborts a process whose peers are gone before it has said goodbye
     finally:
         dist.destroy_process_group()
 
