@@ -21,7 +21,7 @@ PICTURES = 640  # of each process and epoch
 BATCH = 64  # of each process
 
 
-def pictures_per_second(method: str, processes: int, width: int) -> float:
+def pictures_per_second(method: str, processes: int, width: int, *flags: str) -> float:
     """One run's, over all processes."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -31,17 +31,21 @@ def pictures_per_second(method: str, processes: int, width: int) -> float:
             "batch-size": BATCH * processes, "epochs": 2, "tied-share": 0.0, "threads": 1, "out": run,
         }  # fmt: skip
         words = [word for name, value in setting.items() for word in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, *launch, *words], check=True, capture_output=True)
+        subprocess.run([sys.executable, *launch, *words, *flags], check=True, capture_output=True)
         row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     return float(PICTURES * processes / row["train_seconds"])
 
 
 def measured(method: str, processes: list[int], rounds: int, width: int) -> Found:
-    """All numbers of processes in turn, round by round."""
-    speeds: dict[str, list[float]] = {f"{count} processes": [] for count in processes}
+    """All numbers of processes in turn, round by round; several with and without common statistics."""
+    variants: dict[str, tuple[int, tuple[str, ...]]] = {
+        f"{count} processes" if count > 1 else "1 process": (count, ()) for count in processes
+    }
+    variants |= {f"{count} processes, --no-sync-norm": (count, ("--no-sync-norm",)) for count in processes if count > 1}
+    speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
-        for count in processes:
-            speeds[f"{count} processes"].append(pictures_per_second(method, count, width))
+        for name, (count, flags) in variants.items():
+            speeds[name].append(pictures_per_second(method, count, width, *flags))
     first, *others = speeds
     title = f"{method}, ResNet-18 of width {width}, batch {BATCH} a process"
     return compared("scaling", title, "pictures_per_second", speeds, [(other, first, None) for other in others])

@@ -276,10 +276,15 @@ def dump_yaml(config: RunConfig) -> str:
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """'section.field: x, not y' for every field in which two runs differ; where they run and lie is no difference."""
+    """'section.field: x, not y' for every field in which two runs differ; where they run and lie and what a NaN does is none."""
     place = dataclasses.replace
     a, b = (
-        place(c, runtime=RuntimeConfig(precision=c.runtime.precision), data=place(c.data, data_dir=None, workers=None))
+        place(
+            c,
+            runtime=RuntimeConfig(precision=c.runtime.precision),
+            data=place(c.data, data_dir=None, workers=None),
+            training=place(c.training, on_nonfinite="stop"),
+        )
         for c in (a, b)
     )
     flat_a, flat_b = _flatten(dataclasses.asdict(a)), _flatten(dataclasses.asdict(b))

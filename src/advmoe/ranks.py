@@ -7,6 +7,7 @@ to be called by all ranks, in the same order.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from advmoe.errors import UserError
 
 Result = TypeVar("Result")
+PATIENCE = timedelta(days=7)  # rank 0 may work alone for hours; ranks that died are noticed at once, by their connections
 
 
 def count() -> int:
@@ -35,6 +37,11 @@ def launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
+def launch() -> str:
+    """What tells one torchrun from another; empty without it."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
 def attempt() -> int:
     """How often torchrun has started the ranks again after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
@@ -42,7 +49,11 @@ def attempt() -> int:
 
 def own_device(device: torch.device) -> torch.device:
     """Of CUDA devices that were not chosen by number, the one that is this rank's on its machine."""
-    if device.type != "cuda" or device.index is not None or not launched():
+    if device.type != "cuda" or not launched():
+        return device
+    if device.index is not None:
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
+            raise UserError(f"{device} is one device for several processes: leave its number out")
         return device
     local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if local.index >= torch.cuda.device_count():
@@ -60,7 +71,7 @@ def joined(device: torch.device) -> Iterator[None]:
     store, own, world = next(rendezvous("env://"))
     store = PrefixStore(f"attempt {attempt()}", store)  # torchrun may keep the store, with addresses of ranks that died
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=own, world_size=world)
+    dist.init_process_group(backend, store=store, rank=own, world_size=world, timeout=PATIENCE)
     try:
         yield
         dist.barrier()  # gloo aborts a process whose peers are gone before it has said goodbye
@@ -127,14 +138,9 @@ def largest(number: int) -> int:
     """The largest of the ranks' numbers."""
     if count() == 1:
         return number
-    slot = torch.tensor(number, device=_device())
+    slot = torch.tensor(number)  # on the CPU, which gloo serves beside NCCL
     dist.all_reduce(slot, dist.ReduceOp.MAX)
     return int(slot)
-
-
-def _device() -> torch.device:
-    """Where small numbers are exchanged."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def add_gradients(parameters: Iterable[nn.Parameter]) -> None:
@@ -182,6 +188,23 @@ def wait() -> None:
     """Wait until every rank has come this far."""
     if count() > 1:
         dist.barrier()
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """What `action` gives on each rank. Where it raises UserError or OSError on some, rank 0 raises that, others end silently."""
+    if count() == 1:
+        return action()
+    result: Result | None = None
+    failure = ""
+    try:
+        result = action()
+    except (UserError, OSError) as error:
+        failure = str(error) or type(error).__name__
+    if largest(bool(failure)):
+        failures = [""] * count()
+        dist.all_gather_object(failures, failure)
+        raise UserError(next(filter(None, failures))) if rank() == 0 else SystemExit(2)
+    return result  # type: ignore[return-value]
 
 
 def same_state(module: nn.Module) -> None:

@@ -1,10 +1,12 @@
 """One method's share of each fault, within this process; tests/faults does them all to processes of their own."""
 
+import json
 import os
 import shutil
 import signal
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from recorder import Recorder
 from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
-from advmoe.training import losses
+from advmoe.training import checkpoint, loop, losses
 from advmoe.training.checkpoint import LOCK, RunFolder
 from advmoe.training.interrupts import Stopped
 from advmoe.training.loop import train
@@ -81,6 +83,34 @@ def test_a_signal_ends_a_run_after_the_step(
     assert_same(tmp_path / "run", whole)
 
 
+def test_a_signal_that_ends_the_reader_of_our_output_too(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    class Broken(Signals):
+        def iteration(self, epoch: int, done: int, total: int, sums: Any, pictures: int) -> None:
+            super().iteration(epoch, done, total, sums, pictures)
+            if (epoch, done) == (2, 2):
+                raise BrokenPipeError
+
+    with pytest.raises(Stopped, match="iteration 2 of 3, which is saved"):
+        train(config, splits, tmp_path / "run", Broken(signal.SIGINT))
+    train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_signal_in_the_last_epoch_of_a_run_that_is_then_done(
+    config: RunConfig, splits: Splits, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = loop._validate
+
+    def validate(state: Any, held_out: Any) -> dict[str, Any]:
+        if state.done > 0.5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return inner(state, held_out)
+
+    monkeypatch.setattr(loop, "_validate", validate)
+    train(config, splits, tmp_path / "run", Recorder())
+    assert_same(tmp_path / "run", whole)
+
+
 def test_a_second_signal_ends_it_at_once(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(config, splits, tmp_path / "run", Signals(signal.SIGINT, times=2))
@@ -103,6 +133,108 @@ def test_a_run_killed_within_an_epoch(
     train(often, splits, tmp_path / "run", recorder, resume=True)
     assert len([note for note in recorder.notes if last.name in note and "cut short or altered" in note]) == (damage != "none")
     assert_same(tmp_path / "run", whole)
+
+
+def forged(run: Path, **changes: Any) -> None:
+    """Change the newest manifest, with a right checksum."""
+    latest = RunFolder(run).latest()
+    assert latest is not None
+    forged_in(latest.folder, **changes)
+
+
+def forged_in(folder: Path, **changes: Any) -> None:
+    """Change a checkpoint's manifest, with a right checksum."""
+    path = folder / "manifest.json"
+    manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"} | changes
+    path.write_text(json.dumps({**manifest, "seal": checkpoint._seal(manifest)}))
+
+
+def within(iteration: int, sums: Any, pictures: Any = (1,)) -> dict[str, Any]:
+    return {"iteration": iteration, "pictures": list(pictures), "seconds": 1.0, "sums": sums}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"partial": within(-2, {"loss": [1.0]})}, {"partial": within(2, {"loss": "x"})}, {"epoch": 7}, {"restores": -1},
+        {"partial": within(2, {"loss": [1.0, 2.0]})}, {"partial": within(2, {}, pictures=())},
+    ],
+)  # fmt: skip
+def test_a_forged_manifest_counts_as_damage(
+    changes: dict[str, Any], config: RunConfig, splits: Splits, whole: Path, tmp_path: Path, recorder: Recorder
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    forged(tmp_path / "run", **changes)
+    train(config, splits, tmp_path / "run", recorder, resume=True)
+    assert "epoch-0002 is cut short or altered; epoch-0001 is used" in recorder.notes[0]
+    assert timeless(tmp_path / "run") == timeless(whole)
+
+
+@pytest.mark.parametrize(
+    ("states", "said"),
+    [
+        ({"foo": {}}, "holds the states of foo, not of routers, weights"),
+        ({"routers": {}, "weights": {}}, "holds another run's states of level routers"),
+    ],
+)
+def test_forged_optimizer_states_are_refused(
+    states: Any, said: str, config: RunConfig, splits: Splits, whole: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
+    latest = RunFolder(tmp_path / "run").latest()
+    assert latest is not None
+    torch.save(states, latest.folder / "optimizers.pt")
+    sums = {name: checkpoint._sha256(latest.folder / name) for name in checkpoint.FILES}
+    forged_in(latest.folder, sha256=sums)
+    with pytest.raises(UserError, match=said):
+        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+
+
+def test_momentum_of_other_shapes_is_refused(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
+    latest = RunFolder(tmp_path / "run").latest()
+    assert latest is not None
+    states = latest.optimizer_states()
+    states["weights"]["state"][0]["momentum_buffer"] = torch.zeros(1)
+    torch.save(states, latest.folder / "optimizers.pt")
+    forged_in(latest.folder, sha256={name: checkpoint._sha256(latest.folder / name) for name in checkpoint.FILES})
+    with pytest.raises(UserError, match="of other shapes"):
+        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+
+
+def test_more_iterations_than_the_epoch_has_are_refused(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
+    forged(tmp_path / "run", partial=within(10, {"loss": [1.0]}))
+    with pytest.raises(UserError, match="is 10 iterations into an epoch of 3"):
+        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+
+
+def test_restore_may_be_asked_for_after_the_stop(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    own = replace(config, training=replace(config.training, on_nonfinite="restore"))
+    assert len(train(own, splits, tmp_path / "run", Recorder(), resume=True)) == 2
+
+
+def test_a_nan_in_the_second_phase_goes_back_into_the_first(
+    tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
+) -> None:
+    """Where the checkpoint that ended the first phase is damaged."""
+    own = tiny("at_sparse", epochs=2, on_nonfinite="restore")
+
+    class Damaging(Recorder):
+        def epoch(self, row: Any) -> None:
+            super().epoch(row)
+            if row["epoch"] == 2 and len(self.rows) == 2:
+                path = tmp_path / "run/checkpoints/epoch-0002/optimizers.pt"
+                path.write_bytes(path.read_bytes()[:-1])
+
+    poison(monkeypatch, {2 * 3 + 1})
+    history = train(own, splits, tmp_path / "run", Damaging())
+    assert [row["phase"] for row in history] == [1, 1, 2, 2]
+    assert [row["epoch"] for row in history] == [1, 2, 3, 4]
 
 
 def test_a_folder_that_a_process_left_while_it_was_claimed(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:

@@ -109,8 +109,10 @@ def _squeeze_rows(graph: Any) -> None:
         if transpose is not None and nonzero is not None and nonzero.op_type == "NonZero":
             node.CopyFrom(helper.make_node("Squeeze", [nonzero.output[0], ROWS_AXIS], node.output, node.name))
             graph.node.remove(transpose)
-    if any(ROWS_AXIS in node.input for node in graph.node):
-        graph.initializer.append(numpy_helper.from_array(np.array([0]), ROWS_AXIS))
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), ROWS_AXIS))
+    used = {name for node in graph.node for name in node.input}
+    for constant in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(constant)
 
 
 def _name_batch(model: Any) -> None:

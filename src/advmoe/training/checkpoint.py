@@ -12,6 +12,7 @@ RUN/record.json                      written by `advmoe evaluate`
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import zipfile
@@ -39,6 +40,7 @@ WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the m
 MAX_MANIFEST, MAX_FILE = 2**26, 2**40  # bytes
 LARGEST = 2**16  # side of a picture
 LOCK = ".train.lock"
+NUMBERS = re.compile(r"\d+")
 KEPT = 2  # last checkpoints; the best one is kept beside them
 
 History = list[dict[str, Any]]
@@ -126,11 +128,24 @@ class RunFolder:
         lock = FileLock(self.path / LOCK, timeout=0)
         try:
             with lock:
-                (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+                self.sign()
                 yield
         except Timeout:
-            holder = (self.path / LOCK).read_text().strip() or "another process"
+            holder = self._signed()[0] or "another process"
             raise UserError(f"{self.path}: {holder} trains here; wait for its end, or give another --out") from None
+
+    def sign(self, launch: str = "") -> None:
+        """Say in the lock's file who holds it, and once the folder is claimed the torchrun that did."""
+        (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n{launch}\n")
+
+    def was_claimed_by(self, launch: str) -> bool:
+        """Whether a process of that torchrun had claimed the folder."""
+        return bool(launch) and self._signed()[1] == launch
+
+    def _signed(self) -> tuple[str, str]:
+        path = self.path / LOCK
+        holder, launch, *_ = [*(path.read_text(errors="replace").splitlines() if path.exists() else []), "", ""]
+        return holder, launch
 
     def claim(self, config: RunConfig, resume: bool) -> None:
         """Make the folder `config`'s. Raises UserError where it holds another run, or this one without `resume`."""
@@ -151,7 +166,9 @@ class RunFolder:
 
     def epochs(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
-        return sorted(self.checkpoint_path.glob("epoch-*"))
+        return sorted(
+            self.checkpoint_path.glob("epoch-*"), key=lambda folder: [int(digits) for digits in NUMBERS.findall(folder.name)]
+        )
 
     def latest(self) -> Checkpoint | None:
         """The newest whole checkpoint, if there is any."""
@@ -231,6 +248,8 @@ class RunFolder:
         """Remove the checkpoints that need not be kept beside the `newest`; some may be left where a process was killed."""
         kept = {newest, *(self._folder(len(history) - back) for back in range(KEPT))}
         kept |= {self._folder(best_epoch(history))} if history else set()
+        within = [folder for folder in self.epochs() if folder.name.startswith(f"{self._folder(len(history)).name}-")]
+        kept |= set(within[-KEPT:])
         for folder in self.epochs():
             if folder not in kept:
                 _remove(folder)
@@ -318,6 +337,8 @@ def _open(folder: Path) -> Checkpoint | None:
             spec = read_spec(manifest["spec"]) if "spec" in manifest else None
             partial = _read_partial(manifest["partial"]) if "partial" in manifest else None
             restores = index(manifest.get("restores", 0))
+            if index(manifest["epoch"]) != len(manifest["history"]) or not 0 <= restores < 2**31:
+                return None
             return Checkpoint(
                 folder, index(manifest["epoch"]), manifest["history"], manifest["fingerprint"], spec, partial, restores
             )
@@ -327,7 +348,16 @@ def _open(folder: Path) -> Checkpoint | None:
 
 
 def _read_partial(tree: Mapping[str, Any]) -> Partial:
-    return Partial(index(tree["iteration"]), [index(own) for own in tree["pictures"]], float(tree["seconds"]), dict(tree["sums"]))
+    """Raises nearly anything where `tree` is something else."""
+    pictures = [index(own) for own in tree["pictures"]]
+    sums = {str(name): value for name, value in tree["sums"].items()}
+    if (
+        not pictures
+        or not 0 <= index(tree["iteration"]) < 2**31
+        or any(len(torch.tensor(value)) != len(pictures) for value in sums.values())
+    ):
+        raise ValueError("no epoch that is under way")
+    return Partial(index(tree["iteration"]), pictures, float(tree["seconds"]), sums)
 
 
 def _is_history(history: Any, empty: bool) -> bool:

@@ -1,5 +1,6 @@
 """Signals that ask a run to end: noted at once, heeded after the step in hand."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ class Interrupts:
         self.caught = 0  # number of the first signal, 0 before it
         self._before: dict[int, object] = {}
         self._seen: set[int] = set()
+        self._process = os.getpid()
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
@@ -39,10 +41,13 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal gave it
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that decodes pictures, which ends with this one
+            return
         if number in self._seen:
             signal.signal(number, signal.SIG_IGN)
             raise Stopped(number, "at once; the last checkpoint is whole")
         self._seen.add(number)
         self.caught = self.caught or number
         text = f"{signal.Signals(number).name}: finishing the step in hand, then saving; once more ends at once\n"
-        os.write(2, text.encode())  # print could be what the signal interrupts
+        with contextlib.suppress(OSError):  # a pipe whose reader the signal ended, too
+            os.write(2, text.encode())  # print could be what the signal interrupts

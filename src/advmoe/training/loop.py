@@ -68,13 +68,13 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     _check_sizes(config, splits)
     autocast(config, device)  # refuses what the device lacks before there is a folder
     with contextlib.ExitStack() as stack:
-        latest = ranks.by_first(lambda: _opened(stack, folder, config, splits, listener, resume or ranks.attempt() > 0))
+        latest = ranks.by_first(lambda: _opened(stack, folder, config, splits, listener, resume))
         run = _Run(config, splits, folder, listener if ranks.rank() == 0 else Quiet(), model, stack.enter_context(Interrupts()))
         run.go_back(latest)
-        epochs = config.training.epochs
-        for number, phase in enumerate(METHODS[config.method].phases):
-            if len(run.history) < (number + 1) * epochs:
-                run.phase(phase, number * epochs)
+        phases, epochs = METHODS[config.method].phases, config.training.epochs
+        while len(run.history) < len(phases) * epochs:
+            number = len(run.history) // epochs
+            run.phase(phases[number], number * epochs)
     return run.history
 
 
@@ -82,12 +82,16 @@ def _opened(
     stack: contextlib.ExitStack, folder: RunFolder, config: RunConfig, splits: Splits, listener: Listener, resume: bool
 ) -> Checkpoint | None:
     """Lock and claim the folder, and put it in order; give the checkpoint to go on from."""
+    again = ranks.attempt() > 0 and folder.was_claimed_by(ranks.launch())
+    if resume and not folder.config_path.exists():
+        listener.note(f"{folder.path} holds no run yet: training starts anew")
     stack.enter_context(folder.locked())
-    folder.claim(config, resume or _finished(folder, config))
+    folder.claim(config, resume or again or _finished(folder, config))
+    folder.sign(ranks.launch())
     folder.clean()
     latest = folder.latest()
     for name in folder.damaged():
-        where = f"epoch {latest.epoch} is used" if latest else "training starts anew"
+        where = f"{latest.folder.name} is used" if latest else "training starts anew"
         listener.note(f"checkpoint {name} is cut short or altered; {where}")
     if latest is not None and latest.fingerprint != splits.fingerprint:
         raise UserError(f"{folder.path}: was trained on data with fingerprint {latest.fingerprint}, not {splits.fingerprint}")
@@ -138,23 +142,26 @@ class _Run:
         self.restores = max(self.restores, latest.restores if latest else 0)
 
     def phase(self, phase: Phase, before: int) -> None:
-        """The epochs `before` + 1 to `before` + training.epochs that are not in the history yet."""
+        """The epochs `before` + 1 to `before` + training.epochs that are not in the history yet, or those up to a NaN."""
         state = self._begun(phase, before)
         while len(self.history) < before + self.config.training.epochs:
             try:
                 row = self._epoch(state, phase, len(self.history) - before)
             except NonFinite as error:
                 self._recover(error)
-                state = self._begun(phase, before)
-                continue
+                return
             ranks.same_state(self.model)  # without sync_norm each rank's statistics are its own
             row |= _validate(state, self.splits.val) | {"phase": 1 + before // self.config.training.epochs}
             row["score"] = row[METHODS[self.config.method].selects]
             self.history.append(ranks.told(row))
             self._save(state)
             self.listener.epoch(row)
-            if caught := ranks.largest(self.interrupts.caught):
+            caught = ranks.largest(self.interrupts.caught)
+            if caught and not self._is_done():
                 raise Stopped(caught, f"after epoch {len(self.history)}, which is saved")
+
+    def _is_done(self) -> bool:
+        return len(self.history) == len(METHODS[self.config.method].phases) * self.config.training.epochs
 
     def _begun(self, phase: Phase, before: int) -> TrainState:
         """The state of a phase, as the checkpoint has it that the run goes on from."""
@@ -176,19 +183,27 @@ class _Run:
         self.latest = None
         loaded = batches(self.config, pictures, epoch, len(phase.levels), done.iteration)
         total = math.ceil(len(pictures) / training.batch_size)
+        if done.iteration > total:
+            raise UserError(f"{self.folder.path}: its checkpoint is {done.iteration} iterations into an epoch of {total}")
         for iteration in range(done.iteration, total):
             state.done = (progress + iteration / total) / training.epochs
             _set_rates(state, 0.5**self.restores)
             state.draws.generator.manual_seed(derive_seed(self.config.seed, epoch, iteration))
             if ranks.count() > 1:
                 state.draws.batch = min(training.batch_size, len(pictures) - iteration * training.batch_size)
-            own = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, next(loaded), strict=True)}
+            drawn = ranks.together(lambda: next(loaded))
+            own = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, drawn, strict=True)}
             try:
                 done.add(phase.step(state, own), len(own[phase.levels[0]][1]))
             except NonFinite as error:
                 raise NonFinite(f"iteration {iteration + 1} of {total}: {error} is not finite") from None
-            self.listener.iteration(epoch + 1, iteration + 1, total, done.sums, done.pictures)
-            self._save_if_wanted(state, done, f"epoch {epoch + 1}, iteration {iteration + 1} of {total}")
+            where = f"epoch {epoch + 1}, iteration {iteration + 1} of {total}"
+            try:
+                self.listener.iteration(epoch + 1, iteration + 1, total, done.sums, done.pictures)
+            except OSError:  # a pipe whose reader the signal ended, too
+                self._save_if_wanted(state, done, where)
+                raise
+            self._save_if_wanted(state, done, where)
         sums, seen = done.over_ranks()
         row = {"epoch": epoch + 1, **_rates(state), **_means(sums, seen)}
         for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
@@ -199,11 +214,14 @@ class _Run:
         """Go back to the last good checkpoint, where the configuration says so; else raise UserError."""
         epoch, latest = len(self.history) + 1, ranks.by_first(self.folder.latest)
         last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
+        back = last if latest else "the start"
         if self.config.training.on_nonfinite == "stop" or self.restores == MOST_RESTORES:
             again = f" (after {self.restores} restores)" if self.restores else ""
             raise UserError(f"epoch {epoch}: {error}{again}; last good checkpoint: {last}") from None
         self.restores += 1
-        self.listener.note(f"epoch {epoch}: {error}; back to {last}, rate halved ({self.restores} of {MOST_RESTORES})")
+        self.listener.note(
+            f"epoch {epoch}: {error}; back to {back}, with half the routers' rate ({self.restores} of {MOST_RESTORES})"
+        )
         self.go_back(latest)
         if latest is None:
             self.model.load_state_dict(initial_network(self.config, self.splits).state_dict())
@@ -286,12 +304,25 @@ def _restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> N
     ranks.by_first(lambda: load_weights(state.model, checkpoint))
     ranks.same_state(state.model)
     states = ranks.by_first(checkpoint.optimizer_states) if within_phase else {}
+    if within_phase and states.keys() != state.optimizers.keys():
+        raise UserError(f"{checkpoint.folder}: holds the states of {', '.join(states)}, not of {', '.join(state.optimizers)}")
     for level, content in states.items():
         optimizer = state.optimizers[level]
         ours = [{name: group[name] for name in OWN} for group in optimizer.param_groups]
-        optimizer.load_state_dict(content)
+        _load(optimizer, content, f"{checkpoint.folder}: holds another run's states of level {level}")
         for group, own in zip(optimizer.param_groups, ours, strict=True):
             group.update(own)  # whatever the device, or older version, that wrote the checkpoint
+
+
+def _load(optimizer: torch.optim.Optimizer, content: dict[str, Any], complaint: str) -> None:
+    """Raises UserError, with `complaint`, where `content` is no state of this optimizer."""
+    try:
+        optimizer.load_state_dict(content)
+        fits = all(value.shape == parameter.shape for parameter, own in optimizer.state.items() for value in own.values())
+    except Exception as error:  # a state that is none raises nearly anything
+        raise UserError(f"{complaint} ({type(error).__name__})") from None
+    if not fits:
+        raise UserError(f"{complaint} (of other shapes)")
 
 
 def _set_rates(state: TrainState, lowered: float) -> None:
