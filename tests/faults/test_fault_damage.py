@@ -42,7 +42,7 @@ def test_damage_to_the_last_checkpoint(
     with tried(f"checkpoint {'cut short' if damage is cut else 'with a bit flipped'}", method):
         ended = trained(*words(method))
         said = " ".join(ended.said.split())
-        assert f"checkpoint {last.name} is cut short or altered; epoch {int(last.name[-4:]) - 1} is used" in said
+        assert f"checkpoint {last.name} is cut short or altered; epoch-{int(last.name[-4:]) - 1:04d} is used" in said
         assert_same(run, wanted)
 
 

@@ -214,14 +214,12 @@ class _Run:
         """Go back to the last good checkpoint, where the configuration says so; else raise UserError."""
         epoch, latest = len(self.history) + 1, ranks.by_first(self.folder.latest)
         last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
-        back = last if latest else "the start"
+        back, rate = last if latest else "the start", "the routers' rate" if self.model.router_parameters() else "the rate"
         if self.config.training.on_nonfinite == "stop" or self.restores == MOST_RESTORES:
             again = f" (after {self.restores} restores)" if self.restores else ""
             raise UserError(f"epoch {epoch}: {error}{again}; last good checkpoint: {last}") from None
         self.restores += 1
-        self.listener.note(
-            f"epoch {epoch}: {error}; back to {back}, with half the routers' rate ({self.restores} of {MOST_RESTORES})"
-        )
+        self.listener.note(f"epoch {epoch}: {error}; back to {back}, with half {rate} ({self.restores} of {MOST_RESTORES})")
         self.go_back(latest)
         if latest is None:
             self.model.load_state_dict(initial_network(self.config, self.splits).state_dict())
