@@ -18,7 +18,7 @@ test-slow: .venv/installed-dev
 test-fuzz: .venv/installed-dev
 	OMP_NUM_THREADS=1 FUZZ_REPORT=results/fuzz.json .venv/bin/pytest -m fuzz -n $(CORES) tests/fuzz
 
-# Kills, full disks, NaNs and the rest of the table in docs/reliability.md, done to real processes: about a quarter of an hour.
+# Kills, full disks, NaNs and the rest of the table in docs/reliability.md, done to real processes: about half an hour.
 test-faults: .venv/installed-dev
 	OMP_NUM_THREADS=1 FAULTS_REPORT=results/faults.json .venv/bin/pytest -m faults -n $(CORES) tests/faults
 

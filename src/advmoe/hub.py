@@ -1,14 +1,12 @@
 """Files of networks on the Hugging Face hub, through the library huggingface_hub (extra `hub`)."""
 
-import contextlib
-import logging
 import re
-from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from advmoe.errors import UserError
+from advmoe.quiet import quiet
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 REASONS = {  # the library's errors by name -> in our words; the most particular class that is listed counts
@@ -31,7 +29,7 @@ def fetch(name: str, file: str, revision: str | None = None) -> Path:
     library = _library(name)
     try:
         download = library.hf_hub_download  # imported now, which sets how much the library says
-        with _quiet():
+        with quiet("huggingface_hub"):  # its lines on every try: what comes of them is told in one
             return Path(download(name, file, revision=revision))
     except Exception as error:  # the library stands on many others, and raises theirs
         raise UserError(f"{name}: no such file or folder, nor to be had from the hub ({_reason(error)})") from None
@@ -46,18 +44,6 @@ def publish(folder: Path, name: str, private: bool) -> str:
     except Exception as error:
         raise UserError(f"{name}: could not be written to the hub ({_reason(error)})") from None
     return str(address)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the library's lines on every try: what comes of them is told in one."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

@@ -32,11 +32,6 @@ def rank() -> int:
     return dist.get_rank() if count() > 1 else 0
 
 
-def launched() -> bool:
-    """Whether torchrun started this process as one of several, or of one that may be restarted."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def launch() -> str:
     """What tells one torchrun from another; empty without it."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
@@ -49,7 +44,7 @@ def attempt() -> int:
 
 def own_device(device: torch.device) -> torch.device:
     """Of CUDA devices that were not chosen by number, the one that is this rank's on its machine."""
-    if device.type != "cuda" or not launched():
+    if device.type != "cuda" or not launch():
         return device
     if device.index is not None:
         if int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
@@ -65,7 +60,7 @@ def own_device(device: torch.device) -> torch.device:
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the other ranks, where torchrun started several: NCCL between CUDA devices, gloo between processors."""
-    if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not launch() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     store, own, world = next(rendezvous("env://"))

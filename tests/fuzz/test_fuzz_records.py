@@ -1,5 +1,6 @@
 """Records, alone and as a report collects them."""
 
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from damage_bytes import damaged, odd_trees
 from driver import counts, drive, read
 from hypothesis import strategies as st
+from places import LEFT_OUT, Place, changed, places
 
 from advmoe.errors import UserError
 from advmoe.evaluation.record import model_info, read_record
@@ -17,9 +19,6 @@ from advmoe.reports.claims import judge, verdict
 from advmoe.reports.collect import collect
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
-
-LEFT_OUT = object()
-Place = tuple[Any, ...]
 
 
 @pytest.fixture(scope="module")
@@ -35,33 +34,19 @@ def base() -> dict[str, Any]:
     return found
 
 
-def places(tree: Any, above: Place = ()) -> list[Place]:
-    """Paths to everything in a Record; of a list its first entry."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree[:1]) if isinstance(tree, list) else ()
-    return [place for key, value in items for place in [(*above, key), *places(value, (*above, key))]]
-
-
-def changed(tree: Any, changes: list[tuple[Place, Any]]) -> Any:
+def with_changes(tree: Any, changes: list[tuple[Place, Any]]) -> Any:
     """A copy with other values at some places; a place that an earlier change took away is passed over."""
-    made = copy.deepcopy(tree)
+    tree = copy.deepcopy(tree)
     for place, value in changes:
-        own = made
-        try:
-            for key in place[:-1]:
-                own = own[key]
-            if value is LEFT_OUT:
-                del own[place[-1]]
-            else:
-                own[place[-1]] = value
-        except (KeyError, IndexError, TypeError):
-            continue
-    return made
+        with contextlib.suppress(KeyError, IndexError, TypeError):
+            tree = changed(tree, place, value)
+    return tree
 
 
 def contents(base: dict[str, Any]) -> st.SearchStrategy[bytes]:
     """A Record with odd values, alone, in a list or with names twice; its text after damage; other JSON; mere bytes."""
-    change = st.tuples(st.sampled_from(places(base)), st.one_of(st.just(LEFT_OUT), odd_trees()))
-    garbled = st.lists(change, max_size=3).map(lambda changes: changed(base, changes))
+    change = st.tuples(st.sampled_from(list(places(base))), st.one_of(st.just(LEFT_OUT), odd_trees()))
+    garbled = st.lists(change, max_size=3).map(lambda changes: with_changes(base, changes))
     text = json.dumps(base)
     forms = st.sampled_from(["{0}", "[{0}]", "[{0}, {0}]", '{{"schema": 1, "schema": 2, "x": {0}}}', "[" * 50 + "{0}" + "]" * 50])
     made = st.builds(lambda form, tree: form.format(json.dumps(tree)), forms, st.one_of(garbled, odd_trees()))

@@ -1,10 +1,10 @@
 """Records with one value garbled: each is left out, or read without a part, and the rest of the report is made."""
 
-import copy
 import json
 import random
 
 import pytest
+from places import LEFT_OUT, changed, places
 from records import record
 
 from advmoe.errors import UserError
@@ -15,7 +15,6 @@ from advmoe.reports.claims import judge, verdict
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
 
-LEFT_OUT = object()
 VALUES = (
     LEFT_OUT, None, "x", [], {}, float("nan"), float("inf"), -1, True, [["a"]], {"a": 1}, 10**30, 1.5, ["x"],
     "<script>alert(1)</script>", "$\\frac$",
@@ -30,24 +29,8 @@ CRASHED = [  # where reports once ended in a traceback
 ]  # fmt: skip
 
 
-def places(tree, above=()):
-    """Paths to everything in a Record; of a list its first entry."""
-    items = tree.items() if isinstance(tree, dict) else enumerate(tree[:1]) if isinstance(tree, list) else ()
-    for key, value in items:
-        yield (*above, key)
-        yield from places(value, (*above, key))
-
-
 def garbled(place, value):
-    made = copy.deepcopy(BASE)
-    own = made
-    for key in place[:-1]:
-        own = own[key]
-    if value is LEFT_OUT:
-        del own[place[-1]]
-    else:
-        own[place[-1]] = value
-    return made
+    return changed(BASE, place, value)
 
 
 def read(place, value):

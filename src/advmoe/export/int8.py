@@ -4,10 +4,8 @@ Range and step of each convolution's input and output come from real pictures. W
 without VNNI instructions the products of signed ones saturate, and the same file would say something else there.
 """
 
-import contextlib
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch.export import ExportedProgram
 
 from advmoe.export.onnx import INPUT, check_extra, onnx_predictor, write_onnx
 from advmoe.files import drafted
+from advmoe.quiet import quiet
 
 BATCH = 256  # pictures that are looked at together, so that in nearly every batch somebody chooses each expert
 SEEN = 16  # calibration pictures that an expert must have got, or its range is guesswork and it stays as it is
@@ -51,7 +50,7 @@ def _quantise(exact: Path, rough: Path, pixels: Tensor, names: list[str]) -> Non
             return None if batch is None else {INPUT: batch.numpy()}
 
     unsigned = quantization.QuantType.QUInt8
-    with _quiet():
+    with quiet():  # its advice on what to do before
         quantization.quantize_static(
             exact, rough, Reader(), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=["Conv"],
             nodes_to_quantize=names, activation_type=unsigned, weight_type=unsigned,
@@ -80,15 +79,3 @@ def _convolutions(graph: Any, chosen: list[dict[int, int]]) -> list[str]:
         counts = chosen[min(place, len(chosen) - 1)]  # one choice may serve all layers
         rare |= {name for expert, name in enumerate(experts) if counts.get(expert, 0) < SEEN}
     return [name for name in list(own)[1:] if name not in rare]
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without its advice on what to do before."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

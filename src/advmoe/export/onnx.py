@@ -1,10 +1,8 @@
 """A traced network as an ONNX file, and ONNX Runtime to run it."""
 
-import contextlib
 import importlib.util
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from torch.export import ExportedProgram
 from advmoe.errors import UserError
 from advmoe.export.compare import Predictor
 from advmoe.files import drafted
+from advmoe.quiet import quiet
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 INPUT, OUTPUTS = "pixels", ("logits", "routes")
@@ -67,7 +66,7 @@ def onnx_predictor(path: Path, threads: int = 0) -> Predictor:
 def _converted(program: ExportedProgram) -> Any:
     """The graph as an onnx.ModelProto, without the names of source files that torch notes beside its nodes."""
     names = OUTPUTS[: len(program.graph_signature.user_outputs)]
-    with _quiet():
+    with quiet("torch.onnx"), warnings.catch_warnings(action="ignore"):  # remarks on packages that nothing here needs
         converted = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(names),
             custom_translation_table=_shorter(),
@@ -119,16 +118,3 @@ def _name_batch(model: Any) -> None:
     """Call the first dimension of the input and outputs what it is."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's remarks on packages that nothing here needs."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logger.setLevel(level)

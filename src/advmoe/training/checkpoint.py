@@ -189,18 +189,18 @@ class RunFolder:
         """
         latest = self.latest()
         if latest is None or not latest.history:
-            state = (
-                f"holds only damaged checkpoints ({self.damaged()[0]})"
-                if self.damaged()
-                else "holds no checkpoint yet"
-                if latest is None
-                else "holds no checkpoint of a whole epoch yet"
-            )
-            raise UserError(f"{self.path}: {state}")
+            raise UserError(f"{self.path}: {self._without_epochs(latest)}")
         checkpoint = _open(self._folder(best_epoch(latest.history)))
         if checkpoint is None:
             raise UserError(f"{self._folder(best_epoch(latest.history))}: checkpoint missing or damaged")
         return replace(checkpoint, history=latest.history)
+
+    def _without_epochs(self, latest: Checkpoint | None) -> str:
+        """What a run holds that has no whole checkpoint of an epoch."""
+        damaged = self.damaged()
+        if damaged:
+            return f"holds only damaged checkpoints ({damaged[0]})"
+        return "holds no checkpoint yet" if latest is None else "holds no checkpoint of a whole epoch yet"
 
     def save(
         self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str,
