@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --out benchmarks/results/gpu.json
 
-equality   every dispatch against a loop over pictures, values and gradients
+equality   every dispatch against a loop over images, values and gradients
 waits      whether a pass makes the host wait for the device, and how often an iteration does
 iterations AdvMoE's iteration of every dispatch beside AT (Dense)'s and AT (S-Dense)'s; minutes of 100 epochs
 inference  whole networks, and the pass of an attack step; each also as a CUDA graph
@@ -46,7 +46,7 @@ from advmoe.moe.dispatch import available
 from advmoe.moe.experts import Experts, windows
 
 SECONDS = 460  # of the whole call
-ITERATIONS = 390  # an epoch of 50,000 pictures at batch 128
+ITERATIONS = 390  # an epoch of 50,000 images at batch 128
 EPOCHS = 100
 TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest true value
 Figures = dict[str, Any]
@@ -100,7 +100,7 @@ def first_line(error: Exception) -> str:
 
 @dataclass(frozen=True)
 class Layer:
-    """A routed layer and its pictures."""
+    """A routed layer and its images."""
 
     channels: int
     width: int
@@ -167,10 +167,10 @@ def compared(layer: Layer, name: str, dtype: torch.dtype, device: torch.device) 
 
 
 def loop(x: Tensor, own: Experts, weights: Tensor) -> Tensor:
-    """Every expert on one picture after the other, weighed."""
+    """Every expert on one image after the other, weighed."""
     rows = []
-    for picture, share in zip(x, weights, strict=True):
-        parts = torch.stack([own.convolve(picture[None], e) for e in range(len(own.starts))])
+    for image, share in zip(x, weights, strict=True):
+        parts = torch.stack([own.convolve(image[None], e) for e in range(len(own.starts))])
         rows.append((share[:, None, None, None, None] * parts).sum(dim=0))
     return torch.cat(rows)
 
@@ -225,7 +225,7 @@ def alarm(setup: Setup, mode: str) -> Iterator[None]:
 
 
 def passes(setup: Setup, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
-    """Inference and the pass of an attack step (the loss's gradient to the pictures) of a fused network over a fixed even route."""
+    """Inference and the pass of an attack step (the loss's gradient to the images) of a fused network over a fixed even route."""
     model = fused_network(setup, kind)
     route(model, dispatch)
     x, gate = channels_last(batch, setup.scale, setup.device), even(model, batch, setup.device)

@@ -1,4 +1,4 @@
-"""Weak scaling: pictures a second of K processes, each with its own part of a batch K times as large, beside one process.
+"""Weak scaling: images a second of K processes, each with its own part of a batch K times as large, beside one process.
 
     python benchmarks/scaling.py --processes 1 2 --out benchmarks/results/scaling.json
 
@@ -17,23 +17,23 @@ from statistics import median
 from advmoe.benchmark.rows import Found, compared, write_found
 
 METHODS = ("at_dense", "advmoe")
-PICTURES = 640  # of each process and epoch
+IMAGES = 640  # of each process and epoch
 BATCH = 64  # of each process
 
 
-def pictures_per_second(method: str, processes: int, width: int, *flags: str) -> float:
+def images_per_second(method: str, processes: int, width: int, *flags: str) -> float:
     """One run's, over all processes."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe", "train"]
         setting = {
-            "recipe": f"fashion-mnist-resnet18-{method}", "width": width, "limit-train": PICTURES * processes, "limit-test": 20,
+            "recipe": f"fashion-mnist-resnet18-{method}", "width": width, "limit-train": IMAGES * processes, "limit-test": 20,
             "batch-size": BATCH * processes, "epochs": 2, "tied-share": 0.0, "threads": 1, "out": run,
         }  # fmt: skip
         words = [word for name, value in setting.items() for word in (f"--{name}", str(value))]
         subprocess.run([sys.executable, *launch, *words, *flags], check=True, capture_output=True)
         row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return float(PICTURES * processes / row["train_seconds"])
+    return float(IMAGES * processes / row["train_seconds"])
 
 
 def measured(method: str, processes: list[int], rounds: int, width: int) -> Found:
@@ -45,10 +45,10 @@ def measured(method: str, processes: list[int], rounds: int, width: int) -> Foun
     speeds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, (count, flags) in variants.items():
-            speeds[name].append(pictures_per_second(method, count, width, *flags))
+            speeds[name].append(images_per_second(method, count, width, *flags))
     first, *others = speeds
     title = f"{method}, ResNet-18 of width {width}, batch {BATCH} a process"
-    return compared("scaling", title, "pictures_per_second", speeds, [(other, first, None) for other in others])
+    return compared("scaling", title, "images_per_second", speeds, [(other, first, None) for other in others])
 
 
 def main() -> None:

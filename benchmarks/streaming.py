@@ -1,8 +1,8 @@
-"""Streamed pictures: memory of one epoch against the number of pictures, and speed beside plain decoding.
+"""Streamed images: memory of one epoch against the number of images, and speed beside plain decoding.
 
-    python benchmarks/streaming.py --pictures 1000 10000 --out benchmarks/results/streaming.json
+    python benchmarks/streaming.py --images 1000 10000 --out benchmarks/results/streaming.json
 
-Pictures are smooth noise as JPEG. At most --distinct of them are made; further names are hard links to these.
+Images are smooth noise as JPEG. At most --distinct of them are made; further names are hard links to these.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from advmoe.data.stream import SIDE, Streamed, random_crop, resized_crop
 from advmoe.files import write_json
 
 QUALITY = 90
-SIZES = ((500, 375), (1000, 750), (2000, 1500))  # width, height; ImageNet's pictures are most like the first
+SIZES = ((500, 375), (1000, 750), (2000, 1500))  # width, height; ImageNet's images are most like the first
 
 
 def main() -> None:
@@ -44,10 +44,10 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"setting": setting(arguments), "memory": [], "crops": crop_speeds(arguments.repeats)}
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
-        for count in arguments.pictures:
+        for count in arguments.images:
             place = Path(scratch) / str(count)
             made = make_folder(place, count, arguments.distinct)
-            found["memory"].append({"pictures": count, "distinct": made, **subprocess_epoch(place, arguments)})
+            found["memory"].append({"images": count, "distinct": made, **subprocess_epoch(place, arguments)})
         found["speed"] = speed(place, arguments)
     write_json(arguments.out, found, indent=1)
     print(table(found))
@@ -55,13 +55,13 @@ def main() -> None:
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, nargs="+", default=[1000, 10000], help="training pictures of each epoch")
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 10000], help="training images of each epoch")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/streaming.json"))
-    parser.add_argument("--distinct", type=int, default=500, help="pictures made; the others are hard links")
+    parser.add_argument("--distinct", type=int, default=500, help="images made; the others are hard links")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--scratch", help="folder for the pictures while it runs")
+    parser.add_argument("--scratch", help="folder for the images while it runs")
     parser.add_argument("--epoch", type=Path, help=argparse.SUPPRESS)  # what a subprocess does
     return parser.parse_args()
 
@@ -80,7 +80,7 @@ def processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-# Pictures
+# Images
 
 
 def photo(number: int, width: int = 500, height: int = 375) -> bytes:
@@ -97,11 +97,11 @@ def photo(number: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def make_folder(place: Path, count: int, distinct: int) -> int:
-    """`count` training names in 10 classes and 2 of each for validation; gives how many pictures differ."""
+    """`count` training names in 10 classes and 2 of each for validation; gives how many images differ."""
     made: list[Path] = []
     for number in range(count + 20):
         part, row = ("train", number) if number < count else ("val", number - count)
-        path = place / part / f"n{row % 10:08d}" / f"picture_{row:07d}.JPEG"
+        path = place / part / f"n{row % 10:08d}" / f"image_{row:07d}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         if len(made) < distinct:
             path.write_bytes(photo(number))
@@ -121,7 +121,7 @@ def subprocess_epoch(place: Path, arguments: argparse.Namespace) -> dict[str, An
 
 
 def epoch(place: Path, workers: int, batch_size: int) -> dict[str, Any]:
-    """One epoch in this process: peak memory of it and its workers together, and pictures per second."""
+    """One epoch in this process: peak memory of it and its workers together, and images per second."""
     torch.set_num_threads(1)
     config = DataConfig(dataset="imagenet", data_dir=str(place), workers=workers)
     with peak_memory() as peak:
@@ -129,7 +129,7 @@ def epoch(place: Path, workers: int, batch_size: int) -> dict[str, Any]:
         started = time.perf_counter()
         seen = one_pass(train, batch_size, config)
         seconds = time.perf_counter() - started
-    return {"seen": seen, "pictures_per_second": seen / seconds, **peak}
+    return {"seen": seen, "images_per_second": seen / seconds, **peak}
 
 
 def one_pass(train: Any, batch_size: int, config: DataConfig) -> int:
@@ -180,7 +180,7 @@ def memory(pids: Sequence[int]) -> dict[str, float]:
 
 
 def speed(place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Pictures per second and core of streaming with one worker and two, and of plain Pillow on the same files, in turns."""
+    """Images per second and core of streaming with one worker and two, and of plain Pillow on the same files, in turns."""
     config = DataConfig(dataset="imagenet", data_dir=str(place), limit_train=1000)
     train = load(config).train
     assert isinstance(train, Streamed)
@@ -197,12 +197,12 @@ def speed(place: Path, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def plain(paths: Sequence[str]) -> int:
-    """Full decoding, the same crop and resizing, one picture after another."""
+    """Full decoding, the same crop and resizing, one image after another."""
     for number, path in enumerate(paths):
         random = np.random.default_rng(number)
-        with Image.open(path) as picture:
-            box = random_crop(*picture.size, random)
-            np.asarray(picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
+        with Image.open(path) as image:
+            box = random_crop(*image.size, random)
+            np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
     return len(paths)
 
 
@@ -222,13 +222,13 @@ def crop_speeds(repeats: int, count: int = 40) -> list[dict[str, Any]]:
     """What shrinking while decoding gains, and how far its pixels are from those of full decoding (mean absolute, of 255)."""
     found = []
     for width, height in SIZES:
-        pictures = [photo(number, width, height) for number in range(count)]
-        full, shrunk = (crops(pictures, shrink) for shrink in (False, True))
+        images = [photo(number, width, height) for number in range(count)]
+        full, shrunk = (crops(images, shrink) for shrink in (False, True))
         away = [abs(a.astype(int) - b).mean() for a, b in zip(full, shrunk, strict=True)]
         differing = [distance for distance in away if distance]
         ways: dict[str, Callable[[], int]] = {
-            "full": partial(crop_all, pictures, False),
-            "shrunk": partial(crop_all, pictures, True),
+            "full": partial(crop_all, images, False),
+            "shrunk": partial(crop_all, images, True),
         }
         rates = {name: spread(values) for name, values in interleaved(ways, repeats).items()}
         found.append({
@@ -238,15 +238,15 @@ def crop_speeds(repeats: int, count: int = 40) -> list[dict[str, Any]]:
     return found
 
 
-def crop_all(pictures: Sequence[bytes], shrink: bool) -> int:
-    return len(crops(pictures, shrink))
+def crop_all(images: Sequence[bytes], shrink: bool) -> int:
+    return len(crops(images, shrink))
 
 
-def crops(pictures: Sequence[bytes], shrink: bool) -> list[np.ndarray]:
+def crops(images: Sequence[bytes], shrink: bool) -> list[np.ndarray]:
     def crop(number: int) -> Callable[[int, int], tuple[float, float, float, float]]:
         return lambda width, height: random_crop(width, height, np.random.default_rng(number))
 
-    return [resized_crop(data, crop(number), "picture", shrink=shrink) for number, data in enumerate(pictures)]
+    return [resized_crop(data, crop(number), "image", shrink=shrink) for number, data in enumerate(images)]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
@@ -257,9 +257,9 @@ def table(found: dict[str, Any]) -> str:
     def shown(value: dict[str, float]) -> str:
         return f"{value['median']:7.0f} ({value['least']:.0f} to {value['most']:.0f})"
 
-    lines = ["one epoch: pictures, peak MB of all processes (shared pages once), sum of RSS, pictures/s"]
-    lines += [f"{m['pictures']:9,} {m['pss_mb']:9.0f} {m['rss_mb']:9.0f} {m['pictures_per_second']:9.0f}" for m in found["memory"]]
-    lines += ["pictures/s per core", *(f"{name:20} {shown(value)}" for name, value in found["speed"].items())]
+    lines = ["one epoch: images, peak MB of all processes (shared pages once), sum of RSS, images/s"]
+    lines += [f"{m['images']:9,} {m['pss_mb']:9.0f} {m['rss_mb']:9.0f} {m['images_per_second']:9.0f}" for m in found["memory"]]
+    lines += ["images/s per core", *(f"{name:20} {shown(value)}" for name, value in found["speed"].items())]
     lines += ["random crops per second: full decoding, shrunk while decoding; share shrunk, their mean difference of 255"]
     for row in found["crops"]:
         away = "" if row["mean_difference"] is None else f"{row['mean_difference']:.2f}"

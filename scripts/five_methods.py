@@ -24,16 +24,16 @@ from typing import IO, Any
 
 import tyro
 
-from advmoe.commands.evaluate import EvaluateArguments
-from advmoe.commands.parsing import Source, configured, parse
-from advmoe.commands.train import TrainArguments
+from advmoe.cli.evaluate import EvaluateArguments
+from advmoe.cli.parsing import Source, configured, parse
+from advmoe.cli.train import TrainArguments
 from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.evaluate import resolve
 from advmoe.files import write_json
-from advmoe.progress_state import number, read_run
 from advmoe.recipes import BASES
 from advmoe.reports.tables import worst_of
+from advmoe.runs.status import number, read_run
 from advmoe.sweep.folder import check_free
 from advmoe.sweep.plan import MOST_SEEDS
 from advmoe.sweep.states import FAILED, state_of
@@ -153,7 +153,7 @@ def left(run: Path, wanted: EvaluateArguments) -> str:
 
 
 def evaluated_so(record: Mapping[str, Any], wanted: EvaluateArguments) -> bool:
-    """Whether a Record is of the threat, the pictures and the draws that --evaluate names."""
+    """Whether a Record is of the threat, the images and the draws that --evaluate names."""
     try:
         trained, limit = record["config"]["attack"]["epsilon"], record["config"]["data"]["limit_test"]
         threat = (record["norm"], record["attack_seed"], record["epsilon"])
@@ -281,7 +281,7 @@ def work(runs: Sequence[Path], options: argparse.Namespace, deadline: float) -> 
     if set(remaining) <= own.failed.keys():
         return STUCK
     if not own.progress:
-        print("no epoch and no attack was done: give this more --minutes, or fewer pictures (--limit-train, --limit-test)")
+        print("no epoch and no attack was done: give this more --minutes, or fewer images (--limit-train, --limit-test)")
         return STUCK
     print("work is left: call again")
     return WORK_LEFT

@@ -3,7 +3,7 @@
     apt-get install dataset-fashion-mnist
     python scripts/make_embedded_data.py /usr/share/datasets/fashion-mnist
 
-Training and validation pictures come from the official training set, test pictures from the official test set; each
+Training and validation images come from the official training set, test images from the official test set; each
 part has as many of every class, drawn with a fixed seed.
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-PARTS = {"train": ("train", 600), "val": ("train", 30), "test": ("t10k", 100)}  # source and pictures of each class
+PARTS = {"train": ("train", 600), "val": ("train", 30), "test": ("t10k", 100)}  # source and images of each class
 TARGET = Path(__file__).parents[1] / "src/advmoe/data/embedded/fashion-mnist.npz"
 
 

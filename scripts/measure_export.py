@@ -4,8 +4,8 @@ then PyTorch's and that of torch.export's files, with float32 convolutions and l
     python scripts/measure_export.py --threads 1 2 --out results/export.json
 
 ONNX Runtime's variants take turns among themselves, and PyTorch's after them: mixed, each would meet the other's threads, which
-spin for a while after their work. Weights and pictures are random. The routers choose for themselves, their biases set so that
-either expert gets half of the pictures, the hardest case; what the busier expert gets is told. "PyTorch" is what `advmoe
+spin for a while after their work. Weights and images are random. The routers choose for themselves, their biases set so that
+either expert gets half of the images, the hardest case; what the busier expert gets is told. "PyTorch" is what `advmoe
 benchmark` runs: batch norms folded in, channels last, inference mode.
 """
 
@@ -42,13 +42,13 @@ def networks(scale: Scale) -> dict[str, Classifier]:
 
 
 def drawn(count: int, scale: Scale) -> Tensor:
-    """Random pictures, the same ones each time."""
+    """Random images, the same ones each time."""
     return torch.rand(count, *variants.spec(scale.side).shape, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def evened(model: Classifier, pixels: Tensor) -> None:
-    """Set each router's bias, layer by layer, so that half of the pictures choose either expert."""
+    """Set each router's bias, layer by layer, so that half of the images choose either expert."""
     for place, layer in enumerate(model.moe_layers()):
         assert layer.router is not None
         logits = model.forward_routed(pixels)[1][place].logits

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from advmoe.config import Precision, RunConfig, RuntimeConfig
-from advmoe.data import PictureSpec, Splits, load_dataset
+from advmoe.data import ImageSpec, Splits, load_dataset
 from advmoe.evaluation.record import provenance
 from advmoe.files import write_json
 from advmoe.recipes import recipe
@@ -35,7 +35,7 @@ TARGET = Path(__file__).parents[1] / "results/precision.json"
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 WINDOW = 20  # iterations in a running mean
 PHASE = METHODS["advmoe"].phases[0]
-CIFAR = PictureSpec(tuple(map(str, range(10))), (3, 32, 32), (0.5,) * 3, (0.25,) * 3)
+CIFAR = ImageSpec(tuple(map(str, range(10))), (3, 32, 32), (0.5,) * 3, (0.25,) * 3)
 
 
 class Curve:
@@ -46,8 +46,8 @@ class Curve:
         self.seconds: list[list[float]] = []
         self.sum, self.since = 0.0, clocks()
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
-        loss, size = sums["loss"].item(), pictures / done  # but for the last batch, which may be smaller
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
+        loss, size = sums["loss"].item(), images / done  # but for the last batch, which may be smaller
         self.losses.append((loss - (self.sum if done > 1 else 0.0)) / size)
         if done > 1:
             self.seconds.append(passed(self.since))

@@ -13,19 +13,19 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "evaluation"))
 
-from planted import EPSILON, pictures, planted  # noqa: E402
+from planted import EPSILON, images, planted  # noqa: E402
 
 from advmoe.evaluation import evaluate  # noqa: E402
 from advmoe.evaluation.record import provenance  # noqa: E402
 
 SEEDS = 3
-PICTURES = 64
+IMAGES = 64
 
 
 def main() -> None:
     """One evaluation a seed; print what each attack left."""
-    test, results = pictures().test, []
-    x, y = test.pixels()[:PICTURES], test.labels[:PICTURES]
+    test, results = images().test, []
+    x, y = test.pixels()[:IMAGES], test.labels[:IMAGES]
     for seed in range(SEEDS):
         found = evaluate(planted(seed), x, y, epsilon=EPSILON, preset=["pgd_50", "autoattack", "reroute"], seed=seed).to_dict()
         results.append({"seed": seed, **found})

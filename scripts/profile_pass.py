@@ -1,5 +1,5 @@
 """Where an inference pass of ResNet-18 spends its time: operators of the small dense network, of the MoE, and of the MoE with all
-pictures sent to one expert (which has nothing to gather or scatter). torch.profiler, milliseconds a pass.
+images sent to one expert (which has nothing to gather or scatter). torch.profiler, milliseconds a pass.
 
     python scripts/profile_pass.py --threads 2 --out benchmarks/results/profile.json
 """
@@ -29,7 +29,7 @@ PARTS = {
 
 @torch.inference_mode()
 def to_one_expert(call: partial[torch.Tensor]) -> None:
-    """The pass of `call`, all pictures routed to expert 0."""
+    """The pass of `call`, all images routed to expert 0."""
     forward_routed, x, (_, layers) = call.args
     forward_routed(x, Gate("forced", route=torch.zeros(len(x), layers, dtype=torch.int64)))
 

@@ -1,4 +1,4 @@
-"""A short real run of every method, and of every backbone, on a few hundred CIFAR-10 pictures: trained, evaluated, recorded.
+"""A short real run of every method, and of every backbone, on a few hundred CIFAR-10 images: trained, evaluated, recorded.
 
     python scripts/short_runs.py DIR [--width 16]
 

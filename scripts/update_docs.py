@@ -32,8 +32,8 @@ def table(records: list[dict[str, Any]]) -> str:
     head = ["| method | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
     config = first["config"]
     said = (
-        f"ResNet-18 of width {config['model']['width']}, {first['train_pictures']} training pictures of {first['dataset']}, "
-        f"{config['training']['epochs']} epochs, one seed; {first['test_pictures']} test pictures, epsilon {first['epsilon']:g}, "
+        f"ResNet-18 of width {config['model']['width']}, {first['train_images']} training images of {first['dataset']}, "
+        f"{config['training']['epochs']} epochs, one seed; {first['test_images']} test images, epsilon {first['epsilon']:g}, "
         "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not what the method is worth."
     )
     return "\n".join([*head, *(row(record) for record in records), "", said])
@@ -58,7 +58,7 @@ def benchmark_table(path: str, suites: tuple[str, ...]) -> str:
 
 
 def embedded_table() -> str:
-    """The five methods on embedded pictures, mean and sample deviation over seeds."""
+    """The five methods on embedded images, mean and sample deviation over seeds."""
     summaries = summarise(read("results/embedded/records.json"))
     names = {"ra_worst_quick": "RA-worst (quick)", "sa": "SA", "ra_50": "RA-50"}
     lines = [f"| method | {' | '.join(names.values())} | GMACs | against dense |", "| --- |" + " ---: |" * (len(names) + 2)]
@@ -70,7 +70,7 @@ def embedded_table() -> str:
     first = summaries[0]
     said = (
         f"{in_words(first.cell)}; {first.n} seeds, mean ± sample deviation, percent.\n"
-        "Small pictures, a narrow network, minutes a run: differences within the deviations show nothing, "
+        "Small images, a narrow network, minutes a run: differences within the deviations show nothing, "
         "and none of it speaks of the paper's figures."
     )
     return "\n".join([*lines, "", said])
@@ -94,8 +94,8 @@ def low_precision_table() -> str:
             lines.append(f"| {network} | {own['format']}, {dtype} | {' | '.join(cells)} | {own['bytes'] / 1e6:.1f} |")
     first = found["runs"][0]
     said = (
-        f"{first['pictures']} test pictures of {first['dataset']}, percent; RA is RA-worst (quick) on {first['attacked']} of them, "
-        f"epsilon {first['epsilon']:g}; int8 calibrated on {found['calibration']} training pictures."
+        f"{first['images']} test images of {first['dataset']}, percent; RA is RA-worst (quick) on {first['attacked']} of them, "
+        f"epsilon {first['epsilon']:g}; int8 calibrated on {found['calibration']} training images."
     )
     return "\n".join([*lines, "", said])
 

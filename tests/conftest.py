@@ -29,7 +29,7 @@ def recorder() -> Recorder:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., RunConfig]:
-    """tiny(method, **fields): a run of seconds on embedded pictures; any field of any section can be set."""
+    """tiny(method, **fields): a run of seconds on embedded images; any field of any section can be set."""
 
     def make(method: str = "advmoe", **fields: Any) -> RunConfig:
         config = RunConfig(
@@ -46,6 +46,6 @@ def tiny() -> Callable[..., RunConfig]:
 
 @pytest.fixture(scope="session")
 def splits(tiny: Callable[..., RunConfig]) -> Splits:
-    """The embedded pictures as the tiny runs take them, with few held out."""
+    """The embedded images as the tiny runs take them, with few held out."""
     whole = load_dataset(tiny().data)
     return Splits(whole.name, whole.spec, whole.fingerprint, whole.train, whole.test, whole.test)

@@ -17,7 +17,7 @@ def places(tree: Any, above: Place = ()) -> Iterator[Place]:
 
 
 def changed(tree: Any, place: Place, value: Any) -> Any:
-    """A copy with another value at a place, or with LEFT_OUT none. Raises KeyError, IndexError or TypeError where it has no such place."""
+    """A copy with `value` at `place` (LEFT_OUT: without it). Raises KeyError, IndexError or TypeError if it does not exist."""
     made = copy.deepcopy(tree)
     own = made
     for key in place[:-1]:

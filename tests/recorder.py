@@ -12,7 +12,7 @@ class Recorder:
         self.notes: list[str] = []
         self.stop = stop
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Any, pictures: int) -> None:
+    def iteration(self, epoch: int, done: int, total: int, sums: Any, images: int) -> None:
         if self.stop(epoch, done):
             raise KeyboardInterrupt
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advmoe.cli import main
+from advmoe.cli.main import main
 
 sys.path.append(str(Path(__file__).parent / "data"))
 from cifar10 import write_batches
@@ -20,7 +20,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
 ALONE = ("python", "text")  # tests/test_docs.py runs the first; nobody the second
 NETWORK = ["--width", "4", "--limit-train", "40", "--batch-size", "20", "--epochs", "1", "--device", "cpu"]
 SMALL = {  # command -> words that come last
-    "train": [*NETWORK, "--limit-test", "10", "--num-steps", "1", "--picture-size", "32"],
+    "train": [*NETWORK, "--limit-test", "10", "--num-steps", "1", "--image-size", "32"],
     "evaluate": ["--limit-test", "4", "--device", "cpu"],
     "sweep": [*NETWORK, "--limit-test", "4", "--seeds", "1", "--only", "resnet18-at_small_dense", "--preset", "pgd_10"],
     "attack": ["--device", "cpu"],
@@ -45,18 +45,18 @@ def steps(page):
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder as the pages suppose one: pictures in classes, photos, and CIFAR-10 where `advmoe data get` would put it."""
+    """A folder as the pages suppose one: images in classes, photos, and CIFAR-10 where `advmoe data get` would put it."""
     random = np.random.default_rng(0)
     for number in range(60):
-        picture(random, tmp_path / f"pictures/{'cats' if number % 2 else 'dogs'}/{number}.png")
+        image(random, tmp_path / f"images/{'cats' if number % 2 else 'dogs'}/{number}.png")
     for name in ("rex", "tom"):
-        picture(random, tmp_path / f"photos/{name}.png")
-    monkeypatch.setattr("advmoe.commands.data.fetch", lambda name, to, console: [f"{name}: {write_batches(to)}"])
+        image(random, tmp_path / f"photos/{name}.png")
+    monkeypatch.setattr("advmoe.cli.data.fetch", lambda name, to, console: [f"{name}: {write_batches(to)}"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def picture(random, path):
+def image(random, path):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(random.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
 
@@ -79,7 +79,7 @@ def test_what_a_page_says_runs(page, place):
 
 def typed(line):
     """One line at the shell."""
-    words = shlex.split(line.removeprefix(".venv/bin/").replace(" DIR ", " pictures "), comments=True)
+    words = shlex.split(line.removeprefix(".venv/bin/").replace(" DIR ", " images "), comments=True)
     if not words or " ".join(shlex.split(line, comments=True)) in OTHERS:
         return
     if words[0] == "make":

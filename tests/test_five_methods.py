@@ -10,7 +10,7 @@ import pytest
 
 from advmoe.config import dump_yaml
 from advmoe.evaluation.suite import PRESETS
-from advmoe.progress_state import read_run
+from advmoe.runs.status import read_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "five_methods.py"
 TOY = ["--dataset", "fashion-mnist", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 import advmoe
-from advmoe.artifact import FILE
 from advmoe.errors import UserError
+from advmoe.runs.load import FILE
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.start import network
 
@@ -85,7 +85,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHT
 
 
 @pytest.fixture
-def sent(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.artifact.Loaded:
+def sent(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.runs.load.Loaded:
     """A network that lies on the hub."""
     folder, config = RunFolder(tmp_path / "run"), tiny()
     folder.claim(config, resume=False)

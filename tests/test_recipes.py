@@ -8,8 +8,8 @@ from advmoe.data import DATASETS
 from advmoe.errors import UserError
 from advmoe.models import build_model
 from advmoe.paper import cells
-from advmoe.profile import NARROW, picture_spec
 from advmoe.recipes import RECIPES, recipe
+from advmoe.runs.cost import NARROW, image_spec
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network
 
@@ -62,7 +62,7 @@ def test_no_two_names_are_one_run() -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_builds_its_network(name: str) -> None:
     config = recipe(name)
-    spec = picture_spec(config)
+    spec = image_spec(config)
     with torch.device("meta"):
         model = build_model(config.model, METHODS[config.method].kind(config.model), spec)
     assert model.classifier.out_features == len(spec.classes) == CLASSES[config.data.dataset]
@@ -76,7 +76,7 @@ SIDES = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": 224}
 
 @pytest.mark.parametrize("dataset", SIDES)
 @pytest.mark.parametrize("model", ["resnet18", "wrn28_10", "vgg16_bn", "densenet40", "densenet121"])
-def test_narrow_twins_take_their_data_sets_pictures(dataset: str, model: str) -> None:
+def test_narrow_twins_take_their_data_sets_images(dataset: str, model: str) -> None:
     config = recipe(f"{dataset}-{model}-advmoe")
     spec = DATASETS[dataset].spec(config.data)
     assert spec.shape == (3, SIDES[dataset], SIDES[dataset])

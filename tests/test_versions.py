@@ -14,15 +14,15 @@ import yaml
 from recorder import Recorder
 
 import advmoe
-from advmoe import older
-from advmoe.artifact import KEY
-from advmoe.cli import main
+from advmoe import migrations
+from advmoe.cli.main import main
 from advmoe.config import RunConfig, from_dict
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
 from advmoe.evaluation.record import SCHEMA as RECORD_SCHEMA
 from advmoe.evaluation.record import read_record
 from advmoe.reports.collect import collect, settings
+from advmoe.runs.load import KEY
 from advmoe.sweep.folder import keep_plan
 from advmoe.sweep.states import state_of
 from advmoe.training import checkpoint
@@ -77,7 +77,7 @@ def test_a_network_answers_as_it_did(version: str, kept: Callable[[str], Path]) 
     model, epoch = best_network(place / "run", config, splits)
     wanted = torch.tensor(json.loads((place / "logits.json").read_text()))
     assert epoch == 1
-    assert wanted.std(dim=0).min() > 1e-4  # the pictures are told apart, so that a wrong route or layer would show
+    assert wanted.std(dim=0).min() > 1e-4  # the images are told apart, so that a wrong route or layer would show
     torch.testing.assert_close(model(splits.test.pixels()), wanted, rtol=1e-5, atol=1e-6)
     assert torch.equal(advmoe.load(place / "run")(splits.test.pixels()), model(splits.test.pixels()))
 
@@ -132,16 +132,16 @@ def test_a_run_is_evaluated(version: str, kept: Callable[[str], Path], capsys: p
 def test_a_configuration_has_its_own_defaults(version: str, kept: Callable[[str], Path]) -> None:
     config = RunFolder(kept(version) / "run").config()
     assert config.model.norms == ("shared" if version in OF_SHARED_NORMS else "per_expert")
-    assert from_dict(older.config(advmoe.config.to_dict(RunConfig()))) == RunConfig()
+    assert from_dict(migrations.config(advmoe.config.to_dict(RunConfig()))) == RunConfig()
 
 
 def test_a_configuration_written_by_hand_has_the_present_defaults() -> None:
-    assert older.config({"model": {"width": 4}}) == {"model": {"width": 4}}
-    assert older.config({"model": None}) == {"model": None}
+    assert migrations.config({"model": {"width": 4}}) == {"model": {"width": 4}}
+    assert migrations.config({"model": None}) == {"model": None}
 
 
 def test_a_file_with_a_network_loads(kept: Callable[[str], Path]) -> None:
-    place = kept("picture-spec")
+    place = kept("image-spec")
     model = advmoe.load(place / "network.safetensors")
     pixels = load_dataset(model.config.data).test.pixels()
     wanted = torch.tensor(json.loads((place / "logits.json").read_text()))
@@ -201,13 +201,13 @@ def test_a_newer_schema_is_refused_with_both_numbers(
     present = RECORD_SCHEMA if change is newer_record else checkpoint.SCHEMA if change is newer_checkpoint else 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        text = complaint(change(kept("picture-spec")))
+        text = complaint(change(kept("image-spec")))
     assert "99" in text
     assert str(present) in text.partition("99")[2]
 
 
 def test_a_newer_store_is_refused(kept: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
-    run = kept("picture-spec") / "run"
+    run = kept("image-spec") / "run"
     path = run / "evaluation" / "key.json"
     from advmoe.evaluation import shards
 
@@ -222,12 +222,12 @@ def test_a_newer_store_is_refused(kept: Callable[[str], Path], capsys: pytest.Ca
 
 def test_names_of_other_networks_stay() -> None:
     for state in ({"stem.1.weight": 1, "blocks.0.shortcut.0.weight": 2}, {"stem.weight": 1, "blocks.0.norm1.weight": 2}):
-        assert older.tensors(state) == state
+        assert migrations.tensors(state) == state
 
 
 def test_a_sealed_manifest_never_passes_for_an_unsealed_one() -> None:
-    fields = dict.fromkeys(older.UNSEALED)
-    assert older.is_unsealed(fields)
-    assert not older.is_unsealed({**fields, "seal": ""})
-    assert not older.is_unsealed({**fields, "seam": ""})
-    assert not older.is_unsealed({name: None for name in fields if name != "schema"})
+    fields = dict.fromkeys(migrations.UNSEALED)
+    assert migrations.is_unsealed(fields)
+    assert not migrations.is_unsealed({**fields, "seal": ""})
+    assert not migrations.is_unsealed({**fields, "seam": ""})
+    assert not migrations.is_unsealed({name: None for name in fields if name != "schema"})

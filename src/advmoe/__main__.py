@@ -10,7 +10,7 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who started this may want interrupts ignored
         signal.signal(signal.SIGINT, _interrupt_once)
     try:
-        from advmoe.cli import main  # noqa: PLC0415
+        from advmoe.cli.main import main  # noqa: PLC0415
 
         raise SystemExit(main())
     except KeyboardInterrupt:

@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import yaml
 from tyro.constructors import PrimitiveConstructorSpec
 
+from advmoe import migrations
 from advmoe.errors import UserError, nearest
 from advmoe.files import bounded_text
 
-SCHEMA = 1
+SCHEMA = 2  # 1 said "picture" where 2 says "image"
 MAX_BYTES = 2**18  # of a YAML file: ours have a few thousand
 MOST_EXPERTS = 1000
 LARGEST = 2**64  # whole number
@@ -65,7 +66,7 @@ class ModelConfig:
     bank: Literal["backbone", "disjoint"] = "backbone"
     """Experts as windows of the dense layer's filters, or with N * K filters of their own."""
     routers: Literal["per_layer", "per_network"] = "per_layer"
-    """A router in every MoE layer, or one small CNN on the picture whose choice serves all of them."""
+    """A router in every MoE layer, or one small CNN on the image whose choice serves all of them."""
     norms: Literal["shared", "per_expert"] = "per_expert"
     """Batch norm after an MoE layer: one for all its experts, or one for each (measured better, docs/choices.md)."""
 
@@ -78,31 +79,31 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The pictures."""
+    """The images."""
 
     dataset: str = "cifar10"
     """Name of the data set."""
     data_dir: str | None = None
     """File or folder that holds it (embedded data needs none)."""
     limit_train: int | None = None
-    """Keep this many training pictures, balanced over the classes."""
+    """Keep this many training images, balanced over the classes."""
     limit_test: int | None = None
-    """Keep this many test pictures, balanced over the classes."""
+    """Keep this many test images, balanced over the classes."""
     validation_share: float = 0.02
     """Stratified share of the training set held out to select the best epoch, where the data has no such part."""
     crop_padding: int = 4
     """Augmentation: random crop after zero padding by this many pixels."""
     flip: bool = True
-    """Augmentation: mirror every second picture, at random."""
-    picture_size: int | None = None
-    """Dataset folder: height and width that pictures are brought to; by default those of the first one."""
+    """Augmentation: mirror every second image, at random."""
+    image_size: int | None = None
+    """Dataset folder: height and width that images are brought to; by default those of the first one."""
     workers: int | None = None
-    """Processes that decode streamed pictures (ImageNet); by default one for each CPU core."""
+    """Processes that decode streamed images (ImageNet); by default one for each CPU core."""
 
     def __post_init__(self) -> None:
         _check(self, "validation_share", 0 < self.validation_share < 1, "in (0, 1)")
         _check(self, "crop_padding", self.crop_padding >= 0, "at least 0")
-        for name in ("limit_train", "limit_test", "picture_size", "workers"):
+        for name in ("limit_train", "limit_test", "image_size", "workers"):
             _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
 
 
@@ -133,13 +134,13 @@ class TrainingConfig:
     """How the parameters are learned."""
 
     loss: Literal["trades", "pgd_at"] = "trades"
-    """Robust loss; the method `standard` has none and trains on clean pictures."""
+    """Robust loss; the method `standard` has none and trains on clean images."""
     beta: float = 6.0
     """TRADES: weight of the KL term."""
     epochs: int = 100
     """Passes over the training set, per phase."""
     batch_size: int = 128
-    """Pictures per batch, for each level."""
+    """Images per batch, for each level."""
     lr: float = 0.1
     """Initial learning rate of the weights (cosine decay to 0)."""
     router_lr: float = 0.1
@@ -195,7 +196,7 @@ class RuntimeConfig:
     """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto takes it where it was measured faster
     (CPUs with AVX-512 BF16) and on CUDA from compute capability 8.0 on."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
-    """How pictures meet their experts' filters: all give the same; auto takes what was measured fastest (docs/performance.md)."""
+    """How images meet their experts' filters: all give the same; auto takes what was measured fastest (docs/performance.md)."""
     save_minutes: float = 15.0
     """Checkpoint within an epoch that takes longer, every so many minutes."""
     deterministic: bool = False
@@ -235,9 +236,11 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
     Raises UserError, led by `where`, on unknown fields (with the nearest names) and values of the wrong type.
     """
     tree = dict(tree)
-    schema = tree.pop("schema", SCHEMA)
-    if schema != SCHEMA:
-        raise UserError(f"{where}: schema {shown(schema)} is not one this version reads ({SCHEMA})")
+    schema = tree.pop("schema", 1)
+    if schema not in (1, SCHEMA):
+        raise UserError(f"{where}: schema {shown(schema)} is not one this version reads (1 to {SCHEMA})")
+    if schema == 1:
+        tree = migrations.renamed(tree)
     config: RunConfig = _build(RunConfig, tree, where, "")
     return config
 

@@ -1,4 +1,4 @@
-"""`advmoe demo`: four methods on embedded pictures, a table, two figures."""
+"""`advmoe demo`: four methods on embedded images, a table, two figures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,25 +9,25 @@ import torch
 from rich.console import Console
 
 from advmoe.attacks import Pgd
-from advmoe.commands.evaluate import evaluate_folder
+from advmoe.cli.display import EvaluationProgress, TrainingProgress
+from advmoe.cli.evaluate import evaluate_folder
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
 from advmoe.evaluation.shards import shard_count
 from advmoe.files import write_json
-from advmoe.progress import EvaluationProgress, TrainingProgress
 from advmoe.recipes import recipe
-from advmoe.reports.figures import picture_grid, trajectories
+from advmoe.reports.figures import image_grid, trajectories
 from advmoe.reports.tables import record_table, worst_of
 from advmoe.training.loop import train
 from advmoe.training.start import best_network
 
 METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
-GRID_PICTURES = 6
+GRID_IMAGES = 6
 
 
 def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.device, seed: int) -> list[dict[str, Any]]:
-    """Train and evaluate `METHODS` in folders below `out`; write records.json, trajectories.png and pictures.png.
+    """Train and evaluate `METHODS` in folders below `out`; write records.json, trajectories.png and images.png.
 
     What a former call left finished is not trained again.
     """
@@ -43,7 +43,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
     _grid(out, configs["advmoe"], splits)
     console.print(record_table(records, _title(splits, configs["advmoe"])))
     console.print(_verdict(records, out), highlight=False, soft_wrap=True)
-    console.print(f"Written: {out}/records.json, trajectories.png, pictures.png", highlight=False, soft_wrap=True)
+    console.print(f"Written: {out}/records.json, trajectories.png, images.png", highlight=False, soft_wrap=True)
     return records
 
 
@@ -53,28 +53,28 @@ def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) ->
 
 
 def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
-    """The first correctly classified test picture of each of six classes."""
+    """The first correctly classified test image of each of six classes."""
     model, _ = best_network(out / "advmoe", config, splits)
     right = correct_flags(model, splits.test).nonzero()[:, 0].tolist()
     first = {int(splits.test.labels[row]): row for row in reversed(right)}
-    rows = sorted(first.values())[:GRID_PICTURES]
+    rows = sorted(first.values())[:GRID_IMAGES]
     if not rows:
         return
     batch = splits.test[torch.tensor(rows, device=splits.test.labels.device)]
     settings = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 50)
     x_adv = adversarial(model, batch.pixels(), batch.labels, settings, rows)
-    picture_grid(model, batch.pixels(), x_adv, batch.labels, splits.spec.classes, out / "pictures.png")
+    image_grid(model, batch.pixels(), x_adv, batch.labels, splits.spec.classes, out / "images.png")
 
 
 def _title(splits: Splits, config: RunConfig) -> str:
-    return f"{splits.name}, {len(splits.test)} test pictures, L-infinity epsilon {config.attack.epsilon:g}"
+    return f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {config.attack.epsilon:g}"
 
 
 def _verdict(records: Sequence[Mapping[str, Any]], out: Path) -> str:
     by_method = {record["method"]: record for record in records}
     routed, plain = by_method["advmoe"], by_method["standard"]
     return (
-        f"AdvMoE classifies {routed['sa']:.1f} % of clean pictures and withstands every attack that was run on "
+        f"AdvMoE classifies {routed['sa']:.1f} % of clean images and withstands every attack that was run on "
         f"{worst_of(routed):.1f} %, at {100 - routed['reduction']:.0f} % of the dense network's cost; without robust training "
         f"{worst_of(plain):.1f} % survive.\n"
         f"The quick preset leaves AutoAttack out; advmoe evaluate {out}/advmoe --standard runs everything."

@@ -80,7 +80,7 @@ def _settings(base: RunConfig) -> dict[str, bool]:
     method, model = METHODS[base.method], base.model
     scaled = method.kind(replace(model, model_scale=model.model_scale / 2)) != method.kind(model)
     routed = method.kind(replace(model, num_experts=model.num_experts + 1)) != method.kind(model)
-    attacked = method.loss is None  # a method with a loss of its own trains on clean pictures
+    attacked = method.loss is None  # a method with a loss of its own trains on clean images
     return {"model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked}
 
 

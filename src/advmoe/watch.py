@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advmoe.evaluation.record_rules import is_number
-from advmoe.progress_state import Phase, RunState, find_runs, number, read_run
+from advmoe.runs.status import Phase, RunState, find_runs, number, read_run
 
 STYLES: dict[Phase, str] = {  # in the order in which runs are shown: what goes on first
     "training": "green", "evaluating": "green", "stalled": "yellow", "failed": "red", "trained": "cyan", "done": "dim",

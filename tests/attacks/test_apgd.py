@@ -5,13 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.attacks import Apgd, BatchDraws, PictureDraws, apgd, cross_entropy, dlr, frozen, project, targeted_apgd, targeted_dlr
+from advmoe.attacks import Apgd, BatchDraws, ImageDraws, apgd, cross_entropy, dlr, frozen, project, targeted_apgd, targeted_dlr
 from advmoe.attacks.apgd import checkpoints
 from advmoe.attacks.geometry import uniform_start
 from advmoe.errors import UserError
 
 
-def images(count=24):
+def random_images(count=24):
     return torch.rand(count, 1, 7, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
@@ -24,14 +24,14 @@ def small_net(classes=3):
     with torch.no_grad():
         for layer in (net[0], net[2], net[5]):
             layer.weight.mul_(4)
-        net[-1].bias.sub_(net(images()).mean(dim=0))
+        net[-1].bias.sub_(net(random_images()).mean(dim=0))
     return net
 
 
-def pictures(net, count=24):
-    """Pictures and, as labels, what the net sees in them."""
+def images(net, count=24):
+    """Images and, as labels, what the net sees in them."""
     with torch.no_grad():
-        return images(count), net(images(count)).argmax(dim=1)
+        return random_images(count), net(random_images(count)).argmax(dim=1)
 
 
 RADIUS = {"Linf": 0.06, "L2": 0.4}
@@ -53,7 +53,7 @@ def test_checkpoints_by_hand(num_steps, expected):
 
 
 class Twin:
-    """Algorithm 1 for one picture, line by line, in lists."""
+    """Algorithm 1 for one image, line by line, in lists."""
 
     def __init__(self, net, x, label, start, settings, objective):
         self.net, self.x, self.label, self.settings, self.objective = net, x, label, settings, objective
@@ -121,8 +121,8 @@ def double_cross_entropy(logits, y):  # ours computes in single precision, where
 @pytest.mark.parametrize("objective", [double_cross_entropy, dlr])
 def test_agrees_with_its_slow_twin(norm, rho, objective):
     net = small_net()
-    x, y = pictures(net)
-    settings, draws = Apgd(RADIUS[norm] / 2, 30, norm=norm, rho=rho), [PictureDraws(2, range(24)) for _ in range(2)]
+    x, y = images(net)
+    settings, draws = Apgd(RADIUS[norm] / 2, 30, norm=norm, rho=rho), [ImageDraws(2, range(24)) for _ in range(2)]
     with frozen(net):
         start = project(uniform_start(x, settings.epsilon, norm, draws[0]), x, settings.epsilon, norm)
         ours = apgd(net, x, y, settings, draws[1], objective)
@@ -130,7 +130,7 @@ def test_agrees_with_its_slow_twin(norm, rho, objective):
     torch.testing.assert_close(ours, torch.stack([twin.result() for twin in twins]), rtol=0, atol=1e-6)
     robust = (net(ours).argmax(dim=1) == y).nonzero()[:, 0].tolist()
     assert 5 < len(robust) < 19
-    if rho < 0.75:  # pictures were judged differently, and none was judged to fail or to pass throughout
+    if rho < 0.75:  # images were judged differently, and none was judged to fail or to pass throughout
         halvings = {tuple(twins[row].halvings) for row in robust}
         assert len(halvings) > 1
         assert any(0 < len(marks) < len(checkpoints(30)) for marks in halvings)
@@ -141,12 +141,12 @@ def test_agrees_with_its_slow_twin(norm, rho, objective):
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_the_result_lies_in_the_ball_and_in_the_pixel_range(norm, attack, classes):
     net = small_net(classes)
-    x, y = pictures(net)
+    x, y = images(net)
     x = x.round(decimals=1)
     y = net(x).argmax(dim=1)
     kept = x.clone()
     with frozen(net):
-        x_adv = attack(net, x, y, Apgd(RADIUS[norm], 10, restarts=2, norm=norm), PictureDraws(0, range(24)))
+        x_adv = attack(net, x, y, Apgd(RADIUS[norm], 10, restarts=2, norm=norm), ImageDraws(0, range(24)))
         robust = net(x_adv).argmax(dim=1) == y
     sizes = (x_adv - x).flatten(1).norm(dim=1, p=2 if norm == "L2" else torch.inf)
     assert sizes.max() <= RADIUS[norm] + 1e-9
@@ -162,12 +162,12 @@ def test_the_result_lies_in_the_ball_and_in_the_pixel_range(norm, attack, classe
 @pytest.mark.parametrize("objective", [cross_entropy, dlr])
 def test_the_objective_never_falls_below_the_starts(norm, objective):
     net = small_net()
-    x, y = pictures(net)
+    x, y = images(net)
     results = {}
     for steps, restarts in [(0, 1), (3, 1), (20, 1), (20, 3)]:
         settings = Apgd(RADIUS[norm] / 4, steps, restarts, norm)
         with frozen(net):
-            logits = net(apgd(net, x, y, settings, PictureDraws(3, range(24)), objective))
+            logits = net(apgd(net, x, y, settings, ImageDraws(3, range(24)), objective))
         results[steps, restarts] = objective(logits, y), logits.argmax(dim=1) == y
     (start, _), *later = results.values()
     for value, robust in later:
@@ -180,13 +180,13 @@ def test_the_objective_never_falls_below_the_starts(norm, objective):
 
 @NORMS
 @pytest.mark.parametrize("attack", [apgd, targeted_apgd])
-def test_a_pictures_result_does_not_depend_on_its_batch(norm, attack):
+def test_a_images_result_does_not_depend_on_its_batch(norm, attack):
     net, settings = small_net(4), Apgd(RADIUS[norm], 15, restarts=2, norm=norm)
-    x, y = pictures(net)
+    x, y = images(net)
     with frozen(net):
-        together = attack(net, x, y, settings, PictureDraws(0, range(24)))
+        together = attack(net, x, y, settings, ImageDraws(0, range(24)))
         for part in (torch.tensor([5]), torch.tensor([20, 3, 11]), torch.arange(24).flip(0)):
-            alone = attack(net, x[part], y[part], settings, PictureDraws(0, part.tolist()))
+            alone = attack(net, x[part], y[part], settings, ImageDraws(0, part.tolist()))
             torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-7)
 
 
@@ -199,16 +199,16 @@ class Counting:
         return self.net(x)
 
 
-def test_broken_pictures_cost_no_further_work():
+def test_broken_images_cost_no_further_work():
     net = small_net(4)
-    x, y = pictures(net)
+    x, y = images(net)
     y[:6] = (y[:6] + 1) % 4  # misclassified from the outset
     predict, settings = Counting(net), Apgd(RADIUS["Linf"] / 2, 10, restarts=3)
     with frozen(net):
-        x_adv = apgd(predict, x, y, settings, PictureDraws(0, range(24)))
+        x_adv = apgd(predict, x, y, settings, ImageDraws(0, range(24)))
         left = int((net(x_adv).argmax(dim=1) == y).sum())
     assert torch.equal(x_adv[:6], x[:6])
-    assert predict.rows[:5] == [24, 18, 18, 18, 18]  # the pictures; the start and 3 steps to the first checkpoint
+    assert predict.rows[:5] == [24, 18, 18, 18, 18]  # the images; the start and 3 steps to the first checkpoint
     assert predict.rows == sorted(predict.rows, reverse=True)
     assert 0 < left < 18
     assert predict.rows[-1] in (left, left + 1)
@@ -216,10 +216,10 @@ def test_broken_pictures_cost_no_further_work():
 
 def test_an_attack_that_has_broken_everything_stops():
     net = small_net()
-    x, y = pictures(net)
+    x, y = images(net)
     predict = Counting(net)
     with frozen(net):
-        x_adv = targeted_apgd(predict, x, (y + 1) % 3, Apgd(0.1, 10, restarts=2), PictureDraws(0, range(24)))
+        x_adv = targeted_apgd(predict, x, (y + 1) % 3, Apgd(0.1, 10, restarts=2), ImageDraws(0, range(24)))
     assert predict.rows == [24]
     assert torch.equal(x_adv, x)
 
@@ -230,22 +230,22 @@ def test_the_first_misclassified_point_is_returned():
         return torch.stack([torch.full_like(score, 2.0), torch.where((score - 0.8).abs() < 0.01, 3.0 + score, score)], dim=1)
 
     x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
-    x_adv = apgd(band, x, y, Apgd(0.3, 20), PictureDraws(0, [0]))
+    x_adv = apgd(band, x, y, Apgd(0.3, 20), ImageDraws(0, [0]))
     assert x_adv.item() == pytest.approx(0.8)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
 def test_two_and_three_classes_are_attacked_as_well_by_dlr_as_by_cross_entropy(classes):
     net = small_net(classes)
-    x, y = pictures(net)
+    x, y = images(net)
     settings = Apgd(RADIUS["Linf"] / 2, 30)
     with frozen(net):
         left = [
             (net(x_adv).argmax(dim=1) == y).sum().item()
             for x_adv in (
-                apgd(net, x, y, settings, PictureDraws(0, range(24))),
-                apgd(net, x, y, settings, PictureDraws(0, range(24)), dlr),
-                targeted_apgd(net, x, y, settings, PictureDraws(0, range(24))),
+                apgd(net, x, y, settings, ImageDraws(0, range(24))),
+                apgd(net, x, y, settings, ImageDraws(0, range(24)), dlr),
+                targeted_apgd(net, x, y, settings, ImageDraws(0, range(24))),
             )
         ]
     assert 2 < left[0] < 22
@@ -255,7 +255,7 @@ def test_two_and_three_classes_are_attacked_as_well_by_dlr_as_by_cross_entropy(c
 def test_targets_are_the_likeliest_wrong_classes_in_their_order(monkeypatch):
     aims = []
 
-    def biased(x):  # class 2 for every picture, then 0, 3, 1, and far from any change
+    def biased(x):  # class 2 for every image, then 0, 3, 1, and far from any change
         return torch.tensor([2.0, 0.0, 9.0, 1.0]) + 0 * x.sum(dim=(1, 2, 3), keepdim=True)[:, :, 0, 0]
 
     def spy(logits, target):
@@ -264,8 +264,8 @@ def test_targets_are_the_likeliest_wrong_classes_in_their_order(monkeypatch):
 
     monkeypatch.setattr(sys.modules["advmoe.attacks.apgd"], "targeted_dlr", spy)
     x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([2, 2])
-    targeted_apgd(biased, x, y, Apgd(0.1, 0, restarts=2), PictureDraws(0, [0, 1]))
-    targeted_apgd(biased, x, y, Apgd(0.1, 0), PictureDraws(0, [0, 1]), num_targets=1)
+    targeted_apgd(biased, x, y, Apgd(0.1, 0, restarts=2), ImageDraws(0, [0, 1]))
+    targeted_apgd(biased, x, y, Apgd(0.1, 0), ImageDraws(0, [0, 1]), num_targets=1)
     assert aims == [[[2, aim]] * 2 for aim in (0, 0, 3, 3, 1, 1, 0)]
 
 
@@ -273,7 +273,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_their_order(monkeypatch):
 def test_impossible_numbers_of_targets_are_refused(num_targets):
     net = small_net(4)
     with pytest.raises(UserError, match=f"num_targets is {num_targets}: with 4 classes there are 1 to 3"):
-        targeted_apgd(net, *pictures(net), Apgd(0.1), PictureDraws(0, range(24)), num_targets)
+        targeted_apgd(net, *images(net), Apgd(0.1), ImageDraws(0, range(24)), num_targets)
 
 
 def test_unknown_norms_are_refused():
@@ -281,17 +281,17 @@ def test_unknown_norms_are_refused():
         Apgd(0.1, norm="l2")
 
 
-def test_epsilon_zero_gives_the_pictures_back_and_no_pictures_give_none():
+def test_epsilon_zero_gives_the_images_back_and_no_images_give_none():
     net = small_net()
-    x, y = pictures(net)
+    x, y = images(net)
     for norm in RADIUS:
-        assert torch.equal(apgd(net, x, y, Apgd(0.0, 5, norm=norm), PictureDraws(0, range(24))), x)
-        assert targeted_apgd(net, x[:0], y[:0], Apgd(0.1, 5, norm=norm), PictureDraws(0, [])).shape == (0, 1, 7, 7)
+        assert torch.equal(apgd(net, x, y, Apgd(0.0, 5, norm=norm), ImageDraws(0, range(24))), x)
+        assert targeted_apgd(net, x[:0], y[:0], Apgd(0.1, 5, norm=norm), ImageDraws(0, [])).shape == (0, 1, 7, 7)
 
 
 def test_batch_draws_serve_as_well():
     net = small_net()
-    x, y = pictures(net)
+    x, y = images(net)
     settings = Apgd(RADIUS["L2"], 5, restarts=2, norm="L2")
     first, second = (apgd(net, x, y, settings, BatchDraws(torch.Generator().manual_seed(1))) for _ in range(2))
     assert torch.equal(first, second)

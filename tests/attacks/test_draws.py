@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from advmoe.attacks import BatchDraws, PictureDraws, derive_seed
+from advmoe.attacks import BatchDraws, ImageDraws, derive_seed
 
 
 def shaped(count):
@@ -9,31 +9,31 @@ def shaped(count):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
-def test_a_pictures_noise_does_not_depend_on_its_batch(kind):
-    together = getattr(PictureDraws(7, [4, 9, 2]), kind)(shaped(3))
-    reordered = getattr(PictureDraws(7, [2, 4]), kind)(shaped(2))
-    alone = getattr(PictureDraws(7, [9]), kind)(shaped(1))
+def test_a_images_noise_does_not_depend_on_its_batch(kind):
+    together = getattr(ImageDraws(7, [4, 9, 2]), kind)(shaped(3))
+    reordered = getattr(ImageDraws(7, [2, 4]), kind)(shaped(2))
+    alone = getattr(ImageDraws(7, [9]), kind)(shaped(1))
     assert torch.equal(reordered, together[[2, 0]])
     assert torch.equal(alone[0], together[1])
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_second_draws_differ_from_the_first_and_do_not_depend_on_the_batch(kind):
-    together, alone = PictureDraws(7, [4, 9]), PictureDraws(7, [9])
+    together, alone = ImageDraws(7, [4, 9]), ImageDraws(7, [9])
     first, second = (getattr(together, kind)(shaped(2)) for _ in range(2))
     getattr(alone, kind)(shaped(1))
     assert not torch.equal(first, second)
     assert torch.equal(getattr(alone, kind)(shaped(1))[0], second[1])
 
 
-def test_pictures_and_seeds_have_noise_of_their_own():
-    noise = PictureDraws(7, [4, 9]).uniform(shaped(2))
+def test_images_and_seeds_have_noise_of_their_own():
+    noise = ImageDraws(7, [4, 9]).uniform(shaped(2))
     assert not torch.equal(noise[0], noise[1])
-    assert not torch.equal(PictureDraws(8, [4, 9]).uniform(shaped(2)), noise)
-    assert torch.equal(PictureDraws(7, [4, 9]).uniform(shaped(2)), noise)
+    assert not torch.equal(ImageDraws(8, [4, 9]).uniform(shaped(2)), noise)
+    assert torch.equal(ImageDraws(7, [4, 9]).uniform(shaped(2)), noise)
 
 
-@pytest.mark.parametrize("make", [lambda: PictureDraws(0, range(2000)), lambda: BatchDraws(torch.Generator().manual_seed(0))])
+@pytest.mark.parametrize("make", [lambda: ImageDraws(0, range(2000)), lambda: BatchDraws(torch.Generator().manual_seed(0))])
 def test_distributions(make):
     x = torch.zeros(2000, 1, 3, 3)
     uniform, normal = make().uniform(x), make().normal(x)
@@ -46,14 +46,14 @@ def test_distributions(make):
     assert normal.std() == pytest.approx(1, abs=0.02)
 
 
-def test_noise_takes_the_pictures_type():
+def test_noise_takes_the_images_type():
     x = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
-    assert PictureDraws(0, [0, 1]).uniform(x).dtype == torch.float64
+    assert ImageDraws(0, [0, 1]).uniform(x).dtype == torch.float64
     assert BatchDraws(torch.Generator()).normal(x).dtype == torch.float64
 
 
-def test_no_pictures_draw_no_noise():
-    assert PictureDraws(0, []).uniform(shaped(0)).shape == (0, 3, 4, 4)
+def test_no_images_draw_no_noise():
+    assert ImageDraws(0, []).uniform(shaped(0)).shape == (0, 3, 4, 4)
 
 
 def test_batch_draws_follow_their_generator_alone():
@@ -65,7 +65,7 @@ def test_batch_draws_follow_their_generator_alone():
 
 def test_draws_leave_the_global_generator_alone():
     before = torch.get_rng_state()
-    PictureDraws(0, [0, 1]).uniform(shaped(2))
+    ImageDraws(0, [0, 1]).uniform(shaped(2))
     BatchDraws(torch.Generator()).normal(shaped(2))
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -79,7 +79,7 @@ def test_derived_seeds_feel_every_number():
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_chosen_rows_go_on_with_their_own_numbers(kind):
-    whole, chosen = PictureDraws(7, [4, 9, 2]), PictureDraws(7, [4, 9, 2])
+    whole, chosen = ImageDraws(7, [4, 9, 2]), ImageDraws(7, [4, 9, 2])
     first, second = (getattr(whole, kind)(shaped(3)) for _ in range(2))
     rows = torch.tensor([2, 0])
     assert torch.equal(getattr(chosen.rows(rows), kind)(shaped(2)), first[rows])

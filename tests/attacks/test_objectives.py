@@ -92,7 +92,7 @@ def test_dlr_of_two_classes_keeps_its_order_and_its_direction(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("classes", [2, 3, 4, 10])
-def test_no_objective_is_flat_on_a_picture_that_is_classified_correctly(name, classes):
+def test_no_objective_is_flat_on_a_image_that_is_classified_correctly(name, classes):
     logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(2))
     rows, labels = torch.arange(50), torch.arange(50) % classes
     logits[rows, labels] = logits.amax(dim=1) + 0.5

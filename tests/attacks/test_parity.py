@@ -1,4 +1,4 @@
-"""Our attacks against other people's implementations of the same papers, on real pictures and a trained net."""
+"""Our attacks against other people's implementations of the same papers, on real images and a trained net."""
 
 import foolbox
 import pytest
@@ -6,7 +6,7 @@ import torch
 from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 from torch import nn
 
-from advmoe.attacks import Apgd, Pgd, PictureDraws, apgd, cross_entropy, dlr, frozen, pgd, targeted_apgd
+from advmoe.attacks import Apgd, ImageDraws, Pgd, apgd, cross_entropy, dlr, frozen, pgd, targeted_apgd
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 
@@ -16,8 +16,8 @@ SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
 
 
 @pytest.fixture(scope="module")
-def net_and_pictures():
-    """A small conv net trained for a few seconds, and 64 test pictures that it classifies correctly."""
+def net_and_images():
+    """A small conv net trained for a few seconds, and 64 test images that it classifies correctly."""
     splits = load_dataset(DataConfig(dataset="fashion-mnist"))
     torch.manual_seed(0)
     net = nn.Sequential(
@@ -56,10 +56,10 @@ def robust(net, x_adv, y):
 @SEEDS
 @pytest.mark.parametrize("norm", EPSILON)
 @pytest.mark.parametrize(("name", "objective"), [("ce", cross_entropy), ("dlr", dlr)])
-def test_apgd_is_as_strong_as_its_authors(net_and_pictures, norm, seed, name, objective):
-    net, x, y = net_and_pictures
+def test_apgd_is_as_strong_as_its_authors(net_and_images, norm, seed, name, objective):
+    net, x, y = net_and_images
     epsilon = EPSILON[norm]
-    ours = apgd(net, x, y, Apgd(epsilon, STEPS, norm=norm), PictureDraws(seed, range(COUNT)), objective)
+    ours = apgd(net, x, y, Apgd(epsilon, STEPS, norm=norm), ImageDraws(seed, range(COUNT)), objective)
     attack = APGDAttack(net, n_iter=STEPS, norm=norm, eps=epsilon, seed=seed, loss=name, device="cpu")
     theirs = attack.perturb(x, y)
     kept, kept_by_theirs = robust(net, ours, y), robust(net, theirs, y)
@@ -72,16 +72,16 @@ def test_apgd_is_as_strong_as_its_authors(net_and_pictures, norm, seed, name, ob
         objective(net(x_adv), y[both]) - objective(net(x[both]), y[both]) for x_adv in (ours[both], highest)
     )
     print(f"    mean objective gained where both failed: {gained.mean():.5f}, theirs {gained_by_theirs.mean():.5f}")
-    # one picture of 32 that ends on another peak moves the mean by 2%; theirs differs by 3% between its own seeds
+    # one image of 32 that ends on another peak moves the mean by 2%; theirs differs by 3% between its own seeds
     assert gained.mean().item() == pytest.approx(gained_by_theirs.mean().item(), rel=0.04)
 
 
 @SEEDS
 @pytest.mark.parametrize("norm", EPSILON)
-def test_targeted_apgd_is_as_strong_as_its_authors(net_and_pictures, norm, seed):
-    net, x, y = net_and_pictures
+def test_targeted_apgd_is_as_strong_as_its_authors(net_and_images, norm, seed):
+    net, x, y = net_and_images
     epsilon = EPSILON[norm]
-    ours = targeted_apgd(net, x, y, Apgd(epsilon, STEPS, norm=norm), PictureDraws(seed, range(COUNT)))
+    ours = targeted_apgd(net, x, y, Apgd(epsilon, STEPS, norm=norm), ImageDraws(seed, range(COUNT)))
     attack = APGDAttack_targeted(net, n_iter=STEPS, norm=norm, eps=epsilon, seed=seed, n_target_classes=9, device="cpu")
     theirs = attack.perturb(x, y)
     kept, kept_by_theirs = robust(net, ours, y), robust(net, theirs, y)
@@ -90,12 +90,12 @@ def test_targeted_apgd_is_as_strong_as_its_authors(net_and_pictures, norm, seed)
     assert abs(kept.sum() - kept_by_theirs.sum()) <= 1
 
 
-def test_l2_pgd_agrees_with_foolbox(net_and_pictures):
-    net, x, y = net_and_pictures
+def test_l2_pgd_agrees_with_foolbox(net_and_images):
+    net, x, y = net_and_images
     epsilon, step, steps = EPSILON["L2"], 0.15, 10
     attack = foolbox.attacks.L2PGD(abs_stepsize=step, steps=steps, random_start=False)
     _, theirs, broken = attack(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=epsilon)
-    ours = pgd(net, x, y, Pgd(epsilon, step, steps, start="none", norm="L2"), PictureDraws(0, range(COUNT)))
+    ours = pgd(net, x, y, Pgd(epsilon, step, steps, start="none", norm="L2"), ImageDraws(0, range(COUNT)))
     print(f"L2 PGD: largest difference {(ours - theirs).abs().max():.1e}, {COUNT - broken.sum()} left robust")
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
     assert torch.equal(robust(net, ours, y), ~broken)

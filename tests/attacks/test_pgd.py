@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.attacks import Pgd, PictureDraws, cross_entropy, frozen, kl_divergence, pgd, project
+from advmoe.attacks import ImageDraws, Pgd, cross_entropy, frozen, kl_divergence, pgd, project
 from advmoe.attacks.geometry import ascent, length, uniform_start
 from advmoe.errors import UserError
 
-DRAWS = PictureDraws(0, [0])
+DRAWS = ImageDraws(0, [0])
 
 
 def pair(a, b):
-    """One picture of two pixels."""
+    """One image of two pixels."""
     return torch.tensor([a, b], dtype=torch.float64).view(1, 1, 1, 2)
 
 
@@ -87,7 +87,7 @@ def test_a_pixel_stopped_at_zero_comes_back():
 def test_saturated_pixels_move_from_a_random_start(value, direction):
     weights = direction * torch.linspace(1, 2, 75).view(3, 5, 5)
     x = torch.full((4, 3, 5, 5), value)
-    labels, draws = torch.zeros(4, dtype=torch.int64), PictureDraws(3, range(4))
+    labels, draws = torch.zeros(4, dtype=torch.int64), ImageDraws(3, range(4))
     x_adv = pgd(lambda z: logits((weights * (z - value)).sum(dim=(1, 2, 3))), x, labels, Pgd(0.1, 0.1, 1), draws)
     torch.testing.assert_close(x_adv, x + direction * 0.1)
 
@@ -119,7 +119,7 @@ def test_project_by_hand():
 @pytest.mark.parametrize("start", ["uniform", "normal", "none"])
 def test_the_result_lies_in_the_ball_and_in_the_pixel_range(start):
     model, x, y = small_net(), torch.rand(9, 3, 8, 8).round(decimals=1), torch.arange(9) % 3
-    x_adv = pgd(model, x, y, Pgd(8 / 255, 5 / 255, 4, restarts=2, start=start), PictureDraws(0, range(9)))
+    x_adv = pgd(model, x, y, Pgd(8 / 255, 5 / 255, 4, restarts=2, start=start), ImageDraws(0, range(9)))
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6
     assert (x_adv - x).abs().max() > 7.9 / 255
     assert x_adv.min() >= 0
@@ -128,19 +128,19 @@ def test_the_result_lies_in_the_ball_and_in_the_pixel_range(start):
 
 
 @pytest.mark.parametrize("start", ["uniform", "normal", "none"])
-def test_epsilon_zero_gives_the_pictures_back(start):
+def test_epsilon_zero_gives_the_images_back(start):
     model, x = small_net(), torch.rand(5, 3, 8, 8)
     settings = Pgd(0.0, 2 / 255, 5, restarts=2, start=start)
-    assert torch.equal(pgd(model, x, torch.zeros(5, dtype=torch.int64), settings, PictureDraws(0, range(5))), x)
+    assert torch.equal(pgd(model, x, torch.zeros(5, dtype=torch.int64), settings, ImageDraws(0, range(5))), x)
 
 
-def test_the_attack_leaves_pictures_and_gradients_alone():
+def test_the_attack_leaves_images_and_gradients_alone():
     model, x = small_net(), torch.rand(5, 3, 8, 8)
     kept = x.clone()
     first = next(model.parameters())
     first.grad = torch.full_like(first, 3.0)
     with torch.no_grad():
-        pgd(model, x, torch.zeros(5, dtype=torch.int64), Pgd(0.1, 0.04, 3), PictureDraws(0, range(5)))
+        pgd(model, x, torch.zeros(5, dtype=torch.int64), Pgd(0.1, 0.04, 3), ImageDraws(0, range(5)))
     assert torch.equal(x, kept)
     assert not x.requires_grad
     assert torch.equal(first.grad, torch.full_like(first, 3.0))
@@ -163,7 +163,7 @@ def test_restarts_keep_the_worst(order):
     assert one[0, 0, 0, 0].item() == pytest.approx(0.5 + 0.1 * order[0], abs=3e-4)
 
 
-def test_restarts_keep_the_worst_of_each_picture():
+def test_restarts_keep_the_worst_of_each_image():
     class Rows:
         def __init__(self):
             self.rows = iter([[-0.5, 0.8, -0.5], [0.8, -0.5, -0.5], [-0.5, -0.5, 0.8]])
@@ -180,7 +180,7 @@ def test_one_restart_more_never_lowers_the_objective():
     model, x, y = small_net(), torch.rand(6, 3, 8, 8), torch.arange(6) % 3
     values = []
     for restarts in (1, 2, 4):
-        x_adv = pgd(model, x, y, Pgd(0.03, 0.02, 1, restarts=restarts), PictureDraws(0, range(6)))
+        x_adv = pgd(model, x, y, Pgd(0.03, 0.02, 1, restarts=restarts), ImageDraws(0, range(6)))
         values.append(cross_entropy(model(x_adv), y).detach())
     assert (values[1] >= values[0] - 1e-6).all()
     assert (values[2] >= values[1] - 1e-6).all()
@@ -240,8 +240,8 @@ def small_net():
     )
 
 
-def trained_net_and_pictures():
-    """Three classes of noisy pictures, each bright in its own channel, and a net that mostly knows them."""
+def trained_net_and_images():
+    """Three classes of noisy images, each bright in its own channel, and a net that mostly knows them."""
     net, y = small_net(), torch.arange(60) % 3
     x = (torch.rand(60, 3, 8, 8) + 0.06 * torch.nn.functional.one_hot(y, 3)[:, :, None, None]).clamp(0, 1)
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
@@ -253,12 +253,12 @@ def trained_net_and_pictures():
 
 
 def test_agrees_with_foolbox():
-    net, x, y = trained_net_and_pictures()
+    net, x, y = trained_net_and_images()
     epsilon, step, steps = 6 / 255, 1.5 / 255, 7
     attack = foolbox.attacks.LinfPGD(abs_stepsize=step, steps=steps, random_start=False)
     _, theirs, broken = attack(foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu"), x, y, epsilons=epsilon)
     with frozen(net):
-        ours = pgd(net, x, y, Pgd(epsilon, step, steps, start="none"), PictureDraws(0, range(60)))
+        ours = pgd(net, x, y, Pgd(epsilon, step, steps, start="none"), ImageDraws(0, range(60)))
         robust = net(ours).argmax(dim=1) == y
         clean = net(x).argmax(dim=1) == y
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
@@ -294,7 +294,7 @@ def test_l2_steps_have_one_length_whatever_the_gradients(scale):
 
 def test_l2_starts_fill_the_ball_evenly():
     x = torch.full((4000, 1, 1, 2), 0.5)
-    change = uniform_start(x, 0.1, "L2", PictureDraws(0, range(4000))) - x
+    change = uniform_start(x, 0.1, "L2", ImageDraws(0, range(4000))) - x
     radii, angles = length(change).flatten() / 0.1, torch.atan2(change[..., 0], change[..., 1]).flatten()
     assert radii.max() <= 1 + 1e-5
     for share in (0.25, 0.5, 0.75):  # of the disc's area lies within sqrt(share) of the radius
@@ -306,12 +306,12 @@ def test_l2_starts_fill_the_ball_evenly():
 def test_l2_results_lie_in_the_ball_and_do_not_depend_on_the_batch(start):
     model, x, y = small_net().double(), torch.rand(9, 3, 8, 8).double().round(decimals=1), torch.arange(9) % 3
     settings = Pgd(0.5, 0.2, 5, restarts=2, start=start, norm="L2")
-    x_adv = pgd(model, x, y, settings, PictureDraws(0, range(9)))
+    x_adv = pgd(model, x, y, settings, ImageDraws(0, range(9)))
     assert length(x_adv - x).max() <= 0.5 + 1e-6
     assert length(x_adv - x).max() > 0.45
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
-    alone = pgd(model, x[4:5], y[4:5], settings, PictureDraws(0, [4]))
+    alone = pgd(model, x[4:5], y[4:5], settings, ImageDraws(0, [4]))
     assert torch.allclose(alone[0], x_adv[4], rtol=0, atol=1e-6)
 
 

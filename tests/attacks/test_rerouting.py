@@ -8,22 +8,22 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from advmoe.attacks import Apgd, PictureDraws, apgd, frozen, targeted_apgd
+from advmoe.attacks import Apgd, ImageDraws, apgd, frozen, targeted_apgd
 from advmoe.attacks.rerouting import Beam, cheapest_changes, reroute
 from advmoe.attacks.surrogate import Search
 from advmoe.evaluation.suite import ATTACKS, Job
 from advmoe.moe import HARD, Gate, Routing
 
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
-from planted import EPSILON, Planted, pictures, planted
+from planted import EPSILON, Planted, images, planted
 
 CLASSES, SIDE = 3, 4
 
 
 class Linear(nn.Module):
-    """Pictures [B, 1, 4, 4]; for each entry of `experts` a linear router over so many linear experts, whose outputs add up.
+    """Images [B, 1, 4, 4]; for each entry of `experts` a linear router over so many linear experts, whose outputs add up.
 
-    `passes` counts the forward passes that were made of every picture.
+    `passes` counts the forward passes that were made of every image.
     """
 
     def __init__(self, *experts: int, seed: int = 0) -> None:
@@ -50,7 +50,7 @@ class Linear(nn.Module):
 
 
 class Hidden(Linear):
-    """Two experts that ignore the picture: only the other route, which no gradient of the loss shows, changes the class."""
+    """Two experts that ignore the image: only the other route, which no gradient of the loss shows, changes the class."""
 
     def __init__(self, distance: float) -> None:
         super().__init__(2)
@@ -62,7 +62,7 @@ class Hidden(Linear):
             self.experts[0].bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0]))
 
 
-def noise_pictures(count: int, seed: int = 1) -> Tensor:
+def noise_images(count: int, seed: int = 1) -> Tensor:
     return torch.rand(count, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
 
 
@@ -73,7 +73,7 @@ def attack(
     with frozen(model):
         y = model(x).argmax(dim=1)
         model.passes = 0
-        return reroute(model, x, y, Search(epsilon, steps), beam or Beam(), PictureDraws(2, rows))
+        return reroute(model, x, y, Search(epsilon, steps), beam or Beam(), ImageDraws(2, rows))
 
 
 # the order of the changes
@@ -124,7 +124,7 @@ def test_a_router_that_is_cut_or_gives_nan_does_not_stop_the_attack(fault: str) 
             spoilt = [routing.logits.detach() if fault == "cut" else routing.logits * torch.nan for routing in routings]
             return logits, [Routing(bad, routing.experts) for bad, routing in zip(spoilt, routings, strict=True)]
 
-    model, x = Faulty(3, 2), noise_pictures(8)
+    model, x = Faulty(3, 2), noise_images(8)
     changes = cheapest_changes(model, x)
     assert changes.shape == (8, 3, 2)
     x_adv = attack(model, x)
@@ -134,7 +134,7 @@ def test_a_router_that_is_cut_or_gives_nan_does_not_stop_the_attack(fault: str) 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1)])
 def test_a_network_with_nothing_to_choose_has_no_changes(sizes: tuple[int, ...]) -> None:
-    model, x = Linear(*sizes), noise_pictures(3)
+    model, x = Linear(*sizes), noise_images(3)
     assert cheapest_changes(model, x).shape == (3, 0, 2)
     assert torch.equal(attack(model, x), x)
 
@@ -151,7 +151,7 @@ def test_never_makes_more_passes_than_its_budget(sizes: tuple[int, ...], beam: B
             expert.weight.zero_()
             expert.bias.zero_()
             expert.bias[::CLASSES] = 1.0
-    attack(model, noise_pictures(5), steps=7, beam=beam)
+    attack(model, noise_images(5), steps=7, beam=beam)
     assert model.passes <= beam.budget * (7 + 2) + 2  # two looks more than steps for each ascent; the order; the layers
 
 
@@ -198,8 +198,8 @@ def test_does_not_leave_the_ball_to_find_it() -> None:
 
 
 @pytest.mark.parametrize("sizes", [(4,), (3, 1), (2, 2, 2)])
-def test_what_it_gives_back_is_the_picture_or_fools_the_true_network_inside_the_ball(sizes: tuple[int, ...]) -> None:
-    model, x = Linear(*sizes), noise_pictures(64).mul(1.4).sub(0.2).clamp(0, 1)  # with saturated pixels
+def test_what_it_gives_back_is_the_image_or_fools_the_true_network_inside_the_ball(sizes: tuple[int, ...]) -> None:
+    model, x = Linear(*sizes), noise_images(64).mul(1.4).sub(0.2).clamp(0, 1)  # with saturated pixels
     y, x_adv = model(x).argmax(dim=1), attack(model, x)
     changed = (x_adv != x).flatten(1).any(dim=1)
     assert torch.equal(model(x_adv).argmax(dim=1) != y, changed)
@@ -210,15 +210,15 @@ def test_what_it_gives_back_is_the_picture_or_fools_the_true_network_inside_the_
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 3)])
-def test_a_picture_does_not_depend_on_who_shares_its_batch(sizes: tuple[int, ...]) -> None:
-    model, x = Linear(*sizes), noise_pictures(12)
+def test_a_image_does_not_depend_on_who_shares_its_batch(sizes: tuple[int, ...]) -> None:
+    model, x = Linear(*sizes), noise_images(12)
     whole = attack(model, x)
     for rows in ([0, 1, 2], [7], [11, 3, 8, 5]):
         assert torch.allclose(attack(model, x[rows], rows=rows), whole[rows], atol=1e-6)
 
 
 def test_same_seed_same_points() -> None:
-    model, x = Linear(4), noise_pictures(8)
+    model, x = Linear(4), noise_images(8)
     assert torch.equal(attack(model, x), attack(model, x))
 
 
@@ -236,13 +236,13 @@ def left_by_reroute(model: Planted, x: Tensor, y: Tensor, rows: list[int]) -> in
 
 
 def test_leaves_at_most_60_percent_of_what_apgd_leaves() -> None:
-    """The claim below in small: one seed, fewer pictures, and our APGD on two losses in AutoAttack's place."""
-    model, test = planted(0, epochs=2, count=3000, steps=2), pictures().test
+    """The claim below in small: one seed, fewer images, and our APGD on two losses in AutoAttack's place."""
+    model, test = planted(0, epochs=2, count=3000, steps=2), images().test
     x, y = test.pixels()[:40], test.labels[:40]
     with frozen(model):
         stands = model(x).argmax(dim=1) == y
-        stands &= model(apgd(model, x, y, Apgd(EPSILON), PictureDraws(0, range(40)))).argmax(dim=1) == y
-        x_adv = targeted_apgd(model, x, y, Apgd(EPSILON, num_steps=40), PictureDraws(1, range(40)))
+        stands &= model(apgd(model, x, y, Apgd(EPSILON), ImageDraws(0, range(40)))).argmax(dim=1) == y
+        x_adv = targeted_apgd(model, x, y, Apgd(EPSILON, num_steps=40), ImageDraws(1, range(40)))
         rows = (stands & (model(x_adv).argmax(dim=1) == y)).nonzero()[:, 0].tolist()
     assert len(rows) >= 12
     assert left_by_reroute(model, x, y, rows) <= 0.6 * len(rows)
@@ -250,8 +250,8 @@ def test_leaves_at_most_60_percent_of_what_apgd_leaves() -> None:
 
 @pytest.mark.slow
 def test_leaves_at_most_60_percent_of_what_autoattack_leaves() -> None:
-    """Three seeds, 64 pictures each, standard AutoAttack by the official package."""
-    test, before, after = pictures().test, 0, 0
+    """Three seeds, 64 images each, standard AutoAttack by the official package."""
+    test, before, after = images().test, 0, 0
     x, y = test.pixels()[:64], test.labels[:64]
     for seed in range(3):
         model = planted(seed)
@@ -262,5 +262,5 @@ def test_leaves_at_most_60_percent_of_what_autoattack_leaves() -> None:
         before += len(rows)
         after += left_by_reroute(model, x, y, rows)
     print(f"AutoAttack leaves {before}, reroute {after}")
-    assert before >= 60  # a third of the pictures: the network is robust as far as AutoAttack sees
+    assert before >= 60  # a third of the images: the network is robust as far as AutoAttack sees
     assert after <= 0.6 * before

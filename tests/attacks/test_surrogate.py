@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from advmoe.attacks import PictureDraws
+from advmoe.attacks import ImageDraws
 from advmoe.attacks.surrogate import (
     Search,
     ascent_direction,
@@ -24,7 +24,7 @@ EPSILON = 0.1
 
 
 class Linear(nn.Module):
-    """Pictures [B, 1, 2, 2]; `layers` linear routers over three linear experts of 3 classes, whose outputs add up."""
+    """Images [B, 1, 2, 2]; `layers` linear routers over three linear experts of 3 classes, whose outputs add up."""
 
     def __init__(self, layers: int = 2) -> None:
         super().__init__()
@@ -47,12 +47,12 @@ class Linear(nn.Module):
         return total, routings
 
 
-def pictures(count: int = B) -> Tensor:
+def images(count: int = B) -> Tensor:
     return torch.rand(count, 1, 2, 2, generator=torch.Generator().manual_seed(1))
 
 
-def draws(rows: range | list[int] = range(B)) -> PictureDraws:
-    return PictureDraws(3, rows)
+def draws(rows: range | list[int] = range(B)) -> ImageDraws:
+    return ImageDraws(3, rows)
 
 
 # margins
@@ -96,7 +96,7 @@ def test_steps_fall_from_half_of_epsilon_to_a_fiftieth_of_that() -> None:
 
 
 def test_stops_at_the_first_point_that_fools() -> None:
-    """A loss that raises every pixel forever: the picture must rest where the true network first changes its mind."""
+    """A loss that raises every pixel forever: the image must rest where the true network first changes its mind."""
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
     seen: list[float] = []
 
@@ -113,7 +113,7 @@ def test_stops_at_the_first_point_that_fools() -> None:
 
 
 def test_a_start_that_fools_already_is_kept() -> None:
-    x, y = pictures(), torch.zeros(B, dtype=torch.long)
+    x, y = images(), torch.zeros(B, dtype=torch.long)
     start = (x + 0.01).clamp(0, 1)
 
     def wrong(z: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ def test_a_start_that_fools_already_is_kept() -> None:
 
 
 def test_stays_in_the_ball_and_in_the_pixel_range() -> None:
-    model, x = Linear(), pictures().round()  # pixels of 0 and 1 alone
+    model, x = Linear(), images().round()  # pixels of 0 and 1 alone
     y = model(x).argmax(dim=1)
     x_adv = surrogate_pgd(model, through_gate(model, Gate("soft")), x, y, Search(EPSILON, 15), draws())
     assert (x_adv - x).abs().max() <= EPSILON + 1e-7
@@ -145,8 +145,8 @@ def test_a_start_outside_the_ball_is_brought_in() -> None:
 
 
 @pytest.mark.parametrize("kind", ["straight_through", "soft"])
-def test_breaks_pictures_that_a_random_start_does_not(kind: str) -> None:
-    model, x = Linear(), pictures(64)
+def test_breaks_images_that_a_random_start_does_not(kind: str) -> None:
+    model, x = Linear(), images(64)
     y, search = model(x).argmax(dim=1), Search(0.2, 20)
     start = surrogate_pgd(model, through_gate(model, Gate(kind)), x, y, Search(0.2, 0), draws(range(64)))
     x_adv = surrogate_pgd(model, through_gate(model, Gate(kind)), x, y, search, draws(range(64)))
@@ -154,8 +154,8 @@ def test_breaks_pictures_that_a_random_start_does_not(kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", ["gate", "route", "margin"])
-def test_a_picture_does_not_depend_on_who_shares_its_batch(make: str) -> None:
-    model, x = Linear(), pictures()
+def test_a_image_does_not_depend_on_who_shares_its_batch(make: str) -> None:
+    model, x = Linear(), images()
     y, route = model(x).argmax(dim=1), route_of(model.forward_routed(x)[1])
 
     def run(rows: list[int]) -> Tensor:
@@ -172,7 +172,7 @@ def test_a_picture_does_not_depend_on_who_shares_its_batch(make: str) -> None:
 
 
 def test_a_surrogate_of_nan_leaves_the_start_and_no_nan() -> None:
-    model, x = Linear(), pictures()
+    model, x = Linear(), images()
     y = model(x).argmax(dim=1)
     start = surrogate_pgd(model, through_network(model), x, y, Search(EPSILON, 0), draws())
     x_adv = surrogate_pgd(model, lambda z, labels, rows: z.flatten(1).sum(dim=1) * torch.nan, x, y, Search(EPSILON, 5), draws())
@@ -183,7 +183,7 @@ def test_a_surrogate_of_nan_leaves_the_start_and_no_nan() -> None:
 
 
 def test_through_route_is_the_forced_network() -> None:
-    model, x, y = Linear(), pictures(), torch.arange(B) % C
+    model, x, y = Linear(), images(), torch.arange(B) % C
     route = torch.stack([torch.arange(B) % 3, (torch.arange(B) + 1) % 3], dim=1)
     rows = torch.tensor([4, 0, 7])
     flat = x[rows].flatten(1)
@@ -194,18 +194,18 @@ def test_through_route_is_the_forced_network() -> None:
 
 
 def test_through_the_clean_route_is_the_true_loss() -> None:
-    model, x, y = Linear(), pictures(), torch.arange(B) % C
+    model, x, y = Linear(), images(), torch.arange(B) % C
     held = through_route(model, route_of(model.forward_routed(x)[1]))(x, y, torch.arange(B))
     assert torch.allclose(held, F.cross_entropy(model(x), y, reduction="none"))
 
 
 def test_through_network_is_the_other_networks_loss() -> None:
-    other, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, C)), pictures(), torch.arange(B) % C
+    other, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, C)), images(), torch.arange(B) % C
     assert torch.allclose(through_network(other)(x, y, torch.arange(B)), F.cross_entropy(other(x), y, reduction="none"))
 
 
 def test_through_gate_reaches_the_router_where_the_hard_gate_does_not() -> None:
-    model, x, y = Linear(layers=1), pictures(), torch.arange(B) % C
+    model, x, y = Linear(layers=1), images(), torch.arange(B) % C
     rows = torch.arange(B)
     for kind, reaches in (("hard", False), ("soft", True), ("straight_through", True)):
         (gradient,) = torch.autograd.grad(
@@ -216,7 +216,7 @@ def test_through_gate_reaches_the_router_where_the_hard_gate_does_not() -> None:
 
 @pytest.mark.parametrize(("weight", "sign"), [(50.0, 1), (-50.0, -1)])
 def test_the_margin_moves_as_its_weight_says(weight: float, sign: int) -> None:
-    model, x, y = Linear(), pictures(), torch.arange(B) % C
+    model, x, y = Linear(), images(), torch.arange(B) % C
     route = route_of(model.forward_routed(x)[1])
     direction = ascent_direction(with_routing_margin(model, route, weight), x, y, torch.arange(B))
     moved = margins(model.forward_routed(x + 1e-3 * direction)[1], route).mean(dim=1)
@@ -225,7 +225,7 @@ def test_the_margin_moves_as_its_weight_says(weight: float, sign: int) -> None:
 
 
 def test_a_margin_of_weight_0_is_the_true_loss() -> None:
-    model, x, y = Linear(), pictures(), torch.arange(B) % C
+    model, x, y = Linear(), images(), torch.arange(B) % C
     route = route_of(model.forward_routed(x)[1])
     found = with_routing_margin(model, route, 0.0)(x, y, torch.arange(B))
     assert torch.equal(found, F.cross_entropy(model(x), y, reduction="none"))
@@ -239,7 +239,7 @@ def test_a_layer_of_one_expert_leaves_the_margins_loss_finite() -> None:
             logits, routings = super().forward_routed(x, gate)
             return logits, [*routings, Routing(torch.zeros(len(x), 1), torch.zeros(len(x), dtype=torch.long))]
 
-    model, x, y = Half(), pictures(), torch.arange(B) % C
+    model, x, y = Half(), images(), torch.arange(B) % C
     route = route_of(model.forward_routed(x)[1])
     whole, plain = (with_routing_margin(network, route[:, :layers], -1.0) for network, layers in ((model, 3), (Linear(), 2)))
     rows = torch.arange(B)

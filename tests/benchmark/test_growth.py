@@ -29,7 +29,7 @@ def test_axes_change_what_they_say():
     assert changed["batch"].run.training.batch_size == 128
     assert (changed["experts N"].run.model.num_experts, changed["experts N"].run.model.bank) == (16, "disjoint")
     assert changed["model scale r"].run.model.model_scale == 1.0
-    assert changed["picture side"] == Task(TASK.run, 64)
+    assert changed["image side"] == Task(TASK.run, 64)
     assert changed["attack steps"].run.attack.num_steps == 10
 
 
@@ -43,7 +43,7 @@ def test_suite_fits_every_axis_and_its_figure_is_drawn(monkeypatch, tmp_path):
     monkeypatch.setattr(growth, "measurable", lambda device: True)
     founds = list(growth.growth(Scale(rounds=2), CPU))
     times = {one.title.rpartition(" against ")[2]: one.rows[0].ratio for one in founds if one.unit == "seconds"}
-    expected = {"batch": 1.0, "experts N": 0.25, "model scale r": 1.0, "picture side": 2.0, "attack steps": 1.0}
+    expected = {"batch": 1.0, "experts N": 0.25, "model scale r": 1.0, "image side": 2.0, "attack steps": 1.0}
     assert times == pytest.approx(expected)
     assert sum(one.unit == "bytes" for one in founds) == len(AXES)
     draw(founds, tmp_path / "growth.png")

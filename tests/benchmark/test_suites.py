@@ -8,7 +8,7 @@ from advmoe.benchmark.memory import Probe
 from advmoe.benchmark.variants import KINDS, Scale
 
 CPU = torch.device("cpu")
-TOY = Scale(width=20, side=8, batch=4, training_batch=6, attack_batch=2, attack_steps=2, pictures=60, rounds=1)
+TOY = Scale(width=20, side=8, batch=4, training_batch=6, attack_batch=2, attack_steps=2, images=60, rounds=1)
 
 
 def rows(suite):
@@ -63,10 +63,10 @@ def test_training(monkeypatch):
 
 def test_attack_compares_rates():
     (found,) = suites.attack(TOY, CPU)
-    assert found.unit == "pictures_per_second"
+    assert found.unit == "images_per_second"
     assert [(row.name, row.target) for row in found.rows] == [
-        ("PGD-2 pictures a second, batch 2: MoE / small dense", ">= 0.75"),
-        ("PGD-2 pictures a second, batch 2: MoE / MoE unfolded", None),
+        ("PGD-2 images a second, batch 2: MoE / small dense", ">= 0.75"),
+        ("PGD-2 images a second, batch 2: MoE / MoE unfolded", None),
     ]
     moe, small = found.measured["MoE"], found.measured["small dense"]
     assert found.rows[0].ratio == pytest.approx(moe[0] / small[0])
@@ -79,7 +79,7 @@ def test_data():
 def test_loading_gives_each_level_its_batch_epoch_after_epoch():
     config = variants.configuration("AdvMoE", TOY)
     load = variants.loading(config, TOY, CPU)
-    for _ in range(TOY.pictures // TOY.training_batch + 3):
+    for _ in range(TOY.images // TOY.training_batch + 3):
         batches = load()
         assert [(tuple(x.shape), x.dtype, len(y)) for x, y in batches] == [((6, 3, 8, 8), torch.float32, 6)] * 2
         assert all(x.min() >= 0 and x.max() <= 1 for x, _ in batches)

@@ -146,7 +146,7 @@ def test_rows_move_whole(page):
 
 
 def shown(page):
-    galleries = page.find_elements(By.CSS_SELECTOR, ".pictures")
+    galleries = page.find_elements(By.CSS_SELECTOR, ".images")
     return [own.find_element(By.TAG_NAME, "h3").text for own in galleries if own.is_displayed()]
 
 
@@ -161,8 +161,8 @@ def test_gallery_shows_the_chosen_run(page):
     assert shown(page) == titles[3:4]
 
 
-def test_pictures_are_drawn_and_changed_layers_are_marked_by_more_than_colour(page):
-    (gallery,) = [own for own in page.find_elements(By.CSS_SELECTOR, ".pictures") if own.is_displayed()]
+def test_images_are_drawn_and_changed_layers_are_marked_by_more_than_colour(page):
+    (gallery,) = [own for own in page.find_elements(By.CSS_SELECTOR, ".images") if own.is_displayed()]
     images = gallery.find_elements(By.TAG_NAME, "img")
     assert len(images) == 8
     assert all(page.execute_script("return arguments[0].naturalWidth", image) == 28 for image in images)

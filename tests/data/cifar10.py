@@ -14,14 +14,14 @@ PARTS = {"train": TRAIN, "test": TEST}
 
 
 def batch_content(part: Part) -> dict[bytes, Any]:
-    return {b"batch_label": b"tiny", b"labels": part.labels, b"data": part.images.reshape(-1, 3072), b"filenames": [b"a.png"]}
+    return {b"batch_label": b"tiny", b"labels": part.labels, b"data": part.raw.reshape(-1, 3072), b"filenames": [b"a.png"]}
 
 
 def write_batches(folder: Path) -> Path:
     contents = {"test_batch": batch_content(TEST), "batches.meta": {b"label_names": list(CLASSES)}}
     for number, name in enumerate(BATCHES):
         rows = slice(8 * number, 8 * number + 8)
-        contents[name] = batch_content(Part(TRAIN.images[rows], TRAIN.labels[rows]))
+        contents[name] = batch_content(Part(TRAIN.raw[rows], TRAIN.labels[rows]))
     return write_pickles(folder / "cifar-10-batches-py", contents)
 
 
@@ -32,8 +32,8 @@ def write_tar(folder: Path) -> Path:
 def write_parquet(folder: Path, kind: str = "PNG") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for name, part in PARTS.items():
-        pictures = [{"bytes": encoded(image, kind), "path": f"{row}.png"} for row, image in enumerate(part.images)]
-        write_table(folder / f"{name}-00000-of-00001.parquet", img=pictures, label=part.labels)
+        images = [{"bytes": encoded(image, kind), "path": f"{row}.png"} for row, image in enumerate(part.raw)]
+        write_table(folder / f"{name}-00000-of-00001.parquet", img=images, label=part.labels)
     return folder
 
 

@@ -17,14 +17,14 @@ Write = Callable[[Path], Path]  # a folder to write to -> where the data lie
 
 
 class Part(NamedTuple):
-    """Pictures [n, 3, 32, 32] uint8 and labels."""
+    """Images [n, 3, 32, 32] uint8 and labels."""
 
     images: np.ndarray
     labels: list[int]
 
 
 def blocky(classes: int, each: int, seed: int) -> Part:
-    """Blocky random pictures, `each` of every class, in random order."""
+    """Blocky random images, `each` of every class, in random order."""
     random = np.random.default_rng(seed)
     labels = random.permutation(np.repeat(np.arange(classes), each)).tolist()
     images = random.integers(0, 256, (len(labels), 3, 4, 4), dtype=np.uint8).repeat(8, 2).repeat(8, 3)
@@ -33,9 +33,9 @@ def blocky(classes: int, each: int, seed: int) -> Part:
 
 def encoded(image: np.ndarray, kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (32, 32)) -> bytes:
     buffer = io.BytesIO()
-    picture = Image.fromarray(image.transpose(1, 2, 0)).convert(mode)
-    picture = picture if size == (32, 32) else picture.resize(size)
-    picture.save(buffer, kind, **({"quality": 75} if kind == "JPEG" else {}))
+    converted = Image.fromarray(image.transpose(1, 2, 0)).convert(mode)
+    converted = converted if size == (32, 32) else converted.resize(size)
+    converted.save(buffer, kind, **({"quality": 75} if kind == "JPEG" else {}))
     return buffer.getvalue()
 
 

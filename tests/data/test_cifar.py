@@ -25,7 +25,7 @@ def load(place: Path, **fields: Any) -> Splits:
 def contents(splits: Splits) -> dict[bytes, int]:
     """Label by pixels, over train and validation part."""
     parts = (splits.train, splits.val)
-    return {image.numpy().tobytes(): int(label) for part in parts for image, label in zip(part.images, part.labels, strict=True)}
+    return {image.numpy().tobytes(): int(label) for part in parts for image, label in zip(part.raw, part.labels, strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def test_lossless_forms_give_the_same_data(form: str, tmp_path: Path, wanted: Sp
     splits = load(cifar10.LOSSLESS[form](tmp_path))
     assert (splits.name, splits.fingerprint) == ("cifar10", wanted.fingerprint)
     for part in ("train", "val", "test"):
-        assert torch.equal(getattr(splits, part).images, getattr(wanted, part).images)
+        assert torch.equal(getattr(splits, part).raw, getattr(wanted, part).raw)
         assert torch.equal(getattr(splits, part).labels, getattr(wanted, part).labels)
 
 
-def test_pictures_keep_their_pixels_and_labels(wanted: Splits) -> None:
+def test_images_keep_their_pixels_and_labels(wanted: Splits) -> None:
     assert contents(wanted) == {image.tobytes(): label for image, label in zip(*TRAIN, strict=True)}
-    test = {image.numpy().tobytes() for image in wanted.test.images}
-    assert test == {image.tobytes() for image in TEST.images}
+    test = {image.numpy().tobytes() for image in wanted.test.raw}
+    assert test == {image.tobytes() for image in TEST.raw}
 
 
 def test_held_out_part_is_stratified(wanted: Splits) -> None:
@@ -74,17 +74,17 @@ def test_jpeg_forms_give_the_same_data(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_one_jpeg_in_either_part_names_the_data(part: str, tmp_path: Path) -> None:
-    picture = next((cifar10.write_folders(tmp_path) / part / "cat").iterdir())
-    picture.write_bytes(encoded(TRAIN.images[0], "JPEG"))
+    image = next((cifar10.write_folders(tmp_path) / part / "cat").iterdir())
+    image.write_bytes(encoded(TRAIN.raw[0], "JPEG"))
     assert load(tmp_path).name == "cifar10-jpeg"
 
 
 def test_parquet_shards_and_plain_bytes(tmp_path: Path, wanted: Splits) -> None:
     for shard in range(4):
         rows = slice(10 * shard, 10 * shard + 10)
-        items = [encoded(image) for image in TRAIN.images[rows]]
+        items = [encoded(image) for image in TRAIN.raw[rows]]
         write_table(tmp_path / f"train-{shard}.parquet", image=items, label=TRAIN.labels[rows])
-    write_table(tmp_path / "test.parquet", img=[encoded(image) for image in TEST.images], label=TEST.labels)
+    write_table(tmp_path / "test.parquet", img=[encoded(image) for image in TEST.raw], label=TEST.labels)
     assert load(tmp_path).fingerprint == wanted.fingerprint
 
 
@@ -103,32 +103,32 @@ def test_pickle_of_old_numpy_is_read(tmp_path: Path, wanted: Splits) -> None:
     assert load(place).fingerprint == wanted.fingerprint
 
 
-def test_hidden_files_beside_pictures_are_passed_over(tmp_path: Path, wanted: Splits) -> None:
+def test_hidden_files_beside_images_are_passed_over(tmp_path: Path, wanted: Splits) -> None:
     (cifar10.write_folders(tmp_path) / "train" / "cat" / ".DS_Store").write_bytes(b"mac")
     assert load(tmp_path).fingerprint == wanted.fingerprint
 
 
 def colour_variant(image: np.ndarray, mode: str) -> tuple[bytes, np.ndarray]:
-    """An encoded picture in `mode`, and its pixels in RGB."""
+    """An encoded image in `mode`, and its pixels in RGB."""
     data = encoded(image, "JPEG" if mode == "CMYK" else "PNG", mode)
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.mode == mode
-        return data, np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
+    with Image.open(io.BytesIO(data)) as file:
+        assert file.mode == mode
+        return data, np.asarray(file.convert("RGB")).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA"])
 def test_other_colour_modes_become_rgb(mode: str, tmp_path: Path) -> None:
     path = sorted((cifar10.write_folders(tmp_path) / "train" / "bird").iterdir())[0]
-    data, pixels = colour_variant(TRAIN.images[0], mode)
+    data, pixels = colour_variant(TRAIN.raw[0], mode)
     path.write_bytes(data)
     found = contents(load(tmp_path))
     assert found[pixels.tobytes()] == CLASSES.index("bird")
 
 
-def test_a_grey_picture_has_three_equal_channels(tmp_path: Path) -> None:
+def test_a_grey_image_has_three_equal_channels(tmp_path: Path) -> None:
     path = sorted((cifar10.write_folders(tmp_path) / "test" / "bird").iterdir())[0]
-    path.write_bytes(encoded(TRAIN.images[0], "PNG", "L"))
-    test = load(tmp_path).test.images
+    path.write_bytes(encoded(TRAIN.raw[0], "PNG", "L"))
+    test = load(tmp_path).test.raw
     assert sum(bool((image[0] == image[1]).all() and (image[0] == image[2]).all()) for image in test) == 1
 
 
@@ -181,7 +181,7 @@ def test_missing_class_folder(part: str, tmp_path: Path) -> None:
 def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (cifar10.write_folders(tmp_path) / "train" / "frog").iterdir():
         path.unlink()
-    assert complaint(tmp_path) == f"{tmp_path / 'train' / 'frog'}: holds no picture"
+    assert complaint(tmp_path) == f"{tmp_path / 'train' / 'frog'}: holds no image"
 
 
 def test_missing_test_folder(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_missing_test_folder(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{tmp_path / 'test'}: no such folder"
 
 
-def test_too_few_pictures_to_hold_out(tmp_path: Path) -> None:
+def test_too_few_images_to_hold_out(tmp_path: Path) -> None:
     for path in sorted((cifar10.write_folders(tmp_path) / "train" / "frog").iterdir())[1:]:
         path.unlink()
-    assert "class 6 has 1 training picture" in complaint(tmp_path)
+    assert "class 6 has 1 training image" in complaint(tmp_path)

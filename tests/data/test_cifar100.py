@@ -19,9 +19,9 @@ PARTS = {"train": blocky(100, 2, seed=1), "test": blocky(100, 1, seed=2)}
 
 
 def batch_content(name: str) -> dict[bytes, Any]:
-    images, labels = PARTS[name]
+    raw, labels = PARTS[name]
     coarse = [label // 5 for label in labels]
-    return {b"data": images.reshape(-1, 3072), b"fine_labels": labels, b"coarse_labels": coarse, b"batch_label": b"tiny"}
+    return {b"data": raw.reshape(-1, 3072), b"fine_labels": labels, b"coarse_labels": coarse, b"batch_label": b"tiny"}
 
 
 def write_batches(folder: Path) -> Path:
@@ -35,10 +35,10 @@ def write_tar(folder: Path) -> Path:
 
 def write_parquet(folder: Path, column: str = "fine_label", kind: str = "PNG") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for name, (images, labels) in PARTS.items():
+    for name, (raw, labels) in PARTS.items():
         columns = {column: labels, "coarse_label": [label // 5 for label in labels]}
-        pictures = [{"bytes": encoded(image, kind), "path": None} for image in images]
-        write_table(folder / f"{name}-00000-of-00001.parquet", img=pictures, **columns)
+        images = [{"bytes": encoded(image, kind), "path": None} for image in raw]
+        write_table(folder / f"{name}-00000-of-00001.parquet", img=images, **columns)
     return folder
 
 
@@ -68,11 +68,11 @@ def test_lossless_forms_give_the_same_data(form: str, tmp_path: Path, wanted: Sp
     assert torch.equal(splits.val.labels, wanted.val.labels)
 
 
-def test_pictures_keep_their_pixels_and_fine_labels(wanted: Splits) -> None:
+def test_images_keep_their_pixels_and_fine_labels(wanted: Splits) -> None:
     found = {}
     for split in (wanted.train, wanted.val):
         rows = split[torch.arange(len(split))]
-        found |= {image.numpy().tobytes(): label for image, label in zip(rows.images, rows.labels.tolist(), strict=True)}
+        found |= {image.numpy().tobytes(): label for image, label in zip(rows.raw, rows.labels.tolist(), strict=True)}
     assert found == {image.tobytes(): label for image, label in zip(*PARTS["train"], strict=True)}
     assert torch.bincount(wanted.test.labels).tolist() == [1] * 100
 
@@ -127,8 +127,8 @@ def test_label_out_of_range(label: int, tmp_path: Path) -> None:
 
 def test_missing_class_folder(tmp_path: Path) -> None:
     path = write_folders(tmp_path) / "test" / "train"
-    for picture in path.iterdir():
-        picture.unlink()
+    for image in path.iterdir():
+        image.unlink()
     path.rmdir()
     assert complaint(tmp_path) == f"{tmp_path / 'test'}: no folder for class train"
 
@@ -139,11 +139,11 @@ def test_wrong_columns(tmp_path: Path) -> None:
 
 
 def test_superclasses_are_not_taken_for_classes(tmp_path: Path) -> None:
-    images, labels = PARTS["train"]
-    pictures = [encoded(image) for image in images]
+    raw, labels = PARTS["train"]
+    images = [encoded(image) for image in raw]
     for name in ("train", "test"):
-        write_table(tmp_path / f"{name}.parquet", image=pictures, label=[label // 5 for label in labels])
-    assert complaint(tmp_path) == f"{tmp_path}: no training picture of class 20 (chair) of CIFAR-100"
+        write_table(tmp_path / f"{name}.parquet", image=images, label=[label // 5 for label in labels])
+    assert complaint(tmp_path) == f"{tmp_path}: no training image of class 20 (chair) of CIFAR-100"
 
 
 def test_the_two_data_sets_are_not_taken_for_each_other(tmp_path: Path) -> None:

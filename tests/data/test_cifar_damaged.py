@@ -68,81 +68,81 @@ def test_truncated_parquet(share: float, tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"{path}: not a whole Parquet file (")
 
 
-@pytest.mark.parametrize("columns", [("picture", "label"), ("img", "fine_label")])
+@pytest.mark.parametrize("columns", [("image", "label"), ("img", "fine_label")])
 def test_wrong_columns(columns: tuple[str, str], tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))
     write_table(path, **dict(zip(columns, ([b"x"], [0]), strict=True)))
     assert complaint(tmp_path) == f"{path}: needs columns img and label, has {', '.join(columns)}"
 
 
-BAD_PICTURES = {
-    "empty": (b"", "not a picture that can be decoded"),
-    "text": (b"hello, no picture", "not a picture that can be decoded"),
-    "cut png": (encoded(TRAIN.images[0])[:150], "not a picture that can be decoded"),
-    "cut jpeg": (encoded(TRAIN.images[0], "JPEG")[:400], "not a picture that can be decoded"),
-    "header alone": (encoded(TRAIN.images[0])[:8], "not a picture that can be decoded"),
-    "large": (encoded(TRAIN.images[0], size=(33, 32)), "the picture is 33 x 32, not 32 x 32"),
-    "small": (encoded(TRAIN.images[0], size=(28, 28)), "the picture is 28 x 28, not 32 x 32"),
-    "postscript": (encoded(TRAIN.images[0], "EPS"), "not a picture that can be decoded (none of PNG, "),
-    "bomb": (huge_png(12_000, 12_000), "the picture is 12000 x 12000, not 32 x 32"),
-    "larger bomb": (huge_png(60_000, 60_000), "not a picture that can be decoded (Image size"),
+BAD_IMAGES = {
+    "empty": (b"", "not an image that can be decoded"),
+    "text": (b"hello, no image", "not an image that can be decoded"),
+    "cut png": (encoded(TRAIN.raw[0])[:150], "not an image that can be decoded"),
+    "cut jpeg": (encoded(TRAIN.raw[0], "JPEG")[:400], "not an image that can be decoded"),
+    "header alone": (encoded(TRAIN.raw[0])[:8], "not an image that can be decoded"),
+    "large": (encoded(TRAIN.raw[0], size=(33, 32)), "the image is 33 x 32, not 32 x 32"),
+    "small": (encoded(TRAIN.raw[0], size=(28, 28)), "the image is 28 x 28, not 32 x 32"),
+    "postscript": (encoded(TRAIN.raw[0], "EPS"), "not an image that can be decoded (none of PNG, "),
+    "bomb": (huge_png(12_000, 12_000), "the image is 12000 x 12000, not 32 x 32"),
+    "larger bomb": (huge_png(60_000, 60_000), "not an image that can be decoded (Image size"),
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.filterwarnings("error")
-def test_bad_picture_in_parquet_is_named_by_its_row(name: str, tmp_path: Path) -> None:
-    picture, message = BAD_PICTURES[name]
+def test_bad_image_in_parquet_is_named_by_its_row(name: str, tmp_path: Path) -> None:
+    image, message = BAD_IMAGES[name]
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))
-    items = [{"bytes": encoded(image), "path": None} for image in TRAIN.images]
-    items[17] = {"bytes": picture, "path": None}
+    items = [{"bytes": encoded(image), "path": None} for image in TRAIN.raw]
+    items[17] = {"bytes": image, "path": None}
     write_table(path, img=items, label=TRAIN.labels)
     assert complaint(tmp_path).startswith(f"{path}: row 17: {message}")
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.filterwarnings("error")
-def test_bad_picture_in_a_folder_is_named_by_its_path(name: str, tmp_path: Path) -> None:
-    picture, message = BAD_PICTURES[name]
+def test_bad_image_in_a_folder_is_named_by_its_path(name: str, tmp_path: Path) -> None:
+    image, message = BAD_IMAGES[name]
     path = sorted((cifar10.write_folders(tmp_path) / "train" / "ship").iterdir())[1]
-    path.write_bytes(picture)
+    path.write_bytes(image)
     assert complaint(tmp_path).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize("item", [None, {"bytes": None, "path": "a.png"}])
-def test_parquet_row_without_a_picture(item: Any, tmp_path: Path) -> None:
+def test_parquet_row_without_a_image(item: Any, tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("test*"))
-    items = [{"bytes": encoded(image), "path": "x"} for image in TEST.images]
+    items = [{"bytes": encoded(image), "path": "x"} for image in TEST.raw]
     items[5] = item
     write_table(path, img=items, label=TEST.labels)
-    assert complaint(tmp_path) == f"{path}: row 5 holds no picture bytes"
+    assert complaint(tmp_path) == f"{path}: row 5 holds no image bytes"
 
 
 @pytest.mark.parametrize("column", [[{"path": "a.png"}], [3.5], ["a.png"]])
 def test_parquet_column_of_another_kind(column: list[Any], tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("test*"))
     write_table(path, img=column, label=[0])
-    assert complaint(tmp_path) == f"{path}: row 0 holds no picture bytes"
+    assert complaint(tmp_path) == f"{path}: row 0 holds no image bytes"
 
 
 @pytest.mark.parametrize("label", [10, -1, None])
 def test_label_out_of_range_in_parquet(label: int | None, tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))
-    write_table(path, img=[encoded(image) for image in TRAIN.images], label=[*TRAIN.labels[:39], label])
+    write_table(path, img=[encoded(image) for image in TRAIN.raw], label=[*TRAIN.labels[:39], label])
     assert complaint(tmp_path) == f"{path}: label {label} in row 39 is not a whole number from 0 to 9"
 
 
 def test_label_out_of_range_in_a_batch(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
-    path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TEST.images, [*TEST.labels[:3], 12, *TEST.labels[4:]])), protocol=2))
+    path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TEST.raw, [*TEST.labels[:3], 12, *TEST.labels[4:]])), protocol=2))
     assert complaint(tmp_path) == f"{path}: label 12 in row 3 is not a whole number from 0 to 9"
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {b"data": TEST.images.reshape(-1, 3072)[:, :-1]},
-        {b"data": TEST.images.reshape(-1, 3072).astype(np.float32)},
+        {b"data": TEST.raw.reshape(-1, 3072)[:, :-1]},
+        {b"data": TEST.raw.reshape(-1, 3072).astype(np.float32)},
         {b"data": None},
         {b"labels": 3},
     ],
@@ -160,10 +160,10 @@ def test_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
 
 
-def test_labels_and_pictures_differ_in_number(tmp_path: Path) -> None:
+def test_labels_and_images_differ_in_number(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "data_batch_1"
-    path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TRAIN.images[:8], TRAIN.labels[:7])), protocol=2))
-    assert complaint(tmp_path) == f"{path}: 8 pictures and 7 labels"
+    path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TRAIN.raw[:8], TRAIN.labels[:7])), protocol=2))
+    assert complaint(tmp_path) == f"{path}: 8 images and 7 labels"
 
 
 class Shell:
@@ -284,7 +284,7 @@ def test_bombs_in_an_archive_are_not_read(tmp_path: Path) -> None:
 def test_an_archive_of_large_batches_is_read(tmp_path: Path) -> None:
     """Larger than what a tar's header may take at once, as all real ones are."""
     folder = cifar10.write_batches(tmp_path)
-    content = cifar10.batch_content(Part(np.tile(TEST.images, (30, 1, 1, 1)), TEST.labels * 30))
+    content = cifar10.batch_content(Part(np.tile(TEST.raw, (30, 1, 1, 1)), TEST.labels * 30))
     (folder / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
     assert (folder / "test_batch").stat().st_size > 2**20
     path = write_archive(tmp_path / "cifar-10-python.tar.gz", folder)

@@ -24,14 +24,14 @@ def smooth(height: int, width: int) -> np.ndarray:
     return np.stack(channels, -1).round().astype(np.uint8)
 
 
-def encoded(picture: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, kind, **options)
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def oriented(array: np.ndarray, orientation: int, kind: str = "PNG") -> bytes:
-    """A picture whose EXIF says how it is to be turned."""
+    """An image whose EXIF says how it is to be turned."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(array, kind, exif=exif)
@@ -59,7 +59,7 @@ BOTH = pytest.mark.parametrize("function", [decode, decode_fitted])
 
 @BOTH
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM"])
-def test_lossless_pictures_of_the_right_size_keep_every_pixel(function: Any, kind: str) -> None:
+def test_lossless_images_of_the_right_size_keep_every_pixel(function: Any, kind: str) -> None:
     array = noise(8, 8)
     out = function(encoded(array, kind), 8, "here")
     assert (out.shape, out.dtype) == ((3, 8, 8), np.uint8)
@@ -75,14 +75,14 @@ def test_lossless_webp_is_read(function: Any) -> None:
 @BOTH
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
 def test_other_colours_become_rgb(function: Any, mode: str) -> None:
-    picture = Image.fromarray(smooth(8, 8)).convert(mode)
-    wanted = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(function(encoded(picture, "TIFF" if mode == "CMYK" else "PNG"), 8, "here"), wanted)
+    image = Image.fromarray(smooth(8, 8)).convert(mode)
+    wanted = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(function(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 8, "here"), wanted)
 
 
 def test_cmyk_jpeg_keeps_its_colours() -> None:
-    picture = Image.new("RGB", (16, 16), (200, 40, 40)).convert("CMYK")
-    mean = decode(encoded(picture, "JPEG", quality=95), 16, "here").reshape(3, -1).mean(1)
+    image = Image.new("RGB", (16, 16), (200, 40, 40)).convert("CMYK")
+    mean = decode(encoded(image, "JPEG", quality=95), 16, "here").reshape(3, -1).mean(1)
     np.testing.assert_allclose(mean, (200, 40, 40), atol=4)
 
 
@@ -90,37 +90,37 @@ def test_cmyk_jpeg_keeps_its_colours() -> None:
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
 def test_more_than_eight_bits_are_refused_not_cut_off(function: Any, dtype: type) -> None:
     data = encoded(Image.fromarray(np.full((8, 8), 3000, dtype=dtype)), "TIFF")
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.mode.partition(";")[0] in DEEP_MODES
-        assert complaint(function, data) == f"here: the picture has pixels of kind {picture.mode}, not 8 bits a channel"
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode.partition(";")[0] in DEEP_MODES
+        assert complaint(function, data) == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel"
 
 
 @BOTH
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "PPM", "WEBP"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
-def test_truncated_pictures_are_an_error(function: Any, kind: str, share: float) -> None:
+def test_truncated_images_are_an_error(function: Any, kind: str, share: float) -> None:
     array = noise(64, 64)
     data = encoded(array, kind)
     assert function(data, 64, "here").shape == (3, 64, 64)
-    assert complaint(function, data[: int(share * len(data))], 64).startswith("here: not a picture that can be decoded (")
+    assert complaint(function, data[: int(share * len(data))], 64).startswith("here: not an image that can be decoded (")
 
 
 @BOTH
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", encoded(noise(8, 8), "EPS")])
-def test_no_picture(function: Any, data: bytes) -> None:
-    assert complaint(function, data).startswith("here: not a picture that can be decoded (")
+def test_no_image(function: Any, data: bytes) -> None:
+    assert complaint(function, data).startswith("here: not an image that can be decoded (")
 
 
 def test_exact_size_is_demanded() -> None:
-    assert complaint(decode, encoded(noise(8, 9)), 8) == "here: the picture is 9 x 8, not 8 x 8"
+    assert complaint(decode, encoded(noise(8, 9)), 8) == "here: the image is 9 x 8, not 8 x 8"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (12_000, 12_000), (64_000_001, 1)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image.Image, "load", lambda picture: pytest.fail("decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     text = complaint(decode_fitted, huge_png(width, height))
-    assert text == f"here: the picture is {width} x {height}: more than 64,000,000 pixels"
+    assert text == f"here: the image is {width} x {height}: more than 64,000,000 pixels"
     assert width * height > MAX_PIXELS
 
 
@@ -147,7 +147,7 @@ def test_fitted_resizing_is_antialiased() -> None:
     assert np.abs(out[:, 1:-1, 1:-1].astype(float) - 127.5).max() < 8  # without it every pixel would be black or white
 
 
-def test_fitted_picture_may_be_one_pixel_wide() -> None:
+def test_fitted_image_may_be_one_pixel_wide() -> None:
     assert decode_fitted(encoded(noise(5000, 1)), 8, "here").shape == (3, 8, 8)
 
 
@@ -164,21 +164,21 @@ TURNED = {
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_fitted_pictures_are_upright(orientation: int) -> None:
+def test_fitted_images_are_upright(orientation: int) -> None:
     array = noise(8, 8)
     out = decode_fitted(oriented(array, orientation), 8, "here")
     np.testing.assert_array_equal(out, TURNED[orientation](array).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_exact_pictures_are_taken_as_they_are_stored(orientation: int) -> None:
+def test_exact_images_are_taken_as_they_are_stored(orientation: int) -> None:
     array = noise(8, 8)
     np.testing.assert_array_equal(decode(oriented(array, orientation), 8, "here"), array.transpose(2, 0, 1))
 
 
 def test_size_is_width_and_height() -> None:
     assert size_of(encoded(noise(5, 9)), "here") == (9, 5)
-    with pytest.raises(UserError, match="here: not a picture that can be decoded"):
+    with pytest.raises(UserError, match="here: not an image that can be decoded"):
         size_of(b"text", "here")
 
 
@@ -196,14 +196,14 @@ def test_all_rows_come_in_their_order() -> None:
 def test_the_first_bad_row_is_named() -> None:
     items = [encoded(noise(8, 8))] * 40
     items[11], items[12], items[39] = b"x", encoded(noise(9, 9)), b""
-    with pytest.raises(UserError, match=r"^row 11: not a picture"):
+    with pytest.raises(UserError, match=r"^row 11: not an image"):
         decode_all(40, 8, lambda row: decode(items[row], 8, f"row {row}"))
 
 
-def test_few_pictures_are_in_the_making_at_a_time() -> None:
+def test_few_images_are_in_the_making_at_a_time() -> None:
     alive, most, lock = 0, 0, threading.Lock()
 
-    def picture(row: int) -> np.ndarray:
+    def image(row: int) -> np.ndarray:
         nonlocal alive, most
         with lock:
             alive += 1
@@ -214,19 +214,19 @@ def test_few_pictures_are_in_the_making_at_a_time() -> None:
             alive -= 1
         return out
 
-    out = decode_all(500, 4, picture)
+    out = decode_all(500, 4, image)
     assert out[:, 0, 0, 0].tolist() == [row % 256 for row in range(500)]
     assert 1 <= most <= 32
 
 
 @pytest.mark.filterwarnings("error")
 def test_warnings_of_odd_metadata_are_not_shown() -> None:
-    picture = Image.fromarray(noise(8, 8)).quantize(16)
-    data = encoded(picture, transparency=bytes(range(16)))
+    image = Image.fromarray(noise(8, 8)).quantize(16)
+    data = encoded(image, transparency=bytes(range(16)))
     assert decode_all(2, 8, lambda row: decode(data, 8, "here")).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 10**7), (10**6, 10**6), (1, 10**12)])
 def test_more_than_memory_holds(count: int, size: int) -> None:
-    with pytest.raises(UserError, match=rf"^{count} pictures of {size} x {size} need \d+ GiB of memory$"):
+    with pytest.raises(UserError, match=rf"^{count} images of {size} x {size} need \d+ GiB of memory$"):
         decode_all(count, size, lambda row: pytest.fail("decoded"))

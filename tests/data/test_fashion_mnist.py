@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from advmoe.config import DataConfig
-from advmoe.data import Pictures, Splits, fashion_mnist, load_dataset
+from advmoe.data import Images, Splits, fashion_mnist, load_dataset
 
 SIZES = {"train": 6000, "val": 300, "test": 1000}
 EMBEDDED = files("advmoe.data").joinpath("embedded")
@@ -16,16 +16,16 @@ def splits() -> Splits:
     return load_dataset(DataConfig(dataset="fashion-mnist"))
 
 
-def contents(pictures: Pictures) -> list[bytes]:
-    return [picture.tobytes() for picture in pictures.images.numpy()]
+def contents(images: Images) -> list[bytes]:
+    return [image.tobytes() for image in images.raw.numpy()]
 
 
 @pytest.mark.parametrize("part", SIZES)
 def test_shapes_and_types(splits: Splits, part: str) -> None:
-    pictures = getattr(splits, part)
-    assert pictures.images.shape == (SIZES[part], 1, 28, 28)
-    assert pictures.images.dtype == torch.uint8
-    assert pictures.labels.dtype == torch.int64
+    images = getattr(splits, part)
+    assert images.raw.shape == (SIZES[part], 1, 28, 28)
+    assert images.raw.dtype == torch.uint8
+    assert images.labels.dtype == torch.int64
 
 
 @pytest.mark.parametrize("part", SIZES)
@@ -33,7 +33,7 @@ def test_classes_are_balanced(splits: Splits, part: str) -> None:
     assert torch.bincount(getattr(splits, part).labels).tolist() == [SIZES[part] // 10] * 10
 
 
-def test_no_picture_occurs_twice_in_or_across_parts(splits: Splits) -> None:
+def test_no_image_occurs_twice_in_or_across_parts(splits: Splits) -> None:
     everything = [content for part in SIZES for content in contents(getattr(splits, part))]
     assert len(set(everything)) == len(everything) == sum(SIZES.values())
 
@@ -49,7 +49,7 @@ def test_classes_differ_as_their_names_say(splits: Splits) -> None:
     assert max(ink, key=ink.__getitem__) in {"pullover", "coat"}
 
 
-def test_mean_and_deviation_are_those_of_the_pictures(splits: Splits) -> None:
+def test_mean_and_deviation_are_those_of_the_images(splits: Splits) -> None:
     pixels = splits.train.pixels()
     assert pixels.mean().item() == pytest.approx(fashion_mnist.SPEC.mean[0], abs=0.005)
     assert pixels.std().item() == pytest.approx(fashion_mnist.SPEC.std[0], abs=0.005)
@@ -75,13 +75,13 @@ def test_limits_are_balanced_and_leave_the_fingerprint(splits: Splits) -> None:
     assert small.fingerprint == splits.fingerprint
 
 
-def test_limited_pictures_are_of_the_full_part(splits: Splits) -> None:
+def test_limited_images_are_of_the_full_part(splits: Splits) -> None:
     small = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=40))
     full = dict(zip(contents(splits.train), splits.train.labels.tolist(), strict=True))
     assert [full[content] for content in contents(small.train)] == small.train.labels.tolist()
 
 
-def test_few_training_pictures_are_held_against_few():
+def test_few_training_images_are_held_against_few():
     splits = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=256))
     assert (len(splits.train), len(splits.val)) == (256, 64)
     whole = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=2000))

@@ -138,7 +138,7 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
     [
         ("imagenet", "cannot be fetched freely: register at https://image-net.org"),
         ("fashion-mnist", "is embedded"),
-        ("folder", "your own pictures"),
+        ("folder", "your own images"),
         ("cifar", "unknown dataset to fetch 'cifar': did you mean cifar10"),
     ],
 )

@@ -13,7 +13,7 @@ from PIL import Image
 from advmoe.config import DataConfig
 from advmoe.data import DATASETS, Splits, load_dataset
 from advmoe.data.folder import channel_statistics
-from advmoe.data.pictures import Source
+from advmoe.data.images import Source
 from advmoe.errors import UserError
 
 CLASSES = ("ant", "bee", "cat")
@@ -23,14 +23,14 @@ def array(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
 
 
-def encoded(picture: np.ndarray, kind: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
+def encoded(image: np.ndarray, kind: str = "PNG", mode: str = "RGB", **options: Any) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture).convert(mode).save(buffer, kind, **options)
+    Image.fromarray(image).convert(mode).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def write_classes(folder: Path, each: int, seed: int, size: tuple[int, int] = (16, 16)) -> Path:
-    """`each` pictures of every class; no two with the same pixels."""
+    """`each` images of every class; no two with the same pixels."""
     for label, name in enumerate(CLASSES):
         (folder / name).mkdir(parents=True)
         for row in range(each):
@@ -66,7 +66,7 @@ def complaint(place: Path, **fields: Any) -> str:
 def contents(*parts: Source) -> dict[bytes, int]:
     """Label by pixels."""
     rows = [part[torch.arange(len(part))] for part in parts]
-    return {image.numpy().tobytes(): label for row in rows for image, label in zip(row.images, row.labels.tolist(), strict=True)}
+    return {image.numpy().tobytes(): label for row in rows for image, label in zip(row.raw, row.labels.tolist(), strict=True)}
 
 
 def given(folder: Path) -> dict[bytes, int]:
@@ -85,7 +85,7 @@ def counts(*parts: Source) -> list[list[int]]:
 # What is read
 
 
-def test_parts_keep_their_pictures_and_labels(tmp_path: Path) -> None:
+def test_parts_keep_their_images_and_labels(tmp_path: Path) -> None:
     splits = load(in_parts(tmp_path))
     assert contents(splits.train, splits.val) == given(tmp_path / "train")
     assert contents(splits.test) == given(tmp_path / "test")
@@ -117,7 +117,7 @@ def test_parts_are_the_same_whatever_the_seed_and_the_files_names(write: Callabl
     second = load(place)
     assert first.fingerprint == second.fingerprint
     for name in ("train", "val", "test"):
-        assert torch.equal(getattr(first, name).images, getattr(second, name).images)
+        assert torch.equal(getattr(first, name).raw, getattr(second, name).raw)
 
 
 def test_classes_are_mixed_in_the_test_part(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_spec_is_that_of_the_loaded_data(write: Callable[[Path], Path], tmp_path
     assert DATASETS["folder"].spec(config(tmp_path)) == load(tmp_path, validation_share=0.5, limit_train=3).spec
 
 
-def test_mean_and_deviation_are_those_of_the_training_pictures(tmp_path: Path) -> None:
+def test_mean_and_deviation_are_those_of_the_training_images(tmp_path: Path) -> None:
     spec = load(in_parts(tmp_path)).spec
     images = np.stack([np.asarray(Image.open(path)) for path in (tmp_path / "train").glob("*/*")]) / 255
     np.testing.assert_allclose(spec.mean, images.mean((0, 1, 2)), atol=5.1e-5)
@@ -148,7 +148,7 @@ def test_mean_and_deviation_are_those_of_the_training_pictures(tmp_path: Path) -
     assert [round(value, 4) for value in (*spec.mean, *spec.std)] == [*spec.mean, *spec.std]
 
 
-def test_statistics_of_known_pictures() -> None:
+def test_statistics_of_known_images() -> None:
     images = torch.tensor([[[[0, 255]], [[51, 51]], [[255, 255]]], [[[0, 255]], [[51, 51]], [[255, 252]]]], dtype=torch.uint8)
     mean, std = channel_statistics(images)
     assert mean == (0.5, 0.2, 0.9971)
@@ -189,13 +189,13 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_other_colours_become_rgb(mode: str, tmp_path: Path) -> None:
     data = encoded(array(0), "TIFF" if mode == "CMYK" else "PNG", mode)
     (in_parts(tmp_path) / "test" / "bee" / "00.png").write_bytes(data)
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.mode == mode
-        pixels = np.asarray(picture.convert("RGB")).transpose(2, 0, 1).tobytes()
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == mode
+        pixels = np.asarray(image.convert("RGB")).transpose(2, 0, 1).tobytes()
     assert contents(load(tmp_path).test)[pixels] == 1
 
 
-def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+def test_images_are_turned_upright(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     (in_parts(tmp_path) / "test" / "cat" / "00.png").write_bytes(encoded(array(5), exif=exif))
@@ -203,17 +203,17 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [8, 16, 24])
-def test_pictures_of_any_size_are_brought_to_picture_size(size: int, tmp_path: Path) -> None:
+def test_images_of_any_size_are_brought_to_image_size(size: int, tmp_path: Path) -> None:
     for number, path in enumerate(sorted(in_parts(tmp_path).glob("*/*/*"))):
         path.write_bytes(encoded(array(number, (10 + number, 30 - number))))
-    splits = load(tmp_path, picture_size=size)
+    splits = load(tmp_path, image_size=size)
     assert splits.spec.shape == (3, size, size)
-    assert splits.test[torch.arange(9)].images.shape == (9, 3, size, size)
+    assert splits.test[torch.arange(9)].raw.shape == (9, 3, size, size)
     assert len(contents(splits.train, splits.val, splits.test)) == 27
 
 
-def test_picture_size_of_the_pictures_changes_nothing(tmp_path: Path) -> None:
-    assert load(in_parts(tmp_path)).fingerprint == load(tmp_path, picture_size=16).fingerprint
+def test_image_size_of_the_images_changes_nothing(tmp_path: Path) -> None:
+    assert load(in_parts(tmp_path)).fingerprint == load(tmp_path, image_size=16).fingerprint
 
 
 # What is missing or mixed up
@@ -244,7 +244,7 @@ def test_one_class(tmp_path: Path) -> None:
 def test_the_folder_above(tmp_path: Path) -> None:
     in_parts(tmp_path / "mine")
     assert complaint(tmp_path) == (
-        f"{tmp_path / 'mine' / 'test'}: not a plain file; the folder of a class holds its pictures and nothing else"
+        f"{tmp_path / 'mine' / 'test'}: not a plain file; the folder of a class holds its images and nothing else"
     )
 
 
@@ -284,11 +284,11 @@ def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (in_parts(tmp_path) / "test" / "bee").iterdir():
         path.unlink()
     (tmp_path / "test" / "bee" / ".hidden.png").write_bytes(encoded(array(0)))
-    assert complaint(tmp_path) == f"{tmp_path / 'test' / 'bee'}: holds no picture"
+    assert complaint(tmp_path) == f"{tmp_path / 'test' / 'bee'}: holds no image"
 
 
 @pytest.mark.parametrize(("write", "least"), [(plain, 3), (in_parts, 2), (lambda place: in_parts(place, val=True), 1)])
-def test_class_with_too_few_pictures(write: Callable[[Path], Path], least: int, tmp_path: Path) -> None:
+def test_class_with_too_few_images(write: Callable[[Path], Path], least: int, tmp_path: Path) -> None:
     write(tmp_path)
     folder = tmp_path / "train" / "bee" if (tmp_path / "train").exists() else tmp_path / "bee"
     for path in sorted(folder.iterdir())[least:]:
@@ -299,12 +299,12 @@ def test_class_with_too_few_pictures(write: Callable[[Path], Path], least: int, 
     assert (splits.val.labels == 1).any()
     next(folder.iterdir()).unlink()
     left = least - 1
-    said = f"class bee has {left} training picture(s), {least} are the least" if left else "holds no picture"
+    said = f"class bee has {left} training image(s), {least} are the least" if left else "holds no image"
     assert complaint(tmp_path) == f"{folder}: {said}"
 
 
 @pytest.mark.parametrize("place", ["stray.PNG", "train/stray.jpeg"])
-def test_pictures_outside_of_the_classes_are_not_lost(place: str, tmp_path: Path) -> None:
+def test_images_outside_of_the_classes_are_not_lost(place: str, tmp_path: Path) -> None:
     write = in_parts if "/" in place else plain
     path = write(tmp_path) / place
     path.write_bytes(encoded(array(0)))
@@ -322,10 +322,10 @@ def test_unlabelled_parts_are_not_taken_for_classes(tmp_path: Path) -> None:
 def test_what_is_no_plain_file_is_not_lost(kind: str, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "cat" / "more.png"
     {"folder": path.mkdir, "broken link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[kind]()
-    assert complaint(tmp_path) == f"{path}: not a plain file; the folder of a class holds its pictures and nothing else"
+    assert complaint(tmp_path) == f"{path}: not a plain file; the folder of a class holds its images and nothing else"
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty": b"",
     "text": b"hello",
     "cut png": encoded(array(0))[:300],
@@ -335,35 +335,35 @@ BAD_PICTURES = {
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("size", [None, 8])
-def test_bad_picture_is_named(name: str, part: str, size: int | None, tmp_path: Path) -> None:
+def test_bad_image_is_named(name: str, part: str, size: int | None, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / part / "bee" / "01.png"
-    path.write_bytes(BAD_PICTURES[name])
-    assert complaint(tmp_path, picture_size=size).startswith(f"{path}: not a picture that can be decoded (")
+    path.write_bytes(BAD_IMAGES[name])
+    assert complaint(tmp_path, image_size=size).startswith(f"{path}: not an image that can be decoded (")
 
 
 def test_other_files_in_a_class_are_not_lost(tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "bee" / "notes.txt"
     path.write_text("a bee")
-    assert complaint(tmp_path).startswith(f"{path}: not a picture that can be decoded (")
+    assert complaint(tmp_path).startswith(f"{path}: not an image that can be decoded (")
 
 
-def test_pictures_that_are_not_square_need_a_size(tmp_path: Path) -> None:
+def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "ant" / "00.png"
     path.write_bytes(encoded(array(0, (20, 16))))
-    assert complaint(tmp_path) == f"{path}: the picture is 20 x 16, not square: give --picture-size"
+    assert complaint(tmp_path) == f"{path}: the image is 20 x 16, not square: give --image-size"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_pictures_of_several_sizes_need_a_size(part: str, tmp_path: Path) -> None:
+def test_images_of_several_sizes_need_a_size(part: str, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / part / "cat" / "02.png"
     path.write_bytes(encoded(array(0, (17, 17))))
-    assert complaint(tmp_path) == f"{path}: the picture is 17 x 17, the first one 16 x 16: give --picture-size"
+    assert complaint(tmp_path) == f"{path}: the image is 17 x 17, the first one 16 x 16: give --image-size"
 
 
 def test_more_than_memory_holds(tmp_path: Path) -> None:
-    assert complaint(in_parts(tmp_path), picture_size=10**7).startswith("18 pictures of 10000000 x 10000000 need ")
+    assert complaint(in_parts(tmp_path), image_size=10**7).startswith("18 images of 10000000 x 10000000 need ")
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,4 +372,4 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     in_parts(tmp_path)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert complaint(tmp_path, picture_size=8) == f"{tmp_path / 'train' / 'ant' / '00.png'}: cannot be read (Permission denied)"
+    assert complaint(tmp_path, image_size=8) == f"{tmp_path / 'train' / 'ant' / '00.png'}: cannot be read (Permission denied)"

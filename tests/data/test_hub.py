@@ -37,12 +37,12 @@ class Rows:
 def rows(repository: str, split: str) -> Rows:
     label = {"uoft-cs/cifar10": "label", "uoft-cs/cifar100": "fine_label"}[repository]
     random, classes = np.random.default_rng(len(split)), {"label": 10, "fine_label": 100}[label]
-    pictures = []
+    images = []
     for _ in range(2 * classes):
         buffer = io.BytesIO()
         Image.fromarray(random.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
-        pictures.append({"bytes": buffer.getvalue(), "path": None})
-    return Rows({"img": pictures, label: [*range(classes)] * 2, "coarse_label": [99] * 2 * classes})
+        images.append({"bytes": buffer.getvalue(), "path": None})
+    return Rows({"img": images, label: [*range(classes)] * 2, "coarse_label": [99] * 2 * classes})
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from PIL import Image
 
 from advmoe.config import DataConfig
 from advmoe.data import DATASETS, load_dataset
-from advmoe.data.pictures import Splits
+from advmoe.data.images import Splits
 from advmoe.data.stream import Streamed
 from advmoe.errors import UserError
 
 WNIDS = ("n01440764", "n01443537", "n02105855")
-EACH = {"train": 4, "val": 2}  # pictures of each class
+EACH = {"train": 4, "val": 2}  # images of each class
 
 
 def photo(part: str, row: int) -> bytes:
@@ -80,7 +80,7 @@ def load(place: Path, **fields: Any) -> Splits:
 
 
 def contents(*parts: Any) -> list[tuple[bytes, int]]:
-    """Encoded pictures with their labels, sorted."""
+    """Encoded images with their labels, sorted."""
     found = []
     for part in parts:
         assert isinstance(part, Streamed)
@@ -89,7 +89,7 @@ def contents(*parts: Any) -> list[tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_gives_all_pictures_with_their_labels(form: str, tmp_path: Path) -> None:
+def test_every_form_gives_all_images_with_their_labels(form: str, tmp_path: Path) -> None:
     splits = load(FORMS[form](tmp_path))
     assert contents(splits.train, splits.val) == sorted((photo("train", row), label_of(row)) for row in range(12))
     assert contents(splits.test) == sorted((photo("val", row), label_of(row)) for row in range(6))
@@ -100,7 +100,7 @@ def test_every_form_gives_all_pictures_with_their_labels(form: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("form", "classes"), [("folders", WNIDS), ("shards", ("class-0000", "class-0001", "class-0002"))])
-def test_classes_are_known_before_the_pictures(form: str, classes: tuple[str, ...], tmp_path: Path) -> None:
+def test_classes_are_known_before_the_images(form: str, classes: tuple[str, ...], tmp_path: Path) -> None:
     place = FORMS[form](tmp_path)
     splits = load(place)
     assert splits.spec.classes == classes
@@ -128,10 +128,10 @@ def test_limits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_pictures_are_trained_on_and_evaluated(form: str, tmp_path: Path) -> None:
+def test_images_are_trained_on_and_evaluated(form: str, tmp_path: Path) -> None:
     splits = load(FORMS[form](tmp_path)).to(torch.device("cpu"))
     (batch,) = splits.train.augmented([np.array([8, 0, 4])], [5], DataConfig(workers=1))
-    assert batch.images.shape == (3, 3, 224, 224)
+    assert batch.raw.shape == (3, 3, 224, 224)
     assert torch.equal(batch.labels, splits.train.labels[[8, 0, 4]])
     assert splits.test.pixels().shape == (6, 3, 224, 224)
 
@@ -140,7 +140,7 @@ def test_both_forms_show_the_same_pixels(tmp_path: Path) -> None:
     for name in FORMS:
         (tmp_path / name).mkdir()
     folders, shards = (load(FORMS[name](tmp_path / name)).test for name in FORMS)
-    images = [{image.numpy().tobytes() for image in part[torch.arange(6)].images} for part in (folders, shards)]
+    images = [{image.numpy().tobytes() for image in part[torch.arange(6)].raw} for part in (folders, shards)]
     assert images[0] == images[1]
     assert len(images[0]) == 6
 
@@ -163,7 +163,7 @@ def test_fingerprint_sees_what_changed(form: str, tmp_path: Path) -> None:
     assert len({first, longer, load(tmp_path).fingerprint}) == 3
 
 
-def test_files_that_are_no_pictures_are_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
     first = load(write_folders(tmp_path)).fingerprint
     for name in (".hidden.JPEG", "Thumbs.db", "list.txt"):
         (tmp_path / "train" / WNIDS[1] / name).write_bytes(b"x")
@@ -197,7 +197,7 @@ def test_missing_val_shards(tmp_path: Path) -> None:
 def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (write_folders(tmp_path) / "val" / WNIDS[1]).iterdir():
         path.unlink()
-    assert complaint(tmp_path).startswith(f"{tmp_path / 'val' / WNIDS[1]}: holds no picture (.jpeg")
+    assert complaint(tmp_path).startswith(f"{tmp_path / 'val' / WNIDS[1]}: holds no image (.jpeg")
 
 
 @pytest.mark.parametrize(("part", "counts"), [("train", "2 classes in train, 3 in val"), ("val", "3 classes in train, 2 in val")])
@@ -211,14 +211,14 @@ def test_parts_with_different_labels(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{tmp_path}: 3 classes in train, 2 in val; val has no class-0002"
 
 
-def test_a_class_without_pictures_in_shards(tmp_path: Path) -> None:
+def test_a_class_without_images_in_shards(tmp_path: Path) -> None:
     write_shard(write_shards(tmp_path) / "small-validation-00.tar", members("val", range(2)) | {"s0001.cls": b"999999999"})
-    assert "no picture of class 1, though labels go to 999999999" in complaint(tmp_path)
+    assert "no image of class 1, though labels go to 999999999" in complaint(tmp_path)
 
 
-def test_shards_without_pictures(tmp_path: Path) -> None:
+def test_shards_without_images(tmp_path: Path) -> None:
     path = write_shard(write_shards(tmp_path) / "small-validation-00.tar", {"a.json": b"{}"})
-    assert complaint(tmp_path) == f"{path}: holds no picture, nor does any shard after it"
+    assert complaint(tmp_path) == f"{path}: holds no image, nor does any shard after it"
 
 
 def spoiled(folder: Path, content: dict[str, bytes], **fields: Any) -> tuple[Path, str]:
@@ -238,7 +238,7 @@ def test_a_member_that_is_a_link_or_device(kind: bytes, tmp_path: Path) -> None:
     assert text == f"{path}: member s0007.cls is a link, a device or sparse, not a plain file"
 
 
-@pytest.mark.parametrize(("name", "message"), [("s0008.cls", "s0008.jpg has no .cls"), ("s0008.jpg", "s0008.cls has no picture")])
+@pytest.mark.parametrize(("name", "message"), [("s0008.cls", "s0008.jpg has no .cls"), ("s0008.jpg", "s0008.cls has no image")])
 def test_a_member_without_its_pair(name: str, message: str, tmp_path: Path) -> None:
     content = members("train", range(7, 12))
     del content[name]
@@ -288,7 +288,7 @@ def test_a_damaged_member_is_named_when_it_is_decoded(tmp_path: Path) -> None:
     splits = load(tmp_path)
     with pytest.raises(UserError) as caught:
         _ = splits.train.pixels(), splits.val.pixels()
-    assert str(caught.value).startswith(f"{path}: s0009.jpg: not a picture that can be decoded (")
+    assert str(caught.value).startswith(f"{path}: s0009.jpg: not an image that can be decoded (")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -312,7 +312,7 @@ def test_a_part_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert complaint(write_folders(tmp_path)) == f"{tmp_path / 'train'}: cannot be read (Permission denied)"
 
 
-def test_a_class_of_one_picture(tmp_path: Path) -> None:
+def test_a_class_of_one_image(tmp_path: Path) -> None:
     for path in sorted((write_folders(tmp_path) / "train" / WNIDS[2]).iterdir())[1:]:
         path.unlink()
-    assert complaint(tmp_path).startswith("class 2 has 1 training picture")
+    assert complaint(tmp_path).startswith("class 2 has 1 training image")

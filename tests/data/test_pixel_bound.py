@@ -1,4 +1,4 @@
-"""Pictures of more pixels than are decoded, wherever pictures are opened."""
+"""Images of more pixels than are decoded, wherever images are opened."""
 
 import io
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from advmoe.data.stream import centre_crop, resized_crop
 from advmoe.errors import UserError
 
 HUGE = huge_png(8001, 8000)
-SAID = "the picture is 8001 x 8000"
+SAID = "the image is 8001 x 8000"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def folder(place: Path) -> None:
         for row in range(4):
             (place / name).mkdir(exist_ok=True)
             (place / name / f"{row}.png").write_bytes(HUGE)
-    load_dataset(DataConfig(dataset="folder", data_dir=str(place), picture_size=8))
+    load_dataset(DataConfig(dataset="folder", data_dir=str(place), image_size=8))
 
 
 def cifar(place: Path) -> None:
@@ -78,7 +78,7 @@ def test_too_many_pixels_are_refused(use: Callable[[Path], None], tmp_path: Path
 
 
 @pytest.mark.parametrize("shrink", [False, True])
-def test_a_draft_does_not_make_a_picture_smaller(shrink: bool) -> None:
+def test_a_draft_does_not_make_a_image_smaller(shrink: bool) -> None:
     """Progressive JPEG are held whole, whatever part of their detail is asked for."""
     file = io.BytesIO()
     Image.new("L", (8001, 8000)).save(file, "JPEG", progressive=True)

@@ -1,4 +1,4 @@
-"""Pictures of every kind a user may have, as a network takes them."""
+"""Images of every kind a user may have, as a network takes them."""
 
 import struct
 import zlib
@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from advmoe.data.single import MAX_BYTES, read_picture
+from advmoe.data.single import MAX_BYTES, read_image
 from advmoe.data.stream import centre_crop
 from advmoe.errors import UserError
 
@@ -21,29 +21,29 @@ def noise(height: int = 8, width: int = 8, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
-def saved(path: Path, picture: np.ndarray | Image.Image, **options: Any) -> Path:
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
-    image.save(path, **options)
+def saved(path: Path, image: np.ndarray | Image.Image, **options: Any) -> Path:
+    file = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    file.save(path, **options)
     return path
 
 
-def exact(picture: np.ndarray) -> torch.Tensor:
+def exact(image: np.ndarray) -> torch.Tensor:
     """[H, W, 3] uint8 as it must come back, to the last bit."""
-    return torch.from_numpy(picture.transpose(2, 0, 1).copy()).float() / 255
+    return torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
 
 
-def test_picture_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
-    found = read_picture(saved(tmp_path / "a.png", noise()), COLOUR)
+def test_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
+    found = read_image(saved(tmp_path / "a.png", noise()), COLOUR)
     assert torch.equal(found.pixels, exact(noise()))
     assert (found.pixels.dtype, found.note) == (torch.float32, "")
 
 
 def test_central_leaves_the_right_size_alone_and_crops_others_as_evaluation_does(tmp_path: Path) -> None:
     right = noise(224, 224)
-    assert torch.equal(read_picture(saved(tmp_path / "a.png", right), (3, 224, 224), central=True).pixels, exact(right))
+    assert torch.equal(read_image(saved(tmp_path / "a.png", right), (3, 224, 224), central=True).pixels, exact(right))
     large = Image.fromarray(noise(300, 400))
     cropped = np.asarray(large.resize((224, 224), Image.Resampling.BILINEAR, centre_crop(400, 300)))
-    found = read_picture(saved(tmp_path / "b.png", large), (3, 224, 224), central=True)
+    found = read_image(saved(tmp_path / "b.png", large), (3, 224, 224), central=True)
     assert torch.equal(found.pixels, exact(cropped))
     assert found.note == "resized from 400 x 300"
 
@@ -51,32 +51,32 @@ def test_central_leaves_the_right_size_alone_and_crops_others_as_evaluation_does
 def test_resized_keeps_the_middle(tmp_path: Path) -> None:
     wide = np.zeros((8, 24, 3), dtype=np.uint8)
     wide[:, 8:16] = noise()
-    found = read_picture(saved(tmp_path / "wide.png", wide), COLOUR)
+    found = read_image(saved(tmp_path / "wide.png", wide), COLOUR)
     assert torch.equal(found.pixels, exact(noise()))
     assert found.note == "resized from 24 x 8"
 
 
-def test_grey_picture_for_colours_and_the_other_way_round(tmp_path: Path) -> None:
+def test_grey_image_for_colours_and_the_other_way_round(tmp_path: Path) -> None:
     grey = noise()[:, :, 0]
     path = saved(tmp_path / "grey.png", grey)
-    assert torch.equal(read_picture(path, GREY).pixels[0], torch.from_numpy(grey).float() / 255)
-    assert read_picture(path, GREY).note == ""
-    coloured = read_picture(path, COLOUR)
+    assert torch.equal(read_image(path, GREY).pixels[0], torch.from_numpy(grey).float() / 255)
+    assert read_image(path, GREY).note == ""
+    coloured = read_image(path, COLOUR)
     assert torch.equal(coloured.pixels, torch.from_numpy(grey).float().div(255).expand(3, 8, 8))
     assert coloured.note == "grey"
-    assert read_picture(saved(tmp_path / "c.png", noise()), GREY).note == "colours dropped"
+    assert read_image(saved(tmp_path / "c.png", noise()), GREY).note == "colours dropped"
 
 
 def test_transparency_is_dropped_and_said(tmp_path: Path) -> None:
     path = saved(tmp_path / "t.png", np.dstack([noise(), noise(channels=1)]))
-    assert torch.equal(read_picture(path, COLOUR).pixels, exact(noise()))
-    assert read_picture(path, COLOUR).note == "transparency dropped"
+    assert torch.equal(read_image(path, COLOUR).pixels, exact(noise()))
+    assert read_image(path, COLOUR).note == "transparency dropped"
 
 
 def test_sixteen_bits_are_rounded_not_cut_off(tmp_path: Path) -> None:
     deep = noise(channels=1)[:, :, 0].astype(np.uint16) * 257
     deep[0, 0] = 257 * 100 + 128  # nearer to 100 than to 101, by half a step
-    found = read_picture(saved(tmp_path / "deep.png", deep), GREY)
+    found = read_image(saved(tmp_path / "deep.png", deep), GREY)
     expected = noise(channels=1)[:, :, 0].astype(np.float32)
     expected[0, 0] = 100
     assert torch.equal(found.pixels[0], torch.from_numpy(expected) / 255)
@@ -98,25 +98,25 @@ def deep_png(path: Path, levels: np.ndarray, kind: int) -> Path:
 
 def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path: Path) -> None:
     levels = noise().astype(np.uint16) * 256 + 255  # the lower 8 bits are what is lost
-    found = read_picture(deep_png(tmp_path / "deep.png", levels, kind=2), COLOUR)
+    found = read_image(deep_png(tmp_path / "deep.png", levels, kind=2), COLOUR)
     assert torch.equal(found.pixels, exact(noise()))
     assert found.note == "16 bits a channel cut to 8"
     clear = np.dstack([levels, levels[:, :, :1]])
-    assert read_picture(deep_png(tmp_path / "t.png", clear, kind=6), COLOUR).note == (
+    assert read_image(deep_png(tmp_path / "t.png", clear, kind=6), COLOUR).note == (
         "16 bits a channel cut to 8; transparency dropped"
     )
     grey = deep_png(tmp_path / "la.png", levels[:, :, :2], kind=4)
-    assert read_picture(grey, GREY).note == "16 bits a channel cut to 8; transparency dropped"
-    assert read_picture(grey, COLOUR).note.endswith("; grey")
+    assert read_image(grey, GREY).note == "16 bits a channel cut to 8; transparency dropped"
+    assert read_image(grey, COLOUR).note.endswith("; grey")
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency")
 @pytest.mark.parametrize("clear", [3, bytes([0, 128] + [255] * 254)], ids=["one colour", "by degrees"])
 def test_a_palette_is_looked_up_and_its_transparency_dropped(tmp_path: Path, clear: Any) -> None:
-    picture = Image.fromarray(noise()).convert("P")
-    expected = exact(np.asarray(picture.convert("RGB")))
-    assert read_picture(saved(tmp_path / "p.png", picture), COLOUR).note == ""
-    found = read_picture(saved(tmp_path / "t.png", picture, transparency=clear), COLOUR)
+    image = Image.fromarray(noise()).convert("P")
+    expected = exact(np.asarray(image.convert("RGB")))
+    assert read_image(saved(tmp_path / "p.png", image), COLOUR).note == ""
+    found = read_image(saved(tmp_path / "t.png", image, transparency=clear), COLOUR)
     assert torch.equal(found.pixels, expected)
     assert found.note == "transparency dropped"
 
@@ -126,26 +126,26 @@ def test_first_frame_in_colour(tmp_path: Path, form: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
     lossless = {"lossless": True} if form == "webp" else {}
     path = saved(tmp_path / f"a.{form}", frames[0], save_all=True, append_images=frames[1:], **lossless)
-    found = read_picture(path, COLOUR)
+    found = read_image(path, COLOUR)
     assert found.pixels.mean(dim=(1, 2)).tolist() == [0.0, 0.0, 1.0]
     assert found.note == "first of its frames"
 
 
-def test_lab_is_a_picture_in_colour(tmp_path: Path) -> None:
+def test_lab_is_a_image_in_colour(tmp_path: Path) -> None:
     path = saved(tmp_path / "lab.tiff", Image.new("LAB", (8, 8), (128, 128, 128)))
-    assert read_picture(path, COLOUR).note == "converted from LAB"
-    assert read_picture(path, GREY).note == "colours dropped; converted from LAB"
+    assert read_image(path, COLOUR).note == "converted from LAB"
+    assert read_image(path, GREY).note == "colours dropped; converted from LAB"
 
 
 def test_first_frame_of_several(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), value) for value in (30, 200)]
-    found = read_picture(saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:]), GREY)
+    found = read_image(saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:]), GREY)
     assert torch.equal(found.pixels, torch.full(GREY, 30 / 255))
     assert "first of its frames" in found.note
 
 
 def test_cmyk(tmp_path: Path) -> None:
-    found = read_picture(saved(tmp_path / "c.jpg", Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")), COLOUR)
+    found = read_image(saved(tmp_path / "c.jpg", Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")), COLOUR)
     assert found.pixels[0].min() > 0.9
     assert found.pixels[1:].max() < 0.1
     assert found.note == "converted from CMYK"
@@ -154,7 +154,7 @@ def test_cmyk(tmp_path: Path) -> None:
 def test_upright_as_its_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
-    found = read_picture(saved(tmp_path / "e.png", noise(8, 16), exif=exif), (3, 16, 8))
+    found = read_image(saved(tmp_path / "e.png", noise(8, 16), exif=exif), (3, 16, 8))
     assert torch.equal(found.pixels, exact(np.rot90(noise(8, 16), -1)))
     assert found.note == ""
 
@@ -162,7 +162,7 @@ def test_upright_as_its_exif_says(tmp_path: Path) -> None:
 def test_array_is_taken_as_it_is(tmp_path: Path) -> None:
     array = np.random.default_rng(1).random(COLOUR, dtype=np.float32)
     np.save(tmp_path / "a.npy", array)
-    assert torch.equal(read_picture(tmp_path / "a.npy", COLOUR).pixels, torch.from_numpy(array))
+    assert torch.equal(read_image(tmp_path / "a.npy", COLOUR).pixels, torch.from_numpy(array))
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, said: str) 
 def refusal(path: Path) -> str:
     """The one line, which names the file."""
     with pytest.raises(UserError) as caught:
-        read_picture(path, COLOUR)
+        read_image(path, COLOUR)
     text = str(caught.value)
     assert text.startswith(str(path))
     assert len(text.splitlines()) == 1
@@ -195,10 +195,10 @@ def refusal(path: Path) -> str:
     [
         (b"", "holds no bytes"),
         (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC and AVIF are not decoded"),
-        (b"hello", "not a picture that can be decoded"),
+        (b"hello", "not an image that can be decoded"),
     ],
 )
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
     assert said in refusal(tmp_path / "x.png")
 
@@ -206,7 +206,7 @@ def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, said: str) 
 def test_cut_missing_folder_deep_and_huge(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole.png", noise(64, 64)).read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[:2000])
-    assert "not a picture that can be decoded" in refusal(tmp_path / "cut.png")
+    assert "not an image that can be decoded" in refusal(tmp_path / "cut.png")
     assert "cannot be read (No such file" in refusal(tmp_path / "missing.png")
     (tmp_path / "folder").mkdir()
     assert "not a plain file" in refusal(tmp_path / "folder")
@@ -214,4 +214,4 @@ def test_cut_missing_folder_deep_and_huge(tmp_path: Path) -> None:
     assert "more than 64,000,000 pixels" in refusal(saved(tmp_path / "huge.png", Image.new("1", (8001, 8000))))
     with (tmp_path / "long.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
-    assert "536,870,913 bytes; a picture may have 536,870,912" in refusal(tmp_path / "long.png")
+    assert "536,870,913 bytes; an image may have 536,870,912" in refusal(tmp_path / "long.png")

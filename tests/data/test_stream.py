@@ -17,7 +17,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from advmoe.config import DataConfig
-from advmoe.data.pictures import Pictures, hold_out, limit
+from advmoe.data.images import Images, hold_out, limit
 from advmoe.data.stream import SIDE, Entry, Streamed, centre_crop, random_crop, resized_crop, stream
 from advmoe.errors import UserError
 
@@ -25,34 +25,34 @@ COUNT = 40  # more than one piece of a batch
 
 
 def photo(number: int, width: int = 80, height: int = 60, kind: str = "JPEG", mode: str = "RGB") -> bytes:
-    """A smooth random picture."""
+    """A smooth random image."""
     coarse = np.random.default_rng(number).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(buffer, kind)
     return buffer.getvalue()
 
 
-def write(folder: Path, pictures: list[bytes]) -> Streamed:
+def write(folder: Path, images: list[bytes]) -> Streamed:
     entries = []
-    for row, data in enumerate(pictures):
+    for row, data in enumerate(images):
         (folder / f"{row}.jpg").write_bytes(data)
         entries.append(Entry(f"{row}.jpg", 0, len(data), row % 4, (folder / f"{row}.jpg").stat().st_mtime_ns))
     return stream(str(folder), entries)
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Streamed:
-    """40 pictures of different sizes in 4 classes."""
-    return write(tmp_path_factory.mktemp("pictures"), [photo(row, 60 + row, 50 + 3 * row) for row in range(COUNT)])
+def images(tmp_path_factory: pytest.TempPathFactory) -> Streamed:
+    """40 images of different sizes in 4 classes."""
+    return write(tmp_path_factory.mktemp("images"), [photo(row, 60 + row, 50 + 3 * row) for row in range(COUNT)])
 
 
-def batches(source: Streamed, rows: list[Any], seeds: list[int], **fields: Any) -> list[Pictures]:
+def batches(source: Streamed, rows: list[Any], seeds: list[int], **fields: Any) -> list[Images]:
     return list(source.augmented([np.array(own) for own in rows], seeds, DataConfig(**{"workers": 1} | fields)))
 
 
-def same(first: list[Pictures], second: list[Pictures]) -> bool:
+def same(first: list[Images], second: list[Images]) -> bool:
     pairs = list(zip(first, second, strict=True))
-    return all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
+    return all(torch.equal(a.raw, b.raw) and torch.equal(a.labels, b.labels) for a, b in pairs)
 
 
 def our_workers() -> set[int]:
@@ -62,54 +62,54 @@ def our_workers() -> set[int]:
 # Training batches
 
 
-def test_batches_depend_on_rows_and_seeds_alone(pictures: Streamed) -> None:
+def test_batches_depend_on_rows_and_seeds_alone(images: Streamed) -> None:
     order = np.random.default_rng(5).permutation(COUNT)
     rows, seeds = [order[:36], order[36:], order[:3]], [2**62 + 1, 0, 7]
-    wanted = batches(pictures, rows, seeds)
-    assert [batch.images.shape for batch in wanted] == [(36, 3, SIDE, SIDE), (4, 3, SIDE, SIDE), (3, 3, SIDE, SIDE)]
-    assert [batch.labels.tolist() for batch in wanted] == [pictures.labels[own].tolist() for own in rows]
+    wanted = batches(images, rows, seeds)
+    assert [batch.raw.shape for batch in wanted] == [(36, 3, SIDE, SIDE), (4, 3, SIDE, SIDE), (3, 3, SIDE, SIDE)]
+    assert [batch.labels.tolist() for batch in wanted] == [images.labels[own].tolist() for own in rows]
     torch.manual_seed(3)
     np.random.seed(3)
     for workers in (2, 1, 2):
-        assert same(batches(pictures, rows, seeds, workers=workers), wanted)
-    assert same(batches(pictures, rows[2:], seeds[2:]), wanted[2:])
+        assert same(batches(images, rows, seeds, workers=workers), wanted)
+    assert same(batches(images, rows[2:], seeds[2:]), wanted[2:])
 
 
-def test_crops_differ_between_seeds_and_places_and_follow_the_place(pictures: Streamed) -> None:
-    first, other = batches(pictures, [[5, 5, 5], [5, 5, 5]], [1, 2])
-    images = [*first.images, *other.images]
-    assert len({image.numpy().tobytes() for image in images}) == 6
-    (moved,) = batches(pictures, [[9, 5, 9]], [1])
-    assert torch.equal(moved.images[1], first.images[1])
+def test_crops_differ_between_seeds_and_places_and_follow_the_place(images: Streamed) -> None:
+    first, other = batches(images, [[5, 5, 5], [5, 5, 5]], [1, 2])
+    raw = [*first.raw, *other.raw]
+    assert len({image.numpy().tobytes() for image in raw}) == 6
+    (moved,) = batches(images, [[9, 5, 9]], [1])
+    assert torch.equal(moved.raw[1], first.raw[1])
 
 
-def test_a_crop_past_the_first_piece_is_that_of_its_place_in_the_batch(pictures: Streamed) -> None:
-    (whole,) = batches(pictures, [[5] * 35], [1])
-    assert len({image.numpy().tobytes() for image in whole.images}) == 35
+def test_a_crop_past_the_first_piece_is_that_of_its_place_in_the_batch(images: Streamed) -> None:
+    (whole,) = batches(images, [[5] * 35], [1])
+    assert len({image.numpy().tobytes() for image in whole.raw}) == 35
 
 
-def test_flip_mirrors_about_half_and_can_be_switched_off(pictures: Streamed) -> None:
-    (plain,) = batches(pictures, [range(COUNT)], [3], flip=False)
-    (flipped,) = batches(pictures, [range(COUNT)], [3], flip=True)
-    pairs = list(zip(plain.images, flipped.images, strict=True))
+def test_flip_mirrors_about_half_and_can_be_switched_off(images: Streamed) -> None:
+    (plain,) = batches(images, [range(COUNT)], [3], flip=False)
+    (flipped,) = batches(images, [range(COUNT)], [3], flip=True)
+    pairs = list(zip(plain.raw, flipped.raw, strict=True))
     kept = [torch.equal(a, b) for a, b in pairs]
     assert 10 <= sum(kept) <= 30
     assert [torch.equal(a.flip(2), b) for a, b in pairs] == [not same for same in kept]
 
 
-def test_global_random_states_are_left_alone(pictures: Streamed) -> None:
+def test_global_random_states_are_left_alone(images: Streamed) -> None:
     before = np.random.get_state()[1].tolist()
-    batches(pictures, [[0, 1]], [3])
+    batches(images, [[0, 1]], [3])
     assert np.random.get_state()[1].tolist() == before
 
 
-def test_no_batches(pictures: Streamed) -> None:
-    assert batches(pictures, [], []) == []
+def test_no_batches(images: Streamed) -> None:
+    assert batches(images, [], []) == []
 
 
-def test_rows_and_seeds_must_be_equally_many(pictures: Streamed) -> None:
+def test_rows_and_seeds_must_be_equally_many(images: Streamed) -> None:
     with pytest.raises(ValueError, match="zip"):
-        batches(pictures, [[1], [2]], [1])
+        batches(images, [[1], [2]], [1])
 
 
 # Workers
@@ -125,50 +125,50 @@ def no_workers_left() -> Iterator[None]:
 
 @pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("batches_taken", [1, 3])
-def test_workers_end_with_the_iterator(pictures: Streamed, batches_taken: int) -> None:
-    running = pictures.augmented([np.arange(8)] * 3, [1, 2, 3], DataConfig(workers=2))
+def test_workers_end_with_the_iterator(images: Streamed, batches_taken: int) -> None:
+    running = images.augmented([np.arange(8)] * 3, [1, 2, 3], DataConfig(workers=2))
     for _ in range(batches_taken):
         next(running)
     assert len(our_workers()) >= 2
     del running
 
 
-def test_workers_work_after_torch_used_threads(pictures: Streamed) -> None:
+def test_workers_work_after_torch_used_threads(images: Streamed) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:
         assert torch.rand(600, 600).mm(torch.rand(600, 600)).isfinite().all()
-        assert len(batches(pictures, [range(8)], [0], workers=2)) == 1
+        assert len(batches(images, [range(8)], [0], workers=2)) == 1
     finally:
         torch.set_num_threads(threads)
 
 
-def test_workers_can_be_spawned(pictures: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = batches(pictures, [range(5)], [9])
+def test_workers_can_be_spawned(images: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = batches(images, [range(5)], [9])
     spawned = functools.partial(DataLoader, multiprocessing_context="spawn")
     monkeypatch.setattr("advmoe.data.stream.DataLoader", spawned)
-    assert same(batches(pictures, [range(5)], [9]), wanted)
+    assert same(batches(images, [range(5)], [9]), wanted)
 
 
-def test_a_worker_that_is_killed_is_an_error_of_one_line(pictures: Streamed) -> None:
+def test_a_worker_that_is_killed_is_an_error_of_one_line(images: Streamed) -> None:
     before = our_workers()
-    running = pictures.augmented([np.arange(COUNT)] * 50, list(range(50)), DataConfig(workers=1))
+    running = images.augmented([np.arange(COUNT)] * 50, list(range(50)), DataConfig(workers=1))
     next(running)
     (worker,) = our_workers() - before
     os.kill(worker, signal.SIGKILL)
-    with pytest.raises(UserError, match="a process that decodes pictures died"):
+    with pytest.raises(UserError, match="a process that decodes images died"):
         list(running)
 
 
 @pytest.mark.usefixtures("no_workers_left")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_truncated_picture_is_named_by_its_file(tmp_path: Path, workers: int) -> None:
+def test_a_truncated_image_is_named_by_its_file(tmp_path: Path, workers: int) -> None:
     data = photo(0)
     source = write(tmp_path, [data, data[: len(data) // 2], data])
     with pytest.raises(UserError) as caught:
         batches(source, [[0, 2], [0, 1]], [0, 1], workers=workers)
     text = str(caught.value)
-    assert re.fullmatch(rf"{tmp_path}/1\.jpg: not a picture that can be decoded \(image file is truncated.*\)", text)
+    assert re.fullmatch(rf"{tmp_path}/1\.jpg: not an image that can be decoded \(image file is truncated.*\)", text)
     with pytest.raises(UserError) as caught:
         source[torch.tensor([0, 1])]
     assert str(caught.value) == text
@@ -178,11 +178,11 @@ def test_a_truncated_picture_is_named_by_its_file(tmp_path: Path, workers: int) 
     ("content", "message"),
     [
         (b"", "holds 0 bytes, not the "),
-        (b"x" * 10_000, "not a picture that can be decoded (none of "),
+        (b"x" * 10_000, "not an image that can be decoded (none of "),
         (None, "cannot be read (No such"),
     ],
 )
-def test_a_picture_that_changed_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_a_image_that_changed_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     source = write(tmp_path, [photo(0)])
     path = tmp_path / "0.jpg"
     path.unlink()
@@ -197,7 +197,7 @@ def test_a_picture_that_changed_is_named(tmp_path: Path, content: bytes | None, 
     assert str(in_worker.value) == str(caught.value)
 
 
-def test_a_picture_written_since_it_was_listed_is_refused_with_both_times(tmp_path: Path) -> None:
+def test_a_image_written_since_it_was_listed_is_refused_with_both_times(tmp_path: Path) -> None:
     source = write(tmp_path, [photo(0), photo(1)])
     path = tmp_path / "1.jpg"
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
@@ -228,68 +228,68 @@ def test_a_time_set_back_is_refused_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (256, 256), (300, 301), (60, 50), (1000, 90), (400, 400)])
 def test_evaluation_resizes_to_256_and_crops_the_centre(width: int, height: int) -> None:
     data = photo(1, width, height, "PNG")
-    with Image.open(io.BytesIO(data)) as picture:
+    with Image.open(io.BytesIO(data)) as image:
         scale = 256 / min(width, height)
         size = (256, int(256 * height / width)) if width <= height else (int(256 * width / height), 256)
         left, top = (round((side - SIDE) / 2) for side in size)
-        whole = picture.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
+        whole = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
     found = resized_crop(data, centre_crop, "here", shrink=False)
     assert min(size) == 256, scale
     assert np.abs(found.astype(int) - np.asarray(whole).transpose(2, 0, 1)).max() <= 1
 
 
-def test_evaluated_pictures_are_those_asked_for(pictures: Streamed) -> None:
+def test_evaluated_images_are_those_asked_for(images: Streamed) -> None:
     index = torch.tensor([7, 0, 39])
-    found = pictures[index]
+    found = images[index]
     assert found.labels.tolist() == [3, 0, 3]
-    assert (found.images.shape, found.images.dtype) == ((3, 3, SIDE, SIDE), torch.uint8)
-    for row, image in zip(index.tolist(), found.images, strict=True):
-        assert torch.equal(image, pictures[torch.tensor([row])].images[0])
-        wanted = resized_crop(pictures.files.read(row), centre_crop, "here", shrink=False)
+    assert (found.raw.shape, found.raw.dtype) == ((3, 3, SIDE, SIDE), torch.uint8)
+    for row, image in zip(index.tolist(), found.raw, strict=True):
+        assert torch.equal(image, images[torch.tensor([row])].raw[0])
+        wanted = resized_crop(images.files.read(row), centre_crop, "here", shrink=False)
         assert np.array_equal(image, wanted)
 
 
-def test_pixels_are_all_pictures(pictures: Streamed) -> None:
-    few = pictures.subset(torch.tensor([3, 1]))
+def test_pixels_are_all_images(images: Streamed) -> None:
+    few = images.subset(torch.tensor([3, 1]))
     pixels = few.pixels()
     assert (pixels.shape, pixels.dtype) == ((2, 3, SIDE, SIDE), torch.float32)
-    assert torch.equal((pixels * 255).round().to(torch.uint8), pictures[torch.tensor([3, 1])].images)
+    assert torch.equal((pixels * 255).round().to(torch.uint8), images[torch.tensor([3, 1])].raw)
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("L", "JPEG"), ("CMYK", "JPEG"), ("L", "PNG"), ("P", "PNG"), ("RGBA", "PNG")])
 def test_other_colours_become_rgb(tmp_path: Path, mode: str, kind: str) -> None:
     data = photo(2, 900, 700, kind, mode)
-    with Image.open(io.BytesIO(data)) as picture:
-        assert picture.mode == mode
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.mode == mode
         buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "PNG")
+        image.convert("RGB").save(buffer, "PNG")
     found = resized_crop(data, centre_crop, "here", shrink=False)
     assert np.abs(found.astype(int) - resized_crop(buffer.getvalue(), centre_crop, "here", shrink=False)).max() <= 1
     (batch,) = batches(write(tmp_path, [data]), [[0]], [0])
-    assert batch.images.shape == (1, 3, SIDE, SIDE)
+    assert batch.raw.shape == (1, 3, SIDE, SIDE)
 
 
 # Parts
 
 
-def test_subsets_are_pictures_of_the_whole(pictures: Streamed) -> None:
-    part = pictures.subset(pictures.labels == 2).subset(torch.tensor([4, 0]))
+def test_subsets_are_images_of_the_whole(images: Streamed) -> None:
+    part = images.subset(images.labels == 2).subset(torch.tensor([4, 0]))
     assert (len(part), part.labels.tolist()) == (2, [2, 2])
-    assert torch.equal(part[torch.tensor([0, 1])].images, pictures[torch.tensor([18, 2])].images)
-    assert same(batches(part, [[1, 0]], [4]), batches(pictures, [[2, 18]], [4]))
-    assert part.files is pictures.files
+    assert torch.equal(part[torch.tensor([0, 1])].raw, images[torch.tensor([18, 2])].raw)
+    assert same(batches(part, [[1, 0]], [4]), batches(images, [[2, 18]], [4]))
+    assert part.files is images.files
 
 
-def test_hold_out_and_limit_choose_the_rows_that_they_choose_in_memory(pictures: Streamed) -> None:
-    memory = Pictures(torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None], pictures.labels)
-    for found, wanted in zip(hold_out(pictures, 0.2), hold_out(memory, 0.2), strict=True):
-        assert found.rows.tolist() == wanted.images.flatten().tolist()
+def test_hold_out_and_limit_choose_the_rows_that_they_choose_in_memory(images: Streamed) -> None:
+    memory = Images(torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None], images.labels)
+    for found, wanted in zip(hold_out(images, 0.2), hold_out(memory, 0.2), strict=True):
+        assert found.rows.tolist() == wanted.raw.flatten().tolist()
         assert torch.equal(found.labels, wanted.labels)
-    assert limit(pictures, 9).rows.tolist() == limit(memory, 9).images.flatten().tolist()
-    assert limit(pictures, None) is pictures
+    assert limit(images, 9).rows.tolist() == limit(memory, 9).raw.flatten().tolist()
+    assert limit(images, None) is images
 
 
-def test_the_index_takes_a_few_flat_bytes_a_picture() -> None:
+def test_the_index_takes_a_few_flat_bytes_a_image() -> None:
     names = (Entry(f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:06d}.JPEG", 0, 110_000, row % 1000, 7) for row in range(50_000))
     listed = stream("data", names)
     files = listed.files
@@ -334,11 +334,11 @@ def test_random_crops_have_the_standard_range(width: int, height: int) -> None:
     ("size", "wanted"),
     [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 50), (0, 24, 1, 25)), ((1, 1), (0, 0, 1, 1))],
 )
-def test_a_picture_that_no_crop_fits_gives_its_middle(size: tuple[int, int], wanted: tuple[int, ...]) -> None:
+def test_a_image_that_no_crop_fits_gives_its_middle(size: tuple[int, int], wanted: tuple[int, ...]) -> None:
     assert random_crop(*size, np.random.default_rng(0)) == wanted
 
 
-SHRINKS = {  # a crop of a 1800 x 1400 picture, and the size at which the picture has to be decoded
+SHRINKS = {  # a crop of a 1800 x 1400 image, and the size at which the image has to be decoded
     (0, 0, 1792, 1400): (450, 350),
     (7, 9, 7 + 896, 9 + 896): (450, 350),
     (7, 9, 7 + 895, 9 + 1000): (900, 700),
@@ -352,9 +352,9 @@ SHRINKS = {  # a crop of a 1800 x 1400 picture, and the size at which the pictur
 def test_a_jpeg_is_shrunk_while_its_crop_keeps_224_pixels(box: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     data, decoded = photo(3, 1800, 1400), []
 
-    def watched(picture: Image.Image, where: str) -> Image.Image:
-        decoded.append(picture.size)
-        return picture.convert("RGB")
+    def watched(image: Image.Image, where: str) -> Image.Image:
+        decoded.append(image.size)
+        return image.convert("RGB")
 
     monkeypatch.setattr("advmoe.data.stream.rgb", watched)
     full, shrunk = (resized_crop(data, lambda width, height: box, "here", shrink=shrink) for shrink in (False, True))
@@ -362,8 +362,8 @@ def test_a_jpeg_is_shrunk_while_its_crop_keeps_224_pixels(box: tuple[int, ...], 
     assert np.abs(full.astype(int) - shrunk).mean() < 1
 
 
-def test_to_a_device_keeps_the_rows(pictures: Streamed) -> None:
-    moved = pictures.to(torch.device("cpu"))
-    assert torch.equal(moved.labels, pictures.labels)
-    assert moved.rows is pictures.rows
-    assert replace(moved).files is pictures.files
+def test_to_a_device_keeps_the_rows(images: Streamed) -> None:
+    moved = images.to(torch.device("cpu"))
+    assert torch.equal(moved.labels, images.labels)
+    assert moved.rows is images.rows
+    assert replace(moved).files is images.files

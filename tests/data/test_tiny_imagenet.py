@@ -25,12 +25,12 @@ def jpeg(seed: int, mode: str = "RGB", size: int = 64) -> bytes:
 
 
 def pixels(data: bytes) -> bytes:
-    with Image.open(io.BytesIO(data)) as picture:
-        return np.asarray(picture.convert("RGB")).transpose(2, 0, 1).tobytes()
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB")).transpose(2, 0, 1).tobytes()
 
 
 def files() -> dict[str, bytes]:
-    """The official layout with 3 classes, 6 training and 2 val pictures of each, by path."""
+    """The official layout with 3 classes, 6 training and 2 val images of each, by path."""
     found = {"wnids.txt": "".join(f"{wnid}\n" for wnid in WNIDS).encode(), "words.txt": b"n01443537\tgoldfish\n"}
     lines = []
     for number, wnid in enumerate(WNIDS):
@@ -112,7 +112,7 @@ def test_official_val_part_is_the_test_part(wanted: Splits) -> None:
     content = files()
     labels = dict(line.split("\t")[:2] for line in content["val/val_annotations.txt"].decode().splitlines())
     given = {pixels(content[f"val/images/{name}"]): SORTED.index(wnid) for name, wnid in labels.items()}
-    found = zip(wanted.test[torch.arange(6)].images, wanted.test.labels.tolist(), strict=True)
+    found = zip(wanted.test[torch.arange(6)].raw, wanted.test.labels.tolist(), strict=True)
     assert {image.numpy().tobytes(): label for image, label in found} == given
 
 
@@ -125,7 +125,7 @@ def test_train_and_val_are_the_official_training_part(wanted: Splits) -> None:
     found = {}
     for part in (wanted.train, wanted.val):
         rows = part[torch.arange(len(part))]
-        found |= {image.numpy().tobytes(): label for image, label in zip(rows.images, rows.labels.tolist(), strict=True)}
+        found |= {image.numpy().tobytes(): label for image, label in zip(rows.raw, rows.labels.tolist(), strict=True)}
     assert found == given
     assert torch.bincount(wanted.val.labels).tolist() == [2, 2, 2]
 
@@ -137,7 +137,7 @@ def test_limits(tmp_path: Path, wanted: Splits) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_spec_is_known_before_the_pictures_are_read(form: str, tmp_path: Path, wanted: Splits) -> None:
+def test_spec_is_known_before_the_images_are_read(form: str, tmp_path: Path, wanted: Splits) -> None:
     place = FORMS[form](tmp_path)
     for path in place.glob("**/*.JPEG"):
         path.write_bytes(b"")
@@ -195,7 +195,7 @@ SAID = {
     "empty wnids": ({"wnids.txt": b"\n"}, "PLACE/wnids.txt: is empty"),
     "wnid twice": ({"wnids.txt": files()["wnids.txt"] + b"n01443537\n"}, "PLACE/wnids.txt: n01443537 is listed twice"),
     "wnids no text": ({"wnids.txt": b"\xff\xfe\x80"}, "PLACE/wnids.txt: not a text file"),
-    "wnid without pictures": ({"wnids.txt": files()["wnids.txt"] + b"n9\n"}, "PLACE/train/n9/images: holds no picture"),
+    "wnid without images": ({"wnids.txt": files()["wnids.txt"] + b"n9\n"}, "PLACE/train/n9/images: holds no image"),
     "class not in wnids": ({"train/n7/images/n7_0.JPEG": jpeg(0)}, "PLACE/train/n7: n7 is not in wnids.txt"),
     "no annotations": ({"val/val_annotations.txt": None}, "PLACE: holds no val/val_annotations.txt; give "),
     "unknown wnid": (
@@ -205,7 +205,7 @@ SAID = {
     "listed but missing": (
         {"val/images/val_4.JPEG": None}, "PLACE/val/images/val_4.JPEG: no such file, but it is listed in val/val_annotations.txt",
     ),
-    "picture without a line": (
+    "image without a line": (
         {"val/images/val_77.JPEG": jpeg(0)}, "PLACE/val/images/val_77.JPEG: has no line in val/val_annotations.txt",
     ),
     "listed twice": (
@@ -216,11 +216,11 @@ SAID = {
         {"val/val_annotations.txt": annotated(lambda lines: [lines[0].replace("\t", " "), *lines[1:]])},
         f"PLACE/val/val_annotations.txt: line 1: 'val_0.JPEG {WNIDS[0]} 0 32 44 62' is not a file, a WordNet id and a box, ",
     ),
-    "text for a picture": (
-        {"train/n04067472/images/n04067472_2.JPEG": b"hello"}, "PLACE/train/n04067472/images/n04067472_2.JPEG: not a picture",
+    "text for an image": (
+        {"train/n04067472/images/n04067472_2.JPEG": b"hello"}, "PLACE/train/n04067472/images/n04067472_2.JPEG: not an image",
     ),
-    "cut picture": ({"val/images/val_3.JPEG": jpeg(0)[:700]}, "PLACE/val/images/val_3.JPEG: not a picture that can be decoded ("),
-    "other size": ({"val/images/val_3.JPEG": jpeg(0, size=63)}, "PLACE/val/images/val_3.JPEG: the picture is 63 x 63, not 64 x 64"),
+    "cut image": ({"val/images/val_3.JPEG": jpeg(0)[:700]}, "PLACE/val/images/val_3.JPEG: not an image that can be decoded ("),
+    "other size": ({"val/images/val_3.JPEG": jpeg(0, size=63)}, "PLACE/val/images/val_3.JPEG: the image is 63 x 63, not 64 x 64"),
 }  # fmt: skip
 
 
@@ -230,9 +230,9 @@ def test_every_fault_is_named(name: str, tmp_path: Path) -> None:
     assert changed(tmp_path, **changes).startswith(message)
 
 
-def test_a_class_of_one_training_picture(tmp_path: Path) -> None:
+def test_a_class_of_one_training_image(tmp_path: Path) -> None:
     gone = {f"train/{SORTED[1]}/images/{SORTED[1]}_{row}.JPEG": None for row in range(1, 6)}
-    assert "class 1 has 1 training picture" in changed(tmp_path, **gone)
+    assert "class 1 has 1 training image" in changed(tmp_path, **gone)
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
@@ -245,8 +245,8 @@ def test_truncated_zip(share: float, tmp_path: Path) -> None:
 
 def test_zip_with_a_flipped_bit(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "mine.zip")
-    data, picture = path.read_bytes(), files()["val/images/val_5.JPEG"]
-    place = data.index(picture) + len(picture) // 2
+    data, image = path.read_bytes(), files()["val/images/val_5.JPEG"]
+    place = data.index(image) + len(image) // 2
     path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
     assert complaint(path).startswith(f"{path}/val/images/val_5.JPEG: damaged in the archive (Bad CRC-32")
 

@@ -1,6 +1,6 @@
 """Networks with a weakness planted on purpose: one hard router, and faults that flatter robust accuracy.
 
-Shapes: B pictures, N experts, K classes.
+Shapes: B images, N experts, K classes.
 """
 
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.config import DataConfig
 from advmoe.data import Splits, load_dataset
-from advmoe.data.pictures import limit
+from advmoe.data.images import limit
 from advmoe.moe import HARD, Gate, Routing
 
 EPSILON = 0.1
 
 
-def pictures() -> Splits:
+def images() -> Splits:
     """The embedded Fashion-MNIST."""
     return load_dataset(DataConfig(dataset="fashion-mnist"))
 
@@ -63,7 +63,7 @@ class Planted(nn.Module):
         return mixed, [Routing(routing, weights.experts)]
 
     def _dispatch(self, x: Tensor, experts: Tensor) -> Tensor:
-        """Every picture through its own expert alone."""
+        """Every image through its own expert alone."""
         groups = [(experts == number).nonzero()[:, 0] for number in range(len(self.experts))]
         parts = [expert(x[rows]) for expert, rows in zip(self.experts, groups, strict=True)]
         return torch.cat(parts)[torch.cat(groups).argsort()]
@@ -71,7 +71,7 @@ class Planted(nn.Module):
 
 def train(model: nn.Module, seed: int, epochs: int = 3, batch_size: int = 100, steps: int = 3, count: int = 6000) -> nn.Module:
     """Naive adversarial training: PGD on cross-entropy through the hard gate, then a step on cross-entropy at x'."""
-    data, generator = limit(pictures().train, count), torch.Generator().manual_seed(seed)
+    data, generator = limit(images().train, count), torch.Generator().manual_seed(seed)
     x, y, draws = data.pixels(), data.labels, BatchDraws(generator)
     optimiser = torch.optim.Adam(model.parameters(), lr=3e-3)
     total = epochs * (len(x) // batch_size)
@@ -214,8 +214,8 @@ def clamp_outside_graph(settings: Pgd, seed: int) -> Callable[[Callable[[Tensor]
 
 
 def train_clean(seed: int, count: int, epochs: int = 4) -> nn.Module:
-    """One small CNN, trained on clean pictures."""
-    data, generator = limit(pictures().train, count), torch.Generator().manual_seed(seed)
+    """One small CNN, trained on clean images."""
+    data, generator = limit(images().train, count), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = small_cnn()

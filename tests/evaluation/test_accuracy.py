@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from advmoe.attacks import Pgd
-from advmoe.data import Pictures
+from advmoe.data import Images
 from advmoe.evaluation.accuracy import accuracy, adversarial, correct_flags, evaluation_step, predict_all, robust_flags
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
@@ -29,14 +29,14 @@ class Linear(nn.Module):
         return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def random_pictures(count, size=4, low=0, high=256, classes=2):
+def random_images(count, size=4, low=0, high=256, classes=2):
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(low, high, (count, 3, size, size), generator=generator, dtype=torch.uint8)
-    return Pictures(images, torch.randint(classes, (count,), generator=generator))
+    return Images(images, torch.randint(classes, (count,), generator=generator))
 
 
-def labelled_by(model, pictures):
-    return Pictures(pictures.images, predict_all(model, pictures))
+def labelled_by(model, images):
+    return Images(images.raw, predict_all(model, images))
 
 
 def tiny(kind):
@@ -45,14 +45,14 @@ def tiny(kind):
     with torch.no_grad():
         for layer in model.moe_layers():
             layer.filters.normal_(std=0.3)
-        model.train()(random_pictures(32, 12).pixels())
-        model.classifier.bias -= model.eval()(random_pictures(32, 12).pixels()).mean(dim=0)
+        model.train()(random_images(32, 12).pixels())
+        model.classifier.bias -= model.eval()(random_images(32, 12).pixels()).mean(dim=0)
     return model.eval()
 
 
-def worst_case(model, pictures, epsilon):
+def worst_case(model, images, epsilon):
     """Robust flags in closed form: every pixel as far against the label as the ball and [0, 1] allow."""
-    x, sign = pictures.pixels().double(), 2 * pictures.labels.double() - 1
+    x, sign = images.pixels().double(), 2 * images.labels.double() - 1
     moved = (x - epsilon * sign[:, None, None, None] * model.weight.double().sign()).clamp(0, 1)
     margins = sign * ((moved * model.weight.double()).sum(dim=(1, 2, 3)) + model.bias.double())
     assert margins.abs().min() > 1e-4  # none hangs on rounding
@@ -61,84 +61,84 @@ def worst_case(model, pictures, epsilon):
 
 @pytest.mark.parametrize(("low", "high"), [(40, 200), (0, 256)])
 def test_robust_accuracy_of_a_linear_model_is_the_closed_form(low, high):
-    model, pictures = Linear(), random_pictures(200, low=low, high=high)
-    pictures = labelled_by(model, pictures)
-    expected = worst_case(model, pictures, EPSILON)
+    model, images = Linear(), random_images(200, low=low, high=high)
+    images = labelled_by(model, images)
+    expected = worst_case(model, images, EPSILON)
     assert 20 < expected.sum() < 180
-    assert robust_flags(model, pictures, SETTINGS).tolist() == expected.tolist()
+    assert robust_flags(model, images, SETTINGS).tolist() == expected.tolist()
 
 
-def test_saturated_pictures_reach_the_closed_form_too():
-    model, pictures = Linear(), random_pictures(200)
-    pictures = labelled_by(model, Pictures((pictures.images > 127).to(torch.uint8) * 255, pictures.labels))
-    expected = worst_case(model, pictures, 0.2)
+def test_saturated_images_reach_the_closed_form_too():
+    model, images = Linear(), random_images(200)
+    images = labelled_by(model, Images((images.raw > 127).to(torch.uint8) * 255, images.labels))
+    expected = worst_case(model, images, 0.2)
     assert 20 < expected.sum() < 180
-    assert robust_flags(model, pictures, Pgd(0.2, 0.05, 10)).tolist() == expected.tolist()
+    assert robust_flags(model, images, Pgd(0.2, 0.05, 10)).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, num_experts=2)])
 def test_robust_flags_do_not_depend_on_the_batch_size(kind):
     model = tiny(kind)
-    pictures = labelled_by(model, random_pictures(24, 12, classes=3))
+    images = labelled_by(model, random_images(24, 12, classes=3))
     settings = Pgd(2 / 255, 0.5 / 255, 3)
-    flags = [robust_flags(model, pictures, settings, seed=3, batch_size=size).tolist() for size in (1, 5, 24, 100)]
+    flags = [robust_flags(model, images, settings, seed=3, batch_size=size).tolist() for size in (1, 5, 24, 100)]
     assert 0 < sum(flags[0]) < 24
     assert all(found == flags[0] for found in flags)
 
 
-def test_noise_belongs_to_the_picture_and_the_seed():
-    model, pictures = Linear(), random_pictures(6)
-    x, y = pictures.pixels(), pictures.labels
+def test_noise_belongs_to_the_image_and_the_seed():
+    model, images = Linear(), random_images(6)
+    x, y = images.pixels(), images.labels
     start = Pgd(EPSILON, 0.01, 0)
     together = adversarial(model, x, y, start, [0, 1, 2, 3, 4, 5], seed=2)
     assert torch.equal(adversarial(model, x[3:5], y[3:5], start, [3, 4], seed=2), together[3:5])
     assert not torch.equal(adversarial(model, x, y, start, [0, 1, 2, 3, 4, 5], seed=3), together)
 
 
-def test_wrong_pictures_are_never_attacked():
-    model, pictures = Linear(), random_pictures(50)
-    right = correct_flags(model, pictures)
+def test_wrong_images_are_never_attacked():
+    model, images = Linear(), random_images(50)
+    right = correct_flags(model, images)
     assert 10 < right.sum() < 40
-    flags = robust_flags(model, pictures, Pgd(EPSILON, 0.01, 3), batch_size=4)
+    flags = robust_flags(model, images, Pgd(EPSILON, 0.01, 3), batch_size=4)
     assert sum(model.attacked) == 3 * right.sum()
     assert not flags[~right].any()
 
 
 def test_epsilon_zero_gives_the_clean_accuracy():
-    model, pictures = tiny(MoEKind(0.5)), random_pictures(40, 12, classes=3)
-    flags = correct_flags(model, pictures)
+    model, images = tiny(MoEKind(0.5)), random_images(40, 12, classes=3)
+    flags = correct_flags(model, images)
     assert 0 < flags.sum() < 40
-    assert torch.equal(robust_flags(model, pictures, Pgd(0.0, 0.01, 2)), flags)
+    assert torch.equal(robust_flags(model, images, Pgd(0.0, 0.01, 2)), flags)
 
 
 @pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, num_experts=2)])
 def test_a_network_that_gets_nothing_right_is_not_attacked(kind):
     model = tiny(kind)
-    pictures = random_pictures(10, 12, classes=3)
-    wrong = Pictures(pictures.images, (predict_all(model, pictures) + 1) % 3)
+    images = random_images(10, 12, classes=3)
+    wrong = Images(images.raw, (predict_all(model, images) + 1) % 3)
     assert robust_flags(model, wrong, SETTINGS).tolist() == [False] * 10
 
 
 def test_predictions_do_not_depend_on_the_batch_size():
-    model, pictures = tiny(MoEKind(0.5)), random_pictures(20, 12)
-    expected = [model(x[None]).argmax().item() for x in pictures.pixels()]
+    model, images = tiny(MoEKind(0.5)), random_images(20, 12)
+    expected = [model(x[None]).argmax().item() for x in images.pixels()]
     assert len(set(expected)) > 1
     for size in (1, 7, 20, 256):
-        assert predict_all(model, pictures, size).tolist() == expected
+        assert predict_all(model, images, size).tolist() == expected
 
 
 def test_correct_flags_by_hand():
     model = nn.Flatten()  # two pixels are the two logits
     images = torch.tensor([[10, 20], [20, 10], [0, 255]], dtype=torch.uint8).view(3, 1, 1, 2)
-    flags = correct_flags(model, Pictures(images, torch.tensor([1, 1, 1])))
+    flags = correct_flags(model, Images(images, torch.tensor([1, 1, 1])))
     assert flags.tolist() == [True, False, True]
     assert accuracy(flags) == pytest.approx(200 / 3, rel=1e-6)
 
 
 def test_evaluation_restores_the_mode_and_leaves_the_statistics():
-    model, pictures = tiny(MoEKind(0.5)).train(), random_pictures(12, 12, classes=3)
+    model, images = tiny(MoEKind(0.5)).train(), random_images(12, 12, classes=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    robust_flags(model, pictures, SETTINGS)
+    robust_flags(model, images, SETTINGS)
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -18,7 +18,7 @@ from advmoe.evaluation.suite import AUTOATTACK
 EPSILON, SEED, SHARD = 0.04, 5, 8
 
 
-def pictures(classes: int) -> tuple[Tensor, Tensor]:
+def images(classes: int) -> tuple[Tensor, Tensor]:
     """Fashion-MNIST of the first `classes` classes, pooled to 7x7."""
     train = load_dataset(DataConfig(dataset="fashion-mnist")).train
     rows = train.labels < classes
@@ -26,8 +26,8 @@ def pictures(classes: int) -> tuple[Tensor, Tensor]:
 
 
 def tiny_net(classes: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """One hidden layer, trained in a second; and the pictures it was trained on."""
-    x, y = pictures(classes)
+    """One hidden layer, trained in a second; and the images it was trained on."""
+    x, y = images(classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(49, 16), nn.ReLU(), nn.Linear(16, classes))

@@ -42,8 +42,8 @@ class Routed(Net):
         return super().forward(x), [Routing(logits, gate.weights(logits, 0).experts)]
 
 
-def pictures(*means: float) -> tuple[Tensor, Tensor]:
-    """Flat grey pictures and their classes."""
+def images(*means: float) -> tuple[Tensor, Tensor]:
+    """Flat grey images and their classes."""
     x = torch.tensor(means)[:, None, None, None].expand(-1, 1, SIDE, SIDE).contiguous()
     return x, (x[:, 0, 0, 0] > 0.5).long()
 
@@ -52,7 +52,7 @@ def bench(model: nn.Module, x: Tensor, y: Tensor, epsilon: float = 0.1, **fields
     return replace(Bench(model, model, x, y, 2, hasattr(model, "forward_routed"), epsilon, "Linf", 0), **fields)
 
 
-GREYS = pictures(*torch.linspace(0.05, 0.95, 40).tolist())
+GREYS = images(*torch.linspace(0.05, 0.95, 40).tolist())
 
 
 def run(check: Any, model: nn.Module, data: tuple[Tensor, Tensor] = GREYS, **fields: Any) -> Check:
@@ -119,10 +119,10 @@ def test_answers_that_change_with_chance_or_company_fail(model: nn.Module) -> No
     assert run(checks.consistency, model).status == "fail"
 
 
-def test_undecided_pictures_are_listed_and_not_failed() -> None:
+def test_undecided_images_are_listed_and_not_failed() -> None:
     found = run(checks.consistency, Undecided())
     assert found.status == "pass"
-    assert "0 routes differ; 40 pictures with a router margin under 1e-05" in found.detail
+    assert "0 routes differ; 40 images with a router margin under 1e-05" in found.detail
 
 
 @pytest.mark.parametrize(("offset", "status"), [(0.5e-4, "pass"), (2e-4, "fail")])
@@ -195,8 +195,8 @@ class RoundedRouter(Routed):
 
 
 def hundreds(count: int, silent: int) -> tuple[Tensor, Tensor]:
-    """`silent` pictures of `count` where Flat(0.9) has no gradient."""
-    return pictures(*[0.3] * (count - silent), *[0.95] * silent)
+    """`silent` images of `count` where Flat(0.9) has no gradient."""
+    return images(*[0.3] * (count - silent), *[0.95] * silent)
 
 
 @pytest.mark.parametrize("model", [Net(), Routed()])
@@ -212,7 +212,7 @@ def test_missing_gradients_fail(model: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("count", "silent", "status"), [(300, 2, "pass"), (300, 3, "fail"), (50, 1, "pass"), (50, 2, "fail"), (40, 0, "pass")]
 )
-def test_one_percent_or_one_picture_may_be_silent(count: int, silent: int, status: str) -> None:
+def test_one_percent_or_one_image_may_be_silent(count: int, silent: int, status: str) -> None:
     assert run(checks.gradients, Flat(0.9), hundreds(count, silent), epsilon=0.01).status == status
 
 
@@ -225,7 +225,7 @@ def shard(rows: int = 1000, routing: dict[str, Any] | None = None, **broken: Seq
 
 
 @pytest.mark.parametrize(("rows", "broken", "status"), [(1000, 2, "pass"), (1000, 3, "warn"), (100, 1, "pass"), (100, 2, "warn")])
-def test_square_may_add_a_fifth_of_a_point_or_one_picture(rows: int, broken: int, status: str) -> None:
+def test_square_may_add_a_fifth_of_a_point_or_one_image(rows: int, broken: int, status: str) -> None:
     assert checks.square([shard(rows, aa_square=range(broken))]).status == status
 
 
@@ -243,7 +243,7 @@ def test_square_counts_the_shards_that_it_has_been_run_on() -> None:
 @pytest.mark.parametrize(
     ("total", "gap", "status"), [(1000, 0.5, "pass"), (1000, 0.6, "fail"), (64, 100 / 64, "pass"), (64, 200 / 64, "fail")]
 )
-def test_autoattack_half_a_point_or_one_picture_above_the_worst_is_unreliable(total: int, gap: float, status: str) -> None:
+def test_autoattack_half_a_point_or_one_image_above_the_worst_is_unreliable(total: int, gap: float, status: str) -> None:
     assert checks.autoattack_reliable({"ra_aa": 40 + gap}, 40.0, total).status == status
     assert checks.autoattack_reliable({"ra_50": 90.0}, 40.0, total).status == "skipped"
 
@@ -262,11 +262,11 @@ def test_experts_of_a_network_that_does_not_route_are_skipped() -> None:
     assert checks.routing_alive(bench(Routed(), *GREYS), None).status == "skipped"
 
 
-def test_pictures_outside_the_ball_fail() -> None:
+def test_images_outside_the_ball_fail() -> None:
     good, bad = shard(pgd_10=[]), shard(pgd_10=[])
     bad.attacks["pgd_10"]["outside"] = 1
-    assert checks.pictures_valid([good]).status == "pass"
-    found = checks.pictures_valid([good, bad])
+    assert checks.images_valid([good]).status == "pass"
+    found = checks.images_valid([good, bad])
     assert found.status == "fail"
     assert "pgd_10: 1 outside" in found.detail
 
@@ -314,13 +314,13 @@ def test_accuracy_that_falls_to_nothing_passes_and_that_rises_or_stays_fails() -
 @pytest.mark.parametrize(
     ("count", "left", "status"), [(30, 1, "pass"), (30, 2, "fail"), (7, 1, "pass"), (120, 2, "pass"), (120, 3, "fail")]
 )
-def test_two_percent_or_one_picture_may_stand_at_8_times_epsilon(count: int, left: int, status: str) -> None:
-    data = pictures(*[0.45] * (count - left), *[0.0] * left)  # 8 * 0.05 = 0.4 turns the grey ones alone
+def test_two_percent_or_one_image_may_stand_at_8_times_epsilon(count: int, left: int, status: str) -> None:
+    data = images(*[0.45] * (count - left), *[0.0] * left)  # 8 * 0.05 = 0.4 turns the grey ones alone
     assert run(checks.falls_with_epsilon, Net(), data, epsilon=0.05).status == status
 
 
 def test_a_transfer_that_beats_the_white_box_fails() -> None:
-    data = pictures(*torch.linspace(0.42, 0.58, 40).tolist())
+    data = images(*torch.linspace(0.42, 0.58, 40).tolist())
     masked = Flat(-1.0)
     assert run(checks.iterated_beats_one_step, Net(), data).status == "pass"
     assert run(checks.iterated_beats_one_step, Net(), data, transfer=Net()).status == "pass"
@@ -330,7 +330,7 @@ def test_a_transfer_that_beats_the_white_box_fails() -> None:
 
 
 class OneStep(Net):
-    """The gradient shows the way at the clean picture, grey of 0.4, alone: elsewhere it points back."""
+    """The gradient shows the way at the clean image, grey of 0.4, alone: elsewhere it points back."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -339,7 +339,7 @@ class OneStep(Net):
 
 
 def test_one_step_that_beats_the_iterated_attack_fails() -> None:
-    data = pictures(*[0.4] * 20)
+    data = images(*[0.4] * 20)
     assert run(checks.iterated_beats_one_step, Net(), data, epsilon=0.15).status == "pass"
     found = run(checks.iterated_beats_one_step, OneStep(), data, epsilon=0.15)
     assert found.status == "fail"
@@ -347,7 +347,7 @@ def test_one_step_that_beats_the_iterated_attack_fails() -> None:
 
 
 class Speckled(Net):
-    """Wrong wherever the pixels of a picture differ by much: random points are, those that sign steps lead to are not."""
+    """Wrong wherever the pixels of an image differ by much: random points are, those that sign steps lead to are not."""
 
     def forward(self, x: Tensor) -> Tensor:
         rough = (x.flatten(1).amax(dim=1) - x.flatten(1).amin(dim=1) > 0.1).float()
@@ -355,7 +355,7 @@ class Speckled(Net):
 
 
 def test_noise_that_breaks_what_pgd_left_warns() -> None:
-    data = pictures(*[0.2] * 10, *[0.8] * 10)
+    data = images(*[0.2] * 10, *[0.8] * 10)
     assert run(checks.noise_breaks_none, Net(), data).status == "pass"
     found = run(checks.noise_breaks_none, Speckled(), data)
     assert found.status == "warn"

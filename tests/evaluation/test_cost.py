@@ -14,7 +14,7 @@ def resnet18(kind, stem="cifar"):
 
 
 def macs(model, shape=CIFAR):
-    """Multiply-accumulates of one picture: ideal, executed."""
+    """Multiply-accumulates of one image: ideal, executed."""
     found = cost(model, shape)
     return round(1e9 * found.gmacs_ideal), round(1e9 * found.gmacs_executed)
 

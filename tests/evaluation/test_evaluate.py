@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
-from toys import CLASSES, Toy, dense, labels, pictures
+from toys import CLASSES, Toy, dense, images, labels
 
-from advmoe.attacks import Apgd, Pgd, PictureDraws, apgd, derive_seed, pgd
+from advmoe.attacks import Apgd, ImageDraws, Pgd, apgd, derive_seed, pgd
 from advmoe.attacks.surrogate import Search, surrogate_pgd, through_gate
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
@@ -28,7 +28,7 @@ def toy():
 
 @pytest.fixture(scope="module")
 def x():
-    return pictures(20)
+    return images(20)
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +45,11 @@ def rows_where(flags):
     return flags.nonzero()[:, 0].tolist()
 
 
-def test_pgd_figures_are_pgd_on_every_correct_picture(toy, x, y, whole):
-    """By hand: each figure on its own, over everything that is right on clean pictures."""
+def test_pgd_figures_are_pgd_on_every_correct_image(toy, x, y, whole):
+    """By hand: each figure on its own, over everything that is right on clean images."""
     correct = toy(x).argmax(dim=1) == y
     for steps in (10, 50):
-        x_adv = pgd(toy, x, y, Pgd(EPSILON, EPSILON / 4, steps), PictureDraws(derive_seed(0, 0), range(len(x))))
+        x_adv = pgd(toy, x, y, Pgd(EPSILON, EPSILON / 4, steps), ImageDraws(derive_seed(0, 0), range(len(x))))
         broken = correct & (toy(x_adv).argmax(dim=1) != y)
         assert whole.broken[f"pgd_{steps}"] == rows_where(broken)
         assert whole.figures[f"ra_{steps}"] == pytest.approx(100 * (correct & ~broken).float().mean().item())
@@ -64,7 +64,7 @@ def test_survivors_attacks_run_on_what_every_figure_left_one_after_another(toy, 
     rows = sorted(left)
     x_adv = surrogate_pgd(
         toy, through_gate(toy, Gate("straight_through")), x[rows], y[rows], Search(EPSILON, 50),
-        PictureDraws(derive_seed(0, 5, 1), rows),
+        ImageDraws(derive_seed(0, 5, 1), rows),
     )  # fmt: skip
     fooled = toy(x_adv).argmax(dim=1) != y[rows]
     assert whole.broken["straight_through_1"] == [rows[n] for n in rows_where(fooled)]
@@ -151,7 +151,7 @@ def test_wilson_interval_by_hand():
     assert wilson(1.0, 20) == pytest.approx((83.8875, 100.0), abs=1e-3)
 
 
-def test_intervals_are_of_all_pictures(whole):
+def test_intervals_are_of_all_images(whole):
     intervals = whole.to_dict()["intervals"]
     fixed = {f"fixed_expert_{kind}_{expert}" for kind in ("sa", "ra") for expert in range(3)}
     assert set(intervals) == {"sa", "ra_10", "ra_50", "ra_worst_quick", "ra_router", "ra_expert", *fixed}
@@ -166,14 +166,14 @@ def test_intervals_are_of_all_pictures(whole):
         (lambda x, y: (x.where(x > x.min(), torch.nan), y), r"pixels must be in \[0, 1\], not \[nan, nan\]"),
         (lambda x, y: (x, y + 1), "labels must be 0 to 3 for 4 logits, not 1 to 4"),
         (lambda x, y: (x, y - 1), "labels must be 0 to 3 for 4 logits, not -1 to 2"),
-        (lambda x, y: (x, y[:-1]), "20 pictures and 19 labels"),
-        (lambda x, y: (x[:0], y[:0]), "0 pictures and 0 labels"),
-        (lambda x, y: (x.flatten(1), y), r"pictures must be \[n, C, H, W\] and labels \[n\], not \[20, 36\]"),
-        (lambda x, y: (x.double(), y), "pictures must be float32 and labels int64, not torch.float64"),
+        (lambda x, y: (x, y[:-1]), "20 images and 19 labels"),
+        (lambda x, y: (x[:0], y[:0]), "0 images and 0 labels"),
+        (lambda x, y: (x.flatten(1), y), r"images must be \[n, C, H, W\] and labels \[n\], not \[20, 36\]"),
+        (lambda x, y: (x.double(), y), "images must be float32 and labels int64, not torch.float64"),
         (lambda x, y: (x, y.float()), "not torch.float32 and torch.float32"),
     ],
 )
-def test_bad_pictures_are_one_line(toy, x, spoil, said):
+def test_bad_images_are_one_line(toy, x, spoil, said):
     x, y = spoil(x, torch.arange(20) % CLASSES)
     with pytest.raises(UserError, match=said) as error:
         evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",))
@@ -202,14 +202,14 @@ def test_bad_options_are_one_line(toy, x, y, options, said):
         evaluate(toy, x, y, **{"epsilon": EPSILON, "preset": ("pgd_10",), **options})
 
 
-def test_nan_names_the_picture(x, y):
+def test_nan_names_the_image(x, y):
     class Broken(Toy):
         def forward_routed(self, x, gate=Gate()):  # noqa: B008
             logits, routings = super().forward_routed(x, gate)
             return logits.where((x.mean(dim=(1, 2, 3)) != mean)[:, None], torch.nan), routings
 
     mean = x[13].mean()
-    with pytest.raises(UserError, match="returns NaN or infinity for picture 13"):
+    with pytest.raises(UserError, match="returns NaN or infinity for image 13"):
         evaluate(Broken().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
@@ -220,7 +220,7 @@ def test_something_that_gives_no_logits_is_refused(x, y):
 
 def test_nan_under_attack_counts_as_broken(x):
     class Fragile(nn.Module):
-        """Right on the pictures themselves, NaN everywhere else: its argmax is 0, the label."""
+        """Right on the images themselves, NaN everywhere else: its argmax is 0, the label."""
 
         def forward(self, z):
             known = (z.flatten(1)[:, None] == x.flatten(1)[None]).all(dim=2).any(dim=1)
@@ -311,7 +311,7 @@ def test_l2_runs_pgd_apgd_and_autoattack_and_says_what_it_leaves_out(toy, x, y):
     assert not found.complete
     assert next(check.status for check in found.checks if check.number == 11) == "pass"
     correct = rows_where(toy(x).argmax(dim=1) == y)
-    x_adv = pgd(toy, x[correct], y[correct], Pgd(0.1, 0.025, 10, norm="L2"), PictureDraws(derive_seed(0, 0), correct))
+    x_adv = pgd(toy, x[correct], y[correct], Pgd(0.1, 0.025, 10, norm="L2"), ImageDraws(derive_seed(0, 0), correct))
     assert found.broken["pgd_10"] == [row for row, wrong in zip(correct, toy(x_adv).argmax(1) != y[correct], strict=True) if wrong]
     assert 0 < found.figures["ra_aa"] <= found.figures["ra_10"] < 95
 
@@ -359,7 +359,7 @@ def test_bf16_search_finds_what_float32_finds_within_a_few(toy, x, y, whole):
 def test_apgd_is_this_projects_apgd(toy, x, y):
     found = evaluate(toy, x, y, epsilon=EPSILON, preset=("apgd_ce",))
     rows = found.correct
-    x_adv = apgd(toy, x[rows], y[rows], Apgd(EPSILON), PictureDraws(derive_seed(0, 1), rows))
+    x_adv = apgd(toy, x[rows], y[rows], Apgd(EPSILON), ImageDraws(derive_seed(0, 1), rows))
     assert found.broken["apgd_ce"] == [row for row, wrong in zip(rows, toy(x_adv).argmax(1) != y[rows], strict=True) if wrong]
 
 

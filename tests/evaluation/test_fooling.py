@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from advmoe.data.single import read_picture
-from advmoe.evaluation.fooling import CLOSE, THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_picture
+from advmoe.data.single import read_image
+from advmoe.evaluation.fooling import CLOSE, THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
 from advmoe.moe import HARD, Gate, Routing
 
 SHAPE = (1, 4, 4)
@@ -85,8 +85,8 @@ def test_eight_bits_where_they_suffice(tmp_path: Path) -> None:
     levels = in_eight_bits(attacked, found, 3.4 / 255)
     assert levels is not None
     assert float((levels - attacked.x).abs().max()) <= 3 / 255 + 1e-6
-    write_picture(levels, tmp_path / "x.png")
-    back = read_picture(tmp_path / "x.png", SHAPE)
+    write_image(levels, tmp_path / "x.png")
+    back = read_image(tmp_path / "x.png", SHAPE)
     assert torch.equal(back.pixels, levels)
     assert attacked.is_fooled(back.pixels)
 
@@ -96,13 +96,13 @@ def test_floats_where_eight_bits_do_not_suffice(tmp_path: Path) -> None:
     found = first_to_fool(attacked, 2.9 / 255, silent, THOROUGH)
     assert found is not None
     assert in_eight_bits(attacked, found, 2.9 / 255) is None  # whole levels reach 2 / 255, inside the ball
-    write_picture(found.x_adv, tmp_path / "x.npy")
-    back = read_picture(tmp_path / "x.npy", SHAPE)
+    write_image(found.x_adv, tmp_path / "x.npy")
+    back = read_image(tmp_path / "x.npy", SHAPE)
     assert torch.equal(back.pixels, found.x_adv)
     assert attacked.is_fooled(back.pixels)
 
 
-def test_picture_between_levels_may_have_none_in_its_ball() -> None:
+def test_image_between_levels_may_have_none_in_its_ball() -> None:
     attacked = victim(0.1 / 255, torch.full(SHAPE, 128.5 / 255))
     assert in_eight_bits(attacked, Fooled(attacked.x, "pgd_50", 0.0), 0.3 / 255) is None
 

@@ -16,7 +16,7 @@ from planted import (
     UnsettledTies,
     clamp_in_graph,
     clamp_outside_graph,
-    pictures,
+    images,
     planted,
     train_clean,
     with_fault,
@@ -27,7 +27,7 @@ from advmoe.attacks import Pgd
 from advmoe.errors import UserError
 from advmoe.evaluation import Evaluation, attack_strength, evaluate
 
-NUMBERED = {1: "same picture, same answer", 2: "logits, not softmax", 3: "gradients are there"}
+NUMBERED = {1: "same image, same answer", 2: "logits, not softmax", 3: "gradients are there"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def sound() -> Planted:
 
 @pytest.fixture(scope="module")
 def some() -> tuple[Tensor, Tensor]:
-    test = pictures().test
+    test = images().test
     return test.pixels()[:48], test.labels[:48]
 
 
@@ -93,7 +93,7 @@ ROUTE_AWARE = ["pgd_10", "straight_through_1", "soft_1", "margin_-1", "margin_+1
 def test_attacks_on_the_routing_outlive_the_fault(
     fault: type[Planted], number: int, sound: Planted, some: tuple[Tensor, Tensor]
 ) -> None:
-    """They have no gradient to follow or none that is finite, and must neither crash nor give back what is no picture."""
+    """They have no gradient to follow or none that is finite, and must neither crash nor give back what is no image."""
     torch.manual_seed(0)
     found = evaluate(with_fault(sound, fault), some[0][:12], some[1][:12], epsilon=EPSILON, preset=ROUTE_AWARE)
     assert set(found.attacks) == set(ROUTE_AWARE)
@@ -119,7 +119,7 @@ def undefended() -> nn.Module:
 @pytest.fixture(scope="module")
 def saturated() -> tuple[Tensor, Tensor]:
     """More than half of the pixels are 0 or 1."""
-    test = pictures().test
+    test = images().test
     x, y = test.pixels()[:400], test.labels[:400]
     assert ((x == 0) | (x == 1)).float().mean() > 0.4
     return x, y

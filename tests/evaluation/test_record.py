@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from advmoe.commands.evaluate import evaluate_folder
+from advmoe.cli.evaluate import evaluate_folder
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import Check
 from advmoe.evaluation.cost import Cost
@@ -124,7 +124,7 @@ def evaluated(tiny, splits):
 def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(evaluated):
     found = evaluated(epsilon=0.02, seed=3)
     assert (found["epsilon"], found["config"]["attack"]["epsilon"]) == (0.02, 0.1)
-    assert (found["attack_seed"], found["test_pictures"]) == (3, 20)
+    assert (found["attack_seed"], found["test_images"]) == (3, 20)
     assert found["epsilon_curve"]["epsilons"][3] == 0.02
     assert found["epsilon_curve"]["ra"][3] == found["ra"]["10"]
 
@@ -208,7 +208,7 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
         ("ra_worst", 1e30, "ra_worst is 1e+30, not a number from 0 to 100"),
         ("ra_worst", None, "ra_worst is None, not a number from 0 to 100"),
         ("ra", [], "ra is [], not an object of numbers from 0 to 100"),
-        ("test_pictures", 0, "test_pictures is 0, not a whole number of at least 1"),
+        ("test_images", 0, "test_images is 0, not a whole number of at least 1"),
         ("params", 10**400, f"params is {10**17}...{'0' * 19}, not a whole number of at least 0"),
         ("config", None, "config is None, not an object of settings"),
         ("run", "\ud800", "nested more than 12 deep, or with text that is no Unicode"),

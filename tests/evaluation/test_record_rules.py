@@ -91,9 +91,9 @@ def test_a_field_that_a_part_lacks_garbles_it():
 
 def test_one_router_may_choose_for_all_layers():
     made = copy.deepcopy(WHOLE)
-    for picture in made["gallery"]:
+    for image in made["gallery"]:
         for side in ("clean", "adversarial"):
-            picture[side]["route"] = [1]
+            image[side]["route"] = [1]
     assert garbled_parts(made) == []
 
 

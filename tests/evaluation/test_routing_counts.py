@@ -1,10 +1,10 @@
-"""Routing figures against one picture at a time, by hand, on a hand-made network whose layers differ in experts."""
+"""Routing figures against one image at a time, by hand, on a hand-made network whose layers differ in experts."""
 
 import pytest
 import torch
-from toys import Toy, labels, pictures
+from toys import Toy, images, labels
 
-from advmoe.attacks import Pgd, PictureDraws, derive_seed, pgd
+from advmoe.attacks import ImageDraws, Pgd, derive_seed, pgd
 from advmoe.evaluation import evaluate
 
 EPSILON = 0.02
@@ -17,7 +17,7 @@ def toy():
 
 
 def route_of(toy, z):
-    """By the weights: which expert each layer takes for one picture [1, 1, 6, 6]."""
+    """By the weights: which expert each layer takes for one image [1, 1, 6, 6]."""
     h, route = 2 * z.flatten() - 1, []
     for router, experts in zip(toy.routers, toy.experts, strict=True):
         route.append(int((router @ h).argmax()))
@@ -41,7 +41,7 @@ def slow(toy, x, y):
     fixed, robust = [0] * 3, [0] * 3
     for row in range(len(x)):
         z, label = x[row : row + 1], y[row : row + 1]
-        noise = PictureDraws(derive_seed(0, 0), [row])
+        noise = ImageDraws(derive_seed(0, 0), [row])
         z_adv = pgd(toy, z, label, Pgd(EPSILON, EPSILON / 4, 50), noise)
         clean, adversarial = route_of(toy, z), route_of(toy, z_adv)
         for layer in range(2):
@@ -56,7 +56,7 @@ def slow(toy, x, y):
             route = [min(expert, 1), expert]
             if answer(toy, z, route).argmax() == label:
                 fixed[expert] += 1
-                draws = PictureDraws(derive_seed(0, 6, expert), [row])
+                draws = ImageDraws(derive_seed(0, 6, expert), [row])
                 z_fix = pgd(lambda p, r=route: answer(toy, p, r), z, label, Pgd(EPSILON, EPSILON / 4, 10), draws)
                 robust[expert] += int(answer(toy, z_fix, route).argmax() == label)
     n, right = len(x), len(correct)
@@ -70,7 +70,7 @@ def slow(toy, x, y):
 
 @pytest.mark.parametrize("size", [16, 5])
 def test_routing_figures_are_the_slow_ones(toy, size):
-    x = pictures(16)
+    x = images(16)
     y = labels(toy, x)
     found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50",), shard_size=size).routing
     wanted = slow(toy, x, y)
@@ -82,5 +82,5 @@ def test_routing_figures_are_the_slow_ones(toy, size):
 
 
 def test_without_pgd_50_there_is_no_routing_section(toy):
-    x = pictures(4)
+    x = images(4)
     assert evaluate(toy, x, labels(toy, x), epsilon=EPSILON, preset=("pgd_10",)).routing is None

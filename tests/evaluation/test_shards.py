@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import Toy, dense, labels, pictures
+from toys import Toy, dense, images, labels
 
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate, shards
@@ -15,7 +15,7 @@ from advmoe.evaluation.suite import Attack
 
 EPSILON = 0.02
 PRESET = ("pgd_10", "pgd_50", "straight_through_1", "reroute_quick")
-TOY, X = Toy().eval(), pictures(11)
+TOY, X = Toy().eval(), images(11)
 Y = labels(TOY, X)
 
 
@@ -48,7 +48,7 @@ class Counted:
             raise KeyboardInterrupt
 
 
-UNITS = len(PRESET) * 3  # 11 pictures in shards of 4
+UNITS = len(PRESET) * 3  # 11 images in shards of 4
 
 
 @pytest.mark.parametrize("stop", range(1, UNITS + 1))
@@ -112,7 +112,7 @@ def test_parts_collected_are_the_whole(go, whole, tmp_path, order):
 
 def test_more_parts_than_shards(go, whole, tmp_path):
     idle = go(store=tmp_path, part=(4, 5))
-    assert (idle.pictures, idle.checks) == (0, [])
+    assert (idle.images, idle.checks) == (0, [])
     assert figures(go(store=tmp_path)) == figures(whole)
 
 
@@ -180,16 +180,16 @@ def test_damaged_file_is_one_line(go, tmp_path, name, content, said):
     go(store=tmp_path, preset=("pgd_10",))
 
 
-def test_shard_of_other_pictures_is_refused(go, tmp_path):
+def test_shard_of_other_images_is_refused(go, tmp_path):
     go(store=tmp_path, preset=("pgd_10",))
     (tmp_path / "shard-00000.json").write_text((tmp_path / "shard-00001.json").read_text())
-    with pytest.raises(UserError, match=r"shard-00000\.json: not a shard of these pictures"):
+    with pytest.raises(UserError, match=r"shard-00000\.json: not a shard of these images"):
         go(store=tmp_path, preset=("pgd_10",))
 
 
 @pytest.mark.parametrize("earlier", [("pgd_50", "reroute_quick"), ("straight_through_1",), ("aa_apgd-ce", "pgd_10")])
 def test_what_another_plan_left_changes_no_figure(go, tmp_path, earlier):
-    """A stored attack counts only if it was run on the pictures that this plan gives it."""
+    """A stored attack counts only if it was run on the images that this plan gives it."""
     plan = ("pgd_10", "pgd_50", "straight_through_1", "aa_apgd-ce", "reroute_quick")
     fresh = go(preset=plan)
     go(store=tmp_path, preset=earlier)
@@ -221,7 +221,7 @@ def test_started_by_several_at_once(go, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.1)])
-def test_saved_pictures_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, norm, epsilon):
+def test_saved_images_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, norm, epsilon):
     preset = ("pgd_10", "apgd_t", *(("straight_through_1", "reroute_quick") if norm == "Linf" else ()))
     found = evaluate(TOY, X, Y, epsilon=epsilon, norm=norm, preset=preset, shard_size=4, store=tmp_path, save_adversarial=True)
     for name in preset:
@@ -237,7 +237,7 @@ def test_saved_pictures_are_finite_inside_the_ball_and_do_what_is_said(tmp_path,
     assert found.broken["pgd_10"]
 
 
-def test_pictures_asked_for_later_are_made(go, whole, tmp_path):
+def test_images_asked_for_later_are_made(go, whole, tmp_path):
     go(store=tmp_path)
     later, again = Counted(), Counted()
     assert figures(go(store=tmp_path, save_adversarial=True, told=later)) == figures(whole)
@@ -246,7 +246,7 @@ def test_pictures_asked_for_later_are_made(go, whole, tmp_path):
     assert again.units == []
 
 
-def test_invalid_picture_is_not_saved(tmp_path, monkeypatch):
+def test_invalid_image_is_not_saved(tmp_path, monkeypatch):
     monkeypatch.setitem(ATTACKS, "pgd_10", Attack(lambda job: job.x * torch.nan))
     evaluate(TOY, X, Y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path, save_adversarial=True)
     saved = load_file(tmp_path / "adversarial/pgd_10-00000.safetensors")

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from toys import Toy, dense, pictures
+from toys import Toy, dense, images
 
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, PRESETS, evaluate
@@ -13,7 +13,7 @@ from advmoe.evaluation.suite import AUTOATTACK, AUTOATTACK_PLUS, AUTOATTACK_RAND
 
 
 def steps(name):
-    """Gradient steps of an attack on a picture at most, from what it is called with."""
+    """Gradient steps of an attack on an image at most, from what it is called with."""
     given = ATTACKS[name].run.keywords if hasattr(ATTACKS[name].run, "keywords") else {}
     if "beam" in given:
         return given["beam"].budget * given["steps"]
@@ -57,14 +57,14 @@ def test_plan_sorts_names_into_figures_and_survivors():
 
 def test_missing_extra_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    model, x = dense(), pictures(4)
+    model, x = dense(), images(4)
     with pytest.raises(UserError, match="AutoAttack needs the extra autoattack"):
         evaluate(model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("autoattack",))
 
 
 @pytest.mark.parametrize("version", ["autoattack", "autoattack_plus", "autoattack_rand"])
-def test_autoattack_leaves_the_random_state_alone_and_takes_one_picture(version):
-    model, x = dense(), pictures(1)
+def test_autoattack_leaves_the_random_state_alone_and_takes_one_image(version):
+    model, x = dense(), images(1)
     before = torch.get_rng_state()
     found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.5, preset=(version,))
     assert torch.equal(before, torch.get_rng_state())
@@ -72,8 +72,8 @@ def test_autoattack_leaves_the_random_state_alone_and_takes_one_picture(version)
 
 
 def test_restarts_find_what_one_start_does_not():
-    """Ten starts break every picture that the first of them breaks."""
-    model, x = Toy().eval(), pictures(32)
+    """Ten starts break every image that the first of them breaks."""
+    model, x = Toy().eval(), images(32)
     y = model(x).argmax(dim=1)
     found = evaluate(model, x, y, epsilon=0.01, preset=("pgd_50", "pgd_50x10"))
     assert set(found.broken["pgd_50"]) <= set(found.broken["pgd_50x10"])

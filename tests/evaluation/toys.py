@@ -1,4 +1,4 @@
-"""Networks of a few weights on pictures [B, 1, 6, 6], so that evaluations take a moment."""
+"""Networks of a few weights on images [B, 1, 6, 6], so that evaluations take a moment."""
 
 import torch
 from torch import Tensor, nn
@@ -41,14 +41,14 @@ def dense(classes: int = CLASSES) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, classes)).eval()
 
 
-def pictures(count: int = 12, seed: int = 1) -> Tensor:
+def images(count: int = 12, seed: int = 1) -> Tensor:
     """[count, 1, 6, 6] in [0, 1]."""
     return torch.rand(count, 1, 6, 6, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def labels(model: nn.Module, x: Tensor, wrong: int = 3) -> Tensor:
-    """What the network says, but for picture number `wrong`."""
+    """What the network says, but for image number `wrong`."""
     y = model(x).argmax(dim=1)
     y[wrong] = (y[wrong] + 1) % CLASSES
     return y

@@ -4,18 +4,18 @@ import torch
 from torch import nn
 
 from advmoe.config import ModelConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, ExpertNorm, MoEKind
 
-SPEC = PictureSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
-GREY = PictureSpec(tuple("abcdefghij"), (1, 28, 28), (0.3,), (0.35,))
+SPEC = ImageSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+GREY = ImageSpec(tuple("abcdefghij"), (1, 28, 28), (0.3,), (0.35,))
 WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
 KINDS = [DenseKind(0.5), MoEKind(0.5, 2), MoEKind(0.75, 3, norms="shared"), MoEKind(0.5, 3, "disjoint", "per_network")]
 
 
 def noise(count):
-    """Pictures of noise, some dark and some bright, so that routers tell them apart."""
+    """Images of noise, some dark and some bright, so that routers tell them apart."""
     return torch.rand(count, *SPEC.shape) ** torch.logspace(-1, 1, count)[:, None, None, None]
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from advmoe.config import ModelConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.export.compare import MARGIN, TOLERANCE, Agreement, Answers, agreement, answers, compare
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
@@ -33,7 +33,7 @@ def says(logits=LOGITS, routes=ROUTES):
 def test_the_same_answers_are_equal(batch):
     found = compare(known(), says(), PIXELS, batch)
     assert found.equal
-    assert (found.pictures, found.undecided, found.largest) == (3, (), 0.0)
+    assert (found.images, found.undecided, found.largest) == (3, (), 0.0)
 
 
 def test_a_logit_may_be_off_by_the_tolerance_and_no_more():
@@ -78,7 +78,7 @@ def test_agreement_counts_classes_routes_and_what_accuracy_gains(batch):
 
 def test_margins_are_the_least_over_layers():
     torch.manual_seed(0)
-    spec = PictureSpec(("a", "b"), (1, 8, 8), (0.5,), (0.5,))
+    spec = ImageSpec(("a", "b"), (1, 8, 8), (0.5,), (0.5,))
     model = build_model(ModelConfig("vgg16_bn", 4), MoEKind(0.5, 3), spec).eval()
     pixels = torch.rand(5, 1, 8, 8)
     with torch.no_grad():

@@ -89,19 +89,19 @@ def test_onnx_runtime_has_no_bfloat16_convolution():
 
 @pytest.fixture(scope="module")
 def real():
-    """1,000 real pictures."""
+    """1,000 real images."""
     return load_dataset(DataConfig(dataset="fashion-mnist", limit_test=1000)).test.pixels()
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_equal_to_pytorch_on_real_pictures_at_every_batch(form, real, tmp_path):
+def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
     model = learned(MoEKind(0.5, 2), spec=GREY)
     predict, known = export(model, GREY.shape, tmp_path / "network", form), answers(model, real)
     assert len(known.routes.unique(dim=0)) > 10
     for batch in BATCHES:
         found = compare(known, predict, real, batch)
         assert found.equal, found
-        assert found.pictures == 1000
+        assert found.images == 1000
         assert len(found.undecided) < 5
         assert found.largest <= 1e-4
 
@@ -129,7 +129,7 @@ def test_a_masked_network_goes_out_compact(tmp_path):
     assert compare(answers(model, pixels), predict, pixels, 5).equal
 
 
-def test_each_picture_meets_one_expert_a_layer(tmp_path):
+def test_each_image_meets_one_expert_a_layer(tmp_path):
     """Told by ONNX Runtime, from the shapes that the experts' convolutions give."""
     import onnx
 
@@ -142,11 +142,11 @@ def test_each_picture_meets_one_expert_a_layer(tmp_path):
     graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in experts)
     onnx.save(graph, tmp_path / "experts.onnx")
     for batch in (1, 10):
-        pictures = [len(rows) for rows in onnx_predictor(tmp_path / "experts.onnx")(noise(batch))]
-        assert [sum(pictures[layer : layer + 3]) for layer in range(0, len(pictures), 3)] == [batch] * len(model.moe_layers())
+        images = [len(rows) for rows in onnx_predictor(tmp_path / "experts.onnx")(noise(batch))]
+        assert [sum(images[layer : layer + 3]) for layer in range(0, len(images), 3)] == [batch] * len(model.moe_layers())
 
 
-def test_an_expert_sees_its_own_pictures_alone():
+def test_an_expert_sees_its_own_images_alone():
     model = Traceable(learned(MoEKind(0.5, 2)))
     seen = []
     layer = next(module for module in model.modules() if isinstance(module, RoutedConv2d))

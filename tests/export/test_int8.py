@@ -43,7 +43,7 @@ def kept(found):
 
 
 def rare(model):
-    """How many experts of each layer fewer than 16 calibration pictures chose: what ought to stay exact."""
+    """How many experts of each layer fewer than 16 calibration images chose: what ought to stay exact."""
     counts = [torch.bincount(choice, minlength=2) for choice in answers(model, SEEN).routes.T]
     return [int((count < 16).sum()) for count in counts]
 
@@ -116,6 +116,6 @@ def test_says_nearly_what_the_network_says_at_every_batch(backbone, tmp_path):
     assert agreement(known, predict, pixels, None, 64).classes > 85
 
 
-def test_needs_pictures(tmp_path):
-    with pytest.raises(ValueError, match="int8 needs pictures"):
+def test_needs_images(tmp_path):
+    with pytest.raises(ValueError, match="int8 needs images"):
         export(learned(DenseKind(0.5), "vgg16_bn"), SPEC.shape, tmp_path / "network.onnx", dtype="int8")

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from advmoe.cli import main
+from advmoe.cli.main import main
 from advmoe.moe import routing
 from advmoe.training import checkpoint, methods
 from advmoe.training.losses import Loss

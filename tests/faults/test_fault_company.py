@@ -76,9 +76,9 @@ def test_a_lock_that_names_a_living_stranger_is_taken_over(words: Words, run: Pa
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with 32 pictures of two classes."""
-    place, draw = tmp_path / "pictures", np.random.default_rng(0)
+def images(tmp_path: Path) -> Path:
+    """A folder with 32 images of two classes."""
+    place, draw = tmp_path / "images", np.random.default_rng(0)
     for name in ("cat", "dog"):
         (place / name).mkdir(parents=True)
         for number in range(16):
@@ -86,19 +86,17 @@ def pictures(tmp_path: Path) -> Path:
     return place
 
 
-def own_pictures(words: Words, method: str, place: Path) -> list[str | Path]:
+def own_images(words: Words, method: str, place: Path) -> list[str | Path]:
     return [*words(method, dataset="folder", limit_train=None, limit_test=None, batch_size=5, data_dir=None), "--data-dir", place]
 
 
-def test_a_file_that_changes_before_a_resume(
-    method: str, words: Words, run: Path, pictures: Path, tried: Callable[..., Any]
-) -> None:
-    own = own_pictures(words, method, pictures)
+def test_a_file_that_changes_before_a_resume(method: str, words: Words, run: Path, images: Path, tried: Callable[..., Any]) -> None:
+    own = own_images(words, method, images)
     with tried("data changed before a resume", method):
         stopped(own, run)
         before = RunFolder(run).latest()
         assert before is not None
-        Image.new("RGB", (12, 12), (1, 2, 3)).save(pictures / "cat" / "3.png")
+        Image.new("RGB", (12, 12), (1, 2, 3)).save(images / "cat" / "3.png")
         ended = advmoe(*own)
         assert ended.status == 2
         found = re.fullmatch(
@@ -108,8 +106,8 @@ def test_a_file_that_changes_before_a_resume(
         assert found[1] == before.fingerprint != found[2]
 
 
-def streamed_pictures(place: Path) -> Path:
-    """ImageNet's form: 3 classes of 8 and 2 pictures."""
+def streamed_images(place: Path) -> Path:
+    """ImageNet's form: 3 classes of 8 and 2 images."""
     draw = np.random.default_rng(0)
     for part, each in (("train", 8), ("val", 2)):
         for name in ("n01", "n02", "n03"):
@@ -123,7 +121,7 @@ def streamed_pictures(place: Path) -> Path:
 def test_a_file_that_changes_between_epochs(
     method: str, words: Words, run: Path, tmp_path: Path, tried: Callable[..., Any]
 ) -> None:
-    place = streamed_pictures(tmp_path / "imagenet")
+    place = streamed_images(tmp_path / "imagenet")
     own = [
         *words(method, dataset="imagenet", stem="imagenet", limit_train=None, limit_test=None, batch_size=6, workers=1, width=2),
         "--data-dir", place,
@@ -139,7 +137,7 @@ def test_a_file_that_changes_between_epochs(
 
 
 def test_a_longer_file_before_a_resume_of_streamed_data(words: Words, run: Path, tmp_path: Path) -> None:
-    place = streamed_pictures(tmp_path / "imagenet")
+    place = streamed_images(tmp_path / "imagenet")
     own = [
         *words("at_moe", dataset="imagenet", stem="imagenet", limit_train=None, limit_test=None, batch_size=6, workers=1, width=2),
         "--data-dir", place,
@@ -153,22 +151,22 @@ def test_a_longer_file_before_a_resume_of_streamed_data(words: Words, run: Path,
 
 
 @pytest.fixture
-def read_only(pictures: Path) -> Iterator[Path]:
-    """The pictures where nobody may write: not even root, where a file system may be mounted."""
-    mounted = not subprocess.run(["mount", "--bind", str(pictures), str(pictures)], capture_output=True, check=False).returncode
+def read_only(images: Path) -> Iterator[Path]:
+    """The images where nobody may write: not even root, where a file system may be mounted."""
+    mounted = not subprocess.run(["mount", "--bind", str(images), str(images)], capture_output=True, check=False).returncode
     if mounted:
-        subprocess.run(["mount", "-o", "remount,bind,ro", str(pictures)], check=True)
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(images)], check=True)
     else:
-        subprocess.run(["chmod", "-R", "a-w", str(pictures)], check=True)
-    yield pictures
-    subprocess.run(["umount", str(pictures)] if mounted else ["chmod", "-R", "u+w", str(pictures)], check=True)
+        subprocess.run(["chmod", "-R", "a-w", str(images)], check=True)
+    yield images
+    subprocess.run(["umount", str(images)] if mounted else ["chmod", "-R", "u+w", str(images)], check=True)
 
 
 def test_read_only_data(method: str, words: Words, run: Path, read_only: Path, tried: Callable[..., Any]) -> None:
     if os.geteuid() != 0 or subprocess.run(["mountpoint", "-q", str(read_only)], check=False).returncode == 0:
         with pytest.raises(OSError, match=r"Read-only|denied"):
             (read_only / "cat" / "new").touch()
-    own = own_pictures(words, method, read_only)
+    own = own_images(words, method, read_only)
     with tried("read-only data", method):
         trained(*own)
         assert len(RunFolder(run).epochs()) > 0

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 STEP = 5  # of 6 in two epochs: the second one's second
 NAMES = {  # of the tensor in which it is found
-    "data": r"(pictures|logits of layer 0's router|clean logits)",
+    "data": r"(images|logits of layer 0's router|clean logits)",
     "loss": "loss",
     "router": "logits of layer 0's router",
     "gradient": r"gradient of [\w.]+",

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from advmoe.config import DataConfig
 from advmoe.data import Splits, load_dataset
-from advmoe.data.unpack import unpack
+from advmoe.data.archive import unpack
 from advmoe.errors import UserError
 
 NAMES = [

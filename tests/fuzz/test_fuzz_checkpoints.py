@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from test_fuzz_cifar import programs
 from torch import nn
 
-from advmoe.artifact import load
 from advmoe.config import ModelConfig, RunConfig, to_dict
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
+from advmoe.runs.load import load
 from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights
 from advmoe.training.start import network
 
 NAMES = ("model.safetensors", "optimizers.pt")
-SPEC = PictureSpec(("cat", "dog"), (3, 32, 32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
+SPEC = ImageSpec(("cat", "dog"), (3, 32, 32), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2))
 HISTORY = [{"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}]
 
 

@@ -23,7 +23,7 @@ from advmoe.reports.paper_tables import tables
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    """A small Record of the repository, cut down to one layer and one picture."""
+    """A small Record of the repository, cut down to one layer and one image."""
     path = Path(__file__).parents[2] / "results/embedded/records.json"
     found: dict[str, Any] = next(own for own in json.loads(path.read_text()) if own["method"] == "advmoe" and own["gallery"])
     found["history"], found["layers"], found["gallery"] = found["history"][:1], found["layers"][:1], found["gallery"][:1]

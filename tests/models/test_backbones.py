@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch.nn.functional import cross_entropy
 
 from advmoe.config import ModelConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS, build_model
 from advmoe.moe import DenseKind, Gate, MaskedKind, MoEKind
@@ -23,7 +23,7 @@ KINDS = {
     "moe per network": MoEKind(0.8, num_experts=3, bank="disjoint", routers="per_network", norms="shared"),
     "moe per-expert norms": MoEKind(0.75, num_experts=2, norms="per_expert"),
 }
-DATA = {  # (C, H, W), classes, stem, side of the pictures that go forward
+DATA = {  # (C, H, W), classes, stem, side of the images that go forward
     "cifar10": ((3, 32, 32), 10, "cifar", 32),
     "cifar100": ((3, 32, 32), 100, "cifar", 32),
     "tinyimagenet": ((3, 64, 64), 200, "cifar", 64),
@@ -198,7 +198,7 @@ def macs(kind, plan, classes, network_router):
 def build(backbone, kind, data, width, seed=0):
     shape, classes, stem, _ = DATA[data]
     torch.manual_seed(seed)
-    spec = PictureSpec(tuple(map(str, range(classes))), shape, (0.5,) * shape[0], (0.25,) * shape[0])
+    spec = ImageSpec(tuple(map(str, range(classes))), shape, (0.5,) * shape[0], (0.25,) * shape[0])
     return build_model(ModelConfig(backbone=backbone, width=width, stem=stem), kind, spec)
 
 

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from advmoe.config import ModelConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.models import MODELS, build_model, fused
 from advmoe.models.fused import refresh
 from advmoe.moe import DenseKind, ExpertNorm, Gate, MaskedKind, MoEConv2d, MoEKind, PlainConv2d
 
-SPEC = PictureSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
+SPEC = ImageSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 KINDS = [
     DenseKind(), DenseKind(0.5), MaskedKind(0.5), MoEKind(0.5, 3, norms="shared"), MoEKind(0.75, 3, norms="per_expert"),
     MoEKind(0.5, 2, "disjoint", "per_network", "per_expert"),

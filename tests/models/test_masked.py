@@ -7,13 +7,13 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from advmoe.config import ModelConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS, build_model, compact, start_scores
 from advmoe.moe import ChannelMask, Channels, DenseKind, MaskedKind, MaskedNorm, MoEKind
 
 SHAPE = (3, 16, 16)
-SPEC = PictureSpec(("a", "b", "c"), SHAPE, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
+SPEC = ImageSpec(("a", "b", "c"), SHAPE, (0.5, 0.4, 0.3), (0.25, 0.2, 0.3))
 WIDTHS = {"resnet18": 4, "wrn28_10": 20, "vgg16_bn": 4, "densenet40": 4, "densenet121": 4}
 
 
@@ -22,7 +22,7 @@ def build(backbone, kind, stem="cifar", seed=0):
     return build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone], stem=stem), kind, SPEC).double()
 
 
-def pictures(count=6, size=16, seed=1):
+def images(count=6, size=16, seed=1):
     """Noise on colours of their own."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.rand(count, 3, 1, 1, generator=generator, dtype=torch.float64)
@@ -34,12 +34,12 @@ def trained(model, size=16, steps=4, lr=0.05):
     generator = torch.Generator().manual_seed(3)
     before = [mask.indices() for mask in model.masks]
     for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
-        norm.momentum = 1.0  # deep networks in eval mode tell pictures apart only by true statistics
+        norm.momentum = 1.0  # deep networks in eval mode tell images apart only by true statistics
     optimizer = torch.optim.SGD(
         [{"params": model.weight_parameters(), "lr": lr}, {"params": model.mask_parameters() or [torch.zeros(1)], "lr": 5.0}]
     )
     for step in range(steps):
-        x, y = pictures(8, size, seed=step), torch.randint(3, (8,), generator=generator)
+        x, y = images(8, size, seed=step), torch.randint(3, (8,), generator=generator)
         optimizer.zero_grad()
         cross_entropy(model.train()(x), y).backward()
         optimizer.step()
@@ -52,14 +52,14 @@ def trained(model, size=16, steps=4, lr=0.05):
 @pytest.mark.parametrize("backbone", MODELS)
 def test_compact_is_the_small_dense_network_with_the_same_logits(backbone, scale, stem):
     size = 32 if stem == "imagenet" else 16
-    model, x = trained(build(backbone, MaskedKind(scale), stem), size), pictures(size=size)
+    model, x = trained(build(backbone, MaskedKind(scale), stem), size), images(size=size)
     small, dense = compact(model), build(backbone, DenseKind(scale), stem, seed=9)
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-9)
         assert not small.training
         dense.load_state_dict(small.state_dict())
         torch.testing.assert_close(dense.eval()(x), model(x), rtol=1e-9, atol=1e-9)
-        assert model(x).std(dim=0).min() > 1e-5  # pictures still differ
+        assert model(x).std(dim=0).min() > 1e-5  # images still differ
     assert {name: p.shape for name, p in small.named_parameters()} == {name: p.shape for name, p in dense.named_parameters()}
     gmacs = [cost(network, (3, size, size)).gmacs_ideal for network in (small, dense, model)]
     assert gmacs[0] == gmacs[1] < gmacs[2]
@@ -78,7 +78,7 @@ def test_compact_leaves_the_masked_network_alone():
     "kind", [DenseKind(), DenseKind(0.5), MoEKind(0.5, norms="shared"), MoEKind(0.5, routers="per_network", norms="per_expert")]
 )
 def test_compact_of_an_unmasked_network_is_an_equal_copy(kind):
-    model, x = trained(build("resnet18", kind)), pictures()
+    model, x = trained(build("resnet18", kind)), images()
     same = compact(model)
     assert same is not model
     assert list(same.state_dict()) == list(model.state_dict())
@@ -136,7 +136,7 @@ def test_layers_of_a_residual_stream_share_one_mask():
 @pytest.mark.parametrize("backbone", ["resnet18", "densenet40"])
 def test_copies_keep_their_masks_shared_and_their_own(backbone, again):
     model = build(backbone, MaskedKind(0.5))
-    twin, x = again(model), pictures()
+    twin, x = again(model), images()
     own = {id(mask) for mask in twin.masks}
     assert not own & {id(mask) for mask in model.masks}
     norms = [module for module in twin.modules() if isinstance(module, MaskedNorm)]
@@ -167,7 +167,7 @@ def test_a_scores_gradient_is_the_loss_by_its_mask():
     y = norm(x)
     assert y[:, :, 0, 0].tolist() == [[0, 4, 0], [0, 40, 0]]
     (y[:, :, 0, 0] * torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, -1.0]])).sum().backward()
-    # unmasked: 1.5, 4, 11 and 10.5, 40, 119; times the probe, over both pictures
+    # unmasked: 1.5, 4, 11 and 10.5, 40, 119; times the probe, over both images
     assert mask.scores.grad.tolist() == pytest.approx([1.5, 44.0, 11 - 119])
 
 

@@ -22,7 +22,7 @@ def tiny(kind, mean=MEAN, std=STD):
 
 
 def spread(model, x):
-    """Let experts differ, and take all running statistics from x, which spreads its pictures over the experts."""
+    """Let experts differ, and take all running statistics from x, which spreads its images over the experts."""
     with torch.no_grad():
         for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]:
             norm.momentum = 1.0
@@ -33,7 +33,7 @@ def spread(model, x):
     return model
 
 
-def pictures(count, size=12):
+def images(count, size=12):
     return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
@@ -81,7 +81,7 @@ def test_moe_resnet18_has_sixteen_routed_layers_numbered_in_order():
     assert len(layers) == 16
     assert [layer.index for layer in layers] == list(range(16))
     assert all(isinstance(layer, MoEConv2d) for block in model.blocks for layer in (block.conv1, block.conv2))
-    _, routings = model.eval().forward_routed(pictures(2, 16))
+    _, routings = model.eval().forward_routed(images(2, 16))
     assert len(routings) == 16
     assert all(routing.logits.shape == (2, 4) and routing.experts.shape == (2,) for routing in routings)
 
@@ -102,20 +102,20 @@ def test_routings_stand_in_the_order_of_the_layers():
         for layer, bias in zip(model.moe_layers(), [1.0, 2.0, 3.0, 4.0], strict=True):
             layer.router.linear.weight.zero_()
             layer.router.linear.bias.copy_(torch.tensor([0.0, bias]))
-    _, routings = model.forward_routed(pictures(1))
+    _, routings = model.forward_routed(images(1))
     assert [routing.logits[0, 1].item() for routing in routings] == [1, 2, 3, 4]
 
 
 def test_a_forced_route_is_followed_layer_by_layer():
     model = tiny(MoEKind(0.5, num_experts=2)).eval()
     route = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]])
-    _, routings = model.forward_routed(pictures(2), Gate("forced", route=route))
+    _, routings = model.forward_routed(images(2), Gate("forced", route=route))
     assert torch.equal(torch.stack([routing.experts for routing in routings], dim=1), route)
 
 
 @NORMS
 def test_forward_is_forward_routed_through_the_hard_gate(norms):
-    x = pictures(8)
+    x = images(8)
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), x)
     logits, routings = model.forward_routed(x, HARD)
     assert torch.equal(model(x), logits)
@@ -126,37 +126,37 @@ def test_forward_is_forward_routed_through_the_hard_gate(norms):
 
 @NORMS
 def test_straight_through_gives_the_logits_of_hard(norms):
-    x = pictures(8)
+    x = images(8)
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), x).double()
     hard, straight = model(x.double()), model.forward_routed(x.double(), Gate("straight_through"))[0]
     torch.testing.assert_close(hard, straight, rtol=1e-10, atol=1e-12)
 
 
 @NORMS
-def test_logits_of_a_picture_do_not_depend_on_its_batch(norms):
-    x = pictures(6).double()
+def test_logits_of_a_image_do_not_depend_on_its_batch(norms):
+    x = images(6).double()
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)).double(), x)
     together = model(x)
     for i in range(6):
         torch.testing.assert_close(model(x[i : i + 1])[0], together[i], rtol=1e-10, atol=1e-12)
 
 
-def test_cifar_stem_keeps_the_picture_size():
+def test_cifar_stem_keeps_the_image_size():
     model = resnet18(DenseKind(), width=4).eval()
-    assert model.stem(pictures(2, 32)).shape == (2, 4, 32, 32)
-    assert model(pictures(2, 32)).shape == (2, 10)
+    assert model.stem(images(2, 32)).shape == (2, 4, 32, 32)
+    assert model(images(2, 32)).shape == (2, 10)
     assert (model.stem[0].kernel_size, model.stem[0].stride) == ((3, 3), (1, 1))
 
 
-def test_imagenet_stem_divides_the_picture_size_by_four():
+def test_imagenet_stem_divides_the_image_size_by_four():
     model = resnet18(DenseKind(), width=4, stem="imagenet", classes=7).eval()
-    assert model.stem(pictures(2, 64)).shape == (2, 4, 16, 16)
-    assert model(pictures(2, 64)).shape == (2, 7)
+    assert model.stem(images(2, 64)).shape == (2, 4, 16, 16)
+    assert model(images(2, 64)).shape == (2, 7)
     assert (model.stem[0].kernel_size, model.stem[0].stride) == ((7, 7), (2, 2))
 
 
-def test_stages_halve_the_picture_size():
-    model, h, sizes = resnet18(DenseKind(), width=4).eval(), pictures(1, 32), []
+def test_stages_halve_the_image_size():
+    model, h, sizes = resnet18(DenseKind(), width=4).eval(), images(1, 32), []
     h = model.stem(h)
     for block in model.blocks:
         h, _ = block(h, HARD)
@@ -166,7 +166,7 @@ def test_stages_halve_the_picture_size():
 
 def test_normalisation_is_inside():
     model, plain = tiny(DenseKind()).eval(), tiny(DenseKind(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
-    x = pictures(2)
+    x = images(2)
     normalised = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     torch.testing.assert_close(model(x), plain(normalised), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(model(x), plain(x))
@@ -176,7 +176,7 @@ def test_normalisation_is_inside():
 @pytest.mark.parametrize("bank", ["backbone", "disjoint"])
 @pytest.mark.parametrize("num_experts", [2, 4])
 def test_every_parameter_gets_a_finite_gradient_under_straight_through(num_experts, bank, norms):
-    x = pictures(16)
+    x = images(16)
     model = spread(tiny(MoEKind(0.5, num_experts=num_experts, bank=bank, norms=norms)), x).train()
     logits, _ = model.forward_routed(x, Gate("straight_through"))
     nn.functional.cross_entropy(logits, torch.arange(16) % 3).backward()
@@ -187,7 +187,7 @@ def test_every_parameter_gets_a_finite_gradient_under_straight_through(num_exper
 
 def test_dense_gets_a_finite_gradient_everywhere():
     model = tiny(DenseKind()).train()
-    nn.functional.cross_entropy(model(pictures(6)), torch.arange(6) % 3).backward()
+    nn.functional.cross_entropy(model(images(6)), torch.arange(6) % 3).backward()
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
         assert parameter.grad.abs().max() > 0, name
@@ -195,7 +195,7 @@ def test_dense_gets_a_finite_gradient_everywhere():
 
 @pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, num_experts=4), MoEKind(0.5, num_experts=4, norms="shared")])
 def test_state_dict_round_trip(kind):
-    x = pictures(8)
+    x = images(8)
     model = spread(tiny(kind), x)
     torch.manual_seed(99)
     other = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
@@ -207,14 +207,14 @@ def test_state_dict_round_trip(kind):
 @NORMS
 @pytest.mark.parametrize("gate", [HARD, Gate("straight_through"), Gate("soft"), Gate("scaled")])
 def test_a_forward_pass_in_eval_mode_leaves_nothing_behind(gate, norms):
-    model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), pictures(8))
+    model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), images(8))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     tensors = {name: [v for v in vars(m).values() if isinstance(v, torch.Tensor)] for name, m in model.named_modules()}
-    first = model.forward_routed(pictures(4), gate)[0]
-    model.forward_routed(pictures(3) * 0.5, gate)
+    first = model.forward_routed(images(4), gate)[0]
+    model.forward_routed(images(3) * 0.5, gate)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
     assert not any(tensors.values())
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
-    assert torch.equal(model.forward_routed(pictures(4), gate)[0], first)
+    assert torch.equal(model.forward_routed(images(4), gate)[0], first)

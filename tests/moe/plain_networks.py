@@ -142,7 +142,7 @@ def squeezenet():
 
 
 class Inception(nn.Module):
-    """Branches from the pictures on, and a map of one channel that all channels are multiplied by."""
+    """Branches from the images on, and a map of one channel that all channels are multiplied by."""
 
     def __init__(self):
         super().__init__()
@@ -158,7 +158,7 @@ class Inception(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """What two convolutions make is added to the pictures, which are then classified."""
+    """What two convolutions make is added to the images, which are then classified."""
 
     def __init__(self):
         super().__init__()
@@ -196,5 +196,5 @@ def used(name):
     return model.eval()
 
 
-def pictures(batch=6):
+def images(batch=6):
     return torch.rand(batch, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 from masked_twin import expert_filters, gate_weights, router_logits
-from plain_networks import NETWORKS, LeNet, pictures, used
+from plain_networks import NETWORKS, LeNet, images, used
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.functional import conv2d
@@ -27,7 +27,7 @@ GATES = [Gate(), Gate("straight_through"), Gate("soft", temperature=2.0)]
 
 def converted(name, num_experts=2, model_scale=0.5, parted=True):
     """The MoE form of a used network; with experts, norms that differ and calibrated routers, if `parted`."""
-    model = convert(used(name), num_experts, model_scale, example_input=pictures(1))
+    model = convert(used(name), num_experts, model_scale, example_input=images(1))
     torch.manual_seed(1)
     with torch.no_grad():
         for layer in model.moe_layers():
@@ -35,13 +35,13 @@ def converted(name, num_experts=2, model_scale=0.5, parted=True):
             for parameter in own if parted else []:
                 if parameter is not None:
                     parameter.add_(0.2 * torch.randn_like(parameter))
-            layer.router.train(parted)  # statistics of these pictures
-        model(pictures())
+            layer.router.train(parted)  # statistics of these images
+        model(images())
     return model.eval()
 
 
 def answers(network, x):
-    """Logits, and their gradient to the pictures."""
+    """Logits, and their gradient to the images."""
     x = x.clone().requires_grad_()
     logits = network(x)
     return logits, torch.autograd.grad(logits.square().sum(), x)[0]
@@ -51,7 +51,7 @@ def answers(network, x):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_scale_one_it_is_the_model(name, num_experts):
     model = converted(name, num_experts, 1.0, parted=False)
-    torch.testing.assert_close(answers(model, pictures()), answers(used(name), pictures()), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(answers(model, images()), answers(used(name), images()), rtol=1e-9, atol=1e-9)
 
 
 def masked(plain, model, scale):
@@ -78,7 +78,7 @@ def masked(plain, model, scale):
     for name, module in plain.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d):
             module.register_forward_hook(dropped(name))
-    plain(pictures())
+    plain(images())
     return plain
 
 
@@ -92,7 +92,7 @@ def columns(layer):
 def test_below_it_is_the_model_without_the_channels_that_are_dropped(name, scale):
     model = converted(name, 2, scale, parted=False)
     twin = masked(used(name), model, scale)
-    torch.testing.assert_close(answers(model, pictures()), answers(twin, pictures()), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(answers(model, images()), answers(twin, images()), rtol=1e-9, atol=1e-9)
     plain = sum(parameter.numel() for parameter in used(name).parameters())
     assert sum(parameter.numel() for parameter in model.parameters()) < plain
 
@@ -134,7 +134,7 @@ def test_values_and_gradients_of_the_slow_twin(name, gate):
     model = converted(name, num_experts=3).eval()
     both = []
     for network in (model, slow_twin(name, model)):
-        x = pictures().requires_grad_()
+        x = images().requires_grad_()
         logits, routings = network.forward_routed(x, gate)
         loss = logits.square().sum() + sum(routing.logits.square().sum() for routing in routings)
         gradients = torch.autograd.grad(loss, [x, *model.parameters()], allow_unused=True)
@@ -154,11 +154,11 @@ def test_every_larger_convolution_behind_the_first_is_routed_in_the_order_of_cal
     calls = []
     for layer in layers:
         layer.register_forward_hook(lambda layer, *_: calls.append(layer))
-    _, routings = model.forward_routed(pictures())
+    _, routings = model.forward_routed(images())
     assert calls == layers
     assert len(routings) == len(layers)
     route = torch.arange(6 * len(layers)).view(6, -1) % 2
-    forced = model.forward_routed(pictures(), Gate("forced", route=route))[1]
+    forced = model.forward_routed(images(), Gate("forced", route=route))[1]
     assert torch.equal(torch.stack([routing.experts for routing in forced], dim=1), route)
 
 
@@ -186,7 +186,7 @@ def test_layers_of_lists_that_are_called_in_turns_are_in_the_order_of_calls():
 
 
 def test_widths_follow_the_model_scale():
-    model = convert(used("densenet"), model_scale=0.3, example_input=pictures(1)).traced
+    model = convert(used("densenet"), model_scale=0.3, example_input=images(1)).traced
     # stem int(2.4), growth int(1.2) and transition int(3.0) of 8, 4 and 10; the first norm behind two joins reads 2 + 1
     assert [tuple(conv.filters.shape[:2]) for conv in model.convs.children()] == [(2, 2), (2, 3), (2, 3), (2, 4)]
     assert tuple(model.stem.weight.shape[:2]) == (2, 3)
@@ -207,19 +207,19 @@ def test_norms_behind_moe_layers_are_the_experts_own_and_the_others_stay():
 def test_the_model_stays_as_it_is():
     model = used("resnet").train()
     before = copy.deepcopy(model.state_dict())
-    made = convert(model, example_input=pictures(1))
+    made = convert(model, example_input=images(1))
     assert made.training
     assert model.training
-    made.forward_routed(pictures())
+    made.forward_routed(images())
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.zero_()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert not convert(model.eval(), example_input=pictures(1)).training
+    assert not convert(model.eval(), example_input=images(1)).training
 
 
 def test_layers_named_plain_are_narrowed_and_not_routed():
-    model = convert(used("vgg"), example_input=pictures(1), plain=["network.7"])
+    model = convert(used("vgg"), example_input=images(1), plain=["network.7"])
     assert len(model.moe_layers()) == 2
     assert tuple(model.traced.network.get_submodule("7").weight.shape) == (8, 8, 3, 3)
 
@@ -227,16 +227,16 @@ def test_layers_named_plain_are_narrowed_and_not_routed():
 @pytest.mark.parametrize("name", ["vgg", "resnet", "squeezenet"])
 def test_states_load_and_fused_twins_agree(name):
     model = converted(name).eval()
-    other = convert(used(name), example_input=pictures(1))
+    other = convert(used(name), example_input=images(1))
     other.load_state_dict(model.state_dict())
-    expected = model.forward_routed(pictures())
+    expected = model.forward_routed(images())
     for twin in (other, fused(model), copy.deepcopy(model)):
-        torch.testing.assert_close(twin.forward_routed(pictures()), expected, rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(twin.forward_routed(images()), expected, rtol=1e-9, atol=1e-9)
     assert all(layer.norm is None for layer in fused(model).moe_layers())
 
 
 BATCHES = {
-    level: (pictures().float().roll(turn, 0), torch.arange(6).roll(turn) % CLASSES)
+    level: (images().float().roll(turn, 0), torch.arange(6).roll(turn) % CLASSES)
     for turn, level in enumerate(("routers", "weights", "all"))
 }
 
@@ -353,7 +353,7 @@ def test_other_mistakes_are_named():
     x = torch.rand(1, 3, 16, 16)
     with pytest.raises(UserError, match="unknown convolution 'conv3': did you mean conv2"):
         convert(LeNet(), example_input=x, plain=["conv3"])
-    with pytest.raises(UserError, match=r"example_input must be pictures \[B, C, H, W\], not \[3, 16, 16\]"):
+    with pytest.raises(UserError, match=r"example_input must be images \[B, C, H, W\], not \[3, 16, 16\]"):
         convert(LeNet(), example_input=x[0])
     with pytest.raises(UserError, match="num_experts must be at least 1, not 0"):
         convert(LeNet(), 0, example_input=x)
@@ -364,5 +364,5 @@ def test_one_tensor_in():
         def forward(self, x, y):
             return super().forward(x + y)
 
-    with pytest.raises(UserError, match="Two: takes y beside the pictures"):
+    with pytest.raises(UserError, match="Two: takes y beside the images"):
         convert(Two(), example_input=torch.rand(1, 3, 16, 16))

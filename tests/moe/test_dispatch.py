@@ -18,7 +18,7 @@ def test_chosen_by_hand(dispatch):
 
 
 @pytest.mark.parametrize("dispatch", NAMES)
-def test_the_hard_gates_gradients_are_those_of_each_picture_alone(dispatch):
+def test_the_hard_gates_gradients_are_those_of_each_image_alone(dispatch):
     random = torch.Generator().manual_seed(0)
     starts, size = windows("backbone", 3, 9, 6)
     x = torch.randn(5, 4, 6, 6, generator=random, dtype=torch.float64, requires_grad=True)

@@ -110,7 +110,7 @@ def test_stages_and_sides(stem, sides):
     assert seen == list(zip([16] * 3 + [32] * 3 + [64] * 3, sides, strict=True))
 
 
-def test_a_pictures_choice_does_not_depend_on_its_batch():
+def test_a_images_choice_does_not_depend_on_its_batch():
     model = network()
     together = model.forward_routed(x())[1][0].logits
     for i in range(8):

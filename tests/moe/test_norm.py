@@ -1,14 +1,14 @@
-"""ExpertNorm against one nn.BatchNorm2d per expert, fed with that expert's pictures; MaskedNorm."""
+"""ExpertNorm against one nn.BatchNorm2d per expert, fed with that expert's images; MaskedNorm."""
 
 import pytest
 import torch
 from torch import nn
 
-from advmoe.moe import ChannelMask, Channels, ExpertNorm, Gate, MaskedNorm, MoEConv2d, pictures
+from advmoe.moe import ChannelMask, Channels, ExpertNorm, Gate, MaskedNorm, MoEConv2d, images
 from advmoe.moe.experts import windows
 
 N, K = 3, 4
-EXPERTS = torch.tensor([2, 0, 2, 0, 2, 0, 0])  # expert 1 has no picture
+EXPERTS = torch.tensor([2, 0, 2, 0, 2, 0, 0])  # expert 1 has no image
 
 
 def make_norm(seed=0):
@@ -36,7 +36,7 @@ def references(norm):
 
 
 def slow(twins, y, experts):
-    """Each picture through its expert's batch norm; one without pictures is not called."""
+    """Each image through its expert's batch norm; one without images is not called."""
     out = torch.zeros_like(y)
     for e, twin in enumerate(twins):
         mine = (experts == e).nonzero()[:, 0]
@@ -76,7 +76,7 @@ def test_equals_a_batch_norm_for_each_expert(training):
         close(norm.running_var[e], twin.running_var)
 
 
-def test_an_expert_without_pictures_keeps_its_statistics_to_the_bit():
+def test_an_expert_without_images_keeps_its_statistics_to_the_bit():
     norm = make_norm().train()
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
     norm(outputs(), EXPERTS)
@@ -87,7 +87,7 @@ def test_an_expert_without_pictures_keeps_its_statistics_to_the_bit():
     assert torch.equal(norm.running_mean[1], mean[1])
 
 
-def test_eval_mode_changes_nothing_and_judges_each_picture_alone():
+def test_eval_mode_changes_nothing_and_judges_each_image_alone():
     norm = make_norm().eval()
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     together = norm(outputs(), EXPERTS)
@@ -114,7 +114,7 @@ def test_every_takes_an_idle_experts_running_statistics():
     close(norm.every(parts, EXPERTS)[:, 1], twin(outputs()))
 
 
-def test_one_picture_of_one_pixel_makes_no_nan():
+def test_one_image_of_one_pixel_makes_no_nan():
     norm = make_norm().train()
     y = norm(torch.randn(1, K, 1, 1, dtype=torch.float64), torch.tensor([2]))
     assert torch.isfinite(y).all()
@@ -125,7 +125,7 @@ def moe_layer():
     torch.manual_seed(0)
     outs = Channels(8, 4)
     layer = MoEConv2d(
-        pictures(3), outs, windows("disjoint", 2, 8, 4), kernel_size=3, stride=1, norm=ExpertNorm(2, 4), routed=True
+        images(3), outs, windows("disjoint", 2, 8, 4), kernel_size=3, stride=1, norm=ExpertNorm(2, 4), routed=True
     ).double()  # fmt: skip
     with torch.no_grad():
         layer.filters.normal_()

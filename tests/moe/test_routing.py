@@ -20,8 +20,8 @@ def make_router(in_channels=3, num_experts=4):
     return router.eval()
 
 
-def constant_pictures(*values):
-    """Pictures of one channel with these means."""
+def constant_images(*values):
+    """Images of one channel with these means."""
     return torch.tensor(values)[:, None, None, None] + torch.tensor([[-1.0, 1.0], [2.0, -2.0]])
 
 
@@ -39,11 +39,11 @@ def test_logits_are_linear_in_the_standardised_pool():
 
 def test_statistics_average_the_first_batches_in_full():
     router = Router(1, 2).train()
-    router(constant_pictures(1.0, 3.0))  # mean 2, variance 1
+    router(constant_images(1.0, 3.0))  # mean 2, variance 1
     assert (router.mean.item(), router.var.item()) == (2.0, 1.0)
-    router(constant_pictures(5.0, 9.0))  # mean 7, variance 4
+    router(constant_images(5.0, 9.0))  # mean 7, variance 4
     assert (router.mean.item(), router.var.item()) == (4.5, 2.5)
-    router(constant_pictures(0.0, 0.0))
+    router(constant_images(0.0, 0.0))
     assert router.mean.item() == pytest.approx(3.0, rel=1e-6)
     assert router.var.item() == pytest.approx(5 / 3, rel=1e-6)
     assert router.batches.item() == 3
@@ -52,14 +52,14 @@ def test_statistics_average_the_first_batches_in_full():
 def test_later_batches_count_with_the_momentum():
     router = Router(1, 2).train()
     router.batches.fill_(50)
-    router(constant_pictures(8.0, 12.0))  # mean 10, variance 4: 0.9 * 0 + 0.1 * 10 and 0.9 * 1 + 0.1 * 4
+    router(constant_images(8.0, 12.0))  # mean 10, variance 4: 0.9 * 0 + 0.1 * 10 and 0.9 * 1 + 0.1 * 4
     assert router.mean.item() == pytest.approx(1.0, rel=1e-6)
     assert router.var.item() == pytest.approx(1.3, rel=1e-6)
 
 
 def test_train_mode_standardises_by_the_updated_statistics():
     router = Router(1, 2).train()
-    x = constant_pictures(1.0, 3.0)
+    x = constant_images(1.0, 3.0)
     standardised = torch.tensor([[-1.0], [1.0]])
     torch.testing.assert_close(router(x), router.linear(standardised), rtol=1e-4, atol=1e-5)
 
@@ -80,7 +80,7 @@ def test_tracking_reaches_no_gradient():
     assert not router.var.requires_grad
 
 
-def test_a_pictures_logits_do_not_depend_on_its_batch():
+def test_a_images_logits_do_not_depend_on_its_batch():
     router, x = make_router(), torch.randn(9, 3, 4, 4, dtype=torch.float64)
     together = router(x)
     for i in range(9):

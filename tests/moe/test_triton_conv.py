@@ -1,4 +1,4 @@
-"""The Triton kernels against a loop over pictures. They run by Triton's interpreter, which must be chosen before Triton is
+"""The Triton kernels against a loop over images. They run by Triton's interpreter, which must be chosen before Triton is
 imported, so in a process of its own: this file, which prints what it found."""
 
 import json
@@ -48,11 +48,11 @@ CASES = {
     "stride 3": Case(stride=3, size=(7, 5)),
     "channels last": Case(layout="channels_last"),
     "channels last, stride 2": Case(layout="channels_last", stride=2, size=(5, 6)),
-    "one picture": Case(batch=1),
+    "one image": Case(batch=1),
     "one expert": Case(num_experts=1),
-    "more experts than pictures": Case("disjoint", 8, batch=3, kernel=1),
+    "more experts than images": Case("disjoint", 8, batch=3, kernel=1),
     "experts that nobody chose": Case(num_experts=4, width=3, experts=(2, 2, 2, 2), kernel=1),
-    "more pictures than a tile takes": Case("disjoint", 2, kernel=1, size=(2, 3), batch=21, channels=3, width=2),
+    "more images than a tile takes": Case("disjoint", 2, kernel=1, size=(2, 3), batch=21, channels=3, width=2),
     "more pixels than a tile takes": Case(size=(9, 10), batch=3, channels=2, width=2, experts=(0, 1, 0)),
     "large tiles": Case(size=(9, 10), batch=3, channels=2, width=2, experts=(0, 1, 0), programs=1),
     "more channels than a block takes": Case("disjoint", 2, kernel=1, size=(2, 2), batch=3, channels=37, width=35),
@@ -60,7 +60,7 @@ CASES = {
     "float32": Case(dtype="float32"),
     "float16": Case(dtype="float16", layout="channels_last", stride=2),
     "autocast to float16": Case(dtype="float32", autocast=True),
-    "no picture": Case(batch=0),
+    "no image": Case(batch=0),
 }
 WAITS = {"_local_scalar_dense", "nonzero", "bincount", "item", "unique"}  # what makes the host wait for a CUDA device
 
@@ -76,7 +76,7 @@ def found():
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_agrees_with_a_loop_over_pictures_in_values_and_every_gradient(found, name):
+def test_agrees_with_a_loop_over_images_in_values_and_every_gradient(found, name):
     errors, tolerance = found["errors"][name], TOLERANCES["float16" if CASES[name].autocast else CASES[name].dtype]
     assert set(errors) == {"y", "x", "bank", "one_hot", *(["bias"] if CASES[name].bias else [])}
     assert max(errors.values()) <= tolerance, errors
@@ -123,10 +123,10 @@ def layer(case):
 
 
 def loop(x, own, one_hot):
-    """Every expert on one picture after the other, weighed by the one-hot."""
+    """Every expert on one image after the other, weighed by the one-hot."""
     rows = []
-    for picture, weights in zip(x, one_hot, strict=True):
-        parts = [weight * own.convolve(picture[None], e) for e, weight in enumerate(weights)]
+    for image, weights in zip(x, one_hot, strict=True):
+        parts = [weight * own.convolve(image[None], e) for e, weight in enumerate(weights)]
         rows.append(sum(parts[1:], parts[0]))
     return torch.cat(rows) if rows else own.convolve(x, 0) + 0 * one_hot.sum()
 

@@ -37,7 +37,7 @@ def record(
         "dataset": "fashion-mnist", "sa": figures["sa"], "ra": {n: figures[f"ra_{n}"] for n in ("10", "20", "50")},
         "ra_aa": figures["ra_aa"], "ra_worst": worst, "epsilon": 0.1, "norm": "Linf",
         "gmacs": 0.04 * scale**2, "gmacs_executed": 0.04 * scale**2, "gmacs_dense": 0.04, "reduction": 100 * (1 - scale**2),
-        "params": 700_000, "epoch": epochs, "train_pictures": 1960, "test_pictures": 300, "fingerprint": "0123456789abcdef" * 4,
+        "params": 700_000, "epoch": epochs, "train_images": 1960, "test_images": 300, "fingerprint": "0123456789abcdef" * 4,
         "seed": seed, "attack_seed": 0, "config": to_dict(config), "train_seconds": 95.0, "evaluate_seconds": 41.5,
         "evaluation": evaluation(figures, routed, num_experts), "advmoe": "0.1.0", "commit": "b999d11c95c2007955cc1da9",
         "versions": {"python": "3.11.7", "torch": "2.13.0", "numpy": "2.4.6"},
@@ -49,7 +49,7 @@ def record(
         ],
         "classes": list(CLASSES), "load_by_class": loads(routed, num_experts) if routed else None,
         "epsilon_curve": {
-            "attack": "pgd_10", "pictures": 200, "epsilons": [0.1 * m for m in MULTIPLES],
+            "attack": "pgd_10", "images": 200, "epsilons": [0.1 * m for m in MULTIPLES],
             "ra": [max(0.0, figures["sa"] - 26 * m) for m in MULTIPLES],
         },
         "gallery": gallery(routed, num_experts),
@@ -71,12 +71,12 @@ def evaluation(figures: dict[str, float], routed: int, num_experts: int) -> dict
         "fixed_expert_sa": [40.0] * num_experts, "fixed_expert_ra": [20.0] * num_experts,
     }  # fmt: skip
     checks = [
-        {"number": 1, "name": "same picture, same answer", "status": "pass", "detail": "logits differ by 4.8e-07"},
+        {"number": 1, "name": "same image, same answer", "status": "pass", "detail": "logits differ by 4.8e-07"},
         {"number": 5, "name": "RA-AA near RA-worst", "status": "fail", "detail": "RA-AA is 0.50 points above RA-worst"},
         {"number": 4, "name": "Square adds nothing", "status": "skipped", "detail": "AutoAttack was not run"},
     ]
     return {
-        "pictures": 300, **figures, "complete": True, "intervals": {name: [v - 5, v + 5] for name, v in figures.items()},
+        "images": 300, **figures, "complete": True, "intervals": {name: [v - 5, v + 5] for name, v in figures.items()},
         "attacks": {"pgd_50": {"attacked": 240, "broken": 80, "seconds": 12.5}}, "left_out": {},
         "routing": routing if routed else None, "checks": checks,
     }  # fmt: skip
@@ -103,7 +103,7 @@ def loads(layers: int, num_experts: int) -> list[list[list[int]]]:
 
 
 def gallery(routed: int, num_experts: int) -> list[dict[str, Any]]:
-    """One picture a class; under attack every third layer takes the next expert."""
+    """One image a class; under attack every third layer takes the next expert."""
     return [
         {
             "row": 7 * label, "label": label, "attack": "pgd_50",
@@ -122,7 +122,7 @@ def _seen(label: int, prediction: int, confidence: float, route: list[int], nois
 
 
 def png(label: int, noise: int = 0) -> str:
-    """A 28 x 28 grey picture as base64: a disc as wide as its label is high, under noise."""
+    """A 28 x 28 grey image as base64: a disc as wide as its label is high, under noise."""
     rng = np.random.default_rng(label)
     rows, columns = np.mgrid[:28, :28]
     disc = 190.0 * ((rows - 14) ** 2 + (columns - 14) ** 2 < (5 + 2 * label) ** 2)

@@ -26,7 +26,7 @@ def test_head_is_what_the_hub_reads():
 def test_says_what_it_withstands_where_it_was_measured():
     text = card()
     assert "Linf perturbations of up to 0.1" in text
-    assert "**49.0 %** of 300 test pictures" in text
+    assert "**49.0 %** of 300 test images" in text
     assert "| RA-worst | 49.0 | 44.0 to 54.0 |" in text
     assert 'advmoe.load("someone/robust")' in text
     assert "2 experts a layer at model scale 0.5" in text
@@ -36,7 +36,7 @@ def test_says_what_it_withstands_where_it_was_measured():
 def test_attacks_and_checks_are_listed():
     text = card()
     assert r"| pgd\_50 | 240 | 80 |" in text
-    assert "| 1 | same picture, same answer | pass | logits differ by 4.8e-07 |" in text
+    assert "| 1 | same image, same answer | pass | logits differ by 4.8e-07 |" in text
 
 
 def test_limits_name_failed_checks_and_an_untrustworthy_autoattack():

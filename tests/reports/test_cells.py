@@ -47,7 +47,7 @@ def test_figures_are_over_the_runs_that_measured_them():
 
 
 def test_cells_and_settings_are_kept_apart():
-    found = summarise([record(), record(model_scale=0.2), record("at_dense"), record(num_experts=4), record(test_pictures=200)])
+    found = summarise([record(), record(model_scale=0.2), record("at_dense"), record(num_experts=4), record(test_images=200)])
     assert [own.n for own in found] == [1] * 5
     assert [len(group) for group in by_setting(found).values()] == [4, 1]
 
@@ -69,7 +69,7 @@ def test_student_t_is_the_published_quantile(degrees, quantile):
     assert student_t(degrees) == pytest.approx(quantile, abs=1e-8)
 
 
-def test_span_holds_the_pictures_interval_and_the_seeds():
+def test_span_holds_the_images_interval_and_the_seeds():
     (narrow,), (wide,), (two,) = summarise(runs(50.0, 50.0)), summarise(runs(40.0, 50.0, 60.0)), summarise(runs(49.0, 51.0))
     assert span(narrow, "ra_worst") == wilson(0.5, 300)
     reach = 4.302652730 * 10 / 3**0.5

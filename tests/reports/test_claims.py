@@ -11,9 +11,9 @@ METHODS = [method for method in ROBUST if method != "standard"]
 
 
 def runs(seeds=(0, 1), **figures):
-    """Every method's runs on 10,000 test pictures; `figures`: method -> its RA (PGD-50) and SA."""
+    """Every method's runs on 10,000 test images; `figures`: method -> its RA (PGD-50) and SA."""
     return [
-        record(method, seed, test_pictures=10_000, ra={"50": value + 0.1 * seed}, sa=value + 0.1 * seed, ra_worst=value - 2)
+        record(method, seed, test_images=10_000, ra={"50": value + 0.1 * seed}, sa=value + 0.1 * seed, ra_worst=value - 2)
         for method, value in figures.items()
         for seed in seeds
     ]
@@ -49,18 +49,18 @@ def test_overlapping_intervals_show_nothing():
 
 
 def test_seeds_far_apart_show_nothing():
-    """AdvMoE's mean is 6 points ahead, on many pictures, but its seeds lie 8 apart."""
+    """AdvMoE's mean is 6 points ahead, on many images, but its seeds lie 8 apart."""
     far = [
-        record(method, seed, test_pictures=10_000, ra={"50": 50.0 + 8 * seed + 6 * (method == "advmoe")})
+        record(method, seed, test_images=10_000, ra={"50": 50.0 + 8 * seed + 6 * (method == "advmoe")})
         for method in METHODS
         for seed in (0, 1)
     ]
     assert ours(judge(far), "RA (PGD-50)").verdict == "not shown"
 
 
-def test_few_pictures_show_nothing():
+def test_few_images_show_nothing():
     whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
-    few = [one | {"test_pictures": 50} for one in whole]
+    few = [one | {"test_images": 50} for one in whole]
     assert ours(judge(few), "RA (PGD-50)").verdict == "not shown"
 
 
@@ -71,9 +71,9 @@ def test_a_missing_baseline_is_no_support():
 
 
 def test_other_scales_and_settings_are_no_baselines():
-    """Far ahead, but at another model scale or on other pictures."""
-    others = [record("at_small_dense", model_scale=0.8, test_pictures=10_000, ra={"50": 90.0})]
-    others += [record("at_sparse", dataset="other", test_pictures=10_000, ra={"50": 90.0})]
+    """Far ahead, but at another model scale or on other images."""
+    others = [record("at_small_dense", model_scale=0.8, test_images=10_000, ra={"50": 90.0})]
+    others += [record("at_sparse", dataset="other", test_images=10_000, ra={"50": 90.0})]
     claims = judge([*runs(at_dense=50.0, at_moe=43.0, advmoe=56.0), *others])
     assert ours(claims, "RA (PGD-50)").verdict == "not shown"
     assert "90.0" not in ours(claims, "RA (PGD-50)").detail
@@ -237,10 +237,10 @@ def test_settings_of_routers_are_a_methods_own():
 
 
 def test_settings_with_most_methods_come_first():
-    many = [record(method, test_pictures=77) for method in METHODS]
+    many = [record(method, test_images=77) for method in METHODS]
     lines = verdict([record(), *many, record("at_dense")])
-    assert "77 test pictures" in lines[0]
-    assert "300 test pictures" in lines[1]
+    assert "77 test images" in lines[0]
+    assert "300 test images" in lines[1]
 
 
 def test_failed_checks_are_named_run_by_run():

@@ -175,7 +175,7 @@ def test_a_cell_leaves_out_what_its_method_has_not():
         "epsilon",
         "norm",
         "epochs",
-        "test_pictures",
+        "test_images",
     }
 
 

@@ -1,4 +1,4 @@
-"""Figures from histories and pictures."""
+"""Figures from histories and images."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
 from advmoe.reports import figures
-from advmoe.reports.figures import picture_grid, see, trajectories
+from advmoe.reports.figures import image_grid, see, trajectories
 
 CLASSES = ("cat", "dog", "ship")
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
@@ -48,12 +48,12 @@ def test_trajectories_hold_the_histories(tmp_path, drawn, kind):
 
 @pytest.mark.parametrize("kind", MAGIC)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_grid_shows_pictures_predictions_and_routes(tmp_path, drawn, kind, channels):
+def test_grid_shows_images_predictions_and_routes(tmp_path, drawn, kind, channels):
     model, path = network(MoEKind(0.5), channels), tmp_path / f"grid.{kind}"
     x = torch.rand(2, channels, 8, 8)
     x_adv = (x + 0.1).clamp(0, 1)
     labels = torch.tensor([0, 1])
-    picture_grid(model, x, x_adv, labels, CLASSES, path)
+    image_grid(model, x, x_adv, labels, CLASSES, path)
     assert path.read_bytes().startswith(MAGIC[kind])
     assert list(tmp_path.iterdir()) == [path]
     axes = drawn[0].axes
@@ -83,7 +83,7 @@ def test_route_is_a_digit_a_layer_in_groups_of_four():
 
 def test_dense_network_has_no_route(tmp_path, drawn):
     model, x = network(DenseKind()), torch.rand(1, 1, 8, 8)
-    picture_grid(model, x, x, torch.tensor([0]), CLASSES, tmp_path / "grid.png")
+    image_grid(model, x, x, torch.tensor([0]), CLASSES, tmp_path / "grid.png")
     assert drawn[0].axes[1].get_xlabel() == ""
 
 
@@ -111,7 +111,7 @@ def test_failed_figure_leaves_neither_draft_nor_damage(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["$\\frac$", "<script>", "two\nlines", "long " * 200], ids=["$", "tag", "lines", "long"])
 def test_class_names_are_drawn_as_they_are(tmp_path, drawn, name):
     x = torch.rand(1, 1, 8, 8)
-    picture_grid(network(MoEKind(0.5)), x, x, torch.tensor([0]), (name,) * 3, tmp_path / "grid.png")
+    image_grid(network(MoEKind(0.5)), x, x, torch.tensor([0]), (name,) * 3, tmp_path / "grid.png")
     title = drawn[0].axes[0].get_title()
     assert title.startswith(" ".join(name.split())[:20])
     assert len(title) < 40

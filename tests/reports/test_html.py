@@ -53,7 +53,7 @@ def page(records, claims=None, lines=None, figures=None):
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A picture of 28 x 28 pixels that stands for every figure."""
+    """An image of 28 x 28 pixels that stands for every figure."""
     path = tmp_path_factory.mktemp("figures") / "figure.png"
     path.write_bytes(base64.b64decode(png(0)))
     return dict.fromkeys(FIGURES, path)
@@ -107,7 +107,7 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(whole):
     assert targets <= set(ids)
 
 
-def test_every_picture_is_described_and_scrolling_parts_can_be_reached(whole):
+def test_every_image_is_described_and_scrolling_parts_can_be_reached(whole):
     parsed = Page(whole)
     assert all(image["alt"] for image in parsed.all("img"))
     assert all(own.get("tabindex") == "0" for _, own in parsed.elements if "scroll" in own.get("class", "").split())
@@ -141,10 +141,10 @@ def test_long_verdicts_are_folded_past_the_first_lines():
 
 def test_old_records_make_a_page_that_says_what_is_missing():
     text = Page(page([old_record("advmoe"), old_record("at_dense")])).text
-    assert "2 of 2 runs: no pictures on record." in text
+    assert "2 of 2 runs: no images on record." in text
     assert "1 of 1 run: no load of the experts by class on record." in text  # a dense network has none to record
     assert "2 Records of an older schema" in text
-    assert "No run has pictures on record." in text
+    assert "No run has images on record." in text
     for caption in CAPTIONS.values():
         assert f"{caption.title}: no run has {caption.needs}." in text
 

@@ -13,7 +13,7 @@ from advmoe.reports.paper_tables import tables
 def paper_run(name, seed=0, **changes):
     """A Record as the recipe of a printed cell gives one on the whole of CIFAR-10; figures by seed."""
     config = to_dict(recipe(name)) | {"seed": seed}
-    whole = {"dataset": "cifar10", "train_pictures": 49_000, "test_pictures": 10_000, "epsilon": 8 / 255, "config": config}
+    whole = {"dataset": "cifar10", "train_images": 49_000, "test_images": 10_000, "epsilon": 8 / 255, "config": config}
     figures = {"sa": 80.0 + seed, "ra": {"50": 51.0 + seed}, "ra_aa": 46.0 + seed, "ra_worst": 45.0 + seed, "gmacs": 0.15}
     backbone = config["model"]["backbone"]
     trusted = {**record()["evaluation"], "checks": []}
@@ -74,8 +74,8 @@ def test_a_figure_of_fewer_seeds_than_the_row_says_so():
     "changes",
     [
         {"dataset": "cifar10-jpeg"},
-        {"test_pictures": 200},
-        {"train_pictures": 2000},
+        {"test_images": 200},
+        {"train_images": 2000},
         {"epsilon": 4 / 255},
         {"norm": "L2"},
         {"config": {"training": {"epochs": 10}}},
@@ -157,7 +157,7 @@ def test_settings_of_single_rows_are_notes_and_shared_ones_are_said_once():
 
 
 def test_names_are_files_names_and_never_the_same():
-    runs = [record(dataset="../my data\n%", test_pictures=number) for number in (100, 200, 300)]
+    runs = [record(dataset="../my data\n%", test_images=number) for number in (100, 200, 300)]
     names = [table.name for table in tables(runs)[2:]]
     assert len(set(names)) == 3
     assert not any(set(name) & set("/\n% ") for name in names)

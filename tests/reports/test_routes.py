@@ -56,18 +56,18 @@ def test_heat_map_has_each_class_and_expert_in_percent_of_the_class(tmp_path, dr
         "AdvMoE: fashion-mnist, resnet18, r = 0.5, seed 0",
         "AT (MoE): fashion-mnist, resnet18, r = 0.5, seed 0",
     )
-    shares = first.images[0].get_array()
+    shares = first.raw[0].get_array()
     assert shares.shape == (4, 8 * 2)
-    assert shares[0, :4].tolist() == [80, 20, 20, 80]  # 60 of 75 pictures, the other expert in the second layer
+    assert shares[0, :4].tolist() == [80, 20, 20, 80]  # 60 of 75 images, the other expert in the second layer
     assert [label.get_text() for label in first.get_yticklabels()] == ["T-shirt", "trouser", "pullover", "dress"]
 
 
-def test_class_without_pictures_is_empty_not_an_error(tmp_path, drawn):
+def test_class_without_images_is_empty_not_an_error(tmp_path, drawn):
     run = record("advmoe")
     for layer in run["load_by_class"]:
         layer[2] = [0, 0]
     assert load_heat_map([run], tmp_path / "load.png")
-    assert drawn[0].axes[0].images[0].get_array()[2].tolist() == [0] * 16
+    assert drawn[0].axes[0].raw[0].get_array()[2].tolist() == [0] * 16
 
 
 def test_many_classes_are_named_now_and_then(tmp_path, drawn):

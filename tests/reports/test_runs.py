@@ -40,7 +40,7 @@ def test_classes_without_names_are_numbered():
 
 def test_tables_of_a_run():
     assert [table.title for table in run_of(record()).notes] == [
-        "Attacks", "Accuracy of 200 pictures under PGD-10, by radius", "Epochs, on held-out pictures",
+        "Attacks", "Accuracy of 200 images under PGD-10, by radius", "Epochs, on held-out images",
     ]  # fmt: skip
     assert [table.title for table in run_of(old_record()).notes] == ["Attacks"]
     _, curve, epochs = run_of(record()).notes

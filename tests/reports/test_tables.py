@@ -65,7 +65,7 @@ def evaluation():
         },
         "checks": [
             {"number": 4, "name": "Square adds nothing", "status": "skipped", "detail": "was not run"},
-            {"number": 11, "name": "pictures are valid", "status": "fail", "detail": "at [0, 1]"},
+            {"number": 11, "name": "images are valid", "status": "fail", "detail": "at [0, 1]"},
         ],
     }  # fmt: skip
 
@@ -79,12 +79,12 @@ def test_lines_say_it_all_worst_case_first():
         "pgd_50               broke    5 of   15 in 1.2 s",
         "left out, written for Linf alone: reroute, soft_1",
         "left out, no network: transfer",
-        "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the pictures change under PGD-50",
+        "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the images change under PGD-50",
         "kept their expert, per layer: 90 100 %",
         "load of the experts, per layer: 75/25 50/25/25 %; under attack: 50/50 100/0/0 %",
         "one expert in every layer: SA 60.0 20.0, RA-10 10.0 5.0",
         "( 4) skipped Square adds nothing: was not run",
-        "(11) fail    pictures are valid: at [0, 1]",
+        "(11) fail    images are valid: at [0, 1]",
     ]
 
 

@@ -90,7 +90,7 @@ def test_the_line_of_a_failed_run_is_kept_until_it_is_started_again(job):
     process = start(one)
     line = ending(one, process.wait())
     stop(process)
-    assert line == "batch_size must be at most half of the 60 training pictures for two levels, not 40"
+    assert line == "batch_size must be at most half of the 60 training images for two levels, not 40"
     assert state_of(one.folder).line == line
     stop(start(one))
     assert not (one.folder / FAILED).exists()

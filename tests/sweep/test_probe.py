@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from advmoe.data import load_dataset
-from advmoe.profile import picture_spec
+from advmoe.runs.cost import image_spec
 from advmoe.sweep import probe
 from advmoe.sweep.past import Past
 from advmoe.sweep.probe import Counts, Pace, Probe, evaluation_seconds, measure, sizes, training_seconds
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("method", "phases"), [("at_dense", 1), ("at_sparse", 2), ("advmoe", 1)])
 def test_every_phase_is_timed(tiny, method, phases):
     config = tiny(method)
-    pace = measure(config, picture_spec(config), CPU)
+    pace = measure(config, image_spec(config), CPU)
     assert len(pace.phases) == phases
     assert min(pace.phases) > 0
     assert pace.step > 0
@@ -53,7 +53,7 @@ def paces(monkeypatch):
 
 def test_a_call_probes_equal_networks_once_and_the_least_of_all_calls_counts(tiny, tmp_path, paces):
     told, kept, config = [], tmp_path / "probe.json", tiny("at_sparse")
-    spec = picture_spec(config)
+    spec = image_spec(config)
     paces += [Pace((2.0, 5.0), 0.1), Pace((1.0, 7.0), 0.3), Pace((1.0,), 1.0)]
     first = Probe(CPU, kept, told.append)
     assert first.pace(config, spec) == first.pace(tiny("at_sparse", epochs=9, seed=3), spec) == Pace((2.0, 5.0), 0.1)
@@ -71,7 +71,7 @@ def test_a_call_probes_equal_networks_once_and_the_least_of_all_calls_counts(tin
 def test_a_broken_file_of_paces_is_made_anew(tiny, tmp_path, paces, held):
     kept, config = tmp_path / "probe.json", tiny("at_small_dense")
     paces += [Pace((1.0,), 1.0), Pace((2.0,), 2.0)]
-    spec = picture_spec(config)
+    spec = image_spec(config)
     Probe(CPU, kept).pace(config, spec)
     (key,) = json.loads(kept.read_text())
     kept.write_text(held.replace("KEY", key))
@@ -99,7 +99,7 @@ def test_three_iterations_after_the_first_are_timed_in_every_phase(tiny, monkeyp
     monkeypatch.setattr(probe, "_Clock", made)
     monkeypatch.setattr(probe, "ENOUGH", 0.0)
     config = tiny("at_sparse")
-    pace = measure(config, picture_spec(config), CPU)
+    pace = measure(config, image_spec(config), CPU)
     (clock,) = clocks
     assert [len(seconds) for seconds in clock.phases] == [3, 3]
     assert pace.phases == tuple(min(seconds) / 8 for seconds in clock.phases)

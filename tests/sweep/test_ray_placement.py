@@ -72,7 +72,7 @@ def test_a_failed_run_is_told_a_killed_process_is_replaced_and_closing_ends_the_
 
     failed = drive(cluster, [survivor, failing], kill_the_process)
     assert killed
-    assert failed == {"failing": "batch_size must be at most half of the 60 training pictures for two levels, not 40"}
+    assert failed == {"failing": "batch_size must be at most half of the 60 training images for two levels, not 40"}
     assert state_of(survivor.folder).kind == "done"
     endless = job("endless", epochs=5000)
     cluster.submit([endless])

@@ -23,7 +23,7 @@ def test_jobs_give_the_records_of_plain_ones(job, figures, tmp_path):
     found = place("local", None, 1, "cpu", tmp_path, ["timeout_min=10"])
     failed = drive(found, jobs, lambda: None)
     found.close()
-    assert failed == {"failing": "batch_size must be at most half of the 60 training pictures for two levels, not 40"}
+    assert failed == {"failing": "batch_size must be at most half of the 60 training images for two levels, not 40"}
     assert figures(jobs[0].folder) == figures(plain.folder)
     assert list((tmp_path / "submitit").glob("*submitted.pkl"))
 

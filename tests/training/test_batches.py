@@ -11,10 +11,10 @@ def batches(order, size):
     return [set(order[start : start + size].tolist()) for start in range(0, len(order), size)]
 
 
-def assert_right(orders, levels, pictures, size):
+def assert_right(orders, levels, images, size):
     assert len(orders) == levels
     for order in orders:
-        assert sorted(order.tolist()) == list(range(pictures))
+        assert sorted(order.tolist()) == list(range(images))
     if levels == 2:
         for first, second in zip(*(batches(order, size) for order in orders), strict=True):
             assert len(first) == len(second)
@@ -22,27 +22,27 @@ def assert_right(orders, levels, pictures, size):
 
 
 @pytest.mark.parametrize("size", range(1, 9))
-def test_both_levels_see_every_picture_and_share_none_in_an_iteration(size):
-    for pictures in range(2 * size, 4 * size + 3):
+def test_both_levels_see_every_image_and_share_none_in_an_iteration(size):
+    for images in range(2 * size, 4 * size + 3):
         for seed in range(5):
-            assert_right(epoch_order(seed, 3, 2, pictures, size), 2, pictures, size)
+            assert_right(epoch_order(seed, 3, 2, images, size), 2, images, size)
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), size=st.integers(1, 60), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
-def test_both_levels_share_no_picture_at_any_size(data, size, seed, epoch):
-    pictures = data.draw(st.integers(2 * size, 2 * size + 200))
-    assert_right(epoch_order(seed, epoch, 2, pictures, size), 2, pictures, size)
+def test_both_levels_share_no_image_at_any_size(data, size, seed, epoch):
+    images = data.draw(st.integers(2 * size, 2 * size + 200))
+    assert_right(epoch_order(seed, epoch, 2, images, size), 2, images, size)
 
 
-@pytest.mark.parametrize(("pictures", "size"), [(1, 1), (10, 3), (5, 100)])
-def test_one_level_is_a_permutation_at_any_batch_size(pictures, size):
-    assert_right(epoch_order(0, 0, 1, pictures, size), 1, pictures, size)
+@pytest.mark.parametrize(("images", "size"), [(1, 1), (10, 3), (5, 100)])
+def test_one_level_is_a_permutation_at_any_batch_size(images, size):
+    assert_right(epoch_order(0, 0, 1, images, size), 1, images, size)
 
 
-@pytest.mark.parametrize(("pictures", "size"), [(256, 128), (257, 128), (1001, 128), (50, 7)])
-def test_the_same_seed_and_epoch_give_the_same_order(pictures, size):
-    first, again = (epoch_order(4, 2, 2, pictures, size) for _ in range(2))
+@pytest.mark.parametrize(("images", "size"), [(256, 128), (257, 128), (1001, 128), (50, 7)])
+def test_the_same_seed_and_epoch_give_the_same_order(images, size):
+    first, again = (epoch_order(4, 2, 2, images, size) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
@@ -64,12 +64,12 @@ def test_nothing_global_is_drawn_from():
 
 
 def test_every_second_batch_is_possible():
-    # over many epochs, each of the 6 pictures must meet each other one in the second level's batch
+    # over many epochs, each of the 6 images must meet each other one in the second level's batch
     met = {(a, b) for epoch in range(200) for a, b in zip(*epoch_order(0, epoch, 2, 6, 1), strict=True)}
     assert met == {(a, b) for a in range(6) for b in range(6) if a != b}
 
 
-@pytest.mark.parametrize(("pictures", "size"), [(1, 1), (9, 5), (255, 128)])
-def test_two_levels_need_twice_the_batch(pictures, size):
-    with pytest.raises(UserError, match=rf"batch_size must be at most half of the {pictures} .* not {size}"):
-        epoch_order(0, 0, 2, pictures, size)
+@pytest.mark.parametrize(("images", "size"), [(1, 1), (9, 5), (255, 128)])
+def test_two_levels_need_twice_the_batch(images, size):
+    with pytest.raises(UserError, match=rf"batch_size must be at most half of the {images} .* not {size}"):
+        epoch_order(0, 0, 2, images, size)

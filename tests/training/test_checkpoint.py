@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from advmoe.config import ModelConfig, RunConfig, RuntimeConfig, load_yaml
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import write_atomically
 from advmoe.training.checkpoint import Checkpoint, RunFolder, best_epoch, load_weights
@@ -96,8 +96,8 @@ def test_tensors_that_are_not_contiguous_are_saved(tmp_path: Path) -> None:
     assert latest(folder).model_state()["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_what_the_pictures_are_comes_back_exactly(tmp_path: Path) -> None:
-    spec = PictureSpec(("a", "\u00e9t\u00e9"), (3, 8, 9), (0.1 + 0.2, 1 / 3, 0.5), (1e-2, 0.2, 0.25))
+def test_what_the_images_are_comes_back_exactly(tmp_path: Path) -> None:
+    spec = ImageSpec(("a", "\u00e9t\u00e9"), (3, 8, 9), (0.1 + 0.2, 1 / 3, 0.5), (1e-2, 0.2, 0.25))
     folder = saved(tmp_path)
     folder.save(linear(1).state_dict(), {}, rows(1), "f" * 64, spec)
     assert latest(folder).spec == spec

@@ -61,7 +61,7 @@ class Signals(Recorder):
         super().__init__()
         self.number, self.times = number, times
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Any, pictures: int) -> None:
+    def iteration(self, epoch: int, done: int, total: int, sums: Any, images: int) -> None:
         for _ in range(self.times if (epoch, done) == (2, 2) else 0):
             os.kill(os.getpid(), self.number)
 
@@ -85,8 +85,8 @@ def test_a_signal_ends_a_run_after_the_step(
 
 def test_a_signal_that_ends_the_reader_of_our_output_too(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
     class Broken(Signals):
-        def iteration(self, epoch: int, done: int, total: int, sums: Any, pictures: int) -> None:
-            super().iteration(epoch, done, total, sums, pictures)
+        def iteration(self, epoch: int, done: int, total: int, sums: Any, images: int) -> None:
+            super().iteration(epoch, done, total, sums, images)
             if (epoch, done) == (2, 2):
                 raise BrokenPipeError
 
@@ -149,15 +149,15 @@ def forged_in(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**manifest, "seal": checkpoint._seal(manifest)}))
 
 
-def within(iteration: int, sums: Any, pictures: Any = (1,)) -> dict[str, Any]:
-    return {"iteration": iteration, "pictures": list(pictures), "seconds": 1.0, "sums": sums}
+def within(iteration: int, sums: Any, images: Any = (1,)) -> dict[str, Any]:
+    return {"iteration": iteration, "images": list(images), "seconds": 1.0, "sums": sums}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"partial": within(-2, {"loss": [1.0]})}, {"partial": within(2, {"loss": "x"})}, {"epoch": 7}, {"restores": -1},
-        {"partial": within(2, {"loss": [1.0, 2.0]})}, {"partial": within(2, {}, pictures=())},
+        {"partial": within(2, {"loss": [1.0, 2.0]})}, {"partial": within(2, {}, images=())},
     ],
 )  # fmt: skip
 def test_a_forged_manifest_counts_as_damage(

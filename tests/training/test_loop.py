@@ -193,7 +193,7 @@ def test_collapse_is_noted_once_an_epoch(tiny, splits, tmp_path, recorder, monke
     assert "expert 0 of MoE layer 0 takes 100%" in recorder.notes[0]
 
 
-def test_router_loss_is_a_mean_over_the_pictures_that_routers_saw(tiny, splits, tmp_path, recorder):
+def test_router_loss_is_a_mean_over_the_images_that_routers_saw(tiny, splits, tmp_path, recorder):
     train(tiny(tied_share=0.5), splits, tmp_path / "run", recorder)
     tied, half, free = recorder.rows
     assert "router_loss" not in tied

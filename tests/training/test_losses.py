@@ -18,7 +18,7 @@ def as_logits(x):
     return x.flatten(1), ()
 
 
-def picture(*rows):
+def image(*rows):
     return torch.tensor(rows)[:, :, None, None]
 
 
@@ -33,7 +33,7 @@ def conv_net():
 
 
 def test_trades_by_hand():
-    x, x_adv = picture([0.0, LN3], [LN4, 0.0]), picture([0.0, 0.0], [0.0, LN4])
+    x, x_adv = image([0.0, LN3], [LN4, 0.0]), image([0.0, 0.0], [0.0, LN4])
     outcome = trades(as_logits, x, x_adv, torch.tensor([1, 0]), 6.0)
     # p = (1/4, 3/4) and (4/5, 1/5), q = (1/2, 1/2) and (1/5, 4/5)
     natural = (-math.log(0.75) - math.log(0.8)) / 2
@@ -44,13 +44,13 @@ def test_trades_by_hand():
 
 
 def test_trades_without_perturbation_or_beta_is_cross_entropy():
-    x, y = picture([0.0, LN3]), torch.tensor([0])
+    x, y = image([0.0, LN3]), torch.tensor([0])
     assert trades(as_logits, x, x, y, 6.0).total.item() == pytest.approx(LN4, rel=1e-6)
-    assert trades(as_logits, x, picture([2.0, 0.0]), y, 0.0).total.item() == pytest.approx(LN4, rel=1e-6)
+    assert trades(as_logits, x, image([2.0, 0.0]), y, 0.0).total.item() == pytest.approx(LN4, rel=1e-6)
 
 
 def test_trades_gradient_by_hand():
-    x, x_adv = picture([0.0, LN3]).requires_grad_(True), picture([0.0, 0.0]).requires_grad_(True)
+    x, x_adv = image([0.0, LN3]).requires_grad_(True), image([0.0, 0.0]).requires_grad_(True)
     trades(as_logits, x, x_adv, torch.tensor([1]), 6.0).total.backward()
     # d/d(robust logits) = beta * (q - p); d/d(clean logits) = p - onehot + beta * p * (log p/q - KL)
     assert x_adv.grad.flatten().tolist() == pytest.approx([6 * (0.5 - 0.25), 6 * (0.5 - 0.75)], rel=1e-5)
@@ -60,7 +60,7 @@ def test_trades_gradient_by_hand():
 
 
 def test_pgd_at_by_hand():
-    x, x_adv = picture([9.0, 9.0], [9.0, 9.0]), picture([0.0, LN3], [LN4, 0.0])
+    x, x_adv = image([9.0, 9.0], [9.0, 9.0]), image([0.0, LN3], [LN4, 0.0])
     outcome = pgd_at(as_logits, x, x_adv, torch.tensor([0, 1]), 6.0)
     assert outcome.total.item() == pytest.approx((math.log(4) + math.log(5)) / 2, rel=1e-6)
     assert outcome.clean is None
@@ -68,8 +68,8 @@ def test_pgd_at_by_hand():
 
 
 def test_clean_by_hand():
-    x = picture([0.0, LN3])
-    outcome = clean(as_logits, x, picture([9.0, -9.0]), torch.tensor([1]), 6.0)
+    x = image([0.0, LN3])
+    outcome = clean(as_logits, x, image([9.0, -9.0]), torch.tensor([1]), 6.0)
     assert outcome.total.item() == pytest.approx(-math.log(0.75), rel=1e-6)
     assert outcome.robust is None
     assert torch.equal(outcome.clean, x.flatten(1))
@@ -82,7 +82,7 @@ def test_clean_attacks_nothing():
 @pytest.mark.parametrize("robust", [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("natural", [[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4], [0.0, 0.0, 0.0]])
 def test_huge_logits_make_no_nan(natural, robust):
-    x, x_adv = picture(natural).requires_grad_(True), picture(robust).requires_grad_(True)
+    x, x_adv = image(natural).requires_grad_(True), image(robust).requires_grad_(True)
     outcome = trades(as_logits, x, x_adv, torch.tensor([0]), 6.0)
     outcome.total.backward()
     for tensor in (outcome.total, x.grad, x_adv.grad):
@@ -96,7 +96,7 @@ def test_huge_logits_give_the_right_divergence():
 
 
 def test_losses_are_float32_for_bfloat16_logits():
-    x, y = picture([0.0, LN3]), torch.tensor([1])
+    x, y = image([0.0, LN3]), torch.tensor([1])
     lower = lambda z: (z.flatten(1).bfloat16(), ())  # noqa: E731
     for value in (trades, pgd_at, clean):
         assert value(lower, x, x, y, 6.0).total.dtype == torch.float32

@@ -1,4 +1,4 @@
-"""What one iteration of each method computes: pictures through convolutions, batch norm statistics, looks at the device."""
+"""What one iteration of each method computes: images through convolutions, batch norm statistics, looks at the device."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.attacks import BatchDraws
 from advmoe.config import AttackConfig, ModelConfig, RunConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.models import build_model
 from advmoe.moe import ExpertNorm
 from advmoe.training import steps
@@ -18,8 +18,8 @@ from advmoe.training.loop import train
 from advmoe.training.losses import LOSSES, Loss
 from advmoe.training.methods import LEVELS, METHODS
 
-SPEC = PictureSpec(("a", "b", "c"), (3, 12, 12), (0.5,) * 3, (0.25,) * 3)
-PICTURES, STEPS, EXPERTS = 4, 3, 3
+SPEC = ImageSpec(("a", "b", "c"), (3, 12, 12), (0.5,) * 3, (0.25,) * 3)
+IMAGES, STEPS, EXPERTS = 4, 3, 3
 ATTACK = 1 + STEPS  # forward passes: the clean reference, and each step's
 DENSE = 20  # convolutions of ResNet-18
 MOE, PLAIN = 16, 5  # routed and others in its MoE network, which has one projection more
@@ -29,7 +29,7 @@ READS = {ops._local_scalar_dense.default, ops.nonzero.default, ops.bincount.defa
 
 
 class Count(TorchDispatchMode):
-    """Pictures through convolutions (each times what is asked of it), norms that take statistics, reads of a device's values."""
+    """Images through convolutions (each times what is asked of it), norms that take statistics, reads of a device's values."""
 
     def __init__(self):
         super().__init__()
@@ -67,15 +67,15 @@ def make_state(method, phase=0, *, dispatch="split", fused=None, loss=None, **mo
 def iterate(state, phase=0):
     """What one iteration does."""
     own = METHODS[state.config.method].phases[phase]
-    batches = {level: (torch.rand(PICTURES, *SPEC.shape), torch.randint(3, (PICTURES,))) for level in own.levels}
+    batches = {level: (torch.rand(IMAGES, *SPEC.shape), torch.randint(3, (IMAGES,))) for level in own.levels}
     with Count() as count:
         own.step(state, batches)
     return count.seen
 
 
 def counted(seen):
-    """The convolutions a picture, and the norms that took statistics."""
-    convolutions = {name: seen[name] / PICTURES for name in ("forward", "to_input", "to_filters", "to_bias")}
+    """The convolutions an image, and the norms that took statistics."""
+    convolutions = {name: seen[name] / IMAGES for name in ("forward", "to_input", "to_filters", "to_bias")}
     return convolutions | {"statistics": seen["statistics"]}
 
 
@@ -93,7 +93,7 @@ def test_standard_training_passes_once_and_back():
 )
 def test_one_level_of_trades(method, phase, to_filters):
     seen = iterate(make_state(method, phase), phase)
-    inputs = STEPS * DENSE + 2 * (DENSE - 1)  # no gradient to the pictures in the update
+    inputs = STEPS * DENSE + 2 * (DENSE - 1)  # no gradient to the images in the update
     assert counted(seen) == wanted((ATTACK + 2) * DENSE, inputs, to_filters * DENSE, 2 * DENSE)
 
 

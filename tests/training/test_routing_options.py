@@ -40,7 +40,7 @@ def test_router_warmup_rises_in_line_and_decays_with_the_cosine(method, tiny, sp
     rates = Rates(monkeypatch)
     config = tiny(method, epochs=2, tied_share=0.0, lr=0.1, router_lr=0.04, router_warmup=0.5)
     train(config, splits, tmp_path / "run", rates)
-    # 60 pictures in batches of 20: 6 iterations; the rise takes the first 3
+    # 60 images in batches of 20: 6 iterations; the rise takes the first 3
     cosine = [0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
     rise = [0, 1 / 3, 2 / 3, 1, 1, 1]
     assert rates.routers == pytest.approx([0.04 * r * c for r, c in zip(rise, cosine, strict=True)])
@@ -109,7 +109,7 @@ def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, spl
     assert row["router_entropy"] == pytest.approx([entropy] * 16, rel=1e-5)
 
 
-def test_load_is_the_share_of_the_epochs_pictures(tiny, splits, tmp_path, monkeypatch):
+def test_load_is_the_share_of_the_epochs_images(tiny, splits, tmp_path, monkeypatch):
     """Planted: even routers, and ties go to expert 0, but the last layer's bias prefers expert 1."""
 
     def planted(*given):
@@ -158,7 +158,7 @@ def test_they_resume_as_they_were(method, routers, norms, tiny, splits, tmp_path
 
 @pytest.fixture(scope="module")
 def many():
-    """Enough embedded pictures to calibrate on and to judge by."""
+    """Enough embedded images to calibrate on and to judge by."""
     return load_dataset(DataConfig(dataset="fashion-mnist", limit_train=1200, limit_test=20))
 
 
@@ -166,7 +166,7 @@ def many():
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
 @pytest.mark.parametrize("routers", ["per_layer", "per_network"])
 def test_no_fresh_network_is_collapsed(routers, norms, seeds, tiny, many):
-    """Each of two experts of every layer gets a tenth of the pictures and more, once calibrated."""
+    """Each of two experts of every layer gets a tenth of the images and more, once calibrated."""
     for seed in seeds:
         config = tiny(seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
         model = network(config, many.spec)

@@ -65,7 +65,7 @@ class Spy:
         self.loss = Loss(self.attack, self.value)
 
     def name(self, x):
-        return next(level for level, (pictures, _) in BATCHES.items() if pictures is x)
+        return next(level for level, (images, _) in BATCHES.items() if images is x)
 
     def note(self, what, x, **more):
         model = self.state.model
@@ -186,7 +186,7 @@ def test_attacks_run_frozen_in_eval_mode_and_updates_in_the_mode_of_their_level(
     assert not any(event["grad_path"] for event in spy.events if event["what"] == "attack")
 
 
-def test_updates_get_the_attacks_pictures_and_beta():
+def test_updates_get_the_attacks_images_and_beta():
     state, spy = spied(beta=4.5)
     two_level(state, BATCHES)
     for attack, value in (spy.events[:2], spy.events[2:]):
@@ -300,9 +300,9 @@ def test_metrics_are_sums_over_the_batch():
     router, weight = outcomes
     y = BATCHES["weights"][1]
     assert set(metrics) == {
-        "router_loss", "router_pictures", "loss", "clean_correct", "robust_correct", "load", "router_entropy"
+        "router_loss", "router_images", "loss", "clean_correct", "robust_correct", "load", "router_entropy"
     }  # fmt: skip
-    assert metrics["router_pictures"].item() == SIZE
+    assert metrics["router_images"].item() == SIZE
     assert metrics["router_loss"].item() == pytest.approx(SIZE * router.total.item())
     assert metrics["loss"].item() == pytest.approx(SIZE * weight.total.item())
     assert metrics["clean_correct"].item() == sum(p == t for p, t in zip(weight.clean.argmax(1).tolist(), y.tolist(), strict=True))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from recorder import Recorder
 
-from advmoe.cli import main
+from advmoe.cli.main import main
 from advmoe.errors import UserError
 from advmoe.training import trackers
 from advmoe.training.checkpoint import RunFolder
@@ -86,7 +86,7 @@ def test_losses_between_are_means_since_the_last_reading(page, tmp_path, tiny):
     RunFolder(tmp_path / "run").claim(tiny(), resume=False)
     with Tracker("wandb", tmp_path / "run", tiny(), every=2) as tracker:
         for done, (loss, routers) in enumerate([(10.0, 4.0), (30.0, 8.0), (50.0, 8.0), (90.0, 28.0), (91.0, 28.0)], start=1):
-            sums = {"loss": torch.tensor(loss), "router_loss": torch.tensor(routers), "router_pictures": torch.tensor(8.0 * done)}
+            sums = {"loss": torch.tensor(loss), "router_loss": torch.tensor(routers), "router_images": torch.tensor(8.0 * done)}
             tracker.iteration(1, done, 6, sums, 20 * done)
     assert page(tmp_path / "run") == [
         [2, {"iteration/loss": 30 / 40, "iteration/router_loss": 8 / 16}],

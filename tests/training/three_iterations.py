@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import torch
 
-from advmoe import ranks
+from advmoe import distributed
 from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.moe import synchronise
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network, train_state
 
 BATCH = 13  # no multiple of the ranks
-SPEC = PictureSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
+SPEC = ImageSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
 TRAINING = TrainingConfig(batch_size=BATCH, tied_share=0.0, router_lr=0.05, lr=0.05)
 CASES = {
     **{method: (method, {}, {}) for method in ("standard", "at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")},
@@ -40,7 +40,7 @@ def config(method, model, training):
 def batch(number, dtype):
     generator = torch.Generator().manual_seed(number)
     x, y = torch.rand(BATCH, *SPEC.shape, generator=generator), torch.randint(0, 3, (BATCH,), generator=generator)
-    own = ranks.share(BATCH)
+    own = distributed.local_rows(BATCH)
     return x[own].to(dtype), y[own]
 
 
@@ -49,15 +49,15 @@ def after(case, dtype):
     settings = config(*CASES[case])
     model, found = network(settings, SPEC).to(dtype), {}
     model.set_dispatch("split")  # auto goes by the batch's size, and rounding decides the sign of a gradient that is nearly 0
-    synchronise(model, ranks.count() > 1)
+    synchronise(model, distributed.world_size() > 1)
     for number, phase in enumerate(METHODS[settings.method].phases):
         state = train_state(settings, model, phase)
-        state.draws.batch = BATCH if ranks.count() > 1 else None
+        state.draws.batch = BATCH if distributed.world_size() > 1 else None
         for iteration in range(3):
             state.draws.generator.manual_seed(iteration)
             batches = {level: batch(10 * iteration + place, dtype) for place, level in enumerate(phase.levels)}
             metrics = phase.step(state, batches)
-        found |= {f"{number} {name}": ranks.summed(value.double()) for name, value in metrics.items()}
+        found |= {f"{number} {name}": distributed.sum_over_ranks(value.double()) for name, value in metrics.items()}
     return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **found}.items()}
 
 
@@ -67,8 +67,8 @@ def every():
 
 
 if __name__ == "__main__":
-    with ranks.joined(torch.device("cpu")):
+    with distributed.process_group(torch.device("cpu")):
         found = every()
-        if ranks.rank() == 0:
+        if distributed.rank() == 0:
             torch.save({(case, str(dtype)): tensors for (case, dtype), tensors in found.items()}, sys.argv[1])
-        assert ranks.count() == int(os.environ.get("WORLD_SIZE", "1"))
+        assert distributed.world_size() == int(os.environ.get("WORLD_SIZE", "1"))

@@ -1,7 +1,7 @@
-"""Attacks: functions from a network and correctly or wrongly classified pictures to adversarial ones."""
+"""Attacks: functions from a network and correctly or wrongly classified images to adversarial ones."""
 
 from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
-from advmoe.attacks.draws import BatchDraws, Draws, PictureDraws, derive_seed
+from advmoe.attacks.draws import BatchDraws, Draws, ImageDraws, derive_seed
 from advmoe.attacks.geometry import Norm, project
 from advmoe.attacks.objectives import (
     OBJECTIVES,
@@ -17,7 +17,25 @@ from advmoe.attacks.objectives import (
 from advmoe.attacks.pgd import Pgd, frozen, pgd
 
 __all__ = [
-    "OBJECTIVES", "Apgd", "BatchDraws", "Draws", "Norm", "Objective", "Pgd", "PictureDraws", "apgd", "cross_entropy",
-    "derive_seed", "dlr", "frozen", "full", "kl_divergence", "margin", "pgd", "project", "targeted_apgd", "targeted_cross_entropy",
+    "OBJECTIVES",
+    "Apgd",
+    "BatchDraws",
+    "Draws",
+    "ImageDraws",
+    "Norm",
+    "Objective",
+    "Pgd",
+    "apgd",
+    "cross_entropy",
+    "derive_seed",
+    "dlr",
+    "frozen",
+    "full",
+    "kl_divergence",
+    "margin",
+    "pgd",
+    "project",
+    "targeted_apgd",
+    "targeted_cross_entropy",
     "targeted_dlr",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """Auto-PGD: an ascent that chooses its own step sizes (Croce & Hein 2020, Algorithm 1), untargeted and targeted.
 
-Every picture has its own step size, checkpoints' verdicts and best point. What was found broken leaves the batch.
+Every image has its own step size, checkpoints' verdicts and best point. What was found broken leaves the batch.
 """
 
 from dataclasses import dataclass, fields
@@ -35,11 +35,11 @@ class Apgd:
 
 
 def apgd(predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
-    """Pictures in the ball around `x` [B, C, H, W]: the first misclassified point met, else that of the highest objective.
+    """Images in the ball around `x` [B, C, H, W]: the first misclassified point met, else that of the highest objective.
 
-    `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective; a picture is broken
+    `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective; an image is broken
     when its prediction is not its label, whatever the target. `predict` maps pixels in [0, 1] to logits and should be
-    frozen (`frozen(model)`). A picture that is misclassified from the outset is given back as it is.
+    frozen (`frozen(model)`). An image that is misclassified from the outset is given back as it is.
     """
     found, _ = _clean(predict, x, _labels(target))
     for _ in range(settings.restarts):
@@ -77,7 +77,7 @@ def checkpoints(num_steps: int) -> list[int]:
 
 @dataclass
 class _Found:
-    """What the runs so far have found for each picture of the batch."""
+    """What the runs so far have found for each image of the batch."""
 
     x_adv: Tensor
     value: Tensor
@@ -86,7 +86,7 @@ class _Found:
 
 @dataclass
 class _Run:
-    """Where one run stands, one row a picture that it works on. Broken rows keep their `best` and move on in vain."""
+    """Where one run stands, one row an image that it works on. Broken rows keep their `best` and move on in vain."""
 
     x: Tensor
     target: Tensor
@@ -113,7 +113,7 @@ def _labels(target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Found, Tensor]:
-    """The pictures themselves, of a value that any run exceeds, and their logits."""
+    """The images themselves, of a value that any run exceeds, and their logits."""
     logits = predict(x)
     nothing = torch.full(labels.shape, -torch.inf, device=x.device, dtype=torch.promote_types(logits.dtype, torch.float32))
     return _Found(x.clone(), nothing, logits.argmax(dim=1) != labels), logits
@@ -121,7 +121,7 @@ def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Found, Tensor]
 
 @torch.no_grad()
 def _attack(predict: Predict, found: _Found, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective) -> None:
-    """One run on the pictures that are not broken yet; what it finds goes to `found`."""
+    """One run on the images that are not broken yet; what it finds goes to `found`."""
     index, checked, marks = (~found.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
     if not len(index):
         return
@@ -179,7 +179,7 @@ def _judge(run: _Run, enough: float) -> None:
 
 
 def _retire(found: _Found, index: Tensor, run: _Run) -> tuple[Tensor, _Run]:
-    """Report what the run has found for the pictures `index`, and go on with those that are not broken."""
+    """Report what the run has found for the images `index`, and go on with those that are not broken."""
     better = run.broken | (run.best_value > found.value[index])
     found.x_adv[index[better]] = run.best[better]
     found.value[index[better]] = run.best_value[better].to(found.value)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advmoe import ranks
+from advmoe import distributed
 
 
 def derive_seed(*numbers: int) -> int:
@@ -28,14 +28,14 @@ class Draws(Protocol):
         ...
 
     def rows(self, index: Tensor) -> "Draws":
-        """The source for the pictures `index` [n] int64 of the batch alone. It shares its generators with this one."""
+        """The source for the images `index` [n] int64 of the batch alone. It shares its generators with this one."""
         ...
 
 
 class BatchDraws:
     """Noise from one generator for the whole batch, on its device: fast, for training.
 
-    Where several ranks share a batch, each draws the whole batch's and takes its rows: `batch` is the number of pictures on all.
+    Where several ranks share a batch, each draws the whole batch's and takes its rows: `batch` is the number of images on all.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -52,17 +52,17 @@ class BatchDraws:
         return torch.empty_like(x) if self.batch is None else x.new_empty(self.batch, *x.shape[1:])
 
     def _own(self, x: Tensor, drawn: Tensor) -> Tensor:
-        return drawn if self.batch is None else drawn[ranks.share(self.batch)]
+        return drawn if self.batch is None else drawn[distributed.local_rows(self.batch)]
 
     def rows(self, index: Tensor) -> "BatchDraws":
         return self
 
 
-class PictureDraws:
-    """Noise from one generator for each picture, so that its numbers do not depend on who shares its batch."""
+class ImageDraws:
+    """Noise from one generator for each image, so that its numbers do not depend on who shares its batch."""
 
-    def __init__(self, seed: int, pictures: Sequence[int]) -> None:
-        self.generators = [torch.Generator().manual_seed(derive_seed(seed, picture)) for picture in pictures]
+    def __init__(self, seed: int, images: Sequence[int]) -> None:
+        self.generators = [torch.Generator().manual_seed(derive_seed(seed, image)) for image in images]
 
     def uniform(self, x: Tensor) -> Tensor:
         return self._rows(x, lambda row, generator: row.uniform_(-1, 1, generator=generator))
@@ -70,8 +70,8 @@ class PictureDraws:
     def normal(self, x: Tensor) -> Tensor:
         return self._rows(x, lambda row, generator: row.normal_(generator=generator))
 
-    def rows(self, index: Tensor) -> "PictureDraws":
-        chosen = PictureDraws(0, [])
+    def rows(self, index: Tensor) -> "ImageDraws":
+        chosen = ImageDraws(0, [])
         chosen.generators = [self.generators[row] for row in index.tolist()]
         return chosen
 

@@ -1,4 +1,4 @@
-"""The ball that an attack may move in: L-infinity or L2, cut with [0, 1]. Pictures are [B, C, H, W], distances in pixels."""
+"""The ball that an attack may move in: L-infinity or L2, cut with [0, 1]. Images are [B, C, H, W], distances in pixels."""
 
 from math import prod
 from typing import Literal, get_args
@@ -51,6 +51,6 @@ def uniform_start(x: Tensor, epsilon: float, norm: Norm, draws: Draws) -> Tensor
 
 
 def length(change: Tensor) -> Tensor:
-    """L2 norm of each picture's row: [B, 1, 1, 1]."""
+    """L2 norm of each image's row: [B, 1, 1, 1]."""
     norm: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
     return norm

@@ -36,7 +36,7 @@ def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the label's: positive where the picture is misclassified; labels [B] int64, 2 classes or more."""
+    """Largest other logit minus the label's: positive where the image is misclassified; labels [B] int64, 2 classes or more."""
     logits = full(logits)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return others.max(dim=1).values - _of(logits, labels)

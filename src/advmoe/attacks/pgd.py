@@ -36,7 +36,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 class Pgd:
     """Settings of an attack: `epsilon` and `step_size` in pixels of [0, 1], as distances in `norm`.
 
-    `start`: "uniform" draws from the ball, "normal" adds 0.001 * N(0, 1) (TRADES), "none" starts at the picture.
+    `start`: "uniform" draws from the ball, "normal" adds 0.001 * N(0, 1) (TRADES), "none" starts at the image.
     """
 
     epsilon: float
@@ -51,10 +51,10 @@ class Pgd:
 
 
 def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
-    """Pictures in the ball around `x` [B, C, H, W] that raise `objective(predict(x'), target)`.
+    """Images in the ball around `x` [B, C, H, W] that raise `objective(predict(x'), target)`.
 
     `predict` maps pixels in [0, 1] to logits and should be frozen (`frozen(model)`). With several restarts, each
-    picture keeps the end point with the highest objective. Projection happens outside the graph.
+    image keeps the end point with the highest objective. Projection happens outside the graph.
     """
     best = _ascend(predict, x, target, settings, draws, objective)
     if settings.restarts == 1:
@@ -71,7 +71,7 @@ def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws
 
 
 def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, classes], objective [B], and the gradient of its sum with respect to the pictures alone, from one pass."""
+    """Logits [B, classes], objective [B], and the gradient of its sum with respect to the images alone, from one pass."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = predict(leaf)
@@ -81,7 +81,7 @@ def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> t
 
 
 def input_gradient(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> Tensor:
-    """Gradient of the summed objective with respect to the pictures alone."""
+    """Gradient of the summed objective with respect to the images alone."""
     return look(predict, x, target, objective)[2]
 
 

@@ -1,10 +1,10 @@
 """The route-aware attack: drive the routers to another pathway, then attack through it.
 
-For each picture the single changes of its pathway are ordered by how little perturbation they should need (first order:
+For each image the single changes of its pathway are ordered by how little perturbation they should need (first order:
 margin over the L1 norm of its gradient), the cheapest are tried, and the most promising are combined by beam search.
 With L layers and N experts that is at most L * (N - 1) gradients and `budget` ascents, never a walk over N^L pathways.
 
-Shapes: B pictures, L MoE layers, N experts, R candidate changes a picture.
+Shapes: B images, L MoE layers, N experts, R candidate changes an image.
 """
 
 from collections.abc import Sequence
@@ -34,14 +34,14 @@ class Beam:
 
     @property
     def budget(self) -> int:
-        """Ascents per picture at most, each of two forward passes more than it has steps."""
+        """Ascents per image at most, each of two forward passes more than it has steps."""
         return self.singles + (self.depth - 1) * self.width * self.branches
 
 
 @torch.no_grad()
 def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, draws: Draws) -> Tensor:
     """x' [B, C, H, W] in the L-infinity ball: a point that fools the network over another pathway where one was found,
-    else the picture itself. `model` should be frozen.
+    else the image itself. `model` should be frozen.
     """
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
     changes = cheapest_changes(model, x)
@@ -61,7 +61,7 @@ def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, dra
 
 
 def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
-    """(layer, expert) pairs [B, R, 2] that a picture does not take now, cheapest to reach first; R = sum of (N - 1)."""
+    """(layer, expert) pairs [B, R, 2] that an image does not take now, cheapest to reach first; R = sum of (N - 1)."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         _, routings = model.forward_routed(leaf, HARD)
@@ -81,7 +81,7 @@ def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
     """First-order L-infinity distance to the point where `expert` is chosen; infinite where it is already."""
     gap = routing.logits.gather(1, routing.experts[:, None])[:, 0] - routing.logits[:, expert]
     slope = torch.zeros_like(gap)
-    if gap.requires_grad:  # else the router is cut off from the picture
+    if gap.requires_grad:  # else the router is cut off from the image
         (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True, materialize_grads=True)
         slope = gradient.flatten(1).abs().sum(dim=1)
     distance = gap.detach() / slope.detach().clamp(min=1e-12)
@@ -90,7 +90,7 @@ def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
 
 @dataclass
 class _Found:
-    """The best points so far, and which pictures are fooled; shared by all attempts on a batch."""
+    """The best points so far, and which images are fooled; shared by all attempts on a batch."""
 
     x_adv: Tensor
     fooled: Tensor
@@ -106,7 +106,7 @@ class _State:
 
 
 def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, search: Search, found: _Found) -> _State:
-    """Drive to `route` [B, L] (-1: free) and attack through it; pictures already fooled are left out.
+    """Drive to `route` [B, L] (-1: free) and attack through it; images already fooled are left out.
 
     While the routers agree with a forced route, the forced pass and the true one are the same computation, so a wrong
     class there fools the true network.
@@ -160,7 +160,7 @@ def _with_change(route: Tensor, changes: Tensor, number: int) -> Tensor:
 
 
 def _best(states: Sequence[_State], width: int) -> list[_State]:
-    """For each picture the `width` states with the highest loss, as `width` batches."""
+    """For each image the `width` states with the highest loss, as `width` batches."""
     order = torch.stack([state.loss for state in states], dim=1).argsort(dim=1, descending=True, stable=True)[:, :width]
     routes, points = torch.stack([state.route for state in states]), torch.stack([state.x_adv for state in states])
     row = torch.arange(len(order), device=order.device)

@@ -3,7 +3,7 @@
 Hard routing hides gradients: the route is an argmax. A surrogate (another gate, a forced route, a loss that pushes the
 routers, another network) shows them; whether a point fools is always decided by the true network.
 
-Shapes: B pictures, L MoE layers, N experts.
+Shapes: B images, L MoE layers, N experts.
 """
 
 import math
@@ -56,7 +56,7 @@ Surrogate = Callable[[Tensor, Tensor, Tensor], Tensor]  # pixels, labels, rows o
 def surrogate_pgd(
     predict: Predict, surrogate: Surrogate, x: Tensor, y: Tensor, search: Search, draws: Draws, start: Tensor | None = None
 ) -> Tensor:
-    """Raise `surrogate` from a random start (or `start`); a picture stops at its first point that fools `predict`.
+    """Raise `surrogate` from a random start (or `start`); an image stops at its first point that fools `predict`.
 
     x [B, C, H, W], y [B] -> x' [B, C, H, W] in the L-infinity ball: the fooling point, else the last one.
     """
@@ -73,7 +73,7 @@ def surrogate_pgd(
 
 
 def ascent_direction(surrogate: Surrogate, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    """Sign of the gradient of the summed surrogate with respect to the pictures; 0 where that is NaN, which shows no way."""
+    """Sign of the gradient of the summed surrogate with respect to the images; 0 where that is NaN, which shows no way."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(surrogate(leaf, y, rows).sum(), leaf)

@@ -1,6 +1,6 @@
 """Time and memory of an AdvMoE iteration against what a run chooses, with fitted exponents: cost ~ value ** exponent.
 
-One value is varied at a time, around a batch of 32 pictures of 32 x 32, N = 2, r = 0.5 and 2 attack steps. Experts have filters of
+One value is varied at a time, around a batch of 32 images of 32 x 32, N = 2, r = 0.5 and 2 attack steps. Experts have filters of
 their own, which therefore grow with N.
 """
 
@@ -28,7 +28,7 @@ Curve = Mapping[float, float]  # value -> cost
 
 @dataclass(frozen=True)
 class Task:
-    """A run, and the side of the pictures that it meets."""
+    """A run, and the side of the images that it meets."""
 
     run: RunConfig
     side: int
@@ -45,8 +45,8 @@ class Task:
         """With experts of `share` of the filters."""
         return replace(self, run=replace(self.run, model=replace(self.run.model, model_scale=share)))
 
-    def pictures(self, side: float) -> "Task":
-        """With pictures of `side`."""
+    def images(self, side: float) -> "Task":
+        """With images of `side`."""
         return replace(self, side=int(side))
 
     def attack_steps(self, count: float) -> "Task":
@@ -58,7 +58,7 @@ AXES: dict[str, tuple[Callable[[Task, float], Task], tuple[float, ...]]] = {
     "batch": (Task.batch, (8, 16, 32, 64, 128)),
     "experts N": (Task.experts, (2, 4, 8, 16)),
     "model scale r": (Task.model_scale, (0.25, 0.5, 0.75, 1.0)),
-    "picture side": (Task.pictures, (16, 32, 48, 64)),
+    "image side": (Task.images, (16, 32, 48, 64)),
     "attack steps": (Task.attack_steps, (1, 2, 5, 10)),
 }
 

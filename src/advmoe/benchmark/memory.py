@@ -32,7 +32,7 @@ def measurable(device: torch.device) -> bool:
 
 
 def probe(config: RunConfig, side: int, device: torch.device, iterations: int = ITERATIONS) -> Probe:
-    """Iterations of `config` on random pictures of `side`, measured in a fresh process."""
+    """Iterations of `config` on random images of `side`, measured in a fresh process."""
     task = {
         "config": to_dict(config), "side": side, "device": str(device), "iterations": iterations,
         "threads": torch.get_num_threads(),

@@ -15,7 +15,7 @@ from advmoe.evaluation.record import provenance
 from advmoe.files import write_json
 
 WITHIN: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
-Unit = Literal["seconds", "pictures_per_second", "bytes"]
+Unit = Literal["seconds", "images_per_second", "bytes"]
 Measured = Mapping[str, Sequence[float]]  # of each variant, one value a round
 Ratio = tuple[str, str, str | None]  # variant above, variant below, target such as ">= 3.0"
 

@@ -17,7 +17,7 @@ MEMORY_ROUNDS = 2
 
 
 def inference(scale: Scale, device: torch.device) -> Iterator[Found]:
-    """Forward passes: batches, single pictures, many experts, another backbone, bfloat16, torch.compile."""
+    """Forward passes: batches, single images, many experts, another backbone, bfloat16, torch.compile."""
 
     def calls(*kinds: str, backbone: str = "resnet18", batch: int = scale.batch) -> dict[str, partial[Tensor]]:
         return {kind: variants.inference(kind, scale, device, backbone, batch) for kind in kinds}
@@ -63,13 +63,13 @@ def attack(scale: Scale, device: torch.device) -> Iterator[Found]:
     calls["MoE unfolded"] = variants.attack("MoE", scale, device, folded=False)
     seconds = timed(calls, scale.rounds or 3, device)
     rates = {name: [scale.attack_batch / value for value in values] for name, values in seconds.items()}
-    title = f"PGD-{scale.attack_steps} pictures a second, batch {scale.attack_batch}"
+    title = f"PGD-{scale.attack_steps} images a second, batch {scale.attack_batch}"
     ratios = [("MoE", "small dense", ">= 0.75"), ("MoE", "MoE unfolded", None)]
-    yield compared("attack", title, "pictures_per_second", rates, ratios)
+    yield compared("attack", title, "images_per_second", rates, ratios)
 
 
 def data(scale: Scale, device: torch.device) -> Iterator[Found]:
-    """Loading and augmentation of pictures in memory, as a share of the iteration that they are for."""
+    """Loading and augmentation of images in memory, as a share of the iteration that they are for."""
     config = configuration("AdvMoE", scale)
     calls = {
         "loading": variants.loading(config, scale, device),

@@ -14,9 +14,9 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
+from advmoe.attacks import ImageDraws, Pgd, frozen, pgd
 from advmoe.config import ModelConfig, RunConfig
-from advmoe.data import Pictures, PictureSpec
+from advmoe.data import Images, ImageSpec
 from advmoe.models import Classifier, build_model, fused
 from advmoe.moe import HARD, DenseKind, Gate, MoEKind
 from advmoe.recipes import recipe
@@ -41,24 +41,24 @@ class Scale:
     width: int | None = None
     """Channels of every network's first stage; by default the published ones."""
     side: int = 32
-    """Height and width of the pictures."""
+    """Height and width of the images."""
     batch: int = 64
-    """Pictures of an inference batch."""
+    """Images of an inference batch."""
     training_batch: int = 128
-    """Pictures of a training batch."""
+    """Images of a training batch."""
     attack_batch: int = 32
-    """Pictures attacked at once."""
+    """Images attacked at once."""
     attack_steps: int = 50
     """Steps of the evaluation attack."""
-    pictures: int = 50_000
-    """Training pictures that batches are loaded from."""
+    images: int = 50_000
+    """Training images that batches are loaded from."""
     rounds: int | None = None
     """Rounds of every comparison; by default what each needs for a steady median."""
 
 
-def spec(side: int) -> PictureSpec:
-    """Colour pictures of ten classes."""
-    return PictureSpec(CLASSES, (3, side, side), (0.5,) * 3, (0.25,) * 3)
+def spec(side: int) -> ImageSpec:
+    """Colour images of ten classes."""
+    return ImageSpec(CLASSES, (3, side, side), (0.5,) * 3, (0.25,) * 3)
 
 
 def settled(model: Classifier, side: int, device: torch.device) -> Classifier:
@@ -85,7 +85,7 @@ def twin(model: Classifier) -> Classifier:
 
 
 def forward(model: Callable[..., tuple[Tensor, object]], x: Tensor, places: tuple[int, int] | None, bf16: bool = False) -> Tensor:
-    """Logits of pictures over random routes; `places` are experts and layers of a route, None of a network without."""
+    """Logits of images over random routes; `places` are experts and layers of a route, None of a network without."""
     gate = HARD if places is None else Gate("forced", route=torch.randint(0, places[0], (len(x), places[1]), device=x.device))
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
         return model(x, gate)[0]
@@ -98,7 +98,7 @@ def places(model: Classifier) -> tuple[int, int] | None:
 
 
 def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batch: int) -> partial[Tensor]:
-    """A forward pass of one of KINDS; a single picture goes where its routers send it, as every route costs the same."""
+    """A forward pass of one of KINDS; a single image goes where its routers send it, as every route costs the same."""
     made = twin(network(kind, backbone, scale, device))
     return partial(forward, made.forward_routed, channels_last(batch, scale, device), places(made) if batch > 1 else None)
 
@@ -123,7 +123,7 @@ def compiler_found() -> bool:
 
 
 def channels_last(batch: int, scale: Scale, device: torch.device) -> Tensor:
-    """Random pictures."""
+    """Random images."""
     return torch.rand(batch, *spec(scale.side).shape).to(device).contiguous(memory_format=torch.channels_last)
 
 
@@ -153,15 +153,15 @@ def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
 
 
 def loading(config: RunConfig, scale: Scale, device: torch.device) -> Call:
-    """What `advmoe train` does for the pixels and labels of one iteration, from pictures in memory."""
+    """What `advmoe train` does for the pixels and labels of one iteration, from images in memory."""
     levels = len(METHODS[config.method].phases[0].levels)
-    images = torch.randint(0, 256, (scale.pictures, *spec(scale.side).shape), dtype=torch.uint8)
-    source = Pictures(images, torch.randint(0, 10, (scale.pictures,))).to(device)
+    images = torch.randint(0, 256, (scale.images, *spec(scale.side).shape), dtype=torch.uint8)
+    source = Images(images, torch.randint(0, 10, (scale.images,))).to(device)
     batches = _endless(config, source, levels)
     return lambda: [(batch.pixels(), batch.labels) for batch in next(batches)]
 
 
-def _endless(config: RunConfig, source: Pictures, levels: int) -> Iterator[tuple[Pictures, ...]]:
+def _endless(config: RunConfig, source: Images, levels: int) -> Iterator[tuple[Images, ...]]:
     for epoch in count():
         yield from start.batches(config, source, epoch, levels)
 
@@ -170,10 +170,10 @@ def attack(kind: str, scale: Scale, device: torch.device, *, folded: bool = True
     """PGD through the hard gate, on the fused twin or on the network itself."""
     model = network(kind, "resnet18", scale, device)
     x, y = torch.rand(scale.attack_batch, *spec(scale.side).shape), torch.randint(0, 10, (scale.attack_batch,))
-    settings, draws = Pgd(8 / 255, 2 / 255, scale.attack_steps), PictureDraws(0, range(scale.attack_batch))
+    settings, draws = Pgd(8 / 255, 2 / 255, scale.attack_steps), ImageDraws(0, range(scale.attack_batch))
     return partial(_attacked, fused(model) if folded else model, x.to(device), y.to(device), settings, draws)
 
 
-def _attacked(model: Classifier, x: Tensor, y: Tensor, settings: Pgd, draws: PictureDraws) -> Tensor:
+def _attacked(model: Classifier, x: Tensor, y: Tensor, settings: Pgd, draws: ImageDraws) -> Tensor:
     with frozen(model):
         return pgd(model, x, y, settings, draws)

@@ -7,7 +7,7 @@ from functools import partial
 from advmoe.config import DataConfig
 from advmoe.data import cifar, fashion_mnist, folder, imagenet, tiny_imagenet
 from advmoe.data.augment import augment
-from advmoe.data.pictures import Pictures, PictureSpec, Source, Splits, cores
+from advmoe.data.images import Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import lookup
 
 
@@ -15,7 +15,7 @@ from advmoe.errors import lookup
 class Dataset:
     """What is known of a data set before it is read, and how to read it."""
 
-    spec: Callable[[DataConfig], PictureSpec]
+    spec: Callable[[DataConfig], ImageSpec]
     load: Callable[[DataConfig], Splits]
 
 
@@ -34,4 +34,4 @@ def load_dataset(config: DataConfig) -> Splits:
     return lookup(DATASETS, config.dataset, "dataset").load(config)
 
 
-__all__ = ["DATASETS", "Dataset", "PictureSpec", "Pictures", "Source", "Splits", "augment", "cores", "load_dataset"]
+__all__ = ["DATASETS", "Dataset", "ImageSpec", "Images", "Source", "Splits", "augment", "cores", "load_dataset"]

@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 
 def drawn(batch: int, generator: torch.Generator) -> Tensor:
-    """What decides the crops and mirrorings of so many pictures: [3, B, 1] in [0, 1)."""
+    """What decides the crops and mirrorings of so many images: [3, B, 1] in [0, 1)."""
     return torch.rand(3, batch, 1, generator=generator, device=generator.device)
 
 
@@ -22,6 +22,6 @@ def augment(images: Tensor, padding: int, flip: bool, draws: Tensor) -> Tensor:
     if flip:
         columns = torch.where(draws[2] < 0.5, width - 1 - columns, columns)
     columns = columns + (draws[1] * (2 * padding + 1)).long()
-    picture = torch.arange(batch, device=device)[:, None, None, None]
+    image = torch.arange(batch, device=device)[:, None, None, None]
     channel = torch.arange(channels, device=device)[None, :, None, None]
-    return pad(images, (padding,) * 4)[picture, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return pad(images, (padding,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import torch
 
 from advmoe.config import DataConfig
+from advmoe.data.archive import CHUNK, LIMITS, inside, tar_members
 from advmoe.data.batch_pickle import uint8_array, unpickled
 from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
-from advmoe.data.pictures import Pictures, PictureSpec, Splits, divided, from_arrays, in_content_order
+from advmoe.data.images import Images, ImageSpec, Splits, divided, from_arrays, in_content_order
 from advmoe.data.place import place_of, readable, visible
-from advmoe.data.unpack import CHUNK, LIMITS, inside, tar_members
 from advmoe.errors import UserError
 from advmoe.files import check_plain
 
@@ -24,7 +24,7 @@ SIZE = 32
 MAX_BATCH = 2**29  # bytes: the largest of the two data sets' has 155 million
 MOST_MEMBERS = 10_000  # of their archives, which have 9
 
-Part = tuple[Pictures, bool]  # the pictures, and whether they had been JPEG
+Part = tuple[Images, bool]  # the images, and whether they had been JPEG
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Variant:
     """Key of the labels in a batch."""
     label_columns: tuple[str, ...]
     """Names that the column of the labels may have in Parquet, the first one that is there counts."""
-    spec: PictureSpec
+    spec: ImageSpec
 
     @property
     def forms(self) -> str:
@@ -54,7 +54,7 @@ class Variant:
 CIFAR10 = Variant(
     "cifar10", "CIFAR-10", "cifar-10-batches-py", "cifar-10-python.tar.gz",
     tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",), b"labels", ("label",),
-    PictureSpec(
+    ImageSpec(
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         (3, SIZE, SIZE), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
     ),
@@ -72,12 +72,12 @@ FINE_CLASSES = """
 CIFAR100 = Variant(
     "cifar100", "CIFAR-100", "cifar-100-python", "cifar-100-python.tar.gz",
     ("train",), ("test",), b"fine_labels", ("fine_label", "label"),
-    PictureSpec(tuple(FINE_CLASSES.split()), (3, SIZE, SIZE), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    ImageSpec(tuple(FINE_CLASSES.split()), (3, SIZE, SIZE), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 )  # fmt: skip
 
 
 def load(variant: Variant, config: DataConfig) -> Splits:
-    """The data set from `data_dir`; its name ends in -jpeg where pictures had been JPEG. CIFAR-100 with its fine labels.
+    """The data set from `data_dir`; its name ends in -jpeg where images had been JPEG. CIFAR-100 with its fine labels.
 
     The order is that of the content, so every lossless form gives the same fingerprint and held-out part.
     Raises UserError, with the path and row, where something is missing or damaged.
@@ -85,11 +85,11 @@ def load(variant: Variant, config: DataConfig) -> Splits:
     with readable(config):
         place = place_of(config, variant.forms)
         parts = _read(variant, place)
-    train, test = (in_content_order(pictures) for pictures, _ in parts)
+    train, test = (in_content_order(images) for images, _ in parts)
     counts = torch.bincount(train.labels, minlength=len(variant.spec.classes))
     if not counts.all():  # such as superclasses, or the other data set, read as this one
         absent = int((counts == 0).nonzero()[0])
-        raise UserError(f"{place}: no training picture of class {absent} ({variant.spec.classes[absent]}) of {variant.title}")
+        raise UserError(f"{place}: no training image of class {absent} ({variant.spec.classes[absent]}) of {variant.title}")
     name = f"{variant.name}-jpeg" if any(was_jpeg for _, was_jpeg in parts) else variant.name
     return divided(name, variant.spec, train, test, config)
 
@@ -137,7 +137,7 @@ def _read_tar(variant: Variant, path: Path) -> tuple[Part, Part]:
     return _by_part(variant, batches)
 
 
-def _tar_batches(variant: Variant, path: Path) -> dict[str, Pictures]:
+def _tar_batches(variant: Variant, path: Path) -> dict[str, Images]:
     """The batches of an archive in one pass; members are read, never unpacked: nothing is written, wherever they point."""
     batches = {}
     with closing(tar_members(path, LIMITS)) as members:
@@ -153,26 +153,26 @@ def _tar_batches(variant: Variant, path: Path) -> dict[str, Pictures]:
     return batches
 
 
-def _by_part(variant: Variant, batches: Mapping[str, Pictures]) -> tuple[Part, Part]:
+def _by_part(variant: Variant, batches: Mapping[str, Images]) -> tuple[Part, Part]:
     train, test = (_join([batches[name] for name in names]) for names in (variant.train, variant.test))
     return (train, False), (test, False)
 
 
-def _batch(variant: Variant, content: bytes, where: str) -> Pictures:
+def _batch(variant: Variant, content: bytes, where: str) -> Images:
     try:
         batch = unpickled(content)
-        images = uint8_array(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
+        raw = uint8_array(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
         labels = batch[variant.batch_labels]
         if not isinstance(labels, list):
             raise TypeError(f"labels of type {type(labels).__name__}, not list")
     except Exception as error:  # a damaged pickle raises nearly anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         raise UserError(f"{where}: not a {variant.title} batch ({reason})") from None
-    return from_arrays(images, labels, len(variant.spec.classes), where)
+    return from_arrays(raw, labels, len(variant.spec.classes), where)
 
 
-def _join(parts: Sequence[Pictures]) -> Pictures:
-    return Pictures(torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts]))
+def _join(parts: Sequence[Images]) -> Images:
+    return Images(torch.cat([part.raw for part in parts]), torch.cat([part.labels for part in parts]))
 
 
 # Parquet
@@ -183,7 +183,7 @@ def _read_parquet(variant: Variant, place: Path, part: str) -> Part:
     if not paths:
         raise UserError(f"{place}: holds no {part}*.parquet")
     parts = [_parquet_file(variant, path) for path in paths]
-    return _join([pictures for pictures, _ in parts]), any(was_jpeg for _, was_jpeg in parts)
+    return _join([images for images, _ in parts]), any(was_jpeg for _, was_jpeg in parts)
 
 
 def _parquet_file(variant: Variant, path: Path) -> Part:
@@ -201,11 +201,11 @@ def _parquet_file(variant: Variant, path: Path) -> Part:
     items: list[Any] = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
     for number, item in enumerate(items):
         if not isinstance(item, bytes):
-            raise UserError(f"{path}: row {number} holds no picture bytes")
+            raise UserError(f"{path}: row {number} holds no image bytes")
     return _decoded(variant, items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
 
 
-# Folders of pictures by class
+# Folders of images by class
 
 
 def _read_folders(variant: Variant, folder: Path) -> Part:
@@ -221,11 +221,11 @@ def _read_folders(variant: Variant, folder: Path) -> Part:
         paths += found
         labels += [label] * len(found)
         if not found:
-            raise UserError(f"{folder / name}: holds no picture")
+            raise UserError(f"{folder / name}: holds no image")
     return _decoded(variant, [path.read_bytes() for path in paths], [str(path) for path in paths], labels, folder)
 
 
 def _decoded(variant: Variant, items: Sequence[bytes], names: Sequence[str], labels: Sequence[int], place: Path) -> Part:
-    images = decode_all(len(items), SIZE, lambda row: decode(items[row], SIZE, names[row]))
-    pictures = from_arrays(images, labels, len(variant.spec.classes), str(place))
-    return pictures, any(item.startswith(JPEG_MAGIC) for item in items)
+    raw = decode_all(len(items), SIZE, lambda row: decode(items[row], SIZE, names[row]))
+    images = from_arrays(raw, labels, len(variant.spec.classes), str(place))
+    return images, any(item.startswith(JPEG_MAGIC) for item in items)

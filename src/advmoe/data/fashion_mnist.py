@@ -5,10 +5,10 @@ from importlib.resources import files
 import numpy as np
 
 from advmoe.config import DataConfig
-from advmoe.data.pictures import Pictures, PictureSpec, Splits, fingerprint, from_arrays, limit
+from advmoe.data.images import Images, ImageSpec, Splits, fingerprint, from_arrays, limit
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-SPEC = PictureSpec(CLASSES, (1, 28, 28), (0.2860,), (0.3530,))
+SPEC = ImageSpec(CLASSES, (1, 28, 28), (0.2860,), (0.3530,))
 
 
 def load(config: DataConfig) -> Splits:
@@ -25,5 +25,5 @@ def load(config: DataConfig) -> Splits:
     )  # fmt: skip
 
 
-def _part(arrays: "np.lib.npyio.NpzFile", name: str) -> Pictures:
+def _part(arrays: "np.lib.npyio.NpzFile", name: str) -> Images:
     return from_arrays(arrays[f"{name}_images"][:, None], arrays[f"{name}_labels"], len(CLASSES), f"embedded {name} part")

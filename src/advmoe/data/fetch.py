@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from advmoe.data.unpack import unpack
+from advmoe.data.archive import unpack
 from advmoe.errors import UserError, lookup
 from advmoe.files import write_atomically
 
@@ -43,9 +43,9 @@ OFFICIAL = {
 }
 NOT_FETCHED = {
     "imagenet": "cannot be fetched freely: register at https://image-net.org, fetch ILSVRC2012_img_train.tar, _img_val.tar "
-    "and the development kit (it has the classes of val), and put the pictures at DIR/train/WNID/ and DIR/val/WNID/",
+    "and the development kit (it has the classes of val), and put the images at DIR/train/WNID/ and DIR/val/WNID/",
     "fashion-mnist": "is embedded, there is nothing to fetch",
-    "folder": "is a folder of your own pictures, there is nothing to fetch",
+    "folder": "is a folder of your own images, there is nothing to fetch",
 }
 
 

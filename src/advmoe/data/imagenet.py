@@ -15,26 +15,26 @@ from typing import BinaryIO
 import numpy as np
 
 from advmoe.config import DataConfig
-from advmoe.data.pictures import PictureSpec, Splits, parts
+from advmoe.data.images import ImageSpec, Splits, parts
 from advmoe.data.place import check_member, place_of, readable, visible
 from advmoe.data.stream import SIDE, Entry, Streamed, stream
 from advmoe.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
-FORMS = "train/CLASS/ and val/CLASS/ with pictures, or shards like NAME-train-000000.tar and NAME-val-000000.tar"
+FORMS = "train/CLASS/ and val/CLASS/ with images, or shards like NAME-train-000000.tar and NAME-val-000000.tar"
 NUM_CLASSES = 1000
-SAMPLE = 64  # pictures of each part whose content goes into the fingerprint
+SAMPLE = 64  # images of each part whose content goes into the fingerprint
 BLOCK = 512  # bytes: tar's unit
 
-Part = tuple[tuple[str, ...], Streamed]  # class names and pictures
+Part = tuple[tuple[str, ...], Streamed]  # class names and images
 
 
 def load(config: DataConfig) -> Splits:
-    """ImageNet, or any subset of its classes in the same form, from `data_dir`; pictures stay there.
+    """ImageNet, or any subset of its classes in the same form, from `data_dir`; images stay there.
 
-    Training pictures are held out for validation as everywhere, and seen there through the centre crop. Shards are
+    Training images are held out for validation as everywhere, and seen there through the centre crop. Shards are
     indexed in one pass that unpacks nothing: 29 microseconds a member from cached shards, about 75 s for all of them, so
-    the index is not kept. Raises UserError, with the path, where something is missing or damaged; a damaged picture is
+    the index is not kept. Raises UserError, with the path, where something is missing or damaged; a damaged image is
     found when it is decoded.
     """
     with readable(config):
@@ -45,8 +45,8 @@ def load(config: DataConfig) -> Splits:
     return Splits("imagenet", _spec(classes), digest, *parts(train, test, len(classes), config))
 
 
-def spec(config: DataConfig) -> PictureSpec:
-    """What is known before pictures are read: the classes in `data_dir`, or the 1000 without one. Raises UserError as `load`."""
+def spec(config: DataConfig) -> ImageSpec:
+    """What is known before images are read: the classes in `data_dir`, or the 1000 without one. Raises UserError as `load`."""
     if config.data_dir is None:
         return _spec(_numbered(NUM_CLASSES))
     with readable(config):
@@ -56,8 +56,8 @@ def spec(config: DataConfig) -> PictureSpec:
 
 
 def fingerprint(classes: Sequence[str], *parts: Streamed) -> str:
-    """SHA-256 over the class, name and size in bytes of every picture in order, and over the content of 64 pictures a part,
-    evenly spread. Reading the 150 GB whole would take an hour: a changed picture of the same size may go unseen.
+    """SHA-256 over the class, name and size in bytes of every image in order, and over the content of 64 images a part,
+    evenly spread. Reading the 150 GB whole would take an hour: a changed image of the same size may go unseen.
     """
     digest = hashlib.sha256(repr(tuple(classes)).encode())
     for part in parts:
@@ -69,8 +69,8 @@ def fingerprint(classes: Sequence[str], *parts: Streamed) -> str:
     return digest.hexdigest()
 
 
-def _spec(classes: tuple[str, ...]) -> PictureSpec:
-    return PictureSpec(classes, (3, SIDE, SIDE), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+def _spec(classes: tuple[str, ...]) -> ImageSpec:
+    return ImageSpec(classes, (3, SIDE, SIDE), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def _numbered(count: int) -> tuple[str, ...]:
@@ -99,7 +99,7 @@ def _check_classes(place: Path, train: tuple[str, ...], val: tuple[str, ...]) ->
         raise UserError(f"{place}: {len(train)} classes in train, {len(val)} in val; {lacking} has no {odd}")
 
 
-# Folders of pictures by class
+# Folders of images by class
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def _folder(place: Path, name: str, label: int) -> list[Entry]:
     files = (path for path in visible(place / name) if path.suffix.lower() in SUFFIXES)
     entries = [_entry(f"{name}/{path.name}", label, path.stat()) for path in files]
     if not entries:
-        raise UserError(f"{place / name}: holds no picture ({', '.join(SUFFIXES)})")
+        raise UserError(f"{place / name}: holds no image ({', '.join(SUFFIXES)})")
     return entries
 
 
@@ -137,35 +137,35 @@ def _shards(place: Path, part: str) -> list[Path]:
 
 
 def _read_shards(place: Path, shards: Sequence[Path]) -> Part:
-    pictures = stream(str(place), chain.from_iterable(map(_shard, shards)))
-    if len(pictures) == 0:
-        raise UserError(f"{shards[0]}: holds no picture, nor does any shard after it")
-    present = np.unique(pictures.labels.numpy())
+    images = stream(str(place), chain.from_iterable(map(_shard, shards)))
+    if len(images) == 0:
+        raise UserError(f"{shards[0]}: holds no image, nor does any shard after it")
+    present = np.unique(images.labels.numpy())
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
-        raise UserError(f"{shards[0]} to {shards[-1].name}: no picture of class {gaps[0]}, though labels go to {present[-1]}")
-    return _numbered(len(present)), pictures
+        raise UserError(f"{shards[0]} to {shards[-1].name}: no image of class {gaps[0]}, though labels go to {present[-1]}")
+    return _numbered(len(present)), images
 
 
 def _shard(path: Path) -> list[Entry]:
-    """The pictures of one shard in its order, each as the place of its bytes."""
-    modified = path.stat().st_mtime_ns  # before it is read: what is written meanwhile shows when a picture is asked for
+    """The images of one shard in its order, each as the place of its bytes."""
+    modified = path.stat().st_mtime_ns  # before it is read: what is written meanwhile shows when an image is asked for
     try:
-        pictures, labels = _members(path)
+        images, labels = _members(path)
     except tarfile.TarError as error:
         raise UserError(f"{path}: not a whole tar archive ({' '.join(str(error).split())[:120]})") from None
-    for key in sorted(pictures.keys() ^ labels.keys()):
-        name, lacking = (f"{key}.cls", "picture") if key in labels else (pictures[key].name, ".cls")
+    for key in sorted(images.keys() ^ labels.keys()):
+        name, lacking = (f"{key}.cls", "image") if key in labels else (images[key].name, ".cls")
         raise UserError(f"{path}: {name} has no {lacking} beside it")
     return [
         Entry(f"{path.name}\0{member.name}", member.offset_data, member.size, labels[key], modified)
-        for key, member in pictures.items()
+        for key, member in images.items()
     ]
 
 
 def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
-    """By key: the members that are pictures, and the labels."""
-    pictures: dict[str, tarfile.TarInfo] = {}
+    """By key: the members that are images, and the labels."""
+    images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     end = 0
     with tarfile.open(path, "r:") as archive, path.open("rb") as raw:
@@ -175,16 +175,16 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
             key, kind = _key(member.name)
             if member.isdir() or kind not in (*SUFFIXES, ".cls"):
                 continue
-            if key in (labels if kind == ".cls" else pictures):
+            if key in (labels if kind == ".cls" else images):
                 raise UserError(f"{path}: {key} stands there twice")
             if kind == ".cls":
                 labels[key] = _label(path, member, raw)
             else:
-                pictures[key] = member
+                images[key] = member
         raw.seek(end)
         if raw.read(BLOCK) != bytes(BLOCK):  # tarfile takes a cut between two members for the end
             raise UserError(f"{path}: not a whole tar archive (no end mark after byte {end})")
-    return pictures, labels
+    return images, labels
 
 
 def _key(name: str) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""One picture from a file of any kind, brought to what a network takes."""
+"""One image from a file of any kind, brought to what a network takes."""
 
 from collections.abc import Iterator
 from io import BytesIO
@@ -22,30 +22,30 @@ DEEP = "I;16"
 Shape = tuple[int, int, int]
 
 
-class Picture(NamedTuple):
-    """`pixels` [C, H, W] float32 in [0, 1]; `note` says what was done to the file's picture to get there, "" where nothing was."""
+class LoadedImage(NamedTuple):
+    """`pixels` [C, H, W] float32 in [0, 1]; `note` says what was done to the file's image to get there, "" where nothing was."""
 
     pixels: Tensor
     note: str
 
 
-def read_picture(path: Path, shape: Shape, *, central: bool = False) -> Picture:
-    """The picture in a file, of `shape` (C, H, W): of several frames the first, upright, its shorter side resized and its middle
+def read_image(path: Path, shape: Shape, *, central: bool = False) -> LoadedImage:
+    """The image in a file, of `shape` (C, H, W): of several frames the first, upright, its shorter side resized and its middle
     kept; nothing is resampled where the size is right. `central` resizes as ImageNet's evaluation does.
 
     An .npy file holds such an array of floats in [0, 1] itself. Raises UserError, led by the path, where it cannot be read.
     """
     data = _bytes(path)
     if data.startswith(ARRAY_MAGIC):
-        return Picture(_array(data, shape, str(path)), "")
+        return LoadedImage(_array(data, shape, str(path)), "")
     channels, height, width = shape
     with opened(data, str(path)) as file:
         check_size(file, str(path))  # before the notes: to find its orientation, Pillow may decode all of it
         notes = list(_notes(file, channels, (width, height)))
-        picture = _in_eight_bits(file, str(path)).convert("L" if channels == 1 else "RGB")
-        pixels = np.array(_fitted(picture, (width, height), central))
+        image = _in_eight_bits(file, str(path)).convert("L" if channels == 1 else "RGB")
+        pixels = np.array(_fitted(image, (width, height), central))
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return Picture(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
+    return LoadedImage(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
 
 
 def _bytes(path: Path) -> bytes:
@@ -54,7 +54,7 @@ def _bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{path}: {size:,} bytes; a picture may have {MAX_BYTES:,}")
+            raise UserError(f"{path}: {size:,} bytes; an image may have {MAX_BYTES:,}")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -76,7 +76,7 @@ def _array(data: bytes, shape: Shape, where: str) -> Tensor:
 
 
 def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
-    """What `read_picture` will do to an opened picture that its owner may want to know."""
+    """What `read_image` will do to an opened image that its owner may want to know."""
     stored = str(getattr(file, "tile", ""))  # how pixels lie in the file: gone once decoded, as the next line may do
     upright = file.size[::-1] if file.getexif().get(0x0112, 1) >= 5 else file.size
     if upright != size:
@@ -97,7 +97,7 @@ def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[
 
 
 def _in_eight_bits(file: Image.Image, where: str) -> Image.Image:
-    """The decoded picture with 8 bits a channel, in grey or RGB, upright."""
+    """The decoded image with 8 bits a channel, in grey or RGB, upright."""
     if not file.mode.startswith(DEEP):
         return rgb(file, where, upright=True)
     check_size(file, where)
@@ -105,9 +105,9 @@ def _in_eight_bits(file: Image.Image, where: str) -> Image.Image:
     return Image.fromarray((deep.astype(np.float32) / 257).round().astype(np.uint8))
 
 
-def _fitted(picture: Image.Image, size: tuple[int, int], central: bool) -> Image.Image:
-    if picture.size == size:
-        return picture
+def _fitted(image: Image.Image, size: tuple[int, int], central: bool) -> Image.Image:
+    if image.size == size:
+        return image
     if central:
-        return picture.resize(size, Image.Resampling.BILINEAR, centre_crop(*picture.size))
-    return ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
+        return image.resize(size, Image.Resampling.BILINEAR, centre_crop(*image.size))
+    return ImageOps.fit(image, size, Image.Resampling.LANCZOS)

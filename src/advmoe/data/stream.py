@@ -1,4 +1,4 @@
-"""Streamed pictures: encoded files that stay on disk and are decoded when they are asked for.
+"""Streamed images: encoded files that stay on disk and are decoded when they are asked for.
 
 Training: random resized crop and mirroring (Szegedy et al. 2015, the standard procedure for ImageNet), decoded by worker
 processes ahead of the training step. Evaluation: shorter side to 256, centre crop of 224.
@@ -18,25 +18,25 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from advmoe import ranks
+from advmoe import distributed
 from advmoe.config import DataConfig
 from advmoe.data.decode import check_size, decode_all, opened, rgb
-from advmoe.data.pictures import Pictures, cores
+from advmoe.data.images import Images, cores
 from advmoe.errors import UserError
 
 SIDE = 224
 SHORTER_SIDE = 256
-AREA = (0.08, 1.0)  # of a training crop, as a share of the picture's
+AREA = (0.08, 1.0)  # of a training crop, as a share of the image's
 RATIO = (3 / 4, 4 / 3)  # of its width to its height
 TRIES = 10
-PIECE = 32  # pictures that a worker decodes at a time: small, so that all workers share the first batch
+PIECE = 32  # images that a worker decodes at a time: small, so that all workers share the first batch
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 Job = tuple[np.ndarray, int, int]  # rows, the first one's position in its batch, the batch's seed
 
 
 class Entry(NamedTuple):
-    """One encoded picture: `name` is a path below the root, or PATH NUL MEMBER inside a tar archive; `modified` is when the file
+    """One encoded image: `name` is a path below the root, or PATH NUL MEMBER inside a tar archive; `modified` is when the file
     was written last, in nanoseconds since 1970."""
 
     name: str
@@ -48,10 +48,10 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Where n encoded pictures lie, in flat arrays: 32 bytes a picture and its name, nothing that workers would copy.
+    """Where n encoded images lie, in flat arrays: 32 bytes an image and its name, nothing that workers would copy.
 
     (A list of a million str grows in every forked worker, because reading a str writes its reference count.)
-    Name i is `text[ends[i - 1] : ends[i]]`; its picture is `sizes[i]` bytes from `offsets[i]` of that file.
+    Name i is `text[ends[i - 1] : ends[i]]`; its image is `sizes[i]` bytes from `offsets[i]` of that file.
     """
 
     root: str
@@ -66,11 +66,11 @@ class Files:
         return os.fsdecode(self.text[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes())
 
     def where(self, row: int) -> str:
-        """The picture's place, for a message."""
+        """The image's place, for a message."""
         return os.path.join(self.root, self.name(row).replace("\0", ": "))
 
     def read(self, row: int) -> bytes:
-        """The encoded picture. Raises UserError where it is gone, shorter than it was, or its file was written since it was listed.
+        """The encoded image. Raises UserError where it is gone, shorter than it was, or its file was written since it was listed.
 
         The file's time is looked at once the bytes are read, so that nothing written meanwhile is missed.
         """
@@ -91,7 +91,7 @@ class Files:
 
 
 def stream(root: str, entries: Iterable[Entry]) -> "Streamed":
-    """Streamed pictures from a listing, which is consumed one by one."""
+    """Streamed images from a listing, which is consumed one by one."""
     text, numbers = bytearray(), tuple(array("q") for _ in range(5))
     for name, *rest in entries:
         text += os.fsencode(name)
@@ -104,9 +104,9 @@ def stream(root: str, entries: Iterable[Entry]) -> "Streamed":
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Some of the pictures in `files`, by their `rows` [n] int64 there; `labels` [n] int64, on the device they come to.
+    """Some of the images in `files`, by their `rows` [n] int64 there; `labels` [n] int64, on the device they come to.
 
-    Every method that decodes raises UserError, which names the file, where a picture is damaged or gone.
+    Every method that decodes raises UserError, which names the file, where an image is damaged or gone.
     """
 
     files: Files
@@ -116,18 +116,18 @@ class Streamed:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: Tensor) -> Pictures:
-        """The pictures of some rows, [k, 3, 224, 224], resized and cropped at the centre; decoded by threads."""
+    def __getitem__(self, index: Tensor) -> Images:
+        """The images of some rows, [k, 3, 224, 224], resized and cropped at the centre; decoded by threads."""
         rows = self.rows[index.cpu().numpy()]
-        images = decode_all(len(rows), SIDE, lambda place: _decoded(self.files, rows[place], centre_crop, shrink=False))
-        return Pictures(torch.from_numpy(images).to(self.labels.device), self.labels[index])
+        raw = decode_all(len(rows), SIDE, lambda place: _decoded(self.files, rows[place], centre_crop, shrink=False))
+        return Images(torch.from_numpy(raw).to(self.labels.device), self.labels[index])
 
     def subset(self, index: Tensor) -> "Streamed":
-        """Some rows of it, still on disk; takes 16 bytes a picture."""
+        """Some rows of it, still on disk; takes 16 bytes an image."""
         return Streamed(self.files, self.rows[index.cpu().numpy()], self.labels[index])
 
     def to(self, device: torch.device) -> "Streamed":
-        """The same pictures, to be put on `device` once decoded."""
+        """The same images, to be put on `device` once decoded."""
         return replace(self, labels=self.labels.to(device))
 
     def pixels(self) -> Tensor:
@@ -137,13 +137,13 @@ class Streamed:
         """
         return self[torch.arange(len(self))].pixels()
 
-    def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator[Pictures]:
+    def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator[Images]:
         """Batches of random resized crops, mirrored at random where `data.flip` says so; `crop_padding` plays no role.
 
-        A picture's crop depends on its batch's seed and its position there alone. `data.workers` processes decode, two
+        An image's crop depends on its batch's seed and its position there alone. `data.workers` processes decode, two
         batches ahead; they end with the iterator. One call for an epoch is cheap, one for each batch is not.
         """
-        shares = [ranks.share(len(whole)) for whole in rows]
+        shares = [distributed.local_rows(len(whole)) for whole in rows]
         rows = [whole[share] for whole, share in zip(rows, shares, strict=True)]
         starts = [share.start for share in shares]
         jobs = [
@@ -155,18 +155,18 @@ class Streamed:
         device, pieces = self.labels.device, _pieces(self, jobs, ahead, data)
         try:
             for own in rows:
-                images = []
+                raw = []
                 for _ in range(0, len(own), PIECE):
                     piece = _arrived(pieces)
                     if isinstance(piece, str):
                         raise UserError(piece)
-                    images.append(piece.to(device, non_blocking=True))
-                yield Pictures(_joined(images), self.labels[torch.from_numpy(own).to(device)])
+                    raw.append(piece.to(device, non_blocking=True))
+                yield Images(_joined(raw), self.labels[torch.from_numpy(own).to(device)])
         finally:
             del pieces  # ends the workers even while an error's traceback holds this frame
 
 
-def _pieces(pictures: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
+def _pieces(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
     """The jobs' crops in order, `ahead` of them decoded before they are asked for.
 
     Workers are started the way Python starts processes on this system. They compute with Pillow and numpy alone, and
@@ -175,8 +175,8 @@ def _pieces(pictures: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfi
     workers = max(1, min(data.workers or cores(), len(jobs)))
     return iter(
         DataLoader(
-            _Crops(pictures.files, pictures.rows, data.flip), batch_size=None, sampler=jobs,
-            num_workers=workers, prefetch_factor=max(1, -(-ahead // workers)), pin_memory=pictures.labels.is_cuda,
+            _Crops(images.files, images.rows, data.flip), batch_size=None, sampler=jobs,
+            num_workers=workers, prefetch_factor=max(1, -(-ahead // workers)), pin_memory=images.labels.is_cuda,
         )
     )  # fmt: skip
 
@@ -188,7 +188,7 @@ def _arrived(pieces: Iterator[Tensor | str]) -> Tensor | str:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):
             raise
-        return f"a process that decodes pictures died ({error}); fewer data.workers take less memory"
+        return f"a process that decodes images died ({error}); fewer data.workers take less memory"
 
 
 def _joined(pieces: Sequence[Tensor]) -> Tensor:
@@ -204,7 +204,7 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Crops(Dataset[Tensor | str]):
-    """What a worker does: a job to [k, 3, 224, 224] uint8, or to the message of what is wrong with its pictures."""
+    """What a worker does: a job to [k, 3, 224, 224] uint8, or to the message of what is wrong with its images."""
 
     files: Files
     rows: np.ndarray
@@ -212,15 +212,15 @@ class _Crops(Dataset[Tensor | str]):
 
     def __getitem__(self, job: Job) -> Tensor | str:
         rows, first, seed = job
-        images = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
+        raw = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, on odd metadata
                 for place, row in enumerate(self.rows[rows]):
-                    images[place] = self._crop(row, np.random.default_rng([seed, first + place]))
+                    raw[place] = self._crop(row, np.random.default_rng([seed, first + place]))
         except UserError as error:
             return str(error)
-        return torch.from_numpy(images)
+        return torch.from_numpy(raw)
 
     def _crop(self, row: int, random: np.random.Generator) -> np.ndarray:
         mirrored = random.random() < 0.5 and self.flip
@@ -258,26 +258,26 @@ def centre_crop(width: int, height: int) -> Box:
 
 
 def _decoded(files: Files, row: int, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
-    """A crop of one picture as [3, 224, 224] uint8."""
+    """A crop of one image as [3, 224, 224] uint8."""
     return resized_crop(files.read(row), crop, files.where(row), shrink=shrink)
 
 
 def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, shrink: bool) -> np.ndarray:
-    """The box that `crop(width, height)` gives of an encoded picture, resized to [3, 224, 224] uint8 (bilinear, antialiased).
+    """The box that `crop(width, height)` gives of an encoded image, resized to [3, 224, 224] uint8 (bilinear, antialiased).
 
     With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box keeps at least 224 x 224 pixels: then
     no detail that the result could show is lost, and pixels differ by 0.3 of 255 on average from those of full decoding.
-    A picture of 2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
+    An image of 2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
     (benchmarks/streaming.py measures this). Training alone shrinks: evaluation shows the pixels that everybody's does.
     Raises UserError, led by `where`.
     """
-    with opened(data, where) as picture:
-        check_size(picture, where)  # before a draft makes it look smaller: some JPEG are held whole all the same
-        width, height = picture.size
+    with opened(data, where) as image:
+        check_size(image, where)  # before a draft makes it look smaller: some JPEG are held whole all the same
+        width, height = image.size
         box = crop(width, height)
         if shrink:
             across, down = box[2] - box[0], box[3] - box[1]
-            drafted = picture.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
+            drafted = image.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
             scale = drafted[1][2] / width if drafted else 1.0
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-        return np.asarray(rgb(picture, where).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)
+        return np.asarray(rgb(image, where).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)

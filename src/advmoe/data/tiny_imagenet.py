@@ -12,7 +12,7 @@ import numpy as np
 
 from advmoe.config import DataConfig
 from advmoe.data.decode import decode, decode_all
-from advmoe.data.pictures import Pictures, PictureSpec, Splits, divided, from_arrays, in_content_order
+from advmoe.data.images import Images, ImageSpec, Splits, divided, from_arrays, in_content_order
 from advmoe.data.place import place_of, readable
 from advmoe.errors import UserError
 
@@ -23,7 +23,7 @@ WNIDS, ANNOTATIONS = "wnids.txt", "val/val_annotations.txt"
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 
 
-def spec(config: DataConfig) -> PictureSpec:
+def spec(config: DataConfig) -> ImageSpec:
     """Classes are the sorted WordNet ids of `wnids.txt`; without `data_dir` they have placeholders for names."""
     if config.data_dir is None:
         return _spec([f"class-{number:03d}" for number in range(200)])
@@ -31,8 +31,8 @@ def spec(config: DataConfig) -> PictureSpec:
         return _spec(_wnids(tree))
 
 
-def _spec(classes: Sequence[str]) -> PictureSpec:
-    return PictureSpec(tuple(classes), (3, SIZE, SIZE), MEAN, STD)
+def _spec(classes: Sequence[str]) -> ImageSpec:
+    return ImageSpec(tuple(classes), (3, SIZE, SIZE), MEAN, STD)
 
 
 def load(config: DataConfig) -> Splits:
@@ -118,13 +118,13 @@ def _wnids(tree: _Tree) -> list[str]:
     return sorted(wnids)
 
 
-def _train(tree: _Tree, wnids: Sequence[str]) -> Pictures:
+def _train(tree: _Tree, wnids: Sequence[str]) -> Images:
     names: list[str] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
         folder = f"train/{wnid}/images"
         if folder not in tree.folders:
-            raise UserError(f"{tree.where(folder)}: holds no picture")
+            raise UserError(f"{tree.where(folder)}: holds no image")
         names += [f"{folder}/{file}" for file in tree.folders[folder]]
         labels += [label] * len(tree.folders[folder])
     for folder in tree.folders:
@@ -134,7 +134,7 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> Pictures:
     return _decoded(tree, names, labels, len(wnids))
 
 
-def _val(tree: _Tree, wnids: Sequence[str]) -> Pictures:
+def _val(tree: _Tree, wnids: Sequence[str]) -> Images:
     files, where = tree.folders.get("val/images", []), tree.where(ANNOTATIONS)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels: dict[str, int] = {}
@@ -167,8 +167,8 @@ def _check_all_labelled(tree: _Tree, files: Sequence[str], labels: dict[str, int
         raise UserError(f"{tree.where(f'val/images/{unlabelled[0]}')}: has no line in {ANNOTATIONS}")
 
 
-def _decoded(tree: _Tree, names: Sequence[str], labels: Sequence[int], num_classes: int) -> Pictures:
-    def picture(row: int) -> np.ndarray:
+def _decoded(tree: _Tree, names: Sequence[str], labels: Sequence[int], num_classes: int) -> Images:
+    def image(row: int) -> np.ndarray:
         return decode(tree.read(names[row]), SIZE, tree.where(names[row]))
 
-    return in_content_order(from_arrays(decode_all(len(names), SIZE, picture), labels, num_classes, tree.place))
+    return in_content_order(from_arrays(decode_all(len(names), SIZE, image), labels, num_classes, tree.place))

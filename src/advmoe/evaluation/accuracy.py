@@ -5,40 +5,40 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from advmoe.attacks import Pgd, PictureDraws, frozen, pgd
+from advmoe.attacks import ImageDraws, Pgd, frozen, pgd
 from advmoe.data import Source
 
 
 @torch.inference_mode()
-def predict_all(model: nn.Module, pictures: Source, batch_size: int = 256) -> Tensor:
+def predict_all(model: nn.Module, images: Source, batch_size: int = 256) -> Tensor:
     """Predicted classes [n], in eval mode, float32."""
     with frozen(model):
         parts = [
             model(batch.pixels()).argmax(dim=1)
-            for start in range(0, len(pictures), batch_size)
-            for batch in [pictures[torch.arange(start, min(start + batch_size, len(pictures)), device=pictures.labels.device)]]
+            for start in range(0, len(images), batch_size)
+            for batch in [images[torch.arange(start, min(start + batch_size, len(images)), device=images.labels.device)]]
         ]
     return torch.cat(parts)
 
 
-def correct_flags(model: nn.Module, pictures: Source, batch_size: int = 256) -> Tensor:
-    """Which pictures are classified correctly: [n] bool."""
-    return predict_all(model, pictures, batch_size) == pictures.labels
+def correct_flags(model: nn.Module, images: Source, batch_size: int = 256) -> Tensor:
+    """Which images are classified correctly: [n] bool."""
+    return predict_all(model, images, batch_size) == images.labels
 
 
 def robust_flags(
-    model: nn.Module, pictures: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None,
+    model: nn.Module, images: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Which pictures stay correctly classified under PGD on cross-entropy: [n] bool.
+    """Which images stay correctly classified under PGD on cross-entropy: [n] bool.
 
-    Only correctly classified pictures are attacked (`correct`, where that is known already). Each draws its own noise, by its
+    Only correctly classified images are attacked (`correct`, where that is known already). Each draws its own noise, by its
     number (its row, if there are no `numbers`), so the batch size changes no flag.
     """
-    flags = correct_flags(model, pictures) if correct is None else correct.clone()
+    flags = correct_flags(model, images) if correct is None else correct.clone()
     rows = flags.nonzero()[:, 0]
     for chunk in rows.split(batch_size):
-        batch = pictures[chunk]
+        batch = images[chunk]
         own = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
         x_adv = adversarial(model, batch.pixels(), batch.labels, settings, own, seed)
         with torch.inference_mode(), frozen(model):
@@ -46,10 +46,10 @@ def robust_flags(
     return flags
 
 
-def adversarial(model: nn.Module, x: Tensor, y: Tensor, settings: Pgd, pictures: list[int], seed: int = 0) -> Tensor:
-    """PGD on cross-entropy against the network as it is; `pictures` number the rows for their noise."""
+def adversarial(model: nn.Module, x: Tensor, y: Tensor, settings: Pgd, images: list[int], seed: int = 0) -> Tensor:
+    """PGD on cross-entropy against the network as it is; `images` number the rows for their noise."""
     with frozen(model):
-        return pgd(model, x, y, settings, PictureDraws(seed, pictures))
+        return pgd(model, x, y, settings, ImageDraws(seed, images))
 
 
 def accuracy(flags: Tensor) -> float:

@@ -1,7 +1,7 @@
 """What makes a robustness figure worth believing: twelve checks, each pass, warn, fail or skipped.
 
 The list follows the recommendations of Carlini et al. (2019) and the warnings of AutoAttack, and adds what a network
-that routes needs. A threshold in points means that, or one picture, whichever is more.
+that routes needs. A threshold in points means that, or one image, whichever is more.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from advmoe.attacks import BatchDraws, Pgd, PictureDraws, derive_seed, frozen, pgd
+from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy
 from advmoe.attacks.pgd import Predict, input_gradient
 from advmoe.attacks.surrogate import margins, route_of
@@ -21,11 +21,11 @@ from advmoe.evaluation.shards import Bench, Shard, Store
 from advmoe.moe import HARD, Routing
 
 Status = Literal["pass", "warn", "fail", "skipped"]
-CLOSE = 1e-4  # logits of one picture in two batches
+CLOSE = 1e-4  # logits of one image in two batches
 UNDECIDED = 1e-5  # a router's margin below which either expert is right
 POINTS = 0.5
-SILENT = 1.0  # percent of pictures without a gradient
-SUBSET = 128  # pictures that the checks which attack anew look at
+SILENT = 1.0  # percent of images without a gradient
+SUBSET = 128  # images that the checks which attack anew look at
 COLLAPSE = 0.95
 
 
@@ -42,7 +42,7 @@ class Check:
 def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
     """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes.
 
-    Other company in the batch may move a picture whose router is undecided; the same batch may move none.
+    Other company in the batch may move an image whose router is undecided; the same batch may move none.
     """
     first, routings = _look(bench, x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(bench.seed)).to(x.device)
@@ -59,9 +59,9 @@ def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
         moved += int((differs & ~excused[:, None]).sum())
     detail = f"logits differ by {worst.item():.1e}"
     if bench.routed:
-        detail += f"; {moved} routes differ; {int(undecided.sum())} pictures with a router margin under {UNDECIDED:g}"
+        detail += f"; {moved} routes differ; {int(undecided.sum())} images with a router margin under {UNDECIDED:g}"
         detail += "".join(f" #{row}" for row in undecided.nonzero()[:10, 0].tolist())
-    return Check(1, "same picture, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
+    return Check(1, "same image, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
 def logits_not_softmax(bench: Bench, x: Tensor, y: Tensor) -> Check:
@@ -81,11 +81,11 @@ def zero_epsilon(bench: Bench, x: Tensor, y: Tensor) -> Check:
     clean = bench.model(x).argmax(dim=1) == y
     attacked = _stands(bench, x, y, 0.0, 2)
     differ = int((clean != attacked).sum())
-    return Check(2, "epsilon 0 gives SA", "fail" if differ else "pass", f"{differ} pictures differ")
+    return Check(2, "epsilon 0 gives SA", "fail" if differ else "pass", f"{differ} images differ")
 
 
 def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
-    """(3) Share of pictures whose gradient, of the loss or of any router's margin, is all zero or not finite."""
+    """(3) Share of images whose gradient, of the loss or of any router's margin, is all zero or not finite."""
     middle = pgd(bench.model, x, y, _settings(bench, bench.epsilon, 5), _draws(bench, len(x), 7))
     shares = {}
     for place, z in (("start", x), ("mid-attack", middle)):
@@ -93,7 +93,7 @@ def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
         if bench.routed:
             shares[f"routers, {place}"] = _silent_routers(bench, z)
     worst = max(shares.values())
-    detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of pictures without a gradient"
+    detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of images without a gradient"
     return Check(3, "gradients are there", "fail" if worst >= SILENT and worst > 100 / len(x) + 1e-9 else "pass", detail)
 
 
@@ -120,14 +120,14 @@ def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) 
 
 
 def routing_alive(bench: Bench, routing: Mapping[str, Any] | None) -> Check:
-    """(6) Expert load on clean and adversarial pictures, route flips; warns of a layer where one expert has it all."""
+    """(6) Expert load on clean and adversarial images, route flips; warns of a layer where one expert has it all."""
     if not bench.routed or routing is None:
         return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
     layers = zip(routing["load"], routing["load_adv"], strict=True)
     shares = [max(max(load) / max(sum(load), 1) for load in both) for both in layers if len(both[0]) > 1]
     collapsed = sum(share > COLLAPSE for share in shares)
     detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
-    detail += f"the routes of {routing['flip_rate']:.1f} % of the pictures change"
+    detail += f"the routes of {routing['flip_rate']:.1f} % of the images change"
     return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
 
 
@@ -173,7 +173,7 @@ def iterated_beats_one_step(bench: Bench, x: Tensor, y: Tensor) -> Check:
 
 
 def noise_breaks_none(bench: Bench, x: Tensor, y: Tensor) -> Check:
-    """(10) Random points of the ball break none of the pictures that PGD leaves."""
+    """(10) Random points of the ball break none of the images that PGD leaves."""
     alive = _stands(bench, x, y, bench.epsilon, 50)
     before = int(alive.sum())
     draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(bench.seed, 10)))
@@ -186,13 +186,13 @@ def noise_breaks_none(bench: Bench, x: Tensor, y: Tensor) -> Check:
     )
 
 
-def pictures_valid(shards: Sequence[Shard]) -> Check:
-    """(11) Every adversarial picture is finite, inside epsilon + 1e-6 and [0, 1]."""
+def images_valid(shards: Sequence[Shard]) -> Check:
+    """(11) Every adversarial image is finite, inside epsilon + 1e-6 and [0, 1]."""
     outside: Counter[str] = Counter()
     for shard in shards:
         outside.update({name: run["outside"] for name, run in shard.attacks.items() if run["outside"]})
     detail = ", ".join(f"{name}: {count} outside" for name, count in outside.items()) or "all inside"
-    return Check(11, "adversarial pictures are valid", "fail" if outside else "pass", detail)
+    return Check(11, "adversarial images are valid", "fail" if outside else "pass", detail)
 
 
 def loss_rises(bench: Bench, x: Tensor, y: Tensor) -> Check:
@@ -221,7 +221,7 @@ def attack_strength(
     A projection inside the graph, whose clamp to [0, 1] swallows the gradient of saturated pixels, shows here.
     """
     with frozen(model), torch.no_grad():
-        ours = pgd(model, x, y, settings, PictureDraws(seed, range(len(x))))
+        ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()
         left = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
@@ -239,7 +239,7 @@ SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 
 @torch.no_grad()
 def check_network(bench: Bench, thorough: bool, store: Store) -> list[Check]:
-    """The checks that attack anew, on some pictures, always the same; the costly ones only where `thorough`. `store` keeps each."""
+    """The checks that attack anew, on some images, always the same; the costly ones only where `thorough`. `store` keeps each."""
     rows = torch.randperm(len(bench.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(bench.x.device)
     x, y, known = bench.x[rows], bench.y[rows], store.checks()
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
@@ -261,7 +261,7 @@ def check_figures(
         square(shards),
         autoattack_reliable(figures, worst, total),
         routing_alive(bench, routing),
-        pictures_valid(shards),
+        images_valid(shards),
     ]
 
 
@@ -278,7 +278,7 @@ def _answer(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 
 def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
-    """Pictures of which some router holds two experts equal, or gives NaN: [B] bool."""
+    """Images of which some router holds two experts equal, or gives NaN: [B] bool."""
     if not routings:
         return torch.zeros_like(logits[:, 0], dtype=torch.bool)
     margin = margins(routings, route_of(routings))
@@ -291,7 +291,7 @@ def _silent(gradient: Tensor) -> float:
 
 
 def _silent_routers(bench: Bench, x: Tensor) -> float:
-    """The worst layer's share of pictures without a gradient of its router's margin."""
+    """The worst layer's share of images without a gradient of its router's margin."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         routings = bench.model.forward_routed(leaf, HARD)[1]
@@ -321,12 +321,12 @@ def _settings(bench: Bench, epsilon: float, steps: int) -> Pgd:
     return Pgd(epsilon, max(epsilon / 4, 1e-12), steps, norm=bench.norm)
 
 
-def _draws(bench: Bench, count: int, stream: int) -> PictureDraws:
-    return PictureDraws(derive_seed(bench.seed, stream), range(count))
+def _draws(bench: Bench, count: int, stream: int) -> ImageDraws:
+    return ImageDraws(derive_seed(bench.seed, stream), range(count))
 
 
 def _percent(flags: Tensor) -> float:
-    return 100 * int(flags.sum()) / len(flags)  # in float32 one picture of 30 would be more than 100 / 30
+    return 100 * int(flags.sum()) / len(flags)  # in float32 one image of 30 would be more than 100 / 30
 
 
 def _list(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and GMACs (multiply-accumulates of one picture, in billions)."""
+"""What a network costs: parameters, and GMACs (multiply-accumulates of one image, in billions)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Cost:
 
 
 def cost(model: Classifier, shape: Shape) -> Cost:
-    """The cost of one picture [C, H, W], in total and of each layer."""
+    """The cost of one image [C, H, W], in total and of each layer."""
     with FlopCounterMode(display=False) as counter:
         ideal = layer_macs(model, layer_positions(model, shape))
     executed = _executed(model, counter)
@@ -47,7 +47,7 @@ def cost(model: Classifier, shape: Shape) -> Cost:
 
 @torch.no_grad()
 def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
-    """At how many places of one picture each counted layer puts out its channels (H' * W'; 1 for a linear layer)."""
+    """At how many places of one image each counted layer puts out its channels (H' * W'; 1 for a linear layer)."""
     positions: dict[str, int] = {}
 
     def keeper(name: str) -> Callable[..., None]:
@@ -89,7 +89,7 @@ def counted(model: Classifier) -> dict[str, nn.Module]:
 
 
 def _weights(layer: nn.Module) -> int:
-    """Weights that one position of a picture is multiplied with."""
+    """Weights that one position of an image is multiplied with."""
     if isinstance(layer, MoEConv2d):
         return layer.width * layer.filters[0].numel()
     assert isinstance(layer.weight, Tensor)

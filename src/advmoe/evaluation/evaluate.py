@@ -26,7 +26,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures in percent of all pictures; `worst` counts a picture as robust only if nothing that was run broke it.
+    """All figures in percent of all images; `worst` counts an image as robust only if nothing that was run broke it.
 
     `complete`: AutoAttack was run and, on a network that routes, attacks on the routing; else `worst` is "quick".
     """
@@ -38,20 +38,20 @@ class Evaluation:
     attacks: dict[str, dict[str, Any]]  # name -> attacked, broken, seconds
     routing: dict[str, Any] | None
     checks: list[Check]
-    rows: list[int]  # numbers of the pictures in x: all, or those of a part
+    rows: list[int]  # numbers of the images in x: all, or those of a part
     correct: list[int]
-    broken: dict[str, list[int]]  # attack -> rows of the pictures it broke
+    broken: dict[str, list[int]]  # attack -> rows of the images it broke
     left_out: dict[str, str]  # attack of the preset that was not run -> why
     ever: list[int] = field(default_factory=list)  # rows that an earlier plan's attacks in the same store broke too
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """How many were evaluated."""
         return len(self.rows)
 
     def interval(self, percent: float) -> tuple[float, float]:
-        """95 % Wilson interval of a share of the pictures, in percent."""
-        return wilson(percent / 100, self.pictures)
+        """95 % Wilson interval of a share of the images, in percent."""
+        return wilson(percent / 100, self.images)
 
     def routed_figures(self) -> dict[str, float]:
         """RA-router, RA-expert and the fixed experts' accuracies, where PGD-50 was run on a network that routes."""
@@ -61,11 +61,11 @@ class Evaluation:
         return {"ra_router": self.routing["ra_router"], "ra_expert": self.routing["ra_expert"], **fixed}
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, worst case first; `flags` has a 1 for each picture that stood everything."""
+        """JSON-ready, worst case first; `flags` has a 1 for each image that stood everything."""
         standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return {
-            "pictures": self.pictures, **named, "complete": self.complete,
+            "images": self.images, **named, "complete": self.complete,
             "intervals": {name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
             "attacks": self.attacks, "left_out": self.left_out, "routing": self.routing,
             "checks": [check.__dict__ for check in self.checks],
@@ -90,12 +90,12 @@ def evaluate(
     save_adversarial: bool = False,
     told: Told = lambda attack, number, shard: None,
 ) -> Evaluation:
-    """Attack `model` on pictures x [n, C, H, W] in [0, 1] with labels y [n].
+    """Attack `model` on images x [n, C, H, W] in [0, 1] with labels y [n].
 
     `model` maps pixels to logits; one that also offers `forward_routed` (see `advmoe.attacks.surrogate.Routed`) is
     attacked on its routing too. `preset` names one of PRESETS or lists attacks. With `store`, results are kept there
     after every attack on a shard, and what is there already is not run again; `part` (i, k) runs only every k-th shard
-    from i on, and the figures are of these shards' pictures, without checks. `transfer` is a network to transfer attacks
+    from i on, and the figures are of these shards' images, without checks. `transfer` is a network to transfer attacks
     from. bf16 may search; only float32 counts.
 
     Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, a preset of which nothing
@@ -103,7 +103,7 @@ def evaluate(
     """
     chosen = resolve(preset)
     _check_options(epsilon, norm, seed, shard_size, part)
-    _check_pictures(x, y)
+    _check_images(x, y)
     if model.training:
         warnings.warn("the model is in train mode: evaluated in eval mode, then restored", stacklevel=2)
     with frozen(model), frozen(nn.Identity() if transfer is None else transfer), true_network(model):
@@ -153,16 +153,16 @@ def _check_options(epsilon: float, norm: str, seed: int, shard_size: int, part: 
         raise UserError(f"part must be (i, k) with 0 <= i < k, not {tuple(part)}")
 
 
-def _check_pictures(x: Tensor, y: Tensor) -> None:
+def _check_images(x: Tensor, y: Tensor) -> None:
     if len(x) == 0 or len(x) != len(y):
-        raise UserError(f"{len(x)} pictures and {len(y)} labels")
+        raise UserError(f"{len(x)} images and {len(y)} labels")
     if x.ndim != 4 or y.ndim != 1:
-        raise UserError(f"pictures must be [n, C, H, W] and labels [n], not {list(x.shape)} and {list(y.shape)}")
+        raise UserError(f"images must be [n, C, H, W] and labels [n], not {list(x.shape)} and {list(y.shape)}")
     low, high = x.min().item(), x.max().item()
     if not (low >= 0 and high <= 1):
         raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
     if x.dtype != torch.float32 or y.dtype != torch.int64:
-        raise UserError(f"pictures must be float32 and labels int64, not {x.dtype} and {y.dtype}")
+        raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
 
 
 def _check_plan(bench: Bench, preset: Preset) -> None:
@@ -177,7 +177,7 @@ def _bench(
     with torch.enable_grad():
         logits = model(x[:1].detach().requires_grad_(True))
     if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UserError("the network must give logits [n, classes] for pictures [n, C, H, W]")
+        raise UserError("the network must give logits [n, classes] for images [n, C, H, W]")
     if not logits.requires_grad:
         raise UserError("the network's logits have no gradient with respect to the pixels: attacks would see nothing")
     classes = logits.shape[1]
@@ -211,14 +211,14 @@ def _digest(model: nn.Module) -> str:
 
 @torch.no_grad()
 def _answers(bench: Bench) -> str:
-    """What the network says of the pictures, as a digest: equal weights do not make equal networks.
+    """What the network says of the images, as a digest: equal weights do not make equal networks.
 
     Raises UserError where it says nothing finite.
     """
     logits = torch.cat([bench.model(part) for part in bench.x.split(256)])
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():
-        raise UserError(f"the network returns NaN or infinity for picture {int(bad.int().argmax())}")
+        raise UserError(f"the network returns NaN or infinity for image {int(bad.int().argmax())}")
     return hashlib.sha256(logits.argmax(dim=1).cpu().numpy().tobytes()).hexdigest()
 
 
@@ -266,11 +266,11 @@ def _totals(shards: Sequence[Shard], name: str) -> dict[str, Any]:
 
 
 def _routing_summary(shards: Sequence[Shard]) -> dict[str, Any] | None:
-    """Shares over all pictures, in percent; `overlap`, `load` and `load_adv` per layer."""
+    """Shares over all images, in percent; `overlap`, `load` and `load_adv` per layer."""
     counts: list[Mapping[str, Any]] = [shard.routing for shard in shards if shard.routing is not None]
     if not counts:
         return None
-    pictures, correct = (sum(count[name] for count in counts) for name in ("pictures", "correct"))
+    images, correct = (sum(count[name] for count in counts) for name in ("images", "correct"))
 
     def added(name: str) -> list[Any]:
         return [sum(values) for values in zip(*(count[name] for count in counts), strict=True)]
@@ -280,12 +280,12 @@ def _routing_summary(shards: Sequence[Shard]) -> dict[str, Any] | None:
         return [[sum(values) for values in zip(*layer, strict=True)] for layer in layers]
 
     return {
-        "ra_router": 100 * sum(count["router"] for count in counts) / pictures,
-        "ra_expert": 100 * sum(count["expert"] for count in counts) / pictures,
+        "ra_router": 100 * sum(count["router"] for count in counts) / images,
+        "ra_expert": 100 * sum(count["expert"] for count in counts) / images,
         "flip_rate": 100 * sum(count["flipped"] for count in counts) / max(correct, 1),
         "overlap": [100 * value / max(correct, 1) for value in added("overlap")],
         "load": added_per_layer("load"),
         "load_adv": added_per_layer("load_adv"),
-        "fixed_expert_sa": [100 * value / pictures for value in added("fixed")],
-        "fixed_expert_ra": [100 * value / pictures for value in added("fixed_robust")],
+        "fixed_expert_sa": [100 * value / images for value in added("fixed")],
+        "fixed_expert_ra": [100 * value / images for value in added("fixed_robust")],
     }

@@ -1,4 +1,4 @@
-"""What it takes to fool a network on one picture: which attack first does, how small a change suffices, a file that keeps it.
+"""What it takes to fool a network on one image: which attack first does, how small a change suffices, a file that keeps it.
 
 Shapes: C channels of H x W pixels in [0, 1]; distances are L-infinity.
 """
@@ -26,7 +26,7 @@ Told = Callable[[str, float, bool], None]  # an attack's name, its epsilon, whet
 
 @dataclass(frozen=True)
 class Victim:
-    """A frozen network and the picture x [C, H, W] that it takes for class number `label`, of `num_classes`.
+    """A frozen network and the image x [C, H, W] that it takes for class number `label`, of `num_classes`.
 
     `search` may be a faster twin of `network` for attacks to climb with; `network` alone decides what fools.
     """
@@ -106,8 +106,8 @@ def in_eight_bits(victim: Victim, found: Fooled, epsilon: float) -> Tensor | Non
     return x_adv if bool((low <= high).all()) and victim.is_fooled(x_adv) else None
 
 
-def write_picture(x_adv: Tensor, path: Path) -> None:
-    """A picture [C, H, W] without loss: an 8-bit PNG of one whose pixels are 255ths, else (`path` ends in .npy) a float32 array."""
+def write_image(x_adv: Tensor, path: Path) -> None:
+    """An image [C, H, W] without loss: an 8-bit PNG of one whose pixels are 255ths, else (`path` ends in .npy) a float32 array."""
     pixels = x_adv.cpu().numpy()
     with drafted(path) as draft, draft.open("wb") as file:
         if path.suffix == ".npy":

@@ -15,20 +15,20 @@ import numpy
 import torch
 
 import advmoe
-from advmoe import older
+from advmoe import migrations
 from advmoe.attacks import Norm
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.evaluate import Evaluation, evaluate
-from advmoe.evaluation.portrait import portrait
 from advmoe.evaluation.record_rules import DEEPEST, fault, garbled_parts, is_readable, shown
 from advmoe.evaluation.shards import SHARD_SIZE
+from advmoe.evaluation.snapshot import snapshot
 from advmoe.files import bounded_text
 from advmoe.models import Classifier
 
-SCHEMA = 2
+SCHEMA = 3  # 2 said "picture" where 3 says "image"
 MAX_BYTES = 2**26  # of a file of Records: the largest of ours has 350 thousand
 HISTORY = ("epoch", "phase", "val_sa", "val_ra", "loss", "router_loss", "lr", "load")
 LISTS = ("history", "classes", "layers", "gallery")  # added by schema 2, as are
@@ -39,10 +39,10 @@ def make_record(
     config: RunConfig, splits: Splits, evaluation: Evaluation, *, run: str, epoch: int, history: Sequence[Mapping[str, Any]],
     network: Cost, dense: Cost, shown: Mapping[str, Any], evaluate_seconds: float, attack_seed: int, epsilon: float, norm: Norm,
 ) -> dict[str, Any]:  # fmt: skip
-    """One JSON-ready dict. Accuracies in percent of `test_pictures`; `ra` by PGD steps; `gmacs` are the ideal ones.
+    """One JSON-ready dict. Accuracies in percent of `test_images`; `ra` by PGD steps; `gmacs` are the ideal ones.
 
     `ra_worst` stands only where AutoAttack and the attacks on routing were run, `ra_worst_quick` otherwise. `run` is the name of
-    the run's folder, `history` has the run's epochs; `shown` are the fields of `advmoe.evaluation.portrait`.
+    the run's folder, `history` has the run's epochs; `shown` are the fields of `advmoe.evaluation.snapshot`.
     """
     steps = {name.removeprefix("ra_"): value for name, value in evaluation.figures.items() if name[3:].isdigit()}
     return {
@@ -63,8 +63,8 @@ def make_record(
         "reduction": 100 * (1 - network.gmacs_ideal / dense.gmacs_ideal),
         "params": network.params,
         "epoch": epoch,
-        "train_pictures": len(splits.train),
-        "test_pictures": len(splits.test),
+        "train_images": len(splits.train),
+        "test_images": len(splits.test),
         "fingerprint": splits.fingerprint,
         "seed": config.seed,
         "attack_seed": attack_seed,
@@ -102,7 +102,7 @@ def evaluate_run(
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     epsilon = config.attack.epsilon if epsilon is None else epsilon
     evaluation = evaluate(model, x, y, epsilon=epsilon, norm=norm, seed=seed, shard_size=shard_size, part=part, **options)
-    shown = {} if part[1] > 1 else portrait(model, x, y, evaluation.correct, epsilon, norm, seed, shard_size)
+    shown = {} if part[1] > 1 else snapshot(model, x, y, evaluation.correct, epsilon, norm, seed, shard_size)
     return make_record(
         config, splits, evaluation, run=run, epoch=epoch, history=history, network=cost(model, splits.spec.shape), dense=dense,
         shown=shown, evaluate_seconds=time.perf_counter() - started, attack_seed=seed, epsilon=epsilon, norm=norm,
@@ -135,6 +135,8 @@ def checked_record(content: Any, where: str, told: Callable[[str], None] | None 
         raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
     if not is_readable(content):
         raise UserError(f"{where}: holds no Record (nested more than {DEEPEST} deep, or with text that is no Unicode)")
+    if schema < SCHEMA:
+        content = dict(migrations.renamed(content))
     wrong = fault(content)
     if wrong:
         raise UserError(f"{where}: holds no Record ({wrong})")
@@ -142,7 +144,7 @@ def checked_record(content: Any, where: str, told: Callable[[str], None] | None 
     garbled = garbled_parts(content)
     if garbled and told:
         told(f"{where}: read without what is garbled in it: {', '.join(garbled)}")
-    return empty | content | {name: empty.get(name) for name in garbled} | {"config": older.config(content["config"])}
+    return empty | content | {name: empty.get(name) for name in garbled} | {"config": migrations.config(content["config"])}
 
 
 def model_info(record: Mapping[str, Any]) -> dict[str, Any]:

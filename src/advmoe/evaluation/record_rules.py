@@ -112,7 +112,7 @@ RULES: dict[str, Rule] = {  # of every schema; without one of these a Record is 
     **dict.fromkeys(("ra_aa", "ra_worst", "ra_worst_quick"), MAYBE_PERCENT),
     **dict.fromkeys(("epsilon", "gmacs_executed", "train_seconds", "evaluate_seconds"), NOT_NEGATIVE),
     **dict.fromkeys(("gmacs", "gmacs_dense"), POSITIVE), "reduction": Rule("a number", is_number),
-    **dict.fromkeys(("params", "epoch", "train_pictures"), WHOLE), "test_pictures": SIZE,
+    **dict.fromkeys(("params", "epoch", "train_images"), WHOLE), "test_images": SIZE,
     **dict.fromkeys(("seed", "attack_seed"), SEED),
     "config": Rule("an object of settings", lambda value: _each(value, lambda own: _plain(own) or _each(own, _plain))),
     "config.model.width": Rule("null or a whole number of at least 1", lambda value: value is None or _size(value), needed=False),
@@ -173,12 +173,12 @@ def is_readable(value: Any, depth: int = DEEPEST) -> bool:
 def garbled_parts(record: Mapping[str, Any]) -> list[str]:
     """Names of the parts that can be done without and are not what they should be.
 
-    Pictures are held against the class names and layers, where these are sound.
+    Images are held against the class names and layers, where these are sound.
     """
     garbled = [name for name, holds in PARTS.items() if name in record and not holds(record[name])]
     sound = {name: record.get(name) or [] for name in ("classes", "layers") if name not in garbled}
-    pictures = [] if "gallery" in garbled else record.get("gallery") or []
-    if not all(_fits(picture, sound.get("classes", []), sound.get("layers", [])) for picture in pictures):
+    images = [] if "gallery" in garbled else record.get("gallery") or []
+    if not all(_fits(image, sound.get("classes", []), sound.get("layers", [])) for image in images):
         garbled.append("gallery")
     return garbled
 
@@ -200,7 +200,7 @@ def _loads(value: Any) -> bool:
 
 def _curve(value: Any) -> bool:
     tests = {
-        "attack": _text, "pictures": _size,
+        "attack": _text, "images": _size,
         "epsilons": lambda own: _all(own, _not_negative, 1), "ra": lambda own: _all(own, _percent),
     }  # fmt: skip
     return value is None or (_has(value, tests) and len(value["epsilons"]) == len(value["ra"]))
@@ -212,7 +212,7 @@ def _history(value: Any) -> bool:
 
 
 def _gallery(value: Any) -> bool:
-    """Each picture's two routes are of one length, also where there is none."""
+    """Each image's two routes are of one length, also where there is none."""
     tests = {"row": _whole, "label": _whole, "attack": _text, "clean": _seen, "adversarial": _seen}
     return _all(value, lambda own: _has(own, tests) and len({len(route) for route in _routes(own)}) == 1)
 
@@ -225,19 +225,19 @@ def _seen(value: Any) -> bool:
     return _has(value, tests)
 
 
-def _routes(picture: Mapping[str, Any]) -> list[Any]:
-    return [picture[side]["route"] or [] for side in ("clean", "adversarial")]
+def _routes(image: Mapping[str, Any]) -> list[Any]:
+    return [image[side]["route"] or [] for side in ("clean", "adversarial")]
 
 
-def _fits(picture: Mapping[str, Any], classes: list[str], layers: list[Mapping[str, Any]]) -> bool:
-    """Whether classes and experts are there of which a picture speaks; no class names, or no layers, allow any."""
-    labels = (picture["label"], picture["clean"]["prediction"], picture["adversarial"]["prediction"])
+def _fits(image: Mapping[str, Any], classes: list[str], layers: list[Mapping[str, Any]]) -> bool:
+    """Whether classes and experts are there of which an image speaks; no class names, or no layers, allow any."""
+    labels = (image["label"], image["clean"]["prediction"], image["adversarial"]["prediction"])
     if classes and max(labels) >= len(classes):
         return False
     if not layers:
         return True
     experts = [layer["experts"] for layer in layers]
-    return all(_route_fits(route, experts) for route in _routes(picture))
+    return all(_route_fits(route, experts) for route in _routes(image))
 
 
 def _route_fits(route: list[int], experts: list[int]) -> bool:
@@ -249,10 +249,10 @@ def _route_fits(route: list[int], experts: list[int]) -> bool:
 def _png(value: Any) -> bool:
     """Whether it is the base64 of a grey or RGB PNG that can be decoded."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as image:
-            if image.mode not in ("L", "RGB") or image.width * image.height > MOST_PIXELS:
+        with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as file:
+            if file.mode not in ("L", "RGB") or file.width * file.height > MOST_PIXELS:
                 return False
-            image.load()
+            file.load()
     except Exception:  # what a decoder raises on broken bytes is of many kinds and says nothing else
         return False
     return True

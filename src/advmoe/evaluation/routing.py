@@ -14,9 +14,9 @@ from advmoe.moe import Gate
 
 @torch.no_grad()
 def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str, Any]:
-    """Counts over a shard's pictures under PGD-50 (the same x' as the figure's).
+    """Counts over a shard's images under PGD-50 (the same x' as the figure's).
 
-    `flipped`: correctly classified pictures of which any route changes; `overlap` [L]: layers that keep their expert;
+    `flipped`: correctly classified images of which any route changes; `overlap` [L]: layers that keep their expert;
     `load` and `load_adv` [L][N]; `router` / `expert`: rows that stand when only the route, or only the experts' input,
     is adversarial (RA-router, RA-expert); `fixed` and `fixed_robust` [N]: right with expert e in every layer (a layer of
     fewer experts takes its last).
@@ -26,7 +26,7 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str,
     x_adv = pgd(job.predict, x, y, settings, job.draws(0))
     clean, adversarial = (model.forward_routed(z)[1] for z in (x, x_adv))
     route, route_adv = route_of(clean), route_of(adversarial)
-    mine = torch.tensor([row in set(correct) for row in job.pictures], device=x.device)
+    mine = torch.tensor([row in set(correct) for row in job.images], device=x.device)
     same = route == route_adv
     right = {
         "router": model.forward_routed(x, Gate("forced", route=route_adv))[0].argmax(dim=1) == y,
@@ -35,7 +35,7 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str,
     experts = torch.tensor([routing.logits.shape[1] for routing in clean], device=x.device)
     fixed = [_fixed(model, x, y, expert, experts, job) for expert in range(int(experts.max()))]
     return {
-        "pictures": len(y),
+        "images": len(y),
         "correct": int(mine.sum()),
         "flipped": int((~same.all(dim=1) & mine).sum()),
         "overlap": same[mine].sum(dim=0).tolist(),
@@ -48,7 +48,7 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> dict[str,
 
 
 def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, job: Job) -> tuple[int, int]:
-    """Pictures right with `expert` in every layer (of `experts` [L] each), clean and under PGD-10 on that network."""
+    """Images right with `expert` in every layer (of `experts` [L] each), clean and under PGD-10 on that network."""
     route = (experts - 1).clamp(max=expert)
 
     def predict(z: Tensor) -> Tensor:

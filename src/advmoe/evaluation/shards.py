@@ -1,6 +1,6 @@
-"""The resumable runner: pictures in shards, attacks one after another, a file after each.
+"""The resumable runner: images in shards, attacks one after another, a file after each.
 
-A shard's result depends on its pictures, the network, the plan and the seed alone, so shards may be worked off in any
+A shard's result depends on its images, the network, the plan and the seed alone, so shards may be worked off in any
 order, by any number of processes, with any number of interruptions.
 """
 
@@ -24,7 +24,7 @@ from advmoe.evaluation.suite import ATTACKS, Job, Preset
 from advmoe.files import drafted, write_json
 
 SHARD_SIZE = 64
-SLACK = 1e-6  # how far outside the ball a picture may lie by rounding
+SLACK = 1e-6  # how far outside the ball an image may lie by rounding
 Told = Callable[[str, int, "Shard"], None]  # after an attack: its name, the shard's number, the shard so far
 
 
@@ -45,7 +45,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Bench:
-    """The network and pictures under test. `x` [n, C, H, W] in [0, 1], `y` [n]; `search` may be a faster twin of
+    """The network and images under test. `x` [n, C, H, W] in [0, 1], `y` [n]; `search` may be a faster twin of
     `model` for attacks to climb with; `model` alone decides what fools."""
 
     model: Any
@@ -104,7 +104,7 @@ class Worker:
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard holds what `name` does to these rows: another plan may have given it others."""
         known = self.shard.attacks.get(name, {})
-        kept = self.keep is None or not rows or _pictures_path(self.keep, name, self.number).exists()
+        kept = self.keep is None or not rows or _images_path(self.keep, name, self.number).exists()
         return kept and known.get("rows") == rows and known.get("transfer") == _source(self.bench, name)
 
 
@@ -139,7 +139,7 @@ def _attack(bench: Bench, name: str, rows: list[int], number: int, keep: Path | 
         standing = set(_standing(bench, rows, x_adv))
         broken = [row for row in rows if row not in standing]
         if keep is not None:
-            _save_pictures(_pictures_path(keep, name, number), rows, x_adv)
+            _save_images(_images_path(keep, name, number), rows, x_adv)
     seconds = time.perf_counter() - started
     return {"rows": rows, "transfer": _source(bench, name), "broken": broken, "outside": outside, "seconds": seconds}
 
@@ -149,8 +149,8 @@ def _search_again(bench: Bench, name: str, job: Job, x_adv: Tensor) -> Tensor:
     """What fooled only the faster twin, which stopped there, is attacked once more on the true network."""
     disputed = ((bench.search(x_adv).argmax(dim=1) != job.y) & (bench.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
     if len(disputed):
-        rows = [job.pictures[row] for row in disputed.tolist()]
-        again = replace(job, predict=bench.model, x=job.x[disputed], y=job.y[disputed], pictures=rows)
+        rows = [job.images[row] for row in disputed.tolist()]
+        again = replace(job, predict=bench.model, x=job.x[disputed], y=job.y[disputed], images=rows)
         x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(again).detach())
     return x_adv
 
@@ -172,18 +172,18 @@ def _standing(bench: Bench, rows: Sequence[int], x: Tensor) -> list[int]:
 
 
 def _inside(x_adv: Tensor, x: Tensor, bench: Bench) -> Tensor:
-    """Which pictures are finite, in [0, 1] and in the ball: [B] bool."""
+    """Which images are finite, in [0, 1] and in the ball: [B] bool."""
     flat = (x_adv.double() - x.double()).flatten(1)
     distance = flat.abs().amax(dim=1) if bench.norm == "Linf" else flat.norm(dim=1)
     inside = (distance <= bench.epsilon + SLACK) & torch.isfinite(flat).all(dim=1)
     return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
 
 
-def _pictures_path(keep: Path, name: str, number: int) -> Path:
+def _images_path(keep: Path, name: str, number: int) -> Path:
     return keep / f"{name}-{number:05d}.safetensors"
 
 
-def _save_pictures(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
+def _save_images(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafted(path) as draft:
         draft.write_bytes(save({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}))
@@ -210,7 +210,7 @@ class Store:
             return Shard(rows)
         content = _read(path)
         if set(content) != set(Shard.__dataclass_fields__) or content["rows"] != rows:
-            raise UserError(f"{path}: not a shard of these pictures; remove it to run it anew")
+            raise UserError(f"{path}: not a shard of these images; remove it to run it anew")
         return Shard(**content)
 
     def saver(self, number: int) -> Callable[[Shard], None]:
@@ -238,9 +238,9 @@ def stored(folder: Path) -> Iterator[tuple[int, Shard]]:
         yield int(path.stem.removeprefix("shard-")), Shard(**_read(path))
 
 
-def shard_count(pictures: int, size: int = SHARD_SIZE) -> int:
-    """How many shards so many pictures make."""
-    return -(-pictures // size)
+def shard_count(images: int, size: int = SHARD_SIZE) -> int:
+    """How many shards so many images make."""
+    return -(-images // size)
 
 
 def split(count: int, size: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""The attacks an evaluation runs, as data: name -> what it does to a shard of pictures.
+"""The attacks an evaluation runs, as data: name -> what it does to a shard of images.
 
 Each takes a Job and gives x'; whether x' fools is decided by the runner, on the true network in float32.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from advmoe.attacks import Apgd, Norm, Pgd, PictureDraws, apgd, derive_seed, dlr, pgd, surrogate, targeted_apgd
+from advmoe.attacks import Apgd, ImageDraws, Norm, Pgd, apgd, derive_seed, dlr, pgd, surrogate, targeted_apgd
 from advmoe.attacks.pgd import Predict
 from advmoe.attacks.rerouting import Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
@@ -21,15 +21,15 @@ from advmoe.moe import Gate
 
 @dataclass(frozen=True)
 class Job:
-    """Pictures of one shard under attack: `predict` is the network (frozen), `pictures` their numbers in the test set.
+    """Images of one shard under attack: `predict` is the network (frozen), `images` their numbers in the test set.
 
-    `epsilon` in pixels of [0, 1]; `shard` seeds what cannot be seeded for each picture.
+    `epsilon` in pixels of [0, 1]; `shard` seeds what cannot be seeded for each image.
     """
 
     predict: Any
     x: Tensor
     y: Tensor
-    pictures: Sequence[int]
+    images: Sequence[int]
     epsilon: float
     norm: Norm
     seed: int
@@ -37,9 +37,9 @@ class Job:
     num_classes: int
     transfer: Predict | None = None
 
-    def draws(self, *numbers: int) -> PictureDraws:
-        """Noise that depends on seed, picture and `numbers` alone."""
-        return PictureDraws(derive_seed(self.seed, *numbers), self.pictures)
+    def draws(self, *numbers: int) -> ImageDraws:
+        """Noise that depends on seed, image and `numbers` alone."""
+        return ImageDraws(derive_seed(self.seed, *numbers), self.images)
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ ROUTE_FULL = (
 
 @dataclass(frozen=True)
 class Preset:
-    """`figures`: name -> attacks, each figure in a chain of its own over every correctly classified picture.
+    """`figures`: name -> attacks, each figure in a chain of its own over every correctly classified image.
     `survivors`: run on what AutoAttack (or, without it, every figure) left standing. `budget` says the cost in words,
     to which the figures of a network that routes add ROUTING_BUDGET.
     """
@@ -220,18 +220,18 @@ class Preset:
         return list(dict.fromkeys(name for names in (*self.figures.values(), self.survivors) for name in names))
 
 
-ROUTING_BUDGET = "routing figures: 50 PGD steps a picture, and 10 for each expert"
+ROUTING_BUDGET = "routing figures: 50 PGD steps an image, and 10 for each expert"
 PRESETS = {
     "quick": Preset(
-        RA_FIGURES, ROUTE_QUICK, False, "80 PGD steps a picture; at most 110 route-aware steps on survivors; no AutoAttack"
+        RA_FIGURES, ROUTE_QUICK, False, "80 PGD steps an image; at most 110 route-aware steps on survivors; no AutoAttack"
     ),
     "standard": Preset(
         {**RA_FIGURES, "ra_aa": AUTOATTACK}, ROUTE, True,
-        "80 PGD steps and standard AutoAttack a picture; at most 830 route-aware, 50 transfer steps on survivors; all self-checks",
+        "80 PGD steps and standard AutoAttack an image; at most 830 route-aware, 50 transfer steps on survivors; all self-checks",
     ),
     "full": Preset(
         {**RA_FIGURES, "ra_aa": AUTOATTACK, "ra_aa_plus": AUTOATTACK_PLUS}, ROUTE_FULL, True,
-        "80 PGD steps, standard AutoAttack and AutoAttack plus a picture; at most 3,480 route-aware, 50 transfer, 700 PGD "
+        "80 PGD steps, standard AutoAttack and AutoAttack plus an image; at most 3,480 route-aware, 50 transfer, 700 PGD "
         "(PGD-200, and 10 restarts of PGD-50) and 1,100 APGD steps on survivors; all self-checks",
     ),
 }  # fmt: skip

@@ -48,11 +48,11 @@ def export(
     model: Classifier, shape: tuple[int, int, int], path: Path, form: str = "onnx", facts: Mapping[str, Any] | None = None,
     dtype: Dtype = "float32", calibration: Tensor | None = None,
 ) -> Predictor:  # fmt: skip
-    """Write `model` for pictures of `shape` (C, H, W) to the file `path`, whole or not at all; give what runs that file.
+    """Write `model` for images of `shape` (C, H, W) to the file `path`, whole or not at all; give what runs that file.
 
     Normalisation and routers are part of it, batch norms are folded in, the batch is of any size, and of each MoE layer only the
     chosen experts are computed. `facts` (JSON) are kept in the file under the key `advmoe`. `dtype` is the convolutions'; routers
-    and logits are float32 in any. int8 needs real pictures [n, C, H, W], some hundred, as `calibration`. Raises UserError on an
+    and logits are float32 in any. int8 needs real images [n, C, H, W], some hundred, as `calibration`. Raises UserError on an
     unknown format, one that has no such `dtype`, and where a package of the extra `export` is missing.
     """
     check_dtype(form, dtype)
@@ -62,7 +62,7 @@ def export(
     noted = {} if facts is None else {FACTS: json.dumps(facts)}
     if dtype == "int8":
         if calibration is None:
-            raise ValueError("int8 needs pictures for its calibration")
+            raise ValueError("int8 needs images for its calibration")
         write_int8(program, path, noted, calibration)
     else:
         FORMATS[form].write(program, path, noted)

@@ -1,6 +1,6 @@
 """Does an exported network say what the network says?
 
-Shapes: B pictures, N experts, L choices of a route.
+Shapes: B images, N experts, L choices of a route.
 """
 
 from collections.abc import Callable
@@ -20,10 +20,10 @@ Predictor = Callable[[Tensor], tuple[Tensor, ...]]  # pixels [B, C, H, W] -> log
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came of running the same pictures through both, `batch` at a time."""
+    """What came of running the same images through both, `batch` at a time."""
 
     batch: int
-    pictures: int
+    images: int
     differing: tuple[int, ...]
     """Rows whose class or route is another, or a logit further off than TOLERANCE, though every router was decided."""
     undecided: tuple[int, ...]
@@ -38,21 +38,21 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far a file of lower precision says what PyTorch says in float32 of the same pictures, `batch` at a time; percent."""
+    """How far a file of lower precision says what PyTorch says in float32 of the same images, `batch` at a time; percent."""
 
     batch: int
-    pictures: int
+    images: int
     classes: float
-    """Pictures taken for the same class."""
+    """Images taken for the same class."""
     routes: float | None
-    """Pictures sent the same way in all layers; None without experts."""
+    """Images sent the same way in all layers; None without experts."""
     accuracy: float | None
     """Accuracy of the file minus PyTorch's, in percentage points; None without labels."""
 
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a network says of B pictures: `logits` [B, classes], `routes` [B, L], and the least router `margins` [B]."""
+    """What a network says of B images: `logits` [B, classes], `routes` [B, L], and the least router `margins` [B]."""
 
     logits: Tensor
     routes: Tensor
@@ -67,7 +67,7 @@ def answers(model: Classifier, pixels: Tensor) -> Answers:
 
 
 def compare(known: Answers, predict: Predictor, pixels: Tensor, batch: int) -> Comparison:
-    """Compare `predict`, given `batch` pictures at a time, with what is known of `pixels` [n, C, H, W]."""
+    """Compare `predict`, given `batch` images at a time, with what is known of `pixels` [n, C, H, W]."""
     logits, *routes = _said(predict, pixels, batch)
     off = (logits - known.logits).abs().amax(dim=1)
     differs = (off.isnan() | (off > TOLERANCE)) | (logits.argmax(dim=1) != known.logits.argmax(dim=1))
@@ -88,7 +88,7 @@ def agreement(known: Answers, predict: Predictor, pixels: Tensor, labels: Tensor
 
 
 def _said(predict: Predictor, pixels: Tensor, batch: int) -> list[Tensor]:
-    """Logits and, if routed, routes of all pictures, given `batch` at a time."""
+    """Logits and, if routed, routes of all images, given `batch` at a time."""
     found = [predict(chunk) for chunk in pixels.split(batch)]
     return [torch.cat(columns) for columns in zip(*found, strict=True)]
 

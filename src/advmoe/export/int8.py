@@ -1,6 +1,6 @@
 """A network as an ONNX file whose convolutions are of 8-bit integers, by ONNX Runtime's static quantisation.
 
-Range and step of each convolution's input and output come from real pictures. Weights and activations are unsigned: on processors
+Range and step of each convolution's input and output come from real images. Weights and activations are unsigned: on processors
 without VNNI instructions the products of signed ones saturate, and the same file would say something else there.
 """
 
@@ -17,14 +17,14 @@ from advmoe.export.onnx import INPUT, check_extra, onnx_predictor, write_onnx
 from advmoe.files import drafted
 from advmoe.quiet import quiet
 
-BATCH = 256  # pictures that are looked at together, so that in nearly every batch somebody chooses each expert
-SEEN = 16  # calibration pictures that an expert must have got, or its range is guesswork and it stays as it is
+BATCH = 256  # images that are looked at together, so that in nearly every batch somebody chooses each expert
+SEEN = 16  # calibration images that an expert must have got, or its range is guesswork and it stays as it is
 
 
 def write_int8(program: ExportedProgram, path: Path, facts: Mapping[str, str], pixels: Tensor) -> None:
     """Write a traced network as `advmoe.export.onnx.write_onnx` does, its convolutions calibrated on `pixels` [n, C, H, W].
 
-    Routers, the first convolution, the classifier, and experts that fewer than SEEN of the pictures chose stay float32.
+    Routers, the first convolution, the classifier, and experts that fewer than SEEN of the images chose stay float32.
     """
     check_extra()
     import onnx  # noqa: PLC0415 (an extra)
@@ -58,7 +58,7 @@ def _quantise(exact: Path, rough: Path, pixels: Tensor, names: list[str]) -> Non
 
 
 def _chosen(path: Path, pixels: Tensor) -> list[dict[int, int]]:
-    """For each choice of a route, how many of the pictures each expert got; none of a network without experts."""
+    """For each choice of a route, how many of the images each expert got; none of a network without experts."""
     found = [answer[1] for answer in map(onnx_predictor(path), pixels.split(BATCH)) if len(answer) > 1]
     if not found:
         return []

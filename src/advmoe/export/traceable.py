@@ -1,6 +1,6 @@
 """A network as a graph can hold it: a pure function of the pixels, at any batch, that computes the chosen experts only.
 
-Shapes: B pictures, N experts, K filters an expert, L MoE layers.
+Shapes: B images, N experts, K filters an expert, L MoE layers.
 """
 
 from functools import partial
@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 from advmoe.models import Classifier, fused
 from advmoe.moe import Gate, MoEConv2d, Router, Routing, Routings
 
-TRACED = 2  # pictures in the traced batch: 0 and 1 would be taken for constants
+TRACED = 2  # images in the traced batch: 0 and 1 would be taken for constants
 
 
 class RoutedConv2d(nn.Module):
@@ -34,7 +34,7 @@ class RoutedConv2d(nn.Module):
     def _dispatched(self, x: Tensor, chosen: Tensor) -> Tensor:
         rows = [(chosen == e).nonzero().flatten() for e in range(len(self.experts))]
         parts = [convolve(x.index_select(0, own)) for convolve, own in zip(self.experts, rows, strict=True)]
-        places = chosen.argsort(stable=True).argsort()  # where each picture stands once they are grouped by expert
+        places = chosen.argsort(stable=True).argsort()  # where each image stands once they are grouped by expert
         return torch.cat(parts).index_select(0, places)
 
 
@@ -71,7 +71,7 @@ def lower(network: Classifier, dtype: torch.dtype) -> None:
 
 
 def _cast(layer: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    """The layer's arguments, the pictures among them in `dtype`."""
+    """The layer's arguments, the images among them in `dtype`."""
     return (given[0].to(dtype), *given[1:])
 
 
@@ -99,7 +99,7 @@ class Traceable(nn.Module):
 
 
 def traced(model: Classifier, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> ExportedProgram:
-    """The network's graph for any number of pictures of `shape` (C, H, W), with its weights; the convolutions in `dtype`."""
+    """The network's graph for any number of images of `shape` (C, H, W), with its weights; the convolutions in `dtype`."""
     pixels = torch.rand(TRACED, *shape, generator=torch.Generator().manual_seed(0))
     program = torch.export.export(Traceable(model, dtype), (pixels,), dynamic_shapes={"pixels": {0: Dim.DYNAMIC}})
     for node in program.graph.nodes:

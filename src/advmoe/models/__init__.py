@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from advmoe.config import ModelConfig
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.errors import lookup
 from advmoe.models.classifier import Classifier
 from advmoe.models.densenet import DenseNet
@@ -24,8 +24,8 @@ MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # and the publishe
 }
 
 
-def build_model(config: ModelConfig, kind: DenseKind, spec: PictureSpec) -> Classifier:
-    """The backbone that `config` names, of convolutions of `kind`, for pictures of `spec`.
+def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classifier:
+    """The backbone that `config` names, of convolutions of `kind`, for images of `spec`.
 
     Raises UserError on an unknown backbone and where the model scale leaves a layer no channel.
     """

@@ -57,7 +57,7 @@ class Classifier(RoutedNetwork):
             layer.index = place if self.router is None else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of pictures [B, C, H, W] with pixels in [0, 1], through the hard gate."""
+        """Logits [B, classes] of images [B, C, H, W] with pixels in [0, 1], through the hard gate."""
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
@@ -72,5 +72,5 @@ class Classifier(RoutedNetwork):
         return self.classifier(h.mean(dim=(2, 3))), routings
 
     def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        """The last layer's output [B, C', H', W'] of normalised pictures, and the routings of the layers' own routers."""
+        """The last layer's output [B, C', H', W'] of normalised images, and the routings of the layers' own routers."""
         raise NotImplementedError

@@ -8,7 +8,7 @@ from torch.nn.functional import avg_pool2d, relu
 
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.models.resnet import make_stem
-from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
+from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 BOTTLENECK = 4  # times the growth rate
 
@@ -49,7 +49,7 @@ class DenseNet(Classifier):
         num_classes: int, mean: Sequence[float], std: Sequence[float],
     ) -> None:  # fmt: skip
         super().__init__(kind, stem, mean, std)
-        channels, inputs = kind.channels(2 * width), pictures(len(mean))
+        channels, inputs = kind.channels(2 * width), images(len(mean))
         self.stem = make_stem(kind, stem, inputs, channels) if stem == "imagenet" else kind.plain(inputs, channels, norm=False)
         parts: list[nn.Module] = []
         for block, depth in enumerate(layers):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from advmoe.models.classifier import Classifier, Stem, chain
-from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
+from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 
 class BasicBlock(nn.Module):
@@ -34,7 +34,7 @@ class ResNet(Classifier):
     ) -> None:  # fmt: skip
         super().__init__(kind, stem, mean, std)
         channels = kind.stem_channels(width)
-        self.stem = make_stem(kind, stem, pictures(len(mean)), channels)
+        self.stem = make_stem(kind, stem, images(len(mean)), channels)
         stages = []
         for stage, depth in enumerate(blocks):
             outputs = kind.channels(width * 2**stage)

@@ -6,14 +6,14 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
 from advmoe.models.classifier import Classifier, Stem
-from advmoe.moe import DenseKind, Gate, Routings, pictures
+from advmoe.moe import DenseKind, Gate, Routings, images
 
 FACTORS = (1, 2, 4, 8, 8)
 
 
 class VGG(Classifier):
     """`convolutions` 3x3 convolutions per stage, each stage followed by 2x2 max pooling; stage i has FACTORS[i] * `width`
-    channels in the dense network. The first convolution is plain. There is one stem for every picture size."""
+    channels in the dense network. The first convolution is plain. There is one stem for every image size."""
 
     def __init__(
         self, kind: DenseKind, *, convolutions: Sequence[int], width: int, stem: Stem,
@@ -21,7 +21,7 @@ class VGG(Classifier):
     ) -> None:  # fmt: skip
         super().__init__(kind, stem, mean, std)
         channels = kind.channels(width)
-        self.stem = kind.plain(pictures(len(mean)), channels)
+        self.stem = kind.plain(images(len(mean)), channels)
         layers, self.ends = [], []
         for stage, (depth, factor) in enumerate(zip(convolutions, FACTORS, strict=True)):
             for place in range(1 if stage == 0 else 0, depth):
@@ -38,5 +38,5 @@ class VGG(Classifier):
             h, decided = layer(h, gate)
             h, routings = relu(h, inplace=True), routings + decided
             if ends_stage:
-                h = max_pool2d(h, 2, ceil_mode=True)  # ceil: 28x28 pictures keep a pixel to the end
+                h = max_pool2d(h, 2, ceil_mode=True)  # ceil: 28x28 images keep a pixel to the end
         return h, routings

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from advmoe.models.classifier import Classifier, Stem, chain
-from advmoe.moe import Channels, DenseKind, Gate, Routings, pictures
+from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 STAGES = 3
 WIDENING = 10
@@ -39,7 +39,7 @@ class WideResNet(Classifier):
         super().__init__(kind, stem, mean, std)
         channels = kind.channels(max(width // WIDENING, 1))
         large = stem == "imagenet"
-        first = kind.plain(pictures(len(mean)), channels, kernel_size=7 if large else 3, stride=2 if large else 1, norm=False)
+        first = kind.plain(images(len(mean)), channels, kernel_size=7 if large else 3, stride=2 if large else 1, norm=False)
         self.stem = nn.Sequential(first, *([nn.MaxPool2d(3, stride=2, padding=1)] if large else []))
         stages = []
         for stage in range(STAGES):

@@ -1,6 +1,6 @@
 """Load-balance terms: what a layer's routing adds to the loss so that every expert stays in use.
 
-Shapes: B pictures, N experts. With p the softmax of the routing logits, f_e the share of pictures that chose expert e and
+Shapes: B images, N experts. With p the softmax of the routing logits, f_e the share of images that chose expert e and
 P_e the mean of p_e over the batch, which is all ranks'. Every term is 0 at perfect balance.
 """
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from advmoe.distributed import gather_rows
 from advmoe.moe.conv import Routings
 from advmoe.moe.routing import Routing
-from advmoe.ranks import all_rows
 
 
 def none(routing: Routing) -> Tensor:
@@ -36,8 +36,8 @@ def importance(routing: Routing) -> Tensor:
 
 def entropy(routing: Routing) -> Tensor:
     """log N less the entropy of P."""
-    pictures, num_experts = routing.logits.shape
-    log_means = routing.logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(pictures)  # logarithms: a share of 0 has gradients
+    images, num_experts = routing.logits.shape
+    log_means = routing.logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(images)  # logarithms: a share of 0 has gradients
     return math.log(num_experts) + (log_means.exp() * log_means).sum()
 
 
@@ -53,5 +53,5 @@ def balance(term: str, routings: Routings) -> Tensor:
 
 
 def whole_batch(routing: Routing) -> Routing:
-    """The decisions for all ranks' pictures."""
-    return Routing(all_rows(routing.logits), all_rows(routing.experts))
+    """The decisions for all ranks' images."""
+    return Routing(gather_rows(routing.logits), gather_rows(routing.experts))

@@ -51,6 +51,6 @@ class Channels:
         return torch.cat([mask.indices().cpu() + offset for mask, offset in zip(self.masks, offsets, strict=False)])
 
 
-def pictures(channels: int) -> Channels:
+def images(channels: int) -> Channels:
     """The channels of the network's input: no scale or mask touches them."""
     return Channels(channels, channels)

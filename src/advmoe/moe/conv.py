@@ -39,9 +39,9 @@ class DenseConv2d(PlainConv2d):
 
 
 class MoEConv2d(nn.Module):
-    """A convolution whose filters are picked per picture (appendix A and Fig. A1).
+    """A convolution whose filters are picked per image (appendix A and Fig. A1).
 
-    All experts start as the same filters and part as their pictures differ, so that early on, when routes still jump,
+    All experts start as the same filters and part as their images differ, so that early on, when routes still jump,
     a changed route changes no output (docs/choices.md has the figures).
 
     `index` is the place of the layer's choice in a route. Without a router of its own it obeys the network's.

@@ -1,6 +1,6 @@
 """A plain PyTorch CNN in its MoE form.
 
-Shapes: B pictures, C channels, N experts, K channels an expert.
+Shapes: B images, C channels, N experts, K channels an expert.
 """
 
 import copy
@@ -22,14 +22,14 @@ from advmoe.moe.tracing import NORMS, Traced, count, kept, trace
 
 
 class Converted(RoutedNetwork):
-    """What `convert` makes: the traced network with MoE layers, pictures [B, C, H, W] -> logits [B, classes]."""
+    """What `convert` makes: the traced network with MoE layers, images [B, C, H, W] -> logits [B, classes]."""
 
     def __init__(self, traced: fx.GraphModule) -> None:
         super().__init__()
         self.traced, self.router, self.masks = traced, None, nn.ModuleList()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes] of pictures [B, C, H, W], through the hard gate."""
+        """Logits [B, classes] of images [B, C, H, W], through the hard gate."""
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
@@ -47,12 +47,12 @@ def convert(
 ) -> Converted:
     """`model`, a plain CNN (sequential, residual, concatenating), with an MoE layer for every convolution larger than 1x1.
 
-    Every layer's width is `model_scale` times its own, but for logits and single channels. Convolutions that read the pictures or
+    Every layer's width is `model_scale` times its own, but for logits and single channels. Convolutions that read the images or
     are named in `plain` are narrowed, not routed. Batch norms that follow an MoE layer become per-expert ones. Weights are the
     model's own, those of each layer's first channels, the same in all experts: at model scale 1 the logits are the model's. The
-    model itself stays as it is. Pictures come to it unchanged: normalisation, if any, is the model's own.
+    model itself stays as it is. Images come to it unchanged: normalisation, if any, is the model's own.
 
-    `example_input` [B, C, H, W]: pictures of the size to be classified. Raises UserError that names the layer that
+    `example_input` [B, C, H, W]: images of the size to be classified. Raises UserError that names the layer that
     cannot be turned, and why.
     """
     kind = MoEKind(model_scale, num_experts)
@@ -69,7 +69,7 @@ def convert(
 def _is_routed(traced: Traced, node: fx.Node, conv: nn.Conv2d) -> bool:
     """Whether a convolution becomes an MoE layer. Raises UserError where it should and cannot."""
     (source,) = node.all_input_nodes
-    if max(conv.kernel_size) == 1 or source in traced.pictures or traced.features[node][0].strand.whole:
+    if max(conv.kernel_size) == 1 or source in traced.images or traced.features[node][0].strand.whole:
         return False
     obstacle = _obstacle(conv)
     if obstacle:

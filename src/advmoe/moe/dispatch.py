@@ -1,6 +1,6 @@
-"""How each picture meets its expert's filters: several ways to compute the same, and which of them is taken.
+"""How each image meets its expert's filters: several ways to compute the same, and which of them is taken.
 
-Shapes: B pictures, N experts, K filters an expert.
+Shapes: B images, N experts, K filters an expert.
 """
 
 import importlib.util
@@ -33,7 +33,7 @@ DISPATCHES: dict[str, Callable[[Tensor, Experts, Tensor, Tensor | None], Tensor]
 
 
 def chosen(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None = None) -> Tensor:
-    """Each picture through its own expert's filters, by `own.dispatch`: [B, C, H, W] -> [B, K, H', W'].
+    """Each image through its own expert's filters, by `own.dispatch`: [B, C, H, W] -> [B, K, H', W'].
 
     `experts` [B] int64. `one_hot` [B, N], the one-hot of `experts`, gets the gradient of sum_e one_hot_e conv_e(x) where it
     is given (the straight-through gate).
@@ -45,7 +45,7 @@ def chosen(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None = No
 def fastest(x: Tensor, own: Experts) -> str:
     """What `auto` takes for inputs [B, C, H, W]: a rule drawn from results/dispatch.json (2 cores), so that it never varies.
 
-    A grouped convolution wins while the filters copied for all pictures are few; splitting wins at one picture and at size.
+    A grouped convolution wins while the filters copied for all images are few; splitting wins at one image and at size.
     CUDA is unmeasured (benchmarks/gpu.py would tell) and splits.
     """
     copied = len(x) * own.width * (own.bank.numel() // len(own.bank))

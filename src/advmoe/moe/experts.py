@@ -1,6 +1,6 @@
-"""The filters of a layer's experts, as windows of one bank; and all experts at once on all pictures.
+"""The filters of a layer's experts, as windows of one bank; and all experts at once on all images.
 
-Shapes: B pictures, N experts, K filters an expert, M filters in the bank. Expert e owns the window
+Shapes: B images, N experts, K filters an expert, M filters in the bank. Expert e owns the window
 bank[starts[e] : starts[e] + K]; filter m writes output channel m mod K, so a filter that two experts share stands in
 the same channel of both.
 """
@@ -45,7 +45,7 @@ class Experts:
     dispatch: str = "auto"
 
     def convolve(self, x: Tensor, expert: int) -> Tensor:
-        """One expert on all pictures: [B, C, H, W] -> [B, K, H', W']."""
+        """One expert on all images: [B, C, H, W] -> [B, K, H', W']."""
         bias = None if self.bias is None else self.bias[expert].to(x.dtype)
         return conv2d(x, self.filters(expert), bias, self.stride, self.padding)
 
@@ -59,13 +59,13 @@ class Experts:
 
 
 def mixture(x: Tensor, own: Experts, weights: Tensor) -> Tensor:
-    """Every expert on every picture, summed with `weights` [B, N]: [B, C, H, W] -> [B, K, H', W']."""
+    """Every expert on every image, summed with `weights` [B, N]: [B, C, H, W] -> [B, K, H', W']."""
     parts = every(x, own)
     return torch.bmm(weights.to(parts.dtype)[:, None], parts.flatten(2)).view(len(x), *parts.shape[2:])
 
 
 def every(x: Tensor, own: Experts) -> Tensor:
-    """Every expert's output on every picture, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
+    """Every expert's output on every image, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
     wide = conv2d(x, own.bank, stride=own.stride, padding=own.padding)
     parts: Tensor
     if own.starts == tuple(range(0, wide.shape[1], own.width)):

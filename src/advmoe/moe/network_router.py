@@ -1,4 +1,4 @@
-"""One router for the whole network: a small CNN on the picture."""
+"""One router for the whole network: a small CNN on the image."""
 
 from itertools import pairwise
 
@@ -14,7 +14,7 @@ BLOCKS = 3
 class NetworkRouter(nn.Module):
     """A ResNet of three stages of 16, 32 and 64 channels, 3 residual blocks each; its pooled output is routed by a Router.
 
-    For large pictures (`stem` imagenet) it starts with a 7x7 convolution of stride 2 and max pooling, as the network does.
+    For large images (`stem` imagenet) it starts with a 7x7 convolution of stride 2 and max pooling, as the network does.
     """
 
     def __init__(self, in_channels: int, num_experts: int, stem: str) -> None:
@@ -30,7 +30,7 @@ class NetworkRouter(nn.Module):
         self.router = Router(STAGES[-1], num_experts)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, N], float32, of normalised pictures [B, C, H, W]."""
+        """Logits [B, N], float32, of normalised images [B, C, H, W]."""
         logits: Tensor = self.router(self.blocks(self.stem(x)))
         return logits
 

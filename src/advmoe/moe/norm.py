@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
+from advmoe.distributed import pooled_statistics
 from advmoe.moe.channels import Channels
 from advmoe.moe.routing import MOMENTUM, Router
-from advmoe.ranks import pooled
 
 
 class BatchNorm(nn.BatchNorm2d):
@@ -22,7 +22,7 @@ class BatchNorm(nn.BatchNorm2d):
             return super().forward(x)
         y = x.to(self.weight.dtype)
         mean, var = y.mean(dim=(0, 2, 3)), y.var(dim=(0, 2, 3), correction=0)
-        values, mean, var = pooled(y.new_full((), y.numel() / y.shape[1]), mean, var)
+        values, mean, var = pooled_statistics(y.new_full((), y.numel() / y.shape[1]), mean, var)
         self._follow(mean.detach(), (var * values / (values - 1)).detach())
         scale = self.weight * (var + self.eps).rsqrt()
         out: Tensor = torch.addcmul((self.bias - mean * scale)[:, None, None], y, scale[:, None, None]).to(x.dtype)
@@ -57,8 +57,8 @@ class MaskedNorm(BatchNorm):
 class ExpertNorm(nn.Module):
     """Batch norm with weights and statistics of its own for each expert; as there, momentum None means plain means.
 
-    Shapes: B pictures, N experts, K channels. Statistics are those of the pictures that chose the expert; one that none of
-    a batch chose keeps its own. Under mixing gates, too, an expert's statistics come from its pictures alone, as at inference.
+    Shapes: B images, N experts, K channels. Statistics are those of the images that chose the expert; one that none of
+    a batch chose keeps its own. Under mixing gates, too, an expert's statistics come from its images alone, as at inference.
     """
 
     running_mean: Tensor
@@ -99,15 +99,15 @@ class ExpertNorm(nn.Module):
         return weights.to(parts.dtype), (self.bias - mean * weights).to(parts.dtype)
 
     def _statistics(self, parts: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [N, K] over each expert's pictures; running ones follow."""
+        """Mean and biased variance [N, K] over each expert's images; running ones follow."""
         mine = one_hot(experts, len(self.weight)).to(parts.dtype)  # [B, N]
         count = mine.sum(dim=0)[:, None]
         share = mine[:, :, None] / count.clamp(min=1)
-        means = parts.mean(dim=(3, 4))  # of each picture
+        means = parts.mean(dim=(3, 4))  # of each image
         mean = (share * means).sum(dim=0)
         var = (share * (parts.var(dim=(3, 4), correction=0) + (means - mean).square())).sum(dim=0)
         if self.synchronised:
-            counts, mean, var = pooled(count, mean, var)
+            counts, mean, var = pooled_statistics(count, mean, var)
             count = counts[:, :1]
         self._follow(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
         return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
@@ -130,9 +130,9 @@ class ExpertNorm(nn.Module):
 
 
 class _Normalised(torch.autograd.Function):
-    """The chosen experts' outputs normalised by their pictures' own statistics, which are returned beside them.
+    """The chosen experts' outputs normalised by their images' own statistics, which are returned beside them.
 
-    Batch norm's closed gradients, in a third of the passes over the pictures that autograd would make.
+    Batch norm's closed gradients, in a third of the passes over the images that autograd would make.
     """
 
     @staticmethod
@@ -166,7 +166,7 @@ class _Normalised(torch.autograd.Function):
 
 
 def synchronise(model: nn.Module, wanted: bool) -> None:
-    """Whether the statistics that `model` learns by are those of the whole batch, whichever rank its pictures are on."""
+    """Whether the statistics that `model` learns by are those of the whole batch, whichever rank its images are on."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if wanted and type(child) is nn.BatchNorm2d:
@@ -183,6 +183,6 @@ def _batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
     return made
 
 
-def _gathered(per_picture: Tensor, experts: Tensor, like: Tensor) -> Tensor:
-    """Sums [N, K] over each expert's pictures of values [B, K]."""
-    return torch.zeros_like(like).index_add_(0, experts, per_picture.to(like.dtype))
+def _gathered(per_image: Tensor, experts: Tensor, like: Tensor) -> Tensor:
+    """Sums [N, K] over each expert's images of values [B, K]."""
+    return torch.zeros_like(like).index_add_(0, experts, per_image.to(like.dtype))

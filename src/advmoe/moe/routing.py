@@ -1,6 +1,6 @@
 """The router, the gates, and what a routing decision is.
 
-Shapes: B pictures, C channels, N experts, L MoE layers.
+Shapes: B images, C channels, N experts, L MoE layers.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from advmoe.ranks import pooled
+from advmoe.distributed import pooled_statistics
 
 MOMENTUM = 0.1  # of every running statistic
 GateKind = Literal["hard", "straight_through", "scaled", "soft", "forced"]
@@ -85,7 +85,7 @@ class Router(nn.Module):
     """Global average pool of the layer's input, standardised by running statistics, then linear to N logits; float32.
 
     The statistics follow the batches seen in train mode (the first ones in full, later ones with `momentum`) and are
-    fixed in eval mode, so that a picture's route never depends on the other pictures of its batch.
+    fixed in eval mode, so that an image's route never depends on the other images of its batch.
     """
 
     mean: Tensor
@@ -117,6 +117,6 @@ class Router(nn.Module):
         share = (1 / self.batches).clamp(min=self.momentum)
         mean, var = values.mean(dim=0), values.var(dim=0, correction=0)
         if self.synchronised:
-            _, mean, var = pooled(values.new_full((), len(values)), mean, var)
+            _, mean, var = pooled_statistics(values.new_full((), len(values)), mean, var)
         self.var.lerp_(var, share)
         self.mean.lerp_(mean, share)

@@ -1,6 +1,6 @@
-"""Dispatch by sorting: pictures are grouped by expert, each group convolved, and put back in its place.
+"""Dispatch by sorting: images are grouped by expert, each group convolved, and put back in its place.
 
-Only the chosen experts run, at any batch; how many pictures each got must be known on the host.
+Only the chosen experts run, at any batch; how many images each got must be known on the host.
 """
 
 from dataclasses import replace
@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from advmoe.moe.experts import Experts
 
-Groups = list[tuple[int, Tensor]]  # the experts that have pictures, with their rows
+Groups = list[tuple[int, Tensor]]  # the experts that have images, with their rows
 
 
 def split(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
@@ -91,7 +91,7 @@ def _bias_gradient(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
 
 
 def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, own: Experts, experts: Tensor) -> Tensor:
-    """<gradient, conv_e(x)> for every picture and expert: [B, N], at least float32.
+    """<gradient, conv_e(x)> for every image and expert: [B, N], at least float32.
 
     As a convolution is linear in x, that of the chosen expert is <its gradient to x, x>, which is there already.
     """
@@ -134,7 +134,7 @@ def _put(y: Tensor, rows: Tensor, part: Tensor) -> None:
 
 
 def _room(part: Tensor, batch: int) -> Tensor:
-    """Room for `batch` such pictures."""
+    """Room for `batch` such images."""
     layout = torch.channels_last if _channels_last(part) else torch.contiguous_format
     return torch.empty((batch, *part.shape[1:]), dtype=part.dtype, device=part.device, memory_format=layout)
 

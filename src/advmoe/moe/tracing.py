@@ -1,6 +1,6 @@
 """A plain network as a graph, and which channels of its tensors belong together.
 
-Shapes: B pictures, C channels. Along dimension 1 of a tensor lie strands, each the channels that one layer puts out. Tensors that
+Shapes: B images, C channels. Along dimension 1 of a tensor lie strands, each the channels that one layer puts out. Tensors that
 are added or multiplied have the same strands, a concatenation has those of its parts, and nothing else may mix channels.
 """
 
@@ -31,13 +31,13 @@ JOINING = {
     "maximum", "minimum",
 }  # fmt: skip
 VIEWS = {"view", "reshape"}
-NOTHING = "something else than pictures and what became of them"
+NOTHING = "something else than images and what became of them"
 CONCATENATING = {"cat", "concat", "concatenate"}
 
 
 @dataclass(eq=False)
 class Strand:
-    """`full` channels, of which a share stays; all of them stay where it is `whole`: the pictures', the logits', a single one."""
+    """`full` channels, of which a share stays; all of them stay where it is `whole`: the images', the logits', a single one."""
 
     full: int
     whole: bool
@@ -73,14 +73,14 @@ def kept(features: Features, scale: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """The graph of a model with one input and one output [B, classes]; the features of each tensor that the pictures reach.
+    """The graph of a model with one input and one output [B, classes]; the features of each tensor that the images reach.
 
-    `pictures` are the nodes that give the pictures themselves, before any convolution.
+    `images` are the nodes that give the images themselves, before any convolution.
     """
 
     module: fx.GraphModule
     features: dict[fx.Node, Features]
-    pictures: set[fx.Node]
+    images: set[fx.Node]
 
     def layer(self, node: fx.Node) -> Any:
         """The module that a node calls."""
@@ -94,12 +94,12 @@ class Traced:
 
 
 def trace(model: nn.Module, example_input: Tensor) -> Traced:
-    """Follow pictures like `example_input` [B, C, H, W] through `model`, which is left in eval mode.
+    """Follow images like `example_input` [B, C, H, W] through `model`, which is left in eval mode.
 
     Raises UserError that names the layer where the model cannot be traced, or where its channels cannot be followed.
     """
     if example_input.ndim != 4 or len(example_input) == 0:
-        raise UserError(f"example_input must be pictures [B, C, H, W], not {list(example_input.shape)}")
+        raise UserError(f"example_input must be images [B, C, H, W], not {list(example_input.shape)}")
     module = fx.GraphModule(model, _graph(model))
     module.graph.eliminate_dead_code()
     walk = _Walk(module, _shapes(module, example_input))
@@ -107,7 +107,7 @@ def trace(model: nn.Module, example_input: Tensor) -> Traced:
         walk.enter(node)
     _flatten_by_name(walk)
     module.graph.eliminate_dead_code()  # the sizes that views asked for
-    return Traced(module, walk.features, walk.pictures)
+    return Traced(module, walk.features, walk.images)
 
 
 class _Tracer(fx.Tracer):
@@ -139,7 +139,7 @@ def _graph(model: nn.Module) -> fx.Graph:
         raise UserError(f"{type(model).__name__}: does other things in train than in eval mode: use nn.Dropout, and one output")
     for node in graphs[1].find_nodes(op="placeholder")[1:]:
         if node.users:
-            raise UserError(f"{type(model).__name__}: takes {node.target} beside the pictures")
+            raise UserError(f"{type(model).__name__}: takes {node.target} beside the images")
         graphs[1].erase_node(node)
     return graphs[1]
 
@@ -177,7 +177,7 @@ class _Walk:
     def __init__(self, module: fx.GraphModule, shapes: dict[fx.Node, Size]) -> None:
         self.module, self.shapes = module, shapes
         self.features: dict[fx.Node, Features] = {}
-        self.pictures: set[fx.Node] = set()
+        self.images: set[fx.Node] = set()
         self.called: set[str] = set()
 
     def enter(self, node: fx.Node) -> None:
@@ -185,15 +185,15 @@ class _Walk:
         sources = [source for source in node.all_input_nodes if source in self.features]
         if node.op == "placeholder":
             self.features[node] = (Part(Strand(self.shapes[node][1], True), 1),)
-            self.pictures.add(node)
+            self.images.add(node)
         elif node.op == "output":
             self._end(node)
         elif node.op == "call_module" and type(self.module.get_submodule(str(node.target))) in (nn.Conv2d, nn.Linear):
             self.features[node] = self._produced(node)
         elif node.op == "call_module" or (node in self.shapes and sources):
             self.features[node] = self._through_layer(node) if node.op == "call_module" else self._through_function(node)
-            if self.pictures.issuperset(sources):
-                self.pictures.add(node)
+            if self.images.issuperset(sources):
+                self.images.add(node)
 
     def _end(self, node: fx.Node) -> None:
         logits = node.args[0]

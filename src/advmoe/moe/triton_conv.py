@@ -1,10 +1,10 @@
-"""The routed convolution by our own kernels: what each picture's expert needs and nothing else, at static shapes.
+"""The routed convolution by our own kernels: what each image's expert needs and nothing else, at static shapes.
 
 Importing it needs Triton. Runs on CUDA, and on the CPU by Triton's interpreter (TRITON_INTERPRET=1 before the first import).
 Nothing in a pass waits for the device; the first call for a device and layer fills a small table there and compiles the kernels,
 so warm up before a CUDA graph is captured.
 
-Shapes: B pictures, N experts, K filters an expert, M filters in the bank.
+Shapes: B images, N experts, K filters an expert, M filters in the bank.
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ PROGRAMS = 512  # enough for a large GPU, a few for each of its multiprocessors
 
 
 def routed_conv2d(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    """Each picture through its own expert's filters: [B, C, H, W] -> [B, K, H', W'], in x's memory format.
+    """Each image through its own expert's filters: [B, C, H, W] -> [B, K, H', W'], in x's memory format.
 
     `experts` [B] int64. Differentiable in x, bank, bias and `one_hot` [B, N], which gets the gradient of
     sum_e one_hot_e conv_e(x). Inputs of 16 bits are summed in float32; float32 in TF32 where cuDNN may use it too.
@@ -56,7 +56,7 @@ class _Routed(torch.autograd.Function):
         for_x, for_bank, for_bias, for_one_hot = ctx.needs_input_grad[:4]
         layer, (x_dtype, bank_dtype) = ctx.layer, ctx.dtypes
         gradient, plan = gradient.to(x.dtype), layer.plan(experts)
-        to_x = layer.to_pictures(gradient, filters, x, x_dtype, plan) if for_x or for_one_hot else None
+        to_x = layer.to_images(gradient, filters, x, x_dtype, plan) if for_x or for_one_hot else None
         to_bank = layer.to_bank(gradient, x, len(filters), plan).to(bank_dtype) if for_bank else None
         to_bias = _to_bias(gradient, bias, experts) if for_bias else None
         to_one_hot = _products(gradient, x, to_x, layer, filters, bias, experts) if for_one_hot else None
@@ -65,7 +65,7 @@ class _Routed(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Tiles of pictures of one expert each: owners [T], bounds [N + 1], slots [T, P] (advmoe.moe.triton_kernels)."""
+    """Tiles of images of one expert each: owners [T], bounds [N + 1], slots [T, P] (advmoe.moe.triton_kernels)."""
 
     owners: Tensor
     bounds: Tensor
@@ -74,14 +74,14 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One layer's sizes on one batch, and how the work is cut: tiles of `pictures` x `pixels`, blocks of filters and channels."""
+    """One layer's sizes on one batch, and how the work is cut: tiles of `images` x `pixels`, blocks of filters and channels."""
 
     batch: int
     size: tuple[int, int, int, int, int, int]  # C, K, H, W, H', W'
     window: dict[str, int]
     num_experts: int
     rows: Tensor
-    pictures: int
+    images: int
     pixels: int
     blocks: dict[str, int]
     numbers: dict[str, Any]
@@ -90,17 +90,17 @@ class _Layer:
     def tiles(self) -> int:
         """As many as any routing can need."""
         used = min(self.num_experts, self.batch)
-        return (self.batch - used) // self.pictures + used
+        return (self.batch - used) // self.images + used
 
     @property
     def common(self) -> dict[str, Any]:
-        return self.window | self.blocks | self.numbers | {"P": self.pictures, "Q": self.pixels}
+        return self.window | self.blocks | self.numbers | {"P": self.images, "Q": self.pixels}
 
     def plan(self, experts: Tensor) -> _Plan:
-        sizes = [self.tiles, self.num_experts + 1, self.tiles * self.pictures]
+        sizes = [self.tiles, self.num_experts + 1, self.tiles * self.images]
         owners, bounds, slots = torch.full((sum(sizes),), -1, dtype=torch.int32, device=experts.device).split(sizes)
         block = triton.next_power_of_2(self.batch)
-        kernels.plan[(1,)](experts, owners, bounds, slots, self.batch, N=self.num_experts, P=self.pictures, BLOCK=block)
+        kernels.plan[(1,)](experts, owners, bounds, slots, self.batch, N=self.num_experts, P=self.images, BLOCK=block)
         return _Plan(owners, bounds, slots)
 
     def convolve(self, x: Tensor, filters: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
@@ -113,12 +113,12 @@ class _Layer:
         )  # fmt: skip
         return y
 
-    def to_pictures(self, gradient: Tensor, filters: Tensor, x: Tensor, dtype: torch.dtype, plan: _Plan) -> Tensor:
+    def to_images(self, gradient: Tensor, filters: Tensor, x: Tensor, dtype: torch.dtype, plan: _Plan) -> Tensor:
         channels, _, height, width, _, _ = self.size
         dx, stride = _room(x, tuple(x.shape), dtype), self.window["STRIDE"]
         cells = triton.cdiv(height, stride) * triton.cdiv(width, stride)
         blocks = triton.cdiv(cells, self.pixels) * stride**2
-        kernels.to_pictures[(self.tiles, blocks, triton.cdiv(channels, self.blocks["BLOCK_C"]))](
+        kernels.to_images[(self.tiles, blocks, triton.cdiv(channels, self.blocks["BLOCK_C"]))](
             gradient, filters, dx, self.rows, plan.owners, plan.slots, *self.size,
             *gradient.stride(), *filters.stride(), *dx.stride(), **self.common,
         )  # fmt: skip
@@ -195,7 +195,7 @@ def _to_bias(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
 def _products(
     gradient: Tensor, x: Tensor, to_x: Tensor | None, layer: _Layer, filters: Tensor, bias: Tensor | None, experts: Tensor
 ) -> Tensor:
-    """<gradient, conv_e(x)> for every picture and expert: [B, N]; that of the chosen expert is <its gradient to x, x>."""
+    """<gradient, conv_e(x)> for every image and expert: [B, N]; that of the chosen expert is <its gradient to x, x>."""
     assert to_x is not None
     dtype = _sum_dtype(gradient.dtype)
     products = gradient.new_empty(len(x), layer.num_experts, dtype=dtype)

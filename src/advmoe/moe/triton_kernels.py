@@ -1,7 +1,7 @@
 """The routed convolution as implicit matrix products, in Triton.
 
-Shapes: B pictures, N experts, K filters an expert, M filters in the bank, C input channels. A tile is up to P pictures of one
-expert by Q pixels of each: P * Q rows of a product whose columns are channels. A slot is a tile's place for a picture, -1 where
+Shapes: B images, N experts, K filters an expert, M filters in the bank, C input channels. A tile is up to P images of one
+expert by Q pixels of each: P * Q rows of a product whose columns are channels. A slot is a tile's place for an image, -1 where
 it is empty. `rows` [N, K] holds the bank's filter that writes channel k of expert e. Sums are float32, or float64 of float64.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
@@ -12,26 +12,26 @@ import triton.language as tl
 
 @triton.jit
 def plan(experts, owners, bounds, slots, batch, N: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
-    """Deal the pictures out to tiles, expert by expert, in order: one program, so that the host needs no counts.
+    """Deal the images out to tiles, expert by expert, in order: one program, so that the host needs no counts.
 
     owners [T] expert of each tile, bounds [N + 1] first tile of each expert, slots [T, P]; empty ones hold -1 beforehand.
     """
-    picture = tl.arange(0, BLOCK)
-    expert = tl.load(experts + picture, mask=picture < batch, other=N).to(tl.int32)
+    image = tl.arange(0, BLOCK)
+    expert = tl.load(experts + image, mask=image < batch, other=N).to(tl.int32)
     first = 0
     for e in range(N):
         tl.store(bounds + e, first)
         mine = expert == e
         rank = tl.cumsum(mine.to(tl.int32), 0) - 1
-        tl.store(slots + first * P + rank, picture, mask=mine)
-        tl.store(owners + first + rank // P, tl.zeros_like(picture) + e, mask=mine)
+        tl.store(slots + first * P + rank, image, mask=mine)
+        tl.store(owners + first + rank // P, tl.zeros_like(image) + e, mask=mine)
         first += (tl.sum(mine.to(tl.int32), 0) + P - 1) // P
     tl.store(bounds + N, first)
 
 
 @triton.jit
 def tile_rows(slots, tile, block, P: tl.constexpr, Q: tl.constexpr):
-    """For each row of a tile: its picture, or -1, and its pixel."""
+    """For each row of a tile: its image, or -1, and its pixel."""
     row = tl.arange(0, P * Q)
     return tl.load(slots + tile * P + row // Q), block * Q + row % Q
 
@@ -48,10 +48,10 @@ def convolve(
     expert = tl.load(owners + tile)
     if expert < 0:
         return
-    picture, pixel = tile_rows(slots, tile, tl.program_id(1), P, Q)
+    image, pixel = tile_rows(slots, tile, tl.program_id(1), P, Q)
     out_h, out_w = pixel // OUT_W, pixel % OUT_W
-    alive, kept = (picture >= 0) & (pixel < OUT_H * OUT_W), k < K
-    x += picture.to(tl.int64)[:, None] * x_b
+    alive, kept = (image >= 0) & (pixel < OUT_H * OUT_W), k < K
+    x += image.to(tl.int64)[:, None] * x_b
     bank += tl.load(rows + expert * K + k, mask=kept, other=0).to(tl.int64)[None, :] * bank_m
     total = tl.zeros((P * Q, BLOCK_K), dtype=SUM)
     chunks = tl.cdiv(C, BLOCK_C)
@@ -65,12 +65,12 @@ def convolve(
         total = tl.dot(patch, filters, total, input_precision=PRECISION, out_dtype=SUM)
     if BIAS:
         total += tl.load(bias + expert * K + k, mask=kept, other=0.0).to(SUM)[None, :]
-    y += picture.to(tl.int64)[:, None] * y_b + (out_h * y_h + out_w * y_w)[:, None] + (k * y_k)[None, :]
+    y += image.to(tl.int64)[:, None] * y_b + (out_h * y_h + out_w * y_w)[:, None] + (k * y_k)[None, :]
     tl.store(y, total.to(y.dtype.element_ty), mask=alive[:, None] & kept[None, :])
 
 
 @triton.jit
-def to_pictures(
+def to_images(
     dy, bank, dx, rows, owners, slots, C, K, H, W, OUT_H, OUT_W,
     dy_b, dy_k, dy_h, dy_w, bank_m, bank_c, bank_h, bank_w, dx_b, dx_c, dx_h, dx_w,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
@@ -86,12 +86,12 @@ def to_pictures(
     if expert < 0:
         return
     place, cells = tl.program_id(1) % (STRIDE * STRIDE), tl.cdiv(W, STRIDE)
-    picture, cell = tile_rows(slots, tile, tl.program_id(1) // (STRIDE * STRIDE), P, Q)
+    image, cell = tile_rows(slots, tile, tl.program_id(1) // (STRIDE * STRIDE), P, Q)
     h, w = cell // cells * STRIDE + place // STRIDE, cell % cells * STRIDE + place % STRIDE
-    alive, kept = (picture >= 0) & (h < H) & (w < W), c < C
+    alive, kept = (image >= 0) & (h < H) & (w < W), c < C
     first_h, first_w = (place // STRIDE + PADDING) % STRIDE, (place % STRIDE + PADDING) % STRIDE
     taps_h, taps_w = (KERNEL - first_h + STRIDE - 1) // STRIDE, (KERNEL - first_w + STRIDE - 1) // STRIDE
-    dy += picture.to(tl.int64)[:, None] * dy_b
+    dy += image.to(tl.int64)[:, None] * dy_b
     bank += (c * bank_c)[None, :]
     total = tl.zeros((P * Q, BLOCK_C), dtype=SUM)
     chunks = tl.cdiv(K, BLOCK_K)
@@ -106,7 +106,7 @@ def to_pictures(
         at = bank + (row * bank_m + tap_h * bank_h + tap_w * bank_w)[:, None]
         filters = tl.load(at, mask=(k < K)[:, None] & kept[None, :], other=0.0)
         total = tl.dot(gradient, filters, total, input_precision=PRECISION, out_dtype=SUM)
-    dx += picture.to(tl.int64)[:, None] * dx_b + (h * dx_h + w * dx_w)[:, None] + (c * dx_c)[None, :]
+    dx += image.to(tl.int64)[:, None] * dx_b + (h * dx_h + w * dx_w)[:, None] + (c * dx_c)[None, :]
     tl.store(dx, total.to(dx.dtype.element_ty), mask=alive[:, None] & kept[None, :])
 
 
@@ -117,7 +117,7 @@ def to_filters(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, N: tl.constexpr, SPLITS, P: tl.constexpr, Q: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """parts[split, e, k, tap, c] = sum over pixels, of the split's share of expert e's pictures, of dy[b, k] * x[b, c].
+    """parts[split, e, k, tap, c] = sum over pixels, of the split's share of expert e's images, of dy[b, k] * x[b, c].
 
     Grid: experts times splits, taps, blocks of k times blocks of c. parts [SPLITS, N, K, KERNEL * KERNEL, C] is contiguous; its
     sum over the splits is the gradient, always added up in the same order.
@@ -128,13 +128,13 @@ def to_filters(
     first, last, chunks = tl.load(bounds + expert), tl.load(bounds + expert + 1), tl.cdiv(OUT_H * OUT_W, Q)
     total = tl.zeros((BLOCK_K, BLOCK_C), dtype=SUM)
     for step in range(split, (last - first) * chunks, SPLITS):
-        picture, pixel = tile_rows(slots, first + step // chunks, step % chunks, P, Q)
+        image, pixel = tile_rows(slots, first + step // chunks, step % chunks, P, Q)
         out_h, out_w = pixel // OUT_W, pixel % OUT_W
         h, w = out_h * STRIDE - PADDING + tap // KERNEL, out_w * STRIDE - PADDING + tap % KERNEL
-        inside = (picture >= 0) & (pixel < OUT_H * OUT_W) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-        at = dy + (picture.to(tl.int64) * dy_b + out_h * dy_h + out_w * dy_w)[None, :] + (k * dy_k)[:, None]
+        inside = (image >= 0) & (pixel < OUT_H * OUT_W) & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        at = dy + (image.to(tl.int64) * dy_b + out_h * dy_h + out_w * dy_w)[None, :] + (k * dy_k)[:, None]
         gradient = tl.load(at, mask=inside[None, :] & (k < K)[:, None], other=0.0)
-        at = x + (picture.to(tl.int64) * x_b + h * x_h + w * x_w)[:, None] + (c * x_c)[None, :]
+        at = x + (image.to(tl.int64) * x_b + h * x_h + w * x_w)[:, None] + (c * x_c)[None, :]
         patch = tl.load(at, mask=inside[:, None] & (c < C)[None, :], other=0.0)
         total = tl.dot(gradient, patch, total, input_precision=PRECISION, out_dtype=SUM)
     row = (split * N + expert).to(tl.int64) * K + k

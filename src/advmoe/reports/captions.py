@@ -28,7 +28,7 @@ CAPTIONS = {
     ),
     "figA2": Caption(
         "Accuracy after every epoch",
-        "After Fig. A2, on held-out pictures of the training set. Bands are one sample deviation over seeds.",
+        "After Fig. A2, on held-out images of the training set. Bands are one sample deviation over seeds.",
         "Line charts of clean and robust accuracy against the epoch, a line a method. Each run's epochs stand under Runs.",
         "accuracies after every epoch",
     ),
@@ -39,16 +39,16 @@ CAPTIONS = {
         "accuracies at several radii",
     ),
     "figA1": Caption(
-        "The MoE structure and one picture's pathway", "After Fig. A1, of a trained network. Filled: the chosen experts; hatched: "
+        "The MoE structure and one image's pathway", "After Fig. A1, of a trained network. Filled: the chosen experts; hatched: "
         "where an attack leads elsewhere.",
         "Above, one MoE layer: the input goes to a router, which picks one of the experts. Below, a column of experts for each MoE "
         "layer with the chosen one filled. The gallery lists such routes as text.",
-        "MoE layers and a picture with its route",
+        "MoE layers and an image with its route",
     ),
     "load": Caption(
         "Load of the experts by class",
-        "The share of each class's clean pictures that an expert takes, layer by layer, first seed.",
+        "The share of each class's clean images that an expert takes, layer by layer, first seed.",
         "Heat maps: a row a class, a column an expert, layers side by side; the lighter, the larger the share.",
-        "counts of clean pictures by expert and class",
+        "counts of clean images by expert and class",
     ),
 }  # fmt: skip

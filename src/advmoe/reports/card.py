@@ -21,7 +21,7 @@ logits = model(pixels)  # [B, C, H, W] in [0, 1]
 
 
 def model_card(record: Mapping[str, Any], name: str, classes: Sequence[str], input_size: Sequence[int]) -> str:
-    """README.md of the network `name` (owner/name) for pictures of `input_size` (C, H, W); texts of the Record stay text."""
+    """README.md of the network `name` (owner/name) for images of `input_size` (C, H, W); texts of the Record stay text."""
     said = _harmless(record)
     parts = (
         f"---\n{yaml.safe_dump(_head(record, name), sort_keys=False)}---",
@@ -74,9 +74,9 @@ def _summary(record: Mapping[str, Any]) -> str:
     saving = f"{record['reduction']:.0f} % fewer than the dense network's {record['gmacs_dense']:.4f}"
     lines = [
         f"An image classifier ({record['backbone']}, trained by `{record['method']}` on {record['dataset']}{_experts(record)}) of",
-        f"{record['gmacs']:.4f} GMACs a picture, {saving}.",
+        f"{record['gmacs']:.4f} GMACs an image, {saving}.",
         "",
-        f"Under {_threat(record)} **{worst_of(record):.1f} %** of {record['test_pictures']} test pictures withstand",
+        f"Under {_threat(record)} **{worst_of(record):.1f} %** of {record['test_images']} test images withstand",
         f"everything that was tried. Of the clean ones {record['sa']:.1f} % are classified correctly.",
     ]
     if "ra_worst" not in record:
@@ -105,7 +105,7 @@ def _attacks(record: Mapping[str, Any]) -> Table:
         (Entry(name), Entry(str(run["attacked"]), run["attacked"]), Entry(str(run["broken"]), run["broken"]))
         for name, run in record["evaluation"]["attacks"].items()
     )
-    return Table("attacks", "Attacks", ("attack", "pictures attacked", "broken"), rows)
+    return Table("attacks", "Attacks", ("attack", "images attacked", "broken"), rows)
 
 
 def _checks(record: Mapping[str, Any]) -> Table:
@@ -121,7 +121,7 @@ def _limits(record: Mapping[str, Any], classes: Sequence[str], input_size: Seque
     evaluation, (channels, height, width) = record["evaluation"], input_size
     yield f"The figures hold for {_threat(record)}; nothing follows for larger or other changes, such as rotation, blur or patches."
     yield "No attack proves robustness, and a stronger one may break more: RA-worst is an upper bound."
-    yield f"Pictures are {height} x {width} with {channels} channels, and each is taken for one of {len(classes)} classes."
+    yield f"Images are {height} x {width} with {channels} channels, and each is taken for one of {len(classes)} classes."
     if "ra_worst" not in record:
         yield "RA-worst (quick) was found without AutoAttack or without attacks on the routing: RA-worst can only be lower."
     if autoattack_unreliable(evaluation):
@@ -137,7 +137,7 @@ def _origin(record: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
     lines = [
         f"Measured by advmoe {record.get('advmoe', '?')} (commit {record.get('commit') or 'unknown'}; {versions}) at",
-        f"{record['time']}: epoch {record['epoch']} of seed {record['seed']}, trained on {record['train_pictures']} pictures.",
+        f"{record['time']}: epoch {record['epoch']} of seed {record['seed']}, trained on {record['train_images']} images.",
         f"Fingerprint of the data: `{record['fingerprint']}`. Everything else is in record.json.",
     ]
     return "\n".join(lines)

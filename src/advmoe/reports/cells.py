@@ -104,13 +104,13 @@ def worst_name(summaries: Iterable[Summary]) -> str:
 
 
 def span(summary: Summary, name: str) -> tuple[float, float]:
-    """Where an accuracy lies, in percent: the least interval that holds the 95 % Wilson interval of the mean on the test pictures
+    """Where an accuracy lies, in percent: the least interval that holds the 95 % Wilson interval of the mean on the test images
     and the 95 % interval of the mean over seeds, t(n - 1, 0.975) * s / sqrt(n) to either side.
 
     Of a single seed, which tells nothing of others, it is the first alone: no order may rest on it.
     """
     own = summary.figures[name]
-    low, high = wilson(own.mean / 100, summary.cell.test_pictures)
+    low, high = wilson(own.mean / 100, summary.cell.test_images)
     reach = 0.0 if own.std is None else student_t(own.n - 1) * own.std / math.sqrt(own.n)
     return min(low, own.mean - reach), max(high, own.mean + reach)
 

@@ -27,10 +27,10 @@ WORST = {
     "ra_worst_quick": "RA-worst (quick: an upper bound)",
     "ra_worst_listed": "RA-worst (of listed attacks alone: an upper bound)",
 }
-BY = "95 % intervals over seeds and over pictures"
+BY = "95 % intervals over seeds and over images"
 INTERVALS = (
     "In brackets: the mean's 95 % interval over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with its Wilson "
-    "interval on the test pictures; a single seed shows no order."
+    "interval on the test images; a single seed shows no order."
 )
 
 
@@ -212,7 +212,7 @@ def verdict(records: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def _weight(part: Sequence[Summary]) -> tuple[int, int]:
     setting = part[0].cell
-    return len({own.cell.method for own in part}), setting.epochs * setting.train_pictures
+    return len({own.cell.method for own in part}), setting.epochs * setting.train_images
 
 
 def _where(own: Summary, group: Sequence[Summary]) -> str:

@@ -54,8 +54,8 @@ class Cell:
     epsilon: float
     norm: str
     epochs: int
-    train_pictures: int
-    test_pictures: int
+    train_images: int
+    test_images: int
 
     @property
     def words(self) -> str:
@@ -82,7 +82,7 @@ def cell_of(record: Mapping[str, Any]) -> Cell:
         method=method, model_scale=1.0 if method in FULL_SCALE else float(config["model"]["model_scale"]),
         num_experts=int(config["model"]["num_experts"]) if method in ROUTED else 1, attack_steps=int(config["attack"]["num_steps"]),
         epsilon=record["epsilon"], norm=record["norm"], epochs=int(config["training"]["epochs"]),
-        train_pictures=record["train_pictures"], test_pictures=record["test_pictures"],
+        train_images=record["train_images"], test_images=record["test_images"],
     )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError, nearest
 from advmoe.evaluation.cost import Cost
 from advmoe.paper import Cell, cells
-from advmoe.profile import Estimate, dense_estimate, estimate
 from advmoe.recipes import recipe
+from advmoe.runs.cost import Estimate, dense_estimate, estimate
 from advmoe.training.methods import METHODS
 
 HALF_UNIT = 0.005  # of the last digit that the tables print
@@ -193,7 +193,7 @@ def judged_lines(judged: list[Judged]) -> list[str]:
     head = f"{'table':5} {'model':8} {'r':>4} {'method':14} {'printed':>7} {'counted':>16}"
     rows = [f"{_judged_line(one)} {' '.join(f'[{numbers[reason]}]' for reason in one.reasons)}".rstrip() for one in judged]
     rules = (
-        f"GMACs of one picture, and how much less than dense. A mark means that the cell cannot be right: it is further from the "
+        f"GMACs of one image, and how much less than dense. A mark means that the cell cannot be right: it is further from the "
         f"count than its rounding and {COUNT_SHARE:.0%}, or it contradicts other printed cells by more than their rounding."
     )
     return [head, *rows, "", rules, *(f"[{number}] {reason}" for reason, number in numbers.items())]
@@ -209,7 +209,7 @@ def _judged_line(one: Judged) -> str:
 
 def profile_markdown() -> str:
     """Parameters and GMACs of every backbone, dense, small dense and with experts, at r = 0.5 and N = 2, as a Markdown table."""
-    head = ["| pictures, backbone | network | parameters | GMACs | against dense |", "| --- | --- | ---: | ---: | ---: |"]
+    head = ["| images, backbone | network | parameters | GMACs | against dense |", "| --- | --- | ---: | ---: | ---: |"]
     return "\n".join([*head, *(_markdown_row(place, title) for place in TABLE for title in KINDS)])
 
 

@@ -1,4 +1,4 @@
-"""Figures from histories and pictures."""
+"""Figures from histories and images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
             style = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "marker": "o"}
             ax.plot(epochs, values, label=short(method), markersize=3, **style)
     for ax, title in zip(axes, ("SA", "RA (PGD-10)"), strict=True):
-        ax.set(title=f"{title} on held-out pictures", xlabel="epoch", ylim=(0, 100))
+        ax.set(title=f"{title} on held-out images", xlabel="epoch", ylim=(0, 100))
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy, %")
     axes[1].legend()
@@ -43,7 +43,7 @@ def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network made of a picture: class name and route, one digit a MoE layer."""
+    """What a network made of an image: class name and route, one digit a MoE layer."""
 
     label: str
     route: str
@@ -51,15 +51,15 @@ class Seen:
 
 @torch.no_grad()
 def see(model: Classifier, x: Tensor, classes: Sequence[str]) -> list[Seen]:
-    """Predictions and routes of pictures [B, C, H, W]."""
+    """Predictions and routes of images [B, C, H, W]."""
     with frozen(model):
         logits, routings = model.forward_routed(x)
     labels = logits.argmax(dim=1).tolist()
     return [Seen(classes[label], _route(routings, row)) for row, label in enumerate(labels)]
 
 
-def picture_grid(model: Classifier, x: Tensor, x_adv: Tensor, labels: Tensor, classes: Sequence[str], path: Path) -> None:
-    """A row a picture: clean, perturbation magnified, adversarial, with both predictions and both routes."""
+def image_grid(model: Classifier, x: Tensor, x_adv: Tensor, labels: Tensor, classes: Sequence[str], path: Path) -> None:
+    """A row an image: clean, perturbation magnified, adversarial, with both predictions and both routes."""
     classes = [short(name) for name in classes]
     clean, adversarial = see(model, x, classes), see(model, x_adv, classes)
     figure = Figure(figsize=(6.6, 1.9 * len(x)), layout="constrained")
@@ -77,8 +77,8 @@ def _titled(label: str, truth: str) -> str:
     return label if label == truth else f"{label} (wrong)"
 
 
-def _draw(ax: Axes, picture: Tensor, title: str, below: str) -> None:
-    pixels = picture.detach().cpu().permute(1, 2, 0).numpy()
+def _draw(ax: Axes, image: Tensor, title: str, below: str) -> None:
+    pixels = image.detach().cpu().permute(1, 2, 0).numpy()
     ax.imshow(np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels)
     ax.set_title(title, fontsize=9)
     ax.set_xlabel(below, fontsize=7, family="monospace")

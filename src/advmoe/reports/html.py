@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks nothing of a network: style, script, figures and pictures stand in it."""
+"""The report as one HTML file that asks nothing of a network: style, script, figures and images stand in it."""
 
 import base64
 import hashlib
@@ -35,7 +35,7 @@ NEEDED = {  # field of a Record -> what is missing without it
     "layers": "MoE layers",
     "load_by_class": "load of the experts by class",
     "epsilon_curve": "accuracies at other radii",
-    "gallery": "pictures",
+    "gallery": "images",
 }
 CSS_DPI = 105
 OF_ROUTING = ("layers", "load_by_class")
@@ -69,7 +69,7 @@ def report_html(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
         subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
         tables=[_overview(summaries), *tables], figures=_drawn(figures), undrawn=_undrawn(figures, failed),
-        runs=runs, shown=_with_pictures(runs), gaps=_gaps(records),
+        runs=runs, shown=_with_images(runs), gaps=_gaps(records),
     )  # fmt: skip
 
 
@@ -93,7 +93,7 @@ def _overview(summaries: Sequence[Summary]) -> Table:
     """Every cell that was run, whatever its setting."""
     names = [name for name in ACCURACIES if any(name in summary.figures for summary in summaries)]
     columns = ("method", "r", "N", *(ACCURACIES[name] for name in names), "GMACs", "less than dense", "n", "data", "network")
-    columns = (*columns, "epochs", "training pictures", "test pictures", "radius")
+    columns = (*columns, "epochs", "training images", "test images", "radius")
     rows = tuple(_overview_row(summary, names) for summary in summaries)
     about = "Every cell that was run: accuracies in percent, mean ± sample deviation over n seeds. Compare within one setting."
     return Table("overview", "All runs", columns, rows, about)
@@ -106,7 +106,7 @@ def _overview_row(summary: Summary, names: Sequence[str]) -> tuple[Entry, ...]:
         Entry(look(cell.method).title), _number(cell.model_scale) if cell.method not in FULL_SCALE else Entry("–"),
         _number(cell.num_experts) if cell.method in ROUTED else Entry("–"), *(_accuracy(figures.get(name)) for name in names),
         Entry(f"{gmacs:.4f}", gmacs), Entry(f"{reduction:.0f} %", reduction), _number(summary.n), Entry(cell.dataset),
-        Entry(_network(cell)), _number(cell.epochs), _number(cell.train_pictures), _number(cell.test_pictures),
+        Entry(_network(cell)), _number(cell.epochs), _number(cell.train_images), _number(cell.test_images),
         Entry(f"{radius(cell.epsilon)} {cell.norm}", cell.epsilon),
     )  # fmt: skip
 
@@ -143,7 +143,7 @@ def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:
     ]
 
 
-def _with_pictures(runs: Sequence[Run]) -> list[Run]:
+def _with_images(runs: Sequence[Run]) -> list[Run]:
     """Runs for the gallery, those with routes first, AdvMoE's leading."""
     order = [*LOOKS]
     shown = [run for run in runs if run.gallery]

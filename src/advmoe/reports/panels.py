@@ -93,11 +93,11 @@ def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
 
 
 def in_words(setting: Cell) -> str:
-    """'fashion-mnist, resnet18 (width 16), 6 epochs', and a second line of pictures, training attack and threat model."""
+    """'fashion-mnist, resnet18 (width 16), 6 epochs', and a second line of images, training attack and threat model."""
     network = f"{setting.backbone}, " if setting.width is None else f"{setting.backbone} (width {setting.width}), "
     return (
-        f"{setting.dataset}, {network if setting.backbone else ''}{setting.epochs} epochs on {setting.train_pictures} pictures,\n"
-        f"{setting.test_pictures} test pictures, {setting.attack_steps} attack steps in training, "
+        f"{setting.dataset}, {network if setting.backbone else ''}{setting.epochs} epochs on {setting.train_images} images,\n"
+        f"{setting.test_images} test images, {setting.attack_steps} attack steps in training, "
         f"{radius(setting.epsilon)} in {setting.norm}"
     )
 

@@ -22,7 +22,7 @@ TITLES = {
     "A2": "Table A2: model scales, training attack of 2 steps, CIFAR-10",
 }
 COMPARED = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
-CIFAR10 = (49_000, 10_000)  # training pictures less the 2 % held out, and test pictures
+CIFAR10 = (49_000, 10_000)  # training images less the 2 % held out, and test images
 ACCURACIES = {"ra": ("RA", "ra_50"), "ra_aa": ("RA-AA", "ra_aa"), "sa": ("SA", "sa")}  # printed field -> title, ours
 OWN = {
     "ra_50": "RA", "ra_aa": "RA-AA", "ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)",
@@ -39,7 +39,7 @@ MEANING = (
     "Accuracies in percent, mean ± sample deviation over n seeds. RA is under PGD-50, RA-worst over the union of everything "
     "that was run, AutoAttack and the attacks on routing among it; without these two it is called quick where the preset quick "
     "was run, and else that of listed attacks. An order is claimed only between means of several seeds whose intervals do not "
-    "meet: 95 % over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with the Wilson interval on the test pictures."
+    "meet: 95 % over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with the Wilson interval on the test images."
 )
 UNRELIABLE = "RA-AA stands above RA-worst by more than half a point: AutoAttack alone flatters this network."
 

@@ -84,7 +84,7 @@ def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
 
 
 def fig_a2(records: list[Record], path: Path) -> bool:
-    """SA and RA on held-out pictures after every epoch, mean and band over seeds (Fig. A2)."""
+    """SA and RA on held-out images after every epoch, mean and band over seeds (Fig. A2)."""
     panels = by_panel(record for record in records if record.get("history"))
     if not panels:
         return False
@@ -95,7 +95,7 @@ def fig_a2(records: list[Record], path: Path) -> bool:
         pair = row.subplots(1, 2, sharey=True)
         for ax, name, said in zip(pair, ("val_sa", "val_ra"), ("SA", "RA (PGD-10)"), strict=True):
             _trajectories(ax, own, name)
-            ax.set(title=f"{said} on held-out pictures", xlabel="epoch", ylim=(0, 100))
+            ax.set(title=f"{said} on held-out images", xlabel="epoch", ylim=(0, 100))
         pair[0].set_ylabel("accuracy, %")
     legend_below(figure, figure.axes)
     save(figure, path)
@@ -137,7 +137,7 @@ def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
     ax.axvline(1, color="#767676", linewidth=0.8)
     attack = first["epsilon_curve"]["attack"].upper().replace("_", "-")
     ax.set(xlabel=f"radius of the attack, times {radius(first['epsilon'])}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
-    said = f"{first['epsilon_curve']['pictures']} pictures"
+    said = f"{first['epsilon_curve']['images']} images"
     ax.annotate(said, (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
     ax.grid(alpha=0.3)
 
@@ -182,7 +182,7 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     xs, ys = zip(*best, strict=True)
     ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
     ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
-    ax.set(xlabel="GMACs of one picture", ylabel=f"{MEASURED[name][0]}, %")
+    ax.set(xlabel="GMACs of one image", ylabel=f"{MEASURED[name][0]}, %")
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")

@@ -42,7 +42,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
 const chooser = document.getElementById("run");
 
 function showRun() {
-  for (const pictures of document.querySelectorAll(".pictures")) pictures.hidden = pictures.id !== `pictures-${chooser.value}`;
+  for (const images of document.querySelectorAll(".images")) images.hidden = images.id !== `images-${chooser.value}`;
 }
 
 if (chooser) {

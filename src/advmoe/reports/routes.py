@@ -1,4 +1,4 @@
-"""Figures of routing, from Records: the MoE structure with one picture's pathway, and the load of the experts by class.
+"""Figures of routing, from Records: the MoE structure with one image's pathway, and the load of the experts by class.
 
 Letters: L MoE layers, N experts, K filters of one expert.
 """
@@ -26,9 +26,9 @@ MOST_LABELS = 30  # class names beside a heat map; of more, every so many
 
 
 def fig_a1(records: list[Record], path: Path) -> bool:
-    """One MoE layer of a trained network, and one test picture's pathway through all of them (after Fig. A1).
+    """One MoE layer of a trained network, and one test image's pathway through all of them (after Fig. A1).
 
-    Of the Records with layers and pictures, the one nearest to the appendix's N = 4, r = 0.25.
+    Of the Records with layers and images, the one nearest to the appendix's N = 4, r = 0.25.
     """
     able = [record for record in records if record.get("layers") and _routed(record)]
     if not able:
@@ -45,9 +45,9 @@ def fig_a1(records: list[Record], path: Path) -> bool:
 
 
 def _routed(record: Record) -> list[dict[str, Any]]:
-    """Pictures of the gallery with a route, those rightly classified and rerouted under attack first."""
-    pictures = [picture for picture in record.get("gallery") or [] if picture["clean"]["route"]]
-    return sorted(pictures, key=lambda own: (own["clean"]["prediction"] != own["label"], not _flips(own)))
+    """Images of the gallery with a route, those rightly classified and rerouted under attack first."""
+    images = [image for image in record.get("gallery") or [] if image["clean"]["route"]]
+    return sorted(images, key=lambda own: (own["clean"]["prediction"] != own["label"], not _flips(own)))
 
 
 def _flips(shown: Mapping[str, Any]) -> int:
@@ -98,7 +98,7 @@ def _window(ax: Axes, corner: tuple[float, float], size: tuple[float, float], te
 
 
 def _draw_pathway(ax: Axes, record: Record, shown: Mapping[str, Any]) -> None:
-    """All layers in order, their experts as cells; the clean picture's pathway, and where the attack leaves it."""
+    """All layers in order, their experts as cells; the clean image's pathway, and where the attack leaves it."""
     layers, clean, adversarial = record["layers"], shown["clean"], shown["adversarial"]
     names = [short(name) for name in record.get("classes") or []]
     routes = [_for_all(shown[name]["route"], len(layers)) for name in ("clean", "adversarial")]
@@ -108,12 +108,12 @@ def _draw_pathway(ax: Axes, record: Record, shown: Mapping[str, Any]) -> None:
         if other != own:
             ax.add_patch(Rectangle((x - 0.36, other - 0.36), 0.72, 0.72, fill=False, edgecolor=CHANGED, linewidth=2, hatch="///"))
     most = max(layer["experts"] for layer in layers)
-    ax.plot(range(len(layers)), routes[0], color=CHOSEN, linewidth=2.5, zorder=0, label="clean picture")
+    ax.plot(range(len(layers)), routes[0], color=CHOSEN, linewidth=2.5, zorder=0, label="clean image")
     ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {_attack(shown)}")
-    picture = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
-    picture.imshow(_pixels(clean["png"]), cmap="gray")
-    picture.set(xticks=[], yticks=[])
-    picture.set_title(named(names, shown["label"]), fontsize=8)
+    image = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
+    image.imshow(_pixels(clean["png"]), cmap="gray")
+    image.set(xticks=[], yticks=[])
+    image.set_title(named(names, shown["label"]), fontsize=8)
     told = f"said: {named(names, clean['prediction'])}\n\nunder attack:\n{named(names, adversarial['prediction'])}"
     ax.text(len(layers) - 0.3, (most - 1) / 2, told, fontsize=8, va="center")
     ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(most - 0.3, -0.7))
@@ -136,7 +136,7 @@ def _attack(shown: Mapping[str, Any]) -> str:
 
 
 def _pixels(png: str) -> np.ndarray[Any, Any]:
-    """The picture [H, W] or [H, W, 3] of a base64 PNG."""
+    """The image [H, W] or [H, W, 3] of a base64 PNG."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
@@ -146,7 +146,7 @@ def named(names: Sequence[str] | None, label: int) -> str:
 
 
 def load_heat_map(records: list[Record], path: Path) -> bool:
-    """Of each routed network's first seed: the share of each class's clean pictures that every expert takes, layer by layer."""
+    """Of each routed network's first seed: the share of each class's clean images that every expert takes, layer by layer."""
     cells = grouped((record for record in records if record.get("load_by_class")), cell_of)
     if not cells:
         return False
@@ -157,7 +157,7 @@ def load_heat_map(records: list[Record], path: Path) -> bool:
     axes = figure.subplots(len(chosen), 1, squeeze=False, height_ratios=tall)[:, 0]
     for ax, record in zip(axes, chosen, strict=True):
         image = _draw_load(ax, record)
-    figure.colorbar(image, ax=list(axes), label="share of the class's pictures, %", shrink=min(1.0, 4 / sum(tall)), pad=0.01)
+    figure.colorbar(image, ax=list(axes), label="share of the class's images, %", shrink=min(1.0, 4 / sum(tall)), pad=0.01)
     save(figure, path)
     return True
 

@@ -1,4 +1,4 @@
-"""A Record as the report's page tells of it: figures, checks, pictures with their routes, configuration, provenance."""
+"""A Record as the report's page tells of it: figures, checks, images with their routes, configuration, provenance."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA,
 
 @dataclass(frozen=True)
 class Side:
-    """A picture as the network sees it: its PNG, what it is taken for, and what that is worth in words."""
+    """An image as the network sees it: its PNG, what it is taken for, and what that is worth in words."""
 
     png: str
     said: str
@@ -27,7 +27,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Layer:
-    """A router's choice on the clean and on the adversarial picture."""
+    """A router's choice on the clean and on the adversarial image."""
 
     number: int
     clean: int
@@ -35,7 +35,7 @@ class Layer:
 
     @property
     def changed(self) -> bool:
-        """Whether the attack reroutes the picture here."""
+        """Whether the attack reroutes the image here."""
         return self.clean != self.adversarial
 
 
@@ -102,7 +102,7 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
     routing = evaluation.get("routing")
     if routing:
         yield "RA-router, RA-expert", f"{routing['ra_router']:.1f} %, {routing['ra_expert']:.1f} %"
-        yield "routes that an attack changes", f"{routing['flip_rate']:.1f} % of the pictures"
+        yield "routes that an attack changes", f"{routing['flip_rate']:.1f} % of the images"
     yield "GMACs", f"{record['gmacs']:.4f} ({record['reduction']:.0f} % less than dense)"
     yield "parameters", f"{record['params']:,}"
     yield "best epoch", str(record["epoch"])
@@ -127,14 +127,14 @@ def _own_tables(record: Record) -> Iterable[Table]:
     ])  # fmt: skip
     curve = record.get("epsilon_curve")
     if curve:
-        title = f"Accuracy of {counted(curve['pictures'], 'picture')} under {_attack(curve['attack'])}, by radius"
+        title = f"Accuracy of {counted(curve['images'], 'image')} under {_attack(curve['attack'])}, by radius"
         yield _table(title, ("radius", "accuracy, %"), [
             (float(f"{at:.4g}"), round(ra, 1)) for at, ra in zip(curve["epsilons"], curve["ra"], strict=True)
         ])  # fmt: skip
     history = record.get("history")
     if history:
         rows = [tuple(round(row[name], 2) if name in row else "" for name in COLUMNS) for row in history]
-        yield _table("Epochs, on held-out pictures", tuple(COLUMNS.values()), rows)
+        yield _table("Epochs, on held-out images", tuple(COLUMNS.values()), rows)
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]]) -> Table:

@@ -62,7 +62,7 @@ def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
     if routing:
         lines += [
             f"RA-router {routing['ra_router']:.1f} %, RA-expert {routing['ra_expert']:.1f} %; "
-            f"routes of {routing['flip_rate']:.1f} % of the pictures change under PGD-50",
+            f"routes of {routing['flip_rate']:.1f} % of the images change under PGD-50",
             "kept their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing["overlap"]) + " %",
             f"load of the experts, per layer: {_loads(routing['load'])} %; under attack: {_loads(routing['load_adv'])} %",
             "one expert in every layer: SA " + " ".join(f"{value:.1f}" for value in routing["fixed_expert_sa"])

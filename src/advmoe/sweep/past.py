@@ -8,7 +8,7 @@ from typing import Any
 
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.evaluation.evaluate import resolve
-from advmoe.progress_state import RunState, number, read_run
+from advmoe.runs.status import RunState, number, read_run
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -1,6 +1,6 @@
 """How long runs will take, from a few real iterations and attack steps of each distinct network and method.
 
-The pictures are random ones of the data's size, the batch on the CPU is a small one. Whatever else a machine does only adds to
+The images are random ones of the data's size, the batch on the CPU is a small one. Whatever else a machine does only adds to
 what is timed, so the least of several times counts, of this probe and of earlier ones. It is multiplied by the counts of the run;
 where runs of the same network have been trained or evaluated, what they took stands instead (`advmoe.sweep.past`).
 """
@@ -19,24 +19,24 @@ import torch
 
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.config import DataConfig, RunConfig, to_dict
-from advmoe.data import Pictures, PictureSpec, Splits, load_dataset
+from advmoe.data import Images, ImageSpec, Splits, load_dataset
 from advmoe.evaluation.evaluate import resolve
 from advmoe.evaluation.suite import AUTOATTACK, AUTOATTACK_PLUS
 from advmoe.files import write_json
 from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
-from advmoe.profile import estimate
+from advmoe.runs.cost import estimate
 from advmoe.sweep.past import Past
 from advmoe.training.loop import VALIDATION_STEPS, train
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network
 
-BATCH = 8  # pictures of a probe's batch on the CPU, where time goes with their number
-WORK = 4.0  # GMACs that a batch there may have; no fewer than two pictures, for batch norm
+BATCH = 8  # images of a probe's batch on the CPU, where time goes with their number
+WORK = 4.0  # GMACs that a batch there may have; no fewer than two images, for batch norm
 ITERATIONS = 4  # of which the first warms up and is not counted
 ENOUGH = 1.0  # seconds after which no more are timed than these
 ATTACK_STEPS = 2
-STANDING = 0.5  # share of the pictures that an attack on survivors meets
+STANDING = 0.5  # share of the images that an attack on survivors meets
 STEPS = {  # forward and backward passes of an attack, a forward pass alone counted as a third
     **{f"pgd_{steps}": steps for steps in (10, 20, 50, 200)}, "pgd_50x10": 500,
     "apgd_ce": 100, "apgd_dlr": 100, "apgd_t": 900,
@@ -46,14 +46,14 @@ STEPS = {  # forward and backward passes of an attack, a forward pass alone coun
 }  # fmt: skip
 SURROGATE = 50  # of every other attack
 ROUTES, ROUTES_EXPERT = 50, 10  # of the routing figures, and for each expert
-CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_PICTURES
-CURVE_PICTURES = 200
+CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_IMAGES
+CURVE_IMAGES = 200
 UNKNOWN = Past()
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for one picture: of an iteration in each phase, of an attack's step."""
+    """Seconds for one image: of an iteration in each phase, of an attack's step."""
 
     phases: tuple[float, ...]
     step: float
@@ -61,7 +61,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Counts:
-    """Pictures of a data set's three parts."""
+    """Images of a data set's three parts."""
 
     train: int
     val: int
@@ -72,7 +72,7 @@ Sizes = Mapping[DataConfig, Counts]
 
 
 def sizes(data: Iterable[DataConfig]) -> Sizes:
-    """How many pictures each distinct data set has. Raises UserError where one cannot be read."""
+    """How many images each distinct data set has. Raises UserError where one cannot be read."""
     parts = {config: load_dataset(config) for config in dict.fromkeys(data)}
     return {config: Counts(len(found.train), len(found.val), len(found.test)) for config, found in parts.items()}
 
@@ -84,7 +84,7 @@ class Probe:
         self.device, self.kept, self.told = device, kept, told
         self.known: dict[str, Pace] = {}
 
-    def pace(self, config: RunConfig, spec: PictureSpec) -> Pace:
+    def pace(self, config: RunConfig, spec: ImageSpec) -> Pace:
         """The pace of a run's network and method. Raises UserError where they cannot be had."""
         key = self._key(config, spec)
         if key not in self.known:
@@ -96,7 +96,7 @@ class Probe:
                 write_json(self.kept, {**kept, key: asdict(self.known[key])}, indent=1)
         return self.known[key]
 
-    def _key(self, config: RunConfig, spec: PictureSpec) -> str:
+    def _key(self, config: RunConfig, spec: ImageSpec) -> str:
         """All that the pace may depend on, as a digest."""
         tree = to_dict(replace(config, seed=0, training=replace(config.training, epochs=1)))
         where = [str(self.device), torch.get_num_threads(), spec.shape, len(spec.classes)]
@@ -104,7 +104,7 @@ class Probe:
         return hashlib.sha256(json.dumps([tree, where], sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(config: RunConfig, spec: PictureSpec, device: torch.device) -> Pace:
+def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     """Time a few iterations of every phase by `train` itself, and a short attack."""
     size = config.training.batch_size
     if device.type != "cuda":
@@ -129,13 +129,13 @@ def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 
 
 def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: str | Sequence[str]) -> float:
     """Seconds of an evaluation of a network that is always right, in which every attack but the first of each figure meets the
-    share STANDING: less where the network errs on many clean pictures."""
+    share STANDING: less where the network errs on many clean images."""
     chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
     figures = list(chosen.figures.values())
     steps = sum(STEPS[names[0]] + STANDING * sum(STEPS[name] for name in names[1:]) for names in figures)
     steps += STANDING * sum(STEPS.get(name, SURROGATE) for name in chosen.survivors if routed or name in STEPS)
     steps += ROUTES + ROUTES_EXPERT * config.model.num_experts if routed else 0
-    return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_PICTURES))
+    return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_IMAGES))
 
 
 class _Clock:
@@ -145,7 +145,7 @@ class _Clock:
         self.phases: list[list[float]] = []
         self.last = 0.0
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Mapping[str, torch.Tensor], pictures: int) -> None:
+    def iteration(self, epoch: int, done: int, total: int, sums: Mapping[str, torch.Tensor], images: int) -> None:
         for value in sums.values():
             value.sum().item()  # waits for a device that works on its own
         now = time.perf_counter()
@@ -159,29 +159,29 @@ class _Clock:
         """Not looked at."""
 
     def note(self, text: str) -> None:
-        """Of random pictures: tells nothing."""
+        """Of random images: tells nothing."""
 
 
-def _attack(config: RunConfig, spec: PictureSpec, size: int, device: torch.device) -> float:
-    """Seconds of one step's one picture, as evaluations attack: through the hard gate, on the fused twin."""
+def _attack(config: RunConfig, spec: ImageSpec, size: int, device: torch.device) -> float:
+    """Seconds of one step's one image, as evaluations attack: through the hard gate, on the fused twin."""
     model = fused(compact(network(config, spec)).to(device).eval())
-    pictures = _random(spec, size, 1).train.to(device)
+    images = _random(spec, size, 1).train.to(device)
     settings, draws = Pgd(config.attack.epsilon, config.attack.epsilon / 4, ATTACK_STEPS), BatchDraws(torch.Generator(device))
     seconds: list[float] = []
     with frozen(model):
         while len(seconds) < ITERATIONS or sum(seconds) < ENOUGH:
             started = time.perf_counter()
-            pgd(model, pictures.pixels(), pictures.labels, settings, draws).sum().item()
+            pgd(model, images.pixels(), images.labels, settings, draws).sum().item()
             seconds.append(time.perf_counter() - started)
     return min(seconds[1:]) / (ATTACK_STEPS * size)
 
 
-def _random(spec: PictureSpec, count: int, held_out: int) -> Splits:
+def _random(spec: ImageSpec, count: int, held_out: int) -> Splits:
     generator = torch.Generator().manual_seed(0)
 
-    def part(pictures: int) -> Pictures:
-        images = torch.randint(0, 256, (pictures, *spec.shape), dtype=torch.uint8, generator=generator)
-        return Pictures(images, torch.randint(0, len(spec.classes), (pictures,), generator=generator))
+    def part(images: int) -> Images:
+        raw = torch.randint(0, 256, (images, *spec.shape), dtype=torch.uint8, generator=generator)
+        return Images(raw, torch.randint(0, len(spec.classes), (images,), generator=generator))
 
     return Splits("random", spec, "random", part(count), part(held_out), part(1))
 

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from advmoe.profile import estimate
+from advmoe.runs.cost import estimate
 from advmoe.sweep.placement import Placement
 from advmoe.sweep.plan import Planned
 from advmoe.sweep.states import State

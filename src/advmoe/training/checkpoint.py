@@ -4,7 +4,7 @@ RUN/config.yaml
 RUN/metrics.jsonl                    one line an epoch
 RUN/.train.lock                      held, and named, by the process that trains
 RUN/checkpoints/epoch-0007-000120/   the same within an epoch: after 7 epochs and 120 iterations of the next
-RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, what the pictures are, SHA-256
+RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, what the images are, SHA-256
                                      of the others)
 RUN/record.json                      written by `advmoe evaluate`
 """
@@ -29,16 +29,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from advmoe import older
+from advmoe import migrations
 from advmoe.config import RunConfig, differences, dump_yaml, from_dict, read_mapping
-from advmoe.data import PictureSpec
+from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import bounded_text, check_plain, sync, write_atomically
 
-SCHEMA = 1
+SCHEMA = 2  # 1 said "picture" where 2 says "image"
 WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the manifest
 MAX_MANIFEST, MAX_FILE = 2**26, 2**40  # bytes
-LARGEST = 2**16  # side of a picture
+LARGEST = 2**16  # side of an image
 LOCK = ".train.lock"
 NUMBERS = re.compile(r"\d+")
 KEPT = 2  # last checkpoints; the best one is kept beside them
@@ -48,11 +48,11 @@ History = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Partial:
-    """An epoch that is not done: iterations behind it, the pictures that each rank saw, seconds they took, and the sums of
+    """An epoch that is not done: iterations behind it, the images that each rank saw, seconds they took, and the sums of
     each rank's metrics, by name."""
 
     iteration: int
-    pictures: list[int]
+    images: list[int]
     seconds: float
     sums: dict[str, Any]
 
@@ -68,14 +68,14 @@ class Checkpoint:
     epoch: int
     history: History
     fingerprint: str
-    spec: PictureSpec | None = None
+    spec: ImageSpec | None = None
     partial: Partial | None = None
     restores: int = 0
 
     def model_state(self) -> dict[str, Tensor]:
         """Parameters and buffers. Raises UserError where the file holds none."""
         try:
-            return older.tensors(load_file(self.folder / WEIGHTS))
+            return migrations.tensors(load_file(self.folder / WEIGHTS))
         except Exception as error:  # a hostile header raises nearly anything
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{self.folder}: holds no weights ({type(error).__name__}: {reason})") from None
@@ -116,7 +116,7 @@ class RunFolder:
         """The run's configuration. Raises UserError where the folder holds no run."""
         if not self.config_path.exists():
             raise UserError(f"{self.path}: holds no run (no config.yaml)")
-        return from_dict(older.config(read_mapping(self.config_path)), str(self.config_path))
+        return from_dict(migrations.config(read_mapping(self.config_path)), str(self.config_path))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -204,7 +204,7 @@ class RunFolder:
 
     def save(
         self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str,
-        spec: PictureSpec | None = None, partial: Partial | None = None, restores: int = 0,
+        spec: ImageSpec | None = None, partial: Partial | None = None, restores: int = 0,
     ) -> None:  # fmt: skip
         """Write the checkpoint of the last epoch in `history`, or of the `partial` one after it; drop what need not be kept."""
         epoch = len(history)
@@ -274,17 +274,17 @@ def best_epoch(history: History) -> int:
     return 1 + max(rows, key=lambda row: (history[row]["score"], -row))
 
 
-def read_spec(tree: Mapping[str, Any]) -> PictureSpec:
+def read_spec(tree: Mapping[str, Any]) -> ImageSpec:
     """The inverse of `asdict`. Raises KeyError, TypeError or ValueError where `tree` is something else."""
     channels, height, width = (index(side) for side in tree["shape"])
     mean, std = (tuple(float(value) for value in tree[name] if abs(value) <= LARGEST) for name in ("mean", "std"))
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{channels} channels with {len(mean)} means and {len(std)} deviations")
     if not all(0 < side <= LARGEST for side in (channels, height, width)) or 0 in std:
-        raise ValueError(f"pictures of {channels} x {height} x {width} with deviations {std}")
+        raise ValueError(f"images of {channels} x {height} x {width} with deviations {std}")
     if not isinstance(tree["classes"], list | tuple) or not tree["classes"]:
         raise TypeError("classes are no names")
-    return PictureSpec(tuple(str(name) for name in tree["classes"]), (channels, height, width), mean, std)
+    return ImageSpec(tuple(str(name) for name in tree["classes"]), (channels, height, width), mean, std)
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
@@ -322,18 +322,20 @@ def _open(folder: Path) -> Checkpoint | None:
     """
     try:
         manifest = json.loads(bounded_text(folder / "manifest.json", MAX_MANIFEST))
-        whole = older.is_unsealed(manifest) or manifest.pop("seal") == _seal(manifest)
+        whole = migrations.is_unsealed(manifest) or manifest.pop("seal") == _seal(manifest)
         newer = whole and type(manifest["schema"]) is int and manifest["schema"] > SCHEMA
     except Exception:
         return None
     if newer:
         raise UserError(f"{folder}: is of schema {manifest['schema']}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
     try:
+        if manifest["schema"] == 1:
+            manifest = migrations.renamed(manifest)
         whole = whole and set(manifest["sha256"]) == set(FILES)  # names lead nowhere else
-        manifest["history"] = older.history(manifest["history"])
+        manifest["history"] = migrations.history(manifest["history"])
         whole = whole and all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
         whole = whole and _is_history(manifest["history"], "partial" in manifest) and isinstance(manifest["fingerprint"], str)
-        if manifest["schema"] == SCHEMA and whole:
+        if type(manifest["schema"]) is int and 1 <= manifest["schema"] <= SCHEMA and whole:
             spec = read_spec(manifest["spec"]) if "spec" in manifest else None
             partial = _read_partial(manifest["partial"]) if "partial" in manifest else None
             restores = index(manifest.get("restores", 0))
@@ -349,15 +351,15 @@ def _open(folder: Path) -> Checkpoint | None:
 
 def _read_partial(tree: Mapping[str, Any]) -> Partial:
     """Raises nearly anything where `tree` is something else."""
-    pictures = [index(own) for own in tree["pictures"]]
+    images = [index(own) for own in tree["images"]]
     sums = {str(name): value for name, value in tree["sums"].items()}
     if (
-        not pictures
+        not images
         or not 0 <= index(tree["iteration"]) < 2**31
-        or any(len(torch.tensor(value)) != len(pictures) for value in sums.values())
+        or any(len(torch.tensor(value)) != len(images) for value in sums.values())
     ):
         raise ValueError("no epoch that is under way")
-    return Partial(index(tree["iteration"]), pictures, float(tree["seconds"]), sums)
+    return Partial(index(tree["iteration"]), images, float(tree["seconds"]), sums)
 
 
 def _is_history(history: Any, empty: bool) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from advmoe import ranks
+from advmoe import distributed
 from advmoe.models import Classifier
 from advmoe.training.losses import Outcome
 
@@ -47,7 +47,7 @@ class Watch:
 
     def _bad(self) -> Tensor:
         """Which tensors are not finite on some rank: [names] bool."""
-        return ranks.any_rank(~torch.isfinite(torch.stack(self.peaks)))
+        return distributed.any_rank(~torch.isfinite(torch.stack(self.peaks)))
 
     @torch.no_grad()
     def _add(self, tensors: dict[str, Tensor], level: str) -> None:
@@ -56,7 +56,7 @@ class Watch:
 
 
 def collapsed_layers(load: Tensor) -> list[tuple[int, int, float]]:
-    """(layer, expert, share) where one of several experts has more than 95 % of the pictures; `load` is [L, N] counts."""
+    """(layer, expert, share) where one of several experts has more than 95 % of the images; `load` is [L, N] counts."""
     if load.shape[1] < 2:
         return []
     shares, experts = (load / load.sum(dim=1, keepdim=True)).max(dim=1)

@@ -41,7 +41,7 @@ class Interrupts:
             signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal gave it
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker that decodes pictures, which ends with this one
+        if os.getpid() != self._process:  # a worker that decodes images, which ends with this one
             return
         if number in self._seen:
             signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from advmoe import ranks
+from advmoe import distributed
 from advmoe.attacks import Pgd, derive_seed
 from advmoe.config import RunConfig
 from advmoe.data import Source, Splits
@@ -34,7 +34,7 @@ OWN = ("fused", "initial_lr", "warmup", "routers")  # what a phase gives its opt
 class Listener(Protocol):
     """Who is told how a run goes."""
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
         """After every iteration, with the epoch's sums so far."""
 
     def epoch(self, row: Mapping[str, Any]) -> None:
@@ -47,7 +47,7 @@ class Listener(Protocol):
 class Quiet:
     """A Listener that keeps it to itself."""
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None: ...
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None: ...
 
     def epoch(self, row: Mapping[str, Any]) -> None: ...
 
@@ -63,13 +63,15 @@ def train(config: RunConfig, splits: Splits, out: Path, listener: Listener, *, r
     (the last good checkpoint stays).
     """
     folder, device = RunFolder(out), splits.train.labels.device
-    fresh = ranks.by_first(folder.latest) is None
+    fresh = distributed.on_rank_zero(folder.latest) is None
     model = initial_network(config, splits) if fresh else network(config, splits.spec).to(device)
     _check_sizes(config, splits)
     autocast(config, device)  # refuses what the device lacks before there is a folder
     with contextlib.ExitStack() as stack:
-        latest = ranks.by_first(lambda: _opened(stack, folder, config, splits, listener, resume))
-        run = _Run(config, splits, folder, listener if ranks.rank() == 0 else Quiet(), model, stack.enter_context(Interrupts()))
+        latest = distributed.on_rank_zero(lambda: _opened(stack, folder, config, splits, listener, resume))
+        run = _Run(
+            config, splits, folder, listener if distributed.rank() == 0 else Quiet(), model, stack.enter_context(Interrupts())
+        )
         run.go_back(latest)
         phases, epochs = METHODS[config.method].phases, config.training.epochs
         while len(run.history) < len(phases) * epochs:
@@ -82,12 +84,12 @@ def _opened(
     stack: contextlib.ExitStack, folder: RunFolder, config: RunConfig, splits: Splits, listener: Listener, resume: bool
 ) -> Checkpoint | None:
     """Lock and claim the folder, and put it in order; give the checkpoint to go on from."""
-    again = ranks.attempt() > 0 and folder.was_claimed_by(ranks.launch())
+    again = distributed.restart_count() > 0 and folder.was_claimed_by(distributed.launch_id())
     if resume and not folder.config_path.exists():
         listener.note(f"{folder.path} holds no run yet: training starts anew")
     stack.enter_context(folder.locked())
     folder.claim(config, resume or again or _finished(folder, config))
-    folder.sign(ranks.launch())
+    folder.sign(distributed.launch_id())
     folder.clean()
     latest = folder.latest()
     for name in folder.damaged():
@@ -108,17 +110,17 @@ def _finished(folder: RunFolder, config: RunConfig) -> bool:
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
-    size, pictures, processes = config.training.batch_size, len(splits.train), ranks.count()
-    last = pictures % size or size
+    size, images, processes = config.training.batch_size, len(splits.train), distributed.world_size()
+    last = images % size or size
     least = 2 if processes == 1 else processes if config.training.sync_norm else 2 * processes
     if last < least:
         few = "one" if last == 1 else str(last)
         whom = "" if processes == 1 else f" of {processes} processes"
-        raise UserError(f"batch_size {size} leaves {few} of {pictures} pictures for the last batch: too few for batch norm{whom}")
+        raise UserError(f"batch_size {size} leaves {few} of {images} images for the last batch: too few for batch norm{whom}")
     if len(splits.val) < processes:
-        raise UserError(f"{len(splits.val)} held-out pictures are too few for {processes} processes")
+        raise UserError(f"{len(splits.val)} held-out images are too few for {processes} processes")
     for phase in METHODS[config.method].phases:
-        epoch_order(0, 0, len(phase.levels), pictures, size)
+        epoch_order(0, 0, len(phase.levels), images, size)
 
 
 @dataclass
@@ -150,13 +152,13 @@ class _Run:
             except NonFinite as error:
                 self._recover(error)
                 return
-            ranks.same_state(self.model)  # without sync_norm each rank's statistics are its own
+            distributed.broadcast_state(self.model)  # without sync_norm each rank's statistics are its own
             row |= _validate(state, self.splits.val) | {"phase": 1 + before // self.config.training.epochs}
             row["score"] = row[METHODS[self.config.method].selects]
-            self.history.append(ranks.told(row))
+            self.history.append(distributed.broadcast(row))
             self._save(state)
             self.listener.epoch(row)
-            caught = ranks.largest(self.interrupts.caught)
+            caught = distributed.maximum(self.interrupts.caught)
             if caught and not self._is_done():
                 raise Stopped(caught, f"after epoch {len(self.history)}, which is saved")
 
@@ -171,27 +173,27 @@ class _Run:
             within = latest.epoch > before or latest.partial is not None
             _restore(state, latest, within_phase=within)
         elif before == 0:
-            ranks.same_state(self.model)
+            distributed.broadcast_state(self.model)
             calibrate(state, self.splits.train)
-        synchronise(self.model, ranks.count() > 1 and self.config.training.sync_norm)
+        synchronise(self.model, distributed.world_size() > 1 and self.config.training.sync_norm)
         return state
 
     def _epoch(self, state: TrainState, phase: Phase, progress: int) -> dict[str, Any]:
         """One pass over the training set, or what is left of it; `progress` counts the phase's epochs from 0."""
-        training, epoch, pictures = self.config.training, len(self.history), self.splits.train
+        training, epoch, images = self.config.training, len(self.history), self.splits.train
         done = _Done.of(self.latest.partial if self.latest else None)
         self.latest = None
-        loaded = batches(self.config, pictures, epoch, len(phase.levels), done.iteration)
-        total = math.ceil(len(pictures) / training.batch_size)
+        loaded = batches(self.config, images, epoch, len(phase.levels), done.iteration)
+        total = math.ceil(len(images) / training.batch_size)
         if done.iteration > total:
             raise UserError(f"{self.folder.path}: its checkpoint is {done.iteration} iterations into an epoch of {total}")
         for iteration in range(done.iteration, total):
             state.done = (progress + iteration / total) / training.epochs
             _set_rates(state, 0.5**self.restores)
             state.draws.generator.manual_seed(derive_seed(self.config.seed, epoch, iteration))
-            if ranks.count() > 1:
-                state.draws.batch = min(training.batch_size, len(pictures) - iteration * training.batch_size)
-            drawn = ranks.together(lambda: next(loaded))
+            if distributed.world_size() > 1:
+                state.draws.batch = min(training.batch_size, len(images) - iteration * training.batch_size)
+            drawn = distributed.raise_together(lambda: next(loaded))
             own = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, drawn, strict=True)}
             try:
                 done.add(phase.step(state, own), len(own[phase.levels[0]][1]))
@@ -199,7 +201,7 @@ class _Run:
                 raise NonFinite(f"iteration {iteration + 1} of {total}: {error} is not finite") from None
             where = f"epoch {epoch + 1}, iteration {iteration + 1} of {total}"
             try:
-                self.listener.iteration(epoch + 1, iteration + 1, total, done.sums, done.pictures)
+                self.listener.iteration(epoch + 1, iteration + 1, total, done.sums, done.images)
             except OSError:  # a pipe whose reader the signal ended, too
                 self._save_if_wanted(state, done, where)
                 raise
@@ -207,12 +209,12 @@ class _Run:
         sums, seen = done.over_ranks()
         row = {"epoch": epoch + 1, **_rates(state), **_means(sums, seen)}
         for layer, expert, share in collapsed_layers(sums["load"]) if "load" in sums else []:
-            self.listener.note(f"epoch {epoch + 1}: expert {expert} of MoE layer {layer} takes {share:.0%} of the pictures")
+            self.listener.note(f"epoch {epoch + 1}: expert {expert} of MoE layer {layer} takes {share:.0%} of the images")
         return row | {"train_seconds": done.seconds, "iterations": total}
 
     def _recover(self, error: NonFinite) -> None:
         """Go back to the last good checkpoint, where the configuration says so; else raise UserError."""
-        epoch, latest = len(self.history) + 1, ranks.by_first(self.folder.latest)
+        epoch, latest = len(self.history) + 1, distributed.on_rank_zero(self.folder.latest)
         last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
         back, rate = last if latest else "the start", "the routers' rate" if self.model.router_parameters() else "the rate"
         if self.config.training.on_nonfinite == "stop" or self.restores == MOST_RESTORES:
@@ -227,7 +229,7 @@ class _Run:
     def _save_if_wanted(self, state: TrainState, done: "_Done", where: str) -> None:
         """A checkpoint within the epoch, where the last one is older than the configuration wants, or a signal was caught."""
         due = done.unsaved() >= 60 * self.config.runtime.save_minutes
-        wanted = ranks.largest(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
+        wanted = distributed.maximum(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
         if wanted:
             self._save(state, done)
         if wanted > 1:
@@ -237,7 +239,7 @@ class _Run:
         """Keep the state after an epoch, or within one."""
         optimizers = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
         partial = None if done is None else done.partial()
-        ranks.by_first(
+        distributed.on_rank_zero(
             lambda: self.folder.save(
                 state.model.state_dict(),
                 optimizers,
@@ -253,8 +255,8 @@ class _Run:
 class _Done:
     """What is behind of an epoch."""
 
-    def __init__(self, iteration: int, pictures: int, seconds: float, sums: Metrics) -> None:
-        self.iteration, self.pictures, self.sums = iteration, pictures, sums
+    def __init__(self, iteration: int, images: int, seconds: float, sums: Metrics) -> None:
+        self.iteration, self.images, self.sums = iteration, images, sums
         self._before, self._started = seconds, time.perf_counter()
         self._saved = self._started
 
@@ -263,11 +265,11 @@ class _Done:
         """As a checkpoint has it: each rank goes on with its own sums, or rank 0 with all, where there were more or fewer."""
         if partial is None:
             return cls(0, 0, 0.0, {})
-        whole = {name: torch.tensor(value) for name, value in {"": partial.pictures, **partial.sums}.items()}
-        if len(partial.pictures) == ranks.count():
-            sums = {name: value[ranks.rank()] for name, value in whole.items()}
+        whole = {name: torch.tensor(value) for name, value in {"": partial.images, **partial.sums}.items()}
+        if len(partial.images) == distributed.world_size():
+            sums = {name: value[distributed.rank()] for name, value in whole.items()}
         else:
-            sums = {name: value.sum(dim=0) * (ranks.rank() == 0) for name, value in whole.items()}
+            sums = {name: value.sum(dim=0) * (distributed.rank() == 0) for name, value in whole.items()}
         return cls(partial.iteration, int(sums.pop("")), partial.seconds, sums)
 
     @property
@@ -279,29 +281,29 @@ class _Done:
         """Seconds since the last checkpoint, or since the start."""
         return time.perf_counter() - self._saved
 
-    def add(self, metrics: Metrics, pictures: int) -> None:
+    def add(self, metrics: Metrics, images: int) -> None:
         """Count an iteration."""
         self.sums = {name: self.sums.get(name, torch.zeros_like(value)).to(value.device) + value for name, value in metrics.items()}
-        self.iteration, self.pictures = self.iteration + 1, self.pictures + pictures
+        self.iteration, self.images = self.iteration + 1, self.images + images
 
     def over_ranks(self) -> tuple[Metrics, int]:
-        """The sums and the number of pictures of all ranks."""
-        seen = next(iter(self.sums.values())).new_tensor(self.pictures, dtype=torch.int64)
-        return {name: ranks.summed(value) for name, value in self.sums.items()}, int(ranks.summed(seen))
+        """The sums and the number of images of all ranks."""
+        seen = next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64)
+        return {name: distributed.sum_over_ranks(value) for name, value in self.sums.items()}, int(distributed.sum_over_ranks(seen))
 
     def partial(self) -> Partial:
         """As a checkpoint keeps it."""
-        pictures = ranks.gathered(next(iter(self.sums.values())).new_tensor(self.pictures, dtype=torch.int64))
-        sums = {name: ranks.gathered(value).tolist() for name, value in self.sums.items()}
+        images = distributed.all_gather(next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64))
+        sums = {name: distributed.all_gather(value).tolist() for name, value in self.sums.items()}
         self._saved = time.perf_counter()
-        return Partial(self.iteration, pictures.tolist(), self.seconds, sums)
+        return Partial(self.iteration, images.tolist(), self.seconds, sums)
 
 
 def _restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> None:
     """Weights, and the optimizers' states unless the checkpoint ends the phase before."""
-    ranks.by_first(lambda: load_weights(state.model, checkpoint))
-    ranks.same_state(state.model)
-    states = ranks.by_first(checkpoint.optimizer_states) if within_phase else {}
+    distributed.on_rank_zero(lambda: load_weights(state.model, checkpoint))
+    distributed.broadcast_state(state.model)
+    states = distributed.on_rank_zero(checkpoint.optimizer_states) if within_phase else {}
     if within_phase and states.keys() != state.optimizers.keys():
         raise UserError(f"{checkpoint.folder}: holds the states of {', '.join(states)}, not of {', '.join(state.optimizers)}")
     for level, content in states.items():
@@ -340,21 +342,21 @@ def _rates(state: TrainState) -> dict[str, float]:
     return {"router_lr" if group["routers"] else "lr": group["lr"] for group in groups}
 
 
-def _means(sums: Metrics, pictures: int) -> dict[str, Any]:
-    """Per-picture means as plain numbers; correct counts in percent, `load` as each expert's share, `dead` experts by layer."""
+def _means(sums: Metrics, images: int) -> dict[str, Any]:
+    """Per-image means as plain numbers; correct counts in percent, `load` as each expert's share, `dead` experts by layer."""
     row: dict[str, Any] = {}
     for name, value in sums.items():
-        if name == "router_pictures":
+        if name == "router_images":
             continue
         if name == "load":
             row["load"] = (value / value.sum(dim=1, keepdim=True)).tolist()
             row["dead"] = [(counts == 0).nonzero()[:, 0].tolist() for counts in value]
         elif name == "router_entropy":
-            row[name] = (value / pictures).tolist()
+            row[name] = (value / images).tolist()
         elif name.endswith("_correct"):
-            row[f"train_{name.removesuffix('_correct')}"] = 100 * value.item() / pictures
+            row[f"train_{name.removesuffix('_correct')}"] = 100 * value.item() / images
         else:
-            row[name] = (value / sums.get(name.replace("loss", "pictures"), pictures)).item()
+            row[name] = (value / sums.get(name.replace("loss", "images"), images)).item()
     return row
 
 
@@ -362,10 +364,10 @@ def _validate(state: TrainState, held_out: Source) -> dict[str, Any]:
     """SA and RA (PGD-10) on the held-out part: they select the best epoch. Each rank attacks its share."""
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)
-    rows = torch.arange(ranks.rank(), len(held_out), ranks.count())
+    rows = torch.arange(distributed.rank(), len(held_out), distributed.world_size())
     model, own = state.twin(), held_out.subset(rows.to(held_out.labels.device))
     with torch.inference_mode():
         correct = correct_flags(model, own)
     robust = robust_flags(model, own, settings, correct=correct, numbers=rows.tolist())
-    sa, ra = (100 * ranks.summed(flags.sum()).item() / len(held_out) for flags in (correct, robust))
+    sa, ra = (100 * distributed.sum_over_ranks(flags.sum()).item() / len(held_out) for flags in (correct, robust))
     return {"val_sa": sa, "val_ra": ra, "validate_seconds": time.perf_counter() - started}

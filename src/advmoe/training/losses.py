@@ -1,4 +1,4 @@
-"""The losses, each with the attack that finds its adversarial pictures."""
+"""The losses, each with the attack that finds its adversarial images."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
 
 
 def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
-    """CE(f(x), y) + beta * KL(f(x) || f(x')), clean and adversarial pictures in passes of their own."""
+    """CE(f(x), y) + beta * KL(f(x) || f(x')), clean and adversarial images in passes of their own."""
     clean, routings = forward(x)
     robust, _ = forward(x_adv)
     divergence = kl_divergence(robust, full(clean).log_softmax(dim=1)).mean()

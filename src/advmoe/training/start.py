@@ -11,7 +11,7 @@ from torch.amp import is_autocast_available
 
 from advmoe.attacks import BatchDraws, derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Pictures, PictureSpec, Source, Splits, cores
+from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
 from advmoe.moe import MOMENTUM, ExpertNorm
@@ -24,8 +24,8 @@ from advmoe.training.steps import TrainState
 CALIBRATION_BATCHES = 8
 
 
-def network(config: RunConfig, spec: PictureSpec) -> Classifier:
-    """The network for pictures of `spec` that the configuration's method trains, initialised from its seed."""
+def network(config: RunConfig, spec: ImageSpec) -> Classifier:
+    """The network for images of `spec` that the configuration's method trains, initialised from its seed."""
     kind = lookup(METHODS, config.method, "method").kind(config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -116,28 +116,28 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
 
 
 @torch.inference_mode()
-def calibrate(state: TrainState, pictures: Source) -> None:
+def calibrate(state: TrainState, images: Source) -> None:
     """Start the routers' and batch norms' running statistics as means over the first training batches.
 
     The batch norms' must be as far along as the routers', which standardise what those will give in eval mode: with batch
-    norm's own momentum every fresh router would send all pictures to one expert.
+    norm's own momentum every fresh router would send all images to one expert.
     """
     size = state.config.training.batch_size
-    (order,) = epoch_order(state.config.seed, 0, 1, len(pictures), size)
+    (order,) = epoch_order(state.config.seed, 0, 1, len(images), size)
     norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
     state.model.train()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # torch's word for a plain mean
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
-        rows = torch.from_numpy(order[start : start + size]).to(pictures.labels.device)
-        state.model(pictures[rows].pixels())
+        rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
+        state.model(images[rows].pixels())
     for norm in norms:
         norm.momentum = MOMENTUM
     state.model.eval()
 
 
-def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Pictures, ...]]:
+def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Images, ...]]:
     """The epoch's batches from iteration `first` (from 0) on, one for each level, augmented; of each this rank's share."""
     size = config.training.batch_size
     streams, data = [], config.data

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from advmoe import ranks
+from advmoe import distributed
 from advmoe.attacks import BatchDraws, frozen
 from advmoe.config import RunConfig
 from advmoe.models import Classifier, fused
@@ -18,7 +18,7 @@ from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
-# sums over the batch's pictures (routers', which may rest, apart); "load" is [L, N] counts, "router_entropy" [L]
+# sums over the batch's images (routers', which may rest, apart); "load" is [L, N] counts, "router_entropy" [L]
 Metrics = dict[str, Tensor]
 ROUTED_LEVELS = ("all", "routers")  # those in which routers learn
 
@@ -41,9 +41,9 @@ class TrainState:
         """Whether the experts are still kept equal."""
         return self.done < self.config.training.tied_share
 
-    def share(self, pictures: int) -> float:
-        """What so many pictures are of the batch that all ranks share."""
-        return 1.0 if self.draws.batch is None else pictures / self.draws.batch
+    def share(self, images: int) -> float:
+        """What so many images are of the batch that all ranks share."""
+        return 1.0 if self.draws.batch is None else images / self.draws.batch
 
     def twin(self) -> Classifier:
         """The model as it is now, with its norms folded in: always the same network, which attacks and routers use."""
@@ -84,8 +84,8 @@ def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     for _ in range(training.router_steps):
         gate, attack_gate = Gate(training.router_gate), Gate(training.router_attack_gate)
         outcome = _update(state, "routers", batches["routers"], gate, attack_gate, False)
-    pictures = len(batches["routers"][1])
-    return {"router_loss": outcome.total.detach() * pictures, "router_pictures": outcome.total.new_full((), pictures)}
+    images = len(batches["routers"][1])
+    return {"router_loss": outcome.total.detach() * images, "router_images": outcome.total.new_full((), images)}
 
 
 def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
@@ -113,7 +113,7 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
         state.watch.outcome(outcome, level)
         optimizer.zero_grad(set_to_none=True)
         (outcome.total * state.share(len(y))).backward()
-        ranks.add_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
+        distributed.sum_gradients(parameter for group in optimizer.param_groups for parameter in group["params"])
         state.watch.gradients(state.model, level)
     if state.tied:
         for layer in state.model.moe_layers():
@@ -183,7 +183,7 @@ def entropy(routings: Routings) -> Tensor:
 
 
 def load(routings: Routings) -> Tensor:
-    """How many of the batch's pictures each expert of each layer got: [L, N]."""
+    """How many of the batch's images each expert of each layer got: [L, N]."""
     experts = torch.stack([routing.experts for routing in routings])
     numbers = torch.arange(routings[0].logits.shape[1], device=experts.device)
     return (experts[:, :, None] == numbers).sum(dim=1)

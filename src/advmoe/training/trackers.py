@@ -32,9 +32,9 @@ class Several:
     def __init__(self, *listeners: Listener) -> None:
         self.listeners = listeners
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
         for listener in self.listeners:
-            listener.iteration(epoch, done, total, sums, pictures)
+            listener.iteration(epoch, done, total, sums, images)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         for listener in self.listeners:
@@ -117,10 +117,10 @@ class Tracker:
             if self.place is not None:
                 self.place.close()
 
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, pictures: int) -> None:
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
         place = self._open()
         if done < total and done % self.every == 0:
-            self._write(place, self._losses(sums, pictures), (epoch - 1) * total + done)
+            self._write(place, self._losses(sums, images), (epoch - 1) * total + done)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.before = {}
@@ -145,10 +145,10 @@ class Tracker:
             self.written = step
             write_json(_written_path(self.folder), {"step": step})
 
-    def _losses(self, sums: Metrics, pictures: int) -> dict[str, float]:
-        """Means over the pictures since the last reading."""
+    def _losses(self, sums: Metrics, images: int) -> dict[str, float]:
+        """Means over the images since the last reading."""
         now: dict[str, tuple[float, float]] = {
-            name: (float(sums[name]), float(sums.get(name.replace("loss", "pictures"), pictures)))
+            name: (float(sums[name]), float(sums.get(name.replace("loss", "images"), images)))
             for name in ("loss", "router_loss")
             if name in sums
         }

@@ -1,0 +1,108 @@
+"""What a person sees while a run goes."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from advmoe.evaluation.shards import Shard, stored
+from advmoe.training.steps import Metrics
+
+REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
+
+
+class TrainingProgress:
+    """A live line (epoch, rate, time left, losses, load) and a printed line for each epoch; a training Listener."""
+
+    def __init__(self, console: Console, name: str, epochs: int) -> None:
+        self.console, self.name, self.epochs = console, name, epochs
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True), console=console, transient=True,
+        )  # fmt: skip
+        self.task = self.progress.add_task(name, total=None, state="starting")
+        self.read, self.started = 0.0, time.monotonic()
+
+    def __enter__(self) -> "TrainingProgress":
+        return self  # the live line starts with the first iteration: a refused run prints its reason alone
+
+    def __exit__(self, *_: object) -> None:
+        if self.progress.live.is_started:
+            self.progress.stop()
+
+    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
+        self.progress.update(self.task, completed=(epoch - 1) * total + done, total=self.epochs * total)
+        now = time.monotonic()
+        if done == 1:
+            self.started = now
+            self.progress.start()
+        if now - self.read >= REFRESH:
+            self.read = now
+            rate = f"{(done - 1) / (now - self.started):.1f} it/s" if done > 1 else ""
+            state = " ".join([rate, *_losses(sums, images), _load(sums)])
+            self.progress.update(self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", state=state)
+
+    def epoch(self, row: Mapping[str, Any]) -> None:
+        load = f"  busiest expert {max(max(layer) for layer in row['load']):.0%}" if "load" in row else ""
+        rate = row["iterations"] / max(row["train_seconds"], 1e-9)
+        self.progress.console.print(
+            f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  held-out SA {row['val_sa']:.1f} "
+            f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}",
+            highlight=False, soft_wrap=True,
+        )  # fmt: skip
+
+    def note(self, text: str) -> None:
+        self.progress.console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+
+class EvaluationProgress:
+    """A live line with the running worst case; `told` goes to `evaluate`. Off a terminal, `log` prints lines instead."""
+
+    def __init__(self, console: Console, name: str, shards: int, *, log: bool = False) -> None:
+        self.name, self.shards = name, shards
+        self.log = log and not console.is_terminal
+        self.standing: dict[int, int] = {}
+        self.seen: dict[int, int] = {}
+        columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
+        self.progress = Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        )  # else it leaves a blank line
+        self.task = self.progress.add_task(f"{name}: attacking")
+
+    def __enter__(self) -> "EvaluationProgress":
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def told(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
+        """An attack on a shard is done."""
+        self.standing[number] = len(set(shard.correct or []) - set(shard.ever))
+        self.seen[number] = len(shard.rows)
+        worst = f"{sum(self.standing.values())} of {sum(self.seen.values())} images stand everything so far"
+        text = f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}"
+        self.progress.update(self.task, description=text)
+        if log and self.log:
+            self.progress.console.print(text, highlight=False, soft_wrap=True)
+
+    def stored(self, folder: Path) -> None:
+        """Earlier attacks on shards, or other processes', are done, as far as the store in `folder` tells."""
+        for number, shard in stored(folder):
+            self.told(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
+
+
+def _losses(sums: Metrics, images: int) -> list[str]:
+    names = {"loss": "loss", "router_loss": "router loss"}
+    counts = {name: sums.get(name.replace("loss", "images"), images) for name in names}
+    return [f"{label} {float(sums[name] / counts[name]):.3f}" for name, label in names.items() if name in sums]
+
+
+def _load(sums: Metrics) -> str:
+    if "load" not in sums:
+        return ""
+    shares = sums["load"] / sums["load"].sum(dim=1, keepdim=True)
+    return f"load {shares.min().item():.0%}-{shares.max().item():.0%}"

@@ -1,0 +1,83 @@
+"""argv to one command, and errors to one line and an exit status."""
+
+import errno
+import importlib
+import signal
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from advmoe import __version__
+from advmoe.errors import UserError, lookup
+from advmoe.training.interrupts import Stopped
+
+COMMANDS = {  # each a module of advmoe.cli, imported when it is asked for
+    "demo": "Train and evaluate four methods on embedded images: a few minutes on two cores.",
+    "train": "Train a network from a recipe, a configuration file, or where a run left off.",
+    "evaluate": "Measure what a trained network withstands at worst, on the test set.",
+    "predict": "Classify images: class, confidence and the experts that each was sent through.",
+    "attack": "Show what it takes to fool a network on one image.",
+    "export": "Write a trained network as one ONNX or torch.export file, and compare it with PyTorch.",
+    "sweep": "Train and evaluate a whole table or figure of the paper, or a grid of one's own; go on after any stop.",
+    "watch": "Show running and finished runs.",
+    "report": "Tables, figures and one self-contained HTML page from Records.",
+    "benchmark": "Measure whether networks, iterations and attacks are as fast as their cost says.",
+    "profile": "Print parameters and GMACs of a recipe's network.",
+    "recipes": "List the recipes: settings, parameters and GMACs.",
+    "data": "Fetch a data set (get), or read one and say what it holds (check).",
+    "doctor": "Say what is installed and what is missing, with the command that adds it.",
+    "completion": "Print what completes commands and flags in a shell.",
+}
+AGAIN = "the same command goes on where it stopped"
+GO_ON = {
+    "train": "the same command with --resume goes on from the last checkpoint",
+    "evaluate": "the same command (without --fresh) goes on where it stopped",
+    "demo": AGAIN,
+    "sweep": AGAIN,
+    "report": "every file written is whole; the same command makes the rest",
+    "data": AGAIN,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; give its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"advmoe {__version__}, torch {torch.__version__}")
+        return 0
+    try:
+        lookup(COMMANDS, words[0], "command")
+        importlib.import_module(f"advmoe.cli.{words[0]}").run(words[1:])
+        return 0
+    except (UserError, OSError, torch.OutOfMemoryError, MemoryError) as error:
+        return _complain(_in_words(error))
+    except KeyboardInterrupt as error:
+        where = f" {error}" if isinstance(error, Stopped) else ""
+        print(f"interrupted{where}; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
+
+
+def _overview() -> str:
+    lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help tells more)", ""]
+    lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join([*lines, "", "Start with: advmoe demo"])
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
+    if not isinstance(error, OSError):
+        return str(error)
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno == errno.ENOSPC:
+        return f"{place}no space left on the disk; what was saved before is whole, and the run can go on from there"
+    return f"{place}{error.strerror or error}"
+
+
+def _complain(message: str) -> int:
+    print(f"advmoe: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,111 @@
+"""`advmoe predict`."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from advmoe.cli.parsing import Flag, device, parse
+from advmoe.config import Device, RuntimeConfig
+from advmoe.errors import UserError
+from advmoe.runs.load import Loaded, load
+from advmoe.runs.predict import Prediction, images_in, predict
+
+COLUMNS = ("image", "class", "confidence", "pathway", "note")
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Print the class of images, how sure the network is of it, and the expert that each layer chose. Files that hold no image
+    are named, and the others classified all the same."""
+
+    run: tyro.conf.Positional[str]
+    """A run's folder, a file that advmoe.save_file wrote, or a name on the hub (owner/name)."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Files, and folders, which are read at any depth."""
+    json: Flag = False
+    """Print a JSON list."""
+    csv: Flag = False
+    """Print CSV."""
+    batch_size: int = 64
+    """Images in memory at once."""
+    device: Device = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.json and self.csv:
+            raise UserError("--json and --csv exclude each other")
+        if not self.images:
+            raise UserError("give one or more IMAGES: files or folders")
+
+
+def run(words: list[str]) -> None:
+    arguments = parse(PredictArguments, "predict", words)
+    model = load(arguments.run, device(RuntimeConfig(arguments.device, arguments.threads)))
+    write = _print_json if arguments.json else _print_csv if arguments.csv else _print_table
+    write(model, _readable(arguments, model))
+
+
+def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[Prediction]:
+    """The images' predictions; the other files are named on stderr. Raises UserError where there is no image at all."""
+    done, failed = 0, 0
+    alone = len(arguments.images) == 1 and not arguments.images[0].is_dir()
+    for answer in predict(model, images_in(arguments.images), arguments.batch_size):
+        if isinstance(answer, Prediction):
+            done += 1
+            yield answer
+        elif alone:
+            raise UserError(answer.reason)
+        else:
+            failed += 1
+            print(f"advmoe: {printable(answer.reason)}", file=sys.stderr)
+    if not done:
+        names = ", ".join(map(str, arguments.images))
+        raise UserError(f"{names}: none of {failed} files is an image" if failed else f"{names}: holds no file")
+
+
+def printable(text: str) -> str:
+    """The text without what would drive a terminal, or could not be encoded: a file's name may hold anything."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def pathway(route: Sequence[int]) -> str:
+    """'0-1-1-0'; '' without experts."""
+    return "-".join(map(str, route))
+
+
+def _print_table(model: Loaded, rows: Iterator[Prediction]) -> None:
+    """Aligned lines, the image last, as its length is not known beforehand."""
+    width = max(len("class"), *map(len, model.classes))
+    for number, row in enumerate(rows):
+        route = pathway(row.pathway)
+        if number == 0:
+            print(f"{'class':{width}}  confidence  {'pathway':{max(7, len(route))}}  image")
+        line = f"{row.name:{width}}  {row.confidence:10.4f}  {route:7}  {printable(str(row.image))}"
+        print(line + (f"  ({row.note})" if row.note else ""))
+
+
+def _print_json(model: Loaded, rows: Iterator[Prediction]) -> None:
+    """A list, written as it comes."""
+    lead = "["
+    for row in rows:
+        values = (str(row.image), row.name, row.confidence, list(row.pathway), row.note)
+        print(lead, json.dumps(dict(zip(COLUMNS, values, strict=True))), sep="\n", end="")
+        lead = ","
+    print("\n]")
+
+
+def _print_csv(model: Loaded, rows: Iterator[Prediction]) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    for number, row in enumerate(rows):
+        if number == 0:
+            writer.writerow(COLUMNS)
+        writer.writerow([printable(str(row.image)), row.name, row.confidence, pathway(row.pathway), row.note])

@@ -1,0 +1,210 @@
+"""Several processes that work on one run, started by torchrun: R ranks, of which rank 0 alone writes.
+
+Without torchrun there is one rank, and everything here costs nothing and changes nothing. Every function that communicates is
+to be called by all ranks, in the same order.
+"""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from advmoe.errors import UserError
+
+Result = TypeVar("Result")
+PATIENCE = timedelta(days=7)  # rank 0 may work alone for hours; ranks that died are noticed at once, by their connections
+
+
+def world_size() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def launch_id() -> str:
+    """What tells one torchrun from another; empty without it."""
+    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+
+
+def restart_count() -> int:
+    """How often torchrun has started the ranks again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def local_device(device: torch.device) -> torch.device:
+    """Of CUDA devices that were not chosen by number, the one that is this rank's on its machine."""
+    if device.type != "cuda" or not launch_id():
+        return device
+    if device.index is not None:
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > 1:
+            raise UserError(f"{device} is one device for several processes: leave its number out")
+        return device
+    local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if local.index >= torch.cuda.device_count():
+        raise UserError(f"{local} is not to be had: start at most {torch.cuda.device_count()} processes on this machine")
+    torch.cuda.set_device(local)
+    return local
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the other ranks, where torchrun started several: NCCL between CUDA devices, gloo between processors."""
+    if not launch_id() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    store, own, world = next(rendezvous("env://"))
+    store = PrefixStore(f"attempt {restart_count()}", store)  # torchrun may keep the store, with addresses of ranks that died
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=own, world_size=world, timeout=PATIENCE)
+    try:
+        yield
+        dist.barrier()  # gloo aborts a process whose peers are gone before it has said goodbye
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rows(images: int) -> slice:
+    """This rank's rows of a batch of so many images; the ranks' shares differ by one at most."""
+    return slice(images * rank() // world_size(), images * (rank() + 1) // world_size())
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over ranks. Every rank's loss depends on it, so its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks, with gradients."""
+    return x if world_size() == 1 else _Sum.apply(x)  # type: ignore[no-untyped-call]
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """[...] -> [R, ...]: every rank's tensor of that shape, with gradients."""
+    slots = [x if place == rank() else torch.zeros_like(x) for place in range(world_size())]
+    return sum_over_ranks(torch.stack(slots))
+
+
+def gather_rows(x: Tensor) -> Tensor:
+    """[b, ...] -> [B, ...]: the rows of all ranks, in their order, with gradients."""
+    if world_size() == 1:
+        return x
+    lengths = all_gather(torch.tensor(len(x), device=x.device)).tolist()
+    before = sum(lengths[: rank()])
+    after = sum(lengths) - before - len(x)
+    return sum_over_ranks(torch.cat([x.new_zeros(before, *x.shape[1:]), x, x.new_zeros(after, *x.shape[1:])]))
+
+
+def pooled_statistics(values: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Number, mean and biased variance of all ranks' values, from each rank's own; `values` is broadcast to the others' shape."""
+    if world_size() == 1:
+        return values.to(mean.dtype).expand_as(mean), mean, var
+    counts, means, variances = all_gather(torch.stack([values.to(mean.dtype).expand_as(mean), mean, var])).unbind(dim=1)
+    total = counts.sum(dim=0)
+    weights = counts / total.clamp(min=1)
+    middle = (weights * means).sum(dim=0)
+    return total, middle, (weights * (variances + (means - middle).square())).sum(dim=0)
+
+
+def any_rank(flags: Tensor) -> Tensor:
+    """Flags (a bool tensor) that are set on some rank."""
+    return sum_over_ranks(flags.float()) > 0 if world_size() > 1 else flags
+
+
+def maximum(number: int) -> int:
+    """The largest of the ranks' numbers."""
+    if world_size() == 1:
+        return number
+    slot = torch.tensor(number)  # on the CPU, which gloo serves beside NCCL
+    dist.all_reduce(slot, dist.ReduceOp.MAX)
+    return int(slot)
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the gradients by their sums over the ranks, in one message for each dtype."""
+    if world_size() == 1:
+        return
+    by_dtype: dict[torch.dtype, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            by_dtype.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for gradients in by_dtype.values():
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
+
+
+def broadcast(value: Result) -> Result:
+    """Rank 0's value, on every rank."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def on_rank_zero(action: Callable[[], Result]) -> Result:
+    """What `action` gives on rank 0, which alone runs it. Where it raises there, the others end silently."""
+    if world_size() == 1:
+        return action()
+    result: Result | None = None
+    failure: BaseException | None = None
+    if rank() == 0:
+        try:
+            result = action()
+        except BaseException as error:
+            failure = error
+    result, failed = broadcast((result, failure is not None))
+    if failed:
+        raise SystemExit(2) if failure is None else failure
+    return result  # type: ignore[return-value]
+
+
+def barrier() -> None:
+    """Wait until every rank has come this far."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def raise_together(action: Callable[[], Result]) -> Result:
+    """What `action` gives on each rank. Where it raises UserError or OSError on some, rank 0 raises that, others end silently."""
+    if world_size() == 1:
+        return action()
+    result: Result | None = None
+    failure = ""
+    try:
+        result = action()
+    except (UserError, OSError) as error:
+        failure = str(error) or type(error).__name__
+    if maximum(bool(failure)):
+        failures = [""] * world_size()
+        dist.all_gather_object(failures, failure)
+        raise UserError(next(filter(None, failures))) if rank() == 0 else SystemExit(2)
+    return result  # type: ignore[return-value]
+
+
+def broadcast_state(module: nn.Module) -> None:
+    """Give every rank rank 0's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)

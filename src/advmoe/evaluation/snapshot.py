@@ -1,0 +1,147 @@
+"""What a Record shows beside its figures: MoE layers, loads by class, accuracy against epsilon, images with their routes.
+
+All of it is judged by the network itself in float32; the same network, images and seed give the same portrait.
+"""
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from advmoe.attacks import Norm, frozen
+from advmoe.attacks.surrogate import route_of
+from advmoe.data.images import balanced
+from advmoe.evaluation.shards import Bench, Shard, Worker, true_network
+from advmoe.evaluation.suite import ATTACKS, Job, Preset
+from advmoe.models import Classifier, fused
+
+GALLERY_IMAGES = 8
+GALLERY_ATTACK = "pgd_50"
+CURVE_IMAGES = 200
+CURVE_ATTACK = "pgd_10"
+CURVE_EPSILONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # times the evaluation's
+BATCH_SIZE = 256
+
+
+def snapshot(
+    model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], epsilon: float, norm: Norm, seed: int, shard_size: int
+) -> dict[str, Any]:
+    """A Record's `layers`, `load_by_class`, `epsilon_curve` and `gallery` of images x [n, C, H, W] in [0, 1] with labels y [n].
+
+    `correct` are the rows that the network gets right; `shard_size` images are attacked at once, with the noise that `evaluate`
+    draws for them from the same seed.
+    """
+    with frozen(model), true_network(model):
+        routed, classes = bool(model.moe_layers()), model.classifier.out_features
+        bench = Bench(model, fused(model), x, y, classes, routed, epsilon, norm, seed)
+        return {
+            "layers": layers(model, x[:1]),
+            "load_by_class": load_by_class(model, x, y) if routed else None,
+            "epsilon_curve": epsilon_curve(bench, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
+            "gallery": gallery(bench, gallery_rows(y.tolist(), correct)),
+        }
+
+
+@torch.no_grad()
+def layers(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
+    """The MoE layers in order, none in a dense network; `size` is the output's [h, w] for images like x [1, C, H, W]."""
+    names = {layer: name for name, layer in model.named_modules()}
+    sizes: dict[nn.Module, list[int]] = {}
+
+    def keep(layer: nn.Module, _: object, output: tuple[Tensor, object]) -> None:
+        sizes[layer] = list(output[0].shape[2:])
+
+    with ExitStack() as stack:
+        for layer in model.moe_layers():
+            stack.enter_context(layer.register_forward_hook(keep))
+        model(x)
+    return [
+        {
+            "name": names[layer], "in_channels": layer.in_channels, "width": layer.width, "size": sizes[layer],
+            "experts": layer.num_experts,
+        }
+        for layer in model.moe_layers()
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int]]]:
+    """How many images of each class every expert is given: [L][classes][N], L = 1 where the network has one router."""
+    parts = [model.forward_routed(part)[1] for part in x.split(BATCH_SIZE)]
+    routes, classes = torch.cat([route_of(routings) for routings in parts]), model.classifier.out_features
+    counts = []
+    for layer, routing in enumerate(parts[0]):
+        experts = routing.logits.shape[1]
+        pairs = torch.bincount(y * experts + routes[:, layer], minlength=classes * experts)
+        counts.append(pairs.view(classes, experts).tolist())
+    return counts
+
+
+def epsilon_curve(bench: Bench, shards: Sequence[Tensor]) -> dict[str, Any]:
+    """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the bench's epsilon, clean at 0."""
+    count, epsilons = sum(len(rows) for rows in shards), [factor * bench.epsilon for factor in CURVE_EPSILONS]
+    standing = [sum(_standing(replace(bench, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
+    return {"attack": CURVE_ATTACK, "images": count, "epsilons": epsilons, "ra": [100 * stand / count for stand in standing]}
+
+
+def _standing(bench: Bench, rows: list[int]) -> int:
+    """How many of `rows` are right under CURVE_ATTACK, by what works on an evaluation's shards."""
+    attacks = (CURVE_ATTACK,) if bench.epsilon > 0 else ()
+    shard = Shard(rows)
+    Worker(bench, shard, 0, lambda shard: None, lambda attack, number, shard: None).run(Preset({"ra": attacks}, (), False, ""))
+    return len(shard.correct or []) - len(shard.broken(attacks))
+
+
+def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GALLERY_IMAGES) -> list[int]:
+    """Rows to show: one of each class before a second of any, and correctly classified ones first."""
+    right, taken, keys = set(correct), Counter[int](), {}
+    for row in sorted(range(len(labels)), key=lambda row: row not in right):
+        label = labels[row]
+        keys[row] = taken[label], row not in right, label
+        taken[label] += 1
+    return sorted(keys, key=keys.__getitem__)[:count]
+
+
+def gallery(bench: Bench, rows: Sequence[int]) -> list[dict[str, Any]]:
+    """Each row's image, clean and under GALLERY_ATTACK, with what the network makes of it.
+
+    `prediction` is a class number and `confidence` its softmax probability, of the pixels as they were attacked; `png` shows them
+    rounded to 8 bits, so that it is for the eye and need not fool.
+    """
+    index = torch.as_tensor(rows, device=bench.x.device)
+    x, y = bench.x[index], bench.y[index]
+    job = Job(bench.model, x, y, rows, bench.epsilon, bench.norm, bench.seed, 0, bench.num_classes)
+    clean, adversarial = _seen(bench.model, x), _seen(bench.model, ATTACKS[GALLERY_ATTACK].run(job))
+    shown = zip(rows, y.tolist(), clean, adversarial, strict=True)
+    return [
+        {"row": row, "label": label, "clean": before, "adversarial": after, "attack": GALLERY_ATTACK}
+        for row, label, before, after in shown
+    ]
+
+
+@torch.no_grad()
+def _seen(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
+    logits, routings = model.forward_routed(x)
+    confidences, predictions = logits.softmax(dim=1).max(dim=1)
+    routes = route_of(routings).tolist() if routings else [None] * len(x)
+    seen = zip(x, predictions.tolist(), confidences.tolist(), routes, strict=True)
+    return [
+        {"png": png(image), "prediction": prediction, "confidence": confidence, "route": route}
+        for image, prediction, confidence, route in seen
+    ]
+
+
+def png(image: Tensor) -> str:
+    """A grey or RGB image [C, H, W] in [0, 1] as an 8-bit PNG in base64."""
+    pixels = (255 * image).round().to(torch.uint8).cpu()
+    drawing = Image.fromarray((pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)).numpy())
+    file = io.BytesIO()
+    drawing.save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,71 @@
+"""What older versions of this package wrote differently, brought to the present form.
+
+A run of each version is kept in tests/fixtures/versions and must load forever. This is the only module that knows old names.
+
+- Manifests without a seal; then histories that name no phase, networks whose experts shared their batch norms without a field
+  that says so, and tensors under other names (configurations and manifests of schema 1, Records of schema 1).
+- Names with "picture" where the code now says "image" (configurations and manifests of schema 1, Records of schemas 1 and 2).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+Value = TypeVar("Value")
+
+UNSEALED = frozenset(("schema", "epoch", "fingerprint", "sha256", "history"))
+OLD_RESNET = {"stem.1.weight", "blocks.0.norm1.weight"}  # the only network of that time; a WRN has such blocks, not such a stem
+NAMES = (
+    (re.compile(r"^stem\.1\."), "stem.0.norm."),
+    (re.compile(r"^(blocks\.\d+)\.norm([12])\."), r"\1.conv\2.norm."),
+    (re.compile(r"^(blocks\.\d+)\.shortcut\.0\."), r"\1.shortcut."),
+    (re.compile(r"^(blocks\.\d+)\.shortcut\.1\."), r"\1.shortcut.norm."),
+)
+
+
+RENAMED = {
+    "picture": "image",
+    "pictures": "images",
+    "picture_size": "image_size",
+    "train_pictures": "train_images",
+    "test_pictures": "test_images",
+    "router_pictures": "router_images",
+    "pictures_per_second": "images_per_second",
+}
+
+
+def renamed(tree: Any) -> Any:
+    """A tree of dicts and lists with today's field names for old ones, at any depth. Text in values is left alone."""
+    if isinstance(tree, Mapping):
+        return {RENAMED.get(name, name): renamed(value) for name, value in tree.items()}
+    return [renamed(value) for value in tree] if isinstance(tree, list) else tree
+
+
+def is_unsealed(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest is from before there were seals: it has that time's fields and no other, to which no flipped bit brings a
+    sealed one."""
+    return manifest.keys() == UNSEALED
+
+
+def history(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of a history; those that name no phase were all of one."""
+    return [{**row, "phase": row.get("phase", 1)} for row in rows]
+
+
+def tensors(state: Mapping[str, Value]) -> dict[str, Value]:
+    """A network's state by the present names."""
+    return {_name(name): value for name, value in state.items()} if state.keys() >= OLD_RESNET else dict(state)
+
+
+def config(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The tree of a configuration that was written with all fields of its time (a run's, or a Record's), not by hand."""
+    model = tree.get("model")
+    if isinstance(model, Mapping) and "bank" in model and "norms" not in model:
+        return {**tree, "model": {**model, "norms": "shared"}}
+    return dict(tree)
+
+
+def _name(name: str) -> str:
+    for pattern, present in NAMES:
+        name = pattern.sub(present, name)
+    return name

@@ -1,0 +1,74 @@
+"""What the network of a configuration costs: counted on the network itself, or estimated from its shapes in no time.
+
+at_sparse is counted as the compact network that its masks leave, since that is what is evaluated.
+"""
+
+from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+from advmoe.config import ModelConfig, RunConfig
+from advmoe.data import DATASETS, ImageSpec
+from advmoe.errors import lookup
+from advmoe.evaluation.cost import Cost, cost, layer_macs, layer_params, layer_positions
+from advmoe.models import build_model, compact
+from advmoe.moe import DenseKind, MaskedKind
+from advmoe.training.methods import METHODS
+from advmoe.training.start import network
+
+NARROW = 20  # the least width of which half leaves every backbone's layers a channel
+
+
+class Estimate(NamedTuple):
+    """Parameters, and ideal GMACs of one image."""
+
+    params: int
+    gmacs: float
+
+
+def profile(config: RunConfig) -> Cost:
+    """The cost of the configuration's network, with its layers. Raises UserError where it names what there is not."""
+    spec = image_spec(config)
+    return cost(compact(network(config, spec)), spec.shape)
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """The same parameters and ideal GMACs, without a weight in memory. Raises UserError as `profile`."""
+    kind = lookup(METHODS, config.method, "method").kind(config.model)
+    if isinstance(kind, MaskedKind):
+        kind = DenseKind(kind.scale)
+    return _estimate(_shape_fields(config.model), kind, image_spec(config))
+
+
+def dense_estimate(config: RunConfig) -> Estimate:
+    """The dense network's, that the others are compared with."""
+    return estimate(replace(config, method="at_dense"))
+
+
+def image_spec(config: RunConfig) -> ImageSpec:
+    """What is known of the configured data set's images. Raises UserError on an unknown data set."""
+    return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
+
+
+def _shape_fields(model: ModelConfig) -> ModelConfig:
+    """What of it a network of a given kind depends on."""
+    return ModelConfig(backbone=model.backbone, width=model.width, stem=model.stem)
+
+
+@cache
+def _estimate(model: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Estimate:
+    with torch.device("meta"):
+        shapes = build_model(model, kind, spec)
+    narrow = replace(spec, classes=("one",))
+    macs = layer_macs(shapes, _positions(replace(model, width=NARROW), replace(kind, scale=0.5), narrow))
+    return Estimate(sum(layer_params(shapes).values()), sum(macs.values()) / 1e9)
+
+
+@cache
+def _positions(model: ModelConfig, kind: DenseKind, spec: ImageSpec) -> dict[str, int]:
+    """Where a layer stands in the image does not depend on its width, so a narrow network tells it for all. One below full
+    scale has every layer that a wider one has, and perhaps a shortcut more."""
+    with torch.random.fork_rng(devices=[]):
+        return layer_positions(build_model(model, kind, spec), spec.shape)

@@ -1,0 +1,144 @@
+"""`advmoe attack` as a person meets it: what fools, how little of it, and a file that still does."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advmoe.cli.main import main
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import train
+from advmoe.training.start import network
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from recorder import Recorder
+
+    path = tmp_path_factory.mktemp("runs") / "run"
+    train(tiny(epochs=1, tied_share=0.0), splits, path, Recorder())
+    return path
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few and short attacks: each works on one image, and the long ones take minutes on a busy machine."""
+    monkeypatch.setattr("advmoe.cli.attack.THOROUGH", ("pgd_20", "straight_through_1"))
+    monkeypatch.setattr("advmoe.evaluation.fooling.QUICK", ("pgd_10",))
+    monkeypatch.setattr("advmoe.evaluation.fooling.CLOSE", 0.3)
+
+
+@pytest.fixture
+def image(tmp_path: Path, splits: Any) -> Path:
+    Image.fromarray(splits.test.raw[0, 0].numpy()).save(tmp_path / "boot.png")
+    return tmp_path / "boot.png"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    assert main(["attack", *map(str, words), "--device", "cpu"]) == status
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def classes(capsys: pytest.CaptureFixture[str], run: Path, *images: Path) -> list[str]:
+    """What `advmoe predict` says of the files."""
+    capsys.readouterr()
+    assert main(["predict", str(run), *map(str, images), "--json", "--device", "cpu"]) == 0
+    return [row["class"] for row in json.loads(capsys.readouterr().out)]
+
+
+def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "adversarial.png"
+    report = json.loads(said(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
+    clean, adversarial = classes(capsys, run, image, out)
+    assert clean == report["clean"]["class"] == report["label"]
+    assert adversarial != clean
+    change = np.asarray(Image.open(out)).astype(int) - np.asarray(Image.open(image)).astype(int)
+    assert 0 < np.abs(change).max() <= 64
+    first = report["tried"][0]
+    assert (first["attack"], first["epsilon"]) == ("pgd_20", pytest.approx(64 / 255))
+    assert first["fooled"] == (report["first"]["attack"] == "pgd_20")
+    assert 0 < report["smallest"]["epsilon"] <= report["first"]["epsilon"] <= 64 / 255 + 1e-6
+    assert len(report["clean"]["pathway"]) == len(report["adversarial"]["pathway"]) == 16
+
+
+def test_lines_for_a_person(run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, err = said(capsys, run, image, "--epsilon", "64/255")
+    for part in ("taken for", "Fooled first by", "Smallest change found", "of 16 choices changed", "Written: boot-adversarial.png"):
+        assert part in out
+    assert "at 64/255: fooled" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]
+
+
+def test_floats_on_request_are_the_very_attack(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "adversarial.npy"
+    report = json.loads(said(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
+    array = np.load(out)
+    assert (array.dtype, array.shape) == (np.float32, (1, 28, 28))
+    clean = np.asarray(Image.open(image)).astype(np.float32) / 255
+    assert np.abs(array - clean).max() == pytest.approx(report["first"]["epsilon"], abs=1e-7)
+    assert classes(capsys, run, out) == [report["adversarial"]["class"]]
+
+
+def test_a_image_that_eight_bits_cannot_keep_goes_into_floats(
+    run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advmoe.cli.attack.in_eight_bits", lambda *_: None)
+    out = tmp_path / "a.png"
+    assert f"Written: {tmp_path / 'a.npy'} (floats" in said(capsys, run, image, "--epsilon", "64/255", "--out", out)[0]
+    assert not out.exists()
+    before, after = classes(capsys, run, image, tmp_path / "a.npy")
+    assert before != after
+
+
+def test_an_error_on_the_image_as_it_is_needs_no_attack(run: Path, image: Path, tmp_path: Path, capsys: Any, splits: Any) -> None:
+    (taken,) = classes(capsys, run, image)
+    other = next(name for name in splits.spec.classes if name != taken)
+    out, err = said(capsys, run, image, "--label", other, "--out", tmp_path / "a.png")
+    assert f"It is a {other}: the network errs on it as it is" in out
+    assert err == ""
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_more_than_the_epsilon_asked_for_is_looked_for(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
+    report = json.loads(said(capsys, run, image, "--epsilon", "0.01/255", "--out", tmp_path / "a.png", "--json")[0])
+    assert report["tried"][0]["fooled"] is False
+    assert report["first"]["epsilon"] > report["epsilon"]
+    assert classes(capsys, run, Path(report["file"])) != [report["clean"]["class"]]
+
+
+def test_a_network_that_nothing_fools(tiny: Any, splits: Any, image: Path, tmp_path: Path, capsys: Any) -> None:
+    config, folder = tiny("at_dense"), RunFolder(tmp_path / "stubborn")
+    folder.claim(config, resume=False)
+    model = network(config, splits.spec)
+    with torch.no_grad():
+        model.classifier.bias[3] += 1e4
+    row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
+    folder.save(model.state_dict(), {}, [row], "f" * 64, splits.spec)
+    out, _ = said(capsys, folder.path, image, "--epsilon", "0.9", "--out", tmp_path / "a.png")
+    assert "Nothing that was tried fools the network, at any epsilon up to 1." in out
+    assert not (tmp_path / "a.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--epsilon", "0"], "epsilon must be in (0, 1], not 0"),
+        (["--epsilon", "8/0"], "--epsilon"),
+        (["--label", "T-shirtt"], "unknown label 'T-shirtt': did you mean T-shirt"),
+        (["--out", "a.jpg"], "a.jpg: the adversarial image is kept without loss: give a name in .png or .npy"),
+        (["--out", "nowhere/a.png"], "nowhere: no such folder for the adversarial image"),
+        (["--seed", "-1"], "seed must be in [0, 2**63), not -1"),
+    ],
+)
+def test_bad_input_is_one_line(run: Path, image: Path, words: list[str], line: str, capsys: Any) -> None:
+    out, err = said(capsys, run, image, *words, status=2)
+    assert out == ""
+    assert line in err
+    assert err.count("\n") == 1

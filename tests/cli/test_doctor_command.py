@@ -1,0 +1,56 @@
+"""`advmoe doctor` as a person meets it."""
+
+import json
+from importlib.metadata import version
+
+import pytest
+
+from advmoe.cli import doctor
+from advmoe.cli.main import main
+from advmoe.installation import Need
+
+
+def words(monkeypatch, own, extra):
+    """The doctor where the package asks for `own`, and its one extra for `extra`."""
+    monkeypatch.setattr(doctor, "extras", lambda package: ["hub"])
+    monkeypatch.setattr(doctor, "needs", lambda package, name="": extra if name else own)
+
+
+def test_versions_device_threads_and_disk(capsys, tmp_path):
+    assert main(["doctor", "--folder", str(tmp_path / "not/yet"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["libraries"]["torch"] == found["torch"] == version("torch")
+    assert found["cores"] >= found["threads"] >= 1
+    assert found["disk"]["folder"] == str(tmp_path)
+    assert found["disk"]["free"] > 0
+    assert found["extras"]["dev"]["missing"] == {}
+
+
+def test_a_missing_extra_comes_with_its_command(monkeypatch, capsys):
+    words(monkeypatch, [Need("numpy>=2", "2.4")], [Need("datasets>=3", None), Need("pillow>=99", "12.0")])
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "hub          missing: datasets>=3, pillow>=99 (here is 12.0) (the Hugging Face hub" in said
+    assert "-m pip install" in said
+    assert "'datasets>=3' 'pillow>=99'" in said
+    assert "every command" not in said
+
+
+def test_a_library_that_every_command_needs_ends_with_status_1(monkeypatch, capsys):
+    words(monkeypatch, [Need("numpy>=2", "1.26")], [])
+    with pytest.raises(SystemExit) as stop:
+        main(["doctor"])
+    assert stop.value.code == 1
+    said = capsys.readouterr().out
+    assert "missing for every command: numpy>=2 (here is 1.26)" in said
+    assert "hub          here" in said
+
+
+def test_a_machine_whose_memory_is_unknown(monkeypatch, capsys):
+    found = doctor.machine()
+    monkeypatch.setattr(doctor, "machine", lambda: {**found, "memory": None, "gpu": "H200"})
+    words(monkeypatch, [], [])
+    assert main(["doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "memory       unknown" in said
+    assert "device       H200" in said

@@ -1,0 +1,191 @@
+"""The command line as a person meets it: what it prints, what it leaves, how it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from advmoe.cli.main import main
+
+TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
+TINY += ["--num-steps", "1", "--epochs", "2", "--device", "cpu"]
+
+
+def refused(capsys, *words):
+    """The one line that a refused command prints."""
+    assert main([str(word) for word in words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    assert "Traceback" not in captured.err
+    return captured.err
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished tiny run."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+def test_train_writes_the_runs_folder(run):
+    assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 2
+    assert len((run / "metrics.jsonl").read_text().splitlines()) == 2
+    assert {path.name for path in (run / "checkpoints").iterdir()} <= {"epoch-0001", "epoch-0002"}
+
+
+def test_finished_run_says_so(run, capsys):
+    assert main(["train", *TINY, "--out", str(run)]) == 0
+    assert "finished: 2 epochs" in capsys.readouterr().out
+
+
+def test_resume_needs_no_recipe(run, capsys):
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert "finished: 2 epochs" in capsys.readouterr().out
+
+
+def test_config_file_gives_the_same_run(run, tmp_path):
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
+    first, again = ((place / "metrics.jsonl").read_text().splitlines()[-1] for place in (run, tmp_path / "again"))
+    assert json.loads(first)["loss"] == json.loads(again)["loss"]
+
+
+def test_evaluate_prints_and_writes_a_record(run, capsys):
+    assert main(["evaluate", str(run), "--json", "--device", "cpu"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((run / "record.json").read_text())
+    assert list(record["ra"]) == ["10", "20", "50"]
+    assert record["ra"]["50"] <= record["ra"]["10"] + 10 <= record["sa"] + 10
+    assert record["fingerprint"]
+    assert record["config"]["method"] == "advmoe"
+
+
+def test_profile_json_has_the_four_figures(capsys):
+    assert main(["profile", "--recipe", "cifar10-resnet18-advmoe", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"params", "gmacs_ideal", "gmacs_executed", "gmacs_dense"}
+    assert figures["gmacs_ideal"] == pytest.approx(0.27 * figures["gmacs_dense"], rel=0.02)
+
+
+def test_profile_takes_overrides(capsys):
+    assert main(["profile", "--recipe", "cifar10-resnet18-at_small_dense", "--model-scale", "0.2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gmacs_ideal"] == pytest.approx(0.021, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "unknown command 'trian': did you mean train?"),
+        (["train", "--out", "x"], "give --recipe NAME"),
+        (["train", "--recipe", "demo-advmo", "--out", "x"], "unknown recipe 'demo-advmo': did you mean demo-advmoe"),
+        (["train", "--recipe", "demo-advmoe"], "--out"),
+        ([*["train", "--out", "x"], *TINY, "--epoch", "3"], "did you mean --epochs?"),
+        ([*["train", "--out", "x"], *TINY, "--epochs", "many"], "--epochs"),
+        ([*["train", "--out", "x"], *TINY, "--epochs", "0"], "epochs must be at least 1, not 0"),
+        ([*["train", "--out", "x"], *TINY, "--model-scale", "1.5"], "model_scale must be in (0, 1], not 1.5"),
+        ([*["train", "--out", "x"], *TINY, "--model-scale", "0.1"], "leaves a layer of 4 channels none"),
+        ([*["train", "--out", "x"], *TINY, "--num-experts", "0"], "num_experts must be at least 1, not 0"),
+        ([*["train", "--out", "x"], *TINY, "--method", "advmoo"], "unknown method 'advmoo': did you mean advmoe"),
+        ([*["train", "--out", "x"], *TINY, "--backbone", "resnet81"], "unknown backbone 'resnet81': did you mean resnet18"),
+        ([*["train", "--out", "x"], *TINY, "--dataset", "cifar"], "unknown dataset 'cifar': did you mean cifar10 or cifar100?"),
+        ([*["train", "--out", "x"], *TINY, "--epsilon", "8/0"], "--epsilon"),
+        ([*["train", "--out", "x"], *TINY, "--device", "tpu9"], "device 'tpu9' is not to be had here"),
+        (["train", "--recipe", "cifar10-resnet18-advmoe", "--out", "x"], "cifar10 needs --data-dir"),
+        (["train", "--recipe", "cifar10-resnet18-advmoe", "--out", "x", "--data-dir", "nowhere"], "nowhere: no such file"),
+        (["train", "--config", "no.yaml", "--out", "x"], "no.yaml: "),
+        (["evaluate", "nowhere"], "nowhere: holds no run"),
+        (["profile", "--recipe", "demo"], "unknown recipe 'demo'"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(capsys, *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_of_something_else_is_refused(tmp_path, capsys):
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert "not an empty folder" in refused(capsys, "train", *TINY, "--out", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
+    assert main(["train", *TINY, "--num-experts", "3", "--out", str(tmp_path / "run")]) == 0
+    config = (run / "config.yaml").read_text()
+    (tmp_path / "run/config.yaml").write_text(config)
+    capsys.readouterr()
+    assert "another model's weights" in refused(capsys, "evaluate", tmp_path / "run")
+
+
+def test_full_disk_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    out = tmp_path / "run"
+    assert main(["train", *TINY, "--epochs", "1", "--out", str(out)]) == 0
+    (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("epochs: 1", "epochs: 2"))
+
+    def full(*_, **__):
+        raise RuntimeError("PytorchStreamWriter failed writing file data.pkl: No space left on device")
+
+    monkeypatch.setattr("advmoe.training.checkpoint.torch.save", full)
+    capsys.readouterr()
+    assert main(["train", "--out", str(out), "--resume"]) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert error.count("\n") == 1
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["epoch-0001"]
+
+
+def test_killed_run_resumes_to_the_unbroken_runs_numbers(tmp_path):
+    """A real SIGKILL in the second epoch of a real process."""
+    words = [sys.executable, "-m", "advmoe", "train", *TINY, "--epochs", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def finish(out, *more):
+        subprocess.run([*words, "--out", str(out), *more], check=True, env=environment, capture_output=True)
+        return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+    whole = finish(tmp_path / "whole")
+    process = subprocess.Popen([*words, "--out", str(tmp_path / "broken")], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "epoch 1/4" in line:
+            break
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert not (tmp_path / "broken/checkpoints/epoch-0004").exists()
+    assert finish(tmp_path / "broken", "--resume") == whole
+
+
+def test_help_of_every_command(capsys):
+    for command in ("train", "evaluate", "profile", "demo", "recipes"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: advmoe {command}" in capsys.readouterr().out
+    assert main([]) == 0
+    assert "advmoe demo" in capsys.readouterr().out
+
+
+def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, tiny):
+    monkeypatch.setattr("advmoe.demo.recipe", lambda name: tiny(name.removeprefix("demo-"), epochs=1))
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    records = json.loads((tmp_path / "demo/records.json").read_text())
+    assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "advmoe"]
+    for name in ("trajectories.png", "images.png"):
+        assert Path(tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "at_small_dense" in said
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    assert "epoch 1/1" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_demo_shows_that_robust_training_works(tmp_path):
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    ra = {record["method"]: record["ra"]["50"] for record in json.loads((tmp_path / "demo/records.json").read_text())}
+    assert all(ra[method] >= ra["standard"] + 15 for method in ("at_small_dense", "at_dense", "advmoe"))

@@ -1,0 +1,204 @@
+"""`advmoe evaluate` as a person meets it: killed and run again, shared out, refused in one line."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from advmoe.cli.main import main
+from advmoe.evaluation import PRESETS
+from advmoe.evaluation.evaluate import fresh
+
+TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
+TINY += [
+    "--num-steps",
+    "1",
+    "--epochs",
+    "5",
+    "--tied-share",
+    "0",
+    "--method",
+    "at_moe",
+    "--norms",
+    "shared",
+    "--epsilon",
+    "0.02",
+    "--device",
+    "cpu",
+]
+PLAN = [
+    "--attacks",
+    "pgd_10",
+    "pgd_50",
+    "reroute_quick",
+    "--limit-test",
+    "12",
+    "--shard-size",
+    "4",
+    "--device",
+    "cpu",
+    "--threads",
+    "1",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture
+def run(trained):
+    """A finished tiny run without an evaluation."""
+    fresh(trained / "evaluation")
+    return trained
+
+
+@pytest.fixture(scope="module")
+def whole(trained):
+    """The evaluation of an unbroken process."""
+    assert main(["evaluate", str(trained), *PLAN]) == 0
+    found = figures(trained)
+    assert "1" in found["flags"]
+    return found
+
+
+def figures(run):
+    """All of record.json's evaluation but the times."""
+    evaluation = json.loads((run / "record.json").read_text())["evaluation"]
+    evaluation["attacks"] = {name: {**found, "seconds": 0} for name, found in evaluation["attacks"].items()}
+    return evaluation
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    assert main(["evaluate", *(str(word) for word in words)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+def test_killed_and_run_again_it_gives_the_unbroken_record(whole, run):
+    """A real SIGKILL in the middle of a real process."""
+    words = [sys.executable, "-m", "advmoe", "evaluate", str(run), *PLAN]
+    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    (run / "record.json").unlink(missing_ok=True)
+    while process.poll() is None and not (run / "evaluation/shard-00001.json").exists():
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    assert not (run / "record.json").exists()
+    subprocess.run(words, env=ENVIRONMENT, check=True, capture_output=True)
+    assert figures(run) == whole
+
+
+def test_parts_then_collecting_give_the_same(whole, run, capsys):
+    for number in ("1", "0"):
+        (run / "record.json").unlink(missing_ok=True)
+        assert main(["evaluate", str(run), *PLAN, "--part", number, "2"]) == 0
+        assert not (run / "record.json").exists()
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    assert figures(run) == whole
+
+
+def test_two_processes_give_the_same(whole, run, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["evaluate", str(run), "--processes", "2", *PLAN]) == 0
+    assert figures(run) == whole
+    assert len(list((run / "evaluation").glob("shard-*.json"))) == 3
+
+
+def test_failing_workers_line_reaches_the_user(run, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
+    assert "holds shards of another seed (0, not 1)" in refused(capsys, run, "--processes", "2", *PLAN, "--seed", "1")
+
+
+def test_json_is_all_of_stdout_and_robustbench_has_its_fields(run, capsys, tmp_path):
+    capsys.readouterr()
+    path = tmp_path / "info.json"
+    assert main(["evaluate", str(run), *PLAN, "--json", "--robustbench", str(path), "--epsilon", "8/255"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record == json.loads((run / "record.json").read_text())
+    info = json.loads(path.read_text())
+    assert info["eps"] == "8/255"
+    assert info["clean_acc"] == f"{record['sa']:.2f}"
+
+
+def test_l2_says_what_is_left_out_and_images_are_saved(run, capsys):
+    assert main(["evaluate", str(run), *PLAN, "--norm", "L2", "--epsilon", "0.5", "--save-adversarial"]) == 0
+    assert "left out, written for Linf alone: reroute_quick" in capsys.readouterr().out
+    assert list((run / "evaluation/adversarial").glob("pgd_10-*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--standard", "--quick"], "--quick, --standard, --full and --attacks exclude each other"),
+        (["--part", "2", "2"], "part must be i k with 0 <= i < k, not 2 2"),
+        (["--part", "0", "2", "--fresh"], "--part excludes --processes, and --fresh"),
+        (["--processes", "0"], "processes must be at least 1, not 0"),
+        (["--attacks", "rerout"], "unknown attack 'rerout': did you mean reroute"),
+        (["--attacks", "transfer"], "nothing can be run of transfer"),
+        (["--limit-test", "x"], "error: Error parsing --limit-test: invalid literal for int() with base 10: 'x' (see"),
+        (["--part", "1"], "error: Error parsing --part: input length 1 did not match expected argument count 2 of `INT INT` (see"),
+        (["--epsilon", "0/0"], "error: Error parsing --epsilon: '0/0' is neither a number nor a fraction"),
+        (["--epsilon", "-1"], "epsilon must be at least 0 and finite, not -1"),
+        (["--seed", "-1"], "seed must be in"),
+        (["--norm", "L2"], "--norm L2 needs an --epsilon of its own"),
+        (["--transfer", "nowhere"], "nowhere: holds no run"),
+    ],
+)
+def test_bad_input_is_one_line(run, capsys, words, said):
+    assert said in refused(capsys, run, *words, "--device", "cpu")
+
+
+def test_folder_without_a_run_is_refused_and_left_alone(tmp_path, capsys):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation/thesis.tex").write_text("mine")
+    assert "holds no run" in refused(capsys, tmp_path, "--fresh")
+    assert (tmp_path / "evaluation/thesis.tex").exists()
+
+
+def test_other_data_is_refused(run, capsys, monkeypatch):
+    from dataclasses import replace
+
+    from advmoe.cli import evaluate
+
+    real = evaluate.load_dataset
+    monkeypatch.setattr(evaluate, "load_dataset", lambda config: replace(real(config), fingerprint="other"))
+    said = refused(capsys, run, "--device", "cpu")
+    assert "fashion-mnist: fingerprint other, but" in said
+    assert "was trained on" in said
+
+
+def test_damaged_shard_is_one_line(run, capsys):
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
+    (run / "evaluation/shard-00001.json").write_text('{"rows"')
+    assert "shard-00001.json: is damaged" in refused(capsys, run, *PLAN)
+
+
+def test_help_shows_what_each_preset_costs(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for preset in PRESETS.values():
+        assert preset.budget in shown
+    assert not any(word in shown for word in ("QUICK", "STANDARD", "FULL"))
+
+
+def test_a_typo_beside_fresh_forgets_nothing(run, capsys):
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
+    before = sorted(path.name for path in (run / "evaluation").iterdir())
+    assert "unknown attack 'pgd_51'" in refused(capsys, run, "--fresh", "--attacks", "pgd_51")
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == before

@@ -1,0 +1,135 @@
+"""`advmoe export` as a person meets it."""
+
+import json
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from advmoe.cli import export as command
+from advmoe.cli.main import main
+from advmoe.errors import UserError
+
+TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
+TINY += ["--num-steps", "1", "--epochs", "1", "--tied-share", "0", "--backbone", "vgg16_bn", "--epsilon", "0.02", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(["train", *TINY, "--out", str(out)]) == 0
+    return out
+
+
+def said(capsys, *words):
+    capsys.readouterr()
+    assert main(["export", *(str(word) for word in words)]) == 0
+    return capsys.readouterr()
+
+
+def refused(capsys, *words):
+    capsys.readouterr()
+    assert main(["export", *(str(word) for word in words)]) == 2
+    return capsys.readouterr().err
+
+
+def test_writes_and_compares_on_real_images(run, tmp_path, capsys):
+    captured = said(capsys, run, "--out", tmp_path / "network.onnx", "--check", "40")
+    lines = captured.out.splitlines()
+    assert lines[0].startswith(str(tmp_path / "network.onnx"))
+    for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
+        assert line.startswith(f"batch {batch:2}, 40 images: the same classes and routes as PyTorch, logits within ")
+    assert "has no Record of its best epoch: what it withstands is not known" in captured.err
+
+
+def test_json_and_the_facts_in_the_file(run, tmp_path, capsys):
+    path = tmp_path / "network.pt2"
+    told = json.loads(said(capsys, run, "--out", path, "--format", "torch-export", "--check", "20", "--json").out)
+    found = [(one["batch"], one["images"], one["equal"]) for one in told["compared"]]
+    assert found == [(batch, 20, True) for batch in (1, 7, 64)]
+    extra = {"advmoe": ""}
+    torch.export.load(path, extra_files=extra)
+    facts = json.loads(extra["advmoe"])
+    assert facts["input_size"] == [1, 28, 28]
+    assert len(facts["classes"]) == 10
+    assert facts["threat_model"] == {"norm": "Linf", "epsilon": 0.02}
+    assert facts["config"]["method"] == "advmoe"
+
+
+@pytest.mark.parametrize(("dtype", "form"), [("bfloat16", "torch-export"), ("int8", "onnx")])
+def test_a_lower_precision_is_told_not_refused(dtype, form, run, tmp_path, capsys):
+    words = (run, "--out", tmp_path / "network", "--format", form, "--dtype", dtype, "--check", "20")
+    lines = said(capsys, *words).out.splitlines()
+    assert lines[0].endswith(f"{form}, {dtype}")
+    for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
+        pattern = rf"batch {batch:2}, 20 images: [\d.]+ % in the same class as PyTorch in float32, [\d.]+ % by the same route; "
+        assert re.fullmatch(pattern + r"accuracy [+-][\d.]+ points", line)
+    told = json.loads(said(capsys, *words, "--json").out)
+    assert (told["dtype"], [one["batch"] for one in told["compared"]]) == (dtype, [1, 7, 64])
+
+
+def test_int8_without_its_data_is_one_line(run, tmp_path, capsys, monkeypatch):
+    def gone(config):
+        raise UserError("fashion-mnist: gone")
+
+    monkeypatch.setattr(command, "load_dataset", gone)
+    error = refused(capsys, run, "--out", tmp_path / "network.onnx", "--dtype", "int8", "--check", "0")
+    assert "int8 is calibrated on training images, which are not to be had: fashion-mnist: gone" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_its_data_noise_is_compared(run, tmp_path, capsys, monkeypatch):
+    def gone(config):
+        raise UserError("fashion-mnist: gone")
+
+    monkeypatch.setattr(command, "load_dataset", gone)
+    captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export")
+    assert "compared on 64 images of noise alone, for want of real ones: fashion-mnist: gone" in captured.err
+    assert "64 images: the same" in captured.out
+
+
+def test_no_check_compares_nothing(run, tmp_path, capsys):
+    captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "0")
+    assert captured.out.count("\n") == 1
+
+
+def test_a_file_that_says_something_else_ends_with_2(run, tmp_path, capsys, monkeypatch):
+    real = command.export
+
+    def other(*given):
+        predict = real(*given)
+        return lambda pixels: (predict(pixels)[0] + 1, predict(pixels)[1])
+
+    monkeypatch.setattr(command, "export", other)
+    message = refused(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "12")
+    assert "not what PyTorch says of 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
+
+
+def test_an_untrained_network_is_warned_of(run, tmp_path, capsys, monkeypatch):
+    real = command.answers
+
+    def guesses(model, pixels):
+        known = real(model, pixels)
+        return replace(known, logits=torch.zeros_like(known.logits))
+
+    monkeypatch.setattr(command, "answers", guesses)
+    monkeypatch.setattr(command, "compare", lambda *given: [])
+    monkeypatch.setattr(command, "BATCHES", ())
+    captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "100")
+    assert "is right on 10.0 % of 100 images, as guessing would be: it looks untrained" in captured.err
+
+
+def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
+    for words, message in (
+        ((run, "--out", tmp_path), "--out takes a file in a folder that exists"),
+        ((run, "--out", tmp_path / "no/where.onnx"), "--out takes a file in a folder that exists"),
+        ((run, "--out", tmp_path / "a.onnx", "--check", "-1"), "check must be at least 0, not -1"),
+        ((run, "--out", tmp_path / "a.onnx", "--dtype", "bfloat16"), "ONNX Runtime's CPU provider has no bfloat16 convolution"),
+        ((run, "--out", tmp_path / "a.pt2", "--format", "torch-export", "--dtype", "int8"), "torch-export has no int8"),
+        ((tmp_path, "--out", tmp_path / "a.onnx"), "holds no run"),
+    ):
+        error = refused(capsys, *words)
+        assert message in error
+        assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,49 @@
+"""`python -m advmoe` interrupted."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# A command line that puts things in order for a while when it is interrupted, and then another while as the interpreter ends.
+STAND_IN = """
+import atexit, sys, time, types
+
+def main():
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("closing", flush=True)
+        time.sleep(0.5)
+        return 130
+
+atexit.register(lambda: (print("leaving", flush=True), time.sleep(0.5)))
+sys.modules["advmoe.cli.main"] = types.SimpleNamespace(main=main)
+from advmoe.__main__ import run
+run()
+"""
+
+
+@pytest.mark.parametrize("moments", [("ready",), ("ready", "closing"), ("ready", "leaving"), ("ready", "closing", "leaving")])
+def test_the_first_interrupt_ends_it_and_others_change_nothing(moments):
+    process = subprocess.Popen([sys.executable, "-c", STAND_IN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    seen = []
+    for line in process.stdout:
+        seen.append(line.strip())
+        if seen[-1] in moments:
+            time.sleep(0.1)
+            process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert seen == ["ready", "closing", "leaving"]
+    assert process.stderr.read() == ""
+
+
+def test_who_has_interrupts_ignored_keeps_it_so():
+    code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + STAND_IN.replace("60", "1")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "leaving\n"

@@ -1,0 +1,132 @@
+"""`advmoe predict` as a person meets it, with images of every kind."""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from advmoe import load, predict
+from advmoe.cli.main import main
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.start import network
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with the network as it starts."""
+    path, config = tmp_path_factory.mktemp("runs") / "run", tiny()
+    folder = RunFolder(path)
+    folder.claim(config, resume=False)
+    row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
+    folder.save(network(config, splits.spec).state_dict(), {}, [row], "f" * 64, splits.spec)
+    return path
+
+
+@pytest.fixture
+def images(tmp_path: Path, splits: Any) -> Path:
+    """Ten test images, the last three in a folder of the folder."""
+    folder = tmp_path / "images"
+    (folder / "sub").mkdir(parents=True)
+    for number, image in enumerate(splits.test.raw[:10, 0].numpy()):
+        Image.fromarray(image).save(folder / ("sub" if number > 6 else "") / f"{number}.png")
+    return folder
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> tuple[str, str]:
+    capsys.readouterr()
+    assert main(["predict", *map(str, words), "--device", "cpu"]) == status
+    captured = capsys.readouterr()
+    return captured.out, captured.err
+
+
+def test_classes_confidences_and_pathways_are_the_networks(run: Path, images: Path, splits: Any, capsys: Any) -> None:
+    out, err = said(capsys, run, images, "--json", "--batch-size", 4)
+    rows, model = json.loads(out), load(run)
+    assert err == ""
+    assert [Path(row["image"]).stem for row in rows] == [str(number) for number in range(10)]
+    with torch.inference_mode():
+        logits, routings = model.forward_routed(splits.test.pixels()[:10])
+    assert [row["class"] for row in rows] == [model.classes[number] for number in logits.argmax(dim=1).tolist()]
+    assert [row["confidence"] for row in rows] == pytest.approx(logits.softmax(dim=1).amax(dim=1).tolist(), rel=1e-4)
+    assert [row["pathway"] for row in rows] == torch.stack([routing.experts for routing in routings], dim=1).tolist()
+
+
+def test_csv_and_table_say_the_same(run: Path, images: Path, capsys: Any) -> None:
+    rows = list(csv.DictReader(io.StringIO(said(capsys, run, images, "--csv")[0])))
+    lines = said(capsys, run, images)[0].splitlines()
+    assert len(rows) == len(lines) - 1 == 10
+    assert lines[0].split() == ["class", "confidence", "pathway", "image"]
+    for row, line in zip(rows, lines[1:], strict=True):
+        assert line.startswith(row["class"])
+        assert f"{float(row['confidence']):.4f}  {row['pathway']}  {row['image']}" in line
+        assert row["pathway"].count("-") == 15
+
+
+def test_files_without_a_image_are_named_and_the_rest_goes_on(run: Path, images: Path, capsys: Any) -> None:
+    (images / "1.png").write_bytes(b"")
+    (images / "a\x1b[2J.txt").write_text("hello")
+    (images / "sub/loop").symlink_to(images)
+    Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(images / "z.jpg")
+    out, err = said(capsys, run, images, images / "gone.png", "--batch-size", 3)
+    assert len(out.splitlines()) == 1 + 9 + 1
+    assert out.splitlines()[-1].endswith("z.jpg  (resized from 40 x 50; colours dropped)")
+    assert len(err.splitlines()) == 4
+    for name in ("1.png: holds no bytes", "txt: not an image", "loop: not a plain file", "gone.png: cannot be read"):
+        assert name in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv", ""])
+def test_nothing_to_classify_is_one_line_and_status_2(run: Path, tmp_path: Path, capsys: Any, form: str) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    out, err = said(capsys, run, tmp_path / "empty.png", *form.split(), status=2)
+    assert (out, err) == ("", f"advmoe: error: {tmp_path / 'empty.png'}: holds no bytes\n")
+    (tmp_path / "folder").mkdir()
+    assert said(capsys, run, tmp_path / "folder", *form.split(), status=2) == (
+        "",
+        f"advmoe: error: {tmp_path / 'folder'}: holds no file\n",
+    )
+    out, err = said(capsys, run, tmp_path, *form.split(), status=2)
+    assert out == ""
+    assert err.splitlines()[-1] == f"advmoe: error: {tmp_path}: none of 1 files is an image"
+
+
+def test_no_more_than_a_batch_is_in_memory(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = []
+    monkeypatch.setattr(predict, "_answers", lambda model, found: held.append(len(found)) or [("x", 0.5, ())] * len(found))
+    paths = predict.images_in([images])
+    answers = predict.predict(load(run), paths, 4)
+    next(answers)
+    assert held == [4]
+    assert sum(1 for _ in paths) == 6  # the folder was read no further than that
+    assert len(list(answers)) == 3
+
+
+def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, images: Path, capsys: Any) -> None:
+    config, folder = tiny("at_dense"), RunFolder(tmp_path / "dense")
+    folder.claim(config, resume=False)
+    row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
+    folder.save(network(config, splits.spec).state_dict(), {}, [row], "f" * 64, splits.spec)
+    assert json.loads(said(capsys, folder.path, images / "0.png", "--json")[0])[0]["pathway"] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["nowhere", "x.png"], "nowhere: no run's folder, no file, and no name on the hub (owner/name)"),
+        (["RUN"], "give one or more IMAGES"),
+        (["RUN", "x.png", "--json", "--csv"], "--json and --csv exclude each other"),
+        (["RUN", "x.png", "--batch-size", "0"], "batch_size must be at least 1, not 0"),
+    ],
+)
+def test_bad_input_is_one_line(run: Path, words: list[str], line: str, capsys: Any) -> None:
+    out, err = said(capsys, *(run if word == "RUN" else word for word in words), status=2)
+    assert out == ""
+    assert line in err
+    assert err.count("\n") == 1

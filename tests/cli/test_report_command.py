@@ -1,0 +1,211 @@
+"""`advmoe report` as a person meets it: everything from Records, bad input in one line each, no half of a file."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from advmoe.cli import report
+from advmoe.cli.main import main
+from advmoe.files import drafted
+from advmoe.reports.plots import FIGURES
+
+sys.path.append(str(Path(__file__).parents[1] / "reports"))
+from records import old_record, record
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def figures_of(path):
+    """(method, r) -> RA-worst, of a table of our own."""
+    return {(row["method"], row["r"]): row["RA-worst"] for row in csv.DictReader(path.read_text().splitlines())}
+
+
+def names(out):
+    return {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of evaluated runs: four networks, two seeds of one."""
+    runs = [record(), record(seed=1), record("at_dense"), record("at_moe"), record(model_scale=0.2)]
+    for number, run in enumerate(runs):
+        write(tmp_path / f"runs/{number}/record.json", run)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Without the figures, which take seconds and are tested elsewhere."""
+    monkeypatch.setattr(report, "FIGURES", {})
+
+
+def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(report, "FIGURES", {name: FIGURES[name] for name in ("figA1", "epsilon")})  # each takes its second
+    out = tmp_path / "new/report"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    made = names(out)
+    own = "ours-fashion-mnist-resnet18-w16-6_epochs"
+    assert {f"tables/{name}.{suffix}" for name in ("table_a1", "table_a2", own) for suffix in ("md", "csv", "tex")} <= made
+    assert {f"figures/{name}.{suffix}" for name in report.FIGURES for suffix in ("png", "pdf")} <= made
+    assert figures_of(out / f"tables/{own}.csv")["AT (MoE)", "0.5"] == "43"
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "One seed, so no order: AT (Dense)" in page
+    assert "Different batches for the two levels help" in page
+    assert "One seed, so no order: AT (Dense)" in captured.out
+    assert "not shown    Different batches" in captured.out
+    assert f"Written from 5 Records to {out}: report.html" in captured.out
+
+
+def test_figures_that_no_record_has_anything_for_are_left_out(tmp_path):
+    write(tmp_path / "record.json", old_record("at_dense"))
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    assert not {name for name in names(tmp_path / "out") if "figA1" in name or "figA2" in name}
+
+
+def test_json_is_all_of_stdout(runs, tmp_path, capsys, quick):
+    out = tmp_path / "out"
+    assert main(["report", str(runs), "--out", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["records"], set(told)) == (5, {"records", "verdict", "claims", "files"})
+    assert {claim["verdict"] for claim in told["claims"]} <= {"supported", "contradicted", "not shown"}
+    assert set(told["files"]) == names(out) - {".made.json"}
+
+
+def test_bad_files_are_one_line_each_and_the_rest_is_made(runs, tmp_path, capsys, quick):
+    write(runs / "broken/record.json", '{"schema": 2')
+    write(runs / "newer.json", {**record(), "schema": 99})
+    write(runs / "foreign.json", {"name": "a package"})
+    write(runs / "old.json", old_record("at_sparse"))
+    claimed = {**record(ra_worst=1.0), "time": "2020-01-01T00:00:00+00:00"}
+    claimed["config"]["training"]["lr"] = 0.7
+    write(runs / "claimed.json", claimed)
+    assert main(["report", str(runs), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    said = ["broken/record.json: broken JSON", "newer.json: holds a Record of schema 99", "foreign.json: holds no Record"]
+    said.append("claimed.json: seed 0 of advmoe, r 0.5, N 2, resnet18, fashion-mnist: other settings")
+    assert len(lines) == len(said)
+    for part in said:
+        (line,) = [line for line in lines if part in line]
+        assert line.startswith("warning: left out, ")
+    figures = figures_of(tmp_path / "out/tables/ours-fashion-mnist-resnet18-w16-6_epochs.csv")
+    assert (figures["AT (Sparse)", "0.5"], figures["AdvMoE", "0.5"]) == ("45", "49.25")
+
+
+@pytest.mark.parametrize("content", [None, "{", {"a": 1}])
+def test_a_folder_without_records_is_refused_and_nothing_written(tmp_path, capsys, content):
+    (tmp_path / "runs").mkdir()
+    if content is not None:
+        write(tmp_path / "runs/x.json", content)
+    assert main(["report", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "holds no Record; advmoe evaluate RUN writes one" in captured.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_out_must_not_be_a_file(runs, tmp_path, capsys, place):
+    (tmp_path / "file").write_text("mine")
+    assert main(["report", str(runs), "--out", str(tmp_path / place)]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    told = tmp_path / place
+    reason = "is a file" if place == "file" else f"{tmp_path / 'file'} is a file"
+    assert f"{told}: {reason}; --out takes a folder" in captured.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_figure_that_fails_is_one_line_and_the_rest_is_made(runs, tmp_path, capsys, monkeypatch):
+    def draws(records, path):
+        path.write_bytes(b"")
+        return path.suffix == ".pdf"
+
+    def fails(records, path):
+        if path.suffix == ".pdf":
+            raise ValueError("odd\nRecords")
+        path.write_bytes(b"half")
+        return True
+
+    monkeypatch.setattr(report, "FIGURES", {"load": fails, "epsilon": draws})
+    out = tmp_path / "out"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == "warning: left out, figures/load: could not be drawn (ValueError: odd Records)\n"
+    assert not list(out.glob("figures/load.*"))
+    assert (out / "figures/epsilon.pdf").exists()
+    assert "could not be drawn." in (out / "report.html").read_text(encoding="utf-8")
+
+
+def test_garbled_records_are_one_line_each_and_the_rest_is_made(runs, tmp_path, capsys, quick):
+    for name, changes in {"a": {"sa": float("nan")}, "b": {"gallery": [[]], "history": 7}, "c": {"ra_aa": {}}}.items():
+        write(runs / f"{name}/record.json", record("at_small_dense", **changes))
+    assert main(["report", str(runs), "--out", str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("record.json: ")[2] for line in lines] == [
+        "holds no Record (sa is nan, not a number from 0 to 100)",
+        "read without what is garbled in it: history, gallery",
+        "holds no Record (ra_aa is {}, not a number from 0 to 100)",
+    ]
+    assert "AT (S-Dense)" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_interrupted_it_leaves_no_half_of_a_file(runs, tmp_path, monkeypatch, quick):
+    out = tmp_path / "out"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    write(runs / "more/record.json", record("at_small_dense"))
+
+    def interrupted(records, path):
+        with drafted(path) as draft:
+            draft.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(report, "FIGURES", {"fig7": interrupted})
+    assert main(["report", str(runs), "--out", str(out)]) == 130
+    assert names(out) == set(before)
+    assert (out / "report.html").read_bytes() == before["report.html"]
+    changed = {name for name in before if (out / name).read_bytes() != before[name]}
+    assert changed == {f"tables/ours-fashion-mnist-resnet18-w16-6_epochs.{suffix}" for suffix in ("md", "csv", "tex")}
+
+
+def test_made_again_it_keeps_nothing_of_the_last_report_and_all_that_is_not_its_own(runs, tmp_path, quick):
+    out = tmp_path / "out"
+    write(runs / "wide/record.json", record(dataset="other"))
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    (out / "tables/mine.md").write_text("mine")
+    assert (out / "tables/ours-other-resnet18-w16-6_epochs.md").exists()
+    (runs / "wide/record.json").unlink()
+    made = json.loads((out / ".made.json").read_text())
+    (tmp_path / "outside.md").write_text("mine")
+    write(out / ".made.json", [*made, "../outside.md", "tables/../../outside.md", 7])
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    assert not list(out.glob("tables/ours-other*"))
+    assert (out / "tables/mine.md").exists()
+    assert (tmp_path / "outside.md").exists()
+
+
+def test_the_same_records_give_the_same_tables_and_a_report_below_them_is_not_read(runs, capsys, quick):
+    """The report's own folder among the runs."""
+    out = runs / "report"
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    before = {name: (out / name).read_bytes() for name in names(out)}
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    assert capsys.readouterr().err == ""
+    assert {name: (out / name).read_bytes() for name in names(out)} == before
+
+
+def test_names_from_data_cannot_break_out_of_a_table(tmp_path, quick):
+    write(tmp_path / "record.json", record(dataset="a|b & <script>alert(1)</script> 50% $x_1"))
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    (tex,) = (tmp_path / "out/tables").glob("ours-*.tex")
+    assert r"a\textbar{}b \& \textless{}script\textgreater{}" in tex.read_text()
+    assert "<script>alert" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    (text,) = (tmp_path / "out/tables").glob("ours-*.md")
+    assert r"a\|b & \<script\>" in text.read_text()

@@ -1,0 +1,288 @@
+"""`advmoe watch`: what it makes of runs' folders, and how it shows them."""
+
+import io
+import json
+import os
+import time
+
+import pytest
+from rich.console import Console
+
+from advmoe.cli import watch
+from advmoe.config import dump_yaml
+from advmoe.errors import UserError
+from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, Outcome, read_run
+from advmoe.watch import age, sparkline, states, watch_view
+
+RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
+WORDS = ("method", "dataset", "loss", "least load", "it/s", "seen", "test SA")
+
+
+def row(epoch, **fields):
+    return {
+        "epoch": epoch, "phase": 1, "loss": 2.125, "val_sa": 40.0 + epoch, "val_ra": 10.0 * epoch, "train_seconds": 10.0,
+        "validate_seconds": 2.0, "iterations": 25, "load": [[0.5, 0.5], [0.93, 0.07]], **fields,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make(tiny, tmp_path):
+    """make(name, epochs done, record, shards, silent for so many seconds): a run of three epochs."""
+
+    def write(name, done=0, *, record=None, shards=(), silent=0.0, method="advmoe", seconds=12.0):
+        run = tmp_path / name
+        (run / "evaluation").mkdir(parents=True)
+        (run / "config.yaml").write_text(dump_yaml(tiny(method)))
+        rows = [row(epoch, train_seconds=seconds - 2.0) for epoch in range(1, done + 1)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        for number, attack in enumerate(shards):
+            content = {"rows": [0], "attacks": {"pgd_10": {"seconds": attack}}}
+            (run / f"evaluation/shard-{number:05d}.json").write_text(json.dumps(content))
+        if record is not None:
+            (run / "record.json").write_text(json.dumps(record))
+        when = time.time() - silent
+        for file in run.rglob("*"):
+            os.utime(file, (when, when))
+        return run
+
+    return write
+
+
+def touch(file, seconds_ago):
+    os.utime(file, (time.time() - seconds_ago,) * 2)
+
+
+def end(run, error, begun):
+    """Training that ends so, after its first iteration or before."""
+    with Outcome(run) as outcome:
+        if begun:
+            outcome.iteration(2, 1, 5, {}, 20)
+        raise error
+
+
+def shown(root, width=240, **options):
+    console = Console(file=io.StringIO(), width=width, **options)
+    console.print(watch_view(states(root), root, console))
+    return console.file.getvalue()
+
+
+# States
+
+
+@pytest.mark.parametrize(
+    ("how", "state"),
+    [
+        ({}, "training"),
+        ({"silent": FIRST_EPOCH - 60}, "training"),
+        ({"silent": FIRST_EPOCH + 60}, "stalled"),
+        ({"done": 2, "silent": PATIENCE - 60}, "training"),
+        ({"done": 2, "silent": PATIENCE + 60}, "stalled"),
+        ({"done": 2, "seconds": 1000.0, "silent": SLOWER * 1000 - 60}, "training"),
+        ({"done": 2, "seconds": 1000.0, "silent": SLOWER * 1000 + 60}, "stalled"),
+        ({"done": 3}, "trained"),
+        ({"done": 3, "silent": 1e6}, "trained"),
+        ({"done": 3, "method": "at_sparse"}, "training"),
+        ({"done": 6, "method": "at_sparse"}, "trained"),
+        ({"done": 3, "shards": (5.0,)}, "evaluating"),
+        ({"done": 3, "shards": (5.0,), "silent": PATIENCE + 60}, "stalled"),
+        ({"done": 3, "shards": (5.0, 500.0), "silent": PATIENCE + 60}, "evaluating"),
+        ({"done": 3, "shards": (5.0,), "record": RECORD}, "done"),
+        ({"done": 3, "shards": (5.0,), "record": RECORD, "silent": 1e6}, "done"),
+    ],
+)
+def test_state(how, state, make):
+    assert read_run(make("run", **how)).state == state
+
+
+def test_shards_newer_than_the_record_are_a_new_evaluation(make):
+    run = make("run", 3, shards=(5.0, 5.0), record=RECORD)
+    touch(run / "record.json", 30)
+    assert read_run(run).state == "evaluating"
+    for file in run.rglob("shard-*"):
+        touch(file, PATIENCE + 60)
+    touch(run / "record.json", PATIENCE + 90)
+    for name in ("config.yaml", "metrics.jsonl"):
+        touch(run / name, PATIENCE + 120)
+    assert read_run(run).state == "done"  # the record stands, whatever became of the other evaluation
+
+
+def test_any_file_of_the_run_is_a_sign_of_life(make):
+    run = make("run", 1, silent=PATIENCE + 60)
+    assert read_run(run).state == "stalled"
+    (run / "tensorboard").mkdir()
+    (run / "tensorboard/events").write_text("")
+    assert read_run(run).state == "training"
+    assert read_run(run).age < 60
+
+
+def test_failure_stands_until_training_goes_on(make):
+    run = make("run", 1)
+    with pytest.raises(UserError):
+        end(run, UserError("epoch 2: loss is not finite"), begun=True)
+    assert (read_run(run).state, read_run(run).reason) == ("failed", "epoch 2: loss is not finite")
+    assert "run: epoch 2: loss is not finite" in shown(run)
+    with Outcome(run) as outcome:
+        outcome.iteration(2, 1, 5, {}, 20)
+        assert read_run(run).state == "training"
+
+
+def test_refused_and_interrupted_runs_have_not_failed(make):
+    run = make("run", 1)
+    with pytest.raises(UserError):
+        end(run, UserError("holds this run unfinished"), begun=False)
+    with pytest.raises(KeyboardInterrupt):
+        end(run, KeyboardInterrupt(), begun=True)
+    assert read_run(run).state == "training"
+
+
+def test_a_record_newer_than_the_failure_is_what_counts(make):
+    run = make("run", 3, record=RECORD)
+    (run / "failed.txt").write_text("killed by SIGKILL\n")
+    touch(run / "failed.txt", 60)
+    assert read_run(run).state == "done"
+    touch(run / "record.json", 90)
+    assert read_run(run).reason == "killed by SIGKILL"
+
+
+# Damage
+
+
+def test_broken_lines_are_left_out(make):
+    run = make("run", 2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('[1]\n{"epoch": "x"}\n\x00\n{"epoch": 3, "val_ra": "high", "load": [["a"], 3]}\n{"epoch": 3, "val')
+    state = read_run(run)
+    assert [one["epoch"] for one in state.rows] == [1, 2, 3]
+    assert "3/3" in shown(run)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("config.yaml", "method: [", "not YAML"),
+        ("config.yaml", "method: magic", "unknown method 'magic'"),
+        ("config.yaml", "epochs: 3", "unknown field 'epochs'"),
+        ("record.json", '{"sa": 6', "record.json is damaged"),
+    ],
+)
+def test_damaged_file_is_a_line_below_the_table_and_the_others_are_shown(file, text, said, make, tmp_path):
+    make("good", 3, record=RECORD)
+    (make("bad", 3) / file).write_text(text)
+    out = shown(tmp_path)
+    (reason,) = [line for line in out.splitlines() if line.startswith("bad: ")]
+    assert said in reason
+    assert "23.4" in out
+
+
+def test_damaged_shards_are_tolerated(make):
+    run = make("run", 3, shards=(5.0,))
+    (run / "evaluation/shard-00001.json").write_text('{"rows": [')
+    (run / "evaluation/shard-00002.json").write_text('{"attacks": 3}')
+    assert read_run(run).state == "evaluating"
+    assert "evaluating, 3 shards" in shown(run)
+
+
+# The table
+
+
+def test_table_shows_what_the_files_tell(make, tmp_path):
+    make("deep/er/first", 2)
+    make("second", 3, record=RECORD)
+    make("third", 3, record={"sa": 50.0, "ra_worst_quick": 30.0})
+    lines = {line.split()[1]: " ".join(line.split()) for line in shown(tmp_path).splitlines() if line.startswith("│")}
+    assert list(lines) == ["deep/er/first", "second", "third"]
+    assert lines["deep/er/first"].startswith(
+        "│ deep/er/first │ training │ advmoe │ fashion-mnist │ 2/3 │ 2.125 │ 42.0 │ 20.0 │ 7% │ 2.5 │ 0 s │ │ │ ▅█"
+    )
+    assert "│ 23.4 │ 61.2 │" in lines["second"]
+    assert "│ 30.0 (quick) │ 50.0 │" in lines["third"]
+
+
+@pytest.mark.parametrize("width", [80, 60])
+def test_narrow_terminal_goes_without_columns_not_without_figures(width, make, tmp_path):
+    make("cifar10-at_small_dense-0", 2, method="at_small_dense")
+    out = shown(tmp_path, width)
+    assert max(map(len, out.splitlines())) <= width
+    assert "training" in out
+    assert "20.0" in out
+    assert "…" not in out
+    assert [word for word in WORDS if word in out] < [word for word in WORDS if word in shown(tmp_path)]
+
+
+def test_wandbs_own_config_yaml_is_no_run(make, tmp_path):
+    inner = make("run", 1) / "wandb/offline-run-1/files"
+    inner.mkdir(parents=True)
+    (inner / "config.yaml").write_text("wandb_version: 1")
+    assert [state.path.name for state in states(tmp_path)] == ["run"]
+
+
+def test_sparkline_and_age():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
+    assert sparkline([5.0] * 100) == "█" * 16
+    assert sparkline([0.0] * 8 + [10.0] * 24) == "▁▁▁▁" + "█" * 12
+    assert sparkline([]) == ""
+    assert sparkline([0.0]) == "▁"
+    assert [age(seconds) for seconds in (0.4, 59, 60, 7200, 200000)] == ["0 s", "59 s", "1 min", "2 h", "2 d"]
+
+
+# The command
+
+
+def test_off_a_terminal_it_prints_once_and_whole(make, tmp_path, capsys):
+    make("run", 3, record=RECORD)
+    watch.run([str(tmp_path)])
+    out = capsys.readouterr().out
+    assert all(word in out for word in WORDS)
+    assert "\x1b" not in out
+
+
+def test_on_a_terminal_it_looks_again_until_it_is_interrupted(make, tmp_path, monkeypatch):
+    looks = []
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
+    monkeypatch.setattr(watch, "console", lambda: terminal)
+
+    def sleep(seconds):
+        looks.append(seconds)
+        if len(looks) == 1:
+            make("appeared", 1)
+        else:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(watch.time, "sleep", sleep)
+    watch.run([str(tmp_path), "--interval", "2"])
+    assert looks == [2.0, 2.0]
+    out = terminal.file.getvalue()
+    assert out.index("no run below") < out.index("appeared")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["nowhere"], "nowhere: is no folder of runs"),
+        (["."], ".: holds no run (no config.yaml in it or below)"),
+        ([".", "--interval", "0"], "interval must be 0.1 to 86400 seconds, not 0"),
+        ([".", "--interval", "nan"], "interval must be"),
+    ],
+)
+def test_bad_input_is_one_line(words, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        watch.run(words)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "odd", [float("nan"), float("inf"), -float("inf"), True, 10**400], ids=["nan", "inf", "-inf", "true", "big"]
+)
+def test_what_is_no_finite_number_is_missing(make, tmp_path, odd):
+    run = make("odd", 2, record={**RECORD, "sa": odd, "ra_worst": odd})
+    names = ("loss", "val_sa", "val_ra", "train_seconds", "validate_seconds", "iterations")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row(3, load=[[odd, 0.25]], **dict.fromkeys(names, odd))) + "\n")
+        file.write(json.dumps(row(3) | {"epoch": odd}) + "\n")
+    console = Console(file=io.StringIO(), width=240)
+    console.print(watch_view(states(tmp_path), tmp_path, console))
+    text = console.file.getvalue()
+    assert "3/3" in text
+    assert "25%" in text
+    assert not [word for word in ("nan", "inf", "1.0", "True") if word in text]

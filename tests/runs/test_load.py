@@ -1,0 +1,334 @@
+"""A trained network out of its run's folder: into one file, to the hub and back, without its data."""
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file as save_tensors
+
+import advmoe
+from advmoe.cli.evaluate import evaluate_folder
+from advmoe.config import to_dict
+from advmoe.data import ImageSpec
+from advmoe.errors import UserError
+from advmoe.files import write_json
+from advmoe.moe import Gate
+from advmoe.runs.load import Loaded, ThreatModel, from_pretrained, load, push_to_hub, save_file
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.loop import train
+from advmoe.training.start import best_network, network
+
+SPEC = ImageSpec(("cat", "dog", "frog"), (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+PIXELS = torch.rand((6, 3, 32, 32), generator=torch.Generator().manual_seed(0))
+
+
+def untrained(path: Path, config: Any, spec: ImageSpec | None = SPEC) -> Path:
+    """A run with one checkpoint of the network as it starts."""
+    folder = RunFolder(path)
+    folder.claim(config, resume=False)
+    row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
+    folder.save(network(config, SPEC).state_dict(), {}, [row], "f" * 64, spec)
+    return path
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        return model(PIXELS)
+
+
+def refusal(call: Any, *args: Any, **fields: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*args, **fields)
+    text = str(caught.value)
+    assert len(text.splitlines()) == 1
+    return text
+
+
+@pytest.fixture
+def run(tiny: Any, tmp_path: Path) -> Path:
+    return untrained(tmp_path / "run", tiny(epsilon=0.03))
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run with its Record."""
+    from recorder import Recorder
+
+    path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
+    few = replace(splits, val=splits.val[torch.arange(10)], test=splits.test[torch.arange(5)])
+    train(config, few, path, Recorder())
+    write_json(path / "record.json", evaluate_folder(path, config, few, preset=("pgd_10",)))
+    return path
+
+
+# A run's folder
+
+
+def test_knows_its_images_and_threat_without_the_data(run: Path) -> None:
+    model = load(run)
+    assert isinstance(model, torch.nn.Module)
+    assert not any(module.training for module in model.modules())
+    assert (model.classes, model.input_size) == (SPEC.classes, SPEC.shape)
+    assert model.threat_model == ThreatModel("Linf", 0.03)
+    assert (model.record, model.epoch, model.config.method) == (None, 1, "advmoe")
+
+
+def test_is_the_network_that_is_evaluated(evaluated: Path, tiny: Any, splits: Any) -> None:
+    model, (judged, epoch) = load(str(evaluated)), best_network(evaluated, tiny(epochs=1), splits)
+    x = splits.test.pixels()
+    with torch.inference_mode():
+        assert torch.equal(model(x), judged(x))
+        route = torch.ones((len(x), len(judged.moe_layers())), dtype=torch.long)
+        _, routings = model.forward_routed(x, Gate("forced", route=route))
+    assert all((routing.experts == 1).all() for routing in routings)
+    assert (model.epoch, model.spec) == (epoch, splits.spec)
+    assert model.record == json.loads((evaluated / "record.json").read_text())
+
+
+def test_record_of_another_epoch_or_data_is_not_its_record(evaluated: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    record = json.loads((run / "record.json").read_text())
+    for change in ({"epoch": 7}, {"fingerprint": "0" * 64}, {"seed": 5}):
+        write_json(run / "record.json", record | change)
+        assert load(run).record is None
+
+
+def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: Path) -> None:
+    cifar = replace(SPEC, classes=tuple("abcdefghij"))
+    run = untrained(tmp_path / "run", tiny(dataset="folder", data_dir=str(tmp_path / "gone")), spec=None)
+    said = refusal(load, run)
+    assert said.startswith(f"{run}: its checkpoints do not say what its images are")
+    assert f"{tmp_path / 'gone'}: no such file" in said
+    config = tiny(dataset="cifar10")
+    folder = RunFolder(tmp_path / "old")
+    folder.claim(config, resume=False)
+    folder.save(network(config, cifar).state_dict(), {}, [{"epoch": 1, "phase": 1, "score": 1.0}], "f" * 64)
+    assert load(tmp_path / "old").classes[0] == "airplane"
+
+
+def test_kernels_of_where_it_was_trained_are_not_asked_for(tiny: Any, tmp_path: Path) -> None:
+    run = untrained(tmp_path / "run", tiny(dispatch="triton"))
+    assert torch.isfinite(logits(load(run))).all()
+
+
+def test_what_holds_no_network_is_named(tmp_path: Path, tiny: Any) -> None:
+    assert "holds no run (no config.yaml)" in refusal(load, tmp_path)
+    RunFolder(tmp_path / "run").claim(tiny(), resume=False)
+    assert refusal(load, tmp_path / "run") == f"{tmp_path / 'run'}: holds no checkpoint yet"
+    assert "no run's folder, no file, and no name on the hub" in refusal(load, tmp_path / "nowhere")
+
+
+# One file
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "wrn28_10", "vgg16_bn", "densenet40"])
+@pytest.mark.parametrize("method", ["at_dense", "at_small_dense", "at_sparse", "advmoe"])
+def test_file_gives_the_same_logits_and_facts(tiny: Any, tmp_path: Path, backbone: str, method: str) -> None:
+    model = load(untrained(tmp_path / "run", tiny(method, backbone=backbone, width=30, model_scale=0.35)))
+    save_file(model, tmp_path / "net.safetensors")
+    shutil.rmtree(tmp_path / "run")
+    again = load(tmp_path / "net.safetensors")
+    assert torch.equal(logits(again), logits(model))
+    assert (again.spec, again.epoch, again.threat_model) == (model.spec, model.epoch, model.threat_model)
+    assert again.config.method == method
+    assert not again.training
+
+
+def test_file_holds_the_record_and_no_place(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(evaluated)
+    model.config = replace(model.config, data=replace(model.config.data, data_dir="/home/me"))
+    monkeypatch.chdir(tmp_path)
+    save_file(model, "net.safetensors")
+    assert load("net.safetensors").record == model.record
+    assert load("net.safetensors").config.data.data_dir is None
+    assert b"/home/me" not in Path("net.safetensors").read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_file_into_no_folder(run: Path, tmp_path: Path) -> None:
+    assert "no such folder for net.safetensors" in refusal(save_file, load(run), tmp_path / "no" / "net.safetensors")
+
+
+def test_other_files_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"hello")
+    assert "not a safetensors file" in refusal(load, path)
+    save_file(load(run), path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "not a safetensors file" in refusal(load, path)
+    weights = next(run.glob("checkpoints/*/model.safetensors"))
+    assert "names no network in its header; give the folder of a run" in refusal(load, weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"schema": 2}, "is of schema 2; this advmoe reads 1"),
+        ({"config": {"method": "advmoo"}}, "unknown method 'advmoo'"),
+        ({"config": {"model": {"width": "x"}}}, "model.width must be int"),
+        ({"config": {"model": {"width": 8}}}, "its header and weights make no network"),
+        ({"spec": {"shape": [3, 32]}}, "its header and weights make no network"),
+        ({"spec": None}, "its header and weights make no network"),
+        ({"record": {"schema": 1}}, "holds no Record"),
+        ({"epoch": None}, "its header and weights make no network"),
+    ],
+)
+def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+    from safetensors import safe_open
+
+    path = tmp_path / "x.safetensors"
+    model = load(run)
+    save_file(model, path)
+    with safe_open(path, "pt") as file:
+        content = json.loads(file.metadata()["advmoe"])
+    content |= change
+    save_tensors(model.network.state_dict(), path, {"advmoe": json.dumps(content)})
+    assert said in refusal(load, path)
+
+
+# The hub
+
+
+class RepositoryNotFoundError(Exception):
+    pass
+
+
+class LocalEntryNotFoundError(FileNotFoundError):
+    pass
+
+
+class Hub:
+    """The parts of huggingface_hub that are used, with repositories in a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.network = root, True
+
+    def hf_hub_download(self, repo_id: str, filename: str, *, revision: str | None = None) -> str:
+        if not self.network:
+            raise LocalEntryNotFoundError("An error happened\nwhile trying to locate the file on the Hub")
+        if not (self.root / repo_id).is_dir():
+            raise RepositoryNotFoundError("404 Client Error.\n\nRepository Not Found for url")
+        return str(self.root / repo_id / filename)
+
+    def create_repo(self, repo_id: str, *, private: bool, exist_ok: bool) -> str:
+        if not self.network:
+            raise ConnectionError("no route")
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        return f"https://hub.example/{repo_id}"
+
+    def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return SimpleNamespace()
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    made = Hub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
+    return made
+
+
+def test_there_and_back(evaluated: Path, hub: Hub) -> None:
+    assert push_to_hub(evaluated, "someone/robust") == "https://hub.example/someone/robust"
+    folder, sent = hub.root / "someone/robust", load(evaluated)
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.yaml", "record.json", "README.md"}
+    x = torch.rand(4, 1, 28, 28)
+    for back in (from_pretrained("someone/robust"), load("someone/robust"), load(folder)):
+        assert isinstance(back, Loaded)
+        with torch.inference_mode():
+            assert torch.equal(back(x), sent(x))
+        assert back.record == sent.record
+    card = (folder / "README.md").read_text()
+    assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "advmoe"
+    assert sent.record is not None
+    assert f"**{sent.record['ra_worst_quick']:.1f} %** of 5 test images" in card
+
+
+def test_nothing_is_published_that_was_not_measured(run: Path, hub: Hub) -> None:
+    assert f"advmoe evaluate {run}" in refusal(push_to_hub, run, "someone/robust")
+    assert not hub.root.exists()
+
+
+def test_unknown_name_and_no_network_are_a_line_each(hub: Hub, evaluated: Path) -> None:
+    assert "someone/typo: no such file or folder, nor to be had from the hub (the hub has none of that name" in refusal(
+        load, "someone/typo"
+    )
+    hub.network = False
+    assert "(the hub cannot be reached, and the network is not in the local cache)" in refusal(load, "someone/typo")
+    assert "could not be written to the hub (ConnectionError: no route)" in refusal(push_to_hub, evaluated, "someone/robust")
+    assert "must be owner/name" in refusal(push_to_hub, evaluated, "robust")
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert "pip install 'advmoe[hub]'" in refusal(load, "someone/robust")
+
+
+# The package
+
+
+def test_names_of_the_package_are_imported_when_asked_for() -> None:
+    assert advmoe.load is load
+    assert set(advmoe.__all__) == {"from_pretrained", "load", "push_to_hub", "save_file"}
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        advmoe.lode  # noqa: B018
+    code = "import advmoe, sys; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Files from strangers
+
+
+@pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.safetensors"])
+def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
+    class Touch:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"weights": Touch()}, tmp_path / name)
+    assert "not a safetensors file" in refusal(load, tmp_path / name)
+    (tmp_path / name).write_bytes(pickle.dumps(Touch()))
+    assert "not a safetensors file" in refusal(load, tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+    pickle.loads((tmp_path / name).read_bytes())
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "change"),
+    [
+        ("model", {"width": 10**6}), ("model", {"num_experts": 1000, "bank": "disjoint"}), ("model", {"num_experts": 10**9}),
+        ("spec", {"classes": ["x"] * 10**5}), ("spec", {"shape": [float("inf"), 28, 28]}), ("spec", {"std": [0.0, 0.0, 0.0]}),
+    ],
+)  # fmt: skip
+def test_network_of_any_size_takes_no_memory(run: Path, tmp_path: Path, section: str, change: dict[str, Any]) -> None:
+    """A small file that names a huge network is refused before one is made."""
+    model = load(run)
+    content = {"schema": 1, "config": to_dict(model.config), "spec": asdict(model.spec), "epoch": 1, "record": None}
+    (content["config"] if section == "model" else content)[section] |= change
+    save_tensors(model.network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps(content)})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refusal(load, tmp_path / "x.safetensors")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
+
+
+@pytest.mark.parametrize("schema", [[1], "x" * 9000, {"a" * 9000: 1}, 10**400])
+def test_schemas_of_another_kind_are_refused_in_few_words(run: Path, tmp_path: Path, schema: Any) -> None:
+    save_tensors(load(run).network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps({"schema": schema})})
+    assert len(refusal(load, tmp_path / "x.safetensors")) < 400
+
+
+def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.safetensors")
+    assert refusal(load, tmp_path / "x.safetensors") == f"{tmp_path / 'x.safetensors'}: not a plain file"
