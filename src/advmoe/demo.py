@@ -10,7 +10,6 @@ from rich.console import Console
 
 from advmoe.attacks import Pgd
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
-from advmoe.cli.evaluate import evaluate_folder
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
@@ -19,6 +18,7 @@ from advmoe.files import write_json
 from advmoe.recipes import recipe
 from advmoe.reports.figures import image_grid, trajectories
 from advmoe.reports.tables import record_table, worst_of
+from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from advmoe.cli.evaluate import evaluate_folder
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import Check
 from advmoe.evaluation.cost import Cost
@@ -16,6 +15,7 @@ from advmoe.evaluation.record import checked_record, evaluate_run, make_record, 
 from advmoe.files import write_json
 from advmoe.models import build_model
 from advmoe.moe import MoEKind
+from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 
 HISTORY = [

@@ -18,12 +18,12 @@ import yaml
 from safetensors.torch import save_file as save_tensors
 
 import advmoe
-from advmoe.cli.evaluate import evaluate_folder
 from advmoe.config import to_dict
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import write_json
 from advmoe.moe import Gate
+from advmoe.runs.evaluate import evaluate_folder
 from advmoe.runs.load import Loaded, ThreatModel, from_pretrained, load, push_to_hub, save_file
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
@@ -174,7 +174,7 @@ def test_other_files_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"schema": 2}, "is of schema 2; this advmoe reads 1"),
+        ({"schema": 99}, "is of schema 99; this advmoe reads 1"),
         ({"config": {"method": "advmoo"}}, "unknown method 'advmoo'"),
         ({"config": {"model": {"width": "x"}}}, "model.width must be int"),
         ({"config": {"model": {"width": 8}}}, "its header and weights make no network"),

@@ -23,17 +23,16 @@ from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import Fraction, RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.errors import UserError
-from advmoe.evaluation.cost import cost
 from advmoe.evaluation.evaluate import fresh, resolve
-from advmoe.evaluation.record import evaluate_run, model_info
+from advmoe.evaluation.record import model_info
 from advmoe.evaluation.shards import SHARD_SIZE, shard_count
 from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
 from advmoe.files import write_json
 from advmoe.models import Classifier
-from advmoe.moe import Dispatch
 from advmoe.reports.tables import evaluation_lines, record_table
+from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.start import autocast, best_network, network
+from advmoe.training.start import autocast, best_network
 
 
 def _costs(preset: str, what: str) -> Any:
@@ -147,21 +146,6 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
     console().print(record_table([record], title))
     for line in evaluation_lines(record["evaluation"]):
         console().print(line, highlight=False, soft_wrap=True)
-
-
-def evaluate_folder(run: Path, config: RunConfig, splits: Splits, *, dispatch: Dispatch = "auto", **options: Any) -> dict[str, Any]:
-    """The Record of the best epoch of the run in a folder, by `evaluate_run` (whose `options` are) on the test part of `splits`.
-
-    `config` is the run's, with what is evaluated otherwise than it was trained; results are kept in RUN/evaluation. Raises
-    UserError where the folder holds no whole checkpoint, and what `advmoe.evaluation.evaluate` raises.
-    """
-    model, epoch = best_network(run, config, splits)
-    model.set_dispatch(dispatch)
-    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
-    return evaluate_run(
-        model, config, splits, dense, run=run.resolve().name, epoch=epoch, history=RunFolder(run).best().history,
-        store=run / "evaluation", **options,
-    )  # fmt: skip
 
 
 def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits]:

@@ -1,0 +1,28 @@
+"""Evaluate the network in a run's folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from advmoe.config import RunConfig
+from advmoe.data import Splits
+from advmoe.evaluation.cost import cost
+from advmoe.evaluation.record import evaluate_run
+from advmoe.moe import Dispatch
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.start import best_network, network
+
+
+def evaluate_folder(run: Path, config: RunConfig, splits: Splits, *, dispatch: Dispatch = "auto", **options: Any) -> dict[str, Any]:
+    """The Record of the best epoch of the run in a folder, by `evaluate_run` (whose `options` are) on the test part of `splits`.
+
+    `config` is the run's, with what is evaluated otherwise than it was trained; results are kept in RUN/evaluation. Raises
+    UserError where the folder holds no whole checkpoint, and what `advmoe.evaluation.evaluate` raises.
+    """
+    model, epoch = best_network(run, config, splits)
+    model.set_dispatch(dispatch)
+    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
+    return evaluate_run(
+        model, config, splits, dense, run=run.resolve().name, epoch=epoch, history=RunFolder(run).best().history,
+        store=run / "evaluation", **options,
+    )  # fmt: skip
