@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from advmoe import load, predict
+from advmoe import load
 from advmoe.cli.main import main
+from advmoe.runs import predict
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.start import network
 

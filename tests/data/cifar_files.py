@@ -19,7 +19,7 @@ Write = Callable[[Path], Path]  # a folder to write to -> where the data lie
 class Part(NamedTuple):
     """Images [n, 3, 32, 32] uint8 and labels."""
 
-    images: np.ndarray
+    raw: np.ndarray
     labels: list[int]
 
 

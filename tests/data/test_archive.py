@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from advmoe.data import unpack as module
+from advmoe.data import archive as module
 from advmoe.data.archive import Limits, unpack
 from advmoe.errors import UserError
 

@@ -68,7 +68,7 @@ def test_truncated_parquet(share: float, tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"{path}: not a whole Parquet file (")
 
 
-@pytest.mark.parametrize("columns", [("image", "label"), ("img", "fine_label")])
+@pytest.mark.parametrize("columns", [("pixels", "label"), ("img", "fine_label")])
 def test_wrong_columns(columns: tuple[str, str], tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))
     write_table(path, **dict(zip(columns, ([b"x"], [0]), strict=True)))

@@ -10,7 +10,7 @@ import pytest
 from damage import huge_png
 from PIL import Image
 
-from advmoe import predict
+from advmoe.runs import predict
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 from advmoe.data.stream import centre_crop, resized_crop
