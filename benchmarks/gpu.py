@@ -43,7 +43,7 @@ from advmoe.files import write_json
 from advmoe.models import Classifier
 from advmoe.moe import DISPATCHES, HARD, Dispatch, Gate, MoEConv2d
 from advmoe.moe.dispatch import available
-from advmoe.moe.experts import Experts, windows
+from advmoe.moe.experts import FilterBank, windows
 
 SECONDS = 460  # of the whole call
 ITERATIONS = 390  # an epoch of 50,000 images at batch 128
@@ -156,9 +156,9 @@ def compared(layer: Layer, name: str, dtype: torch.dtype, device: torch.device) 
     ours = {key: value.to(dtype if key == "x" else torch.float32).requires_grad_() for key, value in inputs.items()}
     true = {key: value.detach().double().requires_grad_() for key, value in inputs.items()}
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        own = Experts(ours["bank"], starts, layer.width, layer.stride, ours["bias"], name)
+        own = FilterBank(ours["bank"], starts, layer.width, layer.stride, ours["bias"], name)
         y = DISPATCHES[name](ours["x"], own, experts, ours["one_hot"])
-    slow = loop(true["x"], Experts(true["bank"], starts, layer.width, layer.stride, true["bias"]), true["one_hot"])
+    slow = loop(true["x"], FilterBank(true["bank"], starts, layer.width, layer.stride, true["bias"]), true["one_hot"])
     probe = noise(*slow.shape).to(dtype)
     found = torch.autograd.grad(y, list(ours.values()), probe.to(y.dtype))
     wanted = torch.autograd.grad(slow, list(true.values()), probe.double())
@@ -166,7 +166,7 @@ def compared(layer: Layer, name: str, dtype: torch.dtype, device: torch.device) 
     return {key: float((a.double() - b).detach().abs().max() / b.detach().abs().max()) for key, a, b in pairs}
 
 
-def loop(x: Tensor, own: Experts, weights: Tensor) -> Tensor:
+def loop(x: Tensor, own: FilterBank, weights: Tensor) -> Tensor:
     """Every expert on one image after the other, weighed."""
     rows = []
     for image, share in zip(x, weights, strict=True):
@@ -448,7 +448,7 @@ def layer_call(setup: Setup, place: Place, name: str, backward: bool) -> Call:
     bank = torch.randn(filters, shape[1], place.kernel, place.kernel, device=device, dtype=dtype)
     bank = (bank / bank[0].numel() ** 0.5).contiguous(memory_format=torch.channels_last).requires_grad_(backward)
     experts = (torch.arange(batch) % 2).to(device)
-    own = Experts(bank, (0, place.width), place.width, place.stride, None, name)
+    own = FilterBank(bank, (0, place.width), place.width, place.stride, None, name)
 
     def run() -> None:
         with torch.set_grad_enabled(backward):

@@ -2,8 +2,8 @@
 
     python scripts/measure_dispatch.py --threads 2 --out results/dispatch.json
 
-`fastest` in advmoe/moe/dispatch.py is a rule taken from these figures. Its threshold is that of the demo's AdvMoE iteration, where
-layers meet cold caches: timed last, under several of them (0 splits wherever filters are fixed).
+`fastest` in advmoe/moe/dispatch/choice.py is a rule taken from these figures. Its threshold is that of the demo's AdvMoE iteration,
+where layers meet cold caches: timed last, under several of them (0 splits wherever filters are fixed).
 """
 
 import argparse
@@ -21,9 +21,8 @@ from advmoe.benchmark import variants
 from advmoe.benchmark.rows import machine
 from advmoe.benchmark.timing import timed
 from advmoe.files import write_json
-from advmoe.moe import dispatch
-from advmoe.moe.dispatch import chosen
-from advmoe.moe.experts import Experts
+from advmoe.moe.dispatch import choice, run_chosen
+from advmoe.moe.experts import FilterBank
 from advmoe.recipes import recipe
 
 CPU = torch.device("cpu")
@@ -35,16 +34,16 @@ EXPERTS = (2, 8)
 PHASES = ("forward", "attack", "routers", "weights")  # what gets a gradient: nothing, x, x and the route, x and the bank
 
 
-def call(own: Experts, x: Tensor, experts: Tensor, phase: str) -> Callable[[], object]:
+def call(own: FilterBank, x: Tensor, experts: Tensor, phase: str) -> Callable[[], object]:
     """One pass of a layer as the phase runs it."""
     x = x.clone().requires_grad_(phase != "forward")
-    bank = own.bank.clone().requires_grad_(phase == "weights")
+    bank = own.filters.clone().requires_grad_(phase == "weights")
     one_hot = torch.nn.functional.one_hot(experts, len(own.starts)).float().requires_grad_() if phase == "routers" else None
     wanted = [t for t in (x, bank, one_hot) if t is not None and t.requires_grad]
-    layer = Experts(bank, own.starts, own.width, own.stride, None, own.dispatch)
+    layer = FilterBank(bank, own.starts, own.width, own.stride, None, own.dispatch)
 
     def run() -> None:
-        y = chosen(x, layer, experts, one_hot)
+        y = run_chosen(x, layer, experts, one_hot)
         if wanted:
             torch.autograd.grad(y, wanted, torch.ones_like(y))
 
@@ -57,7 +56,7 @@ def rows(rounds: int) -> Iterator[dict[str, Any]]:
         x, bank = torch.randn(batch, inputs, size, size), torch.randn(num_experts * width, inputs, 3, 3)
         experts = torch.arange(batch) % num_experts
         starts = tuple(range(0, num_experts * width, width))
-        calls = {name: call(Experts(bank, starts, width, 1, None, name), x, experts, phase) for name in NAMES}
+        calls = {name: call(FilterBank(bank, starts, width, 1, None, name), x, experts, phase) for name in NAMES}
         yield {
             "in_channels": inputs, "width": width, "size": size, "batch": batch, "num_experts": num_experts, "phase": phase,
             "ms": medians(timed(calls, rounds, CPU)),
@@ -77,7 +76,7 @@ def thresholds(rounds: int) -> dict[str, float]:
 
     def under(limit: int) -> Callable[[], object]:
         def run() -> None:
-            dispatch.GROUPED_UP_TO = limit
+            choice.GROUPED_UP_TO = limit
             step()
 
         return run

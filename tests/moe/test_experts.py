@@ -2,7 +2,7 @@ import pytest
 import torch
 from masked_twin import expert_filters
 
-from advmoe.moe.experts import Experts, aligned, mixture, windows
+from advmoe.moe.experts import FilterBank, aligned, mixture, windows
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_the_twins_experts_are_the_windows():
 def test_mixture_by_hand():
     bank = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
     x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
-    y = mixture(x, Experts(bank, (0, 1), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
+    y = mixture(x, FilterBank(bank, (0, 1), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
     # channel 0: filter 0 of expert 0, filter 2 of expert 1; channel 1: filter 1 of both
     assert y.flatten(1).tolist() == [[0.5 + 50, 5 + 5], [0.5 + 400, 5 + 40]]
 
@@ -78,5 +78,5 @@ def test_mixture_by_hand():
 def test_mixture_of_disjoint_experts_by_hand():
     bank = torch.tensor([1.0, 10.0, 100.0, 1000.0]).view(4, 1, 1, 1)
     x = torch.tensor([1.0, 2.0]).view(2, 1, 1, 1)
-    y = mixture(x, Experts(bank, (0, 2), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
+    y = mixture(x, FilterBank(bank, (0, 2), 2, 1), torch.tensor([[0.5, 0.5], [0.25, 2.0]]))
     assert y.flatten(1).tolist() == [[0.5 + 50, 5 + 500], [0.5 + 400, 5 + 4000]]

@@ -39,9 +39,9 @@ class RoutedConv2d(nn.Module):
 
 
 def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:
-    filters = layer.own.filters(expert)
+    filters = layer.bank.of_expert(expert)
     width, inputs, size, _ = filters.shape
-    made = nn.Conv2d(inputs, width, size, layer.stride, layer.own.padding, bias=layer.bias is not None)
+    made = nn.Conv2d(inputs, width, size, layer.stride, layer.bank.padding, bias=layer.bias is not None)
     made.weight = nn.Parameter(filters.detach().clone())  # no view of the bank, which a file would hold whole
     if layer.bias is not None:
         made.bias = nn.Parameter(layer.bias[expert].detach().clone())

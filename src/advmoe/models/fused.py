@@ -65,7 +65,7 @@ def _folded(layer: nn.Module) -> tuple[Tensor, Tensor]:
     if isinstance(layer, PlainConv2d):
         return layer.weight * scale[:, None, None, None], shift
     if isinstance(layer.norm, ExpertNorm):
-        parts = [layer.own.filters(e) * scale[e][:, None, None, None] for e in range(layer.num_experts)]
+        parts = [layer.bank.of_expert(e) * scale[e][:, None, None, None] for e in range(layer.num_experts)]
         return torch.cat(parts), shift
     channel = torch.arange(len(layer.filters), device=scale.device) % layer.width
     return layer.filters * scale[channel][:, None, None, None], shift.repeat(layer.num_experts, 1)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.moe.channels import Channels
-from advmoe.moe.dispatch import chosen
-from advmoe.moe.experts import Experts, Windows, every, mixture
+from advmoe.moe.dispatch import run_chosen
+from advmoe.moe.experts import FilterBank, Windows, every_expert, mixture
 from advmoe.moe.norm import ExpertNorm
 from advmoe.moe.routing import Gate, Router, Routing, Weights
 
@@ -77,17 +77,17 @@ class MoEConv2d(nn.Module):
         if weights.factor is not None:
             return self._scaled(x, weights.experts, weights.factor[:, None, None, None])
         if weights.mixture is None or weights.one_hot:
-            y = chosen(x, self.own, weights.experts, weights.mixture)
+            y = run_chosen(x, self.bank, weights.experts, weights.mixture)
         else:
-            y = mixture(x, self.own, weights.mixture)
+            y = mixture(x, self.bank, weights.mixture)
         return self._normalised(y, weights.experts)
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
         """The chosen experts' outputs times `factor`: after a norm that is the expert's own, before one that is shared."""
         if self.own_norms:
-            y = self._normalised(chosen(x, self.own, experts), experts)
+            y = self._normalised(run_chosen(x, self.bank, experts), experts)
             return y * factor.to(y.dtype)
-        y = chosen(x, replace(self.own, bias=None), experts)
+        y = run_chosen(x, replace(self.bank, bias=None), experts)
         y = y * factor.to(y.dtype)
         return self._normalised(y if self.bias is None else y + self.bias[experts][:, :, None, None].to(y.dtype), experts)
 
@@ -102,13 +102,13 @@ class MoEConv2d(nn.Module):
         """Normalise every expert's output by its own norm, then mix."""
         assert weights.mixture is not None
         assert isinstance(self.norm, ExpertNorm)
-        parts = self.norm.every(every(x, self.own), weights.experts)
+        parts = self.norm.every(every_expert(x, self.bank), weights.experts)
         return torch.einsum("bn,bnkhw->bkhw", weights.mixture.to(parts.dtype), parts)
 
     @property
-    def own(self) -> Experts:
-        """The experts' filters."""
-        return Experts(self.filters, self.starts, self.width, self.stride, self.bias, self.dispatch)
+    def bank(self) -> FilterBank:
+        """The filters of the layer and how they are run."""
+        return FilterBank(self.filters, self.starts, self.width, self.stride, self.bias, self.dispatch)
 
     @torch.no_grad()
     def tie_gradients(self) -> None:

@@ -34,10 +34,13 @@ def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple
 
 
 @dataclass(frozen=True, eq=False)
-class Experts:
-    """The filters of one layer's experts: `bank` [M, C, k, k], `bias` [N, K] or none; `dispatch` says how they are run."""
+class FilterBank:
+    """The filters of one layer's experts: `filters` [M, C, k, k] and `bias` [N, K] or None.
 
-    bank: Tensor
+    Expert e has the filters from `starts[e]` on, `width` of them. `dispatch` names how the layer runs them.
+    """
+
+    filters: Tensor
     starts: Windows
     width: int
     stride: int
@@ -47,33 +50,33 @@ class Experts:
     def convolve(self, x: Tensor, expert: int) -> Tensor:
         """One expert on all images: [B, C, H, W] -> [B, K, H', W']."""
         bias = None if self.bias is None else self.bias[expert].to(x.dtype)
-        return conv2d(x, self.filters(expert), bias, self.stride, self.padding)
+        return conv2d(x, self.of_expert(expert), bias, self.stride, self.padding)
 
-    def filters(self, expert: int) -> Tensor:
-        """[K, C, k, k], each at its output channel's place."""
-        return aligned(self.bank, self.starts[expert], self.width)
+    def of_expert(self, expert: int) -> Tensor:
+        """Filters [K, C, k, k] of one expert, in the order of its output channels."""
+        return aligned(self.filters, self.starts[expert], self.width)
 
     @property
     def padding(self) -> int:
-        return self.bank.shape[-1] // 2
+        return self.filters.shape[-1] // 2
 
 
-def mixture(x: Tensor, own: Experts, weights: Tensor) -> Tensor:
+def mixture(x: Tensor, bank: FilterBank, weights: Tensor) -> Tensor:
     """Every expert on every image, summed with `weights` [B, N]: [B, C, H, W] -> [B, K, H', W']."""
-    parts = every(x, own)
+    parts = every_expert(x, bank)
     return torch.bmm(weights.to(parts.dtype)[:, None], parts.flatten(2)).view(len(x), *parts.shape[2:])
 
 
-def every(x: Tensor, own: Experts) -> Tensor:
+def every_expert(x: Tensor, bank: FilterBank) -> Tensor:
     """Every expert's output on every image, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
-    wide = conv2d(x, own.bank, stride=own.stride, padding=own.padding)
+    wide = conv2d(x, bank.filters, stride=bank.stride, padding=bank.padding)
     parts: Tensor
-    if own.starts == tuple(range(0, wide.shape[1], own.width)):
-        parts = wide.unflatten(1, (len(own.starts), own.width))
+    if bank.starts == tuple(range(0, wide.shape[1], bank.width)):
+        parts = wide.unflatten(1, (len(bank.starts), bank.width))
     else:
-        parts = torch.stack([aligned(wide, start, own.width, dim=1) for start in own.starts], dim=1)
-    if own.bias is not None:
-        parts = parts + own.bias.to(parts.dtype)[:, :, None, None]
+        parts = torch.stack([aligned(wide, start, bank.width, dim=1) for start in bank.starts], dim=1)
+    if bank.bias is not None:
+        parts = parts + bank.bias.to(parts.dtype)[:, :, None, None]
     return parts
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.errors import UserError
-from advmoe.moe.experts import Experts, windows
+from advmoe.moe.experts import FilterBank, windows
 
 TOLERANCES = {"float64": 1e-12, "float32": 1e-4, "float16": 2e-2}  # of values of about 1
 
@@ -78,7 +78,7 @@ def found():
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_a_loop_over_images_in_values_and_every_gradient(found, name):
     errors, tolerance = found["errors"][name], TOLERANCES["float16" if CASES[name].autocast else CASES[name].dtype]
-    assert set(errors) == {"y", "x", "bank", "one_hot", *(["bias"] if CASES[name].bias else [])}
+    assert set(errors) == {"y", "x", "filters", "one_hot", *(["bias"] if CASES[name].bias else [])}
     assert max(errors.values()) <= tolerance, errors
 
 
@@ -113,22 +113,22 @@ def layer(case):
 
     starts, size = windows(case.bank, case.num_experts, case.out_channels, case.width)
     x = noise(case.batch, case.channels, *case.size).contiguous(memory_format=getattr(torch, case.layout)).requires_grad_()
-    bank = (noise(size, case.channels, case.kernel, case.kernel) / (case.channels * case.kernel**2) ** 0.5).requires_grad_()
+    filters = (noise(size, case.channels, case.kernel, case.kernel) / (case.channels * case.kernel**2) ** 0.5).requires_grad_()
     bias = noise(case.num_experts, case.width).requires_grad_() if case.bias else None
     experts = torch.randint(0, case.num_experts, (case.batch,), generator=random)
     if case.experts is not None:
         experts = torch.tensor(case.experts)
     one_hot = torch.nn.functional.one_hot(experts, case.num_experts).to(dtype).requires_grad_()
-    return x, experts, one_hot, Experts(bank, starts, case.width, case.stride, bias)
+    return x, experts, one_hot, FilterBank(filters, starts, case.width, case.stride, bias)
 
 
-def loop(x, own, one_hot):
+def loop(x, bank, one_hot):
     """Every expert on one image after the other, weighed by the one-hot."""
     rows = []
     for image, weights in zip(x, one_hot, strict=True):
-        parts = [weight * own.convolve(image[None], e) for e, weight in enumerate(weights)]
+        parts = [weight * bank.convolve(image[None], e) for e, weight in enumerate(weights)]
         rows.append(sum(parts[1:], parts[0]))
-    return torch.cat(rows) if rows else own.convolve(x, 0) + 0 * one_hot.sum()
+    return torch.cat(rows) if rows else bank.convolve(x, 0) + 0 * one_hot.sum()
 
 
 def gradients(y, probe, wanted):
@@ -138,13 +138,13 @@ def gradients(y, probe, wanted):
 
 def compared(case, module):
     """The largest errors of y and of each gradient relative to the largest true value, at least 1."""
-    x, experts, one_hot, own = layer(case)
+    x, experts, one_hot, bank = layer(case)
     module.PROGRAMS = case.programs
     with torch.autocast("cpu", torch.float16, enabled=case.autocast):
-        y = module.routed_conv2d(x, own, experts, one_hot)
-    slow = loop(x, own, one_hot)
+        y = module.routed_conv2d(x, bank, experts, one_hot)
+    slow = loop(x, bank, one_hot)
     probe = torch.randn(slow.shape, generator=torch.Generator().manual_seed(0), dtype=slow.dtype)
-    wanted = {"x": x, "bank": own.bank, "one_hot": one_hot} | ({"bias": own.bias} if case.bias else {})
+    wanted = {"x": x, "filters": bank.filters, "one_hot": one_hot} | ({"bias": bank.bias} if case.bias else {})
     pairs = {"y": (y, slow)}
     ours, true = gradients(y, probe.to(y.dtype), wanted), gradients(slow, probe, wanted)
     pairs |= {name: (ours[name], true[name]) for name in wanted}
@@ -171,17 +171,17 @@ class Calls(TorchDispatchMode):
 def report(module):
     answers = {name: compared(case, module) for name, case in CASES.items()}
     conv = module.routed_conv2d
-    x, experts, one_hot, own = layer(Case())
-    conv(x, own, experts, one_hot)
+    x, experts, one_hot, bank = layer(Case())
+    conv(x, bank, experts, one_hot)
     with Calls() as calls:
-        y = conv(x, own, experts, one_hot)
+        y = conv(x, bank, experts, one_hot)
         y.sum().backward()
-    attacked = Experts(own.bank.detach(), own.starts, own.width, own.stride)
+    attacked = FilterBank(bank.filters.detach(), bank.starts, bank.width, bank.stride)
     leaf = x.detach().requires_grad_()
     with Calls() as attack:
         conv(leaf, attacked, experts, None).sum().backward()
     try:
-        refused = str(conv(x.bfloat16(), own, experts, None).dtype)
+        refused = str(conv(x.bfloat16(), bank, experts, None).dtype)
     except UserError as error:
         refused = str(error)
     return {
@@ -194,6 +194,6 @@ def report(module):
 
 
 if __name__ == "__main__":
-    from advmoe.moe import triton_conv
+    from advmoe.moe.dispatch import triton_conv
 
     print(json.dumps(report(triton_conv)))

@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from advmoe.moe.experts import Experts
+from advmoe.moe.experts import FilterBank
 
 Groups = list[tuple[int, Tensor]]  # the experts that have images, with their rows
 
 
-def split(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    """As `dispatch.chosen`. Under the straight-through gate the experts that were not chosen run in the backward pass alone."""
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, own.bank, own.bias, one_hot)):
-        y: Tensor = _Split.apply(x, own.bank, own.bias, one_hot, experts, own)  # type: ignore[no-untyped-call]
+def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
+    """As `run_chosen`. Under the straight-through gate the experts that were not chosen run in the backward pass alone."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bank.filters, bank.bias, one_hot)):
+        y: Tensor = _Split.apply(x, bank.filters, bank.bias, one_hot, experts, bank)  # type: ignore[no-untyped-call]
         return y
-    return _run(x, own, _groups(experts, len(own.starts)))
+    return _run(x, bank, _groups(experts, len(bank.starts)))
 
 
 class _Split(torch.autograd.Function):
@@ -28,23 +28,24 @@ class _Split(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bank: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, own: Experts
+        ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, bank: FilterBank
     ) -> Tensor:
-        ctx.groups, ctx.own = _groups(experts, len(own.starts)), replace(own, bank=bank.detach(), bias=None)
-        ctx.save_for_backward(x, bank, bias, experts)
-        return _run(x, own, ctx.groups)
+        ctx.groups, ctx.bank = _groups(experts, len(bank.starts)), replace(bank, filters=filters.detach(), bias=None)
+        ctx.save_for_backward(x, filters, bias, experts)
+        return _run(x, bank, ctx.groups)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, bank, bias, experts = ctx.saved_tensors
-        for_x, for_bank, for_bias, for_one_hot = ctx.needs_input_grad[:4]
-        cast = [None if t is None else t.to(gradient.dtype) for t in (bank, bias)]  # under autocast they are float32 still
-        own = replace(ctx.own, bank=cast[0], bias=cast[1])
-        to_x, to_bank = _gradients(gradient, x, own, ctx.groups, (for_x or for_one_hot, for_bank))
+        x, filters, bias, experts = ctx.saved_tensors
+        for_x, for_filters, for_bias, for_one_hot = ctx.needs_input_grad[:4]
+        cast = [None if t is None else t.to(gradient.dtype) for t in (filters, bias)]  # under autocast they are still float32
+        bank = replace(ctx.bank, filters=cast[0], bias=cast[1])
+        to_x, to_filters = _gradients(gradient, x, bank, ctx.groups, (for_x or for_one_hot, for_filters))
         to_bias = _bias_gradient(gradient, bias, experts) if for_bias else None
-        to_one_hot = _products(gradient, to_x, x, own, experts) if for_one_hot else None
-        return to_x if for_x else None, None if to_bank is None else to_bank.to(bank.dtype), to_bias, to_one_hot, None, None
+        to_one_hot = _products(gradient, to_x, x, bank, experts) if for_one_hot else None
+        to_filters = None if to_filters is None else to_filters.to(filters.dtype)
+        return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
 
 
 def _groups(experts: Tensor, num_experts: int) -> Groups:
@@ -55,12 +56,12 @@ def _groups(experts: Tensor, num_experts: int) -> Groups:
     return [(e, rows[e]) for e in range(num_experts) if counts[e]] or [(0, rows[0])]  # an empty batch keeps its shapes
 
 
-def _run(x: Tensor, own: Experts, groups: Groups) -> Tensor:
+def _run(x: Tensor, bank: FilterBank, groups: Groups) -> Tensor:
     if len(groups) == 1:
-        return own.convolve(x, groups[0][0])
+        return bank.convolve(x, groups[0][0])
     y: Tensor | None = None
     for e, rows in groups:
-        part = own.convolve(_take(x, rows), e)
+        part = bank.convolve(_take(x, rows), e)
         y = _room(part, len(x)) if y is None else y
         _put(y, rows, part)
     assert y is not None
@@ -68,53 +69,55 @@ def _run(x: Tensor, own: Experts, groups: Groups) -> Tensor:
 
 
 def _gradients(
-    gradient: Tensor, x: Tensor, own: Experts, groups: Groups, wanted: tuple[bool, ...]
+    gradient: Tensor, x: Tensor, bank: FilterBank, groups: Groups, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to x and bank, as far as wanted."""
+    """Gradients to x and the filters, as far as wanted."""
     to_x = _room(x, len(x)) if wanted[0] else None
-    to_bank = torch.zeros_like(own.bank) if wanted[1] else None
+    to_filters = torch.zeros_like(bank.filters) if wanted[1] else None
     for e, rows in groups if any(wanted) else ():
         dy, part = (gradient, x) if len(groups) == 1 else (_take(gradient, rows), _take(x, rows))
         dx, dw, _ = torch.ops.aten.convolution_backward(
-            dy, part.to(dy.dtype), own.filters(e), None, [own.stride] * 2, [own.padding] * 2, [1, 1], False, [0, 0], 1,
+            dy, part.to(dy.dtype), bank.of_expert(e), None, [bank.stride] * 2, [bank.padding] * 2, [1, 1], False, [0, 0], 1,
             [*wanted, False],
         )  # fmt: skip
         if to_x is not None:
             _put(to_x, rows, dx.to(x.dtype))
-        if to_bank is not None:
-            _add_aligned(to_bank, own.starts[e], own.width, dw)
-    return to_x, to_bank
+        if to_filters is not None:
+            _add_aligned(to_filters, bank.starts[e], bank.width, dw)
+    return to_x, to_filters
 
 
 def _bias_gradient(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
     return torch.zeros_like(bias).index_add_(0, experts, gradient.sum(dim=(2, 3)).to(bias.dtype))
 
 
-def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, own: Experts, experts: Tensor) -> Tensor:
+def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, bank: FilterBank, experts: Tensor) -> Tensor:
     """<gradient, conv_e(x)> for every image and expert: [B, N], at least float32.
 
     As a convolution is linear in x, that of the chosen expert is <its gradient to x, x>, which is there already.
     """
     assert to_x is not None
-    products = gradient.new_empty(len(x), len(own.starts), dtype=torch.promote_types(gradient.dtype, torch.float32))
+    products = gradient.new_empty(len(x), len(bank.starts), dtype=torch.promote_types(gradient.dtype, torch.float32))
     products.scatter_(1, experts[:, None], _inner(to_x, x, products.dtype))
-    x, without_bias = x.to(gradient.dtype), replace(own, bias=None)
-    for turn in range(1, len(own.starts)):
-        others = (experts + turn) % len(own.starts)
-        output = _run(x, without_bias, _groups(others, len(own.starts)))
+    x, without_bias = x.to(gradient.dtype), replace(bank, bias=None)
+    for turn in range(1, len(bank.starts)):
+        others = (experts + turn) % len(bank.starts)
+        output = _run(x, without_bias, _groups(others, len(bank.starts)))
         products.scatter_(1, others[:, None], _inner(gradient, output, products.dtype))
-    return products if own.bias is None else products + gradient.sum(dim=(2, 3)).to(products.dtype) @ own.bias.to(products.dtype).T
+    return (
+        products if bank.bias is None else products + gradient.sum(dim=(2, 3)).to(products.dtype) @ bank.bias.to(products.dtype).T
+    )
 
 
 def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
     return (a * b).sum(dim=(1, 2, 3), dtype=dtype)[:, None]
 
 
-def _add_aligned(bank: Tensor, start: int, width: int, window: Tensor) -> None:
-    """Add `window` to the bank, the other way round than `aligned` takes it."""
+def _add_aligned(filters: Tensor, start: int, width: int, window: Tensor) -> None:
+    """Add `window` to its filters of the bank: the inverse of `aligned`."""
     turn = start % width
-    bank[start : start + width - turn] += window[turn:]
-    bank[start + width - turn : start + width] += window[:turn]
+    filters[start : start + width - turn] += window[turn:]
+    filters[start + width - turn : start + width] += window[:turn]
 
 
 # Rows out of a batch and into one, in the memory format that it has

@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from advmoe.errors import UserError
-from advmoe.moe.dispatch import DISPATCHES, available, check_dispatch, chosen, fastest
-from advmoe.moe.experts import Experts, mixture, windows
+from advmoe.moe.dispatch import DISPATCHES, available, check_dispatch, fastest, run_chosen
+from advmoe.moe.experts import FilterBank, mixture, windows
 
 NAMES = [name for name in DISPATCHES if name != "triton"]  # which has tests of its own
 
@@ -13,7 +13,7 @@ def test_chosen_by_hand(dispatch):
     # 1x1 filters 1, 10, 100 on one channel; expert 0 has filters 0 and 1, expert 1 has 1 and 2 (filter 2 writes channel 0)
     bank = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1)
     x = torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1, 1)
-    y = chosen(x, Experts(bank, (0, 1), 2, 1, dispatch=dispatch), torch.tensor([1, 0, 1]))
+    y = run_chosen(x, FilterBank(bank, (0, 1), 2, 1, dispatch=dispatch), torch.tensor([1, 0, 1]))
     assert y.flatten(1).tolist() == [[100, 10], [2, 20], [300, 30]]
 
 
@@ -24,9 +24,9 @@ def test_the_hard_gates_gradients_are_those_of_each_image_alone(dispatch):
     x = torch.randn(5, 4, 6, 6, generator=random, dtype=torch.float64, requires_grad=True)
     filters = torch.randn(size, 4, 3, 3, generator=random, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, 6, generator=random, dtype=torch.float64, requires_grad=True)
-    own, experts = Experts(filters, starts, 6, 2, bias, dispatch), torch.tensor([2, 0, 1, 2, 2])
-    found = chosen(x, own, experts)
-    wanted = torch.cat([own.convolve(x[b : b + 1], int(e)) for b, e in enumerate(experts)])
+    bank, experts = FilterBank(filters, starts, 6, 2, bias, dispatch), torch.tensor([2, 0, 1, 2, 2])
+    found = run_chosen(x, bank, experts)
+    wanted = torch.cat([bank.convolve(x[b : b + 1], int(e)) for b, e in enumerate(experts)])
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     weights = torch.randn(found.shape, generator=random, dtype=torch.float64)
     ours, references = (torch.autograd.grad((y * weights).sum(), (x, filters, bias)) for y in (found, wanted))
@@ -51,8 +51,8 @@ def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num
     filters, bias = noise(size, 5, 3, 3).requires_grad_(), noise(num_experts, width).requires_grad_()
     experts = torch.randint(0, num_experts, (7,), generator=random)
     one_hot = torch.nn.functional.one_hot(experts, num_experts).double().requires_grad_()
-    own = Experts(filters, starts, width, stride, bias, dispatch)
-    found, wanted = chosen(x, own, experts, one_hot), mixture(x, own, one_hot)
+    bank = FilterBank(filters, starts, width, stride, bias, dispatch)
+    found, wanted = run_chosen(x, bank, experts, one_hot), mixture(x, bank, one_hot)
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
     weights, inputs = noise(*found.shape), (x, filters, bias, one_hot)
     pairs = zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (found, wanted)), strict=True)
@@ -63,8 +63,8 @@ def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num
 @pytest.mark.parametrize("dispatch", NAMES)
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_small_batches(batch, dispatch):
-    own = Experts(torch.randn(4, 2, 3, 3), (0, 2), 2, 2, dispatch=dispatch)
-    y = chosen(torch.randn(batch, 2, 6, 6), own, torch.ones(batch, dtype=torch.int64))
+    bank = FilterBank(torch.randn(4, 2, 3, 3), (0, 2), 2, 2, dispatch=dispatch)
+    y = run_chosen(torch.randn(batch, 2, 6, 6), bank, torch.ones(batch, dtype=torch.int64))
     assert y.shape == (batch, 2, 3, 3)
 
 
@@ -72,14 +72,14 @@ def test_small_batches(batch, dispatch):
 def test_static_dispatches_ask_the_host_for_nothing(dispatch):
     """On the meta device there is no value to ask for."""
     with torch.device("meta"):
-        own = Experts(torch.empty(4, 2, 3, 3), (0, 2), 2, 2, torch.empty(2, 2), dispatch)
-        assert chosen(torch.empty(6, 2, 8, 8), own, torch.empty(6, dtype=torch.int64)).shape == (6, 2, 4, 4)
+        bank = FilterBank(torch.empty(4, 2, 3, 3), (0, 2), 2, 2, torch.empty(2, 2), dispatch)
+        assert run_chosen(torch.empty(6, 2, 8, 8), bank, torch.empty(6, dtype=torch.int64)).shape == (6, 2, 4, 4)
 
 
 def test_auto_takes_only_what_runs_here_and_is_tested():
     for batch, size, channels in [(1, 32, 64), (8, 4, 256), (64, 16, 8), (128, 8, 4)]:
-        own = Experts(torch.randn(channels, channels, 3, 3), (0, channels // 2), channels // 2, 1)
-        assert fastest(torch.empty(batch, channels, size, size), own) in set(available(torch.device("cpu"))) & set(NAMES)
+        bank = FilterBank(torch.randn(channels, channels, 3, 3), (0, channels // 2), channels // 2, 1)
+        assert fastest(torch.empty(batch, channels, size, size), bank) in set(available(torch.device("cpu"))) & set(NAMES)
 
 
 def test_a_dispatch_that_the_device_lacks_is_refused(monkeypatch):

@@ -12,44 +12,45 @@ import torch
 from torch import Tensor
 
 from advmoe.errors import UserError
-from advmoe.moe.experts import Experts
-from advmoe.moe.grouped import grouped, wide
-from advmoe.moe.split import split
+from advmoe.moe.dispatch.grouped import grouped
+from advmoe.moe.dispatch.split import split
+from advmoe.moe.dispatch.wide import wide
+from advmoe.moe.experts import FilterBank
 
 GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000  # filter values copied; where the filters learn, their gradients are, too
 Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 
 
-def _triton(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    from advmoe.moe.triton_conv import routed_conv2d  # noqa: PLC0415 (triton is optional)
+def _triton(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
+    from advmoe.moe.dispatch.triton_conv import routed_conv2d  # noqa: PLC0415 (triton is optional)
 
-    return routed_conv2d(x, own, experts, one_hot)
+    return routed_conv2d(x, bank, experts, one_hot)
 
 
-# each (x [B, C, H, W], own, experts [B] int64, one_hot [B, N] or none) -> y [B, K, H', W']
-DISPATCHES: dict[str, Callable[[Tensor, Experts, Tensor, Tensor | None], Tensor]] = {
+# each (x [B, C, H, W], bank, experts [B] int64, one_hot [B, N] or none) -> y [B, K, H', W']
+DISPATCHES: dict[str, Callable[[Tensor, FilterBank, Tensor, Tensor | None], Tensor]] = {
     "split": split, "wide": wide, "grouped": grouped, "triton": _triton,
 }  # fmt: skip
 
 
-def chosen(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None = None) -> Tensor:
-    """Each image through its own expert's filters, by `own.dispatch`: [B, C, H, W] -> [B, K, H', W'].
+def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None = None) -> Tensor:
+    """Each image through its own expert's filters, by `bank.dispatch`: [B, C, H, W] -> [B, K, H', W'].
 
     `experts` [B] int64. `one_hot` [B, N], the one-hot of `experts`, gets the gradient of sum_e one_hot_e conv_e(x) where it
     is given (the straight-through gate).
     """
-    name = fastest(x, own) if own.dispatch == "auto" else own.dispatch
-    return DISPATCHES[name](x, own, experts, one_hot)
+    name = fastest(x, bank) if bank.dispatch == "auto" else bank.dispatch
+    return DISPATCHES[name](x, bank, experts, one_hot)
 
 
-def fastest(x: Tensor, own: Experts) -> str:
+def fastest(x: Tensor, bank: FilterBank) -> str:
     """What `auto` takes for inputs [B, C, H, W]: a rule drawn from results/dispatch.json (2 cores), so that it never varies.
 
     A grouped convolution wins while the filters copied for all images are few; splitting wins at one image and at size.
     CUDA is unmeasured (benchmarks/gpu.py would tell) and splits.
     """
-    copied = len(x) * own.width * (own.bank.numel() // len(own.bank))
-    learns = torch.is_grad_enabled() and own.bank.requires_grad
+    copied = len(x) * bank.width * (bank.filters.numel() // len(bank.filters))
+    learns = torch.is_grad_enabled() and bank.filters.requires_grad
     small = len(x) > 1 and copied <= (GROUPED_UP_TO_LEARNING if learns else GROUPED_UP_TO)
     return "grouped" if small and x.device.type == "cpu" and x.is_contiguous() else "split"
 

@@ -18,34 +18,34 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from advmoe.errors import UserError
-from advmoe.moe import triton_kernels as kernels
-from advmoe.moe.experts import Experts, Windows
+from advmoe.moe.dispatch import triton_kernels as kernels
+from advmoe.moe.experts import FilterBank, Windows
 
 PROGRAMS = 512  # enough for a large GPU, a few for each of its multiprocessors
 
 
-def routed_conv2d(x: Tensor, own: Experts, experts: Tensor, one_hot: Tensor | None) -> Tensor:
+def routed_conv2d(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
     """Each image through its own expert's filters: [B, C, H, W] -> [B, K, H', W'], in x's memory format.
 
-    `experts` [B] int64. Differentiable in x, bank, bias and `one_hot` [B, N], which gets the gradient of
+    `experts` [B] int64. Differentiable in x, filters, bias and `one_hot` [B, N], which gets the gradient of
     sum_e one_hot_e conv_e(x). Inputs of 16 bits are summed in float32; float32 in TF32 where cuDNN may use it too.
     """
     if len(x) == 0:
-        return own.convolve(x, 0)
+        return bank.convolve(x, 0)
     with torch.cuda.device_of(x):  # Triton launches on the current device
-        y: Tensor = _Routed.apply(x, own.bank, own.bias, one_hot, experts, own)  # type: ignore[no-untyped-call]
+        y: Tensor = _Routed.apply(x, bank.filters, bank.bias, one_hot, experts, bank)  # type: ignore[no-untyped-call]
     return y
 
 
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, bank: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, own: Experts
+        ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, bank: FilterBank
     ) -> Tensor:
         dtype = _precision(x)
-        inputs, filters = x.to(dtype), bank.to(dtype, memory_format=torch.channels_last)
-        layer = _layer(inputs, filters, own)
-        ctx.layer, ctx.dtypes = layer, (x.dtype, bank.dtype)
+        ctx.dtypes = x.dtype, filters.dtype
+        inputs, filters = x.to(dtype), filters.to(dtype, memory_format=torch.channels_last)
+        ctx.layer = layer = _layer(inputs, filters, bank)
         ctx.save_for_backward(inputs, filters, bias, experts)
         return layer.convolve(inputs, filters, bias, layer.plan(experts))
 
@@ -53,19 +53,19 @@ class _Routed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, filters, bias, experts = ctx.saved_tensors
-        for_x, for_bank, for_bias, for_one_hot = ctx.needs_input_grad[:4]
-        layer, (x_dtype, bank_dtype) = ctx.layer, ctx.dtypes
+        for_x, for_filters, for_bias, for_one_hot = ctx.needs_input_grad[:4]
+        layer, (x_dtype, filters_dtype) = ctx.layer, ctx.dtypes
         gradient, plan = gradient.to(x.dtype), layer.plan(experts)
         to_x = layer.to_images(gradient, filters, x, x_dtype, plan) if for_x or for_one_hot else None
-        to_bank = layer.to_bank(gradient, x, len(filters), plan).to(bank_dtype) if for_bank else None
+        to_filters = layer.to_filters(gradient, x, len(filters), plan).to(filters_dtype) if for_filters else None
         to_bias = _to_bias(gradient, bias, experts) if for_bias else None
         to_one_hot = _products(gradient, x, to_x, layer, filters, bias, experts) if for_one_hot else None
-        return to_x if for_x else None, to_bank, to_bias, to_one_hot, None, None
+        return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Tiles of images of one expert each: owners [T], bounds [N + 1], slots [T, P] (advmoe.moe.triton_kernels)."""
+    """Tiles of images of one expert each: owners [T], bounds [N + 1], slots [T, P] (advmoe.moe.dispatch.triton_kernels)."""
 
     owners: Tensor
     bounds: Tensor
@@ -124,7 +124,7 @@ class _Layer:
         )  # fmt: skip
         return dx
 
-    def to_bank(self, gradient: Tensor, x: Tensor, bank_size: int, plan: _Plan) -> Tensor:
+    def to_filters(self, gradient: Tensor, x: Tensor, bank_size: int, plan: _Plan) -> Tensor:
         channels, width, kernel = *self.size[:2], self.window["KERNEL"]
         blocks = triton.cdiv(width, self.blocks["BLOCK_K"]) * triton.cdiv(channels, self.blocks["BLOCK_C"])
         chunks = self.tiles * triton.cdiv(self.size[4] * self.size[5], self.pixels)
@@ -135,24 +135,24 @@ class _Layer:
             gradient, x, parts, plan.bounds, plan.slots, *self.size, *gradient.stride(), *x.stride(),
             **self.common, N=self.num_experts, SPLITS=splits,
         )  # fmt: skip
-        to_bank = parts.new_zeros(bank_size, *shape[2:]).index_add_(0, self.rows.flatten(), parts.sum(dim=0))
-        return to_bank.permute(0, 3, 1, 2)
+        total = parts.new_zeros(bank_size, *shape[2:]).index_add_(0, self.rows.flatten(), parts.sum(dim=0))
+        return total.permute(0, 3, 1, 2)
 
 
-def _layer(x: Tensor, filters: Tensor, own: Experts) -> _Layer:
+def _layer(x: Tensor, filters: Tensor, bank: FilterBank) -> _Layer:
     batch, channels, height, width = x.shape
-    kernel, padding = filters.shape[-1], own.padding
-    out_h, out_w = ((side + 2 * padding - kernel) // own.stride + 1 for side in (height, width))
-    blocks = {"BLOCK_K": _block(own.width, x.dtype), "BLOCK_C": _block(channels, x.dtype)}
-    columns = triton.cdiv(own.width, blocks["BLOCK_K"])
+    kernel, padding = filters.shape[-1], bank.padding
+    out_h, out_w = ((side + 2 * padding - kernel) // bank.stride + 1 for side in (height, width))
+    blocks = {"BLOCK_K": _block(bank.width, x.dtype), "BLOCK_C": _block(channels, x.dtype)}
+    columns = triton.cdiv(bank.width, blocks["BLOCK_K"])
     tile = 128 if batch * out_h * out_w * columns >= 128 * PROGRAMS else 64  # small layers need more programs, not larger ones
     pixels = min(tile, triton.next_power_of_2(out_h * out_w))
     allowed = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     numbers = {"SUM": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if allowed else "ieee"}
-    window = {"KERNEL": kernel, "STRIDE": own.stride, "PADDING": padding}
-    size = (channels, own.width, height, width, out_h, out_w)
-    rows = _rows(own.starts, own.width, x.device)
-    return _Layer(batch, size, window, len(own.starts), rows, tile // pixels, pixels, blocks, numbers)
+    window = {"KERNEL": kernel, "STRIDE": bank.stride, "PADDING": padding}
+    size = (channels, bank.width, height, width, out_h, out_w)
+    rows = _rows(bank.starts, bank.width, x.device)
+    return _Layer(batch, size, window, len(bank.starts), rows, tile // pixels, pixels, blocks, numbers)
 
 
 def _block(channels: int, dtype: torch.dtype) -> int:
