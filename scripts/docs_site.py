@@ -1,6 +1,6 @@
-"""What turns docs/ into a site beyond Markdown; mkdocs.yml names it as a hook.
+"""The hook of mkdocs.yml: what the site needs beyond Markdown.
 
-Formulas become MathML, which browsers draw without a script from elsewhere; files of the repository that pages link to become
+Formulas become MathML, which browsers draw without a script from another server. Files of the repository that pages link to become
 part of the site.
 """
 
@@ -13,21 +13,21 @@ from latex2mathml.converter import convert
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
-LINKED = re.compile(r"\]\((?:\.\./)+((?:benchmarks/)?results/[^)#]+)\)")
+LINKED = re.compile(r"\]\((?:\.\./)+(results/[^)#]+)\)")
 FORMULA = re.compile(r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', flags=re.S)
 PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}  # in the repository's root -> in the site
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the Records behind the pages' figures, and the pages that lie in the repository's root."""
-    records = (path.relative_to(ROOT) for name in ("results", "benchmarks/results") for path in (ROOT / name).rglob("*.json"))
+    """Add the results behind the pages' figures, and the pages in the repository's root."""
+    records = (path.relative_to(ROOT) for path in (ROOT / "results").rglob("*.json"))
     for source, target in {**{str(path): str(path) for path in records}, **PAGES}.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links to Records, and links into docs/ from the repository's root, lead to where the site has them."""
+    """Change links to results, and links into docs/ from the repository's root, to their places in the site."""
     if page.file.src_uri in PAGES.values():
         return markdown.replace("](docs/", "](")
     return LINKED.sub(rf"]({'../' * page.file.src_uri.count('/')}\1)", markdown)
@@ -35,9 +35,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def on_page_content(content: str, **_: Any) -> str:
     """Formulas as MathML."""
-    return FORMULA.sub(lambda found: mathml(html.unescape(found["latex"]), found["tag"] == "div"), content)
+    return FORMULA.sub(lambda match: mathml(html.unescape(match["latex"]), match["tag"] == "div"), content)
 
 
 def mathml(latex: str, block: bool) -> str:
-    """A formula in LaTeX as MathML, on a line of its own or in the text."""
+    """A formula in LaTeX as MathML, as a block or inside the text."""
     return str(convert(latex.strip(), display="block" if block else "inline"))

@@ -4,7 +4,7 @@
     python scripts/make_embedded_data.py /usr/share/datasets/fashion-mnist
 
 Training and validation images come from the official training set, test images from the official test set; each
-part has as many of every class, drawn with a fixed seed.
+part has equally many of every class, drawn with a fixed seed.
 """
 
 import gzip

@@ -1,14 +1,19 @@
-"""Write the figures that results/ and benchmarks/results/ hold into README.md and docs/, between their markers.
+"""Write the figures in results/ into README.md and docs/, between their markers.
 
 python scripts/update_docs.py
 """
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from advmoe import migrations
+from advmoe.benchmark.machine import Machine
+from advmoe.benchmark.rows import Report, Row, number
+from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
+from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.panels import in_words
@@ -41,20 +46,37 @@ def table(records: list[dict[str, Any]]) -> str:
 
 def read(path: str) -> Any:
     """A JSON file of the repository."""
-    return json.loads((ROOT / path).read_text())
+    return migrations.renamed(json.loads((ROOT / path).read_text()))
 
 
-def benchmark_table(path: str, suites: tuple[str, ...]) -> str:
-    """The rows of some suites in a benchmark's file."""
-    found = read(path)
-    lines = ["| what | found (rounds) | target |", "| --- | ---: | ---: |"]
-    for each in (each for each in found["rows"] if each["suite"] in suites):
-        low, high = each["spread"]
-        target = f"{each['target']}{'' if each['met'] else ' **missed**'}" if each["target"] else ""
-        lines.append(f"| {each['name']} | {each['ratio']:.2f} ({low:.2f} to {high:.2f}) | {target} |")
-    machine = found["machine"]
-    said = f"{machine['threads']} threads of {machine['cpu']}, {machine['memory'] / 2**30:.0f} GiB, torch {machine['torch']}."
-    return "\n".join([*lines, "", said])
+def report(name: str) -> Report:
+    """What `advmoe benchmark --json` wrote."""
+    return Report.read(ROOT / "results/benchmarks" / f"{name}.json")
+
+
+def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
+    """The ratios and exponents of some suites in a benchmark's file."""
+    source = report(name)
+    lines = ["| what | measured (rounds) | target |", "| --- | ---: | ---: |"]
+    for row in source.rows:
+        if row.suite in suites and row.unit in ("ratio", "exponent") and row.value is not None and row.spread is not None:
+            target = f"{row.target}{'' if row.met else ' **missed**'}" if row.target else ""
+            lines.append(f"| {row.name} | {row.value:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f}) | {target} |")
+    return "\n".join([*lines, "", machine_words(source.machine)])
+
+
+def machine_words(machine: Machine) -> str:
+    """'2 threads of AMD EPYC, 24 GiB, torch 2.13.0.'"""
+    memory = "" if machine.memory is None else f", {machine.memory / 2**30:.0f} GiB"
+    return f"{machine.threads} threads of {machine.cpu}{memory}, torch {machine.libraries['torch']}."
+
+
+def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """Rows by case and then by variant."""
+    table: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        table.setdefault(row.case, {})[row.what] = row
+    return table
 
 
 def embedded_table() -> str:
@@ -82,34 +104,26 @@ def spread(figure: Figure) -> str:
 
 
 def low_precision_table() -> str:
-    """Exported networks in each precision: what they say and, of the first, what they withstand."""
-    found = read("results/low_precision.json")
-    columns = ("SA", "same class", "same route", "RA: transferred", "RA: attacked itself", "RA: both", "MB")
-    lines = [f"| network | file | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
-    for run in found["runs"]:
-        for dtype, own in run["files"].items():
-            percents = (own.get(f"ra_{name}") for name in ("transfer", "white_box", "both"))
-            cells = [percent(value) for value in (own["sa"], own["classes"], own["routes"], *percents)]
-            network = f"{run['backbone']}, `{run['method']}`, width {run['width']}, {run['epochs']} epochs"
-            lines.append(f"| {network} | {own['format']}, {dtype} | {' | '.join(cells)} | {own['bytes'] / 1e6:.1f} |")
-    first = found["runs"][0]
-    said = (
-        f"{first['images']} test images of {first['dataset']}, percent; RA is RA-worst (quick) on {first['attacked']} of them, "
-        f"epsilon {first['epsilon']:g}; int8 calibrated on {found['calibration']} training images."
+    """Exported networks in each precision: how accurate they are, and what the first one withstands."""
+    columns = ("SA", "same class", "same route", "RA: transferred", "RA: attacked itself", "RA: both", "size")
+    lines = [f"| network, file | {' | '.join(columns)} (MB) |", "| --- |" + " ---: |" * len(columns)]
+    for case, rows in pivot(report("low_precision").rows).items():
+        cells = [number(rows[name].value, rows[name].unit) if name in rows else "" for name in columns]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    words = (
+        f"{IMAGES} test images of the embedded data set, percent; RA is RA-worst (quick) on {ATTACKED} of them; "
+        f"int8 calibrated on {CALIBRATION} training images."
     )
-    return "\n".join([*lines, "", said])
+    return "\n".join([*lines, "", words])
 
 
-def percent(value: float | None) -> str:
-    """A cell; empty where there is nothing to say."""
-    return "" if value is None else f"{value:.1f}"
-
-
-def profile_table() -> str:
+def operators_table() -> str:
     """Where an inference pass spends its time."""
-    found = read("benchmarks/results/profile.json")["milliseconds"]
-    lines = [f"| part | {' | '.join(found)} |", "| --- |" + " ---: |" * len(found)]
-    lines += [f"| {part} | {' | '.join(f'{parts[part]:.1f}' for parts in found.values())} |" for part in found["MoE"]]
+    table = pivot(report("operators").rows)
+    kinds = list(next(iter(table.values())))
+    lines = [f"| part | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
+    for case, rows in table.items():
+        lines.append(f"| {case.rpartition(', ')[2]} | {' | '.join(number(rows[kind].value, rows[kind].unit) for kind in kinds)} |")
     return "\n".join(lines)
 
 
@@ -144,16 +158,16 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/start.md": {"demo": lambda: table(read("results/demo/records.json"))},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
-        "scaling": lambda: benchmark_table("benchmarks/results/scaling.json", ("scaling",)),
+        "scaling": lambda: benchmark_table("scaling", ("scaling",)),
         "faults": faults_table,
         "fuzz": fuzz_table,
     },
     "docs/performance.md": {
-        "inference": lambda: benchmark_table("benchmarks/results/inference.json", ("inference",)),
-        "benchmark": lambda: benchmark_table("benchmarks/results/speed.json", ("training", "attack", "data")),
-        "growth": lambda: benchmark_table("benchmarks/results/speed.json", ("growth",)),
-        "profile": profile_table,
-        "export": lambda: benchmark_table("results/export.json", ("export",)),
+        "inference": lambda: benchmark_table("inference", ("inference",)),
+        "benchmark": lambda: benchmark_table("speed", ("training", "memory", "attack", "data")),
+        "growth": lambda: benchmark_table("speed", ("growth",)),
+        "operators": operators_table,
+        "export": lambda: benchmark_table("export", ("export",)),
         "low precision": low_precision_table,
     },
 }

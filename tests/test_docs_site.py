@@ -35,8 +35,8 @@ def test_formulas_become_mathml(site):
 
 
 def test_links_to_records_lead_into_the_site(site):
-    text = "[a](../results/x.json) [b](../../benchmarks/results/y.json) [c](../images/z.png)"
-    assert site.on_page_markdown(text, page("cost.md")) == "[a](results/x.json) [b](benchmarks/results/y.json) [c](../images/z.png)"
+    text = "[a](../results/x.json) [b](../../results/benchmarks/y.json) [c](../images/z.png)"
+    assert site.on_page_markdown(text, page("cost.md")) == "[a](results/x.json) [b](results/benchmarks/y.json) [c](../images/z.png)"
     assert site.on_page_markdown("[a](../../results/x.json)", page("api/moe.md")) == "[a](../results/x.json)"
     assert site.on_page_markdown("[a](docs/choices.md)", page("contributing.md")) == "[a](choices.md)"
 
@@ -46,5 +46,5 @@ def test_records_and_pages_of_the_root_are_part_of_it(site):
     site.File = SimpleNamespace(generated=lambda config, target, abs_src_path: (target, Path(abs_src_path)))
     site.on_files(files, config=None)
     assert ("contributing.md", ROOT / "CONTRIBUTING.md") in files
-    assert ("results/rerouting.json", ROOT / "results/rerouting.json") in files
+    assert ("results/benchmarks/rerouting.json", ROOT / "results/benchmarks/rerouting.json") in files
     assert all(source.is_file() for _, source in files)

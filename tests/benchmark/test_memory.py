@@ -3,8 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from advmoe.benchmark import memory
 from advmoe.benchmark.memory import PEAK, measurable, peak, probe
-from advmoe.benchmark.variants import Scale, configuration
+from advmoe.benchmark.process import ProcessFailed
+from advmoe.benchmark.setup import Scale
+from advmoe.benchmark.variants import configuration
+from advmoe.errors import UserError
 
 CPU = torch.device("cpu")
 MIB = 2**20
@@ -30,6 +34,12 @@ def test_probe_measures_iterations_in_a_process_of_its_own():
     large = probe(replace(config, training=replace(config.training, batch_size=128)), 16, CPU)
     assert 0 < small.memory < large.memory
     assert 0 < small.seconds < large.seconds
+
+
+def test_a_process_that_fails_is_one_line(monkeypatch):
+    monkeypatch.setattr(memory, "separately", lambda *given: (_ for _ in ()).throw(ProcessFailed("status -9")))
+    with pytest.raises(UserError, match="iterations of at_dense at batch 8 could not be measured: status -9"):
+        probe(configuration("AT (Dense)", Scale(width=4, training_batch=8)), 16, CPU)
 
 
 def test_cuda_reads_its_allocator(monkeypatch):

@@ -1,20 +1,28 @@
 import json
 
-from advmoe import benchmark
-from advmoe.benchmark import Scale
-from advmoe.cli import benchmark as command
+import pytest
+
+from advmoe.benchmark import runner
+from advmoe.benchmark.rows import Row
+from advmoe.benchmark.suites import Suite
 from advmoe.cli.main import main
 
-TOY = Scale(width=4, batch=4, training_batch=8, attack_batch=2, attack_steps=2, side=16, rounds=1)
+
+def test_one_suite_prints_rows_and_writes_them(tmp_path, capsys):
+    out = tmp_path / "rows.json"
+    assert main(["benchmark", "--suite", "data", "--quick", "--json", str(out), "--device", "cpu", "--threads", "1"]) == 0
+    kept = json.loads(out.read_text())
+    assert [row["what"] for row in kept["rows"]] == ["loading", "AdvMoE iteration", "loading / AdvMoE iteration"]
+    assert kept["machine"]["threads"] == 1
+    assert "batch 6: loading / AdvMoE iteration" in capsys.readouterr().out
 
 
-def test_one_suite_prints_rows_and_writes_them(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(command, "measure", lambda *args, **named: benchmark.run(*args, **named, scale=TOY))
-    assert main(["benchmark", "--suite", "data", "--json", str(tmp_path / "found.json"), "--device", "cpu", "--threads", "1"]) == 0
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert [set(row) >= {"name", "ratio", "target", "met", "spread"} for row in found["rows"]] == [True]
-    assert found["machine"]["threads"] == 1
-    assert found["rows"][0]["name"] in capsys.readouterr().out
+def test_a_failed_row_is_status_1(monkeypatch):
+    row = Row(suite="data", case="c", what="w", value=None, failed="RuntimeError: no such kernel")
+    monkeypatch.setitem(runner.SUITES, "data", Suite(lambda setup: iter([row])))
+    with pytest.raises(SystemExit) as stop:
+        main(["benchmark", "--suite", "data", "--device", "cpu"])
+    assert stop.value.code == 1
 
 
 def test_an_unknown_suite_and_an_impossible_file_are_one_line(tmp_path, capsys):
@@ -26,4 +34,4 @@ def test_an_unknown_suite_and_an_impossible_file_are_one_line(tmp_path, capsys):
 
 def test_a_device_that_is_not_there_is_one_line(capsys):
     assert main(["benchmark", "--suite", "data", "--device", "cuda:77"]) == 2
-    assert "device 'cuda:77' is not to be had here" in capsys.readouterr().err
+    assert "device 'cuda:77' is not" in capsys.readouterr().err

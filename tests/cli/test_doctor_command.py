@@ -47,8 +47,8 @@ def test_a_library_that_every_command_needs_ends_with_status_1(monkeypatch, caps
 
 
 def test_a_machine_whose_memory_is_unknown(monkeypatch, capsys):
-    found = doctor.machine()
-    monkeypatch.setattr(doctor, "machine", lambda: {**found, "memory": None, "gpu": "H200"})
+    machine = doctor.Machine.here().model_copy(update={"memory": None, "gpu": "H200"})
+    monkeypatch.setattr(doctor.Machine, "here", lambda: machine)
     words(monkeypatch, [], [])
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out

@@ -1,94 +1,112 @@
-"""What a benchmark says: ratios of medians beside their targets, and the file that keeps them."""
+"""The one row that every suite yields: one number, its spread, and its target if it has one. And the file that keeps the rows."""
 
 import operator
-import os
-import platform
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal
 
-from advmoe.evaluation.record import provenance
-from advmoe.files import write_json
+from pydantic import BaseModel, ConfigDict, computed_field
 
-WITHIN: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
-Unit = Literal["seconds", "images_per_second", "bytes"]
-Measured = Mapping[str, Sequence[float]]  # of each variant, one value a round
-Ratio = tuple[str, str, str | None]  # variant above, variant below, target such as ">= 3.0"
+from advmoe.benchmark.machine import Machine
+from advmoe.errors import UserError
+from advmoe.files import write_atomically
+
+COMPARE: dict[str, Callable[[float, float], bool]] = {">=": operator.ge, "<=": operator.le}
+Ratio = tuple[str, str, str | None]  # numerator, denominator, target such as ">= 3.0"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One ratio, or one exponent of growth. `spread` is its least and greatest value; `met` is None without a target."""
+class Row(BaseModel):
+    """One measured number, or the reason why there is none.
 
-    name: str
-    ratio: float
-    target: str | None
-    met: bool | None
-    spread: tuple[float, float]
+    `case` is what the rows of one comparison share ("ResNet-18, batch 64"), `what` is the variant or the ratio ("dense / MoE").
+    `unit` is "ratio", "exponent", "s", "ms", "min", "bytes", "images/s", "%", "loss" or "count". `spread` is the least and the
+    greatest value of a single round. `target` is a limit such as ">= 3.0".
+    """
+
+    model_config = ConfigDict(frozen=True)
+
     suite: str
+    case: str
+    what: str
+    value: float | None
+    unit: str = "ratio"
+    spread: tuple[float, float] | None = None
+    target: str | None = None
+    failed: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Case and variant."""
+        return f"{self.case}: {self.what}"
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def met(self) -> bool | None:
+        """Whether the value keeps its target; None without a target."""
+        if self.target is None or self.value is None:
+            return None
+        sign, _, limit = self.target.partition(" ")
+        return COMPARE[sign](self.value, float(limit))
 
     def __str__(self) -> str:
-        target = f", target {self.target}: {'met' if self.met else 'missed'}" if self.target else ""
-        return f"{self.name:<62} {self.ratio:6.2f} ({self.spread[0]:.2f} to {self.spread[1]:.2f}){target}"
+        if self.failed is not None:
+            return f"{self.name:<72} failed: {self.failed}"
+        spread = "" if self.spread is None else f" ({' to '.join(number(end, self.unit) for end in self.spread)})"
+        target = "" if self.target is None else f", target {self.target}: {'met' if self.met else 'missed'}"
+        return f"{self.name:<72} {number(self.value, self.unit):>8}{unit_label(self.unit)}{spread}{target}"
 
 
-@dataclass(frozen=True)
-class Found:
-    """What one comparison measured, in its unit, and the rows that follow from it."""
+def number(value: float | None, unit: str) -> str:
+    """A value without its unit: seconds as milliseconds, bytes as MB."""
+    if value is None:
+        return "not measured"
+    if unit in ("ratio", "exponent"):
+        return f"{value:.2f}"
+    return f"{value * {'s': 1000, 'bytes': 1e-6}.get(unit, 1):.4g}"
 
-    title: str
-    unit: Unit
-    measured: Measured
+
+def unit_label(unit: str) -> str:
+    """What follows a printed number."""
+    return {"ratio": "", "exponent": "", "count": "", "loss": "", "s": " ms", "bytes": " MB"}.get(unit, f" {unit}")
+
+
+def compare(suite: str, case: str, unit: str, rounds: Mapping[str, Sequence[float]], ratios: Iterable[Ratio]) -> Iterator[Row]:
+    """The median of each variant over its rounds, then the ratios.
+
+    A ratio is that of the medians. Its spread is that of the single rounds, in which both variants ran one after the other.
+    """
+    for what, values in rounds.items():
+        yield Row(suite=suite, case=case, what=what, value=median(values), unit=unit, spread=(min(values), max(values)))
+    for above, below, target in ratios:
+        single = [a / b for a, b in zip(rounds[above], rounds[below], strict=True)]
+        value = median(rounds[above]) / median(rounds[below])
+        spread = (min(single), max(single))
+        yield Row(suite=suite, case=case, what=f"{above} / {below}", value=value, spread=spread, target=target)
+
+
+class Report(BaseModel):
+    """One call of `advmoe benchmark`: what ran where, and all its rows."""
+
+    machine: Machine
+    command: str
     rows: tuple[Row, ...]
 
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> "Report":
+        """The report of this process."""
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        return cls(machine=Machine.here(), command=command, rows=tuple(rows))
 
-def compared(suite: str, title: str, unit: Unit, measured: Measured, ratios: Iterable[Ratio]) -> Found:
-    """The ratios of what was measured, as rows."""
-    return Found(title, unit, measured, tuple(_row(suite, title, ratio, measured) for ratio in ratios))
+    @classmethod
+    def read(cls, path: Path) -> "Report":
+        """The report in a file. Raises OSError without one, UserError where it holds no report."""
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{path}: not a file of advmoe benchmark --json ({str(error).splitlines()[0]})") from None
 
-
-def _row(suite: str, title: str, ratio: Ratio, measured: Measured) -> Row:
-    """The ratio of the medians; its spread is that of the single rounds, in which both variants ran one after the other."""
-    name, below, target = ratio
-    rounds = [a / b for a, b in zip(measured[name], measured[below], strict=True)]
-    middle = median(measured[name]) / median(measured[below])
-    return Row(f"{title}: {name} / {below}", middle, target, met(middle, target), (min(rounds), max(rounds)), suite)
-
-
-def met(value: float, target: str | None) -> bool | None:
-    """Whether `value` is as a target such as ">= 3.0" says; None where there is no target."""
-    if target is None:
-        return None
-    sign, _, limit = target.partition(" ")
-    return WITHIN[sign](value, float(limit))
-
-
-def write_found(path: Path, found: Sequence[Found]) -> None:
-    """All rows as JSON, with the medians behind them under their units, hardware and versions. The old file stays until then."""
-    medians: dict[str, dict[str, dict[str, float]]] = {}
-    for one in found:
-        medians.setdefault(one.unit, {})[one.title] = {name: median(values) for name, values in one.measured.items()}
-    rows = [asdict(row) for one in found for row in one.rows]
-    write_json(path, {"machine": machine(), "command": _command(), "rows": rows, **medians}, indent=1)
-
-
-def machine() -> dict[str, Any]:
-    """What the figures depend on; memory in bytes."""
-    made = provenance()
-    return {
-        **made["hardware"], "memory": _memory(), "platform": platform.platform(), "advmoe": made["advmoe"],
-        "commit": made["commit"], "torch": made["versions"]["torch"], "python": made["versions"]["python"],
-    }  # fmt: skip
-
-
-def _memory() -> int | None:
-    known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
-
-
-def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    def write(self, path: Path) -> None:
+        """Write it as JSON. The file that is there stays whole until the new one is."""
+        write_atomically(path, self.model_dump_json(indent=1) + "\n")

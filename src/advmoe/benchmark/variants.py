@@ -1,13 +1,13 @@
-"""The networks and calls that are compared; all variants of one comparison get the same treatment.
+"""The networks and calls that are compared. All variants of one comparison get the same treatment.
 
-Inference runs on twins with their batch norms folded in, channels last, in torch.inference_mode, over random and even routes: the
-dispatch's hardest case. Iterations are those of `advmoe train`, with fixed batches.
+Inference runs on networks with their batch norms folded into the convolutions, channels last, in torch.inference_mode. Routes are
+random and even, which is the hardest case for a dispatch. Iterations are those of `advmoe train`, on the same batches each time.
 """
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from advmoe.attacks import ImageDraws, Pgd, frozen, pgd
+from advmoe.benchmark.setup import Scale
 from advmoe.config import ModelConfig, RunConfig
 from advmoe.data import Images, ImageSpec
 from advmoe.models import Classifier, build_model, fused
@@ -34,35 +35,13 @@ KINDS = {
 METHOD = {"AdvMoE": "advmoe", "AT (Dense)": "at_dense", "AT (S-Dense)": "at_small_dense"}
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How large and how often things are measured; by default as the targets are stated."""
-
-    width: int | None = None
-    """Channels of every network's first stage; by default the published ones."""
-    side: int = 32
-    """Height and width of the images."""
-    batch: int = 64
-    """Images of an inference batch."""
-    training_batch: int = 128
-    """Images of a training batch."""
-    attack_batch: int = 32
-    """Images attacked at once."""
-    attack_steps: int = 50
-    """Steps of the evaluation attack."""
-    images: int = 50_000
-    """Training images that batches are loaded from."""
-    rounds: int | None = None
-    """Rounds of every comparison; by default what each needs for a steady median."""
-
-
 def spec(side: int) -> ImageSpec:
     """Colour images of ten classes."""
     return ImageSpec(CLASSES, (3, side, side), (0.5,) * 3, (0.25,) * 3)
 
 
 def settled(model: Classifier, side: int, device: torch.device) -> Classifier:
-    """Experts that differ and batch norms that have seen something, in eval mode on `device`."""
+    """Make the experts differ, give the batch norms statistics of one batch, and move to `device` in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
         for layer in model.moe_layers():
@@ -77,30 +56,43 @@ def network(kind: str, backbone: str, scale: Scale, device: torch.device) -> Cla
     return settled(model, scale.side, device)
 
 
-def twin(model: Classifier) -> Classifier:
-    """The network as it is used: fused, channels last."""
-    made = fused(model)
-    made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return made
+def deployed(model: Classifier) -> Classifier:
+    """The network as it is used for inference: batch norms folded in, channels last."""
+    model = fused(model)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
 
 
-def forward(model: Callable[..., tuple[Tensor, object]], x: Tensor, places: tuple[int, int] | None, bf16: bool = False) -> Tensor:
-    """Logits of images over random routes; `places` are experts and layers of a route, None of a network without."""
-    gate = HARD if places is None else Gate("forced", route=torch.randint(0, places[0], (len(x), places[1]), device=x.device))
+def forward(model: Callable[..., tuple[Tensor, object]], x: Tensor, choices: tuple[int, int] | None, bf16: bool = False) -> Tensor:
+    """Logits of images. They take random routes through `choices` (experts, layers); with None, the routers choose."""
+    gate = HARD if choices is None else Gate("forced", route=torch.randint(0, choices[0], (len(x), choices[1]), device=x.device))
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
         return model(x, gate)[0]
 
 
-def places(model: Classifier) -> tuple[int, int] | None:
-    """Experts and layers that a route of the network chooses among."""
+def route_choices(model: Classifier) -> tuple[int, int] | None:
+    """Experts and MoE layers of a network; None without MoE layers."""
     layers = model.moe_layers()
     return (layers[0].num_experts, len(layers)) if layers else None
 
 
 def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batch: int) -> partial[Tensor]:
-    """A forward pass of one of KINDS; a single image goes where its routers send it, as every route costs the same."""
-    made = twin(network(kind, backbone, scale, device))
-    return partial(forward, made.forward_routed, channels_last(batch, scale, device), places(made) if batch > 1 else None)
+    """A forward pass of one of KINDS. The routers choose for a single image, as every route costs the same."""
+    model = deployed(network(kind, backbone, scale, device))
+    return partial(forward, model.forward_routed, channels_last(batch, scale, device), route_choices(model) if batch > 1 else None)
+
+
+def to_one_expert(call: partial[Tensor]) -> partial[Tensor]:
+    """An inference call with all images sent to expert 0: there is nothing to gather or scatter."""
+    model, x, choices = call.args
+    if choices is None:
+        return call
+    route = torch.zeros(len(x), choices[1], dtype=torch.int64, device=x.device)
+    return partial(forward, partial(_along, model, Gate("forced", route=route)), x, None)
+
+
+def _along(model: Callable[..., tuple[Tensor, object]], gate: Gate, x: Tensor, _: Gate) -> tuple[Tensor, object]:
+    return model(x, gate)
 
 
 def in_bf16(call: partial[Tensor]) -> partial[Tensor]:
@@ -109,15 +101,15 @@ def in_bf16(call: partial[Tensor]) -> partial[Tensor]:
 
 
 def compiled(kind: str, scale: Scale, device: torch.device) -> Call:
-    """A forward pass of ResNet-18 through torch.compile, as one graph. Experts run by the wide dispatch, of static shapes:
-    split breaks the graph at every layer and compiles anew for every route."""
-    made = twin(network(kind, "resnet18", scale, device))
-    made.set_dispatch("wide")
-    quick = torch.compile(made.forward_routed, dynamic=False, fullgraph=True)
-    return partial(forward, quick, channels_last(scale.batch, scale, device), places(made))
+    """A forward pass of ResNet-18 through torch.compile, as one graph. Experts run by the wide dispatch, which has static shapes:
+    split breaks the graph at every layer and compiles again for every route."""
+    model = deployed(network(kind, "resnet18", scale, device))
+    model.set_dispatch("wide")
+    quick = torch.compile(model.forward_routed, dynamic=False, fullgraph=True)
+    return partial(forward, quick, channels_last(scale.batch, scale, device), route_choices(model))
 
 
-def compiler_found() -> bool:
+def has_compiler() -> bool:
     """Whether torch.compile has the C++ compiler that it needs on the CPU."""
     return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
 
@@ -128,7 +120,7 @@ def channels_last(batch: int, scale: Scale, device: torch.device) -> Tensor:
 
 
 def configuration(method: str, scale: Scale) -> RunConfig:
-    """The recipe of a method on CIFAR-10's shapes, of the scale's width and batch."""
+    """The recipe of a method for images like CIFAR-10's, with the scale's width and batch."""
     config = recipe(f"cifar10-resnet18-{METHOD[method]}")
     training = replace(config.training, batch_size=scale.training_batch)
     return replace(config, model=replace(config.model, width=scale.width), training=training)
@@ -140,7 +132,7 @@ def bf16(config: RunConfig) -> RunConfig:
 
 
 def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
-    """One training iteration as `advmoe train` runs it, at a rate so small that a long measurement changes nothing."""
+    """One training iteration as `advmoe train` runs it, at a learning rate so small that repetitions change nothing."""
     phase = METHODS[config.method].phases[0]
     state = start.train_state(config, settled(start.network(config, spec(side)), side, device), phase)
     for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
@@ -167,7 +159,7 @@ def _endless(config: RunConfig, source: Images, levels: int) -> Iterator[tuple[I
 
 
 def attack(kind: str, scale: Scale, device: torch.device, *, folded: bool = True) -> Call:
-    """PGD through the hard gate, on the fused twin or on the network itself."""
+    """PGD through the hard gate, with batch norms folded in or on the network as it is."""
     model = network(kind, "resnet18", scale, device)
     x, y = torch.rand(scale.attack_batch, *spec(scale.side).shape), torch.randint(0, 10, (scale.attack_batch,))
     settings, draws = Pgd(8 / 255, 2 / 255, scale.attack_steps), ImageDraws(0, range(scale.attack_batch))

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from advmoe.benchmark.rows import machine
+from advmoe.benchmark.machine import Machine
 from advmoe.cli.parsing import Flag, parse
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 
@@ -47,7 +47,8 @@ def examine(folder: Path) -> dict[str, Any]:
     own = needs(package)
     place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     return {
-        **machine(), "cuda": torch.version.cuda, "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
+        **Machine.here().model_dump(exclude={"libraries"}), "torch": torch.__version__,
+        "cuda": torch.version.cuda, "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
         "disk": {"folder": str(place), "free": shutil.disk_usage(place).free},
         "libraries": {need.name: need.found for need in own}, **_lacking(package, own),
         "extras": {name: {"for": PURPOSES[name], **_lacking(package, needs(package, name))} for name in extras(package)},

@@ -16,10 +16,9 @@ from advmoe.config import to_dict
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, Agreement, Comparison, Dtype, agreement, answers, check_dtype, compare, export
+from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Dtype, agreement, answers, check_dtype, compare, export
 from advmoe.runs.load import Loaded, load
 
-CALIBRATION = 1024  # training images that int8 takes its ranges from
 NOISE = 64  # images compared where there are no real ones
 SHOWN = 10  # rows named at most
 

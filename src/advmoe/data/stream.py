@@ -268,7 +268,7 @@ def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, sh
     With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box keeps at least 224 x 224 pixels: then
     no detail that the result could show is lost, and pixels differ by 0.3 of 255 on average from those of full decoding.
     An image of 2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
-    (benchmarks/streaming.py measures this). Training alone shrinks: evaluation shows the pixels that everybody's does.
+    (`advmoe benchmark --suite streaming` measures this). Training alone shrinks: evaluation shows the pixels that everybody's does.
     Raises UserError, led by `where`.
     """
     with opened(data, where) as image:

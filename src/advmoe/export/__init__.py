@@ -18,6 +18,7 @@ from advmoe.export.program import program_predictor, write_program
 from advmoe.export.traceable import traced
 from advmoe.models import Classifier
 
+CALIBRATION = 1024  # training images that int8 takes its ranges from
 FACTS = "advmoe"  # key of what a file says of itself
 
 
@@ -70,6 +71,6 @@ def export(
 
 
 __all__ = [
-    "BATCHES", "FACTS", "FORMATS", "Agreement", "Answers", "Comparison", "Dtype", "Predictor", "agreement", "answers",
-    "check_dtype", "compare", "export", "onnx_predictor",
+    "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Answers", "Comparison", "Dtype", "Predictor", "agreement",
+    "answers", "check_dtype", "compare", "export", "onnx_predictor",
 ]  # fmt: skip

@@ -111,7 +111,7 @@ def _has_bfloat16(device: torch.device) -> bool:
 
 def _bfloat16_is_fast(device: torch.device) -> bool:
     """Processors: only with instructions for it. With AVX-512 BF16 an AdvMoE iteration of ResNet-18 took 1 / 1.7 of float32's
-    time, one of the demo's narrow network the same (results/precision.json)."""
+    time, one of the demo's narrow network the same (results/benchmarks/precision.json)."""
     return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
 
 

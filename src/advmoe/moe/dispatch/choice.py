@@ -44,10 +44,10 @@ def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | N
 
 
 def fastest(x: Tensor, bank: FilterBank) -> str:
-    """What `auto` takes for inputs [B, C, H, W]: a rule drawn from results/dispatch.json (2 cores), so that it never varies.
+    """What `auto` takes for inputs [B, C, H, W]: a rule from results/benchmarks/dispatch.json (2 cores) that never varies.
 
     A grouped convolution wins while the filters copied for all images are few; splitting wins at one image and at size.
-    CUDA is unmeasured (benchmarks/gpu.py would tell) and splits.
+    CUDA is not measured (`advmoe benchmark --suite cuda` does) and splits.
     """
     copied = len(x) * bank.width * (bank.filters.numel() // len(bank.filters))
     learns = torch.is_grad_enabled() and bank.filters.requires_grad

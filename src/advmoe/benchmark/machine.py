@@ -1,0 +1,45 @@
+"""What measured numbers depend on: processor, memory, versions."""
+
+import importlib.metadata
+import os
+import platform
+
+from pydantic import BaseModel
+
+from advmoe.evaluation.record import provenance
+
+LIBRARIES = ("torch", "numpy", "pillow", "onnxruntime", "triton")
+
+
+class Machine(BaseModel):
+    """What the numbers depend on; `memory` in bytes."""
+
+    cpu: str
+    cores: int | None
+    threads: int
+    gpu: str | None
+    memory: int | None
+    platform: str
+    advmoe: str
+    commit: str | None
+    python: str
+    libraries: dict[str, str]
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """This machine, with the versions of the libraries that matter."""
+        origin = provenance()
+        return cls(
+            **origin["hardware"], memory=_memory(), platform=platform.platform(), advmoe=origin["advmoe"],
+            commit=origin["commit"], python=origin["versions"]["python"], libraries=_libraries(),
+        )  # fmt: skip
+
+
+def _memory() -> int | None:
+    known = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else None
+
+
+def _libraries() -> dict[str, str]:
+    installed = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
+    return {name: installed[name] for name in LIBRARIES if name in installed}

@@ -1,0 +1,74 @@
+"""Measure in a fresh process: no other variant's memory is reused, and a crash or a hang takes nothing else along.
+
+    python -m advmoe.benchmark.process MODULE:FUNCTION < task.json
+
+FUNCTION takes one pydantic model, its task, and yields pydantic models, its results: one line of JSON each.
+"""
+
+import importlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar, get_type_hints
+
+from pydantic import BaseModel
+
+Task = TypeVar("Task", bound=BaseModel)
+Result = TypeVar("Result", bound=BaseModel)
+
+
+class ProcessFailed(RuntimeError):
+    """A process crashed, or took too long."""
+
+
+def separately(
+    function: Callable[[Task], Iterable[Result]], task: Task, result: type[Result], seconds: float | None = None
+) -> Iterator[Result]:
+    """Yield the results of `function(task)` as they come from a fresh process.
+
+    Raises ProcessFailed after the last result where the process fails, or runs for more than `seconds`.
+    """
+    command = [sys.executable, "-m", __name__, f"{function.__module__}:{function.__name__}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(seconds or threading.TIMEOUT_MAX, stop)
+        timer.daemon = True
+        timer.start()
+        try:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(task.model_dump_json())
+            process.stdin.close()
+            for line in process.stdout:
+                if line.endswith("\n"):  # a process that dies may leave half a line
+                    yield result.model_validate_json(line)
+            status = process.wait()
+        finally:
+            timer.cancel()
+            process.kill()
+    if late.is_set():
+        raise ProcessFailed(f"stopped after {seconds} s")
+    if status != 0:
+        raise ProcessFailed(f"the process ended with status {status}")
+
+
+def main() -> None:
+    """Run one function in this process. What libraries print goes to stderr, so that stdout has results alone."""
+    results = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module, _, name = sys.argv[1].partition(":")
+    function = getattr(importlib.import_module(module), name)
+    task = next(iter(get_type_hints(function).values())).model_validate_json(sys.stdin.read())
+    for result in function(task):
+        print(result.model_dump_json(), file=results, flush=True)
+
+
+if __name__ == "__main__":
+    main()

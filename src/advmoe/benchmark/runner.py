@@ -1,0 +1,45 @@
+"""Run suites: print each row once it is known, and keep all rows in a file."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from advmoe.benchmark.rows import Report, Row
+from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.suites import SUITES, USUAL
+from advmoe.benchmark.suites.growth import draw
+from advmoe.errors import UserError, lookup
+
+
+def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], setup: Setup) -> list[Row]:
+    """Run `suites` (keys of SUITES; none means USUAL), pass each row to `echo` as a line, and return all rows.
+
+    `out` is a JSON file (`Report`). It is written after every case and at the end, so that an interrupted run keeps what it has.
+    The growth suite draws its figure beside it (NAME-growth.png). Raises UserError on an unknown suite, where a suite lacks
+    something it needs, and where `out` cannot be written.
+    """
+    chosen = [lookup(SUITES, name, "suite") for name in suites or USUAL]
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError(f"{out}: results go to a file in a folder that exists")
+    for suite in chosen:
+        suite.check(setup)
+    echo(f"{torch.get_num_threads()} threads, {setup.device}, torch {torch.__version__}; medians (least to greatest of a round)")
+    rows: list[Row] = []
+    try:
+        for suite in chosen:
+            for row in suite.measure(setup):
+                if rows and rows[-1].case != row.case:
+                    _keep(rows, out)
+                rows.append(row)
+                echo(str(row))
+    finally:
+        _keep(rows, out)
+    if out is not None and any(row.suite == "growth" for row in rows):
+        draw(rows, out.with_name(f"{out.stem}-growth.png"))
+    return rows
+
+
+def _keep(rows: Sequence[Row], out: Path | None) -> None:
+    if out is not None and rows:
+        Report.of(rows).write(out)

@@ -1,0 +1,52 @@
+"""All suites, one module each, which tells in its first line what is measured and how long it takes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from advmoe.benchmark.rows import Row
+from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.suites import (
+    attack,
+    cuda,
+    data,
+    dispatch,
+    export,
+    growth,
+    inference,
+    low_precision,
+    memory,
+    operators,
+    precision,
+    rerouting,
+    scaling,
+    streaming,
+    training,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Suite:
+    """`measure` yields rows as they are known; `check` raises UserError where something it needs is missing."""
+
+    measure: Callable[[Setup], Iterator[Row]]
+    check: Callable[[Setup], None] = lambda _: None
+
+
+SUITES = {
+    "inference": Suite(inference.measure),
+    "training": Suite(training.measure),
+    "memory": Suite(memory.measure),
+    "attack": Suite(attack.measure),
+    "data": Suite(data.measure),
+    "growth": Suite(growth.measure),
+    "operators": Suite(operators.measure),
+    "dispatch": Suite(dispatch.measure),
+    "precision": Suite(precision.measure),
+    "export": Suite(export.measure, export.check),
+    "low_precision": Suite(low_precision.measure, low_precision.check),
+    "scaling": Suite(scaling.measure),
+    "streaming": Suite(streaming.measure),
+    "rerouting": Suite(rerouting.measure),
+    "cuda": Suite(cuda.measure, cuda.check),
+}
+USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # those that run where none is named

@@ -1,0 +1,100 @@
+"""Whole networks: inference, the pass of an attack step, CUDA graphs and torch.compile."""
+
+from collections.abc import Callable, Iterator
+from functools import lru_cache, partial
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from advmoe.benchmark.rows import Row
+from advmoe.benchmark.suites.cuda.common import Figure, Figures, Part, graphed, guarded, milliseconds, title
+from advmoe.benchmark.timing import stopwatch
+from advmoe.benchmark.variants import Call, channels_last, deployed, network, route_choices
+from advmoe.models import Classifier
+from advmoe.moe import HARD, Dispatch, Gate
+
+
+def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
+    """Inference and the pass of an attack step (the loss's gradient to the images) of a fused network over a fixed even route."""
+    model = fused_network(part, kind)
+    route(model, dispatch)
+    x, gate = channels_last(batch, part.scale, part.device), even(model, batch, part.device)
+    return {
+        "inference": partial(logits, part, model.forward_routed, x, gate),
+        "attack": partial(attack, part, model, x, gate),
+    }
+
+
+@lru_cache
+def fused_network(part: Part, kind: str) -> Classifier:
+    """ResNet-18 of one of KINDS, made once."""
+    return deployed(network(kind, "resnet18", part.scale, part.device))
+
+
+def route(model: Classifier, dispatch: str | None) -> None:
+    """Set the dispatch of all layers, if one is named."""
+    if dispatch is not None:
+        model.set_dispatch(next(name for name in get_args(Dispatch) if name == dispatch))
+
+
+def even(model: Classifier, batch: int, device: torch.device) -> Gate:
+    """A random and even route for networks with MoE layers."""
+    choices = route_choices(model)
+    return HARD if choices is None else Gate("forced", route=torch.randint(0, choices[0], (batch, choices[1])).to(device))
+
+
+def logits(part: Part, forward: Callable[..., tuple[Tensor, object]], x: Tensor, gate: Gate) -> Tensor:
+    """A forward pass."""
+    with torch.inference_mode(), part.bf16():
+        return forward(x, gate)[0]
+
+
+def attack(part: Part, model: Classifier, x: Tensor, gate: Gate) -> Tensor:
+    """The gradient of a loss with respect to the images."""
+    leaf = x.detach().requires_grad_()
+    with part.bf16():
+        y = model.forward_routed(leaf, gate)[0]
+    return torch.autograd.grad(y.float().logsumexp(dim=1).sum(), leaf)[0]
+
+
+def variants(part: Part) -> list[tuple[str, str | None]]:
+    """Kinds of network with their dispatches."""
+    return [("dense", None), ("small dense", None), *(("MoE", name) for name in part.dispatches)]
+
+
+def inference(part: Part) -> Iterator[Row]:
+    """Time of both passes, called one by one and as a replayed CUDA graph."""
+    for batch in (part.scale.batch, 1):
+        for kind, dispatch in variants(part):
+            for what in ("inference", "attack"):
+                name = f"{what}, batch {batch}, {title(kind, dispatch)}"
+                yield from guarded("networks", name, partial(both, part, kind, dispatch, batch, what))
+
+
+def both(part: Part, kind: str, dispatch: str | None, batch: int, what: str) -> Figures:
+    """Time of a pass, also as a CUDA graph where it has static shapes."""
+    call = passes(part, kind, dispatch, batch)[what]
+    figures = {"time": milliseconds(part, call)}
+    if part.cuda and dispatch != "split":  # which waits
+        figures["time as a graph"] = milliseconds(part, graphed(call))
+    return figures
+
+
+def compiled(part: Part) -> Iterator[Row]:
+    """Inference through torch.compile. The first call, which compiles, is timed apart."""
+    for kind, dispatch in variants(part):
+        yield from guarded("compiled", title(kind, dispatch), partial(compiled_inference, part, kind, dispatch))
+
+
+def compiled_inference(part: Part, kind: str, dispatch: str | None) -> Figures:
+    """Time of the first call and of later ones."""
+    torch._dynamo.reset()
+    model = fused_network(part, kind)
+    route(model, dispatch)
+    x, gate = channels_last(part.scale.batch, part.scale, part.device), even(model, part.scale.batch, part.device)
+    # on the CPU a backend without a compiler: it shows that the network can be traced
+    compiler = partial(torch.compile, mode="reduce-overhead") if part.cuda else partial(torch.compile, backend="eager")
+    quick = compiler(model.forward_routed, dynamic=False)
+    call = partial(logits, part, quick, x, gate)
+    return {"first call": Figure(stopwatch(call, part.device), "s"), "time": milliseconds(part, call)}

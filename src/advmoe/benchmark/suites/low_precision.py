@@ -1,0 +1,165 @@
+"""What a lower precision does to exported networks: accuracy, routes, file size, and what they withstand. Minutes for each run.
+
+    advmoe train --recipe demo-advmoe --out runs/demo     (and others: --backbone vgg16_bn --epochs 4, ...)
+    advmoe benchmark --suite low_precision --runs runs/demo ... --json low_precision.json
+
+Every run is exported as float32, bfloat16 (torch-export) and int8 (ONNX) and compared with PyTorch. The first run is attacked too,
+by the quick preset: adversarial images found against float32 are given to the file, and the file is attacked directly. The file
+decides whether an image fools it; its PyTorch version (bfloat16 under autocast, float32 for int8: straight-through) supplies
+gradients and gates other than `hard`.
+"""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from advmoe.benchmark.rows import Row
+from advmoe.benchmark.setup import Setup
+from advmoe.data import load_dataset
+from advmoe.data.images import balanced
+from advmoe.errors import UserError
+from advmoe.evaluation import evaluate
+from advmoe.evaluation.search import LowPrecision
+from advmoe.export import CALIBRATION, Answers, Dtype, Predictor, agreement, answers, export
+from advmoe.export.onnx import check_extra
+from advmoe.models import fused
+from advmoe.moe import HARD, Gate, Routings
+from advmoe.runs.load import Loaded, load
+
+IMAGES, ATTACKED = 1000, 400
+BATCH = 64
+FORMS: dict[Dtype, str] = {"float32": "onnx", "bfloat16": "torch-export", "int8": "onnx"}
+
+
+def check(setup: Setup) -> None:
+    """Raises UserError where there are no runs, or ONNX Runtime is missing."""
+    if not setup.runs:
+        raise UserError("suite low_precision measures trained networks: give --runs RUN ...")
+    check_extra()
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """Rows of every run; the first one is attacked too."""
+    images, attacked = (40, 10) if setup.quick else (IMAGES, ATTACKED)
+    for number, run in enumerate(setup.runs):
+        yield from rows(run, images, attacked if number == 0 else 0)
+
+
+class Deployed(nn.Module):
+    """A file under attack: its logits, with the gradient of its PyTorch version. Under any gate but `hard`, that version."""
+
+    def __init__(self, predict: Predictor, network: Any) -> None:
+        super().__init__()
+        self.predict = partial(predict)  # not a submodule: an exported module has no training mode
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes] of images [B, C, H, W]."""
+        with torch.no_grad():
+            logits_of_file = self.predict(x.detach())[0]
+        if not torch.is_grad_enabled():
+            return logits_of_file
+        logits: Tensor = self.network(x)
+        return logits + (logits_of_file - logits).detach()
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
+        """Those of the PyTorch version."""
+        logits, routings = self.network.forward_routed(x, gate)
+        return logits, routings
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A run's network, test images [n, C, H, W] with labels [n], and images to calibrate int8 on."""
+
+    model: Loaded
+    pixels: Tensor
+    labels: Tensor
+    calibration: Tensor
+
+    def first(self, count: int) -> "Case":
+        """The same with fewer test images."""
+        return replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
+
+    def evaluated(self, network: nn.Module, store: Path | None = None) -> Any:
+        """The quick preset's Evaluation of a network. `store` keeps the adversarial images."""
+        epsilon = self.model.threat_model.epsilon
+        return evaluate(
+            network, self.pixels, self.labels, epsilon=epsilon, preset="quick", store=store, save_adversarial=store is not None
+        )
+
+
+def load_case(run: Path, count: int) -> Case:
+    """A run with `count` test images, balanced over the classes."""
+    model = load(run)
+    data = load_dataset(replace(model.config.data, limit_test=count))
+    calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
+    return Case(model, data.test.pixels(), data.test.labels, calibration)
+
+
+def adversarial_images(store: Path) -> list[tuple[Tensor, Tensor]]:
+    """Adversarial images that an evaluation kept: rows [m] and images [m, C, H, W], for each attack and shard."""
+    files = (load_file(path) for path in sorted((store / "adversarial").iterdir()))
+    return [(file["rows"], file["x_adv"]) for file in files]
+
+
+def fooled(predict: Predictor, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Which images [B, C, H, W] a file classifies wrongly: [B] bool."""
+    logits = torch.cat([predict(chunk)[0] for chunk in pixels.split(BATCH)])
+    return logits.argmax(dim=1) != labels
+
+
+def broken_by(predict: Predictor, case: Case, adversarial: Sequence[tuple[Tensor, Tensor]]) -> set[int]:
+    """Rows of which any adversarial image fools the file."""
+    rows: set[int] = set()
+    for numbers, x_adv in adversarial:
+        rows |= set(numbers[fooled(predict, x_adv, case.labels[numbers])].tolist())
+    return rows
+
+
+def robust_accuracy(case: Case, predict: Predictor, dtype: Dtype, adversarial: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """RA-worst (quick) of a file in percent: under float32's images, under attacks on the file, under both."""
+    network = fused(case.model.network)
+    evaluation = case.evaluated(Deployed(predict, LowPrecision(network) if dtype == "bfloat16" else network).eval())
+    correct = set((~fooled(predict, case.pixels, case.labels)).nonzero()[:, 0].tolist())
+    broken = {"RA: transferred": broken_by(predict, case, adversarial), "RA: attacked itself": set(evaluation.ever)}
+    broken["RA: both"] = set().union(*broken.values())
+    return {name: 100 * len(correct - rows) / len(case.labels) for name, rows in broken.items()}
+
+
+def accuracies(case: Case, dtype: Dtype, path: Path, known: Answers) -> tuple[Predictor, dict[str, float | None]]:
+    """A file, and its answers beside PyTorch's, in percent."""
+    predict = export(case.model.network, case.model.input_size, path, FORMS[dtype], None, dtype, case.calibration)
+    same = agreement(known, predict, case.pixels, case.labels, BATCH)
+    sa = 100 - 100 * fooled(predict, case.pixels, case.labels).double().mean().item()
+    return predict, {"SA": sa, "same class": same.classes, "same route": same.routes}
+
+
+def rows(run: Path, count: int, attacked: int) -> Iterator[Row]:
+    """Everything about one run, on `count` test images, of which the first `attacked` are attacked."""
+    full = load_case(run, count)
+    few = full.first(attacked)
+    config, known = full.model.config, answers(full.model.network, full.pixels)
+    title = f"{config.model.backbone}, {config.method}, width {config.model.width}, {config.training.epochs} epochs"
+    with tempfile.TemporaryDirectory() as folder:
+        adversarial, exact = [], None
+        if attacked:
+            exact = few.evaluated(full.model.network, Path(folder, "store"))
+            adversarial = adversarial_images(Path(folder, "store"))
+        for dtype, form in FORMS.items():
+            path = Path(folder, dtype)
+            predict, figures = accuracies(full, dtype, path, known)
+            if exact is not None:
+                figures |= {"RA: both": exact.worst} if dtype == "float32" else robust_accuracy(few, predict, dtype, adversarial)
+            case = f"{title}, {form} {dtype}"
+            for what, value in figures.items():
+                if value is not None:
+                    yield Row(suite="low_precision", case=case, what=what, value=value, unit="%")
+            yield Row(suite="low_precision", case=case, what="size", value=path.stat().st_size, unit="bytes")

@@ -1,0 +1,54 @@
+"""Weak scaling: images a second of K processes, each with its own part of a batch K times as large, beside one process. 10 minutes.
+
+Every process has one thread (on CUDA: one device). `advmoe train` runs under torchrun, as a user starts it. The number of processes
+changes from one run to the next. Rates are those of the second epoch.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from advmoe.benchmark.rows import Row, compare
+from advmoe.benchmark.setup import Setup
+
+METHODS = ("at_dense", "advmoe")
+PROCESSES = (1, 2)
+IMAGES = 640  # of each process and epoch
+BATCH = 64  # of each process
+WIDTH = 16
+TARGETS = {"advmoe": ">= 1.6"}  # with synchronised norms
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """All numbers of processes in turn, round by round; several of them with and without synchronised norms."""
+    variants: dict[str, tuple[int, tuple[str, ...]]] = {"1 process": (1, ())}
+    for count in PROCESSES[1:]:
+        variants |= {f"{count} processes": (count, ()), f"{count} processes, --no-sync-norm": (count, ("--no-sync-norm",))}
+    width, images = (4, BATCH) if setup.quick else (WIDTH, IMAGES)
+    for method in METHODS:
+        rates: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(setup.rounds(3)):
+            for name, (count, flags) in variants.items():
+                rates[name].append(images_per_second(method, count, images, width, flags))
+        case = f"{method}, ResNet-18 of width {width}, batch {BATCH} a process"
+        first, *others = rates
+        targets = [(other, first, TARGETS.get(method) if not variants[other][1] else None) for other in others]
+        yield from compare("scaling", case, "images/s", rates, targets)
+
+
+def images_per_second(method: str, processes: int, images: int, width: int, flags: tuple[str, ...]) -> float:
+    """The rate of one run, over all processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe", "train"]
+        settings = {
+            "recipe": f"fashion-mnist-resnet18-{method}", "width": width, "limit-train": images * processes, "limit-test": 20,
+            "batch-size": BATCH * processes, "epochs": 2, "tied-share": 0.0, "threads": 1, "out": run,
+        }  # fmt: skip
+        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        subprocess.run([sys.executable, *launch, *words, *flags], check=True, capture_output=True)
+        row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    return float(images * processes / row["train_seconds"])

@@ -1,0 +1,232 @@
+"""Streamed images: memory of one epoch against the number of images, and speed beside plain decoding. About 5 minutes, Linux.
+
+Images are smooth noise as JPEG. At most DISTINCT of them are made; further names are hard links to these.
+"""
+
+import io
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel
+
+from advmoe.benchmark.process import separately
+from advmoe.benchmark.rows import Ratio, Row, compare
+from advmoe.benchmark.setup import Setup
+from advmoe.config import DataConfig
+from advmoe.data.imagenet import load
+from advmoe.data.images import Source
+from advmoe.data.stream import SIDE, Streamed, random_crop, resized_crop
+
+QUALITY = 90
+SIZES = ((500, 375), (1000, 750), (2000, 1500))  # width, height; ImageNet's images are most like the first
+COUNTS = (1000, 10_000)  # training images of each epoch
+DISTINCT, CROPS = 500, 40
+WORKERS, BATCH, ROUNDS = 2, 128, 5
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """Memory and speed of whole epochs, then the speed of crops."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            for count in (30, 60) if setup.quick else COUNTS:
+                folder = Path(scratch) / str(count)
+                make_folder(folder, count, min(count, 20) if setup.quick else DISTINCT)
+                (epoch,) = separately(epoch_here, EpochTask(folder=str(folder)), Epoch)
+                case = f"one epoch of {count} images, {WORKERS} workers"
+                yield Row(suite="streaming", case=case, what="peak memory, shared pages once", value=epoch.pss, unit="bytes")
+                yield Row(suite="streaming", case=case, what="peak memory, sum of processes", value=epoch.rss, unit="bytes")
+                rate = epoch.images / epoch.seconds
+                yield Row(suite="streaming", case=case, what="speed", value=rate, unit="images/s")
+            yield from decoding(folder, setup)
+        yield from crop_rows(setup)
+    finally:
+        torch.set_num_threads(usual)
+
+
+# Images
+
+
+def photo(number: int, width: int = 500, height: int = 375) -> bytes:
+    """Noise at several scales, strong where coarse and weak where fine, as photographs have it."""
+    random = np.random.default_rng(number)
+    total = np.zeros((height, width, 3), dtype=np.float32)
+    for cells, strength in ((4, 60), (12, 30), (40, 14), (120, 6), (max(width, height), 2)):
+        coarse = random.normal(0, strength, (cells * height // width + 1, cells, 3)).clip(-127, 127) + 128
+        layer = Image.fromarray(coarse.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+        total += np.asarray(layer, dtype=np.float32) - 128
+    buffer = io.BytesIO()
+    Image.fromarray((total + 128).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=QUALITY)
+    return buffer.getvalue()
+
+
+def make_folder(folder: Path, count: int, distinct: int) -> None:
+    """Make `count` training names in 10 classes and 2 of each for validation, of which `distinct` differ."""
+    files: list[Path] = []
+    for number in range(count + 20):
+        part, row = ("train", number) if number < count else ("val", number - count)
+        path = folder / part / f"n{row % 10:08d}" / f"image_{row:07d}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if len(files) < distinct:
+            path.write_bytes(photo(number))
+            files.append(path)
+        else:
+            os.link(files[number % len(files)], path)
+
+
+# Memory
+
+
+class EpochTask(BaseModel):
+    """One epoch of the images in a folder."""
+
+    folder: str
+
+
+class Epoch(BaseModel):
+    """Images of an epoch, its seconds, and the peak memory in bytes of the process with its workers."""
+
+    images: int
+    seconds: float
+    rss: float
+    pss: float
+
+
+def epoch_here(task: EpochTask) -> Iterator[Epoch]:
+    """One epoch in this process."""
+    torch.set_num_threads(1)
+    config = DataConfig(dataset="imagenet", data_dir=task.folder, workers=WORKERS)
+    with peak_memory() as peak:
+        train = load(config).train
+        started = time.perf_counter()
+        images = one_pass(train, config)
+        seconds = time.perf_counter() - started
+    yield Epoch(images=images, seconds=seconds, rss=peak["Rss"], pss=peak["Pss"])
+
+
+def one_pass(train: Source, config: DataConfig) -> int:
+    """Augment every image once; return how many there were."""
+    order = np.random.default_rng(0).permutation(len(train))
+    rows = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+    return sum(len(batch) for batch in train.augmented(rows, range(len(rows)), config))
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, float]]:
+    """Peaks in bytes over the block, read every 20 ms from /proc: `Rss` counts pages that processes share once for each of
+    them, `Pss` divides them among the processes."""
+    peak, over = {"Rss": 0.0, "Pss": 0.0}, threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.02):
+            now = memory([os.getpid(), *children(os.getpid())])
+            peak.update({name: max(value, now[name]) for name, value in peak.items()})
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        over.set()
+        watcher.join()
+
+
+def children(pid: int) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]
+
+
+def memory(pids: Sequence[int]) -> dict[str, float]:
+    """Bytes of all these processes together."""
+    total = {"Rss": 0.0, "Pss": 0.0}
+    for pid in pids:
+        try:
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        except OSError:  # a worker that has just ended
+            continue
+        sizes = {line.split(":")[0]: 1024 * int(line.split()[1]) for line in lines[1:] if line.endswith("kB")}
+        total = {name: size + sizes.get(name, 0) for name, size in total.items()}
+    return total
+
+
+# Speed
+
+
+def decoding(folder: Path, setup: Setup) -> Iterator[Row]:
+    """Images a second and core of streaming with one worker and two, and of plain Pillow on the same files."""
+    train = load(DataConfig(dataset="imagenet", data_dir=str(folder), limit_train=1000)).train
+    assert isinstance(train, Streamed)
+    paths = [train.files.where(int(row)) for row in train.rows]
+    calls = {
+        "plain": partial(plain, paths),
+        "streamed, 1 worker": partial(one_pass, train, DataConfig(workers=1)),
+        "streamed, 2 workers": partial(one_pass, train, DataConfig(workers=2)),
+    }
+    rates = rates_of(calls, setup)
+    rates["streamed, 2 workers"] = [rate / 2 for rate in rates["streamed, 2 workers"]]
+    ratios: list[Ratio] = [(name, "plain", None) for name in calls if name != "plain"]
+    yield from compare("streaming", "images a second and core", "images/s", rates, ratios)
+
+
+def plain(paths: Sequence[str]) -> int:
+    """Full decoding, the same crop and resizing, one image after another."""
+    for number, path in enumerate(paths):
+        random = np.random.default_rng(number)
+        with Image.open(path) as image:
+            box = random_crop(*image.size, random)
+            np.asarray(image.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR, box))
+    return len(paths)
+
+
+def rates_of(calls: Mapping[str, Callable[[], int]], setup: Setup) -> dict[str, list[float]]:
+    """Images a second of each call, all of them once in every round; a first round warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(setup.rounds(ROUNDS) + 1):
+        for name, call in calls.items():
+            started = time.perf_counter()
+            images = call()
+            if number > 0:
+                rates[name].append(images / (time.perf_counter() - started))
+    return rates
+
+
+def crop_rows(setup: Setup) -> Iterator[Row]:
+    """What shrinking while decoding gains, and how far its pixels are from those of full decoding."""
+    for width, height in SIZES[:1] if setup.quick else SIZES:
+        images = [photo(number, width, height) for number in range(2 if setup.quick else CROPS)]
+        case = f"random crops of {width} x {height}"
+        calls = {"full decoding": partial(crop_all, images, False), "shrunk while decoding": partial(crop_all, images, True)}
+        ratio: Ratio = ("shrunk while decoding", "full decoding", None)
+        yield from compare("streaming", case, "images/s", rates_of(calls, setup), [ratio])
+        full, shrunk = (crops(images, shrink) for shrink in (False, True))
+        gaps = [abs(a.astype(int) - b).mean() for a, b in zip(full, shrunk, strict=True)]
+        different = [gap for gap in gaps if gap]
+        share = 100 * len(different) / len(images)
+        yield Row(suite="streaming", case=case, what="share shrunk", value=share, unit="%")
+        if different:
+            gap = 100 * float(np.mean(different)) / 255
+            yield Row(suite="streaming", case=case, what="mean difference of shrunk pixels", value=gap, unit="%")
+
+
+def crop_all(images: Sequence[bytes], shrink: bool) -> int:
+    """Crop every image; return how many there were."""
+    return len(crops(images, shrink))
+
+
+def crops(images: Sequence[bytes], shrink: bool) -> list[np.ndarray]:
+    """A random crop of each image."""
+
+    def crop(number: int) -> Callable[[int, int], tuple[float, float, float, float]]:
+        return lambda width, height: random_crop(width, height, np.random.default_rng(number))
+
+    return [resized_crop(data, crop(number), "image", shrink=shrink) for number, data in enumerate(images)]

@@ -1,0 +1,23 @@
+"""Training iterations: AdvMoE beside AT (Dense) and AT (S-Dense), float32 and bfloat16. About 4 minutes."""
+
+from collections.abc import Iterator
+
+from advmoe.benchmark import variants
+from advmoe.benchmark.rows import Row, compare
+from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.timing import timed
+from advmoe.benchmark.variants import METHOD, configuration
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """Ratios of times."""
+    scale, device = setup.scale, setup.device
+    configs = {name: configuration(name, scale) for name in METHOD}
+    case = f"iteration, ResNet-18, batch {scale.training_batch}"
+    calls = {name: variants.iteration(config, scale.side, device) for name, config in configs.items()}
+    targets = [("AdvMoE", "AT (Dense)", "<= 0.75"), ("AdvMoE", "AT (S-Dense)", "<= 2.4")]
+    yield from compare("training", case, "s", timed(calls, setup.rounds(4), device), targets)
+    both = {name: calls[name] for name in ("AdvMoE", "AT (Dense)")}
+    lower = {f"{name} bf16": variants.iteration(variants.bf16(configs[name]), scale.side, device) for name in both}
+    ratios = [("AdvMoE", "AdvMoE bf16", ">= 2.0"), ("AT (Dense)", "AT (Dense) bf16", None)]
+    yield from compare("training", f"{case}, bf16", "s", timed(both | lower, setup.rounds(2), device), ratios)

@@ -1,0 +1,77 @@
+"""The CUDA suite without a GPU: all of it that the CPU can run."""
+
+import pytest
+import torch
+
+from advmoe.benchmark.process import ProcessFailed
+from advmoe.benchmark.rows import Row
+from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.suites import cuda
+from advmoe.benchmark.suites.cuda.common import Figure, Part, guarded
+from advmoe.moe import DISPATCHES
+
+PART = Part(torch.device("cpu"), True, without=("grouped", "triton"))
+SETUP = Setup(quick=True)
+
+
+@pytest.mark.parametrize("name", list(cuda.SECTIONS))
+def test_every_section_runs_for_every_dispatch(name):
+    rows = list(cuda.SECTIONS[name](PART))
+    assert [row for row in rows if row.failed] == []
+    names = " ".join(row.name for row in rows)
+    assert "split" in names
+    assert "wide" in names
+
+
+def test_sections_run_in_processes_and_the_verdict_follows(monkeypatch):
+    monkeypatch.setattr(cuda, "SECTIONS", {"equality": cuda.equality})
+    rows = list(cuda.measure(SETUP))
+    assert {row.case for row in rows[:-2]} >= {"equality, split, float32", "equality, wide, float32"}
+    assert [(row.what, row.value, row.met) for row in rows[-2:]] == [("failed rows", 0, True), ("wrong dispatches", 0, True)]
+
+
+def test_equality_sees_a_wrong_dispatch(monkeypatch):
+    right = DISPATCHES["wide"]
+    monkeypatch.setitem(DISPATCHES, "wide", lambda *given: 1.001 * right(*given))
+    rows = list(cuda.equality(PART))
+    assert [row.case for row in rows if row.failed] == ["equality, wide, float32"]
+    assert "differs from the loop" in next(row.failed for row in rows if row.failed)
+    assert cuda.unsound(rows, ["split", "wide", "triton"]) == ["wide", "triton"]
+
+
+def test_what_equality_finds_wrong_is_not_timed_and_a_crash_is_a_row(monkeypatch):
+    tasks = []
+
+    def separately(function, task, result, seconds):
+        tasks.append((task.section, task.without))
+        if task.section == "equality":
+            yield Row(suite="cuda", case="equality, split, float32", what="relative error of y", value=0.0, unit="%")
+            raise ProcessFailed("the process ended with status -11")
+        yield Row(suite="cuda", case="iterations, AdvMoE split", what=cuda.HUNDRED_EPOCHS, value=12.0, unit="min")
+
+    monkeypatch.setattr(cuda, "separately", separately)
+    monkeypatch.setattr(cuda, "SECTIONS", {"equality": None, "iterations": None})
+    rows = list(cuda.measure(SETUP))
+    assert tasks[0] == ("equality", ())
+    assert tasks[1][0] == "iterations"
+    assert {"wide", "grouped"} <= set(tasks[1][1])
+    assert "split" not in tasks[1][1]
+    assert [row.failed for row in rows if row.failed] == ["ProcessFailed: the process ended with status -11"]
+    assert (rows[-1].what, rows[-1].value, rows[-1].met) == ("100 epochs of CIFAR-10, AdvMoE split", 12.0, False)
+
+
+def test_an_epoch_has_390_iterations():
+    rows = {row.what: row for row in cuda.iterations(PART) if row.case == "iterations, AT (Dense)"}
+    time = rows["time"]
+    assert rows["100 epochs of CIFAR-10"].value == pytest.approx(time.value * 39000 / 60)
+    assert time.spread[0] <= time.value <= time.spread[1]
+
+
+def test_what_fails_is_a_row():
+    def broken():
+        raise RuntimeError("no such kernel\nand more")
+
+    (row,) = guarded("waits", "triton", broken)
+    assert (row.case, row.value, row.failed) == ("waits, triton", None, "RuntimeError: no such kernel")
+    (row,) = guarded("waits", "split", lambda: {"time": Figure(2.0, "ms")})
+    assert (row.what, row.value, row.unit, row.failed) == ("time", 2.0, "ms", None)

@@ -1,0 +1,147 @@
+from functools import partial
+
+import pytest
+import torch
+
+from advmoe.benchmark import variants
+from advmoe.benchmark.memory import Probe
+from advmoe.benchmark.setup import QUICK as TOY
+from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.suites import SUITES, memory
+from advmoe.benchmark.variants import KINDS
+
+CPU = torch.device("cpu")
+
+
+def rows(suite):
+    return list(SUITES[suite].measure(Setup(scale=TOY)))
+
+
+def targets(suite):
+    return {row.name: row.target for row in rows(suite) if row.unit == "ratio"}
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    monkeypatch.setattr(variants, "has_compiler", lambda: False)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_inference():
+    assert targets("inference") == {
+        "ResNet-18, batch 4: dense / MoE": ">= 3.0",
+        "ResNet-18, batch 4: MoE / small dense": "<= 1.3",
+        "ResNet-18, batch 4: 16 experts / MoE": "<= 1.3",
+        "ResNet-18, batch 4, all on one expert: MoE / small dense": "<= 1.12",
+        "ResNet-18, batch 1: dense / MoE": ">= 2.2",
+        "ResNet-18, batch 1: MoE / small dense": None,
+        "WRN-28-10, batch 4: dense / MoE": ">= 3.3",
+        "ResNet-18, batch 4, bf16: dense bf16 / dense": None,
+        "ResNet-18, batch 4, bf16: MoE bf16 / MoE": None,
+    }
+
+
+def test_compiled_variants_are_measured_where_there_is_a_compiler(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(variants, "has_compiler", lambda: True)
+    monkeypatch.setattr(variants.torch, "compile", lambda call, **options: (compiled.append(options), call)[1])
+    assert {name: target for name, target in targets("inference").items() if "compiled" in name} == {
+        "ResNet-18, batch 4, compiled: dense compiled / MoE compiled": None,
+        "ResNet-18, batch 4, compiled: dense compiled / dense": None,
+        "ResNet-18, batch 4, compiled: MoE compiled / MoE": None,
+    }
+    assert compiled == [{"dynamic": False, "fullgraph": True}] * 2
+
+
+def test_training():
+    assert targets("training") == {
+        "iteration, ResNet-18, batch 6: AdvMoE / AT (Dense)": "<= 0.75",
+        "iteration, ResNet-18, batch 6: AdvMoE / AT (S-Dense)": "<= 2.4",
+        "iteration, ResNet-18, batch 6, bf16: AdvMoE / AdvMoE bf16": ">= 2.0",
+        "iteration, ResNet-18, batch 6, bf16: AT (Dense) / AT (Dense) bf16": None,
+    }
+
+
+def test_memory(monkeypatch):
+    held = {"advmoe": 300, "at_dense": 500}
+    monkeypatch.setattr(memory, "measurable", lambda device: True)
+    monkeypatch.setattr(memory, "probe", lambda config, *_: Probe(memory=held[config.method], seconds=1.0))
+    advmoe, dense, ratio = rows("memory")
+    assert (advmoe.unit, advmoe.value, dense.value) == ("bytes", 300, 500)
+    assert (ratio.value, ratio.target, ratio.met) == (0.6, "<= 0.72", True)
+    monkeypatch.setattr(memory, "measurable", lambda device: False)
+    assert rows("memory") == []
+
+
+def test_attack_compares_rates():
+    values = {row.what: row for row in rows("attack")}
+    assert {row.case for row in values.values()} == {"PGD-2 images a second, batch 2"}
+    assert values["MoE"].unit == "images/s"
+    assert values["MoE / small dense"].target == ">= 0.75"
+    assert values["MoE / MoE unfolded"].target is None
+    assert values["MoE / small dense"].value == pytest.approx(values["MoE"].value / values["small dense"].value)
+
+
+def test_data():
+    assert targets("data") == {"batch 6: loading / AdvMoE iteration": "<= 0.03"}
+
+
+def test_operators_are_counted_and_their_times_add_up():
+    found = {row.name: row.value for row in rows("operators")}
+    for kind in ("small dense", "MoE", "MoE, one expert"):
+        parts = [value for name, value in found.items() if name.endswith(f": {kind}") and "operators" not in name]
+        assert parts[-1] == pytest.approx(sum(parts[:-1]))
+        assert found[f"ResNet-18, batch 4, operators: {kind}"] > 50
+    assert found["ResNet-18, batch 4, gather: MoE"] > found["ResNet-18, batch 4, gather: MoE, one expert"] == 0
+
+
+def test_loading_gives_each_level_its_batch_epoch_after_epoch():
+    config = variants.configuration("AdvMoE", TOY)
+    load = variants.loading(config, TOY, CPU)
+    for _ in range(TOY.images // TOY.training_batch + 3):
+        batches = load()
+        assert [(tuple(x.shape), x.dtype, len(y)) for x, y in batches] == [((6, 3, 8, 8), torch.float32, 6)] * 2
+        assert all(x.min() >= 0 and x.max() <= 1 for x, _ in batches)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_variants_get_the_same_treatment(kind):
+    call = variants.inference(kind, TOY, CPU, "resnet18", 4)
+    model, x, choices = call.func, call.args[1], call.args[2]
+    assert model is variants.forward
+    network = call.args[0].__self__
+    assert not network.training
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in network.modules())
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert network.classifier.weight.dtype == torch.float32
+    assert (choices is None) == (not network.moe_layers())
+    assert call().is_inference()
+
+
+def test_bf16_runs_convolutions_in_bf16():
+    call = variants.inference("dense", TOY, CPU, "resnet18", 4)
+    assert (call().dtype, variants.in_bf16(call)().dtype) == (torch.float32, torch.bfloat16)
+    assert variants.bf16(variants.configuration("AdvMoE", TOY)).runtime.precision == "bfloat16"
+
+
+def test_routes_are_random_and_even():
+    seen = []
+
+    def model(x, gate):
+        seen.append(gate.route)
+        return x, ()
+
+    variants.forward(model, torch.rand(1000, 1), (2, 3))
+    assert seen[0].shape == (1000, 3)
+    assert seen[0].float().mean(dim=0).tolist() == pytest.approx([0.5] * 3, abs=0.08)
+
+
+def test_iteration_learns_next_to_nothing_but_runs():
+    step = variants.iteration(variants.configuration("AdvMoE", TOY), TOY.side, CPU)
+    assert isinstance(step, partial)
+    state = step.args[0]
+    before = [parameter.detach().clone() for parameter in state.model.parameters()]
+    metrics = step()
+    changes = [(a - b).abs().max().item() for a, b in zip(before, state.model.parameters(), strict=True)]
+    assert 0 < max(changes) < 0.05
+    assert {"loss", "router_loss"} <= metrics.keys()

@@ -1,0 +1,79 @@
+import json
+
+import pytest
+import torch
+
+from advmoe.benchmark import runner
+from advmoe.benchmark.rows import Report, Row, compare
+from advmoe.benchmark.runner import run
+from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.suites import SUITES, USUAL, Suite
+from advmoe.benchmark.suites.growth import fitted
+from advmoe.errors import UserError
+
+SETUP = Setup()
+
+
+@pytest.fixture
+def suites(monkeypatch):
+    """Suites that measure nothing, and which of them ran with which setup."""
+    ran = []
+
+    def suite(name):
+        def measure(setup):
+            ran.append((name, setup))
+            if name == "growth":
+                yield from fitted("batch", "s", {1: 1.0, 2: 2.0})
+            else:
+                yield from compare(name, "x", "s", {"a": [3.0], "b": [1.0]}, [("a", "b", ">= 2.0")])
+
+        return Suite(measure)
+
+    monkeypatch.setattr(runner, "SUITES", {name: suite(name) for name in SUITES})
+    return ran
+
+
+def test_chosen_suites_run_in_their_order_and_are_printed_row_by_row(suites, tmp_path):
+    lines, out = [], tmp_path / "rows.json"
+    rows = run(("data", "inference"), out, lines.append, SETUP)
+    assert [name for name, _ in suites] == ["data", "inference"]
+    ratios = [(row.name, row.value, row.met, row.suite) for row in rows if row.unit == "ratio"]
+    assert ratios == [("x: a / b", 3.0, True, "data"), ("x: a / b", 3.0, True, "inference")]
+    assert f"{torch.get_num_threads()} threads" in lines[0]
+    assert lines[1:] == [str(row) for row in rows]
+    assert Report.read(out).rows == tuple(rows)
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_the_usual_suites_run_where_none_is_named(suites):
+    run((), None, lambda line: None, SETUP)
+    assert suites == [(name, SETUP) for name in USUAL]
+
+
+def test_growth_has_its_figure_beside_the_results(suites, tmp_path):
+    run(("growth",), tmp_path / "rows.json", lambda line: None, SETUP)
+    assert {path.name for path in tmp_path.iterdir()} == {"rows.json", "rows-growth.png"}
+
+
+def test_what_was_measured_before_an_interruption_is_kept(suites, monkeypatch, tmp_path):
+    def stopped(setup):
+        yield Row(suite="attack", case="y", what="z", value=1.0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(runner.SUITES, "attack", Suite(stopped))
+    with pytest.raises(KeyboardInterrupt):
+        run(("data", "attack"), tmp_path / "rows.json", lambda line: None, SETUP)
+    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 4
+
+
+def test_mistakes_are_reported_before_anything_runs(suites, monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="unknown suite 'attak': did you mean attack"):
+        run(("data", "attak"), None, print, SETUP)
+    for out in (tmp_path, tmp_path / "none" / "rows.json"):
+        with pytest.raises(UserError, match="folder that exists"):
+            run(("data",), out, print, SETUP)
+    for name, message in (("cuda", "no CUDA device"), ("low_precision", "--runs RUN")):
+        monkeypatch.setitem(runner.SUITES, name, SUITES[name])
+        with pytest.raises(UserError, match=message):
+            run(("data", name), None, print, SETUP)
+    assert not suites
