@@ -24,12 +24,12 @@ from typing import IO, Any
 
 import tyro
 
+from advmoe.attacks.presets import resolve
 from advmoe.cli.evaluate import EvaluateArguments
 from advmoe.cli.parsing import Source, configured, parse
 from advmoe.cli.train import TrainArguments
 from advmoe.config import RunConfig
 from advmoe.errors import UserError
-from advmoe.evaluation.evaluate import resolve
 from advmoe.files import write_json
 from advmoe.recipes import BASES
 from advmoe.reports.tables import worst_of

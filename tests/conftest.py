@@ -8,9 +8,9 @@ from unittest.mock import patch
 import pytest
 from recorder import Recorder
 
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.data import DATASETS, Splits, load_dataset
-from advmoe.evaluation.suite import ATTACKS
 from advmoe.models import MODELS
 from advmoe.training.methods import METHODS
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from advmoe import cli
+from advmoe.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -30,8 +30,8 @@ def test_commands_train_evaluate_and_attack_with_what_was_added(tmp_path, capsys
     run("A data set"), run("A backbone"), run("An attack")
     words = ["train", "--recipe", "fashion-mnist-resnet18-advmoe", "--dataset", "stripes", "--backbone", "tower", "--width", "4"]
     flags = ["--limit-train", "40", "--limit-test", "20", "--epochs", "1", "--batch-size", "20", "--device", "cpu"]
-    assert cli.main([*words, *flags, "--out", str(tmp_path / "run")]) == 0
-    assert cli.main(["evaluate", str(tmp_path / "run"), "--attacks", "pgd_10", "corners", "--device", "cpu"]) == 0
+    assert main([*words, *flags, "--out", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), "--attacks", "pgd_10", "corners", "--device", "cpu"]) == 0
     assert "corners" in capsys.readouterr().out
 
 

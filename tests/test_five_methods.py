@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from advmoe.attacks.presets import PRESETS
 from advmoe.config import dump_yaml
-from advmoe.evaluation.suite import PRESETS
 from advmoe.runs.status import read_run
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "five_methods.py"

@@ -209,10 +209,10 @@ def test_a_newer_schema_is_refused_with_both_numbers(
 def test_a_newer_store_is_refused(kept: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
     run = kept("image-spec") / "run"
     path = run / "evaluation" / "key.json"
-    from advmoe.evaluation import shards
+    from advmoe.evaluation import store
 
-    content = shards._read(path)
-    shards._write(path, {**content, "schema": 99})
+    content = store._read(path)
+    store._write(path, {**content, "schema": 99})
     assert main(["evaluate", str(run), "--quick", "--device", "cpu"]) == 2
     assert "schema (99, not 1)" in capsys.readouterr().err
 

@@ -13,7 +13,8 @@ from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
-from advmoe.evaluation.shards import shard_count
+from advmoe.evaluation.store import shard_count
+from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.recipes import recipe
 from advmoe.reports.figures import image_grid, trajectories
@@ -49,7 +50,8 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
 
 def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> dict[str, Any]:
     with EvaluationProgress(console, config.method, shard_count(len(splits.test))) as progress:
-        return evaluate_folder(run, config, splits, dispatch=config.runtime.dispatch, preset="quick", told=progress.told)
+        options = EvaluationOptions(config.attack.epsilon, preset="quick", progress=progress.attacked)
+        return evaluate_folder(run, config, splits, options, dispatch=config.runtime.dispatch)
 
 
 def _grid(out: Path, config: RunConfig, splits: Splits) -> None:

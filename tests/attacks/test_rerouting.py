@@ -9,9 +9,10 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from advmoe.attacks import Apgd, ImageDraws, apgd, frozen, targeted_apgd
+from advmoe.attacks.job import Job
+from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.rerouting import Beam, cheapest_changes, reroute
 from advmoe.attacks.surrogate import Search
-from advmoe.evaluation.suite import ATTACKS, Job
 from advmoe.moe import HARD, Gate, Routing
 
 sys.path.append(str(Path(__file__).parents[1] / "evaluation"))

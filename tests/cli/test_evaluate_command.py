@@ -10,7 +10,7 @@ import pytest
 
 from advmoe.cli.main import main
 from advmoe.evaluation import PRESETS
-from advmoe.evaluation.evaluate import fresh
+from advmoe.evaluation.store import forget
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
 TINY += [
@@ -56,7 +56,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained):
     """A finished tiny run without an evaluation."""
-    fresh(trained / "evaluation")
+    forget(trained / "evaluation")
     return trained
 
 
@@ -135,7 +135,7 @@ def test_json_is_all_of_stdout_and_robustbench_has_its_fields(run, capsys, tmp_p
 
 def test_l2_says_what_is_left_out_and_images_are_saved(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--norm", "L2", "--epsilon", "0.5", "--save-adversarial"]) == 0
-    assert "left out, written for Linf alone: reroute_quick" in capsys.readouterr().out
+    assert "left out, works only in Linf: reroute_quick" in capsys.readouterr().out
     assert list((run / "evaluation/adversarial").glob("pgd_10-*.safetensors"))
 
 

@@ -10,11 +10,11 @@ import pytest
 from damage import huge_png
 from PIL import Image
 
-from advmoe.runs import predict
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 from advmoe.data.stream import centre_crop, resized_crop
 from advmoe.errors import UserError
+from advmoe.runs import predict
 
 HUGE = huge_png(8001, 8000)
 SAID = "the image is 8001 x 8000"

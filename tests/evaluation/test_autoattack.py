@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advmoe.attacks import derive_seed, frozen
+from advmoe.attacks.autoattack import STANDARD as AUTOATTACK
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
-from advmoe.evaluation.suite import AUTOATTACK
 
 EPSILON, SEED, SHARD = 0.04, 5, 8
 
@@ -63,13 +63,13 @@ def test_gives_the_flags_of_the_package_called_directly() -> None:
     assert 4 <= len(ours) <= 12  # else nothing would be compared
     assert found.figures == {"ra_aa": 100 * len(expected) / 16}
     assert tuple(found.attacks) == AUTOATTACK
-    assert found.attacks["aa_square"]["attacked"] == len(ours) + found.attacks["aa_square"]["broken"]
+    assert found.attacks["aa_square"].attacked == len(ours) + found.attacks["aa_square"].broken
 
 
 def test_each_member_sees_only_what_those_before_it_left() -> None:
     model, x, y = tiny_net(10)
     found = evaluate(model, x[:8], y[:8], epsilon=EPSILON, preset=["aa_apgd-ce", "aa_apgd-t"], seed=SEED)
-    assert found.attacks["aa_apgd-t"]["attacked"] == len(found.correct) - found.attacks["aa_apgd-ce"]["broken"]
+    assert found.attacks["aa_apgd-t"].attacked == len(found.correct) - found.attacks["aa_apgd-ce"].broken
 
 
 def test_leaves_the_global_random_numbers_alone() -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.evaluation import PRESETS, checks, evaluate
-from advmoe.evaluation.checks import Check
-from advmoe.evaluation.shards import Bench, Shard
+from advmoe.evaluation.results import Check, RoutingFigures
+from advmoe.evaluation.store import AttackRun, Shard
+from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Gate, Routing
 
 SIDE = 4
@@ -48,8 +49,8 @@ def images(*means: float) -> tuple[Tensor, Tensor]:
     return x, (x[:, 0, 0, 0] > 0.5).long()
 
 
-def bench(model: nn.Module, x: Tensor, y: Tensor, epsilon: float = 0.1, **fields: Any) -> Bench:
-    return replace(Bench(model, model, x, y, 2, hasattr(model, "forward_routed"), epsilon, "Linf", 0), **fields)
+def target(model: nn.Module, x: Tensor, y: Tensor, epsilon: float = 0.1, **fields: Any) -> Target:
+    return replace(Target(model, model, x, y, 2, hasattr(model, "forward_routed"), epsilon, "Linf", 0), **fields)
 
 
 GREYS = images(*torch.linspace(0.05, 0.95, 40).tolist())
@@ -57,7 +58,7 @@ GREYS = images(*torch.linspace(0.05, 0.95, 40).tolist())
 
 def run(check: Any, model: nn.Module, data: tuple[Tensor, Tensor] = GREYS, **fields: Any) -> Check:
     with torch.no_grad():
-        found: Check = check(bench(model, *data, **fields), *data)
+        found: Check = check(target(model, *data, **fields), *data)
     return found
 
 
@@ -219,9 +220,18 @@ def test_one_percent_or_one_image_may_be_silent(count: int, silent: int, status:
 # (4), (5), (6), (11): read from what was run
 
 
-def shard(rows: int = 1000, routing: dict[str, Any] | None = None, **broken: Sequence[int]) -> Shard:
-    attacks = {name: {"attacked": rows, "broken": list(gone), "outside": 0, "seconds": 0.0} for name, gone in broken.items()}
-    return Shard(list(range(rows)), list(range(rows)), attacks, routing)
+def shard(rows: int = 1000, **broken: Sequence[int]) -> Shard:
+    attacked = list(range(rows))
+    attacks = {
+        name: AttackRun(rows=attacked, transfer=None, broken=list(gone), outside=0, seconds=0.0) for name, gone in broken.items()
+    }
+    return Shard(rows=attacked, correct=attacked, attacks=attacks)
+
+
+def routing(load: list[list[int]]) -> RoutingFigures:
+    return RoutingFigures(
+        ra_router=0, ra_expert=0, flip_rate=12.5, overlap=[], load=load, load_adv=load, fixed_expert_sa=[], fixed_expert_ra=[]
+    )
 
 
 @pytest.mark.parametrize(("rows", "broken", "status"), [(1000, 2, "pass"), (1000, 3, "warn"), (100, 1, "pass"), (100, 2, "warn")])
@@ -252,19 +262,19 @@ def test_autoattack_half_a_point_or_one_image_above_the_worst_is_unreliable(tota
     ("load", "status"), [([[50, 50], [60, 40]], "pass"), ([[50, 50], [96, 4]], "warn"), ([[95, 5]], "pass"), ([[100]], "pass")]
 )
 def test_a_collapsed_layer_warns(load: list[list[int]], status: str) -> None:
-    found = checks.routing_alive(bench(Routed(), *GREYS), {"load": load, "load_adv": load, "flip_rate": 12.5})
+    found = checks.routing_alive(target(Routed(), *GREYS), routing(load))
     assert found.status == status
     assert "12.5 %" in found.detail
 
 
 def test_experts_of_a_network_that_does_not_route_are_skipped() -> None:
-    assert checks.routing_alive(bench(Net(), *GREYS), None).status == "skipped"
-    assert checks.routing_alive(bench(Routed(), *GREYS), None).status == "skipped"
+    assert checks.routing_alive(target(Net(), *GREYS), None).status == "skipped"
+    assert checks.routing_alive(target(Routed(), *GREYS), None).status == "skipped"
 
 
 def test_images_outside_the_ball_fail() -> None:
     good, bad = shard(pgd_10=[]), shard(pgd_10=[])
-    bad.attacks["pgd_10"]["outside"] = 1
+    bad.attacks["pgd_10"].outside = 1
     assert checks.images_valid([good]).status == "pass"
     found = checks.images_valid([good, bad])
     assert found.status == "fail"

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from advmoe.errors import UserError
-from advmoe.evaluation.checks import Check
 from advmoe.evaluation.cost import Cost
-from advmoe.evaluation.evaluate import Evaluation
 from advmoe.evaluation.record import checked_record, evaluate_run, make_record, model_info, read_record
+from advmoe.evaluation.results import Check, Evaluation
+from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import build_model
 from advmoe.moe import MoEKind
@@ -100,7 +100,7 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 def test_history_has_what_figures_are_drawn_from(record):
     found = record()
-    assert found["schema"] == 2
+    assert found["schema"] == 3
     assert found["run"] == "first"
     assert found["history"][0] == {"epoch": 1, "phase": 1, "val_sa": 50.0, "val_ra": 30.0, "loss": 1.5, "lr": 0.1}
     assert (found["history"][1]["router_loss"], found["history"][1]["load"]) == (0.4, [[0.5, 0.5]])
@@ -115,8 +115,9 @@ def evaluated(tiny, splits):
     model = build_model(tiny().model, MoEKind(0.5), splits.spec).eval()
 
     def make(**options):
-        dense, told = Cost(1, 1.0, 1.0), {"run": "run", "epoch": 1, "history": HISTORY}
-        return evaluate_run(model, tiny(), splits, dense, **told, preset=("pgd_10",), **options)
+        dense, about = Cost(1, 1.0, 1.0), {"run": "run", "epoch": 1, "history": HISTORY}
+        plan = EvaluationOptions(**{"epsilon": tiny().attack.epsilon, "preset": ("pgd_10",), **options})
+        return evaluate_run(model, tiny(), splits, dense, plan, **about)
 
     return make
 
@@ -142,7 +143,7 @@ def test_a_folders_record_has_the_folders_name_and_the_whole_history(tiny, split
     train(config, splits, tmp_path / "mine", recorder)
     (tmp_path / "mine/inside").mkdir()
     monkeypatch.chdir(tmp_path / "mine/inside")
-    found = evaluate_folder(Path(".."), config, splits, preset=("pgd_10",))
+    found = evaluate_folder(Path(".."), config, splits, EvaluationOptions(0.1, preset=("pgd_10",)))
     assert found["run"] == "mine"
     assert [row["epoch"] for row in found["history"]] == [1, 2]
     assert found["epoch"] == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))

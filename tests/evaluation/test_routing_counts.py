@@ -74,6 +74,7 @@ def test_routing_figures_are_the_slow_ones(toy, size):
     y = labels(toy, x)
     found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50",), shard_size=size).routing
     wanted = slow(toy, x, y)
+    found = found.model_dump()
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         assert found[name] == (value if name.startswith("load") else pytest.approx(value)), name

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from toys import Toy, dense, images, labels
 
+from advmoe.attacks.registry import Attack
 from advmoe.errors import UserError
-from advmoe.evaluation import ATTACKS, evaluate, shards
-from advmoe.evaluation.suite import Attack
+from advmoe.evaluation import ATTACKS, evaluate, store
 
 EPSILON = 0.02
 PRESET = ("pgd_10", "pgd_50", "straight_through_1", "reroute_quick")
@@ -55,8 +55,8 @@ UNITS = len(PRESET) * 3  # 11 images in shards of 4
 def test_interrupted_anywhere_it_resumes_to_the_same(go, whole, tmp_path, stop):
     first, second = Counted(stop), Counted()
     with pytest.raises(KeyboardInterrupt):
-        go(store=tmp_path, told=first)
-    resumed = go(store=tmp_path, told=second)
+        go(store=tmp_path, progress=first)
+    resumed = go(store=tmp_path, progress=second)
     assert figures(resumed) == figures(whole)
     assert len(first.units + second.units) == len(set(first.units + second.units)) == UNITS
 
@@ -76,7 +76,7 @@ def test_interrupted_inside_an_attack_it_loses_that_attack_alone(go, whole, tmp_
             go(store=tmp_path)
     assert seen == [0, 1]
     again = Counted()
-    go(store=tmp_path, told=again)
+    go(store=tmp_path, progress=again)
     assert ("pgd_50", 1) not in again.units
     assert ("straight_through_1", 1) in again.units
 
@@ -84,14 +84,14 @@ def test_interrupted_inside_an_attack_it_loses_that_attack_alone(go, whole, tmp_
 def test_finished_evaluation_runs_nothing_again(go, whole, tmp_path):
     go(store=tmp_path)
     again = Counted()
-    assert figures(go(store=tmp_path, told=again)) == figures(whole)
+    assert figures(go(store=tmp_path, progress=again)) == figures(whole)
     assert again.units == []
     assert not [path for path in tmp_path.iterdir() if "draft" in path.name]
 
 
 def test_every_attack_once(go):
     units = Counted()
-    go(told=units)
+    go(progress=units)
     assert sorted(units.units) == sorted((name, number) for name in PRESET for number in range(3))
 
 
@@ -106,7 +106,7 @@ def test_parts_collected_are_the_whole(go, whole, tmp_path, order):
     assert own[1].to_dict()["flags"] == flags[4:8]
     assert own[0].to_dict()["flags"] == flags[:4] + flags[8:]
     collecting = Counted()
-    assert figures(go(store=tmp_path, told=collecting)) == figures(whole)
+    assert figures(go(store=tmp_path, progress=collecting)) == figures(whole)
     assert collecting.units == []
 
 
@@ -200,23 +200,23 @@ def test_attacks_from_another_network_are_run_again(go, tmp_path):
     units = [Counted() for _ in range(3)]
     first, second = dense(), Toy(seed=5).eval()
     for told, transfer in zip(units, (first, first, second), strict=True):
-        found = go(store=tmp_path, preset=("transfer",), transfer=transfer, told=told)
+        found = go(store=tmp_path, preset=("transfer",), transfer=transfer, progress=told)
     assert [len(told.units) for told in units] == [3, 0, 3]
     assert figures(found) == figures(go(preset=("transfer",), transfer=second))
 
 
 def test_started_by_several_at_once(go, tmp_path, monkeypatch):
     """Two processes that both find no key: neither trips over the other's draft."""
-    real = shards.write_json
+    real = store.write_json
 
     def meanwhile(path, content):
-        monkeypatch.setattr(shards, "write_json", real)
+        monkeypatch.setattr(store, "write_json", real)
         with monkeypatch.context() as patch:
             patch.setattr("advmoe.files.os.getpid", lambda: 1)
             go(store=tmp_path, preset=("pgd_10",))
         real(path, content)
 
-    monkeypatch.setattr(shards, "write_json", meanwhile)
+    monkeypatch.setattr(store, "write_json", meanwhile)
     go(store=tmp_path, preset=("pgd_10",))
 
 
@@ -227,7 +227,7 @@ def test_saved_images_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, n
     for name in preset:
         parts = [load_file(path) for path in sorted((tmp_path / "adversarial").glob(f"{name}-0*.safetensors"))]
         rows, x_adv = torch.cat([part["rows"] for part in parts]), torch.cat([part["x_adv"] for part in parts])
-        assert len(rows) == found.attacks[name]["attacked"]
+        assert len(rows) == found.attacks[name].attacked
         assert torch.isfinite(x_adv).all()
         assert 0 <= x_adv.min() <= x_adv.max() <= 1
         change = (x_adv.double() - X[rows].double()).flatten(1)
@@ -240,9 +240,9 @@ def test_saved_images_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, n
 def test_images_asked_for_later_are_made(go, whole, tmp_path):
     go(store=tmp_path)
     later, again = Counted(), Counted()
-    assert figures(go(store=tmp_path, save_adversarial=True, told=later)) == figures(whole)
+    assert figures(go(store=tmp_path, save_adversarial=True, progress=later)) == figures(whole)
     assert len(list((tmp_path / "adversarial").glob("*.safetensors"))) == len(later.units) > 0
-    go(store=tmp_path, save_adversarial=True, told=again)
+    go(store=tmp_path, save_adversarial=True, progress=again)
     assert again.units == []
 
 

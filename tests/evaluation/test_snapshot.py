@@ -81,7 +81,7 @@ def test_loads_are_counted_one_image_at_a_time(routed, shown):
 
 def test_loads_sum_to_the_evaluations(routed, shown):
     x, y, _ = labelled(routed)
-    load = evaluate(routed, x, y, epsilon=EPSILON, preset=("pgd_50",)).routing["load"]
+    load = evaluate(routed, x, y, epsilon=EPSILON, preset=("pgd_50",)).routing.load
     assert [[sum(column) for column in zip(*layer, strict=True)] for layer in shown["load_by_class"]] == load
 
 

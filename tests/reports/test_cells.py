@@ -3,8 +3,8 @@
 import pytest
 from records import record
 
-from advmoe.evaluation.evaluate import wilson
-from advmoe.evaluation.suite import PRESETS
+from advmoe.attacks.presets import PRESETS
+from advmoe.evaluation.results import wilson
 from advmoe.reports.cells import alike, attacks_in_words, by_setting, span, student_t, summarise, worst_name
 
 

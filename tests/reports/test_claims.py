@@ -4,7 +4,7 @@ import pytest
 from records import ROBUST, record
 from test_paper_tables import attacked, paper_run
 
-from advmoe.evaluation.suite import PRESETS
+from advmoe.attacks.presets import PRESETS
 from advmoe.reports.claims import judge, verdict
 
 METHODS = [method for method in ROBUST if method != "standard"]

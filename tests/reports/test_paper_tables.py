@@ -3,8 +3,8 @@
 import pytest
 from records import record
 
+from advmoe.attacks.presets import PRESETS
 from advmoe.config import to_dict
-from advmoe.evaluation.suite import PRESETS
 from advmoe.paper import cells
 from advmoe.recipes import recipe
 from advmoe.reports.paper_tables import tables

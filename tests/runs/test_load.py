@@ -21,6 +21,7 @@ import advmoe
 from advmoe.config import to_dict
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
+from advmoe.evaluation import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.moe import Gate
 from advmoe.runs.evaluate import evaluate_folder
@@ -68,7 +69,7 @@ def evaluated(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) 
     path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
     few = replace(splits, val=splits.val[torch.arange(10)], test=splits.test[torch.arange(5)])
     train(config, few, path, Recorder())
-    write_json(path / "record.json", evaluate_folder(path, config, few, preset=("pgd_10",)))
+    write_json(path / "record.json", evaluate_folder(path, config, few, EvaluationOptions(0.1, preset=("pgd_10",))))
     return path
 
 

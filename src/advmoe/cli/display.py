@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from advmoe.evaluation.shards import Shard, stored
+from advmoe.evaluation.store import Shard, stored
 from advmoe.training.steps import Metrics
 
 REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
@@ -59,7 +59,7 @@ class TrainingProgress:
 
 
 class EvaluationProgress:
-    """A live line with the running worst case; `told` goes to `evaluate`. Off a terminal, `log` prints lines instead."""
+    """A live line with the running worst case. `attacked` is a progress of `evaluate`; off a terminal, `log` prints lines."""
 
     def __init__(self, console: Console, name: str, shards: int, *, log: bool = False) -> None:
         self.name, self.shards = name, shards
@@ -79,7 +79,7 @@ class EvaluationProgress:
     def __exit__(self, *_: object) -> None:
         self.progress.stop()
 
-    def told(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
+    def attacked(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
         """An attack on a shard is done."""
         self.standing[number] = len(set(shard.correct or []) - set(shard.ever))
         self.seen[number] = len(shard.rows)
@@ -92,7 +92,7 @@ class EvaluationProgress:
     def stored(self, folder: Path) -> None:
         """Earlier attacks on shards, or other processes', are done, as far as the store in `folder` tells."""
         for number, shard in stored(folder):
-            self.told(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
+            self.attacked(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
 
 
 def _losses(sums: Metrics, images: int) -> list[str]:

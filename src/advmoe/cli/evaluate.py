@@ -18,15 +18,15 @@ from rich.console import Console
 
 from advmoe import distributed
 from advmoe.attacks import Norm
+from advmoe.attacks.presets import PRESETS, ROUTING_BUDGET, resolve
 from advmoe.cli.display import EvaluationProgress
 from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import Fraction, RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.errors import UserError
-from advmoe.evaluation.evaluate import fresh, resolve
 from advmoe.evaluation.record import model_info
-from advmoe.evaluation.shards import SHARD_SIZE, shard_count
-from advmoe.evaluation.suite import PRESETS, ROUTING_BUDGET
+from advmoe.evaluation.store import SHARD_SIZE, forget, shard_count
+from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
 from advmoe.reports.tables import evaluation_lines, record_table
@@ -115,25 +115,25 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
-        distributed.on_rank_zero(lambda: fresh(store))
+        distributed.on_rank_zero(lambda: forget(store))
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
         progress.stored(store)
         if arguments.processes > 1:
             _share_out([word for word in words if word != "--fresh"], arguments, lambda: progress.stored(store))
-        evaluated = partial(
-            evaluate_folder, arguments.run, config, splits, dispatch=arguments.runtime.dispatch,
-            seed=arguments.seed, epsilon=arguments.epsilon, norm=arguments.norm, preset=arguments.preset,
-            shard_size=arguments.shard_size, transfer=transfer,
+        options = EvaluationOptions(
+            config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
+            arguments.seed, arguments.shard_size, transfer=transfer,
             bf16_search=autocast(replace(config, runtime=arguments.runtime), splits.test.labels.device) is not None,
-            save_adversarial=arguments.save_adversarial, told=progress.told,
+            save_adversarial=arguments.save_adversarial, progress=progress.attacked,
         )  # fmt: skip
+        evaluated = partial(evaluate_folder, arguments.run, config, splits, dispatch=arguments.runtime.dispatch)
         if distributed.world_size() > 1:
-            evaluated(part=(distributed.rank(), distributed.world_size()))
+            evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))
         distributed.barrier()
         if distributed.rank() > 0:
             return
-        record = evaluated(part=arguments.part or (0, 1))
+        record = evaluated(replace(options, part=arguments.part or (0, 1)))
     if arguments.part is not None:
         return
     write_json(arguments.run / "record.json", record, indent=1)

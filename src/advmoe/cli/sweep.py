@@ -11,10 +11,10 @@ from typing import Literal
 import tyro
 from rich.console import Console
 
+from advmoe.attacks.presets import resolve
 from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import RuntimeConfig
 from advmoe.errors import UserError
-from advmoe.evaluation.evaluate import resolve
 from advmoe.runs.cost import image_spec
 from advmoe.sweep.folder import PROBE, check_free, keep_plan
 from advmoe.sweep.job import Job, asked

@@ -1,7 +1,10 @@
 """What a network withstands, and what it costs."""
 
-from advmoe.evaluation.checks import Check, attack_strength
-from advmoe.evaluation.evaluate import Evaluation, evaluate
-from advmoe.evaluation.suite import ATTACKS, PRESETS
+from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.registry import ATTACKS
+from advmoe.evaluation.checks import attack_strength
+from advmoe.evaluation.results import Check, Evaluation
+from advmoe.evaluation.runner import evaluate, evaluate_with
+from advmoe.evaluation.target import EvaluationOptions
 
-__all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "attack_strength", "evaluate"]
+__all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "EvaluationOptions", "attack_strength", "evaluate", "evaluate_with"]

@@ -6,9 +6,9 @@ that routes needs. A threshold in points means that, or one image, whichever is 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy
 from advmoe.attacks.pgd import Predict, input_gradient
 from advmoe.attacks.surrogate import margins, route_of
-from advmoe.evaluation.shards import Bench, Shard, Store
+from advmoe.evaluation.results import Check, RoutingFigures, Status
+from advmoe.evaluation.store import AttackRun, Shard, Store
+from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
 
-Status = Literal["pass", "warn", "fail", "skipped"]
 CLOSE = 1e-4  # logits of one image in two batches
 UNDECIDED = 1e-5  # a router's margin below which either expert is right
 POINTS = 0.5
@@ -29,25 +30,15 @@ SUBSET = 128  # images that the checks which attack anew look at
 COLLAPSE = 0.95
 
 
-@dataclass(frozen=True)
-class Check:
-    """One verdict; `detail` says in a line what was measured."""
-
-    number: int
-    name: str
-    status: Status
-    detail: str
-
-
-def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
     """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes.
 
     Other company in the batch may move an image whose router is undecided; the same batch may move none.
     """
-    first, routings = _look(bench, x)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(bench.seed)).to(x.device)
-    answers = [_answer(*_look(bench, x)), _answer(*_look(bench, x[order], order.argsort()))]
-    singles = [_answer(*_look(bench, x[row : row + 1])) for row in range(min(len(x), 16))]
+    first, routings = _look(target, x)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(target.seed)).to(x.device)
+    answers = [_answer(*_look(target, x)), _answer(*_look(target, x[order], order.argsort()))]
+    singles = [_answer(*_look(target, x[row : row + 1])) for row in range(min(len(x), 16))]
     answers.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
     (_, route), undecided = _answer(first, routings), _undecided(first, routings)
     worst, moved = torch.zeros(()), 0
@@ -58,15 +49,15 @@ def consistency(bench: Bench, x: Tensor, y: Tensor) -> Check:
         worst = torch.stack([worst, torch.where(excused, 0, distance).max().cpu()]).max()  # a NaN stays a NaN
         moved += int((differs & ~excused[:, None]).sum())
     detail = f"logits differ by {worst.item():.1e}"
-    if bench.routed:
+    if target.routed:
         detail += f"; {moved} routes differ; {int(undecided.sum())} images with a router margin under {UNDECIDED:g}"
         detail += "".join(f" #{row}" for row in undecided.nonzero()[:10, 0].tolist())
     return Check(1, "same image, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
-def logits_not_softmax(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def logits_not_softmax(target: Target, x: Tensor, y: Tensor) -> Check:
     """(2a) The network gives logits, not probabilities."""
-    logits, _ = _look(bench, x)
+    logits, _ = _look(target, x)
     probabilities = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
     return Check(
         2,
@@ -76,22 +67,22 @@ def logits_not_softmax(bench: Bench, x: Tensor, y: Tensor) -> Check:
     )
 
 
-def zero_epsilon(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def zero_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
     """(2b) An attack of epsilon 0 finds clean accuracy."""
-    clean = bench.model(x).argmax(dim=1) == y
-    attacked = _stands(bench, x, y, 0.0, 2)
+    clean = target.model(x).argmax(dim=1) == y
+    attacked = _stands(target, x, y, 0.0, 2)
     differ = int((clean != attacked).sum())
     return Check(2, "epsilon 0 gives SA", "fail" if differ else "pass", f"{differ} images differ")
 
 
-def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def gradients(target: Target, x: Tensor, y: Tensor) -> Check:
     """(3) Share of images whose gradient, of the loss or of any router's margin, is all zero or not finite."""
-    middle = pgd(bench.model, x, y, _settings(bench, bench.epsilon, 5), _draws(bench, len(x), 7))
+    middle = pgd(target.model, x, y, _settings(target, target.epsilon, 5), _draws(target, len(x), 7))
     shares = {}
     for place, z in (("start", x), ("mid-attack", middle)):
-        shares[f"loss, {place}"] = _silent(input_gradient(bench.model, z, y, cross_entropy))
-        if bench.routed:
-            shares[f"routers, {place}"] = _silent_routers(bench, z)
+        shares[f"loss, {place}"] = _silent(input_gradient(target.model, z, y, cross_entropy))
+        if target.routed:
+            shares[f"routers, {place}"] = _silent_routers(target, z)
     worst = max(shares.values())
     detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of images without a gradient"
     return Check(3, "gradients are there", "fail" if worst >= SILENT and worst > 100 / len(x) + 1e-9 else "pass", detail)
@@ -99,12 +90,13 @@ def gradients(bench: Bench, x: Tensor, y: Tensor) -> Check:
 
 def square(shards: Sequence[Shard]) -> Check:
     """(4) Square, which needs no gradient, breaks hardly anything that gradients did not."""
-    runs = [(shard, [run for name, run in shard.attacks.items() if name.endswith("_square")]) for shard in shards]
-    shards, squares = [shard for shard, found in runs if found], [found[0] for _, found in runs if found]
-    if not shards:
-        return Check(4, "Square adds nothing", "skipped", "AutoAttack was not run")
-    total = sum(len(shard.rows) for shard in shards)
-    share = 100 * sum(len(run["broken"]) for run in squares) / total
+    runs: list[tuple[Shard, AttackRun]] = []
+    for shard in shards:
+        runs += [(shard, run) for name, run in shard.attacks.items() if name.endswith("_square")][:1]
+    if not runs:
+        return Check(4, "Square adds nothing", "skipped", "AutoAttack's Square was not run")
+    total = sum(len(shard.rows) for shard, _ in runs)
+    share = 100 * sum(len(run.broken) for _, run in runs) / total
     status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
     return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks left")
 
@@ -119,24 +111,24 @@ def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) 
     return Check(5, "RA-AA near RA-worst", status, f"RA-AA is {gap:.2f} points above RA-worst")
 
 
-def routing_alive(bench: Bench, routing: Mapping[str, Any] | None) -> Check:
+def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
     """(6) Expert load on clean and adversarial images, route flips; warns of a layer where one expert has it all."""
-    if not bench.routed or routing is None:
+    if not target.routed or routing is None:
         return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
-    layers = zip(routing["load"], routing["load_adv"], strict=True)
+    layers = zip(routing.load, routing.load_adv, strict=True)
     shares = [max(max(load) / max(sum(load), 1) for load in both) for both in layers if len(both[0]) > 1]
     collapsed = sum(share > COLLAPSE for share in shares)
     detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
-    detail += f"the routes of {routing['flip_rate']:.1f} % of the images change"
+    detail += f"the routes of {routing.flip_rate:.1f} % of the images change"
     return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
 
 
-def budget_suffices(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
     """(7) 10, 50, 200 steps and 1, 5, 10 restarts: the last increase changes RA by at most half a point."""
-    steps = [_percent(_stands(bench, x, y, bench.epsilon, n)) for n in (10, 50, 200)]
-    alive, restarts = bench.model(x).argmax(dim=1) == y, []
+    steps = [_percent(_stands(target, x, y, target.epsilon, n)) for n in (10, 50, 200)]
+    alive, restarts = target.model(x).argmax(dim=1) == y, []
     for number in range(10):
-        alive &= _stands(bench, x, y, bench.epsilon, 50, stream=100 + number)
+        alive &= _stands(target, x, y, target.epsilon, 50, stream=100 + number)
         restarts.append(_percent(alive))
     restarts = [restarts[n - 1] for n in (1, 5, 10)]
     limit = max(POINTS, 100 / len(x)) + 1e-9
@@ -145,41 +137,41 @@ def budget_suffices(bench: Bench, x: Tensor, y: Tensor) -> Check:
     return Check(7, "more budget changes nothing", "warn" if late > limit else "pass", detail)
 
 
-def falls_with_epsilon(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def falls_with_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
     """(8) Robust accuracy falls as epsilon grows, to at most 2 % at 8 times the epsilon."""
     factors = (0.5, 1, 2, 4, 8)
-    found = [_percent(_stands(bench, x, y, factor * bench.epsilon, 20)) for factor in factors]
+    found = [_percent(_stands(target, x, y, factor * target.epsilon, 20)) for factor in factors]
     rises = max(b - a for a, b in pairwise(found))
     limit = max(POINTS, 100 / len(x)) + 1e-9
     status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
     return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(found)}")
 
 
-def iterated_beats_one_step(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
     """(9) Iterated attacks are at least as strong as one step, white-box ones as transferred ones."""
-    one = pgd(bench.model, x, y, Pgd(bench.epsilon, bench.epsilon, 1, start="none", norm=bench.norm), _draws(bench, len(x), 8))
+    one = pgd(target.model, x, y, Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm), _draws(target, len(x), 8))
     found = {
-        "one step": _percent(bench.model(one).argmax(dim=1) == y),
-        "iterated": _percent(_stands(bench, x, y, bench.epsilon, 50)),
+        "one step": _percent(target.model(one).argmax(dim=1) == y),
+        "iterated": _percent(_stands(target, x, y, target.epsilon, 50)),
     }
-    if bench.transfer is not None:
-        moved = pgd(bench.transfer, x, y, _settings(bench, bench.epsilon, 50), _draws(bench, len(x), 9))
-        found["transfer"] = _percent(bench.model(moved).argmax(dim=1) == y)
+    if target.transfer is not None:
+        moved = pgd(target.transfer, x, y, _settings(target, target.epsilon, 50), _draws(target, len(x), 9))
+        found["transfer"] = _percent(target.model(moved).argmax(dim=1) == y)
     limit = max(POINTS, 100 / len(x)) + 1e-9
     weaker = max(found["iterated"] - other for name, other in found.items() if name != "iterated")
     detail = ", ".join(f"{name} {value:.1f} %" for name, value in found.items())
-    detail += "" if bench.transfer is not None else "; no network to transfer from"
+    detail += "" if target.transfer is not None else "; no network to transfer from"
     return Check(9, "iterated and white-box are strongest", "fail" if weaker > limit else "pass", detail)
 
 
-def noise_breaks_none(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def noise_breaks_none(target: Target, x: Tensor, y: Tensor) -> Check:
     """(10) Random points of the ball break none of the images that PGD leaves."""
-    alive = _stands(bench, x, y, bench.epsilon, 50)
+    alive = _stands(target, x, y, target.epsilon, 50)
     before = int(alive.sum())
-    draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(bench.seed, 10)))
+    draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(target.seed, 10)))
     for _ in range(20):
-        z = pgd(bench.model, x, y, Pgd(bench.epsilon, 1.0, 0, norm=bench.norm), draws)
-        alive &= bench.model(z).argmax(dim=1) == y
+        z = pgd(target.model, x, y, Pgd(target.epsilon, 1.0, 0, norm=target.norm), draws)
+        alive &= target.model(z).argmax(dim=1) == y
     broken = before - int(alive.sum())
     return Check(
         10, "noise breaks none", "warn" if broken else "pass", f"20 random points broke {broken} of {before} PGD survivors"
@@ -190,23 +182,23 @@ def images_valid(shards: Sequence[Shard]) -> Check:
     """(11) Every adversarial image is finite, inside epsilon + 1e-6 and [0, 1]."""
     outside: Counter[str] = Counter()
     for shard in shards:
-        outside.update({name: run["outside"] for name, run in shard.attacks.items() if run["outside"]})
+        outside.update({name: run.outside for name, run in shard.attacks.items() if run.outside})
     detail = ", ".join(f"{name}: {count} outside" for name, count in outside.items()) or "all inside"
     return Check(11, "adversarial images are valid", "fail" if outside else "pass", detail)
 
 
-def loss_rises(bench: Bench, x: Tensor, y: Tensor) -> Check:
+def loss_rises(target: Target, x: Tensor, y: Tensor) -> Check:
     """(12) The loss rises along the attack."""
-    losses = [cross_entropy(bench.model(x), y).mean().item()]
+    losses = [cross_entropy(target.model(x), y).mean().item()]
     for steps in (1, 5, 20):
         z = pgd(
-            bench.model,
+            target.model,
             x,
             y,
-            Pgd(bench.epsilon, bench.epsilon / 4, steps, start="none", norm=bench.norm),
-            _draws(bench, len(x), 11),
+            Pgd(target.epsilon, target.epsilon / 4, steps, start="none", norm=target.norm),
+            _draws(target, len(x), 11),
         )
-        losses.append(cross_entropy(bench.model(z), y).mean().item())
+        losses.append(cross_entropy(target.model(z), y).mean().item())
     rising = all(b >= a - 0.01 * abs(a) for a, b in pairwise(losses)) and losses[-1] > losses[0]
     return Check(
         12, "the loss rises", "pass" if rising else "fail", "after 0/1/5/20 steps: " + ", ".join(f"{v:.3f}" for v in losses)
@@ -238,35 +230,35 @@ SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 
 
 @torch.no_grad()
-def check_network(bench: Bench, thorough: bool, store: Store) -> list[Check]:
+def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
     """The checks that attack anew, on some images, always the same; the costly ones only where `thorough`. `store` keeps each."""
-    rows = torch.randperm(len(bench.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(bench.x.device)
-    x, y, known = bench.x[rows], bench.y[rows], store.checks()
+    rows = torch.randperm(len(target.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(target.x.device)
+    x, y, known = target.x[rows], target.y[rows], store.checks()
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
-        name = f"{run.__name__} {bench.transfer_digest}" if run is iterated_beats_one_step else run.__name__
+        name = f"{run.__name__} {target.transfer_digest}" if run is iterated_beats_one_step else run.__name__
         if name not in known:
             known = {old: found for old, found in known.items() if old.split()[0] != run.__name__}
-            known[name] = asdict(run(bench, x, y))
+            known[name] = asdict(run(target, x, y))
             store.save_checks(known)
     skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else SKIPPED).items()]
     return [Check(**found) for found in known.values() if thorough or found["number"] not in SKIPPED] + skipped
 
 
 def check_figures(
-    bench: Bench, shards: Sequence[Shard], figures: Mapping[str, float], worst: float, routing: Mapping[str, Any] | None
+    target: Target, shards: Sequence[Shard], figures: Mapping[str, float], worst: float, routing: RoutingFigures | None
 ) -> list[Check]:
     """The checks that read what was run."""
     total = sum(len(shard.rows) for shard in shards)
     return [
         square(shards),
         autoattack_reliable(figures, worst, total),
-        routing_alive(bench, routing),
+        routing_alive(target, routing),
         images_valid(shards),
     ]
 
 
-def _look(bench: Bench, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Sequence[Any]]:
-    logits, routings = bench.model.forward_routed(x, HARD) if bench.routed else (bench.model(x), [])
+def _look(target: Target, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Sequence[Any]]:
+    logits, routings = target.model.forward_routed(x, HARD) if target.routed else (target.model(x), [])
     if order is None:
         return logits, routings
     return logits[order], [Routing(r.logits[order], r.experts[order]) for r in routings]
@@ -290,11 +282,11 @@ def _silent(gradient: Tensor) -> float:
     return _percent((flat == 0).all(dim=1) | ~torch.isfinite(flat).all(dim=1))
 
 
-def _silent_routers(bench: Bench, x: Tensor) -> float:
+def _silent_routers(target: Target, x: Tensor) -> float:
     """The worst layer's share of images without a gradient of its router's margin."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        routings = bench.model.forward_routed(leaf, HARD)[1]
+        routings = target.model.forward_routed(leaf, HARD)[1]
         margin = margins(routings, route_of(routings))
         shares = []
         for layer, routing in enumerate(routings):
@@ -311,18 +303,18 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return gradient
 
 
-def _stands(bench: Bench, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12) -> Tensor:
-    x_adv = pgd(bench.model, x, y, _settings(bench, epsilon, steps), _draws(bench, len(x), stream))
-    stands: Tensor = (bench.model(x).argmax(dim=1) == y) & (bench.model(x_adv).argmax(dim=1) == y)
+def _stands(target: Target, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12) -> Tensor:
+    x_adv = pgd(target.model, x, y, _settings(target, epsilon, steps), _draws(target, len(x), stream))
+    stands: Tensor = (target.model(x).argmax(dim=1) == y) & (target.model(x_adv).argmax(dim=1) == y)
     return stands
 
 
-def _settings(bench: Bench, epsilon: float, steps: int) -> Pgd:
-    return Pgd(epsilon, max(epsilon / 4, 1e-12), steps, norm=bench.norm)
+def _settings(target: Target, epsilon: float, steps: int) -> Pgd:
+    return Pgd(epsilon, max(epsilon / 4, 1e-12), steps, norm=target.norm)
 
 
-def _draws(bench: Bench, count: int, stream: int) -> ImageDraws:
-    return ImageDraws(derive_seed(bench.seed, stream), range(count))
+def _draws(target: Target, count: int, stream: int) -> ImageDraws:
+    return ImageDraws(derive_seed(target.seed, stream), range(count))
 
 
 def _percent(flags: Tensor) -> float:

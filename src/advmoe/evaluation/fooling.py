@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from advmoe.attacks.job import Job, Setting
+from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import Routed
 from advmoe.evaluation.shards import SLACK
-from advmoe.evaluation.suite import ATTACKS, Job
 from advmoe.files import drafted
 
 THOROUGH = ("pgd_50", "apgd_ce", "apgd_dlr", "apgd_t", "straight_through_1", "reroute")
@@ -39,6 +40,12 @@ class Victim:
     routed: bool
     seed: int = 0
 
+    @property
+    def setting(self) -> Setting:
+        """What decides which attacks can run."""
+        channels, height, width = self.x.shape
+        return Setting("Linf", self.num_classes, (channels, height, width), self.routed, transfer=False)
+
     @torch.no_grad()
     def is_fooled(self, x_adv: Tensor) -> bool:
         """Whether the network takes x' [C, H, W] for another class; logits that are not finite are no answer."""
@@ -58,8 +65,7 @@ class Fooled:
 def first_to_fool(victim: Victim, epsilon: float, told: Told, attacks: Sequence[str]) -> Fooled | None:
     """The first of the attacks, those without sense for this network left out, that fools it inside the ball of `epsilon`."""
     for name in attacks:
-        attack = ATTACKS[name]
-        if (attack.needs == "routing" and not victim.routed) or victim.num_classes < attack.min_classes:
+        if ATTACKS[name].obstacle(victim.setting):
             continue
         x_adv = _attacked(victim, name, epsilon)
         change = float((x_adv - victim.x).abs().max())

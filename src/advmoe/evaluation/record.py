@@ -21,10 +21,11 @@ from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost, cost
-from advmoe.evaluation.evaluate import Evaluation, evaluate
 from advmoe.evaluation.record_rules import DEEPEST, fault, garbled_parts, is_readable, shown
-from advmoe.evaluation.shards import SHARD_SIZE
+from advmoe.evaluation.results import Evaluation
+from advmoe.evaluation.runner import evaluate_with
 from advmoe.evaluation.snapshot import snapshot
+from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import bounded_text
 from advmoe.models import Classifier
 
@@ -84,28 +85,24 @@ def evaluate_run(
     config: RunConfig,
     splits: Splits,
     dense: Cost,
+    options: EvaluationOptions,
     *,
     run: str,
     epoch: int,
     history: Sequence[Mapping[str, Any]],
-    seed: int = 0,
-    epsilon: float | None = None,
-    norm: Norm = "Linf",
-    shard_size: int = SHARD_SIZE,
-    part: tuple[int, int] = (0, 1),
-    **options: Any,
 ) -> dict[str, Any]:
-    """`evaluate` (whose `options` are) on the test part, as a Record; `dense` is the cost of the dense network.
+    """`evaluate` on the test part, as a Record; `dense` is the cost of the dense network.
 
-    `epsilon` is by default the one of training. A part of the shards makes a Record without what a portrait shows.
+    A part of the shards makes a Record without the fields of a snapshot.
     """
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
-    epsilon = config.attack.epsilon if epsilon is None else epsilon
-    evaluation = evaluate(model, x, y, epsilon=epsilon, norm=norm, seed=seed, shard_size=shard_size, part=part, **options)
-    shown = {} if part[1] > 1 else snapshot(model, x, y, evaluation.correct, epsilon, norm, seed, shard_size)
+    evaluation = evaluate_with(model, x, y, options)
+    threat = options.epsilon, options.norm, options.seed
+    shown = {} if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, *threat, options.shard_size)
     return make_record(
         config, splits, evaluation, run=run, epoch=epoch, history=history, network=cost(model, splits.spec.shape), dense=dense,
-        shown=shown, evaluate_seconds=time.perf_counter() - started, attack_seed=seed, epsilon=epsilon, norm=norm,
+        shown=shown, evaluate_seconds=time.perf_counter() - started, attack_seed=options.seed, epsilon=options.epsilon,
+        norm=options.norm,
     )  # fmt: skip
 
 

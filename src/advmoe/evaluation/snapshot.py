@@ -16,10 +16,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from advmoe.attacks import Norm, frozen
+from advmoe.attacks.job import Job
+from advmoe.attacks.presets import Preset
+from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import route_of
 from advmoe.data.images import balanced
-from advmoe.evaluation.shards import Bench, Shard, Worker, true_network
-from advmoe.evaluation.suite import ATTACKS, Job, Preset
+from advmoe.evaluation.shards import Worker, true_network
+from advmoe.evaluation.store import Shard
+from advmoe.evaluation.target import Target
 from advmoe.models import Classifier, fused
 
 GALLERY_IMAGES = 8
@@ -40,12 +44,12 @@ def snapshot(
     """
     with frozen(model), true_network(model):
         routed, classes = bool(model.moe_layers()), model.classifier.out_features
-        bench = Bench(model, fused(model), x, y, classes, routed, epsilon, norm, seed)
+        target = Target(model, fused(model), x, y, classes, routed, epsilon, norm, seed)
         return {
             "layers": layers(model, x[:1]),
             "load_by_class": load_by_class(model, x, y) if routed else None,
-            "epsilon_curve": epsilon_curve(bench, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
-            "gallery": gallery(bench, gallery_rows(y.tolist(), correct)),
+            "epsilon_curve": epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
+            "gallery": gallery(target, gallery_rows(y.tolist(), correct)),
         }
 
 
@@ -84,18 +88,18 @@ def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int
     return counts
 
 
-def epsilon_curve(bench: Bench, shards: Sequence[Tensor]) -> dict[str, Any]:
-    """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the bench's epsilon, clean at 0."""
-    count, epsilons = sum(len(rows) for rows in shards), [factor * bench.epsilon for factor in CURVE_EPSILONS]
-    standing = [sum(_standing(replace(bench, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
+def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> dict[str, Any]:
+    """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the target's epsilon, clean at 0."""
+    count, epsilons = sum(len(rows) for rows in shards), [factor * target.epsilon for factor in CURVE_EPSILONS]
+    standing = [sum(_standing(replace(target, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
     return {"attack": CURVE_ATTACK, "images": count, "epsilons": epsilons, "ra": [100 * stand / count for stand in standing]}
 
 
-def _standing(bench: Bench, rows: list[int]) -> int:
+def _standing(target: Target, rows: list[int]) -> int:
     """How many of `rows` are right under CURVE_ATTACK, by what works on an evaluation's shards."""
-    attacks = (CURVE_ATTACK,) if bench.epsilon > 0 else ()
-    shard = Shard(rows)
-    Worker(bench, shard, 0, lambda shard: None, lambda attack, number, shard: None).run(Preset({"ra": attacks}, (), False, ""))
+    attacks = (CURVE_ATTACK,) if target.epsilon > 0 else ()
+    shard = Shard(rows=rows)
+    Worker(target, shard).run(Preset({"ra": attacks}, ()))
     return len(shard.correct or []) - len(shard.broken(attacks))
 
 
@@ -109,16 +113,16 @@ def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GAL
     return sorted(keys, key=keys.__getitem__)[:count]
 
 
-def gallery(bench: Bench, rows: Sequence[int]) -> list[dict[str, Any]]:
+def gallery(target: Target, rows: Sequence[int]) -> list[dict[str, Any]]:
     """Each row's image, clean and under GALLERY_ATTACK, with what the network makes of it.
 
     `prediction` is a class number and `confidence` its softmax probability, of the pixels as they were attacked; `png` shows them
     rounded to 8 bits, so that it is for the eye and need not fool.
     """
-    index = torch.as_tensor(rows, device=bench.x.device)
-    x, y = bench.x[index], bench.y[index]
-    job = Job(bench.model, x, y, rows, bench.epsilon, bench.norm, bench.seed, 0, bench.num_classes)
-    clean, adversarial = _seen(bench.model, x), _seen(bench.model, ATTACKS[GALLERY_ATTACK].run(job))
+    index = torch.as_tensor(rows, device=target.x.device)
+    x, y = target.x[index], target.y[index]
+    job = Job(target.model, x, y, rows, target.epsilon, target.norm, target.seed, 0, target.num_classes)
+    clean, adversarial = _seen(target.model, x), _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
     shown = zip(rows, y.tolist(), clean, adversarial, strict=True)
     return [
         {"row": row, "label": label, "clean": before, "adversarial": after, "attack": GALLERY_ATTACK}

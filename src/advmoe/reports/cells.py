@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-from advmoe.evaluation.evaluate import wilson
+from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import autoattack_unreliable
-from advmoe.evaluation.suite import ATTACKS, PRESETS
+from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, shared_settings
 
 WORST = ("ra_worst", "ra_worst_quick", "ra_worst_listed")

@@ -8,21 +8,24 @@ from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.evaluation.cost import cost
 from advmoe.evaluation.record import evaluate_run
+from advmoe.evaluation.target import EvaluationOptions
 from advmoe.moe import Dispatch
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.start import best_network, network
 
 
-def evaluate_folder(run: Path, config: RunConfig, splits: Splits, *, dispatch: Dispatch = "auto", **options: Any) -> dict[str, Any]:
-    """The Record of the best epoch of the run in a folder, by `evaluate_run` (whose `options` are) on the test part of `splits`.
+def evaluate_folder(
+    run: Path, config: RunConfig, splits: Splits, options: EvaluationOptions, *, dispatch: Dispatch = "auto"
+) -> dict[str, Any]:
+    """The Record of the best epoch of the run in a folder, evaluated on the test part of `splits`.
 
-    `config` is the run's, with what is evaluated otherwise than it was trained; results are kept in RUN/evaluation. Raises
-    UserError where the folder holds no whole checkpoint, and what `advmoe.evaluation.evaluate` raises.
+    `config` is the run's, changed where the evaluation differs from the training. Results are kept in RUN/evaluation. Raises
+    UserError where the folder holds no complete checkpoint, and what `advmoe.evaluation.evaluate` raises.
     """
     model, epoch = best_network(run, config, splits)
     model.set_dispatch(dispatch)
     dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
     return evaluate_run(
-        model, config, splits, dense, run=run.resolve().name, epoch=epoch, history=RunFolder(run).best().history,
-        store=run / "evaluation", **options,
+        model, config, splits, dense, replace(options, store=run / "evaluation"), run=run.resolve().name, epoch=epoch,
+        history=RunFolder(run).best().history,
     )  # fmt: skip

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from advmoe.attacks.presets import PRESETS
 from advmoe.config import RunConfig
-from advmoe.evaluation.suite import PRESETS
 from advmoe.sweep.states import FAILED, LOG, mark_failed, state_of
 from advmoe.training.checkpoint import RunFolder
 

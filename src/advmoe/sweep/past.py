@@ -6,8 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from advmoe.attacks.presets import resolve
 from advmoe.config import RunConfig, RuntimeConfig
-from advmoe.evaluation.evaluate import resolve
 from advmoe.runs.status import RunState, number, read_run
 
 Rows = Sequence[Mapping[str, Any]]

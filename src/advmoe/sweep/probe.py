@@ -18,10 +18,10 @@ from typing import Any
 import torch
 
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
+from advmoe.attacks.presets import resolve
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import DataConfig, RunConfig, to_dict
 from advmoe.data import Images, ImageSpec, Splits, load_dataset
-from advmoe.evaluation.evaluate import resolve
-from advmoe.evaluation.suite import AUTOATTACK, AUTOATTACK_PLUS
 from advmoe.files import write_json
 from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
@@ -37,14 +37,6 @@ ITERATIONS = 4  # of which the first warms up and is not counted
 ENOUGH = 1.0  # seconds after which no more are timed than these
 ATTACK_STEPS = 2
 STANDING = 0.5  # share of the images that an attack on survivors meets
-STEPS = {  # forward and backward passes of an attack, a forward pass alone counted as a third
-    **{f"pgd_{steps}": steps for steps in (10, 20, 50, 200)}, "pgd_50x10": 500,
-    "apgd_ce": 100, "apgd_dlr": 100, "apgd_t": 900,
-    **dict(zip(AUTOATTACK, (100, 900, 900, 1667), strict=True)),
-    **dict(zip(AUTOATTACK_PLUS, (500, 500, 500, 1667, 900, 900), strict=True)),
-    "reroute_quick": 60, "reroute": 320, "reroute_full": 1500,
-}  # fmt: skip
-SURROGATE = 50  # of every other attack
 ROUTES, ROUTES_EXPERT = 50, 10  # of the routing figures, and for each expert
 CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_IMAGES
 CURVE_IMAGES = 200
@@ -132,8 +124,10 @@ def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: st
     share STANDING: less where the network errs on many clean images."""
     chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
     figures = list(chosen.figures.values())
-    steps = sum(STEPS[names[0]] + STANDING * sum(STEPS[name] for name in names[1:]) for names in figures)
-    steps += STANDING * sum(STEPS.get(name, SURROGATE) for name in chosen.survivors if routed or name in STEPS)
+    able = ("", "routing") if routed else ("",)
+    passes = {name: ATTACKS[name].passes for name in chosen.attacks if ATTACKS[name].needs in able}
+    steps = sum(passes[names[0]] + STANDING * sum(passes[name] for name in names[1:]) for names in figures)
+    steps += STANDING * sum(passes.get(name, 0) for name in chosen.survivors)
     steps += ROUTES + ROUTES_EXPERT * config.model.num_experts if routed else 0
     return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_IMAGES))
 

@@ -7,8 +7,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from advmoe.attacks.presets import resolve
 from advmoe.errors import lookup
-from advmoe.evaluation.evaluate import resolve
 from advmoe.files import write_atomically
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.methods import METHODS

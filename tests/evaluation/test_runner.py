@@ -9,11 +9,13 @@ from torch import nn
 from toys import CLASSES, Toy, dense, images, labels
 
 from advmoe.attacks import Apgd, ImageDraws, Pgd, apgd, derive_seed, pgd
+from advmoe.attacks.autoattack import STANDARD as AUTOATTACK
+from advmoe.attacks.presets import Preset
+from advmoe.attacks.registry import Attack
 from advmoe.attacks.surrogate import Search, surrogate_pgd, through_gate
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
-from advmoe.evaluation.evaluate import wilson
-from advmoe.evaluation.suite import AUTOATTACK, Attack, Preset
+from advmoe.evaluation.results import wilson
 from advmoe.models.resnet import ResNet
 from advmoe.moe import Gate, MoEKind
 
@@ -53,14 +55,14 @@ def test_pgd_figures_are_pgd_on_every_correct_image(toy, x, y, whole):
         broken = correct & (toy(x_adv).argmax(dim=1) != y)
         assert whole.broken[f"pgd_{steps}"] == rows_where(broken)
         assert whole.figures[f"ra_{steps}"] == pytest.approx(100 * (correct & ~broken).float().mean().item())
-        assert whole.attacks[f"pgd_{steps}"]["attacked"] == int(correct.sum()) == len(x) - 1
+        assert whole.attacks[f"pgd_{steps}"].attacked == int(correct.sum()) == len(x) - 1
     assert whole.sa == pytest.approx(95.0)
     assert 0 < len(whole.broken["pgd_50"]) < 19
 
 
 def test_survivors_attacks_run_on_what_every_figure_left_one_after_another(toy, x, y, whole):
     left = set(whole.correct) - set(whole.broken["pgd_10"]) - set(whole.broken["pgd_50"])
-    assert whole.attacks["straight_through_1"]["attacked"] == len(left)
+    assert whole.attacks["straight_through_1"].attacked == len(left)
     rows = sorted(left)
     x_adv = surrogate_pgd(
         toy, through_gate(toy, Gate("straight_through")), x[rows], y[rows], Search(EPSILON, 50),
@@ -68,7 +70,7 @@ def test_survivors_attacks_run_on_what_every_figure_left_one_after_another(toy, 
     )  # fmt: skip
     fooled = toy(x_adv).argmax(dim=1) != y[rows]
     assert whole.broken["straight_through_1"] == [rows[n] for n in rows_where(fooled)]
-    assert whole.attacks["reroute"]["attacked"] == len(left) - len(whole.broken["straight_through_1"])
+    assert whole.attacks["reroute"].attacked == len(left) - len(whole.broken["straight_through_1"])
 
 
 def test_worst_is_the_union_and_flags_say_who_stands(x, whole):
@@ -86,8 +88,8 @@ def test_survivors_of_autoattack_alone(toy, x, y):
     found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute"), shard_size=20)
     aa_broken = {row for name in AUTOATTACK for row in found.broken[name]}
     assert found.figures["ra_aa"] == pytest.approx(100 * (19 - len(aa_broken)) / 20)
-    assert found.attacks["aa_apgd-ce"]["attacked"] == found.attacks["pgd_10"]["attacked"] == 19
-    assert found.attacks["reroute"]["attacked"] == 19 - len(aa_broken)
+    assert found.attacks["aa_apgd-ce"].attacked == found.attacks["pgd_10"].attacked == 19
+    assert found.attacks["reroute"].attacked == 19 - len(aa_broken)
     assert found.complete
     assert list(found.to_dict())[1] == "ra_worst"
 
@@ -189,7 +191,7 @@ def test_bad_images_are_one_line(toy, x, spoil, said):
         ({"preset": ()}, "no attack is named"),
         ({"preset": ("transfer",)}, "nothing can be run of transfer: no network to transfer from was given"),
         ({"norm": "L1"}, "norm must be Linf or L2, not L1"),
-        ({"norm": "L2", "preset": ("reroute",)}, "nothing can be run of reroute: written for Linf alone"),
+        ({"norm": "L2", "preset": ("reroute",)}, "nothing can be run of reroute: works only in Linf"),
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, not -0.1"),
         ({"epsilon": float("nan")}, "epsilon must be at least 0 and finite, not nan"),
         ({"seed": -1}, "seed must be in"),
@@ -232,7 +234,7 @@ def test_nan_under_attack_counts_as_broken(x):
     assert found.worst == 0
 
 
-def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x):
+def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x, caplog):
     model = dense()
     y = labels(model, x)
     reference = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
@@ -244,10 +246,11 @@ def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x):
     def stop(*_):
         raise KeyboardInterrupt
 
-    with pytest.warns(UserWarning, match="train mode"):
+    with caplog.at_level("WARNING", "advmoe"):
         found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
-    with pytest.warns(UserWarning, match="train mode"), pytest.raises(KeyboardInterrupt):
-        evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), told=stop)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), progress=stop)
+    assert "the model is in train mode" in caplog.text
     assert found.broken == reference.broken
     assert [module.training for module in model] == [True, True, False, True, True]
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True, True, True]
@@ -300,13 +303,13 @@ def test_network_of_the_project_is_attacked_on_its_routing():
     found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.1, preset=QUICK)
     assert found.left_out == {}
     assert found.sa == 100
-    assert len(found.routing["load"]) == 2
+    assert len(found.routing.load) == 2
 
 
 def test_l2_runs_pgd_apgd_and_autoattack_and_says_what_it_leaves_out(toy, x, y):
     preset = ("pgd_10", "autoattack", "apgd_ce", "straight_through_1", "reroute_quick")
     found = evaluate(toy, x, y, epsilon=0.1, norm="L2", preset=preset, shard_size=20)
-    assert found.left_out == dict.fromkeys(("straight_through_1", "reroute_quick"), "written for Linf alone")
+    assert found.left_out == dict.fromkeys(("straight_through_1", "reroute_quick"), "works only in Linf")
     assert set(found.attacks) == {"pgd_10", "apgd_ce", *AUTOATTACK}
     assert not found.complete
     assert next(check.status for check in found.checks if check.number == 11) == "pass"
@@ -364,7 +367,7 @@ def test_apgd_is_this_projects_apgd(toy, x, y):
 
 
 def test_preset_is_a_plain_value():
-    assert Preset({"ra_10": ("pgd_10",)}, ("reroute", "pgd_10"), False, "").attacks == ["pgd_10", "reroute"]
+    assert Preset({"ra_10": ("pgd_10",)}, ("reroute", "pgd_10")).attacks == ["pgd_10", "reroute"]
 
 
 def test_a_network_without_a_gradient_is_refused():

@@ -1,0 +1,56 @@
+"""AutoAttack (Croce & Hein 2020), by the package that carries the official code."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks.draws import derive_seed
+from advmoe.attacks.job import Job, Setting
+from advmoe.errors import UserError
+
+STANDARD = ("aa_apgd-ce", "aa_apgd-t", "aa_fab-t", "aa_square")
+PLUS = tuple(f"aaplus_{part}" for part in ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"))
+RAND = tuple(f"aarand_{part}" for part in ("apgd-ce", "apgd-dlr"))
+VERSIONS = {"aa": "standard", "aaplus": "plus", "aarand": "rand"}
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # the official DLR losses look at so many logits
+
+
+def require() -> Any:
+    """The package's class. Raises UserError where the extra is missing."""
+    try:
+        from pyautoattack import AutoAttack  # noqa: PLC0415
+    except ImportError:
+        raise UserError("AutoAttack needs the extra autoattack: pip install 'advmoe[autoattack]'") from None
+    return AutoAttack
+
+
+def run_part(job: Job, name: str) -> Tensor:
+    """Run one member of STANDARD, PLUS or RAND."""
+    version, part = name.split("_")
+    with torch.random.fork_rng(devices=[job.x.device] if job.x.is_cuda else []):
+        suite = require()(
+            job.predict, norm=job.norm, eps=job.epsilon, version=VERSIONS[version], device=job.x.device,
+            seed=derive_seed(job.seed, job.shard) % 2**31,
+        )  # fmt: skip
+        suite.verbose = False
+        suite.attacks_to_run = [part]
+        suite.apgd_targeted.n_target_classes = min(suite.apgd_targeted.n_target_classes, job.num_classes - 1)
+        suite.fab.n_target_classes = min(suite.fab.n_target_classes, job.num_classes - 1)
+        x_adv: Tensor = suite.run_standard_evaluation(job.x, job.y, batch_size=len(job.x))[0]
+    return x_adv.detach()
+
+
+def square_obstacle(setting: Setting) -> str:
+    """Why the official Square cannot start on images of this size; "" where it can.
+
+    Its L2 start tiles the image with squares of side H // 5, counted for the full image but placed from a margin on. It fails
+    where a square reaches over the edge.
+    """
+    _, height, width = setting.shape
+    side = height // 5
+    margin = (height - 5 * side) // 2
+    fits = side == 1 or (side > 1 and all(margin + length // side * side <= length for length in (height, width)))
+    if setting.norm != "L2" or fits:
+        return ""
+    return f"the official Square cannot start in L2 on images of {height} x {width} pixels"

@@ -1,0 +1,46 @@
+"""What an attack is given: the images of one shard, the network, and the threat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from advmoe.attacks.draws import ImageDraws, derive_seed
+from advmoe.attacks.geometry import Norm
+from advmoe.attacks.pgd import Predict
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The facts that decide whether an attack can run. `shape` is (C, H, W); `transfer`: there is a network to transfer from."""
+
+    norm: Norm
+    num_classes: int
+    shape: tuple[int, int, int]
+    routed: bool
+    transfer: bool
+
+
+@dataclass(frozen=True)
+class Job:
+    """The images x [B, C, H, W] of one shard, with labels y [B], under attack.
+
+    `predict` is the frozen network, `images` the images' numbers in the test set, `epsilon` a distance in pixels of [0, 1].
+    `shard` seeds attacks that cannot draw noise for each image on its own.
+    """
+
+    predict: Any
+    x: Tensor
+    y: Tensor
+    images: Sequence[int]
+    epsilon: float
+    norm: Norm
+    seed: int
+    shard: int
+    num_classes: int
+    transfer: Predict | None = None
+
+    def draws(self, *numbers: int) -> ImageDraws:
+        """Noise that depends only on the seed, the image and `numbers`."""
+        return ImageDraws(derive_seed(self.seed, *numbers), self.images)

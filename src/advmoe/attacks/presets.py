@@ -1,0 +1,99 @@
+"""Which attacks an evaluation runs: presets by name, or a plan from listed attacks."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from advmoe.attacks import autoattack
+from advmoe.attacks.registry import ATTACKS, SURROGATES
+from advmoe.errors import UserError, lookup
+
+RA_FIGURES: dict[str, tuple[str, ...]] = {"ra_10": ("pgd_10",), "ra_20": ("pgd_20",), "ra_50": ("pgd_50",)}
+GROUPS = {
+    "autoattack": ("ra_aa", autoattack.STANDARD),
+    "autoattack_plus": ("ra_aa_plus", autoattack.PLUS),
+    "autoattack_rand": ("ra_aa_rand", autoattack.RAND),
+}
+ROUTING_BUDGET = "routing figures: 50 PGD steps an image, and 10 for each expert"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """`figures`: name -> attacks. Each figure has its own chain over every correctly classified image.
+    `survivors` run on what AutoAttack (or, without it, every figure) left standing. `checks`: run all self-checks.
+    """
+
+    figures: dict[str, tuple[str, ...]]
+    survivors: tuple[str, ...]
+    checks: bool = False
+
+    @property
+    def attacks(self) -> list[str]:
+        """Every attack, once, in the order in which they run."""
+        return list(dict.fromkeys(name for names in (*self.figures.values(), self.survivors) for name in names))
+
+    @property
+    def budget(self) -> str:
+        """The cost in words. A network that routes adds ROUTING_BUDGET."""
+        chains = _passes(name for names in self.figures.values() for name in names)
+        parts = [f"at most {chains} an image"] if chains else []
+        if self.survivors:
+            parts.append(f"at most {_passes(self.survivors)} on survivors")
+        return "; ".join([*parts, *(["all self-checks"] if self.checks else [])])
+
+
+def _passes(names: Iterable[str]) -> str:
+    """'150 PGD and 100 APGD passes', in the order of the attacks."""
+    totals: dict[str, int] = {}
+    for name in names:
+        totals[ATTACKS[name].kind] = totals.get(ATTACKS[name].kind, 0) + ATTACKS[name].passes
+    parts = [f"{passes:,} {kind}" for kind, passes in totals.items()]
+    return f"{', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]} passes" if parts else ""
+
+
+PRESETS = {
+    "quick": Preset(RA_FIGURES, ("straight_through_1", "reroute_quick")),
+    "standard": Preset(
+        {**RA_FIGURES, "ra_aa": autoattack.STANDARD},
+        (
+            "straight_through_1", "straight_through_5", "soft_1", "margin_-1", "margin_+1", "held_route", "second_route",
+            "reroute", "transfer",
+        ),
+        checks=True,
+    ),
+    "full": Preset(
+        {**RA_FIGURES, "ra_aa": autoattack.STANDARD, "ra_aa_plus": autoattack.PLUS},
+        (*SURROGATES, "apgd_ce", "apgd_dlr", "apgd_t", "pgd_200", "pgd_50x10", "reroute_full", "transfer"),
+        checks=True,
+    ),
+}  # fmt: skip
+
+
+def resolve(preset: str | Sequence[str]) -> Preset:
+    """The preset of that name, or a plan from listed attacks. Raises UserError on unknown names or a missing extra."""
+    chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
+    if any(ATTACKS[name].kind.startswith("AutoAttack") for name in chosen.attacks):
+        autoattack.require()
+    return chosen
+
+
+def plan(names: Sequence[str]) -> Preset:
+    """A preset from attack names: a PGD or AutoAttack name makes a figure, the other attacks run on survivors.
+
+    `autoattack`, `autoattack_plus` and `autoattack_rand` stand for their members. Raises UserError on unknown names,
+    and on an empty list.
+    """
+    if not names:
+        raise UserError("no attack is named: clean accuracy alone says nothing about robustness")
+    figures: dict[str, tuple[str, ...]] = {}
+    survivors: list[str] = []
+    for name in names:
+        if name in GROUPS:
+            figure, members = GROUPS[name]
+            figures[figure] = members
+            continue
+        lookup({**ATTACKS, **dict.fromkeys(GROUPS)}, name, "attack")
+        if name.startswith("pgd_"):
+            figures[f"ra_{name.removeprefix('pgd_')}"] = (name,)
+        else:
+            survivors.append(name)
+    return Preset(figures, tuple(survivors))

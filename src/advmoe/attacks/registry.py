@@ -1,0 +1,194 @@
+"""The attacks that an evaluation can run, as data: what each needs, what it costs, its words, and how it runs.
+
+A new attack is one entry of ATTACKS. The attack takes a Job and gives x' [B, C, H, W]; the evaluation decides on the true
+network, in float32, which of them fool it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks import autoattack, surrogate
+from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
+from advmoe.attacks.job import Job, Setting
+from advmoe.attacks.objectives import dlr
+from advmoe.attacks.pgd import Pgd, pgd
+from advmoe.attacks.rerouting import Beam, reroute
+from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
+from advmoe.moe import Gate
+
+Kind = Literal["PGD", "APGD", "AutoAttack", "AutoAttack plus", "AutoAttack rand", "route-aware", "transfer", "other"]
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack.
+
+    `run` maps a Job to x'. `words` say in a line what it does. `passes` are its forward and backward passes for one image of ten
+    classes at most, a forward pass alone counted as a third. `needs` is "routing" or "transfer" where the attack makes no sense
+    without. `norms` are those it is written for, `min_classes` is the least number of classes, and `obstacle_of` gives any
+    further reason why it cannot run. `path` is not 0 for PGD of so many steps: such attacks share one path of iterates.
+    Whoever changes what an attack does raises its `version`: stored results of another version are run again.
+    """
+
+    run: Callable[[Job], Tensor]
+    words: str = ""
+    passes: int = 50
+    kind: Kind = "other"
+    needs: Literal["", "routing", "transfer"] = ""
+    norms: tuple[str, ...] = ("Linf",)
+    min_classes: int = 2
+    obstacle_of: Callable[[Setting], str] | None = None
+    path: int = 0
+    version: int = 1
+
+    def obstacle(self, setting: Setting) -> str:
+        """Why the attack cannot run; "" where it can."""
+        if self.needs == "routing" and not setting.routed:
+            return "the network does not route"
+        if setting.norm not in self.norms:
+            return f"works only in {' and '.join(self.norms)}"
+        if self.needs == "transfer" and not setting.transfer:
+            return "no network to transfer from was given"
+        if setting.num_classes < self.min_classes:
+            return f"needs {self.min_classes} classes"
+        return "" if self.obstacle_of is None else self.obstacle_of(setting)
+
+
+def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
+    """PGD on cross-entropy, step epsilon / 4, random start; of several restarts the first that fools counts."""
+    settings, draws = Pgd(job.epsilon, job.epsilon / 4, steps, norm=job.norm), job.draws(0)
+    best = pgd(job.predict, job.x, job.y, settings, draws)
+    for _ in range(restarts - 1):
+        with torch.no_grad():
+            fooled = job.predict(best).argmax(dim=1) != job.y
+        best = torch.where(fooled[:, None, None, None], best, pgd(job.predict, job.x, job.y, settings, draws))
+    return best
+
+
+def run_apgd(job: Job) -> Tensor:
+    """APGD on cross-entropy."""
+    return apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(1))
+
+
+def run_apgd_dlr(job: Job) -> Tensor:
+    """APGD on the difference of logits ratio."""
+    return apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(2), dlr)
+
+
+def run_targeted_apgd(job: Job) -> Tensor:
+    """APGD on the targeted DLR, one wrong class after another."""
+    return targeted_apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(3))
+
+
+def run_reroute(job: Job, beam: Beam, steps: int) -> Tensor:
+    """Drive to other pathways, cheapest first, and attack through them."""
+    return reroute(job.predict, job.x, job.y, Search(job.epsilon, steps), beam, job.draws(4))
+
+
+def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps: int = 50) -> Tensor:
+    """One ascent through a surrogate."""
+    return surrogate_pgd(job.predict, make(job), job.x, job.y, Search(job.epsilon, steps), job.draws(5, stream))
+
+
+def gate(kind: Any, temperature: float) -> Callable[[Job], Surrogate]:
+    """The network under another gate."""
+    return lambda job: surrogate.through_gate(job.predict, Gate(kind, temperature))
+
+
+def margin(weight: float) -> Callable[[Job], Surrogate]:
+    """Cross-entropy and the margin of the clean route."""
+    return lambda job: surrogate.with_routing_margin(job.predict, _clean_route(job), weight)
+
+
+def held_route(job: Job) -> Surrogate:
+    """The network held on the clean route."""
+    return surrogate.through_route(job.predict, _clean_route(job))
+
+
+def second_route(job: Job) -> Surrogate:
+    """The network held on every router's second choice."""
+    with torch.no_grad():
+        _, routings = job.predict.forward_routed(job.x)
+    second = [routing.logits.topk(min(2, routing.logits.shape[1]), dim=1).indices[:, -1] for routing in routings]
+    return surrogate.through_route(job.predict, torch.stack(second, dim=1))
+
+
+def other_network(job: Job) -> Surrogate:
+    """The network that attacks are transferred from."""
+    assert job.transfer is not None
+    return surrogate.through_network(job.transfer)
+
+
+def _clean_route(job: Job) -> Tensor:
+    with torch.no_grad():
+        return route_of(job.predict.forward_routed(job.x)[1])
+
+
+BOTH = ("Linf", "L2")
+AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 1667}
+AUTOATTACK_RESTARTS = {"aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5}
+AUTOATTACK_KINDS: dict[str, Kind] = {"aa": "AutoAttack", "aaplus": "AutoAttack plus", "aarand": "AutoAttack rand"}
+
+
+def _pgd(steps: int) -> Attack:
+    return Attack(
+        partial(run_pgd, steps=steps), f"PGD on cross-entropy, {steps} steps of epsilon / 4, random start", steps, "PGD",
+        norms=BOTH, path=steps,
+    )  # fmt: skip
+
+
+def _autoattack(name: str) -> Attack:
+    version, part = name.split("_")
+    return Attack(
+        partial(autoattack.run_part, name=name), f"{part.upper()} of AutoAttack ({autoattack.VERSIONS[version]})",
+        AUTOATTACK_PASSES[part] * AUTOATTACK_RESTARTS.get(name, 1), AUTOATTACK_KINDS[version], norms=BOTH,
+        min_classes=autoattack.LEAST_CLASSES.get(part, 2), obstacle_of=autoattack.square_obstacle if part == "square" else None,
+    )  # fmt: skip
+
+
+def _surrogate(words: str, make: Callable[[Job], Surrogate], stream: int) -> Attack:
+    return Attack(partial(run_surrogate, make=make, stream=stream), words, 50, "route-aware", "routing")
+
+
+def _reroute(words: str, beam: Beam, steps: int) -> Attack:
+    return Attack(partial(run_reroute, beam=beam, steps=steps), words, beam.budget * steps, "route-aware", "routing")
+
+
+ATTACKS: dict[str, Attack] = {
+    **{f"pgd_{steps}": _pgd(steps) for steps in (10, 20, 50, 200)},
+    "pgd_50x10": Attack(
+        partial(run_pgd, steps=50, restarts=10), "PGD-50 from ten random starts", 500, "PGD", norms=BOTH
+    ),
+    "apgd_ce": Attack(run_apgd, "APGD on cross-entropy, 100 steps", 100, "APGD", norms=BOTH),
+    "apgd_dlr": Attack(run_apgd_dlr, "APGD on the difference of logits ratio, 100 steps", 100, "APGD", norms=BOTH),
+    "apgd_t": Attack(
+        run_targeted_apgd, "APGD on the targeted DLR, 100 steps for each of the 9 likeliest wrong classes", 900, "APGD", norms=BOTH
+    ),
+    **{name: _autoattack(name) for name in autoattack.STANDARD + autoattack.PLUS + autoattack.RAND},
+    "straight_through_0.2": _surrogate("cross-entropy, straight-through gate, T = 0.2", gate("straight_through", 0.2), 0),
+    "straight_through_1": _surrogate("cross-entropy, straight-through gate", gate("straight_through", 1.0), 1),
+    "straight_through_5": _surrogate("cross-entropy, straight-through gate, T = 5", gate("straight_through", 5.0), 2),
+    "soft_0.2": _surrogate("cross-entropy, soft gate, T = 0.2", gate("soft", 0.2), 3),
+    "soft_1": _surrogate("cross-entropy, soft gate", gate("soft", 1.0), 4),
+    "soft_5": _surrogate("cross-entropy, soft gate, T = 5", gate("soft", 5.0), 5),
+    "margin_-1": _surrogate("cross-entropy minus the routers' margin", margin(-1.0), 6),
+    "margin_-0.1": _surrogate("cross-entropy minus 0.1 times the routers' margin", margin(-0.1), 7),
+    "margin_+0.1": _surrogate("cross-entropy plus 0.1 times the routers' margin", margin(0.1), 8),
+    "margin_+1": _surrogate("cross-entropy plus the routers' margin", margin(1.0), 9),
+    "held_route": _surrogate("the network held on the clean route", held_route, 10),
+    "second_route": _surrogate("the network held on every router's second choice", second_route, 11),
+    "reroute_quick": _reroute("a short search over pathways, cheapest first", Beam(2, 1, 1, 2), 20),
+    "reroute": _reroute("a beam search over pathways, cheapest first", Beam(), 40),
+    "reroute_full": _reroute("a wide beam search over pathways, cheapest first", Beam(12, 4, 3, 4), 60),
+    "transfer": Attack(
+        partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", 50, "transfer", "transfer"
+    ),
+}  # fmt: skip
+SURROGATES = tuple(
+    name for name, attack in ATTACKS.items() if getattr(attack.run, "func", None) is run_surrogate and name != "transfer"
+)

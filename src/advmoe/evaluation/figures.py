@@ -1,0 +1,75 @@
+"""The figures of an evaluation, from its shards."""
+
+from collections.abc import Sequence
+
+from advmoe.attacks import autoattack
+from advmoe.attacks.presets import Preset
+from advmoe.attacks.registry import ATTACKS
+from advmoe.evaluation.results import AttackTotals, Evaluation, RoutingFigures
+from advmoe.evaluation.store import Shard
+from advmoe.evaluation.target import Target
+
+FULL_REROUTE = {"reroute", "reroute_full"}  # without one of these, a network that routes was not attacked in full
+
+
+def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
+    """All figures, without checks."""
+    rows = [row for shard in shards for row in shard.rows]
+    correct = [row for shard in shards for row in shard.correct or []]
+    left_out = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
+    broken = {
+        name: sorted(row for shard in shards for row in shard.broken([name])) for name in preset.attacks if name not in left_out
+    }
+    figures = {
+        figure: _percent(correct, {row for name in names for row in broken[name]}, rows)
+        for figure, names in preset.figures.items()
+        if not left_out.keys() & set(names)
+    }
+    ever = {row for shard in shards for row in shard.ever}
+    return Evaluation(
+        _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
+        {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken, left_out, sorted(ever),
+    )  # fmt: skip
+
+
+def _percent(correct: Sequence[int], broken: set[int], rows: Sequence[int]) -> float:
+    return 100 * (len(correct) - len(broken)) / max(len(rows), 1)
+
+
+def _complete(target: Target, shards: Sequence[Shard]) -> bool:
+    """Whether AutoAttack and, where the network routes, a full attack on the routing were run on every shard."""
+    ran = set.intersection(*(set(shard.attacks) for shard in shards)) if shards else set()
+    return set(autoattack.STANDARD) <= ran and (not target.routed or bool(ran & FULL_REROUTE))
+
+
+def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
+    runs = [shard.attacks[name] for shard in shards]
+    return AttackTotals(
+        attacked=sum(len(run.rows) for run in runs), broken=sum(len(run.broken) for run in runs),
+        seconds=sum(run.seconds for run in runs),
+    )  # fmt: skip
+
+
+def _routing(shards: Sequence[Shard]) -> RoutingFigures | None:
+    counts = [shard.routing for shard in shards if shard.routing is not None]
+    if not counts:
+        return None
+    images, correct = sum(count.images for count in counts), max(sum(count.correct for count in counts), 1)
+    return RoutingFigures(
+        ra_router=100 * sum(count.router for count in counts) / images,
+        ra_expert=100 * sum(count.expert for count in counts) / images,
+        flip_rate=100 * sum(count.flipped for count in counts) / correct,
+        overlap=[100 * value / correct for value in _added([count.overlap for count in counts])],
+        load=_added_per_layer([count.load for count in counts]),
+        load_adv=_added_per_layer([count.load_adv for count in counts]),
+        fixed_expert_sa=[100 * value / images for value in _added([count.fixed for count in counts])],
+        fixed_expert_ra=[100 * value / images for value in _added([count.fixed_robust for count in counts])],
+    )
+
+
+def _added(lists: Sequence[Sequence[int]]) -> list[int]:
+    return [sum(values) for values in zip(*lists, strict=True)]
+
+
+def _added_per_layer(tables: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
+    return [_added(layer) for layer in zip(*tables, strict=True)]

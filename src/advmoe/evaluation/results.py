@@ -1,0 +1,108 @@
+"""What an evaluation returns: figures, attacks, routing, checks."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+Status = Literal["pass", "warn", "fail", "skipped"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """The verdict of one self-check; `detail` says in a line what was measured."""
+
+    number: int
+    name: str
+    status: Status
+    detail: str
+
+
+class AttackTotals(BaseModel):
+    """What one attack did to all images: how many it attacked and broke, in how many seconds."""
+
+    attacked: int
+    broken: int
+    seconds: float
+
+
+class RoutingFigures(BaseModel):
+    """Shares of all images in percent, but `flip_rate` and `overlap` [L]: of the correct ones. Loads are counts [L][N].
+
+    `ra_router`: right on the clean image over the adversarial image's route; `ra_expert`: right on the adversarial image over
+    the clean image's route; `fixed_expert_*` [N]: clean, and under PGD-10, with expert e in every layer.
+    """
+
+    ra_router: float
+    ra_expert: float
+    flip_rate: float
+    overlap: list[float]
+    load: list[list[int]]
+    load_adv: list[list[int]]
+    fixed_expert_sa: list[float]
+    fixed_expert_ra: list[float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All figures in percent of all images. `worst` counts an image as robust only if no attack that was run broke it.
+
+    `complete`: AutoAttack was run and, on a network that routes, a full attack on the routing; else `worst` is "quick".
+    `broken` lists for each attack the rows of the images that it broke; `left_out` says why an attack of the preset was
+    not run; `rows` are the numbers of the images in x, all of them or those of a part; `ever` are the rows that any attack
+    broke, those of earlier plans in the same store among them.
+    """
+
+    sa: float
+    figures: dict[str, float]
+    worst: float
+    complete: bool
+    attacks: dict[str, AttackTotals]
+    routing: RoutingFigures | None
+    checks: list[Check]
+    rows: list[int]
+    correct: list[int]
+    broken: dict[str, list[int]]
+    left_out: dict[str, str]
+    ever: list[int] = field(default_factory=list)
+
+    @property
+    def images(self) -> int:
+        """How many were evaluated."""
+        return len(self.rows)
+
+    def interval(self, percent: float) -> tuple[float, float]:
+        """95 % Wilson interval of a share of the images, in percent."""
+        return wilson(percent / 100, self.images)
+
+    def routed_figures(self) -> dict[str, float]:
+        """RA-router, RA-expert and the fixed experts' accuracies, where PGD-50 was run on a network that routes."""
+        if self.routing is None:
+            return {}
+        found = {"ra_router": self.routing.ra_router, "ra_expert": self.routing.ra_expert}
+        for kind in ("fixed_expert_sa", "fixed_expert_ra"):
+            found |= {f"{kind}_{expert}": share for expert, share in enumerate(getattr(self.routing, kind))}
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, worst case first; `flags` has a 1 for each image that stood everything."""
+        standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
+        named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
+        return {
+            "images": self.images, **named, "complete": self.complete,
+            "intervals": {name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
+            "attacks": {name: totals.model_dump() for name, totals in self.attacks.items()}, "left_out": self.left_out,
+            "routing": None if self.routing is None else self.routing.model_dump(),
+            "checks": [check.__dict__ for check in self.checks],
+            "flags": "".join("1" if row in standing else "0" for row in self.rows), "broken": self.broken,
+        }  # fmt: skip
+
+
+def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a binomial share (Wilson 1927), in percent."""
+    if count == 0:
+        return 0.0, 100.0
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)

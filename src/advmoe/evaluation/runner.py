@@ -1,0 +1,92 @@
+"""`evaluate`: what a network really withstands. For this project's networks and for any other."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from advmoe.attacks import Norm, frozen
+from advmoe.attacks.presets import Preset, resolve
+from advmoe.attacks.registry import ATTACKS
+from advmoe.errors import UserError
+from advmoe.evaluation.checks import check_figures, check_network
+from advmoe.evaluation.figures import summarise
+from advmoe.evaluation.results import Evaluation
+from advmoe.evaluation.shards import Worker, true_network
+from advmoe.evaluation.store import SHARD_SIZE, Store, split
+from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, store_key
+
+logger = logging.getLogger("advmoe")
+
+
+def evaluate(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    *,
+    epsilon: float,
+    norm: Norm = "Linf",
+    preset: str | Sequence[str] = "standard",
+    seed: int = 0,
+    shard_size: int = SHARD_SIZE,
+    store: Path | None = None,
+    part: tuple[int, int] = (0, 1),
+    transfer: nn.Module | None = None,
+    bf16_search: bool = False,
+    save_adversarial: bool = False,
+    progress: Progress = ignore,
+) -> Evaluation:
+    """Attack `model` on images x [n, C, H, W] in [0, 1] with labels y [n].
+
+    `model` maps pixels to logits. One that also offers `forward_routed` (see `advmoe.attacks.surrogate.Routed`) is
+    attacked on its routing too.
+
+    - `epsilon`: radius of the ball in pixels of [0, 1], as a distance in `norm`.
+    - `preset`: a name of `advmoe.evaluation.PRESETS`, or a list of attacks.
+    - `seed`: of the attacks' random draws.
+    - `shard_size`: images attacked at once.
+    - `store`: a folder that keeps results after every attack on a shard. What it holds is not run again.
+    - `part`: (i, k) runs only every k-th shard from i on. The figures are then of these shards' images, without checks.
+    - `transfer`: a network to transfer attacks from.
+    - `bf16_search`: attacks may search in bfloat16. Only float32 counts.
+    - `save_adversarial`: write x' to the store.
+    - `progress`: called after every attack on a shard with the attack's name, the shard's number and the shard.
+
+    Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, a preset of which nothing
+    can be run, or a store that holds results of another network, data, threat or seed.
+    """
+    options = EvaluationOptions(
+        epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress
+    )  # fmt: skip
+    return evaluate_with(model, x, y, options)
+
+
+def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
+    """`evaluate`, with its options as one object."""
+    preset = resolve(options.preset)
+    if model.training:
+        logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
+    with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), true_network(model):
+        target = make_target(model, x, y, options)
+        _check_preset(target, preset)
+        store = Store(options.store, store_key(target, options.shard_size))
+        images = options.store / "adversarial" if options.store is not None and options.save_adversarial else None
+        shards = []
+        for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
+            shards.append(store.load(number, rows))
+            Worker(target, shards[-1], number, store.saver(number), options.progress, images).run(preset)
+        evaluation = summarise(target, preset, shards)
+        if options.part[1] > 1:
+            return evaluation
+        checks = check_network(target, preset.checks, store) + check_figures(
+            target, shards, evaluation.figures, evaluation.worst, evaluation.routing
+        )
+        return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
+
+
+def _check_preset(target: Target, preset: Preset) -> None:
+    reasons = [ATTACKS[name].obstacle(target.setting) for name in preset.attacks]
+    if all(reasons):
+        raise UserError(f"nothing can be run of {', '.join(preset.attacks)}: {'; '.join(dict.fromkeys(reasons))}")

@@ -1,0 +1,165 @@
+"""Results of an evaluation on disk: one file for each shard of images, and a key that says what they belong to."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from advmoe.errors import UserError
+from advmoe.files import write_json
+
+SHARD_SIZE = 64
+
+
+class AttackRun(BaseModel):
+    """What one attack did to a shard. `rows` are the images attacked, `broken` those that it broke, `outside` counts invalid x'.
+
+    `transfer` is the digest of the network that was transferred from, `version` the attack's.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[int]
+    transfer: str | None
+    broken: list[int]
+    outside: int
+    seconds: float
+    version: int = 1
+
+
+class RoutingCounts(BaseModel):
+    """Counts over a shard's images (see `advmoe.evaluation.routing.routing_counts`)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: int
+    correct: int
+    flipped: int
+    overlap: list[int]
+    load: list[list[int]]
+    load_adv: list[list[int]]
+    router: int
+    expert: int
+    fixed: list[int]
+    fixed_robust: list[int]
+
+
+class Shard(BaseModel):
+    """What is known of one shard. Rows are numbers in the test set; `ever` are those broken by any attack of any plan."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    rows: list[int]
+    correct: list[int] | None = None
+    attacks: dict[str, AttackRun] = {}
+    routing: RoutingCounts | None = None
+    ever: list[int] = []
+
+    def broken(self, names: Sequence[str]) -> set[int]:
+        """Rows that any of these attacks broke."""
+        return {row for name in names if name in self.attacks for row in self.attacks[name].broken}
+
+
+class Store:
+    """Shards on disk, or nowhere without a folder. `key` names network, data, threat and seed: another key is refused."""
+
+    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+        self.folder = folder
+        if folder is None:
+            return
+        path = folder / "key.json"
+        if path.exists():
+            _check_key(_read(path), key, folder)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, key)
+
+    def load(self, number: int, rows: list[int]) -> Shard:
+        """The shard as far as it is done."""
+        path = self._path(number)
+        if path is None or not path.exists():
+            return Shard(rows=rows)
+        shard = _shard(path)
+        if shard.rows != rows:
+            raise _wrong_shard(path)
+        return shard
+
+    def saver(self, number: int) -> Callable[[Shard], None]:
+        """A function that writes shard `number`."""
+        path = self._path(number)
+        return lambda shard: None if path is None else _write(path, shard.model_dump())
+
+    def checks(self) -> dict[str, dict[str, Any]]:
+        """The checks that are done."""
+        path = None if self.folder is None else self.folder / "checks.json"
+        return _read(path) if path is not None and path.exists() else {}
+
+    def save_checks(self, checks: Mapping[str, Any]) -> None:
+        """Keep the checks done so far."""
+        if self.folder is not None:
+            _write(self.folder / "checks.json", checks)
+
+    def _path(self, number: int) -> Path | None:
+        return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
+
+
+def stored(folder: Path) -> Iterator[tuple[int, Shard]]:
+    """The shards that a store holds so far, with their numbers. Other processes may still work on them."""
+    for path in sorted(folder.glob("shard-*.json")):
+        yield int(path.stem.removeprefix("shard-")), _shard(path)
+
+
+def forget(folder: Path) -> None:
+    """Remove what a store holds."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def shard_count(images: int, size: int = SHARD_SIZE) -> int:
+    """How many shards so many images make."""
+    return -(-images // size)
+
+
+def split(count: int, size: int) -> list[list[int]]:
+    """Rows 0 to count - 1 in shards of `size`."""
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def _shard(path: Path) -> Shard:
+    try:
+        return Shard.model_validate(_read(path))
+    except ValidationError:
+        raise _wrong_shard(path) from None
+
+
+def _wrong_shard(path: Path) -> UserError:
+    return UserError(f"{path}: not a shard of these images; remove it to run it anew")
+
+
+def _check_key(stored_key: Mapping[str, Any], key: Mapping[str, Any], folder: Path) -> None:
+    for name, value in key.items():
+        if stored_key.get(name) != value:
+            raise UserError(
+                f"{folder}: holds shards of another {name} ({stored_key.get(name)}, not {value}); move it away or use --fresh"
+            )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: is damaged ({error}); remove it to run it anew") from None
+    if not isinstance(content, dict) or content.pop("seal", None) != _seal(content):
+        raise UserError(f"{path}: is damaged (its seal does not fit); remove it to run it anew")
+    return content
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    write_json(path, {**content, "seal": _seal(content)})
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,161 @@
+"""What is attacked, and with what options."""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from advmoe.attacks import Norm
+from advmoe.attacks.job import Job, Setting
+from advmoe.errors import UserError
+from advmoe.evaluation.search import LowPrecision
+from advmoe.evaluation.store import SHARD_SIZE, Shard
+from advmoe.models import fused
+from advmoe.moe import RoutedNetwork
+
+SCHEMA = 1  # of stored results
+Progress = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
+
+
+def ignore(attack: str, number: int, shard: Shard) -> None:
+    """Progress that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """How to evaluate: the options of `advmoe.evaluation.evaluate`. Raises UserError on values that make no sense."""
+
+    epsilon: float
+    norm: Norm = "Linf"
+    preset: str | Sequence[str] = "standard"
+    seed: int = 0
+    shard_size: int = SHARD_SIZE
+    store: Path | None = None
+    part: tuple[int, int] = (0, 1)
+    transfer: nn.Module | None = None
+    bf16_search: bool = False
+    save_adversarial: bool = False
+    progress: Progress = ignore
+
+    def __post_init__(self) -> None:
+        if self.norm not in get_args(Norm):
+            raise UserError(f"norm must be {' or '.join(get_args(Norm))}, not {self.norm}")
+        if not 0 <= self.epsilon < math.inf:
+            raise UserError(f"epsilon must be at least 0 and finite, not {self.epsilon:g}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
+        if self.shard_size < 1:
+            raise UserError(f"shard_size must be at least 1, not {self.shard_size}")
+        if not 0 <= self.part[0] < self.part[1]:
+            raise UserError(f"part must be (i, k) with 0 <= i < k, not {tuple(self.part)}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """The frozen network under attack, the images x [n, C, H, W] in [0, 1] with labels y [n], and the threat.
+
+    Attacks climb `search`, which may be a faster copy of `model`. Only `model` decides which images fool. `transfer` is
+    a network to transfer attacks from.
+    """
+
+    model: Any
+    search: Any
+    x: Tensor
+    y: Tensor
+    num_classes: int
+    routed: bool
+    epsilon: float
+    norm: Norm
+    seed: int
+    transfer: Any = None
+    transfer_digest: str | None = None
+
+    @property
+    def setting(self) -> Setting:
+        """What decides which attacks can run."""
+        channels, height, width = self.x.shape[1:]
+        return Setting(self.norm, self.num_classes, (channels, height, width), self.routed, self.transfer is not None)
+
+    def job(self, rows: Sequence[int], shard: int) -> Job:
+        """The images `rows` of shard number `shard`, for an attack."""
+        index = torch.as_tensor(rows, device=self.x.device)
+        return Job(
+            self.search, self.x[index], self.y[index], rows, self.epsilon, self.norm, self.seed, shard, self.num_classes,
+            self.transfer,
+        )  # fmt: skip
+
+
+def make_target(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Target:
+    """The Target of a frozen network. Raises UserError on images, labels or logits that are not as they must be."""
+    _check_images(x, y)
+    x = x.detach().contiguous()
+    with torch.enable_grad():
+        logits = model(x[:1].clone().requires_grad_(True))
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserError("the network must give logits [n, classes] for images [n, C, H, W]")
+    if not logits.requires_grad:
+        raise UserError("the network's logits have no gradient with respect to the pixels: attacks would see nothing")
+    classes = logits.shape[1]
+    if y.min() < 0 or y.max() >= classes:
+        raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
+    return Target(
+        model, _search(model, options.bf16_search), x, y, classes, _routes(model, x[:1]), options.epsilon, options.norm,
+        options.seed, options.transfer, None if options.transfer is None else _digest(options.transfer),
+    )  # fmt: skip
+
+
+def store_key(target: Target, shard_size: int) -> Mapping[str, Any]:
+    """What stored results depend on, besides attack and shard. Raises UserError where logits are not finite."""
+    data = hashlib.sha256(target.x.cpu().numpy().tobytes() + target.y.cpu().numpy().tobytes())
+    low = isinstance(target.search, LowPrecision)
+    return {
+        "schema": SCHEMA, "network": f"{type(target.model).__qualname__} {_digest(target.model)}", "data": data.hexdigest(),
+        "answers": _answers(target), "epsilon": target.epsilon, "norm": target.norm, "seed": target.seed,
+        "search": "bfloat16" if low else "float32", "shard_size": shard_size,
+    }  # fmt: skip
+
+
+def _check_images(x: Tensor, y: Tensor) -> None:
+    if len(x) == 0 or len(x) != len(y):
+        raise UserError(f"{len(x)} images and {len(y)} labels")
+    if x.ndim != 4 or y.ndim != 1:
+        raise UserError(f"images must be [n, C, H, W] and labels [n], not {list(x.shape)} and {list(y.shape)}")
+    low, high = x.min().item(), x.max().item()
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
+    if x.dtype != torch.float32 or y.dtype != torch.int64:
+        raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
+
+
+def _search(model: nn.Module, bf16: bool) -> nn.Module:
+    """The network that attacks climb: `model` itself, or a faster copy."""
+    faster = fused(model) if isinstance(model, RoutedNetwork) else model
+    return LowPrecision(faster) if bf16 else faster
+
+
+@torch.no_grad()
+def _routes(model: Any, x: Tensor) -> bool:
+    return hasattr(model, "forward_routed") and len(model.forward_routed(x)[1]) > 0
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of parameters and buffers, of any type."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def _answers(target: Target) -> str:
+    """A digest of the predicted classes: networks of equal weights can still differ."""
+    logits = torch.cat([target.model(part) for part in target.x.split(256)])
+    bad = ~torch.isfinite(logits).all(dim=1)
+    if bad.any():
+        raise UserError(f"the network returns NaN or infinity for image {int(bad.int().argmax())}")
+    return hashlib.sha256(logits.argmax(dim=1).cpu().numpy().tobytes()).hexdigest()

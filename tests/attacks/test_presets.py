@@ -1,0 +1,56 @@
+"""Presets, plans from listed attacks, and costs in words."""
+
+import sys
+
+import pytest
+
+from advmoe.attacks import autoattack
+from advmoe.attacks.presets import PRESETS, Preset, plan, resolve
+from advmoe.attacks.registry import ATTACKS
+from advmoe.errors import UserError
+
+
+def test_budget_is_the_sum_of_the_attacks_by_kind():
+    preset = Preset({"ra_10": ("pgd_10",), "ra_50": ("pgd_50",), "ra_aa": autoattack.STANDARD}, ("soft_1", "transfer"), checks=True)
+    assert preset.budget == (
+        "at most 60 PGD and 3,567 AutoAttack passes an image; at most 50 route-aware and 50 transfer passes on survivors; "
+        "all self-checks"
+    )
+    assert plan(["apgd_ce"]).budget == "at most 100 APGD passes on survivors"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_name_attacks_that_exist(preset):
+    assert set(PRESETS[preset].attacks) <= set(ATTACKS)
+    assert resolve(preset) is PRESETS[preset]
+
+
+def test_plan_sorts_names_into_figures_and_survivors():
+    found = plan(("pgd_20", "reroute", "autoattack", "autoattack_plus", "autoattack_rand", "pgd_50x10", "aa_square"))
+    assert found.figures == {
+        "ra_20": ("pgd_20",), "ra_aa": autoattack.STANDARD, "ra_aa_plus": autoattack.PLUS, "ra_aa_rand": autoattack.RAND,
+        "ra_50x10": ("pgd_50x10",),
+    }  # fmt: skip
+    assert found.survivors == ("reroute", "aa_square")
+
+
+@pytest.mark.parametrize(
+    ("preset", "message"),
+    [
+        ("standart", "did you mean standard"),
+        (["rerout"], "did you mean reroute"),
+        (["autoatack"], "did you mean autoattack"),
+        ([], "no attack is named"),
+    ],
+)
+def test_unknown_names_are_one_line(preset, message):
+    with pytest.raises(UserError, match=message):
+        resolve(preset)
+
+
+def test_missing_extra_is_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    for preset in ("standard", ("autoattack",), ("aarand_apgd-ce",)):
+        with pytest.raises(UserError, match="AutoAttack needs the extra autoattack"):
+            resolve(preset)
+    resolve("quick")

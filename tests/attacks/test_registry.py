@@ -1,0 +1,73 @@
+"""Each attack as an entry: what it needs, what it costs, its words."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from advmoe.attacks import autoattack
+from advmoe.attacks.job import Job, Setting
+from advmoe.attacks.registry import ATTACKS
+
+SETTING = Setting("Linf", 10, (3, 32, 32), routed=True, transfer=True)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_has_words_and_a_cost_and_can_run_somewhere(name):
+    attack = ATTACKS[name]
+    assert attack.words
+    assert attack.passes > 0
+    assert attack.kind != "other"
+    assert attack.obstacle(SETTING) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("reroute", {"routed": False}, "the network does not route"),
+        ("reroute", {"norm": "L2"}, "works only in Linf"),
+        ("transfer", {"transfer": False}, "no network to transfer from was given"),
+        ("aa_apgd-t", {"num_classes": 3}, "needs 4 classes"),
+        ("aaplus_apgd-dlr", {"num_classes": 2}, "needs 3 classes"),
+        ("aa_square", {"norm": "L2", "shape": (3, 12, 12)}, "the official Square cannot start in L2 on images of 12 x 12 pixels"),
+        ("aa_square", {"shape": (3, 12, 12)}, ""),
+    ],
+)
+def test_obstacles_name_their_reason(name, change, reason):
+    assert ATTACKS[name].obstacle(replace(SETTING, **change)) == reason
+
+
+@pytest.mark.parametrize("shape", [(side, side) for side in range(1, 30)] + [(32, 16), (16, 32), (28, 14), (32, 24), (20, 30)])
+def test_square_is_left_out_where_the_official_code_raises(shape):
+    """The official class, with three queries, on a linear network: in L2 it fails on exactly the sizes that are left out."""
+    square = pytest.importorskip("pyautoattack.square").SquareAttack
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * shape[0] * shape[1], 5)).eval(), torch.rand(2, 3, *shape)
+    attack = square(model, p_init=0.8, n_queries=3, eps=0.5, norm="L2", n_restarts=1, seed=0, device="cpu", resc_schedule=False)
+    try:
+        attack.perturb(x, model(x).argmax(dim=1))
+        failed = False
+    except (RuntimeError, ZeroDivisionError):
+        failed = True
+    assert bool(autoattack.square_obstacle(replace(SETTING, norm="L2", shape=(3, *shape)))) == failed
+
+
+def test_ten_starts_break_every_image_that_the_first_breaks():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval(), torch.rand(32, 1, 6, 6)
+    y = model(x).argmax(dim=1)
+    job = Job(model, x, y, range(32), 0.01, "Linf", 0, 0, 4)
+    one, ten = (model(ATTACKS[name].run(job)).argmax(dim=1) != y for name in ("pgd_50", "pgd_50x10"))
+    assert one.any()
+    assert (ten | ~one).all()
+
+
+@pytest.mark.parametrize("name", ["aa_apgd-ce", "aaplus_apgd-dlr", "aarand_apgd-ce"])
+def test_autoattack_leaves_the_random_state_alone_and_takes_one_image(name):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval(), torch.rand(1, 1, 6, 6)
+    y, before = model(x).argmax(dim=1), torch.get_rng_state()
+    x_adv = ATTACKS[name].run(Job(model, x, y, [0], 0.5, "Linf", 0, 0, 4))
+    assert torch.equal(before, torch.get_rng_state())
+    assert model(x_adv).argmax(dim=1) != y
