@@ -82,7 +82,7 @@ def test_get_verifies_what_is_there_and_check_reads_it(place: Path, capsys: pyte
         "test": {"images": 15, "least_a_class": 1, "most_a_class": 2},
     }
     assert printed(capsys, *words).splitlines() == [
-        "name         cifar10", f"fingerprint  {held['fingerprint']}", "images     3 x 32 x 32, 10 classes",
+        "name         cifar10", f"fingerprint  {held['fingerprint']}", "images       3 x 32 x 32, 10 classes",
         "train        10, 1 a class", "validation   10, 1 a class", "test         15, 1 to 2 a class",
     ]  # fmt: skip
 
@@ -95,8 +95,8 @@ def test_check_takes_limits(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_network_says_which_file_goes_where(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = refused(capsys, "get", "cifar10", "--to", "elsewhere")
-    assert "cannot fetch http://127.0.0.1:9/cifar-10-python.tar.gz" in text
-    assert text.endswith("put it at elsewhere/cifar-10-python.tar.gz\n")
+    assert "cannot download http://127.0.0.1:9/cifar-10-python.tar.gz" in text
+    assert text.endswith("save it as elsewhere/cifar-10-python.tar.gz\n")
 
 
 def test_interrupt_says_how_to_go_on(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,11 +113,11 @@ def test_interrupt_says_how_to_go_on(place: Path, capsys: pytest.CaptureFixture[
     [
         (["gte", "cifar10"], "unknown data command 'gte': did you mean get?"),
         (["get"], "NAME"),
-        (["get", "cifar"], "unknown dataset to fetch 'cifar': did you mean cifar10"),
-        (["get", "imagenet"], "imagenet cannot be fetched freely: register at"),
+        (["get", "cifar"], "unknown dataset to download 'cifar': did you mean cifar10"),
+        (["get", "imagenet"], "imagenet cannot be downloaded without an account: register at"),
         (["get", "cifar10", "--from", "moon"], "--from"),
         (["get", "cifar10", "--too", "x"], "did you mean --to?"),
-        (["get", "tinyimagenet", "--from", "hub"], "tinyimagenet is not read from the hub"),
+        (["get", "tinyimagenet", "--from", "hub"], "tinyimagenet is not downloaded from the hub"),
         (["check"], "cifar10 needs --data-dir"),
         (["check", "--dataset", "cifra10"], "unknown dataset 'cifra10': did you mean cifar10"),
         (["check", "--data-dir", "nowhere"], "nowhere: no such file"),

@@ -69,7 +69,7 @@ def test_csv_and_table_say_the_same(run: Path, images: Path, capsys: Any) -> Non
         assert row["pathway"].count("-") == 15
 
 
-def test_files_without_a_image_are_named_and_the_rest_goes_on(run: Path, images: Path, capsys: Any) -> None:
+def test_files_without_an_image_are_named_and_the_rest_goes_on(run: Path, images: Path, capsys: Any) -> None:
     (images / "1.png").write_bytes(b"")
     (images / "a\x1b[2J.txt").write_text("hello")
     (images / "sub/loop").symlink_to(images)
@@ -78,7 +78,7 @@ def test_files_without_a_image_are_named_and_the_rest_goes_on(run: Path, images:
     assert len(out.splitlines()) == 1 + 9 + 1
     assert out.splitlines()[-1].endswith("z.jpg  (resized from 40 x 50; colours dropped)")
     assert len(err.splitlines()) == 4
-    for name in ("1.png: holds no bytes", "txt: not an image", "loop: not a plain file", "gone.png: cannot be read"):
+    for name in ("1.png: is empty", "txt: not an image", "loop: a link to a folder that contains it", "gone.png: cannot be read"):
         assert name in err
     assert "\x1b" not in err
 
@@ -87,11 +87,11 @@ def test_files_without_a_image_are_named_and_the_rest_goes_on(run: Path, images:
 def test_nothing_to_classify_is_one_line_and_status_2(run: Path, tmp_path: Path, capsys: Any, form: str) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     out, err = said(capsys, run, tmp_path / "empty.png", *form.split(), status=2)
-    assert (out, err) == ("", f"advmoe: error: {tmp_path / 'empty.png'}: holds no bytes\n")
+    assert (out, err) == ("", f"advmoe: error: {tmp_path / 'empty.png'}: is empty\n")
     (tmp_path / "folder").mkdir()
     assert said(capsys, run, tmp_path / "folder", *form.split(), status=2) == (
         "",
-        f"advmoe: error: {tmp_path / 'folder'}: holds no file\n",
+        f"advmoe: error: {tmp_path / 'folder'}: contains no file\n",
     )
     out, err = said(capsys, run, tmp_path, *form.split(), status=2)
     assert out == ""
@@ -122,7 +122,7 @@ def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, 
     [
         (["nowhere", "x.png"], "nowhere: no run's folder, no file, and no name on the hub (owner/name)"),
         (["RUN"], "give one or more IMAGES"),
-        (["RUN", "x.png", "--json", "--csv"], "--json and --csv exclude each other"),
+        (["RUN", "x.png", "--json", "--csv"], "give --json or --csv, not both"),
         (["RUN", "x.png", "--batch-size", "0"], "batch_size must be at least 1, not 0"),
     ],
 )

@@ -88,7 +88,7 @@ def test_folders_of_an_archive_are_made(tmp_path: Path) -> None:
 
 def test_missing_root_is_named(tmp_path: Path) -> None:
     archive = zipped(tmp_path / "archive", CONTENT)
-    with pytest.raises(UserError, match="archive: holds no folder other"):
+    with pytest.raises(UserError, match="archive: contains no folder other"):
         unpack(archive, tmp_path / "out", root="other")
     assert not (tmp_path / "out").exists()
 
@@ -96,7 +96,7 @@ def test_missing_root_is_named(tmp_path: Path) -> None:
 def test_what_is_there_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine").write_text("mine")
-    with pytest.raises(UserError, match="out: is already there"):
+    with pytest.raises(UserError, match="out: already exists"):
         unpack(zipped(tmp_path / "archive", CONTENT), tmp_path / "out")
     assert found(tmp_path / "out") == {"mine": b"mine"}
 
@@ -135,10 +135,10 @@ def test_totals_are_bounded(kind: str, tmp_path: Path) -> None:
 def test_bombs_are_refused_before_they_go_off(tmp_path: Path) -> None:
     bomb = {"bomb": bytes(30 * 2**20)}
     assert "member 'bomb' unpacks" in complaint(zipped(tmp_path / "archive", bomb))
-    assert "too many for its size" in complaint(tar_gz(tmp_path / "archive", bomb))
+    assert "too many for the size of the archive" in complaint(tar_gz(tmp_path / "archive", bomb))
 
 
-@pytest.mark.parametrize(("declared", "said"), [(10, "Bad CRC-32 for file 'liar'"), (6000, "holds 5000 bytes, not the 6000")])
+@pytest.mark.parametrize(("declared", "said"), [(10, "Bad CRC-32 for file 'liar'"), (6000, "has 5000 bytes, not the 6000")])
 def test_wrongly_declared_size_is_refused(declared: int, said: str, tmp_path: Path) -> None:
     archive = zipped(tmp_path / "archive", {"liar": b"x" * 5000})
     content = archive.read_bytes()
@@ -151,18 +151,18 @@ def test_huge_header_is_not_read(tmp_path: Path) -> None:
     info = tarfile.TarInfo("x")
     info.type, info.size = tarfile.XHDTYPE, 2**33
     (tmp_path / "archive").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
-    assert "is no honest one" in complaint(tmp_path / "archive")
+    assert "at most 1048576 are read" in complaint(tmp_path / "archive")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_file_in_the_place_of_a_folder_is_refused(kind: str, tmp_path: Path) -> None:
     archive = KINDS[kind](tmp_path / "archive", {"a": b"a", "a/b": b"b"})
-    assert "member 'a/b' has the place of another member" in complaint(archive)
+    assert "member 'a/b' has the same path as another member" in complaint(archive)
 
 
 def test_two_members_of_one_name_are_refused(tmp_path: Path) -> None:
     archive = tar(tmp_path / "archive", {"a": b"a"}, a=tarfile.REGTYPE)
-    assert "member 'a' has the place of another member" in complaint(archive)
+    assert "member 'a' has the same path as another member" in complaint(archive)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -177,7 +177,7 @@ def test_broken_off_archive_leaves_nothing(kind: str, share: float, tmp_path: Pa
 def test_tar_broken_off_between_members_leaves_nothing(tmp_path: Path) -> None:
     archive = tar(tmp_path / "archive", {"a": bytes(512), "b": bytes(512)})
     archive.write_bytes(archive.read_bytes()[:1024])
-    assert "broken off or damaged after 1024 bytes" in complaint(archive)
+    assert "cut off or damaged after 1024 bytes" in complaint(archive)
 
 
 @pytest.mark.parametrize("kind", ["tar.gz", "zip"])
@@ -186,7 +186,7 @@ def test_flipped_byte_leaves_nothing(kind: str, tmp_path: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[len(content) // 2] ^= 0xFF
     archive.write_bytes(content)
-    assert "not a whole archive" in complaint(archive)
+    assert "damaged or incomplete archive" in complaint(archive)
 
 
 def test_damaged_header_in_a_tar_leaves_nothing(tmp_path: Path) -> None:
@@ -194,13 +194,13 @@ def test_damaged_header_in_a_tar_leaves_nothing(tmp_path: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[1024] ^= 0xFF  # the name in the second header
     archive.write_bytes(content)
-    assert "broken off or damaged after 1024 bytes" in complaint(archive)
+    assert "cut off or damaged after 1024 bytes" in complaint(archive)
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"<html>not found</html>", gzip.compress(b"no tar", mtime=0)])
 def test_other_files_are_no_archives(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(content)
-    assert "archive: not a whole archive" in complaint(tmp_path / "archive")
+    assert "archive: damaged or incomplete archive" in complaint(tmp_path / "archive")
 
 
 def test_encrypted_member_is_refused(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_full_disk_stays_an_error_of_the_disk(tmp_path: Path, monkeypatch: pytes
 def test_many_small_members_are_a_bomb_together(tmp_path: Path) -> None:
     """Each has no more than the MiB that a member may have whatever its packed size."""
     text = complaint(zipped(tmp_path / "archive", {f"m{number}": bytes(2**20) for number in range(20)}))
-    assert "too many for its size" in text
+    assert "too many for the size of the archive" in text
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -266,7 +266,7 @@ def test_place_before_the_archive_is_damage(tmp_path: Path) -> None:
     end = content.rindex(b"PK\x05\x06")
     struct.pack_into("<I", content, end + 16, 10_000)
     (tmp_path / "archive").write_bytes(content)
-    assert "not a whole archive" in complaint(tmp_path / "archive")
+    assert "damaged or incomplete archive" in complaint(tmp_path / "archive")
 
 
 def resized(content: bytes, size: int) -> bytes:
@@ -288,4 +288,4 @@ def test_sizes_below_zero_do_not_lead_back(size: int, tmp_path: Path) -> None:
 def test_zeros_past_the_end_are_bounded(tmp_path: Path) -> None:
     (tmp_path / "archive").write_bytes(gzip.compress(tar(tmp_path / "plain", {"a": b"a"}).read_bytes() + bytes(30 * 2**20)))
     (tmp_path / "plain").unlink()
-    assert "too many for its size" in complaint(tmp_path / "archive")
+    assert "too many for the size of the archive" in complaint(tmp_path / "archive")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from advmoe.data.augment import augment, drawn
+from advmoe.data.augment import augment, augmentation_draws
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,7 +29,7 @@ def crops(image: Tensor, padding: int) -> dict[tuple[int, int, bool], np.ndarray
 
 
 def augmented(raw: Tensor, padding: int, flip: bool, random: torch.Generator) -> Tensor:
-    return augment(raw, padding, flip, drawn(len(raw), random))
+    return augment(raw, padding, flip, augmentation_draws(len(raw), random))
 
 
 def reference(raw: Tensor, padding: int, flip: bool, seed: int) -> np.ndarray:

@@ -144,7 +144,7 @@ def test_nonexistent_path(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    assert complaint(tmp_path).startswith(f"{tmp_path}: holds none of cifar-10-batches-py")
+    assert complaint(tmp_path).startswith(f"{tmp_path}: contains none of cifar-10-batches-py")
 
 
 @pytest.mark.parametrize("name", [*cifar10.BATCHES, "test_batch"])
@@ -157,7 +157,7 @@ def test_missing_batch(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_missing_parquet_part(part: str, tmp_path: Path) -> None:
     next(cifar10.write_parquet(tmp_path).glob(f"{part}*")).unlink()
-    assert complaint(tmp_path) == f"{tmp_path}: holds no {part}*.parquet"
+    assert complaint(tmp_path) == f"{tmp_path}: contains no {part}*.parquet"
 
 
 def test_one_parquet_file_is_not_enough(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_missing_batch_in_tar(tmp_path: Path) -> None:
     source = cifar10.write_batches(tmp_path)
     (source / "data_batch_3").unlink()
     path = write_archive(tmp_path / "mine.tar.gz", source)
-    assert complaint(path) == f"{path}: holds no file cifar-10-batches-py/data_batch_3"
+    assert complaint(path) == f"{path}: contains no file cifar-10-batches-py/data_batch_3"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -181,7 +181,7 @@ def test_missing_class_folder(part: str, tmp_path: Path) -> None:
 def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (cifar10.write_folders(tmp_path) / "train" / "frog").iterdir():
         path.unlink()
-    assert complaint(tmp_path) == f"{tmp_path / 'train' / 'frog'}: holds no image"
+    assert complaint(tmp_path) == f"{tmp_path / 'train' / 'frog'}: contains no image"
 
 
 def test_missing_test_folder(tmp_path: Path) -> None:

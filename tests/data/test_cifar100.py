@@ -94,9 +94,9 @@ def test_classes_are_the_official_ones_in_their_order() -> None:
 
 
 def test_no_data_dir_and_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^cifar100 needs --data-dir: a place that holds cifar-100-python \(folder\), "):
+    with pytest.raises(UserError, match=r"^cifar100 needs --data-dir: a path that contains cifar-100-python \(folder\), "):
         load_dataset(DataConfig(dataset="cifar100"))
-    assert complaint(tmp_path).startswith(f"{tmp_path}: holds none of cifar-100-python (folder), cifar-100-python.tar.gz, ")
+    assert complaint(tmp_path).startswith(f"{tmp_path}: contains none of cifar-100-python (folder), cifar-100-python.tar.gz, ")
 
 
 @pytest.mark.parametrize("name", PARTS)
@@ -110,7 +110,7 @@ def test_missing_batch_in_tar(tmp_path: Path) -> None:
     source = write_batches(tmp_path)
     (source / "test").unlink()
     path = write_archive(tmp_path / "mine.tar.gz", source)
-    assert complaint(path) == f"{path}: holds no file cifar-100-python/test"
+    assert complaint(path) == f"{path}: contains no file cifar-100-python/test"
 
 
 def test_truncated_batch(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_superclasses_are_not_taken_for_classes(tmp_path: Path) -> None:
 
 
 def test_the_two_data_sets_are_not_taken_for_each_other(tmp_path: Path) -> None:
-    assert "holds none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, dataset="cifar10")
+    assert "contains none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, dataset="cifar10")
     assert complaint(write_parquet(tmp_path / "b"), dataset="cifar10").endswith(
         "needs columns img and label, has img, fine_label, coarse_label"
     )

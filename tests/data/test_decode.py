@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advmoe.data.decode import DEEP_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, size_of
+from advmoe.data.decode import DEEP_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, stored_size
 from advmoe.errors import UserError
 
 
@@ -177,9 +177,9 @@ def test_exact_images_are_taken_as_they_are_stored(orientation: int) -> None:
 
 
 def test_size_is_width_and_height() -> None:
-    assert size_of(encoded(noise(5, 9)), "here") == (9, 5)
+    assert stored_size(encoded(noise(5, 9)), "here") == (9, 5)
     with pytest.raises(UserError, match="here: not an image that can be decoded"):
-        size_of(b"text", "here")
+        stored_size(b"text", "here")
 
 
 # Many

@@ -136,10 +136,10 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("imagenet", "cannot be fetched freely: register at https://image-net.org"),
-        ("fashion-mnist", "is embedded"),
+        ("imagenet", "cannot be downloaded without an account: register at https://image-net.org"),
+        ("fashion-mnist", "comes with the package"),
         ("folder", "your own images"),
-        ("cifar", "unknown dataset to fetch 'cifar': did you mean cifar10"),
+        ("cifar", "unknown dataset to download 'cifar': did you mean cifar10"),
     ],
 )
 def test_what_cannot_be_fetched_says_why(name: str, said: str, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_wrong_file_that_is_there_is_named_and_kept(offered: Server, tmp_path: P
     (tmp_path / "set.tar.gz").write_bytes(b"other")
     found = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
     text = complaint(tmp_path)
-    assert f"set.tar.gz: is not set.tar.gz as it should be: MD5 {found}, expected {MD5}" in text
+    assert f"set.tar.gz: is not the official set.tar.gz: MD5 {found}, expected {MD5}" in text
     assert (tmp_path / "set.tar.gz").read_bytes() == b"other"
     assert offered.asked == []
 
@@ -206,7 +206,7 @@ def test_part_longer_than_the_file_is_fetched_anew(offered: Server, tmp_path: Pa
 def test_other_range_than_asked_for_is_refused(offered: Server, tmp_path: Path) -> None:
     offered.shift = -5
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100])
-    assert "another range than asked for" in complaint(tmp_path)
+    assert "another range than requested" in complaint(tmp_path)
     assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:100]
 
 
@@ -220,8 +220,8 @@ def test_broken_connection_is_taken_up_again(offered: Server, tmp_path: Path) ->
 def test_connection_that_brings_nothing_more_ends_it_and_keeps_the_part(offered: Server, tmp_path: Path) -> None:
     offered.cuts = [120_000, 0]
     text = complaint(tmp_path)
-    assert f"cannot fetch {offered.address}/set.tar.gz (broken off after 120000 of 300000 bytes)" in text
-    assert f"fetch it by other means and put it at {tmp_path}/set.tar.gz; 120000 bytes are kept" in text
+    assert f"cannot download {offered.address}/set.tar.gz (connection lost after 120000 of 300000 bytes)" in text
+    assert f"download it by other means and save it as {tmp_path}/set.tar.gz; 120000 bytes are kept" in text
     assert names(tmp_path) == ["set.tar.gz.part"]
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
@@ -236,7 +236,7 @@ def test_answer_of_unknown_length_is_judged_by_its_checksum(offered: Server, tmp
 def test_wrong_bytes_never_get_the_right_name(offered: Server, tmp_path: Path) -> None:
     offered.content = b"<html>please log in</html>"
     text = complaint(tmp_path)
-    assert re.search(rf"MD5 [0-9a-f]{{32}}, expected {MD5}; what came from http\S+ is kept as \S+/set.tar.gz.bad", text)
+    assert re.search(rf"MD5 [0-9a-f]{{32}}, expected {MD5}; http\S+ is saved as \S+/set.tar.gz.bad", text)
     assert names(tmp_path) == ["set.tar.gz.bad"]
     offered.content = CONTENT
     get(tmp_path)
@@ -254,8 +254,8 @@ def test_refusal_is_one_line(status: int, offered: Server, tmp_path: Path) -> No
 def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OFFICIAL, "cifar10", Official("http://127.0.0.1:9/set.tar.gz", MD5))
     text = complaint(tmp_path)
-    assert "cannot fetch http://127.0.0.1:9/set.tar.gz (" in text
-    assert text.endswith(f": fetch it by other means and put it at {tmp_path}/set.tar.gz")
+    assert "cannot download http://127.0.0.1:9/set.tar.gz (" in text
+    assert text.endswith(f": download it by other means and save it as {tmp_path}/set.tar.gz")
 
 
 def test_silent_server_runs_into_the_timeout(offered: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_archive_put_there_by_hand_is_unpacked(offered: Server, tmp_path: Path) 
 
 def test_unpacked_folder_alone_is_enough(offered: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
-    assert "already there" in get(tmp_path, "tinyimagenet")
+    assert "already exists" in get(tmp_path, "tinyimagenet")
     assert offered.asked == []
 
 
@@ -322,11 +322,11 @@ def test_other_archive_than_at_first_use_is_refused(offered: Server, tmp_path: P
 @pytest.mark.parametrize("content", [b"<html></html>", tiny_zip()[:-30]])
 def test_damaged_archive_is_not_recorded(content: bytes, offered: Server, tmp_path: Path) -> None:
     offered.content = content
-    assert "not a whole archive" in complaint(tmp_path, "tinyimagenet")
+    assert "damaged or incomplete archive" in complaint(tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny.zip.bad"]
 
 
 def test_record_that_is_none_is_refused_before_the_download(offered: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny.zip.sha256").write_text("rubbish\n")
-    assert "tiny.zip.sha256: holds no SHA-256" in complaint(tmp_path, "tinyimagenet")
+    assert "tiny.zip.sha256: contains no SHA-256" in complaint(tmp_path, "tinyimagenet")
     assert offered.asked == []

@@ -220,7 +220,7 @@ def test_image_size_of_the_images_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_no_data_dir() -> None:
-    with pytest.raises(UserError, match=r"^folder needs --data-dir: a place that holds train/CLASS/, test/CLASS/ and"):
+    with pytest.raises(UserError, match=r"^folder needs --data-dir: a path that contains train/CLASS/, test/CLASS/ and"):
         load_dataset(DataConfig(dataset="folder"))
 
 
@@ -243,9 +243,7 @@ def test_one_class(tmp_path: Path) -> None:
 
 def test_the_folder_above(tmp_path: Path) -> None:
     in_parts(tmp_path / "mine")
-    assert complaint(tmp_path) == (
-        f"{tmp_path / 'mine' / 'test'}: not a plain file; the folder of a class holds its images and nothing else"
-    )
+    assert complaint(tmp_path) == (f"{tmp_path / 'mine' / 'test'}: not a plain file; the folder of a class may contain images only")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
@@ -256,7 +254,7 @@ def test_missing_part(part: str, tmp_path: Path) -> None:
 
 def test_misspelled_part_is_not_passed_over(tmp_path: Path) -> None:
     (in_parts(tmp_path, val=True) / "val").rename(tmp_path / "valid")
-    assert complaint(tmp_path) == f"{tmp_path / 'valid'}: no part of a data set; beside train and test there may be val"
+    assert complaint(tmp_path) == f"{tmp_path / 'valid'}: not a split; beside train and test there may be a folder val"
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
@@ -284,7 +282,7 @@ def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (in_parts(tmp_path) / "test" / "bee").iterdir():
         path.unlink()
     (tmp_path / "test" / "bee" / ".hidden.png").write_bytes(encoded(array(0)))
-    assert complaint(tmp_path) == f"{tmp_path / 'test' / 'bee'}: holds no image"
+    assert complaint(tmp_path) == f"{tmp_path / 'test' / 'bee'}: contains no image"
 
 
 @pytest.mark.parametrize(("write", "least"), [(plain, 3), (in_parts, 2), (lambda place: in_parts(place, val=True), 1)])
@@ -299,7 +297,7 @@ def test_class_with_too_few_images(write: Callable[[Path], Path], least: int, tm
     assert (splits.val.labels == 1).any()
     next(folder.iterdir()).unlink()
     left = least - 1
-    said = f"class bee has {left} training image(s), {least} are the least" if left else "holds no image"
+    said = f"class bee has {left} training image(s), at least {least} are needed" if left else "contains no image"
     assert complaint(tmp_path) == f"{folder}: {said}"
 
 
@@ -308,21 +306,21 @@ def test_images_outside_of_the_classes_are_not_lost(place: str, tmp_path: Path) 
     write = in_parts if "/" in place else plain
     path = write(tmp_path) / place
     path.write_bytes(encoded(array(0)))
-    assert complaint(tmp_path) == f"{path}: lies outside of the class folders"
+    assert complaint(tmp_path) == f"{path}: is outside the class folders"
 
 
 def test_unlabelled_parts_are_not_taken_for_classes(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(encoded(array(0)))
-    assert complaint(tmp_path) == f"{tmp_path / 'train' / '0.png'}: lies outside of the class folders"
+    assert complaint(tmp_path) == f"{tmp_path / 'train' / '0.png'}: is outside the class folders"
 
 
 @pytest.mark.parametrize("kind", ["folder", "broken link", "pipe"])
 def test_what_is_no_plain_file_is_not_lost(kind: str, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "cat" / "more.png"
     {"folder": path.mkdir, "broken link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[kind]()
-    assert complaint(tmp_path) == f"{path}: not a plain file; the folder of a class holds its images and nothing else"
+    assert complaint(tmp_path) == f"{path}: not a plain file; the folder of a class may contain images only"
 
 
 BAD_IMAGES = {

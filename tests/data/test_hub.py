@@ -71,8 +71,8 @@ def test_hub_gives_what_the_readers_read(name: str, hub: list[tuple[str, str]], 
 def test_hub_files_that_are_there_are_kept(hub: list[tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_text("mine")
     assert fetch_from_hub("cifar10", tmp_path) == [
-        f"{tmp_path}/train.parquet: already there",
-        f"{tmp_path}/test.parquet: fetched",
+        f"{tmp_path}/train.parquet: already exists",
+        f"{tmp_path}/test.parquet: downloaded",
     ]
     assert hub == [("uoft-cs/cifar10", "test")]
     assert (tmp_path / "train.parquet").read_text() == "mine"
@@ -97,5 +97,5 @@ def test_hub_failure_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["tinyimagenet", "imagenet", "fashion-mnist"])
 def test_hub_offers_only_what_the_readers_read(name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{name} is not read from the hub; --from hub has cifar10 and cifar100"):
+    with pytest.raises(UserError, match=f"{name} is not downloaded from the hub; --from hub has cifar10 and cifar100"):
         fetch_from_hub(name, tmp_path)

@@ -78,7 +78,7 @@ def test_too_many_pixels_are_refused(use: Callable[[Path], None], tmp_path: Path
 
 
 @pytest.mark.parametrize("shrink", [False, True])
-def test_a_draft_does_not_make_a_image_smaller(shrink: bool) -> None:
+def test_a_draft_does_not_make_an_image_smaller(shrink: bool) -> None:
     """Progressive JPEG are held whole, whatever part of their detail is asked for."""
     file = io.BytesIO()
     Image.new("L", (8001, 8000)).save(file, "JPEG", progressive=True)

@@ -131,7 +131,7 @@ def test_first_frame_in_colour(tmp_path: Path, form: str) -> None:
     assert found.note == "first of its frames"
 
 
-def test_lab_is_a_image_in_colour(tmp_path: Path) -> None:
+def test_lab_is_an_image_in_colour(tmp_path: Path) -> None:
     path = saved(tmp_path / "lab.tiff", Image.new("LAB", (8, 8), (128, 128, 128)))
     assert read_image(path, COLOUR).note == "converted from LAB"
     assert read_image(path, GREY).note == "colours dropped; converted from LAB"
@@ -193,8 +193,8 @@ def refusal(path: Path) -> str:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "holds no bytes"),
-        (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC and AVIF are not decoded"),
+        (b"", "is empty"),
+        (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC and AVIF images are not supported"),
         (b"hello", "not an image that can be decoded"),
     ],
 )

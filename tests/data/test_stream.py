@@ -177,12 +177,12 @@ def test_a_truncated_image_is_named_by_its_file(tmp_path: Path, workers: int) ->
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds 0 bytes, not the "),
+        (b"", "has 0 bytes, it had "),
         (b"x" * 10_000, "not an image that can be decoded (none of "),
         (None, "cannot be read (No such"),
     ],
 )
-def test_a_image_that_changed_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_image_that_changed_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     source = write(tmp_path, [photo(0)])
     path = tmp_path / "0.jpg"
     path.unlink()
@@ -197,7 +197,7 @@ def test_a_image_that_changed_is_named(tmp_path: Path, content: bytes | None, me
     assert str(in_worker.value) == str(caught.value)
 
 
-def test_a_image_written_since_it_was_listed_is_refused_with_both_times(tmp_path: Path) -> None:
+def test_an_image_written_since_it_was_listed_is_refused_with_both_times(tmp_path: Path) -> None:
     source = write(tmp_path, [photo(0), photo(1)])
     path = tmp_path / "1.jpg"
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
@@ -207,8 +207,8 @@ def test_a_image_written_since_it_was_listed_is_refused_with_both_times(tmp_path
     os.utime(path, ns=(0, 1_700_000_001_000_000_000))
     with pytest.raises(UserError) as caught:
         source[torch.tensor([0, 1])]
-    times = "written at 2023-11-14T22:13:21.000000000 UTC, not at 2023-11-14T22:13:20.123456789 UTC"
-    assert str(caught.value) == f"{path}: was {times}: data must stay as they were when the run began"
+    times = "modified at 2023-11-14T22:13:21.000000000 UTC, before at 2023-11-14T22:13:20.123456789 UTC"
+    assert str(caught.value) == f"{path}: changed since the run began ({times})"
     with pytest.raises(UserError) as in_worker:
         batches(source, [[0, 1]], [1])
     assert str(in_worker.value) == str(caught.value)
@@ -218,7 +218,7 @@ def test_a_image_written_since_it_was_listed_is_refused_with_both_times(tmp_path
 def test_a_time_set_back_is_refused_too(tmp_path: Path) -> None:
     source = write(tmp_path, [photo(0)])
     os.utime(tmp_path / "0.jpg", ns=(0, 0))
-    with pytest.raises(UserError, match=r"0\.jpg: was written at 1970-01-01T00:00:00\.0* UTC, not at 2"):
+    with pytest.raises(UserError, match=r"0\.jpg: changed since the run began \(modified at 1970-01-01T00:00:00\.0* UTC,"):
         source[torch.tensor([0])]
 
 
@@ -289,7 +289,7 @@ def test_hold_out_and_limit_choose_the_rows_that_they_choose_in_memory(images: S
     assert limit(images, None) is images
 
 
-def test_the_index_takes_a_few_flat_bytes_a_image() -> None:
+def test_the_index_takes_a_few_flat_bytes_an_image() -> None:
     names = (Entry(f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:06d}.JPEG", 0, 110_000, row % 1000, 7) for row in range(50_000))
     listed = stream("data", names)
     files = listed.files
@@ -334,7 +334,7 @@ def test_random_crops_have_the_standard_range(width: int, height: int) -> None:
     ("size", "wanted"),
     [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 50), (0, 24, 1, 25)), ((1, 1), (0, 0, 1, 1))],
 )
-def test_a_image_that_no_crop_fits_gives_its_middle(size: tuple[int, int], wanted: tuple[int, ...]) -> None:
+def test_an_image_that_no_crop_fits_gives_its_middle(size: tuple[int, int], wanted: tuple[int, ...]) -> None:
     assert random_crop(*size, np.random.default_rng(0)) == wanted
 
 
@@ -356,7 +356,7 @@ def test_a_jpeg_is_shrunk_while_its_crop_keeps_224_pixels(box: tuple[int, ...], 
         decoded.append(image.size)
         return image.convert("RGB")
 
-    monkeypatch.setattr("advmoe.data.stream.rgb", watched)
+    monkeypatch.setattr("advmoe.data.stream.to_rgb", watched)
     full, shrunk = (resized_crop(data, lambda width, height: box, "here", shrink=shrink) for shrink in (False, True))
     assert decoded == [(1800, 1400), SHRINKS[box]]
     assert np.abs(full.astype(int) - shrunk).mean() < 1

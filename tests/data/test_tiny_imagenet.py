@@ -170,7 +170,7 @@ def test_nothing_of_a_zip_is_written(tmp_path: Path) -> None:
 
 
 def test_no_data_dir() -> None:
-    with pytest.raises(UserError, match=r"^tinyimagenet needs --data-dir: a place that holds tiny-imagenet-200 "):
+    with pytest.raises(UserError, match=r"^tinyimagenet needs --data-dir: a path that contains tiny-imagenet-200 "):
         load_dataset(DataConfig(dataset="tinyimagenet"))
 
 
@@ -182,7 +182,7 @@ def test_nonexistent_path(function: Callable[[DataConfig], Any], tmp_path: Path)
 def test_empty_folder(tmp_path: Path) -> None:
     assert (
         complaint(tmp_path)
-        == f"{tmp_path}: holds no wnids.txt; give a place that holds tiny-imagenet-200 (folder) or tiny-imagenet-200.zip"
+        == f"{tmp_path}: contains no wnids.txt; give a path that contains tiny-imagenet-200 (folder) or tiny-imagenet-200.zip"
     )
 
 
@@ -191,13 +191,13 @@ def annotated(change: Callable[[list[str]], list[str]]) -> bytes:
 
 
 SAID = {
-    "no wnids": ({"wnids.txt": None}, "PLACE: holds no wnids.txt; give "),
+    "no wnids": ({"wnids.txt": None}, "PLACE: contains no wnids.txt; give "),
     "empty wnids": ({"wnids.txt": b"\n"}, "PLACE/wnids.txt: is empty"),
     "wnid twice": ({"wnids.txt": files()["wnids.txt"] + b"n01443537\n"}, "PLACE/wnids.txt: n01443537 is listed twice"),
-    "wnids no text": ({"wnids.txt": b"\xff\xfe\x80"}, "PLACE/wnids.txt: not a text file"),
-    "wnid without images": ({"wnids.txt": files()["wnids.txt"] + b"n9\n"}, "PLACE/train/n9/images: holds no image"),
+    "wnids no text": ({"wnids.txt": b"\xff\xfe\x80"}, "PLACE/wnids.txt: not a text file in UTF-8"),
+    "wnid without images": ({"wnids.txt": files()["wnids.txt"] + b"n9\n"}, "PLACE/train/n9/images: contains no image"),
     "class not in wnids": ({"train/n7/images/n7_0.JPEG": jpeg(0)}, "PLACE/train/n7: n7 is not in wnids.txt"),
-    "no annotations": ({"val/val_annotations.txt": None}, "PLACE: holds no val/val_annotations.txt; give "),
+    "no annotations": ({"val/val_annotations.txt": None}, "PLACE: contains no val/val_annotations.txt; give "),
     "unknown wnid": (
         {"val/val_annotations.txt": annotated(lambda lines: [*lines[:2], lines[2].replace(WNIDS[1], "n5"), *lines[3:]])},
         "PLACE/val/val_annotations.txt: line 3: 'n5' is not in wnids.txt",
@@ -240,7 +240,7 @@ def test_truncated_zip(share: float, tmp_path: Path) -> None:
     path = write_zip(tmp_path / "mine.zip")
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
-    assert complaint(path).startswith(f"{path}: not a whole zip archive (")
+    assert complaint(path).startswith(f"{path}: damaged or incomplete zip archive (")
 
 
 def test_zip_with_a_flipped_bit(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from advmoe.attacks import frozen
 from advmoe.attacks.surrogate import route_of
 from advmoe.cli.parsing import Flag, device, parse
-from advmoe.cli.predict import pathway, printable
+from advmoe.cli.predict import pathway
 from advmoe.config import Device, Fraction, RuntimeConfig
-from advmoe.errors import UserError, nearest
+from advmoe.errors import UserError, nearest, printable
 from advmoe.evaluation.fooling import THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
 from advmoe.evaluation.shards import SLACK, true_network
 from advmoe.models import fused

@@ -1,6 +1,6 @@
 """`advmoe data get` and `advmoe data check`."""
 
-import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import tyro
+from pydantic import BaseModel
 from rich.console import Console
 
 from advmoe.cli.parsing import parse
@@ -21,64 +22,82 @@ from advmoe.errors import lookup
 
 @dataclass(frozen=True)
 class DataGetArguments:
-    """Fetch cifar10, cifar100 or tinyimagenet, go on with a broken download, and verify what came."""
+    """Download cifar10, cifar100 or tinyimagenet, resume an interrupted download, and verify the files."""
 
     name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Name of the data set."""
     to: Path | None = None
-    """Folder to put it in; by default data/NAME."""
+    """Folder to download to; by default data/NAME."""
     source: Annotated[Literal["official", "hub"], tyro.conf.arg(name="from")] = "official"
     """The official address, or the Hugging Face hub (needs pip install 'advmoe[hub]')."""
 
 
 @dataclass(frozen=True)
 class DataCheckArguments:
-    """Read a data set as a run would, and print what it holds and its fingerprint."""
+    """Read a data set as training would, and print its splits and its fingerprint."""
 
     data: DataConfig = field(default_factory=DataConfig)
     json: bool = False
-    """Print one JSON object instead of lines."""
+    """Print one JSON object instead of text."""
 
 
 def get(arguments: DataGetArguments) -> None:
-    """Fetch a data set and say where it lies. Raises UserError where it cannot be had."""
+    """Download a data set and print where it is. Raises UserError if it is not available."""
     name = arguments.name
     to = arguments.to or Path("data") / name
     lines = fetch_from_hub(name, to) if arguments.source == "hub" else fetch(name, to, Console(stderr=True))
-    print(*lines, f"next: advmoe data check --dataset {name} --data-dir {to}", sep="\n")
+    print(*lines, f"next: advmoe data check --dataset {name} --data-dir {shlex.quote(str(to))}", sep="\n")
 
 
 def check(arguments: DataCheckArguments) -> None:
-    """Read a data set and print its summary. Raises UserError where something is missing or damaged."""
-    held = summary(load_dataset(arguments.data))
+    """Read a data set and print its summary. Raises UserError if something is missing or damaged."""
+    content = summary(load_dataset(arguments.data))
     if arguments.json:
-        print(json.dumps(held))
+        print(content.model_dump_json())
         return
-    print(f"name         {held['name']}")
-    print(f"fingerprint  {held['fingerprint']}")
-    print(f"images     {' x '.join(map(str, held['shape']))}, {held['classes']} classes")
-    for name, part in held["parts"].items():
-        least, most = part["least_a_class"], part["most_a_class"]
-        print(f"{name:12} {part['images']:,}, {least:,}{f' to {most:,}' if most > least else ''} a class")
+    print(f"name         {content.name}")
+    print(f"fingerprint  {content.fingerprint}")
+    print(f"images       {' x '.join(map(str, content.shape))}, {content.classes} classes")
+    for name, counts in content.parts.items():
+        least, most = counts.least_a_class, counts.most_a_class
+        print(f"{name:12} {counts.images:,}, {least:,}{f' to {most:,}' if most > least else ''} a class")
 
 
-def summary(splits: Splits) -> dict[str, Any]:
-    """What a data set holds: name, fingerprint, shape (C, H, W), number of classes, and each part's counts."""
+class Counts(BaseModel):
+    """The number of images in a split, and the fewest and most of one class."""
+
+    images: int
+    least_a_class: int
+    most_a_class: int
+
+
+class Summary(BaseModel):
+    """What a data set contains; `shape` is (C, H, W), `classes` their number, `parts` the counts of each split."""
+
+    name: str
+    fingerprint: str
+    shape: tuple[int, int, int]
+    classes: int
+    parts: dict[str, Counts]
+
+
+def summary(splits: Splits) -> Summary:
+    """The summary of a data set."""
     classes = len(splits.spec.classes)
     parts = {"train": splits.train, "validation": splits.val, "test": splits.test}
-    return {
-        "name": splits.name, "fingerprint": splits.fingerprint, "shape": list(splits.spec.shape), "classes": classes,
-        "parts": {name: _counts(part, classes) for name, part in parts.items()},
-    }  # fmt: skip
+    return Summary(
+        name=splits.name, fingerprint=splits.fingerprint, shape=splits.spec.shape, classes=classes,
+        parts={name: _counts(images, classes) for name, images in parts.items()},
+    )  # fmt: skip
 
 
-def _counts(part: Source, classes: int) -> dict[str, int]:
-    counts = torch.bincount(part.labels, minlength=classes)
-    return {"images": len(part), "least_a_class": int(counts.min()), "most_a_class": int(counts.max())}
+def _counts(images: Source, classes: int) -> Counts:
+    counts = torch.bincount(images.labels, minlength=classes)
+    return Counts(images=len(images), least_a_class=int(counts.min()), most_a_class=int(counts.max()))
 
 
 def run(words: list[str]) -> None:
-    """Fetch a data set (get), or read one and say what it holds (check)."""
+    """Download a data set (get), or read one and print what it contains (check)."""
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return

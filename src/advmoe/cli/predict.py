@@ -11,7 +11,7 @@ import tyro
 
 from advmoe.cli.parsing import Flag, device, parse
 from advmoe.config import Device, RuntimeConfig
-from advmoe.errors import UserError
+from advmoe.errors import UserError, printable
 from advmoe.runs.load import Loaded, load
 from advmoe.runs.predict import Prediction, images_in, predict
 
@@ -20,13 +20,13 @@ COLUMNS = ("image", "class", "confidence", "pathway", "note")
 
 @dataclass(frozen=True)
 class PredictArguments:
-    """Print the class of images, how sure the network is of it, and the expert that each layer chose. Files that hold no image
-    are named, and the others classified all the same."""
+    """Print the class of each image, the confidence, and the expert of each MoE layer. Files that contain no image are reported,
+    and the others are classified."""
 
     run: tyro.conf.Positional[str]
-    """A run's folder, a file that advmoe.save_file wrote, or a name on the hub (owner/name)."""
+    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Files, and folders, which are read at any depth."""
+    """Image files, and folders, which are searched at any depth."""
     json: Flag = False
     """Print a JSON list."""
     csv: Flag = False
@@ -34,15 +34,15 @@ class PredictArguments:
     batch_size: int = 64
     """Images in memory at once."""
     device: Device = "auto"
-    """Torch device; auto takes CUDA where there is one."""
+    """Torch device; auto takes CUDA if there is one."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
+    """CPU threads; 0 leaves the choice to torch."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
         if self.json and self.csv:
-            raise UserError("--json and --csv exclude each other")
+            raise UserError("give --json or --csv, not both")
         if not self.images:
             raise UserError("give one or more IMAGES: files or folders")
 
@@ -55,26 +55,21 @@ def run(words: list[str]) -> None:
 
 
 def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[Prediction]:
-    """The images' predictions; the other files are named on stderr. Raises UserError where there is no image at all."""
+    """The predictions; files that are not images are reported on stderr. Raises UserError if there is no image at all."""
     done, failed = 0, 0
-    alone = len(arguments.images) == 1 and not arguments.images[0].is_dir()
+    single = len(arguments.images) == 1 and not arguments.images[0].is_dir()
     for answer in predict(model, images_in(arguments.images), arguments.batch_size):
         if isinstance(answer, Prediction):
             done += 1
             yield answer
-        elif alone:
+        elif single:
             raise UserError(answer.reason)
         else:
             failed += 1
-            print(f"advmoe: {printable(answer.reason)}", file=sys.stderr)
+            print(f"advmoe: {answer.reason}", file=sys.stderr)
     if not done:
         names = ", ".join(map(str, arguments.images))
-        raise UserError(f"{names}: none of {failed} files is an image" if failed else f"{names}: holds no file")
-
-
-def printable(text: str) -> str:
-    """The text without what would drive a terminal, or could not be encoded: a file's name may hold anything."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+        raise UserError(f"{names}: none of {failed} files is an image" if failed else f"{names}: contains no file")
 
 
 def pathway(route: Sequence[int]) -> str:
@@ -83,18 +78,18 @@ def pathway(route: Sequence[int]) -> str:
 
 
 def _print_table(model: Loaded, rows: Iterator[Prediction]) -> None:
-    """Aligned lines, the image last, as its length is not known beforehand."""
-    width = max(len("class"), *map(len, model.classes))
+    """Aligned lines; the image is last, because the lengths of the names are not known beforehand."""
+    width = max(len("class"), *(len(printable(name)) for name in model.classes))
     for number, row in enumerate(rows):
         route = pathway(row.pathway)
         if number == 0:
             print(f"{'class':{width}}  confidence  {'pathway':{max(7, len(route))}}  image")
-        line = f"{row.name:{width}}  {row.confidence:10.4f}  {route:7}  {printable(str(row.image))}"
+        line = f"{printable(row.name):{width}}  {row.confidence:10.4f}  {route:7}  {printable(str(row.image))}"
         print(line + (f"  ({row.note})" if row.note else ""))
 
 
 def _print_json(model: Loaded, rows: Iterator[Prediction]) -> None:
-    """A list, written as it comes."""
+    """A list, written row by row."""
     lead = "["
     for row in rows:
         values = (str(row.image), row.name, row.confidence, list(row.pathway), row.note)
@@ -108,4 +103,4 @@ def _print_csv(model: Loaded, rows: Iterator[Prediction]) -> None:
     for number, row in enumerate(rows):
         if number == 0:
             writer.writerow(COLUMNS)
-        writer.writerow([printable(str(row.image)), row.name, row.confidence, pathway(row.pathway), row.note])
+        writer.writerow([printable(str(row.image)), printable(row.name), row.confidence, pathway(row.pathway), row.note])

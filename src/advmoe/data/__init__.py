@@ -1,4 +1,4 @@
-"""Data sets: name -> Splits."""
+"""The data sets, by name."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from advmoe.errors import lookup
 
 @dataclass(frozen=True)
 class Dataset:
-    """What is known of a data set before it is read, and how to read it."""
+    """A data set: `spec` says what its images look like, `load` reads them."""
 
     spec: Callable[[DataConfig], ImageSpec]
     load: Callable[[DataConfig], Splits]
@@ -30,7 +30,10 @@ DATASETS = {
 
 
 def load_dataset(config: DataConfig) -> Splits:
-    """The data set that `config` names, on the CPU (ImageNet stays on disk). Raises UserError where it is unknown or unreadable."""
+    """The data set that `config` names, in main memory (ImageNet stays on disk).
+
+    Raises UserError if the name is unknown or the data cannot be read.
+    """
     return lookup(DATASETS, config.dataset, "dataset").load(config)
 
 

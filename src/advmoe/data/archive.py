@@ -1,4 +1,4 @@
-"""Archives (tar, tar.gz, zip) from anywhere, unpacked whole or not at all, and never outside the target."""
+"""Archives (tar, tar.gz, zip) from untrusted sources: unpacked completely or not at all, and never outside the target folder."""
 
 import errno
 import gzip
@@ -11,25 +11,25 @@ import zipfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from advmoe.errors import UserError
 
-CHUNK = 2**20  # bytes read at once, and the longest header of a tar
+CHUNK = 2**20  # bytes that are read at once, and the longest header of a tar
 ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What an archive may hold before it is taken for a bomb; every known data set lies far below."""
+    """The most that an archive may unpack to (protection against archive bombs); every known data set is far smaller."""
 
     total: int = 2**35
     """Bytes of all files together."""
     members: int = 2_000_000
     """Files and folders."""
     ratio: int = 200
-    """Unpacked bytes for each packed one (of an archive as a whole, and of a zip's member), past the first MiB."""
+    """Unpacked bytes for each packed byte, of the archive and of each member of a zip; the first MiB is free."""
 
 
 LIMITS = Limits()
@@ -37,41 +37,41 @@ LIMITS = Limits()
 
 @dataclass(frozen=True)
 class Member:
-    """One file or folder: what the archive declares, and where its content is read."""
+    """One file or folder: what the archive declares, and a stream of its content."""
 
     name: str
     size: int
     packed: int
-    content: IO[bytes] | None  # None: a folder
+    content: IO[bytes] | None  # None for a folder
 
 
 def unpack(archive: Path, target: Path, root: str = ".", limits: Limits = LIMITS) -> None:
-    """Unpack what lies under the folder `root` of the archive as the new folder `target`.
+    """Unpack the folder `root` of the archive as the new folder `target`.
 
-    Everything is written to a draft beside `target` that is renamed at the end: an interrupt or a bad archive leaves nothing.
-    Raises UserError, naming the member, on a name that leads outside, a link, a device, a bomb, or damage.
+    Everything is written to a temporary folder beside `target`, which is renamed at the end: an interrupt or a bad archive
+    leaves nothing behind. Raises UserError, naming the member, on a name that leads outside, a link, a device, a bomb, or damage.
     """
     if target.exists():
-        raise UserError(f"{target}: is already there")
+        raise UserError(f"{target}: already exists")
     with _draft_folder(target) as draft:
         try:
             _write_all(archive, draft, limits)
         except (UserError, MemoryError):
             raise
-        except Exception as error:  # a damaged archive raises nearly anything
-            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # as of a place before the file's first byte
-                raise  # of the disk, not of the archive
-            raise UserError(f"{archive}: not a whole archive ({' '.join(str(error).split())[:120]})") from None
+        except Exception as error:  # a damaged archive can raise nearly any exception
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to before the file
+                raise  # an error of the disk, not of the archive
+            raise UserError(f"{archive}: damaged or incomplete archive ({' '.join(str(error).split())[:120]})") from None
         if not (draft / root).is_dir():
-            raise UserError(f"{archive}: holds no folder {root}")
+            raise UserError(f"{archive}: contains no folder {root}")
         (draft / root).replace(target)
 
 
 @contextmanager
 def _draft_folder(target: Path) -> Iterator[Path]:
-    """A folder of this process alone beside `target`, gone after the block with whatever is still in it."""
+    """A folder of this process beside `target`; removed after the block, with everything that is still in it."""
     draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
-    content = draft / "content"  # so that the content as a whole can be moved away
+    content = draft / "content"  # a folder in it, so that all of the content can be moved away
     try:
         content.mkdir(parents=True)
         yield content
@@ -81,7 +81,7 @@ def _draft_folder(target: Path) -> Iterator[Path]:
 
 def _write_all(archive: Path, folder: Path, limits: Limits) -> None:
     count = total = 0
-    most = limits.ratio * archive.stat().st_size + CHUNK
+    largest_total = limits.ratio * archive.stat().st_size + CHUNK
     with closing(_members(archive, limits)) as members:
         for member in members:
             where = f"{archive}: member '{member.name}'"
@@ -91,17 +91,26 @@ def _write_all(archive: Path, folder: Path, limits: Limits) -> None:
             if total > limits.total:
                 raise UserError(f"{where} brings the content to {total} bytes: at most {limits.total} are unpacked")
             if member.size > CHUNK and member.size > limits.ratio * member.packed:
-                raise UserError(f"{where} unpacks {member.packed} bytes to {member.size}: at most {limits.ratio} times as many are")
-            if total > most:
-                raise UserError(f"{where} brings the content to {total} bytes, too many for its size")
-            _write(member, folder / inside(member.name, where), where)
+                raise UserError(f"{where} unpacks {member.packed} bytes to {member.size}: more than {limits.ratio} times as many")
+            if total > largest_total:
+                raise UserError(f"{where} brings the content to {total} bytes, too many for the size of the archive")
+            _write(member, folder / safe_name(member.name, where), where)
 
 
-def inside(name: str, where: str) -> str:
-    """The name, if it stays in the folder that it is taken in. Raises UserError, led by `where`."""
+def safe_name(name: str, where: str) -> str:
+    """The name, if it stays inside the folder that it is unpacked in. Raises UserError, which starts with `where`."""
     if not name.isprintable() or "\\" in name or ".." in name.split("/") or ABSOLUTE.match(name):
         raise UserError(f"{where} has a name that could lead out of the target folder")
     return name
+
+
+def check_member(path: Path, member: tarfile.TarInfo) -> None:
+    """Raises UserError if a tar member, which is read in its archive, points outside or is a link, a device or sparse."""
+    name = PurePosixPath(member.name)
+    if name.is_absolute() or ".." in name.parts:
+        raise UserError(f"{path}: member {member.name} points outside the archive")
+    if not (member.isdir() or member.isreg()) or member.issparse() or member.size < 0:
+        raise UserError(f"{path}: member {member.name} is a link, a device or sparse, not a plain file")
 
 
 def _write(member: Member, path: Path, where: str) -> None:
@@ -114,21 +123,19 @@ def _write(member: Member, path: Path, where: str) -> None:
             shutil.copyfileobj(content, file, CHUNK)
             written = file.tell()
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise UserError(f"{where} has the place of another member") from None
+        raise UserError(f"{where} has the same path as another member") from None
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
         raise UserError(f"{where} has a name that is too long") from None
     if written != member.size:
-        raise UserError(f"{where} holds {written} bytes, not the {member.size} declared")
+        raise UserError(f"{where} has {written} bytes, not the {member.size} declared")
 
 
 def _members(archive: Path, limits: Limits) -> Generator[Member]:
     with archive.open("rb") as file:
-        start = file.read(2)
-    if start == b"PK":
-        return _zip_members(archive)
-    return tar_members(archive, limits)
+        magic = file.read(2)
+    return _zip_members(archive) if magic == b"PK" else tar_members(archive, limits)
 
 
 def _zip_members(archive: Path) -> Generator[Member]:
@@ -140,8 +147,8 @@ def _zip_members(archive: Path) -> Generator[Member]:
                 raise UserError(f"{where} is neither a file nor a folder")
             if info.flag_bits & 1:
                 raise UserError(f"{where} is encrypted")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others give all of a chunk at once
-                raise UserError(f"{where} is packed by method {info.compress_type}; 0 and 8 (deflate) are unpacked")
+            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others return any amount of data at once
+                raise UserError(f"{where} is packed by method {info.compress_type}; only 0 (stored) and 8 (deflate) are unpacked")
             try:
                 content = None if info.is_dir() else file.open(info)
             except (zipfile.BadZipFile, NotImplementedError) as error:
@@ -150,55 +157,55 @@ def _zip_members(archive: Path) -> Generator[Member]:
 
 
 def tar_members(archive: Path, limits: Limits) -> Generator[Member]:
-    """Members of a tar or tar.gz in one pass, to its very end: it is decompressed only once. Their names are not checked.
+    """The members of a tar or tar.gz, decompressed once from start to end. Their names are not checked.
 
-    Raises UserError on a link, a device, a bomb or an end cut off, and nearly anything on damage.
+    Raises UserError on a link, a device, a bomb or a missing end, and nearly any exception on damage.
     """
     with archive.open("rb") as file:
-        opened: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
-    with opened(archive, "rb") as stream:
-        bounded: Any = _Bounded(stream, limits.ratio * archive.stat().st_size + CHUNK, archive)
+        open_stream: Any = gzip.open if file.read(2) == b"\x1f\x8b" else open
+    with open_stream(archive, "rb") as stream:
+        bounded: Any = _BoundedStream(stream, limits.ratio * archive.stat().st_size + CHUNK, archive)
         with tarfile.open(fileobj=bounded, mode="r:") as file:
             for info in iter(file.next, None):
                 if not (info.isfile() or info.isdir()) or info.issparse():
                     raise UserError(f"{archive}: member '{info.name}' is neither a file nor a folder")
-                if info.size < 0:  # the next member would be looked for before this one, again and again
-                    raise UserError(f"{archive}: member '{info.name}' says that it has {info.size} bytes")
+                if info.size < 0:  # tarfile would look for the next member before this one, without end
+                    raise UserError(f"{archive}: member '{info.name}' declares a size of {info.size} bytes")
                 yield Member(info.name, info.size, info.size, file.extractfile(info) if info.isfile() else None)
-            _ended(archive, bounded, file.offset)
+            _check_end(archive, bounded, file.offset)
 
 
-class _Bounded:
-    """A stream that refuses to go past `limit`, or to be read at once by more than a chunk (a tar's header may claim any size)."""
+class _BoundedStream:
+    """A stream that can be read up to `limit` only, and at most one chunk at a time (a tar's header may claim any size)."""
 
     def __init__(self, stream: IO[bytes], limit: int, archive: Path) -> None:
         self.stream, self.limit, self.archive = stream, limit, archive
 
     def read(self, size: int = -1) -> bytes:
         if not 0 <= size <= CHUNK:
-            raise UserError(f"{self.archive}: a header of {size} bytes is no honest one")
-        self._allow(self.stream.tell() + size)
+            raise UserError(f"{self.archive}: a header claims {size} bytes, at most {CHUNK} are read")
+        self._check(self.stream.tell() + size)
         return self.stream.read(size)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._allow(offset)  # tarfile seeks from the start only
+        self._check(offset)  # tarfile seeks from the start only
         return self.stream.seek(offset, whence)
 
     def tell(self) -> int:
         return self.stream.tell()
 
-    def _allow(self, place: int) -> None:
-        if place > self.limit:
-            raise UserError(f"{self.archive}: unpacks to more than {self.limit} bytes, too many for its size")
+    def _check(self, position: int) -> None:
+        if position > self.limit:
+            raise UserError(f"{self.archive}: unpacks to more than {self.limit} bytes, too many for the size of the archive")
 
 
-def _ended(archive: Path, stream: "_Bounded", offset: int) -> None:
-    """Read on to the end, where gzip has its checksum: after the last member, a whole tar has zeros only."""
+def _check_end(archive: Path, stream: _BoundedStream, offset: int) -> None:
+    """Read to the end, where gzip checks its checksum. A complete tar has only zeros after its last member."""
     stream.seek(offset)
-    rest = stream.read(tarfile.BLOCKSIZE)
-    whole = len(rest) == tarfile.BLOCKSIZE
-    while rest and whole:
-        whole = not any(rest)
-        rest = stream.read(CHUNK)
-    if not whole:
-        raise UserError(f"{archive}: not a whole archive (broken off or damaged after {offset} bytes)")
+    block = stream.read(tarfile.BLOCKSIZE)
+    complete = len(block) == tarfile.BLOCKSIZE
+    while block and complete:
+        complete = not any(block)
+        block = stream.read(CHUNK)
+    if not complete:
+        raise UserError(f"{archive}: damaged or incomplete archive (cut off or damaged after {offset} bytes)")

@@ -1,19 +1,19 @@
-"""Augmentation of a whole batch at once, on the device that holds it."""
+"""Random crops and flips of a batch of images, computed on the device of the batch."""
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 
-def drawn(batch: int, generator: torch.Generator) -> Tensor:
-    """What decides the crops and mirrorings of so many images: [3, B, 1] in [0, 1)."""
-    return torch.rand(3, batch, 1, generator=generator, device=generator.device)
+def augmentation_draws(batch_size: int, generator: torch.Generator) -> Tensor:
+    """Random numbers in [0, 1), [3, B, 1]: for each image its row offset, its column offset, and whether it is flipped."""
+    return torch.rand(3, batch_size, 1, generator=generator, device=generator.device)
 
 
 def augment(images: Tensor, padding: int, flip: bool, draws: Tensor) -> Tensor:
-    """Random crops after zero padding, random mirroring: [B, C, H, W] uint8 -> the same shape; `draws` are of `drawn`.
+    """Random crops after zero padding, and random horizontal flips: [B, C, H, W] uint8 -> the same shape.
 
-    A convolutional network's usual CIFAR augmentation (appendix B follows the standard pipeline).
+    `draws` come from `augmentation_draws`. This is the usual CIFAR augmentation (appendix B uses the standard pipeline).
     """
     batch, channels, height, width = images.shape
     device = images.device

@@ -7,53 +7,64 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pyarrow.parquet
 import torch
 
 from advmoe.config import DataConfig
-from advmoe.data.archive import CHUNK, LIMITS, inside, tar_members
-from advmoe.data.batch_pickle import uint8_array, unpickled
+from advmoe.data.archive import CHUNK, LIMITS, safe_name, tar_members
+from advmoe.data.arrays import open_npz, read_npy
+from advmoe.data.batch_pickle import read_pickle, to_array
 from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
-from advmoe.data.images import Images, ImageSpec, Splits, divided, from_arrays, in_content_order
-from advmoe.data.place import place_of, readable, visible
+from advmoe.data.images import Images, ImageSpec, Splits, from_arrays, in_content_order, make_splits
+from advmoe.data.paths import data_path, os_errors_as_user_errors, visible_entries
+from advmoe.data.shards import files_by_split
 from advmoe.errors import UserError
 from advmoe.files import check_plain
 
 SIZE = 32
-MAX_BATCH = 2**29  # bytes: the largest of the two data sets' has 155 million
-MOST_MEMBERS = 10_000  # of their archives, which have 9
+MAX_BATCH = 2**29  # bytes; the largest batch of the two data sets has 155 million
+MAX_MEMBERS = 10_000  # of their archives, which have 9
+SPLITS = ("train", "test")
+ARRAY_NAMES = (  # of images and labels, for each split; the first pair is Keras's
+    ("x_{split}", "y_{split}"), ("X_{split}", "y_{split}"), ("{split}_images", "{split}_labels"),
+    ("{split}_data", "{split}_labels"),
+)  # fmt: skip
 
-Part = tuple[Images, bool]  # the images, and whether they had been JPEG
+LoadedSplit = tuple[Images, bool]  # the images, and whether any was a JPEG
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What the two data sets differ in."""
+    """The differences between the two data sets."""
 
     name: str
     title: str
     folder: str
-    """Of the Python batches."""
+    """Name of the folder of the Python batches."""
     archive: str
     train: tuple[str, ...]
-    """Names of the batches of the training part."""
+    """Names of the batches of the training split."""
     test: tuple[str, ...]
-    batch_labels: bytes
+    batch_labels: str
     """Key of the labels in a batch."""
     label_columns: tuple[str, ...]
-    """Names that the column of the labels may have in Parquet, the first one that is there counts."""
+    """Names that the column of the labels may have in Parquet; the first that is present counts."""
     spec: ImageSpec
 
     @property
     def forms(self) -> str:
-        """What a place that holds the data set looks like."""
-        return f"{self.folder} (folder), {self.archive}, train*.parquet and test*.parquet, or train/CLASS/ and test/CLASS/"
+        """The forms that are read, for a message."""
+        return (
+            f"{self.folder} (folder), {self.archive}, train*.parquet and test*.parquet, an .npz with x_train, y_train, x_test and "
+            "y_test, the same as .npy files, or train/CLASS/ and test/CLASS/"
+        )
 
 
 CIFAR10 = Variant(
     "cifar10", "CIFAR-10", "cifar-10-batches-py", "cifar-10-python.tar.gz",
-    tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",), b"labels", ("label",),
+    tuple(f"data_batch_{number}" for number in range(1, 6)), ("test_batch",), "labels", ("label",),
     ImageSpec(
         ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
         (3, SIZE, SIZE), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
@@ -71,52 +82,74 @@ FINE_CLASSES = """
 
 CIFAR100 = Variant(
     "cifar100", "CIFAR-100", "cifar-100-python", "cifar-100-python.tar.gz",
-    ("train",), ("test",), b"fine_labels", ("fine_label", "label"),
+    ("train",), ("test",), "fine_labels", ("fine_label", "label"),
     ImageSpec(tuple(FINE_CLASSES.split()), (3, SIZE, SIZE), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 )  # fmt: skip
 
 
 def load(variant: Variant, config: DataConfig) -> Splits:
-    """The data set from `data_dir`; its name ends in -jpeg where images had been JPEG. CIFAR-100 with its fine labels.
+    """The data set in `data_dir`; its name ends in -jpeg if any image was a JPEG. CIFAR-100 has its fine labels.
 
-    The order is that of the content, so every lossless form gives the same fingerprint and held-out part.
-    Raises UserError, with the path and row, where something is missing or damaged.
+    Images are sorted by content, so that every lossless form gives the same fingerprint and validation split.
+    Raises UserError, with the path and row, if something is missing or damaged.
     """
-    with readable(config):
-        place = place_of(config, variant.forms)
-        parts = _read(variant, place)
-    train, test = (in_content_order(images) for images, _ in parts)
+    with os_errors_as_user_errors(config):
+        path = data_path(config, variant.forms)
+        splits = _read(variant, path)
+    train, test = (in_content_order(images) for images, _ in splits)
     counts = torch.bincount(train.labels, minlength=len(variant.spec.classes))
-    if not counts.all():  # such as superclasses, or the other data set, read as this one
+    if not counts.all():  # such as superclasses, or the other data set
         absent = int((counts == 0).nonzero()[0])
-        raise UserError(f"{place}: no training image of class {absent} ({variant.spec.classes[absent]}) of {variant.title}")
-    name = f"{variant.name}-jpeg" if any(was_jpeg for _, was_jpeg in parts) else variant.name
-    return divided(name, variant.spec, train, test, config)
+        raise UserError(f"{path}: no training image of class {absent} ({variant.spec.classes[absent]}) of {variant.title}")
+    name = f"{variant.name}-jpeg" if any(has_jpeg for _, has_jpeg in splits) else variant.name
+    return make_splits(name, variant.spec, train, test, config)
 
 
-def _read(variant: Variant, place: Path) -> tuple[Part, Part]:
-    if place.is_file() and place.suffix == ".parquet":
-        raise UserError(f"{place}: is one file; give the folder that holds train*.parquet and test*.parquet")
-    if place.is_file():
-        return _read_tar(variant, place)
-    for folder in (place, place / variant.folder):
+def _read(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+    if path.is_file():
+        return _read_file(variant, path)
+    for folder in (path, path / variant.folder):
         if any((folder / name).is_file() for name in (*variant.train, *variant.test)):
             return _read_batches(variant, folder)
-    if (place / variant.archive).exists():
-        return _read_tar(variant, place / variant.archive)
-    if any(place.glob("**/*.parquet")):
-        return _read_parquet(variant, place, "train"), _read_parquet(variant, place, "test")
-    if (place / "train").is_dir():
-        return _read_folders(variant, place / "train"), _read_folders(variant, place / "test")
-    raise UserError(f"{place}: holds none of {variant.forms}")
+    for archive in (path / variant.archive, path / f"{variant.folder}.tar.gz"):  # the latter is Keras's name
+        if archive.exists():
+            return _read_tar(variant, archive)
+    if any(path.glob("**/*.parquet")):
+        return _read_parquet(variant, path)
+    if (path / "train").is_dir():
+        return _read_folders(variant, path / "train"), _read_folders(variant, path / "test")
+    arrays = _Arrays(variant, path)
+    if arrays.files:
+        return arrays.read("train"), arrays.read("test")
+    raise UserError(f"{path}: contains none of {variant.forms}")
+
+
+def _read_file(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+    if path.suffix == ".parquet":
+        raise UserError(f"{path}: is one file; give the folder that contains train*.parquet and test*.parquet")
+    if path.suffix == ".npy":
+        raise UserError(f"{path}: is one array; give the folder that contains x_train.npy, y_train.npy, x_test.npy and y_test.npy")
+    if path.suffix == ".npz":
+        arrays = _Arrays(variant, path)
+        return arrays.read("train"), arrays.read("test")
+    if not (path.suffix in (".tar", ".gz", ".tgz") or _is_tar(path)):
+        raise UserError(f"{path}: not a file that {variant.title} is read from; give {variant.forms}")
+    return _read_tar(variant, path)
+
+
+def _is_tar(path: Path) -> bool:
+    check_plain(path, MAX_BATCH)
+    with path.open("rb") as file:
+        header = file.read(512)
+    return header.startswith(b"\x1f\x8b") or header[257:262] == b"ustar"
 
 
 # The Python batches, in a folder or in the tar.gz
 
 
-def _read_batches(variant: Variant, folder: Path) -> tuple[Part, Part]:
+def _read_batches(variant: Variant, folder: Path) -> tuple[LoadedSplit, LoadedSplit]:
     paths = {name: folder / name for name in (*variant.train, *variant.test)}
-    return _by_part(variant, {name: _batch(variant, _content(path), str(path)) for name, path in paths.items()})
+    return _join_batches(variant, {name: _batch(variant, _content(path), str(path)) for name, path in paths.items()})
 
 
 def _content(path: Path) -> bytes:
@@ -124,28 +157,30 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _read_tar(variant: Variant, path: Path) -> tuple[Part, Part]:
+def _read_tar(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
     try:
         batches = _tar_batches(variant, path)
     except (UserError, PermissionError):
         raise
-    except Exception as error:  # a damaged archive raises nearly anything
-        raise UserError(f"{path}: not a whole tar archive ({' '.join(str(error).split())[:120]})") from None
+    except Exception as error:  # a damaged archive can raise nearly any exception
+        raise UserError(f"{path}: damaged or incomplete tar archive ({' '.join(str(error).split())[:120]})") from None
     for name in (*variant.train, *variant.test):
         if name not in batches:
-            raise UserError(f"{path}: holds no file {variant.folder}/{name}")
-    return _by_part(variant, batches)
+            raise UserError(f"{path}: contains no file {variant.folder}/{name}")
+    return _join_batches(variant, batches)
 
 
 def _tar_batches(variant: Variant, path: Path) -> dict[str, Images]:
-    """The batches of an archive in one pass; members are read, never unpacked: nothing is written, wherever they point."""
-    batches = {}
+    """The batches in an archive, in one pass. Members are read and never unpacked, so nothing is written, whatever their names."""
+    batches: dict[str, Images] = {}
     with closing(tar_members(path, LIMITS)) as members:
         for number, member in enumerate(members):
-            if number == MOST_MEMBERS:
-                raise UserError(f"{path}: holds more than {MOST_MEMBERS} members, too many for {variant.title}")
-            name = inside(member.name, f"{path}: member {member.name}").rpartition("/")[2]
+            if number == MAX_MEMBERS:
+                raise UserError(f"{path}: has more than {MAX_MEMBERS} members, too many for {variant.title}")
+            name = safe_name(member.name, f"{path}: member {member.name}").rpartition("/")[2]
             if member.content is not None and name in (*variant.train, *variant.test):
+                if name in batches:
+                    raise UserError(f"{path}: contains two files {name}; keep one of them")
                 if member.size > MAX_BATCH:
                     raise UserError(f"{path}: {name} has {member.size:,} bytes; at most {MAX_BATCH:,} are read")
                 content = b"".join(iter(partial(member.content.read, CHUNK), b""))
@@ -153,46 +188,100 @@ def _tar_batches(variant: Variant, path: Path) -> dict[str, Images]:
     return batches
 
 
-def _by_part(variant: Variant, batches: Mapping[str, Images]) -> tuple[Part, Part]:
-    train, test = (_join([batches[name] for name in names]) for names in (variant.train, variant.test))
+def _join_batches(variant: Variant, batches: Mapping[str, Images]) -> tuple[LoadedSplit, LoadedSplit]:
+    train, test = (_concatenate([batches[name] for name in names]) for names in (variant.train, variant.test))
     return (train, False), (test, False)
 
 
 def _batch(variant: Variant, content: bytes, where: str) -> Images:
     try:
-        batch = unpickled(content)
-        raw = uint8_array(batch[b"data"]).reshape(-1, 3, SIZE, SIZE)
-        labels = batch[variant.batch_labels]
-        if not isinstance(labels, list):
-            raise TypeError(f"labels of type {type(labels).__name__}, not list")
-    except Exception as error:  # a damaged pickle raises nearly anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        raise UserError(f"{where}: not a {variant.title} batch ({reason})") from None
-    return from_arrays(raw, labels, len(variant.spec.classes), where)
+        batch = read_pickle(content)
+        if not isinstance(batch, dict):
+            raise TypeError(f"it contains a {type(batch).__name__}, not a dict")
+        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        if missing := {"data", variant.batch_labels} - batch.keys():
+            raise TypeError(f"it has no {min(missing)}")
+        raw, labels = to_array(batch["data"]), to_array(batch[variant.batch_labels])
+        if raw.dtype != np.uint8 or raw.ndim < 2 or raw[0].size != 3 * SIZE**2:
+            raise TypeError(f"{raw.dtype} data of shape {raw.shape}, not uint8 of shape (n, {3 * SIZE**2})")
+    except Exception as error:  # a damaged pickle can raise nearly any exception
+        raise UserError(f"{where}: not a {variant.title} batch ({' '.join(str(error).split())[:120]})") from None
+    return from_arrays(raw.reshape(-1, 3, SIZE, SIZE), labels, len(variant.spec.classes), where)
 
 
-def _join(parts: Sequence[Images]) -> Images:
-    return Images(torch.cat([part.raw for part in parts]), torch.cat([part.labels for part in parts]))
+def _concatenate(images: Sequence[Images]) -> Images:
+    return Images(torch.cat([part.raw for part in images]), torch.cat([part.labels for part in images]))
+
+
+# Numpy arrays
+
+
+class _Arrays:
+    """Arrays of images and labels by name, in an .npz file or as .npy files in a folder."""
+
+    def __init__(self, variant: Variant, path: Path) -> None:
+        self.variant, self.path = variant, path
+        self.files = [path] if path.is_file() else sorted([*path.glob("*.npy"), *path.glob("*.npz")])
+
+    def read(self, split: str) -> LoadedSplit:
+        """One split. Raises UserError if it is missing or its arrays have other shapes or types."""
+        pairs = [(images.format(split=split), labels.format(split=split)) for images, labels in ARRAY_NAMES]
+        if len(self.files) == 1 and self.files[0].suffix == ".npz":
+            with open_npz(self.files[0]) as archive:
+                names = self._names(pairs, archive.names)
+                images, labels = (archive[name] for name in names)
+        else:
+            by_name = {file.stem: file for file in self.files if file.suffix == ".npy"}
+            names = self._names(pairs, list(by_name))
+            images, labels = (read_npy(by_name[name]) for name in names)
+        return self._checked(images, labels, names), False
+
+    def _names(self, pairs: Sequence[tuple[str, str]], present: Sequence[str]) -> tuple[str, str]:
+        fitting = [pair for pair in pairs if pair[0] in present and pair[1] in present]
+        if len(fitting) != 1:
+            reason = f"no {pairs[0][0]} and {pairs[0][1]}" if not fitting else f"both {fitting[0][0]} and {fitting[1][0]}"
+            names = ", ".join(sorted(present)[:8]) or "no .npy file"
+            raise UserError(f"{self.path}: has {reason} (there are {names}); give {self.variant.forms}")
+        return fitting[0]
+
+    def _checked(self, images: np.ndarray, labels: np.ndarray, names: tuple[str, str]) -> Images:
+        where, count = f"{self.path}: {names[0]}", len(images) if images.ndim else 0
+        shapes = {(count, SIZE, SIZE, 3): True, (count, 3, SIZE, SIZE): False, (count, 3 * SIZE**2): False}
+        if images.dtype != np.uint8 or images.shape not in shapes:
+            raise UserError(
+                f"{where}: {images.dtype} of shape {images.shape}; needed is uint8 of shape (n, {SIZE}, {SIZE}, 3), "
+                f"(n, 3, {SIZE}, {SIZE}) or (n, {3 * SIZE**2})"
+            )
+        if labels.dtype.kind not in "ui" or labels.shape not in ((len(labels),), (len(labels), 1)):
+            raise UserError(f"{self.path}: {names[1]}: {labels.dtype} of shape {labels.shape}; needed are integers of shape (n,)")
+        raw = images.transpose(0, 3, 1, 2) if shapes[images.shape] else images.reshape(-1, 3, SIZE, SIZE)
+        return from_arrays(raw.copy(), labels.reshape(-1), len(self.variant.spec.classes), where)
 
 
 # Parquet
 
 
-def _read_parquet(variant: Variant, place: Path, part: str) -> Part:
-    paths = sorted(path for path in place.glob("**/*.parquet") if path.name.startswith(part))
-    if not paths:
-        raise UserError(f"{place}: holds no {part}*.parquet")
-    parts = [_parquet_file(variant, path) for path in paths]
-    return _join([images for images, _ in parts]), any(was_jpeg for _, was_jpeg in parts)
+def _read_parquet(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+    files = files_by_split(path, path.glob("**/*.parquet"))
+    for split in SPLITS:
+        if split not in files:
+            raise UserError(f"{path}: contains no {split}*.parquet")
+    train, test = (_read_parquet_split(variant, files[split]) for split in SPLITS)
+    return train, test
 
 
-def _parquet_file(variant: Variant, path: Path) -> Part:
+def _read_parquet_split(variant: Variant, paths: Sequence[Path]) -> LoadedSplit:
+    loaded = [_parquet_file(variant, path) for path in paths]
+    return _concatenate([images for images, _ in loaded]), any(has_jpeg for _, has_jpeg in loaded)
+
+
+def _parquet_file(variant: Variant, path: Path) -> LoadedSplit:
     try:
         table = pyarrow.parquet.read_table(path, partitioning=None)
     except PermissionError:
         raise
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a whole Parquet file ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: damaged or incomplete Parquet file ({' '.join(str(error).split())[:120]})") from None
     column = next((name for name in ("img", "image") if name in table.column_names), None)
     label = next((name for name in variant.label_columns if name in table.column_names), None)
     if column is None or label is None:
@@ -201,14 +290,14 @@ def _parquet_file(variant: Variant, path: Path) -> Part:
     items: list[Any] = [row.get("bytes") if isinstance(row, dict) else row for row in rows]
     for number, item in enumerate(items):
         if not isinstance(item, bytes):
-            raise UserError(f"{path}: row {number} holds no image bytes")
-    return _decoded(variant, items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
+            raise UserError(f"{path}: row {number} has no image bytes")
+    return _decode(variant, items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
 
 
-# Folders of images by class
+# Folders of images, one for each class
 
 
-def _read_folders(variant: Variant, folder: Path) -> Part:
+def _read_folders(variant: Variant, folder: Path) -> LoadedSplit:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     missing = [name for name in variant.spec.classes if not (folder / name).is_dir()]
@@ -217,15 +306,15 @@ def _read_folders(variant: Variant, folder: Path) -> Part:
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(variant.spec.classes):
-        found = [path for path in visible(folder / name) if path.is_file()]
-        paths += found
-        labels += [label] * len(found)
-        if not found:
-            raise UserError(f"{folder / name}: holds no image")
-    return _decoded(variant, [path.read_bytes() for path in paths], [str(path) for path in paths], labels, folder)
+        images = [path for path in visible_entries(folder / name) if path.is_file()]
+        paths += images
+        labels += [label] * len(images)
+        if not images:
+            raise UserError(f"{folder / name}: contains no image")
+    return _decode(variant, [path.read_bytes() for path in paths], [str(path) for path in paths], labels, folder)
 
 
-def _decoded(variant: Variant, items: Sequence[bytes], names: Sequence[str], labels: Sequence[int], place: Path) -> Part:
+def _decode(variant: Variant, items: Sequence[bytes], names: Sequence[str], labels: Sequence[int], path: Path) -> LoadedSplit:
     raw = decode_all(len(items), SIZE, lambda row: decode(items[row], SIZE, names[row]))
-    images = from_arrays(raw, labels, len(variant.spec.classes), str(place))
+    images = from_arrays(raw, labels, len(variant.spec.classes), str(path))
     return images, any(item.startswith(JPEG_MAGIC) for item in items)

@@ -2,72 +2,100 @@
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from advmoe.data.metadata import UPRIGHT, orientation, without_metadata
 from advmoe.errors import UserError
 
+Result = TypeVar("Result")
+
 JPEG_MAGIC = b"\xff\xd8\xff"
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, which Pillow hands to another program
-MAX_PIXELS = 64_000_000  # of one image: a small file can claim to hold any number
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, for which Pillow starts another program
+MAX_PIXELS = 64_000_000  # of one image: a small file can claim any number
 DEEP_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow would cut off at 255
 
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
-    """An encoded image of exactly size x size as [3, size, size] uint8. Raises UserError, led by `where`."""
-    with opened(data, where) as image:
+    """An encoded image of exactly size x size as [3, size, size] uint8. Raises UserError, which starts with `where`."""
+
+    def pixels(image: Image.Image) -> np.ndarray:
         if image.size != (size, size):
             raise UserError(f"{where}: the image is {image.width} x {image.height}, not {size} x {size}")
-        return _array(rgb(image, where))
+        return _array(to_rgb(image, where))
+
+    return with_image(data, where, pixels)
 
 
 def decode_fitted(data: bytes, size: int, where: str) -> np.ndarray:
-    """An encoded image of any size as [3, size, size] uint8: upright, its shorter side resized to `size`, the middle of it.
+    """An encoded image of any size as [3, size, size] uint8: upright, its shorter side resized to `size`, cropped to the middle.
 
-    Upright is as its EXIF orientation says; the resampling is Lanczos' with antialiasing, and none at all where the size
-    is right. Raises UserError, led by `where`.
+    The EXIF orientation is applied first. Resampling is Lanczos with antialiasing; an image of the right size is not
+    resampled. Raises UserError, which starts with `where`.
     """
-    with opened(data, where) as image:
-        return _array(ImageOps.fit(rgb(image, where, upright=True), (size, size), Image.Resampling.LANCZOS))
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        return _array(ImageOps.fit(to_rgb(image, where, upright=True), (size, size), Image.Resampling.LANCZOS))
+
+    return with_image(data, where, pixels)
 
 
-def size_of(data: bytes, where: str) -> tuple[int, int]:
-    """(width, height) of an encoded image as it is stored; its pixels are not decoded. Raises UserError, led by `where`."""
-    with opened(data, where) as image:
-        return image.size
+def stored_size(data: bytes, where: str) -> tuple[int, int]:
+    """(width, height) of an encoded image as stored, without decoding its pixels. Raises UserError, which starts with `where`."""
+    return with_image(data, where, lambda image: image.size)
 
 
-@contextmanager
-def opened(data: bytes, where: str) -> Iterator[Image.Image]:
-    """An encoded image, to be decoded. Raises UserError, led by `where`, for whatever fails within."""
+def with_image(data: bytes, where: str, function: Callable[[Image.Image], Result]) -> Result:
+    """The result of `function` for the opened image, whose pixels are not decoded yet.
+
+    Metadata that Pillow cannot read do not matter: if anything fails, the image is opened again without them. Raises
+    UserError, which starts with `where`, for whatever fails then.
+    """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            yield image
+        return _apply(data, function)
     except UserError:
         raise
-    except UnidentifiedImageError:
-        raise UserError(f"{where}: not an image that can be decoded (none of {', '.join(FORMATS)})") from None
-    except Exception as error:  # a damaged image raises nearly anything
-        raise UserError(f"{where}: not an image that can be decoded ({' '.join(str(error).split())[:120]})") from None
+    except Exception:  # a damaged image can raise nearly any exception, and so can damaged metadata
+        data = without_metadata(data)
+    try:
+        return _apply(data, function)
+    except UserError:
+        raise
+    except Exception as error:
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"none of {', '.join(FORMATS)}" if unknown else " ".join(str(error).split())[:120]
+        raise UserError(f"{where}: not an image that can be decoded ({reason})") from None
 
 
-def rgb(image: Image.Image, where: str, upright: bool = False) -> Image.Image:
-    """An opened image decoded, in RGB whatever its colours (transparency is dropped, of several frames the first is taken).
+def _apply(data: bytes, function: Callable[[Image.Image], Result]) -> Result:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return function(image)
 
-    Raises UserError, led by `where`, for one of more than MAX_PIXELS (before it is decoded) or more than 8 bits a channel.
+
+def to_rgb(image: Image.Image, where: str, upright: bool = False) -> Image.Image:
+    """An opened image decoded to RGB, whatever its colours. Transparency is dropped; of several frames the first is taken.
+
+    Raises UserError, which starts with `where`, if it has more than MAX_PIXELS
+    (before it is decoded) or more than 8 bits a channel.
     """
     check_size(image, where)
     if image.mode.partition(";")[0] in DEEP_MODES:
         raise UserError(f"{where}: the image has pixels of kind {image.mode}, not 8 bits a channel")
-    return (ImageOps.exif_transpose(image) if upright else image).convert("RGB")
+    return (turn_upright(image) if upright else image).convert("RGB")
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """The image turned as its metadata say."""
+    method = UPRIGHT.get(orientation(image))
+    return image if method is None else image.transpose(method)
 
 
 def check_size(image: Image.Image, where: str) -> None:
-    """Raises UserError, led by `where`, for an opened image of more than MAX_PIXELS, before it is decoded."""
+    """Raises UserError, which starts with `where`, if an opened image has more than MAX_PIXELS, before it is decoded."""
     if image.width * image.height > MAX_PIXELS:
         raise UserError(f"{where}: the image is {image.width} x {image.height}: more than {MAX_PIXELS:,} pixels")
 
@@ -77,9 +105,9 @@ def _array(image: Image.Image) -> np.ndarray:
 
 
 def decode_all(count: int, size: int, image: Callable[[int], np.ndarray]) -> np.ndarray:
-    """[count, 3, size, size] uint8 of what `image` gives for each row, on all cores; holds no image twice.
+    """[count, 3, size, size] uint8 of the images that `image` returns for each row, decoded on all cores.
 
-    Raises the error of the first row that has one, and UserError where the images exceed the memory.
+    Raises the error of the first row that has one, and UserError if the images do not fit in memory.
     """
     try:
         images = np.empty((count, 3, size, size), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The embedded subset of Fashion-MNIST (Xiao et al. 2017; MIT licence, its notice lies beside the file)."""
+"""The embedded subset of Fashion-MNIST (Xiao et al. 2017; MIT licence, its notice is beside the file)."""
 
 from importlib.resources import files
 
@@ -12,12 +12,12 @@ SPEC = ImageSpec(CLASSES, (1, 28, 28), (0.2860,), (0.3530,))
 
 
 def load(config: DataConfig) -> Splits:
-    """Train, validation and test part of the embedded subset; `data_dir` and `validation_share` play no role.
+    """The train, validation and test splits of the embedded subset; `data_dir` and `validation_share` are not used.
 
-    Of the validation part, no more is kept than a quarter of `limit_train`: it is attacked after every epoch.
+    With `limit_train`, the validation split has at most a quarter as many images, because it is attacked after every epoch.
     """
     with files("advmoe.data").joinpath("embedded/fashion-mnist.npz").open("rb") as file, np.load(file) as arrays:
-        train, val, test = (_part(arrays, name) for name in ("train", "val", "test"))
+        train, val, test = (_split(arrays, name) for name in ("train", "val", "test"))
     held_out = None if config.limit_train is None else min(len(val), max(config.limit_train // 4, len(CLASSES)))
     return Splits(
         "fashion-mnist", SPEC, fingerprint(train, val, test),
@@ -25,5 +25,5 @@ def load(config: DataConfig) -> Splits:
     )  # fmt: skip
 
 
-def _part(arrays: "np.lib.npyio.NpzFile", name: str) -> Images:
-    return from_arrays(arrays[f"{name}_images"][:, None], arrays[f"{name}_labels"], len(CLASSES), f"embedded {name} part")
+def _split(arrays: "np.lib.npyio.NpzFile", name: str) -> Images:
+    return from_arrays(arrays[f"{name}_images"][:, None], arrays[f"{name}_labels"], len(CLASSES), f"embedded {name} split")

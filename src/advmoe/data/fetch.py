@@ -1,4 +1,4 @@
-"""Data sets from their official addresses: fetched, resumed, verified, and never wrong under the right name."""
+"""Downloads of data sets from their official addresses: resumed, verified, and renamed only when they are correct."""
 
 import hashlib
 import http.client
@@ -16,15 +16,15 @@ from advmoe.data.archive import unpack
 from advmoe.errors import UserError, lookup
 from advmoe.files import write_atomically
 
-TIMEOUT = 30.0  # seconds without an answer
-ATTEMPTS = 5  # connections for one file, as long as each brings something
+TIMEOUT = 30.0  # seconds to wait for an answer
+ATTEMPTS = 5  # connections for one file, if each of them receives something
 CHUNK = 2**18
 NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
 @dataclass(frozen=True)
 class Official:
-    """An archive at its address; `folder` is what it is unpacked to, where the reader does not take it as it is."""
+    """An archive at its official address; `folder` is what it is unpacked to, if it is not read as it is."""
 
     url: str
     md5: str | None = None  # as published
@@ -32,7 +32,7 @@ class Official:
 
     @property
     def file(self) -> str:
-        """The archive's name."""
+        """The file name of the archive."""
         return self.url.rpartition("/")[2]
 
 
@@ -41,62 +41,62 @@ OFFICIAL = {
     "cifar100": Official("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"),
     "tinyimagenet": Official("http://cs231n.stanford.edu/tiny-imagenet-200.zip", folder="tiny-imagenet-200"),
 }
-NOT_FETCHED = {
-    "imagenet": "cannot be fetched freely: register at https://image-net.org, fetch ILSVRC2012_img_train.tar, _img_val.tar "
-    "and the development kit (it has the classes of val), and put the images at DIR/train/WNID/ and DIR/val/WNID/",
-    "fashion-mnist": "is embedded, there is nothing to fetch",
-    "folder": "is a folder of your own images, there is nothing to fetch",
+NOT_DOWNLOADED = {
+    "imagenet": "cannot be downloaded without an account: register at https://image-net.org, download ILSVRC2012_img_train.tar, "
+    "_img_val.tar and the development kit (it has the classes of val), and put the images in DIR/train/WNID/ and DIR/val/WNID/",
+    "fashion-mnist": "comes with the package, there is nothing to download",
+    "folder": "is a folder of your own images, there is nothing to download",
 }
 
 
 class _Interrupted(Exception):
-    """The connection broke off or was refused, in words."""
+    """The connection ended early or was refused; the message says why."""
 
 
 def fetch(name: str, to: Path, console: Console) -> list[str]:
-    """Bring the data set `name` into the folder `to`, verified; what lies there already is verified, not fetched again.
+    """Download the data set `name` into the folder `to` and verify it; a file that exists is verified, not downloaded again.
 
-    Gives lines that say what was done. Without a published checksum, the SHA-256 at first use is kept beside the archive and
-    holds from then on. Raises UserError where there is no network (what came so far is kept, and the next call goes on
-    from there), or where a file is not what it should be: one just fetched is then kept under another name, with .bad.
+    Returns lines that say what was done. If no checksum is published, the SHA-256 of the first download is stored beside the
+    archive, and later ones are compared with it. Raises UserError if there is no network (the received part is kept, and the
+    next call continues from there), or if a file has the wrong checksum: a downloaded one is then renamed to end in .bad.
     """
-    if name in NOT_FETCHED:
-        raise UserError(f"{name} {NOT_FETCHED[name]}")
-    official = lookup(OFFICIAL, name, "dataset to fetch")
+    if name in NOT_DOWNLOADED:
+        raise UserError(f"{name} {NOT_DOWNLOADED[name]}")
+    official = lookup(OFFICIAL, name, "dataset to download")
     path, part = to / official.file, to / f"{official.file}.part"
     if not path.exists() and official.folder is not None and (to / official.folder).is_dir():
-        return [f"{to / official.folder}: already there, and no archive to compare with"]
+        return [f"{to / official.folder}: already exists, and there is no archive to compare it with"]
     expected = official.md5 or _recorded(_record(official, to))
     if path.exists():
         return [_accept(path, official, to, expected)]
     to.mkdir(parents=True, exist_ok=True)
     _download(official.url, part, path, console)
     try:
-        said = _accept(part, official, to, expected)
+        line = _accept(part, official, to, expected)
     except UserError as error:
         bad = part.replace(path.with_name(f"{path.name}.bad"))
-        raise UserError(f"{error}; what came from {official.url} is kept as {bad}, the same command fetches it anew") from None
+        raise UserError(f"{error}; {official.url} is saved as {bad}; the same command downloads it again") from None
     part.replace(path)
-    return [f"{path}: fetched", said]
+    return [f"{path}: downloaded", line]
 
 
-# What came, or was there
+# Verification
 
 
 def _accept(archive: Path, official: Official, to: Path, expected: str | None) -> str:
-    """Verify the archive, unpack it where that is due, and say so. Raises UserError where it is not the right one."""
+    """Verify the archive, unpack it if that is needed, and return a line about both. Raises UserError if the checksum is wrong."""
     kind = "sha256" if official.md5 is None else "md5"
-    found = _checksum(archive, kind)
-    if expected not in (None, found):
-        raise UserError(f"{archive}: is not {official.file} as it should be: {kind.upper()} {found}, expected {expected}")
+    checksum = _checksum(archive, kind)
+    if expected not in (None, checksum):
+        raise UserError(f"{archive}: is not the official {official.file}: {kind.upper()} {checksum}, expected {expected}")
     source = "as published" if official.md5 else "as recorded at first use" if expected else "recorded now: none is published"
-    said = f"{official.file}: {kind.upper()} {found}, {source}"
+    line = f"{official.file}: {kind.upper()} {checksum}, {source}"
     if official.folder is not None and not (to / official.folder).exists():
         unpack(archive, to / official.folder, root=official.folder)
-        said += f"; unpacked to {to / official.folder}"
+        line += f"; unpacked to {to / official.folder}"
     if expected is None:
-        write_atomically(_record(official, to), f"{found}  {official.file}\n")  # as sha256sum -c reads it
-    return said
+        write_atomically(_record(official, to), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
+    return line
 
 
 def _checksum(path: Path, kind: str) -> str:
@@ -109,12 +109,12 @@ def _record(official: Official, to: Path) -> Path:
 
 
 def _recorded(record: Path) -> str | None:
-    """The checksum kept at first use, if any."""
+    """The checksum stored at first use, if any."""
     if not record.exists():
         return None
     words = record.read_text(errors="replace").split()
     if not words or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
-        raise UserError(f"{record}: holds no SHA-256; remove it, and the archive's own is recorded")
+        raise UserError(f"{record}: contains no SHA-256; remove it, and that of the archive is recorded")
     return words[0]
 
 
@@ -122,7 +122,7 @@ def _recorded(record: Path) -> str | None:
 
 
 def _download(url: str, part: Path, path: Path, console: Console) -> None:
-    """Fetch all of `url` into `part`, on from what is there. Raises UserError, which says what to do without a network."""
+    """Download `url` into `part`, continuing from its end. Raises UserError, which says what to do without a network."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(path.name, total=None)
@@ -134,12 +134,12 @@ def _download(url: str, part: Path, path: Path, console: Console) -> None:
                 reason = str(error)
             if attempt == ATTEMPTS or _size(part) <= before:
                 break
-    kept = f"; {_size(part)} bytes are kept, the same command goes on from there" if _size(part) else ""
-    raise UserError(f"cannot fetch {url} ({reason}): fetch it by other means and put it at {path}{kept}")
+    kept = f"; {_size(part)} bytes are kept, the same command continues from there" if _size(part) else ""
+    raise UserError(f"cannot download {url} ({reason}): download it by other means and save it as {path}{kept}")
 
 
 def _connect(url: str, part: Path, progress: Progress, task: TaskID) -> None:
-    """One connection. Raises _Interrupted where the file is not whole after it."""
+    """One connection. Raises _Interrupted if the file is not complete after it."""
     start = _size(part)
     headers = {"User-Agent": "advmoe"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
@@ -157,11 +157,11 @@ def _connect(url: str, part: Path, progress: Progress, task: TaskID) -> None:
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, start: int, progress: Progress, task: TaskID) -> None:
-    """Append the answer to `part`, or write it anew where the server sends the whole file in spite of the range."""
+    """Append the answer to `part`, or start again if the server sends the complete file although a range was requested."""
     first = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     resumed = response.status == http.HTTPStatus.PARTIAL_CONTENT
     if resumed and (first is None or int(first[1]) != start):
-        raise _Interrupted("the server sent another range than asked for")
+        raise _Interrupted("the server sent another range than requested")
     done = start if resumed else 0
     length = response.headers.get("Content-Length")
     total = None if length is None else done + int(length)
@@ -172,7 +172,7 @@ def _receive(response: http.client.HTTPResponse, part: Path, start: int, progres
             done += len(chunk)
             progress.update(task, completed=done)
     if total is not None and done < total:
-        raise _Interrupted(f"broken off after {done} of {total} bytes")
+        raise _Interrupted(f"connection lost after {done} of {total} bytes")
 
 
 def _size(path: Path) -> int:

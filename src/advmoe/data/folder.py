@@ -1,4 +1,4 @@
-"""A user's own images: a folder for each class, with or without parts."""
+"""A user's own images: one folder for each class, with or without folders for the splits."""
 
 from itertools import chain
 from pathlib import Path
@@ -8,52 +8,51 @@ import torch
 from torch import Tensor
 
 from advmoe.config import DataConfig
-from advmoe.data.decode import decode_all, decode_fitted, size_of
-from advmoe.data.images import Images, ImageSpec, Splits, divided, fingerprint, from_arrays, hold_out, in_content_order, limit
-from advmoe.data.place import place_of, readable, visible
+from advmoe.data.decode import decode_all, decode_fitted, stored_size
+from advmoe.data.images import Images, ImageSpec, Splits, fingerprint, from_arrays, hold_out, in_content_order, limit, make_splits
+from advmoe.data.paths import class_folders, data_path, os_errors_as_user_errors, visible_entries
 from advmoe.errors import UserError
 
 FORMS = "train/CLASS/, test/CLASS/ and, if there is one, val/CLASS/, or just CLASS/, with images in them"
-PARTS = ("train", "val", "test")
-TEST_SHARE = 0.2  # of each class, where the folder has no parts
+SPLITS = ("train", "val", "test")
+TEST_SHARE = 0.2  # of each class, if the folder has no splits
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp"))
 
 Files = dict[str, list[Path]]  # class name -> its images, both sorted
 
 
 def spec(config: DataConfig) -> ImageSpec:
-    """What `load` finds in the folder: it reads it."""
+    """The spec of the images in the folder, which are read for it."""
     return load(config).spec
 
 
 def load(config: DataConfig) -> Splits:
-    """The images of `data_dir`, in RGB, brought to `image_size` (by default all must have the size of the first).
+    """The images in `data_dir`, in RGB, resized to `image_size` (by default all must have the size of the first image).
 
-    In parts DIR/train/CLASS/*, DIR/test/CLASS/* and, optionally, DIR/val/CLASS/*; or plain as DIR/CLASS/*, where a stratified
-    20 % are held out as the test part, the same ones whatever the run's seed. Without a val part, `validation_share` of the
-    training part is held out for it. Classes are sorted by name; hidden files are passed over, links are followed.
-    Mean and deviation are those of the training images, the held-out ones for validation included.
-    Raises UserError, with the path, where an image is in no class, cannot be read, or a class has too few.
+    They are in DIR/train/CLASS/*, DIR/test/CLASS/* and, optionally, DIR/val/CLASS/*; or in DIR/CLASS/*, of which a stratified
+    20 % are held out as the test split, the same images in every run. Without a val folder, `validation_share` of the training
+    images is held out for validation. Classes are sorted by name; hidden files are ignored, links are followed. Mean and
+    std are those of the training images, including the ones held out for validation.
+    Raises UserError, with the path, if an image is in no class, cannot be read, or a class has too few images.
     """
-    with readable(config):
-        place = place_of(config, FORMS)
-        found = _find(place)
-        _check(place, found)
-        size = config.image_size or _first_size(found)
-        parts = {name: _read(files, size, config.image_size is not None) for name, files in found.items()}
-    if "test" not in parts:
-        parts["train"], parts["test"] = hold_out(parts["train"], TEST_SHARE)
-    train, test = parts["train"], parts["test"]
-    image_spec = ImageSpec(tuple(found["train"]), (3, size, size), *channel_statistics(train.raw))
-    if "val" not in parts:
-        return divided("folder", image_spec, train, test, config)
-    data = fingerprint(train, parts["val"], test)
-    rest, reported = limit(train, config.limit_train), limit(test, config.limit_test)
-    return Splits("folder", image_spec, data, rest, parts["val"], reported)
+    with os_errors_as_user_errors(config):
+        path = data_path(config, FORMS)
+        files = _list_files(path)
+        _check(path, files)
+        size = config.image_size or _first_size(files)
+        splits = {name: _read(files[name], size, config.image_size is not None) for name in files}
+    if "test" not in splits:
+        splits["train"], splits["test"] = hold_out(splits["train"], TEST_SHARE)
+    train, test = splits["train"], splits["test"]
+    image_spec = ImageSpec(tuple(files["train"]), (3, size, size), *channel_statistics(train.raw))
+    if "val" not in splits:
+        return make_splits("folder", image_spec, train, test, config)
+    data = fingerprint(train, splits["val"], test)
+    return Splits("folder", image_spec, data, limit(train, config.limit_train), splits["val"], limit(test, config.limit_test))
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of each channel of [n, C, H, W] uint8 images in [0, 1], to four decimals; the std at least 0.01."""
+    """(mean, std) of each channel of [n, C, H, W] uint8 images, as pixels in [0, 1], to four decimals; the std is at least 0.01."""
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     values = torch.arange(256, dtype=torch.float64) / 255
     weights = counts / counts.sum(1, keepdim=True)
@@ -62,72 +61,72 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     return tuple(round(mean, 4) for mean in means.tolist()), tuple(max(round(std, 4), 0.01) for std in stds.tolist())
 
 
-# What lies where
+# Files
 
 
-def _find(place: Path) -> dict[str, Files]:
-    """The files of each part; of a folder without parts all are under train."""
-    if not place.is_dir():
-        raise UserError(f"{place}: not a folder; folder needs one that holds {FORMS}")
-    if not _has_parts(place):
-        return {"train": _classes(place)}
-    for folder in visible(place):
-        if folder.is_dir() and folder.name not in PARTS:
-            raise UserError(f"{folder}: no part of a data set; beside train and test there may be val")
+def _list_files(path: Path) -> dict[str, Files]:
+    """The files of each split; those of a folder without splits are under train."""
+    if not path.is_dir():
+        raise UserError(f"{path}: not a folder; the data set folder needs one that contains {FORMS}")
+    if not _has_splits(path):
+        return {"train": _classes(path)}
+    for folder in visible_entries(path):
+        if folder.is_dir() and folder.name not in SPLITS:
+            raise UserError(f"{folder}: not a split; beside train and test there may be a folder val")
     for name in ("train", "test"):
-        if not (place / name).is_dir():
-            raise UserError(f"{place / name}: no such folder; {place} needs {FORMS}")
-    return {name: _classes(place / name) for name in PARTS if (place / name).is_dir()}
+        if not (path / name).is_dir():
+            raise UserError(f"{path / name}: no such folder; {path} needs {FORMS}")
+    return {name: _classes(path / name) for name in SPLITS if (path / name).is_dir()}
 
 
-def _has_parts(place: Path) -> bool:
-    """Whether train and test are parts; alone and with images in it, either may also be a class."""
-    train, test = place / "train", place / "test"
+def _has_splits(path: Path) -> bool:
+    """Whether train and test are splits. Either one, alone and with images in it, may also be a class."""
+    train, test = path / "train", path / "test"
     if train.is_dir() and test.is_dir():
         return True
-    return any(path.is_dir() for folder in (train, test) if folder.is_dir() for path in visible(folder))
+    return any(entry.is_dir() for folder in (train, test) if folder.is_dir() for entry in visible_entries(folder))
 
 
 def _classes(folder: Path) -> Files:
-    entries = visible(folder)
+    entries = visible_entries(folder)
     for path in entries:
         if not path.is_dir() and path.suffix.lower() in SUFFIXES:
-            raise UserError(f"{path}: lies outside of the class folders")
-    return {path.name: _images(path) for path in entries if path.is_dir()}
+            raise UserError(f"{path}: is outside the class folders")
+    return {name: _images(path) for name, path in class_folders(path for path in entries if path.is_dir()).items()}
 
 
 def _images(folder: Path) -> list[Path]:
-    paths = visible(folder)
+    paths = visible_entries(folder)
     if not paths:
-        raise UserError(f"{folder}: holds no image")
+        raise UserError(f"{folder}: contains no image")
     for path in paths:
         if not path.is_file():
-            raise UserError(f"{path}: not a plain file; the folder of a class holds its images and nothing else")
+            raise UserError(f"{path}: not a plain file; the folder of a class may contain images only")
     return paths
 
 
-def _check(place: Path, found: dict[str, Files]) -> None:
-    """Raises UserError where parts differ in their classes, or a class is too small to be divided."""
-    train = found["train"]
+def _check(path: Path, files: dict[str, Files]) -> None:
+    """Raises UserError if the splits have different classes, or a class is too small to be split."""
+    train = files["train"]
     if len(train) < 2:
-        raise UserError(f"{place}: needs the folders of 2 classes or more, has {', '.join(train) or 'none'}; give {FORMS}")
-    for name, files in found.items():
-        odd = sorted(files.keys() ^ train.keys())
+        raise UserError(f"{path}: needs the folders of 2 classes or more, has {', '.join(train) or 'none'}; give {FORMS}")
+    for name, classes in files.items():
+        odd = sorted(classes.keys() ^ train.keys())
         if odd:
-            here, there = ("train", name) if odd[0] in train else (name, "train")
-            raise UserError(f"{place / here / odd[0]}: class {odd[0]} is in {here}, but not in {there}")
-    needed = 1 + ("val" not in found) + ("test" not in found)
+            present, absent = ("train", name) if odd[0] in train else (name, "train")
+            raise UserError(f"{path / present / odd[0]}: class {odd[0]} is in {present}, but not in {absent}")
+    needed = 1 + ("val" not in files) + ("test" not in files)
     for name, paths in train.items():
         if len(paths) < needed:
-            raise UserError(f"{paths[0].parent}: class {name} has {len(paths)} training image(s), {needed} are the least")
+            raise UserError(f"{paths[0].parent}: class {name} has {len(paths)} training image(s), at least {needed} are needed")
 
 
 # Images
 
 
-def _first_size(found: dict[str, Files]) -> int:
-    path = next(iter(found["train"].values()))[0]
-    width, height = size_of(path.read_bytes(), str(path))
+def _first_size(files: dict[str, Files]) -> int:
+    path = next(iter(files["train"].values()))[0]
+    width, height = stored_size(path.read_bytes(), str(path))
     if width != height:
         raise UserError(f"{path}: the image is {width} x {height}, not square: give --image-size")
     return width
@@ -135,14 +134,14 @@ def _first_size(found: dict[str, Files]) -> int:
 
 def _read(files: Files, size: int, resize: bool) -> Images:
     paths = list(chain.from_iterable(files.values()))
-    labels = [label for label, found in enumerate(files.values()) for _ in found]
-    images = decode_all(len(paths), size, lambda row: _image(paths[row], size, resize))
-    return in_content_order(from_arrays(images, labels, len(files), str(paths[0].parent.parent)))
+    labels = [label for label, images in enumerate(files.values()) for _ in images]
+    raw = decode_all(len(paths), size, lambda row: _image(paths[row], size, resize))
+    return in_content_order(from_arrays(raw, labels, len(files), str(paths[0].parent.parent)))
 
 
 def _image(path: Path, size: int, resize: bool) -> np.ndarray:
     data = path.read_bytes()
-    found = (size, size) if resize else size_of(data, str(path))
-    if found != (size, size):
-        raise UserError(f"{path}: the image is {found[0]} x {found[1]}, the first one {size} x {size}: give --image-size")
+    width, height = (size, size) if resize else stored_size(data, str(path))
+    if (width, height) != (size, size):
+        raise UserError(f"{path}: the image is {width} x {height}, the first one {size} x {size}: give --image-size")
     return decode_fitted(data, size, str(path))

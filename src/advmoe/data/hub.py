@@ -1,4 +1,4 @@
-"""CIFAR from the Hugging Face hub, through the library `datasets` (extra `hub`), as Parquet that our readers take."""
+"""CIFAR from the Hugging Face hub, as Parquet files, by the library `datasets` (extra `hub`)."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,28 +11,28 @@ REPOSITORIES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 
 
 def fetch_from_hub(name: str, to: Path) -> list[str]:
-    """Write train.parquet and test.parquet (their columns as on the hub) of the data set `name` into `to`, unless they are there.
+    """Write train.parquet and test.parquet of the data set `name`, with the hub's columns, into `to`; existing files are kept.
 
-    Gives lines that say what was done. Raises UserError where the set is not offered, the library is missing, or fails.
+    Returns lines that say what was done. Raises UserError if the data set is not offered, or the library is missing or fails.
     """
     if name not in REPOSITORIES:
-        raise UserError(f"{name} is not read from the hub; --from hub has {' and '.join(REPOSITORIES)}")
-    paths = {part: to / f"{part}.parquet" for part in ("train", "test")}
-    missing = [part for part in paths if not paths[part].exists()]
-    for part in missing:
-        _write(_library(), REPOSITORIES[name], part, paths[part])
-    return [f"{path}: {'fetched' if part in missing else 'already there'}" for part, path in paths.items()]
+        raise UserError(f"{name} is not downloaded from the hub; --from hub has {' and '.join(REPOSITORIES)}")
+    paths = {split: to / f"{split}.parquet" for split in ("train", "test")}
+    missing = [split for split in paths if not paths[split].exists()]
+    for split in missing:
+        _write(_library(), REPOSITORIES[name], split, paths[split])
+    return [f"{path}: {'downloaded' if split in missing else 'already exists'}" for split, path in paths.items()]
 
 
-def _write(datasets: Any, repository: str, part: str, path: Path) -> None:
+def _write(datasets: Any, repository: str, split: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        rows = datasets.load_dataset(repository, split=part)
+        rows = datasets.load_dataset(repository, split=split)
         with drafted(path) as draft:
             rows.to_parquet(str(draft))
-    except Exception as error:  # the library stands on many others, and raises theirs
+    except Exception as error:  # the library uses many others, and raises their exceptions
         if isinstance(error, OSError) and error.filename is not None:
-            raise  # of the disk, not of the hub
+            raise  # an error of the disk, not of the hub
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"cannot read {repository} from the hub ({reason})") from None
 

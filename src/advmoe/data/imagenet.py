@@ -1,6 +1,6 @@
 """ImageNet (ILSVRC 2012, Russakovsky et al. 2015), streamed from class folders or from tar shards.
 
-The official validation set is the one that is reported, as `test`: the test labels were never published.
+Results are reported on the official validation set, which is called `test` here: the official test labels were never published.
 """
 
 import hashlib
@@ -15,57 +15,60 @@ from typing import BinaryIO
 import numpy as np
 
 from advmoe.config import DataConfig
-from advmoe.data.images import ImageSpec, Splits, parts
-from advmoe.data.place import check_member, place_of, readable, visible
+from advmoe.data.archive import check_member
+from advmoe.data.images import ImageSpec, Splits, train_val_test
+from advmoe.data.paths import class_folders, data_path, os_errors_as_user_errors, visible_entries
+from advmoe.data.shards import files_by_split
 from advmoe.data.stream import SIDE, Entry, Streamed, stream
 from advmoe.errors import UserError
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 FORMS = "train/CLASS/ and val/CLASS/ with images, or shards like NAME-train-000000.tar and NAME-val-000000.tar"
 NUM_CLASSES = 1000
-SAMPLE = 64  # images of each part whose content goes into the fingerprint
-BLOCK = 512  # bytes: tar's unit
+SAMPLE = 64  # images of each split whose content goes into the fingerprint
+SHARD = re.compile(r".+[-_.]\d+\.tar")
+BLOCK = 512  # bytes: the unit of a tar
 
-Part = tuple[tuple[str, ...], Streamed]  # class names and images
+LoadedSplit = tuple[tuple[str, ...], Streamed]  # class names and images
 
 
 def load(config: DataConfig) -> Splits:
-    """ImageNet, or any subset of its classes in the same form, from `data_dir`; images stay there.
+    """ImageNet, or any subset of its classes in the same form, in `data_dir`; the images stay there.
 
-    Training images are held out for validation as everywhere, and seen there through the centre crop. Shards are
-    indexed in one pass that unpacks nothing: 29 microseconds a member from cached shards, about 75 s for all of them, so
-    the index is not kept. Raises UserError, with the path, where something is missing or damaged; a damaged image is
-    found when it is decoded.
+    The validation split is held out of the training images, and evaluated with the centre crop. Shards are indexed in one pass
+    that unpacks nothing: 29 microseconds a member from cached shards, about 75 s for all of ImageNet, so the index is not
+    stored. Raises UserError, with the path, if something is missing or damaged; a damaged image is noticed when it is decoded.
     """
-    with readable(config):
-        place = _folder_of(config)
-        (classes, train), (others, test) = _read(place, "train"), _read(place, "val")
-        _check_classes(place, classes, others)
+    with os_errors_as_user_errors(config):
+        path = _folder(config)
+        (classes, train), (test_classes, test) = _read(path, "train"), _read(path, "val")
+        _check_classes(path, classes, test_classes)
         digest = fingerprint(classes, train, test)
-    return Splits("imagenet", _spec(classes), digest, *parts(train, test, len(classes), config))
+    return Splits("imagenet", _spec(classes), digest, *train_val_test(train, test, len(classes), config))
 
 
 def spec(config: DataConfig) -> ImageSpec:
-    """What is known before images are read: the classes in `data_dir`, or the 1000 without one. Raises UserError as `load`."""
+    """The spec before images are read: of the classes in `data_dir`, or 1000 without one. Raises UserError as `load`."""
     if config.data_dir is None:
         return _spec(_numbered(NUM_CLASSES))
-    with readable(config):
-        place = _folder_of(config)
-        folders = place / "train"
-        return _spec(_class_names(folders) if folders.is_dir() else _read(place, "train")[0])
+    with os_errors_as_user_errors(config):
+        path = _folder(config)
+        folders = path / "train"
+        return _spec(tuple(_class_folders(folders)) if folders.is_dir() else _read(path, "train")[0])
 
 
-def fingerprint(classes: Sequence[str], *parts: Streamed) -> str:
-    """SHA-256 over the class, name and size in bytes of every image in order, and over the content of 64 images a part,
-    evenly spread. Reading the 150 GB whole would take an hour: a changed image of the same size may go unseen.
+def fingerprint(classes: Sequence[str], *splits: Streamed) -> str:
+    """SHA-256 of the class, name and size in bytes of every image in order, and of the content of 64 images a split, evenly spread.
+
+    Reading all 150 GB would take an hour. An image that changed but kept its size may go unnoticed.
     """
     digest = hashlib.sha256(repr(tuple(classes)).encode())
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        for column in (part.files.ends, part.files.text, part.files.sizes, part.labels.numpy()):
+    for images in splits:
+        digest.update(len(images).to_bytes(8, "little"))
+        for column in (images.files.ends, images.files.text, images.files.sizes, images.labels.numpy()):
             digest.update(column.tobytes())
-        for row in np.unique(np.linspace(0, len(part) - 1, SAMPLE).round().astype(np.int64)):
-            digest.update(part.files.read(int(row)))
+        for row in np.unique(np.linspace(0, len(images) - 1, SAMPLE).round().astype(np.int64)):
+            digest.update(images.files.read(int(row)))
     return digest.hexdigest()
 
 
@@ -77,69 +80,67 @@ def _numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class-{number:04d}" for number in range(count))
 
 
-def _folder_of(config: DataConfig) -> Path:
-    place = place_of(config, FORMS)
-    if not place.is_dir():
-        raise UserError(f"{place}: is one file; give a folder that holds {FORMS}")
-    return place
+def _folder(config: DataConfig) -> Path:
+    path = data_path(config, FORMS)
+    if not path.is_dir():
+        raise UserError(f"{path}: is one file; give a folder that contains {FORMS}")
+    return path
 
 
-def _read(place: Path, part: str) -> Part:
-    if (place / "train").is_dir():
-        return _read_folders(place, part)
-    if shards := _shards(place, part):
-        return _read_shards(place, shards)
-    raise UserError(f"{place}: holds no {part}/ and no shard like NAME-{part}-000000.tar; wanted are {FORMS}")
+def _read(path: Path, split: str) -> LoadedSplit:
+    if (path / "train").is_dir():
+        return _read_folders(path, split)
+    shards = files_by_split(path, (file for file in visible_entries(path) if SHARD.fullmatch(file.name)))
+    if split in shards:
+        return _read_shards(path, shards[split])
+    raise UserError(f"{path}: contains no {split}/ and no shard like NAME-{split}-000000.tar; needed are {FORMS}")
 
 
-def _check_classes(place: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
+def _check_classes(path: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
     if train != val:
         odd = min(set(train) ^ set(val))
         lacking = "val" if odd in train else "train"
-        raise UserError(f"{place}: {len(train)} classes in train, {len(val)} in val; {lacking} has no {odd}")
+        raise UserError(f"{path}: {len(train)} classes in train, {len(val)} in val; {lacking} has no {odd}")
 
 
-# Folders of images by class
+# Folders of images, one for each class
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
+def _class_folders(folder: Path) -> dict[str, Path]:
+    """Class name -> folder, sorted by name."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
-    names = tuple(path.name for path in visible(folder) if path.is_dir())
-    if not names:
-        raise UserError(f"{folder}: holds no class folder")
-    return names
+    folders = class_folders(path for path in visible_entries(folder) if path.is_dir())
+    if not folders:
+        raise UserError(f"{folder}: contains no class folder")
+    return folders
 
 
-def _read_folders(place: Path, part: str) -> Part:
-    classes = _class_names(place / part)
-    folders = (_folder(place, f"{part}/{name}", label) for label, name in enumerate(classes))
-    return classes, stream(str(place), chain.from_iterable(folders))
+def _read_folders(path: Path, split: str) -> LoadedSplit:
+    folders = _class_folders(path / split)
+    entries = (_entries(path, folder, label) for label, folder in enumerate(folders.values()))
+    return tuple(folders), stream(str(path), chain.from_iterable(entries))
 
 
-def _folder(place: Path, name: str, label: int) -> list[Entry]:
-    files = (path for path in visible(place / name) if path.suffix.lower() in SUFFIXES)
-    entries = [_entry(f"{name}/{path.name}", label, path.stat()) for path in files]
+def _entries(root: Path, folder: Path, label: int) -> list[Entry]:
+    files = (path for path in visible_entries(folder) if path.suffix.lower() in SUFFIXES)
+    entries = [_entry(str(path.relative_to(root)), label, path.stat()) for path in files]
     if not entries:
-        raise UserError(f"{place / name}: holds no image ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder}: contains no image ({', '.join(SUFFIXES)})")
     return entries
 
 
-def _entry(name: str, label: int, state: os.stat_result) -> Entry:
-    return Entry(name, 0, state.st_size, label, state.st_mtime_ns)
+def _entry(name: str, label: int, status: os.stat_result) -> Entry:
+    return Entry(name, 0, status.st_size, label, status.st_mtime_ns)
 
 
-# Tar shards: KEY.jpg and KEY.cls, the class as a whole number in text (the form that the WebDataset library reads)
+# Tar shards (the form that the WebDataset library reads): KEY.jpg, and KEY.cls with the class as a whole number in text
 
 
-def _shards(place: Path, part: str) -> list[Path]:
-    return [path for path in visible(place) if re.fullmatch(rf".*{part}.*-\d+\.tar", path.name)]
-
-
-def _read_shards(place: Path, shards: Sequence[Path]) -> Part:
-    images = stream(str(place), chain.from_iterable(map(_shard, shards)))
+def _read_shards(path: Path, shards: Sequence[Path]) -> LoadedSplit:
+    images = stream(str(path), chain.from_iterable(map(_shard, shards)))
     if len(images) == 0:
-        raise UserError(f"{shards[0]}: holds no image, nor does any shard after it")
+        raise UserError(f"{shards[0]}: contains no image, nor does any shard after it")
     present = np.unique(images.labels.numpy())
     gaps = np.flatnonzero(present != np.arange(len(present)))
     if len(gaps):
@@ -148,12 +149,12 @@ def _read_shards(place: Path, shards: Sequence[Path]) -> Part:
 
 
 def _shard(path: Path) -> list[Entry]:
-    """The images of one shard in its order, each as the place of its bytes."""
-    modified = path.stat().st_mtime_ns  # before it is read: what is written meanwhile shows when an image is asked for
+    """The images of one shard in their order, each as the position of its bytes."""
+    modified = path.stat().st_mtime_ns  # before it is read, so that a change in between is noticed when an image is read
     try:
         images, labels = _members(path)
     except tarfile.TarError as error:
-        raise UserError(f"{path}: not a whole tar archive ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: damaged or incomplete tar archive ({' '.join(str(error).split())[:120]})") from None
     for key in sorted(images.keys() ^ labels.keys()):
         name, lacking = (f"{key}.cls", "image") if key in labels else (images[key].name, ".cls")
         raise UserError(f"{path}: {name} has no {lacking} beside it")
@@ -164,7 +165,7 @@ def _shard(path: Path) -> list[Entry]:
 
 
 def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
-    """By key: the members that are images, and the labels."""
+    """The members that are images and the labels, by key."""
     images: dict[str, tarfile.TarInfo] = {}
     labels: dict[str, int] = {}
     end = 0
@@ -176,19 +177,19 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
             if member.isdir() or kind not in (*SUFFIXES, ".cls"):
                 continue
             if key in (labels if kind == ".cls" else images):
-                raise UserError(f"{path}: {key} stands there twice")
+                raise UserError(f"{path}: {key} is there twice")
             if kind == ".cls":
                 labels[key] = _label(path, member, raw)
             else:
                 images[key] = member
         raw.seek(end)
-        if raw.read(BLOCK) != bytes(BLOCK):  # tarfile takes a cut between two members for the end
-            raise UserError(f"{path}: not a whole tar archive (no end mark after byte {end})")
+        if raw.read(BLOCK) != bytes(BLOCK):  # tarfile takes a cut between two members for the end of the archive
+            raise UserError(f"{path}: damaged or incomplete tar archive (no end mark after byte {end})")
     return images, labels
 
 
 def _key(name: str) -> tuple[str, str]:
-    """A member's name before and from the first dot of its last part, as WebDataset splits it; the latter in lower case."""
+    """(key, suffix) of a member's name, split at the first dot of the file name as WebDataset does; the suffix in lower case."""
     folder, slash, last = name.rpartition("/")
     key, dot, kind = last.partition(".")
     return folder + slash + key, (dot + kind).lower()
@@ -199,7 +200,7 @@ def _label(path: Path, member: tarfile.TarInfo, raw: BinaryIO) -> int:
     content = raw.read(min(member.size, BLOCK))
     if len(content) < min(member.size, BLOCK):
         raise tarfile.ReadError(f"ends within {member.name}")
-    text = content.decode("ascii", errors="replace").strip()
+    text = content.decode("utf-8-sig", errors="replace").strip()
     if not re.fullmatch("[0-9]{1,9}", text):
         raise UserError(f"{path}: {member.name}: label {text[:40]!r} is not a whole number from 0")
     return int(text)

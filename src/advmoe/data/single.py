@@ -1,7 +1,6 @@
-"""One image from a file of any kind, brought to what a network takes."""
+"""One image from a file of any kind, in the form that a network takes."""
 
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +9,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from advmoe.data.decode import check_size, opened, rgb
+from advmoe.data import arrays
+from advmoe.data.decode import check_size, to_rgb, turn_upright, with_image
+from advmoe.data.metadata import SIDEWAYS, orientation
 from advmoe.data.stream import centre_crop
 from advmoe.errors import UserError
 
-MAX_BYTES = 2**29  # of one file: what MAX_PIXELS of two bytes a channel take, and more
-ARRAY_MAGIC = b"\x93NUMPY"
+MAX_BYTES = 2**29  # of one file: more than MAX_PIXELS take at two bytes a channel
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
 DEEP = "I;16"
 
@@ -23,29 +23,33 @@ Shape = tuple[int, int, int]
 
 
 class LoadedImage(NamedTuple):
-    """`pixels` [C, H, W] float32 in [0, 1]; `note` says what was done to the file's image to get there, "" where nothing was."""
+    """`pixels` [C, H, W] float32 in [0, 1]; `note` says how the image in the file was changed, "" if it was not."""
 
     pixels: Tensor
     note: str
 
 
 def read_image(path: Path, shape: Shape, *, central: bool = False) -> LoadedImage:
-    """The image in a file, of `shape` (C, H, W): of several frames the first, upright, its shorter side resized and its middle
-    kept; nothing is resampled where the size is right. `central` resizes as ImageNet's evaluation does.
+    """The image in a file, as `shape` (C, H, W): turned upright, its shorter side resized, cropped to the middle.
 
-    An .npy file holds such an array of floats in [0, 1] itself. Raises UserError, led by the path, where it cannot be read.
+    An image of the right size is not resampled; of several frames the first is taken. `central` resizes as the evaluation on
+    ImageNet does. An .npy file contains the pixels themselves: floats in [0, 1] of that shape. Raises UserError, which
+    starts with the path, if the file cannot be read.
     """
     data = _bytes(path)
-    if data.startswith(ARRAY_MAGIC):
+    if data.startswith(arrays.MAGIC):
         return LoadedImage(_array(data, shape, str(path)), "")
     channels, height, width = shape
-    with opened(data, str(path)) as file:
+
+    def load(file: Image.Image) -> LoadedImage:
         check_size(file, str(path))  # before the notes: to find its orientation, Pillow may decode all of it
         notes = list(_notes(file, channels, (width, height)))
         image = _in_eight_bits(file, str(path)).convert("L" if channels == 1 else "RGB")
         pixels = np.array(_fitted(image, (width, height), central))
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-    return LoadedImage(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return LoadedImage(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
+
+    return with_image(data, str(path), load)
 
 
 def _bytes(path: Path) -> bytes:
@@ -54,38 +58,35 @@ def _bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:
-            raise UserError(f"{path}: {size:,} bytes; an image may have {MAX_BYTES:,}")
+            raise UserError(f"{path}: has {size:,} bytes; an image may have {MAX_BYTES:,}")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not data:
-        raise UserError(f"{path}: holds no bytes")
+        raise UserError(f"{path}: is empty")
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        raise UserError(f"{path}: HEIC and AVIF are not decoded here; convert it to PNG or JPEG")
+        raise UserError(f"{path}: HEIC and AVIF images are not supported; convert it to PNG or JPEG")
     return data
 
 
 def _array(data: bytes, shape: Shape, where: str) -> Tensor:
-    try:
-        array = np.load(BytesIO(data), allow_pickle=False)
-    except Exception as error:  # numpy raises many kinds on damage
-        raise UserError(f"{where}: not an array that can be read ({' '.join(str(error).split())[:120]})") from None
+    array = arrays.parse_npy(data, where)
     if array.dtype.kind != "f" or array.shape != shape or not ((array >= 0) & (array <= 1)).all():
         raise UserError(f"{where}: {array.dtype} of shape {array.shape}; needed are floats in [0, 1] of shape {shape}")
     return torch.from_numpy(array.astype(np.float32))
 
 
 def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
-    """What `read_image` will do to an opened image that its owner may want to know."""
-    stored = str(getattr(file, "tile", ""))  # how pixels lie in the file: gone once decoded, as the next line may do
-    upright = file.size[::-1] if file.getexif().get(0x0112, 1) >= 5 else file.size
+    """What `read_image` changes in an opened image, for its owner to know."""
+    stored = str(getattr(file, "tile", ""))  # how pixels are stored: lost when the image is decoded, as the next line may do
+    upright = file.size[::-1] if orientation(file) in SIDEWAYS else file.size
     if upright != size:
         yield f"resized from {upright[0]} x {upright[1]}"
     if getattr(file, "is_animated", False):
         yield "first of its frames"
     if file.mode.startswith(DEEP):
         yield "16 bits a channel rounded to 8"
-    elif ";16" in stored:  # colours, of which Pillow gives the upper 8 bits alone
+    elif ";16" in stored:  # colours, of which Pillow returns the upper 8 bits only
         yield "16 bits a channel cut to 8"
     if file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info:
         yield "transparency dropped"
@@ -99,9 +100,9 @@ def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[
 def _in_eight_bits(file: Image.Image, where: str) -> Image.Image:
     """The decoded image with 8 bits a channel, in grey or RGB, upright."""
     if not file.mode.startswith(DEEP):
-        return rgb(file, where, upright=True)
+        return to_rgb(file, where, upright=True)
     check_size(file, where)
-    deep = np.asarray(ImageOps.exif_transpose(file))
+    deep = np.asarray(turn_upright(file))
     return Image.fromarray((deep.astype(np.float32) / 257).round().astype(np.uint8))
 
 

@@ -1,7 +1,7 @@
-"""Streamed images: encoded files that stay on disk and are decoded when they are asked for.
+"""Streamed images: encoded files that stay on disk and are decoded when they are needed.
 
-Training: random resized crop and mirroring (Szegedy et al. 2015, the standard procedure for ImageNet), decoded by worker
-processes ahead of the training step. Evaluation: shorter side to 256, centre crop of 224.
+Training: random resized crop and horizontal flip (Szegedy et al. 2015, the standard procedure for ImageNet), decoded by worker
+processes ahead of the training step. Evaluation: shorter side resized to 256, centre crop of 224.
 """
 
 import math
@@ -20,24 +20,24 @@ from torch.utils.data import DataLoader, Dataset
 
 from advmoe import distributed
 from advmoe.config import DataConfig
-from advmoe.data.decode import check_size, decode_all, opened, rgb
+from advmoe.data.decode import check_size, decode_all, to_rgb, with_image
 from advmoe.data.images import Images, cores
 from advmoe.errors import UserError
 
 SIDE = 224
 SHORTER_SIDE = 256
-AREA = (0.08, 1.0)  # of a training crop, as a share of the image's
-RATIO = (3 / 4, 4 / 3)  # of its width to its height
-TRIES = 10
-PIECE = 32  # images that a worker decodes at a time: small, so that all workers share the first batch
+AREA = (0.08, 1.0)  # of a training crop, as a share of the image's area
+RATIO = (3 / 4, 4 / 3)  # width to height of a training crop
+TRIES = 10  # to draw a crop that fits
+PIECE = 32  # images that a worker decodes at a time: few, so that all workers share the first batch
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Job = tuple[np.ndarray, int, int]  # rows, the first one's position in its batch, the batch's seed
+Job = tuple[np.ndarray, int, int]  # rows, the position of the first row in its batch, the seed of the batch
 
 
 class Entry(NamedTuple):
-    """One encoded image: `name` is a path below the root, or PATH NUL MEMBER inside a tar archive; `modified` is when the file
-    was written last, in nanoseconds since 1970."""
+    """One encoded image: `name` is a path below the root, or PATH NUL MEMBER for a member of a tar archive; `modified` is the
+    time of the last change of the file, in nanoseconds since 1970."""
 
     name: str
     offset: int
@@ -48,9 +48,9 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Files:
-    """Where n encoded images lie, in flat arrays: 32 bytes an image and its name, nothing that workers would copy.
+    """The locations of n encoded images in flat arrays: 32 bytes an image and its name, none of which workers copy.
 
-    (A list of a million str grows in every forked worker, because reading a str writes its reference count.)
+    (A list of a million str would be copied in every forked worker, because reading a str writes its reference count.)
     Name i is `text[ends[i - 1] : ends[i]]`; its image is `sizes[i]` bytes from `offsets[i]` of that file.
     """
 
@@ -62,17 +62,17 @@ class Files:
     modified: np.ndarray  # nanoseconds since 1970
 
     def name(self, row: int) -> str:
-        """The entry's name."""
+        """The name of an entry."""
         return os.fsdecode(self.text[self.ends[row - 1] if row else 0 : self.ends[row]].tobytes())
 
     def where(self, row: int) -> str:
-        """The image's place, for a message."""
+        """The path of an image, for a message."""
         return os.path.join(self.root, self.name(row).replace("\0", ": "))
 
     def read(self, row: int) -> bytes:
-        """The encoded image. Raises UserError where it is gone, shorter than it was, or its file was written since it was listed.
+        """The encoded image. Raises UserError if it is missing, shorter than it was, or its file has changed since it was listed.
 
-        The file's time is looked at once the bytes are read, so that nothing written meanwhile is missed.
+        The time of the file is checked after the bytes are read, so that no change in between is missed.
         """
         path = os.path.join(self.root, self.name(row).partition("\0")[0])
         try:
@@ -83,15 +83,15 @@ class Files:
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
         if len(data) < self.sizes[row]:
-            raise UserError(f"{self.where(row)}: holds {len(data)} bytes, not the {self.sizes[row]} that it had")
+            raise UserError(f"{self.where(row)}: has {len(data)} bytes, it had {self.sizes[row]} when the run began")
         if modified != self.modified[row]:
             now, then = np.datetime64(modified, "ns"), np.datetime64(int(self.modified[row]), "ns")
-            raise UserError(f"{path}: was written at {now} UTC, not at {then} UTC: data must stay as they were when the run began")
+            raise UserError(f"{path}: changed since the run began (modified at {now} UTC, before at {then} UTC)")
         return data
 
 
 def stream(root: str, entries: Iterable[Entry]) -> "Streamed":
-    """Streamed images from a listing, which is consumed one by one."""
+    """Streamed images from a listing, which is read one entry at a time."""
     text, numbers = bytearray(), tuple(array("q") for _ in range(5))
     for name, *rest in entries:
         text += os.fsencode(name)
@@ -104,9 +104,9 @@ def stream(root: str, entries: Iterable[Entry]) -> "Streamed":
 
 @dataclass(frozen=True, eq=False)
 class Streamed:
-    """Some of the images in `files`, by their `rows` [n] int64 there; `labels` [n] int64, on the device they come to.
+    """Some of the images in `files`: their `rows` [n] int64, and `labels` [n] int64 on the device that the images are moved to.
 
-    Every method that decodes raises UserError, which names the file, where an image is damaged or gone.
+    Every method that decodes raises UserError, which names the file, if an image is damaged or missing.
     """
 
     files: Files
@@ -117,60 +117,59 @@ class Streamed:
         return len(self.labels)
 
     def __getitem__(self, index: Tensor) -> Images:
-        """The images of some rows, [k, 3, 224, 224], resized and cropped at the centre; decoded by threads."""
+        """The images of some rows, [k, 3, 224, 224], resized and cropped to the centre; decoded by threads."""
         rows = self.rows[index.cpu().numpy()]
-        raw = decode_all(len(rows), SIDE, lambda place: _decoded(self.files, rows[place], centre_crop, shrink=False))
+        raw = decode_all(len(rows), SIDE, lambda row: _decode_crop(self.files, rows[row], centre_crop, shrink=False))
         return Images(torch.from_numpy(raw).to(self.labels.device), self.labels[index])
 
     def subset(self, index: Tensor) -> "Streamed":
-        """Some rows of it, still on disk; takes 16 bytes an image."""
+        """Some of the rows, still on disk; takes 16 bytes an image."""
         return Streamed(self.files, self.rows[index.cpu().numpy()], self.labels[index])
 
     def to(self, device: torch.device) -> "Streamed":
-        """The same images, to be put on `device` once decoded."""
+        """The same images, to be moved to `device` when they are decoded."""
         return replace(self, labels=self.labels.to(device))
 
     def pixels(self) -> Tensor:
-        """All images as float32 in [0, 1], [n, 3, 224, 224]: 0.6 MB each, and 0.75 MB more while they are made.
+        """All images as float32 in [0, 1], [n, 3, 224, 224]: 0.6 MB each, and 0.15 MB more while they are decoded.
 
-        The 50,000 of ImageNet's validation set take 30 GB; a limited part takes its share.
+        The 50,000 images of ImageNet's validation set take 30 GB.
         """
         return self[torch.arange(len(self))].pixels()
 
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator[Images]:
-        """Batches of random resized crops, mirrored at random where `data.flip` says so; `crop_padding` plays no role.
+        """Batches of random resized crops, flipped at random if `data.flip`; `data.crop_padding` is not used.
 
-        An image's crop depends on its batch's seed and its position there alone. `data.workers` processes decode, two
-        batches ahead; they end with the iterator. One call for an epoch is cheap, one for each batch is not.
+        The crop of an image depends on the seed of its batch and its position in the batch only. `data.workers` processes
+        decode two batches ahead; they end with the iterator. Starting them takes time: call this once an epoch, not once a batch.
         """
-        shares = [distributed.local_rows(len(whole)) for whole in rows]
-        rows = [whole[share] for whole, share in zip(rows, shares, strict=True)]
-        starts = [share.start for share in shares]
+        shares = [distributed.local_rows(len(batch)) for batch in rows]
+        local_rows = [batch[share] for batch, share in zip(rows, shares, strict=True)]
         jobs = [
-            (own[at : at + PIECE], start + at, seed)
-            for own, start, seed in zip(rows, starts, seeds, strict=True)
-            for at in range(0, len(own), PIECE)
+            (batch[at : at + PIECE], share.start + at, seed)
+            for batch, share, seed in zip(local_rows, shares, seeds, strict=True)
+            for at in range(0, len(batch), PIECE)
         ]
-        ahead = 2 * -(-max(map(len, rows), default=0) // PIECE)
-        device, pieces = self.labels.device, _pieces(self, jobs, ahead, data)
+        ahead = 2 * -(-max(map(len, local_rows), default=0) // PIECE)
+        device, pieces = self.labels.device, _decode_ahead(self, jobs, ahead, data)
         try:
-            for own in rows:
+            for batch in local_rows:
                 raw = []
-                for _ in range(0, len(own), PIECE):
-                    piece = _arrived(pieces)
+                for _ in range(0, len(batch), PIECE):
+                    piece = _next_piece(pieces)
                     if isinstance(piece, str):
                         raise UserError(piece)
                     raw.append(piece.to(device, non_blocking=True))
-                yield Images(_joined(raw), self.labels[torch.from_numpy(own).to(device)])
+                yield Images(_concatenate(raw), self.labels[torch.from_numpy(batch).to(device)])
         finally:
-            del pieces  # ends the workers even while an error's traceback holds this frame
+            del pieces  # ends the workers, even while the traceback of an error keeps this frame
 
 
-def _pieces(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
-    """The jobs' crops in order, `ahead` of them decoded before they are asked for.
+def _decode_ahead(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
+    """The crops of each job in order, decoded up to `ahead` jobs before they are needed.
 
-    Workers are started the way Python starts processes on this system. They compute with Pillow and numpy alone, and
-    DataLoader gives each one torch thread: a forked worker never waits for threads that its parent had.
+    Workers are started as Python starts processes on this system. They compute with Pillow and numpy alone, and DataLoader
+    gives each of them one torch thread, so a forked worker never waits for threads that its parent had.
     """
     workers = max(1, min(data.workers or cores(), len(jobs)))
     return iter(
@@ -181,8 +180,8 @@ def _pieces(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig)
     )  # fmt: skip
 
 
-def _arrived(pieces: Iterator[Tensor | str]) -> Tensor | str:
-    """The next crops, or the message of what is wrong; raising it is left to the caller, or the error would hold `pieces`."""
+def _next_piece(pieces: Iterator[Tensor | str]) -> Tensor | str:
+    """The next crops, or an error message. The caller raises the error: one raised here would keep `pieces` alive."""
     try:
         return next(pieces)
     except RuntimeError as error:
@@ -191,11 +190,11 @@ def _arrived(pieces: Iterator[Tensor | str]) -> Tensor | str:
         return f"a process that decodes images died ({error}); fewer data.workers take less memory"
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    """One batch, on the pieces' device.
+def _concatenate(pieces: Sequence[Tensor]) -> Tensor:
+    """One batch, on the device of the pieces.
 
-    In main memory numpy puts it together: torch asks for aligned blocks, which glibc before 2.38 does not use again once
-    they are freed, so that an epoch would grow by every batch.
+    In main memory this is done by numpy: torch allocates aligned blocks, which glibc before 2.38 does not reuse once they are
+    freed, so that memory would grow with every batch of an epoch.
     """
     if pieces[0].device.type != "cpu":
         return torch.cat(list(pieces))
@@ -204,7 +203,7 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class _Crops(Dataset[Tensor | str]):
-    """What a worker does: a job to [k, 3, 224, 224] uint8, or to the message of what is wrong with its images."""
+    """The work of a worker: a job to [k, 3, 224, 224] uint8, or to the message of the error that an image raised."""
 
     files: Files
     rows: np.ndarray
@@ -216,27 +215,27 @@ class _Crops(Dataset[Tensor | str]):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, on odd metadata
-                for place, row in enumerate(self.rows[rows]):
-                    raw[place] = self._crop(row, np.random.default_rng([seed, first + place]))
+                for position, row in enumerate(self.rows[rows]):
+                    raw[position] = self._crop(row, np.random.default_rng([seed, first + position]))
         except UserError as error:
             return str(error)
         return torch.from_numpy(raw)
 
     def _crop(self, row: int, random: np.random.Generator) -> np.ndarray:
-        mirrored = random.random() < 0.5 and self.flip
-        image = _decoded(self.files, row, lambda width, height: random_crop(width, height, random), shrink=True)
-        return image[:, :, ::-1] if mirrored else image
+        flipped = random.random() < 0.5 and self.flip
+        image = _decode_crop(self.files, row, lambda width, height: random_crop(width, height, random), shrink=True)
+        return image[:, :, ::-1] if flipped else image
 
 
 # Crops
 
 
 def random_crop(width: int, height: int, random: np.random.Generator) -> Box:
-    """A box of 8 to 100 % of the area, 3:4 to 4:3 in shape; the largest central one of such a shape if 10 tries fit none."""
+    """A box of 8 to 100 % of the area and a shape from 3:4 to 4:3. The largest central one if none of 10 tries fits."""
     for area, ratio, x, y in random.random((TRIES, 4)):
-        wanted = width * height * (AREA[0] + (AREA[1] - AREA[0]) * area)
+        target_area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * area)
         shape = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
-        across, down = round(math.sqrt(wanted * shape)), round(math.sqrt(wanted / shape))
+        across, down = round(math.sqrt(target_area * shape)), round(math.sqrt(target_area / shape))
         if 0 < across <= width and 0 < down <= height:
             left, top = int(x * (width - across + 1)), int(y * (height - down + 1))
             return left, top, left + across, top + down
@@ -246,7 +245,7 @@ def random_crop(width: int, height: int, random: np.random.Generator) -> Box:
 
 
 def centre_crop(width: int, height: int) -> Box:
-    """The box that the central 224 x 224 come from once the shorter side is resized to 256."""
+    """The box that becomes the central 224 x 224 pixels when the shorter side is resized to 256."""
     scale = SHORTER_SIDE / min(width, height)
     resized = SHORTER_SIDE if width <= height else int(width * scale), SHORTER_SIDE if height <= width else int(height * scale)
     left, top = round((resized[0] - SIDE) / 2), round((resized[1] - SIDE) / 2)
@@ -257,27 +256,30 @@ def centre_crop(width: int, height: int) -> Box:
 # Pixels
 
 
-def _decoded(files: Files, row: int, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
+def _decode_crop(files: Files, row: int, crop: Callable[[int, int], Box], *, shrink: bool) -> np.ndarray:
     """A crop of one image as [3, 224, 224] uint8."""
     return resized_crop(files.read(row), crop, files.where(row), shrink=shrink)
 
 
 def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, shrink: bool) -> np.ndarray:
-    """The box that `crop(width, height)` gives of an encoded image, resized to [3, 224, 224] uint8 (bilinear, antialiased).
+    """The box that `crop(width, height)` returns of an encoded image, resized to [3, 224, 224] uint8 (bilinear, antialiased).
 
-    With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where the box keeps at least 224 x 224 pixels: then
-    no detail that the result could show is lost, and pixels differ by 0.3 of 255 on average from those of full decoding.
-    An image of 2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
-    (`advmoe benchmark --suite streaming` measures this). Training alone shrinks: evaluation shows the pixels that everybody's does.
-    Raises UserError, led by `where`.
+    With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the box keeps at least 224 x 224 pixels: no detail that
+    the result could show is lost, and pixels differ by 0.3 of 255 on average from those of full decoding. An image of
+    2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
+    (`advmoe benchmark --suite streaming` measures this). Only training shrinks: evaluation sees the same pixels as everybody's
+    does. Raises UserError, which starts with `where`.
     """
-    with opened(data, where) as image:
-        check_size(image, where)  # before a draft makes it look smaller: some JPEG are held whole all the same
+
+    def pixels(image: Image.Image) -> np.ndarray:
+        check_size(image, where)  # before a draft makes it look smaller: some JPEG are decoded in full all the same
         width, height = image.size
         box = crop(width, height)
         if shrink:
             across, down = box[2] - box[0], box[3] - box[1]
-            drafted = image.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
-            scale = drafted[1][2] / width if drafted else 1.0
+            draft = image.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
+            scale = draft[1][2] / width if draft else 1.0
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
-        return np.asarray(rgb(image, where).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)
+        return np.asarray(to_rgb(image, where).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)
+
+    return with_image(data, where, pixels)

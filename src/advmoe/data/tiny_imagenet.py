@@ -1,4 +1,4 @@
-"""TinyImageNet (Stanford CS231n): 200 classes of ImageNet at 64 x 64, from its folder or straight from its zip."""
+"""TinyImageNet (Stanford CS231n): 200 classes of ImageNet at 64 x 64, from its folder or directly from its zip."""
 
 import zipfile
 from collections import defaultdict
@@ -12,8 +12,8 @@ import numpy as np
 
 from advmoe.config import DataConfig
 from advmoe.data.decode import decode, decode_all
-from advmoe.data.images import Images, ImageSpec, Splits, divided, from_arrays, in_content_order
-from advmoe.data.place import place_of, readable
+from advmoe.data.images import Images, ImageSpec, Splits, from_arrays, in_content_order, make_splits
+from advmoe.data.paths import data_path, os_errors_as_user_errors
 from advmoe.errors import UserError
 
 SIZE = 64
@@ -24,10 +24,10 @@ MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 
 
 def spec(config: DataConfig) -> ImageSpec:
-    """Classes are the sorted WordNet ids of `wnids.txt`; without `data_dir` they have placeholders for names."""
+    """The spec; its classes are the sorted WordNet ids of `wnids.txt`, or numbered names without `data_dir`."""
     if config.data_dir is None:
         return _spec([f"class-{number:03d}" for number in range(200)])
-    with readable(config), _opened(place_of(config, FORMS)) as tree:
+    with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
         return _spec(_wnids(tree))
 
 
@@ -36,69 +36,69 @@ def _spec(classes: Sequence[str]) -> ImageSpec:
 
 
 def load(config: DataConfig) -> Splits:
-    """TinyImageNet from `data_dir`. The reported test part is the official val part: the official test part has no labels.
+    """TinyImageNet in `data_dir`. The test split is the official val set, because the official test set has no labels.
 
-    The part that selects the best epoch is held out of the training part. Raises UserError, with the file and line, where
-    something is missing, damaged or without a label.
+    The validation split is held out of the training images. Raises UserError, with the file and line, if something is
+    missing, damaged or has no label.
     """
-    with readable(config), _opened(place_of(config, FORMS)) as tree:
+    with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
         wnids = _wnids(tree)
         train, test = _train(tree, wnids), _val(tree, wnids)
-    return divided("tinyimagenet", _spec(wnids), train, test, config)
+    return make_splits("tinyimagenet", _spec(wnids), train, test, config)
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """A folder's files or an archive's: `folders` holds the names of the visible files in each, sorted."""
+    """The files of a folder or an archive: `folders` has the sorted names of the visible files in each folder."""
 
-    place: str
+    path: str
     folders: dict[str, list[str]]
     read: Callable[[str], bytes]
 
     def where(self, name: str) -> str:
-        return f"{self.place}/{name}"
+        return f"{self.path}/{name}"
 
     def lines(self, name: str) -> list[str]:
-        """Lines of a text file, without their ends."""
+        """The lines of a text file in UTF-8, without line ends; a byte order mark at its beginning is skipped."""
         folder, _, file = name.rpartition("/")
         if file not in self.folders.get(folder, ()):
-            raise UserError(f"{self.place}: holds no {name}; give a place that holds {FORMS}")
+            raise UserError(f"{self.path}: contains no {name}; give a path that contains {FORMS}")
         try:
-            return self.read(name).decode().splitlines()
+            return self.read(name).decode("utf-8-sig").splitlines()
         except UnicodeDecodeError:
-            raise UserError(f"{self.where(name)}: not a text file") from None
+            raise UserError(f"{self.where(name)}: not a text file in UTF-8") from None
 
 
-def _tree(place: str, names: Sequence[str], read: Callable[[str], bytes]) -> _Tree:
+def _tree(path: str, names: Sequence[str], read: Callable[[str], bytes]) -> _Tree:
     folders = defaultdict(list)
     for name in sorted(set(names)):
         folder, _, file = name.rpartition("/")
         if not file.startswith("."):
             folders[folder].append(file)
-    return _Tree(place, dict(folders), read)
+    return _Tree(path, dict(folders), read)
 
 
 @contextmanager
-def _opened(place: Path) -> Iterator[_Tree]:
-    inner = next((path for path in (place / NAME, place / f"{NAME}.zip") if path.exists()), place)
-    if inner.is_dir():
-        found = [path for pattern in (WNIDS, "train/*/images/*", "val/*", "val/images/*") for path in inner.glob(pattern)]
-        names = [path.relative_to(inner).as_posix() for path in found if path.is_file()]
-        yield _tree(str(inner), names, lambda name: (inner / name).read_bytes())
+def _open(path: Path) -> Iterator[_Tree]:
+    root = next((inner for inner in (path / NAME, path / f"{NAME}.zip") if inner.exists()), path)
+    if root.is_dir():
+        files = [file for pattern in (WNIDS, "train/*/images/*", "val/*", "val/images/*") for file in root.glob(pattern)]
+        names = [file.relative_to(root).as_posix() for file in files if file.is_file()]
+        yield _tree(str(root), names, lambda name: (root / name).read_bytes())
         return
-    with inner.open("rb") as file:
+    with root.open("rb") as file:
         try:
             archive = zipfile.ZipFile(file)
-        except Exception as error:  # a damaged archive raises nearly anything
-            raise UserError(f"{inner}: not a whole zip archive ({' '.join(str(error).split())[:120]})") from None
-        yield _zip_tree(inner, archive)
+        except Exception as error:  # a damaged archive can raise nearly any exception
+            raise UserError(f"{root}: damaged or incomplete zip archive ({' '.join(str(error).split())[:120]})") from None
+        yield _zip_tree(root, archive)
 
 
 def _zip_tree(path: Path, archive: zipfile.ZipFile) -> _Tree:
-    """Members are read, never unpacked: nothing is written, wherever they point."""
+    """Members are read and never unpacked, so nothing is written, whatever their names."""
     members = [name for name in archive.namelist() if not name.endswith("/")]
     root = next((name.removesuffix(WNIDS) for name in members if name.rpartition("/")[2] == WNIDS), "")
-    lock = Lock()  # an archive has one place to read from, the decoding threads are many
+    lock = Lock()  # the decoding threads share the position at which the archive is read
 
     def read(name: str) -> bytes:
         try:
@@ -112,9 +112,9 @@ def _zip_tree(path: Path, archive: zipfile.ZipFile) -> _Tree:
 
 def _wnids(tree: _Tree) -> list[str]:
     wnids = [line.strip() for line in tree.lines(WNIDS) if line.strip()]
-    twice = next((wnid for number, wnid in enumerate(wnids) if wnid in wnids[:number]), None)
-    if twice is not None or not wnids:
-        raise UserError(f"{tree.where(WNIDS)}: {'is empty' if twice is None else f'{twice} is listed twice'}")
+    duplicate = next((wnid for number, wnid in enumerate(wnids) if wnid in wnids[:number]), None)
+    if duplicate is not None or not wnids:
+        raise UserError(f"{tree.where(WNIDS)}: {'is empty' if duplicate is None else f'{duplicate} is listed twice'}")
     return sorted(wnids)
 
 
@@ -124,14 +124,14 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> Images:
     for label, wnid in enumerate(wnids):
         folder = f"train/{wnid}/images"
         if folder not in tree.folders:
-            raise UserError(f"{tree.where(folder)}: holds no image")
+            raise UserError(f"{tree.where(folder)}: contains no image")
         names += [f"{folder}/{file}" for file in tree.folders[folder]]
         labels += [label] * len(tree.folders[folder])
     for folder in tree.folders:
         parts = folder.split("/")
         if parts[0] == "train" and parts[2:] == ["images"] and parts[1] not in wnids:
             raise UserError(f"{tree.where(f'train/{parts[1]}')}: {parts[1]} is not in {WNIDS}")
-    return _decoded(tree, names, labels, len(wnids))
+    return _decode(tree, names, labels, len(wnids))
 
 
 def _val(tree: _Tree, wnids: Sequence[str]) -> Images:
@@ -147,19 +147,19 @@ def _val(tree: _Tree, wnids: Sequence[str]) -> Images:
         if file in labels:
             raise UserError(f"{where}: line {number}: {file} is listed twice")
         labels[file] = label_of[wnid]
-    _check_all_labelled(tree, files, labels)
-    return _decoded(tree, [f"val/images/{file}" for file in files], [labels[file] for file in files], len(wnids))
+    _check_labels(tree, files, labels)
+    return _decode(tree, [f"val/images/{file}" for file in files], [labels[file] for file in files], len(wnids))
 
 
 def _annotation(line: str, where: str) -> tuple[str, str]:
-    """File and WordNet id; the box that follows is not used."""
+    """(file name, WordNet id) of a line; the box that follows is not used."""
     fields = line.split("\t")
     if len(fields) < 2 or not fields[0]:
         raise UserError(f"{where}: {line[:60]!r} is not a file, a WordNet id and a box, separated by tabs")
     return fields[0], fields[1].strip()
 
 
-def _check_all_labelled(tree: _Tree, files: Sequence[str], labels: dict[str, int]) -> None:
+def _check_labels(tree: _Tree, files: Sequence[str], labels: dict[str, int]) -> None:
     missing, unlabelled = sorted(labels.keys() - set(files)), sorted(set(files) - labels.keys())
     if missing:
         raise UserError(f"{tree.where(f'val/images/{missing[0]}')}: no such file, but it is listed in {ANNOTATIONS}")
@@ -167,8 +167,8 @@ def _check_all_labelled(tree: _Tree, files: Sequence[str], labels: dict[str, int
         raise UserError(f"{tree.where(f'val/images/{unlabelled[0]}')}: has no line in {ANNOTATIONS}")
 
 
-def _decoded(tree: _Tree, names: Sequence[str], labels: Sequence[int], num_classes: int) -> Images:
+def _decode(tree: _Tree, names: Sequence[str], labels: Sequence[int], num_classes: int) -> Images:
     def image(row: int) -> np.ndarray:
         return decode(tree.read(names[row]), SIZE, tree.where(names[row]))
 
-    return in_content_order(from_arrays(decode_all(len(names), SIZE, image), labels, num_classes, tree.place))
+    return in_content_order(from_arrays(decode_all(len(names), SIZE, image), labels, num_classes, tree.path))

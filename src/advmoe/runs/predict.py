@@ -1,4 +1,4 @@
-"""Files and folders of images to classes, confidences and pathways, a batch at a time."""
+"""Predicts classes, confidences and pathways for files and folders of images, one batch at a time."""
 
 import os
 import warnings
@@ -16,11 +16,11 @@ from advmoe.data.single import LoadedImage, read_image
 from advmoe.errors import UserError
 from advmoe.runs.load import Loaded
 
-STREAMED = "imagenet"  # whose evaluation crops its images, so that they are cropped likewise here
+STREAMED = "imagenet"  # its evaluation crops the centre of an image, so predictions do the same
 
 
 class Prediction(NamedTuple):
-    """`confidence` is the softmax probability of class `name`; `pathway` the expert chosen in each layer, () without experts."""
+    """`confidence` is the softmax probability of the class `name`; `pathway` the expert of each MoE layer, () without experts."""
 
     image: Path
     name: str
@@ -30,73 +30,80 @@ class Prediction(NamedTuple):
 
 
 class Unreadable(NamedTuple):
-    """A file that holds no image, and why, in a line that names it."""
+    """A file that contains no image, or a folder that cannot be read; `reason` is a line that names it."""
 
     image: Path
     reason: str
 
 
-def images_in(places: Iterable[Path]) -> Iterator[Path]:
-    """The files among `places`, and those in the folders among them at any depth; hidden ones, found there, are passed over.
+def images_in(paths: Iterable[Path]) -> Iterator[Path | Unreadable]:
+    """The files among `paths`, and all files in the folders among them, at any depth; hidden files in folders are ignored.
 
-    A folder's names are held at a time, sorted, and nothing else of it.
+    Links are followed; a link to a folder that contains it is reported as Unreadable, and so is a folder that cannot be read.
+    The file names of one folder at each depth are in memory at a time, and no more.
     """
-    for place in places:
-        if place.is_dir():
-            yield from _below(place)
+    for path in paths:
+        if path.is_dir():
+            yield from _files_below(path, ())
         else:
-            yield place
+            yield path
 
 
-def _below(folder: Path) -> Iterator[Path]:
+def _files_below(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path | Unreadable]:
+    """`parents` are the resolved paths of the folders that are being read."""
     try:
+        resolved = folder.resolve()
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
-    except OSError:
-        yield folder  # which reading it names as no plain file
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, in Python 3.11 and 3.12
+        yield Unreadable(folder, str(UserError(f"{folder}: cannot be read ({getattr(error, 'strerror', None) or error})")))
+        return
+    if resolved in parents:
+        yield Unreadable(folder, str(UserError(f"{folder}: a link to a folder that contains it ({resolved}); not followed")))
         return
     for path in (folder / name for name in names):
-        if path.is_dir() and not path.is_symlink():  # a link may lead back to where it lies
-            yield from _below(path)
+        if path.is_dir():
+            yield from _files_below(path, (*parents, resolved))
         else:
             yield path
 
 
 def read(model: Loaded, path: Path) -> LoadedImage:
-    """The image in a file as `model` takes it. Raises UserError where there is none."""
+    """The image in a file as `model` takes it. Raises UserError if there is none."""
     return read_image(path, model.input_size, central=model.config.data.dataset == STREAMED)
 
 
-def predict(model: Loaded, paths: Iterable[Path], batch_size: int) -> Iterator[Prediction | Unreadable]:
-    """One answer for each of `paths`, in order. No more than `batch_size` images are in memory."""
-    rest = iter(paths)
+def predict(model: Loaded, paths: Iterable[Path | Unreadable], batch_size: int) -> Iterator[Prediction | Unreadable]:
+    """One answer for each of `paths`, in order; an Unreadable among them is its own answer. At most `batch_size` images are in
+    memory."""
+    remaining = iter(paths)
     with ThreadPoolExecutor(cores()) as pool:
-        while chunk := list(islice(rest, batch_size)):
+        while chunk := list(islice(remaining, batch_size)):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, on odd metadata
-                found = list(pool.map(lambda path: _try(model, path), chunk))
-            yield from _classified(model, chunk, found)
+                images = list(pool.map(lambda path: _read_or_reason(model, path), chunk))
+            yield from _classify(model, images)
 
 
-def _try(model: Loaded, path: Path) -> LoadedImage | Unreadable:
+def _read_or_reason(model: Loaded, path: Path | Unreadable) -> tuple[Path, LoadedImage] | Unreadable:
+    if isinstance(path, Unreadable):
+        return path
     try:
-        return read(model, path)
+        return path, read(model, path)
     except UserError as error:
         return Unreadable(path, str(error))
 
 
-def _classified(
-    model: Loaded, paths: Sequence[Path], found: Sequence[LoadedImage | Unreadable]
-) -> Iterator[Prediction | Unreadable]:
-    """What the network makes of the images among `found`, which were read from `paths`."""
-    images = [image for image in found if isinstance(image, LoadedImage)]
+def _classify(model: Loaded, chunk: Sequence[tuple[Path, LoadedImage] | Unreadable]) -> Iterator[Prediction | Unreadable]:
+    """The predictions for the images in `chunk`; the others pass unchanged."""
+    images = [entry[1] for entry in chunk if not isinstance(entry, Unreadable)]
     answers = iter(_answers(model, images) if images else ())
-    for path, image in zip(paths, found, strict=True):
-        yield Prediction(path, *next(answers), image.note) if isinstance(image, LoadedImage) else image
+    for entry in chunk:
+        yield entry if isinstance(entry, Unreadable) else Prediction(entry[0], *next(answers), entry[1].note)
 
 
 @torch.inference_mode()
 def _answers(model: Loaded, images: Sequence[LoadedImage]) -> list[tuple[str, float, tuple[int, ...]]]:
-    """Class, confidence and pathway of each of one or more images."""
+    """(class, confidence, pathway) of each image."""
     x = torch.stack([image.pixels for image in images]).to(next(model.parameters()).device)
     logits, routings = model.forward_routed(x)
     confidences, classes = logits.float().softmax(dim=1).max(dim=1)
