@@ -23,8 +23,8 @@ from advmoe.evaluation.record import SCHEMA as RECORD_SCHEMA
 from advmoe.evaluation.record import read_record
 from advmoe.reports.collect import collect, settings
 from advmoe.runs.load import KEY
+from advmoe.runs.status import read_run
 from advmoe.sweep.folder import keep_plan
-from advmoe.sweep.states import state_of
 from advmoe.training import checkpoint
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
@@ -88,7 +88,7 @@ def test_a_run_goes_on(version: str, kept: Callable[[str], Path]) -> None:
     config, recorder = RunFolder(run).config(), Recorder()
     before = RunFolder(run).latest()
     assert before is not None
-    assert state_of(run).epoch == 1
+    assert read_run(run).epoch == 1
     history = train(config, load_dataset(config.data), run, recorder, resume=True)
     assert history[:1] == before.history
     assert [(row["epoch"], row["phase"]) for row in history] == [(1, 1), (2, 1)]
@@ -153,7 +153,7 @@ def test_a_plan_is_gone_on_with(tmp_path: Path) -> None:
     shutil.copy(FIXTURES / "sweep.yaml", tmp_path)
     before = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
     keep_plan(tmp_path, "cifar10", [], ["quick"])
-    assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == before
+    assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == {**before, "schema": 2}
     config = from_dict(before["runs"]["seed-0"]["config"])
     assert (config.method, config.model.width, config.training.epochs) == ("at_moe", 4, 2)
 
@@ -198,7 +198,7 @@ def newer_plan(place: Path) -> Callable[[], Any]:
 def test_a_newer_schema_is_refused_with_both_numbers(
     change: Callable[[Path], Callable[[], Any]], kept: Callable[[str], Path]
 ) -> None:
-    present = RECORD_SCHEMA if change is newer_record else checkpoint.SCHEMA if change is newer_checkpoint else 1
+    present = RECORD_SCHEMA if change is newer_record else checkpoint.SCHEMA if change is newer_checkpoint else 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text = complaint(change(kept("image-spec")))

@@ -42,6 +42,23 @@ def bounded_text(path: Path, most: int) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None if there is no such file or it holds anything else."""
+    try:
+        return parsed_object(path.read_text(encoding="utf-8", errors="replace"))
+    except OSError:
+        return None
+
+
+def parsed_object(text: str) -> dict[str, Any] | None:
+    """The JSON object in a text; None if it holds anything else."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def check_plain(path: Path, most: int) -> None:
     """Raises OSError where there is no file, and UserError where it is no file that ends or has more than `most` bytes."""
     found = path.stat()

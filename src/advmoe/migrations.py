@@ -35,10 +35,25 @@ RENAMED = {
 
 
 def renamed(tree: Any) -> Any:
-    """A tree of dicts and lists with today's field names for old ones, at any depth. Text in values is left alone."""
+    """A tree of dicts and lists with today's field names for old ones, at any depth. Text in values is left alone.
+
+    A part that a YAML file refers to many times, or that holds itself, is renamed once.
+    """
+    return _renamed(tree, {})
+
+
+def _renamed(tree: Any, done: dict[int, Any]) -> Any:
+    if id(tree) in done:
+        return done[id(tree)]
     if isinstance(tree, Mapping):
-        return {RENAMED.get(name, name): renamed(value) for name, value in tree.items()}
-    return [renamed(value) for value in tree] if isinstance(tree, list) else tree
+        fields = done[id(tree)] = {}
+        fields.update({RENAMED.get(name, name): _renamed(value, done) for name, value in tree.items()})
+        return fields
+    if isinstance(tree, list):
+        values = done[id(tree)] = []
+        values.extend([_renamed(value, done) for value in tree])
+        return values
+    return tree
 
 
 def is_unsealed(manifest: Mapping[str, Any]) -> bool:
@@ -63,6 +78,11 @@ def config(tree: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(model, Mapping) and "bank" in model and "norms" not in model:
         return {**tree, "model": {**model, "norms": "shared"}}
     return dict(tree)
+
+
+def sweep_plan(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A sweep's plan of schema 1 as one of schema 2; its configurations keep their own schema numbers."""
+    return {**tree, "schema": 2, "sweep": tree.get("sweep", "")}
 
 
 def _name(name: str) -> str:

@@ -13,8 +13,9 @@ import yaml
 from advmoe.cli.sweep import run
 from advmoe.config import differences, from_dict
 from advmoe.errors import UserError
-from advmoe.sweep.probe import Pace, Probe
-from advmoe.sweep.states import state_of
+from advmoe.runs.status import State, read_run
+from advmoe.sweep import schedule
+from advmoe.sweep.estimate import Pace, Probe
 from advmoe.training.checkpoint import RunFolder
 
 GRID = "methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nseeds: 1\n"
@@ -89,7 +90,7 @@ def test_dry_run_without_the_data_says_why_there_are_no_times(tmp_path, capsys):
     run(["a2", "--out", str(tmp_path / "runs"), "--dry-run", "--only", "wrn28_10", "s0"])
     shown = capsys.readouterr().out
     assert shown.count("cifar10-wrn28_10-") == 13
-    assert "how long the other 13 take is not known: cifar10 needs --data-dir" in shown
+    assert "the time for the other 13 is not known: cifar10 needs --data-dir" in shown
 
 
 def test_a_sweep_leaves_runs_plan_and_records(whole):
@@ -97,7 +98,7 @@ def test_a_sweep_leaves_runs_plan_and_records(whole):
     kept = yaml.safe_load((whole / "sweep.yaml").read_text())["runs"]
     assert list(kept) == NAMES
     for name in NAMES:
-        assert state_of(whole / name, ("pgd_10",)).kind == "done"
+        assert read_run(whole / name, ("pgd_10",)).state is State.DONE
         assert differences(RunFolder(whole / name).config(), from_dict(kept[name]["config"])) == []
         assert kept[name]["preset"] == ["pgd_10"]
 
@@ -108,7 +109,7 @@ def test_killed_at_any_point_it_goes_on_and_gives_the_same_records(whole, grid, 
     words = (grid, "--out", out, *TINY)
     for name in NAMES:
         process = started(*words)
-        wait_for(process, lambda name=name: state_of(out / name).epoch >= 1)
+        wait_for(process, lambda name=name: read_run(out / name).epoch >= 1)
         process.kill()
         process.wait()
         assert not (out / NAMES[1] / "record.json").exists()
@@ -124,10 +125,45 @@ def test_nothing_is_run_twice_and_another_preset_only_adds(whole, grid, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
 
 
+def test_slices_add_up_to_the_same_records(whole, grid, tmp_path, capsys, monkeypatch):
+    """The clock is up after the first epoch of the first run; then another call does the rest."""
+    from advmoe.cli import sweep
+
+    out, records = tmp_path / "runs", tmp_path / "records.json"
+    words = [grid, "--out", str(out), "--minutes", "5", "--records", str(records), *TINY]
+
+    def stopped(placement, jobs, look, until):
+        def late():
+            look()
+            if read_run(out / NAMES[0]).epoch >= 1:
+                monkeypatch.setattr(schedule.time, "monotonic", lambda: until)
+
+        return schedule.drive(placement, jobs, late, until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "drive", stopped)
+        with pytest.raises(SystemExit) as end:
+            run(words)
+    monkeypatch.undo()
+    assert end.value.code == 75
+    assert "2 runs remain; the same command goes on" in capsys.readouterr().err
+    assert not records.exists()
+    run(words)
+    assert figures(out) == figures(whole)
+    assert [record["run"] for record in json.loads(records.read_text())] == NAMES
+
+
+def test_a_slice_that_is_too_short_for_anything_says_so(grid, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        run([grid, "--out", str(tmp_path / "runs"), "--minutes", "0.001", *TINY])
+    assert end.value.code == 1
+    assert "give more --minutes" in capsys.readouterr().err
+
+
 def test_interrupted_it_stops_the_workers(grid, tmp_path):
     out = tmp_path / "runs"
     process = started(grid, "--out", out, *TINY, "--epochs", "500")
-    wait_for(process, lambda: state_of(out / NAMES[0]).epoch >= 1)
+    wait_for(process, lambda: read_run(out / NAMES[0]).epoch >= 1)
     process.send_signal(signal.SIGINT)
     assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
     assert quiet(out)
@@ -155,6 +191,9 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_go_on(tmp_path, capsys):
         (["a1", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["a1", "--seeds", "1001"], "seeds must be at most 1000, not 1001"),
         (["a1", "--workers", "0"], "workers must be at least 1, not 0"),
+        (["a1", "--minutes", "0"], "minutes must be positive and finite, not 0.0"),
+        (["a1", "--minutes", "nan"], "minutes must be positive and finite, not nan"),
+        (["a1", "--records", "no/such/file.json"], "no/such: no such folder for the Records"),
         (["a1", "--address", "here"], "--address is for --placement ray or slurm"),
         (["a1", "--slurm", "a=b"], "--slurm is for --placement slurm"),
         (["a1"], "cifar10 needs --data-dir"),

@@ -12,7 +12,7 @@ from advmoe.cli import watch
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, Outcome, read_run
-from advmoe.watch import age, sparkline, states, watch_view
+from advmoe.watch import age, sparkline, statuses, watch_view
 
 RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
 WORDS = ("method", "dataset", "loss", "least load", "it/s", "seen", "test SA")
@@ -62,7 +62,7 @@ def end(run, error, begun):
 
 def shown(root, width=240, **options):
     console = Console(file=io.StringIO(), width=width, **options)
-    console.print(watch_view(states(root), root, console))
+    console.print(watch_view(statuses(root), root, console))
     return console.file.getvalue()
 
 
@@ -152,7 +152,7 @@ def test_broken_lines_are_left_out(make):
     with (run / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"epoch": "x"}\n\x00\n{"epoch": 3, "val_ra": "high", "load": [["a"], 3]}\n{"epoch": 3, "val')
     state = read_run(run)
-    assert [one["epoch"] for one in state.rows] == [1, 2, 3]
+    assert [one.epoch for one in state.rows] == [1, 2, 3]
     assert "3/3" in shown(run)
 
 
@@ -213,7 +213,7 @@ def test_wandbs_own_config_yaml_is_no_run(make, tmp_path):
     inner = make("run", 1) / "wandb/offline-run-1/files"
     inner.mkdir(parents=True)
     (inner / "config.yaml").write_text("wandb_version: 1")
-    assert [state.path.name for state in states(tmp_path)] == ["run"]
+    assert [state.path.name for state in statuses(tmp_path)] == ["run"]
 
 
 def test_sparkline_and_age():
@@ -258,7 +258,7 @@ def test_on_a_terminal_it_looks_again_until_it_is_interrupted(make, tmp_path, mo
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["nowhere"], "nowhere: is no folder of runs"),
+        (["nowhere"], "nowhere: no such folder"),
         (["."], ".: holds no run (no config.yaml in it or below)"),
         ([".", "--interval", "0"], "interval must be 0.1 to 86400 seconds, not 0"),
         ([".", "--interval", "nan"], "interval must be"),
@@ -281,7 +281,7 @@ def test_what_is_no_finite_number_is_missing(make, tmp_path, odd):
         file.write(json.dumps(row(3, load=[[odd, 0.25]], **dict.fromkeys(names, odd))) + "\n")
         file.write(json.dumps(row(3) | {"epoch": odd}) + "\n")
     console = Console(file=io.StringIO(), width=240)
-    console.print(watch_view(states(tmp_path), tmp_path, console))
+    console.print(watch_view(statuses(tmp_path), tmp_path, console))
     text = console.file.getvalue()
     assert "3/3" in text
     assert "25%" in text

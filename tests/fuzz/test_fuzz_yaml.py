@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from advmoe.config import RunConfig, dump_yaml, from_dict, load_yaml, to_dict
 from advmoe.errors import UserError
-from advmoe.sweep.plan import Grid, grid, plan
+from advmoe.sweep.grid import SweepFile, read_sweep
+from advmoe.sweep.plan import plan
 
 MARK = "ran"
 SWEEP = """
@@ -23,7 +24,8 @@ settings: {training: {epochs: 2, lr: 5e-2}, model: {num_experts: 4}, attack: {ep
 """
 FIELDS = [f"{section}.{name}" for section, fields in to_dict(RunConfig()).items() if isinstance(fields, dict) for name in fields]
 FIELDS += ["schema", "method", "seed", "model", "training", "runtime", "x", "data.x"]
-PARTS = ["methods", "backbones", "datasets", "model_scales", "seeds", "settings", "x"]
+PARTS = ["methods", "backbones", "datasets", "model_scales", "seeds", "settings", "num_experts"]
+PARTS += ["recipes", "variants", "grids", "preset", "x"]
 SCALARS = st.one_of(
     st.sampled_from(
         [
@@ -139,8 +141,8 @@ def test_sweeps(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, mon
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        found: Any = read(lambda: grid(str(path)))
-        if isinstance(found, Grid):
+        found: Any = read(lambda: read_sweep(str(path)))
+        if isinstance(found, SweepFile):
             read(lambda: plan(found))
         assert not (tmp_path / MARK).exists()
 

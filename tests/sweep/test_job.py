@@ -16,8 +16,8 @@ from filelock import FileLock
 
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
+from advmoe.runs.status import FAILED, LOG, State, read_run
 from advmoe.sweep.job import commands, ending, start, stop
-from advmoe.sweep.states import FAILED, LOG, state_of
 
 PARENT = """
 import pickle, sys, time
@@ -34,6 +34,10 @@ def pid_of(folder):
     return int((folder / LOG).read_text().splitlines()[0].rpartition(" ")[2])
 
 
+def stop_one(process):
+    stop([process])
+
+
 def lives(pid):
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
@@ -45,9 +49,9 @@ def test_a_run_is_trained_and_evaluated(job, figures):
     one = job()
     process = start(one)
     assert process.wait() == 0
-    stop(process)
+    stop([process])
     assert ending(one, 0) is None
-    assert state_of(one.folder, one.preset).kind == "done"
+    assert read_run(one.folder, one.preset).state is State.DONE
     assert commands(one) == []
     assert figures(one.folder)["flags"].count("0") + figures(one.folder)["flags"].count("1") == 10
 
@@ -80,7 +84,7 @@ def test_the_second_waits_and_finds_the_work_done(job):
     processes = [start(one), start(one)]
     assert [process.wait() for process in processes] == [0, 0]
     for process in processes:
-        stop(process)
+        stop([process])
     log = (one.folder / LOG).read_text()
     assert log.count("epoch 1/1") == 1
 
@@ -89,10 +93,10 @@ def test_the_line_of_a_failed_run_is_kept_until_it_is_started_again(job):
     one = job(method="advmoe", batch_size=40)
     process = start(one)
     line = ending(one, process.wait())
-    stop(process)
+    stop([process])
     assert line == "batch_size must be at most half of the 60 training images for two levels, not 40"
-    assert state_of(one.folder).line == line
-    stop(start(one))
+    assert read_run(one.folder).reason == line
+    stop_one(start(one))
     assert not (one.folder / FAILED).exists()
 
 
@@ -101,7 +105,7 @@ def test_a_killed_process_says_by_what(job):
     process = start(one)
     process.send_signal(signal.SIGKILL)
     assert ending(one, process.wait()) == "killed by SIGKILL (out of memory?)"
-    stop(process)
+    stop([process])
 
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")
@@ -110,12 +114,12 @@ def test_threads_are_the_jobs_share(job, monkeypatch):
     one = job().at("cpu", 1)
     process = start(one)
     environment = Path(f"/proc/{pid_of(one.folder)}/environ").read_text().split("\0")  # not earlier: it is empty during exec
-    stop(process)
+    stop([process])
     assert "OMP_NUM_THREADS=1" in environment
 
 
 def test_a_folder_of_another_run_or_of_none_is_refused(job):
-    stop(start(job()))
+    stop_one(start(job()))
     with pytest.raises(UserError, match=r"holds another run \(training.epochs: 1, not 2\)"):
         start(job(epochs=2))
     strange = job("strange")
@@ -130,7 +134,7 @@ def test_what_a_killed_claim_left_is_no_obstacle(job):
     one = job()
     one.folder.mkdir()
     (one.folder / ".config.yaml.123.draft").write_text("half")
-    stop(start(one))
+    stop_one(start(one))
     assert (one.folder / "config.yaml").exists()
 
 
@@ -141,14 +145,14 @@ def test_two_sweeps_that_claim_one_folder_take_turns(job):
     draft = one.folder / ".config.yaml.123.draft"
     with FileLock(one.folder.parent / ".lock"):
         draft.write_text("half")
-        other = threading.Thread(target=lambda: stop(start(one)))
+        other = threading.Thread(target=lambda: stop_one(start(one)))
         other.start()
         time.sleep(0.5)
         assert draft.exists()
         draft.replace(one.folder / "config.yaml")
         (one.folder / "config.yaml").write_text(dump_yaml(one.config))
     other.join()
-    assert state_of(one.folder).kind != "failed"
+    assert read_run(one.folder).state is not State.FAILED
     assert (one.folder / LOG).exists()
 
 

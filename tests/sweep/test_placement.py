@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
 from advmoe.errors import UserError
-from advmoe.sweep import placement
-from advmoe.sweep.placement import Local, drive, local
+from advmoe.sweep import schedule
+from advmoe.sweep.placements import Request, local
+from advmoe.sweep.placements.local import LocalPlacement
+from advmoe.sweep.schedule import deadline, drive
 
 
 @pytest.fixture
@@ -15,8 +19,8 @@ def machine(monkeypatch):
     """machine(cores, devices): a machine of that size."""
 
     def make(cores, devices=0):
-        monkeypatch.setattr(placement, "cores", lambda: cores)
-        monkeypatch.setattr(placement.torch.cuda, "device_count", lambda: devices)
+        monkeypatch.setattr(local, "cores", lambda: cores)
+        monkeypatch.setattr(local.torch.cuda, "device_count", lambda: devices)
 
     return make
 
@@ -32,9 +36,9 @@ def started(monkeypatch):
         seen.append((job.name, job.config.runtime.device, job.config.runtime.threads))
         return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({job.name[-1]})"], stdin=subprocess.PIPE)
 
-    monkeypatch.setattr(placement, "start", start)
-    monkeypatch.setattr(placement, "ending", lambda job, status: f"status {status}" if status else None)
-    monkeypatch.setattr(placement, "POLL", 0.01)
+    monkeypatch.setattr(local, "start", start)
+    monkeypatch.setattr(local, "ending", lambda job, status: f"status {status}" if status else None)
+    monkeypatch.setattr(schedule, "POLL", 0.01)
     return seen
 
 
@@ -55,13 +59,13 @@ def started(monkeypatch):
 )
 def test_devices_and_threads_are_shared_out(machine, cores, devices, asked, workers, threads, places):
     machine(cores, devices)
-    found = local(9, **{"workers": None, "threads": 0, "device": "auto", **asked})
-    assert (found.workers, found.threads, list(found.places)) == (workers, threads, places)
+    found = LocalPlacement(Request(9, Path("runs"), **asked))
+    assert (found.workers, found.threads, list(found.free)) == (workers, threads, places)
 
 
 def test_no_more_workers_than_runs(machine):
     machine(16)
-    assert local(1, None, 0, "auto").threads == 16
+    assert LocalPlacement(Request(1, Path("runs"))).threads == 16
 
 
 @pytest.mark.parametrize(
@@ -71,34 +75,62 @@ def test_no_more_workers_than_runs(machine):
 def test_more_than_the_machine_has_is_refused(machine, workers, threads, said):
     machine(2)
     with pytest.raises(UserError, match=said):
-        local(9, workers, threads, "auto")
+        LocalPlacement.check(Request(9, Path("runs"), workers, threads))
 
 
-def test_failed_runs_are_told_and_the_rest_go_on(job, started):
+def test_failed_runs_are_named_and_the_rest_go_on(job, started, machine):
     looks = []
     jobs = [job(name) for name in ("a0", "b3", "refused", "c0", "d1")]
-    failed = drive(Local(2, 1, ["cuda:0", "cuda:1"]), jobs, lambda: looks.append(None))
-    assert failed == {"b3": "status 3", "refused": "refused: holds another run", "d1": "status 1"}
+    machine(2, 2)
+    outcome = drive(LocalPlacement(Request(5, Path("runs"))), jobs, lambda: looks.append(None))
+    assert outcome.remaining == ()
+    assert outcome.failed == {"b3": "status 3", "refused": "refused: holds another run", "d1": "status 1"}
     assert sorted(name for name, _, _ in started) == ["a0", "b3", "c0", "d1"]
     assert {place for _, place, _ in started} == {"cuda:0", "cuda:1"}
     assert {threads for _, _, threads in started} == {1}
     assert looks
 
 
-def test_no_more_run_than_there_are_workers_and_closing_ends_them(job, monkeypatch):
+def test_no_more_run_than_there_are_workers_and_closing_ends_them(job, monkeypatch, machine):
     processes = []
 
     def start(job):
         processes.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
         return processes[-1]
 
-    monkeypatch.setattr(placement, "start", start)
-    place = Local(2, 1, ["cpu"])
+    monkeypatch.setattr(local, "start", start)
+    machine(2)
+    place = LocalPlacement(Request(5, Path("runs"), device="cpu"))
     place.submit([job(str(number)) for number in range(5)])
     assert place.ended() == {}
     assert len(processes) == 2
     assert all(process.poll() is None for process in processes)
     place.close()
-    assert all(process.returncode == -9 for process in processes)
+    assert all(process.returncode == -15 for process in processes)
     assert place.ended() == {}
     assert len(processes) == 2
+
+
+def test_when_the_time_is_up_jobs_are_stopped_and_none_is_started(job, monkeypatch, machine):
+    processes = []
+
+    def start(job):
+        processes.append(subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE))
+        return processes[-1]
+
+    machine(2)
+    monkeypatch.setattr(local, "start", start)
+    place, jobs = LocalPlacement(Request(3, Path("runs"), device="cpu")), [job(str(number)) for number in range(3)]
+    started = time.monotonic()
+    outcome = drive(place, jobs, lambda: None, started + 0.3)
+    assert time.monotonic() - started < 10
+    assert (outcome.failed, outcome.remaining) == ({}, ("0", "1", "2"))
+    assert [process.returncode for process in processes] == [-15, -15]
+    assert drive(place, jobs, lambda: None, started).remaining == ("0", "1", "2")
+    assert len(processes) == 2
+
+
+def test_a_share_of_the_time_is_kept_for_the_end():
+    assert deadline(100.0, None) == float("inf")
+    assert deadline(100.0, 9.0) == 100 + 540 - 20
+    assert deadline(100.0, 1.0) == 100 + 60 - 3

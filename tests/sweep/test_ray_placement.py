@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from advmoe.errors import UserError
-from advmoe.sweep import placement
+from advmoe.runs.status import LOG, State, read_run
+from advmoe.sweep import schedule
 from advmoe.sweep.job import start, stop
-from advmoe.sweep.placement import drive
-from advmoe.sweep.states import LOG, state_of
+from advmoe.sweep.placements import Request
+from advmoe.sweep.schedule import drive
 
 pytest.importorskip("ray", reason="needs the extra ray")
-from advmoe.sweep import ray as ray_placement  # what only the extra lets in
+from advmoe.sweep.placements import ray as ray_placement  # what only the extra lets in
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def cluster():
     """A cluster of one CPU, so that one job follows the other."""
-    found = ray_placement.place(None, 1, 1, "cpu")
+    found = ray_placement.RayPlacement(Request(2, Path("runs"), 1, 1, "cpu"))
     yield found
     found.close()
 
@@ -40,18 +41,18 @@ def test_a_killed_worker_is_replaced_and_the_records_are_the_same(cluster, job, 
     for one in whole:
         process = start(one)
         assert process.wait() == 0
-        stop(process)
+        stop([process])
     jobs = [job(f"ray-{method}", method, epochs=4) for method in ("at_small_dense", "at_moe")]
     killed = []
 
     def kill_in_midrun():
-        state = state_of(jobs[0].folder)
-        if not killed and 1 <= state.epoch < state.epochs:
+        status = read_run(jobs[0].folder)
+        if not killed and 1 <= status.epoch < status.epochs:
             killed.append(parent_of(jobs[0].folder))
             assert b"ray" in Path(f"/proc/{killed[0]}/cmdline").read_bytes()
             os.kill(killed[0], signal.SIGKILL)
 
-    assert drive(cluster, jobs, kill_in_midrun) == {}
+    assert drive(cluster, jobs, kill_in_midrun).failed == {}
     assert killed
     assert [figures(one.folder) for one in jobs] == [figures(one.folder) for one in whole]
     log = (jobs[0].folder / LOG).read_text()
@@ -61,28 +62,28 @@ def test_a_killed_worker_is_replaced_and_the_records_are_the_same(cluster, job, 
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")
 def test_a_failed_run_is_told_a_killed_process_is_replaced_and_closing_ends_the_rest(cluster, job, monkeypatch):
-    monkeypatch.setattr(placement, "POLL", 0.05)
+    monkeypatch.setattr(schedule, "POLL", 0.05)
     killed = []
     survivor, failing = job("survivor", epochs=3), job("failing", "advmoe", batch_size=40)
 
     def kill_the_process():
-        if not killed and state_of(survivor.folder).epoch >= 1:
+        if not killed and read_run(survivor.folder).epoch >= 1:
             killed.append(int((survivor.folder / LOG).read_text().splitlines()[0].rpartition(" ")[2]))
             os.kill(killed[0], signal.SIGKILL)
 
-    failed = drive(cluster, [survivor, failing], kill_the_process)
+    failed = drive(cluster, [survivor, failing], kill_the_process).failed
     assert killed
     assert failed == {"failing": "batch_size must be at most half of the 60 training images for two levels, not 40"}
-    assert state_of(survivor.folder).kind == "done"
+    assert read_run(survivor.folder).state is State.DONE
     endless = job("endless", epochs=5000)
     cluster.submit([endless])
-    while state_of(endless.folder).epoch < 1:
+    while read_run(endless.folder).epoch < 1:
         time.sleep(0.05)
     cluster.close()
     time.sleep(2)
-    epoch = state_of(endless.folder).epoch
+    epoch = read_run(endless.folder).epoch
     time.sleep(3)
-    assert state_of(endless.folder).epoch == epoch
+    assert read_run(endless.folder).epoch == epoch
 
 
 def test_a_cluster_without_room_for_a_run_is_one_line(monkeypatch):
@@ -93,12 +94,12 @@ def test_a_cluster_without_room_for_a_run_is_one_line(monkeypatch):
     monkeypatch.setattr(stand_in, "nodes", lambda: nodes)
     monkeypatch.setattr(stand_in, "shutdown", lambda: closed.append(True))
     with pytest.raises(UserError, match=r"Ray cluster at auto: no node has the 2 CPUs of a run \(at most 0\)"):
-        ray_placement.place("auto", None, 2, "cpu")
+        ray_placement.RayPlacement(Request(2, Path("runs"), None, 2, "cpu", "auto"))
     assert closed
 
 
 def test_no_cluster_is_one_line():
     with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
-        ray_placement.place("127.0.0.1:1", None, 1, "cpu")
-    with pytest.raises(UserError, match="--workers is for Ray of this machine's own"):
-        ray_placement.place("auto", 2, 1, "cpu")
+        ray_placement.RayPlacement(Request(2, Path("runs"), None, 1, "cpu", "127.0.0.1:1"))
+    with pytest.raises(UserError, match="--workers is for Ray on this machine alone"):
+        ray_placement.RayPlacement(Request(2, Path("runs"), 2, 1, "cpu", "auto"))

@@ -1,16 +1,26 @@
 """What a sweep shows: a table that lives, or lines."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from advmoe.sweep.placement import Local
-from advmoe.sweep.plan import grid, plan
+from advmoe.runs.status import EpochRow, RunStatus, State
+from advmoe.sweep.grid import read_sweep
+from advmoe.sweep.placements import Request
+from advmoe.sweep.placements.local import LocalPlacement
+from advmoe.sweep.plan import plan
 from advmoe.sweep.show import Board, counts, duration, plan_table, remaining
-from advmoe.sweep.states import State
 
-TRAINING, DONE = State("training", 1, 3), State("done", 3, 3)
+
+def status(state, epoch=0, reason=""):
+    rows = (EpochRow(epoch, None, None, None, None, 1.0, 1.0, ()),) if epoch else ()
+    return RunStatus(Path("run"), state, epochs=3, rows=rows, reason=reason)
+
+
+PLANNED, TRAINING, DONE = status(State.PLANNED), status(State.TRAINING, 1), status(State.DONE, 3)
+FAILED = status(State.FAILED, 1, "no [space] left")
 
 
 def console(terminal, height=30):
@@ -25,10 +35,10 @@ def test_durations(seconds, text):
 
 
 def test_plan_shows_cost_state_and_time_of_each_run():
-    runs = plan(grid("figA2"), ["s0"])
-    states = {run.name: State("planned") for run in runs} | {
+    runs = plan(read_sweep("figA2"), ["s0"])
+    states = {run.name: PLANNED for run in runs} | {
         runs[0].name: DONE,
-        runs[1].name: State("failed", 1, 3, "no [space] left"),
+        runs[1].name: FAILED,
     }
     screen = console(False)
     screen.print(plan_table(runs, states, {run.name: 600 for run in runs}))
@@ -41,36 +51,36 @@ def test_plan_shows_cost_state_and_time_of_each_run():
 
 
 def test_time_that_remains_is_shared_but_no_shorter_than_the_longest_run():
-    place = Local(2, 1, ["cpu"])
+    place = LocalPlacement(Request(5, Path("runs"), workers=2, threads=1, device="cpu"))
     assert remaining(5, 0, {}, None, "") == "5 runs, 5 done"
     assert "the other 3 take up to about 15 s (2 workers of 1 threads on cpu)" in remaining(
         5, 3, {"a": 10, "b": 10, "c": 10}, place, ""
     )
     assert "about 50 s" in remaining(5, 3, {"a": 50, "b": 10, "c": 10}, place, "")
     assert "about 30 s (one after another)" in remaining(5, 3, {"a": 10, "b": 10, "c": 10}, None, "")
-    assert remaining(5, 3, {}, None, "no data").endswith("the other 3 take is not known: no data")
+    assert remaining(5, 3, {}, None, "no data").endswith("the time for the other 3 is not known: no data")
 
 
 def test_counts():
-    assert counts({"a": TRAINING, "b": DONE, "c": DONE, "d": State("planned")}) == "2 done, 1 planned, 1 training"
+    assert counts({"a": TRAINING, "b": DONE, "c": DONE, "d": PLANNED}) == "2 done, 1 planned, 1 training"
 
 
 def test_off_a_terminal_a_line_for_every_change(tmp_path):
-    states, screen = {"a": State("planned"), "b": State("planned")}, console(False)
-    with Board(screen, tmp_path, lambda: dict(states)) as board:
+    states, screen = {"a": PLANNED, "b": PLANNED}, console(False)
+    with Board(screen, tmp_path, list(states), lambda name: states[name]) as board:
         board.look()
         states["b"] = TRAINING
         board.look()
         board.look()
-        states["b"] = State("failed", 1, 3, "no [space] left")
+        states["b"] = FAILED
         board.look()
     assert screen.file.getvalue() == "b: training epoch 2 of 3\nb: failed: no [space] left\n"
 
 
 def test_on_a_terminal_a_table_that_fits_it_with_what_goes_on_first(tmp_path):
-    states = {f"run-{number}": State("planned") for number in range(40)} | {"late": TRAINING}
+    states = {f"run-{number}": PLANNED for number in range(40)} | {"late": TRAINING}
     screen = console(True, height=12)
-    with Board(screen, tmp_path, lambda: states) as board:
+    with Board(screen, tmp_path, list(states), lambda name: states[name]) as board:
         board.look()
     shown = screen.file.getvalue()
     assert "40 planned, 1 training" in shown

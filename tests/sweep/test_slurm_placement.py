@@ -5,12 +5,17 @@ import time
 import pytest
 
 from advmoe.errors import UserError
+from advmoe.runs.status import read_run
 from advmoe.sweep.job import start, stop
-from advmoe.sweep.placement import drive
-from advmoe.sweep.states import state_of
+from advmoe.sweep.placements import Request
+from advmoe.sweep.schedule import drive
 
 pytest.importorskip("submitit", reason="needs the extra slurm")
-from advmoe.sweep.slurm import check, place  # what only the extra lets in
+from advmoe.sweep.placements.slurm import SlurmPlacement  # needs the extra
+
+
+def request(address, out, parameters=()):
+    return Request(2, out, None, 1, "cpu", address, parameters)
 
 
 @pytest.mark.slow
@@ -18,10 +23,10 @@ def test_jobs_give_the_records_of_plain_ones(job, figures, tmp_path):
     plain = job("plain")
     process = start(plain)
     assert process.wait() == 0
-    stop(process)
+    stop([process])
     jobs = [job("good"), job("failing", "advmoe", batch_size=40)]
-    found = place("local", None, 1, "cpu", tmp_path, ["timeout_min=10"])
-    failed = drive(found, jobs, lambda: None)
+    found = SlurmPlacement(request("local", tmp_path, ["timeout_min=10"]))
+    failed = drive(found, jobs, lambda: None).failed
     found.close()
     assert failed == {"failing": "batch_size must be at most half of the 60 training images for two levels, not 40"}
     assert figures(jobs[0].folder) == figures(plain.folder)
@@ -31,23 +36,23 @@ def test_jobs_give_the_records_of_plain_ones(job, figures, tmp_path):
 @pytest.mark.slow
 def test_closing_cancels_what_runs(job, tmp_path):
     endless = job("endless", epochs=5000)
-    found = place("local", None, 1, "cpu", tmp_path, [])
+    found = SlurmPlacement(request("local", tmp_path))
     found.submit([endless])
-    while state_of(endless.folder).epoch < 1:
+    while read_run(endless.folder).epoch < 1:
         time.sleep(0.05)
     found.close()
     time.sleep(2)
-    epoch = state_of(endless.folder).epoch
+    epoch = read_run(endless.folder).epoch
     time.sleep(3)
-    assert state_of(endless.folder).epoch == epoch
+    assert read_run(endless.folder).epoch == epoch
 
 
 def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
     one = job("refused")
     one.folder.mkdir()
     (one.folder / "thesis.tex").write_text("mine")
-    found = place("debug", None, 1, "cpu", tmp_path, [])
-    failed = drive(found, [one], lambda: None)
+    found = SlurmPlacement(request("debug", tmp_path))
+    failed = drive(found, [one], lambda: None).failed
     assert list(failed) == ["refused"]
     assert "is not an empty folder, nor one that holds a run" in failed["refused"]
 
@@ -64,19 +69,19 @@ def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
 )
 def test_bad_parameters_are_one_line(tmp_path, executor, parameters, said):
     with pytest.raises(UserError, match=said):
-        check(executor, parameters)
+        SlurmPlacement.check(request(executor, tmp_path, parameters))
     with pytest.raises(UserError, match=said):
-        place(executor, None, 1, "cpu", tmp_path, parameters)
+        SlurmPlacement(request(executor, tmp_path, parameters))
 
 
 def test_right_parameters_are_known_without_a_cluster(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
-    check(None, ["slurm_partition=gpu", "gpus_per_node=1", "timeout_min=600"])
+    SlurmPlacement.check(request(None, tmp_path, ["slurm_partition=gpu", "gpus_per_node=1", "timeout_min=600"]))
     assert not list(tmp_path.iterdir())
 
 
 def test_no_slurm_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match="submitit: "):
-        place(None, None, 1, "cpu", tmp_path, [])
+        SlurmPlacement(request(None, tmp_path))

@@ -1,12 +1,12 @@
 """`advmoe sweep`."""
 
 import contextlib
-import importlib
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
@@ -15,34 +15,44 @@ from advmoe.attacks.presets import resolve
 from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import RuntimeConfig
 from advmoe.errors import UserError
+from advmoe.evaluation.record import read_record
+from advmoe.files import write_json
 from advmoe.runs.cost import image_spec
+from advmoe.runs.status import LOG, RunStatus, State, read_run
+from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
 from advmoe.sweep.folder import PROBE, check_free, keep_plan
-from advmoe.sweep.job import Job, asked
-from advmoe.sweep.past import alike, past
-from advmoe.sweep.placement import Placement, drive, local
-from advmoe.sweep.plan import MOST_SEEDS, Planned, Settings, grid, plan
-from advmoe.sweep.probe import UNKNOWN, Probe, Sizes, evaluation_seconds, sizes, training_seconds
-from advmoe.sweep.show import Board, States, counts, plan_table, remaining
-from advmoe.sweep.states import LOG, state_of
+from advmoe.sweep.grid import MOST_SEEDS, Settings, SweepFile, read_sweep
+from advmoe.sweep.job import Job, preset_or_attacks
+from advmoe.sweep.placements import Placement, PlacementName, Request, placement_class
+from advmoe.sweep.plan import Planned, plan
+from advmoe.sweep.schedule import Outcome, deadline, drive
+from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
+
+FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h, "try again"
 
 
 @dataclass(frozen=True)
 class SweepArguments:
-    """Train and evaluate every run of one of the paper's tables or figures, or of a grid in a YAML file.
+    """Train and evaluate every run of one of the paper's tables or figures, or of a sweep file.
 
-    Nothing is run twice: stopped or killed, the same command goes on where it was.
+    No work is done twice: after a stop or a kill, the same command goes on where it was. With --minutes it ends with status 75
+    while work remains, so that it can be called again and again.
     """
 
     what: tyro.conf.Positional[str]
-    """a1, a2, fig7, figA2, or FILE.yaml with methods, backbones, datasets, model_scales, seeds and settings."""
+    """a1, a2, fig7, figA2, or a sweep file (FILE.yaml; docs/paper.md says what it holds)."""
     out: Path
-    """The folder of the runs: one folder each, NAME-sSEED."""
+    """Folder for the runs: one folder each, NAME-sSEED."""
+    minutes: float | None = None
+    """End within this time, with status 75 if work remains."""
+    records: Path | None = None
+    """When all runs are done, write their Records to this JSON file."""
     seeds: int | None = None
-    """Runs of each cell, with seeds from 0 on; by default the file's, or 3."""
+    """Number of runs of each cell, with seeds from 0; by default the file's, or 3."""
     dry_run: Flag = False
     """Print the plan and write nothing."""
     only: tuple[str, ...] = ()
-    """Only the runs whose name holds every one of these texts (resnet18, advmoe, r0.5, s0)."""
+    """Only the runs whose name contains every one of these texts (resnet18, advmoe, r0.5, s0)."""
     epochs: int | None = None
     """Epochs per phase, instead of the recipes'."""
     limit_train: int | None = None
@@ -57,14 +67,14 @@ class SweepArguments:
     """Images per batch."""
     data_dir: str | None = None
     """File or folder that holds the data."""
-    preset: tuple[str, ...] = ("quick",)
-    """What runs are evaluated with: quick, standard, full, or names of attacks."""
-    placement: Literal["local", "ray", "slurm"] = "local"
-    """Where runs run: processes of this machine, tasks of a Ray cluster, jobs of Slurm (extras ray and slurm)."""
+    preset: tuple[str, ...] = ()
+    """What runs are evaluated with: quick, standard, full, or names of attacks; by default the file's, or quick."""
+    placement: PlacementName = "local"
+    """Where runs run: processes on this machine, tasks of a Ray cluster, jobs of Slurm (extras ray and slurm)."""
     workers: int | None = None
-    """Runs at once; by default one for each CUDA device, or up to four on the CPU (Slurm: no bound)."""
+    """Runs at once; by default one for each CUDA device, or up to four on the CPU (Slurm: no limit)."""
     address: str | None = None
-    """Ray: address of a running cluster, or auto. Slurm: submitit's executor, local or debug where there is no Slurm."""
+    """Ray: address of a running cluster, or auto. Slurm: submitit's executor, local or debug without Slurm."""
     slurm: tuple[str, ...] = ()
     """Slurm: submitit's parameters as KEY=VALUE (slurm_partition=gpu gpus_per_node=1 timeout_min=600)."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -75,15 +85,18 @@ class SweepArguments:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.seeds is not None and self.seeds > MOST_SEEDS:
             raise UserError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
+        if self.minutes is not None and not 0 < self.minutes < inf:
+            raise UserError(f"minutes must be positive and finite, not {self.minutes}")
         if self.address is not None and self.placement == "local":
             raise UserError("--address is for --placement ray or slurm")
         if self.slurm and self.placement != "slurm":
             raise UserError("--slurm is for --placement slurm")
-        resolve(asked(self.preset))
+        if self.records is not None and not self.records.absolute().parent.is_dir():
+            raise UserError(f"{self.records.parent}: no such folder for the Records")
 
     @property
     def settings(self) -> Settings:
-        """What the command line sets of every run's configuration."""
+        """What the command line sets in every run's configuration."""
         given: dict[str, dict[str, int | str | None]] = {
             "training": {"epochs": self.epochs, "batch_size": self.batch_size},
             "model": {"width": self.width},
@@ -92,104 +105,139 @@ class SweepArguments:
         return {section: {name: v for name, v in fields.items() if v is not None} for section, fields in given.items()}
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """The command at work: its arguments, its runs, and when it must end."""
+
+    arguments: SweepArguments
+    runs: Sequence[Planned]
+    preset: tuple[str, ...]
+    terminal: Console
+    until: float
+
+    def folder(self, run: Planned) -> Path:
+        return self.arguments.out / run.name
+
+    def status(self, name: str) -> RunStatus:
+        return read_run(self.arguments.out / name, resolve(preset_or_attacks(self.preset)).attacks)
+
+    def statuses(self) -> Statuses:
+        return {run.name: self.status(run.name) for run in self.runs}
+
+
 def run(words: list[str]) -> None:
-    """`advmoe sweep`; ends with status 1 where a run failed."""
+    """`advmoe sweep`. Raises SystemExit with status 1 if a run failed, and 75 if the time was up."""
+    started = time.monotonic()
     arguments = parse(SweepArguments, "sweep", words)
-    terminal, runs = console(), _planned(arguments)
-    for planned in runs:
-        check_free(arguments.out / planned.name, planned.config)
-    states = _states(arguments, runs)
-    missing = [planned for planned in runs if states[planned.name].kind != "done"]
+    file = read_sweep(arguments.what)
+    sweep = Sweep(
+        arguments, _planned(arguments, file), _preset(arguments, file), console(), deadline(started, arguments.minutes)
+    )  # fmt: skip
+    for planned in sweep.runs:
+        check_free(sweep.folder(planned), planned.config)
+    statuses = sweep.statuses()
+    missing = [planned for planned in sweep.runs if statuses[planned.name].state is not State.DONE]
     with contextlib.ExitStack() as stack:
         placement = _placement(arguments, len(missing)) if missing else None
         if placement is not None:
             stack.enter_context(contextlib.closing(placement))
-        seconds, reason = _prepared(arguments, runs, missing, placement, terminal)
-        terminal.print(plan_table(runs, states, seconds))
-        terminal.print(
-            remaining(len(runs), len(missing), seconds, placement, reason), highlight=False, markup=False, soft_wrap=True
-        )
+        seconds, reason = _prepared(sweep, missing, statuses, placement)
+        sweep.terminal.print(plan_table(sweep.runs, statuses, seconds))
+        _print(sweep, remaining(len(sweep.runs), len(missing), seconds, placement, reason))
         if placement is not None and not arguments.dry_run:
-            _run_missing(arguments, runs, missing, placement, terminal)
+            _run_missing(sweep, missing, placement)
+    if arguments.records is not None and not arguments.dry_run:
+        records = [read_record(sweep.folder(planned) / "record.json") for planned in sweep.runs]
+        write_json(arguments.records, records, indent=1)
+        _print(sweep, f"{len(records)} Records: {arguments.records}")
 
 
-def _planned(arguments: SweepArguments) -> list[Planned]:
-    found = grid(arguments.what)
-    if arguments.seeds is not None:
-        found = replace(found, seeds=tuple(range(arguments.seeds)))
-    runs = plan(found, arguments.only, arguments.dataset, arguments.settings)
+def _print(sweep: Sweep, text: str) -> None:
+    sweep.terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _planned(arguments: SweepArguments, file: SweepFile) -> list[Planned]:
+    runs = plan(file, arguments.only, arguments.dataset, arguments.settings, arguments.seeds)
     return [replace(planned, config=replace(planned.config, runtime=arguments.runtime)) for planned in runs]
 
 
-def _states(arguments: SweepArguments, runs: Sequence[Planned]) -> States:
-    return {planned.name: state_of(arguments.out / planned.name, asked(arguments.preset)) for planned in runs}
+def _preset(arguments: SweepArguments, file: SweepFile) -> tuple[str, ...]:
+    """Raises UserError if it names an unknown attack."""
+    preset = arguments.preset or file.preset
+    resolve(preset_or_attacks(preset))
+    return preset
 
 
 def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
-    """Where the runs go; a dry run calls on no cluster. Raises UserError where a place is not to be had."""
-    workers, runtime = arguments.workers, arguments.runtime
+    """Where the runs go; a dry run asks no cluster. Raises UserError if the placement cannot do what is asked."""
+    runtime = arguments.runtime
     if arguments.placement == "local":
         device(replace(runtime, threads=0))
-        return local(runs, workers, runtime.threads, runtime.device)
-    module = importlib.import_module(f"advmoe.sweep.{arguments.placement}")  # needs its extra
-    if arguments.placement == "slurm":
-        module.check(arguments.address, arguments.slurm)
-    if arguments.dry_run:
-        return None
-    common = (arguments.address, workers, runtime.threads, runtime.device)
-    more = (arguments.out, arguments.slurm) if arguments.placement == "slurm" else ()
-    found: Placement = module.place(*common, *more)
-    return found
+    request = Request(
+        runs, arguments.out, arguments.workers, runtime.threads, runtime.device, arguments.address, arguments.slurm
+    )  # fmt: skip
+    kind = placement_class(arguments.placement)
+    kind.check(request)
+    return None if arguments.dry_run and arguments.placement != "local" else kind(request)
 
 
 def _prepared(
-    arguments: SweepArguments, runs: Sequence[Planned], missing: Sequence[Planned], placement: Placement | None, terminal: Console
+    sweep: Sweep, missing: Sequence[Planned], statuses: Statuses, placement: Placement | None
 ) -> tuple[Mapping[str, float], str]:
-    """Read the data, write the plan down, probe; give the missing runs' seconds. A dry run without the data gives the reason
-    why there are none."""
+    """Read the data, write the plan, and estimate the seconds of the missing runs. A dry run without the data has no estimate,
+    and a reason instead."""
     try:
         known = sizes([planned.config.data for planned in missing])
     except UserError as error:
-        if not arguments.dry_run:
+        if not sweep.arguments.dry_run:
             raise
         return {}, str(error)
-    if missing and not arguments.dry_run:
-        keep_plan(arguments.out, arguments.what, runs, arguments.preset)
-    return _seconds(arguments, runs, missing, known, placement, terminal), ""
+    if missing and not sweep.arguments.dry_run:
+        keep_plan(sweep.arguments.out, sweep.arguments.what, sweep.runs, sweep.preset)
+    return _seconds(sweep, missing, known, statuses, placement), ""
 
 
 def _seconds(
-    arguments: SweepArguments, runs: Sequence[Planned], missing: Sequence[Planned], known: Sizes, placement: Placement | None,
-    terminal: Console,
+    sweep: Sweep, missing: Sequence[Planned], known: Sizes, statuses: Statuses, placement: Placement | None
 ) -> dict[str, float]:  # fmt: skip
+    arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
     runtime = replace(arguments.runtime, threads=arguments.runtime.threads if placement is None else placement.threads)
-    if arguments.placement != "local":  # what a cluster's machines have may be missing here
+    if arguments.placement != "local":  # a cluster's machines may have what this one lacks
         runtime = replace(runtime, device="auto", dispatch="auto")
-    place = device(runtime)
-    states, preset, found = _states(arguments, missing), asked(arguments.preset), {}
-    told = past([arguments.out / planned.name for planned in runs], preset)
-    with terminal.status("probing") as status:
-        probe = Probe(place, None if arguments.dry_run else arguments.out / PROBE, lambda what: status.update(f"probing {what}"))
+    earlier = timings([sweep.folder(planned) for planned in sweep.runs], preset)
+    with sweep.terminal.status("probing") as status:
+        kept, again = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
+        probe = Probe(device(runtime), kept, lambda what: status.update(f"probing {what}"), again)
         for planned in missing:
             config, counted = replace(planned.config, runtime=runtime), known[planned.config.data]
-            pace, earlier = probe.pace(config, image_spec(config)), told.get(alike(config), UNKNOWN)
-            training = training_seconds(config, counted, pace, states[planned.name].epoch, earlier)
-            evaluation = evaluation_seconds(config, counted, pace, preset)
-            found[planned.name] = training + (evaluation if earlier.evaluation is None else earlier.evaluation)
-    return found
+            pace, past = probe.pace(config, image_spec(config)), earlier.get(same_but_seed(config), UNKNOWN)
+            training = training_seconds(config, counted, pace, statuses[planned.name].epoch, past)
+            evaluation = evaluation_seconds(config, counted, pace, preset) if past.evaluation is None else past.evaluation
+            estimates[planned.name] = training + evaluation
+    return estimates
 
 
-def _run_missing(
-    arguments: SweepArguments, runs: Sequence[Planned], missing: Sequence[Planned], placement: Placement, terminal: Console
-) -> None:
-    """Run what is missing. Raises SystemExit with status 1, with what failed named, where a run failed."""
-    jobs = [Job(arguments.out / planned.name, planned.config, arguments.preset) for planned in missing]
-    with Board(terminal, arguments.out, lambda: _states(arguments, runs)) as board:
-        failed = drive(placement, jobs, board.look)
-    terminal.print(f"{arguments.out}: {counts(_states(arguments, runs))}", highlight=False, soft_wrap=True)
-    if failed:
-        for name, line in failed.items():
-            print(f"{name}: {line} (see {arguments.out / name / LOG})", file=sys.stderr)
-        some = f"{len(failed)} of {len(jobs)} runs failed: {', '.join(failed)}"
+def _run_missing(sweep: Sweep, missing: Sequence[Planned], placement: Placement) -> None:
+    """Run what is missing. Raises SystemExit if a run failed, or the time was up."""
+    jobs = [Job(sweep.folder(planned), planned.config, sweep.preset) for planned in missing]
+    before = {job.name: sweep.status(job.name).progress for job in jobs}
+    with Board(sweep.terminal, sweep.arguments.out, [planned.name for planned in sweep.runs], sweep.status) as board:
+        outcome = drive(placement, jobs, board.look, sweep.until)
+    _print(sweep, f"{sweep.arguments.out}: {counts(sweep.statuses())}")
+    _end(sweep, jobs, outcome, any(sweep.status(name).progress > progress for name, progress in before.items()))
+
+
+def _end(sweep: Sweep, jobs: Sequence[Job], outcome: Outcome, progressed: bool) -> None:
+    """Name what failed and what remains. Raises SystemExit if anything does."""
+    for name, line in outcome.failed.items():
+        print(f"{name}: {line} (see {sweep.arguments.out / name / LOG})", file=sys.stderr)
+    if outcome.failed:
+        some = f"{len(outcome.failed)} of {len(jobs)} runs failed: {', '.join(outcome.failed)}"
         print(f"advmoe: error: {some}; the same command tries again", file=sys.stderr)
-        raise SystemExit(1)
+    if outcome.remaining and progressed:
+        print(f"{len(outcome.remaining)} runs remain; the same command goes on", file=sys.stderr)
+        raise SystemExit(WORK_LEFT)
+    if outcome.remaining and not outcome.failed:
+        print("advmoe: error: no step of training and no attack was finished; give more --minutes", file=sys.stderr)
+    if outcome.remaining or outcome.failed:
+        raise SystemExit(FAILED)

@@ -1,53 +1,177 @@
-"""How a run stands, for who watches it: what a sweep reads from its folder, its rows and Record, and its last sign of life."""
+"""How far is a run? The only answer, read from the run's folder alone, for sweeps and for `advmoe watch`.
 
-import json
-import math
+Files that are damaged, or that another process is writing, are skipped: nothing here raises an error.
+"""
+
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, TypeGuard
 
 from advmoe.config import RunConfig
 from advmoe.errors import UserError, lookup
-from advmoe.evaluation.record_rules import is_number
-from advmoe.sweep.states import FAILED, mark_failed, state_of
+from advmoe.files import json_object, parsed_object, write_atomically
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.methods import METHODS
 from advmoe.training.steps import Metrics
 
-Phase = Literal["training", "stalled", "trained", "evaluating", "done", "failed"]
-PATIENCE = 600  # seconds without a sign of life that are no sign of death
-FIRST_EPOCH = 3600  # the same while nobody knows how long an epoch takes
-SLOWER = 3  # how many times the longest epoch, or attack on a shard, the next may take
+FAILED = "failed.txt"  # the error a run ended with; removed when the run is started again
+LOG = "log.txt"  # output of a run that a sweep started
+PATIENCE = 600  # seconds without a change in the folder before a run counts as stalled
+FIRST_EPOCH = 3600  # the same before the first epoch has ended
+LARGEST = 1e300  # of a number in a file
+SLOWER = 3  # the next epoch, or attack on a shard, may take so many times the longest one so far
+
+
+class State(StrEnum):
+    """The states of a run, in the order in which it goes through them."""
+
+    PLANNED = "planned"  # no folder, or an empty one
+    TRAINING = "training"
+    TRAINED = "trained"  # all epochs are done, and the evaluation has not begun
+    EVALUATING = "evaluating"
+    DONE = "done"
+    STALLED = "stalled"  # training or evaluating, but no file has changed for a long time
+    FAILED = "failed"
 
 
 @dataclass(frozen=True)
-class RunState:
-    """One run. `rows` are metrics.jsonl's, `age` the seconds since a file changed; `config` is None where it cannot be read."""
+class EpochRow:
+    """One line of metrics.jsonl. Accuracies in percent of the held-out images; a field is None if the line lacks it.
+
+    `load` has the share of the images of every expert in every MoE layer, in one list.
+    """
+
+    epoch: int
+    loss: float | None
+    val_sa: float | None
+    val_ra: float | None
+    iterations: float | None
+    train_seconds: float
+    validate_seconds: float
+    load: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the epoch with its validation."""
+        return self.train_seconds + self.validate_seconds
+
+
+@dataclass(frozen=True)
+class RecordSummary:
+    """What sweeps and `advmoe watch` need of record.json. `attacks` were run, or left out for a reason.
+
+    `threat` is (norm, epsilon, seed of the attacks, limit_test); a part of it is None if the file lacks it.
+    """
+
+    sa: float | None
+    ra_worst: float | None
+    ra_worst_quick: float | None
+    attacks: frozenset[str]
+    seconds: float
+    threat: tuple[str | None, float | None, int | None, int | None]
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run. `age` is the time in seconds since a file changed; `config` is None if it cannot be read; `reason` says why the
+    run failed. `results` counts the results of attacks on shards that are on disk, `checkpoint` names the newest checkpoint.
+    """
 
     path: Path
-    state: Phase
-    age: float
+    state: State
+    age: float = 0.0
     config: RunConfig | None = None
     epochs: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    record: dict[str, Any] | None = None
+    rows: Sequence[EpochRow] = ()
+    record: RecordSummary | None = None
     shards: int = 0
+    results: int = 0
+    checkpoint: str = ""
     reason: str = ""
 
     @property
     def epoch(self) -> int:
-        """Epochs done, of `epochs` over all phases."""
-        return int(self.rows[-1]["epoch"]) if self.rows else 0
+        """Number of finished epochs, out of `epochs` over all phases."""
+        return self.rows[-1].epoch if self.rows else 0
+
+    @property
+    def progress(self) -> tuple[int, str, int]:
+        """Grows with all work that is kept when the run is stopped."""
+        return self.epoch, self.checkpoint, self.results + (self.record is not None)
+
+    def describe(self) -> str:
+        """'training epoch 3 of 6', 'failed: out of memory', 'done'."""
+        if self.state is State.TRAINING:
+            return f"training epoch {self.epoch + 1} of {self.epochs}"
+        return f"failed: {self.reason}" if self.state is State.FAILED else self.state.value
+
+    def phase_seconds(self) -> Mapping[int, Sequence[float]]:
+        """Wall times of the finished epochs, by the number of their phase (from 0)."""
+        phases: dict[int, list[float]] = {}
+        for row in self.rows:
+            if self.config is not None and row.seconds > 0:
+                phases.setdefault((row.epoch - 1) // self.config.training.epochs, []).append(row.seconds)
+        return phases
+
+    def evaluation_seconds(self, attacks: Collection[str]) -> float | None:
+        """Wall time of the run's evaluation; None if it was by other attacks than these."""
+        if self.record is None or self.record.attacks != frozenset(attacks):
+            return None
+        return self.record.seconds or None
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The folders of runs below `folder` (itself too), in order of their names. A run holds no other run."""
+    for parent, folders, files in os.walk(folder):
+        if "config.yaml" in files:
+            folders.clear()
+            yield Path(parent)
+        folders.sort()
+
+
+def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
+    """The status of the run in `path`.
+
+    Without `attacks` a run is done when it has a Record. With `attacks`, the Record must hold all of them, by the threat, the
+    images and the seed that the run's configuration names.
+    """
+    if not (path / "config.yaml").exists():
+        return RunStatus(path, State.PLANNED)
+    changes = _changes(path)
+    config, epochs, reason = _read_config(path)
+    record_path = path / "record.json"
+    record = _cached(record_path, _record)
+    failure = _text(path / FAILED)
+    if changes.get("record.json", 0.0) > changes.get(FAILED, 0.0):
+        failure = ""  # evaluated since it failed
+    reason = reason or failure
+    if record is None and record_path.exists():
+        reason = reason or "record.json is damaged"
+    shards = [times for shard in sorted(path.glob("evaluation/shard-*.json")) if (times := _cached(shard, _shard)) is not None]
+    found = _Found(changes, _cached(path / "metrics.jsonl", _rows) or (), record, shards, config, attacks)
+    trained = bool(found.rows) and found.rows[-1].epoch >= epochs
+    state = State.FAILED if reason else found.evaluation() if trained else found.training()
+    return RunStatus(
+        path, state, found.age, config, epochs, found.rows, record, sum(1 for _ in path.glob("evaluation/shard-*.json")),
+        sum(map(len, shards)), max((name for name in _names(path / "checkpoints")), default=""), reason,
+    )  # fmt: skip
+
+
+def mark_failed(folder: Path, line: str) -> None:
+    """Write the error that the run in `folder` ended with."""
+    write_atomically(folder / FAILED, f"{line}\n")
 
 
 class Outcome:
-    """Leaves failed.txt where training ends in an error, and removes it where training goes on; a training Listener.
+    """A training Listener that writes failed.txt when training ends in an error, and removes it when training goes on.
 
-    Before the first iteration it leaves nothing: what is refused there may be another process's run.
+    Before the first iteration it writes nothing: the folder of a run that is refused may belong to another process.
     """
 
     def __init__(self, run: Path) -> None:
@@ -72,110 +196,164 @@ class Outcome:
         """Nothing: a warning is no failure."""
 
 
-def find_runs(folder: Path) -> Iterator[Path]:
-    """The folders of runs below `folder` (itself too), in order of their names. A run holds no other run."""
-    for place, inner, files in os.walk(folder):
-        if "config.yaml" in files:
-            inner.clear()
-            yield Path(place)
-        inner.sort()
-
-
-def read_run(path: Path) -> RunState:
-    """How the run in `path` stands. Whatever is damaged there is left out or told as the reason of a failure; raises nothing."""
-    signs = _signs(path)
-    seen = _Seen(
-        max(0.0, time.time() - max(signs.values(), default=0.0)), signs, _rows(path / "metrics.jsonl"),
-        _mapping(path / "record.json"), [_mapping(file) or {} for file in path.glob("evaluation/shard-*.json")],
-    )  # fmt: skip
-    config, epochs, reason = None, 0, ""
-    try:
-        config = RunFolder(path).config()
-        lookup(METHODS, config.method, "method")
-        known = state_of(path)
-        epochs, reason = known.epochs, known.line
-    except (UserError, OSError) as error:
-        reason = str(error)
-    if "record.json" in signs and seen.record is None:
-        reason = reason or "record.json is damaged"
-    elif signs.get("record.json", 0.0) > signs.get(FAILED, 0.0):
-        reason = "" if epochs else reason  # evaluated since it failed
-    trained = bool(seen.rows) and seen.rows[-1]["epoch"] >= epochs
-    state: Phase = "failed" if reason else seen.evaluation() if trained else seen.training()
-    return RunState(path, state, seen.age, config, epochs, seen.rows, seen.record, len(seen.shards), reason)
-
-
 @dataclass(frozen=True)
-class _Seen:
-    """What lies in a run's folder; `signs` say when each file changed."""
+class _Found:
+    """What is in a run's folder; `changes` says when each file changed, `shards` the seconds of each attack on each shard."""
 
-    age: float
-    signs: Mapping[str, float]
-    rows: list[dict[str, Any]]
-    record: dict[str, Any] | None
-    shards: list[dict[str, Any]]
+    changes: Mapping[str, float]
+    rows: Sequence[EpochRow]
+    record: RecordSummary | None
+    shards: Sequence[Sequence[float]]
+    config: RunConfig | None
+    attacks: Collection[str] | None
+    now: float = field(default_factory=time.time)
 
-    def training(self) -> Phase:
-        seconds = [number(row, "train_seconds") + number(row, "validate_seconds") for row in self.rows]
-        return "training" if self.age <= _patience(seconds, PATIENCE if seconds else FIRST_EPOCH) else "stalled"
+    @property
+    def age(self) -> float:
+        return max(0.0, self.now - max(self.changes.values(), default=0.0))
 
-    def evaluation(self) -> Phase:
+    def training(self) -> State:
+        """The state of a run whose epochs are not all done."""
+        patience = _patience([row.seconds for row in self.rows], PATIENCE if self.rows else FIRST_EPOCH)
+        return State.TRAINING if self.age <= patience else State.STALLED
+
+    def evaluation(self) -> State:
         """The state of a trained run."""
-        attacks = [shard["attacks"].values() for shard in self.shards if isinstance(shard.get("attacks"), dict)]
-        lively = self.age <= _patience([number(attack, "seconds") for own in attacks for attack in own], PATIENCE)
-        evaluated = max((when for name, when in self.signs.items() if name.startswith("evaluation" + os.sep)), default=0.0)
-        if self.record is not None and not (lively and evaluated > self.signs.get("record.json", math.inf)):
-            return "done"
-        if not evaluated:
-            return "trained"
-        return "evaluating" if lively else "stalled"
+        lively = self.age <= _patience([seconds for shard in self.shards for seconds in shard], PATIENCE)
+        evaluated = max((when for name, when in self.changes.items() if name.startswith("evaluation" + os.sep)), default=0.0)
+        newer = self.record is None or evaluated > self.changes.get("record.json", 0.0)
+        if self.is_evaluated() and not (lively and newer):
+            return State.DONE
+        if not evaluated or not newer:
+            return State.TRAINED
+        return State.EVALUATING if lively else State.STALLED
+
+    def is_evaluated(self) -> bool:
+        """Whether the Record is the one that is wanted."""
+        if self.record is None or self.attacks is None or self.config is None:
+            return self.record is not None
+        wanted = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
+        return self.record.threat == wanted and self.record.attacks >= frozenset(self.attacks)
 
 
-def _signs(path: Path) -> dict[str, float]:
-    """When each file of a run last changed, by its name within the run; files go while one looks."""
-    signs = {}
-    for place, _, names in os.walk(path):
+# Tolerant readers
+
+
+def _read_config(path: Path) -> tuple[RunConfig | None, int, str]:
+    """The configuration, its number of epochs over all phases, and why it cannot be read."""
+    try:
+        status = (path / "config.yaml").stat()
+        config = _config(path, status.st_mtime_ns, status.st_size)
+        phases = lookup(METHODS, config.method, "method").phases
+    except (UserError, OSError) as error:
+        return None, 0, str(error)
+    return config, config.training.epochs * len(phases), ""
+
+
+@lru_cache(maxsize=4096)
+def _config(path: Path, changed: int, size: int) -> RunConfig:
+    return RunFolder(path).config()
+
+
+def _cached(path: Path, read: Any) -> Any:
+    """read(path), which is called again only after the file has changed; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _cached_read(path, read, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16384)
+def _cached_read(path: Path, read: Any, changed: int, size: int) -> Any:
+    return read(path)
+
+
+def _record(path: Path) -> RecordSummary | None:
+    content = json_object(path)
+    if content is None:
+        return None
+    evaluation, config = _mapping(content, "evaluation"), _mapping(content, "config")
+    attacks, left_out = _mapping(evaluation, "attacks"), _mapping(evaluation, "left_out")
+    seed, limit = content.get("attack_seed"), _mapping(config, "data").get("limit_test")
+    norm = content.get("norm")
+    return RecordSummary(
+        number(content, "sa"), number(content, "ra_worst"), number(content, "ra_worst_quick"),
+        frozenset((*attacks, *left_out)),
+        # an evaluation that was stopped and went on counts its last part alone, but every attack
+        max(number(content, "evaluate_seconds") or 0.0, sum(number(attack, "seconds") or 0.0 for attack in attacks.values())),
+        (
+            norm if isinstance(norm, str) else None, number(content, "epsilon"),
+            seed if type(seed) is int else None, limit if type(limit) is int else None,
+        ),
+    )  # fmt: skip
+
+
+def _shard(path: Path) -> tuple[float, ...]:
+    """Seconds of each attack on a shard."""
+    return tuple(number(attack, "seconds") or 0.0 for attack in _mapping(json_object(path) or {}, "attacks").values())
+
+
+def _rows(path: Path) -> tuple[EpochRow, ...]:
+    """The whole lines of a metrics.jsonl."""
+    parsed = (parsed_object(line) for line in _text(path).splitlines())
+    return tuple(_row(row) for row in parsed if row is not None and type(row.get("epoch")) is int and _is_number(row["epoch"]))
+
+
+def _row(row: Mapping[str, Any]) -> EpochRow:
+    layers = row.get("load")
+    shares = [share for layer in layers if isinstance(layer, list) for share in layer] if isinstance(layers, list) else []
+    return EpochRow(
+        row["epoch"], number(row, "loss"), number(row, "val_sa"), number(row, "val_ra"), number(row, "iterations"),
+        number(row, "train_seconds") or 0.0, number(row, "validate_seconds") or 0.0,
+        tuple(float(share) for share in shares if _is_number(share)),
+    )  # fmt: skip
+
+
+def number(row: Any, name: str) -> float | None:
+    """row[name] if that is a finite number."""
+    value = row.get(name) if isinstance(row, Mapping) else None
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is a finite number that a float can hold, and no bool."""
+    return type(value) in (int, float) and -LARGEST < value < LARGEST
+
+
+def _mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _changes(path: Path) -> dict[str, float]:
+    """When each file of a run last changed, by its path within the run. Files may vanish meanwhile."""
+    changes = {}
+    for folder, _, names in os.walk(path):
         for name in names:
-            file = os.path.join(place, name)
+            file = os.path.join(folder, name)
             try:
-                signs[os.path.relpath(file, path)] = os.lstat(file).st_mtime
+                changes[os.path.relpath(file, path)] = os.lstat(file).st_mtime
             except OSError:
                 continue
-    return signs
+    return changes
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics.jsonl."""
+def _names(folder: Path) -> list[str]:
+    """Names of the checkpoints, of which a later one sorts after an earlier one."""
     try:
-        lines = path.read_text(errors="replace").splitlines()
+        return [name for name in os.listdir(folder) if name.startswith("epoch-")]
     except OSError:
         return []
-    parsed = [_parsed(line) for line in lines]
-    return [row for row in parsed if row is not None and type(row.get("epoch")) is int and is_number(row["epoch"])]
 
 
-def _mapping(path: Path) -> dict[str, Any] | None:
+def _text(path: Path) -> str:
     try:
-        return _parsed(path.read_text(errors="replace"))
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return None
+        return ""
 
 
-def _parsed(text: str) -> dict[str, Any] | None:
-    """The JSON object in `text`, or None where it holds none."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _patience(seconds: list[float], least: float) -> float:
-    """How long a run may be silent whose epochs, or attacks, took so long each."""
+def _patience(seconds: Sequence[float], least: float) -> float:
+    """How long no file may change in a run whose epochs, or attacks, took so long each."""
     return max(least, SLOWER * max(seconds, default=0.0))
-
-
-def number(row: Any, name: str) -> float:
-    """row[name] where that is a finite number, else 0."""
-    value = row.get(name) if isinstance(row, Mapping) else None
-    return float(value) if is_number(value) else 0.0

@@ -1,11 +1,13 @@
 """A sweep's folder: one folder for each run, and the plan in DIR/sweep.yaml."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from advmoe import migrations
 from advmoe.config import RunConfig, differences, read_mapping, shown, to_dict
 from advmoe.errors import UserError
 from advmoe.files import write_atomically
@@ -14,40 +16,70 @@ from advmoe.training.checkpoint import RunFolder
 
 PLAN = "sweep.yaml"
 PROBE = ".probe.json"
-SCHEMA = 1
+SCHEMA = 2  # 1 had configurations that said "picture" where they now say "image"
 
 
-def check_free(folder: Path, config: RunConfig, flag: str = "--out") -> None:
-    """Raises UserError where something else is in a run's place, which `flag` gives another of."""
-    held = RunFolder(folder)
-    if held.config_path.exists():
-        other = differences(held.config(), config)
-        if other:
-            raise UserError(f"{folder}: holds another run ({other[0]}); give another {flag}, or the settings it was made with")
+class KeptRun(BaseModel):
+    """A run in a plan. `config` has the fields that differ from the defaults; `config.from_dict` completes it."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    preset: list[str]
+    config: dict[str, Any]
+
+
+class Plan(BaseModel):
+    """DIR/sweep.yaml: all runs that were ever planned in the folder, by their names, and what was asked for last."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    schema_number: int = Field(SCHEMA, alias="schema")
+    sweep: str = ""
+    runs: dict[str, KeptRun] = Field(default_factory=dict)
+
+
+def check_free(folder: Path, config: RunConfig) -> None:
+    """Raises UserError if something other than this run is in its folder."""
+    run = RunFolder(folder)
+    if run.config_path.exists():
+        changed = differences(run.config(), config)
+        if changed:
+            raise UserError(f"{folder}: holds another run ({changed[0]}); give another --out, or the settings it was made with")
     elif folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".draft") for path in folder.iterdir())):
-        raise UserError(f"{folder}: is not an empty folder, nor one that holds a run; give another {flag}")
+        raise UserError(f"{folder}: is not an empty folder, nor one that holds a run; give another --out")
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a file of this or an older schema; an empty one if there is no file. Raises UserError if it cannot be read."""
+    if not path.exists():
+        return Plan(schema=SCHEMA)
+    tree = read_mapping(path)
+    schema = tree.get("schema")
+    if schema not in (1, SCHEMA):
+        raise UserError(f"{path}: schema {shown(schema)} is not one this version reads (1 to {SCHEMA}); move the file away")
+    try:
+        return Plan.model_validate(migrations.sweep_plan(tree) if schema == 1 else tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = shown(".".join(str(part) for part in first["loc"]))
+        raise UserError(f"{path}: {field}: {first['msg']}; move the file away") from None
 
 
 def keep_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[str]) -> None:
-    """Write the plan, beside the runs of earlier plans in the same folder. Raises UserError where DIR/sweep.yaml is none."""
-    path = out / PLAN
-    kept = read_mapping(path) if path.exists() else {"schema": SCHEMA}
-    if kept.get("schema") != SCHEMA:
-        raise UserError(f"{path}: schema {shown(kept.get('schema'))} is not one this version reads ({SCHEMA}); move the file away")
-    before = kept.get("runs", {})
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: runs must be a mapping of names; move the file away")
-    told = {run.name: {"preset": list(preset), "config": _sparse(run.config)} for run in runs}
+    """Write the plan, which keeps the runs of earlier plans in the same folder. Raises UserError if DIR/sweep.yaml is no plan."""
+    before = read_plan(out / PLAN)
+    new = {run.name: KeptRun(preset=list(preset), config=_sparse(run.config)) for run in runs}
+    plan = Plan(schema=SCHEMA, sweep=what, runs={**before.runs, **new})
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, yaml.safe_dump({"schema": SCHEMA, "sweep": what, "runs": {**before, **told}}, sort_keys=False))
+    write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(by_alias=True), sort_keys=False))
 
 
 def _sparse(config: RunConfig) -> dict[str, Any]:
-    """The configuration without what is as by default; config.from_dict makes it again."""
-    usual, tree = to_dict(RunConfig()), to_dict(config)
-    found: dict[str, Any] = {"schema": tree["schema"], "method": config.method, "seed": config.seed}
+    """The configuration without the fields that have their defaults; config.from_dict restores it."""
+    defaults, tree = to_dict(RunConfig()), to_dict(config)
+    sparse: dict[str, Any] = {"schema": tree["schema"], "method": config.method, "seed": config.seed}
     for section, fields in tree.items():
-        if isinstance(fields, dict):
-            own = {name: value for name, value in fields.items() if value != usual[section][name]}
-            found |= {section: own} if own else {}
-    return found
+        if isinstance(fields, Mapping):
+            changed = {name: value for name, value in fields.items() if value != defaults[section][name]}
+            sparse |= {section: changed} if changed else {}
+    return sparse

@@ -1,11 +1,12 @@
-"""One run of a sweep: `advmoe train` with resume, then `advmoe evaluate`, in one process whose output goes to RUN/log.txt.
+"""One run of a sweep: `advmoe train --resume`, then `advmoe evaluate`, in one process that writes its output to RUN/log.txt.
 
-The process ends with the one that started it, however that one ends: it reads a pipe that nothing is written to. It holds
-RUN/.lock as long as it lives, so that no two work on one run; whoever comes second waits and finds the work done. All files
-are either old or new, so that it may be killed at any moment and started again. Folders are claimed one after another, under
-the lock DIR/.lock of the folder above: RUN must be empty until it is claimed.
+The process ends when its parent ends, however that happens: it reads from a pipe that nobody writes to. It holds the lock
+RUN/.lock while it lives, so that only one process works on a run; a second one waits, and finds the work done. Files are
+replaced as a whole, so that the process can be killed at any moment and started again. Folders are claimed one at a time, under
+the lock DIR/.lock of the parent folder, because RUN must be empty until it is claimed.
 """
 
+import contextlib
 import json
 import os
 import runpy
@@ -14,23 +15,25 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 
-from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.presets import PRESETS, resolve
 from advmoe.config import RunConfig
-from advmoe.sweep.states import FAILED, LOG, mark_failed, state_of
+from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
 from advmoe.training.checkpoint import RunFolder
 
+GRACE = 10.0  # seconds that a process has to save a checkpoint before it is killed
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to bring to its end in `folder`: `preset` names one of the evaluation's, or attacks."""
+    """A run to be trained and evaluated in `folder`. `preset` is the name of an evaluation preset, or of attacks."""
 
     folder: Path
     config: RunConfig
@@ -38,38 +41,39 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The folder's name, which is the run's."""
+        """The name of the folder, and of the run."""
         return self.folder.name
 
     def at(self, device: str, threads: int) -> "Job":
-        """The same job on its share of a machine, in whatever folder it is started."""
+        """The same job on its share of a machine, with absolute paths."""
         data, runtime = self.config.data, self.config.runtime
-        place = None if data.data_dir is None else str(Path(data.data_dir).absolute())
-        data = replace(data, data_dir=place, workers=data.workers or threads)
+        data_dir = None if data.data_dir is None else str(Path(data.data_dir).absolute())
+        data = replace(data, data_dir=data_dir, workers=data.workers or threads)
         config = replace(self.config, data=data, runtime=replace(runtime, device=device, threads=threads))
         return replace(self, folder=self.folder.absolute(), config=config)
 
 
-def asked(preset: Sequence[str]) -> str | Sequence[str]:
-    """A preset's name, or the attacks that `preset` lists."""
+def preset_or_attacks(preset: Sequence[str]) -> str | Sequence[str]:
+    """The name of a preset, or the attacks that `preset` lists."""
     return preset[0] if len(preset) == 1 and preset[0] in PRESETS else preset
 
 
 def commands(job: Job) -> list[list[str]]:
     """What remains to be done, as words of the command line."""
-    data, runtime, state = job.config.data, job.config.runtime, state_of(job.folder, asked(job.preset))
-    place = [] if data.data_dir is None else ["--data-dir", data.data_dir]
-    place += ["--device", runtime.device, "--threads", str(runtime.threads), "--dispatch", runtime.dispatch]
+    data, runtime, preset = job.config.data, job.config.runtime, preset_or_attacks(job.preset)
+    if read_run(job.folder, resolve(preset).attacks).state is State.DONE:
+        return []
+    data_dir = [] if data.data_dir is None else ["--data-dir", data.data_dir]
+    machine = [*data_dir, "--device", runtime.device, "--threads", str(runtime.threads), "--dispatch", runtime.dispatch]
     workers = [] if data.workers is None else ["--workers", str(data.workers)]
-    wanted = asked(job.preset)
-    preset = [f"--{wanted}"] if isinstance(wanted, str) else ["--attacks", *wanted]
-    train = ["train", "--out", str(job.folder), "--resume", *place, *workers]
-    evaluate = ["evaluate", str(job.folder), *preset, *place, "--precision", runtime.precision]
-    return [] if state.kind == "done" else [train, evaluate]  # a trained run is seen to be whole in no time
+    attacks = [f"--{preset}"] if isinstance(preset, str) else ["--attacks", *preset]
+    train = ["train", "--out", str(job.folder), "--resume", *machine, *workers]
+    evaluate = ["evaluate", str(job.folder), *attacks, *machine, "--precision", runtime.precision]
+    return [train, evaluate]  # on a trained run the first ends at once
 
 
 def start(job: Job) -> subprocess.Popen[bytes]:
-    """Start the job's process. Raises UserError where the folder is another run's."""
+    """Start the job's process. Raises UserError if the folder holds another run."""
     _claim(job)
     (job.folder / FAILED).unlink(missing_ok=True)
     words = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder / ".lock"), json.dumps(commands(job))]
@@ -85,20 +89,26 @@ def _claim(job: Job) -> None:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder.parent / ".lock"):
         if not folder.config_path.exists():
-            folder.clean()  # what a process left that was killed while it claimed the folder
+            folder.clean()  # files of a process that was killed while it claimed the folder
         folder.claim(job.config, resume=True)
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a job's process; what it saved stays."""
-    process.kill()
-    process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End the processes of jobs. One that trains saves a checkpoint first, for which it has GRACE seconds."""
+    until = time.monotonic() + GRACE
+    for process in processes:
+        process.terminate()
+    for process in processes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(max(0.0, until - time.monotonic()))
+        process.kill()
+        process.wait()
+        assert process.stdin is not None
+        process.stdin.close()
 
 
 def ending(job: Job, status: int) -> str | None:
-    """What a process that ended with `status` failed with, kept in the run's folder; None where the run is done."""
+    """The error of a process that ended with `status`, which is also written to the run's folder; None if it succeeded."""
     if status == 0:
         return None
     line = _killed_by(-status) if status < 0 else _last_line(job.folder / LOG)
@@ -117,11 +127,11 @@ def _killed_by(number: int) -> str:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1].strip().removeprefix("advmoe: error: ") if lines else "ended without a word"
+    return lines[-1].strip().removeprefix("advmoe: error: ") if lines else "ended without a message"
 
 
 def main(lock: str, work: str) -> None:
-    """Do the commands one after another, up to the first that fails."""
+    """Run the commands one after another, up to the first that fails."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with FileLock(lock):
         print(f"{socket.gethostname()}, process {os.getpid()}", flush=True)

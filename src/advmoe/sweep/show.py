@@ -1,4 +1,4 @@
-"""A sweep in the terminal: its plan, its runs while they go."""
+"""A sweep in the terminal: its plan, and the states of its runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,15 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from advmoe.runs.cost import estimate
-from advmoe.sweep.placement import Placement
+from advmoe.runs.status import RunStatus, State
+from advmoe.sweep.placements import Placement
 from advmoe.sweep.plan import Planned
-from advmoe.sweep.states import State
 
-STYLES = {"planned": "dim", "training": "cyan", "evaluating": "blue", "done": "green", "failed": "red"}
-ORDER = ("training", "evaluating", "failed", "planned", "done")  # when not all of them fit on the terminal
-FRAME = 6  # lines of a table that are no rows
+STYLES = {
+    State.PLANNED: "dim", State.TRAINING: "cyan", State.TRAINED: "cyan", State.EVALUATING: "blue", State.DONE: "green",
+    State.STALLED: "yellow", State.FAILED: "red",
+}  # fmt: skip
+# which runs come first if they do not all fit on the terminal
+ORDER = (State.TRAINING, State.EVALUATING, State.TRAINED, State.STALLED, State.FAILED, State.PLANNED, State.DONE)
+FRAME = 6  # lines of a table that are not rows
 
-States = Mapping[str, State]
+Statuses = Mapping[str, RunStatus]
 
 
 def duration(seconds: float | None) -> str:
@@ -28,41 +32,45 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def plan_table(runs: Sequence[Planned], states: States, seconds: Mapping[str, float]) -> Table:
-    """Every run with the ideal GMACs of its network, its state and the time that remains of it."""
+def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str, float]) -> Table:
+    """Every run with the ideal GMACs of its network, its state, and the time that it still needs."""
     table = Table()
     for title in ("run", "GMACs", "state", "expected"):
         table.add_column(title, justify="left" if title in ("run", "state") else "right", no_wrap=title != "state")
     for run in runs:
-        left = "" if states[run.name].kind == "done" else duration(seconds.get(run.name))
-        table.add_row(run.name, f"{estimate(run.config).gmacs:.4f}", _styled(states[run.name]), left)
+        status = statuses[run.name]
+        remaining = "" if status.state is State.DONE else duration(seconds.get(run.name))
+        table.add_row(run.name, f"{estimate(run.config).gmacs:.4f}", _styled(status), remaining)
     return table
 
 
 def remaining(runs: int, missing: int, seconds: Mapping[str, float], placement: Placement | None, reason: str) -> str:
-    """What is to be done, where and for how long, in a line; `reason` says why that is not known."""
+    """How many runs remain, where they run and how long they take, in one line; `reason` says why the time is not known."""
     done = f"{runs} runs, {runs - missing} done"
     if not missing:
         return done
     if reason:
-        return f"{done}; how long the other {missing} take is not known: {reason}"
-    at_once, where = (placement.workers, placement.what) if placement is not None else (1, "one after another")
+        return f"{done}; the time for the other {missing} is not known: {reason}"
+    at_once, where = (placement.workers, placement.description) if placement is not None else (1, "one after another")
     longest = max(*seconds.values(), sum(seconds.values()) / min(at_once, missing))
     return f"{done}; the other {missing} take up to about {duration(longest)} ({where})"
 
 
-def counts(states: States) -> str:
+def counts(statuses: Statuses) -> str:
     """'3 done, 2 training, 20 planned'."""
-    kinds = [state.kind for state in states.values()]
-    return ", ".join(f"{kinds.count(kind)} {kind}" for kind in reversed(ORDER) if kind in kinds)
+    states = [status.state for status in statuses.values()]
+    return ", ".join(f"{states.count(state)} {state}" for state in reversed(ORDER) if state in states)
 
 
 class Board:
-    """The runs' states: a live table on a terminal, elsewhere a line for every change."""
+    """The states of the runs: a live table on a terminal, a line for every change elsewhere.
 
-    def __init__(self, console: Console, out: Path, read: Callable[[], States]) -> None:
+    `read` gives the status of one run; runs that are done are not read again.
+    """
+
+    def __init__(self, console: Console, out: Path, names: Sequence[str], read: Callable[[str], RunStatus]) -> None:
         self.console, self.out, self.read = console, out, read
-        self.states: dict[str, State] = dict(read())
+        self.statuses = {name: read(name) for name in names}
         self.live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
 
     def __enter__(self) -> "Board":
@@ -75,27 +83,26 @@ class Board:
             self.live.stop()
 
     def look(self) -> None:
-        """Read the states anew and show them."""
-        states = self.read()
-        changed = [name for name, state in states.items() if state != self.states[name]]
-        self.states.update(states)
+        """Read the states again and show them."""
+        for name, before in self.statuses.items():
+            if before.state is State.DONE:
+                continue
+            self.statuses[name] = status = self.read(name)
+            if not self.live.is_started and status.describe() != before.describe():
+                self.console.print(f"{name}: {status.describe()}", highlight=False, markup=False, soft_wrap=True)
         if self.live.is_started:
-            head = f"{self.out}: {counts(self.states)}"
-            self.live.update(Group(Text(head, no_wrap=True, overflow="ellipsis"), self._table()), refresh=True)
-            return
-        for name in changed:
-            self.console.print(f"{name}: {states[name]}", highlight=False, markup=False, soft_wrap=True)
+            head = Text(f"{self.out}: {counts(self.statuses)}", no_wrap=True, overflow="ellipsis")
+            self.live.update(Group(head, self._table()), refresh=True)
 
     def _table(self) -> Table:
         table = Table("run", "state")
-        names = list(self.states)
-        room = max(self.console.height - FRAME, 1)
+        names, room = list(self.statuses), max(self.console.height - FRAME, 1)
         if len(names) > room:
-            names = sorted(names, key=lambda name: ORDER.index(self.states[name].kind))[:room]
+            names = sorted(names, key=lambda name: ORDER.index(self.statuses[name].state))[:room]
         for name in names:
-            table.add_row(name, _styled(self.states[name]))
+            table.add_row(name, _styled(self.statuses[name]))
         return table
 
 
-def _styled(state: State) -> str:
-    return f"[{STYLES[state.kind]}]{escape(str(state))}[/]"
+def _styled(status: RunStatus) -> str:
+    return f"[{STYLES[status.state]}]{escape(status.describe())}[/]"

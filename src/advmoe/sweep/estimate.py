@@ -1,8 +1,8 @@
-"""How long runs will take, from a few real iterations and attack steps of each distinct network and method.
+"""How long the runs of a sweep will take.
 
-The images are random ones of the data's size, the batch on the CPU is a small one. Whatever else a machine does only adds to
-what is timed, so the least of several times counts, of this probe and of earlier ones. It is multiplied by the counts of the run;
-where runs of the same network have been trained or evaluated, what they took stands instead (`advmoe.sweep.past`).
+A few real iterations and attack steps of each distinct network and method are timed, on random images of the data's size, and
+multiplied by the counts of the run. A busy machine only adds to what is timed, so the least of several times counts, of this
+probe and of earlier ones. If the same network has been trained or evaluated already, the times of those runs are used instead.
 """
 
 import hashlib
@@ -10,9 +10,10 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from math import inf
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -20,13 +21,13 @@ import torch
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.attacks.presets import resolve
 from advmoe.attacks.registry import ATTACKS
-from advmoe.config import DataConfig, RunConfig, to_dict
+from advmoe.config import DataConfig, RunConfig, RuntimeConfig, to_dict
 from advmoe.data import Images, ImageSpec, Splits, load_dataset
-from advmoe.files import write_json
+from advmoe.files import json_object, write_json
 from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
 from advmoe.runs.cost import estimate
-from advmoe.sweep.past import Past
+from advmoe.runs.status import RunStatus, read_run
 from advmoe.training.loop import VALIDATION_STEPS, train
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network
@@ -34,18 +35,29 @@ from advmoe.training.start import network
 BATCH = 8  # images of a probe's batch on the CPU, where time goes with their number
 WORK = 4.0  # GMACs that a batch there may have; no fewer than two images, for batch norm
 ITERATIONS = 4  # of which the first warms up and is not counted
-ENOUGH = 1.0  # seconds after which no more are timed than these
+ENOUGH = 1.0  # seconds of timing after which it ends
 ATTACK_STEPS = 2
-STANDING = 0.5  # share of the images that an attack on survivors meets
+STANDING = 0.5  # share of the images that an attack on survivors gets
 ROUTES, ROUTES_EXPERT = 50, 10  # of the routing figures, and for each expert
 CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_IMAGES
 CURVE_IMAGES = 200
-UNKNOWN = Past()
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Mean seconds of earlier runs: of an epoch with its validation, by the number of its phase (from 0), and of an evaluation,
+    None if there was none."""
+
+    epochs: Mapping[int, float] = field(default_factory=dict)
+    evaluation: float | None = None
+
+
+UNKNOWN = Timings()
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for one image: of an iteration in each phase, of an attack's step."""
+    """Seconds for one image: of an iteration in each phase, and of one step of an attack."""
 
     phases: tuple[float, ...]
     step: float
@@ -64,27 +76,60 @@ Sizes = Mapping[DataConfig, Counts]
 
 
 def sizes(data: Iterable[DataConfig]) -> Sizes:
-    """How many images each distinct data set has. Raises UserError where one cannot be read."""
+    """How many images each distinct data set has. Raises UserError if one cannot be read."""
     parts = {config: load_dataset(config) for config in dict.fromkeys(data)}
     return {config: Counts(len(found.train), len(found.val), len(found.test)) for config, found in parts.items()}
 
 
-class Probe:
-    """Times each distinct network and method once. The JSON file `kept` holds the least of all probes with the same threads."""
+def same_but_seed(config: RunConfig) -> RunConfig:
+    """What runs have in common that differ only in their seed, their number of epochs, or where their data lies."""
+    data = replace(config.data, data_dir=None, workers=None)
+    runtime = RuntimeConfig(precision=config.runtime.precision, threads=config.runtime.threads)
+    return replace(config, seed=0, data=data, training=replace(config.training, epochs=1), runtime=runtime)
 
-    def __init__(self, device: torch.device, kept: Path | None = None, told: Callable[[str], None] = lambda what: None) -> None:
-        self.device, self.kept, self.told = device, kept, told
+
+def timings(folders: Iterable[Path], preset: str | Sequence[str]) -> dict[RunConfig, Timings]:
+    """Times of the runs in `folders`, by `same_but_seed` of their configurations. Evaluations are those by `preset`."""
+    groups: dict[RunConfig, list[RunStatus]] = {}
+    for status in map(read_run, folders):
+        if status.config is not None:
+            groups.setdefault(same_but_seed(status.config), []).append(status)
+    attacks = frozenset(resolve(preset).attacks)
+    return {key: _timings(runs, attacks) for key, runs in groups.items()}
+
+
+def _timings(runs: Sequence[RunStatus], attacks: frozenset[str]) -> Timings:
+    phases: dict[int, list[float]] = {}
+    for run in runs:
+        for phase, seconds in run.phase_seconds().items():
+            phases.setdefault(phase, []).extend(seconds)
+    evaluations = [took for run in runs if (took := run.evaluation_seconds(attacks)) is not None]
+    return Timings({phase: mean(seconds) for phase, seconds in phases.items()}, mean(evaluations) if evaluations else None)
+
+
+class Probe:
+    """Times each distinct network and method once. The JSON file `kept` holds the least of all probes with the same threads.
+
+    With `again` false, a network that the file knows is not timed again. `report` is called with what is timed.
+    """
+
+    def __init__(
+        self, device: torch.device, kept: Path | None = None, report: Callable[[str], None] = lambda what: None, again: bool = True
+    ) -> None:
+        self.device, self.kept, self.report, self.again = device, kept, report, again
         self.known: dict[str, Pace] = {}
 
     def pace(self, config: RunConfig, spec: ImageSpec) -> Pace:
-        """The pace of a run's network and method. Raises UserError where they cannot be had."""
+        """The pace of a run's network and method. Raises UserError if they cannot be made."""
         key = self._key(config, spec)
         if key not in self.known:
-            self.told(f"{config.model.backbone} {config.method} r {config.model.model_scale:g}")
-            self.known[key] = measure(config, spec, self.device)
+            kept = (json_object(self.kept) or {}) if self.kept is not None else {}
+            former = _pace(kept.get(key), len(METHODS[config.method].phases))
+            if former is not None and not self.again:
+                return self.known.setdefault(key, former)
+            self.report(f"{config.model.backbone} {config.method} r {config.model.model_scale:g}")
+            self.known[key] = _least(measure(config, spec, self.device), former)
             if self.kept is not None:
-                kept = _read(self.kept)
-                self.known[key] = _least(self.known[key], kept.get(key))
                 write_json(self.kept, {**kept, key: asdict(self.known[key])}, indent=1)
         return self.known[key]
 
@@ -112,21 +157,20 @@ def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     return Pace(tuple(map(min, zip(*rounds, strict=True))), _attack(small, spec, size, device))
 
 
-def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 0, earlier: Past = UNKNOWN) -> float:
-    """Seconds of the epochs after the first `done`, over all phases, with their look at the held-out part."""
+def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 0, earlier: Timings = UNKNOWN) -> float:
+    """Seconds of the epochs after the first `done`, over all phases, with their validation."""
     validation = counts.val * (VALIDATION_STEPS + 1) * pace.step
     phases = [earlier.epochs.get(number, counts.train * phase + validation) for number, phase in enumerate(pace.phases)]
     return sum([seconds for seconds in phases for _ in range(config.training.epochs)][done:])
 
 
 def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: str | Sequence[str]) -> float:
-    """Seconds of an evaluation of a network that is always right, in which every attack but the first of each figure meets the
-    share STANDING: less where the network errs on many clean images."""
+    """Seconds of an evaluation of a network that is always right, in which every attack but the first of each figure gets the
+    share STANDING of the images. It takes less if the network is wrong on many clean images."""
     chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
-    figures = list(chosen.figures.values())
     able = ("", "routing") if routed else ("",)
     passes = {name: ATTACKS[name].passes for name in chosen.attacks if ATTACKS[name].needs in able}
-    steps = sum(passes[names[0]] + STANDING * sum(passes[name] for name in names[1:]) for names in figures)
+    steps = sum(passes[names[0]] + STANDING * sum(passes[name] for name in names[1:]) for names in chosen.figures.values())
     steps += STANDING * sum(passes.get(name, 0) for name in chosen.survivors)
     steps += ROUTES + ROUTES_EXPERT * config.model.num_experts if routed else 0
     return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_IMAGES))
@@ -141,7 +185,7 @@ class _Clock:
 
     def iteration(self, epoch: int, done: int, total: int, sums: Mapping[str, torch.Tensor], images: int) -> None:
         for value in sums.values():
-            value.sum().item()  # waits for a device that works on its own
+            value.sum().item()  # waits for a device that works asynchronously
         now = time.perf_counter()
         if done == 1:
             self.phases.append([])
@@ -150,14 +194,14 @@ class _Clock:
         self.last = now
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        """Not looked at."""
+        """Nothing: epochs are not timed."""
 
     def note(self, text: str) -> None:
-        """Of random images: tells nothing."""
+        """Nothing: warnings about random images mean nothing."""
 
 
 def _attack(config: RunConfig, spec: ImageSpec, size: int, device: torch.device) -> float:
-    """Seconds of one step's one image, as evaluations attack: through the hard gate, on the fused twin."""
+    """Seconds of one step on one image, as evaluations attack: through the hard gate, on the fused network."""
     model = fused(compact(network(config, spec)).to(device).eval())
     images = _random(spec, size, 1).train.to(device)
     settings, draws = Pgd(config.attack.epsilon, config.attack.epsilon / 4, ATTACK_STEPS), BatchDraws(torch.Generator(device))
@@ -180,21 +224,16 @@ def _random(spec: ImageSpec, count: int, held_out: int) -> Splits:
     return Splits("random", spec, "random", part(count), part(held_out), part(1))
 
 
-def _least(pace: Pace, kept: Any) -> Pace:
-    """The lesser times of a pace and one from the file, which counts only where it is whole."""
+def _pace(kept: Any, phases: int) -> Pace | None:
+    """The pace that a file holds; None if it is damaged."""
     try:
-        phases, step = [float(phase) for phase in kept["phases"]], float(kept["step"])
+        pace = Pace(tuple(float(phase) for phase in kept["phases"]), float(kept["step"]))
     except (TypeError, KeyError, ValueError):
-        return pace
-    if len(phases) != len(pace.phases) or not all(0 < seconds < inf for seconds in (*phases, step)):
-        return pace
-    return Pace(tuple(map(min, pace.phases, phases)), min(pace.step, step))
+        return None
+    right = len(pace.phases) == phases and all(0 < seconds < inf for seconds in (*pace.phases, pace.step))
+    return pace if right else None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What earlier probes found; a file that is none is made anew."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+def _least(pace: Pace, former: Pace | None) -> Pace:
+    """The lesser times of two paces."""
+    return pace if former is None else Pace(tuple(map(min, pace.phases, former.phases)), min(pace.step, former.step))

@@ -1,14 +1,14 @@
-"""Runs as jobs of a Slurm cluster, through submitit. Its own local executors stand in where there is no Slurm."""
+"""Runs as jobs of a Slurm cluster, through submitit. Its executors local and debug need no Slurm."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from advmoe.errors import UserError, nearest
+from advmoe.runs.status import mark_failed
 from advmoe.sweep.job import Job, ending, start, stop
-from advmoe.sweep.states import mark_failed
+from advmoe.sweep.placements.base import Placement, Request
 
 try:
     import submitit
@@ -16,16 +16,17 @@ try:
 except ImportError:
     raise UserError("placement slurm needs the extra slurm: pip install 'advmoe[slurm]'") from None
 
-DAY = 24 * 60  # minutes that a job is given unless told otherwise; submitit's own default is five
+DAY = 24 * 60  # minutes that a job may take by default; submitit's default is five
 EXECUTORS = ["slurm", "local", "debug"]
-REFUSALS = (RuntimeError, NameError, TypeError, ValueError, AssertionError)  # submitit's, of parameters and of places
+# what submitit raises on wrong parameters and missing clusters
+REFUSALS = (RuntimeError, NameError, TypeError, ValueError, AssertionError)
 
 
 class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no types
-    """Runs a job to its end; a job that Slurm takes from its place is queued again and goes on where it was."""
+    """Runs a job to its end; a job that Slurm preempts is queued again and goes on from its last checkpoint."""
 
     def __call__(self, job: Job) -> str | None:
-        """Give the line that the job failed with, or None."""
+        """Return the error that the job failed with, or None."""
         try:
             process = start(job)
         except (UserError, OSError) as error:
@@ -33,17 +34,33 @@ class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no type
         try:
             return ending(job, process.wait())
         finally:
-            stop(process)
+            stop([process])
 
 
-class SlurmPlacement:
-    """One Slurm job a run. `parameters` are submitit's, as KEY=VALUE; `workers` bounds how many run at once."""
+class SlurmPlacement(Placement):
+    """One Slurm job for each run. `parameters` are those of submitit, as KEY=VALUE; `workers` bounds how many run at once.
 
-    def __init__(self, out: Path, executor: str, workers: int | None, threads: int, device: str, parameters: Sequence[str]) -> None:
-        check(executor, parameters)
-        self.threads, self.device = max(threads, 1), device
+    The address names submitit's executor: slurm by default.
+    """
+
+    @classmethod
+    def check(cls, request: Request) -> None:
+        """Raises UserError on an executor or a parameter that submitit does not know."""
+        executor = request.address or "slurm"
+        if executor not in EXECUTORS:
+            raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
+        parameters = _parsed(request.parameters)
+        try:
+            submitit.AutoExecutor("submitit", cluster="debug").update_parameters(**parameters)  # knows all executors' names
+        except REFUSALS as error:
+            raise UserError(f"--slurm: submitit: {' '.join(str(error).split())[:300]}") from None
+
+    def __init__(self, request: Request) -> None:
+        self.check(request)
+        executor, out, workers, parameters = request.address or "slurm", request.out, request.workers, request.parameters
+        self.threads, self.device = max(request.threads, 1), request.device
         self.workers = workers or 1
-        self.what = f"submitit's {executor} executor, {self.threads} threads a run"
+        self.description = f"submitit's {executor} executor, {self.threads} threads a run"
         settings = {"timeout_min": DAY, "cpus_per_task": self.threads, **_parsed(parameters)}
         if workers is not None:
             settings["slurm_array_parallelism"] = workers
@@ -69,25 +86,6 @@ class SlurmPlacement:
             handle.cancel(check=False)
 
 
-def place(
-    address: str | None, workers: int | None, threads: int, device: str, out: Path, parameters: Sequence[str]
-) -> SlurmPlacement:
-    """A place in Slurm's queue, or in that of the executor `address` names. Raises UserError where there is none."""
-    return SlurmPlacement(out, address or "slurm", workers, threads, device, parameters)
-
-
-def check(address: str | None, parameters: Sequence[str]) -> None:
-    """Raises UserError on an executor or a parameter that submitit does not know; asks no cluster and writes nothing."""
-    executor = address or "slurm"
-    if executor not in EXECUTORS:
-        raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
-    given = _parsed(parameters)
-    try:
-        submitit.AutoExecutor("submitit", cluster="debug").update_parameters(**given)  # knows the other executors' names
-    except REFUSALS as error:
-        raise UserError(f"--slurm: submitit: {' '.join(str(error).split())[:300]}") from None
-
-
 def _parsed(parameters: Sequence[str]) -> dict[str, Any]:
     split = [parameter.partition("=") for parameter in parameters]
     for name, equals, value in split:
@@ -100,7 +98,7 @@ def _outcome(handle: Any, job: Job) -> str | None:
     try:
         line: str | None = handle.result()
         return line
-    except Exception as error:  # whatever submitit, Slurm or the machine came to
+    except Exception as error:  # submitit, Slurm or the machine may raise anything
         line = " ".join(str(error).split())[:200] or type(error).__name__
         if job.folder.is_dir():
             mark_failed(job.folder, line)

@@ -1,6 +1,6 @@
-"""Runs as tasks of a Ray cluster, one already there or one of this machine's own.
+"""Runs as tasks of a Ray cluster: an existing one, or one that is started on this machine.
 
-A task whose worker or whose process was killed is run again, and goes on where the run was.
+A task whose worker or process was killed is run again, and the run goes on from its last checkpoint.
 """
 
 import contextlib
@@ -12,8 +12,9 @@ from typing import Any
 
 from advmoe.data import cores
 from advmoe.errors import UserError
+from advmoe.runs.status import mark_failed
 from advmoe.sweep.job import Job, ending, start, stop
-from advmoe.sweep.states import mark_failed
+from advmoe.sweep.placements.base import Placement, Request
 
 try:
     import ray
@@ -24,31 +25,36 @@ RETRIES = 3  # after a killed worker
 
 
 class Killed(Exception):
-    """The job's process was killed; its message says by what."""
+    """The job's process was killed; the message names the signal."""
 
 
-class RayPlacement:
-    """Each job asks for `threads` CPUs and, where the cluster has any and `device` is not the CPU, for a GPU."""
+class RayPlacement(Placement):
+    """Each job asks for `threads` CPUs and, if the cluster has GPUs and `device` is not the CPU, for one GPU."""
 
-    def __init__(self, address: str | None, workers: int | None, threads: int, device: str) -> None:
+    @classmethod
+    def check(cls, request: Request) -> None:
+        """Raises UserError on a number of workers or threads that does not fit the request."""
+        if request.address is not None and request.workers is not None:
+            raise UserError("--workers is for Ray on this machine alone; a cluster is shared out by the runs' --threads")
+        if request.address is None and request.threads > cores():
+            raise UserError(f"threads must be at most the number of cores, {cores()}, not {request.threads}")
+
+    def __init__(self, request: Request) -> None:
+        self.check(request)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        self.threads, own = max(threads, 1), min(cores(), (workers or cores()) * max(threads, 1))
-        if address is not None and workers is not None:
-            raise UserError("--workers is for Ray of this machine's own; a cluster shares itself out by the runs' --threads")
-        if self.threads > cores() and address is None:
-            raise UserError(f"threads must be at most the number of cores, {cores()}, not {threads}")
+        address, self.device, self.threads = request.address, request.device, max(request.threads, 1)
+        cpus = min(cores(), (request.workers or cores()) * self.threads)
         _check_reachable(address)
-        size = {} if address else {"num_cpus": own, "include_dashboard": False}
+        size = {} if address else {"num_cpus": cpus, "include_dashboard": False}
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **size)
         except (ConnectionError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
             raise UserError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
         resources = ray.cluster_resources()
         _check_room(address, self.threads)
-        gpus = 1 if resources.get("GPU") and device != "cpu" else 0
-        self.device = device
+        gpus = 1 if resources.get("GPU") and self.device != "cpu" else 0
         self.workers = max(1, int(min(resources.get("CPU", 0) // self.threads, resources["GPU"] if gpus else float("inf"))))
-        self.what = f"Ray, {self.workers} runs at once of {self.threads} threads" + (" and a GPU each" if gpus else "")
+        self.description = f"Ray, {self.workers} runs at once of {self.threads} threads" + (" and a GPU each" if gpus else "")
         options = {"num_cpus": self.threads, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": [Killed]}
         self.task: Any = ray.remote(**options)(attend)
         self.jobs: dict[Any, Job] = {}
@@ -71,7 +77,7 @@ class RayPlacement:
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raises UserError where nothing answers at HOST:PORT: Ray itself would try for many minutes."""
+    """Raises UserError if nothing answers at HOST:PORT: Ray itself would try for many minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not (colon and port.isdigit()):
         return
@@ -82,20 +88,15 @@ def _check_reachable(address: str | None) -> None:
 
 
 def _check_room(address: str | None, threads: int) -> None:
-    """Raises UserError, with Ray left, where no machine of the cluster could ever take a run: Ray would wait for one for ever."""
+    """Raises UserError, and leaves the cluster, if none of its machines can ever take a run: Ray would wait for ever."""
     most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
     if most < threads:
         ray.shutdown()
         raise UserError(f"Ray cluster at {address or 'this machine'}: no node has the {threads} CPUs of a run (at most {most:g})")
 
 
-def place(address: str | None, workers: int | None, threads: int, device: str) -> RayPlacement:
-    """A cluster's share, or a cluster of this machine's own. Raises UserError where there is none."""
-    return RayPlacement(address, workers, threads, device)
-
-
 def attend(job: Job) -> str | None:
-    """Run a job to its end; give the line it failed with. Raises Killed where it was killed."""
+    """Run a job to its end; return the error it failed with. Raises Killed if its process was killed."""
     try:
         process = start(job)
     except (UserError, OSError) as error:
@@ -103,7 +104,7 @@ def attend(job: Job) -> str | None:
     try:
         line = ending(job, process.wait())
     finally:
-        stop(process)
+        stop([process])
     if process.returncode < 0:
         raise Killed(line)
     return line

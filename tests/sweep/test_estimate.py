@@ -1,15 +1,27 @@
 """Expected times: measured paces times counted work."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from advmoe.config import dump_yaml
 from advmoe.data import load_dataset
 from advmoe.runs.cost import image_spec
-from advmoe.sweep import probe
-from advmoe.sweep.past import Past
-from advmoe.sweep.probe import Counts, Pace, Probe, evaluation_seconds, measure, sizes, training_seconds
+from advmoe.sweep import estimate
+from advmoe.sweep.estimate import (
+    Counts,
+    Pace,
+    Probe,
+    Timings,
+    evaluation_seconds,
+    measure,
+    same_but_seed,
+    sizes,
+    timings,
+    training_seconds,
+)
 
 CPU = torch.device("cpu")
 
@@ -49,7 +61,7 @@ def test_evaluation_counts_steps_and_routes(tiny):
 def paces(monkeypatch):
     """What the next probes measure, instead of measuring."""
     found = []
-    monkeypatch.setattr(probe, "measure", lambda config, spec, device: found.pop(0))
+    monkeypatch.setattr(estimate, "measure", lambda config, spec, device: found.pop(0))
     return found
 
 
@@ -84,22 +96,22 @@ def test_a_broken_file_of_paces_is_made_anew(tiny, tmp_path, paces, held):
 def test_one_slow_iteration_does_not_count(tiny, monkeypatch):
     """The clock stands in for a machine that is busy with something else during all iterations of a phase but one."""
     times = iter([0.0, 9.0, 10.0, 30.0])
-    monkeypatch.setattr(probe.time, "perf_counter", lambda: next(times))
-    clock = probe._Clock()
+    monkeypatch.setattr(estimate.time, "perf_counter", lambda: next(times))
+    clock = estimate._Clock()
     for done in range(1, 5):
         clock.iteration(1, done, 4, {}, 0)
     assert clock.phases == [[9.0, 1.0, 20.0]]
 
 
 def test_three_iterations_after_the_first_are_timed_in_every_phase(tiny, monkeypatch):
-    clocks, real = [], probe._Clock
+    clocks, real = [], estimate._Clock
 
     def made():
         clocks.append(real())
         return clocks[-1]
 
-    monkeypatch.setattr(probe, "_Clock", made)
-    monkeypatch.setattr(probe, "ENOUGH", 0.0)
+    monkeypatch.setattr(estimate, "_Clock", made)
+    monkeypatch.setattr(estimate, "ENOUGH", 0.0)
     config = tiny("at_sparse")
     pace = measure(config, image_spec(config), CPU)
     (clock,) = clocks
@@ -109,7 +121,7 @@ def test_three_iterations_after_the_first_are_timed_in_every_phase(tiny, monkeyp
 
 def test_what_earlier_runs_took_stands_instead_of_the_probe(tiny):
     pace, counts = Pace((1.0, 10.0), 0.1), Counts(100, 10, 0)
-    seconds = training_seconds(tiny("at_sparse"), counts, pace, 1, Past({0: 7.0}))
+    seconds = training_seconds(tiny("at_sparse"), counts, pace, 1, Timings({0: 7.0}))
     assert seconds == pytest.approx(2 * 7.0 + 3 * (1000 + 10 * 11 * 0.1))
 
 
@@ -117,3 +129,55 @@ def test_sizes_are_those_of_the_data(tiny):
     config = tiny().data
     splits = load_dataset(config)
     assert sizes([config, config]) == {config: Counts(len(splits.train), len(splits.val), len(splits.test))}
+
+
+# Times of earlier runs
+
+
+def past_run(folder, config, epochs, record=None):
+    """A run whose epochs took so many seconds to train, and one to validate."""
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_yaml(config))
+    rows = [{"epoch": number, "train_seconds": seconds, "validate_seconds": 1.0} for number, seconds in enumerate(epochs, 1)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if record is not None:
+        (folder / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+def record(seconds, attacks):
+    return {
+        "evaluate_seconds": seconds,
+        "evaluation": {"attacks": {name: {"seconds": took} for name, took in attacks.items()}, "left_out": {"reroute": "why"}},
+    }
+
+
+def test_epochs_are_told_by_phase_and_over_seeds(tiny, tmp_path):
+    config = tiny("at_sparse")
+    folders = [
+        past_run(tmp_path / "a", config, [3.0, 3.0, 3.0, 9.0]),
+        past_run(tmp_path / "b", replace(config, seed=1), [5.0, 5.0, 5.0]),
+        past_run(tmp_path / "c", tiny("advmoe"), [70.0]),
+        tmp_path / "not begun",
+    ]
+    found = timings(folders, ["pgd_10"])
+    assert found == {same_but_seed(config): Timings({0: 5.0, 1: 10.0}), same_but_seed(tiny("advmoe")): Timings({0: 71.0})}
+
+
+def test_evaluations_by_other_attacks_tell_nothing(tiny, tmp_path):
+    config, preset = tiny(), ["pgd_10", "reroute"]
+    whole = past_run(tmp_path / "a", config, [1.0], record(8.0, {"pgd_10": 5.0}))
+    stopped = past_run(tmp_path / "b", config, [1.0], record(2.0, {"pgd_10": 4.0}))
+    other = past_run(tmp_path / "c", config, [1.0], record(900.0, {"pgd_10": 5.0, "pgd_50": 800.0}))
+    assert timings([whole, stopped, other], preset)[same_but_seed(config)].evaluation == pytest.approx(6.0)
+    assert timings([other], preset)[same_but_seed(config)].evaluation is None
+
+
+def test_what_is_no_record_tells_nothing(tiny, tmp_path):
+    folder = past_run(tmp_path / "a", tiny(), [1.0], {"evaluation": 3})
+    assert timings([folder], "quick")[same_but_seed(tiny())].evaluation is None
+
+
+def test_threads_part_runs_and_places_do_not(tiny):
+    assert same_but_seed(tiny(threads=1)) != same_but_seed(tiny(threads=2))
+    assert same_but_seed(tiny(device="cpu", data_dir="here", epochs=4, seed=2)) == same_but_seed(tiny())

@@ -1,0 +1,281 @@
+"""Which runs a sweep has: a table or figure of the paper, or a sweep file in YAML.
+
+A sweep file is one grid, or a list of grids under `grids`. All fields may be left out:
+
+    methods: [at_dense, advmoe]        default: the paper's five
+    backbones: [resnet18]
+    datasets: [fashion-mnist]          default: cifar10
+    model_scales: [0.2, 0.5]           default: 0.5; a method without a scale is run once
+    num_experts: [1, 2, 4]             default: 2; a method without experts is run once
+    recipes: [cifar10-vgg16_bn-advmoe] names of recipes, instead of the five fields above
+    variants:                          every run once with each of these settings; the name becomes part of the run's name
+      shared: {model: {norms: shared}}
+      per_expert: {model: {norms: per_expert}}
+    seeds: 3                           a number of seeds from 0, or a list; at most 1000
+    settings: {training: {epochs: 10}} any other field of a configuration, for all runs
+    preset: [quick]                    for all grids: what runs are evaluated with, unless --preset says otherwise
+"""
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from advmoe import migrations
+from advmoe.config import ModelConfig, RunConfig, from_dict, named, read_mapping, shown, to_dict
+from advmoe.errors import UserError, lookup, nearest
+from advmoe.models import MODELS
+from advmoe.paper import cells
+from advmoe.recipes import BASES, recipe
+from advmoe.training.methods import METHODS
+
+Model = TypeVar("Model", bound=BaseModel)
+Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
+FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
+SEEDS = (0, 1, 2)
+PRESET = ("quick",)
+MOST_SEEDS = 1000
+MOST_RUNS = 10_000
+MOST_EXPERTS = 1000
+VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+SET_ELSEWHERE = {  # fields with a name of their own in a sweep, which its settings must not set
+    "method": "methods", "seed": "seeds", "model.backbone": "backbones", "model.model_scale": "model_scales",
+    "data.dataset": "datasets", "runtime": "--device, --threads, --precision and --dispatch",
+}  # fmt: skip
+
+
+def decimal(scale: float) -> str:
+    """The shortest decimal number that is read as `scale` again, without an exponent: "0.2", "1"."""
+    return np.format_float_positional(float(scale), trim="-")
+
+
+def has_scale(method: str) -> bool:
+    """Whether the method's network depends on the model scale."""
+    kind = lookup(METHODS, method, "method").kind
+    return kind(ModelConfig(model_scale=0.25)) != kind(ModelConfig(model_scale=0.5))
+
+
+def has_experts(method: str) -> bool:
+    """Whether the method's network has experts."""
+    kind = lookup(METHODS, method, "method").kind
+    return kind(ModelConfig(num_experts=2)) != kind(ModelConfig(num_experts=3))
+
+
+def with_settings(config: RunConfig, settings: Settings, where: str) -> RunConfig:
+    """The configuration with other values in some fields. Raises UserError, led by `where`, on values that it refuses."""
+    tree = to_dict(config)
+    for section, values in settings.items():
+        if not isinstance(values, Mapping) or not isinstance(tree.get(section, {}), Mapping):
+            raise UserError(f"{where}: {section} must be a section with fields, not {shown(values)}")
+        tree[section] = {**tree.get(section, {}), **values}
+    return from_dict(tree, where)
+
+
+# Fields of a grid
+
+
+def _names(table: Collection[str]) -> Any:
+    """A validator of a list of names, all of which are in `table`. Repeated names count once."""
+
+    def check(names: Any) -> tuple[str, ...]:
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"must be a list of names, not {shown(names)}")
+        for name in names:
+            if name not in table:
+                raise ValueError(f"has no '{named(name)}': {nearest(named(name), list(table))}")
+        return tuple(dict.fromkeys(names))
+
+    return BeforeValidator(check)
+
+
+def _recipes(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"must be a list of names, not {shown(names)}")
+    for name in dict.fromkeys(names):
+        recipe(name)
+    return tuple(dict.fromkeys(names))
+
+
+def _scales(scales: Any) -> tuple[float, ...]:
+    right = isinstance(scales, list | tuple) and scales and all(type(one) in (int, float) and 0 < one <= 1 for one in scales)
+    if not right:
+        raise ValueError(f"must be a list of numbers in (0, 1], not {shown(scales)}")
+    return tuple(dict.fromkeys(scales))
+
+
+def _counts(counts: Any) -> tuple[int, ...]:
+    right = isinstance(counts, list | tuple) and counts and all(type(one) is int and 1 <= one <= MOST_EXPERTS for one in counts)
+    if not right:
+        raise ValueError(f"must be a list of whole numbers from 1 to {MOST_EXPERTS}, not {shown(counts)}")
+    return tuple(dict.fromkeys(counts))
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    if type(seeds) is int and 1 <= seeds <= MOST_SEEDS:
+        return tuple(range(seeds))
+    if isinstance(seeds, list | tuple) and 1 <= len(seeds) <= MOST_SEEDS:
+        wrong = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]
+        if wrong:
+            raise ValueError(f"must be whole numbers in [0, 2**63), not {shown(wrong[0])}")
+        return tuple(dict.fromkeys(seeds))
+    raise ValueError(f"must be a number of seeds from 1 to {MOST_SEEDS}, or a list of so many, not {shown(seeds)}")
+
+
+def _settings(settings: Any) -> Settings:
+    if settings is None:
+        return {}
+    if not isinstance(settings, Mapping):
+        raise ValueError(f"must be a mapping of sections, not {shown(settings)}")
+    renamed: Settings = migrations.renamed(settings)
+    sections = [name for name, value in to_dict(RunConfig()).items() if isinstance(value, dict) and name not in SET_ELSEWHERE]
+    for section, values in renamed.items():
+        if section not in (*sections, *SET_ELSEWHERE):
+            raise ValueError(f"unknown field {named(section)!r}: {nearest(named(section), sections)}")
+        for name in (section, *(named(field, f"{section}.") for field in values)) if isinstance(values, Mapping) else (section,):
+            if name in SET_ELSEWHERE:
+                raise ValueError(f"{name} is not set here but by {SET_ELSEWHERE[name]}")
+    with_settings(RunConfig(), renamed, "settings")
+    return renamed
+
+
+def _variants(variants: Any) -> dict[str, Settings]:
+    if not isinstance(variants, Mapping):
+        raise ValueError(f"must be a mapping of names to settings, not {shown(variants)}")
+    for name in variants:
+        if not isinstance(name, str) or not VARIANT.fullmatch(name):
+            raise ValueError(f"{named(name)!r} is no name of letters, digits, '_', '.' and '-'")
+    return {name: _settings(settings) for name, settings in variants.items()}
+
+
+class Grid(BaseModel):
+    """Runs by their recipes and seeds: all combinations of the lists. See the head of this file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    methods: Annotated[tuple[str, ...], _names(METHODS)] = FIVE
+    backbones: Annotated[tuple[str, ...], _names(MODELS)] = ("resnet18",)
+    datasets: Annotated[tuple[str, ...], _names(BASES)] = ("cifar10",)
+    model_scales: Annotated[tuple[float, ...], BeforeValidator(_scales)] = (0.5,)
+    num_experts: Annotated[tuple[int, ...], BeforeValidator(_counts)] = (2,)
+    recipes: Annotated[tuple[str, ...], BeforeValidator(_recipes)] = ()
+    variants: Annotated[Mapping[str, Settings], BeforeValidator(_variants)] = Field(default_factory=dict)
+    seeds: Annotated[tuple[int, ...], BeforeValidator(_seeds)] = SEEDS
+    settings: Annotated[Settings, BeforeValidator(_settings)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "Grid":
+        lists = {"methods", "backbones", "datasets", "model_scales", "num_experts"} & self.model_fields_set
+        if self.recipes and lists:
+            raise ValueError(f"recipes excludes {', '.join(sorted(lists))}")
+        if "num_experts" in self.model_fields_set and "num_experts" in self.settings.get("model", {}):
+            raise ValueError("settings: model.num_experts is not set here but by num_experts")
+        if self.size > MOST_RUNS:
+            raise ValueError(f"plans {self.size} runs, at most {MOST_RUNS} are allowed; some lists are too long")
+        return self
+
+    @property
+    def size(self) -> int:
+        """An upper bound of the number of runs."""
+        lists = (self.methods, self.backbones, self.datasets, self.model_scales, self.num_experts)
+        cells = len(self.recipes) or int(np.prod([len(one) for one in lists], dtype=object))
+        return cells * len(self.seeds) * max(len(self.variants), 1)
+
+    def names(self) -> list[str]:
+        """The recipes, each once."""
+        if self.recipes:
+            return list(self.recipes)
+        usual = ModelConfig()
+        scales = ["" if scale == usual.model_scale else f"-r{decimal(scale)}" for scale in self.model_scales]
+        experts = ["" if count == usual.num_experts else f"-n{count}" for count in self.num_experts]
+        return [
+            f"{dataset}-{backbone}-{method}{scale}{count}"
+            for dataset in self.datasets
+            for backbone in self.backbones
+            for method in self.methods
+            for scale in (scales if has_scale(method) else [""])
+            for count in (experts if has_experts(method) else [""])
+        ]
+
+
+class SweepFile(BaseModel):
+    """What `advmoe sweep` is asked to run, and how runs are evaluated."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    grids: tuple[Grid, ...] = Field(min_length=1)
+    preset: tuple[str, ...] = PRESET
+
+    @field_validator("preset", mode="before")
+    @classmethod
+    def _check_preset(cls, preset: Any) -> tuple[str, ...]:
+        names = [preset] if isinstance(preset, str) else preset
+        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"must be quick, standard, full or a list of attacks, not {shown(preset)}")
+        return tuple(names)
+
+
+# The paper's tables and figures, and files
+
+
+def _table(name: str) -> Callable[[], Grid]:
+    return lambda: Grid(recipes=tuple(cell.recipe for cell in cells() if cell.table == name))
+
+
+PAPER: dict[str, Callable[[], Grid]] = {
+    "a1": _table("A1"),
+    "a2": _table("A2"),
+    "fig7": _table("A2"),  # appendix: "the statistics in this table are associated with the plots in Fig. 7"
+    "figA2": Grid,
+}
+
+
+def read_sweep(what: str) -> SweepFile:
+    """A table or figure of the paper by its name, or a YAML file. Raises UserError if it is neither."""
+    if what.endswith((".yaml", ".yml")):
+        return _from_file(Path(what))
+    if what not in PAPER:
+        raise UserError(f"unknown sweep '{what}', neither FILE.yaml nor one of the paper's: {nearest(what, list(PAPER))}")
+    return SweepFile(grids=(PAPER[what](),))
+
+
+def _from_file(path: Path) -> SweepFile:
+    tree = read_mapping(path)
+    fields, shared = list(Grid.model_fields), {name: tree.pop(name) for name in ("preset",) if name in tree}
+    if "grids" not in tree:
+        return _parsed(SweepFile, {"grids": (_grid(tree, fields, str(path)),), **shared}, str(path))
+    for name in tree:
+        if name != "grids":
+            raise UserError(f"{path}: unknown field {named(name)!r} beside grids: there is preset")
+    trees = tree["grids"]
+    if not isinstance(trees, list) or not 1 <= len(trees) <= MOST_RUNS:
+        raise UserError(f"{path}: grids must be a list of grids, not {shown(trees)}")
+    grids = tuple(_grid(one, fields, f"{path}: grids[{number}]") for number, one in enumerate(trees))
+    runs = sum(grid.size for grid in grids)
+    if runs > MOST_RUNS:
+        raise UserError(f"{path}: plans {runs} runs, at most {MOST_RUNS} are allowed; some lists are too long")
+    return _parsed(SweepFile, {"grids": grids, **shared}, str(path))
+
+
+def _grid(tree: Any, fields: list[str], where: str) -> Grid:
+    if not isinstance(tree, Mapping):
+        raise UserError(f"{where} must be a mapping of fields, not {shown(tree)}")
+    for name in tree:
+        if name not in fields:
+            raise UserError(f"{where}: unknown field {named(name)!r}: {nearest(named(name), fields)}")
+    return _parsed(Grid, tree, where)
+
+
+def _parsed(kind: type[Model], tree: Mapping[str, Any], where: str) -> Model:
+    """Raises UserError of one line for the first thing that is wrong."""
+    try:
+        return kind.model_validate(tree)
+    except UserError as error:  # of a recipe or a configuration
+        raise UserError(f"{where}: {error}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = str(first.get("ctx", {}).get("error", first["msg"]))
+        field = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where}: {field}{': ' if field in ('settings', 'variants') else ' ' if field else ''}{reason}") from None

@@ -1,0 +1,27 @@
+"""Where the runs of a sweep run: on this machine, on a Ray cluster, through Slurm. PLACEMENTS is the registry.
+
+A placement is a subclass of `Placement` and one entry of PLACEMENTS, which imports its module on first use: it may need an extra.
+"""
+
+from importlib import import_module
+from typing import Literal
+
+from advmoe.errors import lookup
+from advmoe.sweep.placements.base import Placement, Request
+
+PlacementName = Literal["local", "ray", "slurm"]
+PLACEMENTS: dict[str, tuple[str, str]] = {  # name -> module, class
+    "local": ("advmoe.sweep.placements.local", "LocalPlacement"),
+    "ray": ("advmoe.sweep.placements.ray", "RayPlacement"),
+    "slurm": ("advmoe.sweep.placements.slurm", "SlurmPlacement"),
+}
+
+
+def placement_class(name: str) -> type[Placement]:
+    """The class of a placement. Raises UserError if it is unknown, or its extra is not installed."""
+    module, kind = lookup(PLACEMENTS, name, "placement")
+    found: type[Placement] = getattr(import_module(module), kind)
+    return found
+
+
+__all__ = ["PLACEMENTS", "Placement", "PlacementName", "Request", "placement_class"]

@@ -1,0 +1,119 @@
+"""How far a run is, from its folder alone."""
+
+import json
+import os
+
+import pytest
+
+from advmoe.config import dump_yaml
+from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
+
+THREAT = {"norm": "Linf", "epsilon": 8 / 255, "attack_seed": 0, "config": {"data": {"limit_test": 100}}}
+QUICK = ["pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick", "held_route"]
+
+
+@pytest.fixture
+def folder(tiny, tmp_path):
+    """folder(method): that of a run of 3 epochs a phase which has only been claimed."""
+
+    def make(method="advmoe"):
+        (tmp_path / "config.yaml").write_text(dump_yaml(tiny(method, epsilon=8 / 255, limit_test=100)))
+        return tmp_path
+
+    return make
+
+
+def trained(run, epochs):
+    lines = [json.dumps({"epoch": epoch, "train_seconds": 2.0, "validate_seconds": 1.0}) for epoch in range(1, epochs + 1)]
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def evaluated(run, attacks, left_out=(), **fields):
+    evaluation = {"attacks": {name: {"seconds": 2.0} for name in attacks}, "left_out": dict.fromkeys(left_out, "why")}
+    (run / "record.json").write_text(json.dumps({**THREAT, "evaluation": evaluation, **fields}))
+    for number, file in enumerate(sorted(run.rglob("*"))):
+        os.utime(file, ns=(number, number))  # a clock too coarse for two writes in a row
+
+
+def test_no_folder_is_planned(tmp_path):
+    assert read_run(tmp_path / "none").state is State.PLANNED
+
+
+def test_from_claimed_to_done(folder):
+    run = folder()
+    (run / LOG).touch()
+    assert read_run(run).describe() == "training epoch 1 of 3"
+    trained(run, 2)
+    assert read_run(run).describe() == "training epoch 3 of 3"
+    trained(run, 3)
+    assert (read_run(run).state, read_run(run).epoch, read_run(run).epochs) == (State.TRAINED, 3, 3)
+    evaluated(run, ["pgd_10"])
+    assert read_run(run).state is State.DONE
+
+
+def test_epochs_of_all_phases_count(folder):
+    run = folder("at_sparse")
+    trained(run, 4)
+    assert read_run(run).describe() == "training epoch 5 of 6"
+    assert read_run(run).phase_seconds() == {0: [3.0, 3.0, 3.0], 1: [3.0]}
+
+
+def test_failed_keeps_its_line_and_its_epochs(folder):
+    run = folder()
+    trained(run, 1)
+    mark_failed(run, "epoch 2: loss is not finite")
+    assert read_run(run).describe() == "failed: epoch 2: loss is not finite"
+    assert read_run(run).epoch == 1
+    (run / FAILED).unlink()
+    assert read_run(run).state is State.TRAINING
+
+
+def test_done_is_what_all_wanted_attacks_were_run_on(folder):
+    run = folder()
+    trained(run, 3)
+    evaluated(run, ["pgd_10", "pgd_20"], left_out=["reroute_quick"])
+    assert read_run(run, ("pgd_10", "reroute_quick")).state is State.DONE
+    assert read_run(run, ("pgd_10", "pgd_50")).state is State.TRAINED
+    assert read_run(run, QUICK).state is State.TRAINED
+    evaluated(run, QUICK)
+    os.utime(run / "record.json")
+    assert read_run(run, QUICK).state is State.DONE
+    assert read_run(run).evaluation_seconds(QUICK) == 12.0
+    assert read_run(run).evaluation_seconds(["pgd_10"]) is None
+
+
+@pytest.mark.parametrize(
+    "fields", [{"epsilon": 4 / 255}, {"norm": "L2"}, {"attack_seed": 1}, {"config": {"data": {"limit_test": 7}}}, {"config": 3}]
+)
+def test_a_record_of_another_threat_is_not_the_wanted_one(folder, fields):
+    run = folder()
+    trained(run, 3)
+    evaluated(run, QUICK, **fields)
+    assert read_run(run, QUICK).state is State.TRAINED
+    assert read_run(run).state is State.DONE
+
+
+@pytest.mark.parametrize("text", ['{"evaluation": {"att', "[]", "null", '{"evaluation": 3}'])
+def test_half_a_record_is_none(folder, text):
+    run = folder()
+    trained(run, 3)
+    (run / "record.json").write_text(text)
+    assert read_run(run, QUICK).state is not State.DONE
+
+
+def test_progress_grows_with_all_that_is_kept(folder):
+    run = folder()
+    steps = [read_run(run).progress]
+    for name in ("epoch-0000-000005", "epoch-0001", "epoch-0001-000002"):
+        (run / "checkpoints" / name).mkdir(parents=True)
+        steps.append(read_run(run).progress)
+    trained(run, 3)
+    steps.append(read_run(run).progress)
+    (run / "evaluation").mkdir()
+    for attacks in ({}, {"pgd_10": {}}, {"pgd_10": {}, "pgd_20": {}}):
+        (run / "evaluation/shard-00000.json").write_text(json.dumps({"attacks": attacks}))
+        steps.append(read_run(run).progress)
+    (run / "evaluation/shard-00001.json").write_text('{"attacks": {"pgd_1')
+    steps.append(read_run(run).progress)
+    assert steps == sorted(steps)
+    assert len(set(steps)) == len(steps) - 2  # an empty shard and half of one count nothing
