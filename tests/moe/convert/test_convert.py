@@ -16,7 +16,7 @@ from advmoe.attacks import BatchDraws
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.errors import UserError
 from advmoe.models import fused
-from advmoe.moe import Gate, MoEConv2d, Routing, convert
+from advmoe.moe import DenseKind, Gate, MaskedKind, MoEConv2d, MoEKind, Routing, convert
 from advmoe.training.losses import LOSSES
 from advmoe.training.methods import LEVELS
 from advmoe.training.steps import TrainState, single_level, two_level
@@ -286,7 +286,7 @@ class Model(nn.Module):
         return self.head(self.middle(self, h).mean((2, 3)))
 
 
-def own(**settings):
+def with_conv(**settings):
     """A model whose second convolution is built with `settings`."""
     conv = nn.Conv2d(**{"in_channels": 8, "out_channels": 8, "kernel_size": 3, "padding": 1, **settings})
     return Model(lambda self, h: self.inner["x"](h), x=conv)
@@ -302,33 +302,33 @@ class Strange(nn.Conv2d):
 
 
 REFUSED = {
-    "inner.x: has 8 groups": own(groups=8),
-    "inner.x: a kernel of 3x1": own(kernel_size=(3, 1), padding=(1, 0)),
-    "inner.x: a kernel of 2x2": own(kernel_size=2),
-    "inner.x: strides 1 and 2": own(stride=(1, 2)),
-    "inner.x: dilation 2": own(dilation=2, padding=2),
-    "inner.x: padding_mode reflect": own(padding_mode="reflect"),
-    "inner.x: padding (0, 0), where an MoE layer of kernel 3 has 1 (plain=['inner.x']": own(padding=0),
-    "inner.x: padding valid": own(padding="valid"),
-    "inner.x: GroupNorm is no layer": Model(lambda self, h: self.inner["x"](h), x=nn.GroupNorm(2, 8)),
-    "inner.x: Strange is no layer": Model(lambda self, h: self.inner["x"](h), x=Strange(8, 8, 3)),
+    "inner.x: has 8 groups": with_conv(groups=8),
+    "inner.x: a kernel of 3x1": with_conv(kernel_size=(3, 1), padding=(1, 0)),
+    "inner.x: a kernel of 2x2": with_conv(kernel_size=2),
+    "inner.x: strides 1 and 2": with_conv(stride=(1, 2)),
+    "inner.x: dilation 2": with_conv(dilation=2, padding=2),
+    "inner.x: padding_mode reflect": with_conv(padding_mode="reflect"),
+    "inner.x: padding (0, 0), where an MoE layer of kernel 3 has 1 (plain=['inner.x']": with_conv(padding=0),
+    "inner.x: padding valid": with_conv(padding="valid"),
+    "inner.x: GroupNorm is not a layer": Model(lambda self, h: self.inner["x"](h), x=nn.GroupNorm(2, 8)),
+    "inner.x: Strange is not a layer": Model(lambda self, h: self.inner["x"](h), x=Strange(8, 8, 3)),
     "inner.x: cannot be traced": Model(lambda self, h: self.inner["x"](h), x=Branching()),
     "inner.x: is called more than once": Model(lambda self, h: self.inner["x"](self.inner["x"](h)), x=nn.Conv2d(8, 8, 1)),
-    "Model: does other things in train": Model(lambda self, h: F.dropout(h, training=self.training)),
-    "forward: getitem is nothing": Model(lambda self, h: torch.cat([h[:, :4], h[:, 4:]], 1)),
-    "forward: chunk is nothing": Model(lambda self, h: torch.cat(h.chunk(2, 1), 1)),
-    "forward: cat of something else": Model(
+    "Model: its forward() differs between train": Model(lambda self, h: F.dropout(h, training=self.training)),
+    "forward: takes a part of the images or channels by index": Model(lambda self, h: torch.cat([h[:, :4], h[:, 4:]], 1)),
+    "forward: chunk() is not an operation": Model(lambda self, h: torch.cat(h.chunk(2, 1), 1)),
+    "forward: cat of something that is not computed": Model(
         lambda self, h: self.inner["x"](torch.cat([h, self.gamma.expand(2, 8, 16, 16)], 1)), x=nn.Conv2d(16, 8, 1)
     ),
     "forward: cat along dimension 2": Model(lambda self, h: torch.cat([h, h], 2)),
-    "forward: softmax is nothing": Model(lambda self, h: F.softmax(h, 1)),
-    "forward: mean over something else": Model(lambda self, h: h.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
+    "forward: softmax is supported over": Model(lambda self, h: F.softmax(h, 1)),
+    "forward: mean over other dimensions": Model(lambda self, h: h.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
     "forward: view to a fixed": Model(lambda self, h: h.view(-1, 8, 8, 32)),
-    "forward: unsqueeze makes [2, 1, 8, 16, 16] of [2, 8, 16, 16]": Model(lambda self, h: h.unsqueeze(1).squeeze(1)),
+    "forward: unsqueeze turns [2, 8, 16, 16] into [2, 1, 8, 16, 16]": Model(lambda self, h: h.unsqueeze(1).squeeze(1)),
     "forward: reshape to a fixed": Model(lambda self, h: torch.reshape(h, shape=(-1, 8, 16, 16))),
     "forward: mul makes 8 channels out of one": Model(lambda self, h: self.inner["x"](h) * self.gamma, x=nn.Conv2d(8, 1, 1)),
-    "inner.x: it of something else": Model(lambda self, h: h + self.inner["x"](self.gamma[None]), x=nn.ReLU()),
-    "inner.x: reads something else": Model(lambda self, h: h + self.inner["x"](self.gamma[None]), x=nn.Conv2d(8, 8, 1)),
+    "inner.x: it of something that is not": Model(lambda self, h: h + self.inner["x"](self.gamma[None]), x=nn.ReLU()),
+    "inner.x: reads something that": Model(lambda self, h: h + self.inner["x"](self.gamma[None]), x=nn.Conv2d(8, 8, 1)),
     "inner.x: a linear layer on 3": Model(lambda self, h: self.inner["x"](h.flatten(2))[..., None], x=nn.Linear(256, 256)),
     "forward: has a value for each channel": Model(lambda self, h: h + self.gamma.exp().view(1, 8, 1, 1)),
     "gamma: has a value for each channel": Model(lambda self, h: h * self.gamma),
@@ -336,7 +336,7 @@ REFUSED = {
         lambda self, h: h + torch.cat([self.inner["x"](h), self.inner["y"](h)], 1), x=nn.Conv2d(8, 4, 1), y=nn.Conv2d(8, 4, 1)
     ),
     "nothing to route": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
-    "forward: the model must give one tensor": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)),
+    "forward: the model must return one tensor": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 3)),
     "does not pass through the model": nn.Sequential(nn.Conv2d(4, 8, 3)),
     "stem: model_scale 0.1 leaves a layer of 8": Model(lambda self, h: h),
 }
@@ -357,6 +357,88 @@ def test_other_mistakes_are_named():
         convert(LeNet(), example_input=x[0])
     with pytest.raises(UserError, match="num_experts must be at least 1, not 0"):
         convert(LeNet(), 0, example_input=x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_a_dense_kind_is_narrowed_without_experts(scale):
+    x = images()
+    model = convert(used("resnet"), kind=DenseKind(scale), example_input=x)
+    assert model.moe_layers() == []
+    if scale == 1:
+        torch.testing.assert_close(model(x), used("resnet")(x), rtol=1e-9, atol=1e-9)
+    assert max(layer.weight.shape[0] for layer in model.modules() if isinstance(layer, nn.Conv2d)) == int(24 * scale)
+
+
+def test_kinds_are_obeyed():
+    kind = MoEKind(0.5, 3, bank="disjoint", routers="per_network", norms="shared")
+    model = convert(used("resnet"), kind=kind, example_input=images()).double()
+    (routing,) = model.forward_routed(images())[1]
+    assert routing.logits.shape == (len(images()), 3)
+    for layer in model.moe_layers():
+        assert (layer.index, layer.router, type(layer.norm)) == (0, None, nn.BatchNorm2d)
+        assert layer.starts == (0, layer.width, 2 * layer.width)
+    with pytest.raises(UserError, match="no masks for at_sparse"):
+        convert(used("resnet"), kind=MaskedKind(0.5), example_input=images())
+
+
+def everyday(forward, *layers):
+    """A model that does `forward(layers, h)` between two convolutions."""
+
+    class Everyday(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+            self.layers, self.head = nn.ModuleList(layers), nn.Linear(8, 5)
+
+        def forward(self, x):
+            h = self.second(forward(self.layers, F.relu(self.first(x))))
+            return self.head(h.mean((2, 3)))
+
+    torch.manual_seed(0)
+    return Everyday().eval()
+
+
+def weights(layers, h):
+    return torch.sigmoid(layers[1](F.relu(layers[0](h.mean((2, 3))))))
+
+
+def squeezed(spread):
+    return lambda layers, h: h * spread(weights(layers, h), h)
+
+
+EVERYDAY = {
+    "w[:, :, None, None]": everyday(squeezed(lambda w, h: w[:, :, None, None]), nn.Linear(8, 4), nn.Linear(4, 8)),
+    "w[..., None, None]": everyday(squeezed(lambda w, h: w[..., None, None]), nn.Linear(8, 4), nn.Linear(4, 8)),
+    "expand_as": everyday(squeezed(lambda w, h: w.view(h.size(0), h.size(1), 1, 1).expand_as(h)), nn.Linear(8, 4), nn.Linear(4, 8)),
+    "expand": everyday(squeezed(lambda w, h: w[:, :, None, None].expand(-1, -1, h.size(2), h.size(3))), nn.Linear(8, 4), nn.Linear(4, 8)),
+    "unsqueeze": everyday(squeezed(lambda w, h: w.unsqueeze(-1).unsqueeze(-1)), nn.Linear(8, 4), nn.Linear(4, 8)),
+    "one PReLU": everyday(lambda layers, h: layers[0](h), nn.PReLU()),
+    "a PReLU for each channel": everyday(lambda layers, h: layers[0](h), nn.PReLU(8)),
+    "F.pad and a crop": everyday(lambda layers, h: F.pad(h, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]),
+    "axis": everyday(lambda layers, h: h / (1 + h.amax(axis=(2, 3), keepdim=True))),
+    "x * tanh(softplus(x))": everyday(lambda layers, h: h * F.softplus(h).tanh()),
+}
+
+
+@pytest.mark.parametrize("name", EVERYDAY)
+def test_everyday_spellings_are_followed(name):
+    model, x = EVERYDAY[name], torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(convert(model, 2, 1.0, example_input=x)(x), model(x))
+    assert convert(model, 2, 0.5, example_input=x)(x).shape == (3, 5)
+
+
+def test_a_softmax_at_the_end_is_over_all_classes():
+    model = nn.Sequential(*everyday(lambda layers, h: h).children(), nn.LogSoftmax(1))
+    model = nn.Sequential(model[0], model[1], nn.AdaptiveAvgPool2d(1), nn.Flatten(), model[3], nn.LogSoftmax(1))
+    x = torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(convert(model, 2, 0.5, example_input=x)(x).exp().sum(dim=1), torch.ones(3))
+
+
+def test_images_of_another_size_are_named():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 64, 5))
+    moe = convert(model, example_input=torch.rand(1, 3, 8, 8))
+    with pytest.raises(UserError, match="a network converted for images 3x8x8 does not take 3x9x9: "):
+        moe(torch.rand(1, 3, 9, 9))
 
 
 def test_one_tensor_in():

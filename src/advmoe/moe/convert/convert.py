@@ -5,32 +5,51 @@ Shapes: B images, C channels, N experts, K channels an expert.
 
 import copy
 from collections.abc import Collection
+from dataclasses import replace
 
+import torch
 from torch import Tensor, fx, nn
 
 from advmoe.errors import UserError, lookup
 from advmoe.moe.conv import MoEConv2d, Routings
 from advmoe.moe.convert.narrow import narrowed
-from advmoe.moe.convert.trace import Traced, trace
-from advmoe.moe.kinds import MoEKind
+from advmoe.moe.convert.prepare import prepared, unwrapped
+from advmoe.moe.convert.trace import Traced, first_line, trace
+from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
-from advmoe.moe.routing import HARD, Gate
+from advmoe.moe.routing import HARD, Gate, Routing
+
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the logits at model scale 1, relative to the largest; others 0.1
+LARGE = 64  # height or width above which a network router starts as for ImageNet
 
 
 class Converted(RoutedNetwork):
-    """What `convert` makes: the traced network with MoE layers, images [B, C, H, W] -> logits [B, classes]."""
+    """What `convert` returns: the traced network with MoE layers, images [B, C, H, W] -> logits [B, classes]."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, router: nn.Module | None, input_size: torch.Size, num_classes: int) -> None:
         super().__init__()
-        self.traced, self.router, self.masks = traced, None, nn.ModuleList()
+        self.traced, self.router, self.masks = traced, router, nn.ModuleList()
+        self.input_size, self.num_classes = input_size, num_classes
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W], through the hard gate."""
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
-        """Logits [B, classes], and the Routing of each MoE layer in the order of their calls."""
-        logits, parts = self.traced(x, gate)
+        """Logits [B, classes], and one Routing for each choice: of each MoE layer in call order, or of the network's router.
+
+        Raises UserError where images of another size than convert() saw do not pass through.
+        """
+        router_logits = None if self.router is None else self.router(x)
+        try:
+            logits, parts = self.traced(x, gate if router_logits is None else replace(gate, logits=router_logits))
+        except RuntimeError as error:
+            if x.shape[1:] == self.input_size:
+                raise
+            sizes = "x".join(map(str, self.input_size)), "x".join(map(str, x.shape[1:]))
+            raise UserError(f"a network converted for images {sizes[0]} does not take {sizes[1]}: {first_line(error)}") from error
+        if router_logits is not None:
+            return logits, (Routing(router_logits, gate.weights(router_logits, 0).experts),)
         return logits, tuple(routing for part in parts for routing in part)
 
     def moe_layers(self) -> list[MoEConv2d]:
@@ -39,33 +58,74 @@ class Converted(RoutedNetwork):
 
 
 def convert(
-    model: nn.Module, num_experts: int = 2, model_scale: float = 0.5, *, example_input: Tensor, plain: Collection[str] = ()
-) -> Converted:
+    model: nn.Module, num_experts: int = 2, model_scale: float = 0.5, *, example_input: Tensor, plain: Collection[str] = (),
+    kind: DenseKind | None = None,
+) -> Converted:  # fmt: skip
     """`model`, a plain CNN (sequential, residual, concatenating), with an MoE layer for every convolution larger than 1x1.
 
-    Every layer's width is `model_scale` times its own, but for logits and single channels. Convolutions that read the images or
-    are named in `plain` are narrowed, not routed. Batch norms that follow an MoE layer become per-expert ones. Weights are the
-    model's own, those of each layer's first channels, the same in all experts: at model scale 1 the logits are the model's. The
-    model itself stays as it is. Images come to it unchanged: normalisation, if any, is the model's own.
+    Every layer's width is `model_scale` times the original, except for logits and single channels. Convolutions that read the
+    images or are named in `plain` are narrowed, not routed. A batch norm that follows an MoE layer becomes part of it, one for each
+    expert. Weights are copied from the model, those of each layer's first channels, the same for all experts: at model scale 1 the
+    logits are the model's, which is checked. The model itself stays as it is. Images reach it unchanged: normalisation, if any, is
+    a layer of the model.
 
-    `example_input` [B, C, H, W]: images of the size to be classified. Raises UserError that names the layer that
-    cannot be turned, and why.
+    `example_input` [B, C, H, W]: images of the size to be classified. `kind`, as a backbone gets it, takes the place of
+    `num_experts` and `model_scale`; a DenseKind is narrowed without MoE layers. Raises UserError that names the layer or module
+    that cannot be converted, and why.
     """
-    kind = MoEKind(model_scale, num_experts)
-    traced = trace(copy.deepcopy(model), example_input)
+    kind = MoEKind(model_scale, num_experts) if kind is None else kind
+    if isinstance(kind, MaskedKind):
+        raise UserError("a converted network has no masks for at_sparse: write the backbone in the layers of advmoe")
+    if example_input.ndim != 4 or len(example_input) == 0:
+        raise UserError(f"example_input must be images [B, C, H, W], not {list(example_input.shape)}")
+    network = prepared(model)
+    with torch.random.fork_rng(devices=[]):  # the same seed gives the same routers with and without this check
+        full = _converted(copy.deepcopy(network), replace(kind, scale=1.0), example_input, plain)
+    _check_logits(unwrapped(model), full, example_input)
+    return _converted(network, kind, example_input, plain).train(model.training)
+
+
+def _converted(network: nn.Module, kind: DenseKind, example_input: Tensor, plain: Collection[str]) -> Converted:
+    """`network` itself, which it changes."""
+    traced = trace(network, example_input)
     names = {str(node.target): None for node, _ in traced.layers(nn.Conv2d)}
     for name in plain:
         lookup(names, name, "convolution")
-    routed = [node for node, conv in traced.layers(nn.Conv2d) if node.target not in plain and _is_routed(traced, node, conv)]
-    if not routed:
-        raise UserError(f"{type(model).__name__}: nothing to route: no convolution larger than 1x1 behind the first")
-    return Converted(narrowed(traced, kind, routed)).train(model.training)
+    routed: list[fx.Node] = []
+    if isinstance(kind, MoEKind):
+        routed = [node for node, conv in traced.layers(nn.Conv2d) if node.target not in plain and _is_routed(traced, node, conv)]
+        if not routed:
+            raise UserError(f"{type(network).__name__}: nothing to route: no convolution larger than 1x1 after the first")
+    size = example_input.shape[1:]
+    router = kind.network_router(size[0], "imagenet" if max(size[1:]) > LARGE else "cifar")
+    graph = narrowed(traced, kind, routed)
+    return Converted(graph, None if router is None else router.to(example_input), size, traced.num_classes)
+
+
+@torch.no_grad()
+def _check_logits(model: nn.Module, full: Converted, example_input: Tensor) -> None:
+    """Raises UserError where `full`, at model scale 1, has other logits than `model`: something was lost on the way."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        expected = model.eval()(example_input.clone())
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    if expected.is_meta:
+        return
+    logits = full.eval()(example_input.clone())
+    off, size = (logits - expected).abs().max().item(), expected.abs().max().item()
+    if not off <= TOLERANCES.get(expected.dtype, 0.1) * max(size, 1e-3):
+        raise UserError(
+            f"{type(model).__name__}: its traced form differs from the model by {off:.2g} in logits of up to {size:.2g}; "
+            "its forward() depends on something that tracing does not see"
+        )
 
 
 def _is_routed(traced: Traced, node: fx.Node, conv: nn.Conv2d) -> bool:
     """Whether a convolution becomes an MoE layer. Raises UserError where it should and cannot."""
     (source,) = node.all_input_nodes
-    if max(conv.kernel_size) == 1 or source in traced.images or traced.features[node][0].strand.whole:
+    if max(conv.kernel_size) == 1 or source in traced.images or traced.features[node][0].group.whole:
         return False
     obstacle = _obstacle(conv)
     if obstacle:

@@ -1,0 +1,104 @@
+"""A copy of someone's network that holds nothing but layers and parameters: what tracing would drop is baked in or refused."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.optim.swa_utils import AveragedModel
+
+from advmoe.errors import UserError
+
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # whose `module` is the network
+HOOKS = {
+    "_forward_pre_hooks": "forward pre-hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward pre-hook",
+    "_backward_hooks": "backward hook",
+}
+REMEDY = "would be lost: remove it, or move what it does into forward()"
+
+
+def prepared(model: nn.Module) -> nn.Module:
+    """A copy of `model`, which stays as it is. Weights that weight_norm, spectral_norm, pruning and the like compute become plain.
+
+    Raises UserError that names the module where it has hooks, replaced methods, or parameters that are not initialised.
+    """
+    network = unwrapped(model)
+    _check_initialised(network)
+    network = _copied(network).eval()
+    for name, module in network.named_modules():
+        _bake(module)
+        _check(module, name or type(network).__name__)
+    return network
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside torch.compile, DataParallel and the like."""
+    while True:
+        inner = model.module if isinstance(model, WRAPPERS) else getattr(model, "_orig_mod", model)
+        if inner is model:
+            return model
+        assert isinstance(inner, nn.Module)
+        model = inner
+
+
+def _check_initialised(network: nn.Module) -> None:
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UserError(f"{name}: has no shape yet: run the network once on an image before convert()")
+
+
+def _copied(network: nn.Module) -> nn.Module:
+    # weight_norm and its kind keep computed tensors, which deepcopy refuses
+    computed: Iterator[Tensor] = (
+        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf
+    )
+    try:
+        return copy.deepcopy(network, {id(value): value.detach().clone() for value in computed})
+    except Exception as error:  # whatever somebody's modules hold
+        raise UserError(f"{type(network).__name__}: cannot be copied: {error}") from None
+
+
+def _bake(module: nn.Module) -> None:
+    """Replace what computes a weight in each forward by the weight that it computes in eval mode."""
+    with torch.no_grad():
+        if parametrize.is_parametrized(module):
+            _bake_parametrizations(module)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+
+
+def _bake_parametrizations(module: nn.Module) -> None:
+    # not remove_parametrizations, which changes the class that a copy shares with the original
+    assert isinstance(module.parametrizations, nn.ModuleDict)
+    values = {name: getattr(module, name) for name in module.parametrizations}
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.detach().clone()))
+
+
+def _check(module: nn.Module, name: str) -> None:
+    """Raises UserError where the module does anything that its class and children do not say."""
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UserError(f"{name}: is compiled to TorchScript; convert() takes the nn.Module that it was made from")
+    for attribute, kind in HOOKS.items():
+        for hook in getattr(module, attribute).values():
+            raise UserError(f"{name}: its {kind} ({_called(hook)}) {REMEDY}")
+    for attribute, value in vars(module).items():
+        if callable(value) and not isinstance(value, nn.Module) and callable(getattr(type(module), attribute, None)):
+            raise UserError(f"{name}: its replaced method {attribute}() {REMEDY}")
+
+
+def _called(hook: Any) -> str:
+    return getattr(hook, "__qualname__", type(hook).__name__)
