@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from advmoe import __version__
+from advmoe.cli import extension
 from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped
 
@@ -43,6 +44,7 @@ GO_ON = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
+    extension.announce(sys._getframe(1))
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         lookup(COMMANDS, words[0], "command")
+        extension.load()
         importlib.import_module(f"advmoe.cli.{words[0]}").run(words[1:])
         return 0
     except (UserError, OSError, torch.OutOfMemoryError, MemoryError) as error:

@@ -43,7 +43,7 @@ def snapshot(
     draws for them from the same seed.
     """
     with frozen(model), true_network(model):
-        routed, classes = bool(model.moe_layers()), model.classifier.out_features
+        routed, classes = bool(model.moe_layers()), model.num_classes
         target = Target(model, fused(model), x, y, classes, routed, epsilon, norm, seed)
         return {
             "layers": layers(model, x[:1]),
@@ -79,7 +79,7 @@ def layers(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
 def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int]]]:
     """How many images of each class every expert is given: [L][classes][N], L = 1 where the network has one router."""
     parts = [model.forward_routed(part)[1] for part in x.split(BATCH_SIZE)]
-    routes, classes = torch.cat([route_of(routings) for routings in parts]), model.classifier.out_features
+    routes, classes = torch.cat([route_of(routings) for routings in parts]), model.num_classes
     counts = []
     for layer, routing in enumerate(parts[0]):
         experts = routing.logits.shape[1]

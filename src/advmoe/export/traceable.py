@@ -61,13 +61,15 @@ def folded(router: Router) -> nn.Linear:
 
 @torch.no_grad()
 def lower(network: Classifier, dtype: torch.dtype) -> None:
-    """Run the convolutions in `dtype`, in which their outputs go on, as under autocast. Routers, a network's convolutions of its
-    own among them, and the classifier stay as they are."""
+    """Run the convolutions in `dtype`; what follows keeps it, as under autocast. Routers and linear layers stay as they are."""
     routers = set() if network.router is None else set(network.router.modules())
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d) and layer not in routers:
+        if layer in routers:
+            continue
+        if isinstance(layer, nn.Conv2d):
             layer.to(dtype).register_forward_pre_hook(partial(_cast, dtype=dtype))
-    network.classifier.register_forward_pre_hook(partial(_cast, dtype=network.classifier.weight.dtype))
+        elif isinstance(layer, nn.Linear):
+            layer.register_forward_pre_hook(partial(_cast, dtype=layer.weight.dtype))
 
 
 def _cast(layer: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
@@ -95,6 +97,7 @@ class Traceable(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         logits, routings = self.network.forward_routed(pixels)
+        logits = logits.float()  # of a network that ends in a convolution
         return (logits, torch.stack([routing.experts for routing in routings], dim=1)) if self.routed else (logits,)
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Callable
 from functools import partial
 
+from torch import nn
+
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
-from advmoe.errors import lookup
+from advmoe.errors import UserError, lookup
 from advmoe.models.classifier import Classifier
 from advmoe.models.densenet import DenseNet
 from advmoe.models.fused import fused
@@ -13,7 +15,8 @@ from advmoe.models.masked import compact, start_scores
 from advmoe.models.resnet import ResNet
 from advmoe.models.vgg import VGG
 from advmoe.models.wrn import WideResNet
-from advmoe.moe import DenseKind
+from advmoe.moe import DenseKind, ExpertNorm, MaskedKind, MoEConv2d, MoEKind, RoutedNetwork
+from advmoe.moe.experts import windows
 
 MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # and the published width
     "resnet18": (partial(ResNet, blocks=(2, 2, 2, 2)), 64),
@@ -24,15 +27,69 @@ MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # and the publishe
 }
 
 
+class NoSuchForm(UserError):
+    """A backbone that is not available for the kind of network that a method asks for."""
+
+
 def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classifier:
     """The backbone that `config` names, of convolutions of `kind`, for images of `spec`.
 
-    Raises UserError on an unknown backbone and where the model scale leaves a layer no channel.
+    Raises UserError on an unknown backbone, if the model scale leaves a layer no channel, and if the images are too small; and
+    NoSuchForm if a backbone that was added does not do what `kind` says.
     """
     make, width = lookup(MODELS, config.backbone, "backbone")
-    model = make(kind, width=config.width or width, stem=config.stem, num_classes=len(spec.classes), mean=spec.mean, std=spec.std)
+    try:
+        model = make(
+            kind, width=config.width or width, stem=config.stem, num_classes=len(spec.classes), mean=spec.mean, std=spec.std
+        )
+    except AttributeError as error:
+        if error.obj is not kind:
+            raise
+        reason = f"it reads kind.{error.name}, which {type(kind).__name__} does not have"
+        raise NoSuchForm(f"backbone '{config.backbone}' {_FORMS[type(kind)]}: {reason}") from None
+    _check_form(config.backbone, model, kind)
+    if min(spec.shape[1:]) < model.min_size:
+        size = f"{spec.shape[1]}x{spec.shape[2]}"
+        raise UserError(
+            f"backbone '{config.backbone}' (stem {config.stem}) takes images of at least {model.min_size} pixels a side, not {size}"
+        )
     start_scores(model)
     return model
 
 
-__all__ = ["MODELS", "Classifier", "build_model", "compact", "fused", "start_scores"]
+_FORMS = {
+    DenseKind: "has no dense form, which at_dense, at_small_dense and standard train",
+    MaskedKind: "has no masks, which at_sparse trains",
+    MoEKind: "has no experts, which at_moe and advmoe train",
+}
+
+
+def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
+    """Raises UserError where a backbone is no network of this package, and NoSuchForm where it does not do what `kind` says."""
+    if not isinstance(model, RoutedNetwork):
+        raise UserError(f"backbone '{name}' must be a Classifier or what convert() returns, not {type(model).__name__}")
+    layers = model.moe_layers()
+    if bool(layers) != isinstance(kind, MoEKind) or bool(model.masks) != isinstance(kind, MaskedKind):
+        raise NoSuchForm(f"backbone '{name}' {_FORMS[type(kind)]}")
+    if isinstance(kind, MoEKind):
+        ignored = next(
+            (field for field in ("num_experts", "bank", "routers", "norms") if not _obeys(model, layers, kind, field)), None
+        )
+        if ignored is not None:
+            value = getattr(kind, ignored)
+            raise NoSuchForm(f"backbone '{name}' ignores {ignored} {value}: give the kind to convert(model, kind=kind, ...)")
+
+
+def _obeys(model: RoutedNetwork, layers: list[MoEConv2d], kind: MoEKind, field: str) -> bool:
+    """Whether the network does what the kind's field says, as far as its layers show it."""
+    if field == "num_experts":
+        return all(layer.num_experts == kind.num_experts for layer in layers)
+    if field == "routers":
+        return (model.router is not None) == (kind.routers == "per_network")
+    if field == "norms":
+        return kind.norms == "per_expert" or not any(isinstance(layer.norm, ExpertNorm) for layer in layers)
+    disjoint = (windows("disjoint", kind.num_experts, 0, layer.width)[0] == layer.starts for layer in layers)
+    return kind.bank == "backbone" or all(disjoint)
+
+
+__all__ = ["MODELS", "Classifier", "NoSuchForm", "build_model", "compact", "fused", "start_scores"]

@@ -49,7 +49,7 @@ class Classifier(RoutedNetwork):
 
     def finish(self, outputs: Channels, num_classes: int) -> None:
         """Add the classifier on `outputs`; own the masks; tell each MoE layer the place of its choice in a route."""
-        self.outputs = outputs
+        self.outputs, self.num_classes = outputs, num_classes
         self.classifier = nn.Linear(outputs.width, num_classes)
         norms = [module for module in self.modules() if isinstance(module, MaskedNorm)]
         self.masks = nn.ModuleList(dict.fromkeys(mask for norm in norms for mask in norm.channels.masks))

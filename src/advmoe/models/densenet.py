@@ -49,6 +49,8 @@ class DenseNet(Classifier):
         num_classes: int, mean: Sequence[float], std: Sequence[float],
     ) -> None:  # fmt: skip
         super().__init__(kind, stem, mean, std)
+        # each transition halves the side, rounded down, and the ImageNet stem quarters it, rounded up
+        self.min_size = 2 ** (len(layers) - 1) if stem == "cifar" else 4 * 2 ** (len(layers) - 1) - 3
         channels, inputs = kind.channels(2 * width), images(len(mean))
         self.stem = make_stem(kind, stem, inputs, channels) if stem == "imagenet" else kind.plain(inputs, channels, norm=False)
         parts: list[nn.Module] = []

@@ -12,6 +12,8 @@ class RoutedNetwork(nn.Module):
 
     router: nn.Module | None
     masks: nn.ModuleList
+    num_classes: int
+    min_size = 1  # least height and width of an image, in pixels
 
     def moe_layers(self) -> list[MoEConv2d]:
         """The MoE layers in the order of their routings; none in a dense network."""

@@ -13,8 +13,8 @@ from advmoe.config import ModelConfig, RunConfig
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import lookup
 from advmoe.evaluation.cost import Cost, cost, layer_macs, layer_params, layer_positions
-from advmoe.models import build_model, compact
-from advmoe.moe import DenseKind, MaskedKind
+from advmoe.models import NoSuchForm, build_model, compact
+from advmoe.moe import DenseKind, MaskedKind, MoEKind
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network
 
@@ -44,7 +44,25 @@ def estimate(config: RunConfig) -> Estimate:
 
 def dense_estimate(config: RunConfig) -> Estimate:
     """The dense network's, that the others are compared with."""
-    return estimate(replace(config, method="at_dense"))
+    try:
+        return estimate(replace(config, method="at_dense"))
+    except NoSuchForm:
+        dense = dense_cost(config, image_spec(config))
+        return Estimate(dense.params, dense.gmacs_ideal)
+
+
+def dense_cost(config: RunConfig, spec: ImageSpec) -> Cost:
+    """The dense network's cost, counted. A backbone without a dense form is counted with one full expert and without routers."""
+    try:
+        return cost(network(replace(config, method="at_dense"), spec), spec.shape)
+    except NoSuchForm:
+        with torch.random.fork_rng(devices=[]):
+            single = cost(build_model(config.model, MoEKind(1.0, num_experts=1), spec), spec.shape)
+        layers = tuple(layer for layer in single.layers if "router" not in layer.name.split("."))
+        return Cost(
+            sum(layer.params for layer in layers), sum(layer.gmacs_ideal for layer in layers),
+            sum(layer.gmacs_executed for layer in layers), layers,
+        )  # fmt: skip
 
 
 def image_spec(config: RunConfig) -> ImageSpec:

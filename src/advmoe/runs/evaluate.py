@@ -6,12 +6,12 @@ from typing import Any
 
 from advmoe.config import RunConfig
 from advmoe.data import Splits
-from advmoe.evaluation.cost import cost
 from advmoe.evaluation.record import evaluate_run
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.moe import Dispatch
+from advmoe.runs.cost import dense_cost
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.start import best_network, network
+from advmoe.training.start import best_network
 
 
 def evaluate_folder(
@@ -24,7 +24,7 @@ def evaluate_folder(
     """
     model, epoch = best_network(run, config, splits)
     model.set_dispatch(dispatch)
-    dense = cost(network(replace(config, method="at_dense"), splits.spec), splits.spec.shape)
+    dense = dense_cost(config, splits.spec)
     return evaluate_run(
         model, config, splits, dense, replace(options, store=run / "evaluation"), run=run.resolve().name, epoch=epoch,
         history=RunFolder(run).best().history,

@@ -398,20 +398,21 @@ def everyday(forward, *layers):
     return Everyday().eval()
 
 
-def weights(layers, h):
-    return torch.sigmoid(layers[1](F.relu(layers[0](h.mean((2, 3))))))
+def excited(spread):
+    """Squeeze and excitation, its weights [B, C] spread over the images by `spread(w, h)`."""
 
+    def forward(layers, h):
+        return h * spread(torch.sigmoid(layers[1](F.relu(layers[0](h.mean((2, 3)))))), h)
 
-def squeezed(spread):
-    return lambda layers, h: h * spread(weights(layers, h), h)
+    return everyday(forward, nn.Linear(8, 4), nn.Linear(4, 8))
 
 
 EVERYDAY = {
-    "w[:, :, None, None]": everyday(squeezed(lambda w, h: w[:, :, None, None]), nn.Linear(8, 4), nn.Linear(4, 8)),
-    "w[..., None, None]": everyday(squeezed(lambda w, h: w[..., None, None]), nn.Linear(8, 4), nn.Linear(4, 8)),
-    "expand_as": everyday(squeezed(lambda w, h: w.view(h.size(0), h.size(1), 1, 1).expand_as(h)), nn.Linear(8, 4), nn.Linear(4, 8)),
-    "expand": everyday(squeezed(lambda w, h: w[:, :, None, None].expand(-1, -1, h.size(2), h.size(3))), nn.Linear(8, 4), nn.Linear(4, 8)),
-    "unsqueeze": everyday(squeezed(lambda w, h: w.unsqueeze(-1).unsqueeze(-1)), nn.Linear(8, 4), nn.Linear(4, 8)),
+    "w[:, :, None, None]": excited(lambda w, h: w[:, :, None, None]),
+    "w[..., None, None]": excited(lambda w, h: w[..., None, None]),
+    "expand_as": excited(lambda w, h: w.view(h.size(0), h.size(1), 1, 1).expand_as(h)),
+    "expand": excited(lambda w, h: w[:, :, None, None].expand(-1, -1, h.size(2), h.size(3))),
+    "unsqueeze": excited(lambda w, h: w.unsqueeze(-1).unsqueeze(-1)),
     "one PReLU": everyday(lambda layers, h: layers[0](h), nn.PReLU()),
     "a PReLU for each channel": everyday(lambda layers, h: layers[0](h), nn.PReLU(8)),
     "F.pad and a crop": everyday(lambda layers, h: F.pad(h, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]),

@@ -1,0 +1,35 @@
+"""A user's script that adds backbones, data sets or methods, and runs the command line: other processes load it, too."""
+
+import os
+import runpy
+import sys
+from pathlib import Path
+from types import FrameType
+
+from advmoe.errors import UserError
+
+VARIABLE = "ADVMOE_EXTENSION"  # path of the script
+PACKAGE = Path(__file__).parents[1]
+
+
+def announce(caller: FrameType) -> None:
+    """Name the script for the processes that this one starts, if `caller` is the top level of a script outside this package."""
+    file = caller.f_globals.get("__file__")
+    if caller.f_globals.get("__name__") == "__main__" and file and PACKAGE not in Path(file).resolve().parents:
+        os.environ[VARIABLE] = str(Path(file).resolve())
+
+
+def load() -> None:
+    """Run the script that another process named, but for its part under `if __name__ == "__main__"`. Raises UserError."""
+    path = os.environ.get(VARIABLE)
+    main_file = getattr(sys.modules["__main__"], "__file__", None)
+    if path is None or path in _loaded or (main_file and Path(main_file).resolve() == Path(path)):
+        return
+    _loaded.add(path)
+    if not Path(path).is_file():
+        raise UserError(f"{VARIABLE}: no such file {path}")
+    sys.path.insert(0, str(Path(path).parent))  # as Python does for a script
+    runpy.run_path(path, run_name="advmoe_extension")
+
+
+_loaded: set[str] = set()

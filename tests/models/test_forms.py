@@ -1,0 +1,107 @@
+"""Backbones that were added: which kinds of network they can be, and what is said of the others."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from advmoe.config import ModelConfig, RunConfig
+from advmoe.data.fashion_mnist import SPEC
+from advmoe.errors import UserError
+from advmoe.models import MODELS, NoSuchForm, build_model
+from advmoe.moe import DenseKind, MaskedKind, MoEKind, convert
+from advmoe.runs.cost import dense_cost, dense_estimate
+
+pytestmark = pytest.mark.usefixtures("registries")
+CONFIG = ModelConfig(backbone="mine")
+
+
+def plain(width):
+    layers = [
+        nn.Conv2d(1, width, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+        nn.BatchNorm2d(2 * width),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2 * width, 10))
+
+
+def register(make):
+    MODELS["mine"] = (lambda kind, *, width, **rest: make(kind, plain(width)), 8)
+
+
+X = torch.rand(1, 1, 28, 28)
+
+
+def routed_alone(kind, model):
+    return convert(model, kind.num_experts, kind.scale, example_input=X)
+
+
+def test_a_converted_backbone_is_of_every_kind_but_masked():
+    register(lambda kind, model: convert(model, kind=kind, example_input=X))
+    for kind in (DenseKind(), DenseKind(0.5), MoEKind(), MoEKind(0.5, 3, "disjoint", "per_network", "shared")):
+        model = build_model(CONFIG, kind, SPEC)
+        assert (bool(model.moe_layers()), model.num_classes) == (isinstance(kind, MoEKind), 10)
+    with pytest.raises(UserError, match="no masks for at_sparse"):
+        build_model(CONFIG, MaskedKind(0.5), SPEC)
+
+
+def test_what_a_backbone_cannot_be_is_one_line():
+    register(routed_alone)
+    assert build_model(CONFIG, MoEKind(), SPEC).moe_layers()
+    cases = {
+        "has no dense form, .*: it reads kind.num_experts": DenseKind(),
+        "has no masks, .*": MaskedKind(),
+        "ignores bank disjoint: give the kind to convert": MoEKind(0.7, bank="disjoint"),
+        "ignores routers per_network": MoEKind(routers="per_network"),
+        "ignores norms shared": MoEKind(norms="shared"),
+    }
+    for message, kind in cases.items():
+        with pytest.raises(NoSuchForm, match=f"backbone 'mine' {message}"):
+            build_model(CONFIG, kind, SPEC)
+    register(lambda kind, model: convert(model, getattr(kind, "num_experts", 1), kind.scale, example_input=X))
+    with pytest.raises(NoSuchForm, match="has no dense form"):
+        build_model(CONFIG, DenseKind(), SPEC)
+    register(lambda kind, model: model)
+    with pytest.raises(UserError, match="must be a Classifier or what convert\\(\\) returns, not Sequential"):
+        build_model(CONFIG, DenseKind(), SPEC)
+
+
+def test_mistakes_of_the_backbone_itself_are_not_hidden():
+    register(lambda kind, model: model.nothing)
+    with pytest.raises(AttributeError, match="nothing"):
+        build_model(CONFIG, DenseKind(), SPEC)
+
+
+def test_without_a_dense_form_the_dense_cost_is_one_full_expert_without_router():
+    run = RunConfig(method="advmoe", model=CONFIG)
+    run = replace(run, data=replace(run.data, dataset="fashion-mnist"))
+    register(lambda kind, model: convert(model, kind=kind, example_input=X))
+    known = dense_cost(run, SPEC)
+    register(routed_alone)
+    counted = dense_cost(run, SPEC)
+    assert counted.gmacs_ideal == known.gmacs_ideal > 0
+    assert dense_estimate(run).gmacs == known.gmacs_ideal
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stem", "least"), [("densenet40", "cifar", 4), ("densenet121", "cifar", 8), ("densenet121", "imagenet", 29)]
+)
+def test_the_least_size_is_named_and_works(backbone, stem, least):
+    config = ModelConfig(backbone=backbone, stem=stem, width=2)
+    model = build_model(config, DenseKind(), replace(SPEC, shape=(1, least, least))).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 1, least, least)).shape == (1, 10)
+    with pytest.raises(
+        UserError, match=rf"'{backbone}' \\(stem {stem}\\) takes images of at least {least} pixels a side, not {least - 1}x40"
+    ):
+        build_model(config, DenseKind(), replace(SPEC, shape=(1, least - 1, 40)))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "wrn28_10", "vgg16_bn"])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_the_other_backbones_take_images_of_one_pixel(backbone, stem):
+    model = build_model(ModelConfig(backbone=backbone, stem=stem, width=10), DenseKind(), replace(SPEC, shape=(1, 1, 1))).eval()
+    with torch.no_grad():
+        assert model(torch.rand(1, 1, 1, 1)).shape == (1, 10)
