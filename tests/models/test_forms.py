@@ -1,5 +1,6 @@
 """Backbones that were added: which kinds of network they can be, and what is said of the others."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -81,21 +82,19 @@ def test_without_a_dense_form_the_dense_cost_is_one_full_expert_without_router()
     known = dense_cost(run, SPEC)
     register(routed_alone)
     counted = dense_cost(run, SPEC)
-    assert counted.gmacs_ideal == known.gmacs_ideal > 0
-    assert dense_estimate(run).gmacs == known.gmacs_ideal
+    assert counted.gmacs_ideal == pytest.approx(known.gmacs_ideal)
+    assert dense_estimate(run).gmacs == pytest.approx(known.gmacs_ideal)
 
 
-@pytest.mark.parametrize(
-    ("backbone", "stem", "least"), [("densenet40", "cifar", 4), ("densenet121", "cifar", 8), ("densenet121", "imagenet", 29)]
-)
-def test_the_least_size_is_named_and_works(backbone, stem, least):
+@pytest.mark.parametrize("case", ["densenet40 cifar 4", "densenet121 cifar 8", "densenet121 imagenet 29"])
+def test_the_least_size_is_named_and_works(case):
+    backbone, stem, least = *case.split()[:2], int(case.split()[2])
     config = ModelConfig(backbone=backbone, stem=stem, width=2)
     model = build_model(config, DenseKind(), replace(SPEC, shape=(1, least, least))).eval()
     with torch.no_grad():
         assert model(torch.rand(1, 1, least, least)).shape == (1, 10)
-    with pytest.raises(
-        UserError, match=rf"'{backbone}' \\(stem {stem}\\) takes images of at least {least} pixels a side, not {least - 1}x40"
-    ):
+    message = f"'{backbone}' (stem {stem}) takes images of at least {least} pixels a side, not {least - 1}x40"
+    with pytest.raises(UserError, match=re.escape(message)):
         build_model(config, DenseKind(), replace(SPEC, shape=(1, least - 1, 40)))
 
 
