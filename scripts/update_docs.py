@@ -13,6 +13,8 @@ from advmoe import migrations
 from advmoe.benchmark.machine import Machine
 from advmoe.benchmark.rows import Report, Row, number
 from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
+from advmoe.evaluation.record import Record, record_schema
+from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.costs import profile_markdown
@@ -22,23 +24,23 @@ ROOT = Path(__file__).parents[1]
 COLUMNS = ("RA-worst", "SA", "RA-50", "RA-AA", "GMACs", "against dense")
 
 
-def row(record: dict[str, Any]) -> str:
+def row(record: Record) -> str:
     """One Record as a line of the table."""
-    figures = [record["ra_worst"], record["sa"], record["ra"]["50"], record["ra_aa"]]
-    low, high = record["evaluation"]["intervals"]["ra_worst"]
+    figures = [record.ra_worst, record.sa, record.ra["50"], record.ra_aa]
+    low, high = record.evaluation.intervals["ra_worst"]
     cells = [f"{figures[0]:.1f} ({low:.0f} to {high:.0f})", *(f"{value:.1f}" for value in figures[1:])]
-    reduction = "" if record["gmacs"] == record["gmacs_dense"] else f"{-record['reduction']:+.0f} %"
-    return " | ".join(["", f"`{record['method']}`", *cells, f"{record['gmacs']:.4f}", reduction, ""]).strip()
+    reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
+    return " | ".join(["", f"`{record.method}`", *cells, f"{record.gmacs:.4f}", reduction, ""]).strip()
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
     """Records as a Markdown table, with the sentence that says what they are."""
     first = records[0]
     head = ["| method | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
-    config = first["config"]
+    config = first.config
     said = (
-        f"ResNet-18 of width {config['model']['width']}, {first['train_images']} training images of {first['dataset']}, "
-        f"{config['training']['epochs']} epochs, one seed; {first['test_images']} test images, epsilon {first['epsilon']:g}, "
+        f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
+        f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:g}, "
         "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not what the method is worth."
     )
     return "\n".join([*head, *(row(record) for record in records), "", said])
@@ -47,6 +49,11 @@ def table(records: list[dict[str, Any]]) -> str:
 def read(path: str) -> Any:
     """A JSON file of the repository."""
     return migrations.renamed(json.loads((ROOT / path).read_text()))
+
+
+def records(path: str) -> list[Record]:
+    """The Records of a file of the repository."""
+    return [checked_record(content, path) for content in read(path)]
 
 
 def report(name: str) -> Report:
@@ -81,7 +88,7 @@ def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 def embedded_table() -> str:
     """The five methods on embedded images, mean and sample deviation over seeds."""
-    summaries = summarise(read("results/embedded/records.json"))
+    summaries = summarise(records("results/embedded/records.json"))
     names = {"ra_worst_quick": "RA-worst (quick)", "sa": "SA", "ra_50": "RA-50"}
     lines = [f"| method | {' | '.join(names.values())} | GMACs | against dense |", "| --- |" + " ---: |" * (len(names) + 2)]
     for own in summaries:
@@ -153,9 +160,14 @@ def in_versions(versions: dict[str, str]) -> str:
     return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
+def schema() -> str:
+    """docs/record.schema.json."""
+    return json.dumps(record_schema(), indent=1) + "\n"
+
+
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"embedded": embedded_table},
-    "docs/start.md": {"demo": lambda: table(read("results/demo/records.json"))},
+    "docs/start.md": {"demo": lambda: table(records("results/demo/records.json"))},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
         "scaling": lambda: benchmark_table("scaling", ("scaling",)),
@@ -181,6 +193,7 @@ def main() -> None:
             parts = re.split(rf"(?<=<!-- {block} -->\n).*?(?=<!-- /{block} -->)", text, flags=re.S)
             text = f"{content()}\n".join(parts)
         (ROOT / page).write_text(text)
+    (ROOT / "docs/record.schema.json").write_text(schema())
 
 
 if __name__ == "__main__":

@@ -34,6 +34,10 @@ def update_docs():
     return module
 
 
+def test_the_published_schema_is_the_records():
+    assert (ROOT / "docs/record.schema.json").read_text() == update_docs().schema()
+
+
 @pytest.mark.parametrize(("page", "block"), [(page, block) for page, blocks in update_docs().BLOCKS.items() for block in blocks])
 def test_figures_are_the_records(page, block):
     assert f"<!-- {block} -->\n{update_docs().BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()

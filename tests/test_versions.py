@@ -20,7 +20,7 @@ from advmoe.config import RunConfig, from_dict
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
 from advmoe.evaluation.record import SCHEMA as RECORD_SCHEMA
-from advmoe.evaluation.record import read_record
+from advmoe.evaluation.record_file import read_record
 from advmoe.reports.collect import collect, settings
 from advmoe.runs.load import KEY
 from advmoe.runs.status import read_run
@@ -103,10 +103,11 @@ def test_a_record_is_reported(version: str, kept: Callable[[str], Path]) -> None
     told: list[str] = []
     (record,) = collect(run, told.append)
     assert told == []
-    assert record["schema"] == (1 if version in OF_SHARED_NORMS else 2)
-    assert record["history"] == ([] if record["schema"] == 1 else record["history"][:1])
-    assert settings(record)["model.norms"] == ("shared" if record["schema"] == 1 else "per_expert")
-    assert from_dict(record["config"]) == replace(RunFolder(run).config(), data=from_dict(record["config"]).data)
+    assert record.from_schema == (1 if version in OF_SHARED_NORMS else 2)
+    assert len(record.history) == (record.from_schema != 1)
+    assert settings(record)["model.norms"] == ("shared" if record.from_schema == 1 else "per_expert")
+    config = from_dict(record.config.model_dump())
+    assert config == replace(RunFolder(run).config(), data=config.data)
 
 
 def test_a_record_of_accuracies_alone_is_refused_for_what_it_lacks() -> None:
@@ -125,7 +126,7 @@ def test_a_run_is_evaluated(version: str, kept: Callable[[str], Path], capsys: p
         assert "--fresh" in capsys.readouterr().err
         assert main([*words, "--fresh"]) == 0
     record = read_record(run / "record.json")
-    assert (record["schema"], record["epoch"]) == (RECORD_SCHEMA, 1)
+    assert (record.schema_number, record.from_schema, record.epoch) == (RECORD_SCHEMA, None, 1)
 
 
 @pytest.mark.parametrize("version", VERSIONS)

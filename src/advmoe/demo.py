@@ -1,9 +1,8 @@
 """`advmoe demo`: four methods on embedded images, a table, two figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,12 +12,13 @@ from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
+from advmoe.evaluation.record import Record
 from advmoe.evaluation.store import shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.recipes import recipe
 from advmoe.reports.figures import image_grid, trajectories
-from advmoe.reports.tables import record_table, worst_of
+from advmoe.reports.tables import record_table
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network
@@ -27,7 +27,7 @@ METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
 GRID_IMAGES = 6
 
 
-def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.device, seed: int) -> list[dict[str, Any]]:
+def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.device, seed: int) -> list[Record]:
     """Train and evaluate `METHODS` in folders below `out`; write records.json, trajectories.png and images.png.
 
     What a former call left finished is not trained again.
@@ -39,7 +39,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
         with TrainingProgress(console, method, config.training.epochs) as progress:
             histories[method] = train(config, splits, out / method, progress, resume=True)
         records.append(_evaluate(out / method, config, splits, console))
-    write_json(out / "records.json", records, indent=1)
+    write_json(out / "records.json", [record.to_json() for record in records], indent=1)
     trajectories(histories, out / "trajectories.png")
     _grid(out, configs["advmoe"], splits)
     console.print(record_table(records, _title(splits, configs["advmoe"])))
@@ -48,7 +48,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
     return records
 
 
-def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> dict[str, Any]:
+def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> Record:
     with EvaluationProgress(console, config.method, shard_count(len(splits.test))) as progress:
         options = EvaluationOptions(config.attack.epsilon, preset="quick", progress=progress.attacked)
         return evaluate_folder(run, config, splits, options, dispatch=config.runtime.dispatch)
@@ -72,12 +72,12 @@ def _title(splits: Splits, config: RunConfig) -> str:
     return f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {config.attack.epsilon:g}"
 
 
-def _verdict(records: Sequence[Mapping[str, Any]], out: Path) -> str:
-    by_method = {record["method"]: record for record in records}
+def _verdict(records: Sequence[Record], out: Path) -> str:
+    by_method = {record.method: record for record in records}
     routed, plain = by_method["advmoe"], by_method["standard"]
     return (
-        f"AdvMoE classifies {routed['sa']:.1f} % of clean images and withstands every attack that was run on "
-        f"{worst_of(routed):.1f} %, at {100 - routed['reduction']:.0f} % of the dense network's cost; without robust training "
-        f"{worst_of(plain):.1f} % survive.\n"
+        f"AdvMoE classifies {routed.sa:.1f} % of clean images and withstands every attack that was run on "
+        f"{routed.worst:.1f} %, at {100 - routed.reduction:.0f} % of the dense network's cost; without robust training "
+        f"{plain.worst:.1f} % survive.\n"
         f"The quick preset leaves AutoAttack out; advmoe evaluate {out}/advmoe --standard runs everything."
     )

@@ -56,6 +56,29 @@ def _renamed(tree: Any, done: dict[int, Any]) -> Any:
     return tree
 
 
+NOT_FIGURES = frozenset(("images", "complete", "intervals", "attacks", "left_out", "routing", "checks", "flags", "broken"))
+
+
+def record(content: Mapping[str, Any], schema: int) -> dict[str, Any]:
+    """The content of a Record in the form of `schema`, which is today's."""
+    written = content["schema"]
+    if written == schema:
+        return dict(content)
+    new: dict[str, Any] = {**renamed(content), "schema": schema, "from_schema": written}
+    if isinstance(new.get("evaluation"), Mapping):
+        new["evaluation"] = _evaluation(new["evaluation"])
+    if isinstance(new.get("config"), Mapping):
+        new["config"] = config(new["config"])
+    return new
+
+
+def _evaluation(old: Mapping[str, Any]) -> dict[str, Any]:
+    """An evaluation whose figures stood beside its other fields, some of which could be null."""
+    known = {name: value for name, value in old.items() if name in NOT_FIGURES}
+    empty: dict[str, Any] = {name: {} for name in ("attacks", "left_out") if known.get(name, "") is None}
+    return {**known, **empty, "figures": {name: value for name, value in old.items() if name not in NOT_FIGURES}}
+
+
 def is_unsealed(manifest: Mapping[str, Any]) -> bool:
     """Whether a manifest is from before there were seals: it has that time's fields and no other, to which no flipped bit brings a
     sealed one."""

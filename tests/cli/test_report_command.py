@@ -13,7 +13,7 @@ from advmoe.files import drafted
 from advmoe.reports.plots import FIGURES
 
 sys.path.append(str(Path(__file__).parents[1] / "reports"))
-from records import old_record, record
+from records import content, old_content
 
 
 def write(path, content):
@@ -33,7 +33,7 @@ def names(out):
 @pytest.fixture
 def runs(tmp_path):
     """A folder of evaluated runs: four networks, two seeds of one."""
-    runs = [record(), record(seed=1), record("at_dense"), record("at_moe"), record(model_scale=0.2)]
+    runs = [content(), content(seed=1), content("at_dense"), content("at_moe"), content(model_scale=0.2)]
     for number, run in enumerate(runs):
         write(tmp_path / f"runs/{number}/record.json", run)
     return tmp_path / "runs"
@@ -65,7 +65,7 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
 
 
 def test_figures_that_no_record_has_anything_for_are_left_out(tmp_path):
-    write(tmp_path / "record.json", old_record("at_dense"))
+    write(tmp_path / "record.json", old_content("at_dense"))
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert not {name for name in names(tmp_path / "out") if "figA1" in name or "figA2" in name}
 
@@ -81,15 +81,15 @@ def test_json_is_all_of_stdout(runs, tmp_path, capsys, quick):
 
 def test_bad_files_are_one_line_each_and_the_rest_is_made(runs, tmp_path, capsys, quick):
     write(runs / "broken/record.json", '{"schema": 2')
-    write(runs / "newer.json", {**record(), "schema": 99})
+    write(runs / "newer.json", {**content(), "schema": 99})
     write(runs / "foreign.json", {"name": "a package"})
-    write(runs / "old.json", old_record("at_sparse"))
-    claimed = {**record(ra_worst=1.0), "time": "2020-01-01T00:00:00+00:00"}
+    write(runs / "old.json", old_content("at_sparse"))
+    claimed = {**content(ra_worst=1.0), "time": "2020-01-01T00:00:00+00:00"}
     claimed["config"]["training"]["lr"] = 0.7
     write(runs / "claimed.json", claimed)
     assert main(["report", str(runs), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
-    said = ["broken/record.json: broken JSON", "newer.json: holds a Record of schema 99", "foreign.json: holds no Record"]
+    said = ["broken/record.json: is not JSON", "newer.json: holds a Record of schema 99", "foreign.json: holds no Record"]
     said.append("claimed.json: seed 0 of advmoe, r 0.5, N 2, resnet18, fashion-mnist: other settings")
     assert len(lines) == len(said)
     for part in said:
@@ -145,12 +145,12 @@ def test_a_figure_that_fails_is_one_line_and_the_rest_is_made(runs, tmp_path, ca
 
 def test_garbled_records_are_one_line_each_and_the_rest_is_made(runs, tmp_path, capsys, quick):
     for name, changes in {"a": {"sa": float("nan")}, "b": {"gallery": [[]], "history": 7}, "c": {"ra_aa": {}}}.items():
-        write(runs / f"{name}/record.json", record("at_small_dense", **changes))
+        write(runs / f"{name}/record.json", content("at_small_dense", **changes))
     assert main(["report", str(runs), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition("record.json: ")[2] for line in lines] == [
         "holds no Record (sa is nan, not a number from 0 to 100)",
-        "read without what is garbled in it: history, gallery",
+        "read without its garbled parts: history, gallery",
         "holds no Record (ra_aa is {}, not a number from 0 to 100)",
     ]
     assert "AT (S-Dense)" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
@@ -160,7 +160,7 @@ def test_interrupted_it_leaves_no_half_of_a_file(runs, tmp_path, monkeypatch, qu
     out = tmp_path / "out"
     assert main(["report", str(runs), "--out", str(out)]) == 0
     before = {name: (out / name).read_bytes() for name in names(out)}
-    write(runs / "more/record.json", record("at_small_dense"))
+    write(runs / "more/record.json", content("at_small_dense"))
 
     def interrupted(records, path):
         with drafted(path) as draft:
@@ -177,7 +177,7 @@ def test_interrupted_it_leaves_no_half_of_a_file(runs, tmp_path, monkeypatch, qu
 
 def test_made_again_it_keeps_nothing_of_the_last_report_and_all_that_is_not_its_own(runs, tmp_path, quick):
     out = tmp_path / "out"
-    write(runs / "wide/record.json", record(dataset="other"))
+    write(runs / "wide/record.json", content(dataset="other"))
     assert main(["report", str(runs), "--out", str(out)]) == 0
     (out / "tables/mine.md").write_text("mine")
     assert (out / "tables/ours-other-resnet18-w16-6_epochs.md").exists()
@@ -202,10 +202,18 @@ def test_the_same_records_give_the_same_tables_and_a_report_below_them_is_not_re
 
 
 def test_names_from_data_cannot_break_out_of_a_table(tmp_path, quick):
-    write(tmp_path / "record.json", record(dataset="a|b & <script>alert(1)</script> 50% $x_1"))
+    write(tmp_path / "record.json", content(dataset="a|b & <script>alert(1)</script> 50% $x_1"))
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     (tex,) = (tmp_path / "out/tables").glob("ours-*.tex")
     assert r"a\textbar{}b \& \textless{}script\textgreater{}" in tex.read_text()
     assert "<script>alert" not in (tmp_path / "out/report.html").read_text(encoding="utf-8")
     (text,) = (tmp_path / "out/tables").glob("ours-*.md")
     assert r"a\|b & \<script\>" in text.read_text()
+
+
+def test_the_schema_of_records_is_printed(capsys):
+    assert main(["report", "--schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert schema["properties"]["schema"] == {"const": 3, "default": 3, "title": "Schema", "type": "integer"}
+    assert main(["report", "--schema", "here", "--out", "there"]) == 2
+    assert capsys.readouterr().err == "advmoe: error: --schema stands alone: advmoe report --schema\n"

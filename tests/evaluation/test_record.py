@@ -9,11 +9,16 @@ import torch
 
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost
-from advmoe.evaluation.record import checked_record, evaluate_run, make_record, model_info, read_record
+from advmoe.evaluation.make_record import Costs, Trained, evaluate_run, make_record
+from advmoe.evaluation.record import EpsilonCurve, HistoryRow, Layer, Record
+from advmoe.evaluation.record_file import checked_record, read_record, write_record
 from advmoe.evaluation.results import Check, Evaluation
+from advmoe.evaluation.robustbench import model_info
+from advmoe.evaluation.snapshot import Snapshot
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import build_model
+from advmoe.models.digest import weights_digest
 from advmoe.moe import MoEKind
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
@@ -25,7 +30,10 @@ HISTORY = [
         "router_loss": 0.4, "load": [[0.5, 0.5]],
     },
 ]  # fmt: skip
-SHOWN = {"layers": [{"name": "a"}], "load_by_class": [[[1, 2]]], "epsilon_curve": {"ra": []}, "gallery": [{"row": 1}]}
+SHOWN = Snapshot(
+    [Layer(name="a", in_channels=1, width=2, size=[28, 28], experts=2)], [[[1, 2]]],
+    EpsilonCurve(attack="pgd_10", images=8, epsilons=[0.0], ra=[60.0]),
+)  # fmt: skip
 RESULTS = Path(__file__).parents[2] / "results"
 
 
@@ -41,31 +49,31 @@ def record(tiny, splits):
         )  # fmt: skip
         cost = Cost(100, 0.25, 0.3)
         return make_record(
-            tiny(data_dir="somewhere"), splits, evaluation, run="first", epoch=2, history=HISTORY, network=cost,
-            dense=Cost(400, 1.0, 1.0), shown=SHOWN, evaluate_seconds=2.0, attack_seed=7, epsilon=epsilon, norm="Linf",
+            Trained(tiny(data_dir="somewhere"), "first", 2, HISTORY), splits, evaluation, EvaluationOptions(epsilon, seed=7),
+            Costs(cost, Cost(400, 1.0, 1.0)), SHOWN, weights="0" * 64, seconds=2.0,
         )  # fmt: skip
 
     return make
 
 
 def test_worst_case_has_its_full_name_only_where_everything_was_run(record):
-    assert record(ra_aa=30.0)["ra_worst"] == 25.0
-    assert "ra_worst_quick" not in record(ra_aa=30.0)
+    assert record(ra_aa=30.0).ra_worst == 25.0
+    assert record(ra_aa=30.0).ra_worst_quick is None
     quick = record(complete=False)
-    assert quick["ra_worst_quick"] == quick["evaluation"]["ra_worst_quick"] == 25.0
-    assert "ra_worst" not in quick
-    assert "ra_worst" not in quick["evaluation"]
+    assert quick.ra_worst_quick == quick.evaluation.figures["ra_worst_quick"] == quick.worst == 25.0
+    assert quick.ra_worst is None
+    assert not {"ra_worst", "ra_aa"} & {*quick.to_json(), *quick.evaluation.figures}
 
 
 def test_figures_by_steps_flags_and_what_made_it(record):
     found = record(ra_aa=30.0, ra_50x10=1.0)
-    assert found["ra"] == {"10": 50.0, "50": 37.5}
-    assert found["ra_aa"] == 30.0
-    assert found["evaluation"]["flags"] == "00011000"
-    assert (found["attack_seed"], found["norm"], found["epsilon"]) == (7, "Linf", 8 / 255)
-    assert found["reduction"] == pytest.approx(75)
-    assert {"commit", "versions", "hardware", "time", "config", "fingerprint"} <= set(found)
-    assert json.loads(json.dumps(found))["evaluation"]["intervals"]["sa"] == pytest.approx([30.57, 86.32], abs=0.01)
+    assert found.ra == {"10": 50.0, "50": 37.5}
+    assert found.ra_aa == 30.0
+    assert found.evaluation.flags == "00011000"
+    assert (found.attack_seed, found.norm, found.epsilon) == (7, "Linf", 8 / 255)
+    assert found.reduction == pytest.approx(75)
+    assert {"commit", "versions", "hardware", "time", "config", "fingerprint"} <= set(found.to_json())
+    assert found.evaluation.intervals["sa"] == pytest.approx([30.57, 86.32], abs=0.01)
 
 
 def test_robustbench_fields(record):
@@ -100,12 +108,12 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
 
 def test_history_has_what_figures_are_drawn_from(record):
     found = record()
-    assert found["schema"] == 3
-    assert found["run"] == "first"
-    assert found["history"][0] == {"epoch": 1, "phase": 1, "val_sa": 50.0, "val_ra": 30.0, "loss": 1.5, "lr": 0.1}
-    assert (found["history"][1]["router_loss"], found["history"][1]["load"]) == (0.4, [[0.5, 0.5]])
-    assert found["train_seconds"] == 3.5
-    assert found["classes"][0] == "T-shirt"
+    assert found.to_json()["schema"] == 3
+    assert found.run == "first"
+    assert found.history[0] == HistoryRow(epoch=1, phase=1, val_sa=50.0, val_ra=30.0, loss=1.5, lr=0.1)
+    assert (found.history[1].router_loss, found.history[1].load) == (0.4, [[0.5, 0.5]])
+    assert found.train_seconds == 3.5
+    assert found.classes[0] == "T-shirt"
 
 
 @pytest.fixture(scope="module")
@@ -115,27 +123,26 @@ def evaluated(tiny, splits):
     model = build_model(tiny().model, MoEKind(0.5), splits.spec).eval()
 
     def make(**options):
-        dense, about = Cost(1, 1.0, 1.0), {"run": "run", "epoch": 1, "history": HISTORY}
         plan = EvaluationOptions(**{"epsilon": tiny().attack.epsilon, "preset": ("pgd_10",), **options})
-        return evaluate_run(model, tiny(), splits, dense, plan, **about)
+        return evaluate_run(model, Trained(tiny(), "run", 1, HISTORY), splits, Cost(1, 1.0, 1.0), plan)
 
     return make
 
 
 def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(evaluated):
     found = evaluated(epsilon=0.02, seed=3)
-    assert (found["epsilon"], found["config"]["attack"]["epsilon"]) == (0.02, 0.1)
-    assert (found["attack_seed"], found["test_images"]) == (3, 20)
-    assert found["epsilon_curve"]["epsilons"][3] == 0.02
-    assert found["epsilon_curve"]["ra"][3] == found["ra"]["10"]
+    assert (found.epsilon, found.config.attack.epsilon) == (0.02, 0.1)
+    assert (found.attack_seed, found.test_images) == (3, 20)
+    assert found.epsilon_curve.epsilons[3] == 0.02
+    assert found.epsilon_curve.ra[3] == found.ra["10"]
 
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
     found = evaluated()
-    assert len(found["layers"]) == len(found["load_by_class"]) == 16
-    assert len(found["gallery"]) == 8
-    write_json(tmp_path / "record.json", found)
-    assert read_record(tmp_path / "record.json") == json.loads(json.dumps(found))
+    assert len(found.layers) == len(found.load_by_class) == 16
+    assert len(found.gallery) == 8
+    write_record(tmp_path, found)
+    assert read_record(tmp_path / "record.json") == found
 
 
 def test_a_folders_record_has_the_folders_name_and_the_whole_history(tiny, splits, tmp_path, recorder, monkeypatch):
@@ -144,26 +151,37 @@ def test_a_folders_record_has_the_folders_name_and_the_whole_history(tiny, split
     (tmp_path / "mine/inside").mkdir()
     monkeypatch.chdir(tmp_path / "mine/inside")
     found = evaluate_folder(Path(".."), config, splits, EvaluationOptions(0.1, preset=("pgd_10",)))
-    assert found["run"] == "mine"
-    assert [row["epoch"] for row in found["history"]] == [1, 2]
-    assert found["epoch"] == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))
-    assert found["train_seconds"] == sum(row["train_seconds"] for row in recorder.rows)
-    assert {"epoch", "phase", "val_sa", "val_ra", "loss", "lr", "load"} <= set(found["history"][0])
+    assert found.run == "mine"
+    assert [row.epoch for row in found.history] == [1, 2]
+    assert found.epoch == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))
+    assert found.train_seconds == sum(row["train_seconds"] for row in recorder.rows)
+    assert {"epoch", "phase", "val_sa", "val_ra", "loss", "lr", "load"} <= found.history[0].model_fields_set
     assert (tmp_path / "mine/evaluation/shard-00000.json").exists()
 
 
 def test_a_part_of_the_shards_paints_no_portrait(evaluated):
     found = evaluated(part=(0, 2), shard_size=10)
-    assert not {"layers", "load_by_class", "epsilon_curve", "gallery"} & set(found)
+    assert (found.layers, found.load_by_class, found.epsilon_curve, found.gallery) == ([], [], None, [])
 
 
-def test_old_records_are_read_with_what_is_missing_marked(record):
+def as_schema_2(content):
+    """A Record's JSON as schema 2 had it."""
+    evaluation = {name: value for name, value in content["evaluation"].items() if name != "figures"}
+    evaluation |= content["evaluation"]["figures"] | {"pictures": evaluation.pop("images")}
+    old = content | {"schema": 2, "train_pictures": content["train_images"], "test_pictures": content["test_images"]}
+    return {name: old[name] for name in old if name not in ("train_images", "test_images", "weights")} | {"evaluation": evaluation}
+
+
+def test_older_records_are_read_as_ones_of_today_without_what_they_lack(record):
+    made = record()
+    second = as_schema_2(made.to_json())
+    found = checked_record(second, "here")
+    assert found == made.model_copy(update={"from_schema": 2, "weights": None})
     added = ("run", "history", "classes", "layers", "load_by_class", "epsilon_curve", "gallery")
-    old = {name: value for name, value in record().items() if name not in added} | {"schema": 1}
-    found = checked_record(old, "here")
-    assert found == {
-        **old, "run": None, "history": [], "classes": [], "layers": [], "load_by_class": None, "epsilon_curve": None, "gallery": [],
-    }  # fmt: skip
+    first = checked_record({name: value for name, value in second.items() if name not in added} | {"schema": 1}, "here")
+    empty = {"run": None, "epsilon_curve": None} | {name: [] for name in added if name not in ("run", "epsilon_curve")}
+    assert first == found.model_copy(update={"from_schema": 1, **empty})
+    assert checked_record(first.to_json(), "here") == first  # once more, as a file of today
 
 
 @pytest.mark.parametrize(
@@ -173,7 +191,7 @@ def test_committed_records_are_read(path):
     records = json.loads(path.read_text())
     assert records
     for content in records:
-        assert checked_record(content, str(path))["method"] == content["method"]
+        assert checked_record(content, str(path), pytest.fail).method == content["method"]
 
 
 @pytest.mark.parametrize(
@@ -186,9 +204,9 @@ def test_committed_records_are_read(path):
         ("null", "holds no Record"),
         ('{"results": []}', "holds no Record"),
         ('{"schema": 1, "network": "ResNet"}', "holds no Record (method is missing)"),
-        ('{"schema": "2"}', "holds no Record (schema '2'; 1 to 2 are known)"),
-        ('{"schema": 0}', "holds no Record (schema 0; 1 to 2 are known)"),
-        ('{"schema": 3}', "holds a Record of schema 3; this advmoe reads 1 to 2: a newer one is needed"),
+        ('{"schema": "2"}', "holds no Record (schema '2'; 1 to 3 are known)"),
+        ('{"schema": 0}', "holds no Record (schema 0; 1 to 3 are known)"),
+        ('{"schema": 4}', "holds a Record of schema 4; this advmoe reads 1 to 3: a newer one is needed"),
     ],
 )
 def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
@@ -207,22 +225,21 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
         ("sa", float("nan"), "sa is nan, not a number from 0 to 100"),
         ("sa", True, "sa is True, not a number from 0 to 100"),
         ("ra_worst", 1e30, "ra_worst is 1e+30, not a number from 0 to 100"),
-        ("ra_worst", None, "ra_worst is None, not a number from 0 to 100"),
-        ("ra", [], "ra is [], not an object of numbers from 0 to 100"),
+        ("ra", [], "ra is [], not an object"),
         ("test_images", 0, "test_images is 0, not a whole number of at least 1"),
         ("params", 10**400, f"params is {10**17}...{'0' * 19}, not a whole number of at least 0"),
-        ("config", None, "config is None, not an object of settings"),
+        ("config", None, "config is None, not an object"),
         ("run", "\ud800", "nested more than 12 deep, or with text that is no Unicode"),
     ],
 )
 def test_garbled_fields_are_named(record, name, value, said):
     with pytest.raises(UserError) as error:
-        checked_record({**record(), name: value}, "here")
+        checked_record({**record().to_json(), name: value}, "here")
     assert str(error.value) == f"here: holds no Record ({said})"
 
 
 def test_a_record_without_a_worst_case_is_none(record):
-    content = record()
+    content = record().to_json()
     del content["ra_worst"]
     with pytest.raises(UserError, match=r"\(ra_worst is missing\)"):
         checked_record(content, "here")
@@ -230,11 +247,12 @@ def test_a_record_without_a_worst_case_is_none(record):
 
 def test_garbled_parts_that_can_be_done_without_are_missing_and_named_in_one_line(record):
     told = []
-    found = checked_record({**record(), "hardware": float("nan"), "history": [{"epoch": 1}], "gallery": [[]]}, "here", told.append)
-    assert (found["hardware"], found["history"], found["gallery"]) == (None, [], [])
+    found = checked_record(
+        {**record().to_json(), "hardware": float("nan"), "history": [{"epoch": 1}], "gallery": [[]]}, "here", told.append
+    )
+    assert (found.hardware, found.history, found.gallery) == (None, [], [])
     (line,) = told
-    assert line.startswith("here: read without what is garbled in it: hardware, history, ")
-    assert "gallery" in line
+    assert line == "here: read without its garbled parts: history, gallery, hardware"
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
@@ -246,7 +264,7 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
 
 
 def test_a_record_says_nothing_of_where_the_data_lay(record):
-    assert record()["config"]["data"]["data_dir"] is None
+    assert record().config.section("data")["data_dir"] is None
 
 
 def test_files_of_more_bytes_than_any_record_has_are_not_read(tmp_path):
@@ -263,9 +281,51 @@ def test_a_pipe_is_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['{"schema": 2, "sa": NaN}', '{"schema": 1, "schema": 9}', '{"schema": ' + "9" * 5000 + "}", '{"schema": 1e999}']
+    "text", ['{"schema": 3, "sa": NaN}', '{"schema": 1, "schema": 9}', '{"schema": ' + "9" * 5000 + "}", '{"schema": 1e999}']
 )
 def test_odd_json_is_refused(tmp_path, text):
     (tmp_path / "record.json").write_text(text)
     with pytest.raises(UserError, match=r"record.json: (is not JSON|holds no Record|holds a Record of schema 9)"):
         read_record(tmp_path / "record.json")
+
+
+def test_images_lie_beside_the_record_unless_they_are_to_be_kept_in_it(evaluated, tmp_path):
+    found, path = evaluated(), tmp_path / "record.json"
+    write_record(tmp_path, found)
+    assert json.loads(path.read_text())["gallery"] == []
+    assert "png" not in path.read_text()
+    assert read_record(path).gallery == found.gallery
+    (tmp_path / "gallery.json").write_text(json.dumps({"time": "another evaluation's", "gallery": found.to_json()["gallery"]}))
+    assert read_record(path).gallery == []
+    for damaged in ("{", "[1]", '{"time": null}'):
+        (tmp_path / "gallery.json").write_text(damaged)
+        assert read_record(path).gallery == []
+    write_record(tmp_path, found, keep_images=True)
+    assert not (tmp_path / "gallery.json").exists()
+    assert read_record(path) == found
+
+
+def test_the_digest_is_of_names_types_shapes_and_bytes():
+    torch.manual_seed(0)
+    one, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
+    other.load_state_dict(one.state_dict())
+    assert weights_digest(one) == weights_digest(other)
+    assert weights_digest(other.double()) != weights_digest(one)
+    other.float()
+    with torch.no_grad():
+        other.bias[0] = torch.nextafter(other.bias[0], torch.tensor(9.0))
+    assert weights_digest(other) != weights_digest(one)
+    assert weights_digest(torch.nn.Linear(3, 2)) != weights_digest(torch.nn.Sequential(one))
+
+
+def test_a_record_names_the_weights_it_speaks_of(evaluated):
+    assert len(evaluated(part=(0, 2)).weights) == 64
+
+
+def test_what_a_model_lacks_in_a_configuration_is_kept_as_it_was(record):
+    content = record().to_json()
+    content["config"]["training"]["lr_of_later"] = [0.1, None]
+    found = checked_record(content, "here")
+    assert found.config.section("training")["lr_of_later"] == [0.1, None]
+    assert found.config.training.epochs == content["config"]["training"]["epochs"]
+    assert Record.model_validate(found.to_json()) == found

@@ -1,4 +1,4 @@
-"""What each part of a Record must hold."""
+"""What each field of a Record must hold."""
 
 import base64
 import copy
@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from advmoe.evaluation.record_rules import LARGEST, fault, garbled_parts, is_number, is_readable
+from advmoe.errors import UserError
+from advmoe.evaluation.record import LARGEST, is_number
+from advmoe.evaluation.record_file import checked_record, is_readable
 
 sys.path.append(str(Path(__file__).parents[1] / "reports"))
-from records import old_record, record
+from records import content, old_content
 
-WHOLE = record()
+WHOLE = content()
 NAN = float("nan")
 
 
@@ -35,7 +37,23 @@ def without(place):
     return made
 
 
-@pytest.mark.parametrize("sound", [WHOLE, record("at_dense"), old_record()], ids=["routed", "dense", "old"])
+def fault(made):
+    """Why a Record is refused; empty where it is read."""
+    try:
+        checked_record(made, "here")
+    except UserError as error:
+        return str(error).removeprefix("here: holds no Record (")
+    return ""
+
+
+def garbled_parts(made):
+    """The parts that are left out when a Record is read."""
+    lines = []
+    checked_record(made, "here", lines.append)
+    return [name for line in lines for name in line.removeprefix("here: read without its garbled parts: ").split(", ")]
+
+
+@pytest.mark.parametrize("sound", [WHOLE, content("at_dense"), old_content()], ids=["routed", "dense", "old"])
 def test_sound_records_break_no_rule(sound):
     assert (fault(sound), garbled_parts(sound)) == ("", [])
 
@@ -48,7 +66,8 @@ def test_what_is_no_number(value):
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("evaluation", "sa"), []), (("evaluation", "intervals", "sa"), [1]), (("evaluation", "intervals", "sa"), [NAN, 1]),
+        (("evaluation", "figures", "sa"), []),
+        (("evaluation", "intervals", "sa"), [1]), (("evaluation", "intervals", "sa"), [NAN, 1]),
         (("evaluation", "checks", 0, "status"), "odd"), (("evaluation", "checks", 0), 7), (("evaluation", "routing"), {}),
         (("evaluation", "left_out"), 1.5),
         (("evaluation", "attacks"), {"X": {"a": 1}}), (("ra_aa",), {}), (("ra", "50"), 101), (("seed",), 1.5), (("gmacs",), 0),

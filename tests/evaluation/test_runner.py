@@ -81,7 +81,7 @@ def test_worst_is_the_union_and_flags_say_who_stands(x, whole):
     assert flags == "".join("1" if row in set(whole.correct) - gone else "0" for row in range(len(x)))
     assert flags[3] == "0"
     assert flags.count("1") == round(whole.worst * len(x) / 100)
-    assert list(whole.to_dict())[1] == "ra_worst_quick"
+    assert next(iter(whole.to_dict()["figures"])) == "ra_worst_quick"
 
 
 def test_survivors_of_autoattack_alone(toy, x, y):
@@ -91,7 +91,7 @@ def test_survivors_of_autoattack_alone(toy, x, y):
     assert found.attacks["aa_apgd-ce"].attacked == found.attacks["pgd_10"].attacked == 19
     assert found.attacks["reroute"].attacked == 19 - len(aa_broken)
     assert found.complete
-    assert list(found.to_dict())[1] == "ra_worst"
+    assert next(iter(found.to_dict()["figures"])) == "ra_worst"
 
 
 def test_complete_needs_all_of_autoattack_and_where_it_routes_a_route_aware_attack(toy, x, y, monkeypatch):

@@ -57,15 +57,15 @@ def shown(routed):
 
 
 def test_layers_are_the_networks(routed, shown):
-    assert [layer["name"] for layer in shown["layers"]] == [
+    assert [layer.name for layer in shown.layers] == [
         name for name, module in routed.named_modules() if any(module is layer for layer in routed.moe_layers())
     ]
     by_name = dict(routed.named_modules())
-    for layer in shown["layers"]:
-        module = by_name[layer["name"]]
-        assert (layer["in_channels"], layer["width"], layer["experts"]) == (module.in_channels, module.width, 3)
-    assert shown["layers"][0]["size"] == [12, 12]
-    assert shown["layers"][-1]["size"] == [6, 6]
+    for layer in shown.layers:
+        module = by_name[layer.name]
+        assert (layer.in_channels, layer.width, layer.experts) == (module.in_channels, module.width, 3)
+    assert shown.layers[0].size == [12, 12]
+    assert shown.layers[-1].size == [6, 6]
 
 
 def test_loads_are_counted_one_image_at_a_time(routed, shown):
@@ -75,44 +75,44 @@ def test_loads_are_counted_one_image_at_a_time(routed, shown):
         _, routings = routed.forward_routed(x[row : row + 1])
         for layer, routing in enumerate(routings):
             counts[layer, y[row], routing.experts.item()] += 1
-    assert shown["load_by_class"] == counts.tolist()
+    assert shown.load_by_class == counts.tolist()
     assert counts.sum(axis=1).min() < COUNT < 3 * counts.sum(axis=1).max()  # not all to one, nor to each the same
 
 
 def test_loads_sum_to_the_evaluations(routed, shown):
     x, y, _ = labelled(routed)
     load = evaluate(routed, x, y, epsilon=EPSILON, preset=("pgd_50",)).routing.load
-    assert [[sum(column) for column in zip(*layer, strict=True)] for layer in shown["load_by_class"]] == load
+    assert [[sum(column) for column in zip(*layer, strict=True)] for layer in shown.load_by_class] == load
 
 
 def test_a_network_with_one_router_has_one_row_of_loads_and_routes():
     model = network(MoEKind(0.5, num_experts=2, routers="per_network"))
     x, y, correct = labelled(model)
     found = snapshot(model, x, y, correct, EPSILON, "Linf", 0, 64)
-    assert np.array(found["load_by_class"]).shape == (1, CLASSES, 2)
-    assert len(found["layers"]) == len(model.moe_layers()) > 1
-    assert len(found["gallery"][0]["clean"]["route"]) == 1
+    assert np.array(found.load_by_class).shape == (1, CLASSES, 2)
+    assert len(found.layers) == len(model.moe_layers()) > 1
+    assert len(found.gallery[0].clean.route) == 1
 
 
 def test_a_dense_network_has_no_routes():
     model = network(DenseKind())
     x, y, correct = labelled(model)
     found = snapshot(model, x, y, correct, EPSILON, "L2", 0, 64)
-    assert found["layers"] == []
-    assert found["load_by_class"] is None
-    assert {entry[side]["route"] for entry in found["gallery"] for side in ("clean", "adversarial")} == {None}
+    assert found.layers == []
+    assert found.load_by_class == ()
+    assert {getattr(entry, side).route for entry in found.gallery for side in ("clean", "adversarial")} == {None}
 
 
 def test_the_curve_is_clean_at_zero_and_the_evaluations_at_its_epsilons(routed, shown):
     x, y, correct = labelled(routed)
-    curve = shown["epsilon_curve"]
-    assert curve["epsilons"] == pytest.approx([0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.08])
-    assert (curve["attack"], curve["images"]) == ("pgd_10", COUNT)
-    assert curve["ra"][0] == pytest.approx(100 * len(correct) / COUNT)
+    curve = shown.epsilon_curve
+    assert curve.epsilons == pytest.approx([0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.08])
+    assert (curve.attack, curve.images) == ("pgd_10", COUNT)
+    assert curve.ra[0] == pytest.approx(100 * len(correct) / COUNT)
     for place in (3, 5):
-        evaluation = evaluate(routed, x, y, epsilon=curve["epsilons"][place], preset=("pgd_10",), seed=3)
-        assert curve["ra"][place] == evaluation.figures["ra_10"]
-    assert curve["ra"][0] > curve["ra"][3] > curve["ra"][-1]
+        evaluation = evaluate(routed, x, y, epsilon=curve.epsilons[place], preset=("pgd_10",), seed=3)
+        assert curve.ra[place] == evaluation.figures["ra_10"]
+    assert curve.ra[0] > curve.ra[3] > curve.ra[-1]
 
 
 def test_the_curve_takes_a_balanced_part_of_many_images(routed, monkeypatch):
@@ -120,30 +120,30 @@ def test_the_curve_takes_a_balanced_part_of_many_images(routed, monkeypatch):
     x = images()
     y = torch.arange(COUNT) // 10
     correct = (routed(x).argmax(dim=1) == y).nonzero()[:, 0].tolist()
-    curve = snapshot(routed, x, y, correct, 0.0, "Linf", 0, 64)["epsilon_curve"]
-    assert curve["images"] == 9
-    assert curve["epsilons"] == [0.0] * 7
+    curve = snapshot(routed, x, y, correct, 0.0, "Linf", 0, 64).epsilon_curve
+    assert curve.images == 9
+    assert curve.epsilons == [0.0] * 7
     rows = balanced(y, 9)
     assert y[rows].bincount().tolist() == [3, 3, 3]
-    assert curve["ra"] == [100 * len(set(rows.tolist()) & set(correct)) / 9] * 7
+    assert curve.ra == [100 * len(set(rows.tolist()) & set(correct)) / 9] * 7
 
 
 def test_the_gallery_shows_the_evaluations_attack(routed, shown):
     x, y, correct = labelled(routed)
-    assert [entry["row"] for entry in shown["gallery"]] == gallery_rows(y.tolist(), correct)
-    for entry in shown["gallery"]:
-        row = entry["row"]
+    assert [entry.row for entry in shown.gallery] == gallery_rows(y.tolist(), correct)
+    for entry in shown.gallery:
+        row = entry.row
         z, label = x[row : row + 1], y[row : row + 1]
         with frozen(routed):
             z_adv = pgd(routed, z, label, Pgd(EPSILON, EPSILON / 4, 50), ImageDraws(derive_seed(3, 0), [row]))
-        assert (entry["label"], entry["attack"]) == (label.item(), "pgd_50")
+        assert (entry.label, entry.attack) == (label.item(), "pgd_50")
         for side, image in (("clean", z), ("adversarial", z_adv)):
             logits, routings = routed.forward_routed(image)
-            assert entry[side]["prediction"] == logits.argmax().item()
-            assert entry[side]["confidence"] == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
-            assert entry[side]["route"] == [routing.experts.item() for routing in routings]
-            assert np.abs(decoded(entry[side]["png"]) - 255 * image[0, 0].numpy()).max() <= 0.51
-    assert any(entry["clean"]["prediction"] != entry["adversarial"]["prediction"] for entry in shown["gallery"])
+            assert getattr(entry, side).prediction == logits.argmax().item()
+            assert getattr(entry, side).confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
+            assert getattr(entry, side).route == [routing.experts.item() for routing in routings]
+            assert np.abs(decoded(getattr(entry, side).png) - 255 * image[0, 0].numpy()).max() <= 0.51
+    assert any(entry.clean.prediction != entry.adversarial.prediction for entry in shown.gallery)
 
 
 def decoded(text):
@@ -154,7 +154,7 @@ def test_the_same_seed_gives_the_same_portrait_whatever_the_shards(routed, shown
     x, y, correct = labelled(routed)
     assert snapshot(routed, x, y, correct, EPSILON, "Linf", 3, 7) == shown
     assert snapshot(routed, x, y, correct, EPSILON, "Linf", 3, 64) == shown
-    assert snapshot(routed, x, y, correct, EPSILON, "Linf", 4, 7)["gallery"] != shown["gallery"]
+    assert snapshot(routed, x, y, correct, EPSILON, "Linf", 4, 7).gallery != shown.gallery
 
 
 def test_the_network_stays_as_it_was(routed):

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from places import LEFT_OUT, Place, changed, places
 
 from advmoe.errors import UserError
-from advmoe.evaluation.record import model_info, read_record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import read_record
+from advmoe.evaluation.robustbench import model_info
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import judge, verdict
 from advmoe.reports.collect import collect
@@ -79,12 +81,12 @@ def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, ba
         told: list[str] = []
         alone, found = read(lambda: read_record(path)), read(lambda: collect(tmp_path, told.append))
         assert all(line.isprintable() and len(line) < 4000 for line in told)
-        if isinstance(alone, dict):
+        if isinstance(alone, Record):
             json.dumps(model_info(alone))
             assert found == [alone]
         if not isinstance(found, UserError) and number % 20 == 0:  # a page takes as long as many readings
             assert "<script>alert" not in report_html(found, summarise(found), tables(found), judge(found), verdict(found), {})
 
     check(json.dumps(base).encode())  # libraries that make folders of their own when they are first used have made them
-    assert isinstance(read(lambda: read_record(path)), dict)
+    assert isinstance(read(lambda: read_record(path)), Record)
     drive(request, inputs, "Record (JSON)", contents(base), tmp_path, check)

@@ -1,4 +1,4 @@
-"""Records of schema 2 as `advmoe evaluate` writes them, made up: figures that follow from method, model scale and seed."""
+"""Records as `advmoe evaluate` writes them, made up: figures that follow from method, model scale and seed."""
 
 import base64
 import io
@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig, to_dict
-from advmoe.evaluation.record import LISTS, NULLABLE, checked_record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import checked_record
 
 CLASSES = ["T-shirt", "trouser", "pullover", "dress"]
 ROBUST = {"standard": 3.0, "at_dense": 50.0, "at_small_dense": 46.0, "at_sparse": 45.0, "at_moe": 43.0, "advmoe": 49.0}
@@ -17,11 +18,23 @@ WHOLE = ("standard", "at_dense")  # methods without a model scale
 MULTIPLES = (0, 0.25, 0.5, 1, 1.5, 2, 4)
 
 
-def record(
+ADDED = ("run", "history", "classes", "layers", "load_by_class", "epsilon_curve", "gallery")  # by schema 2
+
+
+def record(*words: Any, **fields: Any) -> Record:
+    """The Record of `content`."""
+    return checked_record(content(*words, **fields), "a made-up Record", _refuse)
+
+
+def _refuse(line: str) -> None:
+    raise AssertionError(line)
+
+
+def content(
     method: str = "advmoe", seed: int = 0, model_scale: float = 0.5, *, num_experts: int = 2, depth: int = 8, epochs: int = 6,
     **changes: Any,
 ) -> dict[str, Any]:  # fmt: skip
-    """One Record; `changes` replace or add top-level fields, and a field set to `...` is left out."""
+    """The JSON of one Record; `changes` replace or add top-level fields, and a field set to `...` is left out."""
     config = RunConfig(
         method=method, seed=seed, model=ModelConfig(width=16, model_scale=model_scale, num_experts=num_experts),
         data=DataConfig(dataset="fashion-mnist", limit_train=2000, limit_test=300), attack=AttackConfig(epsilon=0.1),
@@ -33,7 +46,7 @@ def record(
     figures = {name: worst + points for name, points in above.items()}
     routed = depth if method in ROUTED else 0
     made: dict[str, Any] = {
-        "schema": 2, "run": f"{method}-r{model_scale:g}-seed{seed}", "method": method, "backbone": "resnet18",
+        "schema": 3, "run": f"{method}-r{model_scale:g}-seed{seed}", "method": method, "backbone": "resnet18",
         "dataset": "fashion-mnist", "sa": figures["sa"], "ra": {n: figures[f"ra_{n}"] for n in ("10", "20", "50")},
         "ra_aa": figures["ra_aa"], "ra_worst": worst, "epsilon": 0.1, "norm": "Linf",
         "gmacs": 0.04 * scale**2, "gmacs_executed": 0.04 * scale**2, "gmacs_dense": 0.04, "reduction": 100 * (1 - scale**2),
@@ -57,10 +70,23 @@ def record(
     return {name: value for name, value in (made | changes).items() if value is not ...}
 
 
-def old_record(method: str = "advmoe", seed: int = 0, **changes: Any) -> dict[str, Any]:
-    """A Record of schema 1, which lacks all that schema 2 added, as it is read."""
-    written = record(method, seed, **({"schema": 1} | dict.fromkeys((*LISTS, *NULLABLE), ...) | changes))
-    return checked_record(written, "an old Record")
+def old_content(method: str = "advmoe", seed: int = 0, **changes: Any) -> dict[str, Any]:
+    """The JSON of a Record of schema 1, which lacks all that schema 2 added and has an evaluation's figures beside its fields."""
+    written = content(method, seed, **({"schema": 1} | dict.fromkeys(ADDED, ...) | changes))
+    evaluated = written["evaluation"]
+    return written | {"evaluation": {name: value for name, value in evaluated.items() if name != "figures"} | evaluated["figures"]}
+
+
+def old_record(*words: Any, **changes: Any) -> Record:
+    """The Record of `old_content`."""
+    return checked_record(old_content(*words, **changes), "an old Record", _refuse)
+
+
+def with_settings(made: Record, section: str, **fields: Any) -> Record:
+    """The Record with other values in a section of its configuration."""
+    for name, value in fields.items():
+        setattr(getattr(made.config, section), name, value)
+    return made
 
 
 def evaluation(figures: dict[str, float], routed: int, num_experts: int) -> dict[str, Any]:
@@ -76,7 +102,8 @@ def evaluation(figures: dict[str, float], routed: int, num_experts: int) -> dict
         {"number": 4, "name": "Square adds nothing", "status": "skipped", "detail": "AutoAttack was not run"},
     ]
     return {
-        "images": 300, **figures, "complete": True, "intervals": {name: [v - 5, v + 5] for name, v in figures.items()},
+        "images": 300, "figures": figures, "complete": True,
+        "intervals": {name: [max(0.0, v - 5), min(100.0, v + 5)] for name, v in figures.items()},
         "attacks": {"pgd_50": {"attacked": 240, "broken": 80, "seconds": 12.5}}, "left_out": {},
         "routing": routing if routed else None, "checks": checks,
     }  # fmt: skip

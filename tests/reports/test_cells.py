@@ -1,7 +1,7 @@
 """Means and deviations over seeds."""
 
 import pytest
-from records import record
+from records import content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.evaluation.results import wilson
@@ -16,8 +16,8 @@ def attacked(*attacks, left_out=(), **more):
     """A Record whose worst case these attacks made; "quick" stands for the preset's."""
     names = PRESETS["quick"].attacks if attacks == ("quick",) else attacks
     run = {name: {"attacked": 1, "broken": 0, "seconds": 1.0} for name in names}
-    made = record(**more)
-    return made | {"evaluation": made["evaluation"] | {"attacks": run, "left_out": dict.fromkeys(left_out, "why")}}
+    made = content(**more)
+    return record(**more, evaluation=made["evaluation"] | {"attacks": run, "left_out": dict.fromkeys(left_out, "why")})
 
 
 def quick(*attacks, **more):
@@ -54,7 +54,7 @@ def test_cells_and_settings_are_kept_apart():
 
 def test_unreliable_autoattack_is_known():
     assert summarise([record()])[0].unreliable  # the made-up check 5 fails
-    trusted = {**record()["evaluation"], "checks": []}
+    trusted = {**content()["evaluation"], "checks": []}
     assert not summarise([record(evaluation=trusted)])[0].unreliable
 
 
@@ -121,8 +121,8 @@ def test_attacks_are_named_by_their_preset():
 
 def test_alike_are_runs_that_differ_in_their_method_alone():
     tied, slow, other = record(), record("at_dense"), record("at_moe", fingerprint="f" * 64)
-    tied["config"]["training"] |= {"tied_share": 0.5, "router_lr": 0.3}
-    slow["config"]["training"] |= {"lr": 0.05}
+    with_settings(tied, "training", tied_share=0.5, router_lr=0.3)
+    with_settings(slow, "training", lr=0.05)
     found = summarise([tied, slow, other, record("at_sparse"), record(model_scale=0.2)])
     assert [[own.cell.method for own in group] for group in alike(found)] == [
         ["advmoe", "at_sparse", "advmoe"],

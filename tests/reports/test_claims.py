@@ -1,7 +1,7 @@
 """The appendix's claims judged, and the verdict."""
 
 import pytest
-from records import ROBUST, record
+from records import ROBUST, content, record, with_settings
 from test_paper_tables import attacked, paper_run
 
 from advmoe.attacks.presets import PRESETS
@@ -60,7 +60,7 @@ def test_seeds_far_apart_show_nothing():
 
 def test_few_images_show_nothing():
     whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
-    few = [one | {"test_images": 50} for one in whole]
+    few = [one.model_copy(update={"test_images": 50}) for one in whole]
     assert ours(judge(few), "RA (PGD-50)").verdict == "not shown"
 
 
@@ -100,7 +100,7 @@ def test_runs_of_the_papers_setting_are_judged_as_such():
 
 def history(*levels):
     """100 epochs of held-out RA, ten of each level."""
-    return [{"epoch": number + 1, "val_ra": levels[number // 10], "val_sa": 80.0} for number in range(100)]
+    return [{"epoch": number + 1, "phase": 1, "val_ra": levels[number // 10], "val_sa": 80.0} for number in range(100)]
 
 
 def convergence(*runs):
@@ -177,14 +177,14 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
 
 def test_runs_under_other_attacks_are_not_ranked_together():
     whole = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
-    other = [attacked(run, "pgd_10") if run["method"] == "at_dense" else run for run in whole]
+    other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in whole]
     (first, *_) = verdict(other)
     assert "next is AT (Sparse)" in first
     assert "Not attacked by pgd_50, so not ranked: AT (Dense)." in first
-    mixed = [attacked(run, "pgd_10") if (run["method"], run["seed"]) == ("at_dense", 1) else run for run in whole]
+    mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in whole]
     (first, *_) = verdict(mixed)
     assert "Seeds attacked by different attacks, so without a worst case: AT (Dense)." in first
-    (first, *_) = verdict([run for run in mixed if run["method"] == "at_dense"])
+    (first, *_) = verdict([run for run in mixed if run.method == "at_dense"])
     assert "no worst case can be shown. Seeds attacked by different attacks" in first
 
 
@@ -216,8 +216,9 @@ def test_runs_of_other_settings_are_no_baselines(section, change, named):
     whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
     assert ours(judge(whole), "RA (PGD-50)").verdict == "supported"
     for run in whole:
-        if run["method"] == "at_dense":
-            (run["config"][section] if section else run).update(change)
+        if run.method == "at_dense":
+            for name, value in change.items():
+                setattr(getattr(run.config, section) if section else run, name, value)
     claim = ours(judge(whole), "RA (PGD-50)")
     assert claim.verdict == "not shown"
     assert f"not comparable ({named})" in claim.detail
@@ -231,8 +232,8 @@ def test_runs_of_other_settings_are_no_baselines(section, change, named):
 def test_settings_of_routers_are_a_methods_own():
     whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
     for run in whole:
-        if run["method"] == "advmoe":
-            run["config"]["training"] |= {"tied_share": 0.5, "router_lr": 0.02}
+        if run.method == "advmoe":
+            with_settings(run, "training", tied_share=0.5, router_lr=0.02)
     assert ours(judge(whole), "RA (PGD-50)").verdict == "supported"
 
 
@@ -250,5 +251,5 @@ def test_failed_checks_are_named_run_by_run():
         "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
     )
     passed = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
-    trusted = {**record()["evaluation"], "checks": passed}
+    trusted = {**content()["evaluation"], "checks": passed}
     assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."

@@ -4,9 +4,10 @@ import copy
 import json
 
 import pytest
-from records import old_record, record
+from records import content, old_content, record
 
 from advmoe.errors import UserError
+from advmoe.evaluation.record_file import checked_record
 from advmoe.reports.collect import CELL_FIELDS, cell_of, collect, departures, settings
 
 
@@ -17,9 +18,13 @@ def write(path, content):
 
 def changed(section, method="advmoe", seed=0, **fields):
     """A Record of a run whose configuration has other `fields`."""
-    made = copy.deepcopy(record(method, seed))
+    made = copy.deepcopy(content(method, seed))
     made["config"][section] |= fields
     return made
+
+
+def changed_record(*words, **fields):
+    return checked_record(changed(*words, **fields), "a changed Record")
 
 
 @pytest.fixture
@@ -28,22 +33,22 @@ def told():
 
 
 def seeds_and_methods(records):
-    return [(one["method"], one["seed"]) for one in records]
+    return [(one.method, one.seed) for one in records]
 
 
 def test_records_of_runs_and_of_files_in_the_order_of_cells(tmp_path, told):
-    write(tmp_path / "b/deep/record.json", record("advmoe", 1))
-    write(tmp_path / "a/record.json", record("advmoe", 0))
-    write(tmp_path / "results.json", [record("at_dense"), record("advmoe", model_scale=0.2)])
-    write(tmp_path / "one.json", record("at_sparse"))
+    write(tmp_path / "b/deep/record.json", content("advmoe", 1))
+    write(tmp_path / "a/record.json", content("advmoe", 0))
+    write(tmp_path / "results.json", [content("at_dense"), content("advmoe", model_scale=0.2)])
+    write(tmp_path / "one.json", content("at_sparse"))
     found = collect(tmp_path, told.append)
     assert seeds_and_methods(found) == [("at_dense", 0), ("at_sparse", 0), ("advmoe", 0), ("advmoe", 0), ("advmoe", 1)]
-    assert [one["config"]["model"]["model_scale"] for one in found[2:]] == [0.2, 0.5, 0.5]
+    assert [one.config.model.model_scale for one in found[2:]] == [0.2, 0.5, 0.5]
     assert told == []
 
 
 def test_what_lies_in_a_runs_folder_and_what_is_hidden_is_not_read(tmp_path, told):
-    write(tmp_path / "run/record.json", record())
+    write(tmp_path / "run/record.json", content())
     for name in (
         "run/evaluation/shard-00000.json",
         "run/notes.json",
@@ -58,32 +63,32 @@ def test_what_lies_in_a_runs_folder_and_what_is_hidden_is_not_read(tmp_path, tol
 
 
 def test_old_records_are_read_beside_new_ones(tmp_path, told):
-    write(tmp_path / "x.json", [old_record(seed=0), record(seed=1)])
+    write(tmp_path / "x.json", [old_content(seed=0), content(seed=1)])
     old, new = collect(tmp_path, told.append)
-    assert (old["schema"], old["history"], old["gallery"], new["schema"]) == (1, [], [], 2)
+    assert (old.from_schema, old.history, old.gallery, new.from_schema) == (1, [], [], None)
     assert told == []
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("value", "said"),
     [
-        ('{"schema": 1', "broken JSON"),
-        ("", "broken JSON"),
-        ("[" * 100_000, "broken JSON"),
+        ('{"schema": 1', "is not JSON"),
+        ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
         ({"figures": 1}, "holds no Record"),
         ([], "an empty list"),
         ("7", "holds no Record"),
-        ({**record(), "schema": 99}, "schema 99"),
-        ({**record(), "sa": "high"}, "sa"),
-        ({**record(), "config": {}}, "config.model.model_scale is missing"),
-        ({**record(), "config": {**record()["config"], "model": "big"}}, "config.model.model_scale is missing"),
-        ({**record(), "ra": {"50": [1]}}, "ra is {'50': [1]}, not an object of numbers from 0 to 100"),
-        ({**record(), "evaluation": {"checks": [{}]}}, "evaluation.intervals is missing"),
+        ({**content(), "schema": 99}, "schema 99"),
+        ({**content(), "sa": "high"}, "sa"),
+        ({**content(), "config": {}}, "config.model is missing"),
+        ({**content(), "config": {**content()["config"], "model": "big"}}, "config.model is 'big', not an object"),
+        ({**content(), "ra": {"50": [1]}}, "ra.50 is [1], not a number from 0 to 100"),
+        ({**content(), "evaluation": {"checks": [{}]}}, "evaluation.images is missing"),
     ],
 )
-def test_what_is_no_record_is_one_line_and_the_rest_stands(tmp_path, told, content, said):
-    write(tmp_path / "bad.json", content)
-    write(tmp_path / "good.json", record())
+def test_what_is_no_record_is_one_line_and_the_rest_stands(tmp_path, told, value, said):
+    write(tmp_path / "bad.json", value)
+    write(tmp_path / "good.json", content())
     assert len(collect(tmp_path, told.append)) == 1
     (line,) = told
     assert str(tmp_path / "bad.json") in line
@@ -92,7 +97,7 @@ def test_what_is_no_record_is_one_line_and_the_rest_stands(tmp_path, told, conte
 
 
 def test_bad_entries_of_a_list_are_one_line_and_its_others_stand(tmp_path, told):
-    write(tmp_path / "x.json", [record(), {"a": 1}, 5])
+    write(tmp_path / "x.json", [content(), {"a": 1}, 5])
     assert len(collect(tmp_path, told.append)) == 1
     (line,) = told
     assert "x.json, entry 2" in line
@@ -100,7 +105,7 @@ def test_bad_entries_of_a_list_are_one_line_and_its_others_stand(tmp_path, told)
 
 
 def test_unreadable_file_is_one_line(tmp_path, told):
-    write(tmp_path / "good.json", record())
+    write(tmp_path / "good.json", content())
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     assert len(collect(tmp_path, told.append)) == 1
     (line,) = told
@@ -118,9 +123,9 @@ def test_folder_without_a_record_is_refused(tmp_path, told):
 def test_other_settings_in_one_cell_are_one_line_and_the_newest_runs_stand(tmp_path, told):
     old = changed("training", lr=0.05)
     write(tmp_path / "old.json", [old, {**old, "seed": 1}])
-    write(tmp_path / "new.json", {**record(), "time": "2027-01-01T00:00:00+00:00"})
+    write(tmp_path / "new.json", {**content(), "time": "2027-01-01T00:00:00+00:00"})
     (kept,) = collect(tmp_path, told.append)
-    assert kept["config"]["training"]["lr"] == 0.1
+    assert kept.config.training.lr == 0.1
     (line,) = told
     assert "old.json: seed 0, 1 of advmoe, r 0.5, N 2, resnet18, fashion-mnist" in line
     assert "other settings than the newer run's in" in line
@@ -129,32 +134,32 @@ def test_other_settings_in_one_cell_are_one_line_and_the_newest_runs_stand(tmp_p
 
 def test_seeds_of_other_settings_never_enter_one_mean(tmp_path, told):
     """Not even where no seed is claimed twice."""
-    write(tmp_path / "x.json", [changed("training", seed=0, lr=0.05), {**record(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
+    write(tmp_path / "x.json", [changed("training", seed=0, lr=0.05), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
     assert seeds_and_methods(collect(tmp_path, told.append)) == [("advmoe", 1)]
     assert len(told) == 1
 
 
 def test_other_data_of_the_same_name_is_another_setting(tmp_path, told):
-    write(tmp_path / "x.json", [record(fingerprint="other"), {**record(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
+    write(tmp_path / "x.json", [content(fingerprint="other"), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
     assert len(collect(tmp_path, told.append)) == 1
     assert "fingerprint: other, not" in told[0]
 
 
 def test_a_seed_run_twice_stands_once(tmp_path, told):
-    newer = {**record(sa=70.0), "time": "2027-01-01T00:00:00+00:00"}
-    newer["evaluation"] = {**newer["evaluation"], "sa": 70.0}
+    newer = {**content(sa=70.0), "time": "2027-01-01T00:00:00+00:00"}
+    newer["evaluation"]["figures"]["sa"] = 70.0
     write(tmp_path / "a.json", newer)
-    write(tmp_path / "b.json", record())
+    write(tmp_path / "b.json", content())
     (kept,) = collect(tmp_path, told.append)
-    assert kept["sa"] == 70.0
+    assert kept.sa == 70.0
     (line,) = told
     assert f"{tmp_path}/b.json: seed 0 of" in line
     assert f"{tmp_path}/a.json holds a newer run of it" in line
 
 
 def test_copies_of_a_record_are_one(tmp_path, told):
-    write(tmp_path / "a.json", [record(), record()])
-    write(tmp_path / "run/record.json", record())
+    write(tmp_path / "a.json", [content(), content()])
+    write(tmp_path / "run/record.json", content())
     assert len(collect(tmp_path, told.append)) == 1
     assert told == []
 
@@ -164,8 +169,8 @@ def test_a_cell_leaves_out_what_its_method_has_not():
     assert (dense.model_scale, dense.num_experts) == (1.0, 1)
     assert (wide.model_scale, wide.num_experts) == (0.5, 1)
     assert cell_of(record(num_experts=4)).num_experts == 4
-    assert cell_of(changed("model", width=64)).width is None
-    assert cell_of(changed("model", width=32)).width == 32
+    assert cell_of(changed_record("model", width=64)).width is None
+    assert cell_of(changed_record("model", width=32)).width == 32
     assert set(CELL_FIELDS) >= {
         "dataset",
         "backbone",
@@ -180,21 +185,24 @@ def test_a_cell_leaves_out_what_its_method_has_not():
 
 
 def test_settings_are_those_that_the_method_heeds():
-    assert settings(changed("training", router_lr=0.5)) != settings(record())
-    assert settings(changed("training", "at_dense", router_lr=0.5)) == settings(record("at_dense"))
-    assert settings(changed("model", "at_dense", model_scale=0.2)) == settings(record("at_dense"))
-    assert settings(changed("runtime", threads=3, device="cuda")) == settings(record(seed=5))
-    assert settings(changed("runtime", precision="bfloat16")) != settings(record())
+    assert settings(changed_record("training", router_lr=0.5)) != settings(record())
+    assert settings(changed_record("training", "at_dense", router_lr=0.5)) == settings(record("at_dense"))
+    assert settings(changed_record("model", "at_dense", model_scale=0.2)) == settings(record("at_dense"))
+    assert settings(changed_record("runtime", threads=3, device="cuda")) == settings(record(seed=5))
+    assert settings(changed_record("runtime", precision="bfloat16")) != settings(record())
 
 
 def test_a_record_older_than_a_field_has_its_default():
-    old = record()
+    old = content()
     del old["config"]["training"]["router_warmup"]
-    assert settings(old) == settings(record())
+    assert settings(checked_record(old, "here")) == settings(record())
 
 
 def test_departures_name_the_settings_that_are_not_the_default():
     assert departures(record()) == ()
-    assert departures(changed("training", lr=0.05, batch_size=64)) == ("training.batch_size 64 (128)", "training.lr 0.05 (0.1)")
-    assert departures(changed("training", "at_dense", router_lr=0.05)) == ()
+    assert departures(changed_record("training", lr=0.05, batch_size=64)) == (
+        "training.batch_size 64 (128)",
+        "training.lr 0.05 (0.1)",
+    )
+    assert departures(changed_record("training", "at_dense", router_lr=0.05)) == ()
     assert departures(record(epsilon=0.2)) == ("attack.epsilon 0.1 (0.03137)",)

@@ -5,10 +5,10 @@ import random
 
 import pytest
 from places import LEFT_OUT, changed, places
-from records import record
+from records import content, record
 
 from advmoe.errors import UserError
-from advmoe.evaluation.record import checked_record
+from advmoe.evaluation.record_file import checked_record
 from advmoe.reports import plots, routes
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import judge, verdict
@@ -20,12 +20,12 @@ VALUES = (
     "<script>alert(1)</script>", "$\\frac$",
 )  # fmt: skip
 SOUND = [record("at_dense", depth=2, epochs=2), record("advmoe", 0, 0.2, depth=2, epochs=2)]
-BASE = record("advmoe", depth=2, epochs=2)
+BASE = content("advmoe", depth=2, epochs=2)
 CRASHED = [  # where reports once ended in a traceback
     (("epsilon_curve",), float("nan")), (("gallery", 0), []), (("gallery", 0, "label"), LEFT_OUT), (("history", 0, "val_ra"), "x"),
-    (("load_by_class",), [["a"]]), (("hardware",), float("nan")), (("evaluation", "sa"), []),
+    (("load_by_class",), [["a"]]), (("hardware",), float("nan")), (("evaluation", "figures", "sa"), []),
     (("evaluation", "attacks", "pgd_50"), {"a": 1}), (("evaluation", "attacks", "pgd_50", "seconds"), "x"), (("ra_worst",), 1e30),
-    (("ra_aa",), {"a": 1}), (("evaluation", "ra_aa"), "<script>"),
+    (("ra_aa",), {"a": 1}), (("evaluation", "figures", "ra_aa"), "<script>"),
 ]  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def read(place, value):
 def written(records):
     """All of a report's words; raises where a Record surprises."""
     page = report_html(records, summarise(records), tables(records), judge(records), verdict(records), {})
-    json.dumps(records)
+    json.dumps([record.to_json() for record in records])
     assert "<script>alert" not in page
 
 
@@ -72,7 +72,7 @@ def test_every_garbled_value_is_read_or_refused_in_one_line():
 def test_what_once_ended_in_a_traceback(place, value):
     found = read(place, value)
     if place[0] in ("epsilon_curve", "gallery", "history", "load_by_class", "hardware"):
-        assert not found[place[0]]
+        assert not getattr(found, place[0])
         written([found, *SOUND])
     else:
         assert found is None

@@ -6,10 +6,10 @@ import io
 import re
 
 import pytest
-from records import record
+from records import content
 from test_html import Page, page
 
-from advmoe.evaluation.record import checked_record
+from advmoe.evaluation.record_file import checked_record
 from advmoe.reports.card import model_card
 from advmoe.reports.markup import csv_text, latex, markdown
 from advmoe.reports.paper_tables import tables
@@ -36,7 +36,7 @@ def filled(tree, text, above=""):
 
 def with_notes(text, **fields):
     """A Record that has every part a report shows, read as a report reads it."""
-    made = copy.deepcopy(record("advmoe", depth=2, epochs=2))
+    made = copy.deepcopy(content("advmoe", depth=2, epochs=2))
     made["evaluation"]["left_out"] = {"square": "takes too long"}
     made = filled(made, text) | fields
     return checked_record(made, "here", pytest.fail)

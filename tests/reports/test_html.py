@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
-from records import old_record, png, record
+from records import content, old_record, png, record
 
 from advmoe.reports.captions import CAPTIONS
 from advmoe.reports.cells import summarise
@@ -114,10 +114,10 @@ def test_every_image_is_described_and_scrolling_parts_can_be_reached(whole):
 
 
 def test_hostile_strings_stay_text(drawn):
-    config = record()["config"] | {"method": EVIL}
+    config = content()["config"] | {"method": EVIL}
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
-    evil["evaluation"]["checks"][0]["detail"] = EVIL
-    evil["gallery"][0]["clean"]["png"] = '" onerror="alert(1)'
+    evil.evaluation.checks[0].detail = EVIL
+    evil.gallery[0].clean.png = '" onerror="alert(1)'
     parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [EVIL], drawn))
     assert len(parsed.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in parsed.elements)

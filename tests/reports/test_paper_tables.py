@@ -1,10 +1,11 @@
 """Tables A1 and A2 beside our runs, and our runs of other settings in tables of their own."""
 
 import pytest
-from records import record
+from records import content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.config import to_dict
+from advmoe.evaluation.record import AttackTotals
 from advmoe.paper import cells
 from advmoe.recipes import recipe
 from advmoe.reports.paper_tables import tables
@@ -16,12 +17,13 @@ def paper_run(name, seed=0, **changes):
     whole = {"dataset": "cifar10", "train_images": 49_000, "test_images": 10_000, "epsilon": 8 / 255, "config": config}
     figures = {"sa": 80.0 + seed, "ra": {"50": 51.0 + seed}, "ra_aa": 46.0 + seed, "ra_worst": 45.0 + seed, "gmacs": 0.15}
     backbone = config["model"]["backbone"]
-    trusted = {**record()["evaluation"], "checks": []}
+    trusted = {**content()["evaluation"], "checks": []}
     return record(config["method"], seed, **(whole | figures | {"backbone": backbone, "evaluation": trusted} | changes))
 
 
 def attacked(run, *attacks):
-    return run | {"evaluation": run["evaluation"] | {"attacks": {name: {} for name in attacks}}}
+    ran = {name: AttackTotals(attacked=1, broken=0, seconds=1.0) for name in attacks}
+    return run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"attacks": ran})})
 
 
 def rows_of(table):
@@ -90,8 +92,8 @@ def test_a_figure_of_fewer_seeds_than_the_row_says_so():
 def test_a_run_of_another_setting_never_stands_in_the_papers_row(changes):
     run = paper_run("cifar10-resnet18-advmoe")
     for section, fields in changes.pop("config", {}).items():
-        run["config"][section] |= fields
-    a1, a2, own = tables([run | changes])
+        with_settings(run, section, **fields)
+    a1, a2, own = tables([run.model_copy(update=changes)])
     for table in (a1, a2):
         assert {row["RA, ours"].text for row in rows_of(table).values()} == {"not run"}
     assert own.title.startswith("Our setting: ")
@@ -109,7 +111,7 @@ def test_cells_that_cannot_be_right_are_marked_with_the_reason():
 
 
 def test_unreliable_autoattack_is_marked():
-    run = paper_run("cifar10-resnet18-advmoe", evaluation=record()["evaluation"])
+    run = paper_run("cifar10-resnet18-advmoe", evaluation=content()["evaluation"])
     a2 = tables([run])[1]
     (mark,) = rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["RA-AA, ours"].marks
     assert "AutoAttack alone flatters" in a2.notes[mark - 1]
@@ -147,8 +149,8 @@ def test_what_stands_in_the_papers_table_is_not_called_missing_in_ours():
 def test_settings_of_single_rows_are_notes_and_shared_ones_are_said_once():
     runs = [record("at_dense"), record()]
     for run in runs:
-        run["config"]["training"]["lr"] = 0.05
-    runs[1]["config"]["training"]["tied_share"] = 0.67
+        with_settings(run, "training", lr=0.05)
+    with_settings(runs[1], "training", tied_share=0.67)
     own = tables(runs)[2]
     assert "training.lr 0.05 (0.1)" in own.about
     marks = {method: row["method"].marks for (_, _, method), row in rows_of(own).items()}

@@ -91,7 +91,7 @@ def test_fig_a2_has_means_over_seeds_and_both_phases(tmp_path, grid, drawn):
 
 def test_fig_a2_stands_a_run_that_was_cut_short(tmp_path, drawn):
     short = record("advmoe", 1)
-    short["history"] = short["history"][:3]
+    short.history = short.history[:3]
     fig_a2([record("advmoe", 0), short], tmp_path / "a2.png")
     assert lines(drawn[0].axes[0])["AdvMoE"][0] == [1, 2, 3]
 

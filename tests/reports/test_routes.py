@@ -28,16 +28,16 @@ def test_pathway_follows_the_clean_route_and_the_one_under_attack(tmp_path, draw
     run = record("advmoe", 0, 0.25, num_experts=4)
     fig_a1([run], tmp_path / "a1.png")
     pathway = drawn[0].axes[1]
-    shown = run["gallery"][0]
-    assert [list(line.get_ydata()) for line in pathway.lines] == [shown["clean"]["route"], shown["adversarial"]["route"]]
+    shown = run.gallery[0]
+    assert [list(line.get_ydata()) for line in pathway.lines] == [shown.clean.route, shown.adversarial.route]
     assert "said: T-shirt\n\nunder attack:\ntrouser" in texts(pathway)
     assert len([patch for patch in pathway.patches if patch.get_hatch()]) == 3
 
 
 def test_one_router_for_the_network_chooses_in_every_layer(tmp_path, drawn):
     run = record("advmoe")
-    for shown in run["gallery"]:
-        shown["clean"]["route"], shown["adversarial"]["route"] = [1], [0]
+    for shown in run.gallery:
+        shown.clean.route, shown.adversarial.route = [1], [0]
     fig_a1([run], tmp_path / "a1.png")
     pathway = drawn[0].axes[1]
     assert [list(line.get_ydata()) for line in pathway.lines] == [[1] * 8, [0] * 8]
@@ -56,7 +56,7 @@ def test_heat_map_has_each_class_and_expert_in_percent_of_the_class(tmp_path, dr
         "AdvMoE: fashion-mnist, resnet18, r = 0.5, seed 0",
         "AT (MoE): fashion-mnist, resnet18, r = 0.5, seed 0",
     )
-    shares = first.raw[0].get_array()
+    shares = first.images[0].get_array()
     assert shares.shape == (4, 8 * 2)
     assert shares[0, :4].tolist() == [80, 20, 20, 80]  # 60 of 75 images, the other expert in the second layer
     assert [label.get_text() for label in first.get_yticklabels()] == ["T-shirt", "trouser", "pullover", "dress"]
@@ -64,10 +64,10 @@ def test_heat_map_has_each_class_and_expert_in_percent_of_the_class(tmp_path, dr
 
 def test_class_without_images_is_empty_not_an_error(tmp_path, drawn):
     run = record("advmoe")
-    for layer in run["load_by_class"]:
+    for layer in run.load_by_class:
         layer[2] = [0, 0]
     assert load_heat_map([run], tmp_path / "load.png")
-    assert drawn[0].axes[0].raw[0].get_array()[2].tolist() == [0] * 16
+    assert drawn[0].axes[0].images[0].get_array()[2].tolist() == [0] * 16
 
 
 def test_many_classes_are_named_now_and_then(tmp_path, drawn):

@@ -1,18 +1,19 @@
 """Tables from Records."""
 
 import pytest
+import records
 from rich.console import Console
 from rich.text import Text
 
-from advmoe.reports.tables import evaluation_lines, record_table, worst_of
+from advmoe.evaluation.record import EvaluationResult
+from advmoe.reports.tables import evaluation_lines, record_table
 
 
 def record(method="advmoe", worst=30.0, complete=True, unreliable=False, **more):
     checks = [{"number": 5, "status": "fail" if unreliable else "pass", "name": "RA-AA near RA-worst", "detail": "[1.0] points"}]
-    return {
-        "method": method, "sa": 80.0, "ra": {"10": 51.0, "50": 50.0}, "ra_worst" if complete else "ra_worst_quick": worst,
-        "gmacs": 0.5, "gmacs_dense": 1.0, "reduction": 50.0, "params": 1234, "evaluation": {"checks": checks}, **more,
-    }  # fmt: skip
+    fields = {"sa": 80.0, "ra": {"10": 51.0, "50": 50.0}, "ra_aa": ..., "ra_worst": ..., "gmacs": 0.5, "gmacs_dense": 1.0}
+    fields |= {"reduction": 50.0, "ra_worst" if complete else "ra_worst_quick": worst}
+    return records.record(method, **(fields | more), evaluation=records.content()["evaluation"] | {"checks": checks})
 
 
 def cells(table):
@@ -50,12 +51,12 @@ def test_dense_network_has_no_reduction():
 
 @pytest.mark.parametrize("complete", [True, False])
 def test_worst_of_either_kind(complete):
-    assert worst_of(record(complete=complete)) == 30.0
+    assert record(complete=complete).worst == 30.0
 
 
 def evaluation():
     return {
-        "ra_worst_quick": 25.0, "sa": 75.0, "ra_50": 50.0,
+        "images": 20, "figures": {"ra_worst_quick": 25.0, "sa": 75.0, "ra_50": 50.0},
         "intervals": {"ra_worst_quick": (10.0, 40.0), "sa": (60.0, 85.0), "ra_50": (35.0, 65.0)},
         "attacks": {"pgd_50": {"attacked": 15, "broken": 5, "seconds": 1.25}},
         "left_out": {"reroute": "written for Linf alone", "transfer": "no network", "soft_1": "written for Linf alone"},
@@ -71,7 +72,7 @@ def evaluation():
 
 
 def test_lines_say_it_all_worst_case_first():
-    lines = [Text.from_markup(line).plain for line in evaluation_lines(evaluation())]
+    lines = [Text.from_markup(line).plain for line in evaluation_lines(EvaluationResult(**evaluation()))]
     assert lines == [
         "ra_worst_quick  25.0 %  95 % interval 10.0 to 40.0",
         "sa              75.0 %  95 % interval 60.0 to 85.0",
@@ -89,7 +90,7 @@ def test_lines_say_it_all_worst_case_first():
 
 
 def test_lines_of_a_dense_network_have_no_routing():
-    assert not any("RA-router" in line for line in evaluation_lines({**evaluation(), "routing": None}))
+    assert not any("RA-router" in line for line in evaluation_lines(EvaluationResult(**{**evaluation(), "routing": None})))
 
 
 def test_table_prints():

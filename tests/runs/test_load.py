@@ -22,6 +22,7 @@ from advmoe.config import to_dict
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.evaluation import EvaluationOptions
+from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.files import write_json
 from advmoe.moe import Gate
 from advmoe.runs.evaluate import evaluate_folder
@@ -69,7 +70,7 @@ def evaluated(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) 
     path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
     few = replace(splits, val=splits.val[torch.arange(10)], test=splits.test[torch.arange(5)])
     train(config, few, path, Recorder())
-    write_json(path / "record.json", evaluate_folder(path, config, few, EvaluationOptions(0.1, preset=("pgd_10",))))
+    write_record(path, evaluate_folder(path, config, few, EvaluationOptions(0.1, preset=("pgd_10",))))
     return path
 
 
@@ -94,7 +95,7 @@ def test_is_the_network_that_is_evaluated(evaluated: Path, tiny: Any, splits: An
         _, routings = model.forward_routed(x, Gate("forced", route=route))
     assert all((routing.experts == 1).all() for routing in routings)
     assert (model.epoch, model.spec) == (epoch, splits.spec)
-    assert model.record == json.loads((evaluated / "record.json").read_text())
+    assert model.record == read_record(evaluated / "record.json")
 
 
 def test_record_of_another_epoch_or_data_is_not_its_record(evaluated: Path, tmp_path: Path) -> None:
@@ -151,9 +152,14 @@ def test_file_holds_the_record_and_no_place(evaluated: Path, tmp_path: Path, mon
     model.config = replace(model.config, data=replace(model.config.data, data_dir="/home/me"))
     monkeypatch.chdir(tmp_path)
     save_file(model, "net.safetensors")
-    assert load("net.safetensors").record == model.record
+    assert model.record is not None
+    assert load("net.safetensors").record == model.record.without_images()
     assert load("net.safetensors").config.data.data_dir is None
-    assert b"/home/me" not in Path("net.safetensors").read_bytes()
+    content = Path("net.safetensors").read_bytes()
+    assert b"/home/me" not in content
+    assert b"png" not in content  # test images stay where they are
+    save_file(model, "net.safetensors", images=True)
+    assert load("net.safetensors").record == model.record
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
@@ -249,11 +255,15 @@ def test_there_and_back(evaluated: Path, hub: Hub) -> None:
         assert isinstance(back, Loaded)
         with torch.inference_mode():
             assert torch.equal(back(x), sent(x))
-        assert back.record == sent.record
+        assert sent.record is not None
+        assert back.record == sent.record.without_images()
+    assert "png" not in (folder / "record.json").read_text()
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "advmoe"
     assert sent.record is not None
-    assert f"**{sent.record['ra_worst_quick']:.1f} %** of 5 test images" in card
+    assert f"**{sent.record.ra_worst_quick:.1f} %** of 5 test images" in card
+    push_to_hub(evaluated, "someone/robust", images=True)
+    assert load(folder).record == sent.record
 
 
 def test_nothing_is_published_that_was_not_measured(run: Path, hub: Hub) -> None:

@@ -96,7 +96,7 @@ def test_shards_of_all_ranks_give_the_flags_of_one_process(unbroken):
     for processes in (2, 1):
         done(torchrun(*words, "--fresh", processes=processes))
         record = json.loads((unbroken / "record.json").read_text())
-        records.append([record["evaluation"][name] for name in ("flags", "broken", "ra_worst_quick")])
+        records.append([record["evaluation"][name] for name in ("flags", "broken", "figures")])
     assert records[0] == records[1]
 
 

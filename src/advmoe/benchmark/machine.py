@@ -6,7 +6,7 @@ import platform
 
 from pydantic import BaseModel
 
-from advmoe.evaluation.record import provenance
+from advmoe.evaluation.provenance import provenance
 
 LIBRARIES = ("torch", "numpy", "pillow", "onnxruntime", "triton")
 
@@ -30,8 +30,8 @@ class Machine(BaseModel):
         """This machine, with the versions of the libraries that matter."""
         origin = provenance()
         return cls(
-            **origin["hardware"], memory=_memory(), platform=platform.platform(), advmoe=origin["advmoe"],
-            commit=origin["commit"], python=origin["versions"]["python"], libraries=_libraries(),
+            **origin.hardware, memory=_memory(), platform=platform.platform(), advmoe=origin.advmoe,
+            commit=origin.commit, python=origin.versions["python"], libraries=_libraries(),
         )  # fmt: skip
 
 

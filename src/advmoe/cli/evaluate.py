@@ -24,7 +24,8 @@ from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import Fraction, RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.errors import UserError
-from advmoe.evaluation.record import model_info
+from advmoe.evaluation.record_file import write_record
+from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import SHARD_SIZE, forget, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
@@ -73,6 +74,9 @@ class EvaluateArguments:
     """Forget earlier results in RUN/evaluation."""
     save_adversarial: Flag = False
     """Write the adversarial images to RUN/evaluation/adversarial."""
+    keep_images: Flag = False
+    """Keep the gallery's test images in RUN/record.json, so that they go wherever the Record goes; without it they lie in
+    RUN/gallery.json, for reports on this machine."""
     robustbench: Path | None = None
     """Write a RobustBench model_info file."""
     json: Flag = False
@@ -136,15 +140,15 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
         record = evaluated(replace(options, part=arguments.part or (0, 1)))
     if arguments.part is not None:
         return
-    write_json(arguments.run / "record.json", record, indent=1)
+    write_record(arguments.run, record, arguments.keep_images)
     if arguments.robustbench is not None:
         write_json(arguments.robustbench, model_info(record), indent=2)
     if arguments.json:
-        print(json.dumps(record))
+        print(json.dumps((record if arguments.keep_images else record.without_images()).to_json()))
         return
-    title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record['epsilon']:.4g}"
+    title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
     console().print(record_table([record], title))
-    for line in evaluation_lines(record["evaluation"]):
+    for line in evaluation_lines(record.evaluation):
         console().print(line, highlight=False, soft_wrap=True)
 
 

@@ -85,7 +85,7 @@ def facts(loaded: Loaded) -> dict[str, Any]:
     threat = {"norm": loaded.threat_model.norm, "epsilon": loaded.threat_model.epsilon}
     return {
         "classes": list(loaded.classes), "input_size": list(loaded.input_size), "threat_model": threat, "config": config,
-        "epoch": loaded.epoch, "record": loaded.record,
+        "epoch": loaded.epoch, "record": loaded.record and loaded.record.without_images().to_json(),
     }  # fmt: skip
 
 

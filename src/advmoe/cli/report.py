@@ -5,12 +5,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import tyro
 
 from advmoe.cli.parsing import Flag, parse
 from advmoe.errors import UserError
+from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import Claim, judge, verdict
@@ -32,12 +32,19 @@ class ReportArguments:
     """Folder with evaluated runs, or with JSON files of Records."""
     out: Path
     """Folder for the report: report.html, tables/ and figures/."""
+    schema: Flag = False
+    """Print the JSON Schema of a Record; no folder is needed."""
     json: Flag = False
     """Print verdict, claims and what was written as JSON."""
 
 
 def run(words: list[str]) -> None:
+    if words == ["--schema"]:
+        print(json.dumps(record_schema(), indent=1))
+        return
     arguments = parse(ReportArguments, "report", words)
+    if arguments.schema:
+        raise UserError("--schema stands alone: advmoe report --schema")
     records = collect(arguments.folder, _warn)
     _make_folders(arguments.out)
     made, claims, sentences = write_report(records, arguments.out, _warn)
@@ -50,7 +57,7 @@ def run(words: list[str]) -> None:
     print(f"Written from {len(records)} Record{'s' * (len(records) > 1)} to {places}")
 
 
-def write_report(records: Sequence[dict[str, Any]], out: Path, told: Told) -> tuple[list[str], list[Claim], list[str]]:
+def write_report(records: Sequence[Record], out: Path, told: Told) -> tuple[list[str], list[Claim], list[str]]:
     """Write tables, figures and report.html, each whole or not at all; give their names, the claims and the verdict.
 
     `told` gets one line for each figure that cannot be drawn; the rest is made.
@@ -75,7 +82,7 @@ def _write_tables(shown: Sequence[Table], out: Path) -> list[str]:
     return made
 
 
-def _draw_figures(records: list[dict[str, Any]], out: Path, told: Told) -> tuple[list[str], list[str]]:
+def _draw_figures(records: list[Record], out: Path, told: Told) -> tuple[list[str], list[str]]:
     """Those that the Records have something for, as files; and the names of those that failed."""
     made, failed = [], []
     for name, draw in FIGURES.items():

@@ -15,7 +15,7 @@ from advmoe.attacks.presets import resolve
 from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import RuntimeConfig
 from advmoe.errors import UserError
-from advmoe.evaluation.record import read_record
+from advmoe.evaluation.record_file import read_record
 from advmoe.files import write_json
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
@@ -46,7 +46,9 @@ class SweepArguments:
     minutes: float | None = None
     """End within this time, with status 75 if work remains."""
     records: Path | None = None
-    """When all runs are done, write their Records to this JSON file."""
+    """When all runs are done, write their Records to this JSON file, without the galleries' test images."""
+    keep_images: Flag = False
+    """Keep the test images in the file of --records."""
     seeds: int | None = None
     """Number of runs of each cell, with seeds from 0; by default the file's, or 3."""
     dry_run: Flag = False
@@ -148,7 +150,8 @@ def run(words: list[str]) -> None:
             _run_missing(sweep, missing, placement)
     if arguments.records is not None and not arguments.dry_run:
         records = [read_record(sweep.folder(planned) / "record.json") for planned in sweep.runs]
-        write_json(arguments.records, records, indent=1)
+        kept = [record if arguments.keep_images else record.without_images() for record in records]
+        write_json(arguments.records, [record.to_json() for record in kept], indent=1)
         _print(sweep, f"{len(records)} Records: {arguments.records}")
 
 

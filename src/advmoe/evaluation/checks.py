@@ -17,7 +17,8 @@ from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy
 from advmoe.attacks.pgd import Predict, input_gradient
 from advmoe.attacks.surrogate import margins, route_of
-from advmoe.evaluation.results import Check, RoutingFigures, Status
+from advmoe.evaluation.record import RoutingFigures, Status
+from advmoe.evaluation.results import Check
 from advmoe.evaluation.store import AttackRun, Shard, Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from advmoe.attacks import autoattack
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
-from advmoe.evaluation.results import AttackTotals, Evaluation, RoutingFigures
+from advmoe.evaluation.record import AttackTotals, RoutingFigures
+from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import Target
 

@@ -2,11 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel
-
-Status = Literal["pass", "warn", "fail", "skipped"]
+from advmoe.evaluation.record import AttackTotals, RoutingFigures, Status
 
 
 @dataclass(frozen=True)
@@ -17,31 +15,6 @@ class Check:
     name: str
     status: Status
     detail: str
-
-
-class AttackTotals(BaseModel):
-    """What one attack did to all images: how many it attacked and broke, in how many seconds."""
-
-    attacked: int
-    broken: int
-    seconds: float
-
-
-class RoutingFigures(BaseModel):
-    """Shares of all images in percent, but `flip_rate` and `overlap` [L]: of the correct ones. Loads are counts [L][N].
-
-    `ra_router`: right on the clean image over the adversarial image's route; `ra_expert`: right on the adversarial image over
-    the clean image's route; `fixed_expert_*` [N]: clean, and under PGD-10, with expert e in every layer.
-    """
-
-    ra_router: float
-    ra_expert: float
-    flip_rate: float
-    overlap: list[float]
-    load: list[list[int]]
-    load_adv: list[list[int]]
-    fixed_expert_sa: list[float]
-    fixed_expert_ra: list[float]
 
 
 @dataclass(frozen=True)
@@ -90,7 +63,7 @@ class Evaluation:
         standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return {
-            "images": self.images, **named, "complete": self.complete,
+            "images": self.images, "figures": named, "complete": self.complete,
             "intervals": {name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
             "attacks": {name: totals.model_dump() for name, totals in self.attacks.items()}, "left_out": self.left_out,
             "routing": None if self.routing is None else self.routing.model_dump(),

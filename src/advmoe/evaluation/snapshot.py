@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import route_of
 from advmoe.data.images import balanced
+from advmoe.evaluation.record import EpsilonCurve, GalleryImage, Layer, Seen
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import Target
@@ -34,10 +35,19 @@ CURVE_EPSILONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # times the evaluation's
 BATCH_SIZE = 256
 
 
+class Snapshot(NamedTuple):
+    """The fields of a Record that this module fills."""
+
+    layers: Sequence[Layer] = ()
+    load_by_class: Sequence[list[list[int]]] = ()
+    epsilon_curve: EpsilonCurve | None = None
+    gallery: Sequence[GalleryImage] = ()
+
+
 def snapshot(
     model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], epsilon: float, norm: Norm, seed: int, shard_size: int
-) -> dict[str, Any]:
-    """A Record's `layers`, `load_by_class`, `epsilon_curve` and `gallery` of images x [n, C, H, W] in [0, 1] with labels y [n].
+) -> Snapshot:
+    """The snapshot on images x [n, C, H, W] in [0, 1] with labels y [n].
 
     `correct` are the rows that the network gets right; `shard_size` images are attacked at once, with the noise that `evaluate`
     draws for them from the same seed.
@@ -45,16 +55,16 @@ def snapshot(
     with frozen(model), true_network(model):
         routed, classes = bool(model.moe_layers()), model.num_classes
         target = Target(model, fused(model), x, y, classes, routed, epsilon, norm, seed)
-        return {
-            "layers": layers(model, x[:1]),
-            "load_by_class": load_by_class(model, x, y) if routed else None,
-            "epsilon_curve": epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
-            "gallery": gallery(target, gallery_rows(y.tolist(), correct)),
-        }
+        return Snapshot(
+            layers(model, x[:1]),
+            load_by_class(model, x, y) if routed else (),
+            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
+            gallery(target, gallery_rows(y.tolist(), correct)),
+        )
 
 
 @torch.no_grad()
-def layers(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
+def layers(model: Classifier, x: Tensor) -> list[Layer]:
     """The MoE layers in order, none in a dense network; `size` is the output's [h, w] for images like x [1, C, H, W]."""
     names = {layer: name for name, layer in model.named_modules()}
     sizes: dict[nn.Module, list[int]] = {}
@@ -67,12 +77,9 @@ def layers(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
             stack.enter_context(layer.register_forward_hook(keep))
         model(x)
     return [
-        {
-            "name": names[layer], "in_channels": layer.in_channels, "width": layer.width, "size": sizes[layer],
-            "experts": layer.num_experts,
-        }
+        Layer(name=names[layer], in_channels=layer.in_channels, width=layer.width, size=sizes[layer], experts=layer.num_experts)
         for layer in model.moe_layers()
-    ]  # fmt: skip
+    ]
 
 
 @torch.no_grad()
@@ -88,11 +95,12 @@ def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int
     return counts
 
 
-def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> dict[str, Any]:
+def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> EpsilonCurve:
     """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the target's epsilon, clean at 0."""
     count, epsilons = sum(len(rows) for rows in shards), [factor * target.epsilon for factor in CURVE_EPSILONS]
     standing = [sum(_standing(replace(target, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
-    return {"attack": CURVE_ATTACK, "images": count, "epsilons": epsilons, "ra": [100 * stand / count for stand in standing]}
+    accuracies = [100 * stand / count for stand in standing]
+    return EpsilonCurve(attack=CURVE_ATTACK, images=count, epsilons=epsilons, ra=accuracies)
 
 
 def _standing(target: Target, rows: list[int]) -> int:
@@ -113,7 +121,7 @@ def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GAL
     return sorted(keys, key=keys.__getitem__)[:count]
 
 
-def gallery(target: Target, rows: Sequence[int]) -> list[dict[str, Any]]:
+def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
     """Each row's image, clean and under GALLERY_ATTACK, with what the network makes of it.
 
     `prediction` is a class number and `confidence` its softmax probability, of the pixels as they were attacked; `png` shows them
@@ -125,19 +133,19 @@ def gallery(target: Target, rows: Sequence[int]) -> list[dict[str, Any]]:
     clean, adversarial = _seen(target.model, x), _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
     shown = zip(rows, y.tolist(), clean, adversarial, strict=True)
     return [
-        {"row": row, "label": label, "clean": before, "adversarial": after, "attack": GALLERY_ATTACK}
+        GalleryImage(row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK)
         for row, label, before, after in shown
     ]
 
 
 @torch.no_grad()
-def _seen(model: Classifier, x: Tensor) -> list[dict[str, Any]]:
+def _seen(model: Classifier, x: Tensor) -> list[Seen]:
     logits, routings = model.forward_routed(x)
     confidences, predictions = logits.softmax(dim=1).max(dim=1)
     routes = route_of(routings).tolist() if routings else [None] * len(x)
     seen = zip(x, predictions.tolist(), confidences.tolist(), routes, strict=True)
     return [
-        {"png": png(image), "prediction": prediction, "confidence": confidence, "route": route}
+        Seen(png=png(image), prediction=prediction, confidence=confidence, route=route)
         for image, prediction, confidence, route in seen
     ]
 

@@ -5,9 +5,8 @@ from typing import Any
 
 import yaml
 
-from advmoe.evaluation.record import autoattack_unreliable
+from advmoe.evaluation.record import Record
 from advmoe.reports.markup import Entry, Table, markdown
-from advmoe.reports.tables import worst_of
 
 TITLES = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)"}
 TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
@@ -20,9 +19,9 @@ logits = model(pixels)  # [B, C, H, W] in [0, 1]
 ```"""
 
 
-def model_card(record: Mapping[str, Any], name: str, classes: Sequence[str], input_size: Sequence[int]) -> str:
+def model_card(record: Record, name: str, classes: Sequence[str], input_size: Sequence[int]) -> str:
     """README.md of the network `name` (owner/name) for images of `input_size` (C, H, W); texts of the Record stay text."""
-    said = _harmless(record)
+    said = Record.model_validate(_harmless(record.without_images().to_json()))
     parts = (
         f"---\n{yaml.safe_dump(_head(record, name), sort_keys=False)}---",
         f"# {name.rpartition('/')[2]}",
@@ -45,54 +44,54 @@ def _harmless(tree: Any) -> Any:
     return [_harmless(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def _head(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _head(record: Record, name: str) -> dict[str, Any]:
     """What the hub reads: tags, and the figures as a model index."""
     figures = [{"type": "accuracy", "name": title, "value": round(value, 2)} for title, value in _measured(record)]
     result = {
-        "task": {"type": "image-classification"}, "dataset": {"name": record["dataset"], "type": record["dataset"]},
+        "task": {"type": "image-classification"}, "dataset": {"name": record.dataset, "type": record.dataset},
         "metrics": figures,
     }  # fmt: skip
     index = [{"name": name.rpartition("/")[2], "results": [result]}]
     return {"library_name": "advmoe", "pipeline_tag": "image-classification", "tags": TAGS, "model-index": index}
 
 
-def _measured(record: Mapping[str, Any]) -> list[tuple[str, float]]:
+def _measured(record: Record) -> list[tuple[str, float]]:
     """Titles and percentages, worst case first."""
-    evaluation = record["evaluation"]
-    return [(_title(name), evaluation[name]) for name in evaluation["intervals"] if name in evaluation]
+    figures = record.evaluation.figures
+    return [(_title(name), figures[name]) for name in record.evaluation.intervals if name in figures]
 
 
 def _title(name: str) -> str:
     return TITLES.get(name, name.upper().replace("_", "-"))
 
 
-def _threat(record: Mapping[str, Any]) -> str:
-    return f"{record['norm']} perturbations of up to {record['epsilon']:.4g} (pixels in [0, 1])"
+def _threat(record: Record) -> str:
+    return f"{record.norm} perturbations of up to {record.epsilon:.4g} (pixels in [0, 1])"
 
 
-def _summary(record: Mapping[str, Any]) -> str:
-    saving = f"{record['reduction']:.0f} % fewer than the dense network's {record['gmacs_dense']:.4f}"
+def _summary(record: Record) -> str:
+    saving = f"{record.reduction:.0f} % fewer than the dense network's {record.gmacs_dense:.4f}"
     lines = [
-        f"An image classifier ({record['backbone']}, trained by `{record['method']}` on {record['dataset']}{_experts(record)}) of",
-        f"{record['gmacs']:.4f} GMACs an image, {saving}.",
+        f"An image classifier ({record.backbone}, trained by `{record.method}` on {record.dataset}{_experts(record)}) of",
+        f"{record.gmacs:.4f} GMACs an image, {saving}.",
         "",
-        f"Under {_threat(record)} **{worst_of(record):.1f} %** of {record['test_images']} test images withstand",
-        f"everything that was tried. Of the clean ones {record['sa']:.1f} % are classified correctly.",
+        f"Under {_threat(record)} **{record.worst:.1f} %** of {record.test_images} test images withstand",
+        f"everything that was tried. Of the clean ones {record.sa:.1f} % are classified correctly.",
     ]
-    if "ra_worst" not in record:
+    if record.ra_worst is None:
         lines.append("The first figure is a quick one, from above: AutoAttack and the attacks on routing were not all run.")
     return "\n".join(lines)
 
 
-def _experts(record: Mapping[str, Any]) -> str:
-    model = record["config"]["model"]
-    routed = record["evaluation"]["routing"] is not None
-    return f", {model['num_experts']} experts a layer at model scale {model['model_scale']:g}" if routed else ""
+def _experts(record: Record) -> str:
+    model = record.config.model
+    routed = record.evaluation.routing is not None
+    return f", {model.num_experts} experts a layer at model scale {model.model_scale:g}" if routed else ""
 
 
-def _figures(record: Mapping[str, Any]) -> Table:
-    intervals = record["evaluation"]["intervals"]
-    spans = [intervals[name] for name in intervals if name in record["evaluation"]]
+def _figures(record: Record) -> Table:
+    intervals = record.evaluation.intervals
+    spans = [intervals[name] for name in intervals if name in record.evaluation.figures]
     rows = tuple(
         (Entry(title), Entry(f"{value:.1f}", value), Entry(f"{low:.1f} to {high:.1f}"))
         for (title, value), (low, high) in zip(_measured(record), spans, strict=True)
@@ -100,44 +99,44 @@ def _figures(record: Mapping[str, Any]) -> Table:
     return Table("figures", "Accuracy on the test set", ("measure", "%", "95 % interval"), rows)
 
 
-def _attacks(record: Mapping[str, Any]) -> Table:
+def _attacks(record: Record) -> Table:
     rows = tuple(
-        (Entry(name), Entry(str(run["attacked"]), run["attacked"]), Entry(str(run["broken"]), run["broken"]))
-        for name, run in record["evaluation"]["attacks"].items()
+        (Entry(name), Entry(str(run.attacked), run.attacked), Entry(str(run.broken), run.broken))
+        for name, run in record.evaluation.attacks.items()
     )
     return Table("attacks", "Attacks", ("attack", "images attacked", "broken"), rows)
 
 
-def _checks(record: Mapping[str, Any]) -> Table:
+def _checks(record: Record) -> Table:
     rows = tuple(
-        tuple(Entry(str(check[field])) for field in ("number", "name", "status", "detail"))
-        for check in record["evaluation"]["checks"]
+        tuple(Entry(str(text)) for text in (check.number, check.name, check.status, check.detail))
+        for check in record.evaluation.checks
     )
     about = "" if rows else "None was made: the standard and full evaluations make them."
     return Table("checks", "Checks of the evaluation itself", ("number", "check", "verdict", "detail"), rows, about)
 
 
-def _limits(record: Mapping[str, Any], classes: Sequence[str], input_size: Sequence[int]) -> Iterator[str]:
-    evaluation, (channels, height, width) = record["evaluation"], input_size
+def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -> Iterator[str]:
+    evaluation, (channels, height, width) = record.evaluation, input_size
     yield f"The figures hold for {_threat(record)}; nothing follows for larger or other changes, such as rotation, blur or patches."
     yield "No attack proves robustness, and a stronger one may break more: RA-worst is an upper bound."
     yield f"Images are {height} x {width} with {channels} channels, and each is taken for one of {len(classes)} classes."
-    if "ra_worst" not in record:
+    if record.ra_worst is None:
         yield "RA-worst (quick) was found without AutoAttack or without attacks on the routing: RA-worst can only be lower."
-    if autoattack_unreliable(evaluation):
+    if evaluation.autoattack_unreliable:
         yield "RA-AA stands further above RA-worst than it should: AutoAttack's figure is not to be trusted for this network."
-    for check in evaluation["checks"]:
-        if check["status"] in ("warn", "fail"):
-            yield f"Check {check['number']} ({check['name']}) ended with {check['status']}: {check['detail']}."
-    for attack, reason in evaluation["left_out"].items():
+    for check in evaluation.checks:
+        if check.status in ("warn", "fail"):
+            yield f"Check {check.number} ({check.name}) ended with {check.status}: {check.detail}."
+    for attack, reason in evaluation.left_out.items():
         yield f"`{attack}` was not run: {reason}."
 
 
-def _origin(record: Mapping[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+def _origin(record: Record) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in (record.versions or {}).items())
     lines = [
-        f"Measured by advmoe {record.get('advmoe', '?')} (commit {record.get('commit') or 'unknown'}; {versions}) at",
-        f"{record['time']}: epoch {record['epoch']} of seed {record['seed']}, trained on {record['train_images']} images.",
-        f"Fingerprint of the data: `{record['fingerprint']}`. Everything else is in record.json.",
+        f"Measured by advmoe {record.advmoe or '?'} (commit {record.commit or 'unknown'}; {versions}) at",
+        f"{record.time}: epoch {record.epoch} of seed {record.seed}, trained on {record.train_images} images.",
+        f"Fingerprint of the data: `{record.fingerprint}`. Everything else is in record.json.",
     ]
     return "\n".join(lines)

@@ -2,14 +2,14 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
-from advmoe.evaluation.record import autoattack_unreliable
+from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, shared_settings
 
@@ -51,37 +51,40 @@ class Summary:
     shared: dict[str, Any]
 
 
-def summarise(records: Iterable[Mapping[str, Any]]) -> list[Summary]:
+def summarise(records: Iterable[Record]) -> list[Summary]:
     """One Summary a cell, in the order the cells come; `collect` gives Records with one run for each cell and seed."""
-    cells: dict[Cell, list[Mapping[str, Any]]] = defaultdict(list)
+    cells: dict[Cell, list[Record]] = defaultdict(list)
     for record in records:
         cells[cell_of(record)].append(record)
     return [_summary(cell, runs) for cell, runs in cells.items()]
 
 
-def _summary(cell: Cell, runs: Sequence[Mapping[str, Any]]) -> Summary:
+def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
     measured = [(_measured(run), attacks_of(run)) for run in runs]
     names = dict.fromkeys(name for figures, _ in measured for name in figures)
     plans = {name: {attacks for figures, attacks in measured if name in figures} for name in WORST if name in names}
     mixed = tuple(name for name, sets in plans.items() if len(sets) > 1)
     return Summary(
-        cell, len(runs), tuple(run["seed"] for run in runs),
+        cell, len(runs), tuple(run.seed for run in runs),
         {name: figure([own[name] for own, _ in measured if name in own]) for name in names if name not in mixed},
-        departures(runs[0]), any(autoattack_unreliable(run["evaluation"]) for run in runs),
+        departures(runs[0]), any(run.evaluation.autoattack_unreliable for run in runs),
         {name: sets.pop() for name, sets in plans.items() if name not in mixed}, mixed, shared_settings(runs[0]),
     )  # fmt: skip
 
 
-def _measured(record: Mapping[str, Any]) -> dict[str, float]:
-    named = {name: record.get(name) for name in (*ACCURACIES, "gmacs", "reduction")} | {"ra_50": record["ra"].get("50")}
+def _measured(record: Record) -> dict[str, float]:
+    named = {
+        "sa": record.sa, "ra_50": record.ra.get("50"), "ra_aa": record.ra_aa, "ra_worst": record.ra_worst,
+        "ra_worst_quick": record.ra_worst_quick, "gmacs": record.gmacs, "reduction": record.reduction,
+    }  # fmt: skip
     if attacks_of(record) != QUICK:
         named["ra_worst_listed"] = named.pop("ra_worst_quick")
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
-def attacks_of(record: Mapping[str, Any]) -> frozenset[str]:
+def attacks_of(record: Record) -> frozenset[str]:
     """What made a Record's worst case: the attacks that were run, and those on routing that its network gave no chance to."""
-    ran, left_out = (record["evaluation"].get(name) or {} for name in ("attacks", "left_out"))
+    ran, left_out = record.evaluation.attacks, record.evaluation.left_out
     return frozenset([*ran, *(name for name in left_out if name in ATTACKS and ATTACKS[name].needs == "routing")])
 
 

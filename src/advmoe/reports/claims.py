@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal
+from typing import Literal
 
+from advmoe.evaluation.record import Record
 from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
@@ -43,7 +44,7 @@ class Claim:
     detail: str
 
 
-def judge(records: Iterable[Mapping[str, Any]]) -> list[Claim]:
+def judge(records: Iterable[Record]) -> list[Claim]:
     """The appendix's claims, in its own setting first (also where nothing was run in it), then in every other one in which AdvMoE
     and a baseline were run.
 
@@ -164,14 +165,14 @@ def _rivals(cell: PrintedCell, methods: Sequence[str]) -> list[PrintedCell]:
     ]  # fmt: skip
 
 
-def _convergence(records: Iterable[Mapping[str, Any]]) -> Claim:
+def _convergence(records: Iterable[Record]) -> Claim:
     """Judged by held-out RA at the end of runs of 100 epochs: whether it still rises, falls again, or never left chance.
 
     Needs a cell of several seeds; runs that do not agree show nothing.
     """
     text = f"AdvMoE converges within {PAPER_EPOCHS} epochs"
-    long = [record for record in records if record["method"] == "advmoe" and cell_of(record).epochs == PAPER_EPOCHS]
-    long = [record for record in long if len(record["history"]) == PAPER_EPOCHS and record["classes"]]
+    long = [record for record in records if record.method == "advmoe" and cell_of(record).epochs == PAPER_EPOCHS]
+    long = [record for record in long if len(record.history) == PAPER_EPOCHS and record.classes]
     if not long:
         return Claim(text, "not shown", f"No AdvMoE run of {PAPER_EPOCHS} epochs whose Record holds its epochs.")
     ends = [_end(record) for record in long]
@@ -185,10 +186,10 @@ def _convergence(records: Iterable[Mapping[str, Any]]) -> Claim:
     return Claim(text, verdict, detail if seeds > 1 else f"One seed. {detail}")
 
 
-def _end(record: Mapping[str, Any]) -> tuple[bool, str]:
+def _end(record: Record) -> tuple[bool, str]:
     """Whether a run's held-out RA has converged, and its end in words."""
-    values = [row["val_ra"] for row in record["history"]]
-    tenth, chance = len(values) // 10, 100 / len(record["classes"])
+    values = [row.val_ra for row in record.history]
+    tenth, chance = len(values) // 10, 100 / len(record.classes)
     level = fmean(values[-tenth:])
     change = level - fmean(values[-2 * tenth : -tenth])
     above = level > chance
@@ -200,7 +201,7 @@ def _end(record: Mapping[str, Any]) -> tuple[bool, str]:
     return above and abs(change) <= STEADY, f"{level:.1f} %, {change:+.1f}: {state}"
 
 
-def verdict(records: Iterable[Mapping[str, Any]]) -> list[str]:
+def verdict(records: Iterable[Record]) -> list[str]:
     """Sentences: for every setting, those with most methods and then most training first, which method is most robust at worst and
     at what cost; then what failed its checks. A setting whose runs differ in more than method has a sentence for each kind."""
     records = list(records)
@@ -271,14 +272,14 @@ def _title(own: Summary) -> str:
     return look(own.cell.method).title + scale + (f", N {own.cell.num_experts}" if own.cell.method in ROUTED else "")
 
 
-def _failures(records: Sequence[Mapping[str, Any]]) -> list[str]:
+def _failures(records: Sequence[Record]) -> list[str]:
     """A line for every run whose evaluation failed a self-check, or one that none did."""
     lines = []
     for record in records:
-        failed = [check for check in record["evaluation"]["checks"] if check["status"] == "fail"]
+        failed = [check for check in record.evaluation.checks if check.status == "fail"]
         if failed:
-            names = "; ".join(f"({check['number']}) {check['name']}: {check['detail']}" for check in failed)
-            lines.append(f"Failed its checks: {cell_of(record).words}, seed {record['seed']}: {names}.")
+            names = "; ".join(f"({check.number}) {check.name}: {check.detail}" for check in failed)
+            lines.append(f"Failed its checks: {cell_of(record).words}, seed {record.seed}: {names}.")
     return lines or ["No run failed a check of its evaluation."]
 
 

@@ -1,6 +1,5 @@
 """Records below a folder, one for each cell and seed."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -10,14 +9,14 @@ from typing import Any
 
 from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError
-from advmoe.evaluation.record import MAX_BYTES, checked_record
-from advmoe.files import bounded_text
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
 from advmoe.models import MODELS
 from advmoe.moe import MoEKind
 from advmoe.training.methods import METHODS
 
 Told = Callable[[str], None]
-Found = tuple[Path, dict[str, Any]]
+Found = tuple[Path, Record]
 ROUTED = tuple(name for name, method in METHODS.items() if isinstance(method.kind(RunConfig().model), MoEKind))
 FULL_SCALE = ("standard", "at_dense")
 PLACES = (  # no part of what a run is, or said by its cell
@@ -73,20 +72,20 @@ class Cell:
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 
-def cell_of(record: Mapping[str, Any]) -> Cell:
+def cell_of(record: Record) -> Cell:
     """The cell that a Record is a run of."""
-    method, config, backbone = record["method"], record["config"], record["backbone"]
-    width, published = config["model"].get("width"), MODELS[backbone][1] if backbone in MODELS else None
+    method, config, backbone = record.method, record.config, record.backbone
+    width, published = config.model.width, MODELS[backbone][1] if backbone in MODELS else None
     return Cell(
-        dataset=record["dataset"], backbone=backbone, width=None if width in (None, published) else int(width),
-        method=method, model_scale=1.0 if method in FULL_SCALE else float(config["model"]["model_scale"]),
-        num_experts=int(config["model"]["num_experts"]) if method in ROUTED else 1, attack_steps=int(config["attack"]["num_steps"]),
-        epsilon=record["epsilon"], norm=record["norm"], epochs=int(config["training"]["epochs"]),
-        train_images=record["train_images"], test_images=record["test_images"],
+        dataset=record.dataset, backbone=backbone, width=None if width == published else width,
+        method=method, model_scale=1.0 if method in FULL_SCALE else config.model.model_scale,
+        num_experts=config.model.num_experts if method in ROUTED else 1, attack_steps=config.attack.num_steps,
+        epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
+        train_images=record.train_images, test_images=record.test_images,
     )  # fmt: skip
 
 
-def collect(folder: Path, told: Told) -> list[dict[str, Any]]:
+def collect(folder: Path, told: Told) -> list[Record]:
     """The Records below `folder`: every record.json, and every other JSON file outside of runs that holds a Record or a list of
     them; ordered by cell and seed.
 
@@ -99,9 +98,9 @@ def collect(folder: Path, told: Told) -> list[dict[str, Any]]:
     found = [pair for path in _files(folder) for pair in _read(path, told)]
     if not found:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
-    once = {json.dumps(record, sort_keys=True): (path, record) for path, record in reversed(found)}  # copies of a Record are one
+    once = {record.model_dump_json(): (path, record) for path, record in reversed(found)}  # copies of a Record are one
     cells: dict[Cell, list[Found]] = defaultdict(list)
-    for path, record in sorted(once.values(), key=lambda pair: pair[1]["time"], reverse=True):
+    for path, record in sorted(once.values(), key=lambda pair: pair[1].time, reverse=True):
         cells[cell_of(record)].append((path, record))
     return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], told)]
 
@@ -119,15 +118,9 @@ def _files(folder: Path) -> Iterator[Path]:
 def _read(path: Path, told: Told) -> list[Found]:
     """The Records of a file; what is none is told of in one line."""
     try:
-        tree = json.loads(bounded_text(path, MAX_BYTES))
+        tree = with_gallery(read_json(path), path, told)
     except UserError as error:
         told(f"left out, {error}")
-        return []
-    except OSError as error:
-        told(f"left out, {path}: cannot be read ({error.strerror or error})")
-        return []
-    except (ValueError, RecursionError) as error:
-        told(f"left out, {path}: broken JSON ({' '.join(str(error).split())})")
         return []
     several = isinstance(tree, list)
     entries = [(f"{path}, entry {number}", entry) for number, entry in enumerate(tree, 1)] if several else [(str(path), tree)]
@@ -142,29 +135,29 @@ def _read(path: Path, told: Told) -> list[Found]:
     return records
 
 
-def settings(record: Mapping[str, Any]) -> dict[str, Any]:
+def settings(record: Record) -> dict[str, Any]:
     """Everything that makes the run but its seed and where it ran: 'section.field' -> value, of the fields that its method heeds,
     defaults where the Record is older than a field; with the data's fingerprint."""
-    method = record["method"]
+    method = record.method
     ignored = {*PLACES, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
-    flat = _flat(to_dict(RunConfig())) | _flat(record["config"]) | {"fingerprint": record["fingerprint"]}
+    flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
-def shared_settings(record: Mapping[str, Any]) -> dict[str, Any]:
+def shared_settings(record: Record) -> dict[str, Any]:
     """The `settings` that runs of different methods must share to be compared: all but those of routers, experts and methods."""
     return {name: value for name, value in settings(record).items() if name not in OF_METHODS}
 
 
-def departures(record: Mapping[str, Any]) -> tuple[str, ...]:
+def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are neither part of the cell nor the default, which is the appendix's for CIFAR."""
     usual = _flat(to_dict(RunConfig()))
-    as_trained = ("attack.epsilon",) if record["config"]["attack"]["epsilon"] == record["epsilon"] else ()
+    as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
     own = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
     return tuple(f"{name} {shown(value)} ({shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))
 
 
-def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[dict[str, Any]]:
+def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[Record]:
     """One run a seed, of the newest run's settings; `runs` have the newest first."""
     newest, wanted = runs[0][0], settings(runs[0][1])
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
@@ -172,11 +165,11 @@ def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[dict[str,
     for path, record in runs:
         other = differing(settings(record), wanted)
         if other:
-            others[path, other].append(record["seed"])
-        elif record["seed"] not in kept:
-            kept[record["seed"]] = path, record
-        elif record["evaluation"] != kept[record["seed"]][1]["evaluation"]:
-            told(f"left out, {path}: seed {record['seed']} of {cell.words}: {kept[record['seed']][0]} holds a newer run of it")
+            others[path, other].append(record.seed)
+        elif record.seed not in kept:
+            kept[record.seed] = path, record
+        elif record.evaluation != kept[record.seed][1].evaluation:
+            told(f"left out, {path}: seed {record.seed} of {cell.words}: {kept[record.seed][0]} holds a newer run of it")
     for (path, other), seeds in others.items():
         numbers = ", ".join(str(seed) for seed in sorted(set(seeds)))
         told(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({other})")

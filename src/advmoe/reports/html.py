@@ -7,13 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from advmoe.evaluation.record import SCHEMA
+from advmoe.evaluation.record import Record
 from advmoe.reports.captions import CAPTIONS, Caption
 from advmoe.reports.cells import Figure, Summary
 from advmoe.reports.claims import Claim
@@ -23,7 +22,6 @@ from advmoe.reports.markup import Entry, Table
 from advmoe.reports.panels import LOOKS, look, radius
 from advmoe.reports.runs import Run, counted, run_of
 
-Record = Mapping[str, Any]
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the others can be unfolded
 ACCURACIES = {
@@ -84,8 +82,8 @@ def _policy(style: str, script: str) -> str:
 
 def _subtitle(records: Sequence[Record]) -> str:
     """'9 runs of 5 methods on fashion-mnist; newest of 2026-11-22'."""
-    methods, datasets = {record["method"] for record in records}, dict.fromkeys(record["dataset"] for record in records)
-    newest = max(str(record["time"]) for record in records)[:10]
+    methods, datasets = {record.method for record in records}, dict.fromkeys(record.dataset for record in records)
+    newest = max(str(record.time) for record in records)[:10]
     return f"{counted(len(records), 'run')} of {counted(len(methods), 'method')} on {', '.join(datasets)}; newest of {newest}"
 
 
@@ -154,11 +152,11 @@ def _gaps(records: Sequence[Record]) -> list[str]:
     """What Records lack, a line each: those of older schemas most of it."""
     lines = []
     for name, what in NEEDED.items():
-        asked = [record for record in records if record["method"] in ROUTED or name not in OF_ROUTING]
-        lacking = sum(not record.get(name) for record in asked)
+        asked = [record for record in records if record.method in ROUTED or name not in OF_ROUTING]
+        lacking = sum(not getattr(record, name) for record in asked)
         if lacking:
             lines.append(f"{lacking} of {counted(len(asked), 'run')}: no {what} on record.")
-    old = sum(record["schema"] < SCHEMA for record in records)
+    old = sum(record.from_schema is not None for record in records)
     if lines and old:
         lines.append(f"{counted(old, 'Record')} of an older schema: evaluated again, such a run records all of it.")
     return lines

@@ -8,10 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from advmoe.evaluation.record import Record
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
 from advmoe.reports.figures import COLOURS, short
 
-Record = dict[str, Any]
 Key = TypeVar("Key")
 Line = tuple[str, int]  # method, and N (0 where it has no experts)
 
@@ -77,9 +77,9 @@ def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     """Records by setting and model scale, titled; the dense network stands in the panel of every scale."""
     panels = []
     for setting, own in grouped(records, setting_of).items():
-        scales = sorted({scale_of(record) for record in own if record["method"] not in FULL_SCALE})
+        scales = sorted({scale_of(record) for record in own if record.method not in FULL_SCALE})
         for scale in scales or [1.0]:
-            chosen = [record for record in own if record["method"] in FULL_SCALE or scale_of(record) == scale]
+            chosen = [record for record in own if record.method in FULL_SCALE or scale_of(record) == scale]
             panels.append((titled(setting, chosen, f"model scale r = {scale:g}, " if scales else ""), chosen))
     return panels
 

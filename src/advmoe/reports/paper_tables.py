@@ -1,10 +1,10 @@
 """The paper's tables A1 and A2 beside our runs, and tables of their own for runs of other settings."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from advmoe.config import ModelConfig
+from advmoe.evaluation.record import Record
 from advmoe.paper import Cell as PrintedCell
 from advmoe.recipes import recipe
 from advmoe.reports.cells import WORST, Figure, Summary, attacks_in_words, by_setting, summarise
@@ -59,7 +59,7 @@ class Notes:
         return tuple(sorted(self.texts.index(text) + 1 for text in texts))
 
 
-def tables(records: Iterable[Mapping[str, Any]]) -> list[Table]:
+def tables(records: Iterable[Record]) -> list[Table]:
     """Tables A1 and A2, then one for every other setting that was run."""
     summaries = summarise(records)
     printed = [cell for judged in judged_cells() for cell in [judged.cell]]

@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from advmoe.evaluation.record import Record
 from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
 from advmoe.reports.figures import save, short
 from advmoe.reports.panels import (
     Line,
-    Record,
     by_line,
     by_panel,
     draw_curve,
@@ -30,17 +30,17 @@ from advmoe.reports.panels import (
 from advmoe.reports.routes import fig_a1, load_heat_map
 
 MEASURED: dict[str, tuple[str, Callable[[Record], float | None]]] = {
-    "ra_50": ("RA (PGD-50)", lambda record: record["ra"].get("50")),
-    "ra_aa": ("RA-AA", lambda record: record.get("ra_aa")),
-    "ra_worst": ("RA-worst", lambda record: record.get("ra_worst")),
-    "ra_worst_quick": ("RA-worst (quick)", lambda record: record.get("ra_worst_quick")),
+    "ra_50": ("RA (PGD-50)", lambda record: record.ra.get("50")),
+    "ra_aa": ("RA-AA", lambda record: record.ra_aa),
+    "ra_worst": ("RA-worst", lambda record: record.ra_worst),
+    "ra_worst_quick": ("RA-worst (quick)", lambda record: record.ra_worst_quick),
 }
 
 
 def fig7(records: list[Record], path: Path) -> bool:
     """Robust accuracies of the five robust methods against model scale, a row of panels for each setting with two scales of one
     (Fig. 7)."""
-    robust = [record for record in records if record["method"] != "standard"]
+    robust = [record for record in records if record.method != "standard"]
     settings = {setting: own for setting, own in grouped(robust, setting_of).items() if _scales(own)}
     if not settings:
         return False
@@ -85,7 +85,7 @@ def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
 
 def fig_a2(records: list[Record], path: Path) -> bool:
     """SA and RA on held-out images after every epoch, mean and band over seeds (Fig. A2)."""
-    panels = by_panel(record for record in records if record.get("history"))
+    panels = by_panel(record for record in records if record.history)
     if not panels:
         return False
     figure = Figure(figsize=(9, 3.5 * len(panels) + 0.7), layout="constrained")
@@ -105,18 +105,18 @@ def fig_a2(records: list[Record], path: Path) -> bool:
 def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
     lines = by_line(records)
     for line, own in lines.items():
-        epochs = min(len(record["history"]) for record in own)  # a run that was cut short shortens its method's mean
-        rows = [record["history"][:epochs] for record in own]
+        epochs = min(len(record.history) for record in own)  # a run that was cut short shortens its method's mean
+        rows = [record.history[:epochs] for record in own]
         label = label_of(line, lines)
-        if any(row["phase"] > 1 for row in rows[0]):
+        if any(row.phase > 1 for row in rows[0]):
             label += ", masks, then weights"
-        draw_curve(ax, line, [row["epoch"] for row in rows[0]], [[row[name] for row in run] for run in rows], label)
+        draw_curve(ax, line, [row.epoch for row in rows[0]], [[getattr(row, name) for row in run] for run in rows], label)
     ax.grid(alpha=0.3)
 
 
 def epsilon(records: list[Record], path: Path) -> bool:
     """Accuracy against epsilon. Where it does not fall towards 0 at a large one, the attack was misled, not withstood."""
-    panels = by_panel(record for record in records if record.get("epsilon_curve") and record["epsilon"] > 0)
+    panels = by_panel(record for record in records if record.epsilon_curve and record.epsilon > 0)
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 3.8 * len(panels) + 0.7), layout="constrained")
@@ -130,14 +130,15 @@ def epsilon(records: list[Record], path: Path) -> bool:
 
 def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
     first, lines = records[0], by_line(records)
+    assert first.epsilon_curve is not None
     for line, own in lines.items():
-        curves = [record["epsilon_curve"] for record in own]
-        multiples = [value / first["epsilon"] for value in curves[0]["epsilons"]]
-        draw_curve(ax, line, multiples, [curve["ra"] for curve in curves], label_of(line, lines))
+        curves = [record.epsilon_curve for record in own if record.epsilon_curve]
+        multiples = [value / first.epsilon for value in curves[0].epsilons]
+        draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line, lines))
     ax.axvline(1, color="#767676", linewidth=0.8)
-    attack = first["epsilon_curve"]["attack"].upper().replace("_", "-")
-    ax.set(xlabel=f"radius of the attack, times {radius(first['epsilon'])}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
-    said = f"{first['epsilon_curve']['images']} images"
+    attack = first.epsilon_curve.attack.upper().replace("_", "-")
+    ax.set(xlabel=f"radius of the attack, times {radius(first.epsilon)}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
+    said = f"{first.epsilon_curve.images} images"
     ax.annotate(said, (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
     ax.grid(alpha=0.3)
 
@@ -161,7 +162,7 @@ def frontier(records: list[Record], path: Path) -> bool:
 
 def _frontier_key(record: Record) -> tuple[Cell, str]:
     """The setting, whatever the network; and which figure, empty where there is none."""
-    measured = next((name for name in ("ra_worst", "ra_worst_quick") if record.get(name) is not None), "")
+    measured = next((name for name in ("ra_worst", "ra_worst_quick") if getattr(record, name) is not None), "")
     return replace(setting_of(record), backbone="", width=None), measured
 
 
@@ -169,7 +170,7 @@ Point = tuple[float, float, float, Line, str]  # GMACs, mean, deviation, line, n
 
 
 def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
-    lines, several = by_line(records), len({record["backbone"] for record in records}) > 1
+    lines, several = by_line(records), len({record.backbone for record in records}) > 1
     points = [point for line, own in lines.items() for point in _points(line, own, name, several)]
     for gmacs, mean, std, line, said in points:
         style = look(line[0])
@@ -196,8 +197,8 @@ def _points(line: Line, records: Sequence[Record], name: str, with_backbone: boo
     networks = grouped(records, lambda record: (cell_of(record).backbone, cell_of(record).width, scale_of(record)))
     return [
         (
-            runs[0]["gmacs"],
-            *mean_and_std([run[name] for run in runs]),
+            runs[0].gmacs,
+            *mean_and_std([MEASURED[name][1](run) or 0.0 for run in runs]),
             line,
             f"{short(backbone)}, r {scale:g}" if with_backbone else f"r {scale:g}",
         )

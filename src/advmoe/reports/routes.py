@@ -5,7 +5,7 @@ Letters: L MoE layers, N experts, K filters of one expert.
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
+from advmoe.evaluation.record import GalleryImage, Record
 from advmoe.reports.collect import cell_of
 from advmoe.reports.figures import save, short
-from advmoe.reports.panels import Record, grouped, look
+from advmoe.reports.panels import grouped, look
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"
@@ -30,59 +31,59 @@ def fig_a1(records: list[Record], path: Path) -> bool:
 
     Of the Records with layers and images, the one nearest to the appendix's N = 4, r = 0.25.
     """
-    able = [record for record in records if record.get("layers") and _routed(record)]
+    able = [record for record in records if record.layers and _routed(record)]
     if not able:
         return False
     record = min(able, key=_unlike_the_appendix)
-    layers, shown = record["layers"], _routed(record)[0]
-    most = max(layer["experts"] for layer in layers)
+    layers, shown = record.layers, _routed(record)[0]
+    most = max(layer.experts for layer in layers)
     figure = Figure(figsize=(max(8.0, 2.6 + 0.5 * len(layers)), 5.6 + 0.4 * most), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[1, 1 + 0.12 * most])
-    _draw_layer(above, record, shown["clean"]["route"][0])
+    _draw_layer(above, record, shown.clean.pathway[0])
     _draw_pathway(below, record, shown)
     save(figure, path)
     return True
 
 
-def _routed(record: Record) -> list[dict[str, Any]]:
+def _routed(record: Record) -> list[GalleryImage]:
     """Images of the gallery with a route, those rightly classified and rerouted under attack first."""
-    images = [image for image in record.get("gallery") or [] if image["clean"]["route"]]
-    return sorted(images, key=lambda own: (own["clean"]["prediction"] != own["label"], not _flips(own)))
+    images = [image for image in record.gallery if image.clean.pathway]
+    return sorted(images, key=lambda own: (own.clean.prediction != own.label, not _flips(own)))
 
 
-def _flips(shown: Mapping[str, Any]) -> int:
+def _flips(shown: GalleryImage) -> int:
     """Layers that the attack reroutes."""
-    return sum(a != b for a, b in zip(shown["clean"]["route"], shown["adversarial"]["route"], strict=True))
+    return sum(a != b for a, b in zip(shown.clean.pathway, shown.adversarial.pathway, strict=True))
 
 
 def _unlike_the_appendix(record: Record) -> tuple[bool, int, float, int]:
     cell = cell_of(record)
-    return cell.method != "advmoe", abs(cell.num_experts - 4), abs(cell.model_scale - 0.25), record["seed"]
+    return cell.method != "advmoe", abs(cell.num_experts - 4), abs(cell.model_scale - 0.25), record.seed
 
 
 def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
     """Input, router, the experts as windows of the layer's filters, output: the first MoE layer."""
-    layer, model = record["layers"][0], record["config"]["model"]
-    experts = layer["experts"]
-    ax.set_title(f"MoE layer {short(layer['name'])}: N = {experts}, r = {model['model_scale']:g}", fontsize=10)
+    layer, model = record.layers[0], record.config.model
+    experts = layer.experts
+    ax.set_title(f"MoE layer {short(layer.name)}: N = {experts}, r = {model.model_scale:g}", fontsize=10)
     ax.set(xlim=(0, 12), ylim=(-0.4, 4.4))
     ax.axis("off")
-    _box(ax, 0.1, 0.7, 1.9, f"input\n{layer['in_channels']} channels")
+    _box(ax, 0.1, 0.7, 1.9, f"input\n{layer.in_channels} channels")
     _box(ax, 2.4, 3.1, 2.6, "router\npool, standardise, linear")
-    _box(ax, 10.0, 0.7, 1.9, f"output, {' x '.join(map(str, layer['size']))}\n{layer['width']} channels")
-    share = 1 / experts if model.get("bank") == "disjoint" else model["model_scale"]
+    _box(ax, 10.0, 0.7, 1.9, f"output, {' x '.join(map(str, layer.size))}\n{layer.width} channels")
+    share = 1 / experts if record.config.section("model").get("bank") == "disjoint" else model.model_scale
     step = 2.5 / experts
     middle = 2.5 - (chosen + 0.6) * step
     left = 5.2 + 4.0 * chosen * (1 - share) / max(experts - 1, 1)
     for expert in range(experts):
         start = 5.2 + 4.0 * expert * (1 - share) / max(experts - 1, 1)
         _window(ax, (start, 2.5 - (expert + 1) * step), (4.0 * share, 0.8 * step), f"expert {expert}", expert == chosen)
-    for place, start in (((left, middle), (2.0, 1.25)), ((10.0, 1.25), (left + 4.0 * share, middle))):
-        ax.annotate("", place, start, arrowprops=ARROW | {"color": CHOSEN, "linewidth": 2})
+    for end, begin in (((left, middle), (2.0, 1.25)), ((10.0, 1.25), (left + 4.0 * share, middle))):
+        ax.annotate("", end, begin, arrowprops=ARROW | {"color": CHOSEN, "linewidth": 2})
     ax.annotate("", (2.9, 3.1), (1.6, 1.8), arrowprops=ARROW)
     ax.annotate("", (left + 2 * share, 2.5 - chosen * step - 0.2 * step), (5.0, 3.65), arrowprops=ARROW)
     ax.text(6.6, 3.65, f"top-1: expert {chosen}", color="#00654A", va="center", weight="bold", fontsize=9)
-    ax.text(7.2, -0.3, f"the layer's filters, left to right; each expert has {layer['width']} of them", ha="center", fontsize=8)
+    ax.text(7.2, -0.3, f"the layer's filters, left to right; each expert has {layer.width} of them", ha="center", fontsize=8)
 
 
 def _box(ax: Axes, x: float, y: float, wide: float, text: str) -> None:
@@ -97,32 +98,32 @@ def _window(ax: Axes, corner: tuple[float, float], size: tuple[float, float], te
     ax.text(*place, text, ha="center", va="center", fontsize=8, color=ink, weight=weight)
 
 
-def _draw_pathway(ax: Axes, record: Record, shown: Mapping[str, Any]) -> None:
+def _draw_pathway(ax: Axes, record: Record, shown: GalleryImage) -> None:
     """All layers in order, their experts as cells; the clean image's pathway, and where the attack leaves it."""
-    layers, clean, adversarial = record["layers"], shown["clean"], shown["adversarial"]
-    names = [short(name) for name in record.get("classes") or []]
-    routes = [_for_all(shown[name]["route"], len(layers)) for name in ("clean", "adversarial")]
+    layers, clean, adversarial = record.layers, shown.clean, shown.adversarial
+    names = [short(name) for name in record.classes]
+    routes = [_for_all(seen.pathway, len(layers)) for seen in (clean, adversarial)]
     for x, (layer, own, other) in enumerate(zip(layers, *routes, strict=True)):
-        for expert in range(layer["experts"]):
+        for expert in range(layer.experts):
             _window(ax, (x - 0.36, expert - 0.36), (0.72, 0.72), str(expert), expert == own)
         if other != own:
             ax.add_patch(Rectangle((x - 0.36, other - 0.36), 0.72, 0.72, fill=False, edgecolor=CHANGED, linewidth=2, hatch="///"))
-    most = max(layer["experts"] for layer in layers)
+    most = max(layer.experts for layer in layers)
     ax.plot(range(len(layers)), routes[0], color=CHOSEN, linewidth=2.5, zorder=0, label="clean image")
     ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {_attack(shown)}")
     image = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
-    image.imshow(_pixels(clean["png"]), cmap="gray")
+    image.imshow(_pixels(clean.png), cmap="gray")
     image.set(xticks=[], yticks=[])
-    image.set_title(named(names, shown["label"]), fontsize=8)
-    told = f"said: {named(names, clean['prediction'])}\n\nunder attack:\n{named(names, adversarial['prediction'])}"
+    image.set_title(named(names, shown.label), fontsize=8)
+    told = f"said: {named(names, clean.prediction)}\n\nunder attack:\n{named(names, adversarial.prediction)}"
     ax.text(len(layers) - 0.3, (most - 1) / 2, told, fontsize=8, va="center")
     ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(most - 0.3, -0.7))
-    ax.set_xticks(range(len(layers)), [f"{short(layer['name'])}, {layer['width']}" for layer in layers], rotation=90, fontsize=7)
+    ax.set_xticks(range(len(layers)), [f"{short(layer.name)}, {layer.width}" for layer in layers], rotation=90, fontsize=7)
     ax.set_xlabel("MoE layer, and how many filters each of its experts has", fontsize=8)
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    where = f"{short(look(record['method']).title)}, {short(record['backbone'])}, {short(record['dataset'])}"
-    ax.set_title(f"{where}: {_attack(shown)} changes the choice of {_flips(shown)} of {len(clean['route'])} routers", fontsize=10)
+    where = f"{short(look(record.method).title)}, {short(record.backbone)}, {short(record.dataset)}"
+    ax.set_title(f"{where}: {_attack(shown)} changes the choice of {_flips(shown)} of {len(clean.pathway)} routers", fontsize=10)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False, fontsize=8)
 
 
@@ -131,8 +132,8 @@ def _for_all(route: Sequence[int], layers: int) -> Sequence[int]:
     return list(route) * layers if len(route) == 1 else route
 
 
-def _attack(shown: Mapping[str, Any]) -> str:
-    return short(shown["attack"]).upper().replace("_", "-")
+def _attack(shown: GalleryImage) -> str:
+    return short(shown.attack).upper().replace("_", "-")
 
 
 def _pixels(png: str) -> np.ndarray[Any, Any]:
@@ -147,12 +148,12 @@ def named(names: Sequence[str] | None, label: int) -> str:
 
 def load_heat_map(records: list[Record], path: Path) -> bool:
     """Of each routed network's first seed: the share of each class's clean images that every expert takes, layer by layer."""
-    cells = grouped((record for record in records if record.get("load_by_class")), cell_of)
+    cells = grouped((record for record in records if record.load_by_class), cell_of)
     if not cells:
         return False
-    chosen = [min(own, key=lambda record: record["seed"]) for own in cells.values()]
-    wide = max(sum(len(layer[0]) for layer in record["load_by_class"]) for record in chosen)
-    tall = [max(1.2, 0.2 * min(len(record["load_by_class"][0]), MOST_LABELS)) for record in chosen]
+    chosen = [min(own, key=lambda record: record.seed) for own in cells.values()]
+    wide = max(sum(len(layer[0]) for layer in record.load_by_class) for record in chosen)
+    tall = [max(1.2, 0.2 * min(len(record.load_by_class[0]), MOST_LABELS)) for record in chosen]
     figure = Figure(figsize=(max(7.0, 2.5 + 0.15 * wide), sum(tall) + 1.3 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 1, squeeze=False, height_ratios=tall)[:, 0]
     for ax, record in zip(axes, chosen, strict=True):
@@ -164,18 +165,18 @@ def load_heat_map(records: list[Record], path: Path) -> bool:
 
 def _draw_load(ax: Axes, record: Record) -> Any:
     """A row a class, a column an expert, a white rule between layers."""
-    layers = [np.array(counts, dtype=float) for counts in record["load_by_class"]]
+    layers = [np.array(counts, dtype=float) for counts in record.load_by_class]
     shares = np.hstack([100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in layers])
     image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     ends = np.cumsum([counts.shape[1] for counts in layers])
     for end in ends[:-1]:
         ax.axvline(end - 0.5, color="white", linewidth=2)
     classes = range(0, len(shares), -(-len(shares) // MOST_LABELS))
-    ax.set_yticks(classes, [short(named(record.get("classes"), label)) for label in classes], fontsize=7)
+    ax.set_yticks(classes, [short(named(record.classes, label)) for label in classes], fontsize=7)
     middles = [end - counts.shape[1] / 2 - 0.5 for end, counts in zip(ends, layers, strict=True)]
     ax.set_xticks(middles, [str(number + 1) for number in range(len(layers))], fontsize=7)
     ax.set_xlabel(f"MoE layer, its experts 0 to {layers[0].shape[1] - 1} from left to right", fontsize=8)
     cell = cell_of(record)
-    where = f"{short(cell.dataset)}, {short(cell.backbone)}, r = {cell.model_scale:g}, seed {record['seed']}"
+    where = f"{short(cell.dataset)}, {short(cell.backbone)}, r = {cell.model_scale:g}, seed {record.seed}"
     ax.set_title(f"{short(look(cell.method).title)}: {where}", fontsize=9)
     return image

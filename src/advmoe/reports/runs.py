@@ -1,16 +1,15 @@
 """A Record as the report's page tells of it: figures, checks, images with their routes, configuration, provenance."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import yaml
 
+from advmoe.evaluation.record import CheckResult, GalleryImage, Record, Seen
 from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.routes import named
 
-Record = Mapping[str, Any]
 WORST = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)"}
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
 
@@ -66,7 +65,7 @@ class Run:
     title: str
     headline: str
     facts: tuple[tuple[str, str], ...]
-    checks: tuple[Mapping[str, Any], ...]
+    checks: tuple[CheckResult, ...]
     notes: tuple[Table, ...]
     config: str
     made: tuple[tuple[str, str], ...]
@@ -76,64 +75,66 @@ class Run:
 def run_of(record: Record) -> Run:
     """The Record in words, of any schema."""
     return Run(
-        name=record.get("run") or "", method=record["method"], title=f"{cell_of(record).words}, seed {record['seed']}",
-        headline=_headline(record), facts=tuple(_facts(record)), checks=tuple(record["evaluation"]["checks"]),
-        notes=tuple(_own_tables(record)), config=yaml.safe_dump(record["config"], sort_keys=False), made=tuple(_provenance(record)),
-        gallery=tuple(_shown(record, entry) for entry in record.get("gallery") or []),
+        name=record.run or "", method=record.method, title=f"{cell_of(record).words}, seed {record.seed}",
+        headline=_headline(record), facts=tuple(_facts(record)), checks=tuple(record.evaluation.checks),
+        notes=tuple(_own_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
+        made=tuple(_provenance(record)),
+        gallery=tuple(_shown(record, entry) for entry in record.gallery),
     )  # fmt: skip
 
 
 def _headline(record: Record) -> str:
     """'RA-worst 49.0 %, SA 79.0 %; 1 check failed'."""
-    worst = next(f"{title} {record[name]:.1f} %" for name, title in WORST.items() if record.get(name) is not None)
-    failed = sum(check["status"] == "fail" for check in record["evaluation"]["checks"])
-    return f"{worst}, SA {record['sa']:.1f} %" + (f"; {counted(failed, 'check')} failed" if failed else "")
+    title = WORST["ra_worst_quick" if record.ra_worst is None else "ra_worst"]
+    worst = f"{title} {record.worst:.1f} %"
+    failed = sum(check.status == "fail" for check in record.evaluation.checks)
+    return f"{worst}, SA {record.sa:.1f} %" + (f"; {counted(failed, 'check')} failed" if failed else "")
 
 
 def _facts(record: Record) -> Iterable[tuple[str, str]]:
     """Accuracies with their intervals, routing, cost."""
-    evaluation = record["evaluation"]
-    for name, (low, high) in evaluation["intervals"].items():
-        if name in evaluation:
+    evaluation = record.evaluation
+    for name, (low, high) in evaluation.intervals.items():
+        if name in evaluation.figures:
             yield (
                 WORST.get(name) or name.upper().replace("_", "-"),
-                f"{evaluation[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
+                f"{evaluation.figures[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
             )
-    routing = evaluation.get("routing")
+    routing = evaluation.routing
     if routing:
-        yield "RA-router, RA-expert", f"{routing['ra_router']:.1f} %, {routing['ra_expert']:.1f} %"
-        yield "routes that an attack changes", f"{routing['flip_rate']:.1f} % of the images"
-    yield "GMACs", f"{record['gmacs']:.4f} ({record['reduction']:.0f} % less than dense)"
-    yield "parameters", f"{record['params']:,}"
-    yield "best epoch", str(record["epoch"])
+        yield "RA-router, RA-expert", f"{routing.ra_router:.1f} %, {routing.ra_expert:.1f} %"
+        yield "routes that an attack changes", f"{routing.flip_rate:.1f} % of the images"
+    yield "GMACs", f"{record.gmacs:.4f} ({record.reduction:.0f} % less than dense)"
+    yield "parameters", f"{record.params:,}"
+    yield "best epoch", str(record.epoch)
 
 
 def _provenance(record: Record) -> Iterable[tuple[str, str]]:
-    hardware, versions = record.get("hardware") or {}, record.get("versions") or {}
-    yield "advmoe", f"{record.get('advmoe') or 'unknown'}, commit {record.get('commit') or 'unknown'}"
+    hardware, versions = record.hardware or {}, record.versions or {}
+    yield "advmoe", f"{record.advmoe or 'unknown'}, commit {record.commit or 'unknown'}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value is not None)
-    yield "data", f"{record['dataset']}, fingerprint {record['fingerprint']}"
-    yield "seeds", f"{record['seed']} in training, {record['attack_seed']} in evaluation"
-    yield "time", f"trained in {record['train_seconds']:.0f} s, evaluated in {record['evaluate_seconds']:.0f} s; {record['time']}"
-    yield "record", f"schema {record['schema']}"
+    yield "data", f"{record.dataset}, fingerprint {record.fingerprint}"
+    yield "seeds", f"{record.seed} in training, {record.attack_seed} in evaluation"
+    yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"
+    yield "record", f"schema {record.from_schema or record.schema_number}"
 
 
 def _own_tables(record: Record) -> Iterable[Table]:
     """Attacks, accuracies at other radii, epochs: each where the Record has it."""
-    attacks = record["evaluation"].get("attacks") or {}
+    attacks = record.evaluation.attacks
     yield _table("Attacks", ("attack", "attacked", "broken", "seconds"), [
-        (name, run["attacked"], run["broken"], round(run["seconds"], 1)) for name, run in attacks.items()
+        (name, run.attacked, run.broken, round(run.seconds, 1)) for name, run in attacks.items()
     ])  # fmt: skip
-    curve = record.get("epsilon_curve")
+    curve = record.epsilon_curve
     if curve:
-        title = f"Accuracy of {counted(curve['images'], 'image')} under {_attack(curve['attack'])}, by radius"
+        title = f"Accuracy of {counted(curve.images, 'image')} under {_attack(curve.attack)}, by radius"
         yield _table(title, ("radius", "accuracy, %"), [
-            (float(f"{at:.4g}"), round(ra, 1)) for at, ra in zip(curve["epsilons"], curve["ra"], strict=True)
+            (float(f"{at:.4g}"), round(ra, 1)) for at, ra in zip(curve.epsilons, curve.ra, strict=True)
         ])  # fmt: skip
-    history = record.get("history")
+    history = record.history
     if history:
-        rows = [tuple(round(row[name], 2) if name in row else "" for name in COLUMNS) for row in history]
+        rows = [tuple("" if (value := getattr(row, name)) is None else round(value, 2) for name in COLUMNS) for row in history]
         yield _table("Epochs, on held-out images", tuple(COLUMNS.values()), rows)
 
 
@@ -142,18 +143,18 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]
     return Table("", title, columns, tuple(entries))
 
 
-def _shown(record: Record, entry: Mapping[str, Any]) -> Shown:
-    names, clean, adversarial = record.get("classes"), entry["clean"], entry["adversarial"]
-    pairs = zip(clean["route"] or [], adversarial["route"] or [], strict=True)
+def _shown(record: Record, entry: GalleryImage) -> Shown:
+    names, clean, adversarial = record.classes, entry.clean, entry.adversarial
+    pairs = zip(clean.pathway, adversarial.pathway, strict=True)
     return Shown(
-        named(names, entry["label"]), entry["row"], _attack(entry["attack"]), _side(clean, entry["label"], names),
-        _side(adversarial, entry["label"], names), tuple(Layer(number, *pair) for number, pair in enumerate(pairs, 1)),
+        named(names, entry.label), entry.row, _attack(entry.attack), _side(clean, entry.label, names),
+        _side(adversarial, entry.label, names), tuple(Layer(number, *pair) for number, pair in enumerate(pairs, 1)),
     )  # fmt: skip
 
 
-def _side(seen: Mapping[str, Any], label: int, names: Sequence[str] | None) -> Side:
-    said = named(names, seen["prediction"])
-    return Side(seen["png"], said, f"{100 * seen['confidence']:.0f} %", seen["prediction"] == label)
+def _side(seen: Seen, label: int, names: Sequence[str] | None) -> Side:
+    said = named(names, seen.prediction)
+    return Side(seen.png, said, f"{100 * seen.confidence:.0f} %", seen.prediction == label)
 
 
 def _attack(name: str) -> str:

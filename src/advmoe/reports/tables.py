@@ -1,17 +1,16 @@
 """Records as tables."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from advmoe.evaluation.record import autoattack_unreliable
+from advmoe.evaluation.record import EvaluationResult, Record
 
 MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}
 
 
-def record_table(records: Sequence[Mapping[str, Any]], title: str) -> Table:
+def record_table(records: Sequence[Record], title: str) -> Table:
     """One row a Record, worst case first: accuracies in percent, cost against dense. A figure that was not measured is blank."""
     table = Table(title=f"{title}; SA and RA in %", title_justify="left")
     table.add_column("method", no_wrap=True)
@@ -24,54 +23,47 @@ def record_table(records: Sequence[Mapping[str, Any]], title: str) -> Table:
     for name in (*titles, "GMACs", "vs dense"):
         table.add_column(name, justify="right", min_width=4)
     for record, row in zip(records, rows, strict=True):
-        reduction = f"{-record['reduction']:+.0f} %" if record["gmacs"] != record["gmacs_dense"] else "1 x"
-        cost = [f"{record['gmacs']:.4f}", reduction]
-        table.add_row(record["method"], *(row.get(name, "") for name in titles), *cost)
+        reduction = f"{-record.reduction:+.0f} %" if record.gmacs != record.gmacs_dense else "1 x"
+        cost = [f"{record.gmacs:.4f}", reduction]
+        table.add_row(record.method, *(row.get(name, "") for name in titles), *cost)
     return table
 
 
-def _figures(record: Mapping[str, Any]) -> dict[str, str]:
+def _figures(record: Record) -> dict[str, str]:
     """Column -> figure as text; RA-AA is marked where RA-worst shows that it cannot be trusted."""
-    worst = "RA-worst" if "ra_worst" in record else "RA-worst (quick)"
-    figures = {worst: worst_of(record), "SA": record["sa"], **{f"RA-{steps}": value for steps, value in record["ra"].items()}}
-    figures |= {name.upper().replace("_", "-"): value for name, value in record.items() if name.startswith("ra_aa")}
+    worst = "RA-worst" if record.ra_worst is not None else "RA-worst (quick)"
+    figures = {worst: record.worst, "SA": record.sa, **{f"RA-{steps}": value for steps, value in record.ra.items()}}
+    autoattack = {"RA-AA": record.ra_aa, "RA-AA-PLUS": record.ra_aa_plus, "RA-AA-RAND": record.ra_aa_rand}
+    figures |= {name: value for name, value in autoattack.items() if value is not None}
     texts = {name: f"{value:.1f}" for name, value in figures.items()}
-    if "RA-AA" in texts and autoattack_unreliable(record["evaluation"]):
+    if "RA-AA" in texts and record.evaluation.autoattack_unreliable:
         texts["RA-AA"] += " (unreliable)"
     return texts
 
 
-def worst_of(record: Mapping[str, Any]) -> float:
-    """RA-worst, or RA-worst (quick) where the full suite was not run."""
-    value: float = record["ra_worst"] if "ra_worst" in record else record["ra_worst_quick"]
-    return value
-
-
-def evaluation_lines(evaluation: Mapping[str, Any]) -> list[str]:
+def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
     """Intervals, attacks with their times, routing, and the checks, one line each."""
-    intervals, attacks = evaluation["intervals"].items(), evaluation["attacks"].items()
+    intervals, attacks = evaluation.intervals.items(), evaluation.attacks.items()
     lines = [
-        f"{name:14} {evaluation[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}"
+        f"{name:14} {evaluation.figures[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}"
         for name, (low, high) in intervals
-        if name in evaluation
+        if name in evaluation.figures
     ]
-    lines += [f"{name:20} broke {run['broken']:4} of {run['attacked']:4} in {run['seconds']:.1f} s" for name, run in attacks]
-    reasons = dict.fromkeys(evaluation["left_out"].values())
-    lines += [f"left out, {reason}: {', '.join(_having(evaluation['left_out'], reason))}" for reason in reasons]
-    routing = evaluation["routing"]
+    lines += [f"{name:20} broke {run.broken:4} of {run.attacked:4} in {run.seconds:.1f} s" for name, run in attacks]
+    reasons = dict.fromkeys(evaluation.left_out.values())
+    lines += [f"left out, {reason}: {', '.join(_having(evaluation.left_out, reason))}" for reason in reasons]
+    routing = evaluation.routing
     if routing:
         lines += [
-            f"RA-router {routing['ra_router']:.1f} %, RA-expert {routing['ra_expert']:.1f} %; "
-            f"routes of {routing['flip_rate']:.1f} % of the images change under PGD-50",
-            "kept their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing["overlap"]) + " %",
-            f"load of the experts, per layer: {_loads(routing['load'])} %; under attack: {_loads(routing['load_adv'])} %",
-            "one expert in every layer: SA " + " ".join(f"{value:.1f}" for value in routing["fixed_expert_sa"])
-            + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing["fixed_expert_ra"]),
+            f"RA-router {routing.ra_router:.1f} %, RA-expert {routing.ra_expert:.1f} %; "
+            f"routes of {routing.flip_rate:.1f} % of the images change under PGD-50",
+            "kept their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing.overlap) + " %",
+            f"load of the experts, per layer: {_loads(routing.load)} %; under attack: {_loads(routing.load_adv)} %",
+            "one expert in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
+            + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra),
         ]  # fmt: skip
-    checks = evaluation["checks"]
-    return lines + [
-        f"({check['number']:2}) {MARKS[check['status']]} {check['name']}: {escape(check['detail'])}" for check in checks
-    ]
+    checks = evaluation.checks
+    return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
 
 
 def _having(left_out: Mapping[str, str], reason: str) -> list[str]:

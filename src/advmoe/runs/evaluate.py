@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from advmoe.config import RunConfig
 from advmoe.data import Splits
-from advmoe.evaluation.record import evaluate_run
+from advmoe.evaluation.make_record import Trained, evaluate_run
+from advmoe.evaluation.record import Record
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.moe import Dispatch
 from advmoe.runs.cost import dense_cost
@@ -16,7 +16,7 @@ from advmoe.training.start import best_network
 
 def evaluate_folder(
     run: Path, config: RunConfig, splits: Splits, options: EvaluationOptions, *, dispatch: Dispatch = "auto"
-) -> dict[str, Any]:
+) -> Record:
     """The Record of the best epoch of the run in a folder, evaluated on the test part of `splits`.
 
     `config` is the run's, changed where the evaluation differs from the training. Results are kept in RUN/evaluation. Raises
@@ -25,7 +25,5 @@ def evaluate_folder(
     model, epoch = best_network(run, config, splits)
     model.set_dispatch(dispatch)
     dense = dense_cost(config, splits.spec)
-    return evaluate_run(
-        model, config, splits, dense, replace(options, store=run / "evaluation"), run=run.resolve().name, epoch=epoch,
-        history=RunFolder(run).best().history,
-    )  # fmt: skip
+    trained = Trained(config, run.resolve().name, epoch, RunFolder(run).best().history)
+    return evaluate_run(model, trained, splits, dense, replace(options, store=run / "evaluation"))

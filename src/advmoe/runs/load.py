@@ -18,7 +18,8 @@ from advmoe.attacks import Norm
 from advmoe.config import RunConfig, RuntimeConfig, dump_yaml, from_dict, shown, to_dict
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import UserError, lookup
-from advmoe.evaluation.record import checked_record, read_record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.files import check_plain, drafted, write_atomically, write_json
 from advmoe.models import Classifier, compact
 from advmoe.moe import HARD, Gate, Routings
@@ -55,7 +56,7 @@ class Loaded(nn.Module):
     Record of this very epoch or None where it was not evaluated, `config` the run's configuration, `epoch` the run's best.
     """
 
-    def __init__(self, network: Classifier, config: RunConfig, spec: ImageSpec, epoch: int, record: dict[str, Any] | None) -> None:
+    def __init__(self, network: Classifier, config: RunConfig, spec: ImageSpec, epoch: int, record: Record | None) -> None:
         super().__init__()
         self.network = network
         self.config, self.spec, self.epoch, self.record = config, spec, epoch, record
@@ -94,14 +95,15 @@ def from_pretrained(name: str, device: str | torch.device = "cpu", revision: str
     return _from_file(hub.fetch(name, FILE, revision)).to(device)
 
 
-def save_file(model: Loaded, path: str | Path) -> None:
+def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
     """Write one safetensors file that `load` reads anywhere: weights, and in its header configuration, classes and Record.
 
-    Raises UserError where there is no folder for it.
+    The Record's gallery holds test images: it is left out unless `images` is true. Raises UserError where there is no folder for
+    the file.
     """
     content = {
         "schema": SCHEMA, "config": to_dict(_placeless(model.config)), "spec": asdict(model.spec), "epoch": model.epoch,
-        "record": model.record,
+        "record": _passed_on(model.record, images),
     }  # fmt: skip
     if not Path(path).absolute().parent.is_dir():
         raise UserError(f"{Path(path).parent}: no such folder for {Path(path).name}")
@@ -110,11 +112,11 @@ def save_file(model: Loaded, path: str | Path) -> None:
         safetensors.torch.save_file(state, draft, {"format": "pt", KEY: json.dumps(content)})
 
 
-def push_to_hub(run: str | Path, name: str, *, private: bool = False) -> str:
+def push_to_hub(run: str | Path, name: str, *, private: bool = False, images: bool = False) -> str:
     """Publish an evaluated network (whatever `load` takes) as `name` (owner/name) on the hub; gives its address.
 
-    The repository holds model.safetensors, config.yaml, record.json and a model card (README.md) made from the Record. Raises
-    UserError where there is no Record, and where the hub refuses.
+    The repository holds model.safetensors, config.yaml, record.json and a model card (README.md) made from the Record. The Record's
+    test images go there only where `images` is true. Raises UserError where there is no Record, and where the hub refuses.
     """
     if not hub.is_name(name):
         raise UserError(f"'{name}' is no name on the hub: it must be owner/name")
@@ -123,11 +125,18 @@ def push_to_hub(run: str | Path, name: str, *, private: bool = False) -> str:
         raise UserError(f"{run}: holds no Record of its best epoch, so nobody knows what it withstands: advmoe evaluate {run}")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        save_file(model, folder / FILE)
+        save_file(model, folder / FILE, images=images)
         write_atomically(folder / "config.yaml", dump_yaml(_placeless(model.config)))
-        write_json(folder / "record.json", model.record, indent=1)
+        write_json(folder / "record.json", _passed_on(model.record, images), indent=1)
         write_atomically(folder / "README.md", model_card(model.record, name, model.classes, model.input_size))
         return hub.publish(folder, name, private)
+
+
+def _passed_on(record: Record | None, images: bool) -> dict[str, Any] | None:
+    """The JSON of a Record that leaves this machine."""
+    if record is None:
+        return None
+    return (record if images else record.without_images()).to_json()
 
 
 def _placeless(config: RunConfig) -> RunConfig:
@@ -158,13 +167,13 @@ def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
         raise UserError(f"{run}: its checkpoints do not say what its images are, and its data is needed: {error}") from None
 
 
-def _record(run: Path, config: RunConfig, best: Checkpoint) -> dict[str, Any] | None:
+def _record(run: Path, config: RunConfig, best: Checkpoint) -> Record | None:
     """The run's Record; None where there is none, or it speaks of another epoch: the run went on after it was evaluated."""
     path = run / "record.json"
     if not path.exists():
         return None
     record = read_record(path)
-    same = (record["epoch"], record["fingerprint"], record["seed"]) == (best.epoch, best.fingerprint, config.seed)
+    same = (record.epoch, record.fingerprint, record.seed) == (best.epoch, best.fingerprint, config.seed)
     return record if same else None
 
 

@@ -26,7 +26,7 @@ def measure(setup: Setup) -> Iterator[Row]:
         found = evaluate(planted(seed, **settings), x, y, epsilon=EPSILON, preset=PRESET, seed=seed).to_dict()
         for figure in FIGURES:
             spread = tuple(found["intervals"][figure])
-            yield Row(suite="rerouting", case=case, what=figure, value=found[figure], unit="%", spread=spread)
+            yield Row(suite="rerouting", case=case, what=figure, value=found["figures"][figure], unit="%", spread=spread)
         for name, attack in found["attacks"].items():
             what = f"broken by {name}, of {attack['attacked']}"
             yield Row(suite="rerouting", case=case, what=what, value=attack["broken"], unit="count")

@@ -1,0 +1,93 @@
+"""Evaluate a network on its test images, and make the Record."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from advmoe.config import RunConfig, to_dict
+from advmoe.data import Splits
+from advmoe.evaluation.cost import Cost, cost
+from advmoe.evaluation.provenance import provenance
+from advmoe.evaluation.record import EvaluationResult, HistoryRow, Record, RecordedConfig
+from advmoe.evaluation.results import Evaluation
+from advmoe.evaluation.runner import evaluate_with
+from advmoe.evaluation.snapshot import Snapshot, snapshot
+from advmoe.evaluation.target import EvaluationOptions
+from advmoe.models import Classifier
+from advmoe.models.digest import weights_digest
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The run that a network comes from: its configuration, the name of its folder, and the epochs up to the evaluated one."""
+
+    config: RunConfig
+    run: str
+    epoch: int
+    history: Sequence[Mapping[str, Any]]
+
+
+class Costs(NamedTuple):
+    """The costs of the evaluated network and of the dense one."""
+
+    network: Cost
+    dense: Cost
+
+
+def make_record(
+    trained: Trained, splits: Splits, evaluation: Evaluation, options: EvaluationOptions, costs: Costs, shown: Snapshot, *,
+    weights: str, seconds: float,
+) -> Record:  # fmt: skip
+    """The Record of an evaluation that took `seconds`; `weights` is the digest of the network."""
+    config = trained.config
+    return Record(
+        run=trained.run,
+        method=config.method,
+        backbone=config.model.backbone,
+        dataset=splits.name,
+        sa=evaluation.sa,
+        ra={name.removeprefix("ra_"): value for name, value in evaluation.figures.items() if name[3:].isdigit()},
+        ra_aa=evaluation.figures.get("ra_aa"),
+        ra_aa_plus=evaluation.figures.get("ra_aa_plus"),
+        ra_aa_rand=evaluation.figures.get("ra_aa_rand"),
+        ra_worst=evaluation.worst if evaluation.complete else None,
+        ra_worst_quick=None if evaluation.complete else evaluation.worst,
+        epsilon=options.epsilon,
+        norm=options.norm,
+        gmacs=costs.network.gmacs_ideal,
+        gmacs_executed=costs.network.gmacs_executed,
+        gmacs_dense=costs.dense.gmacs_ideal,
+        reduction=100 * (1 - costs.network.gmacs_ideal / costs.dense.gmacs_ideal),
+        params=costs.network.params,
+        epoch=trained.epoch,
+        train_images=len(splits.train),
+        test_images=len(splits.test),
+        fingerprint=splits.fingerprint,
+        weights=weights,
+        seed=config.seed,
+        attack_seed=options.seed,
+        config=RecordedConfig.model_validate(to_dict(replace(config, data=replace(config.data, data_dir=None)))),
+        train_seconds=sum(row["train_seconds"] for row in trained.history),
+        evaluate_seconds=seconds,
+        evaluation=EvaluationResult.model_validate(evaluation.to_dict()),
+        history=[HistoryRow.model_validate(row) for row in trained.history],
+        classes=list(splits.spec.classes),
+        **shown._asdict(),
+        **provenance()._asdict(),
+    )
+
+
+def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:
+    """`evaluate` on the test part, as a Record; `dense` is the cost of the dense network.
+
+    A part of the shards makes a Record without the fields of a snapshot.
+    """
+    started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
+    evaluation = evaluate_with(model, x, y, options)
+    threat = options.epsilon, options.norm, options.seed
+    shown = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, *threat, options.shard_size)
+    return make_record(
+        trained, splits, evaluation, options, Costs(cost(model, splits.spec.shape), dense), shown,
+        weights=weights_digest(model), seconds=time.perf_counter() - started,
+    )  # fmt: skip

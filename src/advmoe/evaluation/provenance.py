@@ -1,0 +1,60 @@
+"""What made a Record: code, versions, hardware, time."""
+
+import datetime
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+import torch
+
+from advmoe.version import __version__
+
+
+class Provenance(NamedTuple):
+    """Fields of a Record. `commit` is None outside of a checkout; `time` is UTC."""
+
+    advmoe: str
+    commit: str | None
+    versions: dict[str, str]
+    hardware: dict[str, Any]
+    time: str
+
+
+def provenance() -> Provenance:
+    """This process's."""
+    return Provenance(
+        __version__,
+        _commit(),
+        {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        {
+            "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that holds this package, '+changes' where files differ from it; None outside one."""
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if not Path(git("rev-parse", "--show-toplevel"), "src", "advmoe").samefile(folder.parent):
+            return None
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ":/src") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor()

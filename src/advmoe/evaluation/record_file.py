@@ -1,0 +1,139 @@
+"""Records in files: read with bounds and one-line errors, and written.
+
+The images of a Record's gallery lie in a file of their own beside record.json, so that a Record can be passed on without them.
+"""
+
+import json
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from advmoe import migrations
+from advmoe.errors import UserError
+from advmoe.evaluation.record import SCHEMA, Record
+from advmoe.files import bounded_text, write_json
+
+MAX_BYTES = 2**26  # of a file of Records: the largest of ours has 350 thousand
+DEEPEST = 12  # lists and objects in one another; the deepest of ours are 5
+LONGEST = 100  # letters of a field's name in a message
+RECORD, GALLERY = "record.json", "gallery.json"  # in a run's folder
+PARTS = frozenset(  # what a report can do without
+    {
+        "run", "advmoe", "commit", "versions", "hardware", "history", "classes", "layers", "load_by_class", "epsilon_curve",
+        "gallery",
+    }
+)  # fmt: skip
+KINDS = {
+    "model_type": "an object", "model_attributes_type": "an object", "dict_type": "an object", "list_type": "a list",
+    "tuple_type": "a pair", "bool_type": "true or false", "bool_parsing": "true or false", "literal_error": f"{SCHEMA}",
+}  # fmt: skip
+
+
+def write_record(run: Path, record: Record, keep_images: bool = False) -> None:
+    """Write RUN/record.json, and the gallery to RUN/gallery.json; with `keep_images` the gallery is part of record.json."""
+    if keep_images or not record.gallery:
+        (run / GALLERY).unlink(missing_ok=True)
+        write_json(run / RECORD, record.to_json(), indent=1)
+        return
+    content = record.to_json()
+    write_json(run / GALLERY, {"time": record.time, "gallery": content.pop("gallery")})
+    write_json(run / RECORD, {**content, "gallery": []}, indent=1)
+
+
+def read_record(path: Path) -> Record:
+    """The Record in a file, of this schema or an older one, with its gallery. Raises UserError where there is none."""
+    return checked_record(with_gallery(read_json(path), path), str(path))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises UserError where it cannot be read, has more than MAX_BYTES, or is not JSON."""
+    try:
+        return json.loads(bounded_text(path, MAX_BYTES))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error})") from None
+
+
+def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | None = None) -> Any:
+    """The content of a run's record.json with the images of the gallery.json beside it, if these are of the same evaluation.
+
+    Where gallery.json cannot be read, `warn` gets one line, and the content stays as it is.
+    """
+    path = record_path.with_name(GALLERY)
+    if record_path.name != RECORD or not isinstance(content, dict) or content.get("gallery") or not path.exists():
+        return content
+    try:
+        images = read_json(path)
+    except UserError as error:
+        if warn:
+            warn(f"{error}: the Record is read without its images")
+        return content
+    if not isinstance(images, dict) or images.get("time") != content.get("time"):
+        return content
+    return {**content, "gallery": images.get("gallery", [])}
+
+
+def checked_record(content: Any, where: str, warn: Callable[[str], None] | None = None) -> Record:
+    """The Record in a JSON value from the file `where`. Fields that an older schema lacks have their defaults.
+
+    So have garbled PARTS: `warn` gets one line that names them. Raises UserError where the value is no Record, of a newer schema,
+    or garbled elsewhere.
+    """
+    if not isinstance(content, dict) or "schema" not in content:
+        raise UserError(f"{where}: holds no Record (advmoe evaluate writes them to RUN/record.json)")
+    schema = content["schema"]
+    if type(schema) is not int or schema < 1:
+        raise UserError(f"{where}: holds no Record (schema {shown(schema)}; 1 to {SCHEMA} are known)")
+    if schema > SCHEMA:
+        raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
+    if not is_readable(content):
+        raise UserError(f"{where}: holds no Record (nested more than {DEEPEST} deep, or with text that is no Unicode)")
+    content = migrations.record(content, SCHEMA)
+    try:
+        return Record.model_validate(content)
+    except ValidationError as error:
+        garbled = _garbled_parts(error, where)
+    try:
+        record = Record.model_validate({name: value for name, value in content.items() if name not in garbled})
+    except ValidationError as error:  # what depends on a part that is missing now
+        raise UserError(f"{where}: holds no Record ({_line(error)})") from None
+    if warn:
+        warn(f"{where}: read without its garbled parts: {', '.join(name for name in content if name in garbled)}")
+    return record
+
+
+def _garbled_parts(error: ValidationError, where: str) -> set[str]:
+    """The PARTS that an error is about. Raises UserError where it is about anything else."""
+    garbled = {str(each["loc"][0]) if each["loc"] else "" for each in error.errors(include_url=False, include_context=False)}
+    if not garbled <= PARTS:
+        raise UserError(f"{where}: holds no Record ({_line(error)})") from None
+    return garbled
+
+
+def _line(error: ValidationError) -> str:
+    """The first error outside of PARTS, in words: 'sa is 'high', not a number from 0 to 100'."""
+    errors = error.errors(include_url=False)
+    first = next((each for each in errors if not each["loc"] or each["loc"][0] not in PARTS), errors[0])
+    name, kind = ".".join(map(str, first["loc"]))[:LONGEST], first["type"]
+    if kind == "missing":
+        return f"{name} is missing"
+    if kind == "record":
+        return first["msg"]
+    return f"{name} is {shown(first['input'])}, not {KINDS.get(kind, first['msg'])}"
+
+
+def shown(value: Any) -> str:
+    """A value from JSON in a few words of one line."""
+    return reprlib.repr(value)
+
+
+def is_readable(value: Any, depth: int = DEEPEST) -> bool:
+    """Whether it is nested at most `depth` deep, and all of its text can be written as UTF-8 (JSON can name halves of a pair)."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+    items: Iterable[Any] = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return depth > 0 and all(is_readable(item, depth - 1) for item in items)

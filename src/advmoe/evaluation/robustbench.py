@@ -1,0 +1,33 @@
+"""A Record in the form of RobustBench's model_info files."""
+
+from typing import Any
+
+from advmoe.evaluation.record import Record
+
+
+def model_info(record: Record) -> dict[str, Any]:
+    """The fields of a model_info; `external` is RA-worst, `unreliable` is true where RA-AA is too far above it."""
+    info = {
+        "link": "",
+        "name": f"{record.method}, {record.backbone}",
+        "authors": "",
+        "additional_data": False,
+        "number_forward_passes": 1,
+        "dataset": record.dataset,
+        "venue": "",
+        "architecture": f"{record.backbone}, {record.method}",
+        "eps": _eps(record.epsilon),
+        "clean_acc": f"{record.sa:.2f}",
+    }
+    if record.ra_aa is not None:
+        info["reported"] = info["autoattack_acc"] = f"{record.ra_aa:.2f}"
+    if record.ra_worst is not None:
+        info["external"] = f"{record.ra_worst:.2f}"
+        info["unreliable"] = record.evaluation.autoattack_unreliable
+    return info
+
+
+def _eps(epsilon: float) -> str:
+    """'8/255' for a whole number of 255ths, else the number."""
+    parts = epsilon * 255
+    return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 else f"{epsilon:g}"
