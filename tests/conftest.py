@@ -1,5 +1,6 @@
 """Fixtures that several rooms share."""
 
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,19 +13,26 @@ from advmoe.attacks.registry import ATTACKS
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.data import DATASETS, Splits, load_dataset
 from advmoe.models import MODELS
+from advmoe.moe import GATES
+from advmoe.training.losses import LOSSES
 from advmoe.training.methods import METHODS
 
 
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What the test adds to them is gone after it."""
-    with patch.dict(DATASETS), patch.dict(MODELS), patch.dict(METHODS), patch.dict(ATTACKS):
+    with patch.dict(DATASETS), patch.dict(MODELS), patch.dict(METHODS), patch.dict(ATTACKS), patch.dict(GATES), patch.dict(LOSSES):
         yield
 
 
 @pytest.fixture
-def recorder() -> Recorder:
-    return Recorder()
+def recorder() -> Iterator[Recorder]:
+    observer, handler = Recorder(), logging.Handler(logging.WARNING)
+    handler.emit = lambda record: observer.notes.append(record.getMessage())  # type: ignore[method-assign]
+    log = logging.getLogger("advmoe")
+    log.addHandler(handler)
+    yield observer
+    log.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,13 @@
-"""Who listens to a training run in the tests."""
+"""What observes a training run in the tests."""
 
 from collections.abc import Callable
 from typing import Any
 
+from advmoe.training.observers import Observer
 
-class Recorder:
-    """A training Listener that keeps what it is told, and may stop a run at a chosen iteration."""
+
+class Recorder(Observer):
+    """Keeps what it is given, and may stop a run at a chosen iteration. The fixture `recorder` keeps warnings as `notes`, too."""
 
     def __init__(self, stop: Callable[[int, int], bool] = lambda epoch, iteration: False) -> None:
         self.rows: list[dict[str, Any]] = []
@@ -18,6 +20,3 @@ class Recorder:
 
     def epoch(self, row: Any) -> None:
         self.rows.append(dict(row))
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)

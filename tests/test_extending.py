@@ -20,7 +20,15 @@ def run(section, number=0):
 
 
 def test_each_extension_has_a_snippet_of_under_30_lines():
-    assert list(SECTIONS) == ["A convolutional network of your own", "A backbone", "A data set", "A method", "A gate", "An attack"]
+    assert list(SECTIONS) == [
+        "A convolutional network of your own",
+        "A backbone",
+        "A data set",
+        "A method",
+        "A gate",
+        "A loss",
+        "An attack",
+    ]
     for section, blocks in SECTIONS.items():
         assert blocks, section
         assert all(len(block.splitlines()) < 30 for block in blocks), section
@@ -33,6 +41,14 @@ def test_commands_train_evaluate_and_attack_with_what_was_added(tmp_path, capsys
     assert main([*words, *flags, "--out", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--attacks", "pgd_10", "corners", "--device", "cpu"]) == 0
     assert "corners" in capsys.readouterr().out
+
+
+def test_a_registered_gate_and_loss_are_named_by_the_configuration(tiny, splits, recorder, tmp_path):
+    from advmoe.training.loop import train
+
+    run("A gate"), run("A loss")
+    config = tiny("at_moe", epochs=1, loss="both", router_gate="noisy", router_attack_gate="noisy")
+    assert train(config, splits, tmp_path / "run", recorder)[0]["loss"] > 0
 
 
 def test_a_converted_network_trains_as_a_backbone(tiny, splits, recorder, tmp_path):

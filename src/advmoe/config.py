@@ -46,7 +46,6 @@ Fraction = Annotated[
 ]
 Device = str
 Precision = Literal["float32", "bfloat16", "auto"]
-LearnedGate = Literal["hard", "straight_through", "scaled", "soft"]
 
 
 @dataclass(frozen=True)
@@ -133,8 +132,8 @@ class AttackConfig:
 class TrainingConfig:
     """How the parameters are learned."""
 
-    loss: Literal["trades", "pgd_at"] = "trades"
-    """Robust loss; the method `standard` has none and trains on clean images."""
+    loss: str = "trades"
+    """Robust loss: trades or pgd_at; the method `standard` has none and trains on clean images."""
     beta: float = 6.0
     """TRADES: weight of the KL term."""
     epochs: int = 100
@@ -151,9 +150,9 @@ class TrainingConfig:
     """SGD weight decay."""
     tied_share: float = 0.0
     """MoE methods: share of the epochs in which the experts of a layer are kept equal before they part (ours; paper: 0)."""
-    router_gate: LearnedGate = "straight_through"
-    """Gate of the routers' update, and of all of at_moe."""
-    router_attack_gate: LearnedGate = "straight_through"
+    router_gate: str = "straight_through"
+    """Gate of the routers' update, and of all of at_moe: hard, straight_through, scaled or soft."""
+    router_attack_gate: str = "straight_through"
     """Gate that the attack of the routers' update goes through."""
     level_order: Literal["routers_first", "weights_first"] = "routers_first"
     """advmoe: which level of an iteration comes first."""

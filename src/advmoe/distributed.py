@@ -1,9 +1,10 @@
-"""Several processes that work on one run, started by torchrun: R ranks, of which rank 0 alone writes.
+"""Several processes that work on one run, started by torchrun: R ranks, of which only rank 0 writes.
 
-Without torchrun there is one rank, and everything here costs nothing and changes nothing. Every function that communicates is
-to be called by all ranks, in the same order.
+Without torchrun there is one rank, and nothing here costs time or changes a result. All ranks must call the functions that
+communicate, in the same order.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from advmoe.errors import UserError
 
 Result = TypeVar("Result")
-PATIENCE = timedelta(days=7)  # rank 0 may work alone for hours; ranks that died are noticed at once, by their connections
+TIMEOUT = timedelta(days=7)  # rank 0 may work alone for hours; a rank that died is noticed at once, by its connection
 
 
 def world_size() -> int:
@@ -33,7 +34,7 @@ def rank() -> int:
 
 
 def launch_id() -> str:
-    """What tells one torchrun from another; empty without it."""
+    """The identifier of this torchrun; empty without torchrun."""
     return os.environ.get("TORCHELASTIC_RUN_ID", "")
 
 
@@ -43,7 +44,7 @@ def restart_count() -> int:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """Of CUDA devices that were not chosen by number, the one that is this rank's on its machine."""
+    """This rank's CUDA device on its machine, if `device` is CUDA without a number; else `device`."""
     if device.type != "cuda" or not launch_id():
         return device
     if device.index is not None:
@@ -52,30 +53,31 @@ def local_device(device: torch.device) -> torch.device:
         return device
     local = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if local.index >= torch.cuda.device_count():
-        raise UserError(f"{local} is not to be had: start at most {torch.cuda.device_count()} processes on this machine")
+        raise UserError(f"{local} is not available: start at most {torch.cuda.device_count()} processes on this machine")
     torch.cuda.set_device(local)
     return local
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the other ranks, where torchrun started several: NCCL between CUDA devices, gloo between processors."""
+    """Join the other ranks, if torchrun started several: by NCCL between CUDA devices, by gloo between CPUs. Only rank 0 logs."""
     if not launch_id() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
-    store, own, world = next(rendezvous("env://"))
+    store, number, world = next(rendezvous("env://"))
     store = PrefixStore(f"attempt {restart_count()}", store)  # torchrun may keep the store, with addresses of ranks that died
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=own, world_size=world, timeout=PATIENCE)
+    dist.init_process_group(backend, store=store, rank=number, world_size=world, timeout=TIMEOUT)
+    logging.getLogger("advmoe").disabled = number > 0
     try:
         yield
-        dist.barrier()  # gloo aborts a process whose peers are gone before it has said goodbye
+        dist.barrier()  # gloo aborts a process whose peers leave first
     finally:
         dist.destroy_process_group()
 
 
 def local_rows(images: int) -> slice:
-    """This rank's rows of a batch of so many images; the ranks' shares differ by one at most."""
+    """This rank's rows of a batch of `images` images. The ranks' shares differ by one at most."""
     return slice(images * rank() // world_size(), images * (rank() + 1) // world_size())
 
 
@@ -100,7 +102,7 @@ def sum_over_ranks(x: Tensor) -> Tensor:
 
 def all_gather(x: Tensor) -> Tensor:
     """[...] -> [R, ...]: every rank's tensor of that shape, with gradients."""
-    slots = [x if place == rank() else torch.zeros_like(x) for place in range(world_size())]
+    slots = [x if number == rank() else torch.zeros_like(x) for number in range(world_size())]
     return sum_over_ranks(torch.stack(slots))
 
 
@@ -115,7 +117,8 @@ def gather_rows(x: Tensor) -> Tensor:
 
 
 def pooled_statistics(values: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Number, mean and biased variance of all ranks' values, from each rank's own; `values` is broadcast to the others' shape."""
+    """Number, mean and biased variance of the values of all ranks, from those of each rank. `values`, this rank's number of
+    values, is broadcast to the shape of `mean`."""
     if world_size() == 1:
         return values.to(mean.dtype).expand_as(mean), mean, var
     counts, means, variances = all_gather(torch.stack([values.to(mean.dtype).expand_as(mean), mean, var])).unbind(dim=1)
@@ -126,12 +129,12 @@ def pooled_statistics(values: Tensor, mean: Tensor, var: Tensor) -> tuple[Tensor
 
 
 def any_rank(flags: Tensor) -> Tensor:
-    """Flags (a bool tensor) that are set on some rank."""
+    """Which flags (a bool tensor) are set on at least one rank."""
     return sum_over_ranks(flags.float()) > 0 if world_size() > 1 else flags
 
 
 def maximum(number: int) -> int:
-    """The largest of the ranks' numbers."""
+    """The largest number of any rank."""
     if world_size() == 1:
         return number
     slot = torch.tensor(number)  # on the CPU, which gloo serves beside NCCL
@@ -151,7 +154,7 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         parts = flat.split([gradient.numel() for gradient in gradients])
-        torch._foreach_copy_(gradients, [part.view_as(own) for part, own in zip(parts, gradients, strict=True)])
+        torch._foreach_copy_(gradients, [part.view_as(gradient) for part, gradient in zip(parts, gradients, strict=True)])
 
 
 def broadcast(value: Result) -> Result:
@@ -164,7 +167,8 @@ def broadcast(value: Result) -> Result:
 
 
 def on_rank_zero(action: Callable[[], Result]) -> Result:
-    """What `action` gives on rank 0, which alone runs it. Where it raises there, the others end silently."""
+    """Run `action` on rank 0, and return its result on every rank. If it raises on rank 0, rank 0 re-raises and the other ranks
+    exit."""
     if world_size() == 1:
         return action()
     result: Result | None = None
@@ -181,13 +185,14 @@ def on_rank_zero(action: Callable[[], Result]) -> Result:
 
 
 def barrier() -> None:
-    """Wait until every rank has come this far."""
+    """Wait until every rank has called this."""
     if world_size() > 1:
         dist.barrier()
 
 
 def raise_together(action: Callable[[], Result]) -> Result:
-    """What `action` gives on each rank. Where it raises UserError or OSError on some, rank 0 raises that, others end silently."""
+    """Run `action` on every rank, and return each rank's result. If it raises UserError or OSError on some rank, rank 0 raises
+    UserError with the first message and the other ranks exit."""
     if world_size() == 1:
         return action()
     result: Result | None = None
@@ -204,7 +209,7 @@ def raise_together(action: Callable[[], Result]) -> Result:
 
 
 def broadcast_state(module: nn.Module) -> None:
-    """Give every rank rank 0's parameters and buffers."""
+    """Copy rank 0's parameters and buffers to every rank."""
     if world_size() > 1:
         for tensor in module.state_dict().values():
             dist.broadcast(tensor, 0)

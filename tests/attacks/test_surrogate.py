@@ -17,7 +17,7 @@ from advmoe.attacks.surrogate import (
     through_route,
     with_routing_margin,
 )
-from advmoe.moe import HARD, Gate, Routing
+from advmoe.moe import HARD, Gate, Routing, SoftGate, make_gate
 
 B, C = 12, 3
 EPSILON = 0.1
@@ -41,7 +41,7 @@ class Linear(nn.Module):
         for layer, (router, expert) in enumerate(zip(self.routers, self.experts, strict=True)):
             logits, outputs = router(flat), expert(flat).unflatten(1, (3, C))
             weights = gate.weights(logits, layer)
-            mixture = weights.mixture if weights.mixture is not None else F.one_hot(weights.experts, 3).to(x)
+            mixture = getattr(weights, "mixture", F.one_hot(weights.experts, 3).to(x))
             total = total + (mixture[:, :, None] * outputs).sum(dim=1)
             routings.append(Routing(logits, weights.experts))
         return total, routings
@@ -128,7 +128,7 @@ def test_a_start_that_fools_already_is_kept() -> None:
 def test_stays_in_the_ball_and_in_the_pixel_range() -> None:
     model, x = Linear(), images().round()  # pixels of 0 and 1 alone
     y = model(x).argmax(dim=1)
-    x_adv = surrogate_pgd(model, through_gate(model, Gate("soft")), x, y, Search(EPSILON, 15), draws())
+    x_adv = surrogate_pgd(model, through_gate(model, SoftGate()), x, y, Search(EPSILON, 15), draws())
     assert (x_adv - x).abs().max() <= EPSILON + 1e-7
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
@@ -148,8 +148,8 @@ def test_a_start_outside_the_ball_is_brought_in() -> None:
 def test_breaks_images_that_a_random_start_does_not(kind: str) -> None:
     model, x = Linear(), images(64)
     y, search = model(x).argmax(dim=1), Search(0.2, 20)
-    start = surrogate_pgd(model, through_gate(model, Gate(kind)), x, y, Search(0.2, 0), draws(range(64)))
-    x_adv = surrogate_pgd(model, through_gate(model, Gate(kind)), x, y, search, draws(range(64)))
+    start = surrogate_pgd(model, through_gate(model, make_gate(kind)), x, y, Search(0.2, 0), draws(range(64)))
+    x_adv = surrogate_pgd(model, through_gate(model, make_gate(kind)), x, y, search, draws(range(64)))
     assert (model(x_adv).argmax(dim=1) != y).sum() > (model(start).argmax(dim=1) != y).sum()
 
 
@@ -160,7 +160,7 @@ def test_a_image_does_not_depend_on_who_shares_its_batch(make: str) -> None:
 
     def run(rows: list[int]) -> Tensor:
         surrogate = {
-            "gate": through_gate(model, Gate("soft")),
+            "gate": through_gate(model, SoftGate()),
             "route": through_route(model, route[rows]),
             "margin": with_routing_margin(model, route[rows], -1.0),
         }[make]
@@ -209,7 +209,7 @@ def test_through_gate_reaches_the_router_where_the_hard_gate_does_not() -> None:
     rows = torch.arange(B)
     for kind, reaches in (("hard", False), ("soft", True), ("straight_through", True)):
         (gradient,) = torch.autograd.grad(
-            through_gate(model, Gate(kind))(x, y, rows).sum(), model.routers[0].weight, allow_unused=True
+            through_gate(model, make_gate(kind))(x, y, rows).sum(), model.routers[0].weight, allow_unused=True
         )
         assert (gradient is not None and bool(gradient.any())) == reaches
 

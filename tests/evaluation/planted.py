@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from advmoe.attacks import Pgd
 from advmoe.benchmark.planted import EPSILON, Planted, images, planted, small_cnn, train
 from advmoe.data.images import limit
-from advmoe.moe import HARD, Gate, Routing
+from advmoe.moe import HARD, ForcedGate, Gate, HardGate, Routing
 
 __all__ = ["EPSILON", "Planted", "images", "planted", "train"]
 
@@ -46,10 +46,10 @@ class StochasticGate(Planted):
     """Under the hard gate the expert is drawn by the router's probabilities; its logits stay what they are."""
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
-        if gate.kind != "hard":
+        if not isinstance(gate, HardGate):
             return super().forward_routed(x, gate)
         drawn = self.routing_logits(x).softmax(dim=1).multinomial(1)
-        logits, routings = super().forward_routed(x, Gate("forced", route=drawn))
+        logits, routings = super().forward_routed(x, ForcedGate(drawn))
         return logits, routings
 
 
@@ -66,7 +66,7 @@ class UnsettledTies(Planted):
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
         drawn = torch.randint(len(self.experts), (len(x), 1))
-        logits, routings = super().forward_routed(x, Gate("forced", route=drawn))
+        logits, routings = super().forward_routed(x, ForcedGate(drawn))
         return logits, [Routing(0 * routing.logits, routing.experts) for routing in routings]
 
 

@@ -17,7 +17,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.results import wilson
 from advmoe.models.resnet import ResNet
-from advmoe.moe import Gate, MoEKind
+from advmoe.moe import HARD, MoEKind, StraightThroughGate
 
 EPSILON = 0.02
 QUICK = ("pgd_10", "pgd_50", "reroute_quick")
@@ -65,7 +65,7 @@ def test_survivors_attacks_run_on_what_every_figure_left_one_after_another(toy, 
     assert whole.attacks["straight_through_1"].attacked == len(left)
     rows = sorted(left)
     x_adv = surrogate_pgd(
-        toy, through_gate(toy, Gate("straight_through")), x[rows], y[rows], Search(EPSILON, 50),
+        toy, through_gate(toy, StraightThroughGate()), x[rows], y[rows], Search(EPSILON, 50),
         ImageDraws(derive_seed(0, 5, 1), rows),
     )  # fmt: skip
     fooled = toy(x_adv).argmax(dim=1) != y[rows]
@@ -206,7 +206,7 @@ def test_bad_options_are_one_line(toy, x, y, options, said):
 
 def test_nan_names_the_image(x, y):
     class Broken(Toy):
-        def forward_routed(self, x, gate=Gate()):  # noqa: B008
+        def forward_routed(self, x, gate=HARD):
             logits, routings = super().forward_routed(x, gate)
             return logits.where((x.mean(dim=(1, 2, 3)) != mean)[:, None], torch.nan), routings
 

@@ -27,7 +27,7 @@ class Toy(nn.Module):
         for layer, (router, experts) in enumerate(zip(self.routers, self.experts, strict=True)):
             logits = h @ router.T
             weights = gate.weights(logits, layer)
-            mixture = weights.mixture
+            mixture = getattr(weights, "mixture", None)
             if mixture is None:
                 mixture = nn.functional.one_hot(weights.experts, len(experts)).to(h)
             h = torch.einsum("bn,nki,bi->bk", mixture, experts, h).tanh()

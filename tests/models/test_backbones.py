@@ -13,7 +13,7 @@ from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS, build_model
-from advmoe.moe import DenseKind, Gate, MaskedKind, MoEKind
+from advmoe.moe import DenseKind, MaskedKind, MoEKind, StraightThroughGate
 
 KINDS = {
     "dense": DenseKind(),
@@ -221,7 +221,7 @@ def test_every_backbone_in_every_kind_for_every_data_set(backbone, kind, data):
         for layer in model.moe_layers():  # experts start equal, which leaves routers without a gradient
             layer.filters.add_(0.1 * torch.randn_like(layer.filters))
     x = torch.rand(2, shape[0], side, side)
-    logits, _ = model.train().forward_routed(x, Gate("straight_through"))
+    logits, _ = model.train().forward_routed(x, StraightThroughGate())
     assert logits.shape == (2, classes)
     cross_entropy(logits, torch.tensor([0, 1])).backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []

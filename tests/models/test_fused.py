@@ -8,7 +8,18 @@ from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
 from advmoe.models import MODELS, build_model, fused
 from advmoe.models.fused import refresh
-from advmoe.moe import DenseKind, ExpertNorm, Gate, MaskedKind, MoEConv2d, MoEKind, PlainConv2d
+from advmoe.moe import (
+    HARD,
+    DenseKind,
+    ExpertNorm,
+    MaskedKind,
+    MoEConv2d,
+    MoEKind,
+    PlainConv2d,
+    ScaledGate,
+    SoftGate,
+    StraightThroughGate,
+)
 
 SPEC = ImageSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 KINDS = [
@@ -43,7 +54,7 @@ def test_same_logits_routes_and_input_gradients(backbone, kind):
     twin = fused(model)
     assert model.training
     model.eval()
-    for gate in (Gate(), Gate("straight_through"), Gate("scaled"), Gate("soft", temperature=2.0)):
+    for gate in (HARD, StraightThroughGate(), ScaledGate(), SoftGate(temperature=2.0)):
         answers = []
         for network in (model, twin):
             x = torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()

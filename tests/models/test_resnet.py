@@ -4,7 +4,7 @@ from torch import nn
 
 from advmoe.models import MODELS
 from advmoe.models.resnet import ResNet
-from advmoe.moe import HARD, DenseKind, ExpertNorm, Gate, MoEConv2d, MoEKind
+from advmoe.moe import HARD, DenseKind, ExpertNorm, ForcedGate, MoEConv2d, MoEKind, ScaledGate, SoftGate, StraightThroughGate
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 NORMS = pytest.mark.parametrize("norms", ["shared", "per_expert"])
@@ -109,7 +109,7 @@ def test_routings_stand_in_the_order_of_the_layers():
 def test_a_forced_route_is_followed_layer_by_layer():
     model = tiny(MoEKind(0.5, num_experts=2)).eval()
     route = torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]])
-    _, routings = model.forward_routed(images(2), Gate("forced", route=route))
+    _, routings = model.forward_routed(images(2), ForcedGate(route))
     assert torch.equal(torch.stack([routing.experts for routing in routings], dim=1), route)
 
 
@@ -121,14 +121,14 @@ def test_forward_is_forward_routed_through_the_hard_gate(norms):
     assert torch.equal(model(x), logits)
     assert torch.equal(model.forward_routed(x)[0], logits)
     assert any(len(routing.experts.unique()) == 2 for routing in routings)
-    assert not torch.allclose(logits, model.forward_routed(x, Gate("soft"))[0])
+    assert not torch.allclose(logits, model.forward_routed(x, SoftGate())[0])
 
 
 @NORMS
 def test_straight_through_gives_the_logits_of_hard(norms):
     x = images(8)
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), x).double()
-    hard, straight = model(x.double()), model.forward_routed(x.double(), Gate("straight_through"))[0]
+    hard, straight = model(x.double()), model.forward_routed(x.double(), StraightThroughGate())[0]
     torch.testing.assert_close(hard, straight, rtol=1e-10, atol=1e-12)
 
 
@@ -178,7 +178,7 @@ def test_normalisation_is_inside():
 def test_every_parameter_gets_a_finite_gradient_under_straight_through(num_experts, bank, norms):
     x = images(16)
     model = spread(tiny(MoEKind(0.5, num_experts=num_experts, bank=bank, norms=norms)), x).train()
-    logits, _ = model.forward_routed(x, Gate("straight_through"))
+    logits, _ = model.forward_routed(x, StraightThroughGate())
     nn.functional.cross_entropy(logits, torch.arange(16) % 3).backward()
     for name, parameter in model.named_parameters():
         assert torch.isfinite(parameter.grad).all(), name
@@ -205,7 +205,7 @@ def test_state_dict_round_trip(kind):
 
 
 @NORMS
-@pytest.mark.parametrize("gate", [HARD, Gate("straight_through"), Gate("soft"), Gate("scaled")])
+@pytest.mark.parametrize("gate", [HARD, StraightThroughGate(), SoftGate(), ScaledGate()])
 def test_a_forward_pass_in_eval_mode_leaves_nothing_behind(gate, norms):
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), images(8))
     before = {name: value.clone() for name, value in model.state_dict().items()}

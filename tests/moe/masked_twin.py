@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, one_hot
 
-from advmoe.moe import Gate, MoEConv2d
+from advmoe.moe import ForcedGate, Gate, HardGate, MoEConv2d, ScaledGate, SoftGate, StraightThroughGate
 
 
 def expert_filters(bank: str, num_experts: int, out_channels: int, width: int) -> list[list[int]]:
@@ -32,17 +32,18 @@ def router_logits(layer: MoEConv2d, x: Tensor) -> Tensor:
 def gate_weights(logits: Tensor, gate: Gate, layer: int) -> Tensor:
     """Expert weights [B, N]."""
     top1 = one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits)
-    if gate.kind == "forced":
+    if isinstance(gate, HardGate):
+        return top1
+    if isinstance(gate, ForcedGate):
         column = gate.route[:, layer].tolist()
         rows = [top1[b] if e < 0 else torch.eye(logits.shape[1]).to(logits)[e] for b, e in enumerate(column)]
         return torch.stack(rows)
     p = (logits / gate.temperature).exp() / (logits / gate.temperature).exp().sum(dim=1, keepdim=True)
     return {
-        "hard": top1,
-        "soft": p,
-        "straight_through": top1 + (p - p.detach()),
-        "scaled": top1 * (1 + (p - p.detach())),
-    }[gate.kind]
+        SoftGate: p,
+        StraightThroughGate: top1 + (p - p.detach()),
+        ScaledGate: top1 * (1 + (p - p.detach())),
+    }[type(gate)]
 
 
 def masked(layer: MoEConv2d, bank: str, out_channels: int, x: Tensor, gate: Gate) -> Tensor:

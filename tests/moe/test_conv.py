@@ -3,7 +3,7 @@ import torch
 from masked_twin import expert_filters, masked
 
 from advmoe.errors import UserError
-from advmoe.moe import Channels, DenseConv2d, DenseKind, Gate, MoEConv2d, MoEKind, images
+from advmoe.moe import HARD, Channels, DenseConv2d, DenseKind, ForcedGate, MoEConv2d, MoEKind, ScaledGate, images, make_gate
 from advmoe.moe.experts import aligned, windows
 
 IN_CHANNELS, OUT_CHANNELS = 4, 12
@@ -31,10 +31,10 @@ def make_layer(num_experts, bank="backbone", width=6, kernel_size=3, stride=1, i
     return layer.eval()
 
 
-def make_gate(kind, batch, num_experts, layers=3):
+def any_gate(kind, batch, num_experts, layers=3):
     if kind != "forced":
-        return Gate(kind, temperature=1.7)
-    return Gate("forced", route=torch.randint(-1, num_experts, (batch, layers)))
+        return HARD if kind == "hard" else make_gate(kind, temperature=1.7)
+    return ForcedGate(torch.randint(-1, num_experts, (batch, layers)))
 
 
 def make_images(batch):
@@ -70,7 +70,7 @@ def assert_agrees(layer, bank, x, gate):
 @pytest.mark.parametrize("num_experts", [1, 2, 4, 8])
 def test_agrees_with_the_masked_twin(num_experts, bank, kind, stride, kernel_size, width, batch):
     layer = make_layer(num_experts, bank, width, kernel_size, stride, index=1)
-    assert_agrees(layer, bank, make_images(batch), make_gate(kind, batch, num_experts))
+    assert_agrees(layer, bank, make_images(batch), any_gate(kind, batch, num_experts))
 
 
 @pytest.mark.parametrize("kind", ["hard", "straight_through", "scaled", "soft"])
@@ -79,7 +79,7 @@ def test_agrees_with_the_masked_twin_where_nobody_chose_an_expert(bank, kind):
     layer = make_layer(4, bank, width=3)
     with torch.no_grad():
         layer.router.linear.bias[2] = 9
-    routing, found = assert_agrees(layer, bank, make_images(5), Gate(kind))
+    routing, found = assert_agrees(layer, bank, make_images(5), make_gate(kind))
     assert routing.experts.tolist() == [2] * 5
     unused = sorted(set(range(len(layer.filters))) - set(expert_filters(bank, 4, OUT_CHANNELS, 3)[2]))
     assert (found["filters"][unused] == 0).all() == (kind != "soft")
@@ -87,13 +87,13 @@ def test_agrees_with_the_masked_twin_where_nobody_chose_an_expert(bank, kind):
 
 def test_agrees_with_the_masked_twin_where_one_forced_expert_is_alone():
     layer = make_layer(4, width=6)
-    assert_agrees(layer, "backbone", make_images(4), Gate("forced", route=torch.tensor([[3], [0], [3], [3]])))
+    assert_agrees(layer, "backbone", make_images(4), ForcedGate(torch.tensor([[3], [0], [3], [3]])))
 
 
 def test_the_router_gets_no_gradient_from_hard_and_forced_gates_and_some_from_the_others():
     layer, x = make_layer(4), make_images(6)
     for kind in ("hard", "straight_through", "scaled", "soft", "forced"):
-        y, _ = layer(x, make_gate(kind, 6, 4))
+        y, _ = layer(x, any_gate(kind, 6, 4))
         gradient = gradients(y, layer, x)["router.linear.weight"]
         if kind in ("hard", "forced"):
             assert gradient is None
@@ -103,8 +103,8 @@ def test_the_router_gets_no_gradient_from_hard_and_forced_gates_and_some_from_th
 
 def test_the_routing_holds_the_routers_logits_and_the_expert_that_was_run():
     layer, x = make_layer(4), make_images(5)
-    _, (hard,) = layer(x, Gate())
-    _, (forced,) = layer(x, Gate("forced", route=torch.tensor([[3], [-1], [0], [2], [1]])))
+    _, (hard,) = layer(x, HARD)
+    _, (forced,) = layer(x, ForcedGate(torch.tensor([[3], [-1], [0], [2], [1]])))
     assert torch.equal(hard.logits, layer.router(x))
     assert torch.equal(forced.logits, hard.logits)
     assert torch.equal(hard.experts, hard.logits.argmax(dim=1))
@@ -113,16 +113,16 @@ def test_the_routing_holds_the_routers_logits_and_the_expert_that_was_run():
 
 def test_a_forced_gate_is_read_at_the_layers_own_index():
     layer, x = make_layer(4, index=2), make_images(2)
-    _, (routing,) = layer(x, Gate("forced", route=torch.tensor([[0, 0, 3], [1, 1, 2]])))
+    _, (routing,) = layer(x, ForcedGate(torch.tensor([[0, 0, 3], [1, 1, 2]])))
     assert routing.experts.tolist() == [3, 2]
 
 
 def test_a_images_output_does_not_depend_on_its_batch():
     layer, x = make_layer(4), make_images(9)
-    together, (routing,) = layer(x, Gate())
+    together, (routing,) = layer(x, HARD)
     assert len(routing.experts.unique()) > 1
     for i in range(9):
-        alone, (own,) = layer(x[i : i + 1], Gate())
+        alone, (own,) = layer(x[i : i + 1], HARD)
         assert own.experts[0] == routing.experts[i]
         torch.testing.assert_close(alone[0], together[i], rtol=1e-12, atol=1e-12)
 
@@ -139,7 +139,7 @@ def test_all_experts_start_equal(num_experts, bank):
 def test_fresh_experts_give_the_same_output_on_any_route():
     layer = fresh_layer(IN_CHANNELS, OUT_CHANNELS, 5, num_experts=4).double()
     x = make_images(1)
-    outputs = [layer(x, Gate("forced", route=torch.tensor([[e]])))[0] for e in range(4)]
+    outputs = [layer(x, ForcedGate(torch.tensor([[e]])))[0] for e in range(4)]
     assert all(torch.equal(y, outputs[0]) for y in outputs)
 
 
@@ -168,7 +168,7 @@ def test_tie_gradients_leaves_a_layer_without_gradients_alone():
 def test_dense_convolution_routes_nothing():
     layer = DenseConv2d(images(3), images(4), 3, 1, None)
     x = torch.randn(2, 3, 5, 5)
-    y, routings = layer(x, Gate())
+    y, routings = layer(x, HARD)
     assert routings == ()
     torch.testing.assert_close(y, torch.nn.functional.conv2d(x, layer.weight, padding=1), rtol=0, atol=0)
 
@@ -201,7 +201,7 @@ def test_scaled_gate_weighs_what_an_experts_own_norm_gives(training):
     layer = kind.conv(images(3), kind.channels(8)).double().train(training)
     x, logits = torch.randn(8, 3, 5, 5, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
     layer.router.forward = lambda _: logits
-    y, _ = layer(x, Gate("scaled"))
+    y, _ = layer(x, ScaledGate())
     weights = torch.randn_like(y)
     (gradient,) = torch.autograd.grad((y * weights).sum(), logits)
     p, k = logits.softmax(dim=1).max(dim=1)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.moe import ChannelMask, Channels, ExpertNorm, Gate, MaskedNorm, MoEConv2d, images
+from advmoe.moe import HARD, ChannelMask, Channels, ExpertNorm, MaskedNorm, MoEConv2d, StraightThroughGate, images
 from advmoe.moe.experts import windows
 
 N, K = 3, 4
@@ -138,9 +138,9 @@ def moe_layer():
 def test_straight_through_layer_has_the_value_of_the_hard_one(training):
     x = torch.randn(9, 3, 5, 5, dtype=torch.float64)
     hard, straight = moe_layer().train(training), moe_layer().train(training)
-    y, (routing,) = hard(x, Gate())
+    y, (routing,) = hard(x, HARD)
     assert len(routing.experts.unique()) == 2
-    close(straight(x, Gate("straight_through"))[0], y)
+    close(straight(x, StraightThroughGate())[0], y)
     close(straight.norm.running_mean, hard.norm.running_mean)
 
 

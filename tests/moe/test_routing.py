@@ -3,7 +3,21 @@ import math
 import pytest
 import torch
 
-from advmoe.moe import Gate, Router
+from advmoe.errors import UserError
+from advmoe.moe import (
+    GATES,
+    Chosen,
+    ForcedGate,
+    Gate,
+    HardGate,
+    OneHot,
+    Router,
+    Scaled,
+    ScaledGate,
+    SoftGate,
+    StraightThroughGate,
+    make_gate,
+)  # fmt: skip
 
 P = [0.2, 0.3, 0.5]
 
@@ -109,15 +123,14 @@ def test_statistics_stay_float32_under_bfloat16_autocast():
 
 
 def test_hard_takes_the_top_expert_alone():
-    weights = Gate("hard").weights(torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.0]]), 0)
+    weights = HardGate().weights(torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.0]]), 0)
     assert weights.experts.tolist() == [1, 0]
-    assert weights.mixture is None
-    assert weights.factor is None
+    assert type(weights) is Chosen
 
 
 def test_soft_is_the_softmax():
     logits = logits_of()
-    weights = Gate("soft").weights(logits, 0)
+    weights = SoftGate().weights(logits, 0)
     assert weights.mixture[0].tolist() == pytest.approx(P, rel=1e-12)
     assert weights.experts.tolist() == [2]
     (weights.mixture[0] @ torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)).backward()
@@ -126,13 +139,14 @@ def test_soft_is_the_softmax():
 
 
 def test_temperature_divides_the_logits():
-    weights = Gate("soft", temperature=0.5).weights(logits_of(), 0)  # p to the power of 2
+    weights = SoftGate(temperature=0.5).weights(logits_of(), 0)  # p to the power of 2
     assert weights.mixture[0].tolist() == pytest.approx([0.04 / 0.38, 0.09 / 0.38, 0.25 / 0.38], rel=1e-12)
 
 
 def test_straight_through_has_the_value_of_hard_and_the_gradient_of_soft():
     logits = logits_of()
-    weights = Gate("straight_through").weights(logits, 0)
+    weights = StraightThroughGate().weights(logits, 0)
+    assert type(weights) is OneHot
     assert weights.mixture[0].tolist() == pytest.approx([0, 0, 1], abs=1e-15)
     assert weights.experts.tolist() == [2]
     (weights.mixture[0] @ torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)).backward()
@@ -141,7 +155,7 @@ def test_straight_through_has_the_value_of_hard_and_the_gradient_of_soft():
 
 def test_straight_through_gradient_feels_the_temperature():
     logits = logits_of()
-    mixture = Gate("straight_through", temperature=0.5).weights(logits, 0).mixture
+    mixture = StraightThroughGate(temperature=0.5).weights(logits, 0).mixture
     mixture[0, 2].backward()
     p = [0.04 / 0.38, 0.09 / 0.38, 0.25 / 0.38]
     expected = [-p[2] * p[0] / 0.5, -p[2] * p[1] / 0.5, p[2] * (1 - p[2]) / 0.5]
@@ -150,14 +164,14 @@ def test_straight_through_gradient_feels_the_temperature():
 
 def test_straight_through_weights_are_exactly_one_hot_in_float32():
     logits = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
-    mixture = Gate("straight_through").weights(logits, 0).mixture
+    mixture = StraightThroughGate().weights(logits, 0).mixture
     assert torch.equal(mixture, torch.nn.functional.one_hot(logits.argmax(dim=1), 3).float())
 
 
 def test_scaled_multiplies_by_one_and_has_the_gradient_of_the_chosen_probability():
     logits = logits_of()
-    weights = Gate("scaled").weights(logits, 0)
-    assert weights.mixture is None
+    weights = ScaledGate().weights(logits, 0)
+    assert type(weights) is Scaled
     assert weights.experts.tolist() == [2]
     assert weights.factor.tolist() == pytest.approx([1.0], abs=1e-15)
     weights.factor.sum().backward()
@@ -167,37 +181,42 @@ def test_scaled_multiplies_by_one_and_has_the_gradient_of_the_chosen_probability
 
 def test_scaled_factor_is_exactly_one_in_float32():
     logits = torch.randn(2000, 3, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(Gate("scaled").weights(logits, 0).factor, torch.ones(2000))
+    assert torch.equal(ScaledGate().weights(logits, 0).factor, torch.ones(2000))
 
 
 def test_forced_takes_the_layers_column_and_minus_one_leaves_it_to_the_router():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.0], [0.0, 0.0, 7.0]])
-    gate = Gate("forced", route=torch.tensor([[2, 0], [-1, -1], [1, -1]]))
+    gate = ForcedGate(torch.tensor([[2, 0], [-1, -1], [1, -1]]))
     assert gate.weights(logits, 0).experts.tolist() == [2, 0, 1]
     assert gate.weights(logits, 1).experts.tolist() == [0, 0, 2]
-    assert gate.weights(logits, 0).mixture is None
-    assert gate.weights(logits, 0).factor is None
+    assert type(gate.weights(logits, 0)) is Chosen
 
 
 def test_forced_at_a_layer_beyond_the_route_raises():
     with pytest.raises(IndexError):
-        Gate("forced", route=torch.tensor([[2, 0]])).weights(torch.zeros(1, 3), 2)
-
-
-def test_forced_needs_a_route_and_the_others_take_none():
-    with pytest.raises(ValueError, match="route"):
-        Gate("forced")
-    for kind in ("hard", "soft", "scaled", "straight_through"):
-        with pytest.raises(ValueError, match="route"):
-            Gate(kind, route=torch.zeros(1, 1, dtype=torch.int64))
+        ForcedGate(torch.tensor([[2, 0]])).weights(torch.zeros(1, 3), 2)
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
 def test_temperature_must_be_positive(temperature):
     with pytest.raises(ValueError, match="temperature"):
-        Gate("soft", temperature=temperature)
+        SoftGate(temperature=temperature)
 
 
 def test_an_unknown_gate_raises():
-    with pytest.raises(ValueError, match="top2"):
-        Gate("top2")
+    with pytest.raises(UserError, match="unknown gate 'top2': there is hard, scaled, soft, straight_through"):
+        make_gate("top2")
+
+
+def test_the_old_way_to_make_a_gate_says_the_new_one():
+    with pytest.raises(TypeError, match=r"write make_gate\('soft', temperature=2.0\), or SoftGate\(2.0\)"):
+        Gate("soft", temperature=2.0)
+
+
+def test_a_gate_is_one_class_and_one_name(monkeypatch):
+    class Last(Gate):
+        def weights(self, logits, layer):
+            return Chosen(torch.full_like(logits[:, 0], logits.shape[1] - 1, dtype=torch.int64))
+
+    monkeypatch.setitem(GATES, "last", Last)
+    assert make_gate("last").weights(torch.zeros(2, 3), 0).experts.tolist() == [2, 2]

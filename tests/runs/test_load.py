@@ -24,7 +24,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import EvaluationOptions
 from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.files import write_json
-from advmoe.moe import Gate
+from advmoe.moe import ForcedGate
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.runs.load import Loaded, ThreatModel, from_pretrained, load, push_to_hub, save_file
 from advmoe.training.checkpoint import RunFolder
@@ -92,7 +92,7 @@ def test_is_the_network_that_is_evaluated(evaluated: Path, tiny: Any, splits: An
     with torch.inference_mode():
         assert torch.equal(model(x), judged(x))
         route = torch.ones((len(x), len(judged.moe_layers())), dtype=torch.long)
-        _, routings = model.forward_routed(x, Gate("forced", route=route))
+        _, routings = model.forward_routed(x, ForcedGate(route))
     assert all((routing.experts == 1).all() for routing in routings)
     assert (model.epoch, model.spec) == (epoch, splits.spec)
     assert model.record == read_record(evaluated / "record.json")

@@ -99,14 +99,14 @@ def test_a_signal_that_ends_the_reader_of_our_output_too(config: RunConfig, spli
 def test_a_signal_in_the_last_epoch_of_a_run_that_is_then_done(
     config: RunConfig, splits: Splits, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inner = loop._validate
+    inner = loop.validate
 
     def validate(state: Any, held_out: Any) -> dict[str, Any]:
         if state.done > 0.5:
             os.kill(os.getpid(), signal.SIGTERM)
         return inner(state, held_out)
 
-    monkeypatch.setattr(loop, "_validate", validate)
+    monkeypatch.setattr(loop, "validate", validate)
     train(config, splits, tmp_path / "run", Recorder())
     assert_same(tmp_path / "run", whole)
 

@@ -6,18 +6,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from three_iterations import CASES, after
 
 SCRIPT = Path(__file__).parent / "three_iterations.py"
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes found."""
-    out = tmp_path_factory.mktemp("ranks") / "found.pt"
+def together(tmp_path_factory, worker_id):
+    """What two processes compute. Of several test workers the first one starts them, and the others read its file."""
+    base = tmp_path_factory.getbasetemp()
+    out = (base if worker_id == "master" else base.parent) / "two-ranks.pt"
+    with FileLock(out.with_suffix(".lock")):
+        if not out.exists():
+            start(out)
+    return torch.load(out, weights_only=True)
+
+
+def start(out):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), str(out)]
     subprocess.run(command, check=True, capture_output=True, timeout=300)
-    return torch.load(out, weights_only=True)
 
 
 def furthest(case, dtype, together):

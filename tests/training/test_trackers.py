@@ -13,7 +13,7 @@ from advmoe.errors import UserError
 from advmoe.training import trackers
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
-from advmoe.training.trackers import Several, Tracker, figures
+from advmoe.training.trackers import Tracker, figures
 
 TOTAL = 3  # iterations an epoch of the tiny runs has
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
@@ -25,7 +25,7 @@ needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reas
 def tracked(name, config, splits, run, stop=lambda epoch, done: False, *, resume=False):
     """Train with a tracker that writes at every iteration, up to an interruption; the loop is told of it last, as by a kill."""
     with Tracker(name, run, config, every=1) as tracker:
-        return train(config, splits, run, Several(tracker, Recorder(stop)), resume=resume)
+        return train(config, splits, run, tracker, Recorder(stop), resume=resume)
 
 
 def broken_off(name, config, splits, run, epoch, done):
@@ -64,7 +64,7 @@ class Page:
 
 @pytest.fixture
 def page(monkeypatch):
-    monkeypatch.setitem(trackers.PLACES, "wandb", Page)
+    monkeypatch.setitem(trackers.SINKS, "wandb", Page)
     monkeypatch.setitem(trackers.LIBRARIES, "wandb", "json")
 
     def read(run):
@@ -139,15 +139,11 @@ def test_figures_are_flat_numbers():
     }  # fmt: skip
 
 
-def test_several_pass_on_to_all():
-    both = Recorder(), Recorder()
-    joined = Several(*both)
-    joined.epoch({"epoch": 1})
-    joined.note("warm")
-    assert [(each.rows, each.notes) for each in both] == [([{"epoch": 1}], ["warm"])] * 2
-    stopped = Several(Recorder(), Recorder(lambda epoch, done: True))
+def test_all_observers_follow_a_run_and_one_may_stop_it(tiny, splits, tmp_path):
+    both = Recorder(), Recorder(lambda epoch, done: (epoch, done) == (2, 1))
     with pytest.raises(KeyboardInterrupt):
-        stopped.iteration(1, 1, 1, {}, 1)
+        train(tiny(), splits, tmp_path / "run", *both)
+    assert [[row["epoch"] for row in each.rows] for each in both] == [[1], [1]]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])

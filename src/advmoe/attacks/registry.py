@@ -19,7 +19,7 @@ from advmoe.attacks.objectives import dlr
 from advmoe.attacks.pgd import Pgd, pgd
 from advmoe.attacks.rerouting import Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
-from advmoe.moe import Gate
+from advmoe.moe import make_gate
 
 Kind = Literal["PGD", "APGD", "AutoAttack", "AutoAttack plus", "AutoAttack rand", "route-aware", "transfer", "other"]
 
@@ -97,7 +97,7 @@ def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps
 
 def gate(kind: Any, temperature: float) -> Callable[[Job], Surrogate]:
     """The network under another gate."""
-    return lambda job: surrogate.through_gate(job.predict, Gate(kind, temperature))
+    return lambda job: surrogate.through_gate(job.predict, make_gate(kind, temperature=temperature))
 
 
 def margin(weight: float) -> Callable[[Job], Surrogate]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
 from advmoe.attacks.surrogate import Routed, Search, margins, route_of
-from advmoe.moe import HARD, Gate, Routing
+from advmoe.moe import HARD, ForcedGate, Routing
 
 HOLD = 0.05  # a router's margin is pushed up to this before the experts are attacked
 WEIGHT = 10.0  # of the routers' hinge against the cross-entropy
@@ -142,7 +142,7 @@ def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor) -> tuple[Tenso
     """Gradient of loss and routers' hinge, logits on the route, whether the routers take it, the loss."""
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_(True)
-        logits, routings = model.forward_routed(leaf, Gate("forced", route=route))
+        logits, routings = model.forward_routed(leaf, ForcedGate(route))
         margin = margins(routings, route)
         loss = F.cross_entropy(logits.float(), y, reduction="none")
         hinge = (HOLD - margin).clamp(min=0).sum(dim=1)

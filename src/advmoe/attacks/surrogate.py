@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
 from advmoe.attacks.pgd import Predict
-from advmoe.moe import HARD, Gate, Routing
+from advmoe.moe import HARD, ForcedGate, Gate, Routing
 
 
 class Routed(Protocol):
@@ -106,7 +106,7 @@ def through_route(model: Routed, route: Tensor) -> Surrogate:
     """Cross-entropy of the network held on `route` [B, L]: attacks the experts as if the routers stood still."""
 
     def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        logits, _ = model.forward_routed(x, Gate("forced", route=route[rows]))
+        logits, _ = model.forward_routed(x, ForcedGate(route[rows]))
         return F.cross_entropy(logits.float(), y, reduction="none")
 
     return objective

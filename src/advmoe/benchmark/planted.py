@@ -11,7 +11,7 @@ from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.config import DataConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import limit
-from advmoe.moe import HARD, Gate, Routing
+from advmoe.moe import HARD, Gate, Mixed, OneHot, Routing, Scaled
 
 EPSILON = 0.1
 
@@ -51,12 +51,12 @@ class Planted(nn.Module):
         """Class logits [B, K] and the one layer's decision."""
         routing = self.routing_logits(x)
         weights = gate.weights(routing, 0)
-        if weights.mixture is not None:
+        if isinstance(weights, OneHot | Mixed):
             outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
             mixed = (weights.mixture[:, :, None] * outputs).sum(dim=1)
         else:
             mixed = self._dispatch(x, weights.experts)
-        if weights.factor is not None:
+        if isinstance(weights, Scaled):
             mixed = mixed * weights.factor[:, None]
         return mixed, [Routing(routing, weights.experts)]
 

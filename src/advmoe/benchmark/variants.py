@@ -19,7 +19,7 @@ from advmoe.benchmark.setup import Scale
 from advmoe.config import ModelConfig, RunConfig
 from advmoe.data import Images, ImageSpec
 from advmoe.models import Classifier, build_model, fused
-from advmoe.moe import HARD, DenseKind, Gate, MoEKind
+from advmoe.moe import HARD, DenseKind, ForcedGate, Gate, MoEKind
 from advmoe.recipes import recipe
 from advmoe.training import start
 from advmoe.training.methods import METHODS
@@ -65,7 +65,7 @@ def deployed(model: Classifier) -> Classifier:
 
 def forward(model: Callable[..., tuple[Tensor, object]], x: Tensor, choices: tuple[int, int] | None, bf16: bool = False) -> Tensor:
     """Logits of images. They take random routes through `choices` (experts, layers); with None, the routers choose."""
-    gate = HARD if choices is None else Gate("forced", route=torch.randint(0, choices[0], (len(x), choices[1]), device=x.device))
+    gate = HARD if choices is None else ForcedGate(torch.randint(0, choices[0], (len(x), choices[1]), device=x.device))
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
         return model(x, gate)[0]
 
@@ -88,7 +88,7 @@ def to_one_expert(call: partial[Tensor]) -> partial[Tensor]:
     if choices is None:
         return call
     route = torch.zeros(len(x), choices[1], dtype=torch.int64, device=x.device)
-    return partial(forward, partial(_along, model, Gate("forced", route=route)), x, None)
+    return partial(forward, partial(_along, model, ForcedGate(route)), x, None)
 
 
 def _along(model: Callable[..., tuple[Tensor, object]], gate: Gate, x: Tensor, _: Gate) -> tuple[Tensor, object]:

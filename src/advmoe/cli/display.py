@@ -1,5 +1,6 @@
 """What a person sees while a run goes."""
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +10,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from advmoe.evaluation.store import Shard, stored
+from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
 REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
 
 
-class TrainingProgress:
-    """A live line (epoch, rate, time left, losses, load) and a printed line for each epoch; a training Listener."""
+class Warnings(logging.Handler):
+    """Prints the log's warnings on a console."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.console.print(f"warning: {record.getMessage()}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+class TrainingProgress(Observer):
+    """A live line (epoch, rate, time left, losses, load) and a printed line for each epoch and each warning."""
 
     def __init__(self, console: Console, name: str, epochs: int) -> None:
         self.console, self.name, self.epochs = console, name, epochs
@@ -25,11 +38,14 @@ class TrainingProgress:
         )  # fmt: skip
         self.task = self.progress.add_task(name, total=None, state="starting")
         self.read, self.started = 0.0, time.monotonic()
+        self.warnings = Warnings(self.progress.console)
 
     def __enter__(self) -> "TrainingProgress":
+        logging.getLogger("advmoe").addHandler(self.warnings)
         return self  # the live line starts with the first iteration: a refused run prints its reason alone
 
     def __exit__(self, *_: object) -> None:
+        logging.getLogger("advmoe").removeHandler(self.warnings)
         if self.progress.live.is_started:
             self.progress.stop()
 
@@ -53,9 +69,6 @@ class TrainingProgress:
             f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
-
-    def note(self, text: str) -> None:
-        self.progress.console.print(f"warning: {text}", style="yellow", highlight=False, soft_wrap=True)
 
 
 class EvaluationProgress:

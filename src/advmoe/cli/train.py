@@ -15,9 +15,10 @@ from advmoe.distributed import process_group, rank
 from advmoe.errors import lookup
 from advmoe.runs.status import Outcome
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import Listener, Quiet, train
+from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
-from advmoe.training.trackers import Several, Tracker, TrackerName
+from advmoe.training.observers import Observer
+from advmoe.training.trackers import Tracker, TrackerName
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ def run(words: list[str]) -> None:
     lookup(METHODS, config.method, "method")
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group(place))
-        listener = _listener(stack, arguments, terminal) if rank() == 0 else Quiet()
+        observers = _observers(stack, arguments, terminal) if rank() == 0 else []
         splits = load_dataset(config.data)
-        history = train(config, splits.to(place), arguments.out, listener, resume=arguments.resume)
+        history = train(config, splits.to(place), arguments.out, *observers, resume=arguments.resume)
         if rank() > 0:
             return
     best = RunFolder(arguments.out).best()
@@ -56,12 +57,12 @@ def run(words: list[str]) -> None:
     )  # fmt: skip
 
 
-def _listener(stack: contextlib.ExitStack, arguments: TrainArguments, terminal: Console) -> Listener:
+def _observers(stack: contextlib.ExitStack, arguments: TrainArguments, terminal: Console) -> list[Observer]:
     """All that follow the run."""
     config = arguments.run
     trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
     progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))
-    return Several(progress, stack.enter_context(Outcome(arguments.out)), *map(stack.enter_context, trackers))
+    return [progress, stack.enter_context(Outcome(arguments.out)), *map(stack.enter_context, trackers)]
 
 
 def _epochs(config: RunConfig) -> int:

@@ -9,7 +9,7 @@ from advmoe.attacks import Pgd, pgd
 from advmoe.attacks.job import Job
 from advmoe.attacks.surrogate import Routed, route_of
 from advmoe.evaluation.store import RoutingCounts
-from advmoe.moe import Gate, Routing
+from advmoe.moe import ForcedGate, Routing
 
 
 @torch.no_grad()
@@ -28,8 +28,8 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int]) -> RoutingCo
     route, route_adv = route_of(clean), route_of(adversarial)
     known = torch.tensor([row in set(correct) for row in job.images], device=x.device)
     same = route == route_adv
-    over_adversarial_route = model.forward_routed(x, Gate("forced", route=route_adv))[0].argmax(dim=1) == y
-    over_clean_route = model.forward_routed(x_adv, Gate("forced", route=route))[0].argmax(dim=1) == y
+    over_adversarial_route = model.forward_routed(x, ForcedGate(route_adv))[0].argmax(dim=1) == y
+    over_clean_route = model.forward_routed(x_adv, ForcedGate(route))[0].argmax(dim=1) == y
     experts = torch.tensor([routing.logits.shape[1] for routing in clean], device=x.device)
     fixed = [_fixed(model, x, y, expert, experts, job) for expert in range(int(experts.max()))]
     return RoutingCounts(
@@ -46,7 +46,7 @@ def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, jo
 
     def predict(z: Tensor) -> Tensor:
         forced = route.expand(len(z), -1)
-        return model.forward_routed(z, Gate("forced", route=forced))[0]
+        return model.forward_routed(z, ForcedGate(forced))[0]
 
     right = predict(x).argmax(dim=1) == y
     settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)

@@ -24,9 +24,10 @@ class RoutedConv2d(nn.Module):
         self.router = None if layer.router is None else folded(layer.router)
         self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing where it has a router of its own."""
-        logits = gate.logits if self.router is None else self.router(x.mean(dim=(2, 3), dtype=torch.float32))
+        if self.router is not None:
+            logits = self.router(x.mean(dim=(2, 3), dtype=torch.float32))
         assert logits is not None
         chosen = logits.argmax(dim=1)
         return self._dispatched(x, chosen), () if self.router is None else (Routing(logits, chosen),)

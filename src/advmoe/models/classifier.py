@@ -1,7 +1,6 @@
 """What every network of the project is: pixels in, logits out, routes returned on request."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -27,11 +26,11 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-def chain(blocks: Iterable[nn.Module], h: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-    """`h` through one block after the other, and their routings joined."""
+def chain(blocks: Iterable[nn.Module], h: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
+    """`h` through one block after the other, and all blocks' routings."""
     routings: Routings = ()
     for block in blocks:
-        h, decided = block(h, gate)
+        h, decided = block(h, gate, logits)
         routings += decided
     return h, routings
 
@@ -63,14 +62,15 @@ class Classifier(RoutedNetwork):
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
         """Logits [B, classes], and one Routing for each choice: of each MoE layer in order, or of the network's router."""
         x = self.normalize(x)
-        if self.router is None:
-            h, routings = self.features(x, gate)
-        else:
-            logits = self.router(x)
-            h, _ = self.features(x, replace(gate, logits=logits))
+        logits = None if self.router is None else self.router(x)
+        h, routings = self.features(x, gate, logits)
+        if logits is not None:
             routings = (Routing(logits, gate.weights(logits, 0).experts),)
         return self.classifier(h.mean(dim=(2, 3))), routings
 
-    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        """The last layer's output [B, C', H', W'] of normalised images, and the routings of the layers' own routers."""
+    def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
+        """The last layer's output [B, C', H', W'] of normalised images, and the routings of the layers' routers.
+
+        `logits` [B, N] are the network router's, if there is one; every layer gets them beside the gate.
+        """
         raise NotImplementedError

@@ -23,9 +23,9 @@ class DenseLayer(nn.Module):
         self.conv1 = kind.conv(inputs, inner, kernel_size=1)
         self.conv2 = kind.conv(inner, self.outputs, norm=False)
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, first = self.conv1(relu(self.norm1(x), inplace=True), gate)
-        h, second = self.conv2(relu(h, inplace=True), gate)
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        h, first = self.conv1(relu(self.norm1(x), inplace=True), gate, logits)
+        h, second = self.conv2(relu(h, inplace=True), gate, logits)
         return torch.cat([x, h], dim=1), first + second
 
 
@@ -37,7 +37,7 @@ class Transition(nn.Module):
         self.norm = kind.norm(inputs)
         self.conv = kind.plain(inputs, outputs, kernel_size=1, norm=False)
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         return avg_pool2d(self.conv(relu(self.norm(x), inplace=True)), 2), ()
 
 
@@ -67,6 +67,6 @@ class DenseNet(Classifier):
         self.norm = kind.norm(channels)
         self.finish(channels, num_classes)
 
-    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, routings = chain(self.parts, self.stem(x), gate)
+    def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
+        h, routings = chain(self.parts, self.stem(x), gate, logits)
         return relu(self.norm(h), inplace=True), routings

@@ -19,9 +19,9 @@ class BasicBlock(nn.Module):
         self.conv2 = kind.conv(inner, outputs)
         self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride)
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, first = self.conv1(x, gate)
-        h, second = self.conv2(relu(h, inplace=True), gate)
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        h, first = self.conv1(x, gate, logits)
+        h, second = self.conv2(relu(h, inplace=True), gate, logits)
         return relu(h.add_(x if self.shortcut is None else self.shortcut(x)), inplace=True), first + second
 
 
@@ -46,8 +46,8 @@ class ResNet(Classifier):
         self.blocks = nn.ModuleList(stages)
         self.finish(channels, num_classes)
 
-    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        return chain(self.blocks, self.stem(x), gate)
+    def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
+        return chain(self.blocks, self.stem(x), gate, logits)
 
 
 def make_stem(kind: DenseKind, stem: Stem, inputs: Channels, outputs: Channels) -> nn.Sequential:

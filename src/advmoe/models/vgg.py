@@ -32,10 +32,10 @@ class VGG(Classifier):
         self.layers = nn.ModuleList(layers)
         self.finish(channels, num_classes)
 
-    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+    def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = relu(self.stem(x), inplace=True), ()
         for layer, ends_stage in zip(self.layers, self.ends, strict=True):
-            h, decided = layer(h, gate)
+            h, decided = layer(h, gate, logits)
             h, routings = relu(h, inplace=True), routings + decided
             if ends_stage:
                 h = max_pool2d(h, 2, ceil_mode=True)  # ceil: 28x28 images keep a pixel to the end

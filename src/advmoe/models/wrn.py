@@ -23,10 +23,10 @@ class PreActivationBlock(nn.Module):
         self.conv2 = kind.conv(inner, outputs, norm=False)
         self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride, norm=False)
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         activated = relu(self.norm1(x), inplace=True)
-        h, first = self.conv1(activated, gate)
-        h, second = self.conv2(relu(h, inplace=True), gate)
+        h, first = self.conv1(activated, gate, logits)
+        h, second = self.conv2(relu(h, inplace=True), gate, logits)
         return h.add_(x if self.shortcut is None else self.shortcut(activated)), first + second
 
 
@@ -51,6 +51,6 @@ class WideResNet(Classifier):
         self.norm = kind.norm(channels)
         self.finish(channels, num_classes)
 
-    def features(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        h, routings = chain(self.blocks, self.stem(x), gate)
+    def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
+        h, routings = chain(self.blocks, self.stem(x), gate, logits)
         return relu(self.norm(h), inplace=True), routings

@@ -8,11 +8,28 @@ from advmoe.moe.dispatch import DISPATCHES, Dispatch, check_dispatch
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
 from advmoe.moe.norm import ExpertNorm, MaskedNorm, synchronise
-from advmoe.moe.routing import HARD, MOMENTUM, Gate, GateKind, Router, Routing
+from advmoe.moe.routing import (
+    GATES,
+    HARD,
+    MOMENTUM,
+    Chosen,
+    ForcedGate,
+    Gate,
+    HardGate,
+    Mixed,
+    OneHot,
+    Router,
+    Routing,
+    Scaled,
+    ScaledGate,
+    SoftGate,
+    StraightThroughGate,
+    make_gate,
+)  # fmt: skip
 
 __all__ = [
-    "DISPATCHES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Converted", "DenseConv2d", "DenseKind", "Dispatch", "ExpertNorm",
-    "Gate", "GateKind", "MaskedKind", "MaskedNorm", "MoEConv2d", "MoEKind", "PlainConv2d", "RoutedNetwork", "Router", "Routing",
-    "Routings", "balance", "check_dispatch", "convert", "images",
-    "synchronise",
+    "DISPATCHES", "GATES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Chosen", "Converted", "DenseConv2d", "DenseKind",
+    "Dispatch", "ExpertNorm", "ForcedGate", "Gate", "HardGate", "MaskedKind", "MaskedNorm", "Mixed", "MoEConv2d", "MoEKind",
+    "OneHot", "PlainConv2d", "RoutedNetwork", "Router", "Routing", "Routings", "Scaled", "ScaledGate", "SoftGate",
+    "StraightThroughGate", "balance", "check_dispatch", "convert", "images", "make_gate", "synchronise",
 ]  # fmt: skip

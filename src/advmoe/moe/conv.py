@@ -1,6 +1,6 @@
 """Convolutions, plain and routed. Each brings its batch norm where one follows it.
 
-In a block, both answer one signature: (x, gate) -> (y, routings).
+In a block, both have one signature: (x, gate, logits) -> (y, routings). `logits` are the network router's, if it has one.
 """
 
 import math
@@ -13,7 +13,7 @@ from advmoe.moe.channels import Channels
 from advmoe.moe.dispatch import run_chosen
 from advmoe.moe.experts import FilterBank, Windows, every_expert, mixture
 from advmoe.moe.norm import ExpertNorm
-from advmoe.moe.routing import Gate, Router, Routing, Weights
+from advmoe.moe.routing import Chosen, Gate, Mixed, OneHot, Router, Routing, Scaled
 
 Routings = tuple[Routing, ...]
 
@@ -34,7 +34,7 @@ class PlainConv2d(nn.Conv2d):
 class DenseConv2d(PlainConv2d):
     """A block's plain convolution: takes a gate and routes nothing."""
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:  # type: ignore[override]
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:  # type: ignore[override]
         return super().forward(x), ()
 
 
@@ -44,7 +44,7 @@ class MoEConv2d(nn.Module):
     All experts start as the same filters and part as their images differ, so that early on, when routes still jump,
     a changed route changes no output (docs/choices.md has the figures).
 
-    `index` is the place of the layer's choice in a route. Without a router of its own it obeys the network's.
+    `index` is the layer's column in a route. A layer without a router follows the network's.
     """
 
     def __init__(
@@ -63,23 +63,28 @@ class MoEConv2d(nn.Module):
         self.index = 0
         self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
-    def forward(self, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
-        """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing where it has a router of its own."""
-        logits = gate.logits if self.router is None else self.router(x)
-        assert logits is not None
-        weights = gate.weights(logits, self.index)
-        mixes_norms = isinstance(self.norm, ExpertNorm) and weights.mixture is not None
-        y = self._every(x, weights) if mixes_norms else self._convolved(x, weights)
-        return y, () if self.router is None else (Routing(logits, weights.experts),)
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing if it has a router. If not, `logits` [B, N] are the network
+        router's."""
+        own_logits = logits if self.router is None else self.router(x)
+        if own_logits is None:
+            raise ValueError("an MoE layer without a router needs the network router's logits: layer(x, gate, logits)")
+        weights = gate.weights(own_logits, self.index)
+        return self._routed(x, weights), () if self.router is None else (Routing(own_logits, weights.experts),)
 
-    def _convolved(self, x: Tensor, weights: Weights) -> Tensor:
-        """Convolve, then normalise what was chosen or mixed."""
-        if weights.factor is not None:
-            return self._scaled(x, weights.experts, weights.factor[:, None, None, None])
-        if weights.mixture is None or weights.one_hot:
-            y = run_chosen(x, self.bank, weights.experts, weights.mixture)
-        else:
-            y = mixture(x, self.bank, weights.mixture)
+    def _routed(self, x: Tensor, weights: Chosen) -> Tensor:
+        """Convolve and normalise as the gate's weights say."""
+        match weights:
+            case OneHot() | Mixed() if isinstance(self.norm, ExpertNorm):
+                return self._every(x, weights)
+            case Scaled():
+                return self._scaled(x, weights.experts, weights.factor[:, None, None, None])
+            case Mixed():
+                y = mixture(x, self.bank, weights.mixture)
+            case OneHot():
+                y = run_chosen(x, self.bank, weights.experts, weights.mixture)
+            case _:
+                y = run_chosen(x, self.bank, weights.experts)
         return self._normalised(y, weights.experts)
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
@@ -98,9 +103,8 @@ class MoEConv2d(nn.Module):
             y = self.norm(y)
         return y
 
-    def _every(self, x: Tensor, weights: Weights) -> Tensor:
+    def _every(self, x: Tensor, weights: OneHot | Mixed) -> Tensor:
         """Normalise every expert's output by its own norm, then mix."""
-        assert weights.mixture is not None
         assert isinstance(self.norm, ExpertNorm)
         parts = self.norm.every(every_expert(x, self.bank), weights.experts)
         return torch.einsum("bn,bnkhw->bkhw", weights.mixture.to(parts.dtype), parts)

@@ -3,16 +3,18 @@
 Shapes: B images, C channels, N experts, L MoE layers.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from advmoe.distributed import pooled_statistics
+from advmoe.errors import lookup
 
 MOMENTUM = 0.1  # of every running statistic
-GateKind = Literal["hard", "straight_through", "scaled", "soft", "forced"]
 
 
 class Routing(NamedTuple):
@@ -22,63 +24,125 @@ class Routing(NamedTuple):
     experts: Tensor  # [B] int64, the expert that was run (under mixing gates: the top-1)
 
 
-class Weights(NamedTuple):
-    """What a gate makes of the logits. Without `mixture` [B, N] only `experts` [B] are computed, and their outputs multiplied
-    by `factor` [B] where there is one. `one_hot` says that the mixture's values are: only its gradient asks for the others."""
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """The chosen `experts` [B] int64 run, and nothing else."""
 
     experts: Tensor
-    mixture: Tensor | None = None
-    factor: Tensor | None = None
-    one_hot: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class Gate:
+class Scaled(Chosen):
+    """The chosen experts run, and their outputs are multiplied by `factor` [B]."""
+
+    factor: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class OneHot(Chosen):
+    """`mixture` [B, N] is one-hot: the chosen experts run forward, the others in the backward pass alone."""
+
+    mixture: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed(Chosen):
+    """Every expert runs; the output is the sum with the weights `mixture` [B, N]. `experts` are the top-1."""
+
+    mixture: Tensor
+
+
+class Gate(ABC):
     """How routing logits become expert weights; a value handed to a forward pass.
 
-    With p the softmax of logits / temperature, h the one-hot of the top-1, k the top-1, sg the stop-gradient:
-
-    - ``hard``: h. Inference.
-    - ``straight_through``: h + p - sg(p). The chosen experts run forward, the others in the backward pass alone.
-    - ``scaled``: expert k alone, its output times 1 + p_k - sg(p_k).
-    - ``soft``: p. Every expert is computed.
-    - ``forced``: the route given as `route` [B, L] (int64; -1 leaves that choice to the router).
-
-    `logits` [B, N] are the network router's, where one choice serves every layer; the network sets them.
+    Below, p is the softmax of logits / temperature, k the top-1, h its one-hot, and sg the stop-gradient. A new gate is a
+    subclass; in `GATES` it has a name for the configuration.
     """
 
-    kind: GateKind = "hard"
+    def __new__(cls, *settings: Any, **named: Any) -> Self:
+        if cls is Gate:
+            raise TypeError("Gate is abstract: write make_gate('soft', temperature=2.0), or SoftGate(2.0)")
+        return super().__new__(cls)
+
+    @abstractmethod
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        """What MoE layer number `layer` runs for `logits` [B, N]: `Chosen` or one of its subclasses."""
+
+
+@dataclass(frozen=True, eq=False)
+class HardGate(Gate):
+    """h: the gate of inference."""
+
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        return Chosen(top1(logits))
+
+
+@dataclass(frozen=True, eq=False)
+class TemperedGate(Gate):
+    """Base of the gates that use p. Raises ValueError if `temperature` is not positive."""
+
     temperature: float = 1.0
-    route: Tensor | None = None
-    logits: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if (self.kind == "forced") != (self.route is not None):
-            raise ValueError("a forced gate needs a route, and no other gate takes one")
-        if self.kind not in get_args(GateKind):
-            raise ValueError(f"a gate is one of {', '.join(get_args(GateKind))}, not {self.kind!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
-    def weights(self, logits: Tensor, layer: int) -> Weights:
-        """Expert weights of MoE layer number `layer` for `logits` [B, N]."""
-        top1 = logits.detach().argmax(dim=1)
-        if self.route is not None:
-            forced = self.route[:, layer]
-            return Weights(torch.where(forced < 0, top1, forced))
-        if self.kind == "hard":
-            return Weights(top1)
-        p = (logits / self.temperature).softmax(dim=1)
-        if self.kind == "soft":
-            return Weights(top1, mixture=p)
-        if self.kind == "scaled":
-            chosen = p.gather(1, top1[:, None])[:, 0]
-            return Weights(top1, factor=1 + (chosen - chosen.detach()))
-        one_hot = torch.zeros_like(p).scatter_(1, top1[:, None], 1.0)
-        return Weights(top1, mixture=one_hot + (p - p.detach()), one_hot=True)
+    def p(self, logits: Tensor) -> Tensor:
+        """The softmax of logits / temperature, [B, N]."""
+        return (logits / self.temperature).softmax(dim=1)
 
 
-HARD = Gate()
+class StraightThroughGate(TemperedGate):
+    """h + p - sg(p): the value of h, the gradient of p."""
+
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        p, experts = self.p(logits), top1(logits)
+        one_hot = torch.zeros_like(p).scatter_(1, experts[:, None], 1.0)
+        return OneHot(experts, one_hot + (p - p.detach()))
+
+
+class ScaledGate(TemperedGate):
+    """Expert k alone, its output times 1 + p_k - sg(p_k)."""
+
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        experts = top1(logits)
+        chosen = self.p(logits).gather(1, experts[:, None])[:, 0]
+        return Scaled(experts, 1 + (chosen - chosen.detach()))
+
+
+class SoftGate(TemperedGate):
+    """p: every expert runs."""
+
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        return Mixed(top1(logits), self.p(logits))
+
+
+@dataclass(frozen=True, eq=False)
+class ForcedGate(Gate):
+    """The experts of `route` [B, L] (int64); -1 leaves that choice to the router."""
+
+    route: Tensor
+
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        forced = self.route[:, layer]
+        return Chosen(torch.where(forced < 0, top1(logits), forced))
+
+
+HARD = HardGate()
+# the gates that a configuration can name
+GATES: dict[str, Callable[..., Gate]] = {
+    "hard": HardGate, "straight_through": StraightThroughGate, "scaled": ScaledGate, "soft": SoftGate,
+}  # fmt: skip
+
+
+def make_gate(name: str, **settings: Any) -> Gate:
+    """The gate that is called `name` in `GATES`, with its settings (`temperature`). Raises UserError on an unknown name."""
+    return lookup(GATES, name, "gate")(**settings)
+
+
+def top1(logits: Tensor) -> Tensor:
+    """[B, N] -> [B] int64: the expert with the largest logit."""
+    return logits.detach().argmax(dim=1)
 
 
 class Router(nn.Module):

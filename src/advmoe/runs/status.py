@@ -18,6 +18,7 @@ from advmoe.errors import UserError, lookup
 from advmoe.files import json_object, parsed_object, write_atomically
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.methods import METHODS
+from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
 FAILED = "failed.txt"  # the error a run ended with; removed when the run is started again
@@ -168,8 +169,8 @@ def mark_failed(folder: Path, line: str) -> None:
     write_atomically(folder / FAILED, f"{line}\n")
 
 
-class Outcome:
-    """A training Listener that writes failed.txt when training ends in an error, and removes it when training goes on.
+class Outcome(Observer):
+    """Writes failed.txt when training ends in an error, and removes it when training goes on.
 
     Before the first iteration it writes nothing: the folder of a run that is refused may belong to another process.
     """
@@ -188,12 +189,6 @@ class Outcome:
         if not self.begun:
             (self.run / FAILED).unlink(missing_ok=True)
         self.begun = True
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Nothing: the loop has written it."""
-
-    def note(self, text: str) -> None:
-        """Nothing: a warning is no failure."""
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,11 @@ from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
 from advmoe.runs.cost import estimate
 from advmoe.runs.status import RunStatus, read_run
-from advmoe.training.loop import VALIDATION_STEPS, train
+from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
+from advmoe.training.observers import Observer
 from advmoe.training.start import network
+from advmoe.training.validation import VALIDATION_STEPS
 
 BATCH = 8  # images of a probe's batch on the CPU, where time goes with their number
 WORK = 4.0  # GMACs that a batch there may have; no fewer than two images, for batch norm
@@ -176,8 +178,8 @@ def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: st
     return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_IMAGES))
 
 
-class _Clock:
-    """A training Listener that keeps the seconds of every iteration but the first, phase by phase."""
+class _Clock(Observer):
+    """Keeps the seconds of every iteration but the first, phase by phase."""
 
     def __init__(self) -> None:
         self.phases: list[list[float]] = []
@@ -192,12 +194,6 @@ class _Clock:
         else:
             self.phases[-1].append(now - self.last)
         self.last = now
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        """Nothing: epochs are not timed."""
-
-    def note(self, text: str) -> None:
-        """Nothing: warnings about random images mean nothing."""
 
 
 def _attack(config: RunConfig, spec: ImageSpec, size: int, device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""What a run starts from: its network, the state of a phase, its first statistics, its batches."""
+"""What a run starts from: its checks, its network, the state of a phase, its first statistics, its batches."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.amp import is_autocast_available
 
+from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed
 from advmoe.config import RunConfig
 from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
-from advmoe.moe import MOMENTUM, ExpertNorm
+from advmoe.moe import GATES, MOMENTUM, ExpertNorm
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.losses import LOSSES
@@ -22,6 +23,30 @@ from advmoe.training.methods import LEVELS, METHODS, Phase
 from advmoe.training.steps import TrainState
 
 CALIBRATION_BATCHES = 8
+
+
+def check(config: RunConfig, splits: Splits) -> None:
+    """Raises UserError if the configuration cannot be trained on these data: before anything is written."""
+    lookup(METHODS, config.method, "method")
+    lookup(LOSSES, config.training.loss, "loss")
+    for name in ("router_gate", "router_attack_gate"):
+        lookup(GATES, getattr(config.training, name), name)
+    _check_sizes(config, splits)
+    autocast(config, splits.train.labels.device)
+
+
+def _check_sizes(config: RunConfig, splits: Splits) -> None:
+    size, images, processes = config.training.batch_size, len(splits.train), distributed.world_size()
+    last = images % size or size
+    least = 2 if processes == 1 else processes if config.training.sync_norm else 2 * processes
+    if last < least:
+        count = "one" if last == 1 else str(last)
+        of = "" if processes == 1 else f" of {processes} processes"
+        raise UserError(f"batch_size {size} leaves {count} of {images} images for the last batch: too few for batch norm{of}")
+    if len(splits.val) < processes:
+        raise UserError(f"{len(splits.val)} held-out images are too few for {processes} processes")
+    for phase in METHODS[config.method].phases:
+        epoch_order(0, 0, len(phase.levels), images, size)
 
 
 def network(config: RunConfig, spec: ImageSpec) -> Classifier:

@@ -13,7 +13,7 @@ from advmoe.attacks import BatchDraws, frozen
 from advmoe.config import RunConfig
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
-from advmoe.moe import HARD, Gate, Routings, balance
+from advmoe.moe import HARD, Gate, Routings, balance, make_gate
 from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome
 
@@ -59,7 +59,8 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """One parameter set on one batch: all of standard training, AT (Dense), AT (S-Dense), AT (MoE); each phase of AT (Sparse)."""
     training = state.config.training
     ((level, batch),) = batches.items()
-    outcome = _update(state, level, batch, Gate(training.router_gate), Gate(training.router_attack_gate), True)
+    gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
+    outcome = _update(state, level, batch, gate, attack_gate, True)
     state.watch.check()
     return _metrics(outcome, batch[1])
 
@@ -82,7 +83,7 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     training = state.config.training
     for _ in range(training.router_steps):
-        gate, attack_gate = Gate(training.router_gate), Gate(training.router_attack_gate)
+        gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
         outcome = _update(state, "routers", batches["routers"], gate, attack_gate, False)
     images = len(batches["routers"][1])
     return {"router_loss": outcome.total.detach() * images, "router_images": outcome.total.new_full((), images)}

@@ -18,7 +18,7 @@ from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.loop import Listener
+from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
 TrackerName = Literal["tensorboard", "wandb"]
@@ -26,26 +26,7 @@ EVERY = 50  # iterations between losses: each reading is a device synchronisatio
 LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
-class Several:
-    """A Listener that passes everything on to several."""
-
-    def __init__(self, *listeners: Listener) -> None:
-        self.listeners = listeners
-
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
-        for listener in self.listeners:
-            listener.iteration(epoch, done, total, sums, images)
-
-    def epoch(self, row: Mapping[str, Any]) -> None:
-        for listener in self.listeners:
-            listener.epoch(row)
-
-    def note(self, text: str) -> None:
-        for listener in self.listeners:
-            listener.note(text)
-
-
-class Place(Protocol):
+class Sink(Protocol):
     """Where figures go. Steps rise from one call to the next."""
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
@@ -77,7 +58,7 @@ class WeightsAndBiases:
         try:
             self.run = library.init(
                 project=os.environ.get("WANDB_PROJECT", "advmoe"), name=folder.parent.name, dir=str(folder.parent),
-                id=_own_id(folder), resume="allow", config=to_dict(config), settings=library.Settings(silent=True),
+                id=_run_id(folder), resume="allow", config=to_dict(config), settings=library.Settings(silent=True),
             )  # fmt: skip
         except library.Error as error:
             raise UserError(f"--track wandb: {error} (WANDB_MODE=offline needs no account and no network)") from None
@@ -89,11 +70,11 @@ class WeightsAndBiases:
         self.run.finish()
 
 
-PLACES: dict[TrackerName, Callable[[Any, Path, RunConfig, int], Place]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
+SINKS: dict[TrackerName, Callable[[Any, Path, RunConfig, int], Sink]] = {"tensorboard": TensorBoard, "wandb": WeightsAndBiases}
 
 
-class Tracker:
-    """A Listener that writes each epoch's row, and the losses of every `every` iterations, to RUN/`name`.
+class Tracker(Observer):
+    """Writes each epoch's row, and the losses of every `every` iterations, to RUN/`name`.
 
     Nothing is written before the first iteration, as train() wants an empty folder; what the run did before it was
     tracked, or a kill kept from being written, follows then, or at the end. Raises UserError where the library is not installed.
@@ -102,7 +83,7 @@ class Tracker:
     def __init__(self, name: TrackerName, run: Path, config: RunConfig, every: int = EVERY) -> None:
         self.name, self.folder, self.config, self.every = name, run / name, config, every
         self.library = _library(name)
-        self.place: Place | None = None
+        self.sink: Sink | None = None
         self.written = 0
         self.before: dict[str, tuple[float, float]] = {}
 
@@ -114,34 +95,31 @@ class Tracker:
             if error is None:
                 self._open()
         finally:
-            if self.place is not None:
-                self.place.close()
+            if self.sink is not None:
+                self.sink.close()
 
     def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
-        place = self._open()
+        sink = self._open()
         if done < total and done % self.every == 0:
-            self._write(place, self._losses(sums, images), (epoch - 1) * total + done)
+            self._write(sink, self._losses(sums, images), (epoch - 1) * total + done)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
         self.before = {}
         self._write(self._open(), figures(row), row["epoch"] * row["iterations"])
 
-    def note(self, text: str) -> None:
-        """Nothing: trackers hold figures."""
-
-    def _open(self) -> Place:
-        """The place, caught up with the run's history."""
-        if self.place is None:
+    def _open(self) -> Sink:
+        """The sink, caught up with the run's history."""
+        if self.sink is None:
             self.written = _last_step(self.folder)
-            self.place = PLACES[self.name](self.library, self.folder, self.config, self.written)
+            self.sink = SINKS[self.name](self.library, self.folder, self.config, self.written)
             latest = RunFolder(self.folder.parent).latest()
             for row in latest.history if latest else []:
-                self._write(self.place, figures(row), row["epoch"] * row["iterations"])
-        return self.place
+                self._write(self.sink, figures(row), row["epoch"] * row["iterations"])
+        return self.sink
 
-    def _write(self, place: Place, content: Mapping[str, float], step: int) -> None:
+    def _write(self, sink: Sink, content: Mapping[str, float], step: int) -> None:
         if step > self.written:
-            place.write(content, step)
+            sink.write(content, step)
             self.written = step
             write_json(_written_path(self.folder), {"step": step})
 
@@ -192,7 +170,7 @@ def _last_step(folder: Path) -> int:
         raise UserError(f"{path}: is damaged; remove {folder} to track the run anew") from None
 
 
-def _own_id(folder: Path) -> str:
+def _run_id(folder: Path) -> str:
     """The run's id for the service, made once."""
     path = folder / "id.txt"
     if not path.exists():

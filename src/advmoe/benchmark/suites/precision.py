@@ -17,7 +17,7 @@ from advmoe.benchmark.timing import wait_for
 from advmoe.config import Precision, RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.recipes import recipe
-from advmoe.training.loop import Quiet, train
+from advmoe.training.loop import train
 
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 RATIO: Ratio = ("float32", "bfloat16", None)
@@ -53,7 +53,7 @@ def demo(setup: Setup) -> Iterator[Row]:
 def epoch_losses(config: RunConfig, splits: Splits) -> list[float]:
     """Train a run; return the mean training loss of each epoch."""
     with tempfile.TemporaryDirectory() as folder:
-        history = train(config, splits, Path(folder) / "run", Quiet())
+        history = train(config, splits, Path(folder) / "run")
     return [float(row["loss"]) for row in history]
 
 

@@ -42,7 +42,7 @@ class Converted(RoutedNetwork):
         """
         router_logits = None if self.router is None else self.router(x)
         try:
-            logits, parts = self.traced(x, gate if router_logits is None else replace(gate, logits=router_logits))
+            logits, parts = self.traced(x, gate, router_logits)
         except RuntimeError as error:
             if x.shape[1:] == self.input_size:
                 raise

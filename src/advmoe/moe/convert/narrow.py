@@ -18,12 +18,15 @@ from advmoe.moe.norm import ExpertNorm
 
 @torch.no_grad()
 def narrowed(traced: Traced, kind: DenseKind, routed: Sequence[fx.Node]) -> fx.GraphModule:
-    """The graph with narrow layers, and MoE layers for those in `routed`: (x, gate) -> (logits, routings of each)."""
+    """The graph with narrow layers, and MoE layers for those in `routed`: (x, gate, network
+    router's logits) -> (logits, routings of each)."""
     graph, norms = traced.module.graph, {node: _following_norm(traced, node) for node in routed}
     narrowable = (nn.Conv2d, nn.Linear, nn.PReLU, *NORMS)
     layers = [(node, layer, _Indices(traced, node, kind.scale)) for node, layer in traced.layers(*narrowable)]
     with graph.inserting_after(graph.find_nodes(op="placeholder")[0]):
         gate = graph.placeholder("gate")
+    with graph.inserting_after(gate):
+        router_logits = graph.placeholder("router_logits")
     calls: list[fx.Node] = []
     for node, layer, indices in layers:
         if node in norms:
@@ -31,7 +34,7 @@ def narrowed(traced: Traced, kind: DenseKind, routed: Sequence[fx.Node]) -> fx.G
             moe = _moe_layer(layer, None if norm is None else traced.layer(norm), indices, kind)
             moe.index = len(calls) if moe.router is not None else 0
             traced.module.add_submodule(str(node.target), moe)
-            calls.append(_call_moe_layer(graph, node, gate, norm))
+            calls.append(_call_moe_layer(graph, node, (gate, router_logits), norm))
         elif node not in norms.values():
             _narrow(layer, indices)
     output = graph.output_node()
@@ -47,14 +50,14 @@ def _following_norm(traced: Traced, node: fx.Node) -> fx.Node | None:
     return user if norm.affine and norm.track_running_stats else None
 
 
-def _call_moe_layer(graph: fx.Graph, node: fx.Node, gate: fx.Node, norm: fx.Node | None) -> fx.Node:
-    """Let `node` call its MoE layer, which also does the norm's work. Returns the node of its routings."""
+def _call_moe_layer(graph: fx.Graph, node: fx.Node, routing: tuple[fx.Node, fx.Node], norm: fx.Node | None) -> fx.Node:
+    """Let `node` call its MoE layer, which includes the norm, with gate and router logits. Returns the node of its routings."""
     (source,) = node.all_input_nodes
     with graph.inserting_after(node):
         y = graph.call_function(getitem, (node, 0))
         routings = graph.call_function(getitem, (node, 1))
     (node if norm is None else norm).replace_all_uses_with(y, delete_user_cb=lambda user: user not in (y, routings))
-    node.args, node.kwargs = (source, gate), {}
+    node.args, node.kwargs = (source, *routing), {}
     if norm is not None:
         graph.erase_node(norm)
     return routings

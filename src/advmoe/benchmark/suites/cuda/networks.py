@@ -12,7 +12,7 @@ from advmoe.benchmark.suites.cuda.common import Figure, Figures, Part, graphed, 
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import Call, channels_last, deployed, network, route_choices
 from advmoe.models import Classifier
-from advmoe.moe import HARD, Dispatch, Gate
+from advmoe.moe import HARD, Dispatch, ForcedGate, Gate
 
 
 def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
@@ -41,7 +41,7 @@ def route(model: Classifier, dispatch: str | None) -> None:
 def even(model: Classifier, batch: int, device: torch.device) -> Gate:
     """A random and even route for networks with MoE layers."""
     choices = route_choices(model)
-    return HARD if choices is None else Gate("forced", route=torch.randint(0, choices[0], (batch, choices[1])).to(device))
+    return HARD if choices is None else ForcedGate(torch.randint(0, choices[0], (batch, choices[1])).to(device))
 
 
 def logits(part: Part, forward: Callable[..., tuple[Tensor, object]], x: Tensor, gate: Gate) -> Tensor:

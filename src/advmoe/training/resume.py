@@ -1,0 +1,88 @@
+"""Where a run starts from: its folder, and the state in a checkpoint."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+
+from advmoe import distributed
+from advmoe.config import RunConfig
+from advmoe.data import Splits
+from advmoe.errors import UserError
+from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights
+from advmoe.training.methods import METHODS
+from advmoe.training.steps import TrainState
+
+log = logging.getLogger("advmoe")
+# what an optimizer's groups keep from the configuration and device, whatever the checkpoint says
+CONFIGURED = ("fused", "initial_lr", "warmup", "routers")
+
+
+@contextmanager
+def claimed(folder: RunFolder, config: RunConfig, splits: Splits, resume: bool) -> Iterator[Checkpoint | None]:
+    """Hold the folder for this run, and yield the checkpoint to continue from. Rank 0 has the lock and does the work.
+
+    Raises UserError if another process trains there, or if the folder holds another run or this one without `resume`.
+    """
+    with ExitStack() as stack:
+
+        def claim() -> Checkpoint | None:
+            again = distributed.restart_count() > 0 and folder.was_claimed_by(distributed.launch_id())
+            if resume and not folder.config_path.exists():
+                log.warning("%s holds no run yet: training starts anew", folder.path)
+            stack.enter_context(folder.locked())
+            folder.claim(config, resume or again or _is_finished(folder, config))
+            folder.sign(distributed.launch_id())
+            return _cleaned(folder, splits)
+
+        yield distributed.on_rank_zero(claim)
+
+
+def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
+    latest = folder.latest() if folder.config_path.exists() else None
+    return latest is not None and latest.epoch >= len(METHODS[config.method].phases) * config.training.epochs
+
+
+def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
+    """The latest checkpoint, after what a killed process left behind is removed."""
+    folder.clean()
+    latest = folder.latest()
+    for name in folder.damaged():
+        instead = f"{latest.folder.name} is used" if latest else "training starts anew"
+        log.warning("checkpoint %s is cut short or altered; %s", name, instead)
+    if latest is None:
+        return None
+    if latest.fingerprint != splits.fingerprint:
+        raise UserError(f"{folder.path}: was trained on data with fingerprint {latest.fingerprint}, not {splits.fingerprint}")
+    folder.prune(latest.history, latest.folder)
+    if latest.history:
+        folder.write_metrics(latest.history)
+    return latest
+
+
+def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> None:
+    """Load the weights, and `within_phase` the optimizers' states. Raises UserError if they belong to another run."""
+    distributed.on_rank_zero(lambda: load_weights(state.model, checkpoint))
+    distributed.broadcast_state(state.model)
+    states = distributed.on_rank_zero(checkpoint.optimizer_states) if within_phase else {}
+    if within_phase and states.keys() != state.optimizers.keys():
+        raise UserError(f"{checkpoint.folder}: holds the states of {', '.join(states)}, not of {', '.join(state.optimizers)}")
+    for level, content in states.items():
+        optimizer = state.optimizers[level]
+        configured = [{name: group[name] for name in CONFIGURED} for group in optimizer.param_groups]
+        _load(optimizer, content, f"{checkpoint.folder}: holds another run's states of level {level}")
+        for group, ours in zip(optimizer.param_groups, configured, strict=True):
+            group.update(ours)
+
+
+def _load(optimizer: torch.optim.Optimizer, content: dict[str, Any], complaint: str) -> None:
+    """Raises UserError, with `complaint`, if `content` is not a state of this optimizer."""
+    try:
+        optimizer.load_state_dict(content)
+        fits = all(value.shape == parameter.shape for parameter, state in optimizer.state.items() for value in state.values())
+    except Exception as error:  # any exception can come out of a state of another kind
+        raise UserError(f"{complaint} ({type(error).__name__})") from None
+    if not fits:
+        raise UserError(f"{complaint} (of other shapes)")

@@ -1,0 +1,142 @@
+"""A run in progress: where it is, its checkpoints, and how it goes back after a non-finite value."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from advmoe import distributed
+from advmoe.config import RunConfig
+from advmoe.data import Splits
+from advmoe.errors import UserError
+from advmoe.models import Classifier
+from advmoe.moe import synchronise
+from advmoe.training.checkpoint import Checkpoint, History, RunFolder
+from advmoe.training.health import NonFinite
+from advmoe.training.interrupts import Interrupts, Stopped
+from advmoe.training.methods import METHODS, Phase
+from advmoe.training.observers import Observer
+from advmoe.training.resume import restore
+from advmoe.training.start import calibrate, initial_network, train_state
+from advmoe.training.steps import TrainState
+from advmoe.training.totals import Totals
+
+log = logging.getLogger("advmoe")
+MOST_RESTORES = 3
+
+
+@dataclass
+class Run:
+    """`latest` is the checkpoint that the next epoch starts from, or None if it starts from the model in memory."""
+
+    config: RunConfig
+    splits: Splits
+    folder: RunFolder
+    model: Classifier
+    interrupts: Interrupts
+    observers: Sequence[Observer]
+    latest: Checkpoint | None
+    history: History = field(default_factory=list)
+    restores: int = 0
+
+    def __post_init__(self) -> None:
+        self._continue_from(self.latest)
+
+    def _continue_from(self, checkpoint: Checkpoint | None) -> None:
+        self.latest, self.history = checkpoint, list(checkpoint.history) if checkpoint else []
+        self.restores = max(self.restores, checkpoint.restores if checkpoint else 0)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases of the run's method."""
+        return METHODS[self.config.method].phases
+
+    @property
+    def phase_number(self) -> int:
+        """The phase of the next epoch, from 0; `len(phases)` at the end of the run."""
+        return len(self.history) // self.config.training.epochs
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no epoch remains."""
+        return self.phase_number >= len(self.phases)
+
+    @property
+    def epochs_of_phase(self) -> int:
+        """How many epochs of the current phase are done."""
+        return len(self.history) % self.config.training.epochs
+
+    def begin_phase(self) -> TrainState:
+        """The state of the current phase, as the latest checkpoint has it."""
+        state, latest = train_state(self.config, self.model, self.phases[self.phase_number]), self.latest
+        synchronise(self.model, False)
+        if latest is not None:
+            restore(state, latest, within_phase=self.epochs_of_phase > 0 or latest.partial is not None)
+        elif not self.history:
+            distributed.broadcast_state(self.model)
+            calibrate(state, self.splits.train)
+        synchronise(self.model, distributed.world_size() > 1 and self.config.training.sync_norm)
+        return state
+
+    def begin_epoch(self, iterations: int) -> Totals:
+        """The totals of the next epoch, as the latest checkpoint has them. Raises UserError if it has more `iterations`."""
+        totals = Totals.resumed(self.latest.partial if self.latest else None)
+        self.latest = None
+        if totals.iteration > iterations:
+            raise UserError(f"{self.folder.path}: its checkpoint is {totals.iteration} iterations into an epoch of {iterations}")
+        return totals
+
+    def finish_iteration(self, state: TrainState, totals: Totals, iterations: int) -> None:
+        """Tell the observers, and save if the last checkpoint is old or a signal was caught, which raises Stopped."""
+        epoch = len(self.history) + 1
+        try:
+            for observer in self.observers:
+                observer.iteration(epoch, totals.iteration, iterations, totals.sums, totals.images)
+        except OSError:  # the signal may also have ended the reader of a pipe that an observer writes to
+            self._save_if_due(state, totals, iterations)
+            raise
+        self._save_if_due(state, totals, iterations)
+
+    def _save_if_due(self, state: TrainState, totals: Totals, iterations: int) -> None:
+        due = totals.seconds_unsaved >= 60 * self.config.runtime.save_minutes
+        wanted = distributed.maximum(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
+        if wanted:
+            self._save(state, totals)
+        if wanted > 1:
+            raise Stopped(
+                wanted, f"after epoch {len(self.history) + 1}, iteration {totals.iteration} of {iterations}, which is saved"
+            )
+
+    def finish_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
+        """Add the epoch's row to the history, save, and tell the observers. Raises Stopped if a signal was caught."""
+        row |= {"phase": 1 + self.phase_number, "score": row[METHODS[self.config.method].selects]}
+        self.history.append(distributed.broadcast(row))
+        self._save(state)
+        for observer in self.observers:
+            observer.epoch(row)
+        caught = distributed.maximum(self.interrupts.caught)
+        if caught and not self.is_done:
+            raise Stopped(caught, f"after epoch {len(self.history)}, which is saved")
+
+    def _save(self, state: TrainState, totals: Totals | None = None) -> None:
+        """Write a checkpoint after an epoch, or within the one of `totals`."""
+        optimizers = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
+        within = None if totals is None else totals.partial()
+        model, spec = state.model.state_dict(), self.splits.spec
+        save = partial(self.folder.save, model, optimizers, self.history, self.splits.fingerprint, spec, within, self.restores)
+        distributed.on_rank_zero(save)
+
+    def recover(self, error: NonFinite) -> None:
+        """Go back to the last good checkpoint if the configuration says so, else raise UserError."""
+        epoch, latest = len(self.history) + 1, distributed.on_rank_zero(self.folder.latest)
+        last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
+        back, rate = last if latest else "the start", "the routers' rate" if self.model.router_parameters() else "the rate"
+        if self.config.training.on_nonfinite == "stop" or self.restores == MOST_RESTORES:
+            again = f" (after {self.restores} restores)" if self.restores else ""
+            raise UserError(f"epoch {epoch}: {error}{again}; last good checkpoint: {last}") from None
+        self.restores += 1
+        log.warning("epoch %d: %s; back to %s, with half %s (%d of %d)", epoch, error, back, rate, self.restores, MOST_RESTORES)
+        self._continue_from(latest)
+        if latest is None:
+            self.model.load_state_dict(initial_network(self.config, self.splits).state_dict())

@@ -1,0 +1,24 @@
+"""Learning rates."""
+
+import math
+
+from advmoe.training.steps import TrainState
+
+
+def set_rates(state: TrainState, lowered: float) -> None:
+    """Cosine decay, after a linear warm-up where a group has one.
+
+    `lowered` multiplies the routers' rate, or all rates if no router learns: it is below 1 after a non-finite value.
+    """
+    groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
+    routed = any(group["routers"] for group in groups)
+    for group in groups:
+        rise = min(1.0, state.done / group["warmup"]) if group["warmup"] else 1.0
+        rise *= lowered if group["routers"] or not routed else 1.0
+        group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * state.done))
+
+
+def rates(state: TrainState) -> dict[str, float]:
+    """The current rates by their name in metrics.jsonl: `router_lr` of routers, `lr` of everything else."""
+    groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
+    return {"router_lr" if group["routers"] else "lr": group["lr"] for group in groups}

@@ -1,0 +1,86 @@
+"""The sums of an epoch's metrics, over iterations and ranks."""
+
+import time
+from typing import Any
+
+import torch
+
+from advmoe import distributed
+from advmoe.training.checkpoint import Partial
+from advmoe.training.steps import Metrics
+
+
+class Totals:
+    """An epoch so far: iterations, images, seconds, and the sums of this rank's metrics."""
+
+    def __init__(self, iteration: int = 0, images: int = 0, seconds: float = 0.0, sums: Metrics | None = None) -> None:
+        self.iteration, self.images, self.sums = iteration, images, sums or {}
+        self._earlier_seconds, self._started = seconds, time.perf_counter()
+        self._saved = self._started
+
+    @classmethod
+    def resumed(cls, partial: Partial | None) -> "Totals":
+        """The totals in a checkpoint, or none.
+
+        Each rank continues with its own sums. If the number of ranks has changed, rank 0 continues with the sums of all.
+        """
+        if partial is None:
+            return cls()
+        by_rank = {name: torch.tensor(value) for name, value in {"": partial.images, **partial.sums}.items()}
+        if len(partial.images) == distributed.world_size():
+            sums = {name: value[distributed.rank()] for name, value in by_rank.items()}
+        else:
+            sums = {name: value.sum(dim=0) * (distributed.rank() == 0) for name, value in by_rank.items()}
+        return cls(partial.iteration, int(sums.pop("")), partial.seconds, sums)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the iterations."""
+        return self._earlier_seconds + time.perf_counter() - self._started
+
+    @property
+    def seconds_unsaved(self) -> float:
+        """Wall time since the last checkpoint, or since the start."""
+        return time.perf_counter() - self._saved
+
+    def add(self, metrics: Metrics, images: int) -> None:
+        """Count an iteration over `images` images."""
+        self.sums = {name: self.sums.get(name, torch.zeros_like(value)).to(value.device) + value for name, value in metrics.items()}
+        self.iteration, self.images = self.iteration + 1, self.images + images
+
+    def over_ranks(self) -> tuple[Metrics, int]:
+        """The sums and the number of images over all ranks."""
+        images = int(distributed.sum_over_ranks(self._images()))
+        return {name: distributed.sum_over_ranks(value) for name, value in self.sums.items()}, images
+
+    def partial(self) -> Partial:
+        """The totals for a checkpoint, which counts as saved from now on."""
+        images = distributed.all_gather(self._images())
+        sums = {name: distributed.all_gather(value).tolist() for name, value in self.sums.items()}
+        self._saved = time.perf_counter()
+        return Partial(self.iteration, images.tolist(), self.seconds, sums)
+
+    def _images(self) -> torch.Tensor:
+        return next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64)
+
+
+def means(sums: Metrics, images: int) -> dict[str, Any]:
+    """Sums over images as an epoch's row.
+
+    Losses become means per image, counts of correct answers percentages, `load` each expert's share; `dead` lists each layer's
+    experts without images.
+    """
+    row: dict[str, Any] = {}
+    for name, value in sums.items():
+        if name == "router_images":
+            continue
+        if name == "load":
+            row["load"] = (value / value.sum(dim=1, keepdim=True)).tolist()
+            row["dead"] = [(counts == 0).nonzero()[:, 0].tolist() for counts in value]
+        elif name == "router_entropy":
+            row[name] = (value / images).tolist()
+        elif name.endswith("_correct"):
+            row[f"train_{name.removesuffix('_correct')}"] = 100 * value.item() / images
+        else:
+            row[name] = (value / sums.get(name.replace("loss", "images"), images)).item()
+    return row
