@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
 
@@ -46,8 +45,8 @@ def tiny() -> Callable[..., RunConfig]:
         )  # fmt: skip
         for section in ("model", "data", "attack", "training", "runtime"):
             own = {name: fields.pop(name) for name in list(fields) if hasattr(getattr(config, section), name)}
-            config = replace(config, **{section: replace(getattr(config, section), **own)})
-        return replace(config, **fields)
+            config = config.replace(**{section: getattr(config, section).replace(**own)})
+        return config.replace(**fields)
 
     return make
 

@@ -4,7 +4,6 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +106,7 @@ def test_a_record_is_reported(version: str, kept: Callable[[str], Path]) -> None
     assert len(record.history) == (record.from_schema != 1)
     assert settings(record)["model.norms"] == ("shared" if record.from_schema == 1 else "per_expert")
     config = from_dict(record.config.model_dump())
-    assert config == replace(RunFolder(run).config(), data=config.data)
+    assert config == RunFolder(run).config().replace(data=config.data)
 
 
 def test_a_record_of_accuracies_alone_is_refused_for_what_it_lacks() -> None:

@@ -1,7 +1,6 @@
 """`advmoe demo`: four methods on embedded images, a table, two figures."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -32,7 +31,7 @@ def demo(out: Path, console: Console, runtime: RuntimeConfig, device: torch.devi
 
     What a former call left finished is not trained again.
     """
-    configs = {method: replace(recipe(f"demo-{method}"), runtime=runtime, seed=seed) for method in METHODS}
+    configs = {method: recipe(f"demo-{method}").replace(runtime=runtime, seed=seed) for method in METHODS}
     splits = load_dataset(configs["advmoe"].data).to(device)
     histories, records = {}, []
     for method, config in configs.items():

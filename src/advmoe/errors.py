@@ -1,8 +1,14 @@
 """Mistakes of a user, each reported in one line."""
 
+import reprlib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+WHOLE_LIMIT = 2**64  # whole numbers in files are smaller
+KINDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "null": "none", "array": "list"}
 
 Entry = TypeVar("Entry")
 
@@ -36,3 +42,74 @@ def lookup(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     if name not in table:
         raise UserError(f"unknown {what} '{name}': {nearest(name, list(table))}")
     return table[name]
+
+
+def shown(value: Any) -> str:
+    """A value from a file in at most 80 letters."""
+    try:
+        text = reprlib.repr(value)  # not repr: a few lines of YAML aliases can mean gigabytes
+    except ValueError:  # Python's limit on the digits that it writes
+        text = "a number of thousands of digits"
+    return shortened(text)
+
+
+def named(name: Any, prefix: str = "") -> str:
+    """A field's name from a file in at most 80 letters."""
+    return shortened(prefix + (name if isinstance(name, str) else shown(name)))
+
+
+def shortened(text: str) -> str:
+    """Text in at most 80 letters."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def one_line(error: ValidationError, model: type[BaseModel]) -> str:
+    """The first unknown field, else the first wrong value, of data that `model` refused: 'model.num_experts must be ..., not 0'."""
+    details = error.errors(include_url=False)
+    unknown = [detail for detail in details if detail["type"] in ("extra_forbidden", "invalid_key")]
+    detail: Any = (unknown or details)[0]
+    schema, location = model.model_json_schema(), [str(part) for part in detail["loc"]]
+    name = shortened(".".join(location))
+    if unknown:
+        parent = _field(schema, location[:-1])
+        return f"unknown field {name!r}: {nearest(shortened(location[-1]), list(parent.get('properties', ())))}"
+    if detail["type"] == "value_error":
+        return f"{name}: {detail['ctx']['error']}"
+    if detail["type"] == "missing":
+        return f"{name} is missing"
+    allowed = _allowed(_field(schema, location), detail["type"])
+    return f"{name} must be {allowed}, not {shown(detail['input'])}"
+
+
+def _field(schema: dict[str, Any], location: list[str]) -> dict[str, Any]:
+    """The part of a JSON Schema that describes the field at `location`."""
+    part = schema
+    for name in location:
+        part = part.get("properties", {}).get(name, {})
+        if "$ref" in part:
+            part = schema["$defs"][part["$ref"].rpartition("/")[2]]
+    return part
+
+
+def _allowed(part: dict[str, Any], kind: str) -> str:
+    """What a field takes, in words; `kind` is the error's."""
+    options = part.get("anyOf", [part])
+    if kind.startswith(("greater_than", "less_than", "finite")):
+        return _range(options[0], kind)
+    if "enum" in part:
+        return f"one of {', '.join(part['enum'])}"
+    return " or ".join(KINDS.get(option.get("type", "object"), "a mapping of fields") for option in options)
+
+
+def _range(part: dict[str, Any], kind: str) -> str:
+    """'in (0, 1]', 'at least 1', 'positive and finite'."""
+    low, above, high, below = (part.get(name) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
+    if below == WHOLE_LIMIT:
+        if kind == "less_than":
+            return "less than 2**64"
+        below = None
+    if high is None and below is None:
+        least = f"at least {low}" if above is None else "positive" if above == 0 else f"more than {above}"
+        return f"{least} and finite" if part["type"] == "number" else least
+    left = f"[{low}" if above is None else f"({above}"
+    return f"in {left}, {high}]" if below is None else f"in {left}, {'2**63' if below == 2**63 else below})"

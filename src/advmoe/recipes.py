@@ -5,7 +5,6 @@ A name is DATASET-MODEL-METHOD, then, in this order and only where they differ f
 """
 
 import re
-from dataclasses import replace
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.errors import UserError, lookup, nearest
@@ -26,11 +25,11 @@ BASES = {  # the settings of the paper's appendix B; RunConfig's defaults are CI
         model=ModelConfig(stem="imagenet"), data=DataConfig(dataset="imagenet"),
         attack=AttackConfig(epsilon=4 / 255), training=TrainingConfig(batch_size=512),
     ),
-    "fashion-mnist": RunConfig(data=replace(DEMO.data, limit_train=None, limit_test=None), attack=DEMO.attack),
+    "fashion-mnist": RunConfig(data=DEMO.data.replace(limit_train=None, limit_test=None), attack=DEMO.attack),
 }  # fmt: skip
 PAPERS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
 A2_DATASETS, A2_BACKBONES = ("cifar10", "cifar100"), ("resnet18", "wrn28_10")
-DEMOS = {f"demo-{method}": replace(DEMO, method=method) for method in METHODS}
+DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHODS}
 
 
 def recipe(name: str) -> RunConfig:
@@ -54,32 +53,31 @@ def _parsed(name: str) -> RunConfig:
         raise UserError(f"a name is {GRAMMAR}")
     lookup(MODELS, backbone, "model")
     lookup(METHODS, method, "method")
-    base = replace(BASES[dataset], method=method)
-    return _with_suffixes(replace(base, model=replace(base.model, backbone=backbone)), dash + suffixes)
+    base = BASES[dataset].replace(method=method)
+    return _with_suffixes(base.replace(model=base.model.replace(backbone=backbone)), dash + suffixes)
 
 
 def _with_suffixes(base: RunConfig, text: str) -> RunConfig:
-    found = SUFFIXES.fullmatch(text)
-    if found is None:
+    match = SUFFIXES.fullmatch(text)
+    if match is None:
         raise UserError(f"'{text}' is not of the form {GRAMMAR.removeprefix('DATASET-MODEL-METHOD')}")
-    for suffix, (setting, has) in zip(found.groups(), _settings(base).items(), strict=True):
+    for suffix, (setting, has) in zip(match.groups(), _settings(base).items(), strict=True):
         if suffix and not has:
             raise UserError(f"'{text}' sets the {setting}, and {base.method} has none")
-    model = replace(
-        base.model,
-        model_scale=float(found["scale"] or base.model.model_scale),
-        num_experts=int(found["experts"] or base.model.num_experts),
+    model = base.model.replace(
+        model_scale=float(match["scale"] or base.model.model_scale),
+        num_experts=int(match["experts"] or base.model.num_experts),
     )
-    attack = replace(base.attack, num_steps=10 if found["steps"] else base.attack.num_steps)
-    training = replace(base.training, loss="pgd_at" if found["pgd_at"] else base.training.loss)
-    return replace(base, model=model, attack=attack, training=training)
+    attack = base.attack.replace(num_steps=10 if match["steps"] else base.attack.num_steps)
+    training = base.training.replace(loss="pgd_at" if match["pgd_at"] else base.training.loss)
+    return base.replace(model=model, attack=attack, training=training)
 
 
 def _settings(base: RunConfig) -> dict[str, bool]:
     """What each suffix sets, and whether the method has such a thing."""
     method, model = METHODS[base.method], base.model
-    scaled = method.kind(replace(model, model_scale=model.model_scale / 2)) != method.kind(model)
-    routed = method.kind(replace(model, num_experts=model.num_experts + 1)) != method.kind(model)
+    scaled = method.kind(model.replace(model_scale=model.model_scale / 2)) != method.kind(model)
+    routed = method.kind(model.replace(num_experts=model.num_experts + 1)) != method.kind(model)
     attacked = method.loss is None  # a method with a loss of its own trains on clean images
     return {"model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked}
 

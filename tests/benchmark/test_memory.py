@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -31,7 +29,7 @@ def test_peak_forgets_what_was_before():
 def test_probe_measures_iterations_in_a_process_of_its_own():
     config = configuration("AT (Dense)", Scale(width=4, training_batch=8))
     small = probe(config, 16, CPU)
-    large = probe(replace(config, training=replace(config.training, batch_size=128)), 16, CPU)
+    large = probe(config.replace(training=config.training.replace(batch_size=128)), 16, CPU)
     assert 0 < small.memory < large.memory
     assert 0 < small.seconds < large.seconds
 

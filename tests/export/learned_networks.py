@@ -22,7 +22,7 @@ def noise(count):
 def learned(kind, backbone="resnet18", spec=SPEC):
     """A network in eval mode whose experts and norms are anything but fresh."""
     torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone, WIDTHS[backbone]), kind, spec).train()
+    model = build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone]), kind, spec).train()
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d | ExpertNorm):

@@ -79,13 +79,13 @@ def test_agreement_counts_classes_routes_and_what_accuracy_gains(batch):
 def test_margins_are_the_least_over_layers():
     torch.manual_seed(0)
     spec = ImageSpec(("a", "b"), (1, 8, 8), (0.5,), (0.5,))
-    model = build_model(ModelConfig("vgg16_bn", 4), MoEKind(0.5, 3), spec).eval()
+    model = build_model(ModelConfig(backbone="vgg16_bn", width=4), MoEKind(0.5, 3), spec).eval()
     pixels = torch.rand(5, 1, 8, 8)
     with torch.no_grad():
         _, routings = model.forward_routed(pixels)
     for row, margin in enumerate(answers(model, pixels).margins.tolist()):
         layers = [sorted(routing.logits[row].tolist()) for routing in routings]
         assert margin == pytest.approx(min(layer[-1] - layer[-2] for layer in layers))
-    dense = answers(build_model(ModelConfig("vgg16_bn", 4), DenseKind(), spec).eval(), pixels)
+    dense = answers(build_model(ModelConfig(backbone="vgg16_bn", width=4), DenseKind(), spec).eval(), pixels)
     assert dense.margins.isinf().all()
     assert dense.routes.shape == (5, 0)

@@ -96,7 +96,7 @@ def test_an_expert_that_nobody_chose_stays_exact(tmp_path):
 
 def test_equal_experts_share_filters_in_the_file_and_are_told_apart(tmp_path):
     torch.manual_seed(0)
-    model = build_model(ModelConfig("vgg16_bn", 8), MoEKind(0.5, 2), SPEC).eval()
+    model = build_model(ModelConfig(backbone="vgg16_bn", width=8), MoEKind(0.5, 2), SPEC).eval()
     with torch.no_grad():
         model.moe_layers()[0].router.linear.bias[1] += 1e4
     written(model, tmp_path / "network.onnx")

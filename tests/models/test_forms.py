@@ -77,7 +77,7 @@ def test_mistakes_of_the_backbone_itself_are_not_hidden():
 
 def test_without_a_dense_form_the_dense_cost_is_one_full_expert_without_router():
     run = RunConfig(method="advmoe", model=CONFIG)
-    run = replace(run, data=replace(run.data, dataset="fashion-mnist"))
+    run = run.replace(data=run.data.replace(dataset="fashion-mnist"))
     register(lambda kind, model: convert(model, kind=kind, example_input=X))
     known = dense_cost(run, SPEC)
     register(routed_alone)

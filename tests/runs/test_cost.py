@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 
 from advmoe.config import ModelConfig, RunConfig
@@ -57,10 +55,10 @@ def test_dense_estimate_is_at_denses():
     [
         ({"method": "advmoo"}, "unknown method 'advmoo'"),
         ({"model": ModelConfig(backbone="resnet81")}, "unknown backbone 'resnet81'"),
-        ({"data": replace(RunConfig().data, dataset="cifar")}, "unknown dataset 'cifar'"),
+        ({"data": RunConfig().data.replace(dataset="cifar")}, "unknown dataset 'cifar'"),
     ],
 )
 def test_unknown_parts_are_refused(change, said):
     for count in (profile, estimate):
         with pytest.raises(UserError, match=said):
-            count(replace(RunConfig(), **change))
+            count(RunConfig().replace(**change))

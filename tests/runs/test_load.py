@@ -149,7 +149,7 @@ def test_file_gives_the_same_logits_and_facts(tiny: Any, tmp_path: Path, backbon
 
 def test_file_holds_the_record_and_no_place(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(evaluated)
-    model.config = replace(model.config, data=replace(model.config.data, data_dir="/home/me"))
+    model.config = model.config.replace(data=model.config.data.replace(data_dir="/home/me"))
     monkeypatch.chdir(tmp_path)
     save_file(model, "net.safetensors")
     assert model.record is not None

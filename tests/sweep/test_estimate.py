@@ -1,7 +1,6 @@
 """Expected times: measured paces times counted work."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -156,7 +155,7 @@ def test_epochs_are_told_by_phase_and_over_seeds(tiny, tmp_path):
     config = tiny("at_sparse")
     folders = [
         past_run(tmp_path / "a", config, [3.0, 3.0, 3.0, 9.0]),
-        past_run(tmp_path / "b", replace(config, seed=1), [5.0, 5.0, 5.0]),
+        past_run(tmp_path / "b", config.replace(seed=1), [5.0, 5.0, 5.0]),
         past_run(tmp_path / "c", tiny("advmoe"), [70.0]),
         tmp_path / "not begun",
     ]

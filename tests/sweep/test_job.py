@@ -159,7 +159,7 @@ def test_two_sweeps_that_claim_one_folder_take_turns(job):
 def test_place_and_share_are_no_part_of_the_run(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = job()
-    one = replace(one, config=replace(one.config, data=replace(one.config.data, data_dir="here", workers=None)))
+    one = replace(one, config=one.config.replace(data=one.config.data.replace(data_dir="here", workers=None)))
     placed = one.at("cuda:1", 3)
     assert placed.config.data.data_dir == str(tmp_path / "here")
     assert (placed.config.runtime.device, placed.config.runtime.threads, placed.config.data.workers) == ("cuda:1", 3, 3)

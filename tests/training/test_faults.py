@@ -6,7 +6,6 @@ import shutil
 import signal
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +213,7 @@ def test_more_iterations_than_the_epoch_has_are_refused(config: RunConfig, split
 
 def test_restore_may_be_asked_for_after_the_stop(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
-    own = replace(config, training=replace(config.training, on_nonfinite="restore"))
+    own = config.replace(training=config.training.replace(on_nonfinite="restore"))
     assert len(train(own, splits, tmp_path / "run", Recorder(), resume=True)) == 2
 
 

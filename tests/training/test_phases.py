@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -110,7 +109,7 @@ def test_the_evaluated_network_is_compact_at_the_small_dense_cost(whole, config,
     run, _ = whole
     model, _ = best_network(run, config, splits)
     assert not any(isinstance(module, MaskedNorm) for module in model.modules())
-    small = network(replace(config, method="at_small_dense"), splits.spec)
+    small = network(config.replace(method="at_small_dense"), splits.spec)
     assert cost(model, splits.spec.shape) == cost(small, splits.spec.shape)
     full = network(config, splits.spec)
     load_weights(full, RunFolder(run).best())

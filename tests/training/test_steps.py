@@ -1,6 +1,5 @@
 import copy
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -122,7 +121,7 @@ def test_weight_step_changes_weights_alone():
 @pytest.mark.parametrize("gate", ["straight_through", "scaled", "soft"])
 def test_router_step_leaves_every_buffer_untouched(gate):
     state = make_state(router_gate=gate, router_attack_gate=gate)
-    state.config = replace(state.config, training=replace(state.config.training, weight_steps=1))
+    state.config = state.config.replace(training=state.config.training.replace(weight_steps=1))
     before = snapshot(state.model)[1]
     seen = []
     inner = state.loss

@@ -5,7 +5,6 @@ torchrun --nproc-per-node=2 three_iterations.py OUT.pt
 
 import os
 import sys
-from dataclasses import replace
 
 import torch
 
@@ -33,7 +32,11 @@ CASES = {
 
 def config(method, model, training):
     return RunConfig(
-        method, 0, replace(ModelConfig(width=4), **model), attack=AttackConfig(epsilon=0.1), training=replace(TRAINING, **training)
+        method=method,
+        seed=0,
+        model=ModelConfig(width=4).replace(**model),
+        attack=AttackConfig(epsilon=0.1),
+        training=TRAINING.replace(**training),
     )
 
 

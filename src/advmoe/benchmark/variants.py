@@ -7,7 +7,6 @@ random and even, which is the hardest case for a dispatch. Iterations are those 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from itertools import count
 
@@ -52,7 +51,7 @@ def settled(model: Classifier, side: int, device: torch.device) -> Classifier:
 
 def network(kind: str, backbone: str, scale: Scale, device: torch.device) -> Classifier:
     """A settled network of one of KINDS."""
-    model = build_model(ModelConfig(backbone, scale.width), KINDS[kind], spec(scale.side))
+    model = build_model(ModelConfig(backbone=backbone, width=scale.width), KINDS[kind], spec(scale.side))
     return settled(model, scale.side, device)
 
 
@@ -122,13 +121,13 @@ def channels_last(batch: int, scale: Scale, device: torch.device) -> Tensor:
 def configuration(method: str, scale: Scale) -> RunConfig:
     """The recipe of a method for images like CIFAR-10's, with the scale's width and batch."""
     config = recipe(f"cifar10-resnet18-{METHOD[method]}")
-    training = replace(config.training, batch_size=scale.training_batch)
-    return replace(config, model=replace(config.model, width=scale.width), training=training)
+    training = config.training.replace(batch_size=scale.training_batch)
+    return config.replace(model=config.model.replace(width=scale.width), training=training)
 
 
 def bf16(config: RunConfig) -> RunConfig:
     """The same run with its convolutions in bfloat16."""
-    return replace(config, runtime=replace(config.runtime, precision="bfloat16"))
+    return config.replace(runtime=config.runtime.replace(precision="bfloat16"))
 
 
 def iteration(config: RunConfig, side: int, device: torch.device) -> Call:

@@ -66,7 +66,7 @@ class AttackArguments:
 
 def run(words: list[str]) -> None:
     arguments = parse(AttackArguments, "attack", words)
-    place = device(RuntimeConfig(arguments.device, arguments.threads))
+    place = device(RuntimeConfig(device=arguments.device, threads=arguments.threads))
     model = load(arguments.run, place)
     epsilon = model.threat_model.epsilon if arguments.epsilon is None else arguments.epsilon
     if epsilon <= 0:

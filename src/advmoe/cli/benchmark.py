@@ -31,7 +31,7 @@ class BenchmarkArguments:
 def run(words: list[str]) -> None:
     """`advmoe benchmark`. Exit status 1 where a row failed."""
     arguments = parse(BenchmarkArguments, "benchmark", words)
-    where = device(RuntimeConfig(arguments.device, arguments.threads))
+    where = device(RuntimeConfig(device=arguments.device, threads=arguments.threads))
     setup = Setup(where, QUICK if arguments.quick else Scale(), arguments.quick, arguments.runs)
     rows = measure(arguments.suite, arguments.json, lambda line: print(line, flush=True), setup)
     if any(row.failed for row in rows):

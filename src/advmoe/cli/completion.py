@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import io
-import pkgutil
 import re
 from dataclasses import dataclass, is_dataclass, make_dataclass
 from functools import reduce
@@ -13,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from advmoe import commands
+from advmoe.cli.main import COMMANDS
 from advmoe.cli.parsing import Flat, parse
 
 HELP_TEXTS = "COMPLETION_SPEC = "
@@ -51,9 +50,7 @@ def _on_one_line(line: str) -> str:
 
 def _arguments() -> dict[str, Any]:
     """Command -> the dataclass of its arguments."""
-    names = [module.name for module in pkgutil.iter_modules(commands.__path__)]
-    modules = {name: importlib.import_module(f"{commands.__name__}.{name}") for name in names}
-    return {name: _of(module) for name, module in modules.items() if hasattr(module, "run")}
+    return {name: _of(importlib.import_module(f"advmoe.cli.{name}")) for name in COMMANDS}
 
 
 def _of(module: ModuleType) -> Any:

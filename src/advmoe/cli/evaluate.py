@@ -128,7 +128,7 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
         options = EvaluationOptions(
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
-            bf16_search=autocast(replace(config, runtime=arguments.runtime), splits.test.labels.device) is not None,
+            bf16_search=autocast(config.replace(runtime=arguments.runtime), splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, progress=progress.attacked,
         )  # fmt: skip
         evaluated = partial(evaluate_folder, arguments.run, config, splits, dispatch=arguments.runtime.dispatch)
@@ -156,15 +156,15 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits
     """A run's configuration as it is evaluated here, and its data. Raises UserError where it was trained on other data."""
     folder, place = RunFolder(run), device(arguments.runtime)
     config, best = folder.config(), folder.best()
-    data = replace(config.data, data_dir=arguments.data_dir or config.data.data_dir)
-    data = replace(data, limit_test=arguments.limit_test or config.data.limit_test)
+    data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
+    data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
     for name in folder.damaged():
         print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {best.epoch} is evaluated", file=sys.stderr)
     splits = load_dataset(data).to(place)
     if splits.fingerprint != best.fingerprint:
         where = data.data_dir or data.dataset
         raise UserError(f"{where}: fingerprint {splits.fingerprint}, but {run} was trained on {best.fingerprint}")
-    return replace(config, data=data), splits
+    return config.replace(data=data), splits
 
 
 def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:

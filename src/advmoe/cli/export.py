@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +81,7 @@ def run(words: list[str]) -> None:
 
 def facts(loaded: Loaded) -> dict[str, Any]:
     """What a file says of itself: classes, input, threat model, configuration, and what was measured."""
-    config = to_dict(replace(loaded.config, data=replace(loaded.config.data, data_dir=None)))
+    config = to_dict(loaded.config.replace(data=loaded.config.data.replace(data_dir=None)))
     threat = {"norm": loaded.threat_model.norm, "epsilon": loaded.threat_model.epsilon}
     return {
         "classes": list(loaded.classes), "input_size": list(loaded.input_size), "threat_model": threat, "config": config,
@@ -95,7 +95,7 @@ def _data(arguments: ExportArguments, loaded: Loaded) -> Splits | None:
     if not arguments.check and not int8:
         return None
     try:
-        return load_dataset(replace(data, data_dir=arguments.data_dir or data.data_dir, limit_test=arguments.check or 1))
+        return load_dataset(data.replace(data_dir=arguments.data_dir or data.data_dir, limit_test=arguments.check or 1))
     except UserError as error:
         if int8:
             raise UserError(f"int8 is calibrated on training images, which are not to be had: {error}") from None

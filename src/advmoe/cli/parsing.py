@@ -1,21 +1,30 @@
 """From words on the command line to dataclasses, and what many commands take."""
 
-import contextlib
-import io
 import os
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
+from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 import tyro
 from rich.console import Console
+from tyro._arguments import ArgumentDefinition
+from tyro._errors import (  # the only structured form of its errors; the dependency is bounded to the version that has it
+    BadValue,
+    InstantiationFailure,
+    InvalidChoice,
+    MissingArgs,
+    ParseErrorEvent,
+    UnrecognizedArgs,
+    on_parse_error,
+)
 
-from advmoe.config import RunConfig, RuntimeConfig, load_yaml
+from advmoe import migrations
+from advmoe.config import RunConfig, RuntimeConfig, Section, load_yaml
 from advmoe.distributed import local_device
-from advmoe.errors import UserError
+from advmoe.errors import UserError, shown
 from advmoe.moe import check_dispatch
 from advmoe.recipes import recipe
 from advmoe.training.checkpoint import RunFolder
@@ -35,17 +44,20 @@ class Source:
     """YAML file with the configuration, as a run's folder holds one."""
 
 
+@dataclass(frozen=True)
+class First:
+    """What decides where a run's defaults come from."""
+
+    source: Source
+    out: Path | None = None
+
+
 def configured(words: list[str]) -> RunConfig:
     """The configuration that --recipe, --config or an existing --out names, before overrides."""
-
-    @dataclass(frozen=True)
-    class First:
-        source: Source
-        out: Path | None = None
-
     quiet = [word for word in words if word not in ("-h", "--help")]
-    first, _ = _tyro(lambda: tyro.cli(First, args=quiet, config=(Flat,), return_unknown_args=True, add_help=False), "")
-    source: Source = first.source
+    with on_parse_error(partial(_refuse, First)):
+        first, _ = tyro.cli(First, args=quiet, config=(Flat,), return_unknown_args=True, add_help=False)
+    source = first.source
     if source.recipe is not None and source.config is not None:
         raise UserError("--recipe and --config exclude each other")
     if source.recipe is not None:
@@ -60,43 +72,69 @@ def configured(words: list[str]) -> RunConfig:
 
 
 def parse(kind: type[Arguments], command: str, words: list[str], default: Arguments | None = None) -> Arguments:
-    prog = f"advmoe {command}"
+    """The arguments of a command. Raises UserError, in one line, for words that it does not take."""
     options: dict[str, Any] = {} if default is None else {"default": default}
-    parsed: Arguments = _tyro(lambda: tyro.cli(kind, args=words, prog=prog, config=(Flat,), **options), prog)
-    return parsed
+    with on_parse_error(partial(_refuse, kind)):
+        arguments: Arguments = tyro.cli(kind, args=words, prog=f"advmoe {command}", config=(Flat,), **options)
+        return arguments
 
 
-def _tyro(parse: Callable[[], Any], prog: str) -> Any:
-    """Parse; what the parser complains of in a box becomes a UserError of one line."""
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return parse()
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-    raise UserError(_one_line(said.getvalue()) + (f" (see {prog} --help)" if prog else ""))
+def _refuse(kind: type, event: ParseErrorEvent) -> None:
+    """Raise what the parser found wrong as a UserError; events of a kind unknown here are left to tyro."""
+    message = _message(kind, event)
+    if message is not None:
+        raise UserError(f"{message} (see {event.prog} --help)" if event.prog.startswith("advmoe ") else message)
 
 
-def _one_line(box: str) -> str:
-    """The first paragraph of the parser's box, with the nearest flag where it names one."""
-    lines = [line.strip(" │|") for line in box.splitlines()[1:]]  # the first holds the title in the frame
-    text = re.sub(r"\[/?bold\]", "", " ".join(lines))
-    parts = [part.strip() for part in re.split(r"[^\w\s]{8,}", text) if part.strip()]
-    hint = next((part for part in parts[1:] if part.startswith("Perhaps you meant")), "")
-    names = re.findall(r"--[a-z][a-z-]*", hint)
-    return _last_reason(" ".join(parts[0].split())) + (f"; did you mean {names[0]}?" if names else "")
+def _message(kind: type, event: ParseErrorEvent) -> str | None:
+    match event:
+        case UnrecognizedArgs(tokens=tokens) | MissingArgs(unrecognized_tokens=[_, *_] as tokens):
+            return _unrecognized(tokens, kind)
+        case MissingArgs(missing_arguments=missing):
+            return f"missing {', '.join(_name(one.arg) for one in missing)}"
+        case InvalidChoice(argument=argument, value=value, choices=choices):
+            return f"{_name(argument)} must be one of {', '.join(choices)}, not {shown(value)}"
+        case BadValue(argument=argument):
+            return f"{_name(argument)} needs a value"
+        case InstantiationFailure(argument=argument, message=message):
+            return message if argument is None else f"{_name(argument)} {_reason(argument, message)}"
+    return None
 
 
-def _last_reason(text: str) -> str:
-    """Of a field that may be None or something else: why it is not something else."""
-    flag, several, reasons = text.partition(": no type matching ")
-    last = re.split(r" - (?:<class [^>]*>|tuple\[[^]]*]|typing[.].*]): ", reasons)[-1]
-    return f"{flag}: {last}" if several else text
+def _name(argument: ArgumentDefinition) -> str:
+    return argument.display_name().upper() if argument.is_positional() else argument.display_name()
+
+
+def _reason(argument: ArgumentDefinition, message: str) -> str:
+    """Why a value was refused: the parser's message, but what would be right where it lists every alternative that was tried."""
+    forms = str(argument.lowered.metavar).replace("{", "").replace("}", "").split("|")
+    return f"must be {' or '.join(forms)}" if message.startswith("no type matching") else f"is wrong: {message}"
+
+
+def _unrecognized(tokens: list[str], kind: type) -> str:
+    """The first unknown flag, or else word, with its present name or the nearest ones."""
+    word = next((token for token in tokens if token.startswith("-")), tokens[0])
+    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+    if name in migrations.RENAMED:
+        return f"{word} is now --{migrations.RENAMED[name].replace('_', '-')}"
+    close = get_close_matches(name, _fields(kind), n=2)
+    if not word.startswith("-"):
+        return f"unknown argument {shown(word)}"
+    hint = f"; did you mean {' or '.join(f'--{flag}' for flag in close)}?".replace("_", "-") if close else ""
+    return f"unknown flag {shown(word)}{hint}"
+
+
+def _fields(kind: Any) -> list[str]:
+    """Names of a class's fields, those of the sections in it included."""
+    names = []
+    for name, hint in get_type_hints(kind).items():
+        inner = isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Section))
+        names += _fields(hint) if inner else [name]
+    return names
 
 
 def device(runtime: RuntimeConfig) -> torch.device:
-    """The device to run on, with the thread count set. Raises UserError where it is not there or cannot do what is asked."""
+    """The device to run on, with the thread count set. Raises UserError if it is not available or cannot do what is asked."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     if runtime.deterministic:
@@ -104,12 +142,12 @@ def device(runtime: RuntimeConfig) -> torch.device:
         torch.use_deterministic_algorithms(True)
     name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
     try:
-        found = local_device(torch.device(name))
-        torch.empty(1, device=found)
+        chosen = local_device(torch.device(name))
+        torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device '{name}' is not to be had here: {str(error).splitlines()[0]}") from None
-    check_dispatch(runtime.dispatch, found)
-    return found
+        raise UserError(f"device '{name}' is not available here: {str(error).splitlines()[0]}") from None
+    check_dispatch(runtime.dispatch, chosen)
+    return chosen
 
 
 def console() -> Console:

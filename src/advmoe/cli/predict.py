@@ -49,7 +49,7 @@ class PredictArguments:
 
 def run(words: list[str]) -> None:
     arguments = parse(PredictArguments, "predict", words)
-    model = load(arguments.run, device(RuntimeConfig(arguments.device, arguments.threads)))
+    model = load(arguments.run, device(RuntimeConfig(device=arguments.device, threads=arguments.threads)))
     write = _print_json if arguments.json else _print_csv if arguments.csv else _print_table
     write(model, _readable(arguments, model))
 

@@ -161,7 +161,7 @@ def _print(sweep: Sweep, text: str) -> None:
 
 def _planned(arguments: SweepArguments, file: SweepFile) -> list[Planned]:
     runs = plan(file, arguments.only, arguments.dataset, arguments.settings, arguments.seeds)
-    return [replace(planned, config=replace(planned.config, runtime=arguments.runtime)) for planned in runs]
+    return [replace(planned, config=planned.config.replace(runtime=arguments.runtime)) for planned in runs]
 
 
 def _preset(arguments: SweepArguments, file: SweepFile) -> tuple[str, ...]:
@@ -175,7 +175,7 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
     """Where the runs go; a dry run asks no cluster. Raises UserError if the placement cannot do what is asked."""
     runtime = arguments.runtime
     if arguments.placement == "local":
-        device(replace(runtime, threads=0))
+        device(runtime.replace(threads=0))
     request = Request(
         runs, arguments.out, arguments.workers, runtime.threads, runtime.device, arguments.address, arguments.slurm
     )  # fmt: skip
@@ -204,15 +204,15 @@ def _seconds(
     sweep: Sweep, missing: Sequence[Planned], known: Sizes, statuses: Statuses, placement: Placement | None
 ) -> dict[str, float]:  # fmt: skip
     arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
-    runtime = replace(arguments.runtime, threads=arguments.runtime.threads if placement is None else placement.threads)
+    runtime = arguments.runtime.replace(threads=arguments.runtime.threads if placement is None else placement.threads)
     if arguments.placement != "local":  # a cluster's machines may have what this one lacks
-        runtime = replace(runtime, device="auto", dispatch="auto")
+        runtime = runtime.replace(device="auto", dispatch="auto")
     earlier = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
         kept, again = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
         probe = Probe(device(runtime), kept, lambda what: status.update(f"probing {what}"), again)
         for planned in missing:
-            config, counted = replace(planned.config, runtime=runtime), known[planned.config.data]
+            config, counted = planned.config.replace(runtime=runtime), known[planned.config.data]
             pace, past = probe.pace(config, image_spec(config)), earlier.get(same_but_seed(config), UNKNOWN)
             training = training_seconds(config, counted, pace, statuses[planned.name].epoch, past)
             evaluation = evaluation_seconds(config, counted, pace, preset) if past.evaluation is None else past.evaluation

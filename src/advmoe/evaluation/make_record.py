@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from advmoe.config import RunConfig, to_dict
@@ -67,7 +67,7 @@ def make_record(
         weights=weights,
         seed=config.seed,
         attack_seed=options.seed,
-        config=RecordedConfig.model_validate(to_dict(replace(config, data=replace(config.data, data_dir=None)))),
+        config=RecordedConfig.model_validate(to_dict(config.replace(data=config.data.replace(data_dir=None)))),
         train_seconds=sum(row["train_seconds"] for row in trained.history),
         evaluate_seconds=seconds,
         evaluation=EvaluationResult.model_validate(evaluation.to_dict()),

@@ -45,7 +45,7 @@ def estimate(config: RunConfig) -> Estimate:
 def dense_estimate(config: RunConfig) -> Estimate:
     """The dense network's, that the others are compared with."""
     try:
-        return estimate(replace(config, method="at_dense"))
+        return estimate(config.replace(method="at_dense"))
     except NoSuchForm:
         dense = dense_cost(config, image_spec(config))
         return Estimate(dense.params, dense.gmacs_ideal)
@@ -54,7 +54,7 @@ def dense_estimate(config: RunConfig) -> Estimate:
 def dense_cost(config: RunConfig, spec: ImageSpec) -> Cost:
     """The dense network's cost, counted. A backbone without a dense form is counted with one full expert and without routers."""
     try:
-        return cost(network(replace(config, method="at_dense"), spec), spec.shape)
+        return cost(network(config.replace(method="at_dense"), spec), spec.shape)
     except NoSuchForm:
         with torch.random.fork_rng(devices=[]):
             single = cost(build_model(config.model, MoEKind(1.0, num_experts=1), spec), spec.shape)
@@ -80,7 +80,7 @@ def _estimate(model: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Estimate:
     with torch.device("meta"):
         shapes = build_model(model, kind, spec)
     narrow = replace(spec, classes=("one",))
-    macs = layer_macs(shapes, _positions(replace(model, width=NARROW), replace(kind, scale=0.5), narrow))
+    macs = layer_macs(shapes, _positions(model.replace(width=NARROW), replace(kind, scale=0.5), narrow))
     return Estimate(sum(layer_params(shapes).values()), sum(macs.values()) / 1e9)
 
 

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from advmoe import hub
 from advmoe.attacks import Norm
-from advmoe.config import RunConfig, RuntimeConfig, dump_yaml, from_dict, shown, to_dict
+from advmoe.config import RunConfig, RuntimeConfig, dump_yaml, from_dict, to_dict
 from advmoe.data import DATASETS, ImageSpec
-from advmoe.errors import UserError, lookup
+from advmoe.errors import UserError, lookup, shown
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.files import check_plain, drafted, write_atomically, write_json
@@ -141,7 +141,7 @@ def _passed_on(record: Record | None, images: bool) -> dict[str, Any] | None:
 
 def _placeless(config: RunConfig) -> RunConfig:
     """A run's configuration without where it lay and ran, which mean nothing elsewhere."""
-    return replace(config, runtime=RuntimeConfig(), data=replace(config.data, data_dir=None, workers=None))
+    return config.replace(runtime=RuntimeConfig(), data=config.data.replace(data_dir=None, workers=None))
 
 
 # A run's folder
@@ -155,7 +155,7 @@ def _from_run(run: Path) -> Loaded:
         _check_fit(config, spec, best.model_state())
     except NO_NETWORK as error:
         raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
-    model = network(replace(config, runtime=RuntimeConfig()), spec)
+    model = network(config.replace(runtime=RuntimeConfig()), spec)
     load_weights(model, best)
     return Loaded(compact(model), config, spec, best.epoch, _record(run, config, best))
 
@@ -211,7 +211,7 @@ def _rebuilt(content: Mapping[str, Any], state: Mapping[str, Tensor], path: Path
     config, spec = from_dict(content["config"], str(path)), read_spec(content["spec"])
     record = None if content["record"] is None else checked_record(content["record"], str(path))
     kind = lookup(METHODS, config.method, "method").kind
-    compacted = replace(config, method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
+    compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
     _check_fit(compacted, spec, state)
     model = network(compacted, spec)
     model.load_state_dict(state)

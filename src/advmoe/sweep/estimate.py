@@ -10,7 +10,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
 from statistics import mean
@@ -85,9 +85,9 @@ def sizes(data: Iterable[DataConfig]) -> Sizes:
 
 def same_but_seed(config: RunConfig) -> RunConfig:
     """What runs have in common that differ only in their seed, their number of epochs, or where their data lies."""
-    data = replace(config.data, data_dir=None, workers=None)
+    data = config.data.replace(data_dir=None, workers=None)
     runtime = RuntimeConfig(precision=config.runtime.precision, threads=config.runtime.threads)
-    return replace(config, seed=0, data=data, training=replace(config.training, epochs=1), runtime=runtime)
+    return config.replace(seed=0, data=data, training=config.training.replace(epochs=1), runtime=runtime)
 
 
 def timings(folders: Iterable[Path], preset: str | Sequence[str]) -> dict[RunConfig, Timings]:
@@ -137,7 +137,7 @@ class Probe:
 
     def _key(self, config: RunConfig, spec: ImageSpec) -> str:
         """All that the pace may depend on, as a digest."""
-        tree = to_dict(replace(config, seed=0, training=replace(config.training, epochs=1)))
+        tree = to_dict(config.replace(seed=0, training=config.training.replace(epochs=1)))
         where = [str(self.device), torch.get_num_threads(), spec.shape, len(spec.classes)]
         del tree["data"], tree["runtime"]["device"], tree["runtime"]["threads"]
         return hashlib.sha256(json.dumps([tree, where], sort_keys=True).encode()).hexdigest()[:16]
@@ -148,7 +148,7 @@ def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     size = config.training.batch_size
     if device.type != "cuda":
         size = min(size, BATCH, max(2, int(WORK / estimate(config).gmacs)))
-    small = replace(config, training=replace(config.training, epochs=1, batch_size=size, tied_share=0.0, init_from=None))
+    small = config.replace(training=config.training.replace(epochs=1, batch_size=size, tied_share=0.0, init_from=None))
     splits, started = _random(spec, size * ITERATIONS, 2).to(device), time.perf_counter()
     rounds: list[list[float]] = []
     while not rounds or time.perf_counter() - started < ENOUGH:

@@ -8,8 +8,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from advmoe import migrations
-from advmoe.config import RunConfig, differences, read_mapping, shown, to_dict
-from advmoe.errors import UserError
+from advmoe.config import RunConfig, differences, read_mapping, to_dict
+from advmoe.errors import UserError, shown
 from advmoe.files import write_atomically
 from advmoe.sweep.plan import Planned
 from advmoe.training.checkpoint import RunFolder

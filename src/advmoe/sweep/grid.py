@@ -25,8 +25,8 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from advmoe import migrations
-from advmoe.config import ModelConfig, RunConfig, from_dict, named, read_mapping, shown, to_dict
-from advmoe.errors import UserError, lookup, nearest
+from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
+from advmoe.errors import UserError, lookup, named, nearest, shown
 from advmoe.models import MODELS
 from advmoe.paper import cells
 from advmoe.recipes import BASES, recipe

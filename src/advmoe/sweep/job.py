@@ -48,8 +48,8 @@ class Job:
         """The same job on its share of a machine, with absolute paths."""
         data, runtime = self.config.data, self.config.runtime
         data_dir = None if data.data_dir is None else str(Path(data.data_dir).absolute())
-        data = replace(data, data_dir=data_dir, workers=data.workers or threads)
-        config = replace(self.config, data=data, runtime=replace(runtime, device=device, threads=threads))
+        data = data.replace(data_dir=data_dir, workers=data.workers or threads)
+        config = self.config.replace(data=data, runtime=runtime.replace(device=device, threads=threads))
         return replace(self, folder=self.folder.absolute(), config=config)
 
 

@@ -1,7 +1,7 @@
 """The runs of a sweep, each with its name and its configuration."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from advmoe.config import RunConfig
 from advmoe.errors import UserError, lookup
@@ -41,7 +41,7 @@ def plan(
         for grid, name, config in cells:
             if seeds is None and seed not in grid.seeds:
                 continue
-            run = Planned(f"{name}-s{seed}", replace(config, seed=seed))
+            run = Planned(f"{name}-s{seed}", config.replace(seed=seed))
             if found.setdefault(run.name, run) != run:
                 raise UserError(f"two runs of other settings have the name {run.name}; name them by variants")
     runs = list(found.values())

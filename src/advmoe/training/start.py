@@ -1,7 +1,6 @@
 """What a run starts from: its checks, its network, the state of a phase, its first statistics, its batches."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def _fill(model: Classifier, config: RunConfig, splits: Splits, source: Path) ->
     folder = RunFolder(source)
     if folder.config().method != "at_dense":
         raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
-    dense, best = network(replace(config, method="at_dense"), splits.spec), folder.best()
+    dense, best = network(config.replace(method="at_dense"), splits.spec), folder.best()
     if best.fingerprint != splits.fingerprint:
         raise UserError(f"{source}: was trained on data with fingerprint {best.fingerprint}, not {splits.fingerprint}")
     load_weights(dense, best)
@@ -167,7 +166,7 @@ def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: i
     size = config.training.batch_size
     streams, data = [], config.data
     if levels > 1:
-        data = replace(data, workers=max(1, (data.workers or cores()) // levels))
+        data = data.replace(workers=max(1, (data.workers or cores()) // levels))
     for level, order in enumerate(epoch_order(config.seed, epoch + 1, levels, len(source), size)):
         rows = [order[start : start + size] for start in range(0, len(order), size)]
         seeds = [derive_seed(config.seed, epoch, iteration, level) for iteration in range(len(rows))]

@@ -5,7 +5,6 @@ caches; that iteration is timed last, under several thresholds (0 splits whereve
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from itertools import product
 
 import torch
@@ -61,7 +60,7 @@ def layer_call(layer: FilterBank, x: Tensor, experts: Tensor, phase: str) -> Cal
 def threshold_calls() -> dict[str, Callable[[], object]]:
     """The demo's AdvMoE iteration, by the number of filter values up to which `auto` groups."""
     config = recipe("demo-advmoe")
-    config = replace(config, training=replace(config.training, tied_share=0.0))
+    config = config.replace(training=config.training.replace(tied_share=0.0))
     step = variants.iteration(config, 28, CPU)
 
     def under(limit: int) -> Callable[[], object]:

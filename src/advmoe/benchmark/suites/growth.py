@@ -37,15 +37,15 @@ class Task:
 
     def batch(self, size: float) -> "Task":
         """With batches of `size`."""
-        return replace(self, run=replace(self.run, training=replace(self.run.training, batch_size=int(size))))
+        return replace(self, run=self.run.replace(training=self.run.training.replace(batch_size=int(size))))
 
     def experts(self, count: float) -> "Task":
         """With `count` experts, each with its own filters."""
-        return replace(self, run=replace(self.run, model=replace(self.run.model, num_experts=int(count), bank="disjoint")))
+        return replace(self, run=self.run.replace(model=self.run.model.replace(num_experts=int(count), bank="disjoint")))
 
     def model_scale(self, share: float) -> "Task":
         """With experts that have `share` of the dense layer's filters."""
-        return replace(self, run=replace(self.run, model=replace(self.run.model, model_scale=share)))
+        return replace(self, run=self.run.replace(model=self.run.model.replace(model_scale=share)))
 
     def images(self, side: float) -> "Task":
         """With images of height and width `side`."""
@@ -53,7 +53,7 @@ class Task:
 
     def attack_steps(self, count: float) -> "Task":
         """With attacks of `count` steps."""
-        return replace(self, run=replace(self.run, attack=replace(self.run.attack, num_steps=int(count))))
+        return replace(self, run=self.run.replace(attack=self.run.attack.replace(num_steps=int(count))))
 
 
 AXES: dict[str, tuple[Callable[[Task, float], Task], tuple[float, ...]]] = {

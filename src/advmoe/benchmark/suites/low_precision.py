@@ -99,7 +99,7 @@ class Case:
 def load_case(run: Path, count: int) -> Case:
     """A run with `count` test images, balanced over the classes."""
     model = load(run)
-    data = load_dataset(replace(model.config.data, limit_test=count))
+    data = load_dataset(model.config.data.replace(limit_test=count))
     calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
     return Case(model, data.test.pixels(), data.test.labels, calibration)
 

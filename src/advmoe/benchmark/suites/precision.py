@@ -6,7 +6,6 @@ Both precisions train in turn, seed by seed. Times are wall time and processor t
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -33,16 +32,16 @@ def measure(setup: Setup) -> Iterator[Row]:
 def demo(setup: Setup) -> Iterator[Row]:
     """Each epoch's mean loss over seeds, the gap between the precisions, and the deviation between seeds beside it."""
     config = recipe("demo-advmoe")
-    training = replace(config.training, epochs=1 if setup.quick else EPOCHS)
-    data = replace(config.data, limit_train=200 if setup.quick else config.data.limit_train)
-    model = replace(config.model, width=4 if setup.quick else config.model.width)
-    config = replace(config, training=training, data=data, model=model)
+    training = config.training.replace(epochs=1 if setup.quick else EPOCHS)
+    data = config.data.replace(limit_train=200 if setup.quick else config.data.limit_train)
+    model = config.model.replace(width=4 if setup.quick else config.model.width)
+    config = config.replace(training=training, data=data, model=model)
     splits = load_dataset(config.data).to(setup.device)
     losses: dict[str, list[list[float]]] = {precision: [] for precision in PRECISIONS}
     seconds: dict[str, list[float]] = {precision: [] for precision in PRECISIONS}
     for seed in range(2 if setup.quick else SEEDS):
         for precision in PRECISIONS:
-            run = replace(config, seed=seed, runtime=RuntimeConfig(precision=precision))
+            run = config.replace(seed=seed, runtime=RuntimeConfig(precision=precision))
             before = time.process_time()
             losses[precision].append(epoch_losses(run, splits))
             seconds[precision].append(time.process_time() - before)

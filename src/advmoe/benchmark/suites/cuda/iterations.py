@@ -1,7 +1,6 @@
 """Training iterations of AdvMoE with every dispatch, beside AT (Dense)'s and AT (S-Dense)'s."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from statistics import median
 
@@ -42,7 +41,7 @@ def step(part: Part, method: str, dispatch: str | None) -> Call:
     """A training iteration as `advmoe train` runs it."""
     config: RunConfig = configuration(method, part.scale)
     precision = RuntimeConfig(device=part.device.type, precision="bfloat16" if part.cuda else "float32")
-    call = iteration(replace(config, runtime=precision), part.scale.side, part.device)
+    call = iteration(config.replace(runtime=precision), part.scale.side, part.device)
     assert isinstance(call, partial)
     route(call.args[0].model, dispatch)
     return call

@@ -1,0 +1,21 @@
+"""What a run is: its settings as validated models, and the YAML files that hold them."""
+
+from advmoe.config.schema import (
+    AttackConfig,
+    DataConfig,
+    Device,
+    Fraction,
+    ModelConfig,
+    Precision,
+    RunConfig,
+    RuntimeConfig,
+    Section,
+    TrainingConfig,
+    parse_fraction,
+)
+from advmoe.config.yaml import differences, dump_yaml, from_dict, load_yaml, read_mapping, to_dict
+
+__all__ = [
+    "AttackConfig", "DataConfig", "Device", "Fraction", "ModelConfig", "Precision", "RunConfig", "RuntimeConfig", "Section",
+    "TrainingConfig", "differences", "dump_yaml", "from_dict", "load_yaml", "parse_fraction", "read_mapping", "to_dict",
+]  # fmt: skip

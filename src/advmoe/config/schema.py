@@ -1,0 +1,207 @@
+"""The settings of a run: frozen pydantic models. Flags, YAML, JSON Schema and error messages come from these definitions.
+
+Field names are unique across the sections, so that each one is a plain flag on the command line (`--epochs`, `--epsilon`).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from tyro.constructors import PrimitiveConstructorSpec
+
+from advmoe.errors import WHOLE_LIMIT, UserError, one_line, shown
+
+MAX_EXPERTS = 1000
+
+
+def parse_fraction(text: str) -> float:
+    """'8/255' or '0.031' as a float. Raises ValueError for other text."""
+    above, slash, below = text.partition("/")
+    try:
+        return float(above) / float(below) if slash else float(above)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{shown(text)} is neither a number nor a fraction such as 8/255") from None
+
+
+def _as_float(value: Any) -> Any:
+    """Numbers and their text as floats: '8/255', and '5e-4', which YAML 1.1 reads as text. Other values are not changed."""
+    try:
+        return parse_fraction(value) if isinstance(value, str) else float(value) if type(value) is int else value
+    except OverflowError as error:
+        raise ValueError(str(error)) from None
+
+
+FROM_TEXT = BeforeValidator(_as_float)
+Fraction = Annotated[
+    float,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FRACTION",
+        instance_from_str=lambda words: parse_fraction(words[0]),
+        is_instance=lambda value: isinstance(value, int | float),
+        str_from_instance=lambda value: [repr(value)],
+    ),
+]
+Count = Annotated[int, Field(ge=1, lt=WHOLE_LIMIT)]
+Index = Annotated[int, Field(ge=0, lt=WHOLE_LIMIT)]
+Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
+Rate = Annotated[float, Field(ge=0), FROM_TEXT]
+Device = str
+Precision = Literal["float32", "bfloat16", "auto"]
+
+
+class Section(BaseModel):
+    """A group of settings. Raises UserError, in one line, for a value that is not allowed."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise UserError(one_line(error, type(self))) from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # pydantic validates inner sections without calling it
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other values for some fields. Raises UserError for a value that is not allowed."""
+        return type(self)(**{name: getattr(self, name) for name in type(self).model_fields} | changes)
+
+
+class ModelConfig(Section):
+    """The network. A method without experts ignores the expert fields; a dense one ignores model_scale."""
+
+    backbone: str = "resnet18"
+    """Name of the architecture."""
+    width: Count | None = None
+    """Channels of the dense network's first stage (for a DenseNet: its growth rate); by default the published number."""
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    """First convolution: 3x3 with stride 1, or 7x7 with stride 2 and max pooling."""
+    model_scale: Annotated[float, Field(gt=0, le=1), FROM_TEXT] = 0.5
+    """r: the share of the dense network's channels that one expert, or the small dense network, has."""
+    num_experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)] = 2
+    """N: experts in each MoE layer."""
+    bank: Literal["backbone", "disjoint"] = "backbone"
+    """Experts as windows of the dense layer's filters, or each with K filters that it shares with no other expert."""
+    routers: Literal["per_layer", "per_network"] = "per_layer"
+    """A router in every MoE layer, or one small CNN on the image that chooses for all layers."""
+    norms: Literal["shared", "per_expert"] = "per_expert"
+    """Batch norm after an MoE layer: one for all experts, or one for each expert (measured better, docs/choices.md)."""
+
+
+class DataConfig(Section):
+    """The images."""
+
+    dataset: str = "cifar10"
+    """Name of the data set."""
+    data_dir: str | None = None
+    """File or folder that holds it (embedded data needs none)."""
+    limit_train: Count | None = None
+    """Keep this many training images, balanced over the classes."""
+    limit_test: Count | None = None
+    """Keep this many test images, balanced over the classes."""
+    validation_share: Annotated[float, Field(gt=0, lt=1), FROM_TEXT] = 0.02
+    """Stratified share of the training set held out to select the best epoch, if the data has no validation part."""
+    crop_padding: Index = 4
+    """Augmentation: random crop after zero padding by this many pixels."""
+    flip: bool = True
+    """Augmentation: mirror half of the images, chosen at random."""
+    image_size: Count | None = None
+    """Dataset folder: images are resized to this height and width; by default to the size of the first image."""
+    workers: Count | None = None
+    """Processes that decode streamed images (ImageNet); by default one for each CPU core."""
+
+
+class AttackConfig(Section):
+    """The L-infinity threat model, and the attack used during training."""
+
+    epsilon: Annotated[Fraction, Field(ge=0, le=1), FROM_TEXT] = 8 / 255
+    """Radius of the ball, in pixels of [0, 1]."""
+    num_steps: Count = 2
+    """Steps of the training attack."""
+    step_size: Annotated[Fraction, Field(gt=0), FROM_TEXT] | None = None
+    """Step of the training attack; by default 5/8 of epsilon for up to 2 steps (5/255 of 8/255), 1/4 for more (2/255)."""
+
+    @property
+    def step(self) -> float:
+        """The step in use: `step_size`, or its default in proportion to epsilon (appendix, tables A1 and A2)."""
+        return self.step_size if self.step_size is not None else self.epsilon * (5 / 8 if self.num_steps <= 2 else 1 / 4)
+
+
+class TrainingConfig(Section):
+    """How the parameters are learned. The names of the loss and of the gates are checked when a run starts."""
+
+    loss: str = "trades"
+    """Robust loss: trades or pgd_at; the method `standard` has none and trains on clean images."""
+    beta: Rate = 6.0
+    """TRADES: weight of the KL term."""
+    epochs: Count = 100
+    """Passes over the training set, per phase."""
+    batch_size: Count = 128
+    """Images per batch, for each level."""
+    lr: Rate = 0.1
+    """Initial learning rate of the weights (cosine decay to 0)."""
+    router_lr: Rate = 0.1
+    """The same for the routers (advmoe's lower level)."""
+    momentum: Annotated[float, Field(ge=0, lt=1), FROM_TEXT] = 0.9
+    """SGD momentum."""
+    weight_decay: Rate = 5e-4
+    """SGD weight decay."""
+    tied_share: Share = 0.0
+    """MoE methods: share of the epochs in which the experts of a layer are kept equal (ours; paper: 0)."""
+    router_gate: str = "straight_through"
+    """Gate of the routers' update, and of all of at_moe: hard, straight_through, scaled or soft."""
+    router_attack_gate: str = "straight_through"
+    """Gate that the attack of the routers' update goes through."""
+    level_order: Literal["routers_first", "weights_first"] = "routers_first"
+    """advmoe: which level of an iteration comes first."""
+    balance: Literal["none", "switch", "importance", "entropy"] = "none"
+    """Load-balance term in the loss of every update that the routers learn from."""
+    balance_weight: Rate = 0.01
+    """Weight of the load-balance term."""
+    router_warmup: Share = 0.0
+    """Share of the phase in which the routers' learning rate rises from 0 to its schedule."""
+    init_from: str | None = None
+    """at_sparse: folder of an at_dense run to start from instead of a fresh dense network."""
+    router_steps: Count = 1
+    """advmoe: updates of the routers per iteration."""
+    weight_steps: Count = 1
+    """advmoe: updates of the weights per iteration."""
+    sync_norm: bool = True
+    """Several processes: batch norms and routers compute their statistics over the whole batch, not over each process's part."""
+    on_nonfinite: Literal["stop", "restore"] = "stop"
+    """On a NaN or infinity: stop, or go back to the last good checkpoint with half the routers' rate, at most 3 times."""
+
+
+class RuntimeConfig(Section):
+    """Where and how a run is computed. These settings are not part of what the run is."""
+
+    device: Device = "auto"
+    """Torch device; auto uses CUDA if there is a CUDA device."""
+    threads: Index = 0
+    """CPU threads; 0 keeps torch's choice."""
+    precision: Precision = "float32"
+    """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto uses it where it was measured faster
+    (CPUs with AVX-512 BF16) and on CUDA from compute capability 8.0 on."""
+    dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
+    """How images meet the filters of their experts: all give the same numbers; auto uses the fastest one measured
+    (docs/performance.md)."""
+    save_minutes: Rate = 15.0
+    """Save a checkpoint within an epoch every so many minutes."""
+    deterministic: bool = False
+    """Use only operations that give the same bits each time on one machine; some are slower, and CUDA lacks a few."""
+
+
+class RunConfig(Section):
+    """Everything that defines a run."""
+
+    method: str = "advmoe"
+    """Training method: standard, at_dense, at_small_dense, at_sparse, at_moe or advmoe."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of initialisation, data order, augmentation and attack noise."""
+    model: ModelConfig = Field(default_factory=ModelConfig, strict=False)
+    data: DataConfig = Field(default_factory=DataConfig, strict=False)
+    attack: AttackConfig = Field(default_factory=AttackConfig, strict=False)
+    training: TrainingConfig = Field(default_factory=TrainingConfig, strict=False)
+    runtime: RuntimeConfig = Field(default_factory=RuntimeConfig, strict=False)

@@ -1,0 +1,98 @@
+"""Configurations as YAML and as plain dicts; reading is bounded and creates plain values only."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from advmoe import migrations
+from advmoe.config.schema import RunConfig, RuntimeConfig
+from advmoe.errors import UserError, one_line, shown
+from advmoe.files import bounded_text
+
+SCHEMA = 2  # 1 said "picture" where 2 says "image"
+MAX_BYTES = 2**18  # of a YAML file: ours have a few thousand
+
+
+def to_dict(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested dicts of plain values, as YAML files and Records hold it."""
+    return {"schema": SCHEMA, **config.model_dump()}
+
+
+def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfig:
+    """The inverse of `to_dict`; missing fields take their defaults.
+
+    Raises UserError that begins with `where` for unknown fields (with the nearest names) and for values that are not allowed.
+    """
+    fields = dict(tree)
+    schema = fields.pop("schema", 1)
+    if schema not in (1, SCHEMA):
+        raise UserError(f"{where}: schema {shown(schema)} is not one this version reads (1 to {SCHEMA})")
+    if schema == 1:
+        fields = migrations.renamed(fields)
+    try:
+        return RunConfig.model_validate(fields)
+    except ValidationError as error:
+        raise UserError(f"{where}: {one_line(error, RunConfig)}") from None
+
+
+def load_yaml(path: Path) -> RunConfig:
+    """The configuration in a YAML file. Raises UserError if it cannot be read."""
+    return from_dict(read_mapping(path), str(path))
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The configuration as YAML text."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def read_mapping(path: Path) -> dict[Any, Any]:
+    """A YAML file that holds a mapping. Raises UserError if it holds something else or cannot be read."""
+    try:
+        text = bounded_text(path, MAX_BYTES)
+        tree = yaml.load(text, _Loader)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+    except Exception as error:  # a value that does not fit its tag raises nearly any exception
+        raise UserError(f"{path}: not YAML: {' '.join(str(error).split()) or type(error).__name__}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: holds no mapping of fields")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Python's plain values only, and no merging of mappings (<<), with which a few lines can fill gigabytes."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Leave << as it is: a tag for which there is no constructor."""
+
+
+def differences(a: RunConfig, b: RunConfig) -> list[str]:
+    """'section.field: x, not y' for every field in which two runs differ, apart from where they run, where their data lies, and
+    what they do on a NaN."""
+    return [
+        f"{section}{name}: {value}, not {other[name]}"
+        for section, fields, other in _sections(a, b)
+        for name, value in fields.items()
+        if value != other[name]
+    ]
+
+
+def _sections(a: RunConfig, b: RunConfig) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """('section.', fields of a, fields of b), the fields outside sections first."""
+    first, second = (_comparable(config).model_dump() for config in (a, b))
+    names = [name for name, value in first.items() if isinstance(value, dict)]
+    top = [{name: value for name, value in tree.items() if name not in names} for tree in (first, second)]
+    return [("", top[0], top[1]), *((f"{name}.", first[name], second[name]) for name in names)]
+
+
+def _comparable(config: RunConfig) -> RunConfig:
+    return config.replace(
+        runtime=RuntimeConfig(precision=config.runtime.precision),
+        data=config.data.replace(data_dir=None, workers=None),
+        training=config.training.replace(on_nonfinite="stop"),
+    )
