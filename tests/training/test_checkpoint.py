@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 import json
 import os
@@ -345,7 +344,7 @@ def test_claim_an_unfinished_run(tmp_path: Path) -> None:
 def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
     before = everything(folder.path)
-    other = dataclasses.replace(CONFIG, model=ModelConfig(num_experts=4))
+    other = CONFIG.replace(model=ModelConfig(num_experts=4))
     text = complaint(folder.claim, other, resume=resume)
     assert text == f"{folder.path}: holds another run (model.num_experts: 2, not 4); give another --out"
     assert everything(folder.path) == before
@@ -353,7 +352,7 @@ def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
 
 def test_claim_on_another_device(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
-    folder.claim(dataclasses.replace(CONFIG, runtime=RuntimeConfig(threads=2)), resume=True)
+    folder.claim(CONFIG.replace(runtime=RuntimeConfig(threads=2)), resume=True)
     assert folder.config() == CONFIG
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from advmoe import migrations
 from advmoe.errors import UserError
 from advmoe.files import write_json
 
@@ -130,7 +131,7 @@ def split(count: int, size: int) -> list[list[int]]:
 
 def _shard(path: Path) -> Shard:
     try:
-        return Shard.model_validate(_read(path))
+        return Shard.model_validate(migrations.renamed(_read(path)))
     except ValidationError:
         raise _wrong_shard(path) from None
 
