@@ -18,17 +18,23 @@ from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.costs import profile_markdown
+from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.panels import in_words
 
 ROOT = Path(__file__).parents[1]
-COLUMNS = ("RA-worst", "SA", "RA-50", "RA-AA", "GMACs", "against dense")
+COST_COLUMNS = ("GMACs", "against dense")
+
+
+def accuracies(records: list[Record]) -> list[Measure]:
+    """The measures of a table over Records."""
+    return [measure for measure in measured(records) if measure.summary]
 
 
 def row(record: Record) -> str:
     """One Record as a line of the table."""
-    figures = [record.ra_worst, record.sa, record.ra["50"], record.ra_aa]
+    worst, *others = [value for measure in accuracies([record]) if (value := measure.value(record)) is not None]
     low, high = record.evaluation.intervals["ra_worst"]
-    cells = [f"{figures[0]:.1f} ({low:.0f} to {high:.0f})", *(f"{value:.1f}" for value in figures[1:])]
+    cells = [f"{worst:.1f} ({low:.0f} to {high:.0f})", *(f"{value:.1f}" for value in others)]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
     return " | ".join(["", f"`{record.method}`", *cells, f"{record.gmacs:.4f}", reduction, ""]).strip()
 
@@ -36,7 +42,8 @@ def row(record: Record) -> str:
 def table(records: list[Record]) -> str:
     """Records as a Markdown table, with the sentence that says what they are."""
     first = records[0]
-    head = ["| method | " + " | ".join(COLUMNS) + " |", "| --- |" + " ---: |" * len(COLUMNS)]
+    columns = [*(measure.label for measure in accuracies(records)), *COST_COLUMNS]
+    head = ["| method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     config = first.config
     said = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
@@ -89,10 +96,11 @@ def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 def embedded_table() -> str:
     """The five methods on embedded images, mean and sample deviation over seeds."""
     summaries = summarise(records("results/embedded/records.json"))
-    names = {"ra_worst_quick": "RA-worst (quick)", "sa": "SA", "ra_50": "RA-50"}
-    lines = [f"| method | {' | '.join(names.values())} | GMACs | against dense |", "| --- |" + " ---: |" * (len(names) + 2)]
+    measures = accuracies(records("results/embedded/records.json"))
+    columns = [*(measure.label for measure in measures), *COST_COLUMNS]
+    lines = [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
     for own in summaries:
-        cells = [spread(own.figures[name]) for name in names]
+        cells = [spread(own.figures[measure.name]) for measure in measures]
         saved = own.figures["reduction"].mean
         cost = [f"{own.figures['gmacs'].mean:.4f}", f"{-saved:+.0f} %" if saved else ""]
         lines.append(f"| `{own.cell.method}` | {' | '.join([*cells, *cost])} |")
@@ -118,7 +126,7 @@ def low_precision_table() -> str:
         cells = [number(rows[name].value, rows[name].unit) if name in rows else "" for name in columns]
         lines.append(f"| {case} | {' | '.join(cells)} |")
     words = (
-        f"{IMAGES} test images of the embedded data set, percent; RA is RA-worst (quick) on {ATTACKED} of them; "
+        f"{IMAGES} test images of the embedded data set, percent; RA is {label('ra_worst_quick')} on {ATTACKED} of them; "
         f"int8 calibrated on {CALIBRATION} training images."
     )
     return "\n".join([*lines, "", words])

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from advmoe.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from advmoe.runs.load import from_pretrained, load, push_to_hub, save_file
+    from advmoe.publish import push_to_hub
+    from advmoe.runs.load import from_pretrained, load, save_file
 
 __all__ = ["from_pretrained", "load", "push_to_hub", "save_file"]
 
@@ -14,5 +15,5 @@ __all__ = ["from_pretrained", "load", "push_to_hub", "save_file"]
 def __getattr__(name: str) -> Any:
     """What stands in `__all__`, imported when it is asked for (PEP 562), so that `import advmoe` alone costs next to nothing."""
     if name in __all__:
-        return getattr(import_module("advmoe.runs.load"), name)
+        return getattr(import_module("advmoe.publish" if name == "push_to_hub" else "advmoe.runs.load"), name)
     raise AttributeError(f"module 'advmoe' has no attribute {name!r}")

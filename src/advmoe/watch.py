@@ -8,17 +8,19 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from advmoe.reports.measures import label
 from advmoe.runs.status import RecordSummary, RunStatus, State, find_runs, read_run
 
 STYLES = {  # in the order in which runs are listed: those in progress first
     State.TRAINING: "green", State.EVALUATING: "green", State.STALLED: "yellow", State.FAILED: "red", State.TRAINED: "cyan",
     State.PLANNED: "dim", State.DONE: "dim",
 }  # fmt: skip
-COLUMNS = ("run", "state", "method", "dataset", "epoch", "loss", "SA", "RA", "least load", "it/s", "seen", "RA-worst", "test SA")
+WORST, TEST_SA = label("ra_worst"), f"test {label('sa')}"
+COLUMNS = ("run", "state", "method", "dataset", "epoch", "loss", "SA", "RA", "least load", "it/s", "seen", WORST, TEST_SA)
 SPARK = "RA by epoch"
 SPARKS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 16
 # columns that a narrow terminal drops, the first one first
-EXPENDABLE = (SPARK, "it/s", "dataset", "test SA", "least load", "loss", "seen")
+EXPENDABLE = (SPARK, "it/s", "dataset", TEST_SA, "least load", "loss", "seen")
 UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
@@ -74,8 +76,8 @@ def _cells(run: RunStatus, root: Path) -> dict[str, str]:
         "least load": f"{min(last.load):.0%}" if last and last.load else "",
         "it/s": f"{(last.iterations or 0.0) / seconds:.1f}" if last and seconds else "",
         "seen": age(run.age),
-        "RA-worst": _worst(run.record) if run.record else "",
-        "test SA": _text(run.record.sa) if run.record else "",
+        WORST: _worst(run.record) if run.record else "",
+        TEST_SA: _text(run.record.sa) if run.record else "",
         SPARK: sparkline([row.val_ra or 0.0 for row in run.rows]),
     }
 
@@ -85,10 +87,11 @@ def _name(run: RunStatus, root: Path) -> str:
 
 
 def _worst(record: RecordSummary) -> str:
-    """RA-worst, or RA-worst (quick), which is marked because it is an upper bound."""
+    """The worst case; one without a complete evaluation is marked, because it is an upper bound."""
     if record.ra_worst is not None:
         return _text(record.ra_worst)
-    return f"{record.ra_worst_quick:.1f} (quick)" if record.ra_worst_quick is not None else ""
+    mark = label("ra_worst_quick").removeprefix(WORST)
+    return f"{record.ra_worst_quick:.1f}{mark}" if record.ra_worst_quick is not None else ""
 
 
 def _text(value: float | None, form: str = ".1f") -> str:

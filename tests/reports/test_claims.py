@@ -26,26 +26,26 @@ def ours(claims, figure):
 
 def test_clearly_ahead_of_every_baseline_is_support():
     claims = judge(runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0))
-    assert ours(claims, "RA (PGD-50)").verdict == ours(claims, "SA").verdict == "supported"
+    assert ours(claims, "RA-50").verdict == ours(claims, "SA").verdict == "supported"
     assert "fashion-mnist" in ours(claims, "SA").text
 
 
 def test_one_baseline_clearly_ahead_contradicts():
     claims = judge(runs(at_dense=50.0, at_small_dense=46.0, at_sparse=60.0, at_moe=43.0, advmoe=56.0))
-    assert ours(claims, "RA (PGD-50)").verdict == "contradicted"
-    assert "AT (Sparse) 60.0" in ours(claims, "RA (PGD-50)").detail
-    assert "behind" in ours(claims, "RA (PGD-50)").detail
+    assert ours(claims, "RA-50").verdict == "contradicted"
+    assert "AT (Sparse) 60.0" in ours(claims, "RA-50").detail
+    assert "behind" in ours(claims, "RA-50").detail
 
 
 def test_the_dense_network_is_no_baseline_of_clean_accuracy():
     claims = judge(runs(at_dense=60.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0))
-    assert (ours(claims, "RA (PGD-50)").verdict, ours(claims, "SA").verdict) == ("contradicted", "supported")
+    assert (ours(claims, "RA-50").verdict, ours(claims, "SA").verdict) == ("contradicted", "supported")
 
 
 def test_overlapping_intervals_show_nothing():
     claims = judge(runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=55.5, advmoe=56.0))
-    assert ours(claims, "RA (PGD-50)").verdict == "not shown"
-    assert "AT (MoE) 55.5" in ours(claims, "RA (PGD-50)").detail
+    assert ours(claims, "RA-50").verdict == "not shown"
+    assert "AT (MoE) 55.5" in ours(claims, "RA-50").detail
 
 
 def test_seeds_far_apart_show_nothing():
@@ -55,19 +55,19 @@ def test_seeds_far_apart_show_nothing():
         for method in METHODS
         for seed in (0, 1)
     ]
-    assert ours(judge(far), "RA (PGD-50)").verdict == "not shown"
+    assert ours(judge(far), "RA-50").verdict == "not shown"
 
 
 def test_few_images_show_nothing():
     whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
     few = [one.model_copy(update={"test_images": 50}) for one in whole]
-    assert ours(judge(few), "RA (PGD-50)").verdict == "not shown"
+    assert ours(judge(few), "RA-50").verdict == "not shown"
 
 
 def test_a_missing_baseline_is_no_support():
     claims = judge(runs(at_dense=50.0, at_small_dense=46.0, at_moe=43.0, advmoe=56.0))
-    assert ours(claims, "RA (PGD-50)").verdict == "not shown"
-    assert "AT (Sparse) not run" in ours(claims, "RA (PGD-50)").detail
+    assert ours(claims, "RA-50").verdict == "not shown"
+    assert "AT (Sparse) not run" in ours(claims, "RA-50").detail
 
 
 def test_other_scales_and_settings_are_no_baselines():
@@ -75,8 +75,8 @@ def test_other_scales_and_settings_are_no_baselines():
     others = [record("at_small_dense", model_scale=0.8, test_images=10_000, ra={"50": 90.0})]
     others += [record("at_sparse", dataset="other", test_images=10_000, ra={"50": 90.0})]
     claims = judge([*runs(at_dense=50.0, at_moe=43.0, advmoe=56.0), *others])
-    assert ours(claims, "RA (PGD-50)").verdict == "not shown"
-    assert "90.0" not in ours(claims, "RA (PGD-50)").detail
+    assert ours(claims, "RA-50").verdict == "not shown"
+    assert "90.0" not in ours(claims, "RA-50").detail
 
 
 def test_without_runs_of_the_papers_setting_nothing_is_said_of_it():
@@ -170,9 +170,9 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
     assert "alone is AdvMoE" in first
     assert "Not attacked in full, so not ranked: AT (Dense)." in first
     (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
-    assert "RA-worst (quick: an upper bound) 99.0 %" in first
+    assert "RA-worst (quick) 99.0 % (an upper bound; " in first
     (first, *_) = verdict([quick])
-    assert "RA-worst (of listed attacks alone: an upper bound) 99.0 %" in first
+    assert "RA-worst (listed attacks) 99.0 % (an upper bound; " in first
 
 
 def test_runs_under_other_attacks_are_not_ranked_together():
@@ -190,7 +190,7 @@ def test_runs_under_other_attacks_are_not_ranked_together():
 
 def test_one_seed_claims_no_order():
     whole = runs((0,), at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=90.0)
-    claim = ours(judge(whole), "RA (PGD-50)")
+    claim = ours(judge(whole), "RA-50")
     assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
     assert "AT (Dense) 50.0 (one seed), AT" in claim.detail
     (first, *_) = verdict(whole)
@@ -214,12 +214,12 @@ def test_one_seed_claims_no_order():
 )
 def test_runs_of_other_settings_are_no_baselines(section, change, named):
     whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
-    assert ours(judge(whole), "RA (PGD-50)").verdict == "supported"
+    assert ours(judge(whole), "RA-50").verdict == "supported"
     for run in whole:
         if run.method == "at_dense":
             for name, value in change.items():
                 setattr(getattr(run.config, section) if section else run, name, value)
-    claim = ours(judge(whole), "RA (PGD-50)")
+    claim = ours(judge(whole), "RA-50")
     assert claim.verdict == "not shown"
     assert f"not comparable ({named})" in claim.detail
     first, second, *_ = verdict(whole)
@@ -234,7 +234,7 @@ def test_settings_of_routers_are_a_methods_own():
     for run in whole:
         if run.method == "advmoe":
             with_settings(run, "training", tied_share=0.5, router_lr=0.02)
-    assert ours(judge(whole), "RA (PGD-50)").verdict == "supported"
+    assert ours(judge(whole), "RA-50").verdict == "supported"
 
 
 def test_settings_with_most_methods_come_first():

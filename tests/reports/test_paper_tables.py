@@ -40,7 +40,7 @@ def test_every_printed_cell_has_a_row_also_where_nothing_was_run():
         for row in rows_of(table).values():
             ours = {name: entry.text for name, entry in row.items() if name.endswith(", ours") or name == "n"}
             assert set(ours.values()) == {"not run"}
-            assert row["RA, difference"].text == ""
+            assert row["RA-50, difference"].text == ""
 
 
 def test_our_run_stands_beside_the_printed_figures():
@@ -48,20 +48,24 @@ def test_our_run_stands_beside_the_printed_figures():
     a1, a2 = tables(runs)
     row = rows_of(a1)["ResNet-18", "0.5", "AdvMoE"]
     assert row["n"].text == "3"
-    assert (row["RA, printed"].text, row["RA, ours"].text, row["RA, difference"].text) == ("52.22 ± 0.14", "52.00 ± 1.00", "-0.22")
+    assert (row["RA-50, printed"].text, row["RA-50, ours"].text, row["RA-50, difference"].text) == (
+        "52.22 ± 0.14",
+        "52.00 ± 1.00",
+        "-0.22",
+    )
     assert (row["RA-AA, ours"].text, row["RA-AA, difference"].text) == ("47.00 ± 1.00", "+0.56")
     assert (row["SA, ours"].value, row["SA, ours"].spread) == (81.0, 1.0)
     assert row["RA-worst, ours"].text == "46.00 ± 1.00"
     assert (row["GMACs, printed"].text, row["GMACs, ours"].text) == ("0.15", "0.1500")
-    assert rows_of(a1)["ResNet-18", "0.5", "AT (MoE)"]["RA, ours"].text == "not run"
-    assert rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["RA, ours"].text == "not run"
+    assert rows_of(a1)["ResNet-18", "0.5", "AT (MoE)"]["RA-50, ours"].text == "not run"
+    assert rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["RA-50, ours"].text == "not run"
 
 
 def test_one_run_has_no_deviation_and_a_missing_figure_says_so():
     run = paper_run("cifar10-wrn28_10-at_sparse-r0.8", ra_aa=..., ra_worst=..., ra_worst_quick=48.0)
     _, a2 = tables([attacked(run, *PRESETS["quick"].attacks)])
     row = rows_of(a2)["WRN-28-10", "0.8", "AT (Sparse)"]
-    assert (row["RA, ours"].text, row["RA, ours"].spread) == ("51.00", None)
+    assert (row["RA-50, ours"].text, row["RA-50, ours"].spread) == ("51.00", None)
     assert (row["RA-AA, ours"].text, row["RA-worst, ours"].text) == ("not measured", "not measured")
     assert row["RA-worst (quick), ours"].text == "48.00"
 
@@ -95,9 +99,9 @@ def test_a_run_of_another_setting_never_stands_in_the_papers_row(changes):
         with_settings(run, section, **fields)
     a1, a2, own = tables([run.model_copy(update=changes)])
     for table in (a1, a2):
-        assert {row["RA, ours"].text for row in rows_of(table).values()} == {"not run"}
+        assert {row["RA-50, ours"].text for row in rows_of(table).values()} == {"not run"}
     assert own.title.startswith("Our setting: ")
-    assert [row["RA"].text for row in rows_of(own).values()].count("51.00") == 1
+    assert [row["RA-50"].text for row in rows_of(own).values()].count("51.00") == 1
 
 
 def test_cells_that_cannot_be_right_are_marked_with_the_reason():
@@ -131,7 +135,7 @@ def test_our_settings_have_a_table_each_that_says_what_they_are():
 def test_what_was_not_run_in_our_setting_is_said():
     own = tables([record(), record(model_scale=0.2), record("standard")])[2]
     rows = rows_of(own)
-    missing = {(scale, method) for (_, scale, method), row in rows.items() if row["RA"].text == "not run"}
+    missing = {(scale, method) for (_, scale, method), row in rows.items() if row["RA-50"].text == "not run"}
     scaled = {(scale, title) for scale in ("0.2", "0.5") for title in ("AT (S-Dense)", "AT (Sparse)", "AT (MoE)")}
     assert missing == scaled | {("1", "AT (Dense)")}
     assert [(scale, method) for _, scale, method in rows] == [

@@ -4,6 +4,7 @@ import pytest
 from kept import keep_figures
 from matplotlib.text import Text
 from records import old_record, record
+from records import quick as by_quick
 
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 
@@ -52,8 +53,8 @@ def test_nothing_is_written_where_no_record_has_what_it_needs(tmp_path, name):
 def test_fig7_has_a_panel_a_measure_and_a_mark_a_scale(tmp_path, grid, drawn):
     fig7([*grid, record("standard")], tmp_path / "fig7.png")
     titles = [ax.get_title() for ax in drawn[0].axes]
-    assert titles == ["RA (PGD-50)", "RA-AA", "RA-worst"]
-    robust = lines(drawn[0].axes[0])
+    assert titles == ["RA-worst", "RA-50", "RA-AA"]
+    robust = lines(drawn[0].axes[1])
     assert set(robust) == {"AdvMoE", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE)"}
     assert robust["AdvMoE"] == ([0.2, 0.5], pytest.approx([48.25, 51.25]))  # 49 + 10 (r - 0.5) + seed / 2 + 2, two seeds
     assert robust["AT (Dense)"] == ([1.0], pytest.approx([57.25]))
@@ -64,7 +65,7 @@ def test_fig7_needs_two_scales_of_a_method(tmp_path):
 
 
 def test_quick_worst_case_has_a_panel_of_its_own(tmp_path, drawn):
-    quick = [record("advmoe", 0, scale, ra_worst=..., ra_worst_quick=33.0) for scale in (0.2, 0.5)]
+    quick = [by_quick(record("advmoe", 0, scale, ra_worst=..., ra_worst_quick=33.0)) for scale in (0.2, 0.5)]
     fig7([*quick, record("at_moe", 0, 0.2), record("at_moe", 0, 0.5)], tmp_path / "fig7.png")
     panels = {ax.get_title(): lines(ax) for ax in drawn[0].axes}
     assert list(panels["RA-worst"]) == ["AT (MoE)"]
@@ -114,7 +115,7 @@ def test_frontier_keeps_what_no_cheaper_network_matches():
 
 
 def test_frontier_rings_its_networks_and_parts_quick_figures(tmp_path, grid, drawn):
-    quick = [record(method, 0, 0.5, ra_worst=..., ra_worst_quick=60.0) for method in ("at_moe", "advmoe")]
+    quick = [by_quick(record(method, 0, 0.5, ra_worst=..., ra_worst_quick=60.0)) for method in ("at_moe", "advmoe")]
     frontier([*grid, *quick], tmp_path / "frontier.png")
     full, other = drawn[0].axes
     assert (full.get_ylabel(), other.get_ylabel()) == ("RA-worst, %", "RA-worst (quick), %")

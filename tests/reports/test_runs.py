@@ -1,13 +1,14 @@
 """A Record in words."""
 
 from records import old_record, record
+from records import quick as by_quick
 
 from advmoe.reports.runs import counted, run_of
 
 
 def test_headline_has_the_worst_case_and_what_failed():
     assert run_of(record()).headline == "RA-worst 49.0 %, SA 79.0 %; 1 check failed"
-    quick = record(ra_worst=..., ra_worst_quick=51.0)
+    quick = by_quick(record(ra_worst=..., ra_worst_quick=51.0))
     quick.evaluation.checks = []
     assert run_of(quick).headline == "RA-worst (quick) 51.0 %, SA 79.0 %"
 

@@ -25,8 +25,9 @@ from advmoe.evaluation import EvaluationOptions
 from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.files import write_json
 from advmoe.moe import ForcedGate
+from advmoe.publish import push_to_hub
 from advmoe.runs.evaluate import evaluate_folder
-from advmoe.runs.load import Loaded, ThreatModel, from_pretrained, load, push_to_hub, save_file
+from advmoe.runs.load import Loaded, ThreatModel, from_pretrained, load, save_file
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network, network
@@ -262,7 +263,9 @@ def test_there_and_back(evaluated: Path, hub: Hub) -> None:
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "advmoe"
     assert sent.record is not None
     assert f"**{sent.record.ra_worst_quick:.1f} %** of 5 test images" in card
-    push_to_hub(evaluated, "someone/robust", images=True)
+    assert "license" not in yaml.safe_load(card.split("---\n")[1])
+    push_to_hub(evaluated, "someone/robust", images=True, license="apache-2.0")
+    assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == "apache-2.0"
     assert load(folder).record == sent.record
 
 
@@ -279,6 +282,8 @@ def test_unknown_name_and_no_network_are_a_line_each(hub: Hub, evaluated: Path) 
     assert "(the hub cannot be reached, and the network is not in the local cache)" in refusal(load, "someone/typo")
     assert "could not be written to the hub (ConnectionError: no route)" in refusal(push_to_hub, evaluated, "someone/robust")
     assert "must be owner/name" in refusal(push_to_hub, evaluated, "robust")
+    with pytest.raises(UserError, match=r"license must be an identifier of the hub, such as mit, .*not 'MIT: no'"):
+        push_to_hub(evaluated, "someone/robust", license="MIT: no")
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,14 +8,15 @@ from statistics import fmean, stdev
 from typing import Any
 
 from advmoe.attacks.presets import PRESETS
-from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, shared_settings
+from advmoe.reports.measures import SUMMARY, WORST, attacks_of
 
-WORST = ("ra_worst", "ra_worst_quick", "ra_worst_listed")
-ACCURACIES = ("sa", "ra_50", "ra_aa", *WORST)
-QUICK = frozenset(PRESETS["quick"].attacks)
+T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """A cell's `n` runs. `figures` has those of "sa", "ra_50", "ra_aa", "ra_worst", "ra_worst_quick", "ra_worst_listed" (percent),
-    "gmacs" and "reduction" (percent less than dense) that any run measured, each over the runs that did.
+    """A cell's `n` runs. `figures` has the measures (`advmoe.reports.measures`) that any run has, each over the runs that do.
 
-    "ra_worst_quick" is the preset's of that name; "ra_worst_listed" a worst case over any other attacks without those of a full
-    one. `attacks`: worst case -> what made it, the same for every run; a worst case whose runs were attacked differently is no
+    `attacks`: worst case -> what made it, the same for every run; a worst case whose runs were attacked differently is no
     figure, but stands in `mixed`. `departures` are the settings beside the cell's own that are not the default ones, `shared`
     all that runs of other methods must have too to be compared. `unreliable`: a run's RA-AA stands too far above its RA-worst to
     be believed.
@@ -60,7 +59,7 @@ def summarise(records: Iterable[Record]) -> list[Summary]:
 
 
 def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
-    measured = [(_measured(run), attacks_of(run)) for run in runs]
+    measured = [(_figures(run), attacks_of(run)) for run in runs]
     names = dict.fromkeys(name for figures, _ in measured for name in figures)
     plans = {name: {attacks for figures, attacks in measured if name in figures} for name in WORST if name in names}
     mixed = tuple(name for name, sets in plans.items() if len(sets) > 1)
@@ -72,20 +71,9 @@ def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
     )  # fmt: skip
 
 
-def _measured(record: Record) -> dict[str, float]:
-    named = {
-        "sa": record.sa, "ra_50": record.ra.get("50"), "ra_aa": record.ra_aa, "ra_worst": record.ra_worst,
-        "ra_worst_quick": record.ra_worst_quick, "gmacs": record.gmacs, "reduction": record.reduction,
-    }  # fmt: skip
-    if attacks_of(record) != QUICK:
-        named["ra_worst_listed"] = named.pop("ra_worst_quick")
-    return {name: float(value) for name, value in named.items() if value is not None}
-
-
-def attacks_of(record: Record) -> frozenset[str]:
-    """What made a Record's worst case: the attacks that were run, and those on routing that its network gave no chance to."""
-    ran, left_out = record.evaluation.attacks, record.evaluation.left_out
-    return frozenset([*ran, *(name for name in left_out if name in ATTACKS and ATTACKS[name].needs == "routing")])
+def _figures(record: Record) -> dict[str, float]:
+    values = {measure.name: measure.value(record) for measure in SUMMARY}
+    return {name: float(value) for name, value in values.items() if value is not None}
 
 
 def attacks_in_words(attacks: frozenset[str]) -> str:
@@ -120,23 +108,8 @@ def span(summary: Summary, name: str) -> tuple[float, float]:
 
 
 def student_t(degrees: int) -> float:
-    """The 0.975 quantile of Student's t distribution, by bisection of its distribution function."""
-    low, high = 0.0, 20.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _within(middle, degrees) < 0.95 else (low, middle)
-    return (low + high) / 2
-
-
-def _within(t: float, degrees: int) -> float:
-    """The probability of (-t, t) for whole degrees of freedom (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4)."""
-    angle = math.atan(t / math.sqrt(degrees))
-    odd = degrees % 2
-    term, total = math.cos(angle) ** odd, 0.0
-    for power in range(odd, degrees - 1, 2):
-        total += term
-        term *= (power + 1) / (power + 2) * math.cos(angle) ** 2
-    return 2 / math.pi * (angle + math.sin(angle) * total) if odd else math.sin(angle) * total
+    """The 0.975 quantile of Student's t distribution; above 30 degrees of freedom that of 30, which is a little too wide."""
+    return T_QUANTILES[min(degrees, len(T_QUANTILES)) - 1]
 
 
 def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:

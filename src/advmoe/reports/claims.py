@@ -11,6 +11,7 @@ from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, shown
+from advmoe.reports.measures import BY_NAME, label
 from advmoe.reports.panels import in_words, look
 from advmoe.reports.paper_tables import is_run_of
 
@@ -19,14 +20,9 @@ Outcome = Literal["ahead", "behind", "not apart", "one seed"]
 PAPER_EPOCHS = 100
 STEADY = 1.0  # points of held-out RA between the last tenth of the epochs and the tenth before
 SAME_COST = ("at_small_dense", "at_sparse", "at_moe")
-COMPARISONS = {  # figure -> what it is called, and the baselines that the claim is about
-    "ra_50": ("RA (PGD-50)", ("at_dense", *SAME_COST)),
-    "sa": ("SA", SAME_COST),
-}
-WORST = {
-    "ra_worst": "RA-worst",
-    "ra_worst_quick": "RA-worst (quick: an upper bound)",
-    "ra_worst_listed": "RA-worst (of listed attacks alone: an upper bound)",
+COMPARISONS = {  # measure -> the baselines that the claim is about
+    "ra_50": ("at_dense", *SAME_COST),
+    "sa": SAME_COST,
 }
 BY = "95 % intervals over seeds and over images"
 INTERVALS = (
@@ -76,8 +72,8 @@ def _compared(group: Sequence[Summary]) -> bool:
 
 def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> Claim:
     """AdvMoE against the baselines in one figure, at every model scale."""
-    title, baselines = COMPARISONS[name]
-    text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {title}, {where}"
+    baselines = COMPARISONS[name]
+    text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {label(name)}, {where}"
     routed = [own for own in group if own.cell.method == "advmoe" and name in own.figures]
     if not routed:
         return Claim(text, "not shown", " ".join(part for part in ("No AdvMoE run.", more) if part))
@@ -147,7 +143,7 @@ def _interval(own: Summary, name: str) -> str:
 def _printed_exceptions(name: str) -> str:
     """Where the printed tables themselves have a baseline ahead."""
     field = name.removesuffix("_50")
-    cells = [(cell, rival) for cell in printed_cells() if cell.method == "advmoe" for rival in _rivals(cell, COMPARISONS[name][1])]
+    cells = [(cell, rival) for cell in printed_cells() if cell.method == "advmoe" for rival in _rivals(cell, COMPARISONS[name])]
     texts = [
         f"{look(rival.method).title} {getattr(rival, field):g} against {getattr(cell, field):g} "
         f"(table {cell.table}, {cell.model}, r {cell.model_scale:g})"
@@ -261,7 +257,8 @@ def _share(own: Summary, name: str) -> str:
     """'RA-worst 36.2 ± 0.5 % (3 seeds) at 27 % of the dense network's cost (0.0078 GMACs)'."""
     figure = own.figures[name]
     spread = f" ± {figure.std:.1f}" if figure.std is not None else ""
-    share = f"{WORST[name]} {figure.mean:.1f}{spread} % ({figure.n} seed{'s' * (figure.n > 1)})"
+    bound = "an upper bound; " if BY_NAME[name].upper_bound else ""
+    share = f"{label(name)} {figure.mean:.1f}{spread} % ({bound}{figure.n} seed{'s' * (figure.n > 1)})"
     cost = f"{100 - own.figures['reduction'].mean:.0f} % of the dense network's cost ({own.figures['gmacs'].mean:.4f} GMACs)"
     return f"{share} at {cost}"
 

@@ -19,15 +19,12 @@ from advmoe.reports.claims import Claim
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
 from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Table
+from advmoe.reports.measures import MEASURES, SUMMARY, Measure
 from advmoe.reports.panels import LOOKS, look, radius
 from advmoe.reports.runs import Run, counted, run_of
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the others can be unfolded
-ACCURACIES = {
-    "ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)", "ra_worst_listed": "RA-worst (listed attacks)", "sa": "SA",
-    "ra_50": "RA", "ra_aa": "RA-AA",
-}  # fmt: skip
 NEEDED = {  # field of a Record -> what is missing without it
     "history": "accuracies after every epoch",
     "layers": "MoE layers",
@@ -68,6 +65,7 @@ def report_html(
         subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
         tables=[_overview(summaries), *tables], figures=_drawn(figures), undrawn=_undrawn(figures, failed),
         runs=runs, shown=_with_images(runs), gaps=_gaps(records),
+        measures=[(measure.label, measure.meaning) for measure in MEASURES if measure.meaning],
     )  # fmt: skip
 
 
@@ -89,29 +87,30 @@ def _subtitle(records: Sequence[Record]) -> str:
 
 def _overview(summaries: Sequence[Summary]) -> Table:
     """Every cell that was run, whatever its setting."""
-    names = [name for name in ACCURACIES if any(name in summary.figures for summary in summaries)]
-    columns = ("method", "r", "N", *(ACCURACIES[name] for name in names), "GMACs", "less than dense", "n", "data", "network")
+    measures = [measure for measure in SUMMARY if any(measure.name in summary.figures for summary in summaries)]
+    columns = ("method", "r", "N", *(measure.label for measure in measures), "n", "data", "network")
     columns = (*columns, "epochs", "training images", "test images", "radius")
-    rows = tuple(_overview_row(summary, names) for summary in summaries)
+    rows = tuple(_overview_row(summary, measures) for summary in summaries)
     about = "Every cell that was run: accuracies in percent, mean ± sample deviation over n seeds. Compare within one setting."
     return Table("overview", "All runs", columns, rows, about)
 
 
-def _overview_row(summary: Summary, names: Sequence[str]) -> tuple[Entry, ...]:
+def _overview_row(summary: Summary, measures: Sequence[Measure]) -> tuple[Entry, ...]:
     cell, figures = summary.cell, summary.figures
-    gmacs, reduction = figures["gmacs"].mean, figures["reduction"].mean
     return (
         Entry(look(cell.method).title), _number(cell.model_scale) if cell.method not in FULL_SCALE else Entry("–"),
-        _number(cell.num_experts) if cell.method in ROUTED else Entry("–"), *(_accuracy(figures.get(name)) for name in names),
-        Entry(f"{gmacs:.4f}", gmacs), Entry(f"{reduction:.0f} %", reduction), _number(summary.n), Entry(cell.dataset),
+        _number(cell.num_experts) if cell.method in ROUTED else Entry("–"),
+        *(_figure(measure, figures.get(measure.name)) for measure in measures), _number(summary.n), Entry(cell.dataset),
         Entry(_network(cell)), _number(cell.epochs), _number(cell.train_images), _number(cell.test_images),
         Entry(f"{radius(cell.epsilon)} {cell.norm}", cell.epsilon),
     )  # fmt: skip
 
 
-def _accuracy(figure: Figure | None) -> Entry:
+def _figure(measure: Measure, figure: Figure | None) -> Entry:
     if figure is None:
         return Entry("not measured")
+    if measure.unit != "%":
+        return Entry(f"{figure.mean:.{measure.digits}f}{' %' * measure.unit.startswith('%')}", figure.mean)
     spread = "" if figure.std is None else f" ± {figure.std:.1f}"
     return Entry(f"{figure.mean:.1f}{spread}", figure.mean, figure.std)
 

@@ -7,10 +7,11 @@ from advmoe.config import ModelConfig
 from advmoe.evaluation.record import Record
 from advmoe.paper import Cell as PrintedCell
 from advmoe.recipes import recipe
-from advmoe.reports.cells import WORST, Figure, Summary, attacks_in_words, by_setting, summarise
+from advmoe.reports.cells import Figure, Summary, attacks_in_words, by_setting, summarise
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
 from advmoe.reports.costs import Judged, judged_cells
 from advmoe.reports.markup import Entry, Table
+from advmoe.reports.measures import BY_NAME, COSTS, SUMMARY, WORST, label
 from advmoe.reports.panels import in_words, look
 
 BACKBONES = {
@@ -23,11 +24,7 @@ TITLES = {
 }
 COMPARED = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 CIFAR10 = (49_000, 10_000)  # training images less the 2 % held out, and test images
-ACCURACIES = {"ra": ("RA", "ra_50"), "ra_aa": ("RA-AA", "ra_aa"), "sa": ("SA", "sa")}  # printed field -> title, ours
-OWN = {
-    "ra_50": "RA", "ra_aa": "RA-AA", "ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)",
-    "ra_worst_listed": "RA-worst (listed attacks)", "sa": "SA", "gmacs": "GMACs", "reduction": "less than dense, %",
-}  # fmt: skip
+PRINTED_AS = {"ra": BY_NAME["ra_50"], "ra_aa": BY_NAME["ra_aa"], "sa": BY_NAME["sa"]}  # field of the printed table -> measure
 KINDS = ("printed", "ours", "difference")
 NOT_RUN, NOT_MEASURED, BLANK = Entry("not run"), Entry("not measured"), Entry("")
 MIXED = "The seeds' runs were attacked by different attacks: their worst cases are no one figure."
@@ -36,7 +33,7 @@ PRINTED = (
     "less the printed figure."
 )
 MEANING = (
-    "Accuracies in percent, mean ± sample deviation over n seeds. RA is under PGD-50, RA-worst over the union of everything "
+    "Accuracies in percent, mean ± sample deviation over n seeds. RA-50 is under PGD-50, RA-worst over the union of everything "
     "that was run, AutoAttack and the attacks on routing among it; without these two it is called quick where the preset quick "
     "was run, and else that of listed attacks. An order is claimed only between means of several seeds whose intervals do not "
     "meet: 95 % over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with the Wilson interval on the test images."
@@ -86,14 +83,14 @@ def is_run_of(summary: Summary, printed: PrintedCell) -> bool:
 def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
     judged = [one for one in judged_cells() if one.cell.table == name]
     runs = [next((own for own in summaries if is_run_of(own, one.cell)), None) for one in judged]
-    printed = [field for field in ACCURACIES if any(getattr(one.cell, field) is not None for one in judged)]
+    printed = [field for field in PRINTED_AS if any(getattr(one.cell, field) is not None for one in judged)]
     found = [run for run in runs if run is not None]
     worst = ["ra_worst", *(name for name in WORST[1:] if any(name in (*run.figures, *run.mixed) for run in found))]
     notes = Notes(found)
     columns = [
-        "backbone", "r", "method", "n", *(f"{ACCURACIES[field][0]}, {kind}" for field in printed for kind in KINDS),
-        *([] if "ra_aa" in printed else ["RA-AA, ours"]), *(f"{OWN[name]}, ours" for name in worst),
-        *(f"{title}, {kind}" for title in ("GMACs", "less than dense, %") for kind in KINDS[:2]),
+        "backbone", "r", "method", "n", *(f"{PRINTED_AS[field].label}, {kind}" for field in printed for kind in KINDS),
+        *([] if "ra_aa" in printed else [f"{label('ra_aa')}, ours"]), *(f"{label(name)}, ours" for name in worst),
+        *(f"{title}, {kind}" for title in (measure.column for measure in COSTS) for kind in KINDS[:2]),
     ]  # fmt: skip
     rows = [_paper_row(one, run, printed, worst, notes) for one, run in zip(judged, runs, strict=True)]
     return Table(f"table_{name.lower()}", TITLES[name], tuple(columns), tuple(rows), f"{PRINTED} {MEANING}", tuple(notes.texts))
@@ -117,7 +114,7 @@ def _paper_row(
 def _compared(cell: PrintedCell, field: str, run: Summary | None, notes: Notes) -> tuple[Entry, Entry, Entry]:
     """An accuracy as printed, ours, and ours less the printed one."""
     value, std = getattr(cell, field), getattr(cell, f"{field}_std")
-    ours = _ours(run, ACCURACIES[field][1], notes)
+    ours = _ours(run, PRINTED_AS[field].name, notes)
     difference = BLANK if ours.value is None else Entry(f"{ours.value - value:+.2f}", ours.value - value)
     return Entry(f"{value:.2f} ± {std:.2f}", value, std), ours, difference
 
@@ -137,8 +134,8 @@ def _ours(run: Summary | None, name: str, notes: Notes) -> Entry:
 
 def figure_entry(figure: Figure, name: str, runs: int, marks: tuple[int, ...] = ()) -> Entry:
     """'36.20 ± 0.50', with the number of seeds where not all of the cell's `runs` measured it."""
-    digits = {"gmacs": 4, "reduction": 0}.get(name, 2)
-    spread = None if name in ("gmacs", "reduction") else figure.std
+    digits = BY_NAME[name].digits
+    spread = figure.std if BY_NAME[name].unit == "%" else None
     text = f"{figure.mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
     return Entry(text + (f" (n = {figure.n})" if figure.n != runs else ""), figure.mean, spread, marks)
 
@@ -150,13 +147,13 @@ def _who(backbone: str, model_scale: float, method: str) -> tuple[Entry, Entry, 
 def _own_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: Sequence[tuple[float, str]]) -> Table:
     """Cells of a setting that the paper does not print, and as `missing` the scales and methods that were not run in it."""
     shared = [text for text in summaries[0].departures if all(text in own.departures for own in summaries)]
-    figures = [name for name in OWN if any(name in (*own.figures, *own.mixed) for own in summaries)]
+    figures = [one.name for one in SUMMARY if any(one.name in (*own.figures, *own.mixed) for own in summaries)]
     words, notes = " ".join(in_words(setting).split()), Notes(summaries)
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
     rows = [(own.cell.method, own.cell.model_scale, _own_row(own, figures, shared, notes)) for own in summaries]
     rows += [(method, scale, (*_who(setting.backbone, scale, method), *blanks)) for scale, method in missing]
     rows.sort(key=lambda row: (_rank(row[0]), row[1]))
-    columns = ("backbone", "r", "method", "N", "n", *(OWN[name] for name in figures))
+    columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
     about = f"Not what the paper printed, and not to be read beside its figures: {'; '.join([words, *shared])}. {MEANING}"
     return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts))
 

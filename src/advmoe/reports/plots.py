@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from advmoe.evaluation.record import Record
 from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
 from advmoe.reports.figures import save, short
+from advmoe.reports.measures import SUMMARY, worst_of
 from advmoe.reports.panels import (
     Line,
     by_line,
@@ -29,12 +30,7 @@ from advmoe.reports.panels import (
 )
 from advmoe.reports.routes import fig_a1, load_heat_map
 
-MEASURED: dict[str, tuple[str, Callable[[Record], float | None]]] = {
-    "ra_50": ("RA (PGD-50)", lambda record: record.ra.get("50")),
-    "ra_aa": ("RA-AA", lambda record: record.ra_aa),
-    "ra_worst": ("RA-worst", lambda record: record.ra_worst),
-    "ra_worst_quick": ("RA-worst (quick)", lambda record: record.ra_worst_quick),
-}
+DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
 
 
 def fig7(records: list[Record], path: Path) -> bool:
@@ -44,7 +40,7 @@ def fig7(records: list[Record], path: Path) -> bool:
     settings = {setting: own for setting, own in grouped(robust, setting_of).items() if _scales(own)}
     if not settings:
         return False
-    names = [name for name in MEASURED if any(MEASURED[name][1](record) is not None for own in settings.values() for record in own)]
+    names = [name for name in DRAWN if any(DRAWN[name].value(record) is not None for own in settings.values() for record in own)]
     figure = Figure(figsize=(3.3 * len(names), 3.4 * len(settings) + 0.7), layout="constrained")
     rows = figure.subfigures(len(settings), 1, squeeze=False)[:, 0]
     axes = []
@@ -65,7 +61,7 @@ def _scales(records: Iterable[Record]) -> bool:
 
 
 def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
-    title, value = MEASURED[name]
+    title, value = DRAWN[name].label, DRAWN[name].value
     lines = by_line(record for record in records if value(record) is not None)
     for line, own in lines.items():
         at = sorted(grouped(own, scale_of).items())
@@ -148,7 +144,7 @@ def frontier(records: list[Record], path: Path) -> bool:
 
     Ringed and joined: the networks that no cheaper one matches.
     """
-    panels = {key: own for key, own in grouped(records, _frontier_key).items() if key[1] and len(grouped(own, cell_of)) > 1}
+    panels = {key: own for key, own in grouped(records, _frontier_key).items() if len(grouped(own, cell_of)) > 1}
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 4.2 * len(panels) + 0.8), layout="constrained")
@@ -161,9 +157,8 @@ def frontier(records: list[Record], path: Path) -> bool:
 
 
 def _frontier_key(record: Record) -> tuple[Cell, str]:
-    """The setting, whatever the network; and which figure, empty where there is none."""
-    measured = next((name for name in ("ra_worst", "ra_worst_quick") if getattr(record, name) is not None), "")
-    return replace(setting_of(record), backbone="", width=None), measured
+    """The setting, whatever the network; and which worst case."""
+    return replace(setting_of(record), backbone="", width=None), worst_of(record).name
 
 
 Point = tuple[float, float, float, Line, str]  # GMACs, mean, deviation, line, name
@@ -183,7 +178,7 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     xs, ys = zip(*best, strict=True)
     ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
     ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
-    ax.set(xlabel="GMACs of one image", ylabel=f"{MEASURED[name][0]}, %")
+    ax.set(xlabel="GMACs of one image", ylabel=f"{DRAWN[name].label}, %")
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
@@ -198,7 +193,7 @@ def _points(line: Line, records: Sequence[Record], name: str, with_backbone: boo
     return [
         (
             runs[0].gmacs,
-            *mean_and_std([MEASURED[name][1](run) or 0.0 for run in runs]),
+            *mean_and_std([DRAWN[name].value(run) or 0.0 for run in runs]),
             line,
             f"{short(backbone)}, r {scale:g}" if with_backbone else f"r {scale:g}",
         )

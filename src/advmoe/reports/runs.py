@@ -8,9 +8,9 @@ import yaml
 from advmoe.evaluation.record import CheckResult, GalleryImage, Record, Seen
 from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Entry, Table
+from advmoe.reports.measures import WORST, label, worst_of
 from advmoe.reports.routes import named
 
-WORST = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)"}
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
 
 
@@ -85,8 +85,7 @@ def run_of(record: Record) -> Run:
 
 def _headline(record: Record) -> str:
     """'RA-worst 49.0 %, SA 79.0 %; 1 check failed'."""
-    title = WORST["ra_worst_quick" if record.ra_worst is None else "ra_worst"]
-    worst = f"{title} {record.worst:.1f} %"
+    worst = f"{worst_of(record).label} {record.worst:.1f} %"
     failed = sum(check.status == "fail" for check in record.evaluation.checks)
     return f"{worst}, SA {record.sa:.1f} %" + (f"; {counted(failed, 'check')} failed" if failed else "")
 
@@ -97,7 +96,7 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
     for name, (low, high) in evaluation.intervals.items():
         if name in evaluation.figures:
             yield (
-                WORST.get(name) or name.upper().replace("_", "-"),
+                worst_of(record).label if name in WORST else label(name),
                 f"{evaluation.figures[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
             )
     routing = evaluation.routing

@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from advmoe.evaluation.record import EvaluationResult, Record
+from advmoe.reports.measures import Measure, measured
 
 MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}
 
@@ -14,31 +15,20 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     """One row a Record, worst case first: accuracies in percent, cost against dense. A figure that was not measured is blank."""
     table = Table(title=f"{title}; SA and RA in %", title_justify="left")
     table.add_column("method", no_wrap=True)
-    rows = [_figures(record) for record in records]
-    steps = sorted(
-        {name for row in rows for name in row if name.startswith("RA-") and name[3:].isdigit()}, key=lambda s: int(s[3:])
-    )
-    order = ["RA-worst", "RA-worst (quick)", "SA", *steps, "RA-AA", "RA-AA-PLUS", "RA-AA-RAND"]
-    titles = [name for name in order if any(name in row for row in rows)]
-    for name in (*titles, "GMACs", "vs dense"):
-        table.add_column(name, justify="right", min_width=4)
-    for record, row in zip(records, rows, strict=True):
+    measures = measured(records)
+    for column in (*(measure.label for measure in measures), "GMACs", "vs dense"):
+        table.add_column(column, justify="right", min_width=4)
+    for record in records:
         reduction = f"{-record.reduction:+.0f} %" if record.gmacs != record.gmacs_dense else "1 x"
-        cost = [f"{record.gmacs:.4f}", reduction]
-        table.add_row(record.method, *(row.get(name, "") for name in titles), *cost)
+        table.add_row(record.method, *(_text(record, measure) for measure in measures), f"{record.gmacs:.4f}", reduction)
     return table
 
 
-def _figures(record: Record) -> dict[str, str]:
-    """Column -> figure as text; RA-AA is marked where RA-worst shows that it cannot be trusted."""
-    worst = "RA-worst" if record.ra_worst is not None else "RA-worst (quick)"
-    figures = {worst: record.worst, "SA": record.sa, **{f"RA-{steps}": value for steps, value in record.ra.items()}}
-    autoattack = {"RA-AA": record.ra_aa, "RA-AA-PLUS": record.ra_aa_plus, "RA-AA-RAND": record.ra_aa_rand}
-    figures |= {name: value for name, value in autoattack.items() if value is not None}
-    texts = {name: f"{value:.1f}" for name, value in figures.items()}
-    if "RA-AA" in texts and record.evaluation.autoattack_unreliable:
-        texts["RA-AA"] += " (unreliable)"
-    return texts
+def _text(record: Record, measure: Measure) -> str:
+    """A figure as text; RA-AA is marked where RA-worst shows that it cannot be trusted."""
+    value = measure.value(record)
+    doubtful = measure.name == "ra_aa" and record.evaluation.autoattack_unreliable
+    return "" if value is None else f"{value:.1f}{' (unreliable)' * doubtful}"
 
 
 def evaluation_lines(evaluation: EvaluationResult) -> list[str]:

@@ -1,7 +1,6 @@
 """A trained network for use: from a run's folder, from one file or from the hub, without the data that it was trained on."""
 
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from operator import index
@@ -15,15 +14,14 @@ from torch import Tensor, nn
 
 from advmoe import hub
 from advmoe.attacks import Norm
-from advmoe.config import RunConfig, RuntimeConfig, dump_yaml, from_dict, to_dict
+from advmoe.config import RunConfig, RuntimeConfig, from_dict, to_dict
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import UserError, lookup, shown
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_record
-from advmoe.files import check_plain, drafted, write_atomically, write_json
+from advmoe.files import check_plain, drafted
 from advmoe.models import Classifier, compact
 from advmoe.moe import HARD, Gate, Routings
-from advmoe.reports.card import model_card
 from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights, read_spec
 from advmoe.training.methods import METHODS, masked
 from advmoe.training.start import network
@@ -102,8 +100,8 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
     the file.
     """
     content = {
-        "schema": SCHEMA, "config": to_dict(_placeless(model.config)), "spec": asdict(model.spec), "epoch": model.epoch,
-        "record": _passed_on(model.record, images),
+        "schema": SCHEMA, "config": to_dict(portable(model.config)), "spec": asdict(model.spec), "epoch": model.epoch,
+        "record": None if model.record is None else (model.record if images else model.record.without_images()).to_json(),
     }  # fmt: skip
     if not Path(path).absolute().parent.is_dir():
         raise UserError(f"{Path(path).parent}: no such folder for {Path(path).name}")
@@ -112,35 +110,8 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
         safetensors.torch.save_file(state, draft, {"format": "pt", KEY: json.dumps(content)})
 
 
-def push_to_hub(run: str | Path, name: str, *, private: bool = False, images: bool = False) -> str:
-    """Publish an evaluated network (whatever `load` takes) as `name` (owner/name) on the hub; gives its address.
-
-    The repository holds model.safetensors, config.yaml, record.json and a model card (README.md) made from the Record. The Record's
-    test images go there only where `images` is true. Raises UserError where there is no Record, and where the hub refuses.
-    """
-    if not hub.is_name(name):
-        raise UserError(f"'{name}' is no name on the hub: it must be owner/name")
-    model = load(run)
-    if model.record is None:
-        raise UserError(f"{run}: holds no Record of its best epoch, so nobody knows what it withstands: advmoe evaluate {run}")
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        save_file(model, folder / FILE, images=images)
-        write_atomically(folder / "config.yaml", dump_yaml(_placeless(model.config)))
-        write_json(folder / "record.json", _passed_on(model.record, images), indent=1)
-        write_atomically(folder / "README.md", model_card(model.record, name, model.classes, model.input_size))
-        return hub.publish(folder, name, private)
-
-
-def _passed_on(record: Record | None, images: bool) -> dict[str, Any] | None:
-    """The JSON of a Record that leaves this machine."""
-    if record is None:
-        return None
-    return (record if images else record.without_images()).to_json()
-
-
-def _placeless(config: RunConfig) -> RunConfig:
-    """A run's configuration without where it lay and ran, which mean nothing elsewhere."""
+def portable(config: RunConfig) -> RunConfig:
+    """A run's configuration without its folders and its machine's settings, which mean nothing elsewhere."""
     return config.replace(runtime=RuntimeConfig(), data=config.data.replace(data_dir=None, workers=None))
 
 

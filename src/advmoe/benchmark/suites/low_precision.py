@@ -125,7 +125,7 @@ def broken_by(predict: Predictor, case: Case, adversarial: Sequence[tuple[Tensor
 
 
 def robust_accuracy(case: Case, predict: Predictor, dtype: Dtype, adversarial: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """RA-worst (quick) of a file in percent: under float32's images, under attacks on the file, under both."""
+    """The worst case (quick) of a file in percent: under float32's images, under attacks on the file, under both."""
     network = fused(case.model.network)
     evaluation = case.evaluated(Deployed(predict, LowPrecision(network) if dtype == "bfloat16" else network).eval())
     correct = set((~fooled(predict, case.pixels, case.labels)).nonzero()[:, 0].tolist())

@@ -1,14 +1,26 @@
-"""The model card of a published network: Markdown from its Record, worst case first, with what the figures do not say."""
+"""Publish a network on the Hugging Face hub: its file, its Record, and a model card.
 
+The card is Markdown from the Record, worst case first, with what the figures do not show.
+"""
+
+import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from advmoe import hub
+from advmoe.config import dump_yaml
+from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
+from advmoe.files import write_atomically, write_json
 from advmoe.reports.markup import Entry, Table, markdown
+from advmoe.reports.measures import WORST, label, worst_of
+from advmoe.runs.load import FILE, load, portable, save_file
 
-TITLES = {"ra_worst": "RA-worst", "ra_worst_quick": "RA-worst (quick)"}
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,63}")
 TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
 
 USE = """```python
@@ -19,11 +31,35 @@ logits = model(pixels)  # [B, C, H, W] in [0, 1]
 ```"""
 
 
-def model_card(record: Record, name: str, classes: Sequence[str], input_size: Sequence[int]) -> str:
+def push_to_hub(run: str | Path, name: str, *, license: str | None = None, private: bool = False, images: bool = False) -> str:
+    """Publish an evaluated network (whatever `load` takes) as `name` (owner/name) on the hub; gives its address.
+
+    The repository holds model.safetensors, config.yaml, record.json and a model card (README.md) made from the Record. `license` is
+    the hub's identifier of a licence, such as "mit"; without it the card names none. The Record's test images go there only if
+    `images` is true. Raises UserError if there is no Record, or the hub refuses.
+    """
+    if not hub.is_name(name):
+        raise UserError(f"'{name}' is no name on the hub: it must be owner/name")
+    if license is not None and not LICENSE.fullmatch(license):
+        raise UserError(f"license must be an identifier of the hub, such as mit, apache-2.0 or other, not '{license}'")
+    model = load(run)
+    if model.record is None:
+        raise UserError(f"{run}: has no Record of its best epoch, so it is unknown what it withstands: advmoe evaluate {run}")
+    with tempfile.TemporaryDirectory() as draft:
+        folder = Path(draft)
+        record = model.record if images else model.record.without_images()
+        save_file(model, folder / FILE, images=images)
+        write_atomically(folder / "config.yaml", dump_yaml(portable(model.config)))
+        write_json(folder / "record.json", record.to_json(), indent=1)
+        write_atomically(folder / "README.md", model_card(record, name, model.classes, model.input_size, license))
+        return hub.publish(folder, name, private)
+
+
+def model_card(record: Record, name: str, classes: Sequence[str], input_size: Sequence[int], license: str | None = None) -> str:
     """README.md of the network `name` (owner/name) for images of `input_size` (C, H, W); texts of the Record stay text."""
     said = Record.model_validate(_harmless(record.without_images().to_json()))
     parts = (
-        f"---\n{yaml.safe_dump(_head(record, name), sort_keys=False)}---",
+        f"---\n{yaml.safe_dump(_head(record, name, license), sort_keys=False)}---",
         f"# {name.rpartition('/')[2]}",
         _summary(said),
         USE.format(name=name),
@@ -44,7 +80,7 @@ def _harmless(tree: Any) -> Any:
     return [_harmless(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def _head(record: Record, name: str) -> dict[str, Any]:
+def _head(record: Record, name: str, license: str | None) -> dict[str, Any]:
     """What the hub reads: tags, and the figures as a model index."""
     figures = [{"type": "accuracy", "name": title, "value": round(value, 2)} for title, value in _measured(record)]
     result = {
@@ -52,17 +88,18 @@ def _head(record: Record, name: str) -> dict[str, Any]:
         "metrics": figures,
     }  # fmt: skip
     index = [{"name": name.rpartition("/")[2], "results": [result]}]
-    return {"library_name": "advmoe", "pipeline_tag": "image-classification", "tags": TAGS, "model-index": index}
+    named = {} if license is None else {"license": license}
+    return {**named, "library_name": "advmoe", "pipeline_tag": "image-classification", "tags": TAGS, "model-index": index}
 
 
 def _measured(record: Record) -> list[tuple[str, float]]:
     """Titles and percentages, worst case first."""
     figures = record.evaluation.figures
-    return [(_title(name), figures[name]) for name in record.evaluation.intervals if name in figures]
-
-
-def _title(name: str) -> str:
-    return TITLES.get(name, name.upper().replace("_", "-"))
+    return [
+        (worst_of(record).label if name in WORST else label(name), figures[name])
+        for name in record.evaluation.intervals
+        if name in figures
+    ]
 
 
 def _threat(record: Record) -> str:
@@ -119,10 +156,11 @@ def _checks(record: Record) -> Table:
 def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -> Iterator[str]:
     evaluation, (channels, height, width) = record.evaluation, input_size
     yield f"The figures hold for {_threat(record)}; nothing follows for larger or other changes, such as rotation, blur or patches."
-    yield "No attack proves robustness, and a stronger one may break more: RA-worst is an upper bound."
+    yield f"No attack proves robustness, and a stronger one may break more: {label('ra_worst')} is an upper bound."
     yield f"Images are {height} x {width} with {channels} channels, and each is taken for one of {len(classes)} classes."
     if record.ra_worst is None:
-        yield "RA-worst (quick) was found without AutoAttack or without attacks on the routing: RA-worst can only be lower."
+        found = f"{worst_of(record).label} was found without AutoAttack or without attacks on the routing"
+        yield f"{found}: {label('ra_worst')} can only be lower."
     if evaluation.autoattack_unreliable:
         yield "RA-AA stands further above RA-worst than it should: AutoAttack's figure is not to be trusted for this network."
     for check in evaluation.checks:

@@ -1,9 +1,9 @@
 """The model card of a published network."""
 
 import yaml
-from records import content, old_record, record
+from records import content, old_record, quick, record
 
-from advmoe.reports.card import model_card
+from advmoe.publish import model_card
 
 
 def card(made=None, **changes):
@@ -47,13 +47,13 @@ def test_limits_name_failed_checks_and_an_untrustworthy_autoattack():
 
 
 def test_quick_evaluation_is_called_so():
-    evaluation = content()["evaluation"] | {"left_out": {"reroute": "not listed"}, "checks": []}
+    evaluation = content()["evaluation"] | {"left_out": {"transfer": "no network"}, "checks": []}
     evaluation |= {"figures": {"ra_worst_quick": 52.0}, "intervals": {"ra_worst_quick": [47.0, 57.0]}}
-    text = card(record(ra_worst=..., ra_worst_quick=52.0, evaluation=evaluation))
+    text = card(quick(record(ra_worst=..., ra_worst_quick=52.0, evaluation=evaluation)))
     assert "RA-worst (quick)" in text
     assert "RA-worst can only be lower" in text
     assert "**52.0 %**" in text
-    assert "`reroute` was not run: not listed." in text
+    assert "`transfer` was not run: no network." in text
     assert "None was made" in text
 
 

@@ -1,0 +1,109 @@
+"""Every figure that tables, page, card, plots, claims and `advmoe watch` show: its name, label, unit, and where a Record has it.
+
+A new column is one entry of MEASURES. The order of the entries is the order of the columns, worst case first.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.registry import ATTACKS
+from advmoe.evaluation.record import Record
+
+QUICK = frozenset(PRESETS["quick"].attacks)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure of a Record.
+
+    `value` gives it, None if the Record lacks it. `unit` is "%" for accuracies. `robust`: an accuracy under attack, which figures
+    draw. `worst`: a worst case over several attacks, which is only comparable under the same attacks. `upper_bound`: more attacks
+    can only lower it. `summary`: whether tables over seeds have a column for it. `digits` after the point in tables over seeds.
+    `meaning` explains it to a reader of the page; measures without one are explained by another's.
+    """
+
+    name: str
+    label: str
+    value: Callable[[Record], float | None]
+    unit: Literal["%", "GMACs", "% less than dense"] = "%"
+    robust: bool = True
+    worst: bool = False
+    upper_bound: bool = False
+    summary: bool = True
+    digits: int = 2
+    meaning: str = ""
+
+    @property
+    def column(self) -> str:
+        """The label with its unit, where this is neither percent of the images nor part of the label."""
+        return self.label if self.unit in ("%", self.label) else self.unit.removeprefix("% ") + ", %"
+
+
+def attacks_of(record: Record) -> frozenset[str]:
+    """The attacks behind a Record's worst case: those that were run, and those on routing that had nothing to attack."""
+    evaluation = record.evaluation
+    pointless = (name for name in evaluation.left_out if name in ATTACKS and ATTACKS[name].needs == "routing")
+    return frozenset([*evaluation.attacks, *pointless])
+
+
+def _pgd(steps: int, summary: bool = False, meaning: str = "") -> Measure:
+    name = str(steps)
+    return Measure(f"ra_{name}", f"RA-{name}", lambda record: record.ra.get(name), summary=summary, meaning=meaning)
+
+
+def _partial(quick: bool) -> Callable[[Record], float | None]:
+    return lambda record: record.ra_worst_quick if (attacks_of(record) == QUICK) == quick else None
+
+
+MEASURES = (
+    Measure(
+        "ra_worst", "RA-worst", lambda record: record.ra_worst, worst=True,
+        meaning="an image counts as robust only if nothing that was run broke it, AutoAttack and attacks on the routing among it",
+    ),
+    Measure(
+        "ra_worst_quick", "RA-worst (quick)", _partial(True), worst=True, upper_bound=True,
+        meaning="the same by the preset quick, without AutoAttack, with a short attack on the routing: RA-worst can only be lower",
+    ),
+    Measure(
+        "ra_worst_listed", "RA-worst (listed attacks)", _partial(False), worst=True, upper_bound=True,
+        meaning="the same by a list of attacks that lacks some of these",
+    ),
+    Measure("sa", "SA", lambda record: record.sa, robust=False, meaning="accuracy on clean images"),
+    _pgd(10),
+    _pgd(20),
+    _pgd(50, True, "accuracy under PGD on cross-entropy with a random start and 50 steps; likewise RA-10 and RA-20"),
+    Measure("ra_aa", "RA-AA", lambda record: record.ra_aa, meaning="accuracy under AutoAttack, standard version"),
+    Measure("ra_aa_plus", "RA-AA-plus", lambda record: record.ra_aa_plus, summary=False),
+    Measure("ra_aa_rand", "RA-AA-rand", lambda record: record.ra_aa_rand, summary=False),
+    Measure(
+        "gmacs", "GMACs", lambda record: record.gmacs, "GMACs", robust=False, digits=4,
+        meaning="billions of multiply-accumulates of one image",
+    ),
+    Measure("reduction", "less than dense", lambda record: record.reduction, "% less than dense", robust=False, digits=0),
+)  # fmt: skip
+BY_NAME = {measure.name: measure for measure in MEASURES}
+WORST = tuple(measure.name for measure in MEASURES if measure.worst)
+SUMMARY = tuple(measure for measure in MEASURES if measure.summary)
+COSTS = tuple(measure for measure in MEASURES if measure.unit != "%")
+
+
+def label(name: str) -> str:
+    """A measure's label; one is made for the figures of an evaluation that are no measure, such as 'ra_50x10'."""
+    return BY_NAME[name].label if name in BY_NAME else name.upper().replace("_", "-")
+
+
+def worst_of(record: Record) -> Measure:
+    """The measure that holds a Record's worst case."""
+    return next(measure for measure in MEASURES if measure.worst and measure.value(record) is not None)
+
+
+def measured(records: Iterable[Record]) -> list[Measure]:
+    """Accuracies that any of the Records has, in order; PGD of other numbers of steps stands after the listed ones."""
+    records = list(records)
+    accuracies = [measure for measure in MEASURES if measure.unit == "%"]
+    others = {int(steps) for record in records for steps in record.ra if steps.isdecimal() and f"ra_{steps}" not in BY_NAME}
+    last = max(index for index, measure in enumerate(accuracies) if measure.name.removeprefix("ra_").isdecimal())
+    listed = [*accuracies[: last + 1], *(_pgd(steps) for steps in sorted(others)), *accuracies[last + 1 :]]
+    return [measure for measure in listed if any(measure.value(record) is not None for record in records)]

@@ -1,0 +1,75 @@
+"""The one table of measures, and that a new entry is a new column everywhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+from records import quick, record
+
+from advmoe.reports import cells, html, measures, paper_tables, plots, tables
+from advmoe.reports.measures import BY_NAME, MEASURES, Measure, label, measured, worst_of
+
+SOURCE = Path(measures.__file__).parents[1]
+
+
+def test_names_are_unique_and_every_column_has_a_label():
+    assert len(BY_NAME) == len(MEASURES)
+    assert len({measure.column for measure in MEASURES}) == len(MEASURES)
+    assert BY_NAME["reduction"].column == "less than dense, %"
+    assert (BY_NAME["gmacs"].column, BY_NAME["ra_50"].column) == ("GMACs", "RA-50")
+
+
+def test_values_are_the_records():
+    values = {measure.name: measure.value(record(ra_aa_rand=11.0)) for measure in MEASURES}
+    assert values == {
+        "ra_worst": 49.0, "ra_worst_quick": None, "ra_worst_listed": None, "sa": 79.0, "ra_10": 53.0, "ra_20": 52.0, "ra_50": 51.0,
+        "ra_aa": 49.5, "ra_aa_plus": None, "ra_aa_rand": 11.0, "gmacs": 0.01, "reduction": 75.0,
+    }  # fmt: skip
+
+
+def test_a_worst_case_is_called_by_the_attacks_that_made_it():
+    partial = {"ra_worst": ..., "ra_worst_quick": 40.0}
+    names = [worst_of(one).name for one in (record(), quick(record(**partial)), record(**partial))]
+    assert names == [
+        "ra_worst",
+        "ra_worst_quick",
+        "ra_worst_listed",
+    ]
+    assert not worst_of(record()).upper_bound
+    assert worst_of(quick(record(**partial))).upper_bound
+
+
+def test_other_steps_stand_among_the_listed_ones():
+    names = [measure.label for measure in measured([record(ra={"10": 1.0, "200": 2.0, "7": 3.0})])]
+    assert names == ["RA-worst", "SA", "RA-10", "RA-7", "RA-200", "RA-AA"]
+
+
+def test_a_figure_that_is_no_measure_has_a_label():
+    assert (label("ra_50x10"), label("sa")) == ("RA-50X10", "SA")
+
+
+@pytest.fixture
+def more(monkeypatch):
+    """One entry more in the table: the accuracy by the route of the attacked image."""
+    entry = Measure("ra_router", "RA-router", lambda one: one.evaluation.routing and one.evaluation.routing.ra_router)
+    monkeypatch.setattr(measures, "MEASURES", (*MEASURES, entry))
+    monkeypatch.setitem(BY_NAME, "ra_router", entry)
+    for module in (cells, html, paper_tables):
+        monkeypatch.setattr(module, "SUMMARY", (*measures.SUMMARY, entry))
+    monkeypatch.setitem(plots.DRAWN, "ra_router", entry)
+
+
+@pytest.mark.usefixtures("more")
+def test_a_new_entry_is_a_new_column():
+    run = record()
+    assert "RA-router" in [column.header for column in tables.record_table([run], "title").columns]
+    summaries = cells.summarise([run])
+    assert summaries[0].figures["ra_router"].mean == 60.0
+    assert "RA-router" in html._overview(summaries).columns
+    assert "RA-router" in paper_tables.tables([run])[2].columns
+
+
+def test_a_label_is_written_once():
+    texts = {path: path.read_text() for path in SOURCE.rglob("*.py") if "evaluation" not in path.parts}
+    found = [path.name for path, text in texts.items() if re.search(r"""["']RA-worst \((quick|listed attacks)\)""", text)]
+    assert found == ["measures.py"]
