@@ -5,6 +5,7 @@ CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: demo test test-slow test-fuzz test-faults test-browser lint types docs clean
 
+# Ends with demo/report.html, and prints where it is.
 demo: .venv/installed
 	.venv/bin/advmoe demo --out demo
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import yaml
@@ -176,23 +175,3 @@ def test_help_of_every_command(capsys):
         assert f"usage: advmoe {command}" in capsys.readouterr().out
     assert main([]) == 0
     assert "advmoe demo" in capsys.readouterr().out
-
-
-def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, tiny):
-    monkeypatch.setattr("advmoe.demo.recipe", lambda name: tiny(name.removeprefix("demo-"), epochs=1))
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
-    records = json.loads((tmp_path / "demo/records.json").read_text())
-    assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "advmoe"]
-    for name in ("trajectories.png", "images.png"):
-        assert Path(tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "at_small_dense" in said
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
-    assert "epoch 1/1" not in capsys.readouterr().out
-
-
-@pytest.mark.slow
-def test_demo_shows_that_robust_training_works(tmp_path):
-    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
-    ra = {record["method"]: record["ra"]["50"] for record in json.loads((tmp_path / "demo/records.json").read_text())}
-    assert all(ra[method] >= ra["standard"] + 15 for method in ("at_small_dense", "at_dense", "advmoe"))

@@ -1,11 +1,32 @@
-"""`advmoe demo`."""
+"""`advmoe demo`: four methods on embedded images, a table, and a report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+from rich.console import Console
+
+from advmoe.attacks import Pgd
+from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.cli.parsing import console, device, parse
-from advmoe.config import RuntimeConfig
-from advmoe.demo import demo
+from advmoe.cli.report import write_report
+from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.data import Splits, load_dataset
+from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.store import shard_count
+from advmoe.evaluation.target import EvaluationOptions
+from advmoe.files import write_json
+from advmoe.recipes import recipe
+from advmoe.reports.answers import answers
+from advmoe.reports.figures import image_grid, trajectories
+from advmoe.reports.tables import record_table
+from advmoe.runs.evaluate import evaluate_folder
+from advmoe.training.loop import train
+from advmoe.training.start import best_network
+
+METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
+GRID_IMAGES = 6
 
 
 @dataclass(frozen=True)
@@ -13,12 +34,56 @@ class DemoArguments:
     """Train and evaluate four methods on embedded images: a few minutes on two cores."""
 
     out: Path = Path("demo")
-    """Folder for runs, records.json and figures."""
+    """Folder for the runs, records.json, report.html and figures."""
     seed: int = 0
     """Seed of the four runs."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
 def run(words: list[str]) -> None:
-    arguments = parse(DemoArguments, "demo", words)
-    demo(arguments.out, console(), arguments.runtime, device(arguments.runtime), arguments.seed)
+    """Train and evaluate `METHODS` in folders below --out, and write the report. What an earlier call finished is not run again."""
+    arguments, terminal = parse(DemoArguments, "demo", words), console()
+    out, place = arguments.out, device(arguments.runtime)
+    configs = {method: recipe(f"demo-{method}").replace(runtime=arguments.runtime, seed=arguments.seed) for method in METHODS}
+    splits = load_dataset(configs["advmoe"].data).to(place)
+    histories, records = {}, []
+    for method, config in configs.items():
+        with TrainingProgress(terminal, method, config.training.epochs) as progress:
+            histories[method] = train(config, splits, out / method, progress, resume=True)
+        records.append(_evaluate(out / method, config, splits, terminal))
+    write_json(out / "records.json", [record.to_json() for record in records], indent=1)
+    trajectories(histories, out / "trajectories.png")
+    _grid(out, configs["advmoe"], splits)
+    sentences = answers(records)
+    write_report(records, out, lambda text: terminal.print(text, style="yellow", highlight=False), sentences)
+    terminal.print(record_table(records, _title(splits, configs["advmoe"])))
+    lines = [
+        *sentences,
+        f"More attacks: advmoe evaluate {out}/advmoe --standard",
+        f"The report: {(out / 'report.html').absolute()}",
+    ]
+    terminal.print(*lines, sep="\n", highlight=False, soft_wrap=True)
+
+
+def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> Record:
+    with EvaluationProgress(console, config.method, shard_count(len(splits.test))) as progress:
+        options = EvaluationOptions(config.attack.epsilon, preset="quick", progress=progress.attacked)
+        return evaluate_folder(run, config, splits, options, dispatch=config.runtime.dispatch)
+
+
+def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
+    """The first correctly classified test image of each of six classes."""
+    model, _ = best_network(out / "advmoe", config, splits)
+    right = correct_flags(model, splits.test).nonzero()[:, 0].tolist()
+    first = {int(splits.test.labels[row]): row for row in reversed(right)}
+    rows = sorted(first.values())[:GRID_IMAGES]
+    if not rows:
+        return
+    batch = splits.test[torch.tensor(rows, device=splits.test.labels.device)]
+    settings = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 50)
+    x_adv = adversarial(model, batch.pixels(), batch.labels, settings, rows)
+    image_grid(model, batch.pixels(), x_adv, batch.labels, splits.spec.classes, out / "images.png")
+
+
+def _title(splits: Splits, config: RunConfig) -> str:
+    return f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {config.attack.epsilon:g}"

@@ -46,7 +46,6 @@ def run(words: list[str]) -> None:
     if arguments.schema:
         raise UserError("--schema stands alone: advmoe report --schema")
     records = collect(arguments.folder, _warn)
-    _make_folders(arguments.out)
     made, claims, sentences = write_report(records, arguments.out, _warn)
     if arguments.json:
         content = {"records": len(records), "verdict": sentences, "claims": [asdict(claim) for claim in claims], "files": made}
@@ -57,12 +56,15 @@ def run(words: list[str]) -> None:
     print(f"Written from {len(records)} Record{'s' * (len(records) > 1)} to {places}")
 
 
-def write_report(records: Sequence[Record], out: Path, told: Told) -> tuple[list[str], list[Claim], list[str]]:
+def write_report(
+    records: Sequence[Record], out: Path, told: Told, answers: Sequence[str] = ()
+) -> tuple[list[str], list[Claim], list[str]]:
     """Write tables, figures and report.html, each whole or not at all; give their names, the claims and the verdict.
 
-    `told` gets one line for each figure that cannot be drawn; the rest is made.
+    `told` gets one line for each figure that cannot be drawn; the rest is made. `answers` come first on the page.
     """
-    shown, claims, sentences = tables(records), judge(records), verdict(records)
+    _make_folders(out)
+    shown, claims, sentences = tables(records), judge(records), [*answers, *verdict(records)]
     made = _write_tables(shown, out)
     drawn, failed = _draw_figures(list(records), out, told)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}

@@ -1,0 +1,34 @@
+"""`advmoe demo`: runs, Records, figures and a report that answers three questions."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from advmoe.cli.main import main
+
+
+def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, tiny):
+    monkeypatch.setattr("advmoe.cli.demo.recipe", lambda name: tiny(name.removeprefix("demo-"), epochs=1))
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    records = json.loads((tmp_path / "demo/records.json").read_text())
+    assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "advmoe"]
+    for name in ("trajectories.png", "images.png"):
+        assert Path(tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert "at_small_dense" in said
+    questions = ("How robust?", "At what cost?", "Is the choice of expert worth anything?")
+    assert all(question in said for question in questions)
+    assert f"The report: {tmp_path}/demo/report.html" in said
+    page = (tmp_path / "demo/report.html").read_text()
+    first = page[page.index('id="verdict"') :]
+    assert [first.index(question) for question in questions] == sorted(first.index(question) for question in questions)
+    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    assert "epoch 1/1" not in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_demo_shows_that_robust_training_works(tmp_path):
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    ra = {record["method"]: record["ra"]["50"] for record in json.loads((tmp_path / "demo/records.json").read_text())}
+    assert all(ra[method] >= ra["standard"] + 15 for method in ("at_small_dense", "at_dense", "advmoe"))

@@ -1,0 +1,39 @@
+"""Three answers from the Records of one setting."""
+
+import pytest
+from records import record
+
+from advmoe.reports.answers import answers, paired_difference
+
+
+def test_a_difference_is_taken_image_by_image():
+    difference, chance = paired_difference("11110000", "11000001")  # two gained, one lost
+    assert difference == pytest.approx(12.5)
+    assert chance == pytest.approx(196 * (3 - 1 / 8) ** 0.5 / 8)
+    assert paired_difference("1010", "1010") == (0.0, 0.0)
+
+
+def test_without_advmoe_there_is_no_answer():
+    assert answers([]) == []
+
+
+def test_three_questions_are_answered():
+    found = [record(method) for method in ("standard", "at_dense", "at_small_dense", "advmoe")]
+    robust, cost, choice = answers(found)
+    assert robust.startswith(
+        "How robust? AdvMoE is right on 79.0 % of the clean test images, and on 49.0 % whatever attack was run"
+    )
+    assert "Without robust training it is" in robust
+    assert "upper bound" not in robust
+    assert cost == "At what cost? 0.0100 GMACs for an image, 25 % of the dense network's. " + (
+        "The dense network is right on 55.0 % whatever attack was run."
+    )
+    assert choice.startswith("Is the choice of expert worth anything? With the best single expert in every layer, ")
+    assert "instead of 79.0 %" in choice
+
+
+def test_what_is_not_known_is_not_answered():
+    quick = record("advmoe", ra_worst=..., ra_worst_quick=44.0)
+    robust, cost, *_ = answers([quick])
+    assert "AutoAttack was not run, so this is an upper bound." in robust
+    assert "The dense network" not in cost
