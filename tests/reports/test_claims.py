@@ -1,11 +1,15 @@
 """The appendix's claims judged, and the verdict."""
 
+from dataclasses import replace
+
 import pytest
 from records import ROBUST, content, record, with_settings
 from test_paper_tables import attacked, paper_run
 
 from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.registry import ATTACKS
 from advmoe.reports.claims import judge, verdict
+from advmoe.reports.runs import run_of
 
 METHODS = [method for method in ROBUST if method != "standard"]
 
@@ -253,3 +257,67 @@ def test_failed_checks_are_named_run_by_run():
     passed = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
     trusted = {**content()["evaluation"], "checks": passed}
     assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."
+
+
+def control(claims):
+    return [claim for claim in claims if claim.text.startswith("Choosing an expert helps")]
+
+
+def routed_and_control(worst, method="at_moe", seeds=(0, 1), **fields):
+    """Runs of two experts with 50 % at worst, and of one expert with `worst`, on 10,000 images."""
+    figures = {2: 50.0, 1: worst}
+    return [
+        record(method, seed, num_experts=experts, test_images=10_000, ra_worst=figures[experts] + 0.1 * seed, **fields)
+        for experts in figures
+        for seed in seeds
+    ]
+
+
+@pytest.mark.parametrize(("worst", "expected"), [(45.0, "supported"), (55.0, "contradicted"), (49.5, "not shown")])
+def test_the_choice_of_an_expert_is_judged_against_one_expert(worst, expected):
+    (claim,) = control(judge(routed_and_control(worst)))
+    assert claim.verdict == expected
+    assert "in fashion-mnist, resnet18" in claim.text
+    assert "AT (MoE), r 0.5, N 2: RA-worst 50.0 (" in claim.detail or "RA-worst 50.1 (" in claim.detail
+    assert f"one expert {worst + 0.05:.1f} (" in claim.detail
+
+
+def test_a_control_of_one_seed_or_of_another_scale_or_method_shows_nothing():
+    (claim,) = control(judge(routed_and_control(45.0, seeds=(0,))))
+    assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
+    apart = [*routed_and_control(45.0)[:2], *routed_and_control(45.0, "advmoe", model_scale=0.2)[2:]]
+    (claim,) = control(judge(apart))
+    assert (claim.verdict, claim.detail.startswith("No control was run")) == ("not shown", True)
+
+
+def test_a_control_that_was_attacked_otherwise_shows_nothing():
+    runs = routed_and_control(45.0)
+    (claim,) = control(judge([*runs[:2], *(attacked(run, "pgd_10") for run in runs[2:])]))
+    assert (claim.verdict, "were not attacked alike" in claim.detail) == ("not shown", True)
+
+
+def test_a_control_is_no_advmoe_run():
+    claim = ours(
+        judge(
+            [
+                *runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0),
+                *routed_and_control(45.0, "advmoe")[2:],
+            ]
+        ),
+        "SA",
+    )
+    assert "N 1" not in claim.detail
+
+
+def test_figures_of_an_older_evaluator_are_not_compared(monkeypatch):
+    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    pgd = ATTACKS["pgd_50"]
+    monkeypatch.setitem(ATTACKS, "pgd_50", replace(pgd, version=pgd.version + 1))
+    assert ours(judge(whole), "RA-50").verdict == "supported"  # all of the same, older one
+    for run in whole:
+        if run.method != "at_dense":
+            run.evaluation.attacks["pgd_50"].version = pgd.version + 1
+    claim = ours(judge(whole), "RA-50")
+    assert claim.verdict == "not shown"
+    assert f"not comparable (evaluator: pgd_50 {pgd.version}, not current)" in claim.detail
+    assert dict(run_of(whole[0]).made)["evaluator"] == f"older (pgd_50 {pgd.version}): not compared with newer evaluations"

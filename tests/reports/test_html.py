@@ -171,3 +171,17 @@ def test_gallery_has_runs_with_routes_first(whole):
     options = re.findall(r'<option value="\d+">(.*?)</option>', whole)
     assert len(options) == 6
     assert [option.split(",")[0] for option in options] == ["advmoe"] * 2 + ["at_dense"] * 2 + ["at_small_dense"] * 2
+
+
+def test_what_was_run_stands_first_and_other_cells_are_folded():
+    text = page([record("at_dense"), record("advmoe")])
+    titles = re.findall(r'<h3 id="table-\d+">(.*?)</h3>', text)
+    assert titles[0] == "All runs"
+    assert titles[1].startswith("Our setting")
+    assert [title.partition(":")[0] for title in titles[2:]] == ["Table A1", "Table A2"]
+    tables = text[text.index('<h2 id="tables">') :].partition("</section>")[0]
+    outside = re.sub(r"<details>.*?</details>", "", tables, flags=re.DOTALL)
+    assert "not run" not in Page(outside).text.replace("was not run", "")
+    assert tables.count("<details>") == 3
+    assert "3 cells that were not run" in Page(tables).text
+    assert Page(tables).text.count("No cell of this table was run.") == 2

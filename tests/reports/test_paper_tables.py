@@ -48,6 +48,9 @@ def test_our_run_stands_beside_the_printed_figures():
     a1, a2 = tables(runs)
     row = rows_of(a1)["ResNet-18", "0.5", "AdvMoE"]
     assert row["n"].text == "3"
+    assert a1.run_rows == (a1.rows[0],)
+    assert a1.rows[0][2].text == "AdvMoE"
+    assert (a2.run_rows, a2.not_run) == ((), len(a2.rows))
     assert (row["RA-50, printed"].text, row["RA-50, ours"].text, row["RA-50, difference"].text) == (
         "52.22 ± 0.14",
         "52.00 ± 1.00",
@@ -138,10 +141,11 @@ def test_what_was_not_run_in_our_setting_is_said():
     missing = {(scale, method) for (_, scale, method), row in rows.items() if row["RA-50"].text == "not run"}
     scaled = {(scale, title) for scale in ("0.2", "0.5") for title in ("AT (S-Dense)", "AT (Sparse)", "AT (MoE)")}
     assert missing == scaled | {("1", "AT (Dense)")}
-    assert [(scale, method) for _, scale, method in rows] == [
-        ("1", "standard training"), ("1", "AT (Dense)"), ("0.2", "AT (S-Dense)"), ("0.5", "AT (S-Dense)"), ("0.2", "AT (Sparse)"),
-        ("0.5", "AT (Sparse)"), ("0.2", "AT (MoE)"), ("0.5", "AT (MoE)"), ("0.2", "AdvMoE"), ("0.5", "AdvMoE"),
+    assert [(scale, method) for _, scale, method in rows] == [  # what was run stands first
+        ("1", "standard training"), ("0.2", "AdvMoE"), ("0.5", "AdvMoE"), ("1", "AT (Dense)"), ("0.2", "AT (S-Dense)"),
+        ("0.5", "AT (S-Dense)"), ("0.2", "AT (Sparse)"), ("0.5", "AT (Sparse)"), ("0.2", "AT (MoE)"), ("0.5", "AT (MoE)"),
     ]  # fmt: skip
+    assert (len(own.run_rows), own.not_run, len(own.other_rows)) == (3, 7, 7)
 
 
 def test_what_stands_in_the_papers_table_is_not_called_missing_in_ours():

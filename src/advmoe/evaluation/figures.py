@@ -47,7 +47,7 @@ def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
     runs = [shard.attacks[name] for shard in shards]
     return AttackTotals(
         attacked=sum(len(run.rows) for run in runs), broken=sum(len(run.broken) for run in runs),
-        seconds=sum(run.seconds for run in runs),
+        seconds=sum(run.seconds for run in runs), version=ATTACKS[name].version,
     )  # fmt: skip
 
 

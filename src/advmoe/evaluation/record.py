@@ -115,11 +115,12 @@ class Part(BaseModel):
 
 
 class AttackTotals(Part):
-    """What one attack did to all images: how many it attacked and broke, in how many seconds."""
+    """What one attack did to all images: how many it attacked and broke, in how many seconds. `version` is the attack's."""
 
     attacked: Whole
     broken: Whole
     seconds: NotNegative
+    version: Size = 1
 
 
 class CheckResult(Part):

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
@@ -11,7 +11,7 @@ from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, shown
-from advmoe.reports.measures import BY_NAME, label
+from advmoe.reports.measures import BY_NAME, WORST, label
 from advmoe.reports.panels import in_words, look
 from advmoe.reports.paper_tables import is_run_of
 
@@ -56,9 +56,41 @@ def judge(records: Iterable[Record]) -> list[Claim]:
     for setting, group in others.items():
         if _compared(group):
             claims += [_comparison(name, f"in our setting ({_words(setting)})", group, "") for name in COMPARISONS]
-    return [*claims, _convergence(records), BATCHES]
+    return [*claims, *_choices(summaries), _convergence(records), BATCHES]
 
 
+def _choices(summaries: Sequence[Summary]) -> list[Claim]:
+    """Whether the choice of an expert is worth anything: every routed network against its control, in every setting that has one.
+
+    The control is the same method with one expert: as large a network, and no choice.
+    """
+    groups = by_setting(own for own in summaries if own.cell.method in ROUTED)
+    claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group)) is not None]
+    return claims or [Claim(CHOICE, "not shown", "No control was run: the same method with one expert (num_experts 1).")]
+
+
+def _choice(setting: Cell, group: Sequence[Summary]) -> Claim | None:
+    """The claim in one setting; None without a pair of a routed network and its control."""
+    outcomes: list[Outcome | None] = []
+    sentences = []
+    for own in group:
+        control = next((other for other in group if other.cell == replace(own.cell, num_experts=1)), None)
+        if own.cell.num_experts == 1 or control is None:
+            continue
+        name = next((name for name in WORST if name in own.figures and name in control.figures), None)
+        if name is None or own.attacks[name] != control.attacks[name]:
+            outcomes.append(None)
+            sentences.append(f"{_title(own)} and its control were not attacked alike.")
+            continue
+        outcomes.append(None if _difference(own, control) else _outcome(own, control, name))
+        sentences.append(f"{_title(own)}: {label(name)} {_interval(own, name)}, one expert {_against(own, control, name)}.")
+    if not outcomes:
+        return None
+    single = ["One seed."] if "one seed" in outcomes else []
+    return Claim(f"{CHOICE}, in {_words(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
+
+
+CHOICE = "Choosing an expert helps: a routed network withstands more than the same one with a single expert"
 BATCHES = Claim(
     "Different batches for the two levels help", "not shown",
     "No run: every AdvMoE run draws a batch of its own for each level, none the same one for both.",
@@ -74,7 +106,7 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
     """AdvMoE against the baselines in one figure, at every model scale."""
     baselines = COMPARISONS[name]
     text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {label(name)}, {where}"
-    routed = [own for own in group if own.cell.method == "advmoe" and name in own.figures]
+    routed = [own for own in group if own.cell.method == "advmoe" and own.cell.num_experts > 1 and name in own.figures]
     if not routed:
         return Claim(text, "not shown", " ".join(part for part in ("No AdvMoE run.", more) if part))
     outcomes: list[Outcome | None] = []

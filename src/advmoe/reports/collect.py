@@ -13,6 +13,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
 from advmoe.models import MODELS
 from advmoe.moe import MoEKind
+from advmoe.reports.measures import evaluator
 from advmoe.training.methods import METHODS
 
 Told = Callable[[str], None]
@@ -137,10 +138,11 @@ def _read(path: Path, told: Told) -> list[Found]:
 
 def settings(record: Record) -> dict[str, Any]:
     """Everything that makes the run but its seed and where it ran: 'section.field' -> value, of the fields that its method heeds,
-    defaults where the Record is older than a field; with the data's fingerprint."""
+    defaults where the Record is older than a field; with the data's fingerprint and the evaluator."""
     method = record.method
     ignored = {*PLACES, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
     flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
+    flat["evaluator"] = evaluator(record)
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
@@ -151,7 +153,7 @@ def shared_settings(record: Record) -> dict[str, Any]:
 
 def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are neither part of the cell nor the default, which is the appendix's for CIFAR."""
-    usual = _flat(to_dict(RunConfig()))
+    usual = _flat(to_dict(RunConfig())) | {"evaluator": "current"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
     own = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
     return tuple(f"{name} {shown(value)} ({shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))

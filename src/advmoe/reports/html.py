@@ -63,7 +63,8 @@ def report_html(
     return environment.get_template("report.html.jinja").render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
         subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
-        tables=[_overview(summaries), *tables], figures=_drawn(figures), undrawn=_undrawn(figures, failed),
+        tables=[_overview(summaries), *sorted(tables, key=lambda table: not table.run_rows)],
+        figures=_drawn(figures), undrawn=_undrawn(figures, failed),
         runs=runs, shown=_with_images(runs), gaps=_gaps(records),
         measures=[(measure.label, measure.meaning) for measure in MEASURES if measure.meaning],
     )  # fmt: skip

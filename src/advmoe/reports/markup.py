@@ -34,7 +34,8 @@ class Entry:
 @dataclass(frozen=True)
 class Table:
     """`name` is a file name's stem; every row has as many cells as there are columns. Below stand `about`, which holds for all of
-    the table, and the `notes` that entries' marks number."""
+    the table, and the `notes` that entries' marks number. The last `not_run` rows are of cells that were not run: the page folds
+    them away."""
 
     name: str
     title: str
@@ -42,6 +43,17 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     about: str = ""
     notes: tuple[str, ...] = ()
+    not_run: int = 0
+
+    @property
+    def run_rows(self) -> tuple[tuple[Entry, ...], ...]:
+        """The rows of cells that were run."""
+        return self.rows[: len(self.rows) - self.not_run]
+
+    @property
+    def other_rows(self) -> tuple[tuple[Entry, ...], ...]:
+        """The rows of cells that were not run."""
+        return self.rows[len(self.rows) - self.not_run :]
 
     def is_number(self, column: int) -> bool:
         """Whether a column holds numbers: such stand to the right."""

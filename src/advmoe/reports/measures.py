@@ -48,6 +48,18 @@ def attacks_of(record: Record) -> frozenset[str]:
     return frozenset([*evaluation.attacks, *pointless])
 
 
+def evaluator(record: Record) -> str:
+    """'current', or the attacks that were run in an older version than today's, as in 'pgd_50 1'.
+
+    Records of different evaluators are not compared.
+    """
+    older = {
+        name: totals.version for name, totals in record.evaluation.attacks.items()
+        if name in ATTACKS and totals.version < ATTACKS[name].version
+    }  # fmt: skip
+    return ", ".join(f"{name} {version}" for name, version in sorted(older.items())) or "current"
+
+
 def _pgd(steps: int, summary: bool = False, meaning: str = "") -> Measure:
     name = str(steps)
     return Measure(f"ra_{name}", f"RA-{name}", lambda record: record.ra.get(name), summary=summary, meaning=meaning)

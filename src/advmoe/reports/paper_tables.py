@@ -92,8 +92,10 @@ def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
         *([] if "ra_aa" in printed else [f"{label('ra_aa')}, ours"]), *(f"{label(name)}, ours" for name in worst),
         *(f"{title}, {kind}" for title in (measure.column for measure in COSTS) for kind in KINDS[:2]),
     ]  # fmt: skip
-    rows = [_paper_row(one, run, printed, worst, notes) for one, run in zip(judged, runs, strict=True)]
-    return Table(f"table_{name.lower()}", TITLES[name], tuple(columns), tuple(rows), f"{PRINTED} {MEANING}", tuple(notes.texts))
+    pairs = sorted(zip(judged, runs, strict=True), key=lambda pair: pair[1] is None)  # what was run stands first
+    rows = tuple(_paper_row(one, run, printed, worst, notes) for one, run in pairs)
+    about, not_run = f"{PRINTED} {MEANING}", runs.count(None)
+    return Table(f"table_{name.lower()}", TITLES[name], tuple(columns), rows, about, tuple(notes.texts), not_run)
 
 
 def _paper_row(
@@ -152,10 +154,11 @@ def _own_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
     rows = [(own.cell.method, own.cell.model_scale, _own_row(own, figures, shared, notes)) for own in summaries]
     rows += [(method, scale, (*_who(setting.backbone, scale, method), *blanks)) for scale, method in missing]
-    rows.sort(key=lambda row: (_rank(row[0]), row[1]))
+    absent = [entries for *_, entries in rows[len(summaries) :]]
+    rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
     about = f"Not what the paper printed, and not to be read beside its figures: {'; '.join([words, *shared])}. {MEANING}"
-    return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts))
+    return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts), len(missing))
 
 
 def _own_row(own: Summary, figures: Sequence[str], shared: Sequence[str], notes: Notes) -> tuple[Entry, ...]:

@@ -8,7 +8,7 @@ import yaml
 from advmoe.evaluation.record import CheckResult, GalleryImage, Record, Seen
 from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Entry, Table
-from advmoe.reports.measures import WORST, label, worst_of
+from advmoe.reports.measures import WORST, evaluator, label, worst_of
 from advmoe.reports.routes import named
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
@@ -115,6 +115,8 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value is not None)
     yield "data", f"{record.dataset}, fingerprint {record.fingerprint}"
     yield "seeds", f"{record.seed} in training, {record.attack_seed} in evaluation"
+    older = evaluator(record)
+    yield "evaluator", older if older == "current" else f"older ({older}): not compared with newer evaluations"
     yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"
     yield "record", f"schema {record.from_schema or record.schema_number}"
 
