@@ -21,15 +21,24 @@ def test_three_questions_are_answered():
     found = [record(method) for method in ("standard", "at_dense", "at_small_dense", "advmoe")]
     robust, cost, choice = answers(found)
     assert robust.startswith(
-        "How robust? AdvMoE is right on 79.0 % of the clean test images, and on 49.0 % whatever attack was run"
+        "How robust? AdvMoE is right on 79.0 % of the clean test images, and stays right on 49.0 % under"
     )
     assert "Without robust training it is" in robust
     assert "upper bound" not in robust
     assert cost == "At what cost? 0.0100 GMACs for an image, 25 % of the dense network's. " + (
-        "The dense network is right on 55.0 % whatever attack was run."
+        "The dense network stays right on 55.0 % under every attack that was run."
     )
-    assert choice.startswith("Is the choice of expert worth anything? With the best single expert in every layer, ")
-    assert "instead of 79.0 %" in choice
+    assert choice.startswith("Is the choice of expert worth anything? ")
+    assert "With the best single expert in every layer, " in choice
+    assert "(with routers 79.0 %)" in choice
+
+
+@pytest.mark.parametrize(("flags", "answer"), [("11", "Not shown:"), ("10" * 50, "Yes:"), ("0" * 100, "It costs robustness:")])
+def test_the_choice_is_judged_against_a_network_of_the_same_cost(flags, answer):
+    routed, small = record("advmoe"), record("at_small_dense")
+    others = {"11": "11", "10" * 50: "0" * 100, "0" * 100: "10" * 50}[flags]
+    routed.evaluation.flags, small.evaluation.flags = flags, others
+    assert f"worth anything? {answer} the small dense network" in answers([routed, small])[-1]
 
 
 def test_what_is_not_known_is_not_answered():

@@ -23,38 +23,37 @@ def _how_robust(routed: Record, plain: Record | None) -> str:
     others = "" if plain is None else f" Without robust training it is {plain.worst:.1f} %."
     bound = "" if routed.ra_worst is not None else " AutoAttack was not run, so this is an upper bound."
     return (
-        f"How robust? AdvMoE is right on {routed.sa:.1f} % of the clean test images, and on {routed.worst:.1f} % whatever attack "
-        f"was run (95 % interval {low:.0f} to {high:.0f}).{others}{bound}"
+        f"How robust? AdvMoE is right on {routed.sa:.1f} % of the clean test images, and stays right on {routed.worst:.1f} % under "
+        f"every attack that was run (95 % interval {low:.0f} to {high:.0f}).{others}{bound}"
     )
 
 
 def _at_what_cost(routed: Record, dense: Record | None) -> str:
-    others = "" if dense is None else f" The dense network is right on {dense.worst:.1f} % whatever attack was run."
+    others = "" if dense is None else f" The dense network stays right on {dense.worst:.1f} % under every attack that was run."
     share = 100 * routed.gmacs / routed.gmacs_dense
     return f"At what cost? {routed.gmacs:.4f} GMACs for an image, {share:.0f} % of the dense network's.{others}"
 
 
 def _is_the_choice_worth_it(routed: Record, small: Record | None) -> list[str]:
-    routing, question = routed.evaluation.routing, "Is the choice of expert worth anything?"
-    parts = []
+    routing, parts = routed.evaluation.routing, []
+    if small is not None and len(small.evaluation.flags) == len(routed.evaluation.flags) > 0:
+        parts.append(_against_the_small_network(routed, small))
     if routing is not None and routing.fixed_expert_sa and routing.fixed_expert_ra and "10" in routed.ra:
         sa, ra = max(routing.fixed_expert_sa), max(routing.fixed_expert_ra)
         parts.append(
-            f"With the best single expert in every layer, {sa:.1f} % of the clean images are right instead of {routed.sa:.1f} %, "
-            f"and {ra:.1f} % under PGD-10 instead of {routed.ra['10']:.1f} %."
+            f"With the best single expert in every layer, {sa:.1f} % of the clean images are right "
+            f"(with routers {routed.sa:.1f} %), and {ra:.1f} % under PGD-10 (with routers {routed.ra['10']:.1f} %)."
         )
-    if small is not None and len(small.evaluation.flags) == len(routed.evaluation.flags) > 0:
-        parts.append(_against_the_small_network(routed, small))
-    return [" ".join((question, *parts))] if parts else []
+    return [" ".join(("Is the choice of expert worth anything?", *parts))] if parts else []
 
 
 def _against_the_small_network(routed: Record, small: Record) -> str:
     """Compares image by image: the two networks were attacked on the same ones."""
     difference, chance = paired_difference(routed.evaluation.flags, small.evaluation.flags)
-    judged = "more than chance" if abs(difference) > chance else "no more than chance"
+    answer = "Not shown:" if abs(difference) <= chance else "Yes:" if difference > 0 else "It costs robustness:"
     return (
-        f"The small dense network of about the same cost is right on {small.worst:.1f} % whatever attack was run: AdvMoE has "
-        f"{difference:+.1f} points, {judged} explains (±{chance:.1f})."
+        f"{answer} the small dense network of about the same cost stays right on {small.worst:.1f} %, so AdvMoE gains "
+        f"{difference:+.1f} points, where chance explains {chance:.1f}."
     )
 
 
