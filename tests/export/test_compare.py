@@ -45,6 +45,13 @@ def test_a_logit_may_be_off_by_the_tolerance_and_no_more():
     assert found.largest == pytest.approx(2 * TOLERANCE, rel=1e-2)
 
 
+def test_large_logits_may_be_off_by_a_share_of_the_largest():
+    large = torch.tensor([[795.0, 0.0], [0.0, 795.0], [1.0, 0.0]])
+    off = torch.tensor([[0.0, 0.005], [0.0, 0.05], [0.005, 0.0]])
+    found = compare(Answers(large, ROUTES, torch.ones(3)), says(large + off), PIXELS, 3)
+    assert found.differing == (1, 2)
+
+
 def test_another_route_differs_unless_rounding_decides_it():
     routes = ROUTES.clone()
     routes[1, 0] = 0
@@ -85,7 +92,7 @@ def test_margins_are_the_least_over_layers():
         _, routings = model.forward_routed(pixels)
     for row, margin in enumerate(answers(model, pixels).margins.tolist()):
         layers = [sorted(routing.logits[row].tolist()) for routing in routings]
-        assert margin == pytest.approx(min(layer[-1] - layer[-2] for layer in layers))
+        assert margin == pytest.approx(min((layer[-1] - layer[-2]) / max(1, abs(layer[-1])) for layer in layers))
     dense = answers(build_model(ModelConfig(backbone="vgg16_bn", width=4), DenseKind(), spec).eval(), pixels)
     assert dense.margins.isinf().all()
     assert dense.routes.shape == (5, 0)

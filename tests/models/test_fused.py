@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
@@ -94,3 +95,20 @@ def test_a_refreshed_twin_equals_a_new_one_in_the_memory_it_had(backbone, kind):
         assert not torch.equal(value, before[name][1]) or name.endswith("num_batches_tracked"), name
     assert all(own is shared for own, shared in zip(model.router_parameters(), twin.router_parameters(), strict=True))
     assert not any(parameter.requires_grad for parameter in twin.weight_parameters())
+
+
+def test_pruned_and_reparametrised_networks_are_fused_and_stay_as_they_are():
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(width=4), MoEKind(0.5, 2), SPEC).eval()
+    layer = model.moe_layers()[0]
+    prune.l1_unstructured(layer, "filters", 0.5)
+    prune.l1_unstructured(layer.router.linear, "weight", 0.5)
+    parametrizations.weight_norm(model.stem[0])
+    parametrizations.spectral_norm(model.classifier)
+    model.eval()
+    x = torch.rand(4, *SPEC.shape)
+    with torch.no_grad():
+        expected, state = model(x), {name: value.clone() for name, value in model.state_dict().items()}
+        torch.testing.assert_close(fused(model)(x), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(x), expected)
+    assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())

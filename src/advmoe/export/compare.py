@@ -13,8 +13,8 @@ from advmoe.models import Classifier
 from advmoe.moe import Routings
 
 BATCHES = (1, 7, 64)
-TOLERANCE = 1e-4  # of a logit
-MARGIN = 1e-5  # between a router's first two logits: below it rounding decides
+TOLERANCE, RELATIVE = 1e-4, 1e-5  # of a logit: absolute, and relative to the image's largest logit
+MARGIN = 1e-5  # between a router's first two logits, relative to the first where that is above 1: below it rounding decides
 Predictor = Callable[[Tensor], tuple[Tensor, ...]]  # pixels [B, C, H, W] -> logits [B, classes] and, if routed, routes [B, L]
 
 
@@ -25,7 +25,7 @@ class Comparison:
     batch: int
     images: int
     differing: tuple[int, ...]
-    """Rows whose class or route is another, or a logit further off than TOLERANCE, though every router was decided."""
+    """Rows whose class or route differs, or a logit by more than the tolerance, although every router was decided."""
     undecided: tuple[int, ...]
     """Rows with a router margin under MARGIN: listed, not compared."""
     largest: float
@@ -70,7 +70,8 @@ def compare(known: Answers, predict: Predictor, pixels: Tensor, batch: int) -> C
     """Compare `predict`, given `batch` images at a time, with what is known of `pixels` [n, C, H, W]."""
     logits, *routes = _said(predict, pixels, batch)
     off = (logits - known.logits).abs().amax(dim=1)
-    differs = (off.isnan() | (off > TOLERANCE)) | (logits.argmax(dim=1) != known.logits.argmax(dim=1))
+    allowed = TOLERANCE + RELATIVE * known.logits.abs().amax(dim=1)
+    differs = ~(off <= allowed) | (logits.argmax(dim=1) != known.logits.argmax(dim=1))
     if known.routes.shape[1]:
         differs |= (routes[0] != known.routes).any(dim=1)
     undecided = known.margins < MARGIN
@@ -105,11 +106,11 @@ def _answered(model: Classifier, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor
 
 
 def _margins(routings: Routings) -> Tensor:
-    """[B], the least distance between a router's first two logits; infinite where there is one expert."""
+    """[B], the least distance between a router's first two logits, relative to the first if that is above 1; inf for N = 1."""
     ordered = torch.stack([routing.logits.sort(dim=1, descending=True).values for routing in routings])  # [L, B, N]
     if ordered.shape[2] == 1:
         return torch.full((ordered.shape[1],), torch.inf)
-    return (ordered[..., 0] - ordered[..., 1]).amin(dim=0)
+    return ((ordered[..., 0] - ordered[..., 1]) / ordered[..., 0].abs().clamp(min=1)).amin(dim=0)
 
 
 def _rows(flags: Tensor) -> tuple[int, ...]:

@@ -49,6 +49,7 @@ class Classifier(RoutedNetwork):
     def finish(self, outputs: Channels, num_classes: int) -> None:
         """Add the classifier on `outputs`; own the masks; tell each MoE layer the place of its choice in a route."""
         self.outputs, self.num_classes = outputs, num_classes
+        self.feature_maps = nn.Identity()  # its output [B, C', H', W'] is what GradCAM and the like can hook
         self.classifier = nn.Linear(outputs.width, num_classes)
         norms = [module for module in self.modules() if isinstance(module, MaskedNorm)]
         self.masks = nn.ModuleList(dict.fromkeys(mask for norm in norms for mask in norm.channels.masks))
@@ -66,7 +67,7 @@ class Classifier(RoutedNetwork):
         h, routings = self.features(x, gate, logits)
         if logits is not None:
             routings = (Routing(logits, gate.weights(logits, 0).experts),)
-        return self.classifier(h.mean(dim=(2, 3))), routings
+        return self.classifier(self.feature_maps(h).mean(dim=(2, 3))), routings
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         """The last layer's output [B, C', H', W'] of normalised images, and the routings of the layers' routers.

@@ -1,12 +1,12 @@
 """A network for use: batch norms that directly follow a convolution folded into its filters."""
 
-import copy
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork
+from advmoe.moe.convert.prepare import bake, copied
 
 Network = TypeVar("Network", bound=RoutedNetwork)
 
@@ -18,7 +18,11 @@ def fused(model: Network) -> Network:
     Its router parameters are the model's own, so that they can be learned through it; all else is copied and frozen.
     """
     routers = {id(parameter): parameter for parameter in model.router_parameters()}
-    twin = copy.deepcopy(model, dict(routers)).eval()
+    twin = copied(model, dict(routers)).eval()
+    shared = {module for router in _routers(twin) for module in router.modules()}
+    for module in twin.modules():
+        if module not in shared:
+            bake(module)  # pruned or reparametrised weights
     for parameter in (*twin.weight_parameters(), *twin.mask_parameters()):
         parameter.requires_grad_(False)
     for layer in twin.modules():
@@ -31,6 +35,10 @@ def fused(model: Network) -> Network:
             filters, bias = _folded(layer)
             layer.weight, layer.bias, layer.norm = _frozen(filters), _frozen(bias), None
     return twin
+
+
+def _routers(model: RoutedNetwork) -> list[nn.Module]:
+    return [router for router in (model.router, *(layer.router for layer in model.moe_layers())) if router is not None]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from advmoe.moe.convert import Converted, convert
 from advmoe.moe.dispatch import DISPATCHES, Dispatch, check_dispatch
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
-from advmoe.moe.norm import ExpertNorm, MaskedNorm, synchronise
+from advmoe.moe.norm import ExpertNorm, MaskedNorm, synchronise, update_norms
 from advmoe.moe.routing import (
     GATES,
     HARD,
@@ -31,5 +31,5 @@ __all__ = [
     "DISPATCHES", "GATES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Chosen", "Converted", "DenseConv2d", "DenseKind",
     "Dispatch", "ExpertNorm", "ForcedGate", "Gate", "HardGate", "MaskedKind", "MaskedNorm", "Mixed", "MoEConv2d", "MoEKind",
     "OneHot", "PlainConv2d", "RoutedNetwork", "Router", "Routing", "Routings", "Scaled", "ScaledGate", "SoftGate",
-    "StraightThroughGate", "balance", "check_dispatch", "convert", "images", "make_gate", "synchronise",
+    "StraightThroughGate", "balance", "check_dispatch", "convert", "images", "make_gate", "synchronise", "update_norms",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advmoe.moe.channels import Channels
 from advmoe.moe.dispatch import run_chosen
 from advmoe.moe.experts import FilterBank, Windows, every_expert, mixture
+from advmoe.moe.guards import check_call
 from advmoe.moe.norm import ExpertNorm
 from advmoe.moe.routing import Chosen, Gate, Mixed, OneHot, Router, Routing, Scaled
 
@@ -66,6 +67,7 @@ class MoEConv2d(nn.Module):
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing if it has a router. If not, `logits` [B, N] are the network
         router's."""
+        check_call(x, self.training)
         own_logits = logits if self.router is None else self.router(x)
         if own_logits is None:
             raise ValueError("an MoE layer without a router needs the network router's logits: layer(x, gate, logits)")

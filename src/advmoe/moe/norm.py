@@ -1,10 +1,10 @@
 """Batch norm for channels that are masked, and for channels that several experts write."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import one_hot
 
 from advmoe.distributed import pooled_statistics
@@ -78,7 +78,9 @@ class ExpertNorm(nn.Module):
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:
         """Outputs [B, K, H, W] of the chosen experts [B], each normalised by its own."""
         if self.training and not self.synchronised:
-            normalised, mean, var, values = _Normalised.apply(y, self.weight, self.bias, experts, self.eps)  # type: ignore[no-untyped-call]
+            normalised, mean, var, values = _Normalised.apply(
+                y.to(torch.promote_types(y.dtype, self.weight.dtype)), self.weight, self.bias, experts, self.eps
+            )  # type: ignore[no-untyped-call]
             self._follow(mean, var, values)
             out: Tensor = normalised.to(y.dtype)
             return out
@@ -139,7 +141,6 @@ class _Normalised(torch.autograd.Function):
     def forward(
         ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, experts: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        y = y.to(torch.promote_types(y.dtype, weight.dtype))
         size = y[0, 0].numel()
         values = size * one_hot(experts, len(weight)).sum(dim=0).to(y.dtype)[:, None]  # bincount would wait for the device
         mean = _gathered(y.sum(dim=(2, 3)), experts, weight) / values.clamp(min=1)
@@ -148,14 +149,16 @@ class _Normalised(torch.autograd.Function):
         var = _gathered(squares, experts, weight) / values.clamp(min=1)
         rate = (var + eps).rsqrt()
         scale = (weight * rate)[experts][:, :, None, None]
+        ctx.eps = eps
         ctx.save_for_backward(y, weight, experts, mean, rate, values)
         ctx.mark_non_differentiable(mean, var, values)
         return torch.addcmul(bias[experts][:, :, None, None], centred, scale), mean, var, values
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, experts, mean, rate, values = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient's gradient
+            return *_differentiable_gradients(gradient, y, weight, experts, values, ctx.eps), None, None
         to_bias = _gathered(gradient.sum(dim=(2, 3)), experts, weight)
         to_weight = (_gathered((gradient * y).sum(dim=(2, 3)), experts, weight) - mean * to_bias) * rate
         slope = -weight * rate.square() * to_weight / values.clamp(min=1)  # of y
@@ -163,6 +166,50 @@ class _Normalised(torch.autograd.Function):
         to_y = torch.addcmul(level[experts][:, :, None, None], y, slope[experts][:, :, None, None])
         to_y.addcmul_(gradient, (weight * rate)[experts][:, :, None, None])
         return to_y, to_weight, to_bias, None, None
+
+
+def _differentiable_gradients(
+    gradient: Tensor, y: Tensor, weight: Tensor, experts: Tensor, values: Tensor, eps: float
+) -> tuple[Tensor | None, ...]:
+    """The gradients to y, weight and bias of `_Normalised` as functions of y, weight and `gradient`."""
+    inputs = [y.view_as(y), weight.view_as(weight)]  # aliases: a path from one to the other is not counted here
+    count = values.clamp(min=1)
+    mean = _gathered(inputs[0].sum(dim=(2, 3)), experts, weight) / count
+    centred = inputs[0] - mean[experts][:, :, None, None]
+    var = _gathered(centred.square().sum(dim=(2, 3)), experts, weight) / count
+    out = centred * (inputs[1] * (var + eps).rsqrt())[experts][:, :, None, None]
+    wanted = [t for t in inputs if t.requires_grad]
+    found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True) if wanted else ())
+    return *(next(found) if t.requires_grad else None for t in inputs), _gathered(gradient.sum(dim=(2, 3)), experts, weight)
+
+
+@torch.no_grad()
+def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
+
+    Use it after weights were averaged or changed, in place of `torch.optim.swa_utils.update_bn`, which does not know expert norms
+    and routers. Batch norms end with plain means over all batches; routers with theirs, which follow the later ones. An expert that
+    no image chose keeps fresh statistics. The model's mode and the norms' momentum stay as they are.
+    """
+    modes = {module: module.training for module in model.modules()}
+    norms = [module for module in modes if isinstance(module, nn.modules.batchnorm._BatchNorm | ExpertNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # in torch, None stands for plain means
+    for router in (module for module in modes if isinstance(module, Router)):
+        router.mean.zero_()
+        router.var.fill_(1)
+        router.batches.zero_()
+    try:
+        model.train()
+        for images in batches:
+            model(images)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes.items():
+            module.training = training
 
 
 def synchronise(model: nn.Module, wanted: bool) -> None:

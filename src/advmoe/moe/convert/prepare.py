@@ -1,8 +1,7 @@
 """A copy of someone's network that holds nothing but layers and parameters: what tracing would drop is baked in or refused."""
 
 import copy
-from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from advmoe.errors import UserError
 
+Network = TypeVar("Network", bound=nn.Module)
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # whose `module` is the network
 HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
@@ -30,9 +30,9 @@ def prepared(model: nn.Module) -> nn.Module:
     """
     network = unwrapped(model)
     _check_initialised(network)
-    network = _copied(network).eval()
+    network = copied(network).eval()
     for name, module in network.named_modules():
-        _bake(module)
+        bake(module)
         _check(module, name or type(network).__name__)
     return network
 
@@ -53,18 +53,21 @@ def _check_initialised(network: nn.Module) -> None:
             raise UserError(f"{name}: has no shape yet: run the network once on an image before convert()")
 
 
-def _copied(network: nn.Module) -> nn.Module:
-    # weight_norm and its kind keep computed tensors, which deepcopy refuses
-    computed: Iterator[Tensor] = (
-        value for module in network.modules() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf
-    )
+def copied(network: Network, memo: dict[int, Any] | None = None) -> Network:
+    """A deep copy; what has an entry in `memo`, as for copy.deepcopy, is not copied. Raises UserError if it cannot be copied."""
+    computed = {  # weight_norm and its kind keep computed tensors, which deepcopy refuses
+        id(value): value.detach().clone()
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
     try:
-        return copy.deepcopy(network, {id(value): value.detach().clone() for value in computed})
+        return copy.deepcopy(network, computed | (memo or {}))
     except Exception as error:  # whatever somebody's modules hold
         raise UserError(f"{type(network).__name__}: cannot be copied: {error}") from None
 
 
-def _bake(module: nn.Module) -> None:
+def bake(module: nn.Module) -> None:
     """Replace what computes a weight in each forward by the weight that it computes in eval mode."""
     with torch.no_grad():
         if parametrize.is_parametrized(module):

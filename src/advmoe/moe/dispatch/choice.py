@@ -16,8 +16,10 @@ from advmoe.moe.dispatch.grouped import grouped
 from advmoe.moe.dispatch.split import split
 from advmoe.moe.dispatch.wide import wide
 from advmoe.moe.experts import FilterBank
+from advmoe.moe.guards import check_dispatch_call, in_transform
 
 GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000  # filter values copied; where the filters learn, their gradients are, too
+COUNTING = ("split", "triton")  # those whose backward pass is their own, and whose shapes may depend on the route
 Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 
 
@@ -40,6 +42,8 @@ def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | N
     is given (the straight-through gate).
     """
     name = fastest(x, bank) if bank.dispatch == "auto" else bank.dispatch
+    if name in COUNTING:
+        check_dispatch_call(name)
     return DISPATCHES[name](x, bank, experts, one_hot)
 
 
@@ -49,6 +53,8 @@ def fastest(x: Tensor, bank: FilterBank) -> str:
     A grouped convolution wins while the filters copied for all images are few; splitting wins at one image and at size.
     CUDA is not measured (`advmoe benchmark --suite cuda` does) and splits.
     """
+    if in_transform():
+        return "wide"
     copied = len(x) * bank.width * (bank.filters.numel() // len(bank.filters))
     learns = torch.is_grad_enabled() and bank.filters.requires_grad
     small = len(x) > 1 and copied <= (GROUPED_UP_TO_LEARNING if learns else GROUPED_UP_TO)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from advmoe.moe.dispatch.wide import differentiable_gradients
 from advmoe.moe.experts import FilterBank
 
 Groups = list[tuple[int, Tensor]]  # the experts that have images, with their rows
@@ -31,13 +31,15 @@ class _Split(torch.autograd.Function):
         ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, bank: FilterBank
     ) -> Tensor:
         ctx.groups, ctx.bank = _groups(experts, len(bank.starts)), replace(bank, filters=filters.detach(), bias=None)
-        ctx.save_for_backward(x, filters, bias, experts)
+        ctx.save_for_backward(x, filters, bias, one_hot, experts)
         return _run(x, bank, ctx.groups)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, filters, bias, experts = ctx.saved_tensors
+        x, filters, bias, one_hot, experts = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient's gradient
+            bank = replace(ctx.bank, filters=filters, bias=bias)
+            return *differentiable_gradients(gradient, x, bank, experts, one_hot), None, None
         for_x, for_filters, for_bias, for_one_hot = ctx.needs_input_grad[:4]
         cast = [None if t is None else t.to(gradient.dtype) for t in (filters, bias)]  # under autocast they are still float32
         bank = replace(ctx.bank, filters=cast[0], bias=cast[1])

@@ -7,7 +7,7 @@ so warm up before a CUDA graph is captured.
 Shapes: B images, N experts, K filters an expert, M filters in the bank.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -15,10 +15,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from advmoe.errors import UserError
 from advmoe.moe.dispatch import triton_kernels as kernels
+from advmoe.moe.dispatch.wide import differentiable_gradients
 from advmoe.moe.experts import FilterBank, Windows
 
 PROGRAMS = 512  # enough for a large GPU, a few for each of its multiprocessors
@@ -43,23 +43,25 @@ class _Routed(torch.autograd.Function):
         ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, bank: FilterBank
     ) -> Tensor:
         dtype = _precision(x)
-        ctx.dtypes = x.dtype, filters.dtype
-        inputs, filters = x.to(dtype), filters.to(dtype, memory_format=torch.channels_last)
-        ctx.layer = layer = _layer(inputs, filters, bank)
-        ctx.save_for_backward(inputs, filters, bias, experts)
-        return layer.convolve(inputs, filters, bias, layer.plan(experts))
+        inputs, cast = x.to(dtype), filters.to(dtype, memory_format=torch.channels_last)
+        ctx.layer = layer = _layer(inputs, cast, bank)
+        ctx.bank = replace(bank, filters=filters.detach(), bias=None)
+        ctx.save_for_backward(inputs, cast, bias, experts, x, filters, one_hot)
+        return layer.convolve(inputs, cast, bias, layer.plan(experts))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, filters, bias, experts = ctx.saved_tensors
+        inputs, cast, bias, experts, x, filters, one_hot = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient's gradient
+            bank = replace(ctx.bank, filters=filters, bias=bias)
+            return *differentiable_gradients(gradient, x, bank, experts, one_hot), None, None
         for_x, for_filters, for_bias, for_one_hot = ctx.needs_input_grad[:4]
-        layer, (x_dtype, filters_dtype) = ctx.layer, ctx.dtypes
-        gradient, plan = gradient.to(x.dtype), layer.plan(experts)
-        to_x = layer.to_images(gradient, filters, x, x_dtype, plan) if for_x or for_one_hot else None
-        to_filters = layer.to_filters(gradient, x, len(filters), plan).to(filters_dtype) if for_filters else None
+        layer = ctx.layer
+        gradient, plan = gradient.to(inputs.dtype), layer.plan(experts)
+        to_x = layer.to_images(gradient, cast, inputs, x.dtype, plan) if for_x or for_one_hot else None
+        to_filters = layer.to_filters(gradient, inputs, len(cast), plan).to(filters.dtype) if for_filters else None
         to_bias = _to_bias(gradient, bias, experts) if for_bias else None
-        to_one_hot = _products(gradient, x, to_x, layer, filters, bias, experts) if for_one_hot else None
+        to_one_hot = _products(gradient, inputs, to_x, layer, cast, bias, experts) if for_one_hot else None
         return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
 
 

@@ -1,0 +1,31 @@
+"""What other tools cannot do with a routed network is refused in one line; without this they would write wrong graphs."""
+
+import torch
+from torch import Tensor, fx
+
+EXPORT = "write the network by `advmoe export RUN --out FILE` (ONNX or torch.export, also int8), which keeps the routing"
+
+
+def check_call(x: Tensor, training: bool) -> None:
+    """Raises RuntimeError where an MoE layer is called on `x` by a tool that would freeze its routes or cannot run it."""
+    if isinstance(x, fx.Proxy):
+        raise RuntimeError(f"torch.fx cannot trace an MoE layer, as each image takes the path of its experts: {EXPORT}")
+    if torch.jit.is_tracing():
+        raise RuntimeError(f"torch.jit.trace and the legacy torch.onnx.export would freeze the routes of one batch: {EXPORT}")
+    if training and in_transform():
+        raise RuntimeError(
+            "torch.func transforms cannot update the running statistics of routers and batch norms in train mode: call model.eval()"
+        )
+
+
+def check_dispatch_call(name: str) -> None:
+    """Raises RuntimeError where the dispatch `name` cannot run: in a torch.func transform, or under torch.export."""
+    if in_transform():
+        raise RuntimeError(f"dispatch '{name}' cannot run inside torch.func transforms; model.set_dispatch('auto') or 'wide' can")
+    if torch.compiler.is_exporting():
+        raise RuntimeError(f"torch.export cannot follow dispatch '{name}': {EXPORT}")
+
+
+def in_transform() -> bool:
+    """Whether this runs inside grad, vmap, jacrev or another transform of torch.func."""
+    return bool(torch._C._are_functorch_transforms_active())
