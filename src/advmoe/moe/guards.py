@@ -10,7 +10,7 @@ def check_call(x: Tensor, training: bool) -> None:
     """Raises RuntimeError where an MoE layer is called on `x` by a tool that would freeze its routes or cannot run it."""
     if isinstance(x, fx.Proxy):
         raise RuntimeError(f"torch.fx cannot trace an MoE layer, as each image takes the path of its experts: {EXPORT}")
-    if torch.jit.is_tracing():
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(f"torch.jit.trace and the legacy torch.onnx.export would freeze the routes of one batch: {EXPORT}")
     if training and in_transform():
         raise RuntimeError(
