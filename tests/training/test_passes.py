@@ -13,6 +13,7 @@ from advmoe.data import ImageSpec
 from advmoe.models import build_model
 from advmoe.moe import ExpertNorm
 from advmoe.training import steps
+from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.loop import train
 from advmoe.training.losses import LOSSES, Loss
@@ -123,6 +124,39 @@ def test_advmoe(norms):
     inputs = 2 * STEPS * (MOE + PLAIN) + routers + 2 * (MOE + PLAIN - 1)
     statistics = 2 * (PLAIN if norms == "per_expert" else MOE + PLAIN)
     assert counted(seen) == wanted(forward, inputs, 2 * (MOE + PLAIN), statistics)
+
+
+def with_options(state, **options):
+    state.config = state.config.replace(training=state.config.training.replace(**options))
+    if state.config.training.ema:
+        state.ema = Ema(state.model, state.config.training.ema)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("options", "passes", "back"),
+    [
+        ({"ema": 0.9, "label_smoothing": 0.1}, 0, 0),
+        ({"ema": 0.9, "soft_labels": "adr"}, 1, 0),  # a forward pass of the average
+        ({"awp": 0.01}, 2, 2),  # the update's passes once more, at the weights that are not perturbed
+        ({"awp": 0.01, "awp_from": 1.0}, 2, 2),
+    ],
+)
+def test_what_ingredients_add_to_a_dense_network(options, passes, back):
+    seen = counted(iterate(with_options(make_state("at_dense"), **options)))
+    inputs = STEPS * DENSE + (2 + back) * (DENSE - 1)
+    assert seen == wanted((ATTACK + 2 + passes) * DENSE, inputs, (2 + back) * DENSE, (2 + back) * DENSE)
+
+
+def test_what_ingredients_add_to_advmoe():
+    plain = iterate(make_state("advmoe", norms="shared"))
+    terms = {"router_target": "label_mod_n", "router_consistency": 1.0, "router_margin": 1.0}
+    assert iterate(with_options(make_state("advmoe", norms="shared"), **terms))["forward"] == plain["forward"]
+    through = iterate(with_options(make_state("advmoe", norms="shared"), weight_attack_gate="straight_through"))
+    assert through["forward"] - plain["forward"] == IMAGES * STEPS * OTHERS
+    rest = with_options(make_state("advmoe", norms="shared"), router_every=2)
+    rest.iteration = 1
+    assert counted(iterate(rest))["forward"] == (ATTACK + 2) * (MOE + PLAIN)
 
 
 def test_norms_of_the_experts_own_follow_the_two_passes_of_the_weights_alone(monkeypatch):

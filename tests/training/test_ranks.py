@@ -25,7 +25,7 @@ def together(tmp_path_factory, worker_id):
 
 def start(out):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    subprocess.run(command, check=True, capture_output=True, timeout=580)
 
 
 def furthest(case, dtype, together):

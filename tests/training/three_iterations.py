@@ -26,6 +26,18 @@ CASES = {
     "advmoe, one router": ("advmoe", {"routers": "per_network"}, {}),
     "advmoe, tied": ("advmoe", {}, {"tied_share": 1.0}),
     "advmoe, pgd_at": ("advmoe", {}, {"loss": "pgd_at"}),
+    "advmoe, ingredients": (
+        "advmoe",
+        {},
+        {
+            "awp": 0.01,
+            "label_smoothing": 0.1,
+            "router_target": "label_mod_n",
+            "router_consistency": 1.0,
+            "router_margin": 0.1,
+            "weight_attack_gate": "straight_through",
+        },
+    ),
     **{f"advmoe, {term}": ("advmoe", {}, {"balance": term, "balance_weight": 0.3}) for term in ("switch", "importance", "entropy")},
 }
 

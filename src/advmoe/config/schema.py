@@ -45,6 +45,7 @@ Count = Annotated[int, Field(ge=1, lt=WHOLE_LIMIT)]
 Index = Annotated[int, Field(ge=0, lt=WHOLE_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 Rate = Annotated[float, Field(ge=0), FROM_TEXT]
+Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
 Device = str
 Precision = Literal["float32", "bfloat16", "auto"]
 
@@ -122,6 +123,10 @@ class AttackConfig(Section):
     """Steps of the training attack."""
     step_size: Annotated[Fraction, Field(gt=0), FROM_TEXT] | None = None
     """Step of the training attack; by default 5/8 of epsilon for up to 2 steps (5/255 of 8/255), 1/4 for more (2/255)."""
+    epsilon_ramp: Share = 0.0
+    """Share of the epochs over which the radius of the training attack rises linearly from 0 to epsilon."""
+    steps_ramp: Share = 0.0
+    """Share of the epochs, at the end, in which the training attack takes 5 steps if num_steps is less."""
 
     @property
     def step(self) -> float:
@@ -144,7 +149,7 @@ class TrainingConfig(Section):
     """Initial learning rate of the weights (cosine decay to 0)."""
     router_lr: Rate = 0.1
     """The same for the routers (advmoe's lower level)."""
-    momentum: Annotated[float, Field(ge=0, lt=1), FROM_TEXT] = 0.9
+    momentum: Decay = 0.9
     """SGD momentum."""
     weight_decay: Rate = 5e-4
     """SGD weight decay."""
@@ -168,6 +173,32 @@ class TrainingConfig(Section):
     """advmoe: updates of the routers per iteration."""
     weight_steps: Count = 1
     """advmoe: updates of the weights per iteration."""
+    ema: Decay = 0.0
+    """Decay of the exponential moving average of all weights that is evaluated and exported; 0: no average."""
+    label_smoothing: Decay = 0.0
+    """Share of each label that is spread evenly over the classes, in the cross-entropy."""
+    soft_labels: Literal["none", "adr"] = "none"
+    """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
+    awp: Rate = 0.0
+    """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in its paper); 0: none."""
+    awp_from: Share = 0.0
+    """Share of the epochs without it, at the start."""
+    level_batches: Literal["different", "same"] = "different"
+    """advmoe: whether the two levels of an iteration see different batches or the same one."""
+    weight_attack_gate: Literal["hard", "straight_through", "alternate"] = "hard"
+    """advmoe: gate that the attack of the weights' update goes through; alternate: both in turn."""
+    router_every: Count = 1
+    """advmoe: the routers are updated in every so many iterations."""
+    router_loss: Literal["task", "target"] = "task"
+    """advmoe: routers learn from the network's loss and the terms below, or from these terms alone."""
+    router_target: Literal["none", "label_mod_n"] = "none"
+    """Cross-entropy of the routers' logits against a group of the label: modulo the number of experts."""
+    router_target_weight: Rate = 1.0
+    """Weight of the router target."""
+    router_consistency: Rate = 0.0
+    """Weight of KL(router(x) || router(x')), summed over the layers."""
+    router_margin: Rate = 0.0
+    """Weight of a hinge on the gap between the top two router logits on x', summed over the layers."""
     sync_norm: bool = True
     """Several processes: batch norms and routers compute their statistics over the whole batch, not over each process's part."""
     on_nonfinite: Literal["stop", "restore"] = "stop"

@@ -47,7 +47,8 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
             try:
                 while run.phase_number == number:
                     row = train_epoch(run, state, phase)
-                    distributed.broadcast_state(model)  # without sync_norm the ranks' running statistics differ
+                    for copy in [model, *([state.ema.model] if state.ema else [])]:
+                        distributed.broadcast_state(copy)  # without sync_norm the ranks' running statistics differ
                     run.finish_epoch(state, row | validate(state, splits.val))
             except NonFinite as error:
                 run.recover(error)
@@ -61,6 +62,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Any]:
     totals = run.begin_epoch(iterations)
     loaded = batches(config, images, epoch, len(phase.levels), totals.iteration)
     for iteration in range(totals.iteration, iterations):
+        state.iteration = epoch * iterations + iteration
         state.done = (run.epochs_of_phase + iteration / iterations) / config.training.epochs
         set_rates(state, 0.5**run.restores)
         state.draws.generator.manual_seed(derive_seed(config.seed, epoch, iteration))
@@ -83,6 +85,8 @@ def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...
     drawn = distributed.raise_together(partial(next, loaded))
     by_level = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, drawn, strict=True)}
     totals.add(phase.step(state, by_level), len(drawn[0]))
+    if state.ema is not None:
+        state.ema.update(state.model)
 
 
 def _warn_of_collapse(sums: Metrics, epoch: int) -> None:

@@ -16,20 +16,29 @@ Forward = Callable[[Tensor], tuple[Tensor, Routings]]
 
 
 class Outcome(NamedTuple):
-    """A loss and what it was made of. `clean` and `robust` are logits [B, classes]; one of them may be missing."""
+    """A loss and what it was computed from. `clean` and `robust` are logits [B, classes]; one of them may be missing.
+
+    `routings` are those of the first pass, `robust_routings` those of x'; both are empty in a dense network.
+    """
 
     total: Tensor
     clean: Tensor | None
     robust: Tensor | None
     routings: Routings
+    robust_routings: Routings = ()
 
 
 @dataclass(frozen=True)
 class Loss:
-    """`attack(forward, x, y, settings, draws)` gives x', where there is one; `value(forward, x, x', y, beta)` gives the Outcome."""
+    """`attack(forward, x, y, settings, draws)` returns x', if there is one; `value(forward, x, x', y, beta)` returns the Outcome.
+
+    The attack gets labels [B]; the value gets labels [B] or class probabilities [B, classes]. `has_clean` says that the value
+    has a pass of x beside that of x'.
+    """
 
     attack: Callable[[Forward, Tensor, Tensor, AttackConfig, BatchDraws], Tensor] | None
     value: Callable[[Forward, Tensor, Tensor, Tensor, float], Outcome]
+    has_clean: bool = True
 
 
 def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
@@ -43,9 +52,9 @@ def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
 def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
     """CE(f(x), y) + beta * KL(f(x) || f(x')), clean and adversarial images in passes of their own."""
     clean, routings = forward(x)
-    robust, _ = forward(x_adv)
+    robust, robust_routings = forward(x_adv)
     divergence = kl_divergence(robust, full(clean).log_softmax(dim=1)).mean()
-    return Outcome(F.cross_entropy(full(clean), y) + beta * divergence, clean, robust, routings)
+    return Outcome(F.cross_entropy(full(clean), y) + beta * divergence, clean, robust, routings, robust_routings)
 
 
 def pgd_at_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
@@ -57,7 +66,7 @@ def pgd_at_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
 def pgd_at(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
     """CE(f(x'), y)."""
     robust, routings = forward(x_adv)
-    return Outcome(F.cross_entropy(full(robust), y), None, robust, routings)
+    return Outcome(F.cross_entropy(full(robust), y), None, robust, routings, routings)
 
 
 def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
@@ -68,6 +77,6 @@ def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) ->
 
 LOSSES = {
     "trades": Loss(trades_attack, trades),
-    "pgd_at": Loss(pgd_at_attack, pgd_at),
+    "pgd_at": Loss(pgd_at_attack, pgd_at, has_clean=False),
     "clean": Loss(None, clean),
 }

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,10 +13,12 @@ from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights
+from advmoe.training.ema import Ema
 from advmoe.training.methods import METHODS
 from advmoe.training.steps import TrainState
 
 log = logging.getLogger("advmoe")
+TRAINED = "trained"  # beside the optimizers' states: the weights in training, if a moving average is the network
 # what an optimizer's groups keep from the configuration and device, whatever the checkpoint says
 CONFIGURED = ("fused", "initial_lr", "warmup", "routers")
 
@@ -62,11 +65,17 @@ def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
     return latest
 
 
-def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> None:
-    """Load the weights, and `within_phase` the optimizers' states. Raises UserError if they belong to another run."""
-    distributed.on_rank_zero(lambda: load_weights(state.model, checkpoint))
+def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> dict[str, Any]:
+    """Load the weights in training, and `within_phase` the optimizers' states. Raises UserError if they belong to another run.
+
+    Returns what is stored beside a moving average of the weights; empty without one.
+    """
+    averaged = state.config.training.ema > 0
+    states = distributed.on_rank_zero(checkpoint.optimizer_states) if within_phase or averaged else {}
+    trained: dict[str, Any] = states.pop(TRAINED, {})
+    distributed.on_rank_zero(partial(_load_weights, state.model, checkpoint, trained if averaged else None))
     distributed.broadcast_state(state.model)
-    states = distributed.on_rank_zero(checkpoint.optimizer_states) if within_phase else {}
+    states = states if within_phase else {}
     if within_phase and states.keys() != state.optimizers.keys():
         raise UserError(f"{checkpoint.folder}: holds the states of {', '.join(states)}, not of {', '.join(state.optimizers)}")
     for level, content in states.items():
@@ -75,6 +84,27 @@ def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> No
         _load(optimizer, content, f"{checkpoint.folder}: holds another run's states of level {level}")
         for group, ours in zip(optimizer.param_groups, configured, strict=True):
             group.update(ours)
+    return trained
+
+
+def restore_average(ema: Ema, checkpoint: Checkpoint, trained: dict[str, Any]) -> None:
+    """Load the moving average of the weights; `trained` is what `restore` returned. Raises UserError if there is none."""
+    distributed.on_rank_zero(partial(load_weights, ema.model, checkpoint))
+    distributed.broadcast_state(ema.model)
+    if type(trained.get("updates")) is not int:
+        raise UserError(f"{checkpoint.folder}: holds no moving average")
+    ema.updates = trained["updates"]
+
+
+def _load_weights(model: torch.nn.Module, checkpoint: Checkpoint, trained: dict[str, Any] | None) -> None:
+    """The weights in training: those beside the optimizers' states if the weights' file holds a moving average."""
+    if trained is None:
+        load_weights(model, checkpoint)
+        return
+    try:
+        model.load_state_dict(trained["weights"])
+    except Exception as error:  # any exception can come out of a state of another kind
+        raise UserError(f"{checkpoint.folder}: holds another model's weights ({type(error).__name__})") from None
 
 
 def _load(optimizer: torch.optim.Optimizer, content: dict[str, Any], complaint: str) -> None:

@@ -13,11 +13,12 @@ from advmoe.errors import UserError
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
 from advmoe.training.checkpoint import Checkpoint, History, RunFolder
+from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.interrupts import Interrupts, Stopped
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.observers import Observer
-from advmoe.training.resume import restore
+from advmoe.training.resume import TRAINED, restore, restore_average
 from advmoe.training.start import calibrate, initial_network, train_state
 from advmoe.training.steps import TrainState
 from advmoe.training.totals import Totals
@@ -70,13 +71,19 @@ class Run:
     def begin_phase(self) -> TrainState:
         """The state of the current phase, as the latest checkpoint has it."""
         state, latest = train_state(self.config, self.model, self.phases[self.phase_number]), self.latest
+        trained: dict[str, Any] = {}
+        within = latest is not None and (self.epochs_of_phase > 0 or latest.partial is not None)
         synchronise(self.model, False)
         if latest is not None:
-            restore(state, latest, within_phase=self.epochs_of_phase > 0 or latest.partial is not None)
+            trained = restore(state, latest, within)
         elif not self.history:
             distributed.broadcast_state(self.model)
             calibrate(state, self.splits.train)
         synchronise(self.model, distributed.world_size() > 1 and self.config.training.sync_norm)
+        if self.config.training.ema:
+            state.ema = Ema(self.model, self.config.training.ema)
+            if latest is not None and within:
+                restore_average(state.ema, latest, trained)
         return state
 
     def begin_epoch(self, iterations: int) -> Totals:
@@ -121,10 +128,12 @@ class Run:
 
     def _save(self, state: TrainState, totals: Totals | None = None) -> None:
         """Write a checkpoint after an epoch, or within the one of `totals`."""
-        optimizers = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
+        states: dict[str, Any] = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
+        if state.ema is not None:  # the weights' file holds the average, which is what a network is used for
+            states[TRAINED] = {"weights": state.model.state_dict(), "updates": state.ema.updates}
         within = None if totals is None else totals.partial()
-        model, spec = state.model.state_dict(), self.splits.spec
-        save = partial(self.folder.save, model, optimizers, self.history, self.splits.fingerprint, spec, within, self.restores)
+        model, spec = state.network.state_dict(), self.splits.spec
+        save = partial(self.folder.save, model, states, self.history, self.splits.fingerprint, spec, within, self.restores)
         distributed.on_rank_zero(save)
 
     def recover(self, error: NonFinite) -> None:

@@ -14,7 +14,7 @@ from advmoe.config import RunConfig
 from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
-from advmoe.moe import GATES, MOMENTUM, ExpertNorm
+from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.losses import LOSSES
@@ -30,8 +30,37 @@ def check(config: RunConfig, splits: Splits) -> None:
     lookup(LOSSES, config.training.loss, "loss")
     for name in ("router_gate", "router_attack_gate"):
         lookup(GATES, getattr(config.training, name), name)
+    _check_ingredients(config)
     _check_sizes(config, splits)
     autocast(config, splits.train.labels.device)
+
+
+def _check_ingredients(config: RunConfig) -> None:
+    """Raises UserError if an option is set that the method, its loss or the other options cannot follow."""
+    training, method = config.training, METHODS[config.method]
+    levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
+    routed = isinstance(method.kind(config.model), MoEKind)
+    router_options = [name for name in ("router_consistency", "router_margin") if getattr(training, name)]
+    router_options += ["router_target"] if training.router_target != "none" else []
+    level_options = [
+        name
+        for name, default in (
+            ("level_batches", "different"), ("weight_attack_gate", "hard"), ("router_every", 1), ("router_loss", "task"),
+        )
+        if getattr(training, name) != default
+    ]  # fmt: skip
+    if router_options and not routed:
+        raise UserError(f"{router_options[0]} is for methods with routers, not {config.method}")
+    if level_options and "routers" not in levels:
+        raise UserError(f"{level_options[0]} is for advmoe, not {config.method}")
+    if training.router_consistency and not loss.has_clean:
+        raise UserError(f"router_consistency needs a loss with clean images, not {training.loss}")
+    if router_options and loss.attack is None:
+        raise UserError(f"{router_options[0]} needs a loss with an attack")
+    if training.router_loss == "target" and training.router_target == "none":
+        raise UserError("router_loss target needs a router_target")
+    if training.soft_labels == "adr" and not training.ema:
+        raise UserError("soft_labels adr needs ema")
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
@@ -45,7 +74,7 @@ def _check_sizes(config: RunConfig, splits: Splits) -> None:
     if len(splits.val) < processes:
         raise UserError(f"{len(splits.val)} held-out images are too few for {processes} processes")
     for phase in METHODS[config.method].phases:
-        epoch_order(0, 0, len(phase.levels), images, size)
+        epoch_order(0, 0, 1 if config.training.level_batches == "same" else len(phase.levels), images, size)
 
 
 def network(config: RunConfig, spec: ImageSpec) -> Classifier:
@@ -163,6 +192,12 @@ def calibrate(state: TrainState, images: Source) -> None:
 
 def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Images, ...]]:
     """The epoch's batches from iteration `first` (from 0) on, one for each level, augmented; of each this rank's share."""
+    if config.training.level_batches == "same" and levels > 1:
+        return ((images,) * levels for (images,) in _streams(config, source, epoch, 1, first))
+    return _streams(config, source, epoch, levels, first)
+
+
+def _streams(config: RunConfig, source: Source, epoch: int, levels: int, first: int) -> Iterator[tuple[Images, ...]]:
     size = config.training.batch_size
     streams, data = [], config.data
     if levels > 1:

@@ -14,7 +14,7 @@ class Totals:
     """An epoch so far: iterations, images, seconds, and the sums of this rank's metrics."""
 
     def __init__(self, iteration: int = 0, images: int = 0, seconds: float = 0.0, sums: Metrics | None = None) -> None:
-        self.iteration, self.images, self.sums = iteration, images, sums or {}
+        self.iteration, self.images, self.sums = iteration, images, dict(sums or {})
         self._earlier_seconds, self._started = seconds, time.perf_counter()
         self._saved = self._started
 
@@ -45,7 +45,8 @@ class Totals:
 
     def add(self, metrics: Metrics, images: int) -> None:
         """Count an iteration over `images` images."""
-        self.sums = {name: self.sums.get(name, torch.zeros_like(value)).to(value.device) + value for name, value in metrics.items()}
+        for name, value in metrics.items():  # routers may rest in some iterations
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
         self.iteration, self.images = self.iteration + 1, self.images + images
 
     def over_ranks(self) -> tuple[Metrics, int]:

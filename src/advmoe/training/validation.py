@@ -9,6 +9,7 @@ from advmoe import distributed
 from advmoe.attacks import Pgd
 from advmoe.data import Source
 from advmoe.evaluation.accuracy import correct_flags, evaluation_step, robust_flags
+from advmoe.models import fused
 from advmoe.training.steps import TrainState
 
 VALIDATION_STEPS = 10
@@ -19,7 +20,8 @@ def validate(state: TrainState, held_out: Source) -> dict[str, Any]:
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)
     rows = torch.arange(distributed.rank(), len(held_out), distributed.world_size())
-    model, share = state.twin(), held_out.subset(rows.to(held_out.labels.device))
+    model = state.twin() if state.ema is None else fused(state.ema.model)
+    share = held_out.subset(rows.to(held_out.labels.device))
     with torch.inference_mode():
         correct = correct_flags(model, share)
     robust = robust_flags(model, share, settings, correct=correct, numbers=rows.tolist())

@@ -1,0 +1,34 @@
+"""The exponential moving average of a network."""
+
+import copy
+
+import torch
+from torch import nn
+
+from advmoe.models import Classifier
+
+WARM_START = 10
+
+
+class Ema:
+    """theta_ema <- d theta_ema + (1 - d) theta after every iteration, with d = min(decay, (1 + t) / (10 + t)) at update t (from 0).
+
+    All parameters are averaged, the routers' too, and so are the running statistics of norms and routers; counters are
+    copied. Source: Polyak averaging as used by Gowal et al. 2020 (section 3.4.1 and appendix); the warm start lets early
+    weights be forgotten, as in TensorFlow's ExponentialMovingAverage.
+    """
+
+    def __init__(self, model: Classifier, decay: float) -> None:
+        self.model, self.decay, self.updates = copy.deepcopy(model).eval(), decay, 0
+        self.model.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Follow `model`."""
+        decay = min(self.decay, (1 + self.updates) / (WARM_START + self.updates))
+        self.updates += 1
+        for average, value in zip(self.model.state_dict().values(), model.state_dict().values(), strict=True):
+            if average.is_floating_point():
+                average.lerp_(value, 1 - decay)
+            else:
+                average.copy_(value)

@@ -1,0 +1,35 @@
+"""Labels as class probabilities: smoothed, or mixed with the moving average's predictions."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+ADR_LAMBDA = (0.7, 0.95)  # at the start and at the end of the phase
+ADR_TEMPERATURE = (2.5, 2.0)
+
+
+def smoothed(y: Tensor, num_classes: int, share: float) -> Tensor:
+    """Labels [B] -> probabilities [B, classes]: 1 - `share` on the label, and `share` spread evenly over all classes
+    (Szegedy et al. 2016, section 7)."""
+    return (1 - share) * F.one_hot(y, num_classes).float() + share / num_classes
+
+
+def annealed(done: float, ends: tuple[float, float]) -> float:
+    """From the first end to the second by half a cosine, as `done` goes from 0 to 1."""
+    start, end = ends
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@torch.no_grad()
+def adr(labels: Tensor, y: Tensor, logits: Tensor, done: float) -> Tensor:
+    """Annealed self-distillation (ADR, Wu et al. 2024, equations 3 to 5): lambda_i p + (1 - lambda_i) `labels`, [B, classes].
+
+    p is the softmax of the moving average's `logits` [B, classes] on x over the temperature; lambda_i is lambda less
+    max p - p_y, at least 0: an average that errs on an image counts less there. `done` is the share of the phase behind.
+    """
+    p = (logits.float() / annealed(done, ADR_TEMPERATURE)).softmax(dim=1)
+    gap = p.amax(dim=1) - p.gather(1, y[:, None])[:, 0]
+    share = (annealed(done, ADR_LAMBDA) - gap).clamp(0, 1)[:, None]
+    return share * p + (1 - share) * labels

@@ -1,0 +1,273 @@
+"""Options beyond the paper: values worked out by hand, resume to the bit, refusals."""
+
+import math
+
+import pytest
+import torch
+from recorder import Recorder
+from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed, make_state, names, spied
+
+from advmoe.config import AttackConfig, RunConfig, TrainingConfig
+from advmoe.errors import UserError
+from advmoe.evaluation.accuracy import accuracy, correct_flags
+from advmoe.moe import DenseKind, HardGate, Routing, StraightThroughGate
+from advmoe.training import awp, labels, steps, terms
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.ema import Ema
+from advmoe.training.loop import train
+from advmoe.training.start import batches, best_network
+from advmoe.training.steps import single_level, two_level
+
+LOG3 = math.log(3)
+SECONDS = {"train_seconds", "validate_seconds"}
+EVERYTHING = {
+    "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "epsilon_ramp": 0.5, "steps_ramp": 0.4,
+    "weight_attack_gate": "alternate", "router_every": 2, "router_target": "label_mod_n", "router_target_weight": 2.0,
+    "router_consistency": 3.0, "router_margin": 0.5, "router_loss": "target", "level_batches": "same", "tied_share": 0.0,
+}  # fmt: skip
+
+
+# The moving average
+
+
+def test_average_over_three_updates_by_hand():
+    model = make_state().model
+    parameter = model.classifier.bias
+    with torch.no_grad():
+        parameter.copy_(torch.tensor([1.0, 0.0, 0.0]))
+    ema = Ema(model, 0.15)
+    for value in (2.0, 3.0, 4.0):  # decays 1 / 10, then 2 / 11 and 3 / 12, which are more than 0.15
+        with torch.no_grad():
+            parameter[0] = value
+        ema.update(model)
+    first = 0.1 * 1 + 0.9 * 2
+    second = 0.15 * first + 0.85 * 3
+    assert ema.model.classifier.bias[0].item() == pytest.approx(0.15 * second + 0.85 * 4)
+    assert ema.updates == 3
+    assert not any(p.requires_grad for p in ema.model.parameters())
+
+
+def test_average_follows_routers_and_statistics():
+    state = make_state()
+    ema = Ema(state.model, 0.9)
+    before = {name: value.clone() for name, value in ema.model.state_dict().items()}
+    two_level(state, BATCHES)
+    ema.update(state.model)
+    for name, value in state.model.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(ema.model.state_dict()[name], 0.1 * before[name] + 0.9 * value, msg=name)
+
+
+def test_the_average_is_validated_saved_and_loaded(tiny, splits, tmp_path):
+    config = tiny("at_dense", ema=0.5, epochs=2)
+    history = train(config, splits, tmp_path / "run", Recorder())
+    model, epoch = best_network(tmp_path / "run", config, splits)
+    assert accuracy(correct_flags(model, splits.val)) == pytest.approx(history[epoch - 1]["val_sa"], abs=1e-4)
+    latest = RunFolder(tmp_path / "run").latest()
+    trained = latest.optimizer_states()["trained"]
+    assert trained["updates"] == 6
+    assert not torch.equal(trained["weights"]["classifier.weight"], latest.model_state()["classifier.weight"])
+
+
+# Labels
+
+
+def test_smoothed_labels_by_hand():
+    assert labels.smoothed(torch.tensor([2]), 4, 0.2)[0].tolist() == pytest.approx([0.05, 0.05, 0.85, 0.05])
+
+
+def test_adr_labels_by_hand():
+    logits = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]).log() * 2.5  # at the start, T is 2.5
+    y = torch.tensor([0, 1])
+    found = labels.adr(labels.smoothed(y, 3, 0.0), y, logits, done=0.0)
+    right, wrong = 0.7, 0.7 - (0.6 - 0.3)
+    assert found[0].tolist() == pytest.approx([right * 0.6 + 1 - right, right * 0.3, right * 0.1])
+    assert found[1].tolist() == pytest.approx([wrong * 0.6, wrong * 0.3 + 1 - wrong, wrong * 0.1])
+
+
+def test_adr_schedules_by_hand():
+    assert [labels.annealed(done, labels.ADR_TEMPERATURE) for done in (0, 0.5, 1)] == pytest.approx([2.5, 2.25, 2.0])
+    assert [labels.annealed(done, labels.ADR_LAMBDA) for done in (0, 0.5, 1)] == pytest.approx([0.7, 0.825, 0.95])
+
+
+def test_smoothing_is_torchs_in_the_loss():
+    seen = []
+    for smoothing in (0.0, 0.3):
+        state = make_state(levels=("all",), kind=DenseKind(), loss="clean", label_smoothing=smoothing)
+        twin = make_state(levels=("all",), kind=DenseKind()).model.train()
+        x, y = ALL["all"]
+        expected = torch.nn.functional.cross_entropy(twin(x), y, label_smoothing=smoothing).item()
+        seen.append(single_level(state, ALL)["loss"].item() / len(y))
+        assert seen[-1] == pytest.approx(expected, rel=1e-5)
+    assert seen[0] != seen[1]
+
+
+# Adversarial weight perturbation
+
+
+def test_perturbation_step_by_hand():
+    w, g = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]])
+    assert awp.step(w, g, 0.1).tolist() == [[0.0, pytest.approx(0.5)]]
+    assert awp.step(w, torch.zeros_like(w), 0.1).tolist() == [[0.0, 0.0]]
+
+
+def test_perturbed_is_one_step_of_ascent_and_undone():
+    model, (x, y) = make_state().model.train(), BATCHES["all"]
+
+    def backward():
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with awp.perturbed(model, 0.5, backward):
+        w, gradient = before["classifier.weight"], model.classifier.weight.grad
+        torch.testing.assert_close(model.classifier.weight.detach(), w + 0.5 * w.norm() * gradient / gradient.norm())
+        assert torch.equal(model.classifier.bias, before["classifier.bias"])
+        assert not changed(before, model.named_buffers())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_perturbation_moves_weights_and_no_router_and_starts_when_asked():
+    seen = []
+    for done in (0.4, 0.6):
+        state = make_state(done=done, awp=0.1, awp_from=0.5)
+        spy = Spy(state)
+        state.loss = spy.loss
+        two_level(state, BATCHES)
+        values = [event for event in spy.events if event["what"] == "value" and event["batch"] == "weights"]
+        seen.append(len(values))
+        if len(values) == 2:
+            moved = changed(values[0]["parameters"], values[1]["parameters"].items())
+            assert moved == {name for name in names(state.model)[1] if "norm" not in name and not name.endswith("bias")}
+    assert seen == [1, 2]
+
+
+# Routers
+
+
+A = Routing(torch.tensor([[0.0, 0.0], [LOG3, 0.0]]), torch.tensor([0, 0]))  # p = 1/2, 1/2 and 3/4, 1/4
+B = Routing(torch.tensor([[LOG3, 0.0], [LOG3, 0.0]]), torch.tensor([0, 0]))  # p = 3/4, 1/4 twice
+
+
+def test_router_terms_by_hand():
+    first = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert terms.consistency((A, B), (B, B)).item() == pytest.approx(first / 2)
+    other = Routing(torch.tensor([[0.0, 0.4, 0.1], [5.0, 1.0, 1.0]]), torch.tensor([1, 0]))
+    assert terms.margin((A, other)).item() == pytest.approx(((1 - 0) + 0) / 2 + ((1 - 0.3) + 0) / 2, abs=1e-6)
+    assert terms.margin((Routing(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64)),)).item() == 0
+    y = torch.tensor([4, 3])  # modulo 2: 0 and 1
+    layers = [(math.log(2) + math.log(4)) / 2, (math.log(4 / 3) + math.log(4)) / 2]
+    assert terms.target((A, B), y).item() == pytest.approx(sum(layers) / 2)
+
+
+def test_router_loss_target_is_the_terms_alone_and_weights_learn_without_them():
+    options = {"router_target": "label_mod_n", "router_target_weight": 2.0, "router_consistency": 3.0, "router_loss": "target"}
+    state, plain = make_state(level_order="weights_first", **options), make_state(level_order="weights_first")
+    outcomes, inner = [], state.loss.value
+    state.loss = type(state.loss)(state.loss.attack, lambda *given: outcomes.append(inner(*given)) or outcomes[-1])
+    found, y = two_level(state, BATCHES), BATCHES["routers"][1]
+    clean, robust = outcomes[1].routings, outcomes[1].robust_routings
+    expected = 2 * (terms.target(clean, y) + terms.target(robust, y)) / 2 + 3 * terms.consistency(clean, robust)
+    assert found["router_loss"].item() == pytest.approx(len(y) * expected.item(), rel=1e-5)
+    assert found["loss"].item() == two_level(plain, BATCHES)["loss"].item()
+
+
+@pytest.mark.parametrize(("gate", "kinds"), [("hard", "hh"), ("straight_through", "ss"), ("alternate", "hs")])
+def test_gate_of_the_weights_attack(gate, kinds, monkeypatch):
+    state, seen, inner = make_state(weight_attack_gate=gate), [], steps._attacked
+
+    def attacked(state, twin, batch, gate):
+        seen.append(gate)
+        return inner(state, twin, batch, gate)
+
+    monkeypatch.setattr(steps, "_attacked", attacked)
+    for state.iteration in (0, 1):
+        two_level(state, BATCHES)
+    assert [type(gate) for gate in seen[1::2]] == [{"h": HardGate, "s": StraightThroughGate}[kind] for kind in kinds]
+    assert all(isinstance(gate, StraightThroughGate) for gate in seen[::2])
+
+
+def test_routers_are_updated_in_every_kth_iteration():
+    state, spy = spied(router_every=3)
+    for state.iteration in range(4):
+        two_level(state, BATCHES)
+    assert spy.order() == ROUTERS + WEIGHTS + WEIGHTS + WEIGHTS + ROUTERS + WEIGHTS
+
+
+def test_router_loss_of_routers_that_rest_is_a_mean_over_the_images_they_saw(tiny, splits, tmp_path, recorder):
+    train(tiny(router_every=2, tied_share=0.0, epochs=1), splits, tmp_path / "run", recorder)
+    train(tiny(tied_share=0.0, epochs=1), splits, tmp_path / "every", recorder)
+    rests, always = recorder.rows
+    assert rests["router_loss"] == pytest.approx(always["router_loss"], rel=0.3)
+
+
+def test_both_levels_get_the_same_batch(tiny, splits):
+    config = tiny(level_batches="same", batch_size=40)  # more than half of the images
+    for routers, weights in batches(config, splits.train, 0, 2):
+        assert routers is weights
+
+
+# Ramps
+
+
+def test_ramps_of_the_attack_by_hand():
+    state = make_state()
+    state.config = RunConfig(attack=AttackConfig(epsilon=0.2, num_steps=2, epsilon_ramp=0.5, steps_ramp=0.25))
+    seen = []
+    for state.done in (0.0, 0.25, 0.5, 0.74, 0.75):
+        seen.append((state.attack.epsilon, state.attack.num_steps, state.attack.step))
+    expected = [(0, 2, 0), (0.1, 2, 0.0625), (0.2, 2, 0.125), (0.2, 2, 0.125), (0.2, 5, 0.05)]
+    assert [value for row in seen for value in row] == pytest.approx([value for row in expected for value in row])
+    state.config = RunConfig(attack=AttackConfig(epsilon=0.2, step_size=0.1, epsilon_ramp=0.5))
+    state.done = 0.25
+    assert state.attack.step == pytest.approx(0.05)
+
+
+# All of them together
+
+
+@pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
+def test_everything_on_comes_back_bit_by_bit(method, tiny, splits, tmp_path):
+    options = {
+        name: value
+        for name, value in EVERYTHING.items()
+        if method == "advmoe" or not name.startswith(("router", "weight", "level"))
+    }
+    config = tiny(method, epochs=2, save_minutes=0.0, **options)
+    whole = train(config, splits, tmp_path / "whole", Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    resumed = train(config, splits, tmp_path / "broken", Recorder(), resume=True)
+    assert [{k: v for k, v in row.items() if k not in SECONDS} for row in resumed] == [
+        {k: v for k, v in row.items() if k not in SECONDS} for row in whole
+    ]
+    expected, found = (RunFolder(tmp_path / name).latest() for name in ("whole", "broken"))
+    assert all(torch.equal(value, found.model_state()[name]) for name, value in expected.model_state().items())
+    trained = [each.optimizer_states()["trained"] for each in (expected, found)]
+    assert trained[0]["updates"] == trained[1]["updates"]
+    assert all(torch.equal(value, trained[1]["weights"][name]) for name, value in trained[0]["weights"].items())
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("at_dense", {"router_consistency": 1.0}, "router_consistency is for methods with routers, not at_dense"),
+        ("at_small_dense", {"router_target": "label_mod_n"}, "router_target is for methods with routers, not at_small_dense"),
+        ("at_moe", {"weight_attack_gate": "straight_through"}, "weight_attack_gate is for advmoe, not at_moe"),
+        ("at_moe", {"level_batches": "same"}, "level_batches is for advmoe, not at_moe"),
+        ("advmoe", {"router_loss": "target"}, "router_loss target needs a router_target"),
+        ("advmoe", {"router_consistency": 1.0, "loss": "pgd_at"}, "router_consistency needs a loss with clean images, not pgd_at"),
+        ("at_dense", {"soft_labels": "adr"}, "soft_labels adr needs ema"),
+    ],
+)
+def test_options_that_do_not_fit_are_one_line_before_anything_is_written(method, options, message, tiny, splits, tmp_path):
+    with pytest.raises(UserError) as caught:
+        train(tiny(method, **options), splits, tmp_path / "run", Recorder())
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("ema", 1.0), ("label_smoothing", -0.1), ("awp_from", 1.5), ("router_every", 0)])
+def test_values_out_of_range_are_refused(name, value):
+    with pytest.raises(UserError, match=name):
+        TrainingConfig(**{name: value})
