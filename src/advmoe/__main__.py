@@ -4,11 +4,14 @@ import signal
 import sys
 from types import FrameType
 
+from advmoe.allocator import keep_freed_memory
+
 
 def run() -> None:
     """Run the command line; an interrupt ends it quietly even while torch is being loaded."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who started this may want interrupts ignored
         signal.signal(signal.SIGINT, _interrupt_once)
+    keep_freed_memory()
     try:
         from advmoe.cli.main import main  # noqa: PLC0415
 

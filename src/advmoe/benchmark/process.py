@@ -15,6 +15,8 @@ from typing import TypeVar, get_type_hints
 
 from pydantic import BaseModel
 
+from advmoe.allocator import keep_freed_memory
+
 Task = TypeVar("Task", bound=BaseModel)
 Result = TypeVar("Result", bound=BaseModel)
 
@@ -61,6 +63,7 @@ def separately(
 
 def main() -> None:
     """Run one function in this process. What libraries print goes to stderr, so that stdout has results alone."""
+    keep_freed_memory()
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, _, name = sys.argv[1].partition(":")

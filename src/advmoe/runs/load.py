@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from advmoe import hub
+from advmoe.allocator import keep_freed_memory
 from advmoe.attacks import Norm
 from advmoe.config import RunConfig, RuntimeConfig, from_dict, to_dict
 from advmoe.data import DATASETS, ImageSpec
@@ -76,7 +77,10 @@ def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
     """The network of a run's folder (its best epoch), of a file that `save_file` wrote, or of the hub (owner/name), on `device`.
 
     A run from before checkpoints knew their images needs its data once more. Raises UserError where there is no network.
+
+    With glibc this also tells the process's allocator to keep freed memory (advmoe.allocator), unless MALLOC_* is set.
     """
+    keep_freed_memory()
     place = Path(what)
     if place.is_dir():
         file = place / FILE  # a folder as the hub holds it

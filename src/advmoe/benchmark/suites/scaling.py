@@ -13,6 +13,7 @@ from pathlib import Path
 
 from advmoe.benchmark.rows import Row, compare
 from advmoe.benchmark.setup import Setup
+from advmoe.errors import UserError
 
 METHODS = ("at_dense", "advmoe")
 PROCESSES = (1, 2)
@@ -27,7 +28,7 @@ def measure(setup: Setup) -> Iterator[Row]:
     variants: dict[str, tuple[int, tuple[str, ...]]] = {"1 process": (1, ())}
     for count in PROCESSES[1:]:
         variants |= {f"{count} processes": (count, ()), f"{count} processes, --no-sync-norm": (count, ("--no-sync-norm",))}
-    width, images = (4, BATCH) if setup.quick else (WIDTH, IMAGES)
+    width, images = (4, 2 * BATCH) if setup.quick else (WIDTH, IMAGES)
     for method in METHODS:
         rates: dict[str, list[float]] = {name: [] for name in variants}
         for _ in range(setup.rounds(3)):
@@ -40,7 +41,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def images_per_second(method: str, processes: int, images: int, width: int, flags: tuple[str, ...]) -> float:
-    """The rate of one run, over all processes."""
+    """The rate of one run, over all processes. Raises UserError where the run fails."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe", "train"]
@@ -49,6 +50,9 @@ def images_per_second(method: str, processes: int, images: int, width: int, flag
             "batch-size": BATCH * processes, "epochs": 2, "tied-share": 0.0, "threads": 1, "out": run,
         }  # fmt: skip
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        subprocess.run([sys.executable, *launch, *words, *flags], check=True, capture_output=True)
+        ended = subprocess.run([sys.executable, *launch, *words, *flags], check=False, capture_output=True, text=True)
+        if ended.returncode != 0:
+            lines = [line for line in ended.stderr.splitlines() if line.startswith("advmoe:")] or ["without a message"]
+            raise UserError(f"suite scaling: a training run ended with status {ended.returncode} ({lines[0]})")
         row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     return float(images * processes / row["train_seconds"])
