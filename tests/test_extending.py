@@ -1,9 +1,14 @@
 """The page on extending: every snippet is short, and what it adds is there for the command line, too."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 
 from advmoe.cli.main import main
 
@@ -28,10 +33,46 @@ def test_each_extension_has_a_snippet_of_under_30_lines():
         "A gate",
         "A loss",
         "An attack",
+        "A training loop",
+        "Other programs",
     ]
     for section, blocks in SECTIONS.items():
-        assert blocks, section
+        assert blocks or section == "Other programs", section
         assert all(len(block.splitlines()) < 30 for block in blocks), section
+
+
+def test_a_training_loop_changes_both_levels():
+    names = run("A training loop")
+    assert names["outcome"].total.isfinite()
+    for level, optimizer in names["optimizers"].items():
+        assert len(optimizer.state) == len(names["levels"][level]), level
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_distributed_data_parallel_as_documented(tmp_path):
+    model = run("A training loop")["model"].train().requires_grad_(True)
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        parallel = DistributedDataParallel(model, find_unused_parameters=True)
+        for _ in range(2):  # without it the second pass raises
+            parallel(torch.rand(4, 1, 28, 28)).sum().backward()
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_other_processes_load_the_script(tmp_path):
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import subprocess, sys, advmoe.cli\n"
+        "from advmoe.models import MODELS\n"
+        "MODELS['mine'] = (None, 8)\n"
+        "if __name__ == '__main__':\n"
+        "    assert advmoe.cli.main(['--version']) == 0\n"
+        "    code = 'from advmoe.cli import extension; from advmoe.models import MODELS; extension.load(); print(*MODELS)'\n"
+        "    raise SystemExit(subprocess.run([sys.executable, '-c', code]).returncode)\n"
+    )
+    answer = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert answer.stdout.split()[-1] == "mine"
 
 
 def test_commands_train_evaluate_and_attack_with_what_was_added(tmp_path, capsys):

@@ -20,9 +20,7 @@ def test_without_advmoe_there_is_no_answer():
 def test_three_questions_are_answered():
     found = [record(method) for method in ("standard", "at_dense", "at_small_dense", "advmoe")]
     robust, cost, choice = answers(found)
-    assert robust.startswith(
-        "How robust? AdvMoE is right on 79.0 % of the clean test images, and stays right on 49.0 % under"
-    )
+    assert robust.startswith("How robust? AdvMoE is right on 79.0 % of the clean test images, and stays right on 49.0 % under")
     assert "Without robust training it is" in robust
     assert "upper bound" not in robust
     assert cost == "At what cost? 0.0100 GMACs for an image, 25 % of the dense network's. " + (
