@@ -30,7 +30,7 @@ def test_pathway_follows_the_clean_route_and_the_one_under_attack(tmp_path, draw
     pathway = drawn[0].axes[1]
     shown = run.gallery[0]
     assert [list(line.get_ydata()) for line in pathway.lines] == [shown.clean.route, shown.adversarial.route]
-    assert "said: T-shirt\n\nunder attack:\ntrouser" in texts(pathway)
+    assert "answer: T-shirt\n\nunder attack:\ntrouser" in texts(pathway)
     assert len([patch for patch in pathway.patches if patch.get_hatch()]) == 3
 
 

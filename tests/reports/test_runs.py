@@ -27,7 +27,7 @@ def test_routes_are_compared_layer_by_layer():
     assert [layer.number for layer in shown.route if layer.changed] == [2, 5, 8]
     assert shown.summary == "3 of 8 routers choose another expert under attack"
     assert (shown.clean.right, shown.adversarial.right) == (True, False)
-    assert (shown.clean.said, shown.adversarial.said, shown.attack) == ("T-shirt", "trouser", "PGD-50")
+    assert (shown.clean.answer, shown.adversarial.answer, shown.attack) == ("T-shirt", "trouser", "PGD-50")
 
 
 def test_networks_without_routers_have_no_route():

@@ -14,7 +14,7 @@ from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import Claim, judge, verdict
-from advmoe.reports.collect import Told, collect
+from advmoe.reports.collect import Warn, collect
 from advmoe.reports.html import report_html
 from advmoe.reports.markup import Table, csv_text, latex, markdown
 from advmoe.reports.paper_tables import tables
@@ -57,16 +57,16 @@ def run(words: list[str]) -> None:
 
 
 def write_report(
-    records: Sequence[Record], out: Path, told: Told, answers: Sequence[str] = ()
+    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[str] = ()
 ) -> tuple[list[str], list[Claim], list[str]]:
     """Write tables, figures and report.html, each whole or not at all; give their names, the claims and the verdict.
 
-    `told` gets one line for each figure that cannot be drawn; the rest is made. `answers` come first on the page.
+    `warn` gets one line for each figure that cannot be drawn; the rest is made. `answers` come first on the page.
     """
     _make_folders(out)
     shown, claims, sentences = tables(records), judge(records), [*answers, *verdict(records)]
     made = _write_tables(shown, out)
-    drawn, failed = _draw_figures(list(records), out, told)
+    drawn, failed = _draw_figures(list(records), out, warn)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}
     html = report_html(list(records), summarise(records), shown, claims, sentences, figures, failed)
     write_atomically(out / "report.html", html)
@@ -84,7 +84,7 @@ def _write_tables(shown: Sequence[Table], out: Path) -> list[str]:
     return made
 
 
-def _draw_figures(records: list[Record], out: Path, told: Told) -> tuple[list[str], list[str]]:
+def _draw_figures(records: list[Record], out: Path, warn: Warn) -> tuple[list[str], list[str]]:
     """Those that the Records have something for, as files; and the names of those that failed."""
     made, failed = [], []
     for name, draw in FIGURES.items():
@@ -97,7 +97,7 @@ def _draw_figures(records: list[Record], out: Path, told: Told) -> tuple[list[st
             for file in files:
                 (out / file).unlink(missing_ok=True)
             failed.append(name)
-            told(f"left out, figures/{name}: could not be drawn ({type(error).__name__}: {error})")
+            warn(f"left out, figures/{name}: could not be drawn ({type(error).__name__}: {error})")
     return made, failed
 
 

@@ -41,7 +41,7 @@ class Claim:
 
 
 def judge(records: Iterable[Record]) -> list[Claim]:
-    """The appendix's claims, in its own setting first (also where nothing was run in it), then in every other one in which AdvMoE
+    """The appendix's claims, in its setting first (also where nothing was run in it), then in every other one in which AdvMoE
     and a baseline were run.
 
     One method is ahead of another only where both have several seeds, all that is no part of a method is equal, and their
@@ -50,8 +50,8 @@ def judge(records: Iterable[Record]) -> list[Claim]:
     """
     records = list(records)
     summaries = summarise(records)
-    paper = [own for own in summaries if any(is_run_of(own, cell) for cell in printed_cells())]
-    others = by_setting(own for own in summaries if own not in paper)
+    paper = [summary for summary in summaries if any(is_run_of(summary, cell) for cell in printed_cells())]
+    others = by_setting(summary for summary in summaries if summary not in paper)
     claims = [_comparison(name, "in the paper's setting", paper, _printed_exceptions(name)) for name in COMPARISONS]
     for setting, group in others.items():
         if _compared(group):
@@ -64,7 +64,7 @@ def _choices(summaries: Sequence[Summary]) -> list[Claim]:
 
     The control is the same method with one expert: as large a network, and no choice.
     """
-    groups = by_setting(own for own in summaries if own.cell.method in ROUTED)
+    groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
     claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group)) is not None]
     return claims or [Claim(CHOICE, "not shown", "No control was run: the same method with one expert (num_experts 1).")]
 
@@ -73,17 +73,19 @@ def _choice(setting: Cell, group: Sequence[Summary]) -> Claim | None:
     """The claim in one setting; None without a pair of a routed network and its control."""
     outcomes: list[Outcome | None] = []
     sentences = []
-    for own in group:
-        control = next((other for other in group if other.cell == replace(own.cell, num_experts=1)), None)
-        if own.cell.num_experts == 1 or control is None:
+    for summary in group:
+        control = next((other for other in group if other.cell == replace(summary.cell, num_experts=1)), None)
+        if summary.cell.num_experts == 1 or control is None:
             continue
-        name = next((name for name in WORST if name in own.figures and name in control.figures), None)
-        if name is None or own.attacks[name] != control.attacks[name]:
+        name = next((name for name in WORST if name in summary.figures and name in control.figures), None)
+        if name is None or summary.attacks[name] != control.attacks[name]:
             outcomes.append(None)
-            sentences.append(f"{_title(own)} and its control were not attacked alike.")
+            sentences.append(f"{_title(summary)} and its control were not attacked alike.")
             continue
-        outcomes.append(None if _difference(own, control) else _outcome(own, control, name))
-        sentences.append(f"{_title(own)}: {label(name)} {_interval(own, name)}, one expert {_against(own, control, name)}.")
+        outcomes.append(None if _difference(summary, control) else _outcome(summary, control, name))
+        sentences.append(
+            f"{_title(summary)}: {label(name)} {_interval(summary, name)}, one expert {_against(summary, control, name)}."
+        )
     if not outcomes:
         return None
     single = ["One seed."] if "one seed" in outcomes else []
@@ -93,12 +95,12 @@ def _choice(setting: Cell, group: Sequence[Summary]) -> Claim | None:
 CHOICE = "Choosing an expert helps: a routed network withstands more than the same one with a single expert"
 BATCHES = Claim(
     "Different batches for the two levels help", "not shown",
-    "No run: every AdvMoE run draws a batch of its own for each level, none the same one for both.",
+    "No run: every AdvMoE run draws separate batches for the two levels.",
 )  # fmt: skip
 
 
 def _compared(group: Sequence[Summary]) -> bool:
-    methods = {own.cell.method for own in group}
+    methods = {summary.cell.method for summary in group}
     return "advmoe" in methods and bool(methods & {"at_dense", *SAME_COST})
 
 
@@ -106,15 +108,19 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
     """AdvMoE against the baselines in one figure, at every model scale."""
     baselines = COMPARISONS[name]
     text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {label(name)}, {where}"
-    routed = [own for own in group if own.cell.method == "advmoe" and own.cell.num_experts > 1 and name in own.figures]
+    routed = [
+        summary for summary in group if summary.cell.method == "advmoe" and summary.cell.num_experts > 1 and name in summary.figures
+    ]
     if not routed:
         return Claim(text, "not shown", " ".join(part for part in ("No AdvMoE run.", more) if part))
     outcomes: list[Outcome | None] = []
     sentences = []
-    for own in routed:
-        found = {method: _baseline(own, method, name, group) for method in baselines}
-        outcomes += [_outcome(own, other, name) if other and not _difference(own, other) else None for other in found.values()]
-        sentences.append(_sentence(own, found, name))
+    for summary in routed:
+        found = {method: _baseline(summary, method, name, group) for method in baselines}
+        outcomes += [
+            _outcome(summary, other, name) if other and not _difference(summary, other) else None for other in found.values()
+        ]
+        sentences.append(_sentence(summary, found, name))
     single = ["One seed."] if "one seed" in outcomes else []
     return Claim(text, _judgement(outcomes), " ".join([*single, *sentences, INTERVALS, more]).strip())
 
@@ -125,50 +131,50 @@ def _judgement(outcomes: Sequence[Outcome | None]) -> Judgement:
     return "supported" if all(outcome == "ahead" for outcome in outcomes) else "not shown"
 
 
-def _baseline(own: Summary, method: str, name: str, group: Sequence[Summary]) -> Summary | None:
+def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]) -> Summary | None:
     """The run of `method` in the same place: of the same backbone, steps and scale, unless it has none."""
-    place = own.cell.setting
+    place = summary.cell.setting
     return next(
         (
             other for other in group
             if other.cell.method == method and other.cell.setting == place and name in other.figures
-            and (method in FULL_SCALE or other.cell.model_scale == own.cell.model_scale)
-            and (method not in ROUTED or other.cell.num_experts == own.cell.num_experts)
+            and (method in FULL_SCALE or other.cell.model_scale == summary.cell.model_scale)
+            and (method not in ROUTED or other.cell.num_experts == summary.cell.num_experts)
         ),
         None,
     )  # fmt: skip
 
 
-def _difference(own: Summary, other: Summary) -> str:
+def _difference(summary: Summary, other: Summary) -> str:
     """What is no part of a method and yet not equal."""
-    return differing(other.shared, own.shared)
+    return differing(other.shared, summary.shared)
 
 
-def _outcome(own: Summary, other: Summary, name: str) -> Outcome:
-    if min(own.figures[name].n, other.figures[name].n) < 2:
+def _outcome(summary: Summary, other: Summary, name: str) -> Outcome:
+    if min(summary.figures[name].n, other.figures[name].n) < 2:
         return "one seed"
-    (low, high), (other_low, other_high) = span(own, name), span(other, name)
+    (low, high), (other_low, other_high) = span(summary, name), span(other, name)
     return "ahead" if low > other_high else "behind" if high < other_low else "not apart"
 
 
-def _sentence(own: Summary, found: Mapping[str, Summary | None], name: str) -> str:
-    cell = own.cell
-    against = [f"{look(method).title} {_against(own, other, name)}" for method, other in found.items()]
+def _sentence(summary: Summary, found: Mapping[str, Summary | None], name: str) -> str:
+    cell = summary.cell
+    against = [f"{look(method).title} {_against(summary, other, name)}" for method, other in found.items()]
     place = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"
-    return f"{place}: AdvMoE {_interval(own, name)}, against {', '.join(against)}."
+    return f"{place}: AdvMoE {_interval(summary, name)}, against {', '.join(against)}."
 
 
-def _against(own: Summary, other: Summary | None, name: str) -> str:
-    """'50.1 (49.1 to 51.1; n = 2) ahead', where `own` is ahead of it; or why nothing can be said."""
+def _against(summary: Summary, other: Summary | None, name: str) -> str:
+    """'50.1 (49.1 to 51.1; n = 2) ahead', where `summary` is ahead of it; or why they are not compared."""
     if other is None:
         return "not run"
-    difference = _difference(own, other)
-    said = f"not comparable ({difference})" if difference else _outcome(own, other, name)
-    return _interval(other, name) + (f" {said}" if said != "one seed" else "")
+    difference = _difference(summary, other)
+    outcome = f"not comparable ({difference})" if difference else _outcome(summary, other, name)
+    return _interval(other, name) + (f" {outcome}" if outcome != "one seed" else "")
 
 
-def _interval(own: Summary, name: str) -> str:
-    (low, high), figure = span(own, name), own.figures[name]
+def _interval(summary: Summary, name: str) -> str:
+    (low, high), figure = span(summary, name), summary.figures[name]
     return f"{figure.mean:.1f} " + (f"({low:.1f} to {high:.1f}; n = {figure.n})" if figure.n > 1 else "(one seed)")
 
 
@@ -235,49 +241,51 @@ def verdict(records: Iterable[Record]) -> list[str]:
     records = list(records)
     groups = by_setting(summarise(records)).values()
     parts = [(_where(part[0], group), part) for group in groups for part in alike(group)]
-    parts.sort(key=lambda named: _weight(named[1]), reverse=True)
-    return [*(_winner(*named) for named in parts), *_failures(records)]
+    parts.sort(key=lambda pair: _weight(pair[1]), reverse=True)
+    return [*(_winner(*pair) for pair in parts), *_failures(records)]
 
 
 def _weight(part: Sequence[Summary]) -> tuple[int, int]:
     setting = part[0].cell
-    return len({own.cell.method for own in part}), setting.epochs * setting.train_images
+    return len({summary.cell.method for summary in part}), setting.epochs * setting.train_images
 
 
-def _where(own: Summary, group: Sequence[Summary]) -> str:
+def _where(summary: Summary, group: Sequence[Summary]) -> str:
     """The setting in words, with what tells the run from others of the setting."""
-    names = [name for name in own.shared if any(other.shared.get(name) != own.shared[name] for other in group)]
-    return ", ".join([_words(own.cell.setting), *(f"{name} {shown(own.shared[name])}" for name in names)])
+    names = [name for name in summary.shared if any(other.shared.get(name) != summary.shared[name] for other in group)]
+    return ", ".join([_words(summary.cell.setting), *(f"{name} {shown(summary.shared[name])}" for name in names)])
 
 
 def _winner(where: str, group: Sequence[Summary]) -> str:
     """The ranking is by one figure, over runs of several seeds under equal attacks; others are named beside it."""
     name = worst_name(group)
-    attacked = [own for own in group if name in own.figures]
-    plan = next(iter(Counter(own.attacks[name] for own in attacked).most_common(1)), (frozenset[str](), 0))[0]
-    equal = [own for own in attacked if own.attacks[name] == plan]
-    ranked = sorted((own for own in equal if own.figures[name].n > 1), key=lambda own: -own.figures[name].mean)
-    single = [own for own in equal if own not in ranked]
-    mixed = [own for own in group if own.mixed and own not in attacked]
-    lesser = [own for own in group if name == "ra_worst" and own not in (*attacked, *mixed)]
+    attacked = [summary for summary in group if name in summary.figures]
+    plan = next(iter(Counter(summary.attacks[name] for summary in attacked).most_common(1)), (frozenset[str](), 0))[0]
+    equal = [summary for summary in attacked if summary.attacks[name] == plan]
+    ranked = sorted((summary for summary in equal if summary.figures[name].n > 1), key=lambda summary: -summary.figures[name].mean)
+    single = [summary for summary in equal if summary not in ranked]
+    mixed = [summary for summary in group if summary.mixed and summary not in attacked]
+    lesser = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
     left = {
         "Seeds attacked by different attacks, so without a worst case": mixed,
         "Not attacked in full, so not ranked": lesser,
-        f"Not attacked by {attacks_in_words(plan)}, so not ranked": [own for own in group if own not in (*equal, *mixed, *lesser)],
+        f"Not attacked by {attacks_in_words(plan)}, so not ranked": [
+            summary for summary in group if summary not in (*equal, *mixed, *lesser)
+        ],
     }
-    said = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
+    sentences = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
     if single:
-        shares = "; ".join(f"{_title(own)}, {_share(own, name)}" for own in single)
-        said.append(f"One seed, so no order: {shares}." if said else f"{where}: one seed, so no order: {shares}.")
-    tails = [f"{reason}: {'; '.join(_title(own) for own in those)}." for reason, those in left.items() if those]
-    return " ".join([*(said or [f"{where}: no worst case can be shown."]), *tails])
+        shares = "; ".join(f"{_title(summary)}, {_share(summary, name)}" for summary in single)
+        sentences.append(f"One seed, so no order: {shares}." if sentences else f"{where}: one seed, so no order: {shares}.")
+    tails = [f"{reason}: {'; '.join(_title(summary) for summary in those)}." for reason, those in left.items() if those]
+    return " ".join([*(sentences or [f"{where}: no worst case can be shown."]), *tails])
 
 
 def _ranking(ranked: Sequence[Summary], name: str) -> str:
     first, *rest = ranked
     if not rest:
         return f"alone is {_title(first)}, {_share(first, name)}"
-    close = [_title(own) for own in rest if _outcome(first, own, name) == "not apart"]
+    close = [_title(summary) for summary in rest if _outcome(first, summary, name) == "not apart"]
     apart = f"these runs do not tell apart from it: {'; '.join(close)}" if close else f"all others lie clearly below ({BY})"
     return (
         f"most robust at worst is {_title(first)}, {_share(first, name)}; next is {_title(rest[0])} with "
@@ -285,20 +293,22 @@ def _ranking(ranked: Sequence[Summary], name: str) -> str:
     )
 
 
-def _share(own: Summary, name: str) -> str:
+def _share(summary: Summary, name: str) -> str:
     """'RA-worst 36.2 ± 0.5 % (3 seeds) at 27 % of the dense network's cost (0.0078 GMACs)'."""
-    figure = own.figures[name]
+    figure = summary.figures[name]
     spread = f" ± {figure.std:.1f}" if figure.std is not None else ""
     bound = "an upper bound; " if BY_NAME[name].upper_bound else ""
     share = f"{label(name)} {figure.mean:.1f}{spread} % ({bound}{figure.n} seed{'s' * (figure.n > 1)})"
-    cost = f"{100 - own.figures['reduction'].mean:.0f} % of the dense network's cost ({own.figures['gmacs'].mean:.4f} GMACs)"
+    cost = (
+        f"{100 - summary.figures['reduction'].mean:.0f} % of the dense network's cost ({summary.figures['gmacs'].mean:.4f} GMACs)"
+    )
     return f"{share} at {cost}"
 
 
-def _title(own: Summary) -> str:
+def _title(summary: Summary) -> str:
     """'AdvMoE, r 0.5, N 2'."""
-    scale = "" if own.cell.method in FULL_SCALE else f", r {own.cell.model_scale:g}"
-    return look(own.cell.method).title + scale + (f", N {own.cell.num_experts}" if own.cell.method in ROUTED else "")
+    scale = "" if summary.cell.method in FULL_SCALE else f", r {summary.cell.model_scale:g}"
+    return look(summary.cell.method).title + scale + (f", N {summary.cell.num_experts}" if summary.cell.method in ROUTED else "")
 
 
 def _failures(records: Sequence[Record]) -> list[str]:

@@ -16,7 +16,7 @@ from advmoe.moe import MoEKind
 from advmoe.reports.measures import evaluator
 from advmoe.training.methods import METHODS
 
-Told = Callable[[str], None]
+Warn = Callable[[str], None]
 Found = tuple[Path, Record]
 ROUTED = tuple(name for name, method in METHODS.items() if isinstance(method.kind(RunConfig().model), MoEKind))
 FULL_SCALE = ("standard", "at_dense")
@@ -86,24 +86,24 @@ def cell_of(record: Record) -> Cell:
     )  # fmt: skip
 
 
-def collect(folder: Path, told: Told) -> list[Record]:
+def collect(folder: Path, warn: Warn) -> list[Record]:
     """The Records below `folder`: every record.json, and every other JSON file outside of runs that holds a Record or a list of
     them; ordered by cell and seed.
 
-    `told` gets one line for each file that is left out because it is broken or no Record, one for each Record that is read without
+    `warn` gets one line for each file that is left out because it is broken or no Record, one for each Record that is read without
     a garbled part, and one where several runs claim a cell with different settings, or a seed twice: the newest run stands, and
     with it those of the same settings. Raises UserError where there is no Record.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder")
-    found = [pair for path in _files(folder) for pair in _read(path, told)]
+    found = [pair for path in _files(folder) for pair in _read(path, warn)]
     if not found:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
     once = {record.model_dump_json(): (path, record) for path, record in reversed(found)}  # copies of a Record are one
     cells: dict[Cell, list[Found]] = defaultdict(list)
     for path, record in sorted(once.values(), key=lambda pair: pair[1].time, reverse=True):
         cells[cell_of(record)].append((path, record))
-    return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], told)]
+    return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], warn)]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -116,23 +116,23 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(place, name)
 
 
-def _read(path: Path, told: Told) -> list[Found]:
-    """The Records of a file; what is none is told of in one line."""
+def _read(path: Path, warn: Warn) -> list[Found]:
+    """The Records of a file; a file that holds none gets one warning line."""
     try:
-        tree = with_gallery(read_json(path), path, told)
+        tree = with_gallery(read_json(path), path, warn)
     except UserError as error:
-        told(f"left out, {error}")
+        warn(f"left out, {error}")
         return []
     several = isinstance(tree, list)
     entries = [(f"{path}, entry {number}", entry) for number, entry in enumerate(tree, 1)] if several else [(str(path), tree)]
     records, reasons = [], []
     for where, entry in entries:
         try:
-            records.append((path, checked_record(entry, where, told)))
+            records.append((path, checked_record(entry, where, warn)))
         except UserError as error:
             reasons.append(str(error))
     if reasons or not records:
-        told("left out, " + ("; ".join(reasons) or f"{path}: an empty list"))
+        warn("left out, " + ("; ".join(reasons) or f"{path}: an empty list"))
     return records
 
 
@@ -159,7 +159,7 @@ def departures(record: Record) -> tuple[str, ...]:
     return tuple(f"{name} {shown(value)} ({shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))
 
 
-def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[Record]:
+def _of_one_setting(cell: Cell, runs: list[Found], warn: Warn) -> list[Record]:
     """One run a seed, of the newest run's settings; `runs` have the newest first."""
     newest, wanted = runs[0][0], settings(runs[0][1])
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
@@ -171,10 +171,10 @@ def _of_one_setting(cell: Cell, runs: list[Found], told: Told) -> list[Record]:
         elif record.seed not in kept:
             kept[record.seed] = path, record
         elif record.evaluation != kept[record.seed][1].evaluation:
-            told(f"left out, {path}: seed {record.seed} of {cell.words}: {kept[record.seed][0]} holds a newer run of it")
+            warn(f"left out, {path}: seed {record.seed} of {cell.words}: {kept[record.seed][0]} holds a newer run of it")
     for (path, other), seeds in others.items():
         numbers = ", ".join(str(seed) for seed in sorted(set(seeds)))
-        told(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({other})")
+        warn(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({other})")
     return [kept[seed][1] for seed in sorted(kept)]
 
 

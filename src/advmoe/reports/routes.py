@@ -114,9 +114,9 @@ def _draw_pathway(ax: Axes, record: Record, shown: GalleryImage) -> None:
     image = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
     image.imshow(_pixels(clean.png), cmap="gray")
     image.set(xticks=[], yticks=[])
-    image.set_title(named(names, shown.label), fontsize=8)
-    told = f"said: {named(names, clean.prediction)}\n\nunder attack:\n{named(names, adversarial.prediction)}"
-    ax.text(len(layers) - 0.3, (most - 1) / 2, told, fontsize=8, va="center")
+    image.set_title(class_name(names, shown.label), fontsize=8)
+    answers = f"answer: {class_name(names, clean.prediction)}\n\nunder attack:\n{class_name(names, adversarial.prediction)}"
+    ax.text(len(layers) - 0.3, (most - 1) / 2, answers, fontsize=8, va="center")
     ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(most - 0.3, -0.7))
     ax.set_xticks(range(len(layers)), [f"{short(layer.name)}, {layer.width}" for layer in layers], rotation=90, fontsize=7)
     ax.set_xlabel("MoE layer, and how many filters each of its experts has", fontsize=8)
@@ -141,7 +141,7 @@ def _pixels(png: str) -> np.ndarray[Any, Any]:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 
-def named(names: Sequence[str] | None, label: int) -> str:
+def class_name(names: Sequence[str] | None, label: int) -> str:
     """A class's name, or its number where the Record names none."""
     return names[label] if names and label < len(names) else f"class {label}"
 
@@ -172,7 +172,7 @@ def _draw_load(ax: Axes, record: Record) -> Any:
     for end in ends[:-1]:
         ax.axvline(end - 0.5, color="white", linewidth=2)
     classes = range(0, len(shares), -(-len(shares) // MOST_LABELS))
-    ax.set_yticks(classes, [short(named(record.classes, label)) for label in classes], fontsize=7)
+    ax.set_yticks(classes, [short(class_name(record.classes, label)) for label in classes], fontsize=7)
     middles = [end - counts.shape[1] / 2 - 0.5 for end, counts in zip(ends, layers, strict=True)]
     ax.set_xticks(middles, [str(number + 1) for number in range(len(layers))], fontsize=7)
     ax.set_xlabel(f"MoE layer, its experts 0 to {layers[0].shape[1] - 1} from left to right", fontsize=8)

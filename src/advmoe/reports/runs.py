@@ -9,7 +9,7 @@ from advmoe.evaluation.record import CheckResult, GalleryImage, Record, Seen
 from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import WORST, evaluator, label, worst_of
-from advmoe.reports.routes import named
+from advmoe.reports.routes import class_name
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
 
@@ -19,7 +19,7 @@ class Side:
     """An image as the network sees it: its PNG, what it is taken for, and what that is worth in words."""
 
     png: str
-    said: str
+    answer: str
     confidence: str
     right: bool
 
@@ -39,7 +39,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryEntry:
     """One entry of a gallery."""
 
     label: str
@@ -69,7 +69,7 @@ class Run:
     notes: tuple[Table, ...]
     config: str
     made: tuple[tuple[str, str], ...]
-    gallery: tuple[Shown, ...]
+    gallery: tuple[GalleryEntry, ...]
 
 
 def run_of(record: Record) -> Run:
@@ -77,9 +77,9 @@ def run_of(record: Record) -> Run:
     return Run(
         name=record.run or "", method=record.method, title=f"{cell_of(record).words}, seed {record.seed}",
         headline=_headline(record), facts=tuple(_facts(record)), checks=tuple(record.evaluation.checks),
-        notes=tuple(_own_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
+        notes=tuple(_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
         made=tuple(_provenance(record)),
-        gallery=tuple(_shown(record, entry) for entry in record.gallery),
+        gallery=tuple(_gallery_entry(record, entry) for entry in record.gallery),
     )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     yield "record", f"schema {record.from_schema or record.schema_number}"
 
 
-def _own_tables(record: Record) -> Iterable[Table]:
+def _tables(record: Record) -> Iterable[Table]:
     """Attacks, accuracies at other radii, epochs: each where the Record has it."""
     attacks = record.evaluation.attacks
     yield _table("Attacks", ("attack", "attacked", "broken", "seconds"), [
@@ -144,18 +144,18 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]
     return Table("", title, columns, tuple(entries))
 
 
-def _shown(record: Record, entry: GalleryImage) -> Shown:
+def _gallery_entry(record: Record, entry: GalleryImage) -> GalleryEntry:
     names, clean, adversarial = record.classes, entry.clean, entry.adversarial
     pairs = zip(clean.pathway, adversarial.pathway, strict=True)
-    return Shown(
-        named(names, entry.label), entry.row, _attack(entry.attack), _side(clean, entry.label, names),
+    return GalleryEntry(
+        class_name(names, entry.label), entry.row, _attack(entry.attack), _side(clean, entry.label, names),
         _side(adversarial, entry.label, names), tuple(Layer(number, *pair) for number, pair in enumerate(pairs, 1)),
     )  # fmt: skip
 
 
 def _side(seen: Seen, label: int, names: Sequence[str] | None) -> Side:
-    said = named(names, seen.prediction)
-    return Side(seen.png, said, f"{100 * seen.confidence:.0f} %", seen.prediction == label)
+    answer = class_name(names, seen.prediction)
+    return Side(seen.png, answer, f"{100 * seen.confidence:.0f} %", seen.prediction == label)
 
 
 def _attack(name: str) -> str:
