@@ -24,9 +24,10 @@ from advmoe.reports.collect import collect, settings
 from advmoe.runs.load import KEY
 from advmoe.runs.status import read_run
 from advmoe.sweep.folder import keep_plan
-from advmoe.training import checkpoint
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
+from advmoe.training.manifest import SCHEMA as MANIFEST_SCHEMA
+from advmoe.training.manifest import seal
 from advmoe.training.start import best_network
 
 FIXTURES = Path(__file__).parent / "fixtures" / "versions"
@@ -51,7 +52,7 @@ def seal_again(folder: Path, **fields: Any) -> None:
     path = folder / "manifest.json"
     manifest = {**json.loads(path.read_text()), **fields}
     manifest.pop("seal", None)
-    path.write_text(json.dumps({**manifest, "seal": checkpoint._seal(manifest)}))
+    path.write_text(json.dumps({**manifest, "seal": seal(manifest)}))
 
 
 def complaint(call: Callable[[], Any]) -> str:
@@ -198,7 +199,7 @@ def newer_plan(place: Path) -> Callable[[], Any]:
 def test_a_newer_schema_is_refused_with_both_numbers(
     change: Callable[[Path], Callable[[], Any]], kept: Callable[[str], Path]
 ) -> None:
-    present = RECORD_SCHEMA if change is newer_record else checkpoint.SCHEMA if change is newer_checkpoint else 2
+    present = RECORD_SCHEMA if change is newer_record else MANIFEST_SCHEMA if change is newer_checkpoint else 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         text = complaint(change(kept("image-spec")))

@@ -8,12 +8,20 @@ from advmoe.version import __version__ as __version__
 if TYPE_CHECKING:
     from advmoe.publish import push_to_hub
     from advmoe.runs.load import from_pretrained, load, save_file
+    from advmoe.runs.loaded import Loaded
 
-__all__ = ["from_pretrained", "load", "push_to_hub", "save_file"]
+__all__ = ["Loaded", "from_pretrained", "load", "push_to_hub", "save_file"]
+HOMES = {
+    "Loaded": "advmoe.runs.loaded",
+    "from_pretrained": "advmoe.runs.load",
+    "load": "advmoe.runs.load",
+    "push_to_hub": "advmoe.publish",
+    "save_file": "advmoe.runs.load",
+}
 
 
 def __getattr__(name: str) -> Any:
     """What stands in `__all__`, imported when it is asked for (PEP 562), so that `import advmoe` alone costs next to nothing."""
-    if name in __all__:
-        return getattr(import_module("advmoe.publish" if name == "push_to_hub" else "advmoe.runs.load"), name)
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'advmoe' has no attribute {name!r}")

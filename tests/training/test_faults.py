@@ -17,6 +17,7 @@ from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.training import checkpoint, loop, losses
+from advmoe.training import manifest as manifest_file
 from advmoe.training.checkpoint import LOCK, RunFolder
 from advmoe.training.interrupts import Stopped
 from advmoe.training.loop import train
@@ -145,7 +146,7 @@ def forged_in(folder: Path, **changes: Any) -> None:
     """Change a checkpoint's manifest, with a right checksum."""
     path = folder / "manifest.json"
     manifest = {name: value for name, value in json.loads(path.read_text()).items() if name != "seal"} | changes
-    path.write_text(json.dumps({**manifest, "seal": checkpoint._seal(manifest)}))
+    path.write_text(json.dumps({**manifest, "seal": manifest_file.seal(manifest)}))
 
 
 def within(iteration: int, sums: Any, images: Any = (1,)) -> dict[str, Any]:
@@ -184,7 +185,7 @@ def test_forged_optimizer_states_are_refused(
     latest = RunFolder(tmp_path / "run").latest()
     assert latest is not None
     torch.save(states, latest.folder / "optimizers.pt")
-    sums = {name: checkpoint._sha256(latest.folder / name) for name in checkpoint.FILES}
+    sums = {name: checkpoint._sha256(latest.folder / name) for name in manifest_file.FILES}
     forged_in(latest.folder, sha256=sums)
     with pytest.raises(UserError, match=said):
         train(config, splits, tmp_path / "run", Recorder(), resume=True)
@@ -198,7 +199,7 @@ def test_momentum_of_other_shapes_is_refused(config: RunConfig, splits: Splits, 
     states = latest.optimizer_states()
     states["weights"]["state"][0]["momentum_buffer"] = torch.zeros(1)
     torch.save(states, latest.folder / "optimizers.pt")
-    forged_in(latest.folder, sha256={name: checkpoint._sha256(latest.folder / name) for name in checkpoint.FILES})
+    forged_in(latest.folder, sha256={name: checkpoint._sha256(latest.folder / name) for name in manifest_file.FILES})
     with pytest.raises(UserError, match="of other shapes"):
         train(config, splits, tmp_path / "run", Recorder(), resume=True)
 

@@ -20,7 +20,8 @@ from advmoe.errors import UserError, nearest, printable
 from advmoe.evaluation.fooling import THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
 from advmoe.evaluation.shards import SLACK, true_network
 from advmoe.models import fused
-from advmoe.runs.load import Loaded, load
+from advmoe.runs.load import load
+from advmoe.runs.loaded import Loaded
 from advmoe.runs.predict import read
 
 

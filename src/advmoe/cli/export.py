@@ -17,7 +17,8 @@ from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Dtype, agreement, answers, check_dtype, compare, export
-from advmoe.runs.load import Loaded, load
+from advmoe.runs.load import load
+from advmoe.runs.loaded import Loaded
 
 NOISE = 64  # images compared where there are no real ones
 SHOWN = 10  # rows named at most

@@ -12,7 +12,8 @@ import tyro
 from advmoe.cli.parsing import Flag, device, parse
 from advmoe.config import Device, RuntimeConfig
 from advmoe.errors import UserError, printable
-from advmoe.runs.load import Loaded, load
+from advmoe.runs.load import load
+from advmoe.runs.loaded import Loaded
 from advmoe.runs.predict import Prediction, images_in, predict
 
 COLUMNS = ("image", "class", "confidence", "pathway", "note")

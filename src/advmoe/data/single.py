@@ -39,17 +39,18 @@ def read_image(path: Path, shape: Shape, *, central: bool = False) -> LoadedImag
     data = _bytes(path)
     if data.startswith(arrays.MAGIC):
         return LoadedImage(_array(data, shape, str(path)), "")
+    return with_image(data, str(path), lambda image: fit_image(image, shape, str(path), central=central))
+
+
+def fit_image(image: Image.Image, shape: Shape, where: str, *, central: bool = False) -> LoadedImage:
+    """An opened PIL image in the form that `read_image` gives. Raises UserError, which starts with `where`, if it is too large."""
     channels, height, width = shape
-
-    def load(file: Image.Image) -> LoadedImage:
-        check_size(file, str(path))  # before the notes: to find its orientation, Pillow may decode all of it
-        notes = list(_notes(file, channels, (width, height)))
-        image = _in_eight_bits(file, str(path)).convert("L" if channels == 1 else "RGB")
-        pixels = np.array(_fitted(image, (width, height), central))
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return LoadedImage(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
-
-    return with_image(data, str(path), load)
+    check_size(image, where)  # before the notes: to find its orientation, Pillow may decode all of it
+    notes = list(_notes(image, channels, (width, height)))
+    converted = _in_eight_bits(image, where).convert("L" if channels == 1 else "RGB")
+    pixels = np.array(_fitted(converted, (width, height), central))
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return LoadedImage(torch.from_numpy(np.ascontiguousarray(pixels)).float().div_(255), "; ".join(notes))
 
 
 def _bytes(path: Path) -> bytes:

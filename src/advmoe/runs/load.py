@@ -1,32 +1,34 @@
 """A trained network for use: from a run's folder, from one file or from the hub, without the data that it was trained on."""
 
 import json
+import logging
 from collections.abc import Mapping
-from dataclasses import asdict
-from operator import index
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from advmoe import hub
 from advmoe.allocator import keep_freed_memory
-from advmoe.attacks import Norm
 from advmoe.config import RunConfig, RuntimeConfig, from_dict, to_dict
 from advmoe.data import DATASETS, ImageSpec
-from advmoe.errors import UserError, lookup, shown
+from advmoe.errors import UserError, lookup, one_line, shown
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.files import check_plain, drafted
 from advmoe.models import Classifier, compact
-from advmoe.moe import HARD, Gate, Routings
-from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights, read_spec
+from advmoe.models.digest import weights_digest
+from advmoe.runs.loaded import Loaded
+from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
+from advmoe.training.manifest import Spec
 from advmoe.training.methods import METHODS, masked
 from advmoe.training.start import network
 
+logger = logging.getLogger("advmoe")
 SCHEMA = 2  # 1 said "picture" where 2 says "image"
 FILE = "model.safetensors"
 KEY = "advmoe"  # in the file's header
@@ -41,36 +43,14 @@ NO_NETWORK = (
 )  # of values that fit nothing
 
 
-class ThreatModel(NamedTuple):
-    """The ball that a network was trained to withstand; `epsilon` in pixels of [0, 1]."""
+class Header(BaseModel):
+    """What a saved network's header says beside the weights."""
 
-    norm: Norm
-    epsilon: float
-
-
-class Loaded(nn.Module):
-    """A trained network in eval mode: pixels [B, C, H, W] in [0, 1] -> logits [B, classes].
-
-    `classes` are the names of its outputs, `input_size` is (C, H, W), `threat_model` the ball that it was trained for, `record` the
-    Record of this very epoch or None where it was not evaluated, `config` the run's configuration, `epoch` the run's best.
-    """
-
-    def __init__(self, network: Classifier, config: RunConfig, spec: ImageSpec, epoch: int, record: Record | None) -> None:
-        super().__init__()
-        self.network = network
-        self.config, self.spec, self.epoch, self.record = config, spec, epoch, record
-        self.classes, self.input_size = spec.classes, spec.shape
-        self.threat_model = ThreatModel("Linf", config.attack.epsilon)
-        self.eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes], through the hard gate."""
-        logits: Tensor = self.network(x)
-        return logits
-
-    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
-        """Logits [B, classes], and one Routing for each choice, as `Classifier.forward_routed` gives them."""
-        return self.network.forward_routed(x, gate)
+    version: int = Field(default=SCHEMA, alias="schema")
+    config: dict[str, Any]
+    spec: Spec
+    epoch: int
+    record: dict[str, Any] | None
 
 
 def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
@@ -100,18 +80,26 @@ def from_pretrained(name: str, device: str | torch.device = "cpu", revision: str
 def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
     """Write one safetensors file that `load` reads anywhere: weights, and in its header configuration, classes and Record.
 
-    The Record's gallery holds test images: it is left out unless `images` is true. Raises UserError where there is no folder for
-    the file.
+    The Record's gallery holds test images: it is left out unless `images` is true. A Record of other weights is left out, with a
+    warning. Raises UserError if there is no folder for the file, and for a network that is not a `Loaded`.
     """
-    content = {
-        "schema": SCHEMA, "config": to_dict(portable(model.config)), "spec": asdict(model.spec), "epoch": model.epoch,
-        "record": None if model.record is None else (model.record if images else model.record.without_images()).to_json(),
-    }  # fmt: skip
+    if not isinstance(model, Loaded):
+        raise UserError(
+            f"save_file takes what advmoe.load gives, or advmoe.Loaded(network, config, spec), not {type(model).__name__}"
+        )
+    record = model.record
+    if record is not None and model.weights_changed():
+        logger.warning("%s: written without the Record, which is of the weights before they were changed", path)
+        record = None
+    header = Header(
+        config=to_dict(portable(model.config)), spec=model.spec, epoch=model.epoch,
+        record=None if record is None else (record if images else record.without_images()).to_json(),
+    )  # fmt: skip
     if not Path(path).absolute().parent.is_dir():
         raise UserError(f"{Path(path).parent}: no such folder for {Path(path).name}")
     state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
     with drafted(Path(path)) as draft:
-        safetensors.torch.save_file(state, draft, {"format": "pt", KEY: json.dumps(content)})
+        safetensors.torch.save_file(state, draft, {"format": "pt", KEY: json.dumps(header.model_dump(by_alias=True))})
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -132,7 +120,8 @@ def _from_run(run: Path) -> Loaded:
         raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
     model = network(config.replace(runtime=RuntimeConfig()), spec)
     load_weights(model, best)
-    return Loaded(compact(model), config, spec, best.epoch, _record(run, config, best))
+    compacted = compact(model)
+    return Loaded(compacted, config, spec, best.epoch, _if_of(compacted, _record(run, config, best), run))
 
 
 def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
@@ -163,7 +152,9 @@ def _from_file(path: Path) -> Loaded:
         content = json.loads(header[KEY])
         if content["schema"] not in (1, SCHEMA):
             raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
-        return _rebuilt(content, state, path)
+        return _rebuilt(Header.model_validate(content), state, path)
+    except ValidationError as error:
+        raise UserError(f"{path}: its header describes no network ({one_line(error, Header)})") from None
     except NO_NETWORK as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path}: its header and weights make no network ({reason})") from None
@@ -182,15 +173,23 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
 
 
-def _rebuilt(content: Mapping[str, Any], state: Mapping[str, Tensor], path: Path) -> Loaded:
-    config, spec = from_dict(content["config"], str(path)), read_spec(content["spec"])
-    record = None if content["record"] is None else checked_record(content["record"], str(path))
+def _rebuilt(header: Header, state: Mapping[str, Tensor], path: Path) -> Loaded:
+    config = from_dict(header.config, str(path))
+    record = None if header.record is None else checked_record(header.record, str(path))
     kind = lookup(METHODS, config.method, "method").kind
     compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
-    _check_fit(compacted, spec, state)
-    model = network(compacted, spec)
+    _check_fit(compacted, header.spec, state)
+    model = network(compacted, header.spec)
     model.load_state_dict(state)
-    return Loaded(model, config, spec, index(content["epoch"]), record)
+    return Loaded(model, config, header.spec, header.epoch, _if_of(model, record, path))
+
+
+def _if_of(model: Classifier, record: Record | None, where: Path) -> Record | None:
+    """The Record if it was measured on these weights, else None with a warning. Records of schemas 1 and 2 do not say."""
+    if record is not None and record.weights not in (None, weights_digest(model)):
+        logger.warning("%s: its Record is of other weights and is left out; evaluate the network again", where)
+        return None
+    return record
 
 
 def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:
@@ -198,7 +197,7 @@ def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) 
     file can name a network of any size."""
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in state.items()}
-    odd = next((name for name in (*wanted, *found) if wanted.get(name) != found.get(name)), None)
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    odd = next((name for name in (*wanted, *given) if wanted.get(name) != given.get(name)), None)
     if odd is not None:
-        raise ValueError(f"{odd} is of shape {found.get(odd)}, not {wanted.get(odd)}")
+        raise ValueError(f"{odd} is of shape {given.get(odd)}, not {wanted.get(odd)}")

@@ -10,13 +10,10 @@ from typing import NamedTuple
 
 import torch
 
-from advmoe.attacks.surrogate import route_of
 from advmoe.data import cores
 from advmoe.data.single import LoadedImage, read_image
 from advmoe.errors import UserError
-from advmoe.runs.load import Loaded
-
-STREAMED = "imagenet"  # its evaluation crops the centre of an image, so predictions do the same
+from advmoe.runs.loaded import CENTRAL, Answer, Loaded
 
 
 class Prediction(NamedTuple):
@@ -69,7 +66,7 @@ def _files_below(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path | Unr
 
 def read(model: Loaded, path: Path) -> LoadedImage:
     """The image in a file as `model` takes it. Raises UserError if there is none."""
-    return read_image(path, model.input_size, central=model.config.data.dataset == STREAMED)
+    return read_image(path, model.input_size, central=model.config.data.dataset == CENTRAL)
 
 
 def predict(model: Loaded, paths: Iterable[Path | Unreadable], batch_size: int) -> Iterator[Prediction | Unreadable]:
@@ -101,12 +98,5 @@ def _classify(model: Loaded, chunk: Sequence[tuple[Path, LoadedImage] | Unreadab
         yield entry if isinstance(entry, Unreadable) else Prediction(entry[0], *next(answers), entry[1].note)
 
 
-@torch.inference_mode()
-def _answers(model: Loaded, images: Sequence[LoadedImage]) -> list[tuple[str, float, tuple[int, ...]]]:
-    """(class, confidence, pathway) of each image."""
-    x = torch.stack([image.pixels for image in images]).to(next(model.parameters()).device)
-    logits, routings = model.forward_routed(x)
-    confidences, classes = logits.float().softmax(dim=1).max(dim=1)
-    routes = route_of(routings).tolist() if routings else [[] for _ in images]
-    rows = zip(classes.tolist(), confidences.tolist(), routes, strict=True)
-    return [(model.classes[number], confidence, tuple(route)) for number, confidence, route in rows]
+def _answers(model: Loaded, images: Sequence[LoadedImage]) -> list[Answer]:
+    return model.answers(torch.stack([image.pixels for image in images]).to(next(model.parameters()).device))

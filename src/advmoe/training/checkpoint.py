@@ -18,10 +18,9 @@ import socket
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from operator import index
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,28 +32,15 @@ from advmoe import migrations
 from advmoe.config import RunConfig, differences, dump_yaml, from_dict, read_mapping
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
-from advmoe.files import bounded_text, check_plain, sync, write_atomically
+from advmoe.files import check_plain, sync, write_atomically
+from advmoe.training.manifest import FILES, STATES, WEIGHTS, EpochRow, Manifest, Partial, read_manifest
 
-SCHEMA = 2  # 1 said "picture" where 2 says "image"
-WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the manifest
-MAX_MANIFEST, MAX_FILE = 2**26, 2**40  # bytes
-LARGEST = 2**16  # side of an image
+MAX_FILE = 2**40  # bytes
 LOCK = ".train.lock"
 NUMBERS = re.compile(r"\d+")
 KEPT = 2  # last checkpoints; the best one is kept beside them
 
 History = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Partial:
-    """An epoch that is not done: iterations behind it, the images that each rank saw, seconds they took, and the sums of
-    each rank's metrics, by name."""
-
-    iteration: int
-    images: list[int]
-    seconds: float
-    sums: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -208,15 +194,16 @@ class RunFolder:
     ) -> None:  # fmt: skip
         """Write the checkpoint of the last epoch in `history`, or of the `partial` one after it; drop what need not be kept."""
         epoch = len(history)
-        manifest: dict[str, Any] = {"schema": SCHEMA, "epoch": epoch, "fingerprint": fingerprint, "history": history}
-        manifest |= {"spec": asdict(spec)} if spec is not None else {}
-        manifest |= {"partial": asdict(partial)} if partial is not None else {}
-        manifest |= {"restores": restores} if restores else {}
         target = self._folder(epoch, partial)
         draft = self.checkpoint_path / f".draft-{target.name}"
         shutil.rmtree(draft, ignore_errors=True)
         try:
-            _write(draft, model, optimizers, manifest)
+            sums = _write(draft, model, optimizers)
+            manifest = Manifest(
+                epoch=epoch, fingerprint=fingerprint, history=cast(list[EpochRow], history), spec=spec, partial=partial, restores=restores, sha256=sums
+            )  # fmt: skip
+            (draft / "manifest.json").write_text(manifest.sealed())
+            sync(draft / "manifest.json")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
             shutil.rmtree(draft, ignore_errors=True)
             reason = _why_unwritten(error, target.parent, sum(tensor.nbytes for tensor in model.values()))
@@ -274,19 +261,6 @@ def best_epoch(history: History) -> int:
     return 1 + max(rows, key=lambda row: (history[row]["score"], -row))
 
 
-def read_spec(tree: Mapping[str, Any]) -> ImageSpec:
-    """The inverse of `asdict`. Raises KeyError, TypeError or ValueError where `tree` is something else."""
-    channels, height, width = (index(side) for side in tree["shape"])
-    mean, std = (tuple(float(value) for value in tree[name] if abs(value) <= LARGEST) for name in ("mean", "std"))
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"{channels} channels with {len(mean)} means and {len(std)} deviations")
-    if not all(0 < side <= LARGEST for side in (channels, height, width)) or 0 in std:
-        raise ValueError(f"images of {channels} x {height} x {width} with deviations {std}")
-    if not isinstance(tree["classes"], list | tuple) or not tree["classes"]:
-        raise TypeError("classes are no names")
-    return ImageSpec(tuple(str(name) for name in tree["classes"]), (channels, height, width), mean, std)
-
-
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     """Fill `model` from a checkpoint. Raises UserError where it belongs to another model."""
     try:
@@ -296,15 +270,14 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         raise UserError(f"{checkpoint.folder}: holds another model's weights ({first})") from None
 
 
-def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
+def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any]) -> dict[str, str]:
+    """Write weights and optimizer states; gives their checksums by file name."""
     draft.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / "model.safetensors")
-    torch.save(dict(optimizers), draft / "optimizers.pt")
-    sums = {path.name: _sha256(path) for path in sorted(draft.iterdir())}
-    manifest = {**manifest, "sha256": sums}
-    (draft / "manifest.json").write_text(json.dumps({**manifest, "seal": _seal(manifest)}))
+    save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / WEIGHTS)
+    torch.save(dict(optimizers), draft / STATES)
     for path in draft.iterdir():
         sync(path)
+    return {name: _sha256(draft / name) for name in FILES}
 
 
 def _why_unwritten(error: Exception, folder: Path, size: int) -> str:
@@ -316,60 +289,20 @@ def _why_unwritten(error: Exception, folder: Path, size: int) -> str:
 
 
 def _open(folder: Path) -> Checkpoint | None:
-    """The checkpoint in `folder`, or None where a file is missing, does not have its checksum, or is no manifest of ours.
+    """The checkpoint in `folder`, or None if a file is missing or damaged.
 
-    Raises UserError where it is whole and of a newer schema.
+    Raises UserError if it is intact and of a newer schema.
     """
+    manifest = read_manifest(folder)
     try:
-        manifest = json.loads(bounded_text(folder / "manifest.json", MAX_MANIFEST))
-        whole = migrations.is_unsealed(manifest) or manifest.pop("seal") == _seal(manifest)
-        newer = whole and type(manifest["schema"]) is int and manifest["schema"] > SCHEMA
-    except Exception:
+        if manifest is None or any(_sha256(folder / name) != digest for name, digest in manifest.sha256.items()):
+            return None
+    except (OSError, UserError):
         return None
-    if newer:
-        raise UserError(f"{folder}: is of schema {manifest['schema']}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
-    try:
-        if manifest["schema"] == 1:
-            manifest = migrations.renamed(manifest)
-        whole = whole and set(manifest["sha256"]) == set(FILES)  # names lead nowhere else
-        manifest["history"] = migrations.history(manifest["history"])
-        whole = whole and all(_sha256(folder / name) == digest for name, digest in manifest["sha256"].items())
-        whole = whole and _is_history(manifest["history"], "partial" in manifest) and isinstance(manifest["fingerprint"], str)
-        if type(manifest["schema"]) is int and 1 <= manifest["schema"] <= SCHEMA and whole:
-            spec = read_spec(manifest["spec"]) if "spec" in manifest else None
-            partial = _read_partial(manifest["partial"]) if "partial" in manifest else None
-            restores = index(manifest.get("restores", 0))
-            if index(manifest["epoch"]) != len(manifest["history"]) or not 0 <= restores < 2**31:
-                return None
-            return Checkpoint(
-                folder, index(manifest["epoch"]), manifest["history"], manifest["fingerprint"], spec, partial, restores
-            )
-    except Exception:  # damage, and hostile values whose checksum is right, raise nearly anything
-        pass
-    return None
-
-
-def _read_partial(tree: Mapping[str, Any]) -> Partial:
-    """Raises nearly anything where `tree` is something else."""
-    images = [index(own) for own in tree["images"]]
-    sums = {str(name): value for name, value in tree["sums"].items()}
-    if (
-        not images
-        or not 0 <= index(tree["iteration"]) < 2**31
-        or any(len(torch.tensor(value)) != len(images) for value in sums.values())
-    ):
-        raise ValueError("no epoch that is under way")
-    return Partial(index(tree["iteration"]), images, float(tree["seconds"]), sums)
-
-
-def _is_history(history: Any, empty: bool) -> bool:
-    """Whether there is a best epoch, unless none need be: every row has a phase and a score, and what is summed is a number."""
-    return isinstance(history, list) and (empty or len(history) > 0) and all(_is_row(row) for row in history)
-
-
-def _is_row(row: Any) -> bool:
-    numbers = (row["score"], row.get("train_seconds", 0))
-    return isinstance(row["phase"], int) and all(isinstance(own, int | float) and abs(own) < 1e15 for own in numbers)
+    history = [dict(row) for row in manifest.history]
+    return Checkpoint(
+        folder, manifest.epoch, history, manifest.fingerprint, manifest.spec, manifest.partial, manifest.restores
+    )  # fmt: skip
 
 
 def _check_unpacked(path: Path) -> None:
@@ -378,10 +311,6 @@ def _check_unpacked(path: Path) -> None:
         declared = sum(info.file_size for info in archive.infolist())
     if declared > path.stat().st_size:
         raise ValueError(f"{declared} bytes")
-
-
-def _seal(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

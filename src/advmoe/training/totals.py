@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from advmoe import distributed
-from advmoe.training.checkpoint import Partial
+from advmoe.training.manifest import Partial
 from advmoe.training.steps import Metrics
 
 
@@ -59,7 +59,7 @@ class Totals:
         images = distributed.all_gather(self._images())
         sums = {name: distributed.all_gather(value).tolist() for name, value in self.sums.items()}
         self._saved = time.perf_counter()
-        return Partial(self.iteration, images.tolist(), self.seconds, sums)
+        return Partial(iteration=self.iteration, images=images.tolist(), seconds=self.seconds, sums=sums)
 
     def _images(self) -> torch.Tensor:
         return next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64)

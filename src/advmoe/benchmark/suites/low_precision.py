@@ -31,7 +31,8 @@ from advmoe.export import CALIBRATION, Answers, Dtype, Predictor, agreement, ans
 from advmoe.export.onnx import check_extra
 from advmoe.models import fused
 from advmoe.moe import HARD, Gate, Routings
-from advmoe.runs.load import Loaded, load
+from advmoe.runs.load import load
+from advmoe.runs.loaded import Loaded
 
 IMAGES, ATTACKED = 1000, 400
 BATCH = 64

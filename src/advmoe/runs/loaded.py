@@ -1,0 +1,112 @@
+"""A trained network in use: logits, routes, predictions for images of any kind."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from advmoe.attacks import Norm
+from advmoe.attacks.surrogate import route_of
+from advmoe.config import RunConfig
+from advmoe.data import ImageSpec
+from advmoe.data.single import fit_image, read_image
+from advmoe.errors import UserError
+from advmoe.evaluation.record import Record
+from advmoe.models import Classifier
+from advmoe.models.digest import weights_digest
+from advmoe.moe import HARD, Gate, Routings
+
+CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a way of its own
+
+ImageLike = str | Path | Image.Image | np.ndarray | Tensor
+
+
+class ThreatModel(NamedTuple):
+    """The ball that a network was trained to withstand; `epsilon` in pixels of [0, 1]."""
+
+    norm: Norm
+    epsilon: float
+
+
+class Answer(NamedTuple):
+    """`confidence` is the softmax probability of class `name`; `pathway` the expert chosen in each layer, () without experts."""
+
+    name: str
+    confidence: float
+    pathway: tuple[int, ...]
+
+
+class Loaded(nn.Module):
+    """A trained network in eval mode: pixels [B, C, H, W] in [0, 1] -> logits [B, classes].
+
+    `classes` are the names of its outputs, `input_size` is (C, H, W), `threat_model` the ball that it was trained for, `config` the
+    run's configuration, `epoch` the run's best, `record` the Record of this very epoch, or None if it was not evaluated.
+    """
+
+    def __init__(
+        self, network: Classifier, config: RunConfig, spec: ImageSpec, epoch: int = 0, record: Record | None = None
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.config, self.spec, self.epoch, self.record = config, spec, epoch, record
+        self.classes, self.input_size = spec.classes, spec.shape
+        self.threat_model = ThreatModel("Linf", config.attack.epsilon)
+        self._recorded = None if record is None else weights_digest(network)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes], through the hard gate."""
+        logits: Tensor = self.network(x)
+        return logits
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
+        """Logits [B, classes], and one Routing for each choice, as `Classifier.forward_routed` gives them."""
+        return self.network.forward_routed(x, gate)
+
+    def preprocess(self, image: ImageLike) -> Tensor:
+        """One image as this network takes it: [1, C, H, W] float32 in [0, 1], on the network's device.
+
+        A path or a PIL image is turned upright, resized and cropped as `advmoe predict` does. An array or a tensor holds the pixels
+        themselves, [C, H, W] or [1, C, H, W], floats in [0, 1]. Raises UserError for anything else.
+        """
+        central = self.config.data.dataset == CENTRAL
+        if isinstance(image, str | Path):
+            pixels = read_image(Path(image), self.input_size, central=central).pixels
+        elif isinstance(image, Image.Image):
+            pixels = fit_image(image, self.input_size, "image", central=central).pixels
+        else:
+            pixels = self._checked(image)
+        return pixels[None].to(next(self.parameters()).device)
+
+    def predict(self, image: ImageLike) -> Answer:
+        """Class, confidence and pathway of one image, given as `preprocess` takes it."""
+        return self.answers(self.preprocess(image))[0]
+
+    @torch.inference_mode()
+    def answers(self, x: Tensor) -> list[Answer]:
+        """Class, confidence and pathway of each of the images [B, C, H, W], which have values in [0, 1]."""
+        logits, routings = self.forward_routed(x.to(next(self.parameters()).dtype))
+        confidences, numbers = logits.float().softmax(dim=1).max(dim=1)
+        routes = route_of(routings).tolist() if routings else [[]] * len(x)
+        rows = zip(numbers.tolist(), confidences.tolist(), routes, strict=True)
+        return [Answer(self.classes[number], confidence, tuple(route)) for number, confidence, route in rows]
+
+    def weights_changed(self) -> bool:
+        """Whether the weights are no longer those that the Record was measured on."""
+        return self._recorded is not None and self._recorded != weights_digest(self.network)
+
+    def _checked(self, image: np.ndarray | Tensor) -> Tensor:
+        """[C, H, W] float32. Raises UserError unless it holds floats in [0, 1] of the input's shape."""
+        wanted = f"floats in [0, 1] of shape {self.input_size}"
+        if not isinstance(image, np.ndarray | Tensor):
+            raise UserError(f"an image must be a path, a PIL image, or an array or tensor of {wanted}, not {type(image).__name__}")
+        pixels = torch.as_tensor(image)
+        pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
+        if not pixels.is_floating_point() or tuple(pixels.shape) != self.input_size:
+            raise UserError(f"pixels must be {wanted}, not {image.dtype} of shape {tuple(image.shape)}")
+        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise UserError(f"pixels must be {wanted}, not values from {pixels.min().item():g} to {pixels.max().item():g}")
+        return pixels.float()

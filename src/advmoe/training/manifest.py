@@ -1,0 +1,119 @@
+"""What a checkpoint's manifest.json holds, as pydantic models: its reader can rely on every value being present and bounded."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, Self, TypedDict
+
+import torch
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from advmoe import migrations
+from advmoe.data import ImageSpec
+from advmoe.errors import UserError
+from advmoe.files import bounded_text
+
+SCHEMA = 2  # 1 said "picture" where 2 says "image"
+MAX_BYTES = 2**26
+MAX_SIDE = 2**16  # of an image
+WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the manifest
+
+Figure = Annotated[float, Field(gt=-1e15, lt=1e15, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+def _check_spec(spec: ImageSpec) -> ImageSpec:
+    if not len(spec.mean) == len(spec.std) == spec.shape[0]:
+        raise ValueError(f"{spec.shape[0]} channels with {len(spec.mean)} means and {len(spec.std)} deviations")
+    if not all(0 < side <= MAX_SIDE for side in spec.shape):
+        raise ValueError(f"images of {' x '.join(map(str, spec.shape))}")
+    if not all(abs(value) <= MAX_SIDE for value in (*spec.mean, *spec.std)) or 0 in spec.std:
+        raise ValueError(f"means {spec.mean} and deviations {spec.std}")
+    if not spec.classes:
+        raise ValueError("no classes")
+    return spec
+
+
+Spec = Annotated[ImageSpec, AfterValidator(_check_spec)]
+
+
+class EpochRow(TypedDict):
+    """An epoch in the history. Other figures are kept as they are."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+
+    phase: int
+    score: Figure
+    train_seconds: NotRequired[Figure]
+
+
+class Partial(BaseModel):
+    """An unfinished epoch: iterations done, number of images that each rank saw, seconds they took, and the sums of each rank's
+    metrics, by name."""
+
+    model_config = ConfigDict(frozen=True)
+
+    iteration: Count
+    images: Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=1)]
+    seconds: Figure
+    sums: dict[str, Any]
+
+    @model_validator(mode="after")
+    def _one_sum_per_rank(self) -> Self:
+        if any(len(torch.tensor(value)) != len(self.images) for value in self.sums.values()):
+            raise ValueError("a sum for each rank is missing")
+        return self
+
+
+class Manifest(BaseModel):
+    """A checkpoint after `epoch` epochs, and `partial` of the next one. `restores` counts returns to a checkpoint after a NaN."""
+
+    version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
+    epoch: Count
+    fingerprint: str
+    history: list[EpochRow]
+    spec: Spec | None = None
+    partial: Partial | None = None
+    restores: Count = 0
+    sha256: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.epoch != len(self.history) or not (self.history or self.partial):
+            raise ValueError("epoch and history disagree")
+        if set(self.sha256) != set(FILES):  # other names could lead outside the folder
+            raise ValueError("checksums of other files")
+        return self
+
+    def sealed(self) -> str:
+        """The file's text: JSON with a checksum of itself."""
+        tree = self.model_dump(by_alias=True, exclude_none=True)
+        return json.dumps({**tree, "seal": seal(tree)})
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest in a checkpoint's folder, or None if it is missing, damaged or not one of ours.
+
+    Raises UserError if it is intact and of a newer schema.
+    """
+    try:
+        tree = json.loads(bounded_text(folder / "manifest.json", MAX_BYTES))
+        if not migrations.is_unsealed(tree) and tree.pop("seal") != seal(tree):
+            return None
+        newer = type(tree["schema"]) is int and tree["schema"] > SCHEMA
+    except Exception:
+        return None
+    if newer:
+        raise UserError(f"{folder}: is of schema {tree['schema']}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
+    try:
+        if tree["schema"] == 1:
+            tree = migrations.renamed(tree)
+        return Manifest.model_validate({**tree, "history": migrations.history(tree["history"])})
+    except Exception:  # hostile values whose checksum is right raise nearly any exception
+        return None
+
+
+def seal(tree: Mapping[str, Any]) -> str:
+    """The checksum of a manifest without its seal."""
+    return hashlib.sha256(json.dumps(tree).encode()).hexdigest()
