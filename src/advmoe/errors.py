@@ -73,12 +73,13 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     if unknown:
         parent = _field(schema, location[:-1])
         return f"unknown field {name!r}: {nearest(shortened(location[-1]), list(parent.get('properties', ())))}"
-    if detail["type"] == "value_error":
-        return f"{name}: {detail['ctx']['error']}"
     if detail["type"] == "missing":
         return f"{name} is missing"
-    allowed = _allowed(_field(schema, location), detail["type"])
-    return f"{name} must be {allowed}, not {shown(detail['input'])}"
+    part = _field(schema, location)
+    if detail["type"] == "value_error" or not part:
+        reason = shortened(str(detail.get("ctx", {}).get("error", detail["msg"])))
+        return f"{name}: {reason}" if name else reason
+    return f"{name} must be {_allowed(part, detail['type'])}, not {shown(detail['input'])}"
 
 
 def _field(schema: dict[str, Any], location: list[str]) -> dict[str, Any]:
@@ -110,6 +111,6 @@ def _range(part: dict[str, Any], kind: str) -> str:
         below = None
     if high is None and below is None:
         least = f"at least {low}" if above is None else "positive" if above == 0 else f"more than {above}"
-        return f"{least} and finite" if part["type"] == "number" else least
+        return f"{least} and finite" if part.get("type") == "number" else least
     left = f"[{low}" if above is None else f"({above}"
     return f"in {left}, {high}]" if below is None else f"in {left}, {'2**63' if below == 2**63 else below})"

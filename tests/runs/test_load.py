@@ -27,7 +27,8 @@ from advmoe.files import write_json
 from advmoe.moe import ForcedGate
 from advmoe.publish import push_to_hub
 from advmoe.runs.evaluate import evaluate_folder
-from advmoe.runs.load import Loaded, ThreatModel, from_pretrained, load, save_file
+from advmoe.runs.load import from_pretrained, load, save_file
+from advmoe.runs.loaded import Loaded, ThreatModel
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network, network
@@ -296,7 +297,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names_of_the_package_are_imported_when_asked_for() -> None:
     assert advmoe.load is load
-    assert set(advmoe.__all__) == {"from_pretrained", "load", "push_to_hub", "save_file"}
+    assert set(advmoe.__all__) == {"Loaded", "from_pretrained", "load", "push_to_hub", "save_file"}
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         advmoe.lode  # noqa: B018
     code = "import advmoe, sys; sys.exit('torch' in sys.modules)"

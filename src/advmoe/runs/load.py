@@ -154,7 +154,7 @@ def _from_file(path: Path) -> Loaded:
             raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
         return _rebuilt(Header.model_validate(content), state, path)
     except ValidationError as error:
-        raise UserError(f"{path}: its header describes no network ({one_line(error, Header)})") from None
+        raise UserError(f"{path}: its header and weights make no network ({one_line(error, Header)})") from None
     except NO_NETWORK as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise UserError(f"{path}: its header and weights make no network ({reason})") from None

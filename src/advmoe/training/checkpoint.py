@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -33,7 +33,7 @@ from advmoe.config import RunConfig, differences, dump_yaml, from_dict, read_map
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import check_plain, sync, write_atomically
-from advmoe.training.manifest import FILES, STATES, WEIGHTS, EpochRow, Manifest, Partial, read_manifest
+from advmoe.training.manifest import FILES, STATES, WEIGHTS, Manifest, Partial, read_manifest
 
 MAX_FILE = 2**40  # bytes
 LOCK = ".train.lock"
@@ -200,7 +200,7 @@ class RunFolder:
         try:
             sums = _write(draft, model, optimizers)
             manifest = Manifest(
-                epoch=epoch, fingerprint=fingerprint, history=cast(list[EpochRow], history), spec=spec, partial=partial, restores=restores, sha256=sums
+                epoch=epoch, fingerprint=fingerprint, history=history, spec=spec, partial=partial, restores=restores, sha256=sums
             )  # fmt: skip
             (draft / "manifest.json").write_text(manifest.sealed())
             sync(draft / "manifest.json")
@@ -299,9 +299,8 @@ def _open(folder: Path) -> Checkpoint | None:
             return None
     except (OSError, UserError):
         return None
-    history = [dict(row) for row in manifest.history]
     return Checkpoint(
-        folder, manifest.epoch, history, manifest.fingerprint, manifest.spec, manifest.partial, manifest.restores
+        folder, manifest.epoch, manifest.history, manifest.fingerprint, manifest.spec, manifest.partial, manifest.restores
     )  # fmt: skip
 
 

@@ -4,10 +4,10 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, Self, TypedDict
+from typing import Annotated, Any, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from advmoe import migrations
 from advmoe.data import ImageSpec
@@ -38,14 +38,12 @@ def _check_spec(spec: ImageSpec) -> ImageSpec:
 Spec = Annotated[ImageSpec, AfterValidator(_check_spec)]
 
 
-class EpochRow(TypedDict):
-    """An epoch in the history. Other figures are kept as they are."""
-
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+class EpochRow(BaseModel):
+    """What every epoch in a history has, beside figures that are only reported."""
 
     phase: int
     score: Figure
-    train_seconds: NotRequired[Figure]
+    train_seconds: Figure = 0.0
 
 
 class Partial(BaseModel):
@@ -72,11 +70,18 @@ class Manifest(BaseModel):
     version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
     epoch: Count
     fingerprint: str
-    history: list[EpochRow]
+    history: list[dict[str, Any]]
     spec: Spec | None = None
     partial: Partial | None = None
     restores: Count = 0
     sha256: dict[str, str]
+
+    @field_validator("history")
+    @classmethod
+    def _rows(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        for row in rows:
+            EpochRow.model_validate(row)
+        return rows
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -1,0 +1,121 @@
+"""A trained network in use: images of any kind, and a Record that stays with its weights."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import advmoe
+from advmoe.data import ImageSpec, Splits
+from advmoe.errors import UserError
+from advmoe.evaluation.record_file import write_record
+from advmoe.evaluation.target import EvaluationOptions
+from advmoe.runs.evaluate import evaluate_folder
+from advmoe.runs.load import load, save_file
+from advmoe.runs.loaded import Loaded
+from advmoe.training.loop import train
+from advmoe.training.start import network
+
+SPEC = ImageSpec(("bag", "boot", "coat"), (3, 8, 8), (0.4,) * 3, (0.3,) * 3)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Any) -> Loaded:
+    return advmoe.Loaded(network(tiny(), SPEC), tiny(), SPEC)
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny: Any, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
+    train(config, splits, path)
+    write_record(path, evaluate_folder(path, config, splits, EvaluationOptions(0.1, preset=("pgd_10",))))
+    return path
+
+
+def photo(width: int = 8, height: int = 8) -> Image.Image:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def test_a_path_a_pil_image_an_array_and_a_tensor_are_one_image(model: Loaded, tmp_path: Path) -> None:
+    image = photo()
+    image.save(tmp_path / "x.png")
+    array = np.asarray(image).transpose(2, 0, 1) / 255
+    forms = (tmp_path / "x.png", str(tmp_path / "x.png"), image, array, torch.tensor(array), torch.tensor(array)[None].float())
+    answers = [model.predict(form) for form in forms]
+    assert len({(answer.name, answer.pathway) for answer in answers}) == 1
+    assert answers[0].name in SPEC.classes
+    assert len(answers[0].pathway) == len(model.network.moe_layers())
+    for form in forms:
+        torch.testing.assert_close(model.preprocess(form), torch.tensor(array)[None].float(), rtol=0, atol=1e-6)
+    logits = model(model.preprocess(image))
+    assert answers[0].confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-6)
+
+
+def test_images_of_other_sizes_and_colours_are_fitted(model: Loaded) -> None:
+    assert model.preprocess(photo(20, 11)).shape == (1, 3, 8, 8)
+    assert model.preprocess(photo().convert("L")).shape == (1, 3, 8, 8)
+    assert model.preprocess(photo().convert("RGBA")).shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (torch.zeros(3, 8, 8, dtype=torch.uint8), "not torch.uint8 of shape (3, 8, 8)"),
+        (np.zeros((3, 8, 8), dtype=np.uint8), "not uint8 of shape (3, 8, 8)"),
+        (255 * torch.ones(3, 8, 8), "not values from 255 to 255"),
+        (torch.full((3, 8, 8), float("nan")), "not values from nan to nan"),
+        (torch.zeros(8, 8, 3), "not torch.float32 of shape (8, 8, 3)"),
+        (torch.zeros(2, 3, 8, 8), "of shape (2, 3, 8, 8)"),
+        ([[0.5]], "not list"),
+    ],
+)
+def test_pixels_that_are_no_floats_in_0_to_1_are_refused(model: Loaded, image: Any, reason: str) -> None:
+    for call in (model.predict, model.preprocess):
+        with pytest.raises(UserError, match="floats in \\[0, 1\\] of shape \\(3, 8, 8\\)") as caught:
+            call(image)
+        assert reason in str(caught.value)
+
+
+def test_a_file_that_is_no_image_is_refused(model: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nowhere.png: "):
+        model.predict(tmp_path / "nowhere.png")
+
+
+def test_the_record_stays_with_its_weights(evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load(evaluated)
+    assert model.record is not None
+    save_file(model, tmp_path / "same.safetensors")
+    assert load(tmp_path / "same.safetensors").record is not None
+    assert caplog.messages == []
+    with torch.no_grad():
+        next(model.network.parameters()).mul_(0.5)
+    with caplog.at_level(logging.WARNING, logger="advmoe"):
+        save_file(model, tmp_path / "changed.safetensors")
+    assert "written without the Record" in caplog.messages[0]
+    assert load(tmp_path / "changed.safetensors").record is None
+
+
+def test_a_record_of_other_weights_is_dropped_on_loading(evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = load(evaluated)
+    with torch.no_grad():
+        next(model.network.parameters()).mul_(0.5)
+    other = Loaded(model.network, model.config, model.spec, model.epoch, model.record)  # takes the caller's word
+    save_file(other, tmp_path / "other.safetensors")
+    with caplog.at_level(logging.WARNING, logger="advmoe"):
+        assert load(tmp_path / "other.safetensors").record is None
+    assert "its Record is of other weights and is left out" in caplog.messages[0]
+
+
+def test_a_network_of_ones_own_is_saved_as_loaded_from_its_parts(model: Loaded, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"save_file takes .*advmoe.Loaded\(network, config, spec\)"):
+        save_file(model.network, tmp_path / "x.safetensors")  # type: ignore[arg-type]
+    save_file(model, tmp_path / "x.safetensors")
+    again = load(tmp_path / "x.safetensors")
+    x = torch.rand(4, *SPEC.shape)
+    assert torch.equal(again(x), model(x))
+    assert (again.record, again.epoch, again.classes) == (None, 0, SPEC.classes)
