@@ -118,7 +118,7 @@ def test_a_network_comes_over_http_and_then_from_the_cache(hub: Any, sent: Any) 
 
 
 def test_what_the_hub_does_not_have_is_one_line(hub: Any, sent: Any) -> None:
-    unknown = "no such file or folder, nor to be had from the hub"
+    unknown = "no such file or folder, and it cannot be downloaded from the hub"
     assert refusal("someone/typo").startswith(f"someone/typo: {unknown} (the hub has none of that name, or it is private")
     assert refusal(NAME, revision="v9") == f"{NAME}: {unknown} (the hub has no such revision of it)"
     hub.RequestHandlerClass.files.clear()

@@ -25,14 +25,14 @@ def is_name(text: str) -> bool:
 
 
 def fetch(name: str, file: str, revision: str | None = None) -> Path:
-    """A file of the repository `name`, in the library's cache. Raises UserError where it is not to be had."""
+    """A file of the repository `name`, in the library's cache. Raises UserError where it cannot be downloaded."""
     library = _library(name)
     try:
         download = library.hf_hub_download  # imported now, which sets how much the library says
-        with quiet("huggingface_hub"):  # its lines on every try: what comes of them is told in one
+        with quiet("huggingface_hub"):  # it prints a line for every try; the outcome is reported in one line
             return Path(download(name, file, revision=revision))
     except Exception as error:  # the library stands on many others, and raises theirs
-        raise UserError(f"{name}: no such file or folder, nor to be had from the hub ({_reason(error)})") from None
+        raise UserError(f"{name}: no such file or folder, and it cannot be downloaded from the hub ({_reason(error)})") from None
 
 
 def publish(folder: Path, name: str, private: bool) -> str:
@@ -55,4 +55,4 @@ def _library(name: str) -> Any:
     try:
         return import_module("huggingface_hub")
     except ImportError:
-        raise UserError(f"{name}: not here, and to look on the hub needs its extra: pip install 'advmoe[hub]'") from None
+        raise UserError(f"{name}: no such file or folder, and the hub needs the extra hub: pip install 'advmoe[hub]'") from None

@@ -1,6 +1,6 @@
 """What a Record shows beside its figures: MoE layers, loads by class, accuracy against epsilon, images with their routes.
 
-All of it is judged by the network itself in float32; the same network, images and seed give the same portrait.
+The network itself decides, in float32. The same network, images and seed give the same snapshot.
 """
 
 import base64

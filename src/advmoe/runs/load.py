@@ -73,7 +73,7 @@ def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
 
 
 def from_pretrained(name: str, device: str | torch.device = "cpu", revision: str | None = None) -> Loaded:
-    """The network `name` (owner/name) of the Hugging Face hub. Raises UserError where it is not to be had."""
+    """The network `name` (owner/name) of the Hugging Face hub. Raises UserError where it cannot be downloaded."""
     return _from_file(hub.fetch(name, FILE, revision)).to(device)
 
 
