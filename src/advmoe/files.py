@@ -68,6 +68,14 @@ def check_plain(path: Path, most: int) -> None:
         raise UserError(f"{path}: has {found.st_size:,} bytes; at most {most:,} are read")
 
 
+def check_utf8(path: Path) -> None:
+    """Raises UserError if a path to be written has bytes that are not UTF-8: libraries that read the file later refuse it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path}: the path must be UTF-8 text; give another name") from None
+
+
 def sync(path: Path) -> None:
     """Wait until a file is on the disk."""
     with path.open("rb") as file:

@@ -32,6 +32,12 @@ def run(tmp_path_factory):
     return out
 
 
+def test_a_run_is_not_trained_in_a_folder_that_nothing_could_read_it_from(tmp_path, capsys):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
+    assert r"run\udcff: the path must be UTF-8 text" in refused(capsys, "train", *TINY, "--out", out)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_train_writes_the_runs_folder(run):
     assert yaml.safe_load((run / "config.yaml").read_text())["training"]["epochs"] == 2
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 2

@@ -1,11 +1,30 @@
-"""`python -m advmoe` interrupted."""
+"""`python -m advmoe`: its output, and its interrupts."""
 
+import io
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from advmoe.cli.main import main
+
+
+@pytest.mark.parametrize(
+    ("encoding", "written"), [("ascii", r"na\xefve \u20ac"), ("latin-1", "naïve \\u20ac"), ("utf-8", "naïve €")]
+)
+def test_characters_that_the_output_cannot_hold_are_escaped(encoding, written, monkeypatch):
+    """As with PYTHONIOENCODING, on both streams."""
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(["predict", "naïve €"]) == 2
+    print("naïve €")
+    monkeypatch.undo()
+    assert streams["stderr"].buffer.getvalue().decode(encoding).startswith("advmoe: error: ")
+    assert streams["stdout"].buffer.getvalue().decode(encoding) == written + "\n"
+
 
 # A command line that puts things in order for a while when it is interrupted, and then another while as the interpreter ends.
 STAND_IN = """

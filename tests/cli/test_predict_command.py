@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,38 @@ def test_files_without_an_image_are_named_and_the_rest_goes_on(run: Path, images
     for name in ("1.png: is empty", "txt: not an image", "loop: a link to a folder that contains it", "gone.png: cannot be read"):
         assert name in err
     assert "\x1b" not in err
+
+
+def test_links_to_folders_are_followed_and_folders_that_cannot_be_read_are_named(
+    run: Path, images: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(images / "sub")
+    (tmp_path / "link2").symlink_to(tmp_path / "missing")
+    (tmp_path / "shut").mkdir()
+    listdir = os.listdir
+
+    def refuse(folder: Path) -> list[str]:
+        if folder.name == "shut":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    out, err = said(capsys, run, tmp_path, "--csv")
+    assert len(out.splitlines()) == 1 + 10 + 3
+    assert f"{tmp_path}/link/9.png" in out
+    assert err.splitlines() == [
+        f"advmoe: {tmp_path}/link2: cannot be read (No such file or directory)",
+        f"advmoe: {tmp_path}/shut: cannot be read (Permission denied)",
+    ]
+
+
+def test_links_in_a_circle_end(run: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
+    Image.new("L", (28, 28)).save(tmp_path / "a/b/x.png")
+    out, err = said(capsys, run, tmp_path, "--csv")
+    assert len(out.splitlines()) == 2
+    assert err == f"advmoe: {tmp_path}/a/b/up: a link to a folder that contains it ({tmp_path / 'a'}); not followed\n"
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv", ""])

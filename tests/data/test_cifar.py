@@ -88,10 +88,22 @@ def test_parquet_shards_and_plain_bytes(tmp_path: Path, wanted: Splits) -> None:
     assert load(tmp_path).fingerprint == wanted.fingerprint
 
 
-def test_python_3_pickle_is_read(tmp_path: Path, wanted: Splits) -> None:
+BATCHES: dict[str, Callable[[dict[bytes, Any]], Any]] = {
+    "keys as str": lambda batch: {key.decode(): value for key, value in batch.items()},
+    "labels as an array": lambda batch: batch | {b"labels": np.array(batch[b"labels"])},
+    "labels as an array of bytes": lambda batch: batch | {b"labels": np.array(batch[b"labels"], np.uint8)},
+    "labels as a big-endian array": lambda batch: batch | {b"labels": np.array(batch[b"labels"], ">i2")},
+    "labels as numpy's numbers": lambda batch: batch | {b"labels": [np.int64(label) for label in batch[b"labels"]]},
+    "labels as a tuple": lambda batch: batch | {b"labels": tuple(batch[b"labels"])},
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+@pytest.mark.parametrize("form", BATCHES)
+def test_other_batches_are_read(form: str, protocol: int, tmp_path: Path, wanted: Splits) -> None:
     place = cifar10.write_batches(tmp_path)
-    for path in place.glob("data_batch_*"):
-        path.write_bytes(pickle.dumps(pickle.loads(path.read_bytes()), protocol=4))
+    for path in place.glob("*_batch*"):
+        path.write_bytes(pickle.dumps(BATCHES[form](pickle.loads(path.read_bytes())), protocol=protocol))
     assert load(place).fingerprint == wanted.fingerprint
 
 

@@ -145,6 +145,9 @@ def test_label_out_of_range_in_a_batch(tmp_path: Path) -> None:
         {b"data": TEST.raw.reshape(-1, 3072).astype(np.float32)},
         {b"data": None},
         {b"labels": 3},
+        {b"labels": ["a"]},
+        {b"labels": np.ones(20)},
+        {b"labels": np.int64(3)},
     ],
 )
 def test_batch_of_another_shape_or_type(change: dict[bytes, Any], tmp_path: Path) -> None:
@@ -164,6 +167,63 @@ def test_labels_and_images_differ_in_number(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "data_batch_1"
     path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TRAIN.raw[:8], TRAIN.labels[:7])), protocol=2))
     assert complaint(tmp_path) == f"{path}: 8 images and 7 labels"
+
+
+def test_a_message_of_a_batch_says_what_is_wrong_in_plain_words(tmp_path: Path) -> None:
+    path = cifar10.write_batches(tmp_path) / "test_batch"
+    for change, words in [
+        ({b"labels": 3}, "an array or a list is needed, not int"),
+        ({b"data": [1]}, "int64 data of shape (1,), not uint8"),
+    ]:
+        path.write_bytes(pickle.dumps(cifar10.batch_content(TEST) | change, protocol=2))
+        assert words in complaint(tmp_path)
+    path.write_bytes(pickle.dumps({b"data": 1}, protocol=2))
+    assert complaint(tmp_path) == f"{path}: not a CIFAR-10 batch (it has no labels)"
+
+
+ACCEPTED = "give cifar-10-batches-py (folder), cifar-10-python.tar.gz, train*.parquet"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"x": TEST.raw, "y": TEST.labels}, "no x_train and y_train (there are x, y); " + ACCEPTED),
+        (
+            {"x_train": TRAIN.raw, "y_train": TRAIN.labels, "train_images": TRAIN.raw, "train_labels": [0]},
+            "both x_train and train_",
+        ),
+        ({"x_train": TRAIN.raw / 255, "y_train": TRAIN.labels}, "x_train: float64 of shape (40, 3, 32, 32); needed is uint8 of"),
+        (
+            {"x_train": TRAIN.raw[:, :, 1:], "y_train": TRAIN.labels},
+            "uint8 of shape (40, 3, 31, 32); needed is uint8 of",
+        ),
+        ({"x_train": TRAIN.raw, "y_train": np.eye(40)}, "y_train: float64 of shape (40, 40); needed are integers of shape (n,)"),
+        ({"x_train": TRAIN.raw, "y_train": TRAIN.labels[1:]}, "40 images and 39 labels"),
+        ({"x_train": TRAIN.raw, "y_train": [10] * 40}, "label 10 in row 0 is not a whole number from 0 to 9"),
+    ],
+)
+def test_arrays_of_something_else(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
+    np.savez(tmp_path / "mine.npz", **arrays)
+    for place in (tmp_path, tmp_path / "mine.npz"):
+        assert words in complaint(place)
+
+
+def test_a_single_array_is_not_a_data_set(tmp_path: Path) -> None:
+    np.save(tmp_path / "cifar10.1_v6_data.npy", TEST.raw)
+    assert complaint(tmp_path / "cifar10.1_v6_data.npy").endswith("contains x_train.npy, y_train.npy, x_test.npy and y_test.npy")
+    assert ACCEPTED in complaint(tmp_path)
+
+
+def test_one_set_of_parquet_files_is_not_counted_twice(tmp_path: Path) -> None:
+    cifar10.write_parquet(tmp_path / "data"), cifar10.write_parquet(tmp_path / "plain_text")
+    assert "two sets of files for the train split, which would be counted together" in complaint(tmp_path)
+
+
+def test_two_batches_of_one_name_in_an_archive(tmp_path: Path) -> None:
+    folder = cifar10.write_batches(tmp_path)
+    with tarfile.open(tmp_path / "mine.tar", "w") as archive:
+        archive.add(folder, "a"), archive.add(folder, "b")
+    assert "contains two files data_batch_1; keep one of them" in complaint(tmp_path / "mine.tar")
 
 
 class Shell:

@@ -1,6 +1,7 @@
 import io
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,21 @@ def test_class_names_are_sorted_and_of_any_letters(tmp_path: Path) -> None:
     write_classes(tmp_path, 4, 1)
     (tmp_path / "bee").rename(tmp_path / "Zürich 1")
     assert load(tmp_path).spec.classes == ("Zürich 1", "ant", "cat")
+
+
+def test_a_class_may_be_written_in_other_unicode_forms_in_each_split(tmp_path: Path) -> None:
+    for name, form in (("train", "NFC"), ("test", "NFD")):
+        (in_parts(tmp_path / "x") / name / "bee").rename(tmp_path / "x" / name / unicodedata.normalize(form, "é"))
+        shutil.move(tmp_path / "x" / name, tmp_path / name)
+        shutil.rmtree(tmp_path / "x")
+    splits = load(tmp_path)
+    assert splits.spec.classes == ("ant", "cat", "é")
+    assert counts(splits.test) == [[3] * 3]
+
+
+def test_a_class_that_is_not_utf_8_is_refused_before_training(tmp_path: Path) -> None:
+    (in_parts(tmp_path) / "train" / "bee").rename(os.fsdecode(os.fsencode(tmp_path / "train") + b"/b\xffe"))
+    assert complaint(tmp_path).startswith(rf"{tmp_path}/train/b\udcffe: the name of a class folder must be UTF-8 text")
 
 
 def test_hidden_files_and_other_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:

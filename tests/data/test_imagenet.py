@@ -65,6 +65,7 @@ def write_shard(path: Path, content: dict[str, bytes], **fields: Any) -> Path:
 
 
 def write_shards(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
     write_shard(folder / "small-train-000000.tar", members("train", range(7)))
     write_shard(folder / "small-train-000001.tar", members("train", range(7, 12)))
     write_shard(folder / "small-validation-00.tar", members("val", range(6)))
@@ -192,6 +193,35 @@ def test_missing_parts(tmp_path: Path) -> None:
 def test_missing_val_shards(tmp_path: Path) -> None:
     (write_shards(tmp_path) / "small-validation-00.tar").unlink()
     assert complaint(tmp_path).startswith(f"{tmp_path}: contains no val/ and no shard like NAME-val-")
+
+
+def test_training_shards_are_not_taken_for_validation_shards(tmp_path: Path) -> None:
+    """Of a set whose name has "val" or "train" in it; each shard has other images."""
+    wanted = load(write_shards(tmp_path / "a")).fingerprint
+    for path in sorted((tmp_path / "a").iterdir()):
+        path.rename(path.with_name(path.name.replace("small", "naval-constrained-retrieval")))
+    (tmp_path / "a" / "set-trainval-000000.tar").write_bytes(b"not read")
+    splits = load(tmp_path / "a")
+    assert [len(splits.train) + len(splits.val), len(splits.test)] == [12, 6]
+    assert splits.fingerprint != wanted  # which has the names of the shards
+
+
+def test_shards_of_two_sets_or_two_splits_are_refused(tmp_path: Path) -> None:
+    write_shard(write_shards(tmp_path) / "other-train-000000.tar", members("train", range(7)))
+    assert "two sets of files for the train split, which would be counted together" in complaint(tmp_path)
+    (tmp_path / "other-train-000000.tar").rename(tmp_path / "train-val-000000.tar")
+    assert complaint(tmp_path) == f"{tmp_path}/train-val-000000.tar: its name fits the splits train and val; rename it"
+
+
+def test_labels_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    first = load(write_shards(tmp_path))
+    write_shard(tmp_path / "small-validation-00.tar", members("val", range(6)) | {"s0001.cls": b"\xef\xbb\xbf1"})
+    assert torch.equal(load(tmp_path).test.labels, first.test.labels)
+
+
+def test_a_class_folder_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    (write_folders(tmp_path) / "train" / WNIDS[0]).rename(os.fsdecode(os.fsencode(tmp_path / "train") + b"/n\xff"))
+    assert complaint(tmp_path).startswith(rf"{tmp_path}/train/n\udcff: the name of a class folder must be UTF-8 text")
 
 
 def test_empty_class_folder(tmp_path: Path) -> None:

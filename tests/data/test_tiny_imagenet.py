@@ -160,6 +160,12 @@ def test_words_are_optional_and_hidden_files_are_passed_over(tmp_path: Path, wan
     assert load_dataset(config(write_zip(tmp_path / "b.zip", content))).fingerprint == wanted.fingerprint
 
 
+def test_byte_order_marks_are_skipped(tmp_path: Path, wanted: Splits) -> None:
+    marked = {name: b"\xef\xbb\xbf" + files()[name] for name in ("wnids.txt", "val/val_annotations.txt")}
+    splits = load_dataset(config(write(tmp_path, files() | marked)))
+    assert (splits.fingerprint, splits.spec) == (wanted.fingerprint, wanted.spec)
+
+
 def test_nothing_of_a_zip_is_written(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "in" / "tiny-imagenet-200.zip", files() | {"../../escaped.txt": b"x"})
     load_dataset(config(path))

@@ -17,6 +17,7 @@ from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Dtype, agreement, answers, check_dtype, compare, export
+from advmoe.files import check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
 
@@ -54,6 +55,7 @@ class ExportArguments:
 
 def run(words: list[str]) -> None:
     arguments = parse(ExportArguments, "export", words)
+    check_utf8(arguments.out)
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise UserError(f"{arguments.out}: --out takes a file in a folder that exists")
     check_dtype(arguments.format, arguments.dtype)

@@ -5,6 +5,7 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 import torch
 
@@ -45,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     extension.announce(sys._getframe(1))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # characters that the output's encoding does not have are escaped
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0

@@ -44,25 +44,26 @@ def _split_of(name: PurePath, path: Path) -> str | None:
 
 def _one_set(folder: Path, split: str, paths: list[Path]) -> list[Path]:
     """The paths in the order of their numbers, checked to be the shards of one set."""
-    sets: dict[tuple[Path, str, str | None], list[Path]] = defaultdict(list)
-    numbers: dict[Path, int | None] = {}
+    sets: dict[tuple[Path, str, bool, str | None], list[Path]] = defaultdict(list)
+    numbers: dict[Path, int] = {}
     for path in paths:
         match = SHARD.fullmatch(path.stem)
-        numbers[path] = int(match["number"]) if match else None
-        sets[path.parent, match["set"] if match else path.stem, match["count"] if match else None].append(path)
+        numbers[path] = int(match["number"]) if match else 0
+        name, count = (match["set"], match["count"]) if match else (path.stem, None)
+        sets[path.parent, name, match is None, count].append(path)
     if len(sets) > 1:
         first, second = (next(iter(group)) for group in list(sets.values())[:2])
         raise UserError(
             f"{first} and {second.relative_to(folder)}: two sets of files for the {split} split, which would be counted together; "
             f"keep one of them in {folder}"
         )
-    ((_, _, count),) = sets
+    ((*_, count),) = sets
     _check_numbers(paths, numbers, count)
-    return sorted(paths, key=lambda path: numbers[path] or 0)
+    return sorted(paths, key=numbers.__getitem__)
 
 
-def _check_numbers(paths: list[Path], numbers: Mapping[Path, int | None], count: str | None) -> None:
-    by_number: dict[int | None, Path] = {}
+def _check_numbers(paths: list[Path], numbers: Mapping[Path, int], count: str | None) -> None:
+    by_number: dict[int, Path] = {}
     for path in paths:
         if numbers[path] in by_number:
             raise UserError(f"{by_number[numbers[path]]} and {path.name}: two files with the same shard number; keep one of them")

@@ -32,7 +32,7 @@ from advmoe import migrations
 from advmoe.config import RunConfig, differences, dump_yaml, from_dict, read_mapping
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
-from advmoe.files import check_plain, sync, write_atomically
+from advmoe.files import check_plain, check_utf8, sync, write_atomically
 from advmoe.training.manifest import FILES, STATES, WEIGHTS, Manifest, Partial, read_manifest
 
 MAX_FILE = 2**40  # bytes
@@ -108,6 +108,7 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """The folder, made if missing, for this process alone. Raises UserError where another one trains there, or where
         something else lies there."""
+        check_utf8(self.path)
         if not self.config_path.exists():
             self._check_empty()
         self.path.mkdir(parents=True, exist_ok=True)
