@@ -145,6 +145,15 @@ def test_suffixes_set_one_field_each() -> None:
     assert recipe("cifar100-vgg16_bn-at_moe-pgd_at") == plain.replace(training=plain.training.replace(loss="pgd_at"))
 
 
+def test_the_official_variant_is_composed_of_options() -> None:
+    plain, variant = recipe("cifar10-resnet18-advmoe"), recipe("cifar10-resnet18-advmoe-official")
+    assert (variant.model.routers, variant.model.bank, variant.model.norms) == ("per_network", "disjoint", "shared")
+    training = variant.training
+    assert (training.level_batches, training.router_loss, training.router_target) == ("same", "target", "label_mod_n")
+    assert (training.router_target_weight, training.router_consistency) == (6, 6)
+    assert variant.attack == plain.attack
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -155,14 +164,15 @@ def test_suffixes_set_one_field_each() -> None:
         ("cifr10-resnet18-advmoe", "no dataset 'cifr10', did you mean cifar10 or cifar100?"),
         ("zzz", "no dataset 'zzz', there is cifar10, cifar100, "),
         ("", "no dataset '', there is cifar10, cifar100, "),
-        ("cifar10-resnet18", "a name is DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at]"),
+        ("cifar10-resnet18", "a name is DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official]"),
         ("cifar10-resnet18-at_dense-r0.5", "'-r0.5' sets the model scale, and at_dense has none"),
         ("cifar10-resnet18-at_dense-n2", "'-n2' sets the number of experts, and at_dense has none"),
         ("cifar10-resnet18-at_sparse-r0.2-n4", "'-r0.2-n4' sets the number of experts, and at_sparse has none"),
         ("cifar10-resnet18-at_small_dense-n2", "'-n2' sets the number of experts, and at_small_dense has none"),
         ("cifar10-resnet18-standard-steps10", "'-steps10' sets the training attack, and standard has none"),
         ("cifar10-resnet18-standard-pgd_at", "'-pgd_at' sets the robust loss, and standard has none"),
-        ("cifar10-resnet18-advmoe-n4-r0.2", "'-n4-r0.2' is not of the form [-rSCALE][-nEXPERTS][-steps10][-pgd_at]"),
+        ("cifar10-resnet18-advmoe-n4-r0.2", "'-n4-r0.2' is not of the form [-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official]"),
+        ("cifar10-resnet18-at_moe-official", "'-official' sets the routers' level, and at_moe has none"),
         ("cifar10-resnet18-advmoe-steps7", "'-steps7' is not of the form "),
         ("cifar10-resnet18-advmoe-", "'-' is not of the form "),
         ("cifar10-resnet18-advmoe-r1.5", "model_scale must be in (0, 1], not 1.5"),

@@ -1,7 +1,8 @@
 """Recipes: name -> RunConfig. Every cell of the paper's tables, the same for its other backbones and data sets, and the demo.
 
 A name is DATASET-MODEL-METHOD, then, in this order and only where they differ from r = 0.5, N = 2, 2 attack steps and TRADES:
--rSCALE, -nEXPERTS, -steps10, -pgd_at. Any such name is a recipe; RECIPES lists the named cells.
+-rSCALE, -nEXPERTS, -steps10, -pgd_at, -official (the public code's variant). Any such name is a recipe.
+RECIPES lists the named cells.
 """
 
 import re
@@ -11,8 +12,10 @@ from advmoe.errors import UserError, lookup, nearest
 from advmoe.models import MODELS
 from advmoe.training.methods import METHODS
 
-GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at]"
-SUFFIXES = re.compile(r"(?:-r(?P<scale>\d+(?:\.\d+)?))?(?:-n(?P<experts>\d+))?(?P<steps>-steps10)?(?P<pgd_at>-pgd_at)?")
+GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official]"
+SUFFIXES = re.compile(
+    r"(?:-r(?P<scale>\d+(?:\.\d+)?))?(?:-n(?P<experts>\d+))?(?P<steps>-steps10)?(?P<pgd_at>-pgd_at)?(?P<official>-official)?"
+)
 DEMO = RunConfig(
     model=ModelConfig(width=16),
     data=DataConfig(dataset="fashion-mnist", crop_padding=2, limit_train=2000, limit_test=300),
@@ -70,7 +73,18 @@ def _with_suffixes(base: RunConfig, text: str) -> RunConfig:
     )
     attack = base.attack.replace(num_steps=10 if match["steps"] else base.attack.num_steps)
     training = base.training.replace(loss="pgd_at" if match["pgd_at"] else base.training.loss)
-    return base.replace(model=model, attack=attack, training=training)
+    config = base.replace(model=model, attack=attack, training=training)
+    return official(config) if match["official"] else config
+
+
+def official(config: RunConfig) -> RunConfig:
+    """The variant of the paper's public code: disjoint experts under shared norms, and one network router that learns the label
+    modulo N and consistency alone, on the same batch as the experts."""
+    model = config.model.replace(routers="per_network", bank="disjoint", norms="shared")
+    training = config.training.replace(
+        level_batches="same", router_loss="target", router_target="label_mod_n", router_target_weight=6.0, router_consistency=6.0
+    )
+    return config.replace(model=model, training=training)
 
 
 def _settings(base: RunConfig) -> dict[str, bool]:
@@ -79,7 +93,11 @@ def _settings(base: RunConfig) -> dict[str, bool]:
     scaled = method.kind(model.replace(model_scale=model.model_scale / 2)) != method.kind(model)
     routed = method.kind(model.replace(num_experts=model.num_experts + 1)) != method.kind(model)
     attacked = method.loss is None  # a method with a loss of its own trains on clean images
-    return {"model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked}
+    two_levels = "routers" in method.phases[0].levels
+    return {
+        "model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked,
+        "routers' level": two_levels,
+    }  # fmt: skip
 
 
 def _names() -> list[str]:
@@ -96,7 +114,7 @@ def _names() -> list[str]:
 def _suffixes(method: str, in_table_a2: bool) -> list[str]:
     has = _settings(RunConfig(method=method))
     scales = ["-r0.2", "-r0.8"] if in_table_a2 and has["model scale"] else []
-    return ["", *scales, *(["-steps10"] if has["training attack"] else [])]
+    return ["", *scales, *(["-steps10"] if has["training attack"] else []), *(["-official"] if has["routers' level"] else [])]
 
 
 RECIPES = DEMOS | {name: recipe(name) for name in _names()}
