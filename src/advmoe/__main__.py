@@ -1,10 +1,12 @@
 """`python -m advmoe` and the `advmoe` command."""
 
+import os
 import signal
 import sys
 from types import FrameType
 
 from advmoe.allocator import keep_freed_memory
+from advmoe.cli.streams import PIPE_CLOSED, discard_output
 
 
 def run() -> None:
@@ -12,10 +14,17 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who started this may want interrupts ignored
         signal.signal(signal.SIGINT, _interrupt_once)
     keep_freed_memory()
+    if "GOMP_SPINCOUNT" not in os.environ:
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read as torch loads: threads that wait let a neighbour run
     try:
         from advmoe.cli.main import main  # noqa: PLC0415
 
-        raise SystemExit(main())
+        status = main()
+        sys.stdout.flush()
+        raise SystemExit(status)
+    except BrokenPipeError:
+        discard_output()
+        raise SystemExit(PIPE_CLOSED) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(130) from None

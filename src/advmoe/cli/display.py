@@ -38,6 +38,7 @@ class TrainingProgress(Observer):
         )  # fmt: skip
         self.task = self.progress.add_task(name, total=None, state="starting")
         self.read, self.started = 0.0, time.monotonic()
+        self.epoch_seconds: list[float] = []  # of the epochs trained by this process
         self.warnings = Warnings(self.progress.console)
 
     def __enter__(self) -> "TrainingProgress":
@@ -64,9 +65,12 @@ class TrainingProgress(Observer):
     def epoch(self, row: Mapping[str, Any]) -> None:
         load = f"  busiest expert {max(max(layer) for layer in row['load']):.0%}" if "load" in row else ""
         rate = row["iterations"] / max(row["train_seconds"], 1e-9)
+        self.epoch_seconds.append(row["train_seconds"] + row.get("validate_seconds", 0.0))
+        left = (self.epochs - row["epoch"]) * sum(self.epoch_seconds) / len(self.epoch_seconds)
+        remaining = f"  {_duration(left)} left" if left else ""
         self.progress.console.print(
             f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  held-out SA {row['val_sa']:.1f} "
-            f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}",
+            f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}{remaining}",
             highlight=False, soft_wrap=True,
         )  # fmt: skip
 
@@ -106,6 +110,13 @@ class EvaluationProgress:
         """Earlier attacks on shards, or other processes', are done, as far as the store in `folder` tells."""
         for number, shard in stored(folder):
             self.attacked(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
+
+
+def _duration(seconds: float) -> str:
+    """'40 s', '12 min', '3.5 h'."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _losses(sums: Metrics, images: int) -> list[str]:

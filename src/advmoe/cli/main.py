@@ -5,12 +5,11 @@ import importlib
 import signal
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
-
-import torch
+from importlib.metadata import version
 
 from advmoe import __version__
 from advmoe.cli import extension
+from advmoe.cli.streams import escape_unencodable
 from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped
 
@@ -31,6 +30,7 @@ COMMANDS = {  # each a module of advmoe.cli, imported when it is asked for
     "doctor": "Say what is installed and what is missing, with the command that adds it.",
     "completion": "Print what completes commands and flags in a shell.",
 }
+OUT_OF_MEMORY = "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
 AGAIN = "the same command goes on where it stopped"
 GO_ON = {
     "train": "the same command with --resume goes on from the last checkpoint",
@@ -46,22 +46,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; give its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     extension.announce(sys._getframe(1))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # characters that the output's encoding does not have are escaped
+    escape_unencodable()
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0
     if words[0] == "--version":
-        print(f"advmoe {__version__}, torch {torch.__version__}")
+        print(f"advmoe {__version__}, torch {version('torch')}")
         return 0
     try:
         lookup(COMMANDS, words[0], "command")
         extension.load()
         importlib.import_module(f"advmoe.cli.{words[0]}").run(words[1:])
         return 0
-    except (UserError, OSError, torch.OutOfMemoryError, MemoryError) as error:
+    except BrokenPipeError:  # the reader of the output has left, as `| head` does: `advmoe.__main__` ends quietly
+        raise
+    except (UserError, OSError, MemoryError) as error:
         return _complain(_in_words(error))
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
+            raise
+        return _complain(OUT_OF_MEMORY)
     except KeyboardInterrupt as error:
         where = f" {error}" if isinstance(error, Stopped) else ""
         print(f"interrupted{where}; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
@@ -75,8 +79,8 @@ def _overview() -> str:
 
 
 def _in_words(error: BaseException) -> str:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
+    if isinstance(error, MemoryError):
+        return OUT_OF_MEMORY
     if not isinstance(error, OSError):
         return str(error)
     place = f"{error.filename}: " if error.filename else ""

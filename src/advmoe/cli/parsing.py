@@ -22,6 +22,7 @@ from tyro._errors import (  # the only structured form of its errors; the depend
 )
 
 from advmoe import migrations
+from advmoe.cli.streams import discard_output
 from advmoe.config import RunConfig, RuntimeConfig, Section, load_yaml
 from advmoe.distributed import local_device
 from advmoe.errors import UserError, shown
@@ -150,5 +151,12 @@ def device(runtime: RuntimeConfig) -> torch.device:
     return chosen
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Go on unread when the reader of the output leaves (`| head -1`): rich would end the program."""
+        self.quiet = True
+        discard_output()
+
+
 def console() -> Console:
-    return Console(soft_wrap=False)
+    return _Console(soft_wrap=False)
