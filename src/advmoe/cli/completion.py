@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from advmoe.cli import main
+from advmoe.cli.main import COMMANDS as NAMES
 from advmoe.cli.parsing import Flat, parse
 
 HELP_TEXTS = "COMPLETION_SPEC = "
@@ -50,7 +50,7 @@ def _on_one_line(line: str) -> str:
 
 def _arguments() -> dict[str, Any]:
     """Command -> the dataclass of its arguments."""
-    return {name: _of(importlib.import_module(f"advmoe.cli.{name}")) for name in main.COMMANDS}
+    return {name: _of(importlib.import_module(f"advmoe.cli.{name}")) for name in NAMES}
 
 
 def _of(module: ModuleType) -> Any:
