@@ -4,7 +4,8 @@ import io
 import multiprocessing
 import os
 import re
-import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -150,14 +151,32 @@ def test_workers_can_be_spawned(images: Streamed, monkeypatch: pytest.MonkeyPatc
     assert same(batches(images, [range(5)], [9]), wanted)
 
 
-def test_a_worker_that_is_killed_is_an_error_of_one_line(images: Streamed) -> None:
-    before = our_workers()
-    running = images.augmented([np.arange(COUNT)] * 50, list(range(50)), DataConfig(workers=1))
-    next(running)
-    (worker,) = our_workers() - before
-    os.kill(worker, signal.SIGKILL)
-    with pytest.raises(UserError, match="a process that decodes images died"):
-        list(running)
+KILLED = """
+import multiprocessing, os, signal, sys
+import numpy as np
+from advmoe.config import DataConfig
+from advmoe.data.stream import Entry, stream
+path = sys.argv[1]
+status = os.stat(path)
+images = stream("", [Entry(path, 0, status.st_size, 0, status.st_mtime_ns)])
+running = images.augmented([np.zeros(40, int)] * 50, list(range(50)), DataConfig(workers=1))
+next(running)
+(worker,) = multiprocessing.active_children()
+os.kill(worker.pid, signal.SIGKILL)
+try:
+    list(running)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_worker_that_is_killed_is_an_error_of_one_line(tmp_path: Path) -> None:
+    """In a process of its own: torch raises the error at whatever line the process that started the worker is."""
+    (tmp_path / "0.jpg").write_bytes(photo(0))
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "0.jpg")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.startswith("UserError a process that decodes images died (DataLoader worker (pid")
+    assert result.stdout.count("\n") == 1
 
 
 @pytest.mark.usefixtures("no_workers_left")

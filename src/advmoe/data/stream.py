@@ -152,17 +152,24 @@ class Streamed:
         ]
         ahead = 2 * -(-max(map(len, local_rows), default=0) // PIECE)
         device, pieces = self.labels.device, _decode_ahead(self, jobs, ahead, data)
+        message = None
         try:
             for batch in local_rows:
                 raw = []
                 for _ in range(0, len(batch), PIECE):
-                    piece = _next_piece(pieces)
+                    piece = next(pieces)
                     if isinstance(piece, str):
                         raise UserError(piece)
                     raw.append(piece.to(device, non_blocking=True))
                 yield Images(_concatenate(raw), self.labels[torch.from_numpy(batch).to(device)])
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            message = f"a process that decodes images died ({error}); fewer data.workers take less memory"
         finally:
             del pieces  # ends the workers, even while the traceback of an error keeps this frame
+        if message is not None:  # raised here, where it does not keep the first error and with it the workers
+            raise UserError(message)
 
 
 def _decode_ahead(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
@@ -178,16 +185,6 @@ def _decode_ahead(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataC
             num_workers=workers, prefetch_factor=max(1, -(-ahead // workers)), pin_memory=images.labels.is_cuda,
         )
     )  # fmt: skip
-
-
-def _next_piece(pieces: Iterator[Tensor | str]) -> Tensor | str:
-    """The next crops, or an error message. The caller raises the error: one raised here would keep `pieces` alive."""
-    try:
-        return next(pieces)
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker (pid"):
-            raise
-        return f"a process that decodes images died ({error}); fewer data.workers take less memory"
 
 
 def _concatenate(pieces: Sequence[Tensor]) -> Tensor:
