@@ -10,11 +10,12 @@ from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed, make_state,
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags
-from advmoe.moe import DenseKind, HardGate, Routing, StraightThroughGate
+from advmoe.moe import DenseKind, ForcedGate, HardGate, Routing, StraightThroughGate
 from advmoe.training import awp, labels, steps, terms
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.loop import train
+from advmoe.training.losses import Outcome
 from advmoe.training.start import batches, best_network
 from advmoe.training.steps import single_level, two_level
 
@@ -23,7 +24,8 @@ SECONDS = {"train_seconds", "validate_seconds"}
 EVERYTHING = {
     "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "epsilon_ramp": 0.5, "steps_ramp": 0.4,
     "weight_attack_gate": "alternate", "router_every": 2, "router_target": "label_mod_n", "router_target_weight": 2.0,
-    "router_consistency": 3.0, "router_margin": 0.5, "router_loss": "target", "level_batches": "same", "tied_share": 0.0,
+    "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5, "router_loss": "target",
+    "level_batches": "same", "tied_share": 0.0,
 }  # fmt: skip
 
 
@@ -172,6 +174,28 @@ def test_router_loss_target_is_the_terms_alone_and_weights_learn_without_them():
     assert found["loss"].item() == two_level(plain, BATCHES)["loss"].item()
 
 
+def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
+    state, x = make_state(), BATCHES["weights"][0]
+    with torch.no_grad():
+        logits, routings = state.model.forward_routed(x)
+        outcome = Outcome(logits.sum(), logits, logits, routings, routings)
+        route = torch.stack([routing.experts for routing in routings], dim=1)
+        layers = set()
+        for state.iteration in range(20):
+            found = steps._runner_up_term(state, outcome, x)
+            expected = []
+            for layer in range(len(routings)):  # of two experts, the runner-up is the other one
+                other = route.clone()
+                other[:, layer] = 1 - route[:, layer]
+                q = state.model.forward_routed(x, ForcedGate(other))[0].log_softmax(dim=1)
+                p = logits.log_softmax(dim=1)
+                expected.append((p.exp() * (p - q)).sum(dim=1).mean().item())
+            distances = [abs(value - found.item()) for value in expected]
+            assert min(distances) < 1e-6
+            layers.add(distances.index(min(distances)))
+    assert layers == set(range(len(routings)))
+
+
 @pytest.mark.parametrize(("gate", "kinds"), [("hard", "hh"), ("straight_through", "ss"), ("alternate", "hs")])
 def test_gate_of_the_weights_attack(gate, kinds, monkeypatch):
     state, seen, inner = make_state(weight_attack_gate=gate), [], steps._attacked
@@ -231,7 +255,7 @@ def test_everything_on_comes_back_bit_by_bit(method, tiny, splits, tmp_path):
     options = {
         name: value
         for name, value in EVERYTHING.items()
-        if method == "advmoe" or not name.startswith(("router", "weight", "level"))
+        if method == "advmoe" or not name.startswith(("router", "runner", "weight", "level"))
     }
     config = tiny(method, epochs=2, save_minutes=0.0, **options)
     whole = train(config, splits, tmp_path / "whole", Recorder())

@@ -154,6 +154,8 @@ def test_what_ingredients_add_to_advmoe():
     assert iterate(with_options(make_state("advmoe", norms="shared"), **terms))["forward"] == plain["forward"]
     through = iterate(with_options(make_state("advmoe", norms="shared"), weight_attack_gate="straight_through"))
     assert through["forward"] - plain["forward"] == IMAGES * STEPS * OTHERS
+    runner_up = iterate(with_options(make_state("advmoe", norms="shared"), runner_up_consistency=1.0))
+    assert runner_up["forward"] - plain["forward"] == IMAGES * (MOE + PLAIN)
     rest = with_options(make_state("advmoe", norms="shared"), router_every=2)
     rest.iteration = 1
     assert counted(iterate(rest))["forward"] == (ATTACK + 2) * (MOE + PLAIN)

@@ -199,6 +199,8 @@ class TrainingConfig(Section):
     """Weight of KL(router(x) || router(x')), summed over the layers."""
     router_margin: Rate = 0.0
     """Weight of a hinge on the gap between the top two router logits on x', summed over the layers."""
+    runner_up_consistency: Rate = 0.0
+    """Weight of the KL term between the logits on x' through the chosen expert and through the runner-up in one random layer."""
     sync_norm: bool = True
     """Several processes: batch norms and routers compute their statistics over the whole batch, not over each process's part."""
     on_nonfinite: Literal["stop", "restore"] = "stop"

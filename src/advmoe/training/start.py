@@ -40,7 +40,7 @@ def _check_ingredients(config: RunConfig) -> None:
     training, method = config.training, METHODS[config.method]
     levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
     routed = isinstance(method.kind(config.model), MoEKind)
-    router_options = [name for name in ("router_consistency", "router_margin") if getattr(training, name)]
+    router_options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
     router_options += ["router_target"] if training.router_target != "none" else []
     level_options = [
         name
@@ -57,6 +57,8 @@ def _check_ingredients(config: RunConfig) -> None:
         raise UserError(f"router_consistency needs a loss with clean images, not {training.loss}")
     if router_options and loss.attack is None:
         raise UserError(f"{router_options[0]} needs a loss with an attack")
+    if training.runner_up_consistency and config.model.num_experts < 2:
+        raise UserError("runner_up_consistency needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":
         raise UserError("router_loss target needs a router_target")
     if training.soft_labels == "adr" and not training.ema:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from advmoe import distributed
-from advmoe.attacks import BatchDraws, frozen
+from advmoe.attacks import BatchDraws, derive_seed, frozen, full, kl_divergence
 from advmoe.config import AttackConfig, RunConfig
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
-from advmoe.moe import HARD, Gate, Routings, StraightThroughGate, make_gate
+from advmoe.moe import HARD, ForcedGate, Gate, Routings, StraightThroughGate, make_gate
 from advmoe.training import awp, labels
 from advmoe.training.ema import Ema
 from advmoe.training.health import Watch
@@ -169,10 +169,25 @@ def _loss(state: TrainState, level: str, forward: Forward, images: tuple[Tensor,
     """The task's loss, and where routers learn the terms that teach them; with router_loss target, routers learn by these alone."""
     (x, x_adv, y), training = images, state.config.training
     outcome = state.loss.value(forward, x, x_adv, _labels(state, x, y), training.beta)
+    if training.runner_up_consistency and level != "routers":
+        term = training.runner_up_consistency * _runner_up_term(state, outcome, x_adv)
+        outcome = outcome._replace(total=outcome.total + term)
     if not outcome.routings or level not in ROUTED_LEVELS:
         return outcome
     task = [] if level == "routers" and training.router_loss == "target" else [outcome.total]
     return outcome._replace(total=sum(task + router_terms(training, outcome, y), outcome.total.new_zeros(())))
+
+
+def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tensor:
+    """KL(f(x') || f'(x')), mean over the images. f' takes the route of f, but for the runner-up expert in one layer, which is drawn
+    anew in each iteration (after RT-ER, which trains experts to agree)."""
+    assert outcome.robust is not None
+    routings = outcome.robust_routings
+    layer = derive_seed(state.config.seed, state.iteration) % len(routings)
+    route = torch.stack([routing.experts for routing in routings], dim=1)
+    route[:, layer] = routings[layer].logits.topk(2, dim=1).indices[:, 1]
+    other, _ = _forward(state, state.model, ForcedGate(route))(x_adv)
+    return kl_divergence(other, full(outcome.robust).log_softmax(dim=1)).mean()
 
 
 def _labels(state: TrainState, x: Tensor, y: Tensor) -> Tensor:
