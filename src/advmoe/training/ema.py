@@ -14,8 +14,8 @@ class Ema:
     """theta_ema <- d theta_ema + (1 - d) theta after every iteration, with d = min(decay, (1 + t) / (10 + t)) at update t (from 0).
 
     All parameters are averaged, the routers' too, and so are the running statistics of norms and routers; counters are
-    copied. Source: Polyak averaging as used by Gowal et al. 2020 (section 3.4.1 and appendix); the warm start lets early
-    weights be forgotten, as in TensorFlow's ExponentialMovingAverage.
+    copied. Source: weight averaging as used by Gowal et al. 2020 ("Uncovering the limits of adversarial training"); the warm start
+    is that of TensorFlow's ExponentialMovingAverage.
     """
 
     def __init__(self, model: Classifier, decay: float) -> None:

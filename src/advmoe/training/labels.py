@@ -24,7 +24,7 @@ def annealed(done: float, ends: tuple[float, float]) -> float:
 
 @torch.no_grad()
 def adr(labels: Tensor, y: Tensor, logits: Tensor, done: float) -> Tensor:
-    """Annealed self-distillation (ADR, Wu et al. 2024, equations 3 to 5): lambda_i p + (1 - lambda_i) `labels`, [B, classes].
+    """Annealed self-distillation (ADR, Wu, Wang and Chen, ICLR 2024): lambda_i p + (1 - lambda_i) `labels`, [B, classes].
 
     p is the softmax of the moving average's `logits` [B, classes] on x over the temperature; lambda_i is lambda less
     max p - p_y, at least 0: an average that errs on an image counts less there. `done` is the share of the phase behind.
