@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from advmoe.attacks import OBJECTIVES, dlr, margin, targeted_cross_entropy, targeted_dlr
+from advmoe.attacks import OBJECTIVES, dlr, kl_divergence, margin, targeted_cross_entropy, targeted_dlr
 
 FOUR, THREE, TWO = [3.0, 1.0, 2.0, 0.0], [3.0, 1.0, 2.0], [3.0, 1.0]
 TEN = [9.0, 8.0, 7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.0]
@@ -125,3 +125,9 @@ def test_positive_margins_are_misclassifications(classes):
 
 def test_half_precision_is_computed_in_single():
     assert dlr(torch.tensor([FOUR], dtype=torch.bfloat16), torch.tensor([0])).dtype == torch.float32
+
+
+def test_kl_divergence_is_of_the_reference_from_the_logits_by_hand():
+    # p = (3/4, 1/4), q = (1/2, 1/2): KL(p || q) = 3/4 ln 3/2 + 1/4 ln 1/2; the other way round it is 0.1438
+    found = kl_divergence(torch.zeros(1, 2), torch.tensor([[0.75, 0.25]]).log())
+    assert found.tolist() == pytest.approx([0.130812], rel=1e-4)
