@@ -24,13 +24,14 @@ class RoutedConv2d(nn.Module):
         self.router = None if layer.router is None else folded(layer.router)
         self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
 
-    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
-        """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing where it has a router of its own."""
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given, and this layer's Routing where it has a router of its own."""
         if self.router is not None:
             logits = self.router(x.mean(dim=(2, 3), dtype=torch.float32))
         assert logits is not None
         chosen = logits.argmax(dim=1)
-        return self._dispatched(x, chosen), () if self.router is None else (Routing(logits, chosen),)
+        y = self._dispatched(x, chosen)
+        return y if onto is None else y.add_(onto), () if self.router is None else (Routing(logits, chosen),)
 
     def _dispatched(self, x: Tensor, chosen: Tensor) -> Tensor:
         rows = [(chosen == e).nonzero().flatten() for e in range(len(self.experts))]

@@ -21,8 +21,9 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         h, first = self.conv1(x, gate, logits)
-        h, second = self.conv2(relu(h, inplace=True), gate, logits)
-        return relu(h.add_(x if self.shortcut is None else self.shortcut(x)), inplace=True), first + second
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        h, second = self.conv2(relu(h, inplace=True), gate, logits, shortcut)
+        return relu(h, inplace=True), first + second
 
 
 class ResNet(Classifier):

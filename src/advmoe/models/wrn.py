@@ -26,8 +26,9 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         activated = relu(self.norm1(x), inplace=True)
         h, first = self.conv1(activated, gate, logits)
-        h, second = self.conv2(relu(h, inplace=True), gate, logits)
-        return h.add_(x if self.shortcut is None else self.shortcut(activated)), first + second
+        shortcut = x if self.shortcut is None else self.shortcut(activated)
+        h, second = self.conv2(relu(h, inplace=True), gate, logits, shortcut)
+        return h, first + second
 
 
 class WideResNet(Classifier):

@@ -1,6 +1,7 @@
 """Convolutions, plain and routed. Each brings its batch norm where one follows it.
 
-In a block, both have one signature: (x, gate, logits) -> (y, routings). `logits` are the network router's, if it has one.
+In a block, both have one signature: (x, gate, logits, onto) -> (y, routings). `logits` are the network router's, if it has
+one. `onto` is a tensor of y's shape, such as a residual stream: with it, y is the sum of both, and its memory may be overwritten.
 """
 
 import math
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.moe.channels import Channels
-from advmoe.moe.dispatch import run_chosen
+from advmoe.moe.dispatch import add_chosen, run_chosen
 from advmoe.moe.experts import FilterBank, Windows, every_expert, mixture
 from advmoe.moe.guards import check_call
 from advmoe.moe.norm import ExpertNorm
@@ -35,8 +36,11 @@ class PlainConv2d(nn.Conv2d):
 class DenseConv2d(PlainConv2d):
     """A block's plain convolution: takes a gate and routes nothing."""
 
-    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:  # type: ignore[override]
-        return super().forward(x), ()
+    def forward(  # type: ignore[override]
+        self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None
+    ) -> tuple[Tensor, Routings]:
+        y = super().forward(x)
+        return y if onto is None else y.add_(onto), ()
 
 
 class MoEConv2d(nn.Module):
@@ -64,15 +68,21 @@ class MoEConv2d(nn.Module):
         self.index = 0
         self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
-    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing if it has a router. If not, `logits` [B, N] are the network
-        router's."""
+        router's. With `onto` [B, K, H', W'], the result is the sum of both."""
         check_call(x, self.training)
         own_logits = logits if self.router is None else self.router(x)
         if own_logits is None:
             raise ValueError("an MoE layer without a router needs the network router's logits: layer(x, gate, logits)")
         weights = gate.weights(own_logits, self.index)
-        return self._routed(x, weights), () if self.router is None else (Routing(own_logits, weights.experts),)
+        if onto is None:
+            y = self._routed(x, weights)
+        elif type(weights) is Chosen and self.norm is None and not torch.is_grad_enabled():
+            y = add_chosen(x, self.bank, weights.experts, onto)
+        else:
+            y = self._routed(x, weights).add_(onto)
+        return y, () if self.router is None else (Routing(own_logits, weights.experts),)
 
     def _routed(self, x: Tensor, weights: Chosen) -> Tensor:
         """Convolve and normalise as the gate's weights say."""
