@@ -1,6 +1,7 @@
 """Presets, plans from listed attacks, and costs in words."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,7 +14,7 @@ from advmoe.errors import UserError
 def test_budget_is_the_sum_of_the_attacks_by_kind():
     preset = Preset({"ra_10": ("pgd_10",), "ra_50": ("pgd_50",), "ra_aa": autoattack.STANDARD}, ("soft_1", "transfer"), checks=True)
     assert preset.budget == (
-        "at most 60 PGD and 3,567 AutoAttack passes an image; at most 50 route-aware and 50 transfer passes on survivors; "
+        "at most 50 PGD and 3,567 AutoAttack passes an image; at most 50 route-aware and 50 transfer passes on survivors; "
         "all self-checks"
     )
     assert plan(["apgd_ce"]).budget == "at most 100 APGD passes on survivors"
@@ -54,3 +55,9 @@ def test_missing_extra_is_one_line(monkeypatch):
         with pytest.raises(UserError, match="AutoAttack needs the extra autoattack"):
             resolve(preset)
     resolve("quick")
+
+
+def test_docs_print_the_costs():
+    docs = (Path(__file__).parents[2] / "docs/evaluation.md").read_text()
+    for name, preset in PRESETS.items():
+        assert f"| {preset.budget} |" in docs, name

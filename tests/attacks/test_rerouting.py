@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from advmoe.attacks import Apgd, ImageDraws, apgd, frozen, targeted_apgd
 from advmoe.attacks.job import Job
 from advmoe.attacks.registry import ATTACKS
-from advmoe.attacks.rerouting import Beam, cheapest_changes, reroute
+from advmoe.attacks.rerouting import PROBE_STEPS, Beam, cheapest_changes, in_turn, reroute, weakest_changes
 from advmoe.attacks.surrogate import Search
 from advmoe.moe import HARD, Gate, Routing
 
@@ -153,7 +153,9 @@ def test_never_makes_more_passes_than_its_budget(sizes: tuple[int, ...], beam: B
             expert.bias.zero_()
             expert.bias[::CLASSES] = 1.0
     attack(model, noise_images(5), steps=7, beam=beam)
-    assert model.passes <= beam.budget * (7 + 2) + 2  # two looks more than steps for each ascent; the order; the layers
+    changes = sum(number - 1 for number in sizes)
+    order = changes + min(2 * beam.singles, changes) * (PROBE_STEPS + 1)
+    assert model.passes <= beam.budget * (7 + 2) + order + 3  # two looks more than steps for each ascent; the orders; the layers
 
 
 def test_the_budget_does_not_grow_with_the_pathways() -> None:
@@ -265,3 +267,35 @@ def test_leaves_at_most_60_percent_of_what_autoattack_leaves() -> None:
     print(f"AutoAttack leaves {before}, reroute {after}")
     assert before >= 60  # a third of the images: the network is robust as far as AutoAttack sees
     assert after <= 0.6 * before
+
+
+class DearAndFatal(Linear):
+    """Six experts that ignore the image. Expert 0 is taken; 1 to 4 are cheap to reach and agree with it; 5 is dearer and errs."""
+
+    def __init__(self) -> None:
+        super().__init__(6)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.zero_()
+            self.routers[0].weight[1:] = 1 / (SIDE * SIDE)  # the mean pixel
+            self.routers[0].bias.copy_(torch.tensor([0.5, -0.01, -0.02, -0.03, -0.04, -0.045]))
+            for expert in range(1, 6):
+                self.routers[0].weight[expert, expert] += 0.5  # a pixel of its own, so that each can be reached
+                self.routers[0].bias[expert] -= 0.25
+            self.experts[0].bias.copy_(torch.tensor([1.0, 0.0, 0.0] * 5 + [0.0, 1.0, 0.0]))
+
+
+def test_a_dear_reroute_that_is_fatal_is_found_before_cheap_ones_that_are_harmless() -> None:
+    model, x = DearAndFatal(), torch.full((3, 1, SIDE, SIDE), 0.5)
+    y = torch.zeros(3, dtype=torch.long)
+    cheap = cheapest_changes(model, x)
+    assert cheap[0, :, 1].tolist() == [1, 2, 3, 4, 5]
+    assert weakest_changes(model, x, y, cheap, 0.1, 4)[0, 0].tolist() == [0, 5]
+    x_adv = attack(model, x, beam=Beam(2, 1, 1, 1))
+    assert (model(x_adv).argmax(dim=1) == 1).all()
+
+
+def test_two_orders_take_turns_and_name_every_change_once() -> None:
+    first = torch.tensor([[[0, 1], [0, 2], [1, 1], [2, 1]]])
+    second = torch.tensor([[[2, 1], [0, 1], [1, 1], [0, 2]]])
+    assert in_turn(first, second)[0].tolist() == [[0, 1], [2, 1], [0, 2], [1, 1]]

@@ -392,15 +392,74 @@ def test_a_loss_that_does_not_rise_fails(model: nn.Module, status: str) -> None:
 def test_a_preset_without_the_costly_checks_says_that_they_were_skipped() -> None:
     found = evaluate(Net().eval(), *GREYS, epsilon=0.1, preset=["pgd_10"])
     skipped = {check.number for check in found.checks if check.status == "skipped"}
-    assert {check.number for check in found.checks} == set(range(1, 13))
+    assert {check.number for check in found.checks} == set(range(1, 14))
     assert skipped == {4, 5, 6, 7, 8, 9, 10, 12}
-    assert {check.number for check in found.checks if check.status == "pass"} == {1, 2, 3, 11}
+    assert {check.number for check in found.checks if check.status == "pass"} == {1, 2, 3, 11, 13}
 
 
 def test_the_thorough_presets_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = replace(PRESETS["standard"], figures={"ra_50": ("pgd_50",)}, survivors=())
     monkeypatch.setitem(PRESETS, "standard", preset)
     found = evaluate(Net().eval(), *GREYS, epsilon=0.1, preset="standard")
-    assert [check.number for check in found.checks] == [1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert [check.number for check in found.checks] == [1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
     assert {check.number for check in found.checks if check.status == "skipped"} == {4, 5, 6}
     assert all(check.status in ("pass", "skipped") for check in found.checks), found.checks
+
+
+# (13)
+
+
+class NanRouter(Routed):
+    """Its scores are NaN, of which argmax is 0; it classifies all the same."""
+
+    def routing(self, x: Tensor) -> Tensor:
+        return super().routing(x) * torch.nan
+
+
+class ConstantRouter(Routed):
+    def routing(self, x: Tensor) -> Tensor:
+        return torch.tensor([[0.3, 0.7]]).expand(len(x), 2)
+
+
+class NanBuffer(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.tensor(torch.nan))
+
+
+class NanGradient(Net):
+    """The root's slope at 0 is infinite, and is multiplied by 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + (0 * x.flatten(1)[:, :1]).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (NanRouter(), "scores of router 0"), (ConstantRouter(), "router 0 gives every image the same scores"),
+        (NanBuffer(), "seen"), (NanGradient(), "gradient of the cross-entropy"),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite_or_constant_fails(model: nn.Module, words: str) -> None:
+    found = run(checks.finiteness, model)
+    assert (found.number, found.status) == (13, "fail")
+    assert words in found.detail
+
+
+@pytest.mark.parametrize("model", [Net(), Routed()])
+def test_finite_networks_pass(model: nn.Module) -> None:
+    assert run(checks.finiteness, model).status == "pass"
+
+
+def test_a_nan_router_that_classifies_is_warned_of_before_any_attack(caplog: pytest.LogCaptureFixture) -> None:
+    x, y = GREYS
+    messages: list[int] = []
+    with caplog.at_level("WARNING", "advmoe"):
+        found = evaluate(
+            NanRouter().eval(), x, y, epsilon=0.1, preset=("pgd_10",), progress=lambda *_: messages.append(len(caplog.records))
+        )
+    assert found.sa == 100
+    assert [check.status for check in found.checks if check.number == 13] == ["fail"]
+    assert messages == [1]
+    assert "check 13 fails (not finite or constant: scores of router 0" in caplog.text

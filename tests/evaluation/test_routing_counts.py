@@ -6,6 +6,7 @@ from toys import Toy, images, labels
 
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, pgd
 from advmoe.evaluation import evaluate
+from advmoe.evaluation.results import paired
 
 EPSILON = 0.02
 EXPERTS = (2, 3)
@@ -38,7 +39,7 @@ def slow(toy, x, y):
     correct = [row for row in range(len(x)) if toy(x[row : row + 1]).argmax() == y[row]]
     count = {"router": 0, "expert": 0, "flipped": 0, "overlap": [0, 0]}
     load, load_adv = ([[0] * experts for experts in EXPERTS] for _ in range(2))
-    fixed, robust = [0] * 3, [0] * 3
+    fixed, robust, gained, lost = ([0] * 3 for _ in range(4))
     for row in range(len(x)):
         z, label = x[row : row + 1], y[row : row + 1]
         noise = ImageDraws(derive_seed(0, 0), [row])
@@ -52,19 +53,26 @@ def slow(toy, x, y):
             count["overlap"] = [n + (a == b) for n, a, b in zip(count["overlap"], clean, adversarial, strict=True)]
             count["router"] += int(answer(toy, z, adversarial).argmax() == label)
             count["expert"] += int(answer(toy, z_adv, clean).argmax() == label)
+        z_10 = pgd(toy, z, label, Pgd(EPSILON, EPSILON / 4, 10), ImageDraws(derive_seed(0, 0), [row]))
+        routed = row in correct and bool(toy(z_10).argmax() == label)
         for expert in range(3):
+            held = False
             route = [min(expert, 1), expert]
             if answer(toy, z, route).argmax() == label:
                 fixed[expert] += 1
                 draws = ImageDraws(derive_seed(0, 6, expert), [row])
                 z_fix = pgd(lambda p, r=route: answer(toy, p, r), z, label, Pgd(EPSILON, EPSILON / 4, 10), draws)
-                robust[expert] += int(answer(toy, z_fix, route).argmax() == label)
+                held = bool(answer(toy, z_fix, route).argmax() == label)
+            robust[expert] += held
+            gained[expert] += routed and not held
+            lost[expert] += held and not routed
     n, right = len(x), len(correct)
     return {
         "ra_router": 100 * count["router"] / n, "ra_expert": 100 * count["expert"] / n,
         "flip_rate": 100 * count["flipped"] / right, "overlap": [100 * kept / right for kept in count["overlap"]],
         "load": load, "load_adv": load_adv,
         "fixed_expert_sa": [100 * hits / n for hits in fixed], "fixed_expert_ra": [100 * hits / n for hits in robust],
+        "choice_gain": [100 * (more - less) / n for more, less in zip(gained, lost, strict=True)],
     }  # fmt: skip
 
 
@@ -75,11 +83,20 @@ def test_routing_figures_are_the_slow_ones(toy, size):
     found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50",), shard_size=size).routing
     wanted = slow(toy, x, y)
     found = found.model_dump()
+    assert all(gain["low"] < gain["value"] < gain["high"] for gain in found["choice_gain"])
+    found["choice_gain"] = [gain["value"] for gain in found["choice_gain"]]
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         assert found[name] == (value if name.startswith("load") else pytest.approx(value)), name
     assert 0 < found["flip_rate"] < 100
     assert found["ra_router"] != found["ra_expert"]
+
+
+def test_paired_interval_by_hand():
+    """15 gained, 5 lost of 100: 10 points; with half an image more in each cell (15.5 - 5.5) / 102 -+ 1.96 * 4.47 / 102."""
+    found = paired(15, 5, 100)
+    assert found.value == pytest.approx(10)
+    assert (found.low, found.high) == pytest.approx((1.206, 18.401), abs=1e-3)
 
 
 def test_without_pgd_50_there_is_no_routing_section(toy):

@@ -109,7 +109,7 @@ def test_seeds_attacked_differently_have_no_common_worst_case(full):
 
 
 def test_a_network_without_routers_is_attacked_by_the_same_preset():
-    routing = ("straight_through_1", "reroute_quick")
+    routing = ("straight_through_margin", "reroute_quick")
     rest = [name for name in PRESETS["quick"].attacks if name not in routing]
     (dense,), (routed,) = summarise([quick(*rest, method="at_dense", left_out=routing)]), summarise([quick()])
     assert dense.attacks == routed.attacks

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from records import quick, record
 
+from advmoe.attacks.presets import FORMER_QUICK
 from advmoe.reports import cells, html, measures, paper_tables, plots, tables
-from advmoe.reports.measures import BY_NAME, MEASURES, Measure, label, measured, worst_of
+from advmoe.reports.measures import BY_NAME, MEASURES, Measure, attacks_of, label, measured, worst_of
 
 SOURCE = Path(measures.__file__).parents[1]
 
@@ -22,8 +23,10 @@ def test_names_are_unique_and_every_column_has_a_label():
 def test_values_are_the_records():
     values = {measure.name: measure.value(record(ra_aa_rand=11.0)) for measure in MEASURES}
     assert values == {
-        "ra_worst": 49.0, "ra_worst_quick": None, "ra_worst_listed": None, "sa": 79.0, "ra_10": 53.0, "ra_20": 52.0, "ra_50": 51.0,
-        "ra_aa": 49.5, "ra_aa_plus": None, "ra_aa_rand": 11.0, "gmacs": 0.01, "reduction": 75.0,
+        "ra_worst": 49.0, "ra_worst_quick": None, "ra_worst_former_quick": None, "ra_worst_listed": None,
+        "sa": 79.0, "ra_10": 53.0, "ra_20": 52.0, "ra_50": 51.0,
+        "ra_aa": 49.5, "ra_aa_plus": None, "ra_aa_rand": 11.0,
+        "ra_paths": None, "ra_paths_sampled": None, "gmacs": 0.01, "reduction": 75.0,
     }  # fmt: skip
 
 
@@ -37,6 +40,14 @@ def test_a_worst_case_is_called_by_the_attacks_that_made_it():
     ]
     assert not worst_of(record()).upper_bound
     assert worst_of(quick(record(**partial))).upper_bound
+
+
+def test_a_record_of_the_former_quick_preset_is_no_record_of_the_present_one():
+    former = record(ra_worst=..., ra_worst_quick=40.0)
+    former = former.model_copy(update={"evaluation": former.evaluation.model_copy(update={"attacks": dict.fromkeys(FORMER_QUICK)})})
+    assert worst_of(former).label == "RA-worst (quick of 0.1)"
+    assert BY_NAME["ra_worst_quick"].value(former) is None
+    assert cells.attacks_in_words(attacks_of(former)) == "the preset quick of version 0.1"
 
 
 def test_other_steps_stand_among_the_listed_ones():

@@ -34,25 +34,35 @@ class Apgd:
         check_norm(self.norm)
 
 
-def apgd(predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
+def apgd(
+    predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy,
+    judge: Predict | None = None,
+) -> Tensor:  # fmt: skip
     """Images in the ball around `x` [B, C, H, W]: the first misclassified point met, else that of the highest objective.
 
     `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective; an image is broken
     when its prediction is not its label, whatever the target. `predict` maps pixels in [0, 1] to logits and should be
-    frozen (`frozen(model)`). An image that is misclassified from the outset is given back as it is.
+    frozen (`frozen(model)`). With `judge`, the ascent climbs `predict`, but `judge` decides what is misclassified. An image
+    that is misclassified from the outset is returned unchanged.
     """
-    found, _ = _clean(predict, x, _labels(target))
+    climb = _Climb(predict, judge or predict, settings, objective)
+    found, _ = _clean(climb.judge, x, _labels(target))
     for _ in range(settings.restarts):
-        _attack(predict, found, x, target, settings, draws, objective)
+        _attack(climb, found, x, target, draws)
     return found.x_adv
 
 
-def targeted_apgd(predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None) -> Tensor:
-    """`apgd` on `targeted_dlr` towards each of the `num_targets` wrong classes that are likeliest on `x`, one by one.
+def targeted_apgd(
+    predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None,
+    objective: Objective | None = None, judge: Predict | None = None,
+) -> Tensor:  # fmt: skip
+    """`apgd` towards each of the `num_targets` wrong classes that are likeliest on `x`, one by one.
 
-    y [B] int64. `num_targets` is at most and, up to 9, by default the number of classes less 1; a UserError otherwise.
+    y [B] int64. `objective` is targeted, by default `targeted_dlr`. `num_targets` is at
+    most the number of classes less 1, and by default that number, but at most 9. Raises UserError otherwise.
     """
-    found, logits = _clean(predict, x, y)
+    climb = _Climb(predict, judge or predict, settings, objective or targeted_dlr)
+    found, logits = _clean(climb.judge, x, y)
     wrong = logits.shape[1] - 1
     num_targets = min(9, wrong) if num_targets is None else num_targets
     if not 1 <= num_targets <= wrong:
@@ -60,7 +70,7 @@ def targeted_apgd(predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws:
     classes = logits.scatter(1, y[:, None], -torch.inf).topk(num_targets, dim=1).indices
     for aim in classes.unbind(dim=1):
         for _ in range(settings.restarts):
-            _attack(predict, found, x, torch.stack([y, aim], dim=1), settings, draws, targeted_dlr)
+            _attack(climb, found, x, torch.stack([y, aim], dim=1), draws)
     return found.x_adv
 
 
@@ -73,6 +83,22 @@ def checkpoints(num_steps: int) -> list[int]:
     while (later := shares[-1] + max(shares[-1] - shares[-2] - 3, 6)) <= 100:
         shares.append(later)
     return sorted({-(-share * num_steps // 100) for share in shares[1:]} - {0})
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """What an ascent climbs, who judges its points, and its settings."""
+
+    predict: Predict
+    judge: Predict
+    settings: Apgd
+    objective: Objective
+
+    def look(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Whether each point is misclassified [B], its objective [B] and gradient."""
+        logits, value, gradient = look(self.predict, x, target, self.objective)
+        judged = logits if self.judge is self.predict else self.judge(x)
+        return judged.argmax(dim=1) != _labels(target), value, gradient
 
 
 @dataclass
@@ -120,14 +146,15 @@ def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Found, Tensor]
 
 
 @torch.no_grad()
-def _attack(predict: Predict, found: _Found, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective) -> None:
-    """One run on the images that are not broken yet; what it finds goes to `found`."""
+def _attack(climb: _Climb, found: _Found, x: Tensor, target: Tensor, draws: Draws) -> None:
+    """One run on the images that are not broken yet; its results go to `found`."""
+    settings = climb.settings
     index, checked, marks = (~found.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
     if not len(index):
         return
-    run = _begin(predict, x[index], target[index], settings, draws.rows(index), objective)
+    run = _begin(climb, x[index], target[index], draws.rows(index))
     for done in range(1, settings.num_steps + 1):
-        _move(run, predict, settings, objective, 1.0 if done == 1 else MOMENTUM)
+        _move(run, climb, 1.0 if done == 1 else MOMENTUM)
         if done in marks:
             _judge(run, settings.rho * (done - checked))
             checked = done
@@ -137,25 +164,26 @@ def _attack(predict: Predict, found: _Found, x: Tensor, target: Tensor, settings
     _retire(found, index, run)
 
 
-def _begin(predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective) -> _Run:
+def _begin(climb: _Climb, x: Tensor, target: Tensor, draws: Draws) -> _Run:
+    settings = climb.settings
     now = project(uniform_start(x, settings.epsilon, settings.norm, draws), x, settings.epsilon, settings.norm)
-    logits, value, gradient = look(predict, now, target, objective)
+    wrong, value, gradient = climb.look(now, target)
     return _Run(
         x, target, now, gradient, value, before=now, best=now, best_gradient=gradient, best_value=value,
-        broken=logits.argmax(dim=1) != _labels(target), step=torch.full_like(x[:, :1, :1, :1], 2 * settings.epsilon),
+        broken=wrong, step=torch.full_like(x[:, :1, :1, :1], 2 * settings.epsilon),
         rises=torch.zeros_like(value), halved=torch.zeros_like(value, dtype=torch.bool), checked_value=value,
     )  # fmt: skip
 
 
-def _move(run: _Run, predict: Predict, settings: Apgd, objective: Objective, momentum: float) -> None:
+def _move(run: _Run, climb: _Climb, momentum: float) -> None:
     """x(k) to x(k+1): a projected step, and `1 - momentum` of the last one on top (Algorithm 1, lines 8 to 14)."""
-    epsilon, norm = settings.epsilon, settings.norm
+    epsilon, norm = climb.settings.epsilon, climb.settings.norm
     ahead = project(run.now + run.step * ascent(run.gradient, norm), run.x, epsilon, norm)
     drift = momentum * (ahead - run.now) + (1 - momentum) * (run.now - run.before)
     run.before, run.now, last = run.now, project(run.now + drift, run.x, epsilon, norm), run.value
-    logits, run.value, run.gradient = look(predict, run.now, run.target, objective)
+    wrong, run.value, run.gradient = climb.look(run.now, run.target)
     run.rises = run.rises + (run.value > last)
-    _remember(run, logits.argmax(dim=1) != _labels(run.target))
+    _remember(run, wrong)
 
 
 def _remember(run: _Run, wrong: Tensor) -> None:

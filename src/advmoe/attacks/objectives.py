@@ -42,6 +42,27 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return others.max(dim=1).values - _of(logits, labels)
 
 
+def targeted_margin(logits: Tensor, target: Tensor) -> Tensor:
+    """The target class's logit minus the label's; target [B, 2] int64, label and target class."""
+    logits = full(logits)
+    return _of(logits, target[:, 1]) - _of(logits, target[:, 0])
+
+
+def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """Largest other probability minus the label's (Gao et al. 2020, PMA); labels [B] int64, 2 classes or more."""
+    return margin(full(logits).softmax(dim=1), labels)
+
+
+def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the logits over the distance of the two largest (Yamamura et al. 2022's scaling, held constant).
+
+    However far apart the logits are, the softmax does not saturate, so the gradient does not vanish; labels [B] int64.
+    """
+    logits = full(logits)
+    top = logits.detach().topk(2, dim=1).values
+    return F.cross_entropy(logits / (top[:, :1] - top[:, 1:]).clamp_min(1e-6), labels, reduction="none")
+
+
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1 - z_3), z_1 >= z_2 >= ... sorted (Croce & Hein 2020, eq. 6).
 
@@ -82,6 +103,9 @@ OBJECTIVES: dict[str, Objective] = {
     "cross_entropy": cross_entropy,
     "targeted_cross_entropy": targeted_cross_entropy,
     "margin": margin,
+    "targeted_margin": targeted_margin,
+    "probability_margin": probability_margin,
+    "scaled_cross_entropy": scaled_cross_entropy,
     "dlr": dlr,
     "targeted_dlr": targeted_dlr,
 }

@@ -1,6 +1,6 @@
 """Projected gradient descent in the L-infinity or the L2 ball (Madry et al. 2018)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -86,12 +86,26 @@ def input_gradient(predict: Predict, x: Tensor, target: Tensor, objective: Objec
 
 
 @torch.no_grad()
+def pgd_points(
+    predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, marks: Sequence[int],
+    objective: Objective = cross_entropy,
+) -> list[Tensor]:  # fmt: skip
+    """The points of one ascent after each number of steps in `marks`, in rising order.
+
+    With the same draws, the point after k steps is what `pgd` of k steps and one restart returns.
+    """
+    x_adv, points = project(_start(x, settings, draws), x, settings.epsilon, settings.norm), []
+    for number in range(max(marks) + 1):
+        if number in marks:
+            points.append(x_adv)
+        if number < max(marks):
+            direction = ascent(input_gradient(predict, x_adv, target, objective), settings.norm)
+            x_adv = project(x_adv + settings.step_size * direction, x, settings.epsilon, settings.norm)
+    return points
+
+
 def _ascend(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective) -> Tensor:
-    x_adv = project(_start(x, settings, draws), x, settings.epsilon, settings.norm)
-    for _ in range(settings.num_steps):
-        direction = ascent(input_gradient(predict, x_adv, target, objective), settings.norm)
-        x_adv = project(x_adv + settings.step_size * direction, x, settings.epsilon, settings.norm)
-    return x_adv
+    return pgd_points(predict, x, target, settings, draws, [settings.num_steps], objective)[0]
 
 
 def _start(x: Tensor, settings: Pgd, draws: Draws) -> Tensor:

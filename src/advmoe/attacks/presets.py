@@ -1,6 +1,6 @@
 """Which attacks an evaluation runs: presets by name, or a plan from listed attacks."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advmoe.attacks import autoattack
@@ -13,7 +13,7 @@ GROUPS = {
     "autoattack_plus": ("ra_aa_plus", autoattack.PLUS),
     "autoattack_rand": ("ra_aa_rand", autoattack.RAND),
 }
-ROUTING_BUDGET = "routing figures: 50 PGD steps an image, and 10 for each expert"
+ROUTING_BUDGET = "routing figures: 50 PGD passes for wrongly classified images too, and 10 an image for each expert"
 
 
 @dataclass(frozen=True)
@@ -34,38 +34,64 @@ class Preset:
     @property
     def budget(self) -> str:
         """The cost in words. A network that routes adds ROUTING_BUDGET."""
-        chains = _passes(name for names in self.figures.values() for name in names)
+        chains = _passes([name for names in self.figures.values() for name in names])
         parts = [f"at most {chains} an image"] if chains else []
         if self.survivors:
             parts.append(f"at most {_passes(self.survivors)} on survivors")
         return "; ".join([*parts, *(["all self-checks"] if self.checks else [])])
 
+    def passes(self, *, routed: bool, standing: float) -> float:
+        """Passes for a correctly classified image; `standing` is the share that all attacks but the first of a chain meet."""
+        able = ("", "routing") if routed else ("",)
+        chains = [
+            sum(ATTACKS[name].passes * (1 if number == 0 else standing) for number, name in enumerate(names))
+            for names in self.figures.values() if not ATTACKS[names[0]].path
+        ]  # fmt: skip
+        survivors = [ATTACKS[name].passes for name in self.survivors if ATTACKS[name].needs in able]
+        return (
+            max(_paths([name for names in self.figures.values() for name in names]), default=0)
+            + sum(chains)
+            + standing * sum(survivors)
+        )
 
-def _passes(names: Iterable[str]) -> str:
-    """'150 PGD and 100 APGD passes', in the order of the attacks."""
-    totals: dict[str, int] = {}
+
+def _paths(names: Sequence[str]) -> list[int]:
+    return [ATTACKS[name].path for name in names if ATTACKS[name].path]
+
+
+def _passes(names: Sequence[str]) -> str:
+    """'150 PGD and 100 APGD passes', in the order of the attacks; points of one PGD path cost what its last one does."""
+    totals: dict[str, int] = {"PGD": max(_paths(names))} if _paths(names) else {}
     for name in names:
+        if ATTACKS[name].path:
+            continue
         totals[ATTACKS[name].kind] = totals.get(ATTACKS[name].kind, 0) + ATTACKS[name].passes
     parts = [f"{passes:,} {kind}" for kind, passes in totals.items()]
     return f"{', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]} passes" if parts else ""
 
 
 PRESETS = {
-    "quick": Preset(RA_FIGURES, ("straight_through_1", "reroute_quick")),
+    "quick": Preset(RA_FIGURES, ("apgd_margin_t", "apgd_scaled", "straight_through_margin", "reroute_quick")),
     "standard": Preset(
         {**RA_FIGURES, "ra_aa": autoattack.STANDARD},
         (
-            "straight_through_1", "straight_through_5", "soft_1", "margin_-1", "margin_+1", "held_route", "second_route",
-            "reroute", "transfer",
+            "apgd_margin_t", "pma", "gama", "straight_through_margin", "straight_through_5", "soft_1", "margin_-1", "margin_+1",
+            "second_route", "reroute", "paths", "transfer",
         ),
         checks=True,
     ),
     "full": Preset(
         {**RA_FIGURES, "ra_aa": autoattack.STANDARD, "ra_aa_plus": autoattack.PLUS},
-        (*SURROGATES, "apgd_ce", "apgd_dlr", "apgd_t", "pgd_200", "pgd_50x10", "reroute_full", "transfer"),
+        (
+            "apgd_margin_t", "apgd_scaled", "pma", "gama", *SURROGATES, "apgd_ce", "apgd_dlr", "apgd_t", "apgd_t_straight_through",
+            "apgd_t_soft", "pgd_200", "pgd_50x10", "reroute_full", "paths", "transfer",
+        ),
         checks=True,
     ),
 }  # fmt: skip
+
+
+FORMER_QUICK = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick")  # the preset quick up to version 0.1
 
 
 def resolve(preset: str | Sequence[str]) -> Preset:

@@ -4,7 +4,7 @@ A new attack is one entry of ATTACKS. The attack takes a Job and gives x' [B, C,
 network, in float32, which of them fool it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -14,10 +14,21 @@ from torch import Tensor
 
 from advmoe.attacks import autoattack, surrogate
 from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
+from advmoe.attacks.gama import gama
 from advmoe.attacks.job import Job, Setting
-from advmoe.attacks.objectives import dlr
-from advmoe.attacks.pgd import Pgd, pgd
-from advmoe.attacks.rerouting import Beam, reroute
+from advmoe.attacks.objectives import (
+    Objective,
+    cross_entropy,
+    dlr,
+    margin,
+    probability_margin,
+    scaled_cross_entropy,
+    targeted_dlr,
+    targeted_margin,
+)
+from advmoe.attacks.pathways import ALL, attack_pathways, broken_on_a_pathway
+from advmoe.attacks.pgd import Pgd, pgd, pgd_points
+from advmoe.attacks.rerouting import PROBE_STEPS, Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
 from advmoe.moe import make_gate
 
@@ -31,7 +42,8 @@ class Attack:
     `run` maps a Job to x'. `words` say in a line what it does. `passes` are its forward and backward passes for one image of ten
     classes at most, a forward pass alone counted as a third. `needs` is "routing" or "transfer" where the attack makes no sense
     without. `norms` are those it is written for, `min_classes` is the least number of classes, and `obstacle_of` gives any
-    further reason why it cannot run. `path` is not 0 for PGD of so many steps: such attacks share one path of iterates.
+    further reason why it cannot run. `path` is not 0 for PGD of so many steps: such attacks share one path of iterates. `held`
+    tells which x' fool the network held on some pathway, where the attack holds it.
     Whoever changes what an attack does raises its `version`: stored results of another version are run again.
     """
 
@@ -44,6 +56,7 @@ class Attack:
     min_classes: int = 2
     obstacle_of: Callable[[Setting], str] | None = None
     path: int = 0
+    held: Callable[[Job, Tensor], Tensor] | None = None
     version: int = 1
 
     def obstacle(self, setting: Setting) -> str:
@@ -70,19 +83,21 @@ def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
     return best
 
 
-def run_apgd(job: Job) -> Tensor:
-    """APGD on cross-entropy."""
-    return apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(1))
+def follow_path(job: Job, steps: Sequence[int]) -> list[Tensor]:
+    """What PGD (`run_pgd`) of each number of steps returns, from one ascent; `steps` in rising order."""
+    settings = Pgd(job.epsilon, job.epsilon / 4, steps[-1], norm=job.norm)
+    return pgd_points(job.predict, job.x, job.y, settings, job.draws(0), steps)
 
 
-def run_apgd_dlr(job: Job) -> Tensor:
-    """APGD on the difference of logits ratio."""
-    return apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(2), dlr)
+def run_apgd(job: Job, objective: Objective, stream: int, steps: int = 100) -> Tensor:
+    """APGD on an untargeted objective."""
+    return apgd(job.predict, job.x, job.y, Apgd(job.epsilon, steps, norm=job.norm), job.draws(stream), objective)
 
 
-def run_targeted_apgd(job: Job) -> Tensor:
-    """APGD on the targeted DLR, one wrong class after another."""
-    return targeted_apgd(job.predict, job.x, job.y, Apgd(job.epsilon, norm=job.norm), job.draws(3))
+def run_targeted_apgd(job: Job, objective: Objective, stream: int, steps: int = 100, targets: int = 9) -> Tensor:
+    """APGD on a targeted objective, towards the likeliest `targets` wrong classes one after another."""
+    settings, wrong = Apgd(job.epsilon, steps, norm=job.norm), job.num_classes - 1
+    return targeted_apgd(job.predict, job.x, job.y, settings, job.draws(stream), min(targets, wrong), objective)
 
 
 def run_reroute(job: Job, beam: Beam, steps: int) -> Tensor:
@@ -95,12 +110,12 @@ def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps
     return surrogate_pgd(job.predict, make(job), job.x, job.y, Search(job.epsilon, steps), job.draws(5, stream))
 
 
-def gate(kind: Any, temperature: float) -> Callable[[Job], Surrogate]:
-    """The network under another gate."""
-    return lambda job: surrogate.through_gate(job.predict, make_gate(kind, temperature=temperature))
+def gate(kind: Any, temperature: float, objective: Objective = cross_entropy) -> Callable[[Job], Surrogate]:
+    """An objective of the network under another gate."""
+    return lambda job: surrogate.through_gate(job.predict, make_gate(kind, temperature=temperature), objective)
 
 
-def margin(weight: float) -> Callable[[Job], Surrogate]:
+def routing_margin(weight: float) -> Callable[[Job], Surrogate]:
     """Cross-entropy and the margin of the clean route."""
     return lambda job: surrogate.with_routing_margin(job.predict, _clean_route(job), weight)
 
@@ -142,6 +157,11 @@ def _pgd(steps: int) -> Attack:
     )  # fmt: skip
 
 
+def _apgd(words: str, objective: Objective, stream: int, steps: int) -> Attack:
+    run = partial(run_apgd, objective=objective, stream=stream, steps=steps)
+    return Attack(run, f"{words}, {steps} steps", steps, "APGD", norms=BOTH)
+
+
 def _autoattack(name: str) -> Attack:
     version, part = name.split("_")
     return Attack(
@@ -151,12 +171,30 @@ def _autoattack(name: str) -> Attack:
     )  # fmt: skip
 
 
+def run_through_gate(job: Job, kind: Any, stream: int) -> Tensor:
+    """APGD on the targeted DLR towards every wrong class through another gate; the hard gate judges."""
+    return targeted_apgd(
+        lambda x: job.predict.forward_routed(x, make_gate(kind))[0], job.x, job.y, Apgd(job.epsilon, 40), job.draws(stream),
+        job.num_classes - 1, judge=job.predict,
+    )  # fmt: skip
+
+
+def run_gama(job: Job) -> Tensor:
+    """GAMA-PGD, 100 steps."""
+    return gama(job.predict, job.x, job.y, job.epsilon, 100, job.draws(10))
+
+
 def _surrogate(words: str, make: Callable[[Job], Surrogate], stream: int) -> Attack:
     return Attack(partial(run_surrogate, make=make, stream=stream), words, 50, "route-aware", "routing")
 
 
 def _reroute(words: str, beam: Beam, steps: int) -> Attack:
-    return Attack(partial(run_reroute, beam=beam, steps=steps), words, beam.budget * steps, "route-aware", "routing")
+    """Its passes are those of 16 layers of two experts."""
+    probes = 16 // 3 + 2 * beam.singles * (PROBE_STEPS + 1)
+    run = partial(run_reroute, beam=beam, steps=steps)
+    return Attack(
+        run, f"{words} over pathways, cheapest and weakest first", beam.budget * steps + probes, "route-aware", "routing", version=2
+    )
 
 
 ATTACKS: dict[str, Attack] = {
@@ -164,10 +202,16 @@ ATTACKS: dict[str, Attack] = {
     "pgd_50x10": Attack(
         partial(run_pgd, steps=50, restarts=10), "PGD-50 from ten random starts", 500, "PGD", norms=BOTH
     ),
-    "apgd_ce": Attack(run_apgd, "APGD on cross-entropy, 100 steps", 100, "APGD", norms=BOTH),
-    "apgd_dlr": Attack(run_apgd_dlr, "APGD on the difference of logits ratio, 100 steps", 100, "APGD", norms=BOTH),
+    "apgd_ce": _apgd("APGD on cross-entropy", cross_entropy, 1, 100),
+    "apgd_dlr": _apgd("APGD on the difference of logits ratio", dlr, 2, 100),
+    "apgd_scaled": _apgd("APGD on cross-entropy of scaled logits", scaled_cross_entropy, 7, 40),
+    "apgd_margin_t": Attack(
+        partial(run_targeted_apgd, objective=targeted_margin, stream=8, steps=25, targets=3),
+        "APGD on the targeted margin, 25 steps for each of the 3 likeliest wrong classes", 75, "APGD", norms=BOTH,
+    ),
     "apgd_t": Attack(
-        run_targeted_apgd, "APGD on the targeted DLR, 100 steps for each of the 9 likeliest wrong classes", 900, "APGD", norms=BOTH
+        partial(run_targeted_apgd, objective=targeted_dlr, stream=3),
+        "APGD on the targeted DLR, 100 steps for each of the 9 likeliest wrong classes", 900, "APGD", norms=BOTH,
     ),
     **{name: _autoattack(name) for name in autoattack.STANDARD + autoattack.PLUS + autoattack.RAND},
     "straight_through_0.2": _surrogate("cross-entropy, straight-through gate, T = 0.2", gate("straight_through", 0.2), 0),
@@ -176,15 +220,32 @@ ATTACKS: dict[str, Attack] = {
     "soft_0.2": _surrogate("cross-entropy, soft gate, T = 0.2", gate("soft", 0.2), 3),
     "soft_1": _surrogate("cross-entropy, soft gate", gate("soft", 1.0), 4),
     "soft_5": _surrogate("cross-entropy, soft gate, T = 5", gate("soft", 5.0), 5),
-    "margin_-1": _surrogate("cross-entropy minus the routers' margin", margin(-1.0), 6),
-    "margin_-0.1": _surrogate("cross-entropy minus 0.1 times the routers' margin", margin(-0.1), 7),
-    "margin_+0.1": _surrogate("cross-entropy plus 0.1 times the routers' margin", margin(0.1), 8),
-    "margin_+1": _surrogate("cross-entropy plus the routers' margin", margin(1.0), 9),
+    "margin_-1": _surrogate("cross-entropy minus the routers' margin", routing_margin(-1.0), 6),
+    "margin_-0.1": _surrogate("cross-entropy minus 0.1 times the routers' margin", routing_margin(-0.1), 7),
+    "margin_+0.1": _surrogate("cross-entropy plus 0.1 times the routers' margin", routing_margin(0.1), 8),
+    "margin_+1": _surrogate("cross-entropy plus the routers' margin", routing_margin(1.0), 9),
     "held_route": _surrogate("the network held on the clean route", held_route, 10),
     "second_route": _surrogate("the network held on every router's second choice", second_route, 11),
-    "reroute_quick": _reroute("a short search over pathways, cheapest first", Beam(2, 1, 1, 2), 20),
-    "reroute": _reroute("a beam search over pathways, cheapest first", Beam(), 40),
-    "reroute_full": _reroute("a wide beam search over pathways, cheapest first", Beam(12, 4, 3, 4), 60),
+    "reroute_quick": _reroute("a short search", Beam(2, 1, 1, 2), 20),
+    "reroute": _reroute("a beam search", Beam(), 40),
+    "reroute_full": _reroute("a wide beam search", Beam(12, 4, 3, 4), 60),
+    "straight_through_margin": _surrogate(
+        "the class margin, straight-through gate", gate("straight_through", 1.0, margin), 12
+    ),
+    "pma": _apgd("APGD on the probability margin", probability_margin, 9, 100),
+    "gama": Attack(run_gama, "GAMA-PGD, the guided probability margin, 100 steps", 100, "APGD"),
+    "apgd_t_straight_through": Attack(
+        partial(run_through_gate, kind="straight_through", stream=11),
+        "APGD on the targeted DLR through the straight-through gate, 40 steps for every wrong class", 540, "route-aware", "routing",
+    ),
+    "apgd_t_soft": Attack(
+        partial(run_through_gate, kind="soft", stream=12),
+        "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 480, "route-aware", "routing",
+    ),
+    "paths": Attack(
+        attack_pathways, f"the network held on every pathway, up to {ALL}, else on some cheap and some random ones", 800,
+        "route-aware", "routing", held=broken_on_a_pathway,
+    ),
     "transfer": Attack(
         partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", 50, "transfer", "transfer"
     ),

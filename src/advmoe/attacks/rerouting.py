@@ -1,8 +1,9 @@
 """The route-aware attack: drive the routers to another pathway, then attack through it.
 
-For each image the single changes of its pathway are ordered by how little perturbation they should need (first order:
-margin over the L1 norm of its gradient), the cheapest are tried, and the most promising are combined by beam search.
-With L layers and N experts that is at most L * (N - 1) gradients and `budget` ascents, never a walk over N^L pathways.
+For each image the single changes of its pathway are ordered in two ways: by how little perturbation they should need (first
+order: the router's margin over the L1 norm of its gradient), and by how far the class margin rises behind them. The first
+ones of both orders are tried in turn, and the most promising are combined by beam search. With L layers and N experts that is
+at most L * (N - 1) gradients and forward passes, and `budget` ascents, never a walk over N^L pathways.
 
 Shapes: B images, L MoE layers, N experts, R candidate changes an image.
 """
@@ -12,15 +13,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
+from advmoe.attacks.objectives import margin
 from advmoe.attacks.surrogate import Routed, Search, margins, route_of
 from advmoe.moe import HARD, ForcedGate, Routing
 
 HOLD = 0.05  # a router's margin is pushed up to this before the experts are attacked
-WEIGHT = 10.0  # of the routers' hinge against the cross-entropy
+WEIGHT = 10.0  # of the routers' hinge against the class margin
+PROBE_STEPS = 3  # with which the class margin behind a change is estimated
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, dra
     else the image itself. `model` should be frozen.
     """
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
-    changes = cheapest_changes(model, x)
+    cheap = cheapest_changes(model, x)
+    changes = in_turn(cheap, weakest_changes(model, x, y, cheap, search.epsilon, 2 * beam.singles))
     found = _Found(x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
     states = [
@@ -75,6 +78,56 @@ def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
     others = len(costs) - len(routings)  # a layer's own expert costs infinity and comes last
     order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)[:, :others]
     return torch.tensor(pairs, device=x.device)[order]
+
+
+def weakest_changes(model: Routed, x: Tensor, y: Tensor, changes: Tensor, epsilon: float, probes: int) -> Tensor:
+    """`changes` [B, R, 2] by the class margin behind them, highest first.
+
+    The margin is taken with the change forced: at the image for all changes, and for the first `probes` of these after a few
+    steps with the change held.
+    """
+    if not changes.shape[1]:
+        return changes
+    free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
+    routes = [free.scatter(1, change[:, :1], change[:, 1:]) for change in changes.unbind(dim=1)]
+    at_image = torch.stack([_forced_margin(model, x, y, route) for route in routes], dim=1)
+    changes = _reordered(changes, at_image)
+    values = at_image.sort(dim=1, descending=True, stable=True).values
+    for number in range(min(probes, changes.shape[1])):
+        route = free.scatter(1, changes[:, number, :1], changes[:, number, 1:])
+        values[:, number] = torch.maximum(values[:, number], _margin_behind(model, x, y, route, epsilon))
+    values[:, probes:] -= 1e6  # what was not probed stays behind
+    return _reordered(changes, values)
+
+
+def in_turn(first: Tensor, second: Tensor) -> Tensor:
+    """Two orders of the same pairs [B, R, 2] as one: the best of the first, the best other one of the second, and so on."""
+    same = (first[:, :, None] == second[:, None]).all(dim=3)  # [B, R, R]
+    rank = torch.arange(first.shape[1], device=first.device)
+    rank_in_second = (same * rank).sum(dim=2)
+    return first.gather(
+        1, torch.minimum(2 * rank, 2 * rank_in_second + 1).argsort(dim=1, stable=True)[:, :, None].expand(-1, -1, 2)
+    )
+
+
+def _reordered(changes: Tensor, values: Tensor) -> Tensor:
+    order = values.argsort(dim=1, descending=True, stable=True)
+    return changes.gather(1, order[:, :, None].expand(-1, -1, 2))
+
+
+def _forced_margin(model: Routed, x: Tensor, y: Tensor, route: Tensor) -> Tensor:
+    return margin(model.forward_routed(x, ForcedGate(route))[0], y).nan_to_num(nan=-1e30)
+
+
+def _margin_behind(model: Routed, x: Tensor, y: Tensor, route: Tensor, epsilon: float) -> Tensor:
+    """The class margin after a few steps on the network held on `route`."""
+    z = x
+    for _ in range(PROBE_STEPS):
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(_forced_margin(model, leaf, y, route).sum(), leaf, materialize_grads=True)
+        z = project(z + epsilon / 2 * gradient.nan_to_num(0).sign(), x, epsilon)
+    return _forced_margin(model, z, y, route)
 
 
 def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
@@ -116,7 +169,7 @@ def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, 
         rows = (~found.fooled).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        gradient, logits, routed, loss = _look(model, state.x_adv[rows], y[rows], route[rows])
+        gradient, logits, routed, loss = _look(model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps)
         better = routed & (loss > state.loss[rows])
         state.loss[rows[better]] = loss[better]
         fooled = routed & (logits.argmax(dim=1) != y[rows])
@@ -138,16 +191,19 @@ def _count_strays(model: Routed, y: Tensor, state: _State, found: _Found) -> Non
         found.fooled[rows] = True
 
 
-def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of loss and routers' hinge, logits on the route, whether the routers take it, the loss."""
+def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradient of class margin and routers' hinge, logits on the route, whether the routers take it, the class margin.
+
+    The routers come first. The class margin counts in full once the route is taken, and before with a weight `share` that rises
+    from 0 to 1 along the ascent: a joint attack whose trade-off is annealed.
+    """
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_(True)
         logits, routings = model.forward_routed(leaf, ForcedGate(route))
-        margin = margins(routings, route)
-        loss = F.cross_entropy(logits.float(), y, reduction="none")
-        hinge = (HOLD - margin).clamp(min=0).sum(dim=1)
-        routed = (margin > 0).all(dim=1)
-        (gradient,) = torch.autograd.grad((torch.where(routed, loss, 0.0) - WEIGHT * hinge).sum(), leaf)
+        router_margins, loss = margins(routings, route), margin(logits, y)
+        hinge = (HOLD - router_margins).clamp(min=0).sum(dim=1)
+        routed = (router_margins > 0).all(dim=1)
+        (gradient,) = torch.autograd.grad((torch.where(routed, loss, share * loss) - WEIGHT * hinge).sum(), leaf)
     return gradient.nan_to_num(0), logits.detach(), routed, loss.detach()
 
 

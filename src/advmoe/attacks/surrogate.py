@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
+from advmoe.attacks.objectives import Objective, cross_entropy
 from advmoe.attacks.pgd import Predict
 from advmoe.moe import HARD, ForcedGate, Gate, Routing
 
@@ -84,13 +85,13 @@ def _standing(predict: Predict, x_adv: Tensor, y: Tensor, rows: Tensor) -> Tenso
     return rows[predict(x_adv[rows]).argmax(dim=1) == y[rows]] if len(rows) else rows
 
 
-def through_gate(model: Routed, gate: Gate) -> Surrogate:
-    """Cross-entropy of the network under another gate (straight-through or soft, at any temperature)."""
+def through_gate(model: Routed, gate: Gate, objective: Objective = cross_entropy) -> Surrogate:
+    """An objective of the network under another gate (straight-through or soft, at any temperature)."""
 
-    def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return F.cross_entropy(model.forward_routed(x, gate)[0].float(), y, reduction="none")
+    def value(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        return objective(model.forward_routed(x, gate)[0], y)
 
-    return objective
+    return value
 
 
 def through_network(predict: Predict) -> Surrogate:
@@ -102,14 +103,13 @@ def through_network(predict: Predict) -> Surrogate:
     return objective
 
 
-def through_route(model: Routed, route: Tensor) -> Surrogate:
-    """Cross-entropy of the network held on `route` [B, L]: attacks the experts as if the routers stood still."""
+def through_route(model: Routed, route: Tensor, objective: Objective = cross_entropy) -> Surrogate:
+    """An objective of the network held on `route` [B, L]: attacks the experts as if the routers stood still."""
 
-    def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        logits, _ = model.forward_routed(x, ForcedGate(route[rows]))
-        return F.cross_entropy(logits.float(), y, reduction="none")
+    def value(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        return objective(model.forward_routed(x, ForcedGate(route[rows]))[0], y)
 
-    return objective
+    return value
 
 
 def with_routing_margin(model: Routed, route: Tensor, weight: float) -> Surrogate:

@@ -47,8 +47,8 @@ class EvaluateArguments:
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    quick: Annotated[Flag, _costs("quick", "SA, PGD and a short attack on the routing (the default)")] = False
-    standard: Annotated[Flag, _costs("standard", "AutoAttack, route-aware attacks and all self-checks")] = False
+    quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
+    standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
     full: Annotated[Flag, _costs("full", "the same and far more of it")] = False
     attacks: tuple[str, ...] = ()
     """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""

@@ -1,4 +1,4 @@
-"""What makes a robustness figure worth believing: twelve checks, each pass, warn, fail or skipped.
+"""What makes a robustness figure worth believing: thirteen checks, each pass, warn, fail or skipped.
 
 The list follows the recommendations of Carlini et al. (2019) and the warnings of AutoAttack, and adds what a network
 that routes needs. A threshold in points means that, or one image, whichever is more.
@@ -11,10 +11,10 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
-from advmoe.attacks.objectives import cross_entropy
+from advmoe.attacks.objectives import cross_entropy, margin
 from advmoe.attacks.pgd import Predict, input_gradient
 from advmoe.attacks.surrogate import margins, route_of
 from advmoe.evaluation.record import RoutingFigures, Status
@@ -126,10 +126,10 @@ def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
 
 def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
     """(7) 10, 50, 200 steps and 1, 5, 10 restarts: the last increase changes RA by at most half a point."""
-    steps = [_percent(_stands(target, x, y, target.epsilon, n)) for n in (10, 50, 200)]
     alive, restarts = target.model(x).argmax(dim=1) == y, []
+    steps = [_percent(_stands(target, x, y, target.epsilon, n, among=alive)) for n in (10, 50, 200)]
     for number in range(10):
-        alive &= _stands(target, x, y, target.epsilon, 50, stream=100 + number)
+        alive = _stands(target, x, y, target.epsilon, 50, stream=100 + number, among=alive)
         restarts.append(_percent(alive))
     restarts = [restarts[n - 1] for n in (1, 5, 10)]
     limit = max(POINTS, 100 / len(x)) + 1e-9
@@ -141,7 +141,8 @@ def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
 def falls_with_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
     """(8) Robust accuracy falls as epsilon grows, to at most 2 % at 8 times the epsilon."""
     factors = (0.5, 1, 2, 4, 8)
-    found = [_percent(_stands(target, x, y, factor * target.epsilon, 20)) for factor in factors]
+    right = target.model(x).argmax(dim=1) == y
+    found = [_percent(_stands(target, x, y, factor * target.epsilon, 20, among=right)) for factor in factors]
     rises = max(b - a for a, b in pairwise(found))
     limit = max(POINTS, 100 / len(x)) + 1e-9
     status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
@@ -206,6 +207,40 @@ def loss_rises(target: Target, x: Tensor, y: Tensor) -> Check:
     )
 
 
+def finiteness(target: Target, x: Tensor, y: Tensor) -> Check:
+    """(13) Parameters, buffers, router scores, logits and attack gradients are finite; no router is constant over the test set.
+
+    Router scores and logits are those of all images, gradients those of the images x.
+    """
+    wrong = [name for name, tensor in _tensors(target.model) if not torch.isfinite(tensor).all()][:3]
+    logits, scores = _all_scores(target)
+    wrong += [] if torch.isfinite(logits).all() else ["logits"]
+    for layer, values in enumerate(scores):
+        if not torch.isfinite(values).all():
+            wrong.append(f"scores of router {layer}")
+        elif values.shape[1] > 1 and len(values) > 1 and bool((values == values[:1]).all()):
+            wrong.append(f"router {layer} gives every image the same scores")
+    for objective in (cross_entropy, margin):
+        gradient = input_gradient(target.model, x, y, objective)
+        wrong += [] if torch.isfinite(gradient).all() else [f"gradient of the {objective.__name__.replace('_', '-')}"]
+    detail = f"not finite or constant: {', '.join(wrong)}" if wrong else "all finite, no router constant"
+    return Check(13, "numbers are finite", "fail" if wrong else "pass", detail)
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    named = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
+
+
+def _all_scores(target: Target) -> tuple[Tensor, list[Tensor]]:
+    """Logits of all images, and each router's scores [n, N]."""
+    looked = [_look(target, part) for part in target.x.split(256)]
+    routers = [
+        torch.cat(parts) for parts in zip(*([routing.logits for routing in routings] for _, routings in looked), strict=True)
+    ]
+    return torch.cat([logits for logits, _ in looked]), routers
+
+
 def attack_strength(
     model: Any, x: Tensor, y: Tensor, attack: Callable[[Predict, Tensor, Tensor], Tensor], settings: Pgd, seed: int = 0
 ) -> Check:
@@ -224,7 +259,7 @@ def attack_strength(
     )
 
 
-CHEAP_CHECKS = (consistency, logits_not_softmax, zero_epsilon, gradients)
+CHEAP_CHECKS = (finiteness, consistency, logits_not_softmax, zero_epsilon, gradients)
 COSTLY_CHECKS = (budget_suffices, falls_with_epsilon, iterated_beats_one_step, noise_breaks_none, loss_rises)
 SKIPPED = {7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest"}
 SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
@@ -233,16 +268,30 @@ SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 @torch.no_grad()
 def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
     """The checks that attack anew, on some images, always the same; the costly ones only where `thorough`. `store` keeps each."""
-    rows = torch.randperm(len(target.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(target.x.device)
-    x, y, known = target.x[rows], target.y[rows], store.checks()
+    known: dict[str, dict[str, Any]] = {}
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
-        name = f"{run.__name__} {target.transfer_digest}" if run is iterated_beats_one_step else run.__name__
-        if name not in known:
-            known = {old: found for old, found in known.items() if old.split()[0] != run.__name__}
-            known[name] = asdict(run(target, x, y))
-            store.save_checks(known)
+        known = _checked(target, run, store)
     skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else SKIPPED).items()]
     return [Check(**found) for found in known.values() if thorough or found["number"] not in SKIPPED] + skipped
+
+
+@torch.no_grad()
+def check_finiteness(target: Target, store: Store) -> Check:
+    """Check 13, which comes before any attack. `store` keeps it."""
+    return Check(**_checked(target, finiteness, store)[finiteness.__name__])
+
+
+def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], store: Store) -> dict[str, dict[str, Any]]:
+    """The checks that are known once `run` is; it runs only where the store does not have it."""
+    known, name = store.checks(), run.__name__
+    if run is iterated_beats_one_step:
+        name = f"{name} {target.transfer_digest}"
+    if name not in known:
+        rows = torch.randperm(len(target.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(target.x.device)
+        known = {old: found for old, found in known.items() if old.split()[0] != run.__name__}
+        known[name] = asdict(run(target, target.x[rows], target.y[rows]))
+        store.save_checks(known)
+    return known
 
 
 def check_figures(
@@ -274,8 +323,8 @@ def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
     """Images of which some router holds two experts equal, or gives NaN: [B] bool."""
     if not routings:
         return torch.zeros_like(logits[:, 0], dtype=torch.bool)
-    margin = margins(routings, route_of(routings))
-    return ((margin.abs() < UNDECIDED) | margin.isnan()).any(dim=1)
+    gaps = margins(routings, route_of(routings))
+    return ((gaps.abs() < UNDECIDED) | gaps.isnan()).any(dim=1)
 
 
 def _silent(gradient: Tensor) -> float:
@@ -288,12 +337,12 @@ def _silent_routers(target: Target, x: Tensor) -> float:
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         routings = target.model.forward_routed(leaf, HARD)[1]
-        margin = margins(routings, route_of(routings))
+        gaps = margins(routings, route_of(routings))
         shares = []
         for layer, routing in enumerate(routings):
             if routing.logits.shape[1] < 2:
                 continue
-            shares.append(_silent(_gradient(margin[:, layer].sum(), leaf)))
+            shares.append(_silent(_gradient(gaps[:, layer].sum(), leaf)))
     return max(shares, default=0.0)
 
 
@@ -304,9 +353,19 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return gradient
 
 
-def _stands(target: Target, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12) -> Tensor:
-    x_adv = pgd(target.model, x, y, _settings(target, epsilon, steps), _draws(target, len(x), stream))
-    stands: Tensor = (target.model(x).argmax(dim=1) == y) & (target.model(x_adv).argmax(dim=1) == y)
+def _stands(
+    target: Target, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12, among: Tensor | None = None
+) -> Tensor:
+    """Which of the images (or of those `among` them, [B] bool) are right, clean and under PGD: [B] bool.
+
+    Only images that can still fall are attacked.
+    """
+    stands = target.model(x).argmax(dim=1) == y if among is None else among.clone()
+    rows = stands.nonzero()[:, 0]
+    if len(rows):
+        draws = _draws(target, len(x), stream).rows(rows)
+        x_adv = pgd(target.model, x[rows], y[rows], _settings(target, epsilon, steps), draws)
+        stands[rows] = target.model(x_adv).argmax(dim=1) == y[rows]
     return stands
 
 

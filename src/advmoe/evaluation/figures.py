@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
-from advmoe.attacks import autoattack
+from advmoe.attacks import autoattack, pathways
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
-from advmoe.evaluation.record import AttackTotals, RoutingFigures
-from advmoe.evaluation.results import Evaluation
-from advmoe.evaluation.store import Shard
+from advmoe.evaluation.record import AttackTotals, Difference, RoutingFigures
+from advmoe.evaluation.results import Evaluation, paired
+from advmoe.evaluation.store import RoutingCounts, Shard
 from advmoe.evaluation.target import Target
 
 FULL_REROUTE = {"reroute", "reroute_full"}  # without one of these, a network that routes was not attacked in full
@@ -27,6 +27,10 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
         if not left_out.keys() & set(names)
     }
     ever = {row for shard in shards for row in shard.ever}
+    held = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
+    if "paths" in broken and len(held) == len(shards):
+        name = "ra_paths" if target.num_pathways <= pathways.ALL else "ra_paths_sampled"
+        figures[name] = _percent(correct, ever | {row for found in held for row in found}, rows)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
         {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken, left_out, sorted(ever),
@@ -40,6 +44,8 @@ def _percent(correct: Sequence[int], broken: set[int], rows: Sequence[int]) -> f
 def _complete(target: Target, shards: Sequence[Shard]) -> bool:
     """Whether AutoAttack and, where the network routes, a full attack on the routing were run on every shard."""
     ran = set.intersection(*(set(shard.attacks) for shard in shards)) if shards else set()
+    if target.hides_routing:
+        return False
     return set(autoattack.STANDARD) <= ran and (not target.routed or bool(ran & FULL_REROUTE))
 
 
@@ -65,7 +71,17 @@ def _routing(shards: Sequence[Shard]) -> RoutingFigures | None:
         load_adv=_added_per_layer([count.load_adv for count in counts]),
         fixed_expert_sa=[100 * value / images for value in _added([count.fixed for count in counts])],
         fixed_expert_ra=[100 * value / images for value in _added([count.fixed_robust for count in counts])],
+        choice_gain=_choice_gain(counts),
     )
+
+
+def _choice_gain(counts: Sequence[RoutingCounts]) -> list[Difference]:
+    """Routed less fixed, for each expert; nothing where a shard from an older version did not count it."""
+    gained, lost = [count.gained for count in counts if count.gained], [count.lost for count in counts if count.lost]
+    if len(gained) < len(counts):
+        return []
+    images = sum(count.images for count in counts)
+    return [paired(more, less, images) for more, less in zip(_added(gained), _added(lost), strict=True)]
 
 
 def _added(lists: Sequence[Sequence[int]]) -> list[int]:

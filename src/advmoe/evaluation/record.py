@@ -132,11 +132,20 @@ class CheckResult(Part):
     detail: Text
 
 
+class Difference(Part):
+    """A difference in points and its 95 % interval."""
+
+    value: Number
+    low: Number
+    high: Number
+
+
 class RoutingFigures(Part):
     """Shares of all images in percent, but `flip_rate` and `overlap` [L]: of the correct ones. Loads are counts [L][N].
 
     `ra_router`: right on the clean image over the adversarial image's route; `ra_expert`: right on the adversarial image over
-    the clean image's route; `fixed_expert_*` [N]: clean, and under PGD-10, with expert e in every layer.
+    the clean image's route; `fixed_expert_*` [N]: clean, and under PGD-10, with expert e in every layer. `choice_gain` [N] is
+    what choosing an expert is worth: RA-10 of the routed network less that of the fixed expert e, on the same images.
     """
 
     ra_router: Percent
@@ -147,6 +156,7 @@ class RoutingFigures(Part):
     load_adv: Annotated[list[Counts], Field(fail_fast=True)] = []
     fixed_expert_sa: Annotated[list[Percent], Field(fail_fast=True)] = []
     fixed_expert_ra: Annotated[list[Percent], Field(fail_fast=True)] = []
+    choice_gain: Annotated[list[Difference], Field(fail_fast=True)] = []
 
 
 class EvaluationResult(Part):

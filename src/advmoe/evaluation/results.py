@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from advmoe.evaluation.record import AttackTotals, RoutingFigures, Status
+from advmoe.evaluation.record import AttackTotals, Difference, RoutingFigures, Status
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,15 @@ class Evaluation:
             "checks": [check.__dict__ for check in self.checks],
             "flags": "".join("1" if row in standing else "0" for row in self.rows), "broken": self.broken,
         }  # fmt: skip
+
+
+def paired(gained: int, lost: int, count: int, z: float = 1.959964) -> Difference:
+    """The difference of two shares of the same `count` images, in points: `gained` count only for the first, `lost` only for the
+    second. The interval is Wald's with Agresti and Min's correction (2005): half an image is added to each of the four cells."""
+    value = (gained - lost) / max(count, 1)
+    b, c, n = gained + 0.5, lost + 0.5, count + 2
+    middle, half = (b - c) / n, z * math.sqrt(max(b + c - (b - c) ** 2 / n, 0.0)) / n
+    return Difference(value=100 * value, low=100 * (middle - half), high=100 * (middle + half))
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:

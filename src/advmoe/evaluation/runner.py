@@ -11,12 +11,12 @@ from advmoe.attacks import Norm, frozen
 from advmoe.attacks.presets import Preset, resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.errors import UserError
-from advmoe.evaluation.checks import check_figures, check_network
+from advmoe.evaluation.checks import check_figures, check_finiteness, check_network
 from advmoe.evaluation.figures import summarise
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import SHARD_SIZE, Store, split
-from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, store_key
+from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, store_key, unwrapped
 
 logger = logging.getLogger("advmoe")
 
@@ -65,7 +65,7 @@ def evaluate(
 
 def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
     """`evaluate`, with its options as one object."""
-    preset = resolve(options.preset)
+    preset, model = resolve(options.preset), unwrapped(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
     with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), true_network(model):
@@ -73,6 +73,8 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         _check_preset(target, preset)
         store = Store(options.store, store_key(target, options.shard_size))
         images = options.store / "adversarial" if options.store is not None and options.save_adversarial else None
+        if options.part[1] == 1:
+            _warn_if_not_finite(target, store)
         shards = []
         for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
             shards.append(store.load(number, rows))
@@ -84,6 +86,12 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
             target, shards, evaluation.figures, evaluation.worst, evaluation.routing
         )
         return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
+
+
+def _warn_if_not_finite(target: Target, store: Store) -> None:
+    check = check_finiteness(target, store)
+    if check.status == "fail":
+        logger.warning("check 13 fails (%s): the accuracies below cannot be trusted", check.detail)
 
 
 def _check_preset(target: Target, preset: Preset) -> None:

@@ -1,12 +1,14 @@
-"""A faster twin of a network for attacks to climb with."""
+"""Stand-ins for a network under attack: a faster copy that attacks climb, and one that keeps its input unchanged."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
-from advmoe.moe import HARD, Gate
+from advmoe.models import fused
+from advmoe.moe import HARD, Gate, RoutedNetwork, Routing
 
 
 class LowPrecision(nn.Module):
@@ -21,8 +23,62 @@ class LowPrecision(nn.Module):
             logits: Tensor = self.model(x)
         return logits.float()
 
-    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Sequence[Any]]:
-        """As the network's own."""
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Sequence[Routing]]:
+        """The network's `forward_routed`."""
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             logits, routings = self.model.forward_routed(x, gate)
         return logits.float(), routings
+
+
+class CopiedInput(nn.Module):
+    """The same network on a copy of its input, for a network that changes its input in place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(x.clone())
+        return logits
+
+
+class CopiedRoutedInput(CopiedInput):
+    """`CopiedInput` for a network that routes."""
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Sequence[Routing]]:
+        """The network's `forward_routed`."""
+        model: Any = self.model
+        logits, routings = model.forward_routed(x.clone(), gate)
+        return logits, routings
+
+
+def copying(model: nn.Module, x: Tensor) -> nn.Module:
+    """`model`, on copies of its input where it would change x [B, C, H, W] in place, with or without gradients."""
+    if isinstance(model, RoutedNetwork) or not _changes_input(model, x):
+        return model
+    return CopiedRoutedInput(model) if hasattr(model, "forward_routed") else CopiedInput(model)
+
+
+def _changes_input(model: nn.Module, x: Tensor) -> bool:
+    for needs_gradient in (False, True):
+        leaf = x.clone().requires_grad_(needs_gradient)
+        try:
+            with torch.set_grad_enabled(needs_gradient):
+                model(leaf)
+        except RuntimeError as error:
+            if "in-place" in str(error):  # "a leaf Variable that requires grad is being used in an in-place operation"
+                return True
+        if not torch.equal(leaf.detach(), x):
+            return True
+    return False
+
+
+def faster(model: nn.Module, *, bf16: bool) -> nn.Module:
+    """The network that attacks climb: `model` itself, or a faster copy."""
+    search = fused(model) if isinstance(model, RoutedNetwork) and _is_plain(model) else model
+    return LowPrecision(search) if bf16 else search
+
+
+def _is_plain(model: nn.Module) -> bool:
+    """Whether all parameters are plain ones: none is pruned, normalised or parametrised anew at every forward pass."""
+    return not any(parametrize.is_parametrized(module) or module._forward_pre_hooks for module in model.modules())

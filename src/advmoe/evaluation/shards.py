@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -16,13 +17,22 @@ from torch import Tensor, nn
 
 from advmoe.attacks.job import Job
 from advmoe.attacks.presets import Preset
-from advmoe.attacks.registry import ATTACKS
+from advmoe.attacks.registry import ATTACKS, follow_path
 from advmoe.evaluation.routing import routing_counts
 from advmoe.evaluation.store import AttackRun, Shard
 from advmoe.evaluation.target import Progress, Target, ignore
 from advmoe.files import drafted
 
 SLACK = 1e-6  # how far outside the ball an image may lie by rounding
+
+
+class Verdict(NamedTuple):
+    """The rows whose x' fools the true network from inside the ball, how many x' are invalid, and (where the attack holds a
+    pathway) the rows whose x' fools the network held on one."""
+
+    broken: list[int]
+    outside: int
+    held: list[int] | None = None
 
 
 def _discard(shard: Shard) -> None:
@@ -46,12 +56,36 @@ class Worker:
         if shard.correct is None:
             shard.correct = right_rows(target, shard.rows, target.x[shard.rows])
             self.save(shard)
+        self._follow_path([names[0] for names in preset.figures.values() if len(names) == 1])
         for names in preset.figures.values():
             self._chain(names, ())
         base = next((names for figure, names in preset.figures.items() if figure.startswith("ra_aa")), ())
         self._chain(preset.survivors, base or tuple(name for names in preset.figures.values() for name in names))
-        if target.routed and shard.routing is None and "pgd_50" in shard.attacks:
-            shard.routing = routing_counts(target.model, target.job(shard.rows, self.number), shard.correct)
+
+    def _follow_path(self, names: Sequence[str]) -> None:
+        """PGD figures that are points of one path of iterates, and the routing figures at PGD-50, from a single ascent."""
+        target, shard = self.target, self.shard
+        correct = shard.correct or []
+        marks = {name: ATTACKS[name].path for name in names if ATTACKS[name].path}
+        routed = target.routed and shard.routing is None and "pgd_50" in marks
+        missing = sorted((name for name in marks if not self._is_done(name, correct)), key=marks.__getitem__)
+        if not (missing or routed):
+            return
+        rows = shard.rows if routed else correct
+        steps = sorted({*(marks[name] for name in missing), *((10, 50) if routed else ())})
+        started, job = time.perf_counter(), target.job(rows, self.number)
+        points = dict(zip(steps, follow_path(job, steps), strict=True)) if rows else {}
+        seconds, before = time.perf_counter() - started, 0
+        place = {row: index for index, row in enumerate(rows)}
+        chosen = torch.tensor([place[row] for row in correct], device=target.x.device, dtype=torch.long)
+        for name in missing:
+            began, x_adv = time.perf_counter(), points[marks[name]][chosen] if correct else target.x[:0]
+            verdict = self._judged(name, correct, x_adv) if correct else Verdict([], 0)
+            share = seconds * (marks[name] - before) / steps[-1]
+            before = marks[name]
+            self._keep(name, correct, verdict, share + time.perf_counter() - began)
+        if routed:
+            shard.routing = routing_counts(target.model, job, correct, points[10], points[50])
             self.save(shard)
 
     def _chain(self, names: Sequence[str], before: Sequence[str]) -> None:
@@ -67,28 +101,34 @@ class Worker:
             done.append(name)
 
     def _attack(self, name: str, rows: list[int]) -> None:
-        started, shard = time.perf_counter(), self.shard
-        broken, outside = self._broken(name, rows) if rows else ([], 0)
+        started, verdict = time.perf_counter(), Verdict([], 0, [] if ATTACKS[name].held else None)
+        if rows:
+            verdict = self._judged(name, rows, ATTACKS[name].run(self.target.job(rows, self.number)).detach())
+        self._keep(name, rows, verdict, time.perf_counter() - started)
+
+    def _keep(self, name: str, rows: list[int], verdict: Verdict, seconds: float) -> None:
+        shard = self.shard
         shard.attacks[name] = AttackRun(
-            rows=rows, transfer=self._source(name), broken=broken, outside=outside, seconds=time.perf_counter() - started,
-            version=ATTACKS[name].version,
-        )  # fmt: skip
-        shard.ever = sorted({*shard.ever, *broken})
+            rows=rows, transfer=self._source(name), seconds=seconds, version=ATTACKS[name].version, **verdict._asdict()
+        )
+        shard.ever = sorted({*shard.ever, *verdict.broken})
         self.save(shard)
         self.progress(name, self.number, shard)
 
-    def _broken(self, name: str, rows: list[int]) -> tuple[list[int], int]:
-        """The rows whose x' fools the true network from inside the ball, and how many x' are invalid."""
+    def _judged(self, name: str, rows: list[int], x_adv: Tensor) -> Verdict:
         target, job = self.target, self.target.job(rows, self.number)
-        x_adv = ATTACKS[name].run(job).detach()
         if target.search is not target.model:
             x_adv = _search_again(target, name, job, x_adv)
         inside = _inside(x_adv, job.x, target)
         x_adv = torch.where(inside[:, None, None, None], x_adv, job.x)
         if self.images is not None:
             _save_images(_images_path(self.images, name, self.number), rows, x_adv)
-        right = set(right_rows(target, rows, x_adv))
-        return [row for row in rows if row not in right], int((~inside).sum())
+        right, held = set(right_rows(target, rows, x_adv)), ATTACKS[name].held
+        flags = None if held is None else held(replace(job, predict=target.model), x_adv).tolist()
+        return Verdict(
+            [row for row in rows if row not in right], int((~inside).sum()),
+            None if flags is None else [row for row, flag in zip(rows, flags, strict=True) if flag],
+        )  # fmt: skip
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard holds what `name` does to these rows: another plan may have given it other rows."""

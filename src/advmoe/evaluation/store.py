@@ -19,7 +19,8 @@ SHARD_SIZE = 64
 class AttackRun(BaseModel):
     """What one attack did to a shard. `rows` are the images attacked, `broken` those that it broke, `outside` counts invalid x'.
 
-    `transfer` is the digest of the network that was transferred from, `version` the attack's.
+    `held` are the rows whose x' fools the network held on some pathway, where the attack holds it; `transfer` is the digest of
+    the network that was transferred from, `version` the attack's.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -27,6 +28,7 @@ class AttackRun(BaseModel):
     rows: list[int]
     transfer: str | None
     broken: list[int]
+    held: list[int] | None = None
     outside: int
     seconds: float
     version: int = 1
@@ -47,6 +49,8 @@ class RoutingCounts(BaseModel):
     expert: int
     fixed: list[int]
     fixed_robust: list[int]
+    gained: list[int] | None = None
+    lost: list[int] | None = None
 
 
 class Shard(BaseModel):
@@ -70,6 +74,7 @@ class Store:
 
     def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
         self.folder = folder
+        self._checks: dict[str, dict[str, Any]] = {}  # in memory, where there is no folder
         if folder is None:
             return
         path = folder / "key.json"
@@ -96,12 +101,16 @@ class Store:
 
     def checks(self) -> dict[str, dict[str, Any]]:
         """The checks that are done."""
-        path = None if self.folder is None else self.folder / "checks.json"
-        return _read(path) if path is not None and path.exists() else {}
+        if self.folder is None:
+            return dict(self._checks)
+        path = self.folder / "checks.json"
+        return _read(path) if path.exists() else {}
 
     def save_checks(self, checks: Mapping[str, Any]) -> None:
         """Keep the checks done so far."""
-        if self.folder is not None:
+        if self.folder is None:
+            self._checks = dict(checks)
+        else:
             _write(self.folder / "checks.json", checks)
 
     def _path(self, number: int) -> Path | None:

@@ -1,6 +1,7 @@
 """What is attacked, and with what options."""
 
 import hashlib
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from advmoe.attacks import Norm
 from advmoe.attacks.job import Job, Setting
+from advmoe.attacks.pathways import num_pathways
 from advmoe.errors import UserError
-from advmoe.evaluation.search import LowPrecision
+from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, faster
 from advmoe.evaluation.store import SHARD_SIZE, Shard
-from advmoe.models import fused
-from advmoe.moe import RoutedNetwork
+from advmoe.moe import MoEConv2d
 
 SCHEMA = 1  # of stored results
+logger = logging.getLogger("advmoe")
 Progress = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
 
 
@@ -60,7 +62,7 @@ class Target:
     """The frozen network under attack, the images x [n, C, H, W] in [0, 1] with labels y [n], and the threat.
 
     Attacks climb `search`, which may be a faster copy of `model`. Only `model` decides which images fool. `transfer` is
-    a network to transfer attacks from.
+    a network to transfer attacks from. `hides_routing`: the network contains MoE layers but offers no `forward_routed`.
     """
 
     model: Any
@@ -74,6 +76,8 @@ class Target:
     seed: int
     transfer: Any = None
     transfer_digest: str | None = None
+    num_pathways: int = 1
+    hides_routing: bool = False
 
     @property
     def setting(self) -> Setting:
@@ -90,12 +94,17 @@ class Target:
         )  # fmt: skip
 
 
-def make_target(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Target:
+def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Target:
     """The Target of a frozen network. Raises UserError on images, labels or logits that are not as they must be."""
     _check_images(x, y)
     x = x.detach().contiguous()
-    with torch.enable_grad():
-        logits = model(x[:1].clone().requires_grad_(True))
+    model: Any = copying(network, x[:1])
+    try:
+        with torch.enable_grad():
+            logits = model(x[:1].clone().requires_grad_(True))
+    except (RuntimeError, ValueError) as error:
+        shape = " x ".join(map(str, x.shape[1:]))
+        raise UserError(f"the network does not take images of {shape}: {error}") from None
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UserError("the network must give logits [n, classes] for images [n, C, H, W]")
     if not logits.requires_grad:
@@ -103,18 +112,34 @@ def make_target(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptio
     classes = logits.shape[1]
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
+    routed = _routes(model, x[:1])
+    hidden = not routed and any(isinstance(module, MoEConv2d) for module in model.modules())
+    if hidden:
+        logger.warning(
+            "the network has MoE layers but no forward_routed: attacks on its routing are left out, the evaluation is incomplete"
+        )
+    transfer = None if options.transfer is None else copying(options.transfer, x[:1])
     return Target(
-        model, _search(model, options.bf16_search), x, y, classes, _routes(model, x[:1]), options.epsilon, options.norm,
-        options.seed, options.transfer, None if options.transfer is None else _digest(options.transfer),
+        model, faster(model, bf16=options.bf16_search), x, y, classes, routed, options.epsilon, options.norm, options.seed,
+        transfer, None if options.transfer is None else _digest(options.transfer),
+        num_pathways(model, x) if routed else 1, hidden,
     )  # fmt: skip
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside a wrapper that hides its routing, such as DataParallel or AveragedModel: its `module`, if that routes."""
+    inner = getattr(model, "module", None)
+    routes = isinstance(inner, nn.Module) and hasattr(inner, "forward_routed")
+    return inner if routes and isinstance(inner, nn.Module) and not hasattr(model, "forward_routed") else model
 
 
 def store_key(target: Target, shard_size: int) -> Mapping[str, Any]:
     """What stored results depend on, besides attack and shard. Raises UserError where logits are not finite."""
     data = hashlib.sha256(target.x.cpu().numpy().tobytes() + target.y.cpu().numpy().tobytes())
     low = isinstance(target.search, LowPrecision)
+    model = target.model.model if isinstance(target.model, CopiedInput) else target.model
     return {
-        "schema": SCHEMA, "network": f"{type(target.model).__qualname__} {_digest(target.model)}", "data": data.hexdigest(),
+        "schema": SCHEMA, "network": f"{type(model).__qualname__} {_digest(model)}", "data": data.hexdigest(),
         "answers": _answers(target), "epsilon": target.epsilon, "norm": target.norm, "seed": target.seed,
         "search": "bfloat16" if low else "float32", "shard_size": shard_size,
     }  # fmt: skip
@@ -130,12 +155,6 @@ def _check_images(x: Tensor, y: Tensor) -> None:
         raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
     if x.dtype != torch.float32 or y.dtype != torch.int64:
         raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
-
-
-def _search(model: nn.Module, bf16: bool) -> nn.Module:
-    """The network that attacks climb: `model` itself, or a faster copy."""
-    faster = fused(model) if isinstance(model, RoutedNetwork) else model
-    return LowPrecision(faster) if bf16 else faster
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ import torch
 
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.attacks.presets import resolve
-from advmoe.attacks.registry import ATTACKS
 from advmoe.config import DataConfig, RunConfig, RuntimeConfig, to_dict
 from advmoe.data import Images, ImageSpec, Splits, load_dataset
 from advmoe.files import json_object, write_json
@@ -40,7 +39,7 @@ ITERATIONS = 4  # of which the first warms up and is not counted
 ENOUGH = 1.0  # seconds of timing after which it ends
 ATTACK_STEPS = 2
 STANDING = 0.5  # share of the images that an attack on survivors gets
-ROUTES, ROUTES_EXPERT = 50, 10  # of the routing figures, and for each expert
+ROUTES_EXPERT = 10  # of the routing figures, for each expert
 CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_IMAGES
 CURVE_IMAGES = 200
 
@@ -170,11 +169,8 @@ def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: st
     """Seconds of an evaluation of a network that is always right, in which every attack but the first of each figure gets the
     share STANDING of the images. It takes less if the network is wrong on many clean images."""
     chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
-    able = ("", "routing") if routed else ("",)
-    passes = {name: ATTACKS[name].passes for name in chosen.attacks if ATTACKS[name].needs in able}
-    steps = sum(passes[names[0]] + STANDING * sum(passes[name] for name in names[1:]) for names in chosen.figures.values())
-    steps += STANDING * sum(passes.get(name, 0) for name in chosen.survivors)
-    steps += ROUTES + ROUTES_EXPERT * config.model.num_experts if routed else 0
+    steps = chosen.passes(routed=routed, standing=STANDING)
+    steps += ROUTES_EXPERT * config.model.num_experts if routed else 0
     return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_IMAGES))
 
 

@@ -1,0 +1,42 @@
+"""GAMA-PGD: an ascent on the probability margin, guided at first by the distance from the clean probabilities.
+
+Sriramanan et al. 2020 (Guided Adversarial Attack for Evaluating and Enhancing Adversarial Defenses), Algorithm 1.
+"""
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks.draws import Draws
+from advmoe.attacks.geometry import project
+from advmoe.attacks.objectives import full, probability_margin
+from advmoe.attacks.pgd import Predict
+
+GUIDANCE = 50.0  # weight of the squared distance; it falls linearly to 0
+GUIDED = 0.25  # share of the steps in which it does
+DROPS = (0.6, 0.85)  # shares of the steps after which the step size falls by a factor of 10
+
+
+@torch.no_grad()
+def gama(predict: Predict, x: Tensor, y: Tensor, epsilon: float, num_steps: int, draws: Draws) -> Tensor:
+    """x' [B, C, H, W] in the L-infinity ball of `epsilon` around x: an image's first misclassified point, else its last one.
+
+    The loss is max_{j != y} p_j(x') - p_y(x') + w * |p(x') - p(x)|^2 with w from 50 down to 0. It starts at a random corner
+    of the ball; steps are 2 * epsilon, then a tenth, then a hundredth of that.
+    """
+    clean = full(predict(x)).softmax(dim=1)
+    x_adv = project(x + epsilon * draws.uniform(x).sign(), x, epsilon)
+    rows = torch.arange(len(x), device=x.device)
+    for number in range(num_steps):
+        weight = GUIDANCE * max(0.0, 1 - number / (GUIDED * num_steps))
+        step = 2 * epsilon * 0.1 ** sum(number >= drop * num_steps for drop in DROPS)
+        with torch.enable_grad():
+            leaf = x_adv[rows].requires_grad_(True)
+            logits = predict(leaf)
+            distance = (full(logits).softmax(dim=1) - clean[rows]).square().sum(dim=1)
+            (gradient,) = torch.autograd.grad((probability_margin(logits, y[rows]) + weight * distance).sum(), leaf)
+        standing = logits.argmax(dim=1) == y[rows]
+        rows, gradient = rows[standing], gradient[standing]
+        if not len(rows):
+            break
+        x_adv[rows] = project(x_adv[rows] + step * gradient.sign(), x[rows], epsilon)
+    return x_adv

@@ -1,0 +1,113 @@
+"""Attacks on the network held on one pathway after another, reachable or not.
+
+Every adversarial image takes some pathway. So an image that survives attacks on all of them estimates from below what any
+attack on the routing could leave, as far as attacks on a fixed pathway are strong.
+
+Shapes: B images, L choices, K pathways.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from math import prod
+
+import torch
+from torch import Tensor
+
+from advmoe.attacks.apgd import Apgd, apgd
+from advmoe.attacks.draws import derive_seed
+from advmoe.attacks.job import Job
+from advmoe.attacks.objectives import Objective, cross_entropy, dlr, margin
+from advmoe.attacks.pgd import Pgd, Predict, pgd
+from advmoe.attacks.rerouting import cheapest_changes
+from advmoe.attacks.surrogate import Routed, Search, route_of, surrogate_pgd, through_route
+from advmoe.moe import ForcedGate
+
+ALL = 64  # at most so many pathways are enumerated
+CHEAPEST, RANDOM = 3, 4  # otherwise: the clean pathway, so many cheapest changes of it, and so many random ones
+Held = Callable[[Job, Tensor, int], Tensor]  # an attack on the network held on a route [B, L], its number
+STEPS = 40  # of APGD on each of its two losses; PGD from the clean image takes half
+
+
+@torch.no_grad()
+def num_pathways(model: Routed, x: Tensor) -> int:
+    """How many pathways the network has: the product of its choices' numbers of experts."""
+    return prod(routing.logits.shape[1] for routing in model.forward_routed(x[:1])[1])
+
+
+@torch.no_grad()
+def pathways(model: Routed, x: Tensor, seed: int) -> Tensor:
+    """The pathways to hold each image on, [B, K, L]: all of them up to ALL, otherwise the clean one, cheap changes, random ones."""
+    routings = model.forward_routed(x)[1]
+    experts = [routing.logits.shape[1] for routing in routings]
+    if prod(experts) <= ALL:
+        return torch.tensor(list(product(*map(range, experts))), device=x.device).expand(len(x), -1, -1)
+    clean, changes = route_of(routings), cheapest_changes(model, x)[:, :CHEAPEST]
+    cheap = [clean.scatter(1, change[:, :1], change[:, 1:]) for change in changes.unbind(dim=1)]
+    generator = torch.Generator().manual_seed(derive_seed(seed, 20))
+    drawn = [[int(torch.randint(number, (), generator=generator)) for number in experts] for _ in range(RANDOM)]
+    random = [torch.tensor(route, device=x.device).expand(len(x), -1) for route in drawn]
+    return torch.stack([clean, *cheap, *random], dim=1)
+
+
+@torch.no_grad()
+def attack_pathways(job: Job) -> Tensor:
+    """x' that fool the network, or the network held on some pathway; an image leaves as soon as there is one.
+
+    Where the pathways are enumerated, each gets PGD from the clean image, then APGD on cross-entropy and on the difference of
+    logits ratio from random starts. Else each gets an ascent on cross-entropy and one on the margin.
+    """
+    routes, x_adv = pathways(job.predict, job.x, job.seed), job.x.clone()
+    rows = torch.arange(len(job.x), device=job.x.device)
+    attacks: Sequence[Held] = _on_common if num_pathways(job.predict, job.x) <= ALL else _on_own
+    for number, attack in product(range(routes.shape[1]), attacks):
+        if not len(rows):
+            break
+        part = replace(job, x=job.x[rows], y=job.y[rows], images=[job.images[row] for row in rows.tolist()])
+        found = attack(part, routes[rows, number], number)
+        judges = (held(job.predict, routes[rows, number]), job.predict)
+        fooled = torch.stack([judge(found).argmax(dim=1) != part.y for judge in judges]).any(dim=0)
+        x_adv[rows[fooled]] = found[fooled]
+        rows = rows[~fooled]
+    return x_adv
+
+
+def _pgd(job: Job, route: Tensor, number: int) -> Tensor:
+    settings = Pgd(job.epsilon, job.epsilon / 4, STEPS // 2, start="none")
+    return pgd(held(job.predict, route), job.x, job.y, settings, job.draws(21, number))
+
+
+def _apgd(job: Job, route: Tensor, number: int, objective: Objective, stream: int) -> Tensor:
+    """On a pathway that all images share: APGD's batch shrinks, so that no route may belong to one row."""
+    common = route[0]
+
+    def predict(x: Tensor) -> Tensor:
+        return held(job.predict, common.expand(len(x), -1))(x)
+
+    return apgd(predict, job.x, job.y, Apgd(job.epsilon, STEPS), job.draws(stream, number), objective)
+
+
+def _ascent(job: Job, route: Tensor, number: int, objective: Objective, stream: int) -> Tensor:
+    surrogate = through_route(job.predict, route, objective)
+    return surrogate_pgd(job.predict, surrogate, job.x, job.y, Search(job.epsilon, STEPS), job.draws(stream, number))
+
+
+_on_common = (_pgd, partial(_apgd, objective=cross_entropy, stream=22), partial(_apgd, objective=dlr, stream=23))
+_on_own = (partial(_ascent, objective=cross_entropy, stream=22), partial(_ascent, objective=margin, stream=23))
+
+
+def held(model: Routed, route: Tensor) -> Predict:
+    """The network held on `route` [B, L]: logits of a batch of the same B images."""
+    return lambda x: model.forward_routed(x, ForcedGate(route))[0]
+
+
+@torch.no_grad()
+def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
+    """Which x' fool the network held on some of the pathways: [B] bool."""
+    routes = pathways(job.predict, job.x, job.seed)
+    broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
+    for number in range(routes.shape[1]):
+        logits = held(job.predict, routes[:, number])(x_adv)
+        broken |= torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) != job.y)
+    return broken

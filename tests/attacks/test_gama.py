@@ -1,0 +1,45 @@
+"""GAMA-PGD on networks whose answer is known."""
+
+import torch
+from torch import nn
+
+from advmoe.attacks import ImageDraws, frozen
+from advmoe.attacks.gama import gama
+
+
+def linear() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval()
+
+
+def test_breaks_exactly_what_a_linear_network_allows() -> None:
+    """A linear network of two classes falls where epsilon exceeds margin over the L1 norm of the weights' difference."""
+    torch.manual_seed(1)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval(), 0.3 + 0.4 * torch.rand(40, 1, 6, 6)
+    with frozen(model), torch.no_grad():
+        logits = model(x)
+        y, weight = logits.argmax(dim=1), model[1].weight
+        distance = (logits[:, 0] - logits[:, 1]).abs() / (weight[0] - weight[1]).abs().sum()
+        epsilon = distance.median().item()
+        x_adv = gama(model, x, y, epsilon, 40, ImageDraws(0, range(40)))
+        broken = model(x_adv).argmax(dim=1) != y
+    clear = (distance - epsilon).abs() > 0.02 * epsilon
+    assert torch.equal(broken[clear], (distance < epsilon)[clear])
+    assert 15 <= int(broken.sum()) <= 25
+
+
+def test_stays_in_the_ball_and_in_the_pixels() -> None:
+    model, x = linear(), torch.rand(8, 1, 6, 6)
+    with frozen(model):
+        x_adv = gama(model, x, model(x).argmax(dim=1), 0.05, 20, ImageDraws(0, range(8)))
+    assert (x_adv - x).abs().max() <= 0.05 + 1e-6
+    assert 0 <= x_adv.min() <= x_adv.max() <= 1
+
+
+def test_the_same_image_gets_the_same_attack_in_any_company() -> None:
+    model, x = linear(), torch.rand(6, 1, 6, 6)
+    with frozen(model):
+        y = model(x).argmax(dim=1)
+        together = gama(model, x, y, 0.01, 10, ImageDraws(3, range(6)))
+        alone = gama(model, x[2:3], y[2:3], 0.01, 10, ImageDraws(3, [2]))
+    torch.testing.assert_close(together[2:3], alone)

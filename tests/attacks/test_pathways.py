@@ -1,0 +1,114 @@
+"""The network held on every pathway: planted networks of which the broken pathway is known."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from advmoe.attacks import frozen
+from advmoe.attacks.job import Job
+from advmoe.attacks.pathways import ALL, CHEAPEST, RANDOM, attack_pathways, broken_on_a_pathway, num_pathways, pathways
+from advmoe.evaluation import evaluate
+from advmoe.moe import HARD, Gate, Routing
+
+EPSILON = 0.1
+
+
+class Planted(nn.Module):
+    """One router of four experts on images [B, 1, 2, 2], which takes expert 0 wherever an attack can go. Only expert `weak` follows
+    the second pixel and can be fooled; the others say class 0 by far."""
+
+    def __init__(self, weak: int) -> None:
+        super().__init__()
+        self.weak, self.scale = weak, nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_routed(x)[0]
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
+        x = x.flatten(1) * self.scale
+        scores = torch.stack([x[:, 0] + 3, x[:, 1], x[:, 2], x[:, 3]], dim=1)
+        chosen = gate.weights(scores, 0).experts
+        fragile = torch.stack([0.55 - x[:, 1], x[:, 1] - 0.55, x[:, 1] - 2], dim=1)
+        firm = torch.tensor([5.0, 0.0, 0.0]) + 0.01 * x[:, :3]
+        return torch.where((chosen == self.weak)[:, None], fragile, firm), [Routing(scores, chosen)]
+
+
+class Layers(nn.Module):
+    """Seven routers of two experts: 128 pathways, more than are enumerated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(7, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_routed(x)[0]
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
+        x = x.flatten(1)
+        scores = [torch.stack([x[:, layer], 1 - x[:, layer]], dim=1) for layer in range(7)]
+        routings = [Routing(logits, gate.weights(logits, layer).experts) for layer, logits in enumerate(scores)]
+        return x @ self.weight.T[:, :3], routings
+
+
+def grey(count: int = 5, side: int = 2) -> Tensor:
+    return torch.full((count, 1, side, side), 0.5) + 0.001 * torch.arange(count)[:, None, None, None]
+
+
+def job(model: nn.Module, x: Tensor, classes: int = 3) -> Job:
+    return Job(model, x, torch.zeros(len(x), dtype=torch.long), range(len(x)), EPSILON, "Linf", 0, 0, classes)
+
+
+def test_only_the_third_pathway_breaks_and_is_found_although_no_attack_reaches_it() -> None:
+    model, x = Planted(weak=2).eval(), grey()
+    found = evaluate(model, x, torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "reroute", "paths"))
+    assert found.worst == found.sa == 100
+    assert found.figures["ra_paths"] == 0
+    assert found.attacks["paths"].broken == 0
+
+
+def test_a_network_without_a_weak_pathway_keeps_every_image() -> None:
+    model = Planted(weak=-1).eval()
+    found = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "paths"))
+    assert found.figures["ra_paths"] == found.worst == 100
+
+
+def test_what_breaks_on_the_pathway_that_is_taken_breaks_the_network() -> None:
+    model = Planted(weak=0).eval()
+    found = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("paths",))
+    assert found.worst == found.figures["ra_paths"] == 0
+    assert found.attacks["paths"].broken == 5
+
+
+@pytest.mark.parametrize(("weak", "broken"), [(3, True), (-1, False)])
+def test_judged_anew_on_all_pathways(weak: int, broken: bool) -> None:
+    model = Planted(weak).eval()
+    with frozen(model):
+        x_adv = attack_pathways(job(model, grey()))
+        assert (x_adv - grey()).abs().max() <= EPSILON + 1e-6
+        assert broken_on_a_pathway(job(model, grey()), x_adv).tolist() == [broken] * 5
+        assert not broken_on_a_pathway(job(model, grey()), grey()).any()
+
+
+def test_pathways_are_all_or_else_the_clean_one_cheap_changes_and_random_ones() -> None:
+    few, many = Planted(weak=1), Layers()
+    assert pathways(few, grey(), 0)[0].tolist() == [[0], [1], [2], [3]]
+    x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    assert num_pathways(many, x) == 128 > ALL
+    routes = pathways(many, x, 0)
+    assert routes.shape == (4, 1 + CHEAPEST + RANDOM, 7)
+    clean = (x.flatten(1)[:, :7] < 0.5).long()
+    assert torch.equal(routes[:, 0], clean)
+    for number in range(CHEAPEST):  # the layer whose two scores are closest comes first
+        change = (routes[:, 1 + number] != clean).nonzero()
+        assert change[:, 0].tolist() == [0, 1, 2, 3]
+        nearest = (x.flatten(1)[:, :7] - 0.5).abs().argsort(dim=1)[:, number]
+        assert torch.equal(change[:, 1], nearest)
+    assert torch.equal(routes, pathways(many, x, 0))
+
+
+def test_sampled_pathways_have_a_name_of_their_own() -> None:
+    model = Layers().eval()
+    x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("paths",))
+    assert "ra_paths" not in found.figures
+    assert found.figures["ra_paths_sampled"] <= found.worst

@@ -1,0 +1,125 @@
+"""Networks that are unlike ours: those that change their input, hide their routing, or have odd parameters and images."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
+from toys import Toy, images, labels
+
+from advmoe.attacks import autoattack
+from advmoe.errors import UserError
+from advmoe.evaluation import ATTACKS, evaluate
+from advmoe.evaluation.search import CopiedInput, copying, faster
+from advmoe.models.resnet import ResNet
+from advmoe.moe import MoEKind
+
+X = images(8)
+EPSILON = 0.02
+PLAN = ("pgd_10", "apgd_margin_t")
+
+
+class InPlace(nn.Module):
+    """Normalises its input in place, at all times or only without gradients."""
+
+    def __init__(self, *, always: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.always, self.layer = always, nn.Linear(36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sub_(0.5) if self.always or not x.requires_grad else x - 0.5
+        out: Tensor = self.layer(x.flatten(1))
+        return out
+
+
+class OutOfPlace(InPlace):
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer((x - 0.5).flatten(1))
+        return out
+
+
+@pytest.mark.parametrize("always", [True, False])
+def test_a_network_that_changes_its_input_gets_copies(always: bool) -> None:
+    y = OutOfPlace(always=True)(X).argmax(dim=1)
+    x, reference = X.clone(), evaluate(OutOfPlace(always=True).eval(), X, y, epsilon=EPSILON, preset=PLAN)
+    found = evaluate(InPlace(always=always).eval(), x, y, epsilon=EPSILON, preset=PLAN)
+    assert torch.equal(x, X)
+    assert (found.sa, found.broken) == (100, reference.broken)
+
+
+def test_only_networks_that_need_copies_get_them() -> None:
+    model = OutOfPlace(always=True)
+    assert copying(model, X[:1]) is model
+    assert isinstance(copying(InPlace(always=True), X[:1]), CopiedInput)
+
+
+class View(nn.Module):
+    """Flattens by `view`, as AutoAttack's code does too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(3 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.view(len(x), -1))
+        return out
+
+
+@pytest.mark.parametrize("layout", ["permuted", "channels_last"])
+def test_images_need_not_be_contiguous(layout: str) -> None:
+    x = torch.rand(4, 6, 6, 3, generator=torch.Generator().manual_seed(0)).permute(0, 3, 1, 2)
+    x = x if layout == "permuted" else x.contiguous(memory_format=torch.channels_last)
+    model = View().eval()
+    y = model(x.contiguous()).argmax(dim=1)
+    found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce"))
+    assert found.broken == evaluate(model, x.contiguous(), y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce")).broken
+
+
+def network() -> ResNet:
+    torch.manual_seed(0)
+    return ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=4, mean=[0.5], std=[0.5]).eval()
+
+
+@pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel])
+def test_wrappers_with_a_module_are_unwrapped(wrap: type[nn.Module]) -> None:
+    model = Toy().eval()
+    y = labels(model, X)
+    found = evaluate(wrap(model), X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
+    assert found.left_out == {}
+    assert found.broken == evaluate(model, X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick")).broken
+
+
+def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in autoattack.STANDARD:
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
+    model, x = nn.Sequential(nn.Identity(), network()).eval(), torch.rand(3, 1, 8, 8)
+    with caplog.at_level("WARNING", "advmoe"):
+        found = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("autoattack",))
+    assert "MoE layers but no forward_routed" in caplog.text
+    assert not found.complete
+
+
+def test_parametrised_and_pruned_networks_are_attacked_as_they_are() -> None:
+    x, plain = torch.rand(3, 1, 8, 8), network()
+    assert faster(plain, bf16=False) is not plain
+    pruned, normed = copy.deepcopy(plain), copy.deepcopy(plain)
+    prune.l1_unstructured(pruned.classifier, "weight", 0.5)
+    parametrizations.weight_norm(normed.classifier)
+    for model in (pruned, normed):
+        assert faster(model, bf16=False) is model
+        found = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
+        assert found.sa == 100
+
+
+def test_images_that_the_network_does_not_take_are_one_line() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 3)).eval()
+    with pytest.raises(UserError, match="the network does not take images of 1 x 6 x 6: ") as error:
+        evaluate(model, X, torch.zeros(8, dtype=torch.long), epsilon=EPSILON, preset=PLAN)
+    assert "\n" not in str(error.value)
