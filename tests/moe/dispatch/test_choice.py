@@ -86,3 +86,21 @@ def test_a_dispatch_that_the_device_lacks_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=r"dispatch 'triton' does not run on cpu here; these do: auto, split, wide, grouped"):
         check_dispatch("triton", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dispatch", NAMES)
+def test_second_gradients_count_the_path_through_the_router_once(dispatch):
+    def penalty(dispatch):
+        random = torch.Generator().manual_seed(0)
+        x, filters, router = (
+            torch.randn(*shape, generator=random, dtype=torch.float64, requires_grad=True)
+            for shape in ((3, 2, 4, 4), (4, 2, 3, 3), (2, 2))
+        )
+        p = (x.mean(dim=(2, 3)) @ router).softmax(dim=1)
+        experts = p.argmax(dim=1)
+        one_hot = torch.nn.functional.one_hot(experts, 2).double() + p - p.detach()
+        y = run_chosen(x, FilterBank(filters, (0, 2), 2, 1, dispatch=dispatch), experts, one_hot)
+        (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return slope, *torch.autograd.grad(slope.square().sum(), (x, filters, router))
+
+    torch.testing.assert_close(penalty(dispatch), penalty("wide"), rtol=1e-10, atol=1e-10)
