@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from advmoe.cli.main import main
+from advmoe.sweep.grid import read_sweep
 
 sys.path.append(str(Path(__file__).parent / "data"))
 from cifar10 import write_batches
@@ -88,9 +89,19 @@ def typed(line):
     inner = re.fullmatch(r'eval "\$\((.*)\)"', line)
     words = inner[1].split() if inner else words
     assert words[0] == "advmoe", line
+    if words[1] == "sweep" and words[2].startswith("results/"):  # hours; tests/test_results.py compares plan and Records
+        assert read_sweep(str(ROOT / words[2])), line
+        return
     assert main([*words[1:], *SMALL.get(words[1], [])]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_block_is_of_a_language_that_is_run(page):
-    assert {language for language, _ in blocks(page)} <= {"sh", "py", *ALONE}
+    assert {language for language, _ in blocks(page)} <= {"sh", "py", "yaml", *ALONE}
+
+
+@pytest.mark.parametrize("text", [text for page in PAGES for language, text in blocks(page) if language == "yaml"])
+def test_yaml_is_a_sweep(text, tmp_path):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(text)
+    assert read_sweep(str(path))

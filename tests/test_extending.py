@@ -33,6 +33,7 @@ def test_each_extension_has_a_snippet_of_under_30_lines():
         "A gate",
         "A loss",
         "An attack",
+        "A column in the reports",
         "A training loop",
         "Other programs",
     ]
