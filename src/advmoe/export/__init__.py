@@ -18,13 +18,13 @@ from advmoe.export.program import program_predictor, write_program
 from advmoe.export.traceable import traced
 from advmoe.models import Classifier
 
-CALIBRATION = 1024  # training images that int8 takes its ranges from
-FACTS = "advmoe"  # key of what a file says of itself
+CALIBRATION = 1024  # number of training images that int8 is calibrated on
+FACTS = "advmoe"  # metadata key in the exported file
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a traced network is written, with facts of its own, and how the file is run."""
+    """A file format: `write` writes a traced network with its metadata, `predictor` opens such a file to run it."""
 
     write: Callable[[ExportedProgram, Path, Mapping[str, str]], None]
     predictor: Callable[[Path], Predictor]
@@ -39,7 +39,7 @@ REFUSED = {
 
 
 def check_dtype(form: str, dtype: Dtype) -> None:
-    """Raises UserError where files of format `form` have no convolutions in `dtype`, and on an unknown format."""
+    """Raises UserError if the format `form` is unknown, or if it cannot hold convolutions in `dtype`."""
     lookup(FORMATS, form, "format")
     if (form, dtype) in REFUSED:
         raise UserError(f"{form} with {dtype}: {REFUSED[form, dtype]}")
@@ -49,24 +49,26 @@ def export(
     model: Classifier, shape: tuple[int, int, int], path: Path, form: str = "onnx", facts: Mapping[str, Any] | None = None,
     dtype: Dtype = "float32", calibration: Tensor | None = None,
 ) -> Predictor:  # fmt: skip
-    """Write `model` for images of `shape` (C, H, W) to the file `path`, whole or not at all; give what runs that file.
+    """Write `model` for images of `shape` (C, H, W) to the file `path`, and return a function that runs the file.
 
-    Normalisation and routers are part of it, batch norms are folded in, the batch is of any size, and of each MoE layer only the
-    chosen experts are computed. `facts` (JSON) are kept in the file under the key `advmoe`. `dtype` is the convolutions'; routers
-    and logits are float32 in any. int8 needs real images [n, C, H, W], some hundred, as `calibration`. Raises UserError on an
-    unknown format, one that has no such `dtype`, and where a package of the extra `export` is missing.
+    If writing fails, `path` does not change. The file contains the normalisation and the routers, takes any batch size, and
+    computes only the chosen experts. `facts` are stored in it as JSON under the key `advmoe`. `dtype` is that of the
+    convolutions; routers and logits are always float32. int8 needs a few hundred real images [n, C, H, W] as `calibration`.
+
+    Raises UserError if the format is unknown or does not support `dtype`, or if a package of the extra `export` is missing.
+    Raises ValueError if int8 gets no `calibration`.
     """
     check_dtype(form, dtype)
     if form == "onnx":
-        check_extra()  # before a minute of tracing
+        check_extra()  # fail before the tracing, which takes a minute
     program = traced(model, shape, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    noted = {} if facts is None else {FACTS: json.dumps(facts)}
+    metadata = {} if facts is None else {FACTS: json.dumps(facts)}
     if dtype == "int8":
         if calibration is None:
             raise ValueError("int8 needs images for its calibration")
-        write_int8(program, path, noted, calibration)
+        write_int8(program, path, metadata, calibration)
     else:
-        FORMATS[form].write(program, path, noted)
+        FORMATS[form].write(program, path, metadata)
     return FORMATS[form].predictor(path)
 
 

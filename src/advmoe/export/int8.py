@@ -1,7 +1,7 @@
-"""A network as an ONNX file whose convolutions are of 8-bit integers, by ONNX Runtime's static quantisation.
+"""A network as an ONNX file with 8-bit integer convolutions, by ONNX Runtime's static quantisation.
 
-Range and step of each convolution's input and output come from real images. Weights and activations are unsigned: on processors
-without VNNI instructions the products of signed ones saturate, and the same file would say something else there.
+The range and the step size of each convolution's input and output are measured on real images. Weights and activations are
+unsigned: on processors without VNNI instructions the products of signed integers saturate, and the file would give other results.
 """
 
 import tempfile
@@ -17,28 +17,30 @@ from advmoe.export.onnx import INPUT, check_extra, onnx_predictor, write_onnx
 from advmoe.files import drafted
 from advmoe.quiet import quiet
 
-BATCH = 256  # images that are looked at together, so that in nearly every batch somebody chooses each expert
-SEEN = 16  # calibration images that an expert must have got, or its range is guesswork and it stays as it is
+BATCH = 256  # images in a calibration batch: large, so that nearly every batch has images for each expert
+SEEN = 16  # an expert with fewer calibration images stays float32, because its range would be a guess
 
 
 def write_int8(program: ExportedProgram, path: Path, facts: Mapping[str, str], pixels: Tensor) -> None:
-    """Write a traced network as `advmoe.export.onnx.write_onnx` does, its convolutions calibrated on `pixels` [n, C, H, W].
+    """Write a traced network as `advmoe.export.onnx.write_onnx` does, with int8 convolutions calibrated on `pixels` [n, C, H, W].
 
-    Routers, the first convolution, the classifier, and experts that fewer than SEEN of the images chose stay float32.
+    Routers, the first convolution, the classifier, and experts with fewer than SEEN images stay float32. Raises UserError if a
+    package of the extra `export` is missing.
     """
     check_extra()
     import onnx  # noqa: PLC0415 (an extra)
 
     with tempfile.TemporaryDirectory() as folder:
-        exact, rough = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
-        write_onnx(program, exact, facts)
-        _quantise(exact, rough, pixels, _convolutions(onnx.load(exact).graph, _chosen(exact, pixels)))
-        onnx.checker.check_model(rough, full_check=True)
+        float_file, int8_file = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
+        write_onnx(program, float_file, facts)
+        names = _convolutions(onnx.load(float_file).graph, _expert_counts(float_file, pixels))
+        _quantise(float_file, int8_file, pixels, names)
+        onnx.checker.check_model(int8_file, full_check=True)
         with drafted(path) as draft:
-            draft.write_bytes(rough.read_bytes())
+            draft.write_bytes(int8_file.read_bytes())
 
 
-def _quantise(exact: Path, rough: Path, pixels: Tensor, names: list[str]) -> None:
+def _quantise(float_file: Path, int8_file: Path, pixels: Tensor, names: list[str]) -> None:
     from onnxruntime import quantization  # noqa: PLC0415 (an extra)
 
     class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
@@ -50,32 +52,35 @@ def _quantise(exact: Path, rough: Path, pixels: Tensor, names: list[str]) -> Non
             return None if batch is None else {INPUT: batch.numpy()}
 
     unsigned = quantization.QuantType.QUInt8
-    with quiet():  # its advice on what to do before
+    with quiet():  # it prints advice about preprocessing
         quantization.quantize_static(
-            exact, rough, Reader(), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=["Conv"],
+            float_file, int8_file, Reader(), quant_format=quantization.QuantFormat.QDQ, op_types_to_quantize=["Conv"],
             nodes_to_quantize=names, activation_type=unsigned, weight_type=unsigned,
         )  # fmt: skip
 
 
-def _chosen(path: Path, pixels: Tensor) -> list[dict[int, int]]:
-    """For each choice of a route, how many of the images each expert got; none of a network without experts."""
-    found = [answer[1] for answer in map(onnx_predictor(path), pixels.split(BATCH)) if len(answer) > 1]
-    if not found:
+def _expert_counts(path: Path, pixels: Tensor) -> list[dict[int, int]]:
+    """For each entry of a route, the number of images of each expert. Empty for a network without experts."""
+    routes = [outputs[1] for outputs in map(onnx_predictor(path), pixels.split(BATCH)) if len(outputs) > 1]
+    if not routes:
         return []
-    return [dict(enumerate(torch.bincount(experts).tolist())) for experts in torch.cat(found).T]
+    return [dict(enumerate(torch.bincount(experts).tolist())) for experts in torch.cat(routes).T]
 
 
-def _convolutions(graph: Any, chosen: list[dict[int, int]]) -> list[str]:
-    """The names of the nodes to quantise. A node's filters are called `network.LAYER.weight`, or `network.LAYER.experts.E.weight`;
-    a layer's experts stand in their order (E does not tell: of equal filters one is kept)."""
+def _convolutions(graph: Any, counts: list[dict[int, int]]) -> list[str]:
+    """The names of the nodes to quantise.
+
+    The filters of a node are called `network.LAYER.weight` or `network.LAYER.experts.E.weight`. The experts of a layer are in
+    order. E is not used, because experts with equal filters share one tensor in the file.
+    """
     filters = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
-    own = {name: weight for name, weight in filters.items() if not weight.startswith("network.router.")}
+    candidates = {name: weight for name, weight in filters.items() if not weight.startswith("network.router.")}
     layers: dict[str, list[str]] = {}
-    for name, weight in own.items():
+    for name, weight in candidates.items():
         if ".experts." in weight:
             layers.setdefault(weight.partition(".experts.")[0], []).append(name)
     rare = set()
-    for place, experts in enumerate(layers.values()):
-        counts = chosen[min(place, len(chosen) - 1)]  # one choice may serve all layers
-        rare |= {name for expert, name in enumerate(experts) if counts.get(expert, 0) < SEEN}
-    return [name for name in list(own)[1:] if name not in rare]
+    for index, experts in enumerate(layers.values()):
+        of_layer = counts[min(index, len(counts) - 1)]  # one choice may serve all layers
+        rare |= {name for expert, name in enumerate(experts) if of_layer.get(expert, 0) < SEEN}
+    return [name for name in list(candidates)[1:] if name not in rare]

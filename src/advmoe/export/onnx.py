@@ -1,4 +1,4 @@
-"""A traced network as an ONNX file, and ONNX Runtime to run it."""
+"""Write a traced network as an ONNX file, and run such files with ONNX Runtime."""
 
 import importlib.util
 import warnings
@@ -22,7 +22,7 @@ ROWS_AXIS = "rows_axis"  # name of a constant in the graph
 
 
 def check_extra() -> None:
-    """Raises UserError, with the command that helps, where a package of the extra is missing."""
+    """Raises UserError, with the pip command, if a package of the extra `export` is missing."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX needs {', '.join(missing)}, not installed here: pip install 'advmoe[export]'")
@@ -31,7 +31,8 @@ def check_extra() -> None:
 def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, str]) -> None:
     """Write a traced network as one ONNX file with `facts` as its metadata, checked by onnx.checker.
 
-    Input `pixels` [batch, C, H, W]; outputs `logits` [batch, classes] and, of an MoE network, `routes` [batch, L] int64.
+    Input `pixels` [batch, C, H, W]; outputs `logits` [batch, classes] and, for an MoE network, `routes` [batch, L] int64. Raises
+    UserError if a package of the extra `export` is missing.
     """
     check_extra()
     import onnx  # noqa: PLC0415 (an extra)
@@ -45,16 +46,19 @@ def write_onnx(program: ExportedProgram, path: Path, facts: Mapping[str, str]) -
 
 
 def onnx_predictor(path: Path, threads: int = 0) -> Predictor:
-    """An ONNX file run by ONNX Runtime on the CPU, with `threads` (0: its own choice). Raises UserError where it cannot be read."""
+    """A function that runs an ONNX file on the CPU with ONNX Runtime, in `threads` threads (0: ONNX Runtime chooses).
+
+    It maps pixels [B, C, H, W] to logits [B, classes] and, if routed, routes [B, L]. Raises UserError if the file cannot be read.
+    """
     check_extra()
     import onnxruntime  # noqa: PLC0415 (an extra)
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads wait asleep between calls
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # its threads sleep between calls
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many classes of its own
+    except Exception as error:  # ONNX Runtime raises many exception classes
         raise UserError(f"{path}: not an ONNX file that ONNX Runtime reads ({str(error).splitlines()[0]})") from None
 
     def predict(pixels: Tensor) -> tuple[Tensor, ...]:
@@ -64,12 +68,12 @@ def onnx_predictor(path: Path, threads: int = 0) -> Predictor:
 
 
 def _converted(program: ExportedProgram) -> Any:
-    """The graph as an onnx.ModelProto, without the names of source files that torch notes beside its nodes."""
+    """The graph as an onnx.ModelProto. The names of source files that torch adds to the nodes are removed."""
     names = OUTPUTS[: len(program.graph_signature.user_outputs)]
-    with quiet("torch.onnx"), warnings.catch_warnings(action="ignore"):  # remarks on packages that nothing here needs
+    with quiet("torch.onnx"), warnings.catch_warnings(action="ignore"):  # warnings about packages that are not needed here
         converted = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=[INPUT], output_names=list(names),
-            custom_translation_table=_shorter(),
+            custom_translation_table=_translations(),
         )  # fmt: skip
     assert converted is not None
     model = converted.model_proto
@@ -80,15 +84,15 @@ def _converted(program: ExportedProgram) -> Any:
     return model
 
 
-def _shorter() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Fewer operators than the exporter's own: at batch 1 the many small ones cost as much as the convolutions."""
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Translations with fewer operators than the exporter's: at batch 1 many small ones cost as much as the convolutions."""
     from onnxscript import opset20 as op  # noqa: PLC0415 (an extra)
 
     def index_select(x: Any, dim: int, index: Any) -> Any:
         return op.Gather(x, index, axis=dim)
 
     def sort(x: Any, dim: int = -1, descending: bool = False) -> Any:
-        return op.TopK(x, op.Shape(x), axis=dim, largest=int(descending), sorted=1)  # of equal values the first comes first
+        return op.TopK(x, op.Shape(x), axis=dim, largest=int(descending), sorted=1)  # equal values keep their order
 
     def stable_sort(x: Any, stable: bool = True, dim: int = -1, descending: bool = False) -> Any:
         return sort(x, dim, descending)
@@ -98,13 +102,13 @@ def _shorter() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 def _squeeze_rows(graph: Any) -> None:
-    """NonZero of a vector gives [1, n]: one Squeeze for the Transpose and Reshape that the exporter makes of it."""
+    """Replace the Transpose and Reshape that the exporter adds after NonZero of a vector, [1, n], by one Squeeze."""
     from onnx import helper, numpy_helper  # noqa: PLC0415 (an extra)
 
-    makers = {node.output[0]: node for node in graph.node}
+    producers = {node.output[0]: node for node in graph.node}
     for node in list(graph.node):
-        transpose = makers.get(node.input[0]) if node.op_type == "Reshape" else None
-        nonzero = makers.get(transpose.input[0]) if transpose is not None and transpose.op_type == "Transpose" else None
+        transpose = producers.get(node.input[0]) if node.op_type == "Reshape" else None
+        nonzero = producers.get(transpose.input[0]) if transpose is not None and transpose.op_type == "Transpose" else None
         if transpose is not None and nonzero is not None and nonzero.op_type == "NonZero":
             node.CopyFrom(helper.make_node("Squeeze", [nonzero.output[0], ROWS_AXIS], node.output, node.name))
             graph.node.remove(transpose)
@@ -115,6 +119,6 @@ def _squeeze_rows(graph: Any) -> None:
 
 
 def _name_batch(model: Any) -> None:
-    """Call the first dimension of the input and outputs what it is."""
+    """Name the first dimension of the input and outputs `batch`."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"

@@ -1,4 +1,4 @@
-"""A network as a graph can hold it: a pure function of the pixels, at any batch, that computes the chosen experts only.
+"""A form of a network that can be traced: a pure function of the pixels, for any batch size, that runs only the chosen experts.
 
 Shapes: B images, N experts, K filters an expert, L MoE layers.
 """
@@ -13,11 +13,11 @@ from torch.export import Dim, ExportedProgram
 from advmoe.models import Classifier, fused
 from advmoe.moe import Gate, MoEConv2d, Router, Routing, Routings
 
-TRACED = 2  # images in the traced batch: 0 and 1 would be taken for constants
+TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants
 
 
 class RoutedConv2d(nn.Module):
-    """A fused MoE layer. Each expert is a convolution of its own on the rows of the batch that chose it, perhaps none."""
+    """A fused MoE layer. Each expert is a separate convolution, run on the images that chose it, which may be none."""
 
     def __init__(self, layer: MoEConv2d) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class RoutedConv2d(nn.Module):
         self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
-        """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given, and this layer's Routing where it has a router of its own."""
+        """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and the layer's Routing if the layer has a router."""
         if self.router is not None:
             logits = self.router(x.mean(dim=(2, 3), dtype=torch.float32))
         assert logits is not None
@@ -35,35 +35,38 @@ class RoutedConv2d(nn.Module):
 
     def _dispatched(self, x: Tensor, chosen: Tensor) -> Tensor:
         rows = [(chosen == e).nonzero().flatten() for e in range(len(self.experts))]
-        parts = [convolve(x.index_select(0, own)) for convolve, own in zip(self.experts, rows, strict=True)]
-        places = chosen.argsort(stable=True).argsort()  # where each image stands once they are grouped by expert
-        return torch.cat(parts).index_select(0, places)
+        parts = [convolve(x.index_select(0, of_expert)) for convolve, of_expert in zip(self.experts, rows, strict=True)]
+        positions = chosen.argsort(stable=True).argsort()  # of each image in the batch grouped by expert
+        return torch.cat(parts).index_select(0, positions)
 
 
 def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:
     filters = layer.bank.of_expert(expert)
     width, inputs, size, _ = filters.shape
-    made = nn.Conv2d(inputs, width, size, layer.stride, layer.bank.padding, bias=layer.bias is not None)
-    made.weight = nn.Parameter(filters.detach().clone())  # no view of the bank, which a file would hold whole
+    convolution = nn.Conv2d(inputs, width, size, layer.stride, layer.bank.padding, bias=layer.bias is not None)
+    convolution.weight = nn.Parameter(filters.detach().clone())  # a copy: with a view the file would contain the full bank
     if layer.bias is not None:
-        made.bias = nn.Parameter(layer.bias[expert].detach().clone())
-    return made
+        convolution.bias = nn.Parameter(layer.bias[expert].detach().clone())
+    return convolution
 
 
 @torch.no_grad()
 def folded(router: Router) -> nn.Linear:
-    """The router behind the pooling, its standardisation folded into the linear layer: [B, C] -> [B, N]."""
+    """The router after its pooling as one linear layer [B, C] -> [B, N]: the standardisation is folded in."""
     rate = (router.var.double() + 1e-5).rsqrt()
     weight = router.linear.weight.double() * rate
-    made = nn.Linear(router.linear.in_features, router.linear.out_features)
-    made.weight.copy_(weight)
-    made.bias.copy_(router.linear.bias.double() - weight @ router.mean.double())
-    return made
+    linear = nn.Linear(router.linear.in_features, router.linear.out_features)
+    linear.weight.copy_(weight)
+    linear.bias.copy_(router.linear.bias.double() - weight @ router.mean.double())
+    return linear
 
 
 @torch.no_grad()
 def lower(network: Classifier, dtype: torch.dtype) -> None:
-    """Run the convolutions in `dtype`; what follows keeps it, as under autocast. Routers and linear layers stay as they are."""
+    """Change the convolutions to `dtype`, in place. Their outputs have that dtype, as under autocast.
+
+    Routers and linear layers keep their dtype.
+    """
     routers = set() if network.router is None else set(network.router.modules())
     for layer in network.modules():
         if layer in routers:
@@ -74,15 +77,15 @@ def lower(network: Classifier, dtype: torch.dtype) -> None:
             layer.register_forward_pre_hook(partial(_cast, dtype=layer.weight.dtype))
 
 
-def _cast(layer: nn.Module, given: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
-    """The layer's arguments, the images among them in `dtype`."""
-    return (given[0].to(dtype), *given[1:])
+def _cast(layer: nn.Module, arguments: tuple[Any, ...], dtype: torch.dtype) -> tuple[Any, ...]:
+    """The arguments of the layer, with the first one, the images, cast to `dtype`."""
+    return (arguments[0].to(dtype), *arguments[1:])
 
 
 class Traceable(nn.Module):
-    """A fused twin of a network: pixels [B, C, H, W] -> logits [B, classes] and, of an MoE network, routes [B, L] int64.
+    """A fused copy of a network: pixels [B, C, H, W] -> logits [B, classes] and, for an MoE network, routes [B, L] int64.
 
-    Logits are float32, whatever the convolutions' `dtype`.
+    Logits are float32 for every `dtype` of the convolutions.
     """
 
     def __init__(self, model: Classifier, dtype: torch.dtype = torch.float32) -> None:
@@ -99,14 +102,14 @@ class Traceable(nn.Module):
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         logits, routings = self.network.forward_routed(pixels)
-        logits = logits.float()  # of a network that ends in a convolution
+        logits = logits.float()  # a network that ends in a convolution may return `dtype`
         return (logits, torch.stack([routing.experts for routing in routings], dim=1)) if self.routed else (logits,)
 
 
 def traced(model: Classifier, shape: tuple[int, int, int], dtype: torch.dtype = torch.float32) -> ExportedProgram:
-    """The network's graph for any number of images of `shape` (C, H, W), with its weights; the convolutions in `dtype`."""
+    """The network's graph for any number of images of `shape` (C, H, W), with its weights. The convolutions run in `dtype`."""
     pixels = torch.rand(TRACED, *shape, generator=torch.Generator().manual_seed(0))
     program = torch.export.export(Traceable(model, dtype), (pixels,), dynamic_shapes={"pixels": {0: Dim.DYNAMIC}})
     for node in program.graph.nodes:
-        node.meta.pop("stack_trace", None)  # names source files of this machine
+        node.meta.pop("stack_trace", None)  # it contains paths of this machine
     return program

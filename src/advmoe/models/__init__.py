@@ -1,4 +1,7 @@
-"""Backbones: name -> constructor. Each takes the kind of its convolutions, so all kinds of network share one file a family."""
+"""The backbones by name, and `build_model`, which builds one.
+
+Each constructor takes a `kind` (dense, masked, MoE) that makes its convolutions, so one class serves all kinds of network.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +21,7 @@ from advmoe.models.wrn import WideResNet
 from advmoe.moe import DenseKind, ExpertNorm, MaskedKind, MoEConv2d, MoEKind, RoutedNetwork
 from advmoe.moe.experts import windows
 
-MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # and the published width
+MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # name -> constructor, published width
     "resnet18": (partial(ResNet, blocks=(2, 2, 2, 2)), 64),
     "wrn28_10": (partial(WideResNet, blocks=4), 160),
     "vgg16_bn": (partial(VGG, convolutions=(2, 2, 3, 3, 3)), 64),
@@ -32,14 +35,14 @@ class NoSuchForm(UserError):
 
 
 def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classifier:
-    """The backbone that `config` names, of convolutions of `kind`, for images of `spec`.
+    """Build the backbone that `config` names, with convolutions made by `kind`, for images of `spec`.
 
-    Raises UserError on an unknown backbone, if the model scale leaves a layer no channel, and if the images are too small; and
-    NoSuchForm if a backbone that was added does not do what `kind` says.
+    Raises UserError if the backbone is unknown, if the model scale leaves a layer without channels, or if the images are too
+    small. Raises NoSuchForm if a backbone that a user added does not support `kind`.
     """
-    make, width = lookup(MODELS, config.backbone, "backbone")
+    constructor, width = lookup(MODELS, config.backbone, "backbone")
     try:
-        model = make(
+        model = constructor(
             kind, width=config.width or width, stem=config.stem, num_classes=len(spec.classes), mean=spec.mean, std=spec.std
         )
     except AttributeError as error:
@@ -65,7 +68,7 @@ _FORMS = {
 
 
 def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
-    """Raises UserError where a backbone is no network of this package, and NoSuchForm where it does not do what `kind` says."""
+    """Raises UserError if the backbone is not a RoutedNetwork, and NoSuchForm if it does not support `kind`."""
     if not isinstance(model, RoutedNetwork):
         raise UserError(f"backbone '{name}' must be a Classifier or what convert() returns, not {type(model).__name__}")
     layers = model.moe_layers()
@@ -73,15 +76,15 @@ def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
         raise NoSuchForm(f"backbone '{name}' {_FORMS[type(kind)]}")
     if isinstance(kind, MoEKind):
         ignored = next(
-            (field for field in ("num_experts", "bank", "routers", "norms") if not _obeys(model, layers, kind, field)), None
+            (field for field in ("num_experts", "bank", "routers", "norms") if not _follows(model, layers, kind, field)), None
         )
         if ignored is not None:
             value = getattr(kind, ignored)
             raise NoSuchForm(f"backbone '{name}' ignores {ignored} {value}: give the kind to convert(model, kind=kind, ...)")
 
 
-def _obeys(model: RoutedNetwork, layers: list[MoEConv2d], kind: MoEKind, field: str) -> bool:
-    """Whether the network does what the kind's field says, as far as its layers show it."""
+def _follows(model: RoutedNetwork, layers: list[MoEConv2d], kind: MoEKind, field: str) -> bool:
+    """Whether the layers of the network agree with the value of one `field` of `kind`."""
     if field == "num_experts":
         return all(layer.num_experts == kind.num_experts for layer in layers)
     if field == "routers":

@@ -1,4 +1,4 @@
-"""What every network of the project is: pixels in, logits out, routes returned on request."""
+"""The base class of all backbones: pixels in, logits out, and the routes on request."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -12,7 +12,7 @@ Stem = Literal["cifar", "imagenet"]
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel: the network's own first layer, so that epsilon is in pixels."""
+    """(x - mean) / std per channel. It is the network's first layer, so epsilon is measured in pixel values."""
 
     mean: Tensor
     std: Tensor
@@ -27,18 +27,18 @@ class Normalize(nn.Module):
 
 
 def chain(blocks: Iterable[nn.Module], h: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-    """`h` through one block after the other, and all blocks' routings."""
+    """Run `h` through the blocks in order. Returns the output and the routings of all blocks."""
     routings: Routings = ()
     for block in blocks:
-        h, decided = block(h, gate, logits)
-        routings += decided
+        h, of_block = block(h, gate, logits)
+        routings += of_block
     return h, routings
 
 
 class Classifier(RoutedNetwork):
-    """Base of the backbones: normalisation, the network's router if it has one, the backbone's `features`, pooling, classifier.
+    """Base class of the backbones: normalisation, the network's router if there is one, `features`, pooling, linear classifier.
 
-    A backbone builds its layers in its constructor and calls `finish` at its end.
+    A subclass builds its layers in its constructor and calls `finish` last.
     """
 
     def __init__(self, kind: DenseKind, stem: Stem, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -47,21 +47,21 @@ class Classifier(RoutedNetwork):
         self.router = kind.network_router(len(mean), stem)
 
     def finish(self, outputs: Channels, num_classes: int) -> None:
-        """Add the classifier on `outputs`; own the masks; tell each MoE layer the place of its choice in a route."""
+        """Add the classifier on top of `outputs`, register the masks, and give each MoE layer its index in a route."""
         self.outputs, self.num_classes = outputs, num_classes
-        self.feature_maps = nn.Identity()  # its output [B, C', H', W'] is what GradCAM and the like can hook
+        self.feature_maps = nn.Identity()  # GradCAM and similar tools can hook its output [B, C', H', W']
         self.classifier = nn.Linear(outputs.width, num_classes)
         norms = [module for module in self.modules() if isinstance(module, MaskedNorm)]
         self.masks = nn.ModuleList(dict.fromkeys(mask for norm in norms for mask in norm.channels.masks))
-        for place, layer in enumerate(self.moe_layers()):
-            layer.index = place if self.router is None else 0
+        for index, layer in enumerate(self.moe_layers()):
+            layer.index = index if self.router is None else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W] with pixels in [0, 1], through the hard gate."""
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
-        """Logits [B, classes], and one Routing for each choice: of each MoE layer in order, or of the network's router."""
+        """Logits [B, classes], and the Routings: one for each MoE layer in order, or a single one of the network's router."""
         x = self.normalize(x)
         logits = None if self.router is None else self.router(x)
         h, routings = self.features(x, gate, logits)
@@ -70,8 +70,8 @@ class Classifier(RoutedNetwork):
         return self.classifier(self.feature_maps(h).mean(dim=(2, 3))), routings
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        """The last layer's output [B, C', H', W'] of normalised images, and the routings of the layers' routers.
+        """The last layer's output [B, C', H', W'] for normalised images `x`, and the routings of the layers' routers.
 
-        `logits` [B, N] are the network router's, if there is one; every layer gets them beside the gate.
+        `logits` [B, N] come from the network's router, or None if there is none. Pass them to every layer, with the gate.
         """
         raise NotImplementedError

@@ -10,11 +10,11 @@ from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.models.resnet import make_stem
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
-BOTTLENECK = 4  # times the growth rate
+BOTTLENECK = 4  # width of the bottleneck, in growth rates
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution; its output is joined to its input."""
+    """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution; the output is concatenated to the input."""
 
     def __init__(self, kind: DenseKind, inputs: Channels, growth: int) -> None:
         super().__init__()
@@ -42,14 +42,14 @@ class Transition(nn.Module):
 
 
 class DenseNet(Classifier):
-    """`layers` dense layers per block; `width` is the growth rate of the dense network, whose stem has twice as many channels."""
+    """`layers[i]` dense layers in block i. `width` is the dense network's growth rate; its stem has 2 * `width` channels."""
 
     def __init__(
         self, kind: DenseKind, *, layers: Sequence[int], width: int, stem: Stem,
         num_classes: int, mean: Sequence[float], std: Sequence[float],
     ) -> None:  # fmt: skip
         super().__init__(kind, stem, mean, std)
-        # each transition halves the side, rounded down, and the ImageNet stem quarters it, rounded up
+        # each transition halves the side and rounds down; the ImageNet stem divides it by 4 and rounds up
         self.min_size = 2 ** (len(layers) - 1) if stem == "cifar" else 4 * 2 ** (len(layers) - 1) - 3
         channels, inputs = kind.channels(2 * width), images(len(mean))
         self.stem = make_stem(kind, stem, inputs, channels) if stem == "imagenet" else kind.plain(inputs, channels, norm=False)

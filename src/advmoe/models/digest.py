@@ -7,9 +7,9 @@ from torch import nn
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of parameters and buffers, in the types in which `model` computes.
+    """SHA-256 of the names, types, shapes and bytes of the parameters and buffers, in the types that `model` holds.
 
-    Devices and the order of the tensors do not count: a network that was saved in float32 and loaded has the same digest.
+    The device and the order of the tensors do not matter. A network that is saved in float32 and loaded has the same digest.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):

@@ -1,4 +1,4 @@
-"""A network for use: batch norms that directly follow a convolution folded into its filters."""
+"""A faster copy of a network for inference: batch norms that directly follow a convolution are folded into its filters."""
 
 from typing import TypeVar
 
@@ -13,28 +13,29 @@ Network = TypeVar("Network", bound=RoutedNetwork)
 
 @torch.no_grad()
 def fused(model: Network) -> Network:
-    """A copy in eval mode that gives the same logits and routes (but for rounding) in less time.
+    """A copy in eval mode that computes the same logits and routes, up to rounding, in less time.
 
-    Its router parameters are the model's own, so that they can be learned through it; all else is copied and frozen.
+    The copy shares its router parameters with the model, so the routers can be trained through it. All other
+    tensors are copied, and their parameters are frozen.
     """
-    routers = {id(parameter): parameter for parameter in model.router_parameters()}
-    twin = copied(model, dict(routers)).eval()
-    shared = {module for router in _routers(twin) for module in router.modules()}
-    for module in twin.modules():
-        if module not in shared:
+    router_parameters = {id(parameter): parameter for parameter in model.router_parameters()}
+    fused_copy = copied(model, dict(router_parameters)).eval()
+    kept = {module for router in _routers(fused_copy) for module in router.modules()}
+    for module in fused_copy.modules():
+        if module not in kept:
             bake(module)  # pruned or reparametrised weights
-    for parameter in (*twin.weight_parameters(), *twin.mask_parameters()):
+    for parameter in (*fused_copy.weight_parameters(), *fused_copy.mask_parameters()):
         parameter.requires_grad_(False)
-    for layer in twin.modules():
+    for layer in fused_copy.modules():
         if isinstance(layer, MoEConv2d) and layer.norm is not None:
             filters, bias = _folded(layer)
-            if isinstance(layer.norm, ExpertNorm):  # every expert gets filters of its own
+            if isinstance(layer.norm, ExpertNorm):  # each expert has a norm, so each gets separate filters
                 layer.starts = tuple(e * layer.width for e in range(layer.num_experts))
             layer.filters, layer.bias, layer.norm = _frozen(filters), _frozen(bias), None
         elif isinstance(layer, PlainConv2d) and isinstance(layer.norm, nn.BatchNorm2d):
             filters, bias = _folded(layer)
             layer.weight, layer.bias, layer.norm = _frozen(filters), _frozen(bias), None
-    return twin
+    return fused_copy
 
 
 def _routers(model: RoutedNetwork) -> list[nn.Module]:
@@ -42,17 +43,17 @@ def _routers(model: RoutedNetwork) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def refresh(twin: RoutedNetwork, model: RoutedNetwork) -> None:
-    """Bring `twin`, which `fused` made of this `model`, up to what the model has become, in the memory that it has."""
-    layers = dict(twin.named_modules())
+def refresh(fused_copy: RoutedNetwork, model: RoutedNetwork) -> None:
+    """Copy the current state of `model` into `fused_copy`, which `fused(model)` returned earlier, in place."""
+    layers = dict(fused_copy.named_modules())
     old: list[Tensor] = []
     new: list[Tensor] = []
     for name, layer in model.named_modules():
-        if name in layers:  # the others are folded norms
+        if name in layers:  # folded norms are not in `layers`
             old += _tensors(layers[name])
             new += _folded(layer) if _has_norm(layer) else _tensors(layer)
-    pairs = [(own, value) for own, value in zip(old, new, strict=True) if own is not value]  # routers' parameters are shared
-    torch._foreach_copy_([own for own, _ in pairs], [value for _, value in pairs])
+    pairs = [(target, source) for target, source in zip(old, new, strict=True) if target is not source]  # routers are shared
+    torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
 
 def _has_norm(layer: nn.Module) -> bool:
@@ -60,13 +61,16 @@ def _has_norm(layer: nn.Module) -> bool:
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:
-    """The layer's own parameters and buffers, not its parts': of a fused convolution its filters and bias."""
+    """The parameters and buffers of this layer without its submodules. For a fused convolution: its filters and bias."""
     return [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
 
 
 def _folded(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    """Filters and bias of a convolution that does what it and its norm do in eval mode. An MoE layer's experts each have a
-    bias; they have filters of their own if their norms are, else they share the bank."""
+    """Filters and bias of one convolution that equals `layer` followed by its norm in eval mode.
+
+    In an MoE layer each expert has a bias [N, K]. With one norm for each expert the experts have separate filters
+    [N * K, C, k, k]; with a shared norm they share the bank [M, C, k, k].
+    """
     assert isinstance(layer, PlainConv2d | MoEConv2d)
     assert isinstance(layer.norm, nn.BatchNorm2d | ExpertNorm)
     scale, shift = _affine(layer.norm)
@@ -80,7 +84,7 @@ def _folded(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _affine(norm: nn.BatchNorm2d | ExpertNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift of a norm in eval mode, of its weights' shape."""
+    """Scale and shift that a norm applies in eval mode, each in the shape of its weights."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()

@@ -1,4 +1,4 @@
-"""Networks under channel masks: where their scores start, and the plain small network that they come to."""
+"""Networks with channel masks: the initial scores, and the smaller network without masks that computes the same."""
 
 import copy
 
@@ -11,7 +11,7 @@ from advmoe.moe import ChannelMask, Channels, MaskedNorm, PlainConv2d
 
 @torch.no_grad()
 def start_scores(model: Classifier) -> None:
-    """Set each channel's score to the mean L2 norm of the filters that write it."""
+    """Set the score of each channel to the mean L2 norm of the filters that write it."""
     convolutions = [module for module in model.modules() if isinstance(module, PlainConv2d)]
     for mask in model.masks:
         assert isinstance(mask, ChannelMask)
@@ -21,25 +21,25 @@ def start_scores(model: Classifier) -> None:
 
 @torch.no_grad()
 def compact(model: Classifier) -> Classifier:
-    """The network without its masked channels: the same logits, at the small dense network's cost.
+    """A copy of the network without its masked channels. It computes the same logits at the cost of the small dense network.
 
-    What is not masked comes back as an equal copy.
+    A network without masks is returned as an equal copy.
     """
-    small = copy.deepcopy(model)
+    compacted = copy.deepcopy(model)
     if not model.masks:
-        return small
-    for parent in list(small.modules()):
+        return compacted
+    for parent in list(compacted.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MaskedNorm):
                 setattr(parent, name, _compact_norm(child))
-    for module in small.modules():
+    for module in compacted.modules():
         if isinstance(module, PlainConv2d):
             _compact_convolution(module)
-    kept = small.outputs.kept().to(small.classifier.weight.device)
-    small.classifier.weight = nn.Parameter(small.classifier.weight[:, kept])
-    small.classifier.in_features = len(kept)
-    small.outputs, small.masks = _without_masks(small.outputs), nn.ModuleList()
-    return small
+    kept = compacted.outputs.kept().to(compacted.classifier.weight.device)
+    compacted.classifier.weight = nn.Parameter(compacted.classifier.weight[:, kept])
+    compacted.classifier.in_features = len(kept)
+    compacted.outputs, compacted.masks = _without_masks(compacted.outputs), nn.ModuleList()
+    return compacted
 
 
 def _compact_norm(norm: MaskedNorm) -> nn.BatchNorm2d:

@@ -10,7 +10,7 @@ from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, a 1x1 projection where the shape changes."""
+    """Two 3x3 convolutions and a shortcut. Where the shape changes, the shortcut is a 1x1 projection."""
 
     def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels, stride: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class BasicBlock(nn.Module):
 
 
 class ResNet(Classifier):
-    """`blocks` basic blocks per stage; stage i has `width` * 2**i channels in the dense network."""
+    """`blocks[i]` basic blocks in stage i, which has `width` * 2**i channels in the dense network."""
 
     def __init__(
         self, kind: DenseKind, *, blocks: Sequence[int], width: int, stem: Stem,
@@ -52,7 +52,10 @@ class ResNet(Classifier):
 
 
 def make_stem(kind: DenseKind, stem: Stem, inputs: Channels, outputs: Channels) -> nn.Sequential:
-    """With batch norm and ReLU. `cifar`: 3x3 stride 1. `imagenet`: 7x7 stride 2, then 3x3 max pooling of stride 2."""
+    """The first layers: a convolution, batch norm and ReLU.
+
+    `cifar`: 3x3, stride 1. `imagenet`: 7x7, stride 2, then 3x3 max pooling of stride 2.
+    """
     if stem == "cifar":
         return nn.Sequential(kind.plain(inputs, outputs), nn.ReLU(inplace=True))
     convolution = kind.plain(inputs, outputs, kernel_size=7, stride=2)

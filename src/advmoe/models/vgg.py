@@ -12,8 +12,8 @@ FACTORS = (1, 2, 4, 8, 8)
 
 
 class VGG(Classifier):
-    """`convolutions` 3x3 convolutions per stage, each stage followed by 2x2 max pooling; stage i has FACTORS[i] * `width`
-    channels in the dense network. The first convolution is plain. There is one stem for every image size."""
+    """`convolutions[i]` 3x3 convolutions in stage i, then 2x2 max pooling. Stage i has FACTORS[i] * `width` channels in the dense
+    network. The first convolution is plain. All image sizes use the same stem."""
 
     def __init__(
         self, kind: DenseKind, *, convolutions: Sequence[int], width: int, stem: Stem,
@@ -24,10 +24,10 @@ class VGG(Classifier):
         self.stem = kind.plain(images(len(mean)), channels)
         layers, self.ends = [], []
         for stage, (depth, factor) in enumerate(zip(convolutions, FACTORS, strict=True)):
-            for place in range(1 if stage == 0 else 0, depth):
+            for position in range(1 if stage == 0 else 0, depth):
                 outputs = kind.channels(width * factor)
                 layers.append(kind.conv(channels, outputs))
-                self.ends.append(place == depth - 1)
+                self.ends.append(position == depth - 1)
                 channels = outputs
         self.layers = nn.ModuleList(layers)
         self.finish(channels, num_classes)
@@ -35,8 +35,8 @@ class VGG(Classifier):
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = relu(self.stem(x), inplace=True), ()
         for layer, ends_stage in zip(self.layers, self.ends, strict=True):
-            h, decided = layer(h, gate, logits)
-            h, routings = relu(h, inplace=True), routings + decided
+            h, of_layer = layer(h, gate, logits)
+            h, routings = relu(h, inplace=True), routings + of_layer
             if ends_stage:
-                h = max_pool2d(h, 2, ceil_mode=True)  # ceil: 28x28 images keep a pixel to the end
+                h = max_pool2d(h, 2, ceil_mode=True)  # ceil: the last stage of a 28x28 image still has a pixel
         return h, routings

@@ -13,7 +13,10 @@ WIDENING = 10
 
 
 class PreActivationBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3x3 convolutions; where the shape changes, a 1x1 projection of the activated input."""
+    """Two 3x3 convolutions, each after batch norm and ReLU, and a shortcut.
+
+    Where the shape changes, the shortcut is a 1x1 projection of the input after the first batch norm and ReLU.
+    """
 
     def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels, stride: int) -> None:
         super().__init__()
@@ -32,7 +35,10 @@ class PreActivationBlock(nn.Module):
 
 
 class WideResNet(Classifier):
-    """Depth 6 * `blocks` + 4. Stage i of three has `width` * 2**i channels in the dense network, the stem a tenth of `width`."""
+    """Three stages of `blocks` blocks: depth 6 * `blocks` + 4.
+
+    In the dense network stage i has `width` * 2**i channels, and the stem has max(`width` // 10, 1).
+    """
 
     def __init__(
         self, kind: DenseKind, *, blocks: int, width: int, stem: Stem, num_classes: int, mean: Sequence[float], std: Sequence[float]
