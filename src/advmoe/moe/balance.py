@@ -1,7 +1,7 @@
-"""Load-balance terms: what a layer's routing adds to the loss so that every expert stays in use.
+"""Load-balance terms. They are added to the loss so that all experts of a layer stay in use.
 
-Shapes: B images, N experts. With p the softmax of the routing logits, f_e the share of images that chose expert e and
-P_e the mean of p_e over the batch, which is all ranks'. Every term is 0 at perfect balance.
+Shapes: B images, N experts. p is the softmax of the routing logits, f_e is the fraction of images that chose expert e, and P_e is
+the mean of p_e. Both are taken over the images of all ranks. Each term is a scalar, and 0 at perfect balance.
 """
 
 import math
@@ -17,12 +17,12 @@ from advmoe.moe.routing import Routing
 
 
 def none(routing: Routing) -> Tensor:
-    """Nothing."""
+    """Zero: no load-balance term."""
     return routing.logits.new_zeros(())
 
 
 def switch(routing: Routing) -> Tensor:
-    """N * sum_e f_e P_e - 1 (Fedus et al. 2022, equation 4, less its least value at balance)."""
+    """N * sum_e f_e P_e - 1 (Fedus et al. 2022, equation 4, minus its value at perfect balance)."""
     num_experts = routing.logits.shape[1]
     shares = one_hot(routing.experts, num_experts).float().mean(dim=0)
     return num_experts * (shares * routing.logits.softmax(dim=1).mean(dim=0)).sum() - 1
@@ -35,9 +35,9 @@ def importance(routing: Routing) -> Tensor:
 
 
 def entropy(routing: Routing) -> Tensor:
-    """log N less the entropy of P."""
+    """log N minus the entropy of P."""
     images, num_experts = routing.logits.shape
-    log_means = routing.logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(images)  # logarithms: a share of 0 has gradients
+    log_means = routing.logits.log_softmax(dim=1).logsumexp(dim=0) - math.log(images)  # in logarithms, so that gradients exist at 0
     return math.log(num_experts) + (log_means.exp() * log_means).sum()
 
 
@@ -53,5 +53,5 @@ def balance(term: str, routings: Routings) -> Tensor:
 
 
 def whole_batch(routing: Routing) -> Routing:
-    """The decisions for all ranks' images."""
+    """The routing of the images of all ranks."""
     return Routing(gather_rows(routing.logits), gather_rows(routing.experts))

@@ -1,4 +1,4 @@
-"""The channels of a layer's output, as layers share them: how many there are, and which of them a mask keeps."""
+"""The channels of a layer's output: how many there are, and which of them the masks keep."""
 
 from dataclasses import dataclass
 
@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 
 class ChannelMask(nn.Module):
-    """Keeps the `kept` of `channels` channels with the highest scores, the same for all inputs (AT (Sparse)).
+    """Keeps the `kept` channels with the highest scores, out of `channels`. All images get the same mask (AT (Sparse)).
 
-    Each score gets the gradient of its channel's mask as if the mask were the score (straight-through).
+    The gradient of a channel's mask is passed to its score unchanged (straight-through).
     """
 
     def __init__(self, channels: int, kept: int) -> None:
@@ -18,21 +18,22 @@ class ChannelMask(nn.Module):
         self.scores = nn.Parameter(torch.ones(channels))
 
     def forward(self) -> Tensor:
-        """[channels], 1 where a channel is kept and 0 elsewhere."""
+        """The mask [channels]: 1 for kept channels, 0 for the others."""
         hard = torch.zeros_like(self.scores).index_fill(0, self.indices(), 1.0)
         return hard + (self.scores - self.scores.detach())
 
     @torch.no_grad()
     def indices(self) -> Tensor:
-        """[kept] int64, ascending; of equal scores the first stay."""
+        """Indices of the kept channels, [kept] int64, ascending. Of channels with equal scores the first are kept."""
         return self.scores.sort(descending=True, stable=True).indices[: self.kept].sort().values
 
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """Layers that must agree on their channels, such as those that write one residual stream, are given the same object.
+    """The channels of one tensor. Layers that must agree on them, such as those of one residual stream, share one object.
 
-    `full` channels in the dense network, `width` in this one. `masks`, one for each part that was joined, or none.
+    There are `full` channels in the dense network and `width` in this one. `masks` holds one mask for each concatenated part, or
+    is empty.
     """
 
     full: int
@@ -44,7 +45,7 @@ class Channels:
         return Channels(self.full + other.full, self.width + other.width, self.masks + other.masks)
 
     def kept(self) -> Tensor:
-        """Indices of the channels that the masks keep; all where there is no mask."""
+        """Indices of the channels that the masks keep, int64 on the CPU. Without masks, all channels."""
         if not self.masks:
             return torch.arange(self.width)
         offsets = [0, *torch.tensor([len(mask.scores) for mask in self.masks]).cumsum(0).tolist()]
@@ -52,5 +53,5 @@ class Channels:
 
 
 def images(channels: int) -> Channels:
-    """The channels of the network's input: no scale or mask touches them."""
+    """The channels of the network's input. They are never scaled or masked."""
     return Channels(channels, channels)

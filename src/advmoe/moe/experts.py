@@ -1,8 +1,8 @@
-"""The filters of a layer's experts, as windows of one bank; and all experts at once on all images.
+"""The filters of a layer's experts, stored as windows of one bank; and a convolution that runs all experts on all images.
 
-Shapes: B images, N experts, K filters an expert, M filters in the bank. Expert e owns the window
-bank[starts[e] : starts[e] + K]; filter m writes output channel m mod K, so a filter that two experts share stands in
-the same channel of both.
+Shapes: B images, N experts, K filters per expert, M filters in the bank. Expert e uses the filters
+bank[starts[e] : starts[e] + K]. Filter m writes output channel m mod K, so a filter that two experts share writes the same
+channel in both.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Windows = tuple[int, ...]
 
 
 def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple[Windows, int]:
-    """Where each expert's `width` filters start in the bank, and the bank's size M.
+    """The first filter of each expert's window in the bank (N numbers), and the size M of the bank. K is `width`.
 
-    `disjoint`: N * K filters side by side. `backbone`: expert e takes K of the dense layer's `out_channels` filters
-    from round(e * (C_out - K) / (N - 1)) on; filters in no window are left out.
+    `disjoint`: N windows that do not overlap, M = N * K. `backbone`: expert e takes K of the dense layer's `out_channels` filters,
+    C_out, starting at round(e * (C_out - K) / (N - 1)). Filters that no expert uses are not in the bank.
     """
     if bank == "disjoint":
         return tuple(e * width for e in range(num_experts)), num_experts * width
@@ -27,7 +27,7 @@ def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple
     firsts = [(2 * e * (out_channels - width) + gaps) // (2 * gaps) for e in range(num_experts)]
     starts, used = [0], width
     for previous, first in pairwise(firsts):
-        step = min(first - previous, width)  # a gap between two windows holds filters of no expert
+        step = min(first - previous, width)  # no expert uses the filters in a gap between two windows
         starts.append(starts[-1] + step)
         used += step
     return tuple(starts), used
@@ -37,7 +37,7 @@ def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple
 class FilterBank:
     """The filters of one layer's experts: `filters` [M, C, k, k] and `bias` [N, K] or None.
 
-    Expert e has the filters from `starts[e]` on, `width` of them. `dispatch` names how the layer runs them.
+    Expert e uses the `width` filters that start at `starts[e]`. `dispatch` is the name of the method that runs them.
     """
 
     filters: Tensor
@@ -48,12 +48,12 @@ class FilterBank:
     dispatch: str = "auto"
 
     def convolve(self, x: Tensor, expert: int) -> Tensor:
-        """One expert on all images: [B, C, H, W] -> [B, K, H', W']."""
+        """Run one expert on all images: [B, C, H, W] -> [B, K, H', W']."""
         bias = None if self.bias is None else self.bias[expert].to(x.dtype)
         return conv2d(x, self.of_expert(expert), bias, self.stride, self.padding)
 
     def of_expert(self, expert: int) -> Tensor:
-        """Filters [K, C, k, k] of one expert, in the order of its output channels."""
+        """The filters [K, C, k, k] of one expert, in the order of its output channels."""
         return aligned(self.filters, self.starts[expert], self.width)
 
     @property
@@ -62,13 +62,13 @@ class FilterBank:
 
 
 def mixture(x: Tensor, bank: FilterBank, weights: Tensor) -> Tensor:
-    """Every expert on every image, summed with `weights` [B, N]: [B, C, H, W] -> [B, K, H', W']."""
+    """The sum of all experts' outputs, weighted by `weights` [B, N]: [B, C, H, W] -> [B, K, H', W']."""
     parts = every_expert(x, bank)
     return torch.bmm(weights.to(parts.dtype)[:, None], parts.flatten(2)).view(len(x), *parts.shape[2:])
 
 
 def every_expert(x: Tensor, bank: FilterBank) -> Tensor:
-    """Every expert's output on every image, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
+    """The outputs of all experts for all images, by one wide convolution: [B, C, H, W] -> [B, N, K, H', W']."""
     wide = conv2d(x, bank.filters, stride=bank.stride, padding=bank.padding)
     parts: Tensor
     if bank.starts == tuple(range(0, wide.shape[1], bank.width)):
@@ -81,8 +81,8 @@ def every_expert(x: Tensor, bank: FilterBank) -> Tensor:
 
 
 def aligned(stack: Tensor, start: int, width: int, dim: int = 0) -> Tensor:
-    """The window of `width` from `start` along `dim`, each entry m at place m mod `width`."""
-    turn = start % width
-    if turn == 0:
+    """The entries `start` to `start + width` of `stack` along `dim`, rotated so that entry m is at index m mod `width`."""
+    offset = start % width
+    if offset == 0:
         return stack.narrow(dim, start, width)
-    return torch.cat([stack.narrow(dim, start + width - turn, turn), stack.narrow(dim, start, width - turn)], dim=dim)
+    return torch.cat([stack.narrow(dim, start + width - offset, offset), stack.narrow(dim, start, width - offset)], dim=dim)

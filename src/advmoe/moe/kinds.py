@@ -1,4 +1,4 @@
-"""The kinds of network that a backbone can be built as: what its channels become, and what its convolutions are."""
+"""The kinds of network: dense, masked or MoE. A kind makes the channels, norms and convolutions of a backbone."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,7 +19,10 @@ Norms = Literal["shared", "per_expert"]
 
 @dataclass(frozen=True)
 class DenseKind:
-    """Plain convolutions: the dense network at scale 1, a small dense one below it."""
+    """Plain convolutions: the dense network if `scale` is 1, a small dense network if it is less.
+
+    Raises UserError if `scale` is not in (0, 1].
+    """
 
     scale: float = 1.0
 
@@ -28,33 +31,33 @@ class DenseKind:
             raise UserError(f"model_scale must be in (0, 1], not {self.scale}")
 
     def channels(self, full: int) -> Channels:
-        """New channels where the dense network has `full`. Raises UserError where none is left."""
+        """The channels of a layer that has `full` channels in the dense network. Raises UserError if `scale` leaves none."""
         return Channels(full, scaled(full, self.scale))
 
     def stem_channels(self, full: int) -> Channels:
-        """The same for a ResNet's first convolution."""
+        """As `channels`, for the first convolution of a ResNet."""
         return self.channels(full)
 
     def norm(self, channels: Channels) -> nn.Module:
-        """Batch norm of `channels`; masked ones come out as zero."""
+        """Batch norm for `channels`. It sets masked channels to zero."""
         return MaskedNorm(channels) if channels.masks else nn.BatchNorm2d(channels.width)
 
     def plain(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
-        """A convolution that no kind routes: stem, shortcut, transition. x -> y."""
+        """A convolution that is not routed in any kind: stem, shortcut or transition. Its forward is x -> y."""
         return PlainConv2d(inputs, outputs, kernel_size, stride, self.norm(outputs) if norm else None)
 
     def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
-        """A block's convolution, with its batch norm unless another layer's comes first. (x, gate) -> (y, routings)."""
+        """A convolution inside a block, followed by batch norm if `norm`. Its forward is (x, gate, logits) -> (y, routings)."""
         return DenseConv2d(inputs, outputs, kernel_size, stride, self.norm(outputs) if norm else None)
 
     def network_router(self, in_channels: int, stem: str) -> nn.Module | None:
-        """The router that serves every layer, if the kind has one."""
+        """The one router that all layers share, or None if the kind has none. Its images have `in_channels` channels."""
         return None
 
 
 @dataclass(frozen=True)
 class MaskedKind(DenseKind):
-    """The dense network under structured masks, each of which keeps `scale` of a layer's channels."""
+    """The dense network with channel masks. Each mask keeps a fraction `scale` of a layer's channels."""
 
     def channels(self, full: int) -> Channels:
         return Channels(full, full, (ChannelMask(full, scaled(full, self.scale)),))
@@ -62,7 +65,10 @@ class MaskedKind(DenseKind):
 
 @dataclass(frozen=True)
 class MoEKind(DenseKind):
-    """Routed convolutions; a ResNet's stem keeps its dense width."""
+    """Routed convolutions. The stem of a ResNet keeps its dense width.
+
+    Raises UserError if `num_experts` is less than 1 or another field has an unknown value.
+    """
 
     num_experts: int = 2
     bank: Bank = "backbone"
@@ -81,10 +87,10 @@ class MoEKind(DenseKind):
         return Channels(full, full)
 
     def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
-        own = windows(self.bank, self.num_experts, outputs.full, outputs.width)
-        following = self._expert_norm(outputs) if norm else None
+        bank = windows(self.bank, self.num_experts, outputs.full, outputs.width)
+        norm_layer = self._expert_norm(outputs) if norm else None
         routed = self.routers == "per_layer"
-        return MoEConv2d(inputs, outputs, own, kernel_size=kernel_size, stride=stride, norm=following, routed=routed)
+        return MoEConv2d(inputs, outputs, bank, kernel_size=kernel_size, stride=stride, norm=norm_layer, routed=routed)
 
     def _expert_norm(self, outputs: Channels) -> nn.Module:
         return self.norm(outputs) if self.norms == "shared" else ExpertNorm(self.num_experts, outputs.width)
@@ -94,7 +100,7 @@ class MoEKind(DenseKind):
 
 
 def scaled(channels: int, scale: float) -> int:
-    """int(scale * channels). Raises UserError where that is 0."""
+    """scale * channels, rounded down. Raises UserError if that is 0."""
     if int(scale * channels + 1e-9) < 1:  # 1e-9: 0.2 * 15 is 3.0000000000000004, 0.29 * 100 is 28.999999999999996
         raise UserError(f"model_scale {scale} leaves a layer of {channels} channels none: at least {1 / channels:.3g} is needed")
     return int(scale * channels + 1e-9)

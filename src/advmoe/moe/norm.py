@@ -1,4 +1,4 @@
-"""Batch norm for channels that are masked, and for channels that several experts write."""
+"""Batch norm for masked channels and for the outputs of experts, with statistics over all ranks if wanted."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +13,7 @@ from advmoe.moe.routing import MOMENTUM, Router
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm that can take its statistics from all ranks' parts of a batch (`synchronised`), on any device."""
+    """Batch norm. With `synchronised` its statistics cover the batches of all ranks, on any device."""
 
     synchronised = False
 
@@ -23,13 +23,13 @@ class BatchNorm(nn.BatchNorm2d):
         y = x.to(self.weight.dtype)
         mean, var = y.mean(dim=(0, 2, 3)), y.var(dim=(0, 2, 3), correction=0)
         values, mean, var = pooled_statistics(y.new_full((), y.numel() / y.shape[1]), mean, var)
-        self._follow(mean.detach(), (var * values / (values - 1)).detach())
+        self._update_running(mean.detach(), (var * values / (values - 1)).detach())
         scale = self.weight * (var + self.eps).rsqrt()
         out: Tensor = torch.addcmul((self.bias - mean * scale)[:, None, None], y, scale[:, None, None]).to(x.dtype)
         return out
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor) -> None:
+    def _update_running(self, mean: Tensor, var: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -40,14 +40,14 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class MaskedNorm(BatchNorm):
-    """Batch norm whose masked channels are zero, so that whatever reads them reads nothing."""
+    """Batch norm that sets masked channels to zero, so that they add nothing to the layers after it."""
 
     def __init__(self, channels: Channels) -> None:
         super().__init__(channels.width)
         self.channels = channels
 
     def mask(self) -> Tensor:
-        """[C], 0 for masked channels."""
+        """The mask [C]: 1 for kept channels, 0 for masked ones."""
         return torch.cat([mask() for mask in self.channels.masks])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,10 +55,10 @@ class MaskedNorm(BatchNorm):
 
 
 class ExpertNorm(nn.Module):
-    """Batch norm with weights and statistics of its own for each expert; as there, momentum None means plain means.
+    """Batch norm with separate weights and statistics for each expert. `momentum` None means plain averages, as in torch.
 
-    Shapes: B images, N experts, K channels. Statistics are those of the images that chose the expert; one that none of
-    a batch chose keeps its own. Under mixing gates, too, an expert's statistics come from its images alone, as at inference.
+    Shapes: B images, N experts, K channels. An expert's statistics come only from the images that chose it, also under gates
+    that mix experts. If no image of a batch chose an expert, its running statistics do not change.
     """
 
     running_mean: Tensor
@@ -76,19 +76,19 @@ class ExpertNorm(nn.Module):
         self.register_buffer("batches", torch.zeros(num_experts, 1))
 
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:
-        """Outputs [B, K, H, W] of the chosen experts [B], each normalised by its own."""
+        """Normalise `y` [B, K, H, W], the outputs of the chosen `experts` [B] int64, each with the norm of its expert."""
         if self.training and not self.synchronised:
             normalised, mean, var, values = _Normalised.apply(
                 y.to(torch.promote_types(y.dtype, self.weight.dtype)), self.weight, self.bias, experts, self.eps
             )  # type: ignore[no-untyped-call]
-            self._follow(mean, var, values)
+            self._update_running(mean, var, values)
             out: Tensor = normalised.to(y.dtype)
             return out
         weights, shift = self._affine(y[:, None], experts)
         return torch.addcmul(shift[experts][:, :, None, None], y, weights[experts][:, :, None, None])
 
     def every(self, parts: Tensor, experts: Tensor) -> Tensor:
-        """All experts' outputs [B, N, K, H, W], expert e's normalised by its own; `experts` [B] are the chosen ones."""
+        """Normalise `parts` [B, N, K, H, W], the outputs of all experts. `experts` [B] int64 are the chosen ones."""
         weights, shift = self._affine(parts, experts)
         return torch.addcmul(shift[:, :, None, None], parts, weights[:, :, None, None])
 
@@ -101,40 +101,40 @@ class ExpertNorm(nn.Module):
         return weights.to(parts.dtype), (self.bias - mean * weights).to(parts.dtype)
 
     def _statistics(self, parts: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [N, K] over each expert's images; running ones follow."""
-        mine = one_hot(experts, len(self.weight)).to(parts.dtype)  # [B, N]
-        count = mine.sum(dim=0)[:, None]
-        share = mine[:, :, None] / count.clamp(min=1)
-        means = parts.mean(dim=(3, 4))  # of each image
+        """Mean and biased variance [N, K] over each expert's images; updates the running ones."""
+        chosen = one_hot(experts, len(self.weight)).to(parts.dtype)  # [B, N]
+        count = chosen.sum(dim=0)[:, None]
+        share = chosen[:, :, None] / count.clamp(min=1)
+        means = parts.mean(dim=(3, 4))  # of each image: [B, N, K]
         mean = (share * means).sum(dim=0)
         var = (share * (parts.var(dim=(3, 4), correction=0) + (means - mean).square())).sum(dim=0)
         if self.synchronised:
             counts, mean, var = pooled_statistics(count, mean, var)
             count = counts[:, :1]
-        self._follow(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
+        self._update_running(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
         return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
 
     def reset_running_stats(self) -> None:
-        """As batch norm's."""
+        """Set the running statistics to mean 0 and variance 1, as in `nn.BatchNorm2d`."""
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.batches.zero_()
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, var: Tensor, values: Tensor) -> None:
-        """Let the running statistics follow those of `values` [N, 1] values a channel; of none, not at all."""
-        seen, var = values > 0, var * values / (values - 1).clamp(min=1)
-        self.batches += seen
+    def _update_running(self, mean: Tensor, var: Tensor, values: Tensor) -> None:
+        """Update the running statistics with those of a batch. `values` [N, 1] are values per channel; 0: no update."""
+        has_values, var = values > 0, var * values / (values - 1).clamp(min=1)
+        self.batches += has_values
         share = 1 / self.batches.clamp(min=1) if self.momentum is None else self.batches.new_full((), self.momentum)
-        share = torch.where(seen, share, 0.0)
+        share = torch.where(has_values, share, 0.0)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
 
 
 class _Normalised(torch.autograd.Function):
-    """The chosen experts' outputs normalised by their images' own statistics, which are returned beside them.
+    """The chosen experts' outputs, normalised with the statistics of each expert's images; and these statistics.
 
-    Batch norm's closed gradients, in a third of the passes over the images that autograd would make.
+    The backward pass is batch norm's formula. It reads the images a third as often as autograd would.
     """
 
     @staticmethod
@@ -142,11 +142,11 @@ class _Normalised(torch.autograd.Function):
         ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, experts: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = y[0, 0].numel()
-        values = size * one_hot(experts, len(weight)).sum(dim=0).to(y.dtype)[:, None]  # bincount would wait for the device
-        mean = _gathered(y.sum(dim=(2, 3)), experts, weight) / values.clamp(min=1)
+        values = size * one_hot(experts, len(weight)).sum(dim=0).to(y.dtype)[:, None]  # bincount would synchronise
+        mean = _expert_sums(y.sum(dim=(2, 3)), experts, weight) / values.clamp(min=1)
         centred = y - mean[experts][:, :, None, None]
         squares = torch.linalg.vector_norm(centred, dim=(2, 3)).square()
-        var = _gathered(squares, experts, weight) / values.clamp(min=1)
+        var = _expert_sums(squares, experts, weight) / values.clamp(min=1)
         rate = (var + eps).rsqrt()
         scale = (weight * rate)[experts][:, :, None, None]
         ctx.eps = eps
@@ -157,11 +157,11 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, experts, mean, rate, values = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient's gradient
+        if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted
             return *_differentiable_gradients(gradient, y, weight, experts, values, ctx.eps), None, None
-        to_bias = _gathered(gradient.sum(dim=(2, 3)), experts, weight)
-        to_weight = (_gathered((gradient * y).sum(dim=(2, 3)), experts, weight) - mean * to_bias) * rate
-        slope = -weight * rate.square() * to_weight / values.clamp(min=1)  # of y
+        to_bias = _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)
+        to_weight = (_expert_sums((gradient * y).sum(dim=(2, 3)), experts, weight) - mean * to_bias) * rate
+        slope = -weight * rate.square() * to_weight / values.clamp(min=1)  # factor of y in its gradient
         level = -weight * rate * to_bias / values.clamp(min=1) - slope * mean
         to_y = torch.addcmul(level[experts][:, :, None, None], y, slope[experts][:, :, None, None])
         to_y.addcmul_(gradient, (weight * rate)[experts][:, :, None, None])
@@ -172,31 +172,31 @@ def _differentiable_gradients(
     gradient: Tensor, y: Tensor, weight: Tensor, experts: Tensor, values: Tensor, eps: float
 ) -> tuple[Tensor | None, ...]:
     """The gradients to y, weight and bias of `_Normalised` as functions of y, weight and `gradient`."""
-    inputs = [y.view_as(y), weight.view_as(weight)]  # aliases: a path from one to the other is not counted here
+    inputs = [y.view_as(y), weight.view_as(weight)]  # views, so that a path from one to the other is not counted
     count = values.clamp(min=1)
-    mean = _gathered(inputs[0].sum(dim=(2, 3)), experts, weight) / count
+    mean = _expert_sums(inputs[0].sum(dim=(2, 3)), experts, weight) / count
     centred = inputs[0] - mean[experts][:, :, None, None]
-    var = _gathered(centred.square().sum(dim=(2, 3)), experts, weight) / count
+    var = _expert_sums(centred.square().sum(dim=(2, 3)), experts, weight) / count
     out = centred * (inputs[1] * (var + eps).rsqrt())[experts][:, :, None, None]
     wanted = [t for t in inputs if t.requires_grad]
-    found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True) if wanted else ())
-    return *(next(found) if t.requires_grad else None for t in inputs), _gathered(gradient.sum(dim=(2, 3)), experts, weight)
+    gradients = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True) if wanted else ())
+    return *(next(gradients) if t.requires_grad else None for t in inputs), _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)
 
 
 @torch.no_grad()
 def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
 
-    Use it after weights were averaged or changed, in place of `torch.optim.swa_utils.update_bn`, which does not know expert norms
-    and routers. Batch norms end with plain means over all batches; routers with theirs, which follow the later ones. An expert that
-    no image chose keeps fresh statistics. The model's mode and the norms' momentum stay as they are.
+    Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does not handle expert norms and routers. The
+    norms get plain averages over all batches; the routers get moving averages, in which later batches count more. An expert that
+    no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """
     modes = {module: module.training for module in model.modules()}
     norms = [module for module in modes if isinstance(module, nn.modules.batchnorm._BatchNorm | ExpertNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # in torch, None stands for plain means
+        norm.momentum = None  # in torch, None means plain averages
     for router in (module for module in modes if isinstance(module, Router)):
         router.mean.zero_()
         router.var.fill_(1)
@@ -213,7 +213,7 @@ def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def synchronise(model: nn.Module, wanted: bool) -> None:
-    """Whether the statistics that `model` learns by are those of the whole batch, whichever rank its images are on."""
+    """Set whether norms and routers of `model` train with the statistics of all ranks' images (`wanted`) or of this rank's."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if wanted and type(child) is nn.BatchNorm2d:
@@ -224,12 +224,12 @@ def synchronise(model: nn.Module, wanted: bool) -> None:
 
 
 def _batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
-    """The same norm with the same parameters and buffers."""
-    made = BatchNorm(norm.num_features, norm.eps, norm.momentum, device="meta")
-    made.__dict__ = norm.__dict__
-    return made
+    """The norm as a `BatchNorm` that shares its parameters and buffers."""
+    copy = BatchNorm(norm.num_features, norm.eps, norm.momentum, device="meta")
+    copy.__dict__ = norm.__dict__
+    return copy
 
 
-def _gathered(per_image: Tensor, experts: Tensor, like: Tensor) -> Tensor:
-    """Sums [N, K] over each expert's images of values [B, K]."""
+def _expert_sums(per_image: Tensor, experts: Tensor, like: Tensor) -> Tensor:
+    """The sums [N, K] of `per_image` [B, K] over the images of each expert, in the shape and dtype of `like`."""
     return torch.zeros_like(like).index_add_(0, experts, per_image.to(like.dtype))

@@ -1,4 +1,4 @@
-"""How each image gets through the filters of its expert: several ways to compute the same, and the choice between them."""
+"""Ways to run each image through the filters of its chosen expert. All compute the same; `choice` selects one."""
 
 from advmoe.moe.dispatch.choice import DISPATCHES, Dispatch, add_chosen, available, check_dispatch, fastest, run_chosen
 

@@ -1,6 +1,6 @@
-"""How each image meets its expert's filters: several ways to compute the same, and which of them is taken.
+"""Select the dispatch: the way to run each image through the filters of its chosen expert.
 
-Shapes: B images, N experts, K filters an expert.
+Shapes: B images, N experts, K filters per expert.
 """
 
 import importlib.util
@@ -18,8 +18,9 @@ from advmoe.moe.dispatch.wide import wide
 from advmoe.moe.experts import FilterBank
 from advmoe.moe.guards import check_dispatch_call, in_transform
 
-GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000  # filter values copied; where the filters learn, their gradients are, too
-COUNTING = ("split", "triton")  # those whose backward pass is their own, and whose shapes may depend on the route
+# limits in copied filter values; if the filters learn, their gradients are copied too
+GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000
+COUNTING = ("split", "triton")  # with a custom backward pass, or shapes that depend on the route
 Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 
 
@@ -29,29 +30,29 @@ def _triton(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None
     return routed_conv2d(x, bank, experts, one_hot)
 
 
-# each (x [B, C, H, W], bank, experts [B] int64, one_hot [B, N] or none) -> y [B, K, H', W']
+# name -> function (x [B, C, H, W], bank, experts [B] int64, one_hot [B, N] or None) -> y [B, K, H', W']
 DISPATCHES: dict[str, Callable[[Tensor, FilterBank, Tensor, Tensor | None], Tensor]] = {
     "split": split, "wide": wide, "grouped": grouped, "triton": _triton,
 }  # fmt: skip
 
 
 def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None = None) -> Tensor:
-    """Each image through its own expert's filters, by `bank.dispatch`: [B, C, H, W] -> [B, K, H', W'].
+    """Run each image through the filters of its expert, with `bank.dispatch`: [B, C, H, W] -> [B, K, H', W'].
 
-    `experts` [B] int64. `one_hot` [B, N], the one-hot of `experts`, gets the gradient of sum_e one_hot_e conv_e(x) where it
-    is given (the straight-through gate).
+    `experts` [B] int64. `one_hot` [B, N] is the one-hot form of `experts`. If it is given (the straight-through gate), it gets the
+    gradient of sum_e one_hot_e conv_e(x).
     """
     return DISPATCHES[_name(x, bank)](x, bank, experts, one_hot)
 
 
 def add_chosen(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Tensor:
-    """`onto` [B, K, H', W'] plus what `run_chosen` returns, without gradients. The memory of `onto` may be overwritten."""
+    """`onto` [B, K, H', W'] plus the result of `run_chosen`, without gradients. It may overwrite the memory of `onto`."""
     name = _name(x, bank)
     return split_onto(x, bank, experts, onto) if name == "split" else DISPATCHES[name](x, bank, experts, None).add_(onto)
 
 
 def _name(x: Tensor, bank: FilterBank) -> str:
-    """The dispatch of a call."""
+    """The name of the dispatch for this call, with `auto` resolved."""
     name = fastest(x, bank) if bank.dispatch == "auto" else bank.dispatch
     if name in COUNTING:
         check_dispatch_call(name)
@@ -59,10 +60,10 @@ def _name(x: Tensor, bank: FilterBank) -> str:
 
 
 def fastest(x: Tensor, bank: FilterBank) -> str:
-    """What `auto` takes for inputs [B, C, H, W]: a rule from results/benchmarks/dispatch.json (2 cores) that never varies.
+    """The dispatch that `auto` uses for inputs [B, C, H, W]: a fixed rule from results/benchmarks/dispatch.json (2 cores).
 
-    A grouped convolution wins while the filters copied for all images are few; splitting wins at one image and at size.
-    CUDA is not measured (`advmoe benchmark --suite cuda` does) and splits.
+    `grouped` is faster while few filter values are copied; `split` is faster for one image and for large layers. CUDA always uses
+    `split`: it was not measured here (`advmoe benchmark --suite cuda` measures it).
     """
     if in_transform():
         return "wide"
@@ -73,13 +74,13 @@ def fastest(x: Tensor, bank: FilterBank) -> str:
 
 
 def available(device: torch.device) -> list[str]:
-    """Names of the dispatches that run on `device`."""
+    """The names of the dispatches that run on `device`, with `auto`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     has_triton = importlib.util.find_spec("triton") is not None and (device.type == "cuda" or interpreted)
     return [name for name in get_args(Dispatch) if name != "triton" or has_triton]
 
 
 def check_dispatch(name: str, device: torch.device) -> None:
-    """Raises UserError where `device` cannot run dispatch `name`."""
+    """Raises UserError if `device` cannot run dispatch `name`."""
     if name not in available(device):
         raise UserError(f"dispatch {name!r} does not run on {device.type} here; these do: {', '.join(available(device))}")

@@ -1,4 +1,4 @@
-"""Dispatch by a convolution grouped by image. Its shapes are static: nothing waits for the route on the host."""
+"""Dispatch by a grouped convolution with one group per image. Its shapes are static: the host never waits for the route."""
 
 import torch
 from torch import Tensor
@@ -9,9 +9,9 @@ from advmoe.moe.experts import FilterBank
 
 
 def grouped(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    """As `run_chosen`, by a grouped convolution over each image's filters, which are copied out of the bank.
+    """As `run_chosen`, by a grouped convolution. The filters of each image are copied from the bank.
 
-    Under the straight-through gate they are the one-hot's mixture of all filters: convolution is linear in them.
+    Under the straight-through gate the filters are mixed with `one_hot`: convolution is linear in its filters.
     """
     if len(x) == 0:
         return wide(x, bank, experts, one_hot)
@@ -24,6 +24,6 @@ def grouped(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None
 
 
 def _picked(of_experts: Tensor, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    """Each image's entry [B, ...] of what the experts have [N, ...]."""
+    """For each image the entry of its expert: [N, ...] -> [B, ...]."""
     picked: Tensor = of_experts[experts] if one_hot is None else torch.tensordot(one_hot.to(of_experts.dtype), of_experts, dims=1)
     return picked

@@ -1,6 +1,6 @@
-"""Dispatch by sorting: images are grouped by expert, each group convolved, and put back in its place.
+"""Dispatch by sorting: group the images by expert, convolve each group, and put the outputs back in the order of the batch.
 
-Only the chosen experts run, at any batch; how many images each got must be known on the host.
+Only chosen experts run, for any batch size. The host must know the number of images of each expert, so it waits for the route.
 """
 
 from dataclasses import replace
@@ -12,11 +12,11 @@ from torch import Tensor
 from advmoe.moe.dispatch.wide import differentiable_gradients
 from advmoe.moe.experts import FilterBank
 
-Groups = list[tuple[int, Tensor]]  # the experts that have images, with their rows
+Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images in the batch
 
 
 def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    """As `run_chosen`. Under the straight-through gate the experts that were not chosen run in the backward pass alone."""
+    """As `run_chosen`. Under the straight-through gate the other experts run only in the backward pass."""
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bank.filters, bank.bias, one_hot)):
         y: Tensor = _Split.apply(x, bank.filters, bank.bias, one_hot, experts, bank)  # type: ignore[no-untyped-call]
         return y
@@ -25,8 +25,10 @@ def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) 
 
 @torch.no_grad()
 def split_onto(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Tensor:
-    """`onto` [B, K, H', W'] plus the chosen experts' outputs. Each group is added in place in one pass, where scattering the groups
-    and adding the result takes three. The sums are the same to the bit."""
+    """`onto` [B, K, H', W'] plus the chosen experts' outputs.
+
+    Each group is added in place, in one pass over memory instead of three. The sums are equal bit for bit.
+    """
     groups = _groups(experts, len(bank.starts))
     if len(groups) == 1:
         return bank.convolve(x, groups[0][0]).add_(onto)
@@ -36,14 +38,14 @@ def split_onto(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Te
         for rows, part in parts:
             _flat(onto).index_add_(0, rows, _flat(part))
         return onto
-    y = _room(first, len(x))
+    y = _empty_batch(first, len(x))
     for rows, part in parts:
         _put(y, rows, part)
     return y.add_(onto)
 
 
 class _Split(torch.autograd.Function):
-    """Keeps x itself for the backward pass, where autograd over gather, convolution and scatter would keep copies."""
+    """Saves only x for the backward pass. Autograd over gather, convolution and scatter would save copies of it."""
 
     @staticmethod
     def forward(
@@ -56,7 +58,7 @@ class _Split(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, filters, bias, one_hot, experts = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient's gradient
+        if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted
             bank = replace(ctx.bank, filters=filters, bias=bias)
             return *differentiable_gradients(gradient, x, bank, experts, one_hot), None, None
         for_x, for_filters, for_bias, for_one_hot = ctx.needs_input_grad[:4]
@@ -83,7 +85,7 @@ def _run(x: Tensor, bank: FilterBank, groups: Groups) -> Tensor:
     y: Tensor | None = None
     for e, rows in groups:
         part = bank.convolve(_take(x, rows), e)
-        y = _room(part, len(x)) if y is None else y
+        y = _empty_batch(part, len(x)) if y is None else y
         _put(y, rows, part)
     assert y is not None
     return y
@@ -92,8 +94,8 @@ def _run(x: Tensor, bank: FilterBank, groups: Groups) -> Tensor:
 def _gradients(
     gradient: Tensor, x: Tensor, bank: FilterBank, groups: Groups, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients to x and the filters, as far as wanted."""
-    to_x = _room(x, len(x)) if wanted[0] else None
+    """The gradients to x and to the filters; None for each that is not in `wanted` (x, filters)."""
+    to_x = _empty_batch(x, len(x)) if wanted[0] else None
     to_filters = torch.zeros_like(bank.filters) if wanted[1] else None
     for e, rows in groups if any(wanted) else ():
         dy, part = (gradient, x) if len(groups) == 1 else (_take(gradient, rows), _take(x, rows))
@@ -115,14 +117,14 @@ def _bias_gradient(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
 def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, bank: FilterBank, experts: Tensor) -> Tensor:
     """<gradient, conv_e(x)> for every image and expert: [B, N], at least float32.
 
-    As a convolution is linear in x, that of the chosen expert is <its gradient to x, x>, which is there already.
+    A convolution is linear in x, so the entry of the chosen expert is <its gradient to x, x>. That gradient is known already.
     """
     assert to_x is not None
     products = gradient.new_empty(len(x), len(bank.starts), dtype=torch.promote_types(gradient.dtype, torch.float32))
     products.scatter_(1, experts[:, None], _inner(to_x, x, products.dtype))
     x, without_bias = x.to(gradient.dtype), replace(bank, bias=None)
-    for turn in range(1, len(bank.starts)):
-        others = (experts + turn) % len(bank.starts)
+    for offset in range(1, len(bank.starts)):
+        others = (experts + offset) % len(bank.starts)
         output = _run(x, without_bias, _groups(others, len(bank.starts)))
         products.scatter_(1, others[:, None], _inner(gradient, output, products.dtype))
     return (
@@ -135,13 +137,13 @@ def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _add_aligned(filters: Tensor, start: int, width: int, window: Tensor) -> None:
-    """Add `window` to its filters of the bank: the inverse of `aligned`."""
-    turn = start % width
-    filters[start : start + width - turn] += window[turn:]
-    filters[start + width - turn : start + width] += window[:turn]
+    """Add `window`, the gradient of one expert's filters, to these filters of the bank. The inverse of `aligned`."""
+    offset = start % width
+    filters[start : start + width - offset] += window[offset:]
+    filters[start + width - offset : start + width] += window[:offset]
 
 
-# Rows out of a batch and into one, in the memory format that it has
+# Read and write rows of a batch, in the memory format of the batch
 
 
 def _take(x: Tensor, rows: Tensor) -> Tensor:
@@ -157,8 +159,8 @@ def _put(y: Tensor, rows: Tensor, part: Tensor) -> None:
         y.index_copy_(0, rows, part)
 
 
-def _room(part: Tensor, batch: int) -> Tensor:
-    """Room for `batch` such images."""
+def _empty_batch(part: Tensor, batch: int) -> Tensor:
+    """An uninitialised tensor for `batch` images in the shape, dtype and memory format of `part`."""
     layout = torch.channels_last if _channels_last(part) else torch.contiguous_format
     return torch.empty((batch, *part.shape[1:]), dtype=part.dtype, device=part.device, memory_format=layout)
 
@@ -171,7 +173,7 @@ def _same_layout(a: Tensor, b: Tensor) -> bool:
 
 
 def _flat(x: Tensor) -> Tensor:
-    """A view [B, -1] of each image's values as they lie in memory."""
+    """A view [B, -1] of each image's values, in memory order."""
     return (x.permute(0, 2, 3, 1) if _channels_last(x) else x).view(len(x), -1)
 
 

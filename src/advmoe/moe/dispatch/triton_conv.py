@@ -1,10 +1,10 @@
-"""The routed convolution by our own kernels: what each image's expert needs and nothing else, at static shapes.
+"""Dispatch by Triton kernels of this package. Only the chosen experts are computed, and the shapes are static.
 
-Importing it needs Triton. Runs on CUDA, and on the CPU by Triton's interpreter (TRITON_INTERPRET=1 before the first import).
-Nothing in a pass waits for the device; the first call for a device and layer fills a small table there and compiles the kernels,
-so warm up before a CUDA graph is captured.
+Importing this module needs Triton. It runs on CUDA, and on the CPU in Triton's interpreter (set TRITON_INTERPRET=1 before the
+first import). The host never waits for the device. The first call for a device and layer copies a small table to the device and
+compiles the kernels, so run the network once before you capture a CUDA graph.
 
-Shapes: B images, N experts, K filters an expert, M filters in the bank.
+Shapes: B images, N experts, K filters per expert, M filters in the bank.
 """
 
 from dataclasses import dataclass, replace
@@ -21,14 +21,15 @@ from advmoe.moe.dispatch import triton_kernels as kernels
 from advmoe.moe.dispatch.wide import differentiable_gradients
 from advmoe.moe.experts import FilterBank, Windows
 
-PROGRAMS = 512  # enough for a large GPU, a few for each of its multiprocessors
+PROGRAMS = 512  # enough for a large GPU: a few for each multiprocessor
 
 
 def routed_conv2d(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
-    """Each image through its own expert's filters: [B, C, H, W] -> [B, K, H', W'], in x's memory format.
+    """Run each image through the filters of its expert: [B, C, H, W] -> [B, K, H', W'], in the memory format of x.
 
     `experts` [B] int64. Differentiable in x, filters, bias and `one_hot` [B, N], which gets the gradient of
-    sum_e one_hot_e conv_e(x). Inputs of 16 bits are summed in float32; float32 in TF32 where cuDNN may use it too.
+    sum_e one_hot_e conv_e(x). 16-bit inputs are summed in float32. float32 inputs use TF32 if cuDNN may use it. Raises UserError
+    on bfloat16 in Triton's interpreter.
     """
     if len(x) == 0:
         return bank.convolve(x, 0)
@@ -52,7 +53,7 @@ class _Routed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         inputs, cast, bias, experts, x, filters, one_hot = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph: somebody wants the gradient's gradient
+        if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted
             bank = replace(ctx.bank, filters=filters, bias=bias)
             return *differentiable_gradients(gradient, x, bank, experts, one_hot), None, None
         for_x, for_filters, for_bias, for_one_hot = ctx.needs_input_grad[:4]
@@ -67,7 +68,7 @@ class _Routed(torch.autograd.Function):
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Tiles of images of one expert each: owners [T], bounds [N + 1], slots [T, P] (advmoe.moe.dispatch.triton_kernels)."""
+    """The images sorted into tiles, each for one expert: owners [T], bounds [N + 1], slots [T, P] (see triton_kernels.plan)."""
 
     owners: Tensor
     bounds: Tensor
@@ -76,7 +77,7 @@ class _Plan:
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """One layer's sizes on one batch, and how the work is cut: tiles of `images` x `pixels`, blocks of filters and channels."""
+    """The sizes of one layer for one batch, and how the work is divided: tiles of `images` x `pixels`, blocks of channels."""
 
     batch: int
     size: tuple[int, int, int, int, int, int]  # C, K, H, W, H', W'
@@ -90,7 +91,7 @@ class _Layer:
 
     @property
     def tiles(self) -> int:
-        """As many as any routing can need."""
+        """The largest number of tiles that any routing needs."""
         used = min(self.num_experts, self.batch)
         return (self.batch - used) // self.images + used
 
@@ -107,7 +108,7 @@ class _Layer:
 
     def convolve(self, x: Tensor, filters: Tensor, bias: Tensor | None, plan: _Plan) -> Tensor:
         _, width, _, _, out_h, out_w = self.size
-        y = _room(x, (self.batch, width, out_h, out_w), x.dtype)
+        y = _empty_like(x, (self.batch, width, out_h, out_w), x.dtype)
         grid = (self.tiles, triton.cdiv(out_h * out_w, self.pixels), triton.cdiv(width, self.blocks["BLOCK_K"]))
         kernels.convolve[grid](
             x, filters, x if bias is None else bias.contiguous(), y, self.rows, plan.owners, plan.slots, *self.size,
@@ -117,7 +118,7 @@ class _Layer:
 
     def to_images(self, gradient: Tensor, filters: Tensor, x: Tensor, dtype: torch.dtype, plan: _Plan) -> Tensor:
         channels, _, height, width, _, _ = self.size
-        dx, stride = _room(x, tuple(x.shape), dtype), self.window["STRIDE"]
+        dx, stride = _empty_like(x, tuple(x.shape), dtype), self.window["STRIDE"]
         cells = triton.cdiv(height, stride) * triton.cdiv(width, stride)
         blocks = triton.cdiv(cells, self.pixels) * stride**2
         kernels.to_images[(self.tiles, blocks, triton.cdiv(channels, self.blocks["BLOCK_C"]))](
@@ -147,7 +148,8 @@ def _layer(x: Tensor, filters: Tensor, bank: FilterBank) -> _Layer:
     out_h, out_w = ((side + 2 * padding - kernel) // bank.stride + 1 for side in (height, width))
     blocks = {"BLOCK_K": _block(bank.width, x.dtype), "BLOCK_C": _block(channels, x.dtype)}
     columns = triton.cdiv(bank.width, blocks["BLOCK_K"])
-    tile = 128 if batch * out_h * out_w * columns >= 128 * PROGRAMS else 64  # small layers need more programs, not larger ones
+    # a small layer is faster with more programs than with larger ones
+    tile = 128 if batch * out_h * out_w * columns >= 128 * PROGRAMS else 64
     pixels = min(tile, triton.next_power_of_2(out_h * out_w))
     allowed = x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
     numbers = {"SUM": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if allowed else "ieee"}
@@ -158,20 +160,20 @@ def _layer(x: Tensor, filters: Tensor, bank: FilterBank) -> _Layer:
 
 
 def _block(channels: int, dtype: torch.dtype) -> int:
-    """A power of two that tensor cores take and shared memory has room for."""
+    """A block size: a power of two that tensor cores support and that fits in shared memory."""
     return max(16, min(64 if dtype.itemsize == 2 else 32, int(triton.next_power_of_2(channels))))
 
 
 @lru_cache(maxsize=4096)
 def _rows(starts: Windows, width: int, device: torch.device) -> Tensor:
-    """[N, K] int32: the filter of the bank that writes each channel of each expert. Kept, as it takes a copy to the device."""
+    """[N, K] int32: for each channel of each expert, its filter in the bank. Cached to avoid a copy to the device."""
     with torch.inference_mode(False):
         first, channel = torch.tensor(starts)[:, None], torch.arange(width)
         return (first + (channel - first) % width).to(torch.int32).to(device)
 
 
 def _precision(x: Tensor) -> torch.dtype:
-    """What the library's convolution would compute in."""
+    """The dtype in which torch's convolution would compute. Raises UserError on bfloat16 on the CPU."""
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x.dtype
     if kind == "cpu" and dtype == torch.bfloat16:
@@ -183,8 +185,8 @@ def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _room(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Room in x's memory format."""
+def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """An uninitialised tensor on the device of x, in the memory format of x."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
@@ -197,13 +199,13 @@ def _to_bias(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
 def _products(
     gradient: Tensor, x: Tensor, to_x: Tensor | None, layer: _Layer, filters: Tensor, bias: Tensor | None, experts: Tensor
 ) -> Tensor:
-    """<gradient, conv_e(x)> for every image and expert: [B, N]; that of the chosen expert is <its gradient to x, x>."""
+    """<gradient, conv_e(x)> for every image and expert: [B, N]. The entry of the chosen expert is <its gradient to x, x>."""
     assert to_x is not None
     dtype = _sum_dtype(gradient.dtype)
     products = gradient.new_empty(len(x), layer.num_experts, dtype=dtype)
     products.scatter_(1, experts[:, None], _inner(to_x, x, dtype))
-    for turn in range(1, layer.num_experts):
-        others = (experts + turn) % layer.num_experts
+    for offset in range(1, layer.num_experts):
+        others = (experts + offset) % layer.num_experts
         output = layer.convolve(x, filters, None, layer.plan(others))
         products.scatter_(1, others[:, None], _inner(gradient, output, dtype))
     return products if bias is None else products + gradient.sum(dim=(2, 3), dtype=dtype) @ bias.to(dtype).T

@@ -1,8 +1,9 @@
 """The routed convolution as implicit matrix products, in Triton.
 
-Shapes: B images, N experts, K filters an expert, M filters in the bank, C input channels. A tile is up to P images of one
-expert by Q pixels of each: P * Q rows of a product whose columns are channels. A slot is a tile's place for an image, -1 where
-it is empty. `rows` [N, K] holds the bank's filter that writes channel k of expert e. Sums are float32, or float64 of float64.
+Shapes: B images, N experts, K filters per expert, M filters in the bank, C input channels. A tile holds up to P images of one
+expert and Q pixels of each: P * Q rows of a matrix product whose columns are channels. Each tile has P slots; a slot holds the
+index of an image, or -1 if it is empty. `rows[e, k]` is the bank's filter that writes channel k of expert e. Sums are float32,
+or float64 for float64 inputs.
 """
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
@@ -12,26 +13,27 @@ import triton.language as tl
 
 @triton.jit
 def plan(experts, owners, bounds, slots, batch, N: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
-    """Deal the images out to tiles, expert by expert, in order: one program, so that the host needs no counts.
+    """Assign the images to tiles, expert by expert, in order. It is one program, so that the host needs no counts.
 
-    owners [T] expert of each tile, bounds [N + 1] first tile of each expert, slots [T, P]; empty ones hold -1 beforehand.
+    It writes owners [T], the expert of each tile; bounds [N + 1], the first tile of each expert; and slots [T, P]. `owners`
+    and `slots` must be filled with -1 before.
     """
     image = tl.arange(0, BLOCK)
     expert = tl.load(experts + image, mask=image < batch, other=N).to(tl.int32)
     first = 0
     for e in range(N):
         tl.store(bounds + e, first)
-        mine = expert == e
-        rank = tl.cumsum(mine.to(tl.int32), 0) - 1
-        tl.store(slots + first * P + rank, image, mask=mine)
-        tl.store(owners + first + rank // P, tl.zeros_like(image) + e, mask=mine)
-        first += (tl.sum(mine.to(tl.int32), 0) + P - 1) // P
+        chosen = expert == e
+        rank = tl.cumsum(chosen.to(tl.int32), 0) - 1
+        tl.store(slots + first * P + rank, image, mask=chosen)
+        tl.store(owners + first + rank // P, tl.zeros_like(image) + e, mask=chosen)
+        first += (tl.sum(chosen.to(tl.int32), 0) + P - 1) // P
     tl.store(bounds + N, first)
 
 
 @triton.jit
 def tile_rows(slots, tile, block, P: tl.constexpr, Q: tl.constexpr):
-    """For each row of a tile: its image, or -1, and its pixel."""
+    """For each row of a tile: the index of its image, or -1, and the index of its pixel."""
     row = tl.arange(0, P * Q)
     return tl.load(slots + tile * P + row // Q), block * Q + row % Q
 
@@ -78,18 +80,18 @@ def to_images(
 ):  # fmt: skip
     """dx[b, c] = sum over k and taps of dy[b, k] * bank[rows[e, k], c].
 
-    Grid: tiles, blocks of cells of STRIDE x STRIDE pixels times the places in a cell, blocks of c. Which taps reach a pixel
-    depends on its place in the cell alone, so that a program runs those and no other.
+    Grid: tiles, blocks of cells of STRIDE x STRIDE pixels times the positions in a cell, blocks of c. Which taps reach a pixel
+    depends only on its position in the cell, so a program runs only these taps.
     """
     tile, c = tl.program_id(0), tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     expert = tl.load(owners + tile)
     if expert < 0:
         return
-    place, cells = tl.program_id(1) % (STRIDE * STRIDE), tl.cdiv(W, STRIDE)
+    position, cells = tl.program_id(1) % (STRIDE * STRIDE), tl.cdiv(W, STRIDE)
     image, cell = tile_rows(slots, tile, tl.program_id(1) // (STRIDE * STRIDE), P, Q)
-    h, w = cell // cells * STRIDE + place // STRIDE, cell % cells * STRIDE + place % STRIDE
+    h, w = cell // cells * STRIDE + position // STRIDE, cell % cells * STRIDE + position % STRIDE
     alive, kept = (image >= 0) & (h < H) & (w < W), c < C
-    first_h, first_w = (place // STRIDE + PADDING) % STRIDE, (place % STRIDE + PADDING) % STRIDE
+    first_h, first_w = (position // STRIDE + PADDING) % STRIDE, (position % STRIDE + PADDING) % STRIDE
     taps_h, taps_w = (KERNEL - first_h + STRIDE - 1) // STRIDE, (KERNEL - first_w + STRIDE - 1) // STRIDE
     dy += image.to(tl.int64)[:, None] * dy_b
     bank += (c * bank_c)[None, :]
@@ -117,10 +119,10 @@ def to_filters(
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, N: tl.constexpr, SPLITS, P: tl.constexpr, Q: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, SUM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """parts[split, e, k, tap, c] = sum over pixels, of the split's share of expert e's images, of dy[b, k] * x[b, c].
+    """parts[split, e, k, tap, c] = sum of dy[b, k] * x[b, c] over the pixels that the split has of expert e's images.
 
-    Grid: experts times splits, taps, blocks of k times blocks of c. parts [SPLITS, N, K, KERNEL * KERNEL, C] is contiguous; its
-    sum over the splits is the gradient, always added up in the same order.
+    Grid: experts times splits, taps, blocks of k times blocks of c. parts [SPLITS, N, K, KERNEL * KERNEL, C] is contiguous. Its
+    sum over the splits is the gradient. The order of the sums is fixed.
     """
     split, expert, tap, blocks = tl.program_id(0) // N, tl.program_id(0) % N, tl.program_id(1), tl.cdiv(C, BLOCK_C)
     k = tl.program_id(2) // blocks * BLOCK_K + tl.arange(0, BLOCK_K)
