@@ -1,4 +1,4 @@
-"""What is installed beside what the package asks for, and the command that adds the rest."""
+"""Compare the installed libraries with those that the package requires, and build the command that adds the missing ones."""
 
 import json
 import shlex
@@ -15,38 +15,38 @@ from advmoe.errors import UserError
 
 PURPOSES = {
     "autoattack": "AutoAttack: evaluate --standard and --full",
-    "hub": "the Hugging Face hub: networks from and to it, data get --from hub",
+    "hub": "the Hugging Face hub: download and publish networks, data get --from hub",
     "export": "ONNX files, checked and run",
     "tensorboard": "train --track tensorboard",
     "wandb": "train --track wandb",
     "ray": "sweep --placement ray",
     "slurm": "sweep --placement slurm",
     "browser": "the report's tests in a browser",
-    "dev": "tests, lint and types: make test, make lint, make types",
-    "docs": "the pages as a site: make docs",
+    "dev": "tests, lint and type checks: make test, make lint, make types",
+    "docs": "the documentation as a website: make docs",
 }
 
 
 @dataclass(frozen=True)
 class Need:
-    """A library that is asked for: the requirement as pip takes it, and the version that is installed, if any."""
+    """A required library: the requirement in pip's syntax, and `found`, the installed version or None."""
 
     requirement: str
     found: str | None
 
     @property
     def name(self) -> str:
-        """Of the library."""
+        """The name of the library."""
         return Requirement(self.requirement).name
 
     @property
     def met(self) -> bool:
-        """Whether it is installed in a version that will do."""
+        """Whether a version is installed that meets the requirement."""
         return self.found is not None and Requirement(self.requirement).specifier.contains(self.found, prereleases=True)
 
 
 def installed() -> Distribution:
-    """The installed package. Raises UserError where Python finds its files, but no installation of it."""
+    """The metadata of the installed package. Raises UserError if it runs from its files without being installed."""
     try:
         return distribution("advmoe")
     except PackageNotFoundError:
@@ -54,14 +54,14 @@ def installed() -> Distribution:
 
 
 def extras(package: Distribution) -> list[str]:
-    """The extras' names, sorted."""
+    """The names of the extras, sorted."""
     return sorted(package.metadata.get_all("Provides-Extra") or [])
 
 
 def needs(package: Distribution, extra: str = "") -> list[Need]:
-    """The libraries that the package asks for on this machine, or those that one of its extras adds."""
-    asked = [Requirement(text) for text in package.requires or []]
-    return [_need(requirement) for requirement in asked if _applies(requirement, extra)]
+    """The libraries that the package requires on this machine, or those that `extra` adds."""
+    requirements = [Requirement(text) for text in package.requires or []]
+    return [_need(requirement) for requirement in requirements if _applies(requirement, extra)]
 
 
 def _applies(requirement: Requirement, extra: str) -> bool:
@@ -74,14 +74,14 @@ def _applies(requirement: Requirement, extra: str) -> bool:
 def _need(requirement: Requirement) -> Need:
     parts = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
     try:
-        found = distribution(requirement.name).version
+        version = distribution(requirement.name).version
     except PackageNotFoundError:
-        found = None
-    return Need(f"{requirement.name}{parts}{requirement.specifier}", found)
+        version = None
+    return Need(f"{requirement.name}{parts}{requirement.specifier}", version)
 
 
 def adding(package: Distribution, missing: Iterable[Need]) -> str:
-    """The shell command that installs what is missing into this Python; in a checkout, in the versions that its tests pass with."""
+    """The shell command that installs `missing` into this Python. In a checkout it uses the tested versions (constraints.txt)."""
     checkout = _checkout(package)
     pins = checkout / "constraints.txt" if checkout else None
     options = ["-c", str(pins)] if pins is not None and pins.is_file() else []
@@ -89,7 +89,7 @@ def adding(package: Distribution, missing: Iterable[Need]) -> str:
 
 
 def _checkout(package: Distribution) -> Path | None:
-    """The source folder of an editable installation (PEP 610)."""
+    """The source folder of an editable installation (PEP 610), or None."""
     origin = json.loads(package.read_text("direct_url.json") or "{}")
     editable = origin.get("dir_info", {}).get("editable", False)
     return Path(unquote(urlparse(origin["url"]).path)) if editable else None

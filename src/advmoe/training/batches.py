@@ -1,4 +1,4 @@
-"""The order in which training images are drawn: a function of seed and epoch alone."""
+"""The order of the training images. It depends only on the seed and the epoch."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from advmoe.errors import UserError
 
 
 def epoch_order(seed: int, epoch: int, levels: int, images: int, batch_size: int) -> list[np.ndarray]:
-    """One permutation of the training set for each level, such that no image is in two levels' batches of the same
-    iteration (appendix B: different batches for routers and experts).
+    """For each level one permutation [images] of the training set, int64.
 
-    Raises UserError where the set is too small for that.
+    In each iteration the batches of two levels have no image in common (appendix B: different batches for routers and experts).
+    Raises UserError if two batches are larger than the training set.
     """
     random = np.random.default_rng([seed, epoch])
     orders = [random.permutation(images)]
@@ -21,17 +21,18 @@ def epoch_order(seed: int, epoch: int, levels: int, images: int, batch_size: int
 
 
 def _disjoint(first: np.ndarray, second: np.ndarray, batch_size: int, random: np.random.Generator) -> np.ndarray:
-    """`second` with images swapped between its batches until batch i shares none with batch i of `first`.
+    """Swap images between the batches of `second` until its batch i has no image of batch i of `first`.
 
-    A swap partner always exists: n - b images are outside first's batch, at most b - 1 of them in second's.
+    There is always an image to swap with: n - b images are not in that batch of `first`, and at most b - 1 of them are in that
+    batch of `second` (n images, batches of b).
     """
-    place = np.arange(len(first)) // batch_size
+    batch_numbers = np.arange(len(first)) // batch_size
     batch_of = np.empty_like(first)
-    batch_of[first] = place
-    for row in np.flatnonzero(batch_of[second] == place):
-        if batch_of[second[row]] != place[row]:  # an earlier swap has moved the image away
+    batch_of[first] = batch_numbers
+    for row in np.flatnonzero(batch_of[second] == batch_numbers):
+        if batch_of[second[row]] != batch_numbers[row]:  # an earlier swap has moved the image away
             continue
-        partners = np.flatnonzero((place != place[row]) & (batch_of[second] != place[row]))
+        partners = np.flatnonzero((batch_numbers != batch_numbers[row]) & (batch_of[second] != batch_numbers[row]))
         partner = random.choice(partners)
         second[[row, partner]] = second[[partner, row]]
     return second

@@ -1,9 +1,9 @@
-"""A run's folder: configuration, metrics, checkpoints. Everything is written beside its place and renamed into it.
+"""The folder of a run: configuration, metrics, checkpoints. Each file is written under a temporary name, then renamed.
 
 RUN/config.yaml
-RUN/metrics.jsonl                    one line an epoch
-RUN/.train.lock                      held, and named, by the process that trains
-RUN/checkpoints/epoch-0007-000120/   the same within an epoch: after 7 epochs and 120 iterations of the next
+RUN/metrics.jsonl                    one line per epoch
+RUN/.train.lock                      locked by the process that trains; contains its name
+RUN/checkpoints/epoch-0007-000120/   a checkpoint within an epoch: after 7 epochs and 120 iterations of the next
 RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, what the images are, SHA-256
                                      of the others)
 RUN/record.json                      written by `advmoe evaluate`
@@ -38,16 +38,16 @@ from advmoe.training.manifest import FILES, STATES, WEIGHTS, Manifest, Partial, 
 MAX_FILE = 2**40  # bytes
 LOCK = ".train.lock"
 NUMBERS = re.compile(r"\d+")
-KEPT = 2  # last checkpoints; the best one is kept beside them
+KEPT = 2  # number of latest checkpoints to keep; the best one is kept too
 
 History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state after an epoch (counted from 1 over all phases), or within the one after it: `partial`.
+    """The state after epoch `epoch` (counted from 1 over all phases), or within the next epoch if `partial` is set.
 
-    `restores` counts how often the run went back after a NaN. `spec` is None in checkpoints older than that field.
+    `restores` counts how often the run went back to a checkpoint after a NaN. `spec` is None in checkpoints of old versions.
     """
 
     folder: Path
@@ -59,34 +59,34 @@ class Checkpoint:
     restores: int = 0
 
     def model_state(self) -> dict[str, Tensor]:
-        """Parameters and buffers. Raises UserError where the file holds none."""
+        """Parameters and buffers by name. Raises UserError if the file cannot be read."""
         try:
             return migrations.tensors(load_file(self.folder / WEIGHTS))
-        except Exception as error:  # a hostile header raises nearly anything
+        except Exception as error:  # a malicious header can raise nearly any exception
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{self.folder}: holds no weights ({type(error).__name__}: {reason})") from None
 
     @property
     def train_seconds(self) -> float:
-        """Wall time of all epochs' iterations."""
+        """Wall time of the iterations of all epochs, in seconds."""
         return float(sum(row["train_seconds"] for row in self.history))
 
     def optimizer_states(self) -> dict[str, Any]:
-        """State dicts of the optimizers by level. Raises UserError where the file holds none."""
+        """State dicts of the optimizers by level. Raises UserError if the file cannot be read."""
         path = self.folder / STATES
         try:
             _check_unpacked(path)
             states = torch.load(path, map_location="cpu", weights_only=True)
             if not isinstance(states, dict) or not all(isinstance(state, dict) for state in states.values()):
                 raise TypeError
-        except Exception as error:  # a hostile or damaged pickle raises nearly anything; its code does not run
+        except Exception as error:  # a malicious or damaged pickle can raise nearly any exception; its code does not run
             raise UserError(f"{path}: not optimizer states ({type(error).__name__})") from None
         return states
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One run on disk."""
+    """The folder of one run on disk."""
 
     path: Path
 
@@ -99,15 +99,17 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def config(self) -> RunConfig:
-        """The run's configuration. Raises UserError where the folder holds no run."""
+        """The run's configuration. Raises UserError if the folder has no config.yaml."""
         if not self.config_path.exists():
             raise UserError(f"{self.path}: holds no run (no config.yaml)")
         return from_dict(migrations.config(read_mapping(self.config_path)), str(self.config_path))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder, made if missing, for this process alone. Raises UserError where another one trains there, or where
-        something else lies there."""
+        """Lock the folder for this process; create it if it is missing.
+
+        Raises UserError if another process trains there, or if the folder has other files and no run.
+        """
         check_utf8(self.path)
         if not self.config_path.exists():
             self._check_empty()
@@ -118,24 +120,27 @@ class RunFolder:
                 self.sign()
                 yield
         except Timeout:
-            holder = self._signed()[0] or "another process"
-            raise UserError(f"{self.path}: {holder} trains here; wait for its end, or give another --out") from None
+            holder = self._holder()[0] or "another process"
+            raise UserError(
+                f"{self.path}: {holder} is already training in this folder; wait for it to finish, or give another --out"
+            ) from None
 
     def sign(self, launch: str = "") -> None:
-        """Say in the lock's file who holds it, and once the folder is claimed the torchrun that did."""
+        """Write the name of this process to the lock file, and the id of the torchrun `launch` that claimed the folder."""
         (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n{launch}\n")
 
     def was_claimed_by(self, launch: str) -> bool:
-        """Whether a process of that torchrun had claimed the folder."""
-        return bool(launch) and self._signed()[1] == launch
+        """Whether a process of the torchrun `launch` claimed the folder before."""
+        return bool(launch) and self._holder()[1] == launch
 
-    def _signed(self) -> tuple[str, str]:
+    def _holder(self) -> tuple[str, str]:
+        """The process and the torchrun that the lock file names; empty strings if it names none."""
         path = self.path / LOCK
         holder, launch, *_ = [*(path.read_text(errors="replace").splitlines() if path.exists() else []), "", ""]
         return holder, launch
 
     def claim(self, config: RunConfig, resume: bool) -> None:
-        """Make the folder `config`'s. Raises UserError where it holds another run, or this one without `resume`."""
+        """Create the run in this folder: write `config`. Raises UserError if it has another run, or this one and not `resume`."""
         if self.config_path.exists():
             other = differences(self.config(), config)
             if other:
@@ -148,7 +153,7 @@ class RunFolder:
         write_atomically(self.config_path, dump_yaml(config))
 
     def _check_empty(self) -> None:
-        if self.path.exists() and (not self.path.is_dir() or any(map(_is_anothers, self.path.iterdir()))):
+        if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
             raise UserError(f"{self.path}: is not an empty folder, nor one that holds a run; give another --out")
 
     def epochs(self) -> list[Path]:
@@ -158,7 +163,7 @@ class RunFolder:
         )
 
     def latest(self) -> Checkpoint | None:
-        """The newest whole checkpoint, if there is any."""
+        """The newest complete checkpoint, or None."""
         for folder in reversed(self.epochs()):
             checkpoint = _open(folder)
             if checkpoint is not None:
@@ -166,13 +171,13 @@ class RunFolder:
         return None
 
     def damaged(self) -> list[str]:
-        """Names of checkpoints that are cut short or altered."""
+        """Names of checkpoints that are incomplete or were changed."""
         return [folder.name for folder in self.epochs() if _open(folder) is None]
 
     def best(self) -> Checkpoint:
-        """The checkpoint of the best epoch on the held-out part, with the whole run's history.
+        """The checkpoint of the best epoch on the held-out part, with the history of the full run.
 
-        Raises UserError where there is none.
+        Raises UserError if there is none, or if it is damaged.
         """
         latest = self.latest()
         if latest is None or not latest.history:
@@ -183,17 +188,20 @@ class RunFolder:
         return replace(checkpoint, history=latest.history)
 
     def _without_epochs(self, latest: Checkpoint | None) -> str:
-        """What a run holds that has no whole checkpoint of an epoch."""
+        """Message for a run without a complete checkpoint of an epoch."""
         damaged = self.damaged()
         if damaged:
             return f"holds only damaged checkpoints ({damaged[0]})"
-        return "holds no checkpoint yet" if latest is None else "holds no checkpoint of a whole epoch yet"
+        return "holds no checkpoint yet" if latest is None else "holds no checkpoint of a complete epoch yet"
 
     def save(
         self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str,
         spec: ImageSpec | None = None, partial: Partial | None = None, restores: int = 0,
     ) -> None:  # fmt: skip
-        """Write the checkpoint of the last epoch in `history`, or of the `partial` one after it; drop what need not be kept."""
+        """Write the checkpoint of the last epoch in `history`, or of the `partial` epoch after it; remove checkpoints not needed.
+
+        Raises UserError if it cannot be written, for example if the disk is full.
+        """
         epoch = len(history)
         target = self._folder(epoch, partial)
         draft = self.checkpoint_path / f".draft-{target.name}"
@@ -207,8 +215,8 @@ class RunFolder:
             sync(draft / "manifest.json")
         except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
             shutil.rmtree(draft, ignore_errors=True)
-            reason = _why_unwritten(error, target.parent, sum(tensor.nbytes for tensor in model.values()))
-            raise UserError(f"{target}: checkpoint could not be written ({reason}); earlier checkpoints are whole") from None
+            reason = _write_error(error, target.parent, sum(tensor.nbytes for tensor in model.values()))
+            raise UserError(f"{target}: checkpoint could not be written ({reason}); earlier checkpoints are intact") from None
         if target.exists():
             _remove(target)
         draft.rename(target)
@@ -217,13 +225,13 @@ class RunFolder:
         self.prune(history, target)
 
     def write_metrics(self, history: History) -> None:
-        """Make metrics.jsonl say what `history` says."""
+        """Write `history` to metrics.jsonl, unless it is there already."""
         path, text = self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history)
         if not path.exists() or path.read_text() != text:
             write_atomically(path, text)
 
     def clean(self) -> None:
-        """Remove drafts that a killed process left."""
+        """Remove the temporary files of a killed process."""
         for draft in self.checkpoint_path.glob(".draft-*"):
             shutil.rmtree(draft)
         for file in self.path.glob(".*.draft"):
@@ -233,7 +241,7 @@ class RunFolder:
         return self.checkpoint_path / (f"epoch-{epoch:04d}" + ("" if partial is None else f"-{partial.iteration:06d}"))
 
     def prune(self, history: History, newest: Path) -> None:
-        """Remove the checkpoints that need not be kept beside the `newest`; some may be left where a process was killed."""
+        """Keep the `newest`, the last KEPT, and the best checkpoint; remove the others, also those of a killed process."""
         kept = {newest, *(self._folder(len(history) - back) for back in range(KEPT))}
         kept |= {self._folder(best_epoch(history))} if history else set()
         within = [folder for folder in self.epochs() if folder.name.startswith(f"{self._folder(len(history)).name}-")]
@@ -244,15 +252,15 @@ class RunFolder:
 
 
 def _remove(folder: Path) -> None:
-    """By way of a draft's name: what is half removed is no damaged checkpoint."""
-    doomed = folder.with_name(f".draft-old-{folder.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
-    folder.rename(doomed)
-    shutil.rmtree(doomed)
+    """Remove a checkpoint. It gets a draft's name first, so that a half-removed one is not taken for a damaged checkpoint."""
+    renamed = folder.with_name(f".draft-old-{folder.name}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    folder.rename(renamed)
+    shutil.rmtree(renamed)
 
 
-def _is_anothers(path: Path) -> bool:
-    """Whether a file in an unclaimed folder is neither the lock nor what a process left that was killed while it claimed it."""
+def _is_foreign(path: Path) -> bool:
+    """Whether a file in an unclaimed folder is neither the lock nor the draft of a config.yaml."""
     return path.name != LOCK and not (path.name.startswith(".config.yaml.") and path.name.endswith(".draft"))
 
 
@@ -263,7 +271,7 @@ def best_epoch(history: History) -> int:
 
 
 def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Fill `model` from a checkpoint. Raises UserError where it belongs to another model."""
+    """Fill `model` from a checkpoint. Raises UserError if it belongs to another model."""
     try:
         model.load_state_dict(checkpoint.model_state())
     except (RuntimeError, OSError, SafetensorError) as error:
@@ -272,7 +280,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any]) -> dict[str, str]:
-    """Write weights and optimizer states; gives their checksums by file name."""
+    """Write weights and optimizer states. Returns their SHA-256 by file name."""
     draft.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / WEIGHTS)
     torch.save(dict(optimizers), draft / STATES)
@@ -281,9 +289,11 @@ def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, An
     return {name: _sha256(draft / name) for name in FILES}
 
 
-def _why_unwritten(error: Exception, folder: Path, size: int) -> str:
-    """What kept a checkpoint from the disk. Of a full one torch tells a position in a file: 4 times the weights' size is what a
-    checkpoint takes at most, with optimizers."""
+def _write_error(error: Exception, folder: Path, size: int) -> str:
+    """The reason why a checkpoint could not be written.
+
+    torch does not report a full disk as such. A checkpoint with its optimizers needs at most 4 times `size`, the weights' bytes.
+    """
     if not isinstance(error, OSError) and shutil.disk_usage(folder).free < 4 * size:
         return "no space left on the disk"
     return " ".join(str(error).split())[:200]
@@ -292,7 +302,7 @@ def _why_unwritten(error: Exception, folder: Path, size: int) -> str:
 def _open(folder: Path) -> Checkpoint | None:
     """The checkpoint in `folder`, or None if a file is missing or damaged.
 
-    Raises UserError if it is intact and of a newer schema.
+    Raises UserError if the checkpoint is intact but has a newer schema.
     """
     manifest = read_manifest(folder)
     try:
@@ -306,7 +316,7 @@ def _open(folder: Path) -> Checkpoint | None:
 
 
 def _check_unpacked(path: Path) -> None:
-    """Raises ValueError or BadZipFile where torch would unpack more from the file than it has bytes: torch packs nothing."""
+    """Raises ValueError or BadZipFile if the archive would unpack to more bytes than the file has. torch never compresses."""
     with zipfile.ZipFile(path) as archive:
         declared = sum(info.file_size for info in archive.infolist())
     if declared > path.stat().st_size:

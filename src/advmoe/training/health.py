@@ -1,4 +1,4 @@
-"""What stops a run: anything that is not finite; and what a run warns of: one expert taking over."""
+"""Checks of a run: values that are not finite stop it, and an expert that gets nearly all images gives a warning."""
 
 import torch
 from torch import Tensor
@@ -11,33 +11,33 @@ COLLAPSE = 0.95
 
 
 class NonFinite(Exception):
-    """A NaN or infinity, with the name of the tensor that holds it."""
+    """A tensor contains a NaN or an infinity. The message is the name of the tensor."""
 
 
 class Watch:
-    """What must be finite. Nothing is read before `check`, which is one device synchronisation."""
+    """Collects tensors that must be finite. Only `check` reads them; it synchronises with the device once."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
         self.peaks: list[Tensor] = []  # the largest magnitude in each tensor, on its device
 
     def outcome(self, outcome: Outcome, level: str) -> None:
-        """Look at the loss, logits and router logits of a step."""
+        """Add the loss, logits and router logits of a step."""
         named = {f"logits of layer {i}'s router": routing.logits for i, routing in enumerate(outcome.routings)}
         named |= {f"{name} logits": logits for name in ("clean", "robust") if (logits := getattr(outcome, name)) is not None}
         self._add(named | {"loss": outcome.total}, level)
 
     def gradients(self, model: Classifier, level: str) -> None:
-        """Look at the gradients of the parameters that learn."""
+        """Add the gradients of the parameters that learn."""
         learning = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
         self._add({f"gradient of {name}": gradient for name, gradient in learning.items()}, level)
 
     def failed(self) -> Tensor:
-        """1 where anything so far is not finite, else 0: a float32 scalar on the device."""
+        """1 if any tensor so far is not finite, else 0: a float32 scalar on the device."""
         return self._bad().any().float()
 
     def check(self) -> None:
-        """Forget everything. Raises NonFinite with the first name whose tensor is not finite."""
+        """Clear the collected tensors. Raises NonFinite with the name of the first one that is not finite."""
         if not self.peaks:
             return
         names, bad = self.names, self._bad()
@@ -56,7 +56,10 @@ class Watch:
 
 
 def collapsed_layers(load: Tensor) -> list[tuple[int, int, float]]:
-    """(layer, expert, share) where one of several experts has more than 95 % of the images; `load` is [L, N] counts."""
+    """(layer, expert, share) of each expert that gets more than 95 % of a layer's images. `load` [L, N] counts images.
+
+    Empty if there is one expert only.
+    """
     if load.shape[1] < 2:
         return []
     shares, experts = (load / load.sum(dim=1, keepdim=True)).max(dim=1)

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted at once, heeded after the step in hand."""
+"""Signals that end a run. They are recorded at once; the run ends after the current step."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(KeyboardInterrupt):
-    """Training ended by the signal `number`; says where and what was saved."""
+    """The signal `number` ended the training. The message says what was saved, and where."""
 
     def __init__(self, number: int, text: str) -> None:
         super().__init__(text)
@@ -18,36 +18,36 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Catches SIGINT and SIGTERM inside a `with`; the same one twice ends the process without waiting for the step.
+    """Catches SIGINT and SIGTERM inside a `with` block. The same signal twice raises Stopped without waiting for the step.
 
-    Signals that whoever started this process wants ignored stay ignored; outside the main thread nothing is caught.
+    A signal that the process was started to ignore stays ignored. Outside the main thread no signal is caught.
     """
 
     def __init__(self) -> None:
         self.caught = 0  # number of the first signal, 0 before it
-        self._before: dict[int, object] = {}
-        self._seen: set[int] = set()
+        self._old_handlers: dict[int, object] = {}
+        self._received: set[int] = set()
         self._process = os.getpid()
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._before[number] = signal.signal(number, self._note)
+                    self._old_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal gave it
+        for number, handler in self._old_handlers.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # as signal.signal returned it
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # a worker that decodes images, which ends with this one
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that decodes images; it ends with its parent
             return
-        if number in self._seen:
+        if number in self._received:
             signal.signal(number, signal.SIG_IGN)
-            raise Stopped(number, "at once; the last checkpoint is whole")
-        self._seen.add(number)
+            raise Stopped(number, "at once; the last checkpoint is complete")
+        self._received.add(number)
         self.caught = self.caught or number
-        text = f"{signal.Signals(number).name}: finishing the step in hand, then saving; once more ends at once\n"
-        with contextlib.suppress(OSError):  # a pipe whose reader the signal ended, too
-            os.write(2, text.encode())  # print could be what the signal interrupts
+        text = f"{signal.Signals(number).name}: finishing the current step, then saving; send it again to end at once\n"
+        with contextlib.suppress(OSError):  # the reader of a pipe may have ended by the same signal
+            os.write(2, text.encode())  # not print: the signal may have interrupted a print

@@ -1,4 +1,4 @@
-"""What a run starts from: its checks, its network, the state of a phase, its first statistics, its batches."""
+"""The start of a run: checks, the network, the state of a phase, the first running statistics, and the batches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ CALIBRATION_BATCHES = 8
 
 
 def check(config: RunConfig, splits: Splits) -> None:
-    """Raises UserError if the configuration cannot be trained on these data: before anything is written."""
+    """Raises UserError if the configuration cannot be trained on these data. Nothing has been written at this point."""
     lookup(METHODS, config.method, "method")
     lookup(LOSSES, config.training.loss, "loss")
     for name in ("router_gate", "router_attack_gate"):
@@ -36,7 +36,7 @@ def check(config: RunConfig, splits: Splits) -> None:
 
 
 def _check_ingredients(config: RunConfig) -> None:
-    """Raises UserError if an option is set that the method, its loss or the other options cannot follow."""
+    """Raises UserError if an option is set that does not work with the method, its loss or the other options."""
     training, method = config.training, METHODS[config.method]
     levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
     routed = isinstance(method.kind(config.model), MoEKind)
@@ -90,7 +90,10 @@ def network(config: RunConfig, spec: ImageSpec) -> Classifier:
 
 
 def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifier, int]:
-    """The network of a run's best epoch in eval mode, without what is masked, on the data's device; and that epoch."""
+    """The network of a run's best epoch, and the number of that epoch (from 1). Raises UserError if there is no such checkpoint.
+
+    The network is in eval mode, without masked channels, on the device of the data.
+    """
     model = network(config, splits.spec)
     best = RunFolder(run).best()
     load_weights(model, best)
@@ -98,15 +101,15 @@ def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifi
 
 
 def initial_network(config: RunConfig, splits: Splits) -> Classifier:
-    """The network that a run starts with, on the data's device. Raises UserError where `init_from` names none."""
+    """The network that a run starts with, on the data's device. Raises UserError if `init_from` is not a run that fits."""
     model = network(config, splits.spec)
     if config.training.init_from is not None:
-        _fill(model, config, splits, Path(config.training.init_from))
+        _load_dense(model, config, splits, Path(config.training.init_from))
     return model.to(splits.train.labels.device)
 
 
-def _fill(model: Classifier, config: RunConfig, splits: Splits, source: Path) -> None:
-    """Start the masked `model` from a dense run. Raises UserError where `source` is none on the same data."""
+def _load_dense(model: Classifier, config: RunConfig, splits: Splits, source: Path) -> None:
+    """Copy the weights of the dense run `source` into the masked `model`. Raises UserError if the run does not fit."""
     if config.method != "at_sparse":
         raise UserError(f"init_from is for at_sparse, not {config.method}")
     folder = RunFolder(source)
@@ -124,7 +127,7 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
     """The state that a phase starts with: the levels' optimizers at their initial rates."""
     device = next(model.parameters()).device
     training = config.training
-    # not on the CPU: there it rounds the ends of tensors otherwise than their middles, so that equal experts part
+    # not on the CPU: there it rounds the ends of a tensor differently from its middle, so equal experts would become different
     fused = True if device.type == "cuda" else None
     optimizers = {
         level: torch.optim.SGD(
@@ -137,20 +140,23 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
 
 
 def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
-    """The parameters of a level, routers apart: they have a rate of their own, which rises for a share `warmup` of the phase."""
+    """The parameter groups of a level. Routers are a separate group: their learning rate differs, and rises during `warmup`.
+
+    `warmup` is a fraction of the phase.
+    """
     training, routers = config.training, model.router_parameters()
-    own, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
-    others = [parameter for parameter in own if id(parameter) not in ids]
+    parameters, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
+    others = [parameter for parameter in parameters if id(parameter) not in ids]
     groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0, "routers": False}]
-    if len(others) < len(own):
+    if len(others) < len(parameters):
         groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup, "routers": True})
     return [group for group in groups if group["params"]]
 
 
 def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
-    """The lower precision to run convolutions in, if any. `auto` takes bfloat16 where it is the faster one.
+    """The dtype of autocast: bfloat16, or None for float32. `auto` means bfloat16 if it is faster on `device`.
 
-    Raises UserError where `device` has no bfloat16.
+    Raises UserError if bfloat16 is asked for and `device` does not support it.
     """
     wanted = config.runtime.precision
     if wanted == "bfloat16" and not _has_bfloat16(device):
@@ -160,22 +166,25 @@ def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
 
 
 def _has_bfloat16(device: torch.device) -> bool:
-    """Processors without instructions for it still compute it; CUDA devices have it from compute capability 8.0 on."""
+    """Whether `device` can compute in bfloat16. CPUs can even without instructions for it; CUDA needs compute capability 8.0."""
     return torch.cuda.get_device_capability(device) >= (8, 0) if device.type == "cuda" else is_autocast_available(device.type)
 
 
 def _bfloat16_is_fast(device: torch.device) -> bool:
-    """Processors: only with instructions for it. With AVX-512 BF16 an AdvMoE iteration of ResNet-18 took 1 / 1.7 of float32's
-    time, one of the demo's narrow network the same (results/benchmarks/precision.json)."""
+    """Whether bfloat16 is faster than float32. CPUs need AVX-512 BF16.
+
+    There an AdvMoE iteration of ResNet-18 was 1.7 times as fast as in float32. The narrow network of the demo was equally fast in
+    both (results/benchmarks/precision.json).
+    """
     return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
 
 
 @torch.inference_mode()
 def calibrate(state: TrainState, images: Source) -> None:
-    """Start the routers' and batch norms' running statistics as means over the first training batches.
+    """Set the running statistics of routers and batch norms to means over the first training batches.
 
-    The batch norms' must be as far along as the routers', which standardise what those will give in eval mode: with batch
-    norm's own momentum every fresh router would send all images to one expert.
+    Routers standardise what the batch norms return in eval mode, so both must be equally up to date. With the momentum of batch
+    norm a new router would send all images to one expert.
     """
     size = state.config.training.batch_size
     (order,) = epoch_order(state.config.seed, 0, 1, len(images), size)
@@ -183,7 +192,7 @@ def calibrate(state: TrainState, images: Source) -> None:
     state.model.train()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's word for a plain mean
+        norm.momentum = None  # in torch, None means plain averages
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
         rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
         state.model(images[rows].pixels())
@@ -193,7 +202,10 @@ def calibrate(state: TrainState, images: Source) -> None:
 
 
 def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Images, ...]]:
-    """The epoch's batches from iteration `first` (from 0) on, one for each level, augmented; of each this rank's share."""
+    """The batches of an epoch, from iteration `first` (from 0): for each iteration one augmented batch per level.
+
+    Each batch contains only the images of this rank.
+    """
     if config.training.level_batches == "same" and levels > 1:
         return ((images,) * levels for (images,) in _streams(config, source, epoch, 1, first))
     return _streams(config, source, epoch, levels, first)

@@ -1,4 +1,4 @@
-"""One iteration of each method: (state, batches) -> metrics."""
+"""One training iteration of each method: (state, batches) -> metrics."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,17 +21,18 @@ from advmoe.training.losses import Forward, Loss, Outcome
 from advmoe.training.terms import router_terms
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
-# sums over the batch's images (routers', which may rest, apart); "load" is [L, N] counts, "router_entropy" [L]
+# sums over the images of the batch (separately for routers, which may skip iterations); "load" [L, N] counts images,
+# "router_entropy" is [L]
 Metrics = dict[str, Tensor]
-ROUTED_LEVELS = ("all", "routers")  # those in which routers learn
-LATE_STEPS = 5  # of the training attack, with steps_ramp
+ROUTED_LEVELS = ("all", "routers")  # levels in which routers learn
+LATE_STEPS = 5  # steps of the training attack at the end of a phase, with steps_ramp
 
 
 @dataclass
 class TrainState:
-    """What a step works on. `optimizers` has one entry for each level that the phase learns.
+    """The state that the steps of a phase change. `optimizers` has one entry for each level that the phase trains.
 
-    `done` is the share of the phase behind, `iteration` the number of the iteration in the run, from 0.
+    `done` is the finished fraction of the phase, in [0, 1]. `iteration` is the number of the iteration in the run, from 0.
     """
 
     model: Classifier
@@ -52,7 +53,7 @@ class TrainState:
 
     @property
     def attack(self) -> AttackConfig:
-        """The training attack of this iteration."""
+        """The settings of the training attack in this iteration."""
         attack = self.config.attack
         if attack.steps_ramp and self.done >= 1 - attack.steps_ramp:
             attack = attack.replace(num_steps=max(attack.num_steps, LATE_STEPS))
@@ -64,25 +65,25 @@ class TrainState:
 
     @property
     def tied(self) -> bool:
-        """Whether the experts are still kept equal."""
+        """Whether the experts are kept equal in this iteration."""
         return self.done < self.config.training.tied_share
 
     def share(self, images: int) -> float:
-        """What so many images are of the batch that all ranks share."""
+        """`images` as a fraction of the batch of all ranks."""
         return 1.0 if self.draws.batch is None else images / self.draws.batch
 
     def twin(self) -> Classifier:
-        """The model as it is now, with its norms folded in: always the same object. Attacks and the routers' update use it."""
-        refresh(self._twin, self.model)
-        return self._twin
+        """The model in its current state with folded norms, for attacks and router updates. Each call returns the same object."""
+        refresh(self._fused_model, self.model)
+        return self._fused_model
 
     @cached_property
-    def _twin(self) -> Classifier:
+    def _fused_model(self) -> Classifier:
         return fused(self.model)
 
 
 def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
-    """One parameter set on one batch: all of standard training, AT (Dense), AT (S-Dense), AT (MoE); each phase of AT (Sparse)."""
+    """Update one parameter set on one batch: standard training, AT (Dense), AT (S-Dense), AT (MoE), each phase of AT (Sparse)."""
     training = state.config.training
     ((level, batch),) = batches.items()
     gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
@@ -92,15 +93,15 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 
 
 def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
-    """AdvMoE: routers on their batch with the weights fixed, then weights on another with the routers fixed.
+    """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
-    The router update runs in eval mode, which leaves the backbone's running statistics untouched. While experts are
-    tied it is left out: between equal experts there is nothing to choose.
+    The router update runs in eval mode, so the running statistics of the backbone do not change. It is skipped while the experts
+    are tied, because the choice between equal experts does not matter.
     """
     training = state.config.training
     metrics: Metrics = {}
-    routers_rest = state.tied or state.iteration % training.router_every != 0
-    levels = [_weight_level] if routers_rest else [_router_level, _weight_level]
+    skip_routers = state.tied or state.iteration % training.router_every != 0
+    levels = [_weight_level] if skip_routers else [_router_level, _weight_level]
     for level in levels if training.level_order == "routers_first" else reversed(levels):
         metrics |= level(state, batches)
     state.watch.check()
@@ -123,20 +124,20 @@ def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 
 
 def _weight_attack_gate(state: TrainState) -> Gate:
-    """`alternate`: hard in even iterations, straight-through in odd ones."""
+    """The gate of the weights' attack. `alternate`: hard in even iterations, straight-through in odd ones."""
     name = state.config.training.weight_attack_gate
     return StraightThroughGate() if name == "straight_through" or (name == "alternate" and state.iteration % 2) else HARD
 
 
 def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate: Gate, train_mode: bool) -> Outcome:
-    """Attack the current network on `batch`, then one optimizer step of `level`, everything else fixed."""
+    """Attack the current network on `batch`, then take one optimizer step of `level`. All other parameters are fixed."""
     x, y = batch
     optimizer, training = state.optimizers[level], state.config.training
     x_adv, learner = x, state.model
     if state.loss.attack is not None or not train_mode:
-        twin = state.twin()
-        x_adv = _attacked(state, twin, batch, attack_gate)
-        learner = state.model if train_mode else twin  # whose routers are the model's
+        fused_model = state.twin()
+        x_adv = _attacked(state, fused_model, batch, attack_gate)
+        learner = state.model if train_mode else fused_model  # it shares the model's routers
     backward = partial(_backward, state, level, _forward(state, learner, gate), (x, x_adv, y), train_mode)
     with _learning(state.model, optimizer):
         if training.awp and state.done >= training.awp_from and level != "routers":
@@ -166,7 +167,7 @@ def _backward(state: TrainState, level: str, forward: Forward, images: tuple[Ten
 
 
 def _loss(state: TrainState, level: str, forward: Forward, images: tuple[Tensor, Tensor, Tensor]) -> Outcome:
-    """The task's loss, and where routers learn the terms that teach them; with router_loss target, routers learn by these alone."""
+    """The loss of the task, plus the router terms if routers learn. With router_loss `target` routers get only these terms."""
     (x, x_adv, y), training = images, state.config.training
     outcome = state.loss.value(forward, x, x_adv, _labels(state, x, y), training.beta)
     if training.runner_up_consistency and level != "routers":
@@ -179,8 +180,11 @@ def _loss(state: TrainState, level: str, forward: Forward, images: tuple[Tensor,
 
 
 def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tensor:
-    """KL(f(x') || f'(x')), mean over the images. f' takes the route of f, but for the runner-up expert in one layer, which is drawn
-    anew in each iteration (after RT-ER, which trains experts to agree)."""
+    """KL(f(x') || f'(x')), mean over the images. It trains the experts to agree (after RT-ER).
+
+    f' takes the route of f except in one layer, where it uses the expert with the second-largest routing logit. The layer is drawn
+    again in each iteration.
+    """
     assert outcome.robust is not None
     routings = outcome.robust_routings
     layer = derive_seed(state.config.seed, state.iteration) % len(routings)
@@ -191,7 +195,7 @@ def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tenso
 
 
 def _labels(state: TrainState, x: Tensor, y: Tensor) -> Tensor:
-    """What the loss takes as labels: [B] int64, or probabilities [B, classes] if they are smoothed or distilled."""
+    """The labels for the loss: [B] int64, or probabilities [B, classes] if they are smoothed or distilled."""
     training = state.config.training
     if training.soft_labels == "none" and not training.label_smoothing:
         return y
@@ -207,19 +211,19 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _attacked(state: TrainState, twin: Classifier, batch: Batch, gate: Gate) -> Tensor:
-    """x', or x where the loss has no attack."""
+def _attacked(state: TrainState, fused_model: Classifier, batch: Batch, gate: Gate) -> Tensor:
+    """The adversarial images x', or x if the loss has no attack."""
     x, y = batch
     if state.loss.attack is None:
         return x
-    with frozen(twin):
-        return state.loss.attack(_forward(state, twin, gate), x, y, state.attack, state.draws)
+    with frozen(fused_model):
+        return state.loss.attack(_forward(state, fused_model, gate), x, y, state.attack, state.draws)
 
 
 def _take_step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
-    """One optimizer step, unless anything seen so far is not finite; a fused step finds that out on the device."""
+    """Take one optimizer step if all checked tensors are finite. A fused optimizer tests this on the device."""
     if optimizer.defaults["fused"]:
-        optimizer.found_inf = state.watch.failed()  # type: ignore[attr-defined]  # as torch.amp.GradScaler tells it
+        optimizer.found_inf = state.watch.failed()  # type: ignore[attr-defined]  # as torch.amp.GradScaler sets it
     else:
         state.watch.check()
     optimizer.step()
@@ -235,7 +239,7 @@ def _forward(state: TrainState, model: Classifier, gate: Gate) -> Forward:
 
 @contextmanager
 def _learning(model: Classifier, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Gradients for the optimizer's parameters alone."""
+    """Inside the block, only the parameters of the optimizer get gradients."""
     learned = set(map(id, _parameters(optimizer)))
     fixed = [parameter for parameter in model.parameters() if id(parameter) not in learned]
     for parameter in fixed:
@@ -268,7 +272,7 @@ def entropy(routings: Routings) -> Tensor:
 
 
 def load(routings: Routings) -> Tensor:
-    """How many of the batch's images each expert of each layer got: [L, N]."""
+    """The number of images that each expert of each layer got: [L, N] int64."""
     experts = torch.stack([routing.experts for routing in routings])
     numbers = torch.arange(routings[0].logits.shape[1], device=experts.device)
     return (experts[:, :, None] == numbers).sum(dim=1)

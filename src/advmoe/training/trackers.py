@@ -1,8 +1,8 @@
-"""A run's figures in TensorBoard or Weights & Biases, where asked for (`advmoe train --track`).
+"""Log the figures of a run to TensorBoard or Weights & Biases (`advmoe train --track`).
 
-RUN/tensorboard, RUN/wandb    the tracker's own files, and written.json: the last step there, which a resumed run goes on behind
+RUN/tensorboard, RUN/wandb    the tracker's files, and written.json: the last written step; a resumed run continues after it
 
-A step is an iteration, counted over the whole run. Rows of metrics.jsonl stand at their epoch's last one.
+A step is an iteration, counted over the full run. A row of metrics.jsonl is logged at the last step of its epoch.
 """
 
 import importlib
@@ -22,22 +22,22 @@ from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
 TrackerName = Literal["tensorboard", "wandb"]
-EVERY = 50  # iterations between losses: each reading is a device synchronisation
+EVERY = 50  # iterations between two logged losses; each logged loss synchronises with the device
 LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 
 
 class Sink(Protocol):
-    """Where figures go. Steps rise from one call to the next."""
+    """A tracker that figures are written to. Steps increase from call to call."""
 
     def write(self, figures: Mapping[str, float], step: int) -> None:
-        """Write figures, so that they are on the disk, or on their way, at the end."""
+        """Write the figures of one step to the disk, or send them."""
 
     def close(self) -> None:
-        """The last call."""
+        """Finish writing. No call follows."""
 
 
 class TensorBoard:
-    """Event files in `folder`. What stands there behind the step `written` was cut off by a kill and does not count."""
+    """Event files in `folder`. Entries after the step `written` come from a killed process and are ignored."""
 
     def __init__(self, library: Any, folder: Path, config: RunConfig, written: int) -> None:
         self.writer = library.SummaryWriter(str(folder), purge_step=written + 1)
@@ -52,7 +52,10 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of one id, however often it is resumed: the service joins its parts. WANDB_MODE=offline needs no network."""
+    """One W&B run. It keeps its id when it is resumed, so the service joins the parts. WANDB_MODE=offline needs no network.
+
+    Raises UserError if the service cannot be used.
+    """
 
     def __init__(self, library: Any, folder: Path, config: RunConfig, written: int) -> None:
         try:
@@ -74,10 +77,10 @@ SINKS: dict[TrackerName, Callable[[Any, Path, RunConfig, int], Sink]] = {"tensor
 
 
 class Tracker(Observer):
-    """Writes each epoch's row, and the losses of every `every` iterations, to RUN/`name`.
+    """Writes the row of each epoch, and the mean losses of each `every` iterations, to RUN/`name`.
 
-    Nothing is written before the first iteration, as train() wants an empty folder; what the run did before it was
-    tracked, or a kill kept from being written, follows then, or at the end. Raises UserError where the library is not installed.
+    Nothing is written before the first iteration, because train() needs an empty folder. Then, or at the end of the run, earlier
+    epochs that are not yet in the tracker are written too. Raises UserError if the library is not installed.
     """
 
     def __init__(self, name: TrackerName, run: Path, config: RunConfig, every: int = EVERY) -> None:
@@ -85,7 +88,7 @@ class Tracker(Observer):
         self.library = _library(name)
         self.sink: Sink | None = None
         self.written = 0
-        self.before: dict[str, tuple[float, float]] = {}
+        self.last_sums: dict[str, tuple[float, float]] = {}
 
     def __enter__(self) -> "Tracker":
         return self
@@ -104,11 +107,11 @@ class Tracker(Observer):
             self._write(sink, self._losses(sums, images), (epoch - 1) * total + done)
 
     def epoch(self, row: Mapping[str, Any]) -> None:
-        self.before = {}
+        self.last_sums = {}
         self._write(self._open(), figures(row), row["epoch"] * row["iterations"])
 
     def _open(self) -> Sink:
-        """The sink, caught up with the run's history."""
+        """The sink. The first call opens it and writes the earlier epochs that it lacks."""
         if self.sink is None:
             self.written = _last_step(self.folder)
             self.sink = SINKS[self.name](self.library, self.folder, self.config, self.written)
@@ -124,19 +127,19 @@ class Tracker(Observer):
             write_json(_written_path(self.folder), {"step": step})
 
     def _losses(self, sums: Metrics, images: int) -> dict[str, float]:
-        """Means over the images since the last reading."""
-        now: dict[str, tuple[float, float]] = {
+        """Mean losses over the images since the last call."""
+        current: dict[str, tuple[float, float]] = {
             name: (float(sums[name]), float(sums.get(name.replace("loss", "images"), images)))
             for name in ("loss", "router_loss")
             if name in sums
         }
-        last, self.before = self.before, now
-        since = {name: [a - b for a, b in zip(now[name], last.get(name, (0.0, 0.0)), strict=True)] for name in now}
+        last, self.last_sums = self.last_sums, current
+        since = {name: [a - b for a, b in zip(current[name], last.get(name, (0.0, 0.0)), strict=True)] for name in current}
         return {f"iteration/{name}": loss / count for name, (loss, count) in since.items() if count}
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row of metrics.jsonl as plain figures: 'epoch/val_ra', 'epoch/load/0/1' (layer, expert), dead experts counted."""
+    """A row of metrics.jsonl as flat figures, such as 'epoch/val_ra' or 'epoch/load/0/1' (layer, expert); `dead` is counted."""
     flat: dict[str, float] = {}
     for name, value in row.items():
         flat |= _flat(f"epoch/{name}", sum(map(len, value)) if name == "dead" else value)
@@ -161,7 +164,7 @@ def _written_path(folder: Path) -> Path:
 
 
 def _last_step(folder: Path) -> int:
-    """The last step written in an earlier call, 0 where there was none. Makes the folder."""
+    """The last step that an earlier process wrote, or 0. Creates the folder. Raises UserError if written.json is damaged."""
     folder.mkdir(exist_ok=True)
     path = _written_path(folder)
     try:
@@ -171,7 +174,7 @@ def _last_step(folder: Path) -> int:
 
 
 def _run_id(folder: Path) -> str:
-    """The run's id for the service, made once."""
+    """The id of the run at the service. It is created once and kept in id.txt."""
     path = folder / "id.txt"
     if not path.exists():
         write_atomically(path, secrets.token_hex(8))
