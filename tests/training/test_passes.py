@@ -161,11 +161,11 @@ def test_what_ingredients_add_to_advmoe():
     assert counted(iterate(rest))["forward"] == (ATTACK + 2) * (MOE + PLAIN)
 
 
-def test_norms_of_the_experts_own_follow_the_two_passes_of_the_weights_alone(monkeypatch):
-    state, followed = make_state("advmoe", norms="per_expert"), []
-    monkeypatch.setattr(ExpertNorm, "_follow", lambda *given: followed.append(given))
+def test_expert_norms_update_in_the_two_passes_of_the_weights_only(monkeypatch):
+    state, updates = make_state("advmoe", norms="per_expert"), []
+    monkeypatch.setattr(ExpertNorm, "_update_running", lambda *given: updates.append(given))
     iterate(state)
-    assert len(followed) == 2 * MOE
+    assert len(updates) == 2 * MOE
 
 
 @pytest.mark.parametrize(("method", "twins"), [("standard", 0), ("at_dense", 1), ("advmoe", 1)])
