@@ -127,8 +127,8 @@ def test_every_field_is_unique_over_the_sections() -> None:
         ({"training": {"epoch": 3}}, "unknown field 'training.epoch': did you mean epochs?"),
         ({"model": {"num_expert": 3}}, "unknown field 'model.num_expert': did you mean num_experts?"),
         ({"qqq": 1}, "unknown field 'qqq': there is attack, data, method, model, runtime, seed, training"),
-        ({"attack": {"zzz": 1}}, "unknown field 'attack.zzz': there is epsilon, num_steps, step_size"),
-        ({"attack": {3: 1}}, "unknown field 'attack.3': there is epsilon, num_steps, step_size"),
+        ({"attack": {"zzz": 1}}, "unknown field 'attack.zzz': there is epsilon, epsilon_ramp, num_steps, step_size, steps_ramp"),
+        ({"attack": {3: 1}}, "unknown field 'attack.3': there is epsilon, epsilon_ramp, num_steps, step_size, steps_ramp"),
         ({"a\nb": 1}, r"unknown field 'a\nb': there is attack, data, method, model, runtime, seed, training"),
     ],
 )

@@ -1,5 +1,6 @@
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ WIDTHS = {"resnet18": 4, "wrn28_10": 20, "vgg16_bn": 4, "densenet40": 4, "densen
 
 def build(backbone, kind, stem="cifar", seed=0):
     torch.manual_seed(seed)
-    return build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone], stem=stem), kind, SPEC).double()
+    spec = replace(SPEC, shape=(3, 32, 32)) if stem == "imagenet" else SPEC
+    return build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone], stem=stem), kind, spec).double()
 
 
 def images(count=6, size=16, seed=1):

@@ -4,6 +4,7 @@ import pytest
 from records import content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import to_dict
 from advmoe.evaluation.record import AttackTotals
 from advmoe.paper import cells
@@ -22,7 +23,7 @@ def paper_run(name, seed=0, **changes):
 
 
 def attacked(run, *attacks):
-    ran = {name: AttackTotals(attacked=1, broken=0, seconds=1.0) for name in attacks}
+    ran = {name: AttackTotals(attacked=1, broken=0, seconds=1.0, version=ATTACKS[name].version) for name in attacks}
     return run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"attacks": ran})})
 
 

@@ -145,7 +145,8 @@ class Worker:
 def right_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
     """Those of `rows` that the true network classifies correctly at `x`; logits that are not finite classify nothing."""
     logits = target.model(x)
-    right = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[torch.as_tensor(rows, device=target.y.device)])
+    index = torch.as_tensor(rows, dtype=torch.int64, device=target.y.device)
+    right = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[index])
     return [row for row, stands in zip(rows, right.tolist(), strict=True) if stands]
 
 
@@ -175,7 +176,7 @@ def _images_path(folder: Path, name: str, number: int) -> Path:
 def _save_images(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafted(path) as draft:
-        draft.write_bytes(save({"rows": torch.as_tensor(rows), "x_adv": x_adv.cpu().contiguous()}))
+        draft.write_bytes(save({"rows": torch.as_tensor(rows, dtype=torch.int64), "x_adv": x_adv.cpu().contiguous()}))
 
 
 @contextmanager

@@ -127,7 +127,7 @@ def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
     `prediction` is a class number and `confidence` its softmax probability, of the pixels as they were attacked; `png` shows them
     rounded to 8 bits, so that it is for the eye and need not fool.
     """
-    index = torch.as_tensor(rows, device=target.x.device)
+    index = torch.as_tensor(rows, dtype=torch.int64, device=target.x.device)
     x, y = target.x[index], target.y[index]
     job = Job(target.model, x, y, rows, target.epsilon, target.norm, target.seed, 0, target.num_classes)
     clean, adversarial = _seen(target.model, x), _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))

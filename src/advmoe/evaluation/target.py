@@ -87,7 +87,7 @@ class Target:
 
     def job(self, rows: Sequence[int], shard: int) -> Job:
         """The images `rows` of shard number `shard`, for an attack."""
-        index = torch.as_tensor(rows, device=self.x.device)
+        index = torch.as_tensor(rows, dtype=torch.int64, device=self.x.device)  # rows may be empty
         return Job(
             self.search, self.x[index], self.y[index], rows, self.epsilon, self.norm, self.seed, shard, self.num_classes,
             self.transfer,

@@ -1,5 +1,6 @@
 """A trained network for use: from a run's folder, from one file or from the hub, without the data that it was trained on."""
 
+import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -29,6 +30,7 @@ from advmoe.training.methods import METHODS, masked
 from advmoe.training.start import network
 
 logger = logging.getLogger("advmoe")
+_keep_freed_memory = functools.cache(keep_freed_memory)  # once in a process
 SCHEMA = 2  # 1 said "picture" where 2 says "image"
 FILE = "model.safetensors"
 KEY = "advmoe"  # in the file's header
@@ -60,7 +62,7 @@ def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
 
     With glibc this also tells the process's allocator to keep freed memory (advmoe.allocator), unless MALLOC_* is set.
     """
-    keep_freed_memory()
+    _keep_freed_memory()
     place = Path(what)
     if place.is_dir():
         file = place / FILE  # a folder as the hub holds it
