@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from advmoe.cli.main import main
 from advmoe.evaluation import PRESETS
 from advmoe.evaluation.store import forget
+from advmoe.models.digest import weights_digest
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
 TINY += [
@@ -161,6 +164,42 @@ def test_bad_input_is_one_line(run, capsys, words, said):
     assert said in refused(capsys, run, *words, "--device", "cpu")
 
 
+def test_saved_file_is_evaluated_like_its_run(whole, run, tmp_path):
+    import advmoe
+
+    path = tmp_path / "net.v2.safetensors"
+    model = advmoe.load(run)
+    advmoe.save_file(model, path)
+    assert main(["evaluate", str(path), *PLAN, "--transfer", str(path)]) == 0
+    (record,) = tmp_path.glob("*.record.json")
+    assert record.name == "net.v2.record.json"
+    found = json.loads(record.read_text())
+    assert found["run"] == "net.v2"
+    attacks = found["evaluation"]["attacks"]
+    assert {name: attacks[name]["broken"] for name in whole["attacks"]} == {
+        name: attack["broken"] for name, attack in whole["attacks"].items()
+    }
+    with torch.no_grad():
+        next(iter(model.network.parameters())).mul_(1.5)
+    advmoe.save_file(model, path)
+    assert main(["evaluate", str(path), *PLAN, "--fresh"]) == 0
+    changed = json.loads(record.read_text())
+    assert changed["weights"] == weights_digest(model.network) != found["weights"]
+
+
+def test_file_without_a_network_and_other_data_are_one_line(run, tmp_path, capsys):
+    import advmoe
+
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(b"no weights")
+    assert "net.safetensors: not a safetensors file" in refused(capsys, path, *PLAN)
+    model = advmoe.load(run)
+    model.spec = replace(model.spec, classes=tuple(f"class {number}" for number in range(10)))
+    advmoe.save_file(model, path)
+    assert "net.safetensors: is for other classes or image sizes than the data set" in refused(capsys, path, *PLAN)
+    assert not list(tmp_path.glob("*.record.json"))
+
+
 def test_folder_without_a_run_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/thesis.tex").write_text("mine")
@@ -169,8 +208,6 @@ def test_folder_without_a_run_is_refused_and_left_alone(tmp_path, capsys):
 
 
 def test_other_data_is_refused(run, capsys, monkeypatch):
-    from dataclasses import replace
-
     from advmoe.cli import evaluate
 
     real = evaluate.load_dataset

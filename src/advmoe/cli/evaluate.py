@@ -24,16 +24,15 @@ from advmoe.cli.parsing import Flag, console, device, parse
 from advmoe.config import Fraction, RunConfig, RuntimeConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.errors import UserError
-from advmoe.evaluation.record_file import write_record
+from advmoe.evaluation.record_file import write_record_file
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import SHARD_SIZE, forget, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
 from advmoe.reports.tables import evaluation_lines, record_table
-from advmoe.runs.evaluate import evaluate_folder
-from advmoe.training.checkpoint import RunFolder
-from advmoe.training.start import autocast, best_network
+from advmoe.runs.evaluate import Subject, subject
+from advmoe.training.start import autocast
 
 
 def _costs(preset: str, what: str) -> Any:
@@ -43,10 +42,11 @@ def _costs(preset: str, what: str) -> Any:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json."""
+    """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json; for a file NAME.safetensors,
+    NAME.record.json beside it."""
 
     run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
     quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
     standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
     full: Annotated[Flag, _costs("full", "the same and far more of it")] = False
@@ -113,9 +113,8 @@ def run(words: list[str]) -> None:
 
 
 def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
-    config, splits = _trained(arguments.run, arguments)
-    transfer = _transfer(arguments, splits)
-    store = arguments.run / "evaluation"
+    network, config, splits = _trained(arguments.run, arguments)
+    transfer, store = _transfer(arguments, splits), network.store
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
@@ -131,7 +130,7 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
             bf16_search=autocast(config.replace(runtime=arguments.runtime), splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, progress=progress.attacked,
         )  # fmt: skip
-        evaluated = partial(evaluate_folder, arguments.run, config, splits, dispatch=arguments.runtime.dispatch)
+        evaluated = partial(network.evaluate, config, splits, dispatch=arguments.runtime.dispatch)
         if distributed.world_size() > 1:
             evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))
         distributed.barrier()
@@ -140,7 +139,7 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
         record = evaluated(replace(options, part=arguments.part or (0, 1)))
     if arguments.part is not None:
         return
-    write_record(arguments.run, record, arguments.keep_images)
+    write_record_file(network.record, record, arguments.keep_images)
     if arguments.robustbench is not None:
         write_json(arguments.robustbench, model_info(record), indent=2)
     if arguments.json:
@@ -152,29 +151,29 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
         console().print(line, highlight=False, soft_wrap=True)
 
 
-def _trained(run: Path, arguments: EvaluateArguments) -> tuple[RunConfig, Splits]:
-    """A run's configuration as it is evaluated here, and its data. Raises UserError where it was trained on other data."""
-    folder, place = RunFolder(run), device(arguments.runtime)
-    config, best = folder.config(), folder.best()
+def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfig, Splits]:
+    """A trained network, its configuration as it is evaluated here, and its data. Raises UserError where it was trained on other
+    data."""
+    network, place = subject(run), device(arguments.runtime)
+    config = network.trained.config
     data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
-    for name in folder.damaged():
-        print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {best.epoch} is evaluated", file=sys.stderr)
+    for name in network.damaged:
+        epoch = network.trained.epoch
+        print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {epoch} is evaluated", file=sys.stderr)
     splits = load_dataset(data).to(place)
-    if splits.fingerprint != best.fingerprint:
-        where = data.data_dir or data.dataset
-        raise UserError(f"{where}: fingerprint {splits.fingerprint}, but {run} was trained on {best.fingerprint}")
-    return config.replace(data=data), splits
+    network.check(splits, run, data.data_dir or data.dataset)
+    return network, config.replace(data=data), splits
 
 
 def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:
     """The network to transfer attacks from, if any. Raises UserError where it knows other images."""
     if arguments.transfer is None:
         return None
-    config, own = _trained(arguments.transfer, arguments)
+    source, config, own = _trained(arguments.transfer, arguments)
     if own.fingerprint != splits.fingerprint:
         raise UserError(f"{arguments.transfer}: was trained on other data than {arguments.run}; attacks do not transfer from it")
-    model, _ = best_network(arguments.transfer, config, own)
+    model = source.network(config, own)
     model.set_dispatch(arguments.runtime.dispatch)
     return model
 

@@ -34,13 +34,24 @@ KINDS = {
 
 def write_record(run: Path, record: Record, keep_images: bool = False) -> None:
     """Write RUN/record.json, and the gallery to RUN/gallery.json; with `keep_images` the gallery is part of record.json."""
+    write_record_file(run / RECORD, record, keep_images)
+
+
+def write_record_file(path: Path, record: Record, keep_images: bool = False) -> None:
+    """The same for a file named record.json or NAME.record.json, whose gallery lies beside it in (NAME.)gallery.json."""
+    gallery = gallery_path(path)
     if keep_images or not record.gallery:
-        (run / GALLERY).unlink(missing_ok=True)
-        write_json(run / RECORD, record.to_json(), indent=1)
+        gallery.unlink(missing_ok=True)
+        write_json(path, record.to_json(), indent=1)
         return
     content = record.to_json()
-    write_json(run / GALLERY, {"time": record.time, "gallery": content.pop("gallery")})
-    write_json(run / RECORD, {**content, "gallery": []}, indent=1)
+    write_json(gallery, {"time": record.time, "gallery": content.pop("gallery")})
+    write_json(path, {**content, "gallery": []}, indent=1)
+
+
+def gallery_path(record_path: Path) -> Path:
+    """Where the gallery of a record.json or NAME.record.json lies."""
+    return record_path.with_name(record_path.name.removesuffix(RECORD) + GALLERY)
 
 
 def read_record(path: Path) -> Record:
@@ -63,8 +74,8 @@ def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | 
 
     Where gallery.json cannot be read, `warn` gets one line, and the content stays as it is.
     """
-    path = record_path.with_name(GALLERY)
-    if record_path.name != RECORD or not isinstance(content, dict) or content.get("gallery") or not path.exists():
+    path, named = gallery_path(record_path), record_path.name == RECORD or record_path.name.endswith(f".{RECORD}")
+    if not named or not isinstance(content, dict) or content.get("gallery") or not path.exists():
         return content
     try:
         images = read_json(path)

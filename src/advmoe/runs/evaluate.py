@@ -1,17 +1,85 @@
-"""Evaluate the network in a run's folder."""
+"""Evaluate a trained network: the best epoch in a run's folder, or a saved one."""
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from advmoe import hub
 from advmoe.config import RunConfig
 from advmoe.data import Splits
+from advmoe.errors import UserError
 from advmoe.evaluation.make_record import Trained, evaluate_run
 from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import RECORD
 from advmoe.evaluation.target import EvaluationOptions
+from advmoe.models import Classifier
 from advmoe.moe import Dispatch
 from advmoe.runs.cost import dense_cost
+from advmoe.runs.load import FILE, load
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.start import best_network
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained network to evaluate. `network` gives it in eval mode, without what is masked, on the data's device.
+
+    Shards are kept in `store`, the Record in `record`. `fingerprint` is that of the training data, None where it is not known.
+    `damaged` names checkpoints that were passed over.
+    """
+
+    trained: Trained
+    fingerprint: str | None
+    network: Callable[[RunConfig, Splits], Classifier]
+    store: Path
+    record: Path
+    damaged: tuple[str, ...] = ()
+
+    def check(self, splits: Splits, what: Path, where: str) -> None:
+        """Raises UserError where the data in `where` is not what the network `what` was trained on, as far as is known."""
+        if self.fingerprint not in (None, splits.fingerprint):
+            raise UserError(f"{where}: fingerprint {splits.fingerprint}, but {what} was trained on {self.fingerprint}")
+
+    def evaluate(self, config: RunConfig, splits: Splits, options: EvaluationOptions, dispatch: Dispatch = "auto") -> Record:
+        """The Record of the network on the test part of `splits`. `config` is its configuration, changed where the evaluation
+        differs from the training. Raises what `advmoe.evaluation.evaluate` raises."""
+        model = self.network(config, splits)
+        model.set_dispatch(dispatch)
+        trained = replace(self.trained, config=config)
+        return evaluate_run(model, trained, splits, dense_cost(config, splits.spec), replace(options, store=self.store))
+
+
+def subject(what: Path) -> Subject:
+    """The network in a run's folder (its best epoch), in a file that `advmoe.save_file` wrote, or on the hub (owner/name).
+
+    Raises UserError where there is none.
+    """
+    if what.is_file() or (what / FILE).is_file() or (not what.exists() and hub.is_name(str(what))):
+        return _saved(what)
+    folder = RunFolder(what)
+    config, best = folder.config(), folder.best()
+    trained = Trained(config, what.resolve().name, best.epoch, best.history)
+    return Subject(
+        trained, best.fingerprint, lambda config, splits: best_network(what, config, splits)[0],
+        what / "evaluation", what / RECORD, tuple(folder.damaged()),
+    )  # fmt: skip
+
+
+def _saved(what: Path) -> Subject:
+    """A saved network. Its Record lies beside the file, or in the working folder where it comes from the hub."""
+    loaded = load(what)
+    beside = what / FILE if what.is_dir() else what if what.exists() else Path(f"{what.name}.safetensors")
+
+    def network(config: RunConfig, splits: Splits) -> Classifier:
+        if (splits.spec.classes, splits.spec.shape) != (loaded.classes, loaded.input_size):
+            raise UserError(f"{what}: is for other classes or image sizes than the data set {splits.name} has")
+        return loaded.network.to(splits.test.labels.device).eval()
+
+    trained = Trained(loaded.config, beside.stem, loaded.epoch, [])
+    fingerprint = None if loaded.record is None else loaded.record.fingerprint
+    return Subject(
+        trained, fingerprint, network, beside.with_name(f"{beside.stem}.evaluation"), beside.with_name(f"{beside.stem}.{RECORD}")
+    )
 
 
 def evaluate_folder(
@@ -22,8 +90,4 @@ def evaluate_folder(
     `config` is the run's, changed where the evaluation differs from the training. Results are kept in RUN/evaluation. Raises
     UserError where the folder holds no complete checkpoint, and what `advmoe.evaluation.evaluate` raises.
     """
-    model, epoch = best_network(run, config, splits)
-    model.set_dispatch(dispatch)
-    dense = dense_cost(config, splits.spec)
-    trained = Trained(config, run.resolve().name, epoch, RunFolder(run).best().history)
-    return evaluate_run(model, trained, splits, dense, replace(options, store=run / "evaluation"))
+    return subject(run).evaluate(config, splits, options, dispatch)
