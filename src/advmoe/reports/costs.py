@@ -9,6 +9,7 @@ from advmoe.errors import UserError, nearest
 from advmoe.evaluation.cost import Cost
 from advmoe.paper import Cell, cells
 from advmoe.recipes import recipe
+from advmoe.reports.recipe_costs import recipe_cost
 from advmoe.runs.cost import Estimate, dense_estimate, estimate
 from advmoe.training.methods import METHODS
 
@@ -78,7 +79,7 @@ def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, Run
 
 def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
     """Name, configuration and cost of recipes, as plain values."""
-    costs = {name: (estimate(config), dense_estimate(config)) for name, config in recipes.items()}
+    costs = {name: recipe_cost(name, config) for name, config in recipes.items()}
     return [
         {"name": name, "config": to_dict(recipes[name]), "params": own.params, "gmacs_ideal": own.gmacs, "gmacs_dense": dense.gmacs}
         for name, (own, dense) in costs.items()
@@ -93,7 +94,7 @@ def recipe_lines(recipes: Mapping[str, RunConfig]) -> list[str]:
 
 
 def _recipe_line(name: str, config: RunConfig, wide: int) -> str:
-    own, dense, training = estimate(config), dense_estimate(config), config.training
+    (own, dense), training = recipe_cost(name, config), config.training
     epochs = " + ".join([str(training.epochs)] * len(METHODS[config.method].phases))
     versus = "" if own == dense else f"{-less(own.gmacs, dense.gmacs):+.0f} %"
     settings = f"{epochs:>9} {training.batch_size:5}  {_attack(config):28}"
