@@ -133,7 +133,8 @@ def test_a_file_that_changes_between_epochs(
         ended = end(process)
         assert ended.status == 2, ended.said
         time_ = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9} UTC"
-        assert re.search(rf"\.JPEG: was written at {time_}, not at {time_}: ", ended.complaint), ended.complaint
+        changed = rf"\.JPEG: changed since the run began \(modified at {time_} UTC, before at {time_} UTC\)"
+        assert re.search(changed, ended.complaint), ended.complaint
 
 
 def test_a_longer_file_before_a_resume_of_streamed_data(words: Words, run: Path, tmp_path: Path) -> None:
