@@ -96,10 +96,10 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder")
-    found = [pair for path in _files(folder) for pair in _read(path, warn)]
-    if not found:
+    pairs = [pair for path in _files(folder) for pair in _read(path, warn)]
+    if not pairs:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
-    once = {record.model_dump_json(): (path, record) for path, record in reversed(found)}  # copies of a Record are one
+    once = {record.model_dump_json(): (path, record) for path, record in reversed(pairs)}  # copies of a Record are one
     cells: dict[Cell, list[Found]] = defaultdict(list)
     for path, record in sorted(once.values(), key=lambda pair: pair[1].time, reverse=True):
         cells[cell_of(record)].append((path, record))
