@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Collector:
-    """Hears of tests from all worker processes."""
+    """Collects test results from all worker processes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.rows = config.stash[ROWS]

@@ -266,7 +266,7 @@ def test_archives(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, c
 
 
 def test_an_archive_of_batches_is_read(tmp_path: Path) -> None:
-    """What is refused above is refused for its oddness."""
+    """An ordinary archive is read: the archives above are refused only because they are odd."""
     folder = cifar10(tmp_path / "set").parent
     with tarfile.open(tmp_path / "whole", "w:gz") as archive:
         archive.add(folder, folder.name)

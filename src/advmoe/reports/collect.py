@@ -38,7 +38,7 @@ OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 
 @dataclass(frozen=True)
 class Cell:
-    """What a figure is a figure of; runs of one cell differ in their seeds alone.
+    """The setting that a figure belongs to; runs of one cell differ only in their seeds.
 
     `width` is None for the published one. A dense network has the model scale 1, and one without routers a single expert.
     `epsilon` and `norm` are those of the evaluation, `attack_steps` those of training.
@@ -185,7 +185,7 @@ def differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value in few letters."""
+    """A setting's value as a short text."""
     text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
 

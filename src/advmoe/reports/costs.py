@@ -33,9 +33,9 @@ class Judged:
     reasons: tuple[str, ...]
 
 
-def less(network: float, dense: float) -> float:
-    """By how many percent `network` is less than `dense`."""
-    return 100 * (1 - network / dense)
+def less(gmacs: float, dense: float) -> float:
+    """By how many percent `gmacs` is less than `dense`."""
+    return 100 * (1 - gmacs / dense)
 
 
 def cost_row(network: Cost, dense: Estimate, layers: bool) -> dict[str, Any]:
@@ -217,12 +217,12 @@ def _judged_line(one: Judged) -> str:
 def profile_markdown() -> str:
     """Parameters and GMACs of every backbone, dense, small dense and with experts, at r = 0.5 and N = 2, as a Markdown table."""
     head = ["| images, backbone | network | parameters | GMACs | against dense |", "| --- | --- | ---: | ---: | ---: |"]
-    return "\n".join([*head, *(_markdown_row(position, title) for position in TABLE for title in KINDS)])
+    return "\n".join([*head, *(_markdown_row(backbone, title) for backbone in TABLE for title in KINDS)])
 
 
-def _markdown_row(position: str, title: str) -> str:
-    config = recipe(f"{position}-{KINDS[title]}")
+def _markdown_row(name: str, title: str) -> str:
+    config = recipe(f"{name}-{KINDS[title]}")
     network, dense = estimate(config), dense_estimate(config)
     versus = "" if network == dense else f"{-less(network.gmacs, dense.gmacs):+.1f} %"
-    dataset, _, backbone = position.partition("-")
+    dataset, _, backbone = name.partition("-")
     return f"| {dataset}, {backbone} | {title} | {network.params / 1e6:.2f} M | {network.gmacs:.3f} | {versus} |"

@@ -122,14 +122,12 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
     """Mean over seeds of `curves` [seeds][points], and its band of one sample deviation."""
-    members = look(line[0])
+    style = look(line[0])
     means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
     every = max(1, len(xs) // 10)
-    ax.plot(
-        xs, means, color=members.colour, linestyle=members.dash, marker=members.marker, markersize=4, markevery=every, label=label
-    )
+    ax.plot(xs, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=4, markevery=every, label=label)
     if len(curves) > 1:
-        ax.fill_between(xs, means - stds, means + stds, color=members.colour, alpha=0.18, linewidth=0)
+        ax.fill_between(xs, means - stds, means + stds, color=style.colour, alpha=0.18, linewidth=0)
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:

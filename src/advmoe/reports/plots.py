@@ -113,7 +113,7 @@ def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
 
 
 def epsilon(records: list[Record], path: Path) -> bool:
-    """Accuracy against epsilon. Where it does not fall towards 0 at a large one, the attack was misled, not withstood."""
+    """Accuracy against epsilon. If it does not fall towards 0 at a large epsilon, the attack failed; the network is not robust."""
     panels = by_panel(record for record in records if record.epsilon_curve and record.epsilon > 0)
     if not panels:
         return False
