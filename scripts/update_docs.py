@@ -119,7 +119,7 @@ def spread(figure: Figure) -> str:
 
 
 def low_precision_table() -> str:
-    """Exported networks in each precision: how accurate they are, and what the first one withstands."""
+    """Exported networks in each precision: clean accuracy, and robust accuracy of the first one."""
     columns = ("SA", "same class", "same route", "RA: transferred", "RA: attacked itself", "RA: both", "size")
     lines = [f"| network, file | {' | '.join(columns)} (MB) |", "| --- |" + " ---: |" * len(columns)]
     for case, rows in pivot(report("low_precision").rows).items():
@@ -143,7 +143,7 @@ def operators_table() -> str:
 
 
 def faults_table() -> str:
-    """What was done to running processes, and how often the run came through."""
+    """The faults injected into running processes, and how often the run survived."""
     found = read("results/faults.json")
     lines = ["| fault | methods | done | survived |", "| --- | ---: | ---: | ---: |"]
     for fault in dict.fromkeys(row["fault"] for row in found["faults"]):

@@ -1,4 +1,4 @@
-"""Runs that faults are done to, and what came of it, in the file that FAULTS_REPORT names (make test-faults)."""
+"""Fixtures for runs with injected faults; results go to the file that FAULTS_REPORT names (make test-faults)."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Collector:
-    """Hears of tests from all worker processes."""
+    """Collects test results from all worker processes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.rows = config.stash[ROWS]
@@ -63,7 +63,7 @@ def heeded() -> None:
 
 @pytest.fixture
 def tally(request: pytest.FixtureRequest) -> Callable[[str, str], dict[str, Any]]:
-    """tally(fault, method): a row of the report, to be counted in."""
+    """tally(fault, method): the row of the report that counts this fault and method."""
 
     def begin(fault: str, method: str) -> dict[str, Any]:
         row = {"fault": fault, "method": method, "tried": 0, "survived": 0}
@@ -75,7 +75,7 @@ def tally(request: pytest.FixtureRequest) -> Callable[[str, str], dict[str, Any]
 
 @pytest.fixture
 def tried(tally: Callable[[str, str], dict[str, Any]]) -> Callable[[str, str], Any]:
-    """`with tried(fault, method):` counts a fault that is done, and survived where the block ends well."""
+    """`with tried(fault, method):` counts an injected fault, and counts it as survived if the block raises nothing."""
 
     @contextmanager
     def once(fault: str, method: str) -> Iterator[None]:
@@ -94,7 +94,7 @@ def method(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
-    """A folder of all worker processes together."""
+    """A folder that all worker processes share."""
     place = tmp_path_factory.getbasetemp()
     folder = (place if worker_id == "master" else place.parent) / "shared"
     folder.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Training runs in processes of their own, and what they leave."""
+"""Training runs in separate processes, and the files that they write."""
 
 import json
 import re
@@ -25,7 +25,7 @@ Faults = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended; `said` is everything it wrote, on lines that a terminal would not have broken."""
+    """How a process ended; `said` is everything it wrote, without line breaks added by a terminal."""
 
     status: int
     output: str
@@ -37,14 +37,14 @@ class Ended:
 
     @property
     def complaint(self) -> str:
-        """The only line on stderr. Fails where there is another, a traceback among them."""
+        """The only line on stderr. Fails if there are more, for example a traceback."""
         lines = self.error.strip().splitlines()
         assert len(lines) == 1, self.error
         return lines[0]
 
 
 def start(words: Sequence[str | Path], faults: Faults | None = None) -> subprocess.Popen[str]:
-    """`advmoe` with these words, with faults planted in it where there are any."""
+    """Start `advmoe` with these arguments and with the given faults injected."""
     program = ["-m", "advmoe"] if faults is None else [str(SABOTAGE), json.dumps(faults)]
     return subprocess.Popen(
         [sys.executable, *program, *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -64,7 +64,7 @@ def advmoe(*words: str | Path, faults: Faults | None = None) -> Ended:
 
 
 def trained(*words: str | Path, faults: Faults | None = None) -> Ended:
-    """The same, where it must end well."""
+    """Run `advmoe` to its end; it must succeed."""
     ended = advmoe(*words, faults=faults)
     assert ended.status == 0, ended.said
     return ended
@@ -108,7 +108,7 @@ def drafts(run: Path) -> list[str]:
 
 
 def assert_same(run: Path, unbroken: Path) -> None:
-    """That a run ended as the unbroken one did: metrics, every bit of weights and optimizers, and no file more or less."""
+    """Check that a run ended as the undisturbed one: same metrics, same bits of weights and optimizers, same files."""
     assert rows(run) == rows(unbroken)
     assert files(run) == files(unbroken)
     for own, wanted in zip(RunFolder(run).epochs(), RunFolder(unbroken).epochs(), strict=True):

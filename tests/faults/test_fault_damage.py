@@ -1,4 +1,4 @@
-"""A checkpoint cut short, or with a bit flipped: found by its checksum, told of, and the one before it is used."""
+"""A checkpoint cut short, or with a bit flipped: its checksum detects it, a line reports it, and the previous one is used."""
 
 import random
 import shutil

@@ -1,4 +1,4 @@
-"""A full disk while a checkpoint is written: the one before stays, one line says so, and the run goes on once there is room."""
+"""A full disk during a checkpoint: the previous one stays, one line reports it, and the run continues when there is space."""
 
 import os
 import resource
@@ -37,7 +37,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 def assert_told(ended: Ended, run: Path, epoch: int) -> None:
-    """One line names the checkpoint that there is no room for, and all that is there is whole."""
+    """One line names the checkpoint that did not fit, and all existing checkpoints are complete."""
     assert ended.status == 2, ended.said
     assert ended.complaint.startswith(f"advmoe: error: {run / 'checkpoints' / f'epoch-{epoch:04d}'}: ")
     assert drafts(run) == []

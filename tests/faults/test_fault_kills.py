@@ -1,4 +1,4 @@
-"""SIGKILL at any moment: a run goes on every time and ends as if nothing had been."""
+"""SIGKILL at any moment: a run resumes every time and ends as if it had never been killed."""
 
 import random
 import shutil
@@ -29,7 +29,7 @@ class Moment:
     fields: dict[str, str] = field(default_factory=dict)
 
     def earlier(self, draw: random.Random) -> "Moment":
-        """One that a run which is nearly done reaches."""
+        """A moment that a nearly finished run still reaches."""
         return replace(self, share=self.share * draw.random(), number=draw.randint(1, max(1, self.number)))
 
 

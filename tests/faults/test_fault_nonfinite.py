@@ -1,4 +1,4 @@
-"""NaN and infinity in data, loss, router or gradient: the run stops at that step and names it, or goes back, as it was told to."""
+"""NaN and infinity in data, loss, router or gradient: the run stops at that step and names it, or goes back, as configured."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the step in hand is finished, everything is saved, and how to go on is said."""
+"""SIGTERM and Ctrl-C: the current step is finished, everything is saved, and a line says how to resume."""
 
 import re
 import signal
@@ -64,7 +64,7 @@ def test_the_second_ctrl_c_ends_at_once(
 
 @pytest.mark.parametrize("number", STATUS)
 def test_before_the_first_step(number: signal.Signals, words: Words, run: Path, unbroken: Callable[[str], Path]) -> None:
-    """While the network is made: nothing is lost, as nothing is done, and the signal may do what it does to any process."""
+    """A signal while the network is built: no work is lost yet, so the process may simply end."""
     own = words("advmoe")
     process = start(own)
     until(run.exists, process)

@@ -19,7 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Collector:
-    """Hears of tests from all worker processes."""
+    """Collects test results from all worker processes."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.rows = config.stash[ROWS]
@@ -30,8 +30,8 @@ class _Collector:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    rows, place = session.config.stash[ROWS], os.environ.get("FUZZ_REPORT")
-    if rows and place and not hasattr(session.config, "workerinput"):
+    rows, report_path = session.config.stash[ROWS], os.environ.get("FUZZ_REPORT")
+    if rows and report_path and not hasattr(session.config, "workerinput"):
         versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
         content = {"command": "make test-fuzz", "versions": versions, "readers": sorted(rows, key=lambda row: row["reader"])}
-        Path(place).write_text(json.dumps(content, indent=1) + "\n")
+        Path(report_path).write_text(json.dumps(content, indent=1) + "\n")

@@ -24,9 +24,9 @@ EDITS = st.tuples(
 def edited(content: bytes, edits: list[Edit]) -> bytes:
     """The content after edits, each at a share of its length."""
     for kind, start, share, new in edits:
-        place = int(start * len(content))
-        length = int(share**3 * (len(content) - place))  # mostly short
-        head, tail = content[:place], content[place:]
+        offset = int(start * len(content))
+        length = int(share**3 * (len(content) - offset))  # mostly short
+        head, tail = content[:offset], content[offset:]
         content = {
             "overwrite": lambda h=head, t=tail, n=new: h + n + t[len(n) :],
             "insert": lambda h=head, t=tail, n=new: h + n + t,

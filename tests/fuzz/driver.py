@@ -48,7 +48,7 @@ class Hang(BaseException):
 
 
 class Watch:
-    """Tells of what happens outside of `inside` while it is on: an audit hook, which cannot be removed again."""
+    """An audit hook that reports actions outside of `inside` while it is on. Python cannot remove it again."""
 
     def __init__(self) -> None:
         self.inside, self.on, self.seen = "", False, list[str]()
@@ -79,7 +79,7 @@ WATCH = Watch()
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Fails where anything is written outside of `folder`, run or asked of a network."""
+    """Fails if anything is written outside of `folder`, a program is started, or a network is used."""
     WATCH.inside, WATCH.on, WATCH.seen = os.path.realpath(folder), True, []
     try:
         yield

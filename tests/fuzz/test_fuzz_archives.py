@@ -160,7 +160,7 @@ def zip_file(members: list[tuple[str, bytes, int, int]], patches: list[tuple[str
                 archive.writestr(info, content)
             except UnicodeError:
                 continue
-    made = bytearray(file.getvalue())
+    packed = bytearray(file.getvalue())
     fields = {
         "flags": (8, "<H"),
         "method": (10, "<H"),
@@ -169,11 +169,11 @@ def zip_file(members: list[tuple[str, bytes, int, int]], patches: list[tuple[str
         "size": (24, "<I"),
         "offset": (42, "<I"),
     }
-    start = made.find(b"PK\x01\x02")
+    start = packed.find(b"PK\x01\x02")
     for field, value in patches if start >= 0 else ():
         place, form = fields[field]
-        struct.pack_into(form, made, start + place, value & (2 ** (8 * struct.calcsize(form)) - 1))
-    return bytes(made)
+        struct.pack_into(form, packed, start + place, value & (2 ** (8 * struct.calcsize(form)) - 1))
+    return bytes(packed)
 
 
 def zips() -> st.SearchStrategy[bytes]:
@@ -223,10 +223,10 @@ def archives() -> st.SearchStrategy[bytes]:
         [lambda own: own] * 4
         + [lambda own: gzip.compress(own, 1), lambda own: gzip.compress(gzip.compress(own, 1), 1), bz2.compress]
     )
-    made = st.one_of(st.builds(lambda packing, own: packing(own), packings, tars()), zips())
+    packed = st.one_of(st.builds(lambda packing, own: packing(own), packings, tars()), zips())
     valid = tar_member("a/b", tarfile.REGTYPE, "", b"hello" * 50, None, {}) + bytes(1024)
     zipped = zip_file([("a/b", b"hello" * 50, zipfile.ZIP_DEFLATED, 0o100644), ("c/", b"", 0, 0o040755)], [])
-    return st.one_of(made, made, made, damaged(valid, zipped, gzip.compress(valid)), st.binary(max_size=30))
+    return st.one_of(packed, packed, packed, damaged(valid, zipped, gzip.compress(valid)), st.binary(max_size=30))
 
 
 def size_of(folder: Path) -> int:
@@ -266,7 +266,7 @@ def test_archives(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, c
 
 
 def test_an_archive_of_batches_is_read(tmp_path: Path) -> None:
-    """What is refused above is refused for its oddness."""
+    """An ordinary archive is read: the archives above are refused only because they are odd."""
     folder = cifar10(tmp_path / "set").parent
     with tarfile.open(tmp_path / "whole", "w:gz") as archive:
         archive.add(folder, folder.name)

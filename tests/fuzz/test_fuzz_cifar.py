@@ -95,7 +95,7 @@ def batches(valid: dict[str, list[bytes]]) -> st.SearchStrategy[tuple[str, bytes
 
 @counts
 def test_batches(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of every batch comes a data set or a line."""
+    """Every batch gives a data set or an error of one line."""
     monkeypatch.chdir(tmp_path)
     valid: dict[str, list[bytes]] = {}
     files = {}

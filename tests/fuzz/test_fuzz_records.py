@@ -78,9 +78,9 @@ def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, ba
         nonlocal number
         number += 1
         path.write_bytes(content)
-        told: list[str] = []
-        alone, found = read(lambda: read_record(path)), read(lambda: collect(tmp_path, told.append))
-        assert all(line.isprintable() and len(line) < 4000 for line in told)
+        warnings: list[str] = []
+        alone, found = read(lambda: read_record(path)), read(lambda: collect(tmp_path, warnings.append))
+        assert all(line.isprintable() and len(line) < 4000 for line in warnings)
         if isinstance(alone, Record):
             json.dumps(model_info(alone))
             assert found == [alone]

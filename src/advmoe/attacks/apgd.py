@@ -1,6 +1,6 @@
 """Auto-PGD: an ascent that chooses its own step sizes (Croce & Hein 2020, Algorithm 1), untargeted and targeted.
 
-Every image has its own step size, checkpoints' verdicts and best point. What was found broken leaves the batch.
+Step size, checkpoint decisions and best point are kept for each image. A misclassified image leaves the batch.
 """
 
 from dataclasses import dataclass, fields
@@ -46,10 +46,10 @@ def apgd(
     that is misclassified from the outset is returned unchanged.
     """
     climb = _Climb(predict, judge or predict, settings, objective)
-    found, _ = _clean(climb.judge, x, _labels(target))
+    results, _ = _clean(climb.judge, x, _labels(target))
     for _ in range(settings.restarts):
-        _attack(climb, found, x, target, draws)
-    return found.x_adv
+        _attack(climb, results, x, target, draws)
+    return results.x_adv
 
 
 def targeted_apgd(
@@ -62,7 +62,7 @@ def targeted_apgd(
     most the number of classes less 1, and by default that number, but at most 9. Raises UserError otherwise.
     """
     climb = _Climb(predict, judge or predict, settings, objective or targeted_dlr)
-    found, logits = _clean(climb.judge, x, y)
+    results, logits = _clean(climb.judge, x, y)
     wrong = logits.shape[1] - 1
     num_targets = min(9, wrong) if num_targets is None else num_targets
     if not 1 <= num_targets <= wrong:
@@ -70,8 +70,8 @@ def targeted_apgd(
     classes = logits.scatter(1, y[:, None], -torch.inf).topk(num_targets, dim=1).indices
     for aim in classes.unbind(dim=1):
         for _ in range(settings.restarts):
-            _attack(climb, found, x, torch.stack([y, aim], dim=1), draws)
-    return found.x_adv
+            _attack(climb, results, x, torch.stack([y, aim], dim=1), draws)
+    return results.x_adv
 
 
 def checkpoints(num_steps: int) -> list[int]:
@@ -87,7 +87,7 @@ def checkpoints(num_steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Climb:
-    """What an ascent climbs, who judges its points, and its settings."""
+    """The network and objective that an ascent uses, the network that judges its points, and its settings."""
 
     predict: Predict
     judge: Predict
@@ -102,8 +102,8 @@ class _Climb:
 
 
 @dataclass
-class _Found:
-    """What the runs so far have found for each image of the batch."""
+class _Results:
+    """The results of the runs so far, for each image of the batch."""
 
     x_adv: Tensor
     value: Tensor
@@ -112,7 +112,7 @@ class _Found:
 
 @dataclass
 class _Run:
-    """Where one run stands, one row an image that it works on. Broken rows keep their `best` and move on in vain."""
+    """The state of one run, one row for each image. Misclassified rows keep their `best`; their later steps have no effect."""
 
     x: Tensor
     target: Tensor
@@ -138,18 +138,18 @@ def _labels(target: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Found, Tensor]:
+def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Results, Tensor]:
     """The images themselves, of a value that any run exceeds, and their logits."""
     logits = predict(x)
     nothing = torch.full(labels.shape, -torch.inf, device=x.device, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return _Found(x.clone(), nothing, logits.argmax(dim=1) != labels), logits
+    return _Results(x.clone(), nothing, logits.argmax(dim=1) != labels), logits
 
 
 @torch.no_grad()
-def _attack(climb: _Climb, found: _Found, x: Tensor, target: Tensor, draws: Draws) -> None:
-    """One run on the images that are not broken yet; its results go to `found`."""
+def _attack(climb: _Climb, results: _Results, x: Tensor, target: Tensor, draws: Draws) -> None:
+    """One run on the images that are not broken yet; its results go to `results`."""
     settings = climb.settings
-    index, checked, marks = (~found.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
+    index, checked, marks = (~results.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
     if not len(index):
         return
     run = _begin(climb, x[index], target[index], draws.rows(index))
@@ -158,10 +158,10 @@ def _attack(climb: _Climb, found: _Found, x: Tensor, target: Tensor, draws: Draw
         if done in marks:
             _judge(run, settings.rho * (done - checked))
             checked = done
-            index, run = _retire(found, index, run)
+            index, run = _retire(results, index, run)
             if not len(index):
                 return
-    _retire(found, index, run)
+    _retire(results, index, run)
 
 
 def _begin(climb: _Climb, x: Tensor, target: Tensor, draws: Draws) -> _Run:
@@ -206,12 +206,12 @@ def _judge(run: _Run, enough: float) -> None:
     run.rises, run.checked_value = torch.zeros_like(run.rises), run.best_value
 
 
-def _retire(found: _Found, index: Tensor, run: _Run) -> tuple[Tensor, _Run]:
-    """Report what the run has found for the images `index`, and go on with those that are not broken."""
-    better = run.broken | (run.best_value > found.value[index])
-    found.x_adv[index[better]] = run.best[better]
-    found.value[index[better]] = run.best_value[better].to(found.value)
-    found.broken[index] = run.broken
+def _retire(results: _Results, index: Tensor, run: _Run) -> tuple[Tensor, _Run]:
+    """Write the run's results for the images `index`, and continue with those that are not broken."""
+    better = run.broken | (run.best_value > results.value[index])
+    results.x_adv[index[better]] = run.best[better]
+    results.value[index[better]] = run.best_value[better].to(results.value)
+    results.broken[index] = run.broken
     going = (~run.broken).nonzero()[:, 0]
     return (index, run) if len(going) == len(index) else (index[going], run.rows(going))
 

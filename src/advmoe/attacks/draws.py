@@ -59,7 +59,7 @@ class BatchDraws:
 
 
 class ImageDraws:
-    """Noise from one generator for each image, so that its numbers do not depend on who shares its batch."""
+    """Noise from one generator for each image, so that its noise does not depend on the other images of its batch."""
 
     def __init__(self, seed: int, images: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(derive_seed(seed, image)) for image in images]

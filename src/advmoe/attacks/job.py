@@ -27,7 +27,7 @@ class Job:
     """The images x [B, C, H, W] of one shard, with labels y [B], under attack.
 
     `predict` is the frozen network, `images` the images' numbers in the test set, `epsilon` a distance in pixels of [0, 1].
-    `shard` seeds attacks that cannot draw noise for each image on its own.
+    `shard` seeds attacks that cannot draw noise for each image separately.
     """
 
     predict: Any

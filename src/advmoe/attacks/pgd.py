@@ -17,7 +17,7 @@ Predict = Callable[[Tensor], Tensor]
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside; what was found before is restored."""
+    """Eval mode and no parameter gradients inside; the previous state is restored at the end."""
     modes = {module: module.training for module in model.modules()}
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()

@@ -74,7 +74,7 @@ def surrogate_pgd(
 
 
 def ascent_direction(surrogate: Surrogate, x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-    """Sign of the gradient of the summed surrogate with respect to the images; 0 where that is NaN, which shows no way."""
+    """Sign of the gradient of the summed surrogate with respect to the images; 0 where that is NaN."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         (gradient,) = torch.autograd.grad(surrogate(leaf, y, rows).sum(), leaf)
@@ -104,7 +104,7 @@ def through_network(predict: Predict) -> Surrogate:
 
 
 def through_route(model: Routed, route: Tensor, objective: Objective = cross_entropy) -> Surrogate:
-    """An objective of the network held on `route` [B, L]: attacks the experts as if the routers stood still."""
+    """An objective of the network held on `route` [B, L]: attacks the experts as if the routers were fixed."""
 
     def value(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         return objective(model.forward_routed(x, ForcedGate(route[rows]))[0], y)

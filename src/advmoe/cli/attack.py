@@ -61,7 +61,7 @@ class AttackArguments:
 
     @property
     def place(self) -> Path:
-        """Where the adversarial image goes."""
+        """Path of the adversarial image."""
         return self.out or Path(f"{self.image.stem}-adversarial.png")
 
 
@@ -91,7 +91,7 @@ def _victim(model: Loaded, x: Tensor, arguments: AttackArguments) -> Victim:
 
 
 def _report(model: Loaded, victim: Victim, epsilon: float, arguments: AttackArguments) -> dict[str, Any]:
-    """JSON-ready: label, epsilon, what the network says of the clean image, and of what was tried what came of it."""
+    """JSON-ready: label, epsilon, the network's prediction for the clean image, and the result of each attack."""
     tried: list[dict[str, Any]] = []
 
     def told(attack: str, radius: float, fooled: bool) -> None:

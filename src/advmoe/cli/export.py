@@ -93,7 +93,7 @@ def facts(loaded: Loaded) -> dict[str, Any]:
 
 
 def _data(arguments: ExportArguments, loaded: Loaded) -> Splits | None:
-    """The run's data, if anything of it is needed; None where it is not to be had. Raises UserError where int8 goes without."""
+    """The run's data, if anything of it is needed; None if it is not available. Raises UserError if int8 needs it."""
     data, int8 = loaded.config.data, arguments.dtype == "int8"
     if not arguments.check and not int8:
         return None

@@ -102,7 +102,7 @@ def _draw_figures(records: list[Record], out: Path, warn: Warn) -> tuple[list[st
 
 
 def _sweep_up(out: Path, made: Sequence[str]) -> None:
-    """Take away what an earlier report wrote and this one did not, and note what this one wrote."""
+    """Delete the files that an earlier report wrote and this one did not, and list the files of this one."""
     try:
         earlier = json.loads((out / MADE).read_text())
     except (OSError, ValueError):

@@ -58,7 +58,7 @@ def run(words: list[str]) -> None:
 
 
 def _observers(stack: contextlib.ExitStack, arguments: TrainArguments, terminal: Console) -> list[Observer]:
-    """All that follow the run."""
+    """The observers of the run."""
     config = arguments.run
     trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
     progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))

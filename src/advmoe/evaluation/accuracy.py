@@ -32,15 +32,15 @@ def robust_flags(
 ) -> Tensor:  # fmt: skip
     """Which images stay correctly classified under PGD on cross-entropy: [n] bool.
 
-    Only correctly classified images are attacked (`correct`, where that is known already). Each draws its own noise, by its
-    number (its row, if there are no `numbers`), so the batch size changes no flag.
+    Only correctly classified images are attacked; pass `correct` [n] bool if they are known already. The noise of an image
+    depends on its entry in `numbers` (by default its row), so the batch size changes no flag.
     """
     flags = correct_flags(model, images) if correct is None else correct.clone()
     rows = flags.nonzero()[:, 0]
     for chunk in rows.split(batch_size):
         batch = images[chunk]
-        own = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
-        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, own, seed)
+        noise_numbers = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
+        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, noise_numbers, seed)
         with torch.inference_mode(), frozen(model):
             flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
     return flags

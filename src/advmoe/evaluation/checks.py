@@ -69,7 +69,7 @@ def logits_not_softmax(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def zero_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(2b) An attack of epsilon 0 finds clean accuracy."""
+    """(2b) Robust accuracy at epsilon 0 equals clean accuracy."""
     clean = target.model(x).argmax(dim=1) == y
     attacked = _stands(target, x, y, 0.0, 2)
     differ = int((clean != attacked).sum())
@@ -80,17 +80,17 @@ def gradients(target: Target, x: Tensor, y: Tensor) -> Check:
     """(3) Share of images whose gradient, of the loss or of any router's margin, is all zero or not finite."""
     middle = pgd(target.model, x, y, _settings(target, target.epsilon, 5), _draws(target, len(x), 7))
     shares = {}
-    for place, z in (("start", x), ("mid-attack", middle)):
-        shares[f"loss, {place}"] = _silent(input_gradient(target.model, z, y, cross_entropy))
+    for moment, z in (("start", x), ("mid-attack", middle)):
+        shares[f"loss, {moment}"] = _silent(input_gradient(target.model, z, y, cross_entropy))
         if target.routed:
-            shares[f"routers, {place}"] = _silent_routers(target, z)
+            shares[f"routers, {moment}"] = _silent_routers(target, z)
     worst = max(shares.values())
     detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of images without a gradient"
     return Check(3, "gradients are there", "fail" if worst >= SILENT and worst > 100 / len(x) + 1e-9 else "pass", detail)
 
 
 def square(shards: Sequence[Shard]) -> Check:
-    """(4) Square, which needs no gradient, breaks hardly anything that gradients did not."""
+    """(4) Square, which needs no gradient, breaks hardly any image that gradient attacks did not."""
     runs: list[tuple[Shard, AttackRun]] = []
     for shard in shards:
         runs += [(shard, run) for name, run in shard.attacks.items() if name.endswith("_square")][:1]
@@ -113,7 +113,7 @@ def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) 
 
 
 def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
-    """(6) Expert load on clean and adversarial images, route flips; warns of a layer where one expert has it all."""
+    """(6) Expert load on clean and adversarial images, route flips; warns if one expert receives all images of a layer."""
     if not target.routed or routing is None:
         return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
     layers = zip(routing.load, routing.load_adv, strict=True)
@@ -167,7 +167,7 @@ def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def noise_breaks_none(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(10) Random points of the ball break none of the images that PGD leaves."""
+    """(10) Random points of the ball break none of the images that PGD did not break."""
     alive = _stands(target, x, y, target.epsilon, 50)
     before = int(alive.sum())
     draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(target.seed, 10)))
@@ -252,10 +252,13 @@ def attack_strength(
         ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()
-        left = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
-    weaker = left[1] - left[0] > max(1.0, 100 / len(x)) + 1e-9
+        accuracies = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
+    weaker = accuracies[1] - accuracies[0] > max(1.0, 100 / len(x)) + 1e-9
     return Check(
-        9, "attack as strong as ours", "fail" if weaker else "pass", f"ours leaves {left[0]:.1f} %, theirs {left[1]:.1f} %"
+        9,
+        "attack as strong as ours",
+        "fail" if weaker else "pass",
+        f"ours leaves {accuracies[0]:.1f} %, theirs {accuracies[1]:.1f} %",
     )
 
 
@@ -297,7 +300,7 @@ def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], sto
 def check_figures(
     target: Target, shards: Sequence[Shard], figures: Mapping[str, float], worst: float, routing: RoutingFigures | None
 ) -> list[Check]:
-    """The checks that read what was run."""
+    """The checks that read the results of attacks already run."""
     total = sum(len(shard.rows) for shard in shards)
     return [
         square(shards),
@@ -320,7 +323,7 @@ def _answer(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
 
 
 def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
-    """Images of which some router holds two experts equal, or gives NaN: [B] bool."""
+    """Images for which some router scores two experts as equal, or gives NaN: [B] bool."""
     if not routings:
         return torch.zeros_like(logits[:, 0], dtype=torch.bool)
     gaps = margins(routings, route_of(routings))

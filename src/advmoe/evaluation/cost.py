@@ -16,8 +16,8 @@ Shape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class LayerCost:
-    """A layer by its place in the network. A convolution has its batch norm's parameters, but not its router's: that is a row
-    of its own, as is a batch norm that stands alone."""
+    """The cost of one layer, by its name in the network. A convolution includes the parameters of its batch norm. A router has a
+    separate row, and so has a batch norm outside of a convolution."""
 
     name: str
     params: int
@@ -27,7 +27,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """`ideal` counts chosen experts, routers and plain layers; `executed` is what torch really multiplied."""
+    """`ideal` counts chosen experts, routers and plain layers; `executed` counts what torch really multiplied."""
 
     params: int
     gmacs_ideal: float
@@ -47,7 +47,7 @@ def cost(model: Classifier, shape: Shape) -> Cost:
 
 @torch.no_grad()
 def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
-    """At how many places of one image each counted layer puts out its channels (H' * W'; 1 for a linear layer)."""
+    """Number of output positions of each counted layer for one image: H' * W', or 1 for a linear layer."""
     positions: dict[str, int] = {}
 
     def keeper(name: str) -> Callable[..., None]:
@@ -73,13 +73,13 @@ def layer_macs(model: Classifier, positions: dict[str, int]) -> dict[str, int]:
 
 
 def layer_params(model: Classifier) -> dict[str, int]:
-    """Parameters of each layer, in order; a counted layer takes in those of the modules in it that are not counted."""
+    """Parameters of each layer, in order; a counted layer includes those of its submodules that are not counted."""
     layers, params = counted(model), dict[str, int]()
     for name, parameter in model.named_parameters():
         owner = name.rpartition(".")[0]
-        places = [owner, *(owner.rsplit(".", cut)[0] for cut in range(1, owner.count(".") + 1))]
-        place = next((place for place in places if place in layers), owner)
-        params[place] = params.get(place, 0) + parameter.numel()
+        candidates = [owner, *(owner.rsplit(".", cut)[0] for cut in range(1, owner.count(".") + 1))]
+        target = next((target for target in candidates if target in layers), owner)
+        params[target] = params.get(target, 0) + parameter.numel()
     return params
 
 
@@ -89,7 +89,7 @@ def counted(model: Classifier) -> dict[str, nn.Module]:
 
 
 def _weights(layer: nn.Module) -> int:
-    """Weights that one position of an image is multiplied with."""
+    """Number of weights that multiply one position of an image."""
     if isinstance(layer, MoEConv2d):
         return layer.width * layer.filters[0].numel()
     assert isinstance(layer.weight, Tensor)
@@ -97,9 +97,12 @@ def _weights(layer: nn.Module) -> int:
 
 
 def _executed(model: Classifier, counter: FlopCounterMode) -> dict[str, int]:
-    """What torch counted in each counted layer, without the counted ones in it."""
-    whole = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted(model)}
-    return {name: macs - sum(whole[inner] for inner in whole if inner.startswith(f"{name}.")) for name, macs in whole.items()}
+    """Multiply-accumulates that torch ran in each counted layer, without those of counted layers inside it."""
+    inclusive = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted(model)}
+    return {
+        name: macs - sum(inclusive[inner] for inner in inclusive if inner.startswith(f"{name}."))
+        for name, macs in inclusive.items()
+    }
 
 
 def _macs(counter: FlopCounterMode, name: str) -> int:

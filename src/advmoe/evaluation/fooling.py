@@ -1,4 +1,4 @@
-"""What it takes to fool a network on one image: which attack first does, how small a change suffices, a file that keeps it.
+"""Fool a network on one image: the first attack that succeeds, the smallest change that suffices, and the image as a file.
 
 Shapes: C channels of H x W pixels in [0, 1]; distances are L-infinity.
 """
@@ -19,17 +19,17 @@ from advmoe.evaluation.shards import SLACK
 from advmoe.files import drafted
 
 THOROUGH = ("pgd_50", "apgd_ce", "apgd_dlr", "apgd_t", "straight_through_1", "reroute")
-QUICK = ("pgd_50", "apgd_ce", "reroute_quick")  # what a bisection asks at every epsilon, after what fooled before
-CLOSE = 1 / 16  # a bisection ends where what was withstood is nearer than this share to what fooled,
-ROUNDS = 12  # or after so many
-Told = Callable[[str, float, bool], None]  # an attack's name, its epsilon, whether it fooled
+QUICK = ("pgd_50", "apgd_ce", "reroute_quick")  # what a bisection runs at every epsilon, after the last attack that succeeded
+CLOSE = 1 / 16  # a bisection ends when its interval is at most this share of the epsilon that fools,
+ROUNDS = 12  # or after this many steps
+Observer = Callable[[str, float, bool], None]  # an attack's name, its epsilon, whether it fooled
 
 
 @dataclass(frozen=True)
 class Victim:
     """A frozen network and the image x [C, H, W] that it takes for class number `label`, of `num_classes`.
 
-    `search` may be a faster twin of `network` for attacks to climb with; `network` alone decides what fools.
+    `search` may be a faster copy of `network` that attacks use for gradients; `network` alone decides whether an image fools it.
     """
 
     network: Routed
@@ -42,35 +42,35 @@ class Victim:
 
     @property
     def setting(self) -> Setting:
-        """What decides which attacks can run."""
+        """The facts that decide which attacks can run."""
         channels, height, width = self.x.shape
         return Setting("Linf", self.num_classes, (channels, height, width), self.routed, transfer=False)
 
     @torch.no_grad()
     def is_fooled(self, x_adv: Tensor) -> bool:
-        """Whether the network takes x' [C, H, W] for another class; logits that are not finite are no answer."""
+        """Whether the network predicts another class for x' [C, H, W]; False if any logit is not finite."""
         logits = self.network(x_adv[None])[0]
         return bool(torch.isfinite(logits).all()) and int(logits.argmax()) != self.label
 
 
 @dataclass(frozen=True)
 class Fooled:
-    """x' [C, H, W] that fools, the attack that found it, and its greatest change of a pixel."""
+    """An image x' [C, H, W] that fools the network, the attack that made it, and its largest change of a pixel."""
 
     x_adv: Tensor
     attack: str
     epsilon: float
 
 
-def first_to_fool(victim: Victim, epsilon: float, told: Told, attacks: Sequence[str]) -> Fooled | None:
-    """The first of the attacks, those without sense for this network left out, that fools it inside the ball of `epsilon`."""
+def first_to_fool(victim: Victim, epsilon: float, report: Observer, attacks: Sequence[str]) -> Fooled | None:
+    """The result of the first attack that fools inside the ball of `epsilon`, or None. Attacks that cannot run are skipped."""
     for name in attacks:
         if ATTACKS[name].obstacle(victim.setting):
             continue
         x_adv = _attacked(victim, name, epsilon)
         change = float((x_adv - victim.x).abs().max())
         fooled = change <= epsilon + SLACK and victim.is_fooled(x_adv)
-        told(name, epsilon, fooled)
+        report(name, epsilon, fooled)
         if fooled:
             return Fooled(x_adv, name, change)
     return None
@@ -82,32 +82,32 @@ def _attacked(victim: Victim, name: str, epsilon: float) -> Tensor:
     return ATTACKS[name].run(job).detach()[0]
 
 
-def beyond(victim: Victim, withstood: float, told: Told) -> tuple[Fooled | None, float]:
-    """What fools at twice the epsilon `withstood`, or four times, and so on up to 1; and the last that was withstood."""
+def beyond(victim: Victim, withstood: float, report: Observer) -> tuple[Fooled | None, float]:
+    """Double the epsilon `withstood`, up to 1, until an attack succeeds: its result or None, and the last epsilon withstood."""
     while withstood < 1:
-        found = first_to_fool(victim, min(2 * withstood, 1.0), told, QUICK)
-        if found is not None:
-            return found, withstood
+        best = first_to_fool(victim, min(2 * withstood, 1.0), report, QUICK)
+        if best is not None:
+            return best, withstood
         withstood = min(2 * withstood, 1.0)
     return None, withstood
 
 
-def smallest(victim: Victim, found: Fooled, withstood: float, told: Told) -> Fooled:
-    """A bisection between what was withstood and what fools. Attacks search, so that still less may suffice: an upper bound."""
+def smallest(victim: Victim, best: Fooled, withstood: float, report: Observer) -> Fooled:
+    """Bisect between the epsilon withstood and the one that fools. The result is an upper bound: a smaller change may exist."""
     for _ in range(ROUNDS):
-        if found.epsilon - withstood <= CLOSE * found.epsilon:
+        if best.epsilon - withstood <= CLOSE * best.epsilon:
             break
-        middle = (withstood + found.epsilon) / 2
-        less = first_to_fool(victim, middle, told, tuple(dict.fromkeys((found.attack, *QUICK))))
-        withstood, found = (middle, found) if less is None else (withstood, less)
-    return found
+        middle = (withstood + best.epsilon) / 2
+        less = first_to_fool(victim, middle, report, tuple(dict.fromkeys((best.attack, *QUICK))))
+        withstood, best = (middle, best) if less is None else (withstood, less)
+    return best
 
 
-def in_eight_bits(victim: Victim, found: Fooled, epsilon: float) -> Tensor | None:
-    """x' on the 256 levels of a PNG, inside the ball of `epsilon` and still fooling; None where it is not to be had so."""
+def in_eight_bits(victim: Victim, best: Fooled, epsilon: float) -> Tensor | None:
+    """x' on the 256 levels of a PNG, inside the ball of `epsilon` and still fooling; None if rounding makes that impossible."""
     low, high = ((255 * (victim.x.double() + side * epsilon)) for side in (-1, 1))
     low, high = (low - 255 * SLACK).ceil().clamp(min=0), (high + 255 * SLACK).floor().clamp(max=255)
-    levels = torch.minimum(torch.maximum((255 * found.x_adv.double()).round(), low), high)
+    levels = torch.minimum(torch.maximum((255 * best.x_adv.double()).round(), low), high)
     x_adv = levels.float() / 255  # as a PNG's pixels are read
     return x_adv if bool((low <= high).all()) and victim.is_fooled(x_adv) else None
 

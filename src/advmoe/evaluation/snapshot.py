@@ -1,6 +1,6 @@
 """What a Record shows beside its figures: MoE layers, loads by class, accuracy against epsilon, images with their routes.
 
-The network itself decides, in float32. The same network, images and seed give the same snapshot.
+The network itself, in float32, makes every prediction. The same network, images and seed give the same snapshot.
 """
 
 import base64
@@ -84,7 +84,7 @@ def layers(model: Classifier, x: Tensor) -> list[Layer]:
 
 @torch.no_grad()
 def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int]]]:
-    """How many images of each class every expert is given: [L][classes][N], L = 1 where the network has one router."""
+    """Number of images of each class that every expert receives: [L][classes][N]. L is 1 if the network has one router."""
     parts = [model.forward_routed(part)[1] for part in x.split(BATCH_SIZE)]
     routes, classes = torch.cat([route_of(routings) for routings in parts]), model.num_classes
     counts = []
@@ -104,7 +104,7 @@ def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> EpsilonCurve:
 
 
 def _standing(target: Target, rows: list[int]) -> int:
-    """How many of `rows` are right under CURVE_ATTACK, by what works on an evaluation's shards."""
+    """How many of `rows` are classified correctly under CURVE_ATTACK. The attack runs as in an evaluation."""
     attacks = (CURVE_ATTACK,) if target.epsilon > 0 else ()
     shard = Shard(rows=rows)
     Worker(target, shard).run(Preset({"ra": attacks}, ()))
@@ -122,19 +122,19 @@ def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GAL
 
 
 def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
-    """Each row's image, clean and under GALLERY_ATTACK, with what the network makes of it.
+    """Each row's image, clean and under GALLERY_ATTACK, with the network's prediction.
 
-    `prediction` is a class number and `confidence` its softmax probability, of the pixels as they were attacked; `png` shows them
-    rounded to 8 bits, so that it is for the eye and need not fool.
+    `prediction` is a class number and `confidence` its softmax probability, both computed from the float32 pixels. `png` holds
+    the pixels rounded to 8 bits: it is for display, and the rounded image may not fool the network.
     """
     index = torch.as_tensor(rows, dtype=torch.int64, device=target.x.device)
     x, y = target.x[index], target.y[index]
     job = Job(target.model, x, y, rows, target.epsilon, target.norm, target.seed, 0, target.num_classes)
     clean, adversarial = _seen(target.model, x), _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
-    shown = zip(rows, y.tolist(), clean, adversarial, strict=True)
+    columns = zip(rows, y.tolist(), clean, adversarial, strict=True)
     return [
         GalleryImage(row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK)
-        for row, label, before, after in shown
+        for row, label, before, after in columns
     ]
 
 

@@ -1,11 +1,11 @@
-"""What the report says about its figures, in order."""
+"""Titles, captions and alternative texts of the report's figures, in order."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A figure's title, what it shows, what it looks like to one who does not see it, and what a Record needs to be drawn."""
+    """A figure's title, caption, alternative text for screen readers, and the data that a Record needs for it."""
 
     title: str
     text: str

@@ -127,8 +127,8 @@ def alike(summaries: Iterable[Summary]) -> list[list[Summary]]:
     groups: list[list[Summary]] = []
     for summary in summaries:
         key = summary.cell.setting, summary.shared
-        place = next((group for group in groups if (group[0].cell.setting, group[0].shared) == key), None)
-        if place is None:
-            groups.append(place := [])
-        place.append(summary)
+        match = next((group for group in groups if (group[0].cell.setting, group[0].shared) == key), None)
+        if match is None:
+            groups.append(match := [])
+        match.append(summary)
     return groups

@@ -38,7 +38,7 @@ OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 
 @dataclass(frozen=True)
 class Cell:
-    """What a figure is a figure of; runs of one cell differ in their seeds alone.
+    """The setting that a figure belongs to; runs of one cell differ only in their seeds.
 
     `width` is None for the published one. A dense network has the model scale 1, and one without routers a single expert.
     `epsilon` and `norm` are those of the evaluation, `attack_steps` those of training.
@@ -96,10 +96,10 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is no folder")
-    found = [pair for path in _files(folder) for pair in _read(path, warn)]
-    if not found:
+    pairs = [pair for path in _files(folder) for pair in _read(path, warn)]
+    if not pairs:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
-    once = {record.model_dump_json(): (path, record) for path, record in reversed(found)}  # copies of a Record are one
+    once = {record.model_dump_json(): (path, record) for path, record in reversed(pairs)}  # copies of a Record are one
     cells: dict[Cell, list[Found]] = defaultdict(list)
     for path, record in sorted(once.values(), key=lambda pair: pair[1].time, reverse=True):
         cells[cell_of(record)].append((path, record))
@@ -185,7 +185,7 @@ def differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A setting's value in few letters."""
+    """A setting's value as a short text."""
     text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
 

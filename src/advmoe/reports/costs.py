@@ -33,56 +33,62 @@ class Judged:
     reasons: tuple[str, ...]
 
 
-def less(own: float, dense: float) -> float:
-    """By how many percent `own` is less than `dense`."""
-    return 100 * (1 - own / dense)
+def less(gmacs: float, dense: float) -> float:
+    """By how many percent `gmacs` is less than `dense`."""
+    return 100 * (1 - gmacs / dense)
 
 
-def cost_row(own: Cost, dense: Estimate, layers: bool) -> dict[str, Any]:
+def cost_row(network: Cost, dense: Estimate, layers: bool) -> dict[str, Any]:
     """Parameters and GMACs of a network as plain values; with `layers`, those of each layer."""
     figures = {
-        "params": own.params,
-        "gmacs_ideal": own.gmacs_ideal,
-        "gmacs_executed": own.gmacs_executed,
+        "params": network.params,
+        "gmacs_ideal": network.gmacs_ideal,
+        "gmacs_executed": network.gmacs_executed,
         "gmacs_dense": dense.gmacs,
     }
-    return figures | ({"layers": [asdict(layer) for layer in own.layers]} if layers else {})
+    return figures | ({"layers": [asdict(layer) for layer in network.layers]} if layers else {})
 
 
-def cost_lines(own: Cost, dense: Estimate, layers: bool) -> list[str]:
+def cost_lines(network: Cost, dense: Estimate, layers: bool) -> list[str]:
     """The same as lines, the layers first."""
     total = [
-        f"parameters       {own.params:,}",
-        f"GMACs, ideal     {own.gmacs_ideal:.6f}",
-        f"GMACs, executed  {own.gmacs_executed:.6f}",
+        f"parameters       {network.params:,}",
+        f"GMACs, ideal     {network.gmacs_ideal:.6f}",
+        f"GMACs, executed  {network.gmacs_executed:.6f}",
         f"GMACs, dense     {dense.gmacs:.6f}",
-        f"against dense    {100 * (own.gmacs_ideal / dense.gmacs - 1):+.1f} %",
+        f"against dense    {100 * (network.gmacs_ideal / dense.gmacs - 1):+.1f} %",
     ]
-    return [*_layer_lines(own), "", *total] if layers else total
+    return [*_layer_lines(network), "", *total] if layers else total
 
 
-def _layer_lines(own: Cost) -> list[str]:
-    wide = max(len(layer.name) for layer in own.layers)
+def _layer_lines(network: Cost) -> list[str]:
+    wide = max(len(layer.name) for layer in network.layers)
     head = f"{'layer':{wide}} {'parameters':>12} {'GMACs, ideal':>14} {'executed':>14}"
-    rows = (f"{c.name:{wide}} {c.params:12,} {c.gmacs_ideal:14.9f} {c.gmacs_executed:14.9f}" for c in own.layers)
+    rows = (f"{c.name:{wide}} {c.params:12,} {c.gmacs_ideal:14.9f} {c.gmacs_executed:14.9f}" for c in network.layers)
     return [head, *rows]
 
 
 def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, RunConfig]:
     """The recipes with `part` in their names. Raises UserError where there is none."""
-    found = {name: config for name, config in recipes.items() if part in name}
-    if not found:
+    matches = {name: config for name, config in recipes.items() if part in name}
+    if not matches:
         words = {word for name in recipes for word in name.split("-")}
         raise UserError(f"no listed recipe has '{part}' in its name: {nearest(part, list(words))}")
-    return found
+    return matches
 
 
 def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
     """Name, configuration and cost of recipes, as plain values."""
     costs = {name: recipe_cost(name, config) for name, config in recipes.items()}
     return [
-        {"name": name, "config": to_dict(recipes[name]), "params": own.params, "gmacs_ideal": own.gmacs, "gmacs_dense": dense.gmacs}
-        for name, (own, dense) in costs.items()
+        {
+            "name": name,
+            "config": to_dict(recipes[name]),
+            "params": network.params,
+            "gmacs_ideal": network.gmacs,
+            "gmacs_dense": dense.gmacs,
+        }
+        for name, (network, dense) in costs.items()
     ]
 
 
@@ -94,11 +100,11 @@ def recipe_lines(recipes: Mapping[str, RunConfig]) -> list[str]:
 
 
 def _recipe_line(name: str, config: RunConfig, wide: int) -> str:
-    (own, dense), training = recipe_cost(name, config), config.training
+    (network, dense), training = recipe_cost(name, config), config.training
     epochs = " + ".join([str(training.epochs)] * len(METHODS[config.method].phases))
-    versus = "" if own == dense else f"{-less(own.gmacs, dense.gmacs):+.0f} %"
+    versus = "" if network == dense else f"{-less(network.gmacs, dense.gmacs):+.0f} %"
     settings = f"{epochs:>9} {training.batch_size:5}  {_attack(config):28}"
-    return f"{name:{wide}} {settings} {own.params:11,} {own.gmacs:7.4f} {versus:>8}".rstrip()
+    return f"{name:{wide}} {settings} {network.params:11,} {network.gmacs:7.4f} {versus:>8}".rstrip()
 
 
 def _attack(config: RunConfig) -> str:
@@ -107,8 +113,8 @@ def _attack(config: RunConfig) -> str:
         return "none"
     loss = config.training.loss.upper().replace("_", "-")
     attack = config.attack
-    whole = abs(255 * attack.epsilon - round(255 * attack.epsilon)) < 1e-6
-    step, epsilon = (f"{255 * value:.3g}/255" if whole else f"{value:.3g}" for value in (attack.step, attack.epsilon))
+    in_255ths = abs(255 * attack.epsilon - round(255 * attack.epsilon)) < 1e-6
+    step, epsilon = (f"{255 * value:.3g}/255" if in_255ths else f"{value:.3g}" for value in (attack.step, attack.epsilon))
     return f"{loss}, {attack.num_steps} x {step} in {epsilon}"
 
 
@@ -118,21 +124,21 @@ def judged_cells() -> list[Judged]:
 
 
 def _judged(cell: Cell) -> Judged:
-    own, dense = estimate(recipe(cell.recipe)), dense_estimate(recipe(cell.recipe))
-    reasons = (_miscounted(cell, own, dense), _impossible_router(cell), _misdivided(cell))
-    return Judged(cell, own.gmacs, less(own.gmacs, dense.gmacs), tuple(reason for reason in reasons if reason))
+    network, dense = estimate(recipe(cell.recipe)), dense_estimate(recipe(cell.recipe))
+    reasons = (_miscounted(cell, network, dense), _impossible_router(cell), _misdivided(cell))
+    return Judged(cell, network.gmacs, less(network.gmacs, dense.gmacs), tuple(reason for reason in reasons if reason))
 
 
-def _miscounted(cell: Cell, own: Estimate, dense: Estimate) -> str | None:
+def _miscounted(cell: Cell, network: Estimate, dense: Estimate) -> str | None:
     """Rule 1: further from the count than rounding and COUNT_SHARE of it allow."""
-    if abs(cell.gflops - own.gmacs) <= HALF_UNIT + COUNT_SHARE * own.gmacs:
+    if abs(cell.gflops - network.gmacs) <= HALF_UNIT + COUNT_SHARE * network.gmacs:
         return None
-    said = f"{cell.model} {'with experts ' if cell.method not in (*PLAIN, 'at_dense') else ''}at r = {cell.model_scale:g}"
-    said += f" counts {own.gmacs:.3f} GMACs, not {cell.gflops:g}"
+    message = f"{cell.model} {'with experts ' if cell.method not in (*PLAIN, 'at_dense') else ''}at r = {cell.model_scale:g}"
+    message += f" counts {network.gmacs:.3f} GMACs, not {cell.gflops:g}"
     if cell.reduction is None:
-        return said
+        return message
     law = "cost goes with r squared: " if cell.method in PLAIN else ""
-    return f"{said}: {law}{less(own.gmacs, dense.gmacs):.0f} % less than dense, not {cell.reduction:.0f} %"
+    return f"{message}: {law}{less(network.gmacs, dense.gmacs):.0f} % less than dense, not {cell.reduction:.0f} %"
 
 
 def _impossible_router(cell: Cell) -> str | None:
@@ -143,8 +149,8 @@ def _impossible_router(cell: Cell) -> str | None:
     implied = _implied_routers(cell)
     if max(implied.values()) - min(implied.values()) <= 4 * HALF_UNIT + 1e-9:
         return None
-    said = ", ".join(f"{router:.2f} at r = {scale:g}" for scale, router in implied.items())
-    return f"{cell.model}'s cells with experts imply routers of {said}, and no one router costs all three"
+    message = ", ".join(f"{router:.2f} at r = {scale:g}" for scale, router in implied.items())
+    return f"{cell.model}'s cells with experts imply routers of {message}, and no one router costs all three"
 
 
 def _implied_routers(cell: Cell) -> dict[float, float]:
@@ -204,19 +210,19 @@ def _judged_line(one: Judged) -> str:
     cell = one.cell
     printed = "" if cell.reduction is None else f"-{cell.reduction:.0f} %"
     counted = "" if cell.reduction is None else f"-{one.counted_reduction:.0f} %"
-    place = f"{cell.table:5} {cell.model:8} {cell.model_scale:4g} {cell.method:14}"
-    return f"{place} {cell.gflops:7.2f} {printed:>7}  {one.counted:7.3f} {counted:>6} "
+    position = f"{cell.table:5} {cell.model:8} {cell.model_scale:4g} {cell.method:14}"
+    return f"{position} {cell.gflops:7.2f} {printed:>7}  {one.counted:7.3f} {counted:>6} "
 
 
 def profile_markdown() -> str:
     """Parameters and GMACs of every backbone, dense, small dense and with experts, at r = 0.5 and N = 2, as a Markdown table."""
     head = ["| images, backbone | network | parameters | GMACs | against dense |", "| --- | --- | ---: | ---: | ---: |"]
-    return "\n".join([*head, *(_markdown_row(place, title) for place in TABLE for title in KINDS)])
+    return "\n".join([*head, *(_markdown_row(backbone, title) for backbone in TABLE for title in KINDS)])
 
 
-def _markdown_row(place: str, title: str) -> str:
-    config = recipe(f"{place}-{KINDS[title]}")
-    own, dense = estimate(config), dense_estimate(config)
-    versus = "" if own == dense else f"{-less(own.gmacs, dense.gmacs):+.1f} %"
-    dataset, _, backbone = place.partition("-")
-    return f"| {dataset}, {backbone} | {title} | {own.params / 1e6:.2f} M | {own.gmacs:.3f} | {versus} |"
+def _markdown_row(name: str, title: str) -> str:
+    config = recipe(f"{name}-{KINDS[title]}")
+    network, dense = estimate(config), dense_estimate(config)
+    versus = "" if network == dense else f"{-less(network.gmacs, dense.gmacs):+.1f} %"
+    dataset, _, backbone = name.partition("-")
+    return f"| {dataset}, {backbone} | {title} | {network.params / 1e6:.2f} M | {network.gmacs:.3f} | {versus} |"

@@ -18,7 +18,7 @@ from advmoe.models import Classifier
 from advmoe.moe import Routings
 
 MAGNIFIED = 4  # the perturbation is drawn this many times as large, around mid-grey
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito: told apart by colour-blind people
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 DPI = 150
 DASHES = ("-", "--", "-.", ":")
 

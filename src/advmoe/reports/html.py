@@ -1,4 +1,4 @@
-"""The report as one HTML file that asks nothing of a network: style, script, figures and images stand in it."""
+"""The report as one HTML file that loads nothing from a network: style, script, figures and images are inside it."""
 
 import base64
 import hashlib
@@ -72,9 +72,11 @@ def report_html(
 
 def _policy(style: str, script: str) -> str:
     """The Content-Security-Policy: nothing from a network, no style and no script but these two."""
-    own = {name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in (("s", style), ("j", script))}
+    hashes = {
+        name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in (("s", style), ("j", script))
+    }
     return (
-        f"default-src 'none'; img-src data:; style-src 'sha256-{own['s']}'; script-src 'sha256-{own['j']}'; "
+        f"default-src 'none'; img-src data:; style-src 'sha256-{hashes['s']}'; script-src 'sha256-{hashes['j']}'; "
         "base-uri 'none'; form-action 'none'"
     )
 

@@ -56,7 +56,7 @@ class Table:
         return self.rows[len(self.rows) - self.not_run :]
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers: such stand to the right."""
+        """Whether a column holds numbers; these are aligned to the right."""
         return any(row[column].value is not None for row in self.rows)
 
     def numbered_notes(self) -> list[str]:

@@ -38,7 +38,7 @@ OTHER = Look("other", "#767676", "-", "P")
 
 
 def look(method: str) -> Look:
-    """The method's look; one of its own name where it is none of this package's."""
+    """The method's look; a default look with the method's name if this package does not know the method."""
     return LOOKS.get(method) or replace(OTHER, title=method)
 
 
@@ -76,17 +76,17 @@ def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
 def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     """Records by setting and model scale, titled; the dense network stands in the panel of every scale."""
     panels = []
-    for setting, own in grouped(records, setting_of).items():
-        scales = sorted({scale_of(record) for record in own if record.method not in FULL_SCALE})
+    for setting, members in grouped(records, setting_of).items():
+        scales = sorted({scale_of(record) for record in members if record.method not in FULL_SCALE})
         for scale in scales or [1.0]:
-            chosen = [record for record in own if record.method in FULL_SCALE or scale_of(record) == scale]
+            chosen = [record for record in members if record.method in FULL_SCALE or scale_of(record) == scale]
             panels.append((titled(setting, chosen, f"model scale r = {scale:g}, " if scales else ""), chosen))
     return panels
 
 
 def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
     """The setting in words, and how many seeds its networks have."""
-    counts = sorted({len(own) for own in grouped(records, cell_of).values()})
+    counts = sorted({len(members) for members in grouped(records, cell_of).values()})
     seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     named = replace(setting, dataset=short(setting.dataset), backbone=short(setting.backbone), norm=short(setting.norm))
     return f"{in_words(named)}\n{detail}{seeds} seed{'s' if counts[-1] > 1 else ''}"
@@ -122,12 +122,12 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
     """Mean over seeds of `curves` [seeds][points], and its band of one sample deviation."""
-    own = look(line[0])
+    style = look(line[0])
     means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
     every = max(1, len(xs) // 10)
-    ax.plot(xs, means, color=own.colour, linestyle=own.dash, marker=own.marker, markersize=4, markevery=every, label=label)
+    ax.plot(xs, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=4, markevery=every, label=label)
     if len(curves) > 1:
-        ax.fill_between(xs, means - stds, means + stds, color=own.colour, alpha=0.18, linewidth=0)
+        ax.fill_between(xs, means - stds, means + stds, color=style.colour, alpha=0.18, linewidth=0)
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:

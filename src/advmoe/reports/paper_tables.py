@@ -84,9 +84,9 @@ def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
     judged = [one for one in judged_cells() if one.cell.table == name]
     runs = [next((own for own in summaries if is_run_of(own, one.cell)), None) for one in judged]
     printed = [field for field in PRINTED_AS if any(getattr(one.cell, field) is not None for one in judged)]
-    found = [run for run in runs if run is not None]
-    worst = ["ra_worst", *(name for name in WORST[1:] if any(name in (*run.figures, *run.mixed) for run in found))]
-    notes = Notes(found)
+    existing = [run for run in runs if run is not None]
+    worst = ["ra_worst", *(name for name in WORST[1:] if any(name in (*run.figures, *run.mixed) for run in existing))]
+    notes = Notes(existing)
     columns = [
         "backbone", "r", "method", "n", *(f"{PRINTED_AS[field].label}, {kind}" for field in printed for kind in KINDS),
         *([] if "ra_aa" in printed else [f"{label('ra_aa')}, ours"]), *(f"{label(name)}, ours" for name in worst),

@@ -37,18 +37,20 @@ def fig7(records: list[Record], path: Path) -> bool:
     """Robust accuracies of the five robust methods against model scale, a row of panels for each setting with two scales of one
     (Fig. 7)."""
     robust = [record for record in records if record.method != "standard"]
-    settings = {setting: own for setting, own in grouped(robust, setting_of).items() if _scales(own)}
+    settings = {setting: members for setting, members in grouped(robust, setting_of).items() if _scales(members)}
     if not settings:
         return False
-    names = [name for name in DRAWN if any(DRAWN[name].value(record) is not None for own in settings.values() for record in own)]
+    names = [
+        name for name in DRAWN if any(DRAWN[name].value(record) is not None for members in settings.values() for record in members)
+    ]
     figure = Figure(figsize=(3.3 * len(names), 3.4 * len(settings) + 0.7), layout="constrained")
     rows = figure.subfigures(len(settings), 1, squeeze=False)[:, 0]
     axes = []
-    for row, (setting, own) in zip(rows, settings.items(), strict=True):
-        row.suptitle(titled(setting, own), fontsize=9)
+    for row, (setting, members) in zip(rows, settings.items(), strict=True):
+        row.suptitle(titled(setting, members), fontsize=9)
         axes += list(row.subplots(1, len(names), squeeze=False, sharey=True)[0])
         for ax, name in zip(axes[-len(names) :], names, strict=True):
-            _against_scale(ax, name, own)
+            _against_scale(ax, name, members)
         axes[-len(names)].set_ylabel("accuracy, %")
     legend_below(figure, axes)
     save(figure, path)
@@ -57,14 +59,14 @@ def fig7(records: list[Record], path: Path) -> bool:
 
 def _scales(records: Iterable[Record]) -> bool:
     """Whether a method was run at two model scales."""
-    return any(len({scale_of(record) for record in own}) > 1 for own in by_line(records).values())
+    return any(len({scale_of(record) for record in members}) > 1 for members in by_line(records).values())
 
 
 def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
     title, value = DRAWN[name].label, DRAWN[name].value
     lines = by_line(record for record in records if value(record) is not None)
-    for line, own in lines.items():
-        at = sorted(grouped(own, scale_of).items())
+    for line, members in lines.items():
+        at = sorted(grouped(members, scale_of).items())
         points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
         means, stds = [mean for mean, _ in points], [std for _, std in points]
         style, label = look(line[0]), label_of(line, lines)
@@ -86,12 +88,12 @@ def fig_a2(records: list[Record], path: Path) -> bool:
         return False
     figure = Figure(figsize=(9, 3.5 * len(panels) + 0.7), layout="constrained")
     rows = figure.subfigures(len(panels), 1, squeeze=False)[:, 0]
-    for row, (title, own) in zip(rows, panels, strict=True):
+    for row, (title, members) in zip(rows, panels, strict=True):
         row.suptitle(title, fontsize=9)
         pair = row.subplots(1, 2, sharey=True)
-        for ax, name, said in zip(pair, ("val_sa", "val_ra"), ("SA", "RA (PGD-10)"), strict=True):
-            _trajectories(ax, own, name)
-            ax.set(title=f"{said} on held-out images", xlabel="epoch", ylim=(0, 100))
+        for ax, name, text in zip(pair, ("val_sa", "val_ra"), ("SA", "RA (PGD-10)"), strict=True):
+            _trajectories(ax, members, name)
+            ax.set(title=f"{text} on held-out images", xlabel="epoch", ylim=(0, 100))
         pair[0].set_ylabel("accuracy, %")
     legend_below(figure, figure.axes)
     save(figure, path)
@@ -100,9 +102,9 @@ def fig_a2(records: list[Record], path: Path) -> bool:
 
 def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
     lines = by_line(records)
-    for line, own in lines.items():
-        epochs = min(len(record.history) for record in own)  # a run that was cut short shortens its method's mean
-        rows = [record.history[:epochs] for record in own]
+    for line, members in lines.items():
+        epochs = min(len(record.history) for record in members)  # a run that was cut short shortens its method's mean
+        rows = [record.history[:epochs] for record in members]
         label = label_of(line, lines)
         if any(row.phase > 1 for row in rows[0]):
             label += ", masks, then weights"
@@ -111,13 +113,13 @@ def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
 
 
 def epsilon(records: list[Record], path: Path) -> bool:
-    """Accuracy against epsilon. Where it does not fall towards 0 at a large one, the attack was misled, not withstood."""
+    """Accuracy against epsilon. If it does not fall towards 0 at a large epsilon, the attack failed; the network is not robust."""
     panels = by_panel(record for record in records if record.epsilon_curve and record.epsilon > 0)
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 3.8 * len(panels) + 0.7), layout="constrained")
-    for ax, (title, own) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
-        _against_epsilon(ax, own)
+    for ax, (title, members) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels, strict=True):
+        _against_epsilon(ax, members)
         ax.set_title(title, fontsize=9)
     legend_below(figure, figure.axes)
     save(figure, path)
@@ -127,15 +129,15 @@ def epsilon(records: list[Record], path: Path) -> bool:
 def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
     first, lines = records[0], by_line(records)
     assert first.epsilon_curve is not None
-    for line, own in lines.items():
-        curves = [record.epsilon_curve for record in own if record.epsilon_curve]
+    for line, members in lines.items():
+        curves = [record.epsilon_curve for record in members if record.epsilon_curve]
         multiples = [value / first.epsilon for value in curves[0].epsilons]
         draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line, lines))
     ax.axvline(1, color="#767676", linewidth=0.8)
     attack = first.epsilon_curve.attack.upper().replace("_", "-")
     ax.set(xlabel=f"radius of the attack, times {radius(first.epsilon)}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
-    said = f"{first.epsilon_curve.images} images"
-    ax.annotate(said, (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
+    text = f"{first.epsilon_curve.images} images"
+    ax.annotate(text, (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
     ax.grid(alpha=0.3)
 
 
@@ -144,13 +146,13 @@ def frontier(records: list[Record], path: Path) -> bool:
 
     Ringed and joined: the networks that no cheaper one matches.
     """
-    panels = {key: own for key, own in grouped(records, _frontier_key).items() if len(grouped(own, cell_of)) > 1}
+    panels = {key: members for key, members in grouped(records, _frontier_key).items() if len(grouped(members, cell_of)) > 1}
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 4.2 * len(panels) + 0.8), layout="constrained")
-    for ax, ((setting, name), own) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
-        _against_cost(ax, name, own)
-        ax.set_title(titled(setting, own), fontsize=9)
+    for ax, ((setting, name), members) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
+        _against_cost(ax, name, members)
+        ax.set_title(titled(setting, members), fontsize=9)
     legend_below(figure, figure.axes)
     save(figure, path)
     return True
@@ -166,14 +168,14 @@ Point = tuple[float, float, float, Line, str]  # GMACs, mean, deviation, line, n
 
 def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     lines, several = by_line(records), len({record.backbone for record in records}) > 1
-    points = [point for line, own in lines.items() for point in _points(line, own, name, several)]
-    for gmacs, mean, std, line, said in points:
+    points = [point for line, members in lines.items() for point in _points(line, members, name, several)]
+    for gmacs, mean, std, line, text in points:
         style = look(line[0])
         ax.errorbar(
             gmacs, mean, yerr=std, color=style.colour, marker=style.marker, linestyle="", markersize=7, capsize=2,
             label=label_of(line, lines),
         )  # fmt: skip
-        ax.annotate(said, (gmacs, mean), (7, 5), textcoords="offset points", fontsize=7)
+        ax.annotate(text, (gmacs, mean), (7, 5), textcoords="offset points", fontsize=7)
     best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])
     xs, ys = zip(*best, strict=True)
     ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
