@@ -1,7 +1,7 @@
 """glibc's allocator, told to keep the memory of freed tensors instead of returning it to the system.
 
-By default glibc maps every large tensor anew and pays for its pages at first touch. Where networks take turns this costs 15 to 25 %
-of an inference pass on the CPU (docs/performance.md).
+By default glibc maps every large tensor anew and pays for its pages at first touch. Where networks take turns, a dense pass
+has some 11,000 page faults that way (docs/performance.md).
 """
 
 import ctypes
