@@ -141,7 +141,7 @@ class Difference(Part):
 
 
 class RoutingFigures(Part):
-    """Shares of all images in percent, but `flip_rate` and `overlap` [L]: of the correct ones. Loads are counts [L][N].
+    """Shares of all images in percent, but `flip_rate` and `overlap` [L]: of the correct ones. Loads are counts [L, N].
 
     `ra_router`: right on the clean image over the adversarial image's route; `ra_expert`: right on the adversarial image over
     the clean image's route; `fixed_expert_*` [N]: clean, and under PGD-10, with expert e in every layer. `choice_gain` [N] is
