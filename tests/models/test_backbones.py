@@ -7,17 +7,19 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
+from advmoe.errors import UserError
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS, build_model
 from advmoe.moe import DenseKind, MaskedKind, MoEKind, StraightThroughGate
 
 KINDS = {
     "dense": DenseKind(),
-    "small dense": DenseKind(0.5),
+    "small dense, silu": DenseKind(0.5, activation="silu"),
     "masked": MaskedKind(0.5),
     "moe per layer": MoEKind(0.5, num_experts=2, norms="shared"),
     "moe per network": MoEKind(0.8, num_experts=3, bank="disjoint", routers="per_network", norms="shared"),
@@ -250,3 +252,24 @@ def test_published_numbers_of_parameters(backbone, data, count):
     with torch.device("meta"):
         model = build(backbone, DenseKind(), data, None)
     assert sum(p.numel() for p in model.parameters()) == count
+
+
+@pytest.mark.parametrize("backbone", MODELS)
+def test_silu_replaces_every_relu_but_the_network_routers(backbone):
+    layers = [
+        list(build(backbone, MoEKind(routers="per_network", activation=name), "cifar10", WIDTHS[backbone]).modules())
+        for name in ("relu", "silu")
+    ]
+    kinds = [[type(layer) for layer in of if isinstance(layer, nn.ReLU | nn.SiLU)] for of in layers]
+    in_router = [type(layer) for layer in layers[0][0].router.modules() if isinstance(layer, nn.ReLU)]
+    assert kinds[0].count(nn.ReLU) == len(kinds[0]) == len(kinds[1]) > len(in_router)
+    assert kinds[1].count(nn.ReLU) == len(in_router)
+    assert kinds[1].count(nn.SiLU) == len(kinds[1]) - len(in_router)
+
+
+def test_silu_is_x_times_its_sigmoid():
+    x = torch.tensor([-2.0, 0.0, 2.0])
+    values = DenseKind(activation="silu").nonlinearity()(x)
+    assert values.tolist() == pytest.approx([-2 / (1 + math.exp(2)), 0, 2 / (1 + math.exp(-2))])
+    with pytest.raises(UserError, match="activation must be one of relu, silu, not gelu"):
+        DenseKind(activation="gelu")

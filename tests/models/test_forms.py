@@ -57,6 +57,7 @@ def test_what_a_backbone_cannot_be_is_one_line():
         "ignores bank disjoint: give the kind to convert": MoEKind(0.7, bank="disjoint"),
         "ignores routers per_network": MoEKind(routers="per_network"),
         "ignores norms shared": MoEKind(norms="shared"),
+        "ignores activation silu: make its activations by kind.nonlinearity()": MoEKind(activation="silu"),
     }
     for message, kind in cases.items():
         with pytest.raises(NoSuchForm, match=f"backbone 'mine' {message}"):

@@ -24,7 +24,8 @@ from advmoe.moe import (
 
 SPEC = ImageSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 KINDS = [
-    DenseKind(), DenseKind(0.5), MaskedKind(0.5), MoEKind(0.5, 3, norms="shared"), MoEKind(0.75, 3, norms="per_expert"),
+    DenseKind(), DenseKind(0.5, activation="silu"), MaskedKind(0.5), MoEKind(0.5, 3, norms="shared"),
+    MoEKind(0.75, 3, norms="per_expert", activation="silu"),
     MoEKind(0.5, 2, "disjoint", "per_network", "per_expert"),
 ]  # fmt: skip
 WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}

@@ -50,12 +50,14 @@ def trained(model, size=16, steps=4, lr=0.05):
     return model.eval()
 
 
-@pytest.mark.parametrize(("scale", "stem"), [(0.5, "cifar"), (0.5, "imagenet"), (0.8, "cifar")])
+@pytest.mark.parametrize(
+    ("scale", "stem", "activation"), [(0.5, "cifar", "relu"), (0.5, "imagenet", "relu"), (0.8, "cifar", "silu")]
+)
 @pytest.mark.parametrize("backbone", MODELS)
-def test_compact_is_the_small_dense_network_with_the_same_logits(backbone, scale, stem):
+def test_compact_is_the_small_dense_network_with_the_same_logits(backbone, scale, stem, activation):
     size = 32 if stem == "imagenet" else 16
-    model, x = trained(build(backbone, MaskedKind(scale), stem), size), images(size=size)
-    small, dense = compact(model), build(backbone, DenseKind(scale), stem, seed=9)
+    model, x = trained(build(backbone, MaskedKind(scale, activation=activation), stem), size), images(size=size)
+    small, dense = compact(model), build(backbone, DenseKind(scale, activation=activation), stem, seed=9)
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x), rtol=1e-9, atol=1e-9)
         assert not small.training

@@ -89,6 +89,8 @@ class ModelConfig(Section):
     """A router in every MoE layer, or one small CNN on the image that chooses for all layers."""
     norms: Literal["shared", "per_expert"] = "per_expert"
     """Batch norm after an MoE layer: one for all experts, or one for each expert (measured better, docs/choices.md)."""
+    activation: Literal["relu", "silu"] = "relu"
+    """Activation function of the backbone; a router that is a CNN keeps ReLU."""
 
 
 class DataConfig(Section):

@@ -74,6 +74,8 @@ def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
     layers = model.moe_layers()
     if bool(layers) != isinstance(kind, MoEKind) or bool(model.masks) != isinstance(kind, MaskedKind):
         raise NoSuchForm(f"backbone '{name}' {_FORMS[type(kind)]}")
+    if kind.activation == "silu" and not any(isinstance(module, nn.SiLU) for module in model.modules()):
+        raise NoSuchForm(f"backbone '{name}' ignores activation silu: make its activations by kind.nonlinearity()")
     if isinstance(kind, MoEKind):
         ignored = next(
             (field for field in ("num_experts", "bank", "routers", "norms") if not _follows(model, layers, kind, field)), None

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, relu
+from torch.nn.functional import avg_pool2d
 
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.models.resnet import make_stem
@@ -14,7 +14,7 @@ BOTTLENECK = 4  # width of the bottleneck, in growth rates
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU, 1x1 convolution, norm, ReLU, 3x3 convolution; the output is concatenated to the input."""
+    """Norm, activation, 1x1 convolution, norm, activation, 3x3 convolution; the output is concatenated to the input."""
 
     def __init__(self, kind: DenseKind, inputs: Channels, growth: int) -> None:
         super().__init__()
@@ -22,23 +22,24 @@ class DenseLayer(nn.Module):
         self.norm1 = kind.norm(inputs)
         self.conv1 = kind.conv(inputs, inner, kernel_size=1)
         self.conv2 = kind.conv(inner, self.outputs, norm=False)
+        self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
-        h, first = self.conv1(relu(self.norm1(x), inplace=True), gate, logits)
-        h, second = self.conv2(relu(h, inplace=True), gate, logits)
+        h, first = self.conv1(self.activation(self.norm1(x)), gate, logits)
+        h, second = self.conv2(self.activation(h), gate, logits)
         return torch.cat([x, h], dim=1), first + second
 
 
 class Transition(nn.Module):
-    """Norm, ReLU, 1x1 convolution to half the channels, 2x2 average pooling."""
+    """Norm, activation, 1x1 convolution to half the channels, 2x2 average pooling."""
 
     def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels) -> None:
         super().__init__()
-        self.norm = kind.norm(inputs)
+        self.norm, self.activation = kind.norm(inputs), kind.nonlinearity()
         self.conv = kind.plain(inputs, outputs, kernel_size=1, norm=False)
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
-        return avg_pool2d(self.conv(relu(self.norm(x), inplace=True)), 2), ()
+        return avg_pool2d(self.conv(self.activation(self.norm(x))), 2), ()
 
 
 class DenseNet(Classifier):
@@ -64,9 +65,9 @@ class DenseNet(Classifier):
                 parts.append(layer)
                 channels += layer.outputs
         self.parts = nn.ModuleList(parts)
-        self.norm = kind.norm(channels)
+        self.norm, self.activation = kind.norm(channels), kind.nonlinearity()
         self.finish(channels, num_classes)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = chain(self.parts, self.stem(x), gate, logits)
-        return relu(self.norm(h), inplace=True), routings
+        return self.activation(self.norm(h)), routings

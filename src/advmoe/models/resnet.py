@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
@@ -18,12 +17,13 @@ class BasicBlock(nn.Module):
         self.conv1 = kind.conv(inputs, inner, stride=stride)
         self.conv2 = kind.conv(inner, outputs)
         self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride)
+        self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         h, first = self.conv1(x, gate, logits)
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        h, second = self.conv2(relu(h, inplace=True), gate, logits, shortcut)
-        return relu(h, inplace=True), first + second
+        h, second = self.conv2(self.activation(h), gate, logits, shortcut)
+        return self.activation(h), first + second
 
 
 class ResNet(Classifier):
@@ -52,11 +52,11 @@ class ResNet(Classifier):
 
 
 def make_stem(kind: DenseKind, stem: Stem, inputs: Channels, outputs: Channels) -> nn.Sequential:
-    """The first layers: a convolution, batch norm and ReLU.
+    """The first layers: a convolution, batch norm and activation.
 
     `cifar`: 3x3, stride 1. `imagenet`: 7x7, stride 2, then 3x3 max pooling of stride 2.
     """
     if stem == "cifar":
-        return nn.Sequential(kind.plain(inputs, outputs), nn.ReLU(inplace=True))
+        return nn.Sequential(kind.plain(inputs, outputs), kind.nonlinearity())
     convolution = kind.plain(inputs, outputs, kernel_size=7, stride=2)
-    return nn.Sequential(convolution, nn.ReLU(inplace=True), nn.MaxPool2d(3, stride=2, padding=1))
+    return nn.Sequential(convolution, kind.nonlinearity(), nn.MaxPool2d(3, stride=2, padding=1))

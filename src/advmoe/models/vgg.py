@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import max_pool2d, relu
+from torch.nn.functional import max_pool2d
 
 from advmoe.models.classifier import Classifier, Stem
 from advmoe.moe import DenseKind, Gate, Routings, images
@@ -30,13 +30,14 @@ class VGG(Classifier):
                 self.ends.append(position == depth - 1)
                 channels = outputs
         self.layers = nn.ModuleList(layers)
+        self.activation = kind.nonlinearity()
         self.finish(channels, num_classes)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
-        h, routings = relu(self.stem(x), inplace=True), ()
+        h, routings = self.activation(self.stem(x)), ()
         for layer, ends_stage in zip(self.layers, self.ends, strict=True):
             h, of_layer = layer(h, gate, logits)
-            h, routings = relu(h, inplace=True), routings + of_layer
+            h, routings = self.activation(h), routings + of_layer
             if ends_stage:
                 h = max_pool2d(h, 2, ceil_mode=True)  # ceil: the last stage of a 28x28 image still has a pixel
         return h, routings

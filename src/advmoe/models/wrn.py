@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
@@ -13,9 +12,9 @@ WIDENING = 10
 
 
 class PreActivationBlock(nn.Module):
-    """Two 3x3 convolutions, each after batch norm and ReLU, and a shortcut.
+    """Two 3x3 convolutions, each after batch norm and an activation, and a shortcut.
 
-    Where the shape changes, the shortcut is a 1x1 projection of the input after the first batch norm and ReLU.
+    Where the shape changes, the shortcut is a 1x1 projection of the input after the first batch norm and activation.
     """
 
     def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels, stride: int) -> None:
@@ -25,12 +24,13 @@ class PreActivationBlock(nn.Module):
         self.conv1 = kind.conv(inputs, inner, stride=stride)
         self.conv2 = kind.conv(inner, outputs, norm=False)
         self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride, norm=False)
+        self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
-        activated = relu(self.norm1(x), inplace=True)
+        activated = self.activation(self.norm1(x))
         h, first = self.conv1(activated, gate, logits)
         shortcut = x if self.shortcut is None else self.shortcut(activated)
-        h, second = self.conv2(relu(h, inplace=True), gate, logits, shortcut)
+        h, second = self.conv2(self.activation(h), gate, logits, shortcut)
         return h, first + second
 
 
@@ -55,9 +55,9 @@ class WideResNet(Classifier):
                 stages.append(PreActivationBlock(kind, channels, outputs, stride=2 if stage > 0 and block == 0 else 1))
                 channels = outputs
         self.blocks = nn.ModuleList(stages)
-        self.norm = kind.norm(channels)
+        self.norm, self.activation = kind.norm(channels), kind.nonlinearity()
         self.finish(channels, num_classes)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = chain(self.blocks, self.stem(x), gate, logits)
-        return relu(self.norm(h), inplace=True), routings
+        return self.activation(self.norm(h)), routings

@@ -1,7 +1,7 @@
 """The kinds of network: dense, masked or MoE. A kind makes the channels, norms and convolutions of a backbone."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -15,20 +15,23 @@ from advmoe.moe.norm import ExpertNorm, MaskedNorm
 Bank = Literal["backbone", "disjoint"]
 Routers = Literal["per_layer", "per_network"]
 Norms = Literal["shared", "per_expert"]
+Activation = Literal["relu", "silu"]
 
 
 @dataclass(frozen=True)
 class DenseKind:
     """Plain convolutions: the dense network if `scale` is 1, a small dense network if it is less.
 
-    Raises UserError if `scale` is not in (0, 1].
+    Raises UserError if `scale` is not in (0, 1] or `activation` is unknown.
     """
 
     scale: float = 1.0
+    activation: Activation = field(default="relu", kw_only=True)
 
     def __post_init__(self) -> None:
         if not 0 < self.scale <= 1:
             raise UserError(f"model_scale must be in (0, 1], not {self.scale}")
+        _check_names(self, activation=Activation)
 
     def channels(self, full: int) -> Channels:
         """The channels of a layer that has `full` channels in the dense network. Raises UserError if `scale` leaves none."""
@@ -41,6 +44,10 @@ class DenseKind:
     def norm(self, channels: Channels) -> nn.Module:
         """Batch norm for `channels`. It sets masked channels to zero."""
         return MaskedNorm(channels) if channels.masks else nn.BatchNorm2d(channels.width)
+
+    def nonlinearity(self) -> nn.Module:
+        """The activation after a convolution or a norm. Both kinds map 0 to 0, so masked channels stay zero."""
+        return nn.ReLU(inplace=True) if self.activation == "relu" else nn.SiLU()
 
     def plain(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
         """A convolution that is not routed in any kind: stem, shortcut or transition. Its forward is x -> y."""
@@ -79,9 +86,7 @@ class MoEKind(DenseKind):
         super().__post_init__()
         if self.num_experts < 1:
             raise UserError(f"num_experts must be at least 1, not {self.num_experts}")
-        for name, kinds in (("bank", Bank), ("routers", Routers), ("norms", Norms)):
-            if getattr(self, name) not in get_args(kinds):
-                raise UserError(f"{name} must be one of {', '.join(get_args(kinds))}, not {getattr(self, name)}")
+        _check_names(self, bank=Bank, routers=Routers, norms=Norms)
 
     def stem_channels(self, full: int) -> Channels:
         return Channels(full, full)
@@ -97,6 +102,13 @@ class MoEKind(DenseKind):
 
     def network_router(self, in_channels: int, stem: str) -> nn.Module | None:
         return NetworkRouter(in_channels, self.num_experts, stem) if self.routers == "per_network" else None
+
+
+def _check_names(kind: DenseKind, **choices: Any) -> None:
+    """Raises UserError if a field of `kind` has a value that its Literal type does not list."""
+    for name, choice in choices.items():
+        if getattr(kind, name) not in get_args(choice):
+            raise UserError(f"{name} must be one of {', '.join(get_args(choice))}, not {getattr(kind, name)}")
 
 
 def scaled(channels: int, scale: float) -> int:

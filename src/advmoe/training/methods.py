@@ -41,22 +41,22 @@ LEVELS: dict[str, Callable[[RoutedNetwork], list[nn.Parameter]]] = {
 
 def dense(config: ModelConfig) -> DenseKind:
     """The full network."""
-    return DenseKind()
+    return DenseKind(activation=config.activation)
 
 
 def small_dense(config: ModelConfig) -> DenseKind:
     """Every width times r, the stem's too."""
-    return DenseKind(config.model_scale)
+    return DenseKind(config.model_scale, activation=config.activation)
 
 
 def moe(config: ModelConfig) -> DenseKind:
     """Experts of r times the width; the stem keeps its dense width."""
-    return MoEKind(config.model_scale, config.num_experts, config.bank, config.routers, config.norms)
+    return MoEKind(config.model_scale, config.num_experts, config.bank, config.routers, config.norms, activation=config.activation)
 
 
 def masked(config: ModelConfig) -> DenseKind:
     """The full network under masks that keep r of every layer's channels."""
-    return MaskedKind(config.model_scale)
+    return MaskedKind(config.model_scale, activation=config.activation)
 
 
 ONE_LEVEL = (Phase(steps.single_level, ("all",)),)
