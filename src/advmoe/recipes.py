@@ -1,20 +1,23 @@
 """Recipes: name -> RunConfig. Every cell of the paper's tables, the same for its other backbones and data sets, and the demo.
 
 A name is DATASET-MODEL-METHOD, then, in this order and only where they differ from r = 0.5, N = 2, 2 attack steps and TRADES:
--rSCALE, -nEXPERTS, -steps10, -pgd_at, -official (the public code's variant). Any such name is a recipe.
+-rSCALE, -nEXPERTS, -steps10, -pgd_at, -official (the public code's variant), -plus (ingredients beyond the paper, `PLUS`). Any such
+name is a recipe.
 RECIPES lists the named cells.
 """
 
 import re
+from typing import Any
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.errors import UserError, lookup, nearest
 from advmoe.models import MODELS
 from advmoe.training.methods import METHODS
 
-GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official]"
+GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official][-plus]"
 SUFFIXES = re.compile(
     r"(?:-r(?P<scale>\d+(?:\.\d+)?))?(?:-n(?P<experts>\d+))?(?P<steps>-steps10)?(?P<pgd_at>-pgd_at)?(?P<official>-official)?"
+    r"(?P<plus>-plus)?"
 )
 DEMO = RunConfig(
     model=ModelConfig(width=16),
@@ -31,6 +34,10 @@ BASES = {  # the settings of the paper's appendix B; RunConfig's defaults are CI
     "fashion-mnist": RunConfig(data=DEMO.data.replace(limit_train=None, limit_test=None), attack=DEMO.attack),
 }  # fmt: skip
 PAPERS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
+PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; what a cell cannot use is left out (see `plus`)
+    "data": {"augment": "crop_shift", "augment_from": 0.5},
+    "training": {"ema": 0.995, "soft_labels": "adr", "weight_attack_gate": "straight_through"},
+}
 A2_DATASETS, A2_BACKBONES = ("cifar10", "cifar100"), ("resnet18", "wrn28_10")
 DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHODS}
 
@@ -74,7 +81,8 @@ def _with_suffixes(base: RunConfig, text: str) -> RunConfig:
     attack = base.attack.replace(num_steps=10 if match["steps"] else base.attack.num_steps)
     training = base.training.replace(loss="pgd_at" if match["pgd_at"] else base.training.loss)
     config = base.replace(model=model, attack=attack, training=training)
-    return official(config) if match["official"] else config
+    config = official(config) if match["official"] else config
+    return plus(config) if match["plus"] else config
 
 
 def official(config: RunConfig) -> RunConfig:
@@ -87,6 +95,19 @@ def official(config: RunConfig) -> RunConfig:
     return config.replace(model=model, training=training)
 
 
+def plus(config: RunConfig) -> RunConfig:
+    """With the ingredients beyond the paper that are expected to help most, `PLUS`. Most are not measured yet (docs/choices.md).
+
+    Images that are streamed keep their augmentation, and a method without a routers' level has no gate of its weights' attack.
+    """
+    data, training = PLUS["data"], dict(PLUS["training"])
+    if "routers" not in METHODS[config.method].phases[0].levels:
+        del training["weight_attack_gate"]
+    if config.data.dataset == "imagenet":
+        data = {}
+    return config.replace(data=config.data.replace(**data), training=config.training.replace(**training))
+
+
 def _settings(base: RunConfig) -> dict[str, bool]:
     """What each suffix sets, and whether the method has such a thing."""
     method, model = METHODS[base.method], base.model
@@ -96,7 +117,7 @@ def _settings(base: RunConfig) -> dict[str, bool]:
     two_levels = "routers" in method.phases[0].levels
     return {
         "model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked,
-        "routers' level": two_levels,
+        "routers' level": two_levels, "ingredients": True,
     }  # fmt: skip
 
 
@@ -114,7 +135,8 @@ def _names() -> list[str]:
 def _suffixes(method: str, in_table_a2: bool) -> list[str]:
     has = _settings(RunConfig(method=method))
     scales = ["-r0.2", "-r0.8"] if in_table_a2 and has["model scale"] else []
-    return ["", *scales, *(["-steps10"] if has["training attack"] else []), *(["-official"] if has["routers' level"] else [])]
+    attacked = ["-steps10", "-plus"] if has["training attack"] else []
+    return ["", *scales, *attacked, *(["-official"] if has["routers' level"] else [])]
 
 
 RECIPES = DEMOS | {name: recipe(name) for name in _names()}

@@ -3,7 +3,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from advmoe.data.augment import augment, augmentation_draws
+from advmoe.config import DataConfig
+from advmoe.data import Images
+from advmoe.data.augment import AUGMENTATIONS, augment, augmentation_draws, crop_shift
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -112,3 +114,55 @@ def test_shape_and_type_stay(shape: tuple[int, ...]) -> None:
     assert out.shape == shape
     assert out.dtype == torch.uint8
     assert set(out.unique().tolist()) <= {0, 255}
+
+
+# CropShift
+
+
+def moved(image: np.ndarray, draws: list[float], limit: int) -> np.ndarray:
+    """CropShift of one image, plain and slow."""
+    height, width = image.shape[1:]
+    removed = int(draws[0] * (limit + 1))
+    across = int(draws[1] * (removed + 1))
+    down = removed - across
+    top, left, to_top, to_left = (int(draw * (most + 1)) for draw, most in zip(draws[2:6], (down, across) * 2, strict=True))
+    source = image[:, :, ::-1] if draws[6] < 0.5 else image
+    out = np.zeros_like(image)
+    crop = source[:, top : top + height - down, left : left + width - across]
+    out[:, to_top : to_top + height - down, to_left : to_left + width - across] = crop
+    return out
+
+
+@pytest.mark.parametrize(("height", "width", "limit"), [(14, 12, 10), (5, 7, 4)])
+def test_crop_shift_agrees_with_one_image_at_a_time(height: int, width: int, limit: int) -> None:
+    raw = images(200, 3, height, width)
+    draws = augmentation_draws(200, generator(3), 7)
+    out = crop_shift(raw, True, draws).numpy()
+    wanted = [moved(image, own, limit) for image, own in zip(raw.numpy(), draws[..., 0].T.tolist(), strict=True)]
+    np.testing.assert_array_equal(out, np.stack(wanted))
+
+
+def test_crop_shift_by_hand() -> None:
+    image = torch.arange(1, 13, dtype=torch.uint8).view(1, 1, 3, 4)
+    draws = torch.tensor([0.9, 0.5, 0.0, 0.99, 0.99, 0.0, 0.7])[:, None, None]  # 2 removed: 1 column and 1 row
+    assert crop_shift(image, True, draws)[0, 0].tolist() == [[0, 0, 0, 0], [2, 3, 4, 0], [6, 7, 8, 0]]
+
+
+def test_crop_shift_loses_up_to_ten_rows_and_columns_and_every_number_of_them_as_often() -> None:
+    out = crop_shift(torch.full((4400, 1, 32, 32), 255, dtype=torch.uint8), False, augmentation_draws(4400, generator(), 7))
+    rows, columns = (32 - (out[:, 0].amax(dim=axis) > 0).sum(dim=1) for axis in (2, 1))
+    counts = torch.bincount(rows + columns)
+    assert len(counts) == 11
+    assert 320 < counts.min() <= counts.max() < 480  # 400 expected, standard deviation 19
+
+
+def test_batches_get_the_augmentation_that_is_configured() -> None:
+    source = Images(images(40, 3, 16, 16), torch.arange(40))
+    for name, augmentation in AUGMENTATIONS.items():
+        data = DataConfig(augment=name)
+        first, again = (next(source.augmented([np.arange(40)], [7], data)) for _ in range(2))
+        wanted = augmentation.apply(source.raw, data, augmentation_draws(40, generator(7), augmentation.count))
+        assert torch.equal(first.raw, wanted)
+        assert torch.equal(first.raw, again.raw)
+        assert first.raw.dtype == torch.uint8
+        assert not torch.equal(next(source.augmented([np.arange(40)], [8], data)).raw, first.raw)

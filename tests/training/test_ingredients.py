@@ -1,6 +1,7 @@
 """Options beyond the paper: values worked out by hand, resume to the bit, refusals."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from recorder import Recorder
 from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed, make_state, names, spied
 
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
+from advmoe.data.stream import Entry, stream
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags
 from advmoe.moe import DenseKind, ForcedGate, HardGate, Routing, StraightThroughGate
@@ -16,7 +18,7 @@ from advmoe.training.checkpoint import RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.loop import train
 from advmoe.training.losses import Outcome
-from advmoe.training.start import batches, best_network
+from advmoe.training.start import _augmentation, batches, best_network
 from advmoe.training.steps import single_level, two_level
 
 LOG3 = math.log(3)
@@ -25,7 +27,7 @@ EVERYTHING = {
     "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "epsilon_ramp": 0.5, "steps_ramp": 0.4,
     "weight_attack_gate": "alternate", "router_every": 2, "router_target": "label_mod_n", "router_target_weight": 2.0,
     "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5, "router_loss": "target",
-    "level_batches": "same", "tied_share": 0.0,
+    "level_batches": "same", "tied_share": 0.0, "activation": "silu", "augment": "idbh_weak", "augment_from": 0.5,
 }  # fmt: skip
 
 
@@ -229,6 +231,25 @@ def test_both_levels_get_the_same_batch(tiny, splits):
     config = tiny(level_batches="same", batch_size=40)  # more than half of the images
     for routers, weights in batches(config, splits.train, 0, 2):
         assert routers is weights
+
+
+# Augmentation
+
+
+def test_another_augmentation_begins_after_a_share_of_each_phase(tiny, splits):
+    config = tiny("at_sparse", epochs=4, augment="crop_shift", augment_from=0.5)
+    names = [_augmentation(config, epoch).augment for epoch in range(8)]
+    assert names == ["crop_flip", "crop_flip", "crop_shift", "crop_shift"] * 2
+    plain = tiny("at_sparse", epochs=4)
+    for epoch, same in ((1, True), (2, False)):
+        (first,), (other,) = (next(batches(each, splits.train, epoch, 1)) for each in (config, plain))
+        assert torch.equal(first.raw, other.raw) is same
+
+
+def test_streamed_images_keep_their_crops(tiny, splits, tmp_path):
+    streamed = replace(splits, train=stream("", [Entry(str(row), 0, 0, row % 10, 0) for row in range(60)]))
+    with pytest.raises(UserError, match=r"^augment crop_shift is for images in memory, not for fashion-mnist$"):
+        train(tiny(augment="crop_shift"), streamed, tmp_path / "run", Recorder())
 
 
 # Ramps

@@ -110,6 +110,10 @@ class DataConfig(Section):
     """Augmentation: random crop after zero padding by this many pixels."""
     flip: bool = True
     """Augmentation: mirror half of the images, chosen at random."""
+    augment: Literal["crop_flip", "crop_shift", "idbh_weak"] = "crop_flip"
+    """Images in memory: crops after padding, CropShift (IDBH), or CropShift, one colour or shape operation and erasing."""
+    augment_from: Share = 0.0
+    """Share of the epochs with crop_flip, at the start, before another augmentation begins."""
     image_size: Count | None = None
     """Dataset folder: images are resized to this height and width; by default to the size of the first image."""
     workers: Count | None = None

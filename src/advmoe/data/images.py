@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advmoe import distributed
 from advmoe.config import DataConfig
-from advmoe.data.augment import augment, augmentation_draws
+from advmoe.data.augment import AUGMENTATIONS, augmentation_draws
 from advmoe.errors import UserError
 
 SPLIT_SEED = 20230827  # for the validation split and limited subsets, which do not depend on the run's seed
@@ -75,14 +75,14 @@ class Images:
         return self.raw.float().div_(255)
 
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Images"]:
-        """Batches with random crops after padding and random flips, drawn on the images' device."""
-        generator = torch.Generator(self.labels.device)
+        """Batches changed at random by the augmentation that `data` names, drawn on the images' device."""
+        generator, augmentation = torch.Generator(self.labels.device), AUGMENTATIONS[data.augment]
         all_rows = torch.from_numpy(np.concatenate(rows)).to(self.labels.device)  # in one copy: each waits for the device
         for batch_rows, seed in zip(all_rows.split([len(batch) for batch in rows]), seeds, strict=True):
             share = distributed.local_rows(len(batch_rows))
-            draws = augmentation_draws(len(batch_rows), generator.manual_seed(seed))
+            draws = augmentation_draws(len(batch_rows), generator.manual_seed(seed), augmentation.count)
             batch = self[batch_rows[share]]
-            yield Images(augment(batch.raw, data.crop_padding, data.flip, draws[:, share]), batch.labels)
+            yield Images(augmentation.apply(batch.raw, data, draws[:, share]), batch.labels)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from torch.amp import is_autocast_available
 
 from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed
-from advmoe.config import RunConfig
+from advmoe.config import DataConfig, RunConfig
 from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
@@ -30,12 +30,12 @@ def check(config: RunConfig, splits: Splits) -> None:
     lookup(LOSSES, config.training.loss, "loss")
     for name in ("router_gate", "router_attack_gate"):
         lookup(GATES, getattr(config.training, name), name)
-    _check_ingredients(config)
+    _check_ingredients(config, splits)
     _check_sizes(config, splits)
     autocast(config, splits.train.labels.device)
 
 
-def _check_ingredients(config: RunConfig) -> None:
+def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if an option is set that does not work with the method, its loss or the other options."""
     training, method = config.training, METHODS[config.method]
     levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
@@ -61,6 +61,8 @@ def _check_ingredients(config: RunConfig) -> None:
         raise UserError("runner_up_consistency needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":
         raise UserError("router_loss target needs a router_target")
+    if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
+        raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
     if training.soft_labels == "adr" and not training.ema:
         raise UserError("soft_labels adr needs ema")
 
@@ -211,9 +213,15 @@ def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: i
     return _streams(config, source, epoch, levels, first)
 
 
+def _augmentation(config: RunConfig, epoch: int) -> DataConfig:
+    """The data settings of an epoch (from 0): `crop_flip` before the share `augment_from` of its phase."""
+    epochs = config.training.epochs
+    return config.data if epoch % epochs >= config.data.augment_from * epochs else config.data.replace(augment="crop_flip")
+
+
 def _streams(config: RunConfig, source: Source, epoch: int, levels: int, first: int) -> Iterator[tuple[Images, ...]]:
     size = config.training.batch_size
-    streams, data = [], config.data
+    streams, data = [], _augmentation(config, epoch)
     if levels > 1:
         data = data.replace(workers=max(1, (data.workers or cores()) // levels))
     for level, order in enumerate(epoch_order(config.seed, epoch + 1, levels, len(source), size)):
