@@ -90,7 +90,7 @@ def test_rows_hold_what_is_printed_and_counted(judged):
 
 def test_recipes_are_listed_with_settings_and_cost():
     lines = recipe_lines(chosen_recipes(RECIPES, "cifar10-wrn28_10-at_"))
-    assert len(lines) == 1 + 2 + 3 * 4
+    assert len(lines) == 1 + 3 + 3 * 5
     (line,) = [line for line in lines if line.startswith("cifar10-wrn28_10-at_sparse-r0.8 ")]
     settings = ["100", "+", "100", "128", "TRADES,", "2", "x", "5/255", "in", "8/255", "23,349,606", "3.3547", "-36", "%"]
     assert line.split()[1:] == settings
