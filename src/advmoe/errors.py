@@ -6,6 +6,7 @@ from difflib import get_close_matches
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic.json_schema import JsonSchemaValue
 
 WHOLE_LIMIT = 2**64  # whole numbers in files are smaller
 KINDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "null": "none", "array": "list"}
@@ -82,7 +83,7 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     return f"{name} must be {_allowed(part, detail['type'])}, not {shown(detail['input'])}"
 
 
-def _field(schema: dict[str, Any], location: list[str]) -> dict[str, Any]:
+def _field(schema: JsonSchemaValue, location: list[str]) -> JsonSchemaValue:
     """The part of a JSON Schema that describes the field at `location`."""
     part = schema
     for name in location:
@@ -92,7 +93,7 @@ def _field(schema: dict[str, Any], location: list[str]) -> dict[str, Any]:
     return part
 
 
-def _allowed(part: dict[str, Any], kind: str) -> str:
+def _allowed(part: JsonSchemaValue, kind: str) -> str:
     """What a field takes, in words; `kind` is the error's."""
     options = part.get("anyOf", [part])
     if kind.startswith(("greater_than", "less_than", "finite")):
@@ -102,7 +103,7 @@ def _allowed(part: dict[str, Any], kind: str) -> str:
     return " or ".join(KINDS.get(option.get("type", "object"), "a mapping of fields") for option in options)
 
 
-def _range(part: dict[str, Any], kind: str) -> str:
+def _range(part: JsonSchemaValue, kind: str) -> str:
     """'in (0, 1]', 'at least 1', 'positive and finite'."""
     low, above, high, below = (part.get(name) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
     if below == WHOLE_LIMIT:

@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, never half of either."""
+"""Reading and writing files. A file that is replaced is the old or the new one at any moment, never half of either."""
 
 import json
 import os
@@ -10,10 +10,12 @@ from typing import Any
 
 from advmoe.errors import UserError
 
+JsonObject = dict[str, Any]  # as a file holds it: whoever reads one checks its values by a model, or one by one
+
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, of this process alone, that takes its place where the block ends well and goes otherwise."""
+    """A draft beside `path`, of this process alone, that replaces it if the block succeeds, and is removed if it does not."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         yield draft
@@ -36,13 +38,12 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
 
 
 def bounded_text(path: Path, most: int) -> str:
-    """The text of a file in UTF-8. Raises OSError and UnicodeDecodeError, and UserError where it is no file that ends, such as a
-    pipe or a device, or has more than `most` bytes."""
+    """The text of a file in UTF-8. Raises OSError, UnicodeDecodeError, and UserError as `check_plain` does."""
     check_plain(path, most)
     return path.read_text(encoding="utf-8")
 
 
-def json_object(path: Path) -> dict[str, Any] | None:
+def json_object(path: Path) -> JsonObject | None:
     """The JSON object in a file; None if there is no such file or it holds anything else."""
     try:
         return parsed_object(path.read_text(encoding="utf-8", errors="replace"))
@@ -50,7 +51,7 @@ def json_object(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def parsed_object(text: str) -> dict[str, Any] | None:
+def parsed_object(text: str) -> JsonObject | None:
     """The JSON object in a text; None if it holds anything else."""
     try:
         content = json.loads(text)
@@ -60,12 +61,12 @@ def parsed_object(text: str) -> dict[str, Any] | None:
 
 
 def check_plain(path: Path, most: int) -> None:
-    """Raises OSError where there is no file, and UserError where it is no file that ends or has more than `most` bytes."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # reading a folder says itself what is wrong
+    """Raises OSError if there is no file, and UserError if it is a pipe or a device, or has more than `most` bytes."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a folder raises an error of its own
         raise UserError(f"{path}: not a plain file")
-    if found.st_size > most:
-        raise UserError(f"{path}: has {found.st_size:,} bytes; at most {most:,} are read")
+    if status.st_size > most:
+        raise UserError(f"{path}: has {status.st_size:,} bytes; at most {most:,} are read")
 
 
 def check_utf8(path: Path) -> None:

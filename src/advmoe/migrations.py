@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+from advmoe.files import JsonObject
+
 Value = TypeVar("Value")
 
 UNSEALED = frozenset(("schema", "epoch", "fingerprint", "sha256", "history"))
@@ -59,12 +61,12 @@ def _renamed(tree: Any, done: dict[int, Any]) -> Any:
 NOT_FIGURES = frozenset(("images", "complete", "intervals", "attacks", "left_out", "routing", "checks", "flags", "broken"))
 
 
-def record(content: Mapping[str, Any], schema: int) -> dict[str, Any]:
+def record(content: Mapping[str, Any], schema: int) -> JsonObject:
     """The content of a Record in the form of `schema`, which is today's."""
     written = content["schema"]
     if written == schema:
         return dict(content)
-    new: dict[str, Any] = {**renamed(content), "schema": schema, "from_schema": written}
+    new: JsonObject = {**renamed(content), "schema": schema, "from_schema": written}
     if isinstance(new.get("evaluation"), Mapping):
         new["evaluation"] = _evaluation(new["evaluation"])
     if isinstance(new.get("config"), Mapping):
@@ -72,10 +74,10 @@ def record(content: Mapping[str, Any], schema: int) -> dict[str, Any]:
     return new
 
 
-def _evaluation(old: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluation(old: Mapping[str, Any]) -> JsonObject:
     """An evaluation whose figures stood beside its other fields, some of which could be null."""
     known = {name: value for name, value in old.items() if name in NOT_FIGURES}
-    empty: dict[str, Any] = {name: {} for name in ("attacks", "left_out") if known.get(name, "") is None}
+    empty: JsonObject = {name: {} for name in ("attacks", "left_out") if known.get(name, "") is None}
     return {**known, **empty, "figures": {name: value for name, value in old.items() if name not in NOT_FIGURES}}
 
 
@@ -85,7 +87,7 @@ def is_unsealed(manifest: Mapping[str, Any]) -> bool:
     return manifest.keys() == UNSEALED
 
 
-def history(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def history(rows: Sequence[Mapping[str, Any]]) -> list[JsonObject]:
     """The rows of a history; those that name no phase were all of one."""
     return [{**row, "phase": row.get("phase", 1)} for row in rows]
 
@@ -95,7 +97,7 @@ def tensors(state: Mapping[str, Value]) -> dict[str, Value]:
     return {_name(name): value for name, value in state.items()} if state.keys() >= OLD_RESNET else dict(state)
 
 
-def config(tree: Mapping[str, Any]) -> dict[str, Any]:
+def config(tree: Mapping[str, Any]) -> JsonObject:
     """The tree of a configuration that was written with all fields of its time (a run's, or a Record's), not by hand."""
     model = tree.get("model")
     if isinstance(model, Mapping) and "bank" in model and "norms" not in model:
@@ -103,7 +105,7 @@ def config(tree: Mapping[str, Any]) -> dict[str, Any]:
     return dict(tree)
 
 
-def sweep_plan(tree: Mapping[str, Any]) -> dict[str, Any]:
+def sweep_plan(tree: Mapping[str, Any]) -> JsonObject:
     """A sweep's plan of schema 1 as one of schema 2; its configurations keep their own schema numbers."""
     return {**tree, "schema": 2, "sweep": tree.get("sweep", "")}
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.evaluation import PRESETS, checks, evaluate
-from advmoe.evaluation.record import RoutingFigures
-from advmoe.evaluation.results import Check
+from advmoe.evaluation.record_evaluation import Check, RoutingFigures
 from advmoe.evaluation.store import AttackRun, Shard
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Gate, Routing

@@ -9,10 +9,12 @@ import torch
 
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost
-from advmoe.evaluation.make_record import Costs, Trained, evaluate_run, make_record
-from advmoe.evaluation.record import EpsilonCurve, HistoryRow, Layer, Record
+from advmoe.evaluation.make_record import Measured, Trained, evaluate_run, make_record
+from advmoe.evaluation.record import HistoryRow, Record
+from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.record_file import checked_record, read_record, write_record
-from advmoe.evaluation.results import Check, Evaluation
+from advmoe.evaluation.record_snapshot import EpsilonCurve, Layer
+from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.snapshot import Snapshot
 from advmoe.evaluation.target import EvaluationOptions
@@ -30,7 +32,7 @@ HISTORY = [
         "router_loss": 0.4, "load": [[0.5, 0.5]],
     },
 ]  # fmt: skip
-SHOWN = Snapshot(
+SNAPSHOT = Snapshot(
     [Layer(name="a", in_channels=1, width=2, size=[28, 28], experts=2)], [[[1, 2]]],
     EpsilonCurve(attack="pgd_10", images=8, epsilons=[0.0], ra=[60.0]),
 )  # fmt: skip
@@ -47,11 +49,9 @@ def record(tiny, splits):
             62.5, {"ra_10": 50.0, "ra_50": 37.5, **figures}, 25.0, complete, {}, None, checks, list(range(8)),
             [0, 1, 2, 3, 4], {"pgd_10": [0], "pgd_50": [0, 1], "reroute": [2]}, {},
         )  # fmt: skip
-        cost = Cost(100, 0.25, 0.3)
-        return make_record(
-            Trained(tiny(data_dir="somewhere"), "first", 2, HISTORY), splits, evaluation, EvaluationOptions(epsilon, seed=7),
-            Costs(cost, Cost(400, 1.0, 1.0)), SHOWN, weights="0" * 64, seconds=2.0,
-        )  # fmt: skip
+        measured = Measured(evaluation, SNAPSHOT, Cost(100, 0.25, 0.3), Cost(400, 1.0, 1.0), weights="0" * 64, seconds=2.0)
+        trained = Trained(tiny(data_dir="somewhere"), "first", 2, HISTORY)
+        return make_record(trained, splits, EvaluationOptions(epsilon, seed=7), measured)
 
     return make
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from advmoe.errors import UserError
-from advmoe.evaluation.record import LARGEST, is_number
+from advmoe.evaluation.record_fields import LARGEST, is_number
 from advmoe.evaluation.record_file import checked_record, is_readable
 
 sys.path.append(str(Path(__file__).parents[1] / "reports"))

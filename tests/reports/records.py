@@ -9,7 +9,8 @@ from PIL import Image
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig, to_dict
-from advmoe.evaluation.record import AttackTotals, Record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_evaluation import AttackTotals
 from advmoe.evaluation.record_file import checked_record
 
 CLASSES = ["T-shirt", "trouser", "pullover", "dress"]

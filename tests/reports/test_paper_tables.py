@@ -6,7 +6,7 @@ from records import content, record, with_settings
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config import to_dict
-from advmoe.evaluation.record import AttackTotals
+from advmoe.evaluation.record_evaluation import AttackTotals
 from advmoe.paper import cells
 from advmoe.recipes import recipe
 from advmoe.reports.paper_tables import tables

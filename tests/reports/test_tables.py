@@ -5,7 +5,7 @@ import records
 from rich.console import Console
 from rich.text import Text
 
-from advmoe.evaluation.record import EvaluationResult
+from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.tables import evaluation_lines, record_table
 
 

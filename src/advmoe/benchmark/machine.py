@@ -4,20 +4,14 @@ import importlib.metadata
 import os
 import platform
 
-from pydantic import BaseModel
-
-from advmoe.evaluation.provenance import provenance
+from advmoe.evaluation.provenance import Hardware, provenance
 
 LIBRARIES = ("torch", "numpy", "pillow", "onnxruntime", "triton")
 
 
-class Machine(BaseModel):
+class Machine(Hardware):
     """What the numbers depend on; `memory` in bytes."""
 
-    cpu: str
-    cores: int | None
-    threads: int
-    gpu: str | None
     memory: int | None
     platform: str
     advmoe: str
@@ -30,7 +24,7 @@ class Machine(BaseModel):
         """This machine, with the versions of the libraries that matter."""
         origin = provenance()
         return cls(
-            **origin.hardware, memory=_memory(), platform=platform.platform(), advmoe=origin.advmoe,
+            **origin.hardware.model_dump(), memory=_memory(), platform=platform.platform(), advmoe=origin.advmoe,
             commit=origin.commit, python=origin.versions["python"], libraries=_libraries(),
         )  # fmt: skip
 

@@ -3,7 +3,8 @@
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.checks import attack_strength
-from advmoe.evaluation.results import Check, Evaluation
+from advmoe.evaluation.record_evaluation import Check
+from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.runner import evaluate, evaluate_with
 from advmoe.evaluation.target import EvaluationOptions
 

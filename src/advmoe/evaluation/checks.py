@@ -6,7 +6,6 @@ that routes needs. A threshold in points means that, or one image, whichever is 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +16,7 @@ from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy, margin
 from advmoe.attacks.pgd import Predict, input_gradient
 from advmoe.attacks.surrogate import margins, route_of
-from advmoe.evaluation.record import RoutingFigures, Status
-from advmoe.evaluation.results import Check
+from advmoe.evaluation.record_evaluation import Check, RoutingFigures, Status
 from advmoe.evaluation.store import AttackRun, Shard, Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -271,28 +269,28 @@ SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 @torch.no_grad()
 def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
     """The checks that attack anew, on some images, always the same; the costly ones only where `thorough`. `store` keeps each."""
-    known: dict[str, dict[str, Any]] = {}
+    known: dict[str, Check] = {}
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
         known = _checked(target, run, store)
     skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else SKIPPED).items()]
-    return [Check(**found) for found in known.values() if thorough or found["number"] not in SKIPPED] + skipped
+    return [check for check in known.values() if thorough or check.number not in SKIPPED] + skipped
 
 
 @torch.no_grad()
 def check_finiteness(target: Target, store: Store) -> Check:
     """Check 13, which comes before any attack. `store` keeps it."""
-    return Check(**_checked(target, finiteness, store)[finiteness.__name__])
+    return _checked(target, finiteness, store)[finiteness.__name__]
 
 
-def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], store: Store) -> dict[str, dict[str, Any]]:
+def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], store: Store) -> dict[str, Check]:
     """The checks that are known once `run` is; it runs only where the store does not have it."""
     known, name = store.checks(), run.__name__
     if run is iterated_beats_one_step:
         name = f"{name} {target.transfer_digest}"
     if name not in known:
         rows = torch.randperm(len(target.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(target.x.device)
-        known = {old: found for old, found in known.items() if old.split()[0] != run.__name__}
-        known[name] = asdict(run(target, target.x[rows], target.y[rows]))
+        known = {other: check for other, check in known.items() if other.split()[0] != run.__name__}
+        known[name] = run(target, target.x[rows], target.y[rows])
         store.save_checks(known)
     return known
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from advmoe.attacks import autoattack, pathways
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
-from advmoe.evaluation.record import AttackTotals, Difference, RoutingFigures
+from advmoe.evaluation.record_evaluation import AttackTotals, Difference, RoutingFigures
 from advmoe.evaluation.results import Evaluation, paired
 from advmoe.evaluation.store import RoutingCounts, Shard
 from advmoe.evaluation.target import Target

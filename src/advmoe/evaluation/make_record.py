@@ -3,13 +3,14 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.provenance import provenance
-from advmoe.evaluation.record import EvaluationResult, HistoryRow, Record, RecordedConfig
+from advmoe.evaluation.record import HistoryRow, Record
+from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.runner import evaluate_with
 from advmoe.evaluation.snapshot import Snapshot, snapshot
@@ -28,19 +29,22 @@ class Trained:
     history: Sequence[Mapping[str, Any]]
 
 
-class Costs(NamedTuple):
-    """The costs of the evaluated network and of the dense one."""
+@dataclass(frozen=True)
+class Measured:
+    """What was measured on a network, in `seconds`. `cost` is the network's, `dense` that of the dense network; `weights` is the
+    digest of the network."""
 
-    network: Cost
+    evaluation: Evaluation
+    snapshot: Snapshot
+    cost: Cost
     dense: Cost
+    weights: str
+    seconds: float
 
 
-def make_record(
-    trained: Trained, splits: Splits, evaluation: Evaluation, options: EvaluationOptions, costs: Costs, shown: Snapshot, *,
-    weights: str, seconds: float,
-) -> Record:  # fmt: skip
-    """The Record of an evaluation that took `seconds`; `weights` is the digest of the network."""
-    config = trained.config
+def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, measured: Measured) -> Record:
+    """The Record of a network that was evaluated with `options` on the test part of `splits`."""
+    config, evaluation, cost, dense = trained.config, measured.evaluation, measured.cost, measured.dense
     return Record(
         run=trained.run,
         method=config.method,
@@ -55,39 +59,38 @@ def make_record(
         ra_worst_quick=None if evaluation.complete else evaluation.worst,
         epsilon=options.epsilon,
         norm=options.norm,
-        gmacs=costs.network.gmacs_ideal,
-        gmacs_executed=costs.network.gmacs_executed,
-        gmacs_dense=costs.dense.gmacs_ideal,
-        reduction=100 * (1 - costs.network.gmacs_ideal / costs.dense.gmacs_ideal),
-        params=costs.network.params,
+        gmacs=cost.gmacs_ideal,
+        gmacs_executed=cost.gmacs_executed,
+        gmacs_dense=dense.gmacs_ideal,
+        reduction=100 * (1 - cost.gmacs_ideal / dense.gmacs_ideal),
+        params=cost.params,
         epoch=trained.epoch,
         train_images=len(splits.train),
         test_images=len(splits.test),
         fingerprint=splits.fingerprint,
-        weights=weights,
+        weights=measured.weights,
         seed=config.seed,
         attack_seed=options.seed,
         config=RecordedConfig.model_validate(to_dict(config.replace(data=config.data.replace(data_dir=None)))),
         train_seconds=sum(row["train_seconds"] for row in trained.history),
-        evaluate_seconds=seconds,
-        evaluation=EvaluationResult.model_validate(evaluation.to_dict()),
+        evaluate_seconds=measured.seconds,
+        evaluation=evaluation.result(),
         history=[HistoryRow.model_validate(row) for row in trained.history],
         classes=list(splits.spec.classes),
-        **shown._asdict(),
-        **provenance()._asdict(),
+        **measured.snapshot._asdict(),
+        **provenance().model_dump(),
     )
 
 
 def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:
     """`evaluate` on the test part, as a Record; `dense` is the cost of the dense network.
 
-    A part of the shards makes a Record without the fields of a snapshot.
+    The Record of only a part of the shards lacks the fields of a snapshot.
     """
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_with(model, x, y, options)
     threat = options.epsilon, options.norm, options.seed
-    shown = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, *threat, options.shard_size)
-    return make_record(
-        trained, splits, evaluation, options, Costs(cost(model, splits.spec.shape), dense), shown,
-        weights=weights_digest(model), seconds=time.perf_counter() - started,
-    )  # fmt: skip
+    seen = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, *threat, options.shard_size)
+    network, weights = cost(model, splits.spec.shape), weights_digest(model)
+    measured = Measured(evaluation, seen, network, dense, weights, time.perf_counter() - started)
+    return make_record(trained, splits, options, measured)

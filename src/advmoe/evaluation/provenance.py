@@ -5,36 +5,43 @@ import os
 import platform
 import subprocess
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy
 import torch
+from pydantic import BaseModel
 
 from advmoe.version import __version__
 
 
-class Provenance(NamedTuple):
+class Hardware(BaseModel):
+    """The machine: `cores` are the CPU cores that it has, `threads` those that torch uses."""
+
+    cpu: str
+    cores: int | None
+    threads: int
+    gpu: str | None
+
+
+class Provenance(BaseModel):
     """Fields of a Record. `commit` is None outside of a checkout; `time` is UTC."""
 
     advmoe: str
     commit: str | None
     versions: dict[str, str]
-    hardware: dict[str, Any]
+    hardware: Hardware
     time: str
 
 
 def provenance() -> Provenance:
-    """This process's."""
+    """The provenance of what this process makes now."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Provenance(
-        __version__,
-        _commit(),
-        {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
-        {
-            "cpu": _cpu(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
-        datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    )  # fmt: skip
+        advmoe=__version__,
+        commit=_commit(),
+        versions={"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__},
+        hardware=Hardware(cpu=_cpu(), cores=os.cpu_count(), threads=torch.get_num_threads(), gpu=gpu),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
 
 
 def _commit() -> str | None:

@@ -27,7 +27,7 @@ PARTS = frozenset(  # what a report can do without
     }
 )  # fmt: skip
 KINDS = {
-    "model_type": "an object", "model_attributes_type": "an object", "dict_type": "an object", "list_type": "a list",
+    "model_type": "an object", "dataclass_type": "an object", "dict_type": "an object", "list_type": "a list",
     "tuple_type": "a pair", "bool_type": "true or false", "bool_parsing": "true or false", "literal_error": f"{SCHEMA}",
 }  # fmt: skip
 

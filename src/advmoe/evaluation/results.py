@@ -2,19 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
-from advmoe.evaluation.record import AttackTotals, Difference, RoutingFigures, Status
-
-
-@dataclass(frozen=True)
-class Check:
-    """The verdict of one self-check; `detail` says in a line what was measured."""
-
-    number: int
-    name: str
-    status: Status
-    detail: str
+from advmoe.evaluation.record_evaluation import AttackTotals, Check, Difference, EvaluationResult, RoutingFigures
+from advmoe.files import JsonObject
 
 
 @dataclass(frozen=True)
@@ -42,7 +32,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """How many were evaluated."""
+        """The number of images."""
         return len(self.rows)
 
     def interval(self, percent: float) -> tuple[float, float]:
@@ -53,23 +43,25 @@ class Evaluation:
         """RA-router, RA-expert and the fixed experts' accuracies, where PGD-50 was run on a network that routes."""
         if self.routing is None:
             return {}
-        found = {"ra_router": self.routing.ra_router, "ra_expert": self.routing.ra_expert}
+        figures = {"ra_router": self.routing.ra_router, "ra_expert": self.routing.ra_expert}
         for kind in ("fixed_expert_sa", "fixed_expert_ra"):
-            found |= {f"{kind}_{expert}": share for expert, share in enumerate(getattr(self.routing, kind))}
-        return found
+            figures |= {f"{kind}_{expert}": share for expert, share in enumerate(getattr(self.routing, kind))}
+        return figures
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, worst case first; `flags` has a 1 for each image that stood everything."""
+    def result(self) -> EvaluationResult:
+        """The evaluation as a Record holds it."""
         standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
-        return {
-            "images": self.images, "figures": named, "complete": self.complete,
-            "intervals": {name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
-            "attacks": {name: totals.model_dump() for name, totals in self.attacks.items()}, "left_out": self.left_out,
-            "routing": None if self.routing is None else self.routing.model_dump(),
-            "checks": [check.__dict__ for check in self.checks],
-            "flags": "".join("1" if row in standing else "0" for row in self.rows), "broken": self.broken,
-        }  # fmt: skip
+        return EvaluationResult(
+            images=self.images, figures=named, complete=self.complete,
+            intervals={name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
+            attacks=self.attacks, left_out=self.left_out, routing=self.routing, checks=self.checks,
+            flags="".join("1" if row in standing else "0" for row in self.rows), broken=self.broken,
+        )  # fmt: skip
+
+    def to_dict(self) -> JsonObject:
+        """The same, ready to be written as JSON."""
+        return self.result().model_dump()
 
 
 def paired(gained: int, lost: int, count: int, z: float = 1.959964) -> Difference:

@@ -1,13 +1,11 @@
 """A Record in the form of RobustBench's model_info files."""
 
-from typing import Any
-
 from advmoe.evaluation.record import Record
 
 
-def model_info(record: Record) -> dict[str, Any]:
+def model_info(record: Record) -> dict[str, str | int | bool]:
     """The fields of a model_info; `external` is RA-worst, `unreliable` is true where RA-AA is too far above it."""
-    info = {
+    info: dict[str, str | int | bool] = {
         "link": "",
         "name": f"{record.method}, {record.backbone}",
         "authors": "",

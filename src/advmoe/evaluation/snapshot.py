@@ -21,7 +21,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import route_of
 from advmoe.data.images import balanced
-from advmoe.evaluation.record import EpsilonCurve, GalleryImage, Layer, Seen
+from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Seen
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import Target

@@ -5,15 +5,32 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from advmoe import migrations
 from advmoe.errors import UserError
-from advmoe.files import write_json
+from advmoe.evaluation.record_evaluation import Check
+from advmoe.files import JsonObject, write_json
 
 SHARD_SIZE = 64
+CHECKS = TypeAdapter(dict[str, Check])
+
+
+class StoreKey(BaseModel):
+    """What stored results depend on, besides attack and shard: digests of the network, the data and the predicted classes, the
+    threat, the seed, the precision that attacks search in, and the shards' size."""
+
+    schema_number: int = Field(alias="schema")
+    network: str
+    data: str
+    answers: str
+    epsilon: float
+    norm: str
+    seed: int
+    search: Literal["bfloat16", "float32"]
+    shard_size: int
 
 
 class AttackRun(BaseModel):
@@ -70,19 +87,19 @@ class Shard(BaseModel):
 
 
 class Store:
-    """Shards on disk, or nowhere without a folder. `key` names network, data, threat and seed: another key is refused."""
+    """Shards on disk, or nowhere without a folder. Raises UserError if the folder holds results of another key."""
 
-    def __init__(self, folder: Path | None, key: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path | None, key: StoreKey) -> None:
         self.folder = folder
-        self._checks: dict[str, dict[str, Any]] = {}  # in memory, where there is no folder
+        self._checks: dict[str, Check] = {}  # in memory, where there is no folder
         if folder is None:
             return
         path = folder / "key.json"
         if path.exists():
-            _check_key(_read(path), key, folder)
+            _check_key(_read(path), key.model_dump(by_alias=True), folder)
         else:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, key)
+            _write(path, key.model_dump(by_alias=True))
 
     def load(self, number: int, rows: list[int]) -> Shard:
         """The shard as far as it is done."""
@@ -99,19 +116,22 @@ class Store:
         path = self._path(number)
         return lambda shard: None if path is None else _write(path, shard.model_dump())
 
-    def checks(self) -> dict[str, dict[str, Any]]:
-        """The checks that are done."""
+    def checks(self) -> dict[str, Check]:
+        """The checks that are done. Raises UserError if their file is damaged."""
         if self.folder is None:
             return dict(self._checks)
         path = self.folder / "checks.json"
-        return _read(path) if path.exists() else {}
+        try:
+            return CHECKS.validate_python(_read(path)) if path.exists() else {}
+        except ValidationError:
+            raise UserError(f"{path}: not checks of an evaluation; remove it to run them anew") from None
 
-    def save_checks(self, checks: Mapping[str, Any]) -> None:
+    def save_checks(self, checks: Mapping[str, Check]) -> None:
         """Keep the checks done so far."""
         if self.folder is None:
             self._checks = dict(checks)
         else:
-            _write(self.folder / "checks.json", checks)
+            _write(self.folder / "checks.json", CHECKS.dump_python(dict(checks)))
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
@@ -149,7 +169,7 @@ def _wrong_shard(path: Path) -> UserError:
     return UserError(f"{path}: not a shard of these images; remove it to run it anew")
 
 
-def _check_key(stored_key: Mapping[str, Any], key: Mapping[str, Any], folder: Path) -> None:
+def _check_key(stored_key: JsonObject, key: JsonObject, folder: Path) -> None:
     for name, value in key.items():
         if stored_key.get(name) != value:
             raise UserError(
@@ -157,7 +177,7 @@ def _check_key(stored_key: Mapping[str, Any], key: Mapping[str, Any], folder: Pa
             )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
@@ -167,9 +187,9 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
+def _write(path: Path, content: JsonObject) -> None:
     write_json(path, {**content, "seal": _seal(content)})
 
 
-def _seal(content: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(dict(content), sort_keys=True).encode()).hexdigest()
+def _seal(content: JsonObject) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,7 +3,7 @@
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -16,7 +16,7 @@ from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
 from advmoe.errors import UserError
 from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, faster
-from advmoe.evaluation.store import SHARD_SIZE, Shard
+from advmoe.evaluation.store import SHARD_SIZE, Shard, StoreKey
 from advmoe.moe import MoEConv2d
 
 SCHEMA = 1  # of stored results
@@ -25,7 +25,7 @@ Progress = Callable[[str, int, Shard], None]  # called after an attack: its name
 
 
 def ignore(attack: str, number: int, shard: Shard) -> None:
-    """Progress that nobody looks at."""
+    """The progress function that does nothing."""
 
 
 @dataclass(frozen=True)
@@ -133,16 +133,15 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return inner if routes and isinstance(inner, nn.Module) and not hasattr(model, "forward_routed") else model
 
 
-def store_key(target: Target, shard_size: int) -> Mapping[str, Any]:
-    """What stored results depend on, besides attack and shard. Raises UserError where logits are not finite."""
+def store_key(target: Target, shard_size: int) -> StoreKey:
+    """What stored results of the target depend on. Raises UserError where logits are not finite."""
     data = hashlib.sha256(target.x.cpu().numpy().tobytes() + target.y.cpu().numpy().tobytes())
     low = isinstance(target.search, LowPrecision)
     model = target.model.model if isinstance(target.model, CopiedInput) else target.model
-    return {
-        "schema": SCHEMA, "network": f"{type(model).__qualname__} {_digest(model)}", "data": data.hexdigest(),
-        "answers": _answers(target), "epsilon": target.epsilon, "norm": target.norm, "seed": target.seed,
-        "search": "bfloat16" if low else "float32", "shard_size": shard_size,
-    }  # fmt: skip
+    return StoreKey(
+        schema=SCHEMA, network=f"{type(model).__qualname__} {_digest(model)}", data=data.hexdigest(), answers=_answers(target),
+        epsilon=target.epsilon, norm=target.norm, seed=target.seed, search="bfloat16" if low else "float32", shard_size=shard_size,
+    )  # fmt: skip
 
 
 def _check_images(x: Tensor, y: Tensor) -> None:

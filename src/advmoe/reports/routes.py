@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Rectangle
 from PIL import Image
 
-from advmoe.evaluation.record import GalleryImage, Record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_snapshot import GalleryImage
 from advmoe.reports.collect import cell_of
 from advmoe.reports.figures import save, short
 from advmoe.reports.panels import grouped, look

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import yaml
 
-from advmoe.evaluation.record import CheckResult, GalleryImage, Record, Seen
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_evaluation import Check
+from advmoe.evaluation.record_snapshot import GalleryImage, Seen
 from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import WORST, evaluator, label, worst_of
@@ -65,7 +67,7 @@ class Run:
     title: str
     headline: str
     facts: tuple[tuple[str, str], ...]
-    checks: tuple[CheckResult, ...]
+    checks: tuple[Check, ...]
     notes: tuple[Table, ...]
     config: str
     made: tuple[tuple[str, str], ...]

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from rich.markup import escape
 from rich.table import Table
 
-from advmoe.evaluation.record import EvaluationResult, Record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.measures import Measure, measured
 
 MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}

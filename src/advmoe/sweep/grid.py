@@ -26,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from advmoe import migrations
 from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
+from advmoe.config.schema import MAX_EXPERTS
 from advmoe.errors import UserError, lookup, named, nearest, shown
 from advmoe.models import MODELS
 from advmoe.paper import cells
@@ -39,7 +40,6 @@ SEEDS = (0, 1, 2)
 PRESET = ("quick",)
 MOST_SEEDS = 1000
 MOST_RUNS = 10_000
-MOST_EXPERTS = 1000
 VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 SET_ELSEWHERE = {  # fields with a name of their own in a sweep, which its settings must not set
     "method": "methods", "seed": "seeds", "model.backbone": "backbones", "model.model_scale": "model_scales",
@@ -107,9 +107,9 @@ def _scales(scales: Any) -> tuple[float, ...]:
 
 
 def _counts(counts: Any) -> tuple[int, ...]:
-    right = isinstance(counts, list | tuple) and counts and all(type(one) is int and 1 <= one <= MOST_EXPERTS for one in counts)
+    right = isinstance(counts, list | tuple) and counts and all(type(one) is int and 1 <= one <= MAX_EXPERTS for one in counts)
     if not right:
-        raise ValueError(f"must be a list of whole numbers from 1 to {MOST_EXPERTS}, not {shown(counts)}")
+        raise ValueError(f"must be a list of whole numbers from 1 to {MAX_EXPERTS}, not {shown(counts)}")
     return tuple(dict.fromkeys(counts))
 
 

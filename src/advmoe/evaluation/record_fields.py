@@ -1,0 +1,103 @@
+"""The types of a Record's fields: bounded numbers, text and images, each with what it must hold in words.
+
+Numbers are finite and within 1e15, and true and false are not numbers.
+"""
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, TypeGuard
+
+from PIL import Image
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_serializer,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from advmoe.config.schema import MAX_EXPERTS
+from advmoe.files import JsonObject
+
+LARGEST = 1e15
+MOST_PIXELS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a field must hold, in words: part of the error message and of the JSON Schema."""
+
+    text: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+            try:
+                return inner(value)
+            except (ValidationError, OverflowError):
+                raise PydanticCustomError("words", "{words}", {"words": self.text}) from None
+
+        return core_schema.no_info_wrap_validator_function(check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {**handler(schema), "description": self.text}
+
+
+def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> TypeGuard[int | float]:
+    """Whether a value from JSON is a finite number in [least, most]. True and false are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | str) or is_number(value):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    raise ValueError
+
+
+def _png(value: str) -> str:
+    """Raises where it is not the base64 of a grey or RGB PNG that can be decoded."""
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as file:
+            if file.mode not in ("L", "RGB") or file.width * file.height > MOST_PIXELS:
+                raise ValueError
+            file.load()
+    except Exception:  # decoders raise many kinds of errors on broken bytes
+        raise ValueError from None
+    return value
+
+
+Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST), Words("a number")]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100), Words("a number from 0 to 100")]
+NotNegative = Annotated[float, Field(strict=True, ge=0, le=LARGEST), Words("a number of at least 0")]
+Positive = Annotated[float, Field(strict=True, gt=0, le=LARGEST), Words("a number above 0")]
+Scale = Annotated[float, Field(strict=True, gt=0, le=1), Words("a number in (0, 1]")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1.001), Words("a number from 0 to 1")]  # float32 may exceed 1 by a hair
+Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Words("a whole number of at least 0")]
+Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST), Words("a whole number of at least 1")]
+Seed = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Words("a whole number")]
+Experts = Annotated[int, Field(strict=True, ge=1, le=MAX_EXPERTS), Words(f"a whole number from 1 to {MAX_EXPERTS}")]
+Text = Annotated[str, Field(strict=True), Words("text")]
+Png = Annotated[str, Field(strict=True), AfterValidator(_png), Words("a grey or RGB PNG in base64")]
+Setting = Annotated[Any, AfterValidator(plain), Words("null, true, false, text, a number, or a list of these")]
+Counts = Annotated[list[Whole], Field(fail_fast=True)]
+
+
+class Part(BaseModel):
+    """A model whose fields named in `sparse` are left out of the JSON where they are None."""
+
+    model_config = ConfigDict(extra="ignore", validate_assignment=False, protected_namespaces=())
+    sparse: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, inner: SerializerFunctionWrapHandler) -> JsonObject:
+        content: JsonObject = inner(self)
+        return {name: value for name, value in content.items() if value is not None or name not in self.sparse}

@@ -1,0 +1,96 @@
+"""What a snapshot adds to a Record: MoE layers, loads by class, accuracy against epsilon, and images with their routes."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from advmoe.evaluation.record_fields import Counts, Experts, NotNegative, Part, Percent, Png, Share, Size, Text, Whole, Words
+
+
+class Layer(Part):
+    """An MoE layer; `width` is the number of filters of one expert, `size` the output's [h, w]."""
+
+    name: Text
+    in_channels: Size
+    width: Size
+    size: Annotated[list[Size], Field(min_length=2, fail_fast=True)]
+    experts: Experts
+
+
+class EpsilonCurve(Part):
+    """Accuracy in percent of `images` images under one attack, at several epsilons."""
+
+    attack: Text
+    images: Size
+    epsilons: Annotated[list[NotNegative], Field(min_length=1, fail_fast=True)]
+    ra: Annotated[list[Percent], Field(fail_fast=True)]
+
+    @model_validator(mode="after")
+    def _pairs(self) -> Self:
+        if len(self.epsilons) != len(self.ra):
+            raise PydanticCustomError("words", "an object with as many ra as epsilons")
+        return self
+
+
+class Seen(Part):
+    """An image and what the network answers: class number, its softmax probability, and the expert chosen in each layer."""
+
+    png: Png
+    prediction: Whole
+    confidence: Share
+    route: Counts | None
+
+    @property
+    def pathway(self) -> list[int]:
+        """The route, empty for a network that does not route."""
+        return self.route or []
+
+
+class GalleryImage(Part):
+    """Test image number `row`, clean and under an attack."""
+
+    row: Whole
+    label: Whole
+    attack: Text
+    clean: Seen
+    adversarial: Seen
+
+    @model_validator(mode="after")
+    def _routes_alike(self) -> Self:
+        if len(self.clean.pathway) != len(self.adversarial.pathway):
+            raise PydanticCustomError("words", "an image with two routes of one length")
+        return self
+
+    def fits(self, classes: list[str], layers: list[Layer]) -> bool:
+        """Whether the Record's classes and layers have the classes and experts named here; where it has none, any fit."""
+        labels = (self.label, self.clean.prediction, self.adversarial.prediction)
+        if classes and max(labels) >= len(classes):
+            return False
+        return not layers or all(_route_fits(seen.pathway, layers) for seen in (self.clean, self.adversarial))
+
+
+def _route_fits(route: list[int], layers: list[Layer]) -> bool:
+    """One router may choose for all layers."""
+    choices = route * len(layers) if len(route) == 1 else route
+    pairs = zip(choices, layers, strict=False)
+    return not route or (len(choices) == len(layers) and all(choice < layer.experts for choice, layer in pairs))
+
+
+def _rectangular(layers: list[list[list[int]]]) -> list[list[list[int]]]:
+    """Raises where layers differ in their number of classes, or a layer's classes in their number of experts."""
+    if len({len(layer) for layer in layers}) > 1 or not all(layer and len({len(row) for row in layer}) == 1 for layer in layers):
+        raise ValueError
+    return layers
+
+
+def _none_is_empty(value: Any) -> Any:
+    return [] if value is None else value
+
+
+Loads = Annotated[
+    list[list[Annotated[list[Whole], Field(min_length=1)]]],
+    AfterValidator(_rectangular),
+    BeforeValidator(_none_is_empty),
+    Words("[L][classes][N] counts"),
+]
