@@ -132,7 +132,15 @@ def test_damaged_note_of_the_last_step_is_one_line(page, tiny, splits, tmp_path)
 
 
 def test_figures_are_flat_numbers():
-    row = {"epoch": 2, "loss": 0.5, "load": [[0.25, 0.75]], "dead": [[], [1, 0]], "router_entropy": [0.5, 0.1]}
+    row = {
+        "epoch": 2,
+        "loss": 0.5,
+        "load": [[0.25, 0.75]],
+        "dead": [[], [1, 0]],
+        "router_entropy": [0.5, 0.1],
+        "confusion": [[9]],
+        "router_groups": [0],
+    }
     assert figures(row) == {
         "epoch/epoch": 2, "epoch/loss": 0.5, "epoch/load/0/0": 0.25, "epoch/load/0/1": 0.75, "epoch/dead": 2,
         "epoch/router_entropy/0": 0.5, "epoch/router_entropy/1": 0.1,

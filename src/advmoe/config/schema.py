@@ -197,8 +197,9 @@ class TrainingConfig(Section):
     """advmoe: the routers are updated in every so many iterations."""
     router_loss: Literal["task", "target"] = "task"
     """advmoe: routers learn from the network's loss and the terms below, or from these terms alone."""
-    router_target: Literal["none", "label_mod_n"] = "none"
-    """Cross-entropy of the routers' logits against a group of the label: modulo the number of experts."""
+    router_target: Literal["none", "label_mod_n", "confusion"] = "none"
+    """Cross-entropy of the routers' logits against a group of the label: the label modulo the number of experts, or groups of
+    classes that are confused under attack in the first tenth of the epochs."""
     router_target_weight: Rate = 1.0
     """Weight of the router target."""
     router_consistency: Rate = 0.0

@@ -12,6 +12,7 @@ from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
 from advmoe.data import Images, Splits
 from advmoe.training.checkpoint import History, RunFolder
+from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers
 from advmoe.training.interrupts import Interrupts
 from advmoe.training.methods import Phase
@@ -60,6 +61,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Any]:
     config, images, epoch = run.config, run.splits.train, len(run.history)
     iterations = math.ceil(len(images) / config.training.batch_size)
     totals = run.begin_epoch(iterations)
+    state.groups = groups_of(run.history, images.labels.device)
     loaded = batches(config, images, epoch, len(phase.levels), totals.iteration)
     for iteration in range(totals.iteration, iterations):
         state.iteration = epoch * iterations + iteration
@@ -75,9 +77,10 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Any]:
         run.finish_iteration(state, totals, iterations)
     sums, seen = totals.over_ranks()
     _warn_of_collapse(sums, epoch + 1)
-    return {
+    row = {
         "epoch": epoch + 1, **rates(state), **means(sums, seen), "train_seconds": totals.seconds, "iterations": iterations,
     }  # fmt: skip
+    return row | new_groups(config, [*run.history, row])
 
 
 def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...]], totals: Totals) -> None:

@@ -17,6 +17,7 @@ from advmoe.models import Classifier, build_model, compact, start_scores
 from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
+from advmoe.training.groups import MAX_CLASSES
 from advmoe.training.losses import LOSSES
 from advmoe.training.methods import LEVELS, METHODS, Phase
 from advmoe.training.steps import TrainState
@@ -57,6 +58,8 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"router_consistency needs a loss with clean images, not {training.loss}")
     if router_options and loss.attack is None:
         raise UserError(f"{router_options[0]} needs a loss with an attack")
+    if training.router_target == "confusion" and len(splits.spec.classes) > MAX_CLASSES:
+        raise UserError(f"router_target confusion takes at most {MAX_CLASSES} classes, not {len(splits.spec.classes)}")
     if training.runner_up_consistency and config.model.num_experts < 2:
         raise UserError("runner_up_consistency needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":

@@ -14,7 +14,7 @@ from advmoe.config import AttackConfig, RunConfig
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
 from advmoe.moe import HARD, ForcedGate, Gate, Routings, StraightThroughGate, make_gate
-from advmoe.training import awp, labels
+from advmoe.training import awp, groups, labels
 from advmoe.training.ema import Ema
 from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome
@@ -22,7 +22,7 @@ from advmoe.training.terms import router_terms
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
 # sums over the images of the batch (separately for routers, which may skip iterations); "load" [L, N] counts images,
-# "router_entropy" is [L]
+# "router_entropy" is [L], "confusion" [C, C] counts the classes that x' are taken for
 Metrics = dict[str, Tensor]
 ROUTED_LEVELS = ("all", "routers")  # levels in which routers learn
 LATE_STEPS = 5  # steps of the training attack at the end of a phase, with steps_ramp
@@ -44,6 +44,7 @@ class TrainState:
     done: float = 0.0
     iteration: int = 0
     ema: Ema | None = None
+    groups: Tensor | None = None  # [C] int64: the group of each class, with router_target `confusion`
     watch: Watch = field(default_factory=Watch)
 
     @property
@@ -68,6 +69,11 @@ class TrainState:
         """Whether the experts are kept equal in this iteration."""
         return self.done < self.config.training.tied_share
 
+    @property
+    def awaits_groups(self) -> bool:
+        """Whether the classes are not in groups yet, so that confusions are counted and routers have no target."""
+        return self.config.training.router_target == "confusion" and self.groups is None
+
     def share(self, images: int) -> float:
         """`images` as a fraction of the batch of all ranks."""
         return 1.0 if self.draws.batch is None else images / self.draws.batch
@@ -89,18 +95,19 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
     outcome = _update(state, level, batch, gate, attack_gate, True)
     state.watch.check()
-    return _metrics(outcome, batch[1])
+    return _metrics(state, outcome, batch[1])
 
 
 def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
     The router update runs in eval mode, so the running statistics of the backbone do not change. It is skipped while the experts
-    are tied, because the choice between equal experts does not matter.
+    are tied, because the choice between equal experts does not matter, and while routers that learn by a target alone have none.
     """
     training = state.config.training
     metrics: Metrics = {}
-    skip_routers = state.tied or state.iteration % training.router_every != 0
+    rest = state.iteration % training.router_every != 0 or (state.awaits_groups and training.router_loss == "target")
+    skip_routers = state.tied or rest
     levels = [_weight_level] if skip_routers else [_router_level, _weight_level]
     for level in levels if training.level_order == "routers_first" else reversed(levels):
         metrics |= level(state, batches)
@@ -120,7 +127,7 @@ def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     for _ in range(state.config.training.weight_steps):
         outcome = _update(state, "weights", batches["weights"], HARD, _weight_attack_gate(state), True)
-    return _metrics(outcome, batches["weights"][1])
+    return _metrics(state, outcome, batches["weights"][1])
 
 
 def _weight_attack_gate(state: TrainState) -> Gate:
@@ -176,7 +183,10 @@ def _loss(state: TrainState, level: str, forward: Forward, images: tuple[Tensor,
     if not outcome.routings or level not in ROUTED_LEVELS:
         return outcome
     task = [] if level == "routers" and training.router_loss == "target" else [outcome.total]
-    return outcome._replace(total=sum(task + router_terms(training, outcome, y), outcome.total.new_zeros(())))
+    if state.awaits_groups:
+        training = training.replace(router_target="none")
+    terms = router_terms(training, outcome, y if state.groups is None else state.groups[y])
+    return outcome._replace(total=sum(task + terms, outcome.total.new_zeros(())))
 
 
 def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tensor:
@@ -252,7 +262,7 @@ def _learning(model: Classifier, optimizer: torch.optim.Optimizer) -> Iterator[N
 
 
 @torch.no_grad()
-def _metrics(outcome: Outcome, y: Tensor) -> Metrics:
+def _metrics(state: TrainState, outcome: Outcome, y: Tensor) -> Metrics:
     metrics = {"loss": outcome.total.detach() * len(y)}
     for name in ("clean", "robust"):
         logits: Tensor | None = getattr(outcome, name)
@@ -261,6 +271,8 @@ def _metrics(outcome: Outcome, y: Tensor) -> Metrics:
     if outcome.routings:
         metrics["load"] = load(outcome.routings)
         metrics["router_entropy"] = entropy(outcome.routings)
+    if state.awaits_groups and outcome.robust is not None:
+        metrics[groups.MATRIX] = groups.confusion(outcome.robust, y)
     return metrics
 
 

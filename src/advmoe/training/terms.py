@@ -17,7 +17,7 @@ MARGIN = 1.0  # between the top two router logits
 
 
 def router_terms(training: TrainingConfig, outcome: Outcome, y: Tensor) -> list[Tensor]:
-    """The weighted terms that the configuration asks for, each a scalar; `y` [B] are the labels."""
+    """The weighted terms that the configuration asks for, each a scalar; `y` [B] are the labels, or the groups of the labels."""
     return [weight * value(training, outcome, y) for weigh, value in TERMS if (weight := weigh(training))]
 
 
@@ -39,7 +39,7 @@ def margin_term(training: TrainingConfig, outcome: Outcome, y: Tensor) -> Tensor
 def target_term(training: TrainingConfig, outcome: Outcome, y: Tensor) -> Tensor:
     """Cross-entropy of the router logits against y modulo N, mean over the layers, over x and x', and over the images.
 
-    The router target of the public AdvMoE code, which has one router.
+    The router target of the public AdvMoE code, which has one router. For the target `confusion`, `y` are groups from 0 to N - 1.
     """
     passes = [outcome.routings, outcome.robust_routings] if outcome.robust_routings is not outcome.routings else [outcome.routings]
     return torch.stack([target(routings, y) for routings in passes if routings]).mean()

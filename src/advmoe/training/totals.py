@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from advmoe import distributed
+from advmoe.training.groups import MATRIX
 from advmoe.training.manifest import Partial
 from advmoe.training.steps import Metrics
 
@@ -69,13 +70,15 @@ def means(sums: Metrics, images: int) -> dict[str, Any]:
     """Sums over images as an epoch's row.
 
     Losses become means per image, counts of correct answers percentages, `load` each expert's share; `dead` lists each layer's
-    experts without images.
+    experts without images. Counts of confusions stay counts.
     """
     row: dict[str, Any] = {}
     for name, value in sums.items():
         if name == "router_images":
             continue
-        if name == "load":
+        if name == MATRIX:
+            row[name] = value.tolist()
+        elif name == "load":
             row["load"] = (value / value.sum(dim=1, keepdim=True)).tolist()
             row["dead"] = [(counts == 0).nonzero()[:, 0].tolist() for counts in value]
         elif name == "router_entropy":

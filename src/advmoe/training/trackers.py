@@ -18,6 +18,7 @@ from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.groups import GROUPS, MATRIX
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
@@ -139,9 +140,14 @@ class Tracker(Observer):
 
 
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
-    """A row of metrics.jsonl as flat figures, such as 'epoch/val_ra' or 'epoch/load/0/1' (layer, expert); `dead` is counted."""
+    """A row of metrics.jsonl as flat figures, such as 'epoch/val_ra' or 'epoch/load/0/1' (layer, expert); `dead` is counted.
+
+    Confusions and groups of classes are left out.
+    """
     flat: dict[str, float] = {}
     for name, value in row.items():
+        if name in (MATRIX, GROUPS):
+            continue
         flat |= _flat(f"epoch/{name}", sum(map(len, value)) if name == "dead" else value)
     return flat
 
