@@ -2,13 +2,14 @@ import pytest
 import torch
 
 from advmoe.config import RunConfig, differences
+from advmoe.config.choices import BACKBONES, METHOD_TRAITS
 from advmoe.data import DATASETS
 from advmoe.errors import UserError
-from advmoe.models import build_model
+from advmoe.models import MODELS, build_model
 from advmoe.paper import cells
 from advmoe.recipes import RECIPES, recipe
 from advmoe.runs.cost import NARROW, image_spec
-from advmoe.training.methods import METHODS
+from advmoe.training.methods import METHODS, traits
 from advmoe.training.start import network
 
 FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
@@ -51,6 +52,19 @@ def test_name_is_the_configurations(name: str) -> None:
     assert dataset in ("demo", config.data.dataset)
     assert model in ("", config.model.backbone)
     assert config.method == method
+
+
+def test_names_and_traits_without_torch_are_those_of_the_code() -> None:
+    assert list(MODELS) == list(BACKBONES)
+    assert {name: traits(method) for name, method in METHODS.items()} == METHOD_TRAITS
+
+
+def test_added_methods_and_backbones_make_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MODELS, "mine", MODELS["resnet18"])
+    monkeypatch.setitem(METHODS, "added", METHODS["at_small_dense"])
+    assert recipe("cifar10-mine-added-r0.2").model.model_scale == 0.2
+    with pytest.raises(UserError, match="sets the number of experts, and added has none"):
+        recipe("cifar10-mine-added-n4")
 
 
 def test_no_two_names_are_one_run() -> None:

@@ -7,12 +7,12 @@ RECIPES lists the named cells.
 """
 
 import re
+from importlib import import_module
 from typing import Any
 
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
+from advmoe.config.choices import BACKBONES, METHOD_TRAITS, MethodTraits
 from advmoe.errors import UserError, lookup, nearest
-from advmoe.models import MODELS
-from advmoe.training.methods import METHODS
 
 GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official][-plus]"
 SUFFIXES = re.compile(
@@ -39,7 +39,7 @@ PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; what a cell
     "training": {"ema": 0.995, "soft_labels": "adr", "weight_attack_gate": "straight_through"},
 }
 A2_DATASETS, A2_BACKBONES = ("cifar10", "cifar100"), ("resnet18", "wrn28_10")
-DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHODS}
+DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHOD_TRAITS}
 
 
 def recipe(name: str) -> RunConfig:
@@ -61,17 +61,17 @@ def _parsed(name: str) -> RunConfig:
     method, dash, suffixes = rest.partition("-")
     if not method:
         raise UserError(f"a name is {GRAMMAR}")
-    lookup(MODELS, backbone, "model")
-    lookup(METHODS, method, "method")
+    if backbone not in BACKBONES:
+        lookup(import_module("advmoe.models").MODELS, backbone, "model")
     base = BASES[dataset].replace(method=method)
-    return _with_suffixes(base.replace(model=base.model.replace(backbone=backbone)), dash + suffixes)
+    return _with_suffixes(base.replace(model=base.model.replace(backbone=backbone)), method_traits(method), dash + suffixes)
 
 
-def _with_suffixes(base: RunConfig, text: str) -> RunConfig:
+def _with_suffixes(base: RunConfig, traits: MethodTraits, text: str) -> RunConfig:
     match = SUFFIXES.fullmatch(text)
     if match is None:
         raise UserError(f"'{text}' is not of the form {GRAMMAR.removeprefix('DATASET-MODEL-METHOD')}")
-    for suffix, (setting, has) in zip(match.groups(), _settings(base).items(), strict=True):
+    for suffix, (setting, has) in zip(match.groups(), _settings(traits).items(), strict=True):
         if suffix and not has:
             raise UserError(f"'{text}' sets the {setting}, and {base.method} has none")
     model = base.model.replace(
@@ -101,24 +101,28 @@ def plus(config: RunConfig) -> RunConfig:
     Images that are streamed keep their augmentation, and a method without a routers' level has no gate of its weights' attack.
     """
     data, training = PLUS["data"], dict(PLUS["training"])
-    if "routers" not in METHODS[config.method].phases[0].levels:
+    if not method_traits(config.method).two_levels:
         del training["weight_attack_gate"]
     if config.data.dataset == "imagenet":
         data = {}
     return config.replace(data=config.data.replace(**data), training=config.training.replace(**training))
 
 
-def _settings(base: RunConfig) -> dict[str, bool]:
+def _settings(traits: MethodTraits) -> dict[str, bool]:
     """What each suffix sets, and whether the method has such a thing."""
-    method, model = METHODS[base.method], base.model
-    scaled = method.kind(model.replace(model_scale=model.model_scale / 2)) != method.kind(model)
-    routed = method.kind(model.replace(num_experts=model.num_experts + 1)) != method.kind(model)
-    attacked = method.loss is None  # a method with a loss of its own trains on clean images
-    two_levels = "routers" in method.phases[0].levels
     return {
-        "model scale": scaled, "number of experts": routed, "training attack": attacked, "robust loss": attacked,
-        "routers' level": two_levels, "ingredients": True,
+        "model scale": traits.scaled, "number of experts": traits.routed, "training attack": traits.attacked,
+        "robust loss": traits.attacked, "routers' level": traits.two_levels, "ingredients": True,
     }  # fmt: skip
+
+
+def method_traits(method: str) -> MethodTraits:
+    """What a recipe has to know of a method, built in or added by a user. Raises UserError if it is unknown."""
+    if method in METHOD_TRAITS:
+        return METHOD_TRAITS[method]
+    methods = import_module("advmoe.training.methods")  # needs torch, which recipes of built-in methods do without
+    traits: MethodTraits = methods.traits(lookup(methods.METHODS, method, "method"))
+    return traits
 
 
 def _names() -> list[str]:
@@ -127,13 +131,13 @@ def _names() -> list[str]:
         f"{dataset}-{backbone}-{method}{suffix}"
         for dataset in PAPERS
         for backbone in ("resnet18", "wrn28_10", "vgg16_bn", "densenet121" if dataset == "imagenet" else "densenet40")
-        for method in METHODS
+        for method in METHOD_TRAITS
         for suffix in _suffixes(method, dataset in A2_DATASETS and backbone in A2_BACKBONES)
     ]
 
 
 def _suffixes(method: str, in_table_a2: bool) -> list[str]:
-    has = _settings(RunConfig(method=method))
+    has = _settings(METHOD_TRAITS[method])
     scales = ["-r0.2", "-r0.8"] if in_table_a2 and has["model scale"] else []
     attacked = ["-steps10", "-plus"] if has["training attack"] else []
     return ["", *scales, *attacked, *(["-official"] if has["routers' level"] else [])]

@@ -10,7 +10,6 @@ import yaml
 from PIL import Image
 
 from advmoe.cli.display import _duration
-from advmoe.cli.main import main
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
 TINY += ["--num-steps", "1", "--epochs", "4", "--device", "cpu"]
@@ -44,11 +43,35 @@ def test_training_goes_on_unread(tmp_path: Path) -> None:
         assert "a.png" in done.stdout
 
 
-def test_help_needs_no_torch(capsys: pytest.CaptureFixture[str]) -> None:
-    code = "import sys; from advmoe.cli.main import main; main(['--help']); main(['--version']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
-    assert main(["--help"]) == 0
-    assert "advmoe COMMAND --help" in capsys.readouterr().out
+LIGHT = """
+import contextlib, io, sys
+from advmoe.cli.main import COMMANDS, main
+recipe = ["--recipe", "cifar10-vgg16_bn-advmoe-r0.2", "--help"]
+lines = [[name, "--help"] for name in COMMANDS] + [["data", "get", "--help"], ["data", "check", "--help"], ["train", *recipe]]
+lines += [["--help"], ["--version"], ["recipes"], ["recipes", "demo", "--json"], ["completion", "bash"], ["completion", "zsh"]]
+for line in lines:
+    text = io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
+        assert main(line) == 0, line
+    assert text.getvalue(), line
+    assert "torch" not in sys.modules, line
+"""
+
+
+def test_help_completion_and_listings_need_no_torch() -> None:
+    done = subprocess.run([sys.executable, "-c", LIGHT], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("line", ["train --help", "recipes demo"])
+def test_help_and_listings_are_quick(line: str) -> None:
+    def seconds() -> float:
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "advmoe", *line.split()], check=True, capture_output=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(seconds() for _ in range(3)) < 0.7
 
 
 def test_waiting_threads_sleep_unless_the_user_chose() -> None:

@@ -10,7 +10,8 @@ import time
 import pytest
 import yaml
 
-from advmoe.cli.sweep import run
+from advmoe.cli import sweep
+from advmoe.cli.arguments.sweep import read
 from advmoe.config import differences, from_dict
 from advmoe.errors import UserError
 from advmoe.runs.status import State, read_run
@@ -22,8 +23,12 @@ GRID = "methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nseeds: 1\n
 TINY = ["--width", "4", "--limit-train", "60", "--limit-test", "8", "--epochs", "2", "--batch-size", "20", "--preset", "pgd_10"]
 TINY += ["--device", "cpu", "--threads", "1", "--workers", "1"]
 NAMES = ["fashion-mnist-resnet18-at_small_dense-s0", "fashion-mnist-resnet18-at_moe-s0"]
-MAIN = "import sys; from advmoe.cli.sweep import run; run(sys.argv[1:])"
+MAIN = "import sys; from advmoe.cli.main import main; sys.exit(main(['sweep', *sys.argv[1:]]))"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def run(words):
+    sweep.run(read(words))
 
 
 @pytest.fixture(scope="module")
@@ -127,8 +132,6 @@ def test_nothing_is_run_twice_and_another_preset_only_adds(whole, grid, capsys):
 
 def test_slices_add_up_to_the_same_records(whole, grid, tmp_path, capsys, monkeypatch):
     """The clock is up after the first epoch of the first run; then another call does the rest."""
-    from advmoe.cli import sweep
-
     out, records = tmp_path / "runs", tmp_path / "records.json"
     words = [grid, "--out", str(out), "--minutes", "5", "--records", str(records), *TINY]
 
@@ -165,7 +168,7 @@ def test_interrupted_it_stops_the_workers(grid, tmp_path):
     process = started(grid, "--out", out, *TINY, "--epochs", "500")
     wait_for(process, lambda: read_run(out / NAMES[0]).epoch >= 1)
     process.send_signal(signal.SIGINT)
-    assert "KeyboardInterrupt" in process.communicate(timeout=30)[1]
+    assert "interrupted; the same command goes on where it stopped" in process.communicate(timeout=30)[1]
     assert quiet(out)
 
 

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from advmoe.cli import watch
+from advmoe.cli.arguments.watch import read
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, Outcome, read_run
@@ -230,7 +231,7 @@ def test_sparkline_and_age():
 
 def test_off_a_terminal_it_prints_once_and_whole(make, tmp_path, capsys):
     make("run", 3, record=RECORD)
-    watch.run([str(tmp_path)])
+    watch.run(read([str(tmp_path)]))
     out = capsys.readouterr().out
     assert all(word in out for word in WORDS)
     assert "\x1b" not in out
@@ -249,7 +250,7 @@ def test_on_a_terminal_it_looks_again_until_it_is_interrupted(make, tmp_path, mo
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", sleep)
-    watch.run([str(tmp_path), "--interval", "2"])
+    watch.run(read([str(tmp_path), "--interval", "2"]))
     assert looks == [2.0, 2.0]
     out = terminal.file.getvalue()
     assert out.index("no run below") < out.index("appeared")
@@ -267,7 +268,7 @@ def test_on_a_terminal_it_looks_again_until_it_is_interrupted(make, tmp_path, mo
 def test_bad_input_is_one_line(words, said, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        watch.run(words)
+        watch.run(read(words))
     assert said in str(caught.value)
 
 

@@ -3,18 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from advmoe.errors import UserError
-from advmoe.recipes import RECIPES
 from advmoe.reports import costs
-from advmoe.reports.costs import (
-    chosen_recipes,
-    judged_cells,
-    judged_lines,
-    judged_rows,
-    profile_markdown,
-    recipe_lines,
-    recipe_rows,
-)
+from advmoe.reports.costs import judged_cells, judged_lines, judged_rows, profile_markdown
 
 MARKED = {  # by hand from the tables and the counts
     ("resnet18", 1.0): {"at_dense"},
@@ -86,30 +76,6 @@ def test_rows_hold_what_is_printed_and_counted(judged):
     assert row["gmacs_counted"] == pytest.approx(1.311, abs=5e-4)
     assert row["reduction_counted"] == pytest.approx(75, abs=0.05)
     assert len(row["reasons"]) == 2
-
-
-def test_recipes_are_listed_with_settings_and_cost():
-    lines = recipe_lines(chosen_recipes(RECIPES, "cifar10-wrn28_10-at_"))
-    assert len(lines) == 1 + 3 + 3 * 5
-    (line,) = [line for line in lines if line.startswith("cifar10-wrn28_10-at_sparse-r0.8 ")]
-    settings = ["100", "+", "100", "128", "TRADES,", "2", "x", "5/255", "in", "8/255", "23,349,606", "3.3547", "-36", "%"]
-    assert line.split()[1:] == settings
-
-
-def test_all_recipes_are_listed():
-    assert [line.split()[0] for line in recipe_lines(RECIPES)[1:]] == list(RECIPES)
-    assert {name.split("-")[0] for name in RECIPES} == {"demo", "cifar10", "cifar100", "tinyimagenet", "imagenet"}
-
-
-def test_recipe_rows_hold_the_configuration():
-    (row,) = recipe_rows({"demo-advmoe": RECIPES["demo-advmoe"]})
-    assert row["config"]["attack"]["epsilon"] == 0.1
-    assert 0.2 * row["gmacs_dense"] < row["gmacs_ideal"] < 0.3 * row["gmacs_dense"]
-
-
-def test_unknown_part_of_a_name():
-    with pytest.raises(UserError, match="no listed recipe has 'cifr10' in its name: did you mean cifar10"):
-        chosen_recipes(RECIPES, "cifr10")
 
 
 def test_markdown_table_has_every_backbone():

@@ -2,7 +2,7 @@
 
 from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
 from advmoe.attacks.draws import BatchDraws, Draws, ImageDraws, derive_seed
-from advmoe.attacks.geometry import Norm, project
+from advmoe.attacks.geometry import project
 from advmoe.attacks.objectives import (
     OBJECTIVES,
     Objective,
@@ -15,6 +15,7 @@ from advmoe.attacks.objectives import (
     targeted_dlr,
 )
 from advmoe.attacks.pgd import Pgd, frozen, pgd
+from advmoe.config.choices import Norm
 
 __all__ = [
     "OBJECTIVES",

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from advmoe.attacks.draws import Draws
-from advmoe.attacks.geometry import Norm, ascent, check_norm, project, uniform_start
+from advmoe.attacks.geometry import ascent, check_norm, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy, targeted_dlr
 from advmoe.attacks.pgd import Predict, look
+from advmoe.config.choices import Norm
 from advmoe.errors import UserError
 
 MOMENTUM = 0.75  # alpha of Algorithm 1

@@ -1,15 +1,14 @@
 """The ball that an attack may move in: L-infinity or L2, cut with [0, 1]. Images are [B, C, H, W], distances in pixels."""
 
 from math import prod
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from advmoe.attacks.draws import Draws
+from advmoe.config.choices import Norm
 from advmoe.errors import UserError, nearest
-
-Norm = Literal["Linf", "L2"]
 
 
 def check_norm(norm: str) -> None:

@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from advmoe.attacks.draws import ImageDraws, derive_seed
-from advmoe.attacks.geometry import Norm
 from advmoe.attacks.pgd import Predict
+from advmoe.config.choices import Norm
 
 
 @dataclass(frozen=True)

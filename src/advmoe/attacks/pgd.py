@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.attacks.draws import Draws
-from advmoe.attacks.geometry import Norm, ascent, check_norm, project, uniform_start
+from advmoe.attacks.geometry import ascent, check_norm, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy
+from advmoe.config.choices import Norm
 
 Predict = Callable[[Tensor], Tensor]
 

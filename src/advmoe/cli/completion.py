@@ -4,35 +4,24 @@ import contextlib
 import importlib
 import io
 import re
-from dataclasses import dataclass, is_dataclass, make_dataclass
+from dataclasses import is_dataclass, make_dataclass
 from functools import reduce
 from operator import or_
 from types import ModuleType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
+from advmoe.cli.arguments.completion import CompletionArguments
 from advmoe.cli.main import COMMANDS as NAMES
-from advmoe.cli.parsing import Flat, parse
+from advmoe.cli.parsing import Flat
 
 HELP_TEXTS = "COMPLETION_SPEC = "
 
 
-@dataclass(frozen=True)
-class CompletionArguments:
-    """Print a script that completes commands, flags, choices and paths in a shell.
-
-    bash: eval "$(advmoe completion bash)" in ~/.bashrc. zsh: advmoe completion zsh > DIR/_advmoe, for a DIR in $fpath before
-    compinit. fish: advmoe completion fish > ~/.config/fish/completions/advmoe.fish.
-    """
-
-    shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
-    """The shell."""
-
-
-def run(words: list[str]) -> None:
+def run(arguments: CompletionArguments) -> None:
     """`advmoe completion`."""
-    print(script(parse(CompletionArguments, "completion", words).shell))
+    print(script(arguments.shell))
 
 
 def script(shell: str) -> str:
@@ -44,21 +33,20 @@ def script(shell: str) -> str:
 
 
 def _on_one_line(line: str) -> str:
-    """In the line of Python that holds all help texts, those of several lines: a shell takes every line for a word of its own."""
+    """Replace the line breaks in the line of Python that holds all help texts: a shell takes each line for a separate word."""
     return re.sub(r"\\+n", " ", line) if line.startswith(HELP_TEXTS) else line
 
 
 def _arguments() -> dict[str, Any]:
     """Command -> the dataclass of its arguments."""
-    return {name: _of(importlib.import_module(f"advmoe.cli.{name}")) for name in NAMES}
+    return {name: _of(importlib.import_module(f"advmoe.cli.arguments.{name}")) for name in NAMES}
 
 
 def _of(module: ModuleType) -> Any:
-    """A command's own dataclass; that of a command with commands of its own has one field, for which of them."""
+    """The dataclass of a command; for a command with subcommands, one with a field for the choice between them."""
     if hasattr(module, "COMMANDS"):
-        return make_dataclass("Command", [("command", _one_of({name: kind for name, (kind, _) in module.COMMANDS.items()}))])
-    own = [kind for kind in vars(module).values() if is_dataclass(kind) and getattr(kind, "__module__", "") == module.__name__]
-    (kind,) = [kind for kind in own if kind.__name__.endswith("Arguments")]  # type: ignore[union-attr]
+        return make_dataclass("Command", [("command", _one_of(module.COMMANDS))])
+    (kind,) = [value for name, value in vars(module).items() if name.endswith("Arguments") and is_dataclass(value)]
     return kind
 
 

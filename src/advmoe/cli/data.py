@@ -1,44 +1,25 @@
 """`advmoe data get` and `advmoe data check`."""
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
 import torch
-import tyro
 from pydantic import BaseModel
 from rich.console import Console
 
-from advmoe.cli.parsing import parse
-from advmoe.config import DataConfig
+from advmoe.cli.arguments.data import DataCheckArguments, DataGetArguments
 from advmoe.data import Splits, load_dataset
 from advmoe.data.fetch import fetch
 from advmoe.data.hub import fetch_from_hub
 from advmoe.data.images import Source
-from advmoe.errors import lookup
 
 
-@dataclass(frozen=True)
-class DataGetArguments:
-    """Download cifar10, cifar100 or tinyimagenet, resume an interrupted download, and verify the files."""
-
-    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
-    """Name of the data set."""
-    to: Path | None = None
-    """Folder to download to; by default data/NAME."""
-    source: Annotated[Literal["official", "hub"], tyro.conf.arg(name="from")] = "official"
-    """The official address, or the Hugging Face hub (needs pip install 'advmoe[hub]')."""
-
-
-@dataclass(frozen=True)
-class DataCheckArguments:
-    """Read a data set as training would, and print its splits and its fingerprint."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    json: bool = False
-    """Print one JSON object instead of text."""
+def run(arguments: DataGetArguments | DataCheckArguments) -> None:
+    """Download a data set (get), or read one and print what it contains (check)."""
+    if isinstance(arguments, DataGetArguments):
+        get(arguments)
+    else:
+        check(arguments)
 
 
 def get(arguments: DataGetArguments) -> None:
@@ -94,23 +75,3 @@ def summary(splits: Splits) -> Summary:
 def _counts(images: Source, classes: int) -> Counts:
     counts = torch.bincount(images.labels, minlength=classes)
     return Counts(images=len(images), least_a_class=int(counts.min()), most_a_class=int(counts.max()))
-
-
-def run(words: list[str]) -> None:
-    """Download a data set (get), or read one and print what it contains (check)."""
-    if not words or words[0] in ("-h", "--help"):
-        print(_overview())
-        return
-    kind, run = lookup(COMMANDS, words[0], "data command")
-    run(parse(kind, f"data {words[0]}", words[1:]))
-
-
-def _overview() -> str:
-    lines = [f"  {name:9} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()]
-    return "\n".join(["usage: advmoe data COMMAND ...    (advmoe data COMMAND --help tells more)", "", *lines])
-
-
-COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
-    "get": (DataGetArguments, get),
-    "check": (DataCheckArguments, check),
-}

@@ -1,16 +1,17 @@
 """`advmoe demo`: four methods on embedded images, a table, and a report."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
 from advmoe.attacks import Pgd
+from advmoe.cli.arguments.demo import DemoArguments
+from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
-from advmoe.cli.parsing import console, device, parse
 from advmoe.cli.report import write_report
-from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.cli.streams import console
+from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
 from advmoe.evaluation.record import Record
@@ -29,20 +30,9 @@ METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
 GRID_IMAGES = 6
 
 
-@dataclass(frozen=True)
-class DemoArguments:
-    """Train and evaluate four methods on embedded images: a few minutes on two cores."""
-
-    out: Path = Path("demo")
-    """Folder for the runs, records.json, report.html and figures."""
-    seed: int = 0
-    """Seed of the four runs."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-
-def run(words: list[str]) -> None:
+def run(arguments: DemoArguments) -> None:
     """Train and evaluate `METHODS` in folders below --out, and write the report. What an earlier call finished is not run again."""
-    arguments, terminal = parse(DemoArguments, "demo", words), console()
+    terminal = console()
     out, place = arguments.out, device(arguments.runtime)
     configs = {method: recipe(f"demo-{method}").replace(runtime=arguments.runtime, seed=arguments.seed) for method in METHODS}
     splits = load_dataset(configs["advmoe"].data).to(place)

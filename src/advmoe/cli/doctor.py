@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
@@ -12,26 +11,12 @@ from typing import Any
 import torch
 
 from advmoe.benchmark.machine import Machine
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.arguments.doctor import DoctorArguments
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 
 
-@dataclass(frozen=True)
-class DoctorArguments:
-    """Say what is here: versions, device, threads, memory, disk and extras; and the command that adds what is missing.
-
-    Ends with status 1 where a library that every command needs is missing or of another version.
-    """
-
-    folder: Path = Path()
-    """Folder where runs are to go: the room on its disk is looked at."""
-    json: Flag = False
-    """Print one JSON object instead of lines."""
-
-
-def run(words: list[str]) -> None:
+def run(arguments: DoctorArguments) -> None:
     """`advmoe doctor`."""
-    arguments = parse(DoctorArguments, "doctor", words)
     found = examine(arguments.folder)
     print(*([json.dumps(found)] if arguments.json else _lines(found)), sep="\n")
     if found["add"]:

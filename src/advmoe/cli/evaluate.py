@@ -7,26 +7,25 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
 
 import torch
-import tyro
 from rich.console import Console
 
 from advmoe import distributed
-from advmoe.attacks import Norm
-from advmoe.attacks.presets import PRESETS, ROUTING_BUDGET, resolve
+from advmoe.attacks.presets import resolve
+from advmoe.cli.arguments.evaluate import EvaluateArguments, EvaluateCommand
+from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress
-from advmoe.cli.parsing import Flag, console, device, parse
-from advmoe.config import Fraction, RunConfig, RuntimeConfig
+from advmoe.cli.streams import console
+from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import write_record_file
 from advmoe.evaluation.robustbench import model_info
-from advmoe.evaluation.store import SHARD_SIZE, forget, shard_count
+from advmoe.evaluation.store import forget, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
@@ -35,84 +34,15 @@ from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.start import autocast
 
 
-def _costs(preset: str, what: str) -> Any:
-    """Help of a preset's flag, with its budget."""
-    return tyro.conf.arg(help=f"{what}. Costs {PRESETS[preset].budget}; {ROUTING_BUDGET}.")
-
-
-@dataclass(frozen=True)
-class EvaluateArguments:
-    """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json; for a file NAME.safetensors,
-    NAME.record.json beside it."""
-
-    run: tyro.conf.Positional[Path]
-    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
-    quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
-    standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
-    full: Annotated[Flag, _costs("full", "the same and far more of it")] = False
-    attacks: tuple[str, ...] = ()
-    """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""
-    norm: Norm = "Linf"
-    """Norm of the ball."""
-    epsilon: Fraction | None = None
-    """Radius of the ball; by default the one the network was trained for, which L2 has none of."""
-    transfer: Path | None = None
-    """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
-    data_dir: str | None = None
-    """Where the data lies now, if not where it was trained on."""
-    limit_test: int | None = None
-    """Attack this many test images, balanced over the classes."""
-    seed: int = 0
-    """Seed of the attacks' random draws."""
-    shard_size: int = SHARD_SIZE
-    """Images attacked at once; results are kept after every attack on a shard."""
-    processes: int = 1
-    """Share the shards out over this many processes (and CUDA devices, where there are several)."""
-    part: tuple[int, int] | None = None
-    """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, what other parts left is collected."""
-    fresh: Flag = False
-    """Forget earlier results in RUN/evaluation."""
-    save_adversarial: Flag = False
-    """Write the adversarial images to RUN/evaluation/adversarial."""
-    keep_images: Flag = False
-    """Keep the gallery's test images in RUN/record.json, so that they go wherever the Record goes; without it they lie in
-    RUN/gallery.json, for reports on this machine."""
-    robustbench: Path | None = None
-    """Write a RobustBench model_info file."""
-    json: Flag = False
-    """Print the Record as JSON."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("limit_test", "shard_size", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-        if self.quick + self.standard + self.full + bool(self.attacks) > 1:
-            raise UserError("--quick, --standard, --full and --attacks exclude each other")
-        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
-            raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
-        if self.part is not None and (self.processes > 1 or self.fresh):
-            raise UserError("--part excludes --processes, and --fresh, which would forget what other parts left")
-        if self.norm == "L2" and self.epsilon is None:
-            raise UserError("--norm L2 needs an --epsilon of its own (0.5 is usual for 32x32 images)")
-
-    @property
-    def preset(self) -> str | tuple[str, ...]:
-        """What to run: a preset's name or attacks."""
-        return self.attacks or ("standard" if self.standard else "full" if self.full else "quick")
-
-
-def run(words: list[str]) -> None:
-    arguments = parse(EvaluateArguments, "evaluate", words)
+def run(arguments: EvaluateCommand) -> None:
     resolve(arguments.preset)  # before --fresh could forget anything
     with distributed.process_group(device(arguments.runtime)):
         if distributed.world_size() > 1 and (arguments.part is not None or arguments.processes > 1):
             raise UserError("torchrun shares the shards out itself: leave out --part and --processes")
-        _evaluate(arguments, words)
+        _evaluate(arguments)
 
 
-def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
+def _evaluate(arguments: EvaluateCommand) -> None:
     network, config, splits = _trained(arguments.run, arguments)
     transfer, store = _transfer(arguments, splits), network.store
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
@@ -123,7 +53,7 @@ def _evaluate(arguments: EvaluateArguments, words: list[str]) -> None:
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
         progress.stored(store)
         if arguments.processes > 1:
-            _share_out([word for word in words if word != "--fresh"], arguments, lambda: progress.stored(store))
+            _share_out(arguments, lambda: progress.stored(store))
         options = EvaluationOptions(
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
@@ -178,8 +108,9 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
     return model
 
 
-def _share_out(words: list[str], arguments: EvaluateArguments, look: Callable[[], None]) -> None:
+def _share_out(arguments: EvaluateCommand, look: Callable[[], None]) -> None:
     """Run the shards in processes of their own; their results lie in the run's folder afterwards. `look` is called now and then."""
+    words = [word for word in arguments.words if word != "--fresh"]
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
     command = [sys.executable, "-m", "advmoe", "evaluate", *words, "--processes", "1", "--threads", str(threads)]

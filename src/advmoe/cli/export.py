@@ -3,20 +3,18 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Literal
+from dataclasses import asdict
+from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.arguments.export import ExportArguments
 from advmoe.config import to_dict
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Dtype, agreement, answers, check_dtype, compare, export
+from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, agreement, answers, check_dtype, compare, export
 from advmoe.files import check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -25,36 +23,7 @@ NOISE = 64  # images compared where there are no real ones
 SHOWN = 10  # rows named at most
 
 
-@dataclass(frozen=True)
-class ExportArguments:
-    """Write a trained network as one file for other programs, and compare it with PyTorch.
-
-    The file takes pixels in [0, 1], [batch, C, H, W], and gives logits and routes; normalisation and routers are part of it.
-    """
-
-    run: tyro.conf.Positional[str]
-    """A run's folder, a file of a network, or a name on the hub."""
-    out: Path
-    """The file to write."""
-    format: Literal["onnx", "torch-export"] = "onnx"
-    """ONNX, or torch.export's own format (.pt2)."""
-    dtype: Dtype = "float32"
-    """Of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits stay
-    float32; what it does to classes, routes and accuracy is told."""
-    check: int = 1000
-    """Compare with PyTorch on this many test images, at batch 1, 7 and 64; 0 leaves it out."""
-    data_dir: str | None = None
-    """Where the data lies now, if not where it was trained on."""
-    json: Flag = False
-    """Print what was found as JSON."""
-
-    def __post_init__(self) -> None:
-        if self.check < 0:
-            raise UserError(f"check must be at least 0, not {self.check}")
-
-
-def run(words: list[str]) -> None:
-    arguments = parse(ExportArguments, "export", words)
+def run(arguments: ExportArguments) -> None:
     check_utf8(arguments.out)
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise UserError(f"{arguments.out}: --out takes a file in a folder that exists")

@@ -13,7 +13,7 @@ from advmoe.cli.streams import escape_unencodable
 from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped
 
-COMMANDS = {  # each a module of advmoe.cli, imported when it is asked for
+COMMANDS = {  # each a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is asked for
     "demo": "Train and evaluate four methods on embedded images: a few minutes on two cores.",
     "train": "Train a network from a recipe, a configuration file, or where a run left off.",
     "evaluate": "Measure what a trained network withstands at worst, on the test set.",
@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lookup(COMMANDS, words[0], "command")
         extension.load()
-        importlib.import_module(f"advmoe.cli.{words[0]}").run(words[1:])
+        arguments = importlib.import_module(f"advmoe.cli.arguments.{words[0]}").read(words[1:])
+        importlib.import_module(f"advmoe.cli.{words[0]}").run(arguments)
         return 0
     except BrokenPipeError:  # the reader of the output has left, as `| head` does: `advmoe.__main__` ends quietly
         raise

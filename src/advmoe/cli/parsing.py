@@ -1,15 +1,12 @@
 """From words on the command line to dataclasses, and what many commands take."""
 
-import os
 from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-import torch
 import tyro
-from rich.console import Console
 from tyro._arguments import ArgumentDefinition
 from tyro._errors import (  # the only structured form of its errors; the dependency is bounded to the version that has it
     BadValue,
@@ -22,13 +19,9 @@ from tyro._errors import (  # the only structured form of its errors; the depend
 )
 
 from advmoe import migrations
-from advmoe.cli.streams import discard_output
-from advmoe.config import RunConfig, RuntimeConfig, Section, load_yaml
-from advmoe.distributed import local_device
+from advmoe.config import CONFIG_FILE, RunConfig, Section, load_run_config, load_yaml
 from advmoe.errors import UserError, shown
-from advmoe.moe import check_dispatch
 from advmoe.recipes import recipe
-from advmoe.training.checkpoint import RunFolder
 
 Arguments = TypeVar("Arguments")
 Flag = tyro.conf.FlagCreatePairsOff[bool]
@@ -65,8 +58,8 @@ def configured(words: list[str]) -> RunConfig:
         return recipe(source.recipe)
     if source.config is not None:
         return load_yaml(source.config)
-    if first.out is not None and RunFolder(first.out).config_path.exists():
-        return RunFolder(first.out).config()
+    if first.out is not None and (path := first.out / CONFIG_FILE).exists():
+        return load_run_config(path)
     if len(quiet) == len(words):
         raise UserError("give --recipe NAME (advmoe recipes lists them) or --config FILE.yaml")
     return RunConfig()
@@ -132,31 +125,3 @@ def _fields(kind: Any) -> list[str]:
         inner = isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Section))
         names += _fields(hint) if inner else [name]
     return names
-
-
-def device(runtime: RuntimeConfig) -> torch.device:
-    """The device to run on, with the thread count set. Raises UserError if it is not available or cannot do what is asked."""
-    if runtime.threads:
-        torch.set_num_threads(runtime.threads)
-    if runtime.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
-        torch.use_deterministic_algorithms(True)
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
-    try:
-        chosen = local_device(torch.device(name))
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device '{name}' is not available here: {str(error).splitlines()[0]}") from None
-    check_dispatch(runtime.dispatch, chosen)
-    return chosen
-
-
-class _Console(Console):
-    def on_broken_pipe(self) -> None:
-        """Go on unread when the reader of the output leaves (`| head -1`): rich would end the program."""
-        self.quiet = True
-        discard_output()
-
-
-def console() -> Console:
-    return _Console(soft_wrap=False)

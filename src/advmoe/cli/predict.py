@@ -4,13 +4,10 @@ import csv
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
-
-from advmoe.cli.parsing import Flag, device, parse
-from advmoe.config import Device, RuntimeConfig
+from advmoe.cli.arguments.predict import PredictArguments
+from advmoe.cli.device import device
+from advmoe.config import RuntimeConfig
 from advmoe.errors import UserError, printable
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -19,37 +16,7 @@ from advmoe.runs.predict import Prediction, images_in, predict
 COLUMNS = ("image", "class", "confidence", "pathway", "note")
 
 
-@dataclass(frozen=True)
-class PredictArguments:
-    """Print the class of each image, the confidence, and the expert of each MoE layer. Files that contain no image are reported,
-    and the others are classified."""
-
-    run: tyro.conf.Positional[str]
-    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, and folders, which are searched at any depth."""
-    json: Flag = False
-    """Print a JSON list."""
-    csv: Flag = False
-    """Print CSV."""
-    batch_size: int = 64
-    """Images in memory at once."""
-    device: Device = "auto"
-    """Torch device; auto takes CUDA if there is one."""
-    threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
-        if self.json and self.csv:
-            raise UserError("give --json or --csv, not both")
-        if not self.images:
-            raise UserError("give one or more IMAGES: files or folders")
-
-
-def run(words: list[str]) -> None:
-    arguments = parse(PredictArguments, "predict", words)
+def run(arguments: PredictArguments) -> None:
     model = load(arguments.run, device(RuntimeConfig(device=arguments.device, threads=arguments.threads)))
     write = _print_json if arguments.json else _print_csv if arguments.csv else _print_table
     write(model, _readable(arguments, model))

@@ -1,36 +1,13 @@
 """`advmoe profile`."""
 
 import json
-from dataclasses import dataclass
 
-from advmoe.cli.parsing import Flag, Source, configured, parse
-from advmoe.config import RunConfig
-from advmoe.errors import UserError
+from advmoe.cli.arguments.profile import ProfileArguments
 from advmoe.reports.costs import cost_lines, cost_row, judged_cells, judged_lines, judged_rows
 from advmoe.runs.cost import dense_estimate, profile
 
 
-@dataclass(frozen=True)
-class ProfileArguments:
-    """Print parameters and GMACs (multiply-accumulates of one image) of a recipe's network."""
-
-    source: Source
-    run: RunConfig
-    layers: Flag = False
-    """Print each layer, too."""
-    paper: Flag = False
-    """Instead of a recipe: the cost columns of the paper's tables beside the counts; cells that cannot be right are marked."""
-    json: bool = False
-    """Print JSON instead of lines."""
-
-    def __post_init__(self) -> None:
-        if self.paper and (self.layers or self.source != Source() or self.run != RunConfig()):
-            raise UserError("--paper takes no recipe and no other setting: it counts every cell of the paper's tables")
-
-
-def run(words: list[str]) -> None:
-    run = RunConfig() if "--paper" in words else configured(words)
-    arguments = parse(ProfileArguments, "profile", words, ProfileArguments(source=Source(), run=run))
+def run(arguments: ProfileArguments) -> None:
     if arguments.paper:
         judged = judged_cells()
         print(json.dumps(judged_rows(judged)) if arguments.json else "\n".join(judged_lines(judged)))

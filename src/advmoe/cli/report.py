@@ -3,12 +3,10 @@
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import tyro
-
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.arguments.report import ReportArguments
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
@@ -24,27 +22,10 @@ FORMS = {"md": markdown, "csv": csv_text, "tex": latex}
 MADE = ".made.json"  # names of what a report wrote: the next one into the same folder takes away what it does not make again
 
 
-@dataclass(frozen=True)
-class ReportArguments:
-    """Make the paper's tables and figures, and report.html, from the Records below a folder."""
-
-    folder: tyro.conf.Positional[Path]
-    """Folder with evaluated runs, or with JSON files of Records."""
-    out: Path
-    """Folder for the report: report.html, tables/ and figures/."""
-    schema: Flag = False
-    """Print the JSON Schema of a Record; no folder is needed."""
-    json: Flag = False
-    """Print verdict, claims and what was written as JSON."""
-
-
-def run(words: list[str]) -> None:
-    if words == ["--schema"]:
+def run(arguments: ReportArguments) -> None:
+    if arguments.schema:
         print(json.dumps(record_schema(), indent=1))
         return
-    arguments = parse(ReportArguments, "report", words)
-    if arguments.schema:
-        raise UserError("--schema stands alone: advmoe report --schema")
     records = collect(arguments.folder, _warn)
     made, claims, sentences = write_report(records, arguments.out, _warn)
     if arguments.json:

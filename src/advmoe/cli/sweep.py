@@ -4,16 +4,15 @@ import contextlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import inf
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import tyro
 from rich.console import Console
 
 from advmoe.attacks.presets import resolve
-from advmoe.cli.parsing import Flag, console, device, parse
-from advmoe.config import RuntimeConfig
+from advmoe.cli.arguments.sweep import SweepArguments
+from advmoe.cli.device import device
+from advmoe.cli.streams import console
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import read_record
 from advmoe.files import write_json
@@ -21,90 +20,14 @@ from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
 from advmoe.sweep.folder import PROBE, check_free, keep_plan
-from advmoe.sweep.grid import MOST_SEEDS, Settings, SweepFile, read_sweep
+from advmoe.sweep.grid import SweepFile, read_sweep
 from advmoe.sweep.job import Job, preset_or_attacks
-from advmoe.sweep.placements import Placement, PlacementName, Request, placement_class
+from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
 from advmoe.sweep.schedule import Outcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 
 FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h, "try again"
-
-
-@dataclass(frozen=True)
-class SweepArguments:
-    """Train and evaluate every run of one of the paper's tables or figures, or of a sweep file.
-
-    No work is done twice: after a stop or a kill, the same command goes on where it was. With --minutes it ends with status 75
-    while work remains, so that it can be called again and again.
-    """
-
-    what: tyro.conf.Positional[str]
-    """a1, a2, fig7, figA2, or a sweep file (FILE.yaml; docs/paper.md says what it holds)."""
-    out: Path
-    """Folder for the runs: one folder each, NAME-sSEED."""
-    minutes: float | None = None
-    """End within this time, with status 75 if work remains."""
-    records: Path | None = None
-    """When all runs are done, write their Records to this JSON file, without the galleries' test images."""
-    keep_images: Flag = False
-    """Keep the test images in the file of --records."""
-    seeds: int | None = None
-    """Number of runs of each cell, with seeds from 0; by default the file's, or 3."""
-    dry_run: Flag = False
-    """Print the plan and write nothing."""
-    only: tuple[str, ...] = ()
-    """Only the runs whose name contains every one of these texts (resnet18, advmoe, r0.5, s0)."""
-    epochs: int | None = None
-    """Epochs per phase, instead of the recipes'."""
-    limit_train: int | None = None
-    """Train on this many images, balanced over the classes."""
-    limit_test: int | None = None
-    """Attack this many test images, balanced over the classes."""
-    dataset: str | None = None
-    """Data set, instead of the grid's."""
-    width: int | None = None
-    """Channels of the dense networks' first stage."""
-    batch_size: int | None = None
-    """Images per batch."""
-    data_dir: str | None = None
-    """File or folder that holds the data."""
-    preset: tuple[str, ...] = ()
-    """What runs are evaluated with: quick, standard, full, or names of attacks; by default the file's, or quick."""
-    placement: PlacementName = "local"
-    """Where runs run: processes on this machine, tasks of a Ray cluster, jobs of Slurm (extras ray and slurm)."""
-    workers: int | None = None
-    """Runs at once; by default one for each CUDA device, or up to four on the CPU (Slurm: no limit)."""
-    address: str | None = None
-    """Ray: address of a running cluster, or auto. Slurm: submitit's executor, local or debug without Slurm."""
-    slurm: tuple[str, ...] = ()
-    """Slurm: submitit's parameters as KEY=VALUE (slurm_partition=gpu gpus_per_node=1 timeout_min=600)."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "workers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.seeds is not None and self.seeds > MOST_SEEDS:
-            raise UserError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
-        if self.minutes is not None and not 0 < self.minutes < inf:
-            raise UserError(f"minutes must be positive and finite, not {self.minutes}")
-        if self.address is not None and self.placement == "local":
-            raise UserError("--address is for --placement ray or slurm")
-        if self.slurm and self.placement != "slurm":
-            raise UserError("--slurm is for --placement slurm")
-        if self.records is not None and not self.records.absolute().parent.is_dir():
-            raise UserError(f"{self.records.parent}: no such folder for the Records")
-
-    @property
-    def settings(self) -> Settings:
-        """What the command line sets in every run's configuration."""
-        given: dict[str, dict[str, int | str | None]] = {
-            "training": {"epochs": self.epochs, "batch_size": self.batch_size},
-            "model": {"width": self.width},
-            "data": {"limit_train": self.limit_train, "limit_test": self.limit_test, "data_dir": self.data_dir},
-        }
-        return {section: {name: v for name, v in fields.items() if v is not None} for section, fields in given.items()}
 
 
 @dataclass(frozen=True)
@@ -127,10 +50,9 @@ class Sweep:
         return {run.name: self.status(run.name) for run in self.runs}
 
 
-def run(words: list[str]) -> None:
+def run(arguments: SweepArguments) -> None:
     """`advmoe sweep`. Raises SystemExit with status 1 if a run failed, and 75 if the time was up."""
     started = time.monotonic()
-    arguments = parse(SweepArguments, "sweep", words)
     file = read_sweep(arguments.what)
     sweep = Sweep(
         arguments, _planned(arguments, file), _preset(arguments, file), console(), deadline(started, arguments.minutes)

@@ -1,14 +1,13 @@
 """`advmoe train`."""
 
 import contextlib
-from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
 from rich.console import Console
 
+from advmoe.cli.arguments.train import TrainArguments
+from advmoe.cli.device import device
 from advmoe.cli.display import TrainingProgress
-from advmoe.cli.parsing import Source, configured, console, device, parse
+from advmoe.cli.streams import console
 from advmoe.config import RunConfig
 from advmoe.data import load_dataset
 from advmoe.distributed import process_group, rank
@@ -18,26 +17,10 @@ from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
 from advmoe.training.observers import Observer
-from advmoe.training.trackers import Tracker, TrackerName
+from advmoe.training.trackers import Tracker
 
 
-@dataclass(frozen=True)
-class TrainArguments:
-    """Train a network from a recipe, a configuration file, or where a run left off; any field can be overridden."""
-
-    source: Source
-    run: RunConfig
-    out: Path
-    """The run's folder: made if missing."""
-    resume: bool = False
-    """Go on from the folder's last checkpoint."""
-    track: TrackerName | None = None
-    """Write figures to TensorBoard or Weights & Biases, too, in the run's folder (needs the extra of that name)."""
-
-
-def run(words: list[str]) -> None:
-    default = TrainArguments(source=Source(), run=configured(words), out=tyro.MISSING)
-    arguments = parse(TrainArguments, "train", words, default)
+def run(arguments: TrainArguments) -> None:
     config, terminal = arguments.run, console()
     place = device(config.runtime)
     lookup(METHODS, config.method, "method")

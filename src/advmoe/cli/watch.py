@@ -2,38 +2,20 @@
 
 import contextlib
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from advmoe.cli.parsing import Flag, console, parse
+from advmoe.cli.arguments.watch import WatchArguments
+from advmoe.cli.streams import console
 from advmoe.errors import UserError
 from advmoe.watch import statuses, watch_view
 
 OFF_TERMINAL = 240  # columns: programs that read the lines get all of them
 
 
-@dataclass(frozen=True)
-class WatchArguments:
-    """Show running and finished runs below a folder until Ctrl-C; off a terminal, once."""
-
-    folder: tyro.conf.Positional[Path]
-    """A run's folder, or one that holds runs, at any depth."""
-    once: Flag = False
-    """Print the table once and end."""
-    interval: float = 5.0
-    """Seconds between updates."""
-
-    def __post_init__(self) -> None:
-        if not 0.1 <= self.interval <= 86400:
-            raise UserError(f"interval must be 0.1 to 86400 seconds, not {self.interval:g}")
-
-
-def run(words: list[str]) -> None:
-    arguments = parse(WatchArguments, "watch", words)
+def run(arguments: WatchArguments) -> None:
     folder, terminal = arguments.folder, console()
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")

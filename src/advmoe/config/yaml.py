@@ -12,6 +12,7 @@ from advmoe.config.schema import RunConfig, RuntimeConfig
 from advmoe.errors import UserError, one_line, shown
 from advmoe.files import bounded_text
 
+CONFIG_FILE = "config.yaml"  # in the folder of a run
 SCHEMA = 2  # 1 said "picture" where 2 says "image"
 MAX_BYTES = 2**18  # of a YAML file: ours have a few thousand
 
@@ -41,6 +42,11 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
 def load_yaml(path: Path) -> RunConfig:
     """The configuration in a YAML file. Raises UserError if it cannot be read."""
     return from_dict(read_mapping(path), str(path))
+
+
+def load_run_config(path: Path) -> RunConfig:
+    """The configuration in the folder of a run, which may be of an older version. Raises UserError if it cannot be read."""
+    return from_dict(migrations.config(read_mapping(path)), str(path))
 
 
 def dump_yaml(config: RunConfig) -> str:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from advmoe.attacks import Norm, frozen
 from advmoe.attacks.presets import Preset, resolve
 from advmoe.attacks.registry import ATTACKS
+from advmoe.config.choices import SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_figures, check_finiteness, check_network
 from advmoe.evaluation.figures import summarise
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker, true_network
-from advmoe.evaluation.store import SHARD_SIZE, Store, split
+from advmoe.evaluation.store import Store, split
 from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, store_key, unwrapped
 
 logger = logging.getLogger("advmoe")

@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from advmoe import migrations
+from advmoe.config.choices import SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.files import JsonObject, write_json
 
-SHARD_SIZE = 64
 CHECKS = TypeAdapter(dict[str, Check])
 
 

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from advmoe.attacks import Norm
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
+from advmoe.config.choices import SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, faster
-from advmoe.evaluation.store import SHARD_SIZE, Shard, StoreKey
+from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.moe import MoEConv2d
 
 SCHEMA = 1  # of stored results

@@ -4,12 +4,13 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from advmoe.config.choices import Dtype
 from advmoe.errors import UserError, lookup
 from advmoe.export.compare import BATCHES, Agreement, Answers, Comparison, Predictor, agreement, answers, compare
 from advmoe.export.int8 import write_int8
@@ -31,7 +32,6 @@ class Format:
 
 
 FORMATS = {"onnx": Format(write_onnx, onnx_predictor), "torch-export": Format(write_program, program_predictor)}
-Dtype = Literal["float32", "bfloat16", "int8"]
 REFUSED = {
     ("onnx", "bfloat16"): "ONNX Runtime's CPU provider has no bfloat16 convolution; take --dtype int8, or --format torch-export",
     ("torch-export", "int8"): "torch-export has no int8; take --dtype bfloat16, or --format onnx",

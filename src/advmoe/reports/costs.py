@@ -1,17 +1,14 @@
-"""Costs as text: the layers of a network, the list of recipes, the paper's cost columns beside the counts."""
+"""Costs as text: the layers of a network, the paper's cost columns beside the counts, the table of recipes' costs."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from advmoe.config import RunConfig, to_dict
-from advmoe.errors import UserError, nearest
 from advmoe.evaluation.cost import Cost
 from advmoe.paper import Cell, cells
-from advmoe.recipes import recipe
-from advmoe.reports.recipe_costs import recipe_cost
+from advmoe.recipes import RECIPES, recipe
+from advmoe.reports.recipe_list import less
 from advmoe.runs.cost import Estimate, dense_estimate, estimate
-from advmoe.training.methods import METHODS
 
 HALF_UNIT = 0.005  # of the last digit that the tables print
 COUNT_SHARE = 0.01
@@ -31,11 +28,6 @@ class Judged:
     counted: float
     counted_reduction: float
     reasons: tuple[str, ...]
-
-
-def less(gmacs: float, dense: float) -> float:
-    """By how many percent `gmacs` is less than `dense`."""
-    return 100 * (1 - gmacs / dense)
 
 
 def cost_row(network: Cost, dense: Estimate, layers: bool) -> dict[str, Any]:
@@ -68,54 +60,11 @@ def _layer_lines(network: Cost) -> list[str]:
     return [head, *rows]
 
 
-def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, RunConfig]:
-    """The recipes with `part` in their names. Raises UserError where there is none."""
-    matches = {name: config for name, config in recipes.items() if part in name}
-    if not matches:
-        words = {word for name in recipes for word in name.split("-")}
-        raise UserError(f"no listed recipe has '{part}' in its name: {nearest(part, list(words))}")
-    return matches
-
-
-def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
-    """Name, configuration and cost of recipes, as plain values."""
-    costs = {name: recipe_cost(name, config) for name, config in recipes.items()}
-    return [
-        {
-            "name": name,
-            "config": to_dict(recipes[name]),
-            "params": network.params,
-            "gmacs_ideal": network.gmacs,
-            "gmacs_dense": dense.gmacs,
-        }
-        for name, (network, dense) in costs.items()
-    ]
-
-
-def recipe_lines(recipes: Mapping[str, RunConfig]) -> list[str]:
-    """Settings and cost of recipes, one line each."""
-    wide = max(len(name) for name in recipes)
-    head = f"{'recipe':{wide}} {'epochs':>9} {'batch':>5}  {'training attack':28} {'parameters':>11} {'GMACs':>7} {'vs dense':>8}"
-    return [head, *(_recipe_line(name, config, wide) for name, config in recipes.items())]
-
-
-def _recipe_line(name: str, config: RunConfig, wide: int) -> str:
-    (network, dense), training = recipe_cost(name, config), config.training
-    epochs = " + ".join([str(training.epochs)] * len(METHODS[config.method].phases))
-    versus = "" if network == dense else f"{-less(network.gmacs, dense.gmacs):+.0f} %"
-    settings = f"{epochs:>9} {training.batch_size:5}  {_attack(config):28}"
-    return f"{name:{wide}} {settings} {network.params:11,} {network.gmacs:7.4f} {versus:>8}".rstrip()
-
-
-def _attack(config: RunConfig) -> str:
-    """'TRADES, 2 x 5/255 in 8/255'."""
-    if METHODS[config.method].loss is not None:
-        return "none"
-    loss = config.training.loss.upper().replace("_", "-")
-    attack = config.attack
-    in_255ths = abs(255 * attack.epsilon - round(255 * attack.epsilon)) < 1e-6
-    step, epsilon = (f"{255 * value:.3g}/255" if in_255ths else f"{value:.3g}" for value in (attack.step, attack.epsilon))
-    return f"{loss}, {attack.num_steps} x {step} in {epsilon}"
+def recipe_table(names: Iterable[str]) -> list[str]:
+    """The lines of the table of recipes' costs (`advmoe.reports.recipe_list`), counted on the networks' shapes."""
+    costs = {name: (estimate(RECIPES[name]), dense_estimate(RECIPES[name])) for name in names}
+    rows = (f"{name},{one.params},{one.gmacs!r},{dense.params},{dense.gmacs!r}" for name, (one, dense) in costs.items())
+    return ["recipe,params,gmacs,params_dense,gmacs_dense", *rows]
 
 
 def judged_cells() -> list[Judged]:

@@ -26,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from advmoe import migrations
 from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
+from advmoe.config.choices import MOST_SEEDS
 from advmoe.config.schema import MAX_EXPERTS
 from advmoe.errors import UserError, lookup, named, nearest, shown
 from advmoe.models import MODELS
@@ -38,7 +39,6 @@ Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
 FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 SEEDS = (0, 1, 2)
 PRESET = ("quick",)
-MOST_SEEDS = 1000
 MOST_RUNS = 10_000
 VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 SET_ELSEWHERE = {  # fields with a name of their own in a sweep, which its settings must not set

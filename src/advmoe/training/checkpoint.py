@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from advmoe import migrations
-from advmoe.config import RunConfig, differences, dump_yaml, from_dict, read_mapping
+from advmoe.config import CONFIG_FILE, RunConfig, differences, dump_yaml, load_run_config
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import check_plain, check_utf8, sync, write_atomically
@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        return self.path / "config.yaml"
+        return self.path / CONFIG_FILE
 
     @property
     def checkpoint_path(self) -> Path:
@@ -102,7 +102,7 @@ class RunFolder:
         """The run's configuration. Raises UserError if the folder has no config.yaml."""
         if not self.config_path.exists():
             raise UserError(f"{self.path}: holds no run (no config.yaml)")
-        return from_dict(migrations.config(read_mapping(self.config_path)), str(self.config_path))
+        return load_run_config(self.config_path)
 
     @contextmanager
     def locked(self) -> Iterator[None]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from advmoe.config import ModelConfig
+from advmoe.config.choices import MethodTraits
 from advmoe.moe import DenseKind, MaskedKind, MoEKind, RoutedNetwork
 from advmoe.training import steps
 
@@ -29,6 +30,18 @@ class Method:
     phases: tuple[Phase, ...]
     loss: str | None = None
     selects: str = "val_ra"
+
+
+def traits(method: Method) -> MethodTraits:
+    """What a recipe has to know of the method."""
+    model, kind = ModelConfig(), method.kind
+    return MethodTraits(
+        scaled=kind(model.replace(model_scale=model.model_scale / 2)) != kind(model),
+        routed=kind(model.replace(num_experts=model.num_experts + 1)) != kind(model),
+        attacked=method.loss is None,  # a method with its own loss trains on clean images
+        two_levels="routers" in method.phases[0].levels,
+        phases=len(method.phases),
+    )
 
 
 LEVELS: dict[str, Callable[[RoutedNetwork], list[nn.Parameter]]] = {

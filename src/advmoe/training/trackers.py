@@ -12,9 +12,10 @@ import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from advmoe.config import RunConfig, to_dict
+from advmoe.config.choices import TrackerName
 from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
 from advmoe.training.checkpoint import RunFolder
@@ -22,7 +23,6 @@ from advmoe.training.groups import GROUPS, MATRIX
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
-TrackerName = Literal["tensorboard", "wandb"]
 EVERY = 50  # iterations between two logged losses; each logged loss synchronises with the device
 LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
 

@@ -4,12 +4,11 @@ A placement is a subclass of `Placement` and one entry of PLACEMENTS, which impo
 """
 
 from importlib import import_module
-from typing import Literal
 
+from advmoe.config.choices import PlacementName
 from advmoe.errors import lookup
 from advmoe.sweep.placements.base import Placement, Request
 
-PlacementName = Literal["local", "ray", "slurm"]
 PLACEMENTS: dict[str, tuple[str, str]] = {  # name -> module, class
     "local": ("advmoe.sweep.placements.local", "LocalPlacement"),
     "ray": ("advmoe.sweep.placements.ray", "RayPlacement"),

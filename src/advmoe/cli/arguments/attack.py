@@ -1,0 +1,54 @@
+"""The arguments of `advmoe attack`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from advmoe.cli.parsing import Flag, parse
+from advmoe.config import Device, Fraction
+from advmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class AttackArguments:
+    """Show what it takes to fool a network on one image: which of PGD, APGD and rerouting does it first, and how small a change
+    of the pixels suffices; write the adversarial image."""
+
+    run: tyro.conf.Positional[str]
+    """A run's folder, a file that advmoe.save_file wrote, or a name on the hub (owner/name)."""
+    image: tyro.conf.Positional[Path]
+    """The image's file."""
+    epsilon: Fraction | None = None
+    """Radius of the L-infinity ball, as in 8/255; by default the one that the network was trained for."""
+    label: str | None = None
+    """Name of the image's class; by default what the network takes it for."""
+    out: Path | None = None
+    """File for the adversarial image, .png or .npy; by default IMAGE-adversarial.png here."""
+    seed: int = 0
+    """Seed of the attacks' random draws."""
+    json: Flag = False
+    """Print JSON."""
+    device: Device = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and not 0 < self.epsilon <= 1:
+            raise UserError(f"epsilon must be in (0, 1], not {self.epsilon}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
+        if self.place.suffix.lower() not in (".png", ".npy"):
+            raise UserError(f"{self.place}: the adversarial image is kept without loss: give a name in .png or .npy")
+        if not self.place.absolute().parent.is_dir():
+            raise UserError(f"{self.place.parent}: no such folder for the adversarial image")
+
+    @property
+    def place(self) -> Path:
+        """Path of the adversarial image."""
+        return self.out or Path(f"{self.image.stem}-adversarial.png")
+
+
+def read(words: list[str]) -> AttackArguments:
+    return parse(AttackArguments, "attack", words)

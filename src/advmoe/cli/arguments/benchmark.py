@@ -1,0 +1,29 @@
+"""The arguments of `advmoe benchmark`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from advmoe.cli.parsing import Flag, parse
+
+
+@dataclass(frozen=True)
+class BenchmarkArguments:
+    """Measure whether networks, iterations and attacks are as fast as their cost says: ratios of variants that take turns."""
+
+    suite: tuple[str, ...] = ()
+    """Suites: inference, training, memory, attack, data, growth (these six by default), operators, dispatch, precision, export,
+    low_precision, scaling, streaming, rerouting, cuda. Each takes minutes."""
+    json: Path | None = None
+    """Write all rows, with the machine and the versions, to this file."""
+    runs: tuple[Path, ...] = ()
+    """Folders of trained runs, for the suite low_precision."""
+    quick: Flag = False
+    """Tiny networks and one round: shows that a suite runs; its numbers mean nothing."""
+    device: str = "auto"
+    """Torch device; auto takes CUDA where there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's own choice."""
+
+
+def read(words: list[str]) -> BenchmarkArguments:
+    return parse(BenchmarkArguments, "benchmark", words)

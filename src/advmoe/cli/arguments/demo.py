@@ -1,0 +1,22 @@
+"""The arguments of `advmoe demo`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from advmoe.cli.parsing import parse
+from advmoe.config import RuntimeConfig
+
+
+@dataclass(frozen=True)
+class DemoArguments:
+    """Train and evaluate four methods on embedded images: a few minutes on two cores."""
+
+    out: Path = Path("demo")
+    """Folder for the runs, records.json, report.html and figures."""
+    seed: int = 0
+    """Seed of the four runs."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def read(words: list[str]) -> DemoArguments:
+    return parse(DemoArguments, "demo", words)

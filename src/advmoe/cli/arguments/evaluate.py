@@ -1,0 +1,100 @@
+"""The arguments of `advmoe evaluate`."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from advmoe.cli.parsing import Flag, parse
+from advmoe.config import Fraction, RuntimeConfig
+from advmoe.config.choices import SHARD_SIZE, Norm
+from advmoe.errors import UserError
+
+COSTS = {  # the presets' budgets (advmoe.attacks.presets)
+    "quick": "at most 50 PGD passes an image; at most 115 APGD and 131 route-aware passes on survivors",
+    "standard": "at most 50 PGD and 3,567 AutoAttack passes an image; "
+    "at most 275 APGD, 1,617 route-aware and 50 transfer passes on survivors; all self-checks",
+    "full": "at most 50 PGD, 3,567 AutoAttack and 4,967 AutoAttack plus passes an image; "
+    "at most 700 PGD, 1,415 APGD, 5,451 route-aware and 50 transfer passes on survivors; all self-checks",
+}
+ROUTING_COST = "routing figures: 50 PGD passes for wrongly classified images too, and 10 an image for each expert"
+
+
+def _costs(preset: str, what: str) -> Any:
+    """Help of a preset's flag, with its budget."""
+    return tyro.conf.arg(help=f"{what}. Costs {COSTS[preset]}; {ROUTING_COST}.")
+
+
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json; for a file NAME.safetensors,
+    NAME.record.json beside it."""
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
+    quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
+    standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
+    full: Annotated[Flag, _costs("full", "the same and far more of it")] = False
+    attacks: tuple[str, ...] = ()
+    """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""
+    norm: Norm = "Linf"
+    """Norm of the ball."""
+    epsilon: Fraction | None = None
+    """Radius of the ball; by default the one the network was trained for, which L2 has none of."""
+    transfer: Path | None = None
+    """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
+    data_dir: str | None = None
+    """Where the data lies now, if not where it was trained on."""
+    limit_test: int | None = None
+    """Attack this many test images, balanced over the classes."""
+    seed: int = 0
+    """Seed of the attacks' random draws."""
+    shard_size: int = SHARD_SIZE
+    """Images attacked at once; results are kept after every attack on a shard."""
+    processes: int = 1
+    """Share the shards out over this many processes (and CUDA devices, where there are several)."""
+    part: tuple[int, int] | None = None
+    """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, what other parts left is collected."""
+    fresh: Flag = False
+    """Forget earlier results in RUN/evaluation."""
+    save_adversarial: Flag = False
+    """Write the adversarial images to RUN/evaluation/adversarial."""
+    keep_images: Flag = False
+    """Keep the gallery's test images in RUN/record.json, so that they go wherever the Record goes; without it they lie in
+    RUN/gallery.json, for reports on this machine."""
+    robustbench: Path | None = None
+    """Write a RobustBench model_info file."""
+    json: Flag = False
+    """Print the Record as JSON."""
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("limit_test", "shard_size", "processes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+        if self.quick + self.standard + self.full + bool(self.attacks) > 1:
+            raise UserError("--quick, --standard, --full and --attacks exclude each other")
+        if self.part is not None and not 0 <= self.part[0] < self.part[1]:
+            raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
+        if self.part is not None and (self.processes > 1 or self.fresh):
+            raise UserError("--part excludes --processes, and --fresh, which would forget what other parts left")
+        if self.norm == "L2" and self.epsilon is None:
+            raise UserError("--norm L2 needs an --epsilon of its own (0.5 is usual for 32x32 images)")
+
+    @property
+    def preset(self) -> str | tuple[str, ...]:
+        """What to run: a preset's name or attacks."""
+        return self.attacks or ("standard" if self.standard else "full" if self.full else "quick")
+
+
+@dataclass(frozen=True)
+class EvaluateCommand(EvaluateArguments):
+    """The arguments with the words that were typed, which other processes that share the work are given."""
+
+    words: tuple[str, ...] = ()
+
+
+def read(words: list[str]) -> EvaluateCommand:
+    return EvaluateCommand(**vars(parse(EvaluateArguments, "evaluate", words)), words=tuple(words))

@@ -1,0 +1,43 @@
+"""The arguments of `advmoe export`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from advmoe.cli.parsing import Flag, parse
+from advmoe.config.choices import Dtype
+from advmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExportArguments:
+    """Write a trained network as one file for other programs, and compare it with PyTorch.
+
+    The file takes pixels in [0, 1], [batch, C, H, W], and gives logits and routes; normalisation and routers are part of it.
+    """
+
+    run: tyro.conf.Positional[str]
+    """A run's folder, a file of a network, or a name on the hub."""
+    out: Path
+    """The file to write."""
+    format: Literal["onnx", "torch-export"] = "onnx"
+    """ONNX, or torch.export's own format (.pt2)."""
+    dtype: Dtype = "float32"
+    """Of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits stay
+    float32; what it does to classes, routes and accuracy is told."""
+    check: int = 1000
+    """Compare with PyTorch on this many test images, at batch 1, 7 and 64; 0 leaves it out."""
+    data_dir: str | None = None
+    """Where the data lies now, if not where it was trained on."""
+    json: Flag = False
+    """Print what was found as JSON."""
+
+    def __post_init__(self) -> None:
+        if self.check < 0:
+            raise UserError(f"check must be at least 0, not {self.check}")
+
+
+def read(words: list[str]) -> ExportArguments:
+    return parse(ExportArguments, "export", words)

@@ -1,0 +1,43 @@
+"""The arguments of `advmoe predict`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from advmoe.cli.parsing import Flag, parse
+from advmoe.config import Device
+from advmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class PredictArguments:
+    """Print the class of each image, the confidence, and the expert of each MoE layer. Files that contain no image are reported,
+    and the others are classified."""
+
+    run: tyro.conf.Positional[str]
+    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
+    images: tyro.conf.Positional[tuple[Path, ...]]
+    """Image files, and folders, which are searched at any depth."""
+    json: Flag = False
+    """Print a JSON list."""
+    csv: Flag = False
+    """Print CSV."""
+    batch_size: int = 64
+    """Images in memory at once."""
+    device: Device = "auto"
+    """Torch device; auto takes CUDA if there is one."""
+    threads: int = 0
+    """CPU threads; 0 leaves the choice to torch."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
+        if self.json and self.csv:
+            raise UserError("give --json or --csv, not both")
+        if not self.images:
+            raise UserError("give one or more IMAGES: files or folders")
+
+
+def read(words: list[str]) -> PredictArguments:
+    return parse(PredictArguments, "predict", words)

@@ -1,0 +1,30 @@
+"""The arguments of `advmoe profile`."""
+
+from dataclasses import dataclass
+
+from advmoe.cli.parsing import Flag, Source, configured, parse
+from advmoe.config import RunConfig
+from advmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class ProfileArguments:
+    """Print parameters and GMACs (multiply-accumulates of one image) of a recipe's network."""
+
+    source: Source
+    run: RunConfig
+    layers: Flag = False
+    """Print each layer, too."""
+    paper: Flag = False
+    """Instead of a recipe: the cost columns of the paper's tables beside the counts; cells that cannot be right are marked."""
+    json: bool = False
+    """Print JSON instead of lines."""
+
+    def __post_init__(self) -> None:
+        if self.paper and (self.layers or self.source != Source() or self.run != RunConfig()):
+            raise UserError("--paper takes no recipe and no other setting: it counts every cell of the paper's tables")
+
+
+def read(words: list[str]) -> ProfileArguments:
+    run = RunConfig() if "--paper" in words else configured(words)
+    return parse(ProfileArguments, "profile", words, ProfileArguments(source=Source(), run=run))

@@ -1,0 +1,32 @@
+"""The arguments of `advmoe report`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from advmoe.cli.parsing import Flag, parse
+from advmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class ReportArguments:
+    """Make the paper's tables and figures, and report.html, from the Records below a folder."""
+
+    folder: tyro.conf.Positional[Path]
+    """Folder with evaluated runs, or with JSON files of Records."""
+    out: Path
+    """Folder for the report: report.html, tables/ and figures/."""
+    schema: Flag = False
+    """Print the JSON Schema of a Record; no folder is needed."""
+    json: Flag = False
+    """Print verdict, claims and what was written as JSON."""
+
+
+def read(words: list[str]) -> ReportArguments:
+    if words == ["--schema"]:
+        return ReportArguments(folder=Path(), out=Path(), schema=True)
+    arguments = parse(ReportArguments, "report", words)
+    if arguments.schema:
+        raise UserError("--schema stands alone: advmoe report --schema")
+    return arguments

@@ -1,0 +1,29 @@
+"""The arguments of `advmoe train`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from advmoe.cli.parsing import Source, configured, parse
+from advmoe.config import RunConfig
+from advmoe.config.choices import TrackerName
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train a network from a recipe, a configuration file, or where a run left off; any field can be overridden."""
+
+    source: Source
+    run: RunConfig
+    out: Path
+    """The run's folder: made if missing."""
+    resume: bool = False
+    """Go on from the folder's last checkpoint."""
+    track: TrackerName | None = None
+    """Write figures to TensorBoard or Weights & Biases, too, in the run's folder (needs the extra of that name)."""
+
+
+def read(words: list[str]) -> TrainArguments:
+    default = TrainArguments(source=Source(), run=configured(words), out=tyro.MISSING)
+    return parse(TrainArguments, "train", words, default)

@@ -1,0 +1,29 @@
+"""The arguments of `advmoe watch`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+from advmoe.cli.parsing import Flag, parse
+from advmoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class WatchArguments:
+    """Show running and finished runs below a folder until Ctrl-C; off a terminal, once."""
+
+    folder: tyro.conf.Positional[Path]
+    """A run's folder, or one that holds runs, at any depth."""
+    once: Flag = False
+    """Print the table once and end."""
+    interval: float = 5.0
+    """Seconds between updates."""
+
+    def __post_init__(self) -> None:
+        if not 0.1 <= self.interval <= 86400:
+            raise UserError(f"interval must be 0.1 to 86400 seconds, not {self.interval:g}")
+
+
+def read(words: list[str]) -> WatchArguments:
+    return parse(WatchArguments, "watch", words)

@@ -1,0 +1,27 @@
+"""The device that a command runs on."""
+
+import os
+
+import torch
+
+from advmoe.config import RuntimeConfig
+from advmoe.distributed import local_device
+from advmoe.errors import UserError
+from advmoe.moe import check_dispatch
+
+
+def device(runtime: RuntimeConfig) -> torch.device:
+    """The device to run on, with the thread count set. Raises UserError if it is not available or cannot do what is asked."""
+    if runtime.threads:
+        torch.set_num_threads(runtime.threads)
+    if runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
+        torch.use_deterministic_algorithms(True)
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
+    try:
+        chosen = local_device(torch.device(name))
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"device '{name}' is not available here: {str(error).splitlines()[0]}") from None
+    check_dispatch(runtime.dispatch, chosen)
+    return chosen

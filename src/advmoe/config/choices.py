@@ -1,0 +1,34 @@
+"""Names and numbers that flags show, apart from the code that they stand for, so that help needs no torch."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Norm = Literal["Linf", "L2"]
+Dtype = Literal["float32", "bfloat16", "int8"]
+PlacementName = Literal["local", "ray", "slurm"]
+TrackerName = Literal["tensorboard", "wandb"]
+SHARD_SIZE = 64  # images that an evaluation attacks at once
+MOST_SEEDS = 1000  # of a sweep
+BACKBONES = ("resnet18", "wrn28_10", "vgg16_bn", "densenet40", "densenet121")  # those of advmoe.models.MODELS
+
+
+@dataclass(frozen=True)
+class MethodTraits:
+    """What a recipe has to know of a method: whether its network has a model scale and experts, whether it is trained under
+    attack, whether routers are a level, and its number of phases."""
+
+    scaled: bool = False
+    routed: bool = False
+    attacked: bool = True
+    two_levels: bool = False
+    phases: int = 1
+
+
+METHOD_TRAITS = {  # of those of advmoe.training.methods.METHODS
+    "standard": MethodTraits(attacked=False),
+    "at_dense": MethodTraits(),
+    "at_small_dense": MethodTraits(scaled=True),
+    "at_sparse": MethodTraits(scaled=True, phases=2),
+    "at_moe": MethodTraits(scaled=True, routed=True),
+    "advmoe": MethodTraits(scaled=True, routed=True, two_levels=True),
+}

@@ -1,0 +1,94 @@
+"""The list of recipes, with costs from a table, so that it builds no network and needs no torch.
+
+`scripts/update_recipe_costs.py` writes the table.
+"""
+
+import csv
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from advmoe.config import RunConfig, to_dict
+from advmoe.errors import UserError, nearest
+from advmoe.recipes import method_traits
+
+TABLE = Path(__file__).with_name("recipe_costs.csv")
+
+
+class RecipeCost(NamedTuple):
+    """Parameters and ideal GMACs of a recipe's network, and of the dense one."""
+
+    params: int
+    gmacs: float
+    params_dense: int
+    gmacs_dense: float
+
+    @property
+    def is_dense(self) -> bool:
+        return (self.params, self.gmacs) == (self.params_dense, self.gmacs_dense)
+
+
+@cache
+def recipe_costs() -> dict[str, RecipeCost]:
+    """Recipe -> costs, as the table holds them."""
+    with TABLE.open(newline="") as file:
+        return {
+            row["recipe"]: RecipeCost(int(row["params"]), float(row["gmacs"]), int(row["params_dense"]), float(row["gmacs_dense"]))
+            for row in csv.DictReader(file)
+        }
+
+
+def less(gmacs: float, dense: float) -> float:
+    """By how many percent `gmacs` is less than `dense`."""
+    return 100 * (1 - gmacs / dense)
+
+
+def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, RunConfig]:
+    """The recipes with `part` in their names. Raises UserError where there is none."""
+    matches = {name: config for name, config in recipes.items() if part in name}
+    if not matches:
+        words = {word for name in recipes for word in name.split("-")}
+        raise UserError(f"no listed recipe has '{part}' in its name: {nearest(part, list(words))}")
+    return matches
+
+
+def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
+    """Name, configuration and cost of recipes, as plain values."""
+    costs = recipe_costs()
+    return [
+        {
+            "name": name,
+            "config": to_dict(config),
+            "params": costs[name].params,
+            "gmacs_ideal": costs[name].gmacs,
+            "gmacs_dense": costs[name].gmacs_dense,
+        }
+        for name, config in recipes.items()
+    ]
+
+
+def recipe_lines(recipes: Mapping[str, RunConfig]) -> list[str]:
+    """Settings and cost of recipes, one line each."""
+    width = max(len(name) for name in recipes)
+    head = f"{'recipe':{width}} {'epochs':>9} {'batch':>5}  {'training attack':28} {'parameters':>11} {'GMACs':>7} {'vs dense':>8}"
+    return [head, *(_recipe_line(name, config, width) for name, config in recipes.items())]
+
+
+def _recipe_line(name: str, config: RunConfig, width: int) -> str:
+    cost, training = recipe_costs()[name], config.training
+    epochs = " + ".join([str(training.epochs)] * method_traits(config.method).phases)
+    versus = "" if cost.is_dense else f"{-less(cost.gmacs, cost.gmacs_dense):+.0f} %"
+    settings = f"{epochs:>9} {training.batch_size:5}  {_attack(config):28}"
+    return f"{name:{width}} {settings} {cost.params:11,} {cost.gmacs:7.4f} {versus:>8}".rstrip()
+
+
+def _attack(config: RunConfig) -> str:
+    """'TRADES, 2 x 5/255 in 8/255'."""
+    if not method_traits(config.method).attacked:
+        return "none"
+    loss = config.training.loss.upper().replace("_", "-")
+    attack = config.attack
+    in_255ths = abs(255 * attack.epsilon - round(255 * attack.epsilon)) < 1e-6
+    step, epsilon = (f"{255 * value:.3g}/255" if in_255ths else f"{value:.3g}" for value in (attack.step, attack.epsilon))
+    return f"{loss}, {attack.num_steps} x {step} in {epsilon}"
