@@ -80,7 +80,7 @@ def _harmless(tree: Any) -> Any:
     return [_harmless(value) for value in tree] if isinstance(tree, list) else tree
 
 
-def _head(record: Record, name: str, license: str | None) -> dict[str, Any]:
+def _head(record: Record, name: str, license: str | None) -> dict[str, object]:
     """What the hub reads: tags, and the figures as a model index."""
     figures = [{"type": "accuracy", "name": title, "value": round(value, 2)} for title, value in _measured(record)]
     result = {

@@ -70,7 +70,7 @@ def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image:
 def test_lines_for_a_person(run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = said(capsys, run, image, "--epsilon", "64/255")
-    for part in ("taken for", "Fooled first by", "Smallest change found", "of 16 choices changed", "Written: boot-adversarial.png"):
+    for part in ("predicted", "Fooled first by", "Smallest change found", "of 16 choices changed", "Written: boot-adversarial.png"):
         assert part in out
     assert "at 64/255: fooled" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]
@@ -101,7 +101,7 @@ def test_an_error_on_the_image_as_it_is_needs_no_attack(run: Path, image: Path, 
     (taken,) = classes(capsys, run, image)
     other = next(name for name in splits.spec.classes if name != taken)
     out, err = said(capsys, run, image, "--label", other, "--out", tmp_path / "a.png")
-    assert f"It is a {other}: the network errs on it as it is" in out
+    assert f"It is a {other}: the network is wrong on it without any change" in out
     assert err == ""
     assert not (tmp_path / "a.png").exists()
 
@@ -132,7 +132,7 @@ def test_a_network_that_nothing_fools(tiny: Any, splits: Any, image: Path, tmp_p
         (["--epsilon", "0"], "epsilon must be in (0, 1], not 0"),
         (["--epsilon", "8/0"], "--epsilon"),
         (["--label", "T-shirtt"], "unknown label 'T-shirtt': did you mean T-shirt"),
-        (["--out", "a.jpg"], "a.jpg: the adversarial image is kept without loss: give a name in .png or .npy"),
+        (["--out", "a.jpg"], "a.jpg: the adversarial image is written without loss: give a name that ends in .png or .npy"),
         (["--out", "nowhere/a.png"], "nowhere: no such folder for the adversarial image"),
         (["--seed", "-1"], "seed must be in [0, 2**63), not -1"),
     ],

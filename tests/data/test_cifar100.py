@@ -10,8 +10,9 @@ import torch
 from cifar_files import blocky, encoded, lossless, write_archive, write_class_folders, write_pickles, write_table
 
 from advmoe.config import DataConfig
-from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.data import DATASETS, Splits, count_images, load_dataset
 from advmoe.data.cifar import CIFAR100
+from advmoe.data.images import Source
 from advmoe.errors import UserError
 
 CLASSES = CIFAR100.spec.classes
@@ -56,6 +57,10 @@ def load(place: Path) -> Splits:
     return load_dataset(DataConfig(data_dir=str(place), **FIELDS))
 
 
+def parts(splits: Splits) -> tuple[Source, Source, Source]:
+    return splits.train, splits.val, splits.test
+
+
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory: pytest.TempPathFactory) -> Splits:
     return load(write_batches(tmp_path_factory.mktemp("wanted")))
@@ -63,9 +68,13 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 @pytest.mark.parametrize("form", LOSSLESS)
 def test_lossless_forms_give_the_same_data(form: str, tmp_path: Path, wanted: Splits) -> None:
-    splits = load(LOSSLESS[form](tmp_path))
+    place = LOSSLESS[form](tmp_path)
+    splits = load(place)
     assert (splits.name, splits.fingerprint, splits.spec) == ("cifar100", wanted.fingerprint, CIFAR100.spec)
     assert torch.equal(splits.val.labels, wanted.val.labels)
+    for limits in ({}, {"limit_train": 30, "limit_test": 7}):
+        config = DataConfig(data_dir=str(place), **FIELDS, **limits)
+        assert count_images(config) == tuple(map(len, parts(load_dataset(config))))
 
 
 def test_images_keep_their_pixels_and_fine_labels(wanted: Splits) -> None:

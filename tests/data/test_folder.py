@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from advmoe.config import DataConfig
-from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.data import DATASETS, Splits, count_images, load_dataset
 from advmoe.data.folder import channel_statistics
 from advmoe.data.images import Source
 from advmoe.errors import UserError
@@ -98,6 +98,16 @@ def test_own_val_part_is_used_and_nothing_is_held_out(tmp_path: Path) -> None:
     splits = load(in_parts(tmp_path, val=True))
     for name in ("train", "val", "test"):
         assert contents(getattr(splits, name)) == given(tmp_path / name)
+
+
+@pytest.mark.parametrize("limits", [{}, {"limit_train": 7, "limit_test": 4}])
+@pytest.mark.parametrize("write", [plain, in_parts, lambda place: in_parts(place, val=True)])
+def test_images_are_counted_without_being_read(write: Callable[[Path], Path], limits: dict[str, int], tmp_path: Path) -> None:
+    place = write(tmp_path)
+    splits = load(place, **limits)
+    for path in place.rglob("*.png"):
+        path.write_bytes(b"no image")
+    assert count_images(config(place, **limits)) == (len(splits.train), len(splits.val), len(splits.test))
 
 
 def test_plain_classes_are_divided(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from advmoe.config import DataConfig
-from advmoe.data import DATASETS, Splits, load_dataset
+from advmoe.data import DATASETS, Splits, count_images, load_dataset
 from advmoe.errors import UserError
 
 WNIDS = ("n02124075", "n01443537", "n04067472")  # not sorted, as in the official file
@@ -99,9 +99,11 @@ def wanted(tmp_path_factory: pytest.TempPathFactory) -> Splits:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_data(form: str, tmp_path: Path, wanted: Splits) -> None:
-    splits = load_dataset(config(FORMS[form](tmp_path)))
+    data = config(FORMS[form](tmp_path))
+    splits = load_dataset(data)
     assert (splits.name, splits.fingerprint, splits.spec) == ("tinyimagenet", wanted.fingerprint, wanted.spec)
     assert torch.equal(splits.test.labels, wanted.test.labels)
+    assert count_images(data) == (len(splits.train), len(splits.val), len(splits.test))
 
 
 def test_classes_are_the_sorted_wordnet_ids(wanted: Splits) -> None:

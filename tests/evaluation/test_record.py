@@ -25,13 +25,14 @@ from advmoe.moe import MoEKind
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 
-HISTORY = [
+ROWS = [
     {"epoch": 1, "phase": 1, "val_sa": 50.0, "val_ra": 30.0, "loss": 1.5, "lr": 0.1, "train_seconds": 2.0, "iterations": 3},
     {
         "epoch": 2, "phase": 1, "val_sa": 60.0, "val_ra": 35.0, "loss": 1.2, "lr": 0.05, "train_seconds": 1.5, "iterations": 3,
         "router_loss": 0.4, "load": [[0.5, 0.5]],
     },
 ]  # fmt: skip
+HISTORY = [HistoryRow.model_validate(row) for row in ROWS]
 SNAPSHOT = Snapshot(
     [Layer(name="a", in_channels=1, width=2, size=[28, 28], experts=2)], [[[1, 2]]],
     EpsilonCurve(attack="pgd_10", images=8, epsilons=[0.0], ra=[60.0]),
@@ -50,7 +51,7 @@ def record(tiny, splits):
             [0, 1, 2, 3, 4], {"pgd_10": [0], "pgd_50": [0, 1], "reroute": [2]}, {},
         )  # fmt: skip
         measured = Measured(evaluation, SNAPSHOT, Cost(100, 0.25, 0.3), Cost(400, 1.0, 1.0), weights="0" * 64, seconds=2.0)
-        trained = Trained(tiny(data_dir="somewhere"), "first", 2, HISTORY)
+        trained = Trained(tiny(data_dir="somewhere"), "first", 2, HISTORY, train_seconds=3.5)
         return make_record(trained, splits, EvaluationOptions(epsilon, seed=7), measured)
 
     return make

@@ -25,8 +25,8 @@ def test_all_recipes_are_listed():
 
 def test_recipe_rows_hold_the_configuration():
     (row,) = recipe_rows({"demo-advmoe": RECIPES["demo-advmoe"]})
-    assert row["config"]["attack"]["epsilon"] == 0.1
-    assert 0.2 * row["gmacs_dense"] < row["gmacs_ideal"] < 0.3 * row["gmacs_dense"]
+    assert row.config.attack.epsilon == 0.1
+    assert 0.2 * row.gmacs_dense < row.gmacs_ideal < 0.3 * row.gmacs_dense
 
 
 def test_unknown_part_of_a_name():

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from advmoe.config import dump_yaml
-from advmoe.data import load_dataset
+from advmoe.data import Counts, load_dataset
 from advmoe.runs.cost import image_spec
 from advmoe.sweep import estimate
 from advmoe.sweep.estimate import (
-    Counts,
     Pace,
     Probe,
     Timings,

@@ -9,14 +9,19 @@ from advmoe.evaluation.provenance import Hardware, provenance
 LIBRARIES = ("torch", "numpy", "pillow", "onnxruntime", "triton")
 
 
-class Machine(Hardware):
-    """What the numbers depend on; `memory` in bytes."""
+class Host(Hardware):
+    """The machine with its software; `memory` in bytes."""
 
     memory: int | None
     platform: str
     advmoe: str
     commit: str | None
     python: str
+
+
+class Machine(Host):
+    """What measured numbers depend on; `libraries` has the versions of those that matter."""
+
     libraries: dict[str, str]
 
     @classmethod

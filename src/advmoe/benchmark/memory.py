@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -11,7 +10,7 @@ from pydantic import BaseModel
 from advmoe.benchmark.process import ProcessFailed, separately
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import iteration
-from advmoe.config import RunConfig, from_dict, to_dict
+from advmoe.config import RunConfig, StoredConfig
 from advmoe.errors import UserError
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
@@ -21,7 +20,7 @@ ITERATIONS = 2  # the optimizer's memory is allocated in the first one
 class ProbeTask(BaseModel):
     """Iterations of a configuration on random images of height and width `side`."""
 
-    config: dict[str, Any]
+    config: StoredConfig
     side: int
     device: str
     iterations: int
@@ -43,7 +42,7 @@ def measurable(device: torch.device) -> bool:
 def probe(config: RunConfig, side: int, device: torch.device, iterations: int = ITERATIONS) -> Probe:
     """Measure iterations of `config` on random images of `side` in a fresh process. Raises UserError where that process fails."""
     threads = torch.get_num_threads()
-    task = ProbeTask(config=to_dict(config), side=side, device=str(device), iterations=iterations, threads=threads)
+    task = ProbeTask(config=config, side=side, device=str(device), iterations=iterations, threads=threads)
     try:
         (result,) = separately(probe_here, task, Probe)
     except ProcessFailed as error:
@@ -56,7 +55,7 @@ def probe_here(task: ProbeTask) -> Iterator[Probe]:
     """What the fresh process does."""
     device = torch.device(task.device)
     torch.set_num_threads(task.threads)
-    step = iteration(from_dict(task.config), task.side, device)
+    step = iteration(task.config, task.side, device)
     seconds: list[float] = []
     memory = peak(lambda: seconds.extend(stopwatch(step, device) for _ in range(task.iterations)), device)
     yield Probe(memory=memory, seconds=median(seconds[1:]))

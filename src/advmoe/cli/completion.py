@@ -37,7 +37,7 @@ def _on_one_line(line: str) -> str:
     return re.sub(r"\\+n", " ", line) if line.startswith(HELP_TEXTS) else line
 
 
-def _arguments() -> dict[str, Any]:
+def _arguments() -> dict[str, type]:
     """Command -> the dataclass of its arguments."""
     return {name: _of(importlib.import_module(f"advmoe.cli.arguments.{name}")) for name in NAMES}
 
@@ -50,6 +50,6 @@ def _of(module: ModuleType) -> Any:
     return kind
 
 
-def _one_of(kinds: dict[str, Any]) -> Any:
+def _one_of(kinds: dict[str, type]) -> Any:
     """The choice between subcommands."""
     return reduce(or_, (Annotated[kind, tyro.conf.subcommand(name)] for name, kind in kinds.items()))

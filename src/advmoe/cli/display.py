@@ -2,14 +2,13 @@
 
 import logging
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from advmoe.evaluation.store import Shard, stored
+from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
@@ -62,7 +61,7 @@ class TrainingProgress(Observer):
             state = " ".join([rate, *_losses(sums, images), _load(sums)])
             self.progress.update(self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", state=state)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: EpochRow) -> None:
         load = f"  busiest expert {max(max(layer) for layer in row['load']):.0%}" if "load" in row else ""
         rate = row["iterations"] / max(row["train_seconds"], 1e-9)
         self.epoch_seconds.append(row["train_seconds"] + row.get("validate_seconds", 0.0))

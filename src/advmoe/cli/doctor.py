@@ -3,74 +3,108 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib.metadata import Distribution
 from pathlib import Path
-from typing import Any
 
 import torch
+from pydantic import BaseModel, Field
 
-from advmoe.benchmark.machine import Machine
+from advmoe.benchmark.machine import Host, Machine
 from advmoe.cli.arguments.doctor import DoctorArguments
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 
 
+class Lack(BaseModel):
+    """Libraries that are missing or of another version: requirement -> the installed version, None if there is none. `add` is the
+    command that installs them, empty if nothing is missing."""
+
+    missing: dict[str, str | None]
+    add: str
+
+
+class Extra(Lack):
+    """An extra of the package, and what it is for."""
+
+    purpose: str = Field(serialization_alias="for")
+
+
+class Disk(BaseModel):
+    """The disk of `folder`, and its free bytes."""
+
+    folder: str
+    free: int
+
+
+class Diagnosis(Host, Lack):
+    """What `advmoe doctor` prints. `libraries` are those that every command needs, with their versions."""
+
+    torch: str
+    cuda: str | None
+    omp_num_threads: str | None
+    disk: Disk
+    libraries: dict[str, str | None]
+    extras: dict[str, Extra]
+
+
 def run(arguments: DoctorArguments) -> None:
     """`advmoe doctor`."""
-    found = examine(arguments.folder)
-    print(*([json.dumps(found)] if arguments.json else _lines(found)), sep="\n")
-    if found["add"]:
+    diagnosis = examine(arguments.folder)
+    print(*([json.dumps(diagnosis.model_dump(by_alias=True))] if arguments.json else _lines(diagnosis)), sep="\n")
+    if diagnosis.add:
         raise SystemExit(1)
 
 
-def examine(folder: Path) -> dict[str, Any]:
-    """What is here, JSON-ready, sizes in bytes. `add` is the command that brings the libraries in order, empty where they are.
-
-    Raises UserError where the package is not installed.
-    """
+def examine(folder: Path) -> Diagnosis:
+    """The state of this machine and installation. Raises UserError if the package is not installed."""
     package = installed()
-    own = needs(package)
-    place = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    return {
-        **Machine.here().model_dump(exclude={"libraries"}), "torch": torch.__version__,
-        "cuda": torch.version.cuda, "omp_num_threads": os.environ.get("OMP_NUM_THREADS"),
-        "disk": {"folder": str(place), "free": shutil.disk_usage(place).free},
-        "libraries": {need.name: need.found for need in own}, **_lacking(package, own),
-        "extras": {name: {"for": PURPOSES[name], **_lacking(package, needs(package, name))} for name in extras(package)},
-    }  # fmt: skip
+    required, lack = needs(package), _lack(package, needs(package))
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    return Diagnosis(
+        **Machine.here().model_dump(exclude={"libraries"}), torch=torch.__version__, cuda=torch.version.cuda,
+        omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
+        disk=Disk(folder=str(existing), free=shutil.disk_usage(existing).free),
+        libraries={need.name: need.found for need in required}, missing=lack.missing, add=lack.add,
+        extras={name: _extra(package, name) for name in extras(package)},
+    )  # fmt: skip
 
 
-def _lacking(package: Distribution, asked: list[Need]) -> dict[str, Any]:
-    """What is missing or of another version, and the command that adds it."""
-    missing = [need for need in asked if not need.met]
-    return {"missing": {need.requirement: need.found for need in missing}, "add": adding(package, missing) if missing else ""}
+def _lack(package: Distribution, required: list[Need]) -> Lack:
+    missing = [need for need in required if not need.met]
+    return Lack(missing={need.requirement: need.found for need in missing}, add=adding(package, missing) if missing else "")
 
 
-def _lines(found: Mapping[str, Any]) -> Iterator[str]:
-    disk, memory = found["disk"], found["memory"]
-    yield f"advmoe       {found['advmoe']}, torch {found['torch']}, Python {found['python']}, {found['platform']}"
-    yield f"device       {found['gpu'] or _no_gpu(found['cuda'])}"
-    yield f"processor    {found['cpu']}, {found['cores']} cores"
-    set_by = "torch's choice" if found["omp_num_threads"] is None else f"OMP_NUM_THREADS={found['omp_num_threads']}"
-    yield f"threads      {found['threads']} ({set_by}; --threads sets them for a run)"
-    yield f"memory       {'unknown' if memory is None else _size(memory)}"
-    yield f"disk         {_size(disk['free'])} free in {disk['folder']}"
-    libraries = (f"{name} {version or 'missing'}" for name, version in found["libraries"].items())
+def _extra(package: Distribution, name: str) -> Extra:
+    return Extra(purpose=PURPOSES[name], **_lack(package, needs(package, name)).model_dump())
+
+
+def _lines(found: Diagnosis) -> Iterator[str]:
+    yield f"advmoe       {found.advmoe}, torch {found.torch}, Python {found.python}, {found.platform}"
+    yield f"device       {found.gpu or _no_gpu(found.cuda)}"
+    yield f"processor    {found.cpu}, {found.cores} cores"
+    set_by = "torch's choice" if found.omp_num_threads is None else f"OMP_NUM_THREADS={found.omp_num_threads}"
+    yield f"threads      {found.threads} ({set_by}; --threads sets them for a run)"
+    yield f"memory       {'unknown' if found.memory is None else _size(found.memory)}"
+    yield f"disk         {_size(found.disk.free)} free in {found.disk.folder}"
+    libraries = (f"{name} {version or 'missing'}" for name, version in found.libraries.items())
     yield f"libraries    {', '.join(libraries)}"
-    if found["add"]:
-        yield from ["", f"missing for every command: {_shown(found)}", f"  {found['add']}"]
+    if found.add:
+        yield from ["", f"missing for every command: {_missing(found)}", f"  {found.add}"]
     yield from ["", "extras"]
-    for name, extra in found["extras"].items():
-        yield f"  {name:12} {f'missing: {_shown(extra)}' if extra['add'] else 'here'} ({extra['for']})"
-        yield from ([f"    {extra['add']}"] if extra["add"] else [])
+    for name, extra in found.extras.items():
+        yield f"  {name:12} {f'missing: {_missing(extra)}' if extra.add else 'installed'} ({extra.purpose})"
+        yield from ([f"    {extra.add}"] if extra.add else [])
 
 
-def _shown(part: Mapping[str, Any]) -> str:
-    return ", ".join(asked if has is None else f"{asked} (here is {has})" for asked, has in part["missing"].items())
+def _missing(lack: Lack) -> str:
+    return ", ".join(
+        requirement if version is None else f"{requirement} (installed is {version})"
+        for requirement, version in lack.missing.items()
+    )
 
 
 def _no_gpu(cuda: str | None) -> str:
-    built = "torch is built without CUDA" if cuda is None else f"torch is built for CUDA {cuda} and finds no device"
+    built = "torch is built without CUDA" if cuda is None else f"torch is built for CUDA {cuda} but there is no CUDA device"
     return f"cpu ({built})"
 
 

@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +50,7 @@ def run(arguments: ExportArguments) -> None:
         raise UserError(f"{arguments.out}: not what PyTorch says of {len(wrong)} of {found[0].images} images: {_some(wrong)}")
 
 
-def facts(loaded: Loaded) -> dict[str, Any]:
+def facts(loaded: Loaded) -> dict[str, object]:
     """What a file says of itself: classes, input, threat model, configuration, and what was measured."""
     config = to_dict(loaded.config.replace(data=loaded.config.data.replace(data_dir=None)))
     threat = {"norm": loaded.threat_model.norm, "epsilon": loaded.threat_model.epsilon}

@@ -12,10 +12,10 @@ def run(arguments: ProfileArguments) -> None:
         judged = judged_cells()
         print(json.dumps(judged_rows(judged)) if arguments.json else "\n".join(judged_lines(judged)))
         return
-    own, dense = profile(arguments.run), dense_estimate(arguments.run)
+    network, dense = profile(arguments.run), dense_estimate(arguments.run)
     if arguments.json:
-        print(json.dumps(cost_row(own, dense, arguments.layers)))
+        print(json.dumps(cost_row(network, dense, arguments.layers).model_dump(exclude_none=True)))
         return
-    print(*cost_lines(own, dense, arguments.layers), sep="\n")
+    print(*cost_lines(network, dense, arguments.layers), sep="\n")
     if arguments.run.method == "at_sparse":
         print("counted without the masked channels: the compact network is what is evaluated")

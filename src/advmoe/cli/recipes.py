@@ -10,6 +10,6 @@ from advmoe.reports.recipe_list import chosen_recipes, recipe_lines, recipe_rows
 def run(arguments: RecipesArguments) -> None:
     chosen = chosen_recipes(RECIPES, arguments.part)
     if arguments.json:
-        print(json.dumps(recipe_rows(chosen)))
+        print(json.dumps([row.model_dump() for row in recipe_rows(chosen)]))
         return
     print(*recipe_lines(chosen), "", f"Any {GRAMMAR} is a recipe, listed or not.", sep="\n")

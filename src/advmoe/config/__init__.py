@@ -13,10 +13,20 @@ from advmoe.config.schema import (
     TrainingConfig,
     parse_fraction,
 )
-from advmoe.config.yaml import CONFIG_FILE, differences, dump_yaml, from_dict, load_run_config, load_yaml, read_mapping, to_dict
+from advmoe.config.yaml import (
+    CONFIG_FILE,
+    StoredConfig,
+    differences,
+    dump_yaml,
+    from_dict,
+    load_run_config,
+    load_yaml,
+    read_mapping,
+    to_dict,
+)
 
 __all__ = [
     "CONFIG_FILE", "AttackConfig", "DataConfig", "Device", "Fraction", "ModelConfig", "Precision", "RunConfig",
-    "RuntimeConfig", "Section", "TrainingConfig", "differences", "dump_yaml", "from_dict", "load_run_config", "load_yaml",
-    "parse_fraction", "read_mapping", "to_dict",
+    "RuntimeConfig", "Section", "StoredConfig", "TrainingConfig", "differences", "dump_yaml", "from_dict", "load_run_config",
+    "load_yaml", "parse_fraction", "read_mapping", "to_dict",
 ]  # fmt: skip

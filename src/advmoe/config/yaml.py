@@ -2,22 +2,22 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BeforeValidator, PlainSerializer, ValidationError, ValidationInfo
 
 from advmoe import migrations
 from advmoe.config.schema import RunConfig, RuntimeConfig
 from advmoe.errors import UserError, one_line, shown
-from advmoe.files import bounded_text
+from advmoe.files import JsonObject, bounded_text
 
 CONFIG_FILE = "config.yaml"  # in the folder of a run
 SCHEMA = 2  # 1 said "picture" where 2 says "image"
 MAX_BYTES = 2**18  # of a YAML file: ours have a few thousand
 
 
-def to_dict(config: RunConfig) -> dict[str, Any]:
+def to_dict(config: RunConfig) -> JsonObject:
     """The configuration as nested dicts of plain values, as YAML files and Records hold it."""
     return {"schema": SCHEMA, **config.model_dump()}
 
@@ -37,6 +37,19 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
         return RunConfig.model_validate(fields)
     except ValidationError as error:
         raise UserError(f"{where}: {one_line(error, RunConfig)}") from None
+
+
+def _restored(tree: Any, info: ValidationInfo) -> RunConfig:
+    if isinstance(tree, RunConfig):
+        return tree
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"must be a mapping of fields, not {shown(tree)}")
+    return from_dict(tree, (info.context or {}).get("where", "configuration"))
+
+
+# A field of a model that is kept in a file: written by `to_dict` and read by `from_dict`, whose errors begin with the context's
+# `where`.
+StoredConfig = Annotated[RunConfig, BeforeValidator(_restored), PlainSerializer(to_dict)]
 
 
 def load_yaml(path: Path) -> RunConfig:
@@ -88,7 +101,7 @@ def differences(a: RunConfig, b: RunConfig) -> list[str]:
     ]
 
 
-def _sections(a: RunConfig, b: RunConfig) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+def _sections(a: RunConfig, b: RunConfig) -> list[tuple[str, JsonObject, JsonObject]]:
     """('section.', fields of a, fields of b), the fields outside sections first."""
     first, second = (_comparable(config).model_dump() for config in (a, b))
     names = [name for name, value in first.items() if isinstance(value, dict)]

@@ -7,25 +7,27 @@ from functools import partial
 from advmoe.config import DataConfig
 from advmoe.data import cifar, fashion_mnist, folder, imagenet, tiny_imagenet
 from advmoe.data.augment import augment
-from advmoe.data.images import Images, ImageSpec, Source, Splits, cores
+from advmoe.data.images import Counts, Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import lookup
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: `spec` says what its images look like, `load` reads them."""
+    """A data set: `spec` describes its images, `load` reads them. `count` counts them without decoding them; None if `load` decodes
+    none either."""
 
     spec: Callable[[DataConfig], ImageSpec]
     load: Callable[[DataConfig], Splits]
+    count: Callable[[DataConfig], Counts] | None = None
 
 
 DATASETS = {
     "fashion-mnist": Dataset(lambda _: fashion_mnist.SPEC, fashion_mnist.load),
-    "cifar10": Dataset(lambda _: cifar.CIFAR10.spec, partial(cifar.load, cifar.CIFAR10)),
-    "cifar100": Dataset(lambda _: cifar.CIFAR100.spec, partial(cifar.load, cifar.CIFAR100)),
-    "tinyimagenet": Dataset(tiny_imagenet.spec, tiny_imagenet.load),
+    "cifar10": Dataset(lambda _: cifar.CIFAR10.spec, partial(cifar.load, cifar.CIFAR10), partial(cifar.count, cifar.CIFAR10)),
+    "cifar100": Dataset(lambda _: cifar.CIFAR100.spec, partial(cifar.load, cifar.CIFAR100), partial(cifar.count, cifar.CIFAR100)),
+    "tinyimagenet": Dataset(tiny_imagenet.spec, tiny_imagenet.load, tiny_imagenet.count),
     "imagenet": Dataset(imagenet.spec, imagenet.load),
-    "folder": Dataset(folder.spec, folder.load),
+    "folder": Dataset(folder.spec, folder.load, folder.count),
 }
 
 
@@ -37,4 +39,28 @@ def load_dataset(config: DataConfig) -> Splits:
     return lookup(DATASETS, config.dataset, "dataset").load(config)
 
 
-__all__ = ["DATASETS", "Dataset", "ImageSpec", "Images", "Source", "Splits", "augment", "cores", "load_dataset"]
+def count_images(config: DataConfig) -> Counts:
+    """The sizes of the splits that `load_dataset` returns, without decoding images.
+
+    Raises UserError as `load_dataset`, but not for images that cannot be decoded.
+    """
+    dataset = lookup(DATASETS, config.dataset, "dataset")
+    if dataset.count is not None:
+        return dataset.count(config)
+    splits = dataset.load(config)
+    return Counts(len(splits.train), len(splits.val), len(splits.test))
+
+
+__all__ = [
+    "DATASETS",
+    "Counts",
+    "Dataset",
+    "ImageSpec",
+    "Images",
+    "Source",
+    "Splits",
+    "augment",
+    "cores",
+    "count_images",
+    "load_dataset",
+]

@@ -17,7 +17,17 @@ from advmoe.data.archive import CHUNK, LIMITS, safe_name, tar_members
 from advmoe.data.arrays import open_npz, read_npy
 from advmoe.data.batch_pickle import read_pickle, to_array
 from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
-from advmoe.data.images import Images, ImageSpec, Splits, from_arrays, in_content_order, make_splits
+from advmoe.data.images import (
+    Counts,
+    Images,
+    ImageSpec,
+    Splits,
+    count_splits,
+    from_arrays,
+    in_content_order,
+    make_splits,
+    only_labels,
+)
 from advmoe.data.paths import data_path, os_errors_as_user_errors, visible_entries
 from advmoe.data.shards import files_by_split
 from advmoe.errors import UserError
@@ -31,8 +41,6 @@ ARRAY_NAMES = (  # of images and labels, for each split; the first pair is Keras
     ("x_{split}", "y_{split}"), ("X_{split}", "y_{split}"), ("{split}_images", "{split}_labels"),
     ("{split}_data", "{split}_labels"),
 )  # fmt: skip
-
-LoadedSplit = tuple[Images, bool]  # the images, and whether any was a JPEG
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,29 @@ CIFAR100 = Variant(
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Image files that are read and not decoded yet. `names` begin the messages on each, `path` those on all of them."""
+
+    items: Sequence[bytes]
+    names: Sequence[str]
+    labels: Sequence[int]
+    path: Path
+
+    @property
+    def has_jpeg(self) -> bool:
+        """Whether any image is a JPEG."""
+        return any(item.startswith(JPEG_MAGIC) for item in self.items)
+
+    def decoded(self, num_classes: int) -> Images:
+        """The images. Raises UserError for one that cannot be decoded, has another size, or a wrong label."""
+        raw = decode_all(len(self.items), SIZE, lambda row: decode(self.items[row], SIZE, self.names[row]))
+        return from_arrays(raw, self.labels, num_classes, str(self.path))
+
+
+Split = Sequence[Images | Encoded]  # the parts of a split, from one file each
+
+
 def load(variant: Variant, config: DataConfig) -> Splits:
     """The data set in `data_dir`; its name ends in -jpeg if any image was a JPEG. CIFAR-100 has its fine labels.
 
@@ -96,16 +127,41 @@ def load(variant: Variant, config: DataConfig) -> Splits:
     with os_errors_as_user_errors(config):
         path = data_path(config, variant.forms)
         splits = _read(variant, path)
-    train, test = (in_content_order(images) for images, _ in splits)
+        train, test = (_images(split, len(variant.spec.classes)) for split in splits)
+    _check_classes(variant, train, path)
+    has_jpeg = any(isinstance(part, Encoded) and part.has_jpeg for split in splits for part in split)
+    name = f"{variant.name}-jpeg" if has_jpeg else variant.name
+    return make_splits(name, variant.spec, in_content_order(train), in_content_order(test), config)
+
+
+def count(variant: Variant, config: DataConfig) -> Counts:
+    """The number of images in each split. Raises UserError as `load`, but not for images that cannot be decoded."""
+    classes = len(variant.spec.classes)
+    with os_errors_as_user_errors(config):
+        path = data_path(config, variant.forms)
+        train, test = (_labels(split, classes) for split in _read(variant, path))
+    _check_classes(variant, train, path)
+    return count_splits(train, test, classes, config)
+
+
+def _images(split: Split, num_classes: int) -> Images:
+    return _concatenate([part.decoded(num_classes) if isinstance(part, Encoded) else part for part in split])
+
+
+def _labels(split: Split, num_classes: int) -> Images:
+    """The split without its pixels."""
+    parts = [(part.labels, part.path) if isinstance(part, Encoded) else (part.labels.tolist(), "") for part in split]
+    return _concatenate([only_labels(labels, num_classes, str(path)) for labels, path in parts])
+
+
+def _check_classes(variant: Variant, train: Images, path: Path) -> None:
     counts = torch.bincount(train.labels, minlength=len(variant.spec.classes))
     if not counts.all():  # such as superclasses, or the other data set
         absent = int((counts == 0).nonzero()[0])
         raise UserError(f"{path}: no training image of class {absent} ({variant.spec.classes[absent]}) of {variant.title}")
-    name = f"{variant.name}-jpeg" if any(has_jpeg for _, has_jpeg in splits) else variant.name
-    return make_splits(name, variant.spec, train, test, config)
 
 
-def _read(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+def _read(variant: Variant, path: Path) -> tuple[Split, Split]:
     if path.is_file():
         return _read_file(variant, path)
     for folder in (path, path / variant.folder):
@@ -124,7 +180,7 @@ def _read(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
     raise UserError(f"{path}: contains none of {variant.forms}")
 
 
-def _read_file(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+def _read_file(variant: Variant, path: Path) -> tuple[Split, Split]:
     if path.suffix == ".parquet":
         raise UserError(f"{path}: is one file; give the folder that contains train*.parquet and test*.parquet")
     if path.suffix == ".npy":
@@ -147,7 +203,7 @@ def _is_tar(path: Path) -> bool:
 # The Python batches, in a folder or in the tar.gz
 
 
-def _read_batches(variant: Variant, folder: Path) -> tuple[LoadedSplit, LoadedSplit]:
+def _read_batches(variant: Variant, folder: Path) -> tuple[Split, Split]:
     paths = {name: folder / name for name in (*variant.train, *variant.test)}
     return _join_batches(variant, {name: _batch(variant, _content(path), str(path)) for name, path in paths.items()})
 
@@ -157,7 +213,7 @@ def _content(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _read_tar(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+def _read_tar(variant: Variant, path: Path) -> tuple[Split, Split]:
     try:
         batches = _tar_batches(variant, path)
     except (UserError, PermissionError):
@@ -188,9 +244,9 @@ def _tar_batches(variant: Variant, path: Path) -> dict[str, Images]:
     return batches
 
 
-def _join_batches(variant: Variant, batches: Mapping[str, Images]) -> tuple[LoadedSplit, LoadedSplit]:
+def _join_batches(variant: Variant, batches: Mapping[str, Images]) -> tuple[Split, Split]:
     train, test = (_concatenate([batches[name] for name in names]) for names in (variant.train, variant.test))
-    return (train, False), (test, False)
+    return [train], [test]
 
 
 def _batch(variant: Variant, content: bytes, where: str) -> Images:
@@ -210,6 +266,8 @@ def _batch(variant: Variant, content: bytes, where: str) -> Images:
 
 
 def _concatenate(images: Sequence[Images]) -> Images:
+    if len(images) == 1:
+        return images[0]
     return Images(torch.cat([part.raw for part in images]), torch.cat([part.labels for part in images]))
 
 
@@ -223,7 +281,7 @@ class _Arrays:
         self.variant, self.path = variant, path
         self.files = [path] if path.is_file() else sorted([*path.glob("*.npy"), *path.glob("*.npz")])
 
-    def read(self, split: str) -> LoadedSplit:
+    def read(self, split: str) -> Split:
         """One split. Raises UserError if it is missing or its arrays have other shapes or types."""
         pairs = [(images.format(split=split), labels.format(split=split)) for images, labels in ARRAY_NAMES]
         if len(self.files) == 1 and self.files[0].suffix == ".npz":
@@ -234,7 +292,7 @@ class _Arrays:
             by_name = {file.stem: file for file in self.files if file.suffix == ".npy"}
             names = self._names(pairs, list(by_name))
             images, labels = (read_npy(by_name[name]) for name in names)
-        return self._checked(images, labels, names), False
+        return [self._checked(images, labels, names)]
 
     def _names(self, pairs: Sequence[tuple[str, str]], present: Sequence[str]) -> tuple[str, str]:
         fitting = [pair for pair in pairs if pair[0] in present and pair[1] in present]
@@ -261,21 +319,16 @@ class _Arrays:
 # Parquet
 
 
-def _read_parquet(variant: Variant, path: Path) -> tuple[LoadedSplit, LoadedSplit]:
+def _read_parquet(variant: Variant, path: Path) -> tuple[Split, Split]:
     files = files_by_split(path, path.glob("**/*.parquet"))
     for split in SPLITS:
         if split not in files:
             raise UserError(f"{path}: contains no {split}*.parquet")
-    train, test = (_read_parquet_split(variant, files[split]) for split in SPLITS)
+    train, test = ([_parquet_file(variant, path) for path in files[split]] for split in SPLITS)
     return train, test
 
 
-def _read_parquet_split(variant: Variant, paths: Sequence[Path]) -> LoadedSplit:
-    loaded = [_parquet_file(variant, path) for path in paths]
-    return _concatenate([images for images, _ in loaded]), any(has_jpeg for _, has_jpeg in loaded)
-
-
-def _parquet_file(variant: Variant, path: Path) -> LoadedSplit:
+def _parquet_file(variant: Variant, path: Path) -> Encoded:
     try:
         table = pyarrow.parquet.read_table(path, partitioning=None)
     except PermissionError:
@@ -291,13 +344,13 @@ def _parquet_file(variant: Variant, path: Path) -> LoadedSplit:
     for number, item in enumerate(items):
         if not isinstance(item, bytes):
             raise UserError(f"{path}: row {number} has no image bytes")
-    return _decode(variant, items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
+    return Encoded(items, [f"{path}: row {number}" for number in range(len(items))], table[label].to_pylist(), path)
 
 
 # Folders of images, one for each class
 
 
-def _read_folders(variant: Variant, folder: Path) -> LoadedSplit:
+def _read_folders(variant: Variant, folder: Path) -> Split:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     missing = [name for name in variant.spec.classes if not (folder / name).is_dir()]
@@ -311,10 +364,4 @@ def _read_folders(variant: Variant, folder: Path) -> LoadedSplit:
         labels += [label] * len(images)
         if not images:
             raise UserError(f"{folder / name}: contains no image")
-    return _decode(variant, [path.read_bytes() for path in paths], [str(path) for path in paths], labels, folder)
-
-
-def _decode(variant: Variant, items: Sequence[bytes], names: Sequence[str], labels: Sequence[int], path: Path) -> LoadedSplit:
-    raw = decode_all(len(items), SIZE, lambda row: decode(items[row], SIZE, names[row]))
-    images = from_arrays(raw, labels, len(variant.spec.classes), str(path))
-    return images, any(item.startswith(JPEG_MAGIC) for item in items)
+    return [Encoded([path.read_bytes() for path in paths], [str(path) for path in paths], labels, folder)]

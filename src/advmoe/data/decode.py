@@ -16,6 +16,7 @@ Result = TypeVar("Result")
 
 JPEG_MAGIC = b"\xff\xd8\xff"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, for which Pillow starts another program
+CHUNK = 16  # images that a thread decodes at a time; starting a task for each small image would cost as much as the image
 MAX_PIXELS = 64_000_000  # of one image: a small file can claim any number
 DEEP_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow would cut off at 255
 
@@ -114,11 +115,12 @@ def decode_all(count: int, size: int, image: Callable[[int], np.ndarray]) -> np.
     except (MemoryError, ValueError):
         raise UserError(f"{count} images of {size} x {size} need {count * 3 * size**2 / 2**30:.0f} GiB of memory") from None
 
-    def fill(row: int) -> None:
-        images[row] = image(row)
+    def fill(start: int) -> None:
+        for row in range(start, min(start + CHUNK, count)):
+            images[row] = image(row)
 
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")  # Pillow's, on sizes that are refused here and on odd metadata
-        for _ in pool.map(fill, range(count)):
+        for _ in pool.map(fill, range(0, count, CHUNK)):
             pass
     return images

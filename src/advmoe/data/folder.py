@@ -9,7 +9,20 @@ from torch import Tensor
 
 from advmoe.config import DataConfig
 from advmoe.data.decode import decode_all, decode_fitted, stored_size
-from advmoe.data.images import Images, ImageSpec, Splits, fingerprint, from_arrays, hold_out, in_content_order, limit, make_splits
+from advmoe.data.images import (
+    Counts,
+    Images,
+    ImageSpec,
+    Splits,
+    count_splits,
+    fingerprint,
+    from_arrays,
+    hold_out,
+    in_content_order,
+    limit,
+    make_splits,
+    only_labels,
+)
 from advmoe.data.paths import class_folders, data_path, os_errors_as_user_errors, visible_entries
 from advmoe.errors import UserError
 
@@ -36,9 +49,7 @@ def load(config: DataConfig) -> Splits:
     Raises UserError, with the path, if an image is in no class, cannot be read, or a class has too few images.
     """
     with os_errors_as_user_errors(config):
-        path = data_path(config, FORMS)
-        files = _list_files(path)
-        _check(path, files)
+        files = _listed(config)
         size = config.image_size or _first_size(files)
         splits = {name: _read(files[name], size, config.image_size is not None) for name in files}
     if "test" not in splits:
@@ -49,6 +60,19 @@ def load(config: DataConfig) -> Splits:
         return make_splits("folder", image_spec, train, test, config)
     data = fingerprint(train, splits["val"], test)
     return Splits("folder", image_spec, data, limit(train, config.limit_train), splits["val"], limit(test, config.limit_test))
+
+
+def count(config: DataConfig) -> Counts:
+    """The number of images in each split. Raises UserError as `load`, but not for images that cannot be read."""
+    with os_errors_as_user_errors(config):
+        files = _listed(config)
+    splits = {name: only_labels(_labels(classes), len(classes), name) for name, classes in files.items()}
+    if "test" not in splits:
+        splits["train"], splits["test"] = hold_out(splits["train"], TEST_SHARE)
+    train, test = splits["train"], splits["test"]
+    if "val" not in splits:
+        return count_splits(train, test, len(files["train"]), config)
+    return Counts(len(limit(train, config.limit_train)), len(splits["val"]), len(limit(test, config.limit_test)))
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -62,6 +86,14 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
 
 
 # Files
+
+
+def _listed(config: DataConfig) -> dict[str, Files]:
+    """The files of each split of the data set in `data_dir`, checked."""
+    path = data_path(config, FORMS)
+    files = _list_files(path)
+    _check(path, files)
+    return files
 
 
 def _list_files(path: Path) -> dict[str, Files]:
@@ -134,9 +166,12 @@ def _first_size(files: dict[str, Files]) -> int:
 
 def _read(files: Files, size: int, resize: bool) -> Images:
     paths = list(chain.from_iterable(files.values()))
-    labels = [label for label, images in enumerate(files.values()) for _ in images]
     raw = decode_all(len(paths), size, lambda row: _image(paths[row], size, resize))
-    return in_content_order(from_arrays(raw, labels, len(files), str(paths[0].parent.parent)))
+    return in_content_order(from_arrays(raw, _labels(files), len(files), str(paths[0].parent.parent)))
+
+
+def _labels(files: Files) -> list[int]:
+    return [label for label, images in enumerate(files.values()) for _ in images]
 
 
 def _image(path: Path, size: int, resize: bool) -> np.ndarray:

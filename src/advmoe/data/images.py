@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -95,6 +95,14 @@ class ImageSpec:
     std: tuple[float, ...]
 
 
+class Counts(NamedTuple):
+    """The number of images in each split."""
+
+    train: int
+    val: int
+    test: int
+
+
 @dataclass(frozen=True, eq=False)
 class Splits:
     """A data set: `train` is for training, `val` selects the best epoch, results are reported on `test`."""
@@ -124,6 +132,11 @@ def from_arrays(raw: np.ndarray, labels: Sequence[int] | np.ndarray, num_classes
         if type(label) is not int or not 0 <= label < num_classes:
             raise UserError(f"{where}: label {label!r} in row {row} is not a whole number from 0 to {num_classes - 1}")
     return Images(torch.from_numpy(np.ascontiguousarray(raw)), torch.from_numpy(np.array(labels, dtype=np.int64)))
+
+
+def only_labels(labels: Sequence[int], num_classes: int, where: str) -> Images:
+    """Checked Images without pixels: for counting images that are not decoded. Raises UserError, which starts with `where`."""
+    return from_arrays(np.empty((len(labels), 0, 0, 0), dtype=np.uint8), labels, num_classes, where)
 
 
 def in_content_order(images: Images) -> Images:
@@ -180,6 +193,11 @@ def limit(images: SplitSource, count: int | None) -> SplitSource:
 def make_splits(name: str, spec: ImageSpec, train: Images, test: Images, config: DataConfig) -> Splits:
     """The splits of a source that has no validation split: it is held out of `train`. All are limited as `config` says."""
     return Splits(name, spec, fingerprint(train, test), *train_val_test(train, test, len(spec.classes), config))
+
+
+def count_splits(train: Images, test: Images, num_classes: int, config: DataConfig) -> Counts:
+    """The sizes of the splits that `make_splits` makes. Pixels do not matter."""
+    return Counts(*map(len, train_val_test(train, test, num_classes, config)))
 
 
 def train_val_test(

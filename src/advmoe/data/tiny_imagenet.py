@@ -7,12 +7,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 
 from advmoe.config import DataConfig
 from advmoe.data.decode import decode, decode_all
-from advmoe.data.images import Images, ImageSpec, Splits, from_arrays, in_content_order, make_splits
+from advmoe.data.images import (
+    Counts,
+    Images,
+    ImageSpec,
+    Splits,
+    count_splits,
+    from_arrays,
+    in_content_order,
+    make_splits,
+    only_labels,
+)
 from advmoe.data.paths import data_path, os_errors_as_user_errors
 from advmoe.errors import UserError
 
@@ -43,8 +54,23 @@ def load(config: DataConfig) -> Splits:
     """
     with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
         wnids = _wnids(tree)
-        train, test = _train(tree, wnids), _val(tree, wnids)
+        train, test = (_decoded(tree, listed, len(wnids)) for listed in (_train(tree, wnids), _val(tree, wnids)))
     return make_splits("tinyimagenet", _spec(wnids), train, test, config)
+
+
+def count(config: DataConfig) -> Counts:
+    """The number of images in each split. Raises UserError as `load`, but not for images that cannot be decoded."""
+    with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
+        wnids = _wnids(tree)
+        train, test = (only_labels(listed.labels, len(wnids), tree.path) for listed in (_train(tree, wnids), _val(tree, wnids)))
+    return count_splits(train, test, len(wnids), config)
+
+
+class _Listed(NamedTuple):
+    """Files of images within a tree, and their labels."""
+
+    names: list[str]
+    labels: list[int]
 
 
 @dataclass(frozen=True)
@@ -118,7 +144,7 @@ def _wnids(tree: _Tree) -> list[str]:
     return sorted(wnids)
 
 
-def _train(tree: _Tree, wnids: Sequence[str]) -> Images:
+def _train(tree: _Tree, wnids: Sequence[str]) -> _Listed:
     names: list[str] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
@@ -131,10 +157,10 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> Images:
         parts = folder.split("/")
         if parts[0] == "train" and parts[2:] == ["images"] and parts[1] not in wnids:
             raise UserError(f"{tree.where(f'train/{parts[1]}')}: {parts[1]} is not in {WNIDS}")
-    return _decode(tree, names, labels, len(wnids))
+    return _Listed(names, labels)
 
 
-def _val(tree: _Tree, wnids: Sequence[str]) -> Images:
+def _val(tree: _Tree, wnids: Sequence[str]) -> _Listed:
     files, where = tree.folders.get("val/images", []), tree.where(ANNOTATIONS)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels: dict[str, int] = {}
@@ -148,7 +174,7 @@ def _val(tree: _Tree, wnids: Sequence[str]) -> Images:
             raise UserError(f"{where}: line {number}: {file} is listed twice")
         labels[file] = label_of[wnid]
     _check_labels(tree, files, labels)
-    return _decode(tree, [f"val/images/{file}" for file in files], [labels[file] for file in files], len(wnids))
+    return _Listed([f"val/images/{file}" for file in files], [labels[file] for file in files])
 
 
 def _annotation(line: str, where: str) -> tuple[str, str]:
@@ -167,7 +193,9 @@ def _check_labels(tree: _Tree, files: Sequence[str], labels: dict[str, int]) -> 
         raise UserError(f"{tree.where(f'val/images/{unlabelled[0]}')}: has no line in {ANNOTATIONS}")
 
 
-def _decode(tree: _Tree, names: Sequence[str], labels: Sequence[int], num_classes: int) -> Images:
+def _decoded(tree: _Tree, listed: _Listed, num_classes: int) -> Images:
+    names, labels = listed
+
     def image(row: int) -> np.ndarray:
         return decode(tree.read(names[row]), SIZE, tree.where(names[row]))
 

@@ -1,9 +1,8 @@
 """Evaluate a network on its test images, and make the Record."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
@@ -21,12 +20,14 @@ from advmoe.models.digest import weights_digest
 
 @dataclass(frozen=True)
 class Trained:
-    """The run that a network comes from: its configuration, the name of its folder, and the epochs up to the evaluated one."""
+    """The run that a network comes from: its configuration, the name of its folder, the evaluated epoch, and the run's epochs with
+    the wall time of their iterations."""
 
     config: RunConfig
     run: str
     epoch: int
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[HistoryRow] = ()
+    train_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -72,10 +73,10 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         seed=config.seed,
         attack_seed=options.seed,
         config=RecordedConfig.model_validate(to_dict(config.replace(data=config.data.replace(data_dir=None)))),
-        train_seconds=sum(row["train_seconds"] for row in trained.history),
+        train_seconds=trained.train_seconds,
         evaluate_seconds=measured.seconds,
         evaluation=evaluation.result(),
-        history=[HistoryRow.model_validate(row) for row in trained.history],
+        history=list(trained.history),
         classes=list(splits.spec.classes),
         **measured.snapshot._asdict(),
         **provenance().model_dump(),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.export import ExportedProgram
@@ -47,7 +48,7 @@ def _quantise(float_file: Path, int8_file: Path, pixels: Tensor, names: list[str
         def __init__(self) -> None:
             self.batches = iter(pixels.split(BATCH))
 
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.batches, None)
             return None if batch is None else {INPUT: batch.numpy()}
 

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
-from typing import Any
 
 from advmoe.attacks.presets import FORMER_QUICK, PRESETS
 from advmoe.evaluation.record import Record
@@ -47,7 +46,7 @@ class Summary:
     unreliable: bool
     attacks: dict[str, frozenset[str]]
     mixed: tuple[str, ...]
-    shared: dict[str, Any]
+    shared: dict[str, object]
 
 
 def summarise(records: Iterable[Record]) -> list[Summary]:

@@ -11,6 +11,7 @@ from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
+from advmoe.files import JsonObject
 from advmoe.models import MODELS
 from advmoe.moe import MoEKind
 from advmoe.reports.measures import evaluator
@@ -136,7 +137,7 @@ def _read(path: Path, warn: Warn) -> list[Found]:
     return records
 
 
-def settings(record: Record) -> dict[str, Any]:
+def settings(record: Record) -> dict[str, object]:
     """Everything that makes the run but its seed and where it ran: 'section.field' -> value, of the fields that its method heeds,
     defaults where the Record is older than a field; with the data's fingerprint and the evaluator."""
     method = record.method
@@ -146,7 +147,7 @@ def settings(record: Record) -> dict[str, Any]:
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
-def shared_settings(record: Record) -> dict[str, Any]:
+def shared_settings(record: Record) -> dict[str, object]:
     """The `settings` that runs of different methods must share to be compared: all but those of routers, experts and methods."""
     return {name: value for name, value in settings(record).items() if name not in OF_METHODS}
 
@@ -190,9 +191,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= 20 else f"{text[:12]}..."
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _flat(tree: JsonObject) -> dict[str, object]:
     """'section.field' -> value, of a configuration's sections and its fields outside of them."""
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, value in tree.items():
         flat |= {f"{name}.{field}": own for field, own in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from advmoe.evaluation.cost import Cost
+from pydantic import BaseModel
+
+from advmoe.evaluation.cost import Cost, LayerCost
 from advmoe.paper import Cell, cells
 from advmoe.recipes import RECIPES, recipe
 from advmoe.reports.recipe_list import less
@@ -20,6 +21,16 @@ TABLE = (
 KINDS = {"dense": "at_dense", "small dense": "at_small_dense", "MoE": "advmoe"}
 
 
+class CostRow(BaseModel):
+    """Parameters and GMACs of a network and of the dense one; `layers` is None where they are not asked for."""
+
+    params: int
+    gmacs_ideal: float
+    gmacs_executed: float
+    gmacs_dense: float
+    layers: tuple[LayerCost, ...] | None = None
+
+
 @dataclass(frozen=True)
 class Judged:
     """A printed cell, its counted cost in GMACs and percent less than dense, and why it cannot be right (empty where it can)."""
@@ -30,15 +41,12 @@ class Judged:
     reasons: tuple[str, ...]
 
 
-def cost_row(network: Cost, dense: Estimate, layers: bool) -> dict[str, Any]:
-    """Parameters and GMACs of a network as plain values; with `layers`, those of each layer."""
-    figures = {
-        "params": network.params,
-        "gmacs_ideal": network.gmacs_ideal,
-        "gmacs_executed": network.gmacs_executed,
-        "gmacs_dense": dense.gmacs,
-    }
-    return figures | ({"layers": [asdict(layer) for layer in network.layers]} if layers else {})
+def cost_row(network: Cost, dense: Estimate, layers: bool) -> CostRow:
+    """Parameters and GMACs of a network; with `layers`, those of each layer too."""
+    return CostRow(
+        params=network.params, gmacs_ideal=network.gmacs_ideal, gmacs_executed=network.gmacs_executed, gmacs_dense=dense.gmacs,
+        layers=network.layers if layers else None,
+    )  # fmt: skip
 
 
 def cost_lines(network: Cost, dense: Estimate, layers: bool) -> list[str]:
@@ -129,8 +137,8 @@ def _misdivided(cell: Cell) -> str | None:
     return f"{cell.gflops:g} is {less(cell.gflops, dense):.0f} % less than {dense:g}, not {cell.reduction:.0f} %"
 
 
-def judged_rows(judged: Iterable[Judged]) -> list[dict[str, Any]]:
-    """Printed cells and counts as plain values."""
+def judged_rows(judged: Iterable[Judged]) -> list[dict[str, object]]:
+    """Printed cells and counts, ready to be written as JSON."""
     return [
         asdict(one.cell) | {
             "recipe": one.cell.recipe, "gmacs_counted": one.counted, "reduction_counted": one.counted_reduction,

@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -132,7 +133,7 @@ def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Seque
 
 def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
     """One legend for the whole figure, each label once."""
-    handles: dict[str, Any] = {}
+    handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)

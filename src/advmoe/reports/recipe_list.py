@@ -7,9 +7,11 @@ import csv
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from advmoe.config import RunConfig, to_dict
+from pydantic import BaseModel
+
+from advmoe.config import RunConfig, StoredConfig
 from advmoe.errors import UserError, nearest
 from advmoe.recipes import method_traits
 
@@ -29,6 +31,16 @@ class RecipeCost(NamedTuple):
         return (self.params, self.gmacs) == (self.params_dense, self.gmacs_dense)
 
 
+class RecipeRow(BaseModel):
+    """A recipe: its configuration and cost."""
+
+    name: str
+    config: StoredConfig
+    params: int
+    gmacs_ideal: float
+    gmacs_dense: float
+
+
 @cache
 def recipe_costs() -> dict[str, RecipeCost]:
     """Recipe -> costs, as the table holds them."""
@@ -40,7 +52,7 @@ def recipe_costs() -> dict[str, RecipeCost]:
 
 
 def less(gmacs: float, dense: float) -> float:
-    """By how many percent `gmacs` is less than `dense`."""
+    """The percentage by which `gmacs` is less than `dense`."""
     return 100 * (1 - gmacs / dense)
 
 
@@ -53,17 +65,13 @@ def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, Run
     return matches
 
 
-def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[dict[str, Any]]:
-    """Name, configuration and cost of recipes, as plain values."""
+def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[RecipeRow]:
+    """Name, configuration and cost of recipes."""
     costs = recipe_costs()
     return [
-        {
-            "name": name,
-            "config": to_dict(config),
-            "params": costs[name].params,
-            "gmacs_ideal": costs[name].gmacs,
-            "gmacs_dense": costs[name].gmacs_dense,
-        }
+        RecipeRow(
+            name=name, config=config, params=costs[name].params, gmacs_ideal=costs[name].gmacs, gmacs_dense=costs[name].gmacs_dense
+        )
         for name, config in recipes.items()
     ]
 

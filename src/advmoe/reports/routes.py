@@ -23,7 +23,7 @@ from advmoe.reports.panels import grouped, look
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"
-ARROW: dict[str, Any] = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
+ARROW: dict[str, str | int] = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
 MOST_LABELS = 30  # class names beside a heat map; of more, every so many
 
 

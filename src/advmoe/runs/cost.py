@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from advmoe.config import ModelConfig, RunConfig
+from advmoe.config import DataConfig, ModelConfig, RunConfig
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import lookup
 from advmoe.evaluation.cost import Cost, cost, layer_macs, layer_params, layer_positions
@@ -67,7 +67,13 @@ def dense_cost(config: RunConfig, spec: ImageSpec) -> Cost:
 
 def image_spec(config: RunConfig) -> ImageSpec:
     """What is known of the configured data set's images. Raises UserError on an unknown data set."""
-    return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
+    return _spec(config.data)
+
+
+@cache
+def _spec(data: DataConfig) -> ImageSpec:
+    """A folder of images is read as a whole for its means and deviations: once in a process."""
+    return lookup(DATASETS, data.dataset, "dataset").spec(data)
 
 
 def _shape_fields(model: ModelConfig) -> ModelConfig:

@@ -9,7 +9,7 @@ from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.evaluation.make_record import Trained, evaluate_run
-from advmoe.evaluation.record import Record
+from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
@@ -58,7 +58,8 @@ def subject(what: Path) -> Subject:
         return _saved(what)
     folder = RunFolder(what)
     config, best = folder.config(), folder.best()
-    trained = Trained(config, what.resolve().name, best.epoch, best.history)
+    history = [HistoryRow.model_validate(row) for row in best.history]
+    trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds)
     return Subject(
         trained, best.fingerprint, lambda config, splits: best_network(what, config, splits)[0],
         what / "evaluation", what / RECORD, tuple(folder.damaged()),
@@ -75,7 +76,7 @@ def _saved(what: Path) -> Subject:
             raise UserError(f"{what}: is for other classes or image sizes than the data set {splits.name} has")
         return loaded.network.to(splits.test.labels.device).eval()
 
-    trained = Trained(loaded.config, beside.stem, loaded.epoch, [])
+    trained = Trained(loaded.config, beside.stem, loaded.epoch)
     fingerprint = None if loaded.record is None else loaded.record.fingerprint
     return Subject(
         trained, fingerprint, network, beside.with_name(f"{beside.stem}.evaluation"), beside.with_name(f"{beside.stem}.{RECORD}")

@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -15,12 +14,12 @@ from torch import Tensor
 
 from advmoe import hub
 from advmoe.allocator import keep_freed_memory
-from advmoe.config import RunConfig, RuntimeConfig, from_dict, to_dict
+from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import UserError, lookup, one_line, shown
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_record
-from advmoe.files import check_plain, drafted
+from advmoe.files import JsonObject, check_plain, drafted
 from advmoe.models import Classifier, compact
 from advmoe.models.digest import weights_digest
 from advmoe.runs.loaded import Loaded
@@ -46,13 +45,13 @@ NO_NETWORK = (
 
 
 class Header(BaseModel):
-    """What a saved network's header says beside the weights."""
+    """What a saved network's header says beside the weights. `record` is checked by `checked_record`."""
 
     version: int = Field(default=SCHEMA, alias="schema")
-    config: dict[str, Any]
+    config: StoredConfig
     spec: Spec
     epoch: int
-    record: dict[str, Any] | None
+    record: JsonObject | None
 
 
 def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
@@ -94,7 +93,7 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
         logger.warning("%s: written without the Record, which is of the weights before they were changed", path)
         record = None
     header = Header(
-        config=to_dict(portable(model.config)), spec=model.spec, epoch=model.epoch,
+        config=portable(model.config), spec=model.spec, epoch=model.epoch,
         record=None if record is None else (record if images else record.without_images()).to_json(),
     )  # fmt: skip
     if not Path(path).absolute().parent.is_dir():
@@ -154,7 +153,7 @@ def _from_file(path: Path) -> Loaded:
         content = json.loads(header[KEY])
         if content["schema"] not in (1, SCHEMA):
             raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
-        return _rebuilt(Header.model_validate(content), state, path)
+        return _rebuilt(Header.model_validate(content, context={"where": str(path)}), state, path)
     except ValidationError as error:
         raise UserError(f"{path}: its header and weights make no network ({one_line(error, Header)})") from None
     except NO_NETWORK as error:
@@ -176,7 +175,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _rebuilt(header: Header, state: Mapping[str, Tensor], path: Path) -> Loaded:
-    config = from_dict(header.config, str(path))
+    config = header.config
     record = None if header.record is None else checked_record(header.record, str(path))
     kind = lookup(METHODS, config.method, "method").kind
     compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide

@@ -21,7 +21,7 @@ import torch
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.attacks.presets import resolve
 from advmoe.config import DataConfig, RunConfig, RuntimeConfig, to_dict
-from advmoe.data import Images, ImageSpec, Splits, load_dataset
+from advmoe.data import Counts, Images, ImageSpec, Splits, count_images
 from advmoe.files import json_object, write_json
 from advmoe.models import compact, fused
 from advmoe.moe import MoEKind
@@ -36,7 +36,7 @@ from advmoe.training.validation import VALIDATION_STEPS
 BATCH = 8  # images of a probe's batch on the CPU, where time goes with their number
 WORK = 4.0  # GMACs that a batch there may have; no fewer than two images, for batch norm
 ITERATIONS = 4  # of which the first warms up and is not counted
-ENOUGH = 1.0  # seconds of timing after which it ends
+ENOUGH = 0.3  # seconds of timing after which it ends
 ATTACK_STEPS = 2
 STANDING = 0.5  # share of the images that an attack on survivors gets
 ROUTES_EXPERT = 10  # of the routing figures, for each expert
@@ -64,22 +64,12 @@ class Pace:
     step: float
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Images of a data set's three parts."""
-
-    train: int
-    val: int
-    test: int
-
-
 Sizes = Mapping[DataConfig, Counts]
 
 
 def sizes(data: Iterable[DataConfig]) -> Sizes:
-    """How many images each distinct data set has. Raises UserError if one cannot be read."""
-    parts = {config: load_dataset(config) for config in dict.fromkeys(data)}
-    return {config: Counts(len(found.train), len(found.val), len(found.test)) for config, found in parts.items()}
+    """The number of images of each distinct data set. Raises UserError as `count_images`."""
+    return {config: count_images(config) for config in dict.fromkeys(data)}
 
 
 def same_but_seed(config: RunConfig) -> RunConfig:

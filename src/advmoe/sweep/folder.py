@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from advmoe import migrations
 from advmoe.config import RunConfig, differences, read_mapping, to_dict
 from advmoe.errors import UserError, shown
-from advmoe.files import write_atomically
+from advmoe.files import JsonObject, write_atomically
 from advmoe.sweep.plan import Planned
 from advmoe.training.checkpoint import RunFolder
 
@@ -20,12 +19,13 @@ SCHEMA = 2  # 1 had configurations that said "picture" where they now say "image
 
 
 class KeptRun(BaseModel):
-    """A run in a plan. `config` has the fields that differ from the defaults; `config.from_dict` completes it."""
+    """A run in a plan. `config` has the fields that differ from the defaults, as the version that planned the run wrote them;
+    `advmoe.config.from_dict` completes it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     preset: list[str]
-    config: dict[str, Any]
+    config: JsonObject
 
 
 class Plan(BaseModel):
@@ -74,10 +74,10 @@ def keep_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[st
     write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(by_alias=True), sort_keys=False))
 
 
-def _sparse(config: RunConfig) -> dict[str, Any]:
+def _sparse(config: RunConfig) -> JsonObject:
     """The configuration without the fields that have their defaults; config.from_dict restores it."""
     defaults, tree = to_dict(RunConfig()), to_dict(config)
-    sparse: dict[str, Any] = {"schema": tree["schema"], "method": config.method, "seed": config.seed}
+    sparse: JsonObject = {"schema": tree["schema"], "method": config.method, "seed": config.seed}
     for section, fields in tree.items():
         if isinstance(fields, Mapping):
             changed = {name: value for name, value in fields.items() if value != defaults[section][name]}

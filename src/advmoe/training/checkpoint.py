@@ -20,27 +20,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim.optimizer import StateDict
 
 from advmoe import migrations
 from advmoe.config import CONFIG_FILE, RunConfig, differences, dump_yaml, load_run_config
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import check_plain, check_utf8, sync, write_atomically
-from advmoe.training.manifest import FILES, STATES, WEIGHTS, Manifest, Partial, read_manifest
+from advmoe.training.manifest import FILES, STATES, WEIGHTS, History, Manifest, Partial, read_manifest
 
 MAX_FILE = 2**40  # bytes
 LOCK = ".train.lock"
 NUMBERS = re.compile(r"\d+")
 KEPT = 2  # number of latest checkpoints to keep; the best one is kept too
-
-History = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -69,9 +67,9 @@ class Checkpoint:
     @property
     def train_seconds(self) -> float:
         """Wall time of the iterations of all epochs, in seconds."""
-        return float(sum(row["train_seconds"] for row in self.history))
+        return float(sum(row.get("train_seconds", 0.0) for row in self.history))
 
-    def optimizer_states(self) -> dict[str, Any]:
+    def optimizer_states(self) -> dict[str, StateDict]:
         """State dicts of the optimizers by level. Raises UserError if the file cannot be read."""
         path = self.folder / STATES
         try:
@@ -195,7 +193,7 @@ class RunFolder:
         return "holds no checkpoint yet" if latest is None else "holds no checkpoint of a complete epoch yet"
 
     def save(
-        self, model: Mapping[str, Tensor], optimizers: Mapping[str, Any], history: History, fingerprint: str,
+        self, model: Mapping[str, Tensor], optimizers: Mapping[str, StateDict], history: History, fingerprint: str,
         spec: ImageSpec | None = None, partial: Partial | None = None, restores: int = 0,
     ) -> None:  # fmt: skip
         """Write the checkpoint of the last epoch in `history`, or of the `partial` epoch after it; remove checkpoints not needed.
@@ -279,7 +277,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
         raise UserError(f"{checkpoint.folder}: holds another model's weights ({first})") from None
 
 
-def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, Any]) -> dict[str, str]:
+def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, StateDict]) -> dict[str, str]:
     """Write weights and optimizer states. Returns their SHA-256 by file name."""
     draft.mkdir(parents=True)
     save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / WEIGHTS)

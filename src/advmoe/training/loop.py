@@ -5,16 +5,16 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from advmoe import distributed
 from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
 from advmoe.data import Images, Splits
-from advmoe.training.checkpoint import History, RunFolder
+from advmoe.training.checkpoint import RunFolder
 from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers
 from advmoe.training.interrupts import Interrupts
+from advmoe.training.manifest import History
 from advmoe.training.methods import Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import claimed
@@ -22,7 +22,7 @@ from advmoe.training.run import Run
 from advmoe.training.schedule import rates, set_rates
 from advmoe.training.start import batches, check, initial_network, network
 from advmoe.training.steps import Metrics, TrainState
-from advmoe.training.totals import Totals, means
+from advmoe.training.totals import Totals, Value, means
 from advmoe.training.validation import validate
 
 log = logging.getLogger("advmoe")
@@ -47,17 +47,17 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
             phase, state = run.phases[number], run.begin_phase()
             try:
                 while run.phase_number == number:
-                    row = train_epoch(run, state, phase)
+                    figures = train_epoch(run, state, phase)
                     for copy in [model, *([state.ema.model] if state.ema else [])]:
                         distributed.broadcast_state(copy)  # without sync_norm the ranks' running statistics differ
-                    run.finish_epoch(state, row | validate(state, splits.val))
+                    run.finish_epoch(state, figures | validate(state, splits.val))
             except NonFinite as error:
                 run.recover(error)
     return run.history
 
 
-def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Any]:
-    """One pass over the training set, or the part of it that remains. Returns the epoch's row."""
+def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
+    """One pass over the training set, or the part of it that remains. Returns the epoch's figures."""
     config, images, epoch = run.config, run.splits.train, len(run.history)
     iterations = math.ceil(len(images) / config.training.batch_size)
     totals = run.begin_epoch(iterations)

@@ -2,17 +2,26 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, NotRequired, Self
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from typing_extensions import TypedDict
 
 from advmoe import migrations
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
-from advmoe.files import bounded_text
+from advmoe.files import JsonObject, bounded_text
 
 SCHEMA = 2  # 1 said "picture" where 2 says "image"
 MAX_BYTES = 2**26
@@ -38,12 +47,28 @@ def _check_spec(spec: ImageSpec) -> ImageSpec:
 Spec = Annotated[ImageSpec, AfterValidator(_check_spec)]
 
 
-class EpochRow(BaseModel):
-    """What every epoch in a history has, beside figures that are only reported."""
+class EpochRow(TypedDict):
+    """An epoch, as a line of metrics.jsonl holds it: accuracies in percent, times in seconds, and other figures of its loss.
 
+    `score` selects the best epoch of a phase. `load` has each expert's share of the images in each layer [L, N], `dead` the experts
+    of each layer that got none. A row of an older version may lack anything but the phase and the score.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
     phase: int
     score: Figure
-    train_seconds: Figure = 0.0
+    epoch: NotRequired[int]
+    iterations: NotRequired[int]
+    train_seconds: NotRequired[Figure]
+    validate_seconds: NotRequired[Figure]
+    val_sa: NotRequired[Figure]
+    val_ra: NotRequired[Figure]
+    loss: NotRequired[Figure]
+    load: NotRequired[list[list[float]]]
+    dead: NotRequired[list[list[int]]]
+
+
+History = list[EpochRow]
 
 
 class Partial(BaseModel):
@@ -55,7 +80,7 @@ class Partial(BaseModel):
     iteration: Count
     images: Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=1)]
     seconds: Figure
-    sums: dict[str, Any]
+    sums: dict[str, JsonValue]
 
     @model_validator(mode="after")
     def _one_sum_per_rank(self) -> Self:
@@ -70,17 +95,17 @@ class Manifest(BaseModel):
     version: int = Field(default=SCHEMA, alias="schema", ge=1, le=SCHEMA)
     epoch: Count
     fingerprint: str
-    history: list[dict[str, Any]]
+    history: History
     spec: Spec | None = None
     partial: Partial | None = None
     restores: Count = 0
     sha256: dict[str, str]
 
-    @field_validator("history")
+    @field_validator("history", mode="wrap")
     @classmethod
-    def _rows(cls, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for row in rows:
-            EpochRow.model_validate(row)
+    def _as_written(cls, rows: History, check: ValidatorFunctionWrapHandler) -> History:
+        """The rows once they are checked, with their fields in the file's order."""
+        check(rows)
         return rows
 
     @model_validator(mode="after")
@@ -119,6 +144,6 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def seal(tree: Mapping[str, Any]) -> str:
+def seal(tree: JsonObject) -> str:
     """The checksum of a manifest without its seal."""
     return hashlib.sha256(json.dumps(tree).encode()).hexdigest()

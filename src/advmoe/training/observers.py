@@ -1,8 +1,6 @@
 """What follows a training run from outside: progress displays, trackers, tests."""
 
-from collections.abc import Mapping
-from typing import Any
-
+from advmoe.training.manifest import EpochRow
 from advmoe.training.steps import Metrics
 
 
@@ -12,5 +10,5 @@ class Observer:
     def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
         """After every iteration: `done` of `total` in this epoch (from 1), with the epoch's sums over `images` images so far."""
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: EpochRow) -> None:
         """After every epoch, with its line of metrics.jsonl. The epoch's checkpoint is on disk."""

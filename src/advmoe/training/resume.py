@@ -4,9 +4,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
+from torch.optim.optimizer import StateDict
 
 from advmoe import distributed
 from advmoe.config import RunConfig
@@ -65,14 +65,14 @@ def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
     return latest
 
 
-def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> dict[str, Any]:
+def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> StateDict:
     """Load the weights in training, and `within_phase` the optimizers' states. Raises UserError if they belong to another run.
 
     Returns what is stored beside a moving average of the weights; empty without one.
     """
     averaged = state.config.training.ema > 0
     states = distributed.on_rank_zero(checkpoint.optimizer_states) if within_phase or averaged else {}
-    trained: dict[str, Any] = states.pop(TRAINED, {})
+    trained = states.pop(TRAINED, {})
     distributed.on_rank_zero(partial(_load_weights, state.model, checkpoint, trained if averaged else None))
     distributed.broadcast_state(state.model)
     states = states if within_phase else {}
@@ -87,7 +87,7 @@ def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> di
     return trained
 
 
-def restore_average(ema: Ema, checkpoint: Checkpoint, trained: dict[str, Any]) -> None:
+def restore_average(ema: Ema, checkpoint: Checkpoint, trained: StateDict) -> None:
     """Load the moving average of the weights; `trained` is what `restore` returned. Raises UserError if there is none."""
     distributed.on_rank_zero(partial(load_weights, ema.model, checkpoint))
     distributed.broadcast_state(ema.model)
@@ -96,7 +96,7 @@ def restore_average(ema: Ema, checkpoint: Checkpoint, trained: dict[str, Any]) -
     ema.updates = trained["updates"]
 
 
-def _load_weights(model: torch.nn.Module, checkpoint: Checkpoint, trained: dict[str, Any] | None) -> None:
+def _load_weights(model: torch.nn.Module, checkpoint: Checkpoint, trained: StateDict | None) -> None:
     """The weights in training: those beside the optimizers' states if the weights' file holds a moving average."""
     if trained is None:
         load_weights(model, checkpoint)
@@ -107,7 +107,7 @@ def _load_weights(model: torch.nn.Module, checkpoint: Checkpoint, trained: dict[
         raise UserError(f"{checkpoint.folder}: holds another model's weights ({type(error).__name__})") from None
 
 
-def _load(optimizer: torch.optim.Optimizer, content: dict[str, Any], complaint: str) -> None:
+def _load(optimizer: torch.optim.Optimizer, content: StateDict, complaint: str) -> None:
     """Raises UserError, with `complaint`, if `content` is not a state of this optimizer."""
     try:
         optimizer.load_state_dict(content)

@@ -4,7 +4,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import cast
+
+from torch.optim.optimizer import StateDict
 
 from advmoe import distributed
 from advmoe.config import RunConfig
@@ -12,16 +14,17 @@ from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
-from advmoe.training.checkpoint import Checkpoint, History, RunFolder
+from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.interrupts import Interrupts, Stopped
+from advmoe.training.manifest import EpochRow, History
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import TRAINED, restore, restore_average
 from advmoe.training.start import calibrate, initial_network, train_state
 from advmoe.training.steps import TrainState
-from advmoe.training.totals import Totals
+from advmoe.training.totals import Totals, Value
 
 log = logging.getLogger("advmoe")
 MOST_RESTORES = 3
@@ -71,7 +74,7 @@ class Run:
     def begin_phase(self) -> TrainState:
         """The state of the current phase, as the latest checkpoint has it."""
         state, latest = train_state(self.config, self.model, self.phases[self.phase_number]), self.latest
-        trained: dict[str, Any] = {}
+        trained: StateDict = {}
         within = latest is not None and (self.epochs_of_phase > 0 or latest.partial is not None)
         synchronise(self.model, False)
         if latest is not None:
@@ -115,9 +118,10 @@ class Run:
                 wanted, f"after epoch {len(self.history) + 1}, iteration {totals.iteration} of {iterations}, which is saved"
             )
 
-    def finish_epoch(self, state: TrainState, row: dict[str, Any]) -> None:
-        """Add the epoch's row to the history, save, and tell the observers. Raises Stopped if a signal was caught."""
-        row |= {"phase": 1 + self.phase_number, "score": row[METHODS[self.config.method].selects]}
+    def finish_epoch(self, state: TrainState, figures: dict[str, Value]) -> None:
+        """Add the epoch's figures to the history, save, and tell the observers. Raises Stopped if a signal was caught."""
+        score = figures[METHODS[self.config.method].selects]
+        row = cast(EpochRow, {**figures, "phase": 1 + self.phase_number, "score": score})
         self.history.append(distributed.broadcast(row))
         self._save(state)
         for observer in self.observers:
@@ -128,7 +132,7 @@ class Run:
 
     def _save(self, state: TrainState, totals: Totals | None = None) -> None:
         """Write a checkpoint after an epoch, or within the one of `totals`."""
-        states: dict[str, Any] = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
+        states: dict[str, StateDict] = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
         if state.ema is not None:  # the weights' file holds the average, which is what a network is used for
             states[TRAINED] = {"weights": state.model.state_dict(), "updates": state.ema.updates}
         within = None if totals is None else totals.partial()

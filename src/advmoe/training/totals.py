@@ -1,14 +1,16 @@
 """The sums of an epoch's metrics, over iterations and ranks."""
 
 import time
-from typing import Any
 
 import torch
+from pydantic import JsonValue
 
 from advmoe import distributed
 from advmoe.training.groups import MATRIX
 from advmoe.training.manifest import Partial
 from advmoe.training.steps import Metrics
+
+Value = float | list[int] | list[float] | list[list[float]] | list[list[int]]  # of an epoch's figure
 
 
 class Totals:
@@ -58,7 +60,7 @@ class Totals:
     def partial(self) -> Partial:
         """The totals for a checkpoint, which counts as saved from now on."""
         images = distributed.all_gather(self._images())
-        sums = {name: distributed.all_gather(value).tolist() for name, value in self.sums.items()}
+        sums: dict[str, JsonValue] = {name: distributed.all_gather(value).tolist() for name, value in self.sums.items()}
         self._saved = time.perf_counter()
         return Partial(iteration=self.iteration, images=images.tolist(), seconds=self.seconds, sums=sums)
 
@@ -66,13 +68,13 @@ class Totals:
         return next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64)
 
 
-def means(sums: Metrics, images: int) -> dict[str, Any]:
-    """Sums over images as an epoch's row.
+def means(sums: Metrics, images: int) -> dict[str, Value]:
+    """Sums over images as an epoch's figures.
 
     Losses become means per image, counts of correct answers percentages, `load` each expert's share; `dead` lists each layer's
     experts without images. Counts of confusions stay counts.
     """
-    row: dict[str, Any] = {}
+    row: dict[str, Value] = {}
     for name, value in sums.items():
         if name == "router_images":
             continue

@@ -20,6 +20,7 @@ from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.groups import GROUPS, MATRIX
+from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
@@ -107,7 +108,7 @@ class Tracker(Observer):
         if done < total and done % self.every == 0:
             self._write(sink, self._losses(sums, images), (epoch - 1) * total + done)
 
-    def epoch(self, row: Mapping[str, Any]) -> None:
+    def epoch(self, row: EpochRow) -> None:
         self.last_sums = {}
         self._write(self._open(), figures(row), row["epoch"] * row["iterations"])
 

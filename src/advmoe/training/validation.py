@@ -1,7 +1,6 @@
 """Accuracy on the held-out part, which selects the best epoch."""
 
 import time
-from typing import Any
 
 import torch
 
@@ -15,7 +14,7 @@ from advmoe.training.steps import TrainState
 VALIDATION_STEPS = 10
 
 
-def validate(state: TrainState, held_out: Source) -> dict[str, Any]:
+def validate(state: TrainState, held_out: Source) -> dict[str, float]:
     """SA and RA (PGD-10) in percent on the held-out part. Each rank attacks its share."""
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)

@@ -22,7 +22,7 @@ class AttackArguments:
     epsilon: Fraction | None = None
     """Radius of the L-infinity ball, as in 8/255; by default the one that the network was trained for."""
     label: str | None = None
-    """Name of the image's class; by default what the network takes it for."""
+    """Name of the image's class; by default the one that the network predicts."""
     out: Path | None = None
     """File for the adversarial image, .png or .npy; by default IMAGE-adversarial.png here."""
     seed: int = 0
@@ -30,22 +30,22 @@ class AttackArguments:
     json: Flag = False
     """Print JSON."""
     device: Device = "auto"
-    """Torch device; auto takes CUDA where there is one."""
+    """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
+    """CPU threads; 0 keeps torch's choice."""
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and not 0 < self.epsilon <= 1:
             raise UserError(f"epsilon must be in (0, 1], not {self.epsilon}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
-        if self.place.suffix.lower() not in (".png", ".npy"):
-            raise UserError(f"{self.place}: the adversarial image is kept without loss: give a name in .png or .npy")
-        if not self.place.absolute().parent.is_dir():
-            raise UserError(f"{self.place.parent}: no such folder for the adversarial image")
+        if self.path.suffix.lower() not in (".png", ".npy"):
+            raise UserError(f"{self.path}: the adversarial image is written without loss: give a name that ends in .png or .npy")
+        if not self.path.absolute().parent.is_dir():
+            raise UserError(f"{self.path.parent}: no such folder for the adversarial image")
 
     @property
-    def place(self) -> Path:
+    def path(self) -> Path:
         """Path of the adversarial image."""
         return self.out or Path(f"{self.image.stem}-adversarial.png")
 

@@ -8,13 +8,13 @@ from advmoe.cli.parsing import Flag, parse
 
 @dataclass(frozen=True)
 class DoctorArguments:
-    """Say what is here: versions, device, threads, memory, disk and extras; and the command that adds what is missing.
+    """Print versions, device, threads, memory, disk and extras, and the command that installs what is missing.
 
-    Ends with status 1 where a library that every command needs is missing or of another version.
+    Ends with status 1 if a library that every command needs is missing or of another version.
     """
 
     folder: Path = Path()
-    """Folder where runs are to go: the room on its disk is looked at."""
+    """Folder for runs: the free space of its disk is printed."""
     json: Flag = False
     """Print one JSON object instead of lines."""
 

@@ -86,11 +86,12 @@ class SlurmPlacement(Placement):
             handle.cancel(check=False)
 
 
-def _parsed(parameters: Sequence[str]) -> dict[str, Any]:
+def _parsed(parameters: Sequence[str]) -> dict[str, object]:
+    """submitit's parameters by name. Raises UserError for text that is not KEY=VALUE."""
     split = [parameter.partition("=") for parameter in parameters]
     for name, equals, value in split:
         if not (name and equals and value):
-            raise UserError(f"--slurm: '{name}{equals}{value}' is not KEY=VALUE (slurm_partition=gpu, say)")
+            raise UserError(f"--slurm: '{name}{equals}{value}' is not KEY=VALUE (for example slurm_partition=gpu)")
     return {name: yaml.safe_load(value) for name, _, value in split}
 
 
