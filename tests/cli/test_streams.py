@@ -10,6 +10,7 @@ import yaml
 from PIL import Image
 
 from advmoe.cli.display import _duration
+from advmoe.cli.streams import LOG_WIDTH, console
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
 TINY += ["--num-steps", "1", "--epochs", "4", "--device", "cpu"]
@@ -20,6 +21,13 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     text = f'advmoe() {{ {sys.executable} -m advmoe "$@"; }}; {command}; exit ${{PIPESTATUS[0]}}'
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(["bash", "-c", text], check=False, capture_output=True, text=True, env=variables, timeout=120)
+
+
+def test_tables_in_a_file_are_as_wide_as_they_need_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert console().width == LOG_WIDTH
+    monkeypatch.setenv("COLUMNS", "90")
+    assert console().width == 90
 
 
 @pytest.mark.parametrize("command", ["advmoe --help | true", "advmoe profile --paper | head -1"])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.data.images import balanced
-from advmoe.evaluation import evaluate
+from advmoe.evaluation import EvaluationOptions, evaluate
 from advmoe.evaluation.snapshot import gallery_rows, png, snapshot
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
@@ -18,6 +18,10 @@ from advmoe.moe import DenseKind, MoEKind
 CLASSES = 3
 COUNT = 30
 EPSILON = 0.02
+
+
+def options(epsilon, norm, seed, shard_size):
+    return EvaluationOptions(epsilon, norm, seed=seed, shard_size=shard_size)
 
 
 def network(kind, seed=0):
@@ -53,7 +57,7 @@ def routed():
 @pytest.fixture(scope="module")
 def shown(routed):
     x, y, correct = labelled(routed)
-    return snapshot(routed, x, y, correct, EPSILON, "Linf", 3, 7)
+    return snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 7))
 
 
 def test_layers_are_the_networks(routed, shown):
@@ -88,7 +92,7 @@ def test_loads_sum_to_the_evaluations(routed, shown):
 def test_a_network_with_one_router_has_one_row_of_loads_and_routes():
     model = network(MoEKind(0.5, num_experts=2, routers="per_network"))
     x, y, correct = labelled(model)
-    found = snapshot(model, x, y, correct, EPSILON, "Linf", 0, 64)
+    found = snapshot(model, x, y, correct, options(EPSILON, "Linf", 0, 64))
     assert np.array(found.load_by_class).shape == (1, CLASSES, 2)
     assert len(found.layers) == len(model.moe_layers()) > 1
     assert len(found.gallery[0].clean.route) == 1
@@ -97,7 +101,7 @@ def test_a_network_with_one_router_has_one_row_of_loads_and_routes():
 def test_a_dense_network_has_no_routes():
     model = network(DenseKind())
     x, y, correct = labelled(model)
-    found = snapshot(model, x, y, correct, EPSILON, "L2", 0, 64)
+    found = snapshot(model, x, y, correct, options(EPSILON, "L2", 0, 64))
     assert found.layers == []
     assert found.load_by_class == ()
     assert {getattr(entry, side).route for entry in found.gallery for side in ("clean", "adversarial")} == {None}
@@ -120,7 +124,7 @@ def test_the_curve_takes_a_balanced_part_of_many_images(routed, monkeypatch):
     x = images()
     y = torch.arange(COUNT) // 10
     correct = (routed(x).argmax(dim=1) == y).nonzero()[:, 0].tolist()
-    curve = snapshot(routed, x, y, correct, 0.0, "Linf", 0, 64).epsilon_curve
+    curve = snapshot(routed, x, y, correct, options(0.0, "Linf", 0, 64)).epsilon_curve
     assert curve.images == 9
     assert curve.epsilons == [0.0] * 7
     rows = balanced(y, 9)
@@ -152,16 +156,16 @@ def decoded(text):
 
 def test_the_same_seed_gives_the_same_portrait_whatever_the_shards(routed, shown):
     x, y, correct = labelled(routed)
-    assert snapshot(routed, x, y, correct, EPSILON, "Linf", 3, 7) == shown
-    assert snapshot(routed, x, y, correct, EPSILON, "Linf", 3, 64) == shown
-    assert snapshot(routed, x, y, correct, EPSILON, "Linf", 4, 7).gallery != shown.gallery
+    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 7)) == shown
+    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 64)) == shown
+    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 4, 7)).gallery != shown.gallery
 
 
 def test_the_network_stays_as_it_was(routed):
     x, y, correct = labelled(routed)
     before = {name: value.clone() for name, value in routed.state_dict().items()}
     routed.train()
-    snapshot(routed, x, y, correct, EPSILON, "Linf", 3, 7)
+    snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 7))
     assert routed.training
     routed.eval()
     assert all(parameter.requires_grad and parameter.grad is None for parameter in routed.parameters())

@@ -1,6 +1,7 @@
 """What a sweep shows: a table that lives, or lines."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,8 +24,8 @@ PLANNED, TRAINING, DONE = status(State.PLANNED), status(State.TRAINING, 1), stat
 FAILED = status(State.FAILED, 1, "no [space] left")
 
 
-def console(terminal, height=30):
-    return Console(file=io.StringIO(), force_terminal=terminal, width=160, height=height, color_system=None)
+def console(terminal, height=30, width=160):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, height=height, color_system=None)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +49,17 @@ def test_plan_shows_cost_state_and_time_of_each_run():
     assert "min" not in rows["cifar10-resnet18-at_dense-s0"]
     assert "failed: no [space] left" in rows["cifar10-resnet18-at_small_dense-s0"]
     assert "10 min" in rows["cifar10-resnet18-advmoe-s0"]
+
+
+def test_a_long_name_leaves_room_for_the_state():
+    runs = [replace(plan(read_sweep("a1"))[0], name="cifar100-densenet121-at_small_dense-r0.25-per_expert-s12")]
+    screen = console(False, width=80)
+    screen.print(plan_table(runs, {runs[0].name: PLANNED}, {runs[0].name: 6420}))
+    text = screen.file.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    assert "planned" in text
+    assert "expected" in text
+    assert runs[0].name in "".join(line.split("│")[1].strip() for line in text.splitlines() if "│" in line)
 
 
 def test_time_that_remains_is_shared_but_no_shorter_than_the_longest_run():

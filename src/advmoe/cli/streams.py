@@ -6,6 +6,7 @@ from io import TextIOWrapper
 
 from rich.console import Console
 
+LOG_WIDTH = 200
 PIPE_CLOSED = 141  # the exit status that a shell gives for SIGPIPE
 
 
@@ -29,5 +30,6 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """The console of standard output."""
-    return _Console(soft_wrap=False)
+    """The console of standard output. Tables in a file or a pipe are as wide as they need to be, up to LOG_WIDTH."""
+    fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return _Console(soft_wrap=False, width=None if fixed else LOG_WIDTH)

@@ -69,7 +69,7 @@ def logits_not_softmax(target: Target, x: Tensor, y: Tensor) -> Check:
 def zero_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
     """(2b) Robust accuracy at epsilon 0 equals clean accuracy."""
     clean = target.model(x).argmax(dim=1) == y
-    attacked = _stands(target, x, y, 0.0, 2)
+    attacked = _stands(target, x, y, _settings(target, 0.0, 2))
     differ = int((clean != attacked).sum())
     return Check(2, "epsilon 0 gives SA", "fail" if differ else "pass", f"{differ} images differ")
 
@@ -125,9 +125,9 @@ def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
 def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
     """(7) 10, 50, 200 steps and 1, 5, 10 restarts: the last increase changes RA by at most half a point."""
     alive, restarts = target.model(x).argmax(dim=1) == y, []
-    steps = [_percent(_stands(target, x, y, target.epsilon, n, among=alive)) for n in (10, 50, 200)]
+    steps = [_percent(_stands(target, x, y, _settings(target, target.epsilon, n), among=alive)) for n in (10, 50, 200)]
     for number in range(10):
-        alive = _stands(target, x, y, target.epsilon, 50, stream=100 + number, among=alive)
+        alive = _stands(target, x, y, _settings(target, target.epsilon, 50), stream=100 + number, among=alive)
         restarts.append(_percent(alive))
     restarts = [restarts[n - 1] for n in (1, 5, 10)]
     limit = max(POINTS, 100 / len(x)) + 1e-9
@@ -140,7 +140,7 @@ def falls_with_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
     """(8) Robust accuracy falls as epsilon grows, to at most 2 % at 8 times the epsilon."""
     factors = (0.5, 1, 2, 4, 8)
     right = target.model(x).argmax(dim=1) == y
-    found = [_percent(_stands(target, x, y, factor * target.epsilon, 20, among=right)) for factor in factors]
+    found = [_percent(_stands(target, x, y, _settings(target, factor * target.epsilon, 20), among=right)) for factor in factors]
     rises = max(b - a for a, b in pairwise(found))
     limit = max(POINTS, 100 / len(x)) + 1e-9
     status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
@@ -152,7 +152,7 @@ def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
     one = pgd(target.model, x, y, Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm), _draws(target, len(x), 8))
     found = {
         "one step": _percent(target.model(one).argmax(dim=1) == y),
-        "iterated": _percent(_stands(target, x, y, target.epsilon, 50)),
+        "iterated": _percent(_stands(target, x, y, _settings(target, target.epsilon, 50))),
     }
     if target.transfer is not None:
         moved = pgd(target.transfer, x, y, _settings(target, target.epsilon, 50), _draws(target, len(x), 9))
@@ -166,7 +166,7 @@ def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
 
 def noise_breaks_none(target: Target, x: Tensor, y: Tensor) -> Check:
     """(10) Random points of the ball break none of the images that PGD did not break."""
-    alive = _stands(target, x, y, target.epsilon, 50)
+    alive = _stands(target, x, y, _settings(target, target.epsilon, 50))
     before = int(alive.sum())
     draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(target.seed, 10)))
     for _ in range(20):
@@ -354,9 +354,7 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return gradient
 
 
-def _stands(
-    target: Target, x: Tensor, y: Tensor, epsilon: float, steps: int, stream: int = 12, among: Tensor | None = None
-) -> Tensor:
+def _stands(target: Target, x: Tensor, y: Tensor, settings: Pgd, stream: int = 12, among: Tensor | None = None) -> Tensor:
     """Which of the images (or of those `among` them, [B] bool) are right, clean and under PGD: [B] bool.
 
     Only images that can still fall are attacked.
@@ -365,7 +363,7 @@ def _stands(
     rows = stands.nonzero()[:, 0]
     if len(rows):
         draws = _draws(target, len(x), stream).rows(rows)
-        x_adv = pgd(target.model, x[rows], y[rows], _settings(target, epsilon, steps), draws)
+        x_adv = pgd(target.model, x[rows], y[rows], settings, draws)
         stands[rows] = target.model(x_adv).argmax(dim=1) == y[rows]
     return stands
 

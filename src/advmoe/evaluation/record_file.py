@@ -55,12 +55,12 @@ def gallery_path(record_path: Path) -> Path:
 
 
 def read_record(path: Path) -> Record:
-    """The Record in a file, of this schema or an older one, with its gallery. Raises UserError where there is none."""
+    """The Record in a file, of this schema or an older one, with its gallery. Raises UserError if there is none."""
     return checked_record(with_gallery(read_json(path), path), str(path))
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises UserError where it cannot be read, has more than MAX_BYTES, or is not JSON."""
+    """What a JSON file holds. Raises UserError if it cannot be read, has more than MAX_BYTES, or is not JSON."""
     try:
         return json.loads(bounded_text(path, MAX_BYTES))
     except OSError as error:
@@ -91,7 +91,7 @@ def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | 
 def checked_record(content: Any, where: str, warn: Callable[[str], None] | None = None) -> Record:
     """The Record in a JSON value from the file `where`. Fields that an older schema lacks have their defaults.
 
-    So have garbled PARTS: `warn` gets one line that names them. Raises UserError where the value is no Record, of a newer schema,
+    So have garbled PARTS: `warn` gets one line that names them. Raises UserError if the value is no Record, of a newer schema,
     or garbled elsewhere.
     """
     if not isinstance(content, dict) or "schema" not in content:
@@ -118,7 +118,7 @@ def checked_record(content: Any, where: str, warn: Callable[[str], None] | None 
 
 
 def _garbled_parts(error: ValidationError, where: str) -> set[str]:
-    """The PARTS that an error is about. Raises UserError where it is about anything else."""
+    """The PARTS that an error is about. Raises UserError if it is about anything else."""
     garbled = {str(each["loc"][0]) if each["loc"] else "" for each in error.errors(include_url=False, include_context=False)}
     if not garbled <= PARTS:
         raise UserError(f"{where}: holds no Record ({_line(error)})") from None

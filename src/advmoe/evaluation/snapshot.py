@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from advmoe.attacks import Norm, frozen
+from advmoe.attacks import frozen
 from advmoe.attacks.job import Job
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
@@ -24,7 +24,7 @@ from advmoe.data.images import balanced
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Seen
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import Shard
-from advmoe.evaluation.target import Target
+from advmoe.evaluation.target import EvaluationOptions, Target
 from advmoe.models import Classifier, fused
 
 GALLERY_IMAGES = 8
@@ -44,21 +44,19 @@ class Snapshot(NamedTuple):
     gallery: Sequence[GalleryImage] = ()
 
 
-def snapshot(
-    model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], epsilon: float, norm: Norm, seed: int, shard_size: int
-) -> Snapshot:
+def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], options: EvaluationOptions) -> Snapshot:
     """The snapshot on images x [n, C, H, W] in [0, 1] with labels y [n].
 
-    `correct` are the rows that the network gets right; `shard_size` images are attacked at once, with the noise that `evaluate`
-    draws for them from the same seed.
+    `correct` are the rows that the network classifies correctly. Images are attacked with the noise that `evaluate` draws for them
+    with the same options.
     """
     with frozen(model), true_network(model):
         routed, classes = bool(model.moe_layers()), model.num_classes
-        target = Target(model, fused(model), x, y, classes, routed, epsilon, norm, seed)
+        target = Target(model, fused(model), x, y, classes, routed, options.epsilon, options.norm, options.seed)
         return Snapshot(
             layers(model, x[:1]),
             load_by_class(model, x, y) if routed else (),
-            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
+            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(options.shard_size)),
             gallery(target, gallery_rows(y.tolist(), correct)),
         )
 

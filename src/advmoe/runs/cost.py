@@ -1,4 +1,4 @@
-"""What the network of a configuration costs: counted on the network itself, or estimated from its shapes in no time.
+"""The cost of a configuration's network: counted on the network, or estimated quickly from the shapes of its layers.
 
 at_sparse is counted as the compact network that its masks leave, since that is what is evaluated.
 """
@@ -18,7 +18,7 @@ from advmoe.moe import DenseKind, MaskedKind, MoEKind
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network
 
-NARROW = 20  # the least width of which half leaves every backbone's layers a channel
+NARROW = 20  # the least width whose half still gives every layer of every backbone a channel
 
 
 class Estimate(NamedTuple):
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 
 
 def profile(config: RunConfig) -> Cost:
-    """The cost of the configuration's network, with its layers. Raises UserError where it names what there is not."""
+    """The cost of the configuration's network, with its layers. Raises UserError if it names something that does not exist."""
     spec = image_spec(config)
     return cost(compact(network(config, spec)), spec.shape)
 
@@ -43,7 +43,7 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def dense_estimate(config: RunConfig) -> Estimate:
-    """The dense network's, that the others are compared with."""
+    """The cost of the dense network, which the others are compared with."""
     try:
         return estimate(config.replace(method="at_dense"))
     except NoSuchForm:
@@ -77,7 +77,7 @@ def _spec(data: DataConfig) -> ImageSpec:
 
 
 def _shape_fields(model: ModelConfig) -> ModelConfig:
-    """What of it a network of a given kind depends on."""
+    """The fields that the shapes of a network's layers depend on."""
     return ModelConfig(backbone=model.backbone, width=model.width, stem=model.stem)
 
 
@@ -92,7 +92,7 @@ def _estimate(model: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Estimate:
 
 @cache
 def _positions(model: ModelConfig, kind: DenseKind, spec: ImageSpec) -> dict[str, int]:
-    """Where a layer stands in the image does not depend on its width, so a narrow network tells it for all. One below full
-    scale has every layer that a wider one has, and perhaps a shortcut more."""
+    """The number of positions at which each layer is computed. It does not depend on the width, so it is counted on a narrow
+    network. At a scale below 1 that has every layer of a wider one, and perhaps one more shortcut."""
     with torch.random.fork_rng(devices=[]):
         return layer_positions(build_model(model, kind, spec), spec.shape)

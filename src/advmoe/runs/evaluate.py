@@ -36,7 +36,7 @@ class Subject:
     damaged: tuple[str, ...] = ()
 
     def check(self, splits: Splits, what: Path, where: str) -> None:
-        """Raises UserError where the data in `where` is not what the network `what` was trained on, as far as is known."""
+        """Raises UserError if the data in `where` is not what the network `what` was trained on, as far as is known."""
         if self.fingerprint not in (None, splits.fingerprint):
             raise UserError(f"{where}: fingerprint {splits.fingerprint}, but {what} was trained on {self.fingerprint}")
 
@@ -52,7 +52,7 @@ class Subject:
 def subject(what: Path) -> Subject:
     """The network in a run's folder (its best epoch), in a file that `advmoe.save_file` wrote, or on the hub (owner/name).
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if what.is_file() or (what / FILE).is_file() or (not what.exists() and hub.is_name(str(what))):
         return _saved(what)

@@ -57,24 +57,25 @@ class Header(BaseModel):
 def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
     """The network of a run's folder (its best epoch), of a file that `save_file` wrote, or of the hub (owner/name), on `device`.
 
-    A run from before checkpoints knew their images needs its data once more. Raises UserError where there is no network.
+    A run whose checkpoints do not describe its images (older versions) needs its data again. Raises UserError if there is no
+    network.
 
     With glibc this also tells the process's allocator to keep freed memory (advmoe.allocator), unless MALLOC_* is set.
     """
     _keep_freed_memory()
-    place = Path(what)
-    if place.is_dir():
-        file = place / FILE  # a folder as the hub holds it
-        return (_from_file(file) if file.is_file() else _from_run(place)).to(device)
-    if place.exists():
-        return _from_file(place).to(device)
+    path = Path(what)
+    if path.is_dir():
+        file = path / FILE  # a folder as the hub holds it
+        return (_from_file(file) if file.is_file() else _from_run(path)).to(device)
+    if path.exists():
+        return _from_file(path).to(device)
     if not hub.is_name(str(what)):
         raise UserError(f"{what}: no run's folder, no file, and no name on the hub (owner/name)")
     return from_pretrained(str(what), device)
 
 
 def from_pretrained(name: str, device: str | torch.device = "cpu", revision: str | None = None) -> Loaded:
-    """The network `name` (owner/name) of the Hugging Face hub. Raises UserError where it cannot be downloaded."""
+    """The network `name` (owner/name) of the Hugging Face hub. Raises UserError if it cannot be downloaded."""
     return _from_file(hub.fetch(name, FILE, revision)).to(device)
 
 
@@ -122,7 +123,7 @@ def _from_run(run: Path) -> Loaded:
     model = network(config.replace(runtime=RuntimeConfig()), spec)
     load_weights(model, best)
     compacted = compact(model)
-    return Loaded(compacted, config, spec, best.epoch, _if_of(compacted, _record(run, config, best), run))
+    return Loaded(compacted, config, spec, best.epoch, _if_measured_on(compacted, _record(run, config, best), run))
 
 
 def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
@@ -182,10 +183,10 @@ def _rebuilt(header: Header, state: Mapping[str, Tensor], path: Path) -> Loaded:
     _check_fit(compacted, header.spec, state)
     model = network(compacted, header.spec)
     model.load_state_dict(state)
-    return Loaded(model, config, header.spec, header.epoch, _if_of(model, record, path))
+    return Loaded(model, config, header.spec, header.epoch, _if_measured_on(model, record, path))
 
 
-def _if_of(model: Classifier, record: Record | None, where: Path) -> Record | None:
+def _if_measured_on(model: Classifier, record: Record | None, where: Path) -> Record | None:
     """The Record if it was measured on these weights, else None with a warning. Records of schemas 1 and 2 do not say."""
     if record is not None and record.weights not in (None, weights_digest(model)):
         logger.warning("%s: its Record is of other weights and is left out; evaluate the network again", where)
@@ -199,6 +200,6 @@ def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) 
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}
-    odd = next((name for name in (*wanted, *given) if wanted.get(name) != given.get(name)), None)
-    if odd is not None:
-        raise ValueError(f"{odd} is of shape {given.get(odd)}, not {wanted.get(odd)}")
+    mismatch = next((name for name in (*wanted, *given) if wanted.get(name) != given.get(name)), None)
+    if mismatch is not None:
+        raise ValueError(f"{mismatch} is of shape {given.get(mismatch)}, not {wanted.get(mismatch)}")

@@ -155,11 +155,11 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     if record is None and record_path.exists():
         reason = reason or "record.json is damaged"
     shards = [times for shard in sorted(path.glob("evaluation/shard-*.json")) if (times := _cached(shard, _shard)) is not None]
-    found = _Found(changes, _cached(path / "metrics.jsonl", _rows) or (), record, shards, config, attacks)
-    trained = bool(found.rows) and found.rows[-1].epoch >= epochs
-    state = State.FAILED if reason else found.evaluation() if trained else found.training()
+    files = _Files(changes, _cached(path / "metrics.jsonl", _rows) or (), record, shards, config, attacks)
+    trained = bool(files.rows) and files.rows[-1].epoch >= epochs
+    state = State.FAILED if reason else files.evaluation() if trained else files.training()
     return RunStatus(
-        path, state, found.age, config, epochs, found.rows, record, sum(1 for _ in path.glob("evaluation/shard-*.json")),
+        path, state, files.age, config, epochs, files.rows, record, sum(1 for _ in path.glob("evaluation/shard-*.json")),
         sum(map(len, shards)), max((name for name in _names(path / "checkpoints")), default=""), reason,
     )  # fmt: skip
 
@@ -192,8 +192,8 @@ class Outcome(Observer):
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What is in a run's folder; `changes` says when each file changed, `shards` the seconds of each attack on each shard."""
+class _Files:
+    """What the files of a run say: `changes` is when each one changed, `shards` the seconds of each attack on each shard."""
 
     changes: Mapping[str, float]
     rows: Sequence[EpochRow]

@@ -34,7 +34,7 @@ def plan(
     `only` keeps the runs whose label contains every one of these texts; `dataset`, `settings` and the number of `seeds` replace
     those of the sweep. Raises UserError if no run remains, or a configuration refuses the settings.
     """
-    found: dict[str, Planned] = {}
+    by_name: dict[str, Planned] = {}
     numbers = range(seeds) if seeds is not None else dict.fromkeys(seed for grid in sweep.grids for seed in grid.seeds)
     cells = [(grid, name, config) for grid in sweep.grids for name, config in _cells(grid, dataset, settings or {})]
     for seed in numbers:
@@ -42,9 +42,9 @@ def plan(
             if seeds is None and seed not in grid.seeds:
                 continue
             run = Planned(f"{name}-s{seed}", config.replace(seed=seed))
-            if found.setdefault(run.name, run) != run:
+            if by_name.setdefault(run.name, run) != run:
                 raise UserError(f"two runs of other settings have the name {run.name}; name them by variants")
-    runs = list(found.values())
+    runs = list(by_name.values())
     kept = [run for run in runs if all(text in run.label for text in only)]
     if not kept:
         missing = next((text for text in only if not any(text in run.label for run in runs)), " ".join(only))

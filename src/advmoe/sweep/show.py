@@ -36,7 +36,8 @@ def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str
     """Every run with the ideal GMACs of its network, its state, and the time that it still needs."""
     table = Table()
     for title in ("run", "GMACs", "state", "expected"):
-        table.add_column(title, justify="left" if title in ("run", "state") else "right", no_wrap=title != "state")
+        text = title in ("run", "state")
+        table.add_column(title, justify="left" if text else "right", no_wrap=not text, overflow="fold" if text else "ellipsis")
     for run in runs:
         status = statuses[run.name]
         remaining = "" if status.state is State.DONE else duration(seconds.get(run.name))

@@ -19,8 +19,8 @@ PLACEMENTS: dict[str, tuple[str, str]] = {  # name -> module, class
 def placement_class(name: str) -> type[Placement]:
     """The class of a placement. Raises UserError if it is unknown, or its extra is not installed."""
     module, kind = lookup(PLACEMENTS, name, "placement")
-    found: type[Placement] = getattr(import_module(module), kind)
-    return found
+    placement: type[Placement] = getattr(import_module(module), kind)
+    return placement
 
 
 __all__ = ["PLACEMENTS", "Placement", "PlacementName", "Request", "placement_class"]
