@@ -1,9 +1,12 @@
 """Fixtures that several rooms share."""
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as `advmoe` does
 
 import pytest
 from recorder import Recorder

@@ -26,6 +26,24 @@ def test_characters_that_the_output_cannot_hold_are_escaped(encoding, written, m
     assert streams["stdout"].buffer.getvalue().decode(encoding) == written + "\n"
 
 
+def test_a_killed_worker_is_one_line_and_another_runtime_error_is_not(monkeypatch, capsys):
+    def killed(arguments):
+        raise RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("advmoe.cli.recipes.run", killed)
+    assert main(["recipes"]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("advmoe: error: a process that decodes images was killed, perhaps for want of memory")
+    assert message.count("\n") == 1
+
+    def broken(arguments):
+        raise RuntimeError("ours")
+
+    monkeypatch.setattr("advmoe.cli.recipes.run", broken)
+    with pytest.raises(RuntimeError, match="ours"):
+        main(["recipes"])
+
+
 # A command line that puts things in order for a while when it is interrupted, and then another while as the interpreter ends.
 STAND_IN = """
 import atexit, sys, time, types

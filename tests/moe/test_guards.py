@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from torch.func import functional_call, grad, jacrev, vmap
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
+from torch.func import functional_call, grad, jacrev, jvp, vmap
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from advmoe.config import ModelConfig
 from advmoe.data.fashion_mnist import SPEC
 from advmoe.models import build_model
-from advmoe.moe import DISPATCHES, HARD, ExpertNorm, MoEKind, StraightThroughGate, update_norms
+from advmoe.moe import DISPATCHES, HARD, ExpertNorm, MoEKind, StraightThroughGate, convert, update_norms
 
 X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 NAMES = [name for name in DISPATCHES if name != "triton"]
@@ -112,3 +113,66 @@ def test_update_norms_is_the_mean_over_all_batches():
     assert (first.norm.momentum, stem.norm.momentum, model.training, first.router.batches.item()) == (0.1, 0.1, False, 2)
     for ours, theirs in zip(model.buffers(), averaged.module.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def converted():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3))
+    return convert(plain, kind=MoEKind(1.0), example_input=X).double()
+
+
+def test_a_converted_network_under_torch_func():
+    """In eval mode transforms work; in train mode they are refused in one line, and functional_call works."""
+    model, x = converted(), X.double()
+
+    def total(x):
+        return model(x[None]).sum()
+
+    transforms = {
+        "grad": lambda: grad(total)(x[0]),
+        "vmap": lambda: vmap(total)(x),
+        "jacrev": lambda: jacrev(total)(x[0]),
+        "jvp": lambda: jvp(total, (x[0],), (torch.ones_like(x[0]),))[1],
+    }
+    model.train()
+    for call in transforms.values():
+        with pytest.raises(RuntimeError, match=r"running statistics .* in train mode: call model\.eval\(\)"):
+            call()
+    outside = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    functional_call(model, outside, (x,)).square().sum().backward()
+    assert all(tensor.grad is not None for name, tensor in outside.items() if "router" not in name)
+    model.eval()
+    slope = transforms["grad"]()
+    torch.testing.assert_close(transforms["vmap"](), torch.stack([total(one) for one in x]))
+    torch.testing.assert_close(transforms["jacrev"](), slope)
+    torch.testing.assert_close(transforms["jvp"](), slope.sum())
+
+
+class OneExpert(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = ExpertNorm(1, 2)
+
+    def forward(self, x):
+        return self.norm(x, torch.zeros(len(x), dtype=torch.int64))
+
+
+def test_update_bn_averages_an_expert_norm_as_torchs():
+    batches = [torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    ours, theirs = OneExpert().train(), nn.BatchNorm2d(2).train()
+    for model in (ours, theirs):
+        model(batches[0])
+        update_bn(batches[1:], model)
+    assert (
+        (ours.norm.momentum, ours.norm.num_batches_tracked.item())
+        == (0.1, 2)
+        == (theirs.momentum, theirs.num_batches_tracked.item())
+    )
+    torch.testing.assert_close(ours.norm.running_mean[0], theirs.running_mean)
+    torch.testing.assert_close(ours.norm.running_var[0], theirs.running_var)
+
+
+def test_sync_batch_norm_does_not_replace_an_expert_norm():
+    with pytest.raises(AttributeError, match=r"ExpertNorm.*num_features"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(OneExpert())

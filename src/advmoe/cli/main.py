@@ -31,6 +31,7 @@ COMMANDS = {  # each a module of advmoe.cli.arguments and one of advmoe.cli, imp
     "completion": "Print what completes commands and flags in a shell.",
 }
 OUT_OF_MEMORY = "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
+WORKER_DIED = "a process that decodes images was killed, perhaps for want of memory; fewer --workers take less"
 AGAIN = "the same command goes on where it stopped"
 GO_ON = {
     "train": "the same command with --resume goes on from the last checkpoint",
@@ -61,12 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except BrokenPipeError:  # the reader of the output has left, as `| head` does: `advmoe.__main__` ends quietly
         raise
-    except (UserError, OSError, MemoryError) as error:
-        return _complain(_in_words(error))
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch for --help
+    except (UserError, OSError, MemoryError, RuntimeError) as error:
+        message = _in_words(error)
+        if message is None:
             raise
-        return _complain(OUT_OF_MEMORY)
+        return _complain(message)
     except KeyboardInterrupt as error:
         where = f" {error}" if isinstance(error, Stopped) else ""
         print(f"interrupted{where}; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
@@ -79,15 +79,18 @@ def _overview() -> str:
     return "\n".join([*lines, "", "Start with: advmoe demo"])
 
 
-def _in_words(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
+def _in_words(error: BaseException) -> str | None:
+    """What to tell the user; None for an error of ours, whose traceback is needed."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for --help
         return OUT_OF_MEMORY
+    if isinstance(error, RuntimeError):
+        return f"{WORKER_DIED} ({error})" if str(error).startswith("DataLoader worker") else None
     if not isinstance(error, OSError):
         return str(error)
-    place = f"{error.filename}: " if error.filename else ""
+    file = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{place}no space left on the disk; what was saved before is whole, and the run can go on from there"
-    return f"{place}{error.strerror or error}"
+        return f"{file}no space left on the disk; what was saved before is whole, and the run can go on from there"
+    return f"{file}{error.strerror or error}"
 
 
 def _complain(message: str) -> int:

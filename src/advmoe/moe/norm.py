@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advmoe.distributed import pooled_statistics
 from advmoe.moe.channels import Channels
@@ -54,11 +55,15 @@ class MaskedNorm(BatchNorm):
         return super().forward(x) * self.mask().to(x.dtype)[:, None, None]
 
 
-class ExpertNorm(nn.Module):
+class ExpertNorm(_BatchNorm):
     """Batch norm with separate weights and statistics for each expert. `momentum` None means plain averages, as in torch.
 
     Shapes: B images, N experts, K channels. An expert's statistics come only from the images that chose it, also under gates
     that mix experts. If no image of a batch chose an expert, its running statistics do not change.
+
+    It is one of torch's batch norms for programs that reset and recompute running statistics, such as
+    `torch.optim.swa_utils.update_bn`. `nn.SyncBatchNorm` cannot replace it: it has no `num_features`, so
+    `convert_sync_batchnorm` raises AttributeError.
     """
 
     running_mean: Tensor
@@ -67,7 +72,7 @@ class ExpertNorm(nn.Module):
     synchronised = False
 
     def __init__(self, num_experts: int, channels: int, momentum: float | None = MOMENTUM, eps: float = 1e-5) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.momentum, self.eps = momentum, eps
         self.weight = nn.Parameter(torch.ones(num_experts, channels))
         self.bias = nn.Parameter(torch.zeros(num_experts, channels))
@@ -113,6 +118,17 @@ class ExpertNorm(nn.Module):
             count = counts[:, :1]
         self._update_running(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
         return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
+
+    @property
+    def num_batches_tracked(self) -> Tensor:
+        """The number of batches [N, 1] in the statistics of each expert."""
+        return self.batches
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)} experts, {self.weight.shape[1]} channels, eps={self.eps}, momentum={self.momentum}"
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        nn.Module._load_from_state_dict(self, *args, **kwargs)  # torch's would add num_batches_tracked to older files
 
     def reset_running_stats(self) -> None:
         """Set the running statistics to mean 0 and variance 1, as in `nn.BatchNorm2d`."""
@@ -187,12 +203,12 @@ def _differentiable_gradients(
 def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
 
-    Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does not handle expert norms and routers. The
+    Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does the same for norms alone. The
     norms get plain averages over all batches; the routers get moving averages, in which later batches count more. An expert that
     no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """
     modes = {module: module.training for module in model.modules()}
-    norms = [module for module in modes if isinstance(module, nn.modules.batchnorm._BatchNorm | ExpertNorm)]
+    norms = [module for module in modes if isinstance(module, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
