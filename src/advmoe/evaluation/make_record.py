@@ -91,7 +91,7 @@ def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cos
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_with(model, x, y, options)
     threat = options.epsilon, options.norm, options.seed
-    seen = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, *threat, options.shard_size)
+    seen = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, *threat, options.batch_size)
     network, weights = cost(model, splits.spec.shape), weights_digest(model)
     measured = Measured(evaluation, seen, network, dense, weights, time.perf_counter() - started)
     return make_record(trained, splits, options, measured)

@@ -45,11 +45,11 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(
-    model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], epsilon: float, norm: Norm, seed: int, shard_size: int
+    model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], epsilon: float, norm: Norm, seed: int, batch_size: int
 ) -> Snapshot:
     """The snapshot on images x [n, C, H, W] in [0, 1] with labels y [n].
 
-    `correct` are the rows that the network gets right; `shard_size` images are attacked at once, with the noise that `evaluate`
+    `correct` are the rows that the network gets right; `batch_size` images are attacked at once, with the noise that `evaluate`
     draws for them from the same seed.
     """
     with frozen(model), true_network(model):
@@ -58,7 +58,7 @@ def snapshot(
         return Snapshot(
             layers(model, x[:1]),
             load_by_class(model, x, y) if routed else (),
-            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(shard_size)),
+            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(batch_size)),
             gallery(target, gallery_rows(y.tolist(), correct)),
         )
 
