@@ -1,13 +1,17 @@
 """The network held on every pathway: planted networks of which the broken pathway is known."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from advmoe.attacks import frozen
 from advmoe.attacks.job import Job
-from advmoe.attacks.pathways import ALL, CHEAPEST, RANDOM, attack_pathways, broken_on_a_pathway, num_pathways, pathways
-from advmoe.evaluation import evaluate
+from advmoe.attacks.pathways import CHEAPEST, RANDOM, attack_pathways, broken_on_a_pathway, notice, num_pathways, pathways
+from advmoe.config.choices import PATHWAY_BUDGET
+from advmoe.errors import UserError
+from advmoe.evaluation import Evaluation, evaluate
 from advmoe.moe import HARD, Gate, Routing
 
 EPSILON = 0.1
@@ -91,10 +95,10 @@ def test_judged_anew_on_all_pathways(weak: int, broken: bool) -> None:
 
 def test_pathways_are_all_or_else_the_clean_one_cheap_changes_and_random_ones() -> None:
     few, many = Planted(weak=1), Layers()
-    assert pathways(few, grey(), 0)[0].tolist() == [[0], [1], [2], [3]]
+    assert pathways(job(few, grey()))[0].tolist() == [[0], [1], [2], [3]]
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    assert num_pathways(many, x) == 128 > ALL
-    routes = pathways(many, x, 0)
+    assert num_pathways(many, x) == 128 > PATHWAY_BUDGET
+    routes = pathways(job(many, x))
     assert routes.shape == (4, 1 + CHEAPEST + RANDOM, 7)
     clean = (x.flatten(1)[:, :7] < 0.5).long()
     assert torch.equal(routes[:, 0], clean)
@@ -103,7 +107,7 @@ def test_pathways_are_all_or_else_the_clean_one_cheap_changes_and_random_ones() 
         assert change[:, 0].tolist() == [0, 1, 2, 3]
         nearest = (x.flatten(1)[:, :7] - 0.5).abs().argsort(dim=1)[:, number]
         assert torch.equal(change[:, 1], nearest)
-    assert torch.equal(routes, pathways(many, x, 0))
+    assert torch.equal(routes, pathways(job(many, x)))
 
 
 def test_sampled_pathways_have_a_name_of_their_own() -> None:
@@ -112,3 +116,38 @@ def test_sampled_pathways_have_a_name_of_their_own() -> None:
     found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("paths",))
     assert "ra_paths" not in found.figures
     assert found.figures["ra_paths_sampled"] <= found.worst
+
+
+def many(budget: int) -> tuple[Evaluation, list[str]]:
+    """The evaluation of 128 pathways under a budget, and the names of its figures."""
+    x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    model = Layers().eval()
+    found = evaluate(
+        model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("pgd_10", "paths"), pathway_budget=budget
+    )  # fmt: skip
+    return found, list(found.figures)
+
+
+def test_the_budget_decides_what_is_held_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert many(128)[1] == ["ra_10", "ra_paths"]
+    assert not caplog.messages
+    assert many(127)[1] == ["ra_10", "ra_paths_sampled"]
+    assert caplog.messages == [notice(128, 127)]
+    assert "128 pathways, more than the budget of 127: 8 of them are held instead" in caplog.messages[0]
+    none, figures = many(0)
+    assert figures == ["ra_10"]
+    assert none.left_out == {"paths": "the pathway budget is 0, so RA-worst is reported without RA-paths"}
+    assert len(caplog.messages) == 1
+    with pytest.raises(UserError, match="pathway_budget must be at least 0, not -1"):
+        many(-1)
+
+
+def test_another_budget_runs_the_pathways_again_and_nothing_else(tmp_path: Path) -> None:
+    x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    model, ran = Layers().eval(), []
+    for budget in (127, 127, 128):
+        evaluate(
+            model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("pgd_10", "paths"), pathway_budget=budget, store=tmp_path,
+            progress=lambda name, number, shard: ran.append(name),
+        )  # fmt: skip
+    assert ran == ["pgd_10", "paths", "paths"]

@@ -302,13 +302,13 @@ def test_a_budget_that_suffices_passes_and_one_that_does_not_warns() -> None:
 
 
 class Rewarding(Net):
-    """Recovers with the number of looks: accuracy rises with the budget, or with epsilon."""
+    """Recovers with the budget: right on the clean images, wrong after 10 and 50 steps, right again after 200."""
 
-    looks = 0
+    judged = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.looks = self.looks + 1 if x.requires_grad else self.looks
-        return super().forward(x) * (1 if self.looks == 0 or self.looks > 65 else -1)
+        self.judged += not x.requires_grad
+        return super().forward(x) * (-1 if self.judged in (2, 3) else 1)
 
 
 def test_accuracy_that_rises_with_the_budget_is_a_change_too() -> None:

@@ -293,7 +293,9 @@ def test_plain_module_is_evaluated_and_says_what_is_left_out(x):
     found = evaluate(model, x, labels(model, x), epsilon=EPSILON, preset="quick")
     assert found.routing is None
     assert set(found.attacks) == {"pgd_10", "pgd_20", "pgd_50", "apgd_margin_t", "apgd_scaled"}
-    assert found.left_out == dict.fromkeys(("straight_through_margin", "reroute_quick"), "the network does not route")
+    assert found.left_out == dict.fromkeys(
+        ("straight_through_margin", "reroute_quick"), "the network does not route, so the attacks on a plain network are run alone"
+    )
 
 
 def test_network_of_the_project_is_attacked_on_its_routing():

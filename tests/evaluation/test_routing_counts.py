@@ -99,6 +99,16 @@ def test_paired_interval_by_hand():
     assert (found.low, found.high) == pytest.approx((1.206, 18.401), abs=1e-3)
 
 
+def test_batches_change_no_count(toy):
+    x = images(16)
+    y = labels(toy, x)
+    whole, parts = (
+        evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "pgd_50", "straight_through_1"), batch_size=size) for size in (16, 3)
+    )
+    assert parts.routing == whole.routing
+    assert parts.broken == whole.broken
+
+
 def test_without_pgd_50_there_is_no_routing_section(toy):
     x = images(4)
     assert evaluate(toy, x, labels(toy, x), epsilon=EPSILON, preset=("pgd_10",)).routing is None

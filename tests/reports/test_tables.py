@@ -78,7 +78,7 @@ def test_lines_say_it_all_worst_case_first():
         "ra_worst_quick  25.0 %  95 % interval 10.0 to 40.0",
         "sa              75.0 %  95 % interval 60.0 to 85.0",
         "ra_50           50.0 %  95 % interval 35.0 to 65.0",
-        "pgd_50               broke    5 of   15 in 1.2 s",
+        "pgd_50                   broke    5 of   15,    0 of them alone, in 1.2 s",
         "left out, written for Linf alone: reroute, soft_1",
         "left out, no network: transfer",
         "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the images change under PGD-50",

@@ -8,18 +8,22 @@ from torch import Tensor
 
 from advmoe.attacks.draws import ImageDraws, derive_seed
 from advmoe.attacks.pgd import Predict
-from advmoe.config.choices import Norm
+from advmoe.config.choices import PATHWAY_BUDGET, Norm
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The facts that decide whether an attack can run. `shape` is (C, H, W); `transfer`: there is a network to transfer from."""
+    """The facts that decide whether an attack can run. `shape` is (C, H, W); `transfer`: there is a network to transfer from.
+
+    `pathway_budget`: up to so many pathways, all are held; 0 holds none.
+    """
 
     norm: Norm
     num_classes: int
     shape: tuple[int, int, int]
     routed: bool
     transfer: bool
+    pathway_budget: int = PATHWAY_BUDGET
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Job:
     """The images x [B, C, H, W] of one shard, with labels y [B], under attack.
 
     `predict` is the frozen network, `images` the images' numbers in the test set, `epsilon` a distance in pixels of [0, 1].
-    `shard` seeds attacks that cannot draw noise for each image separately.
+    `shard` seeds attacks that cannot draw noise for each image separately. Up to `pathway_budget` pathways, all are held.
     """
 
     predict: Any
@@ -40,6 +44,7 @@ class Job:
     shard: int
     num_classes: int
     transfer: Predict | None = None
+    pathway_budget: int = PATHWAY_BUDGET
 
     def draws(self, *numbers: int) -> ImageDraws:
         """Noise that depends only on the seed, the image and `numbers`."""

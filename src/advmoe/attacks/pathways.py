@@ -17,15 +17,15 @@ from torch import Tensor
 
 from advmoe.attacks.apgd import Apgd, apgd
 from advmoe.attacks.draws import derive_seed
-from advmoe.attacks.job import Job
+from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.objectives import Objective, cross_entropy, dlr, margin
 from advmoe.attacks.pgd import Pgd, Predict, pgd
 from advmoe.attacks.rerouting import cheapest_changes
 from advmoe.attacks.surrogate import Routed, Search, route_of, surrogate_pgd, through_route
 from advmoe.moe import ForcedGate
 
-ALL = 64  # at most so many pathways are enumerated
-CHEAPEST, RANDOM = 3, 4  # otherwise: the clean pathway, so many cheapest changes of it, and so many random ones
+CHEAPEST, RANDOM = 3, 4  # over the budget: the clean pathway, so many cheapest changes of it, and so many random ones
+SAMPLED = 1 + CHEAPEST + RANDOM
 Held = Callable[[Job, Tensor, int], Tensor]  # an attack on the network held on a route [B, L], its number
 STEPS = 40  # of APGD on each of its two losses; PGD from the clean image takes half
 
@@ -37,15 +37,16 @@ def num_pathways(model: Routed, x: Tensor) -> int:
 
 
 @torch.no_grad()
-def pathways(model: Routed, x: Tensor, seed: int) -> Tensor:
-    """The pathways to hold each image on, [B, K, L]: all of them up to ALL, otherwise the clean one, cheap changes, random ones."""
+def pathways(job: Job) -> Tensor:
+    """The pathways to hold each image on, [B, K, L]: all up to the budget, else the clean one, cheap changes, random ones."""
+    model, x = job.predict, job.x
     routings = model.forward_routed(x)[1]
     experts = [routing.logits.shape[1] for routing in routings]
-    if prod(experts) <= ALL:
+    if prod(experts) <= job.pathway_budget:
         return torch.tensor(list(product(*map(range, experts))), device=x.device).expand(len(x), -1, -1)
     clean, changes = route_of(routings), cheapest_changes(model, x)[:, :CHEAPEST]
     cheap = [clean.scatter(1, change[:, :1], change[:, 1:]) for change in changes.unbind(dim=1)]
-    generator = torch.Generator().manual_seed(derive_seed(seed, 20))
+    generator = torch.Generator().manual_seed(derive_seed(job.seed, 20))
     drawn = [[int(torch.randint(number, (), generator=generator)) for number in experts] for _ in range(RANDOM)]
     random = [torch.tensor(route, device=x.device).expand(len(x), -1) for route in drawn]
     return torch.stack([clean, *cheap, *random], dim=1)
@@ -58,17 +59,18 @@ def attack_pathways(job: Job) -> Tensor:
     Where the pathways are enumerated, each gets PGD from the clean image, then APGD on cross-entropy and on the difference of
     logits ratio from random starts. Else each gets an ascent on cross-entropy and one on the margin.
     """
-    routes, x_adv = pathways(job.predict, job.x, job.seed), job.x.clone()
+    routes, x_adv = pathways(job), job.x.clone()
     rows = torch.arange(len(job.x), device=job.x.device)
-    attacks: Sequence[Held] = _on_common if num_pathways(job.predict, job.x) <= ALL else _on_own
+    enumerated = num_pathways(job.predict, job.x) <= job.pathway_budget
+    attacks: Sequence[Held] = _on_common if enumerated else _on_different
     for number, attack in product(range(routes.shape[1]), attacks):
         if not len(rows):
             break
         part = replace(job, x=job.x[rows], y=job.y[rows], images=[job.images[row] for row in rows.tolist()])
-        found = attack(part, routes[rows, number], number)
+        end_points = attack(part, routes[rows, number], number)
         judges = (held(job.predict, routes[rows, number]), job.predict)
-        fooled = torch.stack([judge(found).argmax(dim=1) != part.y for judge in judges]).any(dim=0)
-        x_adv[rows[fooled]] = found[fooled]
+        fooled = torch.stack([judge(end_points).argmax(dim=1) != part.y for judge in judges]).any(dim=0)
+        x_adv[rows[fooled]] = end_points[fooled]
         rows = rows[~fooled]
     return x_adv
 
@@ -94,7 +96,7 @@ def _ascent(job: Job, route: Tensor, number: int, objective: Objective, stream: 
 
 
 _on_common = (_pgd, partial(_apgd, objective=cross_entropy, stream=22), partial(_apgd, objective=dlr, stream=23))
-_on_own = (partial(_ascent, objective=cross_entropy, stream=22), partial(_ascent, objective=margin, stream=23))
+_on_different = (partial(_ascent, objective=cross_entropy, stream=22), partial(_ascent, objective=margin, stream=23))
 
 
 def held(model: Routed, route: Tensor) -> Predict:
@@ -105,9 +107,24 @@ def held(model: Routed, route: Tensor) -> Predict:
 @torch.no_grad()
 def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
     """Which x' fool the network held on some of the pathways: [B] bool."""
-    routes = pathways(job.predict, job.x, job.seed)
+    routes = pathways(job)
     broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     for number in range(routes.shape[1]):
         logits = held(job.predict, routes[:, number])(x_adv)
         broken |= torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) != job.y)
     return broken
+
+
+def obstacle(setting: Setting) -> str:
+    """Why no pathway is held; "" where some are."""
+    return "" if setting.pathway_budget else "the pathway budget is 0, so RA-worst is reported without RA-paths"
+
+
+def notice(pathways: int, budget: int) -> str:
+    """What is run instead where a network has more pathways than the budget; "" where it has not."""
+    if not 0 < budget < pathways:
+        return ""
+    return (
+        f"the network has {pathways:,} pathways, more than the budget of {budget:,}: {SAMPLED} of them are held instead "
+        "(RA-paths, sampled), which gives no lower bound"
+    )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from advmoe.attacks import autoattack, surrogate
+from advmoe.attacks import autoattack, pathways, surrogate
 from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
 from advmoe.attacks.gama import gama
 from advmoe.attacks.job import Job, Setting
@@ -26,7 +26,6 @@ from advmoe.attacks.objectives import (
     targeted_dlr,
     targeted_margin,
 )
-from advmoe.attacks.pathways import ALL, attack_pathways, broken_on_a_pathway
 from advmoe.attacks.pgd import Pgd, pgd, pgd_points
 from advmoe.attacks.rerouting import PROBE_STEPS, Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
@@ -62,7 +61,7 @@ class Attack:
     def obstacle(self, setting: Setting) -> str:
         """Why the attack cannot run; "" where it can."""
         if self.needs == "routing" and not setting.routed:
-            return "the network does not route"
+            return "the network does not route, so the attacks on a plain network are run alone"
         if setting.norm not in self.norms:
             return f"works only in {' and '.join(self.norms)}"
         if self.needs == "transfer" and not setting.transfer:
@@ -243,8 +242,8 @@ ATTACKS: dict[str, Attack] = {
         "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 480, "route-aware", "routing",
     ),
     "paths": Attack(
-        attack_pathways, f"the network held on every pathway, up to {ALL}, else on some cheap and some random ones", 800,
-        "route-aware", "routing", held=broken_on_a_pathway,
+        pathways.attack_pathways, "the network held on every pathway up to a budget, else on some cheap and some random ones", 800,
+        "route-aware", "routing", obstacle_of=pathways.obstacle, held=pathways.broken_on_a_pathway,
     ),
     "transfer": Attack(
         partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", 50, "transfer", "transfer"

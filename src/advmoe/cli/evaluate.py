@@ -23,12 +23,14 @@ from advmoe.cli.streams import console
 from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.errors import UserError
-from advmoe.evaluation.record_file import write_record_file
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import read_record, write_record_file
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import forget, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
+from advmoe.reports.control import compared
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.start import autocast
@@ -45,6 +47,7 @@ def run(arguments: EvaluateCommand) -> None:
 def _evaluate(arguments: EvaluateCommand) -> None:
     network, config, splits = _trained(arguments.run, arguments)
     transfer, store = _transfer(arguments, splits), network.store
+    control = None if arguments.control is None else _control(arguments.control)
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
@@ -58,7 +61,8 @@ def _evaluate(arguments: EvaluateCommand) -> None:
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
             bf16_search=autocast(config.replace(runtime=arguments.runtime), splits.test.labels.device) is not None,
-            save_adversarial=arguments.save_adversarial, progress=progress.attacked,
+            save_adversarial=arguments.save_adversarial, progress=progress.attacked, batch_size=arguments.batch_size,
+            pathway_budget=arguments.pathway_budget,
         )  # fmt: skip
         evaluated = partial(network.evaluate, config, splits, dispatch=arguments.runtime.dispatch)
         if distributed.world_size() > 1:
@@ -77,7 +81,8 @@ def _evaluate(arguments: EvaluateCommand) -> None:
         return
     title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
     console().print(record_table([record], title))
-    for line in evaluation_lines(record.evaluation):
+    lines = evaluation_lines(record.evaluation)
+    for line in lines if control is None else [*lines, compared(record, control)]:
         console().print(line, highlight=False, soft_wrap=True)
 
 
@@ -106,6 +111,14 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
     model = source.network(config, own)
     model.set_dispatch(arguments.runtime.dispatch)
     return model
+
+
+def _control(run: Path) -> Record:
+    """The Record of an evaluated run. Raises UserError where there is none."""
+    path = subject(run).record
+    if not path.exists():
+        raise UserError(f"{run}: was not evaluated yet: run advmoe evaluate {run} first")
+    return read_record(path)
 
 
 def _share_out(arguments: EvaluateCommand, look: Callable[[], None]) -> None:

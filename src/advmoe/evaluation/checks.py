@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy, margin
-from advmoe.attacks.pgd import Predict, input_gradient
+from advmoe.attacks.pgd import Predict, input_gradient, pgd_points
 from advmoe.attacks.surrogate import margins, route_of
 from advmoe.evaluation.record_evaluation import Check, RoutingFigures, Status
 from advmoe.evaluation.store import AttackRun, Shard, Store
@@ -125,7 +125,8 @@ def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
 def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
     """(7) 10, 50, 200 steps and 1, 5, 10 restarts: the last increase changes RA by at most half a point."""
     alive, restarts = target.model(x).argmax(dim=1) == y, []
-    steps = [_percent(_stands(target, x, y, _settings(target, target.epsilon, n), among=alive)) for n in (10, 50, 200)]
+    settings = _settings(target, target.epsilon, 200)
+    steps = [_percent(stands) for stands in _stands_after(target, x, y, settings, (10, 50, 200), among=alive)]
     for number in range(10):
         alive = _stands(target, x, y, _settings(target, target.epsilon, 50), stream=100 + number, among=alive)
         restarts.append(_percent(alive))
@@ -190,14 +191,8 @@ def images_valid(shards: Sequence[Shard]) -> Check:
 def loss_rises(target: Target, x: Tensor, y: Tensor) -> Check:
     """(12) The loss rises along the attack."""
     losses = [cross_entropy(target.model(x), y).mean().item()]
-    for steps in (1, 5, 20):
-        z = pgd(
-            target.model,
-            x,
-            y,
-            Pgd(target.epsilon, target.epsilon / 4, steps, start="none", norm=target.norm),
-            _draws(target, len(x), 11),
-        )
+    settings = Pgd(target.epsilon, target.epsilon / 4, 20, start="none", norm=target.norm)
+    for z in pgd_points(target.search, x, y, settings, _draws(target, len(x), 11), (1, 5, 20)):
         losses.append(cross_entropy(target.model(z), y).mean().item())
     rising = all(b >= a - 0.01 * abs(a) for a, b in pairwise(losses)) and losses[-1] > losses[0]
     return Check(
@@ -355,17 +350,24 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _stands(target: Target, x: Tensor, y: Tensor, settings: Pgd, stream: int = 12, among: Tensor | None = None) -> Tensor:
-    """Which of the images (or of those `among` them, [B] bool) are right, clean and under PGD: [B] bool.
+    """Which of the images (or of those `among` them, [B] bool) are right, clean and under PGD: [B] bool."""
+    return _stands_after(target, x, y, settings, (settings.num_steps,), stream, among)[0]
 
-    Only images that can still fall are attacked.
+
+def _stands_after(
+    target: Target, x: Tensor, y: Tensor, settings: Pgd, steps: Sequence[int], stream: int = 12, among: Tensor | None = None
+) -> list[Tensor]:
+    """`_stands` after each number of steps, in rising order, from one ascent.
+
+    Only images that can still fall are attacked. The ascent climbs the faster copy; the network itself judges.
     """
-    stands = target.model(x).argmax(dim=1) == y if among is None else among.clone()
-    rows = stands.nonzero()[:, 0]
-    if len(rows):
-        draws = _draws(target, len(x), stream).rows(rows)
-        x_adv = pgd(target.model, x[rows], y[rows], settings, draws)
-        stands[rows] = target.model(x_adv).argmax(dim=1) == y[rows]
-    return stands
+    right = target.model(x).argmax(dim=1) == y if among is None else among
+    rows = right.nonzero()[:, 0]
+    if not len(rows):
+        return [right.clone() for _ in steps]
+    draws = _draws(target, len(x), stream).rows(rows)
+    points = pgd_points(target.search, x[rows], y[rows], settings, draws, steps)
+    return [right.index_copy(0, rows, target.model(x_adv).argmax(dim=1) == y[rows]) for x_adv in points]
 
 
 def _settings(target: Target, epsilon: float, steps: int) -> Pgd:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from advmoe.attacks import autoattack, pathways
+from advmoe.attacks import autoattack
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record_evaluation import AttackTotals, Difference, RoutingFigures
@@ -29,7 +29,7 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     ever = {row for shard in shards for row in shard.ever}
     held = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
     if "paths" in broken and len(held) == len(shards):
-        name = "ra_paths" if target.num_pathways <= pathways.ALL else "ra_paths_sampled"
+        name = "ra_paths" if target.num_pathways <= target.pathway_budget else "ra_paths_sampled"
         figures[name] = _percent(correct, ever | {row for found in held for row in found}, rows)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),

@@ -1,6 +1,7 @@
 """What attacks do to the routes: flips, overlap, load, and whether router or experts are at fault."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,9 +13,19 @@ from advmoe.evaluation.store import RoutingCounts
 from advmoe.moe import ForcedGate, Routing
 
 
+def total(counts: Sequence[RoutingCounts]) -> RoutingCounts:
+    """The counts of several batches as one."""
+    return RoutingCounts(**{name: _added([getattr(count, name) for count in counts]) for name in RoutingCounts.model_fields})
+
+
+def _added(values: Sequence[Any]) -> Any:
+    """The sum of numbers, or of lists of lists of numbers entry by entry."""
+    return [_added(entries) for entries in zip(*values, strict=True)] if isinstance(values[0], list) else sum(values)
+
+
 @torch.no_grad()
 def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tensor, pgd_50: Tensor) -> RoutingCounts:
-    """Counts over a shard's images, given their x' under PGD-10 and PGD-50 (the figures' own).
+    """Counts over a shard's images, given their x' under PGD-10 and PGD-50 (those of the figures).
 
     `flipped`: correctly classified images with any changed route; `overlap` [L]: of these images, those that keep the layer's
     expert; `load` and `load_adv` [L][N]; `router`, `expert`: correctly classified images that stay right when only the route,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from advmoe.attacks import Norm, frozen
+from advmoe.attacks import Norm, frozen, pathways
 from advmoe.attacks.presets import Preset, resolve
 from advmoe.attacks.registry import ATTACKS
-from advmoe.config.choices import SHARD_SIZE
+from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_figures, check_finiteness, check_network
 from advmoe.evaluation.figures import summarise
@@ -38,6 +38,8 @@ def evaluate(
     bf16_search: bool = False,
     save_adversarial: bool = False,
     progress: Progress = ignore,
+    batch_size: int = BATCH_SIZE,
+    pathway_budget: int = PATHWAY_BUDGET,
 ) -> Evaluation:
     """Attack `model` on images x [n, C, H, W] in [0, 1] with labels y [n].
 
@@ -47,19 +49,22 @@ def evaluate(
     - `epsilon`: radius of the ball in pixels of [0, 1], as a distance in `norm`.
     - `preset`: a name of `advmoe.evaluation.PRESETS`, or a list of attacks.
     - `seed`: of the attacks' random draws.
-    - `shard_size`: images attacked at once.
+    - `shard_size`: images whose results are kept together. Survivors are gathered over a shard.
     - `store`: a folder that keeps results after every attack on a shard. What it holds is not run again.
     - `part`: (i, k) runs only every k-th shard from i on. The figures are then of these shards' images, without checks.
     - `transfer`: a network to transfer attacks from.
     - `bf16_search`: attacks may search in bfloat16. Only float32 counts.
     - `save_adversarial`: write x' to the store.
     - `progress`: called after every attack on a shard with the attack's name, the shard's number and the shard.
+    - `batch_size`: images attacked at once, at most.
+    - `pathway_budget`: up to so many pathways, the attack `paths` holds all of them; above, it holds some; 0 leaves it out.
 
     Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, a preset of which nothing
     can be run, or a store that holds results of another network, data, threat or seed.
     """
     options = EvaluationOptions(
-        epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress
+        epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
+        pathway_budget,
     )  # fmt: skip
     return evaluate_with(model, x, y, options)
 
@@ -75,7 +80,7 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         store = Store(options.store, store_key(target, options.shard_size))
         images = options.store / "adversarial" if options.store is not None and options.save_adversarial else None
         if options.part[1] == 1:
-            _warn_if_not_finite(target, store)
+            _warn(target, preset, store)
         shards = []
         for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
             shards.append(store.load(number, rows))
@@ -89,7 +94,11 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
 
 
-def _warn_if_not_finite(target: Target, store: Store) -> None:
+def _warn(target: Target, preset: Preset, store: Store) -> None:
+    """What a reader must know before any attack: numbers that are not finite, more pathways than the budget."""
+    sampled = pathways.notice(target.num_pathways, target.pathway_budget)
+    if sampled and "paths" in preset.attacks:
+        logger.warning(sampled)
     check = check_finiteness(target, store)
     if check.status == "fail":
         logger.warning("check 13 fails (%s): the accuracies below cannot be trusted", check.detail)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from advmoe.attacks.job import Job
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS, follow_path
-from advmoe.evaluation.routing import routing_counts
+from advmoe.evaluation.routing import routing_counts, total
 from advmoe.evaluation.store import AttackRun, Shard
 from advmoe.evaluation.target import Progress, Target, ignore
 from advmoe.files import drafted
@@ -33,6 +33,28 @@ class Verdict(NamedTuple):
     broken: list[int]
     outside: int
     held: list[int] | None = None
+
+
+class Time(NamedTuple):
+    """Seconds on the clock, and seconds of the processor."""
+
+    seconds: float
+    cpu_seconds: float
+
+    @classmethod
+    def now(cls) -> "Time":
+        """A moment to measure from."""
+        return cls(time.perf_counter(), time.process_time())
+
+    @classmethod
+    def since(cls, moment: "Time") -> "Time":
+        """The time that has passed."""
+        now = cls.now()
+        return cls(now.seconds - moment.seconds, now.cpu_seconds - moment.cpu_seconds)
+
+    def plus(self, other: "Time", share: float) -> "Time":
+        """This time and a share of another."""
+        return Time(self.seconds + share * other.seconds, self.cpu_seconds + share * other.cpu_seconds)
 
 
 def _discard(shard: Shard) -> None:
@@ -73,19 +95,20 @@ class Worker:
             return
         rows = shard.rows if routed else correct
         steps = sorted({*(marks[name] for name in missing), *((10, 50) if routed else ())})
-        started, job = time.perf_counter(), target.job(rows, self.number)
-        points = dict(zip(steps, follow_path(job, steps), strict=True)) if rows else {}
-        seconds, before = time.perf_counter() - started, 0
-        place = {row: index for index, row in enumerate(rows)}
-        chosen = torch.tensor([place[row] for row in correct], device=target.x.device, dtype=torch.long)
+        started, jobs = Time.now(), self._jobs(rows)
+        paths = [dict(zip(steps, follow_path(job, steps), strict=True)) for job in jobs]
+        ascent, before = Time.since(started), 0
+        index_of = {row: index for index, row in enumerate(rows)}
+        chosen = torch.tensor([index_of[row] for row in correct], device=target.x.device, dtype=torch.long)
         for name in missing:
-            began, x_adv = time.perf_counter(), points[marks[name]][chosen] if correct else target.x[:0]
+            began, mark = Time.now(), marks[name]
+            x_adv = torch.cat([path[mark] for path in paths])[chosen] if correct else target.x[:0]
             verdict = self._judged(name, correct, x_adv) if correct else Verdict([], 0)
-            share = seconds * (marks[name] - before) / steps[-1]
-            before = marks[name]
-            self._keep(name, correct, verdict, share + time.perf_counter() - began)
+            share, before = (mark - before) / steps[-1], mark
+            self._keep(name, correct, verdict, Time.since(began).plus(ascent, share))
         if routed:
-            shard.routing = routing_counts(target.model, job, correct, points[10], points[50])
+            counts = [routing_counts(target.model, job, correct, path[10], path[50]) for job, path in zip(jobs, paths, strict=True)]
+            shard.routing = total(counts)
             self.save(shard)
 
     def _chain(self, names: Sequence[str], before: Sequence[str]) -> None:
@@ -101,16 +124,23 @@ class Worker:
             done.append(name)
 
     def _attack(self, name: str, rows: list[int]) -> None:
-        started, verdict = time.perf_counter(), Verdict([], 0, [] if ATTACKS[name].held else None)
+        started, verdict = Time.now(), Verdict([], 0, [] if ATTACKS[name].held else None)
         if rows:
-            verdict = self._judged(name, rows, ATTACKS[name].run(self.target.job(rows, self.number)).detach())
-        self._keep(name, rows, verdict, time.perf_counter() - started)
+            x_adv = torch.cat([ATTACKS[name].run(job).detach() for job in self._jobs(rows)])
+            verdict = self._judged(name, rows, x_adv)
+        self._keep(name, rows, verdict, Time.since(started))
 
-    def _keep(self, name: str, rows: list[int], verdict: Verdict, seconds: float) -> None:
+    def _jobs(self, rows: list[int]) -> list[Job]:
+        """The images `rows` in batches. A shard's batches share the seed of attacks that draw noise for a batch."""
+        size = self.target.batch_size
+        return [self.target.job(rows[start : start + size], self.number) for start in range(0, len(rows), size)]
+
+    def _keep(self, name: str, rows: list[int], verdict: Verdict, spent: Time) -> None:
         shard = self.shard
         shard.attacks[name] = AttackRun(
-            rows=rows, transfer=self._source(name), seconds=seconds, version=ATTACKS[name].version, **verdict._asdict()
-        )
+            rows=rows, transfer=self._source(name), pathway_budget=self._budget(name), version=ATTACKS[name].version,
+            **spent._asdict(), **verdict._asdict(),
+        )  # fmt: skip
         shard.ever = sorted({*shard.ever, *verdict.broken})
         self.save(shard)
         self.progress(name, self.number, shard)
@@ -133,12 +163,16 @@ class Worker:
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard holds what `name` does to these rows: another plan may have given it other rows."""
         run = self.shard.attacks.get(name)
-        if run is None or (run.rows, run.transfer, run.version) != (rows, self._source(name), ATTACKS[name].version):
+        wanted = rows, self._source(name), self._budget(name), ATTACKS[name].version
+        if run is None or (run.rows, run.transfer, run.pathway_budget, run.version) != wanted:
             return False
         return self.images is None or not rows or _images_path(self.images, name, self.number).exists()
 
     def _source(self, name: str) -> str | None:
         return self.target.transfer_digest if ATTACKS[name].needs == "transfer" else None
+
+    def _budget(self, name: str) -> int | None:
+        return self.target.pathway_budget if ATTACKS[name].held else None
 
 
 @torch.no_grad()

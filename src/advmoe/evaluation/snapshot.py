@@ -56,7 +56,7 @@ def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], op
         return Snapshot(
             layers(model, x[:1]),
             load_by_class(model, x, y) if routed else (),
-            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(options.shard_size)),
+            epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(options.batch_size)),
             gallery(target, gallery_rows(y.tolist(), correct)),
         )
 

@@ -36,8 +36,9 @@ class StoreKey(BaseModel):
 class AttackRun(BaseModel):
     """What one attack did to a shard. `rows` are the images attacked, `broken` those that it broke, `outside` counts invalid x'.
 
-    `held` are the rows whose x' fools the network held on some pathway, where the attack holds it; `transfer` is the digest of
-    the network that was transferred from, `version` the attack's.
+    `held` are the rows whose x' fools the network held on some pathway, where the attack holds it, with `pathway_budget`;
+    `transfer` is the digest of the network that was transferred from, `version` the attack's. `seconds` are on the clock,
+    `cpu_seconds` those of the processor.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -48,6 +49,8 @@ class AttackRun(BaseModel):
     held: list[int] | None = None
     outside: int
     seconds: float
+    cpu_seconds: float | None = None
+    pathway_budget: int | None = None
     version: int = 1
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from advmoe.attacks import Norm
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
-from advmoe.config.choices import SHARD_SIZE
+from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, faster
 from advmoe.evaluation.store import Shard, StoreKey
@@ -44,6 +44,8 @@ class EvaluationOptions:
     bf16_search: bool = False
     save_adversarial: bool = False
     progress: Progress = ignore
+    batch_size: int = BATCH_SIZE
+    pathway_budget: int = PATHWAY_BUDGET
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
@@ -52,8 +54,11 @@ class EvaluationOptions:
             raise UserError(f"epsilon must be at least 0 and finite, not {self.epsilon:g}")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
-        if self.shard_size < 1:
-            raise UserError(f"shard_size must be at least 1, not {self.shard_size}")
+        for name in ("shard_size", "batch_size"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.pathway_budget < 0:
+            raise UserError(f"pathway_budget must be at least 0, not {self.pathway_budget}")
         if not 0 <= self.part[0] < self.part[1]:
             raise UserError(f"part must be (i, k) with 0 <= i < k, not {tuple(self.part)}")
 
@@ -64,6 +69,7 @@ class Target:
 
     Attacks climb `search`, which may be a faster copy of `model`. Only `model` decides which images fool. `transfer` is
     a network to transfer attacks from. `hides_routing`: the network contains MoE layers but offers no `forward_routed`.
+    At most `batch_size` images are attacked at once. Up to `pathway_budget` pathways, all are held.
     """
 
     model: Any
@@ -79,19 +85,23 @@ class Target:
     transfer_digest: str | None = None
     num_pathways: int = 1
     hides_routing: bool = False
+    batch_size: int = BATCH_SIZE
+    pathway_budget: int = PATHWAY_BUDGET
 
     @property
     def setting(self) -> Setting:
         """What decides which attacks can run."""
         channels, height, width = self.x.shape[1:]
-        return Setting(self.norm, self.num_classes, (channels, height, width), self.routed, self.transfer is not None)
+        return Setting(
+            self.norm, self.num_classes, (channels, height, width), self.routed, self.transfer is not None, self.pathway_budget
+        )  # fmt: skip
 
     def job(self, rows: Sequence[int], shard: int) -> Job:
         """The images `rows` of shard number `shard`, for an attack."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.x.device)  # rows may be empty
         return Job(
             self.search, self.x[index], self.y[index], rows, self.epsilon, self.norm, self.seed, shard, self.num_classes,
-            self.transfer,
+            self.transfer, self.pathway_budget,
         )  # fmt: skip
 
 
@@ -123,7 +133,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     return Target(
         model, faster(model, bf16=options.bf16_search), x, y, classes, routed, options.epsilon, options.norm, options.seed,
         transfer, None if options.transfer is None else _digest(options.transfer),
-        num_pathways(model, x) if routed else 1, hidden,
+        num_pathways(model, x) if routed else 1, hidden, options.batch_size, options.pathway_budget,
     )  # fmt: skip
 
 

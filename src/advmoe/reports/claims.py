@@ -9,8 +9,10 @@ from typing import Literal
 from advmoe.evaluation.record import Record
 from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
+from advmoe.reports.attacks import points
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, shown
+from advmoe.reports.control import same_images, worst_case_difference
 from advmoe.reports.measures import BY_NAME, WORST, label
 from advmoe.reports.panels import in_words, look
 from advmoe.reports.paper_tables import is_run_of
@@ -56,20 +58,20 @@ def judge(records: Iterable[Record]) -> list[Claim]:
     for setting, group in others.items():
         if _compared(group):
             claims += [_comparison(name, f"in our setting ({_words(setting)})", group, "") for name in COMPARISONS]
-    return [*claims, *_choices(summaries), _convergence(records), BATCHES]
+    return [*claims, *_choices(summaries, records), _convergence(records), BATCHES]
 
 
-def _choices(summaries: Sequence[Summary]) -> list[Claim]:
+def _choices(summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
     """Whether the choice of an expert is worth anything: every routed network against its control, in every setting that has one.
 
     The control is the same method with one expert: as large a network, and no choice.
     """
     groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
-    claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group)) is not None]
+    claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group, records)) is not None]
     return claims or [Claim(CHOICE, "not shown", "No control was run: the same method with one expert (num_experts 1).")]
 
 
-def _choice(setting: Cell, group: Sequence[Summary]) -> Claim | None:
+def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) -> Claim | None:
     """The claim in one setting; None without a pair of a routed network and its control."""
     outcomes: list[Outcome | None] = []
     sentences = []
@@ -85,11 +87,21 @@ def _choice(setting: Cell, group: Sequence[Summary]) -> Claim | None:
         outcomes.append(None if _difference(summary, control) else _outcome(summary, control, name))
         sentences.append(
             f"{_title(summary)}: {label(name)} {_interval(summary, name)}, one expert {_against(summary, control, name)}."
+            + _paired(summary.cell, control.cell, records)
         )
     if not outcomes:
         return None
     single = ["One seed."] if "one seed" in outcomes else []
     return Claim(f"{CHOICE}, in {_words(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
+
+
+def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
+    """The difference in the worst case over the seeds that both have, image by image; "" without flags to compare."""
+    runs = {record.seed: record for record in records if cell_of(record) == cell}
+    controls = {record.seed: record for record in records if cell_of(record) == control}
+    pairs = [(runs[seed], controls[seed]) for seed in runs if seed in controls]
+    difference = worst_case_difference([pair for pair in pairs if same_images(*pair)])
+    return "" if difference is None else f" Image by image {points(difference)}."
 
 
 CHOICE = "Choosing an expert helps: a routed network withstands more than the same one with a single expert"

@@ -8,6 +8,7 @@ import yaml
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.record_snapshot import GalleryImage, Seen
+from advmoe.reports.attacks import bracket, caught_alone, gains
 from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import WORST, evaluator, label, worst_of
@@ -101,10 +102,14 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
                 worst_of(record).label if name in WORST else label(name),
                 f"{evaluation.figures[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
             )
+    if ends := bracket(evaluation):
+        yield "left by attacks on the routing", ends
     routing = evaluation.routing
     if routing:
         yield "RA-router, RA-expert", f"{routing.ra_router:.1f} %, {routing.ra_expert:.1f} %"
         yield "routes that an attack changes", f"{routing.flip_rate:.1f} % of the images"
+    if text := gains(evaluation):
+        yield "RA-10 by choosing an expert", text
     yield "GMACs", f"{record.gmacs:.4f} ({record.reduction:.0f} % less than dense)"
     yield "parameters", f"{record.params:,}"
     yield "best epoch", str(record.epoch)
@@ -125,9 +130,9 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
 
 def _tables(record: Record) -> Iterable[Table]:
     """Attacks, accuracies at other radii, epochs: each where the Record has it."""
-    attacks = record.evaluation.attacks
-    yield _table("Attacks", ("attack", "attacked", "broken", "seconds"), [
-        (name, run.attacked, run.broken, round(run.seconds, 1)) for name, run in attacks.items()
+    attacks, alone = record.evaluation.attacks, caught_alone(record.evaluation)
+    yield _table("Attacks", ("attack", "attacked", "broken", "broken by it alone", "seconds"), [
+        (name, run.attacked, run.broken, alone.get(name, 0), round(run.seconds, 1)) for name, run in attacks.items()
     ])  # fmt: skip
     curve = record.epsilon_curve
     if curve:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
+from advmoe.reports.attacks import bracket, caught_alone, gains
 from advmoe.reports.measures import Measure, measured
 
 MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}
@@ -40,7 +41,13 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
         for name, (low, high) in intervals
         if name in evaluation.figures
     ]
-    lines += [f"{name:20} broke {run.broken:4} of {run.attacked:4} in {run.seconds:.1f} s" for name, run in attacks]
+    if ends := bracket(evaluation):
+        lines.append(f"attacks on the routing can leave {ends}")
+    alone = caught_alone(evaluation)
+    lines += [
+        f"{name:24} broke {run.broken:4} of {run.attacked:4}, {alone.get(name, 0):4} of them alone, in {run.seconds:.1f} s"
+        for name, run in attacks
+    ]
     reasons = dict.fromkeys(evaluation.left_out.values())
     lines += [f"left out, {reason}: {', '.join(_having(evaluation.left_out, reason))}" for reason in reasons]
     routing = evaluation.routing
@@ -52,13 +59,14 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
             f"load of the experts, per layer: {_loads(routing.load)} %; under attack: {_loads(routing.load_adv)} %",
             "one expert in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra),
+            *(f"choosing an expert changes RA-10 by {text}" for text in [gains(evaluation)] if text),
         ]  # fmt: skip
     checks = evaluation.checks
     return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
 
 
 def _having(left_out: Mapping[str, str], reason: str) -> list[str]:
-    return [name for name, own in left_out.items() if own == reason]
+    return [name for name, other in left_out.items() if other == reason]
 
 
 def _loads(layers: Sequence[Sequence[int]]) -> str:

@@ -12,6 +12,7 @@ from advmoe.benchmark.suites import (
     dispatch,
     export,
     growth,
+    independent,
     inference,
     low_precision,
     memory,
@@ -47,6 +48,7 @@ SUITES = {
     "scaling": Suite(scaling.measure),
     "streaming": Suite(streaming.measure),
     "rerouting": Suite(rerouting.measure),
+    "independent": Suite(independent.measure, independent.check),
     "cuda": Suite(cuda.measure, cuda.check),
 }
 USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # those that run where none is named

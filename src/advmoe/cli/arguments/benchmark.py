@@ -12,11 +12,11 @@ class BenchmarkArguments:
 
     suite: tuple[str, ...] = ()
     """Suites: inference, training, memory, attack, data, growth (these six by default), operators, dispatch, precision, export,
-    low_precision, scaling, streaming, rerouting, cuda. Each takes minutes."""
+    low_precision, scaling, streaming, rerouting, independent, cuda. Each takes minutes."""
     json: Path | None = None
     """Write all rows, with the machine and the versions, to this file."""
     runs: tuple[Path, ...] = ()
-    """Folders of trained runs, for the suite low_precision."""
+    """Folders of trained runs, for the suites low_precision and independent."""
     quick: Flag = False
     """Tiny networks and one round: shows that a suite runs; its numbers mean nothing."""
     device: str = "auto"

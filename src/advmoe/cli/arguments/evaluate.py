@@ -8,7 +8,7 @@ import tyro
 
 from advmoe.cli.parsing import Flag, parse
 from advmoe.config import Fraction, RuntimeConfig
-from advmoe.config.choices import SHARD_SIZE, Norm
+from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
 from advmoe.errors import UserError
 
 COSTS = {  # the presets' budgets (advmoe.attacks.presets)
@@ -44,6 +44,8 @@ class EvaluateArguments:
     """Radius of the ball; by default the one the network was trained for, which L2 has none of."""
     transfer: Path | None = None
     """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
+    control: Path | None = None
+    """An evaluated run to compare with on the same images: usually the same training with one expert (recipe suffix -n1)."""
     data_dir: str | None = None
     """Where the data lies now, if not where it was trained on."""
     limit_test: int | None = None
@@ -51,7 +53,11 @@ class EvaluateArguments:
     seed: int = 0
     """Seed of the attacks' random draws."""
     shard_size: int = SHARD_SIZE
-    """Images attacked at once; results are kept after every attack on a shard."""
+    """Images whose results lie in one file, which is written after every attack. Survivors are gathered over a shard."""
+    batch_size: int = BATCH_SIZE
+    """Images attacked at once, at most."""
+    pathway_budget: int = PATHWAY_BUDGET
+    """Hold the network on every pathway where it has at most so many, else on some (RA-paths, sampled). 0 leaves this out."""
     processes: int = 1
     """Share the shards out over this many processes (and CUDA devices, where there are several)."""
     part: tuple[int, int] | None = None
@@ -70,10 +76,12 @@ class EvaluateArguments:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:
-        for name in ("limit_test", "shard_size", "processes"):
+        for name in ("limit_test", "shard_size", "batch_size", "processes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if self.pathway_budget < 0:
+            raise UserError(f"pathway_budget must be at least 0, not {self.pathway_budget}")
         if self.quick + self.standard + self.full + bool(self.attacks) > 1:
             raise UserError("--quick, --standard, --full and --attacks exclude each other")
         if self.part is not None and not 0 <= self.part[0] < self.part[1]:

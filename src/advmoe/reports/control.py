@@ -1,0 +1,38 @@
+"""A network against its control: the same network and training with one expert, so without a choice (recipe suffix -n1)."""
+
+from collections.abc import Sequence
+
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_evaluation import Difference
+from advmoe.evaluation.results import paired
+from advmoe.reports.attacks import points
+from advmoe.reports.measures import attacks_of, worst_of
+
+
+def same_images(record: Record, control: Record) -> bool:
+    """Whether the two were evaluated on the same images and both Records say which of them stood."""
+    flags, others = record.evaluation.flags, control.evaluation.flags
+    return record.fingerprint == control.fingerprint and len(flags) == len(others) > 0
+
+
+def worst_case_difference(pairs: Sequence[tuple[Record, Record]]) -> Difference | None:
+    """RA-worst of networks less that of their controls, on the same images, in points; None without pairs."""
+    cells = [
+        cell for record, control in pairs
+        for cell in zip(record.evaluation.flags, control.evaluation.flags, strict=True)
+    ]  # fmt: skip
+    return paired(cells.count(("1", "0")), cells.count(("0", "1")), len(cells)) if cells else None
+
+
+def compared(record: Record, control: Record) -> str:
+    """The difference in a line, or why the two cannot be compared."""
+    name = control.run or "the control"
+    if (record.epsilon, record.norm) != (control.epsilon, control.norm):
+        return f"not compared with {name}: it was attacked in another ball"
+    if attacks_of(record) != attacks_of(control):
+        return f"not compared with {name}: it was attacked differently; evaluate it by the same preset"
+    difference = worst_case_difference([(record, control)]) if same_images(record, control) else None
+    if difference is None:
+        return f"not compared with {name}: it was evaluated on other images"
+    verdict = "more robust" if difference.low > 0 else "less robust" if difference.high < 0 else "no difference shown"
+    return f"{worst_of(record).label} less that of {name}, image by image: {points(difference)}: {verdict}"

@@ -1,0 +1,59 @@
+"""What each attack adds, the bracket, and a network against its control."""
+
+from records import record
+
+from advmoe.evaluation.record_evaluation import Difference
+from advmoe.reports.attacks import bracket, caught_alone, gains
+from advmoe.reports.control import compared, worst_case_difference
+from advmoe.reports.runs import run_of
+from advmoe.reports.tables import evaluation_lines
+
+
+def with_attacks(**broken):
+    made = record().evaluation.model_copy(deep=True)
+    made.broken = broken
+    return made
+
+
+def with_flags(flags, **fields):
+    made = record(**fields)
+    made.evaluation.flags = flags
+    return made
+
+
+def test_an_attack_catches_alone_what_no_other_one_broke():
+    assert caught_alone(with_attacks(pgd_10=[1, 2], pgd_50=[2, 3], pma=[4])) == {"pgd_10": 1, "pgd_50": 1, "pma": 1}
+    assert caught_alone(with_attacks()) == {}
+
+
+def test_the_bracket_needs_both_ends():
+    made = with_attacks()
+    made.figures = {"ra_worst": 18.0, "sa": 50.0}
+    assert bracket(made) == ""
+    made.figures["ra_paths_sampled"] = 15.0
+    assert bracket(made) == ""
+    made.figures["ra_paths"] = 16.0
+    assert bracket(made) == "between 16.0 % (RA-paths) and 18.0 % (RA-worst)"
+    assert "attacks on the routing can leave between 16.0 % (RA-paths) and 18.0 % (RA-worst)" in evaluation_lines(made)
+
+
+def test_gains_of_the_choice_are_printed_and_on_the_page():
+    made = record("advmoe")
+    made.evaluation.routing.choice_gain = [Difference(value=2.0, low=-1.3, high=5.2)]
+    assert gains(made.evaluation) == "+2.0 points (-1.3 to +5.2) over expert 0 alone"
+    assert any(gains(made.evaluation) in line for line in evaluation_lines(made.evaluation))
+    assert ("RA-10 by choosing an expert", gains(made.evaluation)) in run_of(made).facts
+    assert gains(record("at_dense").evaluation) == ""
+
+
+def test_a_network_is_compared_with_its_control_image_by_image():
+    pair = with_flags("1110" * 25), with_flags("1011" * 25, run="one-expert")
+    assert worst_case_difference([pair]).value == 0
+    assert worst_case_difference([]) is None
+    ahead = with_flags("1" * 60 + "0" * 40), with_flags("1" * 30 + "0" * 70, run="one-expert")
+    line = compared(*ahead)
+    assert "less that of one-expert, image by image: +30.0 points (" in line
+    assert line.endswith(": more robust")
+    assert compared(*reversed(ahead)).endswith(": less robust")
+    assert "evaluated on other images" in compared(ahead[0], with_flags("1"))
+    assert "in another ball" in compared(ahead[0], with_flags(ahead[1].evaluation.flags, epsilon=0.5))
