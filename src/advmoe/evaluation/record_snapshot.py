@@ -64,7 +64,7 @@ class GalleryImage(Part):
     attack: Text
     clean: Seen
     adversarial: Seen
-    steps: Annotated[list[GalleryStep], Field(max_length=MOST_STEPS, fail_fast=True)] = []
+    steps: Annotated[list[GalleryStep], Field(max_length=MOST_STEPS, fail_fast=True, default_factory=list)]
 
     @property
     def views(self) -> list[Seen]:

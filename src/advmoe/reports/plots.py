@@ -198,7 +198,7 @@ def _points(line: Line, records: Sequence[Record], name: str, with_backbone: boo
             summary.figures[name].mean,
             span(summary, name),
             line,
-            f"{short(summary.cell.backbone)}, r {summary.cell.model_scale:g}" if with_backbone else f"r {summary.cell.model_scale:g}",
+            f"{short(summary.cell.backbone)}, " * with_backbone + f"r {summary.cell.model_scale:g}",
         )
         for summary in summarise(records)
         if name in summary.figures

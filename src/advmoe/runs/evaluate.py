@@ -57,6 +57,10 @@ def subject(what: Path) -> Subject:
     elsewhere = not what.exists() and (networks.find(str(what)) is not None or hub.is_name(str(what)))
     if what.is_file() or (what / FILE).is_file() or elsewhere:
         return _saved(what)
+    if not what.exists():
+        raise UserError(
+            f"{what}: holds no run (no config.yaml), and no network of the package has that name ({networks.in_words()})"
+        )
     folder = RunFolder(what)
     config, best = folder.config(), folder.best()
     history = [HistoryRow.model_validate(row) for row in best.history]

@@ -69,9 +69,9 @@ class Loaded(nn.Module):
     def preprocess(self, image: ImageLike) -> Tensor:
         """One image as this network takes it: [1, C, H, W] float32 in [0, 1], on the network's device.
 
-        A path, a PIL image or 8-bit pixels are turned upright, resized and cropped as `advmoe predict` does. 8-bit pixels are a uint8
-        array [H, W] or [H, W, C], or a uint8 tensor [H, W] or [C, H, W], of 1, 3 (RGB) or 4 (RGBA) channels. Floats are the input
-        itself, without resizing: an array or a tensor [C, H, W] or [1, C, H, W] in [0, 1]. Raises UserError for anything else.
+        A path, a PIL image or 8-bit pixels are turned upright, resized and cropped as `advmoe predict` does. 8-bit pixels are a
+        uint8 array [H, W] or [H, W, C], or a uint8 tensor [H, W] or [C, H, W], of 1, 3 (RGB) or 4 (RGBA) channels. Floats are the
+        input itself, and are not resized: an array or a tensor [C, H, W] or [1, C, H, W] in [0, 1]. Raises UserError otherwise.
         """
         central = self.config.data.dataset == CENTRAL
         if isinstance(image, str | Path):
