@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -118,7 +119,7 @@ def test_hostile_strings_stay_text(drawn, monkeypatch):
     monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2), np.int16))  # of the text below, too
     config = content()["config"] | {"method": EVIL}
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
-    evil.evaluation.checks[0].detail = EVIL
+    evil.evaluation.checks[0] = replace(evil.evaluation.checks[0], detail=EVIL)
     evil.gallery[0].clean.png = '" onerror="alert(1)'
     parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [EVIL], drawn))
     assert len(parsed.all("script")) == 1
