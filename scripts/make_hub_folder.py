@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from huggingface_hub import ModelCard
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from advmoe.errors import UserError
 from advmoe.models.digest import weights_digest

@@ -105,8 +105,8 @@ def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 def main_records() -> list[Record]:
     """The Records that README shows: of CIFAR-10 images where these exist, else of the embedded ones."""
-    files = sorted(path.relative_to(ROOT) for path in (ROOT / "results/cifar10-jpeg").glob("*.json"))
-    return [record for file in files or ["results/embedded/records.json"] for record in records(str(file))]
+    files = sorted((ROOT / "results/cifar10-jpeg").glob("*.json")) or [ROOT / "results/embedded/records.json"]
+    return [record for file in files for record in records(str(file.relative_to(ROOT)))]
 
 
 def methods_table() -> str:

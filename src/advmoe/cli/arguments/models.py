@@ -1,8 +1,8 @@
-"""Arguments of `advmoe models`."""
+"""The arguments of `advmoe models`."""
 
 from dataclasses import dataclass
 
-from advmoe.cli.parsing import Flag
+from advmoe.cli.parsing import Flag, parse
 
 
 @dataclass(frozen=True)
@@ -11,3 +11,7 @@ class ModelsArguments:
 
     json: Flag = False
     """Print JSON."""
+
+
+def read(words: list[str]) -> ModelsArguments:
+    return parse(ModelsArguments, "models", words)
