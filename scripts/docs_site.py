@@ -1,11 +1,13 @@
 """The hook of mkdocs.yml: what the site needs beyond Markdown.
 
 Formulas become MathML, which browsers draw without a script from another server. Files of the repository that pages link to become
-part of the site.
+part of the site, and so does the report's page, results/report.html.
 """
 
 import html
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,12 @@ def on_files(files: Any, config: Any) -> Any:
     for source, target in {**{str(path): str(path) for path in records}, **PAGES}.items():
         files.append(File.generated(config, target, abs_src_path=str(ROOT / source)))
     return files
+
+
+def on_post_build(config: Any) -> None:
+    """Add the report's page, which is made from results/."""
+    target = Path(config["site_dir"]) / "results/report.html"
+    subprocess.run([sys.executable, str(ROOT / "scripts/report_page.py"), str(target)], check=True)
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:

@@ -3,11 +3,15 @@
 python scripts/update_docs.py
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from advmoe import migrations
 from advmoe.benchmark.machine import Machine
@@ -17,12 +21,18 @@ from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
+from advmoe.reports.claims import verdict
+from advmoe.reports.collect import ROUTED
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.panels import in_words
+from advmoe.reports.plots import frontier
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
+PICTURE = "docs/images/robustness.png"
+DIGEST = "records"  # name of the PNG's text
+CHECKS_LINES = ("No run failed", "Failed its checks")  # of a verdict
 
 
 def accuracies(records: list[Record]) -> list[Measure]:
@@ -93,24 +103,60 @@ def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     return table
 
 
-def embedded_table() -> str:
-    """The five methods on embedded images, mean and sample deviation over seeds."""
-    summaries = summarise(records("results/embedded/records.json"))
-    measures = accuracies(records("results/embedded/records.json"))
-    columns = [*(measure.label for measure in measures), *COST_COLUMNS]
+def main_records() -> list[Record]:
+    """The Records that README shows: of CIFAR-10 images where these exist, else of the embedded ones."""
+    files = sorted((ROOT / "results/cifar10-jpeg").glob("*.json")) or [ROOT / "results/embedded/records.json"]
+    return [record for file in files for record in records(str(file.relative_to(ROOT)))]
+
+
+def methods_table() -> str:
+    """The methods at the paper's usual model scale, mean and sample deviation over seeds."""
+    measures = accuracies(main_records())
+    columns = [*(measure.label for measure in measures), *COST_COLUMNS, "seeds"]
     lines = [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
-    for own in summaries:
-        cells = [spread(own.figures[measure.name]) for measure in measures]
-        saved = own.figures["reduction"].mean
-        cost = [f"{own.figures['gmacs'].mean:.4f}", f"{-saved:+.0f} %" if saved else ""]
-        lines.append(f"| `{own.cell.method}` | {' | '.join([*cells, *cost])} |")
-    first = summaries[0]
-    said = (
-        f"{in_words(first.cell)}; {first.n} seeds, mean ± sample deviation, percent.\n"
-        "Small images, a narrow network, minutes a run: differences within the deviations show nothing, "
-        "and none of it speaks of the paper's figures."
+    summaries = [summary for summary in summarise(main_records()) if summary.cell.model_scale in (0.5, 1.0)]
+    for summary in summaries:
+        figures = summary.figures
+        cells = [spread(figures[measure.name]) if measure.name in figures else "" for measure in measures]
+        saved = figures["reduction"].mean
+        cost = [f"{figures['gmacs'].mean:.4f}", f"{-saved:+.0f} %" if saved else "", str(summary.n)]
+        single = ", one expert" if summary.cell.method in ROUTED and summary.cell.num_experts == 1 else ""
+        lines.append(f"| `{summary.cell.method}`{single} | {' | '.join([*cells, *cost])} |")
+    words = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
+    return "\n".join([*lines, "", words])
+
+
+def robustness() -> str:
+    """The picture of robustness against cost, with the verdict and what these runs cannot show."""
+    lines = [line for line in verdict(main_records()) if not line.startswith((*CHECKS_LINES,))]
+    alt = "Worst robust accuracy of each method with its interval, upwards, against GMACs, across"
+    return "\n\n".join([f"![{alt}]({PICTURE})", f"**{lines[0]}**", scale_words(main_records()[0])])
+
+
+def scale_words(record: Record) -> str:
+    """How much smaller the runs are than the paper's."""
+    config = record.config
+    size = f"width {config.model.width} instead of 64, {config.training.epochs} epochs instead of 100"
+    return (
+        f"The scale is small: {size}, {record.train_images:,} training and {record.test_images:,} test images. These runs rank "
+        "the methods at this scale, where intervals do not overlap, and say nothing about the paper's figures."
     )
-    return "\n".join([*lines, "", said])
+
+
+def draw_picture() -> None:
+    """Draw docs/images/robustness.png, with the digest of its Records inside."""
+    path = ROOT / PICTURE
+    frontier(main_records(), path)
+    text = PngInfo()
+    text.add_text(DIGEST, records_digest())
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, pnginfo=text, optimize=True)
+
+
+def records_digest() -> str:
+    """SHA-256 of the Records behind the picture."""
+    return hashlib.sha256("".join(record.model_dump_json() for record in main_records()).encode()).hexdigest()
 
 
 def spread(figure: Figure) -> str:
@@ -174,7 +220,7 @@ def schema() -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"embedded": embedded_table},
+    "README.md": {"robustness": robustness, "methods": methods_table},
     "docs/start.md": {"demo": lambda: table(records("results/demo/records.json"))},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
@@ -202,6 +248,7 @@ def main() -> None:
             text = f"{content()}\n".join(parts)
         (ROOT / page).write_text(text)
     (ROOT / "docs/record.schema.json").write_text(schema())
+    draw_picture()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -41,3 +42,9 @@ def test_the_published_schema_is_the_records():
 @pytest.mark.parametrize(("page", "block"), [(page, block) for page, blocks in update_docs().BLOCKS.items() for block in blocks])
 def test_figures_are_the_records(page, block):
     assert f"<!-- {block} -->\n{update_docs().BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()
+
+
+def test_the_picture_in_readme_is_of_the_records():
+    """python scripts/update_docs.py draws it anew."""
+    with Image.open(ROOT / update_docs().PICTURE) as image:
+        assert image.text[update_docs().DIGEST] == update_docs().records_digest()

@@ -19,6 +19,7 @@ from advmoe.files import write_atomically, write_json
 from advmoe.reports.markup import Entry, Table, markdown
 from advmoe.reports.measures import WORST, label, worst_of
 from advmoe.runs.load import FILE, load, portable, save_file
+from advmoe.runs.loaded import Loaded
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,63}")
 TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
@@ -26,7 +27,7 @@ TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
 USE = """```python
 import advmoe
 
-model = advmoe.load("{name}")  # pip install "advmoe[hub]"
+model = advmoe.load("{name}")  # {where}
 logits = model(pixels)  # [B, C, H, W] in [0, 1]
 ```"""
 
@@ -45,14 +46,20 @@ def push_to_hub(run: str | Path, name: str, *, license: str | None = None, priva
     model = load(run)
     if model.record is None:
         raise UserError(f"{run}: has no Record of its best epoch, so it is unknown what it withstands: advmoe evaluate {run}")
-    with tempfile.TemporaryDirectory() as draft:
-        folder = Path(draft)
-        record = model.record if images else model.record.without_images()
-        save_file(model, folder / FILE, images=images)
-        write_atomically(folder / "config.yaml", dump_yaml(portable(model.config)))
-        write_json(folder / "record.json", record.to_json(), indent=1)
-        write_atomically(folder / "README.md", model_card(record, name, model.classes, model.input_size, license))
-        return hub.publish(folder, name, private)
+    with tempfile.TemporaryDirectory() as folder:
+        write_hub_folder(model, model.record, Path(folder), name, license=license, images=images)
+        return hub.publish(Path(folder), name, private)
+
+
+def write_hub_folder(
+    model: Loaded, record: Record, folder: Path, name: str, *, license: str | None = None, images: bool = False, half: bool = False
+) -> None:
+    """Write what a repository on the hub holds: model.safetensors, config.yaml, record.json and README.md, the model card."""
+    record = record if images else record.without_images()
+    save_file(model, folder / FILE, images=images, half=half)
+    write_atomically(folder / "config.yaml", dump_yaml(portable(model.config)))
+    write_json(folder / "record.json", record.to_json(), indent=1)
+    write_atomically(folder / "README.md", model_card(record, name, model.classes, model.input_size, license))
 
 
 def model_card(record: Record, name: str, classes: Sequence[str], input_size: Sequence[int], license: str | None = None) -> str:
@@ -62,7 +69,7 @@ def model_card(record: Record, name: str, classes: Sequence[str], input_size: Se
         f"---\n{yaml.safe_dump(_head(record, name, license), sort_keys=False)}---",
         f"# {name.rpartition('/')[2]}",
         _summary(said),
-        USE.format(name=name),
+        USE.format(name=name, where='pip install "advmoe[hub]"' if hub.is_name(name) else "comes with the package advmoe"),
         *(markdown(table) for table in (_figures(record), _attacks(record), _checks(record))),
         "### Limits",
         "\n".join(f"- {line}" for line in _limits(said, classes, input_size)),

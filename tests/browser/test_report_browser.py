@@ -164,12 +164,72 @@ def test_gallery_shows_the_chosen_run(page):
 def test_images_are_drawn_and_changed_layers_are_marked_by_more_than_colour(page):
     (gallery,) = [own for own in page.find_elements(By.CSS_SELECTOR, ".images") if own.is_displayed()]
     images = gallery.find_elements(By.TAG_NAME, "img")
-    assert len(images) == 8
-    assert all(page.execute_script("return arguments[0].naturalWidth", image) == 28 for image in images)
-    first = gallery.find_element(By.CSS_SELECTOR, ".route").find_elements(By.TAG_NAME, "li")
+    seen = [image for image in images if image.is_displayed()]
+    assert (len(images), len(seen)) == (4 * (1 + 2 * 6), 4 * 3)
+    assert all(page.execute_script("return arguments[0].naturalWidth", image) == 28 for image in seen)
+    (first, *_) = [route for route in gallery.find_elements(By.CSS_SELECTOR, ".route") if route.is_displayed()]
+    first = first.find_elements(By.TAG_NAME, "li")
     said = [layer.get_attribute("textContent").split() for layer in first]
     assert ["≠" in words for words in said] == [number % 3 == 1 for number in range(8)]
     assert " ".join(said[1]).startswith("layer 2: expert 1, under attack 0, changed")
+
+
+def visible(page, selector):
+    return [own for own in page.find_elements(By.CSS_SELECTOR, selector) if own.is_displayed()]
+
+
+@pytest.mark.parametrize("width", [PHONE, DESKTOP])
+def test_the_slider_leads_through_the_epsilons_by_keyboard(page, width):
+    emulate(page, width, "light")
+    (slider,) = visible(page, ".slider input")
+    said = []
+    for key in (None, Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.END):
+        if key:
+            slider.send_keys(key)
+        (output,) = visible(page, ".slider output")
+        assert output.text == slider.get_attribute("aria-valuetext")
+        steps = {step.get_attribute("data-step") for step in visible(page, ".step")}
+        assert steps == {slider.get_attribute("value")}
+        changed = sum("≠" in layer.text for layer in visible(page, ".route")[0].find_elements(By.TAG_NAME, "li"))
+        (attacked, *_) = visible(page, ".side.step .wrong, .side.step .right")
+        said.append((output.text, attacked.text, changed))
+    assert said == [
+        ("epsilon 0.1", "✗ wrong", 3), ("epsilon 0", "✓ right", 0), ("1/4 of epsilon 0.1", "✓ right", 0),
+        ("1/2 of epsilon 0.1", "✓ right", 0), ("2 of epsilon 0.1", "✗ wrong", 3),
+    ]  # fmt: skip
+    assert page.execute_script("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_each_run_has_its_own_slider(page):
+    Select(page.find_element(By.ID, "run")).select_by_index(2)
+    (slider,) = visible(page, ".slider input")
+    slider.send_keys(Keys.HOME)
+    assert {step.get_attribute("data-step") for step in visible(page, ".step")} == {"0"}
+    Select(page.find_element(By.ID, "run")).select_by_index(0)
+    assert {step.get_attribute("data-step") for step in visible(page, ".step")} == {"3"}
+
+
+def test_the_pathway_is_lit_layer_by_layer_where_motion_is_wanted(page):
+    emulate(page, DESKTOP, "light", "no-preference")
+    (slider,) = visible(page, ".slider input")
+    counts = page.execute_async_script(
+        "const [slider, done] = arguments, counts = [];"
+        "const count = () => slider.closest('.images').querySelector('.route:not([hidden] *)').querySelectorAll('.unlit').length;"
+        "slider.value = 5; slider.dispatchEvent(new Event('input'));"
+        "const look = () => { counts.push(count()); if (counts.at(-1) === 0) { clearInterval(watch); done(counts); } };"
+        "const watch = setInterval(look, 20);",
+        slider,
+    )
+    assert counts[0] > counts[len(counts) // 2] > counts[-1] == 0
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_cells_that_were_not_run_are_folded_until_asked_for(page):
+    (folded, *_) = page.find_elements(By.CSS_SELECTOR, "section[aria-labelledby=tables] details")
+    assert "not run" in folded.find_element(By.TAG_NAME, "summary").text
+    assert not folded.find_element(By.TAG_NAME, "table").is_displayed()
+    folded.find_element(By.TAG_NAME, "summary").send_keys(Keys.ENTER)
+    assert folded.find_element(By.TAG_NAME, "table").is_displayed()
 
 
 def test_runs_unfold_by_keyboard(page):

@@ -153,7 +153,10 @@ def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["nowhere", "x.png"], "nowhere: no run's folder, no file, and no name on the hub (owner/name)"),
+        (
+            ["nowhere", "x.png"],
+            "nowhere: no run's folder, no file, no name on the hub (owner/name), and no network of",
+        ),
         (["RUN"], "give one or more IMAGES"),
         (["RUN", "x.png", "--json", "--csv"], "give --json or --csv, not both"),
         (["RUN", "x.png", "--batch-size", "0"], "batch_size must be at least 1, not 0"),

@@ -91,7 +91,9 @@ def test_main_fields(place, value):
         (("history", 0, "loss"), NAN), (("history",), [[]]), (("gallery", 0), []), (("gallery", 0, "label"), -1),
         (("gallery", 0, "label"), 4), (("gallery", 0, "clean", "prediction"), 4), (("gallery", 0, "clean", "route"), [0]),
         (("gallery", 0, "clean", "route"), None), (("gallery", 0, "clean", "route", 0), 2),
-        (("gallery", 0, "clean", "confidence"), 2),
+        (("gallery", 0, "clean", "confidence"), 2), (("gallery", 0, "steps", 0, "prediction"), 4),
+        (("gallery", 0, "steps", 0, "route"), [0]), (("gallery", 0, "steps", 0, "epsilon"), -1),
+        (("gallery", 0, "steps"), 17 * WHOLE["gallery"][0]["steps"][:1]),
         (("gallery", 0, "clean", "png"), "<script>"), (("gallery", 0, "clean", "png"), ""),
         (("gallery", 0, "clean", "png"), base64.b64encode(b"GIF89a").decode()),
         (("gallery", 0, "clean", "png"), WHOLE["gallery"][0]["clean"]["png"][:60]),
@@ -111,8 +113,8 @@ def test_a_field_that_a_part_lacks_garbles_it():
 def test_one_router_may_choose_for_all_layers():
     made = copy.deepcopy(WHOLE)
     for image in made["gallery"]:
-        for side in ("clean", "adversarial"):
-            image[side]["route"] = [1]
+        for seen in (image["clean"], image["adversarial"], *image["steps"]):
+            seen["route"] = [1]
     assert garbled_parts(made) == []
 
 

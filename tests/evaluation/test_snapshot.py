@@ -11,7 +11,7 @@ from PIL import Image
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.data.images import balanced
 from advmoe.evaluation import EvaluationOptions, evaluate
-from advmoe.evaluation.snapshot import gallery_rows, png, snapshot
+from advmoe.evaluation.snapshot import GALLERY_STEPS, gallery_rows, png, snapshot
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
 
@@ -141,12 +141,16 @@ def test_the_gallery_shows_the_evaluations_attack(routed, shown):
         with frozen(routed):
             z_adv = pgd(routed, z, label, Pgd(EPSILON, EPSILON / 4, 50), ImageDraws(derive_seed(3, 0), [row]))
         assert (entry.label, entry.attack) == (label.item(), "pgd_50")
-        for side, image in (("clean", z), ("adversarial", z_adv)):
+        assert [step.epsilon for step in entry.steps] == [factor * EPSILON for factor in GALLERY_STEPS]
+        with frozen(routed):
+            radius = entry.steps[-1].epsilon
+            z_far = pgd(routed, z, label, Pgd(radius, radius / 4, 50), ImageDraws(derive_seed(3, 0), [row]))
+        for seen, image in ((entry.clean, z), (entry.adversarial, z_adv), (entry.steps[-1], z_far)):
             logits, routings = routed.forward_routed(image)
-            assert getattr(entry, side).prediction == logits.argmax().item()
-            assert getattr(entry, side).confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
-            assert getattr(entry, side).route == [routing.experts.item() for routing in routings]
-            assert np.abs(decoded(getattr(entry, side).png) - 255 * image[0, 0].numpy()).max() <= 0.51
+            assert seen.prediction == logits.argmax().item()
+            assert seen.confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
+            assert seen.route == [routing.experts.item() for routing in routings]
+            assert np.abs(decoded(seen.png) - 255 * image[0, 0].numpy()).max() <= 0.51
     assert any(entry.clean.prediction != entry.adversarial.prediction for entry in shown.gallery)
 
 

@@ -18,6 +18,7 @@ ROBUST = {"standard": 3.0, "at_dense": 50.0, "at_small_dense": 46.0, "at_sparse"
 ROUTED = ("at_moe", "advmoe")
 WHOLE = ("standard", "at_dense")  # methods without a model scale
 MULTIPLES = (0, 0.25, 0.5, 1, 1.5, 2, 4)
+STEPS = (0.25, 0.5, 1.5, 2)
 
 
 ADDED = ("run", "history", "classes", "layers", "load_by_class", "epsilon_curve", "gallery")  # by schema 2
@@ -143,13 +144,18 @@ def gallery(routed: int, num_experts: int) -> list[dict[str, Any]]:
         {
             "row": 7 * label, "label": label, "attack": "pgd_50",
             "clean": _seen(label, label, 0.93, [(label + layer) % num_experts for layer in range(routed)]),
-            "adversarial": _seen(
-                label, (label + 1) % len(CLASSES), 0.61,
-                [(label + layer + (layer % 3 == 1)) % num_experts for layer in range(routed)], noise=40,
-            ),
+            "adversarial": _attacked(label, 1, routed, num_experts),
+            "steps": [{"epsilon": 0.1 * times, **_attacked(label, times, routed, num_experts)} for times in STEPS],
         }
         for label in range(len(CLASSES))
     ]  # fmt: skip
+
+
+def _attacked(label: int, times: float, routed: int, num_experts: int) -> dict[str, Any]:
+    """At `times` the epsilon: from 1 on, another class, and every third layer takes the next expert."""
+    fooled = times >= 1
+    route = [(label + layer + (fooled and layer % 3 == 1)) % num_experts for layer in range(routed)]
+    return _seen(label, (label + fooled) % len(CLASSES), 0.61, route, noise=int(40 * times))
 
 
 def _seen(label: int, prediction: int, confidence: float, route: list[int], noise: int = 0) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from records import content, old_record, png, record
 
@@ -17,7 +19,7 @@ from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
 
 EVIL = "<script>alert(1)</script>\"'&"
-VOID = ("meta", "link", "img", "br")
+VOID = ("meta", "link", "img", "br", "input")
 
 
 class Page(HTMLParser):
@@ -113,10 +115,11 @@ def test_every_image_is_described_and_scrolling_parts_can_be_reached(whole):
     assert all(own.get("tabindex") == "0" for _, own in parsed.elements if "scroll" in own.get("class", "").split())
 
 
-def test_hostile_strings_stay_text(drawn):
+def test_hostile_strings_stay_text(drawn, monkeypatch):
+    monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2), np.int16))  # of the text below, too
     config = content()["config"] | {"method": EVIL}
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
-    evil.evaluation.checks[0].detail = EVIL
+    evil.evaluation.checks[0] = replace(evil.evaluation.checks[0], detail=EVIL)
     evil.gallery[0].clean.png = '" onerror="alert(1)'
     parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [EVIL], drawn))
     assert len(parsed.all("script")) == 1
@@ -171,6 +174,34 @@ def test_gallery_has_runs_with_routes_first(whole):
     options = re.findall(r'<option value="\d+">(.*?)</option>', whole)
     assert len(options) == 6
     assert [option.split(",")[0] for option in options] == ["advmoe"] * 2 + ["at_dense"] * 2 + ["at_small_dense"] * 2
+
+
+def test_colour_images_lead_the_gallery(monkeypatch):
+    monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2) if png == "grey" else (2, 2, 3), np.int16))
+    grey = record("advmoe")
+    for image in grey.gallery:
+        for seen in image.views:
+            seen.png = "grey"
+    text = page([grey, record("at_dense")])
+    assert [option.split(",")[0] for option in re.findall(r'<option value="\d+">(.*?)</option>', text)] == ["at_dense", "advmoe"]
+
+
+def test_the_slider_starts_at_the_evaluations_epsilon_and_one_step_of_each_image_is_shown():
+    text = page([record("advmoe")])
+    (slider,) = Page(text).all("input")
+    assert (slider["min"], slider["max"], slider["value"]) == ("0", "5", "3")
+    assert slider["data-radii"].split("|")[3] == "epsilon 0.1"
+    steps = [own for _, own in Page(text).elements if "data-step" in own]
+    assert len(steps) == 4 * 6 * 3
+    assert {own["data-step"] for own in steps if "hidden" not in own} == {"3"}
+    assert "Only these radii are on record" not in text
+
+
+def test_records_without_steps_say_so():
+    images = [{name: value for name, value in image.items() if name != "steps"} for image in content()["gallery"]]
+    text = page([record(gallery=images)])
+    assert "Only these radii are on record; a new evaluation records more." in text
+    assert Page(text).all("input")[0]["max"] == "1"
 
 
 def test_what_was_run_stands_first_and_other_cells_are_folded():

@@ -37,7 +37,7 @@ def test_pathway_follows_the_clean_route_and_the_one_under_attack(tmp_path, draw
 def test_one_router_for_the_network_chooses_in_every_layer(tmp_path, drawn):
     run = record("advmoe")
     for shown in run.gallery:
-        shown.clean.route, shown.adversarial.route = [1], [0]
+        shown.clean.route, shown.adversarial.route, shown.steps = [1], [0], []
     fig_a1([run], tmp_path / "a1.png")
     pathway = drawn[0].axes[1]
     assert [list(line.get_ydata()) for line in pathway.lines] == [[1] * 8, [0] * 8]

@@ -22,23 +22,6 @@ def test_facts_have_intervals():
     assert "RA-router, RA-expert" not in dict(run_of(record("at_dense")).facts)
 
 
-def test_routes_are_compared_layer_by_layer():
-    shown = run_of(record()).gallery[0]
-    assert [layer.number for layer in shown.route if layer.changed] == [2, 5, 8]
-    assert shown.summary == "3 of 8 routers choose another expert under attack"
-    assert (shown.clean.right, shown.adversarial.right) == (True, False)
-    assert (shown.clean.answer, shown.adversarial.answer, shown.attack) == ("T-shirt", "trouser", "PGD-50")
-
-
-def test_networks_without_routers_have_no_route():
-    shown = run_of(record("at_dense")).gallery[0]
-    assert (shown.route, shown.summary) == ((), "")
-
-
-def test_classes_without_names_are_numbered():
-    assert run_of(record(classes=[])).gallery[1].label == "class 1"
-
-
 def test_tables_of_a_run():
     assert [table.title for table in run_of(record()).notes] == [
         "Attacks", "Accuracy of 200 images under PGD-10, by radius", "Epochs, on held-out images",

@@ -1,6 +1,7 @@
 """A trained network out of its run's folder: into one file, to the hub and back, without its data."""
 
 import json
+import logging
 import os
 import pickle
 import resource
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
 import advmoe
@@ -130,7 +132,7 @@ def test_what_holds_no_network_is_named(tmp_path: Path, tiny: Any) -> None:
     assert "holds no run (no config.yaml)" in refusal(load, tmp_path)
     RunFolder(tmp_path / "run").claim(tiny(), resume=False)
     assert refusal(load, tmp_path / "run") == f"{tmp_path / 'run'}: holds no checkpoint yet"
-    assert "no run's folder, no file, and no name on the hub" in refusal(load, tmp_path / "nowhere")
+    assert "no run's folder, no file, no name on the hub (owner/name), and no network of" in refusal(load, tmp_path / "nowhere")
 
 
 # One file
@@ -163,6 +165,35 @@ def test_file_holds_the_record_and_no_place(evaluated: Path, tmp_path: Path, mon
     save_file(model, "net.safetensors", images=True)
     assert load("net.safetensors").record == model.record
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+
+
+def test_half_is_half_as_large_and_keeps_the_record_of_weights_that_it_holds(evaluated: Path, tmp_path: Path, caplog: Any) -> None:
+    model = load(evaluated)
+    save_file(model, tmp_path / "whole.safetensors")
+    with caplog.at_level(logging.WARNING, logger="advmoe"):
+        save_file(model, tmp_path / "half.safetensors", half=True)
+    assert "written without the Record" in caplog.messages[0]
+    state, rounded = model.network.state_dict(), load(tmp_path / "half.safetensors")
+    for name, tensor in rounded.network.state_dict().items():
+        assert torch.equal(tensor, state[name].half().to(tensor.dtype) if tensor.is_floating_point() else state[name])
+    sizes = [sum(tensor.nbytes for tensor in load_tensors(tmp_path / f"{name}.safetensors").values()) for name in ("half", "whole")]
+    assert sizes[0] < 0.55 * sizes[1]
+    again = Loaded(rounded.network, model.config, model.spec, model.epoch, model.record)
+    save_file(again, tmp_path / "again.safetensors", half=True)
+    assert len(caplog.messages) == 1
+    with torch.no_grad():
+        next(rounded.network.parameters()).fill_(1e6)
+    assert "has values beyond float16's range" in refusal(save_file, rounded, tmp_path / "x.safetensors", half=True)
+
+
+def test_a_record_beside_a_file_is_its_record(evaluated: Path, tmp_path: Path) -> None:
+    """As `advmoe evaluate FILE` writes it."""
+    model = load(evaluated)
+    assert model.record is not None
+    save_file(Loaded(model.network, model.config, model.spec, model.epoch), tmp_path / "net.safetensors")
+    assert load(tmp_path / "net.safetensors").record is None
+    shutil.copy(evaluated / "record.json", tmp_path / "net.record.json")
+    assert load(tmp_path / "net.safetensors").record == model.record.without_images()
 
 
 def test_file_into_no_folder(run: Path, tmp_path: Path) -> None:

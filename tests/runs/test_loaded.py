@@ -56,17 +56,32 @@ def test_a_path_a_pil_image_an_array_and_a_tensor_are_one_image(model: Loaded, t
     assert answers[0].confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-6)
 
 
-def test_images_of_other_sizes_and_colours_are_fitted(model: Loaded) -> None:
-    assert model.preprocess(photo(20, 11)).shape == (1, 3, 8, 8)
-    assert model.preprocess(photo().convert("L")).shape == (1, 3, 8, 8)
-    assert model.preprocess(photo().convert("RGBA")).shape == (1, 3, 8, 8)
+def test_images_of_other_sizes_and_colours_are_fitted_whatever_they_are_given_as(model: Loaded, tmp_path: Path) -> None:
+    """Files are read as `advmoe predict` reads them; the pixels alone give the same."""
+    for number, image in enumerate((photo(20, 11), photo(20, 11).convert("L"), photo(20, 11).convert("RGBA"))):
+        image.save(tmp_path / f"{number}.png")
+        expected, pixels = model.preprocess(tmp_path / f"{number}.png"), np.array(image)
+        channels_first = torch.tensor(pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1))
+        assert expected.shape == (1, 3, 8, 8)
+        for form in (image, pixels, channels_first):
+            assert torch.equal(model.preprocess(form), expected)
+    assert torch.equal(model.preprocess(np.zeros((9, 9, 1), np.uint8)), torch.zeros(1, 3, 8, 8))
+
+
+def test_a_photo_that_its_camera_stored_sideways_is_turned_upright(model: Loaded, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo().transpose(Image.Transpose.ROTATE_90).save(tmp_path / "sideways.png", exif=exif)
+    assert torch.equal(model.preprocess(tmp_path / "sideways.png"), model.preprocess(photo()))
+    with Image.open(tmp_path / "sideways.png") as opened:
+        assert torch.equal(model.preprocess(opened), model.preprocess(photo()))
 
 
 @pytest.mark.parametrize(
     ("image", "reason"),
     [
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "not torch.uint8 of shape (3, 8, 8)"),
-        (np.zeros((3, 8, 8), dtype=np.uint8), "not uint8 of shape (3, 8, 8)"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "not torch.int64 of shape (3, 8, 8)"),
+        (np.zeros((3, 8, 8), dtype=np.int64), "not int64 of shape (3, 8, 8)"),
         (255 * torch.ones(3, 8, 8), "not values from 255 to 255"),
         (torch.full((3, 8, 8), float("nan")), "not values from nan to nan"),
         (torch.zeros(8, 8, 3), "not torch.float32 of shape (8, 8, 3)"),
@@ -79,6 +94,15 @@ def test_pixels_that_are_no_floats_in_0_to_1_are_refused(model: Loaded, image: A
         with pytest.raises(UserError, match="floats in \\[0, 1\\] of shape \\(3, 8, 8\\)") as caught:
             call(image)
         assert reason in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((3, 8, 8), np.uint8), np.zeros((0, 8, 3), np.uint8), np.zeros(8, np.uint8), torch.zeros(8, 8, 2).byte()]
+)
+def test_8_bit_pixels_of_no_image_are_refused(model: Loaded, image: Any) -> None:
+    with pytest.raises(UserError, match=r"^uint8 pixels must be \[H, W\] or .* of 1, 3 or 4 channels, not of shape ") as caught:
+        model.predict(image)
+    assert str(tuple(image.shape)) in str(caught.value)
 
 
 def test_a_file_that_is_no_image_is_refused(model: Loaded, tmp_path: Path) -> None:

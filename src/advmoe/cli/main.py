@@ -17,6 +17,7 @@ COMMANDS = {  # each a module of advmoe.cli.arguments and one of advmoe.cli, imp
     "demo": "Train and evaluate four methods on embedded images: a few minutes on two cores.",
     "train": "Train a network from a recipe, a configuration file, or where a run left off.",
     "evaluate": "Measure what a trained network withstands at worst, on the test set.",
+    "models": "List the networks that come with the package.",
     "predict": "Classify images: class, confidence and the experts that each was sent through.",
     "attack": "Show what it takes to fool a network on one image.",
     "export": "Write a trained network as one ONNX or torch.export file, and compare it with PyTorch.",

@@ -1,11 +1,32 @@
 """What a network withstands, and what it costs."""
 
-from advmoe.attacks.presets import PRESETS
-from advmoe.attacks.registry import ATTACKS
-from advmoe.evaluation.checks import attack_strength
-from advmoe.evaluation.record_evaluation import Check
-from advmoe.evaluation.results import Evaluation
-from advmoe.evaluation.runner import evaluate, evaluate_with
-from advmoe.evaluation.target import EvaluationOptions
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from advmoe.attacks.presets import PRESETS
+    from advmoe.attacks.registry import ATTACKS
+    from advmoe.evaluation.checks import attack_strength
+    from advmoe.evaluation.record_evaluation import Check
+    from advmoe.evaluation.results import Evaluation
+    from advmoe.evaluation.runner import evaluate, evaluate_with
+    from advmoe.evaluation.target import EvaluationOptions
 
 __all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "EvaluationOptions", "attack_strength", "evaluate", "evaluate_with"]
+HOMES = {
+    "ATTACKS": "advmoe.attacks.registry",
+    "PRESETS": "advmoe.attacks.presets",
+    "Check": "advmoe.evaluation.record_evaluation",
+    "Evaluation": "advmoe.evaluation.results",
+    "EvaluationOptions": "advmoe.evaluation.target",
+    "attack_strength": "advmoe.evaluation.checks",
+    "evaluate": "advmoe.evaluation.runner",
+    "evaluate_with": "advmoe.evaluation.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The names in `__all__`, imported when they are used, so that Records can be read without torch."""
+    if name in HOMES:
+        return getattr(import_module(HOMES[name]), name)
+    raise AttributeError(f"module 'advmoe.evaluation' has no attribute {name!r}")

@@ -7,6 +7,8 @@ from pydantic_core import PydanticCustomError
 
 from advmoe.evaluation.record_fields import Counts, Experts, NotNegative, Part, Percent, Png, Share, Size, Text, Whole, Words
 
+MOST_STEPS = 16  # of an image in the gallery
+
 
 class Layer(Part):
     """An MoE layer; `width` is the number of filters of one expert, `size` the output's [h, w]."""
@@ -47,27 +49,40 @@ class Seen(Part):
         return self.route or []
 
 
+class GalleryStep(Seen):
+    """An image under the gallery's attack at another epsilon than the evaluation's."""
+
+    epsilon: NotNegative
+
+
 class GalleryImage(Part):
-    """Test image number `row`, clean and under an attack."""
+    """Test image number `row`, clean and under an attack: at the evaluation's epsilon (`adversarial`), and at others (`steps`).
+    Records of older versions have no steps."""
 
     row: Whole
     label: Whole
     attack: Text
     clean: Seen
     adversarial: Seen
+    steps: Annotated[list[GalleryStep], Field(max_length=MOST_STEPS, fail_fast=True, default_factory=list)]
+
+    @property
+    def views(self) -> list[Seen]:
+        """The image in each of its forms."""
+        return [self.clean, self.adversarial, *self.steps]
 
     @model_validator(mode="after")
     def _routes_alike(self) -> Self:
-        if len(self.clean.pathway) != len(self.adversarial.pathway):
-            raise PydanticCustomError("words", "an image with two routes of one length")
+        if len({len(seen.pathway) for seen in self.views}) > 1:
+            raise PydanticCustomError("words", "an image with routes of one length")
         return self
 
     def fits(self, classes: list[str], layers: list[Layer]) -> bool:
         """Whether the Record's classes and layers have the classes and experts named here; where it has none, any fit."""
-        labels = (self.label, self.clean.prediction, self.adversarial.prediction)
+        labels = (self.label, *(seen.prediction for seen in self.views))
         if classes and max(labels) >= len(classes):
             return False
-        return not layers or all(_route_fits(seen.pathway, layers) for seen in (self.clean, self.adversarial))
+        return not layers or all(_route_fits(seen.pathway, layers) for seen in self.views)
 
 
 def _route_fits(route: list[int], layers: list[Layer]) -> bool:

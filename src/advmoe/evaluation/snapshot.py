@@ -21,7 +21,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import route_of
 from advmoe.data.images import balanced
-from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Seen
+from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, GalleryStep, Layer, Seen
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import EvaluationOptions, Target
@@ -29,6 +29,7 @@ from advmoe.models import Classifier, fused
 
 GALLERY_IMAGES = 8
 GALLERY_ATTACK = "pgd_50"
+GALLERY_STEPS = (0.25, 0.5, 1.5, 2.0)  # times the evaluation's epsilon, beside 0 and 1
 CURVE_IMAGES = 200
 CURVE_ATTACK = "pgd_10"
 CURVE_EPSILONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # times the evaluation's
@@ -120,19 +121,26 @@ def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GAL
 
 
 def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
-    """Each row's image, clean and under GALLERY_ATTACK, with the network's prediction.
+    """Each row's image, clean and under GALLERY_ATTACK, with the network's prediction; also at GALLERY_STEPS times epsilon.
 
     `prediction` is a class number and `confidence` its softmax probability, both computed from the float32 pixels. `png` holds
     the pixels rounded to 8 bits: it is for display, and the rounded image may not fool the network.
     """
     index = torch.as_tensor(rows, dtype=torch.int64, device=target.x.device)
     x, y = target.x[index], target.y[index]
-    job = Job(target.model, x, y, rows, target.epsilon, target.norm, target.seed, 0, target.num_classes)
-    clean, adversarial = _seen(target.model, x), _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
-    columns = zip(rows, y.tolist(), clean, adversarial, strict=True)
+
+    def attacked(epsilon: float) -> list[Seen]:
+        job = Job(target.model, x, y, rows, epsilon, target.norm, target.seed, 0, target.num_classes)
+        return _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
+
+    epsilons = [factor * target.epsilon for factor in GALLERY_STEPS] if target.epsilon > 0 else []
+    steps = [[GalleryStep(epsilon=epsilon, **dict(seen)) for seen in attacked(epsilon)] for epsilon in epsilons]
+    columns = zip(rows, y.tolist(), _seen(target.model, x), attacked(target.epsilon), strict=True)
     return [
-        GalleryImage(row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK)
-        for row, label, before, after in columns
+        GalleryImage(
+            row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK, steps=[step[place] for step in steps]
+        )
+        for place, (row, label, before, after) in enumerate(columns)
     ]
 
 

@@ -21,7 +21,9 @@ CAPTIONS = {
         "a method at two model scales or more",
     ),
     "frontier": Caption(
-        "Robustness against cost", "Ringed and joined: the networks on the frontier, which no cheaper one matches.",
+        "Robustness against cost",
+        "Bars are 95 % intervals over seeds and images. Ringed and joined: the networks on the frontier, which no cheaper one "
+        "matches.",
         "Scatter charts of the worst robust accuracy, upwards, against billions of multiply-accumulates, across. "
         "The first table holds the same figures.",
         "two networks of one setting",

@@ -144,10 +144,14 @@ def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:
 
 
 def _with_images(runs: Sequence[Run]) -> list[Run]:
-    """Runs for the gallery, those with routes first, AdvMoE's leading."""
+    """Runs for the gallery: colour images first, then runs with routes, AdvMoE's leading."""
     order = [*LOOKS]
-    shown = [run for run in runs if run.gallery]
-    return sorted(shown, key=lambda run: (run.method not in ROUTED, order.index(run.method) if run.method in order else len(order)))
+
+    def place(run: Run) -> tuple[bool, bool, int]:
+        in_grey = run.gallery is None or not run.gallery.colour
+        return in_grey, run.method not in ROUTED, order.index(run.method) if run.method in order else len(order)
+
+    return sorted((run for run in runs if run.gallery), key=place)
 
 
 def _gaps(records: Sequence[Record]) -> list[str]:

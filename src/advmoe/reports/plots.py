@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from advmoe.evaluation.record import Record
+from advmoe.reports.cells import span, summarise
 from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
 from advmoe.reports.figures import save, short
 from advmoe.reports.measures import SUMMARY, worst_of
@@ -163,21 +164,21 @@ def _frontier_key(record: Record) -> tuple[Cell, str]:
     return replace(setting_of(record), backbone="", width=None), worst_of(record).name
 
 
-Point = tuple[float, float, float, Line, str]  # GMACs, mean, deviation, line, name
+Point = tuple[float, float, tuple[float, float], Line, str]  # GMACs, mean, its 95 % interval, line, name
 
 
 def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     lines, several = by_line(records), len({record.backbone for record in records}) > 1
     points = [point for line, members in lines.items() for point in _points(line, members, name, several)]
-    for gmacs, mean, std, line, text in points:
+    for gmacs, mean, (low, high), line, text in points:
         style = look(line[0])
         ax.errorbar(
-            gmacs, mean, yerr=std, color=style.colour, marker=style.marker, linestyle="", markersize=7, capsize=2,
-            label=label_of(line, lines),
+            gmacs, mean, yerr=[[mean - low], [high - mean]], color=style.colour, marker=style.marker, linestyle="", markersize=7,
+            capsize=2, label=label_of(line, lines),
         )  # fmt: skip
         ax.annotate(text, (gmacs, mean), (7, 5), textcoords="offset points", fontsize=7)
     best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])
-    xs, ys = zip(*best, strict=True)
+    xs, ys = [gmacs for gmacs, _ in best], [mean for _, mean in best]
     ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
     ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
     ax.set(xlabel="GMACs of one image", ylabel=f"{DRAWN[name].label}, %")
@@ -190,16 +191,17 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
 
 
 def _points(line: Line, records: Sequence[Record], name: str, with_backbone: bool) -> list[Point]:
-    """One for each network of the line: mean over its seeds."""
-    networks = grouped(records, lambda record: (cell_of(record).backbone, cell_of(record).width, scale_of(record)))
+    """One for each network of the line whose seeds were attacked alike: mean over the seeds."""
     return [
         (
-            runs[0].gmacs,
-            *mean_and_std([DRAWN[name].value(run) or 0.0 for run in runs]),
+            summary.figures["gmacs"].mean,
+            summary.figures[name].mean,
+            span(summary, name),
             line,
-            f"{short(backbone)}, r {scale:g}" if with_backbone else f"r {scale:g}",
+            f"{short(summary.cell.backbone)}, " * with_backbone + f"r {summary.cell.model_scale:g}",
         )
-        for (backbone, _, scale), runs in networks.items()
+        for summary in summarise(records)
+        if name in summary.figures
     ]
 
 

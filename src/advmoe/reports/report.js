@@ -50,3 +50,37 @@ if (chooser) {
   chooser.addEventListener("change", showRun);
   showRun();
 }
+
+// Epsilon slider: one position of every image of the run, and its pathway lit layer by layer.
+const lighting = new WeakMap();
+const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+
+function light(route) {
+  const layers = [...route.children];
+  clearInterval(lighting.get(route));
+  layers.forEach((layer) => layer.classList.toggle("unlit", !still.matches));
+  if (still.matches) return;
+  let next = 0;
+  lighting.set(route, setInterval(() => {
+    layers[next].classList.remove("unlit");
+    next += 1;
+    if (next === layers.length) clearInterval(lighting.get(route));
+  }, 60));
+}
+
+function showStep(input) {
+  const words = input.dataset.radii.split("|")[input.value];
+  input.setAttribute("aria-valuetext", words);
+  input.closest(".slider").querySelector("output").textContent = words;
+  for (const step of input.closest(".images").querySelectorAll(".step")) {
+    step.hidden = step.dataset.step !== input.value;
+    if (!step.hidden) step.querySelectorAll(".route").forEach(light);
+  }
+}
+
+for (const input of document.querySelectorAll(".slider input")) {
+  input.closest(".slider").hidden = false;
+  input.value = input.defaultValue; // browsers keep the position of an earlier visit
+  input.setAttribute("aria-valuetext", input.dataset.radii.split("|")[input.value]);
+  input.addEventListener("input", () => showStep(input));
+}

@@ -7,56 +7,13 @@ import yaml
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
-from advmoe.evaluation.record_snapshot import GalleryImage, Seen
 from advmoe.reports.attacks import bracket, caught_alone, gains
 from advmoe.reports.collect import cell_of
+from advmoe.reports.gallery import Gallery, attack_title, gallery_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import WORST, evaluator, label, worst_of
-from advmoe.reports.routes import class_name
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
-
-
-@dataclass(frozen=True)
-class Side:
-    """An image as the network sees it: its PNG, what it is taken for, and what that is worth in words."""
-
-    png: str
-    answer: str
-    confidence: str
-    right: bool
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A router's choice on the clean and on the adversarial image."""
-
-    number: int
-    clean: int
-    adversarial: int
-
-    @property
-    def changed(self) -> bool:
-        """Whether the attack reroutes the image here."""
-        return self.clean != self.adversarial
-
-
-@dataclass(frozen=True)
-class GalleryEntry:
-    """One entry of a gallery."""
-
-    label: str
-    row: int
-    attack: str
-    clean: Side
-    adversarial: Side
-    route: tuple[Layer, ...]
-
-    @property
-    def summary(self) -> str:
-        """How many layers the attack rerouted; empty for a network that does not route."""
-        changed = sum(layer.changed for layer in self.route)
-        return f"{changed} of {len(self.route)} routers choose another expert under attack" if self.route else ""
 
 
 @dataclass(frozen=True)
@@ -72,7 +29,7 @@ class Run:
     notes: tuple[Table, ...]
     config: str
     made: tuple[tuple[str, str], ...]
-    gallery: tuple[GalleryEntry, ...]
+    gallery: Gallery | None
 
 
 def run_of(record: Record) -> Run:
@@ -82,7 +39,7 @@ def run_of(record: Record) -> Run:
         headline=_headline(record), facts=tuple(_facts(record)), checks=tuple(record.evaluation.checks),
         notes=tuple(_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
         made=tuple(_provenance(record)),
-        gallery=tuple(_gallery_entry(record, entry) for entry in record.gallery),
+        gallery=gallery_of(record),
     )  # fmt: skip
 
 
@@ -136,7 +93,7 @@ def _tables(record: Record) -> Iterable[Table]:
     ])  # fmt: skip
     curve = record.epsilon_curve
     if curve:
-        title = f"Accuracy of {counted(curve.images, 'image')} under {_attack(curve.attack)}, by radius"
+        title = f"Accuracy of {counted(curve.images, 'image')} under {attack_title(curve.attack)}, by radius"
         yield _table(title, ("radius", "accuracy, %"), [
             (float(f"{at:.4g}"), round(ra, 1)) for at, ra in zip(curve.epsilons, curve.ra, strict=True)
         ])  # fmt: skip
@@ -149,24 +106,6 @@ def _tables(record: Record) -> Iterable[Table]:
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]]) -> Table:
     entries = (tuple(Entry(str(cell), cell if isinstance(cell, int | float) else None) for cell in row) for row in rows)
     return Table("", title, columns, tuple(entries))
-
-
-def _gallery_entry(record: Record, entry: GalleryImage) -> GalleryEntry:
-    names, clean, adversarial = record.classes, entry.clean, entry.adversarial
-    pairs = zip(clean.pathway, adversarial.pathway, strict=True)
-    return GalleryEntry(
-        class_name(names, entry.label), entry.row, _attack(entry.attack), _side(clean, entry.label, names),
-        _side(adversarial, entry.label, names), tuple(Layer(number, *pair) for number, pair in enumerate(pairs, 1)),
-    )  # fmt: skip
-
-
-def _side(seen: Seen, label: int, names: Sequence[str] | None) -> Side:
-    answer = class_name(names, seen.prediction)
-    return Side(seen.png, answer, f"{100 * seen.confidence:.0f} %", seen.prediction == label)
-
-
-def _attack(name: str) -> str:
-    return name.upper().replace("_", "-")
 
 
 def counted(number: int, thing: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advmoe import hub
+from advmoe import hub, networks
 from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
@@ -50,12 +50,17 @@ class Subject:
 
 
 def subject(what: Path) -> Subject:
-    """The network in a run's folder (its best epoch), in a file that `advmoe.save_file` wrote, or on the hub (owner/name).
+    """The network in a run's folder (its best epoch), in a file that `advmoe.save_file` wrote, in the package, or on the hub.
 
     Raises UserError if there is none.
     """
-    if what.is_file() or (what / FILE).is_file() or (not what.exists() and hub.is_name(str(what))):
+    elsewhere = not what.exists() and (networks.find(str(what)) is not None or hub.is_name(str(what)))
+    if what.is_file() or (what / FILE).is_file() or elsewhere:
         return _saved(what)
+    if not what.exists():
+        raise UserError(
+            f"{what}: holds no run (no config.yaml), and no network of the package has that name ({networks.in_words()})"
+        )
     folder = RunFolder(what)
     config, best = folder.config(), folder.best()
     history = [HistoryRow.model_validate(row) for row in best.history]
@@ -67,7 +72,7 @@ def subject(what: Path) -> Subject:
 
 
 def _saved(what: Path) -> Subject:
-    """A saved network. Its Record lies beside the file, or in the working folder where it comes from the hub."""
+    """A saved network. Its Record lies beside the file, or in the working folder if it comes from the package or the hub."""
     loaded = load(what)
     beside = what / FILE if what.is_dir() else what if what.exists() else Path(f"{what.name}.safetensors")
 

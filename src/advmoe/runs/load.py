@@ -1,4 +1,4 @@
-"""A trained network for use: from a run's folder, from one file or from the hub, without the data that it was trained on."""
+"""A trained network for use: from a run's folder, one file, the package or the hub, without the data that it was trained on."""
 
 import functools
 import json
@@ -12,13 +12,13 @@ from pydantic import BaseModel, Field, ValidationError
 from safetensors import safe_open
 from torch import Tensor
 
-from advmoe import hub
+from advmoe import hub, networks
 from advmoe.allocator import keep_freed_memory
 from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import UserError, lookup, one_line, shown
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_file import checked_record, read_record
+from advmoe.evaluation.record_file import RECORD, checked_record, read_record
 from advmoe.files import JsonObject, check_plain, drafted
 from advmoe.models import Classifier, compact
 from advmoe.models.digest import weights_digest
@@ -55,7 +55,8 @@ class Header(BaseModel):
 
 
 def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
-    """The network of a run's folder (its best epoch), of a file that `save_file` wrote, or of the hub (owner/name), on `device`.
+    """The network of a run's folder (its best epoch), of a file that `save_file` wrote, of the package (`advmoe models` lists their
+    names), or of the hub (owner/name), on `device`.
 
     A run whose checkpoints do not describe its images (older versions) needs its data again. Raises UserError if there is no
     network.
@@ -69,8 +70,14 @@ def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
         return (_from_file(file) if file.is_file() else _from_run(path)).to(device)
     if path.exists():
         return _from_file(path).to(device)
+    packaged = networks.find(str(what))
+    if packaged is not None:
+        return _from_file(packaged).to(device)
     if not hub.is_name(str(what)):
-        raise UserError(f"{what}: no run's folder, no file, and no name on the hub (owner/name)")
+        known = networks.in_words()
+        raise UserError(
+            f"{what}: no run's folder, no file, no name on the hub (owner/name), and no network of the package ({known})"
+        )
     return from_pretrained(str(what), device)
 
 
@@ -79,18 +86,23 @@ def from_pretrained(name: str, device: str | torch.device = "cpu", revision: str
     return _from_file(hub.fetch(name, FILE, revision)).to(device)
 
 
-def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
+def save_file(model: Loaded, path: str | Path, *, images: bool = False, half: bool = False) -> None:
     """Write one safetensors file that `load` reads anywhere: weights, and in its header configuration, classes and Record.
 
-    The Record's gallery holds test images: it is left out unless `images` is true. A Record of other weights is left out, with a
-    warning. Raises UserError if there is no folder for the file, and for a network that is not a `Loaded`.
+    The Record's gallery holds test images: it is left out unless `images` is true. With `half`, the weights are rounded to float16,
+    which halves the file; `load` gives a float32 network of the rounded weights. A Record of other weights is left out, with a
+    warning. Raises UserError if there is no folder for the file, for a network that is not a `Loaded`, and with `half` for weights
+    beyond float16's range.
     """
     if not isinstance(model, Loaded):
         raise UserError(
             f"save_file takes what advmoe.load gives, or advmoe.Loaded(network, config, spec), not {type(model).__name__}"
         )
+    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    written = _in_half(state) if half else state
+    exact = all(torch.equal(tensor, written[name].to(tensor)) for name, tensor in state.items())
     record = model.record
-    if record is not None and model.weights_changed():
+    if record is not None and (model.weights_changed() or not exact):
         logger.warning("%s: written without the Record, which is of the weights before they were changed", path)
         record = None
     header = Header(
@@ -99,9 +111,17 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False) -> None:
     )  # fmt: skip
     if not Path(path).absolute().parent.is_dir():
         raise UserError(f"{Path(path).parent}: no such folder for {Path(path).name}")
-    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
     with drafted(Path(path)) as draft:
-        safetensors.torch.save_file(state, draft, {"format": "pt", KEY: json.dumps(header.model_dump(by_alias=True))})
+        safetensors.torch.save_file(written, draft, {"format": "pt", KEY: json.dumps(header.model_dump(by_alias=True))})
+
+
+def _in_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same with floats in float16. Raises UserError if one is beyond its range."""
+    rounded = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    beyond = next((name for name, tensor in rounded.items() if not torch.isfinite(tensor).all()), None)
+    if beyond is not None:
+        raise UserError(f"{beyond}: has values beyond float16's range; write the file without half=True")
+    return rounded
 
 
 def portable(config: RunConfig) -> RunConfig:
@@ -177,13 +197,21 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _rebuilt(header: Header, state: Mapping[str, Tensor], path: Path) -> Loaded:
     config = header.config
-    record = None if header.record is None else checked_record(header.record, str(path))
+    record = _record_of_file(header, path)
     kind = lookup(METHODS, config.method, "method").kind
     compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
     _check_fit(compacted, header.spec, state)
     model = network(compacted, header.spec)
     model.load_state_dict(state)
     return Loaded(model, config, header.spec, header.epoch, _if_measured_on(model, record, path))
+
+
+def _record_of_file(header: Header, path: Path) -> Record | None:
+    """The Record that `advmoe evaluate` wrote beside the file, else the one in its header; None without either."""
+    beside = path.with_name(f"{path.stem}.{RECORD}")
+    if beside.is_file():
+        return read_record(beside)
+    return None if header.record is None else checked_record(header.record, str(path))
 
 
 def _if_measured_on(model: Classifier, record: Record | None, where: Path) -> Record | None:

@@ -69,14 +69,17 @@ class Loaded(nn.Module):
     def preprocess(self, image: ImageLike) -> Tensor:
         """One image as this network takes it: [1, C, H, W] float32 in [0, 1], on the network's device.
 
-        A path or a PIL image is turned upright, resized and cropped as `advmoe predict` does. An array or a tensor holds the pixels
-        themselves, [C, H, W] or [1, C, H, W], floats in [0, 1]. Raises UserError for anything else.
+        A path, a PIL image or 8-bit pixels are turned upright, resized and cropped as `advmoe predict` does. 8-bit pixels are a
+        uint8 array [H, W] or [H, W, C], or a uint8 tensor [H, W] or [C, H, W], of 1, 3 (RGB) or 4 (RGBA) channels. Floats are the
+        input itself, and are not resized: an array or a tensor [C, H, W] or [1, C, H, W] in [0, 1]. Raises UserError otherwise.
         """
         central = self.config.data.dataset == CENTRAL
         if isinstance(image, str | Path):
             pixels = read_image(Path(image), self.input_size, central=central).pixels
         elif isinstance(image, Image.Image):
             pixels = fit_image(image, self.input_size, "image", central=central).pixels
+        elif isinstance(image, np.ndarray | Tensor) and image.dtype in (np.uint8, torch.uint8):
+            pixels = fit_image(_photo(image), self.input_size, "image", central=central).pixels
         else:
             pixels = self._checked(image)
         return pixels[None].to(next(self.parameters()).device)
@@ -100,7 +103,7 @@ class Loaded(nn.Module):
 
     def _checked(self, image: np.ndarray | Tensor) -> Tensor:
         """[C, H, W] float32. Raises UserError unless it holds floats in [0, 1] of the input's shape."""
-        wanted = f"floats in [0, 1] of shape {self.input_size}"
+        wanted = f"uint8 [H, W, C], or floats in [0, 1] of shape {self.input_size}"
         if not isinstance(image, np.ndarray | Tensor):
             raise UserError(f"an image must be a path, a PIL image, or an array or tensor of {wanted}, not {type(image).__name__}")
         pixels = torch.as_tensor(image)
@@ -110,3 +113,13 @@ class Loaded(nn.Module):
         if not bool(((pixels >= 0) & (pixels <= 1)).all()):
             raise UserError(f"pixels must be {wanted}, not values from {pixels.min().item():g} to {pixels.max().item():g}")
         return pixels.float()
+
+
+def _photo(image: np.ndarray | Tensor) -> Image.Image:
+    """uint8 pixels as a PIL image: an array [H, W] or [H, W, C], a tensor [H, W] or [C, H, W]. Raises UserError on other shapes."""
+    array = np.moveaxis(image.cpu().numpy(), 0, -1) if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
+    array = array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        form = "[C, H, W]" if isinstance(image, Tensor) else "[H, W, C]"
+        raise UserError(f"uint8 pixels must be [H, W] or {form} of 1, 3 or 4 channels, not of shape {tuple(image.shape)}")
+    return Image.fromarray(np.ascontiguousarray(array))

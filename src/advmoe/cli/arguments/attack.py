@@ -16,7 +16,8 @@ class AttackArguments:
     of the pixels suffices; write the adversarial image."""
 
     run: tyro.conf.Positional[str]
-    """A run's folder, a file that advmoe.save_file wrote, or a name on the hub (owner/name)."""
+    """A run's folder, a file that advmoe.save_file wrote, a network of the package (advmoe models), or a name on the hub
+    (owner/name)."""
     image: tyro.conf.Positional[Path]
     """The image's file."""
     epsilon: Fraction | None = None

@@ -32,7 +32,8 @@ class EvaluateArguments:
     NAME.record.json beside it."""
 
     run: tyro.conf.Positional[Path]
-    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
+    """The folder of a run, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
+    (owner/name)."""
     quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
     standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
     full: Annotated[Flag, _costs("full", "the same and far more of it")] = False

@@ -19,7 +19,7 @@ class ExportArguments:
     """
 
     run: tyro.conf.Positional[str]
-    """A run's folder, a file of a network, or a name on the hub."""
+    """A run's folder, a file of a network, a network of the package, or a name on the hub."""
     out: Path
     """The file to write."""
     format: Literal["onnx", "torch-export"] = "onnx"

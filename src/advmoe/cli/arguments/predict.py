@@ -16,7 +16,8 @@ class PredictArguments:
     and the others are classified."""
 
     run: tyro.conf.Positional[str]
-    """The folder of a run, a file written by advmoe.save_file, or a name on the hub (owner/name)."""
+    """The folder of a run, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
+    (owner/name)."""
     images: tyro.conf.Positional[tuple[Path, ...]]
     """Image files, and folders, which are searched at any depth."""
     json: Flag = False

@@ -1,0 +1,57 @@
+"""Build the folder to upload to the Hugging Face hub from a network of the package, a run or a file, and check it.
+
+    python scripts/make_hub_folder.py NETWORK OWNER/NAME FOLDER [LICENSE]
+    hf upload OWNER/NAME FOLDER
+
+Nothing is sent. The card is read by the hub's library (extra hub), and the network is loaded from the folder.
+"""
+
+import sys
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from advmoe.errors import UserError
+from advmoe.models.digest import weights_digest
+from advmoe.publish import write_hub_folder
+from advmoe.runs.load import load
+
+
+def build(network: str, name: str, folder: Path, license: str | None = None) -> None:
+    """Write and check the folder. Raises UserError if the network was not evaluated, or the folder is not empty."""
+    model = load(network)
+    if model.record is None:
+        raise UserError(f"{network}: has no Record: advmoe evaluate {network}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if any(folder.iterdir()):
+        raise UserError(f"{folder}: is not empty")
+    half = all(bool((tensor.half().to(tensor.dtype) == tensor).all()) for tensor in model.network.state_dict().values())
+    write_hub_folder(model, model.record, folder, name, license=license, half=half)
+    check(folder, name)
+    if weights_digest(load(folder).network) != model.record.weights:
+        raise UserError(f"{folder}: the network in it is not the one of the Record")
+
+
+def check(folder: Path, name: str) -> None:
+    """Check the name and the card with the hub's library. Raises UserError."""
+    try:
+        validate_repo_id(name)
+        results = ModelCard.load(folder / "README.md").data.eval_results
+    except ValueError as error:
+        raise UserError(f"{name}: the hub's library refuses it ({' '.join(str(error).split())[:200]})") from None
+    if not results:
+        raise UserError(f"{folder}: the hub's library reads no figures in its card")
+
+
+def main(network: str, name: str, folder: str, license: str | None = None) -> None:
+    """Build the folder and say what to do with it."""
+    build(network, name, Path(folder), license)
+    print(f"{folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}\nnext: hf upload {name} {folder}")
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except (UserError, TypeError) as error:
+        sys.exit(str(error) if isinstance(error, UserError) else __doc__)

@@ -1,0 +1,56 @@
+"""Add a trained network to the package: src/advmoe/networks/NAME.safetensors in float16, its Record and its model card.
+
+    python scripts/package_network.py RUN NAME [flags of advmoe evaluate]
+    python scripts/package_network.py runs/cifar10/advmoe cifar10-w16 --standard --limit-test 300 --data-dir data
+
+The Record is that of the rounded weights: the file itself is evaluated. The same command continues an evaluation that was stopped.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+from advmoe import networks
+from advmoe.cli.main import main as advmoe
+from advmoe.errors import UserError
+from advmoe.evaluation.record_file import gallery_path
+from advmoe.files import write_atomically
+from advmoe.publish import model_card
+from advmoe.runs.load import load, save_file
+
+
+def write_weights(run: Path, name: str) -> Path:
+    """Write the file of the run's best epoch. Raises UserError if it is too large."""
+    path = networks.weights(name)
+    save_file(load(run), path, half=True)
+    path.chmod(0o644)  # the library makes files for their owner alone
+    size = path.stat().st_size
+    if size > networks.MAX_FILE:
+        path.unlink()
+        raise UserError(f"{run}: takes {size:,} bytes in float16; a network of the package may have {networks.MAX_FILE:,}")
+    return path
+
+
+def write_card(name: str) -> None:
+    """Write NAME.md from the file and its Record."""
+    model = load(networks.weights(name))
+    assert model.record is not None  # just evaluated
+    write_atomically(networks.FOLDER / f"{name}.md", model_card(model.record, name, model.classes, model.input_size))
+
+
+def main(run: Path, name: str, *flags: str) -> int:
+    """Write all three files; the exit status of the evaluation."""
+    path = write_weights(run, name)
+    status = advmoe(["evaluate", str(path), *flags])
+    if status == 0:
+        shutil.rmtree(path.with_name(f"{name}.evaluation"))
+        gallery_path(networks.record_file(name)).unlink(missing_ok=True)
+        write_card(name)
+    return status
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
+    except (UserError, TypeError, IndexError) as error:
+        sys.exit(str(error) if isinstance(error, UserError) else __doc__)

@@ -1,0 +1,55 @@
+"""Make the report's page from the Records in results/, and the screenshot of its first screen.
+
+python scripts/report_page.py FILE.html     the page alone; the site's build calls this
+python scripts/report_page.py               docs/images/report.png, by Chromium
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from advmoe.cli.report import write_report
+from advmoe.evaluation.record import Record
+from advmoe.reports.answers import answers
+from advmoe.reports.collect import collect
+
+RESULTS = Path(__file__).parents[1] / "results"
+SHOT = Path(__file__).parents[1] / "docs/images/report.png"
+FOLDERS = ("cifar10-jpeg", "embedded")  # the first leads
+SIZE = "1200,900"
+
+
+def page_records() -> list[Record]:
+    """The Records of the folders that have any, CIFAR-10's first."""
+    return [record for name in FOLDERS if any((RESULTS / name).glob("*.json")) for record in collect(RESULTS / name, print)]
+
+
+def first_of_each_method(records: list[Record]) -> list[Record]:
+    """One seed of the leading data set at model scale 0.5, for the three answers."""
+    leading, seed = records[0].dataset, min(record.seed for record in records)
+    alike = [record for record in records if (record.dataset, record.seed, record.config.model.model_scale) == (leading, seed, 0.5)]
+    return [record for record in alike if record.method != "at_moe"]  # its control with one expert has the same name
+
+
+def write_page(file: Path) -> None:
+    """Write the page."""
+    records = page_records()
+    with tempfile.TemporaryDirectory() as folder:
+        write_report(records, Path(folder), print, answers(first_of_each_method(records)))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(Path(folder) / "report.html", file)
+
+
+def take_screenshot() -> None:
+    """Write docs/images/report.png: what a reader sees first."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.html"
+        write_page(file)
+        flags = ("--headless=new", "--no-sandbox", "--hide-scrollbars", f"--window-size={SIZE}", f"--screenshot={SHOT}")
+        subprocess.run(["chromium", *flags, file.as_uri()], check=True, capture_output=True)
+
+
+if __name__ == "__main__":
+    write_page(Path(sys.argv[1])) if len(sys.argv) > 1 else take_screenshot()

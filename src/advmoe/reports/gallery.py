@@ -1,0 +1,147 @@
+"""The gallery of a Record's test images as the report's page shows it: clean and under attack, at each epsilon of the slider."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_snapshot import GalleryImage, Seen
+from advmoe.reports.panels import radius
+from advmoe.reports.routes import class_name
+
+MOST_TIMES = 100  # an epsilon further above the evaluation's is not given as its multiple
+
+
+@dataclass(frozen=True)
+class Side:
+    """An image as the network sees it: its PNG, what it is taken for, and what that is worth in words."""
+
+    png: str
+    answer: str
+    confidence: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A router's choice on the clean and on the attacked image."""
+
+    number: int
+    clean: int
+    adversarial: int
+
+    @property
+    def changed(self) -> bool:
+        """Whether the attack reroutes the image here."""
+        return self.clean != self.adversarial
+
+
+@dataclass(frozen=True)
+class Step:
+    """An image at one position of the epsilon slider. `change` is the PNG of the perturbation, "" if it cannot be drawn."""
+
+    number: int
+    kind: str
+    attacked: Side
+    change: str
+    route: tuple[Layer, ...]
+
+    @property
+    def summary(self) -> str:
+        """How many layers the attack rerouted; empty for a network that does not route."""
+        changed = sum(layer.changed for layer in self.route)
+        return f"{changed} of {len(self.route)} routers choose another expert than for the clean image" if self.route else ""
+
+
+@dataclass(frozen=True)
+class GalleryEntry:
+    """One entry of a gallery."""
+
+    label: str
+    row: int
+    clean: Side
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The images of a run. `radii` are the positions of the epsilon slider in words, `start` is the evaluation's."""
+
+    entries: tuple[GalleryEntry, ...]
+    radii: tuple[str, ...]
+    start: int
+    colour: bool
+
+
+def gallery_of(record: Record) -> Gallery | None:
+    """The Record's images; None if it has none. The slider has the epsilons that every image has."""
+    if not record.gallery:
+        return None
+    epsilons = _epsilons(record)
+    entries = tuple(_entry(record, image, epsilons) for image in record.gallery)
+    words = tuple(_in_words(epsilon, record.epsilon) for epsilon in epsilons)
+    return Gallery(entries, words, epsilons.index(record.epsilon), _levels(record.gallery[0].clean.png).ndim == 3)
+
+
+def attack_title(name: str) -> str:
+    """'PGD-50' for pgd_50."""
+    return name.upper().replace("_", "-")
+
+
+def _epsilons(record: Record) -> list[float]:
+    """0, the evaluation's epsilon and those of the steps, upwards."""
+    common = set.intersection(*({step.epsilon for step in image.steps} for image in record.gallery))
+    return sorted({0.0, record.epsilon, *common})
+
+
+def _in_words(epsilon: float, usual: float) -> str:
+    """'1/2 of epsilon 8/255'."""
+    if epsilon == 0:
+        return "epsilon 0"
+    if epsilon == usual or epsilon > MOST_TIMES * usual:
+        return radius(epsilon)
+    return f"{Fraction(epsilon / usual).limit_denominator(8)} of {radius(usual)}"
+
+
+def _entry(record: Record, image: GalleryImage, epsilons: Sequence[float]) -> GalleryEntry:
+    by_epsilon: dict[float, Seen] = {step.epsilon: step for step in image.steps}
+    by_epsilon |= {0.0: image.clean, record.epsilon: image.adversarial}
+    return GalleryEntry(
+        class_name(record.classes, image.label), image.row, _side(record, image, image.clean),
+        tuple(_step(record, image, by_epsilon[epsilon], number) for number, epsilon in enumerate(epsilons)),
+    )  # fmt: skip
+
+
+def _step(record: Record, image: GalleryImage, seen: Seen, number: int) -> Step:
+    pairs = zip(image.clean.pathway, seen.pathway, strict=True)
+    route = tuple(Layer(layer, *pair) for layer, pair in enumerate(pairs, 1))
+    kind = "no attack" if seen is image.clean else attack_title(image.attack)
+    return Step(number, kind, _side(record, image, seen), perturbation(image.clean.png, seen.png), route)
+
+
+def _side(record: Record, image: GalleryImage, seen: Seen) -> Side:
+    answer = class_name(record.classes, seen.prediction)
+    return Side(seen.png, answer, f"{100 * seen.confidence:.0f} %", seen.prediction == image.label)
+
+
+def perturbation(clean: str, attacked: str) -> str:
+    """The change of each pixel as a PNG in base64: mid-grey is none, black and white the largest. "" for images of two sizes."""
+    before, after = _levels(clean), _levels(attacked)
+    if before.shape != after.shape:
+        return ""
+    change = after - before
+    levels = 128 + change * 127 // max(1, int(np.abs(change).max()))
+    file = io.BytesIO()
+    Image.fromarray(levels.astype(np.uint8)).save(file, "PNG", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _levels(png: str) -> np.ndarray[Any, np.dtype[np.int16]]:
+    """The pixels [H, W] or [H, W, 3] of a PNG in base64, from 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), dtype=np.int16)

@@ -1,0 +1,84 @@
+"""The scripts that package a network and build the hub's folder."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from advmoe import networks
+from advmoe.errors import UserError
+from advmoe.models.digest import weights_digest
+from advmoe.runs.load import load
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.start import network
+
+ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(tiny: Any, splits: Any, tmp_path: Path) -> Path:
+    """A run with the network as it starts."""
+    folder = RunFolder(tmp_path / "run")
+    folder.claim(tiny(), resume=False)
+    row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
+    folder.save(network(tiny(), splits.spec).state_dict(), {}, [row], splits.fingerprint, splits.spec)
+    return folder.path
+
+
+@pytest.fixture
+def packaged(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The run as a network of the package."""
+    (tmp_path / "networks").mkdir()
+    monkeypatch.setattr(networks, "FOLDER", tmp_path / "networks")
+    flags = ("--attacks", "pgd_10", "--limit-test", "8", "--device", "cpu")
+    assert script("package_network").main(run, "tiny-net", *flags) == 0
+    return "tiny-net"
+
+
+def test_a_run_becomes_three_files_of_which_the_record_is_of_the_rounded_weights(packaged: str, run: Path) -> None:
+    names = {path.name for path in networks.FOLDER.iterdir()}
+    assert names == {"tiny-net.safetensors", "tiny-net.record.json", "tiny-net.md"}
+    model, whole = load(packaged), load(run)
+    assert model.record is not None
+    assert model.record.weights == weights_digest(model.network) != weights_digest(whole.network)
+    assert model.record.gallery == []
+    x = torch.rand(4, *model.input_size)
+    torch.testing.assert_close(model(x), whole(x), rtol=0.05, atol=0.05)
+    assert 'advmoe.load("tiny-net")  # comes with the package advmoe' in (networks.FOLDER / "tiny-net.md").read_text()
+
+
+def test_a_network_that_is_too_large_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "FOLDER", tmp_path)
+    monkeypatch.setattr(networks, "MAX_FILE", 1000)
+    with pytest.raises(UserError, match="bytes in float16; a network of the package may have 1,000"):
+        script("package_network").write_weights(run, "tiny-net")
+    assert not (tmp_path / "tiny-net.safetensors").exists()
+
+
+def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("huggingface_hub")
+    made, folder = script("make_hub_folder"), tmp_path / "upload"
+    made.main(packaged, "someone/robust", str(folder), "mit")
+    assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.yaml", "record.json", "README.md"}
+    assert f"next: hf upload someone/robust {folder}" in capsys.readouterr().out
+    assert json.loads((folder / "record.json").read_text())["weights"] == weights_digest(load(folder).network)
+    assert (folder / "model.safetensors").stat().st_size < 1.5 * networks.weights(packaged).stat().st_size  # float16 there, too
+    with pytest.raises(UserError, match="is not empty"):
+        made.build(packaged, "someone/robust", folder)
+    with pytest.raises(UserError, match="has no Record: advmoe evaluate"):
+        made.build(str(run), "someone/robust", tmp_path / "other")
+    with pytest.raises(UserError, match="the hub's library refuses it"):
+        made.build(packaged, "no name at all", tmp_path / "third")
