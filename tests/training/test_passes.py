@@ -133,6 +133,11 @@ def with_options(state, **options):
     return state
 
 
+def grouped(state):
+    state.groups = torch.tensor([0, 1, 0])
+    return state
+
+
 @pytest.mark.parametrize(
     ("options", "passes", "back"),
     [
@@ -152,6 +157,8 @@ def test_what_ingredients_add_to_advmoe():
     plain = iterate(make_state("advmoe", norms="shared"))
     terms = {"router_target": "label_mod_n", "router_consistency": 1.0, "router_margin": 1.0}
     assert iterate(with_options(make_state("advmoe", norms="shared"), **terms))["forward"] == plain["forward"]
+    confusion = with_options(make_state("advmoe", norms="shared"), router_target="confusion")
+    assert [iterate(confusion)["forward"], iterate(grouped(confusion))["forward"]] == [plain["forward"]] * 2
     through = iterate(with_options(make_state("advmoe", norms="shared"), weight_attack_gate="straight_through"))
     assert through["forward"] - plain["forward"] == IMAGES * STEPS * OTHERS
     runner_up = iterate(with_options(make_state("advmoe", norms="shared"), runner_up_consistency=1.0))

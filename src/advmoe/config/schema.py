@@ -114,6 +114,10 @@ class DataConfig(Section):
     """Images in memory: crops after padding, CropShift (IDBH), or CropShift, one colour or shape operation and erasing."""
     augment_from: Share = 0.0
     """Share of the epochs with crop_flip, at the start, before another augmentation begins."""
+    generated: str | None = None
+    """File of generated training images: an .npz, written by numpy.savez, of `image` (uint8, NHWC) and `label`."""
+    generated_share: Annotated[float, Field(gt=0, lt=1), FROM_TEXT] = 0.7
+    """Share of every training batch that is generated, if there are generated images."""
     image_size: Count | None = None
     """Dataset folder: images are resized to this height and width; by default to the size of the first image."""
     workers: Count | None = None

@@ -74,6 +74,10 @@ class Images:
         """The images as float32 in [0, 1]."""
         return self.raw.float().div_(255)
 
+    def batch(self, rows: Tensor, local: slice, seed: int) -> "Images":
+        """The images of the rows `local` of a batch, before they are augmented."""
+        return self[rows[local]]
+
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Images"]:
         """Batches changed at random by the augmentation that `data` names, drawn on the images' device."""
         generator, augmentation = torch.Generator(self.labels.device), AUGMENTATIONS[data.augment]
@@ -81,7 +85,7 @@ class Images:
         for batch_rows, seed in zip(all_rows.split([len(batch) for batch in rows]), seeds, strict=True):
             share = distributed.local_rows(len(batch_rows))
             draws = augmentation_draws(len(batch_rows), generator.manual_seed(seed), augmentation.count)
-            batch = self[batch_rows[share]]
+            batch = self.batch(batch_rows, share, seed)
             yield Images(augmentation.apply(batch.raw, data, draws[:, share]), batch.labels)
 
 

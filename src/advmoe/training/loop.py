@@ -9,7 +9,7 @@ from pathlib import Path
 from advmoe import distributed
 from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Images, Splits
+from advmoe.data import Images, Splits, with_generated
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers
@@ -38,6 +38,7 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     """
     folder, device = RunFolder(out), splits.train.labels.device
     check(config, splits)
+    splits = with_generated(splits, config.data)
     is_new = distributed.on_rank_zero(folder.latest) is None
     model = initial_network(config, splits) if is_new else network(config, splits.spec).to(device)
     with claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
