@@ -111,9 +111,7 @@ def test_files_that_cannot_be_mapped_are_refused_in_one_line(splits: Splits, pat
     with pytest.raises(UserError, match=r"images\.npz: contains no array 'image', only pictures$"):
         with_generated(splits, config(path))
     np.savez_compressed(path, image=IMAGES, label=LABELS)
-    with pytest.raises(
-        UserError, match=r"\.npz: image: is compressed and cannot be mapped; write the file with numpy\.savez$"
-    ):
+    with pytest.raises(UserError, match=r"\.npz: image: is compressed and cannot be mapped; write the file with numpy\.savez$"):
         with_generated(splits, config(path))
     content = written(path).read_bytes().replace(b"(50, 4, 6, 2)", b"(60, 4, 6, 2)", 1)
     path.write_bytes(content)

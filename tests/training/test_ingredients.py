@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from recorder import Recorder
@@ -278,6 +279,9 @@ def test_everything_on_comes_back_bit_by_bit(method, tiny, splits, tmp_path):
         for name, value in EVERYTHING.items()
         if method == "advmoe" or not name.startswith(("router", "runner", "weight", "level"))
     }
+    np.savez(tmp_path / "generated.npz", image=np.full((50, 28, 28, 1), 99, np.uint8), label=np.arange(50) % 10)
+    train(tiny("at_dense", epochs=1), splits, tmp_path / "teacher", Recorder())
+    options |= {"teacher": str(tmp_path / "teacher"), "generated": str(tmp_path / "generated.npz"), "generated_share": 0.4}
     config = tiny(method, epochs=2, save_minutes=0.0, **options)
     whole = train(config, splits, tmp_path / "whole", Recorder())
     with pytest.raises(KeyboardInterrupt):

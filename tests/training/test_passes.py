@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advmoe.attacks import BatchDraws
 from advmoe.config import AttackConfig, ModelConfig, RunConfig
 from advmoe.data import ImageSpec
-from advmoe.models import build_model
+from advmoe.models import build_model, fused
 from advmoe.moe import ExpertNorm
 from advmoe.training import steps
+from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.loop import train
-from advmoe.training.losses import LOSSES, Loss
+from advmoe.training.losses import LOSSES, RSLAD, Loss
 from advmoe.training.methods import LEVELS, METHODS
 
 SPEC = ImageSpec(("a", "b", "c"), (3, 12, 12), (0.5,) * 3, (0.25,) * 3)
@@ -131,6 +132,22 @@ def with_options(state, **options):
     if state.config.training.ema:
         state.ema = Ema(state.model, state.config.training.ema)
     return state
+
+
+def taught(answers=None):
+    """A dense network that has a dense teacher."""
+    state = make_state("at_dense")
+    state.teacher = Teacher(fused(make_state("at_dense").model), "", None, answers)
+    state.loss, state.rows = RSLAD, {"all": torch.arange(IMAGES)}
+    return state
+
+
+def test_a_teacher_adds_one_pass_of_its_network_or_none():
+    plain = iterate(make_state("at_dense"))
+    asked, known = iterate(taught()), iterate(taught(torch.full((IMAGES, 3), 1 / 3)))
+    assert asked["forward"] - plain["forward"] == IMAGES * DENSE
+    assert known == plain
+    assert asked["to_input"] == plain["to_input"]
 
 
 def grouped(state):

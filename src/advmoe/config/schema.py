@@ -189,6 +189,8 @@ class TrainingConfig(Section):
     """Share of each label that is spread evenly over the classes, in the cross-entropy."""
     soft_labels: Literal["none", "adr"] = "none"
     """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
+    teacher: str | None = None
+    """Folder of a run, or a file of advmoe.save_file: its probabilities take the labels' place, in both terms of trades (RSLAD)."""
     awp: Rate = 0.0
     """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in its paper); 0: none."""
     awp_from: Share = 0.0

@@ -4,7 +4,7 @@ Source: Gowal et al., "Improving robustness using generated data", NeurIPS 2021;
 diffusion models further improve adversarial training", ICML 2023.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,9 +27,9 @@ class MixedImages(Images):
     them. Which generated images a batch gets depends on its seed alone.
     """
 
-    generated: np.ndarray
-    generated_labels: np.ndarray
-    share: float
+    generated: np.ndarray = field(kw_only=True)
+    generated_labels: np.ndarray = field(kw_only=True)
+    share: float = field(kw_only=True)
 
     def batch(self, rows: torch.Tensor, local: slice, seed: int) -> Images:
         """The images of the rows `local` of a batch, before they are augmented."""
@@ -60,7 +60,9 @@ def with_generated(splits: Splits, data: DataConfig) -> Splits:
             labels = arrays["label"]
     _check(images, labels, splits.spec, path)
     raw, own = splits.train.raw, splits.train.labels
-    return replace(splits, train=MixedImages(raw, own, images, labels.astype(np.int64), data.generated_share))
+    return replace(
+        splits, train=MixedImages(raw, own, generated=images, generated_labels=labels.astype(np.int64), share=data.generated_share)
+    )
 
 
 def _check(images: np.ndarray, labels: np.ndarray, spec: ImageSpec, path: Path) -> None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
@@ -51,10 +51,14 @@ SplitSource = TypeVar("SplitSource", bound=Source)
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """`raw` [n, C, H, W] uint8 and `labels` [n] int64, on one device."""
+    """`raw` [n, C, H, W] uint8 and `labels` [n] int64, on one device.
+
+    `rows` [n] int64, in a training batch: the numbers of the images in their split; None if they are not known.
+    """
 
     raw: Tensor
     labels: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -76,7 +80,7 @@ class Images:
 
     def batch(self, rows: Tensor, local: slice, seed: int) -> "Images":
         """The images of the rows `local` of a batch, before they are augmented."""
-        return self[rows[local]]
+        return replace(self[rows[local]], rows=rows[local])
 
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Images"]:
         """Batches changed at random by the augmentation that `data` names, drawn on the images' device."""
@@ -86,7 +90,7 @@ class Images:
             share = distributed.local_rows(len(batch_rows))
             draws = augmentation_draws(len(batch_rows), generator.manual_seed(seed), augmentation.count)
             batch = self.batch(batch_rows, share, seed)
-            yield Images(augmentation.apply(batch.raw, data, draws[:, share]), batch.labels)
+            yield Images(augmentation.apply(batch.raw, data, draws[:, share]), batch.labels, batch.rows)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,12 @@ ADR_TEMPERATURE = (2.5, 2.0)
 def smoothed(y: Tensor, num_classes: int, share: float) -> Tensor:
     """Labels [B] -> probabilities [B, classes]: 1 - `share` on the label, and `share` spread evenly over all classes
     (Szegedy et al. 2016, section 7)."""
-    return (1 - share) * F.one_hot(y, num_classes).float() + share / num_classes
+    return spread(F.one_hot(y, num_classes).float(), share)
+
+
+def spread(labels: Tensor, share: float) -> Tensor:
+    """Probabilities [B, classes] with `share` of them spread evenly over the classes."""
+    return (1 - share) * labels + share / labels.shape[1]
 
 
 def annealed(done: float, ends: tuple[float, float]) -> float:

@@ -18,7 +18,7 @@ from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.groups import MAX_CLASSES
-from advmoe.training.losses import LOSSES
+from advmoe.training.losses import LOSSES, RSLAD
 from advmoe.training.methods import LEVELS, METHODS, Phase
 from advmoe.training.steps import TrainState
 
@@ -66,6 +66,9 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError("router_loss target needs a router_target")
     if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
+    loss_name = method.loss or training.loss
+    if training.teacher is not None and loss_name != "trades":
+        raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:
         raise UserError("soft_labels adr needs ema")
 
@@ -140,7 +143,7 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
         )
         for level in phase.levels
     }
-    loss = LOSSES[METHODS[config.method].loss or training.loss]
+    loss = LOSSES[METHODS[config.method].loss or training.loss] if training.teacher is None else RSLAD
     return TrainState(model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config, device))
 
 
