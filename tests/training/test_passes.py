@@ -180,6 +180,8 @@ def test_what_ingredients_add_to_advmoe():
     assert through["forward"] - plain["forward"] == IMAGES * STEPS * OTHERS
     runner_up = iterate(with_options(make_state("advmoe", norms="shared"), runner_up_consistency=1.0))
     assert runner_up["forward"] - plain["forward"] == IMAGES * (MOE + PLAIN)
+    awp = with_options(make_state("advmoe", norms="shared"), awp=0.01, awp_routers=True)  # both updates' passes once more
+    assert iterate(awp)["forward"] - plain["forward"] == IMAGES * (4 * (MOE + PLAIN) + 2 * OTHERS)
     rest = with_options(make_state("advmoe", norms="shared"), router_every=2)
     rest.iteration = 1
     assert counted(iterate(rest))["forward"] == (ATTACK + 2) * (MOE + PLAIN)

@@ -195,6 +195,8 @@ class TrainingConfig(Section):
     """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in its paper); 0: none."""
     awp_from: Share = 0.0
     """Share of the epochs without it, at the start."""
+    awp_routers: bool = False
+    """Perturb the routers' weights too, in the updates that they learn in."""
     level_batches: Literal["different", "same"] = "different"
     """advmoe: whether the two levels of an iteration see different batches or the same one."""
     weight_attack_gate: Literal["hard", "straight_through", "alternate"] = "hard"

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advmoe.attacks import full
+
 ADR_LAMBDA = (0.7, 0.95)  # at the start and at the end of the phase
 ADR_TEMPERATURE = (2.5, 2.0)
 
@@ -34,7 +36,7 @@ def adr(labels: Tensor, y: Tensor, logits: Tensor, done: float) -> Tensor:
     p is the softmax of the moving average's `logits` [B, classes] on x over the temperature; lambda_i is lambda less
     max p - p_y, at least 0: an average that errs on an image counts less there. `done` is the share of the phase behind.
     """
-    p = (logits.float() / annealed(done, ADR_TEMPERATURE)).softmax(dim=1)
+    p = (full(logits) / annealed(done, ADR_TEMPERATURE)).softmax(dim=1)
     gap = p.amax(dim=1) - p.gather(1, y[:, None])[:, 0]
     share = (annealed(done, ADR_LAMBDA) - gap).clamp(0, 1)[:, None]
     return share * p + (1 - share) * labels

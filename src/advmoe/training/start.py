@@ -42,6 +42,7 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
     routed = isinstance(method.kind(config.model), MoEKind)
     router_options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
+    router_options += ["awp_routers"] if training.awp_routers else []
     router_options += ["router_target"] if training.router_target != "none" else []
     level_options = [
         name
@@ -66,6 +67,8 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError("router_loss target needs a router_target")
     if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
+    if training.awp_routers and not training.awp:
+        raise UserError("awp_routers needs awp")
     loss_name = method.loss or training.loss
     if training.teacher is not None and loss_name != "trades":
         raise UserError(f"teacher needs the loss trades, not {loss_name}")

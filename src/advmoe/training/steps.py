@@ -163,8 +163,8 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
         learner = state.model if train_mode else fused_model  # it shares the model's routers
     backward = partial(_backward, state, level, _forward(state, learner, gate), Example(x, x_adv, y, targets), train_mode)
     with _learning(state.model, optimizer):
-        if training.awp and state.done >= training.awp_from and level != "routers":
-            with awp.perturbed(state.model, training.awp, backward):
+        if training.awp and state.done >= training.awp_from and (level != "routers" or training.awp_routers):
+            with awp.perturbed(state.model, training.awp, backward, training.awp_routers):
                 outcome = backward()
         else:
             outcome = backward()
