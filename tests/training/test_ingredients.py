@@ -25,10 +25,11 @@ from advmoe.training.steps import single_level, two_level
 LOG3 = math.log(3)
 SECONDS = {"train_seconds", "validate_seconds"}
 EVERYTHING = {
-    "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "awp_routers": True, "epsilon_ramp": 0.5, "steps_ramp": 0.4,
-    "weight_attack_gate": "alternate", "router_every": 2, "router_target": "confusion", "router_target_weight": 2.0,
-    "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5, "router_loss": "target",
-    "level_batches": "same", "tied_share": 0.0, "activation": "silu", "augment": "idbh_weak", "augment_from": 0.5,
+    "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "awp_routers": True,
+    "epsilon_ramp": 0.5, "steps_ramp": 0.4, "weight_attack_gate": "alternate", "router_every": 2, "router_target": "confusion",
+    "router_target_weight": 2.0, "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5,
+    "router_loss": "target", "level_batches": "same", "tied_share": 0.0, "activation": "silu", "augment": "idbh_weak",
+    "augment_from": 0.5,
 }  # fmt: skip
 
 

@@ -31,6 +31,14 @@ class MixedImages(Images):
     generated_labels: np.ndarray = field(kw_only=True)
     share: float = field(kw_only=True)
 
+    def subset(self, index: torch.Tensor) -> "MixedImages":
+        """Some of the original images, mixed with the same generated ones."""
+        return replace(self, raw=self.raw[index], labels=self.labels[index])
+
+    def to(self, device: torch.device) -> "MixedImages":
+        """The same images, the original ones on `device`."""
+        return replace(self, raw=self.raw.to(device), labels=self.labels.to(device))
+
     def batch(self, rows: torch.Tensor, local: slice, seed: int) -> Images:
         """The images of the rows `local` of a batch, before they are augmented."""
         originals = super().batch(rows, local, seed)

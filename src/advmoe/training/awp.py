@@ -14,8 +14,8 @@ def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object]
     """Inside, each weight tensor w is w + gamma * |w| * g / |g|, with g the gradient that `backward` leaves.
 
     Weight tensors are those of convolutions and linear layers that learn, the routers' only if `routers`; norms and biases stay.
-    This is one step of the ascent of the paper, with layer-wise norms. `backward` runs at w; what it does to the model's running statistics is
-    undone. Afterwards w is exactly what it was; gradients taken inside stay.
+    This is one step of the ascent of the paper, with layer-wise norms. `backward` runs at w; what it does to the model's running
+    statistics is undone. Afterwards w is exactly what it was; gradients taken inside stay.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     backward()

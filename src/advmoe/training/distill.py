@@ -27,5 +27,5 @@ class Teacher:
         if self.answers is not None and rows is not None:
             return self.answers[rows]
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-            logits = self.network(x)
+            logits: Tensor = self.network(x)
         return logits.float().softmax(dim=1)
