@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from recorder import Recorder
@@ -24,10 +25,11 @@ from advmoe.training.steps import single_level, two_level
 LOG3 = math.log(3)
 SECONDS = {"train_seconds", "validate_seconds"}
 EVERYTHING = {
-    "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "epsilon_ramp": 0.5, "steps_ramp": 0.4,
-    "weight_attack_gate": "alternate", "router_every": 2, "router_target": "label_mod_n", "router_target_weight": 2.0,
-    "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5, "router_loss": "target",
-    "level_batches": "same", "tied_share": 0.0, "activation": "silu", "augment": "idbh_weak", "augment_from": 0.5,
+    "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "awp_routers": True,
+    "epsilon_ramp": 0.5, "steps_ramp": 0.4, "weight_attack_gate": "alternate", "router_every": 2, "router_target": "confusion",
+    "router_target_weight": 2.0, "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5,
+    "router_loss": "target", "level_batches": "same", "tied_share": 0.0, "activation": "silu", "augment": "idbh_weak",
+    "augment_from": 0.5,
 }  # fmt: skip
 
 
@@ -144,6 +146,19 @@ def test_perturbation_moves_weights_and_no_router_and_starts_when_asked():
             moved = changed(values[0]["parameters"], values[1]["parameters"].items())
             assert moved == {name for name in names(state.model)[1] if "norm" not in name and not name.endswith("bias")}
     assert seen == [1, 2]
+
+
+@pytest.mark.parametrize(("routers", "wanted"), [(False, {"weights"}), (True, {"weights", "routers"})])
+def test_routers_are_perturbed_in_the_update_they_learn_in_if_asked(routers, wanted):
+    state = make_state(awp=0.1, awp_routers=routers)
+    spy = Spy(state)
+    state.loss = spy.loss
+    two_level(state, BATCHES)
+    for level, own in zip(("routers", "weights"), names(state.model), strict=True):
+        values = [event["parameters"] for event in spy.events if event["what"] == "value" and event["batch"] == level]
+        assert len(values) == 1 + (level in wanted)
+        moved = changed(values[0], values[-1].items())
+        assert moved == ({name for name in own if "norm" not in name and values[0][name].ndim > 1} if level in wanted else set())
 
 
 # Routers
@@ -276,8 +291,11 @@ def test_everything_on_comes_back_bit_by_bit(method, tiny, splits, tmp_path):
     options = {
         name: value
         for name, value in EVERYTHING.items()
-        if method == "advmoe" or not name.startswith(("router", "runner", "weight", "level"))
+        if method == "advmoe" or not name.startswith(("router", "runner", "weight", "level", "awp_routers"))
     }
+    np.savez(tmp_path / "generated.npz", image=np.full((50, 28, 28, 1), 99, np.uint8), label=np.arange(50) % 10)
+    train(tiny("at_dense", epochs=1), splits, tmp_path / "teacher", Recorder())
+    options |= {"teacher": str(tmp_path / "teacher"), "generated": str(tmp_path / "generated.npz"), "generated_share": 0.4}
     config = tiny(method, epochs=2, save_minutes=0.0, **options)
     whole = train(config, splits, tmp_path / "whole", Recorder())
     with pytest.raises(KeyboardInterrupt):
@@ -303,6 +321,8 @@ def test_everything_on_comes_back_bit_by_bit(method, tiny, splits, tmp_path):
         ("advmoe", {"router_loss": "target"}, "router_loss target needs a router_target"),
         ("advmoe", {"router_consistency": 1.0, "loss": "pgd_at"}, "router_consistency needs a loss with clean images, not pgd_at"),
         ("at_dense", {"soft_labels": "adr"}, "soft_labels adr needs ema"),
+        ("at_dense", {"awp": 0.01, "awp_routers": True}, "awp_routers is for methods with routers, not at_dense"),
+        ("advmoe", {"awp_routers": True}, "awp_routers needs awp"),
     ],
 )
 def test_options_that_do_not_fit_are_one_line_before_anything_is_written(method, options, message, tiny, splits, tmp_path):

@@ -8,7 +8,7 @@ from advmoe.attacks import BatchDraws, frozen, kl_divergence
 from advmoe.config import AttackConfig
 from advmoe.models.resnet import ResNet
 from advmoe.moe import HARD, MoEKind
-from advmoe.training.losses import LOSSES, clean, pgd_at, pgd_at_attack, trades, trades_attack
+from advmoe.training.losses import LOSSES, clean, pgd_at, pgd_at_attack, rslad, rslad_attack, trades, trades_attack
 
 LN3, LN4 = math.log(3), math.log(4)
 
@@ -41,6 +41,28 @@ def test_trades_by_hand():
     assert outcome.total.item() == pytest.approx(natural + 6 * divergence, rel=1e-6)
     assert torch.equal(outcome.clean, x.flatten(1))
     assert torch.equal(outcome.robust, x_adv.flatten(1))
+
+
+def test_rslad_by_hand():
+    x, x_adv = image([0.0, LN3]), image([LN3, 0.0])
+    outcome = rslad(as_logits, x, x_adv, torch.tensor([[0.5, 0.5]]), 5.0)
+    # f(x) = (1/4, 3/4), f(x') = (3/4, 1/4): the same distance from (1/2, 1/2)
+    assert outcome.total.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
+    sure = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 5.0)
+    assert sure.total.item() == pytest.approx((math.log(4) + 5 * math.log(4 / 3)) / 6, rel=1e-6)
+    assert torch.equal(outcome.clean, x.flatten(1))
+    assert torch.equal(outcome.robust, x_adv.flatten(1))
+
+
+def test_rslad_attack_leaves_the_teachers_probabilities():
+    net, attack = conv_net(), AttackConfig(epsilon=0.05, num_steps=10)
+    x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    targets = net(x)[0].detach().softmax(dim=1).flip(1)
+    x_adv = rslad_attack(net, x, targets, attack, draws())
+    before, after = (kl_divergence(net(images)[0], targets.log()).mean() for images in (x, x_adv))
+    assert after > before + 0.1
+    assert (x_adv - x).abs().max() <= 0.05 + 1e-6
+    assert x_adv.min() >= 0 <= 1 - x_adv.max()
 
 
 def test_trades_without_perturbation_or_beta_is_cross_entropy():

@@ -10,13 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from advmoe.attacks import BatchDraws
 from advmoe.config import AttackConfig, ModelConfig, RunConfig
 from advmoe.data import ImageSpec
-from advmoe.models import build_model
+from advmoe.models import build_model, fused
 from advmoe.moe import ExpertNorm
 from advmoe.training import steps
+from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.loop import train
-from advmoe.training.losses import LOSSES, Loss
+from advmoe.training.losses import LOSSES, RSLAD, Loss
 from advmoe.training.methods import LEVELS, METHODS
 
 SPEC = ImageSpec(("a", "b", "c"), (3, 12, 12), (0.5,) * 3, (0.25,) * 3)
@@ -133,6 +134,26 @@ def with_options(state, **options):
     return state
 
 
+def taught(answers=None):
+    """A dense network that has a dense teacher."""
+    state = make_state("at_dense")
+    state.teacher = Teacher(fused(make_state("at_dense").model), "", None, answers)
+    state.loss, state.rows = RSLAD, {"all": torch.arange(IMAGES)}
+    return state
+
+
+def test_a_teacher_takes_one_pass_in_place_of_the_clean_reference_or_none_if_its_answers_are_known():
+    plain = iterate(make_state("at_dense"))
+    asked, known = iterate(taught()), iterate(taught(torch.full((IMAGES, 3), 1 / 3)))
+    assert counted(asked) == counted(plain)
+    assert plain["forward"] - known["forward"] == IMAGES * DENSE
+
+
+def grouped(state):
+    state.groups = torch.tensor([0, 1, 0])
+    return state
+
+
 @pytest.mark.parametrize(
     ("options", "passes", "back"),
     [
@@ -152,10 +173,14 @@ def test_what_ingredients_add_to_advmoe():
     plain = iterate(make_state("advmoe", norms="shared"))
     terms = {"router_target": "label_mod_n", "router_consistency": 1.0, "router_margin": 1.0}
     assert iterate(with_options(make_state("advmoe", norms="shared"), **terms))["forward"] == plain["forward"]
+    confusion = with_options(make_state("advmoe", norms="shared"), router_target="confusion")
+    assert [iterate(confusion)["forward"], iterate(grouped(confusion))["forward"]] == [plain["forward"]] * 2
     through = iterate(with_options(make_state("advmoe", norms="shared"), weight_attack_gate="straight_through"))
     assert through["forward"] - plain["forward"] == IMAGES * STEPS * OTHERS
     runner_up = iterate(with_options(make_state("advmoe", norms="shared"), runner_up_consistency=1.0))
     assert runner_up["forward"] - plain["forward"] == IMAGES * (MOE + PLAIN)
+    awp = with_options(make_state("advmoe", norms="shared"), awp=0.01, awp_routers=True)  # both updates' passes once more
+    assert iterate(awp)["forward"] - plain["forward"] == IMAGES * (4 * (MOE + PLAIN) + 2 * OTHERS)
     rest = with_options(make_state("advmoe", norms="shared"), router_every=2)
     rest.iteration = 1
     assert counted(iterate(rest))["forward"] == (ATTACK + 2) * (MOE + PLAIN)

@@ -12,6 +12,7 @@ from advmoe import distributed
 from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.data import ImageSpec
 from advmoe.moe import synchronise
+from advmoe.training.ema import Ema
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network, train_state
 
@@ -31,6 +32,10 @@ CASES = {
         {},
         {
             "awp": 0.01,
+            "awp_routers": True,
+            "ema": 0.9,
+            "soft_labels": "adr",
+            "runner_up_consistency": 0.5,
             "label_smoothing": 0.1,
             "router_target": "label_mod_n",
             "router_consistency": 1.0,
@@ -67,11 +72,16 @@ def after(case, dtype):
     synchronise(model, distributed.world_size() > 1)
     for number, phase in enumerate(METHODS[settings.method].phases):
         state = train_state(settings, model, phase)
+        state.ema = Ema(model, settings.training.ema) if settings.training.ema else None
         state.draws.batch = BATCH if distributed.world_size() > 1 else None
         for iteration in range(3):
             state.draws.generator.manual_seed(iteration)
             batches = {level: batch(10 * iteration + place, dtype) for place, level in enumerate(phase.levels)}
+            state.iteration = iteration
             metrics = phase.step(state, batches)
+            if state.ema is not None:
+                state.ema.update(model)
+        found |= {f"average {name}": value for name, value in (state.ema.model.state_dict() if state.ema else {}).items()}
         found |= {f"{number} {name}": distributed.sum_over_ranks(value.double()) for name, value in metrics.items()}
     return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **found}.items()}
 

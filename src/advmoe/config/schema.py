@@ -114,6 +114,10 @@ class DataConfig(Section):
     """Images in memory: crops after padding, CropShift (IDBH), or CropShift, one colour or shape operation and erasing."""
     augment_from: Share = 0.0
     """Share of the epochs with crop_flip, at the start, before another augmentation begins."""
+    generated: str | None = None
+    """File of generated training images: an .npz, written by numpy.savez, of `image` (uint8, NHWC) and `label`."""
+    generated_share: Annotated[float, Field(gt=0, lt=1), FROM_TEXT] = 0.7
+    """Share of every training batch that is generated, if there are generated images."""
     image_size: Count | None = None
     """Dataset folder: images are resized to this height and width; by default to the size of the first image."""
     workers: Count | None = None
@@ -185,10 +189,14 @@ class TrainingConfig(Section):
     """Share of each label that is spread evenly over the classes, in the cross-entropy."""
     soft_labels: Literal["none", "adr"] = "none"
     """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
+    teacher: str | None = None
+    """Folder of a run, or a file of advmoe.save_file: its probabilities take the labels' place, in both terms of trades (RSLAD)."""
     awp: Rate = 0.0
     """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in its paper); 0: none."""
     awp_from: Share = 0.0
     """Share of the epochs without it, at the start."""
+    awp_routers: bool = False
+    """Perturb the routers' weights too, in the updates that they learn in."""
     level_batches: Literal["different", "same"] = "different"
     """advmoe: whether the two levels of an iteration see different batches or the same one."""
     weight_attack_gate: Literal["hard", "straight_through", "alternate"] = "hard"

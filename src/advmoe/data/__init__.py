@@ -7,6 +7,7 @@ from functools import partial
 from advmoe.config import DataConfig
 from advmoe.data import cifar, fashion_mnist, folder, imagenet, tiny_imagenet
 from advmoe.data.augment import augment
+from advmoe.data.generated import with_generated
 from advmoe.data.images import Counts, Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import lookup
 
@@ -63,4 +64,5 @@ __all__ = [
     "cores",
     "count_images",
     "load_dataset",
+    "with_generated",
 ]

@@ -1,6 +1,7 @@
 """Numpy's array files (.npy, .npz), read without pickles and never larger than the file says it is."""
 
 import math
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import numpy as np
 from advmoe.errors import UserError
 
 MAGIC = b"\x93NUMPY"
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of an entry of a zip; its last two numbers are the lengths of name and extra field
 MAX_BYTES = 2**29  # of one array; the images of a CIFAR training split have 154 million bytes
 
 
@@ -23,8 +25,7 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
     """
     try:
         stream = BytesIO(content)
-        read_header = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        shape, by_columns, dtype = read_header[np.lib.format.read_magic(stream)[0]](stream)
+        shape, by_columns, dtype = _header(stream)
     except Exception as error:  # a damaged header can raise nearly any exception
         raise UserError(f"{where}: not an array that can be read ({' '.join(str(error).split())[:120]})") from None
     if dtype.hasobject:
@@ -69,6 +70,39 @@ class ArrayArchive:
         except Exception as error:
             raise UserError(f"{where}: damaged in the .npz file ({' '.join(str(error).split())[:120]})") from None
         return parse_npy(content, where)
+
+
+def map_npz(path: Path, name: str) -> np.ndarray:
+    """One array of an .npz file, mapped: its pages are read from the disk when they are used, and it cannot be written.
+
+    numpy.load maps .npy files alone. An array that numpy.savez stores lies in the file as it is, so it can be mapped at its
+    offset. Raises UserError, which names the array, if it is missing, compressed (as by numpy.savez_compressed) or damaged.
+    """
+    where = f"{path}: {name}"
+    with open_npz(path) as arrays, path.open("rb") as file:
+        if name not in arrays.names:
+            raise UserError(f"{path}: contains no array '{name}', only {', '.join(arrays.names[:5]) or 'nothing'}")
+        entry = arrays.archive.getinfo(f"{name}.npy")
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise UserError(f"{where}: is compressed and cannot be mapped; write the file with numpy.savez")
+        try:
+            file.seek(entry.header_offset)
+            *_, name_size, extra_size = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
+            start = file.seek(name_size + extra_size, 1)
+            shape, by_columns, dtype = _header(file)
+            offset = file.tell()
+        except Exception as error:  # a damaged header can raise nearly any exception
+            raise UserError(f"{where}: damaged in the .npz file ({' '.join(str(error).split())[:120]})") from None
+        size, held = math.prod(shape) * dtype.itemsize, start + entry.file_size - offset
+        if dtype.hasobject or size != held or offset + size > path.stat().st_size:
+            raise UserError(f"{where}: not an array that can be mapped ({held} bytes, {size} declared)")
+    return np.memmap(path, dtype, "r", offset, shape, "F" if by_columns else "C")
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether columns are contiguous, and type of an .npy file, which is read up to its first element."""
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    return read[np.lib.format.read_magic(file)[0]](file)
 
 
 def _bounded(file: IO[bytes], where: str) -> bytes:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
@@ -51,10 +51,14 @@ SplitSource = TypeVar("SplitSource", bound=Source)
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """`raw` [n, C, H, W] uint8 and `labels` [n] int64, on one device."""
+    """`raw` [n, C, H, W] uint8 and `labels` [n] int64, on one device.
+
+    `rows` [n] int64, in a training batch: the numbers of the images in their split; None if they are not known.
+    """
 
     raw: Tensor
     labels: Tensor
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -74,6 +78,10 @@ class Images:
         """The images as float32 in [0, 1]."""
         return self.raw.float().div_(255)
 
+    def batch(self, rows: Tensor, local: slice, seed: int) -> "Images":
+        """The images of the rows `local` of a batch, before they are augmented."""
+        return replace(self[rows[local]], rows=rows[local])
+
     def augmented(self, rows: Sequence[np.ndarray], seeds: Sequence[int], data: DataConfig) -> Iterator["Images"]:
         """Batches changed at random by the augmentation that `data` names, drawn on the images' device."""
         generator, augmentation = torch.Generator(self.labels.device), AUGMENTATIONS[data.augment]
@@ -81,8 +89,8 @@ class Images:
         for batch_rows, seed in zip(all_rows.split([len(batch) for batch in rows]), seeds, strict=True):
             share = distributed.local_rows(len(batch_rows))
             draws = augmentation_draws(len(batch_rows), generator.manual_seed(seed), augmentation.count)
-            batch = self[batch_rows[share]]
-            yield Images(augmentation.apply(batch.raw, data, draws[:, share]), batch.labels)
+            batch = self.batch(batch_rows, share, seed)
+            yield Images(augmentation.apply(batch.raw, data, draws[:, share]), batch.labels, batch.rows)
 
 
 @dataclass(frozen=True)

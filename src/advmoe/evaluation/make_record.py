@@ -8,7 +8,7 @@ from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.provenance import provenance
-from advmoe.evaluation.record import HistoryRow, Record
+from advmoe.evaluation.record import HistoryRow, Record, RecordedTeacher
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.runner import evaluate_with
@@ -70,6 +70,7 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         test_images=len(splits.test),
         fingerprint=splits.fingerprint,
         weights=measured.weights,
+        teacher=_teacher(trained),
         seed=config.seed,
         attack_seed=options.seed,
         config=RecordedConfig.model_validate(to_dict(config.replace(data=config.data.replace(data_dir=None)))),
@@ -81,6 +82,11 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         **measured.snapshot._asdict(),
         **provenance().model_dump(),
     )
+
+
+def _teacher(trained: Trained) -> RecordedTeacher | None:
+    path, digest = trained.config.training.teacher, next((row["teacher"] for row in trained.history if "teacher" in row), None)
+    return None if path is None or digest is None else RecordedTeacher(path=path, weights=digest)
 
 
 def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:

@@ -33,6 +33,13 @@ class HistoryRow(Part):
     load: Annotated[list[Annotated[list[Number], Field(fail_fast=True)]], Field(fail_fast=True)] | None = None
 
 
+class RecordedTeacher(Part):
+    """The network whose probabilities the run learned from: the path in its configuration, and the digest of its weights."""
+
+    path: Text
+    weights: Text
+
+
 class Record(Part):
     """What a network withstands and costs, with what made it. Accuracies in percent of `test_images`.
 
@@ -41,7 +48,9 @@ class Record(Part):
     (`advmoe.models.digest`), None in Records of schemas 1 and 2. `from_schema` is the older schema that the Record was written in.
     """
 
-    sparse: ClassVar[frozenset[str]] = frozenset({"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema"})
+    sparse: ClassVar[frozenset[str]] = frozenset(
+        {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher"}
+    )
     schema_number: Literal[3] = Field(3, alias="schema")
     from_schema: Whole | None = None
     run: Text | None = None
@@ -67,6 +76,7 @@ class Record(Part):
     test_images: Size
     fingerprint: Text
     weights: Text | None = None
+    teacher: RecordedTeacher | None = None
     seed: Seed
     attack_seed: Seed
     config: RecordedConfig

@@ -78,6 +78,8 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value is not None)
     yield "data", f"{record.dataset}, fingerprint {record.fingerprint}"
+    if record.teacher is not None:
+        yield "teacher", f"{record.teacher.path}, digest {record.teacher.weights}"
     yield "seeds", f"{record.seed} in training, {record.attack_seed} in evaluation"
     older = evaluator(record)
     yield "evaluator", older if older == "current" else f"older ({older}): not compared with newer evaluations"

@@ -8,50 +8,24 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, Field, ValidationError
-from safetensors import safe_open
 from torch import Tensor
 
 from advmoe import hub, networks
 from advmoe.allocator import keep_freed_memory
-from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
-from advmoe.data import DATASETS, ImageSpec
-from advmoe.errors import UserError, lookup, one_line, shown
+from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, checked_record, read_record
-from advmoe.files import JsonObject, check_plain, drafted
-from advmoe.models import Classifier, compact
+from advmoe.files import JsonObject, drafted
+from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
 from advmoe.runs.loaded import Loaded
-from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
-from advmoe.training.manifest import Spec
-from advmoe.training.methods import METHODS, masked
-from advmoe.training.start import network
+from advmoe.training.checkpoint import Checkpoint
+from advmoe.training.saved import KEY, Header, saved_file, saved_run
 
 logger = logging.getLogger("advmoe")
 _keep_freed_memory = functools.cache(keep_freed_memory)  # once in a process
-SCHEMA = 2  # 1 said "picture" where 2 says "image"
 FILE = "model.safetensors"
-KEY = "advmoe"  # in the file's header
-NO_NETWORK = (
-    KeyError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-    RuntimeError,
-)  # of values that fit nothing
-
-
-class Header(BaseModel):
-    """What a saved network's header says beside the weights. `record` is checked by `checked_record`."""
-
-    version: int = Field(default=SCHEMA, alias="schema")
-    config: StoredConfig
-    spec: Spec
-    epoch: int
-    record: JsonObject | None
 
 
 def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
@@ -133,24 +107,8 @@ def portable(config: RunConfig) -> RunConfig:
 
 
 def _from_run(run: Path) -> Loaded:
-    folder = RunFolder(run)
-    config, best = folder.config(), folder.best()
-    spec = best.spec or _spec_from_data(run, config)
-    try:
-        _check_fit(config, spec, best.model_state())
-    except NO_NETWORK as error:
-        raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
-    model = network(config.replace(runtime=RuntimeConfig()), spec)
-    load_weights(model, best)
-    compacted = compact(model)
-    return Loaded(compacted, config, spec, best.epoch, _if_measured_on(compacted, _record(run, config, best), run))
-
-
-def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
-    try:
-        return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
-    except UserError as error:
-        raise UserError(f"{run}: its checkpoints do not say what its images are, and its data is needed: {error}") from None
+    saved, best = saved_run(run)
+    return Loaded(*saved, _if_measured_on(saved.network, _record(run, saved.config, best), run))
 
 
 def _record(run: Path, config: RunConfig, best: Checkpoint) -> Record | None:
@@ -167,51 +125,16 @@ def _record(run: Path, config: RunConfig, best: Checkpoint) -> Record | None:
 
 
 def _from_file(path: Path) -> Loaded:
-    state, header = _read(path)
-    if KEY not in header:
-        raise UserError(f"{path}: names no network in its header; give the folder of a run, or a file that advmoe.save_file wrote")
-    try:
-        content = json.loads(header[KEY])
-        if content["schema"] not in (1, SCHEMA):
-            raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
-        return _rebuilt(Header.model_validate(content, context={"where": str(path)}), state, path)
-    except ValidationError as error:
-        raise UserError(f"{path}: its header and weights make no network ({one_line(error, Header)})") from None
-    except NO_NETWORK as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path}: its header and weights make no network ({reason})") from None
+    saved, content = saved_file(path)
+    return Loaded(*saved, _if_measured_on(saved.network, _record_of_file(content, path), path))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header. No code in it can run: the format has none."""
-    try:
-        check_plain(path, MAX_FILE)
-        with safe_open(path, "pt") as file:
-            header: dict[str, str] = file.metadata() or {}
-        return safetensors.torch.load_file(path), header
-    except UserError:
-        raise
-    except Exception as error:  # a hostile header raises nearly anything
-        raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
-
-
-def _rebuilt(header: Header, state: Mapping[str, Tensor], path: Path) -> Loaded:
-    config = header.config
-    record = _record_of_file(header, path)
-    kind = lookup(METHODS, config.method, "method").kind
-    compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
-    _check_fit(compacted, header.spec, state)
-    model = network(compacted, header.spec)
-    model.load_state_dict(state)
-    return Loaded(model, config, header.spec, header.epoch, _if_measured_on(model, record, path))
-
-
-def _record_of_file(header: Header, path: Path) -> Record | None:
-    """The Record that `advmoe evaluate` wrote beside the file, else the one in its header; None without either."""
+def _record_of_file(content: JsonObject | None, path: Path) -> Record | None:
+    """The Record that `advmoe evaluate` wrote beside the file, else the one in its header, `content`; None without either."""
     beside = path.with_name(f"{path.stem}.{RECORD}")
     if beside.is_file():
         return read_record(beside)
-    return None if header.record is None else checked_record(header.record, str(path))
+    return None if content is None else checked_record(content, str(path))
 
 
 def _if_measured_on(model: Classifier, record: Record | None, where: Path) -> Record | None:
@@ -220,14 +143,3 @@ def _if_measured_on(model: Classifier, record: Record | None, where: Path) -> Re
         logger.warning("%s: its Record is of other weights and is left out; evaluate the network again", where)
         return None
     return record
-
-
-def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where `state` is not of the network that the configuration names, before memory is taken for one: a small
-    file can name a network of any size."""
-    with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    mismatch = next((name for name in (*wanted, *given) if wanted.get(name) != given.get(name)), None)
-    if mismatch is not None:
-        raise ValueError(f"{mismatch} is of shape {given.get(mismatch)}, not {wanted.get(mismatch)}")

@@ -10,12 +10,12 @@ from advmoe.moe import ExpertNorm, RoutedNetwork
 
 
 @contextmanager
-def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object]) -> Iterator[None]:
+def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object], routers: bool = False) -> Iterator[None]:
     """Inside, each weight tensor w is w + gamma * |w| * g / |g|, with g the gradient that `backward` leaves.
 
-    Weight tensors are those of convolutions and linear layers that learn, except the routers'; norms and biases stay. This is one
-    step of the ascent of the paper, with layer-wise norms. `backward` runs at w; what it does to the model's running statistics is
-    undone. Afterwards w is exactly what it was; gradients taken inside stay.
+    Weight tensors are those of convolutions and linear layers that learn, the routers' only if `routers`; norms and biases stay.
+    This is one step of the ascent of the paper, with layer-wise norms. `backward` runs at w; what it does to the model's running
+    statistics is undone. Afterwards w is exactly what it was; gradients taken inside stay.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     backward()
@@ -23,7 +23,8 @@ def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object]
         for buffer, value in zip(model.buffers(), buffers, strict=True):
             buffer.copy_(value)
     norms = {id(weight) for norm in model.modules() if isinstance(norm, ExpertNorm) for weight in norm.parameters()}
-    weights = [weight for weight in model.weight_parameters() if weight.ndim > 1 and id(weight) not in norms]
+    candidates = [*model.weight_parameters(), *(model.router_parameters() if routers else [])]
+    weights = [weight for weight in candidates if weight.ndim > 1 and id(weight) not in norms]
     moved = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
     before = [parameter.detach().clone() for parameter in moved]
     with torch.no_grad():

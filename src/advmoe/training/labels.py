@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from advmoe.attacks import full
+
 ADR_LAMBDA = (0.7, 0.95)  # at the start and at the end of the phase
 ADR_TEMPERATURE = (2.5, 2.0)
 
@@ -13,7 +15,12 @@ ADR_TEMPERATURE = (2.5, 2.0)
 def smoothed(y: Tensor, num_classes: int, share: float) -> Tensor:
     """Labels [B] -> probabilities [B, classes]: 1 - `share` on the label, and `share` spread evenly over all classes
     (Szegedy et al. 2016, section 7)."""
-    return (1 - share) * F.one_hot(y, num_classes).float() + share / num_classes
+    return spread(F.one_hot(y, num_classes).float(), share)
+
+
+def spread(labels: Tensor, share: float) -> Tensor:
+    """Probabilities [B, classes] with `share` of them spread evenly over the classes."""
+    return (1 - share) * labels + share / labels.shape[1]
 
 
 def annealed(done: float, ends: tuple[float, float]) -> float:
@@ -29,7 +36,7 @@ def adr(labels: Tensor, y: Tensor, logits: Tensor, done: float) -> Tensor:
     p is the softmax of the moving average's `logits` [B, classes] on x over the temperature; lambda_i is lambda less
     max p - p_y, at least 0: an average that errs on an image counts less there. `done` is the share of the phase behind.
     """
-    p = (logits.float() / annealed(done, ADR_TEMPERATURE)).softmax(dim=1)
+    p = (full(logits) / annealed(done, ADR_TEMPERATURE)).softmax(dim=1)
     gap = p.amax(dim=1) - p.gather(1, y[:, None])[:, 0]
     share = (annealed(done, ADR_LAMBDA) - gap).clamp(0, 1)[:, None]
     return share * p + (1 - share) * labels

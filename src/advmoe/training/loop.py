@@ -9,7 +9,7 @@ from pathlib import Path
 from advmoe import distributed
 from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Images, Splits
+from advmoe.data import Images, Splits, with_generated
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers
@@ -22,6 +22,8 @@ from advmoe.training.run import Run
 from advmoe.training.schedule import rates, set_rates
 from advmoe.training.start import batches, check, initial_network, network
 from advmoe.training.steps import Metrics, TrainState
+from advmoe.training.teacher import KEY as TEACHER
+from advmoe.training.teacher import check_same, load_teacher
 from advmoe.training.totals import Totals, Value, means
 from advmoe.training.validation import validate
 
@@ -38,13 +40,17 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     """
     folder, device = RunFolder(out), splits.train.labels.device
     check(config, splits)
+    splits = with_generated(splits, config.data)
+    teacher = load_teacher(config, splits)
     is_new = distributed.on_rank_zero(folder.latest) is None
     model = initial_network(config, splits) if is_new else network(config, splits.spec).to(device)
     with claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest)
+        check_same(teacher, config, run.history)
         while not run.is_done:
             number = run.phase_number
             phase, state = run.phases[number], run.begin_phase()
+            state.teacher = teacher
             try:
                 while run.phase_number == number:
                     figures = train_epoch(run, state, phase)
@@ -80,6 +86,8 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
     row = {
         "epoch": epoch + 1, **rates(state), **means(sums, seen), "train_seconds": totals.seconds, "iterations": iterations,
     }  # fmt: skip
+    if state.teacher is not None:
+        row[TEACHER] = state.teacher.digest
     return row | new_groups(config, [*run.history, row])
 
 
@@ -87,6 +95,7 @@ def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...
     """One step of the phase on the next batches, one for each level."""
     drawn = distributed.raise_together(partial(next, loaded))
     by_level = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, drawn, strict=True)}
+    state.rows = {level: batch.rows for level, batch in zip(phase.levels, drawn, strict=True)}
     totals.add(phase.step(state, by_level), len(drawn[0]))
     if state.ema is not None:
         state.ema.update(state.model)

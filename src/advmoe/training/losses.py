@@ -12,6 +12,8 @@ from advmoe.attacks import BatchDraws, Pgd, full, kl_divergence, pgd
 from advmoe.config import AttackConfig
 from advmoe.moe import Routings
 
+SMALLEST = 1e-12  # a probability whose logarithm is taken
+
 Forward = Callable[[Tensor], tuple[Tensor, Routings]]
 
 
@@ -32,8 +34,8 @@ class Outcome(NamedTuple):
 class Loss:
     """`attack(forward, x, y, settings, draws)` returns x', if there is one; `value(forward, x, x', y, beta)` returns the Outcome.
 
-    The attack gets labels [B]; the value gets labels [B] or class probabilities [B, classes]. `has_clean` says that the value
-    has a pass of x beside that of x'.
+    The attack gets labels [B] (RSLAD's: class probabilities [B, classes]); the value gets labels or class probabilities.
+    `has_clean` says that the value has a pass of x beside that of x'.
     """
 
     attack: Callable[[Forward, Tensor, Tensor, AttackConfig, BatchDraws], Tensor] | None
@@ -69,12 +71,35 @@ def pgd_at(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -
     return Outcome(F.cross_entropy(full(robust), y), None, robust, routings, routings)
 
 
+def rslad_attack(forward: Forward, x: Tensor, targets: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
+    """x' that maximises KL(t || f(x')) from x + 0.001 * normal noise; `targets` t [B, classes] are probabilities."""
+    settings = Pgd(attack.epsilon, attack.step, attack.num_steps, start="normal")
+    return pgd(lambda z: forward(z)[0], x, _log(targets), settings, draws, kl_divergence)
+
+
+def rslad(forward: Forward, x: Tensor, x_adv: Tensor, targets: Tensor, beta: float) -> Outcome:
+    """(KL(t || f(x)) + beta * KL(t || f(x'))) / (1 + beta), where `targets` t [B, classes] are a robust teacher's probabilities.
+
+    Source: Zi, Zhao, Ma and Jiang, "Revisiting adversarial robustness distillation" (RSLAD), ICCV 2021, equation 6; its weights
+    of 1/6 and 5/6 are beta 5.
+    """
+    clean, routings = forward(x)
+    robust, robust_routings = forward(x_adv)
+    near, far = (kl_divergence(logits, _log(targets)).mean() for logits in (clean, robust))
+    return Outcome((near + beta * far) / (1 + beta), clean, robust, routings, robust_routings)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    return probabilities.clamp(min=SMALLEST).log()
+
+
 def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
     """CE(f(x), y)."""
     logits, routings = forward(x)
     return Outcome(F.cross_entropy(full(logits), y), logits, None, routings)
 
 
+RSLAD = Loss(rslad_attack, rslad)  # of a run with a teacher, whose loss is trades
 LOSSES = {
     "trades": Loss(trades_attack, trades),
     "pgd_at": Loss(pgd_at_attack, pgd_at, has_clean=False),

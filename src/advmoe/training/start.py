@@ -18,7 +18,7 @@ from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.groups import MAX_CLASSES
-from advmoe.training.losses import LOSSES
+from advmoe.training.losses import LOSSES, RSLAD
 from advmoe.training.methods import LEVELS, METHODS, Phase
 from advmoe.training.steps import TrainState
 
@@ -42,6 +42,7 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
     routed = isinstance(method.kind(config.model), MoEKind)
     router_options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
+    router_options += ["awp_routers"] if training.awp_routers else []
     router_options += ["router_target"] if training.router_target != "none" else []
     level_options = [
         name
@@ -66,6 +67,11 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError("router_loss target needs a router_target")
     if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
+    if training.awp_routers and not training.awp:
+        raise UserError("awp_routers needs awp")
+    loss_name = method.loss or training.loss
+    if training.teacher is not None and loss_name != "trades":
+        raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:
         raise UserError("soft_labels adr needs ema")
 
@@ -140,7 +146,7 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
         )
         for level in phase.levels
     }
-    loss = LOSSES[METHODS[config.method].loss or training.loss]
+    loss = LOSSES[METHODS[config.method].loss or training.loss] if training.teacher is None else RSLAD
     return TrainState(model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config, device))
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
 from advmoe.moe import HARD, ForcedGate, Gate, Routings, StraightThroughGate, make_gate
 from advmoe.training import awp, groups, labels
+from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
 from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome
@@ -24,6 +26,17 @@ Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [
 # sums over the images of the batch (separately for routers, which may skip iterations); "load" [L, N] counts images,
 # "router_entropy" is [L], "confusion" [C, C] counts the classes that x' are taken for
 Metrics = dict[str, Tensor]
+
+
+class Example(NamedTuple):
+    """A batch of an update: x, x', the labels [B], and the targets of the loss: the labels, or class probabilities [B, classes]."""
+
+    x: Tensor
+    x_adv: Tensor
+    y: Tensor
+    targets: Tensor
+
+
 ROUTED_LEVELS = ("all", "routers")  # levels in which routers learn
 LATE_STEPS = 5  # steps of the training attack at the end of a phase, with steps_ramp
 
@@ -44,6 +57,8 @@ class TrainState:
     done: float = 0.0
     iteration: int = 0
     ema: Ema | None = None
+    teacher: Teacher | None = None
+    rows: dict[str, Tensor | None] = field(default_factory=dict)  # by level, the numbers of its images, while they are known
     groups: Tensor | None = None  # [C] int64: the group of each class, with router_target `confusion`
     watch: Watch = field(default_factory=Watch)
 
@@ -140,15 +155,16 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     """Attack the current network on `batch`, then take one optimizer step of `level`. All other parameters are fixed."""
     x, y = batch
     optimizer, training = state.optimizers[level], state.config.training
+    targets = _targets(state, level, x, y)
     x_adv, learner = x, state.model
     if state.loss.attack is not None or not train_mode:
         fused_model = state.twin()
-        x_adv = _attacked(state, fused_model, batch, attack_gate)
+        x_adv = _attacked(state, fused_model, (x, y if state.teacher is None else targets), attack_gate)
         learner = state.model if train_mode else fused_model  # it shares the model's routers
-    backward = partial(_backward, state, level, _forward(state, learner, gate), (x, x_adv, y), train_mode)
+    backward = partial(_backward, state, level, _forward(state, learner, gate), Example(x, x_adv, y, targets), train_mode)
     with _learning(state.model, optimizer):
-        if training.awp and state.done >= training.awp_from and level != "routers":
-            with awp.perturbed(state.model, training.awp, backward):
+        if training.awp and state.done >= training.awp_from and (level != "routers" or training.awp_routers):
+            with awp.perturbed(state.model, training.awp, backward, training.awp_routers):
                 outcome = backward()
         else:
             outcome = backward()
@@ -160,32 +176,32 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     return outcome
 
 
-def _backward(state: TrainState, level: str, forward: Forward, images: tuple[Tensor, Tensor, Tensor], train_mode: bool) -> Outcome:
-    """The loss of x, x' and labels, and its gradients to the parameters of `level`, summed over the ranks."""
+def _backward(state: TrainState, level: str, forward: Forward, example: Example, train_mode: bool) -> Outcome:
+    """The loss, and its gradients to the parameters of `level`, summed over the ranks."""
     optimizer = state.optimizers[level]
     state.model.train(train_mode)
-    outcome = _loss(state, level, forward, images)
+    outcome = _loss(state, level, forward, example)
     state.model.eval()
     state.watch.outcome(outcome, level)
     optimizer.zero_grad(set_to_none=True)
-    (outcome.total * state.share(len(images[2]))).backward()
+    (outcome.total * state.share(len(example.y))).backward()
     distributed.sum_gradients(_parameters(optimizer))
     return outcome
 
 
-def _loss(state: TrainState, level: str, forward: Forward, images: tuple[Tensor, Tensor, Tensor]) -> Outcome:
+def _loss(state: TrainState, level: str, forward: Forward, example: Example) -> Outcome:
     """The loss of the task, plus the router terms if routers learn. With router_loss `target` routers get only these terms."""
-    (x, x_adv, y), training = images, state.config.training
-    outcome = state.loss.value(forward, x, x_adv, _labels(state, x, y), training.beta)
+    training = state.config.training
+    outcome = state.loss.value(forward, example.x, example.x_adv, example.targets, training.beta)
     if training.runner_up_consistency and level != "routers":
-        term = training.runner_up_consistency * _runner_up_term(state, outcome, x_adv)
+        term = training.runner_up_consistency * _runner_up_term(state, outcome, example.x_adv)
         outcome = outcome._replace(total=outcome.total + term)
     if not outcome.routings or level not in ROUTED_LEVELS:
         return outcome
     task = [] if level == "routers" and training.router_loss == "target" else [outcome.total]
     if state.awaits_groups:
         training = training.replace(router_target="none")
-    terms = router_terms(training, outcome, y if state.groups is None else state.groups[y])
+    terms = router_terms(training, outcome, example.y if state.groups is None else state.groups[example.y])
     return outcome._replace(total=sum(task + terms, outcome.total.new_zeros(())))
 
 
@@ -204,12 +220,18 @@ def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tenso
     return kl_divergence(other, full(outcome.robust).log_softmax(dim=1)).mean()
 
 
-def _labels(state: TrainState, x: Tensor, y: Tensor) -> Tensor:
-    """The labels for the loss: [B] int64, or probabilities [B, classes] if they are smoothed or distilled."""
+def _targets(state: TrainState, level: str, x: Tensor, y: Tensor) -> Tensor:
+    """The targets of the loss: the labels [B], or probabilities [B, classes] if labels are smoothed or distilled.
+
+    A teacher's probabilities take the place of the labels' one-hot vectors.
+    """
     training = state.config.training
-    if training.soft_labels == "none" and not training.label_smoothing:
+    if training.soft_labels == "none" and not training.label_smoothing and state.teacher is None:
         return y
-    soft = labels.smoothed(y, state.model.num_classes, training.label_smoothing)
+    if state.teacher is None:
+        soft = labels.smoothed(y, state.model.num_classes, training.label_smoothing)
+    else:
+        soft = labels.spread(state.teacher.probabilities(x, state.rows.get(level)), training.label_smoothing)
     if training.soft_labels == "adr":
         assert state.ema is not None
         with torch.no_grad():

@@ -1,0 +1,130 @@
+"""A trained network of a run's folder or of one file, with its configuration and the form of its images."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, Field, ValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
+from advmoe.data import DATASETS, ImageSpec
+from advmoe.errors import UserError, lookup, one_line, shown
+from advmoe.files import JsonObject, check_plain
+from advmoe.models import Classifier, compact
+from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
+from advmoe.training.manifest import Spec
+from advmoe.training.methods import METHODS, masked
+from advmoe.training.start import network
+
+SCHEMA = 2  # 1 said "picture" where 2 says "image"
+KEY = "advmoe"  # in the file's header
+# what values that fit nothing raise
+NO_NETWORK = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
+
+
+class Header(BaseModel):
+    """What a saved network's header says beside the weights. `record` is checked by `checked_record`."""
+
+    version: int = Field(default=SCHEMA, alias="schema")
+    config: StoredConfig
+    spec: Spec
+    epoch: int
+    record: JsonObject | None
+
+
+class Saved(NamedTuple):
+    """A network in main memory, without masked channels; `epoch` is its run's best."""
+
+    network: Classifier
+    config: RunConfig
+    spec: ImageSpec
+    epoch: int
+
+
+# A run's folder
+
+
+def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
+    """The network of a run's best epoch, and its checkpoint.
+
+    A run whose checkpoints do not describe its images (older versions) needs its data again. Raises UserError if there is no
+    network.
+    """
+    folder = RunFolder(run)
+    config, best = folder.config(), folder.best()
+    spec = best.spec or _spec_from_data(run, config)
+    try:
+        _check_fit(config, spec, best.model_state())
+    except NO_NETWORK as error:
+        raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
+    model = network(config.replace(runtime=RuntimeConfig()), spec)
+    load_weights(model, best)
+    return Saved(compact(model), config, spec, best.epoch), best
+
+
+def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
+    try:
+        return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
+    except UserError as error:
+        raise UserError(f"{run}: its checkpoints do not say what its images are, and its data is needed: {error}") from None
+
+
+# One file
+
+
+def saved_file(path: Path) -> tuple[Saved, JsonObject | None]:
+    """The network in a file that `advmoe.save_file` wrote, and the JSON of its Record, if there is one. Raises UserError if the
+    file holds no network."""
+    state, header = _read(path)
+    if KEY not in header:
+        raise UserError(f"{path}: names no network in its header; give the folder of a run, or a file that advmoe.save_file wrote")
+    try:
+        content = json.loads(header[KEY])
+        if content["schema"] not in (1, SCHEMA):
+            raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
+        parsed = Header.model_validate(content, context={"where": str(path)})
+        return _rebuilt(parsed, state), parsed.record
+    except ValidationError as error:
+        raise UserError(f"{path}: its header and weights make no network ({one_line(error, Header)})") from None
+    except NO_NETWORK as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{path}: its header and weights make no network ({reason})") from None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and header. No code in it can run: the format has none."""
+    try:
+        check_plain(path, MAX_FILE)
+        with safe_open(path, "pt") as file:
+            header: dict[str, str] = file.metadata() or {}
+        return safetensors.torch.load_file(path), header
+    except UserError:
+        raise
+    except Exception as error:  # a hostile header raises nearly anything
+        raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
+
+
+def _rebuilt(header: Header, state: Mapping[str, Tensor]) -> Saved:
+    config = header.config
+    kind = lookup(METHODS, config.method, "method").kind
+    compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
+    _check_fit(compacted, header.spec, state)
+    model = network(compacted, header.spec)
+    model.load_state_dict(state)
+    return Saved(model, config, header.spec, header.epoch)
+
+
+def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where `state` is not of the network that the configuration names, before memory is taken for one: a small
+    file can name a network of any size."""
+    with torch.device("meta"):
+        wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in state.items()}
+    mismatch = next((name for name in (*wanted, *given) if wanted.get(name) != given.get(name)), None)
+    if mismatch is not None:
+        raise ValueError(f"{mismatch} is of shape {given.get(mismatch)}, not {wanted.get(mismatch)}")

@@ -1,0 +1,124 @@
+"""A teacher: which ones fit, its probabilities, and what a run says of it."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from recorder import Recorder
+
+from advmoe.config import RunConfig
+from advmoe.errors import UserError
+from advmoe.evaluation.make_record import Trained, _teacher
+from advmoe.models.digest import weights_digest
+from advmoe.runs.load import load, save_file
+from advmoe.training import labels, steps
+from advmoe.training.loop import train
+from advmoe.training.losses import RSLAD
+from advmoe.training.methods import METHODS
+from advmoe.training.start import initial_network, train_state
+from advmoe.training.teacher import load_teacher
+
+BFLOAT16 = {"rtol": 0.02, "atol": 0.01}  # a teacher computes in bfloat16 where that is faster
+
+
+@pytest.fixture(scope="module")
+def teacher_run(tiny, splits, tmp_path_factory):
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    train(tiny("at_dense", epochs=1), splits, out, Recorder())
+    return out
+
+
+def test_a_run_and_its_file_are_the_same_teacher(teacher_run, tiny, splits, tmp_path):
+    network = load(teacher_run)
+    save_file(network, tmp_path / "teacher.safetensors")
+    x = splits.test.pixels()
+    for source in (teacher_run, tmp_path / "teacher.safetensors"):
+        teacher = load_teacher(tiny(teacher=str(source)), splits)
+        assert teacher.digest == weights_digest(network.network)
+        assert teacher.answers is None
+        torch.testing.assert_close(teacher.probabilities(x), network(x).softmax(dim=1), **BFLOAT16)
+        assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
+    assert load_teacher(tiny(), splits) is None
+
+
+def test_answers_are_looked_up_where_images_never_change(teacher_run, tiny, splits):
+    fixed = tiny(teacher=str(teacher_run), crop_padding=0, flip=False)
+    teacher, rows = load_teacher(fixed, splits), torch.tensor([7, 3])
+    assert teacher.answers.shape == (len(splits.train), 10)
+    x = splits.train[rows].pixels()
+    torch.testing.assert_close(teacher.probabilities(x, rows), replace(teacher, answers=None).probabilities(x), **BFLOAT16)
+    (batch,) = splits.train.augmented([rows.numpy()], [0], fixed.data)
+    assert torch.equal(batch.raw, splits.train[rows].raw)
+    assert torch.equal(batch.rows, rows)
+    for options in ({"flip": True}, {"crop_padding": 1}, {"augment": "crop_shift"}):
+        changing = fixed.replace(data=fixed.data.replace(**options))
+        assert load_teacher(changing, splits).answers is None
+
+
+def test_probabilities_take_the_labels_place_in_attack_and_loss(teacher_run, tiny, splits):
+    config, seen = tiny("at_dense", teacher=str(teacher_run), label_smoothing=0.2), []
+    state = train_state(config, initial_network(config, splits), METHODS["at_dense"].phases[0])
+    state.teacher = load_teacher(config, splits)
+    assert state.loss is RSLAD
+
+    def attack(forward, x, targets, *rest):
+        seen.append(targets)
+        return RSLAD.attack(forward, x, targets, *rest)
+
+    def value(forward, x, x_adv, targets, beta):
+        seen.append(targets)
+        return RSLAD.value(forward, x, x_adv, targets, beta)
+
+    state.loss = replace(RSLAD, attack=attack, value=value)
+    x, y = splits.train[torch.arange(8)].pixels(), splits.train.labels[:8]
+    steps.single_level(state, {"all": (x, y)})
+    expected = 0.8 * state.teacher.probabilities(x) + 0.02
+    assert all(torch.equal(targets, seen[0]) for targets in seen)
+    torch.testing.assert_close(seen[0], expected)
+    torch.testing.assert_close(labels.spread(expected, 0.0), expected)
+
+
+def test_a_run_says_who_taught_it_and_refuses_another_teacher(teacher_run, tiny, splits, tmp_path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teacher_run, teacher)
+    config = tiny("at_small_dense", teacher=str(teacher), epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: epoch == 2))
+    shutil.rmtree(teacher)
+    train(tiny("at_dense", epochs=1, seed=1), splits, teacher, Recorder())
+    with pytest.raises(UserError, match=r"^teacher .*: its weights have changed since the run began$"):
+        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    shutil.rmtree(teacher)
+    shutil.copytree(teacher_run, teacher)
+    history = train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    recorded = _teacher(Trained(config, "run", 2, history))
+    assert (recorded.path, recorded.weights) == (str(teacher), weights_digest(load(teacher).network))
+    assert _teacher(Trained(RunConfig(), "run", 2, [{}])) is None
+
+
+def changed(splits, **fields):
+    return replace(splits, spec=replace(splits.spec, **fields))
+
+
+def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(teacher_run, tiny, splits, tmp_path):
+    fewer = changed(splits, classes=splits.spec.classes[:9])
+    named = changed(splits, classes=("hat", *splits.spec.classes[1:]))
+    larger = changed(splits, shape=(1, 32, 32))
+    (tmp_path / "other").write_text("none")
+    taught = tiny(teacher=str(teacher_run))
+    cases = [
+        (taught, fewer, "teacher .*: has 10 classes, the data 9"),
+        (taught, named, "teacher .*: has the class '.*' where the data has 'hat'"),
+        (taught, larger, r"teacher .*: takes images of shape \(1, 28, 28\), the data has \(1, 32, 32\)"),
+        (tiny(teacher=str(tmp_path / "none")), splits, "teacher .*none: no such run's folder or file"),
+        (tiny(teacher=str(tmp_path)), splits, "holds no run"),
+        (tiny(teacher=str(tmp_path / "other")), splits, "not a safetensors file"),
+        (tiny(teacher=str(teacher_run), loss="pgd_at"), splits, "teacher needs the loss trades, not pgd_at"),
+        (tiny("standard", teacher=str(teacher_run)), splits, "teacher needs the loss trades, not clean"),
+    ]
+    for config, data, message in cases:
+        with pytest.raises(UserError, match=message) as caught:
+            train(config, data, tmp_path / "run", Recorder())
+        assert len(str(caught.value).splitlines()) == 1
+    assert not (tmp_path / "run").exists()
