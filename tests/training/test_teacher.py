@@ -92,9 +92,10 @@ def test_a_run_says_who_taught_it_and_refuses_another_teacher(teacher_run, tiny,
     shutil.rmtree(teacher)
     shutil.copytree(teacher_run, teacher)
     history = train(config, splits, tmp_path / "run", Recorder(), resume=True)
-    recorded = _teacher(Trained(config, "run", 2, history))
+    assert [row["teacher"] for row in history] == 2 * [weights_digest(load(teacher).network)]
+    recorded = _teacher(Trained(config, "run", 2, teacher=history[0]["teacher"]))
     assert (recorded.path, recorded.weights) == (str(teacher), weights_digest(load(teacher).network))
-    assert _teacher(Trained(RunConfig(), "run", 2, [{}])) is None
+    assert _teacher(Trained(RunConfig(), "run", 2)) is None
 
 
 def changed(splits, **fields):

@@ -20,14 +20,15 @@ from advmoe.models.digest import weights_digest
 
 @dataclass(frozen=True)
 class Trained:
-    """The run that a network comes from: its configuration, the name of its folder, the evaluated epoch, and the run's epochs with
-    the wall time of their iterations."""
+    """The run that a network comes from: its configuration, the name of its folder, the evaluated epoch, the run's epochs with the
+    wall time of their iterations, and the digest of its teacher's weights."""
 
     config: RunConfig
     run: str
     epoch: int
     history: Sequence[HistoryRow] = ()
     train_seconds: float = 0.0
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
 
 
 def _teacher(trained: Trained) -> RecordedTeacher | None:
-    path, digest = trained.config.training.teacher, next((row["teacher"] for row in trained.history if "teacher" in row), None)
+    path, digest = trained.config.training.teacher, trained.teacher
     return None if path is None or digest is None else RecordedTeacher(path=path, weights=digest)
 
 

@@ -80,7 +80,7 @@ class ExpertNorm(_BatchNorm):
         self.register_buffer("running_var", torch.ones(num_experts, channels))
         self.register_buffer("batches", torch.zeros(num_experts, 1))
 
-    def forward(self, y: Tensor, experts: Tensor) -> Tensor:
+    def forward(self, y: Tensor, experts: Tensor) -> Tensor:  # type: ignore[override]  # torch's has no experts
         """Normalise `y` [B, K, H, W], the outputs of the chosen `experts` [B] int64, each with the norm of its expert."""
         if self.training and not self.synchronised:
             normalised, mean, var, values = _Normalised.apply(
@@ -120,7 +120,7 @@ class ExpertNorm(_BatchNorm):
         return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
 
     @property
-    def num_batches_tracked(self) -> Tensor:
+    def num_batches_tracked(self) -> Tensor:  # type: ignore[override]  # read by update_bn, never set
         """The number of batches [N, 1] in the statistics of each expert."""
         return self.batches
 

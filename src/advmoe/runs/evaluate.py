@@ -64,7 +64,8 @@ def subject(what: Path) -> Subject:
     folder = RunFolder(what)
     config, best = folder.config(), folder.best()
     history = [HistoryRow.model_validate(row) for row in best.history]
-    trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds)
+    teacher = next((row["teacher"] for row in best.history if "teacher" in row), None)
+    trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher)
     return Subject(
         trained, best.fingerprint, lambda config, splits: best_network(what, config, splits)[0],
         what / "evaluation", what / RECORD, tuple(folder.damaged()),

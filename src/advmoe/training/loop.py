@@ -83,7 +83,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
         run.finish_iteration(state, totals, iterations)
     sums, seen = totals.over_ranks()
     _warn_of_collapse(sums, epoch + 1)
-    row = {
+    row: dict[str, Value] = {
         "epoch": epoch + 1, **rates(state), **means(sums, seen), "train_seconds": totals.seconds, "iterations": iterations,
     }  # fmt: skip
     if state.teacher is not None:

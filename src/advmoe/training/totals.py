@@ -10,7 +10,7 @@ from advmoe.training.groups import MATRIX
 from advmoe.training.manifest import Partial
 from advmoe.training.steps import Metrics
 
-Value = float | list[int] | list[float] | list[list[float]] | list[list[int]]  # of an epoch's figure
+Value = float | list[int] | list[float] | list[list[float]] | list[list[int]] | str  # of an epoch's figure
 
 
 class Totals:
