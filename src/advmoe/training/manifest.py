@@ -51,7 +51,8 @@ class EpochRow(TypedDict):
     """An epoch, as a line of metrics.jsonl holds it: accuracies in percent, times in seconds, and other figures of its loss.
 
     `score` selects the best epoch of a phase. `load` has each expert's share of the images in each layer [L, N], `dead` the experts
-    of each layer that got none, `teacher` the digest of the teacher's weights. A row of an older version may lack anything but the phase and the score.
+    of each layer that got none, `teacher` the digest of the teacher's weights. A row of an older version may lack anything but the
+    phase and the score.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
