@@ -130,7 +130,7 @@ def robustness() -> str:
     """The picture of robustness against cost, with the verdict and what these runs cannot show."""
     lines = [line for line in verdict(main_records()) if not line.startswith((*CHECKS_LINES,))]
     alt = "Worst robust accuracy of each method with its interval, upwards, against GMACs, across"
-    return "\n\n".join([f"![{alt}]({PICTURE})", f"**{lines[0]}**", scale_words(main_records()[0])])
+    return "\n\n".join([f"![{alt}]({PICTURE})", *lines, scale_words(main_records()[0])])
 
 
 def scale_words(record: Record) -> str:
