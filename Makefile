@@ -10,7 +10,7 @@ demo: .venv/installed
 	.venv/bin/advmoe demo --out demo
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow and not fuzz and not faults" -n $(CORES)
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow and not fuzz and not faults" -n $(CORES) --dist worksteal
 
 test-slow: .venv/installed-dev
 	.venv/bin/pytest -m slow

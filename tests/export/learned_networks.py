@@ -1,5 +1,8 @@
 """Networks for the tests of exports: small, in eval mode, and with nothing fresh about them."""
 
+from copy import deepcopy
+from functools import cache
+
 import torch
 from torch import nn
 
@@ -25,7 +28,14 @@ def noise(count):
 
 
 def learned(kind, backbone="resnet18", spec=SPEC):
-    """A network in eval mode whose experts and norms are anything but fresh."""
+    """A network in eval mode whose experts and norms are anything but fresh; random numbers after it are always the same."""
+    model, state = _learned(kind, backbone, spec)
+    torch.set_rng_state(state)
+    return deepcopy(model)
+
+
+@cache
+def _learned(kind, backbone, spec):
     torch.manual_seed(0)
     model = build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone]), kind, spec).train()
     with torch.no_grad():
@@ -38,4 +48,4 @@ def learned(kind, backbone="resnet18", spec=SPEC):
             nn.init.normal_(layer.filters, std=0.1)
         for _ in range(3):
             model(torch.rand(32, *spec.shape) ** torch.logspace(-1, 1, 32)[:, None, None, None])
-    return model.eval()
+    return model.eval(), torch.get_rng_state()

@@ -95,7 +95,7 @@ def real():
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
-    model = learned(MoEKind(0.5, 2), spec=GREY)
+    model = learned(MoEKind(0.5, 2), "vgg16_bn", GREY)
     predict, known = export(model, GREY.shape, tmp_path / "network", form), answers(model, real)
     assert len(known.routes.unique(dim=0)) > 10
     for batch in BATCHES:
@@ -106,8 +106,11 @@ def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
         assert found.largest <= 1e-4
 
 
-@pytest.mark.parametrize("form", FORMATS)
-@pytest.mark.parametrize(("kind", "backbone"), [(DenseKind(0.5), "resnet18"), (KINDS[3], "vgg16_bn")], ids=str)
+@pytest.mark.parametrize(
+    ("form", "kind", "backbone"),
+    [("onnx", DenseKind(0.5), "resnet18"), ("torch-export", DenseKind(0.5), "resnet18"), ("onnx", KINDS[3], "vgg16_bn")],
+    ids=str,
+)
 def test_other_networks(form, kind, backbone, tmp_path):
     model, pixels = learned(kind, backbone), noise(20)
     predict = export(model, SPEC.shape, tmp_path / "network", form)
@@ -133,7 +136,7 @@ def test_each_image_meets_one_expert_a_layer(tmp_path):
     """Told by ONNX Runtime, from the shapes that the experts' convolutions give."""
     import onnx
 
-    model, path = learned(MoEKind(0.5, 3)), tmp_path / "network.onnx"
+    model, path = learned(MoEKind(0.5, 3), "vgg16_bn"), tmp_path / "network.onnx"
     export(model, SPEC.shape, path)
     graph = onnx.load(path)
     experts = [node.output[0] for node in graph.graph.node if node.op_type == "Conv" and ".experts." in node.input[1]]
