@@ -54,3 +54,15 @@ def test_a_machine_whose_memory_is_unknown(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "memory       unknown" in said
     assert "device       H200" in said
+
+
+def test_what_the_device_can_do(monkeypatch, capsys):
+    words(monkeypatch, [], [])
+    monkeypatch.setattr(doctor, "available", lambda device: ["auto", "split", "triton"])
+    monkeypatch.setattr(doctor, "autocast", lambda config, device: None)
+    monkeypatch.setattr(doctor, "has_compiler", lambda: False)
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "dispatch     auto, split, triton (Triton kernels run here)" in printed
+    assert "bf16         --precision auto takes float32: bf16 is slow or missing" in printed
+    assert "compiler     none for torch.compile on the CPU" in printed

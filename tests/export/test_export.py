@@ -12,7 +12,7 @@ from advmoe.data import load_dataset
 from advmoe.errors import UserError
 from advmoe.export import BATCHES, FORMATS, agreement, answers, compare, export, onnx_predictor
 from advmoe.export.onnx import INPUT
-from advmoe.export.traceable import RoutedConv2d, Traceable
+from advmoe.export.traceable import Traceable, TraceableConv2d
 from advmoe.models import MODELS, compact
 from advmoe.moe import DenseKind, MaskedKind, MoEKind
 
@@ -152,7 +152,7 @@ def test_each_image_meets_one_expert_a_layer(tmp_path):
 def test_an_expert_sees_its_own_images_alone():
     model = Traceable(learned(MoEKind(0.5, 2)))
     seen = []
-    layer = next(module for module in model.modules() if isinstance(module, RoutedConv2d))
+    layer = next(module for module in model.modules() if isinstance(module, TraceableConv2d))
     for expert in layer.experts:
         expert.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
     _, routes = model(noise(12))

@@ -1,7 +1,7 @@
 """The networks and calls that are compared. All variants of one comparison get the same treatment.
 
-Inference runs on networks with their batch norms folded into the convolutions, channels last, in torch.inference_mode. Routes are
-random and even, which is the hardest case for a dispatch. Iterations are those of `advmoe train`, on the same batches each time.
+Inference runs on deployed networks (advmoe.models.deployed) in torch.inference_mode. Routes are random and even, which is the
+hardest case for a dispatch. Iterations are those of `advmoe train`, on the same batches each time.
 """
 
 import os
@@ -17,13 +17,14 @@ from advmoe.attacks import ImageDraws, Pgd, frozen, pgd
 from advmoe.benchmark.setup import Scale
 from advmoe.config import ModelConfig, RunConfig
 from advmoe.data import Images, ImageSpec
-from advmoe.models import Classifier, build_model, fused
+from advmoe.models import Classifier, build_model, deployed, fused
 from advmoe.moe import HARD, DenseKind, ForcedGate, Gate, MoEKind
 from advmoe.recipes import recipe
 from advmoe.training import start
 from advmoe.training.methods import METHODS
 
 Call = Callable[[], object]
+WARM_UP = 20  # random routes: oneDNN compiles a kernel for every new group size, 0.2 to 0.4 ms each, once in a process
 CLASSES = tuple(str(number) for number in range(10))
 KINDS = {
     "dense": DenseKind(),
@@ -55,9 +56,9 @@ def network(kind: str, backbone: str, scale: Scale, device: torch.device) -> Cla
     return settled(model, scale.side, device)
 
 
-def deployed(model: Classifier) -> Classifier:
-    """The network as it is used for inference: batch norms folded in, channels last."""
-    model = fused(model)
+def fused_network(kind: str, scale: Scale, device: torch.device) -> Classifier:
+    """A ResNet-18 of one of KINDS with batch norms folded in, channels last. It takes every gate and dispatch."""
+    model = fused(network(kind, "resnet18", scale, device))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
@@ -77,8 +78,12 @@ def route_choices(model: Classifier) -> tuple[int, int] | None:
 
 def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batch: int) -> partial[Tensor]:
     """A forward pass of one of KINDS. The routers choose for a single image, as every route costs the same."""
-    model = deployed(network(kind, backbone, scale, device))
-    return partial(forward, model.forward_routed, channels_last(batch, scale, device), route_choices(model) if batch > 1 else None)
+    model = network(kind, backbone, scale, device)
+    choices = route_choices(model) if batch > 1 else None
+    call = partial(forward, deployed(model).forward_routed, channels_last(batch, scale, device), choices)
+    for _ in range(0 if choices is None else WARM_UP):
+        call()
+    return call
 
 
 def to_one_expert(call: partial[Tensor]) -> partial[Tensor]:
@@ -102,7 +107,7 @@ def in_bf16(call: partial[Tensor]) -> partial[Tensor]:
 def compiled(kind: str, scale: Scale, device: torch.device) -> Call:
     """A forward pass of ResNet-18 through torch.compile, as one graph. Experts run by the wide dispatch, which has static shapes:
     split breaks the graph at every layer and compiles again for every route."""
-    model = deployed(network(kind, "resnet18", scale, device))
+    model = fused_network(kind, scale, device)
     model.set_dispatch("wide")
     quick = torch.compile(model.forward_routed, dynamic=False, fullgraph=True)
     return partial(forward, quick, channels_last(scale.batch, scale, device), route_choices(model))

@@ -11,8 +11,12 @@ import torch
 from pydantic import BaseModel, Field
 
 from advmoe.benchmark.machine import Host, Machine
+from advmoe.benchmark.variants import has_compiler
 from advmoe.cli.arguments.doctor import DoctorArguments
+from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
+from advmoe.moe.dispatch import available
+from advmoe.training.start import autocast
 
 
 class Lack(BaseModel):
@@ -37,10 +41,16 @@ class Disk(BaseModel):
 
 
 class Diagnosis(Host, Lack):
-    """What `advmoe doctor` prints. `libraries` are those that every command needs, with their versions."""
+    """What `advmoe doctor` prints. `libraries` are those that every command needs, with their versions.
+
+    `dispatches` run on the device, `bf16` says whether `--precision auto` takes it, `compiler` whether torch.compile has one.
+    """
 
     torch: str
     cuda: str | None
+    dispatches: list[str]
+    bf16: bool
+    compiler: bool
     omp_num_threads: str | None
     disk: Disk
     libraries: dict[str, str | None]
@@ -60,8 +70,11 @@ def examine(folder: Path) -> Diagnosis:
     package = installed()
     required, lack = needs(package), _lack(package, needs(package))
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    bf16 = autocast(RunConfig(runtime=RuntimeConfig(precision="auto")), device) is not None
     return Diagnosis(
         **Machine.here().model_dump(exclude={"libraries"}), torch=torch.__version__, cuda=torch.version.cuda,
+        dispatches=available(device), bf16=bf16, compiler=has_compiler(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         disk=Disk(folder=str(existing), free=shutil.disk_usage(existing).free),
         libraries={need.name: need.found for need in required}, missing=lack.missing, add=lack.add,
@@ -81,6 +94,10 @@ def _extra(package: Distribution, name: str) -> Extra:
 def _lines(found: Diagnosis) -> Iterator[str]:
     yield f"advmoe       {found.advmoe}, torch {found.torch}, Python {found.python}, {found.platform}"
     yield f"device       {found.gpu or _no_gpu(found.cuda)}"
+    triton = "Triton kernels run here" if "triton" in found.dispatches else "Triton kernels need CUDA and the package triton"
+    yield f"dispatch     {', '.join(found.dispatches)} ({triton})"
+    yield f"bf16         --precision auto takes {'it' if found.bf16 else 'float32: bf16 is slow or missing'}"
+    yield f"compiler     {'C++ compiler for torch.compile' if found.compiler else 'none for torch.compile on the CPU'}"
     yield f"processor    {found.cpu}, {found.cores} cores"
     set_by = "torch's choice" if found.omp_num_threads is None else f"OMP_NUM_THREADS={found.omp_num_threads}"
     yield f"threads      {found.threads} ({set_by}; --threads sets them for a run)"

@@ -1,6 +1,6 @@
 """A form of a network that can be traced: a pure function of the pixels, for any batch size, that runs only the chosen experts.
 
-Shapes: B images, N experts, K filters an expert, L MoE layers.
+Shapes: B images, L MoE layers.
 """
 
 from functools import partial
@@ -11,54 +11,28 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from advmoe.models import Classifier, fused
-from advmoe.moe import Gate, MoEConv2d, Router, Routing, Routings
+from advmoe.models.deployed import RoutedConv2d
+from advmoe.moe import Gate, MoEConv2d, Routing, Routings
 
 TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants
 
 
-class RoutedConv2d(nn.Module):
-    """A fused MoE layer. Each expert is a separate convolution, run on the images that chose it, which may be none."""
-
-    def __init__(self, layer: MoEConv2d) -> None:
-        super().__init__()
-        self.router = None if layer.router is None else folded(layer.router)
-        self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
+class TraceableConv2d(RoutedConv2d):
+    """A fused MoE layer whose experts run on the images that chose them, which may be none. It ignores the gate."""
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
-        """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and the layer's Routing if the layer has a router."""
         if self.router is not None:
-            logits = self.router(x.mean(dim=(2, 3), dtype=torch.float32))
+            logits = self.router(x)
         assert logits is not None
         chosen = logits.argmax(dim=1)
-        y = self._dispatched(x, chosen)
-        return y if onto is None else y.add_(onto), () if self.router is None else (Routing(logits, chosen),)
+        return self.convolve(x, chosen, onto), () if self.router is None else (Routing(logits, chosen),)
 
-    def _dispatched(self, x: Tensor, chosen: Tensor) -> Tensor:
-        rows = [(chosen == e).nonzero().flatten() for e in range(len(self.experts))]
-        parts = [convolve(x.index_select(0, of_expert)) for convolve, of_expert in zip(self.experts, rows, strict=True)]
-        positions = chosen.argsort(stable=True).argsort()  # of each image in the batch grouped by expert
-        return torch.cat(parts).index_select(0, positions)
-
-
-def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:
-    filters = layer.bank.of_expert(expert)
-    width, inputs, size, _ = filters.shape
-    convolution = nn.Conv2d(inputs, width, size, layer.stride, layer.bank.padding, bias=layer.bias is not None)
-    convolution.weight = nn.Parameter(filters.detach().clone())  # a copy: with a view the file would contain the full bank
-    if layer.bias is not None:
-        convolution.bias = nn.Parameter(layer.bias[expert].detach().clone())
-    return convolution
-
-
-@torch.no_grad()
-def folded(router: Router) -> nn.Linear:
-    """The router after its pooling as one linear layer [B, C] -> [B, N]: the standardisation is folded in."""
-    rate = (router.var.double() + 1e-5).rsqrt()
-    weight = router.linear.weight.double() * rate
-    linear = nn.Linear(router.linear.in_features, router.linear.out_features)
-    linear.weight.copy_(weight)
-    linear.bias.copy_(router.linear.bias.double() - weight @ router.mean.double())
-    return linear
+    def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
+        rows = [(experts == e).nonzero().flatten() for e in range(len(self.experts))]
+        parts = [expert(x.index_select(0, of_expert)) for expert, of_expert in zip(self.experts, rows, strict=True)]
+        positions = experts.argsort(stable=True).argsort()  # of each image in the batch grouped by expert
+        y = torch.cat(parts).index_select(0, positions)
+        return y if onto is None else y.add_(onto)
 
 
 @torch.no_grad()
@@ -95,7 +69,7 @@ class Traceable(nn.Module):
         for parent in list(self.network.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, MoEConv2d):
-                    setattr(parent, name, RoutedConv2d(child))
+                    setattr(parent, name, TraceableConv2d(child))
         if dtype is not torch.float32:
             lower(self.network, dtype)
         self.requires_grad_(False)

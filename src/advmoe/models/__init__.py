@@ -13,6 +13,7 @@ from advmoe.data import ImageSpec
 from advmoe.errors import UserError, lookup
 from advmoe.models.classifier import Classifier
 from advmoe.models.densenet import DenseNet
+from advmoe.models.deployed import deployed
 from advmoe.models.fused import fused
 from advmoe.models.masked import compact, start_scores
 from advmoe.models.resnet import ResNet
@@ -97,4 +98,4 @@ def _follows(model: RoutedNetwork, layers: list[MoEConv2d], kind: MoEKind, field
     return kind.bank == "backbone" or all(disjoint)
 
 
-__all__ = ["MODELS", "Classifier", "NoSuchForm", "build_model", "compact", "fused", "start_scores"]
+__all__ = ["MODELS", "Classifier", "NoSuchForm", "build_model", "compact", "deployed", "fused", "start_scores"]

@@ -1,6 +1,6 @@
 """Batch norm for masked channels and for the outputs of experts, with statistics over all ranks if wanted."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advmoe.distributed import pooled_statistics
+from advmoe.distributed import pooled_statistics, sum_over_ranks
 from advmoe.moe.channels import Channels
 from advmoe.moe.routing import MOMENTUM, Router
 
@@ -21,12 +21,9 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synchronised):
             return super().forward(x)
-        y = x.to(self.weight.dtype)
-        mean, var = y.mean(dim=(0, 2, 3)), y.var(dim=(0, 2, 3), correction=0)
-        values, mean, var = pooled_statistics(y.new_full((), y.numel() / y.shape[1]), mean, var)
-        self._update_running(mean.detach(), (var * values / (values - 1)).detach())
-        scale = self.weight * (var + self.eps).rsqrt()
-        out: Tensor = torch.addcmul((self.bias - mean * scale)[:, None, None], y, scale[:, None, None]).to(x.dtype)
+        one_expert = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        out, mean, var, values = _normalise(x, self.weight[None], self.bias[None], one_expert, self.eps, True)
+        self._update_running(mean[0], (var * values / (values - 1))[0])
         return out
 
     @torch.no_grad()
@@ -82,12 +79,9 @@ class ExpertNorm(_BatchNorm):
 
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:  # type: ignore[override]  # torch's has no experts
         """Normalise `y` [B, K, H, W], the outputs of the chosen `experts` [B] int64, each with the norm of its expert."""
-        if self.training and not self.synchronised:
-            normalised, mean, var, values = _Normalised.apply(
-                y.to(torch.promote_types(y.dtype, self.weight.dtype)), self.weight, self.bias, experts, self.eps
-            )  # type: ignore[no-untyped-call]
+        if self.training:
+            out, mean, var, values = _normalise(y, self.weight, self.bias, experts, self.eps, self.synchronised)
             self._update_running(mean, var, values)
-            out: Tensor = normalised.to(y.dtype)
             return out
         weights, shift = self._affine(y[:, None], experts)
         return torch.addcmul(shift[experts][:, :, None, None], y, weights[experts][:, :, None, None])
@@ -147,15 +141,28 @@ class ExpertNorm(_BatchNorm):
         self.running_var.lerp_(var, share)
 
 
+def _normalise(
+    y: Tensor, weight: Tensor, bias: Tensor, experts: Tensor, eps: float, pooled: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`y` normalised in train mode, in its dtype; the mean and variance [N, K]; and the values per channel [N, 1] behind them.
+
+    With `pooled`, the statistics cover the images of all ranks.
+    """
+    wide = y.to(torch.promote_types(y.dtype, weight.dtype))
+    out, mean, var, values = _Normalised.apply(wide, weight, bias, experts, eps, pooled)  # type: ignore[no-untyped-call]
+    return out.to(y.dtype), mean, var, values
+
+
 class _Normalised(torch.autograd.Function):
     """The chosen experts' outputs, normalised with the statistics of each expert's images; and these statistics.
 
-    The backward pass is batch norm's formula. It reads the images a third as often as autograd would.
+    The backward pass is batch norm's formula. It reads the images a third as often as autograd would. If the statistics are pooled
+    over ranks, each direction sends one message.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, experts: Tensor, eps: float
+        ctx: Any, y: Tensor, weight: Tensor, bias: Tensor, experts: Tensor, eps: float, pooled: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         size = y[0, 0].numel()
         values = size * one_hot(experts, len(weight)).sum(dim=0).to(y.dtype)[:, None]  # bincount would synchronise
@@ -163,36 +170,48 @@ class _Normalised(torch.autograd.Function):
         centred = y - mean[experts][:, :, None, None]
         squares = torch.linalg.vector_norm(centred, dim=(2, 3)).square()
         var = _expert_sums(squares, experts, weight) / values.clamp(min=1)
+        shift = bias
+        if pooled:
+            of_rank = mean
+            counts, mean, var = pooled_statistics(values, mean, var)
+            values = counts[:, :1]
+            shift = bias + (of_rank - mean) * weight * (var + eps).rsqrt()
         rate = (var + eps).rsqrt()
         scale = (weight * rate)[experts][:, :, None, None]
-        ctx.eps = eps
+        ctx.eps, ctx.pooled = eps, pooled
         ctx.save_for_backward(y, weight, experts, mean, rate, values)
         ctx.mark_non_differentiable(mean, var, values)
-        return torch.addcmul(bias[experts][:, :, None, None], centred, scale), mean, var, values
+        return torch.addcmul(shift[experts][:, :, None, None], centred, scale), mean, var, values
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, experts, mean, rate, values = ctx.saved_tensors
+        total = sum_over_ranks if ctx.pooled else _unchanged
         if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted
-            return *_differentiable_gradients(gradient, y, weight, experts, values, ctx.eps), None, None
+            return *_differentiable_gradients(gradient, y, weight, experts, values, ctx.eps, total), None, None, None
         to_bias = _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)
         to_weight = (_expert_sums((gradient * y).sum(dim=(2, 3)), experts, weight) - mean * to_bias) * rate
-        slope = -weight * rate.square() * to_weight / values.clamp(min=1)  # factor of y in its gradient
-        level = -weight * rate * to_bias / values.clamp(min=1) - slope * mean
+        weight_sum, bias_sum = total(torch.stack([to_weight, to_bias]))
+        slope = -weight * rate.square() * weight_sum / values.clamp(min=1)  # factor of y in its gradient
+        level = -weight * rate * bias_sum / values.clamp(min=1) - slope * mean
         to_y = torch.addcmul(level[experts][:, :, None, None], y, slope[experts][:, :, None, None])
         to_y.addcmul_(gradient, (weight * rate)[experts][:, :, None, None])
-        return to_y, to_weight, to_bias, None, None
+        return to_y, to_weight, to_bias, None, None, None
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
 
 
 def _differentiable_gradients(
-    gradient: Tensor, y: Tensor, weight: Tensor, experts: Tensor, values: Tensor, eps: float
+    gradient: Tensor, y: Tensor, weight: Tensor, experts: Tensor, values: Tensor, eps: float, total: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients to y, weight and bias of `_Normalised` as functions of y, weight and `gradient`."""
+    """The gradients to y, weight and bias of `_Normalised` as functions of y, weight and `gradient`. `total` sums over ranks."""
     inputs = [y.view_as(y), weight.view_as(weight)]  # views, so that a path from one to the other is not counted
     count = values.clamp(min=1)
-    mean = _expert_sums(inputs[0].sum(dim=(2, 3)), experts, weight) / count
+    mean = total(_expert_sums(inputs[0].sum(dim=(2, 3)), experts, weight)) / count
     centred = inputs[0] - mean[experts][:, :, None, None]
-    var = _expert_sums(centred.square().sum(dim=(2, 3)), experts, weight) / count
+    var = total(_expert_sums(centred.square().sum(dim=(2, 3)), experts, weight)) / count
     out = centred * (inputs[1] * (var + eps).rsqrt())[experts][:, :, None, None]
     wanted = [t for t in inputs if t.requires_grad]
     gradients = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True) if wanted else ())

@@ -176,6 +176,13 @@ class Router(nn.Module):
             return logits
 
     @torch.no_grad()
+    def folded(self) -> "FoldedRouter":
+        """This router in eval mode as one linear layer on the pooled input. It computes the same logits, up to rounding."""
+        weight = self.linear.weight.double() * (self.var.double() + 1e-5).rsqrt()
+        bias = self.linear.bias.double() - weight @ self.mean.double()
+        return FoldedRouter(weight.T.to(self.mean.dtype).contiguous(), bias.to(self.mean.dtype))
+
+    @torch.no_grad()
     def _track(self, values: Tensor) -> None:
         self.batches += 1
         share = (1 / self.batches).clamp(min=self.momentum)
@@ -184,3 +191,19 @@ class Router(nn.Module):
             _, mean, var = pooled_statistics(values.new_full((), len(values)), mean, var)
         self.var.lerp_(var, share)
         self.mean.lerp_(mean, share)
+
+
+class FoldedRouter(nn.Module):
+    """A router for inference: `weight` [C, N] and `bias` [N] hold the linear layer and the standardisation."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, N] of inputs [B, C, H, W], in the type of the weights also under autocast."""
+        if torch.is_autocast_enabled(x.device.type):
+            with torch.autocast(x.device.type, enabled=False):
+                return self(x)  # type: ignore[no-any-return]
+        sums = x.sum(dim=(2, 3), dtype=self.weight.dtype)
+        return torch.addmm(self.bias, sums, self.weight, alpha=1 / (x.shape[2] * x.shape[3]))  # alpha: the mean, for no operator

@@ -11,6 +11,7 @@ from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
 from advmoe.data import Images, Splits, with_generated
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.dispatch import set_fastest
 from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers
 from advmoe.training.interrupts import Interrupts
@@ -45,6 +46,7 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     is_new = distributed.on_rank_zero(folder.latest) is None
     model = initial_network(config, splits) if is_new else network(config, splits.spec).to(device)
     with claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
+        set_fastest(config, out, model, splits.spec)
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest)
         check_same(teacher, config, run.history)
         while not run.is_done:

@@ -22,7 +22,7 @@ from advmoe.benchmark.setup import Scale, Setup
 from advmoe.benchmark.timing import timed
 from advmoe.export import FORMATS, Dtype, Predictor, export, onnx_predictor
 from advmoe.export.onnx import check_extra
-from advmoe.models import Classifier
+from advmoe.models import Classifier, deployed
 
 CPU = torch.device("cpu")
 ROUNDS = {64: 15, 1: 200}
@@ -102,7 +102,7 @@ def write(models: Mapping[str, Classifier], scale: Scale, folder: Path, form: st
 
 def torch_calls(models: Mapping[str, Classifier], files: Mapping[str, Path]) -> Calls:
     """Forward passes of the networks as they are used, and of their torch.export files."""
-    networks = {name: partial(predict, variants.deployed(model), torch.channels_last) for name, model in models.items()}
+    networks = {name: partial(predict, deployed(model), torch.channels_last) for name, model in models.items()}
     load = FORMATS["torch-export"].predictor
     exported = {f"{name}, torch.export": partial(predict, load(path), torch.contiguous_format) for name, path in files.items()}
     return {f"{name}, PyTorch": call for name, call in networks.items()} | exported

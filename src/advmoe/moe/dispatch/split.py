@@ -3,16 +3,20 @@
 Only chosen experts run, for any batch size. The host must know the number of images of each expert, so it waits for the route.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from advmoe.moe.dispatch.wide import differentiable_gradients
 from advmoe.moe.experts import FilterBank
 
-Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images in the batch
+Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images
+ALL_ROWS = torch.empty(0, dtype=torch.int64)  # the rows of a single group, which are never read
+Convolve = Callable[[Tensor, int], Tensor]  # (images, expert) -> that expert's outputs for them
 
 
 def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
@@ -20,23 +24,55 @@ def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) 
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, bank.filters, bank.bias, one_hot)):
         y: Tensor = _Split.apply(x, bank.filters, bank.bias, one_hot, experts, bank)  # type: ignore[no-untyped-call]
         return y
-    return _run(x, bank, _groups(experts, len(bank.starts)))
+    return run_groups(x, groups_of(experts, len(bank.starts)), bank.convolve)
+
+
+def split_onto(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Tensor:
+    """`onto` [B, K, H', W'] plus the chosen experts' outputs, without gradients. It may overwrite the memory of `onto`."""
+    return add_groups(x, groups_of(experts, len(bank.starts)), bank.convolve, onto)
+
+
+def groups_of(experts: Tensor, num_experts: int) -> Groups:
+    """Group the images by their `experts` [B] int64, in ascending order of experts."""
+    if len(experts) == 1:
+        return [(int(experts), ALL_ROWS)]
+    if experts.device.type == "cpu":  # NumPy calls a tenth of the operators
+        numbers = experts.numpy()
+        counts, order = np.bincount(numbers, minlength=num_experts).tolist(), torch.from_numpy(numbers.argsort(kind="stable"))
+    else:
+        counts, order = torch.bincount(experts, minlength=num_experts).tolist(), experts.argsort(stable=True)
+    if max(counts) == len(experts):  # also an empty batch, which keeps its shapes
+        return [(counts.index(len(experts)), ALL_ROWS)]
+    return [(e, rows) for e, rows in enumerate(order.split(counts)) if counts[e]]
+
+
+def run_groups(x: Tensor, groups: Groups, convolve: Convolve) -> Tensor:
+    """Each image through its expert, in the order of the batch: [B, C, H, W] -> [B, K, H', W']."""
+    if len(groups) == 1:
+        return convolve(x, groups[0][0])
+    y: Tensor | None = None
+    for e, rows in groups:
+        part = convolve(_take(x, rows), e)
+        y = _empty_batch(part, len(x)) if y is None else y
+        _put(y, rows, part)
+    assert y is not None
+    return y
 
 
 @torch.no_grad()
-def split_onto(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Tensor:
-    """`onto` [B, K, H', W'] plus the chosen experts' outputs.
+def add_groups(x: Tensor, groups: Groups, convolve: Convolve, onto: Tensor) -> Tensor:
+    """`onto` [B, K, H', W'] plus the outputs of `run_groups`, without gradients. It may overwrite the memory of `onto`.
 
     Each group is added in place, in one pass over memory instead of three. The sums are equal bit for bit.
     """
-    groups = _groups(experts, len(bank.starts))
     if len(groups) == 1:
-        return bank.convolve(x, groups[0][0]).add_(onto)
-    parts = [(rows, bank.convolve(_take(x, rows), e)) for e, rows in groups]
+        return convolve(x, groups[0][0]).add_(onto)
+    parts = [(rows, convolve(_take(x, rows), e)) for e, rows in groups]
     first = parts[0][1]
     if first.dtype == onto.dtype and _same_layout(first, onto):
+        target = _flat(onto)
         for rows, part in parts:
-            _flat(onto).index_add_(0, rows, _flat(part))
+            target.index_add_(0, rows, _flat(part))
         return onto
     y = _empty_batch(first, len(x))
     for rows, part in parts:
@@ -51,9 +87,9 @@ class _Split(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, filters: Tensor, bias: Tensor | None, one_hot: Tensor | None, experts: Tensor, bank: FilterBank
     ) -> Tensor:
-        ctx.groups, ctx.bank = _groups(experts, len(bank.starts)), replace(bank, filters=filters.detach(), bias=None)
+        ctx.groups, ctx.bank = groups_of(experts, len(bank.starts)), replace(bank, filters=filters.detach(), bias=None)
         ctx.save_for_backward(x, filters, bias, one_hot, experts)
-        return _run(x, bank, ctx.groups)
+        return run_groups(x, ctx.groups, bank.convolve)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -71,39 +107,22 @@ class _Split(torch.autograd.Function):
         return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
 
 
-def _groups(experts: Tensor, num_experts: int) -> Groups:
-    if len(experts) == 1:
-        return [(int(experts), experts.new_zeros(1))]
-    counts = torch.bincount(experts, minlength=num_experts).tolist()
-    rows = experts.argsort(stable=True).split(counts)
-    return [(e, rows[e]) for e in range(num_experts) if counts[e]] or [(0, rows[0])]  # an empty batch keeps its shapes
-
-
-def _run(x: Tensor, bank: FilterBank, groups: Groups) -> Tensor:
-    if len(groups) == 1:
-        return bank.convolve(x, groups[0][0])
-    y: Tensor | None = None
-    for e, rows in groups:
-        part = bank.convolve(_take(x, rows), e)
-        y = _empty_batch(part, len(x)) if y is None else y
-        _put(y, rows, part)
-    assert y is not None
-    return y
-
-
 def _gradients(
     gradient: Tensor, x: Tensor, bank: FilterBank, groups: Groups, wanted: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients to x and to the filters; None for each that is not in `wanted` (x, filters)."""
-    to_x = _empty_batch(x, len(x)) if wanted[0] else None
+    single = len(groups) == 1
+    to_x = _empty_batch(x, len(x)) if wanted[0] and not single else None
     to_filters = torch.zeros_like(bank.filters) if wanted[1] else None
     for e, rows in groups if any(wanted) else ():
-        dy, part = (gradient, x) if len(groups) == 1 else (_take(gradient, rows), _take(x, rows))
+        dy, part = (gradient, x) if single else (_take(gradient, rows), _take(x, rows))
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, part.to(dy.dtype), bank.of_expert(e), None, [bank.stride] * 2, [bank.padding] * 2, [1, 1], False, [0, 0], 1,
             [*wanted, False],
         )  # fmt: skip
-        if to_x is not None:
+        if single:
+            to_x = dx.to(x.dtype) if wanted[0] else None
+        elif to_x is not None:
             _put(to_x, rows, dx.to(x.dtype))
         if to_filters is not None:
             _add_aligned(to_filters, bank.starts[e], bank.width, dw)
@@ -125,7 +144,7 @@ def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, bank: FilterBank
     x, without_bias = x.to(gradient.dtype), replace(bank, bias=None)
     for offset in range(1, len(bank.starts)):
         others = (experts + offset) % len(bank.starts)
-        output = _run(x, without_bias, _groups(others, len(bank.starts)))
+        output = run_groups(x, groups_of(others, len(bank.starts)), without_bias.convolve)
         products.scatter_(1, others[:, None], _inner(gradient, output, products.dtype))
     return (
         products if bank.bias is None else products + gradient.sum(dim=(2, 3)).to(products.dtype) @ bank.bias.to(products.dtype).T

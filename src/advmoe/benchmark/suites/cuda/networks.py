@@ -10,26 +10,22 @@ from torch import Tensor
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.suites.cuda.common import Figure, Figures, Part, graphed, guarded, milliseconds, title
 from advmoe.benchmark.timing import stopwatch
-from advmoe.benchmark.variants import Call, channels_last, deployed, network, route_choices
+from advmoe.benchmark.variants import Call, channels_last, fused_network, route_choices
 from advmoe.models import Classifier
 from advmoe.moe import HARD, Dispatch, ForcedGate, Gate
+
+network_once = lru_cache(fused_network)
 
 
 def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
     """Inference and the pass of an attack step (the loss's gradient to the images) of a fused network over a fixed even route."""
-    model = fused_network(part, kind)
+    model = network_once(kind, part.scale, part.device)
     route(model, dispatch)
     x, gate = channels_last(batch, part.scale, part.device), even(model, batch, part.device)
     return {
         "inference": partial(logits, part, model.forward_routed, x, gate),
         "attack": partial(attack, part, model, x, gate),
     }
-
-
-@lru_cache
-def fused_network(part: Part, kind: str) -> Classifier:
-    """ResNet-18 of one of KINDS, made once."""
-    return deployed(network(kind, "resnet18", part.scale, part.device))
 
 
 def route(model: Classifier, dispatch: str | None) -> None:
@@ -90,7 +86,7 @@ def compiled(part: Part) -> Iterator[Row]:
 def compiled_inference(part: Part, kind: str, dispatch: str | None) -> Figures:
     """Time of the first call and of later ones."""
     torch._dynamo.reset()
-    model = fused_network(part, kind)
+    model = network_once(kind, part.scale, part.device)
     route(model, dispatch)
     x, gate = channels_last(part.scale.batch, part.scale, part.device), even(model, part.scale.batch, part.device)
     # on the CPU a backend without a compiler: it shows that the network can be traced

@@ -1,0 +1,162 @@
+"""`--dispatch auto` on CUDA: measured at the start of a run, and kept with the run.
+
+On the CPU a fixed rule decides (advmoe.moe.dispatch), so that a run stays the same to the bit.
+"""
+
+import copy
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import get_args
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from advmoe import distributed
+from advmoe.config import RunConfig
+from advmoe.data import ImageSpec
+from advmoe.files import bounded_text, write_atomically
+from advmoe.models import Classifier
+from advmoe.moe import Dispatch, ForcedGate
+from advmoe.moe.dispatch import available
+from advmoe.training.methods import METHODS
+from advmoe.training.start import autocast, train_state
+from advmoe.training.steps import TrainState
+
+log = logging.getLogger("advmoe")
+FILE = "dispatch.json"
+SECONDS = 10.0  # after which no further candidate is tried
+REPETITIONS = 3
+IMAGES = 8  # on which the values of a candidate are checked
+REFERENCE = "split"  # plain convolutions
+
+
+class Measured(BaseModel):
+    """The `dispatch` that a run uses, the name of the device, and the seconds of an iteration with each candidate."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dispatch: Dispatch
+    device: str
+    seconds: dict[str, float]
+
+
+def set_fastest(config: RunConfig, folder: Path, model: Classifier, spec: ImageSpec) -> None:
+    """Set the dispatch of `model`, where the configuration leaves it to `auto` and the device is measured.
+
+    The first start of the run in `folder` measures. Later starts read what it wrote.
+    """
+    device = next(model.parameters()).device
+    if config.runtime.dispatch != "auto" or not model.moe_layers() or not is_measured(device):
+        return
+    file = folder / FILE
+    choice = distributed.on_rank_zero(lambda: read(file))
+    if choice is None:
+        names = [name for name in available(device) if name != "auto"]
+        choice = distributed.broadcast(measure(config, model, spec, names))
+        text = choice.model_dump_json() + "\n"
+        distributed.on_rank_zero(lambda: write_atomically(file, text))
+        log.info("dispatch auto: %s", choice.dispatch)
+    model.set_dispatch(choice.dispatch)
+
+
+def is_measured(device: torch.device) -> bool:
+    """Whether `auto` is measured on this device."""
+    return device.type == "cuda"
+
+
+def read(file: Path) -> Measured | None:
+    """The choice that a run keeps; None if there is none that can be read."""
+    try:
+        return Measured.model_validate_json(bounded_text(file, 2**16))
+    except (OSError, ValidationError):
+        return None
+
+
+def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequence[str], limit: float = SECONDS) -> Measured:
+    """Time an iteration of the run with each dispatch in `names`, on copies of `model`. Takes about `limit` seconds.
+
+    A dispatch that raises, or whose values differ from those of `split`, is left out with one line. So is one whose turn comes
+    after `limit`.
+    """
+    device, started = next(model.parameters()).device, time.monotonic()
+    wanted = _values(config, model, spec, REFERENCE)
+    seconds: dict[str, float] = {}
+    for name in names:
+        if distributed.broadcast(time.monotonic() - started > limit):
+            log.warning("dispatch auto: %s is left out: %g s have passed", name, limit)
+            continue
+        try:
+            _check(_values(config, model, spec, name), wanted, config)
+            seconds[name] = _iteration_seconds(config, model, spec, name)
+        except Exception as error:  # any exception can come out of a compiler or a kernel
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            log.warning("dispatch auto: %s is left out: %s", name, reason)
+    title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    fastest = min(seconds, key=seconds.__getitem__, default=REFERENCE)
+    return Measured(dispatch=_named(fastest), device=title, seconds=seconds)
+
+
+def _named(name: str) -> Dispatch:
+    return next(each for each in get_args(Dispatch) if each == name)
+
+
+def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> tuple[Tensor, Tensor]:
+    """Logits of random images over a random route, and a gradient to the images, of a copy whose experts differ."""
+    device = next(model.parameters()).device
+    network, random = copy.deepcopy(model).eval(), torch.Generator(device).manual_seed(0)
+    network.set_dispatch(_named(name))
+    for layer in network.moe_layers():
+        layer.filters.data.normal_(std=0.05, generator=random)
+    x = torch.rand(IMAGES, *spec.shape, device=device, generator=random).requires_grad_()
+    layers = network.moe_layers()
+    route = torch.randint(layers[0].num_experts, (IMAGES, len(layers)), device=device, generator=random)
+    dtype = autocast(config, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        logits = network.forward_routed(x, ForcedGate(route))[0].float()
+    (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
+    return logits.detach(), gradient
+
+
+def _check(given: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], config: RunConfig) -> None:
+    """Raises ValueError if values differ by more than the rounding of the convolutions."""
+    limit = 1e-3 if autocast(config, wanted[0].device) is None and wanted[0].device.type == "cpu" else 0.1  # bf16, TF32
+    for ours, theirs in zip(given, wanted, strict=True):
+        if not (ours - theirs).norm() <= limit * theirs.norm():
+            raise ValueError(f"its values differ from those of {REFERENCE}")
+
+
+def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> float:
+    """The median time of the run's iterations on random images. The first one warms up."""
+    device, phase = next(model.parameters()).device, METHODS[config.method].phases[0]
+    state = _state(config, copy.deepcopy(model), name)
+    size = len(range(config.training.batch_size)[distributed.local_rows(config.training.batch_size)])
+    random = torch.Generator(device).manual_seed(0)  # the run's random numbers stay as they are
+    x = torch.rand(size, *spec.shape, device=device, generator=random)
+    y = torch.randint(len(spec.classes), (size,), device=device, generator=random)
+    times = []
+    for _ in range(REPETITIONS + 1):
+        started = time.perf_counter()
+        phase.step(state, dict.fromkeys(phase.levels, (x, y)))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return median(times[1:])
+
+
+def _state(config: RunConfig, model: Classifier, name: str) -> TrainState:
+    """The state of a run near its end, where nothing is tied, at a learning rate of 0.
+
+    Labels are hard: to soften them costs the same with every dispatch.
+    """
+    model.set_dispatch(_named(name))
+    config = config.replace(training=config.training.replace(soft_labels="none"))
+    state = train_state(config, model.eval(), METHODS[config.method].phases[0])
+    state.done = 1.0
+    state.draws.batch = config.training.batch_size if distributed.world_size() > 1 else None
+    for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
+        group["lr"] = 0.0
+    return state

@@ -1,0 +1,75 @@
+"""`--dispatch auto` where it is measured: the same code as on CUDA, run on the CPU."""
+
+import logging
+
+import pytest
+import torch
+
+from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
+from advmoe.data import ImageSpec
+from advmoe.moe import DISPATCHES
+from advmoe.training import dispatch
+from advmoe.training.start import network
+
+SPEC = ImageSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
+CONFIG = RunConfig(
+    model=ModelConfig(width=4), attack=AttackConfig(num_steps=1), training=TrainingConfig(batch_size=6, ema=0.9, soft_labels="adr")
+)
+
+
+@pytest.fixture
+def measured_here(monkeypatch):
+    monkeypatch.setattr(dispatch, "is_measured", lambda device: True)
+
+
+def test_the_first_start_measures_and_every_later_one_reads(monkeypatch, tmp_path, measured_here):
+    model, random = network(CONFIG, SPEC), torch.get_rng_state()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dispatch.set_fastest(CONFIG, tmp_path, model, SPEC)
+    kept = dispatch.read(tmp_path / dispatch.FILE)
+    assert kept.seconds.keys() == {"split", "wide", "grouped"}
+    assert kept.dispatch == min(kept.seconds, key=kept.seconds.get)
+    assert {layer.dispatch for layer in model.moe_layers()} == {kept.dispatch}
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert torch.equal(random, torch.get_rng_state())
+    monkeypatch.setattr(dispatch, "measure", None)  # a call would raise
+    (tmp_path / dispatch.FILE).write_text('{"dispatch": "wide", "device": "cpu", "seconds": {}}')
+    dispatch.set_fastest(CONFIG, tmp_path, model, SPEC)
+    assert {layer.dispatch for layer in model.moe_layers()} == {"wide"}
+
+
+def test_a_named_dispatch_and_the_cpu_are_not_measured(tmp_path):
+    named = CONFIG.replace(runtime=CONFIG.runtime.replace(dispatch="grouped"))
+    for config in (CONFIG, named):
+        model = network(config, SPEC)
+        dispatch.set_fastest(config, tmp_path, model, SPEC)
+        assert {layer.dispatch for layer in model.moe_layers()} == {config.runtime.dispatch}
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_dispatch_that_fails_or_is_wrong_is_left_out_with_one_line(monkeypatch, caplog):
+    def broken(*arguments):
+        raise RuntimeError("no compiler\nat line 3")
+
+    right = DISPATCHES["wide"]
+    monkeypatch.setitem(DISPATCHES, "grouped", broken)
+    monkeypatch.setitem(DISPATCHES, "wide", lambda x, bank, experts, one_hot: right(x, bank, 1 - experts, one_hot))
+    with caplog.at_level(logging.WARNING, "advmoe"):
+        kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["split", "wide", "grouped"])
+    assert kept.seconds.keys() == {"split"}
+    assert [record.getMessage() for record in caplog.records] == [
+        "dispatch auto: wide is left out: its values differ from those of split",
+        "dispatch auto: grouped is left out: no compiler",
+    ]
+
+
+def test_a_candidate_whose_turn_comes_too_late_is_left_out(caplog):
+    kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=0.0)
+    assert (kept.dispatch, kept.seconds) == ("split", {})
+    assert "wide is left out: 0 s have passed" in caplog.text
+
+
+def test_a_file_that_cannot_be_read_is_measured_anew(tmp_path, measured_here):
+    (tmp_path / dispatch.FILE).write_text("{}")
+    dispatch.set_fastest(CONFIG, tmp_path, network(CONFIG, SPEC), SPEC)
+    assert dispatch.read(tmp_path / dispatch.FILE) is not None
