@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -150,10 +151,17 @@ def test_slices_add_up_to_the_same_records(whole, grid, tmp_path, capsys, monkey
     monkeypatch.undo()
     assert end.value.code == 75
     assert "2 runs remain; the same command goes on" in capsys.readouterr().err
-    assert not records.exists()
+    done = [name for name in NAMES if (out / name / "record.json").exists()]  # one that ends while it is stopped, if any
+    assert [record["run"] for record in json.loads(records.read_text() if done else "[]")] == done
     run(words)
     assert figures(out) == figures(whole)
-    assert [record["run"] for record in json.loads(records.read_text())] == NAMES
+    written = records.read_text()
+    assert [record["run"] for record in json.loads(written)] == NAMES
+    shutil.rmtree(out / NAMES[0])
+    monkeypatch.setattr(sweep, "_run_missing", lambda *_: sys.exit(75))
+    with pytest.raises(SystemExit):  # the Record of a lost folder stays
+        run(words)
+    assert records.read_text() == written
 
 
 def test_a_slice_that_is_too_short_for_anything_says_so(grid, tmp_path, capsys):

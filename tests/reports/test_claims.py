@@ -290,6 +290,18 @@ def test_a_control_of_one_seed_or_of_another_scale_or_method_shows_nothing():
     assert (claim.verdict, claim.detail.startswith("No control was run")) == ("not shown", True)
 
 
+def test_one_expert_of_at_moe_is_advmoes_control_unless_advmoe_has_its_own():
+    routed, at_moe, single = (
+        routed_and_control(45.0, "advmoe")[:2],
+        routed_and_control(45.0)[2:],
+        routed_and_control(55.0, "advmoe")[2:],
+    )
+    (claim,) = control(judge([*routed, *at_moe]))
+    assert (claim.verdict, "AdvMoE, r 0.5, N 2" in claim.detail) == ("supported", True)
+    (claim,) = control(judge([*routed, *at_moe, *single]))
+    assert claim.verdict == "contradicted"
+
+
 def test_a_control_that_was_attacked_otherwise_shows_nothing():
     runs = routed_and_control(45.0)
     (claim,) = control(judge([*runs[:2], *(attacked(run, "pgd_10") for run in runs[2:])]))

@@ -14,7 +14,8 @@ from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import device
 from advmoe.cli.streams import console
 from advmoe.errors import UserError
-from advmoe.evaluation.record_file import read_record
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import RECORD, checked_record, read_json, read_record
 from advmoe.files import write_json
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
@@ -57,6 +58,7 @@ def run(arguments: SweepArguments) -> None:
     sweep = Sweep(
         arguments, _planned(arguments, file), _preset(arguments, file), console(), deadline(started, arguments.minutes)
     )  # fmt: skip
+    earlier = _earlier_records(arguments.records)
     for planned in sweep.runs:
         check_free(sweep.folder(planned), planned.config)
     statuses = sweep.statuses()
@@ -68,13 +70,35 @@ def run(arguments: SweepArguments) -> None:
         seconds, reason = _prepared(sweep, missing, statuses, placement)
         sweep.terminal.print(plan_table(sweep.runs, statuses, seconds))
         _print(sweep, remaining(len(sweep.runs), len(missing), seconds, placement, reason))
-        if placement is not None and not arguments.dry_run:
-            _run_missing(sweep, missing, placement)
-    if arguments.records is not None and not arguments.dry_run:
-        records = [read_record(sweep.folder(planned) / "record.json") for planned in sweep.runs]
-        kept = [record if arguments.keep_images else record.without_images() for record in records]
-        write_json(arguments.records, [record.to_json() for record in kept], indent=1)
-        _print(sweep, f"{len(records)} Records: {arguments.records}")
+        if arguments.dry_run:
+            return
+        try:
+            if placement is not None:
+                _run_missing(sweep, missing, placement)
+        finally:
+            if arguments.records is not None:
+                _write_records(sweep, arguments.records, earlier)
+
+
+def _earlier_records(path: Path | None) -> dict[str | None, Record]:
+    """The Records that the file has, by run. Raises UserError if it holds anything else."""
+    entries = read_json(path) if path is not None and path.exists() else []
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: is no list of Records")
+    records = [checked_record(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
+    return {record.run: record for record in records}
+
+
+def _write_records(sweep: Sweep, path: Path, earlier: Mapping[str | None, Record]) -> None:
+    """Write the Records of the runs that are done, and those `earlier` ones that are of other runs."""
+    written = dict(earlier)
+    for name, status in sweep.statuses().items():
+        if status.state is State.DONE:
+            record = read_record(sweep.arguments.out / name / RECORD)
+            written[name] = record if sweep.arguments.keep_images else record.without_images()
+    if written:
+        write_json(path, [record.to_json() for record in written.values()], indent=1)
+    _print(sweep, f"{len(written)} Records: {path}")
 
 
 def _print(sweep: Sweep, text: str) -> None:

@@ -44,16 +44,17 @@ def _is_the_choice_worth_it(routed: Record, small: Record | None) -> list[str]:
             f"With the best single expert in every layer, {sa:.1f} % of the clean images are right "
             f"(with routers {routed.sa:.1f} %), and {ra:.1f} % under PGD-10 (with routers {routed.ra['10']:.1f} %)."
         )
-    return [" ".join(("Is the choice of expert worth anything?", *parts))] if parts else []
+    unsettled = "Only a control can tell, the same network trained with one expert (recipe suffix -n1), and none was run."
+    return [" ".join(("Is the choice of expert worth anything?", unsettled, *parts))] if parts else []
 
 
 def _against_the_small_network(routed: Record, small: Record) -> str:
     """Compares image by image: the two networks were attacked on the same ones."""
     difference, chance = paired_difference(routed.evaluation.flags, small.evaluation.flags)
-    answer = "Not shown:" if abs(difference) <= chance else "Yes:" if difference > 0 else "It costs robustness:"
+    verdict = "no difference is shown" if abs(difference) <= chance else "more robust" if difference > 0 else "less robust"
     return (
-        f"{answer} the small dense network of about the same cost stays right on {small.worst:.1f} %, so AdvMoE gains "
-        f"{difference:+.1f} points, where chance explains {chance:.1f}."
+        f"The small dense network of about the same cost stays right on {small.worst:.1f} %: AdvMoE is {difference:+.1f} points "
+        f"from it, where chance explains {chance:.1f} ({verdict})."
     )
 
 

@@ -64,11 +64,11 @@ def judge(records: Iterable[Record]) -> list[Claim]:
 def _choices(summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
     """Whether the choice of an expert is worth anything: every routed network against its control, in every setting that has one.
 
-    The control is the same method with one expert: as large a network, and no choice.
+    The control is as large a network with one expert, so without a choice.
     """
     groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
     claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group, records)) is not None]
-    return claims or [Claim(CHOICE, "not shown", "No control was run: the same method with one expert (num_experts 1).")]
+    return claims or [Claim(CHOICE, "not shown", "No control was run: the same network with one expert (num_experts 1).")]
 
 
 def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) -> Claim | None:
@@ -76,7 +76,7 @@ def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) 
     outcomes: list[Outcome | None] = []
     sentences = []
     for summary in group:
-        control = next((other for other in group if other.cell == replace(summary.cell, num_experts=1)), None)
+        control = _control(summary.cell, group)
         if summary.cell.num_experts == 1 or control is None:
             continue
         name = next((name for name in WORST if name in summary.figures and name in control.figures), None)
@@ -93,6 +93,12 @@ def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) 
         return None
     single = ["One seed."] if "one seed" in outcomes else []
     return Claim(f"{CHOICE}, in {_words(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
+
+
+def _control(cell: Cell, group: Sequence[Summary]) -> Summary | None:
+    """The run with one expert: of the same method, or else of AT (MoE), because AdvMoE's second level then has nothing to learn."""
+    cells = [replace(cell, method=method, num_experts=1) for method in (cell.method, "at_moe")]
+    return next((summary for wanted in cells for summary in group if summary.cell == wanted), None)
 
 
 def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:

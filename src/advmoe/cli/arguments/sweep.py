@@ -28,7 +28,7 @@ class SweepArguments:
     minutes: float | None = None
     """End within this time, with status 75 if work remains."""
     records: Path | None = None
-    """When all runs are done, write their Records to this JSON file, without the galleries' test images."""
+    """At the end, write the Records of the runs that are done to this JSON file, without the galleries' test images."""
     keep_images: Flag = False
     """Keep the test images in the file of --records."""
     seeds: int | None = None
