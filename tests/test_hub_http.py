@@ -119,11 +119,11 @@ def test_a_network_comes_over_http_and_then_from_the_cache(hub: Any, sent: Any) 
 
 def test_what_the_hub_does_not_have_is_one_line(hub: Any, sent: Any) -> None:
     unknown = "no such file or folder, and it cannot be downloaded from the hub"
-    assert refusal("someone/typo").startswith(f"someone/typo: {unknown} (the hub has none of that name, or it is private")
-    assert refusal(NAME, revision="v9") == f"{NAME}: {unknown} (the hub has no such revision of it)"
+    assert refusal("someone/typo").startswith(f"someone/typo: {unknown} (the hub has no repository of that name, or it is private")
+    assert refusal(NAME, revision="v9") == f"{NAME}: {unknown} (the repository has no such revision)"
     hub.RequestHandlerClass.files.clear()
     hub.RequestHandlerClass.files["other.bin"] = b"x"
-    assert "without that file: no network of advmoe" in refusal(NAME)
+    assert "but has no such file: it contains no network of advmoe" in refusal(NAME)
 
 
 def test_a_hub_that_is_down_is_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:

@@ -1,7 +1,7 @@
-"""glibc's allocator, told to keep the memory of freed tensors instead of returning it to the system.
+"""Set glibc's allocator to keep the memory of freed tensors instead of returning it to the system.
 
-By default glibc maps every large tensor anew and pays for its pages at first touch. Where networks take turns, a dense pass
-has some 11,000 page faults that way (docs/performance.md).
+By default glibc maps new memory for every large tensor, and each of its pages causes a fault at first use. If two networks
+alternate, a dense pass has some 11,000 page faults (docs/performance.md).
 """
 
 import ctypes
@@ -17,7 +17,7 @@ SETTINGS = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: -1, TOP_PAD: 2**26}  # -1 nev
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:
     """Set the allocator of this process; return whether it was set.
 
-    It is left alone where the C library is not glibc, and where the user has set MALLOC_* or GLIBC_TUNABLES.
+    Nothing is set if the C library is not glibc, or if the user has set MALLOC_* or GLIBC_TUNABLES.
     """
     chosen_by_user = any(name.startswith("MALLOC_") for name in environment) or "malloc" in environment.get("GLIBC_TUNABLES", "")
     if chosen_by_user or platform.libc_ver()[0] != "glibc":

@@ -9,13 +9,13 @@ from advmoe.errors import UserError
 from advmoe.quiet import quiet
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-REASONS = {  # the library's errors by name -> in our words; the most particular class that is listed counts
+REASONS = {  # name of the library's error -> message; of an error's classes the most specific one that is listed counts
     "LocalEntryNotFoundError": "the hub cannot be reached, and the network is not in the local cache",
     "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and the network is not in the local cache",
-    "GatedRepoError": "its owner gives access on request: ask for it on its page, then log in with: hf auth login",
-    "RepositoryNotFoundError": "the hub has none of that name, or it is private: log in with: hf auth login",
-    "RevisionNotFoundError": "the hub has no such revision of it",
-    "EntryNotFoundError": "there is such a repository, but without that file: no network of advmoe",
+    "GatedRepoError": "access must be requested: ask for it on the repository's page, then log in with: hf auth login",
+    "RepositoryNotFoundError": "the hub has no repository of that name, or it is private: log in with: hf auth login",
+    "RevisionNotFoundError": "the repository has no such revision",
+    "EntryNotFoundError": "the repository exists but has no such file: it contains no network of advmoe",
 }
 
 
@@ -25,18 +25,23 @@ def is_name(text: str) -> bool:
 
 
 def fetch(name: str, file: str, revision: str | None = None) -> Path:
-    """A file of the repository `name`, in the library's cache. Raises UserError where it cannot be downloaded."""
+    """A file of the repository `name`, in the library's cache. Raises UserError if it cannot be downloaded."""
     library = _library(name)
     try:
-        download = library.hf_hub_download  # imported now, which sets how much the library says
-        with quiet("huggingface_hub"):  # it prints a line for every try; the outcome is reported in one line
+        download = (
+            library.hf_hub_download
+        )  # the attribute imports a module that sets the logger's level, so it comes before `quiet`
+        with quiet("huggingface_hub"):  # it logs every attempt; here the outcome is reported in one line
             return Path(download(name, file, revision=revision))
-    except Exception as error:  # the library stands on many others, and raises theirs
+    except Exception as error:  # the library uses many others, and raises their exceptions
         raise UserError(f"{name}: no such file or folder, and it cannot be downloaded from the hub ({_reason(error)})") from None
 
 
 def publish(folder: Path, name: str, private: bool) -> str:
-    """Put the files of `folder` into the repository `name`, which is made if need be; its address. Raises UserError."""
+    """Upload the files of `folder` to the repository `name`, which is created if it does not exist; return its address.
+
+    Raises UserError if the hub refuses or cannot be reached.
+    """
     library = _library(name)
     try:
         address = library.create_repo(name, private=private, exist_ok=True)

@@ -29,10 +29,10 @@ PURPOSES = {
 
 @dataclass(frozen=True)
 class Need:
-    """A required library: the requirement in pip's syntax, and `found`, the installed version or None."""
+    """A required library: the requirement in pip's syntax, and `version`, the installed one or None."""
 
     requirement: str
-    found: str | None
+    version: str | None
 
     @property
     def name(self) -> str:
@@ -42,7 +42,7 @@ class Need:
     @property
     def met(self) -> bool:
         """Whether a version is installed that meets the requirement."""
-        return self.found is not None and Requirement(self.requirement).specifier.contains(self.found, prereleases=True)
+        return self.version is not None and Requirement(self.requirement).specifier.contains(self.version, prereleases=True)
 
 
 def installed() -> Distribution:

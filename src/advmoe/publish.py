@@ -1,6 +1,6 @@
 """Publish a network on the Hugging Face hub: its file, its Record, and a model card.
 
-The card is Markdown from the Record, worst case first, with what the figures do not show.
+The card is written from the Record: the figures, worst case first, and their limits.
 """
 
 import re
@@ -33,19 +33,19 @@ logits = model(pixels)  # [B, C, H, W] in [0, 1]
 
 
 def push_to_hub(run: str | Path, name: str, *, license: str | None = None, private: bool = False, images: bool = False) -> str:
-    """Publish an evaluated network (whatever `load` takes) as `name` (owner/name) on the hub; gives its address.
+    """Publish an evaluated network (whatever `load` takes) as `name` (owner/name) on the hub; return its address.
 
-    The repository holds model.safetensors, config.yaml, record.json and a model card (README.md) made from the Record. `license` is
-    the hub's identifier of a licence, such as "mit"; without it the card names none. The Record's test images go there only if
-    `images` is true. Raises UserError if there is no Record, or the hub refuses.
+    The repository contains model.safetensors, config.yaml, record.json and a model card (README.md) written from the Record.
+    `license` is the hub's identifier of a licence, such as "mit"; without it the card names none. The Record's test images are
+    published only if `images` is true. Raises UserError if there is no Record, or if the hub refuses.
     """
     if not hub.is_name(name):
-        raise UserError(f"'{name}' is no name on the hub: it must be owner/name")
+        raise UserError(f"'{name}' is not a name on the hub: it must be owner/name")
     if license is not None and not LICENSE.fullmatch(license):
         raise UserError(f"license must be an identifier of the hub, such as mit, apache-2.0 or other, not '{license}'")
     model = load(run)
     if model.record is None:
-        raise UserError(f"{run}: has no Record of its best epoch, so it is unknown what it withstands: advmoe evaluate {run}")
+        raise UserError(f"{run}: has no Record of its best epoch, so its robust accuracy is unknown; run advmoe evaluate {run}")
     with tempfile.TemporaryDirectory() as folder:
         write_hub_folder(model, model.record, Path(folder), name, license=license, images=images)
         return hub.publish(Path(folder), name, private)
@@ -54,7 +54,7 @@ def push_to_hub(run: str | Path, name: str, *, license: str | None = None, priva
 def write_hub_folder(
     model: Loaded, record: Record, folder: Path, name: str, *, license: str | None = None, images: bool = False, half: bool = False
 ) -> None:
-    """Write what a repository on the hub holds: model.safetensors, config.yaml, record.json and README.md, the model card."""
+    """Write the files of a repository on the hub: model.safetensors, config.yaml, record.json and README.md, the model card."""
     record = record if images else record.without_images()
     save_file(model, folder / FILE, images=images, half=half)
     write_atomically(folder / "config.yaml", dump_yaml(portable(model.config)))
@@ -63,23 +63,23 @@ def write_hub_folder(
 
 
 def model_card(record: Record, name: str, classes: Sequence[str], input_size: Sequence[int], license: str | None = None) -> str:
-    """README.md of the network `name` (owner/name) for images of `input_size` (C, H, W); texts of the Record stay text."""
-    said = Record.model_validate(_harmless(record.without_images().to_json()))
+    """README.md of the network `name` (owner/name) for images of `input_size` (C, H, W); texts of the Record are escaped."""
+    escaped = Record.model_validate(_harmless(record.without_images().to_json()))
     parts = (
         f"---\n{yaml.safe_dump(_head(record, name, license), sort_keys=False)}---",
         f"# {name.rpartition('/')[2]}",
-        _summary(said),
+        _summary(escaped),
         USE.format(name=name, where='pip install "advmoe[hub]"' if hub.is_name(name) else "comes with the package advmoe"),
         *(markdown(table) for table in (_figures(record), _attacks(record), _checks(record))),
         "### Limits",
-        "\n".join(f"- {line}" for line in _limits(said, classes, input_size)),
-        _origin(said),
+        "\n".join(f"- {line}" for line in _limits(escaped, classes, input_size)),
+        _origin(escaped),
     )
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def _harmless(tree: Any) -> Any:
-    """The same with nothing in its texts that could be an element, a link or the end of a line or of a code span."""
+    """The same tree, its texts without anything that Markdown or HTML would interpret (elements, links, line ends, code spans)."""
     if isinstance(tree, str):
         return " ".join(tree.split()).replace("<", "&lt;").replace("`", "'").replace("[", "(").replace("]", ")")
     if isinstance(tree, Mapping):
@@ -88,7 +88,7 @@ def _harmless(tree: Any) -> Any:
 
 
 def _head(record: Record, name: str, license: str | None) -> dict[str, object]:
-    """What the hub reads: tags, and the figures as a model index."""
+    """The metadata that the hub reads: tags, and the figures as a model index."""
     figures = [{"type": "accuracy", "name": title, "value": round(value, 2)} for title, value in _measured(record)]
     result = {
         "task": {"type": "image-classification"}, "dataset": {"name": record.dataset, "type": record.dataset},
@@ -166,8 +166,8 @@ def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -
     yield f"No attack proves robustness, and a stronger one may break more: {label('ra_worst')} is an upper bound."
     yield f"Images are {height} x {width} with {channels} channels, and each is taken for one of {len(classes)} classes."
     if record.ra_worst is None:
-        found = f"{worst_of(record).label} was found without AutoAttack or without attacks on the routing"
-        yield f"{found}: {label('ra_worst')} can only be lower."
+        figure = f"{worst_of(record).label} was found without AutoAttack or without attacks on the routing"
+        yield f"{figure}: {label('ra_worst')} can only be lower."
     if evaluation.autoattack_unreliable:
         yield "RA-AA stands further above RA-worst than it should: AutoAttack's figure is not to be trusted for this network."
     for check in evaluation.checks:

@@ -1,4 +1,4 @@
-"""Libraries that say more than a person needs."""
+"""Hide the warnings that a library logs."""
 
 import logging
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def quiet(library: str | None = None) -> Iterator[None]:
-    """Only errors of the logger named `library` (by default the root's) are told inside."""
+    """Inside the block the logger named `library` (by default the root logger) logs errors only."""
     logger = logging.getLogger(library)
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -50,11 +50,12 @@ def watch_table(runs: Sequence[RunStatus], root: Path, console: Console) -> Tabl
 
 def _table(names: Sequence[str], cells: Sequence[dict[str, str]]) -> Table:
     table = Table(
-        title=f"{len(cells)} run{'s' if len(cells) != 1 else ''}; SA and RA of the held-out part, in %", title_justify="left"
+        title=f"{len(cells)} run{'s' if len(cells) != 1 else ''}; SA and RA of the held-out part, in %",
+        title_justify="left",
     )
     for name in names:
-        left = name in ("run", "state", "method", "dataset", SPARK)
-        table.add_column(name, justify="left" if left else "right", no_wrap=name != "run", overflow="fold")
+        left_aligned = name in ("run", "state", "method", "dataset", SPARK)
+        table.add_column(name, justify="left" if left_aligned else "right", no_wrap=name != "run", overflow="fold")
     for row in cells:
         table.add_row(*(row[name] for name in names))
     return table

@@ -70,7 +70,7 @@ def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image:
 def test_lines_for_a_person(run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = said(capsys, run, image, "--epsilon", "64/255")
-    for part in ("predicted", "Fooled first by", "Smallest change found", "of 16 choices changed", "Written: boot-adversarial.png"):
+    for part in ("predicted", "Fooled first by", "Smallest change", "of 16 choices changed", "Written: boot-adversarial.png"):
         assert part in out
     assert "at 64/255: fooled" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]
@@ -101,7 +101,7 @@ def test_an_error_on_the_image_as_it_is_needs_no_attack(run: Path, image: Path, 
     (taken,) = classes(capsys, run, image)
     other = next(name for name in splits.spec.classes if name != taken)
     out, err = said(capsys, run, image, "--label", other, "--out", tmp_path / "a.png")
-    assert f"It is a {other}: the network is wrong on it without any change" in out
+    assert f"Its label is {other}: the network is wrong on it without any change" in out
     assert err == ""
     assert not (tmp_path / "a.png").exists()
 
@@ -122,7 +122,7 @@ def test_a_network_that_nothing_fools(tiny: Any, splits: Any, image: Path, tmp_p
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
     folder.save(model.state_dict(), {}, [row], "f" * 64, splits.spec)
     out, _ = said(capsys, folder.path, image, "--epsilon", "0.9", "--out", tmp_path / "a.png")
-    assert "Nothing that was tried fools the network, at any epsilon up to 1." in out
+    assert "No attack that was tried fools the network, at any epsilon up to 1." in out
     assert not (tmp_path / "a.png").exists()
 
 

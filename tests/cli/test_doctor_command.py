@@ -30,7 +30,7 @@ def test_a_missing_extra_comes_with_its_command(monkeypatch, capsys):
     words(monkeypatch, [Need("numpy>=2", "2.4")], [Need("datasets>=3", None), Need("pillow>=99", "12.0")])
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
-    assert "hub          missing: datasets>=3, pillow>=99 (installed is 12.0) (the Hugging Face hub" in said
+    assert "hub          missing: datasets>=3, pillow>=99 (12.0 is installed) (the Hugging Face hub" in said
     assert "-m pip install" in said
     assert "'datasets>=3' 'pillow>=99'" in said
     assert "every command" not in said
@@ -42,7 +42,7 @@ def test_a_library_that_every_command_needs_ends_with_status_1(monkeypatch, caps
         main(["doctor"])
     assert stop.value.code == 1
     said = capsys.readouterr().out
-    assert "missing for every command: numpy>=2 (installed is 1.26)" in said
+    assert "missing for every command: numpy>=2 (1.26 is installed)" in said
     assert "hub          installed" in said
 
 

@@ -131,7 +131,7 @@ def test_l2_says_what_is_left_out_and_images_are_saved(run, capsys):
         (["--epsilon", "0/0"], "error: --epsilon must be None or FRACTION (see advmoe evaluate --help)"),
         (["--epsilon", "-1"], "epsilon must be at least 0 and finite, not -1"),
         (["--seed", "-1"], "seed must be in"),
-        (["--norm", "L2"], "--norm L2 needs an --epsilon of its own"),
+        (["--norm", "L2"], "--norm L2 needs --epsilon"),
         (["--transfer", "nowhere"], "nowhere: holds no run"),
     ],
 )

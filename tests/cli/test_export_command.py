@@ -40,7 +40,7 @@ def test_writes_and_compares_on_real_images(run, tmp_path, capsys):
     assert lines[0].startswith(str(tmp_path / "network.onnx"))
     for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
         assert line.startswith(f"batch {batch:2}, 40 images: the same classes and routes as PyTorch, logits within ")
-    assert "has no Record of its best epoch: what it withstands is not known" in captured.err
+    assert "has no Record of its best epoch, so its robust accuracy is unknown" in captured.err
 
 
 def test_json_and_the_facts_in_the_file(run, tmp_path, capsys):
@@ -75,7 +75,7 @@ def test_int8_without_its_data_is_one_line(run, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(command, "load_dataset", gone)
     error = refused(capsys, run, "--out", tmp_path / "network.onnx", "--dtype", "int8", "--check", "0")
-    assert "int8 is calibrated on training images, which are not to be had: fashion-mnist: gone" in error
+    assert "int8 is calibrated on training images, which cannot be read: fashion-mnist: gone" in error
     assert list(tmp_path.iterdir()) == []
 
 
@@ -85,7 +85,7 @@ def test_without_its_data_noise_is_compared(run, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(command, "load_dataset", gone)
     captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export")
-    assert "compared on 64 images of noise alone, for want of real ones: fashion-mnist: gone" in captured.err
+    assert "compared on 64 images of noise, because the test images cannot be read: fashion-mnist: gone" in captured.err
     assert "64 images: the same" in captured.out
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_says_something_else_ends_with_2(run, tmp_path, capsys, monk
 
     monkeypatch.setattr(command, "export", other)
     message = refused(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "12")
-    assert "not what PyTorch says of 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
+    assert "differs from PyTorch on 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
 
 
 def test_an_untrained_network_is_warned_of(run, tmp_path, capsys, monkeypatch):
@@ -117,7 +117,7 @@ def test_an_untrained_network_is_warned_of(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(command, "compare", lambda *given: [])
     monkeypatch.setattr(command, "BATCHES", ())
     captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "100")
-    assert "is right on 10.0 % of 100 images, as guessing would be: it looks untrained" in captured.err
+    assert "is right on 10.0 % of 100 images, no more than a guess: it looks untrained" in captured.err
 
 
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):

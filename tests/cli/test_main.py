@@ -33,7 +33,7 @@ def test_a_killed_worker_is_one_line_and_another_runtime_error_is_not(monkeypatc
     monkeypatch.setattr("advmoe.cli.recipes.run", killed)
     assert main(["recipes"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("advmoe: error: a process that decodes images was killed, perhaps for want of memory")
+    assert message.startswith("advmoe: error: a process that decodes images was killed, perhaps because memory ran out")
     assert message.count("\n") == 1
 
     def broken(arguments):

@@ -138,7 +138,7 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
     [
         ("imagenet", "cannot be downloaded without an account: register at https://image-net.org"),
         ("fashion-mnist", "comes with the package"),
-        ("folder", "your own images"),
+        ("folder", "a folder of your images"),
         ("cifar", "unknown dataset to download 'cifar': did you mean cifar10"),
     ],
 )

@@ -308,7 +308,7 @@ def test_nothing_is_published_that_was_not_measured(run: Path, hub: Hub) -> None
 
 def test_unknown_name_and_no_network_are_a_line_each(hub: Hub, evaluated: Path) -> None:
     assert (
-        "someone/typo: no such file or folder, and it cannot be downloaded from the hub (the hub has none of that name"
+        "someone/typo: no such file or folder, and it cannot be downloaded from the hub (the hub has no repository of that name"
         in refusal(load, "someone/typo")
     )
     hub.network = False

@@ -23,7 +23,7 @@ from advmoe.runs.predict import read
 
 
 class Prediction(BaseModel):
-    """The class that the network predicts for an image, its softmax probability, and the expert of each layer."""
+    """The predicted class of an image, its softmax probability, and the expert of each layer."""
 
     name: str = Field(serialization_alias="class")
     confidence: float
@@ -46,7 +46,7 @@ class Change(BaseModel):
 
 
 class Report(BaseModel):
-    """What was tried on the image. Nothing is, if the network is wrong on it anyway."""
+    """The attacks that were tried on the image: none if the network is wrong on it without any change."""
 
     image: str
     note: str
@@ -57,8 +57,8 @@ class Report(BaseModel):
 
 
 class Success(Report):
-    """What fooled the network first, the smallest change that did, and the file of the adversarial image. `asked` is the file that
-    was asked for."""
+    """The first attack that fooled the network, the smallest change that did, and the file of the adversarial image. `asked` is the
+    file that --out named."""
 
     first: Change
     smallest: Change
@@ -72,7 +72,7 @@ def run(arguments: AttackArguments) -> None:
     model = load(arguments.run, torch_device)
     epsilon = model.threat_model.epsilon if arguments.epsilon is None else arguments.epsilon
     if epsilon <= 0:
-        raise UserError(f"{arguments.run}: was trained for epsilon 0: give --epsilon")
+        raise UserError(f"{arguments.run}: was trained for epsilon 0; give --epsilon")
     image = read(model, arguments.image)
     with frozen(model), true_network(model):
         report = _report(model, _victim(model, image.pixels.to(torch_device), arguments), epsilon, image.note, arguments)
@@ -91,14 +91,14 @@ def _victim(model: Loaded, x: Tensor, arguments: AttackArguments) -> Victim:
 
 
 def _report(model: Loaded, victim: Victim, epsilon: float, note: str, arguments: AttackArguments) -> Report:
-    """Attack the image; write the adversarial one if there is any."""
+    """Attack the image, and write the adversarial image if an attack fools the network."""
     image, label = str(arguments.image), model.classes[victim.label]
     report = Report(image=image, note=note, label=label, epsilon=epsilon, clean=_prediction(model, victim.x))
 
     def attempted(attack: str, radius: float, fooled: bool) -> None:
         report.tried.append(Attempt(attack=attack, epsilon=radius, fooled=fooled))
         if not arguments.json:
-            print(f"{attack:18} at {_shown(radius)}: {'fooled' if fooled else 'withstood'}", file=sys.stderr)
+            print(f"{attack:18} at {_in_levels(radius)}: {'fooled' if fooled else 'withstood'}", file=sys.stderr)
 
     if victim.is_fooled(victim.x):
         return report
@@ -124,7 +124,7 @@ def _prediction(model: Loaded, x: Tensor) -> Prediction:
 
 
 def _write(victim: Victim, fooled: Fooled, epsilon: float, asked: Path) -> Path:
-    """Write x' so that what is read back still fools: as a PNG if 8 bits suffice, else as an .npy beside it. Returns the path."""
+    """Write the adversarial image: as a PNG if it still fools in 8 bits a channel, otherwise as an .npy. Returns the path."""
     levels = in_eight_bits(victim, fooled, epsilon) if asked.suffix.lower() == ".png" else None
     path = asked if levels is not None else asked.with_suffix(".npy")
     write_image(fooled.x_adv if levels is None else levels, path)
@@ -135,24 +135,24 @@ def _lines(report: Report) -> Iterator[str]:
     note = f" ({report.note})" if report.note else ""
     yield f"{report.image}{note}: predicted {_words(report.clean)}"
     if report.clean.name != report.label:
-        yield f"It is a {report.label}: the network is wrong on it without any change, and nothing was tried."
+        yield f"Its label is {report.label}: the network is wrong on it without any change, so no attack was tried."
     elif isinstance(report, Success):
         yield from _lines_of_success(report)
     else:
-        yield "Nothing that was tried fools the network, at any epsilon up to 1."
+        yield "No attack that was tried fools the network, at any epsilon up to 1."
 
 
 def _lines_of_success(report: Success) -> Iterator[str]:
     first, least, before = report.first, report.smallest, report.clean.pathway
     if first.epsilon > report.epsilon + SLACK:
-        yield f"At epsilon {_shown(report.epsilon)} it withstood everything that was tried."
-    yield f"Fooled first by {first.attack}, at {_shown(first.epsilon)}: predicted {_words(report.adversarial)}"
-    yield f"Smallest change found that fools: {_shown(least.epsilon)}, by {least.attack} (others may need less)"
+        yield f"At epsilon {_in_levels(report.epsilon)} it withstood every attack that was tried."
+    yield f"Fooled first by {first.attack}, at {_in_levels(first.epsilon)}: predicted {_words(report.adversarial)}"
+    yield f"Smallest change that fooled it: {_in_levels(least.epsilon)}, by {least.attack} (others may need less)"
     if before:
         moved = sum(one != other for one, other in zip(before, report.adversarial.pathway, strict=True))
         yield f"Pathway: {moved} of {len(before)} choices changed"
     form = "8 bits a channel" if report.file.lower().endswith(".png") else "floats"
-    asked = "" if report.file == report.asked else f"; {report.asked} in 8 bits a channel would not fool"
+    asked = "" if report.file == report.asked else f"; {report.asked} in 8 bits a channel would not fool it"
     yield f"Written: {report.file} ({form}; read back, it fools the network{asked})"
 
 
@@ -161,5 +161,5 @@ def _words(prediction: Prediction) -> str:
     return f"{prediction.name}, confidence {prediction.confidence:.4f}{over}"
 
 
-def _shown(epsilon: float) -> str:
+def _in_levels(epsilon: float) -> str:
     return f"{255 * epsilon:.3g}/255"

@@ -33,9 +33,9 @@ GRID_IMAGES = 6
 def run(arguments: DemoArguments) -> None:
     """Train and evaluate `METHODS` in folders below --out, and write the report. What an earlier call finished is not run again."""
     terminal = console()
-    out, place = arguments.out, device(arguments.runtime)
+    out, torch_device = arguments.out, device(arguments.runtime)
     configs = {method: recipe(f"demo-{method}").replace(runtime=arguments.runtime, seed=arguments.seed) for method in METHODS}
-    splits = load_dataset(configs["advmoe"].data).to(place)
+    splits = load_dataset(configs["advmoe"].data).to(torch_device)
     histories, records = {}, []
     for method, config in configs.items():
         with TrainingProgress(terminal, method, config.training.epochs) as progress:

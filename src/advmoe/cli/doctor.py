@@ -20,8 +20,8 @@ from advmoe.training.start import autocast
 
 
 class Lack(BaseModel):
-    """Libraries that are missing or of another version: requirement -> the installed version, None if there is none. `add` is the
-    command that installs them, empty if nothing is missing."""
+    """Libraries that are missing or have another version: requirement -> the installed version or None. `add` is the command that
+    installs them; it is empty if nothing is missing."""
 
     missing: dict[str, str | None]
     add: str
@@ -77,45 +77,45 @@ def examine(folder: Path) -> Diagnosis:
         dispatches=available(device), bf16=bf16, compiler=has_compiler(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         disk=Disk(folder=str(existing), free=shutil.disk_usage(existing).free),
-        libraries={need.name: need.found for need in required}, missing=lack.missing, add=lack.add,
+        libraries={need.name: need.version for need in required}, missing=lack.missing, add=lack.add,
         extras={name: _extra(package, name) for name in extras(package)},
     )  # fmt: skip
 
 
 def _lack(package: Distribution, required: list[Need]) -> Lack:
     missing = [need for need in required if not need.met]
-    return Lack(missing={need.requirement: need.found for need in missing}, add=adding(package, missing) if missing else "")
+    return Lack(missing={need.requirement: need.version for need in missing}, add=adding(package, missing) if missing else "")
 
 
 def _extra(package: Distribution, name: str) -> Extra:
     return Extra(purpose=PURPOSES[name], **_lack(package, needs(package, name)).model_dump())
 
 
-def _lines(found: Diagnosis) -> Iterator[str]:
-    yield f"advmoe       {found.advmoe}, torch {found.torch}, Python {found.python}, {found.platform}"
-    yield f"device       {found.gpu or _no_gpu(found.cuda)}"
-    triton = "Triton kernels run here" if "triton" in found.dispatches else "Triton kernels need CUDA and the package triton"
-    yield f"dispatch     {', '.join(found.dispatches)} ({triton})"
-    yield f"bf16         --precision auto takes {'it' if found.bf16 else 'float32: bf16 is slow or missing'}"
-    yield f"compiler     {'C++ compiler for torch.compile' if found.compiler else 'none for torch.compile on the CPU'}"
-    yield f"processor    {found.cpu}, {found.cores} cores"
-    set_by = "torch's choice" if found.omp_num_threads is None else f"OMP_NUM_THREADS={found.omp_num_threads}"
-    yield f"threads      {found.threads} ({set_by}; --threads sets them for a run)"
-    yield f"memory       {'unknown' if found.memory is None else _size(found.memory)}"
-    yield f"disk         {_size(found.disk.free)} free in {found.disk.folder}"
-    libraries = (f"{name} {version or 'missing'}" for name, version in found.libraries.items())
+def _lines(diagnosis: Diagnosis) -> Iterator[str]:
+    yield f"advmoe       {diagnosis.advmoe}, torch {diagnosis.torch}, Python {diagnosis.python}, {diagnosis.platform}"
+    yield f"device       {diagnosis.gpu or _no_gpu(diagnosis.cuda)}"
+    triton = "Triton kernels run here" if "triton" in diagnosis.dispatches else "Triton kernels need CUDA and the package triton"
+    yield f"dispatch     {', '.join(diagnosis.dispatches)} ({triton})"
+    yield f"bf16         --precision auto takes {'it' if diagnosis.bf16 else 'float32: bf16 is slow or missing'}"
+    yield f"compiler     {'C++ compiler for torch.compile' if diagnosis.compiler else 'none for torch.compile on the CPU'}"
+    yield f"processor    {diagnosis.cpu}, {diagnosis.cores} cores"
+    set_by = "torch's choice" if diagnosis.omp_num_threads is None else f"OMP_NUM_THREADS={diagnosis.omp_num_threads}"
+    yield f"threads      {diagnosis.threads} ({set_by}; --threads sets them for a run)"
+    yield f"memory       {'unknown' if diagnosis.memory is None else _size(diagnosis.memory)}"
+    yield f"disk         {_size(diagnosis.disk.free)} free in {diagnosis.disk.folder}"
+    libraries = (f"{name} {version or 'missing'}" for name, version in diagnosis.libraries.items())
     yield f"libraries    {', '.join(libraries)}"
-    if found.add:
-        yield from ["", f"missing for every command: {_missing(found)}", f"  {found.add}"]
+    if diagnosis.add:
+        yield from ["", f"missing for every command: {_missing(diagnosis)}", f"  {diagnosis.add}"]
     yield from ["", "extras"]
-    for name, extra in found.extras.items():
+    for name, extra in diagnosis.extras.items():
         yield f"  {name:12} {f'missing: {_missing(extra)}' if extra.add else 'installed'} ({extra.purpose})"
         yield from ([f"    {extra.add}"] if extra.add else [])
 
 
 def _missing(lack: Lack) -> str:
     return ", ".join(
-        requirement if version is None else f"{requirement} (installed is {version})"
+        requirement if version is None else f"{requirement} ({version} is installed)"
         for requirement, version in lack.missing.items()
     )
 

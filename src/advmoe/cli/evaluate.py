@@ -37,10 +37,10 @@ from advmoe.training.start import autocast
 
 
 def run(arguments: EvaluateCommand) -> None:
-    resolve(arguments.preset)  # before --fresh could forget anything
+    resolve(arguments.preset)  # an unknown attack is refused before --fresh deletes anything
     with distributed.process_group(device(arguments.runtime)):
         if distributed.world_size() > 1 and (arguments.part is not None or arguments.processes > 1):
-            raise UserError("torchrun shares the shards out itself: leave out --part and --processes")
+            raise UserError("torchrun already shares the shards between its processes; leave out --part and --processes")
         _evaluate(arguments)
 
 
@@ -87,42 +87,42 @@ def _evaluate(arguments: EvaluateCommand) -> None:
 
 
 def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfig, Splits]:
-    """A trained network, its configuration as it is evaluated here, and its data. Raises UserError where it was trained on other
-    data."""
-    network, place = subject(run), device(arguments.runtime)
+    """A trained network, its configuration with the data of this evaluation, and that data. Raises UserError if it was trained on
+    other data."""
+    network, torch_device = subject(run), device(arguments.runtime)
     config = network.trained.config
     data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
     for name in network.damaged:
         epoch = network.trained.epoch
         print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {epoch} is evaluated", file=sys.stderr)
-    splits = load_dataset(data).to(place)
+    splits = load_dataset(data).to(torch_device)
     network.check(splits, run, data.data_dir or data.dataset)
     return network, config.replace(data=data), splits
 
 
 def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:
-    """The network to transfer attacks from, if any. Raises UserError where it knows other images."""
+    """The network to transfer attacks from, if any. Raises UserError if it was trained on other data."""
     if arguments.transfer is None:
         return None
-    source, config, own = _trained(arguments.transfer, arguments)
-    if own.fingerprint != splits.fingerprint:
-        raise UserError(f"{arguments.transfer}: was trained on other data than {arguments.run}; attacks do not transfer from it")
-    model = source.network(config, own)
+    source, config, transfer_splits = _trained(arguments.transfer, arguments)
+    if transfer_splits.fingerprint != splits.fingerprint:
+        raise UserError(f"{arguments.transfer}: was trained on other data than {arguments.run}; its attacks cannot be transferred")
+    model = source.network(config, transfer_splits)
     model.set_dispatch(arguments.runtime.dispatch)
     return model
 
 
 def _control(run: Path) -> Record:
-    """The Record of an evaluated run. Raises UserError where there is none."""
+    """The Record of an evaluated run. Raises UserError if there is none."""
     path = subject(run).record
     if not path.exists():
-        raise UserError(f"{run}: was not evaluated yet: run advmoe evaluate {run} first")
+        raise UserError(f"{run}: is not evaluated yet; run advmoe evaluate {run} first")
     return read_record(path)
 
 
 def _share_out(arguments: EvaluateCommand, look: Callable[[], None]) -> None:
-    """Run the shards in processes of their own; their results lie in the run's folder afterwards. `look` is called now and then."""
+    """Evaluate the shards in worker processes, which write their results to the run's folder. `look` is called twice a second."""
     words = [word for word in arguments.words if word != "--fresh"]
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
@@ -132,15 +132,15 @@ def _share_out(arguments: EvaluateCommand, look: Callable[[], None]) -> None:
         for number in range(count):
             cuda = ["--device", f"cuda:{number % devices}"] if devices > 1 and arguments.runtime.device == "auto" else []
             part = ["--part", str(number), str(count)]
-            said = stack.enter_context(tempfile.TemporaryFile("w+"))
-            process = subprocess.Popen([*command, *part, *cuda], stdout=subprocess.DEVNULL, stderr=said)
-            stack.callback(process.terminate)  # where this process is stopped, so are they; done ones do not mind
-            workers.append((process, said))
+            errors = stack.enter_context(tempfile.TemporaryFile("w+"))
+            process = subprocess.Popen([*command, *part, *cuda], stdout=subprocess.DEVNULL, stderr=errors)
+            stack.callback(process.terminate)  # so that they stop with this process; no effect on finished ones
+            workers.append((process, errors))
         while any(process.poll() is None for process, _ in workers):
             look()
             time.sleep(0.5)
-        for process, said in workers:
+        for process, errors in workers:
             if process.returncode:
-                said.seek(0)
-                reason = " ".join(said.read().strip().splitlines()[-1:])
+                errors.seek(0)
+                reason = " ".join(errors.read().strip().splitlines()[-1:])
                 raise UserError(reason.removeprefix("advmoe: error: ") or "a worker process was killed")

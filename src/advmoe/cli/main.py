@@ -15,37 +15,37 @@ from advmoe.training.interrupts import Stopped
 
 COMMANDS = {  # each a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is asked for
     "demo": "Train and evaluate four methods on embedded images: a few minutes on two cores.",
-    "train": "Train a network from a recipe, a configuration file, or where a run left off.",
-    "evaluate": "Measure what a trained network withstands at worst, on the test set.",
+    "train": "Train a network from a recipe or a configuration file, or go on with a run that was stopped.",
+    "evaluate": "Attack a trained network on the test set: clean, robust and worst-case accuracy.",
     "models": "List the networks that come with the package.",
     "predict": "Classify images: class, confidence and the experts that each was sent through.",
-    "attack": "Show what it takes to fool a network on one image.",
+    "attack": "Search for the smallest change of one image that fools a network.",
     "export": "Write a trained network as one ONNX or torch.export file, and compare it with PyTorch.",
-    "sweep": "Train and evaluate a whole table or figure of the paper, or a grid of one's own; go on after any stop.",
+    "sweep": "Train and evaluate every run of a table or figure of the paper, or of a sweep file; a stopped sweep goes on.",
     "watch": "Show running and finished runs.",
-    "report": "Tables, figures and one self-contained HTML page from Records.",
+    "report": "Write tables, figures and one self-contained HTML page from Records.",
     "benchmark": "Measure whether networks, iterations and attacks are as fast as their cost says.",
     "profile": "Print parameters and GMACs of a recipe's network.",
     "recipes": "List the recipes: settings, parameters and GMACs.",
     "data": "Fetch a data set (get), or read one and say what it holds (check).",
-    "doctor": "Say what is installed and what is missing, with the command that adds it.",
-    "completion": "Print what completes commands and flags in a shell.",
+    "doctor": "List what is installed and what is missing, with the command that installs it.",
+    "completion": "Print the script that completes commands and flags in a shell.",
 }
 OUT_OF_MEMORY = "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
-WORKER_DIED = "a process that decodes images was killed, perhaps for want of memory; fewer --workers take less"
+WORKER_DIED = "a process that decodes images was killed, perhaps because memory ran out; fewer --workers need less"
 AGAIN = "the same command goes on where it stopped"
 GO_ON = {
     "train": "the same command with --resume goes on from the last checkpoint",
     "evaluate": "the same command (without --fresh) goes on where it stopped",
     "demo": AGAIN,
     "sweep": AGAIN,
-    "report": "every file written is whole; the same command makes the rest",
+    "report": "every written file is complete; the same command writes the others",
     "data": AGAIN,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; give its exit status."""
+    """Run one command and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     extension.announce(sys._getframe(1))
     escape_unencodable()
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = importlib.import_module(f"advmoe.cli.arguments.{words[0]}").read(words[1:])
         importlib.import_module(f"advmoe.cli.{words[0]}").run(arguments)
         return 0
-    except BrokenPipeError:  # the reader of the output has left, as `| head` does: `advmoe.__main__` ends quietly
+    except BrokenPipeError:  # nobody reads the output any more, as after `| head`: `advmoe.__main__` ends quietly
         raise
     except (UserError, OSError, MemoryError, RuntimeError) as error:
         message = _in_words(error)
@@ -75,13 +75,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _overview() -> str:
-    lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help tells more)", ""]
+    lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help lists its flags)", ""]
     lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
     return "\n".join([*lines, "", "Start with: advmoe demo"])
 
 
 def _in_words(error: BaseException) -> str | None:
-    """What to tell the user; None for an error of ours, whose traceback is needed."""
+    """The message for the user; None for a mistake in this package, whose traceback is needed."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for --help
         return OUT_OF_MEMORY
     if isinstance(error, RuntimeError):
@@ -90,7 +90,7 @@ def _in_words(error: BaseException) -> str | None:
         return str(error)
     file = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{file}no space left on the disk; what was saved before is whole, and the run can go on from there"
+        return f"{file}no space left on the disk; what was saved before is complete, and the run can go on from there"
     return f"{file}{error.strerror or error}"
 
 

@@ -18,7 +18,7 @@ def escape_unencodable() -> None:
 
 
 def discard_output() -> None:
-    """Send what is still written to standard output nowhere: its reader has left."""
+    """Discard what is still written to standard output: nobody reads it any more."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

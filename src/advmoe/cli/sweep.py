@@ -33,7 +33,7 @@ FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h, "tr
 
 @dataclass(frozen=True)
 class Sweep:
-    """The command at work: its arguments, its runs, and when it must end."""
+    """One call of the command: its arguments, its runs, the attacks, the console, and the time at which it must end."""
 
     arguments: SweepArguments
     runs: Sequence[Planned]
@@ -52,7 +52,7 @@ class Sweep:
 
 
 def run(arguments: SweepArguments) -> None:
-    """`advmoe sweep`. Raises SystemExit with status 1 if a run failed, and 75 if the time was up."""
+    """`advmoe sweep`. Raises SystemExit with status 1 if a run failed, and 75 if the time is up and runs remain."""
     started = time.monotonic()
     file = read_sweep(arguments.what)
     sweep = Sweep(
@@ -111,14 +111,14 @@ def _planned(arguments: SweepArguments, file: SweepFile) -> list[Planned]:
 
 
 def _preset(arguments: SweepArguments, file: SweepFile) -> tuple[str, ...]:
-    """Raises UserError if it names an unknown attack."""
+    """The preset or attacks of the evaluations. Raises UserError if an attack is unknown."""
     preset = arguments.preset or file.preset
     resolve(preset_or_attacks(preset))
     return preset
 
 
 def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
-    """Where the runs go; a dry run asks no cluster. Raises UserError if the placement cannot do what is asked."""
+    """The placement that executes the runs; None for a dry run on a cluster. Raises UserError if it cannot execute them."""
     runtime = arguments.runtime
     if arguments.placement == "local":
         device(runtime.replace(threads=0))
@@ -133,8 +133,8 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
 def _prepared(
     sweep: Sweep, missing: Sequence[Planned], statuses: Statuses, placement: Placement | None
 ) -> tuple[Mapping[str, float], str]:
-    """Read the data, write the plan, and estimate the seconds of the missing runs. A dry run without the data has no estimate,
-    and a reason instead."""
+    """Read the data, write the plan, and estimate the seconds of the missing runs. A dry run whose data cannot be read has no
+    estimate; the second value says why."""
     try:
         known = sizes([planned.config.data for planned in missing])
     except UserError as error:
@@ -151,7 +151,7 @@ def _seconds(
 ) -> dict[str, float]:  # fmt: skip
     arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
     runtime = arguments.runtime.replace(threads=arguments.runtime.threads if placement is None else placement.threads)
-    if arguments.placement != "local":  # a cluster's machines may have what this one lacks
+    if arguments.placement != "local":  # a cluster's machines may have a GPU when this one has none
         runtime = runtime.replace(device="auto", dispatch="auto")
     earlier = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
@@ -167,7 +167,7 @@ def _seconds(
 
 
 def _run_missing(sweep: Sweep, missing: Sequence[Planned], placement: Placement) -> None:
-    """Run what is missing. Raises SystemExit if a run failed, or the time was up."""
+    """Execute the missing runs. Raises SystemExit if a run failed, or if the time is up and runs remain."""
     jobs = [Job(sweep.folder(planned), planned.config, sweep.preset) for planned in missing]
     before = {job.name: sweep.status(job.name).progress for job in jobs}
     with Board(sweep.terminal, sweep.arguments.out, [planned.name for planned in sweep.runs], sweep.status) as board:
@@ -177,7 +177,7 @@ def _run_missing(sweep: Sweep, missing: Sequence[Planned], placement: Placement)
 
 
 def _end(sweep: Sweep, jobs: Sequence[Job], outcome: Outcome, progressed: bool) -> None:
-    """Name what failed and what remains. Raises SystemExit if anything does."""
+    """Print which runs failed and how many remain. Raises SystemExit if there are any."""
     for name, line in outcome.failed.items():
         print(f"{name}: {line} (see {sweep.arguments.out / name / LOG})", file=sys.stderr)
     if outcome.failed:
@@ -187,6 +187,6 @@ def _end(sweep: Sweep, jobs: Sequence[Job], outcome: Outcome, progressed: bool) 
         print(f"{len(outcome.remaining)} runs remain; the same command goes on", file=sys.stderr)
         raise SystemExit(WORK_LEFT)
     if outcome.remaining and not outcome.failed:
-        print("advmoe: error: no step of training and no attack was finished; give more --minutes", file=sys.stderr)
+        print("advmoe: error: no training step and no attack was finished in this time; give more --minutes", file=sys.stderr)
     if outcome.remaining or outcome.failed:
         raise SystemExit(FAILED)

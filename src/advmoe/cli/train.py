@@ -22,13 +22,13 @@ from advmoe.training.trackers import Tracker
 
 def run(arguments: TrainArguments) -> None:
     config, terminal = arguments.run, console()
-    place = device(config.runtime)
+    torch_device = device(config.runtime)
     lookup(METHODS, config.method, "method")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(process_group(place))
+        stack.enter_context(process_group(torch_device))
         observers = _observers(stack, arguments, terminal) if rank() == 0 else []
         splits = load_dataset(config.data)
-        history = train(config, splits.to(place), arguments.out, *observers, resume=arguments.resume)
+        history = train(config, splits.to(torch_device), arguments.out, *observers, resume=arguments.resume)
         if rank() > 0:
             return
     best = RunFolder(arguments.out).best()
@@ -41,7 +41,7 @@ def run(arguments: TrainArguments) -> None:
 
 
 def _observers(stack: contextlib.ExitStack, arguments: TrainArguments, terminal: Console) -> list[Observer]:
-    """The observers of the run."""
+    """The observers of the run: the progress, the run's state in its folder, and the tracker if there is one."""
     config = arguments.run
     trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
     progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))

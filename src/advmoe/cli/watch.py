@@ -12,7 +12,7 @@ from advmoe.cli.streams import console
 from advmoe.errors import UserError
 from advmoe.watch import statuses, watch_view
 
-OFF_TERMINAL = 240  # columns: programs that read the lines get all of them
+OFF_TERMINAL = 240  # columns where there is no terminal: programs that read the lines get all columns
 
 
 def run(arguments: WatchArguments) -> None:

@@ -14,8 +14,8 @@ from advmoe.errors import lookup
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set: `spec` describes its images, `load` reads them. `count` counts them without decoding them; None if `load` decodes
-    none either."""
+    """A data set: `spec` describes its images, `load` reads them. `count` counts them without decoding them; it is None if
+    `load` does not decode them either."""
 
     spec: Callable[[DataConfig], ImageSpec]
     load: Callable[[DataConfig], Splits]

@@ -70,7 +70,7 @@ FUNCTIONS = {
 
 @dataclass(eq=False)
 class Call:
-    """A call that the pickle asks for. It is never made: `to_array` reads what the result would be."""
+    """A call that the pickle asks for. It is never executed: `to_array` computes its result from the arguments."""
 
     function: Any
     arguments: Any

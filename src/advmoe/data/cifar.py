@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every form that people have them in."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) in every form in which they are distributed."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing

@@ -45,7 +45,7 @@ NOT_DOWNLOADED = {
     "imagenet": "cannot be downloaded without an account: register at https://image-net.org, download ILSVRC2012_img_train.tar, "
     "_img_val.tar and the development kit (it has the classes of val), and put the images in DIR/train/WNID/ and DIR/val/WNID/",
     "fashion-mnist": "comes with the package, there is nothing to download",
-    "folder": "is a folder of your own images, there is nothing to download",
+    "folder": "is a folder of your images; there is nothing to download",
 }
 
 

@@ -67,9 +67,12 @@ def with_generated(splits: Splits, data: DataConfig) -> Splits:
         with open_npz(path) as arrays:
             labels = arrays["label"]
     _check(images, labels, splits.spec, path)
-    raw, own = splits.train.raw, splits.train.labels
+    raw, train_labels = splits.train.raw, splits.train.labels
     return replace(
-        splits, train=MixedImages(raw, own, generated=images, generated_labels=labels.astype(np.int64), share=data.generated_share)
+        splits,
+        train=MixedImages(
+            raw, train_labels, generated=images, generated_labels=labels.astype(np.int64), share=data.generated_share
+        ),
     )
 
 

@@ -95,7 +95,7 @@ class Images:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a network must know of its images: class names, shape (C, H, W), mean and std of each channel for pixels in [0, 1]."""
+    """What a network must know about its images: class names, shape (C, H, W), and each channel's mean and std in [0, 1]."""
 
     classes: tuple[str, ...]
     shape: tuple[int, int, int]

@@ -17,7 +17,7 @@ SHARD = re.compile(r"(?P<set>.*?)[-_.]?(?P<number>\d+)(?:-of-(?P<count>\d+))?(?:
 
 
 def files_by_split(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
-    """The files of each split, in the order of their shards; files of no split are left out.
+    """The files of each split, in the order of their shards; files of no split are ignored.
 
     Raises UserError if a name fits two splits, if the files of a split come from two sets (they would be counted together), if
     a shard is there twice, or if one of a known number (00000-of-00002) is missing.

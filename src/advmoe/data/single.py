@@ -78,7 +78,7 @@ def _array(data: bytes, shape: Shape, where: str) -> Tensor:
 
 
 def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
-    """What `read_image` changes in an opened image, for its owner to know."""
+    """What `read_image` changes in an opened image, for the user."""
     stored = str(getattr(file, "tile", ""))  # how pixels are stored: lost when the image is decoded, as the next line may do
     upright = file.size[::-1] if orientation(file) in SIDEWAYS else file.size
     if upright != size:

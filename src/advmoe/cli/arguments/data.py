@@ -45,4 +45,4 @@ def read(words: list[str]) -> DataGetArguments | DataCheckArguments:
 
 def _overview() -> str:
     lines = [f"  {name:9} {kind.__doc__}" for name, kind in COMMANDS.items()]
-    return "\n".join(["usage: advmoe data COMMAND ...    (advmoe data COMMAND --help tells more)", "", *lines])
+    return "\n".join(["usage: advmoe data COMMAND ...    (advmoe data COMMAND --help lists its flags)", "", *lines])

@@ -42,13 +42,13 @@ class EvaluateArguments:
     norm: Norm = "Linf"
     """Norm of the ball."""
     epsilon: Fraction | None = None
-    """Radius of the ball; by default the one the network was trained for, which L2 has none of."""
+    """Radius of the ball; by default the one the network was trained for; L2 has no default."""
     transfer: Path | None = None
     """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
     control: Path | None = None
     """An evaluated run to compare with on the same images: usually the same training with one expert (recipe suffix -n1)."""
     data_dir: str | None = None
-    """Where the data lies now, if not where it was trained on."""
+    """File or folder of the data, if it is no longer where it was during training."""
     limit_test: int | None = None
     """Attack this many test images, balanced over the classes."""
     seed: int = 0
@@ -62,9 +62,9 @@ class EvaluateArguments:
     processes: int = 1
     """Share the shards out over this many processes (and CUDA devices, where there are several)."""
     part: tuple[int, int] | None = None
-    """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, what other parts left is collected."""
+    """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, the results of other parts are collected."""
     fresh: Flag = False
-    """Forget earlier results in RUN/evaluation."""
+    """Delete earlier results in RUN/evaluation."""
     save_adversarial: Flag = False
     """Write the adversarial images to RUN/evaluation/adversarial."""
     keep_images: Flag = False
@@ -88,9 +88,9 @@ class EvaluateArguments:
         if self.part is not None and not 0 <= self.part[0] < self.part[1]:
             raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
         if self.part is not None and (self.processes > 1 or self.fresh):
-            raise UserError("--part excludes --processes, and --fresh, which would forget what other parts left")
+            raise UserError("--part excludes --processes, and --fresh, which would delete the results of other parts")
         if self.norm == "L2" and self.epsilon is None:
-            raise UserError("--norm L2 needs an --epsilon of its own (0.5 is usual for 32x32 images)")
+            raise UserError("--norm L2 needs --epsilon (0.5 is usual for 32x32 images)")
 
     @property
     def preset(self) -> str | tuple[str, ...]:

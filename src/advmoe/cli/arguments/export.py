@@ -26,13 +26,13 @@ class ExportArguments:
     """ONNX, or torch.export's own format (.pt2)."""
     dtype: Dtype = "float32"
     """Of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits stay
-    float32; what it does to classes, routes and accuracy is told."""
+    float32; its effect on classes, routes and accuracy is printed."""
     check: int = 1000
     """Compare with PyTorch on this many test images, at batch 1, 7 and 64; 0 leaves it out."""
     data_dir: str | None = None
     """Where the data lies now, if not where it was trained on."""
     json: Flag = False
-    """Print what was found as JSON."""
+    """Print the comparison as JSON."""
 
     def __post_init__(self) -> None:
         if self.check < 0:

@@ -28,5 +28,5 @@ def read(words: list[str]) -> ReportArguments:
         return ReportArguments(folder=Path(), out=Path(), schema=True)
     arguments = parse(ReportArguments, "report", words)
     if arguments.schema:
-        raise UserError("--schema stands alone: advmoe report --schema")
+        raise UserError("--schema takes no other argument: advmoe report --schema")
     return arguments

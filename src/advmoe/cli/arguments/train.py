@@ -12,12 +12,12 @@ from advmoe.config.choices import TrackerName
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Train a network from a recipe, a configuration file, or where a run left off; any field can be overridden."""
+    """Train a network from a recipe or a configuration file, or go on with a run that was stopped; any field can be overridden."""
 
     source: Source
     run: RunConfig
     out: Path
-    """The run's folder: made if missing."""
+    """The run's folder; it is created if it does not exist."""
     resume: bool = False
     """Go on from the folder's last checkpoint."""
     track: TrackerName | None = None
