@@ -55,7 +55,7 @@ def test_rounds_that_do_not_pair_are_no_ratio():
 
 
 def test_file_holds_rows_and_machine(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["/somewhere/advmoe", "benchmark", "--json", "x"])
+    monkeypatch.setattr(sys, "argv", ["/somewhere/__main__.py", "benchmark", "--json", "x"])
     path = tmp_path / "rows.json"
     measured = rows(("dense", "MoE", ">= 3.0"))
     Report.of(measured).write(path)

@@ -96,7 +96,7 @@ class Report(BaseModel):
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Report":
         """The report of this process."""
-        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        command = shlex.join(["advmoe", *sys.argv[1:]])  # argv[0] may be __main__.py
         return cls(machine=Machine.here(), command=command, rows=tuple(rows))
 
     @classmethod
