@@ -35,3 +35,20 @@ def test_an_unknown_suite_and_an_impossible_file_are_one_line(tmp_path, capsys):
 def test_a_device_that_is_not_there_is_one_line(capsys):
     assert main(["benchmark", "--suite", "data", "--device", "cuda:77"]) == 2
     assert "device 'cuda:77' is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["--rounds", "0"], "rounds must be at least 1, not 0"), (["--width", "8", "--quick"], "--quick has its own width")],
+)
+def test_rounds_and_width_that_make_no_sense_are_one_line(capsys, words, message):
+    assert main(["benchmark", "--suite", "data", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_rounds_and_width_reach_the_suite(monkeypatch, capsys):
+    seen = []
+    row = Row(suite="data", case="c", what="w", value=1.0)
+    monkeypatch.setitem(runner.SUITES, "data", Suite(lambda setup: [seen.append(setup.scale), row][1:]))
+    assert main(["benchmark", "--suite", "data", "--rounds", "3", "--width", "16", "--device", "cpu"]) == 0
+    assert [(scale.rounds, scale.width) for scale in seen] == [(3, 16)]

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from advmoe.cli.parsing import Flag, parse
+from advmoe.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -19,10 +20,21 @@ class BenchmarkArguments:
     """Folders of trained runs, for the suites low_precision and independent."""
     quick: Flag = False
     """Tiny networks and one round: shows that a suite runs; its numbers mean nothing."""
+    rounds: int | None = None
+    """Rounds of every comparison, instead of what each needs for a steady median."""
+    width: int | None = None
+    """Channels of the networks' first stage in the suites inference, training, memory and attack, instead of the published ones."""
     device: str = "auto"
     """Torch device; auto takes CUDA where there is one."""
     threads: int = 0
     """CPU threads; 0 leaves torch's own choice."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("rounds", self.rounds), ("width", self.width)):
+            if value is not None and value < 1:
+                raise UserError(f"{name} must be at least 1, not {value}")
+            if value is not None and self.quick:
+                raise UserError(f"--quick has its own {name}: leave out one of the two")
 
 
 def read(words: list[str]) -> BenchmarkArguments:
