@@ -1,5 +1,6 @@
 """Output that nobody reads, or that its encoding cannot hold; help without torch."""
 
+import io
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import yaml
 from PIL import Image
 
 from advmoe.cli.display import _duration
+from advmoe.cli.main import main
 from advmoe.cli.streams import LOG_WIDTH, console
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
@@ -43,12 +45,45 @@ def test_training_goes_on_unread(tmp_path: Path) -> None:
     assert " left" in done.stdout
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]["epochs"] == 2
-    photo = tmp_path / "ça.png"
-    Image.new("RGB", (28, 28)).save(photo)
-    for more in ("", "--csv"):
-        done = shell(f"advmoe predict {tmp_path / 'run'} '{photo}' {more}", PYTHONIOENCODING="ascii")
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "a.png" in done.stdout
+
+
+def in_ascii(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[str, str]:
+    """What a command writes to streams of ASCII, as with PYTHONIOENCODING=ascii; its status is 0."""
+    contents = [io.BytesIO(), io.BytesIO()]
+    streams = [io.TextIOWrapper(content, encoding="ascii", write_through=True) for content in contents]
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", streams[0])
+        patch.setattr(sys, "stderr", streams[1])
+        assert main([str(word) for word in words]) == 0, words
+    out, errors = (content.getvalue().decode("ascii") for content in contents)
+    return out, errors
+
+
+def test_commands_write_to_an_ascii_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of the run and that of the image have characters that ASCII lacks."""
+    monkeypatch.setattr("advmoe.cli.attack.THOROUGH", ("pgd_10",))
+    monkeypatch.setattr("advmoe.evaluation.fooling.QUICK", ("pgd_10",))
+    monkeypatch.setattr("advmoe.evaluation.fooling.CLOSE", 0.5)
+    monkeypatch.setattr("advmoe.cli.report.FIGURES", {})
+    run, photo, cpu = tmp_path / "né" / "dîner", tmp_path / "ça.png", ("--device", "cpu")
+    Image.new("RGB", (28, 28), (90, 120, 60)).save(photo)
+    lines = {
+        "train": ("train", *TINY, "--out", run),
+        "evaluate": ("evaluate", run, "--attacks", "pgd_10", *cpu),
+        "predict": ("predict", run, photo, *cpu),
+        "csv": ("predict", run, photo, "--csv", *cpu),
+        "attack": ("attack", run, photo, "--out", tmp_path / "à.png", *cpu),
+        "watch": ("watch", tmp_path, "--once"),
+        "report": ("report", tmp_path, "--out", tmp_path / "été"),
+    }
+    texts = {name: in_ascii(monkeypatch, *words) for name, words in lines.items()}
+    parts = {
+        "train": r"d\xeener", "evaluate": "RA-worst", "predict": r"\xe7a.png", "csv": r"\xe7a.png", "attack": r"\xe7a.png",
+        "watch": r"d\xeener", "report": r"\xe9t\xe9",
+    }  # fmt: skip
+    for name, part in parts.items():
+        assert part in texts[name][0], name
+        assert "error" not in texts[name][1], name
 
 
 LIGHT = """
