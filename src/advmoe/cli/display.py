@@ -1,4 +1,4 @@
-"""What a person sees while a run goes."""
+"""The progress of a run on the console."""
 
 import logging
 import time
@@ -65,8 +65,8 @@ class TrainingProgress(Observer):
         load = f"  busiest expert {max(max(layer) for layer in row['load']):.0%}" if "load" in row else ""
         rate = row["iterations"] / max(row["train_seconds"], 1e-9)
         self.epoch_seconds.append(row["train_seconds"] + row.get("validate_seconds", 0.0))
-        left = (self.epochs - row["epoch"]) * sum(self.epoch_seconds) / len(self.epoch_seconds)
-        remaining = f"  {_duration(left)} left" if left else ""
+        seconds = (self.epochs - row["epoch"]) * sum(self.epoch_seconds) / len(self.epoch_seconds)
+        remaining = f"  {_duration(seconds)} left" if seconds else ""
         self.progress.console.print(
             f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  held-out SA {row['val_sa']:.1f} "
             f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}{remaining}",

@@ -74,7 +74,7 @@ def parse(kind: type[Arguments], command: str, words: list[str], default: Argume
 
 
 def _refuse(kind: type, event: ParseErrorEvent) -> None:
-    """Raise what the parser found wrong as a UserError; events of a kind unknown here are left to tyro."""
+    """Raise the parser's complaint as a UserError; complaints of another kind are printed by tyro."""
     message = _message(kind, event)
     if message is not None:
         raise UserError(f"{message} (see {event.prog} --help)" if event.prog.startswith("advmoe ") else message)
