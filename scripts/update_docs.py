@@ -21,7 +21,7 @@ from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
-from advmoe.reports.claims import verdict
+from advmoe.reports.claims import CHOICE, INTERVALS, judge, verdict
 from advmoe.reports.collect import ROUTED
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured
@@ -89,6 +89,33 @@ def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
     return "\n".join([*lines, "", machine_words(source.machine)])
 
 
+GLANCE = (  # the rows that a user asks for first: file, case, what, in words
+    ("inference", "ResNet-18, batch 64", "dense / MoE", "How much faster than the dense network, batch 64, PyTorch"),
+    ("inference", "ResNet-18, batch 64", "MoE / small dense", "How much slower than the small dense network of equal cost"),
+    ("export", "batch 1, 2 threads", "dense, ONNX / routed, ONNX", "How much faster than dense, one image, ONNX Runtime"),
+    ("training", "iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Time of an AdvMoE iteration, of AT (Dense)'s"),
+    ("memory", "peak memory, iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Peak memory of training, of AT (Dense)'s"),
+    (
+        "scaling",
+        "advmoe, ResNet-18 of width 16, batch 64 a process",
+        "2 processes / 1 process",
+        "Images a second, two processes to one",
+    ),
+)
+
+
+def glance_table() -> str:
+    """The six ratios that a user asks for first."""
+    lines = ["| question | ratio (rounds) | target |", "| --- | ---: | ---: |"]
+    for file, case, what, words in GLANCE:
+        row = pivot(report(file).rows)[case][what]
+        assert row.value is not None
+        assert row.spread is not None
+        target = f"{row.target}{'' if row.met else ' **missed**'}" if row.target else ""
+        lines.append(f"| {words} | {row.value:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f}) | {target} |")
+    return "\n".join([*lines, "", machine_words(report("inference").machine)])
+
+
 def machine_words(machine: Machine) -> str:
     """'2 threads of AMD EPYC, 24 GiB, torch 2.13.0.'"""
     memory = "" if machine.memory is None else f", {machine.memory / 2**30:.0f} GiB"
@@ -130,6 +157,10 @@ def robustness() -> str:
     """The picture of robustness against cost, with the verdict and what these runs cannot show."""
     lines = [line for line in verdict(main_records()) if not line.startswith((*CHECKS_LINES,))]
     alt = "Worst robust accuracy of each method with its interval, upwards, against GMACs, across"
+    choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE)]
+    lines += [
+        f"**Does choosing an expert help?** {each.verdict.capitalize()}. {each.detail.removesuffix(INTERVALS)}" for each in choices
+    ]
     return "\n\n".join([f"![{alt}]({PICTURE})", *lines, scale_words(main_records()[0])])
 
 
@@ -229,8 +260,12 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "fuzz": fuzz_table,
     },
     "docs/performance.md": {
+        "glance": glance_table,
         "inference": lambda: benchmark_table("inference", ("inference",)),
-        "benchmark": lambda: benchmark_table("speed", ("training", "memory", "attack", "data")),
+        "training": lambda: benchmark_table("training", ("training",)),
+        "narrow training": lambda: benchmark_table("training_width16", ("training",)),
+        "memory": lambda: benchmark_table("memory", ("memory",)),
+        "benchmark": lambda: benchmark_table("speed", ("attack", "data")),
         "growth": lambda: benchmark_table("speed", ("growth",)),
         "operators": operators_table,
         "export": lambda: benchmark_table("export", ("export",)),
