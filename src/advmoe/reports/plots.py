@@ -164,21 +164,25 @@ def _frontier_key(record: Record) -> tuple[Cell, str]:
     return replace(setting_of(record), backbone="", width=None), worst_of(record).name
 
 
+ASIDE = 1.06  # networks of almost equal cost are drawn side by side, apart by this factor
 Point = tuple[float, float, tuple[float, float], Line, str]  # GMACs, mean, its 95 % interval, line, name
 
 
 def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     lines, several = by_line(records), len({record.backbone for record in records}) > 1
     points = [point for line, members in lines.items() for point in _points(line, members, name, several)]
-    for gmacs, mean, (low, high), line, text in points:
-        style = look(line[0])
+    costs, drawn_at = [gmacs for gmacs, *_ in points], {}
+    for number, (gmacs, mean, (low, high), line, text) in enumerate(points):
+        style, single = look(line[0]), line[1] == 1  # the control with one expert is hollow
+        beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs[:number])
+        x = drawn_at[gmacs, mean] = gmacs * ASIDE**beside
         ax.errorbar(
-            gmacs, mean, yerr=[[mean - low], [high - mean]], color=style.colour, marker=style.marker, linestyle="", markersize=7,
-            capsize=2, label=label_of(line, lines),
+            x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, marker=style.marker, linestyle="", markersize=7,
+            markerfacecolor="white" if single else style.colour, capsize=2, label=label_of(line, lines),
         )  # fmt: skip
-        ax.annotate(text, (gmacs, mean), (7, 5), textcoords="offset points", fontsize=7)
+        ax.annotate(text, (x, mean), (7, 5), textcoords="offset points", fontsize=7)
     best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])
-    xs, ys = [gmacs for gmacs, _ in best], [mean for _, mean in best]
+    xs, ys = [drawn_at[point] for point in best], [mean for _, mean in best]
     ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
     ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
     ax.set(xlabel="GMACs of one image", ylabel=f"{DRAWN[name].label}, %")
