@@ -39,11 +39,12 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., RunConfig]:
-    """tiny(method, **fields): a run of seconds on embedded images; any field of any section can be set."""
+    """tiny(method, **fields): a run of a second on embedded images; any field of any section can be set."""
 
     def make(method: str = "advmoe", **fields: Any) -> RunConfig:
         config = RunConfig(
-            method=method, model=ModelConfig(width=4), data=DataConfig(dataset="fashion-mnist", limit_train=60, limit_test=20),
+            method=method, model=ModelConfig(backbone="vgg16_bn", width=4),
+            data=DataConfig(dataset="fashion-mnist", limit_train=60, limit_test=20),
             attack=AttackConfig(epsilon=0.1, num_steps=1), training=TrainingConfig(epochs=3, batch_size=20, tied_share=0.34),
         )  # fmt: skip
         for section in ("model", "data", "attack", "training", "runtime"):

@@ -140,7 +140,7 @@ def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(evalua
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
     found = evaluated()
-    assert len(found.layers) == len(found.load_by_class) == 16
+    assert len(found.layers) == len(found.load_by_class) == 12
     assert len(found.gallery) == 8
     write_record(tmp_path, found)
     assert read_record(tmp_path / "record.json") == found

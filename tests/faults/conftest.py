@@ -106,7 +106,7 @@ def tiny_file(tiny: Callable[..., RunConfig], shared: Path) -> Callable[..., Pat
     """tiny_file(method, **fields): a file with the smallest run of a method."""
 
     def write(method: str, **fields: Any) -> Path:
-        config = tiny(method, epochs=2, device="cpu", threads=1, **fields)
+        config = tiny(method, backbone="resnet18", epochs=2, device="cpu", threads=1, **fields)
         text = dump_yaml(config)
         path = shared / f"{method}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.yaml"
         write_atomically(path, text)

@@ -103,10 +103,10 @@ def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, spl
     monkeypatch.setattr(start, "network", lambda *given: lopsided(network(*given), bias=math.log(3)))
     history = train(tiny(method, epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
     (row,) = history
-    assert row["load"] == [[1.0, 0.0]] * 16
-    assert row["dead"] == [[1]] * 16
+    assert row["load"] == [[1.0, 0.0]] * 12
+    assert row["dead"] == [[1]] * 12
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert row["router_entropy"] == pytest.approx([entropy] * 16, rel=1e-5)
+    assert row["router_entropy"] == pytest.approx([entropy] * 12, rel=1e-5)
 
 
 def test_load_is_the_share_of_the_epochs_images(tiny, splits, tmp_path, monkeypatch):
@@ -120,9 +120,9 @@ def test_load_is_the_share_of_the_epochs_images(tiny, splits, tmp_path, monkeypa
 
     monkeypatch.setattr(start, "network", planted)
     (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
-    assert row["load"] == [[1.0, 0.0]] * 15 + [[0.0, 1.0]]
-    assert row["dead"] == [[1]] * 15 + [[0]]
-    assert row["router_entropy"][:15] == pytest.approx([math.log(2)] * 15, rel=1e-5)
+    assert row["load"] == [[1.0, 0.0]] * 11 + [[0.0, 1.0]]
+    assert row["dead"] == [[1]] * 11 + [[0]]
+    assert row["router_entropy"][:11] == pytest.approx([math.log(2)] * 11, rel=1e-5)
 
 
 def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
@@ -136,7 +136,7 @@ def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
 def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, splits, tmp_path):
     config = tiny(method, epochs=1, tied_share=0.34, routers=routers, norms=norms, balance="switch", router_warmup=0.1)
     (row,) = train(config, splits, tmp_path / "run", Recorder())
-    layers = 1 if routers == "per_network" else 16
+    layers = 1 if routers == "per_network" else 12
     assert len(row["load"]) == len(row["dead"]) == len(row["router_entropy"]) == layers
     assert all(sum(layer) == pytest.approx(1) for layer in row["load"])
     before, after = network(config, splits.spec), RunFolder(tmp_path / "run").latest().model_state()
@@ -168,7 +168,7 @@ def many():
 def test_no_fresh_network_is_collapsed(routers, norms, seeds, tiny, many):
     """Each of two experts of every layer gets a tenth of the images and more, once calibrated."""
     for seed in seeds:
-        config = tiny(seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
+        config = tiny(backbone="resnet18", seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
         model = network(config, many.spec)
         start.calibrate(start.train_state(config, model, METHODS["advmoe"].phases[0]), many.train)
         assert not model.training

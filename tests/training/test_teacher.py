@@ -25,7 +25,7 @@ BFLOAT16 = {"rtol": 0.02, "atol": 0.01}  # a teacher computes in bfloat16 where 
 @pytest.fixture(scope="module")
 def teacher_run(tiny, splits, tmp_path_factory):
     out = tmp_path_factory.mktemp("teacher") / "run"
-    train(tiny("at_dense", epochs=1), splits, out, Recorder())
+    train(tiny("at_dense", backbone="resnet18", epochs=1), splits, out, Recorder())
     return out
 
 
