@@ -22,6 +22,7 @@ from advmoe.benchmark.suites import (
     scaling,
     streaming,
     training,
+    waiting,
 )  # fmt: skip
 
 
@@ -49,6 +50,7 @@ SUITES = {
     "streaming": Suite(streaming.measure),
     "rerouting": Suite(rerouting.measure),
     "independent": Suite(independent.measure, independent.check),
+    "waiting": Suite(waiting.measure),
     "cuda": Suite(cuda.measure, cuda.check),
 }
 USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # those that run where none is named

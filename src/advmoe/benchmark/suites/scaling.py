@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from advmoe.benchmark.rows import Row, compare
@@ -42,17 +42,31 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 def images_per_second(method: str, processes: int, images: int, width: int, flags: tuple[str, ...]) -> float:
     """The rate of one run, over all processes. Raises UserError where the run fails."""
+    launch = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe")
+    seconds = seconds_of_second_epoch(
+        launch, flags, method=method, width=width, images=images * processes, batch=BATCH * processes, threads=1
+    )
+    return images * processes / seconds
+
+
+def seconds_of_second_epoch(
+    launch: Sequence[str], flags: Sequence[str], environment: Mapping[str, str] | None = None, *,
+    method: str, width: int, images: int, batch: int, threads: int,
+) -> float:  # fmt: skip
+    """Wall time of the iterations of an epoch of `advmoe train`, started by `launch` with more `flags`. The first epoch warms up.
+
+    Raises UserError where the run fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe", "train"]
         settings = {
-            "recipe": f"fashion-mnist-resnet18-{method}", "width": width, "limit-train": images * processes, "limit-test": 20,
-            "batch-size": BATCH * processes, "epochs": 2, "tied-share": 0.0, "threads": 1, "out": run,
+            "recipe": f"fashion-mnist-resnet18-{method}", "width": width, "limit-train": images, "limit-test": 20,
+            "batch-size": batch, "epochs": 2, "tied-share": 0.0, "threads": threads, "out": run,
         }  # fmt: skip
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        ended = subprocess.run([sys.executable, *launch, *words, *flags], check=False, capture_output=True, text=True)
+        command = [sys.executable, *launch, "train", *words, *flags]
+        ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if ended.returncode != 0:
             lines = [line for line in ended.stderr.splitlines() if line.startswith("advmoe:")] or ["without a message"]
-            raise UserError(f"suite scaling: a training run ended with status {ended.returncode} ({lines[0]})")
-        row = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    return float(images * processes / row["train_seconds"])
+            raise UserError(f"a training run ended with status {ended.returncode} ({lines[0]})")
+        return float(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["train_seconds"])

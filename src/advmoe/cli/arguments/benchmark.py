@@ -13,7 +13,8 @@ class BenchmarkArguments:
 
     suite: tuple[str, ...] = ()
     """Suites: inference, training, memory, attack, data, growth (these six by default), operators, dispatch, precision, export,
-    low_precision, scaling, streaming, rerouting, independent, cuda. Each takes minutes."""
+    low_precision, scaling, streaming, rerouting, independent, waiting,
+    cuda. Each takes minutes."""
     json: Path | None = None
     """Write all rows, with the machine and the versions, to this file."""
     runs: tuple[Path, ...] = ()
