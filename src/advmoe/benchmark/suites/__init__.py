@@ -1,4 +1,4 @@
-"""All suites, one module each, which tells in its first line what is measured and how long it takes."""
+"""All suites. Each is one module, and its first line says what is measured and how long it takes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from advmoe.benchmark.suites import (
 
 @dataclass(frozen=True)
 class Suite:
-    """`measure` yields rows as they are known; `check` raises UserError where something it needs is missing."""
+    """`measure` yields rows as they are measured. `check` raises UserError if something that the suite needs is missing."""
 
     measure: Callable[[Setup], Iterator[Row]]
     check: Callable[[Setup], None] = lambda _: None
@@ -51,4 +51,4 @@ SUITES = {
     "independent": Suite(independent.measure, independent.check),
     "cuda": Suite(cuda.measure, cuda.check),
 }
-USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # those that run where none is named
+USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # the suites that run by default
