@@ -41,7 +41,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def images_per_second(method: str, processes: int, images: int, width: int, flags: tuple[str, ...]) -> float:
-    """The rate of one run, over all processes. Raises UserError where the run fails."""
+    """Images per second of one run, over all processes. Raises UserError if the run fails."""
     launch = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe")
     seconds = seconds_of_second_epoch(
         launch, flags, method=method, width=width, images=images * processes, batch=BATCH * processes, threads=1
