@@ -65,8 +65,9 @@ def test_a_lower_precision_is_told_not_refused(dtype, form, run, tmp_path, capsy
     for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
         pattern = rf"batch {batch:2}, 20 images: [\d.]+ % in the same class as PyTorch in float32, [\d.]+ % by the same route; "
         assert re.fullmatch(pattern + r"accuracy [+-][\d.]+ points", line)
-    told = json.loads(said(capsys, *words, "--json").out)
-    assert (told["dtype"], [one["batch"] for one in told["compared"]]) == (dtype, [1, 7, 64])
+    if form == "torch-export":  # the quicker of the two: JSON is written from the same rows
+        told = json.loads(said(capsys, *words, "--json").out)
+        assert (told["dtype"], [one["batch"] for one in told["compared"]]) == (dtype, [1, 7, 64])
 
 
 def test_int8_without_its_data_is_one_line(run, tmp_path, capsys, monkeypatch):

@@ -48,14 +48,20 @@ def rare(model):
     return [int((count < 16).sum()) for count in counts]
 
 
-def test_all_convolutions_but_the_first_are_in_8_bits(tmp_path):
+def test_convolutions_are_in_8_bits_but_for_the_first_and_those_of_experts_that_nobody_chose(tmp_path):
     import onnx
 
     model, path = learned(MoEKind(0.5, 2), "vgg16_bn"), tmp_path / "network.onnx"
-    written(model, path, {"classes": ["a"]})
+    with torch.no_grad():
+        for layer in (0, 3):
+            model.moe_layers()[layer].router.linear.bias[1] += 1e4
+    predict = written(model, path, {"classes": ["a"]})
     first, *experts = convolutions(path)
     assert first == ("network.stem.weight", False)
     assert kept(experts) == rare(model)
+    for layer in (0, 3):
+        assert dict(experts)[f"network.layers.{layer}.experts.0.weight"] is False
+        assert dict(experts)[f"network.layers.{layer}.experts.1.weight"] is True
     assert sum(lower for _, lower in experts) > len(model.moe_layers())
     whole = onnx.load(path)
     assert {prop.key: prop.value for prop in whole.metadata_props}["advmoe"] == json.dumps({"classes": ["a"]})
@@ -63,6 +69,7 @@ def test_all_convolutions_but_the_first_are_in_8_bits(tmp_path):
     stored = {tensor.name: tensor.data_type for tensor in whole.graph.initializer}
     assert {stored[node.input[1]] for node in gemms} == {onnx.TensorProto.FLOAT}  # routers and classifier
     assert [value.name for value in whole.graph.output] == ["logits", "routes"]
+    assert predict(noise(8))[0].isfinite().all()
 
 
 def test_a_network_router_is_untouched_and_so_are_its_routes(tmp_path):
@@ -78,20 +85,6 @@ def test_a_network_router_is_untouched_and_so_are_its_routes(tmp_path):
     others = [(name, lower) for name, lower in found if not name.startswith("network.router.")]
     assert [name for name, lower in others if not lower] == ["network.stem.weight"]
     assert len(others) == 1 + 2 * len(model.moe_layers())
-
-
-def test_an_expert_that_nobody_chose_stays_exact(tmp_path):
-    model, path = learned(MoEKind(0.5, 2), "vgg16_bn"), tmp_path / "network.onnx"
-    with torch.no_grad():
-        for place in (0, 3):
-            model.moe_layers()[place].router.linear.bias[1] += 1e4
-    predict = written(model, path)
-    experts = convolutions(path)[1:]
-    assert kept(experts) == rare(model)
-    for place in (0, 3):
-        assert dict(experts)[f"network.layers.{place}.experts.0.weight"] is False
-        assert dict(experts)[f"network.layers.{place}.experts.1.weight"] is True
-    assert predict(noise(8))[0].isfinite().all()
 
 
 def test_equal_experts_share_filters_in_the_file_and_are_told_apart(tmp_path):

@@ -79,8 +79,11 @@ def test_norms_behind_convolutions_are_gone_and_the_original_is_untouched():
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("backbone", MODELS)
+@pytest.mark.parametrize(
+    ("backbone", "kind"),
+    [*(("resnet18", kind) for kind in KINDS), *((backbone, KINDS[4]) for backbone in MODELS if backbone != "resnet18")],
+    ids=str,
+)
 def test_a_refreshed_twin_equals_a_new_one_in_the_memory_it_had(backbone, kind):
     model = learned(backbone, kind)
     twin = fused(model)
