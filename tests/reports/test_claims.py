@@ -174,7 +174,7 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
     assert "only one network is ranked: AdvMoE" in first
     assert "Not ranked, because attacks are missing: AT (Dense)." in first
     (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
-    assert "RA-worst (quick) 99.0 % (an upper bound; " in first
+    assert "so not ranked by RA-worst (quick), an upper bound: AT (Dense) 99.0 %." in first
     (first, *_) = verdict([quick])
     assert "RA-worst (listed attacks) 99.0 % (an upper bound; " in first
 
@@ -198,12 +198,12 @@ def test_one_seed_claims_no_order():
     assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
     assert "AT (Dense) 50.0 (one seed), AT" in claim.detail
     (first, *_) = verdict(whole)
-    assert "one seed, so not ranked: " in first
+    assert "one seed, so not ranked by RA-worst: " in first
     assert not any(word in first for word in ("most robust", "next is", "clearly below"))
     one_more = runs((1,), at_dense=50.0, advmoe=90.0)
     (first, *_) = verdict([*whole, *one_more])
     assert "most robust in the worst case is AdvMoE" in first
-    assert "One seed, so not ranked: AT (S-Dense), r 0.5, RA-worst 44.0 % (1 seed)" in first
+    assert "One seed, so not ranked by RA-worst: AT (S-Dense), r 0.5 44.0 %" in first
 
 
 @pytest.mark.parametrize(

@@ -297,8 +297,10 @@ def _winner(where: str, group: Sequence[Summary]) -> str:
     }
     sentences = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
     if single:
-        shares = "; ".join(f"{_title(summary)}, {_share(summary, name)}" for summary in single)
-        sentences.append(f"One seed, so not ranked: {shares}." if sentences else f"{where}: one seed, so not ranked: {shares}.")
+        shares = "; ".join(f"{_title(summary)} {summary.figures[name].mean:.1f} %" for summary in single)
+        bound = ", an upper bound" if BY_NAME[name].upper_bound else ""
+        beginning = "One seed" if sentences else f"{where}: one seed"
+        sentences.append(f"{beginning}, so not ranked by {label(name)}{bound}: {shares}.")
     tails = [f"{reason}: {'; '.join(_title(summary) for summary in those)}." for reason, those in unranked.items() if those]
     return " ".join([*(sentences or [f"{where}: no worst case to compare."]), *tails])
 
