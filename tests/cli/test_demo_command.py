@@ -17,7 +17,7 @@ def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, tiny):
         assert Path(tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "at_small_dense" in said
-    questions = ("How robust?", "At what cost?", "Is the choice of expert worth anything?")
+    questions = ("How robust?", "At what cost?", "Does choosing an expert help?")
     assert all(question in said for question in questions)
     assert f"The report: {tmp_path}/demo/report.html" in said
     page = (tmp_path / "demo/report.html").read_text()

@@ -57,9 +57,9 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
     assert {f"figures/{name}.{suffix}" for name in report.FIGURES for suffix in ("png", "pdf")} <= made
     assert figures_of(out / f"tables/{own}.csv")["AT (MoE)", "0.5"] == "43"
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "One seed, so no order: AT (Dense)" in page
+    assert "One seed, so not ranked: AT (Dense)" in page
     assert "Different batches for the two levels help" in page
-    assert "One seed, so no order: AT (Dense)" in captured.out
+    assert "One seed, so not ranked: AT (Dense)" in captured.out
     assert "not shown    Different batches" in captured.out
     assert f"Written from 5 Records to {out}: report.html" in captured.out
 

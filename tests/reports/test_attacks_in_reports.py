@@ -34,7 +34,10 @@ def test_the_bracket_needs_both_ends():
     assert bracket(made) == ""
     made.figures["ra_paths"] = 16.0
     assert bracket(made) == "between 16.0 % (RA-paths) and 18.0 % (RA-worst)"
-    assert "attacks on the routing can leave between 16.0 % (RA-paths) and 18.0 % (RA-worst)" in evaluation_lines(made)
+    assert (
+        "accuracy under any attack on the routing: estimated between 16.0 % (RA-paths) and 18.0 % (RA-worst)"
+        in evaluation_lines(made)
+    )
 
 
 def test_gains_of_the_choice_are_printed_and_on_the_page():
@@ -42,7 +45,7 @@ def test_gains_of_the_choice_are_printed_and_on_the_page():
     made.evaluation.routing.choice_gain = [Difference(value=2.0, low=-1.3, high=5.2)]
     assert gains(made.evaluation) == "+2.0 points (-1.3 to +5.2) over expert 0 alone"
     assert any(gains(made.evaluation) in line for line in evaluation_lines(made.evaluation))
-    assert ("RA-10 by choosing an expert", gains(made.evaluation)) in run_of(made).facts
+    assert ("gain in RA-10 by choosing an expert", gains(made.evaluation)) in run_of(made).facts
     assert gains(record("at_dense").evaluation) == ""
 
 
@@ -52,8 +55,8 @@ def test_a_network_is_compared_with_its_control_image_by_image():
     assert worst_case_difference([]) is None
     ahead = with_flags("1" * 60 + "0" * 40), with_flags("1" * 30 + "0" * 70, run="one-expert")
     line = compared(*ahead)
-    assert "less that of one-expert, image by image: +30.0 points (" in line
+    assert "minus that of one-expert, on the same images: +30.0 points (" in line
     assert line.endswith(": more robust")
     assert compared(*reversed(ahead)).endswith(": less robust")
     assert "evaluated on other images" in compared(ahead[0], with_flags("1"))
-    assert "in another ball" in compared(ahead[0], with_flags(ahead[1].evaluation.flags, epsilon=0.5))
+    assert "epsilon or norm differs" in compared(ahead[0], with_flags(ahead[1].evaluation.flags, epsilon=0.5))

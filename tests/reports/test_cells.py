@@ -122,7 +122,7 @@ def test_attacks_are_named_by_their_preset():
     assert attacks_in_words(standard) == "the preset standard"
     assert attacks_in_words(standard - {"transfer"}) == "the preset standard without transfer"
     assert attacks_in_words(frozenset({"pgd_50", "pgd_10"})) == "pgd_10, pgd_50"
-    assert attacks_in_words(frozenset()) == "attacks that are not on record"
+    assert attacks_in_words(frozenset()) == "attacks that are not in the Record"
 
 
 def test_alike_are_runs_that_differ_in_their_method_alone():

@@ -157,22 +157,22 @@ def test_different_batches_cannot_be_shown():
 
 def test_verdict_says_who_how_robust_and_at_what_cost():
     first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
-    assert "most robust at worst is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
+    assert "most robust in the worst case is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
     assert "at 25 % of the dense network's cost (0.0100 GMACs)" in first
-    assert "next is AT (Dense) with 48.0 %; all others lie clearly below (95 % intervals" in first
+    assert "next is AT (Dense) with 48.0 %; all others are clearly below (95 % intervals" in first
 
 
 def test_verdict_says_what_is_not_apart():
     (first, *_) = verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
-    assert "these runs do not tell apart from it: AT (Dense)." in first
+    assert "not clearly below it: AT (Dense)." in first
     assert "AT (S-Dense)" not in first
 
 
 def test_quick_and_full_worst_cases_are_not_ranked_together():
     quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0)
     (first, *_) = verdict([record(), record(seed=1), quick])
-    assert "alone is AdvMoE" in first
-    assert "Not attacked in full, so not ranked: AT (Dense)." in first
+    assert "only one network is ranked: AdvMoE" in first
+    assert "Not ranked, because attacks are missing: AT (Dense)." in first
     (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
     assert "RA-worst (quick) 99.0 % (an upper bound; " in first
     (first, *_) = verdict([quick])
@@ -184,12 +184,12 @@ def test_runs_under_other_attacks_are_not_ranked_together():
     other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in whole]
     (first, *_) = verdict(other)
     assert "next is AT (Sparse)" in first
-    assert "Not attacked by pgd_50, so not ranked: AT (Dense)." in first
+    assert "Not ranked, because not attacked by pgd_50: AT (Dense)." in first
     mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in whole]
     (first, *_) = verdict(mixed)
-    assert "Seeds attacked by different attacks, so without a worst case: AT (Dense)." in first
+    assert "Not ranked, because their seeds were attacked differently: AT (Dense)." in first
     (first, *_) = verdict([run for run in mixed if run.method == "at_dense"])
-    assert "no worst case can be shown. Seeds attacked by different attacks" in first
+    assert "no worst case to compare. Not ranked, because their seeds were attacked" in first
 
 
 def test_one_seed_claims_no_order():
@@ -198,12 +198,12 @@ def test_one_seed_claims_no_order():
     assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
     assert "AT (Dense) 50.0 (one seed), AT" in claim.detail
     (first, *_) = verdict(whole)
-    assert "one seed, so no order: " in first
+    assert "one seed, so not ranked: " in first
     assert not any(word in first for word in ("most robust", "next is", "clearly below"))
     one_more = runs((1,), at_dense=50.0, advmoe=90.0)
     (first, *_) = verdict([*whole, *one_more])
-    assert "most robust at worst is AdvMoE" in first
-    assert "One seed, so no order: AT (S-Dense), r 0.5, RA-worst 44.0 % (1 seed)" in first
+    assert "most robust in the worst case is AdvMoE" in first
+    assert "One seed, so not ranked: AT (S-Dense), r 0.5, RA-worst 44.0 % (1 seed)" in first
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_runs_of_other_settings_are_no_baselines(section, change, named):
     assert f"not comparable ({named})" in claim.detail
     first, second, *_ = verdict(whole)
     assert "AT (Dense)" not in first
-    assert "alone is AT (Dense)" in second
+    assert "only one network is ranked: AT (Dense)" in second
     assert named.split(":")[0] in first
     assert named.split(":")[0] in second
 
@@ -305,7 +305,7 @@ def test_one_expert_of_at_moe_is_advmoes_control_unless_advmoe_has_its_own():
 def test_a_control_that_was_attacked_otherwise_shows_nothing():
     runs = routed_and_control(45.0)
     (claim,) = control(judge([*runs[:2], *(attacked(run, "pgd_10") for run in runs[2:])]))
-    assert (claim.verdict, "were not attacked alike" in claim.detail) == ("not shown", True)
+    assert (claim.verdict, "were attacked differently" in claim.detail) == ("not shown", True)
 
 
 def test_a_control_is_no_advmoe_run():
@@ -332,4 +332,4 @@ def test_figures_of_an_older_evaluator_are_not_compared(monkeypatch):
     claim = ours(judge(whole), "RA-50")
     assert claim.verdict == "not shown"
     assert f"not comparable (evaluator: pgd_50 {pgd.version}, not current)" in claim.detail
-    assert dict(run_of(whole[0]).made)["evaluator"] == f"older (pgd_50 {pgd.version}): not compared with newer evaluations"
+    assert dict(run_of(whole[0]).provenance)["evaluator"] == f"older (pgd_50 {pgd.version}): not compared with newer evaluations"

@@ -116,7 +116,7 @@ def test_folder_without_a_record_is_refused(tmp_path, told):
     write(tmp_path / "bad.json", "{")
     with pytest.raises(UserError, match="holds no Record; advmoe evaluate RUN writes one"):
         collect(tmp_path, told.append)
-    with pytest.raises(UserError, match="nowhere: is no folder"):
+    with pytest.raises(UserError, match="nowhere: is not a folder"):
         collect(tmp_path / "nowhere", told.append)
 
 

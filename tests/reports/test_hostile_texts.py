@@ -61,7 +61,7 @@ def test_a_page_of_hostile_texts_has_the_elements_of_a_harmless_one(fields):
 
 def test_every_table_of_hostile_texts_is_a_table():
     evil = [with_notes(EVIL, method=method, backbone=backbone) for method in ("advmoe", EVIL) for backbone in ("resnet18", EVIL)]
-    for table in [*tables(evil), *(note for own in evil for note in run_of(own).notes)]:
+    for table in [*tables(evil), *(table for run in evil for table in run_of(run).tables)]:
         for line in markdown(table).splitlines():
             assert not re.search(r"(?<!\\)[<`\[]", line)
         bars = {len(re.findall(r"(?<!\\)\|", line)) for line in markdown(table).splitlines() if line.startswith("| ")}

@@ -144,10 +144,10 @@ def test_long_verdicts_are_folded_past_the_first_lines():
 
 def test_old_records_make_a_page_that_says_what_is_missing():
     text = Page(page([old_record("advmoe"), old_record("at_dense")])).text
-    assert "2 of 2 runs: no images on record." in text
-    assert "1 of 1 run: no load of the experts by class on record." in text  # a dense network has none to record
+    assert "2 of 2 runs: no images in the Record." in text
+    assert "1 of 1 run: no load of the experts by class in the Record." in text  # a dense network has none to record
     assert "2 Records of an older schema" in text
-    assert "No run has images on record." in text
+    assert "No Record has images." in text
     for caption in CAPTIONS.values():
         assert f"{caption.title}: no run has {caption.needs}." in text
 
@@ -194,13 +194,13 @@ def test_the_slider_starts_at_the_evaluations_epsilon_and_one_step_of_each_image
     steps = [own for _, own in Page(text).elements if "data-step" in own]
     assert len(steps) == 4 * 6 * 3
     assert {own["data-step"] for own in steps if "hidden" not in own} == {"3"}
-    assert "Only these radii are on record" not in text
+    assert "The Record has only these radii" not in text
 
 
 def test_records_without_steps_say_so():
     images = [{name: value for name, value in image.items() if name != "steps"} for image in content()["gallery"]]
     text = page([record(gallery=images)])
-    assert "Only these radii are on record; a new evaluation records more." in text
+    assert "The Record has only these radii; a new evaluation records more." in text
     assert Page(text).all("input")[0]["max"] == "1"
 
 

@@ -122,7 +122,7 @@ def test_unreliable_autoattack_is_marked():
     run = paper_run("cifar10-resnet18-advmoe", evaluation=content()["evaluation"])
     a2 = tables([run])[1]
     (mark,) = rows_of(a2)["ResNet-18", "0.5", "AdvMoE"]["RA-AA, ours"].marks
-    assert "AutoAttack alone flatters" in a2.notes[mark - 1]
+    assert "AutoAttack alone overestimates" in a2.notes[mark - 1]
 
 
 def test_our_settings_have_a_table_each_that_says_what_they_are():
@@ -133,7 +133,7 @@ def test_our_settings_have_a_table_each_that_says_what_they_are():
     row = rows_of(short)["ResNet-18", "0.5", "AdvMoE"]
     assert (row["n"].text, row["N"].text, row["RA-worst"].text) == ("2", "2", "49.25 ± 0.35")
     assert rows_of(short)["ResNet-18", "0.2", "AdvMoE"]["n"].text == "1"
-    assert "Not what the paper printed" in long.about
+    assert "Not a setting of the paper" in long.about
 
 
 def test_what_was_not_run_in_our_setting_is_said():

@@ -23,11 +23,11 @@ def test_facts_have_intervals():
 
 
 def test_tables_of_a_run():
-    assert [table.title for table in run_of(record()).notes] == [
+    assert [table.title for table in run_of(record()).tables] == [
         "Attacks", "Accuracy of 200 images under PGD-10, by radius", "Epochs, on held-out images",
     ]  # fmt: skip
-    assert [table.title for table in run_of(old_record()).notes] == ["Attacks"]
-    _, curve, epochs = run_of(record()).notes
+    assert [table.title for table in run_of(old_record()).tables] == ["Attacks"]
+    _, curve, epochs = run_of(record()).tables
     assert [row[0].value for row in curve.rows] == [0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.4]
     assert [entry.value for entry in epochs.rows[0]] == [1, 1, 31.6, 21.2, 2.1]
 
@@ -35,17 +35,17 @@ def test_tables_of_a_run():
 def test_configuration_and_provenance_are_whole():
     run = run_of(record("advmoe", 3))
     assert "model_scale: 0.5" in run.config
-    made = dict(run.made)
-    assert made["advmoe"] == "0.1.0, commit b999d11c95c2007955cc1da9"
-    assert made["hardware"] == "cpu a processor, cores 2, threads 1"
-    assert made["seeds"] == "3 in training, 0 in evaluation"
-    assert made["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
+    provenance = dict(run.provenance)
+    assert provenance["advmoe"] == "0.1.0, commit b999d11c95c2007955cc1da9"
+    assert provenance["hardware"] == "cpu a processor, cores 2, threads 1"
+    assert provenance["seeds"] == "3 in training, 0 in evaluation"
+    assert provenance["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
 
 
 def test_record_without_commit_or_name_is_told():
     run = run_of(old_record(commit=None))
     assert run.name == ""
-    assert dict(run.made)["advmoe"] == "0.1.0, commit unknown"
+    assert dict(run.provenance)["advmoe"] == "0.1.0, commit unknown"
 
 
 def test_counted():

@@ -1,4 +1,4 @@
-"""What an evaluation's attacks say together: what each one adds, and between which figures the truth lies."""
+"""The attacks of one evaluation together: images that a single attack broke, bounds of the robust accuracy, gain by routing."""
 
 from collections import Counter
 
@@ -7,13 +7,19 @@ from advmoe.reports.measures import label
 
 
 def caught_alone(evaluation: EvaluationResult) -> dict[str, int]:
-    """Attack -> number of images that it broke and no other attack did. Attacks run on what earlier ones of their chain left."""
+    """Attack -> number of images that it broke and no other attack did.
+
+    An attack runs only on images that the earlier attacks of its chain did not break.
+    """
     times = Counter(row for rows in evaluation.broken.values() for row in rows)
     return {name: sum(times[row] == 1 for row in rows) for name, rows in evaluation.broken.items()}
 
 
 def bracket(evaluation: EvaluationResult) -> str:
-    """RA-paths and the worst case as the two ends of what an attack on the routing can leave; "" without RA-paths."""
+    """RA-paths and the worst case: an estimated lower bound and an upper bound of the accuracy under any attack on the routing.
+
+    "" without RA-paths.
+    """
     figures = evaluation.figures
     worst = next((name for name in ("ra_worst", "ra_worst_quick") if name in figures), None)
     if worst is None or "ra_paths" not in figures:
@@ -27,6 +33,6 @@ def points(difference: Difference) -> str:
 
 
 def gains(evaluation: EvaluationResult) -> str:
-    """RA-10 of the routed network less that of each fixed expert, in words; "" where it was not measured."""
+    """RA-10 of the routed network minus that of each fixed expert, as text; "" if it was not measured."""
     gain = evaluation.routing.choice_gain if evaluation.routing else []
     return "; ".join(f"{points(difference)} over expert {expert} alone" for expert, difference in enumerate(gain))

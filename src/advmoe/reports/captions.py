@@ -16,33 +16,33 @@ class Caption:
 CAPTIONS = {
     "fig7": Caption(
         "Robustness against model scale", "After Fig. 7. Marks are means over seeds, bars one sample deviation.",
-        "Line charts, one for each measure of robust accuracy: a line a method, the model scale r across, percent upwards. "
+        "Line charts, one for each measure of robust accuracy: one line a method, x axis: model scale r, y axis: percent. "
         "The tables above hold the same figures.",
         "a method at two model scales or more",
     ),
     "frontier": Caption(
         "Robustness against cost",
-        "Bars are 95 % intervals over seeds and images. Ringed and joined: the networks on the frontier, which no cheaper one "
-        "matches.",
-        "Scatter charts of the worst robust accuracy, upwards, against billions of multiply-accumulates, across. "
+        "Bars are 95 % intervals over seeds and images. A ring and a line mark the networks on the frontier: no cheaper network "
+        "is as robust.",
+        "Scatter charts: y axis worst-case robust accuracy, x axis billions of multiply-accumulates. "
         "The first table holds the same figures.",
         "two networks of one setting",
     ),
     "figA2": Caption(
         "Accuracy after every epoch",
         "After Fig. A2, on held-out images of the training set. Bands are one sample deviation over seeds.",
-        "Line charts of clean and robust accuracy against the epoch, a line a method. Each run's epochs stand under Runs.",
+        "Line charts of clean and robust accuracy against the epoch, one line a method. The section Runs lists each run's epochs.",
         "accuracies after every epoch",
     ),
     "epsilon": Caption(
-        "Accuracy against the attack's radius", "A curve that does not fall towards 0 at a large radius tells of a misled attack, "
-        "not of a robust network.",
-        "Line charts of accuracy under attack, upwards, against its radius, across. Each run's values stand under Runs.",
+        "Accuracy against the attack's radius", "If a curve does not fall towards 0 at a large radius, the attack failed; "
+        "the network is not robust.",
+        "Line charts: y axis accuracy under attack, x axis the attack's radius. The section Runs lists each run's values.",
         "accuracies at several radii",
     ),
     "figA1": Caption(
-        "The MoE structure and one image's pathway", "After Fig. A1, of a trained network. Filled: the chosen experts; hatched: "
-        "where an attack leads elsewhere.",
+        "The MoE structure and one image's pathway", "After Fig. A1, for a trained network. Filled: the chosen experts; hatched: "
+        "the experts chosen under attack, where they differ.",
         "Above, one MoE layer: the input goes to a router, which picks one of the experts. Below, a column of experts for each MoE "
         "layer with the chosen one filled. The gallery lists such routes as text.",
         "MoE layers and an image with its route",
@@ -50,7 +50,7 @@ CAPTIONS = {
     "load": Caption(
         "Load of the experts by class",
         "The share of each class's clean images that an expert takes, layer by layer, first seed.",
-        "Heat maps: a row a class, a column an expert, layers side by side; the lighter, the larger the share.",
+        "Heat maps: one row a class, one column an expert, layers side by side; lighter means a larger share.",
         "counts of clean images by expert and class",
     ),
 }  # fmt: skip

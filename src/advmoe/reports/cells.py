@@ -1,4 +1,4 @@
-"""Records of one cell as one figure each: means and deviations over seeds."""
+"""Records of each cell summarised: means and sample deviations over seeds."""
 
 import math
 from collections import defaultdict
@@ -20,7 +20,7 @@ T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 d
 
 @dataclass(frozen=True)
 class Figure:
-    """`mean` and sample deviation `std` (n - 1; None for a single value) of `values`, one a seed."""
+    """`mean` and sample deviation `std` (divisor n - 1; None for a single value) of `values`, one for each seed."""
 
     mean: float
     std: float | None
@@ -30,12 +30,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Summary:
-    """A cell's `n` runs. `figures` has the measures (`advmoe.reports.measures`) that any run has, each over the runs that do.
+    """A cell's `n` runs. `figures` has each measure (`advmoe.reports.measures`) that any run has, over the runs that have it.
 
-    `attacks`: worst case -> what made it, the same for every run; a worst case whose runs were attacked differently is no
-    figure, but stands in `mixed`. `departures` are the settings beside the cell's own that are not the default ones, `shared`
-    all that runs of other methods must have too to be compared. `unreliable`: a run's RA-AA stands too far above its RA-worst to
-    be believed.
+    `attacks`: worst case -> the attacks behind it, which are the same in every run. If the runs were attacked differently, the
+    worst case is listed in `mixed` and not in `figures`. `departures` are settings that are no field of the cell and differ from
+    the default. `shared` are the settings that must be equal in runs of other methods to be compared. `unreliable`: RA-AA of a
+    run is too far above its RA-worst.
     """
 
     cell: Cell
@@ -50,7 +50,7 @@ class Summary:
 
 
 def summarise(records: Iterable[Record]) -> list[Summary]:
-    """One Summary a cell, in the order the cells come; `collect` gives Records with one run for each cell and seed."""
+    """One Summary for each cell, in order of first occurrence. Expects one Record for each cell and seed, as `collect` returns."""
     cells: dict[Cell, list[Record]] = defaultdict(list)
     for record in records:
         cells[cell_of(record)].append(record)
@@ -64,7 +64,7 @@ def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
     mixed = tuple(name for name, sets in plans.items() if len(sets) > 1)
     return Summary(
         cell, len(runs), tuple(run.seed for run in runs),
-        {name: figure([own[name] for own, _ in measured if name in own]) for name in names if name not in mixed},
+        {name: figure([figures[name] for figures, _ in measured if name in figures]) for name in names if name not in mixed},
         departures(runs[0]), any(run.evaluation.autoattack_unreliable for run in runs),
         {name: sets.pop() for name, sets in plans.items() if name not in mixed}, mixed, shared_settings(runs[0]),
     )  # fmt: skip
@@ -76,13 +76,13 @@ def _figures(record: Record) -> dict[str, float]:
 
 
 def attacks_in_words(attacks: frozenset[str]) -> str:
-    """'the preset standard without transfer', or the attacks' names where they are no preset's."""
+    """'the preset standard without transfer', or the attacks' names if they do not form a preset."""
     for name, preset in PRESETS.items():
         if attacks in (set(preset.attacks), set(preset.attacks) - {"transfer"}):
             return f"the preset {name}" + (" without transfer" if attacks < set(preset.attacks) else "")
     if attacks == frozenset(FORMER_QUICK):
         return "the preset quick of version 0.1"
-    return ", ".join(sorted(attacks)) or "attacks that are not on record"
+    return ", ".join(sorted(attacks)) or "attacks that are not in the Record"
 
 
 def figure(values: Sequence[float]) -> Figure:
@@ -91,30 +91,30 @@ def figure(values: Sequence[float]) -> Figure:
 
 
 def worst_name(summaries: Iterable[Summary]) -> str:
-    """The worst case that these can be compared in: the first of `WORST` that any has."""
+    """The worst case to compare these by: the first of `WORST` that any of them has."""
     present = {name for summary in summaries for name in summary.figures}
     return next((name for name in WORST if name in present), WORST[0])
 
 
 def span(summary: Summary, name: str) -> tuple[float, float]:
-    """Where an accuracy lies, in percent: the least interval that holds the 95 % Wilson interval of the mean on the test images
-    and the 95 % interval of the mean over seeds, t(n - 1, 0.975) * s / sqrt(n) to either side.
+    """Interval of an accuracy, in percent: the smallest one that contains both the 95 % Wilson interval of the mean on the test
+    images and the 95 % interval of the mean over seeds, mean ± t(n - 1, 0.975) * s / sqrt(n).
 
-    Of a single seed, which tells nothing of others, it is the first alone: no order may rest on it.
+    With a single seed it is the Wilson interval alone, which says nothing about other seeds: do not rank networks by it.
     """
-    own = summary.figures[name]
-    low, high = wilson(own.mean / 100, summary.cell.test_images)
-    reach = 0.0 if own.std is None else student_t(own.n - 1) * own.std / math.sqrt(own.n)
-    return min(low, own.mean - reach), max(high, own.mean + reach)
+    accuracy = summary.figures[name]
+    low, high = wilson(accuracy.mean / 100, summary.cell.test_images)
+    margin = 0.0 if accuracy.std is None else student_t(accuracy.n - 1) * accuracy.std / math.sqrt(accuracy.n)
+    return min(low, accuracy.mean - margin), max(high, accuracy.mean + margin)
 
 
 def student_t(degrees: int) -> float:
-    """The 0.975 quantile of Student's t distribution; above 30 degrees of freedom that of 30, which is a little too wide."""
+    """The 0.975 quantile of Student's t distribution; above 30 degrees of freedom the value for 30, which is slightly too large."""
     return T_QUANTILES[min(degrees, len(T_QUANTILES)) - 1]
 
 
 def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:
-    """Summaries of one data set, network, training length and threat, in the order they come."""
+    """Summaries by setting (data set, network, training length, threat model), in order of first occurrence."""
     groups: dict[Cell, list[Summary]] = defaultdict(list)
     for summary in summaries:
         groups[summary.cell.setting].append(summary)
@@ -122,7 +122,7 @@ def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:
 
 
 def alike(summaries: Iterable[Summary]) -> list[list[Summary]]:
-    """Summaries that can be compared, of one setting and equal in `shared`, in the order they come."""
+    """Groups of comparable summaries, with equal setting and equal `shared`, in order of first occurrence."""
     groups: list[list[Summary]] = []
     for summary in summaries:
         key = summary.cell.setting, summary.shared

@@ -1,4 +1,4 @@
-"""What the runs say: the verdict in a few sentences, and the appendix's claims judged."""
+"""Conclusions from the runs: the verdict in a few sentences, and a judgement of each claim of the appendix."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
-from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, shown
+from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, short_value
 from advmoe.reports.control import same_images, worst_case_difference
 from advmoe.reports.measures import BY_NAME, WORST, label
 from advmoe.reports.panels import in_words, look
@@ -22,20 +22,20 @@ Outcome = Literal["ahead", "behind", "not apart", "one seed"]
 PAPER_EPOCHS = 100
 STEADY = 1.0  # points of held-out RA between the last tenth of the epochs and the tenth before
 SAME_COST = ("at_small_dense", "at_sparse", "at_moe")
-COMPARISONS = {  # measure -> the baselines that the claim is about
+COMPARISONS = {  # measure -> the baselines of the claim about it
     "ra_50": ("at_dense", *SAME_COST),
     "sa": SAME_COST,
 }
 BY = "95 % intervals over seeds and over images"
 INTERVALS = (
-    "In brackets: the mean's 95 % interval over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with its Wilson "
-    "interval on the test images; a single seed shows no order."
+    "In brackets: the smallest interval that contains the mean's 95 % interval over n seeds, mean ± t(n - 1, 0.975) s / sqrt(n), "
+    "and its Wilson interval on the test images. A single seed is not ranked."
 )
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the appendix in one setting, what our runs say of it, and why."""
+    """A claim of the appendix in one setting, the verdict of our runs, and the reasons."""
 
     text: str
     verdict: Judgement
@@ -43,12 +43,12 @@ class Claim:
 
 
 def judge(records: Iterable[Record]) -> list[Claim]:
-    """The appendix's claims, in its setting first (also where nothing was run in it), then in every other one in which AdvMoE
-    and a baseline were run.
+    """The appendix's claims, first in the paper's setting (even without runs in it), then in every other setting with runs of
+    AdvMoE and of a baseline.
 
-    One method is ahead of another only where both have several seeds, all that is no part of a method is equal, and their
-    intervals (`advmoe.reports.cells.span`) do not meet. "supported" needs every baseline, each behind at every model scale; one
-    that is ahead contradicts.
+    A method is ahead of another only if both have several seeds, all settings that are no part of a method are equal, and their
+    intervals (`advmoe.reports.cells.span`) do not overlap. The verdict is "supported" if AdvMoE is ahead of every baseline at every
+    model scale, "contradicted" if a baseline is ahead of it, and "not shown" otherwise.
     """
     records = list(records)
     summaries = summarise(records)
@@ -62,9 +62,9 @@ def judge(records: Iterable[Record]) -> list[Claim]:
 
 
 def _choices(summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
-    """Whether the choice of an expert is worth anything: every routed network against its control, in every setting that has one.
+    """Whether choosing an expert helps: every routed network against its control, in every setting that has one.
 
-    The control is as large a network with one expert, so without a choice.
+    The control is the same network with one expert, so without a choice.
     """
     groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
     claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group, records)) is not None]
@@ -82,7 +82,7 @@ def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) 
         name = next((name for name in WORST if name in summary.figures and name in control.figures), None)
         if name is None or summary.attacks[name] != control.attacks[name]:
             outcomes.append(None)
-            sentences.append(f"{_title(summary)} and its control were not attacked alike.")
+            sentences.append(f"{_title(summary)} and its control were attacked differently.")
             continue
         outcomes.append(None if _difference(summary, control) else _outcome(summary, control, name))
         sentences.append(
@@ -96,24 +96,24 @@ def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) 
 
 
 def _control(cell: Cell, group: Sequence[Summary]) -> Summary | None:
-    """The run with one expert: of the same method, or else of AT (MoE), because AdvMoE's second level then has nothing to learn."""
+    """The run with one expert, of the same method or of AT (MoE): with one expert AdvMoE's routers have nothing to learn."""
     cells = [replace(cell, method=method, num_experts=1) for method in (cell.method, "at_moe")]
     return next((summary for wanted in cells for summary in group if summary.cell == wanted), None)
 
 
 def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
-    """The difference in the worst case over the seeds that both have, image by image; "" without flags to compare."""
+    """The difference in the worst case over the seeds that both have, on the same images; "" without flags to compare."""
     runs = {record.seed: record for record in records if cell_of(record) == cell}
     controls = {record.seed: record for record in records if cell_of(record) == control}
     pairs = [(runs[seed], controls[seed]) for seed in runs if seed in controls]
     difference = worst_case_difference([pair for pair in pairs if same_images(*pair)])
-    return "" if difference is None else f" Image by image {points(difference)}."
+    return "" if difference is None else f" On the same images: {points(difference)}."
 
 
-CHOICE = "Choosing an expert helps: a routed network withstands more than the same one with a single expert"
+CHOICE = "Choosing an expert helps: a routed network is more robust than the same network with a single expert"
 BATCHES = Claim(
     "Different batches for the two levels help", "not shown",
-    "No run: every AdvMoE run draws separate batches for the two levels.",
+    "No run to compare with: every AdvMoE run draws separate batches for the two levels.",
 )  # fmt: skip
 
 
@@ -134,11 +134,11 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
     outcomes: list[Outcome | None] = []
     sentences = []
     for summary in routed:
-        found = {method: _baseline(summary, method, name, group) for method in baselines}
+        others = {method: _baseline(summary, method, name, group) for method in baselines}
         outcomes += [
-            _outcome(summary, other, name) if other and not _difference(summary, other) else None for other in found.values()
+            _outcome(summary, other, name) if other and not _difference(summary, other) else None for other in others.values()
         ]
-        sentences.append(_sentence(summary, found, name))
+        sentences.append(_sentence(summary, others, name))
     single = ["One seed."] if "one seed" in outcomes else []
     return Claim(text, _judgement(outcomes), " ".join([*single, *sentences, INTERVALS, more]).strip())
 
@@ -150,12 +150,13 @@ def _judgement(outcomes: Sequence[Outcome | None]) -> Judgement:
 
 
 def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]) -> Summary | None:
-    """The run of `method` in the same place: of the same backbone, steps and scale, unless it has none."""
-    place = summary.cell.setting
+    """The run of `method` to compare with: of the same setting and, if the method has them, of the same scale and number of
+    experts."""
+    setting = summary.cell.setting
     return next(
         (
             other for other in group
-            if other.cell.method == method and other.cell.setting == place and name in other.figures
+            if other.cell.method == method and other.cell.setting == setting and name in other.figures
             and (method in FULL_SCALE or other.cell.model_scale == summary.cell.model_scale)
             and (method not in ROUTED or other.cell.num_experts == summary.cell.num_experts)
         ),
@@ -164,7 +165,7 @@ def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]
 
 
 def _difference(summary: Summary, other: Summary) -> str:
-    """What is no part of a method and yet not equal."""
+    """The settings that differ although they are no part of a method."""
     return differing(other.shared, summary.shared)
 
 
@@ -175,15 +176,15 @@ def _outcome(summary: Summary, other: Summary, name: str) -> Outcome:
     return "ahead" if low > other_high else "behind" if high < other_low else "not apart"
 
 
-def _sentence(summary: Summary, found: Mapping[str, Summary | None], name: str) -> str:
+def _sentence(summary: Summary, others: Mapping[str, Summary | None], name: str) -> str:
     cell = summary.cell
-    against = [f"{look(method).title} {_against(summary, other, name)}" for method, other in found.items()]
-    place = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"
-    return f"{place}: AdvMoE {_interval(summary, name)}, against {', '.join(against)}."
+    against = [f"{look(method).title} {_against(summary, other, name)}" for method, other in others.items()]
+    where = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"
+    return f"{where}: AdvMoE {_interval(summary, name)}, against {', '.join(against)}."
 
 
 def _against(summary: Summary, other: Summary | None, name: str) -> str:
-    """'50.1 (49.1 to 51.1; n = 2) ahead', where `summary` is ahead of it; or why they are not compared."""
+    """'50.1 (49.1 to 51.1; n = 2) ahead' if `summary` is ahead of `other`; or why they are not compared."""
     if other is None:
         return "not run"
     difference = _difference(summary, other)
@@ -197,7 +198,7 @@ def _interval(summary: Summary, name: str) -> str:
 
 
 def _printed_exceptions(name: str) -> str:
-    """Where the printed tables themselves have a baseline ahead."""
+    """The cells of the printed tables in which a baseline is ahead of AdvMoE."""
     field = name.removesuffix("_50")
     cells = [(cell, rival) for cell in printed_cells() if cell.method == "advmoe" for rival in _rivals(cell, COMPARISONS[name])]
     texts = [
@@ -206,7 +207,7 @@ def _printed_exceptions(name: str) -> str:
         for cell, rival in cells
         if getattr(rival, field) > getattr(cell, field)
     ]
-    return f"The printed tables themselves have a baseline ahead: {', '.join(texts)}." if texts else ""
+    return f"In the printed tables a baseline is ahead: {', '.join(texts)}." if texts else ""
 
 
 def _rivals(cell: PrintedCell, methods: Sequence[str]) -> list[PrintedCell]:
@@ -218,9 +219,9 @@ def _rivals(cell: PrintedCell, methods: Sequence[str]) -> list[PrintedCell]:
 
 
 def _convergence(records: Iterable[Record]) -> Claim:
-    """Judged by held-out RA at the end of runs of 100 epochs: whether it still rises, falls again, or never left chance.
+    """Judged by held-out RA at the end of runs of 100 epochs: whether it still rises, falls, or is no better than chance.
 
-    Needs a cell of several seeds; runs that do not agree show nothing.
+    Needs several seeds of one cell. If the runs disagree, the verdict is "not shown".
     """
     text = f"AdvMoE converges within {PAPER_EPOCHS} epochs"
     long = [record for record in records if record.method == "advmoe" and cell_of(record).epochs == PAPER_EPOCHS]
@@ -254,8 +255,11 @@ def _end(record: Record) -> tuple[bool, str]:
 
 
 def verdict(records: Iterable[Record]) -> list[str]:
-    """Sentences: for every setting, those with most methods and then most training first, which method is most robust at worst and
-    at what cost; then what failed its checks. A setting whose runs differ in more than method has a sentence for each kind."""
+    """Sentences: for every setting, which method is most robust in the worst case and at what cost; then the failed checks.
+
+    Settings with more methods come first, then those with more training. Runs of one setting that cannot be compared have a
+    sentence for each comparable group.
+    """
     records = list(records)
     groups = by_setting(summarise(records)).values()
     parts = [(_where(part[0], group), part) for group in groups for part in alike(group)]
@@ -269,13 +273,13 @@ def _weight(part: Sequence[Summary]) -> tuple[int, int]:
 
 
 def _where(summary: Summary, group: Sequence[Summary]) -> str:
-    """The setting in words, with what tells the run from others of the setting."""
+    """The setting as text, with the settings in which the run differs from others of `group`."""
     names = [name for name in summary.shared if any(other.shared.get(name) != summary.shared[name] for other in group)]
-    return ", ".join([_words(summary.cell.setting), *(f"{name} {shown(summary.shared[name])}" for name in names)])
+    return ", ".join([_words(summary.cell.setting), *(f"{name} {short_value(summary.shared[name])}" for name in names)])
 
 
 def _winner(where: str, group: Sequence[Summary]) -> str:
-    """The ranking is by one figure, over runs of several seeds under equal attacks; others are named beside it."""
+    """The ranking by one figure, over runs of several seeds under the same attacks; then the runs that are not ranked, and why."""
     name = worst_name(group)
     attacked = [summary for summary in group if name in summary.figures]
     plan = next(iter(Counter(summary.attacks[name] for summary in attacked).most_common(1)), (frozenset[str](), 0))[0]
@@ -283,30 +287,30 @@ def _winner(where: str, group: Sequence[Summary]) -> str:
     ranked = sorted((summary for summary in equal if summary.figures[name].n > 1), key=lambda summary: -summary.figures[name].mean)
     single = [summary for summary in equal if summary not in ranked]
     mixed = [summary for summary in group if summary.mixed and summary not in attacked]
-    lesser = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
-    left = {
-        "Seeds attacked by different attacks, so without a worst case": mixed,
-        "Not attacked in full, so not ranked": lesser,
-        f"Not attacked by {attacks_in_words(plan)}, so not ranked": [
-            summary for summary in group if summary not in (*equal, *mixed, *lesser)
+    incomplete = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
+    unranked = {
+        "Not ranked, because their seeds were attacked differently": mixed,
+        "Not ranked, because attacks are missing": incomplete,
+        f"Not ranked, because not attacked by {attacks_in_words(plan)}": [
+            summary for summary in group if summary not in (*equal, *mixed, *incomplete)
         ],
     }
     sentences = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
     if single:
         shares = "; ".join(f"{_title(summary)}, {_share(summary, name)}" for summary in single)
-        sentences.append(f"One seed, so no order: {shares}." if sentences else f"{where}: one seed, so no order: {shares}.")
-    tails = [f"{reason}: {'; '.join(_title(summary) for summary in those)}." for reason, those in left.items() if those]
-    return " ".join([*(sentences or [f"{where}: no worst case can be shown."]), *tails])
+        sentences.append(f"One seed, so not ranked: {shares}." if sentences else f"{where}: one seed, so not ranked: {shares}.")
+    tails = [f"{reason}: {'; '.join(_title(summary) for summary in those)}." for reason, those in unranked.items() if those]
+    return " ".join([*(sentences or [f"{where}: no worst case to compare."]), *tails])
 
 
 def _ranking(ranked: Sequence[Summary], name: str) -> str:
     first, *rest = ranked
     if not rest:
-        return f"alone is {_title(first)}, {_share(first, name)}"
+        return f"only one network is ranked: {_title(first)}, {_share(first, name)}"
     close = [_title(summary) for summary in rest if _outcome(first, summary, name) == "not apart"]
-    apart = f"these runs do not tell apart from it: {'; '.join(close)}" if close else f"all others lie clearly below ({BY})"
+    apart = f"not clearly below it: {'; '.join(close)}" if close else f"all others are clearly below ({BY})"
     return (
-        f"most robust at worst is {_title(first)}, {_share(first, name)}; next is {_title(rest[0])} with "
+        f"most robust in the worst case is {_title(first)}, {_share(first, name)}; next is {_title(rest[0])} with "
         f"{rest[0].figures[name].mean:.1f} %; {apart}"
     )
 
@@ -330,7 +334,7 @@ def _title(summary: Summary) -> str:
 
 
 def _failures(records: Sequence[Record]) -> list[str]:
-    """A line for every run whose evaluation failed a self-check, or one that none did."""
+    """One line for every run whose evaluation failed a self-check, or one line that says that none did."""
     lines = []
     for record in records:
         failed = [check for check in record.evaluation.checks if check.status == "fail"]

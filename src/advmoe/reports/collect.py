@@ -18,14 +18,14 @@ from advmoe.reports.measures import evaluator
 from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
-Found = tuple[Path, Record]
+RecordFile = tuple[Path, Record]
 ROUTED = tuple(name for name, method in METHODS.items() if isinstance(method.kind(RunConfig().model), MoEKind))
 FULL_SCALE = ("standard", "at_dense")
-PLACES = (  # no part of what a run is, or said by its cell
+NOT_COMPARED = (  # settings that do not change a run's result, or that its cell already holds
     "schema", "method", "seed", "runtime.device", "runtime.threads", "runtime.dispatch",
     *(f"data.{name}" for name in ("limit_train", "limit_test", "data_dir", "workers")),
 )  # fmt: skip
-IN_CELL = (  # settings that a cell's fields say, or the machine's; the data's fingerprint is the data set's
+IN_CELL = (  # settings that a cell already holds, with the precision and the data's fingerprint
     *(f"model.{name}" for name in ("backbone", "width", "model_scale", "num_experts")),
     "data.dataset", "attack.num_steps", "training.epochs", "runtime.precision", "fingerprint",
 )  # fmt: skip
@@ -39,10 +39,10 @@ OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 
 @dataclass(frozen=True)
 class Cell:
-    """The setting that a figure belongs to; runs of one cell differ only in their seeds.
+    """What identifies the runs behind one figure; they differ only in their seeds.
 
-    `width` is None for the published one. A dense network has the model scale 1, and one without routers a single expert.
-    `epsilon` and `norm` are those of the evaluation, `attack_steps` those of training.
+    `width` is None for the published width. A dense network has model scale 1, and a network without routers one expert.
+    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack.
     """
 
     dataset: str
@@ -67,7 +67,7 @@ class Cell:
 
     @property
     def setting(self) -> "Cell":
-        """What cells must share to be compared: the cell without method, model scale and number of experts."""
+        """The fields that cells must share to be compared: all but method, model scale and number of experts."""
         return replace(self, method="", model_scale=1.0, num_experts=0)
 
 
@@ -75,7 +75,7 @@ CELL_FIELDS = tuple(field.name for field in fields(Cell))
 
 
 def cell_of(record: Record) -> Cell:
-    """The cell that a Record is a run of."""
+    """The cell that a Record belongs to."""
     method, config, backbone = record.method, record.config, record.backbone
     width, published = config.model.width, MODELS[backbone][1] if backbone in MODELS else None
     return Cell(
@@ -88,37 +88,37 @@ def cell_of(record: Record) -> Cell:
 
 
 def collect(folder: Path, warn: Warn) -> list[Record]:
-    """The Records below `folder`: every record.json, and every other JSON file outside of runs that holds a Record or a list of
-    them; ordered by cell and seed.
+    """The Records below `folder`, ordered by cell and seed.
 
-    `warn` gets one line for each file that is left out because it is broken or no Record, one for each Record that is read without
-    a garbled part, and one where several runs claim a cell with different settings, or a seed twice: the newest run stands, and
-    with it those of the same settings. Raises UserError where there is no Record.
+    Reads every record.json, and every other JSON file outside of run folders that holds a Record or a list of Records. `warn` gets
+    one line for each file that is skipped because it is broken or holds no Record, and one for each Record with a damaged part that
+    is dropped. If runs of one cell have different settings, or the same seed twice, the newest run and those with its settings are
+    kept, and `warn` gets one line for each other. Raises UserError if there is no Record.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: is no folder")
+        raise UserError(f"{folder}: is not a folder")
     pairs = [pair for path in _files(folder) for pair in _read(path, warn)]
     if not pairs:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
     once = {record.model_dump_json(): (path, record) for path, record in reversed(pairs)}  # copies of a Record are one
-    cells: dict[Cell, list[Found]] = defaultdict(list)
+    cells: dict[Cell, list[RecordFile]] = defaultdict(list)
     for path, record in sorted(once.values(), key=lambda pair: pair[1].time, reverse=True):
         cells[cell_of(record)].append((path, record))
     return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], warn)]
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """A run's folder holds checkpoints and stores beside its record.json: nothing of those is read."""
-    for place, folders, names in os.walk(folder):
+    """Of a run's folder only record.json is read, not its checkpoints and evaluation results."""
+    for parent, folders, names in os.walk(folder):
         is_run = "config.yaml" in names or "record.json" in names
         folders[:] = [] if is_run else sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name == "record.json" or (not is_run and name.endswith(".json") and not name.startswith(".")):
-                yield Path(place, name)
+                yield Path(parent, name)
 
 
-def _read(path: Path, warn: Warn) -> list[Found]:
-    """The Records of a file; a file that holds none gets one warning line."""
+def _read(path: Path, warn: Warn) -> list[RecordFile]:
+    """The Records of a file. `warn` gets one line if the file or entries of it cannot be read."""
     try:
         tree = with_gallery(read_json(path), path, warn)
     except UserError as error:
@@ -138,33 +138,37 @@ def _read(path: Path, warn: Warn) -> list[Found]:
 
 
 def settings(record: Record) -> dict[str, object]:
-    """Everything that makes the run but its seed and where it ran: 'section.field' -> value, of the fields that its method heeds,
-    defaults where the Record is older than a field; with the data's fingerprint and the evaluator."""
+    """All settings that can change a run's result, except its seed: 'section.field' -> value, of the fields that its method uses,
+    with the data's fingerprint and the evaluator. A field that the Record is too old to have gets its default."""
     method = record.method
-    ignored = {*PLACES, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
+    ignored = {*NOT_COMPARED, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
     flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
     flat["evaluator"] = evaluator(record)
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
 def shared_settings(record: Record) -> dict[str, object]:
-    """The `settings` that runs of different methods must share to be compared: all but those of routers, experts and methods."""
+    """The `settings` that must be equal to compare runs of different methods: all but those of routers, experts and methods."""
     return {name: value for name, value in settings(record).items() if name not in OF_METHODS}
 
 
 def departures(record: Record) -> tuple[str, ...]:
-    """'training.lr 0.05 (0.1)': settings that are neither part of the cell nor the default, which is the appendix's for CIFAR."""
+    """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
     usual = _flat(to_dict(RunConfig())) | {"evaluator": "current"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
-    own = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
-    return tuple(f"{name} {shown(value)} ({shown(usual.get(name))})" for name, value in own.items() if value != usual.get(name))
+    others = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
+    return tuple(
+        f"{name} {short_value(value)} ({short_value(usual.get(name))})"
+        for name, value in others.items()
+        if value != usual.get(name)
+    )
 
 
-def _of_one_setting(cell: Cell, runs: list[Found], warn: Warn) -> list[Record]:
-    """One run a seed, of the newest run's settings; `runs` have the newest first."""
+def _of_one_setting(cell: Cell, runs: list[RecordFile], warn: Warn) -> list[Record]:
+    """One run for each seed, with the settings of the newest run; `runs` are sorted, the newest first."""
     newest, wanted = runs[0][0], settings(runs[0][1])
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
-    kept: dict[int, Found] = {}
+    kept: dict[int, RecordFile] = {}
     for path, record in runs:
         other = differing(settings(record), wanted)
         if other:
@@ -179,13 +183,13 @@ def _of_one_setting(cell: Cell, runs: list[Found], warn: Warn) -> list[Record]:
     return [kept[seed][1] for seed in sorted(kept)]
 
 
-def differing(own: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-    """'training.lr: 0.05, not 0.1': where one's settings are not the other's; empty where they are the same."""
-    names = [name for name in {**own, **other} if own.get(name) != other.get(name)]
-    return "; ".join(f"{name}: {shown(own.get(name))}, not {shown(other.get(name))}" for name in names)
+def differing(values: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """'training.lr: 0.05, not 0.1': the settings that differ from the expected ones; empty if none does."""
+    names = [name for name in {**values, **expected} if values.get(name) != expected.get(name)]
+    return "; ".join(f"{name}: {short_value(values.get(name))}, not {short_value(expected.get(name))}" for name in names)
 
 
-def shown(value: Any) -> str:
+def short_value(value: Any) -> str:
     """A setting's value as a short text."""
     text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
     return text if len(text) <= 20 else f"{text[:12]}..."
@@ -195,15 +199,15 @@ def _flat(tree: JsonObject) -> dict[str, object]:
     """'section.field' -> value, of a configuration's sections and its fields outside of them."""
     flat: dict[str, object] = {}
     for name, value in tree.items():
-        flat |= {f"{name}.{field}": own for field, own in value.items()} if isinstance(value, Mapping) else {name: value}
+        flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, Mapping) else {name: value}
     return flat
 
 
 def _order(cell: Cell) -> tuple[Any, ...]:
-    """Cells of one setting together, in it the methods in their order and the scales upwards."""
+    """Sort key: by setting, then by method in the order of METHODS, then by rising scale."""
     methods = list(METHODS)
-    place = methods.index(cell.method) if cell.method in METHODS else len(methods)
+    rank = methods.index(cell.method) if cell.method in METHODS else len(methods)
     values = [0 if getattr(cell, name) is None else getattr(cell, name) for name in CELL_FIELDS]
-    by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (place, cell.method)}
+    by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (rank, cell.method)}
     first = [name for name in CELL_FIELDS if name not in ("method", "model_scale", "num_experts")]
     return tuple(by_name[name] for name in (*first, "method", "model_scale", "num_experts"))

@@ -1,4 +1,4 @@
-"""A network against its control: the same network and training with one expert, so without a choice (recipe suffix -n1)."""
+"""Comparison of a network with its control: the same network and training with one expert (recipe suffix -n1)."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from advmoe.reports.measures import attacks_of, worst_of
 
 
 def same_images(record: Record, control: Record) -> bool:
-    """Whether the two were evaluated on the same images and both Records say which of them stood."""
+    """Whether both were evaluated on the same images and both Records hold the flags of the robust images."""
     flags, others = record.evaluation.flags, control.evaluation.flags
     return record.fingerprint == control.fingerprint and len(flags) == len(others) > 0
 
 
 def worst_case_difference(pairs: Sequence[tuple[Record, Record]]) -> Difference | None:
-    """RA-worst of networks less that of their controls, on the same images, in points; None without pairs."""
+    """RA-worst of networks minus that of their controls, on the same images, in points; None without pairs."""
     cells = [
         cell for record, control in pairs
         for cell in zip(record.evaluation.flags, control.evaluation.flags, strict=True)
@@ -25,14 +25,14 @@ def worst_case_difference(pairs: Sequence[tuple[Record, Record]]) -> Difference 
 
 
 def compared(record: Record, control: Record) -> str:
-    """The difference in a line, or why the two cannot be compared."""
+    """The difference in one line, or the reason why the two cannot be compared."""
     name = control.run or "the control"
     if (record.epsilon, record.norm) != (control.epsilon, control.norm):
-        return f"not compared with {name}: it was attacked in another ball"
+        return f"not compared with {name}: its epsilon or norm differs"
     if attacks_of(record) != attacks_of(control):
-        return f"not compared with {name}: it was attacked differently; evaluate it by the same preset"
+        return f"not compared with {name}: it was attacked differently; evaluate both with the same preset"
     difference = worst_case_difference([(record, control)]) if same_images(record, control) else None
     if difference is None:
         return f"not compared with {name}: it was evaluated on other images"
-    verdict = "more robust" if difference.low > 0 else "less robust" if difference.high < 0 else "no difference shown"
-    return f"{worst_of(record).label} less that of {name}, image by image: {points(difference)}: {verdict}"
+    verdict = "more robust" if difference.low > 0 else "less robust" if difference.high < 0 else "no significant difference"
+    return f"{worst_of(record).label} minus that of {name}, on the same images: {points(difference)}: {verdict}"

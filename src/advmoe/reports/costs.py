@@ -1,4 +1,4 @@
-"""Costs as text: the layers of a network, the paper's cost columns beside the counts, the table of recipes' costs."""
+"""Costs as text: the layers of a network, the paper's cost columns beside the counted costs, the costs of the recipes."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -22,7 +22,7 @@ KINDS = {"dense": "at_dense", "small dense": "at_small_dense", "MoE": "advmoe"}
 
 
 class CostRow(BaseModel):
-    """Parameters and GMACs of a network and of the dense one; `layers` is None where they are not asked for."""
+    """Parameters and GMACs of a network and of the dense one; `layers` is None unless requested."""
 
     params: int
     gmacs_ideal: float
@@ -33,7 +33,8 @@ class CostRow(BaseModel):
 
 @dataclass(frozen=True)
 class Judged:
-    """A printed cell, its counted cost in GMACs and percent less than dense, and why it cannot be right (empty where it can)."""
+    """A printed cell, its counted cost in GMACs, the reduction against dense in percent, and the reasons why the cell must be wrong
+    (empty if it can be right)."""
 
     cell: Cell
     counted: float
@@ -76,7 +77,7 @@ def recipe_table(names: Iterable[str]) -> list[str]:
 
 
 def judged_cells() -> list[Judged]:
-    """The paper's cost columns beside the counts, each cell tried by the three rules below."""
+    """The paper's cost columns beside the counted costs, each cell checked by the three rules below."""
     return [_judged(cell) for cell in cells()]
 
 
@@ -87,7 +88,7 @@ def _judged(cell: Cell) -> Judged:
 
 
 def _miscounted(cell: Cell, network: Estimate, dense: Estimate) -> str | None:
-    """Rule 1: further from the count than rounding and COUNT_SHARE of it allow."""
+    """Rule 1: the printed cost may differ from the count by rounding and by the share COUNT_SHARE of the count."""
     if abs(cell.gflops - network.gmacs) <= HALF_UNIT + COUNT_SHARE * network.gmacs:
         return None
     message = f"{cell.model} {'with experts ' if cell.method not in (*PLAIN, 'at_dense') else ''}at r = {cell.model_scale:g}"
@@ -99,19 +100,19 @@ def _miscounted(cell: Cell, network: Estimate, dense: Estimate) -> str | None:
 
 
 def _impossible_router(cell: Cell) -> str | None:
-    """Rule 2: what the cells with experts cost above the small dense network at the same scale, their router, must be the same at
-    all scales, within the rounding of the four figures."""
+    """Rule 2: the difference between a cell with experts and the small dense network at the same scale is the cost of the router.
+    It must be the same at all scales, within the rounding of the four figures."""
     if cell.method in (*PLAIN, "at_dense"):
         return None
     implied = _implied_routers(cell)
     if max(implied.values()) - min(implied.values()) <= 4 * HALF_UNIT + 1e-9:
         return None
     message = ", ".join(f"{router:.2f} at r = {scale:g}" for scale, router in implied.items())
-    return f"{cell.model}'s cells with experts imply routers of {message}, and no one router costs all three"
+    return f"{cell.model}'s cells with experts imply routers of {message}, but one router must cost the same at all scales"
 
 
 def _implied_routers(cell: Cell) -> dict[float, float]:
-    """Scale -> printed GFLOPS of `cell`'s method above the small dense network's, on its model."""
+    """Scale -> printed GFLOPS of `cell`'s method minus those of the small dense network, for the same model."""
     scales = sorted({c.model_scale for c in cells() if c.model_scale < 1})
     printed = {
         (scale, method): next(c.gflops for c in cells() if _at(c, cell.model, scale, method))
@@ -126,7 +127,7 @@ def _at(cell: Cell, model: str, scale: float, method: str) -> bool:
 
 
 def _misdivided(cell: Cell) -> str | None:
-    """Rule 3: the printed reduction must be that of the printed figures, within the rounding of all three."""
+    """Rule 3: the printed reduction must follow from the printed costs, within the rounding of all three."""
     if cell.reduction is None:
         return None
     dense = next(c.gflops for c in cells() if c.table == cell.table and _at(c, cell.model, 1.0, "at_dense"))
@@ -138,7 +139,7 @@ def _misdivided(cell: Cell) -> str | None:
 
 
 def judged_rows(judged: Iterable[Judged]) -> list[dict[str, object]]:
-    """Printed cells and counts, ready to be written as JSON."""
+    """Printed cells and counts as rows for JSON."""
     return [
         asdict(one.cell) | {
             "recipe": one.cell.recipe, "gmacs_counted": one.counted, "reduction_counted": one.counted_reduction,
@@ -149,7 +150,7 @@ def judged_rows(judged: Iterable[Judged]) -> list[dict[str, object]]:
 
 
 def judged_lines(judged: list[Judged]) -> list[str]:
-    """A line for each cell, marks for those that cannot be right, and their reasons."""
+    """One line for each cell, with the numbers of the reasons if it cannot be right; then the reasons."""
     numbers: dict[str, int] = {}
     for one in judged:
         for reason in one.reasons:
@@ -157,8 +158,8 @@ def judged_lines(judged: list[Judged]) -> list[str]:
     head = f"{'table':5} {'model':8} {'r':>4} {'method':14} {'printed':>7} {'counted':>16}"
     rows = [f"{_judged_line(one)} {' '.join(f'[{numbers[reason]}]' for reason in one.reasons)}".rstrip() for one in judged]
     rules = (
-        f"GMACs of one image, and how much less than dense. A mark means that the cell cannot be right: it is further from the "
-        f"count than its rounding and {COUNT_SHARE:.0%}, or it contradicts other printed cells by more than their rounding."
+        f"GMACs of one image, and the reduction against dense. A number in brackets means that the cell cannot be right: it "
+        f"differs from the count by more than its rounding and {COUNT_SHARE:.0%}, or it contradicts other printed cells."
     )
     return [head, *rows, "", rules, *(f"[{number}] {reason}" for reason, number in numbers.items())]
 

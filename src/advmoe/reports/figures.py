@@ -1,4 +1,4 @@
-"""Figures from histories and images."""
+"""Figures from training histories and images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ DASHES = ("-", "--", "-.", ":")
 
 
 def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
-    """SA and RA on the held-out part after every epoch, one line a method (after the appendix's Fig. A2)."""
+    """SA and RA on the held-out part after every epoch, one line for each method (after the appendix's Fig. A2)."""
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for number, (method, history) in enumerate(histories.items()):
@@ -43,7 +43,7 @@ def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
 
 @dataclass(frozen=True)
 class Seen:
-    """What a network made of an image: class name and route, one digit a MoE layer."""
+    """A network's answer for an image: the predicted class's name and the route, one digit for each MoE layer."""
 
     label: str
     route: str
@@ -59,7 +59,7 @@ def see(model: Classifier, x: Tensor, classes: Sequence[str]) -> list[Seen]:
 
 
 def image_grid(model: Classifier, x: Tensor, x_adv: Tensor, labels: Tensor, classes: Sequence[str], path: Path) -> None:
-    """A row an image: clean, perturbation magnified, adversarial, with both predictions and both routes."""
+    """One row for each image: clean, magnified perturbation, adversarial, with both predictions and both routes."""
     classes = [short(name) for name in classes]
     clean, adversarial = see(model, x, classes), see(model, x_adv, classes)
     figure = Figure(figsize=(6.6, 1.9 * len(x)), layout="constrained")
@@ -97,7 +97,7 @@ def _changed(clean: str, adversarial: str) -> str:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """PNG or PDF, by the path's suffix. Texts are drawn as they are: names from data may hold a $, which is no formula."""
+    """PNG or PDF, by the path's suffix. Texts are drawn literally: a $ in a name from the data does not start a formula."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)
     with drafted(path) as draft:
@@ -105,6 +105,6 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def short(name: str, most: int = 28) -> str:
-    """A name from data on one line, cut where it is longer than a figure has room for."""
+    """A name from data on one line, cut to `most` characters."""
     line = " ".join(name.split())
     return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -1,4 +1,4 @@
-"""The gallery of a Record's test images as the report's page shows it: clean and under attack, at each epsilon of the slider."""
+"""The gallery of a Record's test images for the report's page: clean and under attack, at each epsilon of the slider."""
 
 import base64
 import io
@@ -15,12 +15,12 @@ from advmoe.evaluation.record_snapshot import GalleryImage, Seen
 from advmoe.reports.panels import radius
 from advmoe.reports.routes import class_name
 
-MOST_TIMES = 100  # an epsilon further above the evaluation's is not given as its multiple
+MOST_TIMES = 100  # a larger multiple of the evaluation's epsilon is printed as a plain epsilon
 
 
 @dataclass(frozen=True)
 class Side:
-    """An image as the network sees it: its PNG, what it is taken for, and what that is worth in words."""
+    """An image and the network's answer: the PNG in base64, the predicted class, its confidence as text, whether it is right."""
 
     png: str
     answer: str
@@ -38,7 +38,7 @@ class Layer:
 
     @property
     def changed(self) -> bool:
-        """Whether the attack reroutes the image here."""
+        """Whether the attack reroutes the image in this layer."""
         return self.clean != self.adversarial
 
 
@@ -71,7 +71,8 @@ class GalleryEntry:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The images of a run. `radii` are the positions of the epsilon slider in words, `start` is the evaluation's."""
+    """The images of a run. `radii` are the positions of the epsilon slider in words, `start` is the position of the
+    evaluation's epsilon; `colour` says whether the images have three channels."""
 
     entries: tuple[GalleryEntry, ...]
     radii: tuple[str, ...]
@@ -80,7 +81,7 @@ class Gallery:
 
 
 def gallery_of(record: Record) -> Gallery | None:
-    """The Record's images; None if it has none. The slider has the epsilons that every image has."""
+    """The gallery of a Record; None without images. The slider has the epsilons that every image has."""
     if not record.gallery:
         return None
     epsilons = _epsilons(record)
@@ -95,7 +96,7 @@ def attack_title(name: str) -> str:
 
 
 def _epsilons(record: Record) -> list[float]:
-    """0, the evaluation's epsilon and those of the steps, upwards."""
+    """0, the evaluation's epsilon and those that every image has, in rising order."""
     common = set.intersection(*({step.epsilon for step in image.steps} for image in record.gallery))
     return sorted({0.0, record.epsilon, *common})
 
@@ -131,7 +132,7 @@ def _side(record: Record, image: GalleryImage, seen: Seen) -> Side:
 
 
 def perturbation(clean: str, attacked: str) -> str:
-    """The change of each pixel as a PNG in base64: mid-grey is none, black and white the largest. "" for images of two sizes."""
+    """The change of each pixel as a PNG in base64: mid-grey is no change, black and white the largest. "" if the sizes differ."""
     before, after = _levels(clean), _levels(attacked)
     if before.shape != after.shape:
         return ""

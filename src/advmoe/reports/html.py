@@ -1,4 +1,4 @@
-"""The report as one HTML file that loads nothing from a network: style, script, figures and images are inside it."""
+"""The report as one HTML file that contains its style, script, figures and images and loads nothing from the network."""
 
 import base64
 import hashlib
@@ -24,7 +24,7 @@ from advmoe.reports.panels import LOOKS, look, radius
 from advmoe.reports.runs import Run, counted, run_of
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
-FIRST_LINES = 8  # of the verdict; the others can be unfolded
+FIRST_LINES = 8  # of the verdict; the remaining lines are folded
 NEEDED = {  # field of a Record -> what is missing without it
     "history": "accuracies after every epoch",
     "layers": "MoE layers",
@@ -38,7 +38,7 @@ OF_ROUTING = ("layers", "load_by_class")
 
 @dataclass(frozen=True)
 class Drawn:
-    """A figure's PNG in base64, and the size in CSS pixels at which its letters are about as high as the page's."""
+    """A figure's PNG in base64, and its size in CSS pixels, at which its text is about as large as the page's."""
 
     caption: Caption
     png: str
@@ -50,10 +50,10 @@ def report_html(
     records: Sequence[Record], summaries: Sequence[Summary], tables: Sequence[Table], claims: Sequence[Claim],
     verdict: Sequence[str], figures: Mapping[str, Path], failed: Collection[str] = (),
 ) -> str:  # fmt: skip
-    """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`; those
-    `failed` that could not be drawn although runs have what they need.
+    """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`; `failed` are the
+    names of those that raised an error.
 
-    What comes from Records is escaped; a policy in the page forbids everything but its own style and script.
+    Text from Records is escaped, and the page's Content-Security-Policy allows only its own style and script.
     """
     runs = [run_of(record) for record in records]
     environment = Environment(
@@ -65,13 +65,13 @@ def report_html(
         subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
         tables=[_overview(summaries), *sorted(tables, key=lambda table: not table.run_rows)],
         figures=_drawn(figures), undrawn=_undrawn(figures, failed),
-        runs=runs, shown=_with_images(runs), gaps=_gaps(records),
+        runs=runs, gallery_runs=_with_images(runs), gaps=_gaps(records),
         measures=[(measure.label, measure.meaning) for measure in MEASURES if measure.meaning],
     )  # fmt: skip
 
 
 def _policy(style: str, script: str) -> str:
-    """The Content-Security-Policy: nothing from a network, no style and no script but these two."""
+    """The Content-Security-Policy: nothing from the network, and only this style and this script."""
     hashes = {
         name: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for name, text in (("s", style), ("j", script))
     }
@@ -82,19 +82,21 @@ def _policy(style: str, script: str) -> str:
 
 
 def _subtitle(records: Sequence[Record]) -> str:
-    """'9 runs of 5 methods on fashion-mnist; newest of 2026-11-22'."""
+    """'9 runs of 5 methods on fashion-mnist; newest from 2026-11-22'."""
     methods, datasets = {record.method for record in records}, dict.fromkeys(record.dataset for record in records)
     newest = max(str(record.time) for record in records)[:10]
-    return f"{counted(len(records), 'run')} of {counted(len(methods), 'method')} on {', '.join(datasets)}; newest of {newest}"
+    return f"{counted(len(records), 'run')} of {counted(len(methods), 'method')} on {', '.join(datasets)}; newest from {newest}"
 
 
 def _overview(summaries: Sequence[Summary]) -> Table:
-    """Every cell that was run, whatever its setting."""
+    """The table of every cell that was run, of all settings."""
     measures = [measure for measure in SUMMARY if any(measure.name in summary.figures for summary in summaries)]
     columns = ("method", "r", "N", *(measure.label for measure in measures), "n", "data", "network")
     columns = (*columns, "epochs", "training images", "test images", "radius")
     rows = tuple(_overview_row(summary, measures) for summary in summaries)
-    about = "Every cell that was run: accuracies in percent, mean ± sample deviation over n seeds. Compare within one setting."
+    about = (
+        "All cells that were run: accuracies in percent, mean ± sample deviation over n seeds. Compare rows of one setting only."
+    )
     return Table("overview", "All runs", columns, rows, about)
 
 
@@ -144,25 +146,25 @@ def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:
 
 
 def _with_images(runs: Sequence[Run]) -> list[Run]:
-    """Runs for the gallery: colour images first, then runs with routes, AdvMoE's leading."""
+    """Runs for the gallery: those with colour images first, then routed networks, AdvMoE first among them."""
     order = [*LOOKS]
 
-    def place(run: Run) -> tuple[bool, bool, int]:
+    def rank(run: Run) -> tuple[bool, bool, int]:
         in_grey = run.gallery is None or not run.gallery.colour
         return in_grey, run.method not in ROUTED, order.index(run.method) if run.method in order else len(order)
 
-    return sorted((run for run in runs if run.gallery), key=place)
+    return sorted((run for run in runs if run.gallery), key=rank)
 
 
 def _gaps(records: Sequence[Record]) -> list[str]:
-    """What Records lack, a line each: those of older schemas most of it."""
+    """One line for each field that Records lack, as those of older schemas do."""
     lines = []
     for name, what in NEEDED.items():
-        asked = [record for record in records if record.method in ROUTED or name not in OF_ROUTING]
-        lacking = sum(not getattr(record, name) for record in asked)
+        relevant = [record for record in records if record.method in ROUTED or name not in OF_ROUTING]
+        lacking = sum(not getattr(record, name) for record in relevant)
         if lacking:
-            lines.append(f"{lacking} of {counted(len(asked), 'run')}: no {what} on record.")
+            lines.append(f"{lacking} of {counted(len(relevant), 'run')}: no {what} in the Record.")
     old = sum(record.from_schema is not None for record in records)
     if lines and old:
-        lines.append(f"{counted(old, 'Record')} of an older schema: evaluated again, such a run records all of it.")
+        lines.append(f"{counted(old, 'Record')} of an older schema: evaluate these runs again to record all of it.")
     return lines

@@ -17,7 +17,7 @@ LATEX = {
 
 @dataclass(frozen=True)
 class Entry:
-    """One cell: what it says, the number it is sorted by (None: it holds none), the number's sample deviation where there is one,
+    """One cell: its text, the value it is sorted by (None if it holds no number), the value's sample deviation if there is one,
     and the numbers, from 1, of the notes it refers to."""
 
     text: str
@@ -33,9 +33,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is a file name's stem; every row has as many cells as there are columns. Below stand `about`, which holds for all of
-    the table, and the `notes` that entries' marks number. The last `not_run` rows are of cells that were not run: the page folds
-    them away."""
+    """`name` is the stem of the table's file names; every row has one entry for each column. `about` describes the table, and an
+    entry's marks are numbers of the `notes`; both are printed below. The last `not_run` rows are cells that were not run: the page
+    folds them."""
 
     name: str
     title: str
@@ -56,7 +56,7 @@ class Table:
         return self.rows[len(self.rows) - self.not_run :]
 
     def is_number(self, column: int) -> bool:
-        """Whether a column holds numbers; these are aligned to the right."""
+        """Whether a column holds numbers; such columns are aligned to the right."""
         return any(row[column].value is not None for row in self.rows)
 
     def numbered_notes(self) -> list[str]:
@@ -78,14 +78,15 @@ def _bar(texts: Iterator[str] | list[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """The text on one line, with nothing in it that Markdown would read as markup."""
+    """The text on one line, with Markdown's special characters escaped."""
     return MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
 def csv_text(table: Table) -> str:
-    """As CSV for programs: the table's title leads every row; bare numbers, deviations in columns of their own, notes in words.
+    """As CSV for programs: the first column is the table's title; numbers are unformatted, deviations have separate columns, and
+    notes are written out.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it, as OWASP advises.
+    A text that a spreadsheet would read as a formula gets an apostrophe in front, as OWASP advises.
     """
     spreads = [any(row[column].spread is not None for row in table.rows) for column in range(len(table.columns))]
     head = [[name, f"{name}, deviation"] if spread else [name] for name, spread in zip(table.columns, spreads, strict=True)]
@@ -100,7 +101,7 @@ def csv_text(table: Table) -> str:
 
 
 def _harmless(text: str) -> str:
-    """The text without control characters, and with an apostrophe where its first letter would make it a formula."""
+    """The text without control characters, and with an apostrophe in front if a spreadsheet would read it as a formula."""
     plain = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
     return f"'{plain}" if plain.startswith(FORMULA) else plain
 
@@ -115,7 +116,7 @@ def _number(value: float | None) -> str:
 
 
 def latex(table: Table) -> str:
-    """As a LaTeX table that needs the package graphicx, which brings it to the width of the text."""
+    """As a LaTeX table, scaled to the width of the text; needs the package graphicx."""
     columns = "".join("r" if table.is_number(column) else "l" for column in range(len(table.columns)))
     rows = [" & ".join(_tex(entry.marked) for entry in row) + r" \\" for row in table.rows]
     head = " & ".join(_tex(column) for column in table.columns) + r" \\"

@@ -1,6 +1,6 @@
-"""Every figure that tables, page, card, plots, claims and `advmoe watch` show: its name, label, unit, and where a Record has it.
+"""The measures that tables, page, model card, plots, claims and `advmoe watch` show: name, label, unit, and value in a Record.
 
-A new column is one entry of MEASURES. The order of the entries is the order of the columns, worst case first.
+A new column is one entry of MEASURES. The columns have the order of the entries, worst case first.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,10 +19,10 @@ PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(FORMER_QUIC
 class Measure:
     """A figure of a Record.
 
-    `value` gives it, None if the Record lacks it. `unit` is "%" for accuracies. `robust`: an accuracy under attack, which figures
-    draw. `worst`: a worst case over several attacks, which is only comparable under the same attacks. `upper_bound`: more attacks
-    can only lower it. `summary`: whether tables over seeds have a column for it. `digits` after the point in tables over seeds.
-    `meaning` explains it to a reader of the page; measures without one are explained by another's.
+    `value` reads it from a Record; None if the Record lacks it. `unit` is "%" for accuracies. `robust`: an accuracy under attack,
+    which plots draw. `worst`: a worst case over several attacks; compare it only under the same attacks. `upper_bound`: more
+    attacks can only lower it. `summary`: whether tables over seeds have a column for it. `digits`: decimal places in these tables.
+    `meaning` explains it on the page; it is empty if another measure's explanation covers it.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Measure:
 
     @property
     def column(self) -> str:
-        """The label with its unit, where this is neither percent of the images nor part of the label."""
+        """The column's title: the label, or the unit if that is neither percent of the images nor the label itself."""
         return self.label if self.unit in ("%", self.label) else self.unit.removeprefix("% ") + ", %"
 
 
 def attacks_of(record: Record) -> frozenset[str]:
-    """The attacks behind a Record's worst case: those that were run, and those on routing that had nothing to attack."""
+    """The attacks behind a Record's worst case: those that were run, and attacks on routing that do not apply to the network."""
     evaluation = record.evaluation
-    pointless = (name for name in evaluation.left_out if name in ATTACKS and ATTACKS[name].needs == "routing")
-    return frozenset([*evaluation.attacks, *pointless])
+    inapplicable = (name for name in evaluation.left_out if name in ATTACKS and ATTACKS[name].needs == "routing")
+    return frozenset([*evaluation.attacks, *inapplicable])
 
 
 def evaluator(record: Record) -> str:
-    """'current', or the attacks that were run in an older version than today's, as in 'pgd_50 1'.
+    """'current', or the attacks that were run in an older version than this package's, as in 'pgd_50 1'.
 
     Records of different evaluators are not compared.
     """
@@ -67,7 +67,7 @@ def _pgd(steps: int, summary: bool = False, meaning: str = "") -> Measure:
 
 
 def _partial(name: str) -> Callable[[Record], float | None]:
-    """An incomplete worst case: by the plan of that name, or by none of PLANS."""
+    """A worst case over fewer attacks: over those of the plan `name`, or, if that is no plan, over any others."""
 
     def value(record: Record) -> float | None:
         attacks = attacks_of(record)
@@ -80,19 +80,19 @@ def _partial(name: str) -> Callable[[Record], float | None]:
 MEASURES = (
     Measure(
         "ra_worst", "RA-worst", lambda record: record.ra_worst, worst=True,
-        meaning="an image counts as robust only if nothing that was run broke it, AutoAttack and attacks on the routing among it",
+        meaning="an image counts as robust only if no attack broke it, including AutoAttack and the attacks on the routing",
     ),
     Measure(
         "ra_worst_quick", "RA-worst (quick)", _partial("ra_worst_quick"), worst=True, upper_bound=True,
-        meaning="the same by the preset quick, without AutoAttack, with a short attack on the routing: RA-worst can only be lower",
+        meaning="the same under the preset quick: no AutoAttack, and a short attack on the routing. RA-worst can only be lower",
     ),
     Measure(
         "ra_worst_former_quick", "RA-worst (quick of 0.1)", _partial("ra_worst_former_quick"), worst=True, upper_bound=True,
-        meaning="the same by the preset quick up to version 0.1, which lacked attacks on the margin: it flatters by some points",
+        meaning="the same under the preset quick of version 0.1, which lacked attacks on the margin: it is some points too high",
     ),
     Measure(
         "ra_worst_listed", "RA-worst (listed attacks)", _partial("ra_worst_listed"), worst=True, upper_bound=True,
-        meaning="the same by a list of attacks that lacks some of these",
+        meaning="the same under a list of attacks that lacks some of these",
     ),
     Measure("sa", "SA", lambda record: record.sa, robust=False, meaning="accuracy on clean images"),
     _pgd(10),
@@ -103,12 +103,12 @@ MEASURES = (
     Measure("ra_aa_rand", "RA-AA-rand", lambda record: record.ra_aa_rand, summary=False),
     Measure(
         "ra_paths", "RA-paths", lambda record: record.evaluation.figures.get("ra_paths"), summary=False,
-        meaning="an image counts as robust only if the network held on any of its pathways withstands: an estimate from below of "
-        "what attacks on the routing can leave, as RA-worst is from above",
+        meaning="an image counts as robust only if no attack breaks it on any pathway, with the network fixed on each in turn. It "
+        "estimates a lower bound of the accuracy under any attack on the routing; RA-worst is an upper bound",
     ),
     Measure(
         "ra_paths_sampled", "RA-paths (sampled)", lambda record: record.evaluation.figures.get("ra_paths_sampled"), summary=False,
-        meaning="the same over some cheap and some random pathways, where there are too many for all",
+        meaning="the same over a sample of pathways, if there are too many to try all",
     ),
     Measure(
         "gmacs", "GMACs", lambda record: record.gmacs, "GMACs", robust=False, digits=4,
@@ -123,17 +123,17 @@ COSTS = tuple(measure for measure in MEASURES if measure.unit != "%")
 
 
 def label(name: str) -> str:
-    """A measure's label; one is made for the figures of an evaluation that are no measure, such as 'ra_50x10'."""
+    """A measure's label; for a figure that is no measure, such as 'ra_50x10', the name in capitals: 'RA-50X10'."""
     return BY_NAME[name].label if name in BY_NAME else name.upper().replace("_", "-")
 
 
 def worst_of(record: Record) -> Measure:
-    """The measure that holds a Record's worst case."""
+    """The measure of a Record's worst case."""
     return next(measure for measure in MEASURES if measure.worst and measure.value(record) is not None)
 
 
 def measured(records: Iterable[Record]) -> list[Measure]:
-    """Accuracies that any of the Records has, in order; PGD of other numbers of steps stands after the listed ones."""
+    """Accuracies that any of the Records has, in order; PGD with other numbers of steps comes after the listed ones."""
     records = list(records)
     accuracies = [measure for measure in MEASURES if measure.unit == "%"]
     others = {int(steps) for record in records for steps in record.ra if steps.isdecimal() and f"ra_{steps}" not in BY_NAME}

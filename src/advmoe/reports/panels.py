@@ -1,4 +1,4 @@
-"""What the figures drawn from Records share: how a method looks, which Records belong in one panel, means over seeds."""
+"""Shared parts of the figures: the style of each method, the Records of each panel, means over seeds."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -14,12 +14,12 @@ from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
 from advmoe.reports.figures import COLOURS, short
 
 Key = TypeVar("Key")
-Line = tuple[str, int]  # method, and N (0 where it has no experts)
+Line = tuple[str, int]  # method, and N (0 without experts)
 
 
 @dataclass(frozen=True)
 class Look:
-    """A method in every figure. Colour, dash and marker each tell it apart alone, so that grey print can be read."""
+    """The style of a method in all figures. Colour, dash and marker each identify it, so the figures work in black and white."""
 
     title: str
     colour: str
@@ -44,23 +44,23 @@ def look(method: str) -> Look:
 
 
 def line_of(record: Record) -> Line:
-    """What one line of a panel stands for."""
+    """The line of a panel that a Record belongs to."""
     cell = cell_of(record)
     return cell.method, cell.num_experts if cell.method in ROUTED else 0
 
 
 def scale_of(record: Record) -> float:
-    """r; 1 for the dense network."""
+    """Model scale r; 1 for the dense network."""
     return cell_of(record).model_scale
 
 
 def setting_of(record: Record) -> Cell:
-    """Records of one setting can be compared."""
+    """The setting of a Record; Records of one setting can be compared."""
     return cell_of(record).setting
 
 
 def grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
-    """Records by `key`, in the order they come."""
+    """Records by `key`, in order of first occurrence."""
     groups: dict[Key, list[Record]] = {}
     for record in records:
         groups.setdefault(key(record), []).append(record)
@@ -75,7 +75,7 @@ def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
 
 
 def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
-    """Records by setting and model scale, titled; the dense network stands in the panel of every scale."""
+    """Titled panels: Records by setting and model scale. The dense network is in the panel of every scale."""
     panels = []
     for setting, members in grouped(records, setting_of).items():
         scales = sorted({scale_of(record) for record in members if record.method not in FULL_SCALE})
@@ -86,7 +86,7 @@ def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
 
 
 def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
-    """The setting in words, and how many seeds its networks have."""
+    """The setting as text, and the number of seeds of its networks."""
     counts = sorted({len(members) for members in grouped(records, cell_of).values()})
     seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     named = replace(setting, dataset=short(setting.dataset), backbone=short(setting.backbone), norm=short(setting.norm))
@@ -110,19 +110,19 @@ def radius(epsilon: float) -> str:
 
 
 def label_of(line: Line, lines: Iterable[Line]) -> str:
-    """Legend: the method's title, and N where several are compared."""
+    """Legend: the method's title, and N if several are compared."""
     method, experts = line
     several = len({number for _, number in lines if number}) > 1
     return short(look(method).title) + (f" (N = {experts})" if several and experts else "")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample deviation; deviation 0, which draws nothing, for a single value."""
+    """Mean and sample deviation; the deviation of a single value is 0, which draws no bar."""
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
-    """Mean over seeds of `curves` [seeds][points], and its band of one sample deviation."""
+    """Draw the mean over seeds of `curves` [seeds][points], and a band of one sample deviation."""
     style = look(line[0])
     means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
     every = max(1, len(xs) // 10)

@@ -1,4 +1,4 @@
-"""The paper's tables A1 and A2 beside our runs, and tables of their own for runs of other settings."""
+"""The paper's tables A1 and A2 beside our runs, and one more table for each other setting."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -27,31 +27,32 @@ CIFAR10 = (49_000, 10_000)  # training images less the 2 % held out, and test im
 PRINTED_AS = {"ra": BY_NAME["ra_50"], "ra_aa": BY_NAME["ra_aa"], "sa": BY_NAME["sa"]}  # field of the printed table -> measure
 KINDS = ("printed", "ours", "difference")
 NOT_RUN, NOT_MEASURED, BLANK = Entry("not run"), Entry("not measured"), Entry("")
-MIXED = "The seeds' runs were attacked by different attacks: their worst cases are no one figure."
+MIXED = "The runs of the seeds were attacked by different attacks, so their worst cases have no common mean."
 PRINTED = (
-    "Runs of the printed setting alone stand here; a numbered note says why a printed cell cannot be right. The difference is ours "
-    "less the printed figure."
+    "Only runs of the printed setting are listed; a numbered note says why a printed cell cannot be right. The difference is our "
+    "figure minus the printed one."
 )
 MEANING = (
-    "Accuracies in percent, mean ± sample deviation over n seeds. RA-50 is under PGD-50, RA-worst over the union of everything "
-    "that was run, AutoAttack and the attacks on routing among it; without these two it is called quick where the preset quick "
-    "was run, and else that of listed attacks. An order is claimed only between means of several seeds whose intervals do not "
-    "meet: 95 % over n seeds, t(n - 1, 0.975) s / sqrt(n) to either side, joined with the Wilson interval on the test images."
+    "Accuracies in percent, mean ± sample deviation over n seeds. RA-50 is the accuracy under PGD-50. RA-worst counts the "
+    "images that no attack broke, including AutoAttack and the attacks on routing; with fewer attacks the column is called quick "
+    "(the preset quick) or listed attacks (any others). Two networks are ranked only if both have several seeds and their "
+    "intervals do not overlap. Such an interval contains the 95 % interval over n seeds, mean ± t(n - 1, 0.975) s / sqrt(n), and "
+    "the Wilson interval on the test images."
 )
-UNRELIABLE = "RA-AA stands above RA-worst by more than half a point: AutoAttack alone flatters this network."
+UNRELIABLE = "RA-AA is more than half a point above RA-worst: AutoAttack alone overestimates the robustness of this network."
 
 
 class Notes:
-    """Notes of a table, each numbered once. `uneven` are the worst cases that not all of the table's `runs` owe to the same
-    attacks: each such figure has a note that names its own, and so has every one of listed attacks."""
+    """Numbered notes of a table. `uneven` are the worst cases for which the table's `runs` were attacked differently, and that
+    of listed attacks: each such figure gets a note with its attacks."""
 
     def __init__(self, runs: Iterable[Summary]) -> None:
         self.texts: list[str] = []
         plans = {name: {run.attacks[name] for run in runs if name in run.attacks} for name in WORST}
-        self.uneven = {name for name, own in plans.items() if len(own) > 1} | {"ra_worst_listed"}
+        self.uneven = {name for name, sets in plans.items() if len(sets) > 1} | {"ra_worst_listed"}
 
     def mark(self, *texts: str) -> tuple[int, ...]:
-        """Numbers of the notes, new ones appended."""
+        """The numbers of these notes; a new note is appended."""
         self.texts += [text for text in dict.fromkeys(texts) if text not in self.texts]
         return tuple(sorted(self.texts.index(text) + 1 for text in texts))
 
@@ -62,15 +63,15 @@ def tables(records: Iterable[Record]) -> list[Table]:
     printed = [cell for judged in judged_cells() for cell in [judged.cell]]
     others = [summary for summary in summaries if not any(is_run_of(summary, cell) for cell in printed)]
     everything, names = by_setting(summaries), list[str]()
-    own = []
+    our_tables = []
     for setting, group in by_setting(others).items():
         names.append(_unused(_file_name(setting), names))
-        own.append(_own_table(names[-1], setting, group, _missing(everything[setting])))
-    return [*(_paper_table(name, summaries) for name in TITLES), *own]
+        our_tables.append(_our_table(names[-1], setting, group, _missing(everything[setting])))
+    return [*(_paper_table(name, summaries) for name in TITLES), *our_tables]
 
 
 def is_run_of(summary: Summary, printed: PrintedCell) -> bool:
-    """Whether our runs are of the printed setting: all of it, on all of the data."""
+    """Whether a cell of our runs has exactly the printed setting, with all of the data."""
     config, cell = recipe(printed.recipe), summary.cell
     wanted = Cell(
         printed.dataset, printed.model, None, printed.method, printed.model_scale,
@@ -82,7 +83,7 @@ def is_run_of(summary: Summary, printed: PrintedCell) -> bool:
 
 def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
     judged = [one for one in judged_cells() if one.cell.table == name]
-    runs = [next((own for own in summaries if is_run_of(own, one.cell)), None) for one in judged]
+    runs = [next((summary for summary in summaries if is_run_of(summary, one.cell)), None) for one in judged]
     printed = [field for field in PRINTED_AS if any(getattr(one.cell, field) is not None for one in judged)]
     existing = [run for run in runs if run is not None]
     worst = ["ra_worst", *(name for name in WORST[1:] if any(name in (*run.figures, *run.mixed) for run in existing))]
@@ -92,7 +93,7 @@ def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
         *([] if "ra_aa" in printed else [f"{label('ra_aa')}, ours"]), *(f"{label(name)}, ours" for name in worst),
         *(f"{title}, {kind}" for title in (measure.column for measure in COSTS) for kind in KINDS[:2]),
     ]  # fmt: skip
-    pairs = sorted(zip(judged, runs, strict=True), key=lambda pair: pair[1] is None)  # what was run stands first
+    pairs = sorted(zip(judged, runs, strict=True), key=lambda pair: pair[1] is None)  # cells that were run first
     rows = tuple(_paper_row(one, run, printed, worst, notes) for one, run in pairs)
     about, not_run = f"{PRINTED} {MEANING}", runs.count(None)
     return Table(f"table_{name.lower()}", TITLES[name], tuple(columns), rows, about, tuple(notes.texts), not_run)
@@ -114,7 +115,7 @@ def _paper_row(
 
 
 def _compared(cell: PrintedCell, field: str, run: Summary | None, notes: Notes) -> tuple[Entry, Entry, Entry]:
-    """An accuracy as printed, ours, and ours less the printed one."""
+    """An accuracy: printed, ours, and ours minus the printed one."""
     value, std = getattr(cell, field), getattr(cell, f"{field}_std")
     ours = _ours(run, PRINTED_AS[field].name, notes)
     difference = BLANK if ours.value is None else Entry(f"{ours.value - value:+.2f}", ours.value - value)
@@ -130,12 +131,12 @@ def _ours(run: Summary | None, name: str, notes: Notes) -> Entry:
         return NOT_MEASURED
     texts = [UNRELIABLE] if name == "ra_aa" and run.unreliable else []
     if name in run.attacks and name in notes.uneven:
-        texts.append(f"The worst case over {attacks_in_words(run.attacks[name])}; compare it with those of the same attacks only.")
+        texts.append(f"The worst case over {attacks_in_words(run.attacks[name])}; compare it only with those of the same attacks.")
     return figure_entry(run.figures[name], name, run.n, notes.mark(*texts))
 
 
 def figure_entry(figure: Figure, name: str, runs: int, marks: tuple[int, ...] = ()) -> Entry:
-    """'36.20 ± 0.50', with the number of seeds where not all of the cell's `runs` measured it."""
+    """'36.20 ± 0.50', with the number of seeds if not all of the cell's `runs` measured it."""
     digits = BY_NAME[name].digits
     spread = figure.std if BY_NAME[name].unit == "%" else None
     text = f"{figure.mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
@@ -146,47 +147,48 @@ def _who(backbone: str, model_scale: float, method: str) -> tuple[Entry, Entry, 
     return Entry(BACKBONES.get(backbone, backbone)), Entry(f"{model_scale:g}", model_scale), Entry(look(method).title)
 
 
-def _own_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: Sequence[tuple[float, str]]) -> Table:
-    """Cells of a setting that the paper does not print, and as `missing` the scales and methods that were not run in it."""
-    shared = [text for text in summaries[0].departures if all(text in own.departures for own in summaries)]
-    figures = [one.name for one in SUMMARY if any(one.name in (*own.figures, *own.mixed) for own in summaries)]
+def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: Sequence[tuple[float, str]]) -> Table:
+    """Table of a setting that the paper does not print; `missing` are the scales and methods that were not run in it."""
+    shared = [text for text in summaries[0].departures if all(text in summary.departures for summary in summaries)]
+    figures = [one.name for one in SUMMARY if any(one.name in (*summary.figures, *summary.mixed) for summary in summaries)]
     words, notes = " ".join(in_words(setting).split()), Notes(summaries)
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
-    rows = [(own.cell.method, own.cell.model_scale, _own_row(own, figures, shared, notes)) for own in summaries]
+    rows = [(one.cell.method, one.cell.model_scale, _our_row(one, figures, shared, notes)) for one in summaries]
     rows += [(method, scale, (*_who(setting.backbone, scale, method), *blanks)) for scale, method in missing]
     absent = [entries for *_, entries in rows[len(summaries) :]]
     rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
-    about = f"Not what the paper printed, and not to be read beside its figures: {'; '.join([words, *shared])}. {MEANING}"
+    about = f"Not a setting of the paper; do not compare with its figures: {'; '.join([words, *shared])}. {MEANING}"
     return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts), len(missing))
 
 
-def _own_row(own: Summary, figures: Sequence[str], shared: Sequence[str], notes: Notes) -> tuple[Entry, ...]:
-    backbone, scale, method = _who(own.cell.backbone, own.cell.model_scale, own.cell.method)
-    apart = [text for text in own.departures if text not in shared]
-    marks = notes.mark("In this row also: " + "; ".join(apart) + ".") if apart else ()
-    experts = Entry(str(own.cell.num_experts), own.cell.num_experts) if own.cell.method in ROUTED else BLANK
+def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], notes: Notes) -> tuple[Entry, ...]:
+    backbone, scale, method = _who(summary.cell.backbone, summary.cell.model_scale, summary.cell.method)
+    extra = [text for text in summary.departures if text not in shared]
+    marks = notes.mark("In this row also: " + "; ".join(extra) + ".") if extra else ()
+    num_experts = summary.cell.num_experts
+    experts = Entry(str(num_experts), num_experts) if summary.cell.method in ROUTED else BLANK
     return (
-        backbone, scale, Entry(method.text, marks=marks), experts, Entry(str(own.n), own.n),
-        *(_ours(own, name, notes) for name in figures),
+        backbone, scale, Entry(method.text, marks=marks), experts, Entry(str(summary.n), summary.n),
+        *(_ours(summary, name, notes) for name in figures),
     )  # fmt: skip
 
 
 def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
-    """Model scale and method of the cells that the paper's comparison has and these lack."""
-    ran = {(own.cell.model_scale, own.cell.method) for own in summaries}
+    """Model scale and method of the cells of the paper's comparison that were not run."""
+    ran = {(summary.cell.model_scale, summary.cell.method) for summary in summaries}
     scales = sorted({scale for scale, method in ran if method not in FULL_SCALE} or {ModelConfig().model_scale})
     wanted = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in COMPARED]
     return [cell for cell in dict.fromkeys(wanted) if cell not in ran]
 
 
 def _rank(method: str) -> int:
-    """The method's place in the paper's tables; others go before."""
+    """The method's position in the paper's tables; -1 for others."""
     return COMPARED.index(method) if method in COMPARED else -1
 
 
 def _file_name(setting: Cell) -> str:
-    """'ours-fashion-mnist-resnet18-w16-6_epochs', of letters that any file system takes."""
+    """'ours-fashion-mnist-resnet18-w16-6_epochs', with only letters, digits, '_', '.' and '-'."""
     width = f"-w{setting.width}" if setting.width else ""
     return re.sub(r"[^\w.-]+", "_", f"ours-{setting.dataset}-{setting.backbone}{width}-{setting.epochs}_epochs")[:100]
 

@@ -1,5 +1,5 @@
-"""Figures from Records alone: each function draws one, PNG or PDF by the path's suffix, and returns False, writing nothing,
-where no Record has what it needs. Deviations are those of the sample over seeds."""
+"""Figures from Records alone. Each function draws one figure, PNG or PDF by the path's suffix; if no Record has the necessary
+data, it writes nothing and returns False. Deviations are sample deviations over seeds."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -35,8 +35,8 @@ DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
 
 
 def fig7(records: list[Record], path: Path) -> bool:
-    """Robust accuracies of the five robust methods against model scale, a row of panels for each setting with two scales of one
-    (Fig. 7)."""
+    """Robust accuracies of the five robust methods against model scale (Fig. 7): one row of panels for each setting in which a
+    method has several scales."""
     robust = [record for record in records if record.method != "standard"]
     settings = {setting: members for setting, members in grouped(robust, setting_of).items() if _scales(members)}
     if not settings:
@@ -59,7 +59,7 @@ def fig7(records: list[Record], path: Path) -> bool:
 
 
 def _scales(records: Iterable[Record]) -> bool:
-    """Whether a method was run at two model scales."""
+    """Whether a method was run at several model scales."""
     return any(len({scale_of(record) for record in members}) > 1 for members in by_line(records).values())
 
 
@@ -143,9 +143,9 @@ def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
 
 
 def frontier(records: list[Record], path: Path) -> bool:
-    """RA-worst against GMACs, a panel for each setting with two networks or more; quick figures in panels of their own.
+    """RA-worst against GMACs, one panel for each setting with several networks; quick figures have separate panels.
 
-    Ringed and joined: the networks that no cheaper one matches.
+    A ring and a line mark the networks on the frontier: no cheaper network is as robust.
     """
     panels = {key: members for key, members in grouped(records, _frontier_key).items() if len(grouped(members, cell_of)) > 1}
     if not panels:
@@ -160,7 +160,7 @@ def frontier(records: list[Record], path: Path) -> bool:
 
 
 def _frontier_key(record: Record) -> tuple[Cell, str]:
-    """The setting, whatever the network; and which worst case."""
+    """The setting without the network, and the worst case's measure."""
     return replace(setting_of(record), backbone="", width=None), worst_of(record).name
 
 
@@ -195,7 +195,7 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
 
 
 def _points(line: Line, records: Sequence[Record], name: str, with_backbone: bool) -> list[Point]:
-    """One for each network of the line whose seeds were attacked alike: mean over the seeds."""
+    """One point for each network of the line whose seeds were attacked by the same attacks: the mean over the seeds."""
     return [
         (
             summary.figures["gmacs"].mean,
@@ -210,7 +210,7 @@ def _points(line: Line, records: Sequence[Record], name: str, with_backbone: boo
 
 
 def on_frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, accuracy) that none of the same cost or less matches or beats, by rising cost."""
+    """The points (cost, accuracy), by rising cost, that are more accurate than every point of the same or a lower cost."""
     best: list[tuple[float, float]] = []
     for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
         if not best or accuracy > best[-1][1]:

@@ -1,4 +1,4 @@
-"""The list of recipes, with costs from a table, so that it builds no network and needs no torch.
+"""The list of recipes. Costs come from a table, so listing builds no network and does not import torch.
 
 `scripts/update_recipe_costs.py` writes the table.
 """
@@ -43,7 +43,7 @@ class RecipeRow(BaseModel):
 
 @cache
 def recipe_costs() -> dict[str, RecipeCost]:
-    """Recipe -> costs, as the table holds them."""
+    """Recipe -> costs, from the table."""
     with TABLE.open(newline="") as file:
         return {
             row["recipe"]: RecipeCost(int(row["params"]), float(row["gmacs"]), int(row["params_dense"]), float(row["gmacs_dense"]))
@@ -57,7 +57,7 @@ def less(gmacs: float, dense: float) -> float:
 
 
 def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, RunConfig]:
-    """The recipes with `part` in their names. Raises UserError where there is none."""
+    """The recipes with `part` in their names. Raises UserError if there is none."""
     matches = {name: config for name, config in recipes.items() if part in name}
     if not matches:
         words = {word for name in recipes for word in name.split("-")}

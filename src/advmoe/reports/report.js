@@ -1,6 +1,6 @@
 "use strict";
 
-// Tables: a button in every column head. Rows without a value stay last, whichever way the others go.
+// Tables: a button in every column head sorts the rows. Rows without a value stay last in both directions.
 const status = document.getElementById("status");
 
 function valueOf(row, column) {
@@ -51,20 +51,20 @@ if (chooser) {
   showRun();
 }
 
-// Epsilon slider: one position of every image of the run, and its pathway lit layer by layer.
-const lighting = new WeakMap();
-const still = window.matchMedia("(prefers-reduced-motion: reduce)");
+// Epsilon slider: sets the epsilon of all images of the run, and highlights their pathways layer by layer.
+const timers = new WeakMap(); // route -> its running interval
+const reducedMotion = window.matchMedia("(prefers-reduced-motion: reduce)");
 
 function light(route) {
   const layers = [...route.children];
-  clearInterval(lighting.get(route));
-  layers.forEach((layer) => layer.classList.toggle("unlit", !still.matches));
-  if (still.matches) return;
+  clearInterval(timers.get(route));
+  layers.forEach((layer) => layer.classList.toggle("unlit", !reducedMotion.matches));
+  if (reducedMotion.matches) return;
   let next = 0;
-  lighting.set(route, setInterval(() => {
+  timers.set(route, setInterval(() => {
     layers[next].classList.remove("unlit");
     next += 1;
-    if (next === layers.length) clearInterval(lighting.get(route));
+    if (next === layers.length) clearInterval(timers.get(route));
   }, 60));
 }
 

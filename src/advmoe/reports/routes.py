@@ -1,7 +1,4 @@
-"""Figures of routing, from Records: the MoE structure with one image's pathway, and the load of the experts by class.
-
-Letters: L MoE layers, N experts, K filters of one expert.
-"""
+"""Figures of routing, from Records: the MoE structure with one image's pathway, and the load of the experts by class."""
 
 import base64
 import io
@@ -24,37 +21,37 @@ from advmoe.reports.panels import grouped, look
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"
 ARROW: dict[str, str | int] = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
-MOST_LABELS = 30  # class names beside a heat map; of more, every so many
+MOST_LABELS = 30  # class names beside a heat map; with more classes only every k-th is named
 
 
 def fig_a1(records: list[Record], path: Path) -> bool:
     """One MoE layer of a trained network, and one test image's pathway through all of them (after Fig. A1).
 
-    Of the Records with layers and images, the one nearest to the appendix's N = 4, r = 0.25.
+    Draws the Record with layers and images that is closest to the appendix's N = 4, r = 0.25.
     """
-    able = [record for record in records if record.layers and _routed(record)]
-    if not able:
+    drawable = [record for record in records if record.layers and _routed(record)]
+    if not drawable:
         return False
-    record = min(able, key=_unlike_the_appendix)
-    layers, shown = record.layers, _routed(record)[0]
+    record = min(drawable, key=_unlike_the_appendix)
+    layers, image = record.layers, _routed(record)[0]
     most = max(layer.experts for layer in layers)
     figure = Figure(figsize=(max(8.0, 2.6 + 0.5 * len(layers)), 5.6 + 0.4 * most), layout="constrained")
     above, below = figure.subplots(2, 1, height_ratios=[1, 1 + 0.12 * most])
-    _draw_layer(above, record, shown.clean.pathway[0])
-    _draw_pathway(below, record, shown)
+    _draw_layer(above, record, image.clean.pathway[0])
+    _draw_pathway(below, record, image)
     save(figure, path)
     return True
 
 
 def _routed(record: Record) -> list[GalleryImage]:
-    """Images of the gallery with a route, those rightly classified and rerouted under attack first."""
+    """Images of the gallery with a route; those that are classified correctly and rerouted under attack come first."""
     images = [image for image in record.gallery if image.clean.pathway]
-    return sorted(images, key=lambda own: (own.clean.prediction != own.label, not _flips(own)))
+    return sorted(images, key=lambda image: (image.clean.prediction != image.label, not _flips(image)))
 
 
-def _flips(shown: GalleryImage) -> int:
-    """Layers that the attack reroutes."""
-    return sum(a != b for a, b in zip(shown.clean.pathway, shown.adversarial.pathway, strict=True))
+def _flips(image: GalleryImage) -> int:
+    """Number of layers that the attack reroutes."""
+    return sum(a != b for a, b in zip(image.clean.pathway, image.adversarial.pathway, strict=True))
 
 
 def _unlike_the_appendix(record: Record) -> tuple[bool, int, float, int]:
@@ -63,7 +60,7 @@ def _unlike_the_appendix(record: Record) -> tuple[bool, int, float, int]:
 
 
 def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
-    """Input, router, the experts as windows of the layer's filters, output: the first MoE layer."""
+    """Draw the first MoE layer: input, router, the experts as windows of the layer's filters, output."""
     layer, model = record.layers[0], record.config.model
     experts = layer.experts
     ax.set_title(f"MoE layer {short(layer.name)}: N = {experts}, r = {model.model_scale:g}", fontsize=10)
@@ -75,14 +72,14 @@ def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
     share = 1 / experts if record.config.section("model").get("bank") == "disjoint" else model.model_scale
     step = 2.5 / experts
     middle = 2.5 - (chosen + 0.6) * step
-    left = 5.2 + 4.0 * chosen * (1 - share) / max(experts - 1, 1)
+    edge = 5.2 + 4.0 * chosen * (1 - share) / max(experts - 1, 1)
     for expert in range(experts):
         start = 5.2 + 4.0 * expert * (1 - share) / max(experts - 1, 1)
         _window(ax, (start, 2.5 - (expert + 1) * step), (4.0 * share, 0.8 * step), f"expert {expert}", expert == chosen)
-    for end, begin in (((left, middle), (2.0, 1.25)), ((10.0, 1.25), (left + 4.0 * share, middle))):
+    for end, begin in (((edge, middle), (2.0, 1.25)), ((10.0, 1.25), (edge + 4.0 * share, middle))):
         ax.annotate("", end, begin, arrowprops=ARROW | {"color": CHOSEN, "linewidth": 2})
     ax.annotate("", (2.9, 3.1), (1.6, 1.8), arrowprops=ARROW)
-    ax.annotate("", (left + 2 * share, 2.5 - chosen * step - 0.2 * step), (5.0, 3.65), arrowprops=ARROW)
+    ax.annotate("", (edge + 2 * share, 2.5 - chosen * step - 0.2 * step), (5.0, 3.65), arrowprops=ARROW)
     ax.text(6.6, 3.65, f"top-1: expert {chosen}", color="#00654A", va="center", weight="bold", fontsize=9)
     ax.text(7.2, -0.3, f"the layer's filters, left to right; each expert has {layer.width} of them", ha="center", fontsize=8)
 
@@ -95,27 +92,28 @@ def _box(ax: Axes, x: float, y: float, wide: float, text: str) -> None:
 def _window(ax: Axes, corner: tuple[float, float], size: tuple[float, float], text: str, chosen: bool) -> None:
     fill, ink, line, weight = (CHOSEN, "white", 2.0, "bold") if chosen else (PALE, "black", 0.6, "normal")
     ax.add_patch(Rectangle(corner, *size, facecolor=fill, edgecolor="#333333", linewidth=line))
-    place = corner[0] + size[0] / 2, corner[1] + size[1] / 2
-    ax.text(*place, text, ha="center", va="center", fontsize=8, color=ink, weight=weight)
+    centre = corner[0] + size[0] / 2, corner[1] + size[1] / 2
+    ax.text(*centre, text, ha="center", va="center", fontsize=8, color=ink, weight=weight)
 
 
-def _draw_pathway(ax: Axes, record: Record, shown: GalleryImage) -> None:
-    """All layers in order, their experts as cells; the clean image's pathway, and where the attack leaves it."""
-    layers, clean, adversarial = record.layers, shown.clean, shown.adversarial
+def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
+    """Draw all layers in order with their experts as cells, the clean image's pathway, and the pathway under attack."""
+    layers, clean, adversarial = record.layers, image.clean, image.adversarial
     names = [short(name) for name in record.classes]
     routes = [_for_all(seen.pathway, len(layers)) for seen in (clean, adversarial)]
-    for x, (layer, own, other) in enumerate(zip(layers, *routes, strict=True)):
+    for x, (layer, expert_clean, expert_attacked) in enumerate(zip(layers, *routes, strict=True)):
         for expert in range(layer.experts):
-            _window(ax, (x - 0.36, expert - 0.36), (0.72, 0.72), str(expert), expert == own)
-        if other != own:
-            ax.add_patch(Rectangle((x - 0.36, other - 0.36), 0.72, 0.72, fill=False, edgecolor=CHANGED, linewidth=2, hatch="///"))
+            _window(ax, (x - 0.36, expert - 0.36), (0.72, 0.72), str(expert), expert == expert_clean)
+        if expert_attacked != expert_clean:
+            corner = (x - 0.36, expert_attacked - 0.36)
+            ax.add_patch(Rectangle(corner, 0.72, 0.72, fill=False, edgecolor=CHANGED, linewidth=2, hatch="///"))
     most = max(layer.experts for layer in layers)
     ax.plot(range(len(layers)), routes[0], color=CHOSEN, linewidth=2.5, zorder=0, label="clean image")
-    ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {_attack(shown)}")
-    image = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
-    image.imshow(_pixels(clean.png), cmap="gray")
-    image.set(xticks=[], yticks=[])
-    image.set_title(class_name(names, shown.label), fontsize=8)
+    ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {_attack(image)}")
+    inset = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
+    inset.imshow(_pixels(clean.png), cmap="gray")
+    inset.set(xticks=[], yticks=[])
+    inset.set_title(class_name(names, image.label), fontsize=8)
     answers = f"answer: {class_name(names, clean.prediction)}\n\nunder attack:\n{class_name(names, adversarial.prediction)}"
     ax.text(len(layers) - 0.3, (most - 1) / 2, answers, fontsize=8, va="center")
     ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(most - 0.3, -0.7))
@@ -124,17 +122,17 @@ def _draw_pathway(ax: Axes, record: Record, shown: GalleryImage) -> None:
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     where = f"{short(look(record.method).title)}, {short(record.backbone)}, {short(record.dataset)}"
-    ax.set_title(f"{where}: {_attack(shown)} changes the choice of {_flips(shown)} of {len(clean.pathway)} routers", fontsize=10)
+    ax.set_title(f"{where}: {_attack(image)} changes the choice of {_flips(image)} of {len(clean.pathway)} routers", fontsize=10)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False, fontsize=8)
 
 
 def _for_all(route: Sequence[int], layers: int) -> Sequence[int]:
-    """A choice for every layer, also where the network has one router for all of them."""
+    """The choice of every layer; that of a network's single router is repeated."""
     return list(route) * layers if len(route) == 1 else route
 
 
-def _attack(shown: GalleryImage) -> str:
-    return short(shown.attack).upper().replace("_", "-")
+def _attack(image: GalleryImage) -> str:
+    return short(image.attack).upper().replace("_", "-")
 
 
 def _pixels(png: str) -> np.ndarray[Any, Any]:
@@ -143,16 +141,16 @@ def _pixels(png: str) -> np.ndarray[Any, Any]:
 
 
 def class_name(names: Sequence[str] | None, label: int) -> str:
-    """A class's name, or its number where the Record names none."""
+    """A class's name, or 'class 3' if the Record has no names."""
     return names[label] if names and label < len(names) else f"class {label}"
 
 
 def load_heat_map(records: list[Record], path: Path) -> bool:
-    """Of each routed network's first seed: the share of each class's clean images that every expert takes, layer by layer."""
+    """The share of each class's clean images that every expert takes, layer by layer, for the first seed of each routed network."""
     cells = grouped((record for record in records if record.load_by_class), cell_of)
     if not cells:
         return False
-    chosen = [min(own, key=lambda record: record.seed) for own in cells.values()]
+    chosen = [min(runs, key=lambda record: record.seed) for runs in cells.values()]
     wide = max(sum(len(layer[0]) for layer in record.load_by_class) for record in chosen)
     tall = [max(1.2, 0.2 * min(len(record.load_by_class[0]), MOST_LABELS)) for record in chosen]
     figure = Figure(figsize=(max(7.0, 2.5 + 0.15 * wide), sum(tall) + 1.3 * len(chosen)), layout="constrained")
@@ -165,7 +163,7 @@ def load_heat_map(records: list[Record], path: Path) -> bool:
 
 
 def _draw_load(ax: Axes, record: Record) -> Any:
-    """A row a class, a column an expert, a white rule between layers."""
+    """Draw one row a class, one column an expert, and a white line between layers."""
     layers = [np.array(counts, dtype=float) for counts in record.load_by_class]
     shares = np.hstack([100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) for counts in layers])
     image = ax.imshow(shares, cmap="cividis", vmin=0, vmax=100, aspect="auto", interpolation="nearest")

@@ -1,4 +1,4 @@
-"""A Record as the report's page tells of it: figures, checks, images with their routes, configuration, provenance."""
+"""A Record as the report's page shows it: figures, checks, images with their routes, configuration, provenance."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA,
 
 @dataclass(frozen=True)
 class Run:
-    """A Record as the page tells of it; `facts`, `made` are pairs of words, `notes` tables of the run's own."""
+    """A Record as the page shows it. `facts` and `provenance` are pairs of a name and a text."""
 
     name: str
     method: str
@@ -26,19 +26,19 @@ class Run:
     headline: str
     facts: tuple[tuple[str, str], ...]
     checks: tuple[Check, ...]
-    notes: tuple[Table, ...]
+    tables: tuple[Table, ...]
     config: str
-    made: tuple[tuple[str, str], ...]
+    provenance: tuple[tuple[str, str], ...]
     gallery: Gallery | None
 
 
 def run_of(record: Record) -> Run:
-    """The Record in words, of any schema."""
+    """The content of a Record of any schema as texts and tables."""
     return Run(
         name=record.run or "", method=record.method, title=f"{cell_of(record).words}, seed {record.seed}",
         headline=_headline(record), facts=tuple(_facts(record)), checks=tuple(record.evaluation.checks),
-        notes=tuple(_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
-        made=tuple(_provenance(record)),
+        tables=tuple(_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
+        provenance=tuple(_provenance(record)),
         gallery=gallery_of(record),
     )  # fmt: skip
 
@@ -60,13 +60,13 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
                 f"{evaluation.figures[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
             )
     if ends := bracket(evaluation):
-        yield "left by attacks on the routing", ends
+        yield "accuracy under any attack on the routing, estimated", ends
     routing = evaluation.routing
     if routing:
         yield "RA-router, RA-expert", f"{routing.ra_router:.1f} %, {routing.ra_expert:.1f} %"
-        yield "routes that an attack changes", f"{routing.flip_rate:.1f} % of the images"
+        yield "images that PGD-50 reroutes", f"{routing.flip_rate:.1f} %"
     if text := gains(evaluation):
-        yield "RA-10 by choosing an expert", text
+        yield "gain in RA-10 by choosing an expert", text
     yield "GMACs", f"{record.gmacs:.4f} ({record.reduction:.0f} % less than dense)"
     yield "parameters", f"{record.params:,}"
     yield "best epoch", str(record.epoch)
@@ -88,9 +88,9 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
 
 
 def _tables(record: Record) -> Iterable[Table]:
-    """Attacks, accuracies at other radii, epochs: each where the Record has it."""
+    """Tables of attacks, of accuracies at other radii and of epochs, as far as the Record has them."""
     attacks, alone = record.evaluation.attacks, caught_alone(record.evaluation)
-    yield _table("Attacks", ("attack", "attacked", "broken", "broken by it alone", "seconds"), [
+    yield _table("Attacks", ("attack", "attacked", "broken", "broken by it only", "seconds"), [
         (name, run.attacked, run.broken, alone.get(name, 0), round(run.seconds, 1)) for name, run in attacks.items()
     ])  # fmt: skip
     curve = record.epsilon_curve

@@ -14,7 +14,7 @@ MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[re
 
 
 def record_table(records: Sequence[Record], title: str) -> Table:
-    """One row a Record, worst case first: accuracies in percent, cost against dense. A figure that was not measured is blank."""
+    """One row a Record, worst case first: accuracies in percent, cost against dense. A measure that a Record lacks is blank."""
     table = Table(title=f"{title}; SA and RA in %", title_justify="left")
     table.add_column("method", no_wrap=True)
     measures = measured(records)
@@ -27,7 +27,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
 
 
 def _text(record: Record, measure: Measure) -> str:
-    """A figure as text; RA-AA is marked where RA-worst shows that it cannot be trusted."""
+    """A figure as text; RA-AA is marked as unreliable if it is too far above RA-worst."""
     value = measure.value(record)
     doubtful = measure.name == "ra_aa" and record.evaluation.autoattack_unreliable
     return "" if value is None else f"{value:.1f}{' (unreliable)' * doubtful}"
@@ -42,22 +42,22 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
         if name in evaluation.figures
     ]
     if ends := bracket(evaluation):
-        lines.append(f"attacks on the routing can leave {ends}")
+        lines.append(f"accuracy under any attack on the routing: estimated {ends}")
     alone = caught_alone(evaluation)
     lines += [
-        f"{name:24} broke {run.broken:4} of {run.attacked:4}, {alone.get(name, 0):4} of them alone, in {run.seconds:.1f} s"
+        f"{name:24} broke {run.broken:4} of {run.attacked:4}, {alone.get(name, 0):4} only by it, in {run.seconds:.1f} s"
         for name, run in attacks
     ]
     reasons = dict.fromkeys(evaluation.left_out.values())
-    lines += [f"left out, {reason}: {', '.join(_having(evaluation.left_out, reason))}" for reason in reasons]
+    lines += [f"left out, {reason}: {', '.join(_names_with(evaluation.left_out, reason))}" for reason in reasons]
     routing = evaluation.routing
     if routing:
         lines += [
             f"RA-router {routing.ra_router:.1f} %, RA-expert {routing.ra_expert:.1f} %; "
             f"routes of {routing.flip_rate:.1f} % of the images change under PGD-50",
-            "kept their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing.overlap) + " %",
+            "images that keep their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing.overlap) + " %",
             f"load of the experts, per layer: {_loads(routing.load)} %; under attack: {_loads(routing.load_adv)} %",
-            "one expert in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
+            "expert 0, 1, ... in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra),
             *(f"choosing an expert changes RA-10 by {text}" for text in [gains(evaluation)] if text),
         ]  # fmt: skip
@@ -65,7 +65,7 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
     return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
 
 
-def _having(left_out: Mapping[str, str], reason: str) -> list[str]:
+def _names_with(left_out: Mapping[str, str], reason: str) -> list[str]:
     return [name for name, other in left_out.items() if other == reason]
 
 
