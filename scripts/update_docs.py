@@ -30,7 +30,7 @@ from advmoe.reports.plots import frontier
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
-PICTURE = "docs/images/robustness.png"
+IMAGE = "docs/images/robustness.png"
 DIGEST = "records"  # name of the PNG's text
 CHECKS_LINES = ("No run failed", "Failed its checks")  # of a verdict
 
@@ -50,17 +50,17 @@ def row(record: Record) -> str:
 
 
 def table(records: list[Record]) -> str:
-    """Records as a Markdown table, with the sentence that says what they are."""
+    """Records as a Markdown table, with a sentence that describes them."""
     first = records[0]
     columns = [*(measure.label for measure in accuracies(records)), *COST_COLUMNS]
     head = ["| method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     config = first.config
-    said = (
+    words = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
         f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:g}, "
-        "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not what the method is worth."
+        "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not how good the method is."
     )
-    return "\n".join([*head, *(row(record) for record in records), "", said])
+    return "\n".join([*head, *(row(record) for record in records), "", words])
 
 
 def read(path: str) -> Any:
@@ -154,29 +154,29 @@ def methods_table() -> str:
 
 
 def robustness() -> str:
-    """The picture of robustness against cost, with the verdict and what these runs cannot show."""
+    """The image of robustness against cost, with the verdict and the limits of these runs."""
     lines = [line for line in verdict(main_records()) if not line.startswith((*CHECKS_LINES,))]
-    alt = "Worst robust accuracy of each method with its interval, upwards, against GMACs, across"
+    alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE)]
     lines += [
         f"**Does choosing an expert help?** {each.verdict.capitalize()}. {each.detail.removesuffix(INTERVALS)}" for each in choices
     ]
-    return "\n\n".join([f"![{alt}]({PICTURE})", *lines, scale_words(main_records()[0])])
+    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_words(main_records()[0])])
 
 
 def scale_words(record: Record) -> str:
-    """How much smaller the runs are than the paper's."""
+    """How much smaller the runs are than those of the paper."""
     config = record.config
     size = f"width {config.model.width} instead of 64, {config.training.epochs} epochs instead of 100"
     return (
         f"The scale is small: {size}, {record.train_images:,} training and {record.test_images:,} test images. These runs rank "
-        "the methods at this scale, where intervals do not overlap, and say nothing about the paper's figures."
+        "the methods at this scale only, and only if intervals do not overlap. They cannot confirm the paper's figures."
     )
 
 
-def draw_picture() -> None:
+def draw_image() -> None:
     """Draw docs/images/robustness.png, with the digest of its Records inside."""
-    path = ROOT / PICTURE
+    path = ROOT / IMAGE
     frontier(main_records(), path)
     text = PngInfo()
     text.add_text(DIGEST, records_digest())
@@ -186,7 +186,7 @@ def draw_picture() -> None:
 
 
 def records_digest() -> str:
-    """SHA-256 of the Records behind the picture."""
+    """SHA-256 of the Records behind the image."""
     return hashlib.sha256("".join(record.model_dump_json() for record in main_records()).encode()).hexdigest()
 
 
@@ -210,7 +210,7 @@ def low_precision_table() -> str:
 
 
 def operators_table() -> str:
-    """Where an inference pass spends its time."""
+    """The time that each part of an inference pass takes."""
     table = pivot(report("operators").rows)
     kinds = list(next(iter(table.values())))
     lines = [f"| part | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
@@ -221,23 +221,23 @@ def operators_table() -> str:
 
 def faults_table() -> str:
     """The faults injected into running processes, and how often the run survived."""
-    found = read("results/faults.json")
+    results = read("results/faults.json")
     lines = ["| fault | methods | done | survived |", "| --- | ---: | ---: | ---: |"]
-    for fault in dict.fromkeys(row["fault"] for row in found["faults"]):
-        rows = [row for row in found["faults"] if row["fault"] == fault]
+    for fault in dict.fromkeys(row["fault"] for row in results["faults"]):
+        rows = [row for row in results["faults"] if row["fault"] == fault]
         done, survived = (sum(row[name] for row in rows) for name in ("tried", "survived"))
         lines.append(f"| {fault} | {len(rows)} | {done} | {survived}{'' if survived == done else ' **fewer**'} |")
-    said = f"`{found['command']}`, seed {found['seed']}, {in_versions(found['versions'])}."
-    return "\n".join([*lines, "", said])
+    words = f"`{results['command']}`, seed {results['seed']}, {in_versions(results['versions'])}."
+    return "\n".join([*lines, "", words])
 
 
 def fuzz_table() -> str:
-    """How many hostile inputs each reader was given."""
-    found = read("results/fuzz.json")
+    """The number of hostile inputs that each reader was tested with."""
+    results = read("results/fuzz.json")
     lines = ["| reader | inputs | seconds | failures |", "| --- | ---: | ---: | ---: |"]
-    for row in found["readers"]:
+    for row in results["readers"]:
         lines.append(f"| {row['reader']} | {row['inputs']:,} | {row['seconds']:.0f} | {row['failures']} |")
-    return "\n".join([*lines, "", f"`{found['command']}`, {in_versions(found['versions'])}."])
+    return "\n".join([*lines, "", f"`{results['command']}`, {in_versions(results['versions'])}."])
 
 
 def in_versions(versions: dict[str, str]) -> str:
@@ -283,7 +283,7 @@ def main() -> None:
             text = f"{content()}\n".join(parts)
         (ROOT / page).write_text(text)
     (ROOT / "docs/record.schema.json").write_text(schema())
-    draw_picture()
+    draw_image()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What README and docs say: their Python runs, their figures are the Records'."""
+"""README and docs: their Python blocks run, and their figures are those of the Records."""
 
 import importlib.util
 import re
@@ -44,7 +44,7 @@ def test_figures_are_the_records(page, block):
     assert f"<!-- {block} -->\n{update_docs().BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()
 
 
-def test_the_picture_in_readme_is_of_the_records():
-    """python scripts/update_docs.py draws it anew."""
-    with Image.open(ROOT / update_docs().PICTURE) as image:
+def test_the_image_in_readme_is_drawn_from_the_records():
+    """If this fails, run python scripts/update_docs.py: it draws the image again."""
+    with Image.open(ROOT / update_docs().IMAGE) as image:
         assert image.text[update_docs().DIGEST] == update_docs().records_digest()

@@ -47,4 +47,4 @@ def test_what_is_not_known_is_not_answered():
     quick = record("advmoe", ra_worst=..., ra_worst_quick=44.0)
     robust, cost, *_ = answers([quick])
     assert "AutoAttack was not run, so this is an upper bound." in robust
-    assert "The dense network" not in cost
+    assert "With the dense network" not in cost
