@@ -89,23 +89,23 @@ def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
     return "\n".join([*lines, "", machine_words(source.machine)])
 
 
-GLANCE = (  # the rows that a user asks for first: file, case, what, in words
+GLANCE = (  # the most important rows: file, case, what, the question
     ("inference", "ResNet-18, batch 64", "dense / MoE", "How much faster than the dense network, batch 64, PyTorch"),
-    ("inference", "ResNet-18, batch 64", "MoE / small dense", "How much slower than the small dense network of equal cost"),
+    ("inference", "ResNet-18, batch 64", "MoE / small dense", "How much slower than the small dense network of about equal cost"),
     ("export", "batch 1, 2 threads", "dense, ONNX / routed, ONNX", "How much faster than dense, one image, ONNX Runtime"),
-    ("training", "iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Time of an AdvMoE iteration, of AT (Dense)'s"),
-    ("memory", "peak memory, iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Peak memory of training, of AT (Dense)'s"),
+    ("training", "iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Time of an AdvMoE iteration, relative to AT (Dense)"),
+    ("memory", "peak memory, iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Peak memory, relative to AT (Dense)"),
     (
         "scaling",
         "advmoe, ResNet-18 of width 16, batch 64 a process",
         "2 processes / 1 process",
-        "Images a second, two processes to one",
+        "Images per second, two processes relative to one",
     ),
 )
 
 
 def glance_table() -> str:
-    """The six ratios that a user asks for first."""
+    """The six most important ratios."""
     lines = ["| question | ratio (rounds) | target |", "| --- | ---: | ---: |"]
     for file, case, what, words in GLANCE:
         row = pivot(report(file).rows)[case][what]
@@ -159,7 +159,8 @@ def robustness() -> str:
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE)]
     lines += [
-        f"**Does choosing an expert help?** {each.verdict.capitalize()}. {each.detail.removesuffix(INTERVALS)}" for each in choices
+        f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {claim.detail.removesuffix(INTERVALS).strip()}"
+        for claim in choices
     ]
     return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_words(main_records()[0])])
 
