@@ -114,7 +114,7 @@ def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: 
     cifar = replace(SPEC, classes=tuple("abcdefghij"))
     run = untrained(tmp_path / "run", tiny(dataset="folder", data_dir=str(tmp_path / "gone")), spec=None)
     said = refusal(load, run)
-    assert said.startswith(f"{run}: its checkpoints do not say what its images are")
+    assert said.startswith(f"{run}: its checkpoints do not describe its images")
     assert f"{tmp_path / 'gone'}: no such file" in said
     config = tiny(dataset="cifar10")
     folder = RunFolder(tmp_path / "old")

@@ -58,15 +58,15 @@ def test_a_dispatch_that_fails_or_is_wrong_is_left_out_with_one_line(monkeypatch
         kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["split", "wide", "grouped"])
     assert kept.seconds.keys() == {"split"}
     assert [record.getMessage() for record in caplog.records] == [
-        "dispatch auto: wide is left out: its values differ from those of split",
-        "dispatch auto: grouped is left out: no compiler",
+        "dispatch auto: wide is skipped: its values differ from those of split",
+        "dispatch auto: grouped is skipped: no compiler",
     ]
 
 
 def test_a_candidate_whose_turn_comes_too_late_is_left_out(caplog):
     kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=0.0)
     assert (kept.dispatch, kept.seconds) == ("split", {})
-    assert "wide is left out: 0 s have passed" in caplog.text
+    assert "wide is skipped: 0 s have passed" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_measured_anew(tmp_path, measured_here):

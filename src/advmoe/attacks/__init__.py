@@ -1,4 +1,4 @@
-"""Attacks: functions from a network and correctly or wrongly classified images to adversarial ones."""
+"""Attacks: functions that take a network and images, and return adversarial images."""
 
 from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
 from advmoe.attacks.draws import BatchDraws, Draws, ImageDraws, derive_seed

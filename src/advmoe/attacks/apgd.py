@@ -1,6 +1,7 @@
-"""Auto-PGD: an ascent that chooses its own step sizes (Croce & Hein 2020, Algorithm 1), untargeted and targeted.
+"""Auto-PGD: an ascent that adapts its step size (Croce & Hein 2020, Algorithm 1), untargeted and targeted.
 
-Step size, checkpoint decisions and best point are kept for each image. A misclassified image leaves the batch.
+Each image has a separate step size, separate checkpoint decisions and a separate best point. A misclassified image leaves the
+batch.
 """
 
 from dataclasses import dataclass, fields
@@ -20,9 +21,9 @@ MOMENTUM = 0.75  # alpha of Algorithm 1
 
 @dataclass(frozen=True)
 class Apgd:
-    """Settings of an attack: `epsilon` in pixels of [0, 1], as a distance in `norm`; targeted, restarts are for each target.
+    """Settings of an attack: `epsilon` in pixels of [0, 1], as a distance in `norm`. Targeted attacks restart for each target.
 
-    `rho`: a step size is halved where less than this share of the steps since the last checkpoint raised the objective.
+    `rho`: the step size is halved if less than this fraction of the steps since the last checkpoint raised the objective.
     """
 
     epsilon: float
@@ -39,12 +40,12 @@ def apgd(
     predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy,
     judge: Predict | None = None,
 ) -> Tensor:  # fmt: skip
-    """Images in the ball around `x` [B, C, H, W]: the first misclassified point met, else that of the highest objective.
+    """Images [B, C, H, W] in the ball around `x`: the first misclassified point, or the point with the highest objective.
 
-    `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective; an image is broken
-    when its prediction is not its label, whatever the target. `predict` maps pixels in [0, 1] to logits and should be
-    frozen (`frozen(model)`). With `judge`, the ascent climbs `predict`, but `judge` decides what is misclassified. An image
-    that is misclassified from the outset is returned unchanged.
+    `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective. An image counts as
+    misclassified if its prediction is not its label, whatever the target. `predict` maps pixels in [0, 1] to logits and should
+    be frozen (`frozen(model)`). If `judge` is given, gradients come from `predict`, and `judge` decides what is misclassified.
+    An image that is misclassified at the start is returned unchanged.
     """
     climb = _Climb(predict, judge or predict, settings, objective)
     results, _ = _clean(climb.judge, x, _labels(target))
@@ -57,10 +58,10 @@ def targeted_apgd(
     predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None,
     objective: Objective | None = None, judge: Predict | None = None,
 ) -> Tensor:  # fmt: skip
-    """`apgd` towards each of the `num_targets` wrong classes that are likeliest on `x`, one by one.
+    """`apgd` towards each of the `num_targets` most likely wrong classes of `x` [B, C, H, W], one after another.
 
-    y [B] int64. `objective` is targeted, by default `targeted_dlr`. `num_targets` is at
-    most the number of classes less 1, and by default that number, but at most 9. Raises UserError otherwise.
+    y [B] int64. `objective` is targeted, by default `targeted_dlr`. `num_targets` is by default the number of wrong classes, but
+    at most 9. Raises UserError if it is less than 1 or more than the number of wrong classes.
     """
     climb = _Climb(predict, judge or predict, settings, objective or targeted_dlr)
     results, logits = _clean(climb.judge, x, y)
@@ -76,9 +77,9 @@ def targeted_apgd(
 
 
 def checkpoints(num_steps: int) -> list[int]:
-    """Numbers of steps w_j = ceil(p_j * num_steps) > 0 after which step sizes are judged, in rising order.
+    """The checkpoints: numbers of steps w_j = ceil(p_j * num_steps) > 0 after which step sizes are checked, ascending.
 
-    p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), up to 1; in whole hundredths, which do not round.
+    p_0 = 0, p_1 = 0.22, p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06), up to 1. Computed in integer hundredths, without rounding.
     """
     shares = [0, 22]
     while (later := shares[-1] + max(shares[-1] - shares[-2] - 3, 6)) <= 100:
@@ -88,7 +89,7 @@ def checkpoints(num_steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Climb:
-    """The network and objective that an ascent uses, the network that judges its points, and its settings."""
+    """The network and objective that an ascent uses, the network that decides what is misclassified, and the settings."""
 
     predict: Predict
     judge: Predict
@@ -113,7 +114,7 @@ class _Results:
 
 @dataclass
 class _Run:
-    """The state of one run, one row for each image. Misclassified rows keep their `best`; their later steps have no effect."""
+    """The state of one run, one row per image. Misclassified rows keep their `best`; later steps do not change it."""
 
     x: Tensor
     target: Tensor
@@ -121,13 +122,13 @@ class _Run:
     gradient: Tensor
     value: Tensor
     before: Tensor  # x(k-1)
-    best: Tensor  # x_max, with its gradient and objective; a broken row's first misclassified point
+    best: Tensor  # x_max, with its gradient and objective; in a misclassified row, the first misclassified point
     best_gradient: Tensor
     best_value: Tensor
     broken: Tensor
     step: Tensor  # eta [B, 1, 1, 1]
     rises: Tensor  # steps since the last checkpoint that raised the objective
-    halved: Tensor  # at the last checkpoint
+    halved: Tensor  # whether the step size was halved at the last checkpoint
     checked_value: Tensor  # f_max at the last checkpoint
 
     def rows(self, index: Tensor) -> "_Run":
@@ -140,7 +141,7 @@ def _labels(target: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Results, Tensor]:
-    """The images themselves, of a value that any run exceeds, and their logits."""
+    """The clean images as first results, with an objective below that of any run, and their logits."""
     logits = predict(x)
     nothing = torch.full(labels.shape, -torch.inf, device=x.device, dtype=torch.promote_types(logits.dtype, torch.float32))
     return _Results(x.clone(), nothing, logits.argmax(dim=1) != labels), logits
@@ -148,7 +149,7 @@ def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Results, Tenso
 
 @torch.no_grad()
 def _attack(climb: _Climb, results: _Results, x: Tensor, target: Tensor, draws: Draws) -> None:
-    """One run on the images that are not broken yet; its results go to `results`."""
+    """One run on the images that are not misclassified yet. Its results are written to `results`."""
     settings = climb.settings
     index, checked, marks = (~results.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
     if not len(index):
@@ -177,7 +178,7 @@ def _begin(climb: _Climb, x: Tensor, target: Tensor, draws: Draws) -> _Run:
 
 
 def _move(run: _Run, climb: _Climb, momentum: float) -> None:
-    """x(k) to x(k+1): a projected step, and `1 - momentum` of the last one on top (Algorithm 1, lines 8 to 14)."""
+    """x(k) to x(k+1): a projected step plus `1 - momentum` times the last step (Algorithm 1, lines 8 to 14)."""
     epsilon, norm = climb.settings.epsilon, climb.settings.norm
     ahead = project(run.now + run.step * ascent(run.gradient, norm), run.x, epsilon, norm)
     drift = momentum * (ahead - run.now) + (1 - momentum) * (run.now - run.before)
@@ -188,7 +189,7 @@ def _move(run: _Run, climb: _Climb, momentum: float) -> None:
 
 
 def _remember(run: _Run, wrong: Tensor) -> None:
-    """Keep the point reached where it is the first misclassified one, or is the best while none was."""
+    """Keep the new point if it is the row's first misclassified one, or the best one so far of a row without such a point."""
     better = ~run.broken & (wrong | (run.value > run.best_value))
     run.best = _choose(better, run.now, run.best)
     run.best_gradient = _choose(better, run.gradient, run.best_gradient)
@@ -197,7 +198,11 @@ def _remember(run: _Run, wrong: Tensor) -> None:
 
 
 def _judge(run: _Run, enough: float) -> None:
-    """Halve the step and go back to the best point where too few steps rose, or step and best stayed (Conditions 1, 2)."""
+    """Halve the step size and return to the best point where condition 1 or 2 holds.
+
+    Condition 1: too few steps raised the objective. Condition 2: the step size was not halved at the last checkpoint, and the best
+    value has not changed since.
+    """
     stuck = ~run.halved & (run.best_value == run.checked_value)
     run.halved = (run.rises < enough) | stuck
     run.step = torch.where(run.halved[:, None, None, None], run.step / 2, run.step)
@@ -208,7 +213,7 @@ def _judge(run: _Run, enough: float) -> None:
 
 
 def _retire(results: _Results, index: Tensor, run: _Run) -> tuple[Tensor, _Run]:
-    """Write the run's results for the images `index`, and continue with those that are not broken."""
+    """Write the run's results for the images `index`. Returns the index and the run without the misclassified images."""
     better = run.broken | (run.best_value > results.value[index])
     results.x_adv[index[better]] = run.best[better]
     results.value[index[better]] = run.best_value[better].to(results.value)

@@ -1,4 +1,4 @@
-"""AutoAttack (Croce & Hein 2020), by the package that carries the official code."""
+"""AutoAttack (Croce & Hein 2020), run by the package that contains the official code."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ STANDARD = ("aa_apgd-ce", "aa_apgd-t", "aa_fab-t", "aa_square")
 PLUS = tuple(f"aaplus_{part}" for part in ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"))
 RAND = tuple(f"aarand_{part}" for part in ("apgd-ce", "apgd-dlr"))
 VERSIONS = {"aa": "standard", "aaplus": "plus", "aarand": "rand"}
-LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # the official DLR losses look at so many logits
+LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # the official DLR losses need this many logits
 
 
 def require() -> Any:
-    """The package's class. Raises UserError where the extra is missing."""
+    """The package's class. Raises UserError if the extra `autoattack` is not installed."""
     try:
         from pyautoattack import AutoAttack  # noqa: PLC0415
     except ImportError:
@@ -26,7 +26,7 @@ def require() -> Any:
 
 
 def run_part(job: Job, name: str) -> Tensor:
-    """Run one member of STANDARD, PLUS or RAND."""
+    """Run one attack of STANDARD, PLUS or RAND. Returns x' [B, C, H, W]."""
     version, part = name.split("_")
     with torch.random.fork_rng(devices=[job.x.device] if job.x.is_cuda else []):
         suite = require()(
@@ -42,10 +42,10 @@ def run_part(job: Job, name: str) -> Tensor:
 
 
 def square_obstacle(setting: Setting) -> str:
-    """Why the official Square cannot start on images of this size; "" where it can.
+    """Why the official Square attack cannot start on images of this size; empty if it can.
 
-    Its L2 start tiles the image with squares of side H // 5, counted for the full image but placed from a margin on. It fails
-    where a square reaches over the edge.
+    In L2 it starts by tiling the image with squares of side H // 5. It counts them for the full image, but places the first one
+    after a margin. It fails if a square crosses the edge of the image.
     """
     _, height, width = setting.shape
     side = height // 5

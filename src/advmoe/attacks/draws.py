@@ -1,4 +1,4 @@
-"""Where an attack's random numbers come from."""
+"""The sources of an attack's random numbers."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -11,7 +11,7 @@ from advmoe import distributed
 
 
 def derive_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers; any change of any of them changes it."""
+    """One 63-bit seed from several numbers. If any of the numbers changes, so does the seed."""
     words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
     return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1, np.uint64)[0] >> 1)
 
@@ -20,22 +20,23 @@ class Draws(Protocol):
     """A source of noise shaped like a batch."""
 
     def uniform(self, x: Tensor) -> Tensor:
-        """Uniform in [-1, 1], of x's shape."""
+        """Uniform in [-1, 1], in the shape of x."""
         ...
 
     def normal(self, x: Tensor) -> Tensor:
-        """Standard normal, of x's shape."""
+        """Standard normal, in the shape of x."""
         ...
 
     def rows(self, index: Tensor) -> "Draws":
-        """The source for the images `index` [n] int64 of the batch alone. It shares its generators with this one."""
+        """The source for only the images `index` [n] int64 of the batch. It shares its generators with this one."""
         ...
 
 
 class BatchDraws:
-    """Noise from one generator for the whole batch, on its device: fast, for training.
+    """Noise from one generator for a full batch, drawn on the device of the batch. It is fast, and used in training.
 
-    Where several ranks share a batch, each draws the whole batch's and takes its rows: `batch` is the number of images on all.
+    If several ranks share a batch, set `batch` to the number of images on all ranks: each rank draws noise for all of them and
+    keeps the rows of its images.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -43,23 +44,23 @@ class BatchDraws:
         self.batch: int | None = None
 
     def uniform(self, x: Tensor) -> Tensor:
-        return self._own(x, self._empty(x).uniform_(-1, 1, generator=self.generator))
+        return self._local(self._empty(x).uniform_(-1, 1, generator=self.generator))
 
     def normal(self, x: Tensor) -> Tensor:
-        return self._own(x, self._empty(x).normal_(generator=self.generator))
+        return self._local(self._empty(x).normal_(generator=self.generator))
 
     def _empty(self, x: Tensor) -> Tensor:
         return torch.empty_like(x) if self.batch is None else x.new_empty(self.batch, *x.shape[1:])
 
-    def _own(self, x: Tensor, drawn: Tensor) -> Tensor:
-        return drawn if self.batch is None else drawn[distributed.local_rows(self.batch)]
+    def _local(self, noise: Tensor) -> Tensor:
+        return noise if self.batch is None else noise[distributed.local_rows(self.batch)]
 
     def rows(self, index: Tensor) -> "BatchDraws":
         return self
 
 
 class ImageDraws:
-    """Noise from one generator for each image, so that its noise does not depend on the other images of its batch."""
+    """Noise from one generator per image. The noise of an image does not depend on the other images of its batch."""
 
     def __init__(self, seed: int, images: Sequence[int]) -> None:
         self.generators = [torch.Generator().manual_seed(derive_seed(seed, image)) for image in images]

@@ -1,4 +1,4 @@
-"""GAMA-PGD: an ascent on the probability margin, guided at first by the distance from the clean probabilities.
+"""GAMA-PGD: an ascent on the probability margin. In the first steps the distance from the clean probabilities is added.
 
 Sriramanan et al. 2020 (Guided Adversarial Attack for Evaluating and Enhancing Adversarial Defenses), Algorithm 1.
 """
@@ -12,16 +12,16 @@ from advmoe.attacks.objectives import full, probability_margin
 from advmoe.attacks.pgd import Predict
 
 GUIDANCE = 50.0  # weight of the squared distance; it falls linearly to 0
-GUIDED = 0.25  # share of the steps in which it does
-DROPS = (0.6, 0.85)  # shares of the steps after which the step size falls by a factor of 10
+GUIDED = 0.25  # fraction of the steps over which it falls
+DROPS = (0.6, 0.85)  # fractions of the steps after which the step size is divided by 10
 
 
 @torch.no_grad()
 def gama(predict: Predict, x: Tensor, y: Tensor, epsilon: float, num_steps: int, draws: Draws) -> Tensor:
-    """x' [B, C, H, W] in the L-infinity ball of `epsilon` around x: an image's first misclassified point, else its last one.
+    """x' [B, C, H, W] in the L-infinity ball of `epsilon` around x: an image's first misclassified point, or its last point.
 
-    The loss is max_{j != y} p_j(x') - p_y(x') + w * |p(x') - p(x)|^2 with w from 50 down to 0. It starts at a random corner
-    of the ball; steps are 2 * epsilon, then a tenth, then a hundredth of that.
+    The loss is max_{j != y} p_j(x') - p_y(x') + w * |p(x') - p(x)|^2, where w falls from 50 to 0. The ascent starts at a random
+    corner of the ball. The step size is 2 * epsilon, then a tenth, then a hundredth of that.
     """
     clean = full(predict(x)).softmax(dim=1)
     x_adv = project(x + epsilon * draws.uniform(x).sign(), x, epsilon)

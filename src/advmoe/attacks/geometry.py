@@ -1,4 +1,7 @@
-"""The ball that an attack may move in: L-infinity or L2, cut with [0, 1]. Images are [B, C, H, W], distances in pixels."""
+"""The set of allowed images: the intersection of an L-infinity or L2 ball and [0, 1].
+
+Images are [B, C, H, W] with pixels in [0, 1]; distances are in the same unit.
+"""
 
 from math import prod
 from typing import get_args
@@ -12,15 +15,16 @@ from advmoe.errors import UserError, nearest
 
 
 def check_norm(norm: str) -> None:
-    """Raise a UserError unless `norm` is one of `Norm`: any other name would silently be taken for L-infinity."""
+    """Raises UserError if `norm` is not one of `Norm`. Without this check any other name would mean L-infinity."""
     if norm not in get_args(Norm):
         raise UserError(f"unknown norm '{norm}': {nearest(norm, list(get_args(Norm)))}")
 
 
 def project(x_adv: Tensor, x: Tensor, epsilon: float, norm: Norm = "Linf") -> Tensor:
-    """Point of the ball around x and of [0, 1]: the nearest one for Linf; for L2, shortened to the radius, then clamped.
+    """Project x_adv onto the ball around x and onto [0, 1].
 
-    `x` lies in [0, 1], so the clamp brings a point nearer to it and never out of the ball.
+    Linf: the nearest allowed point. L2: the change is scaled down to the radius, then the pixels are clamped. `x` is in [0, 1],
+    so clamping moves a point closer to x and never out of the ball.
     """
     if norm == "L2":
         change = x_adv - x
@@ -29,18 +33,21 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float, norm: Norm = "Linf") -> Te
 
 
 def ascent(gradient: Tensor, norm: Norm) -> Tensor:
-    """Steepest ascent of length 1: the gradient's sign (Linf), or the gradient over its length (L2). A zero one stays zero."""
+    """Direction of steepest ascent, of length 1: the gradient's sign (Linf), or the gradient divided by its L2 norm (L2).
+
+    A zero gradient stays zero.
+    """
     if norm == "L2":
         largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
-        scaled = gradient / torch.where(largest > 0, largest, 1)  # squares of a saturated network's gradient would underflow
-        return scaled / length(scaled).clamp_min(1)  # one entry is 1, so a gradient's length is at least that
+        scaled = gradient / torch.where(largest > 0, largest, 1)  # the squares of a tiny gradient would underflow
+        return scaled / length(scaled).clamp_min(1)  # the largest entry is 1, so the norm is at least 1
     return gradient.sign()
 
 
 def uniform_start(x: Tensor, epsilon: float, norm: Norm, draws: Draws) -> Tensor:
-    """A point drawn uniformly from the ball around x (not yet cut with [0, 1]).
+    """A point drawn uniformly from the ball around x, not yet clamped to [0, 1].
 
-    L2: a Gaussian's direction times epsilon * u^(1/d), u uniform in [0, 1], d = C*H*W.
+    L2: the direction of a Gaussian sample times epsilon * u^(1/d), with u uniform in [0, 1] and d = C*H*W.
     """
     if norm == "L2":
         direction = draws.normal(x)
@@ -50,6 +57,6 @@ def uniform_start(x: Tensor, epsilon: float, norm: Norm, draws: Draws) -> Tensor
 
 
 def length(change: Tensor) -> Tensor:
-    """L2 norm of each image's row: [B, 1, 1, 1]."""
+    """L2 norm of each image's change: [B, C, H, W] -> [B, 1, 1, 1]."""
     norm: Tensor = torch.linalg.vector_norm(change, dim=(1, 2, 3), keepdim=True)
     return norm

@@ -1,4 +1,4 @@
-"""What an attack is given: the images of one shard, the network, and the threat."""
+"""The input of an attack: the images of one shard, the network, and the threat model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from advmoe.config.choices import PATHWAY_BUDGET, Norm
 
 @dataclass(frozen=True)
 class Setting:
-    """The facts that decide whether an attack can run. `shape` is (C, H, W); `transfer`: there is a network to transfer from.
+    """What decides whether an attack can run. `shape` is (C, H, W); `transfer` says whether there is a network to transfer from.
 
-    `pathway_budget`: up to so many pathways, all are held; 0 holds none.
+    `pathway_budget`: the number of pathways up to which all are attacked; with 0, none is.
     """
 
     norm: Norm
@@ -28,10 +28,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Job:
-    """The images x [B, C, H, W] of one shard, with labels y [B], under attack.
+    """The images x [B, C, H, W] of one shard, with labels y [B], and the network to attack.
 
     `predict` is the frozen network, `images` the images' numbers in the test set, `epsilon` a distance in pixels of [0, 1].
-    `shard` seeds attacks that cannot draw noise for each image separately. Up to `pathway_budget` pathways, all are held.
+    `shard` seeds attacks that cannot draw noise for each image separately. `pathway_budget` is the number of pathways up to
+    which all are attacked.
     """
 
     predict: Any

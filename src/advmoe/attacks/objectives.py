@@ -1,6 +1,6 @@
-"""What an attack maximises: (logits [B, classes], target) -> [B]. Rows of `target` belong to rows of the logits.
+"""The objectives that attacks maximise: (logits [B, classes], target) -> [B], one value per image.
 
-For an untargeted objective `target` is the labels [B] int64, for a targeted one [B, 2] int64: label and target class.
+For an untargeted objective `target` is the labels [B] int64; for a targeted one it is [B, 2] int64, label and target class.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Objective = Callable[[Tensor, Tensor], Tensor]
 
 
 def full(x: Tensor) -> Tensor:
-    """`x` in float32 at least: no loss is computed in less."""
+    """`x` in float32, or in float64 if it already is. Losses are never computed in lower precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -28,15 +28,15 @@ def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
-    """KL(p || q) of reference log-probabilities log p [B, classes] and q = softmax(logits) (TRADES).
+    """KL(p || q) with `log_probs` = log p [B, classes] and q = softmax(logits) (Zhang et al. 2019, TRADES).
 
-    Log-probabilities on both sides: a probability that underflows to 0 gives 0, never a NaN.
+    Both are log-probabilities, so a probability that underflows to 0 gives 0, not NaN.
     """
     return F.kl_div(full(logits).log_softmax(dim=1), log_probs, reduction="none", log_target=True).sum(dim=1)
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other logit minus the label's: positive where the image is misclassified; labels [B] int64, 2 classes or more."""
+    """The largest other logit minus the label's. Positive if the image is misclassified. labels [B] int64; 2 classes or more."""
     logits = full(logits)
     others = logits.scatter(1, labels[:, None], -torch.inf)
     return others.max(dim=1).values - _of(logits, labels)
@@ -49,14 +49,15 @@ def targeted_margin(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Largest other probability minus the label's (Gao et al. 2020, PMA); labels [B] int64, 2 classes or more."""
+    """The largest other probability minus the label's (Gao et al. 2020, PMA); labels [B] int64; 2 classes or more."""
     return margin(full(logits).softmax(dim=1), labels)
 
 
 def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the logits over the distance of the two largest (Yamamura et al. 2022's scaling, held constant).
+    """Cross-entropy of the logits divided by the difference of the two largest ones (scaling of Yamamura et al. 2022).
 
-    However far apart the logits are, the softmax does not saturate, so the gradient does not vanish; labels [B] int64.
+    The divisor is a constant for the gradient. However far apart the logits are, the softmax does not saturate, so the gradient
+    does not vanish. labels [B] int64.
     """
     logits = full(logits)
     top = logits.detach().topk(2, dim=1).values
@@ -66,9 +67,10 @@ def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Difference of logits ratio, -(z_y - max_{i != y} z_i) / (z_1 - z_3), z_1 >= z_2 >= ... sorted (Croce & Hein 2020, eq. 6).
 
-    labels [B] int64. Needs 3 classes, and has no likeness for 2: whatever function of two logits ignores their shift and
-    scale is constant on either side of the decision boundary, so it has no gradient. There the denominator is 1, which
-    leaves the margin: rescaled logits change its values, but neither their order nor the direction of their gradient.
+    labels [B] int64. The formula needs 3 classes. For 2 classes there is no equivalent: a function of two logits that ignores
+    their shift and scale is constant on each side of the decision boundary, so its gradient is 0. With 2 classes the
+    denominator is therefore 1, and the loss is the margin. Rescaling the logits then changes the values of the loss, but neither
+    their order nor the direction of the gradient.
     """
     ranked = _ranked(logits)
     return _ratio(margin(logits, labels), ranked[:, 0] - ranked[:, 2]) if ranked.shape[1] > 2 else margin(logits, labels)
@@ -77,8 +79,8 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, target: Tensor) -> Tensor:
     """-(z_y - z_t) / (z_1 - (z_3 + z_4) / 2), z_1 >= z_2 >= ... sorted (Croce & Hein 2020, eq. 7).
 
-    target [B, 2] int64, label y and target class t. With 3 classes the last two stand in for z_3 and z_4: over z_1 - z_3
-    the loss towards the last class would be -1 everywhere. With 2 classes the denominator is 1 (see `dlr`).
+    target [B, 2] int64, label y and target class t. With 3 classes z_2 and z_3 replace z_3 and z_4: divided by z_1 - z_3, the
+    loss towards the last class would be -1 everywhere. With 2 classes the denominator is 1 (see `dlr`).
     """
     logits, ranked = full(logits), _ranked(logits)
     difference = _of(logits, target[:, 1]) - _of(logits, target[:, 0])
@@ -90,12 +92,12 @@ def _of(logits: Tensor, classes: Tensor) -> Tensor:
 
 
 def _ranked(logits: Tensor) -> Tensor:
-    """The four largest logits, or all where there are fewer, in falling order."""
+    """The four largest logits, or all if there are fewer, descending."""
     return full(logits).topk(min(4, logits.shape[1]), dim=1).values
 
 
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
-    """A spread of 0 means a difference of 0: equal logits give 0, and a gradient that still points the right way."""
+    """`difference` / `spread`. If the spread is 0, so is the difference: the ratio is 0, and its gradient has the right sign."""
     return difference / spread.clamp_min(1e-12)
 
 

@@ -1,7 +1,7 @@
-"""Attacks on the network held on one pathway after another, reachable or not.
+"""Attacks on the network with its routes fixed to one pathway after another, whether images can reach the pathway or not.
 
-Every adversarial image takes some pathway. So an image that survives attacks on all of them estimates from below what any
-attack on the routing could leave, as far as attacks on a fixed pathway are strong.
+Every adversarial image takes some pathway. If an image survives the attacks on all pathways, no attack on the routing can break
+it, as far as attacks on a fixed pathway are strong. The accuracy over all pathways is therefore an estimate from below.
 
 Shapes: B images, L choices, K pathways.
 """
@@ -24,10 +24,10 @@ from advmoe.attacks.rerouting import cheapest_changes
 from advmoe.attacks.surrogate import Routed, Search, route_of, surrogate_pgd, through_route
 from advmoe.moe import ForcedGate
 
-CHEAPEST, RANDOM = 3, 4  # over the budget: the clean pathway, so many cheapest changes of it, and so many random ones
+CHEAPEST, RANDOM = 3, 4  # above the budget: the clean pathway, this many of its cheapest changes, and this many random pathways
 SAMPLED = 1 + CHEAPEST + RANDOM
-Held = Callable[[Job, Tensor, int], Tensor]  # an attack on the network held on a route [B, L], its number
-STEPS = 40  # of APGD on each of its two losses; PGD from the clean image takes half
+Held = Callable[[Job, Tensor, int], Tensor]  # an attack on the network with a fixed route [B, L], and the route's number
+STEPS = 40  # of APGD on each of the two losses; PGD from the clean image takes half as many
 
 
 @torch.no_grad()
@@ -38,7 +38,10 @@ def num_pathways(model: Routed, x: Tensor) -> int:
 
 @torch.no_grad()
 def pathways(job: Job) -> Tensor:
-    """The pathways to hold each image on, [B, K, L]: all up to the budget, else the clean one, cheap changes, random ones."""
+    """The pathways to attack for each image, [B, K, L] int64.
+
+    All pathways if the budget allows; otherwise the clean one, its cheapest changes, and random ones.
+    """
     model, x = job.predict, job.x
     routings = model.forward_routed(x)[1]
     experts = [routing.logits.shape[1] for routing in routings]
@@ -54,10 +57,10 @@ def pathways(job: Job) -> Tensor:
 
 @torch.no_grad()
 def attack_pathways(job: Job) -> Tensor:
-    """x' that fool the network, or the network held on some pathway; an image leaves as soon as there is one.
+    """x' [B, C, H, W] that fool the network, or the network with a fixed pathway. An image is not attacked again once it is fooled.
 
-    Where the pathways are enumerated, each gets PGD from the clean image, then APGD on cross-entropy and on the difference of
-    logits ratio from random starts. Else each gets an ascent on cross-entropy and one on the margin.
+    If all pathways are attacked, each gets PGD from the clean image, then APGD on cross-entropy and on the difference of logits
+    ratio, both from random starts. Otherwise each gets one ascent on cross-entropy and one on the margin.
     """
     routes, x_adv = pathways(job), job.x.clone()
     rows = torch.arange(len(job.x), device=job.x.device)
@@ -81,7 +84,7 @@ def _pgd(job: Job, route: Tensor, number: int) -> Tensor:
 
 
 def _apgd(job: Job, route: Tensor, number: int, objective: Objective, stream: int) -> Tensor:
-    """On a pathway that all images share: APGD's batch shrinks, so that no route may belong to one row."""
+    """APGD on a pathway that all images share: its batch shrinks, so a route must not belong to a single row."""
     common = route[0]
 
     def predict(x: Tensor) -> Tensor:
@@ -100,13 +103,13 @@ _on_different = (partial(_ascent, objective=cross_entropy, stream=22), partial(_
 
 
 def held(model: Routed, route: Tensor) -> Predict:
-    """The network held on `route` [B, L]: logits of a batch of the same B images."""
+    """The network with its route fixed to `route` [B, L]: it returns the logits for a batch of the same B images."""
     return lambda x: model.forward_routed(x, ForcedGate(route))[0]
 
 
 @torch.no_grad()
 def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
-    """Which x' fool the network held on some of the pathways: [B] bool."""
+    """Which x' fool the network with any of the pathways fixed: [B] bool."""
     routes = pathways(job)
     broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     for number in range(routes.shape[1]):
@@ -116,12 +119,12 @@ def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
 
 
 def obstacle(setting: Setting) -> str:
-    """Why no pathway is held; "" where some are."""
+    """Why no pathway is attacked; empty if some are."""
     return "" if setting.pathway_budget else "the pathway budget is 0, so RA-worst is reported without RA-paths"
 
 
 def notice(pathways: int, budget: int) -> str:
-    """What is run instead where a network has more pathways than the budget; "" where it has not."""
+    """What is run instead if a network has more pathways than the budget; empty if it has not."""
     if not 0 < budget < pathways:
         return ""
     return (

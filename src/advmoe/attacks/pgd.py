@@ -18,7 +18,7 @@ Predict = Callable[[Tensor], Tensor]
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no parameter gradients inside; the previous state is restored at the end."""
+    """Inside the block, the model is in eval mode and its parameters get no gradients. Afterwards the old state is restored."""
     modes = {module: module.training for module in model.modules()}
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
@@ -37,7 +37,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
 class Pgd:
     """Settings of an attack: `epsilon` and `step_size` in pixels of [0, 1], as distances in `norm`.
 
-    `start`: "uniform" draws from the ball, "normal" adds 0.001 * N(0, 1) (TRADES), "none" starts at the image.
+    `start`: "uniform" draws a point from the ball, "normal" adds 0.001 * N(0, 1) to the image (TRADES), "none" starts at the image.
     """
 
     epsilon: float
@@ -52,10 +52,10 @@ class Pgd:
 
 
 def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
-    """Images in the ball around `x` [B, C, H, W] that raise `objective(predict(x'), target)`.
+    """Images [B, C, H, W] in the ball around `x` that maximise `objective(predict(x'), target)`.
 
-    `predict` maps pixels in [0, 1] to logits and should be frozen (`frozen(model)`). With several restarts, each
-    image keeps the end point with the highest objective. Projection happens outside the graph.
+    `predict` maps pixels in [0, 1] to logits and should be frozen (`frozen(model)`). With several restarts, each image keeps the
+    last point with the highest objective. The projection is not part of the autograd graph.
     """
     best = _ascend(predict, x, target, settings, draws, objective)
     if settings.restarts == 1:
@@ -72,7 +72,7 @@ def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws
 
 
 def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, classes], objective [B], and the gradient of its sum with respect to the images alone, from one pass."""
+    """Logits [B, classes], objective [B], and the gradient of its sum with respect to only the images, from one pass."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = predict(leaf)
@@ -82,7 +82,7 @@ def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> t
 
 
 def input_gradient(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> Tensor:
-    """Gradient of the summed objective with respect to the images alone."""
+    """The gradient [B, C, H, W] of the summed objective with respect to only the images."""
     return look(predict, x, target, objective)[2]
 
 
@@ -91,9 +91,9 @@ def pgd_points(
     predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, marks: Sequence[int],
     objective: Objective = cross_entropy,
 ) -> list[Tensor]:  # fmt: skip
-    """The points of one ascent after each number of steps in `marks`, in rising order.
+    """The points of one ascent after each number of steps in `marks`, which ascend.
 
-    With the same draws, the point after k steps is what `pgd` of k steps and one restart returns.
+    With the same draws, the point after k steps equals the result of `pgd` with k steps and one restart.
     """
     x_adv, points = project(_start(x, settings, draws), x, settings.epsilon, settings.norm), []
     for number in range(max(marks) + 1):

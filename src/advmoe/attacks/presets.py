@@ -1,4 +1,4 @@
-"""Which attacks an evaluation runs: presets by name, or a plan from listed attacks."""
+"""The attacks that an evaluation runs: presets by name, or a plan made from a list of attacks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +18,11 @@ ROUTING_BUDGET = "routing figures: 50 PGD passes for wrongly classified images t
 
 @dataclass(frozen=True)
 class Preset:
-    """`figures`: name -> attacks. Each figure has its own chain over every correctly classified image.
-    `survivors` run on what AutoAttack (or, without it, every figure) left standing. `checks`: run all self-checks.
+    """The attacks of an evaluation.
+
+    `figures`: name -> attacks. The attacks of a figure run one after another, each on the correctly classified images that the
+    earlier ones did not break. `survivors`: attacks on the images that AutoAttack, or without it all figures, did not break.
+    `checks`: run all self-checks.
     """
 
     figures: dict[str, tuple[str, ...]]
@@ -28,12 +31,12 @@ class Preset:
 
     @property
     def attacks(self) -> list[str]:
-        """Every attack, once, in the order in which they run."""
+        """All attacks, each once, in the order in which they run."""
         return list(dict.fromkeys(name for names in (*self.figures.values(), self.survivors) for name in names))
 
     @property
     def budget(self) -> str:
-        """The cost in words. A network that routes adds ROUTING_BUDGET."""
+        """The cost in words. For a network that routes, ROUTING_BUDGET comes on top."""
         chains = _passes([name for names in self.figures.values() for name in names])
         parts = [f"at most {chains} an image"] if chains else []
         if self.survivors:
@@ -41,7 +44,7 @@ class Preset:
         return "; ".join([*parts, *(["all self-checks"] if self.checks else [])])
 
     def passes(self, *, routed: bool, standing: float) -> float:
-        """Passes for a correctly classified image; `standing` is the share that all attacks but the first of a chain meet."""
+        """Passes per correctly classified image, if the later attacks of each figure run on a fraction `standing` of the images."""
         able = ("", "routing") if routed else ("",)
         chains = [
             sum(ATTACKS[name].passes * (1 if number == 0 else standing) for number, name in enumerate(names))
@@ -60,7 +63,7 @@ def _paths(names: Sequence[str]) -> list[int]:
 
 
 def _passes(names: Sequence[str]) -> str:
-    """'150 PGD and 100 APGD passes', in the order of the attacks; points of one PGD path cost what its last one does."""
+    """'150 PGD and 100 APGD passes', in the order of the attacks. The points of one PGD path cost as much as its last point."""
     totals: dict[str, int] = {"PGD": max(_paths(names))} if _paths(names) else {}
     for name in names:
         if ATTACKS[name].path:
@@ -95,7 +98,7 @@ FORMER_QUICK = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_qui
 
 
 def resolve(preset: str | Sequence[str]) -> Preset:
-    """The preset of that name, or a plan from listed attacks. Raises UserError on unknown names or a missing extra."""
+    """The preset of that name, or a plan made from a list of attacks. Raises UserError on unknown names or a missing extra."""
     chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
     if any(ATTACKS[name].kind.startswith("AutoAttack") for name in chosen.attacks):
         autoattack.require()
@@ -103,10 +106,10 @@ def resolve(preset: str | Sequence[str]) -> Preset:
 
 
 def plan(names: Sequence[str]) -> Preset:
-    """A preset from attack names: a PGD or AutoAttack name makes a figure, the other attacks run on survivors.
+    """A preset made from attack names. A PGD or AutoAttack name becomes a figure; the other attacks run on survivors.
 
-    `autoattack`, `autoattack_plus` and `autoattack_rand` stand for their members. Raises UserError on unknown names,
-    and on an empty list.
+    `autoattack`, `autoattack_plus` and `autoattack_rand` mean all their attacks. Raises UserError on unknown names and on an
+    empty list.
     """
     if not names:
         raise UserError("no attack is named: clean accuracy alone says nothing about robustness")

@@ -1,7 +1,7 @@
-"""The attacks that an evaluation can run, as data: what each needs, what it costs, its words, and how it runs.
+"""The attacks that an evaluation can run, as data: what each needs, what it costs, its description, and how it runs.
 
-A new attack is one entry of ATTACKS. The attack takes a Job and gives x' [B, C, H, W]; the evaluation decides on the true
-network, in float32, which of them fool it.
+A new attack is one entry of ATTACKS. An attack takes a Job and returns x' [B, C, H, W]. The evaluation then runs the true
+network on x', in float32, and decides which of them fool it.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,12 +38,15 @@ Kind = Literal["PGD", "APGD", "AutoAttack", "AutoAttack plus", "AutoAttack rand"
 class Attack:
     """One attack.
 
-    `run` maps a Job to x'. `words` say in a line what it does. `passes` are its forward and backward passes for one image of ten
-    classes at most, a forward pass alone counted as a third. `needs` is "routing" or "transfer" where the attack makes no sense
-    without. `norms` are those it is written for, `min_classes` is the least number of classes, and `obstacle_of` gives any
-    further reason why it cannot run. `path` is not 0 for PGD of so many steps: such attacks share one path of iterates. `held`
-    tells which x' fool the network held on some pathway, where the attack holds it.
-    Whoever changes what an attack does raises its `version`: stored results of another version are run again.
+    - `run` maps a Job to x' [B, C, H, W].
+    - `words`: what it does, in one line.
+    - `passes`: its forward and backward passes for one image, with ten classes at most; a forward pass alone counts as a third.
+    - `needs`: "routing" or "transfer" if the attack needs a network that routes, or a network to transfer from.
+    - `norms`: the norms that it supports. `min_classes`: the smallest number of classes.
+    - `obstacle_of` returns any other reason why it cannot run.
+    - `path`: the number of steps, for plain PGD; 0 otherwise. These attacks share one path of iterates.
+    - `held` returns which x' fool the network with a fixed pathway, for an attack that fixes pathways.
+    - `version`: raise it when you change what the attack does. Stored results of another version are computed again.
     """
 
     run: Callable[[Job], Tensor]
@@ -59,7 +62,7 @@ class Attack:
     version: int = 1
 
     def obstacle(self, setting: Setting) -> str:
-        """Why the attack cannot run; "" where it can."""
+        """Why the attack cannot run; empty if it can."""
         if self.needs == "routing" and not setting.routed:
             return "the network does not route, so the attacks on a plain network are run alone"
         if setting.norm not in self.norms:
@@ -72,7 +75,7 @@ class Attack:
 
 
 def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
-    """PGD on cross-entropy, step epsilon / 4, random start; of several restarts the first that fools counts."""
+    """PGD on cross-entropy with step size epsilon / 4 and a random start. Of several restarts the first that fools counts."""
     settings, draws = Pgd(job.epsilon, job.epsilon / 4, steps, norm=job.norm), job.draws(0)
     best = pgd(job.predict, job.x, job.y, settings, draws)
     for _ in range(restarts - 1):
@@ -83,7 +86,7 @@ def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
 
 
 def follow_path(job: Job, steps: Sequence[int]) -> list[Tensor]:
-    """What PGD (`run_pgd`) of each number of steps returns, from one ascent; `steps` in rising order."""
+    """The results of `run_pgd` for each number of steps, from one ascent. `steps` ascend."""
     settings = Pgd(job.epsilon, job.epsilon / 4, steps[-1], norm=job.norm)
     return pgd_points(job.predict, job.x, job.y, settings, job.draws(0), steps)
 
@@ -94,18 +97,18 @@ def run_apgd(job: Job, objective: Objective, stream: int, steps: int = 100) -> T
 
 
 def run_targeted_apgd(job: Job, objective: Objective, stream: int, steps: int = 100, targets: int = 9) -> Tensor:
-    """APGD on a targeted objective, towards the likeliest `targets` wrong classes one after another."""
+    """APGD on a targeted objective, towards the `targets` most likely wrong classes one after another."""
     settings, wrong = Apgd(job.epsilon, steps, norm=job.norm), job.num_classes - 1
     return targeted_apgd(job.predict, job.x, job.y, settings, job.draws(stream), min(targets, wrong), objective)
 
 
 def run_reroute(job: Job, beam: Beam, steps: int) -> Tensor:
-    """Drive to other pathways, cheapest first, and attack through them."""
+    """Move images to other pathways, cheapest first, and attack them there (`advmoe.attacks.rerouting`)."""
     return reroute(job.predict, job.x, job.y, Search(job.epsilon, steps), beam, job.draws(4))
 
 
 def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps: int = 50) -> Tensor:
-    """One ascent through a surrogate."""
+    """One ascent on a surrogate (`advmoe.attacks.surrogate`)."""
     return surrogate_pgd(job.predict, make(job), job.x, job.y, Search(job.epsilon, steps), job.draws(5, stream))
 
 
@@ -115,17 +118,17 @@ def gate(kind: Any, temperature: float, objective: Objective = cross_entropy) ->
 
 
 def routing_margin(weight: float) -> Callable[[Job], Surrogate]:
-    """Cross-entropy and the margin of the clean route."""
+    """Cross-entropy plus `weight` times the routers' margin in favour of the clean route."""
     return lambda job: surrogate.with_routing_margin(job.predict, _clean_route(job), weight)
 
 
 def held_route(job: Job) -> Surrogate:
-    """The network held on the clean route."""
+    """The network with its route fixed to the clean one."""
     return surrogate.through_route(job.predict, _clean_route(job))
 
 
 def second_route(job: Job) -> Surrogate:
-    """The network held on every router's second choice."""
+    """The network with its route fixed to every router's second choice."""
     with torch.no_grad():
         _, routings = job.predict.forward_routed(job.x)
     second = [routing.logits.topk(min(2, routing.logits.shape[1]), dim=1).indices[:, -1] for routing in routings]
@@ -171,7 +174,7 @@ def _autoattack(name: str) -> Attack:
 
 
 def run_through_gate(job: Job, kind: Any, stream: int) -> Tensor:
-    """APGD on the targeted DLR towards every wrong class through another gate; the hard gate judges."""
+    """APGD on the targeted DLR towards every wrong class through another gate. The hard gate decides what is misclassified."""
     return targeted_apgd(
         lambda x: job.predict.forward_routed(x, make_gate(kind))[0], job.x, job.y, Apgd(job.epsilon, 40), job.draws(stream),
         job.num_classes - 1, judge=job.predict,
@@ -188,7 +191,7 @@ def _surrogate(words: str, make: Callable[[Job], Surrogate], stream: int) -> Att
 
 
 def _reroute(words: str, beam: Beam, steps: int) -> Attack:
-    """Its passes are those of 16 layers of two experts."""
+    """The entry of a rerouting attack. Its passes are counted for 16 layers of two experts."""
     probes = 16 // 3 + 2 * beam.singles * (PROBE_STEPS + 1)
     run = partial(run_reroute, beam=beam, steps=steps)
     return Attack(

@@ -1,9 +1,10 @@
-"""The route-aware attack: drive the routers to another pathway, then attack through it.
+"""The route-aware attack: move an image to another pathway, then attack it there.
 
-For each image the single changes of its pathway are ordered in two ways: by how little perturbation they should need (first
-order: the router's margin over the L1 norm of its gradient), and by how far the class margin rises behind them. The first
-ones of both orders are tried in turn, and the most promising are combined by beam search. With L layers and N experts that is
-at most L * (N - 1) gradients and forward passes, and `budget` ascents, never a walk over N^L pathways.
+A change replaces one layer's expert in an image's pathway. The changes of each image are ranked in two ways: by the perturbation
+that they need (first-order estimate: the router's margin divided by the L1 norm of its gradient), and by the class margin after
+the change. The first changes of both rankings are tried in turn, and the most promising ones are combined by beam search. With L
+layers and N experts this takes at most L * (N - 1) gradients and forward passes, and `budget` ascents; it does not try all N^L
+pathways.
 
 Shapes: B images, L MoE layers, N experts, R candidate changes an image.
 """
@@ -20,14 +21,15 @@ from advmoe.attacks.objectives import margin
 from advmoe.attacks.surrogate import Routed, Search, margins, route_of
 from advmoe.moe import HARD, ForcedGate, Routing
 
-HOLD = 0.05  # a router's margin is pushed up to this before the experts are attacked
-WEIGHT = 10.0  # of the routers' hinge against the class margin
-PROBE_STEPS = 3  # with which the class margin behind a change is estimated
+HOLD = 0.05  # the hinge loss raises a router's margin up to this value
+WEIGHT = 10.0  # of the routers' hinge loss relative to the class margin
+PROBE_STEPS = 3  # steps of the attack that estimates the class margin after a change
 
 
 @dataclass(frozen=True)
 class Beam:
-    """`singles`: changes tried alone; then `depth` - 1 rounds combine the best `width` with `branches` further ones."""
+    """Settings of the search: `singles` changes are tried alone. Then `depth` - 1 rounds extend the best `width` pathways, each by
+    `branches` further changes."""
 
     singles: int = 4
     width: int = 2
@@ -36,35 +38,35 @@ class Beam:
 
     @property
     def budget(self) -> int:
-        """Ascents per image at most, each of two forward passes more than it has steps."""
+        """The largest number of ascents per image. Each has two more forward passes than steps."""
         return self.singles + (self.depth - 1) * self.width * self.branches
 
 
 @torch.no_grad()
 def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, draws: Draws) -> Tensor:
-    """x' [B, C, H, W] in the L-infinity ball: a point that fools the network over another pathway where one was found,
-    else the image itself. `model` should be frozen.
+    """x' [B, C, H, W] in the L-infinity ball: a point that fools the network on another pathway, or the image itself if the
+    search finds none. x [B, C, H, W], y [B] int64. `model` should be frozen.
     """
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
     cheap = cheapest_changes(model, x)
     changes = in_turn(cheap, weakest_changes(model, x, y, cheap, search.epsilon, 2 * beam.singles))
-    found = _Found(x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
+    results = _Results(x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
     states = [
-        _attempt(model, x, y, _with_change(free, changes, number), start, search, found)
+        _attempt(model, x, y, _with_change(free, changes, number), start, search, results)
         for number in range(min(beam.singles, changes.shape[1]))
     ]
     for _ in range(1, beam.depth if states else 1):
         states = [
-            _attempt(model, x, y, _with_change(state.route, changes, branch), state.x_adv, search, found)
+            _attempt(model, x, y, _with_change(state.route, changes, branch), state.x_adv, search, results)
             for state in _best(states, beam.width)
             for branch in range(min(beam.branches, changes.shape[1]))
         ]
-    return found.x_adv
+    return results.x_adv
 
 
 def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
-    """(layer, expert) pairs [B, R, 2] that an image does not take now, cheapest to reach first; R = sum of (N - 1)."""
+    """The changes of each image: (layer, expert) pairs [B, R, 2] int64, cheapest first. R is the sum of N - 1 over the layers."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         _, routings = model.forward_routed(leaf, HARD)
@@ -75,16 +77,16 @@ def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
                 pairs.append((layer, expert))
     if not costs:
         return torch.zeros(len(x), 0, 2, dtype=torch.long, device=x.device)
-    others = len(costs) - len(routings)  # a layer's own expert costs infinity and comes last
+    others = len(costs) - len(routings)  # the cost of a layer's current expert is infinite, so it comes last
     order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)[:, :others]
     return torch.tensor(pairs, device=x.device)[order]
 
 
 def weakest_changes(model: Routed, x: Tensor, y: Tensor, changes: Tensor, epsilon: float, probes: int) -> Tensor:
-    """`changes` [B, R, 2] by the class margin behind them, highest first.
+    """`changes` [B, R, 2] sorted by the class margin after the change, highest first.
 
-    The margin is taken with the change forced: at the image for all changes, and for the first `probes` of these after a few
-    steps with the change held.
+    The margin is computed with the change forced: at the image for all changes, and for the best `probes` of them also after a
+    few steps of an attack.
     """
     if not changes.shape[1]:
         return changes
@@ -96,12 +98,12 @@ def weakest_changes(model: Routed, x: Tensor, y: Tensor, changes: Tensor, epsilo
     for number in range(min(probes, changes.shape[1])):
         route = free.scatter(1, changes[:, number, :1], changes[:, number, 1:])
         values[:, number] = torch.maximum(values[:, number], _margin_behind(model, x, y, route, epsilon))
-    values[:, probes:] -= 1e6  # what was not probed stays behind
+    values[:, probes:] -= 1e6  # changes without a probe come last
     return _reordered(changes, values)
 
 
 def in_turn(first: Tensor, second: Tensor) -> Tensor:
-    """Two orders of the same pairs [B, R, 2] as one: the best of the first, the best other one of the second, and so on."""
+    """Two orders of the same pairs [B, R, 2] merged in turn: the best pair of the first, the best other pair of the second, ..."""
     same = (first[:, :, None] == second[:, None]).all(dim=3)  # [B, R, R]
     rank = torch.arange(first.shape[1], device=first.device)
     rank_in_second = (same * rank).sum(dim=2)
@@ -120,7 +122,7 @@ def _forced_margin(model: Routed, x: Tensor, y: Tensor, route: Tensor) -> Tensor
 
 
 def _margin_behind(model: Routed, x: Tensor, y: Tensor, route: Tensor, epsilon: float) -> Tensor:
-    """The class margin after a few steps on the network held on `route`."""
+    """The class margin [B] after a few steps of an attack on the network with its route fixed to `route` [B, L]."""
     z = x
     for _ in range(PROBE_STEPS):
         with torch.enable_grad():
@@ -131,10 +133,10 @@ def _margin_behind(model: Routed, x: Tensor, y: Tensor, route: Tensor, epsilon: 
 
 
 def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
-    """First-order L-infinity distance to the point where `expert` is chosen; infinite where it is already."""
+    """First-order estimate [B] of the L-infinity distance to a point where `expert` is chosen; infinite if it is chosen already."""
     gap = routing.logits.gather(1, routing.experts[:, None])[:, 0] - routing.logits[:, expert]
     slope = torch.zeros_like(gap)
-    if gap.requires_grad:  # else the router is cut off from the image
+    if gap.requires_grad:  # if not, the router does not depend on the image
         (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True, materialize_grads=True)
         slope = gradient.flatten(1).abs().sum(dim=1)
     distance = gap.detach() / slope.detach().clamp(min=1e-12)
@@ -142,8 +144,8 @@ def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
 
 
 @dataclass
-class _Found:
-    """The best points so far, and which images are fooled; shared by all attempts on a batch."""
+class _Results:
+    """The points that fool the network so far (else the clean images), and which images are fooled. All attempts share it."""
 
     x_adv: Tensor
     fooled: Tensor
@@ -151,51 +153,51 @@ class _Found:
 
 @dataclass
 class _State:
-    """One pathway's attempt: its route, its last point, and the highest loss seen while routed there ([B])."""
+    """The attempt on one pathway: its route [B, L], its last point, and the highest loss [B] while images took the route."""
 
     route: Tensor
     x_adv: Tensor
     loss: Tensor
 
 
-def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, search: Search, found: _Found) -> _State:
-    """Drive to `route` [B, L] (-1: free) and attack through it; images already fooled are left out.
+def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, search: Search, results: _Results) -> _State:
+    """Move images to `route` [B, L] (-1: any expert) and attack them there. Images that are fooled already are skipped.
 
-    While the routers agree with a forced route, the forced pass and the true one are the same computation, so a wrong
-    class there fools the true network.
+    If the routers choose the forced route, the forced pass and the true pass are the same computation. A wrong class there
+    therefore fools the true network.
     """
     state = _State(route, start.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
     for number in range(search.num_steps + 1):
-        rows = (~found.fooled).nonzero()[:, 0]
+        rows = (~results.fooled).nonzero()[:, 0]
         if len(rows) == 0:
             break
         gradient, logits, routed, loss = _look(model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps)
         better = routed & (loss > state.loss[rows])
         state.loss[rows[better]] = loss[better]
         fooled = routed & (logits.argmax(dim=1) != y[rows])
-        found.x_adv[rows[fooled]] = state.x_adv[rows[fooled]]
-        found.fooled[rows[fooled]] = True
+        results.x_adv[rows[fooled]] = state.x_adv[rows[fooled]]
+        results.fooled[rows[fooled]] = True
         if number < search.num_steps:
             moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)
-            state.x_adv[rows] = torch.where(found.fooled[rows][:, None, None, None], state.x_adv[rows], moved)
-    _count_strays(model, y, state, found)
+            state.x_adv[rows] = torch.where(results.fooled[rows][:, None, None, None], state.x_adv[rows], moved)
+    _add_fooled_off_route(model, y, state, results)
     return state
 
 
-def _count_strays(model: Routed, y: Tensor, state: _State, found: _Found) -> None:
-    """An end point that left its route may fool the true network over a third one."""
-    rows = (~found.fooled).nonzero()[:, 0]
+def _add_fooled_off_route(model: Routed, y: Tensor, state: _State, results: _Results) -> None:
+    """Add last points that do not take the forced route but fool the true network on another one."""
+    rows = (~results.fooled).nonzero()[:, 0]
     if len(rows):
         rows = rows[model(state.x_adv[rows]).argmax(dim=1) != y[rows]]
-        found.x_adv[rows] = state.x_adv[rows]
-        found.fooled[rows] = True
+        results.x_adv[rows] = state.x_adv[rows]
+        results.fooled[rows] = True
 
 
 def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradient of class margin and routers' hinge, logits on the route, whether the routers take it, the class margin.
+    """The gradient of the loss, the logits on the route, whether the routers choose the route [B], and the class margin [B].
 
-    The routers come first. The class margin counts in full once the route is taken, and before with a weight `share` that rises
-    from 0 to 1 along the ascent: a joint attack whose trade-off is annealed.
+    The loss is the class margin minus WEIGHT times the routers' hinge loss. Before an image takes the route, its class margin
+    has the weight `share`, which rises from 0 to 1 over the ascent; after that, the weight is 1.
     """
     with torch.enable_grad():
         leaf = x_adv.detach().requires_grad_(True)
@@ -208,7 +210,7 @@ def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor, share: float) 
 
 
 def _with_change(route: Tensor, changes: Tensor, number: int) -> Tensor:
-    """`route` with one more change: number `number` of those new to it, cheapest first, and layers left free before others."""
+    """`route` with one more change: number `number` of the changes that are not in it, those of unforced layers first."""
     layers, experts = changes.unbind(dim=2)
     now = route.gather(1, layers)
     order = ((now >= 0).int() + (now == experts).int()).argsort(dim=1, stable=True)[:, number, None]

@@ -1,7 +1,7 @@
-"""Attacks through a differentiable stand-in, each point checked on the true network.
+"""Attacks that follow the gradient of a differentiable surrogate. The true network decides whether a point fools it.
 
-Hard routing hides gradients: the route is an argmax. A surrogate (another gate, a forced route, a loss that pushes the
-routers, another network) shows them; whether a point fools is always decided by the true network.
+Hard routing hides gradients: the route is an argmax. A surrogate has them: another gate, a forced route, a loss on the routers'
+margins, or another network.
 
 Shapes: B images, L MoE layers, N experts.
 """
@@ -23,10 +23,10 @@ from advmoe.moe import HARD, ForcedGate, Gate, Routing
 
 
 class Routed(Protocol):
-    """What a network must offer to be attacked on its routing: logits, and logits with the routes under any Gate.
+    """The interface of a network whose routing can be attacked: logits, and logits with the routes under any Gate.
 
-    `forward_routed` returns one Routing for each layer that routes, in order; it honours `hard`, `straight_through`,
-    `soft` and `forced` gates (`forced` with -1 leaving a layer to its router) and leaves no state behind.
+    `forward_routed` returns one Routing for each layer that routes, in order. It supports `hard`, `straight_through`, `soft` and
+    `forced` gates (in a forced route, -1 lets the layer's router choose) and stores no state.
     """
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -34,13 +34,13 @@ class Routed(Protocol):
         ...
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Sequence[Routing]]:
-        """Logits [B, classes] and each routing layer's decision."""
+        """Logits [B, classes], and the Routing of each layer that routes."""
         ...
 
 
 @dataclass(frozen=True)
 class Search:
-    """Budget of one ascent: steps start at `epsilon` / 2 and shrink to a fiftieth of that (cosine)."""
+    """Settings of one ascent. The step size starts at `epsilon` / 2 and falls to a fiftieth of that along a cosine."""
 
     epsilon: float
     num_steps: int
@@ -50,16 +50,16 @@ class Search:
         return self.epsilon * (0.01 + 0.49 * 0.5 * (1 + math.cos(math.pi * number / self.num_steps)))
 
 
-Surrogate = Callable[[Tensor, Tensor, Tensor], Tensor]  # pixels, labels, rows of the batch [B] -> what to raise, [B]
+Surrogate = Callable[[Tensor, Tensor, Tensor], Tensor]  # pixels, labels, rows of the batch [B] -> the value to maximise [B]
 
 
 @torch.no_grad()
 def surrogate_pgd(
     predict: Predict, surrogate: Surrogate, x: Tensor, y: Tensor, search: Search, draws: Draws, start: Tensor | None = None
 ) -> Tensor:
-    """Raise `surrogate` from a random start (or `start`); an image stops at its first point that fools `predict`.
+    """Maximise `surrogate` from a random point or from `start`. An image stops at its first point that fools `predict`.
 
-    x [B, C, H, W], y [B] -> x' [B, C, H, W] in the L-infinity ball: the fooling point, else the last one.
+    x [B, C, H, W], y [B] -> x' [B, C, H, W] in the L-infinity ball: the first point that fools, or the last point.
     """
     noise = x + search.epsilon * draws.uniform(x)
     x_adv = project(noise if start is None else start, x, search.epsilon)
@@ -95,7 +95,7 @@ def through_gate(model: Routed, gate: Gate, objective: Objective = cross_entropy
 
 
 def through_network(predict: Predict) -> Surrogate:
-    """Cross-entropy of another network: transfer."""
+    """Cross-entropy of another network, for a transfer attack."""
 
     def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         return F.cross_entropy(predict(x).float(), y, reduction="none")
@@ -104,7 +104,7 @@ def through_network(predict: Predict) -> Surrogate:
 
 
 def through_route(model: Routed, route: Tensor, objective: Objective = cross_entropy) -> Surrogate:
-    """An objective of the network held on `route` [B, L]: attacks the experts as if the routers were fixed."""
+    """An objective of the network with its route fixed to `route` [B, L]: only the experts are attacked."""
 
     def value(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         return objective(model.forward_routed(x, ForcedGate(route[rows]))[0], y)
@@ -113,7 +113,10 @@ def through_route(model: Routed, route: Tensor, objective: Objective = cross_ent
 
 
 def with_routing_margin(model: Routed, route: Tensor, weight: float) -> Surrogate:
-    """CE + weight * mean margin of `route` [B, L] over the layers with a choice: weights above 0 keep it, below 0 leave it."""
+    """CE + weight * mean margin of `route` [B, L] over the layers with more than one expert.
+
+    A positive weight keeps images on the route; a negative one moves them away from it.
+    """
 
     def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         logits, routings = model.forward_routed(x, HARD)
@@ -126,9 +129,9 @@ def with_routing_margin(model: Routed, route: Tensor, weight: float) -> Surrogat
 
 
 def margins(routings: Sequence[Routing], route: Tensor) -> Tensor:
-    """How far each layer's router is in favour of `route`: its logit minus the best other one, [B, L] float32.
+    """Each router's margin in favour of `route` [B, L]: the logit of the route's expert minus the largest other one.
 
-    Layers left free (-1) and layers of one expert give +inf.
+    [B, L] float32. The margin is +inf for layers without a forced expert (-1) and for layers of one expert.
     """
     return torch.stack([_margin(routing.logits, route[:, layer]) for layer, routing in enumerate(routings)], dim=1)
 
@@ -137,9 +140,9 @@ def _margin(logits: Tensor, expert: Tensor) -> Tensor:
     if logits.shape[1] == 1:
         return torch.full_like(logits[:, 0], torch.inf)
     index = expert.clamp(min=0)[:, None]
-    own = logits.gather(1, index)[:, 0]
+    chosen = logits.gather(1, index)[:, 0]
     other = logits.scatter(1, index, -torch.inf).amax(dim=1)
-    return torch.where(expert < 0, torch.inf, own - other)
+    return torch.where(expert < 0, torch.inf, chosen - other)
 
 
 def route_of(routings: Sequence[Routing]) -> Tensor:

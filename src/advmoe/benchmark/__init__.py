@@ -1,1 +1,1 @@
-"""Is the system as fast as its cost says? Everything that measures it: suites, one runner, one type of row."""
+"""Benchmarks, which show whether the system is as fast as its cost suggests: suites, one runner, one type of row."""

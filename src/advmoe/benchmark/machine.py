@@ -1,4 +1,4 @@
-"""What measured numbers depend on: processor, memory, versions."""
+"""The machine that measurements depend on: processor, memory, versions."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ LIBRARIES = ("torch", "numpy", "pillow", "onnxruntime", "triton")
 
 
 class Host(Hardware):
-    """The machine with its software; `memory` in bytes."""
+    """The machine with its software. `memory` is in bytes."""
 
     memory: int | None
     platform: str
@@ -20,13 +20,13 @@ class Host(Hardware):
 
 
 class Machine(Host):
-    """What measured numbers depend on; `libraries` has the versions of those that matter."""
+    """The machine, and the versions of the `libraries` that affect measurements."""
 
     libraries: dict[str, str]
 
     @classmethod
     def here(cls) -> "Machine":
-        """This machine, with the versions of the libraries that matter."""
+        """This machine, with the versions of the libraries."""
         origin = provenance()
         return cls(
             **origin.hardware.model_dump(), memory=_memory(), platform=platform.platform(), advmoe=origin.advmoe,

@@ -1,4 +1,4 @@
-"""Peak memory of training iterations, each configuration in a fresh process: no other run's memory is reused there."""
+"""Peak memory of training iterations. Each configuration runs in a new process, which cannot reuse memory of another run."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ from advmoe.config import RunConfig, StoredConfig
 from advmoe.errors import UserError
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-ITERATIONS = 2  # the optimizer's memory is allocated in the first one
+ITERATIONS = 2  # the optimizer allocates its memory in the first one
 
 
 class ProbeTask(BaseModel):
@@ -28,19 +28,22 @@ class ProbeTask(BaseModel):
 
 
 class Probe(BaseModel):
-    """`memory` is the peak in bytes above what was held before the first iteration; `seconds` is the median of the later ones."""
+    """`memory`: peak in bytes above the memory before the first iteration. `seconds`: median time of the later iterations."""
 
     memory: int
     seconds: float
 
 
 def measurable(device: torch.device) -> bool:
-    """Whether the peak can be read here: on Linux, and on CUDA."""
+    """Whether peak memory can be measured on `device`: on Linux, and on CUDA."""
     return device.type == "cuda" or PEAK.exists()
 
 
 def probe(config: RunConfig, side: int, device: torch.device, iterations: int = ITERATIONS) -> Probe:
-    """Measure iterations of `config` on random images of `side` in a fresh process. Raises UserError where that process fails."""
+    """Measure iterations of `config` on random images of height and width `side` in a new process.
+
+    Raises UserError if that process fails.
+    """
     threads = torch.get_num_threads()
     task = ProbeTask(config=config, side=side, device=str(device), iterations=iterations, threads=threads)
     try:
@@ -52,7 +55,7 @@ def probe(config: RunConfig, side: int, device: torch.device, iterations: int = 
 
 
 def probe_here(task: ProbeTask) -> Iterator[Probe]:
-    """What the fresh process does."""
+    """The code that runs in the new process."""
     device = torch.device(task.device)
     torch.set_num_threads(task.threads)
     step = iteration(task.config, task.side, device)
@@ -62,13 +65,13 @@ def probe_here(task: ProbeTask) -> Iterator[Probe]:
 
 
 def peak(call: Callable[[], object], device: torch.device) -> int:
-    """Bytes that `call` holds at its peak above what is held before it. On the CPU these are the process's resident pages."""
+    """The peak memory of `call` in bytes, above the memory before it. On the CPU this is the resident memory of the process."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         call()
         return torch.cuda.max_memory_allocated(device) - before
-    PEAK.write_text("5")  # resets the peak to what is resident now
+    PEAK.write_text("5")  # sets the peak to the current resident memory
     before = _resident("VmRSS")
     call()
     return _resident("VmHWM") - before

@@ -1,4 +1,4 @@
-"""A network whose hard router hides gradients on purpose: attacks that follow gradients alone overrate it.
+"""A network whose hard router hides gradients on purpose. Attacks that only follow gradients overestimate its robustness.
 
 Shapes: B images, N experts, K classes.
 """
@@ -22,7 +22,7 @@ def images() -> Splits:
 
 
 def small_cnn(width: int = 8, classes: int = 10) -> nn.Sequential:
-    """[B, 1, 28, 28] -> [B, K]."""
+    """A CNN of two convolutions for images [B, 1, 28, 28] -> [B, K]."""
     return nn.Sequential(
         nn.Conv2d(1, width, 4, stride=2, padding=1), nn.ReLU(),
         nn.Conv2d(width, 2 * width, 4, stride=2, padding=1), nn.ReLU(),
@@ -40,7 +40,7 @@ class Planted(nn.Module):
         self.experts = nn.ModuleList(small_cnn(width, classes) for _ in range(experts))
 
     def routing_logits(self, x: Tensor) -> Tensor:
-        """The router's [B, N]."""
+        """The logits of the router, [B, N]."""
         logits: Tensor = self.router(self.features(x))
         return logits
 
@@ -48,7 +48,7 @@ class Planted(nn.Module):
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
-        """Class logits [B, K] and the one layer's decision."""
+        """Logits [B, K], and the Routing of the router."""
         routing = self.routing_logits(x)
         weights = gate.weights(routing, 0)
         if isinstance(weights, OneHot | Mixed):
@@ -61,7 +61,7 @@ class Planted(nn.Module):
         return mixed, [Routing(routing, weights.experts)]
 
     def _dispatch(self, x: Tensor, experts: Tensor) -> Tensor:
-        """Every image through its own expert alone."""
+        """Run each image through only its expert."""
         groups = [(experts == number).nonzero()[:, 0] for number in range(len(self.experts))]
         parts = [expert(x[rows]) for expert, rows in zip(self.experts, groups, strict=True)]
         return torch.cat(parts)[torch.cat(groups).argsort()]

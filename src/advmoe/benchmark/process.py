@@ -1,8 +1,8 @@
-"""Measure in a fresh process: no other variant's memory is reused, and a crash or a hang takes nothing else along.
+"""Measure in a new process. It cannot reuse memory of another variant, and a crash or a hang affects no other measurement.
 
     python -m advmoe.benchmark.process MODULE:FUNCTION < task.json
 
-FUNCTION takes one pydantic model, its task, and yields pydantic models, its results: one line of JSON each.
+FUNCTION takes its task, a pydantic model, and yields its results, pydantic models. Each result is printed as one line of JSON.
 """
 
 import importlib
@@ -22,15 +22,15 @@ Result = TypeVar("Result", bound=BaseModel)
 
 
 class ProcessFailed(RuntimeError):
-    """A process crashed, or took too long."""
+    """A process failed, or took too long."""
 
 
 def separately(
     function: Callable[[Task], Iterable[Result]], task: Task, result: type[Result], seconds: float | None = None
 ) -> Iterator[Result]:
-    """Yield the results of `function(task)` as they come from a fresh process.
+    """Run `function(task)` in a new process, and yield its results as they arrive.
 
-    Raises ProcessFailed after the last result where the process fails, or runs for more than `seconds`.
+    Raises ProcessFailed after the last result if the process fails, or runs for more than `seconds`.
     """
     command = [sys.executable, "-m", __name__, f"{function.__module__}:{function.__name__}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -49,7 +49,7 @@ def separately(
             process.stdin.write(task.model_dump_json())
             process.stdin.close()
             for line in process.stdout:
-                if line.endswith("\n"):  # a process that dies may leave half a line
+                if line.endswith("\n"):  # the last line is incomplete if the process is killed
                     yield result.model_validate_json(line)
             status = process.wait()
         finally:
@@ -62,7 +62,7 @@ def separately(
 
 
 def main() -> None:
-    """Run one function in this process. What libraries print goes to stderr, so that stdout has results alone."""
+    """Run one function in this process. Output of libraries goes to stderr, so that stdout contains only results."""
     keep_freed_memory()
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

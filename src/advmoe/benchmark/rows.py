@@ -1,4 +1,4 @@
-"""The one row that every suite yields: one number, its spread, and its target if it has one. And the file that keeps the rows."""
+"""The row type of all suites (a number, its spread, and its target if it has one), and the file that contains the rows."""
 
 import operator
 import shlex
@@ -20,9 +20,9 @@ Ratio = tuple[str, str, str | None]  # numerator, denominator, target such as ">
 class Row(BaseModel):
     """One measured number, or the reason why there is none.
 
-    `case` is what the rows of one comparison share ("ResNet-18, batch 64"), `what` is the variant or the ratio ("dense / MoE").
-    `unit` is "ratio", "exponent", "s", "ms", "min", "bytes", "images/s", "%", "loss" or "count". `spread` is the least and the
-    greatest value of a single round. `target` is a limit such as ">= 3.0".
+    `case` is the same in all rows of a comparison ("ResNet-18, batch 64"), `what` is the variant or the ratio ("dense / MoE").
+    `unit` is "ratio", "exponent", "s", "ms", "min", "bytes", "images/s", "%", "loss" or "count". `spread` is the smallest and the
+    largest value of a single round. `target` is a limit such as ">= 3.0".
     """
 
     model_config = ConfigDict(frozen=True)
@@ -44,7 +44,7 @@ class Row(BaseModel):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def met(self) -> bool | None:
-        """Whether the value keeps its target; None without a target."""
+        """Whether the value meets its target; None without a target."""
         if self.target is None or self.value is None:
             return None
         sign, _, limit = self.target.partition(" ")
@@ -68,14 +68,14 @@ def number(value: float | None, unit: str) -> str:
 
 
 def unit_label(unit: str) -> str:
-    """What follows a printed number."""
+    """The unit as it is printed after a number."""
     return {"ratio": "", "exponent": "", "count": "", "loss": "", "s": " ms", "bytes": " MB"}.get(unit, f" {unit}")
 
 
 def compare(suite: str, case: str, unit: str, rounds: Mapping[str, Sequence[float]], ratios: Iterable[Ratio]) -> Iterator[Row]:
     """The median of each variant over its rounds, then the ratios.
 
-    A ratio is that of the medians. Its spread is that of the single rounds, in which both variants ran one after the other.
+    A ratio is the ratio of the medians. Its spread is that of the ratios of single rounds, in which the variants ran in turn.
     """
     for what, values in rounds.items():
         yield Row(suite=suite, case=case, what=what, value=median(values), unit=unit, spread=(min(values), max(values)))
@@ -87,7 +87,7 @@ def compare(suite: str, case: str, unit: str, rounds: Mapping[str, Sequence[floa
 
 
 class Report(BaseModel):
-    """One call of `advmoe benchmark`: what ran where, and all its rows."""
+    """The result of one call of `advmoe benchmark`: the machine and all rows."""
 
     machine: Machine
     command: str
@@ -95,18 +95,18 @@ class Report(BaseModel):
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Report":
-        """The report of this process."""
+        """The report of rows measured in this process."""
         command = shlex.join(["advmoe", *sys.argv[1:]])  # argv[0] may be __main__.py
         return cls(machine=Machine.here(), command=command, rows=tuple(rows))
 
     @classmethod
     def read(cls, path: Path) -> "Report":
-        """The report in a file. Raises OSError without one, UserError where it holds no report."""
+        """Read a report from a file. Raises OSError if it cannot be read, UserError if it holds no report."""
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise UserError(f"{path}: not a file of advmoe benchmark --json ({str(error).splitlines()[0]})") from None
 
     def write(self, path: Path) -> None:
-        """Write it as JSON. The file that is there stays whole until the new one is."""
+        """Write the report as JSON. An existing file is replaced only when the new one is complete."""
         write_atomically(path, self.model_dump_json(indent=1) + "\n")

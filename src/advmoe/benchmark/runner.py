@@ -1,4 +1,4 @@
-"""Run suites: print each row once it is known, and keep all rows in a file."""
+"""Run suites: print each row when it is measured, and write all rows to a file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ from advmoe.errors import UserError, lookup
 def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], setup: Setup) -> list[Row]:
     """Run `suites` (keys of SUITES; none means USUAL), pass each row to `echo` as a line, and return all rows.
 
-    `out` is a JSON file (`Report`). It is written after every case and at the end, so that an interrupted run keeps what it has.
-    The growth suite draws its figure beside it (NAME-growth.png). Raises UserError on an unknown suite, where a suite lacks
-    something it needs, and where `out` cannot be written.
+    `out` is a JSON file (`Report`). It is written after every case and at the end, so that an interrupted run keeps its rows. The
+    growth suite draws its figure beside it (NAME-growth.png). Raises UserError if a suite is unknown or something that it needs is
+    missing, and if `out` cannot be written.
     """
     chosen = [lookup(SUITES, name, "suite") for name in suites or USUAL]
     if out is not None and (out.is_dir() or not out.parent.is_dir()):

@@ -1,4 +1,4 @@
-"""Time of variants that take turns, so that what else the machine does meets all of them alike."""
+"""Time variants in turn, so that other load on the machine affects all of them equally."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ Calls = Mapping[str, Callable[[], object]]
 
 
 def timed(calls: Calls, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of each call in each of `rounds` rounds, all calls once a round; a round before them warms up."""
+    """The seconds of each call in each of `rounds` rounds. Every round runs all calls once; a warm-up round comes first."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -20,7 +20,7 @@ def timed(calls: Calls, rounds: int, device: torch.device) -> dict[str, list[flo
 
 
 def stopwatch(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that one call takes, until its results are there."""
+    """The seconds of one call, until its results are ready on the device."""
     wait_for(device)
     started = time.perf_counter()
     call()
@@ -29,6 +29,6 @@ def stopwatch(call: Callable[[], object], device: torch.device) -> float:
 
 
 def wait_for(device: torch.device) -> None:
-    """Let a CUDA device finish what it was given; the CPU has."""
+    """Wait until a CUDA device has finished its work. On the CPU this does nothing."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""The networks and calls that are compared. All variants of one comparison get the same treatment.
+"""The networks and calls that are compared. All variants of one comparison are prepared in the same way.
 
 Inference runs on deployed networks (advmoe.models.deployed) in torch.inference_mode. Routes are random and even, which is the
-hardest case for a dispatch. Iterations are those of `advmoe train`, on the same batches each time.
+hardest case for a dispatch. Iterations are those of `advmoe train`, always on the same batches.
 """
 
 import os
@@ -24,7 +24,7 @@ from advmoe.training import start
 from advmoe.training.methods import METHODS
 
 Call = Callable[[], object]
-WARM_UP = 20  # random routes: oneDNN compiles a kernel for every new group size, 0.2 to 0.4 ms each, once in a process
+WARM_UP = 20  # random routes; oneDNN compiles a kernel for every new group size, which takes 0.2 to 0.4 ms once per process
 CLASSES = tuple(str(number) for number in range(10))
 KINDS = {
     "dense": DenseKind(),
@@ -41,7 +41,7 @@ def spec(side: int) -> ImageSpec:
 
 
 def settled(model: Classifier, side: int, device: torch.device) -> Classifier:
-    """Make the experts differ, give the batch norms statistics of one batch, and move to `device` in eval mode."""
+    """Make the experts different, set the batch norms' statistics to those of one batch, and move to `device` in eval mode."""
     torch.manual_seed(0)
     with torch.no_grad():
         for layer in model.moe_layers():
@@ -51,33 +51,33 @@ def settled(model: Classifier, side: int, device: torch.device) -> Classifier:
 
 
 def network(kind: str, backbone: str, scale: Scale, device: torch.device) -> Classifier:
-    """A settled network of one of KINDS."""
+    """A network of one of KINDS, prepared by `settled`."""
     model = build_model(ModelConfig(backbone=backbone, width=scale.width), KINDS[kind], spec(scale.side))
     return settled(model, scale.side, device)
 
 
 def fused_network(kind: str, scale: Scale, device: torch.device) -> Classifier:
-    """A ResNet-18 of one of KINDS with batch norms folded in, channels last. It takes every gate and dispatch."""
+    """A ResNet-18 of one of KINDS with batch norms folded in, channels last. It supports every gate and dispatch."""
     model = fused(network(kind, "resnet18", scale, device))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
 def forward(model: Callable[..., tuple[Tensor, object]], x: Tensor, choices: tuple[int, int] | None, bf16: bool = False) -> Tensor:
-    """Logits of images. They take random routes through `choices` (experts, layers); with None, the routers choose."""
+    """Logits of images x. They take random routes; `choices` is (experts, layers). With None, the routers choose."""
     gate = HARD if choices is None else ForcedGate(torch.randint(0, choices[0], (len(x), choices[1]), device=x.device))
     with torch.inference_mode(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bf16):
         return model(x, gate)[0]
 
 
 def route_choices(model: Classifier) -> tuple[int, int] | None:
-    """Experts and MoE layers of a network; None without MoE layers."""
+    """The numbers of experts and of MoE layers of a network; None without MoE layers."""
     layers = model.moe_layers()
     return (layers[0].num_experts, len(layers)) if layers else None
 
 
 def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batch: int) -> partial[Tensor]:
-    """A forward pass of one of KINDS. The routers choose for a single image, as every route costs the same."""
+    """A forward pass of one of KINDS. For a single image the routers choose, because every route costs the same."""
     model = network(kind, backbone, scale, device)
     choices = route_choices(model) if batch > 1 else None
     call = partial(forward, deployed(model).forward_routed, channels_last(batch, scale, device), choices)
@@ -87,7 +87,7 @@ def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batc
 
 
 def to_one_expert(call: partial[Tensor]) -> partial[Tensor]:
-    """An inference call with all images sent to expert 0: there is nothing to gather or scatter."""
+    """An inference call with all images on expert 0, which needs no gather or scatter."""
     model, x, choices = call.args
     if choices is None:
         return call
@@ -105,8 +105,11 @@ def in_bf16(call: partial[Tensor]) -> partial[Tensor]:
 
 
 def compiled(kind: str, scale: Scale, device: torch.device) -> Call:
-    """A forward pass of ResNet-18 through torch.compile, as one graph. Experts run by the wide dispatch, which has static shapes:
-    split breaks the graph at every layer and compiles again for every route."""
+    """A forward pass of ResNet-18 with torch.compile, as one graph.
+
+    It uses the dispatch wide, which has static shapes. The dispatch split would break the graph at every layer and compile again
+    for every route.
+    """
     model = fused_network(kind, scale, device)
     model.set_dispatch("wide")
     quick = torch.compile(model.forward_routed, dynamic=False, fullgraph=True)
@@ -124,7 +127,7 @@ def channels_last(batch: int, scale: Scale, device: torch.device) -> Tensor:
 
 
 def configuration(method: str, scale: Scale) -> RunConfig:
-    """The recipe of a method for images like CIFAR-10's, with the scale's width and batch."""
+    """The recipe of a method for images like those of CIFAR-10, with the width and batch size of `scale`."""
     config = recipe(f"cifar10-resnet18-{METHOD[method]}")
     training = config.training.replace(batch_size=scale.training_batch)
     return config.replace(model=config.model.replace(width=scale.width), training=training)
@@ -136,7 +139,7 @@ def bf16(config: RunConfig) -> RunConfig:
 
 
 def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
-    """One training iteration as `advmoe train` runs it, at a learning rate so small that repetitions change nothing."""
+    """One training iteration, as in `advmoe train`. The learning rate is so small that repetitions change nothing."""
     phase = METHODS[config.method].phases[0]
     state = start.train_state(config, settled(start.network(config, spec(side)), side, device), phase)
     for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
@@ -149,7 +152,7 @@ def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
 
 
 def loading(config: RunConfig, scale: Scale, device: torch.device) -> Call:
-    """What `advmoe train` does for the pixels and labels of one iteration, from images in memory."""
+    """The loading of one iteration's pixels and labels in `advmoe train`, from images in memory."""
     levels = len(METHODS[config.method].phases[0].levels)
     images = torch.randint(0, 256, (scale.images, *spec(scale.side).shape), dtype=torch.uint8)
     source = Images(images, torch.randint(0, 10, (scale.images,))).to(device)
@@ -163,7 +166,7 @@ def _endless(config: RunConfig, source: Images, levels: int) -> Iterator[tuple[I
 
 
 def attack(kind: str, scale: Scale, device: torch.device, *, folded: bool = True) -> Call:
-    """PGD through the hard gate, with batch norms folded in or on the network as it is."""
+    """PGD through the hard gate, on a network with or without `folded` batch norms."""
     model = network(kind, "resnet18", scale, device)
     x, y = torch.rand(scale.attack_batch, *spec(scale.side).shape), torch.randint(0, 10, (scale.attack_batch,))
     settings, draws = Pgd(8 / 255, 2 / 255, scale.attack_steps), ImageDraws(0, range(scale.attack_batch))

@@ -1,4 +1,4 @@
-"""What a network withstands, and what it costs."""
+"""Evaluation of a network: its accuracy under attack, and its cost."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """The names in `__all__`, imported when they are used, so that Records can be read without torch."""
+    """Import the names in `__all__` when they are first used, so that Records can be read without torch."""
     if name in HOMES:
         return getattr(import_module(HOMES[name]), name)
     raise AttributeError(f"module 'advmoe.evaluation' has no attribute {name!r}")

@@ -30,10 +30,10 @@ def robust_flags(
     model: nn.Module, images: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None,
     numbers: Sequence[int] | None = None,
 ) -> Tensor:  # fmt: skip
-    """Which images stay correctly classified under PGD on cross-entropy: [n] bool.
+    """Which images are classified correctly under PGD on cross-entropy: [n] bool.
 
-    Only correctly classified images are attacked; pass `correct` [n] bool if they are known already. The noise of an image
-    depends on its entry in `numbers` (by default its row), so the batch size changes no flag.
+    Only correctly classified images are attacked. Pass `correct` [n] bool if they are known already. The noise of an image
+    depends on its entry in `numbers` (by default its row), so the result does not depend on the batch size.
     """
     flags = correct_flags(model, images) if correct is None else correct.clone()
     rows = flags.nonzero()[:, 0]
@@ -47,16 +47,16 @@ def robust_flags(
 
 
 def adversarial(model: nn.Module, x: Tensor, y: Tensor, settings: Pgd, images: list[int], seed: int = 0) -> Tensor:
-    """PGD on cross-entropy against the network as it is; `images` number the rows for their noise."""
+    """PGD on cross-entropy: x [B, C, H, W], y [B] -> x' [B, C, H, W]. The noise of a row depends on its number in `images`."""
     with frozen(model):
         return pgd(model, x, y, settings, ImageDraws(seed, images))
 
 
 def accuracy(flags: Tensor) -> float:
-    """Share of true flags, in percent."""
+    """The percentage of true flags."""
     return 100 * flags.float().mean().item()
 
 
 def evaluation_step(epsilon: float) -> float:
-    """Step size of evaluation attacks: 2/255 at epsilon 8/255, in proportion elsewhere."""
+    """Step size of evaluation attacks: epsilon / 4, which is 2/255 at epsilon 8/255."""
     return epsilon / 4

@@ -1,7 +1,7 @@
-"""What makes a robustness figure worth believing: thirteen checks, each pass, warn, fail or skipped.
+"""Self-checks of an evaluation: thirteen checks, each with the status pass, warn, fail or skipped.
 
-The list follows the recommendations of Carlini et al. (2019) and the warnings of AutoAttack, and adds what a network
-that routes needs. A threshold in points means that, or one image, whichever is more.
+They follow the recommendations of Carlini et al. (2019) and the warnings of AutoAttack, plus checks for networks that route. A
+threshold in percentage points is raised to one image if one image is more than that.
 """
 
 from collections import Counter
@@ -21,18 +21,19 @@ from advmoe.evaluation.store import AttackRun, Shard, Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
 
-CLOSE = 1e-4  # logits of one image in two batches
-UNDECIDED = 1e-5  # a router's margin below which either expert is right
+CLOSE = 1e-4  # largest allowed difference between the logits of one image in two batches
+UNDECIDED = 1e-5  # router margin below which rounding may choose either expert
 POINTS = 0.5
-SILENT = 1.0  # percent of images without a gradient
-SUBSET = 128  # images that the checks which attack anew look at
+SILENT = 1.0  # percentage of images without a gradient from which the check fails
+SUBSET = 128  # number of images for the checks that run attacks
 COLLAPSE = 0.95
 
 
 def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(1) Two forwards, a permuted batch, batches of 1: same logits to 1e-4, same routes.
+    """(1) Two forward passes, a permuted batch and batches of 1 give the same routes, and the same logits up to 1e-4.
 
-    Other company in the batch may move an image whose router is undecided; the same batch may move none.
+    In another batch, the route of an image may change if the margin of a router is below UNDECIDED. In the same batch, no route
+    may change.
     """
     first, routings = _look(target, x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(target.seed)).to(x.device)
@@ -41,9 +42,9 @@ def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
     answers.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
     (_, route), undecided = _answer(first, routings), _undecided(first, routings)
     worst, moved = torch.zeros(()), 0
-    for number, (logits, found) in enumerate(answers):
-        differs = found != route[: len(found)]
-        excused = differs.any(dim=1) & undecided[: len(found)] & (number > 0)
+    for number, (logits, again) in enumerate(answers):
+        differs = again != route[: len(again)]
+        excused = differs.any(dim=1) & undecided[: len(again)] & (number > 0)
         distance = (logits - first[: len(logits)]).abs().amax(dim=1)
         worst = torch.stack([worst, torch.where(excused, 0, distance).max().cpu()]).max()  # a NaN stays a NaN
         moved += int((differs & ~excused[:, None]).sum())
@@ -55,7 +56,7 @@ def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def logits_not_softmax(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(2a) The network gives logits, not probabilities."""
+    """(2a) The network returns logits, not probabilities."""
     logits, _ = _look(target, x)
     probabilities = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
     return Check(
@@ -75,7 +76,7 @@ def zero_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def gradients(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(3) Share of images whose gradient, of the loss or of any router's margin, is all zero or not finite."""
+    """(3) The percentage of images whose gradient is zero everywhere or not finite, for the loss and for each router's margin."""
     middle = pgd(target.model, x, y, _settings(target, target.epsilon, 5), _draws(target, len(x), 7))
     shares = {}
     for moment, z in (("start", x), ("mid-attack", middle)):
@@ -88,7 +89,7 @@ def gradients(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def square(shards: Sequence[Shard]) -> Check:
-    """(4) Square, which needs no gradient, breaks hardly any image that gradient attacks did not."""
+    """(4) Square, which uses no gradients, breaks hardly any image that the gradient attacks did not break."""
     runs: list[tuple[Shard, AttackRun]] = []
     for shard in shards:
         runs += [(shard, run) for name, run in shard.attacks.items() if name.endswith("_square")][:1]
@@ -97,11 +98,11 @@ def square(shards: Sequence[Shard]) -> Check:
     total = sum(len(shard.rows) for shard, _ in runs)
     share = 100 * sum(len(run.broken) for _, run in runs) / total
     status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
-    return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks left")
+    return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks did not")
 
 
 def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) -> Check:
-    """(5) RA-AA is no more than half a point above RA-worst; else it is marked unreliable."""
+    """(5) RA-AA is at most half a percentage point above RA-worst. If it is more, RA-AA is marked as unreliable."""
     autoattack = [figures[name] for name in ("ra_aa", "ra_aa_plus") if name in figures]
     if not autoattack:
         return Check(5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run")
@@ -111,7 +112,7 @@ def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) 
 
 
 def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
-    """(6) Expert load on clean and adversarial images, route flips; warns if one expert receives all images of a layer."""
+    """(6) Expert load on clean and adversarial images, and route changes. Warns if one expert gets all images of a layer."""
     if not target.routed or routing is None:
         return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
     layers = zip(routing.load, routing.load_adv, strict=True)
@@ -123,7 +124,7 @@ def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
 
 
 def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(7) 10, 50, 200 steps and 1, 5, 10 restarts: the last increase changes RA by at most half a point."""
+    """(7) With 10, 50, 200 steps and 1, 5, 10 restarts, the last increase changes RA by at most half a percentage point."""
     alive, restarts = target.model(x).argmax(dim=1) == y, []
     settings = _settings(target, target.epsilon, 200)
     steps = [_percent(stands) for stands in _stands_after(target, x, y, settings, (10, 50, 200), among=alive)]
@@ -141,26 +142,27 @@ def falls_with_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
     """(8) Robust accuracy falls as epsilon grows, to at most 2 % at 8 times the epsilon."""
     factors = (0.5, 1, 2, 4, 8)
     right = target.model(x).argmax(dim=1) == y
-    found = [_percent(_stands(target, x, y, _settings(target, factor * target.epsilon, 20), among=right)) for factor in factors]
-    rises = max(b - a for a, b in pairwise(found))
+    stands = [_stands(target, x, y, _settings(target, factor * target.epsilon, 20), among=right) for factor in factors]
+    accuracies = [_percent(flags) for flags in stands]
+    rises = max(b - a for a, b in pairwise(accuracies))
     limit = max(POINTS, 100 / len(x)) + 1e-9
-    status: Status = "fail" if rises > limit or found[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
-    return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(found)}")
+    status: Status = "fail" if rises > limit or accuracies[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
+    return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(accuracies)}")
 
 
 def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(9) Iterated attacks are at least as strong as one step, white-box ones as transferred ones."""
+    """(9) An iterated white-box attack is at least as strong as a single step and as an attack transferred from another network."""
     one = pgd(target.model, x, y, Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm), _draws(target, len(x), 8))
-    found = {
+    accuracies = {
         "one step": _percent(target.model(one).argmax(dim=1) == y),
         "iterated": _percent(_stands(target, x, y, _settings(target, target.epsilon, 50))),
     }
     if target.transfer is not None:
         moved = pgd(target.transfer, x, y, _settings(target, target.epsilon, 50), _draws(target, len(x), 9))
-        found["transfer"] = _percent(target.model(moved).argmax(dim=1) == y)
+        accuracies["transfer"] = _percent(target.model(moved).argmax(dim=1) == y)
     limit = max(POINTS, 100 / len(x)) + 1e-9
-    weaker = max(found["iterated"] - other for name, other in found.items() if name != "iterated")
-    detail = ", ".join(f"{name} {value:.1f} %" for name, value in found.items())
+    weaker = max(accuracies["iterated"] - other for name, other in accuracies.items() if name != "iterated")
+    detail = ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
     detail += "" if target.transfer is not None else "; no network to transfer from"
     return Check(9, "iterated and white-box are strongest", "fail" if weaker > limit else "pass", detail)
 
@@ -180,7 +182,7 @@ def noise_breaks_none(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def images_valid(shards: Sequence[Shard]) -> Check:
-    """(11) Every adversarial image is finite, inside epsilon + 1e-6 and [0, 1]."""
+    """(11) All adversarial images are finite, at most epsilon + 1e-6 from the clean image, and in [0, 1]."""
     outside: Counter[str] = Counter()
     for shard in shards:
         outside.update({name: run.outside for name, run in shard.attacks.items() if run.outside})
@@ -201,9 +203,9 @@ def loss_rises(target: Target, x: Tensor, y: Tensor) -> Check:
 
 
 def finiteness(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(13) Parameters, buffers, router scores, logits and attack gradients are finite; no router is constant over the test set.
+    """(13) Parameters, buffers, logits, routing logits and attack gradients are finite, and no router is constant.
 
-    Router scores and logits are those of all images, gradients those of the images x.
+    Logits and routing logits are those of all images; gradients are those of the images x.
     """
     wrong = [name for name, tensor in _tensors(target.model) if not torch.isfinite(tensor).all()][:3]
     logits, scores = _all_scores(target)
@@ -226,7 +228,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _all_scores(target: Target) -> tuple[Tensor, list[Tensor]]:
-    """Logits of all images, and each router's scores [n, N]."""
+    """The logits of all images [n, classes], and each router's logits [n, N]."""
     looked = [_look(target, part) for part in target.x.split(256)]
     routers = [
         torch.cat(parts) for parts in zip(*([routing.logits for routing in routings] for _, routings in looked), strict=True)
@@ -237,9 +239,10 @@ def _all_scores(target: Target) -> tuple[Tensor, list[Tensor]]:
 def attack_strength(
     model: Any, x: Tensor, y: Tensor, attack: Callable[[Predict, Tensor, Tensor], Tensor], settings: Pgd, seed: int = 0
 ) -> Check:
-    """Somebody's attack against ours at equal settings: fails where theirs leaves more than a point more standing.
+    """Compare another implementation of an attack with ours, at equal settings.
 
-    A projection inside the graph, whose clamp to [0, 1] swallows the gradient of saturated pixels, shows here.
+    Fails if the accuracy under the other attack is more than a percentage point higher. This finds, for example, a projection
+    inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels.
     """
     with frozen(model), torch.no_grad():
         ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
@@ -263,7 +266,7 @@ SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 
 @torch.no_grad()
 def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
-    """The checks that attack anew, on some images, always the same; the costly ones only where `thorough`. `store` keeps each."""
+    """The checks that run attacks, on a fixed subset of the images. The costly ones run only if `thorough`. `store` keeps them."""
     known: dict[str, Check] = {}
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
         known = _checked(target, run, store)
@@ -273,12 +276,12 @@ def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
 
 @torch.no_grad()
 def check_finiteness(target: Target, store: Store) -> Check:
-    """Check 13, which comes before any attack. `store` keeps it."""
+    """Check 13, which runs before any attack. `store` keeps it."""
     return _checked(target, finiteness, store)[finiteness.__name__]
 
 
 def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], store: Store) -> dict[str, Check]:
-    """The checks that are known once `run` is; it runs only where the store does not have it."""
+    """All checks that are done, after `run`. It runs only if the store does not have its result."""
     known, name = store.checks(), run.__name__
     if run is iterated_beats_one_step:
         name = f"{name} {target.transfer_digest}"
@@ -293,7 +296,7 @@ def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], sto
 def check_figures(
     target: Target, shards: Sequence[Shard], figures: Mapping[str, float], worst: float, routing: RoutingFigures | None
 ) -> list[Check]:
-    """The checks that read the results of attacks already run."""
+    """The checks that only read the results of the attacks."""
     total = sum(len(shard.rows) for shard in shards)
     return [
         square(shards),
@@ -311,12 +314,12 @@ def _look(target: Target, x: Tensor, order: Tensor | None = None) -> tuple[Tenso
 
 
 def _answer(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
-    """Logits, and the experts of each layer [B, L]: no layers for a network that does not route."""
+    """Logits [B, classes], and the experts of each layer [B, L]; L is 0 for a network that does not route."""
     return logits, route_of(routings) if routings else torch.zeros_like(logits[:, :0], dtype=torch.long)
 
 
 def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
-    """Images for which some router scores two experts as equal, or gives NaN: [B] bool."""
+    """Images for which some router has a margin below UNDECIDED, or a NaN: [B] bool."""
     if not routings:
         return torch.zeros_like(logits[:, 0], dtype=torch.bool)
     gaps = margins(routings, route_of(routings))
@@ -329,7 +332,7 @@ def _silent(gradient: Tensor) -> float:
 
 
 def _silent_routers(target: Target, x: Tensor) -> float:
-    """The worst layer's share of images without a gradient of its router's margin."""
+    """The percentage of images without a gradient of the router's margin, in the worst layer."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         routings = target.model.forward_routed(leaf, HARD)[1]
@@ -350,16 +353,16 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
 
 
 def _stands(target: Target, x: Tensor, y: Tensor, settings: Pgd, stream: int = 12, among: Tensor | None = None) -> Tensor:
-    """Which of the images (or of those `among` them, [B] bool) are right, clean and under PGD: [B] bool."""
+    """Which images are classified correctly, clean and under PGD: [B] bool. With `among` [B] bool, only these can be."""
     return _stands_after(target, x, y, settings, (settings.num_steps,), stream, among)[0]
 
 
 def _stands_after(
     target: Target, x: Tensor, y: Tensor, settings: Pgd, steps: Sequence[int], stream: int = 12, among: Tensor | None = None
 ) -> list[Tensor]:
-    """`_stands` after each number of steps, in rising order, from one ascent.
+    """`_stands` after each number of steps, ascending, from one ascent.
 
-    Only images that can still fall are attacked. The ascent climbs the faster copy; the network itself judges.
+    Only images that are classified correctly are attacked. Gradients come from the faster copy; the network itself decides.
     """
     right = target.model(x).argmax(dim=1) == y if among is None else among
     rows = right.nonzero()[:, 0]

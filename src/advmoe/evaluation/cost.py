@@ -1,4 +1,4 @@
-"""What a network costs: parameters, and GMACs (multiply-accumulates of one image, in billions)."""
+"""The cost of a network: parameters, and GMACs (multiply-accumulates for one image, in billions)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """`ideal` counts chosen experts, routers and plain layers; `executed` counts what torch really multiplied."""
+    """`ideal` counts the chosen experts, routers and plain layers. `executed` counts the multiplications that torch really ran."""
 
     params: int
     gmacs_ideal: float
@@ -84,7 +84,7 @@ def layer_params(model: Classifier) -> dict[str, int]:
 
 
 def counted(model: Classifier) -> dict[str, nn.Module]:
-    """The layers that multiply weights."""
+    """The layers that multiply by weights, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | MoEConv2d)}
 
 
@@ -97,7 +97,7 @@ def _weights(layer: nn.Module) -> int:
 
 
 def _executed(model: Classifier, counter: FlopCounterMode) -> dict[str, int]:
-    """Multiply-accumulates that torch ran in each counted layer, without those of counted layers inside it."""
+    """Multiply-accumulates that torch ran in each counted layer, without those in counted layers inside it."""
     inclusive = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted(model)}
     return {
         name: macs - sum(inclusive[inner] for inner in inclusive if inner.startswith(f"{name}."))

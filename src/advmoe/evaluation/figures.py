@@ -10,11 +10,11 @@ from advmoe.evaluation.results import Evaluation, paired
 from advmoe.evaluation.store import RoutingCounts, Shard
 from advmoe.evaluation.target import Target
 
-FULL_REROUTE = {"reroute", "reroute_full"}  # without one of these, a network that routes was not attacked in full
+FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network that routes needs one of these
 
 
 def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
-    """All figures, without checks."""
+    """All figures of an evaluation, without the checks."""
     rows = [row for shard in shards for row in shard.rows]
     correct = [row for shard in shards for row in shard.correct or []]
     left_out = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
@@ -30,7 +30,7 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     held = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
     if "paths" in broken and len(held) == len(shards):
         name = "ra_paths" if target.num_pathways <= target.pathway_budget else "ra_paths_sampled"
-        figures[name] = _percent(correct, ever | {row for found in held for row in found}, rows)
+        figures[name] = _percent(correct, ever | {row for fooled in held for row in fooled}, rows)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
         {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken, left_out, sorted(ever),
@@ -76,7 +76,7 @@ def _routing(shards: Sequence[Shard]) -> RoutingFigures | None:
 
 
 def _choice_gain(counts: Sequence[RoutingCounts]) -> list[Difference]:
-    """Routed less fixed, for each expert; nothing where a shard from an older version did not count it."""
+    """The accuracy of the routed network minus that of each fixed expert; empty if a shard of an older version did not count it."""
     gained, lost = [count.gained for count in counts if count.gained], [count.lost for count in counts if count.lost]
     if len(gained) < len(counts):
         return []

@@ -1,4 +1,4 @@
-"""Fool a network on one image: the first attack that succeeds, the smallest change that suffices, and the image as a file.
+"""Fool a network on one image: find the first attack that succeeds and the smallest sufficient epsilon, and write the image.
 
 Shapes: C channels of H x W pixels in [0, 1]; distances are L-infinity.
 """
@@ -19,17 +19,17 @@ from advmoe.evaluation.shards import SLACK
 from advmoe.files import drafted
 
 THOROUGH = ("pgd_50", "apgd_ce", "apgd_dlr", "apgd_t", "straight_through_1", "reroute")
-QUICK = ("pgd_50", "apgd_ce", "reroute_quick")  # what a bisection runs at every epsilon, after the last attack that succeeded
-CLOSE = 1 / 16  # a bisection ends when its interval is at most this share of the epsilon that fools,
+QUICK = ("pgd_50", "apgd_ce", "reroute_quick")  # attacks of a bisection at every epsilon, after the last attack that succeeded
+CLOSE = 1 / 16  # a bisection ends if its interval is at most this fraction of the smallest epsilon that fools,
 ROUNDS = 12  # or after this many steps
 Observer = Callable[[str, float, bool], None]  # an attack's name, its epsilon, whether it fooled
 
 
 @dataclass(frozen=True)
 class Victim:
-    """A frozen network and the image x [C, H, W] that it takes for class number `label`, of `num_classes`.
+    """A frozen network, and the image x [C, H, W] that it classifies as class number `label` of `num_classes`.
 
-    `search` may be a faster copy of `network` that attacks use for gradients; `network` alone decides whether an image fools it.
+    `search` may be a faster copy of `network`, which attacks use for gradients. Only `network` decides whether an image fools it.
     """
 
     network: Routed
@@ -42,7 +42,7 @@ class Victim:
 
     @property
     def setting(self) -> Setting:
-        """The facts that decide which attacks can run."""
+        """What decides which attacks can run."""
         channels, height, width = self.x.shape
         return Setting("Linf", self.num_classes, (channels, height, width), self.routed, transfer=False)
 
@@ -55,7 +55,7 @@ class Victim:
 
 @dataclass(frozen=True)
 class Fooled:
-    """An image x' [C, H, W] that fools the network, the attack that made it, and its largest change of a pixel."""
+    """An image x' [C, H, W] that fools the network, the name of the attack, and the largest change of a pixel."""
 
     x_adv: Tensor
     attack: str
@@ -83,7 +83,10 @@ def _attacked(victim: Victim, name: str, epsilon: float) -> Tensor:
 
 
 def beyond(victim: Victim, withstood: float, report: Observer) -> tuple[Fooled | None, float]:
-    """Double the epsilon `withstood`, up to 1, until an attack succeeds: its result or None, and the last epsilon withstood."""
+    """Double the epsilon, from `withstood` up to 1, until an attack succeeds.
+
+    Returns the result of that attack, or None, and the largest epsilon at which no attack succeeded.
+    """
     while withstood < 1:
         best = first_to_fool(victim, min(2 * withstood, 1.0), report, QUICK)
         if best is not None:
@@ -93,7 +96,7 @@ def beyond(victim: Victim, withstood: float, report: Observer) -> tuple[Fooled |
 
 
 def smallest(victim: Victim, best: Fooled, withstood: float, report: Observer) -> Fooled:
-    """Bisect between the epsilon withstood and the one that fools. The result is an upper bound: a smaller change may exist."""
+    """Bisect between the epsilon `withstood` and the one of `best`. The result is an upper bound: a smaller change may exist."""
     for _ in range(ROUNDS):
         if best.epsilon - withstood <= CLOSE * best.epsilon:
             break
@@ -104,7 +107,7 @@ def smallest(victim: Victim, best: Fooled, withstood: float, report: Observer) -
 
 
 def in_eight_bits(victim: Victim, best: Fooled, epsilon: float) -> Tensor | None:
-    """x' on the 256 levels of a PNG, inside the ball of `epsilon` and still fooling; None if rounding makes that impossible."""
+    """x' [C, H, W] rounded to the 256 levels of a PNG, inside the ball of `epsilon`; None if the rounded image does not fool."""
     low, high = ((255 * (victim.x.double() + side * epsilon)) for side in (-1, 1))
     low, high = (low - 255 * SLACK).ceil().clamp(min=0), (high + 255 * SLACK).floor().clamp(max=255)
     levels = torch.minimum(torch.maximum((255 * best.x_adv.double()).round(), low), high)
@@ -113,7 +116,7 @@ def in_eight_bits(victim: Victim, best: Fooled, epsilon: float) -> Tensor | None
 
 
 def write_image(x_adv: Tensor, path: Path) -> None:
-    """An image [C, H, W] without loss: an 8-bit PNG of one whose pixels are 255ths, else (`path` ends in .npy) a float32 array."""
+    """Write an image [C, H, W] without loss: a float32 array if `path` ends in .npy, else an 8-bit PNG (pixels must be 255ths)."""
     pixels = x_adv.cpu().numpy()
     with drafted(path) as draft, draft.open("wb") as file:
         if path.suffix == ".npy":

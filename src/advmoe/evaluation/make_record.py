@@ -1,4 +1,4 @@
-"""Evaluate a network on its test images, and make the Record."""
+"""Evaluate a network on its test images, and create the Record."""
 
 import time
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ from advmoe.models.digest import weights_digest
 
 @dataclass(frozen=True)
 class Trained:
-    """The run that a network comes from: its configuration, the name of its folder, the evaluated epoch, the run's epochs with the
-    wall time of their iterations, and the digest of its teacher's weights."""
+    """The run that trained a network: configuration, name of the folder, evaluated epoch, the rows of all epochs with the wall time
+    of their iterations, and the digest of the teacher's weights."""
 
     config: RunConfig
     run: str
@@ -33,8 +33,8 @@ class Trained:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured on a network, in `seconds`. `cost` is the network's, `dense` that of the dense network; `weights` is the
-    digest of the network."""
+    """The results measured on a network, and the `seconds` that it took. `cost` is the cost of the network, `dense` that of the
+    dense network, and `weights` the digest of the network."""
 
     evaluation: Evaluation
     snapshot: Snapshot
@@ -91,9 +91,9 @@ def _teacher(trained: Trained) -> RecordedTeacher | None:
 
 
 def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:
-    """`evaluate` on the test part, as a Record; `dense` is the cost of the dense network.
+    """Run `evaluate` on the test part, and return the Record. `dense` is the cost of the dense network.
 
-    The Record of only a part of the shards lacks the fields of a snapshot.
+    If only a part of the shards is evaluated, the Record has no snapshot.
     """
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_with(model, x, y, options)

@@ -1,4 +1,4 @@
-"""What made a Record: code, versions, hardware, time."""
+"""The origin of a Record: code, versions, hardware, time."""
 
 import datetime
 import os
@@ -14,7 +14,7 @@ from advmoe.version import __version__
 
 
 class Hardware(BaseModel):
-    """The machine: `cores` are the CPU cores that it has, `threads` those that torch uses."""
+    """The machine: `cores` is its number of CPU cores, `threads` the number of threads that torch uses."""
 
     cpu: str
     cores: int | None
@@ -23,7 +23,7 @@ class Hardware(BaseModel):
 
 
 class Provenance(BaseModel):
-    """Fields of a Record. `commit` is None outside of a checkout; `time` is UTC."""
+    """Fields of a Record. `commit` is None if the package is not in a checkout; `time` is UTC."""
 
     advmoe: str
     commit: str | None
@@ -33,7 +33,7 @@ class Provenance(BaseModel):
 
 
 def provenance() -> Provenance:
-    """The provenance of what this process makes now."""
+    """The provenance of results that this process computes now."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return Provenance(
         advmoe=__version__,
@@ -45,7 +45,7 @@ def provenance() -> Provenance:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that holds this package, '+changes' where files differ from it; None outside one."""
+    """The commit of this package's checkout, with '+changes' if files differ from it; None if there is no checkout."""
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:

@@ -1,7 +1,8 @@
-"""A Record: what a network withstands and costs, with what made it, as a pydantic model.
+"""A Record: the results of an evaluation, the cost of the network, and their origin, as a pydantic model.
 
-`record_schema` describes the JSON of record.json; docs/record.schema.json holds it. Its sections are in `record_evaluation`,
-`record_config` and `record_snapshot`, the types of its fields in `record_fields`. `record_file` reads and writes Records.
+`record_schema` describes the JSON of record.json; docs/record.schema.json contains the same. The sections of a Record are in
+`record_evaluation`, `record_config` and `record_snapshot`, the types of its fields in `record_fields`. `record_file` reads and
+writes Records.
 """
 
 from typing import Annotated, ClassVar, Literal, Self
@@ -12,19 +13,19 @@ from pydantic_core import PydanticCustomError
 
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_evaluation import EvaluationResult
-from advmoe.evaluation.record_fields import NotNegative, Number, Part, Percent, Positive, Seed, Setting, Size, Text, Whole
+from advmoe.evaluation.record_fields import NonNegativeInt, NotNegative, Number, Part, Percent, Positive, Seed, Setting, Size, Text
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Loads
 from advmoe.files import JsonObject
 
-SCHEMA = 3  # 2 said "picture" where 3 says "image", and had an evaluation's figures beside its other fields
+SCHEMA = 3  # in schema 2 "image" was called "picture", and the figures of an evaluation were not a separate section
 
 
 class HistoryRow(Part):
     """An epoch: accuracies on held-out images in percent, losses, learning rate, and each expert's load per layer."""
 
     sparse: ClassVar[frozenset[str]] = frozenset({"loss", "router_loss", "lr", "load"})
-    epoch: Whole
-    phase: Whole
+    epoch: NonNegativeInt
+    phase: NonNegativeInt
     val_sa: Percent
     val_ra: Percent
     loss: Number | None = None
@@ -41,18 +42,18 @@ class RecordedTeacher(Part):
 
 
 class Record(Part):
-    """What a network withstands and costs, with what made it. Accuracies in percent of `test_images`.
+    """The results of an evaluation, the cost of the network, and their origin. Accuracies are in percent of `test_images`.
 
-    `ra`: accuracy under PGD by number of steps. `ra_worst` is given only where AutoAttack and the attacks on routing were run, else
-    `ra_worst_quick`. `gmacs` are ideal ones. `run` is the name of the run's folder. `weights` is the digest of the network
-    (`advmoe.models.digest`), None in Records of schemas 1 and 2. `from_schema` is the older schema that the Record was written in.
+    `ra`: accuracy under PGD by number of steps. A Record has `ra_worst` if AutoAttack and the attacks on routing were run, and
+    `ra_worst_quick` otherwise. `gmacs` is the ideal count. `run` is the name of the run's folder. `weights` is the digest of the
+    network (`advmoe.models.digest`), None in Records of schemas 1 and 2. `from_schema` is the schema of the file if it is older.
     """
 
     sparse: ClassVar[frozenset[str]] = frozenset(
         {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher"}
     )
     schema_number: Literal[3] = Field(3, alias="schema")
-    from_schema: Whole | None = None
+    from_schema: NonNegativeInt | None = None
     run: Text | None = None
     method: Text
     backbone: Text
@@ -70,9 +71,9 @@ class Record(Part):
     gmacs_executed: NotNegative
     gmacs_dense: Positive
     reduction: Number
-    params: Whole
-    epoch: Whole
-    train_images: Whole
+    params: NonNegativeInt
+    epoch: NonNegativeInt
+    train_images: NonNegativeInt
     test_images: Size
     fingerprint: Text
     weights: Text | None = None
@@ -98,7 +99,7 @@ class Record(Part):
     @field_validator("gallery", mode="after")
     @classmethod
     def _images_fit(cls, images: list[GalleryImage], info: ValidationInfo) -> list[GalleryImage]:
-        """Images are compared with the class names and layers where these are sound."""
+        """Compare the images with the class names and layers, if these are valid."""
         if not all(image.fits(info.data.get("classes", []), info.data.get("layers", [])) for image in images):
             raise PydanticCustomError("words", "images of the Record's classes and layers")
         return images
@@ -111,7 +112,7 @@ class Record(Part):
 
     @property
     def worst(self) -> float:
-        """RA-worst, or RA-worst (quick) where the full suite was not run."""
+        """RA-worst, or RA-worst (quick) if not all attacks were run."""
         worst = self.ra_worst_quick if self.ra_worst is None else self.ra_worst
         assert worst is not None  # _has_a_worst_case
         return worst
@@ -121,7 +122,7 @@ class Record(Part):
         return self.model_dump(mode="json", by_alias=True)
 
     def without_images(self) -> "Record":
-        """The same Record without its gallery: for what leaves the machine."""
+        """The same Record without its gallery, so that it can be shared without images of the data set."""
         return self.model_copy(update={"gallery": []})
 
 

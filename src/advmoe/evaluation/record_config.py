@@ -1,16 +1,16 @@
-"""The section `config` of a Record: the run's configuration as whatever version wrote it."""
+"""The section `config` of a Record: the run's configuration, as the version that trained the run wrote it."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict
 
-from advmoe.evaluation.record_fields import NotNegative, Part, Scale, Setting, Size, Whole, Words, plain
+from advmoe.evaluation.record_fields import NonNegativeInt, NotNegative, Part, Scale, Setting, Size, Words, plain
 from advmoe.files import JsonObject
 
 
 class Settings(Part):
-    """One section of a configuration: the fields that reports read, and any other one as it was written."""
+    """One section of a configuration. The fields that reports read have types; all others are kept as they were written."""
 
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Setting]
@@ -25,16 +25,16 @@ class ModelSettings(Settings):
 
 
 class AttackSettings(Settings):
-    """The section `attack`: the attack in training."""
+    """The section `attack`: the training attack."""
 
     epsilon: NotNegative
-    num_steps: Whole
+    num_steps: NonNegativeInt
 
 
 class TrainingSettings(Settings):
     """The section `training`."""
 
-    epochs: Whole
+    epochs: NonNegativeInt
 
 
 def _section(value: Any) -> Any:
@@ -42,7 +42,7 @@ def _section(value: Any) -> Any:
 
 
 class RecordedConfig(Part):
-    """The run's configuration as it was written, by whatever version: every field is kept, those that reports read are typed."""
+    """The run's configuration as any version wrote it. All fields are kept; those that reports read have types."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
     __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_section), Words("an object of settings, or a setting")]]
@@ -51,6 +51,6 @@ class RecordedConfig(Part):
     training: TrainingSettings
 
     def section(self, name: str) -> JsonObject:
-        """The fields of a section, none where the configuration lacks it."""
+        """The fields of a section; empty if the configuration does not have it."""
         section = self.model_dump().get(name)
         return section if isinstance(section, dict) else {}

@@ -5,32 +5,32 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from advmoe.evaluation.record_fields import Counts, NotNegative, Number, Part, Percent, Size, Text, Whole, Words
+from advmoe.evaluation.record_fields import Counts, NonNegativeInt, NotNegative, Number, Part, Percent, Size, Text, Words
 
 Status = Literal["pass", "warn", "fail", "skipped"]
 
 
 class AttackTotals(Part):
-    """What one attack did to all images: how many it attacked and broke, in how many seconds. `version` is the attack's."""
+    """The totals of one attack: the number of images that it attacked and broke, and its seconds. `version` is the attack's."""
 
-    attacked: Whole
-    broken: Whole
+    attacked: NonNegativeInt
+    broken: NonNegativeInt
     seconds: NotNegative
     version: Size = 1
 
 
 @dataclass(frozen=True)
 class Check:
-    """One self-check of the evaluation; `number` is the one in docs/evaluation.md."""
+    """One self-check of the evaluation. `number` is its number in docs/evaluation.md."""
 
-    number: Whole
+    number: NonNegativeInt
     name: Text
     status: Annotated[Status, Words("pass, warn, fail or skipped")]
     detail: Text
 
 
 class Difference(Part):
-    """A difference in points and its 95 % interval."""
+    """A difference in percentage points, and its 95 % interval."""
 
     value: Number
     low: Number
@@ -38,11 +38,11 @@ class Difference(Part):
 
 
 class RoutingFigures(Part):
-    """Shares of all images in percent, but `flip_rate` and `overlap` [L]: of the correct ones. Loads are counts [L, N].
+    """Percentages of all images, except `flip_rate` and `overlap` [L]: percentages of the correct ones. Loads are counts [L, N].
 
-    `ra_router`: right on the clean image over the adversarial image's route; `ra_expert`: right on the adversarial image over
-    the clean image's route; `fixed_expert_*` [N]: clean, and under PGD-10, with expert e in every layer. `choice_gain` [N] is
-    what choosing an expert is worth: RA-10 of the routed network less that of the fixed expert e, on the same images.
+    `ra_router`: correct on the clean image with the adversarial image's route. `ra_expert`: correct on the adversarial image with
+    the clean image's route. `fixed_expert_*` [N]: accuracy, clean and under PGD-10, with expert e in every layer. `choice_gain`
+    [N]: the gain from choosing an expert, that is RA-10 of the routed network minus that of the fixed expert e, on the same images.
     """
 
     ra_router: Percent
@@ -57,13 +57,13 @@ class RoutingFigures(Part):
 
 
 class EvaluationResult(Part):
-    """What an evaluation found on its images. `figures` in percent, worst case first, `intervals` their 95 % Wilson intervals.
+    """The results of an evaluation. `figures` are in percent, worst case first; `intervals` are their 95 % Wilson intervals.
 
     `complete`: AutoAttack was run and, on a network that routes, attacks on the routing. `left_out`: attack -> why it was not run.
-    `flags` has a 1 for each image that nothing broke; `broken`: attack -> rows of the images that it broke.
+    `flags` has a 1 for each image that no attack broke. `broken`: attack -> rows of the images that it broke.
     """
 
-    images: Whole
+    images: NonNegativeInt
     figures: dict[Text, Percent]
     complete: bool = False
     intervals: dict[Text, tuple[Percent, Percent]]
@@ -76,5 +76,5 @@ class EvaluationResult(Part):
 
     @property
     def autoattack_unreliable(self) -> bool:
-        """Whether check 5 found RA-AA too far above RA-worst to be trusted."""
+        """Whether RA-AA is too far above RA-worst to be trusted, according to check 5."""
         return any(check.number == 5 and check.status == "fail" for check in self.checks)

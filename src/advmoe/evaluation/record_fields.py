@@ -1,6 +1,6 @@
-"""The types of a Record's fields: bounded numbers, text and images, each with what it must hold in words.
+"""The types of a Record's fields: bounded numbers, text and images. Each type describes its valid values in words.
 
-Numbers are finite and within 1e15, and true and false are not numbers.
+Numbers are finite and at most 1e15 in magnitude; true and false are not numbers.
 """
 
 import base64
@@ -33,7 +33,7 @@ MOST_PIXELS = 4_000_000
 
 @dataclass(frozen=True)
 class Words:
-    """What a field must hold, in words: part of the error message and of the JSON Schema."""
+    """The valid values of a field in words, for the error message and the JSON Schema."""
 
     text: str
 
@@ -64,7 +64,7 @@ def plain(value: Any) -> Any:
 
 
 def _png(value: str) -> str:
-    """Raises where it is not the base64 of a grey or RGB PNG that can be decoded."""
+    """Raises an error if `value` is not the base64 of a grey or RGB PNG that can be decoded."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as file:
             if file.mode not in ("L", "RGB") or file.width * file.height > MOST_PIXELS:
@@ -80,19 +80,19 @@ Percent = Annotated[float, Field(strict=True, ge=0, le=100), Words("a number fro
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=LARGEST), Words("a number of at least 0")]
 Positive = Annotated[float, Field(strict=True, gt=0, le=LARGEST), Words("a number above 0")]
 Scale = Annotated[float, Field(strict=True, gt=0, le=1), Words("a number in (0, 1]")]
-Share = Annotated[float, Field(strict=True, ge=0, le=1.001), Words("a number from 0 to 1")]  # float32 may exceed 1 by a hair
-Whole = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Words("a whole number of at least 0")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1.001), Words("a number from 0 to 1")]  # rounding in float32 may exceed 1
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Words("a whole number of at least 0")]
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST), Words("a whole number of at least 1")]
 Seed = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Words("a whole number")]
 Experts = Annotated[int, Field(strict=True, ge=1, le=MAX_EXPERTS), Words(f"a whole number from 1 to {MAX_EXPERTS}")]
 Text = Annotated[str, Field(strict=True), Words("text")]
 Png = Annotated[str, Field(strict=True), AfterValidator(_png), Words("a grey or RGB PNG in base64")]
 Setting = Annotated[Any, AfterValidator(plain), Words("null, true, false, text, a number, or a list of these")]
-Counts = Annotated[list[Whole], Field(fail_fast=True)]
+Counts = Annotated[list[NonNegativeInt], Field(fail_fast=True)]
 
 
 class Part(BaseModel):
-    """A model whose fields named in `sparse` are left out of the JSON where they are None."""
+    """A model that writes the fields named in `sparse` to JSON only if they are not None."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=False, protected_namespaces=())
     sparse: ClassVar[frozenset[str]] = frozenset()

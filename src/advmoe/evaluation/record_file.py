@@ -1,6 +1,6 @@
-"""Records in files: read with bounds and one-line errors, and written.
+"""Read Records from files, with size limits and one-line errors, and write them.
 
-The images of a Record's gallery lie in a file of their own beside record.json, so that a Record can be passed on without them.
+The images of a Record's gallery are in a separate file beside record.json, so that a Record can be shared without them.
 """
 
 import json
@@ -16,11 +16,11 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import SCHEMA, Record
 from advmoe.files import bounded_text, write_json
 
-MAX_BYTES = 2**26  # of a file of Records: the largest of ours has 350 thousand
-DEEPEST = 12  # lists and objects in one another; the deepest of ours are 5
-LONGEST = 100  # letters of a field's name in a message
+MAX_BYTES = 2**26  # of a file of Records; real ones have up to 350 thousand
+DEEPEST = 12  # levels of nested lists and objects; real Records have 5
+LONGEST = 100  # characters of a field's name in a message
 RECORD, GALLERY = "record.json", "gallery.json"  # in a run's folder
-PARTS = frozenset(  # what a report can do without
+PARTS = frozenset(  # fields that a report does not need
     {
         "run", "advmoe", "commit", "versions", "hardware", "history", "classes", "layers", "load_by_class", "epsilon_curve",
         "gallery",
@@ -38,7 +38,7 @@ def write_record(run: Path, record: Record, keep_images: bool = False) -> None:
 
 
 def write_record_file(path: Path, record: Record, keep_images: bool = False) -> None:
-    """The same for a file named record.json or NAME.record.json, whose gallery lies beside it in (NAME.)gallery.json."""
+    """The same for a file named record.json or NAME.record.json, with its gallery beside it in (NAME.)gallery.json."""
     gallery = gallery_path(path)
     if keep_images or not record.gallery:
         gallery.unlink(missing_ok=True)
@@ -50,17 +50,17 @@ def write_record_file(path: Path, record: Record, keep_images: bool = False) -> 
 
 
 def gallery_path(record_path: Path) -> Path:
-    """Where the gallery of a record.json or NAME.record.json lies."""
+    """The path of the gallery of a record.json or NAME.record.json."""
     return record_path.with_name(record_path.name.removesuffix(RECORD) + GALLERY)
 
 
 def read_record(path: Path) -> Record:
-    """The Record in a file, of this schema or an older one, with its gallery. Raises UserError if there is none."""
+    """The Record in a file, of this schema or an older one, with its gallery. Raises UserError if the file holds no Record."""
     return checked_record(with_gallery(read_json(path), path), str(path))
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises UserError if it cannot be read, has more than MAX_BYTES, or is not JSON."""
+    """The value in a JSON file. Raises UserError if it cannot be read, has more than MAX_BYTES, or is not JSON."""
     try:
         return json.loads(bounded_text(path, MAX_BYTES))
     except OSError as error:
@@ -70,9 +70,9 @@ def read_json(path: Path) -> Any:
 
 
 def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | None = None) -> Any:
-    """The content of a run's record.json with the images of the gallery.json beside it, if these are of the same evaluation.
+    """The content of a run's record.json, with the images of the gallery.json beside it if both are of the same evaluation.
 
-    Where gallery.json cannot be read, `warn` gets one line, and the content stays as it is.
+    If gallery.json cannot be read, `warn` is called with one line, and the content is returned unchanged.
     """
     path, named = gallery_path(record_path), record_path.name == RECORD or record_path.name.endswith(f".{RECORD}")
     if not named or not isinstance(content, dict) or content.get("gallery") or not path.exists():
@@ -89,16 +89,16 @@ def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | 
 
 
 def checked_record(content: Any, where: str, warn: Callable[[str], None] | None = None) -> Record:
-    """The Record in a JSON value from the file `where`. Fields that an older schema lacks have their defaults.
+    """The Record in a JSON value from the file `where`. Fields that an older schema does not have get their defaults.
 
-    So have garbled PARTS: `warn` gets one line that names them. Raises UserError if the value is no Record, of a newer schema,
-    or garbled elsewhere.
+    Invalid PARTS get their defaults too, and `warn` is called with one line that names them. Raises UserError if the value is not a
+    Record, if its schema is newer, or if any other field is invalid.
     """
     if not isinstance(content, dict) or "schema" not in content:
         raise UserError(f"{where}: holds no Record (advmoe evaluate writes them to RUN/record.json)")
     schema = content["schema"]
     if type(schema) is not int or schema < 1:
-        raise UserError(f"{where}: holds no Record (schema {shown(schema)}; 1 to {SCHEMA} are known)")
+        raise UserError(f"{where}: holds no Record (schema {_shortened(schema)}; 1 to {SCHEMA} are known)")
     if schema > SCHEMA:
         raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
     if not is_readable(content):
@@ -110,7 +110,7 @@ def checked_record(content: Any, where: str, warn: Callable[[str], None] | None 
         garbled = _garbled_parts(error, where)
     try:
         record = Record.model_validate({name: value for name, value in content.items() if name not in garbled})
-    except ValidationError as error:  # what depends on a part that is missing now
+    except ValidationError as error:  # a field that depends on a part that was removed
         raise UserError(f"{where}: holds no Record ({_line(error)})") from None
     if warn:
         warn(f"{where}: read without its garbled parts: {', '.join(name for name in content if name in garbled)}")
@@ -118,7 +118,7 @@ def checked_record(content: Any, where: str, warn: Callable[[str], None] | None 
 
 
 def _garbled_parts(error: ValidationError, where: str) -> set[str]:
-    """The PARTS that an error is about. Raises UserError if it is about anything else."""
+    """The PARTS that an error names. Raises UserError if it names any other field."""
     garbled = {str(each["loc"][0]) if each["loc"] else "" for each in error.errors(include_url=False, include_context=False)}
     if not garbled <= PARTS:
         raise UserError(f"{where}: holds no Record ({_line(error)})") from None
@@ -134,16 +134,16 @@ def _line(error: ValidationError) -> str:
         return f"{name} is missing"
     if kind == "record":
         return first["msg"]
-    return f"{name} is {shown(first['input'])}, not {KINDS.get(kind, first['msg'])}"
+    return f"{name} is {_shortened(first['input'])}, not {KINDS.get(kind, first['msg'])}"
 
 
-def shown(value: Any) -> str:
-    """A value from JSON in a few words of one line."""
+def _shortened(value: Any) -> str:
+    """A value from JSON as a short text of one line."""
     return reprlib.repr(value)
 
 
 def is_readable(value: Any, depth: int = DEEPEST) -> bool:
-    """Whether it is nested at most `depth` deep, and all of its text can be written as UTF-8 (JSON can name halves of a pair)."""
+    """Whether `value` is nested at most `depth` deep, and all of its text can be written as UTF-8 (JSON allows lone surrogates)."""
     if isinstance(value, str):
         return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
     items: Iterable[Any] = [*value, *value.values()] if isinstance(value, Mapping) else value if isinstance(value, list) else ()

@@ -1,17 +1,29 @@
-"""What a snapshot adds to a Record: MoE layers, loads by class, accuracy against epsilon, and images with their routes."""
+"""The snapshot's fields of a Record: MoE layers, loads by class, accuracy against epsilon, and images with their routes."""
 
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from advmoe.evaluation.record_fields import Counts, Experts, NotNegative, Part, Percent, Png, Share, Size, Text, Whole, Words
+from advmoe.evaluation.record_fields import (
+    Counts,
+    Experts,
+    NonNegativeInt,
+    NotNegative,
+    Part,
+    Percent,
+    Png,
+    Share,
+    Size,
+    Text,
+    Words,
+)
 
-MOST_STEPS = 16  # of an image in the gallery
+MOST_STEPS = 16  # largest number of steps of an image in the gallery
 
 
 class Layer(Part):
-    """An MoE layer; `width` is the number of filters of one expert, `size` the output's [h, w]."""
+    """An MoE layer. `width` is the number of filters of one expert, `size` the output's [h, w]."""
 
     name: Text
     in_channels: Size
@@ -21,7 +33,7 @@ class Layer(Part):
 
 
 class EpsilonCurve(Part):
-    """Accuracy in percent of `images` images under one attack, at several epsilons."""
+    """Accuracy under one attack at several epsilons, in percent of `images` images."""
 
     attack: Text
     images: Size
@@ -36,10 +48,10 @@ class EpsilonCurve(Part):
 
 
 class Seen(Part):
-    """An image and what the network answers: class number, its softmax probability, and the expert chosen in each layer."""
+    """An image and the network's output: class number, its softmax probability, and the expert chosen in each layer."""
 
     png: Png
-    prediction: Whole
+    prediction: NonNegativeInt
     confidence: Share
     route: Counts | None
 
@@ -56,11 +68,11 @@ class GalleryStep(Seen):
 
 
 class GalleryImage(Part):
-    """Test image number `row`, clean and under an attack: at the evaluation's epsilon (`adversarial`), and at others (`steps`).
+    """Test image number `row`: clean, under an attack at the evaluation's epsilon (`adversarial`), and at other epsilons (`steps`).
     Records of older versions have no steps."""
 
-    row: Whole
-    label: Whole
+    row: NonNegativeInt
+    label: NonNegativeInt
     attack: Text
     clean: Seen
     adversarial: Seen
@@ -68,7 +80,7 @@ class GalleryImage(Part):
 
     @property
     def views(self) -> list[Seen]:
-        """The image in each of its forms."""
+        """The clean image, the adversarial one, and those of the steps."""
         return [self.clean, self.adversarial, *self.steps]
 
     @model_validator(mode="after")
@@ -78,7 +90,7 @@ class GalleryImage(Part):
         return self
 
     def fits(self, classes: list[str], layers: list[Layer]) -> bool:
-        """Whether the Record's classes and layers have the classes and experts named here; where it has none, any fit."""
+        """Whether the Record's classes and layers have the classes and experts of this image. An empty list fits any."""
         labels = (self.label, *(seen.prediction for seen in self.views))
         if classes and max(labels) >= len(classes):
             return False
@@ -86,14 +98,14 @@ class GalleryImage(Part):
 
 
 def _route_fits(route: list[int], layers: list[Layer]) -> bool:
-    """One router may choose for all layers."""
+    """Whether the layers have the experts of a route. A route of one entry is that of a router for all layers."""
     choices = route * len(layers) if len(route) == 1 else route
     pairs = zip(choices, layers, strict=False)
     return not route or (len(choices) == len(layers) and all(choice < layer.experts for choice, layer in pairs))
 
 
 def _rectangular(layers: list[list[list[int]]]) -> list[list[list[int]]]:
-    """Raises where layers differ in their number of classes, or a layer's classes in their number of experts."""
+    """Raises an error if layers have different numbers of classes, or classes of one layer different numbers of experts."""
     if len({len(layer) for layer in layers}) > 1 or not all(layer and len({len(row) for row in layer}) == 1 for layer in layers):
         raise ValueError
     return layers
@@ -104,7 +116,7 @@ def _none_is_empty(value: Any) -> Any:
 
 
 Loads = Annotated[
-    list[list[Annotated[list[Whole], Field(min_length=1)]]],
+    list[list[Annotated[list[NonNegativeInt], Field(min_length=1)]]],
     AfterValidator(_rectangular),
     BeforeValidator(_none_is_empty),
     Words("[L][classes][N] counts"),

@@ -1,4 +1,4 @@
-"""What an evaluation returns: figures, attacks, routing, checks."""
+"""The result of an evaluation: figures, attacks, routing, checks."""
 
 import math
 from dataclasses import dataclass, field
@@ -9,12 +9,14 @@ from advmoe.files import JsonObject
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All figures in percent of all images. `worst` counts an image as robust only if no attack that was run broke it.
+    """The result of an evaluation. Figures are in percent of all images.
 
-    `complete`: AutoAttack was run and, on a network that routes, a full attack on the routing; else `worst` is "quick".
-    `broken` lists for each attack the rows of the images that it broke; `left_out` says why an attack of the preset was
-    not run; `rows` are the numbers of the images in x, all of them or those of a part; `ever` are the rows that any attack
-    broke, those of earlier plans in the same store among them.
+    - `worst`: an image counts as robust only if no attack that was run broke it.
+    - `complete`: AutoAttack was run and, on a network that routes, a full attack on the routing. If not, `worst` is "quick".
+    - `rows`: the numbers of the images in x, all of them or those of a part.
+    - `broken`: for each attack, the rows of the images that it broke.
+    - `left_out`: for each attack of the preset that was not run, the reason.
+    - `ever`: the rows that any attack broke, including attacks of earlier plans in the same store.
     """
 
     sa: float
@@ -36,11 +38,11 @@ class Evaluation:
         return len(self.rows)
 
     def interval(self, percent: float) -> tuple[float, float]:
-        """95 % Wilson interval of a share of the images, in percent."""
+        """95 % Wilson interval of a percentage of the images, in percent."""
         return wilson(percent / 100, self.images)
 
     def routed_figures(self) -> dict[str, float]:
-        """RA-router, RA-expert and the fixed experts' accuracies, where PGD-50 was run on a network that routes."""
+        """RA-router, RA-expert and the fixed experts' accuracies; empty if PGD-50 was not run or the network does not route."""
         if self.routing is None:
             return {}
         figures = {"ra_router": self.routing.ra_router, "ra_expert": self.routing.ra_expert}
@@ -49,7 +51,7 @@ class Evaluation:
         return figures
 
     def result(self) -> EvaluationResult:
-        """The evaluation as a Record holds it."""
+        """The section `evaluation` of a Record."""
         standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return EvaluationResult(
@@ -60,13 +62,16 @@ class Evaluation:
         )  # fmt: skip
 
     def to_dict(self) -> JsonObject:
-        """The same, ready to be written as JSON."""
+        """The same as a dict that can be written as JSON."""
         return self.result().model_dump()
 
 
 def paired(gained: int, lost: int, count: int, z: float = 1.959964) -> Difference:
-    """The difference of two shares of the same `count` images, in points: `gained` count only for the first, `lost` only for the
-    second. The interval is Wald's with Agresti and Min's correction (2005): half an image is added to each of the four cells."""
+    """The difference of two percentages of the same `count` images, in percentage points.
+
+    `gained` images count only for the first percentage, `lost` images only for the second. The interval is Wald's with the
+    correction of Agresti and Min (2005): half an image is added to each of the four cells.
+    """
     value = (gained - lost) / max(count, 1)
     b, c, n = gained + 0.5, lost + 0.5, count + 2
     middle, half = (b - c) / n, z * math.sqrt(max(b + c - (b - c) ** 2 / n, 0.0)) / n
@@ -74,7 +79,7 @@ def paired(gained: int, lost: int, count: int, z: float = 1.959964) -> Differenc
 
 
 def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % interval of a binomial share (Wilson 1927), in percent."""
+    """95 % interval of a binomial proportion (Wilson 1927), in percent."""
     if count == 0:
         return 0.0, 100.0
     middle = (share + z * z / (2 * count)) / (1 + z * z / count)

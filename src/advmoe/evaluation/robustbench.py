@@ -1,10 +1,10 @@
-"""A Record in the form of RobustBench's model_info files."""
+"""A Record in the format of RobustBench's model_info files."""
 
 from advmoe.evaluation.record import Record
 
 
 def model_info(record: Record) -> dict[str, str | int | bool]:
-    """The fields of a model_info; `external` is RA-worst, `unreliable` is true where RA-AA is too far above it."""
+    """The fields of a model_info file. `external` is RA-worst; `unreliable` is true if RA-AA is too far above it."""
     info: dict[str, str | int | bool] = {
         "link": "",
         "name": f"{record.method}, {record.backbone}",
@@ -26,6 +26,6 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
 
 
 def _eps(epsilon: float) -> str:
-    """'8/255' for a whole number of 255ths, else the number."""
+    """'8/255' if `epsilon` is an integer number of 255ths, else the number."""
     parts = epsilon * 255
     return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 else f"{epsilon:g}"

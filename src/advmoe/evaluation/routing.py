@@ -1,4 +1,4 @@
-"""What attacks do to the routes: flips, overlap, load, and whether router or experts are at fault."""
+"""How attacks change the routes: flips, overlap and load, and whether the routers or the experts are fooled."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,24 +14,27 @@ from advmoe.moe import ForcedGate, Routing
 
 
 def total(counts: Sequence[RoutingCounts]) -> RoutingCounts:
-    """The counts of several batches as one."""
+    """The sum of the counts of several batches."""
     return RoutingCounts(**{name: _added([getattr(count, name) for count in counts]) for name in RoutingCounts.model_fields})
 
 
 def _added(values: Sequence[Any]) -> Any:
-    """The sum of numbers, or of lists of lists of numbers entry by entry."""
+    """The sum of numbers, or the entry-wise sum of lists of lists of numbers."""
     return [_added(entries) for entries in zip(*values, strict=True)] if isinstance(values[0], list) else sum(values)
 
 
 @torch.no_grad()
 def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tensor, pgd_50: Tensor) -> RoutingCounts:
-    """Counts over a shard's images, given their x' under PGD-10 and PGD-50 (those of the figures).
+    """Counts over a shard's images, given their x' under PGD-10 and PGD-50 of the figures.
 
-    `flipped`: correctly classified images with any changed route; `overlap` [L]: of these images, those that keep the layer's
-    expert; `load` and `load_adv` [L][N]; `router`, `expert`: correctly classified images that stay right when only the route,
-    or only the experts' input, is adversarial (RA-router, RA-expert); `fixed` and `fixed_robust` [N]: images that are right
-    with expert e in every layer, clean and under PGD-10 on that network (a layer of fewer experts takes its last);
-    `gained` and `lost` [N]: images that only the routed network gets right under PGD-10, and those that only expert e does.
+    - `flipped`: correctly classified images whose route changes in any layer. `overlap` [L]: correctly classified images that keep
+      the layer's expert.
+    - `load`, `load_adv` [L][N]: images of each expert, clean and under PGD-50.
+    - `router`, `expert`: correctly classified images that are still correct if only the route, or only the experts' input, is
+      adversarial (RA-router, RA-expert).
+    - `fixed`, `fixed_robust` [N]: images that are correct with expert e in every layer, clean and under PGD-10 on that network. A
+      layer with fewer experts takes its last one.
+    - `gained`, `lost` [N]: images that are correct under PGD-10 only in the routed network, and only with expert e.
     """
     x, y = job.x, job.y
     (_, clean), (_, adversarial) = (model.forward_routed(z) for z in (x, pgd_50))
@@ -53,7 +56,10 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tens
 
 
 def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, job: Job) -> tuple[Tensor, Tensor]:
-    """Which images are right with `expert` in every layer (of `experts` [L] each), clean and under PGD-10 on that network."""
+    """Which images [B] bool are correct with `expert` in every layer, clean and under PGD-10 on that network.
+
+    `experts` [L] are the layers' numbers of experts.
+    """
     route = (experts - 1).clamp(max=expert)
 
     def predict(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""`evaluate`: what a network really withstands. For this project's networks and for any other."""
+"""`evaluate`: the accuracy of a network under attack. It works for the networks of this package and for any other."""
 
 import logging
 from collections.abc import Sequence
@@ -43,24 +43,25 @@ def evaluate(
 ) -> Evaluation:
     """Attack `model` on images x [n, C, H, W] in [0, 1] with labels y [n].
 
-    `model` maps pixels to logits. One that also offers `forward_routed` (see `advmoe.attacks.surrogate.Routed`) is
-    attacked on its routing too.
+    `model` maps pixels to logits. If it also has `forward_routed` (see `advmoe.attacks.surrogate.Routed`), its routing is
+    attacked too.
 
     - `epsilon`: radius of the ball in pixels of [0, 1], as a distance in `norm`.
     - `preset`: a name of `advmoe.evaluation.PRESETS`, or a list of attacks.
-    - `seed`: of the attacks' random draws.
-    - `shard_size`: images whose results are kept together. Survivors are gathered over a shard.
-    - `store`: a folder that keeps results after every attack on a shard. What it holds is not run again.
-    - `part`: (i, k) runs only every k-th shard from i on. The figures are then of these shards' images, without checks.
+    - `seed`: seed of the attacks' random numbers.
+    - `shard_size`: number of images whose results are kept together. Survivors are collected over a shard.
+    - `store`: a folder that keeps the results after every attack on a shard. Stored attacks are not run again.
+    - `part`: (i, k) runs only every k-th shard, starting at i. The figures are then those of these shards' images, without checks.
     - `transfer`: a network to transfer attacks from.
-    - `bf16_search`: attacks may search in bfloat16. Only float32 counts.
+    - `bf16_search`: attacks may compute gradients in bfloat16. Whether an image fools is always decided in float32.
     - `save_adversarial`: write x' to the store.
-    - `progress`: called after every attack on a shard with the attack's name, the shard's number and the shard.
-    - `batch_size`: images attacked at once, at most.
-    - `pathway_budget`: up to so many pathways, the attack `paths` holds all of them; above, it holds some; 0 leaves it out.
+    - `progress`: called after every attack on a shard, with the attack's name, the shard's number and the shard.
+    - `batch_size`: largest number of images attacked at once.
+    - `pathway_budget`: number of pathways up to which the attack `paths` tries all of them. If a network has more, it tries some
+      of them; with 0, the attack is not run.
 
-    Raises UserError on pixels outside [0, 1], labels out of range, a network that returns NaN, a preset of which nothing
-    can be run, or a store that holds results of another network, data, threat or seed.
+    Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network returns NaN, if no attack of the
+    preset can run, or if the store holds results of another network, data, threat model or seed.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
@@ -70,7 +71,7 @@ def evaluate(
 
 
 def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
-    """`evaluate`, with its options as one object."""
+    """The same as `evaluate`, with the options as one object."""
     preset, model = resolve(options.preset), unwrapped(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
@@ -95,7 +96,7 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
 
 
 def _warn(target: Target, preset: Preset, store: Store) -> None:
-    """What a reader must know before any attack: numbers that are not finite, more pathways than the budget."""
+    """Warn before any attack of numbers that are not finite, and of more pathways than the budget."""
     sampled = pathways.notice(target.num_pathways, target.pathway_budget)
     if sampled and "paths" in preset.attacks:
         logger.warning(sampled)

@@ -1,4 +1,4 @@
-"""Stand-ins for a network under attack: a faster copy that attacks climb, and one that keeps its input unchanged."""
+"""Wrappers of a network under attack: a faster copy that supplies gradients, and one that does not change its input."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from advmoe.moe import HARD, Gate, RoutedNetwork, Routing
 
 
 class LowPrecision(nn.Module):
-    """The same network under bf16 autocast; its logits are float32 again."""
+    """The same network under bfloat16 autocast. Its logits are float32."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class CopiedRoutedInput(CopiedInput):
 
 
 def copying(model: nn.Module, x: Tensor) -> nn.Module:
-    """`model`, on copies of its input where it would change x [B, C, H, W] in place, with or without gradients."""
+    """`model`, wrapped so that it runs on a copy of its input if it changes x [B, C, H, W] in place, with or without gradients."""
     if isinstance(model, RoutedNetwork) or not _changes_input(model, x):
         return model
     return CopiedRoutedInput(model) if hasattr(model, "forward_routed") else CopiedInput(model)
@@ -74,11 +74,11 @@ def _changes_input(model: nn.Module, x: Tensor) -> bool:
 
 
 def faster(model: nn.Module, *, bf16: bool) -> nn.Module:
-    """The network that attacks climb: `model` itself, or a faster copy."""
+    """The network that supplies the gradients of attacks: `model` itself, or a faster copy."""
     search = fused(model) if isinstance(model, RoutedNetwork) and _is_plain(model) else model
     return LowPrecision(search) if bf16 else search
 
 
 def _is_plain(model: nn.Module) -> bool:
-    """Whether all parameters are plain ones: none is pruned, normalised or parametrised anew at every forward pass."""
+    """Whether all parameters are plain: none is computed in each forward pass by pruning, weight norm or a parametrization."""
     return not any(parametrize.is_parametrized(module) or module._forward_pre_hooks for module in model.modules())

@@ -1,7 +1,7 @@
-"""The resumable worker: one shard of images, attacks one after another, saved after each.
+"""The worker for one shard of images. It runs the attacks one after another and saves after each, so it can be resumed.
 
-A shard's result depends only on its images, the network, the plan and the seed. So shards may run in any order, in any
-number of processes, with any number of interruptions.
+The result of a shard depends only on its images, the network, the plan and the seed. Shards may therefore run in any order, in
+any number of processes, and be interrupted at any time.
 """
 
 import time
@@ -23,12 +23,12 @@ from advmoe.evaluation.store import AttackRun, Shard
 from advmoe.evaluation.target import Progress, Target, ignore
 from advmoe.files import drafted
 
-SLACK = 1e-6  # how far outside the ball an image may lie by rounding
+SLACK = 1e-6  # tolerance of the radius, for rounding
 
 
 class Verdict(NamedTuple):
-    """The rows whose x' fools the true network from inside the ball, how many x' are invalid, and (where the attack holds a
-    pathway) the rows whose x' fools the network held on one."""
+    """The rows whose x' is in the ball and fools the true network, and the number of invalid x'. If the attack fixes pathways, also
+    the rows whose x' fools the network with a fixed pathway."""
 
     broken: list[int]
     outside: int
@@ -36,24 +36,24 @@ class Verdict(NamedTuple):
 
 
 class Time(NamedTuple):
-    """Seconds on the clock, and seconds of the processor."""
+    """Wall time and processor time, in seconds."""
 
     seconds: float
     cpu_seconds: float
 
     @classmethod
     def now(cls) -> "Time":
-        """A moment to measure from."""
+        """The time now, for `since`."""
         return cls(time.perf_counter(), time.process_time())
 
     @classmethod
     def since(cls, moment: "Time") -> "Time":
-        """The time that has passed."""
+        """The time that has passed since `moment`."""
         now = cls.now()
         return cls(now.seconds - moment.seconds, now.cpu_seconds - moment.cpu_seconds)
 
     def plus(self, other: "Time", share: float) -> "Time":
-        """This time and a share of another."""
+        """This time plus the fraction `share` of another."""
         return Time(self.seconds + share * other.seconds, self.cpu_seconds + share * other.cpu_seconds)
 
 
@@ -63,7 +63,7 @@ def _discard(shard: Shard) -> None:
 
 @dataclass(frozen=True)
 class Worker:
-    """Works on shard `number`: calls `save` and `progress` after every attack; writes x' to the folder `images`, if any."""
+    """Works on shard `number`. It calls `save` and `progress` after every attack, and writes x' to the folder `images` if given."""
 
     target: Target
     shard: Shard
@@ -73,7 +73,7 @@ class Worker:
     images: Path | None = None
 
     def run(self, preset: Preset) -> None:
-        """Do what is missing of the shard."""
+        """Run the attacks of the preset that the shard does not have yet."""
         target, shard = self.target, self.shard
         if shard.correct is None:
             shard.correct = right_rows(target, shard.rows, target.x[shard.rows])
@@ -85,7 +85,7 @@ class Worker:
         self._chain(preset.survivors, base or tuple(name for names in preset.figures.values() for name in names))
 
     def _follow_path(self, names: Sequence[str]) -> None:
-        """PGD figures that are points of one path of iterates, and the routing figures at PGD-50, from a single ascent."""
+        """The PGD figures, which are points of one path of iterates, and the routing figures at PGD-50, from a single ascent."""
         target, shard = self.target, self.shard
         correct = shard.correct or []
         marks = {name: ATTACKS[name].path for name in names if ATTACKS[name].path}
@@ -112,7 +112,7 @@ class Worker:
             self.save(shard)
 
     def _chain(self, names: Sequence[str], before: Sequence[str]) -> None:
-        """Attacks one after another, each on what `before` and the earlier ones left standing."""
+        """Attacks one after another, each on the images that `before` and the earlier ones did not break."""
         shard, done = self.shard, list(before)
         for name in names:
             if ATTACKS[name].obstacle(self.target.setting):
@@ -161,7 +161,7 @@ class Worker:
         )  # fmt: skip
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
-        """Whether the shard holds what `name` does to these rows: another plan may have given it other rows."""
+        """Whether the shard has the result of `name` for these rows. Another plan may have run it on other rows."""
         run = self.shard.attacks.get(name)
         wanted = rows, self._source(name), self._budget(name), ATTACKS[name].version
         if run is None or (run.rows, run.transfer, run.pathway_budget, run.version) != wanted:
@@ -177,7 +177,7 @@ class Worker:
 
 @torch.no_grad()
 def right_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
-    """Those of `rows` that the true network classifies correctly at `x`; logits that are not finite classify nothing."""
+    """The `rows` that the true network classifies correctly at `x` [B, C, H, W]. Logits that are not finite count as wrong."""
     logits = target.model(x)
     index = torch.as_tensor(rows, dtype=torch.int64, device=target.y.device)
     right = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[index])
@@ -186,7 +186,7 @@ def right_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
 
 @torch.no_grad()
 def _search_again(target: Target, name: str, job: Job, x_adv: Tensor) -> Tensor:
-    """Attack once more, on the true network, what fooled only the faster copy: the attack stopped there."""
+    """Attack once more, on the true network, the images that fooled only the faster copy, because the attack stopped there."""
     disputed = ((target.search(x_adv).argmax(dim=1) != job.y) & (target.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
     if len(disputed):
         rows = [job.images[row] for row in disputed.tolist()]
@@ -215,7 +215,7 @@ def _save_images(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
 
 @contextmanager
 def true_network(model: nn.Module) -> Iterator[None]:
-    """float32 without autocast: the network that judges every success."""
+    """Inside the block, the network runs in float32 without autocast. It decides whether an image fools."""
     device = next(iter(model.parameters()), torch.zeros(())).device
     with torch.autocast(device.type, enabled=False):
         yield

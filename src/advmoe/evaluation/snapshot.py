@@ -1,6 +1,6 @@
-"""What a Record shows beside its figures: MoE layers, loads by class, accuracy against epsilon, images with their routes.
+"""The snapshot in a Record: MoE layers, loads by class, accuracy against epsilon, and images with their routes.
 
-The network itself, in float32, makes every prediction. The same network, images and seed give the same snapshot.
+All predictions are those of the network itself in float32. The same network, images and seed give the same snapshot.
 """
 
 import base64
@@ -29,15 +29,15 @@ from advmoe.models import Classifier, fused
 
 GALLERY_IMAGES = 8
 GALLERY_ATTACK = "pgd_50"
-GALLERY_STEPS = (0.25, 0.5, 1.5, 2.0)  # times the evaluation's epsilon, beside 0 and 1
+GALLERY_STEPS = (0.25, 0.5, 1.5, 2.0)  # times the evaluation's epsilon, in addition to 0 and 1
 CURVE_IMAGES = 200
 CURVE_ATTACK = "pgd_10"
-CURVE_EPSILONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # times the evaluation's
+CURVE_EPSILONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # times the evaluation's epsilon
 BATCH_SIZE = 256
 
 
 class Snapshot(NamedTuple):
-    """The fields of a Record that this module fills."""
+    """The fields of a Record that this module computes."""
 
     layers: Sequence[Layer] = ()
     load_by_class: Sequence[list[list[int]]] = ()
@@ -48,8 +48,8 @@ class Snapshot(NamedTuple):
 def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], options: EvaluationOptions) -> Snapshot:
     """The snapshot on images x [n, C, H, W] in [0, 1] with labels y [n].
 
-    `correct` are the rows that the network classifies correctly. Images are attacked with the noise that `evaluate` draws for them
-    with the same options.
+    `correct` are the rows that the network classifies correctly. The attacks use the noise that `evaluate` draws with the same
+    options.
     """
     with frozen(model), true_network(model):
         routed, classes = bool(model.moe_layers()), model.num_classes
@@ -64,7 +64,7 @@ def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], op
 
 @torch.no_grad()
 def layers(model: Classifier, x: Tensor) -> list[Layer]:
-    """The MoE layers in order, none in a dense network; `size` is the output's [h, w] for images like x [1, C, H, W]."""
+    """The MoE layers in order; empty for a dense network. `size` is the output's [h, w] for images like x [1, C, H, W]."""
     names = {layer: name for name, layer in model.named_modules()}
     sizes: dict[nn.Module, list[int]] = {}
 
@@ -83,7 +83,7 @@ def layers(model: Classifier, x: Tensor) -> list[Layer]:
 
 @torch.no_grad()
 def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int]]]:
-    """Number of images of each class that every expert receives: [L][classes][N]. L is 1 if the network has one router."""
+    """The number of images of each class that each expert gets: [L][classes][N]. L is 1 if the network has one router."""
     parts = [model.forward_routed(part)[1] for part in x.split(BATCH_SIZE)]
     routes, classes = torch.cat([route_of(routings) for routings in parts]), model.num_classes
     counts = []
@@ -95,7 +95,7 @@ def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int
 
 
 def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> EpsilonCurve:
-    """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the target's epsilon, clean at 0."""
+    """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the target's epsilon; at 0, clean."""
     count, epsilons = sum(len(rows) for rows in shards), [factor * target.epsilon for factor in CURVE_EPSILONS]
     standing = [sum(_standing(replace(target, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
     accuracies = [100 * stand / count for stand in standing]
@@ -103,7 +103,7 @@ def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> EpsilonCurve:
 
 
 def _standing(target: Target, rows: list[int]) -> int:
-    """How many of `rows` are classified correctly under CURVE_ATTACK. The attack runs as in an evaluation."""
+    """The number of `rows` that are classified correctly under CURVE_ATTACK. The attack runs as in an evaluation."""
     attacks = (CURVE_ATTACK,) if target.epsilon > 0 else ()
     shard = Shard(rows=rows)
     Worker(target, shard).run(Preset({"ra": attacks}, ()))
@@ -111,7 +111,7 @@ def _standing(target: Target, rows: list[int]) -> int:
 
 
 def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GALLERY_IMAGES) -> list[int]:
-    """Rows to show: one of each class before a second of any, and correctly classified ones first."""
+    """The rows for the gallery: one of each class before a second of any class, correctly classified ones first."""
     right, taken, keys = set(correct), Counter[int](), {}
     for row in sorted(range(len(labels)), key=lambda row: row not in right):
         label = labels[row]
@@ -121,13 +121,13 @@ def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GAL
 
 
 def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
-    """Each row's image, clean and under GALLERY_ATTACK, with the network's prediction; also at GALLERY_STEPS times epsilon.
+    """Each row's image, clean and under GALLERY_ATTACK at epsilon and at GALLERY_STEPS times epsilon, with the predictions.
 
-    `prediction` is a class number and `confidence` its softmax probability, both computed from the float32 pixels. `png` holds
-    the pixels rounded to 8 bits: it is for display, and the rounded image may not fool the network.
+    `prediction` is a class number and `confidence` its softmax probability, both computed from the float32 pixels. `png` contains
+    the pixels rounded to 8 bits. It is for display only: the rounded image may not fool the network.
     """
-    index = torch.as_tensor(rows, dtype=torch.int64, device=target.x.device)
-    x, y = target.x[index], target.y[index]
+    row_index = torch.as_tensor(rows, dtype=torch.int64, device=target.x.device)
+    x, y = target.x[row_index], target.y[row_index]
 
     def attacked(epsilon: float) -> list[Seen]:
         job = Job(target.model, x, y, rows, epsilon, target.norm, target.seed, 0, target.num_classes)
@@ -138,9 +138,9 @@ def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
     columns = zip(rows, y.tolist(), _seen(target.model, x), attacked(target.epsilon), strict=True)
     return [
         GalleryImage(
-            row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK, steps=[step[place] for step in steps]
+            row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK, steps=[step[index] for step in steps]
         )
-        for place, (row, label, before, after) in enumerate(columns)
+        for index, (row, label, before, after) in enumerate(columns)
     ]
 
 

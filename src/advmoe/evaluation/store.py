@@ -1,4 +1,4 @@
-"""Results of an evaluation on disk: one file for each shard of images, and a key that says what they belong to."""
+"""Results of an evaluation on disk: one file per shard of images, and a key that identifies the evaluation."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ CHECKS = TypeAdapter(dict[str, Check])
 
 class StoreKey(BaseModel):
     """What stored results depend on, besides attack and shard: digests of the network, the data and the predicted classes, the
-    threat, the seed, the precision that attacks search in, and the shards' size."""
+    threat model, the seed, the precision of the attacks' gradients, and the size of the shards."""
 
     schema_number: int = Field(alias="schema")
     network: str
@@ -34,11 +34,11 @@ class StoreKey(BaseModel):
 
 
 class AttackRun(BaseModel):
-    """What one attack did to a shard. `rows` are the images attacked, `broken` those that it broke, `outside` counts invalid x'.
+    """The result of one attack on a shard: the `rows` attacked, those that are `broken`, and the number of invalid x' (`outside`).
 
-    `held` are the rows whose x' fools the network held on some pathway, where the attack holds it, with `pathway_budget`;
-    `transfer` is the digest of the network that was transferred from, `version` the attack's. `seconds` are on the clock,
-    `cpu_seconds` those of the processor.
+    `held`: for an attack that fixes pathways (with `pathway_budget`), the rows whose x' fools the network with a fixed pathway.
+    `transfer`: digest of the network that the attack was transferred from. `version`: version of the attack. `seconds`: wall time.
+    `cpu_seconds`: processor time.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,7 +74,7 @@ class RoutingCounts(BaseModel):
 
 
 class Shard(BaseModel):
-    """What is known of one shard. Rows are numbers in the test set; `ever` are those broken by any attack of any plan."""
+    """The results of one shard so far. Rows are numbers in the test set. `ever` are the rows that any attack of any plan broke."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -90,11 +90,11 @@ class Shard(BaseModel):
 
 
 class Store:
-    """Shards on disk, or nowhere without a folder. Raises UserError if the folder holds results of another key."""
+    """Shards on disk; without a folder, nothing is stored. Raises UserError if the folder holds results of another key."""
 
     def __init__(self, folder: Path | None, key: StoreKey) -> None:
         self.folder = folder
-        self._checks: dict[str, Check] = {}  # in memory, where there is no folder
+        self._checks: dict[str, Check] = {}  # in memory, if there is no folder
         if folder is None:
             return
         path = folder / "key.json"
@@ -105,7 +105,7 @@ class Store:
             _write(path, key.model_dump(by_alias=True))
 
     def load(self, number: int, rows: list[int]) -> Shard:
-        """The shard as far as it is done."""
+        """The results of the shard so far. Raises UserError if its file is damaged."""
         path = self._path(number)
         if path is None or not path.exists():
             return Shard(rows=rows)
@@ -141,18 +141,18 @@ class Store:
 
 
 def stored(folder: Path) -> Iterator[tuple[int, Shard]]:
-    """The shards that a store holds so far, with their numbers. Other processes may still work on them."""
+    """The shards that a store holds so far, with their numbers. Other processes may still change them."""
     for path in sorted(folder.glob("shard-*.json")):
         yield int(path.stem.removeprefix("shard-")), _shard(path)
 
 
 def forget(folder: Path) -> None:
-    """Remove what a store holds."""
+    """Remove the results in a store."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def shard_count(images: int, size: int = SHARD_SIZE) -> int:
-    """How many shards so many images make."""
+    """The number of shards for `images` images."""
     return -(-images // size)
 
 

@@ -1,4 +1,4 @@
-"""What is attacked, and with what options."""
+"""The target of an evaluation, and the options of the evaluation."""
 
 import hashlib
 import logging
@@ -26,12 +26,12 @@ Progress = Callable[[str, int, Shard], None]  # called after an attack: its name
 
 
 def ignore(attack: str, number: int, shard: Shard) -> None:
-    """The progress function that does nothing."""
+    """A progress function that does nothing."""
 
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """How to evaluate: the options of `advmoe.evaluation.evaluate`. Raises UserError on values that make no sense."""
+    """The options of `advmoe.evaluation.evaluate`. Raises UserError on values outside their range."""
 
     epsilon: float
     norm: Norm = "Linf"
@@ -65,11 +65,11 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class Target:
-    """The frozen network under attack, the images x [n, C, H, W] in [0, 1] with labels y [n], and the threat.
+    """The frozen network under attack, the images x [n, C, H, W] in [0, 1] with labels y [n], and the threat model.
 
-    Attacks climb `search`, which may be a faster copy of `model`. Only `model` decides which images fool. `transfer` is
-    a network to transfer attacks from. `hides_routing`: the network contains MoE layers but offers no `forward_routed`.
-    At most `batch_size` images are attacked at once. Up to `pathway_budget` pathways, all are held.
+    Attacks take gradients from `search`, which may be a faster copy of `model`. Only `model` decides which images fool it.
+    `transfer` is a network to transfer attacks from. `hides_routing`: the network contains MoE layers but has no `forward_routed`.
+    At most `batch_size` images are attacked at once. `pathway_budget` is the number of pathways up to which all are attacked.
     """
 
     model: Any
@@ -97,7 +97,7 @@ class Target:
         )  # fmt: skip
 
     def job(self, rows: Sequence[int], shard: int) -> Job:
-        """The images `rows` of shard number `shard`, for an attack."""
+        """The job for an attack on the images `rows` of shard number `shard`."""
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.x.device)  # rows may be empty
         return Job(
             self.search, self.x[index], self.y[index], rows, self.epsilon, self.norm, self.seed, shard, self.num_classes,
@@ -106,7 +106,7 @@ class Target:
 
 
 def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Target:
-    """The Target of a frozen network. Raises UserError on images, labels or logits that are not as they must be."""
+    """The Target of a frozen network. Raises UserError if images, labels or logits have wrong shapes, dtypes or values."""
     _check_images(x, y)
     x = x.detach().contiguous()
     model: Any = copying(network, x[:1])
@@ -119,7 +119,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         raise UserError("the network must give logits [n, classes] for images [n, C, H, W]")
     if not logits.requires_grad:
-        raise UserError("the network's logits have no gradient with respect to the pixels: attacks would see nothing")
+        raise UserError("the network's logits have no gradient with respect to the pixels, which attacks need")
     classes = logits.shape[1]
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
@@ -127,7 +127,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     hidden = not routed and any(isinstance(module, MoEConv2d) for module in model.modules())
     if hidden:
         logger.warning(
-            "the network has MoE layers but no forward_routed: attacks on its routing are left out, the evaluation is incomplete"
+            "the network has MoE layers but no forward_routed: attacks on its routing are not run, and the evaluation is incomplete"
         )
     transfer = None if options.transfer is None else copying(options.transfer, x[:1])
     return Target(
@@ -145,7 +145,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def store_key(target: Target, shard_size: int) -> StoreKey:
-    """What stored results of the target depend on. Raises UserError where logits are not finite."""
+    """The key of stored results of the target. Raises UserError if logits are not finite."""
     data = hashlib.sha256(target.x.cpu().numpy().tobytes() + target.y.cpu().numpy().tobytes())
     low = isinstance(target.search, LowPrecision)
     model = target.model.model if isinstance(target.model, CopiedInput) else target.model
@@ -173,7 +173,7 @@ def _routes(model: Any, x: Tensor) -> bool:
 
 
 def _digest(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of parameters and buffers, of any type."""
+    """SHA-256 of the names and bytes of parameters and buffers, of any dtype."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode() + tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes())
@@ -182,7 +182,7 @@ def _digest(model: nn.Module) -> str:
 
 @torch.no_grad()
 def _answers(target: Target) -> str:
-    """A digest of the predicted classes: networks of equal weights can still differ."""
+    """A digest of the predicted classes. Networks with equal weights can still predict different classes."""
     logits = torch.cat([target.model(part) for part in target.x.split(256)])
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():

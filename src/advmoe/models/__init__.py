@@ -87,7 +87,7 @@ def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
 
 
 def _follows(model: RoutedNetwork, layers: list[MoEConv2d], kind: MoEKind, field: str) -> bool:
-    """Whether the layers of the network agree with the value of one `field` of `kind`."""
+    """Whether all layers of the network use the value of one `field` of `kind`."""
     if field == "num_experts":
         return all(layer.num_experts == kind.num_experts for layer in layers)
     if field == "routers":

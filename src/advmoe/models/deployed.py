@@ -17,11 +17,11 @@ Network = TypeVar("Network", bound=RoutedNetwork)
 
 @torch.no_grad()
 def deployed(model: Network) -> Network:
-    """A copy in eval mode that computes the same logits and routes, up to rounding, in the least time.
+    """A copy in eval mode that computes the same logits and routes, up to rounding, as fast as possible.
 
     Batch norms are folded into the convolutions and standardisation into the routers, all parameters are frozen, and tensors are
-    channels last. Each MoE layer is a `RoutedConv2d`: it runs the chosen experts (split dispatch), takes hard and forced gates
-    alone, and is not among `moe_layers()`. Use `fused` for a copy whose routers learn or that takes other gates.
+    channels last. Each MoE layer is a `RoutedConv2d`: it runs the chosen experts (split dispatch), supports only hard and forced
+    gates, and is not in `moe_layers()`. Use `fused` for a copy whose routers learn or that supports other gates.
     """
     copy = fused(model)
     for parent in list(copy.modules()):

@@ -1,4 +1,4 @@
-"""Sparse mixture-of-experts convolutions: routers, gates, dispatch; and the plain and masked networks they compare with."""
+"""Sparse mixture-of-experts convolutions: routers, gates and dispatch; and the dense and masked layers to compare with."""
 
 from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, images

@@ -53,5 +53,5 @@ def balance(term: str, routings: Routings) -> Tensor:
 
 
 def whole_batch(routing: Routing) -> Routing:
-    """The routing of the images of all ranks."""
+    """The routing of the images of all ranks, from that of this rank's images."""
     return Routing(gather_rows(routing.logits), gather_rows(routing.experts))

@@ -1,7 +1,8 @@
-"""Convolutions, plain and routed. Each brings its batch norm where one follows it.
+"""Convolutions, plain and routed. Each includes the batch norm that follows it, if there is one.
 
-In a block, both have one signature: (x, gate, logits, onto) -> (y, routings). `logits` are the network router's, if it has
-one. `onto` is a tensor of y's shape, such as a residual stream: with it, y is the sum of both, and its memory may be overwritten.
+In a block, both have the same signature: (x, gate, logits, onto) -> (y, routings). `logits` come from the network's router, or are
+None if there is none. `onto` is a tensor in the shape of y, such as a residual stream: it is added to y, and its memory may be
+overwritten.
 """
 
 import math
@@ -34,7 +35,7 @@ class PlainConv2d(nn.Conv2d):
 
 
 class DenseConv2d(PlainConv2d):
-    """A block's plain convolution: takes a gate and routes nothing."""
+    """The plain convolution of a block. It takes a gate like a routed one, but ignores it and returns no routings."""
 
     def forward(  # type: ignore[override]
         self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None
@@ -44,12 +45,12 @@ class DenseConv2d(PlainConv2d):
 
 
 class MoEConv2d(nn.Module):
-    """A convolution whose filters are picked per image (appendix A and Fig. A1).
+    """A convolution whose filters are chosen for each image by a router (appendix A and Fig. A1 of the AdvMoE paper).
 
-    All experts start as the same filters and part as their images differ, so that early on, when routes still jump,
-    a changed route changes no output (docs/choices.md has the figures).
+    All experts start with the same filters. They become different because they are trained on different images. Early in
+    training, when routes still change often, a changed route therefore does not change the output (docs/choices.md has figures).
 
-    `index` is the layer's column in a route. A layer without a router follows the network's.
+    `index` is the layer's column in a route. A layer without a router uses the logits of the network's router.
     """
 
     def __init__(
@@ -69,23 +70,26 @@ class MoEConv2d(nn.Module):
         self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
-        """[B, C, H, W] -> [B, K, H', W'], and this layer's Routing if it has a router. If not, `logits` [B, N] are the network
-        router's. With `onto` [B, K, H', W'], the result is the sum of both."""
+        """[B, C, H, W] -> [B, K, H', W'], and the layer's Routing if it has a router.
+
+        A layer without a router needs `logits` [B, N] of the network's router. `onto` [B, K, H', W'] is added to the result.
+        Raises ValueError if neither a router nor `logits` is there.
+        """
         check_call(x, self.training)
-        own_logits = logits if self.router is None else self.router(x)
-        if own_logits is None:
+        routing_logits = logits if self.router is None else self.router(x)
+        if routing_logits is None:
             raise ValueError("an MoE layer without a router needs the network router's logits: layer(x, gate, logits)")
-        weights = gate.weights(own_logits, self.index)
+        weights = gate.weights(routing_logits, self.index)
         if onto is None:
             y = self._routed(x, weights)
         elif type(weights) is Chosen and self.norm is None and not torch.is_grad_enabled():
             y = add_chosen(x, self.bank, weights.experts, onto)
         else:
             y = self._routed(x, weights).add_(onto)
-        return y, () if self.router is None else (Routing(own_logits, weights.experts),)
+        return y, () if self.router is None else (Routing(routing_logits, weights.experts),)
 
     def _routed(self, x: Tensor, weights: Chosen) -> Tensor:
-        """Convolve and normalise as the gate's weights say."""
+        """Convolve and normalise with the weights of the gate."""
         match weights:
             case OneHot() | Mixed() if isinstance(self.norm, ExpertNorm):
                 return self._every(x, weights)
@@ -100,7 +104,7 @@ class MoEConv2d(nn.Module):
         return self._normalised(y, weights.experts)
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
-        """The chosen experts' outputs times `factor`: after a norm that is the expert's own, before one that is shared."""
+        """The chosen experts' outputs times `factor`: after the norm if each expert has one, before a norm that all share."""
         if self.own_norms:
             y = self._normalised(run_chosen(x, self.bank, experts), experts)
             return y * factor.to(y.dtype)
@@ -116,7 +120,7 @@ class MoEConv2d(nn.Module):
         return y
 
     def _every(self, x: Tensor, weights: OneHot | Mixed) -> Tensor:
-        """Normalise every expert's output by its own norm, then mix."""
+        """Normalise the output of every expert with the norm of that expert, then mix the outputs."""
         assert isinstance(self.norm, ExpertNorm)
         parts = self.norm.every(every_expert(x, self.bank), weights.experts)
         return torch.einsum("bn,bnkhw->bkhw", weights.mixture.to(parts.dtype), parts)
@@ -128,7 +132,7 @@ class MoEConv2d(nn.Module):
 
     @torch.no_grad()
     def tie_gradients(self) -> None:
-        """Give what is each expert's own the sum of the experts' gradients, so that equal experts stay equal."""
+        """Set the gradients of each expert's parameters to their sum over the experts, so that equal experts stay equal."""
         if self.filters.grad is not None:
             _tie(self.filters.grad, self.width)
         if self.bias is not None and self.bias.grad is not None:
@@ -140,7 +144,7 @@ class MoEConv2d(nn.Module):
 
 
 def _tie(gradient: Tensor, period: int) -> None:
-    """Sum the rows that stand `period` apart, and give each of them the sum."""
+    """Replace each row by the sum of all rows that are a multiple of `period` apart from it."""
     row = torch.arange(len(gradient), device=gradient.device) % period
     total = gradient.new_zeros(period, *gradient.shape[1:]).index_add_(0, row, gradient)
     gradient.copy_(total[row])

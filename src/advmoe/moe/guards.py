@@ -1,4 +1,4 @@
-"""What other tools cannot do with a routed network is refused in one line; without this they would write wrong graphs."""
+"""Checks that stop tools which do not support routed networks. Without them, these tools would write wrong graphs."""
 
 import torch
 from torch import Tensor, fx
@@ -7,7 +7,7 @@ EXPORT = "write the network by `advmoe export RUN --out FILE` (ONNX or torch.exp
 
 
 def check_call(x: Tensor, training: bool) -> None:
-    """Raises RuntimeError where an MoE layer is called on `x` by a tool that would freeze its routes or cannot run it."""
+    """Raises RuntimeError if a tool calls an MoE layer on `x` that would make its routes constant or cannot run it."""
     if isinstance(x, fx.Proxy):
         raise RuntimeError(f"torch.fx cannot trace an MoE layer, as each image takes the path of its experts: {EXPORT}")
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -19,7 +19,7 @@ def check_call(x: Tensor, training: bool) -> None:
 
 
 def check_dispatch_call(name: str) -> None:
-    """Raises RuntimeError where the dispatch `name` cannot run: in a torch.func transform, or under torch.export."""
+    """Raises RuntimeError if the dispatch `name` cannot run: in a torch.func transform, or under torch.export."""
     if in_transform():
         raise RuntimeError(f"dispatch '{name}' cannot run inside torch.func transforms; model.set_dispatch('auto') or 'wide' can")
     if torch.compiler.is_exporting():

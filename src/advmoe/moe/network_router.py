@@ -1,4 +1,4 @@
-"""One router for the whole network: a small CNN on the image."""
+"""One router for all layers of a network: a small CNN on the image."""
 
 from itertools import pairwise
 
@@ -12,9 +12,9 @@ BLOCKS = 3
 
 
 class NetworkRouter(nn.Module):
-    """A ResNet of three stages of 16, 32 and 64 channels, 3 residual blocks each; its pooled output is routed by a Router.
+    """A ResNet with three stages of 16, 32 and 64 channels, 3 residual blocks each. A Router computes logits from its output.
 
-    For large images (`stem` imagenet) it starts with a 7x7 convolution of stride 2 and max pooling, as the network does.
+    For large images (`stem` imagenet) it starts with a 7x7 convolution of stride 2 and max pooling, like the network.
     """
 
     def __init__(self, in_channels: int, num_experts: int, stem: str) -> None:

@@ -1,4 +1,4 @@
-"""The router, the gates, and what a routing decision is.
+"""The router, the gates, and the routing decision that they return.
 
 Shapes: B images, C channels, N experts, L MoE layers.
 """
@@ -18,15 +18,15 @@ MOMENTUM = 0.1  # of every running statistic
 
 
 class Routing(NamedTuple):
-    """One layer's decision for a batch. It is returned by a forward pass, never stored."""
+    """The decision of one layer for a batch. A forward pass returns it; it is never stored."""
 
-    logits: Tensor  # [B, N] float32, the router's
+    logits: Tensor  # [B, N] float32, of the router
     experts: Tensor  # [B] int64, the expert that was run (under mixing gates: the top-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The chosen `experts` [B] int64 run, and nothing else."""
+    """Only the chosen `experts` [B] int64 run."""
 
     experts: Tensor
 
@@ -40,23 +40,23 @@ class Scaled(Chosen):
 
 @dataclass(frozen=True, eq=False)
 class OneHot(Chosen):
-    """`mixture` [B, N] is one-hot: the chosen experts run forward, the others in the backward pass alone."""
+    """`mixture` [B, N] is one-hot: the chosen experts run in the forward pass, the others only in the backward pass."""
 
     mixture: Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Mixed(Chosen):
-    """Every expert runs; the output is the sum with the weights `mixture` [B, N]. `experts` are the top-1."""
+    """Every expert runs. The output is the sum of their outputs, weighted by `mixture` [B, N]. `experts` are the top-1."""
 
     mixture: Tensor
 
 
 class Gate(ABC):
-    """How routing logits become expert weights; a value handed to a forward pass.
+    """Turns routing logits into the weights of the experts. A gate is an argument of the forward pass.
 
-    Below, p is the softmax of logits / temperature, k the top-1, h its one-hot, and sg the stop-gradient. A new gate is a
-    subclass; in `GATES` it has a name for the configuration.
+    In the subclasses, p is the softmax of logits / temperature, k the top-1 expert, h the one-hot vector of k, and sg means
+    stop-gradient. A new gate is a subclass; an entry in `GATES` gives it a name for the configuration.
     """
 
     def __new__(cls, *settings: Any, **named: Any) -> Self:
@@ -66,12 +66,12 @@ class Gate(ABC):
 
     @abstractmethod
     def weights(self, logits: Tensor, layer: int) -> Chosen:
-        """What MoE layer number `layer` runs for `logits` [B, N]: `Chosen` or one of its subclasses."""
+        """The weights of MoE layer number `layer` for its `logits` [B, N]: `Chosen` or one of its subclasses."""
 
 
 @dataclass(frozen=True, eq=False)
 class HardGate(Gate):
-    """h: the gate of inference."""
+    """h: only the top-1 expert runs. This is the gate of inference."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
         return Chosen(top1(logits))
@@ -79,7 +79,7 @@ class HardGate(Gate):
 
 @dataclass(frozen=True, eq=False)
 class TemperedGate(Gate):
-    """Base of the gates that use p. Raises ValueError if `temperature` is not positive."""
+    """Base class of the gates that use p. Raises ValueError if `temperature` is not positive."""
 
     temperature: float = 1.0
 
@@ -102,7 +102,7 @@ class StraightThroughGate(TemperedGate):
 
 
 class ScaledGate(TemperedGate):
-    """Expert k alone, its output times 1 + p_k - sg(p_k)."""
+    """Only expert k runs. Its output is multiplied by 1 + p_k - sg(p_k), which is 1 with the gradient of p_k."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
         experts = top1(logits)
@@ -111,7 +111,7 @@ class ScaledGate(TemperedGate):
 
 
 class SoftGate(TemperedGate):
-    """p: every expert runs."""
+    """p: every expert runs, and the outputs are mixed."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
         return Mixed(top1(logits), self.p(logits))
@@ -119,7 +119,7 @@ class SoftGate(TemperedGate):
 
 @dataclass(frozen=True, eq=False)
 class ForcedGate(Gate):
-    """The experts of `route` [B, L] (int64); -1 leaves that choice to the router."""
+    """The experts of `route` [B, L] int64 run. With -1, the router chooses."""
 
     route: Tensor
 
@@ -136,7 +136,7 @@ GATES: dict[str, Callable[..., Gate]] = {
 
 
 def make_gate(name: str, **settings: Any) -> Gate:
-    """The gate that is called `name` in `GATES`, with its settings (`temperature`). Raises UserError on an unknown name."""
+    """The gate `name` of `GATES`, with its settings (`temperature`). Raises UserError if the name is unknown."""
     return lookup(GATES, name, "gate")(**settings)
 
 
@@ -146,10 +146,10 @@ def top1(logits: Tensor) -> Tensor:
 
 
 class Router(nn.Module):
-    """Global average pool of the layer's input, standardised by running statistics, then linear to N logits; float32.
+    """Global average pooling of the layer's input, standardisation by running statistics, then a linear layer to N float32 logits.
 
-    The statistics follow the batches seen in train mode (the first ones in full, later ones with `momentum`) and are
-    fixed in eval mode, so that an image's route never depends on the other images of its batch.
+    In train mode the statistics are updated with each batch: first as a plain average, later with `momentum`. In eval mode they
+    are fixed, so the route of an image does not depend on the other images of its batch.
     """
 
     mean: Tensor
@@ -201,9 +201,9 @@ class FoldedRouter(nn.Module):
         self.weight, self.bias = nn.Parameter(weight, requires_grad=False), nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, N] of inputs [B, C, H, W], in the type of the weights also under autocast."""
+        """Logits [B, N] of inputs [B, C, H, W], in the dtype of the weights, also under autocast."""
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self(x)  # type: ignore[no-any-return]
         sums = x.sum(dim=(2, 3), dtype=self.weight.dtype)
-        return torch.addmm(self.bias, sums, self.weight, alpha=1 / (x.shape[2] * x.shape[3]))  # alpha: the mean, for no operator
+        return torch.addmm(self.bias, sums, self.weight, alpha=1 / (x.shape[2] * x.shape[3]))  # alpha: the mean

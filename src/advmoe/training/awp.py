@@ -11,11 +11,11 @@ from advmoe.moe import ExpertNorm, RoutedNetwork
 
 @contextmanager
 def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object], routers: bool = False) -> Iterator[None]:
-    """Inside, each weight tensor w is w + gamma * |w| * g / |g|, with g the gradient that `backward` leaves.
+    """Inside the block, each weight tensor w is w + gamma * |w| * g / |g|, where g is the gradient that `backward` computes.
 
-    Weight tensors are those of convolutions and linear layers that learn, the routers' only if `routers`; norms and biases stay.
-    This is one step of the ascent of the paper, with layer-wise norms. `backward` runs at w; what it does to the model's running
-    statistics is undone. Afterwards w is exactly what it was; gradients taken inside stay.
+    Weight tensors are those of convolutions and linear layers that learn, and of routers only if `routers` is true. Norms and
+    biases do not change. This is one step of the paper's ascent, with layer-wise norms. `backward` runs at w; its changes of the
+    model's running statistics are undone. After the block, w is exactly as before, and the gradients computed inside are kept.
     """
     buffers = [buffer.clone() for buffer in model.buffers()]
     backward()

@@ -4,8 +4,8 @@ RUN/config.yaml
 RUN/metrics.jsonl                    one line per epoch
 RUN/.train.lock                      locked by the process that trains; contains its name
 RUN/checkpoints/epoch-0007-000120/   a checkpoint within an epoch: after 7 epochs and 120 iterations of the next
-RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, what the images are, SHA-256
-                                     of the others)
+RUN/checkpoints/epoch-0007/          model.safetensors, optimizers.pt, manifest.json (history, format of the images, SHA-256
+                                     of the other files)
 RUN/record.json                      written by `advmoe evaluate`
 """
 
@@ -211,7 +211,7 @@ class RunFolder:
             )  # fmt: skip
             (draft / "manifest.json").write_text(manifest.sealed())
             sync(draft / "manifest.json")
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap a full disk in their own errors
+        except (OSError, RuntimeError, SafetensorError) as error:  # what torch and safetensors raise if the disk is full
             shutil.rmtree(draft, ignore_errors=True)
             reason = _write_error(error, target.parent, sum(tensor.nbytes for tensor in model.values()))
             raise UserError(f"{target}: checkpoint could not be written ({reason}); earlier checkpoints are intact") from None
@@ -250,7 +250,7 @@ class RunFolder:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint. It gets a draft's name first, so that a half-removed one is not taken for a damaged checkpoint."""
+    """Remove a checkpoint. It is renamed to a draft first, so that it never looks like a damaged checkpoint."""
     renamed = folder.with_name(f".draft-old-{folder.name}")
     shutil.rmtree(renamed, ignore_errors=True)
     folder.rename(renamed)

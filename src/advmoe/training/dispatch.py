@@ -28,9 +28,9 @@ from advmoe.training.steps import TrainState
 
 log = logging.getLogger("advmoe")
 FILE = "dispatch.json"
-SECONDS = 10.0  # after which no further candidate is tried
+SECONDS = 10.0  # after this time no further candidate is tried
 REPETITIONS = 3
-IMAGES = 8  # on which the values of a candidate are checked
+IMAGES = 8  # number of images on which the values of a candidate are checked
 REFERENCE = "split"  # plain convolutions
 
 
@@ -45,9 +45,9 @@ class Measured(BaseModel):
 
 
 def set_fastest(config: RunConfig, folder: Path, model: Classifier, spec: ImageSpec) -> None:
-    """Set the dispatch of `model`, where the configuration leaves it to `auto` and the device is measured.
+    """Set the dispatch of `model`, if the configuration says `auto` and `auto` is measured on the device.
 
-    The first start of the run in `folder` measures. Later starts read what it wrote.
+    The first start of the run in `folder` measures and writes the result. Later starts read it.
     """
     device = next(model.parameters()).device
     if config.runtime.dispatch != "auto" or not model.moe_layers() or not is_measured(device):
@@ -69,7 +69,7 @@ def is_measured(device: torch.device) -> bool:
 
 
 def read(file: Path) -> Measured | None:
-    """The choice that a run keeps; None if there is none that can be read."""
+    """The choice stored with a run; None if there is none or it cannot be read."""
     try:
         return Measured.model_validate_json(bounded_text(file, 2**16))
     except (OSError, ValidationError):
@@ -79,22 +79,22 @@ def read(file: Path) -> Measured | None:
 def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequence[str], limit: float = SECONDS) -> Measured:
     """Time an iteration of the run with each dispatch in `names`, on copies of `model`. Takes about `limit` seconds.
 
-    A dispatch that raises, or whose values differ from those of `split`, is left out with one line. So is one whose turn comes
-    after `limit`.
+    A dispatch is skipped, with one line in the log, if it raises an error, if its values differ from those of `split`, or if
+    `limit` seconds have passed.
     """
     device, started = next(model.parameters()).device, time.monotonic()
     wanted = _values(config, model, spec, REFERENCE)
     seconds: dict[str, float] = {}
     for name in names:
         if distributed.broadcast(time.monotonic() - started > limit):
-            log.warning("dispatch auto: %s is left out: %g s have passed", name, limit)
+            log.warning("dispatch auto: %s is skipped: %g s have passed", name, limit)
             continue
         try:
             _check(_values(config, model, spec, name), wanted, config)
             seconds[name] = _iteration_seconds(config, model, spec, name)
-        except Exception as error:  # any exception can come out of a compiler or a kernel
+        except Exception as error:  # a compiler or a kernel can raise any exception
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning("dispatch auto: %s is left out: %s", name, reason)
+            log.warning("dispatch auto: %s is skipped: %s", name, reason)
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     fastest = min(seconds, key=seconds.__getitem__, default=REFERENCE)
     return Measured(dispatch=_named(fastest), device=title, seconds=seconds)
@@ -148,9 +148,9 @@ def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, na
 
 
 def _state(config: RunConfig, model: Classifier, name: str) -> TrainState:
-    """The state of a run near its end, where nothing is tied, at a learning rate of 0.
+    """The state of a run near its end, when the experts are not tied, with a learning rate of 0.
 
-    Labels are hard: to soften them costs the same with every dispatch.
+    Labels are hard, because soft labels cost the same with every dispatch.
     """
     model.set_dispatch(_named(name))
     config = config.replace(training=config.training.replace(soft_labels="none"))

@@ -12,8 +12,8 @@ from advmoe.models import Classifier
 class Teacher:
     """A frozen network in eval mode on the training device, and the digest of its weights.
 
-    It computes in `autocast` if that is a dtype. `answers` [n, C] are its probabilities for all training images, if augmentation
-    never changes them, else None.
+    It computes in `autocast` if that is a dtype. `answers` [n, C] are its probabilities for all training images, or None if
+    augmentation changes the images.
     """
 
     network: Classifier

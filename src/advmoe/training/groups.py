@@ -1,8 +1,10 @@
-"""Groups of classes that are confused with one another under attack: the router target `confusion`.
+"""Groups of classes that are often confused under attack: the router target `confusion`.
 
-During the first epochs the classes that attacked training images are taken for are counted. At the end of these epochs the classes
-are divided into as many groups as there are experts. The counts and the groups are part of the history, so every checkpoint
-has them. Shapes: B images, C classes.
+In the first epochs, the predicted classes of attacked training images are counted for each class. At the end of these epochs the
+classes are divided into groups, one for each expert. The counts and the groups are part of the history, so every checkpoint has
+them.
+
+Shapes: B images, C classes.
 """
 
 import math
@@ -15,14 +17,14 @@ from torch import Tensor
 
 from advmoe.config import RunConfig
 
-COUNTED_PART = 10  # one in so many epochs, at the start
+COUNTED_PART = 10  # confusions are counted in the first 1/10 of the epochs
 MAX_CLASSES = 256  # every checkpoint holds C x C counts for each counted epoch
 STARTS = 16
 MATRIX, GROUPS = "confusion", "router_groups"  # in a row of the history
 
 
 def confusion(logits: Tensor, y: Tensor) -> Tensor:
-    """[C, C] int64: how often each class (row) was taken for each class (column)."""
+    """[C, C] int64: how often each class (row) was predicted as each class (column)."""
     classes = logits.shape[1]
     pairs = y * classes + logits.argmax(dim=1)
     return pairs.new_zeros(classes**2).scatter_add_(0, pairs, torch.ones_like(pairs)).view(classes, classes)
@@ -40,7 +42,7 @@ def groups_of(history: Sequence[Mapping[str, Any]], device: torch.device) -> Ten
 
 
 def new_groups(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> dict[str, list[int]]:
-    """What the last row of the history gets: the groups if it is the last counted epoch, else nothing."""
+    """The new fields of the last row of the history: the groups after the last counted epoch, else none."""
     if len(history) != counted_epochs(config) or MATRIX not in history[-1]:
         return {}
     counts = np.sum([row[MATRIX] for row in history], axis=0)
@@ -48,11 +50,12 @@ def new_groups(config: RunConfig, history: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def balanced_groups(counts: np.ndarray, groups: int) -> list[int]:
-    """The group of each class, from 0; groups differ by at most one class in size, and are numbered by their first class.
+    """The group of each class, from 0. The sizes of groups differ by at most one class; groups are ordered by their first class.
 
-    `counts` is [C, C]. The sum, over the pairs of classes in one group, of the rates at which one is taken for the other is
-    maximised: from several random divisions (always the same ones), the two classes whose exchange helps most are exchanged until
-    no exchange helps (after Kernighan and Lin 1970). Equal sizes keep the experts' loads even.
+    `counts` is [C, C]. The search maximises the sum, over all pairs of classes in the same group, of the rates at which they are
+    confused. It starts from several random divisions (always the same ones). In each step it exchanges the two classes of different
+    groups that improve the sum most, until no exchange improves it (after Kernighan and Lin 1970). Equal sizes keep the loads of
+    the experts even.
     """
     rates = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     affinity = rates + rates.T

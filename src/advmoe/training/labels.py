@@ -13,8 +13,8 @@ ADR_TEMPERATURE = (2.5, 2.0)
 
 
 def smoothed(y: Tensor, num_classes: int, share: float) -> Tensor:
-    """Labels [B] -> probabilities [B, classes]: 1 - `share` on the label, and `share` spread evenly over all classes
-    (Szegedy et al. 2016, section 7)."""
+    """Label smoothing: labels [B] -> probabilities [B, classes], 1 - `share` for the label plus `share` spread evenly over all
+    classes (Szegedy et al. 2016, section 7)."""
     return spread(F.one_hot(y, num_classes).float(), share)
 
 
@@ -24,7 +24,7 @@ def spread(labels: Tensor, share: float) -> Tensor:
 
 
 def annealed(done: float, ends: tuple[float, float]) -> float:
-    """From the first end to the second by half a cosine, as `done` goes from 0 to 1."""
+    """A value that goes from the first of `ends` to the second along half a cosine, as `done` goes from 0 to 1."""
     start, end = ends
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * done))
 
@@ -33,8 +33,9 @@ def annealed(done: float, ends: tuple[float, float]) -> float:
 def adr(labels: Tensor, y: Tensor, logits: Tensor, done: float) -> Tensor:
     """Annealed self-distillation (ADR, Wu, Wang and Chen, ICLR 2024): lambda_i p + (1 - lambda_i) `labels`, [B, classes].
 
-    p is the softmax of the moving average's `logits` [B, classes] on x over the temperature; lambda_i is lambda less
-    max p - p_y, at least 0: an average that errs on an image counts less there. `done` is the share of the phase behind.
+    p is the softmax of the moving average's `logits` [B, classes] for x, divided by the temperature. lambda_i is lambda minus
+    (max p - p_y), at least 0, so p counts less for images that the average misclassifies. `done` is the finished fraction of the
+    phase.
     """
     p = (full(logits) / annealed(done, ADR_TEMPERATURE)).softmax(dim=1)
     gap = p.amax(dim=1) - p.gather(1, y[:, None])[:, 0]

@@ -36,8 +36,8 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
 
     `splits` are on the training device. Each of several ranks trains on its share of every batch; only rank 0 touches the
     folder and calls the observers. SIGTERM and SIGINT end training after the current step, with a checkpoint, and raise Stopped.
-    Raises UserError if the configuration does not fit, if the folder holds another run or another process trains there, and on a
-    non-finite loss, logit or gradient (the last good checkpoint stays).
+    Raises UserError if the configuration does not fit the data, if the folder holds another run, if another process trains there,
+    or if a loss, logit or gradient is not finite (the last good checkpoint is kept).
     """
     folder, device = RunFolder(out), splits.train.labels.device
     check(config, splits)

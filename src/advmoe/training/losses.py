@@ -35,7 +35,7 @@ class Loss:
     """`attack(forward, x, y, settings, draws)` returns x', if there is one; `value(forward, x, x', y, beta)` returns the Outcome.
 
     The attack gets labels [B] (RSLAD's: class probabilities [B, classes]); the value gets labels or class probabilities.
-    `has_clean` says that the value has a pass of x beside that of x'.
+    `has_clean` says whether the value runs a forward pass of x as well as one of x'.
     """
 
     attack: Callable[[Forward, Tensor, Tensor, AttackConfig, BatchDraws], Tensor] | None
@@ -52,7 +52,7 @@ def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
 
 
 def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
-    """CE(f(x), y) + beta * KL(f(x) || f(x')), clean and adversarial images in passes of their own."""
+    """CE(f(x), y) + beta * KL(f(x) || f(x')), with separate passes for clean and adversarial images (Zhang et al. 2019)."""
     clean, routings = forward(x)
     robust, robust_routings = forward(x_adv)
     divergence = kl_divergence(robust, full(clean).log_softmax(dim=1)).mean()
@@ -80,8 +80,8 @@ def rslad_attack(forward: Forward, x: Tensor, targets: Tensor, attack: AttackCon
 def rslad(forward: Forward, x: Tensor, x_adv: Tensor, targets: Tensor, beta: float) -> Outcome:
     """(KL(t || f(x)) + beta * KL(t || f(x'))) / (1 + beta), where `targets` t [B, classes] are a robust teacher's probabilities.
 
-    Source: Zi, Zhao, Ma and Jiang, "Revisiting adversarial robustness distillation" (RSLAD), ICCV 2021, equation 6; its weights
-    of 1/6 and 5/6 are beta 5.
+    Source: Zi, Zhao, Ma and Jiang, "Revisiting adversarial robustness distillation" (RSLAD), ICCV 2021, equation 6. Its weights
+    1/6 and 5/6 are those of beta 5.
     """
     clean, routings = forward(x)
     robust, robust_routings = forward(x_adv)

@@ -1,4 +1,4 @@
-"""What a checkpoint's manifest.json holds, as pydantic models: its reader can rely on every value being present and bounded."""
+"""The content of a checkpoint's manifest.json, as pydantic models. After reading, all values are present and in their range."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import JsonObject, bounded_text
 
-SCHEMA = 2  # 1 said "picture" where 2 says "image"
+SCHEMA = 2  # in schema 1 "image" was called "picture"
 MAX_BYTES = 2**26
 MAX_SIDE = 2**16  # of an image
 WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the manifest
@@ -48,11 +48,11 @@ Spec = Annotated[ImageSpec, AfterValidator(_check_spec)]
 
 
 class EpochRow(TypedDict):
-    """An epoch, as a line of metrics.jsonl holds it: accuracies in percent, times in seconds, and other figures of its loss.
+    """An epoch, as in a line of metrics.jsonl: accuracies in percent, times in seconds, and other figures of the loss.
 
-    `score` selects the best epoch of a phase. `load` has each expert's share of the images in each layer [L, N], `dead` the experts
-    of each layer that got none, `teacher` the digest of the teacher's weights. A row of an older version may lack anything but the
-    phase and the score.
+    `score` selects the best epoch of a phase. `load` [L, N] is each expert's share of the images in each layer, `dead` lists the
+    experts of each layer without images, and `teacher` is the digest of the teacher's weights. Rows of older versions may lack all
+    fields except the phase and the score.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -74,8 +74,8 @@ History = list[EpochRow]
 
 
 class Partial(BaseModel):
-    """An unfinished epoch: iterations done, number of images that each rank saw, seconds they took, and the sums of each rank's
-    metrics, by name."""
+    """An unfinished epoch: the iterations done, the number of images of each rank, the seconds, and each rank's sums of metrics by
+    name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -106,7 +106,7 @@ class Manifest(BaseModel):
     @field_validator("history", mode="wrap")
     @classmethod
     def _as_written(cls, rows: History, check: ValidatorFunctionWrapHandler) -> History:
-        """The rows once they are checked, with their fields in the file's order."""
+        """Check the rows, and return them with their fields in the order of the file."""
         check(rows)
         return rows
 
@@ -119,13 +119,13 @@ class Manifest(BaseModel):
         return self
 
     def sealed(self) -> str:
-        """The file's text: JSON with a checksum of itself."""
+        """The text of the file: JSON that includes its checksum."""
         tree = self.model_dump(by_alias=True, exclude_none=True)
         return json.dumps({**tree, "seal": seal(tree)})
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest in a checkpoint's folder, or None if it is missing, damaged or not one of ours.
+    """The manifest in a checkpoint's folder, or None if it is missing, damaged or of another program.
 
     Raises UserError if it is intact and of a newer schema.
     """

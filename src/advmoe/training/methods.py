@@ -15,7 +15,7 @@ Step = Callable[[steps.TrainState, Mapping[str, steps.Batch]], steps.Metrics]
 
 @dataclass(frozen=True)
 class Phase:
-    """`step` runs once an iteration. `levels` name the parameter sets learned, each with its optimizer and batches."""
+    """`step` runs once per iteration. `levels` names the parameter sets that learn; each has an optimizer and batches."""
 
     step: Step
     levels: tuple[str, ...]
@@ -23,8 +23,8 @@ class Phase:
 
 @dataclass(frozen=True)
 class Method:
-    """`loss` overrides the configured one where the method has only one; `selects` names the held-out figure that picks
-    the best epoch."""
+    """`loss` replaces the configured loss if the method has only one. `selects` names the held-out figure that selects the best
+    epoch."""
 
     kind: Callable[[ModelConfig], DenseKind]
     phases: tuple[Phase, ...]
@@ -33,12 +33,12 @@ class Method:
 
 
 def traits(method: Method) -> MethodTraits:
-    """What a recipe has to know of the method."""
+    """The properties of the method that recipes use."""
     model, kind = ModelConfig(), method.kind
     return MethodTraits(
         scaled=kind(model.replace(model_scale=model.model_scale / 2)) != kind(model),
         routed=kind(model.replace(num_experts=model.num_experts + 1)) != kind(model),
-        attacked=method.loss is None,  # a method with its own loss trains on clean images
+        attacked=method.loss is None,  # a method that fixes the loss trains on clean images
         two_levels="routers" in method.phases[0].levels,
         phases=len(method.phases),
     )
@@ -58,17 +58,17 @@ def dense(config: ModelConfig) -> DenseKind:
 
 
 def small_dense(config: ModelConfig) -> DenseKind:
-    """Every width times r, the stem's too."""
+    """A network with r times the width in every layer, the stem included."""
     return DenseKind(config.model_scale, activation=config.activation)
 
 
 def moe(config: ModelConfig) -> DenseKind:
-    """Experts of r times the width; the stem keeps its dense width."""
+    """Experts with r times the width. The stem keeps its dense width."""
     return MoEKind(config.model_scale, config.num_experts, config.bank, config.routers, config.norms, activation=config.activation)
 
 
 def masked(config: ModelConfig) -> DenseKind:
-    """The full network under masks that keep r of every layer's channels."""
+    """The full network with masks that keep the fraction r of every layer's channels."""
     return MaskedKind(config.model_scale, activation=config.activation)
 
 

@@ -1,11 +1,11 @@
-"""What follows a training run from outside: progress displays, trackers, tests."""
+"""Observers of a training run, such as progress displays and trackers."""
 
 from advmoe.training.manifest import EpochRow
 from advmoe.training.steps import Metrics
 
 
 class Observer:
-    """Base of what follows a run. `train` calls it on rank 0 only; each method does nothing until a subclass says otherwise."""
+    """Base class of observers. `train` calls them on rank 0 only. By default the methods do nothing."""
 
     def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
         """After every iteration: `done` of `total` in this epoch (from 1), with the epoch's sums over `images` images so far."""

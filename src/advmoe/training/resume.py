@@ -1,4 +1,4 @@
-"""Where a run starts from: its folder, and the state in a checkpoint."""
+"""The start of a run in its folder, and the state in a checkpoint."""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ CONFIGURED = ("fused", "initial_lr", "warmup", "routers")
 
 @contextmanager
 def claimed(folder: RunFolder, config: RunConfig, splits: Splits, resume: bool) -> Iterator[Checkpoint | None]:
-    """Hold the folder for this run, and yield the checkpoint to continue from. Rank 0 has the lock and does the work.
+    """Lock the folder for this run, and yield the checkpoint to continue from. Only rank 0 locks and reads the folder.
 
     Raises UserError if another process trains there, or if the folder holds another run or this one without `resume`.
     """
@@ -49,7 +49,7 @@ def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
 
 
 def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
-    """The latest checkpoint, after what a killed process left behind is removed."""
+    """Remove the temporary files of a killed process, and return the latest checkpoint."""
     folder.clean()
     latest = folder.latest()
     for name in folder.damaged():

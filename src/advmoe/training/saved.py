@@ -1,4 +1,4 @@
-"""A trained network of a run's folder or of one file, with its configuration and the form of its images."""
+"""A trained network from a run's folder or from one file, with its configuration and the format of its images."""
 
 import json
 from collections.abc import Mapping
@@ -21,14 +21,14 @@ from advmoe.training.manifest import Spec
 from advmoe.training.methods import METHODS, masked
 from advmoe.training.start import network
 
-SCHEMA = 2  # 1 said "picture" where 2 says "image"
+SCHEMA = 2  # in schema 1 "image" was called "picture"
 KEY = "advmoe"  # in the file's header
-# what values that fit nothing raise
+# the exceptions that invalid values raise
 NO_NETWORK = (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError, RuntimeError)
 
 
 class Header(BaseModel):
-    """What a saved network's header says beside the weights. `record` is checked by `checked_record`."""
+    """The header of a saved network's file. `record` is checked by `checked_record`."""
 
     version: int = Field(default=SCHEMA, alias="schema")
     config: StoredConfig
@@ -38,7 +38,7 @@ class Header(BaseModel):
 
 
 class Saved(NamedTuple):
-    """A network in main memory, without masked channels; `epoch` is its run's best."""
+    """A network in main memory, without masked channels. `epoch` is the best epoch of its run."""
 
     network: Classifier
     config: RunConfig
@@ -52,8 +52,8 @@ class Saved(NamedTuple):
 def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     """The network of a run's best epoch, and its checkpoint.
 
-    A run whose checkpoints do not describe its images (older versions) needs its data again. Raises UserError if there is no
-    network.
+    For a run of an older version, whose checkpoints do not describe the images, the data is loaded. Raises UserError if there is
+    no network.
     """
     folder = RunFolder(run)
     config, best = folder.config(), folder.best()
@@ -71,7 +71,7 @@ def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
     try:
         return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
     except UserError as error:
-        raise UserError(f"{run}: its checkpoints do not say what its images are, and its data is needed: {error}") from None
+        raise UserError(f"{run}: its checkpoints do not describe its images, so its data is needed: {error}") from None
 
 
 # One file
@@ -97,7 +97,7 @@ def saved_file(path: Path) -> tuple[Saved, JsonObject | None]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and header. No code in it can run: the format has none."""
+    """The tensors and the header of a file. The format contains no code that could run."""
     try:
         check_plain(path, MAX_FILE)
         with safe_open(path, "pt") as file:
@@ -105,14 +105,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return safetensors.torch.load_file(path), header
     except UserError:
         raise
-    except Exception as error:  # a hostile header raises nearly anything
+    except Exception as error:  # a malicious header can raise nearly any exception
         raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
 
 
 def _rebuilt(header: Header, state: Mapping[str, Tensor]) -> Saved:
     config = header.config
     kind = lookup(METHODS, config.method, "method").kind
-    compacted = config.replace(method="at_small_dense") if kind is masked else config  # what is kept of masks is as wide
+    compacted = config.replace(method="at_small_dense") if kind is masked else config  # without masked channels
     _check_fit(compacted, header.spec, state)
     model = network(compacted, header.spec)
     model.load_state_dict(state)
@@ -120,8 +120,10 @@ def _rebuilt(header: Header, state: Mapping[str, Tensor]) -> Saved:
 
 
 def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:
-    """Raises ValueError where `state` is not of the network that the configuration names, before memory is taken for one: a small
-    file can name a network of any size."""
+    """Raises ValueError if `state` does not fit the network of the configuration.
+
+    It allocates no memory for that network, because a small file can name a network of any size.
+    """
     with torch.device("meta"):
         wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
     given = {name: tuple(value.shape) for name, value in state.items()}

@@ -6,7 +6,7 @@ from advmoe.training.steps import TrainState
 
 
 def set_rates(state: TrainState, lowered: float) -> None:
-    """Cosine decay, after a linear warm-up where a group has one.
+    """Set the learning rates: cosine decay, after a linear warm-up if a group has one.
 
     `lowered` multiplies the routers' rate, or all rates if no router learns: it is below 1 after a non-finite value.
     """

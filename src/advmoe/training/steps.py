@@ -93,7 +93,7 @@ class TrainState:
         """`images` as a fraction of the batch of all ranks."""
         return 1.0 if self.draws.batch is None else images / self.draws.batch
 
-    def twin(self) -> Classifier:
+    def fused_model(self) -> Classifier:
         """The model in its current state with folded norms, for attacks and router updates. Each call returns the same object."""
         refresh(self._fused_model, self.model)
         return self._fused_model
@@ -146,7 +146,7 @@ def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 
 
 def _weight_attack_gate(state: TrainState) -> Gate:
-    """The gate of the weights' attack. `alternate`: hard in even iterations, straight-through in odd ones."""
+    """The gate of the attack in the weight update. `alternate`: hard in even iterations, straight-through in the others."""
     name = state.config.training.weight_attack_gate
     return StraightThroughGate() if name == "straight_through" or (name == "alternate" and state.iteration % 2) else HARD
 
@@ -158,7 +158,7 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     targets = _targets(state, level, x, y)
     x_adv, learner = x, state.model
     if state.loss.attack is not None or not train_mode:
-        fused_model = state.twin()
+        fused_model = state.fused_model()
         x_adv = _attacked(state, fused_model, (x, y if state.teacher is None else targets), attack_gate)
         learner = state.model if train_mode else fused_model  # it shares the model's routers
     backward = partial(_backward, state, level, _forward(state, learner, gate), Example(x, x_adv, y, targets), train_mode)
@@ -223,7 +223,7 @@ def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tenso
 def _targets(state: TrainState, level: str, x: Tensor, y: Tensor) -> Tensor:
     """The targets of the loss: the labels [B], or probabilities [B, classes] if labels are smoothed or distilled.
 
-    A teacher's probabilities take the place of the labels' one-hot vectors.
+    A teacher's probabilities replace the one-hot vectors of the labels.
     """
     training = state.config.training
     if training.soft_labels == "none" and not training.label_smoothing and state.teacher is None:

@@ -23,7 +23,7 @@ KEY = "teacher"  # in a row of the history: the digest
 def load_teacher(config: RunConfig, splits: Splits) -> Teacher | None:
     """The teacher that the configuration names, on the device of the data; None if it names none.
 
-    It computes in bfloat16 where that is faster. Raises UserError if it cannot be loaded, or has other classes or images.
+    It computes in bfloat16 if that is faster. Raises UserError if it cannot be loaded, or if its classes or images differ.
     """
     if config.training.teacher is None:
         return None

@@ -1,4 +1,4 @@
-"""Terms that are added to the loss of every update that routers learn from.
+"""Terms that are added to the loss in every update in which routers learn.
 
 Shapes: B images, N experts, L MoE layers. A term is one entry in `TERMS`; its weight is a field of the configuration.
 """

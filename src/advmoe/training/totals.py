@@ -10,7 +10,7 @@ from advmoe.training.groups import MATRIX
 from advmoe.training.manifest import Partial
 from advmoe.training.steps import Metrics
 
-Value = float | list[int] | list[float] | list[list[float]] | list[list[int]] | str  # of an epoch's figure
+Value = float | list[int] | list[float] | list[list[float]] | list[list[int]] | str  # the type of an epoch's figures
 
 
 class Totals:
@@ -23,9 +23,9 @@ class Totals:
 
     @classmethod
     def resumed(cls, partial: Partial | None) -> "Totals":
-        """The totals in a checkpoint, or none.
+        """The totals in a checkpoint; zeros if there is none.
 
-        Each rank continues with its own sums. If the number of ranks has changed, rank 0 continues with the sums of all.
+        Each rank continues with its sums. If the number of ranks has changed, rank 0 continues with the sums of all ranks.
         """
         if partial is None:
             return cls()
@@ -48,7 +48,7 @@ class Totals:
 
     def add(self, metrics: Metrics, images: int) -> None:
         """Count an iteration over `images` images."""
-        for name, value in metrics.items():  # routers may rest in some iterations
+        for name, value in metrics.items():  # in some iterations routers do not learn
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
         self.iteration, self.images = self.iteration + 1, self.images + images
 

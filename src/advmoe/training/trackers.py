@@ -143,7 +143,7 @@ class Tracker(Observer):
 def figures(row: Mapping[str, Any]) -> dict[str, float]:
     """A row of metrics.jsonl as flat figures, such as 'epoch/val_ra' or 'epoch/load/0/1' (layer, expert); `dead` is counted.
 
-    Confusions and groups of classes are left out.
+    Confusions and groups of classes are not logged.
     """
     flat: dict[str, float] = {}
     for name, value in row.items():

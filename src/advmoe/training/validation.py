@@ -19,7 +19,7 @@ def validate(state: TrainState, held_out: Source) -> dict[str, float]:
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
     settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)
     rows = torch.arange(distributed.rank(), len(held_out), distributed.world_size())
-    model = state.twin() if state.ema is None else fused(state.ema.model)
+    model = state.fused_model() if state.ema is None else fused(state.ema.model)
     share = held_out.subset(rows.to(held_out.labels.device))
     with torch.inference_mode():
         correct = correct_flags(model, share)

@@ -343,7 +343,7 @@ REFUSED = {
     "inner.x: a linear layer on 3": Model(lambda self, h: self.inner["x"](h.flatten(2))[..., None], x=nn.Linear(256, 256)),
     "forward: has a value for each channel": Model(lambda self, h: h + self.gamma.exp().view(1, 8, 1, 1)),
     "gamma: has a value for each channel": Model(lambda self, h: h * self.gamma),
-    "forward: add of channels that were put together differently: 8, and 4 + 4": Model(
+    "forward: add of channels that were concatenated differently: 8, and 4 + 4": Model(
         lambda self, h: h + torch.cat([self.inner["x"](h), self.inner["y"](h)], 1), x=nn.Conv2d(8, 4, 1), y=nn.Conv2d(8, 4, 1)
     ),
     "nothing to route": nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 5, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),

@@ -1,4 +1,4 @@
-"""All suites, one module each, which tells in its first line what is measured and how long it takes."""
+"""All suites. Each is one module, and its first line says what is measured and how long it takes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from advmoe.benchmark.suites import (
 
 @dataclass(frozen=True)
 class Suite:
-    """`measure` yields rows as they are known; `check` raises UserError where something it needs is missing."""
+    """`measure` yields rows as they are measured. `check` raises UserError if something that the suite needs is missing."""
 
     measure: Callable[[Setup], Iterator[Row]]
     check: Callable[[Setup], None] = lambda _: None
@@ -53,4 +53,4 @@ SUITES = {
     "waiting": Suite(waiting.measure),
     "cuda": Suite(cuda.measure, cuda.check),
 }
-USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # those that run where none is named
+USUAL = ("inference", "training", "memory", "attack", "data", "growth")  # the suites that run by default

@@ -1,4 +1,4 @@
-"""Evaluation attacks through the hard gate, with batch norms folded in and without. About 2 minutes."""
+"""Evaluation attacks through the hard gate, with and without batch norms folded into the convolutions. About 2 minutes."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from advmoe.benchmark.timing import timed
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Ratios of images a second."""
+    """Images per second, and their ratios."""
     scale, device = setup.scale, setup.device
     calls = {kind: variants.attack(kind, scale, device) for kind in ("MoE", "small dense")}
     calls["MoE unfolded"] = variants.attack("MoE", scale, device, folded=False)

@@ -1,4 +1,4 @@
-"""Loading and augmenting images in memory, as a share of the iteration that uses them. About a minute."""
+"""Time of loading and augmenting images in memory, relative to the iteration that uses them. About a minute."""
 
 from collections.abc import Iterator
 

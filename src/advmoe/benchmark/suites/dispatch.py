@@ -1,7 +1,7 @@
-"""Which dispatch is fastest for a layer's shape, batch and phase, on the CPU? About 10 minutes.
+"""Which dispatch is fastest on the CPU, by shape of the layer, batch and phase? About 10 minutes.
 
-The rule of `auto` on the CPU follows from these rows. Its threshold is that of the demo's AdvMoE iteration, where layers meet cold
-caches; that iteration is timed last, under several thresholds (0 splits wherever the filters are fixed).
+The rule of `auto` on the CPU follows from these rows. Its threshold comes from the AdvMoE iteration of the demo, in which the
+processor's caches are cold. That iteration is timed last, with several thresholds (0: split is used whenever the filters are fixed).
 """
 
 from collections.abc import Callable, Iterator
@@ -24,11 +24,11 @@ NAMES = ("split", "wide", "grouped")
 LAYERS = [(8, 4, 28), (16, 8, 14), (32, 16, 7), (64, 32, 32), (64, 64, 16), (128, 128, 8), (256, 256, 4)]  # C, K, height
 BATCHES = (1, 2, 8, 32, 128)
 EXPERTS = (2, 8)
-PHASES = ("forward", "attack", "routers", "weights")  # what gets a gradient: nothing, x, x and the route, x and the bank
+PHASES = ("forward", "attack", "routers", "weights")  # tensors with a gradient: none, x, x and the route, x and the bank
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Seconds of each dispatch in each setting, then those of the demo's iteration by threshold."""
+    """The seconds of each dispatch in each setting, then those of the demo's iteration by threshold."""
     settings = product(LAYERS[:1], BATCHES[:1], EXPERTS, PHASES) if setup.quick else product(LAYERS, BATCHES, EXPERTS, PHASES)
     for (inputs, width, size), batch, num_experts, phase in settings:
         x, bank = torch.randn(batch, inputs, size, size), torch.randn(num_experts * width, inputs, 3, 3)
@@ -42,7 +42,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def layer_call(layer: FilterBank, x: Tensor, experts: Tensor, phase: str) -> Callable[[], object]:
-    """One pass of a layer as the phase runs it."""
+    """One pass of a layer in the given phase."""
     x = x.clone().requires_grad_(phase != "forward")
     bank = layer.filters.clone().requires_grad_(phase == "weights")
     one_hot = torch.nn.functional.one_hot(experts, len(layer.starts)).float().requires_grad_() if phase == "routers" else None
@@ -58,7 +58,7 @@ def layer_call(layer: FilterBank, x: Tensor, experts: Tensor, phase: str) -> Cal
 
 
 def threshold_calls() -> dict[str, Callable[[], object]]:
-    """The demo's AdvMoE iteration, by the number of filter values up to which `auto` groups."""
+    """The AdvMoE iteration of the demo, by the number of filter values up to which `auto` uses `grouped`."""
     config = recipe("demo-advmoe")
     config = config.replace(training=config.training.replace(tied_share=0.0))
     step = variants.iteration(config, 28, CPU)

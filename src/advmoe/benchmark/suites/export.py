@@ -1,11 +1,12 @@
-"""Is the exported network as fast as its cost says? About 10 minutes.
+"""Is the exported network as fast as its cost suggests? About 10 minutes.
 
-ONNX Runtime's time of routed, small dense and dense ResNet-18 (r 0.5, N 2), then that of PyTorch and of torch.export's files, with
-float32 convolutions and lower precisions; batch 64 and 1, one thread and two.
+The time of routed, small dense and dense ResNet-18 (r 0.5, N 2) in ONNX Runtime, in PyTorch, and in files of torch.export, with
+float32 convolutions and lower precisions; batches of 64 and 1, one thread and two.
 
-ONNX Runtime's variants take turns among themselves, and PyTorch's after them: mixed, each would meet the other's threads, which
-spin for a while after their work. Weights and images are random. The routers choose, with biases set so that each expert gets half
-of the images, the hardest case; the rows say what share the busier expert gets. "PyTorch" is what the inference suite runs.
+The variants of ONNX Runtime run in turn, then those of PyTorch. They are not mixed, because the threads of each library stay busy
+for a while after their work and would slow down the other. Weights and images are random. The routers choose, with biases that
+give each expert half of the images; this is the hardest case. The rows say which share the busier expert really gets. "PyTorch" is
+the network that the inference suite runs.
 """
 
 import tempfile
@@ -29,17 +30,17 @@ ROUNDS = {64: 15, 1: 200}
 THREADS = (1, 2)
 TARGETS = {64: ">= 2.5", 1: ">= 2.0"}
 KINDS = {"routed": "MoE", "small dense": "small dense", "dense": "dense"}
-LOWER = ("routed", "dense")  # also measured with lower convolutions
+LOWER = ("routed", "dense")  # also measured with convolutions in lower precision
 Calls = Mapping[str, Callable[[Tensor], object]]
 
 
 def check(_: Setup) -> None:
-    """Raises UserError where ONNX Runtime is missing."""
+    """Raises UserError if ONNX Runtime is not installed."""
     check_extra()
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """The ratios with each number of threads."""
+    """The times and ratios with each number of threads."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     models = networks(setup.scale)
@@ -52,7 +53,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def with_threads(models: Mapping[str, Classifier], setup: Setup, folder: Path) -> Iterator[Row]:
-    """The ratios with one thread and then more, so that PyTorch has no further thread yet when ONNX Runtime has its turn."""
+    """The ratios with one thread, then with more, so that PyTorch has no other threads yet while ONNX Runtime runs."""
     onnx = write(models, setup.scale, folder, "onnx", "int8")
     in_torch = torch_calls(models, write(models, setup.scale, folder, "torch-export", "bfloat16"))
     for threads in THREADS:
@@ -67,7 +68,7 @@ def with_threads(models: Mapping[str, Classifier], setup: Setup, folder: Path) -
 
 
 def networks(scale: Scale) -> dict[str, Classifier]:
-    """One of each kind, from one seed."""
+    """One network of each kind, from the same seed."""
     models = {}
     for name, kind in KINDS.items():
         torch.manual_seed(0)
@@ -76,13 +77,13 @@ def networks(scale: Scale) -> dict[str, Classifier]:
 
 
 def drawn(count: int, scale: Scale) -> Tensor:
-    """Random images, the same ones each time."""
+    """Random images; each call returns the same ones."""
     return torch.rand(count, *variants.spec(scale.side).shape, generator=torch.Generator().manual_seed(1))
 
 
 @torch.no_grad()
 def even_out(model: Classifier, pixels: Tensor) -> None:
-    """Set each router's bias, layer by layer, so that half of the images choose either expert."""
+    """Set the bias of each router, layer by layer, so that each expert gets half of the images."""
     for number, layer in enumerate(model.moe_layers()):
         assert layer.router is not None
         logits = model.forward_routed(pixels)[1][number].logits
@@ -90,7 +91,7 @@ def even_out(model: Classifier, pixels: Tensor) -> None:
 
 
 def write(models: Mapping[str, Classifier], scale: Scale, folder: Path, form: str, lower: Dtype) -> dict[str, Path]:
-    """Files of one format: of each network, and of those in LOWER in the `lower` type."""
+    """Files in one format: of each network, and of those in LOWER also with the dtype `lower`."""
     dtypes: dict[str, tuple[str, Dtype]] = {name: (name, "float32") for name in models}
     dtypes |= {f"{name} {lower}": (name, lower) for name in LOWER}
     files = {}
@@ -101,7 +102,7 @@ def write(models: Mapping[str, Classifier], scale: Scale, folder: Path, form: st
 
 
 def torch_calls(models: Mapping[str, Classifier], files: Mapping[str, Path]) -> Calls:
-    """Forward passes of the networks as they are used, and of their torch.export files."""
+    """Forward passes of the deployed networks, and of their torch.export files."""
     networks = {name: partial(predict, deployed(model), torch.channels_last) for name, model in models.items()}
     load = FORMATS["torch-export"].predictor
     exported = {f"{name}, torch.export": partial(predict, load(path), torch.contiguous_format) for name, path in files.items()}
@@ -121,7 +122,7 @@ def busier(predict: Predictor, pixels: Tensor) -> float:
 
 
 def time_batches(calls: Calls, setup: Setup) -> dict[int, dict[str, list[float]]]:
-    """Seconds of each call, all taking turns, at each batch size."""
+    """The seconds of each call at each batch size. The calls run in turn."""
     seconds = {}
     for batch, rounds in ROUNDS.items():
         pixels = drawn(batch, setup.scale)
@@ -130,7 +131,7 @@ def time_batches(calls: Calls, setup: Setup) -> dict[int, dict[str, list[float]]
 
 
 def ratios(batch: int) -> Iterator[Ratio]:
-    """What is compared."""
+    """The ratios to report."""
     yield "dense, ONNX", "routed, ONNX", TARGETS[batch]
     yield "dense, ONNX", "small dense, ONNX", None
     yield "dense, PyTorch", "routed, PyTorch", None

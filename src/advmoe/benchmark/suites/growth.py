@@ -1,7 +1,7 @@
-"""Time and memory of an AdvMoE iteration against the settings of a run, with fitted exponents: cost ~ value ** exponent. 8 minutes.
+"""Time and memory of an AdvMoE iteration by the settings of a run, with fitted exponents: cost ~ value ** exponent. 8 minutes.
 
-One setting is varied at a time, around a batch of 32 images of 32 x 32, N = 2, r = 0.5 and 2 attack steps. Each expert has its own
-filters, so that their number grows with N.
+One setting is varied at a time. The others are a batch of 32 images of 32 x 32, N = 2, r = 0.5 and 2 attack steps. Experts share no
+filters, so the number of filters grows with N.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,23 +36,23 @@ class Task:
     side: int
 
     def batch(self, size: float) -> "Task":
-        """With batches of `size`."""
+        """The same with batches of `size` images."""
         return replace(self, run=self.run.replace(training=self.run.training.replace(batch_size=int(size))))
 
     def experts(self, count: float) -> "Task":
-        """With `count` experts, each with its own filters."""
+        """The same with `count` experts, which share no filters."""
         return replace(self, run=self.run.replace(model=self.run.model.replace(num_experts=int(count), bank="disjoint")))
 
     def model_scale(self, share: float) -> "Task":
-        """With experts that have `share` of the dense layer's filters."""
+        """The same with experts that have the fraction `share` of the dense layer's filters."""
         return replace(self, run=self.run.replace(model=self.run.model.replace(model_scale=share)))
 
     def images(self, side: float) -> "Task":
-        """With images of height and width `side`."""
+        """The same with images of height and width `side`."""
         return replace(self, side=int(side))
 
     def attack_steps(self, count: float) -> "Task":
-        """With attacks of `count` steps."""
+        """The same with attacks of `count` steps."""
         return replace(self, run=self.run.replace(attack=self.run.attack.replace(num_steps=int(count))))
 
 
@@ -66,7 +66,7 @@ AXES: dict[str, tuple[Callable[[Task, float], Task], tuple[float, ...]]] = {
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Time of an iteration and, where it can be read, its peak memory along each axis."""
+    """The time of an iteration along each axis, and its peak memory if it can be measured."""
     base = Task(configuration("AdvMoE", setup.scale), setup.scale.side).batch(BATCH).experts(2)
     for axis, (change, values) in AXES.items():
         tasks = {value: change(base, value) for value in (values[:2] if setup.quick else values)}
@@ -78,7 +78,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def fitted(axis: str, unit: str, curve: Curve) -> Iterator[Row]:
-    """The points of a curve and its exponent, whose spread is that of the exponents between neighbouring points."""
+    """The points of a curve, and its exponent. The spread is that of the exponents between neighbouring points."""
     case = f"iteration's {QUANTITIES[unit]} against {axis}"
     points = sorted(curve.items())
     for value, cost in points:
@@ -89,12 +89,12 @@ def fitted(axis: str, unit: str, curve: Curve) -> Iterator[Row]:
 
 
 def exponent(curve: Curve) -> float:
-    """Slope of the least-squares line through the points' logarithms."""
+    """The slope of the least-squares line through the logarithms of the points."""
     return float(np.polyfit(np.log(list(curve.keys())), np.log(list(curve.values())), 1)[0])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
-    """Draw one panel for each curve among the rows of this suite, both axes logarithmic, with the fitted line."""
+    """Draw one panel for each curve in the rows of this suite, with logarithmic axes and the fitted line."""
     curves = {unit: _curves(rows, unit) for unit in QUANTITIES}
     lines = [(unit, curve) for unit, curve in curves.items() if curve]
     columns = max(len(curve) for _, curve in lines)

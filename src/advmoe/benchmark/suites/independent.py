@@ -1,11 +1,11 @@
-"""Does an attack that shares no code with the evaluation break images that it calls robust? Up to an hour for each run.
+"""Does an independent attack, which shares no code with the evaluation, break images that count as robust? Up to 1 hour per run.
 
     advmoe train --recipe demo-advmoe --limit-train 600 --epochs 3 --limit-test 300 --out runs/advmoe     (and others)
     advmoe benchmark --suite independent --runs runs/advmoe ... --json independent.json
 
-Every run is evaluated by the presets quick and standard, without the costly self-checks. Results are kept in RUN/independent, so a
-call that was stopped goes on where it was. Then the images that a preset left standing are attacked: for each wrong class, the
-likeliest first, 60 steps of sign momentum on the difference of the two logits, through the plain hard gate.
+Every run is evaluated with the presets quick and standard, without the costly self-checks. Results are kept in RUN/independent, so
+a call that was stopped can be continued. Then the images that no attack of a preset broke are attacked again: for each wrong class,
+the most likely first, 60 steps of sign momentum on the difference of the two logits, through the hard gate.
 
 Shapes: B images, K classes.
 """
@@ -29,42 +29,42 @@ from advmoe.evaluation.store import stored
 from advmoe.runs.load import load
 
 PGD = tuple(name for names in RA_FIGURES.values() for name in names)
-PLANS = {  # the presets' attacks by name: without the costly self-checks
+PLANS = {  # lists of the presets' attacks, because a list runs without the costly self-checks
     "quick": tuple(PRESETS["quick"].attacks),
     "standard": (*PGD, "autoattack", *PRESETS["standard"].survivors),
 }
 TOY_PLANS = {"quick": ("pgd_10",), "standard": ("pgd_10", "apgd_margin_t")}
-LIMITS = {"quick": "<= 1.0", "standard": "<= 0.5"}  # points that the independent attack may break beyond each
+LIMITS = {"quick": "<= 1.0", "standard": "<= 0.5"}  # percentage points that the independent attack may break beyond each preset
 STEPS, MOMENTUM = 60, 0.75
-STEP_SIZES = ((0.5, 0.3), (0.85, 0.1), (1.0, 0.02))  # up to this share of the steps, this share of epsilon
+STEP_SIZES = ((0.5, 0.3), (0.85, 0.1), (1.0, 0.02))  # up to this fraction of the steps, this fraction of epsilon
 
 
 def check(setup: Setup) -> None:
-    """Raises UserError where there are no runs."""
+    """Raises UserError if no runs are given."""
     if not setup.runs:
         raise UserError("suite independent attacks trained networks: give --runs RUN ...")
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Rows of every run: accuracies, what the independent attack broke beyond them, processor time by attack."""
+    """The rows of every run: accuracies, images that only the independent attack broke, and processor time by attack."""
     for run in setup.runs:
         yield from rows(run, setup.quick)
 
 
 def rows(run: Path, quick: bool) -> Iterator[Row]:
-    """Rows of one run, on the test images of its configuration."""
+    """The rows of one run, on the test images of its configuration."""
     model = load(run)
     data = load_dataset(model.config.data.replace(limit_test=10) if quick else model.config.data).test
     x, y, epsilon = data.pixels(), data.labels, model.threat_model.epsilon
     case, worst = f"{run.resolve().name}, {len(y)} images", {}
     for preset, plan in (TOY_PLANS if quick else PLANS).items():
         store = run / "independent" / f"{preset}-{len(y)}"
-        found = evaluate(model.network, x, y, epsilon=epsilon, preset=plan, store=store)
-        worst[preset] = found.worst
+        evaluation = evaluate(model.network, x, y, epsilon=epsilon, preset=plan, store=store)
+        worst[preset] = evaluation.worst
         if preset == "quick":
-            yield Row(suite="independent", case=case, what="SA", value=found.sa, unit="%")
-        yield Row(suite="independent", case=case, what=f"RA-worst ({preset})", value=found.worst, unit="%")
-        broken = _broken_beyond(found, model.network, x, y, epsilon, 2 if quick else STEPS)
+            yield Row(suite="independent", case=case, what="SA", value=evaluation.sa, unit="%")
+        yield Row(suite="independent", case=case, what=f"RA-worst ({preset})", value=evaluation.worst, unit="%")
+        broken = _broken_beyond(evaluation, model.network, x, y, epsilon, 2 if quick else STEPS)
         beyond = 100 * broken / len(y)
         what = f"broken by the independent attack beyond {preset}"
         yield Row(suite="independent", case=case, what=what, value=beyond, unit="%", target=LIMITS[preset])
@@ -75,7 +75,7 @@ def rows(run: Path, quick: bool) -> Iterator[Row]:
 
 
 def processor_seconds(store: Path) -> dict[str, float]:
-    """Attack -> seconds of the processor over all shards of a store."""
+    """Attack -> processor seconds, summed over all shards of a store."""
     seconds: dict[str, float] = {}
     for _, shard in stored(store):
         for name, attack in shard.attacks.items():
@@ -83,15 +83,15 @@ def processor_seconds(store: Path) -> dict[str, float]:
     return seconds
 
 
-def _broken_beyond(found: Evaluation, network: Any, x: Tensor, y: Tensor, epsilon: float, steps: int) -> int:
-    """How many of the images that an evaluation left standing the independent attack breaks."""
-    standing = torch.tensor(sorted(set(found.correct) - set(found.ever)), dtype=torch.long)
+def _broken_beyond(evaluation: Evaluation, network: Any, x: Tensor, y: Tensor, epsilon: float, steps: int) -> int:
+    """The number of images that the independent attack breaks, among those that no attack of the evaluation broke."""
+    standing = torch.tensor(sorted(set(evaluation.correct) - set(evaluation.ever)), dtype=torch.long)
     with frozen(network):
         return sum(int(broken(network, x[part], y[part], epsilon, steps).sum()) for part in standing.split(BATCH_SIZE))
 
 
 def broken(network: Any, x: Tensor, y: Tensor, epsilon: float, steps: int = STEPS) -> Tensor:
-    """Which images x [B, C, H, W], all classified correctly, the attack makes misclassified: [B] bool."""
+    """Which images x [B, C, H, W] the attack breaks: [B] bool. All must be classified correctly before."""
     fooled = torch.zeros(len(x), dtype=torch.bool)
     if not len(x):
         return fooled
@@ -106,7 +106,7 @@ def broken(network: Any, x: Tensor, y: Tensor, epsilon: float, steps: int = STEP
 
 
 def _towards(network: Any, x: Tensor, y: Tensor, wrong: Tensor, epsilon: float, steps: int) -> Tensor:
-    """Sign momentum that raises the logit of `wrong` [B] over that of `y` [B]: which images were fooled on the way, [B] bool."""
+    """Sign momentum on the logit of `wrong` [B] minus that of `y` [B]. Returns which images any step misclassifies, [B] bool."""
     x_adv, velocity, fooled = x, torch.zeros_like(x), torch.zeros(len(x), dtype=torch.bool)
     lowest, highest = (x - epsilon).clamp(min=0), (x + epsilon).clamp(max=1)
     for step in range(steps + 1):

@@ -13,7 +13,7 @@ from advmoe.benchmark.variants import KINDS
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Ratios of times; the even route of a batch is the hardest case for a dispatch."""
+    """Times and their ratios. An even route of the batch is the hardest case for a dispatch."""
     scale, device = setup.scale, setup.device
 
     def calls(*kinds: str, backbone: str = "resnet18", batch: int = scale.batch) -> dict[str, partial[Tensor]]:

@@ -1,12 +1,12 @@
-"""What a lower precision does to exported networks: accuracy, routes, file size, and what they withstand. Minutes for each run.
+"""How lower precision changes exported networks: accuracy, routes, file size, and robust accuracy. Minutes for each run.
 
     advmoe train --recipe demo-advmoe --out runs/demo     (and others: --backbone vgg16_bn --epochs 4, ...)
     advmoe benchmark --suite low_precision --runs runs/demo ... --json low_precision.json
 
-Every run is exported as float32, bfloat16 (torch-export) and int8 (ONNX) and compared with PyTorch. The first run is attacked too,
-by the quick preset: adversarial images found against float32 are given to the file, and the file is attacked directly. The file
-decides whether an image fools it; its PyTorch version (bfloat16 under autocast, float32 for int8: straight-through) supplies
-gradients and gates other than `hard`.
+Every run is exported as float32, bfloat16 (torch-export) and int8 (ONNX) and compared with PyTorch. The first run is also attacked
+with the quick preset, in two ways: adversarial images of the float32 network are run through the file, and the file is attacked
+directly. The file decides whether an image fools it. Gradients and gates other than `hard` come from the network in PyTorch: in
+bfloat16 under autocast, or in float32 for int8 (straight-through).
 """
 
 import tempfile
@@ -40,21 +40,21 @@ FORMS: dict[Dtype, str] = {"float32": "onnx", "bfloat16": "torch-export", "int8"
 
 
 def check(setup: Setup) -> None:
-    """Raises UserError where there are no runs, or ONNX Runtime is missing."""
+    """Raises UserError if no runs are given, or if ONNX Runtime is not installed."""
     if not setup.runs:
         raise UserError("suite low_precision measures trained networks: give --runs RUN ...")
     check_extra()
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Rows of every run; the first one is attacked too."""
+    """The rows of every run. The first run is also attacked."""
     images, attacked = (40, 10) if setup.quick else (IMAGES, ATTACKED)
     for number, run in enumerate(setup.runs):
         yield from rows(run, images, attacked if number == 0 else 0)
 
 
 class Deployed(nn.Module):
-    """A file under attack: its logits, with the gradient of its PyTorch version. Under any gate but `hard`, that version."""
+    """A file under attack: the logits of the file with the gradient of the PyTorch network. Gates other than `hard` run PyTorch."""
 
     def __init__(self, predict: Predictor, network: Any) -> None:
         super().__init__()
@@ -71,14 +71,14 @@ class Deployed(nn.Module):
         return logits + (logits_of_file - logits).detach()
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
-        """Those of the PyTorch version."""
+        """Logits [B, classes] and routings of the PyTorch network."""
         logits, routings = self.network.forward_routed(x, gate)
         return logits, routings
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A run's network, test images [n, C, H, W] with labels [n], and images to calibrate int8 on."""
+    """The network of a run, test images [n, C, H, W] with labels [n], and the calibration images for int8."""
 
     model: Loaded
     pixels: Tensor
@@ -86,7 +86,7 @@ class Case:
     calibration: Tensor
 
     def first(self, count: int) -> "Case":
-        """The same with fewer test images."""
+        """The same with only the first `count` test images."""
         return replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
 
     def evaluated(self, network: nn.Module, store: Path | None = None) -> Any:
@@ -106,19 +106,19 @@ def load_case(run: Path, count: int) -> Case:
 
 
 def adversarial_images(store: Path) -> list[tuple[Tensor, Tensor]]:
-    """Adversarial images that an evaluation kept: rows [m] and images [m, C, H, W], for each attack and shard."""
+    """The adversarial images in the store of an evaluation: rows [m] and images [m, C, H, W], for each attack and shard."""
     files = (load_file(path) for path in sorted((store / "adversarial").iterdir()))
     return [(file["rows"], file["x_adv"]) for file in files]
 
 
 def fooled(predict: Predictor, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Which images [B, C, H, W] a file classifies wrongly: [B] bool."""
+    """Which images [B, C, H, W] a file misclassifies: [B] bool."""
     logits = torch.cat([predict(chunk)[0] for chunk in pixels.split(BATCH)])
     return logits.argmax(dim=1) != labels
 
 
 def broken_by(predict: Predictor, case: Case, adversarial: Sequence[tuple[Tensor, Tensor]]) -> set[int]:
-    """Rows of which any adversarial image fools the file."""
+    """The rows with an adversarial image that fools the file."""
     rows: set[int] = set()
     for numbers, x_adv in adversarial:
         rows |= set(numbers[fooled(predict, x_adv, case.labels[numbers])].tolist())
@@ -126,7 +126,7 @@ def broken_by(predict: Predictor, case: Case, adversarial: Sequence[tuple[Tensor
 
 
 def robust_accuracy(case: Case, predict: Predictor, dtype: Dtype, adversarial: Sequence[tuple[Tensor, Tensor]]) -> dict[str, float]:
-    """The worst case (quick) of a file in percent: under float32's images, under attacks on the file, under both."""
+    """The worst case (quick) of a file in percent: for float32's adversarial images, for attacks on the file, and for both."""
     network = fused(case.model.network)
     evaluation = case.evaluated(Deployed(predict, LowPrecision(network) if dtype == "bfloat16" else network).eval())
     correct = set((~fooled(predict, case.pixels, case.labels)).nonzero()[:, 0].tolist())
@@ -136,7 +136,7 @@ def robust_accuracy(case: Case, predict: Predictor, dtype: Dtype, adversarial: S
 
 
 def accuracies(case: Case, dtype: Dtype, path: Path, known: Answers) -> tuple[Predictor, dict[str, float | None]]:
-    """A file, and its answers beside PyTorch's, in percent."""
+    """The function that runs a file, and the accuracies of the file and of PyTorch in percent."""
     predict = export(case.model.network, case.model.input_size, path, FORMS[dtype], None, dtype, case.calibration)
     same = agreement(known, predict, case.pixels, case.labels, BATCH)
     sa = 100 - 100 * fooled(predict, case.pixels, case.labels).double().mean().item()
@@ -144,7 +144,7 @@ def accuracies(case: Case, dtype: Dtype, path: Path, known: Answers) -> tuple[Pr
 
 
 def rows(run: Path, count: int, attacked: int) -> Iterator[Row]:
-    """Everything about one run, on `count` test images, of which the first `attacked` are attacked."""
+    """All rows of one run, on `count` test images, of which the first `attacked` are attacked."""
     full = load_case(run, count)
     few = full.first(attacked)
     config, known = full.model.config, answers(full.model.network, full.pixels)

@@ -11,7 +11,7 @@ ROUNDS = 2
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """AdvMoE beside AT (Dense); nothing where the peak cannot be read."""
+    """AdvMoE compared with AT (Dense). No rows if peak memory cannot be measured."""
     if not measurable(setup.device):
         return
     peaks: dict[str, list[float]] = {"AdvMoE": [], "AT (Dense)": []}

@@ -1,6 +1,6 @@
-"""Where an inference pass of ResNet-18 spends its time, and how many operators it calls (torch.profiler). Under a minute.
+"""The time of each part of an inference pass of ResNet-18, and the number of its operators (torch.profiler). Under a minute.
 
-The small dense network, the MoE, and the MoE with all images sent to one expert, which has nothing to gather or scatter.
+Measured for the small dense network, the MoE, and the MoE with all images on one expert, which needs no gather or scatter.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Milliseconds of each part, and the number of operators, in one pass."""
+    """The milliseconds of each part of a pass, and the number of operators."""
     scale = setup.scale
     calls = {kind: variants.inference(kind, scale, setup.device, "resnet18", scale.batch) for kind in ("small dense", "MoE")}
     calls["MoE, one expert"] = variants.to_one_expert(calls["MoE"])
@@ -35,7 +35,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def profiled(call: Callable[[], object], passes: int) -> tuple[dict[str, float], float]:
-    """Seconds of each part in one pass, and the operators called."""
+    """The seconds of each part of a pass, and the number of operators called."""
     for _ in range(3):
         call()
     with profile(activities=[ProfilerActivity.CPU]) as trace:

@@ -1,6 +1,7 @@
-"""bfloat16 beside float32: the loss of the demo's AdvMoE training, and the time of an iteration of ResNet-18. About 15 minutes.
+"""bfloat16 compared with float32: the loss in AdvMoE training of the demo, and the time of a ResNet-18 iteration. About 15 minutes.
 
-Both precisions train in turn, seed by seed. Times are wall time and processor time; the latter depends less on what else runs.
+For each seed, both precisions train one after the other. Times are wall time and processor time; other programs change the latter
+less.
 """
 
 import tempfile
@@ -30,7 +31,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def demo(setup: Setup) -> Iterator[Row]:
-    """Each epoch's mean loss over seeds, the gap between the precisions, and the deviation between seeds beside it."""
+    """The mean loss of each epoch over seeds, the difference of the precisions, and the deviation over seeds."""
     config = recipe("demo-advmoe")
     training = config.training.replace(epochs=1 if setup.quick else EPOCHS)
     data = config.data.replace(limit_train=200 if setup.quick else config.data.limit_train)
@@ -70,7 +71,7 @@ def loss_rows(losses: Mapping[str, Sequence[Sequence[float]]]) -> Iterator[Row]:
 
 
 def resnet18(setup: Setup) -> Iterator[Row]:
-    """Wall and processor time of AdvMoE iterations that take turns."""
+    """Wall and processor time of AdvMoE iterations, which run in turn."""
     config = variants.configuration("AdvMoE", setup.scale)
     runs = {"float32": config, "bfloat16": variants.bf16(config)}
     calls = {name: variants.iteration(run, setup.scale.side, setup.device) for name, run in runs.items()}

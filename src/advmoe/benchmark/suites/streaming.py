@@ -1,6 +1,6 @@
-"""Streamed images: memory of one epoch against the number of images, and speed beside plain decoding. About 5 minutes, Linux.
+"""Streamed images: memory of an epoch by number of images, and speed compared with plain decoding. About 5 minutes, Linux only.
 
-Images are smooth noise as JPEG. At most DISTINCT of them are made; further names are hard links to these.
+Images are smooth noise as JPEG files. At most DISTINCT files are written; the other names are hard links to them.
 """
 
 import io
@@ -27,14 +27,14 @@ from advmoe.data.images import Source
 from advmoe.data.stream import SIDE, Streamed, random_crop, resized_crop
 
 QUALITY = 90
-SIZES = ((500, 375), (1000, 750), (2000, 1500))  # width, height; ImageNet's images are most like the first
+SIZES = ((500, 375), (1000, 750), (2000, 1500))  # width, height; the first is typical of ImageNet
 COUNTS = (1000, 10_000)  # training images of each epoch
 DISTINCT, CROPS = 500, 40
 WORKERS, BATCH, ROUNDS = 2, 128, 5
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Memory and speed of whole epochs, then the speed of crops."""
+    """Memory and speed of full epochs, then the speed of crops."""
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -58,7 +58,7 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def photo(number: int, width: int = 500, height: int = 375) -> bytes:
-    """Noise at several scales, strong where coarse and weak where fine, as photographs have it."""
+    """A JPEG of noise at several scales. As in photographs, coarse structure is strong and fine structure is weak."""
     random = np.random.default_rng(number)
     total = np.zeros((height, width, 3), dtype=np.float32)
     for cells, strength in ((4, 60), (12, 30), (40, 14), (120, 6), (max(width, height), 2)):
@@ -71,7 +71,7 @@ def photo(number: int, width: int = 500, height: int = 375) -> bytes:
 
 
 def make_folder(folder: Path, count: int, distinct: int) -> None:
-    """Make `count` training names in 10 classes and 2 of each for validation, of which `distinct` differ."""
+    """Write `count` training images in 10 classes, and 2 of each class for validation. Only `distinct` of them differ."""
     files: list[Path] = []
     for number in range(count + 20):
         part, row = ("train", number) if number < count else ("val", number - count)
@@ -94,7 +94,7 @@ class EpochTask(BaseModel):
 
 
 class Epoch(BaseModel):
-    """Images of an epoch, its seconds, and the peak memory in bytes of the process with its workers."""
+    """The number of images of an epoch, its seconds, and the peak memory in bytes of the process and its workers."""
 
     images: int
     seconds: float
@@ -115,7 +115,7 @@ def epoch_here(task: EpochTask) -> Iterator[Epoch]:
 
 
 def one_pass(train: Source, config: DataConfig) -> int:
-    """Augment every image once; return how many there were."""
+    """Augment every image once. Returns the number of images."""
     order = np.random.default_rng(0).permutation(len(train))
     rows = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     return sum(len(batch) for batch in train.augmented(rows, range(len(rows)), config))
@@ -123,8 +123,8 @@ def one_pass(train: Source, config: DataConfig) -> int:
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Peaks in bytes over the block, read every 20 ms from /proc: `Rss` counts pages that processes share once for each of
-    them, `Pss` divides them among the processes."""
+    """Peak memory inside the block in bytes, read every 20 ms from /proc. `Rss` counts shared pages once for each process, `Pss`
+    divides them by the number of processes."""
     peak, over = {"Rss": 0.0, "Pss": 0.0}, threading.Event()
 
     def watch() -> None:
@@ -147,7 +147,7 @@ def children(pid: int) -> list[int]:
 
 
 def memory(pids: Sequence[int]) -> dict[str, float]:
-    """Bytes of all these processes together."""
+    """The memory of all these processes together, in bytes."""
     total = {"Rss": 0.0, "Pss": 0.0}
     for pid in pids:
         try:
@@ -163,7 +163,7 @@ def memory(pids: Sequence[int]) -> dict[str, float]:
 
 
 def decoding(folder: Path, setup: Setup) -> Iterator[Row]:
-    """Images a second and core of streaming with one worker and two, and of plain Pillow on the same files."""
+    """Images per second and core: streaming with one worker and with two, and plain Pillow on the same files."""
     train = load(DataConfig(dataset="imagenet", data_dir=str(folder), limit_train=1000)).train
     assert isinstance(train, Streamed)
     paths = [train.files.where(int(row)) for row in train.rows]
@@ -179,7 +179,7 @@ def decoding(folder: Path, setup: Setup) -> Iterator[Row]:
 
 
 def plain(paths: Sequence[str]) -> int:
-    """Full decoding, the same crop and resizing, one image after another."""
+    """Decode each image in full, then crop and resize it in the same way, one image after another."""
     for number, path in enumerate(paths):
         random = np.random.default_rng(number)
         with Image.open(path) as image:
@@ -189,7 +189,7 @@ def plain(paths: Sequence[str]) -> int:
 
 
 def rates_of(calls: Mapping[str, Callable[[], int]], setup: Setup) -> dict[str, list[float]]:
-    """Images a second of each call, all of them once in every round; a first round warms up."""
+    """Images per second of each call. Every round runs all calls once; the first round is a warm-up."""
     rates: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(setup.rounds(ROUNDS) + 1):
         for name, call in calls.items():
@@ -201,7 +201,7 @@ def rates_of(calls: Mapping[str, Callable[[], int]], setup: Setup) -> dict[str, 
 
 
 def crop_rows(setup: Setup) -> Iterator[Row]:
-    """What shrinking while decoding gains, and how far its pixels are from those of full decoding."""
+    """The speed-up from shrinking images while decoding, and the difference of the pixels from those of full decoding."""
     for width, height in SIZES[:1] if setup.quick else SIZES:
         images = [photo(number, width, height) for number in range(2 if setup.quick else CROPS)]
         case = f"random crops of {width} x {height}"
@@ -219,7 +219,7 @@ def crop_rows(setup: Setup) -> Iterator[Row]:
 
 
 def crop_all(images: Sequence[bytes], shrink: bool) -> int:
-    """Crop every image; return how many there were."""
+    """Crop every image. Returns the number of images."""
     return len(crops(images, shrink))
 
 

@@ -1,4 +1,4 @@
-"""Training iterations: AdvMoE beside AT (Dense) and AT (S-Dense), float32 and bfloat16. About 4 minutes."""
+"""Training iterations of AdvMoE compared with AT (Dense) and AT (S-Dense), in float32 and bfloat16. About 4 minutes."""
 
 from collections.abc import Iterator
 
@@ -10,7 +10,7 @@ from advmoe.benchmark.variants import METHOD, configuration
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Ratios of times."""
+    """Times and their ratios."""
     scale, device = setup.scale, setup.device
     configs = {name: configuration(name, scale) for name in METHOD}
     case = f"iteration, ResNet-18, batch {scale.training_batch}"

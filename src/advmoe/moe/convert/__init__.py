@@ -1,4 +1,4 @@
-"""A plain PyTorch CNN in its MoE form: traced (trace), checked (convert), narrowed (narrow)."""
+"""Convert a plain PyTorch CNN to an MoE network: trace it (trace), narrow its layers (narrow), check the result (convert)."""
 
 from advmoe.moe.convert.convert import Converted, convert
 

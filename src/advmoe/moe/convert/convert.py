@@ -1,4 +1,4 @@
-"""A plain PyTorch CNN in its MoE form.
+"""Convert a plain PyTorch CNN to an MoE network.
 
 Shapes: B images, C channels, N experts, K channels an expert.
 """
@@ -19,12 +19,12 @@ from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
 from advmoe.moe.routing import HARD, Gate, Routing
 
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # of the logits at model scale 1, relative to the largest; others 0.1
-LARGE = 64  # height or width above which a network router starts as for ImageNet
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # of logits at model scale 1, relative to the largest; other dtypes: 0.1
+LARGE = 64  # height or width above which a network router has the ImageNet stem
 
 
 class Converted(RoutedNetwork):
-    """What `convert` returns: the traced network with MoE layers, images [B, C, H, W] -> logits [B, classes]."""
+    """The result of `convert`: the traced network with MoE layers, images [B, C, H, W] -> logits [B, classes]."""
 
     def __init__(self, traced: fx.GraphModule, router: nn.Module | None, input_size: torch.Size, num_classes: int) -> None:
         super().__init__()
@@ -36,9 +36,9 @@ class Converted(RoutedNetwork):
         return self.forward_routed(x)[0]
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
-        """Logits [B, classes], and one Routing for each choice: of each MoE layer in call order, or of the network's router.
+        """Logits [B, classes], and one Routing per MoE layer in call order, or a single one of the network's router.
 
-        Raises UserError where images of another size than convert() saw do not pass through.
+        Raises UserError if the images have another size than in convert() and the network cannot take it.
         """
         router_logits = None if self.router is None else self.router(x)
         try:
@@ -53,7 +53,7 @@ class Converted(RoutedNetwork):
         return logits, tuple(routing for part in parts for routing in part)
 
     def moe_layers(self) -> list[MoEConv2d]:
-        """The MoE layers in the order of their calls, which need not be that of their definition."""
+        """The MoE layers in the order of their calls, which may differ from the order of their definition."""
         return sorted(super().moe_layers(), key=lambda layer: layer.index)
 
 
@@ -61,17 +61,19 @@ def convert(
     model: nn.Module, num_experts: int = 2, model_scale: float = 0.5, *, example_input: Tensor, plain: Collection[str] = (),
     kind: DenseKind | None = None,
 ) -> Converted:  # fmt: skip
-    """`model`, a plain CNN (sequential, residual, concatenating), with an MoE layer for every convolution larger than 1x1.
+    """A copy of `model` in which every convolution larger than 1x1 is an MoE layer. `model` itself does not change.
 
-    Every layer's width is `model_scale` times the original, except for logits and single channels. Convolutions that read the
-    images or are named in `plain` are narrowed, not routed. A batch norm that follows an MoE layer becomes part of it, one for each
-    expert. Weights are copied from the model, those of each layer's first channels, the same for all experts: at model scale 1 the
-    logits are the model's, which is checked. The model itself stays as it is. Images reach it unchanged: normalisation, if any, is
-    a layer of the model.
+    `model` is a plain CNN: sequential, with residual connections, or with concatenations. It takes pixels in [0, 1]; if it needs
+    normalised images, normalisation must be a layer of the model.
 
-    `example_input` [B, C, H, W]: images of the size to be classified. `kind`, as a backbone gets it, takes the place of
-    `num_experts` and `model_scale`; a DenseKind is narrowed without MoE layers. Raises UserError that names the layer or module
-    that cannot be converted, and why.
+    Each layer has `model_scale` times the channels of the original, except logits and layers of one channel. Convolutions that
+    read the images, or that are named in `plain`, become narrower but are not routed. A batch norm that follows an MoE layer
+    becomes part of it, with one norm for each expert. Each layer copies the weights of its first channels from the model, the same
+    for all experts. At model scale 1 the logits therefore equal those of the model; this is checked.
+
+    `example_input` [B, C, H, W]: images of the size to classify. `kind`, as a backbone gets it, replaces `num_experts` and
+    `model_scale`; with a DenseKind the layers become narrower, without MoE layers. Raises UserError, with the name of the layer or
+    module and the reason, if the model cannot be converted.
     """
     kind = MoEKind(model_scale, num_experts) if kind is None else kind
     if isinstance(kind, MaskedKind):
@@ -86,7 +88,7 @@ def convert(
 
 
 def _converted(network: nn.Module, kind: DenseKind, example_input: Tensor, plain: Collection[str]) -> Converted:
-    """`network` itself, which it changes."""
+    """The converted `network`, which is changed in place."""
     traced = trace(network, example_input)
     names = {str(node.target): None for node, _ in traced.layers(nn.Conv2d)}
     for name in plain:
@@ -104,7 +106,7 @@ def _converted(network: nn.Module, kind: DenseKind, example_input: Tensor, plain
 
 @torch.no_grad()
 def _check_logits(model: nn.Module, full: Converted, example_input: Tensor) -> None:
-    """Raises UserError where `full`, at model scale 1, has other logits than `model`: something was lost on the way."""
+    """Raises UserError if the logits of `full`, at model scale 1, differ from those of `model`."""
     modes = {module: module.training for module in model.modules()}
     try:
         expected = model.eval()(example_input.clone())
@@ -123,9 +125,9 @@ def _check_logits(model: nn.Module, full: Converted, example_input: Tensor) -> N
 
 
 def _is_routed(traced: Traced, node: fx.Node, conv: nn.Conv2d) -> bool:
-    """Whether a convolution becomes an MoE layer. Raises UserError where it should and cannot."""
+    """Whether a convolution becomes an MoE layer. Raises UserError if it should but cannot."""
     (source,) = node.all_input_nodes
-    if max(conv.kernel_size) == 1 or source in traced.images or traced.features[node][0].group.whole:
+    if max(conv.kernel_size) == 1 or source in traced.images or traced.features[node][0].group.fixed:
         return False
     obstacle = _obstacle(conv)
     if obstacle:
@@ -134,7 +136,7 @@ def _is_routed(traced: Traced, node: fx.Node, conv: nn.Conv2d) -> bool:
 
 
 def _obstacle(conv: nn.Conv2d) -> str:
-    """Why a convolution has no MoE form; empty where it has."""
+    """Why a convolution cannot become an MoE layer; empty if it can."""
     kernel, half = conv.kernel_size, conv.kernel_size[0] // 2
     if kernel[0] != kernel[1] or kernel[0] % 2 == 0:
         return f"a kernel of {kernel[0]}x{kernel[1]}, where MoE layers have odd square ones"

@@ -1,7 +1,7 @@
-"""Which channels of a traced network's tensors belong together.
+"""Find the channels of a traced network's tensors that must be narrowed together.
 
-Shapes: B images, C channels. Along dimension 1 of a tensor lie channel groups, each the output of one layer. Tensors that are added
-or multiplied have the same groups, a concatenation has those of its parts, and nothing else may mix channels.
+Shapes: B images, C channels. Dimension 1 of a tensor consists of channel groups; each group is the output of one layer. Tensors
+that are added or multiplied have the same groups. A concatenation has the groups of its parts. No other operation may mix channels.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from advmoe.moe.kinds import scaled
 
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
 SOFTMAX = (nn.Softmax, nn.LogSoftmax)
-KEEPING_LAYERS = (  # their output has the channels of their input, or these flattened
+KEEPING_LAYERS = (  # layers whose output has the channels of the input, possibly flattened
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Softplus, nn.Softsign,
     nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardswish, nn.Hardsigmoid, nn.Hardshrink, nn.Softshrink,
     nn.Threshold, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.FeatureAlphaDropout,
     nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.UpsamplingNearest2d,
     nn.UpsamplingBilinear2d, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.Flatten,
 )  # fmt: skip
-KEEPING_FUNCTIONS = {  # the same as functions and methods
+KEEPING_FUNCTIONS = {  # functions and methods that do the same
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "celu", "selu", "gelu", "silu", "mish", "softplus",
     "softsign", "sigmoid", "sigmoid_", "logsigmoid", "tanh", "tanh_", "tanhshrink", "hardtanh", "hardswish", "hardsigmoid",
     "hardshrink", "softshrink", "threshold", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
@@ -31,7 +31,7 @@ KEEPING_FUNCTIONS = {  # the same as functions and methods
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample", "flatten", "view", "reshape", "squeeze", "unsqueeze",
     "expand", "expand_as", "getitem",
 }  # fmt: skip
-REDUCING = {"mean", "sum", "amax", "amin", "std", "var", "logsumexp", "norm"}  # over height and width alone
+REDUCING = {"mean", "sum", "amax", "amin", "std", "var", "logsumexp", "norm"}  # allowed only over height and width
 JOINING = {
     "add", "add_", "iadd", "sub", "sub_", "isub", "mul", "mul_", "imul", "div", "div_", "truediv", "itruediv",
     "maximum", "minimum",
@@ -44,14 +44,14 @@ OTHER = "something that is not computed from the images"
 
 @dataclass(eq=False)
 class ChannelGroup:
-    """`full` channels, of which a share stays; all of them stay if `whole`: the images', the logits', a single channel."""
+    """Channels that are narrowed together: `full` in the plain network. If `fixed` (images, logits, one channel), all are kept."""
 
     full: int
-    whole: bool
+    fixed: bool
 
     def width(self, scale: float) -> int:
-        """How many stay. Raises UserError where none does."""
-        return self.full if self.whole else scaled(self.full, scale)
+        """The number of channels that are kept. Raises UserError if it is 0."""
+        return self.full if self.fixed else scaled(self.full, scale)
 
 
 class Part(NamedTuple):
@@ -70,7 +70,7 @@ def count(features: Features) -> int:
 
 
 def kept(features: Features, scale: float) -> Tensor:
-    """Indices of the features that stay, int64: the first ones of each group."""
+    """Indices of the features that are kept, int64: the first ones of each group."""
     rows, first = [], 0
     for group, repeat in features:
         rows.append(torch.arange(first, first + group.width(scale) * repeat))
@@ -81,7 +81,7 @@ def kept(features: Features, scale: float) -> Tensor:
 class Walk:
     """Goes through the nodes of a graph in order and finds the features of each tensor.
 
-    `features` has an entry for each tensor that depends on the images; `images` are the nodes that no convolution precedes.
+    `features` has an entry for each tensor that depends on the images. `images` are the nodes before the first convolution.
     """
 
     def __init__(self, module: fx.GraphModule, shapes: dict[fx.Node, Size]) -> None:
@@ -91,7 +91,7 @@ class Walk:
         self.called: set[str] = set()
 
     def enter(self, node: fx.Node) -> None:
-        """Raises UserError where the features of `node` cannot be found."""
+        """Find the features of `node`. Raises UserError if that is not possible."""
         sources = [source for source in node.all_input_nodes if source in self.features]
         if node.op == "placeholder":
             self.features[node] = (Part(ChannelGroup(self.shapes[node][1], True), 1),)
@@ -111,12 +111,12 @@ class Walk:
     def _end(self, node: fx.Node) -> None:
         logits = node.args[0]
         if not isinstance(logits, fx.Node) or len(self.shapes.get(logits, ())) != 2 or logits not in self.features:
-            raise UserError(f"{place_of(node)}: the model must return one tensor of logits [B, classes]")
-        self._keep_whole(self.features[logits])
+            raise UserError(f"{layer_name(node)}: the model must return one tensor of logits [B, classes]")
+        self._fix(self.features[logits])
 
-    def _keep_whole(self, features: Features) -> None:
+    def _fix(self, features: Features) -> None:
         for part in features:
-            part.group.whole = True
+            part.group.fixed = True
 
     def _produced(self, node: fx.Node) -> Features:
         """New channels."""
@@ -141,9 +141,9 @@ class Walk:
         return self._keep(node)
 
     def _once(self, node: fx.Node) -> nn.Module:
-        """The layer that a node calls, which must not have been called before."""
+        """The layer that a node calls. Raises UserError if it has been called before."""
         if str(node.target) in self.called:
-            _refuse(node, "is called more than once; give each call a layer of its own")
+            _refuse(node, "is called more than once; use a separate layer for each call")
         self.called.add(str(node.target))
         return self._layer(node)
 
@@ -160,7 +160,7 @@ class Walk:
         _refuse(node, f"{name}() is not an operation that convert() can follow")
 
     def _softmax(self, node: fx.Node, dim: Any) -> Features:
-        """Over the classes; over channels that are narrowed it would be another function."""
+        """Softmax over the classes. Over channels that are narrowed it would compute something else."""
         features = self._keep(node)
         if not isinstance(dim, int) or dim % len(self.shapes[node]) != 1 or len(self.shapes[node]) != 2:
             _refuse(node, "softmax is supported over dimension 1 of [B, classes] alone")
@@ -190,11 +190,11 @@ class Walk:
         wide = [operand for operand in operands if operand in self.features]
         shape = self.shapes[node]
         for constant in (operand for operand in operands if operand not in self.features):
-            if not all(part.group.whole for part in self.features[wide[0]]) and not _is_even(self.shapes[constant], len(shape)):
+            if not all(part.group.fixed for part in self.features[wide[0]]) and not _is_even(self.shapes[constant], len(shape)):
                 _refuse(constant, "has a value for each channel, and cannot be narrowed")
         if any(len(self.shapes[operand]) != len(shape) for operand in wide):
             _refuse(node, f"{name_of(node)} of tensors with different dimensions")
-        wide = [operand for operand in wide if self.shapes[operand][1] == shape[1]]  # one channel serves all of the other's
+        wide = [operand for operand in wide if self.shapes[operand][1] == shape[1]]  # a single channel is broadcast
         if not wide:
             _refuse(node, f"{name_of(node)} makes {shape[1]} channels out of one")
         for other in wide[1:]:
@@ -202,13 +202,13 @@ class Walk:
         return self.features[wide[0]]
 
     def _unify(self, node: fx.Node, first: Features, second: Features) -> None:
-        """Make one group of each pair, wherever they occur."""
+        """Merge the groups of `first` and `second` pairwise, in all tensors."""
         sizes = [[(group.full, repeat) for group, repeat in features] for features in (first, second)]
         if sizes[0] != sizes[1]:
             sums = [" + ".join(str(full * repeat) for full, repeat in parts) for parts in sizes]
-            _refuse(node, f"{name_of(node)} of channels that were put together differently: {sums[0]}, and {sums[1]}")
+            _refuse(node, f"{name_of(node)} of channels that were concatenated differently: {sums[0]}, and {sums[1]}")
         for (group, _), (other, _) in zip(first, second, strict=True):
-            group.whole |= other.whole
+            group.fixed |= other.fixed
             for at, features in self.features.items():
                 self.features[at] = tuple(Part(group if each is other else each, repeat) for each, repeat in features)
 
@@ -222,7 +222,7 @@ class Walk:
 
 
 def flatten_by_name(walk: Walk) -> None:
-    """Flatten where a view does, whatever numbers it was given: they are those of the plain network."""
+    """Replace views that flatten by `torch.flatten`, because the numbers in a view are those of the plain network."""
     for node in walk.features:
         if node.op != "placeholder" and name_of(node) in VIEWS and len(walk.shapes[node]) == 2:
             node.op, node.target = "call_function", torch.flatten
@@ -234,26 +234,28 @@ def _argument(node: fx.Node, name: str, position: int, default: Any = None) -> A
 
 
 def _is_fixed(node: fx.Node) -> bool:
-    """Whether the call names the number of channels instead of asking a tensor for it."""
+    """Whether the call gives the number of channels as a number instead of reading it from a tensor."""
     given: Any = (*node.args[1:], *node.kwargs.values())
     sizes = given[0] if given and isinstance(given[0], list | tuple) else given
     return len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] > 0
 
 
 def _is_spatial(node: fx.Node, ndim: int) -> bool:
-    """Whether a reduction is over dimensions behind the channels alone."""
+    """Whether a reduction is only over dimensions after the channels."""
     dims = _argument(node, "dim", 2 if name_of(node) == "norm" else 1, node.kwargs.get("axis"))
     dims = [dims] if isinstance(dims, int) else dims
     return isinstance(dims, list | tuple) and all(isinstance(dim, int) and dim % ndim >= 2 for dim in dims)
 
 
 def _keeps_channels(index: Any) -> bool:
-    """Whether an index takes all images and all channels: [:, :, ...], with None or slices behind."""
+    """Whether an index takes all images and all channels: [:, :, ...], possibly followed by None or slices."""
     parts: Sequence[Any] = index if isinstance(index, tuple) else (index,)
-    whole = slice(None, None, None)
+    full_slice = slice(None, None, None)
     if parts and parts[0] is Ellipsis:
         return all(part is None for part in parts[1:])
-    return len(parts) >= 2 and parts[0] == whole and parts[1] in (whole, Ellipsis) and (parts[1] == whole or len(parts) == 2)
+    if len(parts) < 2 or parts[0] != full_slice:
+        return False
+    return bool(parts[1] == full_slice or (parts[1] is Ellipsis and len(parts) == 2))
 
 
 def _is_even(shape: Size, ndim: int) -> bool:
@@ -262,18 +264,18 @@ def _is_even(shape: Size, ndim: int) -> bool:
 
 
 def name_of(node: fx.Node) -> str:
-    """What a node calls, by name."""
+    """The name of the function or method that a node calls; "it" for a layer."""
     if node.op == "call_module":
         return "it"
     return node.target if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 
-def place_of(node: fx.Node) -> str:
-    """The name of the layer that a node is or lies in."""
+def layer_name(node: fx.Node) -> str:
+    """The name of the layer that a node calls, or of the layer whose code it is in."""
     if node.op in ("call_module", "get_attr"):
         return str(node.target)
     return next(reversed(node.meta.get("nn_module_stack") or {"": None}), "") or "forward"
 
 
 def _refuse(node: fx.Node, why: str) -> NoReturn:
-    raise UserError(f"{place_of(node)}: {why}")
+    raise UserError(f"{layer_name(node)}: {why}")

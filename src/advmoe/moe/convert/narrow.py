@@ -1,4 +1,4 @@
-"""A traced network with narrower layers, and MoE layers for some of its convolutions."""
+"""Make the layers of a traced network narrower, and replace some of its convolutions by MoE layers."""
 
 import math
 from collections.abc import Sequence
@@ -18,8 +18,10 @@ from advmoe.moe.norm import ExpertNorm
 
 @torch.no_grad()
 def narrowed(traced: Traced, kind: DenseKind, routed: Sequence[fx.Node]) -> fx.GraphModule:
-    """The graph with narrow layers, and MoE layers for those in `routed`: (x, gate, network
-    router's logits) -> (logits, routings of each)."""
+    """The graph with narrower layers, and with MoE layers for the nodes in `routed`.
+
+    It maps (x, gate, logits of the network's router or None) to (logits, routings of all layers).
+    """
     graph, norms = traced.module.graph, {node: _following_norm(traced, node) for node in routed}
     narrowable = (nn.Conv2d, nn.Linear, nn.PReLU, *NORMS)
     layers = [(node, layer, _Indices(traced, node, kind.scale)) for node, layer in traced.layers(*narrowable)]
@@ -43,7 +45,7 @@ def narrowed(traced: Traced, kind: DenseKind, routed: Sequence[fx.Node]) -> fx.G
 
 
 def _following_norm(traced: Traced, node: fx.Node) -> fx.Node | None:
-    """The batch norm that alone reads the output of `node`, if it has weights and statistics for the experts to start from."""
+    """The batch norm that is the only reader of the output of `node`, if it has weights and statistics to copy; else None."""
     (user, *others) = node.users
     if others or user.op != "call_module" or type(norm := traced.layer(user)) is not nn.BatchNorm2d:
         return None
@@ -51,7 +53,7 @@ def _following_norm(traced: Traced, node: fx.Node) -> fx.Node | None:
 
 
 def _call_moe_layer(graph: fx.Graph, node: fx.Node, routing: tuple[fx.Node, fx.Node], norm: fx.Node | None) -> fx.Node:
-    """Let `node` call its MoE layer, which includes the norm, with gate and router logits. Returns the node of its routings."""
+    """Make `node` call its MoE layer, which includes the norm, with gate and router logits. Returns the node of its routings."""
     (source,) = node.all_input_nodes
     with graph.inserting_after(node):
         y = graph.call_function(getitem, (node, 0))
@@ -64,7 +66,7 @@ def _call_moe_layer(graph: fx.Graph, node: fx.Node, routing: tuple[fx.Node, fx.N
 
 
 class _Indices:
-    """Which channels of a layer stay: `rows` of its output, `columns` of its input."""
+    """The channels of a layer that are kept: `rows` of its output, `columns` of its input."""
 
     def __init__(self, traced: Traced, node: fx.Node, scale: float) -> None:
         (source,) = node.all_input_nodes
@@ -76,14 +78,14 @@ class _Indices:
 
 
 def _cut(layer: nn.Conv2d | nn.Linear, indices: _Indices) -> tuple[Tensor, Tensor | None]:
-    """Weights and bias of what stays. Weights grow as inputs get fewer, so that their sums keep their size."""
+    """Weights and bias of the kept channels. If inputs are removed, the weights are scaled up, so that sums keep their size."""
     weight = layer.weight[indices.rows][:, indices.columns]
     gain = math.sqrt(layer.weight.shape[1] / weight.shape[1])
     return gain * weight, None if layer.bias is None else layer.bias[indices.rows]
 
 
 def _moe_layer(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, indices: _Indices, kind: DenseKind) -> MoEConv2d:
-    """The MoE layer; each of its experts is what stays of `conv` and `norm`."""
+    """The MoE layer. Each of its experts has the kept channels of `conv` and `norm`."""
     inputs, outputs = Channels(conv.in_channels, len(indices.columns)), Channels(indices.full, len(indices.rows))
     layer = kind.conv(inputs, outputs, conv.kernel_size[0], conv.stride[0], norm=norm is not None)
     assert isinstance(layer, MoEConv2d)
@@ -98,7 +100,7 @@ def _moe_layer(conv: nn.Conv2d, norm: nn.BatchNorm2d | None, indices: _Indices, 
 
 
 def _start_norm(new: nn.Module | None, norm: nn.BatchNorm2d, rows: Tensor, bias: Tensor | None) -> None:
-    """Start the MoE layer's norm with the entries `rows` of `norm`. The convolution's bias goes into the mean."""
+    """Copy the entries `rows` of `norm` to the MoE layer's norm. The bias of the convolution is subtracted from the mean."""
     assert isinstance(new, ExpertNorm | nn.BatchNorm2d)
     assert isinstance(new.running_mean, Tensor)
     new.eps, new.momentum = norm.eps, norm.momentum
@@ -109,7 +111,7 @@ def _start_norm(new: nn.Module | None, norm: nn.BatchNorm2d, rows: Tensor, bias:
 
 
 def _narrow(layer: nn.Conv2d | nn.Linear | nn.PReLU | nn.BatchNorm2d | nn.BatchNorm1d, indices: _Indices) -> None:
-    """Keep what stays of a layer, in place."""
+    """Remove the channels of a layer that are not kept, in place."""
     if isinstance(layer, nn.PReLU):
         if layer.num_parameters > 1:
             layer.num_parameters, layer.weight = len(indices.rows), nn.Parameter(layer.weight[indices.rows])

@@ -1,4 +1,7 @@
-"""A copy of someone's network that holds nothing but layers and parameters: what tracing would drop is baked in or refused."""
+"""Prepare a network for tracing: a copy that has only layers and parameters.
+
+Tracing would drop computed weights, hooks and replaced methods. Computed weights become plain weights; the others raise an error.
+"""
 
 import copy
 from typing import Any, TypeVar
@@ -13,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 from advmoe.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # whose `module` is the network
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)  # their attribute `module` is the network
 HOOKS = {
     "_forward_pre_hooks": "forward pre-hook",
     "_forward_hooks": "forward hook",
@@ -24,9 +27,10 @@ REMEDY = "would be lost: remove it, or move what it does into forward()"
 
 
 def prepared(model: nn.Module) -> nn.Module:
-    """A copy of `model`, which stays as it is. Weights that weight_norm, spectral_norm, pruning and the like compute become plain.
+    """A copy of `model` with plain weights, also where weight_norm, spectral_norm, pruning or a parametrization computes them.
 
-    Raises UserError that names the module where it has hooks, replaced methods, or parameters that are not initialised.
+    `model` itself does not change. Raises UserError, with the name of the module, if a module has hooks, replaced methods, or
+    parameters that are not initialised.
     """
     network = unwrapped(model)
     _check_initialised(network)
@@ -54,8 +58,8 @@ def _check_initialised(network: nn.Module) -> None:
 
 
 def copied(network: Network, memo: dict[int, Any] | None = None) -> Network:
-    """A deep copy; what has an entry in `memo`, as for copy.deepcopy, is not copied. Raises UserError if it cannot be copied."""
-    computed = {  # weight_norm and its kind keep computed tensors, which deepcopy refuses
+    """A deep copy. `memo`, as in copy.deepcopy, names objects not to copy. Raises UserError if the network cannot be copied."""
+    computed = {  # weight_norm and similar functions keep computed tensors, which deepcopy does not support
         id(value): value.detach().clone()
         for module in network.modules()
         for value in vars(module).values()
@@ -63,12 +67,12 @@ def copied(network: Network, memo: dict[int, Any] | None = None) -> Network:
     }
     try:
         return copy.deepcopy(network, computed | (memo or {}))
-    except Exception as error:  # whatever somebody's modules hold
+    except Exception as error:  # the modules of a user can raise any exception
         raise UserError(f"{type(network).__name__}: cannot be copied: {error}") from None
 
 
 def bake(module: nn.Module) -> None:
-    """Replace what computes a weight in each forward by the weight that it computes in eval mode."""
+    """Replace a weight that is computed in each forward pass by a plain one with its value in eval mode."""
     with torch.no_grad():
         if parametrize.is_parametrized(module):
             _bake_parametrizations(module)
@@ -92,7 +96,7 @@ def _bake_parametrizations(module: nn.Module) -> None:
 
 
 def _check(module: nn.Module, name: str) -> None:
-    """Raises UserError where the module does anything that its class and children do not say."""
+    """Raises UserError if the module has hooks or replaced methods, or is compiled to TorchScript."""
     if isinstance(module, torch.jit.ScriptModule):
         raise UserError(f"{name}: is compiled to TorchScript; convert() takes the nn.Module that it was made from")
     for attribute, kind in HOOKS.items():

@@ -1,4 +1,4 @@
-"""A plain network as a graph of layers, with the channels of each tensor."""
+"""Trace a plain network: a graph of its layers, with the channels of each tensor."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from advmoe.moe.convert.features import NORMS, Features, Walk, count, flatten_by
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """The graph of a model with one input and one output [B, classes]; the features of each tensor that depends on the images.
+    """The graph of a model with one input and one output [B, classes], and the features of each tensor that depends on the images.
 
-    `images` are the nodes that no convolution precedes.
+    `images` are the nodes before the first convolution.
     """
 
     module: fx.GraphModule
@@ -35,9 +35,9 @@ class Traced:
 
 
 def trace(model: nn.Module, example_input: Tensor) -> Traced:
-    """Follow images like `example_input` [B, C, H, W] through `model`, which is left in eval mode.
+    """Trace `model` with images like `example_input` [B, C, H, W]. The model is in eval mode afterwards.
 
-    Raises UserError that names the layer where the model cannot be traced, or where its channels cannot be followed.
+    Raises UserError, with the name of the layer, if the model cannot be traced or its channels cannot be followed.
     """
     module = fx.GraphModule(model, _graph(model))
     module.graph.eliminate_dead_code()
@@ -45,15 +45,15 @@ def trace(model: nn.Module, example_input: Tensor) -> Traced:
     for node in module.graph.nodes:
         walk.enter(node)
     flatten_by_name(walk)
-    module.graph.eliminate_dead_code()  # the sizes that views asked for
+    module.graph.eliminate_dead_code()  # the sizes that views read
     return Traced(module, walk.features, walk.images, count(walk.features[module.graph.output_node().all_input_nodes[0]]))
 
 
 class _Tracer(fx.Tracer):
-    """Takes convolutions, linear layers and norms of the user's own classes as one layer each, so that errors name them."""
+    """Treats subclasses of convolutions, linear layers and norms as one layer each, so that errors name them."""
 
     failed = ""
-    proxy_buffer_attributes = True  # as parameters are: what is computed from them stays part of the graph
+    proxy_buffer_attributes = True  # as for parameters, so that computations with buffers are part of the graph
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (nn.Conv2d, nn.Linear, *NORMS)) or super().is_leaf_module(m, module_qualified_name)
@@ -62,7 +62,7 @@ class _Tracer(fx.Tracer):
         try:
             return super().call_module(m, forward, args, kwargs)
         except Exception:
-            self.failed = self.failed or self.path_of_module(m)  # the innermost comes first
+            self.failed = self.failed or self.path_of_module(m)  # the innermost module is the first to fail
             raise
 
 
@@ -72,7 +72,7 @@ def _graph(model: nn.Module) -> fx.Graph:
         tracer = _Tracer()
         try:
             graphs.append(tracer.trace(model.train(training)))
-        except Exception as error:  # whatever the model's code does with a stand-in for a tensor
+        except Exception as error:  # code of the model can do anything with a proxy instead of a tensor
             raise UserError(f"{tracer.failed or type(model).__name__}: cannot be traced: {first_line(error)}") from None
     if str(graphs[0]) != str(graphs[1]):
         raise UserError(
@@ -86,7 +86,7 @@ def _graph(model: nn.Module) -> fx.Graph:
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph and records the shape of each tensor, and an empty one for several together."""
+    """Runs the graph and records the shape of each tensor; an empty shape for a tuple of tensors."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
@@ -106,7 +106,7 @@ class _Shapes(fx.Interpreter):
 def _shapes(module: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Size]:
     interpreter = _Shapes(module)
     try:
-        interpreter.run(torch.cat([example_input[:1]] * 2))  # two: a batch of one is easily taken for something else
+        interpreter.run(torch.cat([example_input[:1]] * 2))  # two images: a batch dimension of 1 could be mistaken for another one
     except Exception as error:  # as above
         raise UserError(f"example_input {list(example_input.shape)} does not pass through the model: {first_line(error)}") from None
     return interpreter.shapes

@@ -1,15 +1,15 @@
-"""Do all dispatches run on CUDA as they should, and how fast? Under 8 minutes.
+"""Are all dispatches correct on CUDA, and how fast are they? Under 8 minutes.
 
-equality   every dispatch against a loop over images, values and gradients
-waits      whether a pass makes the host wait for the device, and how often an iteration does
-iterations AdvMoE's iteration with every dispatch beside AT (Dense)'s and AT (S-Dense)'s; minutes of 100 epochs
-inference  whole networks, and the pass of an attack step; each also as a CUDA graph
+equality   every dispatch compared with a loop over images: values and gradients
+waits      whether the host waits for the device in a pass, and how often in an iteration
+iterations an iteration of AdvMoE with every dispatch, of AT (Dense) and of AT (S-Dense); minutes for 100 epochs
+inference  full networks, and the pass of an attack step; each also as a CUDA graph
 layers     the MoE layers of ResNet-18 one by one
-compiled   whole networks through torch.compile(mode="reduce-overhead")
+compiled   full networks with torch.compile(mode="reduce-overhead")
 
-Every section runs in a process of its own, so that one that crashes or hangs takes no other along; a failure is a row. A dispatch
-that equality finds wrong is not timed. Convolutions are bf16 by autocast, routers float32, memory channels last, batches of 128.
-On the CPU (--device cpu --quick) the suite shows only that it runs.
+Every section runs in a separate process, so that a crash or a hang affects no other section; a failure is a row. A dispatch that
+fails the section equality is not timed. Convolutions are bfloat16 by autocast, routers float32, memory is channels last, and
+batches have 128 images. On the CPU (--device cpu --quick) the suite only shows that it runs.
 """
 
 import time
@@ -28,7 +28,7 @@ from advmoe.benchmark.suites.cuda.networks import compiled, inference
 from advmoe.benchmark.suites.cuda.waits import waits
 from advmoe.errors import UserError
 
-SECONDS = 460  # of the whole suite
+SECONDS = 460  # limit for all sections together
 FULL_RUN = "<= 10"  # minutes for 100 epochs
 SECTIONS: dict[str, Callable[[Part], Iterator[Row]]] = {
     "equality": equality, "waits": waits, "iterations": iterations, "inference": inference, "layers": layers, "compiled": compiled,
@@ -36,7 +36,7 @@ SECTIONS: dict[str, Callable[[Part], Iterator[Row]]] = {
 
 
 def check(setup: Setup) -> None:
-    """Raises UserError without a CUDA device, unless the suite is to show on the CPU that it runs."""
+    """Raises UserError if there is no CUDA device, except for a quick run on the CPU."""
     if setup.device.type != "cuda" and not setup.quick:
         raise UserError("suite cuda: there is no CUDA device here; --quick shows on the CPU that the suite runs")
 
@@ -65,19 +65,19 @@ def measure(setup: Setup) -> Iterator[Row]:
 
 
 def run_section(task: SectionTask) -> Iterator[Row]:
-    """What the process of a section does."""
+    """The code that runs in the process of a section."""
     torch.set_num_threads(task.threads)
     yield from SECTIONS[task.section](Part.of(task))
 
 
 def unsound(rows: Sequence[Row], dispatches: Sequence[str]) -> list[str]:
-    """The dispatches that equality did not find right: with a failed row, or without one."""
+    """The dispatches that did not pass the section equality: with a failed row, or without rows."""
     checked = {name: [row for row in rows if row.case.startswith(f"equality, {name},")] for name in dispatches}
-    return [name for name, found in checked.items() if not found or any(row.failed for row in found)]
+    return [name for name, of_dispatch in checked.items() if not of_dispatch or any(row.failed for row in of_dispatch)]
 
 
 def verdict(rows: Sequence[Row], wrong: Sequence[str]) -> Iterator[Row]:
-    """How many rows failed, which dispatches are wrong, and how long a full run takes with the fastest one."""
+    """The number of failed rows, the wrong dispatches, and the time of a full run with the fastest dispatch."""
     failed = sum(row.failed is not None for row in rows)
     yield Row(suite="cuda", case="verdict", what="failed rows", value=failed, unit="count", target="<= 0")
     what = "wrong dispatches" + (f" ({', '.join(wrong)})" if wrong else "")

@@ -1,4 +1,4 @@
-"""What the sections of the CUDA suite share: where they run, and rows that keep failures."""
+"""Code that the sections of the CUDA suite share: their setup, and rows for failures."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ Figures = dict[str, Figure]
 
 
 class SectionTask(BaseModel):
-    """A section for a fresh process."""
+    """A section that runs in a new process."""
 
     section: str
     device: str
@@ -38,7 +38,7 @@ class SectionTask(BaseModel):
 
 @dataclass(frozen=True)
 class Part:
-    """Where a section runs, and how large."""
+    """The setup of a section: device and sizes."""
 
     device: torch.device
     quick: bool
@@ -51,34 +51,34 @@ class Part:
 
     @property
     def cuda(self) -> bool:
-        """Whether this is a CUDA device."""
+        """Whether the device is a CUDA device."""
         return self.device.type == "cuda"
 
     @property
     def scale(self) -> Scale:
-        """The recipe's batch of 128, or tiny."""
+        """Batches of 128 images as in the recipes, or tiny ones."""
         return replace(QUICK, width=8, training_batch=4) if self.quick else Scale(batch=128)
 
     @property
     def rounds(self) -> int:
-        """Rounds of a comparison."""
+        """The number of rounds of a comparison."""
         return 1 if self.quick else 10
 
     @property
     def dispatches(self) -> list[str]:
-        """Those that run here except `without`; the Triton kernels last, as a fault in them ends the process."""
+        """The dispatches that run on the device, except `without`. Triton is last: an error in a kernel ends the process."""
         return [name for name in available(self.device) if name in DISPATCHES and name not in self.without]
 
     def bf16(self) -> torch.autocast:
-        """bf16 on CUDA. Casts are not cached: a CUDA graph would keep them."""
+        """bfloat16 autocast on CUDA. Casts are not cached, because a CUDA graph would keep them."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.cuda, cache_enabled=False)
 
 
 def guarded(section: str, name: str, measure: Callable[[], Figures]) -> Iterator[Row]:
-    """A row for each figure, or one that says why there is none."""
+    """A row for each figure, or one row with the reason why there is none."""
     try:
         figures = measure()
-    except Exception as error:  # whatever it is, the rest is still measured
+    except Exception as error:  # after any error, the remaining variants are still measured
         yield failure(f"{section}, {name}", "measured", error)
         return
     for what, figure in figures.items():
@@ -86,18 +86,18 @@ def guarded(section: str, name: str, measure: Callable[[], Figures]) -> Iterator
 
 
 def failure(case: str, what: str, error: Exception) -> Row:
-    """The row of what failed, with the first line of the reason."""
+    """The row of a failed measurement, with the first line of the error."""
     reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
     return Row(suite="cuda", case=case, what=what, value=None, failed=reason)
 
 
 def title(kind: str, dispatch: str | None) -> str:
-    """A kind of network or method, with its dispatch."""
+    """The name of a kind of network or of a method, with its dispatch."""
     return kind if dispatch is None else f"{kind} {dispatch}"
 
 
 def milliseconds(part: Part, call: Call) -> Figure:
-    """Median over rounds of several calls in a row, after some that warm up."""
+    """Time of a call: the median over rounds of several calls in a row, after a warm-up."""
     many = 1 if part.quick else 10
 
     def repeated() -> None:
@@ -109,7 +109,7 @@ def milliseconds(part: Part, call: Call) -> Figure:
 
 
 def graphed(call: Call) -> Call:
-    """The call as a CUDA graph."""
+    """The call, recorded as a CUDA graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):

@@ -1,4 +1,4 @@
-"""Every dispatch against a loop over images: values and gradients."""
+"""Compare every dispatch with a loop over images: values and gradients."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from advmoe.benchmark.suites.cuda.common import Figure, Figures, Part, guarded
 from advmoe.moe import DISPATCHES
 from advmoe.moe.experts import FilterBank, windows
 
-TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # of the largest true value
+TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative to the largest reference value
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ TINY = [Layer(3, 5, 4, stride=2, num_experts=3, bank="backbone", batch=4), Layer
 
 
 def equality(part: Part) -> Iterator[Row]:
-    """The largest error of y and of any gradient over all layers."""
+    """The largest error of y and of each gradient over all layers."""
     torch.backends.cudnn.allow_tf32 = False
     for name in part.dispatches:
         for dtype in TOLERANCES if part.cuda else [torch.float32]:
@@ -50,7 +50,7 @@ def equality(part: Part) -> Iterator[Row]:
 
 
 def worst(part: Part, name: str, dtype: torch.dtype) -> Figures:
-    """Relative errors by tensor. Raises ValueError where one is above the tolerance."""
+    """The relative error of each tensor. Raises ValueError if one is above the tolerance."""
     errors: dict[str, float] = {}
     for layer in TINY if part.quick else LAYERS:
         for tensor, error in compare(layer, name, dtype, part.device).items():
@@ -61,7 +61,7 @@ def worst(part: Part, name: str, dtype: torch.dtype) -> Figures:
 
 
 def compare(layer: Layer, name: str, dtype: torch.dtype, device: torch.device) -> dict[str, float]:
-    """Errors relative to the largest true value; the loop runs in float64 on the same rounded numbers."""
+    """Errors relative to the largest value of the loop, which runs in float64 on the same rounded numbers."""
     random = torch.Generator().manual_seed(layer.channels)
 
     def noise(*shape: int) -> Tensor:
@@ -75,20 +75,20 @@ def compare(layer: Layer, name: str, dtype: torch.dtype, device: torch.device) -
     ours = {key: value.to(dtype if key == "x" else torch.float32).requires_grad_() for key, value in inputs.items()}
     true = {key: value.detach().double().requires_grad_() for key, value in inputs.items()}
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        own = FilterBank(ours["bank"], starts, layer.width, layer.stride, ours["bias"], name)
-        y = DISPATCHES[name](ours["x"], own, experts, ours["one_hot"])
+        bank_of_layer = FilterBank(ours["bank"], starts, layer.width, layer.stride, ours["bias"], name)
+        y = DISPATCHES[name](ours["x"], bank_of_layer, experts, ours["one_hot"])
     slow = loop(true["x"], FilterBank(true["bank"], starts, layer.width, layer.stride, true["bias"]), true["one_hot"])
     probe = noise(*slow.shape).to(dtype)
-    found = torch.autograd.grad(y, list(ours.values()), probe.to(y.dtype))
-    wanted = torch.autograd.grad(slow, list(true.values()), probe.double())
-    pairs = zip(("y", *ours), (y, *found), (slow, *wanted), strict=True)
+    gradients = torch.autograd.grad(y, list(ours.values()), probe.to(y.dtype))
+    true_gradients = torch.autograd.grad(slow, list(true.values()), probe.double())
+    pairs = zip(("y", *ours), (y, *gradients), (slow, *true_gradients), strict=True)
     return {key: float((a.double() - b).detach().abs().max() / b.detach().abs().max()) for key, a, b in pairs}
 
 
-def loop(x: Tensor, own: FilterBank, weights: Tensor) -> Tensor:
-    """Every expert on one image after the other, weighed."""
+def loop(x: Tensor, bank: FilterBank, weights: Tensor) -> Tensor:
+    """Run every expert on one image after another, and sum the outputs with `weights` [B, N]."""
     rows = []
     for image, share in zip(x, weights, strict=True):
-        parts = torch.stack([own.convolve(image[None], e) for e in range(len(own.starts))])
+        parts = torch.stack([bank.convolve(image[None], e) for e in range(len(bank.starts))])
         rows.append((share[:, None, None, None, None] * parts).sum(dim=0))
     return torch.cat(rows)

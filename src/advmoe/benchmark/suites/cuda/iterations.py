@@ -1,4 +1,4 @@
-"""Training iterations of AdvMoE with every dispatch, beside AT (Dense)'s and AT (S-Dense)'s."""
+"""Training iterations of AdvMoE with every dispatch, compared with those of AT (Dense) and AT (S-Dense)."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -17,7 +17,7 @@ HUNDRED_EPOCHS = "100 epochs of CIFAR-10"
 
 
 def iterations(part: Part) -> Iterator[Row]:
-    """Time of all variants in turns, minutes of a full run, and peak memory."""
+    """The time of all variants, which run in turn; the minutes of a full run; and the peak memory."""
     calls: dict[str, Call] = {}
     peaks: dict[str, float | None] = {}
     for method, dispatch in [("AT (Dense)", None), ("AT (S-Dense)", None), *(("AdvMoE", name) for name in part.dispatches)]:
@@ -27,7 +27,7 @@ def iterations(part: Part) -> Iterator[Row]:
             call()
             peaks[name] = peak(call, part.device) if measurable(part.device) else None
             calls[name] = call
-        except Exception as error:  # whatever it is, the rest is still measured
+        except Exception as error:  # after any error, the remaining variants are still measured
             yield failure(f"iterations, {name}", "time", error)
     for name, seconds in timed(calls, 3 * part.rounds, part.device).items():
         case, typical = f"iterations, {name}", median(seconds)
@@ -38,7 +38,7 @@ def iterations(part: Part) -> Iterator[Row]:
 
 
 def step(part: Part, method: str, dispatch: str | None) -> Call:
-    """A training iteration as `advmoe train` runs it."""
+    """A training iteration, as in `advmoe train`."""
     config: RunConfig = configuration(method, part.scale)
     precision = RuntimeConfig(device=part.device.type, precision="bfloat16" if part.cuda else "float32")
     call = iteration(config.replace(runtime=precision), part.scale.side, part.device)

@@ -32,7 +32,7 @@ class Shape:
 
 
 def layers(part: Part) -> Iterator[Row]:
-    """Time of every dispatch, and of dense and small dense convolutions, for each layer shape; then over all layers."""
+    """The time of every dispatch, and of dense and small dense convolutions, for each layer shape; then the sum over all layers."""
     totals: dict[tuple[str, str], float] = {}
     names = ("dense", "small dense", *part.dispatches)
     for shape, times in layer_shapes(part).items():
@@ -42,12 +42,12 @@ def layers(part: Part) -> Iterator[Row]:
                     yield row
                     totals[what, name] = totals.get((what, name), 0.0) + times * (math.nan if row.value is None else row.value)
     for (what, name), total in totals.items():
-        if not math.isnan(total):  # where no shape failed
+        if not math.isnan(total):  # if no shape failed
             yield Row(suite="cuda", case=f"layers, all, {what}", what=name, value=total, unit="ms")
 
 
 def layer_shapes(part: Part) -> Counter[Shape]:
-    """The MoE layers of ResNet-18, how often each."""
+    """The shapes of the MoE layers of ResNet-18, with the number of layers of each shape."""
     model = network("MoE", "resnet18", part.scale, part.device)
     seen: Counter[Shape] = Counter()
 
@@ -63,13 +63,13 @@ def layer_shapes(part: Part) -> Counter[Shape]:
 
 
 def layer_time(part: Part, shape: Shape, name: str, what: str) -> Figures:
-    """Time of one variant."""
+    """The time of one variant."""
     call = layer_call(part, shape, name, backward=what.startswith("both"))
     return {name: milliseconds(part, graphed(call) if what.endswith("graph") else call)}
 
 
 def layer_call(part: Part, shape: Shape, name: str, backward: bool) -> Call:
-    """A pass of a plain convolution (of twice the channels if dense), or of a dispatch of two experts."""
+    """A pass of a plain convolution (with twice the channels if dense), or of a dispatch of two experts."""
     twice, dtype, device = 2 if name == "dense" else 1, torch.bfloat16 if part.cuda else torch.float32, part.device
     batch, filters = part.scale.batch, shape.width * (1 if name == "small dense" else 2)
     inputs = (batch, twice * shape.channels, shape.size, shape.size)

@@ -1,4 +1,4 @@
-"""Whole networks: inference, the pass of an attack step, CUDA graphs and torch.compile."""
+"""Full networks: inference, the pass of an attack step, CUDA graphs and torch.compile."""
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
@@ -18,7 +18,7 @@ network_once = lru_cache(fused_network)
 
 
 def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
-    """Inference and the pass of an attack step (the loss's gradient to the images) of a fused network over a fixed even route."""
+    """Inference, and the pass of an attack step (the gradient of a loss to the images), of a fused network on an even route."""
     model = network_once(kind, part.scale, part.device)
     route(model, dispatch)
     x, gate = channels_last(batch, part.scale, part.device), even(model, batch, part.device)
@@ -35,13 +35,13 @@ def route(model: Classifier, dispatch: str | None) -> None:
 
 
 def even(model: Classifier, batch: int, device: torch.device) -> Gate:
-    """A random and even route for networks with MoE layers."""
+    """A gate with a random and even route, for networks with MoE layers."""
     choices = route_choices(model)
     return HARD if choices is None else ForcedGate(torch.randint(0, choices[0], (batch, choices[1])).to(device))
 
 
 def logits(part: Part, forward: Callable[..., tuple[Tensor, object]], x: Tensor, gate: Gate) -> Tensor:
-    """A forward pass."""
+    """The logits of a forward pass."""
     with torch.inference_mode(), part.bf16():
         return forward(x, gate)[0]
 
@@ -55,12 +55,12 @@ def attack(part: Part, model: Classifier, x: Tensor, gate: Gate) -> Tensor:
 
 
 def variants(part: Part) -> list[tuple[str, str | None]]:
-    """Kinds of network with their dispatches."""
+    """The kinds of network with their dispatches."""
     return [("dense", None), ("small dense", None), *(("MoE", name) for name in part.dispatches)]
 
 
 def inference(part: Part) -> Iterator[Row]:
-    """Time of both passes, called one by one and as a replayed CUDA graph."""
+    """The time of both passes, called directly and as a replayed CUDA graph."""
     for batch in (part.scale.batch, 1):
         for kind, dispatch in variants(part):
             for what in ("inference", "attack"):
@@ -69,27 +69,27 @@ def inference(part: Part) -> Iterator[Row]:
 
 
 def both(part: Part, kind: str, dispatch: str | None, batch: int, what: str) -> Figures:
-    """Time of a pass, also as a CUDA graph where it has static shapes."""
+    """The time of a pass, and as a CUDA graph if its shapes are static."""
     call = passes(part, kind, dispatch, batch)[what]
     figures = {"time": milliseconds(part, call)}
-    if part.cuda and dispatch != "split":  # which waits
+    if part.cuda and dispatch != "split":  # split makes the host wait
         figures["time as a graph"] = milliseconds(part, graphed(call))
     return figures
 
 
 def compiled(part: Part) -> Iterator[Row]:
-    """Inference through torch.compile. The first call, which compiles, is timed apart."""
+    """Inference with torch.compile. The first call, which compiles, is timed separately."""
     for kind, dispatch in variants(part):
         yield from guarded("compiled", title(kind, dispatch), partial(compiled_inference, part, kind, dispatch))
 
 
 def compiled_inference(part: Part, kind: str, dispatch: str | None) -> Figures:
-    """Time of the first call and of later ones."""
+    """The time of the first call and of later calls."""
     torch._dynamo.reset()
     model = network_once(kind, part.scale, part.device)
     route(model, dispatch)
     x, gate = channels_last(part.scale.batch, part.scale, part.device), even(model, part.scale.batch, part.device)
-    # on the CPU a backend without a compiler: it shows that the network can be traced
+    # on the CPU the backend "eager" needs no compiler and shows that the network can be traced
     compiler = partial(torch.compile, mode="reduce-overhead") if part.cuda else partial(torch.compile, backend="eager")
     quick = compiler(model.forward_routed, dynamic=False)
     call = partial(logits, part, quick, x, gate)

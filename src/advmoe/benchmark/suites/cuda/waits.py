@@ -1,4 +1,4 @@
-"""Whether a pass makes the host wait for the device, and how often a training iteration does."""
+"""Whether the host waits for the device in a pass, and how often it waits in a training iteration."""
 
 import warnings
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from advmoe.benchmark.variants import Call
 
 
 def waits(part: Part) -> Iterator[Row]:
-    """Passes, of which the first wait raises; iterations, whose waits are counted."""
+    """Whether passes wait (the first wait raises an error), and the number of waits in iterations."""
     for name in part.dispatches:
         for what, call in passes(part, "MoE", name, part.scale.batch).items():
             yield from guarded("waits", f"{what}, {name}", partial(alarmed, part, call))
@@ -25,7 +25,7 @@ def waits(part: Part) -> Iterator[Row]:
 
 
 def alarmed(part: Part, call: Call) -> Figures:
-    """1 where the second call of a pass waits, 0 where it does not."""
+    """1 if the second call of a pass waits, else 0."""
     call()
     wait_for(part.device)
     try:
@@ -39,7 +39,7 @@ def alarmed(part: Part, call: Call) -> Figures:
 
 
 def counted(part: Part, dispatch: str) -> Figures:
-    """The waits of an iteration."""
+    """The number of waits in an iteration."""
     call = step(part, "AdvMoE", dispatch)
     call()
     wait_for(part.device)
@@ -52,7 +52,7 @@ def counted(part: Part, dispatch: str) -> Figures:
 
 @contextmanager
 def alarm(part: Part, mode: str) -> Iterator[None]:
-    """torch's mode for waits of the host: "error" or "warn"."""
+    """Inside the block, torch reports when the host waits: as an "error" or with "warn"."""
     if part.cuda:
         torch.cuda.set_sync_debug_mode(mode)
     try:
