@@ -65,7 +65,7 @@ class MoEConv2d(nn.Module):
         self.filters = nn.Parameter(first[torch.arange(size) % self.width])
         self.router = Router(inputs.width, self.num_experts) if routed else None
         self.bias: nn.Parameter | None = None  # [N, K], once the norm is folded in (advmoe.models.fused)
-        self.norm, self.own_norms = norm, isinstance(norm, ExpertNorm)
+        self.norm, self.norm_per_expert = norm, isinstance(norm, ExpertNorm)
         self.index = 0
         self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
@@ -105,7 +105,7 @@ class MoEConv2d(nn.Module):
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
         """The chosen experts' outputs times `factor`: after the norm if each expert has one, before a norm that all share."""
-        if self.own_norms:
+        if self.norm_per_expert:
             y = self._normalised(run_chosen(x, self.bank, experts), experts)
             return y * factor.to(y.dtype)
         y = run_chosen(x, replace(self.bank, bias=None), experts)

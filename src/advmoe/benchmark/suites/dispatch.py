@@ -1,7 +1,7 @@
 """Which dispatch is fastest on the CPU, by shape of the layer, batch and phase? About 10 minutes.
 
 The rule of `auto` on the CPU follows from these rows. Its threshold comes from the AdvMoE iteration of the demo, in which the
-processor's caches are cold. That iteration is timed last, with several thresholds (0: split is used whenever the filters are fixed).
+processor's caches are cold. That iteration is timed last, with several thresholds (0: always split if the filters are fixed).
 """
 
 from collections.abc import Callable, Iterator

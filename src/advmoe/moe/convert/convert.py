@@ -139,7 +139,7 @@ def _obstacle(conv: nn.Conv2d) -> str:
     """Why a convolution cannot become an MoE layer; empty if it can."""
     kernel, half = conv.kernel_size, conv.kernel_size[0] // 2
     if kernel[0] != kernel[1] or kernel[0] % 2 == 0:
-        return f"a kernel of {kernel[0]}x{kernel[1]}, where MoE layers have odd square ones"
+        return f"a kernel of {kernel[0]}x{kernel[1]}, where MoE layers have square kernels of odd size"
     if conv.stride[0] != conv.stride[1]:
         return f"strides {conv.stride[0]} and {conv.stride[1]}, where MoE layers have the same for height and width"
     if conv.dilation != (1, 1):
