@@ -13,7 +13,18 @@ from pydantic_core import PydanticCustomError
 
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_evaluation import EvaluationResult
-from advmoe.evaluation.record_fields import NonNegativeInt, NotNegative, Number, Part, Percent, Positive, Seed, Setting, Size, Text
+from advmoe.evaluation.record_fields import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    Number,
+    Part,
+    Percent,
+    Positive,
+    Seed,
+    Setting,
+    Size,
+    Text,
+)
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Loads
 from advmoe.files import JsonObject
 
@@ -65,10 +76,10 @@ class Record(Part):
     ra_aa_rand: Percent | None = None
     ra_worst: Percent | None = None
     ra_worst_quick: Percent | None = None
-    epsilon: NotNegative
+    epsilon: NonNegativeFloat
     norm: Text
     gmacs: Positive
-    gmacs_executed: NotNegative
+    gmacs_executed: NonNegativeFloat
     gmacs_dense: Positive
     reduction: Number
     params: NonNegativeInt
@@ -81,8 +92,8 @@ class Record(Part):
     seed: Seed
     attack_seed: Seed
     config: RecordedConfig
-    train_seconds: NotNegative
-    evaluate_seconds: NotNegative
+    train_seconds: NonNegativeFloat
+    evaluate_seconds: NonNegativeFloat
     evaluation: EvaluationResult
     history: Annotated[list[HistoryRow], Field(fail_fast=True)] = Field([])
     classes: Annotated[list[Text], Field(fail_fast=True)] = Field([])

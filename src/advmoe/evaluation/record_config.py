@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict
 
-from advmoe.evaluation.record_fields import NonNegativeInt, NotNegative, Part, Scale, Setting, Size, Words, plain
+from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, Part, Scale, Setting, Size, Words, plain
 from advmoe.files import JsonObject
 
 
@@ -27,7 +27,7 @@ class ModelSettings(Settings):
 class AttackSettings(Settings):
     """The section `attack`: the training attack."""
 
-    epsilon: NotNegative
+    epsilon: NonNegativeFloat
     num_steps: NonNegativeInt
 
 

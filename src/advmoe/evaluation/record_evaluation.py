@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from advmoe.evaluation.record_fields import Counts, NonNegativeInt, NotNegative, Number, Part, Percent, Size, Text, Words
+from advmoe.evaluation.record_fields import Counts, NonNegativeFloat, NonNegativeInt, Number, Part, Percent, Size, Text, Words
 
 Status = Literal["pass", "warn", "fail", "skipped"]
 
@@ -15,7 +15,7 @@ class AttackTotals(Part):
 
     attacked: NonNegativeInt
     broken: NonNegativeInt
-    seconds: NotNegative
+    seconds: NonNegativeFloat
     version: Size = 1
 
 

@@ -77,7 +77,7 @@ def _png(value: str) -> str:
 
 Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST), Words("a number")]
 Percent = Annotated[float, Field(strict=True, ge=0, le=100), Words("a number from 0 to 100")]
-NotNegative = Annotated[float, Field(strict=True, ge=0, le=LARGEST), Words("a number of at least 0")]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=LARGEST), Words("a number of at least 0")]
 Positive = Annotated[float, Field(strict=True, gt=0, le=LARGEST), Words("a number above 0")]
 Scale = Annotated[float, Field(strict=True, gt=0, le=1), Words("a number in (0, 1]")]
 Share = Annotated[float, Field(strict=True, ge=0, le=1.001), Words("a number from 0 to 1")]  # rounding in float32 may exceed 1

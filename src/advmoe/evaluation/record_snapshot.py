@@ -8,8 +8,8 @@ from pydantic_core import PydanticCustomError
 from advmoe.evaluation.record_fields import (
     Counts,
     Experts,
+    NonNegativeFloat,
     NonNegativeInt,
-    NotNegative,
     Part,
     Percent,
     Png,
@@ -37,7 +37,7 @@ class EpsilonCurve(Part):
 
     attack: Text
     images: Size
-    epsilons: Annotated[list[NotNegative], Field(min_length=1, fail_fast=True)]
+    epsilons: Annotated[list[NonNegativeFloat], Field(min_length=1, fail_fast=True)]
     ra: Annotated[list[Percent], Field(fail_fast=True)]
 
     @model_validator(mode="after")
@@ -64,7 +64,7 @@ class Seen(Part):
 class GalleryStep(Seen):
     """An image under the gallery's attack at another epsilon than the evaluation's."""
 
-    epsilon: NotNegative
+    epsilon: NonNegativeFloat
 
 
 class GalleryImage(Part):
