@@ -164,7 +164,7 @@ class Walk:
         features = self._keep(node)
         if not isinstance(dim, int) or dim % len(self.shapes[node]) != 1 or len(self.shapes[node]) != 2:
             _refuse(node, "softmax is supported over dimension 1 of [B, classes] alone")
-        self._keep_whole(features)
+        self._fix(features)
         return features
 
     def _keep(self, node: fx.Node) -> Features:
