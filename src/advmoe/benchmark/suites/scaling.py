@@ -1,7 +1,7 @@
-"""Weak scaling: images a second of K processes, each with its own part of a batch K times as large, beside one process. 10 minutes.
+"""Weak scaling: images per second of K processes with a batch K times as large, compared with one process. 10 minutes.
 
-Every process has one thread (on CUDA: one device). `advmoe train` runs under torchrun, as a user starts it. The number of processes
-changes from one run to the next. Rates are those of the second epoch.
+Every process has one thread (on CUDA, one device). `advmoe train` runs under torchrun, as a user starts it. Runs with different
+numbers of processes take turns. Rates are those of the second epoch.
 """
 
 import json
@@ -24,7 +24,7 @@ TARGETS = {"advmoe": ">= 1.6"}  # with synchronised norms
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """All numbers of processes in turn, round by round; several of them with and without synchronised norms."""
+    """All numbers of processes in turn, in every round; with several processes, with and without synchronised norms."""
     variants: dict[str, tuple[int, tuple[str, ...]]] = {"1 process": (1, ())}
     for count in PROCESSES[1:]:
         variants |= {f"{count} processes": (count, ()), f"{count} processes, --no-sync-norm": (count, ("--no-sync-norm",))}
@@ -55,7 +55,7 @@ def seconds_of_second_epoch(
 ) -> float:  # fmt: skip
     """Wall time of the iterations of an epoch of `advmoe train`, started by `launch` with more `flags`. The first epoch warms up.
 
-    Raises UserError where the run fails.
+    Raises UserError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
