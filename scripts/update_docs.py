@@ -267,6 +267,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "narrow training": lambda: benchmark_table("training_width16", ("training",)),
         "memory": lambda: benchmark_table("memory", ("memory",)),
         "benchmark": lambda: benchmark_table("speed", ("attack", "data")),
+        "waiting": lambda: benchmark_table("waiting", ("waiting",)),
         "growth": lambda: benchmark_table("speed", ("growth",)),
         "operators": operators_table,
         "export": lambda: benchmark_table("export", ("export",)),

@@ -58,7 +58,7 @@ def test_paper_takes_nothing_else(capsys, more):
 def test_recipes_are_filtered_by_part_of_their_names(capsys):
     lines = said(capsys, "recipes", "cifar10-wrn28_10-adv").splitlines()
     names = [line.split()[0] for line in lines if line.startswith("cifar10")]
-    assert names == [f"cifar10-wrn28_10-advmoe{suffix}" for suffix in ("", "-r0.2", "-r0.8", "-steps10", "-official")]
+    assert names == [f"cifar10-wrn28_10-advmoe{suffix}" for suffix in ("", "-r0.2", "-r0.8", "-steps10", "-plus", "-official")]
     assert [row["name"] for row in json.loads(said(capsys, "recipes", "cifar10-wrn28_10-adv", "--json"))] == names
     assert "-pgd_at" in lines[-1]
 
