@@ -52,7 +52,8 @@ def place(tmp_path, monkeypatch):
         image(random, tmp_path / f"images/{'cats' if number % 2 else 'dogs'}/{number}.png")
     for name in ("rex", "tom"):
         image(random, tmp_path / f"photos/{name}.png")
-    image(random, tmp_path / "photo.png")
+    for name in ("photo.png", "photo.jpg"):
+        image(random, tmp_path / name)
     monkeypatch.setattr("advmoe.cli.data.fetch", lambda name, to, console: [f"{name}: {write_batches(to)}"])
     monkeypatch.chdir(tmp_path)
     return tmp_path
