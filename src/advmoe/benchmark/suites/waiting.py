@@ -1,4 +1,4 @@
-"""Training iterations under each policy of OpenMP's waiting threads, alone and beside a busy process. 5 minutes.
+"""Training iterations under each policy of OpenMP's waiting threads, alone and beside a busy process. More than 5 minutes.
 
 A thread that waits for the others can spin, which holds its core, or sleep. `advmoe` sets `passive` (sleep at once) unless the user
 has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
