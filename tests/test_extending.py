@@ -26,7 +26,7 @@ def run(section, number=0):
 
 def test_each_extension_has_a_snippet_of_under_30_lines():
     assert list(SECTIONS) == [
-        "A convolutional network of your own",
+        "Your own convolutional network",
         "A backbone",
         "A data set",
         "A method",
@@ -96,6 +96,6 @@ def test_a_registered_gate_and_loss_are_named_by_the_configuration(tiny, splits,
 def test_a_converted_network_trains_as_a_backbone(tiny, splits, recorder, tmp_path):
     from advmoe.training.loop import train
 
-    run("A convolutional network of your own", 1)
+    run("Your own convolutional network", 1)
     history = train(tiny("advmoe", backbone="mine", epochs=1), splits, tmp_path / "run", recorder)
     assert len(history[0]["load"]) == 1
