@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as `advmoe` does
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported, as `advmoe` does
 
 import pytest
 from recorder import Recorder

@@ -14,8 +14,8 @@ def run() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who started this may want interrupts ignored
         signal.signal(signal.SIGINT, _interrupt_once)
     keep_freed_memory()
-    if "GOMP_SPINCOUNT" not in os.environ:
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read as torch loads: threads that wait let a neighbour run
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read as torch loads: threads that wait soon sleep, so others can run
     try:
         from advmoe.cli.main import main  # noqa: PLC0415
 
