@@ -1,7 +1,7 @@
 """Training iterations under each policy of OpenMP's waiting threads, alone and beside a busy process. More than 5 minutes.
 
-A thread that waits for the others can spin, which holds its core, or sleep. `advmoe` lets it spin 1,000 times and then sleep, unless
-the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
+A thread that waits for the others can spin, which holds its core, or sleep. `advmoe` lets it spin 1,000 times and then sleep,
+unless the user has set OMP_WAIT_POLICY or GOMP_SPINCOUNT.
 """
 
 import contextlib
@@ -16,8 +16,9 @@ from advmoe.benchmark.rows import Row, compare
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites.scaling import seconds_of_second_epoch
 
+DEFAULT = "1,000 spins"
 POLICIES = {
-    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
+    DEFAULT: {"GOMP_SPINCOUNT": "1000"},
     "passive": {"OMP_WAIT_POLICY": "passive"},  # no spin
     "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
     "libgomp's default": {"GOMP_SPINCOUNT": "300000"},  # what libgomp spins where no policy is set
@@ -42,7 +43,7 @@ def measure(setup: Setup) -> Iterator[Row]:
                     )  # fmt: skip
                 seconds[name].append(epoch / iterations)
         case = f"AdvMoE iteration, ResNet-18 of width {width}, batch {BATCH}, {threads} threads, {beside}"
-        yield from compare("waiting", case, "s", seconds, [(name, "1,000 spins", None) for name in POLICIES if name != "1,000 spins"])
+        yield from compare("waiting", case, "s", seconds, [(name, DEFAULT, None) for name in POLICIES if name != DEFAULT])
 
 
 @contextlib.contextmanager
