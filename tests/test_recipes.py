@@ -12,7 +12,7 @@ from advmoe.runs.cost import NARROW, image_spec
 from advmoe.training.methods import METHODS, traits
 from advmoe.training.start import network
 
-FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
+PAPER_METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 
 
 def test_lists_every_cell_of_the_papers_tables() -> None:
@@ -28,7 +28,7 @@ def test_lists_every_backbone_data_set_and_method_with_2_and_10_steps() -> None:
     places = [(data, net) for data in ("cifar10", "cifar100", "tinyimagenet", "imagenet") for net in nets]
     places += [(data, "densenet40") for data in ("cifar10", "cifar100", "tinyimagenet")] + [("imagenet", "densenet121")]
     listed = {(c.data.dataset, c.model.backbone, c.method, c.attack.num_steps) for c in RECIPES.values() if c.model.width is None}
-    wanted = {(data, net, method, steps) for data, net in places for method in FIVE for steps in (2, 10)}
+    wanted = {(data, net, method, steps) for data, net in places for method in PAPER_METHODS for steps in (2, 10)}
     assert listed == wanted | {(data, net, "standard", 2) for data, net in places}
 
 
@@ -38,7 +38,7 @@ def test_table_a2_has_its_scales_on_both_data_sets() -> None:
         (data, net, method, scale)
         for data in ("cifar10", "cifar100")
         for net in ("resnet18", "wrn28_10")
-        for method in FIVE[1:]
+        for method in PAPER_METHODS[1:]
         for scale in (0.2, 0.8)
     }
     assert {entry for entry in scaled if entry[3] != 0.5} == wanted

@@ -23,7 +23,7 @@ from advmoe.evaluation.record_file import read_record
 from advmoe.reports.collect import collect, settings
 from advmoe.runs.load import KEY
 from advmoe.runs.status import read_run
-from advmoe.sweep.folder import keep_plan
+from advmoe.sweep.folder import write_plan
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.manifest import SCHEMA as MANIFEST_SCHEMA
@@ -153,7 +153,7 @@ def test_a_file_with_a_network_loads(kept: Callable[[str], Path]) -> None:
 def test_a_plan_is_gone_on_with(tmp_path: Path) -> None:
     shutil.copy(FIXTURES / "sweep.yaml", tmp_path)
     before = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
-    keep_plan(tmp_path, "cifar10", [], ["quick"])
+    write_plan(tmp_path, "cifar10", [], ["quick"])
     assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == {**before, "schema": 2}
     config = from_dict(before["runs"]["seed-0"]["config"])
     assert (config.method, config.model.width, config.training.epochs) == ("at_moe", 4, 2)
@@ -192,7 +192,7 @@ def newer_file(place: Path) -> Callable[[], Any]:
 
 def newer_plan(place: Path) -> Callable[[], Any]:
     (place / "sweep.yaml").write_text("schema: 99\nruns: {}\n")
-    return lambda: keep_plan(place, "cifar10", [], ["quick"])
+    return lambda: write_plan(place, "cifar10", [], ["quick"])
 
 
 @pytest.mark.parametrize("change", [newer_checkpoint, newer_configuration, newer_record, newer_file, newer_plan])

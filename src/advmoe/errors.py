@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 
-WHOLE_LIMIT = 2**64  # whole numbers in files are smaller
-KINDS = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "null": "none", "array": "list"}
+INTEGER_LIMIT = 2**64  # whole numbers in files are smaller
+TYPE_NAMES = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "null": "none", "array": "list"}
 
 Entry = TypeVar("Entry")
 
@@ -45,21 +45,21 @@ def lookup(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     return table[name]
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value from a file in at most 80 letters."""
     try:
         text = reprlib.repr(value)  # not repr: a few lines of YAML aliases can mean gigabytes
     except ValueError:  # Python's limit on the digits that it writes
         text = "a number of thousands of digits"
-    return shortened(text)
+    return truncated(text)
 
 
-def named(name: Any, prefix: str = "") -> str:
+def short_name(name: Any, prefix: str = "") -> str:
     """A field's name from a file in at most 80 letters."""
-    return shortened(prefix + (name if isinstance(name, str) else shown(name)))
+    return truncated(prefix + (name if isinstance(name, str) else short_repr(name)))
 
 
-def shortened(text: str) -> str:
+def truncated(text: str) -> str:
     """Text in at most 80 letters."""
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -70,17 +70,17 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
     unknown = [detail for detail in details if detail["type"] in ("extra_forbidden", "invalid_key")]
     detail: Any = (unknown or details)[0]
     schema, location = model.model_json_schema(), [str(part) for part in detail["loc"]]
-    name = shortened(".".join(location))
+    name = truncated(".".join(location))
     if unknown:
         parent = _field(schema, location[:-1])
-        return f"unknown field {name!r}: {nearest(shortened(location[-1]), list(parent.get('properties', ())))}"
+        return f"unknown field {name!r}: {nearest(truncated(location[-1]), list(parent.get('properties', ())))}"
     if detail["type"] == "missing":
         return f"{name} is missing"
     part = _field(schema, location)
     if detail["type"] == "value_error" or not part:
-        reason = shortened(str(detail.get("ctx", {}).get("error", detail["msg"])))
+        reason = truncated(str(detail.get("ctx", {}).get("error", detail["msg"])))
         return f"{name}: {reason}" if name else reason
-    return f"{name} must be {_allowed(part, detail['type'])}, not {shown(detail['input'])}"
+    return f"{name} must be {_allowed(part, detail['type'])}, not {short_repr(detail['input'])}"
 
 
 def _field(schema: JsonSchemaValue, location: list[str]) -> JsonSchemaValue:
@@ -93,25 +93,25 @@ def _field(schema: JsonSchemaValue, location: list[str]) -> JsonSchemaValue:
     return part
 
 
-def _allowed(part: JsonSchemaValue, kind: str) -> str:
-    """What a field takes, in words; `kind` is the error's."""
+def _allowed(part: JsonSchemaValue, error_type: str) -> str:
+    """What a field takes, in words; `error_type` is the error's."""
     options = part.get("anyOf", [part])
-    if kind.startswith(("greater_than", "less_than", "finite")):
-        return _range(options[0], kind)
+    if error_type.startswith(("greater_than", "less_than", "finite")):
+        return _range(options[0], error_type)
     if "enum" in part:
         return f"one of {', '.join(part['enum'])}"
-    return " or ".join(KINDS.get(option.get("type", "object"), "a mapping of fields") for option in options)
+    return " or ".join(TYPE_NAMES.get(option.get("type", "object"), "a mapping of fields") for option in options)
 
 
-def _range(part: JsonSchemaValue, kind: str) -> str:
+def _range(part: JsonSchemaValue, error_type: str) -> str:
     """'in (0, 1]', 'at least 1', 'positive and finite'."""
     low, above, high, below = (part.get(name) for name in ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum"))
-    if below == WHOLE_LIMIT:
-        if kind == "less_than":
+    if below == INTEGER_LIMIT:
+        if error_type == "less_than":
             return "less than 2**64"
         below = None
     if high is None and below is None:
-        least = f"at least {low}" if above is None else "positive" if above == 0 else f"more than {above}"
-        return f"{least} and finite" if part.get("type") == "number" else least
-    left = f"[{low}" if above is None else f"({above}"
-    return f"in {left}, {high}]" if below is None else f"in {left}, {'2**63' if below == 2**63 else below})"
+        bound = f"at least {low}" if above is None else "positive" if above == 0 else f"more than {above}"
+        return f"{bound} and finite" if part.get("type") == "number" else bound
+    bracket = f"[{low}" if above is None else f"({above}"
+    return f"in {bracket}, {high}]" if below is None else f"in {bracket}, {'2**63' if below == 2**63 else below})"

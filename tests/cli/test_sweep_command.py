@@ -96,7 +96,7 @@ def test_dry_run_without_the_data_says_why_there_are_no_times(tmp_path, capsys):
     run(["a2", "--out", str(tmp_path / "runs"), "--dry-run", "--only", "wrn28_10", "s0"])
     shown = capsys.readouterr().out
     assert shown.count("cifar10-wrn28_10-") == 13
-    assert "the time for the other 13 is not known: cifar10 needs --data-dir" in shown
+    assert "the time of the other 13 is unknown: cifar10 needs --data-dir" in shown
 
 
 def test_a_sweep_leaves_runs_plan_and_records(whole):
@@ -197,7 +197,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_go_on(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["a3"], "unknown sweep 'a3', neither FILE.yaml nor one of the paper's: there is a1, a2"),
+        (["a3"], "unknown sweep 'a3', neither a file (FILE.yaml) nor a table or figure of the paper: there is a1, a2"),
         (["a1", "--preset", "quik"], "unknown attack 'quik'"),
         (["a1", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["a1", "--seeds", "1001"], "seeds must be at most 1000, not 1001"),
@@ -208,7 +208,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_go_on(tmp_path, capsys):
         (["a1", "--address", "here"], "--address is for --placement ray or slurm"),
         (["a1", "--slurm", "a=b"], "--slurm is for --placement slurm"),
         (["a1"], "cifar10 needs --data-dir"),
-        (["a1", "--only", "vgg"], "--only vgg: no run has that in its name"),
+        (["a1", "--only", "vgg"], "--only vgg: no run has this in its name"),
         (["a1", "--workers", "100000"], "workers must be at most the number of cores"),
     ],
 )

@@ -13,7 +13,7 @@ from advmoe.cli import watch
 from advmoe.cli.arguments.watch import read
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
-from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, Outcome, read_run
+from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, FailureRecorder, read_run
 from advmoe.watch import age, sparkline, statuses, watch_view
 
 RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
@@ -56,7 +56,7 @@ def touch(file, seconds_ago):
 
 def end(run, error, begun):
     """Training that ends so, after its first iteration or before."""
-    with Outcome(run) as outcome:
+    with FailureRecorder(run) as outcome:
         if begun:
             outcome.iteration(2, 1, 5, {}, 20)
         raise error
@@ -123,7 +123,7 @@ def test_failure_stands_until_training_goes_on(make):
         end(run, UserError("epoch 2: loss is not finite"), begun=True)
     assert (read_run(run).state, read_run(run).reason) == ("failed", "epoch 2: loss is not finite")
     assert "run: epoch 2: loss is not finite" in shown(run)
-    with Outcome(run) as outcome:
+    with FailureRecorder(run) as outcome:
         outcome.iteration(2, 1, 5, {}, 20)
         assert read_run(run).state == "training"
 

@@ -138,7 +138,7 @@ def test_unknown_fields(tree: dict[Any, Any], message: str) -> None:
 
 @pytest.mark.parametrize("schema", [0, 3, "1", None])
 def test_schema_mismatch(schema: Any) -> None:
-    assert complaint({"schema": schema}) == f"schema {schema!r} is not one this version reads (1 to 2)"
+    assert complaint({"schema": schema}) == f"schema {schema!r} is not supported by this version (1 to 2)"
 
 
 # Types

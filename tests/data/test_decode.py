@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advmoe.data.decode import DEEP_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, stored_size
+from advmoe.data.decode import HIGH_BIT_DEPTH_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, stored_size
 from advmoe.errors import UserError
 
 
@@ -91,7 +91,7 @@ def test_cmyk_jpeg_keeps_its_colours() -> None:
 def test_more_than_eight_bits_are_refused_not_cut_off(function: Any, dtype: type) -> None:
     data = encoded(Image.fromarray(np.full((8, 8), 3000, dtype=dtype)), "TIFF")
     with Image.open(io.BytesIO(data)) as image:
-        assert image.mode.partition(";")[0] in DEEP_MODES
+        assert image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES
         assert complaint(function, data) == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel"
 
 

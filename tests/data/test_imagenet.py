@@ -285,7 +285,7 @@ def test_a_label_that_is_no_whole_number(label: bytes, tmp_path: Path) -> None:
 
 def test_a_key_that_stands_there_twice(tmp_path: Path) -> None:
     path, text = spoiled(tmp_path, members("train", range(7, 12)) | {"s0009.JPEG": b"x"})
-    assert text == f"{path}: s0009 is there twice"
+    assert text == f"{path}: s0009 occurs twice"
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.2, 0.5, 0.77])

@@ -109,7 +109,7 @@ def test_three_iterations_after_the_first_are_timed_in_every_phase(tiny, monkeyp
         return clocks[-1]
 
     monkeypatch.setattr(estimate, "_Clock", made)
-    monkeypatch.setattr(estimate, "ENOUGH", 0.0)
+    monkeypatch.setattr(estimate, "MIN_SECONDS", 0.0)
     config = tiny("at_sparse")
     pace = measure(config, image_spec(config), CPU)
     (clock,) = clocks

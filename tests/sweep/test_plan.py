@@ -99,16 +99,16 @@ def test_empty_file_is_the_five_methods(tmp_path):
         ("seeds: [1, 9223372036854775808]", "seeds must be whole numbers in [0, 2**63), not 9223372036854775808"),
         ("seeds: [-1]", "seeds must be whole numbers in [0, 2**63), not -1"),
         ("settings: {schema: 3}", "settings: unknown field 'schema': there is attack, data, model, training"),
-        ("settings: {seed: 3}", "seed is not set here but by seeds"),
-        ("settings: {model: {model_scale: 0.2}}", "model.model_scale is not set here but by model_scales"),
-        ("settings: {runtime: {threads: 2}}", "runtime is not set here but by --device"),
+        ("settings: {seed: 3}", "seed is set by seeds, not here"),
+        ("settings: {model: {model_scale: 0.2}}", "model.model_scale is set by model_scales, not here"),
+        ("settings: {runtime: {threads: 2}}", "runtime is set by --device"),
         ("num_experts: [0]", "num_experts must be a list of whole numbers from 1 to 1000, not [0]"),
-        ("num_experts: [1]\nsettings: {model: {num_experts: 4}}", "model.num_experts is not set here but by num_experts"),
+        ("num_experts: [1]\nsettings: {model: {num_experts: 4}}", "model.num_experts is set by num_experts, not here"),
         ("recipes: [cifar10-resnet18-advmo]", "did you mean advmoe"),
         ("recipes: [demo-advmoe]\nmethods: [advmoe]", "recipes excludes methods"),
-        ("variants: {a/b: {}}", "variants: 'a/b' is no name of letters, digits, '_', '.' and '-'"),
+        ("variants: {a/b: {}}", "variants: 'a/b' is not a name of letters, digits, '_', '.' and '-'"),
         ("variants: {a: {training: {epoch: 1}}}", "unknown field 'training.epoch': did you mean epochs"),
-        ("variants: {a: {seed: 3}}", "seed is not set here but by seeds"),
+        ("variants: {a: {seed: 3}}", "seed is set by seeds, not here"),
         ("variants: [a]", "variants: must be a mapping of names to settings, not ['a']"),
         ("grids: 3", "grids must be a list of grids, not 3"),
         ("grids: [3]", "grids[0] must be a mapping of fields, not 3"),
@@ -127,12 +127,12 @@ def test_bad_files_are_refused_with_what_would_be_right(tmp_path, text, said):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"unknown sweep 'fig8', neither FILE.yaml nor one of the paper's: did you mean fig7"):
+    with pytest.raises(UserError, match=r"unknown sweep 'fig8', neither a file .* nor a table or figure of the paper: did you mean fig7"):
         read_sweep("fig8")
     with pytest.raises(UserError, match=r"no-such\.yaml: cannot be read"):
         read_sweep("no-such.yaml")
     with pytest.raises(
-        UserError, match="--only vgg: no run has that in its name; the first of 15 is 'cifar10-resnet18-at_dense-s0"
+        UserError, match="--only vgg: no run has this in its name; the first of 15 is 'cifar10-resnet18-at_dense-s0"
     ):
         plan(read_sweep("figA2"), ["vgg"])
     with pytest.raises(UserError, match="unknown dataset 'cifar': did you mean cifar10"):

@@ -70,7 +70,7 @@ def test_time_that_remains_is_shared_but_no_shorter_than_the_longest_run():
     )
     assert "about 50 s" in remaining(5, 3, {"a": 50, "b": 10, "c": 10}, place, "")
     assert "about 30 s (one after another)" in remaining(5, 3, {"a": 10, "b": 10, "c": 10}, None, "")
-    assert remaining(5, 3, {}, None, "no data").endswith("the time for the other 3 is not known: no data")
+    assert remaining(5, 3, {}, None, "no data").endswith("the time of the other 3 is unknown: no data")
 
 
 def test_counts():
@@ -80,12 +80,12 @@ def test_counts():
 def test_off_a_terminal_a_line_for_every_change(tmp_path):
     states, screen = {"a": PLANNED, "b": PLANNED}, console(False)
     with Board(screen, tmp_path, list(states), lambda name: states[name]) as board:
-        board.look()
+        board.refresh()
         states["b"] = TRAINING
-        board.look()
-        board.look()
+        board.refresh()
+        board.refresh()
         states["b"] = FAILED
-        board.look()
+        board.refresh()
     assert screen.file.getvalue() == "b: training epoch 2 of 3\nb: failed: no [space] left\n"
 
 
@@ -93,7 +93,7 @@ def test_on_a_terminal_a_table_that_fits_it_with_what_goes_on_first(tmp_path):
     states = {f"run-{number}": PLANNED for number in range(40)} | {"late": TRAINING}
     screen = console(True, height=12)
     with Board(screen, tmp_path, list(states), lambda name: states[name]) as board:
-        board.look()
+        board.refresh()
     shown = screen.file.getvalue()
     assert "40 planned, 1 training" in shown
     assert "late" in shown

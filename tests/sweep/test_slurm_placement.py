@@ -54,7 +54,7 @@ def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
     found = SlurmPlacement(request("debug", tmp_path))
     failed = drive(found, [one], lambda: None).failed
     assert list(failed) == ["refused"]
-    assert "is not an empty folder, nor one that holds a run" in failed["refused"]
+    assert "is neither an empty folder nor the folder of a run" in failed["refused"]
 
 
 @pytest.mark.parametrize(

@@ -360,7 +360,7 @@ def test_claim_on_another_device(tmp_path: Path) -> None:
 def test_claim_a_folder_of_other_files(resume: bool, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     text = complaint(RunFolder(tmp_path).claim, CONFIG, resume=resume)
-    assert text == f"{tmp_path}: is not an empty folder, nor one that holds a run; give another --out"
+    assert text == f"{tmp_path}: is neither an empty folder nor the folder of a run; give another --out"
     assert everything(tmp_path) == {"thesis.txt": b"years of work"}
 
 

@@ -20,7 +20,7 @@ from tyro._errors import (  # the only structured form of its errors; the depend
 
 from advmoe import migrations
 from advmoe.config import CONFIG_FILE, RunConfig, Section, load_run_config, load_yaml
-from advmoe.errors import UserError, shown
+from advmoe.errors import UserError, short_repr
 from advmoe.recipes import recipe
 
 Arguments = TypeVar("Arguments")
@@ -87,7 +87,7 @@ def _message(kind: type, event: ParseErrorEvent) -> str | None:
         case MissingArgs(missing_arguments=missing):
             return f"missing {', '.join(_name(one.arg) for one in missing)}"
         case InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{_name(argument)} must be one of {', '.join(choices)}, not {shown(value)}"
+            return f"{_name(argument)} must be one of {', '.join(choices)}, not {short_repr(value)}"
         case BadValue(argument=argument):
             return f"{_name(argument)} needs a value"
         case InstantiationFailure(argument=argument, message=message):
@@ -113,9 +113,9 @@ def _unrecognized(tokens: list[str], kind: type) -> str:
         return f"{word} is now --{migrations.RENAMED[name].replace('_', '-')}"
     close = get_close_matches(name, _fields(kind), n=2)
     if not word.startswith("-"):
-        return f"unknown argument {shown(word)}"
+        return f"unknown argument {short_repr(word)}"
     hint = f"; did you mean {' or '.join(f'--{flag}' for flag in close)}?".replace("_", "-") if close else ""
-    return f"unknown flag {shown(word)}{hint}"
+    return f"unknown flag {short_repr(word)}{hint}"
 
 
 def _fields(kind: Any) -> list[str]:

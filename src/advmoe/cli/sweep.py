@@ -20,12 +20,12 @@ from advmoe.files import write_json
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
-from advmoe.sweep.folder import PROBE, check_free, keep_plan
+from advmoe.sweep.folder import PROBE, check_free, write_plan
 from advmoe.sweep.grid import SweepFile, read_sweep
 from advmoe.sweep.job import Job, preset_or_attacks
 from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
-from advmoe.sweep.schedule import Outcome, deadline, drive
+from advmoe.sweep.schedule import SweepOutcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 
 FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h, "try again"
@@ -90,7 +90,7 @@ def _earlier_records(path: Path | None) -> dict[str | None, Record]:
 
 
 def _write_records(sweep: Sweep, path: Path, earlier: Mapping[str | None, Record]) -> None:
-    """Write the Records of the runs that are done, and those `earlier` ones that are of other runs."""
+    """Write the Records of the runs that are done, and the `earlier` ones of other runs."""
     written = dict(earlier)
     for name, status in sweep.statuses().items():
         if status.state is State.DONE:
@@ -125,9 +125,9 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
     request = Request(
         runs, arguments.out, arguments.workers, runtime.threads, runtime.device, arguments.address, arguments.slurm
     )  # fmt: skip
-    kind = placement_class(arguments.placement)
-    kind.check(request)
-    return None if arguments.dry_run and arguments.placement != "local" else kind(request)
+    placement_type = placement_class(arguments.placement)
+    placement_type.check(request)
+    return None if arguments.dry_run and arguments.placement != "local" else placement_type(request)
 
 
 def _prepared(
@@ -136,32 +136,32 @@ def _prepared(
     """Read the data, write the plan, and estimate the seconds of the missing runs. A dry run whose data cannot be read has no
     estimate; the second value says why."""
     try:
-        known = sizes([planned.config.data for planned in missing])
+        counts_by_data = sizes([planned.config.data for planned in missing])
     except UserError as error:
         if not sweep.arguments.dry_run:
             raise
         return {}, str(error)
     if missing and not sweep.arguments.dry_run:
-        keep_plan(sweep.arguments.out, sweep.arguments.what, sweep.runs, sweep.preset)
-    return _seconds(sweep, missing, known, statuses, placement), ""
+        write_plan(sweep.arguments.out, sweep.arguments.what, sweep.runs, sweep.preset)
+    return _seconds(sweep, missing, counts_by_data, statuses, placement), ""
 
 
 def _seconds(
-    sweep: Sweep, missing: Sequence[Planned], known: Sizes, statuses: Statuses, placement: Placement | None
+    sweep: Sweep, missing: Sequence[Planned], counts_by_data: Sizes, statuses: Statuses, placement: Placement | None
 ) -> dict[str, float]:  # fmt: skip
     arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
     runtime = arguments.runtime.replace(threads=arguments.runtime.threads if placement is None else placement.threads)
     if arguments.placement != "local":  # a cluster's machines may have a GPU when this one has none
         runtime = runtime.replace(device="auto", dispatch="auto")
-    earlier = timings([sweep.folder(planned) for planned in sweep.runs], preset)
+    timings_by_config = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
-        kept, again = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
-        probe = Probe(device(runtime), kept, lambda what: status.update(f"probing {what}"), again)
+        cache, retime = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
+        probe = Probe(device(runtime), cache, lambda text: status.update(f"probing {text}"), retime)
         for planned in missing:
-            config, counted = planned.config.replace(runtime=runtime), known[planned.config.data]
-            pace, past = probe.pace(config, image_spec(config)), earlier.get(same_but_seed(config), UNKNOWN)
-            training = training_seconds(config, counted, pace, statuses[planned.name].epoch, past)
-            evaluation = evaluation_seconds(config, counted, pace, preset) if past.evaluation is None else past.evaluation
+            config, image_counts = planned.config.replace(runtime=runtime), counts_by_data[planned.config.data]
+            pace, timing = probe.pace(config, image_spec(config)), timings_by_config.get(same_but_seed(config), UNKNOWN)
+            training = training_seconds(config, image_counts, pace, statuses[planned.name].epoch, timing)
+            evaluation = timing.evaluation or evaluation_seconds(config, image_counts, pace, preset)
             estimates[planned.name] = training + evaluation
     return estimates
 
@@ -171,18 +171,18 @@ def _run_missing(sweep: Sweep, missing: Sequence[Planned], placement: Placement)
     jobs = [Job(sweep.folder(planned), planned.config, sweep.preset) for planned in missing]
     before = {job.name: sweep.status(job.name).progress for job in jobs}
     with Board(sweep.terminal, sweep.arguments.out, [planned.name for planned in sweep.runs], sweep.status) as board:
-        outcome = drive(placement, jobs, board.look, sweep.until)
+        outcome = drive(placement, jobs, board.refresh, sweep.until)
     _print(sweep, f"{sweep.arguments.out}: {counts(sweep.statuses())}")
     _end(sweep, jobs, outcome, any(sweep.status(name).progress > progress for name, progress in before.items()))
 
 
-def _end(sweep: Sweep, jobs: Sequence[Job], outcome: Outcome, progressed: bool) -> None:
+def _end(sweep: Sweep, jobs: Sequence[Job], outcome: SweepOutcome, progressed: bool) -> None:
     """Print which runs failed and how many remain. Raises SystemExit if there are any."""
     for name, line in outcome.failed.items():
         print(f"{name}: {line} (see {sweep.arguments.out / name / LOG})", file=sys.stderr)
     if outcome.failed:
-        some = f"{len(outcome.failed)} of {len(jobs)} runs failed: {', '.join(outcome.failed)}"
-        print(f"advmoe: error: {some}; the same command tries again", file=sys.stderr)
+        summary = f"{len(outcome.failed)} of {len(jobs)} runs failed: {', '.join(outcome.failed)}"
+        print(f"advmoe: error: {summary}; the same command tries again", file=sys.stderr)
     if outcome.remaining and progressed:
         print(f"{len(outcome.remaining)} runs remain; the same command goes on", file=sys.stderr)
         raise SystemExit(WORK_LEFT)

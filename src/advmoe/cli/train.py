@@ -12,7 +12,7 @@ from advmoe.config import RunConfig
 from advmoe.data import load_dataset
 from advmoe.distributed import process_group, rank
 from advmoe.errors import lookup
-from advmoe.runs.status import Outcome
+from advmoe.runs.status import FailureRecorder
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
@@ -45,7 +45,7 @@ def _observers(stack: contextlib.ExitStack, arguments: TrainArguments, terminal:
     config = arguments.run
     trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
     progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))
-    return [progress, stack.enter_context(Outcome(arguments.out)), *map(stack.enter_context, trackers)]
+    return [progress, stack.enter_context(FailureRecorder(arguments.out)), *map(stack.enter_context, trackers)]
 
 
 def _epochs(config: RunConfig) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tyro.constructors import PrimitiveConstructorSpec
 
-from advmoe.errors import WHOLE_LIMIT, UserError, one_line, shown
+from advmoe.errors import INTEGER_LIMIT, UserError, one_line, short_repr
 
 MAX_EXPERTS = 1000
 
@@ -19,7 +19,7 @@ def parse_fraction(text: str) -> float:
     try:
         return float(above) / float(below) if slash else float(above)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"{shown(text)} is neither a number nor a fraction such as 8/255") from None
+        raise ValueError(f"{short_repr(text)} is neither a number nor a fraction such as 8/255") from None
 
 
 def _as_float(value: Any) -> Any:
@@ -41,8 +41,8 @@ Fraction = Annotated[
         str_from_instance=lambda value: [repr(value)],
     ),
 ]
-Count = Annotated[int, Field(ge=1, lt=WHOLE_LIMIT)]
-Index = Annotated[int, Field(ge=0, lt=WHOLE_LIMIT)]
+Count = Annotated[int, Field(ge=1, lt=INTEGER_LIMIT)]
+Index = Annotated[int, Field(ge=0, lt=INTEGER_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 Rate = Annotated[float, Field(ge=0), FROM_TEXT]
 Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, PlainSerializer, ValidationError, Validati
 
 from advmoe import migrations
 from advmoe.config.schema import RunConfig, RuntimeConfig
-from advmoe.errors import UserError, one_line, shown
+from advmoe.errors import UserError, one_line, short_repr
 from advmoe.files import JsonObject, bounded_text
 
 CONFIG_FILE = "config.yaml"  # in the folder of a run
@@ -30,7 +30,7 @@ def from_dict(tree: Mapping[str, Any], where: str = "configuration") -> RunConfi
     fields = dict(tree)
     schema = fields.pop("schema", 1)
     if schema not in (1, SCHEMA):
-        raise UserError(f"{where}: schema {shown(schema)} is not one this version reads (1 to {SCHEMA})")
+        raise UserError(f"{where}: schema {short_repr(schema)} is not supported by this version (1 to {SCHEMA})")
     if schema == 1:
         fields = migrations.renamed(fields)
     try:
@@ -43,7 +43,7 @@ def _restored(tree: Any, info: ValidationInfo) -> RunConfig:
     if isinstance(tree, RunConfig):
         return tree
     if not isinstance(tree, Mapping):
-        raise ValueError(f"must be a mapping of fields, not {shown(tree)}")
+        raise ValueError(f"must be a mapping of fields, not {short_repr(tree)}")
     return from_dict(tree, (info.context or {}).get("where", "configuration"))
 
 

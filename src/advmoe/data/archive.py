@@ -142,8 +142,8 @@ def _zip_members(archive: Path) -> Generator[Member]:
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
             where = f"{archive}: member '{info.filename}'"
-            kind = stat.S_IFMT(info.external_attr >> 16)
-            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+            file_type = stat.S_IFMT(info.external_attr >> 16)
+            if file_type not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise UserError(f"{where} is neither a file nor a folder")
             if info.flag_bits & 1:
                 raise UserError(f"{where} is encrypted")

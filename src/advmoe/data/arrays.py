@@ -1,4 +1,4 @@
-"""Numpy's array files (.npy, .npz), read without pickles and never larger than the file says it is."""
+"""Numpy's array files (.npy, .npz). They are read without pickles, and an array never takes more memory than its file has bytes."""
 
 import math
 import struct
@@ -25,7 +25,7 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
     """
     try:
         stream = BytesIO(content)
-        shape, by_columns, dtype = _header(stream)
+        shape, fortran_order, dtype = _header(stream)
     except Exception as error:  # a damaged header can raise nearly any exception
         raise UserError(f"{where}: not an array that can be read ({' '.join(str(error).split())[:120]})") from None
     if dtype.hasobject:
@@ -33,7 +33,7 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if size != len(content) - stream.tell():
         raise UserError(f"{where}: not an array that can be read ({len(content) - stream.tell()} bytes, {size} declared)")
-    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if by_columns else "C")
+    return np.frombuffer(content, dtype, offset=stream.tell()).reshape(shape, order="F" if fortran_order else "C")
 
 
 def read_npy(path: Path) -> np.ndarray:
@@ -89,14 +89,14 @@ def map_npz(path: Path, name: str) -> np.ndarray:
             file.seek(entry.header_offset)
             *_, name_size, extra_size = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
             start = file.seek(name_size + extra_size, 1)
-            shape, by_columns, dtype = _header(file)
+            shape, fortran_order, dtype = _header(file)
             offset = file.tell()
         except Exception as error:  # a damaged header can raise nearly any exception
             raise UserError(f"{where}: damaged in the .npz file ({' '.join(str(error).split())[:120]})") from None
-        size, held = math.prod(shape) * dtype.itemsize, start + entry.file_size - offset
-        if dtype.hasobject or size != held or offset + size > path.stat().st_size:
-            raise UserError(f"{where}: not an array that can be mapped ({held} bytes, {size} declared)")
-    return np.memmap(path, dtype, "r", offset, shape, "F" if by_columns else "C")
+        size, stored = math.prod(shape) * dtype.itemsize, start + entry.file_size - offset
+        if dtype.hasobject or size != stored or offset + size > path.stat().st_size:
+            raise UserError(f"{where}: not an array that can be mapped ({stored} bytes, {size} declared)")
+    return np.memmap(path, dtype, "r", offset, shape, "F" if fortran_order else "C")
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:

@@ -57,11 +57,11 @@ def crop_shift(images: Tensor, flip: bool, draws: Tensor) -> Tensor:
     training", ICLR 2023, section 3.
     """
     height, width = images.shape[2:]
-    removed = _whole(draws[0], min(MAX_SHIFT, height - 1, width - 1))
-    across = _whole(draws[1], removed)
+    removed = _integers(draws[0], min(MAX_SHIFT, height - 1, width - 1))
+    across = _integers(draws[1], removed)
     down = removed - across
-    rows, in_rows = _shifted(height, down, _whole(draws[2], down), _whole(draws[4], down))
-    columns, in_columns = _shifted(width, across, _whole(draws[3], across), _whole(draws[5], across))
+    rows, in_rows = _shifted(height, down, _integers(draws[2], down), _integers(draws[4], down))
+    columns, in_columns = _shifted(width, across, _integers(draws[3], across), _integers(draws[5], across))
     if flip:
         columns = torch.where(draws[6] < 0.5, width - 1 - columns, columns)
     image = torch.arange(len(images), device=images.device)[:, None, None, None]
@@ -70,7 +70,7 @@ def crop_shift(images: Tensor, flip: bool, draws: Tensor) -> Tensor:
     return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]] * kept
 
 
-def _whole(draws: Tensor, largest: Tensor | int) -> Tensor:
+def _integers(draws: Tensor, largest: Tensor | int) -> Tensor:
     """Draws in [0, 1) as whole numbers from 0 to `largest`, each equally likely."""
     return (draws * (largest + 1)).long()
 

@@ -99,13 +99,13 @@ def to_array(value: Any) -> np.ndarray:
     if not isinstance(value, Call):
         raise TypeError(f"an array or a list is needed, not {type(value).__name__}")
     if value.function is Function.RECONSTRUCT:
-        _, shape, dtype, by_columns, content = value.state
+        _, shape, dtype, fortran_order, content = value.state
     elif value.function is Function.FROM_BUFFER:
         content, dtype, shape, order = value.arguments
-        by_columns = order == "F"
+        fortran_order = order == "F"
     else:
         raise TypeError("an array or a list is needed, not a single number")
-    return np.frombuffer(content, _integer_dtype(dtype)).reshape(shape, order="F" if by_columns else "C").copy()
+    return np.frombuffer(content, _integer_dtype(dtype)).reshape(shape, order="F" if fortran_order else "C").copy()
 
 
 def _integer(item: Any) -> int:

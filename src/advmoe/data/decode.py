@@ -18,7 +18,7 @@ JPEG_MAGIC = b"\xff\xd8\xff"
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # not EPS, for which Pillow starts another program
 CHUNK = 16  # images that a thread decodes at a time; starting a task for each small image would cost as much as the image
 MAX_PIXELS = 64_000_000  # of one image: a small file can claim any number
-DEEP_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow would cut off at 255
+HIGH_BIT_DEPTH_MODES = ("I", "F")  # and I;16: more than 8 bits a channel, which Pillow would cut off at 255
 
 
 def decode(data: bytes, size: int, where: str) -> np.ndarray:
@@ -84,7 +84,7 @@ def to_rgb(image: Image.Image, where: str, upright: bool = False) -> Image.Image
     (before it is decoded) or more than 8 bits a channel.
     """
     check_size(image, where)
-    if image.mode.partition(";")[0] in DEEP_MODES:
+    if image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES:
         raise UserError(f"{where}: the image has pixels of kind {image.mode}, not 8 bits a channel")
     return (turn_upright(image) if upright else image).convert("RGB")
 

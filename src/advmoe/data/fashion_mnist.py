@@ -18,10 +18,10 @@ def load(config: DataConfig) -> Splits:
     """
     with files("advmoe.data").joinpath("embedded/fashion-mnist.npz").open("rb") as file, np.load(file) as arrays:
         train, val, test = (_split(arrays, name) for name in ("train", "val", "test"))
-    held_out = None if config.limit_train is None else min(len(val), max(config.limit_train // 4, len(CLASSES)))
+    val_count = None if config.limit_train is None else min(len(val), max(config.limit_train // 4, len(CLASSES)))
     return Splits(
         "fashion-mnist", SPEC, fingerprint(train, val, test),
-        limit(train, config.limit_train), limit(val, held_out), limit(test, config.limit_test),
+        limit(train, config.limit_train), limit(val, val_count), limit(test, config.limit_test),
     )  # fmt: skip
 
 

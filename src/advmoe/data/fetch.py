@@ -53,8 +53,8 @@ class _Interrupted(Exception):
     """The connection ended early or was refused; the message says why."""
 
 
-def fetch(name: str, to: Path, console: Console) -> list[str]:
-    """Download the data set `name` into the folder `to` and verify it; a file that exists is verified, not downloaded again.
+def fetch(name: str, folder: Path, console: Console) -> list[str]:
+    """Download the data set `name` into `folder` and verify it; a file that exists is verified, not downloaded again.
 
     Returns lines that say what was done. If no checksum is published, the SHA-256 of the first download is stored beside the
     archive, and later ones are compared with it. Raises UserError if there is no network (the received part is kept, and the
@@ -63,16 +63,16 @@ def fetch(name: str, to: Path, console: Console) -> list[str]:
     if name in NOT_DOWNLOADED:
         raise UserError(f"{name} {NOT_DOWNLOADED[name]}")
     official = lookup(OFFICIAL, name, "dataset to download")
-    path, part = to / official.file, to / f"{official.file}.part"
-    if not path.exists() and official.folder is not None and (to / official.folder).is_dir():
-        return [f"{to / official.folder}: already exists, and there is no archive to compare it with"]
-    expected = official.md5 or _recorded(_record(official, to))
+    path, part = folder / official.file, folder / f"{official.file}.part"
+    if not path.exists() and official.folder is not None and (folder / official.folder).is_dir():
+        return [f"{folder / official.folder}: already exists, and there is no archive to compare it with"]
+    expected = official.md5 or _recorded(_record(official, folder))
     if path.exists():
-        return [_accept(path, official, to, expected)]
-    to.mkdir(parents=True, exist_ok=True)
+        return [_accept(path, official, folder, expected)]
+    folder.mkdir(parents=True, exist_ok=True)
     _download(official.url, part, path, console)
     try:
-        line = _accept(part, official, to, expected)
+        line = _accept(part, official, folder, expected)
     except UserError as error:
         bad = part.replace(path.with_name(f"{path.name}.bad"))
         raise UserError(f"{error}; {official.url} is saved as {bad}; the same command downloads it again") from None
@@ -83,29 +83,29 @@ def fetch(name: str, to: Path, console: Console) -> list[str]:
 # Verification
 
 
-def _accept(archive: Path, official: Official, to: Path, expected: str | None) -> str:
+def _accept(archive: Path, official: Official, folder: Path, expected: str | None) -> str:
     """Verify the archive, unpack it if that is needed, and return a line about both. Raises UserError if the checksum is wrong."""
-    kind = "sha256" if official.md5 is None else "md5"
-    checksum = _checksum(archive, kind)
+    algorithm = "sha256" if official.md5 is None else "md5"
+    checksum = _checksum(archive, algorithm)
     if expected not in (None, checksum):
-        raise UserError(f"{archive}: is not the official {official.file}: {kind.upper()} {checksum}, expected {expected}")
+        raise UserError(f"{archive}: is not the official {official.file}: {algorithm.upper()} {checksum}, expected {expected}")
     source = "as published" if official.md5 else "as recorded at first use" if expected else "recorded now: none is published"
-    line = f"{official.file}: {kind.upper()} {checksum}, {source}"
-    if official.folder is not None and not (to / official.folder).exists():
-        unpack(archive, to / official.folder, root=official.folder)
-        line += f"; unpacked to {to / official.folder}"
+    line = f"{official.file}: {algorithm.upper()} {checksum}, {source}"
+    if official.folder is not None and not (folder / official.folder).exists():
+        unpack(archive, folder / official.folder, root=official.folder)
+        line += f"; unpacked to {folder / official.folder}"
     if expected is None:
-        write_atomically(_record(official, to), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
+        write_atomically(_record(official, folder), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
     return line
 
 
-def _checksum(path: Path, kind: str) -> str:
+def _checksum(path: Path, algorithm: str) -> str:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(kind, usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
-def _record(official: Official, to: Path) -> Path:
-    return to / f"{official.file}.sha256"
+def _record(official: Official, folder: Path) -> Path:
+    return folder / f"{official.file}.sha256"
 
 
 def _recorded(record: Path) -> str | None:
@@ -114,7 +114,7 @@ def _recorded(record: Path) -> str | None:
         return None
     words = record.read_text(errors="replace").split()
     if not words or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
-        raise UserError(f"{record}: contains no SHA-256; remove it, and that of the archive is recorded")
+        raise UserError(f"{record}: contains no SHA-256; remove the file, and the checksum of the archive is recorded again")
     return words[0]
 
 

@@ -143,10 +143,10 @@ def _check(path: Path, files: dict[str, Files]) -> None:
     if len(train) < 2:
         raise UserError(f"{path}: needs the folders of 2 classes or more, has {', '.join(train) or 'none'}; give {FORMS}")
     for name, classes in files.items():
-        odd = sorted(classes.keys() ^ train.keys())
-        if odd:
-            present, absent = ("train", name) if odd[0] in train else (name, "train")
-            raise UserError(f"{path / present / odd[0]}: class {odd[0]} is in {present}, but not in {absent}")
+        unmatched = sorted(classes.keys() ^ train.keys())
+        if unmatched:
+            present, absent = ("train", name) if unmatched[0] in train else (name, "train")
+            raise UserError(f"{path / present / unmatched[0]}: class {unmatched[0]} is in {present}, but not in {absent}")
     needed = 1 + ("val" not in files) + ("test" not in files)
     for name, paths in train.items():
         if len(paths) < needed:

@@ -10,14 +10,14 @@ from advmoe.files import drafted
 REPOSITORIES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
 
 
-def fetch_from_hub(name: str, to: Path) -> list[str]:
-    """Write train.parquet and test.parquet of the data set `name`, with the hub's columns, into `to`; existing files are kept.
+def fetch_from_hub(name: str, folder: Path) -> list[str]:
+    """Write train.parquet and test.parquet of the data set `name`, with the hub's columns, into `folder`; existing files are kept.
 
     Returns lines that say what was done. Raises UserError if the data set is not offered, or the library is missing or fails.
     """
     if name not in REPOSITORIES:
         raise UserError(f"{name} is not downloaded from the hub; --from hub has {' and '.join(REPOSITORIES)}")
-    paths = {split: to / f"{split}.parquet" for split in ("train", "test")}
+    paths = {split: folder / f"{split}.parquet" for split in ("train", "test")}
     missing = [split for split in paths if not paths[split].exists()]
     for split in missing:
         _write(_library(), REPOSITORIES[name], split, paths[split])

@@ -36,8 +36,8 @@ def load(config: DataConfig) -> Splits:
     """ImageNet, or any subset of its classes in the same form, in `data_dir`; the images stay there.
 
     The validation split is held out of the training images, and evaluated with the centre crop. Shards are indexed in one pass
-    that unpacks nothing: 29 microseconds a member from cached shards, about 75 s for all of ImageNet, so the index is not
-    stored. Raises UserError, with the path, if something is missing or damaged; a damaged image is noticed when it is decoded.
+    that unpacks nothing: 29 microseconds a member from cached shards, about 75 s for all of ImageNet. The index is not stored.
+    Raises UserError, with the path, if something is missing or damaged; a damaged image raises it later, when it is decoded.
     """
     with os_errors_as_user_errors(config):
         path = _folder(config)
@@ -48,7 +48,7 @@ def load(config: DataConfig) -> Splits:
 
 
 def spec(config: DataConfig) -> ImageSpec:
-    """The spec before images are read: of the classes in `data_dir`, or 1000 without one. Raises UserError as `load`."""
+    """The spec, without reading images: of the classes in `data_dir`, or of 1000 if it is None. Raises UserError as `load`."""
     if config.data_dir is None:
         return _spec(_numbered(NUM_CLASSES))
     with os_errors_as_user_errors(config):
@@ -98,9 +98,9 @@ def _read(path: Path, split: str) -> LoadedSplit:
 
 def _check_classes(path: Path, train: tuple[str, ...], val: tuple[str, ...]) -> None:
     if train != val:
-        odd = min(set(train) ^ set(val))
-        lacking = "val" if odd in train else "train"
-        raise UserError(f"{path}: {len(train)} classes in train, {len(val)} in val; {lacking} has no {odd}")
+        unmatched = min(set(train) ^ set(val))
+        incomplete = "val" if unmatched in train else "train"
+        raise UserError(f"{path}: {len(train)} classes in train, {len(val)} in val; {incomplete} has no {unmatched}")
 
 
 # Folders of images, one for each class
@@ -134,7 +134,7 @@ def _entry(name: str, label: int, status: os.stat_result) -> Entry:
     return Entry(name, 0, status.st_size, label, status.st_mtime_ns)
 
 
-# Tar shards (the form that the WebDataset library reads): KEY.jpg, and KEY.cls with the class as a whole number in text
+# Tar shards (the form that the WebDataset library reads): KEY.jpg, and KEY.cls with the number of the class as text
 
 
 def _read_shards(path: Path, shards: Sequence[Path]) -> LoadedSplit:
@@ -150,14 +150,14 @@ def _read_shards(path: Path, shards: Sequence[Path]) -> LoadedSplit:
 
 def _shard(path: Path) -> list[Entry]:
     """The images of one shard in their order, each as the position of its bytes."""
-    modified = path.stat().st_mtime_ns  # before it is read, so that a change in between is noticed when an image is read
+    modified = path.stat().st_mtime_ns  # read first, so that `Files.read` notices a later change
     try:
         images, labels = _members(path)
     except tarfile.TarError as error:
         raise UserError(f"{path}: damaged or incomplete tar archive ({' '.join(str(error).split())[:120]})") from None
     for key in sorted(images.keys() ^ labels.keys()):
-        name, lacking = (f"{key}.cls", "image") if key in labels else (images[key].name, ".cls")
-        raise UserError(f"{path}: {name} has no {lacking} beside it")
+        name, absent = (f"{key}.cls", "image") if key in labels else (images[key].name, ".cls")
+        raise UserError(f"{path}: {name} has no {absent} beside it")
     return [
         Entry(f"{path.name}\0{member.name}", member.offset_data, member.size, labels[key], modified)
         for key, member in images.items()
@@ -173,12 +173,12 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
         for member in archive:
             check_member(path, member)
             end = member.offset_data + -(-member.size // BLOCK) * BLOCK
-            key, kind = _key(member.name)
-            if member.isdir() or kind not in (*SUFFIXES, ".cls"):
+            key, suffix = _key(member.name)
+            if member.isdir() or suffix not in (*SUFFIXES, ".cls"):
                 continue
-            if key in (labels if kind == ".cls" else images):
-                raise UserError(f"{path}: {key} is there twice")
-            if kind == ".cls":
+            if key in (labels if suffix == ".cls" else images):
+                raise UserError(f"{path}: {key} occurs twice")
+            if suffix == ".cls":
                 labels[key] = _label(path, member, raw)
             else:
                 images[key] = member
@@ -191,8 +191,8 @@ def _members(path: Path) -> tuple[dict[str, tarfile.TarInfo], dict[str, int]]:
 def _key(name: str) -> tuple[str, str]:
     """(key, suffix) of a member's name, split at the first dot of the file name as WebDataset does; the suffix in lower case."""
     folder, slash, last = name.rpartition("/")
-    key, dot, kind = last.partition(".")
-    return folder + slash + key, (dot + kind).lower()
+    key, dot, suffix = last.partition(".")
+    return folder + slash + key, (dot + suffix).lower()
 
 
 def _label(path: Path, member: tarfile.TarInfo, raw: BinaryIO) -> int:

@@ -1,11 +1,11 @@
-"""What an image file holds beside its pixels: the orientation, and everything that an image can be decoded without."""
+"""The metadata of an image file: the orientation, which is used, and the rest, without which an image can be decoded."""
 
 from collections.abc import Iterator
 
 from PIL import Image
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-PNG_KEPT = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")  # the pixels, and the orientation
+PNG_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"eXIf")  # the pixels, and the orientation
 ORIENTATION = 0x0112  # EXIF's tag
 UPRIGHT = {  # EXIF orientation -> what turns the image upright
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -34,7 +34,7 @@ def orientation(image: Image.Image) -> int:
 def without_metadata(data: bytes) -> bytes:
     """An encoded PNG or JPEG without texts, colour profiles, previews and the like; other data unchanged."""
     if data.startswith(PNG_MAGIC):
-        return PNG_MAGIC + b"".join(chunk for chunk in _png_chunks(data) if chunk[4:8] in PNG_KEPT)
+        return PNG_MAGIC + b"".join(chunk for chunk in _png_chunks(data) if chunk[4:8] in PNG_CHUNKS)
     if data.startswith(b"\xff\xd8"):
         return b"\xff\xd8" + b"".join(_jpeg_segments(data))
     return data

@@ -1,8 +1,8 @@
 """Files that hold one split of a data set, complete or in numbered shards, recognised by their names.
 
-A file belongs to a split if the split is a complete word in its name (cifar10-train.parquet, small-val-000001.tar), or, where
-its name has none, in the name of the folder around it (train/0000.parquet). Words are separated by anything but letters, so
-"naval-train" is a training shard and "trainval" or "training" is neither.
+A file belongs to a split if its name contains the split as a separate word (cifar10-train.parquet, small-val-000001.tar), or else
+the name of the folder around it does (train/0000.parquet). Words are separated by anything but letters: "naval-train" is a
+training shard, and "trainval" or "training" names no split.
 """
 
 import re
@@ -19,8 +19,8 @@ SHARD = re.compile(r"(?P<set>.*?)[-_.]?(?P<number>\d+)(?:-of-(?P<count>\d+))?(?:
 def files_by_split(folder: Path, files: Iterable[Path]) -> dict[str, list[Path]]:
     """The files of each split, in the order of their shards; files of no split are ignored.
 
-    Raises UserError if a name fits two splits, if the files of a split come from two sets (they would be counted together), if
-    a shard is there twice, or if one of a known number (00000-of-00002) is missing.
+    Raises UserError if a name fits two splits, if the files of a split belong to two sets, if a shard occurs twice, or if a shard
+    is missing although the names give their number (00000-of-00002).
     """
     files_of: dict[str, list[Path]] = defaultdict(list)
     for path in files:

@@ -1,4 +1,4 @@
-"""One image from a file of any kind, in the form that a network takes."""
+"""One image from a file of any supported format, in the form that a network takes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from advmoe.errors import UserError
 
 MAX_BYTES = 2**29  # of one file: more than MAX_PIXELS take at two bytes a channel
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
-DEEP = "I;16"
+SIXTEEN_BIT = "I;16"
 
 Shape = tuple[int, int, int]
 
@@ -45,7 +45,7 @@ def read_image(path: Path, shape: Shape, *, central: bool = False) -> LoadedImag
 def fit_image(image: Image.Image, shape: Shape, where: str, *, central: bool = False) -> LoadedImage:
     """An opened PIL image in the form that `read_image` gives. Raises UserError, which starts with `where`, if it is too large."""
     channels, height, width = shape
-    check_size(image, where)  # before the notes: to find its orientation, Pillow may decode all of it
+    check_size(image, where)  # first, because `_notes` reads the orientation, for which Pillow may decode the image
     notes = list(_notes(image, channels, (width, height)))
     converted = _in_eight_bits(image, where).convert("L" if channels == 1 else "RGB")
     pixels = np.array(_fitted(converted, (width, height), central))
@@ -79,19 +79,19 @@ def _array(data: bytes, shape: Shape, where: str) -> Tensor:
 
 def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
     """What `read_image` changes in an opened image, for the user."""
-    stored = str(getattr(file, "tile", ""))  # how pixels are stored: lost when the image is decoded, as the next line may do
+    stored = str(getattr(file, "tile", ""))  # how pixels are stored; decoding, which the next line may do, clears it
     upright = file.size[::-1] if orientation(file) in SIDEWAYS else file.size
     if upright != size:
         yield f"resized from {upright[0]} x {upright[1]}"
     if getattr(file, "is_animated", False):
         yield "first of its frames"
-    if file.mode.startswith(DEEP):
+    if file.mode.startswith(SIXTEEN_BIT):
         yield "16 bits a channel rounded to 8"
     elif ";16" in stored:  # colours, of which Pillow returns the upper 8 bits only
         yield "16 bits a channel cut to 8"
     if file.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in file.info:
         yield "transparency dropped"
-    grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith(DEEP) or "LA;16" in stored
+    grey = file.mode in ("1", "L", "LA", "La") or file.mode.startswith(SIXTEEN_BIT) or "LA;16" in stored
     if grey != (channels == 1):
         yield "grey" if grey else "colours dropped"
     if file.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
@@ -100,11 +100,11 @@ def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[
 
 def _in_eight_bits(file: Image.Image, where: str) -> Image.Image:
     """The decoded image with 8 bits a channel, in grey or RGB, upright."""
-    if not file.mode.startswith(DEEP):
+    if not file.mode.startswith(SIXTEEN_BIT):
         return to_rgb(file, where, upright=True)
     check_size(file, where)
-    deep = np.asarray(turn_upright(file))
-    return Image.fromarray((deep.astype(np.float32) / 257).round().astype(np.uint8))
+    pixels = np.asarray(turn_upright(file))
+    return Image.fromarray((pixels.astype(np.float32) / 257).round().astype(np.uint8))
 
 
 def _fitted(image: Image.Image, size: tuple[int, int], central: bool) -> Image.Image:

@@ -146,9 +146,9 @@ class Streamed:
         shares = [distributed.local_rows(len(batch)) for batch in rows]
         local_rows = [batch[share] for batch, share in zip(rows, shares, strict=True)]
         jobs = [
-            (batch[at : at + PIECE], share.start + at, seed)
+            (batch[start : start + PIECE], share.start + start, seed)
             for batch, share, seed in zip(local_rows, shares, seeds, strict=True)
-            for at in range(0, len(batch), PIECE)
+            for start in range(0, len(batch), PIECE)
         ]
         ahead = 2 * -(-max(map(len, local_rows), default=0) // PIECE)
         device, pieces = self.labels.device, _decode_ahead(self, jobs, ahead, data)
@@ -167,16 +167,16 @@ class Streamed:
                 raise
             message = f"a process that decodes images died ({error}); fewer data.workers take less memory"
         finally:
-            del pieces  # ends the workers, even while the traceback of an error keeps this frame
-        if message is not None:  # raised here, where it does not keep the first error and with it the workers
+            del pieces  # ends the workers, even while the traceback of an error refers to this frame
+        if message is not None:  # raised outside the handler: as its context, the first error would keep the workers alive
             raise UserError(message)
 
 
 def _decode_ahead(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
     """The crops of each job in order, decoded up to `ahead` jobs before they are needed.
 
-    Workers are started as Python starts processes on this system. They compute with Pillow and numpy alone, and DataLoader
-    gives each of them one torch thread, so a forked worker never waits for threads that its parent had.
+    Workers start by Python's default method on this system. They use Pillow and numpy only, and DataLoader gives each of them one
+    torch thread, so a forked worker never waits for threads of its parent.
     """
     workers = max(1, min(data.workers or cores(), len(jobs)))
     return iter(
@@ -232,13 +232,13 @@ def random_crop(width: int, height: int, random: np.random.Generator) -> Box:
     for area, ratio, x, y in random.random((TRIES, 4)):
         target_area = width * height * (AREA[0] + (AREA[1] - AREA[0]) * area)
         shape = RATIO[0] * (RATIO[1] / RATIO[0]) ** ratio
-        across, down = round(math.sqrt(target_area * shape)), round(math.sqrt(target_area / shape))
-        if 0 < across <= width and 0 < down <= height:
-            left, top = int(x * (width - across + 1)), int(y * (height - down + 1))
-            return left, top, left + across, top + down
-    across, down = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
-    left, top = (width - across) // 2, (height - down) // 2
-    return left, top, left + across, top + down
+        crop_width, crop_height = round(math.sqrt(target_area * shape)), round(math.sqrt(target_area / shape))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left, top = int(x * (width - crop_width + 1)), int(y * (height - crop_height + 1))
+            return left, top, left + crop_width, top + crop_height
+    crop_width, crop_height = min(width, round(height * RATIO[1])), min(height, round(width / RATIO[0]))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
 
 
 def centre_crop(width: int, height: int) -> Box:
@@ -264,17 +264,17 @@ def resized_crop(data: bytes, crop: Callable[[int, int], Box], where: str, *, sh
     With `shrink` a JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the box keeps at least 224 x 224 pixels: no detail that
     the result could show is lost, and pixels differ by 0.3 of 255 on average from those of full decoding. An image of
     2000 x 1500 takes about 0.4 of the time, one of 1000 x 750 two thirds; most of ImageNet's are too small to gain
-    (`advmoe benchmark --suite streaming` measures this). Only training shrinks: evaluation sees the same pixels as everybody's
-    does. Raises UserError, which starts with `where`.
+    (`advmoe benchmark --suite streaming` measures this). Only training uses it: evaluation decodes images in full, as other
+    programs do. Raises UserError, which starts with `where`.
     """
 
     def pixels(image: Image.Image) -> np.ndarray:
-        check_size(image, where)  # before a draft makes it look smaller: some JPEG are decoded in full all the same
+        check_size(image, where)  # before draft() reduces the size: some JPEGs are decoded in full even so
         width, height = image.size
         box = crop(width, height)
         if shrink:
-            across, down = box[2] - box[0], box[3] - box[1]
-            draft = image.draft(None, (math.ceil(width * SIDE / across), math.ceil(height * SIDE / down)))
+            crop_width, crop_height = box[2] - box[0], box[3] - box[1]
+            draft = image.draft(None, (math.ceil(width * SIDE / crop_width), math.ceil(height * SIDE / crop_height)))
             scale = draft[1][2] / width if draft else 1.0
             box = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
         return np.asarray(to_rgb(image, where).resize((SIDE, SIDE), Image.Resampling.BILINEAR, box)).transpose(2, 0, 1)

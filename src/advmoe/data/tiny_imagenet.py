@@ -54,7 +54,7 @@ def load(config: DataConfig) -> Splits:
     """
     with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
         wnids = _wnids(tree)
-        train, test = (_decoded(tree, listed, len(wnids)) for listed in (_train(tree, wnids), _val(tree, wnids)))
+        train, test = (_decoded(tree, listing, len(wnids)) for listing in (_train(tree, wnids), _val(tree, wnids)))
     return make_splits("tinyimagenet", _spec(wnids), train, test, config)
 
 
@@ -62,12 +62,12 @@ def count(config: DataConfig) -> Counts:
     """The number of images in each split. Raises UserError as `load`, but not for images that cannot be decoded."""
     with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
         wnids = _wnids(tree)
-        train, test = (only_labels(listed.labels, len(wnids), tree.path) for listed in (_train(tree, wnids), _val(tree, wnids)))
+        train, test = (only_labels(listing.labels, len(wnids), tree.path) for listing in (_train(tree, wnids), _val(tree, wnids)))
     return count_splits(train, test, len(wnids), config)
 
 
-class _Listed(NamedTuple):
-    """Files of images within a tree, and their labels."""
+class _Listing(NamedTuple):
+    """Names of image files in a tree, and their labels."""
 
     names: list[str]
     labels: list[int]
@@ -124,7 +124,7 @@ def _zip_tree(path: Path, archive: zipfile.ZipFile) -> _Tree:
     """Members are read and never unpacked, so nothing is written, whatever their names."""
     members = [name for name in archive.namelist() if not name.endswith("/")]
     root = next((name.removesuffix(WNIDS) for name in members if name.rpartition("/")[2] == WNIDS), "")
-    lock = Lock()  # the decoding threads share the position at which the archive is read
+    lock = Lock()  # the decoding threads share one file position
 
     def read(name: str) -> bytes:
         try:
@@ -144,7 +144,7 @@ def _wnids(tree: _Tree) -> list[str]:
     return sorted(wnids)
 
 
-def _train(tree: _Tree, wnids: Sequence[str]) -> _Listed:
+def _train(tree: _Tree, wnids: Sequence[str]) -> _Listing:
     names: list[str] = []
     labels: list[int] = []
     for label, wnid in enumerate(wnids):
@@ -157,10 +157,10 @@ def _train(tree: _Tree, wnids: Sequence[str]) -> _Listed:
         parts = folder.split("/")
         if parts[0] == "train" and parts[2:] == ["images"] and parts[1] not in wnids:
             raise UserError(f"{tree.where(f'train/{parts[1]}')}: {parts[1]} is not in {WNIDS}")
-    return _Listed(names, labels)
+    return _Listing(names, labels)
 
 
-def _val(tree: _Tree, wnids: Sequence[str]) -> _Listed:
+def _val(tree: _Tree, wnids: Sequence[str]) -> _Listing:
     files, where = tree.folders.get("val/images", []), tree.where(ANNOTATIONS)
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels: dict[str, int] = {}
@@ -174,7 +174,7 @@ def _val(tree: _Tree, wnids: Sequence[str]) -> _Listed:
             raise UserError(f"{where}: line {number}: {file} is listed twice")
         labels[file] = label_of[wnid]
     _check_labels(tree, files, labels)
-    return _Listed([f"val/images/{file}" for file in files], [labels[file] for file in files])
+    return _Listing([f"val/images/{file}" for file in files], [labels[file] for file in files])
 
 
 def _annotation(line: str, where: str) -> tuple[str, str]:
@@ -193,8 +193,8 @@ def _check_labels(tree: _Tree, files: Sequence[str], labels: dict[str, int]) -> 
         raise UserError(f"{tree.where(f'val/images/{unlabelled[0]}')}: has no line in {ANNOTATIONS}")
 
 
-def _decoded(tree: _Tree, listed: _Listed, num_classes: int) -> Images:
-    names, labels = listed
+def _decoded(tree: _Tree, listing: _Listing, num_classes: int) -> Images:
+    names, labels = listing
 
     def image(row: int) -> np.ndarray:
         return decode(tree.read(names[row]), SIZE, tree.where(names[row]))

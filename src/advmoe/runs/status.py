@@ -1,4 +1,4 @@
-"""How far is a run? The only answer, read from the run's folder alone, for sweeps and for `advmoe watch`.
+"""The status of a run, read from its folder alone. Sweeps and `advmoe watch` use it.
 
 Files that are damaged, or that another process is writing, are skipped: nothing here raises an error.
 """
@@ -24,9 +24,9 @@ from advmoe.training.steps import Metrics
 FAILED = "failed.txt"  # the error a run ended with; removed when the run is started again
 LOG = "log.txt"  # output of a run that a sweep started
 PATIENCE = 600  # seconds without a change in the folder before a run counts as stalled
-FIRST_EPOCH = 3600  # the same before the first epoch has ended
-LARGEST = 1e300  # of a number in a file
-SLOWER = 3  # the next epoch, or attack on a shard, may take so many times the longest one so far
+FIRST_EPOCH = 3600  # the same, until the first epoch has ended
+LARGEST = 1e300  # numbers in files must be smaller
+SLOWER = 3  # an epoch, or an attack on a shard, may take this many times as long as the longest one before it
 
 
 class State(StrEnum):
@@ -43,9 +43,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class EpochRow:
-    """One line of metrics.jsonl. Accuracies in percent of the held-out images; a field is None if the line lacks it.
+    """One line of metrics.jsonl. Accuracies in percent of the held-out images; a field is None if it is not in the line.
 
-    `load` has the share of the images of every expert in every MoE layer, in one list.
+    `load` has the share of images of each expert, for all MoE layers in one list.
     """
 
     epoch: int
@@ -65,9 +65,9 @@ class EpochRow:
 
 @dataclass(frozen=True)
 class RecordSummary:
-    """What sweeps and `advmoe watch` need of record.json. `attacks` were run, or left out for a reason.
+    """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run, or skipped for a reason.
 
-    `threat` is (norm, epsilon, seed of the attacks, limit_test); a part of it is None if the file lacks it.
+    `threat` is (norm, epsilon, seed of the attacks, limit_test); a value is None if it is not in the file.
     """
 
     sa: float | None
@@ -80,8 +80,8 @@ class RecordSummary:
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run. `age` is the time in seconds since a file changed; `config` is None if it cannot be read; `reason` says why the
-    run failed. `results` counts the results of attacks on shards that are on disk, `checkpoint` names the newest checkpoint.
+    """The status of one run. `age` is the time in seconds since a file changed; `config` is None if it cannot be read; `reason`
+    says why the run failed. `results` is the number of finished attacks on shards, `checkpoint` the name of the newest checkpoint.
     """
 
     path: Path
@@ -103,7 +103,7 @@ class RunStatus:
 
     @property
     def progress(self) -> tuple[int, str, int]:
-        """Grows with all work that is kept when the run is stopped."""
+        """Grows with the work that is not lost when the run is stopped."""
         return self.epoch, self.checkpoint, self.results + (self.record is not None)
 
     def describe(self) -> str:
@@ -128,7 +128,8 @@ class RunStatus:
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
-    """The folders of runs below `folder` (itself too), in order of their names. A run holds no other run."""
+    """The folders of runs in `folder`, at any depth, and `folder` itself if it is a run, ordered by name. A run contains no other
+    run."""
     for parent, folders, files in os.walk(folder):
         if "config.yaml" in files:
             folders.clear()
@@ -139,8 +140,8 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     """The status of the run in `path`.
 
-    Without `attacks` a run is done when it has a Record. With `attacks`, the Record must hold all of them, by the threat, the
-    images and the seed that the run's configuration names.
+    Without `attacks` a run is done when it has a Record. With `attacks`, the Record must contain all of them, with the threat
+    model, the number of images and the seed of the run's configuration.
     """
     if not (path / "config.yaml").exists():
         return RunStatus(path, State.PLANNED)
@@ -150,7 +151,7 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     record = _cached(record_path, _record)
     failure = _text(path / FAILED)
     if changes.get("record.json", 0.0) > changes.get(FAILED, 0.0):
-        failure = ""  # evaluated since it failed
+        failure = ""  # it was evaluated after it had failed
     reason = reason or failure
     if record is None and record_path.exists():
         reason = reason or "record.json is damaged"
@@ -165,20 +166,20 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
 
 
 def mark_failed(folder: Path, line: str) -> None:
-    """Write the error that the run in `folder` ended with."""
+    """Write the error with which the run in `folder` ended."""
     write_atomically(folder / FAILED, f"{line}\n")
 
 
-class Outcome(Observer):
+class FailureRecorder(Observer):
     """Writes failed.txt when training ends in an error, and removes it when training goes on.
 
-    Before the first iteration it writes nothing: the folder of a run that is refused may belong to another process.
+    Before the first iteration it writes nothing, because another process may be training in the folder.
     """
 
     def __init__(self, run: Path) -> None:
         self.run, self.begun = run, False
 
-    def __enter__(self) -> "Outcome":
+    def __enter__(self) -> "FailureRecorder":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -193,7 +194,8 @@ class Outcome(Observer):
 
 @dataclass(frozen=True)
 class _Files:
-    """What the files of a run say: `changes` is when each one changed, `shards` the seconds of each attack on each shard."""
+    """The content of a run's files: `changes` has the time of each file's last change, `shards` the seconds of each attack on a
+    shard."""
 
     changes: Mapping[str, float]
     rows: Sequence[EpochRow]
@@ -224,7 +226,7 @@ class _Files:
         return State.EVALUATING if lively else State.STALLED
 
     def is_evaluated(self) -> bool:
-        """Whether the Record is the one that is wanted."""
+        """Whether the Record is of the evaluation that was asked for."""
         if self.record is None or self.attacks is None or self.config is None:
             return self.record is not None
         wanted = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
@@ -275,7 +277,7 @@ def _record(path: Path) -> RecordSummary | None:
     return RecordSummary(
         number(content, "sa"), number(content, "ra_worst"), number(content, "ra_worst_quick"),
         frozenset((*attacks, *left_out)),
-        # an evaluation that was stopped and went on counts its last part alone, but every attack
+        # the seconds of a resumed evaluation are those since it was resumed; the attacks' seconds are complete
         max(number(content, "evaluate_seconds") or 0.0, sum(number(attack, "seconds") or 0.0 for attack in attacks.values())),
         (
             norm if isinstance(norm, str) else None, number(content, "epsilon"),
@@ -290,7 +292,7 @@ def _shard(path: Path) -> tuple[float, ...]:
 
 
 def _rows(path: Path) -> tuple[EpochRow, ...]:
-    """The whole lines of a metrics.jsonl."""
+    """The complete lines of a metrics.jsonl."""
     parsed = (parsed_object(line) for line in _text(path).splitlines())
     return tuple(_row(row) for row in parsed if row is not None and type(row.get("epoch")) is int and _is_number(row["epoch"]))
 
@@ -306,13 +308,13 @@ def _row(row: Mapping[str, Any]) -> EpochRow:
 
 
 def number(row: Any, name: str) -> float | None:
-    """row[name] if that is a finite number."""
+    """row[name], or None if it is not a finite number."""
     value = row.get(name) if isinstance(row, Mapping) else None
     return float(value) if _is_number(value) else None
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether it is a finite number that a float can hold, and no bool."""
+    """Whether the value is a finite number in the range of a float, and not a bool."""
     return type(value) in (int, float) and -LARGEST < value < LARGEST
 
 
@@ -322,7 +324,7 @@ def _mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _changes(path: Path) -> dict[str, float]:
-    """When each file of a run last changed, by its path within the run. Files may vanish meanwhile."""
+    """Path in the run's folder -> time of the file's last change. Files that vanish meanwhile are skipped."""
     changes = {}
     for folder, _, names in os.walk(path):
         for name in names:
@@ -335,7 +337,7 @@ def _changes(path: Path) -> dict[str, float]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Names of the checkpoints, of which a later one sorts after an earlier one."""
+    """Names of the checkpoints, which sort by age."""
     try:
         return [name for name in os.listdir(folder) if name.startswith("epoch-")]
     except OSError:
@@ -350,5 +352,5 @@ def _text(path: Path) -> str:
 
 
 def _patience(seconds: Sequence[float], least: float) -> float:
-    """How long no file may change in a run whose epochs, or attacks, took so long each."""
+    """The time without a changed file after which a run counts as stalled, from the `seconds` of its epochs or attacks."""
     return max(least, SLOWER * max(seconds, default=0.0))

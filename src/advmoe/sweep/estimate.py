@@ -1,8 +1,8 @@
-"""How long the runs of a sweep will take.
+"""Estimates how long the runs of a sweep will take.
 
-A few real iterations and attack steps of each distinct network and method are timed, on random images of the data's size, and
-multiplied by the counts of the run. A busy machine only adds to what is timed, so the least of several times counts, of this
-probe and of earlier ones. If the same network has been trained or evaluated already, the times of those runs are used instead.
+A few iterations and attack steps of each distinct network and method are timed on random images of the data's size, and multiplied
+by the numbers of iterations and steps of the run. Other load can only make them slower, so the shortest time of several, of this
+call and of earlier ones, is used. If the same network was trained or evaluated before, the times of those runs are used instead.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ from advmoe.training.observers import Observer
 from advmoe.training.start import network
 from advmoe.training.validation import VALIDATION_STEPS
 
-BATCH = 8  # images of a probe's batch on the CPU, where time goes with their number
-WORK = 4.0  # GMACs that a batch there may have; no fewer than two images, for batch norm
-ITERATIONS = 4  # of which the first warms up and is not counted
-ENOUGH = 0.3  # seconds of timing after which it ends
+MAX_BATCH = 8  # images in a batch that is timed on the CPU, where the time is proportional to their number
+MAX_GMACS = 4.0  # of such a batch; but at least two images, for batch norm
+ITERATIONS = 4  # the first one is a warm-up and is not timed
+MIN_SECONDS = 0.3  # timing goes on until this has passed
 ATTACK_STEPS = 2
-STANDING = 0.5  # share of the images that an attack on survivors gets
-ROUTES_EXPERT = 10  # of the routing figures, for each expert
-CURVE = 70  # of the accuracy at other epsilons, on at most CURVE_IMAGES
+SURVIVOR_SHARE = 0.5  # assumed share of the images that earlier attacks did not break
+ROUTING_PASSES_PER_EXPERT = 10  # passes an image for the routing figures, for each expert
+CURVE_PASSES = 70  # passes an image for the accuracy at other epsilons, on at most CURVE_IMAGES images
 CURVE_IMAGES = 200
 
 
@@ -58,7 +58,7 @@ UNKNOWN = Timings()
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds for one image: of an iteration in each phase, and of one step of an attack."""
+    """Seconds per image: of an iteration in each phase, and of one step of an attack."""
 
     phases: tuple[float, ...]
     step: float
@@ -73,14 +73,14 @@ def sizes(data: Iterable[DataConfig]) -> Sizes:
 
 
 def same_but_seed(config: RunConfig) -> RunConfig:
-    """What runs have in common that differ only in their seed, their number of epochs, or where their data lies."""
+    """The configuration without seed, number of epochs and location of the data, so that runs of the same speed compare equal."""
     data = config.data.replace(data_dir=None, workers=None)
     runtime = RuntimeConfig(precision=config.runtime.precision, threads=config.runtime.threads)
     return config.replace(seed=0, data=data, training=config.training.replace(epochs=1), runtime=runtime)
 
 
 def timings(folders: Iterable[Path], preset: str | Sequence[str]) -> dict[RunConfig, Timings]:
-    """Times of the runs in `folders`, by `same_but_seed` of their configurations. Evaluations are those by `preset`."""
+    """Times of the runs in `folders`, by `same_but_seed` of their configurations. Only evaluations by `preset` count."""
     groups: dict[RunConfig, list[RunStatus]] = {}
     for status in map(read_run, folders):
         if status.config is not None:
@@ -94,38 +94,42 @@ def _timings(runs: Sequence[RunStatus], attacks: frozenset[str]) -> Timings:
     for run in runs:
         for phase, seconds in run.phase_seconds().items():
             phases.setdefault(phase, []).extend(seconds)
-    evaluations = [took for run in runs if (took := run.evaluation_seconds(attacks)) is not None]
+    evaluations = [duration for run in runs if (duration := run.evaluation_seconds(attacks)) is not None]
     return Timings({phase: mean(seconds) for phase, seconds in phases.items()}, mean(evaluations) if evaluations else None)
 
 
 class Probe:
-    """Times each distinct network and method once. The JSON file `kept` holds the least of all probes with the same threads.
+    """Times each distinct network and method once. The JSON file `cache` keeps the shortest times of all calls.
 
-    With `again` false, a network that the file knows is not timed again. `report` is called with what is timed.
+    If `retime` is false, a network that is in the file is not timed again. `report` is called with the name of what is timed.
     """
 
     def __init__(
-        self, device: torch.device, kept: Path | None = None, report: Callable[[str], None] = lambda what: None, again: bool = True
+        self,
+        device: torch.device,
+        cache: Path | None = None,
+        report: Callable[[str], None] = lambda what: None,
+        retime: bool = True,
     ) -> None:
-        self.device, self.kept, self.report, self.again = device, kept, report, again
-        self.known: dict[str, Pace] = {}
+        self.device, self.cache, self.report, self.retime = device, cache, report, retime
+        self.paces: dict[str, Pace] = {}
 
     def pace(self, config: RunConfig, spec: ImageSpec) -> Pace:
-        """The pace of a run's network and method. Raises UserError if they cannot be made."""
+        """The pace of a run's network and method. Raises UserError if they cannot be built."""
         key = self._key(config, spec)
-        if key not in self.known:
-            kept = (json_object(self.kept) or {}) if self.kept is not None else {}
-            former = _pace(kept.get(key), len(METHODS[config.method].phases))
-            if former is not None and not self.again:
-                return self.known.setdefault(key, former)
+        if key not in self.paces:
+            cache = (json_object(self.cache) or {}) if self.cache is not None else {}
+            earlier = _pace(cache.get(key), len(METHODS[config.method].phases))
+            if earlier is not None and not self.retime:
+                return self.paces.setdefault(key, earlier)
             self.report(f"{config.model.backbone} {config.method} r {config.model.model_scale:g}")
-            self.known[key] = _least(measure(config, spec, self.device), former)
-            if self.kept is not None:
-                write_json(self.kept, {**kept, key: asdict(self.known[key])}, indent=1)
-        return self.known[key]
+            self.paces[key] = _faster(measure(config, spec, self.device), earlier)
+            if self.cache is not None:
+                write_json(self.cache, {**cache, key: asdict(self.paces[key])}, indent=1)
+        return self.paces[key]
 
     def _key(self, config: RunConfig, spec: ImageSpec) -> str:
-        """All that the pace may depend on, as a digest."""
+        """A digest of everything that the pace may depend on."""
         tree = to_dict(config.replace(seed=0, training=config.training.replace(epochs=1)))
         where = [str(self.device), torch.get_num_threads(), spec.shape, len(spec.classes)]
         del tree["data"], tree["runtime"]["device"], tree["runtime"]["threads"]
@@ -133,14 +137,14 @@ class Probe:
 
 
 def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
-    """Time a few iterations of every phase by `train` itself, and a short attack."""
+    """Time a few iterations of every phase, run by `train`, and a short attack."""
     size = config.training.batch_size
     if device.type != "cuda":
-        size = min(size, BATCH, max(2, int(WORK / estimate(config).gmacs)))
+        size = min(size, MAX_BATCH, max(2, int(MAX_GMACS / estimate(config).gmacs)))
     small = config.replace(training=config.training.replace(epochs=1, batch_size=size, tied_share=0.0, init_from=None))
     splits, started = _random(spec, size * ITERATIONS, 2).to(device), time.perf_counter()
     rounds: list[list[float]] = []
-    while not rounds or time.perf_counter() - started < ENOUGH:
+    while not rounds or time.perf_counter() - started < MIN_SECONDS:
         clock = _Clock()
         with tempfile.TemporaryDirectory() as folder:
             train(small, splits, Path(folder) / "probe", clock)
@@ -156,16 +160,16 @@ def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 
 
 
 def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: str | Sequence[str]) -> float:
-    """Seconds of an evaluation of a network that is always right, in which every attack but the first of each figure gets the
-    share STANDING of the images. It takes less if the network is wrong on many clean images."""
+    """Seconds of an evaluation, if the network is right on all clean images and every attack but the first of each figure runs on
+    SURVIVOR_SHARE of them. It takes less if the network is wrong on many clean images."""
     chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
-    steps = chosen.passes(routed=routed, standing=STANDING)
-    steps += ROUTES_EXPERT * config.model.num_experts if routed else 0
-    return pace.step * (counts.test * steps + CURVE * min(counts.test, CURVE_IMAGES))
+    steps = chosen.passes(routed=routed, standing=SURVIVOR_SHARE)
+    steps += ROUTING_PASSES_PER_EXPERT * config.model.num_experts if routed else 0
+    return pace.step * (counts.test * steps + CURVE_PASSES * min(counts.test, CURVE_IMAGES))
 
 
 class _Clock(Observer):
-    """Keeps the seconds of every iteration but the first, phase by phase."""
+    """Records the seconds of every iteration but the first, for each phase."""
 
     def __init__(self) -> None:
         self.phases: list[list[float]] = []
@@ -173,7 +177,7 @@ class _Clock(Observer):
 
     def iteration(self, epoch: int, done: int, total: int, sums: Mapping[str, torch.Tensor], images: int) -> None:
         for value in sums.values():
-            value.sum().item()  # waits for a device that works asynchronously
+            value.sum().item()  # waits for the device
         now = time.perf_counter()
         if done == 1:
             self.phases.append([])
@@ -183,13 +187,13 @@ class _Clock(Observer):
 
 
 def _attack(config: RunConfig, spec: ImageSpec, size: int, device: torch.device) -> float:
-    """Seconds of one step on one image, as evaluations attack: through the hard gate, on the fused network."""
+    """Seconds of one attack step on one image, through the hard gate of the fused network, as evaluations do."""
     model = fused(compact(network(config, spec)).to(device).eval())
     images = _random(spec, size, 1).train.to(device)
     settings, draws = Pgd(config.attack.epsilon, config.attack.epsilon / 4, ATTACK_STEPS), BatchDraws(torch.Generator(device))
     seconds: list[float] = []
     with frozen(model):
-        while len(seconds) < ITERATIONS or sum(seconds) < ENOUGH:
+        while len(seconds) < ITERATIONS or sum(seconds) < MIN_SECONDS:
             started = time.perf_counter()
             pgd(model, images.pixels(), images.labels, settings, draws).sum().item()
             seconds.append(time.perf_counter() - started)
@@ -206,16 +210,16 @@ def _random(spec: ImageSpec, count: int, held_out: int) -> Splits:
     return Splits("random", spec, "random", part(count), part(held_out), part(1))
 
 
-def _pace(kept: Any, phases: int) -> Pace | None:
-    """The pace that a file holds; None if it is damaged."""
+def _pace(entry: Any, phases: int) -> Pace | None:
+    """The pace in an entry of the cache file; None if the entry is damaged."""
     try:
-        pace = Pace(tuple(float(phase) for phase in kept["phases"]), float(kept["step"]))
+        pace = Pace(tuple(float(phase) for phase in entry["phases"]), float(entry["step"]))
     except (TypeError, KeyError, ValueError):
         return None
-    right = len(pace.phases) == phases and all(0 < seconds < inf for seconds in (*pace.phases, pace.step))
-    return pace if right else None
+    valid = len(pace.phases) == phases and all(0 < seconds < inf for seconds in (*pace.phases, pace.step))
+    return pace if valid else None
 
 
-def _least(pace: Pace, former: Pace | None) -> Pace:
-    """The lesser times of two paces."""
-    return pace if former is None else Pace(tuple(map(min, pace.phases, former.phases)), min(pace.step, former.step))
+def _faster(pace: Pace, earlier: Pace | None) -> Pace:
+    """The shorter times of two paces."""
+    return pace if earlier is None else Pace(tuple(map(min, pace.phases, earlier.phases)), min(pace.step, earlier.step))

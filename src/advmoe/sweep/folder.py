@@ -8,19 +8,19 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from advmoe import migrations
 from advmoe.config import RunConfig, differences, read_mapping, to_dict
-from advmoe.errors import UserError, shown
+from advmoe.errors import UserError, short_repr
 from advmoe.files import JsonObject, write_atomically
 from advmoe.sweep.plan import Planned
 from advmoe.training.checkpoint import RunFolder
 
 PLAN = "sweep.yaml"
 PROBE = ".probe.json"
-SCHEMA = 2  # 1 had configurations that said "picture" where they now say "image"
+SCHEMA = 2  # in schema 1 the fields "image..." were called "picture..."
 
 
-class KeptRun(BaseModel):
-    """A run in a plan. `config` has the fields that differ from the defaults, as the version that planned the run wrote them;
-    `advmoe.config.from_dict` completes it."""
+class StoredRun(BaseModel):
+    """A run in a plan. `config` has the fields that differ from the defaults, in the form of the version that planned the run.
+    `advmoe.config.from_dict` reads it."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -29,46 +29,46 @@ class KeptRun(BaseModel):
 
 
 class Plan(BaseModel):
-    """DIR/sweep.yaml: all runs that were ever planned in the folder, by their names, and what was asked for last."""
+    """The content of DIR/sweep.yaml: all runs that were ever planned in the folder, by name, and the argument of the last sweep."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
     schema_number: int = Field(SCHEMA, alias="schema")
     sweep: str = ""
-    runs: dict[str, KeptRun] = Field(default_factory=dict)
+    runs: dict[str, StoredRun] = Field(default_factory=dict)
 
 
 def check_free(folder: Path, config: RunConfig) -> None:
-    """Raises UserError if something other than this run is in its folder."""
+    """Raises UserError if the run's folder contains anything else."""
     run = RunFolder(folder)
     if run.config_path.exists():
         changed = differences(run.config(), config)
         if changed:
-            raise UserError(f"{folder}: holds another run ({changed[0]}); give another --out, or the settings it was made with")
+            raise UserError(f"{folder}: holds another run ({changed[0]}); give another --out, or the settings of that run")
     elif folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".draft") for path in folder.iterdir())):
-        raise UserError(f"{folder}: is not an empty folder, nor one that holds a run; give another --out")
+        raise UserError(f"{folder}: is neither an empty folder nor the folder of a run; give another --out")
 
 
 def read_plan(path: Path) -> Plan:
-    """The plan in a file of this or an older schema; an empty one if there is no file. Raises UserError if it cannot be read."""
+    """The plan in a file of this or an older schema; an empty plan if there is no file. Raises UserError if it cannot be read."""
     if not path.exists():
         return Plan(schema=SCHEMA)
     tree = read_mapping(path)
     schema = tree.get("schema")
     if schema not in (1, SCHEMA):
-        raise UserError(f"{path}: schema {shown(schema)} is not one this version reads (1 to {SCHEMA}); move the file away")
+        raise UserError(f"{path}: schema {short_repr(schema)} is not supported by this version (1 to {SCHEMA}); move the file away")
     try:
         return Plan.model_validate(migrations.sweep_plan(tree) if schema == 1 else tree)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        field = shown(".".join(str(part) for part in first["loc"]))
+        field = short_repr(".".join(str(part) for part in first["loc"]))
         raise UserError(f"{path}: {field}: {first['msg']}; move the file away") from None
 
 
-def keep_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[str]) -> None:
-    """Write the plan, which keeps the runs of earlier plans in the same folder. Raises UserError if DIR/sweep.yaml is no plan."""
+def write_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[str]) -> None:
+    """Add the runs to the plan in DIR/sweep.yaml. Raises UserError if the file contains something else."""
     before = read_plan(out / PLAN)
-    new = {run.name: KeptRun(preset=list(preset), config=_sparse(run.config)) for run in runs}
+    new = {run.name: StoredRun(preset=list(preset), config=_sparse(run.config)) for run in runs}
     plan = Plan(schema=SCHEMA, sweep=what, runs={**before.runs, **new})
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(by_alias=True), sort_keys=False))

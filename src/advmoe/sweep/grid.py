@@ -1,6 +1,6 @@
-"""Which runs a sweep has: a table or figure of the paper, or a sweep file in YAML.
+"""The runs of a sweep: those of a table or figure of the paper, or of a sweep file in YAML.
 
-A sweep file is one grid, or a list of grids under `grids`. All fields may be left out:
+A sweep file is one grid, or a list of grids under `grids`. All fields are optional:
 
     methods: [at_dense, advmoe]        default: the paper's five
     backbones: [resnet18]
@@ -13,7 +13,7 @@ A sweep file is one grid, or a list of grids under `grids`. All fields may be le
       per_expert: {model: {norms: per_expert}}
     seeds: 3                           a number of seeds from 0, or a list; at most 1000
     settings: {training: {epochs: 10}} any other field of a configuration, for all runs
-    preset: [quick]                    for all grids: what runs are evaluated with, unless --preset says otherwise
+    preset: [quick]                    for all grids: the attacks of the evaluations, unless --preset is given
 """
 
 import re
@@ -26,22 +26,22 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from advmoe import migrations
 from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
-from advmoe.config.choices import MOST_SEEDS
+from advmoe.config.choices import MAX_SEEDS
 from advmoe.config.schema import MAX_EXPERTS
-from advmoe.errors import UserError, lookup, named, nearest, shown
+from advmoe.errors import UserError, nearest, short_name, short_repr
 from advmoe.models import MODELS
 from advmoe.paper import cells
-from advmoe.recipes import BASES, recipe
+from advmoe.recipes import BASES, method_traits, recipe
 from advmoe.training.methods import METHODS
 
 Model = TypeVar("Model", bound=BaseModel)
 Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
-FIVE = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
+PAPER_METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 SEEDS = (0, 1, 2)
 PRESET = ("quick",)
-MOST_RUNS = 10_000
+MAX_RUNS = 10_000
 VARIANT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
-SET_ELSEWHERE = {  # fields with a name of their own in a sweep, which its settings must not set
+SET_ELSEWHERE = {  # fields that a sweep sets elsewhere, so that its settings must not set them
     "method": "methods", "seed": "seeds", "model.backbone": "backbones", "model.model_scale": "model_scales",
     "data.dataset": "datasets", "runtime": "--device, --threads, --precision and --dispatch",
 }  # fmt: skip
@@ -52,24 +52,12 @@ def decimal(scale: float) -> str:
     return np.format_float_positional(float(scale), trim="-")
 
 
-def has_scale(method: str) -> bool:
-    """Whether the method's network depends on the model scale."""
-    kind = lookup(METHODS, method, "method").kind
-    return kind(ModelConfig(model_scale=0.25)) != kind(ModelConfig(model_scale=0.5))
-
-
-def has_experts(method: str) -> bool:
-    """Whether the method's network has experts."""
-    kind = lookup(METHODS, method, "method").kind
-    return kind(ModelConfig(num_experts=2)) != kind(ModelConfig(num_experts=3))
-
-
 def with_settings(config: RunConfig, settings: Settings, where: str) -> RunConfig:
-    """The configuration with other values in some fields. Raises UserError, led by `where`, on values that it refuses."""
+    """The configuration with other values in some fields. Raises UserError, which starts with `where`."""
     tree = to_dict(config)
     for section, values in settings.items():
         if not isinstance(values, Mapping) or not isinstance(tree.get(section, {}), Mapping):
-            raise UserError(f"{where}: {section} must be a section with fields, not {shown(values)}")
+            raise UserError(f"{where}: {section} must be a section with fields, not {short_repr(values)}")
         tree[section] = {**tree.get(section, {}), **values}
     return from_dict(tree, where)
 
@@ -82,10 +70,10 @@ def _names(table: Collection[str]) -> Any:
 
     def check(names: Any) -> tuple[str, ...]:
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"must be a list of names, not {shown(names)}")
+            raise ValueError(f"must be a list of names, not {short_repr(names)}")
         for name in names:
             if name not in table:
-                raise ValueError(f"has no '{named(name)}': {nearest(named(name), list(table))}")
+                raise ValueError(f"has no '{short_name(name)}': {nearest(short_name(name), list(table))}")
         return tuple(dict.fromkeys(names))
 
     return BeforeValidator(check)
@@ -93,69 +81,71 @@ def _names(table: Collection[str]) -> Any:
 
 def _recipes(names: Any) -> tuple[str, ...]:
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"must be a list of names, not {shown(names)}")
+        raise ValueError(f"must be a list of names, not {short_repr(names)}")
     for name in dict.fromkeys(names):
         recipe(name)
     return tuple(dict.fromkeys(names))
 
 
 def _scales(scales: Any) -> tuple[float, ...]:
-    right = isinstance(scales, list | tuple) and scales and all(type(one) in (int, float) and 0 < one <= 1 for one in scales)
-    if not right:
-        raise ValueError(f"must be a list of numbers in (0, 1], not {shown(scales)}")
+    valid = isinstance(scales, list | tuple) and scales and all(type(item) in (int, float) and 0 < item <= 1 for item in scales)
+    if not valid:
+        raise ValueError(f"must be a list of numbers in (0, 1], not {short_repr(scales)}")
     return tuple(dict.fromkeys(scales))
 
 
 def _counts(counts: Any) -> tuple[int, ...]:
-    right = isinstance(counts, list | tuple) and counts and all(type(one) is int and 1 <= one <= MAX_EXPERTS for one in counts)
-    if not right:
-        raise ValueError(f"must be a list of whole numbers from 1 to {MAX_EXPERTS}, not {shown(counts)}")
+    valid = isinstance(counts, list | tuple) and counts and all(type(item) is int and 1 <= item <= MAX_EXPERTS for item in counts)
+    if not valid:
+        raise ValueError(f"must be a list of whole numbers from 1 to {MAX_EXPERTS}, not {short_repr(counts)}")
     return tuple(dict.fromkeys(counts))
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:
-    if type(seeds) is int and 1 <= seeds <= MOST_SEEDS:
+    if type(seeds) is int and 1 <= seeds <= MAX_SEEDS:
         return tuple(range(seeds))
-    if isinstance(seeds, list | tuple) and 1 <= len(seeds) <= MOST_SEEDS:
-        wrong = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]
-        if wrong:
-            raise ValueError(f"must be whole numbers in [0, 2**63), not {shown(wrong[0])}")
+    if isinstance(seeds, list | tuple) and 1 <= len(seeds) <= MAX_SEEDS:
+        invalid = [seed for seed in seeds if type(seed) is not int or not 0 <= seed < 2**63]
+        if invalid:
+            raise ValueError(f"must be whole numbers in [0, 2**63), not {short_repr(invalid[0])}")
         return tuple(dict.fromkeys(seeds))
-    raise ValueError(f"must be a number of seeds from 1 to {MOST_SEEDS}, or a list of so many, not {shown(seeds)}")
+    raise ValueError(f"must be a number of seeds from 1 to {MAX_SEEDS}, or a list of so many, not {short_repr(seeds)}")
 
 
 def _settings(settings: Any) -> Settings:
     if settings is None:
         return {}
     if not isinstance(settings, Mapping):
-        raise ValueError(f"must be a mapping of sections, not {shown(settings)}")
+        raise ValueError(f"must be a mapping of sections, not {short_repr(settings)}")
     renamed: Settings = migrations.renamed(settings)
     sections = [name for name, value in to_dict(RunConfig()).items() if isinstance(value, dict) and name not in SET_ELSEWHERE]
     for section, values in renamed.items():
         if section not in (*sections, *SET_ELSEWHERE):
-            raise ValueError(f"unknown field {named(section)!r}: {nearest(named(section), sections)}")
-        for name in (section, *(named(field, f"{section}.") for field in values)) if isinstance(values, Mapping) else (section,):
+            raise ValueError(f"unknown field {short_name(section)!r}: {nearest(short_name(section), sections)}")
+        for name in (
+            (section, *(short_name(field, f"{section}.") for field in values)) if isinstance(values, Mapping) else (section,)
+        ):
             if name in SET_ELSEWHERE:
-                raise ValueError(f"{name} is not set here but by {SET_ELSEWHERE[name]}")
+                raise ValueError(f"{name} is set by {SET_ELSEWHERE[name]}, not here")
     with_settings(RunConfig(), renamed, "settings")
     return renamed
 
 
 def _variants(variants: Any) -> dict[str, Settings]:
     if not isinstance(variants, Mapping):
-        raise ValueError(f"must be a mapping of names to settings, not {shown(variants)}")
+        raise ValueError(f"must be a mapping of names to settings, not {short_repr(variants)}")
     for name in variants:
         if not isinstance(name, str) or not VARIANT.fullmatch(name):
-            raise ValueError(f"{named(name)!r} is no name of letters, digits, '_', '.' and '-'")
+            raise ValueError(f"{short_name(name)!r} is not a name of letters, digits, '_', '.' and '-'")
     return {name: _settings(settings) for name, settings in variants.items()}
 
 
 class Grid(BaseModel):
-    """Runs by their recipes and seeds: all combinations of the lists. See the head of this file."""
+    """All combinations of the lists and seeds. The docstring of this module describes the fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
 
-    methods: Annotated[tuple[str, ...], _names(METHODS)] = FIVE
+    methods: Annotated[tuple[str, ...], _names(METHODS)] = PAPER_METHODS
     backbones: Annotated[tuple[str, ...], _names(MODELS)] = ("resnet18",)
     datasets: Annotated[tuple[str, ...], _names(BASES)] = ("cifar10",)
     model_scales: Annotated[tuple[float, ...], BeforeValidator(_scales)] = (0.5,)
@@ -171,37 +161,37 @@ class Grid(BaseModel):
         if self.recipes and lists:
             raise ValueError(f"recipes excludes {', '.join(sorted(lists))}")
         if "num_experts" in self.model_fields_set and "num_experts" in self.settings.get("model", {}):
-            raise ValueError("settings: model.num_experts is not set here but by num_experts")
-        if self.size > MOST_RUNS:
-            raise ValueError(f"plans {self.size} runs, at most {MOST_RUNS} are allowed; some lists are too long")
+            raise ValueError("settings: model.num_experts is set by num_experts, not here")
+        if self.size > MAX_RUNS:
+            raise ValueError(f"plans {self.size} runs, at most {MAX_RUNS} are allowed; some lists are too long")
         return self
 
     @property
     def size(self) -> int:
-        """An upper bound of the number of runs."""
+        """An upper bound on the number of runs."""
         lists = (self.methods, self.backbones, self.datasets, self.model_scales, self.num_experts)
-        cells = len(self.recipes) or int(np.prod([len(one) for one in lists], dtype=object))
+        cells = len(self.recipes) or int(np.prod([len(item) for item in lists], dtype=object))
         return cells * len(self.seeds) * max(len(self.variants), 1)
 
     def names(self) -> list[str]:
         """The recipes, each once."""
         if self.recipes:
             return list(self.recipes)
-        usual = ModelConfig()
-        scales = ["" if scale == usual.model_scale else f"-r{decimal(scale)}" for scale in self.model_scales]
-        experts = ["" if count == usual.num_experts else f"-n{count}" for count in self.num_experts]
+        defaults = ModelConfig()
+        scales = ["" if scale == defaults.model_scale else f"-r{decimal(scale)}" for scale in self.model_scales]
+        experts = ["" if count == defaults.num_experts else f"-n{count}" for count in self.num_experts]
         return [
             f"{dataset}-{backbone}-{method}{scale}{count}"
             for dataset in self.datasets
             for backbone in self.backbones
             for method in self.methods
-            for scale in (scales if has_scale(method) else [""])
-            for count in (experts if has_experts(method) else [""])
+            for scale in (scales if method_traits(method).scaled else [""])
+            for count in (experts if method_traits(method).routed else [""])
         ]
 
 
 class SweepFile(BaseModel):
-    """What `advmoe sweep` is asked to run, and how runs are evaluated."""
+    """The runs of a sweep, and the attacks of their evaluations."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -213,11 +203,11 @@ class SweepFile(BaseModel):
     def _check_preset(cls, preset: Any) -> tuple[str, ...]:
         names = [preset] if isinstance(preset, str) else preset
         if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"must be quick, standard, full or a list of attacks, not {shown(preset)}")
+            raise ValueError(f"must be quick, standard, full or a list of attacks, not {short_repr(preset)}")
         return tuple(names)
 
 
-# The paper's tables and figures, and files
+# The paper's tables and figures, and sweep files
 
 
 def _table(name: str) -> Callable[[], Grid]:
@@ -237,7 +227,9 @@ def read_sweep(what: str) -> SweepFile:
     if what.endswith((".yaml", ".yml")):
         return _from_file(Path(what))
     if what not in PAPER:
-        raise UserError(f"unknown sweep '{what}', neither FILE.yaml nor one of the paper's: {nearest(what, list(PAPER))}")
+        raise UserError(
+            f"unknown sweep '{what}', neither a file (FILE.yaml) nor a table or figure of the paper: {nearest(what, list(PAPER))}"
+        )
     return SweepFile(grids=(PAPER[what](),))
 
 
@@ -248,30 +240,30 @@ def _from_file(path: Path) -> SweepFile:
         return _parsed(SweepFile, {"grids": (_grid(tree, fields, str(path)),), **shared}, str(path))
     for name in tree:
         if name != "grids":
-            raise UserError(f"{path}: unknown field {named(name)!r} beside grids: there is preset")
-    trees = tree["grids"]
-    if not isinstance(trees, list) or not 1 <= len(trees) <= MOST_RUNS:
-        raise UserError(f"{path}: grids must be a list of grids, not {shown(trees)}")
-    grids = tuple(_grid(one, fields, f"{path}: grids[{number}]") for number, one in enumerate(trees))
+            raise UserError(f"{path}: unknown field {short_name(name)!r} beside grids: there is preset")
+    grid_trees = tree["grids"]
+    if not isinstance(grid_trees, list) or not 1 <= len(grid_trees) <= MAX_RUNS:
+        raise UserError(f"{path}: grids must be a list of grids, not {short_repr(grid_trees)}")
+    grids = tuple(_grid(item, fields, f"{path}: grids[{number}]") for number, item in enumerate(grid_trees))
     runs = sum(grid.size for grid in grids)
-    if runs > MOST_RUNS:
-        raise UserError(f"{path}: plans {runs} runs, at most {MOST_RUNS} are allowed; some lists are too long")
+    if runs > MAX_RUNS:
+        raise UserError(f"{path}: plans {runs} runs, at most {MAX_RUNS} are allowed; some lists are too long")
     return _parsed(SweepFile, {"grids": grids, **shared}, str(path))
 
 
 def _grid(tree: Any, fields: list[str], where: str) -> Grid:
     if not isinstance(tree, Mapping):
-        raise UserError(f"{where} must be a mapping of fields, not {shown(tree)}")
+        raise UserError(f"{where} must be a mapping of fields, not {short_repr(tree)}")
     for name in tree:
         if name not in fields:
-            raise UserError(f"{where}: unknown field {named(name)!r}: {nearest(named(name), fields)}")
+            raise UserError(f"{where}: unknown field {short_name(name)!r}: {nearest(short_name(name), fields)}")
     return _parsed(Grid, tree, where)
 
 
-def _parsed(kind: type[Model], tree: Mapping[str, Any], where: str) -> Model:
-    """Raises UserError of one line for the first thing that is wrong."""
+def _parsed(model_class: type[Model], tree: Mapping[str, Any], where: str) -> Model:
+    """The model of `tree`. Raises UserError, in one line, for the first invalid field."""
     try:
-        return kind.model_validate(tree)
+        return model_class.model_validate(tree)
     except UserError as error:  # of a recipe or a configuration
         raise UserError(f"{where}: {error}") from None
     except ValidationError as error:

@@ -1,9 +1,9 @@
 """One run of a sweep: `advmoe train --resume`, then `advmoe evaluate`, in one process that writes its output to RUN/log.txt.
 
-The process ends when its parent ends, however that happens: it reads from a pipe that nobody writes to. It holds the lock
-RUN/.lock while it lives, so that only one process works on a run; a second one waits, and finds the work done. Files are
-replaced as a whole, so that the process can be killed at any moment and started again. Folders are claimed one at a time, under
-the lock DIR/.lock of the parent folder, because RUN must be empty until it is claimed.
+The process ends when its parent ends, even if the parent is killed: it waits for the end of a pipe from the parent. It holds the
+lock RUN/.lock, so that only one process at a time works on a run. Files are replaced atomically, so the process can be killed at
+any moment and started again. A folder is claimed under the lock DIR/.lock of its parent folder, because RUN must be empty until
+then.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from advmoe.config import RunConfig
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
 from advmoe.training.checkpoint import RunFolder
 
-GRACE = 10.0  # seconds that a process has to save a checkpoint before it is killed
+GRACE = 10.0  # seconds in which a process can save a checkpoint before it is killed
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be trained and evaluated in `folder`. `preset` is the name of an evaluation preset, or of attacks."""
+    """A run to train and evaluate in `folder`. `preset` has the name of one evaluation preset, or of attacks."""
 
     folder: Path
     config: RunConfig
@@ -41,11 +41,11 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of the folder, and of the run."""
+        """The name of the run and its folder."""
         return self.folder.name
 
     def at(self, device: str, threads: int) -> "Job":
-        """The same job on its share of a machine, with absolute paths."""
+        """The same job with a device, a number of threads, and absolute paths."""
         data, runtime = self.config.data, self.config.runtime
         data_dir = None if data.data_dir is None else str(Path(data.data_dir).absolute())
         data = data.replace(data_dir=data_dir, workers=data.workers or threads)
@@ -59,7 +59,7 @@ def preset_or_attacks(preset: Sequence[str]) -> str | Sequence[str]:
 
 
 def commands(job: Job) -> list[list[str]]:
-    """What remains to be done, as words of the command line."""
+    """The commands that remain to be run, as arguments of `advmoe`."""
     data, runtime, preset = job.config.data, job.config.runtime, preset_or_attacks(job.preset)
     if read_run(job.folder, resolve(preset).attacks).state is State.DONE:
         return []
@@ -69,7 +69,7 @@ def commands(job: Job) -> list[list[str]]:
     attacks = [f"--{preset}"] if isinstance(preset, str) else ["--attacks", *preset]
     train = ["train", "--out", str(job.folder), "--resume", *machine, *workers]
     evaluate = ["evaluate", str(job.folder), *attacks, *machine, "--precision", runtime.precision]
-    return [train, evaluate]  # on a trained run the first ends at once
+    return [train, evaluate]  # if the run is trained, the first ends at once
 
 
 def start(job: Job) -> subprocess.Popen[bytes]:
@@ -89,12 +89,12 @@ def _claim(job: Job) -> None:
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder.parent / ".lock"):
         if not folder.config_path.exists():
-            folder.clean()  # files of a process that was killed while it claimed the folder
+            folder.clean()  # left by a process that was killed while it claimed the folder
         folder.claim(job.config, resume=True)
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End the processes of jobs. One that trains saves a checkpoint first, for which it has GRACE seconds."""
+    """Terminate the processes of jobs, and kill them after GRACE seconds. A process that trains saves a checkpoint first."""
     until = time.monotonic() + GRACE
     for process in processes:
         process.terminate()
@@ -108,7 +108,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def ending(job: Job, status: int) -> str | None:
-    """The error of a process that ended with `status`, which is also written to the run's folder; None if it succeeded."""
+    """The error of a process that ended with `status`; None if it succeeded. The error is also written to the run's folder."""
     if status == 0:
         return None
     line = _killed_by(-status) if status < 0 else _last_line(job.folder / LOG)
@@ -131,7 +131,7 @@ def _last_line(log: Path) -> str:
 
 
 def main(lock: str, work: str) -> None:
-    """Run the commands one after another, up to the first that fails."""
+    """Run the commands one after another, until one fails."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with FileLock(lock):
         print(f"{socket.gethostname()}, process {os.getpid()}", flush=True)

@@ -5,21 +5,22 @@ from dataclasses import dataclass
 
 from advmoe.config import RunConfig
 from advmoe.errors import UserError, lookup
-from advmoe.recipes import BASES, recipe
-from advmoe.sweep.grid import Grid, Settings, SweepFile, decimal, has_scale, with_settings
+from advmoe.recipes import BASES, method_traits, recipe
+from advmoe.sweep.grid import Grid, Settings, SweepFile, decimal, with_settings
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One run: `name` is that of its folder; --only searches `label`."""
+    """One run: `name` is the name of its folder; --only searches `label`."""
 
     name: str
     config: RunConfig
 
     @property
     def label(self) -> str:
-        """The name and the model scale, which the name lacks if it is the default."""
-        return f"{self.name} r{decimal(self.config.model.model_scale)}" if has_scale(self.config.method) else self.name
+        """The name, and the model scale, which is not in the name if it is the default."""
+        scaled = method_traits(self.config.method).scaled
+        return f"{self.name} r{decimal(self.config.model.model_scale)}" if scaled else self.name
 
 
 def plan(
@@ -29,10 +30,10 @@ def plan(
     settings: Settings | None = None,
     seeds: int | None = None,
 ) -> list[Planned]:
-    """The runs of a sweep, seed by seed, so that every cell has a first run early. A run that two grids have counts once.
+    """The runs of a sweep, ordered by seed, so that every cell has a first run early. A run that two grids contain is planned once.
 
-    `only` keeps the runs whose label contains every one of these texts; `dataset`, `settings` and the number of `seeds` replace
-    those of the sweep. Raises UserError if no run remains, or a configuration refuses the settings.
+    `only` selects the runs whose label contains all of these texts; `dataset`, `settings` and the number of `seeds` replace
+    those of the sweep. Raises UserError if no run remains, or if settings are not allowed.
     """
     by_name: dict[str, Planned] = {}
     numbers = range(seeds) if seeds is not None else dict.fromkeys(seed for grid in sweep.grids for seed in grid.seeds)
@@ -43,17 +44,17 @@ def plan(
                 continue
             run = Planned(f"{name}-s{seed}", config.replace(seed=seed))
             if by_name.setdefault(run.name, run) != run:
-                raise UserError(f"two runs of other settings have the name {run.name}; name them by variants")
+                raise UserError(f"two runs with different settings have the name {run.name}; give them names by variants")
     runs = list(by_name.values())
-    kept = [run for run in runs if all(text in run.label for text in only)]
-    if not kept:
+    selected = [run for run in runs if all(text in run.label for text in only)]
+    if not selected:
         missing = next((text for text in only if not any(text in run.label for run in runs)), " ".join(only))
-        raise UserError(f"--only {missing}: no run has that in its name; the first of {len(runs)} is '{runs[0].label}'")
-    return kept
+        raise UserError(f"--only {missing}: no run has this in its name; the first of {len(runs)} is '{runs[0].label}'")
+    return selected
 
 
 def _cells(grid: Grid, dataset: str | None, settings: Settings) -> list[tuple[str, RunConfig]]:
-    """Every recipe and variant with its configuration, but for the seed."""
+    """The name and the configuration of every recipe and variant; the seed is set later."""
     cells = []
     for name in dict.fromkeys(_with_dataset(name, dataset) for name in grid.names()):
         config = with_settings(recipe(name), grid.settings, "settings")
@@ -68,7 +69,7 @@ def _with_dataset(name: str, dataset: str | None) -> str:
     if dataset is None:
         return name
     lookup(BASES, dataset, "dataset")
-    former = max((known for known in BASES if name.startswith(f"{known}-")), key=len, default=None)
-    if former is None:
+    current = max((known for known in BASES if name.startswith(f"{known}-")), key=len, default=None)
+    if current is None:
         raise UserError(f"--dataset: the recipe {name} has a data set that cannot be replaced")
-    return f"{dataset}-{name.removeprefix(f'{former}-')}"
+    return f"{dataset}-{name.removeprefix(f'{current}-')}"

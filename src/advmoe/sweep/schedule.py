@@ -1,4 +1,4 @@
-"""Runs the jobs of a sweep, until all have ended or the time is up."""
+"""Runs the jobs of a sweep until all have ended or the time is over."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,30 +8,31 @@ from math import inf
 from advmoe.sweep.job import GRACE, Job
 from advmoe.sweep.placements import Placement
 
-POLL = 0.5  # seconds between looks at the runs
-SHARE = 0.05  # of a slice, that is kept for starting and ending
+POLL = 0.5  # seconds between two readings of the states
+SHARE = 0.05  # of the time, reserved for starting and ending
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """`failed` has the error of each job that failed, `remaining` the names of the jobs that were not done in time."""
+class SweepOutcome:
+    """`failed` maps each job that failed to its error; `remaining` names the jobs that were stopped."""
 
     failed: dict[str, str] = field(default_factory=dict)
     remaining: tuple[str, ...] = ()
 
 
 def deadline(started: float, minutes: float | None) -> float:
-    """When jobs must be stopped (time.monotonic) so that a command that started then ends within `minutes`."""
+    """The time (of time.monotonic) at which jobs must be stopped, so that a command that began at `started` ends within
+    `minutes`."""
     if minutes is None:
         return inf
     return started + 60 * minutes - min(2 * GRACE, SHARE * 60 * minutes)
 
 
-def drive(placement: Placement, jobs: Sequence[Job], look: Callable[[], None], until: float = inf) -> Outcome:
-    """Run `jobs` to their ends, or until the clock (time.monotonic) says `until`. `look` is called now and then.
+def drive(placement: Placement, jobs: Sequence[Job], refresh: Callable[[], None], until: float = inf) -> SweepOutcome:
+    """Run `jobs` until they end, or until the time `until` (of time.monotonic). `refresh` is called about twice a second.
 
-    A job that is stopped keeps its finished epochs, a checkpoint within the epoch where its placement allows, and the finished
-    attacks of its evaluation.
+    A job that is stopped keeps its finished epochs, its finished attacks, and, if its placement lets it end by itself, a checkpoint
+    within the epoch.
     """
     failed: dict[str, str] = {}
     remaining = {job.name: job for job in jobs}
@@ -42,9 +43,9 @@ def drive(placement: Placement, jobs: Sequence[Job], look: Callable[[], None], u
         failed |= {name: line for name, line in ended.items() if line is not None}
         for name in ended:
             del remaining[name]
-        look()
+        refresh()
         if remaining:
             time.sleep(min(POLL, max(0.0, until - time.monotonic())))
     if remaining:
         placement.close()
-    return Outcome(failed, tuple(remaining))
+    return SweepOutcome(failed, tuple(remaining))

@@ -1,4 +1,4 @@
-"""A sweep in the terminal: its plan, and the states of its runs."""
+"""Prints a sweep: its plan, and the states of its runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ STYLES = {
     State.PLANNED: "dim", State.TRAINING: "cyan", State.TRAINED: "cyan", State.EVALUATING: "blue", State.DONE: "green",
     State.STALLED: "yellow", State.FAILED: "red",
 }  # fmt: skip
-# which runs come first if they do not all fit on the terminal
+# if the terminal is too small for all runs, these are listed first
 ORDER = (State.TRAINING, State.EVALUATING, State.TRAINED, State.STALLED, State.FAILED, State.PLANNED, State.DONE)
 FRAME = 6  # lines of a table that are not rows
 
@@ -26,14 +26,14 @@ Statuses = Mapping[str, RunStatus]
 
 
 def duration(seconds: float | None) -> str:
-    """'40 s', '7 min', '3.5 h'; a dash for what is not known."""
+    """'40 s', '7 min', '3.5 h'; '-' for None."""
     if seconds is None:
         return "-"
     return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str, float]) -> Table:
-    """Every run with the ideal GMACs of its network, its state, and the time that it still needs."""
+    """A row for each run: the ideal GMACs of its network, its state, and its remaining time."""
     table = Table()
     for title in ("run", "GMACs", "state", "expected"):
         text = title in ("run", "state")
@@ -46,12 +46,12 @@ def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str
 
 
 def remaining(runs: int, missing: int, seconds: Mapping[str, float], placement: Placement | None, reason: str) -> str:
-    """How many runs remain, where they run and how long they take, in one line; `reason` says why the time is not known."""
+    """One line: the number of remaining runs, where they run, and their time. `reason` says why the time is unknown, if it is."""
     done = f"{runs} runs, {runs - missing} done"
     if not missing:
         return done
     if reason:
-        return f"{done}; the time for the other {missing} is not known: {reason}"
+        return f"{done}; the time of the other {missing} is unknown: {reason}"
     at_once, where = (placement.workers, placement.description) if placement is not None else (1, "one after another")
     longest = max(*seconds.values(), sum(seconds.values()) / min(at_once, missing))
     return f"{done}; the other {missing} take up to about {duration(longest)} ({where})"
@@ -64,9 +64,9 @@ def counts(statuses: Statuses) -> str:
 
 
 class Board:
-    """The states of the runs: a live table on a terminal, a line for every change elsewhere.
+    """Displays the states of the runs: a live table in a terminal, otherwise a line for every change.
 
-    `read` gives the status of one run; runs that are done are not read again.
+    `read` returns the status of one run; runs that are done are not read again.
     """
 
     def __init__(self, console: Console, out: Path, names: Sequence[str], read: Callable[[str], RunStatus]) -> None:
@@ -83,8 +83,8 @@ class Board:
         if self.live.is_started:
             self.live.stop()
 
-    def look(self) -> None:
-        """Read the states again and show them."""
+    def refresh(self) -> None:
+        """Read the states again and display them."""
         for name, before in self.statuses.items():
             if before.state is State.DONE:
                 continue
@@ -97,9 +97,9 @@ class Board:
 
     def _table(self) -> Table:
         table = Table("run", "state")
-        names, room = list(self.statuses), max(self.console.height - FRAME, 1)
-        if len(names) > room:
-            names = sorted(names, key=lambda name: ORDER.index(self.statuses[name].state))[:room]
+        names, rows = list(self.statuses), max(self.console.height - FRAME, 1)
+        if len(names) > rows:
+            names = sorted(names, key=lambda name: ORDER.index(self.statuses[name].state))[:rows]
         for name in names:
             table.add_row(name, _styled(self.statuses[name]))
         return table

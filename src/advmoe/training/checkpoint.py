@@ -152,7 +152,7 @@ class RunFolder:
 
     def _check_empty(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
-            raise UserError(f"{self.path}: is not an empty folder, nor one that holds a run; give another --out")
+            raise UserError(f"{self.path}: is neither an empty folder nor the folder of a run; give another --out")
 
     def epochs(self) -> list[Path]:
         """Checkpoint folders, oldest first."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
 from advmoe.data import DATASETS, ImageSpec
-from advmoe.errors import UserError, lookup, one_line, shown
+from advmoe.errors import UserError, lookup, one_line, short_repr
 from advmoe.files import JsonObject, check_plain
 from advmoe.models import Classifier, compact
 from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
@@ -86,7 +86,7 @@ def saved_file(path: Path) -> tuple[Saved, JsonObject | None]:
     try:
         content = json.loads(header[KEY])
         if content["schema"] not in (1, SCHEMA):
-            raise UserError(f"{path}: is of schema {shown(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
+            raise UserError(f"{path}: is of schema {short_repr(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
         parsed = Header.model_validate(content, context={"where": str(path)})
         return _rebuilt(parsed, state), parsed.record
     except ValidationError as error:

@@ -9,7 +9,7 @@ import tyro
 
 from advmoe.cli.parsing import Flag, parse
 from advmoe.config import RuntimeConfig
-from advmoe.config.choices import MOST_SEEDS, PlacementName
+from advmoe.config.choices import MAX_SEEDS, PlacementName
 from advmoe.errors import UserError
 
 
@@ -67,8 +67,8 @@ class SweepArguments:
         for name in ("seeds", "workers"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.seeds is not None and self.seeds > MOST_SEEDS:
-            raise UserError(f"seeds must be at most {MOST_SEEDS}, not {self.seeds}")
+        if self.seeds is not None and self.seeds > MAX_SEEDS:
+            raise UserError(f"seeds must be at most {MAX_SEEDS}, not {self.seeds}")
         if self.minutes is not None and not 0 < self.minutes < inf:
             raise UserError(f"minutes must be positive and finite, not {self.minutes}")
         if self.address is not None and self.placement == "local":
@@ -81,12 +81,12 @@ class SweepArguments:
     @property
     def settings(self) -> Mapping[str, Mapping[str, int | str]]:
         """What the command line sets in every run's configuration."""
-        given: dict[str, dict[str, int | str | None]] = {
+        values: dict[str, dict[str, int | str | None]] = {
             "training": {"epochs": self.epochs, "batch_size": self.batch_size},
             "model": {"width": self.width},
             "data": {"limit_train": self.limit_train, "limit_test": self.limit_test, "data_dir": self.data_dir},
         }
-        return {section: {name: v for name, v in fields.items() if v is not None} for section, fields in given.items()}
+        return {section: {name: v for name, v in fields.items() if v is not None} for section, fields in values.items()}
 
 
 def read(words: list[str]) -> SweepArguments:

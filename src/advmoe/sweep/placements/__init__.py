@@ -1,6 +1,7 @@
-"""Where the runs of a sweep run: on this machine, on a Ray cluster, through Slurm. PLACEMENTS is the registry.
+"""The places where a sweep can execute its runs: this machine, a Ray cluster, Slurm.
 
-A placement is a subclass of `Placement` and one entry of PLACEMENTS, which imports its module on first use: it may need an extra.
+To add one, write a subclass of `Placement` and an entry of PLACEMENTS. Its module is imported only if it is used, because it may
+need an extra.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What every placement offers: it takes jobs, and says how they ended."""
+"""The interface of placements, which execute the runs of a sweep."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,9 @@ from advmoe.sweep.job import Job
 
 @dataclass(frozen=True)
 class Request:
-    """What a sweep asks of a placement: `runs` is the number of runs, `out` the sweep's folder, `workers` how many runs at once.
+    """The settings of a placement. `runs` is the number of runs, `out` the sweep's folder, `workers` the number of runs at once.
 
-    `threads` are the CPU threads of a run, 0 for a default; `address` and `parameters` are the command line's --address and
+    `threads` is the number of CPU threads of a run, 0 for the default; `address` and `parameters` are the values of --address and
     --slurm.
     """
 
@@ -26,10 +26,10 @@ class Request:
 
 
 class Placement(ABC):
-    """Takes jobs and says how they ended. A run's folder must have the same path wherever its job runs.
+    """Executes jobs. The path of a run's folder must be the same on all machines.
 
-    `description` is a phrase for the plan, `workers` how many jobs run at once, `threads` the CPU threads of each. Making one
-    raises UserError if the request cannot be met.
+    `description` is printed with the plan, `workers` is the number of jobs that run at once, `threads` the CPU threads of each. The
+    constructor raises UserError if the request cannot be met.
     """
 
     description: str
@@ -39,19 +39,19 @@ class Placement(ABC):
     @classmethod
     @abstractmethod
     def check(cls, request: Request) -> None:
-        """Raises UserError on a request that can never be met. Asks no cluster, and writes nothing."""
+        """Raises UserError for a request that can never be met. Connects to no cluster and writes nothing."""
 
     @abstractmethod
     def __init__(self, request: Request) -> None: ...
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Take jobs to be run in this order."""
+        """Execute jobs, in this order."""
 
     @abstractmethod
     def ended(self) -> Mapping[str, str | None]:
-        """The jobs that ended since the last call: name -> the error a job ended with, or None."""
+        """The jobs that ended since the last call: name -> error, or None if the job succeeded."""
 
     @abstractmethod
     def close(self) -> None:
-        """End the jobs that run, and forget those that wait. What they have saved is kept."""
+        """Stop the running jobs and drop the waiting ones. Their files are kept."""

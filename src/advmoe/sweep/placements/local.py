@@ -11,24 +11,26 @@ from advmoe.errors import UserError
 from advmoe.sweep.job import Job, ending, start, stop
 from advmoe.sweep.placements.base import Placement, Request
 
-MOST_WORKERS = 4  # on a CPU, by default
+MAX_WORKERS = 4  # on a CPU, by default
 
 
 class LocalPlacement(Placement):
-    """At most `workers` processes at once, among which devices and threads are shared out.
+    """At most `workers` processes at once, which share the devices and threads.
 
-    Without a number of workers there is one for each CUDA device, or up to four on the CPU. The devices auto and cuda stand for
-    all CUDA devices.
+    The default number of workers is one for each CUDA device, or up to four on the CPU. The devices auto and cuda mean all CUDA
+    devices.
     """
 
     @classmethod
     def check(cls, request: Request) -> None:
-        """Raises UserError on more workers or threads than the machine has cores."""
-        workers, threads, most = _workers(request), request.threads, cores()
-        if workers > most:
-            raise UserError(f"workers must be at most the number of cores, {most}, not {workers}")
-        if threads * workers > most:
-            raise UserError(f"{workers} workers of {threads} threads are more than {most} cores; give fewer --workers or --threads")
+        """Raises UserError for more workers or threads than the machine has cores."""
+        workers, threads, limit = _workers(request), request.threads, cores()
+        if workers > limit:
+            raise UserError(f"workers must be at most the number of cores, {limit}, not {workers}")
+        if threads * workers > limit:
+            raise UserError(
+                f"{workers} workers of {threads} threads are more than {limit} cores; give fewer --workers or --threads"
+            )
 
     def __init__(self, request: Request) -> None:
         self.check(request)
@@ -64,7 +66,7 @@ class LocalPlacement(Placement):
         self.running.clear()
 
     def _fill(self) -> None:
-        """Start jobs while a device is free. A job that cannot be started counts as ended."""
+        """Start jobs while a device is free. A job that cannot be started counts as failed."""
         while self.free and self.waiting:
             job = self.waiting.popleft().at(self.free[0], self.threads)
             try:
@@ -78,12 +80,12 @@ def _workers(request: Request) -> int:
     if request.workers is not None:
         return max(1, request.workers)
     devices = devices_for(request.device)
-    most = len(devices) if devices[0].startswith("cuda") else MOST_WORKERS
-    return max(1, min(request.runs, cores() // max(request.threads, 1), most))
+    limit = len(devices) if devices[0].startswith("cuda") else MAX_WORKERS
+    return max(1, min(request.runs, cores() // max(request.threads, 1), limit))
 
 
 def devices_for(device: str) -> list[str]:
-    """The devices of this machine that a configuration's `device` stands for."""
+    """The devices of this machine that the setting `device` means."""
     count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     if count > 1:
         return [f"cuda:{number}" for number in range(count)]

@@ -1,6 +1,6 @@
 """Runs as tasks of a Ray cluster: an existing one, or one that is started on this machine.
 
-A task whose worker or process was killed is run again, and the run goes on from its last checkpoint.
+A task whose worker or process was killed is executed again, and the run continues from its last checkpoint.
 """
 
 import contextlib
@@ -29,13 +29,13 @@ class Killed(Exception):
 
 
 class RayPlacement(Placement):
-    """Each job asks for `threads` CPUs and, if the cluster has GPUs and `device` is not the CPU, for one GPU."""
+    """Each job requests `threads` CPUs and, if the cluster has GPUs and `device` is not the CPU, one GPU."""
 
     @classmethod
     def check(cls, request: Request) -> None:
-        """Raises UserError on a number of workers or threads that does not fit the request."""
+        """Raises UserError for a number of workers or threads that is not possible."""
         if request.address is not None and request.workers is not None:
-            raise UserError("--workers is for Ray on this machine alone; a cluster is shared out by the runs' --threads")
+            raise UserError("--workers is only for Ray on this machine; on a cluster, --threads decides how many runs fit")
         if request.address is None and request.threads > cores():
             raise UserError(f"threads must be at most the number of cores, {cores()}, not {request.threads}")
 
@@ -51,7 +51,7 @@ class RayPlacement(Placement):
         except (ConnectionError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
             raise UserError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
         resources = ray.cluster_resources()
-        _check_room(address, self.threads)
+        _check_capacity(address, self.threads)
         gpus = 1 if resources.get("GPU") and self.device != "cpu" else 0
         self.workers = max(1, int(min(resources.get("CPU", 0) // self.threads, resources["GPU"] if gpus else float("inf"))))
         self.description = f"Ray, {self.workers} runs at once of {self.threads} threads" + (" and a GPU each" if gpus else "")
@@ -77,7 +77,7 @@ class RayPlacement(Placement):
 
 
 def _check_reachable(address: str | None) -> None:
-    """Raises UserError if nothing answers at HOST:PORT: Ray itself would try for many minutes."""
+    """Raises UserError if nothing answers at HOST:PORT. Ray would try for many minutes."""
     host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
     if not (colon and port.isdigit()):
         return
@@ -87,16 +87,18 @@ def _check_reachable(address: str | None) -> None:
         raise UserError(f"no Ray cluster at {address}: {error}") from None
 
 
-def _check_room(address: str | None, threads: int) -> None:
-    """Raises UserError, and leaves the cluster, if none of its machines can ever take a run: Ray would wait for ever."""
-    most = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    if most < threads:
+def _check_capacity(address: str | None, threads: int) -> None:
+    """Disconnects and raises UserError if no node of the cluster has enough CPUs for a run. Ray would wait for ever."""
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    if largest < threads:
         ray.shutdown()
-        raise UserError(f"Ray cluster at {address or 'this machine'}: no node has the {threads} CPUs of a run (at most {most:g})")
+        raise UserError(
+            f"Ray cluster at {address or 'this machine'}: no node has the {threads} CPUs of a run (at most {largest:g})"
+        )
 
 
 def attend(job: Job) -> str | None:
-    """Run a job to its end; return the error it failed with. Raises Killed if its process was killed."""
+    """Execute a job; return its error, or None. Raises Killed if its process was killed."""
     try:
         process = start(job)
     except (UserError, OSError) as error:

@@ -1,4 +1,4 @@
-"""Runs as jobs of a Slurm cluster, through submitit. Its executors local and debug need no Slurm."""
+"""Runs as jobs of a Slurm cluster, through submitit, whose executors local and debug need no Slurm."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +18,15 @@ except ImportError:
 
 DAY = 24 * 60  # minutes that a job may take by default; submitit's default is five
 EXECUTORS = ["slurm", "local", "debug"]
-# what submitit raises on wrong parameters and missing clusters
+# errors of submitit for wrong parameters and missing clusters
 REFUSALS = (RuntimeError, NameError, TypeError, ValueError, AssertionError)
 
 
 class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no types
-    """Runs a job to its end; a job that Slurm preempts is queued again and goes on from its last checkpoint."""
+    """Executes a job; a job that Slurm preempts is queued again and continues from its last checkpoint."""
 
     def __call__(self, job: Job) -> str | None:
-        """Return the error that the job failed with, or None."""
+        """Return the job's error, or None."""
         try:
             process = start(job)
         except (UserError, OSError) as error:
@@ -38,14 +38,14 @@ class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no type
 
 
 class SlurmPlacement(Placement):
-    """One Slurm job for each run. `parameters` are those of submitit, as KEY=VALUE; `workers` bounds how many run at once.
+    """One Slurm job for each run. `parameters` are submitit's, as KEY=VALUE; `workers` is the most jobs that run at once.
 
-    The address names submitit's executor: slurm by default.
+    `address` is the name of submitit's executor, by default slurm.
     """
 
     @classmethod
     def check(cls, request: Request) -> None:
-        """Raises UserError on an executor or a parameter that submitit does not know."""
+        """Raises UserError for an executor or a parameter that submitit does not know."""
         executor = request.address or "slurm"
         if executor not in EXECUTORS:
             raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
