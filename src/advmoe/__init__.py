@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from advmoe.moved import getter
 from advmoe.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from advmoe.runs.loaded import Loaded
 
 __all__ = ["Loaded", "from_pretrained", "load", "push_to_hub", "save_file"]
-HOMES = {
+MODULES = {
     "Loaded": "advmoe.runs.loaded",
     "from_pretrained": "advmoe.runs.load",
     "load": "advmoe.runs.load",
@@ -21,7 +22,7 @@ HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """What stands in `__all__`, imported when it is asked for (PEP 562), so that `import advmoe` alone costs next to nothing."""
-    if name in HOMES:
-        return getattr(import_module(HOMES[name]), name)
-    raise AttributeError(f"module 'advmoe' has no attribute {name!r}")
+    """Import the names in `__all__` when they are first used (PEP 562), so that `import advmoe` is fast."""
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name)
+    return getter(__name__)(name)

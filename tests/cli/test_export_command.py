@@ -108,13 +108,13 @@ def test_a_file_that_says_something_else_ends_with_2(run, tmp_path, capsys, monk
 
 
 def test_an_untrained_network_is_warned_of(run, tmp_path, capsys, monkeypatch):
-    real = command.answers
+    real = command.outputs
 
     def guesses(model, pixels):
         known = real(model, pixels)
         return replace(known, logits=torch.zeros_like(known.logits))
 
-    monkeypatch.setattr(command, "answers", guesses)
+    monkeypatch.setattr(command, "outputs", guesses)
     monkeypatch.setattr(command, "compare", lambda *given: [])
     monkeypatch.setattr(command, "BATCHES", ())
     captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "100")

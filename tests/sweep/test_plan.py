@@ -127,7 +127,9 @@ def test_bad_files_are_refused_with_what_would_be_right(tmp_path, text, said):
 
 
 def test_unknown_names_are_refused(tmp_path):
-    with pytest.raises(UserError, match=r"unknown sweep 'fig8', neither a file .* nor a table or figure of the paper: did you mean fig7"):
+    with pytest.raises(
+        UserError, match=r"unknown sweep 'fig8', neither a file .* nor a table or figure of the paper: did you mean fig7"
+    ):
         read_sweep("fig8")
     with pytest.raises(UserError, match=r"no-such\.yaml: cannot be read"):
         read_sweep("no-such.yaml")
@@ -184,7 +186,7 @@ def test_a_run_of_two_grids_counts_once_and_two_runs_of_one_name_are_refused(tmp
     same = "grids: [{methods: [advmoe], seeds: 1}, {methods: [advmoe, at_moe], seeds: 2}]"
     assert len(plan(read_sweep(written(tmp_path, same)))) == 4
     other = "grids: [{methods: [advmoe], seeds: 1}, {methods: [advmoe], seeds: 1, settings: {training: {lr: 0.2}}}]"
-    with pytest.raises(UserError, match="two runs of other settings have the name cifar10-resnet18-advmoe-s0"):
+    with pytest.raises(UserError, match="two runs with different settings have the name cifar10-resnet18-advmoe-s0"):
         plan(read_sweep(written(tmp_path, other)))
 
 

@@ -36,7 +36,7 @@ def test_a_run_and_its_file_are_the_same_teacher(teacher_run, tiny, splits, tmp_
     for source in (teacher_run, tmp_path / "teacher.safetensors"):
         teacher = load_teacher(tiny(teacher=str(source)), splits)
         assert teacher.digest == weights_digest(network.network)
-        assert teacher.answers is None
+        assert teacher.precomputed is None
         torch.testing.assert_close(teacher.probabilities(x), network(x).softmax(dim=1), **BFLOAT16)
         assert not any(parameter.requires_grad for parameter in teacher.network.parameters())
     assert load_teacher(tiny(), splits) is None
@@ -45,15 +45,15 @@ def test_a_run_and_its_file_are_the_same_teacher(teacher_run, tiny, splits, tmp_
 def test_answers_are_looked_up_where_images_never_change(teacher_run, tiny, splits):
     fixed = tiny(teacher=str(teacher_run), crop_padding=0, flip=False)
     teacher, rows = load_teacher(fixed, splits), torch.tensor([7, 3])
-    assert teacher.answers.shape == (len(splits.train), 10)
+    assert teacher.precomputed.shape == (len(splits.train), 10)
     x = splits.train[rows].pixels()
-    torch.testing.assert_close(teacher.probabilities(x, rows), replace(teacher, answers=None).probabilities(x), **BFLOAT16)
+    torch.testing.assert_close(teacher.probabilities(x, rows), replace(teacher, precomputed=None).probabilities(x), **BFLOAT16)
     (batch,) = splits.train.augmented([rows.numpy()], [0], fixed.data)
     assert torch.equal(batch.raw, splits.train[rows].raw)
     assert torch.equal(batch.rows, rows)
     for options in ({"flip": True}, {"crop_padding": 1}, {"augment": "crop_shift"}):
         changing = fixed.replace(data=fixed.data.replace(**options))
-        assert load_teacher(changing, splits).answers is None
+        assert load_teacher(changing, splits).precomputed is None
 
 
 def test_probabilities_take_the_labels_place_in_attack_and_loss(teacher_run, tiny, splits):

@@ -1,5 +1,7 @@
 """Attacks: functions that take a network and images, and return adversarial images."""
 
+from typing import TYPE_CHECKING
+
 from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
 from advmoe.attacks.draws import BatchDraws, Draws, ImageDraws, derive_seed
 from advmoe.attacks.geometry import project
@@ -16,6 +18,7 @@ from advmoe.attacks.objectives import (
 )
 from advmoe.attacks.pgd import Pgd, frozen, pgd
 from advmoe.config.choices import Norm
+from advmoe.moved import getter
 
 __all__ = [
     "OBJECTIVES",
@@ -40,3 +43,6 @@ __all__ = [
     "targeted_cross_entropy",
     "targeted_dlr",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

@@ -57,14 +57,14 @@ class Report(BaseModel):
 
 
 class Success(Report):
-    """The first attack that fooled the network, the smallest change that did, and the file of the adversarial image. `asked` is the
-    file that --out named."""
+    """The first attack that fooled the network, the smallest change that did, and the file of the adversarial image. `requested` is
+    the file that --out named."""
 
     first: Change
     smallest: Change
     adversarial: Prediction
     file: str
-    asked: str
+    requested: str
 
 
 def run(arguments: AttackArguments) -> None:
@@ -107,10 +107,11 @@ def _report(model: Loaded, victim: Victim, epsilon: float, note: str, arguments:
         first, withstood = beyond(victim, epsilon, attempted)
     if first is None:
         return report
-    least, path = smallest(victim, first, withstood, attempted), _write(victim, first, max(epsilon, first.epsilon), arguments.path)
+    minimal = smallest(victim, first, withstood, attempted)
+    path = _write(victim, first, max(epsilon, first.epsilon), arguments.path)
     return Success(
-        **dict(report), first=_change(first), smallest=_change(least), adversarial=_prediction(model, first.x_adv), file=str(path),
-        asked=str(arguments.path),
+        **dict(report), first=_change(first), smallest=_change(minimal), adversarial=_prediction(model, first.x_adv),
+        file=str(path), requested=str(arguments.path),
     )  # fmt: skip
 
 
@@ -120,13 +121,13 @@ def _change(fooled: Fooled) -> Change:
 
 def _prediction(model: Loaded, x: Tensor) -> Prediction:
     """The prediction for one image [C, H, W]."""
-    return Prediction(**model.answers(x[None])[0]._asdict())
+    return Prediction(**model.predict_batch(x[None])[0]._asdict())
 
 
-def _write(victim: Victim, fooled: Fooled, epsilon: float, asked: Path) -> Path:
+def _write(victim: Victim, fooled: Fooled, epsilon: float, requested: Path) -> Path:
     """Write the adversarial image: as a PNG if it still fools in 8 bits a channel, otherwise as an .npy. Returns the path."""
-    levels = in_eight_bits(victim, fooled, epsilon) if asked.suffix.lower() == ".png" else None
-    path = asked if levels is not None else asked.with_suffix(".npy")
+    levels = in_eight_bits(victim, fooled, epsilon) if requested.suffix.lower() == ".png" else None
+    path = requested if levels is not None else requested.with_suffix(".npy")
     write_image(fooled.x_adv if levels is None else levels, path)
     return path
 
@@ -143,22 +144,22 @@ def _lines(report: Report) -> Iterator[str]:
 
 
 def _lines_of_success(report: Success) -> Iterator[str]:
-    first, least, before = report.first, report.smallest, report.clean.pathway
+    first, minimal, before = report.first, report.smallest, report.clean.pathway
     if first.epsilon > report.epsilon + SLACK:
         yield f"At epsilon {_in_levels(report.epsilon)} it withstood every attack that was tried."
     yield f"Fooled first by {first.attack}, at {_in_levels(first.epsilon)}: predicted {_words(report.adversarial)}"
-    yield f"Smallest change that fooled it: {_in_levels(least.epsilon)}, by {least.attack} (others may need less)"
+    yield f"Smallest change that fooled it: {_in_levels(minimal.epsilon)}, by {minimal.attack} (others may need less)"
     if before:
-        moved = sum(one != other for one, other in zip(before, report.adversarial.pathway, strict=True))
-        yield f"Pathway: {moved} of {len(before)} choices changed"
+        changed = sum(one != other for one, other in zip(before, report.adversarial.pathway, strict=True))
+        yield f"Pathway: {changed} of {len(before)} choices changed"
     form = "8 bits a channel" if report.file.lower().endswith(".png") else "floats"
-    asked = "" if report.file == report.asked else f"; {report.asked} in 8 bits a channel would not fool it"
-    yield f"Written: {report.file} ({form}; read back, it fools the network{asked})"
+    rounded = "" if report.file == report.requested else f"; {report.requested} in 8 bits a channel would not fool it"
+    yield f"Written: {report.file} ({form}; read back, it fools the network{rounded})"
 
 
 def _words(prediction: Prediction) -> str:
-    over = f", pathway {pathway(prediction.pathway)}" if prediction.pathway else ""
-    return f"{prediction.name}, confidence {prediction.confidence:.4f}{over}"
+    route = f", pathway {pathway(prediction.pathway)}" if prediction.pathway else ""
+    return f"{prediction.name}, confidence {prediction.confidence:.4f}{route}"
 
 
 def _in_levels(epsilon: float) -> str:

@@ -13,7 +13,7 @@ from advmoe.config import to_dict
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, agreement, answers, check_dtype, compare, export
+from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, agreement, check_dtype, compare, export, outputs
 from advmoe.files import check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -39,17 +39,19 @@ def run(arguments: ExportArguments) -> None:
     comparisons: list[Comparison | Agreement] = []
     if arguments.check:
         pixels, labels = _images(data, loaded)
-        known = answers(loaded.network, pixels)
-        _warn_chance(arguments.run, known.logits, labels)
+        reference = outputs(loaded.network, pixels)
+        _warn_chance(arguments.run, reference.logits, labels)
         exact = arguments.dtype == "float32"
         for batch in BATCHES:
             comparisons.append(
-                compare(known, predict, pixels, batch) if exact else agreement(known, predict, pixels, labels, batch)
+                compare(reference, predict, pixels, batch) if exact else agreement(reference, predict, pixels, labels, batch)
             )
     _print(arguments, comparisons)
-    wrong = sorted({row for one in comparisons if isinstance(one, Comparison) for row in one.differing})
-    if wrong:
-        raise UserError(f"{arguments.out}: differs from PyTorch on {len(wrong)} of {comparisons[0].images} images: {_some(wrong)}")
+    differing = sorted({row for item in comparisons if isinstance(item, Comparison) for row in item.differing})
+    if differing:
+        raise UserError(
+            f"{arguments.out}: differs from PyTorch on {len(differing)} of {comparisons[0].images} images: {_first_rows(differing)}"
+        )
 
 
 def facts(loaded: Loaded) -> dict[str, object]:
@@ -92,25 +94,27 @@ def _warn_chance(run: str, logits: Tensor, labels: Tensor | None) -> None:
     """Warn if the accuracy is at most two standard errors above that of a guess: the network is probably untrained."""
     if labels is None:
         return
-    right, chance = (logits.argmax(dim=1) == labels).double().mean().item(), 1 / logits.shape[1]
-    if right <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5:
-        _warn(f"{run}: is right on {100 * right:.1f} % of {len(labels)} images, no more than a guess: it looks untrained")
+    accuracy, chance = (logits.argmax(dim=1) == labels).double().mean().item(), 1 / logits.shape[1]
+    if accuracy <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5:
+        _warn(f"{run}: is right on {100 * accuracy:.1f} % of {len(labels)} images, no more than a guess: it looks untrained")
 
 
 def _print(arguments: ExportArguments, comparisons: Sequence[Comparison | Agreement]) -> None:
     if arguments.json:
-        compared = [{**asdict(one), **({"equal": one.equal} if isinstance(one, Comparison) else {})} for one in comparisons]
-        named = {"file": str(arguments.out), "format": arguments.format, "dtype": arguments.dtype}
-        print(json.dumps({**named, "compared": compared}))
+        comparisons_json = [
+            {**asdict(item), **({"equal": item.equal} if isinstance(item, Comparison) else {})} for item in comparisons
+        ]
+        header = {"file": str(arguments.out), "format": arguments.format, "dtype": arguments.dtype}
+        print(json.dumps({**header, "compared": comparisons_json}))
         return
-    kind = arguments.format if arguments.dtype == "float32" else f"{arguments.format}, {arguments.dtype}"
-    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {kind}")
-    for one in comparisons:
-        print(f"batch {one.batch:2}, {one.images} images: {_verdict(one)}")
+    form = arguments.format if arguments.dtype == "float32" else f"{arguments.format}, {arguments.dtype}"
+    print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {form}")
+    for item in comparisons:
+        print(f"batch {item.batch:2}, {item.images} images: {_verdict(item)}")
     undecided = comparisons[0].undecided if comparisons and isinstance(comparisons[0], Comparison) else ()
     if undecided:
         count = f"{len(undecided)} images with a router margin under 1e-5"
-        print(f"not compared, because rounding decides their route: {count}: {_some(undecided)}")
+        print(f"not compared, because rounding decides their route: {count}: {_first_rows(undecided)}")
 
 
 def _verdict(comparison: Comparison | Agreement) -> str:
@@ -122,7 +126,7 @@ def _verdict(comparison: Comparison | Agreement) -> str:
     return f"{comparison.classes:.1f} % in the same class as PyTorch in float32{routes}{accuracy}"
 
 
-def _some(rows: Sequence[int]) -> str:
+def _first_rows(rows: Sequence[int]) -> str:
     return ", ".join(map(str, rows[:MAX_ROWS])) + (", ..." if len(rows) > MAX_ROWS else "")
 
 

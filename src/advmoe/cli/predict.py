@@ -11,7 +11,7 @@ from advmoe.config import RuntimeConfig
 from advmoe.errors import UserError, printable
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
-from advmoe.runs.predict import Prediction, images_in, predict
+from advmoe.runs.predict import FilePrediction, images_in, predict
 
 COLUMNS = ("image", "class", "confidence", "pathway", "note")
 
@@ -22,19 +22,19 @@ def run(arguments: PredictArguments) -> None:
     write(model, _readable(arguments, model))
 
 
-def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[Prediction]:
+def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[FilePrediction]:
     """The predictions; files that are not images are reported on stderr. Raises UserError if there is no image at all."""
     done, failed = 0, 0
     single = len(arguments.images) == 1 and not arguments.images[0].is_dir()
-    for answer in predict(model, images_in(arguments.images), arguments.batch_size):
-        if isinstance(answer, Prediction):
+    for result in predict(model, images_in(arguments.images), arguments.batch_size):
+        if isinstance(result, FilePrediction):
             done += 1
-            yield answer
+            yield result
         elif single:
-            raise UserError(answer.reason)
+            raise UserError(result.reason)
         else:
             failed += 1
-            print(f"advmoe: {answer.reason}", file=sys.stderr)
+            print(f"advmoe: {result.reason}", file=sys.stderr)
     if not done:
         names = ", ".join(map(str, arguments.images))
         raise UserError(f"{names}: none of {failed} files is an image" if failed else f"{names}: contains no file")
@@ -45,7 +45,7 @@ def pathway(route: Sequence[int]) -> str:
     return "-".join(map(str, route))
 
 
-def _print_table(model: Loaded, rows: Iterator[Prediction]) -> None:
+def _print_table(model: Loaded, rows: Iterator[FilePrediction]) -> None:
     """Aligned lines; the image is last, because the lengths of the names are not known beforehand."""
     width = max(len("class"), *(len(printable(name)) for name in model.classes))
     for number, row in enumerate(rows):
@@ -56,7 +56,7 @@ def _print_table(model: Loaded, rows: Iterator[Prediction]) -> None:
         print(line + (f"  ({row.note})" if row.note else ""))
 
 
-def _print_json(model: Loaded, rows: Iterator[Prediction]) -> None:
+def _print_json(model: Loaded, rows: Iterator[FilePrediction]) -> None:
     """A list, written row by row."""
     lead = "["
     for row in rows:
@@ -66,7 +66,7 @@ def _print_json(model: Loaded, rows: Iterator[Prediction]) -> None:
     print("\n]")
 
 
-def _print_csv(model: Loaded, rows: Iterator[Prediction]) -> None:
+def _print_csv(model: Loaded, rows: Iterator[FilePrediction]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     for number, row in enumerate(rows):
         if number == 0:

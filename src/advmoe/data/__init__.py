@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from advmoe.config import DataConfig
 from advmoe.data import cifar, fashion_mnist, folder, imagenet, tiny_imagenet
@@ -10,6 +11,7 @@ from advmoe.data.augment import augment
 from advmoe.data.generated import with_generated
 from advmoe.data.images import Counts, Images, ImageSpec, Source, Splits, cores
 from advmoe.errors import lookup
+from advmoe.moved import getter
 
 
 @dataclass(frozen=True)
@@ -66,3 +68,6 @@ __all__ = [
     "load_dataset",
     "with_generated",
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from advmoe import distributed
 from advmoe.config import DataConfig
 from advmoe.data.augment import AUGMENTATIONS, augmentation_draws
 from advmoe.errors import UserError
+from advmoe.moved import getter
 
 SPLIT_SEED = 20230827  # for the validation split and limited subsets, which do not depend on the run's seed
 
@@ -218,7 +219,5 @@ def train_val_test(
     return limit(remaining, config.limit_train), val, limit(test, config.limit_test)
 
 
-def __getattr__(name: str) -> Any:
-    if name == "divided":
-        raise ImportError("advmoe.data.images.divided is now called make_splits")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

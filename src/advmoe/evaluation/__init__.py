@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from advmoe.moved import getter
+
 if TYPE_CHECKING:
     from advmoe.attacks.presets import PRESETS
     from advmoe.attacks.registry import ATTACKS
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
     from advmoe.evaluation.target import EvaluationOptions
 
 __all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "EvaluationOptions", "attack_strength", "evaluate", "evaluate_with"]
-HOMES = {
+MODULES = {
     "ATTACKS": "advmoe.attacks.registry",
     "PRESETS": "advmoe.attacks.presets",
     "Check": "advmoe.evaluation.record_evaluation",
@@ -27,6 +29,6 @@ HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import the names in `__all__` when they are first used, so that Records can be read without torch."""
-    if name in HOMES:
-        return getattr(import_module(HOMES[name]), name)
-    raise AttributeError(f"module 'advmoe.evaluation' has no attribute {name!r}")
+    if name in MODULES:
+        return getattr(import_module(MODULES[name]), name)
+    return getter(__name__)(name)

@@ -5,7 +5,7 @@
 writes Records.
 """
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue
@@ -27,6 +27,7 @@ from advmoe.evaluation.record_fields import (
 )
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Loads
 from advmoe.files import JsonObject
+from advmoe.moved import getter
 
 SCHEMA = 3  # in schema 2 "image" was called "picture", and the figures of an evaluation were not a separate section
 
@@ -140,3 +141,7 @@ class Record(Part):
 def record_schema() -> JsonSchemaValue:
     """The JSON Schema of record.json."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Record.model_json_schema(by_alias=True)}
+
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ from torch.export import ExportedProgram
 
 from advmoe.config.choices import Dtype
 from advmoe.errors import UserError, lookup
-from advmoe.export.compare import BATCHES, Agreement, Answers, Comparison, Predictor, agreement, answers, compare
+from advmoe.export.compare import BATCHES, Agreement, Comparison, Outputs, Predictor, agreement, compare, outputs
 from advmoe.export.int8 import write_int8
 from advmoe.export.onnx import check_extra, onnx_predictor, write_onnx
 from advmoe.export.program import program_predictor, write_program
 from advmoe.export.traceable import traced
 from advmoe.models import Classifier
+from advmoe.moved import getter
 
 CALIBRATION = 1024  # number of training images that int8 is calibrated on
 FACTS = "advmoe"  # metadata key in the exported file
@@ -73,6 +74,9 @@ def export(
 
 
 __all__ = [
-    "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Answers", "Comparison", "Dtype", "Predictor", "agreement",
-    "answers", "check_dtype", "compare", "export", "onnx_predictor",
+    "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Comparison", "Dtype", "Outputs", "Predictor", "agreement",
+    "check_dtype", "compare", "export", "onnx_predictor", "outputs",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

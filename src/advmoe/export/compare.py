@@ -54,7 +54,7 @@ class Agreement:
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Outputs:
     """A network's outputs for B images: `logits` [B, classes], `routes` [B, L], and the smallest router `margins` [B]."""
 
     logits: Tensor
@@ -63,41 +63,41 @@ class Answers:
 
 
 @torch.inference_mode()
-def answers(model: Classifier, pixels: Tensor) -> Answers:
+def outputs(model: Classifier, pixels: Tensor) -> Outputs:
     """The outputs of `model`, which is in eval mode on the CPU, for `pixels` [B, C, H, W]."""
     parts = [_network_outputs(model, chunk) for chunk in pixels.split(BATCHES[-1])]
-    return Answers(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return Outputs(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def compare(known: Answers, predict: Predictor, pixels: Tensor, batch: int) -> Comparison:
-    """Compare `predict` on `pixels` [n, C, H, W], in batches of size `batch`, with the answers `known` of the network."""
+def compare(reference: Outputs, predict: Predictor, pixels: Tensor, batch: int) -> Comparison:
+    """Compare `predict` on `pixels` [n, C, H, W], in batches of size `batch`, with the answers `reference` of the network."""
     logits, *routes = _predict_batches(predict, pixels, batch)
-    difference = (logits - known.logits).abs().amax(dim=1)
-    allowed = TOLERANCE + RELATIVE * known.logits.abs().amax(dim=1)
-    differs = ~(difference <= allowed) | (logits.argmax(dim=1) != known.logits.argmax(dim=1))
-    if known.routes.shape[1]:
-        differs |= (routes[0] != known.routes).any(dim=1)
-    undecided = known.margins < MARGIN
+    difference = (logits - reference.logits).abs().amax(dim=1)
+    allowed = TOLERANCE + RELATIVE * reference.logits.abs().amax(dim=1)
+    differs = ~(difference <= allowed) | (logits.argmax(dim=1) != reference.logits.argmax(dim=1))
+    if reference.routes.shape[1]:
+        differs |= (routes[0] != reference.routes).any(dim=1)
+    undecided = reference.margins < MARGIN
     largest = difference[~undecided].max().item() if not undecided.all() else 0.0
     return Comparison(batch, len(pixels), _rows(differs & ~undecided), _rows(undecided), largest)
 
 
-def agreement(known: Answers, predict: Predictor, pixels: Tensor, labels: Tensor | None, batch: int) -> Agreement:
-    """Compare `predict`, of lower precision, on `pixels` [n, C, H, W] with the answers `known` of the network.
+def agreement(reference: Outputs, predict: Predictor, pixels: Tensor, labels: Tensor | None, batch: int) -> Agreement:
+    """Compare `predict`, of lower precision, on `pixels` [n, C, H, W] with the answers `reference` of the network.
 
     `labels` [n] int64, or None. `predict` gets batches of size `batch`.
     """
     logits, *routes = _predict_batches(predict, pixels, batch)
-    predicted, expected = logits.argmax(dim=1), known.logits.argmax(dim=1)
+    predicted, expected = logits.argmax(dim=1), reference.logits.argmax(dim=1)
     accuracy = None if labels is None else _percent(predicted == labels) - _percent(expected == labels)
-    same = _percent((routes[0] == known.routes).all(dim=1)) if known.routes.shape[1] else None
+    same = _percent((routes[0] == reference.routes).all(dim=1)) if reference.routes.shape[1] else None
     return Agreement(batch, len(pixels), _percent(predicted == expected), same, accuracy)
 
 
 def _predict_batches(predict: Predictor, pixels: Tensor, batch: int) -> list[Tensor]:
     """The outputs of `predict` for all images: logits and, if routed, routes. It runs `batch` images at a time."""
-    outputs = [predict(chunk) for chunk in pixels.split(batch)]
-    return [torch.cat(columns) for columns in zip(*outputs, strict=True)]
+    parts = [predict(chunk) for chunk in pixels.split(batch)]
+    return [torch.cat(columns) for columns in zip(*parts, strict=True)]
 
 
 def _percent(flags: Tensor) -> float:

@@ -1,5 +1,7 @@
 """Sparse mixture-of-experts convolutions: routers, gates and dispatch; and the dense and masked layers to compare with."""
 
+from typing import TYPE_CHECKING
+
 from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, images
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
@@ -26,6 +28,7 @@ from advmoe.moe.routing import (
     StraightThroughGate,
     make_gate,
 )  # fmt: skip
+from advmoe.moved import getter
 
 __all__ = [
     "DISPATCHES", "GATES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Chosen", "Converted", "DenseConv2d", "DenseKind",
@@ -33,3 +36,6 @@ __all__ = [
     "OneHot", "PlainConv2d", "RoutedNetwork", "Router", "Routing", "Routings", "Scaled", "ScaledGate", "SoftGate",
     "StraightThroughGate", "balance", "check_dispatch", "convert", "images", "make_gate", "synchronise", "update_norms",
 ]  # fmt: skip
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

@@ -1,7 +1,7 @@
 """A trained network in use: logits, routes, predictions for images of any kind."""
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from advmoe.evaluation.record import Record
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
 from advmoe.moe import HARD, Gate, Routings
+from advmoe.moved import getter
 
 CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a way of its own
 
@@ -31,7 +32,7 @@ class ThreatModel(NamedTuple):
     epsilon: float
 
 
-class Answer(NamedTuple):
+class Prediction(NamedTuple):
     """`confidence` is the softmax probability of class `name`; `pathway` the expert chosen in each layer, () without experts."""
 
     name: str
@@ -84,18 +85,18 @@ class Loaded(nn.Module):
             pixels = self._checked(image)
         return pixels[None].to(next(self.parameters()).device)
 
-    def predict(self, image: ImageLike) -> Answer:
+    def predict(self, image: ImageLike) -> Prediction:
         """Class, confidence and pathway of one image, given as `preprocess` takes it."""
-        return self.answers(self.preprocess(image))[0]
+        return self.predict_batch(self.preprocess(image))[0]
 
     @torch.inference_mode()
-    def answers(self, x: Tensor) -> list[Answer]:
+    def predict_batch(self, x: Tensor) -> list[Prediction]:
         """Class, confidence and pathway of each of the images [B, C, H, W], which have values in [0, 1]."""
         logits, routings = self.forward_routed(x.to(next(self.parameters()).dtype))
         confidences, numbers = logits.float().softmax(dim=1).max(dim=1)
         routes = route_of(routings).tolist() if routings else [[]] * len(x)
         rows = zip(numbers.tolist(), confidences.tolist(), routes, strict=True)
-        return [Answer(self.classes[number], confidence, tuple(route)) for number, confidence, route in rows]
+        return [Prediction(self.classes[number], confidence, tuple(route)) for number, confidence, route in rows]
 
     def weights_changed(self) -> bool:
         """Whether the weights are no longer those that the Record was measured on."""
@@ -123,3 +124,7 @@ def _photo(image: np.ndarray | Tensor) -> Image.Image:
         form = "[C, H, W]" if isinstance(image, Tensor) else "[H, W, C]"
         raise UserError(f"uint8 pixels must be [H, W] or {form} of 1, 3 or 4 channels, not of shape {tuple(image.shape)}")
     return Image.fromarray(np.ascontiguousarray(array))
+
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)

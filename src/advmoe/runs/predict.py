@@ -13,10 +13,10 @@ import torch
 from advmoe.data import cores
 from advmoe.data.single import LoadedImage, read_image
 from advmoe.errors import UserError
-from advmoe.runs.loaded import CENTRAL, Answer, Loaded
+from advmoe.runs.loaded import CENTRAL, Loaded, Prediction
 
 
-class Prediction(NamedTuple):
+class FilePrediction(NamedTuple):
     """`confidence` is the softmax probability of the class `name`; `pathway` the expert of each MoE layer, () without experts."""
 
     image: Path
@@ -69,7 +69,7 @@ def read(model: Loaded, path: Path) -> LoadedImage:
     return read_image(path, model.input_size, central=model.config.data.dataset == CENTRAL)
 
 
-def predict(model: Loaded, paths: Iterable[Path | Unreadable], batch_size: int) -> Iterator[Prediction | Unreadable]:
+def predict(model: Loaded, paths: Iterable[Path | Unreadable], batch_size: int) -> Iterator[FilePrediction | Unreadable]:
     """One answer for each of `paths`, in order; an Unreadable among them is its own answer. At most `batch_size` images are in
     memory."""
     remaining = iter(paths)
@@ -90,13 +90,13 @@ def _read_or_reason(model: Loaded, path: Path | Unreadable) -> tuple[Path, Loade
         return Unreadable(path, str(error))
 
 
-def _classify(model: Loaded, chunk: Sequence[tuple[Path, LoadedImage] | Unreadable]) -> Iterator[Prediction | Unreadable]:
+def _classify(model: Loaded, chunk: Sequence[tuple[Path, LoadedImage] | Unreadable]) -> Iterator[FilePrediction | Unreadable]:
     """The predictions for the images in `chunk`; the others pass unchanged."""
     images = [entry[1] for entry in chunk if not isinstance(entry, Unreadable)]
-    answers = iter(_answers(model, images) if images else ())
+    predictions = iter(_predict(model, images) if images else ())
     for entry in chunk:
-        yield entry if isinstance(entry, Unreadable) else Prediction(entry[0], *next(answers), entry[1].note)
+        yield entry if isinstance(entry, Unreadable) else FilePrediction(entry[0], *next(predictions), entry[1].note)
 
 
-def _answers(model: Loaded, images: Sequence[LoadedImage]) -> list[Answer]:
-    return model.answers(torch.stack([image.pixels for image in images]).to(next(model.parameters()).device))
+def _predict(model: Loaded, images: Sequence[LoadedImage]) -> list[Prediction]:
+    return model.predict_batch(torch.stack([image.pixels for image in images]).to(next(model.parameters()).device))

@@ -12,20 +12,20 @@ from advmoe.models import Classifier
 class Teacher:
     """A frozen network in eval mode on the training device, and the digest of its weights.
 
-    It computes in `autocast` if that is a dtype. `answers` [n, C] are its probabilities for all training images, or None if
+    It computes in `autocast` if that is a dtype. `precomputed` [n, C] are its probabilities for all training images, or None if
     augmentation changes the images.
     """
 
     network: Classifier
     digest: str
     autocast: torch.dtype | None
-    answers: Tensor | None = None
+    precomputed: Tensor | None = None
 
     @torch.no_grad()
     def probabilities(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
         """[B, C] float32 for images x [B, C, H, W]; looked up if `rows`, their numbers in the training part, are known."""
-        if self.answers is not None and rows is not None:
-            return self.answers[rows]
+        if self.precomputed is not None and rows is not None:
+            return self.precomputed[rows]
         with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
             logits: Tensor = self.network(x)
         return logits.float().softmax(dim=1)

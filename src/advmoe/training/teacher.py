@@ -35,7 +35,7 @@ def load_teacher(config: RunConfig, splits: Splits) -> Teacher | None:
     device = splits.train.labels.device
     dtype = autocast(config.replace(runtime=config.runtime.replace(precision="auto")), device)
     teacher = Teacher(fused(saved.network.to(device).requires_grad_(False)), weights_digest(saved.network), dtype)
-    return replace(teacher, answers=_answers(teacher, splits.train)) if _is_unchanged(config, splits) else teacher
+    return replace(teacher, precomputed=_precomputed(teacher, splits.train)) if _is_unchanged(config, splits) else teacher
 
 
 def check_same(teacher: Teacher | None, config: RunConfig, history: Sequence[Mapping[str, Any]]) -> None:
@@ -47,9 +47,9 @@ def check_same(teacher: Teacher | None, config: RunConfig, history: Sequence[Map
 def _check_fit(path: Path, teacher: ImageSpec, data: ImageSpec) -> None:
     if len(teacher.classes) != len(data.classes):
         raise UserError(f"teacher {path}: has {len(teacher.classes)} classes, the data {len(data.classes)}")
-    other = next((pair for pair in zip(teacher.classes, data.classes, strict=True) if pair[0] != pair[1]), None)
-    if other is not None:
-        raise UserError(f"teacher {path}: has the class '{other[0]}' where the data has '{other[1]}'")
+    mismatch = next((pair for pair in zip(teacher.classes, data.classes, strict=True) if pair[0] != pair[1]), None)
+    if mismatch is not None:
+        raise UserError(f"teacher {path}: has the class '{mismatch[0]}' where the data has '{mismatch[1]}'")
     if teacher.shape != data.shape:
         raise UserError(f"teacher {path}: takes images of shape {teacher.shape}, the data has {data.shape}")
 
@@ -61,6 +61,6 @@ def _is_unchanged(config: RunConfig, splits: Splits) -> bool:
     return plain and type(splits.train) is Images
 
 
-def _answers(teacher: Teacher, images: Any) -> torch.Tensor:
+def _precomputed(teacher: Teacher, images: Any) -> torch.Tensor:
     rows = torch.arange(len(images), device=images.labels.device)
     return torch.cat([teacher.probabilities(images[piece].pixels()) for piece in rows.split(PIECE)])

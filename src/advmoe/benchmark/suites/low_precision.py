@@ -27,7 +27,7 @@ from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
 from advmoe.evaluation.search import LowPrecision
-from advmoe.export import CALIBRATION, Answers, Dtype, Predictor, agreement, answers, export
+from advmoe.export import CALIBRATION, Dtype, Outputs, Predictor, agreement, export, outputs
 from advmoe.export.onnx import check_extra
 from advmoe.models import fused
 from advmoe.moe import HARD, Gate, Routings
@@ -135,10 +135,10 @@ def robust_accuracy(case: Case, predict: Predictor, dtype: Dtype, adversarial: S
     return {name: 100 * len(correct - rows) / len(case.labels) for name, rows in broken.items()}
 
 
-def accuracies(case: Case, dtype: Dtype, path: Path, known: Answers) -> tuple[Predictor, dict[str, float | None]]:
+def accuracies(case: Case, dtype: Dtype, path: Path, reference: Outputs) -> tuple[Predictor, dict[str, float | None]]:
     """The function that runs a file, and the accuracies of the file and of PyTorch in percent."""
     predict = export(case.model.network, case.model.input_size, path, FORMS[dtype], None, dtype, case.calibration)
-    same = agreement(known, predict, case.pixels, case.labels, BATCH)
+    same = agreement(reference, predict, case.pixels, case.labels, BATCH)
     sa = 100 - 100 * fooled(predict, case.pixels, case.labels).double().mean().item()
     return predict, {"SA": sa, "same class": same.classes, "same route": same.routes}
 
@@ -147,7 +147,7 @@ def rows(run: Path, count: int, attacked: int) -> Iterator[Row]:
     """All rows of one run, on `count` test images, of which the first `attacked` are attacked."""
     full = load_case(run, count)
     few = full.first(attacked)
-    config, known = full.model.config, answers(full.model.network, full.pixels)
+    config, reference = full.model.config, outputs(full.model.network, full.pixels)
     title = f"{config.model.backbone}, {config.method}, width {config.model.width}, {config.training.epochs} epochs"
     with tempfile.TemporaryDirectory() as folder:
         adversarial, exact = [], None
@@ -156,7 +156,7 @@ def rows(run: Path, count: int, attacked: int) -> Iterator[Row]:
             adversarial = adversarial_images(Path(folder, "store"))
         for dtype, form in FORMS.items():
             path = Path(folder, dtype)
-            predict, figures = accuracies(full, dtype, path, known)
+            predict, figures = accuracies(full, dtype, path, reference)
             if exact is not None:
                 figures |= {"RA: both": exact.worst} if dtype == "float32" else robust_accuracy(few, predict, dtype, adversarial)
             case = f"{title}, {form} {dtype}"
