@@ -2,18 +2,23 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from advmoe.cli.main import main
 from advmoe.evaluation import PRESETS
+from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.store import forget
 from advmoe.models.digest import weights_digest
+from advmoe.reports.cells import summarise
+from advmoe.reports.collect import collect
 
 TINY = [
     "--recipe", "demo-advmoe", "--method", "at_moe", "--norms", "shared", "--backbone", "vgg16_bn", "--width", "4",
@@ -133,6 +138,11 @@ def test_l2_says_what_is_left_out_and_images_are_saved(run, capsys):
         (["--seed", "-1"], "seed must be in"),
         (["--norm", "L2"], "--norm L2 needs --epsilon"),
         (["--transfer", "nowhere"], "nowhere: holds no run"),
+        (["--test-set", "nowhere"], "nowhere: no such file or folder"),
+        (["--test-set", "x", "--data-dir", "y"], "--test-set and --data-dir exclude each other"),
+        (["--test-set", "x", "--corruption", "fog"], "--corruption and --severity go together"),
+        (["--test-set", "x", "--corruption", "fog", "--severity", "6"], "severity must be 1 to 5, not 6"),
+        (["--corruption", "fog", "--severity", "1"], "--corruption needs --test-set"),
     ],
 )
 def test_bad_input_is_one_line(run, capsys, words, said):
@@ -160,6 +170,33 @@ def test_saved_file_is_evaluated_like_its_run(whole, run, tmp_path):
     assert main(["evaluate", str(path), *PLAN, "--fresh"]) == 0
     changed = json.loads(record.read_text())
     assert changed["weights"] == weights_digest(model.network) != found["weights"]
+
+
+def test_other_test_set_leaves_the_runs_own_record_alone(whole, run, tmp_path, capsys):
+    from advmoe.data import load_dataset
+    from advmoe.training.checkpoint import RunFolder
+
+    test = load_dataset(RunFolder(run).config().data).test
+    folder = tmp_path / "F-C"
+    folder.mkdir()
+    np.save(folder / "invert.npy", np.tile(255 - test.raw.numpy(), (5, 1, 1, 1)))
+    np.save(folder / "labels.npy", np.tile(test.labels.numpy(), 5))
+    before = (run / "record.json").read_bytes()
+    words = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
+    assert main(["evaluate", *words, "--control", str(run)]) == 2
+    assert main(["evaluate", *words, "--processes", "2"]) == 0
+    assert main(["evaluate", *words, "--control", str(run), "--transfer", str(run)]) == 0
+    assert "F-C-invert-2, 12 test images" in capsys.readouterr().out
+    assert (run / "record.json").read_bytes() == before
+    assert (run / "evaluation-F-C-invert-2/shard-00000.json").exists()
+    own, other = (read_record(run / name) for name in ("record.json", "F-C-invert-2.record.json"))
+    assert (other.dataset, other.run, other.train_images, other.epoch) == ("F-C-invert-2", own.run, own.train_images, own.epoch)
+    assert (other.weights, other.test_images, len(other.gallery) > 0) == (own.weights, 12, True)
+    assert other.fingerprint != own.fingerprint
+    assert [record.dataset for record in collect(run, pytest.fail)] == [own.dataset]
+    shutil.copy(run / "F-C-invert-2.record.json", tmp_path / "other.json")
+    shutil.copy(run / "record.json", tmp_path / "own.json")
+    assert len(summarise(collect(tmp_path, pytest.fail))) == 2  # never means over both
 
 
 def test_file_without_a_network_and_other_data_are_one_line(run, tmp_path, capsys):

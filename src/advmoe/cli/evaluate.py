@@ -22,6 +22,7 @@ from advmoe.cli.display import EvaluationProgress
 from advmoe.cli.streams import console
 from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
+from advmoe.data.test_set import ExtraTestSet
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import read_record, write_record_file
@@ -47,7 +48,7 @@ def run(arguments: EvaluateCommand) -> None:
 def _evaluate(arguments: EvaluateCommand) -> None:
     network, config, splits = _trained(arguments.run, arguments)
     transfer, store = _transfer(arguments, splits), network.store
-    control = None if arguments.control is None else _control(arguments.control)
+    control = None if arguments.control is None else _control(arguments.control, arguments)
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
@@ -89,16 +90,28 @@ def _evaluate(arguments: EvaluateCommand) -> None:
 def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfig, Splits]:
     """A trained network, its configuration with the data of this evaluation, and that data. Raises UserError if it was trained on
     other data."""
-    network, torch_device = subject(run), device(arguments.runtime)
+    network, torch_device = _subject(run, arguments), device(arguments.runtime)
     config = network.trained.config
     data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
     for name in network.damaged:
         epoch = network.trained.epoch
         print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {epoch} is evaluated", file=sys.stderr)
+    if (test_set := _test_set(arguments)) is not None:
+        return network, config.replace(data=data), test_set.load(network.spec(), data).to(torch_device)
     splits = load_dataset(data).to(torch_device)
     network.check(splits, run, data.data_dir or data.dataset)
     return network, config.replace(data=data), splits
+
+
+def _subject(run: Path, arguments: EvaluateArguments) -> Subject:
+    """A trained network, to be evaluated on the test set of these arguments."""
+    test_set = _test_set(arguments)
+    return subject(run) if test_set is None else subject(run).on_test_set(test_set.name)
+
+
+def _test_set(arguments: EvaluateArguments) -> ExtraTestSet | None:
+    return None if arguments.test_set is None else ExtraTestSet(arguments.test_set, arguments.corruption, arguments.severity or 1)
 
 
 def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:
@@ -106,16 +119,16 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
     if arguments.transfer is None:
         return None
     source, config, transfer_splits = _trained(arguments.transfer, arguments)
-    if transfer_splits.fingerprint != splits.fingerprint:
+    if (transfer_splits.fingerprint, transfer_splits.spec.classes) != (splits.fingerprint, splits.spec.classes):
         raise UserError(f"{arguments.transfer}: was trained on other data than {arguments.run}; its attacks cannot be transferred")
     model = source.network(config, transfer_splits)
     model.set_dispatch(arguments.runtime.dispatch)
     return model
 
 
-def _control(run: Path) -> Record:
-    """The Record of an evaluated run. Raises UserError if there is none."""
-    path = subject(run).record
+def _control(run: Path, arguments: EvaluateArguments) -> Record:
+    """The Record of a run on the same test set. Raises UserError if there is none."""
+    path = _subject(run, arguments).record
     if not path.exists():
         raise UserError(f"{run}: is not evaluated yet; run advmoe evaluate {run} first")
     return read_record(path)

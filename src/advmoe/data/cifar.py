@@ -24,6 +24,7 @@ from advmoe.data.images import (
     Splits,
     count_splits,
     from_arrays,
+    images_of_arrays,
     in_content_order,
     make_splits,
     only_labels,
@@ -292,7 +293,8 @@ class _Arrays:
             by_name = {file.stem: file for file in self.files if file.suffix == ".npy"}
             names = self._names(pairs, list(by_name))
             images, labels = (read_npy(by_name[name]) for name in names)
-        return [self._checked(images, labels, names)]
+        where = [f"{self.path}: {name}" for name in names]
+        return [images_of_arrays(images, labels, self.variant.spec, where[0], where[1])]
 
     def _names(self, pairs: Sequence[tuple[str, str]], present: Sequence[str]) -> tuple[str, str]:
         fitting = [pair for pair in pairs if pair[0] in present and pair[1] in present]
@@ -301,19 +303,6 @@ class _Arrays:
             names = ", ".join(sorted(present)[:8]) or "no .npy file"
             raise UserError(f"{self.path}: has {reason} (there are {names}); give {self.variant.forms}")
         return fitting[0]
-
-    def _checked(self, images: np.ndarray, labels: np.ndarray, names: tuple[str, str]) -> Images:
-        where, count = f"{self.path}: {names[0]}", len(images) if images.ndim else 0
-        shapes = {(count, SIZE, SIZE, 3): True, (count, 3, SIZE, SIZE): False, (count, 3 * SIZE**2): False}
-        if images.dtype != np.uint8 or images.shape not in shapes:
-            raise UserError(
-                f"{where}: {images.dtype} of shape {images.shape}; needed is uint8 of shape (n, {SIZE}, {SIZE}, 3), "
-                f"(n, 3, {SIZE}, {SIZE}) or (n, {3 * SIZE**2})"
-            )
-        if labels.dtype.kind not in "ui" or labels.shape not in ((len(labels),), (len(labels), 1)):
-            raise UserError(f"{self.path}: {names[1]}: {labels.dtype} of shape {labels.shape}; needed are integers of shape (n,)")
-        raw = images.transpose(0, 3, 1, 2) if shapes[images.shape] else images.reshape(-1, 3, SIZE, SIZE)
-        return from_arrays(raw.copy(), labels.reshape(-1), len(self.variant.spec.classes), where)
 
 
 # Parquet

@@ -143,6 +143,24 @@ def from_arrays(raw: np.ndarray, labels: Sequence[int] | np.ndarray, num_classes
     return Images(torch.from_numpy(np.ascontiguousarray(raw)), torch.from_numpy(np.array(labels, dtype=np.int64)))
 
 
+def images_of_arrays(images: np.ndarray, labels: np.ndarray, spec: ImageSpec, where: str, where_labels: str) -> Images:
+    """Checked Images from an array [n, H, W, C], [n, C, H, W] or [n, C * H * W] of uint8, and integers [n] or [n, 1].
+
+    Raises UserError, which starts with `where` or `where_labels`, if the arrays have other shapes or types.
+    """
+    channels, height, width = spec.shape
+    shapes = [(height, width, channels), spec.shape, (channels * height * width,)]
+    if images.dtype != np.uint8 or images.shape[1:] not in shapes:
+        raise UserError(
+            f"{where}: {images.dtype} of shape {images.shape}; needed is uint8 of shape (n, {height}, {width}, {channels}), "
+            f"(n, {channels}, {height}, {width}) or (n, {channels * height * width})"
+        )
+    if labels.dtype.kind not in "ui" or labels.shape not in ((labels.size,), (labels.size, 1)):
+        raise UserError(f"{where_labels}: {labels.dtype} of shape {labels.shape}; needed are integers of shape (n,)")
+    raw = images.transpose(0, 3, 1, 2) if images.shape[1:] == shapes[0] else images.reshape(-1, *spec.shape)
+    return from_arrays(raw.copy(), labels.reshape(-1), len(spec.classes), where)
+
+
 def only_labels(labels: Sequence[int], num_classes: int, where: str) -> Images:
     """Checked Images without pixels: for counting images that are not decoded. Raises UserError, which starts with `where`."""
     return from_arrays(np.empty((len(labels), 0, 0, 0), dtype=np.uint8), labels, num_classes, where)

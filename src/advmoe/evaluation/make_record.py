@@ -21,7 +21,8 @@ from advmoe.models.digest import weights_digest
 @dataclass(frozen=True)
 class Trained:
     """The run that trained a network: configuration, name of the folder, evaluated epoch, the rows of all epochs with the wall time
-    of their iterations, and the digest of the teacher's weights."""
+    of their iterations, and the digest of the teacher's weights. `train_images` is the number of training images where the data
+    of the evaluation do not include them."""
 
     config: RunConfig
     run: str
@@ -29,6 +30,7 @@ class Trained:
     history: Sequence[HistoryRow] = ()
     train_seconds: float = 0.0
     teacher: str | None = None
+    train_images: int | None = None
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         reduction=100 * (1 - cost.gmacs_ideal / dense.gmacs_ideal),
         params=cost.params,
         epoch=trained.epoch,
-        train_images=len(splits.train),
+        train_images=len(splits.train) if trained.train_images is None else trained.train_images,
         test_images=len(splits.test),
         fingerprint=splits.fingerprint,
         weights=measured.weights,

@@ -6,23 +6,25 @@ from pathlib import Path
 
 from advmoe import hub, networks
 from advmoe.config import RunConfig
-from advmoe.data import Splits
+from advmoe.data import ImageSpec, Splits
 from advmoe.errors import UserError
 from advmoe.evaluation.make_record import Trained, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
-from advmoe.evaluation.record_file import RECORD
+from advmoe.evaluation.record_file import RECORD, read_record
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
 from advmoe.moe import Dispatch
 from advmoe.runs.cost import dense_cost
 from advmoe.runs.load import FILE, load
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.saved import spec_from_data
 from advmoe.training.start import best_network
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network to evaluate. `network` gives it in eval mode, without what is masked, on the data's device.
+    """A trained network to evaluate. `network` gives it in eval mode, without what is masked, on the data's device; `spec` gives
+    the format of its images.
 
     Shards are kept in `store`, the Record in `record`. `fingerprint` is that of the training data, None where it is not known.
     `damaged` names checkpoints that were passed over.
@@ -31,9 +33,19 @@ class Subject:
     trained: Trained
     fingerprint: str | None
     network: Callable[[RunConfig, Splits], Classifier]
+    spec: Callable[[], ImageSpec]
     store: Path
     record: Path
     damaged: tuple[str, ...] = ()
+
+    def on_test_set(self, name: str) -> "Subject":
+        """The same network to be evaluated on another test set, with a separate store and Record. The number of training images is
+        that of the network's present Record; without a Record it is 0."""
+        recorded = read_record(self.record).train_images if self.record.is_file() else 0
+        return replace(
+            self, trained=replace(self.trained, train_images=recorded), store=self.store.with_name(f"{self.store.name}-{name}"),
+            record=self.record.with_name(f"{self.record.name.removesuffix(RECORD)}{name}.{RECORD}"),
+        )  # fmt: skip
 
     def check(self, splits: Splits, what: Path, where: str) -> None:
         """Raises UserError if the data in `where` is not what the network `what` was trained on, as far as is known."""
@@ -68,7 +80,7 @@ def subject(what: Path) -> Subject:
     trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher)
     return Subject(
         trained, best.fingerprint, lambda config, splits: best_network(what, config, splits)[0],
-        what / "evaluation", what / RECORD, tuple(folder.damaged()),
+        lambda: best.spec or spec_from_data(what, config), what / "evaluation", what / RECORD, tuple(folder.damaged()),
     )  # fmt: skip
 
 
@@ -85,8 +97,9 @@ def _saved(what: Path) -> Subject:
     trained = Trained(loaded.config, beside.stem, loaded.epoch)
     fingerprint = None if loaded.record is None else loaded.record.fingerprint
     return Subject(
-        trained, fingerprint, network, beside.with_name(f"{beside.stem}.evaluation"), beside.with_name(f"{beside.stem}.{RECORD}")
-    )
+        trained, fingerprint, network, lambda: loaded.spec,
+        beside.with_name(f"{beside.stem}.evaluation"), beside.with_name(f"{beside.stem}.{RECORD}"),
+    )  # fmt: skip
 
 
 def evaluate_folder(

@@ -57,7 +57,7 @@ def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     """
     folder = RunFolder(run)
     config, best = folder.config(), folder.best()
-    spec = best.spec or _spec_from_data(run, config)
+    spec = best.spec or spec_from_data(run, config)
     try:
         _check_fit(config, spec, best.model_state())
     except NO_NETWORK as error:
@@ -67,7 +67,8 @@ def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     return Saved(compact(model), config, spec, best.epoch), best
 
 
-def _spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
+def spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
+    """The format of a run's images, from its data. Raises UserError if the data cannot be read."""
     try:
         return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
     except UserError as error:

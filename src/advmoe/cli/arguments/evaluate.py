@@ -49,6 +49,13 @@ class EvaluateArguments:
     """An evaluated run to compare with on the same images: usually the same training with one expert (recipe suffix -n1)."""
     data_dir: str | None = None
     """File or folder of the data, if it is no longer where it was during training."""
+    test_set: Path | None = None
+    """Instead of the data's test set: CIFAR-10.1 (NAME_data.npy beside NAME_labels.npy), CIFAR-10-C (its folder, with --corruption
+    and --severity), an .npz with images and labels, or CLASS/ folders of images. The Record is RUN/NAME.record.json."""
+    corruption: str | None = None
+    """Which images of a folder of corruptions: CORRUPTION.npy (beside labels.npy), or CORRUPTION/SEVERITY/CLASS/."""
+    severity: int | None = None
+    """Severity of the corruption, 1 to 5."""
     limit_test: int | None = None
     """Attack this many test images, balanced over the classes."""
     seed: int = 0
@@ -64,7 +71,7 @@ class EvaluateArguments:
     part: tuple[int, int] | None = None
     """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, the results of other parts are collected."""
     fresh: Flag = False
-    """Delete earlier results in RUN/evaluation."""
+    """Delete earlier results in RUN/evaluation; with --test-set in RUN/evaluation-NAME."""
     save_adversarial: Flag = False
     """Write the adversarial images to RUN/evaluation/adversarial."""
     keep_images: Flag = False
@@ -89,6 +96,14 @@ class EvaluateArguments:
             raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
         if self.part is not None and (self.processes > 1 or self.fresh):
             raise UserError("--part excludes --processes, and --fresh, which would delete the results of other parts")
+        if (self.corruption is None) != (self.severity is None):
+            raise UserError("--corruption and --severity go together")
+        if self.severity is not None and not 1 <= self.severity <= 5:
+            raise UserError(f"severity must be 1 to 5, not {self.severity}")
+        if self.test_set is None and self.corruption is not None:
+            raise UserError("--corruption needs --test-set: the folder of the corruptions")
+        if self.test_set is not None and self.data_dir is not None:
+            raise UserError("--test-set and --data-dir exclude each other")
         if self.norm == "L2" and self.epsilon is None:
             raise UserError("--norm L2 needs --epsilon (0.5 is usual for 32x32 images)")
 
