@@ -25,11 +25,11 @@ BATCHES = {"routers": batch(1), "weights": batch(2), "all": batch(3)}
 ALL = {"all": BATCHES["all"]}
 
 
-def make_state(levels=("routers", "weights"), *, kind=None, loss="trades", done=1.0, equal=False, **training):
+def make_state(levels=("routers", "weights"), *, kind=None, loss="trades", done=1.0, equal=False, blocks=(1, 1), **training):
     """A tiny network whose experts differ (unless `equal`), with calibrated statistics, and its optimizers."""
     torch.manual_seed(0)
     kind = kind or MoEKind(0.5, num_experts=2, bank="disjoint")
-    model = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model = ResNet(kind, blocks=blocks, width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
     with torch.no_grad():
         for layer in [] if equal else model.moe_layers():
             layer.filters.normal_(std=0.3)

@@ -4,8 +4,6 @@ Inference runs on deployed networks (advmoe.models.deployed) in torch.inference_
 hardest case for a dispatch. Iterations are those of `advmoe train`, always on the same batches.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import count
@@ -16,6 +14,7 @@ from torch import Tensor
 from advmoe.attacks import ImageDraws, Pgd, frozen, pgd
 from advmoe.benchmark.setup import Scale
 from advmoe.config import ModelConfig, RunConfig
+from advmoe.config.schema import Compile
 from advmoe.data import Images, ImageSpec
 from advmoe.models import Classifier, build_model, deployed, fused
 from advmoe.moe import HARD, DenseKind, ForcedGate, Gate, MoEKind
@@ -116,11 +115,6 @@ def compiled(kind: str, scale: Scale, device: torch.device) -> Call:
     return partial(forward, quick, channels_last(scale.batch, scale, device), route_choices(model))
 
 
-def has_compiler() -> bool:
-    """Whether torch.compile has the C++ compiler that it needs on the CPU."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name)
-
-
 def channels_last(batch: int, scale: Scale, device: torch.device) -> Tensor:
     """Random images."""
     return torch.rand(batch, *spec(scale.side).shape).to(device).contiguous(memory_format=torch.channels_last)
@@ -136,6 +130,11 @@ def configuration(method: str, scale: Scale) -> RunConfig:
 def bf16(config: RunConfig) -> RunConfig:
     """The same run with its convolutions in bfloat16."""
     return config.replace(runtime=config.runtime.replace(precision="bfloat16"))
+
+
+def compiled_run(config: RunConfig, mode: Compile) -> RunConfig:
+    """The same run with its passes compiled."""
+    return config.replace(runtime=config.runtime.replace(compile=mode))
 
 
 def iteration(config: RunConfig, side: int, device: torch.device) -> Call:

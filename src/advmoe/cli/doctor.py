@@ -11,11 +11,11 @@ import torch
 from pydantic import BaseModel, Field
 
 from advmoe.benchmark.machine import Host, Machine
-from advmoe.benchmark.variants import has_compiler
 from advmoe.cli.arguments.doctor import DoctorArguments
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 from advmoe.moe.dispatch import available
+from advmoe.training.compiled import has_compiler
 from advmoe.training.start import autocast
 
 

@@ -48,6 +48,7 @@ Rate = Annotated[float, Field(ge=0), FROM_TEXT]
 Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
 Device = str
 Precision = Literal["float32", "bfloat16", "auto"]
+Compile = Literal["none", "graphs", "inductor"]
 
 
 class Section(BaseModel):
@@ -235,6 +236,9 @@ class RuntimeConfig(Section):
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
     """How images meet the filters of their experts: all give the same numbers; auto uses the fastest one measured
     (docs/performance.md)."""
+    compile: Compile = "none"
+    """Compile the passes of training when a run starts: graphs records them as CUDA graphs (CUDA only), inductor compiles them by
+    torch.compile (needs a C++ compiler on the CPU; minutes). Rounding differs."""
     save_minutes: Rate = 15.0
     """Save a checkpoint within an epoch every so many minutes."""
     deterministic: bool = False

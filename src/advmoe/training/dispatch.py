@@ -17,31 +17,37 @@ from torch import Tensor
 
 from advmoe import distributed
 from advmoe.config import RunConfig
+from advmoe.config.schema import Compile
 from advmoe.data import ImageSpec
 from advmoe.files import bounded_text, write_atomically
 from advmoe.models import Classifier
 from advmoe.moe import Dispatch, ForcedGate
-from advmoe.moe.dispatch import available
+from advmoe.moe.dispatch import DISPATCHES, STATIC, available
 from advmoe.training.methods import METHODS
-from advmoe.training.start import autocast, train_state
-from advmoe.training.steps import TrainState
+from advmoe.training.start import autocast
+from advmoe.training.trial import trial
 
 log = logging.getLogger("advmoe")
 FILE = "dispatch.json"
 SECONDS = 10.0  # after this time no further candidate is tried
+COMPILED_SECONDS = 120.0  # the same if passes are compiled
 REPETITIONS = 3
 IMAGES = 8  # number of images on which the values of a candidate are checked
 REFERENCE = "split"  # plain convolutions
 
 
 class Measured(BaseModel):
-    """The `dispatch` that a run uses, the name of the device, and the seconds of an iteration with each candidate."""
+    """The `dispatch` that a run uses, the name of the device, and the seconds of an iteration with each candidate.
+
+    `compile` is the setting under which they were measured.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     dispatch: Dispatch
     device: str
     seconds: dict[str, float]
+    compile: Compile = "none"
 
 
 def set_fastest(config: RunConfig, folder: Path, model: Classifier, spec: ImageSpec) -> None:
@@ -49,14 +55,15 @@ def set_fastest(config: RunConfig, folder: Path, model: Classifier, spec: ImageS
 
     The first start of the run in `folder` measures and writes the result. Later starts read it.
     """
-    device = next(model.parameters()).device
+    device, compiled = next(model.parameters()).device, config.runtime.compile
     if config.runtime.dispatch != "auto" or not model.moe_layers() or not is_measured(device):
         return
     file = folder / FILE
     choice = distributed.on_rank_zero(lambda: read(file))
-    if choice is None:
-        names = [name for name in available(device) if name != "auto"]
-        choice = distributed.broadcast(measure(config, model, spec, names))
+    if choice is None or choice.compile != compiled:
+        names = [name for name in available(device) if name in (DISPATCHES if compiled == "none" else STATIC)]
+        limit = SECONDS if compiled == "none" else COMPILED_SECONDS
+        choice = distributed.broadcast(measure(config, model, spec, names, limit))
         text = choice.model_dump_json() + "\n"
         distributed.on_rank_zero(lambda: write_atomically(file, text))
         log.info("dispatch auto: %s", choice.dispatch)
@@ -97,7 +104,7 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
             log.warning("dispatch auto: %s is skipped: %s", name, reason)
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     fastest = min(seconds, key=seconds.__getitem__, default=REFERENCE)
-    return Measured(dispatch=_named(fastest), device=title, seconds=seconds)
+    return Measured(dispatch=_named(fastest), device=title, seconds=seconds, compile=config.runtime.compile)
 
 
 def _named(name: str) -> Dispatch:
@@ -131,32 +138,14 @@ def _check(given: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], config: 
 
 def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> float:
     """The median time of the run's iterations on random images. The first one warms up."""
-    device, phase = next(model.parameters()).device, METHODS[config.method].phases[0]
-    state = _state(config, copy.deepcopy(model), name)
-    size = len(range(config.training.batch_size)[distributed.local_rows(config.training.batch_size)])
-    random = torch.Generator(device).manual_seed(0)  # the run's random numbers stay as they are
-    x = torch.rand(size, *spec.shape, device=device, generator=random)
-    y = torch.randint(len(spec.classes), (size,), device=device, generator=random)
+    device, network = next(model.parameters()).device, copy.deepcopy(model)
+    network.set_dispatch(_named(name))
+    step = trial(config, network, spec, METHODS[config.method].phases[0])
     times = []
     for _ in range(REPETITIONS + 1):
         started = time.perf_counter()
-        phase.step(state, dict.fromkeys(phase.levels, (x, y)))
+        step()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - started)
     return median(times[1:])
-
-
-def _state(config: RunConfig, model: Classifier, name: str) -> TrainState:
-    """The state of a run near its end, when the experts are not tied, with a learning rate of 0.
-
-    Labels are hard, because soft labels cost the same with every dispatch.
-    """
-    model.set_dispatch(_named(name))
-    config = config.replace(training=config.training.replace(soft_labels="none"))
-    state = train_state(config, model.eval(), METHODS[config.method].phases[0])
-    state.done = 1.0
-    state.draws.batch = config.training.batch_size if distributed.world_size() > 1 else None
-    for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
-        group["lr"] = 0.0
-    return state

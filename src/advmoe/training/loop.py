@@ -26,6 +26,7 @@ from advmoe.training.steps import Metrics, TrainState
 from advmoe.training.teacher import KEY as TEACHER
 from advmoe.training.teacher import check_same, load_teacher
 from advmoe.training.totals import Totals, Value, means
+from advmoe.training.trial import compilable
 from advmoe.training.validation import validate
 
 log = logging.getLogger("advmoe")
@@ -46,6 +47,7 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     is_new = distributed.on_rank_zero(folder.latest) is None
     model = initial_network(config, splits) if is_new else network(config, splits.spec).to(device)
     with claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
+        config = compilable(config, model, splits.spec)
         set_fastest(config, out, model, splits.spec)
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest)
         check_same(teacher, config, run.history)

@@ -17,6 +17,7 @@ from advmoe.models import Classifier, build_model, compact, start_scores
 from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
+from advmoe.training.compiled import check_compile
 from advmoe.training.groups import MAX_CLASSES
 from advmoe.training.losses import LOSSES, RSLAD
 from advmoe.training.methods import LEVELS, METHODS, Phase
@@ -34,6 +35,7 @@ def check(config: RunConfig, splits: Splits) -> None:
     _check_ingredients(config, splits)
     _check_sizes(config, splits)
     autocast(config, splits.train.labels.device)
+    check_compile(config.runtime, splits.train.labels.device)
 
 
 def _check_ingredients(config: RunConfig, splits: Splits) -> None:

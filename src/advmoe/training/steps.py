@@ -16,6 +16,7 @@ from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
 from advmoe.moe import HARD, ForcedGate, Gate, Routings, StraightThroughGate, make_gate
 from advmoe.training import awp, groups, labels
+from advmoe.training.compiled import Passes
 from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
 from advmoe.training.health import Watch
@@ -99,6 +100,11 @@ class TrainState:
         return self._fused_model
 
     @cached_property
+    def passes(self) -> Passes:
+        """The forward passes, compiled if the configuration says so."""
+        return Passes(self.config)
+
+    @cached_property
     def _fused_model(self) -> Classifier:
         return fused(self.model)
 
@@ -154,6 +160,7 @@ def _weight_attack_gate(state: TrainState) -> Gate:
 def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate: Gate, train_mode: bool) -> Outcome:
     """Attack the current network on `batch`, then take one optimizer step of `level`. All other parameters are fixed."""
     x, y = batch
+    state.passes.begin_update()
     optimizer, training = state.optimizers[level], state.config.training
     targets = _targets(state, level, x, y)
     x_adv, learner = x, state.model
@@ -264,7 +271,7 @@ def _take_step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
 def _forward(state: TrainState, model: Classifier, gate: Gate) -> Forward:
     def forward(x: Tensor) -> tuple[Tensor, Routings]:
         with torch.autocast(x.device.type, dtype=state.autocast, enabled=state.autocast is not None):
-            return model.forward_routed(x, gate)
+            return state.passes(model, x, gate)
 
     return forward
 

@@ -8,6 +8,7 @@ from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites import cuda
 from advmoe.benchmark.suites.cuda.common import Figure, Part, guarded
+from advmoe.benchmark.suites.cuda.iterations import variants
 from advmoe.moe import DISPATCHES
 
 PART = Part(torch.device("cpu"), True, without=("grouped", "triton"))
@@ -65,6 +66,12 @@ def test_an_epoch_has_390_iterations():
     time = rows["time"]
     assert rows["100 epochs of CIFAR-10"].value == pytest.approx(time.value * 39000 / 60)
     assert time.spread[0] <= time.value <= time.spread[1]
+
+
+def test_iterations_as_cuda_graphs_are_timed_where_shapes_are_static(monkeypatch):
+    assert {mode for _, _, mode in variants(PART)} == {"none"}
+    monkeypatch.setattr(Part, "cuda", True)
+    assert [dispatch for _, dispatch, mode in variants(PART) if mode == "graphs"] == ["wide"]
 
 
 def test_what_fails_is_a_row():

@@ -7,7 +7,7 @@ from advmoe.benchmark import variants
 from advmoe.benchmark.memory import Probe
 from advmoe.benchmark.setup import QUICK as TOY
 from advmoe.benchmark.setup import Setup
-from advmoe.benchmark.suites import SUITES, memory
+from advmoe.benchmark.suites import SUITES, inference, memory, training
 from advmoe.benchmark.variants import KINDS
 from advmoe.models.deployed import RoutedConv2d
 
@@ -24,7 +24,8 @@ def targets(suite):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.setattr(variants, "has_compiler", lambda: False)
+    monkeypatch.setattr(inference, "has_compiler", lambda: False)
+    monkeypatch.setattr(training, "has_compiler", lambda: False)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -44,7 +45,7 @@ def test_inference():
 
 def test_compiled_variants_are_measured_where_there_is_a_compiler(monkeypatch):
     compiled = []
-    monkeypatch.setattr(variants, "has_compiler", lambda: True)
+    monkeypatch.setattr(inference, "has_compiler", lambda: True)
     monkeypatch.setattr(variants.torch, "compile", lambda call, **options: (compiled.append(options), call)[1])
     assert {name: target for name, target in targets("inference").items() if "compiled" in name} == {
         "ResNet-18, batch 4, compiled: dense compiled / MoE compiled": None,
@@ -54,6 +55,7 @@ def test_compiled_variants_are_measured_where_there_is_a_compiler(monkeypatch):
     assert compiled == [{"dynamic": False, "fullgraph": True}] * 2
 
 
+@pytest.mark.usefixtures("no_compiler")
 def test_training():
     assert targets("training") == {
         "iteration, ResNet-18, batch 6: AdvMoE / AT (Dense)": "<= 0.75",
@@ -61,6 +63,14 @@ def test_training():
         "iteration, ResNet-18, batch 6, bf16: AdvMoE / AdvMoE bf16": ">= 2.0",
         "iteration, ResNet-18, batch 6, bf16: AT (Dense) / AT (Dense) bf16": None,
     }
+
+
+def test_a_compiled_iteration_is_measured_where_there_is_a_compiler(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(training, "has_compiler", lambda: True)
+    monkeypatch.setattr(training.variants, "iteration", lambda config, *_: lambda: compiled.append(config.runtime.compile))
+    assert targets("training")["iteration, ResNet-18, batch 6, compiled: AdvMoE / AdvMoE inductor"] is None
+    assert compiled.count("inductor") == 1 + TOY.rounds
 
 
 def test_memory(monkeypatch):

@@ -10,6 +10,7 @@ from advmoe.benchmark.rows import Ratio, Row, compare
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.timing import Calls, timed
 from advmoe.benchmark.variants import KINDS
+from advmoe.training.compiled import has_compiler
 
 
 def measure(setup: Setup) -> Iterator[Row]:
@@ -33,7 +34,7 @@ def measure(setup: Setup) -> Iterator[Row]:
     both = calls("dense", "MoE")
     lower = {f"{kind} bf16": variants.in_bf16(call) for kind, call in both.items()}
     yield from rows(f"ResNet-18, {batch}, bf16", both | lower, 7, *((f"{kind} bf16", kind, None) for kind in both))
-    if variants.has_compiler() and not setup.quick:
+    if has_compiler() and not setup.quick:
         quick = {f"{kind} compiled": variants.compiled(kind, scale, device) for kind in both}
         ratios = [("dense compiled", "MoE compiled", None), *((f"{kind} compiled", kind, None) for kind in both)]
         yield from rows(f"ResNet-18, {batch}, compiled", both | quick, 7, *ratios)

@@ -1,4 +1,4 @@
-"""Training iterations of AdvMoE compared with AT (Dense) and AT (S-Dense), in float32 and bfloat16. About 4 minutes."""
+"""Iterations of AdvMoE compared with AT (Dense) and AT (S-Dense), in float32 and bfloat16, and compiled. About 7 minutes."""
 
 from collections.abc import Iterator
 
@@ -7,6 +7,8 @@ from advmoe.benchmark.rows import Row, compare
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.timing import timed
 from advmoe.benchmark.variants import METHOD, configuration
+from advmoe.config.schema import Compile
+from advmoe.training.compiled import has_compiler
 
 
 def measure(setup: Setup) -> Iterator[Row]:
@@ -21,3 +23,9 @@ def measure(setup: Setup) -> Iterator[Row]:
     lower = {f"{name} bf16": variants.iteration(variants.bf16(configs[name]), scale.side, device) for name in both}
     ratios = [("AdvMoE", "AdvMoE bf16", ">= 2.0"), ("AT (Dense)", "AT (Dense) bf16", None)]
     yield from compare("training", f"{case}, bf16", "s", timed(both | lower, setup.rounds(2), device), ratios)
+    if setup.device.type == "cuda" or (has_compiler() and not setup.quick):
+        mode: Compile = "graphs" if setup.device.type == "cuda" else "inductor"
+        config = variants.compiled_run(configs["AdvMoE"], mode)
+        both = {"AdvMoE": calls["AdvMoE"], f"AdvMoE {mode}": variants.iteration(config, scale.side, device)}
+        seconds = timed(both, setup.rounds(2), device)
+        yield from compare("training", f"{case}, compiled", "s", seconds, [("AdvMoE", f"AdvMoE {mode}", None)])

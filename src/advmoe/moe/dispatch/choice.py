@@ -20,6 +20,7 @@ from advmoe.moe.guards import check_dispatch_call, in_transform
 
 # limits in copied filter values; if the filters learn, their gradients are copied too
 GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000
+STATIC = ("wide", "grouped", "triton")  # their shapes do not depend on the route
 COUNTING = ("split", "triton")  # with a custom backward pass, or shapes that depend on the route
 Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 
@@ -63,9 +64,10 @@ def fastest(x: Tensor, bank: FilterBank) -> str:
     """The dispatch that `auto` uses for inputs [B, C, H, W]: a fixed rule from results/benchmarks/dispatch.json (2 cores).
 
     `grouped` is faster while few filter values are copied; `split` is faster for one image and for large layers. CUDA always uses
-    `split`: it was not measured here (`advmoe benchmark --suite cuda` measures it).
+    `split`: it was not measured here (`advmoe benchmark --suite cuda` measures it). torch.compile and transforms of torch.func get
+    `wide`, which has static shapes.
     """
-    if in_transform():
+    if in_transform() or (torch.compiler.is_compiling() and not torch.compiler.is_exporting()):
         return "wide"
     copied = len(x) * bank.width * (bank.filters.numel() // len(bank.filters))
     learns = torch.is_grad_enabled() and bank.filters.requires_grad

@@ -2,7 +2,8 @@
 
 equality   every dispatch compared with a loop over images: values and gradients
 waits      whether the host waits for the device in a pass, and how often in an iteration
-iterations an iteration of AdvMoE with every dispatch, of AT (Dense) and of AT (S-Dense); minutes for 100 epochs
+iterations an iteration of AdvMoE with every dispatch (also with --compile graphs), of AT (Dense) and of AT (S-Dense); minutes for
+           100 epochs
 inference  full networks, and the pass of an attack step; each also as a CUDA graph
 layers     the MoE layers of ResNet-18 one by one
 compiled   full networks with torch.compile(mode="reduce-overhead")

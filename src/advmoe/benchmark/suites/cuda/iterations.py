@@ -11,6 +11,8 @@ from advmoe.benchmark.suites.cuda.networks import route
 from advmoe.benchmark.timing import timed
 from advmoe.benchmark.variants import Call, configuration, iteration
 from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.config.schema import Compile
+from advmoe.moe.dispatch import STATIC
 
 ITERATIONS, EPOCHS = 390, 100  # an epoch of 50,000 images at batch 128
 HUNDRED_EPOCHS = "100 epochs of CIFAR-10"
@@ -20,10 +22,10 @@ def iterations(part: Part) -> Iterator[Row]:
     """The time of all variants, which run in turn; the minutes of a full run; and the peak memory."""
     calls: dict[str, Call] = {}
     peaks: dict[str, float | None] = {}
-    for method, dispatch in [("AT (Dense)", None), ("AT (S-Dense)", None), *(("AdvMoE", name) for name in part.dispatches)]:
-        name = title(method, dispatch)
+    for method, dispatch, mode in variants(part):
+        name = title(method, dispatch) + (f", {mode}" if mode != "none" else "")
         try:
-            call = step(part, method, dispatch)
+            call = step(part, method, dispatch, mode)
             call()
             peaks[name] = peak(call, part.device) if measurable(part.device) else None
             calls[name] = call
@@ -37,11 +39,18 @@ def iterations(part: Part) -> Iterator[Row]:
         yield Row(suite="cuda", case=case, what="peak memory", value=peaks[name], unit="bytes")
 
 
-def step(part: Part, method: str, dispatch: str | None) -> Call:
+def variants(part: Part) -> list[tuple[str, str | None, Compile]]:
+    """Method, dispatch and `compile` of each iteration. CUDA graphs come last: to trace an iteration takes longest."""
+    direct: list[tuple[str, str | None, Compile]] = [("AT (Dense)", None, "none"), ("AT (S-Dense)", None, "none")]
+    direct += [("AdvMoE", name, "none") for name in part.dispatches]
+    return direct + [("AdvMoE", name, "graphs") for name in part.dispatches if part.cuda and name in STATIC]
+
+
+def step(part: Part, method: str, dispatch: str | None, mode: Compile = "none") -> Call:
     """A training iteration, as in `advmoe train`."""
     config: RunConfig = configuration(method, part.scale)
-    precision = RuntimeConfig(device=part.device.type, precision="bfloat16" if part.cuda else "float32")
-    call = iteration(config.replace(runtime=precision), part.scale.side, part.device)
+    runtime = RuntimeConfig(device=part.device.type, precision="bfloat16" if part.cuda else "float32", compile=mode)
+    call = iteration(config.replace(runtime=runtime), part.scale.side, part.device)
     assert isinstance(call, partial)
     route(call.args[0].model, dispatch)
     return call

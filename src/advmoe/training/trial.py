@@ -1,0 +1,61 @@
+"""Iterations on random images and a copy of the network, before a run starts: to time them, or to see whether they run."""
+
+import copy
+import logging
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from advmoe import distributed
+from advmoe.config import RunConfig
+from advmoe.data import ImageSpec
+from advmoe.models import Classifier
+from advmoe.moe import synchronise
+from advmoe.training.methods import METHODS, Phase
+from advmoe.training.start import train_state
+
+log = logging.getLogger("advmoe")
+
+
+def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -> Callable[[], object]:
+    """An iteration of `phase` near the end of a run, when experts are not tied, with a learning rate of 0.
+
+    `model` and torch's random numbers stay as they are. Labels are hard, because soft labels cost the same in every variant.
+    """
+    device = next(model.parameters()).device
+    config = config.replace(training=config.training.replace(soft_labels="none", teacher=None))
+    network = copy.deepcopy(model).eval()
+    synchronise(network, distributed.world_size() > 1 and config.training.sync_norm)  # as in the run
+    state = train_state(config, network, phase)
+    state.done = 1.0
+    state.draws.batch = config.training.batch_size if distributed.world_size() > 1 else None
+    for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
+        group["lr"] = 0.0
+    size = len(range(config.training.batch_size)[distributed.local_rows(config.training.batch_size)])
+    random = torch.Generator(device).manual_seed(0)
+    x = torch.rand(size, *spec.shape, device=device, generator=random)
+    y = torch.randint(len(spec.classes), (size,), device=device, generator=random)
+    return partial(phase.step, state, dict.fromkeys(phase.levels, (x, y)))
+
+
+def compilable(config: RunConfig, model: Classifier, spec: ImageSpec) -> RunConfig:
+    """The configuration, with `compile` none if an iteration cannot be compiled; the log gets one line with the reason.
+
+    What is compiled here is what the run uses later.
+    """
+    if config.runtime.compile == "none":
+        return config
+    try:
+        for phase in METHODS[config.method].phases:
+            trial(config, model, spec, phase)()
+    except Exception as error:  # a compiler can raise any exception
+        log.warning("compile %s failed; the run continues without it: %s", config.runtime.compile, _reason(error))
+        return config.replace(runtime=config.runtime.replace(compile="none"))
+    return config
+
+
+def _reason(error: Exception) -> str:
+    """The first line of the error that a compiler's error wraps."""
+    inner = getattr(error, "inner_exception", error)
+    return f"{type(inner).__name__}: {next(iter(str(inner).splitlines()), '')}"
