@@ -27,7 +27,7 @@ def build(network: str, name: str, folder: Path, license: str | None = None) -> 
     if any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty")
     half = all(bool((tensor.half().to(tensor.dtype) == tensor).all()) for tensor in model.network.state_dict().values())
-    write_hub_folder(model, model.record, folder, name, license=license, half=half)
+    write_hub_folder(model, folder, name, license=license, half=half)
     check(folder, name)
     if weights_digest(load(folder).network) != model.record.weights:
         raise UserError(f"{folder}: the network in it is not the one of the Record")

@@ -15,7 +15,7 @@ from advmoe.cli.main import main as advmoe
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import gallery_path
 from advmoe.files import write_atomically
-from advmoe.publish import model_card
+from advmoe.reports.model_card import model_card
 from advmoe.runs.load import load, save_file
 
 

@@ -16,6 +16,7 @@ import advmoe
 from advmoe.errors import UserError
 from advmoe.runs.load import FILE
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.manifest import Progress
 from advmoe.training.start import network
 
 pytestmark = pytest.mark.skipif(
@@ -90,7 +91,7 @@ def sent(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.runs.load.L
     folder, config = RunFolder(tmp_path / "run"), tiny()
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(network(config, splits.spec).state_dict(), {}, [row], "f" * 64, splits.spec)
+    folder.save(network(config, splits.spec).state_dict(), {}, Progress([row]), "f" * 64, splits.spec)
     model = advmoe.load(folder.path)
     advmoe.save_file(model, tmp_path / FILE)
     hub.RequestHandlerClass.files[FILE] = (tmp_path / FILE).read_bytes()

@@ -14,6 +14,7 @@ from advmoe.errors import UserError
 from advmoe.models.digest import weights_digest
 from advmoe.runs.load import load
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.manifest import Progress
 from advmoe.training.start import network
 
 ROOT = Path(__file__).parents[1]
@@ -34,7 +35,7 @@ def run(tiny: Any, splits: Any, tmp_path: Path) -> Path:
     folder = RunFolder(tmp_path / "run")
     folder.claim(tiny(), resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(network(tiny(), splits.spec).state_dict(), {}, [row], splits.fingerprint, splits.spec)
+    folder.save(network(tiny(), splits.spec).state_dict(), {}, Progress([row]), splits.fingerprint, splits.spec)
     return folder.path
 
 

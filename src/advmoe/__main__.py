@@ -11,7 +11,7 @@ from advmoe.cli.streams import PIPE_CLOSED, discard_output
 
 def run() -> None:
     """Run the command line; an interrupt ends it quietly even while torch is being loaded."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # who started this may want interrupts ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent process has chosen to ignore interrupts
         signal.signal(signal.SIGINT, _interrupt_once)
     keep_freed_memory()
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -31,8 +31,8 @@ def run() -> None:
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
-    """The first interrupt ends the command; a second would cut short what the first has it put in order."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which, unlike a function, holds to the interpreter's very end
+    """Let the first interrupt end the command, and ignore further ones, which would cut short its cleanup."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # unlike a handler function, this is valid until the interpreter exits
     raise KeyboardInterrupt
 
 

@@ -8,7 +8,6 @@ import pytest
 from reports.records import png, record
 
 from advmoe.reports.captions import CAPTIONS
-from advmoe.reports.cells import summarise
 from advmoe.reports.claims import judge, verdict
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
@@ -65,7 +64,7 @@ def written(folder, records):
     figure.write_bytes(base64.b64decode(png(0)))
     figures = dict.fromkeys(CAPTIONS, figure)
     page = folder / "report.html"
-    page.write_text(report_html(records, summarise(records), tables(records), judge(records), verdict(records), figures), "utf-8")
+    page.write_text(report_html(records, tables(records), judge(records), verdict(records), figures), "utf-8")
     return page.as_uri()
 
 

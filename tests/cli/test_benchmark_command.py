@@ -39,7 +39,7 @@ def test_a_device_that_is_not_there_is_one_line(capsys):
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["--rounds", "0"], "rounds must be at least 1, not 0"), (["--width", "8", "--quick"], "--quick has its own width")],
+    [(["--rounds", "0"], "rounds must be at least 1, not 0"), (["--width", "8", "--quick"], "--quick sets width")],
 )
 def test_rounds_and_width_that_make_no_sense_are_one_line(capsys, words, message):
     assert main(["benchmark", "--suite", "data", *words]) == 2

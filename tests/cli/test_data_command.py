@@ -107,7 +107,7 @@ def test_interrupt_says_how_to_go_on(place: Path, capsys: pytest.CaptureFixture[
 
     monkeypatch.setattr("advmoe.data.fetch.urllib.request.urlopen", stopped)
     assert main(["data", "get", "cifar10"]) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "the same command continues where it stopped" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_slices_add_up_to_the_same_records(whole, grid, tmp_path, capsys, monkey
             run(words)
     monkeypatch.undo()
     assert end.value.code == 75
-    assert "2 runs remain; the same command goes on" in capsys.readouterr().err
+    assert "2 runs remain; the same command continues" in capsys.readouterr().err
     done = [name for name in NAMES if (out / name / "record.json").exists()]  # one that ends while it is stopped, if any
     assert [record["run"] for record in json.loads(records.read_text() if done else "[]")] == done
     run(words)
@@ -176,7 +176,7 @@ def test_interrupted_it_stops_the_workers(grid, tmp_path):
     process = started(grid, "--out", out, *TINY, "--epochs", "500")
     wait_for(process, lambda: read_run(out / NAMES[0]).epoch >= 1)
     process.send_signal(signal.SIGINT)
-    assert "interrupted; the same command goes on where it stopped" in process.communicate(timeout=30)[1]
+    assert "interrupted; the same command continues where it stopped" in process.communicate(timeout=30)[1]
     assert quiet(out)
 
 

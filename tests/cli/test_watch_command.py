@@ -11,10 +11,10 @@ from rich.console import Console
 
 from advmoe.cli import watch
 from advmoe.cli.arguments.watch import read
+from advmoe.cli.watch import age, sparkline, statuses, watch_view
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, FailureRecorder, read_run
-from advmoe.watch import age, sparkline, statuses, watch_view
 
 RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
 WORDS = ("method", "dataset", "loss", "least load", "it/s", "seen", "test SA")

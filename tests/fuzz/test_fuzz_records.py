@@ -16,7 +16,6 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.robustbench import model_info
-from advmoe.reports.cells import summarise
 from advmoe.reports.claims import judge, verdict
 from advmoe.reports.collect import collect
 from advmoe.reports.html import report_html
@@ -85,7 +84,7 @@ def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, ba
             json.dumps(model_info(alone))
             assert found == [alone]
         if not isinstance(found, UserError) and number % 20 == 0:  # a page takes as long as many readings
-            assert "<script>alert" not in report_html(found, summarise(found), tables(found), judge(found), verdict(found), {})
+            assert "<script>alert" not in report_html(found, tables(found), judge(found), verdict(found), {})
 
     check(json.dumps(base).encode())  # libraries that make folders of their own when they are first used have made them
     assert isinstance(read(lambda: read_record(path)), Record)

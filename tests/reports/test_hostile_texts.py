@@ -10,8 +10,8 @@ from records import content
 from test_html import Page, page
 
 from advmoe.evaluation.record_file import checked_record
-from advmoe.publish import model_card
 from advmoe.reports.markup import csv_text, latex, markdown
+from advmoe.reports.model_card import model_card
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.runs import run_of
 

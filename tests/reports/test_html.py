@@ -12,7 +12,6 @@ import pytest
 from records import content, old_record, png, record
 
 from advmoe.reports.captions import CAPTIONS
-from advmoe.reports.cells import summarise
 from advmoe.reports.claims import Claim, judge, verdict
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
@@ -48,9 +47,8 @@ class Page(HTMLParser):
 
 
 def page(records, claims=None, lines=None, figures=None):
-    summaries = summarise(records)
     judged = judge(records) if claims is None else claims
-    return report_html(records, summaries, tables(records), judged, verdict(records) if lines is None else lines, figures or {})
+    return report_html(records, tables(records), judged, verdict(records) if lines is None else lines, figures or {})
 
 
 @pytest.fixture(scope="module")

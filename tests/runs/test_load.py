@@ -33,6 +33,7 @@ from advmoe.runs.load import from_pretrained, load, save_file
 from advmoe.runs.loaded import Loaded, ThreatModel
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
+from advmoe.training.manifest import Progress
 from advmoe.training.start import best_network, network
 
 SPEC = ImageSpec(("cat", "dog", "frog"), (3, 32, 32), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
@@ -44,7 +45,7 @@ def untrained(path: Path, config: Any, spec: ImageSpec | None = SPEC) -> Path:
     folder = RunFolder(path)
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(network(config, SPEC).state_dict(), {}, [row], "f" * 64, spec)
+    folder.save(network(config, SPEC).state_dict(), {}, Progress([row]), "f" * 64, spec)
     return path
 
 
@@ -119,7 +120,7 @@ def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: 
     config = tiny(dataset="cifar10")
     folder = RunFolder(tmp_path / "old")
     folder.claim(config, resume=False)
-    folder.save(network(config, cifar).state_dict(), {}, [{"epoch": 1, "phase": 1, "score": 1.0}], "f" * 64)
+    folder.save(network(config, cifar).state_dict(), {}, Progress([{"epoch": 1, "phase": 1, "score": 1.0}]), "f" * 64)
     assert load(tmp_path / "old").classes[0] == "airplane"
 
 

@@ -16,6 +16,7 @@ from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import write_atomically
 from advmoe.training.checkpoint import Checkpoint, RunFolder, best_epoch, load_weights
+from advmoe.training.manifest import Progress
 
 CONFIG = RunConfig(seed=3)
 FILES = ["model.safetensors", "optimizers.pt", "manifest.json"]
@@ -40,7 +41,7 @@ def save(folder: RunFolder, *scores: float) -> None:
     optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    folder.save(linear(len(scores)).state_dict(), {"all": optimizer.state_dict()}, rows(*scores), "f" * 64)
+    folder.save(linear(len(scores)).state_dict(), {"all": optimizer.state_dict()}, Progress(rows(*scores)), "f" * 64)
 
 
 def saved(path: Path, *scores: float) -> RunFolder:
@@ -91,14 +92,14 @@ def test_numbers_of_the_history_come_back_exactly(tmp_path: Path) -> None:
 
 def test_tensors_that_are_not_contiguous_are_saved(tmp_path: Path) -> None:
     folder = saved(tmp_path)
-    folder.save({"w": torch.arange(6.0).reshape(2, 3).T}, {}, rows(1), "")
+    folder.save({"w": torch.arange(6.0).reshape(2, 3).T}, {}, Progress(rows(1)), "")
     assert latest(folder).model_state()["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
 def test_what_the_images_are_comes_back_exactly(tmp_path: Path) -> None:
     spec = ImageSpec(("a", "\u00e9t\u00e9"), (3, 8, 9), (0.1 + 0.2, 1 / 3, 0.5), (1e-2, 0.2, 0.25))
     folder = saved(tmp_path)
-    folder.save(linear(1).state_dict(), {}, rows(1), "f" * 64, spec)
+    folder.save(linear(1).state_dict(), {}, Progress(rows(1)), "f" * 64, spec)
     assert latest(folder).spec == spec
     assert folder.best().spec == spec
 
@@ -162,7 +163,7 @@ def test_best_that_is_lost_is_named(how: str, tmp_path: Path) -> None:
 
 def test_an_epoch_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2)
-    folder.save(linear(7).state_dict(), {}, rows(1, 5), "new")
+    folder.save(linear(7).state_dict(), {}, Progress(rows(1, 5)), "new")
     assert names(folder) == ["epoch-0001", "epoch-0002"]
     assert (latest(folder).fingerprint, latest(folder).model_state()["weight"].unique().item()) == ("new", 7)
 

@@ -13,6 +13,7 @@ from advmoe.models import compact
 from advmoe.moe import MaskedNorm
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.loop import train
+from advmoe.training.manifest import Progress
 from advmoe.training.start import best_network, network
 
 EPOCHS = 2  # per phase
@@ -100,7 +101,7 @@ def test_a_better_epoch_of_the_first_phase_is_not_the_best(config, splits, tmp_p
     folder = RunFolder(run)
     latest = folder.latest()
     history = [{**latest.history[0], "score": 100.0}]
-    folder.save(latest.model_state(), latest.optimizer_states(), history, latest.fingerprint)
+    folder.save(latest.model_state(), latest.optimizer_states(), Progress(history), latest.fingerprint)
     train(config, splits, run, Recorder(), resume=True)
     assert best_network(run, config, splits)[1] in (3, 4)
 

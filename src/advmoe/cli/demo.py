@@ -31,7 +31,8 @@ GRID_IMAGES = 6
 
 
 def run(arguments: DemoArguments) -> None:
-    """Train and evaluate `METHODS` in folders below --out, and write the report. What an earlier call finished is not run again."""
+    """Train and evaluate `METHODS` in folders in --out, and write the report. Runs that an earlier call finished are not
+    repeated."""
     terminal = console()
     out, torch_device = arguments.out, device(arguments.runtime)
     configs = {method: recipe(f"demo-{method}").replace(runtime=arguments.runtime, seed=arguments.seed) for method in METHODS}

@@ -11,7 +11,7 @@ from advmoe.moe import check_dispatch
 
 
 def device(runtime: RuntimeConfig) -> torch.device:
-    """The device to run on, with the thread count set. Raises UserError if it is not available or cannot do what is asked."""
+    """The device to run on. Also sets the number of threads. Raises UserError if the device or the dispatch is not available."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     if runtime.deterministic:

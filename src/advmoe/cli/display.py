@@ -1,4 +1,4 @@
-"""The progress of a run on the console."""
+"""Displays the progress of training and evaluation on the console."""
 
 import logging
 import time
@@ -12,11 +12,11 @@ from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
-REFRESH = 0.5  # seconds between readings of the metrics, each a device synchronisation
+REFRESH = 0.5  # seconds between two readings of the metrics; each one synchronises the device
 
 
 class Warnings(logging.Handler):
-    """Prints the log's warnings on a console."""
+    """Prints warnings of the logger on a console."""
 
     def __init__(self, console: Console) -> None:
         super().__init__(logging.WARNING)
@@ -27,7 +27,7 @@ class Warnings(logging.Handler):
 
 
 class TrainingProgress(Observer):
-    """A live line (epoch, rate, time left, losses, load) and a printed line for each epoch and each warning."""
+    """A live line (epoch, rate, remaining time, losses, load), and a printed line for each epoch and each warning."""
 
     def __init__(self, console: Console, name: str, epochs: int) -> None:
         self.console, self.name, self.epochs = console, name, epochs
@@ -42,7 +42,7 @@ class TrainingProgress(Observer):
 
     def __enter__(self) -> "TrainingProgress":
         logging.getLogger("advmoe").addHandler(self.warnings)
-        return self  # the live line starts with the first iteration: a refused run prints its reason alone
+        return self  # the live line starts with the first iteration, so that an error before it is the only output
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("advmoe").removeHandler(self.warnings)
@@ -75,7 +75,10 @@ class TrainingProgress(Observer):
 
 
 class EvaluationProgress:
-    """A live line with the running worst case. `attacked` is a progress of `evaluate`; off a terminal, `log` prints lines."""
+    """A live line with the worst case so far. `attacked` is a `progress` function of `evaluate`.
+
+    If the output is not a terminal, a line is printed for each attack if `log` is true.
+    """
 
     def __init__(self, console: Console, name: str, shards: int, *, log: bool = False) -> None:
         self.name, self.shards = name, shards
@@ -96,7 +99,7 @@ class EvaluationProgress:
         self.progress.stop()
 
     def attacked(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
-        """An attack on a shard is done."""
+        """Update after an attack on a shard."""
         self.standing[number] = len(set(shard.correct or []) - set(shard.ever))
         self.seen[number] = len(shard.rows)
         worst = f"{sum(self.standing.values())} of {sum(self.seen.values())} images stand everything so far"
@@ -106,7 +109,7 @@ class EvaluationProgress:
             self.progress.console.print(text, highlight=False, soft_wrap=True)
 
     def stored(self, folder: Path) -> None:
-        """Earlier attacks on shards, or other processes', are done, as far as the store in `folder` tells."""
+        """Update after attacks of earlier calls and other processes, read from the store in `folder`."""
         for number, shard in stored(folder):
             self.attacked(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
 

@@ -20,8 +20,8 @@ from advmoe.training.start import autocast
 
 
 class Lack(BaseModel):
-    """Libraries that are missing or have another version: requirement -> the installed version or None. `add` is the command that
-    installs them; it is empty if nothing is missing."""
+    """Libraries that are missing or have the wrong version: requirement -> installed version or None. `add` is the command that
+    installs them, "" if nothing is missing."""
 
     missing: dict[str, str | None]
     add: str
@@ -41,9 +41,9 @@ class Disk(BaseModel):
 
 
 class Diagnosis(Host, Lack):
-    """What `advmoe doctor` prints. `libraries` are those that every command needs, with their versions.
+    """The output of `advmoe doctor`. `libraries` are those that every command needs, with their versions.
 
-    `dispatches` run on the device, `bf16` says whether `--precision auto` takes it, `compiler` whether torch.compile has one.
+    `dispatches` work on the device, `bf16` is whether `--precision auto` uses it, `compiler` whether torch.compile has a compiler.
     """
 
     torch: str
@@ -66,7 +66,7 @@ def run(arguments: DoctorArguments) -> None:
 
 
 def examine(folder: Path) -> Diagnosis:
-    """The state of this machine and installation. Raises UserError if the package is not installed."""
+    """Inspect this machine and installation. Raises UserError if the package is not installed."""
     package = installed()
     required, lack = needs(package), _lack(package, needs(package))
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())

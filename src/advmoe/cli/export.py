@@ -18,8 +18,8 @@ from advmoe.files import check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
 
-NOISE = 64  # images of noise that are compared if there are no real images
-MAX_ROWS = 10  # rows that a message lists
+NOISE = 64  # number of random images to compare if there are no real ones
+MAX_ROWS = 10  # in a message
 
 
 def run(arguments: ExportArguments) -> None:

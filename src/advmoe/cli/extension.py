@@ -1,4 +1,4 @@
-"""A user's script that adds backbones, data sets or methods, and runs the command line: other processes load it, too."""
+"""A user's script that registers backbones, data sets or methods and then calls the command line. Worker processes load it, too."""
 
 import os
 import runpy
@@ -13,14 +13,14 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def announce(caller: FrameType) -> None:
-    """Name the script for the processes that this one starts, if `caller` is the top level of a script outside this package."""
+    """Pass the path of the script to child processes, if `caller` is the top level of a script outside this package."""
     file = caller.f_globals.get("__file__")
     if caller.f_globals.get("__name__") == "__main__" and file and PACKAGE not in Path(file).resolve().parents:
         os.environ[VARIABLE] = str(Path(file).resolve())
 
 
 def load() -> None:
-    """Run the script that another process named, but for its part under `if __name__ == "__main__"`. Raises UserError."""
+    """Run the script whose path a parent process passed, without its part under `if __name__ == "__main__"`. Raises UserError."""
     path = os.environ.get(VARIABLE)
     main_file = getattr(sys.modules["__main__"], "__file__", None)
     if path is None or path in _loaded or (main_file and Path(main_file).resolve() == Path(path)):

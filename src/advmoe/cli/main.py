@@ -1,4 +1,4 @@
-"""argv to one command, and errors to one line and an exit status."""
+"""Runs the command that argv names. Errors become one line and an exit status."""
 
 import errno
 import importlib
@@ -13,87 +13,87 @@ from advmoe.cli.streams import escape_unencodable
 from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped
 
-COMMANDS = {  # each a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is asked for
+COMMANDS = {  # each is a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is used
     "demo": "Train and evaluate four methods on embedded images: a few minutes on two cores.",
-    "train": "Train a network from a recipe or a configuration file, or go on with a run that was stopped.",
+    "train": "Train a network from a recipe or a configuration file, or continue a run that was stopped.",
     "evaluate": "Attack a trained network on the test set: clean, robust and worst-case accuracy.",
     "models": "List the networks that come with the package.",
-    "predict": "Classify images: class, confidence and the experts that each was sent through.",
+    "predict": "Classify images: class, confidence and the expert of each layer.",
     "attack": "Search for the smallest change of one image that fools a network.",
     "export": "Write a trained network as one ONNX or torch.export file, and compare it with PyTorch.",
-    "sweep": "Train and evaluate every run of a table or figure of the paper, or of a sweep file; a stopped sweep goes on.",
+    "sweep": "Train and evaluate every run of a table or figure of the paper, or of a sweep file; continue a stopped sweep.",
     "watch": "Show running and finished runs.",
     "report": "Write tables, figures and one self-contained HTML page from Records.",
     "benchmark": "Measure whether networks, iterations and attacks are as fast as their cost says.",
     "profile": "Print parameters and GMACs of a recipe's network.",
     "recipes": "List the recipes: settings, parameters and GMACs.",
-    "data": "Fetch a data set (get), or read one and say what it holds (check).",
+    "data": "Download a data set (get), or read one and print what it contains (check).",
     "doctor": "List what is installed and what is missing, with the command that installs it.",
     "completion": "Print the script that completes commands and flags in a shell.",
 }
 OUT_OF_MEMORY = "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
-WORKER_DIED = "a process that decodes images was killed, perhaps because memory ran out; fewer --workers need less"
-AGAIN = "the same command goes on where it stopped"
-GO_ON = {
-    "train": "the same command with --resume goes on from the last checkpoint",
-    "evaluate": "the same command (without --fresh) goes on where it stopped",
-    "demo": AGAIN,
-    "sweep": AGAIN,
+WORKER_KILLED = "a process that decodes images was killed, perhaps because memory ran out; fewer --workers need less"
+SAME_COMMAND = "the same command continues where it stopped"
+HOW_TO_CONTINUE = {
+    "train": "the same command with --resume continues from the last checkpoint",
+    "evaluate": "the same command (without --fresh) continues where it stopped",
+    "demo": SAME_COMMAND,
+    "sweep": SAME_COMMAND,
     "report": "every written file is complete; the same command writes the others",
-    "data": AGAIN,
+    "data": SAME_COMMAND,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
     extension.announce(sys._getframe(1))
     escape_unencodable()
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    if words[0] == "--version":
+    if argv[0] == "--version":
         print(f"advmoe {__version__}, torch {version('torch')}")
         return 0
     try:
-        lookup(COMMANDS, words[0], "command")
+        lookup(COMMANDS, argv[0], "command")
         extension.load()
-        arguments = importlib.import_module(f"advmoe.cli.arguments.{words[0]}").read(words[1:])
-        importlib.import_module(f"advmoe.cli.{words[0]}").run(arguments)
+        arguments = importlib.import_module(f"advmoe.cli.arguments.{argv[0]}").read(argv[1:])
+        importlib.import_module(f"advmoe.cli.{argv[0]}").run(arguments)
         return 0
-    except BrokenPipeError:  # nobody reads the output any more, as after `| head`: `advmoe.__main__` ends quietly
+    except BrokenPipeError:  # the reader of the output has ended, as after `| head`: `advmoe.__main__` exits quietly
         raise
     except (UserError, OSError, MemoryError, RuntimeError) as error:
-        message = _in_words(error)
+        message = _message(error)
         if message is None:
             raise
-        return _complain(message)
+        return _print_error(message)
     except KeyboardInterrupt as error:
-        where = f" {error}" if isinstance(error, Stopped) else ""
-        print(f"interrupted{where}; {GO_ON.get(words[0], 'nothing was changed')}", file=sys.stderr)
+        position = f" {error}" if isinstance(error, Stopped) else ""
+        print(f"interrupted{position}; {HOW_TO_CONTINUE.get(argv[0], 'nothing was changed')}", file=sys.stderr)
         return 128 + (error.number if isinstance(error, Stopped) else signal.SIGINT)
 
 
 def _overview() -> str:
     lines = ["usage: advmoe COMMAND ...    (advmoe COMMAND --help lists its flags)", ""]
-    lines += [f"  {name:10} {what}" for name, what in COMMANDS.items()]
+    lines += [f"  {name:10} {summary}" for name, summary in COMMANDS.items()]
     return "\n".join([*lines, "", "Start with: advmoe demo"])
 
 
-def _in_words(error: BaseException) -> str | None:
-    """The message for the user; None for a mistake in this package, whose traceback is needed."""
+def _message(error: BaseException) -> str | None:
+    """The message for the user; None for a bug, whose traceback is needed."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for --help
         return OUT_OF_MEMORY
     if isinstance(error, RuntimeError):
-        return f"{WORKER_DIED} ({error})" if str(error).startswith("DataLoader worker") else None
+        return f"{WORKER_KILLED} ({error})" if str(error).startswith("DataLoader worker") else None
     if not isinstance(error, OSError):
         return str(error)
     file = f"{error.filename}: " if error.filename else ""
     if error.errno == errno.ENOSPC:
-        return f"{file}no space left on the disk; what was saved before is complete, and the run can go on from there"
+        return f"{file}no space left on the disk; files that were saved before are complete, and the run can continue from there"
     return f"{file}{error.strerror or error}"
 
 
-def _complain(message: str) -> int:
+def _print_error(message: str) -> int:
     print(f"advmoe: error: {' '.join(message.split())}", file=sys.stderr)
     return 2

@@ -1,4 +1,4 @@
-"""`advmoe models`. Imports no torch: it reads Records alone."""
+"""`advmoe models`. It only reads Records, so it does not import torch."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -11,9 +11,9 @@ from advmoe.evaluation.record_file import read_record
 
 COLUMNS = ("name", "method", "data", "network", "GMACs", "SA", "RA-worst", "size")
 NUMBERS = ("GMACs", "SA", "RA-worst", "size")
-BOUND = "~"  # before a figure that can only be lower
-NOTE = f"{BOUND} AutoAttack was not run: an upper bound."
-USE = "Use one by its name: advmoe predict NAME photo.png; in Python: advmoe.load(NAME)."
+BOUND = "~"  # marks an upper bound
+NOTE = f"{BOUND} Upper bound: AutoAttack was not run."
+USE = "To use one: advmoe predict NAME photo.png; in Python: advmoe.load(NAME)."
 
 
 def run(arguments: ModelsArguments) -> None:

@@ -1,4 +1,4 @@
-"""From words on the command line to dataclasses, and what many commands take."""
+"""Parses the command line into dataclasses, and defines the arguments that several commands share."""
 
 from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
@@ -30,62 +30,62 @@ Flat: Any = tyro.conf.OmitArgPrefixes  # every field a plain flag: names are uni
 
 @dataclass(frozen=True)
 class Source:
-    """Where a run's configuration comes from."""
+    """The recipe or the file that a run's configuration is read from."""
 
     recipe: str | None = None
     """Name of a recipe (`advmoe recipes` lists them)."""
     config: Path | None = None
-    """YAML file with the configuration, as a run's folder holds one."""
+    """YAML file with the configuration, such as config.yaml in a run's folder."""
 
 
 @dataclass(frozen=True)
-class First:
-    """What decides where a run's defaults come from."""
+class DefaultSource:
+    """The arguments that decide where the defaults of a run's fields come from."""
 
     source: Source
     out: Path | None = None
 
 
-def configured(words: list[str]) -> RunConfig:
-    """The configuration that --recipe, --config or an existing --out names, before overrides."""
-    quiet = [word for word in words if word not in ("-h", "--help")]
-    with on_parse_error(partial(_refuse, First)):
-        first, _ = tyro.cli(First, args=quiet, config=(Flat,), return_unknown_args=True, add_help=False)
-    source = first.source
+def configured(argv: list[str]) -> RunConfig:
+    """The configuration of --recipe, --config or an existing --out, before other flags change it."""
+    without_help = [argument for argument in argv if argument not in ("-h", "--help")]
+    with on_parse_error(partial(_refuse, DefaultSource)):
+        parsed, _ = tyro.cli(DefaultSource, args=without_help, config=(Flat,), return_unknown_args=True, add_help=False)
+    source = parsed.source
     if source.recipe is not None and source.config is not None:
         raise UserError("--recipe and --config exclude each other")
     if source.recipe is not None:
         return recipe(source.recipe)
     if source.config is not None:
         return load_yaml(source.config)
-    if first.out is not None and (path := first.out / CONFIG_FILE).exists():
+    if parsed.out is not None and (path := parsed.out / CONFIG_FILE).exists():
         return load_run_config(path)
-    if len(quiet) == len(words):
+    if len(without_help) == len(argv):
         raise UserError("give --recipe NAME (advmoe recipes lists them) or --config FILE.yaml")
     return RunConfig()
 
 
-def parse(kind: type[Arguments], command: str, words: list[str], default: Arguments | None = None) -> Arguments:
-    """The arguments of a command. Raises UserError, in one line, for words that it does not take."""
+def parse(arguments_type: type[Arguments], command: str, argv: list[str], default: Arguments | None = None) -> Arguments:
+    """The arguments of a command. Raises UserError, in one line, if they are not valid."""
     options: dict[str, Any] = {} if default is None else {"default": default}
-    with on_parse_error(partial(_refuse, kind)):
-        arguments: Arguments = tyro.cli(kind, args=words, prog=f"advmoe {command}", config=(Flat,), **options)
+    with on_parse_error(partial(_refuse, arguments_type)):
+        arguments: Arguments = tyro.cli(arguments_type, args=argv, prog=f"advmoe {command}", config=(Flat,), **options)
         return arguments
 
 
-def _refuse(kind: type, event: ParseErrorEvent) -> None:
-    """Raise the parser's complaint as a UserError; complaints of another kind are printed by tyro."""
-    message = _message(kind, event)
+def _refuse(arguments_type: type, event: ParseErrorEvent) -> None:
+    """Raise the parser's error as a UserError; tyro prints errors of unknown types."""
+    message = _message(arguments_type, event)
     if message is not None:
         raise UserError(f"{message} (see {event.prog} --help)" if event.prog.startswith("advmoe ") else message)
 
 
-def _message(kind: type, event: ParseErrorEvent) -> str | None:
+def _message(arguments_type: type, event: ParseErrorEvent) -> str | None:
     match event:
         case UnrecognizedArgs(tokens=tokens) | MissingArgs(unrecognized_tokens=[_, *_] as tokens):
-            return _unrecognized(tokens, kind)
+            return _unrecognized(tokens, arguments_type)
         case MissingArgs(missing_arguments=missing):
-            return f"missing {', '.join(_name(one.arg) for one in missing)}"
+            return f"missing {', '.join(_name(item.arg) for item in missing)}"
         case InvalidChoice(argument=argument, value=value, choices=choices):
             return f"{_name(argument)} must be one of {', '.join(choices)}, not {short_repr(value)}"
         case BadValue(argument=argument):
@@ -100,28 +100,28 @@ def _name(argument: ArgumentDefinition) -> str:
 
 
 def _reason(argument: ArgumentDefinition, message: str) -> str:
-    """Why a value was refused: the parser's message, but what would be right where it lists every alternative that was tried."""
+    """Why a value is invalid: the parser's message, or the expected forms if the parser lists every alternative that it tried."""
     forms = str(argument.lowered.metavar).replace("{", "").replace("}", "").split("|")
     return f"must be {' or '.join(forms)}" if message.startswith("no type matching") else f"is wrong: {message}"
 
 
-def _unrecognized(tokens: list[str], kind: type) -> str:
-    """The first unknown flag, or else word, with its present name or the nearest ones."""
-    word = next((token for token in tokens if token.startswith("-")), tokens[0])
-    name = word.partition("=")[0].lstrip("-").replace("-", "_")
+def _unrecognized(tokens: list[str], arguments_type: type) -> str:
+    """The message for the first unknown flag or argument, with its present name or similar names."""
+    argument = next((token for token in tokens if token.startswith("-")), tokens[0])
+    name = argument.partition("=")[0].lstrip("-").replace("-", "_")
     if name in migrations.RENAMED:
-        return f"{word} is now --{migrations.RENAMED[name].replace('_', '-')}"
-    close = get_close_matches(name, _fields(kind), n=2)
-    if not word.startswith("-"):
-        return f"unknown argument {short_repr(word)}"
-    hint = f"; did you mean {' or '.join(f'--{flag}' for flag in close)}?".replace("_", "-") if close else ""
-    return f"unknown flag {short_repr(word)}{hint}"
+        return f"{argument} is now --{migrations.RENAMED[name].replace('_', '-')}"
+    similar = get_close_matches(name, _fields(arguments_type), n=2)
+    if not argument.startswith("-"):
+        return f"unknown argument {short_repr(argument)}"
+    hint = f"; did you mean {' or '.join(f'--{flag}' for flag in similar)}?".replace("_", "-") if similar else ""
+    return f"unknown flag {short_repr(argument)}{hint}"
 
 
-def _fields(kind: Any) -> list[str]:
-    """Names of a class's fields, those of the sections in it included."""
+def _fields(arguments_type: Any) -> list[str]:
+    """Names of a class's fields, including those of its sections."""
     names = []
-    for name, hint in get_type_hints(kind).items():
-        inner = isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Section))
-        names += _fields(hint) if inner else [name]
+    for name, hint in get_type_hints(arguments_type).items():
+        is_section = isinstance(hint, type) and (is_dataclass(hint) or issubclass(hint, Section))
+        names += _fields(hint) if is_section else [name]
     return names

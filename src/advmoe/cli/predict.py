@@ -24,20 +24,20 @@ def run(arguments: PredictArguments) -> None:
 
 def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[FilePrediction]:
     """The predictions; files that are not images are reported on stderr. Raises UserError if there is no image at all."""
-    done, failed = 0, 0
+    count, unreadable = 0, 0
     single = len(arguments.images) == 1 and not arguments.images[0].is_dir()
     for result in predict(model, images_in(arguments.images), arguments.batch_size):
         if isinstance(result, FilePrediction):
-            done += 1
+            count += 1
             yield result
         elif single:
             raise UserError(result.reason)
         else:
-            failed += 1
+            unreadable += 1
             print(f"advmoe: {result.reason}", file=sys.stderr)
-    if not done:
+    if not count:
         names = ", ".join(map(str, arguments.images))
-        raise UserError(f"{names}: none of {failed} files is an image" if failed else f"{names}: contains no file")
+        raise UserError(f"{names}: none of {unreadable} files is an image" if unreadable else f"{names}: contains no file")
 
 
 def pathway(route: Sequence[int]) -> str:
@@ -58,11 +58,11 @@ def _print_table(model: Loaded, rows: Iterator[FilePrediction]) -> None:
 
 def _print_json(model: Loaded, rows: Iterator[FilePrediction]) -> None:
     """A list, written row by row."""
-    lead = "["
+    separator = "["
     for row in rows:
         values = (str(row.image), row.name, row.confidence, list(row.pathway), row.note)
-        print(lead, json.dumps(dict(zip(COLUMNS, values, strict=True))), sep="\n", end="")
-        lead = ","
+        print(separator, json.dumps(dict(zip(COLUMNS, values, strict=True))), sep="\n", end="")
+        separator = ","
     print("\n]")
 
 

@@ -10,7 +10,6 @@ from advmoe.cli.arguments.report import ReportArguments
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
-from advmoe.reports.cells import summarise
 from advmoe.reports.claims import Claim, judge, verdict
 from advmoe.reports.collect import Warn, collect
 from advmoe.reports.html import report_html
@@ -19,7 +18,7 @@ from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
 
 FORMS = {"md": markdown, "csv": csv_text, "tex": latex}
-LIST = ".made.json"  # the files that a report wrote: the next report into the folder deletes those that it does not write again
+LIST = ".made.json"  # the files of the last report: the next one deletes those that it does not overwrite
 
 
 def run(arguments: ReportArguments) -> None:
@@ -49,7 +48,7 @@ def write_report(
     written = _write_tables(report_tables, out)
     drawn, failed = _draw_figures(list(records), out, warn)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}
-    html = report_html(list(records), summarise(records), report_tables, claims, sentences, figures, failed)
+    html = report_html(list(records), report_tables, claims, sentences, figures, failed)
     write_atomically(out / "report.html", html)
     written += [*drawn, "report.html"]
     _delete_earlier(out, written)
@@ -72,9 +71,9 @@ def _draw_figures(records: list[Record], out: Path, warn: Warn) -> tuple[list[st
         files = [f"figures/{name}.{suffix}" for suffix in ("png", "pdf")]
         try:
             written += [file for file in files if draw(records, out / file)]
-        except Exception as error:  # whatever a drawing library makes of odd Records, the rest of the report is written
+        except Exception as error:  # a drawing library may raise anything for odd Records; the rest of the report is still written
             if isinstance(error, OSError) and error.errno:
-                raise  # a full disk is not the figure's fault
+                raise  # an error of the disk, not of the figure
             for file in files:
                 (out / file).unlink(missing_ok=True)
             failed.append(name)
@@ -83,7 +82,7 @@ def _draw_figures(records: list[Record], out: Path, warn: Warn) -> tuple[list[st
 
 
 def _delete_earlier(out: Path, written: Sequence[str]) -> None:
-    """Delete the files that an earlier report wrote and this one did not, and list the files of this one."""
+    """Delete the files of an earlier report that this one did not write, and store the list of this one's files."""
     try:
         earlier = json.loads((out / LIST).read_text())
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The command line's output streams: encodings that lack characters, and readers that leave."""
+"""The output streams of the command line: characters that cannot be encoded, and pipes that are closed."""
 
 import os
 import sys
@@ -11,25 +11,25 @@ PIPE_CLOSED = 141  # the exit status that a shell gives for SIGPIPE
 
 
 def escape_unencodable() -> None:
-    """Write characters that an output's encoding lacks as escapes, instead of ending in an error."""
+    """Write characters that cannot be encoded as escapes, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def discard_output() -> None:
-    """Discard what is still written to standard output: nobody reads it any more."""
+    """Discard further output: its reader has ended."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Go on unread when the reader of the output leaves (`| head -1`): rich would end the program."""
+        """Continue without output if its reader ends (`| head -1`). By default rich would exit."""
         self.quiet = True
         discard_output()
 
 
 def console() -> Console:
-    """The console of standard output. Tables in a file or a pipe are as wide as they need to be, up to LOG_WIDTH."""
+    """The console of standard output. In a file or a pipe, tables may be up to LOG_WIDTH columns wide."""
     fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
     return _Console(soft_wrap=False, width=None if fixed else LOG_WIDTH)

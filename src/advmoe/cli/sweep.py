@@ -28,12 +28,12 @@ from advmoe.sweep.plan import Planned, plan
 from advmoe.sweep.schedule import SweepOutcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 
-FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h, "try again"
+FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL ("try again") of sysexits.h
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One call of the command: its arguments, its runs, the attacks, the console, and the time at which it must end."""
+    """One call of the command: arguments, runs, attacks, console, and the time (of time.monotonic) at which it must end."""
 
     arguments: SweepArguments
     runs: Sequence[Planned]
@@ -81,7 +81,7 @@ def run(arguments: SweepArguments) -> None:
 
 
 def _earlier_records(path: Path | None) -> dict[str | None, Record]:
-    """The Records that the file has, by run. Raises UserError if it holds anything else."""
+    """The Records in the file, by run. Raises UserError if it contains anything else."""
     entries = read_json(path) if path is not None and path.exists() else []
     if not isinstance(entries, list):
         raise UserError(f"{path}: is no list of Records")
@@ -133,8 +133,8 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
 def _prepared(
     sweep: Sweep, missing: Sequence[Planned], statuses: Statuses, placement: Placement | None
 ) -> tuple[Mapping[str, float], str]:
-    """Read the data, write the plan, and estimate the seconds of the missing runs. A dry run whose data cannot be read has no
-    estimate; the second value says why."""
+    """Write the plan, and estimate the seconds of the missing runs. If a dry run cannot read its data, there is no estimate, and
+    the second value says why."""
     try:
         counts_by_data = sizes([planned.config.data for planned in missing])
     except UserError as error:
@@ -184,7 +184,7 @@ def _end(sweep: Sweep, jobs: Sequence[Job], outcome: SweepOutcome, progressed: b
         summary = f"{len(outcome.failed)} of {len(jobs)} runs failed: {', '.join(outcome.failed)}"
         print(f"advmoe: error: {summary}; the same command tries again", file=sys.stderr)
     if outcome.remaining and progressed:
-        print(f"{len(outcome.remaining)} runs remain; the same command goes on", file=sys.stderr)
+        print(f"{len(outcome.remaining)} runs remain; the same command continues", file=sys.stderr)
         raise SystemExit(WORK_LEFT)
     if outcome.remaining and not outcome.failed:
         print("advmoe: error: no training step and no attack was finished in this time; give more --minutes", file=sys.stderr)

@@ -1,18 +1,34 @@
-"""`advmoe watch`."""
+"""`advmoe watch`: runs as a table in the terminal."""
 
 import contextlib
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from advmoe.cli.arguments.watch import WatchArguments
 from advmoe.cli.streams import console
 from advmoe.errors import UserError
-from advmoe.watch import statuses, watch_view
+from advmoe.reports.measures import label
+from advmoe.runs.status import RecordSummary, RunStatus, State, find_runs, read_run
 
-OFF_TERMINAL = 240  # columns where there is no terminal: programs that read the lines get all columns
+OFF_TERMINAL = 240  # columns if the output is not a terminal: programs that read it get all columns
+STYLES = {  # in the order in which runs are listed: those in progress first
+    State.TRAINING: "green", State.EVALUATING: "green", State.STALLED: "yellow", State.FAILED: "red", State.TRAINED: "cyan",
+    State.PLANNED: "dim", State.DONE: "dim",
+}  # fmt: skip
+WORST, TEST_SA = label("ra_worst"), f"test {label('sa')}"
+COLUMNS = ("run", "state", "method", "dataset", "epoch", "loss", "SA", "RA", "least load", "it/s", "seen", WORST, TEST_SA)
+SPARK = "RA by epoch"
+SPARKS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 16
+# columns that are dropped, in this order, if the terminal is too narrow
+EXPENDABLE = (SPARK, "it/s", "dataset", TEST_SA, "least load", "loss", "seen")
+UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def run(arguments: WatchArguments) -> None:
@@ -25,7 +41,7 @@ def run(arguments: WatchArguments) -> None:
         wide = terminal if terminal.is_terminal else Console(width=OFF_TERMINAL)
         wide.print(watch_view(runs, folder, wide))
         return
-    with contextlib.suppress(KeyboardInterrupt):  # ends the view
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the view
         _live(folder, terminal, arguments.interval)
 
 
@@ -39,3 +55,93 @@ def _live(folder: Path, terminal: Console, interval: float) -> None:
 def _view(folder: Path, terminal: Console) -> RenderableType:
     runs = statuses(folder)
     return watch_view(runs, folder, terminal) if runs else f"no run below {folder} yet"
+
+
+def statuses(folder: Path) -> list[RunStatus]:
+    """All runs in `folder`, at any depth, those in progress first."""
+    order = list(STYLES)
+    return sorted((read_run(run) for run in find_runs(folder)), key=lambda run: (order.index(run.state), str(run.path)))
+
+
+def watch_view(runs: Sequence[RunStatus], root: Path, console: Console) -> RenderableType:
+    """A table with a row for each run, and a line with the reason for each failed run."""
+    reasons = [Text(f"{_name(run, root)}: {run.reason}", STYLES[run.state]) for run in runs if run.reason]
+    return Group(watch_table(runs, root, console), *reasons)
+
+
+def watch_table(runs: Sequence[RunStatus], root: Path, console: Console) -> Table:
+    """One row for each run, in as many columns as fit on `console`. SA and RA are in percent of the held-out images."""
+    names = [*COLUMNS, *([] if console.options.ascii_only else [SPARK])]
+    cells = [_cells(run, root) for run in runs]
+    for dropped in EXPENDABLE:
+        table = _table(names, cells)
+        if console.measure(table, options=console.options.update(max_width=10_000)).maximum <= console.width:
+            return table
+        names = [name for name in names if name != dropped]
+    return _table(names, cells)
+
+
+def _table(names: Sequence[str], cells: Sequence[dict[str, str]]) -> Table:
+    table = Table(
+        title=f"{len(cells)} run{'s' if len(cells) != 1 else ''}; SA and RA of the held-out part, in %",
+        title_justify="left",
+    )
+    for name in names:
+        left_aligned = name in ("run", "state", "method", "dataset", SPARK)
+        table.add_column(name, justify="left" if left_aligned else "right", no_wrap=name != "run", overflow="fold")
+    for row in cells:
+        table.add_row(*(row[name] for name in names))
+    return table
+
+
+def _cells(run: RunStatus, root: Path) -> dict[str, str]:
+    """Column -> text, which is empty if the figure is not in the files."""
+    last = run.rows[-1] if run.rows else None
+    seconds = last.train_seconds if last else 0.0
+    return {
+        "run": escape(_name(run, root)),
+        "state": f"[{STYLES[run.state]}]{run.state}{f', {run.shards} shards' if run.state is State.EVALUATING else ''}[/]",
+        "method": run.config.method if run.config else "",
+        "dataset": escape(run.config.data.dataset) if run.config else "",
+        "epoch": f"{run.epoch}{f'/{run.epochs}' if run.epochs else ''}",
+        "loss": _text(last.loss, ".3f") if last else "",
+        "SA": _text(last.val_sa) if last else "",
+        "RA": _text(last.val_ra) if last else "",
+        "least load": f"{min(last.load):.0%}" if last and last.load else "",
+        "it/s": f"{(last.iterations or 0.0) / seconds:.1f}" if last and seconds else "",
+        "seen": age(run.age),
+        WORST: _worst(run.record) if run.record else "",
+        TEST_SA: _text(run.record.sa) if run.record else "",
+        SPARK: sparkline([row.val_ra or 0.0 for row in run.rows]),
+    }
+
+
+def _name(run: RunStatus, root: Path) -> str:
+    return run.path.resolve().name if run.path == root else str(run.path.relative_to(root))
+
+
+def _worst(record: RecordSummary) -> str:
+    """The worst case, marked as an upper bound if the evaluation was not complete."""
+    if record.ra_worst is not None:
+        return _text(record.ra_worst)
+    mark = label("ra_worst_quick").removeprefix(WORST)
+    return f"{record.ra_worst_quick:.1f}{mark}" if record.ra_worst_quick is not None else ""
+
+
+def _text(value: float | None, form: str = ".1f") -> str:
+    return "" if value is None else format(value, form)
+
+
+def age(seconds: float) -> str:
+    """'12 s', '3 min', '5 h' or '2 d'."""
+    return next((f"{seconds / size:.0f} {unit}" for size, unit in UNITS if seconds >= size), f"{seconds:.0f} s")
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Non-negative values as at most SPARK_WIDTH block characters, the largest full. If there are more values, each block is a
+    mean."""
+    count = min(len(values), SPARK_WIDTH)
+    parts = [values[len(values) * i // count : len(values) * (i + 1) // count] for i in range(count)]
+    means = [sum(part) / len(part) for part in parts]
+    top = max(means, default=0.0) or 1.0
+    return "".join(SPARKS[round((len(SPARKS) - 1) * max(0.0, mean) / top)] for mean in means)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.captions import CAPTIONS, Caption
-from advmoe.reports.cells import Figure, Summary
+from advmoe.reports.cells import Figure, Summary, summarise
 from advmoe.reports.claims import Claim
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
 from advmoe.reports.figures import DPI
@@ -47,8 +47,8 @@ class Drawn:
 
 
 def report_html(
-    records: Sequence[Record], summaries: Sequence[Summary], tables: Sequence[Table], claims: Sequence[Claim],
-    verdict: Sequence[str], figures: Mapping[str, Path], failed: Collection[str] = (),
+    records: Sequence[Record], tables: Sequence[Table], claims: Sequence[Claim], verdict: Sequence[str],
+    figures: Mapping[str, Path], failed: Collection[str] = (),
 ) -> str:  # fmt: skip
     """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`; `failed` are the
     names of those that raised an error.
@@ -63,7 +63,7 @@ def report_html(
     return environment.get_template("report.html.jinja").render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
         subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
-        tables=[_overview(summaries), *sorted(tables, key=lambda table: not table.run_rows)],
+        tables=[_overview(summarise(records)), *sorted(tables, key=lambda table: not table.run_rows)],
         figures=_drawn(figures), undrawn=_undrawn(figures, failed),
         runs=runs, gallery_runs=_with_images(runs), gaps=_gaps(records),
         measures=[(measure.label, measure.meaning) for measure in MEASURES if measure.meaning],

@@ -76,10 +76,10 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     """Start the job's process. Raises UserError if the folder holds another run."""
     _claim(job)
     (job.folder / FAILED).unlink(missing_ok=True)
-    words = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder / ".lock"), json.dumps(commands(job))]
+    argv = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder / ".lock"), json.dumps(commands(job))]
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            words, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(job.config.runtime.threads),
+            argv, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(job.config.runtime.threads),
             start_new_session=True,
         )  # fmt: skip
 
@@ -135,9 +135,9 @@ def main(lock: str, work: str) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with FileLock(lock):
         print(f"{socket.gethostname()}, process {os.getpid()}", flush=True)
-        for words in json.loads(work):
-            print("$ advmoe", *words, flush=True)
-            status = _status(words)
+        for argv in json.loads(work):
+            print("$ advmoe", *argv, flush=True)
+            status = _status(argv)
             if status:
                 raise SystemExit(status)
 
@@ -147,8 +147,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _status(words: Sequence[str]) -> int | str | None:
-    sys.argv = ["advmoe", *words]
+def _status(argv: Sequence[str]) -> int | str | None:
+    sys.argv = ["advmoe", *argv]
     try:
         runpy.run_module("advmoe", run_name="__main__")
     except SystemExit as end:

@@ -33,7 +33,7 @@ from advmoe.config import CONFIG_FILE, RunConfig, differences, dump_yaml, load_r
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.files import check_plain, check_utf8, sync, write_atomically
-from advmoe.training.manifest import FILES, STATES, WEIGHTS, History, Manifest, Partial, read_manifest
+from advmoe.training.manifest import FILES, STATES, WEIGHTS, History, Manifest, Partial, Progress, read_manifest
 
 MAX_FILE = 2**40  # bytes
 LOCK = ".train.lock"
@@ -193,21 +193,22 @@ class RunFolder:
         return "holds no checkpoint yet" if latest is None else "holds no checkpoint of a complete epoch yet"
 
     def save(
-        self, model: Mapping[str, Tensor], optimizers: Mapping[str, StateDict], history: History, fingerprint: str,
-        spec: ImageSpec | None = None, partial: Partial | None = None, restores: int = 0,
+        self, model: Mapping[str, Tensor], optimizers: Mapping[str, StateDict], progress: Progress, fingerprint: str,
+        spec: ImageSpec | None = None,
     ) -> None:  # fmt: skip
-        """Write the checkpoint of the last epoch in `history`, or of the `partial` epoch after it; remove checkpoints not needed.
+        """Write the checkpoint of a run that has made `progress`; remove checkpoints that are not needed any more.
 
         Raises UserError if it cannot be written, for example if the disk is full.
         """
-        epoch = len(history)
-        target = self._folder(epoch, partial)
+        history, epoch = progress.history, len(progress.history)
+        target = self._folder(epoch, progress.partial)
         draft = self.checkpoint_path / f".draft-{target.name}"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             sums = _write(draft, model, optimizers)
             manifest = Manifest(
-                epoch=epoch, fingerprint=fingerprint, history=history, spec=spec, partial=partial, restores=restores, sha256=sums
+                epoch=epoch, fingerprint=fingerprint, history=history, spec=spec, partial=progress.partial,
+                restores=progress.restores, sha256=sums,
             )  # fmt: skip
             (draft / "manifest.json").write_text(manifest.sealed())
             sync(draft / "manifest.json")
@@ -218,7 +219,7 @@ class RunFolder:
         if target.exists():
             _remove(target)
         draft.rename(target)
-        if partial is None:
+        if progress.partial is None:
             self.write_metrics(history)
         self.prune(history, target)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, NotRequired, Self
 
@@ -89,6 +90,15 @@ class Partial(BaseModel):
         if any(len(torch.tensor(value)) != len(self.images) for value in self.sums.values()):
             raise ValueError("a sum for each rank is missing")
         return self
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: its `history`, the unfinished epoch after it, and the number of returns to a checkpoint after a NaN."""
+
+    history: History
+    partial: Partial | None = None
+    restores: int = 0
 
 
 class Manifest(BaseModel):

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import cast
 
 from torch.optim.optimizer import StateDict
@@ -18,7 +17,7 @@ from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.interrupts import Interrupts, Stopped
-from advmoe.training.manifest import EpochRow, History
+from advmoe.training.manifest import EpochRow, History, Progress
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import TRAINED, restore, restore_average
@@ -135,10 +134,9 @@ class Run:
         states: dict[str, StateDict] = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
         if state.ema is not None:  # the weights' file holds the average, which is what a network is used for
             states[TRAINED] = {"weights": state.model.state_dict(), "updates": state.ema.updates}
-        within = None if totals is None else totals.partial()
-        model, spec = state.network.state_dict(), self.splits.spec
-        save = partial(self.folder.save, model, states, self.history, self.splits.fingerprint, spec, within, self.restores)
-        distributed.on_rank_zero(save)
+        progress = Progress(self.history, None if totals is None else totals.partial(), self.restores)
+        model, splits = state.network.state_dict(), self.splits
+        distributed.on_rank_zero(lambda: self.folder.save(model, states, progress, splits.fingerprint, splits.spec))
 
     def recover(self, error: NonFinite) -> None:
         """Go back to the last good checkpoint if the configuration says so, else raise UserError."""

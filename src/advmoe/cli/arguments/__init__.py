@@ -1,1 +1,1 @@
-"""The arguments of each command. Nothing here imports torch, so that help, completion and mistakes in a command answer at once."""
+"""The arguments of each command. Nothing here imports torch, so that help, completion and error messages appear at once."""

@@ -12,8 +12,8 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class AttackArguments:
-    """Show what it takes to fool a network on one image: which of PGD, APGD and rerouting does it first, and how small a change
-    of the pixels suffices; write the adversarial image."""
+    """Search for the smallest change that fools a network on one image. Prints which of PGD, APGD and rerouting fools it first, and
+    writes the adversarial image."""
 
     run: tyro.conf.Positional[str]
     """A run's folder, a file that advmoe.save_file wrote, a network of the package (advmoe models), or a name on the hub
@@ -23,7 +23,7 @@ class AttackArguments:
     epsilon: Fraction | None = None
     """Radius of the L-infinity ball, as in 8/255; by default the one that the network was trained for."""
     label: str | None = None
-    """Name of the image's class; by default the one that the network predicts."""
+    """Name of the image's true class; by default the predicted one."""
     out: Path | None = None
     """File for the adversarial image, .png or .npy; by default IMAGE-adversarial.png here."""
     seed: int = 0
@@ -51,5 +51,5 @@ class AttackArguments:
         return self.out or Path(f"{self.image.stem}-adversarial.png")
 
 
-def read(words: list[str]) -> AttackArguments:
-    return parse(AttackArguments, "attack", words)
+def read(argv: list[str]) -> AttackArguments:
+    return parse(AttackArguments, "attack", argv)

@@ -9,34 +9,34 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class BenchmarkArguments:
-    """Measure whether networks, iterations and attacks are as fast as their cost says: ratios of variants that take turns."""
+    """Measure whether networks, iterations and attacks are as fast as their GMACs suggest. Variants run in turn, and ratios are
+    printed."""
 
     suite: tuple[str, ...] = ()
     """Suites: inference, training, memory, attack, data, growth (these six by default), operators, dispatch, precision, export,
-    low_precision, scaling, streaming, rerouting, independent, waiting,
-    cuda. Each takes minutes."""
+    low_precision, scaling, streaming, rerouting, independent, waiting, cuda. Each takes minutes."""
     json: Path | None = None
     """Write all rows, with the machine and the versions, to this file."""
     runs: tuple[Path, ...] = ()
     """Folders of trained runs, for the suites low_precision and independent."""
     quick: Flag = False
-    """Tiny networks and one round: shows that a suite runs; its numbers mean nothing."""
+    """Use tiny networks and one round, to test that a suite runs; the numbers mean nothing."""
     rounds: int | None = None
-    """Rounds of every comparison, instead of what each needs for a steady median."""
+    """Rounds of every comparison, instead of the number that gives a stable median."""
     width: int | None = None
     """Channels of the networks' first stage in the suites inference, training, memory and attack, instead of the published ones."""
     device: str = "auto"
-    """Torch device; auto takes CUDA where there is one."""
+    """Torch device; auto takes CUDA if there is one."""
     threads: int = 0
-    """CPU threads; 0 leaves torch's own choice."""
+    """CPU threads; 0 leaves the choice to torch."""
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("width", self.width)):
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
             if value is not None and self.quick:
-                raise UserError(f"--quick has its own {name}: leave out one of the two")
+                raise UserError(f"--quick sets {name}: leave out one of the two")
 
 
-def read(words: list[str]) -> BenchmarkArguments:
-    return parse(BenchmarkArguments, "benchmark", words)
+def read(argv: list[str]) -> BenchmarkArguments:
+    return parse(BenchmarkArguments, "benchmark", argv)

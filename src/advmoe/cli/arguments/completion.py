@@ -20,5 +20,5 @@ class CompletionArguments:
     """The shell."""
 
 
-def read(words: list[str]) -> CompletionArguments:
-    return parse(CompletionArguments, "completion", words)
+def read(argv: list[str]) -> CompletionArguments:
+    return parse(CompletionArguments, "completion", argv)

@@ -25,7 +25,7 @@ class DataGetArguments:
 
 @dataclass(frozen=True)
 class DataCheckArguments:
-    """Read a data set as training would, and print its splits and its fingerprint."""
+    """Read a data set as training does, and print its splits and fingerprint."""
 
     data: DataConfig = field(default_factory=DataConfig)
     json: bool = False
@@ -35,14 +35,14 @@ class DataCheckArguments:
 COMMANDS: dict[str, type[DataGetArguments | DataCheckArguments]] = {"get": DataGetArguments, "check": DataCheckArguments}
 
 
-def read(words: list[str]) -> DataGetArguments | DataCheckArguments:
+def read(argv: list[str]) -> DataGetArguments | DataCheckArguments:
     """The arguments of one of the two commands. Raises SystemExit after help."""
-    if not words or words[0] in ("-h", "--help"):
+    if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         raise SystemExit(0)
-    return parse(lookup(COMMANDS, words[0], "data command"), f"data {words[0]}", words[1:])
+    return parse(lookup(COMMANDS, argv[0], "data command"), f"data {argv[0]}", argv[1:])
 
 
 def _overview() -> str:
-    lines = [f"  {name:9} {kind.__doc__}" for name, kind in COMMANDS.items()]
+    lines = [f"  {name:9} {arguments_type.__doc__}" for name, arguments_type in COMMANDS.items()]
     return "\n".join(["usage: advmoe data COMMAND ...    (advmoe data COMMAND --help lists its flags)", "", *lines])

@@ -18,5 +18,5 @@ class DemoArguments:
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
-def read(words: list[str]) -> DemoArguments:
-    return parse(DemoArguments, "demo", words)
+def read(argv: list[str]) -> DemoArguments:
+    return parse(DemoArguments, "demo", argv)

@@ -19,5 +19,5 @@ class DoctorArguments:
     """Print one JSON object instead of lines."""
 
 
-def read(words: list[str]) -> DoctorArguments:
-    return parse(DoctorArguments, "doctor", words)
+def read(argv: list[str]) -> DoctorArguments:
+    return parse(DoctorArguments, "doctor", argv)

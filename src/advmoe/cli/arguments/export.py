@@ -19,18 +19,18 @@ class ExportArguments:
     """
 
     run: tyro.conf.Positional[str]
-    """A run's folder, a file of a network, a network of the package, or a name on the hub."""
+    """A run's folder, a file of advmoe.save_file, a network of the package (advmoe models), or a name on the hub (owner/name)."""
     out: Path
-    """The file to write."""
+    """File to write."""
     format: Literal["onnx", "torch-export"] = "onnx"
     """ONNX, or torch.export's own format (.pt2)."""
     dtype: Dtype = "float32"
-    """Of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits stay
-    float32; its effect on classes, routes and accuracy is printed."""
+    """Data type of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits
+    stay float32; the effect on classes, routes and accuracy is printed."""
     check: int = 1000
-    """Compare with PyTorch on this many test images, at batch 1, 7 and 64; 0 leaves it out."""
+    """Compare with PyTorch on this many test images, at batch 1, 7 and 64; 0 skips the comparison."""
     data_dir: str | None = None
-    """Where the data lies now, if not where it was trained on."""
+    """File or folder of the data, if it is no longer where it was during training."""
     json: Flag = False
     """Print the comparison as JSON."""
 
@@ -39,5 +39,5 @@ class ExportArguments:
             raise UserError(f"check must be at least 0, not {self.check}")
 
 
-def read(words: list[str]) -> ExportArguments:
-    return parse(ExportArguments, "export", words)
+def read(argv: list[str]) -> ExportArguments:
+    return parse(ExportArguments, "export", argv)

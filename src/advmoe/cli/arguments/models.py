@@ -13,5 +13,5 @@ class ModelsArguments:
     """Print JSON."""
 
 
-def read(words: list[str]) -> ModelsArguments:
-    return parse(ModelsArguments, "models", words)
+def read(argv: list[str]) -> ModelsArguments:
+    return parse(ModelsArguments, "models", argv)

@@ -40,5 +40,5 @@ class PredictArguments:
             raise UserError("give one or more IMAGES: files or folders")
 
 
-def read(words: list[str]) -> PredictArguments:
-    return parse(PredictArguments, "predict", words)
+def read(argv: list[str]) -> PredictArguments:
+    return parse(PredictArguments, "predict", argv)

@@ -14,9 +14,9 @@ class ProfileArguments:
     source: Source
     run: RunConfig
     layers: Flag = False
-    """Print each layer, too."""
+    """Also print each layer."""
     paper: Flag = False
-    """Instead of a recipe: the cost columns of the paper's tables beside the counts; cells that cannot be right are marked."""
+    """Instead of a recipe: compare the costs in the paper's tables with counted ones, and mark cells that cannot be right."""
     json: bool = False
     """Print JSON instead of lines."""
 
@@ -25,6 +25,6 @@ class ProfileArguments:
             raise UserError("--paper takes no recipe and no other setting: it counts every cell of the paper's tables")
 
 
-def read(words: list[str]) -> ProfileArguments:
-    run = RunConfig() if "--paper" in words else configured(words)
-    return parse(ProfileArguments, "profile", words, ProfileArguments(source=Source(), run=run))
+def read(argv: list[str]) -> ProfileArguments:
+    run = RunConfig() if "--paper" in argv else configured(argv)
+    return parse(ProfileArguments, "profile", argv, ProfileArguments(source=Source(), run=run))

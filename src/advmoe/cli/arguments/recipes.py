@@ -12,10 +12,10 @@ class RecipesArguments:
     """List the recipes: settings, parameters and GMACs."""
 
     part: tyro.conf.Positional[str] = ""
-    """Only those with this in their names."""
+    """Only recipes whose name contains this text."""
     json: Flag = False
-    """Print JSON, with the whole configurations, instead of lines."""
+    """Print JSON, with complete configurations, instead of lines."""
 
 
-def read(words: list[str]) -> RecipesArguments:
-    return parse(RecipesArguments, "recipes", words)
+def read(argv: list[str]) -> RecipesArguments:
+    return parse(RecipesArguments, "recipes", argv)

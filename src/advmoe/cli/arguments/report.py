@@ -18,15 +18,15 @@ class ReportArguments:
     out: Path
     """Folder for the report: report.html, tables/ and figures/."""
     schema: Flag = False
-    """Print the JSON Schema of a Record; no folder is needed."""
+    """Only print the JSON Schema of a Record; without other arguments."""
     json: Flag = False
-    """Print verdict, claims and what was written as JSON."""
+    """Print the verdict, the claims and the written files as JSON."""
 
 
-def read(words: list[str]) -> ReportArguments:
-    if words == ["--schema"]:
+def read(argv: list[str]) -> ReportArguments:
+    if argv == ["--schema"]:
         return ReportArguments(folder=Path(), out=Path(), schema=True)
-    arguments = parse(ReportArguments, "report", words)
+    arguments = parse(ReportArguments, "report", argv)
     if arguments.schema:
         raise UserError("--schema takes no other argument: advmoe report --schema")
     return arguments

@@ -17,12 +17,12 @@ from advmoe.errors import UserError
 class SweepArguments:
     """Train and evaluate every run of one of the paper's tables or figures, or of a sweep file.
 
-    No work is done twice: after a stop or a kill, the same command goes on where it was. With --minutes it ends with status 75
-    while work remains, so that it can be called again and again.
+    After a stop or a kill, the same command continues where it was. With --minutes it ends with status 75 while work remains, and
+    can be called again.
     """
 
     what: tyro.conf.Positional[str]
-    """a1, a2, fig7, figA2, or a sweep file (FILE.yaml; docs/paper.md says what it holds)."""
+    """a1, a2, fig7, figA2, or a sweep file (FILE.yaml; docs/paper.md describes its fields)."""
     out: Path
     """Folder for the runs: one folder each, NAME-sSEED."""
     minutes: float | None = None
@@ -30,13 +30,13 @@ class SweepArguments:
     records: Path | None = None
     """At the end, write the Records of the runs that are done to this JSON file, without the galleries' test images."""
     keep_images: Flag = False
-    """Keep the test images in the file of --records."""
+    """Include the test images in the file of --records."""
     seeds: int | None = None
-    """Number of runs of each cell, with seeds from 0; by default the file's, or 3."""
+    """Number of runs of each cell, with seeds from 0; by default as in the sweep file, or 3."""
     dry_run: Flag = False
     """Print the plan and write nothing."""
     only: tuple[str, ...] = ()
-    """Only the runs whose name contains every one of these texts (resnet18, advmoe, r0.5, s0)."""
+    """Only the runs whose name contains all of these texts (resnet18, advmoe, r0.5, s0)."""
     epochs: int | None = None
     """Epochs per phase, instead of the recipes'."""
     limit_train: int | None = None
@@ -44,7 +44,7 @@ class SweepArguments:
     limit_test: int | None = None
     """Attack this many test images, balanced over the classes."""
     dataset: str | None = None
-    """Data set, instead of the grid's."""
+    """Data set, instead of that of the sweep."""
     width: int | None = None
     """Channels of the dense networks' first stage."""
     batch_size: int | None = None
@@ -52,11 +52,11 @@ class SweepArguments:
     data_dir: str | None = None
     """File or folder that holds the data."""
     preset: tuple[str, ...] = ()
-    """What runs are evaluated with: quick, standard, full, or names of attacks; by default the file's, or quick."""
+    """Preset of the evaluations (quick, standard or full), or names of attacks; by default as in the sweep file, or quick."""
     placement: PlacementName = "local"
-    """Where runs run: processes on this machine, tasks of a Ray cluster, jobs of Slurm (extras ray and slurm)."""
+    """Execute runs as processes on this machine, tasks of a Ray cluster, or jobs of Slurm (extras ray and slurm)."""
     workers: int | None = None
-    """Runs at once; by default one for each CUDA device, or up to four on the CPU (Slurm: no limit)."""
+    """Number of runs at once; by default one for each CUDA device, or up to four on the CPU (Slurm: no limit)."""
     address: str | None = None
     """Ray: address of a running cluster, or auto. Slurm: submitit's executor, local or debug without Slurm."""
     slurm: tuple[str, ...] = ()
@@ -80,7 +80,7 @@ class SweepArguments:
 
     @property
     def settings(self) -> Mapping[str, Mapping[str, int | str]]:
-        """What the command line sets in every run's configuration."""
+        """The settings of every run that flags change."""
         values: dict[str, dict[str, int | str | None]] = {
             "training": {"epochs": self.epochs, "batch_size": self.batch_size},
             "model": {"width": self.width},
@@ -89,5 +89,5 @@ class SweepArguments:
         return {section: {name: v for name, v in fields.items() if v is not None} for section, fields in values.items()}
 
 
-def read(words: list[str]) -> SweepArguments:
-    return parse(SweepArguments, "sweep", words)
+def read(argv: list[str]) -> SweepArguments:
+    return parse(SweepArguments, "sweep", argv)

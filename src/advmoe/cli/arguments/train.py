@@ -12,18 +12,18 @@ from advmoe.config.choices import TrackerName
 
 @dataclass(frozen=True)
 class TrainArguments:
-    """Train a network from a recipe or a configuration file, or go on with a run that was stopped; any field can be overridden."""
+    """Train a network from a recipe or a configuration file, or continue a run that was stopped. Every field has a flag."""
 
     source: Source
     run: RunConfig
     out: Path
     """The run's folder; it is created if it does not exist."""
     resume: bool = False
-    """Go on from the folder's last checkpoint."""
+    """Continue from the folder's last checkpoint."""
     track: TrackerName | None = None
-    """Write figures to TensorBoard or Weights & Biases, too, in the run's folder (needs the extra of that name)."""
+    """Also log metrics to TensorBoard or Weights & Biases, in the run's folder (needs the extra of that name)."""
 
 
-def read(words: list[str]) -> TrainArguments:
-    default = TrainArguments(source=Source(), run=configured(words), out=tyro.MISSING)
-    return parse(TrainArguments, "train", words, default)
+def read(argv: list[str]) -> TrainArguments:
+    default = TrainArguments(source=Source(), run=configured(argv), out=tyro.MISSING)
+    return parse(TrainArguments, "train", argv, default)

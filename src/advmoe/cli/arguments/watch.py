@@ -11,12 +11,12 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class WatchArguments:
-    """Show running and finished runs below a folder until Ctrl-C; off a terminal, once."""
+    """Show running and finished runs in a folder until Ctrl-C; once, if the output is not a terminal."""
 
     folder: tyro.conf.Positional[Path]
-    """A run's folder, or one that holds runs, at any depth."""
+    """A run's folder, or a folder that contains runs at any depth."""
     once: Flag = False
-    """Print the table once and end."""
+    """Print the table once and exit."""
     interval: float = 5.0
     """Seconds between updates."""
 
@@ -25,5 +25,5 @@ class WatchArguments:
             raise UserError(f"interval must be 0.1 to 86400 seconds, not {self.interval:g}")
 
 
-def read(words: list[str]) -> WatchArguments:
-    return parse(WatchArguments, "watch", words)
+def read(argv: list[str]) -> WatchArguments:
+    return parse(WatchArguments, "watch", argv)

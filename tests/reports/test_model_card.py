@@ -3,7 +3,7 @@
 import yaml
 from records import content, old_record, quick, record
 
-from advmoe.publish import model_card
+from advmoe.reports.model_card import model_card
 
 
 def card(made=None, **changes):
