@@ -12,6 +12,7 @@ from PIL import Image
 from advmoe.cli.main import main
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
+from advmoe.training.manifest import Progress
 from advmoe.training.start import network
 
 
@@ -120,7 +121,7 @@ def test_a_network_that_nothing_fools(tiny: Any, splits: Any, image: Path, tmp_p
     with torch.no_grad():
         model.classifier.bias[3] += 1e4
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(model.state_dict(), {}, [row], "f" * 64, splits.spec)
+    folder.save(model.state_dict(), {}, Progress([row]), "f" * 64, splits.spec)
     out, _ = said(capsys, folder.path, image, "--epsilon", "0.9", "--out", tmp_path / "a.png")
     assert "No attack that was tried fools the network, at any epsilon up to 1." in out
     assert not (tmp_path / "a.png").exists()

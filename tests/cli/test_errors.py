@@ -122,7 +122,7 @@ def test_bad_input_is_one_line_and_writes_nothing(words, said, capsys, tmp_path,
 
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "not an empty folder" in refused(capsys, "train", *TINY, "--out", tmp_path)
+    assert "neither an empty folder" in refused(capsys, "train", *TINY, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 

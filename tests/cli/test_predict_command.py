@@ -16,6 +16,7 @@ from advmoe import load
 from advmoe.cli.main import main
 from advmoe.runs import predict
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.manifest import Progress
 from advmoe.training.start import network
 
 
@@ -26,7 +27,7 @@ def run(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Pat
     folder = RunFolder(path)
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(network(config, splits.spec).state_dict(), {}, [row], "f" * 64, splits.spec)
+    folder.save(network(config, splits.spec).state_dict(), {}, Progress([row]), "f" * 64, splits.spec)
     return path
 
 
@@ -146,7 +147,7 @@ def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, 
     config, folder = tiny("at_dense"), RunFolder(tmp_path / "dense")
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(network(config, splits.spec).state_dict(), {}, [row], "f" * 64, splits.spec)
+    folder.save(network(config, splits.spec).state_dict(), {}, Progress([row]), "f" * 64, splits.spec)
     assert json.loads(said(capsys, folder.path, images / "0.png", "--json")[0])[0]["pathway"] == []
 
 

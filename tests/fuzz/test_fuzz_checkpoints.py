@@ -23,6 +23,7 @@ from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.runs.load import load
 from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights
+from advmoe.training.manifest import Progress
 from advmoe.training.start import network
 
 with contextlib.suppress(UserError):
@@ -40,7 +41,7 @@ def folder_of(path: Path) -> dict[str, bytes]:
     optimizer = torch.optim.SGD(model.parameters(), 0.1, 0.9)
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
-    run.save(model.state_dict(), {"all": optimizer.state_dict()}, HISTORY, "f" * 64, SPEC)
+    run.save(model.state_dict(), {"all": optimizer.state_dict()}, Progress(HISTORY), "f" * 64, SPEC)
     return {file.name: file.read_bytes() for file in run.epochs()[0].iterdir()}
 
 

@@ -125,7 +125,7 @@ def test_a_folder_of_another_run_or_of_none_is_refused(job):
     strange = job("strange")
     strange.folder.mkdir()
     (strange.folder / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="is not an empty folder"):
+    with pytest.raises(UserError, match="is neither an empty folder"):
         start(strange)
     assert [path.name for path in strange.folder.iterdir()] == ["thesis.tex"]
 

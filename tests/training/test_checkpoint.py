@@ -347,7 +347,8 @@ def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
     before = everything(folder.path)
     other = CONFIG.replace(model=ModelConfig(num_experts=4))
     text = complaint(folder.claim, other, resume=resume)
-    assert text == f"{folder.path}: holds another run (model.num_experts: 2, not 4); give another --out"
+    reason = "holds another run (model.num_experts: 2, not 4); give another --out, or the settings of that run"
+    assert text == f"{folder.path}: {reason}"
     assert everything(folder.path) == before
 
 
@@ -368,7 +369,7 @@ def test_claim_a_folder_of_other_files(resume: bool, tmp_path: Path) -> None:
 def test_claim_a_plain_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
-    assert "is not an empty folder" in complaint(RunFolder(path).claim, CONFIG, resume=False)
+    assert "is neither an empty folder" in complaint(RunFolder(path).claim, CONFIG, resume=False)
     assert path.read_text() == "x"
 
 

@@ -119,7 +119,7 @@ def test_a_run_tracked_late_has_its_earlier_epochs_too(page, tiny, splits, tmp_p
 
 def test_refused_run_leaves_nothing(page, tiny, splits, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="not an empty folder"):
+    with pytest.raises(UserError, match="neither an empty folder"):
         tracked("wandb", tiny(), splits, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 

@@ -47,7 +47,8 @@ def run(arguments: DemoArguments) -> None:
     _grid(out, configs["advmoe"], splits)
     sentences = answers(records)
     write_report(records, out, lambda text: terminal.print(text, style="yellow", highlight=False), sentences)
-    terminal.print(record_table(records, _title(splits, configs["advmoe"])))
+    epsilon = configs["advmoe"].attack.epsilon
+    terminal.print(record_table(records, f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {epsilon:g}"))
     lines = [
         *sentences,
         f"More attacks: advmoe evaluate {out}/advmoe --standard",
@@ -74,7 +75,3 @@ def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
     settings = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 50)
     x_adv = adversarial(model, batch.pixels(), batch.labels, settings, rows)
     image_grid(model, batch.pixels(), x_adv, batch.labels, splits.spec.classes, out / "images.png")
-
-
-def _title(splits: Splits, config: RunConfig) -> str:
-    return f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {config.attack.epsilon:g}"

@@ -31,7 +31,9 @@ def run(arguments: ExportArguments) -> None:
     if loaded.record is None:
         _warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
     data = _data(arguments, loaded)
-    calibration = _calibration(data) if arguments.dtype == "int8" and data is not None else None
+    calibration = None
+    if arguments.dtype == "int8" and data is not None:
+        calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
     predict = export(
         loaded.network, loaded.input_size, arguments.out, arguments.format, facts(loaded) | {"dtype": arguments.dtype},
         arguments.dtype, calibration,
@@ -76,11 +78,6 @@ def _data(arguments: ExportArguments, loaded: Loaded) -> Splits | None:
             raise UserError(f"int8 is calibrated on training images, which cannot be read: {error}") from None
         _warn(f"compared on {NOISE} images of noise, because the test images cannot be read: {error}")
         return None
-
-
-def _calibration(data: Splits) -> Tensor:
-    """Training images, balanced over the classes."""
-    return data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
 
 
 def _images(data: Splits | None, loaded: Loaded) -> tuple[Tensor, Tensor | None]:

@@ -67,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _message(error)
         if message is None:
             raise
-        return _print_error(message)
+        print(f"advmoe: error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as error:
         position = f" {error}" if isinstance(error, Stopped) else ""
         print(f"interrupted{position}; {HOW_TO_CONTINUE.get(argv[0], 'nothing was changed')}", file=sys.stderr)
@@ -92,8 +93,3 @@ def _message(error: BaseException) -> str | None:
     if error.errno == errno.ENOSPC:
         return f"{file}no space left on the disk; files that were saved before are complete, and the run can continue from there"
     return f"{file}{error.strerror or error}"
-
-
-def _print_error(message: str) -> int:
-    print(f"advmoe: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2

@@ -20,13 +20,14 @@ from advmoe.files import write_json
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
-from advmoe.sweep.folder import PROBE, check_free, write_plan
+from advmoe.sweep.folder import PROBE, write_plan
 from advmoe.sweep.grid import SweepFile, read_sweep
 from advmoe.sweep.job import Job, preset_or_attacks
 from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
 from advmoe.sweep.schedule import SweepOutcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
+from advmoe.training.checkpoint import RunFolder
 
 FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL ("try again") of sysexits.h
 
@@ -60,7 +61,7 @@ def run(arguments: SweepArguments) -> None:
     )  # fmt: skip
     earlier = _earlier_records(arguments.records)
     for planned in sweep.runs:
-        check_free(sweep.folder(planned), planned.config)
+        RunFolder(sweep.folder(planned)).check_free(planned.config)
     statuses = sweep.statuses()
     missing = [planned for planned in sweep.runs if statuses[planned.name].state is not State.DONE]
     with contextlib.ExitStack() as stack:

@@ -8,7 +8,6 @@ from advmoe.cli.arguments.train import TrainArguments
 from advmoe.cli.device import device
 from advmoe.cli.display import TrainingProgress
 from advmoe.cli.streams import console
-from advmoe.config import RunConfig
 from advmoe.data import load_dataset
 from advmoe.distributed import process_group, rank
 from advmoe.errors import lookup
@@ -44,9 +43,6 @@ def _observers(stack: contextlib.ExitStack, arguments: TrainArguments, terminal:
     """The observers of the run: the progress, the run's state in its folder, and the tracker if there is one."""
     config = arguments.run
     trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
-    progress = stack.enter_context(TrainingProgress(terminal, config.method, _epochs(config)))
+    epochs = config.training.epochs * len(METHODS[config.method].phases)
+    progress = stack.enter_context(TrainingProgress(terminal, config.method, epochs))
     return [progress, stack.enter_context(FailureRecorder(arguments.out)), *map(stack.enter_context, trackers)]
-
-
-def _epochs(config: RunConfig) -> int:
-    return config.training.epochs * len(METHODS[config.method].phases)

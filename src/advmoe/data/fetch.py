@@ -86,7 +86,8 @@ def fetch(name: str, folder: Path, console: Console) -> list[str]:
 def _accept(archive: Path, official: Official, folder: Path, expected: str | None) -> str:
     """Verify the archive, unpack it if that is needed, and return a line about both. Raises UserError if the checksum is wrong."""
     algorithm = "sha256" if official.md5 is None else "md5"
-    checksum = _checksum(archive, algorithm)
+    with archive.open("rb") as file:
+        checksum = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     if expected not in (None, checksum):
         raise UserError(f"{archive}: is not the official {official.file}: {algorithm.upper()} {checksum}, expected {expected}")
     source = "as published" if official.md5 else "as recorded at first use" if expected else "recorded now: none is published"
@@ -97,11 +98,6 @@ def _accept(archive: Path, official: Official, folder: Path, expected: str | Non
     if expected is None:
         write_atomically(_record(official, folder), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
     return line
-
-
-def _checksum(path: Path, algorithm: str) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
 
 
 def _record(official: Official, folder: Path) -> Path:

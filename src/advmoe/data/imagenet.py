@@ -4,7 +4,6 @@ Results are reported on the official validation set, which is called `test` here
 """
 
 import hashlib
-import os
 import re
 import tarfile
 from collections.abc import Sequence
@@ -124,14 +123,11 @@ def _read_folders(path: Path, split: str) -> LoadedSplit:
 
 def _entries(root: Path, folder: Path, label: int) -> list[Entry]:
     files = (path for path in visible_entries(folder) if path.suffix.lower() in SUFFIXES)
-    entries = [_entry(str(path.relative_to(root)), label, path.stat()) for path in files]
+    statuses = ((str(path.relative_to(root)), path.stat()) for path in files)
+    entries = [Entry(name, 0, status.st_size, label, status.st_mtime_ns) for name, status in statuses]
     if not entries:
         raise UserError(f"{folder}: contains no image ({', '.join(SUFFIXES)})")
     return entries
-
-
-def _entry(name: str, label: int, status: os.stat_result) -> Entry:
-    return Entry(name, 0, status.st_size, label, status.st_mtime_ns)
 
 
 # Tar shards (the form that the WebDataset library reads): KEY.jpg, and KEY.cls with the number of the class as text

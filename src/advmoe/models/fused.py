@@ -20,9 +20,10 @@ def fused(model: Network) -> Network:
     """
     router_parameters = {id(parameter): parameter for parameter in model.router_parameters()}
     fused_copy = copied(model, dict(router_parameters)).eval()
-    kept = {module for router in _routers(fused_copy) for module in router.modules()}
+    routers = (fused_copy.router, *(layer.router for layer in fused_copy.moe_layers()))
+    router_modules = {module for router in routers if router is not None for module in router.modules()}
     for module in fused_copy.modules():
-        if module not in kept:
+        if module not in router_modules:
             bake(module)  # pruned or reparametrised weights
     for parameter in (*fused_copy.weight_parameters(), *fused_copy.mask_parameters()):
         parameter.requires_grad_(False)
@@ -38,10 +39,6 @@ def fused(model: Network) -> Network:
     return fused_copy
 
 
-def _routers(model: RoutedNetwork) -> list[nn.Module]:
-    return [router for router in (model.router, *(layer.router for layer in model.moe_layers())) if router is not None]
-
-
 @torch.no_grad()
 def refresh(fused_copy: RoutedNetwork, model: RoutedNetwork) -> None:
     """Copy the current state of `model` into `fused_copy`, which `fused(model)` returned earlier, in place."""
@@ -51,13 +48,10 @@ def refresh(fused_copy: RoutedNetwork, model: RoutedNetwork) -> None:
     for name, layer in model.named_modules():
         if name in layers:  # folded norms are not in `layers`
             old += _tensors(layers[name])
-            new += _folded(layer) if _has_norm(layer) else _tensors(layer)
+            has_norm = isinstance(layer, PlainConv2d | MoEConv2d) and layer.norm is not None
+            new += _folded(layer) if has_norm else _tensors(layer)
     pairs = [(target, source) for target, source in zip(old, new, strict=True) if target is not source]  # routers are shared
     torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
-
-
-def _has_norm(layer: nn.Module) -> bool:
-    return isinstance(layer, PlainConv2d | MoEConv2d) and layer.norm is not None
 
 
 def _tensors(layer: nn.Module) -> list[Tensor]:

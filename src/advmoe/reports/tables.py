@@ -1,6 +1,6 @@
 """Records as tables."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -48,8 +48,10 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
         f"{name:24} broke {run.broken:4} of {run.attacked:4}, {alone.get(name, 0):4} only by it, in {run.seconds:.1f} s"
         for name, run in attacks
     ]
-    reasons = dict.fromkeys(evaluation.left_out.values())
-    lines += [f"left out, {reason}: {', '.join(_names_with(evaluation.left_out, reason))}" for reason in reasons]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in evaluation.left_out.items():
+        by_reason.setdefault(reason, []).append(name)
+    lines += [f"left out, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
     routing = evaluation.routing
     if routing:
         lines += [
@@ -63,10 +65,6 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
         ]  # fmt: skip
     checks = evaluation.checks
     return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
-
-
-def _names_with(left_out: Mapping[str, str], reason: str) -> list[str]:
-    return [name for name, other in left_out.items() if other == reason]
 
 
 def _loads(layers: Sequence[Sequence[int]]) -> str:

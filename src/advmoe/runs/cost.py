@@ -1,6 +1,6 @@
 """The cost of a configuration's network: counted on the network, or estimated quickly from the shapes of its layers.
 
-at_sparse is counted as the compact network that its masks leave, since that is what is evaluated.
+For at_sparse it is the cost of the compact network, without the masked channels, because that network is evaluated.
 """
 
 from dataclasses import replace
@@ -18,7 +18,7 @@ from advmoe.moe import DenseKind, MaskedKind, MoEKind
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network
 
-NARROW = 20  # the least width whose half still gives every layer of every backbone a channel
+NARROW = 20  # the smallest width with which every layer of every backbone has a channel at scale 0.5
 
 
 class Estimate(NamedTuple):
@@ -35,11 +35,12 @@ def profile(config: RunConfig) -> Cost:
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """The same parameters and ideal GMACs, without a weight in memory. Raises UserError as `profile`."""
+    """The same parameters and ideal GMACs, computed without allocating weights. Raises UserError as `profile`."""
     kind = lookup(METHODS, config.method, "method").kind(config.model)
     if isinstance(kind, MaskedKind):
         kind = DenseKind(kind.scale)
-    return _estimate(_shape_fields(config.model), kind, image_spec(config))
+    shapes = ModelConfig(backbone=config.model.backbone, width=config.model.width, stem=config.model.stem)
+    return _estimate(shapes, kind, image_spec(config))
 
 
 def dense_estimate(config: RunConfig) -> Estimate:
@@ -66,19 +67,14 @@ def dense_cost(config: RunConfig, spec: ImageSpec) -> Cost:
 
 
 def image_spec(config: RunConfig) -> ImageSpec:
-    """What is known of the configured data set's images. Raises UserError on an unknown data set."""
+    """The ImageSpec of the configured data set. Raises UserError if the data set is unknown."""
     return _spec(config.data)
 
 
 @cache
 def _spec(data: DataConfig) -> ImageSpec:
-    """A folder of images is read as a whole for its means and deviations: once in a process."""
+    """Cached, because for a folder of images all of them are read."""
     return lookup(DATASETS, data.dataset, "dataset").spec(data)
-
-
-def _shape_fields(model: ModelConfig) -> ModelConfig:
-    """The fields that the shapes of a network's layers depend on."""
-    return ModelConfig(backbone=model.backbone, width=model.width, stem=model.stem)
 
 
 @cache

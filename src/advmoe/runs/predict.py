@@ -13,7 +13,7 @@ import torch
 from advmoe.data import cores
 from advmoe.data.single import LoadedImage, read_image
 from advmoe.errors import UserError
-from advmoe.runs.loaded import CENTRAL, Loaded, Prediction
+from advmoe.runs.loaded import CENTRAL, Loaded
 
 
 class FilePrediction(NamedTuple):
@@ -92,11 +92,8 @@ def _read_or_reason(model: Loaded, path: Path | Unreadable) -> tuple[Path, Loade
 
 def _classify(model: Loaded, chunk: Sequence[tuple[Path, LoadedImage] | Unreadable]) -> Iterator[FilePrediction | Unreadable]:
     """The predictions for the images in `chunk`; the others pass unchanged."""
-    images = [entry[1] for entry in chunk if not isinstance(entry, Unreadable)]
-    predictions = iter(_predict(model, images) if images else ())
+    pixels = [entry[1].pixels for entry in chunk if not isinstance(entry, Unreadable)]
+    device = next(model.parameters()).device
+    predictions = iter(model.predict_batch(torch.stack(pixels).to(device)) if pixels else ())
     for entry in chunk:
         yield entry if isinstance(entry, Unreadable) else FilePrediction(entry[0], *next(predictions), entry[1].note)
-
-
-def _predict(model: Loaded, images: Sequence[LoadedImage]) -> list[Prediction]:
-    return model.predict_batch(torch.stack([image.pixels for image in images]).to(next(model.parameters()).device))

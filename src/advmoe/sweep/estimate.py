@@ -123,7 +123,10 @@ class Probe:
             if earlier is not None and not self.retime:
                 return self.paces.setdefault(key, earlier)
             self.report(f"{config.model.backbone} {config.method} r {config.model.model_scale:g}")
-            self.paces[key] = _faster(measure(config, spec, self.device), earlier)
+            pace = measure(config, spec, self.device)
+            if earlier is not None:
+                pace = Pace(tuple(map(min, pace.phases, earlier.phases)), min(pace.step, earlier.step))
+            self.paces[key] = pace
             if self.cache is not None:
                 write_json(self.cache, {**cache, key: asdict(self.paces[key])}, indent=1)
         return self.paces[key]
@@ -218,8 +221,3 @@ def _pace(entry: Any, phases: int) -> Pace | None:
         return None
     valid = len(pace.phases) == phases and all(0 < seconds < inf for seconds in (*pace.phases, pace.step))
     return pace if valid else None
-
-
-def _faster(pace: Pace, earlier: Pace | None) -> Pace:
-    """The shorter times of two paces."""
-    return pace if earlier is None else Pace(tuple(map(min, pace.phases, earlier.phases)), min(pace.step, earlier.step))

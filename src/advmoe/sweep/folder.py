@@ -7,11 +7,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from advmoe import migrations
-from advmoe.config import RunConfig, differences, read_mapping, to_dict
+from advmoe.config import RunConfig, read_mapping, to_dict
 from advmoe.errors import UserError, short_repr
 from advmoe.files import JsonObject, write_atomically
 from advmoe.sweep.plan import Planned
-from advmoe.training.checkpoint import RunFolder
 
 PLAN = "sweep.yaml"
 PROBE = ".probe.json"
@@ -36,17 +35,6 @@ class Plan(BaseModel):
     schema_number: int = Field(SCHEMA, alias="schema")
     sweep: str = ""
     runs: dict[str, StoredRun] = Field(default_factory=dict)
-
-
-def check_free(folder: Path, config: RunConfig) -> None:
-    """Raises UserError if the run's folder contains anything else."""
-    run = RunFolder(folder)
-    if run.config_path.exists():
-        changed = differences(run.config(), config)
-        if changed:
-            raise UserError(f"{folder}: holds another run ({changed[0]}); give another --out, or the settings of that run")
-    elif folder.exists() and (not folder.is_dir() or any(not path.name.endswith(".draft") for path in folder.iterdir())):
-        raise UserError(f"{folder}: is neither an empty folder nor the folder of a run; give another --out")
 
 
 def read_plan(path: Path) -> Plan:

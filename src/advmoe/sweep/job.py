@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -77,10 +77,10 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     _claim(job)
     (job.folder / FAILED).unlink(missing_ok=True)
     argv = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder / ".lock"), json.dumps(commands(job))]
+    environment = {**os.environ, **dict.fromkeys(THREADS, str(max(job.config.runtime.threads, 1)))}
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=log, stderr=log, env=_environment(job.config.runtime.threads),
-            start_new_session=True,
+            argv, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, start_new_session=True,
         )  # fmt: skip
 
 
@@ -114,10 +114,6 @@ def ending(job: Job, status: int) -> str | None:
     line = _killed_by(-status) if status < 0 else _last_line(job.folder / LOG)
     mark_failed(job.folder, line)
     return line
-
-
-def _environment(threads: int) -> Mapping[str, str]:
-    return {**os.environ, **dict.fromkeys(THREADS, str(max(threads, 1)))}
 
 
 def _killed_by(number: int) -> str:

@@ -138,17 +138,22 @@ class RunFolder:
         return holder, launch
 
     def claim(self, config: RunConfig, resume: bool) -> None:
-        """Create the run in this folder: write `config`. Raises UserError if it has another run, or this one and not `resume`."""
+        """Create the run in this folder: write `config`. Raises UserError as `check_free`, and for this run without `resume`."""
+        self.check_free(config)
+        if not self.config_path.exists():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.config_path, dump_yaml(config))
+        elif not resume:
+            raise UserError(f"{self.path}: holds this run unfinished; add --resume to continue it, or give another --out")
+
+    def check_free(self, config: RunConfig) -> None:
+        """Raises UserError if the folder contains anything but the run of this configuration."""
         if self.config_path.exists():
-            other = differences(self.config(), config)
-            if other:
-                raise UserError(f"{self.path}: holds another run ({other[0]}); give another --out")
-            if not resume:
-                raise UserError(f"{self.path}: holds this run unfinished; add --resume to go on, or give another --out")
-            return
-        self._check_empty()
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.config_path, dump_yaml(config))
+            changed = differences(self.config(), config)
+            if changed:
+                raise UserError(f"{self.path}: holds another run ({changed[0]}); give another --out, or the settings of that run")
+        else:
+            self._check_empty()
 
     def _check_empty(self) -> None:
         if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
