@@ -133,14 +133,14 @@ def test_nothing_to_classify_is_one_line_and_status_2(run: Path, tmp_path: Path,
 
 
 def test_no_more_than_a_batch_is_in_memory(run: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = []
-    monkeypatch.setattr(predict, "_answers", lambda model, found: held.append(len(found)) or [("x", 0.5, ())] * len(found))
+    model, sizes = load(run), []
+    monkeypatch.setattr(model, "predict_batch", lambda x: sizes.append(len(x)) or [("x", 0.5, ())] * len(x))
     paths = predict.images_in([images])
-    answers = predict.predict(load(run), paths, 4)
-    next(answers)
-    assert held == [4]
+    predictions = predict.predict(model, paths, 4)
+    next(predictions)
+    assert sizes == [4]
     assert sum(1 for _ in paths) == 6  # the folder was read no further than that
-    assert len(list(answers)) == 3
+    assert len(list(predictions)) == 3
 
 
 def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, images: Path, capsys: Any) -> None:
