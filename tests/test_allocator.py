@@ -45,7 +45,7 @@ def test_what_the_user_has_set_stays(name, monkeypatch):
     assert not keep_freed_memory({name: "glibc.malloc.arena_max=1"})
 
 
-def test_another_c_library_is_left_alone(monkeypatch):
+def test_another_c_library_is_not_changed(monkeypatch):
     monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("musl", "1.2"))
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("the allocator was touched"))
     assert not keep_freed_memory({})

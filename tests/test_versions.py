@@ -62,7 +62,7 @@ def complaint(call: Callable[[], Any]) -> str:
     return str(caught.value)
 
 
-def test_every_version_is_kept_and_told_of() -> None:
+def test_every_version_is_kept_and_described() -> None:
     told = (FIXTURES / "README.md").read_text()
     assert len(VERSIONS) >= 5
     assert [path.name for path in sorted(FIXTURES.iterdir()) if f"| `{path.name}` |" not in told] == ["README.md"]
@@ -83,7 +83,7 @@ def test_a_network_answers_as_it_did(version: str, kept: Callable[[str], Path]) 
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_a_run_goes_on(version: str, kept: Callable[[str], Path]) -> None:
+def test_a_run_continues(version: str, kept: Callable[[str], Path]) -> None:
     run = kept(version) / "run"
     config, recorder = RunFolder(run).config(), Recorder()
     before = RunFolder(run).latest()

@@ -139,7 +139,7 @@ def test_agrees_with_its_slow_twin(norm, rho, objective):
 @NORMS
 @pytest.mark.parametrize("attack", [apgd, targeted_apgd])
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_the_result_lies_in_the_ball_and_in_the_pixel_range(norm, attack, classes):
+def test_the_result_is_in_the_ball_and_in_the_pixel_range(norm, attack, classes):
     net = small_net(classes)
     x, y = images(net)
     x = x.round(decimals=1)

@@ -26,7 +26,7 @@ def test_second_draws_differ_from_the_first_and_do_not_depend_on_the_batch(kind)
     assert torch.equal(getattr(alone, kind)(shaped(1))[0], second[1])
 
 
-def test_images_and_seeds_have_noise_of_their_own():
+def test_images_and_seeds_have_separate_noise():
     noise = ImageDraws(7, [4, 9]).uniform(shaped(2))
     assert not torch.equal(noise[0], noise[1])
     assert not torch.equal(ImageDraws(8, [4, 9]).uniform(shaped(2)), noise)
@@ -78,7 +78,7 @@ def test_derived_seeds_feel_every_number():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
-def test_chosen_rows_go_on_with_their_own_numbers(kind):
+def test_chosen_rows_continue_with_their_own_numbers(kind):
     whole, chosen = ImageDraws(7, [4, 9, 2]), ImageDraws(7, [4, 9, 2])
     first, second = (getattr(whole, kind)(shaped(3)) for _ in range(2))
     rows = torch.tensor([2, 0])

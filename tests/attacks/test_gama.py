@@ -28,7 +28,7 @@ def test_breaks_exactly_what_a_linear_network_allows() -> None:
     assert 15 <= int(broken.sum()) <= 25
 
 
-def test_stays_in_the_ball_and_in_the_pixels() -> None:
+def test_is_in_the_ball_and_in_the_pixels() -> None:
     model, x = linear(), torch.rand(8, 1, 6, 6)
     with frozen(model):
         x_adv = gama(model, x, model(x).argmax(dim=1), 0.05, 20, ImageDraws(0, range(8)))

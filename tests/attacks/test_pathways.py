@@ -84,7 +84,7 @@ def test_what_breaks_on_the_pathway_that_is_taken_breaks_the_network() -> None:
 
 
 @pytest.mark.parametrize(("weak", "broken"), [(3, True), (-1, False)])
-def test_judged_anew_on_all_pathways(weak: int, broken: bool) -> None:
+def test_checked_again_on_all_pathways(weak: int, broken: bool) -> None:
     model = Planted(weak).eval()
     with frozen(model):
         x_adv = attack_pathways(job(model, grey()))
@@ -110,7 +110,7 @@ def test_pathways_are_all_or_else_the_clean_one_cheap_changes_and_random_ones() 
     assert torch.equal(routes, pathways(job(many, x)))
 
 
-def test_sampled_pathways_have_a_name_of_their_own() -> None:
+def test_sampled_pathways_have_a_separate_name() -> None:
     model = Layers().eval()
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("paths",))

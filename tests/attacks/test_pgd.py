@@ -64,7 +64,7 @@ def test_linear_model_by_hand_for_the_other_label():
 
 
 @pytest.mark.parametrize(("num_steps", "expected"), [(1, 0.54), (2, 0.5), (3, 0.54)])
-def test_the_gradient_is_taken_anew_at_every_point(num_steps, expected):
+def test_the_gradient_is_computed_again_at_every_point(num_steps, expected):
     def peak(x):  # highest at 0.53: 0.5 goes up, 0.54 goes down
         return logits(-100 * (x[:, 0, 0, 0] - 0.53) ** 2)
 
@@ -117,7 +117,7 @@ def test_project_by_hand():
 
 
 @pytest.mark.parametrize("start", ["uniform", "normal", "none"])
-def test_the_result_lies_in_the_ball_and_in_the_pixel_range(start):
+def test_the_result_is_in_the_ball_and_in_the_pixel_range(start):
     model, x, y = small_net(), torch.rand(9, 3, 8, 8).round(decimals=1), torch.arange(9) % 3
     x_adv = pgd(model, x, y, Pgd(8 / 255, 5 / 255, 4, restarts=2, start=start), ImageDraws(0, range(9)))
     assert (x_adv - x).abs().max() <= 8 / 255 + 1e-6

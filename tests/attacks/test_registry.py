@@ -39,7 +39,7 @@ def test_obstacles_name_their_reason(name, change, reason):
 
 
 @pytest.mark.parametrize("shape", [(side, side) for side in range(1, 30)] + [(32, 16), (16, 32), (28, 14), (32, 24), (20, 30)])
-def test_square_is_left_out_where_the_official_code_raises(shape):
+def test_square_is_skipped_where_the_official_code_raises(shape):
     """The official class, with three queries, on a linear network: in L2 it fails on exactly the sizes that are left out."""
     square = pytest.importorskip("pyautoattack.square").SquareAttack
     torch.manual_seed(0)

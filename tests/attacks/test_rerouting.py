@@ -102,7 +102,7 @@ def test_changes_stand_in_the_order_of_their_distance() -> None:
     assert cheapest_changes(model, x).tolist() == [[[0, 2], [0, 1], [0, 3]]] * 2
 
 
-def test_changes_of_several_layers_are_ordered_together_and_single_experts_left_out() -> None:
+def test_changes_of_several_layers_are_ordered_together_and_single_experts_skipped() -> None:
     near, far = hand_made([[1.0, 0.0], [0.0, 0.0]], [0.1, 0.0]), hand_made([[1.0, 0.0], [0.0, 0.0], [2.0, 0.0]], [1.0, 0.0, 0.0])
     model = Linear(3, 1, 2)
     model.routers[0], model.routers[2] = far.routers[0], near.routers[0]

@@ -125,7 +125,7 @@ def test_a_start_that_fools_already_is_kept() -> None:
     assert torch.equal(surrogate_pgd(wrong, never, x, y, Search(EPSILON, 5), draws(), start=start), start)
 
 
-def test_stays_in_the_ball_and_in_the_pixel_range() -> None:
+def test_is_in_the_ball_and_in_the_pixel_range() -> None:
     model, x = Linear(), images().round()  # pixels of 0 and 1 alone
     y = model(x).argmax(dim=1)
     x_adv = surrogate_pgd(model, through_gate(model, SoftGate()), x, y, Search(EPSILON, 15), draws())

@@ -30,7 +30,7 @@ def test_peak_forgets_what_was_before():
     assert peak(lambda: allocate(64), CPU) == pytest.approx(64 * MIB, rel=0.1)
 
 
-def test_probe_measures_iterations_in_a_process_of_its_own():
+def test_probe_measures_iterations_in_a_separate_process():
     config = configuration("AT (Dense)", Scale(width=4, training_batch=8))
     small = probe(config, 16, CPU)
     large = probe(config.replace(training=config.training.replace(batch_size=128)), 16, CPU)

@@ -136,7 +136,7 @@ def test_keyboard_sorts_words_upwards_first(page):
     assert number_head.get_attribute("aria-sort") is None
 
 
-def test_rows_move_whole(page):
+def test_rows_move_completely(page):
     _, worst = head(page, "RA-worst")
     before = dict(zip(column(page, worst), column(page, 1), strict=True))
     head(page, "RA-worst")[0].find_element(By.TAG_NAME, "button").click()
@@ -223,7 +223,7 @@ def test_the_pathway_is_lit_layer_by_layer_where_motion_is_wanted(page):
     assert counts == sorted(counts, reverse=True)
 
 
-def test_cells_that_were_not_run_are_folded_until_asked_for(page):
+def test_cells_that_were_not_run_are_folded_until_requested(page):
     (folded, *_) = page.find_elements(By.CSS_SELECTOR, "section[aria-labelledby=tables] details")
     assert "not run" in folded.find_element(By.TAG_NAME, "summary").text
     assert not folded.find_element(By.TAG_NAME, "table").is_displayed()
@@ -248,7 +248,7 @@ def test_first_tab_leads_past_the_head(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_text_is_told_from_its_ground_and_nothing_juts_out(page, width, scheme):
+def test_text_is_distinguished_from_its_ground_and_nothing_juts_out(page, width, scheme):
     emulate(page, width, scheme)
     seen, low = page.execute_script(CONTRAST)
     assert seen > 300
@@ -264,7 +264,7 @@ def test_theme_follows_the_reader_s(page):
     assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]
 
 
-def test_motion_is_left_out_where_it_is_not_wanted(page):
+def test_motion_is_skipped_where_it_is_not_wanted(page):
     behaviours = []
     for motion in ("no-preference", "reduce"):
         emulate(page, DESKTOP, "light", motion)

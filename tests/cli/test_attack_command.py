@@ -87,7 +87,7 @@ def test_floats_on_request_are_the_very_attack(run: Path, image: Path, tmp_path:
     assert classes(capsys, run, out) == [report["adversarial"]["class"]]
 
 
-def test_a_image_that_eight_bits_cannot_keep_goes_into_floats(
+def test_an_image_that_eight_bits_cannot_hold_is_written_as_floats(
     run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("advmoe.cli.attack.in_eight_bits", lambda *_: None)
@@ -107,7 +107,7 @@ def test_an_error_on_the_image_as_it_is_needs_no_attack(run: Path, image: Path, 
     assert not (tmp_path / "a.png").exists()
 
 
-def test_more_than_the_epsilon_asked_for_is_looked_for(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
+def test_epsilons_above_the_requested_one_are_searched(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
     report = json.loads(said(capsys, run, image, "--epsilon", "0.01/255", "--out", tmp_path / "a.png", "--json")[0])
     assert report["tried"][0]["fooled"] is False
     assert report["first"]["epsilon"] > report["epsilon"]

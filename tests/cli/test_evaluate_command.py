@@ -116,7 +116,7 @@ def test_json_is_all_of_stdout_and_robustbench_has_its_fields(run, capsys, tmp_p
     assert info["clean_acc"] == f"{record['sa']:.2f}"
 
 
-def test_l2_says_what_is_left_out_and_images_are_saved(run, capsys):
+def test_l2_says_what_is_skipped_and_images_are_saved(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--norm", "L2", "--epsilon", "0.5", "--save-adversarial"]) == 0
     assert "left out, works only in Linf: reroute_quick" in capsys.readouterr().out
     assert list((run / "evaluation/adversarial").glob("pgd_10-*.safetensors"))

@@ -58,7 +58,7 @@ def test_json_and_the_facts_in_the_file(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("dtype", "form"), [("bfloat16", "torch-export"), ("int8", "onnx")])
-def test_a_lower_precision_is_told_not_refused(dtype, form, run, tmp_path, capsys):
+def test_a_lower_precision_is_reported_not_refused(dtype, form, run, tmp_path, capsys):
     words = (run, "--out", tmp_path / "network", "--format", form, "--dtype", dtype, "--check", "20")
     lines = said(capsys, *words).out.splitlines()
     assert lines[0].endswith(f"{form}, {dtype}")

@@ -71,7 +71,7 @@ def test_csv_and_table_say_the_same(run: Path, images: Path, capsys: Any) -> Non
         assert row["pathway"].count("-") == 11
 
 
-def test_files_without_an_image_are_named_and_the_rest_goes_on(run: Path, images: Path, capsys: Any) -> None:
+def test_files_without_an_image_are_named_and_the_rest_continues(run: Path, images: Path, capsys: Any) -> None:
     (images / "1.png").write_bytes(b"")
     (images / "a\x1b[2J.txt").write_text("hello")
     (images / "sub/loop").symlink_to(images)

@@ -64,7 +64,7 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
     assert f"Written from 5 Records to {out}: report.html" in captured.out
 
 
-def test_figures_that_no_record_has_anything_for_are_left_out(tmp_path):
+def test_figures_that_no_record_has_anything_for_are_skipped(tmp_path):
     write(tmp_path / "record.json", old_content("at_dense"))
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert not {name for name in names(tmp_path / "out") if "figA1" in name or "figA2" in name}

@@ -39,7 +39,7 @@ def test_listings_end_quietly_when_the_reader_leaves(command: str) -> None:
     assert done.stderr == ""
 
 
-def test_training_goes_on_unread(tmp_path: Path) -> None:
+def test_training_continues_unread(tmp_path: Path) -> None:
     done = shell(f"advmoe train {' '.join(TINY)} --out {tmp_path / 'run'} | head -1")
     assert (done.returncode, done.stderr) == (0, "")
     assert " left" in done.stdout

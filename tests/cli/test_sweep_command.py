@@ -109,7 +109,7 @@ def test_a_sweep_leaves_runs_plan_and_records(whole):
         assert kept[name]["preset"] == ["pgd_10"]
 
 
-def test_killed_at_any_point_it_goes_on_and_gives_the_same_records(whole, grid, tmp_path):
+def test_killed_at_any_point_it_continues_and_gives_the_same_records(whole, grid, tmp_path):
     """Real SIGKILLs: in mid-training, then in the second run."""
     out = tmp_path / "runs"
     words = (grid, "--out", out, *TINY)
@@ -180,7 +180,7 @@ def test_interrupted_it_stops_the_workers(grid, tmp_path):
     assert quiet(out)
 
 
-def test_a_failed_run_is_named_at_the_end_and_the_rest_go_on(tmp_path, capsys):
+def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text("methods: [advmoe, at_small_dense]\ndatasets: [fashion-mnist]\nseeds: 1\n")
     with pytest.raises(SystemExit) as end:

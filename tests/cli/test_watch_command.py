@@ -117,7 +117,7 @@ def test_any_file_of_the_run_is_a_sign_of_life(make):
     assert read_run(run).age < 60
 
 
-def test_failure_stands_until_training_goes_on(make):
+def test_failure_stands_until_training_continues(make):
     run = make("run", 1)
     with pytest.raises(UserError):
         end(run, UserError("epoch 2: loss is not finite"), begun=True)
@@ -149,7 +149,7 @@ def test_a_record_newer_than_the_failure_is_what_counts(make):
 # Damage
 
 
-def test_broken_lines_are_left_out(make):
+def test_broken_lines_are_skipped(make):
     run = make("run", 2)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"epoch": "x"}\n\x00\n{"epoch": 3, "val_ra": "high", "load": [["a"], 3]}\n{"epoch": 3, "val')
@@ -229,7 +229,7 @@ def test_sparkline_and_age():
 # The command
 
 
-def test_off_a_terminal_it_prints_once_and_whole(make, tmp_path, capsys):
+def test_off_a_terminal_it_prints_once_and_completely(make, tmp_path, capsys):
     make("run", 3, record=RECORD)
     watch.run(read([str(tmp_path)]))
     out = capsys.readouterr().out

@@ -104,7 +104,7 @@ def test_missing_fields_take_their_defaults(tree: dict[str, Any]) -> None:
     assert from_dict(tree) == RunConfig()
 
 
-def test_given_dict_is_left_alone() -> None:
+def test_given_dict_is_unchanged() -> None:
     tree = to_dict(RunConfig())
     from_dict(tree)
     assert tree == to_dict(RunConfig())
@@ -169,7 +169,7 @@ def test_text_that_is_no_number(name: str, value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["attack.epsilon", "model.model_scale", "training.lr", "training.beta", "training.tied_share"])
-def test_ints_are_taken_for_floats(name: str) -> None:
+def test_ints_are_read_as_floats(name: str) -> None:
     value = found(from_dict(nested(name, 1)), name)
     assert value == 1
     assert type(value) is float
@@ -432,7 +432,7 @@ def test_merged_mappings_are_refused_before_they_swell(tmp_path: Path) -> None:
     assert "could not determine a constructor for the tag" in file_complaint(written(tmp_path, "\n".join(levels)))
 
 
-def test_aliases_in_the_place_of_the_schema_do_not_swell_the_message(tmp_path: Path) -> None:
+def test_aliases_instead_of_the_schema_do_not_swell_the_message(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     assert len(file_complaint(written(tmp_path, "\n".join([*levels, "schema: *a11"])))) < 200
 

@@ -155,7 +155,7 @@ def test_huge_header_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_file_in_the_place_of_a_folder_is_refused(kind: str, tmp_path: Path) -> None:
+def test_file_instead_of_a_folder_is_refused(kind: str, tmp_path: Path) -> None:
     archive = KINDS[kind](tmp_path / "archive", {"a": b"a", "a/b": b"b"})
     assert "member 'a/b' has the same path as another member" in complaint(archive)
 
@@ -260,7 +260,7 @@ def test_names_that_no_disk_takes_are_refused(tmp_path: Path) -> None:
     assert "has a name that is too long" in complaint(zipped(tmp_path / "archive", {"d/" * 3000 + "x": b"x"}))
 
 
-def test_place_before_the_archive_is_damage(tmp_path: Path) -> None:
+def test_offset_before_the_archive_is_damage(tmp_path: Path) -> None:
     """The central directory claims to lie further down than it does: zipfile then looks for members before the first byte."""
     content = bytearray(zipped(tmp_path / "archive", {"a": b"a"}).read_bytes())
     end = content.rindex(b"PK\x05\x06")

@@ -48,7 +48,7 @@ def test_images_keep_their_pixels_and_labels(wanted: Splits) -> None:
     assert test == {image.tobytes() for image in TEST.raw}
 
 
-def test_held_out_part_is_stratified(wanted: Splits) -> None:
+def test_held_out_split_is_stratified(wanted: Splits) -> None:
     assert torch.bincount(wanted.val.labels).tolist() == [1] * 10
     assert torch.bincount(wanted.train.labels).tolist() == [3] * 10
 
@@ -73,7 +73,7 @@ def test_jpeg_forms_give_the_same_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_one_jpeg_in_either_part_names_the_data(part: str, tmp_path: Path) -> None:
+def test_one_jpeg_in_either_split_names_the_data(part: str, tmp_path: Path) -> None:
     image = next((cifar10.write_folders(tmp_path) / part / "cat").iterdir())
     image.write_bytes(encoded(TRAIN.raw[0], "JPEG"))
     assert load(tmp_path).name == "cifar10-jpeg"
@@ -115,7 +115,7 @@ def test_pickle_of_old_numpy_is_read(tmp_path: Path, wanted: Splits) -> None:
     assert load(place).fingerprint == wanted.fingerprint
 
 
-def test_hidden_files_beside_images_are_passed_over(tmp_path: Path, wanted: Splits) -> None:
+def test_hidden_files_beside_images_are_skipped(tmp_path: Path, wanted: Splits) -> None:
     (cifar10.write_folders(tmp_path) / "train" / "cat" / ".DS_Store").write_bytes(b"mac")
     assert load(tmp_path).fingerprint == wanted.fingerprint
 
@@ -167,7 +167,7 @@ def test_missing_batch(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_missing_parquet_part(part: str, tmp_path: Path) -> None:
+def test_missing_parquet_split(part: str, tmp_path: Path) -> None:
     next(cifar10.write_parquet(tmp_path).glob(f"{part}*")).unlink()
     assert complaint(tmp_path) == f"{tmp_path}: contains no {part}*.parquet"
 

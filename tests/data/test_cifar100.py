@@ -147,7 +147,7 @@ def test_wrong_columns(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{path}: needs columns img and fine_label, has img, other, coarse_label"
 
 
-def test_superclasses_are_not_taken_for_classes(tmp_path: Path) -> None:
+def test_superclasses_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     raw, labels = PARTS["train"]
     images = [encoded(image) for image in raw]
     for name in ("train", "test"):
@@ -155,7 +155,7 @@ def test_superclasses_are_not_taken_for_classes(tmp_path: Path) -> None:
     assert complaint(tmp_path) == f"{tmp_path}: no training image of class 20 (chair) of CIFAR-100"
 
 
-def test_the_two_data_sets_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_the_two_data_sets_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
     assert "contains none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, dataset="cifar10")
     assert complaint(write_parquet(tmp_path / "b"), dataset="cifar10").endswith(
         "needs columns img and label, has img, fine_label, coarse_label"

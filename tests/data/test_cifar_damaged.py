@@ -351,7 +351,7 @@ def test_an_archive_of_large_batches_is_read(tmp_path: Path) -> None:
     assert len(load_dataset(DataConfig(data_dir=str(path))).test) == 600
 
 
-def test_a_pipe_in_the_place_of_a_batch_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_batch_is_not_waited_for(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
     path.unlink()
     os.mkfifo(path)

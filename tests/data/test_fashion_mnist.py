@@ -33,12 +33,12 @@ def test_classes_are_balanced(splits: Splits, part: str) -> None:
     assert torch.bincount(getattr(splits, part).labels).tolist() == [SIZES[part] // 10] * 10
 
 
-def test_no_image_occurs_twice_in_or_across_parts(splits: Splits) -> None:
+def test_no_image_occurs_twice_in_or_across_splits(splits: Splits) -> None:
     everything = [content for part in SIZES for content in contents(getattr(splits, part))]
     assert len(set(everything)) == len(everything) == sum(SIZES.values())
 
 
-def test_classes_are_mixed_in_every_part(splits: Splits) -> None:
+def test_classes_are_mixed_in_every_split(splits: Splits) -> None:
     for part in SIZES:
         assert len(getattr(splits, part).labels[:60].unique()) >= 8
 
@@ -55,13 +55,13 @@ def test_mean_and_deviation_are_those_of_the_images(splits: Splits) -> None:
     assert pixels.std().item() == pytest.approx(fashion_mnist.SPEC.std[0], abs=0.005)
 
 
-def test_file_is_small_and_holds_only_the_parts() -> None:
+def test_file_is_small_and_holds_only_the_splits() -> None:
     with EMBEDDED.joinpath("fashion-mnist.npz").open("rb") as file, np.load(file) as arrays:
         assert set(arrays.files) == {f"{part}_{what}" for part in SIZES for what in ("images", "labels")}
     assert len(EMBEDDED.joinpath("fashion-mnist.npz").read_bytes()) < 4e6
 
 
-def test_licence_notice_lies_beside_the_file() -> None:
+def test_licence_notice_is_beside_the_file() -> None:
     notice = EMBEDDED.joinpath("LICENSE.fashion-mnist").read_text()
     assert "MIT License" in notice
     assert "Zalando" in notice
@@ -75,7 +75,7 @@ def test_limits_are_balanced_and_leave_the_fingerprint(splits: Splits) -> None:
     assert small.fingerprint == splits.fingerprint
 
 
-def test_limited_images_are_of_the_full_part(splits: Splits) -> None:
+def test_limited_images_are_of_the_full_split(splits: Splits) -> None:
     small = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=40))
     full = dict(zip(contents(splits.train), splits.train.labels.tolist(), strict=True))
     assert [full[content] for content in contents(small.train)] == small.train.labels.tolist()

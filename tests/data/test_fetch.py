@@ -142,7 +142,7 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
         ("cifar", "unknown dataset to download 'cifar': did you mean cifar10"),
     ],
 )
-def test_what_cannot_be_fetched_says_why(name: str, said: str, tmp_path: Path) -> None:
+def test_what_cannot_be_downloaded_says_why(name: str, said: str, tmp_path: Path) -> None:
     assert said in complaint(tmp_path / "data", name)
     assert names(tmp_path) == []
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_fetched_says_why(name: str, said: str, tmp_path: Path) -
 # The download
 
 
-def test_file_arrives_whole(offered: Server, tmp_path: Path) -> None:
+def test_file_arrives_complete(offered: Server, tmp_path: Path) -> None:
     said = get(tmp_path / "data" / "cifar10")
     assert f"MD5 {MD5}, as published" in said
     assert (tmp_path / "data/cifar10/set.tar.gz").read_bytes() == CONTENT
@@ -158,13 +158,13 @@ def test_file_arrives_whole(offered: Server, tmp_path: Path) -> None:
     assert offered.asked == [None]
 
 
-def test_file_that_is_there_is_verified_not_fetched(offered: Server, tmp_path: Path) -> None:
+def test_file_that_exists_is_verified_not_downloaded(offered: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(CONTENT)
     assert "as published" in get(tmp_path)
     assert offered.asked == []
 
 
-def test_wrong_file_that_is_there_is_named_and_kept(offered: Server, tmp_path: Path) -> None:
+def test_wrong_file_that_exists_is_named_and_kept(offered: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(b"other")
     found = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
     text = complaint(tmp_path)
@@ -181,7 +181,7 @@ def test_part_is_resumed(offered: Server, tmp_path: Path) -> None:
     assert offered.asked == ["bytes=100000-"]
 
 
-def test_server_that_ignores_ranges_sends_all_anew(offered: Server, tmp_path: Path) -> None:
+def test_server_that_ignores_ranges_sends_all_again(offered: Server, tmp_path: Path) -> None:
     offered.ranges = False
     (tmp_path / "set.tar.gz.part").write_bytes(b"rubbish")
     get(tmp_path)
@@ -189,21 +189,21 @@ def test_server_that_ignores_ranges_sends_all_anew(offered: Server, tmp_path: Pa
     assert offered.asked == ["bytes=7-"]
 
 
-def test_whole_part_needs_no_more(offered: Server, tmp_path: Path) -> None:
+def test_complete_part_needs_no_more(offered: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT)
     get(tmp_path)
     assert names(tmp_path) == ["set.tar.gz"]
     assert offered.asked == ["bytes=300000-"]
 
 
-def test_part_longer_than_the_file_is_fetched_anew(offered: Server, tmp_path: Path) -> None:
+def test_part_longer_than_the_file_is_downloaded_again(offered: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT + b"more")
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
     assert offered.asked == ["bytes=300004-", None]
 
 
-def test_other_range_than_asked_for_is_refused(offered: Server, tmp_path: Path) -> None:
+def test_other_range_than_requested_is_refused(offered: Server, tmp_path: Path) -> None:
     offered.shift = -5
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100])
     assert "another range than requested" in complaint(tmp_path)

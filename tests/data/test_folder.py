@@ -86,7 +86,7 @@ def counts(*parts: Source) -> list[list[int]]:
 # What is read
 
 
-def test_parts_keep_their_images_and_labels(tmp_path: Path) -> None:
+def test_splits_keep_their_images_and_labels(tmp_path: Path) -> None:
     splits = load(in_parts(tmp_path))
     assert contents(splits.train, splits.val) == given(tmp_path / "train")
     assert contents(splits.test) == given(tmp_path / "test")
@@ -94,7 +94,7 @@ def test_parts_keep_their_images_and_labels(tmp_path: Path) -> None:
     assert (splits.name, splits.spec.classes, splits.spec.shape) == ("folder", CLASSES, (3, 16, 16))
 
 
-def test_own_val_part_is_used_and_nothing_is_held_out(tmp_path: Path) -> None:
+def test_own_val_split_is_used_and_nothing_is_held_out(tmp_path: Path) -> None:
     splits = load(in_parts(tmp_path, val=True))
     for name in ("train", "val", "test"):
         assert contents(getattr(splits, name)) == given(tmp_path / name)
@@ -118,7 +118,7 @@ def test_plain_classes_are_divided(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [plain, in_parts])
-def test_parts_are_the_same_whatever_the_seed_and_the_files_names(write: Callable[[Path], Path], tmp_path: Path) -> None:
+def test_splits_are_the_same_whatever_the_seed_and_the_files_names(write: Callable[[Path], Path], tmp_path: Path) -> None:
     place = write(tmp_path)
     torch.manual_seed(1)
     first = load(place)
@@ -131,7 +131,7 @@ def test_parts_are_the_same_whatever_the_seed_and_the_files_names(write: Callabl
         assert torch.equal(getattr(first, name).raw, getattr(second, name).raw)
 
 
-def test_classes_are_mixed_in_the_test_part(tmp_path: Path) -> None:
+def test_classes_are_mixed_in_the_test_split(tmp_path: Path) -> None:
     labels = load(in_parts(tmp_path)).test.labels
     assert not torch.equal(labels, labels.sort().values)
 
@@ -187,7 +187,7 @@ def test_a_class_that_is_not_utf_8_is_refused_before_training(tmp_path: Path) ->
     assert complaint(tmp_path).startswith(rf"{tmp_path}/train/b\udcffe: the name of a class folder must be UTF-8 text")
 
 
-def test_hidden_files_and_other_files_beside_the_classes_are_passed_over(tmp_path: Path) -> None:
+def test_hidden_files_and_other_files_beside_the_classes_are_skipped(tmp_path: Path) -> None:
     wanted = load(in_parts(tmp_path)).fingerprint
     for name in (".DS_Store", "README.md", "train/labels.csv", "train/ant/.x.png"):
         (tmp_path / name).write_bytes(b"x")
@@ -273,19 +273,19 @@ def test_the_folder_above(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_missing_part(part: str, tmp_path: Path) -> None:
+def test_missing_split(part: str, tmp_path: Path) -> None:
     shutil.rmtree(in_parts(tmp_path) / part)
     assert complaint(tmp_path).startswith(f"{tmp_path / part}: no such folder; ")
 
 
-def test_misspelled_part_is_not_passed_over(tmp_path: Path) -> None:
+def test_misspelled_split_is_not_skipped(tmp_path: Path) -> None:
     (in_parts(tmp_path, val=True) / "val").rename(tmp_path / "valid")
     assert complaint(tmp_path) == f"{tmp_path / 'valid'}: not a split; beside train and test there may be a folder val"
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
 @pytest.mark.parametrize("kind", ["lacks", "has more"])
-def test_parts_with_other_classes(part: str, kind: str, tmp_path: Path) -> None:
+def test_splits_with_other_classes(part: str, kind: str, tmp_path: Path) -> None:
     in_parts(tmp_path, val=True)
     if kind == "lacks":
         shutil.rmtree(tmp_path / part / "bee")
@@ -335,7 +335,7 @@ def test_images_outside_of_the_classes_are_not_lost(place: str, tmp_path: Path) 
     assert complaint(tmp_path) == f"{path}: is outside the class folders"
 
 
-def test_unlabelled_parts_are_not_taken_for_classes(tmp_path: Path) -> None:
+def test_unlabelled_splits_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(encoded(array(0)))

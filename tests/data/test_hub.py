@@ -68,7 +68,7 @@ def test_hub_gives_what_the_readers_read(name: str, hub: list[tuple[str, str]], 
     assert (len(splits.train), len(splits.val), len(splits.test)) == (classes, classes, 2 * classes)
 
 
-def test_hub_files_that_are_there_are_kept(hub: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_hub_files_that_exist_are_kept(hub: list[tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_text("mine")
     assert fetch_from_hub("cifar10", tmp_path) == [
         f"{tmp_path}/train.parquet: already exists",

@@ -108,13 +108,13 @@ def test_classes_are_known_before_the_images(form: str, classes: tuple[str, ...]
     assert DATASETS["imagenet"].spec(DataConfig(dataset="imagenet", data_dir=str(place))) == splits.spec
 
 
-def test_without_a_place_there_are_a_thousand_classes() -> None:
+def test_without_a_path_there_are_a_thousand_classes() -> None:
     known = DATASETS["imagenet"].spec(DataConfig(dataset="imagenet"))
     assert (len(known.classes), known.classes[0], known.classes[-1]) == (1000, "class-0000", "class-0999")
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_held_out_part_is_stratified_and_fixed(form: str, tmp_path: Path) -> None:
+def test_held_out_split_is_stratified_and_fixed(form: str, tmp_path: Path) -> None:
     splits, again = load(FORMS[form](tmp_path)), load(tmp_path)
     assert torch.bincount(splits.val.labels).tolist() == [1, 1, 1]
     assert torch.bincount(splits.train.labels).tolist() == [3, 3, 3]
@@ -164,7 +164,7 @@ def test_fingerprint_sees_what_changed(form: str, tmp_path: Path) -> None:
     assert len({first, longer, load(tmp_path).fingerprint}) == 3
 
 
-def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_skipped(tmp_path: Path) -> None:
     first = load(write_folders(tmp_path)).fingerprint
     for name in (".hidden.JPEG", "Thumbs.db", "list.txt"):
         (tmp_path / "train" / WNIDS[1] / name).write_bytes(b"x")
@@ -175,7 +175,7 @@ def test_files_that_are_no_images_are_passed_over(tmp_path: Path) -> None:
 # What is missing or wrong
 
 
-def test_places_that_hold_nothing(tmp_path: Path) -> None:
+def test_folders_that_contain_nothing(tmp_path: Path) -> None:
     assert "imagenet needs --data-dir" in complaint(None)
     assert complaint(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such file or folder"
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"x")
@@ -183,7 +183,7 @@ def test_places_that_hold_nothing(tmp_path: Path) -> None:
     assert complaint(tmp_path / "ILSVRC2012_img_train.tar").endswith("NAME-val-000000.tar")
 
 
-def test_missing_parts(tmp_path: Path) -> None:
+def test_missing_splits(tmp_path: Path) -> None:
     shutil.rmtree(write_folders(tmp_path) / "val")
     assert complaint(tmp_path) == f"{tmp_path / 'val'}: no such folder"
     (tmp_path / "val").mkdir()
@@ -195,7 +195,7 @@ def test_missing_val_shards(tmp_path: Path) -> None:
     assert complaint(tmp_path).startswith(f"{tmp_path}: contains no val/ and no shard like NAME-val-")
 
 
-def test_training_shards_are_not_taken_for_validation_shards(tmp_path: Path) -> None:
+def test_training_shards_are_not_mistaken_for_validation_shards(tmp_path: Path) -> None:
     """Of a set whose name has "val" or "train" in it; each shard has other images."""
     wanted = load(write_shards(tmp_path / "a")).fingerprint
     for path in sorted((tmp_path / "a").iterdir()):
@@ -231,12 +231,12 @@ def test_empty_class_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("part", "counts"), [("train", "2 classes in train, 3 in val"), ("val", "3 classes in train, 2 in val")])
-def test_parts_with_different_class_folders(part: str, counts: str, tmp_path: Path) -> None:
+def test_splits_with_different_class_folders(part: str, counts: str, tmp_path: Path) -> None:
     shutil.rmtree(write_folders(tmp_path) / part / WNIDS[1])
     assert complaint(tmp_path) == f"{tmp_path}: {counts}; {part} has no {WNIDS[1]}"
 
 
-def test_parts_with_different_labels(tmp_path: Path) -> None:
+def test_splits_with_different_labels(tmp_path: Path) -> None:
     write_shard(write_shards(tmp_path) / "small-validation-00.tar", members("val", range(2)))
     assert complaint(tmp_path) == f"{tmp_path}: 3 classes in train, 2 in val; val has no class-0002"
 
@@ -277,7 +277,7 @@ def test_a_member_without_its_pair(name: str, message: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("label", [b"cat", b"", b"-1", b"1.5", b"1_0", b"\xff", b"9" * 30, "٣".encode()])
-def test_a_label_that_is_no_whole_number(label: bytes, tmp_path: Path) -> None:
+def test_a_label_that_is_no_integer(label: bytes, tmp_path: Path) -> None:
     path, text = spoiled(tmp_path, members("train", range(7, 12)) | {"s0009.cls": label})
     assert text.startswith(f"{path}: s0009.cls: label '")
     assert text.endswith(" is not a whole number from 0")
@@ -322,7 +322,7 @@ def test_a_damaged_member_is_named_when_it_is_decoded(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_file_that_changes_between_epochs_is_refused_and_told(form: str, tmp_path: Path) -> None:
+def test_a_file_that_changes_between_epochs_is_refused_and_reported(form: str, tmp_path: Path) -> None:
     """Content and size stay, and the fingerprint with them: the file's time tells."""
     splits = load(FORMS[form](tmp_path))
     first, again = (splits.train.augmented([np.arange(4)], [seed], DataConfig(workers=1)) for seed in (0, 1))
@@ -334,7 +334,7 @@ def test_a_file_that_changes_between_epochs_is_refused_and_told(form: str, tmp_p
     assert load(tmp_path).fingerprint == splits.fingerprint
 
 
-def test_a_part_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_split_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 

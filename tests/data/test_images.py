@@ -70,7 +70,7 @@ def test_balanced_does_not_take_just_the_first_rows() -> None:
     assert balanced(labels, 10).tolist() != list(range(0, 1000, 100))
 
 
-def test_hold_out_parts_are_disjoint_and_whole() -> None:
+def test_hold_out_splits_are_disjoint_and_complete() -> None:
     rest, held = hold_out(numbered(shuffled_labels([50] * 10)), 0.1)
     assert sorted(rows(rest) + rows(held)) == list(range(500))
     assert (len(rest), len(held)) == (450, 50)
@@ -158,7 +158,7 @@ def test_fingerprint_changes_with_any_pixel_or_label() -> None:
     assert len(seen) == 1 + images.raw.numel() + 3
 
 
-def test_fingerprint_sees_shape_order_and_parts() -> None:
+def test_fingerprint_sees_shape_order_and_splits() -> None:
     a, b = numbered([0, 1, 2, 3]), numbered([3, 2])
     turned = Images(a.raw.reshape(4, 1, 4, 1), a.labels)
     swapped = a[torch.tensor([1, 0, 2, 3])]

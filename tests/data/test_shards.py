@@ -68,7 +68,7 @@ def test_two_sets_are_not_counted_together(names: tuple[str, str]) -> None:
         splits(*names)
 
 
-def test_a_shard_that_is_there_twice_or_missing_is_refused() -> None:
+def test_a_shard_that_occurs_twice_or_is_missing_is_refused() -> None:
     with pytest.raises(UserError, match=r"train-0\.tar and train-00.tar: two files with the same shard number"):
         splits("train-0.tar", "train-00.tar")
     with pytest.raises(UserError, match=r"train-00000-of-00003.parquet: shard 1 of 3 is missing"):

@@ -67,7 +67,7 @@ def test_grey_image_for_colours_and_the_other_way_round(tmp_path: Path) -> None:
     assert read_image(saved(tmp_path / "c.png", noise()), GREY).note == "colours dropped"
 
 
-def test_transparency_is_dropped_and_said(tmp_path: Path) -> None:
+def test_transparency_is_dropped_and_reported(tmp_path: Path) -> None:
     path = saved(tmp_path / "t.png", np.dstack([noise(), noise(channels=1)]))
     assert torch.equal(read_image(path, COLOUR).pixels, exact(noise()))
     assert read_image(path, COLOUR).note == "transparency dropped"
@@ -96,7 +96,7 @@ def deep_png(path: Path, levels: np.ndarray, kind: int) -> Path:
     return path
 
 
-def test_sixteen_bits_of_colour_are_cut_and_said(tmp_path: Path) -> None:
+def test_sixteen_bits_of_colour_are_cut_and_reported(tmp_path: Path) -> None:
     levels = noise().astype(np.uint16) * 256 + 255  # the lower 8 bits are what is lost
     found = read_image(deep_png(tmp_path / "deep.png", levels, kind=2), COLOUR)
     assert torch.equal(found.pixels, exact(noise()))

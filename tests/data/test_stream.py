@@ -98,7 +98,7 @@ def test_flip_mirrors_about_half_and_can_be_switched_off(images: Streamed) -> No
     assert [torch.equal(a.flip(2), b) for a, b in pairs] == [not same for same in kept]
 
 
-def test_global_random_states_are_left_alone(images: Streamed) -> None:
+def test_global_random_states_are_unchanged(images: Streamed) -> None:
     before = np.random.get_state()[1].tolist()
     batches(images, [[0, 1]], [3])
     assert np.random.get_state()[1].tolist() == before
@@ -257,7 +257,7 @@ def test_evaluation_resizes_to_256_and_crops_the_centre(width: int, height: int)
     assert np.abs(found.astype(int) - np.asarray(whole).transpose(2, 0, 1)).max() <= 1
 
 
-def test_evaluated_images_are_those_asked_for(images: Streamed) -> None:
+def test_evaluated_images_are_those_requested(images: Streamed) -> None:
     index = torch.tensor([7, 0, 39])
     found = images[index]
     assert found.labels.tolist() == [3, 0, 3]
@@ -291,7 +291,7 @@ def test_other_colours_become_rgb(tmp_path: Path, mode: str, kind: str) -> None:
 # Parts
 
 
-def test_subsets_are_images_of_the_whole(images: Streamed) -> None:
+def test_subsets_are_some_of_the_images(images: Streamed) -> None:
     part = images.subset(images.labels == 2).subset(torch.tensor([4, 0]))
     assert (len(part), part.labels.tolist()) == (2, [2, 2])
     assert torch.equal(part[torch.tensor([0, 1])].raw, images[torch.tensor([18, 2])].raw)

@@ -110,7 +110,7 @@ def test_classes_are_the_sorted_wordnet_ids(wanted: Splits) -> None:
     assert (wanted.spec.classes, wanted.spec.shape) == (SORTED, (3, 64, 64))
 
 
-def test_official_val_part_is_the_test_part(wanted: Splits) -> None:
+def test_official_val_split_is_the_test_split(wanted: Splits) -> None:
     content = files()
     labels = dict(line.split("\t")[:2] for line in content["val/val_annotations.txt"].decode().splitlines())
     given = {pixels(content[f"val/images/{name}"]): SORTED.index(wnid) for name, wnid in labels.items()}
@@ -118,7 +118,7 @@ def test_official_val_part_is_the_test_part(wanted: Splits) -> None:
     assert {image.numpy().tobytes(): label for image, label in found} == given
 
 
-def test_train_and_val_are_the_official_training_part(wanted: Splits) -> None:
+def test_train_and_val_are_the_official_training_split(wanted: Splits) -> None:
     given = {
         pixels(data): SORTED.index(name.split("/")[1])
         for name, data in files().items()
@@ -151,7 +151,7 @@ def test_spec_without_data_has_200_classes() -> None:
     assert (len(set(spec.classes)), spec.classes[0], spec.classes[199], spec.shape) == (200, "class-000", "class-199", (3, 64, 64))
 
 
-def test_words_are_optional_and_hidden_files_are_passed_over(tmp_path: Path, wanted: Splits) -> None:
+def test_words_are_optional_and_hidden_files_are_skipped(tmp_path: Path, wanted: Splits) -> None:
     content = files() | {
         "train/n01443537/images/.DS_Store": b"mac",
         "val/images/.x": b"",

@@ -288,7 +288,7 @@ def test_cheating_attack_is_not_counted_and_reported(toy, x, y, monkeypatch, kin
     assert (check.status, check.detail) == ("fail", "pgd_10: 19 outside")
 
 
-def test_plain_module_is_evaluated_and_says_what_is_left_out(x):
+def test_plain_module_is_evaluated_and_says_what_is_skipped(x):
     model = dense()
     found = evaluate(model, x, labels(model, x), epsilon=EPSILON, preset="quick")
     assert found.routing is None

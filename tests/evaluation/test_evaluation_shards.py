@@ -221,7 +221,7 @@ def test_started_by_several_at_once(go, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.1)])
-def test_saved_images_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, norm, epsilon):
+def test_saved_images_are_finite_inside_the_ball_and_fool_as_recorded(tmp_path, norm, epsilon):
     preset = ("pgd_10", "apgd_t", *(("straight_through_1", "reroute_quick") if norm == "Linf" else ()))
     found = evaluate(TOY, X, Y, epsilon=epsilon, norm=norm, preset=preset, shard_size=4, store=tmp_path, save_adversarial=True)
     for name in preset:
@@ -237,7 +237,7 @@ def test_saved_images_are_finite_inside_the_ball_and_do_what_is_said(tmp_path, n
     assert found.broken["pgd_10"]
 
 
-def test_images_asked_for_later_are_made(go, whole, tmp_path):
+def test_images_requested_later_are_made(go, whole, tmp_path):
     go(store=tmp_path)
     later, again = Counted(), Counted()
     assert figures(go(store=tmp_path, save_adversarial=True, progress=later)) == figures(whole)

@@ -98,7 +98,7 @@ def test_epsilon_as_a_fraction(record, epsilon, text):
     assert model_info(record(epsilon=epsilon))["eps"] == text
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
+def test_json_is_written_completely_or_not_at_all(tmp_path):
     path = tmp_path / "record.json"
     write_json(path, {"a": 1})
     with pytest.raises(TypeError):
@@ -160,7 +160,7 @@ def test_a_folders_record_has_the_folders_name_and_the_whole_history(tiny, split
     assert (tmp_path / "mine/evaluation/shard-00000.json").exists()
 
 
-def test_a_part_of_the_shards_paints_no_portrait(evaluated):
+def test_a_part_of_the_shards_makes_no_snapshot(evaluated):
     found = evaluated(part=(0, 2), shard_size=10)
     assert (found.layers, found.load_by_class, found.epsilon_curve, found.gallery) == ([], [], None, [])
 

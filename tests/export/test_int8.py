@@ -87,7 +87,7 @@ def test_a_network_router_is_untouched_and_so_are_its_routes(tmp_path):
     assert len(others) == 1 + 2 * len(model.moe_layers())
 
 
-def test_equal_experts_share_filters_in_the_file_and_are_told_apart(tmp_path):
+def test_equal_experts_share_filters_in_the_file_and_are_distinguished(tmp_path):
     torch.manual_seed(0)
     model = build_model(ModelConfig(backbone="vgg16_bn", width=8), MoEKind(0.5, 2), SPEC).eval()
     with torch.no_grad():

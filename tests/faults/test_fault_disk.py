@@ -68,7 +68,7 @@ def test_full_disk(
         assert_same(run, wanted)
 
 
-def test_no_room_at_all(small_disk: Callable[[int], Path], words: Words) -> None:
+def test_no_disk_space_at_all(small_disk: Callable[[int], Path], words: Words) -> None:
     disk = small_disk(16384)
     (disk / "filler").write_bytes(bytes(8192))
     with pytest.raises(OSError, match="No space left"):

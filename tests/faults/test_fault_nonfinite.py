@@ -63,7 +63,7 @@ def tiny_model() -> Any:
     return ModelConfig(width=4)
 
 
-def test_it_goes_back_with_a_lower_rate(
+def test_it_returns_with_a_lower_rate(
     method: str, words: Words, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
 ) -> None:
     own = words(method, on_nonfinite="restore")
@@ -82,7 +82,7 @@ def test_it_goes_back_with_a_lower_rate(
         assert math.isfinite(own_rows[1]["loss"])
 
 
-def test_it_goes_back_three_times_at_most(method: str, words: Words, run: Path, tried: Callable[..., Any]) -> None:
+def test_it_returns_three_times_at_most(method: str, words: Words, run: Path, tried: Callable[..., Any]) -> None:
     own = words(method, on_nonfinite="restore")
     with tried("NaN that comes back, with --on-nonfinite restore", method):
         ended = advmoe(*own, faults=poisoned("loss", "nan", times=99))
@@ -95,7 +95,7 @@ def test_it_goes_back_three_times_at_most(method: str, words: Words, run: Path, 
         assert latest.epoch == 1
 
 
-def test_it_goes_back_to_the_start(words: Words, run: Path) -> None:
+def test_it_returns_to_the_start(words: Words, run: Path) -> None:
     """Before there is a checkpoint."""
     own = words("advmoe", on_nonfinite="restore")
     fault = {"poison": {"place": "loss", "value": "inf", "first": 2, "times": 1}}

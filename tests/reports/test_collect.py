@@ -145,7 +145,7 @@ def test_other_data_of_the_same_name_is_another_setting(tmp_path, told):
     assert "fingerprint: other, not" in told[0]
 
 
-def test_a_seed_run_twice_stands_once(tmp_path, told):
+def test_a_seed_run_twice_is_listed_once(tmp_path, told):
     newer = {**content(sa=70.0), "time": "2027-01-01T00:00:00+00:00"}
     newer["evaluation"]["figures"]["sa"] = 70.0
     write(tmp_path / "a.json", newer)

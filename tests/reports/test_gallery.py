@@ -77,7 +77,7 @@ def test_the_perturbation_is_scaled_around_mid_grey():
     assert perturbation(coded([[0]]), coded([[0, 0]])) == ""
 
 
-def test_colour_images_are_told_from_grey_ones():
+def test_colour_images_are_distinguished_from_grey_ones():
     images = content()["gallery"]
     images[0]["clean"]["png"] = coded(np.zeros((28, 28, 3)))
     shown = gallery_of(record(gallery=images))

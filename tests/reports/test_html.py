@@ -84,7 +84,7 @@ def test_policy_admits_the_page_s_own_style_and_script_alone(whole):
     assert not any("style" in attributes or "onclick" in attributes for _, attributes in Page(whole).elements)
 
 
-def test_verdict_stands_first(whole):
+def test_verdict_comes_first(whole):
     headings = [tag for tag, _ in Page(whole).elements if re.fullmatch("h[1-6]", tag)]
     assert headings[:2] == ["h1", "h2"]
     assert re.search(r"<h2[^>]*>(.*?)</h2>", whole)[1] == "Verdict"
@@ -202,7 +202,7 @@ def test_records_without_steps_say_so():
     assert Page(text).all("input")[0]["max"] == "1"
 
 
-def test_what_was_run_stands_first_and_other_cells_are_folded():
+def test_what_was_run_comes_first_and_other_cells_are_folded():
     text = page([record("at_dense"), record("advmoe")])
     titles = re.findall(r'<h3 id="table-\d+">(.*?)</h3>', text)
     assert titles[0] == "All runs"

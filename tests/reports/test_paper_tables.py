@@ -136,7 +136,7 @@ def test_our_settings_have_a_table_each_that_says_what_they_are():
     assert "Not a setting of the paper" in long.about
 
 
-def test_what_was_not_run_in_our_setting_is_said():
+def test_what_was_not_run_in_our_setting_is_listed():
     own = tables([record(), record(model_scale=0.2), record("standard")])[2]
     rows = rows_of(own)
     missing = {(scale, method) for (_, scale, method), row in rows.items() if row["RA-50"].text == "not run"}
@@ -155,7 +155,7 @@ def test_what_stands_in_the_papers_table_is_not_called_missing_in_ours():
     assert methods == {"standard training", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE)"}
 
 
-def test_settings_of_single_rows_are_notes_and_shared_ones_are_said_once():
+def test_settings_of_single_rows_are_notes_and_shared_ones_are_reported_once():
     runs = [record("at_dense"), record()]
     for run in runs:
         with_settings(run, "training", lr=0.05)

@@ -64,7 +64,7 @@ def test_fig7_needs_two_scales_of_a_method(tmp_path):
     assert not fig7([record("at_dense"), record("advmoe")], tmp_path / "fig7.png")
 
 
-def test_quick_worst_case_has_a_panel_of_its_own(tmp_path, drawn):
+def test_quick_worst_case_has_a_separate_panel(tmp_path, drawn):
     quick = [by_quick(record("advmoe", 0, scale, ra_worst=..., ra_worst_quick=33.0)) for scale in (0.2, 0.5)]
     fig7([*quick, record("at_moe", 0, 0.2), record("at_moe", 0, 0.5)], tmp_path / "fig7.png")
     panels = {ax.get_title(): lines(ax) for ax in drawn[0].axes}
@@ -72,7 +72,7 @@ def test_quick_worst_case_has_a_panel_of_its_own(tmp_path, drawn):
     assert panels["RA-worst (quick)"] == {"AdvMoE": ([0.2, 0.5], [33.0, 33.0])}
 
 
-def test_other_settings_stand_in_rows_of_their_own(tmp_path, drawn):
+def test_other_settings_stand_in_separate_rows(tmp_path, drawn):
     scales = (0.2, 0.5)
     fig7([record("advmoe", 0, r) for r in scales] + [record("advmoe", 0, r, dataset="other") for r in scales], tmp_path / "a.png")
     assert len(drawn[0].axes) == 6
@@ -134,7 +134,7 @@ def test_methods_differ_in_colour_dash_and_marker(tmp_path, grid, drawn):
     assert len({str(line._dash_pattern) for line in own}) == 5
 
 
-def test_experts_are_told_apart_where_several_numbers_were_run(tmp_path, drawn):
+def test_experts_are_distinguished_where_several_numbers_were_run(tmp_path, drawn):
     fig_a2([record("advmoe", 0), record("advmoe", 0, num_experts=4)], tmp_path / "a2.png")
     assert set(lines(drawn[0].axes[0])) == {"AdvMoE (N = 2)", "AdvMoE (N = 4)"}
 

@@ -32,7 +32,7 @@ def test_tables_of_a_run():
     assert [entry.value for entry in epochs.rows[0]] == [1, 1, 31.6, 21.2, 2.1]
 
 
-def test_configuration_and_provenance_are_whole():
+def test_configuration_and_provenance_are_complete():
     run = run_of(record("advmoe", 3))
     assert "model_scale: 0.5" in run.config
     provenance = dict(run.provenance)
@@ -42,7 +42,7 @@ def test_configuration_and_provenance_are_whole():
     assert provenance["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
 
 
-def test_record_without_commit_or_name_is_told():
+def test_record_without_commit_or_name_is_reported():
     run = run_of(old_record(commit=None))
     assert run.name == ""
     assert dict(run.provenance)["advmoe"] == "0.1.0, commit unknown"

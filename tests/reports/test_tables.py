@@ -22,13 +22,13 @@ def cells(table):
     return {str(column.header): list(column.cells) for column in table.columns}
 
 
-def test_worst_case_stands_first():
+def test_worst_case_comes_first():
     found = cells(record_table([record(ra_aa=40.0)], "title"))
     assert list(found) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense"]
     assert [value for (value,) in found.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %"]
 
 
-def test_quick_and_full_worst_cases_stand_in_columns_of_their_own():
+def test_quick_and_full_worst_cases_stand_in_separate_columns():
     found = cells(record_table([record(ra_aa=40.0), record("at_dense", 45.0, complete=False)], "title"))
     assert list(found)[1:4] == ["RA-worst", "RA-worst (quick)", "SA"]
     assert (found["RA-worst"], found["RA-worst (quick)"]) == (["30.0", ""], ["", "45.0"])

@@ -124,7 +124,7 @@ def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: 
     assert load(tmp_path / "old").classes[0] == "airplane"
 
 
-def test_kernels_of_where_it_was_trained_are_not_asked_for(tiny: Any, tmp_path: Path) -> None:
+def test_kernels_of_where_it_was_trained_are_not_requested(tiny: Any, tmp_path: Path) -> None:
     run = untrained(tmp_path / "run", tiny(dispatch="triton"))
     assert torch.isfinite(logits(load(run))).all()
 
@@ -152,7 +152,7 @@ def test_file_gives_the_same_logits_and_facts(tiny: Any, tmp_path: Path, backbon
     assert not again.training
 
 
-def test_file_holds_the_record_and_no_place(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_holds_the_record_and_no_path(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load(evaluated)
     model.config = model.config.replace(data=model.config.data.replace(data_dir="/home/me"))
     monkeypatch.chdir(tmp_path)
@@ -328,7 +328,7 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 # The package
 
 
-def test_names_of_the_package_are_imported_when_asked_for() -> None:
+def test_names_of_the_package_are_imported_when_requested() -> None:
     assert advmoe.load is load
     assert set(advmoe.__all__) == {"Loaded", "from_pretrained", "load", "push_to_hub", "save_file"}
     with pytest.raises(AttributeError, match="no attribute 'lode'"):

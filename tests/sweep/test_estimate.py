@@ -80,7 +80,7 @@ def test_a_call_probes_equal_networks_once_and_the_least_of_all_calls_counts(tin
 
 
 @pytest.mark.parametrize("held", ["{", "[]", '{"KEY": 3}', '{"KEY": {"phases": [-1.0], "step": 0.0}}', '{"KEY": {"phases": []}}'])
-def test_a_broken_file_of_paces_is_made_anew(tiny, tmp_path, paces, held):
+def test_a_broken_file_of_paces_is_written_again(tiny, tmp_path, paces, held):
     kept, config = tmp_path / "probe.json", tiny("at_small_dense")
     paces += [Pace((1.0,), 1.0), Pace((2.0,), 2.0)]
     spec = image_spec(config)
@@ -150,7 +150,7 @@ def record(seconds, attacks):
     }
 
 
-def test_epochs_are_told_by_phase_and_over_seeds(tiny, tmp_path):
+def test_epochs_are_reported_by_phase_and_over_seeds(tiny, tmp_path):
     config = tiny("at_sparse")
     folders = [
         past_run(tmp_path / "a", config, [3.0, 3.0, 3.0, 9.0]),

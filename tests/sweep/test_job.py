@@ -56,7 +56,7 @@ def test_a_run_is_trained_and_evaluated(job, figures):
     assert figures(one.folder)["flags"].count("0") + figures(one.folder)["flags"].count("1") == 10
 
 
-def test_work_goes_on_where_it_was(job):
+def test_work_continues_where_it_was(job):
     one = job()
     words = commands(one)
     assert [command[0] for command in words] == ["train", "evaluate"]
@@ -156,7 +156,7 @@ def test_two_sweeps_that_claim_one_folder_take_turns(job):
     assert (one.folder / LOG).exists()
 
 
-def test_place_and_share_are_no_part_of_the_run(job, tmp_path, monkeypatch):
+def test_path_and_device_are_no_part_of_the_run(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     one = job()
     one = replace(one, config=one.config.replace(data=one.config.data.replace(data_dir="here", workers=None)))

@@ -78,7 +78,7 @@ def test_more_than_the_machine_has_is_refused(machine, workers, threads, said):
         LocalPlacement.check(Request(9, Path("runs"), workers, threads))
 
 
-def test_failed_runs_are_named_and_the_rest_go_on(job, started, machine):
+def test_failed_runs_are_named_and_the_rest_continue(job, started, machine):
     looks = []
     jobs = [job(name) for name in ("a0", "b3", "refused", "c0", "d1")]
     machine(2, 2)

@@ -61,7 +61,7 @@ def test_file(tmp_path):
     assert moe.attack.epsilon == 8 / 255
 
 
-def test_every_model_scale_has_a_name_of_its_own_and_is_trained_as_it_is_written(tmp_path):
+def test_every_model_scale_has_a_separate_name_and_is_trained_as_it_is_written(tmp_path):
     text = "methods: [advmoe]\nmodel_scales: [0.123456789, 0.123457, 0.00001, 1]\nseeds: 1\n"
     found = plan(read_sweep(written(tmp_path, text)))
     assert [run.config.model.model_scale for run in found] == [0.123456789, 0.123457, 0.00001, 1]

@@ -61,7 +61,7 @@ def test_a_killed_worker_is_replaced_and_the_records_are_the_same(cluster, job, 
 
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")
-def test_a_failed_run_is_told_a_killed_process_is_replaced_and_closing_ends_the_rest(cluster, job, monkeypatch):
+def test_a_failed_run_is_reported_a_killed_process_is_replaced_and_closing_ends_the_rest(cluster, job, monkeypatch):
     monkeypatch.setattr(schedule, "POLL", 0.05)
     killed = []
     survivor, failing = job("survivor", epochs=3), job("failing", "advmoe", batch_size=40)
@@ -86,7 +86,7 @@ def test_a_failed_run_is_told_a_killed_process_is_replaced_and_closing_ends_the_
     assert read_run(endless.folder).epoch == epoch
 
 
-def test_a_cluster_without_room_for_a_run_is_one_line(monkeypatch):
+def test_a_cluster_too_small_for_a_run_is_one_line(monkeypatch):
     closed, stand_in = [], ray_placement.ray
     nodes = [{"Alive": True, "Resources": {"GPU": 1.0}}, {"Alive": False, "Resources": {"CPU": 8.0}}]
     monkeypatch.setattr(stand_in, "init", lambda **options: None)

@@ -51,7 +51,7 @@ def test_plan_shows_cost_state_and_time_of_each_run():
     assert "10 min" in rows["cifar10-resnet18-advmoe-s0"]
 
 
-def test_a_long_name_leaves_room_for_the_state():
+def test_a_long_name_leaves_space_for_the_state():
     runs = [replace(plan(read_sweep("a1"))[0], name="cifar100-densenet121-at_small_dense-r0.25-per_expert-s12")]
     screen = console(False, width=80)
     screen.print(plan_table(runs, {runs[0].name: PLANNED}, {runs[0].name: 6420}))

@@ -46,7 +46,7 @@ def test_the_same_seed_and_epoch_give_the_same_order(images, size):
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-def test_seeds_and_epochs_give_orders_of_their_own():
+def test_seeds_and_epochs_give_different_orders():
     orders = [epoch_order(seed, epoch, 2, 100, 10) for seed in (0, 1) for epoch in (0, 1)]
     seen = {tuple(order.tolist()) for levels in orders for order in levels}
     assert len(seen) == 8

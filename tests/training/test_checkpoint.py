@@ -78,7 +78,7 @@ def everything(path: Path) -> dict[str, bytes]:
 # Saving
 
 
-def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path) -> None:
+def test_a_checkpoint_is_loaded_as_it_was(tmp_path: Path) -> None:
     checkpoint = latest(saved(tmp_path, 10, 20))
     assert (checkpoint.epoch, checkpoint.fingerprint, checkpoint.history) == (2, "f" * 64, rows(10, 20))
     assert torch.equal(checkpoint.model_state()["weight"], torch.full((2, 3), 2.0))
@@ -96,7 +96,7 @@ def test_tensors_that_are_not_contiguous_are_saved(tmp_path: Path) -> None:
     assert latest(folder).model_state()["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_what_the_images_are_comes_back_exactly(tmp_path: Path) -> None:
+def test_what_the_images_are_is_loaded_exactly(tmp_path: Path) -> None:
     spec = ImageSpec(("a", "\u00e9t\u00e9"), (3, 8, 9), (0.1 + 0.2, 1 / 3, 0.5), (1e-2, 0.2, 0.25))
     folder = saved(tmp_path)
     folder.save(linear(1).state_dict(), {}, Progress(rows(1)), "f" * 64, spec)
@@ -173,7 +173,7 @@ def test_an_epoch_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
-def test_a_cut_file_is_passed_over(name: str, share: float, tmp_path: Path) -> None:
+def test_a_cut_file_is_skipped(name: str, share: float, tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2, 3)
     path = folder.checkpoint_path / "epoch-0003" / name
     content = path.read_bytes()
@@ -182,7 +182,7 @@ def test_a_cut_file_is_passed_over(name: str, share: float, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_file_is_passed_over(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_skipped(name: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2, 3)
     (folder.checkpoint_path / "epoch-0003" / name).unlink()
     assert latest(folder).epoch == 2
@@ -201,13 +201,13 @@ def test_a_flipped_bit_anywhere_is_noticed(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "{}", '"x"', "3", '{"sha256": []}', '{"sha256": {}, "schema": 99}'])
-def test_a_manifest_of_another_shape_is_passed_over(text: str, tmp_path: Path) -> None:
+def test_a_manifest_of_another_shape_is_skipped(text: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2, 3)
     (folder.checkpoint_path / "epoch-0003" / "manifest.json").write_text(text)
     assert latest(folder).epoch == 2
 
 
-def test_no_whole_checkpoint_at_all(tmp_path: Path) -> None:
+def test_no_complete_checkpoint_at_all(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1, 2)
     for path in folder.checkpoint_path.glob("*/manifest.json"):
         path.write_text("")
@@ -492,7 +492,7 @@ def test_manifest_that_is_no_json_we_read(text: str, tmp_path: Path) -> None:
     assert folder.latest() is None
 
 
-def test_pipe_in_the_place_of_weights_is_not_waited_for(tmp_path: Path) -> None:
+def test_pipe_instead_of_weights_is_not_waited_for(tmp_path: Path) -> None:
     folder = saved(tmp_path, 1)
     (folder.epochs()[0] / "model.safetensors").unlink()
     os.mkfifo(folder.epochs()[0] / "model.safetensors")

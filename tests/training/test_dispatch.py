@@ -47,7 +47,7 @@ def test_a_named_dispatch_and_the_cpu_are_not_measured(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dispatch_that_fails_or_is_wrong_is_left_out_with_one_line(monkeypatch, caplog):
+def test_a_dispatch_that_fails_or_is_wrong_is_skipped_with_one_line(monkeypatch, caplog):
     def broken(*arguments):
         raise RuntimeError("no compiler\nat line 3")
 
@@ -63,13 +63,13 @@ def test_a_dispatch_that_fails_or_is_wrong_is_left_out_with_one_line(monkeypatch
     ]
 
 
-def test_a_candidate_whose_turn_comes_too_late_is_left_out(caplog):
+def test_a_candidate_whose_turn_comes_too_late_is_skipped(caplog):
     kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=0.0)
     assert (kept.dispatch, kept.seconds) == ("split", {})
     assert "wide is skipped: 0 s have passed" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_measured_anew(tmp_path, measured_here):
+def test_a_file_that_cannot_be_read_is_measured_again(tmp_path, measured_here):
     (tmp_path / dispatch.FILE).write_text("{}")
     dispatch.set_fastest(CONFIG, tmp_path, network(CONFIG, SPEC), SPEC)
     assert dispatch.read(tmp_path / dispatch.FILE) is not None

@@ -212,13 +212,13 @@ def test_more_iterations_than_the_epoch_has_are_refused(config: RunConfig, split
         train(config, splits, tmp_path / "run", Recorder(), resume=True)
 
 
-def test_restore_may_be_asked_for_after_the_stop(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
+def test_restore_may_be_requested_after_the_stop(config: RunConfig, splits: Splits, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "run")
     own = config.replace(training=config.training.replace(on_nonfinite="restore"))
     assert len(train(own, splits, tmp_path / "run", Recorder(), resume=True)) == 2
 
 
-def test_a_nan_in_the_second_phase_goes_back_into_the_first(
+def test_a_nan_in_the_second_phase_returns_to_the_first(
     tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorder: Recorder
 ) -> None:
     """Where the checkpoint that ended the first phase is damaged."""
@@ -304,7 +304,7 @@ def test_a_nan_takes_the_run_back_with_half_the_routers_rate(
 
 
 @pytest.mark.parametrize("first", [1, IN_EPOCH_2])
-def test_a_nan_that_comes_back_ends_the_run_after_three_times(
+def test_a_nan_that_recurs_ends_the_run_after_three_times(
     first: int, tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, set(range(first, 1000)))

@@ -79,13 +79,13 @@ def test_gradients_are_named():
     assert str(raised.value) == "gradient of blocks.0.conv2.filters (weights update)"
 
 
-def test_parameters_without_gradients_are_passed_over():
+def test_parameters_without_gradients_are_skipped():
     model = model_with_gradients()
     model.stem[0].weight.grad = None
     check_gradients(model, "weights")
 
 
-def test_gradients_that_are_not_learned_from_are_passed_over():
+def test_gradients_that_are_not_learned_from_are_skipped():
     model = model_with_gradients()
     model.stem[0].weight.grad.fill_(float("nan"))
     model.stem[0].weight.requires_grad_(False)

@@ -133,7 +133,7 @@ def test_perturbed_is_one_step_of_ascent_and_undone():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_perturbation_moves_weights_and_no_router_and_starts_when_asked():
+def test_perturbation_moves_weights_and_no_router_and_starts_when_requested():
     seen = []
     for done in (0.4, 0.6):
         state = make_state(done=done, awp=0.1, awp_from=0.5)
@@ -149,7 +149,7 @@ def test_perturbation_moves_weights_and_no_router_and_starts_when_asked():
 
 
 @pytest.mark.parametrize(("routers", "wanted"), [(False, {"weights"}), (True, {"weights", "routers"})])
-def test_routers_are_perturbed_in_the_update_they_learn_in_if_asked(routers, wanted):
+def test_routers_are_perturbed_in_the_update_they_learn_in_if_requested(routers, wanted):
     state = make_state(awp=0.1, awp_routers=routers)
     spy = Spy(state)
     state.loss = spy.loss
@@ -287,7 +287,7 @@ def test_ramps_of_the_attack_by_hand():
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
-def test_everything_on_comes_back_bit_by_bit(method, tiny, splits, tmp_path):
+def test_everything_on_resumes_bit_by_bit(method, tiny, splits, tmp_path):
     options = {
         name: value
         for name, value in EVERYTHING.items()

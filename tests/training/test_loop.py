@@ -95,7 +95,7 @@ def test_a_precision_that_is_not_to_be_had_leaves_no_folder(tiny, splits, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_training_in_bfloat16_comes_back_bit_by_bit(tiny, splits, tmp_path):
+def test_training_in_bfloat16_resumes_bit_by_bit(tiny, splits, tmp_path):
     config = tiny(precision="bfloat16", epochs=2)
     whole = train(config, splits, tmp_path / "whole", Recorder())
     with pytest.raises(KeyboardInterrupt):
@@ -210,7 +210,7 @@ def test_router_loss_is_a_mean_over_the_images_that_routers_saw(tiny, splits, tm
         ("densenet121", 4, "at_sparse"),
     ],
 )  # fmt: skip
-def test_every_backbone_trains_and_comes_back(backbone, width, method, tiny, splits, tmp_path):
+def test_every_backbone_trains_and_resumes(backbone, width, method, tiny, splits, tmp_path):
     config = tiny(method, backbone=backbone, width=width, epochs=1, batch_size=10)
     few = splits.train[torch.arange(20)]
     splits = replace(splits, train=few, val=few)

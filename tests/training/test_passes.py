@@ -142,7 +142,7 @@ def taught(answers=None):
     return state
 
 
-def test_a_teacher_takes_one_pass_in_place_of_the_clean_reference_or_none_if_its_answers_are_known():
+def test_a_teacher_takes_one_pass_in_place_of_the_clean_reference_or_none_if_its_probabilities_are_known():
     plain = iterate(make_state("at_dense"))
     asked, known = iterate(taught()), iterate(taught(torch.full((IMAGES, 3), 1 / 3)))
     assert counted(asked) == counted(plain)

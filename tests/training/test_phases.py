@@ -177,7 +177,7 @@ def refuse(config, splits, tmp_path, words):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_goes_on_where_the_dense_run_it_started_from_is_gone(tiny, splits, tmp_path):
+def test_a_run_continues_where_the_dense_run_it_started_from_is_gone(tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "dense")
     config = tiny("at_sparse", epochs=1, init_from=str(source))
     broken(config, splits, tmp_path / "run", 2, 1)

@@ -156,7 +156,7 @@ def test_level_order_is_honoured():
     assert spy.order() == WEIGHTS + ROUTERS
 
 
-def test_steps_per_level_are_honoured_and_each_attacks_anew():
+def test_steps_per_level_are_honoured_and_each_attacks_again():
     state, spy = spied(router_steps=2, weight_steps=3)
     two_level(state, BATCHES)
     assert spy.order() == 2 * ROUTERS + 3 * WEIGHTS

@@ -56,7 +56,7 @@ def test_answers_are_looked_up_where_images_never_change(teacher_run, tiny, spli
         assert load_teacher(changing, splits).precomputed is None
 
 
-def test_probabilities_take_the_labels_place_in_attack_and_loss(teacher_run, tiny, splits):
+def test_probabilities_replace_the_labels_in_attack_and_loss(teacher_run, tiny, splits):
     config, seen = tiny("at_dense", teacher=str(teacher_run), label_smoothing=0.2), []
     state = train_state(config, initial_network(config, splits), METHODS["at_dense"].phases[0])
     state.teacher = load_teacher(config, splits)

@@ -75,7 +75,7 @@ def test_a_killed_rank_costs_nothing(victim, unbroken, tmp_path):
     assert not list(run.rglob("*draft*"))
 
 
-def test_checkpoints_go_on_with_another_number_of_ranks(unbroken, tmp_path):
+def test_checkpoints_continue_with_another_number_of_ranks(unbroken, tmp_path):
     run = tmp_path / "run"
     process = torchrun("train", *RECIPE, "--save-minutes", 0, "--out", run)
     while not list(run.glob("checkpoints/epoch-0001-00000[12]")):
@@ -100,7 +100,7 @@ def test_shards_of_all_ranks_give_the_flags_of_one_process(unbroken):
     assert records[0] == records[1]
 
 
-def test_what_is_refused_is_said_once(unbroken):
+def test_what_is_refused_is_reported_once(unbroken):
     process = torchrun("train", *RECIPE, "--seed", 1, "--out", unbroken)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 1  # torchrun's own
