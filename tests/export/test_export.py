@@ -10,7 +10,7 @@ from learned_networks import GREY, KINDS, SPEC, learned, noise
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, FORMATS, agreement, answers, compare, export, onnx_predictor
+from advmoe.export import BATCHES, FORMATS, agreement, compare, export, onnx_predictor, outputs
 from advmoe.export.onnx import INPUT
 from advmoe.export.traceable import Traceable, TraceableConv2d
 from advmoe.models import MODELS, compact
@@ -21,14 +21,14 @@ from advmoe.moe import DenseKind, MaskedKind, MoEKind
 @pytest.mark.parametrize("backbone", MODELS)
 def test_what_is_traced_says_what_the_network_says(backbone, kind):
     model, pixels = learned(kind, backbone), noise(32)
-    known = answers(model, pixels)
+    reference = outputs(model, pixels)
     said = Traceable(model)(pixels)
-    assert known.margins.min() > 1e-5
-    torch.testing.assert_close(said[0], known.logits, rtol=1e-4, atol=1e-4)
+    assert reference.margins.min() > 1e-5
+    torch.testing.assert_close(said[0], reference.logits, rtol=1e-4, atol=1e-4)
     assert len(said) == 1 + bool(model.moe_layers())
     if model.moe_layers():
-        assert torch.equal(said[1], known.routes)
-        assert len(known.routes.unique()) > 1
+        assert torch.equal(said[1], reference.routes)
+        assert len(reference.routes.unique()) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -36,12 +36,12 @@ def test_what_is_traced_says_what_the_network_says(backbone, kind):
 def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
     """Where no route moved, the logits are within bfloat16's rounding; a network's router sees what it always saw."""
     model, pixels = learned(kind, backbone), noise(32)
-    known = answers(model, pixels)
+    reference = outputs(model, pixels)
     logits, *routes = Traceable(model, torch.bfloat16)(pixels)
     assert logits.dtype is torch.float32
-    same = (routes[0] == known.routes).all(dim=1) if routes else torch.ones(32, dtype=torch.bool)
+    same = (routes[0] == reference.routes).all(dim=1) if routes else torch.ones(32, dtype=torch.bool)
     assert same.sum() > 3
-    off = (logits - known.logits)[same].norm() / known.logits[same].norm()
+    off = (logits - reference.logits)[same].norm() / reference.logits[same].norm()
     assert 1e-5 < off < 0.06
     if model.router is not None:
         assert same.all()
@@ -59,7 +59,7 @@ def test_a_bfloat16_file_says_what_was_traced_at_every_batch(tmp_path):
     low = {name for name, value in stored.items() if value.dtype is torch.bfloat16}
     assert {name for name, value in stored.items() if value.ndim == 4} <= low  # filters
     assert not any("router" in name or "classifier" in name for name in low)
-    assert agreement(answers(model, pixels), predict, pixels, None, 64).classes > 80
+    assert agreement(outputs(model, pixels), predict, pixels, None, 64).classes > 80
 
 
 @pytest.mark.parametrize(("form", "dtype"), [("onnx", "bfloat16"), ("torch-export", "int8")])
@@ -96,10 +96,10 @@ def real():
 @pytest.mark.parametrize("form", FORMATS)
 def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
     model = learned(MoEKind(0.5, 2), "vgg16_bn", GREY)
-    predict, known = export(model, GREY.shape, tmp_path / "network", form), answers(model, real)
-    assert len(known.routes.unique(dim=0)) > 10
+    predict, reference = export(model, GREY.shape, tmp_path / "network", form), outputs(model, real)
+    assert len(reference.routes.unique(dim=0)) > 10
     for batch in BATCHES:
-        found = compare(known, predict, real, batch)
+        found = compare(reference, predict, real, batch)
         assert found.equal, found
         assert found.images == 1000
         assert len(found.undecided) < 5
@@ -114,7 +114,7 @@ def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
 def test_other_networks(form, kind, backbone, tmp_path):
     model, pixels = learned(kind, backbone), noise(20)
     predict = export(model, SPEC.shape, tmp_path / "network", form)
-    assert all(compare(answers(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
+    assert all(compare(outputs(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
 
 
 @pytest.mark.slow
@@ -123,13 +123,13 @@ def test_other_networks(form, kind, backbone, tmp_path):
 def test_every_backbone_as_onnx(kind, backbone, tmp_path):
     model, pixels = learned(kind, backbone), noise(20)
     predict = export(model, SPEC.shape, tmp_path / "network.onnx")
-    assert all(compare(answers(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
+    assert all(compare(outputs(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
 
 
 def test_a_masked_network_goes_out_compact(tmp_path):
     model, pixels = compact(learned(MaskedKind(0.5), "vgg16_bn")), noise(5)
     predict = export(model, SPEC.shape, tmp_path / "network.onnx")
-    assert compare(answers(model, pixels), predict, pixels, 5).equal
+    assert compare(outputs(model, pixels), predict, pixels, 5).equal
 
 
 def test_each_image_meets_one_expert_a_layer(tmp_path):

@@ -7,7 +7,7 @@ import torch
 from learned_networks import SPEC, learned, noise
 
 from advmoe.config import ModelConfig
-from advmoe.export import agreement, answers, export
+from advmoe.export import agreement, export, outputs
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
 
@@ -44,7 +44,7 @@ def kept(found):
 
 def rare(model):
     """How many experts of each layer fewer than 16 calibration images chose: what ought to stay exact."""
-    counts = [torch.bincount(choice, minlength=2) for choice in answers(model, SEEN).routes.T]
+    counts = [torch.bincount(choice, minlength=2) for choice in outputs(model, SEEN).routes.T]
     return [int((count < 16).sum()) for count in counts]
 
 
@@ -75,9 +75,9 @@ def test_convolutions_are_in_8_bits_but_for_the_first_and_those_of_experts_that_
 def test_a_network_router_is_untouched_and_so_are_its_routes(tmp_path):
     model, path = learned(MoEKind(0.5, 2, "disjoint", "per_network"), "vgg16_bn"), tmp_path / "network.onnx"
     pixels = noise(64)
-    predict, known = written(model, path), answers(model, pixels)
-    assert len(known.routes.unique()) == 2
-    assert torch.equal(predict(pixels)[1], known.routes)
+    predict, reference = written(model, path), outputs(model, pixels)
+    assert len(reference.routes.unique()) == 2
+    assert torch.equal(predict(pixels)[1], reference.routes)
     found = convolutions(path)
     routers = [lower for name, lower in found if name.startswith("network.router.")]
     assert len(routers) > 10
@@ -102,11 +102,11 @@ def test_equal_experts_share_filters_in_the_file_and_are_distinguished(tmp_path)
 @pytest.mark.parametrize("backbone", ["resnet18", "densenet40"])
 def test_says_nearly_what_the_network_says_at_every_batch(backbone, tmp_path):
     model, pixels = learned(DenseKind(0.5), backbone), noise(64)
-    predict, known = written(model, tmp_path / "network.onnx"), answers(model, pixels)
+    predict, reference = written(model, tmp_path / "network.onnx"), outputs(model, pixels)
     said = predict(pixels)[0]
-    assert 1e-4 < (said - known.logits).norm() / known.logits.norm() < 0.1
+    assert 1e-4 < (said - reference.logits).norm() / reference.logits.norm() < 0.1
     torch.testing.assert_close(torch.cat([predict(chunk)[0] for chunk in pixels.split(7)]), said, rtol=1e-4, atol=1e-4)
-    assert agreement(known, predict, pixels, None, 64).classes > 85
+    assert agreement(reference, predict, pixels, None, 64).classes > 85
 
 
 def test_needs_images(tmp_path):
