@@ -9,6 +9,7 @@ from unittest.mock import patch
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported, as `advmoe` does
 
 import pytest
+import small_backbone
 from recorder import Recorder
 
 from advmoe.attacks.registry import ATTACKS
@@ -18,6 +19,19 @@ from advmoe.models import MODELS
 from advmoe.moe import GATES
 from advmoe.training.losses import LOSSES
 from advmoe.training.methods import METHODS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def register_small_backbone() -> None:
+    """After collection, so that tests of every backbone are those of the package's."""
+    small_backbone.register()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_gallery() -> Iterator[None]:
+    """PGD-10 on the images of a Record's gallery: PGD-50 at five radii would be most of what a tiny evaluation takes."""
+    with patch("advmoe.evaluation.snapshot.GALLERY_ATTACK", "pgd_10"):
+        yield
 
 
 @pytest.fixture
@@ -39,11 +53,11 @@ def recorder() -> Iterator[Recorder]:
 
 @pytest.fixture(scope="session")
 def tiny() -> Callable[..., RunConfig]:
-    """tiny(method, **fields): a run of a second on embedded images; any field of any section can be set."""
+    """tiny(method, **fields): a run of less than a second on embedded images; any field of any section can be set."""
 
     def make(method: str = "advmoe", **fields: Any) -> RunConfig:
         config = RunConfig(
-            method=method, model=ModelConfig(backbone="vgg16_bn", width=4),
+            method=method, model=ModelConfig(backbone=small_backbone.SMALL, width=4),
             data=DataConfig(dataset="fashion-mnist", limit_train=60, limit_test=20),
             attack=AttackConfig(epsilon=0.1, num_steps=1), training=TrainingConfig(epochs=3, batch_size=20, tied_share=0.34),
         )  # fmt: skip

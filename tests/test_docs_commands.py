@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_backbone import SMALL
 
 from advmoe.cli.main import main
 from advmoe.sweep.grid import read_sweep
@@ -20,8 +21,8 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
 ALONE = ("python", "text")  # tests/test_docs.py runs the first; nobody the second
 NETWORK = ["--width", "4", "--limit-train", "40", "--batch-size", "20", "--epochs", "1", "--device", "cpu"]
-SMALL = {  # command -> words that come last
-    "train": [*NETWORK, "--limit-test", "10", "--num-steps", "1", "--image-size", "32"],
+SMALLER = {  # command -> words that come last
+    "train": [*NETWORK, "--backbone", SMALL, "--limit-test", "10", "--num-steps", "1", "--image-size", "32"],
     "evaluate": ["--limit-test", "4", "--device", "cpu"],
     "sweep": [*NETWORK, "--limit-test", "4", "--seeds", "1", "--only", "resnet18-at_small_dense", "--preset", "pgd_10"],
     "attack": ["--device", "cpu"],
@@ -55,6 +56,7 @@ def place(tmp_path, monkeypatch):
     for name in ("photo.png", "photo.jpg"):
         image(random, tmp_path / name)
     monkeypatch.setattr("advmoe.cli.data.fetch", lambda name, to, console: [f"{name}: {write_batches(to)}"])
+    monkeypatch.setattr("advmoe.cli.attack.THOROUGH", ("pgd_10",))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -94,7 +96,7 @@ def typed(line):
     if words[1] == "sweep" and words[2].startswith("results/"):  # hours; tests/test_results.py compares plan and Records
         assert read_sweep(str(ROOT / words[2])), line
         return
-    assert main([*words[1:], *SMALL.get(words[1], [])]) == 0, line
+    assert main([*words[1:], *SMALLER.get(words[1], [])]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from small_backbone import SMALL
 
 from advmoe.config import RunConfig, differences
 from advmoe.config.choices import BACKBONES, METHOD_TRAITS
@@ -44,18 +45,17 @@ def test_table_a2_has_its_scales_on_both_data_sets() -> None:
     assert {entry for entry in scaled if entry[3] != 0.5} == wanted
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_name_is_the_configurations(name: str) -> None:
-    config = recipe(name)
-    assert config == RECIPES[name]
-    dataset, model, method = ("demo", "", config.method) if name.startswith("demo-") else name.split("-")[:3]
-    assert dataset in ("demo", config.data.dataset)
-    assert model in ("", config.model.backbone)
-    assert config.method == method
+def test_names_are_the_configurations() -> None:
+    for name, config in RECIPES.items():
+        assert recipe(name) == config, name
+        dataset, model, method = ("demo", "", config.method) if name.startswith("demo-") else name.split("-")[:3]
+        assert dataset in ("demo", config.data.dataset), name
+        assert model in ("", config.model.backbone), name
+        assert config.method == method, name
 
 
 def test_names_and_traits_without_torch_are_those_of_the_code() -> None:
-    assert list(MODELS) == list(BACKBONES)
+    assert [name for name in MODELS if name != SMALL] == list(BACKBONES)
     assert {name: traits(method) for name, method in METHODS.items()} == METHOD_TRAITS
 
 
@@ -71,7 +71,15 @@ def test_no_two_names_are_one_run() -> None:
     assert len(set(RECIPES.values())) == len(RECIPES)
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not name.endswith("-plus")])  # those have the plain cell's network
+def one_of_each_network() -> list[str]:
+    """The first recipe of each distinct network: data set, model, and the kind that the method makes of it."""
+    networks: dict[object, str] = {}
+    for name, config in RECIPES.items():
+        networks.setdefault((config.data.dataset, config.model, METHODS[config.method].kind(config.model)), name)
+    return list(networks.values())
+
+
+@pytest.mark.parametrize("name", one_of_each_network())
 def test_builds_its_network(name: str) -> None:
     config = recipe(name)
     spec = image_spec(config)

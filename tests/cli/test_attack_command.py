@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_backbone import ROUTED
 
 from advmoe.cli.main import main
 from advmoe.training.checkpoint import RunFolder
@@ -65,13 +66,13 @@ def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image:
     assert (first["attack"], first["epsilon"]) == ("pgd_20", pytest.approx(64 / 255))
     assert first["fooled"] == (report["first"]["attack"] == "pgd_20")
     assert 0 < report["smallest"]["epsilon"] <= report["first"]["epsilon"] <= 64 / 255 + 1e-6
-    assert len(report["clean"]["pathway"]) == len(report["adversarial"]["pathway"]) == 12
+    assert len(report["clean"]["pathway"]) == len(report["adversarial"]["pathway"]) == ROUTED
 
 
 def test_lines_for_a_person(run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = said(capsys, run, image, "--epsilon", "64/255")
-    for part in ("predicted", "Fooled first by", "Smallest change", "of 12 choices changed", "Written: boot-adversarial.png"):
+    for part in ("predicted", "Fooled first by", "Smallest change", f"of {ROUTED} choices", "Written: boot-adversarial.png"):
         assert part in out
     assert "at 64/255: fooled" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]

@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_backbone import SMALL
 
 from advmoe.cli import export as command
 from advmoe.cli.main import main
 from advmoe.errors import UserError
+from advmoe.export.traceable import Traceable
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
-TINY += ["--num-steps", "1", "--epochs", "1", "--tied-share", "0", "--backbone", "vgg16_bn", "--epsilon", "0.02", "--device", "cpu"]
+TINY += ["--num-steps", "1", "--epochs", "1", "--tied-share", "0", "--backbone", SMALL, "--epsilon", "0.02", "--device", "cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,18 @@ def test_int8_without_its_data_is_one_line(run, tmp_path, capsys, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_its_data_noise_is_compared(run, tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def untraced(monkeypatch):
+    """In place of the export, which takes seconds: the network itself, beside a file that is none."""
+
+    def write(model, shape, path, *rest):
+        path.write_bytes(b"file")
+        return torch.no_grad(Traceable(model))
+
+    monkeypatch.setattr(command, "export", write)
+
+
+def test_without_its_data_noise_is_compared(run, untraced, tmp_path, capsys, monkeypatch):
     def gone(config):
         raise UserError("fashion-mnist: gone")
 
@@ -90,12 +103,12 @@ def test_without_its_data_noise_is_compared(run, tmp_path, capsys, monkeypatch):
     assert "64 images: the same" in captured.out
 
 
-def test_no_check_compares_nothing(run, tmp_path, capsys):
+def test_no_check_compares_nothing(run, untraced, tmp_path, capsys):
     captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "0")
     assert captured.out.count("\n") == 1
 
 
-def test_a_file_that_says_something_else_ends_with_2(run, tmp_path, capsys, monkeypatch):
+def test_a_file_that_says_something_else_ends_with_2(run, untraced, tmp_path, capsys, monkeypatch):
     real = command.export
 
     def other(*given):
@@ -107,7 +120,7 @@ def test_a_file_that_says_something_else_ends_with_2(run, tmp_path, capsys, monk
     assert "differs from PyTorch on 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
 
 
-def test_an_untrained_network_is_warned_of(run, tmp_path, capsys, monkeypatch):
+def test_an_untrained_network_is_warned_of(run, untraced, tmp_path, capsys, monkeypatch):
     real = command.outputs
 
     def guesses(model, pixels):

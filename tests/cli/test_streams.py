@@ -114,7 +114,7 @@ def test_help_and_listings_are_quick(line: str) -> None:
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert min(seconds() for _ in range(3)) < 0.7
+    assert any(seconds() < 0.7 for _ in range(3))
 
 
 def test_waiting_threads_soon_sleep_unless_the_user_chose() -> None:

@@ -18,12 +18,13 @@ from advmoe.errors import UserError
 from advmoe.runs.status import State, read_run
 from advmoe.sweep import schedule
 from advmoe.sweep.estimate import Pace, Probe
+from advmoe.sweep.folder import PROBE
 from advmoe.training.checkpoint import RunFolder
 
-GRID = "methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nseeds: 1\n"
+GRID = "methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nbackbones: [vgg16_bn]\nseeds: 1\n"
 TINY = ["--width", "4", "--limit-train", "60", "--limit-test", "8", "--epochs", "2", "--batch-size", "20", "--preset", "pgd_10"]
 TINY += ["--device", "cpu", "--threads", "1", "--workers", "1"]
-NAMES = ["fashion-mnist-resnet18-at_small_dense-s0", "fashion-mnist-resnet18-at_moe-s0"]
+NAMES = ["fashion-mnist-vgg16_bn-at_small_dense-s0", "fashion-mnist-vgg16_bn-at_moe-s0"]
 MAIN = "import sys; from advmoe.cli.main import main; sys.exit(main(['sweep', *sys.argv[1:]]))"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -84,7 +85,7 @@ def quiet(out):
 def test_plan_is_printed_with_costs_and_times_and_a_dry_run_writes_nothing(grid, tmp_path, capsys):
     run([grid, "--out", str(tmp_path / "runs"), *TINY, "--dry-run", "--seeds", "2", "--only", "at_moe"])
     shown = capsys.readouterr().out
-    assert "fashion-mnist-resnet18-at_moe-s1" in shown
+    assert "fashion-mnist-vgg16_bn-at_moe-s1" in shown
     assert "at_small_dense" not in shown
     assert "GMACs" in shown
     assert "2 runs, 0 done; the other 2 take up to about" in shown
@@ -110,17 +111,18 @@ def test_a_sweep_leaves_runs_plan_and_records(whole):
 
 
 def test_killed_at_any_point_it_continues_and_gives_the_same_records(whole, grid, tmp_path):
-    """Real SIGKILLs: in mid-training, then in the second run."""
+    """Real SIGKILLs: in mid-training, then in the second run. With --minutes, a probe that is kept is not made again."""
     out = tmp_path / "runs"
-    words = (grid, "--out", out, *TINY)
+    out.mkdir()
+    shutil.copy(whole / PROBE, out)
+    words = [grid, "--out", str(out), "--minutes", "30", *TINY]
     for name in NAMES:
         process = started(*words)
         wait_for(process, lambda name=name: read_run(out / name).epoch >= 1)
         process.kill()
         process.wait()
         assert not (out / NAMES[1] / "record.json").exists()
-    process = started(*words)
-    assert process.wait() == 0
+    run(words)
     assert figures(out) == figures(whole)
 
 
@@ -182,16 +184,16 @@ def test_interrupted_it_stops_the_workers(grid, tmp_path):
 
 def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
-    grid.write_text("methods: [advmoe, at_small_dense]\ndatasets: [fashion-mnist]\nseeds: 1\n")
+    grid.write_text(GRID.replace("at_moe", "advmoe"))
     with pytest.raises(SystemExit) as end:
         run([str(grid), "--out", str(tmp_path / "runs"), *TINY, "--epochs", "1", "--batch-size", "40"])
     assert end.value.code == 1
     captured = capsys.readouterr()
     line = "batch_size must be at most half of the 60 training images for two levels, not 40"
-    assert f"fashion-mnist-resnet18-advmoe-s0: failed: {line}" in captured.out
-    assert "fashion-mnist-resnet18-at_small_dense-s0: done" in captured.out
-    assert f"fashion-mnist-resnet18-advmoe-s0: {line} (see" in captured.err
-    assert "1 of 2 runs failed: fashion-mnist-resnet18-advmoe-s0" in captured.err
+    assert f"fashion-mnist-vgg16_bn-advmoe-s0: failed: {line}" in captured.out
+    assert "fashion-mnist-vgg16_bn-at_small_dense-s0: done" in captured.out
+    assert f"fashion-mnist-vgg16_bn-advmoe-s0: {line} (see" in captured.err
+    assert "1 of 2 runs failed: fashion-mnist-vgg16_bn-advmoe-s0" in captured.err
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_backbone import ROUTED
 
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost
@@ -140,7 +141,7 @@ def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(evalua
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
     found = evaluated()
-    assert len(found.layers) == len(found.load_by_class) == 12
+    assert len(found.layers) == len(found.load_by_class) == ROUTED
     assert len(found.gallery) == 8
     write_record(tmp_path, found)
     assert read_record(tmp_path / "record.json") == found

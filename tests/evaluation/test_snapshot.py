@@ -2,6 +2,7 @@
 
 import base64
 import io
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.data.images import balanced
 from advmoe.evaluation import EvaluationOptions, evaluate
-from advmoe.evaluation.snapshot import GALLERY_STEPS, gallery_rows, png, snapshot
+from advmoe.evaluation.snapshot import GALLERY_ATTACK, GALLERY_STEPS, gallery_rows, png, snapshot
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
 
@@ -47,6 +48,13 @@ def labelled(model):
     y = model(x).argmax(dim=1)
     y[::5] = (y[::5] + 1) % CLASSES
     return x, y, [row for row in range(COUNT) if row % 5]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def real_gallery():
+    """Against the shorter attack of tests/conftest.py: the one that the module has when it is imported."""
+    with patch("advmoe.evaluation.snapshot.GALLERY_ATTACK", GALLERY_ATTACK):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from copy import deepcopy
 from functools import cache
 
 import torch
+from small_backbone import SMALL
 from torch import nn
 
 from advmoe.config import ModelConfig
@@ -13,7 +14,7 @@ from advmoe.moe import DenseKind, ExpertNorm, MoEKind
 
 SPEC = ImageSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 GREY = ImageSpec(tuple("abcdefghij"), (1, 28, 28), (0.3,), (0.35,))
-WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
+WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, SMALL: 8, "densenet40": 4, "densenet121": 4}
 KINDS = [
     DenseKind(0.5),
     MoEKind(0.5, 2),

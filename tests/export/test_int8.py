@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from learned_networks import SPEC, learned, noise
+from small_backbone import SMALL
 
 from advmoe.config import ModelConfig
 from advmoe.export import agreement, export, outputs
@@ -51,7 +52,7 @@ def rare(model):
 def test_convolutions_are_in_8_bits_but_for_the_first_and_those_of_experts_that_nobody_chose(tmp_path):
     import onnx
 
-    model, path = learned(MoEKind(0.5, 2), "vgg16_bn"), tmp_path / "network.onnx"
+    model, path = learned(MoEKind(0.5, 2), SMALL), tmp_path / "network.onnx"
     with torch.no_grad():
         for layer in (0, 3):
             model.moe_layers()[layer].router.linear.bias[1] += 1e4
@@ -73,7 +74,7 @@ def test_convolutions_are_in_8_bits_but_for_the_first_and_those_of_experts_that_
 
 
 def test_a_network_router_is_untouched_and_so_are_its_routes(tmp_path):
-    model, path = learned(MoEKind(0.5, 2, "disjoint", "per_network"), "vgg16_bn"), tmp_path / "network.onnx"
+    model, path = learned(MoEKind(0.5, 2, "disjoint", "per_network"), SMALL), tmp_path / "network.onnx"
     pixels = noise(64)
     predict, reference = written(model, path), outputs(model, pixels)
     assert len(reference.routes.unique()) == 2
@@ -89,7 +90,7 @@ def test_a_network_router_is_untouched_and_so_are_its_routes(tmp_path):
 
 def test_equal_experts_share_filters_in_the_file_and_are_distinguished(tmp_path):
     torch.manual_seed(0)
-    model = build_model(ModelConfig(backbone="vgg16_bn", width=8), MoEKind(0.5, 2), SPEC).eval()
+    model = build_model(ModelConfig(backbone=SMALL, width=8), MoEKind(0.5, 2), SPEC).eval()
     with torch.no_grad():
         model.moe_layers()[0].router.linear.bias[1] += 1e4
     written(model, tmp_path / "network.onnx")
@@ -111,4 +112,4 @@ def test_says_nearly_what_the_network_says_at_every_batch(backbone, tmp_path):
 
 def test_needs_images(tmp_path):
     with pytest.raises(ValueError, match="int8 needs images"):
-        export(learned(DenseKind(0.5), "vgg16_bn"), SPEC.shape, tmp_path / "network.onnx", dtype="int8")
+        export(learned(DenseKind(0.5), SMALL), SPEC.shape, tmp_path / "network.onnx", dtype="int8")

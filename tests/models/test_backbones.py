@@ -214,11 +214,21 @@ def expected(backbone, kind, data, width):
 @pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 @pytest.mark.parametrize("backbone", MODELS)
-def test_every_backbone_in_every_kind_for_every_data_set(backbone, kind, data):
+def test_parameters_and_macs_of_every_backbone_in_every_kind_for_every_data_set(backbone, kind, data):
     model = build(backbone, kind, data, WIDTHS[backbone])
+    counts = sum(p.numel() for p in model.parameters()), round(1e9 * cost(model, DATA[data][0]).gmacs_ideal)
+    assert counts == expected(backbone, kind, data, WIDTHS[backbone])
+
+
+NETWORKS = [(kind, "cifar10") for kind in KINDS] + [("moe per network", data) for data in DATA if data != "cifar10"]
+
+
+@pytest.mark.parametrize(("kind", "data"), [*NETWORKS, ("masked", "imagenet")])
+@pytest.mark.parametrize("backbone", MODELS)
+def test_every_backbone_has_gradients_and_comes_back_from_a_file(backbone, kind, data):
+    """In every kind, and for every data set in the kind that has the most parts."""
+    model = build(backbone, KINDS[kind], data, WIDTHS[backbone])
     shape, classes, _, side = DATA[data]
-    found = sum(p.numel() for p in model.parameters()), round(1e9 * cost(model, shape).gmacs_ideal)
-    assert found == expected(backbone, kind, data, WIDTHS[backbone])
     with torch.no_grad():
         for layer in model.moe_layers():  # experts start equal, which leaves routers without a gradient
             layer.filters.add_(0.1 * torch.randn_like(layer.filters))
@@ -229,7 +239,7 @@ def test_every_backbone_in_every_kind_for_every_data_set(backbone, kind, data):
     assert [name for name, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
     for group in (model.weight_parameters(), model.router_parameters(), model.mask_parameters()):
         assert not group or sum(p.grad.abs().sum() for p in group) > 0
-    other = build(backbone, kind, data, WIDTHS[backbone], seed=1).eval()
+    other = build(backbone, KINDS[kind], data, WIDTHS[backbone], seed=1).eval()
     other.load_state_dict(load(save({name: value.contiguous() for name, value in model.state_dict().items()})))
     with torch.no_grad():
         assert torch.equal(other(x), model.eval()(x))

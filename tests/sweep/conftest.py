@@ -15,7 +15,7 @@ def job(tiny, tmp_path):
 
     def make(name="run", method="at_small_dense", **fields):
         settings = {"epochs": 1, "limit_train": 60, "limit_test": 10, "model_scale": 0.5, "tied_share": 0.0, **fields}
-        return Job(tmp_path / name, tiny(method, **settings), PRESET).at("cpu", 1)
+        return Job(tmp_path / name, tiny(method, backbone="vgg16_bn", **settings), PRESET).at("cpu", 1)
 
     return make
 

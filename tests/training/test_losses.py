@@ -50,6 +50,8 @@ def test_rslad_by_hand():
     assert outcome.total.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
     sure = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 5.0)
     assert sure.total.item() == pytest.approx((math.log(4) + 5 * math.log(4 / 3)) / 6, rel=1e-6)
+    even = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 1.0)
+    assert even.total.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2, rel=1e-6)
     assert torch.equal(outcome.clean, x.flatten(1))
     assert torch.equal(outcome.robust, x_adv.flatten(1))
 

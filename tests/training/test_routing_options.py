@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from recorder import Recorder
+from small_backbone import ROUTED
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
@@ -103,10 +104,10 @@ def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, spl
     monkeypatch.setattr(start, "network", lambda *given: lopsided(network(*given), bias=math.log(3)))
     history = train(tiny(method, epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
     (row,) = history
-    assert row["load"] == [[1.0, 0.0]] * 12
-    assert row["dead"] == [[1]] * 12
+    assert row["load"] == [[1.0, 0.0]] * ROUTED
+    assert row["dead"] == [[1]] * ROUTED
     entropy = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert row["router_entropy"] == pytest.approx([entropy] * 12, rel=1e-5)
+    assert row["router_entropy"] == pytest.approx([entropy] * ROUTED, rel=1e-5)
 
 
 def test_load_is_the_share_of_the_epochs_images(tiny, splits, tmp_path, monkeypatch):
@@ -120,9 +121,9 @@ def test_load_is_the_share_of_the_epochs_images(tiny, splits, tmp_path, monkeypa
 
     monkeypatch.setattr(start, "network", planted)
     (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
-    assert row["load"] == [[1.0, 0.0]] * 11 + [[0.0, 1.0]]
-    assert row["dead"] == [[1]] * 11 + [[0]]
-    assert row["router_entropy"][:11] == pytest.approx([math.log(2)] * 11, rel=1e-5)
+    assert row["load"] == [[1.0, 0.0]] * (ROUTED - 1) + [[0.0, 1.0]]
+    assert row["dead"] == [[1]] * (ROUTED - 1) + [[0]]
+    assert row["router_entropy"][:-1] == pytest.approx([math.log(2)] * (ROUTED - 1), rel=1e-5)
 
 
 def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
@@ -136,7 +137,7 @@ def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
 def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, splits, tmp_path):
     config = tiny(method, epochs=1, tied_share=0.34, routers=routers, norms=norms, balance="switch", router_warmup=0.1)
     (row,) = train(config, splits, tmp_path / "run", Recorder())
-    layers = 1 if routers == "per_network" else 12
+    layers = 1 if routers == "per_network" else ROUTED
     assert len(row["load"]) == len(row["dead"]) == len(row["router_entropy"]) == layers
     assert all(sum(layer) == pytest.approx(1) for layer in row["load"])
     before, after = network(config, splits.spec), RunFolder(tmp_path / "run").latest().model_state()

@@ -5,8 +5,12 @@ torchrun --nproc-per-node=2 three_iterations.py OUT.pt
 
 import os
 import sys
+from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1]))
+from small_backbone import SMALL, register
 
 from advmoe import distributed
 from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
@@ -16,6 +20,7 @@ from advmoe.training.ema import Ema
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network, train_state
 
+register()
 BATCH = 13  # no multiple of the ranks
 SPEC = ImageSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
 TRAINING = TrainingConfig(batch_size=BATCH, tied_share=0.0, router_lr=0.05, lr=0.05)
@@ -51,7 +56,7 @@ def config(method, model, training):
     return RunConfig(
         method=method,
         seed=0,
-        model=ModelConfig(width=4).replace(**model),
+        model=ModelConfig(backbone=SMALL, width=4).replace(**model),
         attack=AttackConfig(epsilon=0.1),
         training=TRAINING.replace(**training),
     )

@@ -1,0 +1,16 @@
+"""A backbone for tests that need some network: VGG with one convolution a stage, six in all, five of them routed.
+
+It is registered in the test process alone. A test that starts `advmoe` in another process names a backbone of the package.
+"""
+
+from functools import partial
+
+from advmoe.models import MODELS
+from advmoe.models.vgg import VGG
+
+SMALL = "vgg6_bn"
+ROUTED = 5  # its routed convolutions
+
+
+def register() -> None:
+    MODELS[SMALL] = (partial(VGG, convolutions=(2, 1, 1, 1, 1)), 64)

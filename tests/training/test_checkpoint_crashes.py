@@ -1,0 +1,102 @@
+"""A crash or a full disk at any point leaves the checkpoint before it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import FILES, complaint, everything, latest, names, save, saved
+
+from advmoe.files import write_atomically
+
+
+def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path, 1, 2)
+    before = everything(folder.path)
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, 1, 2, 3)
+    folder.clean()
+    assert everything(folder.path) == before
+    assert latest(folder).epoch == 2
+    save(folder, 1, 2, 3)
+    assert latest(folder).epoch == 3
+
+
+@pytest.mark.parametrize("name", ["save_file", "torch.save", "sync"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed\nwriting")])
+def test_a_full_disk_leaves_the_checkpoint_before(
+    name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = saved(tmp_path, 1, 2)
+    before = everything(folder.path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(f"advmoe.training.checkpoint.{name}", full)
+    assert "checkpoint could not be written" in complaint(save, folder, 1, 2, 3)
+    assert everything(folder.path) == before
+    assert names(folder) == ["epoch-0001", "epoch-0002"]
+
+
+def test_a_crash_before_pruning_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved(tmp_path, 1, 9, 3)
+
+    def crash(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("advmoe.training.checkpoint.write_atomically", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(folder, 1, 9, 3, 4)
+    assert (latest(folder).epoch, folder.best().epoch) == (4, 2)
+
+
+def test_files_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    rename = Path.rename
+    monkeypatch.setattr("advmoe.training.checkpoint.sync", lambda path: events.append(path.name))
+    monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
+    saved(tmp_path, 1)
+    assert set(FILES) <= set(events[: events.index("rename")])
+
+
+def test_clean_removes_drafts_alone(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2)
+    before = everything(folder.path)
+    for epoch in (3, 4):
+        draft = folder.checkpoint_path / f".draft-{epoch:04d}"
+        draft.mkdir()
+        (draft / "model.safetensors").write_bytes(b"half")
+    folder.clean()
+    assert everything(folder.path) == before
+    assert names(folder) == ["epoch-0001", "epoch-0002"]
+
+
+def test_a_draft_in_the_way_is_no_obstacle(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    (folder.checkpoint_path / ".draft-0002").mkdir()
+    (folder.checkpoint_path / ".draft-0002" / "other").write_bytes(b"half")
+    save(folder, 1, 2)
+    assert sorted(path.name for path in (folder.checkpoint_path / "epoch-0002").iterdir()) == sorted(FILES)
+
+
+def test_text_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_atomically(tmp_path / "a.txt", "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            write_atomically(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "old"
+    write_atomically(tmp_path / "a.txt", "new")
+    assert (tmp_path / "a.txt").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

@@ -1,0 +1,172 @@
+"""Damaged checkpoints are skipped, and hostile ones are refused in one line and run no code."""
+
+import hashlib
+import json
+import os
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from run_folders import FILES, complaint, latest, saved
+
+from advmoe.errors import UserError
+from advmoe.training.checkpoint import RunFolder
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("share", [0, 0.3, 0.99])
+def test_a_cut_file_is_skipped(name: str, share: float, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2, 3)
+    path = folder.checkpoint_path / "epoch-0003" / name
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    assert latest(folder).epoch == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_skipped(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2, 3)
+    (folder.checkpoint_path / "epoch-0003" / name).unlink()
+    assert latest(folder).epoch == 2
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_anywhere_is_noticed(name: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2, 3)
+    path = folder.checkpoint_path / "epoch-0003" / name
+    content = path.read_bytes()
+    for place in range(0, len(content), max(1, len(content) // 400)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert latest(folder).epoch == 2, f"byte {place}: {content[max(0, place - 9) : place + 9]!r}"
+    path.write_bytes(content)
+    assert latest(folder).epoch == 3
+
+
+@pytest.mark.parametrize("text", ["null", "[]", "{}", '"x"', "3", '{"sha256": []}', '{"sha256": {}, "schema": 99}'])
+def test_a_manifest_of_another_shape_is_skipped(text: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2, 3)
+    (folder.checkpoint_path / "epoch-0003" / "manifest.json").write_text(text)
+    assert latest(folder).epoch == 2
+
+
+def test_no_complete_checkpoint_at_all(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2)
+    for path in folder.checkpoint_path.glob("*/manifest.json"):
+        path.write_text("")
+    assert folder.latest() is None
+
+
+def test_a_stray_file_is_no_checkpoint(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1, 2)
+    (folder.checkpoint_path / "epoch-9999").write_text("stray")
+    assert latest(folder).epoch == 2
+
+
+# Files from strangers, whose checksums are right
+
+
+class Touch:
+    """Pickles to a call that makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_code_in_optimizer_states_does_not_run(tmp_path: Path) -> None:
+    checkpoint, mark = latest(saved(tmp_path, 1)), tmp_path / "ran"
+    torch.save({"all": Touch(mark)}, checkpoint.folder / "optimizers.pt")
+    with pytest.raises(UserError, match="not optimizer states"):
+        checkpoint.optimizer_states()
+    assert not mark.exists()
+    torch.load(checkpoint.folder / "optimizers.pt", weights_only=False)
+    assert mark.exists()
+
+
+def rewritten(folder: RunFolder, **changes: Any) -> RunFolder:
+    """The newest checkpoint with other values in its manifest, sealed anew."""
+    path = folder.epochs()[-1] / "manifest.json"
+    manifest = json.loads(path.read_text()) | changes
+    manifest = {name: value for name, value in manifest.items() if name != "seal" and value is not ...}
+    path.write_text(json.dumps({**manifest, "seal": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}))
+    return folder
+
+
+SOUND = {"classes": ["a"], "shape": [1, 8, 8], "mean": [0.5], "std": [0.5]}
+HOSTILE: dict[str, dict[str, Any]] = {
+    "a file elsewhere": {"sha256": {"/dev/zero": "0"}},
+    "a file above": {"sha256": {"../../config.yaml": "0"}},
+    "no checksums": {"sha256": {}},
+    "no history": {"history": []},
+    "history of words": {"history": ["x"]},
+    "row without a score": {"history": [{"phase": 1}]},
+    "score of words": {"history": [{"phase": 1, "score": "x"}]},
+    "score of 400 digits": {"history": [{"phase": 1, "score": 10**400}]},
+    "seconds of words": {"history": [{"phase": 1, "score": 1.0, "train_seconds": "x"}]},
+    "epoch of words": {"epoch": "x"},
+    "fingerprint of numbers": {"fingerprint": 3},
+    "infinite shape": {"spec": SOUND | {"shape": [float("inf"), 8, 8]}},
+    "shape below 0": {"spec": SOUND | {"shape": [1, -8, 8]}},
+    "shape of 2**40": {"spec": SOUND | {"shape": [1, 2**40, 8]}},
+    "no deviation": {"spec": SOUND | {"std": [0.0]}},
+    "mean of 400 digits": {"spec": SOUND | {"mean": [10**400]}},
+    "no classes": {"spec": SOUND | {"classes": []}},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.timeout(20)
+def test_manifest_of_odd_values_is_none_of_ours(name: str, tmp_path: Path) -> None:
+    folder = rewritten(saved(tmp_path, 1), **HOSTILE[name])
+    assert folder.latest() is None
+    assert folder.damaged() == ["epoch-0001"]
+    complaint(folder.best)
+
+
+def test_manifest_as_it_was_is_ours(tmp_path: Path) -> None:
+    assert latest(rewritten(saved(tmp_path, 1))).epoch == 1
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "null", "\ufeff{}"])
+def test_manifest_that_is_no_json_we_read(text: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    (folder.epochs()[0] / "manifest.json").write_text(text)
+    assert folder.latest() is None
+
+
+def test_pipe_instead_of_weights_is_not_waited_for(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    (folder.epochs()[0] / "model.safetensors").unlink()
+    os.mkfifo(folder.epochs()[0] / "model.safetensors")
+    assert folder.latest() is None
+
+
+@pytest.mark.parametrize("states", [[], None, 3, {"all": 3}, {"all": [1]}])
+def test_states_of_another_form_are_refused(states: Any, tmp_path: Path) -> None:
+    checkpoint = latest(saved(tmp_path, 1))
+    torch.save(states, checkpoint.folder / "optimizers.pt")
+    assert complaint(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (TypeError)")
+
+
+def test_packed_states_are_a_bomb(tmp_path: Path) -> None:
+    checkpoint = latest(saved(tmp_path, 1))
+    path = checkpoint.folder / "optimizers.pt"
+    torch.save({"all": {"x": torch.zeros(2**18)}}, path)
+    with zipfile.ZipFile(path) as whole:
+        contents = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in contents.items():
+            packed.writestr(name, content)
+    assert complaint(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (ValueError)")
+
+
+@pytest.mark.parametrize("size", [2**27, 2**63, 2**64 - 1])
+def test_weights_with_a_header_of_any_size_are_refused(size: int, tmp_path: Path) -> None:
+    checkpoint = latest(saved(tmp_path, 1))
+    (checkpoint.folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + b"{}")
+    assert "holds no weights (SafetensorError" in complaint(checkpoint.model_state)

@@ -1,0 +1,89 @@
+"""Claiming a folder for a run, and reading its configuration."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import CONFIG, complaint, everything, saved
+
+from advmoe.config import ModelConfig, RuntimeConfig, load_yaml
+from advmoe.training.checkpoint import RunFolder
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_claim_a_fresh_folder(exists: bool, tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run"
+    if exists:
+        path.mkdir(parents=True)
+    RunFolder(path).claim(CONFIG, resume=False)
+    assert RunFolder(path).config() == load_yaml(path / "config.yaml") == CONFIG
+
+
+def test_claim_with_resume_of_a_fresh_folder(tmp_path: Path) -> None:
+    RunFolder(tmp_path / "run").claim(CONFIG, resume=True)
+    assert RunFolder(tmp_path / "run").config() == CONFIG
+
+
+def test_claim_an_unfinished_run(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    before = everything(folder.path)
+    text = complaint(folder.claim, CONFIG, resume=False)
+    assert text.startswith(f"{folder.path}: holds this run unfinished; add --resume")
+    folder.claim(CONFIG, resume=True)
+    assert everything(folder.path) == before
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    before = everything(folder.path)
+    other = CONFIG.replace(model=ModelConfig(num_experts=4))
+    text = complaint(folder.claim, other, resume=resume)
+    reason = "holds another run (model.num_experts: 2, not 4); give another --out, or the settings of that run"
+    assert text == f"{folder.path}: {reason}"
+    assert everything(folder.path) == before
+
+
+def test_claim_on_another_device(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    folder.claim(CONFIG.replace(runtime=RuntimeConfig(threads=2)), resume=True)
+    assert folder.config() == CONFIG
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_claim_a_folder_of_other_files(resume: bool, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    text = complaint(RunFolder(tmp_path).claim, CONFIG, resume=resume)
+    assert text == f"{tmp_path}: is neither an empty folder nor the folder of a run; give another --out"
+    assert everything(tmp_path) == {"thesis.txt": b"years of work"}
+
+
+def test_claim_a_plain_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("x")
+    assert "is not an empty folder" in complaint(RunFolder(path).claim, CONFIG, resume=False)
+    assert path.read_text() == "x"
+
+
+def test_claim_a_run_whose_configuration_is_damaged(tmp_path: Path) -> None:
+    folder = saved(tmp_path, 1)
+    folder.config_path.write_text("training: [")
+    assert complaint(folder.claim, CONFIG, resume=True).startswith(f"{folder.config_path}: not YAML")
+
+
+def test_a_folder_without_a_run_has_no_configuration(tmp_path: Path) -> None:
+    assert complaint(RunFolder(tmp_path).config) == f"{tmp_path}: holds no run (no config.yaml)"
+    assert complaint(RunFolder(tmp_path / "none").config) == f"{tmp_path / 'none'}: holds no run (no config.yaml)"
+
+
+def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            RunFolder(tmp_path / "run").claim(CONFIG, resume=False)
+    RunFolder(tmp_path / "run").claim(CONFIG, resume=False)
+    assert RunFolder(tmp_path / "run").config() == CONFIG
