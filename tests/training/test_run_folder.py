@@ -62,7 +62,7 @@ def test_claim_a_folder_of_other_files(resume: bool, tmp_path: Path) -> None:
 def test_claim_a_plain_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
-    assert "is not an empty folder" in complaint(RunFolder(path).claim, CONFIG, resume=False)
+    assert "is neither an empty folder" in complaint(RunFolder(path).claim, CONFIG, resume=False)
     assert path.read_text() == "x"
 
 
