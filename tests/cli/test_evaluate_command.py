@@ -192,7 +192,7 @@ def test_other_test_set_leaves_the_runs_own_record_alone(whole, run, tmp_path, c
     before = (run / "record.json").read_bytes()
     words = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
     assert main(["evaluate", *words, "--control", str(run)]) == 2
-    assert main(["evaluate", *words, "--control", str(run), "--transfer", str(run)]) == 0
+    assert main(["evaluate", *words, "--transfer", str(run)]) == 0
     assert "F-C-invert-2, 12 test images" in capsys.readouterr().out
     assert (run / "record.json").read_bytes() == before
     assert (run / "evaluation-F-C-invert-2/shard-00000.json").exists()
