@@ -1,16 +1,28 @@
 """The page on extending: every snippet is short, and what it adds is there for the command line, too."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from recorder import Recorder
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
+import advmoe
 from advmoe.cli.main import main
+from advmoe.config import ModelConfig
+from advmoe.data.fashion_mnist import SPEC
+from advmoe.errors import UserError
+from advmoe.evaluation.record_file import write_record
+from advmoe.evaluation.target import EvaluationOptions
+from advmoe.models import MODELS, build_model
+from advmoe.moe import MoEKind
+from advmoe.runs.evaluate import evaluate_folder
+from advmoe.training.loop import train
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -86,16 +98,42 @@ def test_commands_train_evaluate_and_attack_with_what_was_added(tmp_path, capsys
 
 
 def test_a_registered_gate_and_loss_are_named_by_the_configuration(tiny, splits, recorder, tmp_path):
-    from advmoe.training.loop import train
-
     run("A gate"), run("A loss")
     config = tiny("at_moe", epochs=1, loss="both", router_gate="noisy", router_attack_gate="noisy")
     assert train(config, splits, tmp_path / "run", recorder)[0]["loss"] > 0
 
 
 def test_a_converted_network_trains_as_a_backbone(tiny, splits, recorder, tmp_path):
-    from advmoe.training.loop import train
-
     run("Your own convolutional network", 1)
     history = train(tiny("advmoe", backbone="mine", epochs=1), splits, tmp_path / "run", recorder)
     assert len(history[0]["load"]) == 1
+
+
+def test_a_converted_network_is_resumed_published_and_loaded(tiny, splits, tmp_path, monkeypatch):
+    run("Your own convolutional network", 1)
+    config = tiny("advmoe", backbone="mine", width=4, epochs=2)
+    train(config, splits, tmp_path / "whole", Recorder())
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    model, x = advmoe.load(tmp_path / "run"), torch.rand(4, 1, 28, 28)
+    assert torch.equal(model(x), advmoe.load(tmp_path / "whole")(x))
+    monkeypatch.setattr("advmoe.hub.publish", lambda folder, name, private: shutil.copytree(folder, tmp_path / "hub"))
+    options = EvaluationOptions(0.1, preset=("pgd_10",))
+    write_record(tmp_path / "run", evaluate_folder(tmp_path / "run", config, splits, options))
+    advmoe.push_to_hub(tmp_path / "run", "someone/mine")
+    again = advmoe.load(tmp_path / "hub")
+    assert torch.equal(again(x), model(x))
+    assert again.record is not None
+    monkeypatch.delitem(MODELS, "mine")
+    for what in (tmp_path / "hub", tmp_path / "run"):
+        with pytest.raises(UserError, match=r"its backbone 'mine' is not in advmoe.models.MODELS: load the script that adds it"):
+            advmoe.load(what)
+
+
+def test_a_file_that_could_not_be_loaded_is_not_written(tiny, tmp_path):
+    run("Your own convolutional network", 1)
+    model = build_model(ModelConfig(backbone="mine"), MoEKind(0.5, num_experts=2), SPEC)
+    with pytest.raises(UserError, match=r"x.safetensors: could not be loaded again: the configuration describes another network"):
+        advmoe.save_file(advmoe.Loaded(model, tiny("advmoe"), SPEC), tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []

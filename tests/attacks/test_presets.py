@@ -35,6 +35,11 @@ def test_plan_sorts_names_into_figures_and_survivors():
     assert found.survivors == ("reroute", "aa_square")
 
 
+def test_a_users_attack_is_no_figure_by_its_name(registries):
+    ATTACKS["pgd_mine"] = ATTACKS["reroute"]
+    assert plan(("pgd_10", "pgd_mine")) == Preset({"ra_10": ("pgd_10",)}, ("pgd_mine",))
+
+
 @pytest.mark.parametrize(
     ("preset", "message"),
     [

@@ -135,6 +135,15 @@ def test_logits_may_differ_by_1e_4(offset: float, status: str) -> None:
     assert run(checks.consistency, Near()).status == status
 
 
+def test_large_logits_may_differ_by_a_share_of_the_largest() -> None:
+    class Large(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return 1e4 * logits / logits.abs().amax(dim=1, keepdim=True) + 0.5 * (len(x) == 1)
+
+    assert run(checks.consistency, Large()).status == "pass"
+
+
 # (2)
 
 
@@ -241,6 +250,7 @@ def test_square_may_add_a_fifth_of_a_point_or_one_image(rows: int, broken: int, 
 
 def test_autoattack_plus_is_judged_too() -> None:
     assert checks.square([shard(100, aaplus_square=range(2))]).status == "warn"
+    assert checks.square([shard(100, my_square=range(2))]).status == "skipped"  # an attack that a user added
     assert checks.autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
     assert checks.autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
 

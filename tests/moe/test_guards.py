@@ -76,6 +76,8 @@ def test_what_torch_func_cannot_do_is_named():
     model, x = network("split"), X.double()
     with pytest.raises(RuntimeError, match=r"dispatch 'split' cannot run inside torch.func transforms; .*'wide' can"):
         grad(lambda x: model(x).sum())(x)
+    with pytest.raises(RuntimeError, match=r"cannot update the running statistics of .* call model.eval"):
+        grad(lambda x: model.train()(x).sum())(x)  # the stem's batch norm comes first
     layer = model.moe_layers()[0].train()
     with pytest.raises(RuntimeError, match=r"cannot update the running statistics of .* call model.eval"):
         grad(lambda h: layer(h, HARD)[0].sum())(torch.rand(2, layer.in_channels, 4, 4, dtype=torch.float64))

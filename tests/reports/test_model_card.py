@@ -31,6 +31,8 @@ def test_says_what_it_withstands_where_it_was_measured():
     assert 'advmoe.load("someone/robust")' in text
     assert "2 experts a layer at model scale 0.5" in text
     assert "experts a layer" not in card(method="at_dense")
+    assert "is not part of advmoe" not in text
+    assert "The backbone `mine` is not part of advmoe: add it to `advmoe.models.MODELS`" in card(backbone="mine")
 
 
 def test_attacks_and_checks_are_listed():

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
+from torch.nn.utils import parametrize, prune
 
 import advmoe
 from advmoe.data import ImageSpec, Splits
@@ -122,6 +124,41 @@ def test_the_record_stays_with_its_weights(evaluated: Path, tmp_path: Path, capl
         save_file(model, tmp_path / "changed.safetensors")
     assert "written without the Record" in caplog.messages[0]
     assert load(tmp_path / "changed.safetensors").record is None
+
+
+def test_computed_weights_are_saved_as_plain_ones(evaluated: Path, tmp_path: Path) -> None:
+    model = load(evaluated)
+    parametrize.register_parametrization(model.network.classifier, "weight", nn.Identity())
+    save_file(model, tmp_path / "same.safetensors")
+    assert load(tmp_path / "same.safetensors").record is not None
+    prune.l1_unstructured(model.network.classifier, "bias", 0.5)
+    save_file(model, tmp_path / "pruned.safetensors")
+    again, x = load(tmp_path / "pruned.safetensors"), torch.rand(4, *model.input_size)
+    assert torch.equal(again(x), model(x))
+    assert again.record is None  # other weights
+    assert prune.is_pruned(model.network.classifier)  # the network itself stays as it is
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda x: (255 * x).to(torch.uint8),
+            r"floats in \[0, 1\]; model.predict and model.preprocess take .*, such as torch.uint8",
+        ),
+        (lambda x: x.numpy(), "such as ndarray"),
+        (lambda x: 255 * x, r"floats in \[0, 1\]; .*; these have values up to 25"),
+    ],
+)
+def test_a_batch_of_other_values_than_pixels_is_refused(model: Loaded, change: Any, message: str) -> None:
+    x = torch.rand(4, *SPEC.shape)
+    x[0, 0, 0, 0] = 0.999
+    model = Loaded(model.network, model.config, model.spec)
+    for call in (model, model.forward_routed, model.predict_batch):
+        with pytest.raises(UserError, match=message):
+            call(change(x))
+    model(x + torch.randn(x.shape))  # noise, as for smoothing
+    assert torch.func.vmap(lambda image: model(image[None])[0])(x).shape == (4, len(SPEC.classes))
 
 
 def test_a_record_of_other_weights_is_dropped_on_loading(evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """The attacks that an evaluation runs: presets by name, or a plan made from a list of attacks."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,7 +122,7 @@ def plan(names: Sequence[str]) -> Preset:
             figures[figure] = members
             continue
         lookup({**ATTACKS, **dict.fromkeys(GROUPS)}, name, "attack")
-        if name.startswith("pgd_"):
+        if re.fullmatch(r"pgd_\d+(x\d+)?", name):  # not every name that starts with pgd_: users add attacks
             figures[f"ra_{name.removeprefix('pgd_')}"] = (name,)
         else:
             survivors.append(name)

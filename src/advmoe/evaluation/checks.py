@@ -21,8 +21,8 @@ from advmoe.evaluation.store import AttackRun, Shard, Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
 
-CLOSE = 1e-4  # largest allowed difference between the logits of one image in two batches
-UNDECIDED = 1e-5  # router margin below which rounding may choose either expert
+CLOSE = 1e-4  # most that the logits of one image may differ in two batches, relative to its largest if that is above 1
+UNDECIDED = 1e-5  # router margin below which rounding may choose either expert, relative to its largest logit if that is above 1
 POINTS = 0.5
 SILENT = 1.0  # percentage of images without a gradient from which the check fails
 SUBSET = 128  # number of images for the checks that run attacks
@@ -30,7 +30,7 @@ COLLAPSE = 0.95
 
 
 def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
-    """(1) Two forward passes, a permuted batch and batches of 1 give the same routes, and the same logits up to 1e-4.
+    """(1) Two forward passes, a permuted batch and batches of 1 give the same routes, and the same logits up to CLOSE.
 
     In another batch, the route of an image may change if the margin of a router is below UNDECIDED. In the same batch, no route
     may change.
@@ -41,11 +41,12 @@ def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
     singles = [_answer(*_look(target, x[row : row + 1])) for row in range(min(len(x), 16))]
     answers.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
     (_, route), undecided = _answer(first, routings), _undecided(first, routings)
+    size = first.abs().amax(dim=1).clamp(min=1)
     worst, moved = torch.zeros(()), 0
     for number, (logits, again) in enumerate(answers):
         differs = again != route[: len(again)]
         excused = differs.any(dim=1) & undecided[: len(again)] & (number > 0)
-        distance = (logits - first[: len(logits)]).abs().amax(dim=1)
+        distance = (logits - first[: len(logits)]).abs().amax(dim=1) / size[: len(logits)]
         worst = torch.stack([worst, torch.where(excused, 0, distance).max().cpu()]).max()  # a NaN stays a NaN
         moved += int((differs & ~excused[:, None]).sum())
     detail = f"logits differ by {worst.item():.1e}"
@@ -92,7 +93,7 @@ def square(shards: Sequence[Shard]) -> Check:
     """(4) Square, which uses no gradients, breaks hardly any image that the gradient attacks did not break."""
     runs: list[tuple[Shard, AttackRun]] = []
     for shard in shards:
-        runs += [(shard, run) for name, run in shard.attacks.items() if name.endswith("_square")][:1]
+        runs += [(shard, shard.attacks[name]) for name in ("aa_square", "aaplus_square") if name in shard.attacks][:1]
     if not runs:
         return Check(4, "Square adds nothing", "skipped", "AutoAttack's Square was not run")
     total = sum(len(shard.rows) for shard, _ in runs)
@@ -323,7 +324,8 @@ def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
     if not routings:
         return torch.zeros_like(logits[:, 0], dtype=torch.bool)
     gaps = margins(routings, route_of(routings))
-    return ((gaps.abs() < UNDECIDED) | gaps.isnan()).any(dim=1)
+    size = torch.stack([routing.logits.abs().amax(dim=1) for routing in routings], dim=1).clamp(min=1)
+    return ((gaps.abs() < UNDECIDED * size) | gaps.isnan()).any(dim=1)
 
 
 def _silent(gradient: Tensor) -> float:

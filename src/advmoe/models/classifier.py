@@ -62,6 +62,7 @@ class Classifier(RoutedNetwork):
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
         """Logits [B, classes], and the Routings: one for each MoE layer in order, or a single one of the network's router."""
+        self.check_mode()
         x = self.normalize(x)
         logits = None if self.router is None else self.router(x)
         h, routings = self.features(x, gate, logits)

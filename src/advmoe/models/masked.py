@@ -1,12 +1,11 @@
 """Networks with channel masks: the initial scores, and the smaller network without masks that computes the same."""
 
-import copy
-
 import torch
 from torch import nn
 
 from advmoe.models.classifier import Classifier
 from advmoe.moe import ChannelMask, Channels, MaskedNorm, PlainConv2d
+from advmoe.moe.convert.prepare import copied
 
 
 @torch.no_grad()
@@ -25,7 +24,7 @@ def compact(model: Classifier) -> Classifier:
 
     A network without masks is returned as an equal copy.
     """
-    compacted = copy.deepcopy(model)
+    compacted = copied(model)
     if not model.masks:
         return compacted
     for parent in list(compacted.modules()):

@@ -5,6 +5,10 @@ from torch import Tensor, fx
 
 EXPORT = "write the network by `advmoe export RUN --out FILE` (ONNX or torch.export, also int8), which keeps the routing"
 
+TRAIN_MODE = (
+    "torch.func transforms cannot update the running statistics of routers and batch norms in train mode: call model.eval()"
+)
+
 
 def check_call(x: Tensor, training: bool) -> None:
     """Raises RuntimeError if a tool calls an MoE layer on `x` that would make its routes constant or cannot run it."""
@@ -13,9 +17,7 @@ def check_call(x: Tensor, training: bool) -> None:
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         raise RuntimeError(f"torch.jit.trace and the legacy torch.onnx.export would freeze the routes of one batch: {EXPORT}")
     if training and in_transform():
-        raise RuntimeError(
-            "torch.func transforms cannot update the running statistics of routers and batch norms in train mode: call model.eval()"
-        )
+        raise RuntimeError(TRAIN_MODE)
 
 
 def check_dispatch_call(name: str) -> None:

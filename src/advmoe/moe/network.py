@@ -5,6 +5,7 @@ from torch import nn
 from advmoe.moe.channels import ChannelMask
 from advmoe.moe.conv import MoEConv2d
 from advmoe.moe.dispatch import Dispatch
+from advmoe.moe.guards import TRAIN_MODE, in_transform
 
 
 class RoutedNetwork(nn.Module):
@@ -18,6 +19,11 @@ class RoutedNetwork(nn.Module):
     def moe_layers(self) -> list[MoEConv2d]:
         """The MoE layers in the order of their routings; empty for a dense network."""
         return [module for module in self.modules() if isinstance(module, MoEConv2d)]
+
+    def check_mode(self) -> None:
+        """Raises RuntimeError if a torch.func transform calls a network with MoE layers in train mode."""
+        if self.training and in_transform() and self.moe_layers():
+            raise RuntimeError(TRAIN_MODE)
 
     def set_dispatch(self, name: Dispatch) -> None:
         """Set how the MoE layers run their experts: one of `advmoe.moe.DISPATCHES`, or auto."""

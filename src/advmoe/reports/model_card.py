@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from advmoe import hub
+from advmoe.config.choices import BACKBONES
 from advmoe.evaluation.record import Record
 from advmoe.reports.markup import Entry, Table, markdown
 from advmoe.reports.measures import WORST, label, worst_of
@@ -81,6 +82,8 @@ def _summary(record: Record) -> str:
     ]
     if record.ra_worst is None:
         lines.append("The first figure is a quick one, from above: AutoAttack and the attacks on routing were not all run.")
+    if record.backbone not in BACKBONES:
+        lines.append(f"The backbone `{record.backbone}` is not part of advmoe: add it to `advmoe.models.MODELS` before loading.")
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ from advmoe.moe import Dispatch
 from advmoe.runs.cost import dense_cost
 from advmoe.runs.load import FILE, load
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.saved import spec_from_data
+from advmoe.training.saved import check_registered, spec_from_data
 from advmoe.training.start import best_network
 
 
@@ -75,6 +75,7 @@ def subject(what: Path) -> Subject:
         )
     folder = RunFolder(what)
     config, best = folder.config(), folder.best()
+    check_registered(config, what)
     history = [HistoryRow.model_validate(row) for row in best.history]
     teacher = next((row["teacher"] for row in best.history if "teacher" in row), None)
     trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher)

@@ -19,9 +19,10 @@ from advmoe.evaluation.record_file import RECORD, checked_record, read_record
 from advmoe.files import JsonObject, drafted
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
+from advmoe.moe.convert.prepare import with_plain_weights
 from advmoe.runs.loaded import Loaded
 from advmoe.training.checkpoint import Checkpoint
-from advmoe.training.saved import KEY, Header, saved_file, saved_run
+from advmoe.training.saved import KEY, Header, check_loadable, saved_file, saved_run
 
 logger = logging.getLogger("advmoe")
 _keep_freed_memory = functools.cache(keep_freed_memory)  # once in a process
@@ -64,21 +65,24 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False, half: bo
     """Write one safetensors file that `load` reads anywhere: weights, and in its header configuration, classes and Record.
 
     The Record's gallery holds test images: it is left out unless `images` is true. With `half`, the weights are rounded to float16,
-    which halves the file; `load` gives a float32 network of the rounded weights. A Record of other weights is left out, with a
-    warning. Raises UserError if there is no folder for the file, for a network that is not a `Loaded`, and with `half` for weights
+    which halves the file; `load` gives a float32 network of the rounded weights. Weights that pruning or a parametrization computes
+    are written as plain weights. A Record of other weights is left out, with a warning. Raises UserError if there is no folder for
+    the file, for a network that is not a `Loaded` or not the one that its configuration describes, and with `half` for weights
     beyond float16's range.
     """
     if not isinstance(model, Loaded):
         raise UserError(
             f"save_file takes what advmoe.load gives, or advmoe.Loaded(network, config, spec), not {type(model).__name__}"
         )
-    state = {name: tensor.contiguous() for name, tensor in model.network.state_dict().items()}
+    network = with_plain_weights(model.network)
+    state = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     written = _in_half(state) if half else state
     exact = all(torch.equal(tensor, written[name].to(tensor)) for name, tensor in state.items())
     record = model.record
     if record is not None and (model.weights_changed() or not exact):
         logger.warning("%s: written without the Record, which is of the weights before they were changed", path)
         record = None
+    check_loadable(model.config, model.spec, state, Path(path))
     header = Header(
         config=portable(model.config), spec=model.spec, epoch=model.epoch,
         record=None if record is None else (record if images else record.without_images()).to_json(),

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from advmoe.attacks import Norm
 from advmoe.attacks.surrogate import route_of
@@ -18,8 +18,11 @@ from advmoe.evaluation.record import Record
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
 from advmoe.moe import HARD, Gate, Routings
+from advmoe.moe.convert.prepare import with_plain_weights
+from advmoe.moe.guards import in_transform
 from advmoe.moved import getter
 
+LARGEST = 16.0  # a value that is no pixel in [0, 1], not even with much noise
 CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a way of its own
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -56,15 +59,18 @@ class Loaded(nn.Module):
         self.classes, self.input_size = spec.classes, spec.shape
         self.threat_model = ThreatModel("Linf", config.attack.epsilon)
         self._recorded = None if record is None else weights_digest(network)
+        self._values_checked = False
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [B, classes], through the hard gate."""
+        """Logits [B, classes], through the hard gate. Raises UserError if `x` is not floats, or clearly not pixels in [0, 1]."""
+        self._check_pixels(x)
         logits: Tensor = self.network(x)
         return logits
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
         """Logits [B, classes], and one Routing for each choice, as `Classifier.forward_routed` gives them."""
+        self._check_pixels(x)
         return self.network.forward_routed(x, gate)
 
     def preprocess(self, image: ImageLike) -> Tensor:
@@ -92,6 +98,7 @@ class Loaded(nn.Module):
     @torch.inference_mode()
     def predict_batch(self, x: Tensor) -> list[Prediction]:
         """Class, confidence and pathway of each of the images [B, C, H, W], which have values in [0, 1]."""
+        self._check_pixels(x)
         logits, routings = self.forward_routed(x.to(next(self.parameters()).dtype))
         confidences, numbers = logits.float().softmax(dim=1).max(dim=1)
         routes = route_of(routings).tolist() if routings else [[]] * len(x)
@@ -99,8 +106,27 @@ class Loaded(nn.Module):
         return [Prediction(self.classes[number], confidence, tuple(route)) for number, confidence, route in rows]
 
     def weights_changed(self) -> bool:
-        """Whether the weights are no longer those that the Record was measured on."""
-        return self._recorded is not None and self._recorded != weights_digest(self.network)
+        """Whether the weights are no longer those that the Record was measured on. Weights that pruning or a parametrization
+        computes count with their value."""
+        return self._recorded is not None and self._recorded != weights_digest(with_plain_weights(self.network))
+
+    def _check_pixels(self, x: Tensor) -> None:
+        """Raises UserError if `x` is not a tensor of floats, or has values far outside [0, 1].
+
+        Values are checked until one batch passes, because a check waits for the device. Noise around an image may leave [0, 1].
+        """
+        advice = "pixels must be floats in [0, 1]; model.predict and model.preprocess take images of other kinds"
+        if isinstance(x, fx.Proxy):  # the MoE layers refuse it
+            return
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise UserError(f"{advice}, such as {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
+        tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # type: ignore[attr-defined, no-untyped-call]
+        if self._values_checked or tracing or type(x) is not Tensor or x.is_meta or x.numel() == 0:
+            return
+        largest = x.detach().abs().max().item()
+        if largest > LARGEST:
+            raise UserError(f"{advice}; these have values up to {largest:g}")
+        self._values_checked = True
 
     def _checked(self, image: np.ndarray | Tensor) -> Tensor:
         """[C, H, W] float32. Raises UserError unless it holds floats in [0, 1] of the input's shape."""

@@ -3,7 +3,6 @@
 On the CPU a fixed rule decides (advmoe.moe.dispatch), so that a run stays the same to the bit.
 """
 
-import copy
 import logging
 import time
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from advmoe.data import ImageSpec
 from advmoe.files import bounded_text, write_atomically
 from advmoe.models import Classifier
 from advmoe.moe import Dispatch, ForcedGate
+from advmoe.moe.convert.prepare import copied
 from advmoe.moe.dispatch import DISPATCHES, STATIC, available
 from advmoe.training.methods import METHODS
 from advmoe.training.start import autocast
@@ -114,7 +114,7 @@ def _named(name: str) -> Dispatch:
 def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> tuple[Tensor, Tensor]:
     """Logits of random images over a random route, and a gradient to the images, of a copy whose experts differ."""
     device = next(model.parameters()).device
-    network, random = copy.deepcopy(model).eval(), torch.Generator(device).manual_seed(0)
+    network, random = copied(model).eval(), torch.Generator(device).manual_seed(0)
     network.set_dispatch(_named(name))
     for layer in network.moe_layers():
         layer.filters.data.normal_(std=0.05, generator=random)
@@ -138,7 +138,7 @@ def _check(given: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], config: 
 
 def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> float:
     """The median time of the run's iterations on random images. The first one warms up."""
-    device, network = next(model.parameters()).device, copy.deepcopy(model)
+    device, network = next(model.parameters()).device, copied(model)
     network.set_dispatch(_named(name))
     step = trial(config, network, spec, METHODS[config.method].phases[0])
     times = []

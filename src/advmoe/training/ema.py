@@ -1,11 +1,10 @@
 """The exponential moving average of a network."""
 
-import copy
-
 import torch
 from torch import nn
 
 from advmoe.models import Classifier
+from advmoe.moe.convert.prepare import copied
 
 WARM_START = 10
 
@@ -21,7 +20,7 @@ class Ema:
     """
 
     def __init__(self, model: Classifier, decay: float) -> None:
-        self.model, self.decay, self.updates = copy.deepcopy(model).eval(), decay, 0
+        self.model, self.decay, self.updates = copied(model).eval(), decay, 0
         self.model.requires_grad_(False)
 
     @torch.no_grad()

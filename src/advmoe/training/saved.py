@@ -15,7 +15,7 @@ from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
 from advmoe.data import DATASETS, ImageSpec
 from advmoe.errors import UserError, lookup, one_line, short_repr
 from advmoe.files import JsonObject, check_plain
-from advmoe.models import Classifier, compact
+from advmoe.models import MODELS, Classifier, compact
 from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
 from advmoe.training.manifest import Spec
 from advmoe.training.methods import METHODS, masked
@@ -58,6 +58,7 @@ def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     folder = RunFolder(run)
     config, best = folder.config(), folder.best()
     spec = best.spec or spec_from_data(run, config)
+    check_registered(config, run)
     try:
         _check_fit(config, spec, best.model_state())
     except NO_NETWORK as error:
@@ -89,6 +90,7 @@ def saved_file(path: Path) -> tuple[Saved, JsonObject | None]:
         if content["schema"] not in (1, SCHEMA):
             raise UserError(f"{path}: is of schema {short_repr(content['schema'])}; this advmoe reads 1 to {SCHEMA}")
         parsed = Header.model_validate(content, context={"where": str(path)})
+        check_registered(parsed.config, path)
         return _rebuilt(parsed, state), parsed.record
     except ValidationError as error:
         raise UserError(f"{path}: its header and weights make no network ({one_line(error, Header)})") from None
@@ -110,14 +112,35 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
 
 
+def check_loadable(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor], path: Path) -> None:
+    """Raises UserError if a file with these weights could not be loaded: its configuration describes another network."""
+    try:
+        _check_fit(_compacted(config), spec, state)
+    except NO_NETWORK as error:
+        raise UserError(f"{path}: could not be loaded again: the configuration describes another network ({error})") from None
+
+
 def _rebuilt(header: Header, state: Mapping[str, Tensor]) -> Saved:
-    config = header.config
-    kind = lookup(METHODS, config.method, "method").kind
-    compacted = config.replace(method="at_small_dense") if kind is masked else config  # without masked channels
-    _check_fit(compacted, header.spec, state)
-    model = network(compacted, header.spec)
+    config = _compacted(header.config)
+    _check_fit(config, header.spec, state)
+    model = network(config, header.spec)
     model.load_state_dict(state)
-    return Saved(model, config, header.spec, header.epoch)
+    return Saved(model, header.config, header.spec, header.epoch)
+
+
+def _compacted(config: RunConfig) -> RunConfig:
+    """The configuration of the network without masked channels."""
+    return config.replace(method="at_small_dense") if lookup(METHODS, config.method, "method").kind is masked else config
+
+
+def check_registered(config: RunConfig, where: Path) -> None:
+    """Raises UserError if the backbone of a trained network is one that its user added, and the script is not loaded here."""
+    name = config.model.backbone
+    if name not in MODELS:
+        raise UserError(
+            f"{where}: its backbone '{name}' is not in advmoe.models.MODELS: load the script that adds it "
+            f"(ADVMOE_EXTENSION=SCRIPT.py on the command line, import in Python)"
+        )
 
 
 def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:

@@ -40,6 +40,7 @@ class Converted(RoutedNetwork):
 
         Raises UserError if the images have another size than in convert() and the network cannot take it.
         """
+        self.check_mode()
         router_logits = None if self.router is None else self.router(x)
         try:
             logits, parts = self.traced(x, gate, router_logits)

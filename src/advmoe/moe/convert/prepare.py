@@ -34,11 +34,18 @@ def prepared(model: nn.Module) -> nn.Module:
     """
     network = unwrapped(model)
     _check_initialised(network)
-    network = copied(network).eval()
+    network = with_plain_weights(network).eval()
     for name, module in network.named_modules():
-        bake(module)
         _check(module, name or type(network).__name__)
     return network
+
+
+def with_plain_weights(network: Network) -> Network:
+    """A copy in which weights that are computed in each forward pass are plain weights, with their value in the network's mode."""
+    copy = copied(network)
+    for module in list(copy.modules()):
+        bake(module)
+    return copy
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
