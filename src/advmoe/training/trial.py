@@ -1,6 +1,5 @@
 """Iterations on random images and a copy of the network, before a run starts: to time them, or to see whether they run."""
 
-import copy
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +11,7 @@ from advmoe.config import RunConfig
 from advmoe.data import ImageSpec
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
+from advmoe.moe.convert.prepare import copied
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.start import train_state
 
@@ -25,7 +25,7 @@ def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -
     """
     device = next(model.parameters()).device
     config = config.replace(training=config.training.replace(soft_labels="none", teacher=None))
-    network = copy.deepcopy(model).eval()
+    network = copied(model).eval()
     synchronise(network, distributed.world_size() > 1 and config.training.sync_norm)  # as in the run
     state = train_state(config, network, phase)
     state.done = 1.0
