@@ -112,7 +112,9 @@ def test_complete_needs_all_of_autoattack_and_where_it_routes_a_route_aware_atta
     assert complete(toy, "autoattack", "reroute")
 
 
-def test_a_weaker_plan_takes_nothing_back(toy, x, y, tmp_path):
+def test_a_weaker_plan_takes_nothing_back(toy, x, y, tmp_path, monkeypatch):
+    for name in AUTOATTACK:
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
     full = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", "autoattack", "reroute"), store=tmp_path)
     again = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
     assert (again.worst, again.complete, again.to_dict()["flags"]) == (full.worst, True, full.to_dict()["flags"])
