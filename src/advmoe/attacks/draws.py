@@ -71,6 +71,13 @@ class ImageDraws:
     def normal(self, x: Tensor) -> Tensor:
         return self._rows(x, lambda row, generator: row.normal_(generator=generator))
 
+    @classmethod
+    def joined(cls, parts: Sequence["ImageDraws"]) -> "ImageDraws":
+        """The noise of several batches, one after another."""
+        joined = cls(0, [])
+        joined.generators = [generator for part in parts for generator in part.generators]
+        return joined
+
     def rows(self, index: Tensor) -> "ImageDraws":
         chosen = ImageDraws(0, [])
         chosen.generators = [self.generators[row] for row in index.tolist()]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from advmoe.attacks.draws import ImageDraws, derive_seed
 from advmoe.attacks.pgd import Predict
-from advmoe.config.choices import PATHWAY_BUDGET, Norm
+from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, Norm
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Job:
 
     `predict` is the frozen network, `images` the images' numbers in the test set, `epsilon` a distance in pixels of [0, 1].
     `shard` seeds attacks that cannot draw noise for each image separately. `pathway_budget` is the number of pathways up to
-    which all are attacked.
+    which all are attacked. `batch_size` is the largest number of images that an attack may run at once, if it joins ascents.
     """
 
     predict: Any
@@ -46,6 +46,7 @@ class Job:
     num_classes: int
     transfer: Predict | None = None
     pathway_budget: int = PATHWAY_BUDGET
+    batch_size: int = BATCH_SIZE
 
     def draws(self, *numbers: int) -> ImageDraws:
         """Noise that depends only on the seed, the image and `numbers`."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from advmoe.attacks.apgd import Apgd, apgd
-from advmoe.attacks.draws import derive_seed
+from advmoe.attacks.draws import ImageDraws, derive_seed
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.objectives import Objective, cross_entropy, dlr, margin
 from advmoe.attacks.pgd import Pgd, Predict, pgd
@@ -26,7 +26,7 @@ from advmoe.moe import ForcedGate
 
 CHEAPEST, RANDOM = 3, 4  # above the budget: the clean pathway, this many of its cheapest changes, and this many random pathways
 SAMPLED = 1 + CHEAPEST + RANDOM
-Held = Callable[[Job, Tensor, int], Tensor]  # an attack on the network with a fixed route [B, L], and the route's number
+Held = Callable[[Job, Tensor, range], Tensor]  # an attack on some of the pathways [B, K, L], by their numbers -> points
 STEPS = 40  # of APGD on each of the two losses; PGD from the clean image takes half as many
 
 
@@ -60,42 +60,65 @@ def attack_pathways(job: Job) -> Tensor:
     """x' [B, C, H, W] that fool the network, or the network with a fixed pathway. An image is not attacked again once it is fooled.
 
     If all pathways are attacked, each gets PGD from the clean image, then APGD on cross-entropy and on the difference of logits
-    ratio, both from random starts. Otherwise each gets one ascent on cross-entropy and one on the margin.
+    ratio, both from random starts. Otherwise each gets one ascent on cross-entropy and one on the margin, and several pathways are
+    attacked at once, as many as `job.batch_size` allows.
     """
     routes, x_adv = pathways(job), job.x.clone()
-    rows = torch.arange(len(job.x), device=job.x.device)
+    rows, number = torch.arange(len(job.x), device=job.x.device), 0
     enumerated = num_pathways(job.predict, job.x) <= job.pathway_budget
     attacks: Sequence[Held] = _on_common if enumerated else _on_different
-    for number, attack in product(range(routes.shape[1]), attacks):
-        if not len(rows):
-            break
-        part = replace(job, x=job.x[rows], y=job.y[rows], images=[job.images[row] for row in rows.tolist()])
-        end_points = attack(part, routes[rows, number], number)
-        judges = (held(job.predict, routes[rows, number]), job.predict)
-        fooled = torch.stack([judge(end_points).argmax(dim=1) != part.y for judge in judges]).any(dim=0)
-        x_adv[rows[fooled]] = end_points[fooled]
-        rows = rows[~fooled]
+    while len(rows) and number < routes.shape[1]:
+        numbers = range(number, min(number + (1 if enumerated else max(1, job.batch_size // len(rows))), routes.shape[1]))
+        number = numbers.stop
+        for attack in attacks:
+            if not len(rows):
+                break
+            part = replace(job, x=job.x[rows], y=job.y[rows], images=[job.images[row] for row in rows.tolist()])
+            end_points = attack(part, routes[rows], numbers)
+            points, fooled = _first_fooling(part, routes[rows], numbers, end_points)
+            x_adv[rows[fooled]] = points[fooled]
+            rows = rows[~fooled]
     return x_adv
 
 
-def _pgd(job: Job, route: Tensor, number: int) -> Tensor:
+def _first_fooling(job: Job, routes: Tensor, numbers: range, end_points: Tensor) -> tuple[Tensor, Tensor]:
+    """For each image the first of its `end_points` [K * B, C, H, W] that fools the network, else one that fools a fixed pathway.
+
+    Returns points [B, C, H, W], and which of them fool: [B] bool.
+    """
+    count, y = len(numbers), job.y.repeat(len(numbers))
+    on_route = held(job.predict, _one_after_another(routes, numbers))(end_points).argmax(dim=1) != y
+    worth = (2 * (job.predict(end_points).argmax(dim=1) != y) + on_route).view(count, -1)
+    best = worth.argmax(dim=0)
+    image = torch.arange(len(job.x), device=best.device)
+    return end_points[best * len(job.x) + image], worth.amax(dim=0) > 0
+
+
+def _one_after_another(routes: Tensor, numbers: range) -> Tensor:
+    """The pathways `numbers` of `routes` [B, K, L] for all images, pathway by pathway: [len(numbers) * B, L]."""
+    return routes[:, numbers.start : numbers.stop].transpose(0, 1).flatten(0, 1)
+
+
+def _pgd(job: Job, routes: Tensor, numbers: range) -> Tensor:
     settings = Pgd(job.epsilon, job.epsilon / 4, STEPS // 2, start="none")
-    return pgd(held(job.predict, route), job.x, job.y, settings, job.draws(21, number))
+    return pgd(held(job.predict, routes[:, numbers.start]), job.x, job.y, settings, job.draws(21, numbers.start))
 
 
-def _apgd(job: Job, route: Tensor, number: int, objective: Objective, stream: int) -> Tensor:
+def _apgd(job: Job, routes: Tensor, numbers: range, objective: Objective, stream: int) -> Tensor:
     """APGD on a pathway that all images share: its batch shrinks, so a route must not belong to a single row."""
-    common = route[0]
+    common = routes[0, numbers.start]
 
     def predict(x: Tensor) -> Tensor:
         return held(job.predict, common.expand(len(x), -1))(x)
 
-    return apgd(predict, job.x, job.y, Apgd(job.epsilon, STEPS), job.draws(stream, number), objective)
+    return apgd(predict, job.x, job.y, Apgd(job.epsilon, STEPS), job.draws(stream, numbers.start), objective)
 
 
-def _ascent(job: Job, route: Tensor, number: int, objective: Objective, stream: int) -> Tensor:
-    surrogate = through_route(job.predict, route, objective)
-    return surrogate_pgd(job.predict, surrogate, job.x, job.y, Search(job.epsilon, STEPS), job.draws(stream, number))
+def _ascent(job: Job, routes: Tensor, numbers: range, objective: Objective, stream: int) -> Tensor:
+    surrogate = through_route(job.predict, _one_after_another(routes, numbers), objective)
+    x, y = job.x.repeat(len(numbers), 1, 1, 1), job.y.repeat(len(numbers))
+    draws = ImageDraws.joined([job.draws(stream, number) for number in numbers])
+    return surrogate_pgd(job.predict, surrogate, x, y, Search(job.epsilon, STEPS), draws)
 
 
 _on_common = (_pgd, partial(_apgd, objective=cross_entropy, stream=22), partial(_apgd, objective=dlr, stream=23))

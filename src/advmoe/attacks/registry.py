@@ -104,7 +104,7 @@ def run_targeted_apgd(job: Job, objective: Objective, stream: int, steps: int = 
 
 def run_reroute(job: Job, beam: Beam, steps: int) -> Tensor:
     """Move images to other pathways, cheapest first, and attack them there (`advmoe.attacks.rerouting`)."""
-    return reroute(job.predict, job.x, job.y, Search(job.epsilon, steps), beam, job.draws(4))
+    return reroute(job.predict, job.x, job.y, Search(job.epsilon, steps, job.batch_size), beam, job.draws(4))
 
 
 def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps: int = 50) -> Tensor:

@@ -47,22 +47,21 @@ def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, dra
     """x' [B, C, H, W] in the L-infinity ball: a point that fools the network on another pathway, or the image itself if the
     search finds none. x [B, C, H, W], y [B] int64. `model` should be frozen.
     """
+    task = _Task(model, x, y, search, x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
     cheap = cheapest_changes(model, x)
     changes = in_turn(cheap, weakest_changes(model, x, y, cheap, search.epsilon, 2 * beam.singles))
-    results = _Results(x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device))
     free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
-    states = [
-        _attempt(model, x, y, _with_change(free, changes, number), start, search, results)
-        for number in range(min(beam.singles, changes.shape[1]))
-    ]
+    singles = range(min(beam.singles, changes.shape[1]))
+    states = _attempts(task, [(_with_change(free, changes, number), start) for number in singles])
     for _ in range(1, beam.depth if states else 1):
-        states = [
-            _attempt(model, x, y, _with_change(state.route, changes, branch), state.x_adv, search, results)
+        further = [
+            (_with_change(state.route, changes, branch), state.x_adv)
             for state in _best(states, beam.width)
             for branch in range(min(beam.branches, changes.shape[1]))
         ]
-    return results.x_adv
+        states = _attempts(task, further)
+    return task.x_adv
 
 
 def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
@@ -144,9 +143,16 @@ def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
 
 
 @dataclass
-class _Results:
-    """The points that fool the network so far (else the clean images), and which images are fooled. All attempts share it."""
+class _Task:
+    """The images x [B, C, H, W] with labels y [B] of one search, and its results, which all attempts share.
 
+    `x_adv` are the points that fool the network so far, else the clean images. `fooled` [B] bool says which images are fooled.
+    """
+
+    model: Routed
+    x: Tensor
+    y: Tensor
+    search: Search
     x_adv: Tensor
     fooled: Tensor
 
@@ -160,37 +166,57 @@ class _State:
     loss: Tensor
 
 
-def _attempt(model: Routed, x: Tensor, y: Tensor, route: Tensor, start: Tensor, search: Search, results: _Results) -> _State:
-    """Move images to `route` [B, L] (-1: any expert) and attack them there. Images that are fooled already are skipped.
+def _attempts(task: _Task, routes_and_starts: Sequence[tuple[Tensor, Tensor]]) -> list[_State]:
+    """One attempt for each pair of a route [B, L] and start points [B, C, H, W], as many at once as `search.batch_size` allows."""
+    at_once, states = max(1, task.search.batch_size // max(int((~task.fooled).sum()), 1)), []
+    for first in range(0, len(routes_and_starts), at_once):
+        states += _attempt(task, routes_and_starts[first : first + at_once])
+    return states
 
-    If the routers choose the forced route, the forced pass and the true pass are the same computation. A wrong class there
-    therefore fools the true network.
+
+def _attempt(task: _Task, routes_and_starts: Sequence[tuple[Tensor, Tensor]]) -> list[_State]:
+    """Move images to their routes (-1: any expert) and attack them there, A attempts at once: A * B rows, attempt by attempt.
+
+    An image that is fooled, in any attempt, is not attacked further. If the routers choose the forced route, the forced pass and
+    the true pass are the same computation. A wrong class there therefore fools the true network.
     """
+    count, search = len(routes_and_starts), task.search
+    route, start = (torch.cat(parts) for parts in zip(*routes_and_starts, strict=True))
+    x, y = task.x.repeat(count, 1, 1, 1), task.y.repeat(count)
     state = _State(route, start.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
+    broke = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    rows = _standing(task, broke)
     for number in range(search.num_steps + 1):
-        rows = (~results.fooled).nonzero()[:, 0]
         if len(rows) == 0:
             break
-        gradient, logits, routed, loss = _look(model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps)
+        gradient, logits, routed, loss = _look(task.model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps)
         better = routed & (loss > state.loss[rows])
         state.loss[rows[better]] = loss[better]
-        fooled = routed & (logits.argmax(dim=1) != y[rows])
-        results.x_adv[rows[fooled]] = state.x_adv[rows[fooled]]
-        results.fooled[rows[fooled]] = True
+        broke[rows] = routed & (logits.argmax(dim=1) != y[rows])
         if number < search.num_steps:
             moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)
-            state.x_adv[rows] = torch.where(results.fooled[rows][:, None, None, None], state.x_adv[rows], moved)
-    _add_fooled_off_route(model, y, state, results)
-    return state
+            state.x_adv[rows] = torch.where(broke[rows][:, None, None, None], state.x_adv[rows], moved)
+        rows = _standing(task, broke)
+    if len(rows):  # last points that do not take the forced route but fool the true network on another one
+        broke[rows] = task.model(state.x_adv[rows]).argmax(dim=1) != y[rows]
+    _keep(task, state, broke)
+    parts = zip(*(tensor.chunk(count) for tensor in (state.route, state.x_adv, state.loss)), strict=True)
+    return [_State(*part) for part in parts]
 
 
-def _add_fooled_off_route(model: Routed, y: Tensor, state: _State, results: _Results) -> None:
-    """Add last points that do not take the forced route but fool the true network on another one."""
-    rows = (~results.fooled).nonzero()[:, 0]
-    if len(rows):
-        rows = rows[model(state.x_adv[rows]).argmax(dim=1) != y[rows]]
-        results.x_adv[rows] = state.x_adv[rows]
-        results.fooled[rows] = True
+def _standing(task: _Task, broke: Tensor) -> Tensor:
+    """The rows of all attempts whose image no attempt has fooled. `broke` [A * B] bool: the rows that fool the network."""
+    standing = ~(task.fooled | broke.view(-1, len(task.x)).any(dim=0))
+    return standing.repeat(len(broke) // len(task.x)).nonzero()[:, 0]
+
+
+def _keep(task: _Task, state: _State, broke: Tensor) -> None:
+    """Write the first point of each image that fools the network to the results."""
+    by_attempt = broke.view(-1, len(task.x))
+    images = by_attempt.any(dim=0).nonzero()[:, 0]
+    first = by_attempt.int().argmax(dim=0)[images]
+    task.x_adv[images] = state.x_adv[first * len(task.x) + images]
+    task.fooled[images] = True
 
 
 def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

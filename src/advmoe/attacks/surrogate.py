@@ -19,6 +19,7 @@ from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
 from advmoe.attacks.objectives import Objective, cross_entropy
 from advmoe.attacks.pgd import Predict
+from advmoe.config.choices import BATCH_SIZE
 from advmoe.moe import HARD, ForcedGate, Gate, Routing
 
 
@@ -40,10 +41,14 @@ class Routed(Protocol):
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of one ascent. The step size starts at `epsilon` / 2 and falls to a fiftieth of that along a cosine."""
+    """Settings of one ascent. The step size starts at `epsilon` / 2 and falls to a fiftieth of that along a cosine.
+
+    `batch_size`: ascents of the same images run together while they have at most this many rows.
+    """
 
     epsilon: float
     num_steps: int
+    batch_size: int = BATCH_SIZE
 
     def step(self, number: int) -> float:
         """Step size of step `number`, counted from 0."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from advmoe.models import fused
+from advmoe.models.fused import fold_routers, fused
 from advmoe.moe import HARD, Gate, RoutedNetwork, Routing
 
 
@@ -75,7 +75,10 @@ def _changes_input(model: nn.Module, x: Tensor) -> bool:
 
 def faster(model: nn.Module, *, bf16: bool) -> nn.Module:
     """The network that supplies the gradients of attacks: `model` itself, or a faster copy."""
-    search = fused(model) if isinstance(model, RoutedNetwork) and _is_plain(model) else model
+    search = model
+    if isinstance(model, RoutedNetwork) and _is_plain(model):
+        search = fused(model)
+        fold_routers(search)
     return LowPrecision(search) if bf16 else search
 
 

@@ -101,7 +101,7 @@ class Target:
         index = torch.as_tensor(rows, dtype=torch.int64, device=self.x.device)  # rows may be empty
         return Job(
             self.search, self.x[index], self.y[index], rows, self.epsilon, self.norm, self.seed, shard, self.num_classes,
-            self.transfer, self.pathway_budget,
+            self.transfer, self.pathway_budget, self.batch_size,
         )  # fmt: skip
 
 

@@ -8,8 +8,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from advmoe.models.fused import fused
-from advmoe.moe import Chosen, Gate, MoEConv2d, RoutedNetwork, Router, Routing, Routings
+from advmoe.models.fused import fold_routers, fused
+from advmoe.moe import Chosen, Gate, MoEConv2d, RoutedNetwork, Routing, Routings
 from advmoe.moe.dispatch.split import add_groups, groups_of, run_groups
 
 Network = TypeVar("Network", bound=RoutedNetwork)
@@ -24,12 +24,11 @@ def deployed(model: Network) -> Network:
     gates, and is not in `moe_layers()`. Use `fused` for a copy whose routers learn or that supports other gates.
     """
     copy = fused(model)
+    fold_routers(copy)
     for parent in list(copy.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, MoEConv2d):
                 setattr(parent, name, RoutedConv2d(child))
-            elif isinstance(child, Router):
-                setattr(parent, name, child.folded())
     copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return copy.requires_grad_(False)
 
@@ -40,7 +39,7 @@ class RoutedConv2d(nn.Module):
     def __init__(self, layer: MoEConv2d) -> None:
         super().__init__()
         self.index = layer.index
-        self.router = None if layer.router is None else layer.router.folded()
+        self.router = layer.router
         self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:

@@ -5,7 +5,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork
+from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork, Router
 from advmoe.moe.convert.prepare import bake, copied
 
 Network = TypeVar("Network", bound=RoutedNetwork)
@@ -37,6 +37,15 @@ def fused(model: Network) -> Network:
             filters, bias = _folded(layer)
             layer.weight, layer.bias, layer.norm = _frozen(filters), _frozen(bias), None
     return fused_copy
+
+
+@torch.no_grad()
+def fold_routers(fused_copy: RoutedNetwork) -> None:
+    """Fold the standardisation of every router into its linear layer, in place. The routers can no longer be trained."""
+    for parent in list(fused_copy.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Router):
+                setattr(parent, name, child.folded())
 
 
 @torch.no_grad()
