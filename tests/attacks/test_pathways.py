@@ -1,5 +1,6 @@
 """The network held on every pathway: planted networks of which the broken pathway is known."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,3 +152,18 @@ def test_another_budget_runs_the_pathways_again_and_nothing_else(tmp_path: Path)
             progress=lambda name, number, shard: ran.append(name),
         )  # fmt: skip
     assert ran == ["pgd_10", "paths", "paths"]
+
+
+def test_pathways_that_are_attacked_together_break_the_same_images() -> None:
+    model = Layers().eval()
+    x = torch.rand(12, 1, 3, 3, generator=torch.Generator().manual_seed(3))
+    y = model(x).argmax(dim=1)
+    broken = []
+    for batch_size in (1, 12, 30, 1000):  # one pathway at once, one, two, and all of them
+        task = replace(job(model, x), y=y, epsilon=0.03, batch_size=batch_size)
+        with frozen(model):
+            x_adv = attack_pathways(task)
+            broken.append((model(x_adv).argmax(dim=1) != y).tolist())
+            assert (x_adv - x).abs().max() <= 0.03 + 1e-6
+    assert all(flags == broken[0] for flags in broken)
+    assert 0 < sum(broken[0]) < 12

@@ -220,6 +220,16 @@ def test_a_image_does_not_depend_on_who_shares_its_batch(sizes: tuple[int, ...])
         assert torch.allclose(attack(model, x[rows], rows=rows), whole[rows], atol=1e-6)
 
 
+def test_attempts_that_run_together_fool_the_same_images() -> None:
+    model, x = Linear(2, 3), noise_images(24)
+    with frozen(model):
+        y = model(x).argmax(dim=1)
+        results = [reroute(model, x, y, Search(0.05, 10, size), Beam(), ImageDraws(2, range(24))) for size in (1, 24, 60, 1000)]
+    fooled = [(model(x_adv).argmax(dim=1) != y).tolist() for x_adv in results]
+    assert all(flags == fooled[0] for flags in fooled)
+    assert 0 < sum(fooled[0]) < 24
+
+
 def test_same_seed_same_points() -> None:
     model, x = Linear(4), noise_images(8)
     assert torch.equal(attack(model, x), attack(model, x))

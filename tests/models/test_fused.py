@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations, prune
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
 from advmoe.models import MODELS, build_model, fused
-from advmoe.models.fused import refresh
+from advmoe.models.fused import fold_routers, refresh
 from advmoe.moe import (
     HARD,
     DenseKind,
@@ -20,6 +20,7 @@ from advmoe.moe import (
     MoEConv2d,
     MoEKind,
     PlainConv2d,
+    Router,
     ScaledGate,
     SoftGate,
     StraightThroughGate,
@@ -127,3 +128,20 @@ def test_pruned_and_reparametrised_networks_are_fused_and_stay_as_they_are():
         torch.testing.assert_close(fused(model)(x), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(x), expected)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if isinstance(kind, MoEKind)], ids=str)
+def test_folded_routers_give_the_same_logits_routes_and_input_gradients(kind):
+    model = learned("resnet18", kind).eval()
+    copy = fused(model)
+    fold_routers(copy)
+    assert not any(isinstance(module, Router) for module in copy.modules())
+    for gate in (HARD, StraightThroughGate(), SoftGate(temperature=2.0)):
+        results = []
+        for network in (model, copy):
+            x = torch.rand(5, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+            logits, routings = network.forward_routed(x, gate)
+            router_logits = torch.cat([routing.logits for routing in routings], dim=1)
+            (gradient,) = torch.autograd.grad(logits.square().sum() + router_logits.square().sum(), x)
+            results.append((logits, router_logits, gradient))
+        torch.testing.assert_close(results[1], results[0], rtol=1e-9, atol=1e-9)
