@@ -153,7 +153,7 @@ def test_computed_weights_are_saved_as_plain_ones(evaluated: Path, tmp_path: Pat
 def test_a_batch_of_other_values_than_pixels_is_refused(model: Loaded, change: Any, message: str) -> None:
     x = torch.rand(4, *SPEC.shape)
     x[0, 0, 0, 0] = 0.999
-    model = Loaded(model.network, model.config, model.spec)
+    model(x)
     for call in (model, model.forward_routed, model.predict_batch):
         with pytest.raises(UserError, match=message):
             call(change(x))

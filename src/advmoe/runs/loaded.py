@@ -113,7 +113,8 @@ class Loaded(nn.Module):
     def _check_pixels(self, x: Tensor) -> None:
         """Raises UserError if `x` is not a tensor of floats, or has values far outside [0, 1].
 
-        Values are checked until one batch passes, because a check waits for the device. Noise around an image may leave [0, 1].
+        On CUDA and the like, values are checked until one batch passes, because a check waits for the device. Noise around an image
+        may leave [0, 1].
         """
         advice = "pixels must be floats in [0, 1]; model.predict and model.preprocess take images of other kinds"
         if isinstance(x, fx.Proxy):  # the MoE layers refuse it
@@ -121,7 +122,8 @@ class Loaded(nn.Module):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             raise UserError(f"{advice}, such as {x.dtype if isinstance(x, Tensor) else type(x).__name__}")
         tracing = torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform()  # type: ignore[attr-defined, no-untyped-call]
-        if self._values_checked or tracing or type(x) is not Tensor or x.is_meta or x.numel() == 0:
+        checked = self._values_checked and x.device.type != "cpu"
+        if checked or tracing or type(x) is not Tensor or x.is_meta or x.numel() == 0:
             return
         largest = x.detach().abs().max().item()
         if largest > LARGEST:
