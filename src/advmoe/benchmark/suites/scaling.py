@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from advmoe.benchmark.rows import Row, compare
@@ -43,30 +44,38 @@ def measure(setup: Setup) -> Iterator[Row]:
 def images_per_second(method: str, processes: int, images: int, width: int, flags: tuple[str, ...]) -> float:
     """Images per second of one run, over all processes. Raises UserError if the run fails."""
     launch = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "advmoe")
-    seconds = seconds_of_second_epoch(
-        launch, flags, method=method, width=width, images=images * processes, batch=BATCH * processes, threads=1
-    )
+    run = TrainingRun(method, width, images * processes, BATCH * processes, threads=1, flags=flags)
+    seconds = seconds_of_second_epoch(launch, run)
     return images * processes / seconds
 
 
-def seconds_of_second_epoch(
-    launch: Sequence[str], flags: Sequence[str], environment: Mapping[str, str] | None = None, *,
-    method: str, width: int, images: int, batch: int, threads: int,
-) -> float:  # fmt: skip
-    """Wall time of the iterations of an epoch of `advmoe train`, started by `launch` with more `flags`. The first epoch warms up.
+@dataclass(frozen=True)
+class TrainingRun:
+    """A run of `advmoe train` on `images` embedded images, with more `flags`."""
+
+    method: str
+    width: int
+    images: int
+    batch: int
+    threads: int
+    flags: tuple[str, ...] = ()
+
+
+def seconds_of_second_epoch(launch: Sequence[str], run: TrainingRun, environment: Mapping[str, str] | None = None) -> float:
+    """Wall time of the iterations of an epoch of `advmoe train`, started by `launch`. The first epoch warms up.
 
     Raises UserError if the run fails.
     """
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+        out = Path(folder) / "run"
         settings = {
-            "recipe": f"fashion-mnist-resnet18-{method}", "width": width, "limit-train": images, "limit-test": 20,
-            "batch-size": batch, "epochs": 2, "tied-share": 0.0, "threads": threads, "out": run,
+            "recipe": f"fashion-mnist-resnet18-{run.method}", "width": run.width, "limit-train": run.images, "limit-test": 20,
+            "batch-size": run.batch, "epochs": 2, "tied-share": 0.0, "threads": run.threads, "out": out,
         }  # fmt: skip
         words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, *launch, "train", *words, *flags]
+        command = [sys.executable, *launch, "train", *words, *run.flags]
         ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if ended.returncode != 0:
             lines = [line for line in ended.stderr.splitlines() if line.startswith("advmoe:")] or ["without a message"]
             raise UserError(f"a training run ended with status {ended.returncode} ({lines[0]})")
-        return float(json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["train_seconds"])
+        return float(json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["train_seconds"])

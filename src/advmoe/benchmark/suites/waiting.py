@@ -14,7 +14,7 @@ import torch
 
 from advmoe.benchmark.rows import Row, compare
 from advmoe.benchmark.setup import Setup
-from advmoe.benchmark.suites.scaling import seconds_of_second_epoch
+from advmoe.benchmark.suites.scaling import TrainingRun, seconds_of_second_epoch
 
 DEFAULT = "1,000 spins"
 POLICIES = {
@@ -31,16 +31,14 @@ def measure(setup: Setup) -> Iterator[Row]:
     """All policies in turn, round by round: first alone, then beside one process that computes without a pause."""
     threads = torch.get_num_threads()
     width, iterations = (4, 2) if setup.quick else (WIDTH, ITERATIONS)
+    run = TrainingRun("advmoe", width, BATCH * iterations, BATCH, threads)
     inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     for beside in ("alone", "beside a busy process"):
         seconds: dict[str, list[float]] = {name: [] for name in POLICIES}
         for _ in range(setup.rounds(3)):
             for name, policy in POLICIES.items():
                 with _neighbour() if beside != "alone" else contextlib.nullcontext():
-                    epoch = seconds_of_second_epoch(
-                        ("-m", "advmoe"), (), inherited | policy,
-                        method="advmoe", width=width, images=BATCH * iterations, batch=BATCH, threads=threads,
-                    )  # fmt: skip
+                    epoch = seconds_of_second_epoch(("-m", "advmoe"), run, inherited | policy)
                 seconds[name].append(epoch / iterations)
         case = f"AdvMoE iteration, ResNet-18 of width {width}, batch {BATCH}, {threads} threads, {beside}"
         yield from compare("waiting", case, "s", seconds, [(name, DEFAULT, None) for name in POLICIES if name != DEFAULT])
