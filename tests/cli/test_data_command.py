@@ -66,7 +66,7 @@ def test_group_lists_its_two_commands(words: list[str], capsys: pytest.CaptureFi
 
 def test_overview_has_the_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
-    assert "  data       Fetch a data set (get)" in capsys.readouterr().out
+    assert "  data       Download a data set (get)" in capsys.readouterr().out
 
 
 def test_get_verifies_what_is_there_and_check_reads_it(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

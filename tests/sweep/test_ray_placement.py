@@ -101,5 +101,5 @@ def test_a_cluster_too_small_for_a_run_is_one_line(monkeypatch):
 def test_no_cluster_is_one_line():
     with pytest.raises(UserError, match=r"no Ray cluster at 127\.0\.0\.1:1"):
         ray_placement.RayPlacement(Request(2, Path("runs"), None, 1, "cpu", "127.0.0.1:1"))
-    with pytest.raises(UserError, match="--workers is for Ray on this machine alone"):
+    with pytest.raises(UserError, match="--workers is only for Ray on this machine"):
         ray_placement.RayPlacement(Request(2, Path("runs"), 2, 1, "cpu", "auto"))
