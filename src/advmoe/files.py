@@ -37,9 +37,9 @@ def write_json(path: Path, content: Any, indent: int | None = None) -> None:
     write_atomically(path, json.dumps(content, indent=indent) + "\n")
 
 
-def bounded_text(path: Path, most: int) -> str:
+def bounded_text(path: Path, limit: int) -> str:
     """The text of a file in UTF-8. Raises OSError, UnicodeDecodeError, and UserError as `check_plain` does."""
-    check_plain(path, most)
+    check_plain(path, limit)
     return path.read_text(encoding="utf-8")
 
 
@@ -60,13 +60,13 @@ def parsed_object(text: str) -> JsonObject | None:
     return content if isinstance(content, dict) else None
 
 
-def check_plain(path: Path, most: int) -> None:
-    """Raises OSError if there is no file, and UserError if it is a pipe or a device, or has more than `most` bytes."""
+def check_plain(path: Path, limit: int) -> None:
+    """Raises OSError if there is no file, and UserError if it is a pipe or a device, or has more than `limit` bytes."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a folder raises an error of its own
         raise UserError(f"{path}: not a plain file")
-    if status.st_size > most:
-        raise UserError(f"{path}: has {status.st_size:,} bytes; at most {most:,} are read")
+    if status.st_size > limit:
+        raise UserError(f"{path}: has {status.st_size:,} bytes; at most {limit:,} are read")
 
 
 def check_utf8(path: Path) -> None:

@@ -154,33 +154,33 @@ def shared_settings(record: Record) -> dict[str, object]:
 
 def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
-    usual = _flat(to_dict(RunConfig())) | {"evaluator": "current"}
+    defaults = _flat(to_dict(RunConfig())) | {"evaluator": "current"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
     others = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
     return tuple(
-        f"{name} {short_value(value)} ({short_value(usual.get(name))})"
+        f"{name} {short_value(value)} ({short_value(defaults.get(name))})"
         for name, value in others.items()
-        if value != usual.get(name)
+        if value != defaults.get(name)
     )
 
 
 def _of_one_setting(cell: Cell, runs: list[RecordFile], warn: Warn) -> list[Record]:
     """One run for each seed, with the settings of the newest run; `runs` are sorted, the newest first."""
-    newest, wanted = runs[0][0], settings(runs[0][1])
+    newest, newest_settings = runs[0][0], settings(runs[0][1])
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
-    kept: dict[int, RecordFile] = {}
+    by_seed: dict[int, RecordFile] = {}
     for path, record in runs:
-        other = differing(settings(record), wanted)
-        if other:
-            others[path, other].append(record.seed)
-        elif record.seed not in kept:
-            kept[record.seed] = path, record
-        elif record.evaluation != kept[record.seed][1].evaluation:
-            warn(f"left out, {path}: seed {record.seed} of {cell.words}: {kept[record.seed][0]} holds a newer run of it")
-    for (path, other), seeds in others.items():
+        difference = differing(settings(record), newest_settings)
+        if difference:
+            others[path, difference].append(record.seed)
+        elif record.seed not in by_seed:
+            by_seed[record.seed] = path, record
+        elif record.evaluation != by_seed[record.seed][1].evaluation:
+            warn(f"left out, {path}: seed {record.seed} of {cell.words}: {by_seed[record.seed][0]} holds a newer run of it")
+    for (path, difference), seeds in others.items():
         numbers = ", ".join(str(seed) for seed in sorted(set(seeds)))
-        warn(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({other})")
-    return [kept[seed][1] for seed in sorted(kept)]
+        warn(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({difference})")
+    return [by_seed[seed][1] for seed in sorted(by_seed)]
 
 
 def differing(values: Mapping[str, Any], expected: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def _layer_lines(network: Cost) -> list[str]:
 def recipe_table(names: Iterable[str]) -> list[str]:
     """The lines of the table of recipes' costs (`advmoe.reports.recipe_list`), counted on the networks' shapes."""
     costs = {name: (estimate(RECIPES[name]), dense_estimate(RECIPES[name])) for name in names}
-    rows = (f"{name},{one.params},{one.gmacs!r},{dense.params},{dense.gmacs!r}" for name, (one, dense) in costs.items())
+    rows = (f"{name},{network.params},{network.gmacs!r},{dense.params},{dense.gmacs!r}" for name, (network, dense) in costs.items())
     return ["recipe,params,gmacs,params_dense,gmacs_dense", *rows]
 
 
@@ -141,22 +141,22 @@ def _misdivided(cell: Cell) -> str | None:
 def judged_rows(judged: Iterable[Judged]) -> list[dict[str, object]]:
     """Printed cells and counts as rows for JSON."""
     return [
-        asdict(one.cell) | {
-            "recipe": one.cell.recipe, "gmacs_counted": one.counted, "reduction_counted": one.counted_reduction,
-            "possible": not one.reasons, "reasons": list(one.reasons),
+        asdict(entry.cell) | {
+            "recipe": entry.cell.recipe, "gmacs_counted": entry.counted, "reduction_counted": entry.counted_reduction,
+            "possible": not entry.reasons, "reasons": list(entry.reasons),
         }
-        for one in judged
+        for entry in judged
     ]  # fmt: skip
 
 
 def judged_lines(judged: list[Judged]) -> list[str]:
     """One line for each cell, with the numbers of the reasons if it cannot be right; then the reasons."""
     numbers: dict[str, int] = {}
-    for one in judged:
-        for reason in one.reasons:
+    for entry in judged:
+        for reason in entry.reasons:
             numbers.setdefault(reason, len(numbers) + 1)
     head = f"{'table':5} {'model':8} {'r':>4} {'method':14} {'printed':>7} {'counted':>16}"
-    rows = [f"{_judged_line(one)} {' '.join(f'[{numbers[reason]}]' for reason in one.reasons)}".rstrip() for one in judged]
+    rows = [f"{_judged_line(entry)} {' '.join(f'[{numbers[reason]}]' for reason in entry.reasons)}".rstrip() for entry in judged]
     rules = (
         f"GMACs of one image, and the reduction against dense. A number in brackets means that the cell cannot be right: it "
         f"differs from the count by more than its rounding and {COUNT_SHARE:.0%}, or it contradicts other printed cells."
@@ -164,12 +164,12 @@ def judged_lines(judged: list[Judged]) -> list[str]:
     return [head, *rows, "", rules, *(f"[{number}] {reason}" for reason, number in numbers.items())]
 
 
-def _judged_line(one: Judged) -> str:
-    cell = one.cell
+def _judged_line(entry: Judged) -> str:
+    cell = entry.cell
     printed = "" if cell.reduction is None else f"-{cell.reduction:.0f} %"
-    counted = "" if cell.reduction is None else f"-{one.counted_reduction:.0f} %"
+    counted = "" if cell.reduction is None else f"-{entry.counted_reduction:.0f} %"
     position = f"{cell.table:5} {cell.model:8} {cell.model_scale:4g} {cell.method:14}"
-    return f"{position} {cell.gflops:7.2f} {printed:>7}  {one.counted:7.3f} {counted:>6} "
+    return f"{position} {cell.gflops:7.2f} {printed:>7}  {entry.counted:7.3f} {counted:>6} "
 
 
 def profile_markdown() -> str:

@@ -15,7 +15,7 @@ from advmoe.evaluation.record_snapshot import GalleryImage, Seen
 from advmoe.reports.panels import radius
 from advmoe.reports.routes import class_name
 
-MOST_TIMES = 100  # a larger multiple of the evaluation's epsilon is printed as a plain epsilon
+MAX_MAGNIFICATION = 100  # a larger multiple of the evaluation's epsilon is printed as a plain epsilon
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def _in_words(epsilon: float, usual: float) -> str:
     """'1/2 of epsilon 8/255'."""
     if epsilon == 0:
         return "epsilon 0"
-    if epsilon == usual or epsilon > MOST_TIMES * usual:
+    if epsilon == usual or epsilon > MAX_MAGNIFICATION * usual:
         return radius(epsilon)
     return f"{Fraction(epsilon / usual).limit_denominator(8)} of {radius(usual)}"
 

@@ -161,9 +161,9 @@ def _gaps(records: Sequence[Record]) -> list[str]:
     lines = []
     for name, what in NEEDED.items():
         relevant = [record for record in records if record.method in ROUTED or name not in OF_ROUTING]
-        lacking = sum(not getattr(record, name) for record in relevant)
-        if lacking:
-            lines.append(f"{lacking} of {counted(len(relevant), 'run')}: no {what} in the Record.")
+        without_figure = sum(not getattr(record, name) for record in relevant)
+        if without_figure:
+            lines.append(f"{without_figure} of {counted(len(relevant), 'run')}: no {what} in the Record.")
     old = sum(record.from_schema is not None for record in records)
     if lines and old:
         lines.append(f"{counted(old, 'Record')} of an older schema: evaluate these runs again to record all of it.")

@@ -25,7 +25,7 @@ TITLES = {
 COMPARED = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 CIFAR10 = (49_000, 10_000)  # training images less the 2 % held out, and test images
 PRINTED_AS = {"ra": BY_NAME["ra_50"], "ra_aa": BY_NAME["ra_aa"], "sa": BY_NAME["sa"]}  # field of the printed table -> measure
-KINDS = ("printed", "ours", "difference")
+COLUMNS = ("printed", "ours", "difference")
 NOT_RUN, NOT_MEASURED, BLANK = Entry("not run"), Entry("not measured"), Entry("")
 MIXED = "The runs of the seeds were attacked by different attacks, so their worst cases have no common mean."
 PRINTED = (
@@ -89,9 +89,9 @@ def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
     worst = ["ra_worst", *(name for name in WORST[1:] if any(name in (*run.figures, *run.mixed) for run in existing))]
     notes = Notes(existing)
     columns = [
-        "backbone", "r", "method", "n", *(f"{PRINTED_AS[field].label}, {kind}" for field in printed for kind in KINDS),
+        "backbone", "r", "method", "n", *(f"{PRINTED_AS[field].label}, {column}" for field in printed for column in COLUMNS),
         *([] if "ra_aa" in printed else [f"{label('ra_aa')}, ours"]), *(f"{label(name)}, ours" for name in worst),
-        *(f"{title}, {kind}" for title in (measure.column for measure in COSTS) for kind in KINDS[:2]),
+        *(f"{title}, {column}" for title in (measure.column for measure in COSTS) for column in COLUMNS[:2]),
     ]  # fmt: skip
     pairs = sorted(zip(judged, runs, strict=True), key=lambda pair: pair[1] is None)  # cells that were run first
     rows = tuple(_paper_row(one, run, printed, worst, notes) for one, run in pairs)

@@ -21,7 +21,7 @@ from advmoe.reports.panels import grouped, look
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"
 ARROW: dict[str, str | int] = {"arrowstyle": "-|>", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
-MOST_LABELS = 30  # class names beside a heat map; with more classes only every k-th is named
+MAX_LABELS = 30  # class names beside a heat map; with more classes only every k-th is named
 
 
 def fig_a1(records: list[Record], path: Path) -> bool:
@@ -34,9 +34,9 @@ def fig_a1(records: list[Record], path: Path) -> bool:
         return False
     record = min(drawable, key=_unlike_the_appendix)
     layers, image = record.layers, _routed(record)[0]
-    most = max(layer.experts for layer in layers)
-    figure = Figure(figsize=(max(8.0, 2.6 + 0.5 * len(layers)), 5.6 + 0.4 * most), layout="constrained")
-    above, below = figure.subplots(2, 1, height_ratios=[1, 1 + 0.12 * most])
+    max_experts = max(layer.experts for layer in layers)
+    figure = Figure(figsize=(max(8.0, 2.6 + 0.5 * len(layers)), 5.6 + 0.4 * max_experts), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=[1, 1 + 0.12 * max_experts])
     _draw_layer(above, record, image.clean.pathway[0])
     _draw_pathway(below, record, image)
     save(figure, path)
@@ -107,16 +107,16 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
         if expert_attacked != expert_clean:
             corner = (x - 0.36, expert_attacked - 0.36)
             ax.add_patch(Rectangle(corner, 0.72, 0.72, fill=False, edgecolor=CHANGED, linewidth=2, hatch="///"))
-    most = max(layer.experts for layer in layers)
+    max_experts = max(layer.experts for layer in layers)
     ax.plot(range(len(layers)), routes[0], color=CHOSEN, linewidth=2.5, zorder=0, label="clean image")
     ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {_attack(image)}")
-    inset = ax.inset_axes((-2.6, (most - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
+    inset = ax.inset_axes((-2.6, (max_experts - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
     inset.imshow(_pixels(clean.png), cmap="gray")
     inset.set(xticks=[], yticks=[])
     inset.set_title(class_name(names, image.label), fontsize=8)
     answers = f"answer: {class_name(names, clean.prediction)}\n\nunder attack:\n{class_name(names, adversarial.prediction)}"
-    ax.text(len(layers) - 0.3, (most - 1) / 2, answers, fontsize=8, va="center")
-    ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(most - 0.3, -0.7))
+    ax.text(len(layers) - 0.3, (max_experts - 1) / 2, answers, fontsize=8, va="center")
+    ax.set(xlim=(-2.8, len(layers) + 1.8), ylim=(max_experts - 0.3, -0.7))
     ax.set_xticks(range(len(layers)), [f"{short(layer.name)}, {layer.width}" for layer in layers], rotation=90, fontsize=7)
     ax.set_xlabel("MoE layer, and how many filters each of its experts has", fontsize=8)
     ax.set_yticks([])
@@ -152,7 +152,7 @@ def load_heat_map(records: list[Record], path: Path) -> bool:
         return False
     chosen = [min(runs, key=lambda record: record.seed) for runs in cells.values()]
     wide = max(sum(len(layer[0]) for layer in record.load_by_class) for record in chosen)
-    tall = [max(1.2, 0.2 * min(len(record.load_by_class[0]), MOST_LABELS)) for record in chosen]
+    tall = [max(1.2, 0.2 * min(len(record.load_by_class[0]), MAX_LABELS)) for record in chosen]
     figure = Figure(figsize=(max(7.0, 2.5 + 0.15 * wide), sum(tall) + 1.3 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), 1, squeeze=False, height_ratios=tall)[:, 0]
     for ax, record in zip(axes, chosen, strict=True):
@@ -170,7 +170,7 @@ def _draw_load(ax: Axes, record: Record) -> Any:
     ends = np.cumsum([counts.shape[1] for counts in layers])
     for end in ends[:-1]:
         ax.axvline(end - 0.5, color="white", linewidth=2)
-    classes = range(0, len(shares), -(-len(shares) // MOST_LABELS))
+    classes = range(0, len(shares), -(-len(shares) // MAX_LABELS))
     ax.set_yticks(classes, [short(class_name(record.classes, label)) for label in classes], fontsize=7)
     middles = [end - counts.shape[1] / 2 - 0.5 for end, counts in zip(ends, layers, strict=True)]
     ax.set_xticks(middles, [str(number + 1) for number in range(len(layers))], fontsize=7)

@@ -26,7 +26,7 @@ from advmoe.training.steps import TrainState
 from advmoe.training.totals import Totals, Value
 
 log = logging.getLogger("advmoe")
-MOST_RESTORES = 3
+MAX_RESTORES = 3
 
 
 @dataclass
@@ -143,11 +143,11 @@ class Run:
         epoch, latest = len(self.history) + 1, distributed.on_rank_zero(self.folder.latest)
         last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
         back, rate = last if latest else "the start", "the routers' rate" if self.model.router_parameters() else "the rate"
-        if self.config.training.on_nonfinite == "stop" or self.restores == MOST_RESTORES:
-            again = f" (after {self.restores} restores)" if self.restores else ""
-            raise UserError(f"epoch {epoch}: {error}{again}; last good checkpoint: {last}") from None
+        if self.config.training.on_nonfinite == "stop" or self.restores == MAX_RESTORES:
+            after = f" (after {self.restores} restores)" if self.restores else ""
+            raise UserError(f"epoch {epoch}: {error}{after}; last good checkpoint: {last}") from None
         self.restores += 1
-        log.warning("epoch %d: %s; back to %s, with half %s (%d of %d)", epoch, error, back, rate, self.restores, MOST_RESTORES)
+        log.warning("epoch %d: %s; back to %s, with half %s (%d of %d)", epoch, error, back, rate, self.restores, MAX_RESTORES)
         self._continue_from(latest)
         if latest is None:
             self.model.load_state_dict(initial_network(self.config, self.splits).state_dict())
