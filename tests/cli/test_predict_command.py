@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_backbone import ROUTED
 
 from advmoe import load
 from advmoe.cli.main import main
@@ -68,7 +69,7 @@ def test_csv_and_table_say_the_same(run: Path, images: Path, capsys: Any) -> Non
     for row, line in zip(rows, lines[1:], strict=True):
         assert line.startswith(row["class"])
         assert f"{float(row['confidence']):.4f}  {row['pathway']}  {row['image']}" in line
-        assert row["pathway"].count("-") == 4  # of five MoE layers
+        assert row["pathway"].count("-") == ROUTED - 1
 
 
 def test_files_without_an_image_are_named_and_the_rest_continues(run: Path, images: Path, capsys: Any) -> None:

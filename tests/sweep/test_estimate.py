@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from small_backbone import SMALL
 
 from advmoe.config import dump_yaml
 from advmoe.data import Counts, load_dataset
@@ -71,7 +72,7 @@ def test_a_call_probes_equal_networks_once_and_the_least_of_all_calls_counts(tin
     assert first.pace(config, spec) == first.pace(tiny("at_sparse", epochs=9, seed=3), spec) == Pace((2.0, 5.0), 0.1)
     second = Probe(CPU, kept, told.append)
     assert second.pace(config, spec) == Pace((1.0, 5.0), 0.1)
-    assert told == ["vgg16_bn at_sparse r 0.5"] * 2
+    assert told == [f"{SMALL} at_sparse r 0.5"] * 2
     second.pace(tiny("at_small_dense"), spec)
     assert sorted(json.loads(kept.read_text()).values(), key=str) == [
         {"phases": [1.0, 5.0], "step": 0.1},
