@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 
 from advmoe.models import Classifier, fused
 from advmoe.models.deployed import RoutedConv2d
+from advmoe.models.fused import fold_routers
 from advmoe.moe import Gate, MoEConv2d, Routing, Routings
 
 TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants
@@ -65,6 +66,7 @@ class Traceable(nn.Module):
     def __init__(self, model: Classifier, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.network = fused(model).float().cpu()
+        fold_routers(self.network)  # which the fused copy shares with the network
         self.routed = bool(self.network.moe_layers())
         for parent in list(self.network.modules()):
             for name, child in list(parent.named_children()):
