@@ -10,7 +10,7 @@ import pytest
 from damage_bytes import damaged, odd_trees
 from driver import counts, drive, read
 from hypothesis import strategies as st
-from places import LEFT_OUT, Place, changed, places
+from json_trees import REMOVED, JsonPath, json_paths, with_value
 
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
@@ -35,18 +35,18 @@ def base() -> dict[str, Any]:
     return found
 
 
-def with_changes(tree: Any, changes: list[tuple[Place, Any]]) -> Any:
-    """A copy with other values at some places; a place that an earlier change took away is passed over."""
+def with_changes(tree: Any, changes: list[tuple[JsonPath, Any]]) -> Any:
+    """A copy with other values at some paths; a path that an earlier change removed is skipped."""
     tree = copy.deepcopy(tree)
-    for place, value in changes:
+    for path, value in changes:
         with contextlib.suppress(KeyError, IndexError, TypeError):
-            tree = changed(tree, place, value)
+            tree = with_value(tree, path, value)
     return tree
 
 
 def contents(base: dict[str, Any]) -> st.SearchStrategy[bytes]:
     """A Record with odd values, alone, in a list or with names twice; its text after damage; other JSON; mere bytes."""
-    change = st.tuples(st.sampled_from(list(places(base))), st.one_of(st.just(LEFT_OUT), odd_trees()))
+    change = st.tuples(st.sampled_from(list(json_paths(base))), st.one_of(st.just(REMOVED), odd_trees()))
     garbled = st.lists(change, max_size=3).map(lambda changes: with_changes(base, changes))
     text = json.dumps(base)
     forms = st.sampled_from(["{0}", "[{0}]", "[{0}, {0}]", '{{"schema": 1, "schema": 2, "x": {0}}}', "[" * 50 + "{0}" + "]" * 50])

@@ -4,7 +4,7 @@ import json
 import random
 
 import pytest
-from places import LEFT_OUT, changed, places
+from json_trees import REMOVED, json_paths, with_value
 from records import content, record
 
 from advmoe.errors import UserError
@@ -15,28 +15,28 @@ from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
 
 VALUES = (
-    LEFT_OUT, None, "x", [], {}, float("nan"), float("inf"), -1, True, [["a"]], {"a": 1}, 10**30, 1.5, ["x"],
+    REMOVED, None, "x", [], {}, float("nan"), float("inf"), -1, True, [["a"]], {"a": 1}, 10**30, 1.5, ["x"],
     "<script>alert(1)</script>", "$\\frac$",
 )  # fmt: skip
 SOUND = [record("at_dense", depth=2, epochs=2), record("advmoe", 0, 0.2, depth=2, epochs=2)]
 BASE = content("advmoe", depth=2, epochs=2)
 CRASHED = [  # where reports once ended in a traceback
-    (("epsilon_curve",), float("nan")), (("gallery", 0), []), (("gallery", 0, "label"), LEFT_OUT), (("history", 0, "val_ra"), "x"),
+    (("epsilon_curve",), float("nan")), (("gallery", 0), []), (("gallery", 0, "label"), REMOVED), (("history", 0, "val_ra"), "x"),
     (("load_by_class",), [["a"]]), (("hardware",), float("nan")), (("evaluation", "figures", "sa"), []),
     (("evaluation", "attacks", "pgd_50"), {"a": 1}), (("evaluation", "attacks", "pgd_50", "seconds"), "x"), (("ra_worst",), 1e30),
     (("ra_aa",), {"a": 1}), (("evaluation", "figures", "ra_aa"), "<script>"),
 ]  # fmt: skip
 
 
-def garbled(place, value):
-    return changed(BASE, place, value)
+def garbled(path, value):
+    return with_value(BASE, path, value)
 
 
-def read(place, value):
+def read(path, value):
     """The garbled Record as a report reads it, or None where it is left out; in one line each, whichever."""
     told = []
     try:
-        found = checked_record(garbled(place, value), "here", told.append)
+        found = checked_record(garbled(path, value), "here", told.append)
     except UserError as error:
         told.append(str(error))
         found = None
@@ -52,26 +52,26 @@ def written(records):
     assert "<script>alert" not in page
 
 
-ALL = [(place, value) for place in places(BASE) for value in VALUES]
+ALL = [(path, value) for path in json_paths(BASE) for value in VALUES]
 
 
 def test_the_words_of_a_report_are_made_whatever_one_record_holds():
     """Of all the changes some, the same in every run."""
-    for place, value in random.Random(0).sample(ALL, 60):
-        found = read(place, value)
+    for path, value in random.Random(0).sample(ALL, 60):
+        found = read(path, value)
         if found is not None:
             written([found, *SOUND])
 
 
 def test_every_garbled_value_is_read_or_refused_in_one_line():
-    assert sum(read(place, value) is None for place, value in ALL) > len(ALL) / 4
+    assert sum(read(path, value) is None for path, value in ALL) > len(ALL) / 4
 
 
-@pytest.mark.parametrize(("place", "value"), CRASHED)
-def test_what_once_ended_in_a_traceback(place, value):
-    found = read(place, value)
-    if place[0] in ("epsilon_curve", "gallery", "history", "load_by_class", "hardware"):
-        assert not getattr(found, place[0])
+@pytest.mark.parametrize(("path", "value"), CRASHED)
+def test_what_once_ended_in_a_traceback(path, value):
+    found = read(path, value)
+    if path[0] in ("epsilon_curve", "gallery", "history", "load_by_class", "hardware"):
+        assert not getattr(found, path[0])
         written([found, *SOUND])
     else:
         assert found is None
@@ -82,8 +82,8 @@ def test_figures_are_drawn_whatever_one_record_holds(tmp_path, monkeypatch):
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     monkeypatch.setattr(routes, "save", lambda figure, path: None)
     parts = ("epsilon_curve", "gallery", "history", "load_by_class", "layers", "classes", "ra", "gmacs", "run")
-    cases = [(place, value) for place, value in ALL if place[0] in parts]
-    for place, value in random.Random(1).sample(cases, 12):
-        found = read(place, value)
+    cases = [(path, value) for path, value in ALL if path[0] in parts]
+    for path, value in random.Random(1).sample(cases, 12):
+        found = read(path, value)
         for draw in plots.FIGURES.values() if found else ():
             draw([found, *SOUND], tmp_path / "x.png")
