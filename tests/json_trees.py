@@ -17,7 +17,7 @@ def json_paths(tree: Any, parent: JsonPath = ()) -> Iterator[JsonPath]:
 
 
 def with_value(tree: Any, path: JsonPath, value: Any) -> Any:
-    """A copy with `value` at `path` (REMOVED: without that entry). Raises KeyError, IndexError or TypeError if it does not exist."""
+    """A copy with `value` at `path`, or without that entry (REMOVED). KeyError, IndexError or TypeError if it does not exist."""
     changed = copy.deepcopy(tree)
     node = changed
     for key in path[:-1]:
