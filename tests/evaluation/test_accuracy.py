@@ -1,5 +1,6 @@
 import pytest
 import torch
+from image_specs import image_spec
 from torch import nn
 
 from advmoe.attacks import Pgd
@@ -41,7 +42,7 @@ def labelled_by(model, images):
 
 def tiny(kind):
     torch.manual_seed(0)
-    model = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model = ResNet(kind, image_spec(3), blocks=(1, 1), width=4, stem="cifar")
     with torch.no_grad():
         for layer in model.moe_layers():
             layer.filters.normal_(std=0.3)

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from image_specs import image_spec
 
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS
@@ -10,7 +11,7 @@ CIFAR = (3, 32, 32)
 
 def resnet18(kind, stem="cifar"):
     make, width = MODELS["resnet18"]
-    return make(kind, width=width, stem=stem, num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    return make(kind, image_spec(10), width=width, stem=stem)
 
 
 def macs(model, shape=CIFAR):
@@ -105,7 +106,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_layers_sum_to_the_totals_and_torch_counts_the_same_in_each(backbone, kind):
     make, _ = MODELS[backbone]
-    model = make(KINDS[kind], width=40, stem="cifar", num_classes=10, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model = make(KINDS[kind], image_spec(10), width=40, stem="cifar")
     found = cost(model, CIFAR)
     assert len({layer.name for layer in found.layers}) == len(found.layers)
     assert sum(layer.params for layer in found.layers) == found.params == sum(p.numel() for p in model.parameters())

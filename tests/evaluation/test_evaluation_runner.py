@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from image_specs import image_spec
 from torch import nn
 from toys import CLASSES, Toy, dense, images, labels
 
@@ -302,7 +303,7 @@ def test_plain_module_is_evaluated_and_says_what_is_skipped(x):
 
 def test_network_of_the_project_is_attacked_on_its_routing():
     torch.manual_seed(0)
-    model = ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=4, mean=[0.5], std=[0.5]).eval()
+    model = ResNet(MoEKind(0.5), image_spec(4, [0.5], [0.5]), blocks=(1,), width=4, stem="cifar").eval()
     x = torch.rand(4, 1, 8, 8)
     found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.1, preset=QUICK)
     assert found.left_out == {}

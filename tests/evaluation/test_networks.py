@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from image_specs import image_spec
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
@@ -82,7 +83,7 @@ def test_images_need_not_be_contiguous(layout: str) -> None:
 
 def network() -> ResNet:
     torch.manual_seed(0)
-    return ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=4, mean=[0.5], std=[0.5]).eval()
+    return ResNet(MoEKind(0.5), image_spec(4, [0.5], [0.5]), blocks=(1,), width=4, stem="cifar").eval()
 
 
 @pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel])

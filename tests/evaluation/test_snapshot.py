@@ -7,6 +7,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from image_specs import image_spec
 from PIL import Image
 
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
@@ -28,7 +29,7 @@ def options(epsilon, norm, seed, shard_size):
 def network(kind, seed=0):
     """Of random filters and routers, so that images part at every layer."""
     torch.manual_seed(seed)
-    model = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=CLASSES, mean=(0.5,), std=(0.25,))
+    model = ResNet(kind, image_spec(CLASSES, [0.5], [0.25]), blocks=(1, 1), width=4, stem="cifar")
     with torch.no_grad():
         for layer in model.moe_layers():
             layer.filters.normal_(std=0.3)

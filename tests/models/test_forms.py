@@ -29,7 +29,7 @@ def plain(width):
 
 
 def register(make):
-    MODELS["mine"] = (lambda kind, *, width, **rest: make(kind, plain(width)), 8)
+    MODELS["mine"] = (lambda kind, spec, *, width, stem: make(kind, plain(width)), 8)
 
 
 X = torch.rand(1, 1, 28, 28)
@@ -67,6 +67,12 @@ def test_what_a_backbone_cannot_be_is_one_line():
         build_model(CONFIG, DenseKind(), SPEC)
     register(lambda kind, model: model)
     with pytest.raises(UserError, match="must be a Classifier or what convert\\(\\) returns, not Sequential"):
+        build_model(CONFIG, DenseKind(), SPEC)
+
+
+def test_arguments_of_earlier_versions_are_refused_with_the_present_ones():
+    MODELS["mine"] = (lambda kind, *, width, stem, num_classes, mean, std: None, 8)
+    with pytest.raises(UserError, match=r"backbone 'mine' must accept \(kind, spec, \*, width, stem\): .*; `spec`, the ImageSpec"):
         build_model(CONFIG, DenseKind(), SPEC)
 
 

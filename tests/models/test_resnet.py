@@ -1,5 +1,6 @@
 import pytest
 import torch
+from image_specs import image_spec
 from torch import nn
 
 from advmoe.models import MODELS
@@ -13,12 +14,12 @@ NORMS = pytest.mark.parametrize("norms", ["shared", "per_expert"])
 def resnet18(kind, width=64, stem="cifar", classes=10):
     torch.manual_seed(0)
     make, _ = MODELS["resnet18"]
-    return make(kind, width=width, stem=stem, num_classes=classes, mean=MEAN, std=STD)
+    return make(kind, image_spec(classes, MEAN, STD), width=width, stem=stem)
 
 
 def tiny(kind, mean=MEAN, std=STD):
     torch.manual_seed(0)
-    return ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=mean, std=std)
+    return ResNet(kind, image_spec(3, mean, std), blocks=(1, 1), width=4, stem="cifar")
 
 
 def spread(model, x):
@@ -198,7 +199,7 @@ def test_state_dict_round_trip(kind):
     x = images(8)
     model = spread(tiny(kind), x)
     torch.manual_seed(99)
-    other = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.0,) * 3, std=(1.0,) * 3).eval()
+    other = ResNet(kind, image_spec(3, (0.0,) * 3, (1.0,) * 3), blocks=(1, 1), width=4, stem="cifar").eval()
     assert not torch.allclose(other(x), model(x))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other(x), model(x))

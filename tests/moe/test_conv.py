@@ -3,7 +3,7 @@ import torch
 from masked_twin import expert_filters, masked
 
 from advmoe.errors import UserError
-from advmoe.moe import HARD, Channels, DenseConv2d, DenseKind, ForcedGate, MoEConv2d, MoEKind, ScaledGate, images, make_gate
+from advmoe.moe import HARD, DenseConv2d, DenseKind, ForcedGate, MoEConv2d, MoEKind, ScaledGate, images, make_gate
 from advmoe.moe.experts import aligned, windows
 
 IN_CHANNELS, OUT_CHANNELS = 4, 12
@@ -11,8 +11,8 @@ IN_CHANNELS, OUT_CHANNELS = 4, 12
 
 def fresh_layer(in_channels, out_channels, width, *, num_experts, bank="backbone", kernel_size=3, stride=1):
     """A routed layer without batch norm."""
-    outputs, experts = Channels(out_channels, width), windows(bank, num_experts, out_channels, width)
-    return MoEConv2d(images(in_channels), outputs, experts, kernel_size=kernel_size, stride=stride, norm=None, routed=True)
+    experts = windows(bank, num_experts, out_channels, width)
+    return MoEConv2d(images(in_channels), experts, kernel_size=kernel_size, stride=stride, norm=None, routed=True)
 
 
 def make_layer(num_experts, bank="backbone", width=6, kernel_size=3, stride=1, index=0):

@@ -22,7 +22,7 @@ from advmoe.moe.experts import FilterBank, aligned, mixture, windows
     ],
 )
 def test_backbone_windows(num_experts, out_channels, width, starts, size):
-    assert windows("backbone", num_experts, out_channels, width) == (starts, size)
+    assert windows("backbone", num_experts, out_channels, width) == (starts, width, size)
 
 
 @pytest.mark.parametrize(
@@ -30,13 +30,13 @@ def test_backbone_windows(num_experts, out_channels, width, starts, size):
     [(2, 32, (0, 32), 64), (2, 51, (0, 51), 102), (4, 32, (0, 32, 64, 96), 128), (1, 32, (0,), 32)],
 )
 def test_disjoint_windows(num_experts, width, starts, size):
-    assert windows("disjoint", num_experts, 64, width) == (starts, size)
+    assert windows("disjoint", num_experts, 64, width) == (starts, width, size)
 
 
 @pytest.mark.parametrize("num_experts", range(1, 9))
 @pytest.mark.parametrize("width", range(1, 17))
 def test_backbone_windows_use_every_filter_and_overlap_only_past_full(num_experts, width):
-    starts, size = windows("backbone", num_experts, 16, width)
+    starts, _, size = windows("backbone", num_experts, 16, width)
     used = {m for start in starts for m in range(start, start + width)}
     assert used == set(range(size))
     assert size <= 16
@@ -62,7 +62,7 @@ def test_aligned_by_hand():
 def test_the_twins_experts_are_the_windows():
     for num_experts, width in [(2, 3), (2, 10), (4, 6), (8, 5), (3, 4)]:
         for bank in ("backbone", "disjoint"):
-            starts, size = windows(bank, num_experts, 12, width)
+            starts, _, size = windows(bank, num_experts, 12, width)
             rows = [aligned(torch.arange(size), start, width).tolist() for start in starts]
             assert rows == expert_filters(bank, num_experts, 12, width)
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from image_specs import image_spec
 from torch.nn.functional import cross_entropy
 
 from advmoe.models.resnet import ResNet
@@ -13,7 +14,7 @@ def network(norms="shared", num_experts=3):
     """A tiny network in eval mode, calibrated; its experts differ, and its router spreads its choices."""
     torch.manual_seed(0)
     kind = MoEKind(0.5, num_experts=num_experts, bank="disjoint", routers="per_network", norms=norms)
-    model = ResNet(kind, blocks=(1, 1), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model = ResNet(kind, image_spec(3), blocks=(1, 1), width=4, stem="cifar")
     with torch.no_grad():
         for layer in model.moe_layers():
             layer.filters.normal_(std=0.3)

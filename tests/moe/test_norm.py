@@ -123,10 +123,8 @@ def test_one_image_of_one_pixel_makes_no_nan():
 
 def moe_layer():
     torch.manual_seed(0)
-    outs = Channels(8, 4)
-    layer = MoEConv2d(
-        images(3), outs, windows("disjoint", 2, 8, 4), kernel_size=3, stride=1, norm=ExpertNorm(2, 4), routed=True
-    ).double()  # fmt: skip
+    experts = windows("disjoint", 2, 8, 4)
+    layer = MoEConv2d(images(3), experts, kernel_size=3, stride=1, norm=ExpertNorm(2, 4), routed=True).double()
     with torch.no_grad():
         layer.filters.normal_()
         layer.norm.weight.uniform_(0.5, 2)

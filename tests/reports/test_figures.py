@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from image_specs import image_spec
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -16,8 +17,8 @@ MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
 
 def network(kind, channels=1):
     torch.manual_seed(0)
-    statistics = {"mean": [0.5] * channels, "std": [0.5] * channels}
-    return ResNet(kind, blocks=(1, 1, 1), width=4, stem="cifar", num_classes=3, **statistics)
+    spec = image_spec(3, [0.5] * channels, [0.5] * channels)
+    return ResNet(kind, spec, blocks=(1, 1, 1), width=4, stem="cifar")
 
 
 @pytest.fixture

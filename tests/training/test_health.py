@@ -1,5 +1,6 @@
 import pytest
 import torch
+from image_specs import image_spec
 
 from advmoe.models.resnet import ResNet
 from advmoe.moe import MoEKind, Routing
@@ -27,7 +28,7 @@ def check_gradients(model, level):
 
 
 def model_with_gradients():
-    model = ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    model = ResNet(MoEKind(0.5), image_spec(3), blocks=(1,), width=4, stem="cifar")
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     return model

@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from image_specs import image_spec
 from torch import nn
 
 from advmoe.attacks import BatchDraws, frozen, kl_divergence
@@ -173,7 +174,7 @@ def test_pgd_at_attack_starts_anywhere_in_the_ball():
 @pytest.mark.parametrize("name", ["trades", "pgd_at"])
 def test_attacks_leave_parameters_without_gradients(name):
     torch.manual_seed(0)
-    model = ResNet(MoEKind(0.5), blocks=(1,), width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    model = ResNet(MoEKind(0.5), image_spec(3), blocks=(1,), width=4, stem="cifar")
     buffers = [buffer.clone() for buffer in model.buffers()]
     kept = torch.full_like(model.classifier.weight, 2.0)
     model.classifier.weight.grad = kept.clone()

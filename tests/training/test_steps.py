@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from image_specs import image_spec
 
 from advmoe.attacks import BatchDraws
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
@@ -29,7 +30,7 @@ def make_state(levels=("routers", "weights"), *, kind=None, loss="trades", done=
     """A tiny network whose experts differ (unless `equal`), with calibrated statistics, and its optimizers."""
     torch.manual_seed(0)
     kind = kind or MoEKind(0.5, num_experts=2, bank="disjoint")
-    model = ResNet(kind, blocks=blocks, width=4, stem="cifar", num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3)
+    model = ResNet(kind, image_spec(3), blocks=blocks, width=4, stem="cifar")
     with torch.no_grad():
         for layer in [] if equal else model.moe_layers():
             layer.filters.normal_(std=0.3)

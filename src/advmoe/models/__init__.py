@@ -1,8 +1,10 @@
 """The backbones by name, and `build_model`, which builds one.
 
-Each constructor takes a `kind` (dense, masked, MoE) that makes its convolutions, so one class serves all kinds of network.
+Each constructor takes (kind, spec, *, width, stem). The `kind` (dense, masked, MoE) makes its convolutions, so one class serves
+all kinds of network. `spec` describes its images.
 """
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 
@@ -39,13 +41,13 @@ def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classi
     """Build the backbone that `config` names, with convolutions made by `kind`, for images of `spec`.
 
     Raises UserError if the backbone is unknown, if the model scale leaves a layer without channels, or if the images are too
-    small. Raises NoSuchForm if a backbone that a user added does not support `kind`.
+    small. For a backbone that a user added, raises UserError if it takes other arguments, and NoSuchForm if it does not support
+    `kind`.
     """
     constructor, width = lookup(MODELS, config.backbone, "backbone")
+    _check_signature(config.backbone, constructor)
     try:
-        model = constructor(
-            kind, width=config.width or width, stem=config.stem, num_classes=len(spec.classes), mean=spec.mean, std=spec.std
-        )
+        model = constructor(kind, spec, width=config.width or width, stem=config.stem)
     except AttributeError as error:
         if error.obj is not kind:
             raise
@@ -59,6 +61,17 @@ def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classi
         )
     start_scores(model)
     return model
+
+
+def _check_signature(name: str, constructor: Callable[..., Classifier]) -> None:
+    """Raises UserError if the backbone does not accept the arguments of `build_model`."""
+    try:
+        inspect.signature(constructor).bind("kind", "spec", width=1, stem="cifar")
+    except TypeError as error:
+        raise UserError(
+            f"backbone '{name}' must accept (kind, spec, *, width, stem): {error}; "
+            "`spec`, the ImageSpec of the images, replaces num_classes, mean and std of earlier versions"
+        ) from None
 
 
 _FORMS = {
@@ -94,7 +107,7 @@ def _follows(model: RoutedNetwork, layers: list[MoEConv2d], kind: MoEKind, field
         return (model.router is not None) == (kind.routers == "per_network")
     if field == "norms":
         return kind.norms == "per_expert" or not any(isinstance(layer.norm, ExpertNorm) for layer in layers)
-    disjoint = (windows("disjoint", kind.num_experts, 0, layer.width)[0] == layer.starts for layer in layers)
+    disjoint = (windows("disjoint", kind.num_experts, 0, layer.width).starts == layer.starts for layer in layers)
     return kind.bank == "backbone" or all(disjoint)
 
 

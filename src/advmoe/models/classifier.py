@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from advmoe.data import ImageSpec
 from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routing, Routings
 
 Stem = Literal["cifar", "imagenet"]
@@ -41,16 +42,17 @@ class Classifier(RoutedNetwork):
     A subclass builds its layers in its constructor and calls `finish` last.
     """
 
-    def __init__(self, kind: DenseKind, stem: Stem, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, kind: DenseKind, spec: ImageSpec, stem: Stem) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
-        self.router = kind.network_router(len(mean), stem)
+        self.num_classes = len(spec.classes)
+        self.normalize = Normalize(spec.mean, spec.std)
+        self.router = kind.network_router(spec.shape[0], stem)
 
-    def finish(self, outputs: Channels, num_classes: int) -> None:
+    def finish(self, outputs: Channels) -> None:
         """Add the classifier on top of `outputs`, register the masks, and give each MoE layer its index in a route."""
-        self.outputs, self.num_classes = outputs, num_classes
+        self.outputs = outputs
         self.feature_maps = nn.Identity()  # GradCAM and similar tools can hook its output [B, C', H', W']
-        self.classifier = nn.Linear(outputs.width, num_classes)
+        self.classifier = nn.Linear(outputs.width, self.num_classes)
         norms = [module for module in self.modules() if isinstance(module, MaskedNorm)]
         self.masks = nn.ModuleList(dict.fromkeys(mask for norm in norms for mask in norm.channels.masks))
         for index, layer in enumerate(self.moe_layers()):

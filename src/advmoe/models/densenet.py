@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from advmoe.data import ImageSpec
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.models.resnet import make_stem
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
@@ -45,14 +46,11 @@ class Transition(nn.Module):
 class DenseNet(Classifier):
     """`layers[i]` dense layers in block i. `width` is the dense network's growth rate; its stem has 2 * `width` channels."""
 
-    def __init__(
-        self, kind: DenseKind, *, layers: Sequence[int], width: int, stem: Stem,
-        num_classes: int, mean: Sequence[float], std: Sequence[float],
-    ) -> None:  # fmt: skip
-        super().__init__(kind, stem, mean, std)
+    def __init__(self, kind: DenseKind, spec: ImageSpec, *, layers: Sequence[int], width: int, stem: Stem) -> None:
+        super().__init__(kind, spec, stem)
         # each transition halves the side and rounds down; the ImageNet stem divides it by 4 and rounds up
         self.min_size = 2 ** (len(layers) - 1) if stem == "cifar" else 4 * 2 ** (len(layers) - 1) - 3
-        channels, inputs = kind.channels(2 * width), images(len(mean))
+        channels, inputs = kind.channels(2 * width), images(spec.shape[0])
         self.stem = make_stem(kind, stem, inputs, channels) if stem == "imagenet" else kind.plain(inputs, channels, norm=False)
         parts: list[nn.Module] = []
         for block, depth in enumerate(layers):
@@ -66,7 +64,7 @@ class DenseNet(Classifier):
                 channels += layer.outputs
         self.parts = nn.ModuleList(parts)
         self.norm, self.activation = kind.norm(channels), kind.nonlinearity()
-        self.finish(channels, num_classes)
+        self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = chain(self.parts, self.stem(x), gate, logits)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from advmoe.data import ImageSpec
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
@@ -29,13 +30,10 @@ class BasicBlock(nn.Module):
 class ResNet(Classifier):
     """`blocks[i]` basic blocks in stage i, which has `width` * 2**i channels in the dense network."""
 
-    def __init__(
-        self, kind: DenseKind, *, blocks: Sequence[int], width: int, stem: Stem,
-        num_classes: int, mean: Sequence[float], std: Sequence[float],
-    ) -> None:  # fmt: skip
-        super().__init__(kind, stem, mean, std)
+    def __init__(self, kind: DenseKind, spec: ImageSpec, *, blocks: Sequence[int], width: int, stem: Stem) -> None:
+        super().__init__(kind, spec, stem)
         channels = kind.stem_channels(width)
-        self.stem = make_stem(kind, stem, images(len(mean)), channels)
+        self.stem = make_stem(kind, stem, images(spec.shape[0]), channels)
         stages = []
         for stage, depth in enumerate(blocks):
             outputs = kind.channels(width * 2**stage)
@@ -45,7 +43,7 @@ class ResNet(Classifier):
                 stages.append(BasicBlock(kind, channels, outputs, stride=2 if stage > 0 and block == 0 else 1))
                 channels = outputs
         self.blocks = nn.ModuleList(stages)
-        self.finish(channels, num_classes)
+        self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         return chain(self.blocks, self.stem(x), gate, logits)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from advmoe.data import ImageSpec
 from advmoe.models.classifier import Classifier, Stem
 from advmoe.moe import DenseKind, Gate, Routings, images
 
@@ -15,13 +16,10 @@ class VGG(Classifier):
     """`convolutions[i]` 3x3 convolutions in stage i, then 2x2 max pooling. Stage i has FACTORS[i] * `width` channels in the dense
     network. The first convolution is plain. All image sizes use the same stem."""
 
-    def __init__(
-        self, kind: DenseKind, *, convolutions: Sequence[int], width: int, stem: Stem,
-        num_classes: int, mean: Sequence[float], std: Sequence[float],
-    ) -> None:  # fmt: skip
-        super().__init__(kind, stem, mean, std)
+    def __init__(self, kind: DenseKind, spec: ImageSpec, *, convolutions: Sequence[int], width: int, stem: Stem) -> None:
+        super().__init__(kind, spec, stem)
         channels = kind.channels(width)
-        self.stem = kind.plain(images(len(mean)), channels)
+        self.stem = kind.plain(images(spec.shape[0]), channels)
         layers, self.ends = [], []
         for stage, (depth, factor) in enumerate(zip(convolutions, FACTORS, strict=True)):
             for position in range(1 if stage == 0 else 0, depth):
@@ -31,7 +29,7 @@ class VGG(Classifier):
                 channels = outputs
         self.layers = nn.ModuleList(layers)
         self.activation = kind.nonlinearity()
-        self.finish(channels, num_classes)
+        self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = self.activation(self.stem(x)), ()

@@ -1,9 +1,8 @@
 """Wide ResNet (Zagoruyko and Komodakis 2016): pre-activation blocks, widened; CIFAR and ImageNet stems."""
 
-from collections.abc import Sequence
-
 from torch import Tensor, nn
 
+from advmoe.data import ImageSpec
 from advmoe.models.classifier import Classifier, Stem, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
@@ -40,13 +39,11 @@ class WideResNet(Classifier):
     In the dense network stage i has `width` * 2**i channels, and the stem has max(`width` // 10, 1).
     """
 
-    def __init__(
-        self, kind: DenseKind, *, blocks: int, width: int, stem: Stem, num_classes: int, mean: Sequence[float], std: Sequence[float]
-    ) -> None:
-        super().__init__(kind, stem, mean, std)
+    def __init__(self, kind: DenseKind, spec: ImageSpec, *, blocks: int, width: int, stem: Stem) -> None:
+        super().__init__(kind, spec, stem)
         channels = kind.channels(max(width // WIDENING, 1))
         large = stem == "imagenet"
-        first = kind.plain(images(len(mean)), channels, kernel_size=7 if large else 3, stride=2 if large else 1, norm=False)
+        first = kind.plain(images(spec.shape[0]), channels, kernel_size=7 if large else 3, stride=2 if large else 1, norm=False)
         self.stem = nn.Sequential(first, *([nn.MaxPool2d(3, stride=2, padding=1)] if large else []))
         stages = []
         for stage in range(STAGES):
@@ -56,7 +53,7 @@ class WideResNet(Classifier):
                 channels = outputs
         self.blocks = nn.ModuleList(stages)
         self.norm, self.activation = kind.norm(channels), kind.nonlinearity()
-        self.finish(channels, num_classes)
+        self.finish(channels)
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         h, routings = chain(self.blocks, self.stem(x), gate, logits)

@@ -54,12 +54,11 @@ class MoEConv2d(nn.Module):
     """
 
     def __init__(
-        self, inputs: Channels, outputs: Channels, windows: tuple[Windows, int], *,
-        kernel_size: int, stride: int, norm: nn.Module | None, routed: bool,
-    ) -> None:  # fmt: skip
+        self, inputs: Channels, windows: Windows, *, kernel_size: int, stride: int, norm: nn.Module | None, routed: bool
+    ) -> None:
         super().__init__()
-        self.in_channels, self.width, self.stride = inputs.width, outputs.width, stride
-        self.starts, size = windows
+        self.in_channels, self.stride = inputs.width, stride
+        self.starts, self.width, size = windows
         self.num_experts = len(self.starts)
         first = nn.init.kaiming_uniform_(torch.empty(self.width, inputs.width, kernel_size, kernel_size), a=math.sqrt(5))
         self.filters = nn.Parameter(first[torch.arange(size) % self.width])

@@ -7,22 +7,29 @@ channel in both.
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import conv2d
 
-Windows = tuple[int, ...]
+
+class Windows(NamedTuple):
+    """The experts' windows in a bank: `starts` are their N first filters, `width` is K, and `size` is M."""
+
+    starts: tuple[int, ...]
+    width: int
+    size: int
 
 
-def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple[Windows, int]:
-    """The first filter of each expert's window in the bank (N numbers), and the size M of the bank. K is `width`.
+def windows(bank: str, num_experts: int, out_channels: int, width: int) -> Windows:
+    """The windows of `num_experts` experts of `width` filters, K, in a new bank.
 
     `disjoint`: N windows that do not overlap, M = N * K. `backbone`: expert e takes K of the dense layer's `out_channels` filters,
     C_out, starting at round(e * (C_out - K) / (N - 1)). Filters that no expert uses are not in the bank.
     """
     if bank == "disjoint":
-        return tuple(e * width for e in range(num_experts)), num_experts * width
+        return Windows(tuple(e * width for e in range(num_experts)), width, num_experts * width)
     gaps = max(num_experts - 1, 1)
     firsts = [(2 * e * (out_channels - width) + gaps) // (2 * gaps) for e in range(num_experts)]
     starts, used = [0], width
@@ -30,7 +37,7 @@ def windows(bank: str, num_experts: int, out_channels: int, width: int) -> tuple
         step = min(first - previous, width)  # no expert uses the filters in a gap between two windows
         starts.append(starts[-1] + step)
         used += step
-    return tuple(starts), used
+    return Windows(tuple(starts), width, used)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +48,7 @@ class FilterBank:
     """
 
     filters: Tensor
-    starts: Windows
+    starts: tuple[int, ...]
     width: int
     stride: int
     bias: Tensor | None = None

@@ -92,10 +92,10 @@ class MoEKind(DenseKind):
         return Channels(full, full)
 
     def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
-        bank = windows(self.bank, self.num_experts, outputs.full, outputs.width)
+        experts = windows(self.bank, self.num_experts, outputs.full, outputs.width)
         norm_layer = self._expert_norm(outputs) if norm else None
         routed = self.routers == "per_layer"
-        return MoEConv2d(inputs, outputs, bank, kernel_size=kernel_size, stride=stride, norm=norm_layer, routed=routed)
+        return MoEConv2d(inputs, experts, kernel_size=kernel_size, stride=stride, norm=norm_layer, routed=routed)
 
     def _expert_norm(self, outputs: Channels) -> nn.Module:
         return self.norm(outputs) if self.norms == "shared" else ExpertNorm(self.num_experts, outputs.width)

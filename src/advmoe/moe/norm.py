@@ -1,6 +1,6 @@
 """Batch norm for masked channels and for the outputs of experts, with statistics over all ranks if wanted."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -186,12 +186,11 @@ class _Normalised(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         y, weight, experts, mean, rate, values = ctx.saved_tensors
-        total = sum_over_ranks if ctx.pooled else _unchanged
         if torch.is_grad_enabled():  # create_graph=True: second derivatives are wanted
-            return *_differentiable_gradients(gradient, y, weight, experts, values, ctx.eps, total), None, None, None
+            return *_differentiable_gradients(ctx, gradient), None, None, None
         to_bias = _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)
         to_weight = (_expert_sums((gradient * y).sum(dim=(2, 3)), experts, weight) - mean * to_bias) * rate
-        weight_sum, bias_sum = total(torch.stack([to_weight, to_bias]))
+        weight_sum, bias_sum = _total(torch.stack([to_weight, to_bias]), ctx.pooled)
         slope = -weight * rate.square() * weight_sum / values.clamp(min=1)  # factor of y in its gradient
         level = -weight * rate * bias_sum / values.clamp(min=1) - slope * mean
         to_y = torch.addcmul(level[experts][:, :, None, None], y, slope[experts][:, :, None, None])
@@ -199,20 +198,20 @@ class _Normalised(torch.autograd.Function):
         return to_y, to_weight, to_bias, None, None, None
 
 
-def _unchanged(x: Tensor) -> Tensor:
-    return x
+def _total(x: Tensor, pooled: bool) -> Tensor:
+    """The sum of `x` over the ranks if `pooled`; else `x`."""
+    return sum_over_ranks(x) if pooled else x
 
 
-def _differentiable_gradients(
-    gradient: Tensor, y: Tensor, weight: Tensor, experts: Tensor, values: Tensor, eps: float, total: Callable[[Tensor], Tensor]
-) -> tuple[Tensor | None, ...]:
-    """The gradients to y, weight and bias of `_Normalised` as functions of y, weight and `gradient`. `total` sums over ranks."""
+def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients to y, weight and bias of `_Normalised` as functions of y, weight and `gradient`."""
+    y, weight, experts, _, _, values = ctx.saved_tensors
     inputs = [y.view_as(y), weight.view_as(weight)]  # views, so that a path from one to the other is not counted
     count = values.clamp(min=1)
-    mean = total(_expert_sums(inputs[0].sum(dim=(2, 3)), experts, weight)) / count
+    mean = _total(_expert_sums(inputs[0].sum(dim=(2, 3)), experts, weight), ctx.pooled) / count
     centred = inputs[0] - mean[experts][:, :, None, None]
-    var = total(_expert_sums(centred.square().sum(dim=(2, 3)), experts, weight)) / count
-    out = centred * (inputs[1] * (var + eps).rsqrt())[experts][:, :, None, None]
+    var = _total(_expert_sums(centred.square().sum(dim=(2, 3)), experts, weight), ctx.pooled) / count
+    out = centred * (inputs[1] * (var + ctx.eps).rsqrt())[experts][:, :, None, None]
     wanted = [t for t in inputs if t.requires_grad]
     gradients = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True) if wanted else ())
     return *(next(gradients) if t.requires_grad else None for t in inputs), _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)

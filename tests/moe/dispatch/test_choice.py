@@ -20,7 +20,7 @@ def test_chosen_by_hand(dispatch):
 @pytest.mark.parametrize("dispatch", NAMES)
 def test_the_hard_gates_gradients_are_those_of_each_image_alone(dispatch):
     random = torch.Generator().manual_seed(0)
-    starts, size = windows("backbone", 3, 9, 6)
+    starts, _, size = windows("backbone", 3, 9, 6)
     x = torch.randn(5, 4, 6, 6, generator=random, dtype=torch.float64, requires_grad=True)
     filters = torch.randn(size, 4, 3, 3, generator=random, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, 6, generator=random, dtype=torch.float64, requires_grad=True)
@@ -42,7 +42,7 @@ def test_the_hard_gates_gradients_are_those_of_each_image_alone(dispatch):
 def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num_experts, width, stride, layout, dispatch):
     """Straight-through: every dispatch gives all gradients of what runs every expert."""
     random = torch.Generator().manual_seed(num_experts)
-    starts, size = windows(bank, num_experts, 9, width)
+    starts, _, size = windows(bank, num_experts, 9, width)
 
     def noise(*shape):
         return torch.randn(shape, generator=random, dtype=torch.float64)

@@ -111,7 +111,7 @@ def layer(case):
     def noise(*shape):
         return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype)
 
-    starts, size = windows(case.bank, case.num_experts, case.out_channels, case.width)
+    starts, _, size = windows(case.bank, case.num_experts, case.out_channels, case.width)
     x = noise(case.batch, case.channels, *case.size).contiguous(memory_format=getattr(torch, case.layout)).requires_grad_()
     filters = (noise(size, case.channels, case.kernel, case.kernel) / (case.channels * case.kernel**2) ** 0.5).requires_grad_()
     bias = noise(case.num_experts, case.width).requires_grad_() if case.bias else None

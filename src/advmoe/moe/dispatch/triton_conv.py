@@ -19,7 +19,7 @@ from torch import Tensor
 from advmoe.errors import UserError
 from advmoe.moe.dispatch import triton_kernels as kernels
 from advmoe.moe.dispatch.wide import differentiable_gradients
-from advmoe.moe.experts import FilterBank, Windows
+from advmoe.moe.experts import FilterBank
 
 PROGRAMS = 512  # enough for a large GPU: a few for each multiprocessor
 
@@ -165,7 +165,7 @@ def _block(channels: int, dtype: torch.dtype) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _rows(starts: Windows, width: int, device: torch.device) -> Tensor:
+def _rows(starts: tuple[int, ...], width: int, device: torch.device) -> Tensor:
     """[N, K] int32: for each channel of each expert, its filter in the bank. Cached to avoid a copy to the device."""
     with torch.inference_mode(False):
         first, channel = torch.tensor(starts)[:, None], torch.arange(width)

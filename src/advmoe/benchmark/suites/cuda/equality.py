@@ -68,7 +68,7 @@ def compare(layer: Layer, name: str, dtype: torch.dtype, device: torch.device) -
         return torch.randn(shape, generator=random).to(device)
 
     x = noise(layer.batch, layer.channels, layer.size, layer.size).to(dtype).contiguous(memory_format=layer.layout)
-    starts, size = windows(layer.bank, layer.num_experts, 2 * layer.width - layer.width // 2, layer.width)
+    starts, _, size = windows(layer.bank, layer.num_experts, 2 * layer.width - layer.width // 2, layer.width)
     bank = (noise(size, layer.channels, layer.kernel, layer.kernel) / (layer.channels * layer.kernel**2) ** 0.5).to(dtype).float()
     experts = torch.randint(0, layer.num_experts, (layer.batch,), generator=random).to(device)
     inputs = {"x": x, "bank": bank, "bias": noise(layer.num_experts, layer.width), "one_hot": one_hot(experts, layer.num_experts)}
