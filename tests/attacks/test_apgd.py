@@ -29,7 +29,7 @@ def small_net(classes=3):
 
 
 def images(net, count=24):
-    """Images and, as labels, what the net sees in them."""
+    """Images, and the net's predictions as their labels."""
     with torch.no_grad():
         return random_images(count), net(random_images(count)).argmax(dim=1)
 
@@ -101,7 +101,7 @@ class Twin:
         self.best = best
 
     def steps_since(self, mark):
-        """(f(x(i)), f(x(i+1))) of the steps after a checkpoint; the first starts where the checkpoint left the run."""
+        """(f(x(i)), f(x(i+1))) of the steps after a checkpoint; the first step starts at the point that the checkpoint chose."""
         values = [self.f(point).item() for point in self.visited[mark:]]
         if mark in self.halvings:
             values[0] = max(self.f(point).item() for point in self.visited[: mark + 1])
@@ -130,7 +130,7 @@ def test_agrees_with_its_slow_twin(norm, rho, objective):
     torch.testing.assert_close(ours, torch.stack([twin.result() for twin in twins]), rtol=0, atol=1e-6)
     robust = (net(ours).argmax(dim=1) == y).nonzero()[:, 0].tolist()
     assert 5 < len(robust) < 19
-    if rho < 0.75:  # images were judged differently, and none was judged to fail or to pass throughout
+    if rho < 0.75:  # the images' step sizes were halved at different checkpoints, never at none or at all of them
         halvings = {tuple(twins[row].halvings) for row in robust}
         assert len(halvings) > 1
         assert any(0 < len(marks) < len(checkpoints(30)) for marks in halvings)
@@ -144,7 +144,7 @@ def test_the_result_is_in_the_ball_and_in_the_pixel_range(norm, attack, classes)
     x, y = images(net)
     x = x.round(decimals=1)
     y = net(x).argmax(dim=1)
-    kept = x.clone()
+    original = x.clone()
     with frozen(net):
         x_adv = attack(net, x, y, Apgd(RADIUS[norm], 10, restarts=2, norm=norm), ImageDraws(0, range(24)))
         robust = net(x_adv).argmax(dim=1) == y
@@ -154,7 +154,7 @@ def test_the_result_is_in_the_ball_and_in_the_pixel_range(norm, attack, classes)
     assert x_adv.min() >= 0
     assert x_adv.max() <= 1
     assert robust.sum() < 24
-    assert torch.equal(x, kept)
+    assert torch.equal(x, original)
     assert not x_adv.requires_grad
 
 
@@ -180,7 +180,7 @@ def test_the_objective_never_falls_below_the_starts(norm, objective):
 
 @NORMS
 @pytest.mark.parametrize("attack", [apgd, targeted_apgd])
-def test_a_images_result_does_not_depend_on_its_batch(norm, attack):
+def test_an_images_result_does_not_depend_on_its_batch(norm, attack):
     net, settings = small_net(4), Apgd(RADIUS[norm], 15, restarts=2, norm=norm)
     x, y = images(net)
     with frozen(net):
@@ -190,7 +190,7 @@ def test_a_images_result_does_not_depend_on_its_batch(norm, attack):
             torch.testing.assert_close(alone, together[part], rtol=0, atol=1e-7)
 
 
-class Counting:
+class CountingNetwork:
     def __init__(self, net):
         self.net, self.rows = net, []
 
@@ -202,22 +202,22 @@ class Counting:
 def test_broken_images_cost_no_further_work():
     net = small_net(4)
     x, y = images(net)
-    y[:6] = (y[:6] + 1) % 4  # misclassified from the outset
-    predict, settings = Counting(net), Apgd(RADIUS["Linf"] / 2, 10, restarts=3)
+    y[:6] = (y[:6] + 1) % 4  # misclassified from the start
+    predict, settings = CountingNetwork(net), Apgd(RADIUS["Linf"] / 2, 10, restarts=3)
     with frozen(net):
         x_adv = apgd(predict, x, y, settings, ImageDraws(0, range(24)))
-        left = int((net(x_adv).argmax(dim=1) == y).sum())
+        num_robust = int((net(x_adv).argmax(dim=1) == y).sum())
     assert torch.equal(x_adv[:6], x[:6])
     assert predict.rows[:5] == [24, 18, 18, 18, 18]  # the images; the start and 3 steps to the first checkpoint
     assert predict.rows == sorted(predict.rows, reverse=True)
-    assert 0 < left < 18
-    assert predict.rows[-1] in (left, left + 1)
+    assert 0 < num_robust < 18
+    assert predict.rows[-1] in (num_robust, num_robust + 1)
 
 
 def test_an_attack_that_has_broken_everything_stops():
     net = small_net()
     x, y = images(net)
-    predict = Counting(net)
+    predict = CountingNetwork(net)
     with frozen(net):
         x_adv = targeted_apgd(predict, x, (y + 1) % 3, Apgd(0.1, 10, restarts=2), ImageDraws(0, range(24)))
     assert predict.rows == [24]
@@ -225,7 +225,7 @@ def test_an_attack_that_has_broken_everything_stops():
 
 
 def test_the_first_misclassified_point_is_returned():
-    def band(x):  # label 0 but for a thin band around 0.8, which one step from 0.5 by 0.3 meets, and a rise behind it
+    def band(x):  # class 0, except in a thin band around 0.8, where one step of 0.3 from 0.5 ends; beyond it the score rises
         score = x[:, 0, 0, 0]
         return torch.stack([torch.full_like(score, 2.0), torch.where((score - 0.8).abs() < 0.01, 3.0 + score, score)], dim=1)
 
@@ -240,7 +240,7 @@ def test_two_and_three_classes_are_attacked_as_well_by_dlr_as_by_cross_entropy(c
     x, y = images(net)
     settings = Apgd(RADIUS["Linf"] / 2, 30)
     with frozen(net):
-        left = [
+        robust_counts = [
             (net(x_adv).argmax(dim=1) == y).sum().item()
             for x_adv in (
                 apgd(net, x, y, settings, ImageDraws(0, range(24))),
@@ -248,25 +248,25 @@ def test_two_and_three_classes_are_attacked_as_well_by_dlr_as_by_cross_entropy(c
                 targeted_apgd(net, x, y, settings, ImageDraws(0, range(24))),
             )
         ]
-    assert 2 < left[0] < 22
-    assert max(left) - min(left) <= 1
+    assert 2 < robust_counts[0] < 22
+    assert max(robust_counts) - min(robust_counts) <= 1
 
 
 def test_targets_are_the_likeliest_wrong_classes_in_their_order(monkeypatch):
-    aims = []
+    seen_targets = []
 
     def biased(x):  # class 2 for every image, then 0, 3, 1, and far from any change
         return torch.tensor([2.0, 0.0, 9.0, 1.0]) + 0 * x.sum(dim=(1, 2, 3), keepdim=True)[:, :, 0, 0]
 
     def spy(logits, target):
-        aims.append(target.tolist())
+        seen_targets.append(target.tolist())
         return targeted_dlr(logits, target)
 
     monkeypatch.setattr(sys.modules["advmoe.attacks.apgd"], "targeted_dlr", spy)
     x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([2, 2])
     targeted_apgd(biased, x, y, Apgd(0.1, 0, restarts=2), ImageDraws(0, [0, 1]))
     targeted_apgd(biased, x, y, Apgd(0.1, 0), ImageDraws(0, [0, 1]), num_targets=1)
-    assert aims == [[[2, aim]] * 2 for aim in (0, 0, 3, 3, 1, 1, 0)]
+    assert seen_targets == [[[2, target_class]] * 2 for target_class in (0, 0, 3, 3, 1, 1, 0)]
 
 
 @pytest.mark.parametrize("num_targets", [0, 4])
@@ -281,7 +281,7 @@ def test_unknown_norms_are_refused():
         Apgd(0.1, norm="l2")
 
 
-def test_epsilon_zero_gives_the_images_back_and_no_images_give_none():
+def test_epsilon_zero_returns_the_images_and_an_empty_batch_an_empty_batch():
     net = small_net()
     x, y = images(net)
     for norm in RADIUS:
@@ -289,7 +289,7 @@ def test_epsilon_zero_gives_the_images_back_and_no_images_give_none():
         assert targeted_apgd(net, x[:0], y[:0], Apgd(0.1, 5, norm=norm), ImageDraws(0, [])).shape == (0, 1, 7, 7)
 
 
-def test_batch_draws_serve_as_well():
+def test_batch_draws_make_the_attack_reproducible():
     net = small_net()
     x, y = images(net)
     settings = Apgd(RADIUS["L2"], 5, restarts=2, norm="L2")

@@ -4,15 +4,15 @@ import torch
 from advmoe.attacks import BatchDraws, ImageDraws, derive_seed
 
 
-def shaped(count):
+def zeros(count):
     return torch.zeros(count, 3, 4, 4)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
-def test_a_images_noise_does_not_depend_on_its_batch(kind):
-    together = getattr(ImageDraws(7, [4, 9, 2]), kind)(shaped(3))
-    reordered = getattr(ImageDraws(7, [2, 4]), kind)(shaped(2))
-    alone = getattr(ImageDraws(7, [9]), kind)(shaped(1))
+def test_an_images_noise_does_not_depend_on_its_batch(kind):
+    together = getattr(ImageDraws(7, [4, 9, 2]), kind)(zeros(3))
+    reordered = getattr(ImageDraws(7, [2, 4]), kind)(zeros(2))
+    alone = getattr(ImageDraws(7, [9]), kind)(zeros(1))
     assert torch.equal(reordered, together[[2, 0]])
     assert torch.equal(alone[0], together[1])
 
@@ -20,17 +20,17 @@ def test_a_images_noise_does_not_depend_on_its_batch(kind):
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 def test_second_draws_differ_from_the_first_and_do_not_depend_on_the_batch(kind):
     together, alone = ImageDraws(7, [4, 9]), ImageDraws(7, [9])
-    first, second = (getattr(together, kind)(shaped(2)) for _ in range(2))
-    getattr(alone, kind)(shaped(1))
+    first, second = (getattr(together, kind)(zeros(2)) for _ in range(2))
+    getattr(alone, kind)(zeros(1))
     assert not torch.equal(first, second)
-    assert torch.equal(getattr(alone, kind)(shaped(1))[0], second[1])
+    assert torch.equal(getattr(alone, kind)(zeros(1))[0], second[1])
 
 
 def test_images_and_seeds_have_separate_noise():
-    noise = ImageDraws(7, [4, 9]).uniform(shaped(2))
+    noise = ImageDraws(7, [4, 9]).uniform(zeros(2))
     assert not torch.equal(noise[0], noise[1])
-    assert not torch.equal(ImageDraws(8, [4, 9]).uniform(shaped(2)), noise)
-    assert torch.equal(ImageDraws(7, [4, 9]).uniform(shaped(2)), noise)
+    assert not torch.equal(ImageDraws(8, [4, 9]).uniform(zeros(2)), noise)
+    assert torch.equal(ImageDraws(7, [4, 9]).uniform(zeros(2)), noise)
 
 
 @pytest.mark.parametrize("make", [lambda: ImageDraws(0, range(2000)), lambda: BatchDraws(torch.Generator().manual_seed(0))])
@@ -46,31 +46,31 @@ def test_distributions(make):
     assert normal.std() == pytest.approx(1, abs=0.02)
 
 
-def test_noise_takes_the_images_type():
+def test_noise_has_the_images_dtype():
     x = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
     assert ImageDraws(0, [0, 1]).uniform(x).dtype == torch.float64
     assert BatchDraws(torch.Generator()).normal(x).dtype == torch.float64
 
 
 def test_no_images_draw_no_noise():
-    assert ImageDraws(0, []).uniform(shaped(0)).shape == (0, 3, 4, 4)
+    assert ImageDraws(0, []).uniform(zeros(0)).shape == (0, 3, 4, 4)
 
 
-def test_batch_draws_follow_their_generator_alone():
-    first = BatchDraws(torch.Generator().manual_seed(5)).normal(shaped(2))
+def test_batch_draws_depend_only_on_their_generator():
+    first = BatchDraws(torch.Generator().manual_seed(5)).normal(zeros(2))
     torch.manual_seed(123)
     torch.rand(3)
-    assert torch.equal(BatchDraws(torch.Generator().manual_seed(5)).normal(shaped(2)), first)
+    assert torch.equal(BatchDraws(torch.Generator().manual_seed(5)).normal(zeros(2)), first)
 
 
-def test_draws_leave_the_global_generator_alone():
+def test_draws_do_not_change_the_global_generator():
     before = torch.get_rng_state()
-    ImageDraws(0, [0, 1]).uniform(shaped(2))
-    BatchDraws(torch.Generator()).normal(shaped(2))
+    ImageDraws(0, [0, 1]).uniform(zeros(2))
+    BatchDraws(torch.Generator()).normal(zeros(2))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_derived_seeds_feel_every_number():
+def test_derived_seeds_depend_on_every_number():
     seeds = [derive_seed(*numbers) for numbers in [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (0, 2), (2**62, 5), (2**62, 6)]]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -78,18 +78,18 @@ def test_derived_seeds_feel_every_number():
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
-def test_chosen_rows_continue_with_their_own_numbers(kind):
-    whole, chosen = ImageDraws(7, [4, 9, 2]), ImageDraws(7, [4, 9, 2])
-    first, second = (getattr(whole, kind)(shaped(3)) for _ in range(2))
+def test_chosen_rows_continue_with_their_images_noise(kind):
+    full_batch, chosen = ImageDraws(7, [4, 9, 2]), ImageDraws(7, [4, 9, 2])
+    first, second = (getattr(full_batch, kind)(zeros(3)) for _ in range(2))
     rows = torch.tensor([2, 0])
-    assert torch.equal(getattr(chosen.rows(rows), kind)(shaped(2)), first[rows])
-    assert torch.equal(getattr(chosen.rows(rows), kind)(shaped(2)), second[rows])
-    assert torch.equal(getattr(chosen, kind)(shaped(3))[1], first[1])  # the one left out has drawn nothing yet
-    assert getattr(chosen.rows(rows[:0]), kind)(shaped(0)).shape == (0, 3, 4, 4)
+    assert torch.equal(getattr(chosen.rows(rows), kind)(zeros(2)), first[rows])
+    assert torch.equal(getattr(chosen.rows(rows), kind)(zeros(2)), second[rows])
+    assert torch.equal(getattr(chosen, kind)(zeros(3))[1], first[1])  # the image that was not chosen has drawn nothing yet
+    assert getattr(chosen.rows(rows[:0]), kind)(zeros(0)).shape == (0, 3, 4, 4)
 
 
 def test_rows_of_batch_draws_are_drawn_from_the_same_generator():
     draws = BatchDraws(torch.Generator().manual_seed(5))
-    first = draws.rows(torch.tensor([1])).normal(shaped(1))
-    assert torch.equal(BatchDraws(torch.Generator().manual_seed(5)).normal(shaped(1)), first)
-    assert not torch.equal(draws.normal(shaped(1)), first)
+    first = draws.rows(torch.tensor([1])).normal(zeros(1))
+    assert torch.equal(BatchDraws(torch.Generator().manual_seed(5)).normal(zeros(1)), first)
+    assert not torch.equal(draws.normal(zeros(1)), first)

@@ -1,4 +1,4 @@
-"""GAMA-PGD on networks whose answer is known."""
+"""GAMA-PGD on linear networks, where the right result is known."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ def linear() -> nn.Module:
 
 
 def test_breaks_exactly_what_a_linear_network_allows() -> None:
-    """A linear network of two classes falls where epsilon exceeds margin over the L1 norm of the weights' difference."""
+    """A linear network of two classes is fooled if epsilon exceeds the margin over the L1 norm of the weights' difference."""
     torch.manual_seed(1)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 2)).eval(), 0.3 + 0.4 * torch.rand(40, 1, 6, 6)
     with frozen(model), torch.no_grad():
@@ -28,7 +28,7 @@ def test_breaks_exactly_what_a_linear_network_allows() -> None:
     assert 15 <= int(broken.sum()) <= 25
 
 
-def test_is_in_the_ball_and_in_the_pixels() -> None:
+def test_the_result_is_in_the_ball_and_in_the_pixel_range() -> None:
     model, x = linear(), torch.rand(8, 1, 6, 6)
     with frozen(model):
         x_adv = gama(model, x, model(x).argmax(dim=1), 0.05, 20, ImageDraws(0, range(8)))
@@ -36,7 +36,7 @@ def test_is_in_the_ball_and_in_the_pixels() -> None:
     assert 0 <= x_adv.min() <= x_adv.max() <= 1
 
 
-def test_the_same_image_gets_the_same_attack_in_any_company() -> None:
+def test_an_images_result_does_not_depend_on_its_batch() -> None:
     model, x = linear(), torch.rand(6, 1, 6, 6)
     with frozen(model):
         y = model(x).argmax(dim=1)

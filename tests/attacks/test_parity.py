@@ -1,4 +1,4 @@
-"""Our attacks against other people's implementations of the same papers, on real images and a trained net."""
+"""Our attacks compared with other implementations of the same papers, on real images and a trained net."""
 
 import foolbox
 import pytest
@@ -33,23 +33,23 @@ def net_and_images():
     fit(net, splits.train.pixels(), splits.train.labels)
     x, y = splits.test.pixels(), splits.test.labels
     with torch.no_grad():
-        right = (net(x).argmax(dim=1) == y).nonzero()[:COUNT, 0]
-    assert len(right) == COUNT
+        correct = (net(x).argmax(dim=1) == y).nonzero()[:COUNT, 0]
+    assert len(correct) == COUNT
     with frozen(net):
-        yield net, x[right], y[right]
+        yield net, x[correct], y[correct]
 
 
 def fit(net, x, y):
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
     for _ in range(6):
         for rows in torch.randperm(len(x)).split(50):
-            near = (x[rows] + 0.05 * torch.empty_like(x[rows]).uniform_(-1, 1)).clamp(0, 1)
+            noisy = (x[rows] + 0.05 * torch.empty_like(x[rows]).uniform_(-1, 1)).clamp(0, 1)
             optimizer.zero_grad()
-            nn.functional.cross_entropy(net(near), y[rows]).backward()
+            nn.functional.cross_entropy(net(noisy), y[rows]).backward()
             optimizer.step()
 
 
-def robust(net, x_adv, y):
+def is_robust(net, x_adv, y):
     return net(x_adv).argmax(dim=1) == y
 
 
@@ -62,14 +62,15 @@ def test_apgd_is_as_strong_as_its_authors(net_and_images, norm, seed, name, obje
     ours = apgd(net, x, y, Apgd(epsilon, STEPS, norm=norm), ImageDraws(seed, range(COUNT)), objective)
     attack = APGDAttack(net, n_iter=STEPS, norm=norm, eps=epsilon, seed=seed, loss=name, device="cpu")
     theirs = attack.perturb(x, y)
-    kept, kept_by_theirs = robust(net, ours, y), robust(net, theirs, y)
-    print(f"APGD-{name} {norm} seed {seed}: {kept.sum()} left robust, theirs {kept_by_theirs.sum()}")
-    assert COUNT / 4 < kept_by_theirs.sum() < COUNT * 3 / 4
-    assert abs(kept.sum() - kept_by_theirs.sum()) <= 1
-    both = kept & kept_by_theirs
-    highest = attack.perturb(x[both], y[both], best_loss=True)
+    robust, robust_to_theirs = is_robust(net, ours, y), is_robust(net, theirs, y)
+    print(f"APGD-{name} {norm} seed {seed}: {robust.sum()} left robust, theirs {robust_to_theirs.sum()}")
+    assert COUNT / 4 < robust_to_theirs.sum() < COUNT * 3 / 4
+    assert abs(robust.sum() - robust_to_theirs.sum()) <= 1
+    robust_to_both = robust & robust_to_theirs
+    highest = attack.perturb(x[robust_to_both], y[robust_to_both], best_loss=True)
     gained, gained_by_theirs = (
-        objective(net(x_adv), y[both]) - objective(net(x[both]), y[both]) for x_adv in (ours[both], highest)
+        objective(net(x_adv), y[robust_to_both]) - objective(net(x[robust_to_both]), y[robust_to_both])
+        for x_adv in (ours[robust_to_both], highest)
     )
     print(f"    mean objective gained where both failed: {gained.mean():.5f}, theirs {gained_by_theirs.mean():.5f}")
     # one image of 32 that ends on another peak moves the mean by 2%; theirs differs by 3% between its own seeds
@@ -84,10 +85,10 @@ def test_targeted_apgd_is_as_strong_as_its_authors(net_and_images, norm, seed):
     ours = targeted_apgd(net, x, y, Apgd(epsilon, STEPS, norm=norm), ImageDraws(seed, range(COUNT)))
     attack = APGDAttack_targeted(net, n_iter=STEPS, norm=norm, eps=epsilon, seed=seed, n_target_classes=9, device="cpu")
     theirs = attack.perturb(x, y)
-    kept, kept_by_theirs = robust(net, ours, y), robust(net, theirs, y)
-    print(f"APGD-T {norm} seed {seed}: {kept.sum()} left robust, theirs {kept_by_theirs.sum()}")
-    assert COUNT / 4 < kept_by_theirs.sum() < COUNT * 3 / 4
-    assert abs(kept.sum() - kept_by_theirs.sum()) <= 1
+    robust, robust_to_theirs = is_robust(net, ours, y), is_robust(net, theirs, y)
+    print(f"APGD-T {norm} seed {seed}: {robust.sum()} left robust, theirs {robust_to_theirs.sum()}")
+    assert COUNT / 4 < robust_to_theirs.sum() < COUNT * 3 / 4
+    assert abs(robust.sum() - robust_to_theirs.sum()) <= 1
 
 
 def test_l2_pgd_agrees_with_foolbox(net_and_images):
@@ -98,5 +99,5 @@ def test_l2_pgd_agrees_with_foolbox(net_and_images):
     ours = pgd(net, x, y, Pgd(epsilon, step, steps, start="none", norm="L2"), ImageDraws(0, range(COUNT)))
     print(f"L2 PGD: largest difference {(ours - theirs).abs().max():.1e}, {COUNT - broken.sum()} left robust")
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-5)
-    assert torch.equal(robust(net, ours, y), ~broken)
+    assert torch.equal(is_robust(net, ours, y), ~broken)
     assert COUNT / 4 < (~broken).sum() < COUNT * 3 / 4

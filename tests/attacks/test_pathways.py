@@ -1,4 +1,4 @@
-"""The network held on every pathway: planted networks of which the broken pathway is known."""
+"""The network fixed on every pathway: planted networks whose weak pathway is known."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +19,8 @@ EPSILON = 0.1
 
 
 class Planted(nn.Module):
-    """One router of four experts on images [B, 1, 2, 2], which takes expert 0 wherever an attack can go. Only expert `weak` follows
-    the second pixel and can be fooled; the others say class 0 by far."""
+    """One router of four experts on images [B, 1, 2, 2]. It chooses expert 0 everywhere in the ball. Only expert `weak` can be
+    fooled, by the second pixel; the others predict class 0 with a large margin."""
 
     def __init__(self, weak: int) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class Planted(nn.Module):
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
         x = x.flatten(1) * self.scale
-        scores = torch.stack([x[:, 0] + 3, x[:, 1], x[:, 2], x[:, 3]], dim=1)
-        chosen = gate.weights(scores, 0).experts
+        routing_logits = torch.stack([x[:, 0] + 3, x[:, 1], x[:, 2], x[:, 3]], dim=1)
+        chosen = gate.weights(routing_logits, 0).experts
         fragile = torch.stack([0.55 - x[:, 1], x[:, 1] - 0.55, x[:, 1] - 2], dim=1)
         firm = torch.tensor([5.0, 0.0, 0.0]) + 0.01 * x[:, :3]
-        return torch.where((chosen == self.weak)[:, None], fragile, firm), [Routing(scores, chosen)]
+        return torch.where((chosen == self.weak)[:, None], fragile, firm), [Routing(routing_logits, chosen)]
 
 
 class Layers(nn.Module):
@@ -63,29 +63,29 @@ def job(model: nn.Module, x: Tensor, classes: int = 3) -> Job:
     return Job(model, x, torch.zeros(len(x), dtype=torch.long), range(len(x)), EPSILON, "Linf", 0, 0, classes)
 
 
-def test_only_the_third_pathway_breaks_and_is_found_although_no_attack_reaches_it() -> None:
+def test_a_weak_pathway_that_no_attack_reaches_counts_in_ra_paths_only() -> None:
     model, x = Planted(weak=2).eval(), grey()
-    found = evaluate(model, x, torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "reroute", "paths"))
-    assert found.worst == found.sa == 100
-    assert found.figures["ra_paths"] == 0
-    assert found.attacks["paths"].broken == 0
+    evaluation = evaluate(model, x, torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "reroute", "paths"))
+    assert evaluation.worst == evaluation.sa == 100
+    assert evaluation.figures["ra_paths"] == 0
+    assert evaluation.attacks["paths"].broken == 0
 
 
-def test_a_network_without_a_weak_pathway_keeps_every_image() -> None:
+def test_without_a_weak_pathway_every_image_is_robust() -> None:
     model = Planted(weak=-1).eval()
-    found = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "paths"))
-    assert found.figures["ra_paths"] == found.worst == 100
+    evaluation = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "paths"))
+    assert evaluation.figures["ra_paths"] == evaluation.worst == 100
 
 
-def test_what_breaks_on_the_pathway_that_is_taken_breaks_the_network() -> None:
+def test_images_broken_on_the_chosen_pathway_break_the_network() -> None:
     model = Planted(weak=0).eval()
-    found = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("paths",))
-    assert found.worst == found.figures["ra_paths"] == 0
-    assert found.attacks["paths"].broken == 5
+    evaluation = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("paths",))
+    assert evaluation.worst == evaluation.figures["ra_paths"] == 0
+    assert evaluation.attacks["paths"].broken == 5
 
 
 @pytest.mark.parametrize(("weak", "broken"), [(3, True), (-1, False)])
-def test_checked_again_on_all_pathways(weak: int, broken: bool) -> None:
+def test_x_adv_is_checked_on_all_pathways(weak: int, broken: bool) -> None:
     model = Planted(weak).eval()
     with frozen(model):
         x_adv = attack_pathways(job(model, grey()))
@@ -94,56 +94,56 @@ def test_checked_again_on_all_pathways(weak: int, broken: bool) -> None:
         assert not broken_on_a_pathway(job(model, grey()), grey()).any()
 
 
-def test_pathways_are_all_or_else_the_clean_one_cheap_changes_and_random_ones() -> None:
-    few, many = Planted(weak=1), Layers()
-    assert pathways(job(few, grey()))[0].tolist() == [[0], [1], [2], [3]]
+def test_a_network_of_many_pathways_is_attacked_on_the_clean_one_on_cheap_changes_and_on_random_ones() -> None:
+    small, large = Planted(weak=1), Layers()
+    assert pathways(job(small, grey()))[0].tolist() == [[0], [1], [2], [3]]
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    assert num_pathways(many, x) == 128 > PATHWAY_BUDGET
-    routes = pathways(job(many, x))
+    assert num_pathways(large, x) == 128 > PATHWAY_BUDGET
+    routes = pathways(job(large, x))
     assert routes.shape == (4, 1 + CHEAPEST + RANDOM, 7)
     clean = (x.flatten(1)[:, :7] < 0.5).long()
     assert torch.equal(routes[:, 0], clean)
-    for number in range(CHEAPEST):  # the layer whose two scores are closest comes first
+    for number in range(CHEAPEST):  # the layer whose two routing logits are closest comes first
         change = (routes[:, 1 + number] != clean).nonzero()
         assert change[:, 0].tolist() == [0, 1, 2, 3]
         nearest = (x.flatten(1)[:, :7] - 0.5).abs().argsort(dim=1)[:, number]
         assert torch.equal(change[:, 1], nearest)
-    assert torch.equal(routes, pathways(job(many, x)))
+    assert torch.equal(routes, pathways(job(large, x)))
 
 
 def test_sampled_pathways_have_a_separate_name() -> None:
     model = Layers().eval()
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
-    found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("paths",))
-    assert "ra_paths" not in found.figures
-    assert found.figures["ra_paths_sampled"] <= found.worst
+    evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("paths",))
+    assert "ra_paths" not in evaluation.figures
+    assert evaluation.figures["ra_paths_sampled"] <= evaluation.worst
 
 
-def many(budget: int) -> tuple[Evaluation, list[str]]:
+def evaluated(budget: int) -> tuple[Evaluation, list[str]]:
     """The evaluation of 128 pathways under a budget, and the names of its figures."""
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     model = Layers().eval()
-    found = evaluate(
+    evaluation = evaluate(
         model, x, model(x).argmax(dim=1), epsilon=0.01, preset=("pgd_10", "paths"), pathway_budget=budget
     )  # fmt: skip
-    return found, list(found.figures)
+    return evaluation, list(evaluation.figures)
 
 
-def test_the_budget_decides_what_is_held_and_one_line_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    assert many(128)[1] == ["ra_10", "ra_paths"]
+def test_the_budget_decides_which_pathways_are_attacked_and_one_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert evaluated(128)[1] == ["ra_10", "ra_paths"]
     assert not caplog.messages
-    assert many(127)[1] == ["ra_10", "ra_paths_sampled"]
+    assert evaluated(127)[1] == ["ra_10", "ra_paths_sampled"]
     assert caplog.messages == [notice(128, 127)]
     assert "128 pathways, more than the budget of 127: 8 of them are held instead" in caplog.messages[0]
-    none, figures = many(0)
+    none, figures = evaluated(0)
     assert figures == ["ra_10"]
     assert none.left_out == {"paths": "the pathway budget is 0, so RA-worst is reported without RA-paths"}
     assert len(caplog.messages) == 1
     with pytest.raises(UserError, match="pathway_budget must be at least 0, not -1"):
-        many(-1)
+        evaluated(-1)
 
 
-def test_another_budget_runs_the_pathways_again_and_nothing_else(tmp_path: Path) -> None:
+def test_another_budget_runs_only_the_pathways_again(tmp_path: Path) -> None:
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     model, ran = Layers().eval(), []
     for budget in (127, 127, 128):

@@ -20,7 +20,7 @@ def pair(a, b):
 
 
 def logits(score):
-    """Two classes, the second one's logit `score` [B]: cross-entropy for label 0 grows with it, for label 1 it falls."""
+    """Two classes with logits 0 and `score` [B]: cross-entropy rises with the score for label 0, and falls for label 1."""
     return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
@@ -29,7 +29,7 @@ def linear(x):
 
 
 class Constant:
-    """Draws that put every pixel at the same place."""
+    """Draws that give every pixel the same number: the next of `values` at each call."""
 
     def __init__(self, *values):
         self.values = iter(values)
@@ -78,7 +78,7 @@ def test_a_pixel_stopped_at_zero_comes_back():
         return logits(10 * a * (b - 0.55) + b)
 
     # d/da = 10 * (b - 0.55) falls below 0 until b has passed 0.55, d/db = 10 * a + 1 is positive throughout:
-    # (0, 0.5) -> (0, 0.54) -> (0, 0.58) -> (0.04, 0.6). Had a run on to -0.08, a clamp in the graph would hold it there.
+    # (0, 0.5) -> (0, 0.54) -> (0, 0.58) -> (0.04, 0.6). If a went down to -0.08, a clamp in the graph would keep it there.
     x_adv = pgd(turning, pair(0.0, 0.5), torch.tensor([0]), Pgd(0.1, 0.04, 3, start="none"), DRAWS)
     assert pixels(x_adv) == pytest.approx([0.04, 0.6], abs=1e-12)
 
@@ -92,7 +92,7 @@ def test_saturated_pixels_move_from_a_random_start(value, direction):
     torch.testing.assert_close(x_adv, x + direction * 0.1)
 
 
-def test_a_gradient_that_is_one_number_for_all_pixels_is_no_obstacle():
+def test_a_gradient_that_is_equal_for_all_pixels():
     x_adv = pgd(lambda x: logits(x.sum(dim=(1, 2, 3))), pair(0.5, 0.3), torch.tensor([0]), Pgd(0.1, 0.04, 1, start="none"), DRAWS)
     assert pixels(x_adv) == pytest.approx([0.54, 0.34], abs=1e-12)
 
@@ -128,20 +128,20 @@ def test_the_result_is_in_the_ball_and_in_the_pixel_range(start):
 
 
 @pytest.mark.parametrize("start", ["uniform", "normal", "none"])
-def test_epsilon_zero_gives_the_images_back(start):
+def test_epsilon_zero_returns_the_images(start):
     model, x = small_net(), torch.rand(5, 3, 8, 8)
     settings = Pgd(0.0, 2 / 255, 5, restarts=2, start=start)
     assert torch.equal(pgd(model, x, torch.zeros(5, dtype=torch.int64), settings, ImageDraws(0, range(5))), x)
 
 
-def test_the_attack_leaves_images_and_gradients_alone():
+def test_the_attack_does_not_change_images_or_gradients():
     model, x = small_net(), torch.rand(5, 3, 8, 8)
-    kept = x.clone()
+    original = x.clone()
     first = next(model.parameters())
     first.grad = torch.full_like(first, 3.0)
     with torch.no_grad():
         pgd(model, x, torch.zeros(5, dtype=torch.int64), Pgd(0.1, 0.04, 3), ImageDraws(0, range(5)))
-    assert torch.equal(x, kept)
+    assert torch.equal(x, original)
     assert not x.requires_grad
     assert torch.equal(first.grad, torch.full_like(first, 3.0))
     assert [p.grad for p in model.parameters()][1:] == [None] * (len(list(model.parameters())) - 1)
@@ -176,7 +176,7 @@ def test_restarts_keep_the_worst_of_each_image():
     assert x_adv[:, 0, 0, 0].tolist() == pytest.approx([0.58] * 3, abs=3e-4)
 
 
-def test_one_restart_more_never_lowers_the_objective():
+def test_more_restarts_never_lower_the_objective():
     model, x, y = small_net(), torch.rand(6, 3, 8, 8), torch.arange(6) % 3
     values = []
     for restarts in (1, 2, 4):
@@ -213,7 +213,7 @@ def state_of(model):
     return [module.training for module in model.modules()], [parameter.requires_grad for parameter in model.parameters()]
 
 
-def test_frozen_is_eval_without_gradients_and_restores_what_it_found():
+def test_frozen_is_eval_without_gradients_and_restores_the_state():
     model = mixed_model()
     before = state_of(model)
     assert before[0] == [True, True, False, False, True, False]
@@ -241,7 +241,7 @@ def small_net():
 
 
 def trained_net_and_images():
-    """Three classes of noisy images, each bright in its own channel, and a net that mostly knows them."""
+    """Noisy images of three classes, each bright in a different channel, and a net that classifies most of them correctly."""
     net, y = small_net(), torch.arange(60) % 3
     x = (torch.rand(60, 3, 8, 8) + 0.06 * torch.nn.functional.one_hot(y, 3)[:, :, None, None]).clamp(0, 1)
     optimizer = torch.optim.Adam(net.parameters(), 0.01)

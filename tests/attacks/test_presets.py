@@ -1,4 +1,4 @@
-"""Presets, plans from listed attacks, and costs in words."""
+"""Presets, plans made from attack names, and their costs in words."""
 
 import sys
 from pathlib import Path
@@ -27,15 +27,15 @@ def test_presets_name_attacks_that_exist(preset):
 
 
 def test_plan_sorts_names_into_figures_and_survivors():
-    found = plan(("pgd_20", "reroute", "autoattack", "autoattack_plus", "autoattack_rand", "pgd_50x10", "aa_square"))
-    assert found.figures == {
+    preset = plan(("pgd_20", "reroute", "autoattack", "autoattack_plus", "autoattack_rand", "pgd_50x10", "aa_square"))
+    assert preset.figures == {
         "ra_20": ("pgd_20",), "ra_aa": autoattack.STANDARD, "ra_aa_plus": autoattack.PLUS, "ra_aa_rand": autoattack.RAND,
         "ra_50x10": ("pgd_50x10",),
     }  # fmt: skip
-    assert found.survivors == ("reroute", "aa_square")
+    assert preset.survivors == ("reroute", "aa_square")
 
 
-def test_a_users_attack_is_no_figure_by_its_name(registries):
+def test_a_users_attack_named_like_pgd_is_not_a_figure(registries):
     ATTACKS["pgd_mine"] = ATTACKS["reroute"]
     assert plan(("pgd_10", "pgd_mine")) == Preset({"ra_10": ("pgd_10",)}, ("pgd_mine",))
 
@@ -49,12 +49,12 @@ def test_a_users_attack_is_no_figure_by_its_name(registries):
         ([], "no attack is named"),
     ],
 )
-def test_unknown_names_are_one_line(preset, message):
+def test_unknown_names_are_refused_with_a_suggestion(preset, message):
     with pytest.raises(UserError, match=message):
         resolve(preset)
 
 
-def test_missing_extra_is_one_line(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pyautoattack", None)
     for preset in ("standard", ("autoattack",), ("aarand_apgd-ce",)):
         with pytest.raises(UserError, match="AutoAttack needs the extra autoattack"):

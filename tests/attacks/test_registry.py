@@ -1,4 +1,4 @@
-"""Each attack as an entry: what it needs, what it costs, its words."""
+"""The registry of attacks: each entry's needs, cost and description."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def test_obstacles_name_their_reason(name, change, reason):
 
 @pytest.mark.parametrize("shape", [(side, side) for side in range(1, 30)] + [(32, 16), (16, 32), (28, 14), (32, 24), (20, 30)])
 def test_square_is_skipped_where_the_official_code_raises(shape):
-    """The official class, with three queries, on a linear network: in L2 it fails on exactly the sizes that are left out."""
+    """The official class, with three queries, on a linear network: in L2 it fails on exactly the sizes that are skipped."""
     square = pytest.importorskip("pyautoattack.square").SquareAttack
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * shape[0] * shape[1], 5)).eval(), torch.rand(2, 3, *shape)
@@ -64,7 +64,7 @@ def test_ten_starts_break_every_image_that_the_first_breaks():
 
 
 @pytest.mark.parametrize("name", ["aa_apgd-ce", "aaplus_apgd-dlr", "aarand_apgd-ce"])
-def test_autoattack_leaves_the_random_state_alone_and_takes_one_image(name):
+def test_autoattack_keeps_the_random_state_and_takes_one_image(name):
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Flatten(), nn.Linear(36, 4)).eval(), torch.rand(1, 1, 6, 6)
     y, before = model(x).argmax(dim=1), torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""The attack that changes routes: what it finds where AutoAttack does not, and that it keeps its promises."""
+"""The attack that changes routes: it stays in the ball and in its budget, and fools where AutoAttack does not."""
 
 import sys
 from pathlib import Path
@@ -22,9 +22,10 @@ CLASSES, SIDE = 3, 4
 
 
 class Linear(nn.Module):
-    """Images [B, 1, 4, 4]; for each entry of `experts` a linear router over so many linear experts, whose outputs add up.
+    """Images [B, 1, 4, 4]. Each entry of `experts` makes a layer: a linear router over that many linear experts. The layers'
+    outputs are added.
 
-    `passes` counts the forward passes that were made of every image.
+    `passes` counts the forward passes of each image.
     """
 
     def __init__(self, *experts: int, seed: int = 0) -> None:
@@ -51,7 +52,7 @@ class Linear(nn.Module):
 
 
 class Hidden(Linear):
-    """Two experts that ignore the image: only the other route, which no gradient of the loss shows, changes the class."""
+    """Two experts that ignore the image: only the other route changes the class, and no gradient of the loss leads there."""
 
     def __init__(self, distance: float) -> None:
         super().__init__(2)
@@ -81,7 +82,7 @@ def attack(
 
 
 def hand_made(weights: list[list[float]], biases: list[float]) -> Linear:
-    """One layer whose router sees the first two pixels alone."""
+    """One layer whose router reads only the first two pixels."""
     model = Linear(len(biases))
     with torch.no_grad():
         model.routers[0].weight.zero_()
@@ -90,11 +91,11 @@ def hand_made(weights: list[list[float]], biases: list[float]) -> Linear:
     return model
 
 
-def test_changes_stand_in_the_order_of_their_distance() -> None:
+def test_changes_are_ordered_by_distance() -> None:
     """At pixels (0.5, 0.5) the logits are 2.0, 1.5, 1.0, 1.9: gaps 0.5, 1.0 and 0.1 to the top one.
 
-    Gradients of the gaps: (1, 1), L1 2: distance 0.25; (5, 5), L1 10: 0.1; (0.1, 0.1), L1 0.2: 0.5. So the smallest gap
-    comes last: its router hardly moves.
+    Gradients of the gaps: (1, 1), L1 2: distance 0.25; (5, 5), L1 10: 0.1; (0.1, 0.1), L1 0.2: 0.5. The smallest gap
+    comes last, because its gradient is small.
     """
     model = hand_made([[1.0, 1.0], [0.0, 0.0], [-4.0, -4.0], [0.9, 0.9]], [1.0, 1.5, 5.0, 1.0])
     x = torch.full((2, 1, SIDE, SIDE), 0.5)
@@ -122,8 +123,10 @@ def test_a_router_that_is_cut_or_gives_nan_does_not_stop_the_attack(fault: str) 
     class Faulty(Linear):
         def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
             logits, routings = super().forward_routed(x, gate)
-            spoilt = [routing.logits.detach() if fault == "cut" else routing.logits * torch.nan for routing in routings]
-            return logits, [Routing(bad, routing.experts) for bad, routing in zip(spoilt, routings, strict=True)]
+            faulty_logits = [routing.logits.detach() if fault == "cut" else routing.logits * torch.nan for routing in routings]
+            return logits, [
+                Routing(router_logits, routing.experts) for router_logits, routing in zip(faulty_logits, routings, strict=True)
+            ]
 
     model, x = Faulty(3, 2), noise_images(8)
     changes = cheapest_changes(model, x)
@@ -134,7 +137,7 @@ def test_a_router_that_is_cut_or_gives_nan_does_not_stop_the_attack(fault: str) 
 
 
 @pytest.mark.parametrize("sizes", [(1,), (1, 1)])
-def test_a_network_with_nothing_to_choose_has_no_changes(sizes: tuple[int, ...]) -> None:
+def test_a_network_with_one_expert_in_each_layer_has_no_changes(sizes: tuple[int, ...]) -> None:
     model, x = Linear(*sizes), noise_images(3)
     assert cheapest_changes(model, x).shape == (3, 0, 2)
     assert torch.equal(attack(model, x), x)
@@ -147,7 +150,7 @@ def test_a_network_with_nothing_to_choose_has_no_changes(sizes: tuple[int, ...])
 @pytest.mark.parametrize("beam", [Beam(), Beam(2, 1, 1, 2), Beam(1, 1, 1, 1), Beam(5, 3, 2, 4)])
 def test_never_makes_more_passes_than_its_budget(sizes: tuple[int, ...], beam: Beam) -> None:
     model = Linear(*sizes)
-    with torch.no_grad():  # nothing can be fooled, so nothing ends early
+    with torch.no_grad():  # no image can be fooled, so the attack does not end early
         for expert in model.experts:
             expert.weight.zero_()
             expert.bias.zero_()
@@ -155,7 +158,9 @@ def test_never_makes_more_passes_than_its_budget(sizes: tuple[int, ...], beam: B
     attack(model, noise_images(5), steps=7, beam=beam)
     changes = sum(number - 1 for number in sizes)
     order = changes + min(2 * beam.singles, changes) * (PROBE_STEPS + 1)
-    assert model.passes <= beam.budget * (7 + 2) + order + 3  # two looks more than steps for each ascent; the orders; the layers
+    assert (
+        model.passes <= beam.budget * (7 + 2) + order + 3
+    )  # each ascent looks twice more than it steps; then the two orders, and the layers
 
 
 def test_the_budget_does_not_grow_with_the_pathways() -> None:
@@ -165,7 +170,7 @@ def test_the_budget_does_not_grow_with_the_pathways() -> None:
 
 @pytest.fixture
 def both() -> Linear:
-    """Only both layers on their second expert give class 1: no single change does. The second layer's brings it nearer."""
+    """Class 1 only if both layers use their second expert. Of the single changes, the second layer's comes closer."""
     model = Linear(2, 2)
     with torch.no_grad():
         for layer in range(2):
@@ -187,21 +192,21 @@ def test_the_beam_combines_changes(both: Linear, beam: Beam) -> None:
 # success
 
 
-def test_finds_the_class_that_only_another_route_gives() -> None:
+def test_fools_a_network_that_only_another_route_fools() -> None:
     model, x = Hidden(0.05), torch.full((6, 1, SIDE, SIDE), 0.5)
     assert (model(x).argmax(dim=1) == 0).all()
     assert (model(attack(model, x)).argmax(dim=1) == 1).all()
 
 
-def test_does_not_leave_the_ball_to_find_it() -> None:
+def test_does_not_leave_the_ball() -> None:
     model, x = Hidden(0.15), torch.full((6, 1, SIDE, SIDE), 0.5)
     x_adv = attack(model, x)
     assert (model(x_adv).argmax(dim=1) == 0).all()
-    assert torch.equal(x_adv, x)  # nothing was found
+    assert torch.equal(x_adv, x)
 
 
 @pytest.mark.parametrize("sizes", [(4,), (3, 1), (2, 2, 2)])
-def test_what_it_gives_back_is_the_image_or_fools_the_true_network_inside_the_ball(sizes: tuple[int, ...]) -> None:
+def test_the_result_is_the_image_or_a_point_in_the_ball_that_fools_the_network(sizes: tuple[int, ...]) -> None:
     model, x = Linear(*sizes), noise_images(64).mul(1.4).sub(0.2).clamp(0, 1)  # with saturated pixels
     y, x_adv = model(x).argmax(dim=1), attack(model, x)
     changed = (x_adv != x).flatten(1).any(dim=1)
@@ -213,14 +218,14 @@ def test_what_it_gives_back_is_the_image_or_fools_the_true_network_inside_the_ba
 
 
 @pytest.mark.parametrize("sizes", [(4,), (2, 3)])
-def test_a_image_does_not_depend_on_who_shares_its_batch(sizes: tuple[int, ...]) -> None:
+def test_an_images_result_does_not_depend_on_its_batch(sizes: tuple[int, ...]) -> None:
     model, x = Linear(*sizes), noise_images(12)
-    whole = attack(model, x)
+    full_batch = attack(model, x)
     for rows in ([0, 1, 2], [7], [11, 3, 8, 5]):
-        assert torch.allclose(attack(model, x[rows], rows=rows), whole[rows], atol=1e-6)
+        assert torch.allclose(attack(model, x[rows], rows=rows), full_batch[rows], atol=1e-6)
 
 
-def test_attempts_that_run_together_fool_the_same_images() -> None:
+def test_attempts_in_one_batch_fool_the_same_images() -> None:
     model, x = Linear(2, 3), noise_images(24)
     with frozen(model):
         y = model(x).argmax(dim=1)
@@ -238,8 +243,8 @@ def test_same_seed_same_points() -> None:
 # against AutoAttack, on a trained network with one hard router
 
 
-def left_by_reroute(model: Planted, x: Tensor, y: Tensor, rows: list[int]) -> int:
-    """How many of `rows` the preset's attack leaves."""
+def robust_to_reroute(model: Planted, x: Tensor, y: Tensor, rows: list[int]) -> int:
+    """The number of `rows` that are robust to the attack `reroute`."""
     with frozen(model):
         x_adv = ATTACKS["reroute"].run(Job(model, x[rows], y[rows], rows, EPSILON, "Linf", 0, 0, 10))
         assert (x_adv - x[rows]).abs().max() <= EPSILON + 1e-6
@@ -249,16 +254,16 @@ def left_by_reroute(model: Planted, x: Tensor, y: Tensor, rows: list[int]) -> in
 
 
 def test_leaves_at_most_60_percent_of_what_apgd_leaves() -> None:
-    """The claim below in small: one seed, fewer images, and our APGD on two losses in AutoAttack's place."""
+    """A fast form of the next test: one seed, fewer images, and our APGD with two losses instead of AutoAttack."""
     model, test = planted(0, epochs=2, count=3000, steps=2), images().test
     x, y = test.pixels()[:40], test.labels[:40]
     with frozen(model):
-        stands = model(x).argmax(dim=1) == y
-        stands &= model(apgd(model, x, y, Apgd(EPSILON), ImageDraws(0, range(40)))).argmax(dim=1) == y
+        robust = model(x).argmax(dim=1) == y
+        robust &= model(apgd(model, x, y, Apgd(EPSILON), ImageDraws(0, range(40)))).argmax(dim=1) == y
         x_adv = targeted_apgd(model, x, y, Apgd(EPSILON, num_steps=40), ImageDraws(1, range(40)))
-        rows = (stands & (model(x_adv).argmax(dim=1) == y)).nonzero()[:, 0].tolist()
+        rows = (robust & (model(x_adv).argmax(dim=1) == y)).nonzero()[:, 0].tolist()
     assert len(rows) >= 12
-    assert left_by_reroute(model, x, y, rows) <= 0.6 * len(rows)
+    assert robust_to_reroute(model, x, y, rows) <= 0.6 * len(rows)
 
 
 @pytest.mark.slow
@@ -273,14 +278,14 @@ def test_leaves_at_most_60_percent_of_what_autoattack_leaves() -> None:
             x_adv, _ = suite.run_standard_evaluation(x, y, batch_size=64)
             rows = (model(x_adv).argmax(dim=1) == y).nonzero()[:, 0].tolist()
         before += len(rows)
-        after += left_by_reroute(model, x, y, rows)
+        after += robust_to_reroute(model, x, y, rows)
     print(f"AutoAttack leaves {before}, reroute {after}")
-    assert before >= 60  # a third of the images: the network is robust as far as AutoAttack sees
+    assert before >= 60  # a third of the images: AutoAttack reports a robust network
     assert after <= 0.6 * before
 
 
-class DearAndFatal(Linear):
-    """Six experts that ignore the image. Expert 0 is taken; 1 to 4 are cheap to reach and agree with it; 5 is dearer and errs."""
+class FarAndWrong(Linear):
+    """Six experts that ignore the image. Expert 0 is chosen. Experts 1 to 4 are close and agree with it; 5 is farther and wrong."""
 
     def __init__(self) -> None:
         super().__init__(6)
@@ -290,22 +295,22 @@ class DearAndFatal(Linear):
             self.routers[0].weight[1:] = 1 / (SIDE * SIDE)  # the mean pixel
             self.routers[0].bias.copy_(torch.tensor([0.5, -0.01, -0.02, -0.03, -0.04, -0.045]))
             for expert in range(1, 6):
-                self.routers[0].weight[expert, expert] += 0.5  # a pixel of its own, so that each can be reached
+                self.routers[0].weight[expert, expert] += 0.5  # a different pixel for each expert, so that each can be reached
                 self.routers[0].bias[expert] -= 0.25
             self.experts[0].bias.copy_(torch.tensor([1.0, 0.0, 0.0] * 5 + [0.0, 1.0, 0.0]))
 
 
-def test_a_dear_reroute_that_is_fatal_is_found_before_cheap_ones_that_are_harmless() -> None:
-    model, x = DearAndFatal(), torch.full((3, 1, SIDE, SIDE), 0.5)
+def test_a_far_change_that_fools_is_tried_before_close_ones_that_do_not() -> None:
+    model, x = FarAndWrong(), torch.full((3, 1, SIDE, SIDE), 0.5)
     y = torch.zeros(3, dtype=torch.long)
-    cheap = cheapest_changes(model, x)
-    assert cheap[0, :, 1].tolist() == [1, 2, 3, 4, 5]
-    assert weakest_changes(model, x, y, cheap, 0.1, 4)[0, 0].tolist() == [0, 5]
+    changes = cheapest_changes(model, x)
+    assert changes[0, :, 1].tolist() == [1, 2, 3, 4, 5]
+    assert weakest_changes(model, x, y, changes, 0.1, 4)[0, 0].tolist() == [0, 5]
     x_adv = attack(model, x, beam=Beam(2, 1, 1, 1))
     assert (model(x_adv).argmax(dim=1) == 1).all()
 
 
-def test_two_orders_take_turns_and_name_every_change_once() -> None:
+def test_two_orders_alternate_and_contain_every_change_once() -> None:
     first = torch.tensor([[[0, 1], [0, 2], [1, 1], [2, 1]]])
     second = torch.tensor([[[2, 1], [0, 1], [1, 1], [0, 2]]])
     assert in_turn(first, second)[0].tolist() == [[0, 1], [2, 1], [0, 2], [1, 1]]

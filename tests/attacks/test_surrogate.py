@@ -1,4 +1,4 @@
-"""Surrogates show gradients that hard routing hides; the true network decides what fools."""
+"""Surrogates give gradients that hard routing hides; the true network decides what is fooled."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ EPSILON = 0.1
 
 
 class Linear(nn.Module):
-    """Images [B, 1, 2, 2]; `layers` linear routers over three linear experts of 3 classes, whose outputs add up."""
+    """Images [B, 1, 2, 2]; `layers` linear routers over three linear experts of 3 classes, whose outputs are added."""
 
     def __init__(self, layers: int = 2) -> None:
         super().__init__()
@@ -61,11 +61,11 @@ def draws(rows: range | list[int] = range(B)) -> ImageDraws:
 def test_margins_by_hand() -> None:
     first = Routing(torch.tensor([[1.0, 3.0, 2.5], [0.0, -1.0, 4.0]]), torch.tensor([1, 2]))
     second = Routing(torch.tensor([[0.25, 0.0], [2.0, 2.0]]), torch.tensor([0, 0]))
-    found = margins([first, second], torch.tensor([[1, 1], [0, 0]]))
-    assert found.tolist() == [[0.5, -0.25], [-4.0, 0.0]]
+    result = margins([first, second], torch.tensor([[1, 1], [0, 0]]))
+    assert result.tolist() == [[0.5, -0.25], [-4.0, 0.0]]
 
 
-def test_a_free_layer_and_a_layer_of_one_expert_are_infinitely_decided() -> None:
+def test_a_free_layer_and_a_layer_of_one_expert_have_infinite_margins() -> None:
     three = Routing(torch.tensor([[1.0, 3.0, 2.5]]), torch.tensor([1]))
     one = Routing(torch.tensor([[7.0]]), torch.tensor([0]))
     assert margins([three, one], torch.tensor([[-1, 0]])).tolist() == [[torch.inf, torch.inf]]
@@ -79,7 +79,7 @@ def test_a_free_layer_leaves_the_gradient_finite() -> None:
     assert gradient.tolist() == [[0.0, 0.0]]
 
 
-def test_route_of_stands_layer_by_layer() -> None:
+def test_route_of_has_one_column_for_each_layer() -> None:
     routings = [Routing(torch.zeros(2, 3), torch.tensor([0, 2])), Routing(torch.zeros(2, 3), torch.tensor([1, 1]))]
     assert route_of(routings).tolist() == [[0, 1], [2, 1]]
 
@@ -96,14 +96,14 @@ def test_steps_fall_from_half_of_epsilon_to_a_fiftieth_of_that() -> None:
 
 
 def test_stops_at_the_first_point_that_fools() -> None:
-    """A loss that raises every pixel forever: the image must rest where the true network first changes its mind."""
+    """A loss that raises every pixel forever: the image stays at the first point that the true network misclassifies."""
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
     seen: list[float] = []
 
     def predict(z: Tensor) -> Tensor:
         seen.append(z.mean().item())
-        over = z.flatten(1).mean(dim=1) - 0.53
-        return torch.stack([-over, over], dim=1)
+        score = z.flatten(1).mean(dim=1) - 0.53
+        return torch.stack([-score, score], dim=1)
 
     x_adv = surrogate_pgd(predict, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 20), draws([0]), start=x)
     assert seen[0] == pytest.approx(0.5)
@@ -125,8 +125,8 @@ def test_a_start_that_fools_already_is_kept() -> None:
     assert torch.equal(surrogate_pgd(wrong, never, x, y, Search(EPSILON, 5), draws(), start=start), start)
 
 
-def test_is_in_the_ball_and_in_the_pixel_range() -> None:
-    model, x = Linear(), images().round()  # pixels of 0 and 1 alone
+def test_the_result_is_in_the_ball_and_in_the_pixel_range() -> None:
+    model, x = Linear(), images().round()  # every pixel is 0 or 1
     y = model(x).argmax(dim=1)
     x_adv = surrogate_pgd(model, through_gate(model, SoftGate()), x, y, Search(EPSILON, 15), draws())
     assert (x_adv - x).abs().max() <= EPSILON + 1e-7
@@ -135,11 +135,11 @@ def test_is_in_the_ball_and_in_the_pixel_range() -> None:
     assert not torch.equal(x_adv, x)
 
 
-def test_a_start_outside_the_ball_is_brought_in() -> None:
+def test_a_start_outside_the_ball_is_projected() -> None:
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    right = torch.tensor([[1.0, 0.0]])
+    logits = torch.tensor([[1.0, 0.0]])
     x_adv = surrogate_pgd(
-        lambda z: right, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 0), draws([0]), start=x + 0.4
+        lambda z: logits, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 0), draws([0]), start=x + 0.4
     )
     assert torch.allclose(x_adv, x + EPSILON)
 
@@ -154,7 +154,7 @@ def test_breaks_images_that_a_random_start_does_not(kind: str) -> None:
 
 
 @pytest.mark.parametrize("make", ["gate", "route", "margin"])
-def test_a_image_does_not_depend_on_who_shares_its_batch(make: str) -> None:
+def test_an_images_result_does_not_depend_on_its_batch(make: str) -> None:
     model, x = Linear(), images()
     y, route = model(x).argmax(dim=1), route_of(model.forward_routed(x)[1])
 
@@ -166,12 +166,12 @@ def test_a_image_does_not_depend_on_who_shares_its_batch(make: str) -> None:
         }[make]
         return surrogate_pgd(model, surrogate, x[rows], y[rows], Search(EPSILON, 10), draws(rows))
 
-    whole = run(list(range(B)))
+    full_batch = run(list(range(B)))
     for rows in ([0, 1, 2], [5], [11, 4, 7]):
-        assert torch.allclose(run(rows), whole[rows], atol=1e-6)
+        assert torch.allclose(run(rows), full_batch[rows], atol=1e-6)
 
 
-def test_a_surrogate_of_nan_leaves_the_start_and_no_nan() -> None:
+def test_a_surrogate_of_nan_returns_the_start() -> None:
     model, x = Linear(), images()
     y = model(x).argmax(dim=1)
     start = surrogate_pgd(model, through_network(model), x, y, Search(EPSILON, 0), draws())
@@ -195,8 +195,8 @@ def test_through_route_is_the_forced_network() -> None:
 
 def test_through_the_clean_route_is_the_true_loss() -> None:
     model, x, y = Linear(), images(), torch.arange(B) % C
-    held = through_route(model, route_of(model.forward_routed(x)[1]))(x, y, torch.arange(B))
-    assert torch.allclose(held, F.cross_entropy(model(x), y, reduction="none"))
+    loss = through_route(model, route_of(model.forward_routed(x)[1]))(x, y, torch.arange(B))
+    assert torch.allclose(loss, F.cross_entropy(model(x), y, reduction="none"))
 
 
 def test_through_network_is_the_other_networks_loss() -> None:
@@ -215,7 +215,7 @@ def test_through_gate_reaches_the_router_where_the_hard_gate_does_not() -> None:
 
 
 @pytest.mark.parametrize(("weight", "sign"), [(50.0, 1), (-50.0, -1)])
-def test_the_margin_moves_as_its_weight_says(weight: float, sign: int) -> None:
+def test_the_weights_sign_decides_whether_margins_grow(weight: float, sign: int) -> None:
     model, x, y = Linear(), images(), torch.arange(B) % C
     route = route_of(model.forward_routed(x)[1])
     direction = ascent_direction(with_routing_margin(model, route, weight), x, y, torch.arange(B))
@@ -227,21 +227,23 @@ def test_the_margin_moves_as_its_weight_says(weight: float, sign: int) -> None:
 def test_a_margin_of_weight_0_is_the_true_loss() -> None:
     model, x, y = Linear(), images(), torch.arange(B) % C
     route = route_of(model.forward_routed(x)[1])
-    found = with_routing_margin(model, route, 0.0)(x, y, torch.arange(B))
-    assert torch.equal(found, F.cross_entropy(model(x), y, reduction="none"))
+    loss = with_routing_margin(model, route, 0.0)(x, y, torch.arange(B))
+    assert torch.equal(loss, F.cross_entropy(model(x), y, reduction="none"))
 
 
 def test_a_layer_of_one_expert_leaves_the_margins_loss_finite() -> None:
-    """+inf from a layer that cannot be routed elsewhere must not swallow the margins of the others."""
+    """The infinite margin of a layer of one expert must not hide the margins of the other layers."""
 
-    class Half(Linear):
+    class WithOneExpert(Linear):
         def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
             logits, routings = super().forward_routed(x, gate)
             return logits, [*routings, Routing(torch.zeros(len(x), 1), torch.zeros(len(x), dtype=torch.long))]
 
-    model, x, y = Half(), images(), torch.arange(B) % C
+    model, x, y = WithOneExpert(), images(), torch.arange(B) % C
     route = route_of(model.forward_routed(x)[1])
-    whole, plain = (with_routing_margin(network, route[:, :layers], -1.0) for network, layers in ((model, 3), (Linear(), 2)))
+    with_one_expert, without = (
+        with_routing_margin(network, route[:, :layers], -1.0) for network, layers in ((model, 3), (Linear(), 2))
+    )
     rows = torch.arange(B)
-    assert torch.isfinite(whole(x, y, rows)).all()
-    assert torch.equal(ascent_direction(whole, x, y, rows), ascent_direction(plain, x, y, rows))
+    assert torch.isfinite(with_one_expert(x, y, rows)).all()
+    assert torch.equal(ascent_direction(with_one_expert, x, y, rows), ascent_direction(without, x, y, rows))
