@@ -14,7 +14,7 @@ SETTINGS = Pgd(EPSILON, evaluation_step(EPSILON), 10)
 
 
 class Linear(nn.Module):
-    """Two classes; the second one's logit is w . x + b. Notes the size of each batch that a gradient was asked for."""
+    """Two classes with logits 0 and w . x + b. Records the size of each batch that needs a gradient."""
 
     def __init__(self, size=4):
         super().__init__()
@@ -52,11 +52,11 @@ def tiny(kind):
 
 
 def worst_case(model, images, epsilon):
-    """Robust flags in closed form: every pixel as far against the label as the ball and [0, 1] allow."""
+    """Robust flags in closed form: every pixel moves against the label as far as the ball and [0, 1] allow."""
     x, sign = images.pixels().double(), 2 * images.labels.double() - 1
     moved = (x - epsilon * sign[:, None, None, None] * model.weight.double().sign()).clamp(0, 1)
     margins = sign * ((moved * model.weight.double()).sum(dim=(1, 2, 3)) + model.bias.double())
-    assert margins.abs().min() > 1e-4  # none hangs on rounding
+    assert margins.abs().min() > 1e-4  # no flag depends on rounding
     return margins > 0
 
 
@@ -84,10 +84,10 @@ def test_robust_flags_do_not_depend_on_the_batch_size(kind):
     settings = Pgd(2 / 255, 0.5 / 255, 3)
     flags = [robust_flags(model, images, settings, seed=3, batch_size=size).tolist() for size in (1, 5, 24, 100)]
     assert 0 < sum(flags[0]) < 24
-    assert all(found == flags[0] for found in flags)
+    assert all(result == flags[0] for result in flags)
 
 
-def test_noise_belongs_to_the_image_and_the_seed():
+def test_noise_depends_only_on_the_image_and_the_seed():
     model, images = Linear(), random_images(6)
     x, y = images.pixels(), images.labels
     start = Pgd(EPSILON, 0.01, 0)
@@ -98,11 +98,11 @@ def test_noise_belongs_to_the_image_and_the_seed():
 
 def test_wrong_images_are_never_attacked():
     model, images = Linear(), random_images(50)
-    right = correct_flags(model, images)
-    assert 10 < right.sum() < 40
+    correct = correct_flags(model, images)
+    assert 10 < correct.sum() < 40
     flags = robust_flags(model, images, Pgd(EPSILON, 0.01, 3), batch_size=4)
-    assert sum(model.attacked) == 3 * right.sum()
-    assert not flags[~right].any()
+    assert sum(model.attacked) == 3 * correct.sum()
+    assert not flags[~correct].any()
 
 
 def test_epsilon_zero_gives_the_clean_accuracy():
@@ -113,7 +113,7 @@ def test_epsilon_zero_gives_the_clean_accuracy():
 
 
 @pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, num_experts=2)])
-def test_a_network_that_gets_nothing_right_is_not_attacked(kind):
+def test_a_network_without_a_correct_image_is_not_attacked(kind):
     model = tiny(kind)
     images = random_images(10, 12, classes=3)
     wrong = Images(images.raw, (predict_all(model, images) + 1) % 3)
@@ -136,7 +136,7 @@ def test_correct_flags_by_hand():
     assert accuracy(flags) == pytest.approx(200 / 3, rel=1e-6)
 
 
-def test_evaluation_restores_the_mode_and_leaves_the_statistics():
+def test_evaluation_restores_the_mode_and_keeps_the_statistics():
     model, images = tiny(MoEKind(0.5)).train(), random_images(12, 12, classes=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     robust_flags(model, images, SETTINGS)
@@ -145,6 +145,6 @@ def test_evaluation_restores_the_mode_and_leaves_the_statistics():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_evaluation_step_is_two_of_eight():
+def test_evaluation_step_is_a_quarter_of_epsilon():
     assert evaluation_step(8 / 255) == pytest.approx(2 / 255)
     assert evaluation_step(0.1) == pytest.approx(0.025)

@@ -1,4 +1,4 @@
-"""Every self-check can say yes and can say no, on cases made by hand."""
+"""Every self-check passes and fails where it should, on cases made by hand."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ SIDE = 4
 
 
 class Net(nn.Module):
-    """Two logits, -m and m, of the mean pixel's distance m from 0.5, times `slope`."""
+    """Two logits, -m and m, where m is `slope` times the difference of the mean pixel from 0.5."""
 
     def __init__(self, slope: float = 10.0) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class Net(nn.Module):
 
 
 class Routed(Net):
-    """The same behind a router of two experts that are both this network; the router looks at the first pixel."""
+    """The same network as both experts of a router that reads the first pixel."""
 
     def routing(self, x: Tensor) -> Tensor:
         return torch.stack([x[:, 0, 0, 0], 1 - x[:, 0, 0, 0]], dim=1)
@@ -58,8 +58,8 @@ GREYS = images(*torch.linspace(0.05, 0.95, 40).tolist())
 
 def run(check: Any, model: nn.Module, data: tuple[Tensor, Tensor] = GREYS, **fields: Any) -> Check:
     with torch.no_grad():
-        found: Check = check(target(model, *data, **fields), *data)
-    return found
+        result: Check = check(target(model, *data, **fields), *data)
+    return result
 
 
 # (1)
@@ -71,36 +71,36 @@ class Noisy(Net):
 
 
 class BatchStatistics(Net):
-    """What a batch normalisation in train mode does."""
+    """Depends on the batch, as batch normalisation in train mode does."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x - x.mean() + 0.5)
 
 
 class Positional(Net):
-    """The answer depends on the place in the batch."""
+    """The logits depend on the position in the batch."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + torch.arange(len(x))[:, None]
 
 
-class RoutedByCompany(Routed):
-    """Decided routes that depend on the batch, although the logits do not."""
+class RoutedByBatch(Routed):
+    """Routes with a clear margin that depend on the batch, although the logits do not."""
 
     def routing(self, x: Tensor) -> Tensor:
         return super().routing(x) * (1 if len(x) > 1 else -1)
 
 
-class Coin(Routed):
-    """A router without an opinion that tosses a coin."""
+class RandomRouter(Routed):
+    """A router with equal logits that chooses at random."""
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
         logits, routings = super().forward_routed(x, gate)
         return logits, [Routing(0 * routing.logits, torch.randint(2, (len(x),))) for routing in routings]
 
 
-class Undecided(Routed):
-    """A router whose two logits differ by rounding alone, which goes with the batch's size, and experts that differ."""
+class TiedRouter(Routed):
+    """The router's two logits differ only by a rounding error that depends on the batch size; the experts differ."""
 
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
         logits = torch.tensor([[0.5, 0.5]]) + 1e-7 * torch.tensor([[1.0, -1.0]]) * (1 if len(x) > 1 else -1)
@@ -110,20 +110,20 @@ class Undecided(Routed):
 
 
 @pytest.mark.parametrize("model", [Net(), Routed()])
-def test_a_settled_network_is_consistent(model: nn.Module) -> None:
+def test_a_deterministic_network_is_consistent(model: nn.Module) -> None:
     assert run(checks.consistency, model).status == "pass"
 
 
-@pytest.mark.parametrize("model", [Noisy(), BatchStatistics(), Positional(), RoutedByCompany(), Coin()])
-def test_answers_that_change_with_chance_or_company_fail(model: nn.Module) -> None:
+@pytest.mark.parametrize("model", [Noisy(), BatchStatistics(), Positional(), RoutedByBatch(), RandomRouter()])
+def test_logits_or_routes_that_depend_on_chance_or_on_the_batch_fail(model: nn.Module) -> None:
     torch.manual_seed(0)
     assert run(checks.consistency, model).status == "fail"
 
 
-def test_undecided_images_are_listed_and_not_failed() -> None:
-    found = run(checks.consistency, Undecided())
-    assert found.status == "pass"
-    assert "0 routes differ; 40 images with a router margin under 1e-05" in found.detail
+def test_images_with_tied_routers_are_listed_and_do_not_fail() -> None:
+    check = run(checks.consistency, TiedRouter())
+    assert check.status == "pass"
+    assert "0 routes differ; 40 images with a router margin under 1e-05" in check.detail
 
 
 @pytest.mark.parametrize(("offset", "status"), [(0.5e-4, "pass"), (2e-4, "fail")])
@@ -135,7 +135,7 @@ def test_logits_may_differ_by_1e_4(offset: float, status: str) -> None:
     assert run(checks.consistency, Near()).status == status
 
 
-def test_large_logits_may_differ_by_a_share_of_the_largest() -> None:
+def test_large_logits_may_differ_by_a_fraction_of_the_largest() -> None:
     class Large(Net):
         def forward(self, x: Tensor) -> Tensor:
             logits = super().forward(x)
@@ -158,19 +158,19 @@ def test_probabilities_fail_and_logits_pass() -> None:
     assert run(checks.logits_not_softmax, nn.Sequential(Softmax(), nn.LogSoftmax(dim=1))).status == "pass"
 
 
-class Second(Net):
-    """Answers otherwise from the second look on."""
+class SecondCallDiffers(Net):
+    """Returns other logits from the second call on."""
 
-    looks = 0
+    calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.looks += 1
-        return super().forward(x) * (1 if self.looks == 1 else -1)
+        self.calls += 1
+        return super().forward(x) * (1 if self.calls == 1 else -1)
 
 
-def test_epsilon_0_gives_clean_accuracy_or_fails() -> None:
+def test_epsilon_0_must_give_the_clean_accuracy() -> None:
     assert run(checks.zero_epsilon, Net()).status == "pass"
-    assert run(checks.zero_epsilon, Second()).status == "fail"
+    assert run(checks.zero_epsilon, SecondCallDiffers()).status == "fail"
 
 
 # (3)
@@ -204,7 +204,7 @@ class RoundedRouter(Routed):
         return super().routing(x).mul(10).round()
 
 
-def hundreds(count: int, silent: int) -> tuple[Tensor, Tensor]:
+def partly_flat(count: int, silent: int) -> tuple[Tensor, Tensor]:
     """`silent` images of `count` where Flat(0.9) has no gradient."""
     return images(*[0.3] * (count - silent), *[0.95] * silent)
 
@@ -223,16 +223,17 @@ def test_missing_gradients_fail(model: nn.Module) -> None:
     ("count", "silent", "status"), [(300, 2, "pass"), (300, 3, "fail"), (50, 1, "pass"), (50, 2, "fail"), (40, 0, "pass")]
 )
 def test_one_percent_or_one_image_may_be_silent(count: int, silent: int, status: str) -> None:
-    assert run(checks.gradients, Flat(0.9), hundreds(count, silent), epsilon=0.01).status == status
+    assert run(checks.gradients, Flat(0.9), partly_flat(count, silent), epsilon=0.01).status == status
 
 
-# (4), (5), (6), (11): read from what was run
+# (4), (5), (6), (11): read from the results of attacks
 
 
 def shard(rows: int = 1000, **broken: Sequence[int]) -> Shard:
     attacked = list(range(rows))
     attacks = {
-        name: AttackRun(rows=attacked, transfer=None, broken=list(gone), outside=0, seconds=0.0) for name, gone in broken.items()
+        name: AttackRun(rows=attacked, transfer=None, broken=list(rows_broken), outside=0, seconds=0.0)
+        for name, rows_broken in broken.items()
     }
     return Shard(rows=attacked, correct=attacked, attacks=attacks)
 
@@ -248,14 +249,14 @@ def test_square_may_add_a_fifth_of_a_point_or_one_image(rows: int, broken: int, 
     assert checks.square([shard(rows, aa_square=range(broken))]).status == status
 
 
-def test_autoattack_plus_is_judged_too() -> None:
+def test_autoattack_plus_is_checked_like_autoattack() -> None:
     assert checks.square([shard(100, aaplus_square=range(2))]).status == "warn"
     assert checks.square([shard(100, my_square=range(2))]).status == "skipped"  # an attack that a user added
     assert checks.autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
     assert checks.autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
 
 
-def test_square_counts_the_shards_that_it_has_been_run_on() -> None:
+def test_square_is_judged_on_the_shards_it_ran_on() -> None:
     assert checks.square([shard()]).status == "skipped"
     assert checks.square([shard(100, aa_square=[0, 1]), shard(10_000)]).status == "warn"
 
@@ -263,7 +264,7 @@ def test_square_counts_the_shards_that_it_has_been_run_on() -> None:
 @pytest.mark.parametrize(
     ("total", "gap", "status"), [(1000, 0.5, "pass"), (1000, 0.6, "fail"), (64, 100 / 64, "pass"), (64, 200 / 64, "fail")]
 )
-def test_autoattack_half_a_point_or_one_image_above_the_worst_is_unreliable(total: int, gap: float, status: str) -> None:
+def test_autoattack_more_than_half_a_point_or_one_image_above_the_worst_is_unreliable(total: int, gap: float, status: str) -> None:
     assert checks.autoattack_reliable({"ra_aa": 40 + gap}, 40.0, total).status == status
     assert checks.autoattack_reliable({"ra_50": 90.0}, 40.0, total).status == "skipped"
 
@@ -272,9 +273,9 @@ def test_autoattack_half_a_point_or_one_image_above_the_worst_is_unreliable(tota
     ("load", "status"), [([[50, 50], [60, 40]], "pass"), ([[50, 50], [96, 4]], "warn"), ([[95, 5]], "pass"), ([[100]], "pass")]
 )
 def test_a_collapsed_layer_warns(load: list[list[int]], status: str) -> None:
-    found = checks.routing_alive(target(Routed(), *GREYS), routing(load))
-    assert found.status == status
-    assert "12.5 %" in found.detail
+    check = checks.routing_alive(target(Routed(), *GREYS), routing(load))
+    assert check.status == status
+    assert "12.5 %" in check.detail
 
 
 def test_experts_of_a_network_that_does_not_route_are_skipped() -> None:
@@ -286,56 +287,56 @@ def test_images_outside_the_ball_fail() -> None:
     good, bad = shard(pgd_10=[]), shard(pgd_10=[])
     bad.attacks["pgd_10"].outside = 1
     assert checks.images_valid([good]).status == "pass"
-    found = checks.images_valid([good, bad])
-    assert found.status == "fail"
-    assert "pgd_10: 1 outside" in found.detail
+    check = checks.images_valid([good, bad])
+    assert check.status == "fail"
+    assert "pgd_10: 1 outside" in check.detail
 
 
-# (7) to (10), (12): attack anew
+# (7) to (10), (12): run further attacks
 
 
-class Maze(Net):
-    """Robust until the attack has taken `patience` looks with a gradient: only a larger budget breaks it."""
+class Patient(Net):
+    """Robust against the first `patience` gradients: only a larger budget breaks it."""
 
     def __init__(self, patience: int) -> None:
         super().__init__()
-        self.patience, self.looks = patience, 0
+        self.patience, self.gradients = patience, 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.looks = self.looks + 1 if x.requires_grad else self.looks
-        return super().forward(x) * (-1 if self.looks > self.patience else 1)
+        self.gradients = self.gradients + 1 if x.requires_grad else self.gradients
+        return super().forward(x) * (-1 if self.gradients > self.patience else 1)
 
 
-def test_a_budget_that_suffices_passes_and_one_that_does_not_warns() -> None:
+def test_a_sufficient_budget_passes_and_an_insufficient_one_warns() -> None:
     assert run(checks.budget_suffices, Net()).status == "pass"
-    assert run(checks.budget_suffices, Maze(100)).status == "warn"  # 10 + 50 looks leave it whole, the next 200 do not
+    assert run(checks.budget_suffices, Patient(100)).status == "warn"  # 10 + 50 steps do not break it, the next 200 do
 
 
-class Rewarding(Net):
-    """Recovers with the budget: right on the clean images, wrong after 10 and 50 steps, right again after 200."""
+class Recovering(Net):
+    """Recovers with the budget: correct on the clean images, wrong after 10 and 50 steps, correct again after 200."""
 
-    judged = 0
+    calls = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.judged += not x.requires_grad
-        return super().forward(x) * (-1 if self.judged in (2, 3) else 1)
+        self.calls += not x.requires_grad
+        return super().forward(x) * (-1 if self.calls in (2, 3) else 1)
 
 
-def test_accuracy_that_rises_with_the_budget_is_a_change_too() -> None:
-    assert run(checks.budget_suffices, Rewarding(), epsilon=1e-3).status == "warn"
+def test_accuracy_that_rises_with_the_budget_warns() -> None:
+    assert run(checks.budget_suffices, Recovering(), epsilon=1e-3).status == "warn"
 
 
-def test_accuracy_that_falls_to_nothing_passes_and_that_rises_or_stays_fails() -> None:
+def test_accuracy_must_fall_to_0_with_epsilon() -> None:
     assert run(checks.falls_with_epsilon, Net(), epsilon=0.1).status == "pass"
-    assert run(checks.falls_with_epsilon, Net(), epsilon=1e-3).status == "fail"  # 8 times that breaks hardly any
+    assert run(checks.falls_with_epsilon, Net(), epsilon=1e-3).status == "fail"  # 8 times that breaks only a few
     assert run(checks.falls_with_epsilon, Flat(-1.0), epsilon=0.05).status == "fail"
 
 
 @pytest.mark.parametrize(
-    ("count", "left", "status"), [(30, 1, "pass"), (30, 2, "fail"), (7, 1, "pass"), (120, 2, "pass"), (120, 3, "fail")]
+    ("count", "robust", "status"), [(30, 1, "pass"), (30, 2, "fail"), (7, 1, "pass"), (120, 2, "pass"), (120, 3, "fail")]
 )
-def test_two_percent_or_one_image_may_stand_at_8_times_epsilon(count: int, left: int, status: str) -> None:
-    data = images(*[0.45] * (count - left), *[0.0] * left)  # 8 * 0.05 = 0.4 turns the grey ones alone
+def test_two_percent_or_one_image_may_be_robust_at_8_times_epsilon(count: int, robust: int, status: str) -> None:
+    data = images(*[0.45] * (count - robust), *[0.0] * robust)  # 8 * 0.05 = 0.4 breaks only the grey ones
     assert run(checks.falls_with_epsilon, Net(), data, epsilon=0.05).status == status
 
 
@@ -344,13 +345,13 @@ def test_a_transfer_that_beats_the_white_box_fails() -> None:
     masked = Flat(-1.0)
     assert run(checks.iterated_beats_one_step, Net(), data).status == "pass"
     assert run(checks.iterated_beats_one_step, Net(), data, transfer=Net()).status == "pass"
-    found = run(checks.iterated_beats_one_step, masked, data, transfer=Net())
-    assert found.status == "fail"
-    assert "transfer 0.0 %" in found.detail
+    check = run(checks.iterated_beats_one_step, masked, data, transfer=Net())
+    assert check.status == "fail"
+    assert "transfer 0.0 %" in check.detail
 
 
 class OneStep(Net):
-    """The gradient shows the way at the clean image, grey of 0.4, alone: elsewhere it points back."""
+    """The gradient is right only at the clean image, grey of 0.4; elsewhere its sign is reversed."""
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
@@ -361,25 +362,25 @@ class OneStep(Net):
 def test_one_step_that_beats_the_iterated_attack_fails() -> None:
     data = images(*[0.4] * 20)
     assert run(checks.iterated_beats_one_step, Net(), data, epsilon=0.15).status == "pass"
-    found = run(checks.iterated_beats_one_step, OneStep(), data, epsilon=0.15)
-    assert found.status == "fail"
-    assert found.detail.startswith("one step 0.0 %, iterated 100.0 %")
+    check = run(checks.iterated_beats_one_step, OneStep(), data, epsilon=0.15)
+    assert check.status == "fail"
+    assert check.detail.startswith("one step 0.0 %, iterated 100.0 %")
 
 
 class Speckled(Net):
-    """Wrong wherever the pixels of an image differ by much: random points are, those that sign steps lead to are not."""
+    """Wrong if an image's pixels differ by much: true of random points, not of points that sign steps reach."""
 
     def forward(self, x: Tensor) -> Tensor:
         rough = (x.flatten(1).amax(dim=1) - x.flatten(1).amin(dim=1) > 0.1).float()
         return super().forward(x) * (1 - 2 * rough)[:, None]
 
 
-def test_noise_that_breaks_what_pgd_left_warns() -> None:
+def test_noise_that_breaks_what_pgd_does_not_warns() -> None:
     data = images(*[0.2] * 10, *[0.8] * 10)
     assert run(checks.noise_breaks_none, Net(), data).status == "pass"
-    found = run(checks.noise_breaks_none, Speckled(), data)
-    assert found.status == "warn"
-    assert "20 of 20" in found.detail
+    check = run(checks.noise_breaks_none, Speckled(), data)
+    assert check.status == "warn"
+    assert "20 of 20" in check.detail
 
 
 class Descending(Net):
@@ -398,28 +399,28 @@ def test_a_loss_that_does_not_rise_fails(model: nn.Module, status: str) -> None:
 # all together
 
 
-def test_a_preset_without_the_costly_checks_says_that_they_were_skipped() -> None:
-    found = evaluate(Net().eval(), *GREYS, epsilon=0.1, preset=["pgd_10"])
-    skipped = {check.number for check in found.checks if check.status == "skipped"}
-    assert {check.number for check in found.checks} == set(range(1, 14))
+def test_a_preset_without_the_costly_checks_lists_them_as_skipped() -> None:
+    evaluation = evaluate(Net().eval(), *GREYS, epsilon=0.1, preset=["pgd_10"])
+    skipped = {check.number for check in evaluation.checks if check.status == "skipped"}
+    assert {check.number for check in evaluation.checks} == set(range(1, 14))
     assert skipped == {4, 5, 6, 7, 8, 9, 10, 12}
-    assert {check.number for check in found.checks if check.status == "pass"} == {1, 2, 3, 11, 13}
+    assert {check.number for check in evaluation.checks if check.status == "pass"} == {1, 2, 3, 11, 13}
 
 
-def test_the_thorough_presets_run_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_preset_standard_runs_the_costly_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = replace(PRESETS["standard"], figures={"ra_50": ("pgd_50",)}, survivors=())
     monkeypatch.setitem(PRESETS, "standard", preset)
-    found = evaluate(Net().eval(), *GREYS, epsilon=0.1, preset="standard")
-    assert [check.number for check in found.checks] == [1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
-    assert {check.number for check in found.checks if check.status == "skipped"} == {4, 5, 6}
-    assert all(check.status in ("pass", "skipped") for check in found.checks), found.checks
+    evaluation = evaluate(Net().eval(), *GREYS, epsilon=0.1, preset="standard")
+    assert [check.number for check in evaluation.checks] == [1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13]
+    assert {check.number for check in evaluation.checks if check.status == "skipped"} == {4, 5, 6}
+    assert all(check.status in ("pass", "skipped") for check in evaluation.checks), evaluation.checks
 
 
 # (13)
 
 
 class NanRouter(Routed):
-    """Its scores are NaN, of which argmax is 0; it classifies all the same."""
+    """Its routing logits are NaN. Their argmax is 0, so the network still classifies."""
 
     def routing(self, x: Tensor) -> Tensor:
         return super().routing(x) * torch.nan
@@ -437,23 +438,23 @@ class NanBuffer(Net):
 
 
 class NanGradient(Net):
-    """The root's slope at 0 is infinite, and is multiplied by 0."""
+    """The infinite derivative of the square root at 0, times 0."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + (0 * x.flatten(1)[:, :1]).sqrt()
 
 
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("model", "text"),
     [
         (NanRouter(), "scores of router 0"), (ConstantRouter(), "router 0 gives every image the same scores"),
         (NanBuffer(), "seen"), (NanGradient(), "gradient of the cross-entropy"),
     ],
 )  # fmt: skip
-def test_what_is_not_finite_or_constant_fails(model: nn.Module, words: str) -> None:
-    found = run(checks.finiteness, model)
-    assert (found.number, found.status) == (13, "fail")
-    assert words in found.detail
+def test_values_that_are_not_finite_or_constant_fail(model: nn.Module, text: str) -> None:
+    check = run(checks.finiteness, model)
+    assert (check.number, check.status) == (13, "fail")
+    assert text in check.detail
 
 
 @pytest.mark.parametrize("model", [Net(), Routed()])
@@ -461,14 +462,14 @@ def test_finite_networks_pass(model: nn.Module) -> None:
     assert run(checks.finiteness, model).status == "pass"
 
 
-def test_a_nan_router_that_classifies_is_warned_of_before_any_attack(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_nan_router_gives_a_warning_before_any_attack(caplog: pytest.LogCaptureFixture) -> None:
     x, y = GREYS
     messages: list[int] = []
     with caplog.at_level("WARNING", "advmoe"):
-        found = evaluate(
+        evaluation = evaluate(
             NanRouter().eval(), x, y, epsilon=0.1, preset=("pgd_10",), progress=lambda *_: messages.append(len(caplog.records))
         )
-    assert found.sa == 100
-    assert [check.status for check in found.checks if check.number == 13] == ["fail"]
+    assert evaluation.sa == 100
+    assert [check.status for check in evaluation.checks if check.number == 13] == ["fail"]
     assert messages == [1]
     assert "check 13 fails (not finite or constant: scores of router 0" in caplog.text

@@ -16,8 +16,8 @@ def resnet18(kind, stem="cifar"):
 
 def macs(model, shape=CIFAR):
     """Multiply-accumulates of one image: ideal, executed."""
-    found = cost(model, shape)
-    return round(1e9 * found.gmacs_ideal), round(1e9 * found.gmacs_executed)
+    total = cost(model, shape)
+    return round(1e9 * total.gmacs_ideal), round(1e9 * total.gmacs_executed)
 
 
 def macs_by_hand(widths, stem, num_experts=0, size=32):
@@ -35,7 +35,7 @@ def macs_by_hand(widths, stem, num_experts=0, size=32):
     return total + 10 * channels
 
 
-def test_dense_resnet18_counts_what_the_papers_column_says():
+def test_dense_resnet18_has_the_papers_macs():
     count = macs_by_hand([64, 128, 256, 512], 64)
     assert count == 555_422_720
     assert macs(resnet18(DenseKind())) == (count, count)
@@ -43,13 +43,13 @@ def test_dense_resnet18_counts_what_the_papers_column_says():
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.2, [12, 25, 51, 102]), (0.5, [32, 64, 128, 256]), (0.8, [51, 102, 204, 409])])
 @pytest.mark.parametrize("num_experts", [1, 2, 4])
-def test_moe_counts_one_expert_and_its_routers_and_executes_no_more(scale, widths, num_experts):
+def test_moe_counts_and_executes_one_expert_and_the_routers(scale, widths, num_experts):
     count = macs_by_hand(widths, 64, num_experts)
     assert macs(resnet18(MoEKind(scale, num_experts=num_experts))) == (count, count)
 
 
 @pytest.mark.parametrize(("scale", "widths"), [(0.2, [12, 25, 51, 102]), (0.5, [32, 64, 128, 256])])
-def test_small_dense_counts(scale, widths):
+def test_small_dense_macs(scale, widths):
     assert macs(resnet18(DenseKind(scale)))[0] == macs_by_hand(widths, widths[0])
 
 
@@ -59,7 +59,7 @@ def test_half_the_width_saves_three_quarters():
     assert 100 * (1 - moe / dense) == pytest.approx(72.7, abs=0.05)
 
 
-def test_more_experts_cost_their_routers_alone():
+def test_more_experts_add_only_router_macs():
     two, eight = (macs(resnet18(MoEKind(0.5, num_experts=n)))[0] for n in (2, 8))
     inputs = [64, 32, 32, 32, 32, 64, 64, 64, 64, 128, 128, 128, 128, 256, 256, 256]
     assert eight - two == 6 * sum(inputs)
@@ -75,14 +75,14 @@ def test_the_imagenet_stem_is_counted():
     assert macs(resnet18(DenseKind(), stem="imagenet"), (3, 64, 64)) == (dense, dense)
 
 
-def test_cost_is_in_billions_beside_the_parameters():
-    found = cost(resnet18(DenseKind()), CIFAR)
-    assert found.params == 11_173_962
-    assert found.gmacs_ideal == pytest.approx(0.55542272)
-    assert found.gmacs_executed == pytest.approx(0.55542272)
+def test_cost_is_in_billions_of_macs():
+    total = cost(resnet18(DenseKind()), CIFAR)
+    assert total.params == 11_173_962
+    assert total.gmacs_ideal == pytest.approx(0.55542272)
+    assert total.gmacs_executed == pytest.approx(0.55542272)
 
 
-def test_counting_leaves_the_model_as_it_was():
+def test_counting_does_not_change_the_model():
     model = resnet18(MoEKind(0.2)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     cost(model, CIFAR)
@@ -104,18 +104,18 @@ KINDS = {
 
 @pytest.mark.parametrize("backbone", MODELS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_layers_sum_to_the_totals_and_torch_counts_the_same_in_each(backbone, kind):
+def test_layers_sum_to_the_totals(backbone, kind):
     make, _ = MODELS[backbone]
     model = make(KINDS[kind], image_spec(10), width=40, stem="cifar")
-    found = cost(model, CIFAR)
-    assert len({layer.name for layer in found.layers}) == len(found.layers)
-    assert sum(layer.params for layer in found.layers) == found.params == sum(p.numel() for p in model.parameters())
+    total = cost(model, CIFAR)
+    assert len({layer.name for layer in total.layers}) == len(total.layers)
+    assert sum(layer.params for layer in total.layers) == total.params == sum(p.numel() for p in model.parameters())
     for name in ("gmacs_ideal", "gmacs_executed"):
-        assert round(1e9 * sum(getattr(layer, name) for layer in found.layers)) == round(1e9 * getattr(found, name))
-    assert [layer.gmacs_ideal for layer in found.layers] == [layer.gmacs_executed for layer in found.layers]
+        assert round(1e9 * sum(getattr(layer, name) for layer in total.layers)) == round(1e9 * getattr(total, name))
+    assert [layer.gmacs_ideal for layer in total.layers] == [layer.gmacs_executed for layer in total.layers]
 
 
-def test_a_layer_has_its_norms_parameters_and_not_its_routers():
+def test_a_layer_counts_its_norm_but_not_its_router():
     layers = {layer.name: layer for layer in cost(resnet18(MoEKind(0.5, norms="shared")), CIFAR).layers}
     conv, router = layers["blocks.0.conv1"], layers["blocks.0.conv1.router.linear"]
     assert conv.params == 64 * 64 * 9 + 2 * 32  # both experts' filters, one norm
@@ -125,11 +125,11 @@ def test_a_layer_has_its_norms_parameters_and_not_its_routers():
 
 def test_a_network_router_is_counted_once():
     per_layer, per_network = (cost(resnet18(MoEKind(0.5, routers=routers)), CIFAR) for routers in ("per_layer", "per_network"))
-    own = sum(layer.gmacs_ideal for layer in per_network.layers if layer.name.startswith("router."))
+    router = sum(layer.gmacs_ideal for layer in per_network.layers if layer.name.startswith("router."))
     # stem, three blocks at 32x32, stages 2 and 3 with a projection each, the linear layer
     stages = sum(
         side**2 * (9 * (w * i + 5 * w * w) + p) for side, i, w, p in ((32, 16, 16, 0), (16, 16, 32, 512), (8, 32, 64, 2048))
     )
-    assert round(1e9 * own) == 32**2 * 27 * 16 + stages + 2 * 64
+    assert round(1e9 * router) == 32**2 * 27 * 16 + stages + 2 * 64
     routers = sum(layer.gmacs_ideal for layer in per_layer.layers if "router" in layer.name)
-    assert per_network.gmacs_ideal - own == pytest.approx(per_layer.gmacs_ideal - routers)
+    assert per_network.gmacs_ideal - router == pytest.approx(per_layer.gmacs_ideal - routers)

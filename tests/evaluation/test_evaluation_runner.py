@@ -1,4 +1,4 @@
-"""`evaluate` from Python: figures, chains, seeds, and what it refuses."""
+"""`evaluate` from Python: figures, the order of attacks, seeds, and errors."""
 
 import warnings
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from image_specs import image_spec
 from torch import nn
-from toys import CLASSES, Toy, dense, images, labels
+from toy_networks import CLASSES, ToyMoE, dense_network, images, labels
 
 from advmoe.attacks import Apgd, ImageDraws, Pgd, apgd, derive_seed, pgd
 from advmoe.attacks.autoattack import STANDARD as AUTOATTACK
@@ -26,7 +26,7 @@ QUICK = ("pgd_10", "pgd_50", "reroute_quick")
 
 @pytest.fixture(scope="module")
 def toy():
-    return Toy().eval()
+    return ToyMoE().eval()
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def y(toy, x):
 
 
 @pytest.fixture(scope="module")
-def whole(toy, x, y):
+def evaluated(toy, x, y):
     return evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "pgd_50", "straight_through_1", "reroute"), shard_size=7)
 
 
@@ -48,57 +48,57 @@ def rows_where(flags):
     return flags.nonzero()[:, 0].tolist()
 
 
-def test_pgd_figures_are_pgd_on_every_correct_image(toy, x, y, whole):
-    """By hand: each figure on its own, over everything that is right on clean images."""
+def test_pgd_figures_are_pgd_on_every_correct_image(toy, x, y, evaluated):
+    """By hand: each figure alone, over the images that are classified correctly."""
     correct = toy(x).argmax(dim=1) == y
     for steps in (10, 50):
         x_adv = pgd(toy, x, y, Pgd(EPSILON, EPSILON / 4, steps), ImageDraws(derive_seed(0, 0), range(len(x))))
         broken = correct & (toy(x_adv).argmax(dim=1) != y)
-        assert whole.broken[f"pgd_{steps}"] == rows_where(broken)
-        assert whole.figures[f"ra_{steps}"] == pytest.approx(100 * (correct & ~broken).float().mean().item())
-        assert whole.attacks[f"pgd_{steps}"].attacked == int(correct.sum()) == len(x) - 1
-    assert whole.sa == pytest.approx(95.0)
-    assert 0 < len(whole.broken["pgd_50"]) < 19
+        assert evaluated.broken[f"pgd_{steps}"] == rows_where(broken)
+        assert evaluated.figures[f"ra_{steps}"] == pytest.approx(100 * (correct & ~broken).float().mean().item())
+        assert evaluated.attacks[f"pgd_{steps}"].attacked == int(correct.sum()) == len(x) - 1
+    assert evaluated.sa == pytest.approx(95.0)
+    assert 0 < len(evaluated.broken["pgd_50"]) < 19
 
 
-def test_survivors_attacks_run_on_what_every_figure_left_one_after_another(toy, x, y, whole):
-    left = set(whole.correct) - set(whole.broken["pgd_10"]) - set(whole.broken["pgd_50"])
-    assert whole.attacks["straight_through_1"].attacked == len(left)
-    rows = sorted(left)
+def test_attacks_on_survivors_run_one_after_another_on_what_is_still_robust(toy, x, y, evaluated):
+    survivors = set(evaluated.correct) - set(evaluated.broken["pgd_10"]) - set(evaluated.broken["pgd_50"])
+    assert evaluated.attacks["straight_through_1"].attacked == len(survivors)
+    rows = sorted(survivors)
     x_adv = surrogate_pgd(
         toy, through_gate(toy, StraightThroughGate()), x[rows], y[rows], Search(EPSILON, 50),
         ImageDraws(derive_seed(0, 5, 1), rows),
     )  # fmt: skip
     fooled = toy(x_adv).argmax(dim=1) != y[rows]
-    assert whole.broken["straight_through_1"] == [rows[n] for n in rows_where(fooled)]
-    assert whole.attacks["reroute"].attacked == len(left) - len(whole.broken["straight_through_1"])
+    assert evaluated.broken["straight_through_1"] == [rows[n] for n in rows_where(fooled)]
+    assert evaluated.attacks["reroute"].attacked == len(survivors) - len(evaluated.broken["straight_through_1"])
 
 
-def test_worst_is_the_union_and_flags_say_who_stands(x, whole):
-    gone = {row for rows in whole.broken.values() for row in rows}
-    assert whole.worst == pytest.approx(100 * (len(whole.correct) - len(gone)) / len(x))
-    assert whole.worst <= min(whole.figures.values()) <= whole.sa
-    flags = whole.to_dict()["flags"]
-    assert flags == "".join("1" if row in set(whole.correct) - gone else "0" for row in range(len(x)))
+def test_worst_is_the_union_of_all_attacks_and_flags_are_the_robust_images(x, evaluated):
+    broken = {row for rows in evaluated.broken.values() for row in rows}
+    assert evaluated.worst == pytest.approx(100 * (len(evaluated.correct) - len(broken)) / len(x))
+    assert evaluated.worst <= min(evaluated.figures.values()) <= evaluated.sa
+    flags = evaluated.to_dict()["flags"]
+    assert flags == "".join("1" if row in set(evaluated.correct) - broken else "0" for row in range(len(x)))
     assert flags[3] == "0"
-    assert flags.count("1") == round(whole.worst * len(x) / 100)
-    assert next(iter(whole.to_dict()["figures"])) == "ra_worst_quick"
+    assert flags.count("1") == round(evaluated.worst * len(x) / 100)
+    assert next(iter(evaluated.to_dict()["figures"])) == "ra_worst_quick"
 
 
-def test_survivors_of_autoattack_alone(toy, x, y):
-    found = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute"), shard_size=20)
-    aa_broken = {row for name in AUTOATTACK for row in found.broken[name]}
-    assert found.figures["ra_aa"] == pytest.approx(100 * (19 - len(aa_broken)) / 20)
-    assert found.attacks["aa_apgd-ce"].attacked == found.attacks["pgd_10"].attacked == 19
-    assert found.attacks["reroute"].attacked == 19 - len(aa_broken)
-    assert found.complete
-    assert next(iter(found.to_dict()["figures"])) == "ra_worst"
+def test_with_autoattack_only_its_survivors_are_attacked_further(toy, x, y):
+    evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute"), shard_size=20)
+    aa_broken = {row for name in AUTOATTACK for row in evaluation.broken[name]}
+    assert evaluation.figures["ra_aa"] == pytest.approx(100 * (19 - len(aa_broken)) / 20)
+    assert evaluation.attacks["aa_apgd-ce"].attacked == evaluation.attacks["pgd_10"].attacked == 19
+    assert evaluation.attacks["reroute"].attacked == 19 - len(aa_broken)
+    assert evaluation.complete
+    assert next(iter(evaluation.to_dict()["figures"])) == "ra_worst"
 
 
-def test_complete_needs_all_of_autoattack_and_where_it_routes_a_route_aware_attack(toy, x, y, monkeypatch):
+def test_complete_needs_all_of_autoattack_and_for_routed_networks_a_route_aware_attack(toy, x, y, monkeypatch):
     for name in AUTOATTACK:
         monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
-    plain = dense()
+    plain = dense_network()
 
     def complete(model, *preset):
         return evaluate(model, x, labels(model, x), epsilon=EPSILON, preset=preset).complete
@@ -113,19 +113,19 @@ def test_complete_needs_all_of_autoattack_and_where_it_routes_a_route_aware_atta
     assert complete(toy, "autoattack", "reroute")
 
 
-def test_a_weaker_plan_takes_nothing_back(toy, x, y, tmp_path, monkeypatch):
+def test_a_weaker_plan_keeps_the_stored_results(toy, x, y, tmp_path, monkeypatch):
     for name in AUTOATTACK:
         monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
     full = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", "autoattack", "reroute"), store=tmp_path)
-    again = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
-    assert (again.worst, again.complete, again.to_dict()["flags"]) == (full.worst, True, full.to_dict()["flags"])
+    later = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+    assert (later.worst, later.complete, later.to_dict()["flags"]) == (full.worst, True, full.to_dict()["flags"])
 
 
 def test_same_seed_same_flags_and_another_seed_other_draws(toy, x, y):
-    seen = []
+    draws = []
 
     def watch(job):
-        seen.append(job.draws(0).uniform(job.x))
+        draws.append(job.draws(0).uniform(job.x))
         return job.x
 
     entry = {"pgd_10": Attack(watch)}
@@ -133,19 +133,19 @@ def test_same_seed_same_flags_and_another_seed_other_draws(toy, x, y):
         patch.setitem(ATTACKS, "pgd_10", entry["pgd_10"])
         for seed in (0, 0, 1):
             evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), seed=seed, shard_size=20)
-    assert torch.equal(seen[0], seen[1])
-    assert not torch.isclose(seen[0], seen[2]).any()
-    first, again = (evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "apgd_ce"), shard_size=7) for _ in range(2))
-    assert first.broken == again.broken
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.isclose(draws[0], draws[2]).any()
+    first, second = (evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "apgd_ce"), shard_size=7) for _ in range(2))
+    assert first.broken == second.broken
 
 
 @pytest.mark.parametrize("size", [1, 3, 20, 64])
-def test_shard_size_changes_no_pgd_flag(toy, x, y, whole, size):
-    found = evaluate(toy, x, y, epsilon=EPSILON, preset=QUICK[:2], shard_size=size)
-    assert {name: found.broken[name] for name in ("pgd_10", "pgd_50")} == {
-        name: whole.broken[name] for name in ("pgd_10", "pgd_50")
+def test_shard_size_changes_no_pgd_flag(toy, x, y, evaluated, size):
+    evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=QUICK[:2], shard_size=size)
+    assert {name: evaluation.broken[name] for name in ("pgd_10", "pgd_50")} == {
+        name: evaluated.broken[name] for name in ("pgd_10", "pgd_50")
     }
-    assert found.routing == whole.routing
+    assert evaluation.routing == evaluated.routing
 
 
 def test_wilson_interval_by_hand():
@@ -156,15 +156,15 @@ def test_wilson_interval_by_hand():
     assert wilson(1.0, 20) == pytest.approx((83.8875, 100.0), abs=1e-3)
 
 
-def test_intervals_are_of_all_images(whole):
-    intervals = whole.to_dict()["intervals"]
+def test_intervals_are_of_all_images(evaluated):
+    intervals = evaluated.to_dict()["intervals"]
     fixed = {f"fixed_expert_{kind}_{expert}" for kind in ("sa", "ra") for expert in range(3)}
     assert set(intervals) == {"sa", "ra_10", "ra_50", "ra_worst_quick", "ra_router", "ra_expert", *fixed}
     assert intervals["sa"] == pytest.approx(wilson(0.95, 20))
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda x, y: (x * 2, y), r"pixels must be in \[0, 1\], not \[0\.\d+, 1\.\d+\]"),
         (lambda x, y: (x - 0.5, y), r"pixels must be in \[0, 1\]"),
@@ -178,15 +178,15 @@ def test_intervals_are_of_all_images(whole):
         (lambda x, y: (x, y.float()), "not torch.float32 and torch.float32"),
     ],
 )
-def test_bad_images_are_one_line(toy, x, spoil, said):
+def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
     x, y = spoil(x, torch.arange(20) % CLASSES)
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"preset": "standart"}, "unknown preset 'standart': did you mean standard"),
         ({"preset": ("rerout",)}, "unknown attack 'rerout': did you mean reroute"),
@@ -202,13 +202,13 @@ def test_bad_images_are_one_line(toy, x, spoil, said):
         ({"part": (2, 2)}, r"part must be \(i, k\) with 0 <= i < k, not \(2, 2\)"),
     ],
 )
-def test_bad_options_are_one_line(toy, x, y, options, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_options_are_refused_in_one_line(toy, x, y, options, message):
+    with pytest.raises(UserError, match=message):
         evaluate(toy, x, y, **{"epsilon": EPSILON, "preset": ("pgd_10",), **options})
 
 
 def test_nan_names_the_image(x, y):
-    class Broken(Toy):
+    class Broken(ToyMoE):
         def forward_routed(self, x, gate=HARD):
             logits, routings = super().forward_routed(x, gate)
             return logits.where((x.mean(dim=(1, 2, 3)) != mean)[:, None], torch.nan), routings
@@ -218,27 +218,27 @@ def test_nan_names_the_image(x, y):
         evaluate(Broken().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
-def test_something_that_gives_no_logits_is_refused(x, y):
+def test_a_network_that_returns_no_logits_is_refused(x, y):
     with pytest.raises(UserError, match=r"must give logits \[n, classes\]"):
         evaluate(nn.Flatten(0).eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
 
 
 def test_nan_under_attack_counts_as_broken(x):
     class Fragile(nn.Module):
-        """Right on the images themselves, NaN everywhere else: its argmax is 0, the label."""
+        """Correct on the images themselves, NaN everywhere else: the argmax of NaN is 0, the label."""
 
         def forward(self, z):
             known = (z.flatten(1)[:, None] == x.flatten(1)[None]).all(dim=2).any(dim=1)
             logits = torch.tensor([1.0, 0.0]).expand(len(z), 2) + 0 * z.sum()
             return logits.where(known[:, None], torch.nan)
 
-    found = evaluate(Fragile().eval(), x, torch.zeros(20, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10",))
-    assert found.sa == 100
-    assert found.worst == 0
+    evaluation = evaluate(Fragile().eval(), x, torch.zeros(20, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10",))
+    assert evaluation.sa == 100
+    assert evaluation.worst == 0
 
 
-def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x, caplog):
-    model = dense()
+def test_train_mode_gives_a_warning_and_is_restored_even_after_an_exception(x, caplog):
+    model = dense_network()
     y = labels(model, x)
     reference = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
     model.train()
@@ -250,11 +250,11 @@ def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x, caplog)
         raise KeyboardInterrupt
 
     with caplog.at_level("WARNING", "advmoe"):
-        found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
+        evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",))
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), progress=stop)
     assert "the model is in train mode" in caplog.text
-    assert found.broken == reference.broken
+    assert evaluation.broken == reference.broken
     assert [module.training for module in model] == [True, True, False, True, True]
     assert [p.requires_grad for p in model.parameters()] == [True, False, True, True, True, True]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
@@ -262,80 +262,82 @@ def test_train_mode_is_warned_of_and_restored_also_after_an_exception(x, caplog)
 
 
 def test_network_to_transfer_from_is_in_eval_mode_and_restored(toy, x, y):
-    other = dense()
+    other = dense_network()
     options = {"epsilon": EPSILON, "preset": ("transfer",)}
     reference = evaluate(toy, x, y, transfer=other, **options)
     other.train()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = evaluate(toy, x, y, transfer=other, **options)
+        evaluation = evaluate(toy, x, y, transfer=other, **options)
     assert other.training
-    assert found.broken == reference.broken
+    assert evaluation.broken == reference.broken
     assert other[2].num_batches_tracked == 0
 
 
 @pytest.mark.parametrize("kind", ["outside", "nan", "beyond"])
-def test_cheating_attack_is_not_counted_and_reported(toy, x, y, monkeypatch, kind):
+def test_a_cheating_attack_is_reported_and_not_counted(toy, x, y, monkeypatch, kind):
     def cheat(job):
         if kind == "nan":
             return torch.full_like(job.x, torch.nan)
         return 1 - job.x if kind == "outside" else job.x - 0.01
 
-    target = x.clone()
-    target[:, :, 0, 0] = 0
+    x_with_zero = x.clone()
+    x_with_zero[:, :, 0, 0] = 0
     monkeypatch.setitem(ATTACKS, "pgd_10", Attack(cheat))
-    found = evaluate(toy, target, labels(toy, target), epsilon=EPSILON, preset=("pgd_10",))
-    assert found.broken["pgd_10"] == []
-    assert found.worst == found.sa
-    (check,) = [check for check in found.checks if check.number == 11]
+    evaluation = evaluate(toy, x_with_zero, labels(toy, x_with_zero), epsilon=EPSILON, preset=("pgd_10",))
+    assert evaluation.broken["pgd_10"] == []
+    assert evaluation.worst == evaluation.sa
+    (check,) = [check for check in evaluation.checks if check.number == 11]
     assert (check.status, check.detail) == ("fail", "pgd_10: 19 outside")
 
 
-def test_plain_module_is_evaluated_and_says_what_is_skipped(x):
-    model = dense()
-    found = evaluate(model, x, labels(model, x), epsilon=EPSILON, preset="quick")
-    assert found.routing is None
-    assert set(found.attacks) == {"pgd_10", "pgd_20", "pgd_50", "apgd_margin_t", "apgd_scaled"}
-    assert found.left_out == dict.fromkeys(
+def test_a_plain_module_is_evaluated_without_the_route_aware_attacks(x):
+    model = dense_network()
+    evaluation = evaluate(model, x, labels(model, x), epsilon=EPSILON, preset="quick")
+    assert evaluation.routing is None
+    assert set(evaluation.attacks) == {"pgd_10", "pgd_20", "pgd_50", "apgd_margin_t", "apgd_scaled"}
+    assert evaluation.left_out == dict.fromkeys(
         ("straight_through_margin", "reroute_quick"), "the network does not route, so the attacks on a plain network are run alone"
     )
 
 
-def test_network_of_the_project_is_attacked_on_its_routing():
+def test_a_network_of_this_package_is_attacked_through_its_routing():
     torch.manual_seed(0)
     model = ResNet(MoEKind(0.5), image_spec(4, [0.5], [0.5]), blocks=(1,), width=4, stem="cifar").eval()
     x = torch.rand(4, 1, 8, 8)
-    found = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.1, preset=QUICK)
-    assert found.left_out == {}
-    assert found.sa == 100
-    assert len(found.routing.load) == 2
+    evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=0.1, preset=QUICK)
+    assert evaluation.left_out == {}
+    assert evaluation.sa == 100
+    assert len(evaluation.routing.load) == 2
 
 
-def test_l2_runs_pgd_apgd_and_autoattack_and_says_what_it_leaves_out(toy, x, y):
+def test_l2_runs_pgd_apgd_and_autoattack_and_names_the_attacks_it_leaves_out(toy, x, y):
     preset = ("pgd_10", "autoattack", "apgd_ce", "straight_through_1", "reroute_quick")
-    found = evaluate(toy, x, y, epsilon=0.1, norm="L2", preset=preset, shard_size=20)
-    assert found.left_out == dict.fromkeys(("straight_through_1", "reroute_quick"), "works only in Linf")
-    assert set(found.attacks) == {"pgd_10", "apgd_ce", *AUTOATTACK}
-    assert not found.complete
-    assert next(check.status for check in found.checks if check.number == 11) == "pass"
+    evaluation = evaluate(toy, x, y, epsilon=0.1, norm="L2", preset=preset, shard_size=20)
+    assert evaluation.left_out == dict.fromkeys(("straight_through_1", "reroute_quick"), "works only in Linf")
+    assert set(evaluation.attacks) == {"pgd_10", "apgd_ce", *AUTOATTACK}
+    assert not evaluation.complete
+    assert next(check.status for check in evaluation.checks if check.number == 11) == "pass"
     correct = rows_where(toy(x).argmax(dim=1) == y)
     x_adv = pgd(toy, x[correct], y[correct], Pgd(0.1, 0.025, 10, norm="L2"), ImageDraws(derive_seed(0, 0), correct))
-    assert found.broken["pgd_10"] == [row for row, wrong in zip(correct, toy(x_adv).argmax(1) != y[correct], strict=True) if wrong]
-    assert 0 < found.figures["ra_aa"] <= found.figures["ra_10"] < 95
+    assert evaluation.broken["pgd_10"] == [
+        row for row, wrong in zip(correct, toy(x_adv).argmax(1) != y[correct], strict=True) if wrong
+    ]
+    assert 0 < evaluation.figures["ra_aa"] <= evaluation.figures["ra_10"] < 95
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_few_classes_leave_out_what_official_losses_cannot_do(x, classes):
-    model = dense(classes)
+def test_few_classes_leave_out_the_attacks_whose_losses_need_more(x, classes):
+    model = dense_network(classes)
     y = model(x).argmax(dim=1)
-    found = evaluate(model, x, y, epsilon=EPSILON, preset=("autoattack", "apgd_t"), shard_size=20)
-    assert found.left_out == {"aa_apgd-t": "needs 4 classes"}
-    assert "ra_aa" not in found.figures
-    assert not found.complete
+    evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("autoattack", "apgd_t"), shard_size=20)
+    assert evaluation.left_out == {"aa_apgd-t": "needs 4 classes"}
+    assert "ra_aa" not in evaluation.figures
+    assert not evaluation.complete
 
 
 def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):
-    """A network that only bf16 fools: its second class wins by a rounding of the weights."""
+    """A network that is fooled only in bf16: rounding makes its two weights equal."""
 
     class Rounding(nn.Module):
         def __init__(self):
@@ -345,33 +347,33 @@ def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):
         def forward(self, z):
             return nn.functional.linear(1 + 0 * z.flatten(1)[:, :1], self.weight)
 
-    model, seen = Rounding().eval(), []
+    model, predictions = Rounding().eval(), []
     y = torch.ones(20, dtype=torch.long)
 
     def watch(job):
-        seen.append(job.predict(job.x).argmax(dim=1))
+        predictions.append(job.predict(job.x).argmax(dim=1))
         return job.x
 
     monkeypatch.setitem(ATTACKS, "pgd_10", Attack(watch))
-    found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), bf16_search=True)
-    assert torch.equal(seen[0], torch.zeros_like(y))
-    assert found.sa == found.worst == 100
+    evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), bf16_search=True)
+    assert torch.equal(predictions[0], torch.zeros_like(y))
+    assert evaluation.sa == evaluation.worst == 100
 
 
-def test_bf16_search_finds_what_float32_finds_within_a_few(toy, x, y, whole):
-    found = evaluate(toy, x, y, epsilon=EPSILON, preset=QUICK[:2], bf16_search=True)
-    assert len(set(found.broken["pgd_50"]) ^ set(whole.broken["pgd_50"])) <= 2
-    assert found.broken["pgd_50"]
+def test_bf16_search_breaks_almost_the_same_images_as_float32(toy, x, y, evaluated):
+    evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=QUICK[:2], bf16_search=True)
+    assert len(set(evaluation.broken["pgd_50"]) ^ set(evaluated.broken["pgd_50"])) <= 2
+    assert evaluation.broken["pgd_50"]
 
 
-def test_apgd_is_this_projects_apgd(toy, x, y):
-    found = evaluate(toy, x, y, epsilon=EPSILON, preset=("apgd_ce",))
-    rows = found.correct
+def test_the_attack_apgd_ce_is_the_function_apgd(toy, x, y):
+    evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=("apgd_ce",))
+    rows = evaluation.correct
     x_adv = apgd(toy, x[rows], y[rows], Apgd(EPSILON), ImageDraws(derive_seed(0, 1), rows))
-    assert found.broken["apgd_ce"] == [row for row, wrong in zip(rows, toy(x_adv).argmax(1) != y[rows], strict=True) if wrong]
+    assert evaluation.broken["apgd_ce"] == [row for row, wrong in zip(rows, toy(x_adv).argmax(1) != y[rows], strict=True) if wrong]
 
 
-def test_preset_is_a_plain_value():
+def test_a_presets_attacks_are_listed_once():
     assert Preset({"ra_10": ("pgd_10",)}, ("reroute", "pgd_10")).attacks == ["pgd_10", "reroute"]
 
 

@@ -1,4 +1,4 @@
-"""The resumable runner: interrupted anywhere, shared out, refused where it belongs to something else."""
+"""The resumable evaluation: interrupted, divided into parts, and refused in a folder of other settings."""
 
 import json
 from dataclasses import replace
@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from safetensors.torch import load_file
-from toys import Toy, dense, images, labels
+from toy_networks import ToyMoE, dense_network, images, labels
 
 from advmoe.attacks.registry import Attack
 from advmoe.errors import UserError
@@ -15,29 +15,29 @@ from advmoe.evaluation import ATTACKS, evaluate, store
 
 EPSILON = 0.02
 PRESET = ("pgd_10", "pgd_50", "straight_through_1", "reroute_quick")
-TOY, X = Toy().eval(), images(11)
+TOY, X = ToyMoE().eval(), images(11)
 Y = labels(TOY, X)
 
 
 @pytest.fixture(scope="module")
-def go():
+def run_evaluation():
     return partial(evaluate, TOY, X, Y, epsilon=EPSILON, preset=PRESET, shard_size=4)
 
 
 @pytest.fixture(scope="module")
-def whole(go):
-    return go()
+def uninterrupted(run_evaluation):
+    return run_evaluation()
 
 
 def figures(evaluation):
-    """All but the times."""
+    """The evaluation as a dict, without the times."""
     tree = evaluation.to_dict()
-    tree["attacks"] = {name: {**run, "seconds": 0} for name, run in tree["attacks"].items()}
+    tree["attacks"] = {name: {**attack, "seconds": 0} for name, attack in tree["attacks"].items()}
     return tree
 
 
-class Counted:
-    """`told` that stops the evaluation after so many attacks on shards."""
+class CountingProgress:
+    """Records each attack on a shard, and stops the evaluation after `stop` of them."""
 
     def __init__(self, stop=None):
         self.units, self.stop = [], stop
@@ -52,20 +52,20 @@ UNITS = len(PRESET) * 3  # 11 images in shards of 4
 
 
 @pytest.mark.parametrize("stop", range(1, UNITS + 1))
-def test_interrupted_anywhere_it_resumes_to_the_same(go, whole, tmp_path, stop):
-    first, second = Counted(stop), Counted()
+def test_an_interrupted_evaluation_resumes_to_the_same_result(run_evaluation, uninterrupted, tmp_path, stop):
+    first, second = CountingProgress(stop), CountingProgress()
     with pytest.raises(KeyboardInterrupt):
-        go(store=tmp_path, progress=first)
-    resumed = go(store=tmp_path, progress=second)
-    assert figures(resumed) == figures(whole)
+        run_evaluation(store=tmp_path, progress=first)
+    resumed = run_evaluation(store=tmp_path, progress=second)
+    assert figures(resumed) == figures(uninterrupted)
     assert len(first.units + second.units) == len(set(first.units + second.units)) == UNITS
 
 
-def test_interrupted_inside_an_attack_it_loses_that_attack_alone(go, whole, tmp_path):
-    seen = []
+def test_an_evaluation_interrupted_inside_an_attack_loses_only_that_attack(run_evaluation, uninterrupted, tmp_path):
+    shards = []
 
     def stop(job):
-        seen.append(job.shard)
+        shards.append(job.shard)
         if job.shard == 1:
             raise KeyboardInterrupt
         return ATTACKS["reroute_quick"].run(job)
@@ -73,51 +73,51 @@ def test_interrupted_inside_an_attack_it_loses_that_attack_alone(go, whole, tmp_
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ATTACKS, "straight_through_1", replace(ATTACKS["straight_through_1"], run=stop))
         with pytest.raises(KeyboardInterrupt):
-            go(store=tmp_path)
-    assert seen == [0, 1]
-    again = Counted()
-    go(store=tmp_path, progress=again)
-    assert ("pgd_50", 1) not in again.units
-    assert ("straight_through_1", 1) in again.units
+            run_evaluation(store=tmp_path)
+    assert shards == [0, 1]
+    resumed = CountingProgress()
+    run_evaluation(store=tmp_path, progress=resumed)
+    assert ("pgd_50", 1) not in resumed.units
+    assert ("straight_through_1", 1) in resumed.units
 
 
-def test_finished_evaluation_runs_nothing_again(go, whole, tmp_path):
-    go(store=tmp_path)
-    again = Counted()
-    assert figures(go(store=tmp_path, progress=again)) == figures(whole)
-    assert again.units == []
+def test_finished_evaluation_runs_nothing_again(run_evaluation, uninterrupted, tmp_path):
+    run_evaluation(store=tmp_path)
+    progress = CountingProgress()
+    assert figures(run_evaluation(store=tmp_path, progress=progress)) == figures(uninterrupted)
+    assert progress.units == []
     assert not [path for path in tmp_path.iterdir() if "draft" in path.name]
 
 
-def test_every_attack_once(go):
-    units = Counted()
-    go(progress=units)
-    assert sorted(units.units) == sorted((name, number) for name in PRESET for number in range(3))
+def test_every_attack_runs_once_on_every_shard(run_evaluation):
+    progress = CountingProgress()
+    run_evaluation(progress=progress)
+    assert sorted(progress.units) == sorted((name, number) for name in PRESET for number in range(3))
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_parts_collected_are_the_whole(go, whole, tmp_path, order):
-    own = {}
+def test_the_parts_together_are_the_full_evaluation(run_evaluation, uninterrupted, tmp_path, order):
+    parts = {}
     for number in order:
-        own[number] = go(store=tmp_path, part=(number, 2))
-    assert own[0].rows == [0, 1, 2, 3, 8, 9, 10]
-    assert own[1].rows == [4, 5, 6, 7]
-    flags = whole.to_dict()["flags"]
-    assert own[1].to_dict()["flags"] == flags[4:8]
-    assert own[0].to_dict()["flags"] == flags[:4] + flags[8:]
-    collecting = Counted()
-    assert figures(go(store=tmp_path, progress=collecting)) == figures(whole)
-    assert collecting.units == []
+        parts[number] = run_evaluation(store=tmp_path, part=(number, 2))
+    assert parts[0].rows == [0, 1, 2, 3, 8, 9, 10]
+    assert parts[1].rows == [4, 5, 6, 7]
+    flags = uninterrupted.to_dict()["flags"]
+    assert parts[1].to_dict()["flags"] == flags[4:8]
+    assert parts[0].to_dict()["flags"] == flags[:4] + flags[8:]
+    progress = CountingProgress()
+    assert figures(run_evaluation(store=tmp_path, progress=progress)) == figures(uninterrupted)
+    assert progress.units == []
 
 
-def test_more_parts_than_shards(go, whole, tmp_path):
-    idle = go(store=tmp_path, part=(4, 5))
-    assert (idle.images, idle.checks) == (0, [])
-    assert figures(go(store=tmp_path)) == figures(whole)
+def test_a_part_may_have_no_shard(run_evaluation, uninterrupted, tmp_path):
+    empty_part = run_evaluation(store=tmp_path, part=(4, 5))
+    assert (empty_part.images, empty_part.checks) == (0, [])
+    assert figures(run_evaluation(store=tmp_path)) == figures(uninterrupted)
 
 
 @pytest.mark.parametrize(
-    ("other", "said"),
+    ("other", "message"),
     [
         ({"epsilon": 0.03}, "another epsilon"),
         ({"seed": 1}, "another seed"),
@@ -126,10 +126,10 @@ def test_more_parts_than_shards(go, whole, tmp_path):
         ({"bf16_search": True}, r"another search \(float32, not bfloat16\)"),
     ],
 )
-def test_shards_of_other_settings_are_refused(go, tmp_path, other, said):
-    go(store=tmp_path, preset=("pgd_10",))
-    with pytest.raises(UserError, match=said) as error:
-        go(store=tmp_path, **other)
+def test_shards_of_other_settings_are_refused(run_evaluation, tmp_path, other, message):
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
+    with pytest.raises(UserError, match=message) as error:
+        run_evaluation(store=tmp_path, **other)
     assert "\n" not in str(error.value)
     assert "move it away or use --fresh" in str(error.value)
 
@@ -138,14 +138,14 @@ def test_shards_of_another_network_or_data_are_refused(tmp_path):
     options = {"epsilon": EPSILON, "preset": ("pgd_10",), "store": tmp_path}
     evaluate(TOY, X, Y, **options)
     with pytest.raises(UserError, match="another network"):
-        evaluate(Toy(seed=1).eval(), X, Y, **options)
+        evaluate(ToyMoE(seed=1).eval(), X, Y, **options)
     with pytest.raises(UserError, match="another data"):
         evaluate(TOY, X.flip(0), Y.flip(0), **options)
     with pytest.raises(UserError, match="another data"):
         evaluate(TOY, X, Y.roll(1), **options)
 
 
-def test_weights_of_any_type_tell_networks_apart(tmp_path):
+def test_networks_are_told_apart_by_weights_of_any_dtype(tmp_path):
     class Cast(torch.nn.Module):
         def __init__(self, fill):
             super().__init__()
@@ -162,7 +162,7 @@ def test_weights_of_any_type_tell_networks_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("shard-00001.json", '{"rows": [4, 5', "shard-00001.json: is damaged"),
         ("shard-00001.json", "[]", "shard-00001.json: is damaged"),
@@ -170,80 +170,80 @@ def test_weights_of_any_type_tell_networks_apart(tmp_path):
         ("key.json", "", "key.json: is damaged"),
     ],
 )
-def test_damaged_file_is_one_line(go, tmp_path, name, content, said):
-    go(store=tmp_path, preset=("pgd_10",))
+def test_a_damaged_file_is_refused_in_one_line(run_evaluation, tmp_path, name, content, message):
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=said) as error:
-        go(store=tmp_path, preset=("pgd_10",))
+    with pytest.raises(UserError, match=message) as error:
+        run_evaluation(store=tmp_path, preset=("pgd_10",))
     assert "remove it to run it anew" in str(error.value)
     (tmp_path / name).unlink()
-    go(store=tmp_path, preset=("pgd_10",))
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
 
 
-def test_shard_of_other_images_is_refused(go, tmp_path):
-    go(store=tmp_path, preset=("pgd_10",))
+def test_shard_of_other_images_is_refused(run_evaluation, tmp_path):
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
     (tmp_path / "shard-00000.json").write_text((tmp_path / "shard-00001.json").read_text())
     with pytest.raises(UserError, match=r"shard-00000\.json: not a shard of these images"):
-        go(store=tmp_path, preset=("pgd_10",))
+        run_evaluation(store=tmp_path, preset=("pgd_10",))
 
 
 @pytest.mark.parametrize("earlier", [("pgd_50", "reroute_quick"), ("straight_through_1",), ("aa_apgd-ce", "pgd_10")])
-def test_what_another_plan_left_changes_no_figure(go, tmp_path, earlier):
-    """A stored attack counts only if it was run on the images that this plan gives it."""
+def test_results_of_another_plan_change_no_figure(run_evaluation, tmp_path, earlier):
+    """A stored attack counts only if it ran on the same images as in this plan."""
     plan = ("pgd_10", "pgd_50", "straight_through_1", "aa_apgd-ce", "reroute_quick")
-    fresh = go(preset=plan)
-    go(store=tmp_path, preset=earlier)
-    assert figures(go(store=tmp_path, preset=plan))["broken"] == figures(fresh)["broken"]
+    fresh = run_evaluation(preset=plan)
+    run_evaluation(store=tmp_path, preset=earlier)
+    assert figures(run_evaluation(store=tmp_path, preset=plan))["broken"] == figures(fresh)["broken"]
 
 
-def test_attacks_from_another_network_are_run_again(go, tmp_path):
-    units = [Counted() for _ in range(3)]
-    first, second = dense(), Toy(seed=5).eval()
-    for told, transfer in zip(units, (first, first, second), strict=True):
-        found = go(store=tmp_path, preset=("transfer",), transfer=transfer, progress=told)
-    assert [len(told.units) for told in units] == [3, 0, 3]
-    assert figures(found) == figures(go(preset=("transfer",), transfer=second))
+def test_transfer_attacks_from_another_network_are_run_again(run_evaluation, tmp_path):
+    counts = [CountingProgress() for _ in range(3)]
+    first, second = dense_network(), ToyMoE(seed=5).eval()
+    for progress, transfer in zip(counts, (first, first, second), strict=True):
+        evaluation = run_evaluation(store=tmp_path, preset=("transfer",), transfer=transfer, progress=progress)
+    assert [len(progress.units) for progress in counts] == [3, 0, 3]
+    assert figures(evaluation) == figures(run_evaluation(preset=("transfer",), transfer=second))
 
 
-def test_started_by_several_at_once(go, tmp_path, monkeypatch):
-    """Two processes that both find no key: neither trips over the other's draft."""
-    real = store.write_json
+def test_two_processes_may_start_the_same_evaluation_at_once(run_evaluation, tmp_path, monkeypatch):
+    """Both find no key file and write one; neither fails on the other's draft."""
+    write_json = store.write_json
 
-    def meanwhile(path, content):
-        monkeypatch.setattr(store, "write_json", real)
+    def write_after_another_process(path, content):
+        monkeypatch.setattr(store, "write_json", write_json)
         with monkeypatch.context() as patch:
             patch.setattr("advmoe.files.os.getpid", lambda: 1)
-            go(store=tmp_path, preset=("pgd_10",))
-        real(path, content)
+            run_evaluation(store=tmp_path, preset=("pgd_10",))
+        write_json(path, content)
 
-    monkeypatch.setattr(store, "write_json", meanwhile)
-    go(store=tmp_path, preset=("pgd_10",))
+    monkeypatch.setattr(store, "write_json", write_after_another_process)
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.1)])
 def test_saved_images_are_finite_inside_the_ball_and_fool_as_recorded(tmp_path, norm, epsilon):
     preset = ("pgd_10", "apgd_t", *(("straight_through_1", "reroute_quick") if norm == "Linf" else ()))
-    found = evaluate(TOY, X, Y, epsilon=epsilon, norm=norm, preset=preset, shard_size=4, store=tmp_path, save_adversarial=True)
+    evaluation = evaluate(TOY, X, Y, epsilon=epsilon, norm=norm, preset=preset, shard_size=4, store=tmp_path, save_adversarial=True)
     for name in preset:
         parts = [load_file(path) for path in sorted((tmp_path / "adversarial").glob(f"{name}-0*.safetensors"))]
         rows, x_adv = torch.cat([part["rows"] for part in parts]), torch.cat([part["x_adv"] for part in parts])
-        assert len(rows) == found.attacks[name].attacked
+        assert len(rows) == evaluation.attacks[name].attacked
         assert torch.isfinite(x_adv).all()
         assert 0 <= x_adv.min() <= x_adv.max() <= 1
         change = (x_adv.double() - X[rows].double()).flatten(1)
         length = change.abs().amax(dim=1) if norm == "Linf" else change.norm(dim=1)
         assert length.max() <= epsilon + 1e-6
-        assert rows[TOY(x_adv).argmax(dim=1) != Y[rows]].tolist() == found.broken[name]
-    assert found.broken["pgd_10"]
+        assert rows[TOY(x_adv).argmax(dim=1) != Y[rows]].tolist() == evaluation.broken[name]
+    assert evaluation.broken["pgd_10"]
 
 
-def test_images_requested_later_are_made(go, whole, tmp_path):
-    go(store=tmp_path)
-    later, again = Counted(), Counted()
-    assert figures(go(store=tmp_path, save_adversarial=True, progress=later)) == figures(whole)
-    assert len(list((tmp_path / "adversarial").glob("*.safetensors"))) == len(later.units) > 0
-    go(store=tmp_path, save_adversarial=True, progress=again)
-    assert again.units == []
+def test_adversarial_images_can_be_saved_later(run_evaluation, uninterrupted, tmp_path):
+    run_evaluation(store=tmp_path)
+    with_images, finished = CountingProgress(), CountingProgress()
+    assert figures(run_evaluation(store=tmp_path, save_adversarial=True, progress=with_images)) == figures(uninterrupted)
+    assert len(list((tmp_path / "adversarial").glob("*.safetensors"))) == len(with_images.units) > 0
+    run_evaluation(store=tmp_path, save_adversarial=True, progress=finished)
+    assert finished.units == []
 
 
 def test_invalid_image_is_not_saved(tmp_path, monkeypatch):
@@ -253,8 +253,8 @@ def test_invalid_image_is_not_saved(tmp_path, monkeypatch):
     assert torch.equal(saved["x_adv"], X[saved["rows"]])
 
 
-def test_store_is_json(go, tmp_path):
-    go(store=tmp_path)
+def test_store_is_json(run_evaluation, tmp_path):
+    run_evaluation(store=tmp_path)
     shard = json.loads((tmp_path / "shard-00000.json").read_text())
     assert set(shard) == {"rows", "correct", "attacks", "routing", "ever", "seal"}
     assert shard["attacks"]["pgd_10"]["rows"] == shard["correct"] == [0, 1, 2]

@@ -1,4 +1,4 @@
-"""Networks that are unlike ours: those that change their input, hide their routing, or have odd parameters and images."""
+"""Networks unlike those of this package: they change their input, hide their routing, or have unusual parameters or images."""
 
 import copy
 from dataclasses import replace
@@ -9,7 +9,7 @@ from image_specs import image_spec
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
-from toys import Toy, images, labels
+from toy_networks import ToyMoE, images, labels
 
 from advmoe.attacks import autoattack
 from advmoe.errors import UserError
@@ -24,7 +24,7 @@ PLAN = ("pgd_10", "apgd_margin_t")
 
 
 class InPlace(nn.Module):
-    """Normalises its input in place, at all times or only without gradients."""
+    """Normalises its input in place: always, or only without gradients."""
 
     def __init__(self, *, always: bool) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class OutOfPlace(InPlace):
 def test_a_network_that_changes_its_input_gets_copies(always: bool) -> None:
     y = OutOfPlace(always=True)(X).argmax(dim=1)
     x, reference = X.clone(), evaluate(OutOfPlace(always=True).eval(), X, y, epsilon=EPSILON, preset=PLAN)
-    found = evaluate(InPlace(always=always).eval(), x, y, epsilon=EPSILON, preset=PLAN)
+    evaluation = evaluate(InPlace(always=always).eval(), x, y, epsilon=EPSILON, preset=PLAN)
     assert torch.equal(x, X)
-    assert (found.sa, found.broken) == (100, reference.broken)
+    assert (evaluation.sa, evaluation.broken) == (100, reference.broken)
 
 
 def test_only_networks_that_need_copies_get_them() -> None:
@@ -59,7 +59,7 @@ def test_only_networks_that_need_copies_get_them() -> None:
 
 
 class View(nn.Module):
-    """Flattens by `view`, as AutoAttack's code does too."""
+    """Flattens by `view`, as AutoAttack's code does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ def test_images_need_not_be_contiguous(layout: str) -> None:
     x = x if layout == "permuted" else x.contiguous(memory_format=torch.channels_last)
     model = View().eval()
     y = model(x.contiguous()).argmax(dim=1)
-    found = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce"))
-    assert found.broken == evaluate(model, x.contiguous(), y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce")).broken
+    evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce"))
+    assert evaluation.broken == evaluate(model, x.contiguous(), y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce")).broken
 
 
 def network() -> ResNet:
@@ -88,11 +88,11 @@ def network() -> ResNet:
 
 @pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel])
 def test_wrappers_with_a_module_are_unwrapped(wrap: type[nn.Module]) -> None:
-    model = Toy().eval()
+    model = ToyMoE().eval()
     y = labels(model, X)
-    found = evaluate(wrap(model), X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
-    assert found.left_out == {}
-    assert found.broken == evaluate(model, X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick")).broken
+    evaluation = evaluate(wrap(model), X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
+    assert evaluation.left_out == {}
+    assert evaluation.broken == evaluate(model, X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick")).broken
 
 
 def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
@@ -102,9 +102,9 @@ def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
         monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
     model, x = nn.Sequential(nn.Identity(), network()).eval(), torch.rand(3, 1, 8, 8)
     with caplog.at_level("WARNING", "advmoe"):
-        found = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("autoattack",))
+        evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("autoattack",))
     assert "MoE layers but no forward_routed" in caplog.text
-    assert not found.complete
+    assert not evaluation.complete
 
 
 def test_parametrised_and_pruned_networks_are_attacked_as_they_are() -> None:
@@ -115,11 +115,11 @@ def test_parametrised_and_pruned_networks_are_attacked_as_they_are() -> None:
     parametrizations.weight_norm(normed.classifier)
     for model in (pruned, normed):
         assert faster(model, bf16=False) is model
-        found = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
-        assert found.sa == 100
+        evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
+        assert evaluation.sa == 100
 
 
-def test_images_that_the_network_does_not_take_are_one_line() -> None:
+def test_images_of_a_wrong_size_are_refused_in_one_line() -> None:
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(8), nn.Flatten(), nn.Linear(4, 3)).eval()
     with pytest.raises(UserError, match="the network does not take images of 1 x 6 x 6: ") as error:
         evaluate(model, X, torch.zeros(8, dtype=torch.long), epsilon=EPSILON, preset=PLAN)

@@ -1,4 +1,4 @@
-"""Faults that flatter robust accuracy are planted one by one: each must be flagged, and the sound network must not be."""
+"""Planted faults that raise the measured robust accuracy: each must be flagged, and the sound network must not be."""
 
 import pytest
 import torch
@@ -32,30 +32,30 @@ NUMBERED = {1: "same image, same answer", 2: "logits, not softmax", 3: "gradient
 
 @pytest.fixture(scope="module")
 def sound() -> Planted:
-    """Briefly trained: these checks ask little of a network."""
+    """Trained for a short time, which is enough for these checks."""
     return planted(0, epochs=2, count=1500, steps=1)
 
 
 @pytest.fixture(scope="module")
-def some() -> tuple[Tensor, Tensor]:
+def data() -> tuple[Tensor, Tensor]:
     test = images().test
     return test.pixels()[:48], test.labels[:48]
 
 
-def status(found: Evaluation, number: int) -> str:
-    (check,) = [check for check in found.checks if check.name == NUMBERED[number]]
+def status(evaluation: Evaluation, number: int) -> str:
+    (check,) = [check for check in evaluation.checks if check.name == NUMBERED[number]]
     assert check.number == number
     return check.status
 
 
-def run(model: nn.Module, some: tuple[Tensor, Tensor]) -> Evaluation:
-    torch.manual_seed(0)  # of the faults that draw
-    return evaluate(model, *some, epsilon=EPSILON, preset=["pgd_10"])
+def run(model: nn.Module, data: tuple[Tensor, Tensor]) -> Evaluation:
+    torch.manual_seed(0)  # for the faults that draw random numbers
+    return evaluate(model, *data, epsilon=EPSILON, preset=["pgd_10"])
 
 
-def test_the_sound_network_passes(sound: Planted, some: tuple[Tensor, Tensor]) -> None:
-    found = run(sound, some)
-    assert {number: status(found, number) for number in NUMBERED} == dict.fromkeys(NUMBERED, "pass")
+def test_the_sound_network_passes(sound: Planted, data: tuple[Tensor, Tensor]) -> None:
+    evaluation = run(sound, data)
+    assert {number: status(evaluation, number) for number in NUMBERED} == dict.fromkeys(NUMBERED, "pass")
 
 
 @pytest.mark.parametrize(
@@ -71,16 +71,18 @@ def test_the_sound_network_passes(sound: Planted, some: tuple[Tensor, Tensor]) -
         (SoftmaxOutputs, 2),
     ],
 )
-def test_a_planted_fault_is_flagged(fault: type[Planted], number: int, sound: Planted, some: tuple[Tensor, Tensor]) -> None:
-    assert status(run(with_fault(sound, fault), some), number) == "fail"
+def test_a_planted_fault_is_flagged(fault: type[Planted], number: int, sound: Planted, data: tuple[Tensor, Tensor]) -> None:
+    assert status(run(with_fault(sound, fault), data), number) == "fail"
 
 
 @pytest.mark.parametrize("fault", [CutLogits, CutInput])
-def test_a_cut_router_is_flagged_for_its_router_alone(fault: type[Planted], sound: Planted, some: tuple[Tensor, Tensor]) -> None:
-    """The network's answers and the gradient of its loss are as before: nothing else could have told."""
-    found, plain = run(with_fault(sound, fault), some), run(sound, some)
-    assert found.figures == plain.figures
-    (check,) = [check for check in found.checks if check.number == 3]
+def test_a_cut_router_is_flagged_by_the_routers_gradient_alone(
+    fault: type[Planted], sound: Planted, data: tuple[Tensor, Tensor]
+) -> None:
+    """The network's logits and the gradient of its loss do not change, so no other figure shows the fault."""
+    faulty, reference = run(with_fault(sound, fault), data), run(sound, data)
+    assert faulty.figures == reference.figures
+    (check,) = [check for check in faulty.checks if check.number == 3]
     assert "loss, start 0.0 %" in check.detail
     assert "routers, start 100.0 %" in check.detail
     assert "routers, mid-attack 100.0 %" in check.detail
@@ -90,20 +92,20 @@ ROUTE_AWARE = ["pgd_10", "straight_through_1", "soft_1", "margin_-1", "margin_+1
 
 
 @pytest.mark.parametrize(("fault", "number"), [(CutLogits, 3), (CutInput, 3), (NanRouter, 3), (StochasticGate, 1)])
-def test_attacks_on_the_routing_outlive_the_fault(
-    fault: type[Planted], number: int, sound: Planted, some: tuple[Tensor, Tensor]
+def test_route_aware_attacks_run_on_a_faulty_network(
+    fault: type[Planted], number: int, sound: Planted, data: tuple[Tensor, Tensor]
 ) -> None:
-    """They have no gradient to follow or none that is finite, and must neither crash nor give back what is no image."""
+    """Without a finite gradient they must neither crash nor return invalid images."""
     torch.manual_seed(0)
-    found = evaluate(with_fault(sound, fault), some[0][:12], some[1][:12], epsilon=EPSILON, preset=ROUTE_AWARE)
-    assert set(found.attacks) == set(ROUTE_AWARE)
-    assert status(found, number) == "fail"
-    assert [check.status for check in found.checks if check.number == 11] == ["pass"]
+    evaluation = evaluate(with_fault(sound, fault), data[0][:12], data[1][:12], epsilon=EPSILON, preset=ROUTE_AWARE)
+    assert set(evaluation.attacks) == set(ROUTE_AWARE)
+    assert status(evaluation, number) == "fail"
+    assert [check.status for check in evaluation.checks if check.number == 11] == ["pass"]
 
 
-def test_class_logits_of_nan_are_refused(sound: Planted, some: tuple[Tensor, Tensor]) -> None:
+def test_class_logits_of_nan_are_refused(sound: Planted, data: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(UserError, match="NaN"):
-        run(with_fault(sound, NanNetwork), some)
+        run(with_fault(sound, NanNetwork), data)
 
 
 # gradients through the clamp
@@ -135,8 +137,8 @@ def test_the_same_attack_with_the_clamp_outside_passes(undefended: nn.Module, sa
     assert check.status == "pass", check.detail
 
 
-def test_without_saturated_pixels_the_clamp_does_no_harm(undefended: nn.Module, saturated: tuple[Tensor, Tensor]) -> None:
-    """So that it is the clamp which is flagged, and not another weakness of the planted attack."""
+def test_without_saturated_pixels_the_clamp_passes(undefended: nn.Module, saturated: tuple[Tensor, Tensor]) -> None:
+    """Shows that the check flags the clamp, and not another weakness of the planted attack."""
     x, y = 0.2 + 0.6 * saturated[0], saturated[1]
     check = attack_strength(undefended, x, y, clamp_in_graph(SETTINGS, seed=1), SETTINGS)
     assert check.status == "pass", check.detail

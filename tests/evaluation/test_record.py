@@ -1,4 +1,4 @@
-"""What a Record says, how it is read back, and its RobustBench form."""
+"""Records: their content, reading and writing, and their RobustBench form."""
 
 import json
 import os
@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parents[2] / "results"
 
 @pytest.fixture
 def record(tiny, splits):
-    """record(complete, unreliable, epsilon, figures): a Record of an evaluation made up."""
+    """record(complete, unreliable, epsilon, figures): a Record of an invented evaluation."""
 
     def make(complete=True, unreliable=False, epsilon=8 / 255, **figures):
         checks = [Check(5, "RA-AA near RA-worst", "fail" if unreliable else "pass", "")]
@@ -58,7 +58,7 @@ def record(tiny, splits):
     return make
 
 
-def test_worst_case_has_its_full_name_only_where_everything_was_run(record):
+def test_ra_worst_has_its_full_name_only_in_a_complete_evaluation(record):
     assert record(ra_aa=30.0).ra_worst == 25.0
     assert record(ra_aa=30.0).ra_worst_quick is None
     quick = record(complete=False)
@@ -67,15 +67,15 @@ def test_worst_case_has_its_full_name_only_where_everything_was_run(record):
     assert not {"ra_worst", "ra_aa"} & {*quick.to_json(), *quick.evaluation.figures}
 
 
-def test_figures_by_steps_flags_and_what_made_it(record):
-    found = record(ra_aa=30.0, ra_50x10=1.0)
-    assert found.ra == {"10": 50.0, "50": 37.5}
-    assert found.ra_aa == 30.0
-    assert found.evaluation.flags == "00011000"
-    assert (found.attack_seed, found.norm, found.epsilon) == (7, "Linf", 8 / 255)
-    assert found.reduction == pytest.approx(75)
-    assert {"commit", "versions", "hardware", "time", "config", "fingerprint"} <= set(found.to_json())
-    assert found.evaluation.intervals["sa"] == pytest.approx([30.57, 86.32], abs=0.01)
+def test_a_record_has_figures_flags_and_provenance(record):
+    result = record(ra_aa=30.0, ra_50x10=1.0)
+    assert result.ra == {"10": 50.0, "50": 37.5}
+    assert result.ra_aa == 30.0
+    assert result.evaluation.flags == "00011000"
+    assert (result.attack_seed, result.norm, result.epsilon) == (7, "Linf", 8 / 255)
+    assert result.reduction == pytest.approx(75)
+    assert {"commit", "versions", "hardware", "time", "config", "fingerprint"} <= set(result.to_json())
+    assert result.evaluation.intervals["sa"] == pytest.approx([30.57, 86.32], abs=0.01)
 
 
 def test_robustbench_fields(record):
@@ -90,7 +90,7 @@ def test_robustbench_fields(record):
     assert model_info(record(ra_aa=30.0, unreliable=True))["unreliable"] is True
 
 
-def test_robustbench_claims_nothing_that_was_not_run(record):
+def test_robustbench_fields_of_attacks_that_did_not_run_are_missing(record):
     assert not {"autoattack_acc", "reported", "external", "unreliable"} & set(model_info(record(complete=False)))
 
 
@@ -108,19 +108,19 @@ def test_json_is_written_completely_or_not_at_all(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_history_has_what_figures_are_drawn_from(record):
-    found = record()
-    assert found.to_json()["schema"] == 3
-    assert found.run == "first"
-    assert found.history[0] == HistoryRow(epoch=1, phase=1, val_sa=50.0, val_ra=30.0, loss=1.5, lr=0.1)
-    assert (found.history[1].router_loss, found.history[1].load) == (0.4, [[0.5, 0.5]])
-    assert found.train_seconds == 3.5
-    assert found.classes[0] == "T-shirt"
+def test_the_history_and_the_runs_name_are_in_the_record(record):
+    result = record()
+    assert result.to_json()["schema"] == 3
+    assert result.run == "first"
+    assert result.history[0] == HistoryRow(epoch=1, phase=1, val_sa=50.0, val_ra=30.0, loss=1.5, lr=0.1)
+    assert (result.history[1].router_loss, result.history[1].load) == (0.4, [[0.5, 0.5]])
+    assert result.train_seconds == 3.5
+    assert result.classes[0] == "T-shirt"
 
 
 @pytest.fixture(scope="module")
 def evaluated(tiny, splits):
-    """evaluated(**options): a Record of a network as it is initialised."""
+    """evaluated(**options): a Record of an untrained network."""
     torch.manual_seed(0)
     model = build_model(tiny().model, MoEKind(0.5), splits.spec).eval()
 
@@ -131,59 +131,59 @@ def evaluated(tiny, splits):
     return make
 
 
-def test_evaluating_at_another_radius_leaves_the_runs_configuration_alone(evaluated):
-    found = evaluated(epsilon=0.02, seed=3)
-    assert (found.epsilon, found.config.attack.epsilon) == (0.02, 0.1)
-    assert (found.attack_seed, found.test_images) == (3, 20)
-    assert found.epsilon_curve.epsilons[3] == 0.02
-    assert found.epsilon_curve.ra[3] == found.ra["10"]
+def test_evaluating_at_another_epsilon_does_not_change_the_runs_configuration(evaluated):
+    record = evaluated(epsilon=0.02, seed=3)
+    assert (record.epsilon, record.config.attack.epsilon) == (0.02, 0.1)
+    assert (record.attack_seed, record.test_images) == (3, 20)
+    assert record.epsilon_curve.epsilons[3] == 0.02
+    assert record.epsilon_curve.ra[3] == record.ra["10"]
 
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
-    found = evaluated()
-    assert len(found.layers) == len(found.load_by_class) == ROUTED
-    assert len(found.gallery) == 8
-    write_record(tmp_path, found)
-    assert read_record(tmp_path / "record.json") == found
+    record = evaluated()
+    assert len(record.layers) == len(record.load_by_class) == ROUTED
+    assert len(record.gallery) == 8
+    write_record(tmp_path, record)
+    assert read_record(tmp_path / "record.json") == record
 
 
-def test_a_folders_record_has_the_folders_name_and_the_whole_history(tiny, splits, tmp_path, recorder, monkeypatch):
+def test_the_record_of_a_folder_has_its_name_and_full_history(tiny, splits, tmp_path, recorder, monkeypatch):
     config = tiny("at_moe", epochs=2)
     train(config, splits, tmp_path / "mine", recorder)
     (tmp_path / "mine/inside").mkdir()
     monkeypatch.chdir(tmp_path / "mine/inside")
-    found = evaluate_folder(Path(".."), config, splits, EvaluationOptions(0.1, preset=("pgd_10",)))
-    assert found.run == "mine"
-    assert [row.epoch for row in found.history] == [1, 2]
-    assert found.epoch == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))
-    assert found.train_seconds == sum(row["train_seconds"] for row in recorder.rows)
-    assert {"epoch", "phase", "val_sa", "val_ra", "loss", "lr", "load"} <= found.history[0].model_fields_set
+    record = evaluate_folder(Path(".."), config, splits, EvaluationOptions(0.1, preset=("pgd_10",)))
+    assert record.run == "mine"
+    assert [row.epoch for row in record.history] == [1, 2]
+    assert record.epoch == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))
+    assert record.train_seconds == sum(row["train_seconds"] for row in recorder.rows)
+    assert {"epoch", "phase", "val_sa", "val_ra", "loss", "lr", "load"} <= record.history[0].model_fields_set
     assert (tmp_path / "mine/evaluation/shard-00000.json").exists()
 
 
 def test_a_part_of_the_shards_makes_no_snapshot(evaluated):
-    found = evaluated(part=(0, 2), shard_size=10)
-    assert (found.layers, found.load_by_class, found.epsilon_curve, found.gallery) == ([], [], None, [])
+    record = evaluated(part=(0, 2), shard_size=10)
+    assert (record.layers, record.load_by_class, record.epsilon_curve, record.gallery) == ([], [], None, [])
 
 
 def as_schema_2(content):
-    """A Record's JSON as schema 2 had it."""
+    """A Record's JSON in the form of schema 2."""
     evaluation = {name: value for name, value in content["evaluation"].items() if name != "figures"}
     evaluation |= content["evaluation"]["figures"] | {"pictures": evaluation.pop("images")}
     old = content | {"schema": 2, "train_pictures": content["train_images"], "test_pictures": content["test_images"]}
     return {name: old[name] for name in old if name not in ("train_images", "test_images", "weights")} | {"evaluation": evaluation}
 
 
-def test_older_records_are_read_as_ones_of_today_without_what_they_lack(record):
-    made = record()
-    second = as_schema_2(made.to_json())
-    found = checked_record(second, "here")
-    assert found == made.model_copy(update={"from_schema": 2, "weights": None})
+def test_records_of_older_schemas_are_read_without_their_missing_fields(record):
+    current = record()
+    second = as_schema_2(current.to_json())
+    from_second = checked_record(second, "here")
+    assert from_second == current.model_copy(update={"from_schema": 2, "weights": None})
     added = ("run", "history", "classes", "layers", "load_by_class", "epsilon_curve", "gallery")
-    first = checked_record({name: value for name, value in second.items() if name not in added} | {"schema": 1}, "here")
+    from_first = checked_record({name: value for name, value in second.items() if name not in added} | {"schema": 1}, "here")
     empty = {"run": None, "epsilon_curve": None} | {name: [] for name in added if name not in ("run", "epsilon_curve")}
-    assert first == found.model_copy(update={"from_schema": 1, **empty})
-    assert checked_record(first.to_json(), "here") == first  # once more, as a file of today
+    assert from_first == from_second.model_copy(update={"from_schema": 1, **empty})
+    assert checked_record(from_first.to_json(), "here") == from_first  # written and read again in the current schema
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def test_committed_records_are_read(path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "is not JSON"),
         ('{"schema": 2', "is not JSON"),
@@ -211,17 +211,17 @@ def test_committed_records_are_read(path):
         ('{"schema": 4}', "holds a Record of schema 4; this advmoe reads 1 to 3: a newer one is needed"),
     ],
 )
-def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
+def test_a_file_without_a_record_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "record.json"
     path.write_text(text)
     with pytest.raises(UserError) as error:
         read_record(path)
-    assert str(error.value).startswith(f"{path}: {said}")
+    assert str(error.value).startswith(f"{path}: {message}")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
         ("sa", "high", "sa is 'high', not a number from 0 to 100"),
         ("sa", float("nan"), "sa is nan, not a number from 0 to 100"),
@@ -234,27 +234,27 @@ def test_what_is_no_record_is_refused_in_one_line(tmp_path, text, said):
         ("run", "\ud800", "nested more than 12 deep, or with text that is no Unicode"),
     ],
 )
-def test_garbled_fields_are_named(record, name, value, said):
+def test_garbled_fields_are_named(record, name, value, message):
     with pytest.raises(UserError) as error:
         checked_record({**record().to_json(), name: value}, "here")
-    assert str(error.value) == f"here: holds no Record ({said})"
+    assert str(error.value) == f"here: holds no Record ({message})"
 
 
-def test_a_record_without_a_worst_case_is_none(record):
+def test_a_record_without_ra_worst_is_refused(record):
     content = record().to_json()
     del content["ra_worst"]
     with pytest.raises(UserError, match=r"\(ra_worst is missing\)"):
         checked_record(content, "here")
 
 
-def test_garbled_parts_that_can_be_done_without_are_missing_and_named_in_one_line(record):
-    told = []
-    found = checked_record(
-        {**record().to_json(), "hardware": float("nan"), "history": [{"epoch": 1}], "gallery": [[]]}, "here", told.append
+def test_garbled_optional_parts_are_left_out_and_named_in_one_line(record):
+    warnings = []
+    result = checked_record(
+        {**record().to_json(), "hardware": float("nan"), "history": [{"epoch": 1}], "gallery": [[]]}, "here", warnings.append
     )
-    assert (found.hardware, found.history, found.gallery) == (None, [], [])
-    (line,) = told
-    assert line == "here: read without its garbled parts: history, gallery, hardware"
+    assert (result.hardware, result.history, result.gallery) == (None, [], [])
+    (warning,) = warnings
+    assert warning == "here: read without its garbled parts: history, gallery, hardware"
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
@@ -265,18 +265,18 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         read_record(tmp_path / "bytes.json")
 
 
-def test_a_record_says_nothing_of_where_the_data_lay(record):
+def test_a_record_does_not_contain_the_data_folder(record):
     assert record().config.section("data")["data_dir"] is None
 
 
-def test_files_of_more_bytes_than_any_record_has_are_not_read(tmp_path):
+def test_files_larger_than_any_record_are_not_read(tmp_path):
     with (tmp_path / "record.json").open("wb") as file:
-        file.truncate(2**33)  # takes no room on the disk
+        file.truncate(2**33)  # a sparse file
     with pytest.raises(UserError, match=r"record.json: has 8,589,934,592 bytes; at most 67,108,864 are read"):
         read_record(tmp_path / "record.json")
 
 
-def test_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "record.json")
     with pytest.raises(UserError, match=r"record.json: not a plain file"):
         read_record(tmp_path / "record.json")
@@ -291,23 +291,23 @@ def test_odd_json_is_refused(tmp_path, text):
         read_record(tmp_path / "record.json")
 
 
-def test_images_lie_beside_the_record_unless_they_are_to_be_kept_in_it(evaluated, tmp_path):
-    found, path = evaluated(), tmp_path / "record.json"
-    write_record(tmp_path, found)
+def test_images_are_in_a_file_beside_the_record_unless_keep_images(evaluated, tmp_path):
+    record, path = evaluated(), tmp_path / "record.json"
+    write_record(tmp_path, record)
     assert json.loads(path.read_text())["gallery"] == []
     assert "png" not in path.read_text()
-    assert read_record(path).gallery == found.gallery
-    (tmp_path / "gallery.json").write_text(json.dumps({"time": "another evaluation's", "gallery": found.to_json()["gallery"]}))
+    assert read_record(path).gallery == record.gallery
+    (tmp_path / "gallery.json").write_text(json.dumps({"time": "another evaluation's", "gallery": record.to_json()["gallery"]}))
     assert read_record(path).gallery == []
     for damaged in ("{", "[1]", '{"time": null}'):
         (tmp_path / "gallery.json").write_text(damaged)
         assert read_record(path).gallery == []
-    write_record(tmp_path, found, keep_images=True)
+    write_record(tmp_path, record, keep_images=True)
     assert not (tmp_path / "gallery.json").exists()
-    assert read_record(path) == found
+    assert read_record(path) == record
 
 
-def test_the_digest_is_of_names_types_shapes_and_bytes():
+def test_the_digest_depends_on_names_dtypes_shapes_and_bytes():
     torch.manual_seed(0)
     one, other = torch.nn.Linear(2, 3), torch.nn.Linear(2, 3)
     other.load_state_dict(one.state_dict())
@@ -320,14 +320,14 @@ def test_the_digest_is_of_names_types_shapes_and_bytes():
     assert weights_digest(torch.nn.Linear(3, 2)) != weights_digest(torch.nn.Sequential(one))
 
 
-def test_a_record_names_the_weights_it_speaks_of(evaluated):
+def test_a_record_has_the_digest_of_its_weights(evaluated):
     assert len(evaluated(part=(0, 2)).weights) == 64
 
 
-def test_what_a_model_lacks_in_a_configuration_is_kept_as_it_was(record):
+def test_unknown_fields_of_a_configuration_are_kept(record):
     content = record().to_json()
     content["config"]["training"]["lr_of_later"] = [0.1, None]
-    found = checked_record(content, "here")
-    assert found.config.section("training")["lr_of_later"] == [0.1, None]
-    assert found.config.training.epochs == content["config"]["training"]["epochs"]
-    assert Record.model_validate(found.to_json()) == found
+    result = checked_record(content, "here")
+    assert result.config.section("training")["lr_of_later"] == [0.1, None]
+    assert result.config.training.epochs == content["config"]["training"]["epochs"]
+    assert Record.model_validate(result.to_json()) == result

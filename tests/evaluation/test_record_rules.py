@@ -1,4 +1,4 @@
-"""What each field of a Record must hold."""
+"""The rules of a Record's fields."""
 
 import base64
 import copy
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from json_trees import REMOVED, with_value
 
 from advmoe.errors import UserError
 from advmoe.evaluation.record_fields import LARGEST, is_number
@@ -14,57 +15,38 @@ from advmoe.evaluation.record_file import checked_record, is_readable
 sys.path.append(str(Path(__file__).parents[1] / "reports"))
 from records import content, old_content
 
-WHOLE = content()
+RECORD = content()
 NAN = float("nan")
 
 
-def with_value(place, value):
-    """A sound Record with another value at a path of keys."""
-    made = copy.deepcopy(WHOLE)
-    own = made
-    for key in place[:-1]:
-        own = own[key]
-    own[place[-1]] = value
-    return made
-
-
-def without(place):
-    made = with_value(place, None)
-    own = made
-    for key in place[:-1]:
-        own = own[key]
-    del own[place[-1]]
-    return made
-
-
-def fault(made):
-    """Why a Record is refused; empty where it is read."""
+def fault(record):
+    """The reason why a Record is refused, or an empty string."""
     try:
-        checked_record(made, "here")
+        checked_record(record, "here")
     except UserError as error:
         return str(error).removeprefix("here: holds no Record (")
     return ""
 
 
-def garbled_parts(made):
+def garbled_parts(record):
     """The parts that are left out when a Record is read."""
     lines = []
-    checked_record(made, "here", lines.append)
+    checked_record(record, "here", lines.append)
     return [name for line in lines for name in line.removeprefix("here: read without its garbled parts: ").split(", ")]
 
 
-@pytest.mark.parametrize("sound", [WHOLE, content("at_dense"), old_content()], ids=["routed", "dense", "old"])
+@pytest.mark.parametrize("sound", [RECORD, content("at_dense"), old_content()], ids=["routed", "dense", "old"])
 def test_sound_records_break_no_rule(sound):
     assert (fault(sound), garbled_parts(sound)) == ("", [])
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf"), True, "1", None, [], 10**400, 2 * LARGEST])
-def test_what_is_no_number(value):
+def test_values_that_are_not_numbers(value):
     assert not is_number(value)
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("evaluation", "figures", "sa"), []),
         (("evaluation", "intervals", "sa"), [1]), (("evaluation", "intervals", "sa"), [NAN, 1]),
@@ -75,12 +57,12 @@ def test_what_is_no_number(value):
         (("config", "training", "epochs"), None), (("config", "attack"), 1), (("config", "training", "lr"), {"a": {}}),
     ],
 )  # fmt: skip
-def test_main_fields(place, value):
-    assert fault(with_value(place, value)).startswith(f"{place[0]}")
+def test_a_bad_required_field_refuses_the_record(path, value):
+    assert fault(with_value(RECORD, path, value)).startswith(f"{path[0]}")
 
 
 @pytest.mark.parametrize(
-    ("place", "value"),
+    ("path", "value"),
     [
         (("run",), 1), (("commit",), []), (("versions",), {"a": 1}), (("hardware",), NAN), (("classes",), [1]),
         (("classes",), "abc"),
@@ -93,36 +75,36 @@ def test_main_fields(place, value):
         (("gallery", 0, "clean", "route"), None), (("gallery", 0, "clean", "route", 0), 2),
         (("gallery", 0, "clean", "confidence"), 2), (("gallery", 0, "steps", 0, "prediction"), 4),
         (("gallery", 0, "steps", 0, "route"), [0]), (("gallery", 0, "steps", 0, "epsilon"), -1),
-        (("gallery", 0, "steps"), 17 * WHOLE["gallery"][0]["steps"][:1]),
+        (("gallery", 0, "steps"), 17 * RECORD["gallery"][0]["steps"][:1]),
         (("gallery", 0, "clean", "png"), "<script>"), (("gallery", 0, "clean", "png"), ""),
         (("gallery", 0, "clean", "png"), base64.b64encode(b"GIF89a").decode()),
-        (("gallery", 0, "clean", "png"), WHOLE["gallery"][0]["clean"]["png"][:60]),
+        (("gallery", 0, "clean", "png"), RECORD["gallery"][0]["clean"]["png"][:60]),
     ],
 )  # fmt: skip
-def test_parts(place, value):
-    garbled = with_value(place, value)
+def test_a_bad_optional_part_is_left_out(path, value):
+    garbled = with_value(RECORD, path, value)
     assert fault(garbled) == ""
-    assert garbled_parts(garbled) == [place[0]]
+    assert garbled_parts(garbled) == [path[0]]
 
 
-def test_a_field_that_a_part_lacks_garbles_it():
-    assert garbled_parts(without(("gallery", 0, "label"))) == ["gallery"]
-    assert fault(without(("evaluation", "attacks", "pgd_50", "attacked"))).startswith("evaluation.attacks")
+def test_a_missing_field_counts_as_a_bad_one():
+    assert garbled_parts(with_value(RECORD, ("gallery", 0, "label"), REMOVED)) == ["gallery"]
+    assert fault(with_value(RECORD, ("evaluation", "attacks", "pgd_50", "attacked"), REMOVED)).startswith("evaluation.attacks")
 
 
 def test_one_router_may_choose_for_all_layers():
-    made = copy.deepcopy(WHOLE)
-    for image in made["gallery"]:
-        for seen in (image["clean"], image["adversarial"], *image["steps"]):
-            seen["route"] = [1]
-    assert garbled_parts(made) == []
+    record = copy.deepcopy(RECORD)
+    for image in record["gallery"]:
+        for entry in (image["clean"], image["adversarial"], *image["steps"]):
+            entry["route"] = [1]
+    assert garbled_parts(record) == []
 
 
-def test_text_that_cannot_be_written_and_what_is_nested_without_end_are_not_readable():
-    deep = []
+def test_text_that_is_no_unicode_and_deep_nesting_are_not_readable():
+    nested = []
     for _ in range(1000):
-        deep = [deep]
-    assert not is_readable({"a": deep})
+        nested = [nested]
+    assert not is_readable({"a": nested})
     assert not is_readable({"a": ["\udfff"]})
     assert not is_readable({"\ud800": 1})
-    assert is_readable({"é": ["\U0001f600", 1, None, WHOLE]})
+    assert is_readable({"é": ["\U0001f600", 1, None, RECORD]})

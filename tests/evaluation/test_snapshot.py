@@ -1,4 +1,4 @@
-"""What a Record shows: layers, loads and curves against slow counts, images against the evaluation's own attack."""
+"""The snapshot in a Record: layers, loads and curves compared with slow counts, images with the evaluation's attack."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def options(epsilon, norm, seed, shard_size):
 
 
 def network(kind, seed=0):
-    """Of random filters and routers, so that images part at every layer."""
+    """Random filters and routers, so that every layer routes images to several experts."""
     torch.manual_seed(seed)
     model = ResNet(kind, image_spec(CLASSES, [0.5], [0.25]), blocks=(1, 1), width=4, stem="cifar")
     with torch.no_grad():
@@ -44,7 +44,7 @@ def images():
 
 @torch.no_grad()
 def labelled(model):
-    """x, y of which every fifth is not what the network says, and the rows that it gets right."""
+    """x, y with every fifth label wrong, and the rows that the network classifies correctly."""
     x = images()
     y = model(x).argmax(dim=1)
     y[::5] = (y[::5] + 1) % CLASSES
@@ -53,7 +53,7 @@ def labelled(model):
 
 @pytest.fixture(scope="module", autouse=True)
 def real_gallery():
-    """Against the shorter attack of tests/conftest.py: the one that the module has when it is imported."""
+    """The package's attack instead of the shorter one of tests/conftest.py."""
     with patch("advmoe.evaluation.snapshot.GALLERY_ATTACK", GALLERY_ATTACK):
         yield
 
@@ -64,71 +64,71 @@ def routed():
 
 
 @pytest.fixture(scope="module")
-def shown(routed):
+def routed_snapshot(routed):
     x, y, correct = labelled(routed)
     return snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 7))
 
 
-def test_layers_are_the_networks(routed, shown):
-    assert [layer.name for layer in shown.layers] == [
+def test_layers_are_the_networks(routed, routed_snapshot):
+    assert [layer.name for layer in routed_snapshot.layers] == [
         name for name, module in routed.named_modules() if any(module is layer for layer in routed.moe_layers())
     ]
     by_name = dict(routed.named_modules())
-    for layer in shown.layers:
+    for layer in routed_snapshot.layers:
         module = by_name[layer.name]
         assert (layer.in_channels, layer.width, layer.experts) == (module.in_channels, module.width, 3)
-    assert shown.layers[0].size == [12, 12]
-    assert shown.layers[-1].size == [6, 6]
+    assert routed_snapshot.layers[0].size == [12, 12]
+    assert routed_snapshot.layers[-1].size == [6, 6]
 
 
-def test_loads_are_counted_one_image_at_a_time(routed, shown):
+def test_loads_are_counted_one_image_at_a_time(routed, routed_snapshot):
     x, y, _ = labelled(routed)
     counts = np.zeros((len(routed.moe_layers()), CLASSES, 3), dtype=int)
     for row in range(COUNT):
         _, routings = routed.forward_routed(x[row : row + 1])
         for layer, routing in enumerate(routings):
             counts[layer, y[row], routing.experts.item()] += 1
-    assert shown.load_by_class == counts.tolist()
-    assert counts.sum(axis=1).min() < COUNT < 3 * counts.sum(axis=1).max()  # not all to one, nor to each the same
+    assert routed_snapshot.load_by_class == counts.tolist()
+    assert counts.sum(axis=1).min() < COUNT < 3 * counts.sum(axis=1).max()  # neither all to one expert nor equal loads
 
 
-def test_loads_sum_to_the_evaluations(routed, shown):
+def test_loads_sum_to_the_evaluations(routed, routed_snapshot):
     x, y, _ = labelled(routed)
     load = evaluate(routed, x, y, epsilon=EPSILON, preset=("pgd_50",)).routing.load
-    assert [[sum(column) for column in zip(*layer, strict=True)] for layer in shown.load_by_class] == load
+    assert [[sum(column) for column in zip(*layer, strict=True)] for layer in routed_snapshot.load_by_class] == load
 
 
 def test_a_network_with_one_router_has_one_row_of_loads_and_routes():
     model = network(MoEKind(0.5, num_experts=2, routers="per_network"))
     x, y, correct = labelled(model)
-    found = snapshot(model, x, y, correct, options(EPSILON, "Linf", 0, 64))
-    assert np.array(found.load_by_class).shape == (1, CLASSES, 2)
-    assert len(found.layers) == len(model.moe_layers()) > 1
-    assert len(found.gallery[0].clean.route) == 1
+    result = snapshot(model, x, y, correct, options(EPSILON, "Linf", 0, 64))
+    assert np.array(result.load_by_class).shape == (1, CLASSES, 2)
+    assert len(result.layers) == len(model.moe_layers()) > 1
+    assert len(result.gallery[0].clean.route) == 1
 
 
 def test_a_dense_network_has_no_routes():
     model = network(DenseKind())
     x, y, correct = labelled(model)
-    found = snapshot(model, x, y, correct, options(EPSILON, "L2", 0, 64))
-    assert found.layers == []
-    assert found.load_by_class == ()
-    assert {getattr(entry, side).route for entry in found.gallery for side in ("clean", "adversarial")} == {None}
+    result = snapshot(model, x, y, correct, options(EPSILON, "L2", 0, 64))
+    assert result.layers == []
+    assert result.load_by_class == ()
+    assert {getattr(entry, side).route for entry in result.gallery for side in ("clean", "adversarial")} == {None}
 
 
-def test_the_curve_is_clean_at_zero_and_the_evaluations_at_its_epsilons(routed, shown):
+def test_the_curve_starts_at_clean_accuracy_and_agrees_with_the_evaluation(routed, routed_snapshot):
     x, y, correct = labelled(routed)
-    curve = shown.epsilon_curve
+    curve = routed_snapshot.epsilon_curve
     assert curve.epsilons == pytest.approx([0, 0.005, 0.01, 0.02, 0.03, 0.04, 0.08])
     assert (curve.attack, curve.images) == ("pgd_10", COUNT)
     assert curve.ra[0] == pytest.approx(100 * len(correct) / COUNT)
-    for place in (3, 5):
-        evaluation = evaluate(routed, x, y, epsilon=curve.epsilons[place], preset=("pgd_10",), seed=3)
-        assert curve.ra[place] == evaluation.figures["ra_10"]
+    for number in (3, 5):
+        evaluation = evaluate(routed, x, y, epsilon=curve.epsilons[number], preset=("pgd_10",), seed=3)
+        assert curve.ra[number] == evaluation.figures["ra_10"]
     assert curve.ra[0] > curve.ra[3] > curve.ra[-1]
 
 
-def test_the_curve_takes_a_balanced_part_of_many_images(routed, monkeypatch):
+def test_the_curve_is_computed_on_a_balanced_part_of_the_images(routed, monkeypatch):
     monkeypatch.setattr("advmoe.evaluation.snapshot.CURVE_IMAGES", 9)
     x = images()
     y = torch.arange(COUNT) // 10
@@ -141,10 +141,10 @@ def test_the_curve_takes_a_balanced_part_of_many_images(routed, monkeypatch):
     assert curve.ra == [100 * len(set(rows.tolist()) & set(correct)) / 9] * 7
 
 
-def test_the_gallery_shows_the_evaluations_attack(routed, shown):
+def test_the_gallery_shows_the_evaluations_attack(routed, routed_snapshot):
     x, y, correct = labelled(routed)
-    assert [entry.row for entry in shown.gallery] == gallery_rows(y.tolist(), correct)
-    for entry in shown.gallery:
+    assert [entry.row for entry in routed_snapshot.gallery] == gallery_rows(y.tolist(), correct)
+    for entry in routed_snapshot.gallery:
         row = entry.row
         z, label = x[row : row + 1], y[row : row + 1]
         with frozen(routed):
@@ -160,21 +160,21 @@ def test_the_gallery_shows_the_evaluations_attack(routed, shown):
             assert seen.confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
             assert seen.route == [routing.experts.item() for routing in routings]
             assert np.abs(decoded(seen.png) - 255 * image[0, 0].numpy()).max() <= 0.51
-    assert any(entry.clean.prediction != entry.adversarial.prediction for entry in shown.gallery)
+    assert any(entry.clean.prediction != entry.adversarial.prediction for entry in routed_snapshot.gallery)
 
 
 def decoded(text):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(float)
 
 
-def test_the_same_seed_gives_the_same_portrait_whatever_the_shards(routed, shown):
+def test_the_snapshot_depends_on_the_seed_and_not_on_the_shards(routed, routed_snapshot):
     x, y, correct = labelled(routed)
-    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 7)) == shown
-    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 64)) == shown
-    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 4, 7)).gallery != shown.gallery
+    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 7)) == routed_snapshot
+    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 3, 64)) == routed_snapshot
+    assert snapshot(routed, x, y, correct, options(EPSILON, "Linf", 4, 7)).gallery != routed_snapshot.gallery
 
 
-def test_the_network_stays_as_it_was(routed):
+def test_the_snapshot_does_not_change_the_network(routed):
     x, y, correct = labelled(routed)
     before = {name: value.clone() for name, value in routed.state_dict().items()}
     routed.train()
@@ -188,16 +188,16 @@ def test_the_network_stays_as_it_was(routed):
 @pytest.mark.parametrize(
     ("labels", "correct", "rows"),
     [
-        ([0, 0, 1, 1, 2], [1, 2, 3], [1, 2, 4, 3, 0]),  # one a class, the right ones first; then the second ones
+        ([0, 0, 1, 1, 2], [1, 2, 3], [1, 2, 4, 3, 0]),  # one image of each class, correct ones first; then second ones
         (list(range(10)), [9, 3], [3, 9, 0, 1, 2, 4, 5, 6]),
         ([1], [], [0]),
     ],
 )
-def test_one_image_a_class_and_right_ones_first(labels, correct, rows):
+def test_the_gallery_has_one_image_of_each_class_and_correct_ones_first(labels, correct, rows):
     assert gallery_rows(labels, correct) == rows
 
 
-def test_images_in_colour_and_grey():
+def test_png_in_colour_and_grey():
     colours = torch.tensor([[0, 128, 255], [10, 20, 30], [255, 0, 1]]).view(3, 1, 3) / 255
     assert decoded(png(colours)).tolist() == [[[0, 10, 255], [128, 20, 0], [255, 30, 1]]]
     assert decoded(png(colours[:1])).tolist() == [[0, 128, 255]]

@@ -1,4 +1,4 @@
-"""Networks of a few weights on images [B, 1, 6, 6], so that evaluations take a moment."""
+"""Networks of a few weights on images [B, 1, 6, 6], for fast evaluations."""
 
 import torch
 from torch import Tensor, nn
@@ -8,8 +8,8 @@ from advmoe.moe import HARD, Gate, Routing
 CLASSES = 4
 
 
-class Toy(nn.Module):
-    """Routes by the documented protocol and by nothing else: a layer of two linear experts, then one of three."""
+class ToyMoE(nn.Module):
+    """Implements only the documented routing protocol: a layer of two linear experts, then one of three."""
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -35,8 +35,8 @@ class Toy(nn.Module):
         return h @ self.head.T, routings
 
 
-def dense(classes: int = CLASSES) -> nn.Module:
-    """A plain network that knows nothing of routing."""
+def dense_network(classes: int = CLASSES) -> nn.Module:
+    """A plain network without routing."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8), nn.Tanh(), nn.Linear(8, classes)).eval()
 
@@ -48,7 +48,7 @@ def images(count: int = 12, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def labels(model: nn.Module, x: Tensor, wrong: int = 3) -> Tensor:
-    """What the network says, but for image number `wrong`."""
+    """The network's predictions, changed for the image number `wrong`."""
     y = model(x).argmax(dim=1)
     y[wrong] = (y[wrong] + 1) % CLASSES
     return y
