@@ -1,4 +1,4 @@
-"""What every backbone offers to other programs."""
+"""The parts of a backbone that other programs use."""
 
 import pytest
 import torch
@@ -15,11 +15,11 @@ def test_grad_cam_hooks_the_feature_maps(backbone):
     assert backbone in MODELS
     torch.manual_seed(0)
     model = build_model(ModelConfig(backbone=backbone, width=10), MoEKind(), SPEC).eval()
-    kept = []
-    handle = model.feature_maps.register_forward_hook(lambda module, given, output: kept.append(output))
+    outputs = []
+    handle = model.feature_maps.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     logits = model(torch.rand(2, *SPEC.shape))
     handle.remove()
-    (maps,) = kept
-    (slopes,) = torch.autograd.grad(logits[:, 3].sum(), maps)
-    torch.testing.assert_close(slopes.sum(dim=(2, 3)), model.classifier.weight[3].expand(2, -1))
-    assert (slopes * maps).sum(dim=1).relu().shape == (2, *maps.shape[2:])
+    (maps,) = outputs
+    (gradients,) = torch.autograd.grad(logits[:, 3].sum(), maps)
+    torch.testing.assert_close(gradients.sum(dim=(2, 3)), model.classifier.weight[3].expand(2, -1))
+    assert (gradients * maps).sum(dim=1).relu().shape == (2, *maps.shape[2:])

@@ -1,4 +1,4 @@
-"""The slow twin of MoEConv2d: every expert by a plain convolution of its own, masked with its weight, summed."""
+"""The slow twin of MoEConv2d: a separate convolution for each expert, whose outputs are weighted and summed."""
 
 import math
 
@@ -47,7 +47,7 @@ def gate_weights(logits: Tensor, gate: Gate, layer: int) -> Tensor:
 
 
 def masked(layer: MoEConv2d, bank: str, out_channels: int, x: Tensor, gate: Gate) -> Tensor:
-    """What `layer` computes in eval mode, the slow way: [B, C, H, W] -> [B, K, H', W']."""
+    """The slow form of `layer` in eval mode: [B, C, H, W] -> [B, K, H', W']."""
     weights = gate_weights(router_logits(layer, x), gate, layer.index)
     y = 0
     for e, rows in enumerate(expert_filters(bank, layer.num_experts, out_channels, layer.width)):

@@ -48,7 +48,7 @@ def test_balanced_routes_cost_nothing(term):
 
 
 @pytest.mark.parametrize("term", TERMS)
-def test_uneven_routes_cost_more_the_more_uneven(term):
+def test_the_cost_grows_with_the_imbalance(term):
     costs = [balance(term, (routing([[p, 1 - p]] * 4),)).item() for p in (0.6, 0.8, 0.99)]
     assert 0 < costs[0] < costs[1] < costs[2]
 
@@ -69,7 +69,7 @@ def test_the_term_is_the_mean_over_layers(term):
     assert balance(term, layers).item() == pytest.approx(sum(each) / 2)
 
 
-def test_none_is_nothing_whatever_the_routes():
+def test_none_is_always_0():
     assert balance("none", (routing([[0.99, 0.01]]),)).item() == 0
     assert set(BALANCE) == {"none", *TERMS}
 
@@ -81,13 +81,13 @@ def test_one_expert_is_always_balanced(term):
 
 def test_shifted_logits_change_nothing():
     plain = routing(UNEVEN)
-    moved = Routing(plain.logits + 1000, plain.experts)
+    shifted = Routing(plain.logits + 1000, plain.experts)
     for term in TERMS:
-        assert balance(term, (moved,)).item() == pytest.approx(balance(term, (plain,)).item(), abs=1e-9)
+        assert balance(term, (shifted,)).item() == pytest.approx(balance(term, (plain,)).item(), abs=1e-9)
 
 
 def test_entropy_of_a_collapsed_layer_has_a_gradient():
-    """A share of exactly 0 in float32: the case that the term exists for."""
+    """One expert's probability is exactly 0 in float32: the term must work in this case."""
     logits = torch.tensor([[200.0, 0.0], [210.0, 0.0]], requires_grad=True)
     term = BALANCE["entropy"](Routing(logits, logits.argmax(dim=1)))
     term.backward()

@@ -16,7 +16,7 @@ def fresh_layer(in_channels, out_channels, width, *, num_experts, bank="backbone
 
 
 def make_layer(num_experts, bank="backbone", width=6, kernel_size=3, stride=1, index=0):
-    """A layer in eval mode whose experts differ and whose router spreads its choices."""
+    """A layer in eval mode. Its experts differ, and its router uses several of them."""
     torch.manual_seed(num_experts)
     layer = fresh_layer(
         IN_CHANNELS, OUT_CHANNELS, width, num_experts=num_experts, bank=bank, kernel_size=kernel_size, stride=stride
@@ -42,24 +42,24 @@ def make_images(batch):
 
 
 def gradients(y, layer, x):
-    """Gradients of a random linear function of y with respect to images, filters and router; None where there is no path."""
+    """Gradients of a random linear function of y with respect to images, filters and router; None if y does not depend on it."""
     generator = torch.Generator().manual_seed(0)
     probe = torch.randn(y.shape, generator=generator, dtype=y.dtype)
-    wanted = {"x": x, **dict(layer.named_parameters())}
-    found = torch.autograd.grad((y * probe).sum(), list(wanted.values()), allow_unused=True)
-    return dict(zip(wanted, found, strict=True))
+    inputs = {"x": x, **dict(layer.named_parameters())}
+    values = torch.autograd.grad((y * probe).sum(), list(inputs.values()), allow_unused=True)
+    return dict(zip(inputs, values, strict=True))
 
 
 def assert_agrees(layer, bank, x, gate):
     y, (routing,) = layer(x, gate)
-    slow = masked(layer, bank, OUT_CHANNELS, x, gate)
-    torch.testing.assert_close(y, slow, rtol=1e-10, atol=1e-11)
-    fast_gradients, slow_gradients = gradients(y, layer, x), gradients(slow, layer, x)
-    for name, fast in fast_gradients.items():
-        twin = slow_gradients[name]
-        assert (fast is None) == (twin is None), name
-        if fast is not None:
-            torch.testing.assert_close(fast, twin, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+    expected_y = masked(layer, bank, OUT_CHANNELS, x, gate)
+    torch.testing.assert_close(y, expected_y, rtol=1e-10, atol=1e-11)
+    fast_gradients, slow_gradients = gradients(y, layer, x), gradients(expected_y, layer, x)
+    for name, gradient in fast_gradients.items():
+        expected = slow_gradients[name]
+        assert (gradient is None) == (expected is None), name
+        if gradient is not None:
+            torch.testing.assert_close(gradient, expected, rtol=1e-10, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
     return routing, fast_gradients
 
 
@@ -75,22 +75,22 @@ def test_agrees_with_the_masked_twin(num_experts, bank, kind, stride, kernel_siz
 
 @pytest.mark.parametrize("kind", ["hard", "straight_through", "scaled", "soft"])
 @pytest.mark.parametrize("bank", ["backbone", "disjoint"])
-def test_agrees_with_the_masked_twin_where_nobody_chose_an_expert(bank, kind):
+def test_agrees_with_the_masked_twin_if_no_image_chose_an_expert(bank, kind):
     layer = make_layer(4, bank, width=3)
     with torch.no_grad():
         layer.router.linear.bias[2] = 9
-    routing, found = assert_agrees(layer, bank, make_images(5), make_gate(kind))
+    routing, layer_gradients = assert_agrees(layer, bank, make_images(5), make_gate(kind))
     assert routing.experts.tolist() == [2] * 5
     unused = sorted(set(range(len(layer.filters))) - set(expert_filters(bank, 4, OUT_CHANNELS, 3)[2]))
-    assert (found["filters"][unused] == 0).all() == (kind != "soft")
+    assert (layer_gradients["filters"][unused] == 0).all() == (kind != "soft")
 
 
-def test_agrees_with_the_masked_twin_where_one_forced_expert_is_alone():
+def test_agrees_with_the_masked_twin_if_an_expert_gets_one_image():
     layer = make_layer(4, width=6)
     assert_agrees(layer, "backbone", make_images(4), ForcedGate(torch.tensor([[3], [0], [3], [3]])))
 
 
-def test_the_router_gets_no_gradient_from_hard_and_forced_gates_and_some_from_the_others():
+def test_the_router_gets_a_gradient_from_every_gate_but_hard_and_forced():
     layer, x = make_layer(4), make_images(6)
     for kind in ("hard", "straight_through", "scaled", "soft", "forced"):
         y, _ = layer(x, any_gate(kind, 6, 4))
@@ -101,7 +101,7 @@ def test_the_router_gets_no_gradient_from_hard_and_forced_gates_and_some_from_th
             assert gradient.abs().max() > 1e-3
 
 
-def test_the_routing_holds_the_routers_logits_and_the_expert_that_was_run():
+def test_the_routing_has_the_routers_logits_and_the_expert_that_ran():
     layer, x = make_layer(4), make_images(5)
     _, (hard,) = layer(x, HARD)
     _, (forced,) = layer(x, ForcedGate(torch.tensor([[3], [-1], [0], [2], [1]])))
@@ -111,19 +111,19 @@ def test_the_routing_holds_the_routers_logits_and_the_expert_that_was_run():
     assert forced.experts.tolist() == [3, hard.experts[1].item(), 0, 2, 1]
 
 
-def test_a_forced_gate_is_read_at_the_layers_own_index():
+def test_a_forced_gate_is_read_at_the_layers_index():
     layer, x = make_layer(4, index=2), make_images(2)
     _, (routing,) = layer(x, ForcedGate(torch.tensor([[0, 0, 3], [1, 1, 2]])))
     assert routing.experts.tolist() == [3, 2]
 
 
-def test_a_images_output_does_not_depend_on_its_batch():
+def test_an_images_output_does_not_depend_on_its_batch():
     layer, x = make_layer(4), make_images(9)
     together, (routing,) = layer(x, HARD)
     assert len(routing.experts.unique()) > 1
     for i in range(9):
-        alone, (own,) = layer(x[i : i + 1], HARD)
-        assert own.experts[0] == routing.experts[i]
+        alone, (single_routing,) = layer(x[i : i + 1], HARD)
+        assert single_routing.experts[0] == routing.experts[i]
         torch.testing.assert_close(alone[0], together[i], rtol=1e-12, atol=1e-12)
 
 
@@ -143,7 +143,7 @@ def test_fresh_experts_give_the_same_output_on_any_route():
     assert all(torch.equal(y, outputs[0]) for y in outputs)
 
 
-def test_first_filters_follow_torchs_own_initialisation():
+def test_filters_are_initialised_like_torchs_convolutions():
     torch.manual_seed(3)
     layer = fresh_layer(8, 32, 16, num_experts=2)
     bound = (1 / (8 * 9)) ** 0.5
@@ -159,7 +159,7 @@ def test_tie_gradients_sums_over_the_filters_of_one_channel():
     assert layer.filters.grad.flatten().tolist() == [101.0, 10.0, 101.0]
 
 
-def test_tie_gradients_leaves_a_layer_without_gradients_alone():
+def test_tie_gradients_does_nothing_without_gradients():
     layer = fresh_layer(1, 3, 2, num_experts=2, kernel_size=1)
     layer.tie_gradients()
     assert layer.filters.grad is None
@@ -181,7 +181,7 @@ def test_width_is_the_integer_part_of_scale_times_channels(scale, channels, widt
     assert MoEKind(scale).channels(channels).width == width
 
 
-def test_kinds_reject_what_leaves_no_network():
+def test_kinds_refuse_settings_without_a_network():
     for scale in (0.0, -0.5, 1.1):
         with pytest.raises(UserError, match="model_scale"):
             DenseKind(scale)
@@ -194,8 +194,8 @@ def test_kinds_reject_what_leaves_no_network():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_scaled_gate_weighs_what_an_experts_own_norm_gives(training):
-    """d/dp_k is <g, norm_k(conv_k(x))>, as under straight-through: no batch norm takes its mean away."""
+def test_scaled_gate_multiplies_the_output_after_the_norm(training):
+    """d/dp_k is <g, norm_k(conv_k(x))>, as under straight-through: the norm does not remove the factor."""
     torch.manual_seed(0)
     kind = MoEKind(0.5, norms="per_expert")
     layer = kind.conv(images(3), kind.channels(8)).double().train(training)

@@ -35,7 +35,7 @@ def test_disjoint_windows(num_experts, width, starts, size):
 
 @pytest.mark.parametrize("num_experts", range(1, 9))
 @pytest.mark.parametrize("width", range(1, 17))
-def test_backbone_windows_use_every_filter_and_overlap_only_past_full(num_experts, width):
+def test_backbone_windows_use_every_filter_and_overlap_only_if_they_must(num_experts, width):
     starts, _, size = windows("backbone", num_experts, 16, width)
     used = {m for start in starts for m in range(start, start + width)}
     assert used == set(range(size))
@@ -59,7 +59,7 @@ def test_aligned_by_hand():
     assert aligned(torch.arange(10), 3, 4).tolist() == [4, 5, 6, 3]
 
 
-def test_the_twins_experts_are_the_windows():
+def test_the_slow_twin_has_the_same_windows():
     for num_experts, width in [(2, 3), (2, 10), (4, 6), (8, 5), (3, 4)]:
         for bank in ("backbone", "disjoint"):
             starts, _, size = windows(bank, num_experts, 12, width)

@@ -1,4 +1,4 @@
-"""Other people's tools on a routed network: gradients of gradients and torch.func work, tracing is refused in one line."""
+"""Tools of torch on a routed network: second gradients and torch.func work, tracing is refused in one line."""
 
 import pytest
 import torch
@@ -27,30 +27,30 @@ def network(dispatch="auto", **kind):
 
 
 def penalty(model, gate=None):
-    """The gradients of a gradient penalty, to the images and every parameter."""
+    """The gradients of a gradient penalty with respect to the images and every parameter."""
     x = X.double().requires_grad_()
     logits = model(x) if gate is None else model.forward_routed(x, gate)[0]
-    (slope,) = torch.autograd.grad(logits.square().sum(), x, create_graph=True)
-    wanted = [x, *model.parameters()]
-    return torch.autograd.grad(slope.square().sum(), wanted, allow_unused=True, materialize_grads=True)
+    (gradient,) = torch.autograd.grad(logits.square().sum(), x, create_graph=True)
+    inputs = [x, *model.parameters()]
+    return torch.autograd.grad(gradient.square().sum(), inputs, allow_unused=True, materialize_grads=True)
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_gradient_penalties_agree_in_every_dispatch(training):
-    found = {name: penalty(network(name).train(training)) for name in NAMES}
-    assert found["wide"][0].abs().max() > 0
+    gradients = {name: penalty(network(name).train(training)) for name in NAMES}
+    assert gradients["wide"][0].abs().max() > 0
     for name in NAMES:
-        torch.testing.assert_close(found[name], found["wide"], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(gradients[name], gradients["wide"], rtol=1e-8, atol=1e-8)
 
 
-def test_gradient_penalties_go_through_the_straight_through_gate_too():
+def test_gradient_penalties_agree_under_the_straight_through_gate():
     gate = StraightThroughGate()
-    found = {name: penalty(network(name, norms="shared"), gate) for name in NAMES}
+    gradients = {name: penalty(network(name, norms="shared"), gate) for name in NAMES}
     for name in NAMES:
-        torch.testing.assert_close(found[name], found["wide"], rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(gradients[name], gradients["wide"], rtol=1e-8, atol=1e-8)
 
 
-def test_an_expert_norms_second_gradients_are_right():
+def test_an_expert_norms_second_gradients_are_correct():
     norm = ExpertNorm(2, 3).double()
     experts, y = torch.tensor([0, 1, 0, 0]), torch.randn(4, 3, 2, 2, dtype=torch.float64, requires_grad=True)
     parameters = tuple(torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -72,7 +72,7 @@ def test_torch_func_agrees_with_autograd():
     torch.testing.assert_close(vmap(grad(lambda x: model(x[None]).sum()))(x), expected)
 
 
-def test_what_torch_func_cannot_do_is_named():
+def test_unsupported_torch_func_transforms_are_refused_with_the_reason():
     model, x = network("split"), X.double()
     with pytest.raises(RuntimeError, match=r"dispatch 'split' cannot run inside torch.func transforms; .*'wide' can"):
         grad(lambda x: model(x).sum())(x)
@@ -84,7 +84,7 @@ def test_what_torch_func_cannot_do_is_named():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_tracing_is_refused_with_the_command_that_exports():
+def test_tracing_is_refused_with_a_hint_at_the_export_command():
     model, x = network(), X.double()
     tools = {
         "torch.jit.trace": lambda: torch.jit.trace(model, x),
@@ -108,11 +108,11 @@ def test_update_norms_is_the_mean_over_all_batches():
     update_norms(averaged, batches)
     update_norms(model, iter(batches))
     torch.testing.assert_close(stem.norm.running_mean, torch.cat(outputs).mean(dim=(0, 2, 3)))
-    first = model.moe_layers()[0]
-    seen = first.norm.batches[:, 0] > 0
-    assert seen.any()
-    assert (first.norm.running_mean[seen].abs().amax(dim=1) < 9).all()
-    assert (first.norm.momentum, stem.norm.momentum, model.training, first.router.batches.item()) == (0.1, 0.1, False, 2)
+    layer = model.moe_layers()[0]
+    has_images = layer.norm.batches[:, 0] > 0
+    assert has_images.any()
+    assert (layer.norm.running_mean[has_images].abs().amax(dim=1) < 9).all()
+    assert (layer.norm.momentum, stem.norm.momentum, model.training, layer.router.batches.item()) == (0.1, 0.1, False, 2)
     for ours, theirs in zip(model.buffers(), averaged.module.buffers(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -141,14 +141,14 @@ def test_a_converted_network_under_torch_func():
     for call in transforms.values():
         with pytest.raises(RuntimeError, match=r"running statistics .* in train mode: call model\.eval\(\)"):
             call()
-    outside = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
-    functional_call(model, outside, (x,)).square().sum().backward()
-    assert all(tensor.grad is not None for name, tensor in outside.items() if "router" not in name)
+    parameters = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+    functional_call(model, parameters, (x,)).square().sum().backward()
+    assert all(tensor.grad is not None for name, tensor in parameters.items() if "router" not in name)
     model.eval()
-    slope = transforms["grad"]()
-    torch.testing.assert_close(transforms["vmap"](), torch.stack([total(one) for one in x]))
-    torch.testing.assert_close(transforms["jacrev"](), slope)
-    torch.testing.assert_close(transforms["jvp"](), slope.sum())
+    gradient = transforms["grad"]()
+    torch.testing.assert_close(transforms["vmap"](), torch.stack([total(image) for image in x]))
+    torch.testing.assert_close(transforms["jacrev"](), gradient)
+    torch.testing.assert_close(transforms["jvp"](), gradient.sum())
 
 
 class OneExpert(nn.Module):
@@ -160,7 +160,7 @@ class OneExpert(nn.Module):
         return self.norm(x, torch.zeros(len(x), dtype=torch.int64))
 
 
-def test_update_bn_averages_an_expert_norm_as_torchs():
+def test_update_bn_treats_an_expert_norm_like_a_batch_norm():
     batches = [torch.randn(5, 2, 3, 3, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     ours, theirs = OneExpert().train(), nn.BatchNorm2d(2).train()
     for model in (ours, theirs):

@@ -11,7 +11,7 @@ GATES = ["hard", "straight_through", "scaled", "soft"]
 
 
 def network(norms="shared", num_experts=3):
-    """A tiny network in eval mode, calibrated; its experts differ, and its router spreads its choices."""
+    """A tiny calibrated network in eval mode. Its experts differ, and its router uses several of them."""
     torch.manual_seed(0)
     kind = MoEKind(0.5, num_experts=num_experts, bank="disjoint", routers="per_network", norms=norms)
     model = ResNet(kind, image_spec(3), blocks=(1, 1), width=4, stem="cifar")
@@ -30,7 +30,7 @@ def x(count=8):
 
 
 @pytest.mark.parametrize("kind", GATES)
-def test_there_is_one_routing_and_it_is_the_routers(kind):
+def test_the_only_routing_is_the_network_routers(kind):
     model = network()
     _, routings = model.forward_routed(x(), make_gate(kind))
     (routing,) = routings
@@ -42,7 +42,7 @@ def test_there_is_one_routing_and_it_is_the_routers(kind):
 
 
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
-def test_every_layer_obeys_the_one_choice(norms):
+def test_every_layer_uses_the_network_routers_choice(norms):
     model = network(norms)
     chosen = model.forward_routed(x())[1][0].experts
     alone = [model.forward_routed(x(), ForcedGate(torch.full((8, 1), e)))[0] for e in range(3)]
@@ -52,32 +52,32 @@ def test_every_layer_obeys_the_one_choice(norms):
 
 
 def test_layers_get_the_logits_and_have_no_routers():
-    model, seen = network(), []
+    model, layer_logits = network(), []
     for layer in model.moe_layers():
         assert layer.router is None
         assert layer.index == 0
-        layer.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+        layer.register_forward_pre_hook(lambda _, inputs: layer_logits.append(inputs[2]))
     logits = model.forward_routed(x())[1][0].logits
-    assert len(seen) == 4
-    assert all(torch.equal(given, logits) for given in seen)
+    assert len(layer_logits) == 4
+    assert all(torch.equal(inputs, logits) for inputs in layer_logits)
 
 
-def test_a_forced_route_has_one_column_and_minus_one_is_the_routers():
+def test_a_forced_route_has_one_column_where_minus_one_is_the_routers_choice():
     model = network()
-    own = model.forward_routed(x(4))[1][0].experts
+    chosen = model.forward_routed(x(4))[1][0].experts
     forced = torch.tensor([[2], [-1], [0], [1]])
     _, (routing,) = model.forward_routed(x(4), ForcedGate(forced))
-    assert routing.experts.tolist() == [2, own[1].item(), 0, 1]
-    every = model.forward_routed(x(4), ForcedGate(torch.full((4, 1), -1)))[0]
-    torch.testing.assert_close(every, model(x(4)), rtol=0, atol=0)
+    assert routing.experts.tolist() == [2, chosen[1].item(), 0, 1]
+    logits = model.forward_routed(x(4), ForcedGate(torch.full((4, 1), -1)))[0]
+    torch.testing.assert_close(logits, model(x(4)), rtol=0, atol=0)
 
 
 def test_router_parameters_are_the_network_routers():
     model = network()
-    mine = {id(parameter) for parameter in model.router.parameters()}
-    assert {id(parameter) for parameter in model.router_parameters()} == mine
-    assert not mine & {id(parameter) for parameter in model.weight_parameters()}
-    assert len(mine) + len(model.weight_parameters()) == len(list(model.parameters()))
+    router = {id(parameter) for parameter in model.router.parameters()}
+    assert {id(parameter) for parameter in model.router_parameters()} == router
+    assert not router & {id(parameter) for parameter in model.weight_parameters()}
+    assert len(router) + len(model.weight_parameters()) == len(list(model.parameters()))
 
 
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
@@ -86,26 +86,26 @@ def test_gradients_reach_the_router_through_all_gates_but_hard(kind, norms):
     model = network(norms)
     logits, _ = model.forward_routed(x(), make_gate(kind))
     cross_entropy(logits, torch.arange(8) % 3).backward()
-    found = [parameter.grad for parameter in model.router_parameters()]
+    gradients = [parameter.grad for parameter in model.router_parameters()]
     if kind == "hard":
-        assert all(gradient is None for gradient in found)
+        assert all(gradient is None for gradient in gradients)
     else:
-        assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in found)
+        assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in gradients)
 
 
 @pytest.mark.parametrize(
     ("stem", "sides"), [("cifar", [32, 32, 32, 16, 16, 16, 8, 8, 8]), ("imagenet", [8, 8, 8, 4, 4, 4, 2, 2, 2])]
 )
-def test_stages_and_sides(stem, sides):
+def test_the_routers_stages_have_these_channels_and_sides(stem, sides):
     router = NetworkRouter(3, 2, stem).eval()
-    h, seen = router.stem(torch.rand(2, 3, 32, 32)), []
+    h, shapes = router.stem(torch.rand(2, 3, 32, 32)), []
     for block in router.blocks:
         h = block(h)
-        seen.append((h.shape[1], h.shape[2]))
-    assert seen == list(zip([16] * 3 + [32] * 3 + [64] * 3, sides, strict=True))
+        shapes.append((h.shape[1], h.shape[2]))
+    assert shapes == list(zip([16] * 3 + [32] * 3 + [64] * 3, sides, strict=True))
 
 
-def test_a_images_choice_does_not_depend_on_its_batch():
+def test_an_images_choice_does_not_depend_on_its_batch():
     model = network()
     together = model.forward_routed(x())[1][0].logits
     for i in range(8):

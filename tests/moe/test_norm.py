@@ -1,4 +1,4 @@
-"""ExpertNorm against one nn.BatchNorm2d per expert, fed with that expert's images; MaskedNorm."""
+"""ExpertNorm compared with one nn.BatchNorm2d for each expert, which gets that expert's images; MaskedNorm."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def make_norm(seed=0):
 
 
 def references(norm):
-    """The slow twin: a batch norm of its own for each expert."""
+    """The slow twin: a separate batch norm for each expert."""
     twins = []
     for e in range(N):
         twin = nn.BatchNorm2d(K).double().train(norm.training)
@@ -36,12 +36,12 @@ def references(norm):
 
 
 def slow(twins, y, experts):
-    """Each image through its expert's batch norm; one without images is not called."""
+    """Each image through its expert's batch norm. A batch norm without images is not called."""
     out = torch.zeros_like(y)
     for e, twin in enumerate(twins):
-        mine = (experts == e).nonzero()[:, 0]
-        if len(mine):
-            out = out.index_copy(0, mine, twin(y[mine]))
+        rows = (experts == e).nonzero()[:, 0]
+        if len(rows):
+            out = out.index_copy(0, rows, twin(y[rows]))
     return out
 
 
@@ -63,20 +63,20 @@ def test_equals_a_batch_norm_for_each_expert(training):
     norm = make_norm().train(training)
     twins = references(norm)
     x, x_slow = outputs().requires_grad_(True), outputs().requires_grad_(True)
-    fast, expected = norm(x, EXPERTS), slow(twins, x_slow, EXPERTS)
-    close(fast, expected)
-    found = grads(fast, x, [norm.weight, norm.bias])
-    of_twins = grads(expected, x_slow, [p for twin in twins for p in (twin.weight, twin.bias)])
-    close(found[0], of_twins[0])
+    output, expected = norm(x, EXPERTS), slow(twins, x_slow, EXPERTS)
+    close(output, expected)
+    gradients = grads(output, x, [norm.weight, norm.bias])
+    expected_gradients = grads(expected, x_slow, [p for twin in twins for p in (twin.weight, twin.bias)])
+    close(gradients[0], expected_gradients[0])
     for e in range(N):
-        for place, mine in ((1, of_twins[1 + 2 * e]), (2, of_twins[2 + 2 * e])):
-            close(found[place][e], torch.zeros(K, dtype=torch.float64) if mine is None else mine)
+        for number, gradient in ((1, expected_gradients[1 + 2 * e]), (2, expected_gradients[2 + 2 * e])):
+            close(gradients[number][e], torch.zeros(K, dtype=torch.float64) if gradient is None else gradient)
     for e, twin in enumerate(twins):
         close(norm.running_mean[e], twin.running_mean)
         close(norm.running_var[e], twin.running_var)
 
 
-def test_an_expert_without_images_keeps_its_statistics_to_the_bit():
+def test_an_expert_without_images_keeps_its_statistics_exactly():
     norm = make_norm().train()
     mean, var = norm.running_mean.clone(), norm.running_var.clone()
     norm(outputs(), EXPERTS)
@@ -87,7 +87,7 @@ def test_an_expert_without_images_keeps_its_statistics_to_the_bit():
     assert torch.equal(norm.running_mean[1], mean[1])
 
 
-def test_eval_mode_changes_nothing_and_judges_each_image_alone():
+def test_eval_mode_changes_no_state_and_an_images_output_does_not_depend_on_its_batch():
     norm = make_norm().eval()
     before = {name: value.clone() for name, value in norm.state_dict().items()}
     together = norm(outputs(), EXPERTS)
@@ -97,24 +97,24 @@ def test_eval_mode_changes_nothing_and_judges_each_image_alone():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_every_at_the_chosen_experts_is_forward(training):
+def test_every_equals_forward_at_the_chosen_experts(training):
     parts = torch.stack([outputs() * (e + 1) - e for e in range(N)], dim=1)
     rows = torch.arange(len(EXPERTS))
-    one, all_of_them = make_norm().train(training), make_norm().train(training)
-    chosen = one(parts[rows, EXPERTS], EXPERTS)
-    close(all_of_them.every(parts, EXPERTS)[rows, EXPERTS], chosen)
-    for (name, value), twin in zip(one.state_dict().items(), all_of_them.state_dict().values(), strict=True):
+    norm, norm_of_all = make_norm().train(training), make_norm().train(training)
+    chosen = norm(parts[rows, EXPERTS], EXPERTS)
+    close(norm_of_all.every(parts, EXPERTS)[rows, EXPERTS], chosen)
+    for (name, value), twin in zip(norm.state_dict().items(), norm_of_all.state_dict().values(), strict=True):
         torch.testing.assert_close(value, twin, rtol=1e-10, atol=1e-10, msg=name)
 
 
-def test_every_takes_an_idle_experts_running_statistics():
+def test_every_uses_the_running_statistics_of_an_expert_without_images():
     norm = make_norm().train()
     parts = torch.stack([outputs()] * N, dim=1)
     twin = references(norm)[1].eval()
     close(norm.every(parts, EXPERTS)[:, 1], twin(outputs()))
 
 
-def test_one_image_of_one_pixel_makes_no_nan():
+def test_one_image_of_one_pixel_gives_no_nan():
     norm = make_norm().train()
     y = norm(torch.randn(1, K, 1, 1, dtype=torch.float64), torch.tensor([2]))
     assert torch.isfinite(y).all()
@@ -133,7 +133,7 @@ def moe_layer():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_straight_through_layer_has_the_value_of_the_hard_one(training):
+def test_straight_through_has_the_value_of_the_hard_gate(training):
     x = torch.randn(9, 3, 5, 5, dtype=torch.float64)
     hard, straight = moe_layer().train(training), moe_layer().train(training)
     y, (routing,) = hard(x, HARD)
@@ -152,7 +152,7 @@ def test_tie_gradients_sums_over_the_experts_norms():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_masked_channels_are_zero_and_the_others_as_without_a_mask(training):
+def test_masked_channels_are_zero_and_the_others_do_not_change(training):
     channels = Channels(4, 4, (ChannelMask(4, 2),))
     channels.masks[0].scores.data = torch.tensor([0.0, 2.0, 1.0, 0.5])
     norm, plain = MaskedNorm(channels).train(training), nn.BatchNorm2d(4).train(training)

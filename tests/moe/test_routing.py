@@ -78,7 +78,7 @@ def test_train_mode_standardises_by_the_updated_statistics():
     torch.testing.assert_close(router(x), router.linear(standardised), rtol=1e-4, atol=1e-5)
 
 
-def test_eval_mode_leaves_statistics_alone():
+def test_eval_mode_does_not_change_statistics():
     router = make_router()
     before = {name: value.clone() for name, value in router.named_buffers()}
     router(torch.randn(6, 3, 4, 4, dtype=torch.float64))
@@ -87,14 +87,14 @@ def test_eval_mode_leaves_statistics_alone():
         assert torch.equal(value, before[name])
 
 
-def test_tracking_reaches_no_gradient():
+def test_statistics_need_no_gradient():
     router = Router(3, 4).train()
     router(torch.randn(6, 3, 4, 4, requires_grad=True)).sum().backward()
     assert not router.mean.requires_grad
     assert not router.var.requires_grad
 
 
-def test_a_images_logits_do_not_depend_on_its_batch():
+def test_an_images_logits_do_not_depend_on_its_batch():
     router, x = make_router(), torch.randn(9, 3, 4, 4, dtype=torch.float64)
     together = router(x)
     for i in range(9):
@@ -122,7 +122,7 @@ def test_statistics_stay_float32_under_bfloat16_autocast():
     assert router.var.item() == 2**-16
 
 
-def test_hard_takes_the_top_expert_alone():
+def test_hard_chooses_the_expert_with_the_highest_logit():
     weights = HardGate().weights(torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.0]]), 0)
     assert weights.experts.tolist() == [1, 0]
     assert type(weights) is Chosen
@@ -153,7 +153,7 @@ def test_straight_through_has_the_value_of_hard_and_the_gradient_of_soft():
     assert logits.grad[0].tolist() == pytest.approx([-0.36, -0.24, 0.6], rel=1e-12)
 
 
-def test_straight_through_gradient_feels_the_temperature():
+def test_straight_through_gradient_depends_on_the_temperature():
     logits = logits_of()
     mixture = StraightThroughGate(temperature=0.5).weights(logits, 0).mixture
     mixture[0, 2].backward()
@@ -184,7 +184,7 @@ def test_scaled_factor_is_exactly_one_in_float32():
     assert torch.equal(ScaledGate().weights(logits, 0).factor, torch.ones(2000))
 
 
-def test_forced_takes_the_layers_column_and_minus_one_leaves_it_to_the_router():
+def test_forced_uses_the_layers_column_and_for_minus_one_the_routers_choice():
     logits = torch.tensor([[0.0, 2.0, 1.0], [5.0, -1.0, 4.0], [0.0, 0.0, 7.0]])
     gate = ForcedGate(torch.tensor([[2, 0], [-1, -1], [1, -1]]))
     assert gate.weights(logits, 0).experts.tolist() == [2, 0, 1]
@@ -208,7 +208,7 @@ def test_an_unknown_gate_raises():
         make_gate("top2")
 
 
-def test_the_old_way_to_make_a_gate_says_the_new_one():
+def test_the_old_way_to_make_a_gate_names_the_new_one():
     with pytest.raises(TypeError, match=r"write make_gate\('soft', temperature=2.0\), or SoftGate\(2.0\)"):
         Gate("soft", temperature=2.0)
 

@@ -1,4 +1,4 @@
-"""Plain networks of families that are not ours, written as their users would, and their layers that convert should route."""
+"""Plain networks of other families, written as users write them, and their layers that `convert` should route."""
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class LeNet(nn.Module):
 
 
 def vgg():
-    """nn.Sequential with batch norms, convolutions with needless biases, and a classifier on 2x2 pixels."""
+    """nn.Sequential with batch norms, convolutions with biases, and a classifier on 2x2 pixels."""
     layers, channels = [], 3
     for width in (8, "M", 16, 16, "M", 24, "M"):
         if width == "M":
@@ -49,7 +49,7 @@ def vgg():
 
 
 class Squeeze(nn.Module):
-    """Squeeze and excitation: channels are multiplied by what two linear layers make of their means."""
+    """Squeeze and excitation: two linear layers map the channels' means to factors for the channels."""
 
     def __init__(self, channels):
         super().__init__()
@@ -62,7 +62,7 @@ class Squeeze(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions and a shortcut; defined in another order than called."""
+    """1x1, 3x3, 1x1 convolutions and a shortcut, not defined in the order of their calls."""
 
     def __init__(self, channels, width, outputs, stride):
         super().__init__()
@@ -96,7 +96,7 @@ class ResNet(nn.Module):
 
 
 class DenseNet(nn.Module):
-    """Norm before convolution, layers joined with all before them, a transition."""
+    """Norms before convolutions, concatenations with all earlier layers, and a transition."""
 
     def __init__(self):
         super().__init__()
@@ -116,7 +116,7 @@ class DenseNet(nn.Module):
 
 
 class Fire(nn.Module):
-    """SqueezeNet's module: a 1x1 convolution, then 1x1 and 3x3 side by side."""
+    """SqueezeNet's module: a 1x1 convolution, then a 1x1 and a 3x3 convolution in parallel."""
 
     def __init__(self, channels, squeeze, expand):
         super().__init__()
@@ -129,46 +129,46 @@ class Fire(nn.Module):
 
 
 def squeezenet():
-    """Ends in a convolution to the classes."""
+    """The last convolution gives the class logits."""
     network = nn.Sequential(
         nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), Fire(16, 8, 12), Fire(24, 8, 16), nn.MaxPool2d(2), Fire(32, 12, 20),
         nn.Dropout2d(0.2), nn.Conv2d(40, 5, 1), nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten(),
     )  # fmt: skip
     for conv in network.modules():
-        if isinstance(conv, nn.Conv2d):  # without norms, torch's own initialisation dies out here
+        if isinstance(conv, nn.Conv2d):  # without norms, activations vanish under torch's default initialisation
             nn.init.kaiming_uniform_(conv.weight)
             nn.init.normal_(conv.bias, std=0.05)
     return network
 
 
 class Inception(nn.Module):
-    """Branches from the images on, and a map of one channel that all channels are multiplied by."""
+    """Branches that start at the images, and a map of one channel that multiplies all channels."""
 
     def __init__(self):
         super().__init__()
         self.small, self.large = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(3, 4, 5, padding=2)
-        self.left, self.right = nn.Conv2d(10, 8, 3, 2, 1), nn.Conv2d(10, 8, 5, 2, 2)
+        self.branch3, self.branch5 = nn.Conv2d(10, 8, 3, 2, 1), nn.Conv2d(10, 8, 5, 2, 2)
         self.map, self.head = nn.Conv2d(8, 1, 3, padding=1), nn.Linear(8 + 10, 5)
 
     def forward(self, x):
         x = F.relu(torch.cat([self.small(x), self.large(x)], 1))
-        h = torch.add(input=self.left(x), other=self.right(x)).div(2)
+        h = torch.add(input=self.branch3(x), other=self.branch5(x)).div(2)
         h = h.view(x.size(0), -1, h.size(2), h.size(3)) * torch.sigmoid(self.map(h))
         return self.head(torch.cat([h.mean((2, 3)), x.mean([-2, -1])], dim=-1))
 
 
 class Denoiser(nn.Module):
-    """What two convolutions make is added to the images, which are then classified."""
+    """The output of two convolutions is added to the images, which are then classified."""
 
     def __init__(self):
         super().__init__()
-        self.into, self.back = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
-        self.left, self.right = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.encode, self.decode = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 3, 3, padding=1)
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
         self.head = nn.Linear(8, 5)
 
     def forward(self, x):
-        x = self.back(F.relu(self.into(x))) + x
-        return self.head(F.relu(self.right(F.relu(self.left(x)))).mean((2, 3)))
+        x = self.decode(F.relu(self.encode(x))) + x
+        return self.head(F.relu(self.conv2(F.relu(self.conv1(x)))).mean((2, 3)))
 
 
 NETWORKS = {  # name -> maker, and the layers to be routed, in the order of their calls
@@ -177,13 +177,13 @@ NETWORKS = {  # name -> maker, and the layers to be routed, in the order of thei
     "resnet": (lambda: Normalized(ResNet()), [f"network.stages.{i}.conv2" for i in range(3)]),
     "densenet": (DenseNet, [f"convs.{i}" for i in range(4)]),
     "squeezenet": (squeezenet, [f"{i}.expand3" for i in (2, 3, 5)]),
-    "inception": (Inception, ["left", "right"]),
-    "denoiser": (Denoiser, ["left", "right"]),
+    "inception": (Inception, ["branch3", "branch5"]),
+    "denoiser": (Denoiser, ["conv1", "conv2"]),
 }
 
 
-def used(name):
-    """A network whose norms and biases are anything but fresh, in float64 and eval mode."""
+def make_network(name):
+    """A network with random norms and biases, in float64 and eval mode."""
     torch.manual_seed(0)
     model = NETWORKS[name][0]().double()
     with torch.no_grad():

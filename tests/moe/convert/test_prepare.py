@@ -1,4 +1,4 @@
-"""Networks with hooks, computed weights and wrappers: kept exactly, or refused with the name of the module."""
+"""Networks with hooks, computed weights and wrappers: converted exactly, or refused with the name of the module."""
 
 import re
 import types
@@ -45,8 +45,8 @@ COMPUTED = {
 @pytest.mark.parametrize("name", COMPUTED)
 def test_computed_weights_are_baked_in_and_the_model_keeps_them(name):
     model = network()
-    for at in (0, 2, 6):
-        COMPUTED[name](model[at])
+    for index in (0, 2, 6):
+        COMPUTED[name](model[index])
     model(X).sum().backward()  # afterwards some of these hold tensors that deepcopy refuses
     model.eval()
     with torch.no_grad():
@@ -64,13 +64,13 @@ WRAPPED = {"DataParallel": nn.DataParallel, "AveragedModel": AveragedModel, "com
 
 
 @pytest.mark.parametrize("name", WRAPPED)
-def test_wrappers_are_opened(name):
+def test_wrappers_are_removed(name):
     torch.testing.assert_close(convert(WRAPPED[name](network()), 2, 1.0, example_input=X)(X), network()(X))
 
 
-def hooked(register, at=None):
+def hooked(register, index=None):
     model = network()
-    getattr(model if at is None else model[at], register)(lambda *given: None)
+    getattr(model if index is None else model[index], register)(lambda *inputs: None)
     return model
 
 
@@ -100,14 +100,14 @@ REFUSED = {
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_would_be_lost_is_refused(message):
+def test_what_conversion_would_lose_is_refused(message):
     with pytest.raises(UserError, match=re.escape(message)) as caught:
         convert(REFUSED[message](), example_input=X)
     assert "\n" not in str(caught.value)
 
 
-class Hidden(nn.Module):
-    """Does something else when it is traced."""
+class DiffersWhenTraced(nn.Module):
+    """Computes something else when it is traced."""
 
     def __init__(self):
         super().__init__()
@@ -117,12 +117,12 @@ class Hidden(nn.Module):
         return self.network(x) * (1 if isinstance(x, torch.fx.Proxy) else 2)
 
 
-def test_logits_are_compared_before_anything_is_narrowed():
-    with pytest.raises(UserError, match="Hidden: its traced form differs from the model by"):
-        convert(Hidden(), example_input=X)
+def test_a_traced_form_with_other_logits_is_refused():
+    with pytest.raises(UserError, match="DiffersWhenTraced: its traced form differs from the model by"):
+        convert(DiffersWhenTraced(), example_input=X)
 
 
-def test_neither_the_images_nor_the_mode_of_the_model_change():
+def test_converting_changes_neither_the_images_nor_the_models_mode():
     class InPlace(nn.Module):
         def __init__(self):
             super().__init__()

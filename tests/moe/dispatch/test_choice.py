@@ -5,7 +5,7 @@ from advmoe.errors import UserError
 from advmoe.moe.dispatch import DISPATCHES, available, check_dispatch, fastest, run_chosen
 from advmoe.moe.experts import FilterBank, mixture, windows
 
-NAMES = [name for name in DISPATCHES if name != "triton"]  # which has tests of its own
+NAMES = [name for name in DISPATCHES if name != "triton"]  # tested in test_triton_conv.py
 
 
 @pytest.mark.parametrize("dispatch", NAMES)
@@ -18,19 +18,19 @@ def test_chosen_by_hand(dispatch):
 
 
 @pytest.mark.parametrize("dispatch", NAMES)
-def test_the_hard_gates_gradients_are_those_of_each_image_alone(dispatch):
+def test_the_hard_gates_gradients_equal_those_of_single_images(dispatch):
     random = torch.Generator().manual_seed(0)
     starts, _, size = windows("backbone", 3, 9, 6)
     x = torch.randn(5, 4, 6, 6, generator=random, dtype=torch.float64, requires_grad=True)
     filters = torch.randn(size, 4, 3, 3, generator=random, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(3, 6, generator=random, dtype=torch.float64, requires_grad=True)
     bank, experts = FilterBank(filters, starts, 6, 2, bias, dispatch), torch.tensor([2, 0, 1, 2, 2])
-    found = run_chosen(x, bank, experts)
-    wanted = torch.cat([bank.convolve(x[b : b + 1], int(e)) for b, e in enumerate(experts)])
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
-    weights = torch.randn(found.shape, generator=random, dtype=torch.float64)
-    ours, references = (torch.autograd.grad((y * weights).sum(), (x, filters, bias)) for y in (found, wanted))
-    torch.testing.assert_close(ours, references, rtol=1e-10, atol=1e-10)
+    output = run_chosen(x, bank, experts)
+    expected = torch.cat([bank.convolve(x[b : b + 1], int(e)) for b, e in enumerate(experts)])
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    weights = torch.randn(output.shape, generator=random, dtype=torch.float64)
+    gradients, expected_gradients = (torch.autograd.grad((y * weights).sum(), (x, filters, bias)) for y in (output, expected))
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dispatch", NAMES)
@@ -40,7 +40,7 @@ def test_the_hard_gates_gradients_are_those_of_each_image_alone(dispatch):
     ("bank", "num_experts", "width"), [("backbone", 2, 4), ("backbone", 3, 6), ("disjoint", 4, 3), ("disjoint", 1, 5)]
 )
 def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num_experts, width, stride, layout, dispatch):
-    """Straight-through: every dispatch gives all gradients of what runs every expert."""
+    """Straight-through: every dispatch gives the gradients of the mixture, which runs every expert."""
     random = torch.Generator().manual_seed(num_experts)
     starts, _, size = windows(bank, num_experts, 9, width)
 
@@ -52,12 +52,12 @@ def test_one_hot_mixture_and_chosen_agree_in_values_and_every_gradient(bank, num
     experts = torch.randint(0, num_experts, (7,), generator=random)
     one_hot = torch.nn.functional.one_hot(experts, num_experts).double().requires_grad_()
     bank = FilterBank(filters, starts, width, stride, bias, dispatch)
-    found, wanted = run_chosen(x, bank, experts, one_hot), mixture(x, bank, one_hot)
-    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
-    weights, inputs = noise(*found.shape), (x, filters, bias, one_hot)
-    pairs = zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (found, wanted)), strict=True)
-    for ours, reference in pairs:
-        torch.testing.assert_close(ours, reference, rtol=1e-10, atol=1e-10)
+    output, expected = run_chosen(x, bank, experts, one_hot), mixture(x, bank, one_hot)
+    torch.testing.assert_close(output, expected, rtol=1e-10, atol=1e-10)
+    weights, inputs = noise(*output.shape), (x, filters, bias, one_hot)
+    pairs = zip(*(torch.autograd.grad((y * weights).sum(), inputs) for y in (output, expected)), strict=True)
+    for gradient, expected_gradient in pairs:
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("dispatch", NAMES)
@@ -69,20 +69,20 @@ def test_small_batches(batch, dispatch):
 
 
 @pytest.mark.parametrize("dispatch", ["wide", "grouped"])
-def test_static_dispatches_ask_the_host_for_nothing(dispatch):
-    """On the meta device there is no value to ask for."""
+def test_static_dispatches_read_no_value_on_the_host(dispatch):
+    """Tensors on the meta device have no values to read."""
     with torch.device("meta"):
         bank = FilterBank(torch.empty(4, 2, 3, 3), (0, 2), 2, 2, torch.empty(2, 2), dispatch)
         assert run_chosen(torch.empty(6, 2, 8, 8), bank, torch.empty(6, dtype=torch.int64)).shape == (6, 2, 4, 4)
 
 
-def test_auto_takes_only_what_runs_here_and_is_tested():
+def test_auto_chooses_a_dispatch_that_runs_on_this_device():
     for batch, size, channels in [(1, 32, 64), (8, 4, 256), (64, 16, 8), (128, 8, 4)]:
         bank = FilterBank(torch.randn(channels, channels, 3, 3), (0, channels // 2), channels // 2, 1)
         assert fastest(torch.empty(batch, channels, size, size), bank) in set(available(torch.device("cpu"))) & set(NAMES)
 
 
-def test_a_dispatch_that_the_device_lacks_is_refused(monkeypatch):
+def test_a_dispatch_that_does_not_run_on_the_device_is_refused(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(UserError, match=r"dispatch 'triton' does not run on cpu here; these do: auto, split, wide, grouped"):
         check_dispatch("triton", torch.device("cpu"))
@@ -100,7 +100,7 @@ def test_second_gradients_count_the_path_through_the_router_once(dispatch):
         experts = p.argmax(dim=1)
         one_hot = torch.nn.functional.one_hot(experts, 2).double() + p - p.detach()
         y = run_chosen(x, FilterBank(filters, (0, 2), 2, 1, dispatch=dispatch), experts, one_hot)
-        (slope,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
-        return slope, *torch.autograd.grad(slope.square().sum(), (x, filters, router))
+        (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+        return gradient, *torch.autograd.grad(gradient.square().sum(), (x, filters, router))
 
     torch.testing.assert_close(penalty(dispatch), penalty("wide"), rtol=1e-10, atol=1e-10)

@@ -6,14 +6,14 @@ from advmoe.moe.dispatch.split import split, split_onto
 from advmoe.moe.experts import FilterBank
 
 
-def test_split_computes_nothing_but_the_chosen_experts():
+def test_split_computes_only_the_chosen_experts():
     bank = torch.ones(4, 1, 1, 1)
     bank[2:] = torch.nan
     y = split(torch.ones(5, 1, 2, 2), FilterBank(bank, (0, 2), 2, 1), torch.zeros(5, dtype=torch.int64), None)
     assert torch.equal(y, torch.ones(5, 2, 2, 2))
 
 
-def test_straight_through_runs_no_expert_twice_forward():
+def test_the_forward_pass_of_straight_through_computes_only_the_chosen_experts():
     bank = torch.ones(4, 1, 1, 1, requires_grad=True)
     with torch.no_grad():
         bank[2:] = torch.nan
@@ -36,7 +36,7 @@ LAYOUTS = (torch.contiguous_format, torch.channels_last)
 @pytest.mark.parametrize("experts", [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1]])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("dtype", "other"), [(torch.float64, torch.float64), (torch.float32, torch.float64)])
-def test_groups_added_onto_a_tensor_are_the_sum_to_the_bit(experts, layout, dtype, other):
+def test_split_onto_a_tensor_equals_the_sum_bit_for_bit(experts, layout, dtype, other):
     x = torch.randn(6, 4, 5, 5, dtype=dtype).contiguous(memory_format=layout)
     bank = FilterBank(torch.randn(6, 4, 3, 3, dtype=dtype), (0, 3), 3, 1, torch.randn(2, 3, dtype=dtype))
     route = torch.tensor(experts)
@@ -47,7 +47,7 @@ def test_groups_added_onto_a_tensor_are_the_sum_to_the_bit(experts, layout, dtyp
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "split", "wide"])
-def test_a_layer_adds_onto_a_tensor_with_and_without_gradients(dispatch):
+def test_a_layer_can_add_its_output_onto_a_tensor(dispatch):
     torch.manual_seed(0)
     kind = MoEKind(0.5, 2, norms="shared")
     layer = kind.conv(images(4), kind.channels(6)).double().eval()
