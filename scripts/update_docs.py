@@ -22,7 +22,7 @@ from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.claims import CHOICE, INTERVALS, judge, verdict
-from advmoe.reports.collect import ROUTED
+from advmoe.reports.collect import cell_of
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.panels import in_words
@@ -46,7 +46,7 @@ def row(record: Record) -> str:
     low, high = record.evaluation.intervals["ra_worst"]
     cells = [f"{worst:.1f} ({low:.0f} to {high:.0f})", *(f"{value:.1f}" for value in others)]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
-    return " | ".join(["", f"`{record.method}`", *cells, f"{record.gmacs:.4f}", reduction, ""]).strip()
+    return " | ".join(["", f"`{cell_of(record).label}`", *cells, f"{record.gmacs:.4f}", reduction, ""]).strip()
 
 
 def table(records: list[Record]) -> str:
@@ -147,8 +147,7 @@ def methods_table() -> str:
         cells = [spread(figures[measure.name]) if measure.name in figures else "" for measure in measures]
         saved = figures["reduction"].mean
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-saved:+.0f} %" if saved else "", str(summary.n)]
-        single = ", one expert" if summary.cell.method in ROUTED and summary.cell.num_experts == 1 else ""
-        lines.append(f"| `{summary.cell.method}`{single} | {' | '.join([*cells, *cost])} |")
+        lines.append(f"| `{summary.cell.label}` | {' | '.join([*cells, *cost])} |")
     words = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
     return "\n".join([*lines, "", words])
 
@@ -157,7 +156,7 @@ def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
     lines = [line for line in verdict(main_records()) if not line.startswith((*CHECKS_LINES,))]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
-    choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE)]
+    choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim)]
     lines += [
         f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {claim.detail.removesuffix(INTERVALS).strip()}"
         for claim in choices

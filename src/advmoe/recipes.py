@@ -39,7 +39,9 @@ PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; what a cell
     "training": {"ema": 0.995, "soft_labels": "adr", "weight_attack_gate": "straight_through"},
 }
 A2_DATASETS, A2_BACKBONES = ("cifar10", "cifar100"), ("resnet18", "wrn28_10")
-DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHOD_TRAITS}
+DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHOD_TRAITS} | {
+    "demo-at_moe-n1": DEMO.replace(method="at_moe", model=DEMO.model.replace(num_experts=1))  # the control of demo-advmoe
+}
 
 
 def recipe(name: str) -> RunConfig:

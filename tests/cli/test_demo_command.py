@@ -9,10 +9,14 @@ from advmoe.cli.main import main
 
 
 def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, tiny):
-    monkeypatch.setattr("advmoe.cli.demo.recipe", lambda name: tiny(name.removeprefix("demo-"), epochs=1))
+    def small(name):
+        method, _, control = name.removeprefix("demo-").partition("-")
+        return tiny(method, epochs=1, num_experts=1 if control else 2)
+
+    monkeypatch.setattr("advmoe.cli.demo.recipe", small)
     assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
     records = json.loads((tmp_path / "demo/records.json").read_text())
-    assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "advmoe"]
+    assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "at_moe", "advmoe"]
     for name in ("trajectories.png", "images.png"):
         assert Path(tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out

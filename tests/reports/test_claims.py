@@ -149,10 +149,26 @@ def test_other_runs_say_nothing_of_convergence(run):
     assert convergence(run).verdict == "not shown"
 
 
-def test_different_batches_cannot_be_shown():
-    claim = judge(runs(advmoe=50.0))[-1]
-    assert (claim.text, claim.verdict) == ("Different batches for the two levels help", "not shown")
-    assert claim.detail.startswith("No run")
+def batches(claims):
+    (claim,) = (claim for claim in claims if claim.text.startswith("Different batches for the two levels help"))
+    return claim
+
+
+def test_different_batches_show_nothing_without_a_counterpart():
+    claim = batches(judge(runs(advmoe=50.0)))
+    assert (claim.verdict, claim.detail) == ("not shown", "No counterpart was run: AdvMoE with --level-batches same.")
+
+
+@pytest.mark.parametrize(("worst", "expected"), [(45.0, "supported"), (55.0, "contradicted"), (49.5, "not shown")])
+def test_different_batches_are_judged_against_the_same_batches(worst, expected):
+    same = [
+        with_settings(record(seed=seed, test_images=10_000, ra_worst=worst), "training", level_batches="same") for seed in (0, 1)
+    ]
+    claims = judge([*runs(at_small_dense=46.0, advmoe=52.0), *same])
+    assert batches(claims).verdict == expected
+    assert "AdvMoE, r 0.5, N 2: RA-worst 50.0 (" in batches(claims).detail
+    assert f", the same batches {worst:.1f} (" in batches(claims).detail
+    assert ours(claims, "SA").detail.count("AdvMoE") == 1  # the other claims are about the paper's method
 
 
 def test_verdict_says_who_how_robust_and_at_what_cost():

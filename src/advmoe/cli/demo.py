@@ -1,4 +1,4 @@
-"""`advmoe demo`: four methods on embedded images, a table, and a report."""
+"""`advmoe demo`: four methods and a control on embedded images, a table, and a report."""
 
 from pathlib import Path
 
@@ -26,22 +26,22 @@ from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network
 
-METHODS = ("standard", "at_small_dense", "at_dense", "advmoe")
+RECIPES = ("standard", "at_small_dense", "at_dense", "at_moe-n1", "advmoe")
 GRID_IMAGES = 6
 
 
 def run(arguments: DemoArguments) -> None:
-    """Train and evaluate `METHODS` in folders in --out, and write the report. Runs that an earlier call finished are not
+    """Train and evaluate the demo's `RECIPES` in folders in --out, and write the report. Runs that an earlier call finished are not
     repeated."""
     terminal = console()
     out, torch_device = arguments.out, device(arguments.runtime)
-    configs = {method: recipe(f"demo-{method}").replace(runtime=arguments.runtime, seed=arguments.seed) for method in METHODS}
+    configs = {name: recipe(f"demo-{name}").replace(runtime=arguments.runtime, seed=arguments.seed) for name in RECIPES}
     splits = load_dataset(configs["advmoe"].data).to(torch_device)
     histories, records = {}, []
-    for method, config in configs.items():
-        with TrainingProgress(terminal, method, config.training.epochs) as progress:
-            histories[method] = train(config, splits, out / method, progress, resume=True)
-        records.append(_evaluate(out / method, config, splits, terminal))
+    for name, config in configs.items():
+        with TrainingProgress(terminal, name, config.training.epochs) as progress:
+            histories[name] = train(config, splits, out / name, progress, resume=True)
+        records.append(_evaluate(out / name, config, splits, terminal))
     write_json(out / "records.json", [record.to_json() for record in records], indent=1)
     trajectories(histories, out / "trajectories.png")
     _grid(out, configs["advmoe"], splits)

@@ -1,7 +1,7 @@
 """Conclusions from the runs: the verdict in a few sentences, and a judgement of each claim of the appendix."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
@@ -14,7 +14,7 @@ from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, s
 from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, short_value
 from advmoe.reports.control import same_images, worst_case_difference
 from advmoe.reports.measures import BY_NAME, WORST, label
-from advmoe.reports.panels import in_words, look
+from advmoe.reports.panels import in_words, look, title
 from advmoe.reports.paper_tables import is_run_of
 
 Judgement = Literal["supported", "contradicted", "not shown"]
@@ -58,47 +58,58 @@ def judge(records: Iterable[Record]) -> list[Claim]:
     for setting, group in others.items():
         if _compared(group):
             claims += [_comparison(name, f"in our setting ({_words(setting)})", group, "") for name in COMPARISONS]
-    return [*claims, *_choices(summaries, records), _convergence(records), BATCHES]
+    return [*claims, *CHOICE.judge(summaries, records), _convergence(records), *BATCHES.judge(summaries, records)]
 
 
-def _choices(summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
-    """Whether choosing an expert helps: every routed network against its control, in every setting that has one.
+@dataclass(frozen=True)
+class Ablation:
+    """A claim about pairs of networks that differ in one thing. `counterpart` is what the other network of a pair is called;
+    `find` returns the cells that it may have, the preferred one first, or none if the claim is not about the given cell."""
 
-    The control is the same network with one expert, so without a choice.
-    """
-    groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
-    claims = [claim for setting, group in groups.items() if (claim := _choice(setting, group, records)) is not None]
-    return claims or [Claim(CHOICE, "not shown", "No control was run: the same network with one expert (num_experts 1).")]
+    claim: str
+    counterpart: str
+    without_pairs: str
+    find: Callable[[Cell], list[Cell]]
+
+    def judge(self, summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
+        """The claim in every setting that has a pair."""
+        groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
+        claims = [claim for setting, group in groups.items() if (claim := self._in(setting, group, records)) is not None]
+        return claims or [Claim(self.claim, "not shown", self.without_pairs)]
+
+    def _in(self, setting: Cell, group: Sequence[Summary], records: Sequence[Record]) -> Claim | None:
+        outcomes: list[Outcome | None] = []
+        sentences = []
+        for summary in group:
+            other = next((other for cell in self.find(summary.cell) for other in group if other.cell == cell), None)
+            if other is None:
+                continue
+            name = next((name for name in WORST if name in summary.figures and name in other.figures), None)
+            if name is None or summary.attacks[name] != other.attacks[name]:
+                outcomes.append(None)
+                sentences.append(f"{_title(summary)} and {self.counterpart} were attacked differently.")
+                continue
+            outcomes.append(None if _difference(summary, other) else _outcome(summary, other, name))
+            sentences.append(
+                f"{_title(summary)}: {label(name)} {_interval(summary, name)}, {self.counterpart} {_against(summary, other, name)}."
+                + _paired(summary.cell, other.cell, records)
+            )
+        if not outcomes:
+            return None
+        single = ["One seed."] if "one seed" in outcomes else []
+        return Claim(f"{self.claim}, in {_words(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
 
 
-def _choice(setting: Cell, group: Sequence[Summary], records: Sequence[Record]) -> Claim | None:
-    """The claim in one setting; None without a pair of a routed network and its control."""
-    outcomes: list[Outcome | None] = []
-    sentences = []
-    for summary in group:
-        control = _control(summary.cell, group)
-        if summary.cell.num_experts == 1 or control is None:
-            continue
-        name = next((name for name in WORST if name in summary.figures and name in control.figures), None)
-        if name is None or summary.attacks[name] != control.attacks[name]:
-            outcomes.append(None)
-            sentences.append(f"{_title(summary)} and its control were attacked differently.")
-            continue
-        outcomes.append(None if _difference(summary, control) else _outcome(summary, control, name))
-        sentences.append(
-            f"{_title(summary)}: {label(name)} {_interval(summary, name)}, one expert {_against(summary, control, name)}."
-            + _paired(summary.cell, control.cell, records)
-        )
-    if not outcomes:
-        return None
-    single = ["One seed."] if "one seed" in outcomes else []
-    return Claim(f"{CHOICE}, in {_words(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
+def _with_one_expert(cell: Cell) -> list[Cell]:
+    """The same method with one expert, or AT (MoE): with one expert AdvMoE's routers have nothing to learn."""
+    if cell.num_experts == 1:
+        return []
+    return [replace(cell, method=method, num_experts=1, same_batches=False) for method in (cell.method, "at_moe")]
 
 
-def _control(cell: Cell, group: Sequence[Summary]) -> Summary | None:
-    """The run with one expert, of the same method or of AT (MoE): with one expert AdvMoE's routers have nothing to learn."""
-    cells = [replace(cell, method=method, num_experts=1) for method in (cell.method, "at_moe")]
-    return next((summary for wanted in cells for summary in group if summary.cell == wanted), None)
+def _with_same_batches(cell: Cell) -> list[Cell]:
+    compared = cell.method == "advmoe" and cell.num_experts > 1 and not cell.same_batches
+    return [replace(cell, same_batches=True)] if compared else []
 
 
 def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
@@ -110,10 +121,13 @@ def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
     return "" if difference is None else f" On the same images: {points(difference)}."
 
 
-CHOICE = "Choosing an expert helps: a routed network is more robust than the same network with a single expert"
-BATCHES = Claim(
-    "Different batches for the two levels help", "not shown",
-    "No run to compare with: every AdvMoE run draws separate batches for the two levels.",
+CHOICE = Ablation(
+    "Choosing an expert helps: a routed network is more robust than the same network with a single expert", "one expert",
+    "No control was run: the same network with one expert (num_experts 1).", _with_one_expert,
+)  # fmt: skip
+BATCHES = Ablation(
+    "Different batches for the two levels help: AdvMoE is more robust than with the same batches", "the same batches",
+    "No counterpart was run: AdvMoE with --level-batches same.", _with_same_batches,
 )  # fmt: skip
 
 
@@ -127,8 +141,9 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
     baselines = COMPARISONS[name]
     text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {label(name)}, {where}"
     routed = [
-        summary for summary in group if summary.cell.method == "advmoe" and summary.cell.num_experts > 1 and name in summary.figures
-    ]
+        summary for summary in group if summary.cell.method == "advmoe" and name in summary.figures
+        and summary.cell.num_experts > 1 and not summary.cell.same_batches
+    ]  # fmt: skip
     if not routed:
         return Claim(text, "not shown", " ".join(part for part in ("No AdvMoE run.", more) if part))
     outcomes: list[Outcome | None] = []
@@ -332,7 +347,7 @@ def _share(summary: Summary, name: str) -> str:
 def _title(summary: Summary) -> str:
     """'AdvMoE, r 0.5, N 2'."""
     scale = "" if summary.cell.method in FULL_SCALE else f", r {summary.cell.model_scale:g}"
-    return look(summary.cell.method).title + scale + (f", N {summary.cell.num_experts}" if summary.cell.method in ROUTED else "")
+    return title(summary.cell) + scale + (f", N {summary.cell.num_experts}" if summary.cell.method in ROUTED else "")
 
 
 def _failures(records: Sequence[Record]) -> list[str]:

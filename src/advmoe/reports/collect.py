@@ -32,7 +32,7 @@ IN_CELL = (  # settings that a cell already holds, with the precision and the da
 OF_ROUTERS = (
     *(f"model.{name}" for name in ("num_experts", "bank", "routers", "norms")),
     *(f"training.{name}" for name in ("router_lr", "tied_share", "router_gate", "router_attack_gate", "level_order", "balance")),
-    *(f"training.{name}" for name in ("balance_weight", "router_warmup", "router_steps", "weight_steps")),
+    *(f"training.{name}" for name in ("balance_weight", "router_warmup", "router_steps", "weight_steps", "level_batches")),
 )
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 
@@ -42,7 +42,8 @@ class Cell:
     """What identifies the runs behind one figure; they differ only in their seeds.
 
     `width` is None for the published width. A dense network has model scale 1, and a network without routers one expert.
-    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack.
+    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `same_batches`:
+    AdvMoE's two levels were trained on the same batches, not on different ones as in the paper.
     """
 
     dataset: str
@@ -57,18 +58,24 @@ class Cell:
     epochs: int
     train_images: int
     test_images: int
+    same_batches: bool = False
+
+    @property
+    def label(self) -> str:
+        """The method's name; with one expert 'at_moe, one expert'."""
+        return self.method + ", one expert" * (self.method in ROUTED and self.num_experts == 1)
 
     @property
     def words(self) -> str:
         """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
         scale = "" if self.method in FULL_SCALE else f", r {self.model_scale:g}"
         experts = f", N {self.num_experts}" if self.method in ROUTED else ""
-        return f"{self.method}{scale}{experts}, {self.backbone}, {self.dataset}"
+        return f"{self.method}{scale}{experts}{', same batches' * self.same_batches}, {self.backbone}, {self.dataset}"
 
     @property
     def setting(self) -> "Cell":
-        """The fields that cells must share to be compared: all but method, model scale and number of experts."""
-        return replace(self, method="", model_scale=1.0, num_experts=0)
+        """The fields that cells must share to be compared: all but method, model scale, number of experts and batches."""
+        return replace(self, method="", model_scale=1.0, num_experts=0, same_batches=False)
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
@@ -84,6 +91,7 @@ def cell_of(record: Record) -> Cell:
         num_experts=config.model.num_experts if method in ROUTED else 1, attack_steps=config.attack.num_steps,
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
+        same_batches=getattr(config.training, "level_batches", "different") == "same",  # older Records lack the field
     )  # fmt: skip
 
 
@@ -209,5 +217,5 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     rank = methods.index(cell.method) if cell.method in METHODS else len(methods)
     values = [0 if getattr(cell, name) is None else getattr(cell, name) for name in CELL_FIELDS]
     by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (rank, cell.method)}
-    first = [name for name in CELL_FIELDS if name not in ("method", "model_scale", "num_experts")]
-    return tuple(by_name[name] for name in (*first, "method", "model_scale", "num_experts"))
+    last = ("method", "model_scale", "num_experts", "same_batches")
+    return tuple(by_name[name] for name in (*(name for name in CELL_FIELDS if name not in last), *last))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -14,7 +14,14 @@ from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
 from advmoe.reports.figures import COLOURS, short
 
 Key = TypeVar("Key")
-Line = tuple[str, int]  # method, and N (0 without experts)
+
+
+class Line(NamedTuple):
+    """What the runs of one line of a panel share: the method, N (0 without experts), and the levels' batches (see `Cell`)."""
+
+    method: str
+    num_experts: int
+    same_batches: bool
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,15 @@ def look(method: str) -> Look:
     return LOOKS.get(method) or replace(OTHER, title=method)
 
 
+def title(runs: Cell | Line) -> str:
+    """'AdvMoE', 'AdvMoE, same batches': the method's title, and how it departs from the paper's method."""
+    return look(runs.method).title + ", same batches" * runs.same_batches
+
+
 def line_of(record: Record) -> Line:
     """The line of a panel that a Record belongs to."""
     cell = cell_of(record)
-    return cell.method, cell.num_experts if cell.method in ROUTED else 0
+    return Line(cell.method, cell.num_experts if cell.method in ROUTED else 0, cell.same_batches)
 
 
 def scale_of(record: Record) -> float:
@@ -71,7 +83,7 @@ def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
     """Records by line, in the order of `LOOKS`."""
     order = list(LOOKS)
     groups = grouped(records, line_of)
-    return dict(sorted(groups.items(), key=lambda item: (order.index(item[0][0]) if item[0][0] in order else 99, item[0])))
+    return dict(sorted(groups.items(), key=lambda item: (order.index(item[0].method) if item[0].method in order else 99, item[0])))
 
 
 def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
@@ -111,9 +123,8 @@ def radius(epsilon: float) -> str:
 
 def label_of(line: Line, lines: Iterable[Line]) -> str:
     """Legend: the method's title, and N if several are compared."""
-    method, experts = line
-    several = len({number for _, number in lines if number}) > 1
-    return short(look(method).title) + (f" (N = {experts})" if several and experts else "")
+    several = len({other.num_experts for other in lines if other.num_experts}) > 1
+    return short(title(line)) + (f" (N = {line.num_experts})" if several and line.num_experts else "")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -123,7 +134,7 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
     """Draw the mean over seeds of `curves` [seeds][points], and a band of one sample deviation."""
-    style = look(line[0])
+    style = look(line.method)
     means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
     every = max(1, len(xs) // 10)
     ax.plot(xs, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=4, markevery=every, label=label)

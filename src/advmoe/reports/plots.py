@@ -70,8 +70,8 @@ def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
         at = sorted(grouped(members, scale_of).items())
         points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
         means, stds = [mean for mean, _ in points], [std for _, std in points]
-        style, label = look(line[0]), label_of(line, lines)
-        if line[0] in FULL_SCALE:
+        style, label = look(line.method), label_of(line, lines)
+        if line.method in FULL_SCALE:
             ax.axhline(means[0], color=style.colour, linestyle=style.dash, linewidth=0.8)
         ax.errorbar(
             [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, marker=style.marker,
@@ -173,7 +173,7 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     points = [point for line, members in lines.items() for point in _points(line, members, name, several)]
     costs, drawn_at = [gmacs for gmacs, *_ in points], {}
     for number, (gmacs, mean, (low, high), line, text) in enumerate(points):
-        style, single = look(line[0]), line[1] == 1  # the control with one expert is hollow
+        style, single = look(line.method), line.num_experts == 1  # the control with one expert is hollow
         beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs[:number])
         x = drawn_at[gmacs, mean] = gmacs * ASIDE**beside
         ax.errorbar(

@@ -16,7 +16,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage
 from advmoe.reports.collect import cell_of
 from advmoe.reports.figures import save, short
-from advmoe.reports.panels import grouped, look
+from advmoe.reports.panels import grouped, look, title
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"
@@ -177,5 +177,5 @@ def _draw_load(ax: Axes, record: Record) -> Any:
     ax.set_xlabel(f"MoE layer, its experts 0 to {layers[0].shape[1] - 1} from left to right", fontsize=8)
     cell = cell_of(record)
     where = f"{short(cell.dataset)}, {short(cell.backbone)}, r = {cell.model_scale:g}, seed {record.seed}"
-    ax.set_title(f"{short(look(cell.method).title)}: {where}", fontsize=9)
+    ax.set_title(f"{short(title(cell))}: {where}", fontsize=9)
     return image

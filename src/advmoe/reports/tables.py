@@ -8,6 +8,7 @@ from rich.table import Table
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.attacks import bracket, caught_alone, gains
+from advmoe.reports.collect import cell_of
 from advmoe.reports.measures import Measure, measured
 
 MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}
@@ -22,7 +23,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
         table.add_column(column, justify="right", min_width=4)
     for record in records:
         reduction = f"{-record.reduction:+.0f} %" if record.gmacs != record.gmacs_dense else "1 x"
-        table.add_row(record.method, *(_text(record, measure) for measure in measures), f"{record.gmacs:.4f}", reduction)
+        table.add_row(cell_of(record).label, *(_text(record, measure) for measure in measures), f"{record.gmacs:.4f}", reduction)
     return table
 
 
