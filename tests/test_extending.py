@@ -120,7 +120,7 @@ def test_a_converted_network_is_resumed_published_and_loaded(tiny, splits, tmp_p
     assert torch.equal(model(x), advmoe.load(tmp_path / "whole")(x))
     monkeypatch.setattr("advmoe.hub.publish", lambda folder, name, private: shutil.copytree(folder, tmp_path / "hub"))
     options = EvaluationOptions(0.1, preset=("pgd_10",))
-    write_record(tmp_path / "run", evaluate_folder(tmp_path / "run", config, splits, options))
+    write_record(tmp_path / "run" / "record.json", evaluate_folder(tmp_path / "run", config, splits, options))
     advmoe.push_to_hub(tmp_path / "run", "someone/mine")
     again = advmoe.load(tmp_path / "hub")
     assert torch.equal(again(x), model(x))

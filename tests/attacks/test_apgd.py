@@ -5,7 +5,19 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.attacks import Apgd, BatchDraws, ImageDraws, apgd, cross_entropy, dlr, frozen, project, targeted_apgd, targeted_dlr
+from advmoe.attacks import (
+    Apgd,
+    BatchDraws,
+    ImageDraws,
+    NetworkPair,
+    apgd,
+    cross_entropy,
+    dlr,
+    frozen,
+    project,
+    targeted_apgd,
+    targeted_dlr,
+)
 from advmoe.attacks.apgd import checkpoints
 from advmoe.attacks.geometry import uniform_start
 from advmoe.errors import UserError
@@ -234,6 +246,21 @@ def test_the_first_misclassified_point_is_returned():
     assert x_adv.item() == pytest.approx(0.8)
 
 
+def test_of_a_pair_of_networks_one_gives_the_gradients_and_one_judges():
+    steps = []
+
+    def falling(x):  # misclassifies every point; its cross-entropy rises with the pixel
+        return torch.stack([-x[:, 0, 0, 0], torch.ones_like(x[:, 0, 0, 0])], dim=1)
+
+    def judge(x):  # has no gradient; misclassifies points above 0.58
+        steps.append(x.item())
+        return torch.nn.functional.one_hot((x[:, 0, 0, 0] > 0.58).long(), 2).double()
+
+    x, y = torch.full((1, 1, 1, 1), 0.5, dtype=torch.float64), torch.tensor([0])
+    x_adv = apgd(NetworkPair(falling, judge), x, y, Apgd(0.1, 20), ImageDraws(0, [0]))
+    assert x_adv.item() == next(step for step in steps if step > 0.58)
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_two_and_three_classes_are_attacked_as_well_by_dlr_as_by_cross_entropy(classes):
     net = small_net(classes)
@@ -265,7 +292,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_their_order(monkeypatch):
     monkeypatch.setattr(sys.modules["advmoe.attacks.apgd"], "targeted_dlr", spy)
     x, y = torch.full((2, 1, 2, 2), 0.5), torch.tensor([2, 2])
     targeted_apgd(biased, x, y, Apgd(0.1, 0, restarts=2), ImageDraws(0, [0, 1]))
-    targeted_apgd(biased, x, y, Apgd(0.1, 0), ImageDraws(0, [0, 1]), num_targets=1)
+    targeted_apgd(biased, x, y, Apgd(0.1, 0, num_targets=1), ImageDraws(0, [0, 1]))
     assert seen_targets == [[[2, target_class]] * 2 for target_class in (0, 0, 3, 3, 1, 1, 0)]
 
 
@@ -273,7 +300,7 @@ def test_targets_are_the_likeliest_wrong_classes_in_their_order(monkeypatch):
 def test_impossible_numbers_of_targets_are_refused(num_targets):
     net = small_net(4)
     with pytest.raises(UserError, match=f"num_targets is {num_targets}: with 4 classes there are 1 to 3"):
-        targeted_apgd(net, *images(net), Apgd(0.1), ImageDraws(0, range(24)), num_targets)
+        targeted_apgd(net, *images(net), Apgd(0.1, num_targets=num_targets), ImageDraws(0, range(24)))
 
 
 def test_unknown_norms_are_refused():

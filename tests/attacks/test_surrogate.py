@@ -55,6 +55,22 @@ def draws(rows: range | list[int] = range(B)) -> ImageDraws:
     return ImageDraws(3, rows)
 
 
+class Offset:
+    """A start at `offset` of the radius from every pixel."""
+
+    def __init__(self, offset: float) -> None:
+        self.offset = offset
+
+    def uniform(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.offset)
+
+    def normal(self, x: Tensor) -> Tensor:
+        raise AssertionError("not drawn from")
+
+    def rows(self, index: Tensor) -> "Offset":
+        return self
+
+
 # margins
 
 
@@ -105,7 +121,7 @@ def test_stops_at_the_first_point_that_fools() -> None:
         score = z.flatten(1).mean(dim=1) - 0.53
         return torch.stack([-score, score], dim=1)
 
-    x_adv = surrogate_pgd(predict, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 20), draws([0]), start=x)
+    x_adv = surrogate_pgd(predict, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 20), Offset(0))
     assert seen[0] == pytest.approx(0.5)
     assert seen[1] == pytest.approx(0.55)
     assert len(seen) == 2
@@ -114,7 +130,6 @@ def test_stops_at_the_first_point_that_fools() -> None:
 
 def test_a_start_that_fools_already_is_kept() -> None:
     x, y = images(), torch.zeros(B, dtype=torch.long)
-    start = (x + 0.01).clamp(0, 1)
 
     def wrong(z: Tensor) -> Tensor:
         return torch.tensor([[0.0, 1.0]]).expand(len(z), 2)
@@ -122,7 +137,8 @@ def test_a_start_that_fools_already_is_kept() -> None:
     def never(z: Tensor, labels: Tensor, rows: Tensor) -> Tensor:
         raise AssertionError("nothing is left to attack")
 
-    assert torch.equal(surrogate_pgd(wrong, never, x, y, Search(EPSILON, 5), draws(), start=start), start)
+    start = (x + EPSILON * torch.full_like(x, 0.1)).clamp(0, 1)
+    assert torch.equal(surrogate_pgd(wrong, never, x, y, Search(EPSILON, 5), Offset(0.1)), start)
 
 
 def test_the_result_is_in_the_ball_and_in_the_pixel_range() -> None:
@@ -135,13 +151,11 @@ def test_the_result_is_in_the_ball_and_in_the_pixel_range() -> None:
     assert not torch.equal(x_adv, x)
 
 
-def test_a_start_outside_the_ball_is_projected() -> None:
-    x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
+def test_a_start_outside_the_pixel_range_is_projected() -> None:
+    x, y = torch.full((1, 1, 2, 2), 0.95), torch.tensor([0])
     logits = torch.tensor([[1.0, 0.0]])
-    x_adv = surrogate_pgd(
-        lambda z: logits, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 0), draws([0]), start=x + 0.4
-    )
-    assert torch.allclose(x_adv, x + EPSILON)
+    x_adv = surrogate_pgd(lambda z: logits, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 0), Offset(1))
+    assert torch.equal(x_adv, torch.ones_like(x))
 
 
 @pytest.mark.parametrize("kind", ["straight_through", "soft"])

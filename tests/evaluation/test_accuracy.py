@@ -82,7 +82,7 @@ def test_robust_flags_do_not_depend_on_the_batch_size(kind):
     model = tiny(kind)
     images = labelled_by(model, random_images(24, 12, classes=3))
     settings = Pgd(2 / 255, 0.5 / 255, 3)
-    flags = [robust_flags(model, images, settings, seed=3, batch_size=size).tolist() for size in (1, 5, 24, 100)]
+    flags = [robust_flags(model, images, settings, batch_size=size).tolist() for size in (1, 5, 24, 100)]
     assert 0 < sum(flags[0]) < 24
     assert all(result == flags[0] for result in flags)
 

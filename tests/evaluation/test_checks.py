@@ -58,7 +58,7 @@ GREYS = images(*torch.linspace(0.05, 0.95, 40).tolist())
 
 def run(check: Any, model: nn.Module, data: tuple[Tensor, Tensor] = GREYS, **fields: Any) -> Check:
     with torch.no_grad():
-        result: Check = check(target(model, *data, **fields), *data)
+        result: Check = check(target(model, *data, **fields))
     return result
 
 

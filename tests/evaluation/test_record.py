@@ -143,7 +143,7 @@ def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
     record = evaluated()
     assert len(record.layers) == len(record.load_by_class) == ROUTED
     assert len(record.gallery) == 8
-    write_record(tmp_path, record)
+    write_record(tmp_path / "record.json", record)
     assert read_record(tmp_path / "record.json") == record
 
 
@@ -293,7 +293,7 @@ def test_odd_json_is_refused(tmp_path, text):
 
 def test_images_are_in_a_file_beside_the_record_unless_keep_images(evaluated, tmp_path):
     record, path = evaluated(), tmp_path / "record.json"
-    write_record(tmp_path, record)
+    write_record(path, record)
     assert json.loads(path.read_text())["gallery"] == []
     assert "png" not in path.read_text()
     assert read_record(path).gallery == record.gallery
@@ -302,7 +302,7 @@ def test_images_are_in_a_file_beside_the_record_unless_keep_images(evaluated, tm
     for damaged in ("{", "[1]", '{"time": null}'):
         (tmp_path / "gallery.json").write_text(damaged)
         assert read_record(path).gallery == []
-    write_record(tmp_path, record, keep_images=True)
+    write_record(path, record, keep_images=True)
     assert not (tmp_path / "gallery.json").exists()
     assert read_record(path) == record
 

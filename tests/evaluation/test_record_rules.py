@@ -9,7 +9,7 @@ import pytest
 from json_trees import REMOVED, with_value
 
 from advmoe.errors import UserError
-from advmoe.evaluation.record_fields import LARGEST, is_number
+from advmoe.evaluation.record_fields import MAX_NUMBER, is_number
 from advmoe.evaluation.record_file import checked_record, is_readable
 
 sys.path.append(str(Path(__file__).parents[1] / "reports"))
@@ -40,7 +40,7 @@ def test_sound_records_break_no_rule(sound):
     assert (fault(sound), garbled_parts(sound)) == ("", [])
 
 
-@pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf"), True, "1", None, [], 10**400, 2 * LARGEST])
+@pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf"), True, "1", None, [], 10**400, 2 * MAX_NUMBER])
 def test_values_that_are_not_numbers(value):
     assert not is_number(value)
 

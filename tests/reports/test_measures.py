@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from records import quick, record
 
-from advmoe.attacks.presets import FORMER_QUICK
+from advmoe.attacks.presets import QUICK_OF_VERSION_0_1
 from advmoe.reports import cells, html, measures, paper_tables, plots, tables
 from advmoe.reports.measures import BY_NAME, MEASURES, Measure, attacks_of, label, measured, worst_of
 
@@ -44,7 +44,8 @@ def test_a_worst_case_is_called_by_the_attacks_that_made_it():
 
 def test_a_record_of_the_former_quick_preset_is_no_record_of_the_present_one():
     former = record(ra_worst=..., ra_worst_quick=40.0)
-    former = former.model_copy(update={"evaluation": former.evaluation.model_copy(update={"attacks": dict.fromkeys(FORMER_QUICK)})})
+    attacks = dict.fromkeys(QUICK_OF_VERSION_0_1)
+    former = former.model_copy(update={"evaluation": former.evaluation.model_copy(update={"attacks": attacks})})
     assert worst_of(former).label == "RA-worst (quick of 0.1)"
     assert BY_NAME["ra_worst_quick"].value(former) is None
     assert cells.attacks_in_words(attacks_of(former)) == "the preset quick of version 0.1"

@@ -75,7 +75,7 @@ def evaluated(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) 
     path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
     few = replace(splits, val=splits.val[torch.arange(10)], test=splits.test[torch.arange(5)])
     train(config, few, path, Recorder())
-    write_record(path, evaluate_folder(path, config, few, EvaluationOptions(0.1, preset=("pgd_10",))))
+    write_record(path / "record.json", evaluate_folder(path, config, few, EvaluationOptions(0.1, preset=("pgd_10",))))
     return path
 
 

@@ -34,7 +34,7 @@ def model(tiny: Any) -> Loaded:
 def evaluated(tiny: Any, splits: Splits, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path, config = tmp_path_factory.mktemp("runs") / "run", tiny(epochs=1)
     train(config, splits, path)
-    write_record(path, evaluate_folder(path, config, splits, EvaluationOptions(0.1, preset=("pgd_10",))))
+    write_record(path / "record.json", evaluate_folder(path, config, splits, EvaluationOptions(0.1, preset=("pgd_10",))))
     return path
 
 

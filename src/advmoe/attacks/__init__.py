@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
+from advmoe.attacks.apgd import Apgd, NetworkPair, apgd, targeted_apgd
 from advmoe.attacks.draws import BatchDraws, Draws, ImageDraws, derive_seed
 from advmoe.attacks.geometry import project
 from advmoe.attacks.objectives import (
@@ -26,6 +26,7 @@ __all__ = [
     "BatchDraws",
     "Draws",
     "ImageDraws",
+    "NetworkPair",
     "Norm",
     "Objective",
     "Pgd",

@@ -12,7 +12,7 @@ from torch import Tensor
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import ascent, check_norm, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy, targeted_dlr
-from advmoe.attacks.pgd import Predict, look
+from advmoe.attacks.pgd import Predict, forward_backward
 from advmoe.config.choices import Norm
 from advmoe.errors import UserError
 
@@ -21,9 +21,10 @@ MOMENTUM = 0.75  # alpha of Algorithm 1
 
 @dataclass(frozen=True)
 class Apgd:
-    """Settings of an attack: `epsilon` in pixels of [0, 1], as a distance in `norm`. Targeted attacks restart for each target.
+    """Settings of an attack: `epsilon` in pixels of [0, 1], as a distance in `norm`.
 
     `rho`: the step size is halved if less than this fraction of the steps since the last checkpoint raised the objective.
+    `num_targets`: the number of wrong classes that a targeted attack aims at, by default all, but at most 9. It restarts for each.
     """
 
     epsilon: float
@@ -31,48 +32,54 @@ class Apgd:
     restarts: int = 1
     norm: Norm = "Linf"
     rho: float = 0.75
+    num_targets: int | None = None
 
     def __post_init__(self) -> None:
         check_norm(self.norm)
 
 
+@dataclass(frozen=True)
+class NetworkPair:
+    """Two networks for one attack: `predict` gives the gradients, and `judge` decides whether a point is misclassified."""
+
+    predict: Predict
+    judge: Predict
+
+
 def apgd(
-    predict: Predict, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy,
-    judge: Predict | None = None,
-) -> Tensor:  # fmt: skip
+    predict: Predict | NetworkPair, x: Tensor, target: Tensor, settings: Apgd, draws: Draws, objective: Objective = cross_entropy
+) -> Tensor:
     """Images [B, C, H, W] in the ball around `x`: the first misclassified point, or the point with the highest objective.
 
     `target` is the labels [B] int64, or [B, 2] int64 (label, target class) for a targeted objective. An image counts as
     misclassified if its prediction is not its label, whatever the target. `predict` maps pixels in [0, 1] to logits and should
-    be frozen (`frozen(model)`). If `judge` is given, gradients come from `predict`, and `judge` decides what is misclassified.
-    An image that is misclassified at the start is returned unchanged.
+    be frozen (`frozen(model)`). An image that is misclassified at the start is returned unchanged.
     """
-    climb = _Climb(predict, judge or predict, settings, objective)
-    results, _ = _clean(climb.judge, x, _labels(target))
+    problem = _problem(predict, settings, objective)
+    results, _ = _clean(problem.judge, x, _labels(target))
     for _ in range(settings.restarts):
-        _attack(climb, results, x, target, draws)
+        _attack(problem, results, x, target, draws)
     return results.x_adv
 
 
 def targeted_apgd(
-    predict: Predict, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, num_targets: int | None = None,
-    objective: Objective | None = None, judge: Predict | None = None,
-) -> Tensor:  # fmt: skip
-    """`apgd` towards each of the `num_targets` most likely wrong classes of `x` [B, C, H, W], one after another.
+    predict: Predict | NetworkPair, x: Tensor, y: Tensor, settings: Apgd, draws: Draws, *, objective: Objective | None = None
+) -> Tensor:
+    """`apgd` towards each of the `settings.num_targets` most likely wrong classes of `x` [B, C, H, W], one after another.
 
-    y [B] int64. `objective` is targeted, by default `targeted_dlr`. `num_targets` is by default the number of wrong classes, but
-    at most 9. Raises UserError if it is less than 1 or more than the number of wrong classes.
+    y [B] int64. `objective` is targeted, by default `targeted_dlr`. Raises UserError if `num_targets` is less than 1 or more than
+    the number of wrong classes.
     """
-    climb = _Climb(predict, judge or predict, settings, objective or targeted_dlr)
-    results, logits = _clean(climb.judge, x, y)
+    problem = _problem(predict, settings, objective or targeted_dlr)
+    results, logits = _clean(problem.judge, x, y)
     wrong = logits.shape[1] - 1
-    num_targets = min(9, wrong) if num_targets is None else num_targets
+    num_targets = min(9, wrong) if settings.num_targets is None else settings.num_targets
     if not 1 <= num_targets <= wrong:
         raise UserError(f"num_targets is {num_targets}: with {wrong + 1} classes there are 1 to {wrong} wrong ones to aim at")
     classes = logits.scatter(1, y[:, None], -torch.inf).topk(num_targets, dim=1).indices
     for aim in classes.unbind(dim=1):
         for _ in range(settings.restarts):
-            _attack(climb, results, x, torch.stack([y, aim], dim=1), draws)
+            _attack(problem, results, x, torch.stack([y, aim], dim=1), draws)
     return results.x_adv
 
 
@@ -88,17 +95,17 @@ def checkpoints(num_steps: int) -> list[int]:
 
 
 @dataclass(frozen=True)
-class _Climb:
-    """The network and objective that an ascent uses, the network that decides what is misclassified, and the settings."""
+class _Problem:
+    """What a run maximises, and how: a network and an objective, the network that decides what is misclassified, and settings."""
 
     predict: Predict
     judge: Predict
     settings: Apgd
     objective: Objective
 
-    def look(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def evaluate(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether each point is misclassified [B], its objective [B] and gradient."""
-        logits, value, gradient = look(self.predict, x, target, self.objective)
+        logits, value, gradient = forward_backward(self.predict, x, target, self.objective)
         judged = logits if self.judge is self.predict else self.judge(x)
         return judged.argmax(dim=1) != _labels(target), value, gradient
 
@@ -135,6 +142,11 @@ class _Run:
         return _Run(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
+def _problem(predict: Predict | NetworkPair, settings: Apgd, objective: Objective) -> _Problem:
+    networks = predict if isinstance(predict, NetworkPair) else NetworkPair(predict, predict)
+    return _Problem(networks.predict, networks.judge, settings, objective)
+
+
 def _labels(target: Tensor) -> Tensor:
     return target if target.ndim == 1 else target[:, 0]
 
@@ -148,15 +160,15 @@ def _clean(predict: Predict, x: Tensor, labels: Tensor) -> tuple[_Results, Tenso
 
 
 @torch.no_grad()
-def _attack(climb: _Climb, results: _Results, x: Tensor, target: Tensor, draws: Draws) -> None:
+def _attack(problem: _Problem, results: _Results, x: Tensor, target: Tensor, draws: Draws) -> None:
     """One run on the images that are not misclassified yet. Its results are written to `results`."""
-    settings = climb.settings
+    settings = problem.settings
     index, checked, marks = (~results.broken).nonzero()[:, 0], 0, checkpoints(settings.num_steps)
     if not len(index):
         return
-    run = _begin(climb, x[index], target[index], draws.rows(index))
+    run = _begin(problem, x[index], target[index], draws.rows(index))
     for done in range(1, settings.num_steps + 1):
-        _move(run, climb, 1.0 if done == 1 else MOMENTUM)
+        _move(run, problem, 1.0 if done == 1 else MOMENTUM)
         if done in marks:
             _judge(run, settings.rho * (done - checked))
             checked = done
@@ -166,10 +178,10 @@ def _attack(climb: _Climb, results: _Results, x: Tensor, target: Tensor, draws: 
     _retire(results, index, run)
 
 
-def _begin(climb: _Climb, x: Tensor, target: Tensor, draws: Draws) -> _Run:
-    settings = climb.settings
+def _begin(problem: _Problem, x: Tensor, target: Tensor, draws: Draws) -> _Run:
+    settings = problem.settings
     now = project(uniform_start(x, settings.epsilon, settings.norm, draws), x, settings.epsilon, settings.norm)
-    wrong, value, gradient = climb.look(now, target)
+    wrong, value, gradient = problem.evaluate(now, target)
     return _Run(
         x, target, now, gradient, value, before=now, best=now, best_gradient=gradient, best_value=value,
         broken=wrong, step=torch.full_like(x[:, :1, :1, :1], 2 * settings.epsilon),
@@ -177,13 +189,13 @@ def _begin(climb: _Climb, x: Tensor, target: Tensor, draws: Draws) -> _Run:
     )  # fmt: skip
 
 
-def _move(run: _Run, climb: _Climb, momentum: float) -> None:
+def _move(run: _Run, problem: _Problem, momentum: float) -> None:
     """x(k) to x(k+1): a projected step plus `1 - momentum` times the last step (Algorithm 1, lines 8 to 14)."""
-    epsilon, norm = climb.settings.epsilon, climb.settings.norm
+    epsilon, norm = problem.settings.epsilon, problem.settings.norm
     ahead = project(run.now + run.step * ascent(run.gradient, norm), run.x, epsilon, norm)
     drift = momentum * (ahead - run.now) + (1 - momentum) * (run.now - run.before)
     run.before, run.now, last = run.now, project(run.now + drift, run.x, epsilon, norm), run.value
-    wrong, run.value, run.gradient = climb.look(run.now, run.target)
+    wrong, run.value, run.gradient = problem.evaluate(run.now, run.target)
     run.rises = run.rises + (run.value > last)
     _remember(run, wrong)
 

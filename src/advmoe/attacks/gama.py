@@ -34,8 +34,8 @@ def gama(predict: Predict, x: Tensor, y: Tensor, epsilon: float, num_steps: int,
             logits = predict(leaf)
             distance = (full(logits).softmax(dim=1) - clean[rows]).square().sum(dim=1)
             (gradient,) = torch.autograd.grad((probability_margin(logits, y[rows]) + weight * distance).sum(), leaf)
-        standing = logits.argmax(dim=1) == y[rows]
-        rows, gradient = rows[standing], gradient[standing]
+        correct = logits.argmax(dim=1) == y[rows]
+        rows, gradient = rows[correct], gradient[correct]
         if not len(rows):
             break
         x_adv[rows] = project(x_adv[rows] + step * gradient.sign(), x[rows], epsilon)

@@ -26,7 +26,7 @@ from advmoe.moe import ForcedGate
 
 CHEAPEST, RANDOM = 3, 4  # above the budget: the clean pathway, this many of its cheapest changes, and this many random pathways
 SAMPLED = 1 + CHEAPEST + RANDOM
-Held = Callable[[Job, Tensor, range], Tensor]  # an attack on some of the pathways [B, K, L], by their numbers -> points
+PathwayAttack = Callable[[Job, Tensor, range], Tensor]  # job, all pathways [B, K, L], numbers of those to attack -> points
 STEPS = 40  # of APGD on each of the two losses; PGD from the clean image takes half as many
 
 
@@ -66,7 +66,7 @@ def attack_pathways(job: Job) -> Tensor:
     routes, x_adv = pathways(job), job.x.clone()
     rows, number = torch.arange(len(job.x), device=job.x.device), 0
     enumerated = num_pathways(job.predict, job.x) <= job.pathway_budget
-    attacks: Sequence[Held] = _on_common if enumerated else _on_different
+    attacks: Sequence[PathwayAttack] = _on_common if enumerated else _on_different
     while len(rows) and number < routes.shape[1]:
         numbers = range(number, min(number + (1 if enumerated else max(1, job.batch_size // len(rows))), routes.shape[1]))
         number = numbers.stop

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -57,13 +58,13 @@ def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws
     `predict` maps pixels in [0, 1] to logits and should be frozen (`frozen(model)`). With several restarts, each image keeps the
     last point with the highest objective. The projection is not part of the autograd graph.
     """
-    best = _ascend(predict, x, target, settings, draws, objective)
+    best = _ascend(predict, _start(x, settings, draws), x, target, settings, objective)
     if settings.restarts == 1:
         return best
     with torch.no_grad():
         value = objective(predict(best), target)
         for _ in range(settings.restarts - 1):
-            other = _ascend(predict, x, target, replace(settings, restarts=1), draws, objective)
+            other = _ascend(predict, _start(x, settings, draws), x, target, settings, objective)
             other_value = objective(predict(other), target)
             better = other_value > value
             best = torch.where(better[:, None, None, None], other, best)
@@ -71,8 +72,8 @@ def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws
     return best
 
 
-def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [B, classes], objective [B], and the gradient of its sum with respect to only the images, from one pass."""
+def forward_backward(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [B, classes], objective [B], and the gradient of its sum with respect to only the images."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         logits = predict(leaf)
@@ -83,35 +84,34 @@ def look(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> t
 
 def input_gradient(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> Tensor:
     """The gradient [B, C, H, W] of the summed objective with respect to only the images."""
-    return look(predict, x, target, objective)[2]
+    return forward_backward(predict, x, target, objective)[2]
 
 
-@torch.no_grad()
-def pgd_points(
-    predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, marks: Sequence[int],
-    objective: Objective = cross_entropy,
-) -> list[Tensor]:  # fmt: skip
-    """The points of one ascent after each number of steps in `marks`, which ascend.
+def pgd_points(predict: Predict, x: Tensor, y: Tensor, settings: Pgd, draws: Draws, marks: Sequence[int]) -> list[Tensor]:
+    """The points of one ascent on cross-entropy after each number of steps in `marks`, which ascend; y [B] int64.
 
     With the same draws, the point after k steps equals the result of `pgd` with k steps and one restart.
     """
-    x_adv, points = project(_start(x, settings, draws), x, settings.epsilon, settings.norm), []
-    for number in range(max(marks) + 1):
-        if number in marks:
-            points.append(x_adv)
-        if number < max(marks):
-            direction = ascent(input_gradient(predict, x_adv, target, objective), settings.norm)
-            x_adv = project(x_adv + settings.step_size * direction, x, settings.epsilon, settings.norm)
+    x_adv, points = _start(x, settings, draws), []
+    for before, after in pairwise((0, *marks)):
+        x_adv = _ascend(predict, x_adv, x, y, replace(settings, num_steps=after - before), cross_entropy)
+        points.append(x_adv)
     return points
 
 
-def _ascend(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective) -> Tensor:
-    return pgd_points(predict, x, target, settings, draws, [settings.num_steps], objective)[0]
+@torch.no_grad()
+def _ascend(predict: Predict, x_adv: Tensor, x: Tensor, target: Tensor, settings: Pgd, objective: Objective) -> Tensor:
+    """The point after `settings.num_steps` steps from `x_adv` in the ball around `x`."""
+    for _ in range(settings.num_steps):
+        direction = ascent(input_gradient(predict, x_adv, target, objective), settings.norm)
+        x_adv = project(x_adv + settings.step_size * direction, x, settings.epsilon, settings.norm)
+    return x_adv
 
 
 def _start(x: Tensor, settings: Pgd, draws: Draws) -> Tensor:
+    start = x
     if settings.start == "uniform":
-        return uniform_start(x, settings.epsilon, settings.norm, draws)
-    if settings.start == "normal":
-        return x + 0.001 * draws.normal(x)
-    return x
+        start = uniform_start(x, settings.epsilon, settings.norm, draws)
+    elif settings.start == "normal":
+        start = x + 0.001 * draws.normal(x)
+    return project(start, x, settings.epsilon, settings.norm)

@@ -14,7 +14,6 @@ GROUPS = {
     "autoattack_plus": ("ra_aa_plus", autoattack.PLUS),
     "autoattack_rand": ("ra_aa_rand", autoattack.RAND),
 }
-ROUTING_BUDGET = "routing figures: 50 PGD passes for wrongly classified images too, and 10 an image for each expert"
 
 
 @dataclass(frozen=True)
@@ -37,35 +36,36 @@ class Preset:
 
     @property
     def budget(self) -> str:
-        """The cost in words. For a network that routes, ROUTING_BUDGET comes on top."""
+        """The cost in words. It leaves out the routing figures of a network that routes: 50 PGD passes for each wrongly classified
+        image, and 10 an image for each expert."""
         chains = _passes([name for names in self.figures.values() for name in names])
         parts = [f"at most {chains} an image"] if chains else []
         if self.survivors:
             parts.append(f"at most {_passes(self.survivors)} on survivors")
         return "; ".join([*parts, *(["all self-checks"] if self.checks else [])])
 
-    def passes(self, *, routed: bool, standing: float) -> float:
-        """Passes per correctly classified image, if the later attacks of each figure run on a fraction `standing` of the images."""
+    def passes(self, *, routed: bool, survivor_share: float) -> float:
+        """Passes per correctly classified image, if a share `survivor_share` of the images survives a figure's first attack."""
         able = ("", "routing") if routed else ("",)
         chains = [
-            sum(ATTACKS[name].passes * (1 if number == 0 else standing) for number, name in enumerate(names))
+            sum(ATTACKS[name].passes * (1 if number == 0 else survivor_share) for number, name in enumerate(names))
             for names in self.figures.values() if not ATTACKS[names[0]].path
         ]  # fmt: skip
         survivors = [ATTACKS[name].passes for name in self.survivors if ATTACKS[name].needs in able]
         return (
-            max(_paths([name for names in self.figures.values() for name in names]), default=0)
+            max(_path_lengths([name for names in self.figures.values() for name in names]), default=0)
             + sum(chains)
-            + standing * sum(survivors)
+            + survivor_share * sum(survivors)
         )
 
 
-def _paths(names: Sequence[str]) -> list[int]:
+def _path_lengths(names: Sequence[str]) -> list[int]:
     return [ATTACKS[name].path for name in names if ATTACKS[name].path]
 
 
 def _passes(names: Sequence[str]) -> str:
     """'150 PGD and 100 APGD passes', in the order of the attacks. The points of one PGD path cost as much as its last point."""
-    totals: dict[str, int] = {"PGD": max(_paths(names))} if _paths(names) else {}
+    totals: dict[str, int] = {"PGD": max(_path_lengths(names))} if _path_lengths(names) else {}
     for name in names:
         if ATTACKS[name].path:
             continue
@@ -95,7 +95,7 @@ PRESETS = {
 }  # fmt: skip
 
 
-FORMER_QUICK = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick")  # the preset quick up to version 0.1
+QUICK_OF_VERSION_0_1 = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick")  # Records of that version have these
 
 
 def resolve(preset: str | Sequence[str]) -> Preset:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from advmoe.attacks import autoattack, pathways, surrogate
-from advmoe.attacks.apgd import Apgd, apgd, targeted_apgd
+from advmoe.attacks.apgd import Apgd, NetworkPair, apgd, targeted_apgd
 from advmoe.attacks.gama import gama
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.objectives import (
@@ -98,8 +98,8 @@ def run_apgd(job: Job, objective: Objective, stream: int, steps: int = 100) -> T
 
 def run_targeted_apgd(job: Job, objective: Objective, stream: int, steps: int = 100, targets: int = 9) -> Tensor:
     """APGD on a targeted objective, towards the `targets` most likely wrong classes one after another."""
-    settings, wrong = Apgd(job.epsilon, steps, norm=job.norm), job.num_classes - 1
-    return targeted_apgd(job.predict, job.x, job.y, settings, job.draws(stream), min(targets, wrong), objective)
+    settings = Apgd(job.epsilon, steps, norm=job.norm, num_targets=min(targets, job.num_classes - 1))
+    return targeted_apgd(job.predict, job.x, job.y, settings, job.draws(stream), objective=objective)
 
 
 def run_reroute(job: Job, beam: Beam, steps: int) -> Tensor:
@@ -175,10 +175,9 @@ def _autoattack(name: str) -> Attack:
 
 def run_through_gate(job: Job, kind: Any, stream: int) -> Tensor:
     """APGD on the targeted DLR towards every wrong class through another gate. The hard gate decides what is misclassified."""
-    return targeted_apgd(
-        lambda x: job.predict.forward_routed(x, make_gate(kind))[0], job.x, job.y, Apgd(job.epsilon, 40), job.draws(stream),
-        job.num_classes - 1, judge=job.predict,
-    )  # fmt: skip
+    networks = NetworkPair(lambda x: job.predict.forward_routed(x, make_gate(kind))[0], judge=job.predict)
+    settings = Apgd(job.epsilon, 40, num_targets=job.num_classes - 1)
+    return targeted_apgd(networks, job.x, job.y, settings, job.draws(stream))
 
 
 def run_gama(job: Job) -> Tensor:

@@ -185,18 +185,20 @@ def _attempt(task: _Task, routes_and_starts: Sequence[tuple[Tensor, Tensor]]) ->
     x, y = task.x.repeat(count, 1, 1, 1), task.y.repeat(count)
     state = _State(route, start.clone(), torch.full_like(x[:, 0, 0, 0], -torch.inf))
     broke = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    rows = _standing(task, broke)
+    rows = _unfooled_rows(task, broke)
     for number in range(search.num_steps + 1):
         if len(rows) == 0:
             break
-        gradient, logits, routed, loss = _look(task.model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps)
+        gradient, logits, routed, loss = _forward_backward(
+            task.model, state.x_adv[rows], y[rows], route[rows], number / search.num_steps
+        )
         better = routed & (loss > state.loss[rows])
         state.loss[rows[better]] = loss[better]
         broke[rows] = routed & (logits.argmax(dim=1) != y[rows])
         if number < search.num_steps:
             moved = project(state.x_adv[rows] + search.step(number) * gradient.sign(), x[rows], search.epsilon)
             state.x_adv[rows] = torch.where(broke[rows][:, None, None, None], state.x_adv[rows], moved)
-        rows = _standing(task, broke)
+        rows = _unfooled_rows(task, broke)
     if len(rows):  # last points that do not take the forced route but fool the true network on another one
         broke[rows] = task.model(state.x_adv[rows]).argmax(dim=1) != y[rows]
     _keep(task, state, broke)
@@ -204,10 +206,10 @@ def _attempt(task: _Task, routes_and_starts: Sequence[tuple[Tensor, Tensor]]) ->
     return [_State(*part) for part in parts]
 
 
-def _standing(task: _Task, broke: Tensor) -> Tensor:
+def _unfooled_rows(task: _Task, broke: Tensor) -> Tensor:
     """The rows of all attempts whose image no attempt has fooled. `broke` [A * B] bool: the rows that fool the network."""
-    standing = ~(task.fooled | broke.view(-1, len(task.x)).any(dim=0))
-    return standing.repeat(len(broke) // len(task.x)).nonzero()[:, 0]
+    unfooled = ~(task.fooled | broke.view(-1, len(task.x)).any(dim=0))
+    return unfooled.repeat(len(broke) // len(task.x)).nonzero()[:, 0]
 
 
 def _keep(task: _Task, state: _State, broke: Tensor) -> None:
@@ -219,7 +221,9 @@ def _keep(task: _Task, state: _State, broke: Tensor) -> None:
     task.fooled[images] = True
 
 
-def _look(model: Routed, x_adv: Tensor, y: Tensor, route: Tensor, share: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _forward_backward(
+    model: Routed, x_adv: Tensor, y: Tensor, route: Tensor, share: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradient of the loss, the logits on the route, whether the routers choose the route [B], and the class margin [B].
 
     The loss is the class margin minus WEIGHT times the routers' hinge loss. Before an image takes the route, its class margin

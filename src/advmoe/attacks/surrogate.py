@@ -59,22 +59,19 @@ Surrogate = Callable[[Tensor, Tensor, Tensor], Tensor]  # pixels, labels, rows o
 
 
 @torch.no_grad()
-def surrogate_pgd(
-    predict: Predict, surrogate: Surrogate, x: Tensor, y: Tensor, search: Search, draws: Draws, start: Tensor | None = None
-) -> Tensor:
-    """Maximise `surrogate` from a random point or from `start`. An image stops at its first point that fools `predict`.
+def surrogate_pgd(predict: Predict, surrogate: Surrogate, x: Tensor, y: Tensor, search: Search, draws: Draws) -> Tensor:
+    """Maximise `surrogate` from a random point of the ball. An image stops at its first point that fools `predict`.
 
     x [B, C, H, W], y [B] -> x' [B, C, H, W] in the L-infinity ball: the first point that fools, or the last point.
     """
-    noise = x + search.epsilon * draws.uniform(x)
-    x_adv = project(noise if start is None else start, x, search.epsilon)
-    rows = _standing(predict, x_adv, y, torch.arange(len(x), device=x.device))
+    x_adv = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
+    rows = _correct_rows(predict, x_adv, y, torch.arange(len(x), device=x.device))
     for number in range(search.num_steps):
         if len(rows) == 0:
             break
         direction = ascent_direction(surrogate, x_adv[rows], y[rows], rows)
         x_adv[rows] = project(x_adv[rows] + search.step(number) * direction, x[rows], search.epsilon)
-        rows = _standing(predict, x_adv, y, rows)
+        rows = _correct_rows(predict, x_adv, y, rows)
     return x_adv
 
 
@@ -86,7 +83,8 @@ def ascent_direction(surrogate: Surrogate, x: Tensor, y: Tensor, rows: Tensor) -
     return gradient.nan_to_num(0).sign()
 
 
-def _standing(predict: Predict, x_adv: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+def _correct_rows(predict: Predict, x_adv: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+    """Those of the `rows` that `predict` classifies correctly."""
     return rows[predict(x_adv[rows]).argmax(dim=1) == y[rows]] if len(rows) else rows
 
 

@@ -47,15 +47,15 @@ def probe(config: RunConfig, side: int, device: torch.device, iterations: int = 
     threads = torch.get_num_threads()
     task = ProbeTask(config=config, side=side, device=str(device), iterations=iterations, threads=threads)
     try:
-        (result,) = separately(probe_here, task, Probe)
+        (result,) = separately(run_probe, task, Probe)
     except ProcessFailed as error:
         batch = config.training.batch_size
         raise UserError(f"iterations of {config.method} at batch {batch} could not be measured: {error}") from None
     return result
 
 
-def probe_here(task: ProbeTask) -> Iterator[Probe]:
-    """The code that runs in the new process."""
+def run_probe(task: ProbeTask) -> Iterator[Probe]:
+    """Measure the iterations of `task` in this process."""
     device = torch.device(task.device)
     torch.set_num_threads(task.threads)
     step = iteration(task.config, task.side, device)

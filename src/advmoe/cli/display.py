@@ -83,7 +83,7 @@ class EvaluationProgress:
     def __init__(self, console: Console, name: str, shards: int, *, log: bool = False) -> None:
         self.name, self.shards = name, shards
         self.log = log and not console.is_terminal
-        self.standing: dict[int, int] = {}
+        self.survivors: dict[int, int] = {}
         self.seen: dict[int, int] = {}
         columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
         self.progress = Progress(
@@ -100,9 +100,9 @@ class EvaluationProgress:
 
     def attacked(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
         """Update after an attack on a shard."""
-        self.standing[number] = len(set(shard.correct or []) - set(shard.ever))
+        self.survivors[number] = len(set(shard.correct or []) - set(shard.ever))
         self.seen[number] = len(shard.rows)
-        worst = f"{sum(self.standing.values())} of {sum(self.seen.values())} images stand everything so far"
+        worst = f"{sum(self.survivors.values())} of {sum(self.seen.values())} images withstand every attack so far"
         text = f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}"
         self.progress.update(self.task, description=text)
         if log and self.log:

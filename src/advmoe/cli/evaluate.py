@@ -25,7 +25,7 @@ from advmoe.data import Splits, load_dataset
 from advmoe.data.test_set import ExtraTestSet
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_file import read_record, write_record_file
+from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import forget, shard_count
 from advmoe.evaluation.target import EvaluationOptions
@@ -74,7 +74,7 @@ def _evaluate(arguments: EvaluateCommand) -> None:
         record = evaluated(replace(options, part=arguments.part or (0, 1)))
     if arguments.part is not None:
         return
-    write_record_file(network.record, record, arguments.keep_images)
+    write_record(network.record, record, arguments.keep_images)
     if arguments.robustbench is not None:
         write_json(arguments.robustbench, model_info(record), indent=2)
     if arguments.json:

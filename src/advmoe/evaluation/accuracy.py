@@ -27,8 +27,8 @@ def correct_flags(model: nn.Module, images: Source, batch_size: int = 256) -> Te
 
 
 def robust_flags(
-    model: nn.Module, images: Source, settings: Pgd, *, seed: int = 0, batch_size: int = 128, correct: Tensor | None = None,
-    numbers: Sequence[int] | None = None,
+    model: nn.Module, images: Source, settings: Pgd, *, correct: Tensor | None = None, numbers: Sequence[int] | None = None,
+    batch_size: int = 128,
 ) -> Tensor:  # fmt: skip
     """Which images are classified correctly under PGD on cross-entropy: [n] bool.
 
@@ -40,7 +40,7 @@ def robust_flags(
     for chunk in rows.split(batch_size):
         batch = images[chunk]
         noise_numbers = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
-        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, noise_numbers, seed)
+        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, noise_numbers)
         with torch.inference_mode(), frozen(model):
             flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
     return flags

@@ -6,6 +6,7 @@ threshold in percentage points is raised to one image if one image is more than 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -29,23 +30,24 @@ SUBSET = 128  # number of images for the checks that run attacks
 COLLAPSE = 0.95
 
 
-def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
+def consistency(target: Target) -> Check:
     """(1) Two forward passes, a permuted batch and batches of 1 give the same routes, and the same logits up to CLOSE.
 
     In another batch, the route of an image may change if the margin of a router is below UNDECIDED. In the same batch, no route
     may change.
     """
-    first, routings = _look(target, x)
+    x = target.x
+    first, routings = _forward(target, x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(target.seed)).to(x.device)
-    answers = [_answer(*_look(target, x)), _answer(*_look(target, x[order], order.argsort()))]
-    singles = [_answer(*_look(target, x[row : row + 1])) for row in range(min(len(x), 16))]
-    answers.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
-    (_, route), undecided = _answer(first, routings), _undecided(first, routings)
+    repeats = [_logits_and_route(*_forward(target, x)), _logits_and_route(*_forward(target, x[order], order.argsort()))]
+    singles = [_logits_and_route(*_forward(target, x[row : row + 1])) for row in range(min(len(x), 16))]
+    repeats.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
+    (_, route), undecided = _logits_and_route(first, routings), _undecided(first, routings)
     size = first.abs().amax(dim=1).clamp(min=1)
     worst, moved = torch.zeros(()), 0
-    for number, (logits, again) in enumerate(answers):
-        differs = again != route[: len(again)]
-        excused = differs.any(dim=1) & undecided[: len(again)] & (number > 0)
+    for number, (logits, other_route) in enumerate(repeats):
+        differs = other_route != route[: len(other_route)]
+        excused = differs.any(dim=1) & undecided[: len(other_route)] & (number > 0)
         distance = (logits - first[: len(logits)]).abs().amax(dim=1) / size[: len(logits)]
         worst = torch.stack([worst, torch.where(excused, 0, distance).max().cpu()]).max()  # a NaN stays a NaN
         moved += int((differs & ~excused[:, None]).sum())
@@ -56,9 +58,9 @@ def consistency(target: Target, x: Tensor, y: Tensor) -> Check:
     return Check(1, "same image, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
-def logits_not_softmax(target: Target, x: Tensor, y: Tensor) -> Check:
+def logits_not_softmax(target: Target) -> Check:
     """(2a) The network returns logits, not probabilities."""
-    logits, _ = _look(target, x)
+    logits, _ = _forward(target, target.x)
     probabilities = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
     return Check(
         2,
@@ -68,17 +70,18 @@ def logits_not_softmax(target: Target, x: Tensor, y: Tensor) -> Check:
     )
 
 
-def zero_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
+def zero_epsilon(target: Target) -> Check:
     """(2b) Robust accuracy at epsilon 0 equals clean accuracy."""
-    clean = target.model(x).argmax(dim=1) == y
-    attacked = _stands(target, x, y, _settings(target, 0.0, 2))
+    clean = _is_correct(target, target.x)
+    attacked = _robust(target, _settings(target, 0.0, 2))
     differ = int((clean != attacked).sum())
     return Check(2, "epsilon 0 gives SA", "fail" if differ else "pass", f"{differ} images differ")
 
 
-def gradients(target: Target, x: Tensor, y: Tensor) -> Check:
+def gradients(target: Target) -> Check:
     """(3) The percentage of images whose gradient is zero everywhere or not finite, for the loss and for each router's margin."""
-    middle = pgd(target.model, x, y, _settings(target, target.epsilon, 5), _draws(target, len(x), 7))
+    x, y = target.x, target.y
+    middle = pgd(target.model, x, y, _settings(target, target.epsilon, 5), _draws(target, 7))
     shares = {}
     for moment, z in (("start", x), ("mid-attack", middle)):
         shares[f"loss, {moment}"] = _silent(input_gradient(target.model, z, y, cross_entropy))
@@ -124,43 +127,41 @@ def routing_alive(target: Target, routing: RoutingFigures | None) -> Check:
     return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
 
 
-def budget_suffices(target: Target, x: Tensor, y: Tensor) -> Check:
+def budget_suffices(target: Target) -> Check:
     """(7) With 10, 50, 200 steps and 1, 5, 10 restarts, the last increase changes RA by at most half a percentage point."""
-    alive, restarts = target.model(x).argmax(dim=1) == y, []
+    alive, restarts = _is_correct(target, target.x), []
     settings = _settings(target, target.epsilon, 200)
-    steps = [_percent(stands) for stands in _stands_after(target, x, y, settings, (10, 50, 200), among=alive)]
+    steps = [_percent(flags) for flags in _robust_after(target, settings, (10, 50, 200), among=alive)]
     for number in range(10):
-        alive = _stands(target, x, y, _settings(target, target.epsilon, 50), stream=100 + number, among=alive)
+        alive = _robust(target, _settings(target, target.epsilon, 50), stream=100 + number, among=alive)
         restarts.append(_percent(alive))
     restarts = [restarts[n - 1] for n in (1, 5, 10)]
-    limit = max(POINTS, 100 / len(x)) + 1e-9
+    limit = max(POINTS, 100 / len(target.x)) + 1e-9
     late = max(abs(steps[1] - steps[2]), restarts[1] - restarts[2])
     detail = f"10/50/200 steps: {_list(steps)}; 1/5/10 restarts: {_list(restarts)}"
     return Check(7, "more budget changes nothing", "warn" if late > limit else "pass", detail)
 
 
-def falls_with_epsilon(target: Target, x: Tensor, y: Tensor) -> Check:
+def falls_with_epsilon(target: Target) -> Check:
     """(8) Robust accuracy falls as epsilon grows, to at most 2 % at 8 times the epsilon."""
     factors = (0.5, 1, 2, 4, 8)
-    right = target.model(x).argmax(dim=1) == y
-    stands = [_stands(target, x, y, _settings(target, factor * target.epsilon, 20), among=right) for factor in factors]
-    accuracies = [_percent(flags) for flags in stands]
+    correct = _is_correct(target, target.x)
+    robust = [_robust(target, _settings(target, factor * target.epsilon, 20), among=correct) for factor in factors]
+    accuracies = [_percent(flags) for flags in robust]
     rises = max(b - a for a, b in pairwise(accuracies))
-    limit = max(POINTS, 100 / len(x)) + 1e-9
-    status: Status = "fail" if rises > limit or accuracies[-1] > max(2.0, 100 / len(x)) + 1e-9 else "pass"
+    limit = max(POINTS, 100 / len(target.x)) + 1e-9
+    status: Status = "fail" if rises > limit or accuracies[-1] > max(2.0, 100 / len(target.x)) + 1e-9 else "pass"
     return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(accuracies)}")
 
 
-def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
+def iterated_beats_one_step(target: Target) -> Check:
     """(9) An iterated white-box attack is at least as strong as a single step and as an attack transferred from another network."""
-    one = pgd(target.model, x, y, Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm), _draws(target, len(x), 8))
-    accuracies = {
-        "one step": _percent(target.model(one).argmax(dim=1) == y),
-        "iterated": _percent(_stands(target, x, y, _settings(target, target.epsilon, 50))),
-    }
+    x, y, settings = target.x, target.y, _settings(target, target.epsilon, 50)
+    one = pgd(target.model, x, y, Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm), _draws(target, 8))
+    accuracies = {"one step": _percent(_is_correct(target, one)), "iterated": _percent(_robust(target, settings))}
     if target.transfer is not None:
-        moved = pgd(target.transfer, x, y, _settings(target, target.epsilon, 50), _draws(target, len(x), 9))
-        accuracies["transfer"] = _percent(target.model(moved).argmax(dim=1) == y)
+        transferred = pgd(target.transfer, x, y, settings, _draws(target, 9))
+        accuracies["transfer"] = _percent(_is_correct(target, transferred))
     limit = max(POINTS, 100 / len(x)) + 1e-9
     weaker = max(accuracies["iterated"] - other for name, other in accuracies.items() if name != "iterated")
     detail = ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
@@ -168,14 +169,14 @@ def iterated_beats_one_step(target: Target, x: Tensor, y: Tensor) -> Check:
     return Check(9, "iterated and white-box are strongest", "fail" if weaker > limit else "pass", detail)
 
 
-def noise_breaks_none(target: Target, x: Tensor, y: Tensor) -> Check:
+def noise_breaks_none(target: Target) -> Check:
     """(10) Random points of the ball break none of the images that PGD did not break."""
-    alive = _stands(target, x, y, _settings(target, target.epsilon, 50))
+    alive = _robust(target, _settings(target, target.epsilon, 50))
     before = int(alive.sum())
-    draws = BatchDraws(torch.Generator(x.device).manual_seed(derive_seed(target.seed, 10)))
+    draws = BatchDraws(torch.Generator(target.x.device).manual_seed(derive_seed(target.seed, 10)))
     for _ in range(20):
-        z = pgd(target.model, x, y, Pgd(target.epsilon, 1.0, 0, norm=target.norm), draws)
-        alive &= target.model(z).argmax(dim=1) == y
+        z = pgd(target.model, target.x, target.y, Pgd(target.epsilon, 1.0, 0, norm=target.norm), draws)
+        alive &= _is_correct(target, z)
     broken = before - int(alive.sum())
     return Check(
         10, "noise breaks none", "warn" if broken else "pass", f"20 random points broke {broken} of {before} PGD survivors"
@@ -191,11 +192,12 @@ def images_valid(shards: Sequence[Shard]) -> Check:
     return Check(11, "adversarial images are valid", "fail" if outside else "pass", detail)
 
 
-def loss_rises(target: Target, x: Tensor, y: Tensor) -> Check:
+def loss_rises(target: Target) -> Check:
     """(12) The loss rises along the attack."""
+    x, y = target.x, target.y
     losses = [cross_entropy(target.model(x), y).mean().item()]
     settings = Pgd(target.epsilon, target.epsilon / 4, 20, start="none", norm=target.norm)
-    for z in pgd_points(target.search, x, y, settings, _draws(target, len(x), 11), (1, 5, 20)):
+    for z in pgd_points(target.search, x, y, settings, _draws(target, 11), (1, 5, 20)):
         losses.append(cross_entropy(target.model(z), y).mean().item())
     rising = all(b >= a - 0.01 * abs(a) for a, b in pairwise(losses)) and losses[-1] > losses[0]
     return Check(
@@ -203,11 +205,12 @@ def loss_rises(target: Target, x: Tensor, y: Tensor) -> Check:
     )
 
 
-def finiteness(target: Target, x: Tensor, y: Tensor) -> Check:
+def finiteness(target: Target) -> Check:
     """(13) Parameters, buffers, logits, routing logits and attack gradients are finite, and no router is constant.
 
-    Logits and routing logits are those of all images; gradients are those of the images x.
+    Logits and routing logits are those of all images; gradients are those of the subset on which the other checks run.
     """
+    images = subset(target)
     wrong = [name for name, tensor in _tensors(target.model) if not torch.isfinite(tensor).all()][:3]
     logits, scores = _all_scores(target)
     wrong += [] if torch.isfinite(logits).all() else ["logits"]
@@ -217,7 +220,7 @@ def finiteness(target: Target, x: Tensor, y: Tensor) -> Check:
         elif values.shape[1] > 1 and len(values) > 1 and bool((values == values[:1]).all()):
             wrong.append(f"router {layer} gives every image the same scores")
     for objective in (cross_entropy, margin):
-        gradient = input_gradient(target.model, x, y, objective)
+        gradient = input_gradient(target.model, images.x, images.y, objective)
         wrong += [] if torch.isfinite(gradient).all() else [f"gradient of the {objective.__name__.replace('_', '-')}"]
     detail = f"not finite or constant: {', '.join(wrong)}" if wrong else "all finite, no router constant"
     return Check(13, "numbers are finite", "fail" if wrong else "pass", detail)
@@ -230,7 +233,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 def _all_scores(target: Target) -> tuple[Tensor, list[Tensor]]:
     """The logits of all images [n, classes], and each router's logits [n, N]."""
-    looked = [_look(target, part) for part in target.x.split(256)]
+    looked = [_forward(target, part) for part in target.x.split(256)]
     routers = [
         torch.cat(parts) for parts in zip(*([routing.logits for routing in routings] for _, routings in looked), strict=True)
     ]
@@ -281,17 +284,22 @@ def check_finiteness(target: Target, store: Store) -> Check:
     return _checked(target, finiteness, store)[finiteness.__name__]
 
 
-def _checked(target: Target, run: Callable[[Target, Tensor, Tensor], Check], store: Store) -> dict[str, Check]:
+def _checked(target: Target, run: Callable[[Target], Check], store: Store) -> dict[str, Check]:
     """All checks that are done, after `run`. It runs only if the store does not have its result."""
     known, name = store.checks(), run.__name__
     if run is iterated_beats_one_step:
         name = f"{name} {target.transfer_digest}"
     if name not in known:
-        rows = torch.randperm(len(target.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(target.x.device)
         known = {other: check for other, check in known.items() if other.split()[0] != run.__name__}
-        known[name] = run(target, target.x[rows], target.y[rows])
+        known[name] = run(target if run is finiteness else subset(target))
         store.save_checks(known)
     return known
+
+
+def subset(target: Target) -> Target:
+    """The target with only the images that checks attack: at most SUBSET, the same in every evaluation of these images."""
+    rows = torch.randperm(len(target.x), generator=torch.Generator().manual_seed(0))[:SUBSET].sort().values.to(target.x.device)
+    return replace(target, x=target.x[rows], y=target.y[rows])
 
 
 def check_figures(
@@ -307,14 +315,14 @@ def check_figures(
     ]
 
 
-def _look(target: Target, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Sequence[Any]]:
+def _forward(target: Target, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Sequence[Any]]:
     logits, routings = target.model.forward_routed(x, HARD) if target.routed else (target.model(x), [])
     if order is None:
         return logits, routings
     return logits[order], [Routing(r.logits[order], r.experts[order]) for r in routings]
 
 
-def _answer(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
+def _logits_and_route(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Logits [B, classes], and the experts of each layer [B, L]; L is 0 for a network that does not route."""
     return logits, route_of(routings) if routings else torch.zeros_like(logits[:, :0], dtype=torch.long)
 
@@ -354,33 +362,39 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
     return gradient
 
 
-def _stands(target: Target, x: Tensor, y: Tensor, settings: Pgd, stream: int = 12, among: Tensor | None = None) -> Tensor:
+def _is_correct(target: Target, x: Tensor) -> Tensor:
+    """Which images are classified correctly at `x` [B, C, H, W]: [B] bool."""
+    correct: Tensor = target.model(x).argmax(dim=1) == target.y
+    return correct
+
+
+def _robust(target: Target, settings: Pgd, stream: int = 12, among: Tensor | None = None) -> Tensor:
     """Which images are classified correctly, clean and under PGD: [B] bool. With `among` [B] bool, only these can be."""
-    return _stands_after(target, x, y, settings, (settings.num_steps,), stream, among)[0]
+    return _robust_after(target, settings, (settings.num_steps,), stream, among)[0]
 
 
-def _stands_after(
-    target: Target, x: Tensor, y: Tensor, settings: Pgd, steps: Sequence[int], stream: int = 12, among: Tensor | None = None
+def _robust_after(
+    target: Target, settings: Pgd, steps: Sequence[int], stream: int = 12, among: Tensor | None = None
 ) -> list[Tensor]:
-    """`_stands` after each number of steps, ascending, from one ascent.
+    """`_robust` after each number of steps, ascending, from one ascent.
 
     Only images that are classified correctly are attacked. Gradients come from the faster copy; the network itself decides.
     """
-    right = target.model(x).argmax(dim=1) == y if among is None else among
-    rows = right.nonzero()[:, 0]
+    correct = _is_correct(target, target.x) if among is None else among
+    rows = correct.nonzero()[:, 0]
     if not len(rows):
-        return [right.clone() for _ in steps]
-    draws = _draws(target, len(x), stream).rows(rows)
-    points = pgd_points(target.search, x[rows], y[rows], settings, draws, steps)
-    return [right.index_copy(0, rows, target.model(x_adv).argmax(dim=1) == y[rows]) for x_adv in points]
+        return [correct.clone() for _ in steps]
+    x, y = target.x[rows], target.y[rows]
+    points = pgd_points(target.search, x, y, settings, _draws(target, stream).rows(rows), steps)
+    return [correct.index_copy(0, rows, target.model(x_adv).argmax(dim=1) == y) for x_adv in points]
 
 
 def _settings(target: Target, epsilon: float, steps: int) -> Pgd:
     return Pgd(epsilon, max(epsilon / 4, 1e-12), steps, norm=target.norm)
 
 
-def _draws(target: Target, count: int, stream: int) -> ImageDraws:
-    return ImageDraws(derive_seed(target.seed, stream), range(count))
+def _draws(target: Target, stream: int) -> ImageDraws:
+    return ImageDraws(derive_seed(target.seed, stream), range(len(target.x)))
 
 
 def _percent(flags: Tensor) -> float:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict
 
-from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, Part, Scale, Setting, Size, Words, plain
+from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, Part, Scale, Setting, Size, ValidValues, plain
 from advmoe.files import JsonObject
 
 
@@ -45,7 +45,7 @@ class RecordedConfig(Part):
     """The run's configuration as any version wrote it. All fields are kept; those that reports read have types."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
-    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_section), Words("an object of settings, or a setting")]]
+    __pydantic_extra__: dict[str, Annotated[Any, AfterValidator(_section), ValidValues("an object of settings, or a setting")]]
     model: ModelSettings
     attack: AttackSettings
     training: TrainingSettings

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from advmoe.evaluation.record_fields import Counts, NonNegativeFloat, NonNegativeInt, Number, Part, Percent, Size, Text, Words
+from advmoe.evaluation.record_fields import Counts, NonNegativeFloat, NonNegativeInt, Number, Part, Percent, Size, Text, ValidValues
 
 Status = Literal["pass", "warn", "fail", "skipped"]
 
@@ -25,7 +25,7 @@ class Check:
 
     number: NonNegativeInt
     name: Text
-    status: Annotated[Status, Words("pass, warn, fail or skipped")]
+    status: Annotated[Status, ValidValues("pass, warn, fail or skipped")]
     detail: Text
 
 

@@ -27,12 +27,12 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from advmoe.config.schema import MAX_EXPERTS
 from advmoe.files import JsonObject
 
-LARGEST = 1e15
-MOST_PIXELS = 4_000_000
+MAX_NUMBER = 1e15
+MAX_PIXELS = 4_000_000
 
 
 @dataclass(frozen=True)
-class Words:
+class ValidValues:
     """The valid values of a field in words, for the error message and the JSON Schema."""
 
     text: str
@@ -50,7 +50,7 @@ class Words:
         return {**handler(schema), "description": self.text}
 
 
-def is_number(value: Any, least: float = -LARGEST, most: float = LARGEST) -> TypeGuard[int | float]:
+def is_number(value: Any, least: float = -MAX_NUMBER, most: float = MAX_NUMBER) -> TypeGuard[int | float]:
     """Whether a value from JSON is a finite number in [least, most]. True and false are not numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
 
@@ -67,7 +67,7 @@ def _png(value: str) -> str:
     """Raises an error if `value` is not the base64 of a grey or RGB PNG that can be decoded."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(value, validate=True)), formats=["PNG"]) as file:
-            if file.mode not in ("L", "RGB") or file.width * file.height > MOST_PIXELS:
+            if file.mode not in ("L", "RGB") or file.width * file.height > MAX_PIXELS:
                 raise ValueError
             file.load()
     except Exception:  # decoders raise many kinds of errors on broken bytes
@@ -75,19 +75,19 @@ def _png(value: str) -> str:
     return value
 
 
-Number = Annotated[float, Field(strict=True, ge=-LARGEST, le=LARGEST), Words("a number")]
-Percent = Annotated[float, Field(strict=True, ge=0, le=100), Words("a number from 0 to 100")]
-NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=LARGEST), Words("a number of at least 0")]
-Positive = Annotated[float, Field(strict=True, gt=0, le=LARGEST), Words("a number above 0")]
-Scale = Annotated[float, Field(strict=True, gt=0, le=1), Words("a number in (0, 1]")]
-Share = Annotated[float, Field(strict=True, ge=0, le=1.001), Words("a number from 0 to 1")]  # rounding in float32 may exceed 1
-NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=LARGEST), Words("a whole number of at least 0")]
-Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST), Words("a whole number of at least 1")]
-Seed = Annotated[int, Field(strict=True, ge=-LARGEST, le=LARGEST), Words("a whole number")]
-Experts = Annotated[int, Field(strict=True, ge=1, le=MAX_EXPERTS), Words(f"a whole number from 1 to {MAX_EXPERTS}")]
-Text = Annotated[str, Field(strict=True), Words("text")]
-Png = Annotated[str, Field(strict=True), AfterValidator(_png), Words("a grey or RGB PNG in base64")]
-Setting = Annotated[Any, AfterValidator(plain), Words("null, true, false, text, a number, or a list of these")]
+Number = Annotated[float, Field(strict=True, ge=-MAX_NUMBER, le=MAX_NUMBER), ValidValues("a number")]
+Percent = Annotated[float, Field(strict=True, ge=0, le=100), ValidValues("a number from 0 to 100")]
+NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=MAX_NUMBER), ValidValues("a number of at least 0")]
+Positive = Annotated[float, Field(strict=True, gt=0, le=MAX_NUMBER), ValidValues("a number above 0")]
+Scale = Annotated[float, Field(strict=True, gt=0, le=1), ValidValues("a number in (0, 1]")]
+Share = Annotated[float, Field(strict=True, ge=0, le=1.001), ValidValues("a number from 0 to 1")]  # float32 may round above 1
+NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=MAX_NUMBER), ValidValues("a whole number of at least 0")]
+Size = Annotated[int, Field(strict=True, ge=1, le=MAX_NUMBER), ValidValues("a whole number of at least 1")]
+Seed = Annotated[int, Field(strict=True, ge=-MAX_NUMBER, le=MAX_NUMBER), ValidValues("a whole number")]
+Experts = Annotated[int, Field(strict=True, ge=1, le=MAX_EXPERTS), ValidValues(f"a whole number from 1 to {MAX_EXPERTS}")]
+Text = Annotated[str, Field(strict=True), ValidValues("text")]
+Png = Annotated[str, Field(strict=True), AfterValidator(_png), ValidValues("a grey or RGB PNG in base64")]
+Setting = Annotated[Any, AfterValidator(plain), ValidValues("null, true, false, text, a number, or a list of these")]
 Counts = Annotated[list[NonNegativeInt], Field(fail_fast=True)]
 
 

@@ -17,8 +17,8 @@ from advmoe.evaluation.record import SCHEMA, Record
 from advmoe.files import bounded_text, write_json
 
 MAX_BYTES = 2**26  # of a file of Records; real ones have up to 350 thousand
-DEEPEST = 12  # levels of nested lists and objects; real Records have 5
-LONGEST = 100  # characters of a field's name in a message
+MAX_DEPTH = 12  # levels of nested lists and objects; real Records have 5
+MAX_NAME_LENGTH = 100  # characters of a field's name in a message
 RECORD, GALLERY = "record.json", "gallery.json"  # in a run's folder
 PARTS = frozenset(  # fields that a report does not need
     {
@@ -32,13 +32,11 @@ KINDS = {
 }  # fmt: skip
 
 
-def write_record(run: Path, record: Record, keep_images: bool = False) -> None:
-    """Write RUN/record.json, and the gallery to RUN/gallery.json; with `keep_images` the gallery is part of record.json."""
-    write_record_file(run / RECORD, record, keep_images)
+def write_record(path: Path, record: Record, keep_images: bool = False) -> None:
+    """Write a Record to a file named record.json or NAME.record.json, and its gallery beside it to (NAME.)gallery.json.
 
-
-def write_record_file(path: Path, record: Record, keep_images: bool = False) -> None:
-    """The same for a file named record.json or NAME.record.json, with its gallery beside it in (NAME.)gallery.json."""
+    With `keep_images` the gallery is part of the Record's file.
+    """
     gallery = gallery_path(path)
     if keep_images or not record.gallery:
         gallery.unlink(missing_ok=True)
@@ -102,7 +100,7 @@ def checked_record(content: Any, where: str, warn: Callable[[str], None] | None 
     if schema > SCHEMA:
         raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
     if not is_readable(content):
-        raise UserError(f"{where}: holds no Record (nested more than {DEEPEST} deep, or with text that is no Unicode)")
+        raise UserError(f"{where}: holds no Record (nested more than {MAX_DEPTH} deep, or with text that is no Unicode)")
     content = migrations.record(content, SCHEMA)
     try:
         return Record.model_validate(content)
@@ -129,7 +127,7 @@ def _line(error: ValidationError) -> str:
     """The first error outside of PARTS, in words: 'sa is 'high', not a number from 0 to 100'."""
     errors = error.errors(include_url=False)
     first = next((each for each in errors if not each["loc"] or each["loc"][0] not in PARTS), errors[0])
-    name, kind = ".".join(map(str, first["loc"]))[:LONGEST], first["type"]
+    name, kind = ".".join(map(str, first["loc"]))[:MAX_NAME_LENGTH], first["type"]
     if kind == "missing":
         return f"{name} is missing"
     if kind == "record":
@@ -142,7 +140,7 @@ def _shortened(value: Any) -> str:
     return reprlib.repr(value)
 
 
-def is_readable(value: Any, depth: int = DEEPEST) -> bool:
+def is_readable(value: Any, depth: int = MAX_DEPTH) -> bool:
     """Whether `value` is nested at most `depth` deep, and all of its text can be written as UTF-8 (JSON allows lone surrogates)."""
     if isinstance(value, str):
         return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)

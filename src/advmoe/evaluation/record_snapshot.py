@@ -16,10 +16,10 @@ from advmoe.evaluation.record_fields import (
     Share,
     Size,
     Text,
-    Words,
+    ValidValues,
 )
 
-MOST_STEPS = 16  # largest number of steps of an image in the gallery
+MAX_STEPS = 16  # largest number of steps of an image in the gallery
 
 
 class Layer(Part):
@@ -76,7 +76,7 @@ class GalleryImage(Part):
     attack: Text
     clean: Seen
     adversarial: Seen
-    steps: Annotated[list[GalleryStep], Field(max_length=MOST_STEPS, fail_fast=True, default_factory=list)]
+    steps: Annotated[list[GalleryStep], Field(max_length=MAX_STEPS, fail_fast=True, default_factory=list)]
 
     @property
     def views(self) -> list[Seen]:
@@ -119,5 +119,5 @@ Loads = Annotated[
     list[list[Annotated[list[NonNegativeInt], Field(min_length=1)]]],
     AfterValidator(_rectangular),
     BeforeValidator(_none_is_empty),
-    Words("[L][classes][N] counts"),
+    ValidValues("[L][classes][N] counts"),
 ]

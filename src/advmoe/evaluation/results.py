@@ -52,13 +52,13 @@ class Evaluation:
 
     def result(self) -> EvaluationResult:
         """The section `evaluation` of a Record."""
-        standing = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
+        robust = set(self.correct) - {row for rows in (self.ever, *self.broken.values()) for row in rows}
         named = {"ra_worst" if self.complete else "ra_worst_quick": self.worst, "sa": self.sa, **self.figures}
         return EvaluationResult(
             images=self.images, figures=named, complete=self.complete,
             intervals={name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
             attacks=self.attacks, left_out=self.left_out, routing=self.routing, checks=self.checks,
-            flags="".join("1" if row in standing else "0" for row in self.rows), broken=self.broken,
+            flags="".join("1" if row in robust else "0" for row in self.rows), broken=self.broken,
         )  # fmt: skip
 
     def to_dict(self) -> JsonObject:

@@ -76,7 +76,7 @@ class Worker:
         """Run the attacks of the preset that the shard does not have yet."""
         target, shard = self.target, self.shard
         if shard.correct is None:
-            shard.correct = right_rows(target, shard.rows, target.x[shard.rows])
+            shard.correct = correct_rows(target, shard.rows, target.x[shard.rows])
             self.save(shard)
         self._follow_path([names[0] for names in preset.figures.values() if len(names) == 1])
         for names in preset.figures.values():
@@ -148,15 +148,15 @@ class Worker:
     def _judged(self, name: str, rows: list[int], x_adv: Tensor) -> Verdict:
         target, job = self.target, self.target.job(rows, self.number)
         if target.search is not target.model:
-            x_adv = _search_again(target, name, job, x_adv)
+            x_adv = _attack_disputed(target, name, job, x_adv)
         inside = _inside(x_adv, job.x, target)
         x_adv = torch.where(inside[:, None, None, None], x_adv, job.x)
         if self.images is not None:
             _save_images(_images_path(self.images, name, self.number), rows, x_adv)
-        right, held = set(right_rows(target, rows, x_adv)), ATTACKS[name].held
+        correct, held = set(correct_rows(target, rows, x_adv)), ATTACKS[name].held
         flags = None if held is None else held(replace(job, predict=target.model), x_adv).tolist()
         return Verdict(
-            [row for row in rows if row not in right], int((~inside).sum()),
+            [row for row in rows if row not in correct], int((~inside).sum()),
             None if flags is None else [row for row, flag in zip(rows, flags, strict=True) if flag],
         )  # fmt: skip
 
@@ -176,22 +176,22 @@ class Worker:
 
 
 @torch.no_grad()
-def right_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
+def correct_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
     """The `rows` that the true network classifies correctly at `x` [B, C, H, W]. Logits that are not finite count as wrong."""
     logits = target.model(x)
     index = torch.as_tensor(rows, dtype=torch.int64, device=target.y.device)
-    right = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[index])
-    return [row for row, stands in zip(rows, right.tolist(), strict=True) if stands]
+    correct = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[index])
+    return [row for row, flag in zip(rows, correct.tolist(), strict=True) if flag]
 
 
 @torch.no_grad()
-def _search_again(target: Target, name: str, job: Job, x_adv: Tensor) -> Tensor:
+def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tensor:
     """Attack once more, on the true network, the images that fooled only the faster copy, because the attack stopped there."""
     disputed = ((target.search(x_adv).argmax(dim=1) != job.y) & (target.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
     if len(disputed):
         rows = [job.images[row] for row in disputed.tolist()]
-        again = replace(job, predict=target.model, x=job.x[disputed], y=job.y[disputed], images=rows)
-        x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(again).detach())
+        slow_job = replace(job, predict=target.model, x=job.x[disputed], y=job.y[disputed], images=rows)
+        x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(slow_job).detach())
     return x_adv
 
 

@@ -97,12 +97,12 @@ def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int
 def epsilon_curve(target: Target, shards: Sequence[Tensor]) -> EpsilonCurve:
     """Accuracy in percent of the shards' rows under CURVE_ATTACK at CURVE_EPSILONS times the target's epsilon; at 0, clean."""
     count, epsilons = sum(len(rows) for rows in shards), [factor * target.epsilon for factor in CURVE_EPSILONS]
-    standing = [sum(_standing(replace(target, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
-    accuracies = [100 * stand / count for stand in standing]
+    robust = [sum(_num_robust(replace(target, epsilon=epsilon), rows.tolist()) for rows in shards) for epsilon in epsilons]
+    accuracies = [100 * number / count for number in robust]
     return EpsilonCurve(attack=CURVE_ATTACK, images=count, epsilons=epsilons, ra=accuracies)
 
 
-def _standing(target: Target, rows: list[int]) -> int:
+def _num_robust(target: Target, rows: list[int]) -> int:
     """The number of `rows` that are classified correctly under CURVE_ATTACK. The attack runs as in an evaluation."""
     attacks = (CURVE_ATTACK,) if target.epsilon > 0 else ()
     shard = Shard(rows=rows)

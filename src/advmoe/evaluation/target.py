@@ -139,9 +139,10 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside a wrapper that hides its routing, such as DataParallel or AveragedModel: its `module`, if that routes."""
-    inner = getattr(model, "module", None)
-    routes = isinstance(inner, nn.Module) and hasattr(inner, "forward_routed")
-    return inner if routes and isinstance(inner, nn.Module) and not hasattr(model, "forward_routed") else model
+    wrapped = getattr(model, "module", None)
+    if isinstance(wrapped, nn.Module) and hasattr(wrapped, "forward_routed") and not hasattr(model, "forward_routed"):
+        return wrapped
+    return model
 
 
 def store_key(target: Target, shard_size: int) -> StoreKey:
@@ -150,8 +151,9 @@ def store_key(target: Target, shard_size: int) -> StoreKey:
     low = isinstance(target.search, LowPrecision)
     model = target.model.model if isinstance(target.model, CopiedInput) else target.model
     return StoreKey(
-        schema=SCHEMA, network=f"{type(model).__qualname__} {_digest(model)}", data=data.hexdigest(), answers=_answers(target),
-        epsilon=target.epsilon, norm=target.norm, seed=target.seed, search="bfloat16" if low else "float32", shard_size=shard_size,
+        schema=SCHEMA, network=f"{type(model).__qualname__} {_digest(model)}", data=data.hexdigest(),
+        answers=_prediction_digest(target), epsilon=target.epsilon, norm=target.norm, seed=target.seed,
+        search="bfloat16" if low else "float32", shard_size=shard_size,
     )  # fmt: skip
 
 
@@ -181,8 +183,8 @@ def _digest(model: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _answers(target: Target) -> str:
-    """A digest of the predicted classes. Networks with equal weights can still predict different classes."""
+def _prediction_digest(target: Target) -> str:
+    """SHA-256 of the predicted classes. Networks with equal weights can still predict different classes."""
     logits = torch.cat([target.model(part) for part in target.x.split(256)])
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():

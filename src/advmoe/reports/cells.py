@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from advmoe.attacks.presets import FORMER_QUICK, PRESETS
+from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, shared_settings
@@ -80,7 +80,7 @@ def attacks_in_words(attacks: frozenset[str]) -> str:
     for name, preset in PRESETS.items():
         if attacks in (set(preset.attacks), set(preset.attacks) - {"transfer"}):
             return f"the preset {name}" + (" without transfer" if attacks < set(preset.attacks) else "")
-    if attacks == frozenset(FORMER_QUICK):
+    if attacks == frozenset(QUICK_OF_VERSION_0_1):
         return "the preset quick of version 0.1"
     return ", ".join(sorted(attacks)) or "attacks that are not in the Record"
 

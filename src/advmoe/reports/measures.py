@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from advmoe.attacks.presets import FORMER_QUICK, PRESETS
+from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 
 QUICK = frozenset(PRESETS["quick"].attacks)
-PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(FORMER_QUICK)}
+PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(QUICK_OF_VERSION_0_1)}
 
 
 @dataclass(frozen=True)

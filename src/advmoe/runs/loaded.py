@@ -22,7 +22,7 @@ from advmoe.moe.convert.prepare import with_plain_weights
 from advmoe.moe.guards import in_transform
 from advmoe.moved import getter
 
-LARGEST = 16.0  # a value that is no pixel in [0, 1], not even with much noise
+MAX_PIXEL = 16.0  # a value that is no pixel in [0, 1], not even with much noise
 CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a way of its own
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
@@ -126,7 +126,7 @@ class Loaded(nn.Module):
         if checked or tracing or type(x) is not Tensor or x.is_meta or x.numel() == 0:
             return
         largest = x.detach().abs().max().item()
-        if largest > LARGEST:
+        if largest > MAX_PIXEL:
             raise UserError(f"{advice}; these have values up to {largest:g}")
         self._values_checked = True
 

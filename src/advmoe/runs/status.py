@@ -25,7 +25,7 @@ FAILED = "failed.txt"  # the error a run ended with; removed when the run is sta
 LOG = "log.txt"  # output of a run that a sweep started
 PATIENCE = 600  # seconds without a change in the folder before a run counts as stalled
 FIRST_EPOCH = 3600  # the same, until the first epoch has ended
-LARGEST = 1e300  # numbers in files must be smaller
+MAX_NUMBER = 1e300  # numbers in files must be smaller
 SLOWER = 3  # an epoch, or an attack on a shard, may take this many times as long as the longest one before it
 
 
@@ -315,7 +315,7 @@ def number(row: Any, name: str) -> float | None:
 
 def _is_number(value: Any) -> TypeGuard[int | float]:
     """Whether the value is a finite number in the range of a float, and not a bool."""
-    return type(value) in (int, float) and -LARGEST < value < LARGEST
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
 
 
 def _mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:

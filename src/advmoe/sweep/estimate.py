@@ -166,7 +166,7 @@ def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: st
     """Seconds of an evaluation, if the network is right on all clean images and every attack but the first of each figure runs on
     SURVIVOR_SHARE of them. It takes less if the network is wrong on many clean images."""
     chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
-    steps = chosen.passes(routed=routed, standing=SURVIVOR_SHARE)
+    steps = chosen.passes(routed=routed, survivor_share=SURVIVOR_SHARE)
     steps += ROUTING_PASSES_PER_EXPERT * config.model.num_experts if routed else 0
     return pace.step * (counts.test * steps + CURVE_PASSES * min(counts.test, CURVE_IMAGES))
 

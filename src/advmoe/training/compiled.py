@@ -20,7 +20,7 @@ from advmoe.moe import Gate, Routings
 from advmoe.moe.dispatch import STATIC
 
 BACKENDS = {"inductor": "inductor", "graphs": "cudagraphs"}  # names of torch.compile
-MOST_PROGRAMS = 64  # of a process: one for each network, gate and set of learning parameters; torch's limit of 8 is too low
+MAX_PROGRAMS = 64  # of a process: one for each network, gate and set of learning parameters; torch's limit of 8 is too low
 
 Pass = Callable[[Classifier, Tensor, Gate], tuple[Tensor, Routings]]
 
@@ -50,7 +50,7 @@ class Passes:
 @lru_cache
 def program(mode: str) -> Pass:
     """`direct`, compiled. The first call with a new kind of network or gate compiles, which takes seconds to minutes."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_PROGRAMS)
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_PROGRAMS)
     compiled: Pass = torch.compile(direct, backend=BACKENDS[mode], dynamic=False, fullgraph=True)
     return compiled
 

@@ -85,9 +85,9 @@ def processor_seconds(store: Path) -> dict[str, float]:
 
 def _broken_beyond(evaluation: Evaluation, network: Any, x: Tensor, y: Tensor, epsilon: float, steps: int) -> int:
     """The number of images that the independent attack breaks, among those that no attack of the evaluation broke."""
-    standing = torch.tensor(sorted(set(evaluation.correct) - set(evaluation.ever)), dtype=torch.long)
+    survivors = torch.tensor(sorted(set(evaluation.correct) - set(evaluation.ever)), dtype=torch.long)
     with frozen(network):
-        return sum(int(broken(network, x[part], y[part], epsilon, steps).sum()) for part in standing.split(BATCH_SIZE))
+        return sum(int(broken(network, x[part], y[part], epsilon, steps).sum()) for part in survivors.split(BATCH_SIZE))
 
 
 def broken(network: Any, x: Tensor, y: Tensor, epsilon: float, steps: int = STEPS) -> Tensor:

@@ -42,7 +42,7 @@ def measure(setup: Setup) -> Iterator[Row]:
             for count in (30, 60) if setup.quick else COUNTS:
                 folder = Path(scratch) / str(count)
                 make_folder(folder, count, min(count, 20) if setup.quick else DISTINCT)
-                (epoch,) = separately(epoch_here, EpochTask(folder=str(folder)), Epoch)
+                (epoch,) = separately(run_epoch, EpochTask(folder=str(folder)), Epoch)
                 case = f"one epoch of {count} images, {WORKERS} workers"
                 yield Row(suite="streaming", case=case, what="peak memory, shared pages once", value=epoch.pss, unit="bytes")
                 yield Row(suite="streaming", case=case, what="peak memory, sum of processes", value=epoch.rss, unit="bytes")
@@ -102,7 +102,7 @@ class Epoch(BaseModel):
     pss: float
 
 
-def epoch_here(task: EpochTask) -> Iterator[Epoch]:
+def run_epoch(task: EpochTask) -> Iterator[Epoch]:
     """One epoch in this process."""
     torch.set_num_threads(1)
     config = DataConfig(dataset="imagenet", data_dir=task.folder, workers=WORKERS)
