@@ -27,18 +27,18 @@ const lights = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map(Number)
   .map((value) => value / 255).map((value) => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
 const luminance = (colour) => { const [r, g, b] = lights(colour); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
 const solid = (colour) => colour.startsWith("rgb(") ;
-function ground(element) {
-  const own = getComputedStyle(element).backgroundColor;
-  return solid(own) ? own : ground(element.parentElement);
+function background(element) {
+  const colour = getComputedStyle(element).backgroundColor;
+  return solid(colour) ? colour : background(element.parentElement);
 }
-document.querySelectorAll("details").forEach((own) => { own.open = true; });
+document.querySelectorAll("details").forEach((details) => { details.open = true; });
 const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 const low = [];
 let seen = 0;
 while (walker.nextNode()) {
   const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
   if (!text || element.closest("script, select, .unseen") || !element.getClientRects().length) continue;
-  const pair = [getComputedStyle(element).color, ground(element)].map(luminance).sort((a, b) => b - a);
+  const pair = [getComputedStyle(element).color, background(element)].map(luminance).sort((a, b) => b - a);
   const ratio = (pair[0] + 0.05) / (pair[1] + 0.05);
   seen += 1;
   if (ratio < 4.5) low.push([text.slice(0, 40), ratio]);
@@ -51,15 +51,15 @@ return [seen, low];
 def browser():
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={DESKTOP},900"):
-        options.add_argument(word)
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={DESKTOP},900"):
+        options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     yield driver
     driver.quit()
 
 
-def written(folder, records):
+def write_page(folder, records):
     figure = folder / "figure.png"
     figure.write_bytes(base64.b64decode(png(0)))
     figures = dict.fromkeys(CAPTIONS, figure)
@@ -70,34 +70,34 @@ def written(folder, records):
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Where the page of three methods lies; one of them has no RA-AA."""
+    """The address of a page with three methods, one of them without RA-AA."""
     runs = [record("at_dense"), record("at_small_dense", ra_aa=...), record("advmoe"), record("advmoe", 0, 0.25, num_experts=4)]
-    return written(tmp_path_factory.mktemp("report"), runs)
+    return write_page(tmp_path_factory.mktemp("report"), runs)
 
 
 @pytest.fixture
 def page(browser, address):
-    """The browser on the page, as wide as a desk's screen, light."""
+    """The browser on the page, in desktop width and light theme."""
     for kind in ("browser", "performance"):
-        browser.get_log(kind)  # what earlier pages left
+        browser.get_log(kind)  # drop the messages of earlier pages
     emulate(browser, DESKTOP, "light")
     browser.get(address)
     return browser
 
 
 def emulate(browser, width, scheme, motion="reduce"):
-    """Without smooth scrolling, which a click would have to wait for."""
+    """By default without smooth scrolling, which a click would have to wait for."""
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width == PHONE}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
-    features = [{"name": name, "value": value} for name, value in wishes.items()]
+    preferences = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+    features = [{"name": name, "value": value} for name, value in preferences.items()]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
 def head(page, title):
-    """The first table's column head of that title, and its number."""
+    """The head of the first table's column of this title, and the column's number."""
     heads = page.find_elements(By.CSS_SELECTOR, "table:first-of-type thead th")[:20]
-    number = [own.text for own in heads].index(title)
+    number = [cell.text for cell in heads].index(title)
     return heads[number], number
 
 
@@ -109,30 +109,30 @@ def column(page, number):
 def test_console_is_silent_and_nothing_is_requested(page, address):
     assert page.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in page.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert address in asked
-    assert [url for url in asked if url != address and not url.startswith("data:")] == []
+    requested = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert address in requested
+    assert [url for url in requested if url != address and not url.startswith("data:")] == []
 
 
 def test_numbers_sort_downwards_first_and_missing_ones_stay_last(page):
-    own, number = head(page, "RA-AA")
-    assert own.get_attribute("aria-sort") is None
-    own.find_element(By.TAG_NAME, "button").click()
+    column_head, number = head(page, "RA-AA")
+    assert column_head.get_attribute("aria-sort") is None
+    column_head.find_element(By.TAG_NAME, "button").click()
     assert column(page, number) == ["55.5", "49.5", "47.0", "not measured"]
-    assert own.get_attribute("aria-sort") == "descending"
-    own.find_element(By.TAG_NAME, "button").click()
+    assert column_head.get_attribute("aria-sort") == "descending"
+    column_head.find_element(By.TAG_NAME, "button").click()
     assert column(page, number) == ["47.0", "49.5", "55.5", "not measured"]
-    assert own.get_attribute("aria-sort") == "ascending"
+    assert column_head.get_attribute("aria-sort") == "ascending"
     assert page.find_element(By.ID, "status").get_attribute("textContent") == "Sorted by RA-AA, ascending"
 
 
 def test_keyboard_sorts_words_upwards_first(page):
     number_head, _ = head(page, "RA-AA")
     number_head.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
-    own, number = head(page, "method")
-    own.find_element(By.TAG_NAME, "button").send_keys(Keys.SPACE)
+    column_head, number = head(page, "method")
+    column_head.find_element(By.TAG_NAME, "button").send_keys(Keys.SPACE)
     assert column(page, number) == ["AdvMoE", "AdvMoE", "AT (Dense)", "AT (S-Dense)"]
-    assert own.get_attribute("aria-sort") == "ascending"
+    assert column_head.get_attribute("aria-sort") == "ascending"
     assert number_head.get_attribute("aria-sort") is None
 
 
@@ -144,44 +144,44 @@ def test_rows_move_completely(page):
     assert dict(zip(column(page, worst), column(page, 1), strict=True)) == before
 
 
-def shown(page):
+def visible_galleries(page):
     galleries = page.find_elements(By.CSS_SELECTOR, ".images")
-    return [own.find_element(By.TAG_NAME, "h3").text for own in galleries if own.is_displayed()]
+    return [gallery.find_element(By.TAG_NAME, "h3").text for gallery in galleries if gallery.is_displayed()]
 
 
 def test_gallery_shows_the_chosen_run(page):
     chooser = Select(page.find_element(By.ID, "run"))
     titles = [option.text for option in chooser.options]
     assert len(titles) == 4
-    assert shown(page) == titles[:1]
+    assert visible_galleries(page) == titles[:1]
     chooser.select_by_index(2)
-    assert shown(page) == titles[2:3]
+    assert visible_galleries(page) == titles[2:3]
     page.find_element(By.ID, "run").send_keys(Keys.ARROW_DOWN)
-    assert shown(page) == titles[3:4]
+    assert visible_galleries(page) == titles[3:4]
 
 
 def test_images_are_drawn_and_changed_layers_are_marked_by_more_than_colour(page):
-    (gallery,) = [own for own in page.find_elements(By.CSS_SELECTOR, ".images") if own.is_displayed()]
+    (gallery,) = visible(page, ".images")
     images = gallery.find_elements(By.TAG_NAME, "img")
     seen = [image for image in images if image.is_displayed()]
     assert (len(images), len(seen)) == (4 * (1 + 2 * 6), 4 * 3)
     assert all(page.execute_script("return arguments[0].naturalWidth", image) == 28 for image in seen)
     (first, *_) = [route for route in gallery.find_elements(By.CSS_SELECTOR, ".route") if route.is_displayed()]
     first = first.find_elements(By.TAG_NAME, "li")
-    said = [layer.get_attribute("textContent").split() for layer in first]
-    assert ["≠" in words for words in said] == [number % 3 == 1 for number in range(8)]
-    assert " ".join(said[1]).startswith("layer 2: expert 1, under attack 0, changed")
+    texts = [layer.get_attribute("textContent").split() for layer in first]
+    assert ["≠" in text for text in texts] == [number % 3 == 1 for number in range(8)]
+    assert " ".join(texts[1]).startswith("layer 2: expert 1, under attack 0, changed")
 
 
 def visible(page, selector):
-    return [own for own in page.find_elements(By.CSS_SELECTOR, selector) if own.is_displayed()]
+    return [element for element in page.find_elements(By.CSS_SELECTOR, selector) if element.is_displayed()]
 
 
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_the_slider_leads_through_the_epsilons_by_keyboard(page, width):
+def test_the_slider_steps_through_the_epsilons_by_keyboard(page, width):
     emulate(page, width, "light")
     (slider,) = visible(page, ".slider input")
-    said = []
+    readings = []
     for key in (None, Keys.HOME, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.END):
         if key:
             slider.send_keys(key)
@@ -191,8 +191,8 @@ def test_the_slider_leads_through_the_epsilons_by_keyboard(page, width):
         assert steps == {slider.get_attribute("value")}
         changed = sum("≠" in layer.text for layer in visible(page, ".route")[0].find_elements(By.TAG_NAME, "li"))
         (attacked, *_) = visible(page, ".side.step .wrong, .side.step .right")
-        said.append((output.text, attacked.text, changed))
-    assert said == [
+        readings.append((output.text, attacked.text, changed))
+    assert readings == [
         ("epsilon 0.1", "✗ wrong", 3), ("epsilon 0", "✓ right", 0), ("1/4 of epsilon 0.1", "✓ right", 0),
         ("1/2 of epsilon 0.1", "✓ right", 0), ("2 of epsilon 0.1", "✗ wrong", 3),
     ]  # fmt: skip
@@ -208,7 +208,7 @@ def test_each_run_has_its_own_slider(page):
     assert {step.get_attribute("data-step") for step in visible(page, ".step")} == {"3"}
 
 
-def test_the_pathway_is_lit_layer_by_layer_where_motion_is_wanted(page):
+def test_the_pathway_lights_up_layer_by_layer_unless_motion_is_reduced(page):
     emulate(page, DESKTOP, "light", "no-preference")
     (slider,) = visible(page, ".slider input")
     counts = page.execute_async_script(
@@ -238,7 +238,7 @@ def test_runs_unfold_by_keyboard(page):
     assert "backbone: resnet18" in run.find_element(By.TAG_NAME, "pre").text
 
 
-def test_first_tab_leads_past_the_head(page):
+def test_the_first_tab_reaches_the_skip_link(page):
     page.find_element(By.TAG_NAME, "body").send_keys(Keys.TAB)
     skip = page.switch_to.active_element
     assert skip.text == "Skip to the verdict"
@@ -248,7 +248,7 @@ def test_first_tab_leads_past_the_head(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [PHONE, DESKTOP])
-def test_text_is_distinguished_from_its_ground_and_nothing_juts_out(page, width, scheme):
+def test_text_has_enough_contrast_and_the_page_never_scrolls_sideways(page, width, scheme):
     emulate(page, width, scheme)
     seen, low = page.execute_script(CONTRAST)
     assert seen > 300
@@ -256,15 +256,15 @@ def test_text_is_distinguished_from_its_ground_and_nothing_juts_out(page, width,
     assert page.execute_script("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_theme_follows_the_reader_s(page):
-    grounds = []
+def test_theme_follows_the_browsers(page):
+    backgrounds = []
     for scheme in ("light", "dark"):
         emulate(page, DESKTOP, scheme)
-        grounds.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
-    assert grounds == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]
+        backgrounds.append(page.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert backgrounds == ["rgb(255, 255, 255)", "rgb(20, 23, 27)"]
 
 
-def test_motion_is_skipped_where_it_is_not_wanted(page):
+def test_scrolling_is_not_smooth_with_reduced_motion(page):
     behaviours = []
     for motion in ("no-preference", "reduce"):
         emulate(page, DESKTOP, "light", motion)
@@ -273,16 +273,16 @@ def test_motion_is_skipped_where_it_is_not_wanted(page):
 
 
 def test_hostile_records_run_no_script(page, tmp_path):
-    page.get(written(tmp_path, [record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL)]))
+    page.get(write_page(tmp_path, [record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL)]))
     assert page.execute_script("return window.hit") is None
     assert EVIL in page.find_element(By.CSS_SELECTOR, ".card h4").text
     assert page.get_log("browser") == []
 
 
-def test_policy_stops_scripts_and_requests_that_are_not_the_page_s(page):
+def test_policy_blocks_added_scripts_and_outside_requests(page):
     page.execute_script(
-        "const own = document.createElement('script'); own.textContent = 'window.hit = 1'; document.body.append(own);"
-        "const far = new Image(); far.src = 'http://127.0.0.1:9/far.png'; document.body.append(far);"
+        "const script = document.createElement('script'); script.textContent = 'window.hit = 1'; document.body.append(script);"
+        "const image = new Image(); image.src = 'http://127.0.0.1:9/far.png'; document.body.append(image);"
     )
     assert page.execute_script("return window.hit") is None
     refused = [entry["message"] for entry in page.get_log("browser")]

@@ -1,4 +1,4 @@
-"""`advmoe attack` as a person meets it: what fools, how little of it, and a file that still does."""
+"""`advmoe attack`: its report, the search for the smallest change, and the file that it writes."""
 
 import json
 from pathlib import Path
@@ -40,15 +40,15 @@ def image(tmp_path: Path, splits: Any) -> Path:
     return tmp_path / "boot.png"
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> tuple[str, str]:
+def run_attack(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:
     capsys.readouterr()
-    assert main(["attack", *map(str, words), "--device", "cpu"]) == status
+    assert main(["attack", *map(str, arguments), "--device", "cpu"]) == status
     captured = capsys.readouterr()
     return captured.out, captured.err
 
 
 def classes(capsys: pytest.CaptureFixture[str], run: Path, *images: Path) -> list[str]:
-    """What `advmoe predict` says of the files."""
+    """The classes that `advmoe predict` gives the files."""
     capsys.readouterr()
     assert main(["predict", str(run), *map(str, images), "--json", "--device", "cpu"]) == 0
     return [row["class"] for row in json.loads(capsys.readouterr().out)]
@@ -56,7 +56,7 @@ def classes(capsys: pytest.CaptureFixture[str], run: Path, *images: Path) -> lis
 
 def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "adversarial.png"
-    report = json.loads(said(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
+    report = json.loads(run_attack(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
     clean, adversarial = classes(capsys, run, image, out)
     assert clean == report["clean"]["class"] == report["label"]
     assert adversarial != clean
@@ -69,18 +69,18 @@ def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image:
     assert len(report["clean"]["pathway"]) == len(report["adversarial"]["pathway"]) == ROUTED
 
 
-def test_lines_for_a_person(run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_lines_without_json(run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    out, err = said(capsys, run, image, "--epsilon", "64/255")
+    out, err = run_attack(capsys, run, image, "--epsilon", "64/255")
     for part in ("predicted", "Fooled first by", "Smallest change", f"of {ROUTED} choices", "Written: boot-adversarial.png"):
         assert part in out
     assert "at 64/255: fooled" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]
 
 
-def test_floats_on_request_are_the_very_attack(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
+def test_floats_are_the_unrounded_attack(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "adversarial.npy"
-    report = json.loads(said(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
+    report = json.loads(run_attack(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
     array = np.load(out)
     assert (array.dtype, array.shape) == (np.float32, (1, 28, 28))
     clean = np.asarray(Image.open(image)).astype(np.float32) / 255
@@ -93,23 +93,25 @@ def test_an_image_that_eight_bits_cannot_hold_is_written_as_floats(
 ) -> None:
     monkeypatch.setattr("advmoe.cli.attack.in_eight_bits", lambda *_: None)
     out = tmp_path / "a.png"
-    assert f"Written: {tmp_path / 'a.npy'} (floats" in said(capsys, run, image, "--epsilon", "64/255", "--out", out)[0]
+    assert f"Written: {tmp_path / 'a.npy'} (floats" in run_attack(capsys, run, image, "--epsilon", "64/255", "--out", out)[0]
     assert not out.exists()
     before, after = classes(capsys, run, image, tmp_path / "a.npy")
     assert before != after
 
 
-def test_an_error_on_the_image_as_it_is_needs_no_attack(run: Path, image: Path, tmp_path: Path, capsys: Any, splits: Any) -> None:
-    (taken,) = classes(capsys, run, image)
-    other = next(name for name in splits.spec.classes if name != taken)
-    out, err = said(capsys, run, image, "--label", other, "--out", tmp_path / "a.png")
+def test_an_image_that_is_already_misclassified_is_not_attacked(
+    run: Path, image: Path, tmp_path: Path, capsys: Any, splits: Any
+) -> None:
+    (predicted,) = classes(capsys, run, image)
+    other = next(name for name in splits.spec.classes if name != predicted)
+    out, err = run_attack(capsys, run, image, "--label", other, "--out", tmp_path / "a.png")
     assert f"Its label is {other}: the network is wrong on it without any change" in out
     assert err == ""
     assert not (tmp_path / "a.png").exists()
 
 
 def test_epsilons_above_the_requested_one_are_searched(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
-    report = json.loads(said(capsys, run, image, "--epsilon", "0.01/255", "--out", tmp_path / "a.png", "--json")[0])
+    report = json.loads(run_attack(capsys, run, image, "--epsilon", "0.01/255", "--out", tmp_path / "a.png", "--json")[0])
     assert report["tried"][0]["fooled"] is False
     assert report["first"]["epsilon"] > report["epsilon"]
     assert classes(capsys, run, Path(report["file"])) != [report["clean"]["class"]]
@@ -123,13 +125,13 @@ def test_a_network_that_nothing_fools(tiny: Any, splits: Any, image: Path, tmp_p
         model.classifier.bias[3] += 1e4
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
     folder.save(model.state_dict(), {}, Progress([row]), "f" * 64, splits.spec)
-    out, _ = said(capsys, folder.path, image, "--epsilon", "0.9", "--out", tmp_path / "a.png")
+    out, _ = run_attack(capsys, folder.path, image, "--epsilon", "0.9", "--out", tmp_path / "a.png")
     assert "No attack that was tried fools the network, at any epsilon up to 1." in out
     assert not (tmp_path / "a.png").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "message"),
     [
         (["--epsilon", "0"], "epsilon must be in (0, 1], not 0"),
         (["--epsilon", "8/0"], "--epsilon"),
@@ -139,8 +141,8 @@ def test_a_network_that_nothing_fools(tiny: Any, splits: Any, image: Path, tmp_p
         (["--seed", "-1"], "seed must be in [0, 2**63), not -1"),
     ],
 )
-def test_bad_input_is_one_line(run: Path, image: Path, words: list[str], line: str, capsys: Any) -> None:
-    out, err = said(capsys, run, image, *words, status=2)
+def test_bad_input_is_one_line(run: Path, image: Path, arguments: list[str], message: str, capsys: Any) -> None:
+    out, err = run_attack(capsys, run, image, *arguments, status=2)
     assert out == ""
-    assert line in err
+    assert message in err
     assert err.count("\n") == 1

@@ -11,13 +11,13 @@ from advmoe.cli.main import main
 def test_one_suite_prints_rows_and_writes_them(tmp_path, capsys):
     out = tmp_path / "rows.json"
     assert main(["benchmark", "--suite", "data", "--quick", "--json", str(out), "--device", "cpu", "--threads", "1"]) == 0
-    kept = json.loads(out.read_text())
-    assert [row["what"] for row in kept["rows"]] == ["loading", "AdvMoE iteration", "loading / AdvMoE iteration"]
-    assert kept["machine"]["threads"] == 1
+    report = json.loads(out.read_text())
+    assert [row["what"] for row in report["rows"]] == ["loading", "AdvMoE iteration", "loading / AdvMoE iteration"]
+    assert report["machine"]["threads"] == 1
     assert "batch 6: loading / AdvMoE iteration" in capsys.readouterr().out
 
 
-def test_a_failed_row_is_status_1(monkeypatch):
+def test_a_failed_row_ends_with_status_1(monkeypatch):
     row = Row(suite="data", case="c", what="w", value=None, failed="RuntimeError: no such kernel")
     monkeypatch.setitem(runner.SUITES, "data", Suite(lambda setup: iter([row])))
     with pytest.raises(SystemExit) as stop:
@@ -38,11 +38,11 @@ def test_a_device_that_is_not_there_is_one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [(["--rounds", "0"], "rounds must be at least 1, not 0"), (["--width", "8", "--quick"], "--quick sets width")],
 )
-def test_rounds_and_width_that_make_no_sense_are_one_line(capsys, words, message):
-    assert main(["benchmark", "--suite", "data", *words]) == 2
+def test_rounds_and_width_that_make_no_sense_are_one_line(capsys, arguments, message):
+    assert main(["benchmark", "--suite", "data", *arguments]) == 2
     assert message in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""`advmoe completion` in shells: bash runs it, of the others' scripts the part that knows the words is read."""
+"""`advmoe completion`: the script for bash is run; those for zsh and fish are only read."""
 
 import shutil
 import subprocess
@@ -15,16 +15,16 @@ def bash_script():
 
 
 def completed(text, *line):
-    """What bash offers for the last word of a line."""
+    """The completions that bash offers for the last word of a line."""
     source = '\nCOMP_WORDS=("$@"); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _tyro_advmoe; printf "%s\\n" "${COMPREPLY[@]}"'
     bash = shutil.which("bash")
     assert bash
-    done = subprocess.run([bash, "-c", text + source, "bash", *line], capture_output=True, text=True, check=True)
-    return done.stdout.split("\n")[:-1]
+    process = subprocess.run([bash, "-c", text + source, "bash", *line], capture_output=True, text=True, check=True)
+    return process.stdout.split("\n")[:-1]
 
 
 @pytest.mark.parametrize(
-    ("line", "offered"),
+    ("line", "completions"),
     [
         (["tra"], ["train"]),
         (["train", "--epo"], ["--epochs"]),
@@ -34,11 +34,11 @@ def completed(text, *line):
         (["evaluate", "--save-a"], ["--save-adversarial"]),
     ],
 )
-def test_bash_completes(bash_script, line, offered):
-    assert completed(bash_script, "advmoe", *line) == offered
+def test_bash_completes(bash_script, line, completions):
+    assert completed(bash_script, "advmoe", *line) == completions
 
 
-def test_every_word_offered_is_one_word(bash_script):
+def test_every_completion_is_one_word(bash_script):
     assert all(word.startswith("-") and " " not in word for word in completed(bash_script, "advmoe", "train", "--"))
 
 
@@ -49,8 +49,8 @@ def test_every_command_and_no_line_break_in_its_help(shell):
     assert r"\n" not in line
 
 
-def test_another_shell_is_refused(capsys):
+def test_an_unknown_shell_is_refused(capsys):
     assert main(["completion", "tcsh"]) == 2
-    said = capsys.readouterr().err
-    assert "bash" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "bash" in message
+    assert message.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: what it prints, what it leaves, how it refuses."""
+"""`advmoe train`, `evaluate` and `profile` together: what they print and write, and the errors of wrong arguments."""
 
 import json
 import os
@@ -14,9 +14,9 @@ TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--lim
 TINY += ["--num-steps", "1", "--epochs", "2", "--device", "cpu"]
 
 
-def refused(capsys, *words):
+def error_line(capsys, *arguments):
     """The one line that a refused command prints."""
-    assert main([str(word) for word in words]) == 2
+    assert main([str(argument) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
@@ -32,9 +32,9 @@ def run(tmp_path_factory):
     return out
 
 
-def test_a_run_is_not_trained_in_a_folder_that_nothing_could_read_it_from(tmp_path, capsys):
+def test_a_run_is_not_trained_in_a_folder_whose_name_is_not_utf_8(tmp_path, capsys):
     out = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
-    assert r"run\udcff: the path must be UTF-8 text" in refused(capsys, "train", *TINY, "--out", out)
+    assert r"run\udcff: the path must be UTF-8 text" in error_line(capsys, "train", *TINY, "--out", out)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -44,7 +44,7 @@ def test_train_writes_the_runs_folder(run):
     assert {path.name for path in (run / "checkpoints").iterdir()} <= {"epoch-0001", "epoch-0002"}
 
 
-def test_finished_run_says_so(run, capsys):
+def test_a_finished_run_is_not_trained_further(run, capsys):
     assert main(["train", *TINY, "--out", str(run)]) == 0
     assert "finished: 2 epochs" in capsys.readouterr().out
 
@@ -55,9 +55,9 @@ def test_resume_needs_no_recipe(run, capsys):
 
 
 def test_config_file_gives_the_same_run(run, tmp_path):
-    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "again")]) == 0
-    first, again = ((place / "metrics.jsonl").read_text().splitlines()[-1] for place in (run, tmp_path / "again"))
-    assert json.loads(first)["loss"] == json.loads(again)["loss"]
+    assert main(["train", "--config", str(run / "config.yaml"), "--out", str(tmp_path / "second")]) == 0
+    first, second = ((folder / "metrics.jsonl").read_text().splitlines()[-1] for folder in (run, tmp_path / "second"))
+    assert json.loads(first)["loss"] == json.loads(second)["loss"]
 
 
 def test_evaluate_prints_and_writes_a_record(run, capsys):
@@ -83,7 +83,7 @@ def test_profile_takes_overrides(capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["trian"], "unknown command 'trian': did you mean train?"),
         (["train", "--out", "x"], "give --recipe NAME"),
@@ -114,15 +114,15 @@ def test_profile_takes_overrides(capsys):
         (["profile", "--recipe", "demo"], "unknown recipe 'demo'"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(words, said, capsys, tmp_path, monkeypatch):
+def test_bad_input_is_one_line_and_writes_nothing(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert said in refused(capsys, *words)
+    assert message in error_line(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "neither an empty folder" in refused(capsys, "train", *TINY, "--out", tmp_path)
+    assert "neither an empty folder" in error_line(capsys, "train", *TINY, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -131,10 +131,10 @@ def test_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
     config = (run / "config.yaml").read_text()
     (tmp_path / "run/config.yaml").write_text(config)
     capsys.readouterr()
-    assert "another model's weights" in refused(capsys, "evaluate", tmp_path / "run")
+    assert "another model's weights" in error_line(capsys, "evaluate", tmp_path / "run")
 
 
-def test_full_disk_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     out = tmp_path / "run"
     assert main(["train", *TINY, "--epochs", "1", "--out", str(out)]) == 0
     (out / "config.yaml").write_text((out / "config.yaml").read_text().replace("epochs: 1", "epochs: 2"))
@@ -151,16 +151,16 @@ def test_full_disk_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["epoch-0001"]
 
 
-def test_killed_run_resumes_to_the_unbroken_runs_numbers(tmp_path):
+def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_run(tmp_path):
     """A real SIGKILL in the second epoch of a real process."""
-    words = ["train", *TINY, "--epochs", "3", "--threads", "1"]
+    arguments = ["train", *TINY, "--epochs", "3", "--threads", "1"]
 
     def finish(out, *more):
-        assert main([*words, "--out", str(out), *more]) == 0
+        assert main([*arguments, "--out", str(out), *more]) == 0
         return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
-    whole = finish(tmp_path / "whole")
-    command = [sys.executable, "-m", "advmoe", *words, "--out", str(tmp_path / "broken")]
+    losses = finish(tmp_path / "unbroken")
+    command = [sys.executable, "-m", "advmoe", *arguments, "--out", str(tmp_path / "broken")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
@@ -170,7 +170,7 @@ def test_killed_run_resumes_to_the_unbroken_runs_numbers(tmp_path):
     process.wait()
     process.stdout.close()
     assert not (tmp_path / "broken/checkpoints/epoch-0003").exists()
-    assert finish(tmp_path / "broken", "--resume") == whole
+    assert finish(tmp_path / "broken", "--resume") == losses
 
 
 def test_help_of_every_command(capsys):

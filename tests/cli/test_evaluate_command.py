@@ -1,4 +1,4 @@
-"""`advmoe evaluate` as a person meets it: killed and run again, shared out, refused in one line."""
+"""`advmoe evaluate`: killed and continued, divided among processes, and its errors of one line."""
 
 import json
 import os
@@ -45,72 +45,72 @@ def run(trained):
 
 
 @pytest.fixture(scope="module")
-def whole(trained):
-    """The evaluation of an unbroken process."""
+def unbroken(trained):
+    """The evaluation of a process that was not interrupted."""
     assert main(["evaluate", str(trained), *PLAN]) == 0
-    found = figures(trained)
-    assert "1" in found["flags"]
-    return found
-
-
-def figures(run):
-    """All of record.json's evaluation but the times."""
-    evaluation = json.loads((run / "record.json").read_text())["evaluation"]
-    evaluation["attacks"] = {name: {**found, "seconds": 0} for name, found in evaluation["attacks"].items()}
+    evaluation = figures(trained)
+    assert "1" in evaluation["flags"]
     return evaluation
 
 
-def refused(capsys, *words):
+def figures(run):
+    """The evaluation in record.json without its times."""
+    evaluation = json.loads((run / "record.json").read_text())["evaluation"]
+    evaluation["attacks"] = {name: {**attack, "seconds": 0} for name, attack in evaluation["attacks"].items()}
+    return evaluation
+
+
+def error_line(capsys, *arguments):
     capsys.readouterr()
-    assert main(["evaluate", *(str(word) for word in words)]) == 2
+    assert main(["evaluate", *(str(argument) for argument in arguments)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1, captured.err
     return captured.err
 
 
-def test_killed_and_run_again_it_gives_the_unbroken_record(whole, run):
+def test_a_killed_evaluation_continues_to_the_same_record(unbroken, run):
     """A real SIGKILL in the middle of a real process."""
-    words = [sys.executable, "-m", "advmoe", "evaluate", str(run), *PLAN]
-    process = subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "advmoe", "evaluate", str(run), *PLAN]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     (run / "record.json").unlink(missing_ok=True)
     while process.poll() is None and not (run / "evaluation/shard-00001.json").exists():
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -9
     assert not (run / "record.json").exists()
-    assert main(words[3:]) == 0
-    assert figures(run) == whole
+    assert main(command[3:]) == 0
+    assert figures(run) == unbroken
 
 
-def test_parts_then_collecting_give_the_same(whole, run, capsys):
+def test_parts_that_are_collected_give_the_same_record(unbroken, run, capsys):
     for number in ("1", "0"):
         (run / "record.json").unlink(missing_ok=True)
         assert main(["evaluate", str(run), *PLAN, "--part", number, "2"]) == 0
         assert not (run / "record.json").exists()
     assert main(["evaluate", str(run), *PLAN]) == 0
-    assert figures(run) == whole
+    assert figures(run) == unbroken
 
 
-def test_two_processes_give_the_same(whole, run, monkeypatch):
+def test_two_processes_give_the_same_record(unbroken, run, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert main(["evaluate", str(run), "--processes", "2", *PLAN]) == 0
-    assert figures(run) == whole
+    assert figures(run) == unbroken
     assert len(list((run / "evaluation").glob("shard-*.json"))) == 3
 
 
 def test_shards_of_another_seed_are_one_line(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--part", "0", "3"]) == 0
-    assert "holds shards of another seed (0, not 1)" in refused(capsys, run, *PLAN, "--seed", "1")
+    assert "holds shards of another seed (0, not 1)" in error_line(capsys, run, *PLAN, "--seed", "1")
 
 
-def test_failing_workers_line_reaches_the_user(run, tmp_path, capsys, monkeypatch):
+def test_the_error_of_a_failing_worker_reaches_the_user(run, tmp_path, capsys, monkeypatch):
     """A stand-in for the workers' Python, which takes seconds to start."""
     worker = tmp_path / "python"
     worker.write_text("#!/bin/sh\necho 'a warning' >&2\necho 'advmoe: error: no memory' >&2\nexit 2\n")
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
-    assert refused(capsys, run, "--processes", "2", *PLAN) == "advmoe: error: no memory\n"
+    assert error_line(capsys, run, "--processes", "2", *PLAN) == "advmoe: error: no memory\n"
 
 
 def test_json_is_all_of_stdout_and_robustbench_has_its_fields(run, capsys, tmp_path):
@@ -131,7 +131,7 @@ def test_l2_says_what_is_skipped_and_images_are_saved(run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["--standard", "--quick"], "--quick, --standard, --full and --attacks exclude each other"),
         (["--part", "2", "2"], "part must be i k with 0 <= i < k, not 2 2"),
@@ -153,11 +153,11 @@ def test_l2_says_what_is_skipped_and_images_are_saved(run, capsys):
         (["--corruption", "fog", "--severity", "1"], "--corruption needs --test-set"),
     ],
 )
-def test_bad_input_is_one_line(run, capsys, words, said):
-    assert said in refused(capsys, run, *words, "--device", "cpu")
+def test_bad_input_is_one_line(run, capsys, arguments, message):
+    assert message in error_line(capsys, run, *arguments, "--device", "cpu")
 
 
-def test_saved_file_is_evaluated_like_its_run(whole, run, tmp_path):
+def test_a_saved_file_is_evaluated_like_its_run(unbroken, run, tmp_path):
     import advmoe
 
     path = tmp_path / "net.v2.safetensors"
@@ -166,21 +166,21 @@ def test_saved_file_is_evaluated_like_its_run(whole, run, tmp_path):
     assert main(["evaluate", str(path), *PLAN, "--transfer", str(path)]) == 0
     (record,) = tmp_path.glob("*.record.json")
     assert record.name == "net.v2.record.json"
-    found = json.loads(record.read_text())
-    assert found["run"] == "net.v2"
-    attacks = found["evaluation"]["attacks"]
-    assert {name: attacks[name]["broken"] for name in whole["attacks"]} == {
-        name: attack["broken"] for name, attack in whole["attacks"].items()
+    evaluated = json.loads(record.read_text())
+    assert evaluated["run"] == "net.v2"
+    attacks = evaluated["evaluation"]["attacks"]
+    assert {name: attacks[name]["broken"] for name in unbroken["attacks"]} == {
+        name: attack["broken"] for name, attack in unbroken["attacks"].items()
     }
     with torch.no_grad():
         next(iter(model.network.parameters())).mul_(1.5)
     advmoe.save_file(model, path)
     assert main(["evaluate", str(path), *SHORT, "--fresh"]) == 0
     changed = json.loads(record.read_text())
-    assert changed["weights"] == weights_digest(model.network) != found["weights"]
+    assert changed["weights"] == weights_digest(model.network) != evaluated["weights"]
 
 
-def test_other_test_set_leaves_the_runs_own_record_alone(whole, run, tmp_path, capsys):
+def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_path, capsys):
     from advmoe.data import load_dataset
     from advmoe.training.checkpoint import RunFolder
 
@@ -190,17 +190,22 @@ def test_other_test_set_leaves_the_runs_own_record_alone(whole, run, tmp_path, c
     np.save(folder / "invert.npy", np.tile(255 - test.raw.numpy(), (5, 1, 1, 1)))
     np.save(folder / "labels.npy", np.tile(test.labels.numpy(), 5))
     before = (run / "record.json").read_bytes()
-    words = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
-    assert main(["evaluate", *words, "--control", str(run)]) == 2
-    assert main(["evaluate", *words, "--transfer", str(run)]) == 0
+    arguments = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
+    assert main(["evaluate", *arguments, "--control", str(run)]) == 2
+    assert main(["evaluate", *arguments, "--transfer", str(run)]) == 0
     assert "F-C-invert-2, 12 test images" in capsys.readouterr().out
     assert (run / "record.json").read_bytes() == before
     assert (run / "evaluation-F-C-invert-2/shard-00000.json").exists()
-    own, other = (read_record(run / name) for name in ("record.json", "F-C-invert-2.record.json"))
-    assert (other.dataset, other.run, other.train_images, other.epoch) == ("F-C-invert-2", own.run, own.train_images, own.epoch)
-    assert (other.weights, other.test_images, len(other.gallery) > 0) == (own.weights, 12, True)
-    assert other.fingerprint != own.fingerprint
-    assert [record.dataset for record in collect(run, pytest.fail)] == [own.dataset]
+    recorded, other = (read_record(run / name) for name in ("record.json", "F-C-invert-2.record.json"))
+    assert (other.dataset, other.run, other.train_images, other.epoch) == (
+        "F-C-invert-2",
+        recorded.run,
+        recorded.train_images,
+        recorded.epoch,
+    )
+    assert (other.weights, other.test_images, len(other.gallery) > 0) == (recorded.weights, 12, True)
+    assert other.fingerprint != recorded.fingerprint
+    assert [record.dataset for record in collect(run, pytest.fail)] == [recorded.dataset]
     shutil.copy(run / "F-C-invert-2.record.json", tmp_path / "other.json")
     shutil.copy(run / "record.json", tmp_path / "own.json")
     assert len(summarise(collect(tmp_path, pytest.fail))) == 2  # never means over both
@@ -211,18 +216,18 @@ def test_file_without_a_network_and_other_data_are_one_line(run, tmp_path, capsy
 
     path = tmp_path / "net.safetensors"
     path.write_bytes(b"no weights")
-    assert "net.safetensors: not a safetensors file" in refused(capsys, path, *PLAN)
+    assert "net.safetensors: not a safetensors file" in error_line(capsys, path, *PLAN)
     model = advmoe.load(run)
     model.spec = replace(model.spec, classes=tuple(f"class {number}" for number in range(10)))
     advmoe.save_file(model, path)
-    assert "net.safetensors: is for other classes or image sizes than the data set" in refused(capsys, path, *PLAN)
+    assert "net.safetensors: is for other classes or image sizes than the data set" in error_line(capsys, path, *PLAN)
     assert not list(tmp_path.glob("*.record.json"))
 
 
 def test_folder_without_a_run_is_refused_and_left_alone(tmp_path, capsys):
     (tmp_path / "evaluation").mkdir()
     (tmp_path / "evaluation/thesis.tex").write_text("mine")
-    assert "holds no run" in refused(capsys, tmp_path, "--fresh")
+    assert "holds no run" in error_line(capsys, tmp_path, "--fresh")
     assert (tmp_path / "evaluation/thesis.tex").exists()
 
 
@@ -231,30 +236,30 @@ def test_other_data_is_refused(run, capsys, monkeypatch):
 
     real = evaluate.load_dataset
     monkeypatch.setattr(evaluate, "load_dataset", lambda config: replace(real(config), fingerprint="other"))
-    said = refused(capsys, run, "--device", "cpu")
-    assert "fashion-mnist: fingerprint other, but" in said
-    assert "was trained on" in said
+    message = error_line(capsys, run, "--device", "cpu")
+    assert "fashion-mnist: fingerprint other, but" in message
+    assert "was trained on" in message
 
 
 def test_damaged_shard_is_one_line(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--part", "1", "3"]) == 0
     capsys.readouterr()
     (run / "evaluation/shard-00001.json").write_text('{"rows"')
-    assert "shard-00001.json: is damaged" in refused(capsys, run, *PLAN)
+    assert "shard-00001.json: is damaged" in error_line(capsys, run, *PLAN)
 
 
 def test_help_shows_what_each_preset_costs(capsys):
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
-    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for preset in PRESETS.values():
-        assert preset.budget in shown
-    assert not any(word in shown for word in ("QUICK", "STANDARD", "FULL"))
+        assert preset.budget in output
+    assert not any(word in output for word in ("QUICK", "STANDARD", "FULL"))
 
 
-def test_a_typo_beside_fresh_forgets_nothing(run, capsys):
+def test_a_wrong_attack_name_beside_fresh_deletes_nothing(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--part", "0", "3"]) == 0
     capsys.readouterr()
     before = sorted(path.name for path in (run / "evaluation").iterdir())
-    assert "unknown attack 'pgd_51'" in refused(capsys, run, "--fresh", "--attacks", "pgd_51")
+    assert "unknown attack 'pgd_51'" in error_line(capsys, run, "--fresh", "--attacks", "pgd_51")
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == before

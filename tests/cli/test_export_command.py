@@ -1,4 +1,4 @@
-"""`advmoe export` as a person meets it."""
+"""`advmoe export`."""
 
 import json
 import re
@@ -24,20 +24,20 @@ def run(tmp_path_factory):
     return out
 
 
-def said(capsys, *words):
+def run_export(capsys, *arguments):
     capsys.readouterr()
-    assert main(["export", *(str(word) for word in words)]) == 0
+    assert main(["export", *(str(argument) for argument in arguments)]) == 0
     return capsys.readouterr()
 
 
-def refused(capsys, *words):
+def error_line(capsys, *arguments):
     capsys.readouterr()
-    assert main(["export", *(str(word) for word in words)]) == 2
+    assert main(["export", *(str(argument) for argument in arguments)]) == 2
     return capsys.readouterr().err
 
 
 def test_writes_and_compares_on_real_images(run, tmp_path, capsys):
-    captured = said(capsys, run, "--out", tmp_path / "network.onnx", "--check", "40")
+    captured = run_export(capsys, run, "--out", tmp_path / "network.onnx", "--check", "40")
     lines = captured.out.splitlines()
     assert lines[0].startswith(str(tmp_path / "network.onnx"))
     for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
@@ -45,11 +45,11 @@ def test_writes_and_compares_on_real_images(run, tmp_path, capsys):
     assert "has no Record of its best epoch, so its robust accuracy is unknown" in captured.err
 
 
-def test_json_and_the_facts_in_the_file(run, tmp_path, capsys):
+def test_json_and_the_metadata_in_the_file(run, tmp_path, capsys):
     path = tmp_path / "network.pt2"
-    told = json.loads(said(capsys, run, "--out", path, "--format", "torch-export", "--check", "20", "--json").out)
-    found = [(one["batch"], one["images"], one["equal"]) for one in told["compared"]]
-    assert found == [(batch, 20, True) for batch in (1, 7, 64)]
+    result = json.loads(run_export(capsys, run, "--out", path, "--format", "torch-export", "--check", "20", "--json").out)
+    compared = [(row["batch"], row["images"], row["equal"]) for row in result["compared"]]
+    assert compared == [(batch, 20, True) for batch in (1, 7, 64)]
     extra = {"advmoe": ""}
     torch.export.load(path, extra_files=extra)
     facts = json.loads(extra["advmoe"])
@@ -61,30 +61,30 @@ def test_json_and_the_facts_in_the_file(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(("dtype", "form"), [("bfloat16", "torch-export"), ("int8", "onnx")])
 def test_a_lower_precision_is_reported_not_refused(dtype, form, run, tmp_path, capsys):
-    words = (run, "--out", tmp_path / "network", "--format", form, "--dtype", dtype, "--check", "20")
-    lines = said(capsys, *words).out.splitlines()
+    arguments = (run, "--out", tmp_path / "network", "--format", form, "--dtype", dtype, "--check", "20")
+    lines = run_export(capsys, *arguments).out.splitlines()
     assert lines[0].endswith(f"{form}, {dtype}")
     for line, batch in zip(lines[1:], (1, 7, 64), strict=True):
         pattern = rf"batch {batch:2}, 20 images: [\d.]+ % in the same class as PyTorch in float32, [\d.]+ % by the same route; "
         assert re.fullmatch(pattern + r"accuracy [+-][\d.]+ points", line)
     if form == "torch-export":  # the quicker of the two: JSON is written from the same rows
-        told = json.loads(said(capsys, *words, "--json").out)
-        assert (told["dtype"], [one["batch"] for one in told["compared"]]) == (dtype, [1, 7, 64])
+        result = json.loads(run_export(capsys, *arguments, "--json").out)
+        assert (result["dtype"], [row["batch"] for row in result["compared"]]) == (dtype, [1, 7, 64])
 
 
-def test_int8_without_its_data_is_one_line(run, tmp_path, capsys, monkeypatch):
+def test_int8_without_its_calibration_data_is_one_line(run, tmp_path, capsys, monkeypatch):
     def gone(config):
         raise UserError("fashion-mnist: gone")
 
     monkeypatch.setattr(command, "load_dataset", gone)
-    error = refused(capsys, run, "--out", tmp_path / "network.onnx", "--dtype", "int8", "--check", "0")
+    error = error_line(capsys, run, "--out", tmp_path / "network.onnx", "--dtype", "int8", "--check", "0")
     assert "int8 is calibrated on training images, which cannot be read: fashion-mnist: gone" in error
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
-def untraced(monkeypatch):
-    """In place of the export, which takes seconds: the network itself, beside a file that is none."""
+def stand_in(monkeypatch):
+    """Replace the export, which takes seconds, by the network itself, and write a placeholder file."""
 
     def write(model, shape, path, *rest):
         path.write_bytes(b"file")
@@ -93,49 +93,49 @@ def untraced(monkeypatch):
     monkeypatch.setattr(command, "export", write)
 
 
-def test_without_its_data_noise_is_compared(run, untraced, tmp_path, capsys, monkeypatch):
+def test_noise_is_compared_if_the_data_cannot_be_read(run, stand_in, tmp_path, capsys, monkeypatch):
     def gone(config):
         raise UserError("fashion-mnist: gone")
 
     monkeypatch.setattr(command, "load_dataset", gone)
-    captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export")
+    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export")
     assert "compared on 64 images of noise, because the test images cannot be read: fashion-mnist: gone" in captured.err
     assert "64 images: the same" in captured.out
 
 
-def test_no_check_compares_nothing(run, untraced, tmp_path, capsys):
-    captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "0")
+def test_no_check_compares_nothing(run, stand_in, tmp_path, capsys):
+    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "0")
     assert captured.out.count("\n") == 1
 
 
-def test_a_file_that_says_something_else_ends_with_2(run, untraced, tmp_path, capsys, monkeypatch):
+def test_a_file_with_other_outputs_ends_with_status_2(run, stand_in, tmp_path, capsys, monkeypatch):
     real = command.export
 
-    def other(*given):
-        predict = real(*given)
+    def other(*arguments):
+        predict = real(*arguments)
         return lambda pixels: (predict(pixels)[0] + 1, predict(pixels)[1])
 
     monkeypatch.setattr(command, "export", other)
-    message = refused(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "12")
+    message = error_line(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "12")
     assert "differs from PyTorch on 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
 
 
-def test_an_untrained_network_is_warned_of(run, untraced, tmp_path, capsys, monkeypatch):
+def test_an_untrained_network_gives_a_warning(run, stand_in, tmp_path, capsys, monkeypatch):
     real = command.outputs
 
-    def guesses(model, pixels):
-        known = real(model, pixels)
-        return replace(known, logits=torch.zeros_like(known.logits))
+    def constant_outputs(model, pixels):
+        outputs = real(model, pixels)
+        return replace(outputs, logits=torch.zeros_like(outputs.logits))
 
-    monkeypatch.setattr(command, "outputs", guesses)
-    monkeypatch.setattr(command, "compare", lambda *given: [])
+    monkeypatch.setattr(command, "outputs", constant_outputs)
+    monkeypatch.setattr(command, "compare", lambda *_: [])
     monkeypatch.setattr(command, "BATCHES", ())
-    captured = said(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "100")
+    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "100")
     assert "is right on 10.0 % of 100 images, no more than a guess: it looks untrained" in captured.err
 
 
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
-    for words, message in (
+    for arguments, message in (
         ((run, "--out", tmp_path), "--out takes a file in a folder that exists"),
         ((run, "--out", tmp_path / "no/where.onnx"), "--out takes a file in a folder that exists"),
         ((run, "--out", tmp_path / "a.onnx", "--check", "-1"), "check must be at least 0, not -1"),
@@ -143,7 +143,7 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
         ((run, "--out", tmp_path / "a.pt2", "--format", "torch-export", "--dtype", "int8"), "torch-export has no int8"),
         ((tmp_path, "--out", tmp_path / "a.onnx"), "holds no run"),
     ):
-        error = refused(capsys, *words)
+        error = error_line(capsys, *arguments)
         assert message in error
         assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

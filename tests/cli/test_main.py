@@ -12,9 +12,9 @@ from advmoe.cli.main import main
 
 
 @pytest.mark.parametrize(
-    ("encoding", "written"), [("ascii", r"na\xefve \u20ac"), ("latin-1", "naïve \\u20ac"), ("utf-8", "naïve €")]
+    ("encoding", "output"), [("ascii", r"na\xefve \u20ac"), ("latin-1", "naïve \\u20ac"), ("utf-8", "naïve €")]
 )
-def test_characters_that_the_output_cannot_hold_are_escaped(encoding, written, monkeypatch):
+def test_characters_that_the_output_cannot_hold_are_escaped(encoding, output, monkeypatch):
     """As with PYTHONIOENCODING, on both streams."""
     streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, write_through=True) for name in ("stdout", "stderr")}
     for name, stream in streams.items():
@@ -23,7 +23,7 @@ def test_characters_that_the_output_cannot_hold_are_escaped(encoding, written, m
     print("naïve €")
     monkeypatch.undo()
     assert streams["stderr"].buffer.getvalue().decode(encoding).startswith("advmoe: error: ")
-    assert streams["stdout"].buffer.getvalue().decode(encoding) == written + "\n"
+    assert streams["stdout"].buffer.getvalue().decode(encoding) == output + "\n"
 
 
 def test_a_killed_worker_is_one_line_and_another_runtime_error_is_not(monkeypatch, capsys):
@@ -44,7 +44,7 @@ def test_a_killed_worker_is_one_line_and_another_runtime_error_is_not(monkeypatc
         main(["recipes"])
 
 
-# A command line that puts things in order for a while when it is interrupted, and then another while as the interpreter ends.
+# A command line that needs 0.5 s to clean up after an interrupt, and another 0.5 s when the interpreter ends.
 STAND_IN = """
 import atexit, sys, time, types
 
@@ -65,7 +65,7 @@ run()
 
 
 @pytest.mark.parametrize("moments", [("ready",), ("ready", "closing"), ("ready", "leaving"), ("ready", "closing", "leaving")])
-def test_the_first_interrupt_ends_it_and_others_change_nothing(moments):
+def test_the_first_interrupt_ends_the_command_and_later_ones_change_nothing(moments):
     process = subprocess.Popen([sys.executable, "-c", STAND_IN], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = []
     for line in process.stdout:
@@ -78,7 +78,7 @@ def test_the_first_interrupt_ends_it_and_others_change_nothing(moments):
     assert process.stderr.read() == ""
 
 
-def test_who_has_interrupts_ignored_keeps_it_so():
+def test_ignored_interrupts_stay_ignored():
     code = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + STAND_IN.replace("60", "1")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "ready\n"

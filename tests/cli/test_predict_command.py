@@ -1,4 +1,4 @@
-"""`advmoe predict` as a person meets it, with images of every kind."""
+"""`advmoe predict`, with files of every kind."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ from advmoe.training.start import network
 
 @pytest.fixture(scope="module")
 def run(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with the network as it starts."""
+    """A run with an untrained network."""
     path, config = tmp_path_factory.mktemp("runs") / "run", tiny()
     folder = RunFolder(path)
     folder.claim(config, resume=False)
@@ -42,15 +42,15 @@ def images(tmp_path: Path, splits: Any) -> Path:
     return folder
 
 
-def said(capsys: pytest.CaptureFixture[str], *words: object, status: int = 0) -> tuple[str, str]:
+def run_predict(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 0) -> tuple[str, str]:
     capsys.readouterr()
-    assert main(["predict", *map(str, words), "--device", "cpu"]) == status
+    assert main(["predict", *map(str, arguments), "--device", "cpu"]) == status
     captured = capsys.readouterr()
     return captured.out, captured.err
 
 
 def test_classes_confidences_and_pathways_are_the_networks(run: Path, images: Path, splits: Any, capsys: Any) -> None:
-    out, err = said(capsys, run, images, "--json", "--batch-size", 4)
+    out, err = run_predict(capsys, run, images, "--json", "--batch-size", 4)
     rows, model = json.loads(out), load(run)
     assert err == ""
     assert [Path(row["image"]).stem for row in rows] == [str(number) for number in range(10)]
@@ -62,8 +62,8 @@ def test_classes_confidences_and_pathways_are_the_networks(run: Path, images: Pa
 
 
 def test_csv_and_table_say_the_same(run: Path, images: Path, capsys: Any) -> None:
-    rows = list(csv.DictReader(io.StringIO(said(capsys, run, images, "--csv")[0])))
-    lines = said(capsys, run, images)[0].splitlines()
+    rows = list(csv.DictReader(io.StringIO(run_predict(capsys, run, images, "--csv")[0])))
+    lines = run_predict(capsys, run, images)[0].splitlines()
     assert len(rows) == len(lines) - 1 == 10
     assert lines[0].split() == ["class", "confidence", "pathway", "image"]
     for row, line in zip(rows, lines[1:], strict=True):
@@ -77,7 +77,7 @@ def test_files_without_an_image_are_named_and_the_rest_continues(run: Path, imag
     (images / "a\x1b[2J.txt").write_text("hello")
     (images / "sub/loop").symlink_to(images)
     Image.fromarray(np.zeros((50, 40, 3), np.uint8)).save(images / "z.jpg")
-    out, err = said(capsys, run, images, images / "gone.png", "--batch-size", 3)
+    out, err = run_predict(capsys, run, images, images / "gone.png", "--batch-size", 3)
     assert len(out.splitlines()) == 1 + 9 + 1
     assert out.splitlines()[-1].endswith("z.jpg  (resized from 40 x 50; colours dropped)")
     assert len(err.splitlines()) == 4
@@ -100,7 +100,7 @@ def test_links_to_folders_are_followed_and_folders_that_cannot_be_read_are_named
         return listdir(folder)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    out, err = said(capsys, run, tmp_path, "--csv")
+    out, err = run_predict(capsys, run, tmp_path, "--csv")
     assert len(out.splitlines()) == 1 + 10 + 3
     assert f"{tmp_path}/link/9.png" in out
     assert err.splitlines() == [
@@ -113,7 +113,7 @@ def test_links_in_a_circle_end(run: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")
     Image.new("L", (28, 28)).save(tmp_path / "a/b/x.png")
-    out, err = said(capsys, run, tmp_path, "--csv")
+    out, err = run_predict(capsys, run, tmp_path, "--csv")
     assert len(out.splitlines()) == 2
     assert err == f"advmoe: {tmp_path}/a/b/up: a link to a folder that contains it ({tmp_path / 'a'}); not followed\n"
 
@@ -121,14 +121,14 @@ def test_links_in_a_circle_end(run: Path, tmp_path: Path, capsys: Any) -> None:
 @pytest.mark.parametrize("form", ["--json", "--csv", ""])
 def test_nothing_to_classify_is_one_line_and_status_2(run: Path, tmp_path: Path, capsys: Any, form: str) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
-    out, err = said(capsys, run, tmp_path / "empty.png", *form.split(), status=2)
+    out, err = run_predict(capsys, run, tmp_path / "empty.png", *form.split(), status=2)
     assert (out, err) == ("", f"advmoe: error: {tmp_path / 'empty.png'}: is empty\n")
     (tmp_path / "folder").mkdir()
-    assert said(capsys, run, tmp_path / "folder", *form.split(), status=2) == (
+    assert run_predict(capsys, run, tmp_path / "folder", *form.split(), status=2) == (
         "",
         f"advmoe: error: {tmp_path / 'folder'}: contains no file\n",
     )
-    out, err = said(capsys, run, tmp_path, *form.split(), status=2)
+    out, err = run_predict(capsys, run, tmp_path, *form.split(), status=2)
     assert out == ""
     assert err.splitlines()[-1] == f"advmoe: error: {tmp_path}: none of 1 files is an image"
 
@@ -149,11 +149,11 @@ def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, 
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
     folder.save(network(config, splits.spec).state_dict(), {}, Progress([row]), "f" * 64, splits.spec)
-    assert json.loads(said(capsys, folder.path, images / "0.png", "--json")[0])[0]["pathway"] == []
+    assert json.loads(run_predict(capsys, folder.path, images / "0.png", "--json")[0])[0]["pathway"] == []
 
 
 @pytest.mark.parametrize(
-    ("words", "line"),
+    ("arguments", "message"),
     [
         (
             ["nowhere", "x.png"],
@@ -164,8 +164,8 @@ def test_dense_networks_have_no_pathway(tiny: Any, splits: Any, tmp_path: Path, 
         (["RUN", "x.png", "--batch-size", "0"], "batch_size must be at least 1, not 0"),
     ],
 )
-def test_bad_input_is_one_line(run: Path, words: list[str], line: str, capsys: Any) -> None:
-    out, err = said(capsys, *(run if word == "RUN" else word for word in words), status=2)
+def test_bad_input_is_one_line(run: Path, arguments: list[str], message: str, capsys: Any) -> None:
+    out, err = run_predict(capsys, *(run if argument == "RUN" else argument for argument in arguments), status=2)
     assert out == ""
-    assert line in err
+    assert message in err
     assert err.count("\n") == 1

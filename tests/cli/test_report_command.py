@@ -1,4 +1,4 @@
-"""`advmoe report` as a person meets it: everything from Records, bad input in one line each, no half of a file."""
+"""`advmoe report`: everything is made from Records, each bad file is one warning, and no file is half written."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ def write(path, content):
 
 
 def figures_of(path):
-    """(method, r) -> RA-worst, of a table of our own."""
+    """(method, r) -> RA-worst, from the CSV file of one of our tables."""
     return {(row["method"], row["r"]): row["RA-worst"] for row in csv.DictReader(path.read_text().splitlines())}
 
 
@@ -41,7 +41,7 @@ def runs(tmp_path):
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Without the figures, which take seconds and are tested elsewhere."""
+    """No figures: they take seconds and are tested elsewhere."""
     monkeypatch.setattr(report, "FIGURES", {})
 
 
@@ -51,11 +51,11 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
     assert main(["report", str(runs), "--out", str(out)]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    made = names(out)
-    own = "ours-fashion-mnist-resnet18-w16-6_epochs"
-    assert {f"tables/{name}.{suffix}" for name in ("table_a1", "table_a2", own) for suffix in ("md", "csv", "tex")} <= made
-    assert {f"figures/{name}.{suffix}" for name in report.FIGURES for suffix in ("png", "pdf")} <= made
-    assert figures_of(out / f"tables/{own}.csv")["AT (MoE)", "0.5"] == "43"
+    files = names(out)
+    table = "ours-fashion-mnist-resnet18-w16-6_epochs"
+    assert {f"tables/{name}.{suffix}" for name in ("table_a1", "table_a2", table) for suffix in ("md", "csv", "tex")} <= files
+    assert {f"figures/{name}.{suffix}" for name in report.FIGURES for suffix in ("png", "pdf")} <= files
+    assert figures_of(out / f"tables/{table}.csv")["AT (MoE)", "0.5"] == "43"
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "One seed, so not ranked by RA-worst: AT (Dense)" in page
     assert "Different batches for the two levels help" in page
@@ -64,7 +64,7 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
     assert f"Written from 5 Records to {out}: report.html" in captured.out
 
 
-def test_figures_that_no_record_has_anything_for_are_skipped(tmp_path):
+def test_figures_without_data_are_skipped(tmp_path):
     write(tmp_path / "record.json", old_content("at_dense"))
     assert main(["report", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert not {name for name in names(tmp_path / "out") if "figA1" in name or "figA2" in name}
@@ -73,10 +73,10 @@ def test_figures_that_no_record_has_anything_for_are_skipped(tmp_path):
 def test_json_is_all_of_stdout(runs, tmp_path, capsys, quick):
     out = tmp_path / "out"
     assert main(["report", str(runs), "--out", str(out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["records"], set(told)) == (5, {"records", "verdict", "claims", "files"})
-    assert {claim["verdict"] for claim in told["claims"]} <= {"supported", "contradicted", "not shown"}
-    assert set(told["files"]) == names(out) - {".made.json"}
+    result = json.loads(capsys.readouterr().out)
+    assert (result["records"], set(result)) == (5, {"records", "verdict", "claims", "files"})
+    assert {claim["verdict"] for claim in result["claims"]} <= {"supported", "contradicted", "not shown"}
+    assert set(result["files"]) == names(out) - {".made.json"}
 
 
 def test_bad_files_are_one_line_each_and_the_rest_is_made(runs, tmp_path, capsys, quick):
@@ -89,10 +89,10 @@ def test_bad_files_are_one_line_each_and_the_rest_is_made(runs, tmp_path, capsys
     write(runs / "claimed.json", claimed)
     assert main(["report", str(runs), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
-    said = ["broken/record.json: is not JSON", "newer.json: holds a Record of schema 99", "foreign.json: holds no Record"]
-    said.append("claimed.json: seed 0 of advmoe, r 0.5, N 2, resnet18, fashion-mnist: other settings")
-    assert len(lines) == len(said)
-    for part in said:
+    messages = ["broken/record.json: is not JSON", "newer.json: holds a Record of schema 99", "foreign.json: holds no Record"]
+    messages.append("claimed.json: seed 0 of advmoe, r 0.5, N 2, resnet18, fashion-mnist: other settings")
+    assert len(lines) == len(messages)
+    for part in messages:
         (line,) = [line for line in lines if part in line]
         assert line.startswith("warning: left out, ")
     figures = figures_of(tmp_path / "out/tables/ours-fashion-mnist-resnet18-w16-6_epochs.csv")
@@ -111,19 +111,18 @@ def test_a_folder_without_records_is_refused_and_nothing_written(tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_out_must_not_be_a_file(runs, tmp_path, capsys, place):
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_out_must_not_be_a_file(runs, tmp_path, capsys, path):
     (tmp_path / "file").write_text("mine")
-    assert main(["report", str(runs), "--out", str(tmp_path / place)]) == 2
+    assert main(["report", str(runs), "--out", str(tmp_path / path)]) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
-    told = tmp_path / place
-    reason = "is a file" if place == "file" else f"{tmp_path / 'file'} is a file"
-    assert f"{told}: {reason}; --out takes a folder" in captured.err
+    reason = "is a file" if path == "file" else f"{tmp_path / 'file'} is a file"
+    assert f"{tmp_path / path}: {reason}; --out takes a folder" in captured.err
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_figure_that_fails_is_one_line_and_the_rest_is_made(runs, tmp_path, capsys, monkeypatch):
+def test_a_figure_that_fails_is_one_warning_and_the_rest_is_made(runs, tmp_path, capsys, monkeypatch):
     def draws(records, path):
         path.write_bytes(b"")
         return path.suffix == ".pdf"
@@ -156,7 +155,7 @@ def test_garbled_records_are_one_line_each_and_the_rest_is_made(runs, tmp_path, 
     assert "AT (S-Dense)" in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
 
-def test_interrupted_it_leaves_no_half_of_a_file(runs, tmp_path, monkeypatch, quick):
+def test_an_interrupt_leaves_no_half_written_file(runs, tmp_path, monkeypatch, quick):
     out = tmp_path / "out"
     assert main(["report", str(runs), "--out", str(out)]) == 0
     before = {name: (out / name).read_bytes() for name in names(out)}
@@ -175,16 +174,16 @@ def test_interrupted_it_leaves_no_half_of_a_file(runs, tmp_path, monkeypatch, qu
     assert changed == {f"tables/ours-fashion-mnist-resnet18-w16-6_epochs.{suffix}" for suffix in ("md", "csv", "tex")}
 
 
-def test_made_again_it_keeps_nothing_of_the_last_report_and_all_that_is_not_its_own(runs, tmp_path, quick):
+def test_a_second_report_removes_the_files_of_the_first_and_no_others(runs, tmp_path, quick):
     out = tmp_path / "out"
     write(runs / "wide/record.json", content(dataset="other"))
     assert main(["report", str(runs), "--out", str(out)]) == 0
     (out / "tables/mine.md").write_text("mine")
     assert (out / "tables/ours-other-resnet18-w16-6_epochs.md").exists()
     (runs / "wide/record.json").unlink()
-    made = json.loads((out / ".made.json").read_text())
+    files = json.loads((out / ".made.json").read_text())
     (tmp_path / "outside.md").write_text("mine")
-    write(out / ".made.json", [*made, "../outside.md", "tables/../../outside.md", 7])
+    write(out / ".made.json", [*files, "../outside.md", "tables/../../outside.md", 7])
     assert main(["report", str(runs), "--out", str(out)]) == 0
     assert not list(out.glob("tables/ours-other*"))
     assert (out / "tables/mine.md").exists()
@@ -192,7 +191,7 @@ def test_made_again_it_keeps_nothing_of_the_last_report_and_all_that_is_not_its_
 
 
 def test_the_same_records_give_the_same_tables_and_a_report_below_them_is_not_read(runs, capsys, quick):
-    """The report's own folder among the runs."""
+    """The report's folder lies among the runs."""
     out = runs / "report"
     assert main(["report", str(runs), "--out", str(out)]) == 0
     before = {name: (out / name).read_bytes() for name in names(out)}

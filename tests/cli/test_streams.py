@@ -1,4 +1,4 @@
-"""Output that nobody reads, or that its encoding cannot hold; help without torch."""
+"""Output that nobody reads, output in an encoding that lacks some characters, and help without torch."""
 
 import io
 import os
@@ -19,13 +19,13 @@ TINY += ["--backbone", "vgg16_bn", "--num-steps", "1", "--epochs", "2", "--devic
 
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A pipeline in which `advmoe` is this package's; its status is the first command's."""
+    """A pipeline in which `advmoe` runs this package; the status is that of its first command."""
     text = f'advmoe() {{ {sys.executable} -m advmoe "$@"; }}; {command}; exit ${{PIPESTATUS[0]}}'
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(["bash", "-c", text], check=False, capture_output=True, text=True, env=variables, timeout=120)
 
 
-def test_tables_in_a_file_are_as_wide_as_they_need_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_in_a_file_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
     assert console().width == LOG_WIDTH
     monkeypatch.setenv("COLUMNS", "90")
@@ -34,27 +34,27 @@ def test_tables_in_a_file_are_as_wide_as_they_need_to_be(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("command", ["advmoe --help | true", "advmoe profile --paper | head -1"])
 def test_listings_end_quietly_when_the_reader_leaves(command: str) -> None:
-    done = shell(command)
-    assert done.returncode in (0, 141)
-    assert done.stderr == ""
+    process = shell(command)
+    assert process.returncode in (0, 141)
+    assert process.stderr == ""
 
 
-def test_training_continues_unread(tmp_path: Path) -> None:
-    done = shell(f"advmoe train {' '.join(TINY)} --out {tmp_path / 'run'} | head -1")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert " left" in done.stdout
+def test_training_continues_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    process = shell(f"advmoe train {' '.join(TINY)} --out {tmp_path / 'run'} | head -1")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert " left" in process.stdout
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]["epochs"] == 2
 
 
-def in_ascii(monkeypatch: pytest.MonkeyPatch, *words: object) -> tuple[str, str]:
+def in_ascii(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[str, str]:
     """What a command writes to streams of ASCII, as with PYTHONIOENCODING=ascii; its status is 0."""
     contents = [io.BytesIO(), io.BytesIO()]
     streams = [io.TextIOWrapper(content, encoding="ascii", write_through=True) for content in contents]
     with monkeypatch.context() as patch:
         patch.setattr(sys, "stdout", streams[0])
         patch.setattr(sys, "stderr", streams[1])
-        assert main([str(word) for word in words]) == 0, words
+        assert main([str(argument) for argument in arguments]) == 0, arguments
     out, errors = (content.getvalue().decode("ascii") for content in contents)
     return out, errors
 
@@ -76,7 +76,7 @@ def test_commands_write_to_an_ascii_output(tmp_path: Path, monkeypatch: pytest.M
         "watch": ("watch", tmp_path, "--once"),
         "report": ("report", tmp_path, "--out", tmp_path / "été"),
     }
-    texts = {name: in_ascii(monkeypatch, *words) for name, words in lines.items()}
+    texts = {name: in_ascii(monkeypatch, *arguments) for name, arguments in lines.items()}
     parts = {
         "train": r"d\xeener", "evaluate": "RA-worst", "predict": r"\xe7a.png", "csv": r"\xe7a.png", "attack": r"\xe7a.png",
         "watch": r"d\xeener", "report": r"\xe9t\xe9",
@@ -102,8 +102,8 @@ for line in lines:
 
 
 def test_help_completion_and_listings_need_no_torch() -> None:
-    done = subprocess.run([sys.executable, "-c", LIGHT], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    process = subprocess.run([sys.executable, "-c", LIGHT], check=False, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("line", ["train --help", "recipes demo"])
@@ -117,13 +117,13 @@ def test_help_and_listings_are_quick(line: str) -> None:
     assert any(seconds() < 0.7 for _ in range(3))
 
 
-def test_waiting_threads_soon_sleep_unless_the_user_chose() -> None:
+def test_waiting_threads_soon_sleep_unless_the_user_chose_otherwise() -> None:
     code = "import os, sys; sys.argv[1:] = ['--version']; from advmoe.__main__ import run\n"
     code += "try: run()\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'))"
     for chosen, value in (({}, "1000"), ({"OMP_WAIT_POLICY": "active"}, "None"), ({"GOMP_SPINCOUNT": "9"}, "9")):
         variables = {name: text for name, text in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | chosen
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=variables)
-        assert done.stdout.split()[-1] == value
+        process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=variables)
+        assert process.stdout.split()[-1] == value
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])

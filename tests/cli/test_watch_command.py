@@ -1,4 +1,4 @@
-"""`advmoe watch`: what it makes of runs' folders, and how it shows them."""
+"""`advmoe watch`: the state of each run, and the table that shows it."""
 
 import io
 import json
@@ -17,7 +17,7 @@ from advmoe.errors import UserError
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, FailureRecorder, read_run
 
 RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
-WORDS = ("method", "dataset", "loss", "least load", "it/s", "seen", "test SA")
+LABELS = ("method", "dataset", "loss", "least load", "it/s", "seen", "test SA")
 
 
 def row(epoch, **fields):
@@ -29,14 +29,14 @@ def row(epoch, **fields):
 
 @pytest.fixture
 def make(tiny, tmp_path):
-    """make(name, epochs done, record, shards, silent for so many seconds): a run of three epochs."""
+    """make(name, epochs done, record, shards, seconds since its last write): a run of three epochs."""
 
     def write(name, done=0, *, record=None, shards=(), silent=0.0, method="advmoe", seconds=12.0):
         run = tmp_path / name
         (run / "evaluation").mkdir(parents=True)
         (run / "config.yaml").write_text(dump_yaml(tiny(method)))
         rows = [row(epoch, train_seconds=seconds - 2.0) for epoch in range(1, done + 1)]
-        (run / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+        (run / "metrics.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in rows))
         for number, attack in enumerate(shards):
             content = {"rows": [0], "attacks": {"pgd_10": {"seconds": attack}}}
             (run / f"evaluation/shard-{number:05d}.json").write_text(json.dumps(content))
@@ -55,14 +55,14 @@ def touch(file, seconds_ago):
 
 
 def end(run, error, begun):
-    """Training that ends so, after its first iteration or before."""
+    """End training with an error, after its first iteration (begun) or before."""
     with FailureRecorder(run) as outcome:
         if begun:
             outcome.iteration(2, 1, 5, {}, 20)
         raise error
 
 
-def shown(root, width=240, **options):
+def view(root, width=240, **options):
     console = Console(file=io.StringIO(), width=width, **options)
     console.print(watch_view(statuses(root), root, console))
     return console.file.getvalue()
@@ -72,7 +72,7 @@ def shown(root, width=240, **options):
 
 
 @pytest.mark.parametrize(
-    ("how", "state"),
+    ("settings", "state"),
     [
         ({}, "training"),
         ({"silent": FIRST_EPOCH - 60}, "training"),
@@ -92,8 +92,8 @@ def shown(root, width=240, **options):
         ({"done": 3, "shards": (5.0,), "record": RECORD, "silent": 1e6}, "done"),
     ],
 )
-def test_state(how, state, make):
-    assert read_run(make("run", **how)).state == state
+def test_state(settings, state, make):
+    assert read_run(make("run", **settings)).state == state
 
 
 def test_shards_newer_than_the_record_are_a_new_evaluation(make):
@@ -105,7 +105,7 @@ def test_shards_newer_than_the_record_are_a_new_evaluation(make):
     touch(run / "record.json", PATIENCE + 90)
     for name in ("config.yaml", "metrics.jsonl"):
         touch(run / name, PATIENCE + 120)
-    assert read_run(run).state == "done"  # the record stands, whatever became of the other evaluation
+    assert read_run(run).state == "done"  # the newer evaluation has stalled; the Record remains
 
 
 def test_any_file_of_the_run_is_a_sign_of_life(make):
@@ -117,12 +117,12 @@ def test_any_file_of_the_run_is_a_sign_of_life(make):
     assert read_run(run).age < 60
 
 
-def test_failure_stands_until_training_continues(make):
+def test_a_run_has_failed_until_training_continues(make):
     run = make("run", 1)
     with pytest.raises(UserError):
         end(run, UserError("epoch 2: loss is not finite"), begun=True)
     assert (read_run(run).state, read_run(run).reason) == ("failed", "epoch 2: loss is not finite")
-    assert "run: epoch 2: loss is not finite" in shown(run)
+    assert "run: epoch 2: loss is not finite" in view(run)
     with FailureRecorder(run) as outcome:
         outcome.iteration(2, 1, 5, {}, 20)
         assert read_run(run).state == "training"
@@ -137,7 +137,7 @@ def test_refused_and_interrupted_runs_have_not_failed(make):
     assert read_run(run).state == "training"
 
 
-def test_a_record_newer_than_the_failure_is_what_counts(make):
+def test_the_newer_of_record_and_failure_counts(make):
     run = make("run", 3, record=RECORD)
     (run / "failed.txt").write_text("killed by SIGKILL\n")
     touch(run / "failed.txt", 60)
@@ -153,13 +153,13 @@ def test_broken_lines_are_skipped(make):
     run = make("run", 2)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('[1]\n{"epoch": "x"}\n\x00\n{"epoch": 3, "val_ra": "high", "load": [["a"], 3]}\n{"epoch": 3, "val')
-    state = read_run(run)
-    assert [one.epoch for one in state.rows] == [1, 2, 3]
-    assert "3/3" in shown(run)
+    status = read_run(run)
+    assert [row.epoch for row in status.rows] == [1, 2, 3]
+    assert "3/3" in view(run)
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "message"),
     [
         ("config.yaml", "method: [", "not YAML"),
         ("config.yaml", "method: magic", "unknown method 'magic'"),
@@ -167,13 +167,13 @@ def test_broken_lines_are_skipped(make):
         ("record.json", '{"sa": 6', "record.json is damaged"),
     ],
 )
-def test_damaged_file_is_a_line_below_the_table_and_the_others_are_shown(file, text, said, make, tmp_path):
+def test_damaged_file_is_a_line_below_the_table_and_the_others_are_shown(file, text, message, make, tmp_path):
     make("good", 3, record=RECORD)
     (make("bad", 3) / file).write_text(text)
-    out = shown(tmp_path)
-    (reason,) = [line for line in out.splitlines() if line.startswith("bad: ")]
-    assert said in reason
-    assert "23.4" in out
+    output = view(tmp_path)
+    (reason,) = [line for line in output.splitlines() if line.startswith("bad: ")]
+    assert message in reason
+    assert "23.4" in output
 
 
 def test_damaged_shards_are_tolerated(make):
@@ -181,17 +181,17 @@ def test_damaged_shards_are_tolerated(make):
     (run / "evaluation/shard-00001.json").write_text('{"rows": [')
     (run / "evaluation/shard-00002.json").write_text('{"attacks": 3}')
     assert read_run(run).state == "evaluating"
-    assert "evaluating, 3 shards" in shown(run)
+    assert "evaluating, 3 shards" in view(run)
 
 
 # The table
 
 
-def test_table_shows_what_the_files_tell(make, tmp_path):
+def test_the_table_shows_what_the_files_contain(make, tmp_path):
     make("deep/er/first", 2)
     make("second", 3, record=RECORD)
     make("third", 3, record={"sa": 50.0, "ra_worst_quick": 30.0})
-    lines = {line.split()[1]: " ".join(line.split()) for line in shown(tmp_path).splitlines() if line.startswith("│")}
+    lines = {line.split()[1]: " ".join(line.split()) for line in view(tmp_path).splitlines() if line.startswith("│")}
     assert list(lines) == ["deep/er/first", "second", "third"]
     first = r"│ deep/er/first │ training │ advmoe │ fashion-mnist │ 2/3 │ 2.125 │ 42.0 │ 20.0 │ 7% │ 2.5 │ \d s │ │ │ ▅█"
     assert re.match(first, lines["deep/er/first"])
@@ -200,21 +200,21 @@ def test_table_shows_what_the_files_tell(make, tmp_path):
 
 
 @pytest.mark.parametrize("width", [80, 60])
-def test_narrow_terminal_goes_without_columns_not_without_figures(width, make, tmp_path):
+def test_a_narrow_terminal_drops_columns_but_cuts_no_figure(width, make, tmp_path):
     make("cifar10-at_small_dense-0", 2, method="at_small_dense")
-    out = shown(tmp_path, width)
-    assert max(map(len, out.splitlines())) <= width
-    assert "training" in out
-    assert "20.0" in out
-    assert "…" not in out
-    assert [word for word in WORDS if word in out] < [word for word in WORDS if word in shown(tmp_path)]
+    output = view(tmp_path, width)
+    assert max(map(len, output.splitlines())) <= width
+    assert "training" in output
+    assert "20.0" in output
+    assert "…" not in output
+    assert [label for label in LABELS if label in output] < [label for label in LABELS if label in view(tmp_path)]
 
 
-def test_wandbs_own_config_yaml_is_no_run(make, tmp_path):
-    inner = make("run", 1) / "wandb/offline-run-1/files"
-    inner.mkdir(parents=True)
-    (inner / "config.yaml").write_text("wandb_version: 1")
-    assert [state.path.name for state in statuses(tmp_path)] == ["run"]
+def test_the_config_yaml_of_wandb_is_no_run(make, tmp_path):
+    folder = make("run", 1) / "wandb/offline-run-1/files"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("wandb_version: 1")
+    assert [status.path.name for status in statuses(tmp_path)] == ["run"]
 
 
 def test_sparkline_and_age():
@@ -229,35 +229,35 @@ def test_sparkline_and_age():
 # The command
 
 
-def test_off_a_terminal_it_prints_once_and_completely(make, tmp_path, capsys):
+def test_without_a_terminal_it_prints_once_and_all_columns(make, tmp_path, capsys):
     make("run", 3, record=RECORD)
     watch.run(read([str(tmp_path)]))
-    out = capsys.readouterr().out
-    assert all(word in out for word in WORDS)
-    assert "\x1b" not in out
+    output = capsys.readouterr().out
+    assert all(label in output for label in LABELS)
+    assert "\x1b" not in output
 
 
-def test_on_a_terminal_it_looks_again_until_it_is_interrupted(make, tmp_path, monkeypatch):
-    looks = []
+def test_on_a_terminal_it_refreshes_until_it_is_interrupted(make, tmp_path, monkeypatch):
+    waits = []
     terminal = Console(file=io.StringIO(), force_terminal=True, width=120)
     monkeypatch.setattr(watch, "console", lambda: terminal)
 
     def sleep(seconds):
-        looks.append(seconds)
-        if len(looks) == 1:
+        waits.append(seconds)
+        if len(waits) == 1:
             make("appeared", 1)
         else:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", sleep)
     watch.run(read([str(tmp_path), "--interval", "2"]))
-    assert looks == [2.0, 2.0]
-    out = terminal.file.getvalue()
-    assert out.index("no run below") < out.index("appeared")
+    assert waits == [2.0, 2.0]
+    output = terminal.file.getvalue()
+    assert output.index("no run below") < output.index("appeared")
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         (["nowhere"], "nowhere: no such folder"),
         (["."], ".: holds no run (no config.yaml in it or below)"),
@@ -265,17 +265,17 @@ def test_on_a_terminal_it_looks_again_until_it_is_interrupted(make, tmp_path, mo
         ([".", "--interval", "nan"], "interval must be"),
     ],
 )
-def test_bad_input_is_one_line(words, said, tmp_path, monkeypatch):
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        watch.run(read(words))
-    assert said in str(caught.value)
+        watch.run(read(arguments))
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "odd", [float("nan"), float("inf"), -float("inf"), True, 10**400], ids=["nan", "inf", "-inf", "true", "big"]
 )
-def test_what_is_no_finite_number_is_missing(make, tmp_path, odd):
+def test_values_that_are_no_finite_numbers_are_shown_as_missing(make, tmp_path, odd):
     run = make("odd", 2, record={**RECORD, "sa": odd, "ra_worst": odd})
     names = ("loss", "val_sa", "val_ra", "train_seconds", "validate_seconds", "iterations")
     with (run / "metrics.jsonl").open("a") as file:

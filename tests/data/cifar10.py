@@ -1,4 +1,4 @@
-"""A tiny CIFAR-10 in every form it is given in."""
+"""A tiny CIFAR-10 in every form that is read."""
 
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ LOSSLESS["parquet in a folder"] = lambda folder: write_parquet(folder / "plain_t
 
 
 def parquet_by_split(folder: Path) -> Path:
-    """As the hub converts data sets, with a file beside them that is of no split."""
+    """As the hub converts data sets, beside a file of no split."""
     for name in PARTS:
         (folder / "plain_text" / name).mkdir(parents=True)
         next(write_parquet(folder).glob(f"{name}-*")).rename(folder / "plain_text" / name / "0000.parquet")

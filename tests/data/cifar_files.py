@@ -1,4 +1,4 @@
-"""Tiny CIFAR data and the files they are given in: what both data sets share."""
+"""Writers of tiny CIFAR data, shared by the tests of CIFAR-10 and CIFAR-100."""
 
 import io
 import pickle
@@ -47,7 +47,7 @@ def write_pickles(folder: Path, contents: Mapping[str, Any]) -> Path:
 
 
 def write_archive(path: Path, batches: Path, mode: str = "w:gz") -> Path:
-    """A tar of the folder of batches, which goes."""
+    """Move the folder of batches into a tar."""
     with tarfile.open(path, mode) as archive:
         archive.add(batches, batches.name)
     shutil.rmtree(batches)
@@ -69,7 +69,7 @@ def write_class_folders(folder: Path, parts: Mapping[str, Part], classes: tuple[
 
 
 def lossless(batches: Write, tar: Write, parquet: Write, folders: Write) -> dict[str, Write]:
-    """The forms that keep every pixel, by name; batches and tar also by the folder that they are in."""
+    """The forms that keep every pixel, by name; batches and tar also inside a folder."""
     return {
         "batches": batches,
         "folder of batches": lambda folder: batches(folder).parent,

@@ -1,4 +1,4 @@
-"""Data that is damaged or makes no sense, and the one line in which loading it fails."""
+"""Damaged files, and the one-line error of loading them."""
 
 import struct
 import zlib
@@ -12,24 +12,24 @@ from advmoe.data import load_dataset
 from advmoe.errors import UserError
 
 
-def complaint(place: Path | None, **fields: Any) -> str:
-    """What loading says of the data at `place`; `fields` are the configuration's."""
+def error_line(path: Path | None, **fields: Any) -> str:
+    """The error of loading the data at `path`; `fields` are the configuration's."""
     with pytest.raises(UserError) as caught:
-        load_dataset(DataConfig(data_dir=None if place is None else str(place), **fields))
+        load_dataset(DataConfig(data_dir=None if path is None else str(path), **fields))
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     return text
 
 
 def cut(path: Path, size: float) -> Path:
-    """Keep so many bytes of a file's beginning (int; from its end where negative), or that share of them (float)."""
+    """Keep `content[:size]` of a file (int), or this share of its bytes (float)."""
     content = path.read_bytes()
     path.write_bytes(content[: size if isinstance(size, int) else int(size * len(content))])
     return path
 
 
 def huge_png(width: int, height: int) -> bytes:
-    """A small file that says it holds width x height pixels."""
+    """A small file whose header declares width x height pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -50,11 +50,11 @@ def write_folders(folder: Path, kind: str = "PNG") -> Path:
 LOSSLESS = lossless(write_batches, write_tar, write_parquet, write_folders)
 LOSSLESS["parquet with label"] = lambda folder: write_parquet(folder, "label")
 FIELDS = {"dataset": "cifar100", "validation_share": 0.5}
-complaint = partial(damage.complaint, **FIELDS)
+error_line = partial(damage.error_line, **FIELDS)
 
 
-def load(place: Path) -> Splits:
-    return load_dataset(DataConfig(data_dir=str(place), **FIELDS))
+def load(path: Path) -> Splits:
+    return load_dataset(DataConfig(data_dir=str(path), **FIELDS))
 
 
 def parts(splits: Splits) -> tuple[Source, Source, Source]:
@@ -62,28 +62,28 @@ def parts(splits: Splits) -> tuple[Source, Source, Source]:
 
 
 @pytest.fixture(scope="module")
-def wanted(tmp_path_factory: pytest.TempPathFactory) -> Splits:
-    return load(write_batches(tmp_path_factory.mktemp("wanted")))
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Splits:
+    return load(write_batches(tmp_path_factory.mktemp("expected")))
 
 
 @pytest.mark.parametrize("form", LOSSLESS)
-def test_lossless_forms_give_the_same_data(form: str, tmp_path: Path, wanted: Splits) -> None:
-    place = LOSSLESS[form](tmp_path)
-    splits = load(place)
-    assert (splits.name, splits.fingerprint, splits.spec) == ("cifar100", wanted.fingerprint, CIFAR100.spec)
-    assert torch.equal(splits.val.labels, wanted.val.labels)
+def test_lossless_forms_give_the_same_data(form: str, tmp_path: Path, expected: Splits) -> None:
+    path = LOSSLESS[form](tmp_path)
+    splits = load(path)
+    assert (splits.name, splits.fingerprint, splits.spec) == ("cifar100", expected.fingerprint, CIFAR100.spec)
+    assert torch.equal(splits.val.labels, expected.val.labels)
     for limits in ({}, {"limit_train": 30, "limit_test": 7}):
-        config = DataConfig(data_dir=str(place), **FIELDS, **limits)
+        config = DataConfig(data_dir=str(path), **FIELDS, **limits)
         assert count_images(config) == tuple(map(len, parts(load_dataset(config))))
 
 
-def test_images_keep_their_pixels_and_fine_labels(wanted: Splits) -> None:
-    found = {}
-    for split in (wanted.train, wanted.val):
+def test_images_keep_their_pixels_and_fine_labels(expected: Splits) -> None:
+    images = {}
+    for split in (expected.train, expected.val):
         rows = split[torch.arange(len(split))]
-        found |= {image.numpy().tobytes(): label for image, label in zip(rows.raw, rows.labels.tolist(), strict=True)}
-    assert found == {image.tobytes(): label for image, label in zip(*PARTS["train"], strict=True)}
-    assert torch.bincount(wanted.test.labels).tolist() == [1] * 100
+        images |= {image.numpy().tobytes(): label for image, label in zip(rows.raw, rows.labels.tolist(), strict=True)}
+    assert images == {image.tobytes(): label for image, label in zip(*PARTS["train"], strict=True)}
+    assert torch.bincount(expected.test.labels).tolist() == [1] * 100
 
 
 @pytest.mark.parametrize("write", [lambda folder: write_parquet(folder, kind="JPEG"), lambda folder: write_folders(folder, "JPEG")])
@@ -105,33 +105,33 @@ def test_classes_are_the_official_ones_in_their_order() -> None:
 def test_no_data_dir_and_empty_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^cifar100 needs --data-dir: a path that contains cifar-100-python \(folder\), "):
         load_dataset(DataConfig(dataset="cifar100"))
-    assert complaint(tmp_path).startswith(f"{tmp_path}: contains none of cifar-100-python (folder), cifar-100-python.tar.gz, ")
+    assert error_line(tmp_path).startswith(f"{tmp_path}: contains none of cifar-100-python (folder), cifar-100-python.tar.gz, ")
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_missing_batch(name: str, tmp_path: Path) -> None:
     path = write_batches(tmp_path) / name
     path.unlink()
-    assert complaint(tmp_path) == f"{path}: cannot be read (No such file or directory)"
+    assert error_line(tmp_path) == f"{path}: cannot be read (No such file or directory)"
 
 
 def test_missing_batch_in_tar(tmp_path: Path) -> None:
     source = write_batches(tmp_path)
     (source / "test").unlink()
     path = write_archive(tmp_path / "mine.tar.gz", source)
-    assert complaint(path) == f"{path}: contains no file cifar-100-python/test"
+    assert error_line(path) == f"{path}: contains no file cifar-100-python/test"
 
 
 def test_truncated_batch(tmp_path: Path) -> None:
     path = damage.cut(write_batches(tmp_path) / "train", 1000)
-    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-100 batch (")
+    assert error_line(tmp_path).startswith(f"{path}: not a CIFAR-100 batch (")
 
 
 @pytest.mark.parametrize("label", [100, -1])
 def test_label_out_of_range(label: int, tmp_path: Path) -> None:
     path, content = write_batches(tmp_path) / "test", batch_content("test")
     path.write_bytes(pickle.dumps(content | {b"fine_labels": [label, *content[b"fine_labels"][1:]]}, protocol=2))
-    assert complaint(tmp_path) == f"{path}: label {label} in row 0 is not a whole number from 0 to 99"
+    assert error_line(tmp_path) == f"{path}: label {label} in row 0 is not a whole number from 0 to 99"
 
 
 def test_missing_class_folder(tmp_path: Path) -> None:
@@ -139,12 +139,12 @@ def test_missing_class_folder(tmp_path: Path) -> None:
     for image in path.iterdir():
         image.unlink()
     path.rmdir()
-    assert complaint(tmp_path) == f"{tmp_path / 'test'}: no folder for class train"
+    assert error_line(tmp_path) == f"{tmp_path / 'test'}: no folder for class train"
 
 
 def test_wrong_columns(tmp_path: Path) -> None:
     path = next(write_parquet(tmp_path, "other").glob("train*"))
-    assert complaint(tmp_path) == f"{path}: needs columns img and fine_label, has img, other, coarse_label"
+    assert error_line(tmp_path) == f"{path}: needs columns img and fine_label, has img, other, coarse_label"
 
 
 def test_superclasses_are_not_mistaken_for_classes(tmp_path: Path) -> None:
@@ -152,12 +152,12 @@ def test_superclasses_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     images = [encoded(image) for image in raw]
     for name in ("train", "test"):
         write_table(tmp_path / f"{name}.parquet", image=images, label=[label // 5 for label in labels])
-    assert complaint(tmp_path) == f"{tmp_path}: no training image of class 20 (chair) of CIFAR-100"
+    assert error_line(tmp_path) == f"{tmp_path}: no training image of class 20 (chair) of CIFAR-100"
 
 
 def test_the_two_data_sets_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
-    assert "contains none of cifar-10-batches-py" in complaint(write_batches(tmp_path / "a").parent, dataset="cifar10")
-    assert complaint(write_parquet(tmp_path / "b"), dataset="cifar10").endswith(
+    assert "contains none of cifar-10-batches-py" in error_line(write_batches(tmp_path / "a").parent, dataset="cifar10")
+    assert error_line(write_parquet(tmp_path / "b"), dataset="cifar10").endswith(
         "needs columns img and label, has img, fine_label, coarse_label"
     )
-    assert complaint(write_folders(tmp_path / "c"), dataset="cifar10").endswith("no folder for class airplane")
+    assert error_line(write_folders(tmp_path / "c"), dataset="cifar10").endswith("no folder for class airplane")

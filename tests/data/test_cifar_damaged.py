@@ -1,4 +1,4 @@
-"""CIFAR-10 whose files are cut, altered, unreadable or of another kind."""
+"""CIFAR-10 whose files are truncated, altered, unreadable or of another kind."""
 
 import io
 import os
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from cifar10 import TEST, TRAIN
 from cifar_files import Part, encoded, write_archive, write_table
-from damage import complaint, cut, huge_png
+from damage import cut, error_line, huge_png
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
@@ -24,28 +24,28 @@ from advmoe.data.batch_pickle import read_pickle, to_array
 @pytest.mark.parametrize("share", [0, 0.01, 0.3, 0.7, 0.999])
 def test_truncated_pickle(share: float, tmp_path: Path) -> None:
     path = cut(cifar10.write_batches(tmp_path) / "data_batch_2", share)
-    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+    assert error_line(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
 
 
 @pytest.mark.parametrize("size", [0, 1, 9, 200, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, -9, -4, -1])
 def test_truncated_tar(size: float, tmp_path: Path) -> None:
     path = cut(cifar10.write_tar(tmp_path), size)
-    assert complaint(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
 
 
-@pytest.mark.parametrize("place", [0.2, 0.4, 0.6, 0.8])
-def test_tar_with_a_flipped_bit(place: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("position", [0.2, 0.4, 0.6, 0.8])
+def test_tar_with_a_flipped_bit(position: float, tmp_path: Path) -> None:
     path = cifar10.write_tar(tmp_path)
     content = bytearray(path.read_bytes())
-    content[int(place * len(content))] ^= 4
+    content[int(position * len(content))] ^= 4
     path.write_bytes(content)
-    assert complaint(path).startswith(f"{path}: ")
+    assert error_line(path).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
 def test_truncated_plain_tar(share: float, tmp_path: Path) -> None:
     path = cut(write_archive(tmp_path / "cifar.tar", cifar10.write_batches(tmp_path), "w"), share)
-    assert complaint(path).startswith(f"{path}: ")
+    assert error_line(path).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize("member", ["../../evil", "/etc/evil"])
@@ -53,26 +53,26 @@ def test_a_tar_member_that_points_outside_is_named(member: str, tmp_path: Path) 
     path = tmp_path / "cifar-10-python.tar.gz"
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo(member))
-    assert f"member {member} has a name that could lead out of the target folder" in complaint(path)
+    assert f"member {member} has a name that could lead out of the target folder" in error_line(path)
 
 
 def test_a_file_that_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello\nworld\n" * 200)
-    assert complaint(path).startswith(f"{path}: not a file that CIFAR-10 is read from; give cifar-10-batches-py (folder), ")
+    assert error_line(path).startswith(f"{path}: not a file that CIFAR-10 is read from; give cifar-10-batches-py (folder), ")
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.999])
 def test_truncated_parquet(share: float, tmp_path: Path) -> None:
     path = cut(next(cifar10.write_parquet(tmp_path).glob("test*")), share)
-    assert complaint(tmp_path).startswith(f"{path}: damaged or incomplete Parquet file (")
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete Parquet file (")
 
 
 @pytest.mark.parametrize("columns", [("pixels", "label"), ("img", "fine_label")])
 def test_wrong_columns(columns: tuple[str, str], tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))
     write_table(path, **dict(zip(columns, ([b"x"], [0]), strict=True)))
-    assert complaint(tmp_path) == f"{path}: needs columns img and label, has {', '.join(columns)}"
+    assert error_line(tmp_path) == f"{path}: needs columns img and label, has {', '.join(columns)}"
 
 
 BAD_IMAGES = {
@@ -97,7 +97,7 @@ def test_bad_image_in_parquet_is_named_by_its_row(name: str, tmp_path: Path) -> 
     items = [{"bytes": encoded(image), "path": None} for image in TRAIN.raw]
     items[17] = {"bytes": image, "path": None}
     write_table(path, img=items, label=TRAIN.labels)
-    assert complaint(tmp_path).startswith(f"{path}: row 17: {message}")
+    assert error_line(tmp_path).startswith(f"{path}: row 17: {message}")
 
 
 @pytest.mark.parametrize("name", BAD_IMAGES)
@@ -106,7 +106,7 @@ def test_bad_image_in_a_folder_is_named_by_its_path(name: str, tmp_path: Path) -
     image, message = BAD_IMAGES[name]
     path = sorted((cifar10.write_folders(tmp_path) / "train" / "ship").iterdir())[1]
     path.write_bytes(image)
-    assert complaint(tmp_path).startswith(f"{path}: {message}")
+    assert error_line(tmp_path).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize("item", [None, {"bytes": None, "path": "a.png"}])
@@ -115,27 +115,27 @@ def test_parquet_row_without_an_image(item: Any, tmp_path: Path) -> None:
     items = [{"bytes": encoded(image), "path": "x"} for image in TEST.raw]
     items[5] = item
     write_table(path, img=items, label=TEST.labels)
-    assert complaint(tmp_path) == f"{path}: row 5 has no image bytes"
+    assert error_line(tmp_path) == f"{path}: row 5 has no image bytes"
 
 
 @pytest.mark.parametrize("column", [[{"path": "a.png"}], [3.5], ["a.png"]])
 def test_parquet_column_of_another_kind(column: list[Any], tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("test*"))
     write_table(path, img=column, label=[0])
-    assert complaint(tmp_path) == f"{path}: row 0 has no image bytes"
+    assert error_line(tmp_path) == f"{path}: row 0 has no image bytes"
 
 
 @pytest.mark.parametrize("label", [10, -1, None])
 def test_label_out_of_range_in_parquet(label: int | None, tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))
     write_table(path, img=[encoded(image) for image in TRAIN.raw], label=[*TRAIN.labels[:39], label])
-    assert complaint(tmp_path) == f"{path}: label {label} in row 39 is not a whole number from 0 to 9"
+    assert error_line(tmp_path) == f"{path}: label {label} in row 39 is not a whole number from 0 to 9"
 
 
 def test_label_out_of_range_in_a_batch(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
     path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TEST.raw, [*TEST.labels[:3], 12, *TEST.labels[4:]])), protocol=2))
-    assert complaint(tmp_path) == f"{path}: label 12 in row 3 is not a whole number from 0 to 9"
+    assert error_line(tmp_path) == f"{path}: label 12 in row 3 is not a whole number from 0 to 9"
 
 
 @pytest.mark.parametrize(
@@ -153,39 +153,39 @@ def test_label_out_of_range_in_a_batch(tmp_path: Path) -> None:
 def test_batch_of_another_shape_or_type(change: dict[bytes, Any], tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
     path.write_bytes(pickle.dumps(cifar10.batch_content(TEST) | change, protocol=2))
-    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+    assert error_line(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
 
 
 @pytest.mark.parametrize("content", [{b"fine_labels": [1]}, [1, 2], 5])
 def test_pickle_of_something_else(content: Any, tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "data_batch_1"
     path.write_bytes(pickle.dumps(content, protocol=2))
-    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+    assert error_line(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
 
 
 def test_labels_and_images_differ_in_number(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "data_batch_1"
     path.write_bytes(pickle.dumps(cifar10.batch_content(Part(TRAIN.raw[:8], TRAIN.labels[:7])), protocol=2))
-    assert complaint(tmp_path) == f"{path}: 8 images and 7 labels"
+    assert error_line(tmp_path) == f"{path}: 8 images and 7 labels"
 
 
-def test_a_message_of_a_batch_says_what_is_wrong_in_plain_words(tmp_path: Path) -> None:
+def test_the_message_names_what_is_wrong_in_a_batch(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
-    for change, words in [
+    for change, message in [
         ({b"labels": 3}, "an array or a list is needed, not int"),
         ({b"data": [1]}, "int64 data of shape (1,), not uint8"),
     ]:
         path.write_bytes(pickle.dumps(cifar10.batch_content(TEST) | change, protocol=2))
-        assert words in complaint(tmp_path)
+        assert message in error_line(tmp_path)
     path.write_bytes(pickle.dumps({b"data": 1}, protocol=2))
-    assert complaint(tmp_path) == f"{path}: not a CIFAR-10 batch (it has no labels)"
+    assert error_line(tmp_path) == f"{path}: not a CIFAR-10 batch (it has no labels)"
 
 
 ACCEPTED = "give cifar-10-batches-py (folder), cifar-10-python.tar.gz, train*.parquet"
 
 
 @pytest.mark.parametrize(
-    ("arrays", "words"),
+    ("arrays", "message"),
     [
         ({"x": TEST.raw, "y": TEST.labels}, "no x_train and y_train (there are x, y); " + ACCEPTED),
         (
@@ -202,28 +202,28 @@ ACCEPTED = "give cifar-10-batches-py (folder), cifar-10-python.tar.gz, train*.pa
         ({"x_train": TRAIN.raw, "y_train": [10] * 40}, "label 10 in row 0 is not a whole number from 0 to 9"),
     ],
 )
-def test_arrays_of_something_else(arrays: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_arrays_of_something_else(arrays: dict[str, Any], message: str, tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", **arrays)
-    for place in (tmp_path, tmp_path / "mine.npz"):
-        assert words in complaint(place)
+    for path in (tmp_path, tmp_path / "mine.npz"):
+        assert message in error_line(path)
 
 
 def test_a_single_array_is_not_a_data_set(tmp_path: Path) -> None:
     np.save(tmp_path / "cifar10.1_v6_data.npy", TEST.raw)
-    assert complaint(tmp_path / "cifar10.1_v6_data.npy").endswith("contains x_train.npy, y_train.npy, x_test.npy and y_test.npy")
-    assert ACCEPTED in complaint(tmp_path)
+    assert error_line(tmp_path / "cifar10.1_v6_data.npy").endswith("contains x_train.npy, y_train.npy, x_test.npy and y_test.npy")
+    assert ACCEPTED in error_line(tmp_path)
 
 
 def test_one_set_of_parquet_files_is_not_counted_twice(tmp_path: Path) -> None:
     cifar10.write_parquet(tmp_path / "data"), cifar10.write_parquet(tmp_path / "plain_text")
-    assert "two sets of files for the train split, which would be counted together" in complaint(tmp_path)
+    assert "two sets of files for the train split, which would be counted together" in error_line(tmp_path)
 
 
 def test_two_batches_of_one_name_in_an_archive(tmp_path: Path) -> None:
     folder = cifar10.write_batches(tmp_path)
     with tarfile.open(tmp_path / "mine.tar", "w") as archive:
         archive.add(folder, "a"), archive.add(folder, "b")
-    assert "contains two files data_batch_1; keep one of them" in complaint(tmp_path / "mine.tar")
+    assert "contains two files data_batch_1; keep one of them" in error_line(tmp_path / "mine.tar")
 
 
 class Shell:
@@ -247,7 +247,7 @@ def test_code_in_a_pickle_does_not_run(where: str, protocol: int, tmp_path: Path
     }[where]
     path = cifar10.write_batches(tmp_path) / "data_batch_1"
     path.write_bytes(pickle.dumps(content, protocol=protocol))
-    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (it asks for posix.system")
+    assert error_line(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (it asks for posix.system")
     assert not mark.exists()
     pickle.loads(path.read_bytes())
     assert mark.exists()
@@ -256,7 +256,7 @@ def test_code_in_a_pickle_does_not_run(where: str, protocol: int, tmp_path: Path
 def test_modules_named_by_a_pickle_are_not_imported(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "data_batch_1"
     path.write_bytes(b"cnumpy.f2py.__main__\ndtype\n.")
-    assert "it asks for numpy.f2py.__main__.dtype" in complaint(tmp_path)
+    assert "it asks for numpy.f2py.__main__.dtype" in error_line(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["batches", "png folders"])
@@ -264,10 +264,10 @@ def test_permission_denied(form: str, tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
 
-    place = cifar10.LOSSLESS[form](tmp_path)
+    path = cifar10.LOSSLESS[form](tmp_path)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    text = complaint(place)
-    assert text.startswith(str(place) + "/")
+    text = error_line(path)
+    assert text.startswith(str(path) + "/")
     assert text.endswith(": cannot be read (Permission denied)")
 
 
@@ -277,25 +277,25 @@ def test_permission_denied_on_a_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     path = cifar10.write_tar(tmp_path)
     monkeypatch.setattr(tarfile, "open", refuse)
-    assert complaint(path) == f"{path}: cannot be read (Permission denied)"
+    assert error_line(path) == f"{path}: cannot be read (Permission denied)"
 
 
-# Files from strangers
+# Hostile files
 
 
 BOMBS = {
-    "memo of 2**31 places": b"Nr\xff\xff\xff\x7f.",
+    "memo of 2**31 entries": b"Nr\xff\xff\xff\x7f.",
     "bytearray of 32 GiB": b"\x96" + struct.pack("<Q", 2**35) + b".",
     "array of 1 GiB": b"cnumpy\nndarray\n(J\x00\x00\x00\x40X\x02\x00\x00\x00u1tR)K\x07s.",
     "hash of 2**60 tuples": b"})" + b"2\x86" * 60 + b"K\x01s.",
-    "hash of 2**60 kept tuples": b"})" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01s.",
+    "hash of 2**60 memoized tuples": b"})" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01s.",
     "text doubled 34 times": b"c_codecs\nencode\np0\n0C\x08aaaaaaaaX\x03\x00\x00\x00hexp2\n0p1\n0"
     + b"g0\n(g1\ng2\ntRp1\n0" * 34
     + b"g1\n.",
     "numbers of one hash": b"}("
     + b"".join(b"\x8a\x0b" + (k * (2**61 - 1)).to_bytes(11, "little") + b"K\x01" for k in range(9000))
     + b"u.",
-    "text encoded again and again": (
+    "text encoded 3000 times": (
         b"X\x00\x00\x10\x00"
         + b"a" * 2**20
         + b"q\x00c_codecs\nencode\nq\x01X\x06\x00\x00\x00latin1q\x02"
@@ -311,7 +311,7 @@ def test_pickles_that_would_fill_memory_or_never_end(name: str, tmp_path: Path) 
     path = cifar10.write_batches(tmp_path) / "test_batch"
     path.write_bytes(BOMBS[name])
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert complaint(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
+    assert error_line(tmp_path).startswith(f"{path}: not a CIFAR-10 batch (")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
 
 
@@ -338,11 +338,11 @@ def test_bombs_in_an_archive_are_not_read(tmp_path: Path) -> None:
     info.size = 30 * 2**20
     with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
         archive.addfile(info, io.BytesIO(bytes(info.size)))
-    assert "unpacks to more than" in complaint(tmp_path)
+    assert "unpacks to more than" in error_line(tmp_path)
 
 
 def test_an_archive_of_large_batches_is_read(tmp_path: Path) -> None:
-    """Larger than what a tar's header may take at once, as all real ones are."""
+    """Larger than a tar's header may be, as all real ones are."""
     folder = cifar10.write_batches(tmp_path)
     content = cifar10.batch_content(Part(np.tile(TEST.raw, (30, 1, 1, 1)), TEST.labels * 30))
     (folder / "test_batch").write_bytes(pickle.dumps(content, protocol=2))
@@ -355,11 +355,11 @@ def test_a_pipe_instead_of_a_batch_is_not_waited_for(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
     path.unlink()
     os.mkfifo(path)
-    assert complaint(tmp_path) == f"{path}: not a plain file"
+    assert error_line(tmp_path) == f"{path}: not a plain file"
 
 
-def test_a_batch_of_more_bytes_than_any_has(tmp_path: Path) -> None:
+def test_a_batch_that_is_too_large(tmp_path: Path) -> None:
     path = cifar10.write_batches(tmp_path) / "test_batch"
     with path.open("wb") as file:
         file.truncate(2**33)  # takes no room on the disk
-    assert complaint(tmp_path) == f"{path}: has 8,589,934,592 bytes; at most 536,870,912 are read"
+    assert error_line(tmp_path) == f"{path}: has 8,589,934,592 bytes; at most 536,870,912 are read"

@@ -18,7 +18,7 @@ def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 
 def smooth(height: int, width: int) -> np.ndarray:
-    """Red grows to the right, green downwards, blue stays."""
+    """Red grows to the right, green downwards; blue is constant."""
     rows, columns = np.mgrid[0:height, 0:width]
     channels = (255 * columns / (width - 1), 255 * rows / (height - 1), np.full((height, width), 77))
     return np.stack(channels, -1).round().astype(np.uint8)
@@ -31,7 +31,7 @@ def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) 
 
 
 def oriented(array: np.ndarray, orientation: int, kind: str = "PNG") -> bytes:
-    """An image whose EXIF says how it is to be turned."""
+    """An image with an orientation in its EXIF data."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     return encoded(array, kind, exif=exif)
@@ -47,7 +47,7 @@ def huge_png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
 
 
-def complaint(function: Any, data: bytes, size: int = 8) -> str:
+def error_line(function: Any, data: bytes, size: int = 8) -> str:
     with pytest.raises(UserError) as caught:
         function(data, size, "here")
     assert len(str(caught.value).splitlines()) == 1
@@ -76,8 +76,8 @@ def test_lossless_webp_is_read(function: Any) -> None:
 @pytest.mark.parametrize("mode", ["L", "LA", "1", "P", "RGBA", "CMYK"])
 def test_other_colours_become_rgb(function: Any, mode: str) -> None:
     image = Image.fromarray(smooth(8, 8)).convert(mode)
-    wanted = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    np.testing.assert_array_equal(function(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 8, "here"), wanted)
+    expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+    np.testing.assert_array_equal(function(encoded(image, "TIFF" if mode == "CMYK" else "PNG"), 8, "here"), expected)
 
 
 def test_cmyk_jpeg_keeps_its_colours() -> None:
@@ -92,7 +92,7 @@ def test_more_than_eight_bits_are_refused_not_cut_off(function: Any, dtype: type
     data = encoded(Image.fromarray(np.full((8, 8), 3000, dtype=dtype)), "TIFF")
     with Image.open(io.BytesIO(data)) as image:
         assert image.mode.partition(";")[0] in HIGH_BIT_DEPTH_MODES
-        assert complaint(function, data) == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel"
+        assert error_line(function, data) == f"here: the image has pixels of kind {image.mode}, not 8 bits a channel"
 
 
 @BOTH
@@ -102,30 +102,30 @@ def test_truncated_images_are_an_error(function: Any, kind: str, share: float) -
     array = noise(64, 64)
     data = encoded(array, kind)
     assert function(data, 64, "here").shape == (3, 64, 64)
-    assert complaint(function, data[: int(share * len(data))], 64).startswith("here: not an image that can be decoded (")
+    assert error_line(function, data[: int(share * len(data))], 64).startswith("here: not an image that can be decoded (")
 
 
 @BOTH
 @pytest.mark.parametrize("data", [b"", b"hello", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", encoded(noise(8, 8), "EPS")])
 def test_no_image(function: Any, data: bytes) -> None:
-    assert complaint(function, data).startswith("here: not an image that can be decoded (")
+    assert error_line(function, data).startswith("here: not an image that can be decoded (")
 
 
-def test_exact_size_is_demanded() -> None:
-    assert complaint(decode, encoded(noise(8, 9)), 8) == "here: the image is 9 x 8, not 8 x 8"
+def test_another_size_is_refused() -> None:
+    assert error_line(decode, encoded(noise(8, 9)), 8) == "here: the image is 9 x 8, not 8 x 8"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(8001, 8000), (12_000, 12_000), (64_000_001, 1)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(width: int, height: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
-    text = complaint(decode_fitted, huge_png(width, height))
+    text = error_line(decode_fitted, huge_png(width, height))
     assert text == f"here: the image is {width} x {height}: more than 64,000,000 pixels"
     assert width * height > MAX_PIXELS
 
 
-def test_most_pixels_are_not_refused() -> None:
-    assert "image file is truncated" in complaint(decode_fitted, huge_png(8000, 8000))
+def test_the_largest_number_of_pixels_is_not_refused() -> None:
+    assert "image file is truncated" in error_line(decode_fitted, huge_png(8000, 8000))
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (24, 40), (40, 24), (7, 11), (100, 8)])
@@ -135,16 +135,16 @@ def test_fitted_takes_the_middle_of_the_shorter_sides_length(height: int, width:
     top, left = (height - short) / 2, (width - short) / 2
     centres = (np.arange(8) + 0.5) * short / 8 - 0.5
     columns, rows = 255 * (left + centres) / (width - 1), 255 * (top + centres) / (height - 1)
-    inner = slice(1, -1)  # at the rim the filter is cut off
-    np.testing.assert_allclose(out[0, inner, inner], np.broadcast_to(columns, (8, 8))[inner, inner], atol=4)
-    np.testing.assert_allclose(out[1, inner, inner], np.broadcast_to(rows[:, None], (8, 8))[inner, inner], atol=4)
+    middle = slice(1, -1)  # at the border the filter is cut off
+    np.testing.assert_allclose(out[0, middle, middle], np.broadcast_to(columns, (8, 8))[middle, middle], atol=4)
+    np.testing.assert_allclose(out[1, middle, middle], np.broadcast_to(rows[:, None], (8, 8))[middle, middle], atol=4)
     assert (out[2] == 77).all()
 
 
 def test_fitted_resizing_is_antialiased() -> None:
     board = np.indices((64, 64)).sum(0) % 2 * np.uint8(255)
     out = decode_fitted(encoded(np.stack([board] * 3, -1).astype(np.uint8)), 8, "here")
-    assert np.abs(out[:, 1:-1, 1:-1].astype(float) - 127.5).max() < 8  # without it every pixel would be black or white
+    assert np.abs(out[:, 1:-1, 1:-1].astype(float) - 127.5).max() < 8  # without it each pixel would be black or white
 
 
 def test_fitted_image_may_be_one_pixel_wide() -> None:
@@ -200,7 +200,7 @@ def test_the_first_bad_row_is_named() -> None:
         decode_all(40, 8, lambda row: decode(items[row], 8, f"row {row}"))
 
 
-def test_few_images_are_in_the_making_at_a_time() -> None:
+def test_only_a_few_images_are_decoded_at_a_time() -> None:
     alive, most, lock = 0, 0, threading.Lock()
 
     def image(row: int) -> np.ndarray:
@@ -227,6 +227,6 @@ def test_warnings_of_odd_metadata_are_not_shown() -> None:
 
 
 @pytest.mark.parametrize(("count", "size"), [(10, 10**7), (10**6, 10**6), (1, 10**12)])
-def test_more_than_memory_holds(count: int, size: int) -> None:
+def test_more_images_than_fit_into_memory(count: int, size: int) -> None:
     with pytest.raises(UserError, match=rf"^{count} images of {size} x {size} need \d+ GiB of memory$"):
         decode_all(count, size, lambda row: pytest.fail("decoded"))

@@ -61,14 +61,14 @@ def test_file_is_small_and_holds_only_the_splits() -> None:
     assert len(EMBEDDED.joinpath("fashion-mnist.npz").read_bytes()) < 4e6
 
 
-def test_licence_notice_is_beside_the_file() -> None:
+def test_the_licence_is_beside_the_file() -> None:
     notice = EMBEDDED.joinpath("LICENSE.fashion-mnist").read_text()
     assert "MIT License" in notice
     assert "Zalando" in notice
     assert "The above copyright notice and this permission notice shall be included" in " ".join(notice.split())
 
 
-def test_limits_are_balanced_and_leave_the_fingerprint(splits: Splits) -> None:
+def test_limits_are_balanced_and_do_not_change_the_fingerprint(splits: Splits) -> None:
     small = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=40, limit_test=20))
     assert torch.bincount(small.train.labels).tolist() == [4] * 10
     assert torch.bincount(small.test.labels).tolist() == [2] * 10
@@ -81,8 +81,8 @@ def test_limited_images_are_of_the_full_split(splits: Splits) -> None:
     assert [full[content] for content in contents(small.train)] == small.train.labels.tolist()
 
 
-def test_few_training_images_are_held_against_few():
+def test_few_training_images_come_with_few_validation_images() -> None:
     splits = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=256))
     assert (len(splits.train), len(splits.val)) == (256, 64)
-    whole = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=2000))
-    assert len(whole.val) == 300
+    larger = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=2000))
+    assert len(larger.val) == 300

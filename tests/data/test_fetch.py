@@ -1,4 +1,4 @@
-"""Downloads against a local server that behaves, ignores ranges, breaks off, or sends something else."""
+"""Downloads from a local server that ignores ranges, breaks the connection, or sends something else."""
 
 import functools
 import hashlib
@@ -27,7 +27,7 @@ MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
 
 @dataclass
 class Server:
-    """What is served, how, and what was asked for."""
+    """What the server sends and how, and the requests it got."""
 
     address: str = ""
     content: bytes = CONTENT
@@ -37,7 +37,7 @@ class Server:
     shift: int = 0  # added to where a range starts
     length: bool = True  # say how long the answer is
     silent: bool = False
-    asked: list[str | None] = field(default_factory=list)  # the Range header of each request
+    requested: list[str | None] = field(default_factory=list)  # the Range header of each request
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -48,21 +48,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
         super().__init__(*arguments)
 
     def do_GET(self) -> None:
-        state, asked = self.state, self.headers.get("Range")
-        state.asked.append(asked)
+        state, requested = self.state, self.headers.get("Range")
+        state.requested.append(requested)
         if state.silent:
             time.sleep(0.5)
             return
         if state.status != 200:
             self.send_error(state.status)
             return
-        start = int(asked[len("bytes=") : -1]) if asked and state.ranges else 0
+        start = int(requested[len("bytes=") : -1]) if requested and state.ranges else 0
         if start and start >= len(state.content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(state.content)}")
             self.end_headers()
             return
-        self._answer(start, asked is not None and state.ranges)
+        self._answer(start, requested is not None and state.ranges)
 
     def _answer(self, start: int, partial: bool) -> None:
         state = self.state
@@ -77,7 +77,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body[: state.cuts.pop(0)] if state.cuts else body)
 
     def log_message(self, *_: Any) -> None:
-        """Say nothing."""
+        """No log."""
 
 
 @pytest.fixture
@@ -93,8 +93,8 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture
-def offered(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    """The server in the place of the official one for cifar10 (with a checksum) and tinyimagenet (without, a zip)."""
+def official_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """The server as the official one for cifar10 (with a checksum) and tinyimagenet (a zip without one)."""
     monkeypatch.setitem(OFFICIAL, "cifar10", Official(f"{server.address}/set.tar.gz", MD5))
     monkeypatch.setitem(OFFICIAL, "tinyimagenet", Official(f"{server.address}/tiny.zip", folder="tiny"))
     return server
@@ -104,7 +104,7 @@ def get(to: Path, name: str = "cifar10") -> str:
     return "\n".join(fetch(name, to, Console(quiet=True)))
 
 
-def complaint(to: Path, name: str = "cifar10") -> str:
+def error_line(to: Path, name: str = "cifar10") -> str:
     with pytest.raises(UserError) as caught:
         get(to, name)
     return str(caught.value)
@@ -134,7 +134,7 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("imagenet", "cannot be downloaded without an account: register at https://image-net.org"),
         ("fashion-mnist", "comes with the package"),
@@ -142,137 +142,137 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
         ("cifar", "unknown dataset to download 'cifar': did you mean cifar10"),
     ],
 )
-def test_what_cannot_be_downloaded_says_why(name: str, said: str, tmp_path: Path) -> None:
-    assert said in complaint(tmp_path / "data", name)
+def test_what_cannot_be_downloaded_says_why(name: str, message: str, tmp_path: Path) -> None:
+    assert message in error_line(tmp_path / "data", name)
     assert names(tmp_path) == []
 
 
 # The download
 
 
-def test_file_arrives_complete(offered: Server, tmp_path: Path) -> None:
-    said = get(tmp_path / "data" / "cifar10")
-    assert f"MD5 {MD5}, as published" in said
+def test_file_arrives_complete(official_server: Server, tmp_path: Path) -> None:
+    output = get(tmp_path / "data" / "cifar10")
+    assert f"MD5 {MD5}, as published" in output
     assert (tmp_path / "data/cifar10/set.tar.gz").read_bytes() == CONTENT
     assert names(tmp_path / "data/cifar10") == ["set.tar.gz"]
-    assert offered.asked == [None]
+    assert official_server.requested == [None]
 
 
-def test_file_that_exists_is_verified_not_downloaded(offered: Server, tmp_path: Path) -> None:
+def test_file_that_exists_is_verified_not_downloaded(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(CONTENT)
     assert "as published" in get(tmp_path)
-    assert offered.asked == []
+    assert official_server.requested == []
 
 
-def test_wrong_file_that_exists_is_named_and_kept(offered: Server, tmp_path: Path) -> None:
+def test_wrong_file_that_exists_is_named_and_kept(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(b"other")
-    found = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
-    text = complaint(tmp_path)
-    assert f"set.tar.gz: is not the official set.tar.gz: MD5 {found}, expected {MD5}" in text
+    digest = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
+    text = error_line(tmp_path)
+    assert f"set.tar.gz: is not the official set.tar.gz: MD5 {digest}, expected {MD5}" in text
     assert (tmp_path / "set.tar.gz").read_bytes() == b"other"
-    assert offered.asked == []
+    assert official_server.requested == []
 
 
-def test_part_is_resumed(offered: Server, tmp_path: Path) -> None:
+def test_part_is_resumed(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100_000])
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
     assert names(tmp_path) == ["set.tar.gz"]
-    assert offered.asked == ["bytes=100000-"]
+    assert official_server.requested == ["bytes=100000-"]
 
 
-def test_server_that_ignores_ranges_sends_all_again(offered: Server, tmp_path: Path) -> None:
-    offered.ranges = False
+def test_a_server_that_ignores_ranges_sends_the_complete_file(official_server: Server, tmp_path: Path) -> None:
+    official_server.ranges = False
     (tmp_path / "set.tar.gz.part").write_bytes(b"rubbish")
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
-    assert offered.asked == ["bytes=7-"]
+    assert official_server.requested == ["bytes=7-"]
 
 
-def test_complete_part_needs_no_more(offered: Server, tmp_path: Path) -> None:
+def test_complete_part_needs_no_more(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT)
     get(tmp_path)
     assert names(tmp_path) == ["set.tar.gz"]
-    assert offered.asked == ["bytes=300000-"]
+    assert official_server.requested == ["bytes=300000-"]
 
 
-def test_part_longer_than_the_file_is_downloaded_again(offered: Server, tmp_path: Path) -> None:
+def test_part_longer_than_the_file_is_downloaded_again(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT + b"more")
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
-    assert offered.asked == ["bytes=300004-", None]
+    assert official_server.requested == ["bytes=300004-", None]
 
 
-def test_other_range_than_requested_is_refused(offered: Server, tmp_path: Path) -> None:
-    offered.shift = -5
+def test_other_range_than_requested_is_refused(official_server: Server, tmp_path: Path) -> None:
+    official_server.shift = -5
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100])
-    assert "another range than requested" in complaint(tmp_path)
+    assert "another range than requested" in error_line(tmp_path)
     assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:100]
 
 
-def test_broken_connection_is_taken_up_again(offered: Server, tmp_path: Path) -> None:
-    offered.cuts = [120_000, 60_000]
+def test_a_broken_connection_is_resumed(official_server: Server, tmp_path: Path) -> None:
+    official_server.cuts = [120_000, 60_000]
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
-    assert offered.asked == [None, "bytes=120000-", "bytes=180000-"]
+    assert official_server.requested == [None, "bytes=120000-", "bytes=180000-"]
 
 
-def test_connection_that_brings_nothing_more_ends_it_and_keeps_the_part(offered: Server, tmp_path: Path) -> None:
-    offered.cuts = [120_000, 0]
-    text = complaint(tmp_path)
-    assert f"cannot download {offered.address}/set.tar.gz (connection lost after 120000 of 300000 bytes)" in text
+def test_a_connection_without_progress_is_an_error_and_the_part_is_kept(official_server: Server, tmp_path: Path) -> None:
+    official_server.cuts = [120_000, 0]
+    text = error_line(tmp_path)
+    assert f"cannot download {official_server.address}/set.tar.gz (connection lost after 120000 of 300000 bytes)" in text
     assert f"download it by other means and save it as {tmp_path}/set.tar.gz; 120000 bytes are kept" in text
     assert names(tmp_path) == ["set.tar.gz.part"]
     get(tmp_path)
     assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
 
 
-def test_answer_of_unknown_length_is_judged_by_its_checksum(offered: Server, tmp_path: Path) -> None:
-    offered.length, offered.cuts = False, [299_999]
-    assert "MD5" in complaint(tmp_path)
+def test_a_download_of_unknown_length_is_judged_by_its_checksum(official_server: Server, tmp_path: Path) -> None:
+    official_server.length, official_server.cuts = False, [299_999]
+    assert "MD5" in error_line(tmp_path)
     assert names(tmp_path) == ["set.tar.gz.bad"]
 
 
-def test_wrong_bytes_never_get_the_right_name(offered: Server, tmp_path: Path) -> None:
-    offered.content = b"<html>please log in</html>"
-    text = complaint(tmp_path)
+def test_wrong_bytes_never_get_the_right_name(official_server: Server, tmp_path: Path) -> None:
+    official_server.content = b"<html>please log in</html>"
+    text = error_line(tmp_path)
     assert re.search(rf"MD5 [0-9a-f]{{32}}, expected {MD5}; http\S+ is saved as \S+/set.tar.gz.bad", text)
     assert names(tmp_path) == ["set.tar.gz.bad"]
-    offered.content = CONTENT
+    official_server.content = CONTENT
     get(tmp_path)
     assert names(tmp_path) == ["set.tar.gz", "set.tar.gz.bad"]
-    assert offered.asked == [None, None]
+    assert official_server.requested == [None, None]
 
 
 @pytest.mark.parametrize("status", [403, 404, 503])
-def test_refusal_is_one_line(status: int, offered: Server, tmp_path: Path) -> None:
-    offered.status = status
-    assert f"(HTTP {status} " in complaint(tmp_path)
+def test_refusal_is_one_line(status: int, official_server: Server, tmp_path: Path) -> None:
+    official_server.status = status
+    assert f"(HTTP {status} " in error_line(tmp_path)
     assert names(tmp_path) == []
 
 
 def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OFFICIAL, "cifar10", Official("http://127.0.0.1:9/set.tar.gz", MD5))
-    text = complaint(tmp_path)
+    text = error_line(tmp_path)
     assert "cannot download http://127.0.0.1:9/set.tar.gz (" in text
     assert text.endswith(f": download it by other means and save it as {tmp_path}/set.tar.gz")
 
 
-def test_silent_server_runs_into_the_timeout(offered: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    offered.silent = True
+def test_silent_server_runs_into_the_timeout(official_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    official_server.silent = True
     monkeypatch.setattr(module, "TIMEOUT", 0.05)
-    assert "timed out" in complaint(tmp_path)
+    assert "timed out" in error_line(tmp_path)
 
 
-def test_interrupt_keeps_the_part(offered: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = []
+def test_interrupt_keeps_the_part(official_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    updates = []
 
-    def stopped(*_: Any, **fields: Any) -> None:
-        shown.append(fields)
-        if len(shown) == 2:  # the first chunk has come
+    def interrupted(*_: Any, **fields: Any) -> None:
+        updates.append(fields)
+        if len(updates) == 2:  # the first chunk has come
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("advmoe.data.fetch.Progress.update", stopped)
+    monkeypatch.setattr("advmoe.data.fetch.Progress.update", interrupted)
     with pytest.raises(KeyboardInterrupt):
         get(tmp_path)
     monkeypatch.undo()
@@ -282,51 +282,51 @@ def test_interrupt_keeps_the_part(offered: Server, tmp_path: Path, monkeypatch: 
 # Without a published checksum
 
 
-def test_zip_is_unpacked_and_its_checksum_recorded(offered: Server, tmp_path: Path) -> None:
-    offered.content = tiny_zip()
-    digest = hashlib.sha256(offered.content).hexdigest()
+def test_zip_is_unpacked_and_its_checksum_recorded(official_server: Server, tmp_path: Path) -> None:
+    official_server.content = tiny_zip()
+    digest = hashlib.sha256(official_server.content).hexdigest()
     assert f"SHA256 {digest}, recorded now: none is published; unpacked to {tmp_path}/tiny" in get(tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny", "tiny.zip", "tiny.zip.sha256"]
     assert (tmp_path / "tiny/wnids.txt").read_bytes() == b"n01443537\n"
     assert (tmp_path / "tiny.zip.sha256").read_text() == f"{digest}  tiny.zip\n"
     assert "as recorded at first use" in get(tmp_path, "tinyimagenet")
-    assert len(offered.asked) == 1
+    assert len(official_server.requested) == 1
 
 
-def test_archive_put_there_by_hand_is_unpacked(offered: Server, tmp_path: Path) -> None:
+def test_an_archive_that_the_user_saved_is_unpacked(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny.zip").write_bytes(tiny_zip())
     get(tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny", "tiny.zip", "tiny.zip.sha256"]
-    assert offered.asked == []
+    assert official_server.requested == []
 
 
-def test_unpacked_folder_alone_is_enough(offered: Server, tmp_path: Path) -> None:
+def test_an_unpacked_folder_needs_no_download(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny").mkdir()
     assert "already exists" in get(tmp_path, "tinyimagenet")
-    assert offered.asked == []
+    assert official_server.requested == []
 
 
-def test_other_archive_than_at_first_use_is_refused(offered: Server, tmp_path: Path) -> None:
-    offered.content = tiny_zip()
+def test_other_archive_than_at_first_use_is_refused(official_server: Server, tmp_path: Path) -> None:
+    official_server.content = tiny_zip()
     get(tmp_path, "tinyimagenet")
     (tmp_path / "tiny.zip").write_bytes(tiny_zip(b"other"))
-    assert f"expected {hashlib.sha256(offered.content).hexdigest()}" in complaint(tmp_path, "tinyimagenet")
+    assert f"expected {hashlib.sha256(official_server.content).hexdigest()}" in error_line(tmp_path, "tinyimagenet")
     (tmp_path / "tiny.zip").unlink()
     (tmp_path / "tiny/wnids.txt").unlink()
     (tmp_path / "tiny").rmdir()
-    offered.content = tiny_zip(b"other")
-    assert "tiny.zip.bad" in complaint(tmp_path, "tinyimagenet")
+    official_server.content = tiny_zip(b"other")
+    assert "tiny.zip.bad" in error_line(tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny.zip.bad", "tiny.zip.sha256"]
 
 
 @pytest.mark.parametrize("content", [b"<html></html>", tiny_zip()[:-30]])
-def test_damaged_archive_is_not_recorded(content: bytes, offered: Server, tmp_path: Path) -> None:
-    offered.content = content
-    assert "damaged or incomplete archive" in complaint(tmp_path, "tinyimagenet")
+def test_damaged_archive_is_not_recorded(content: bytes, official_server: Server, tmp_path: Path) -> None:
+    official_server.content = content
+    assert "damaged or incomplete archive" in error_line(tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny.zip.bad"]
 
 
-def test_record_that_is_none_is_refused_before_the_download(offered: Server, tmp_path: Path) -> None:
+def test_a_damaged_checksum_file_is_refused_before_the_download(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny.zip.sha256").write_text("rubbish\n")
-    assert "tiny.zip.sha256: contains no SHA-256" in complaint(tmp_path, "tinyimagenet")
-    assert offered.asked == []
+    assert "tiny.zip.sha256: contains no SHA-256" in error_line(tmp_path, "tinyimagenet")
+    assert official_server.requested == []

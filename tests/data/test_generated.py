@@ -51,30 +51,30 @@ def test_every_batch_has_the_share(share: float, count: int, splits: Splits, pat
     mixed = with_generated(splits, data)
     rows = [np.arange(10), np.arange(10, 20)]
     batches = list(mixed.train.augmented(rows, [5, 6], data))
-    for batch, own in zip(batches, rows, strict=True):
+    for batch, indices in zip(batches, rows, strict=True):
         assert (batch.raw == 9).flatten(1).all(dim=1).tolist() == [True] * (10 - count) + [False] * count
-        assert batch.labels[:-count].tolist() == (own[: 10 - count] % 3).tolist()
+        assert batch.labels[:-count].tolist() == (indices[: 10 - count] % 3).tolist()
         for image, label in zip(batch.raw[-count:], batch.labels[-count:], strict=True):
             match = (image.permute(1, 2, 0).numpy() == IMAGES).all(axis=(1, 2, 3))
             assert LABELS[match].tolist() == [label]
-    again = next(mixed.train.augmented(rows[:1], [5], data))
-    assert torch.equal(again.raw, batches[0].raw)
+    repeated = next(mixed.train.augmented(rows[:1], [5], data))
+    assert torch.equal(repeated.raw, batches[0].raw)
     assert not torch.equal(batches[0].raw, batches[1].raw)
 
 
 def test_ranks_share_a_mixed_batch(splits: Splits, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = config(path, 0.7)
     mixed = with_generated(splits, data).train
-    (whole,) = mixed.augmented([np.arange(9)], [5], data)
+    (batch,) = mixed.augmented([np.arange(9)], [5], data)
     parts = []
     for local in (slice(0, 5), slice(5, 9)):
         monkeypatch.setattr(distributed, "local_rows", lambda images, local=local: local)
         parts += mixed.augmented([np.arange(9)], [5], data)
-    assert torch.equal(torch.cat([part.raw for part in parts]), whole.raw)
-    assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+    assert torch.equal(torch.cat([part.raw for part in parts]), batch.raw)
+    assert torch.equal(torch.cat([part.labels for part in parts]), batch.labels)
 
 
-def test_other_splits_and_single_rows_stay_as_they_are(splits: Splits, path: Path) -> None:
+def test_other_splits_and_single_rows_do_not_change(splits: Splits, path: Path) -> None:
     mixed = with_generated(splits, config(path))
     assert isinstance(mixed.train, MixedImages)
     assert (mixed.val, mixed.test, mixed.fingerprint) == (splits.val, splits.test, splits.fingerprint)
@@ -83,7 +83,7 @@ def test_other_splits_and_single_rows_stay_as_they_are(splits: Splits, path: Pat
     assert with_generated(splits, DataConfig()) is splits
 
 
-def written(path: Path, **arrays: np.ndarray) -> Path:
+def write_arrays(path: Path, **arrays: np.ndarray) -> Path:
     np.savez(path, **{"image": IMAGES, "label": LABELS} | arrays)
     return path
 
@@ -102,7 +102,7 @@ def written(path: Path, **arrays: np.ndarray) -> Path:
 )
 def test_other_arrays_are_refused_in_one_line(arrays: dict, message: str, splits: Splits, path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        with_generated(splits, config(written(path, **arrays)))
+        with_generated(splits, config(write_arrays(path, **arrays)))
     assert str(caught.value) == f"{path}: {message}"
 
 
@@ -113,7 +113,7 @@ def test_files_that_cannot_be_mapped_are_refused_in_one_line(splits: Splits, pat
     np.savez_compressed(path, image=IMAGES, label=LABELS)
     with pytest.raises(UserError, match=r"\.npz: image: is compressed and cannot be mapped; write the file with numpy\.savez$"):
         with_generated(splits, config(path))
-    content = written(path).read_bytes().replace(b"(50, 4, 6, 2)", b"(60, 4, 6, 2)", 1)
+    content = write_arrays(path).read_bytes().replace(b"(50, 4, 6, 2)", b"(60, 4, 6, 2)", 1)
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"images\.npz: image: not an array that can be mapped \(2400 bytes, 2880 declared\)$"):
         with_generated(splits, config(path))

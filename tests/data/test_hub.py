@@ -1,4 +1,4 @@
-"""The hub through a stand-in for its library: what comes is what the readers read."""
+"""Downloads from the hub, by a stand-in for its library, are read by the package's readers."""
 
 import io
 import re
@@ -24,7 +24,7 @@ def names(folder: Path) -> list[str]:
 
 
 class Rows:
-    """What the library `datasets` gives, as far as it is used: a table of columns."""
+    """A stand-in for a data set of the library `datasets`: a table of columns."""
 
     def __init__(self, columns: dict[str, list[Any]]) -> None:
         self.columns = columns
@@ -47,19 +47,19 @@ def rows(repository: str, split: str) -> Rows:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """A stand-in for `datasets`; gives what was asked of it."""
-    asked: list[tuple[str, str]] = []
+    """A stand-in for `datasets`; returns the list of requests."""
+    requests: list[tuple[str, str]] = []
 
     def load(repository: str, *, split: str) -> Rows:
-        asked.append((repository, split))
+        requests.append((repository, split))
         return rows(repository, split)
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("name", REPOSITORIES)
-def test_hub_gives_what_the_readers_read(name: str, hub: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_a_download_from_the_hub_is_read(name: str, hub: list[tuple[str, str]], tmp_path: Path) -> None:
     fetch_from_hub(name, tmp_path / "data")
     assert hub == [(f"uoft-cs/{name}", "train"), (f"uoft-cs/{name}", "test")]
     assert names(tmp_path / "data") == ["test.parquet", "train.parquet"]
@@ -96,6 +96,6 @@ def test_hub_failure_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.parametrize("name", ["tinyimagenet", "imagenet", "fashion-mnist"])
-def test_hub_offers_only_what_the_readers_read(name: str, tmp_path: Path) -> None:
+def test_other_data_sets_are_not_downloaded_from_the_hub(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"{name} is not downloaded from the hub; --from hub has cifar10 and cifar100"):
         fetch_from_hub(name, tmp_path)

@@ -48,22 +48,22 @@ PILLOW = [
 @pytest.mark.parametrize("number", range(6))
 def test_colours_are_pillows_up_to_rounding(number: int) -> None:
     raw = images()
-    found = idbh.one_operation(raw, draws((number + 0.5) / 8, STRENGTH)).numpy().astype(int)
-    wanted = one_by_one(raw, PILLOW[number])
-    assert np.abs(found - wanted).max() <= (0 if number == 5 else 2)
-    assert np.abs(found - raw.numpy()).max() > 10
+    out = idbh.one_operation(raw, draws((number + 0.5) / 8, STRENGTH)).numpy().astype(int)
+    expected = one_by_one(raw, PILLOW[number])
+    assert np.abs(out - expected).max() <= (0 if number == 5 else 2)
+    assert np.abs(out - raw.numpy()).max() > 10
 
 
 def test_rotations_are_pillows_by_whole_degrees() -> None:
     raw = images()
     degrees = (1 + (STRENGTH * 10).floor()).tolist()
     turned = {sign: one_by_one(raw, lambda image, row, sign=sign: image.rotate(sign * degrees[row])) for sign in (1, -1)}
-    ways = set()
+    signs = set()
     for draw in (0.9, 0.1):
-        found = idbh.one_operation(raw, draws(7.5 / 8, STRENGTH, sign=draw)).numpy()
-        ways.add(max(turned, key=lambda sign, found=found: (found == turned[sign]).mean()))
-        assert max((found == wanted).mean() for wanted in turned.values()) > 0.97
-    assert ways == {1, -1}
+        out = idbh.one_operation(raw, draws(7.5 / 8, STRENGTH, sign=draw)).numpy()
+        signs.add(max(turned, key=lambda sign, out=out: (out == turned[sign]).mean()))
+        assert max((out == expected).mean() for expected in turned.values()) > 0.97
+    assert signs == {1, -1}
 
 
 def test_a_shear_moves_each_row_by_its_distance_from_the_centre() -> None:

@@ -45,10 +45,10 @@ def write_folders(folder: Path) -> Path:
 
 
 def members(part: str, rows: range) -> dict[str, bytes]:
-    found = {}
+    files = {}
     for row in rows:
-        found |= {f"s{row:04d}.jpg": photo(part, row), f"s{row:04d}.json": b"{}", f"s{row:04d}.cls": b"%d\n" % label_of(row)}
-    return found
+        files |= {f"s{row:04d}.jpg": photo(part, row), f"s{row:04d}.json": b"{}", f"s{row:04d}.cls": b"%d\n" % label_of(row)}
+    return files
 
 
 def write_shard(path: Path, content: dict[str, bytes], **fields: Any) -> Path:
@@ -72,21 +72,21 @@ def write_shards(folder: Path) -> Path:
     return folder
 
 
-complaint = partial(damage.complaint, dataset="imagenet")
+error_line = partial(damage.error_line, dataset="imagenet")
 FORMS: dict[str, Callable[[Path], Path]] = {"folders": write_folders, "shards": write_shards}
 
 
-def load(place: Path, **fields: Any) -> Splits:
-    return load_dataset(DataConfig(**{"dataset": "imagenet", "data_dir": str(place), "validation_share": 0.25} | fields))
+def load(path: Path, **fields: Any) -> Splits:
+    return load_dataset(DataConfig(**{"dataset": "imagenet", "data_dir": str(path), "validation_share": 0.25} | fields))
 
 
 def contents(*parts: Any) -> list[tuple[bytes, int]]:
     """Encoded images with their labels, sorted."""
-    found = []
+    images = []
     for part in parts:
         assert isinstance(part, Streamed)
-        found += [(part.files.read(int(row)), int(label)) for row, label in zip(part.rows, part.labels, strict=True)]
-    return sorted(found)
+        images += [(part.files.read(int(row)), int(label)) for row, label in zip(part.rows, part.labels, strict=True)]
+    return sorted(images)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -102,10 +102,10 @@ def test_every_form_gives_all_images_with_their_labels(form: str, tmp_path: Path
 
 @pytest.mark.parametrize(("form", "classes"), [("folders", WNIDS), ("shards", ("class-0000", "class-0001", "class-0002"))])
 def test_classes_are_known_before_the_images(form: str, classes: tuple[str, ...], tmp_path: Path) -> None:
-    place = FORMS[form](tmp_path)
-    splits = load(place)
+    path = FORMS[form](tmp_path)
+    splits = load(path)
     assert splits.spec.classes == classes
-    assert DATASETS["imagenet"].spec(DataConfig(dataset="imagenet", data_dir=str(place))) == splits.spec
+    assert DATASETS["imagenet"].spec(DataConfig(dataset="imagenet", data_dir=str(path))) == splits.spec
 
 
 def test_without_a_path_there_are_a_thousand_classes() -> None:
@@ -115,17 +115,17 @@ def test_without_a_path_there_are_a_thousand_classes() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_held_out_split_is_stratified_and_fixed(form: str, tmp_path: Path) -> None:
-    splits, again = load(FORMS[form](tmp_path)), load(tmp_path)
+    splits, reloaded = load(FORMS[form](tmp_path)), load(tmp_path)
     assert torch.bincount(splits.val.labels).tolist() == [1, 1, 1]
     assert torch.bincount(splits.train.labels).tolist() == [3, 3, 3]
-    assert contents(splits.val) == contents(again.val)
+    assert contents(splits.val) == contents(reloaded.val)
 
 
 def test_limits(tmp_path: Path) -> None:
-    whole, few = load(write_folders(tmp_path)), load(tmp_path, limit_train=6, limit_test=3)
+    unlimited, few = load(write_folders(tmp_path)), load(tmp_path, limit_train=6, limit_test=3)
     assert [len(part) for part in (few.train, few.val, few.test)] == [6, 3, 3]
     assert torch.bincount(few.train.labels).tolist() == [2, 2, 2]
-    assert few.fingerprint == whole.fingerprint
+    assert few.fingerprint == unlimited.fingerprint
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -137,7 +137,7 @@ def test_images_are_trained_on_and_evaluated(form: str, tmp_path: Path) -> None:
     assert splits.test.pixels().shape == (6, 3, 224, 224)
 
 
-def test_both_forms_show_the_same_pixels(tmp_path: Path) -> None:
+def test_both_forms_give_the_same_pixels(tmp_path: Path) -> None:
     for name in FORMS:
         (tmp_path / name).mkdir()
     folders, shards = (load(FORMS[name](tmp_path / name)).test for name in FORMS)
@@ -175,42 +175,42 @@ def test_files_that_are_no_images_are_skipped(tmp_path: Path) -> None:
 # What is missing or wrong
 
 
-def test_folders_that_contain_nothing(tmp_path: Path) -> None:
-    assert "imagenet needs --data-dir" in complaint(None)
-    assert complaint(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such file or folder"
+def test_missing_data(tmp_path: Path) -> None:
+    assert "imagenet needs --data-dir" in error_line(None)
+    assert error_line(tmp_path / "nowhere") == f"{tmp_path / 'nowhere'}: no such file or folder"
     (tmp_path / "ILSVRC2012_img_train.tar").write_bytes(b"x")
-    assert complaint(tmp_path).startswith(f"{tmp_path}: contains no train/ and no shard like NAME-train-000000.tar; needed are")
-    assert complaint(tmp_path / "ILSVRC2012_img_train.tar").endswith("NAME-val-000000.tar")
+    assert error_line(tmp_path).startswith(f"{tmp_path}: contains no train/ and no shard like NAME-train-000000.tar; needed are")
+    assert error_line(tmp_path / "ILSVRC2012_img_train.tar").endswith("NAME-val-000000.tar")
 
 
 def test_missing_splits(tmp_path: Path) -> None:
     shutil.rmtree(write_folders(tmp_path) / "val")
-    assert complaint(tmp_path) == f"{tmp_path / 'val'}: no such folder"
+    assert error_line(tmp_path) == f"{tmp_path / 'val'}: no such folder"
     (tmp_path / "val").mkdir()
-    assert complaint(tmp_path) == f"{tmp_path / 'val'}: contains no class folder"
+    assert error_line(tmp_path) == f"{tmp_path / 'val'}: contains no class folder"
 
 
 def test_missing_val_shards(tmp_path: Path) -> None:
     (write_shards(tmp_path) / "small-validation-00.tar").unlink()
-    assert complaint(tmp_path).startswith(f"{tmp_path}: contains no val/ and no shard like NAME-val-")
+    assert error_line(tmp_path).startswith(f"{tmp_path}: contains no val/ and no shard like NAME-val-")
 
 
 def test_training_shards_are_not_mistaken_for_validation_shards(tmp_path: Path) -> None:
     """Of a set whose name has "val" or "train" in it; each shard has other images."""
-    wanted = load(write_shards(tmp_path / "a")).fingerprint
+    expected = load(write_shards(tmp_path / "a")).fingerprint
     for path in sorted((tmp_path / "a").iterdir()):
         path.rename(path.with_name(path.name.replace("small", "naval-constrained-retrieval")))
     (tmp_path / "a" / "set-trainval-000000.tar").write_bytes(b"not read")
     splits = load(tmp_path / "a")
     assert [len(splits.train) + len(splits.val), len(splits.test)] == [12, 6]
-    assert splits.fingerprint != wanted  # which has the names of the shards
+    assert splits.fingerprint != expected  # which has the names of the shards
 
 
 def test_shards_of_two_sets_or_two_splits_are_refused(tmp_path: Path) -> None:
     write_shard(write_shards(tmp_path) / "other-train-000000.tar", members("train", range(7)))
-    assert "two sets of files for the train split, which would be counted together" in complaint(tmp_path)
+    assert "two sets of files for the train split, which would be counted together" in error_line(tmp_path)
     (tmp_path / "other-train-000000.tar").rename(tmp_path / "train-val-000000.tar")
-    assert complaint(tmp_path) == f"{tmp_path}/train-val-000000.tar: its name fits the splits train and val; rename it"
+    assert error_line(tmp_path) == f"{tmp_path}/train-val-000000.tar: its name fits the splits train and val; rename it"
 
 
 def test_labels_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
@@ -221,50 +221,50 @@ def test_labels_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
 
 def test_a_class_folder_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     (write_folders(tmp_path) / "train" / WNIDS[0]).rename(os.fsdecode(os.fsencode(tmp_path / "train") + b"/n\xff"))
-    assert complaint(tmp_path).startswith(rf"{tmp_path}/train/n\udcff: the name of a class folder must be UTF-8 text")
+    assert error_line(tmp_path).startswith(rf"{tmp_path}/train/n\udcff: the name of a class folder must be UTF-8 text")
 
 
 def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (write_folders(tmp_path) / "val" / WNIDS[1]).iterdir():
         path.unlink()
-    assert complaint(tmp_path).startswith(f"{tmp_path / 'val' / WNIDS[1]}: contains no image (.jpeg")
+    assert error_line(tmp_path).startswith(f"{tmp_path / 'val' / WNIDS[1]}: contains no image (.jpeg")
 
 
 @pytest.mark.parametrize(("part", "counts"), [("train", "2 classes in train, 3 in val"), ("val", "3 classes in train, 2 in val")])
 def test_splits_with_different_class_folders(part: str, counts: str, tmp_path: Path) -> None:
     shutil.rmtree(write_folders(tmp_path) / part / WNIDS[1])
-    assert complaint(tmp_path) == f"{tmp_path}: {counts}; {part} has no {WNIDS[1]}"
+    assert error_line(tmp_path) == f"{tmp_path}: {counts}; {part} has no {WNIDS[1]}"
 
 
 def test_splits_with_different_labels(tmp_path: Path) -> None:
     write_shard(write_shards(tmp_path) / "small-validation-00.tar", members("val", range(2)))
-    assert complaint(tmp_path) == f"{tmp_path}: 3 classes in train, 2 in val; val has no class-0002"
+    assert error_line(tmp_path) == f"{tmp_path}: 3 classes in train, 2 in val; val has no class-0002"
 
 
 def test_a_class_without_images_in_shards(tmp_path: Path) -> None:
     write_shard(write_shards(tmp_path) / "small-validation-00.tar", members("val", range(2)) | {"s0001.cls": b"999999999"})
-    assert "no image of class 1, though labels go to 999999999" in complaint(tmp_path)
+    assert "no image of class 1, though labels go to 999999999" in error_line(tmp_path)
 
 
 def test_shards_without_images(tmp_path: Path) -> None:
     path = write_shard(write_shards(tmp_path) / "small-validation-00.tar", {"a.json": b"{}"})
-    assert complaint(tmp_path) == f"{path}: contains no image, nor does any shard after it"
+    assert error_line(tmp_path) == f"{path}: contains no image, nor does any shard after it"
 
 
-def spoiled(folder: Path, content: dict[str, bytes], **fields: Any) -> tuple[Path, str]:
+def load_damaged(folder: Path, content: dict[str, bytes], **fields: Any) -> tuple[Path, str]:
     path = write_shard(write_shards(folder) / "small-train-000001.tar", content, **fields)
-    return path, complaint(folder)
+    return path, error_line(folder)
 
 
 @pytest.mark.parametrize("name", ["/etc/x.jpg", "../x.jpg", "a/../../x.jpg", ".."])
 def test_a_member_that_points_outside(name: str, tmp_path: Path) -> None:
-    path, text = spoiled(tmp_path, {name: b"x"} | members("train", range(7, 12)))
+    path, text = load_damaged(tmp_path, {name: b"x"} | members("train", range(7, 12)))
     assert text == f"{path}: member {name} points outside the archive"
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_a_member_that_is_a_link_or_device(kind: bytes, tmp_path: Path) -> None:
-    path, text = spoiled(tmp_path, members("train", range(7, 12)), type=kind, linkname="/etc/passwd", size=0)
+    path, text = load_damaged(tmp_path, members("train", range(7, 12)), type=kind, linkname="/etc/passwd", size=0)
     assert text == f"{path}: member s0007.cls is a link, a device or sparse, not a plain file"
 
 
@@ -272,29 +272,29 @@ def test_a_member_that_is_a_link_or_device(kind: bytes, tmp_path: Path) -> None:
 def test_a_member_without_its_pair(name: str, message: str, tmp_path: Path) -> None:
     content = members("train", range(7, 12))
     del content[name]
-    path, text = spoiled(tmp_path, content)
+    path, text = load_damaged(tmp_path, content)
     assert text == f"{path}: {message} beside it"
 
 
 @pytest.mark.parametrize("label", [b"cat", b"", b"-1", b"1.5", b"1_0", b"\xff", b"9" * 30, "٣".encode()])
 def test_a_label_that_is_no_integer(label: bytes, tmp_path: Path) -> None:
-    path, text = spoiled(tmp_path, members("train", range(7, 12)) | {"s0009.cls": label})
+    path, text = load_damaged(tmp_path, members("train", range(7, 12)) | {"s0009.cls": label})
     assert text.startswith(f"{path}: s0009.cls: label '")
     assert text.endswith(" is not a whole number from 0")
 
 
-def test_a_key_that_stands_there_twice(tmp_path: Path) -> None:
-    path, text = spoiled(tmp_path, members("train", range(7, 12)) | {"s0009.JPEG": b"x"})
+def test_a_key_that_occurs_twice(tmp_path: Path) -> None:
+    path, text = load_damaged(tmp_path, members("train", range(7, 12)) | {"s0009.JPEG": b"x"})
     assert text == f"{path}: s0009 occurs twice"
 
 
 @pytest.mark.parametrize("share", [0, 0.01, 0.2, 0.5, 0.77])
-def test_a_cut_tar(share: float, tmp_path: Path) -> None:
+def test_a_truncated_tar(share: float, tmp_path: Path) -> None:
     path = damage.cut(write_shards(tmp_path) / "small-train-000001.tar", share)
-    assert complaint(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
 
 
-def test_a_tar_cut_between_two_members_or_overwritten(tmp_path: Path) -> None:
+def test_a_tar_truncated_between_two_members_or_overwritten(tmp_path: Path) -> None:
     path = write_shards(tmp_path) / "small-train-000001.tar"
     content = path.read_bytes()
     with tarfile.open(path) as archive:
@@ -302,14 +302,14 @@ def test_a_tar_cut_between_two_members_or_overwritten(tmp_path: Path) -> None:
     for start in starts[1:]:
         for rest in (b"", b"\1" * 512, content[start : start + 100]):
             path.write_bytes(content[:start] + rest)
-            assert complaint(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
+            assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
 
 
 def test_a_compressed_shard_cannot_be_read_in_place(tmp_path: Path) -> None:
     path = write_shards(tmp_path) / "small-train-000001.tar"
     with tarfile.open(path, "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("a.jpg"))
-    assert complaint(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
 
 
 def test_a_damaged_member_is_named_when_it_is_decoded(tmp_path: Path) -> None:
@@ -323,14 +323,14 @@ def test_a_damaged_member_is_named_when_it_is_decoded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_file_that_changes_between_epochs_is_refused_and_reported(form: str, tmp_path: Path) -> None:
-    """Content and size stay, and the fingerprint with them: the file's time tells."""
+    """Content, size and fingerprint are the same; only the file's time differs."""
     splits = load(FORMS[form](tmp_path))
-    first, again = (splits.train.augmented([np.arange(4)], [seed], DataConfig(workers=1)) for seed in (0, 1))
+    first, second = (splits.train.augmented([np.arange(4)], [seed], DataConfig(workers=1)) for seed in (0, 1))
     assert len(list(first)) == 1
     for path in [path for path in tmp_path.rglob("*") if path.is_file()]:
         os.utime(path, ns=(0, 0))
     with pytest.raises(UserError, match=r"(tar|JPEG): changed since the run began \(modified at 1970-01-01T00:00:00\.0+ UTC,"):
-        list(again)
+        list(second)
     assert load(tmp_path).fingerprint == splits.fingerprint
 
 
@@ -339,10 +339,10 @@ def test_a_split_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
-    assert complaint(write_folders(tmp_path)) == f"{tmp_path / 'train'}: cannot be read (Permission denied)"
+    assert error_line(write_folders(tmp_path)) == f"{tmp_path / 'train'}: cannot be read (Permission denied)"
 
 
 def test_a_class_of_one_image(tmp_path: Path) -> None:
     for path in sorted((write_folders(tmp_path) / "train" / WNIDS[2]).iterdir())[1:]:
         path.unlink()
-    assert complaint(tmp_path).startswith("class 2 has 1 training image")
+    assert error_line(tmp_path).startswith("class 2 has 1 training image")

@@ -9,7 +9,7 @@ from advmoe.errors import UserError
 
 
 def numbered(labels: list[int]) -> Images:
-    """Images whose first pixels hold their row, so that rows can be told apart."""
+    """Images whose first two pixels encode their row."""
     raw = np.zeros((len(labels), 1, 2, 2), dtype=np.uint8)
     raw[:, 0, 0, 0] = np.arange(len(labels)) % 256
     raw[:, 0, 0, 1] = np.arange(len(labels)) // 256
@@ -33,10 +33,10 @@ def test_balanced_takes_as_many_of_each_class(count: int) -> None:
     assert chosen.max() - chosen.min() <= (0 if count % 10 == 0 else 1)
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(0, 0), (1, 1), (9, 9), (30, 30), (31, 30), (10**9, 30)])
-def test_balanced_at_the_edges(count: int, wanted: int) -> None:
+@pytest.mark.parametrize(("count", "expected"), [(0, 0), (1, 1), (9, 9), (30, 30), (31, 30), (10**9, 30)])
+def test_balanced_with_extreme_counts(count: int, expected: int) -> None:
     chosen = balanced(torch.tensor(shuffled_labels([3] * 10)), count)
-    assert len(chosen) == wanted
+    assert len(chosen) == expected
     assert chosen.dtype == torch.int64
 
 
@@ -45,12 +45,12 @@ def test_balanced_gives_sorted_rows_each_once() -> None:
     assert (chosen.diff() > 0).all()
 
 
-def test_balanced_fills_up_from_the_classes_that_have_more() -> None:
+def test_balanced_takes_the_rest_from_the_larger_classes() -> None:
     labels = torch.tensor(shuffled_labels([1, 2, 20]))
     assert torch.bincount(labels[balanced(labels, 12)]).tolist() == [1, 2, 9]
 
 
-def test_balanced_is_always_the_same_and_leaves_random_states_alone() -> None:
+def test_balanced_is_deterministic_and_does_not_change_random_states() -> None:
     labels = torch.tensor(shuffled_labels([10] * 10))
     before = torch.random.get_rng_state()
     first = balanced(labels, 20)
@@ -71,13 +71,13 @@ def test_balanced_does_not_take_just_the_first_rows() -> None:
 
 
 def test_hold_out_splits_are_disjoint_and_complete() -> None:
-    rest, held = hold_out(numbered(shuffled_labels([50] * 10)), 0.1)
-    assert sorted(rows(rest) + rows(held)) == list(range(500))
-    assert (len(rest), len(held)) == (450, 50)
+    rest, held_out = hold_out(numbered(shuffled_labels([50] * 10)), 0.1)
+    assert sorted(rows(rest) + rows(held_out)) == list(range(500))
+    assert (len(rest), len(held_out)) == (450, 50)
 
 
 @pytest.mark.parametrize(
-    ("counts", "share", "wanted"),
+    ("counts", "share", "expected"),
     [
         ([50] * 4, 0.1, [5] * 4),
         ([100, 20], 0.2, [20, 4]),
@@ -87,10 +87,10 @@ def test_hold_out_splits_are_disjoint_and_complete() -> None:
         ([100, 0, 10], 0.1, [10, 0, 1]),
     ],
 )
-def test_hold_out_is_stratified(counts: list[int], share: float, wanted: list[int]) -> None:
-    rest, held = hold_out(numbered(shuffled_labels(counts)), share)
-    assert torch.bincount(held.labels, minlength=len(counts)).tolist() == wanted
-    assert (torch.bincount(rest.labels, minlength=len(counts)) + torch.tensor(wanted)).tolist() == counts
+def test_hold_out_is_stratified(counts: list[int], share: float, expected: list[int]) -> None:
+    rest, held_out = hold_out(numbered(shuffled_labels(counts)), share)
+    assert torch.bincount(held_out.labels, minlength=len(counts)).tolist() == expected
+    assert (torch.bincount(rest.labels, minlength=len(counts)) + torch.tensor(expected)).tolist() == counts
 
 
 def test_hold_out_is_the_same_for_every_run() -> None:
@@ -117,17 +117,17 @@ def test_limit_none_keeps_everything() -> None:
     assert limit(images, None) is images
 
 
-@pytest.mark.parametrize(("count", "wanted"), [(10, [1] * 10), (25, None), (40, [4] * 10), (1000, [4] * 10)])
-def test_limit_is_balanced(count: int, wanted: list[int] | None) -> None:
-    kept = limit(numbered(shuffled_labels([4] * 10)), count)
-    chosen = torch.bincount(kept.labels, minlength=10).tolist()
-    assert chosen == wanted if wanted else sorted(chosen) == [2] * 5 + [3] * 5
+@pytest.mark.parametrize(("count", "expected"), [(10, [1] * 10), (25, None), (40, [4] * 10), (1000, [4] * 10)])
+def test_limit_is_balanced(count: int, expected: list[int] | None) -> None:
+    limited = limit(numbered(shuffled_labels([4] * 10)), count)
+    chosen = torch.bincount(limited.labels, minlength=10).tolist()
+    assert chosen == expected if expected else sorted(chosen) == [2] * 5 + [3] * 5
 
 
 def test_limit_keeps_labels_with_their_images() -> None:
     images = numbered(shuffled_labels([20] * 10))
-    kept = limit(images, 33)
-    assert kept.labels.tolist() == images.labels[rows(kept)].tolist()
+    limited = limit(images, 33)
+    assert limited.labels.tolist() == images.labels[rows(limited)].tolist()
 
 
 def test_content_order_does_not_depend_on_the_source() -> None:
@@ -147,9 +147,9 @@ def test_content_order_keeps_every_image_with_its_label() -> None:
 def test_fingerprint_changes_with_any_pixel_or_label() -> None:
     images = numbered([0, 1, 2])
     seen = {fingerprint(images)}
-    for place in np.ndindex(*images.raw.shape):
+    for index in np.ndindex(*images.raw.shape):
         raw = images.raw.clone()
-        raw[place] += 1
+        raw[index] += 1
         seen.add(fingerprint(Images(raw, images.labels)))
     for row in range(3):
         labels = images.labels.clone()
@@ -194,7 +194,7 @@ def test_from_arrays_names_the_row(labels: list[int], message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_from_arrays_refuses_no_images() -> None:
+def test_from_arrays_refuses_empty_arrays() -> None:
     with pytest.raises(UserError, match="here: 0 images and 0 labels"):
         from_arrays(np.zeros((0, 1, 2, 2), dtype=np.uint8), [], 10, "here")
 

@@ -1,4 +1,4 @@
-"""Sound pixels behind metadata that cannot be read: the pixels count."""
+"""Valid images with metadata that cannot be read are loaded."""
 
 import io
 import struct
@@ -87,14 +87,14 @@ def test_metadata_that_cannot_be_read_are_ignored(name: str, tmp_path: Path) -> 
     assert stored_size(data, "here") == (6, 8)
     for read in EVERYWHERE.values():
         (tmp_path / "x").write_bytes(plain)
-        wanted = read(plain, tmp_path / "x")
+        expected = read(plain, tmp_path / "x")
         (tmp_path / "x").write_bytes(data)
-        assert np.array_equal(read(data, tmp_path / "x"), wanted)
+        assert np.array_equal(read(data, tmp_path / "x"), expected)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_turned_upright_beside_what_cannot_be_read(orientation: int, tmp_path: Path) -> None:
-    """By EXIF's table: where the first row and the first column of the stored pixels belong."""
+def test_every_orientation_is_turned_upright_beside_metadata_that_cannot_be_read(orientation: int, tmp_path: Path) -> None:
+    """By the EXIF standard's table of orientations."""
     upright = {
         1: PIXELS, 2: PIXELS[:, ::-1], 3: PIXELS[::-1, ::-1], 4: PIXELS[::-1], 5: PIXELS.transpose(1, 0, 2),
         6: np.rot90(PIXELS, -1), 7: PIXELS[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(PIXELS),
@@ -111,7 +111,7 @@ def test_every_orientation_is_turned_upright_beside_what_cannot_be_read(orientat
 @pytest.mark.parametrize(
     "data", [png(b"zTXt", LONG_TEXT)[:-60], jpeg(EXIF + b"garbage!")[:-40], b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"]
 )
-def test_damaged_pixels_are_refused_all_the_same(data: bytes) -> None:
+def test_damaged_pixels_are_refused_nevertheless(data: bytes) -> None:
     for read in (EVERYWHERE["folder"], EVERYWHERE["stream"]):
         with pytest.raises(UserError, match=r"^here: not an image that can be decoded \("):
             read(data, Path())

@@ -11,8 +11,8 @@ DATA = Path("data")
 
 
 def splits(*names: str) -> dict[str, list[str]]:
-    found = files_by_split(DATA, [DATA / name for name in names])
-    return {split: [path.relative_to(DATA).as_posix() for path in paths] for split, paths in found.items()}
+    files = files_by_split(DATA, [DATA / name for name in names])
+    return {split: [path.relative_to(DATA).as_posix() for path in paths] for split, paths in files.items()}
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_shards_are_in_the_order_of_their_numbers() -> None:
         ("train-00000-of-00001.parquet", "train-00000-of-00002.parquet"),
     ],
 )
-def test_two_sets_are_not_counted_together(names: tuple[str, str]) -> None:
+def test_two_sets_of_files_are_refused(names: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=rf"data/{names[0]} and {names[1]}: two sets of files for the \w+ split"):
         splits(*names)
 

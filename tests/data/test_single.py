@@ -28,32 +28,32 @@ def saved(path: Path, image: np.ndarray | Image.Image, **options: Any) -> Path:
 
 
 def exact(image: np.ndarray) -> torch.Tensor:
-    """[H, W, 3] uint8 as it must come back, to the last bit."""
+    """The pixels that [H, W, 3] uint8 must give, to the last bit."""
     return torch.from_numpy(image.transpose(2, 0, 1).copy()).float() / 255
 
 
-def test_image_of_the_right_size_is_not_touched(tmp_path: Path) -> None:
-    found = read_image(saved(tmp_path / "a.png", noise()), COLOUR)
-    assert torch.equal(found.pixels, exact(noise()))
-    assert (found.pixels.dtype, found.note) == (torch.float32, "")
+def test_an_image_of_the_right_size_is_not_changed(tmp_path: Path) -> None:
+    loaded = read_image(saved(tmp_path / "a.png", noise()), COLOUR)
+    assert torch.equal(loaded.pixels, exact(noise()))
+    assert (loaded.pixels.dtype, loaded.note) == (torch.float32, "")
 
 
-def test_central_leaves_the_right_size_alone_and_crops_others_as_evaluation_does(tmp_path: Path) -> None:
+def test_central_keeps_the_right_size_and_crops_others_like_the_evaluation(tmp_path: Path) -> None:
     right = noise(224, 224)
     assert torch.equal(read_image(saved(tmp_path / "a.png", right), (3, 224, 224), central=True).pixels, exact(right))
     large = Image.fromarray(noise(300, 400))
     cropped = np.asarray(large.resize((224, 224), Image.Resampling.BILINEAR, centre_crop(400, 300)))
-    found = read_image(saved(tmp_path / "b.png", large), (3, 224, 224), central=True)
-    assert torch.equal(found.pixels, exact(cropped))
-    assert found.note == "resized from 400 x 300"
+    loaded = read_image(saved(tmp_path / "b.png", large), (3, 224, 224), central=True)
+    assert torch.equal(loaded.pixels, exact(cropped))
+    assert loaded.note == "resized from 400 x 300"
 
 
 def test_resized_keeps_the_middle(tmp_path: Path) -> None:
     wide = np.zeros((8, 24, 3), dtype=np.uint8)
     wide[:, 8:16] = noise()
-    found = read_image(saved(tmp_path / "wide.png", wide), COLOUR)
-    assert torch.equal(found.pixels, exact(noise()))
-    assert found.note == "resized from 24 x 8"
+    loaded = read_image(saved(tmp_path / "wide.png", wide), COLOUR)
+    assert torch.equal(loaded.pixels, exact(noise()))
+    assert loaded.note == "resized from 24 x 8"
 
 
 def test_grey_image_for_colours_and_the_other_way_round(tmp_path: Path) -> None:
@@ -76,11 +76,11 @@ def test_transparency_is_dropped_and_reported(tmp_path: Path) -> None:
 def test_sixteen_bits_are_rounded_not_cut_off(tmp_path: Path) -> None:
     deep = noise(channels=1)[:, :, 0].astype(np.uint16) * 257
     deep[0, 0] = 257 * 100 + 128  # nearer to 100 than to 101, by half a step
-    found = read_image(saved(tmp_path / "deep.png", deep), GREY)
+    loaded = read_image(saved(tmp_path / "deep.png", deep), GREY)
     expected = noise(channels=1)[:, :, 0].astype(np.float32)
     expected[0, 0] = 100
-    assert torch.equal(found.pixels[0], torch.from_numpy(expected) / 255)
-    assert found.note == "16 bits a channel rounded to 8"
+    assert torch.equal(loaded.pixels[0], torch.from_numpy(expected) / 255)
+    assert loaded.note == "16 bits a channel rounded to 8"
 
 
 def deep_png(path: Path, levels: np.ndarray, kind: int) -> Path:
@@ -98,9 +98,9 @@ def deep_png(path: Path, levels: np.ndarray, kind: int) -> Path:
 
 def test_sixteen_bits_of_colour_are_cut_and_reported(tmp_path: Path) -> None:
     levels = noise().astype(np.uint16) * 256 + 255  # the lower 8 bits are what is lost
-    found = read_image(deep_png(tmp_path / "deep.png", levels, kind=2), COLOUR)
-    assert torch.equal(found.pixels, exact(noise()))
-    assert found.note == "16 bits a channel cut to 8"
+    loaded = read_image(deep_png(tmp_path / "deep.png", levels, kind=2), COLOUR)
+    assert torch.equal(loaded.pixels, exact(noise()))
+    assert loaded.note == "16 bits a channel cut to 8"
     clear = np.dstack([levels, levels[:, :, :1]])
     assert read_image(deep_png(tmp_path / "t.png", clear, kind=6), COLOUR).note == (
         "16 bits a channel cut to 8; transparency dropped"
@@ -116,9 +116,9 @@ def test_a_palette_is_looked_up_and_its_transparency_dropped(tmp_path: Path, cle
     image = Image.fromarray(noise()).convert("P")
     expected = exact(np.asarray(image.convert("RGB")))
     assert read_image(saved(tmp_path / "p.png", image), COLOUR).note == ""
-    found = read_image(saved(tmp_path / "t.png", image, transparency=clear), COLOUR)
-    assert torch.equal(found.pixels, expected)
-    assert found.note == "transparency dropped"
+    loaded = read_image(saved(tmp_path / "t.png", image, transparency=clear), COLOUR)
+    assert torch.equal(loaded.pixels, expected)
+    assert loaded.note == "transparency dropped"
 
 
 @pytest.mark.parametrize("form", ["png", "webp", "tiff"])
@@ -126,9 +126,9 @@ def test_first_frame_in_colour(tmp_path: Path, form: str) -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("blue", "red")]
     lossless = {"lossless": True} if form == "webp" else {}
     path = saved(tmp_path / f"a.{form}", frames[0], save_all=True, append_images=frames[1:], **lossless)
-    found = read_image(path, COLOUR)
-    assert found.pixels.mean(dim=(1, 2)).tolist() == [0.0, 0.0, 1.0]
-    assert found.note == "first of its frames"
+    loaded = read_image(path, COLOUR)
+    assert loaded.pixels.mean(dim=(1, 2)).tolist() == [0.0, 0.0, 1.0]
+    assert loaded.note == "first of its frames"
 
 
 def test_lab_is_an_image_in_colour(tmp_path: Path) -> None:
@@ -139,24 +139,24 @@ def test_lab_is_an_image_in_colour(tmp_path: Path) -> None:
 
 def test_first_frame_of_several(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), value) for value in (30, 200)]
-    found = read_image(saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:]), GREY)
-    assert torch.equal(found.pixels, torch.full(GREY, 30 / 255))
-    assert "first of its frames" in found.note
+    loaded = read_image(saved(tmp_path / "a.gif", frames[0], save_all=True, append_images=frames[1:]), GREY)
+    assert torch.equal(loaded.pixels, torch.full(GREY, 30 / 255))
+    assert "first of its frames" in loaded.note
 
 
 def test_cmyk(tmp_path: Path) -> None:
-    found = read_image(saved(tmp_path / "c.jpg", Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")), COLOUR)
-    assert found.pixels[0].min() > 0.9
-    assert found.pixels[1:].max() < 0.1
-    assert found.note == "converted from CMYK"
+    loaded = read_image(saved(tmp_path / "c.jpg", Image.new("RGB", (8, 8), (250, 10, 10)).convert("CMYK")), COLOUR)
+    assert loaded.pixels[0].min() > 0.9
+    assert loaded.pixels[1:].max() < 0.1
+    assert loaded.note == "converted from CMYK"
 
 
 def test_upright_as_its_exif_says(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees to the right
-    found = read_image(saved(tmp_path / "e.png", noise(8, 16), exif=exif), (3, 16, 8))
-    assert torch.equal(found.pixels, exact(np.rot90(noise(8, 16), -1)))
-    assert found.note == ""
+    loaded = read_image(saved(tmp_path / "e.png", noise(8, 16), exif=exif), (3, 16, 8))
+    assert torch.equal(loaded.pixels, exact(np.rot90(noise(8, 16), -1)))
+    assert loaded.note == ""
 
 
 def test_array_is_taken_as_it_is(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_array_is_taken_as_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "said"),
+    ("array", "message"),
     [
         (np.zeros((1, 8, 8)), "shape (1, 8, 8); needed are floats in [0, 1] of shape (3, 8, 8)"),
         (np.full(COLOUR, 1.5), "needed are floats in [0, 1]"),
@@ -175,13 +175,13 @@ def test_array_is_taken_as_it_is(tmp_path: Path) -> None:
         (np.array([{}], dtype=object), "not an array that can be read"),
     ],
 )
-def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, said: str) -> None:
+def test_other_arrays_are_refused(tmp_path: Path, array: np.ndarray, message: str) -> None:
     np.save(tmp_path / "a.npy", array, allow_pickle=True)
-    assert said in refusal(tmp_path / "a.npy")
+    assert message in error_line(tmp_path / "a.npy")
 
 
-def refusal(path: Path) -> str:
-    """The one line, which names the file."""
+def error_line(path: Path) -> str:
+    """The error of one line, which names the file."""
     with pytest.raises(UserError) as caught:
         read_image(path, COLOUR)
     text = str(caught.value)
@@ -191,27 +191,27 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (b"", "is empty"),
         (b"\0\0\0\x18ftypheic" + bytes(64), "HEIC and AVIF images are not supported"),
         (b"hello", "not an image that can be decoded"),
     ],
 )
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, said: str) -> None:
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "x.png").write_bytes(content)
-    assert said in refusal(tmp_path / "x.png")
+    assert message in error_line(tmp_path / "x.png")
 
 
-def test_cut_missing_folder_deep_and_huge(tmp_path: Path) -> None:
-    whole = saved(tmp_path / "whole.png", noise(64, 64)).read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[:2000])
-    assert "not an image that can be decoded" in refusal(tmp_path / "cut.png")
-    assert "cannot be read (No such file" in refusal(tmp_path / "missing.png")
+def test_truncated_missing_and_oversized_files(tmp_path: Path) -> None:
+    content = saved(tmp_path / "complete.png", noise(64, 64)).read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[:2000])
+    assert "not an image that can be decoded" in error_line(tmp_path / "cut.png")
+    assert "cannot be read (No such file" in error_line(tmp_path / "missing.png")
     (tmp_path / "folder").mkdir()
-    assert "not a plain file" in refusal(tmp_path / "folder")
-    assert "pixels of kind F" in refusal(saved(tmp_path / "float.tiff", Image.new("F", (8, 8))))
-    assert "more than 64,000,000 pixels" in refusal(saved(tmp_path / "huge.png", Image.new("1", (8001, 8000))))
+    assert "not a plain file" in error_line(tmp_path / "folder")
+    assert "pixels of kind F" in error_line(saved(tmp_path / "float.tiff", Image.new("F", (8, 8))))
+    assert "more than 64,000,000 pixels" in error_line(saved(tmp_path / "huge.png", Image.new("1", (8001, 8000))))
     with (tmp_path / "long.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
-    assert "536,870,913 bytes; an image may have 536,870,912" in refusal(tmp_path / "long.png")
+    assert "536,870,913 bytes; an image may have 536,870,912" in error_line(tmp_path / "long.png")

@@ -48,7 +48,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Streamed:
 
 
 def batches(source: Streamed, rows: list[Any], seeds: list[int], **fields: Any) -> list[Images]:
-    return list(source.augmented([np.array(own) for own in rows], seeds, DataConfig(**{"workers": 1} | fields)))
+    return list(source.augmented([np.array(indices) for indices in rows], seeds, DataConfig(**{"workers": 1} | fields)))
 
 
 def same(first: list[Images], second: list[Images]) -> bool:
@@ -56,7 +56,7 @@ def same(first: list[Images], second: list[Images]) -> bool:
     return all(torch.equal(a.raw, b.raw) and torch.equal(a.labels, b.labels) for a, b in pairs)
 
 
-def our_workers() -> set[int]:
+def worker_ids() -> set[int]:
     return {process.pid for process in multiprocessing.active_children() if process.pid}
 
 
@@ -66,17 +66,17 @@ def our_workers() -> set[int]:
 def test_batches_depend_on_rows_and_seeds_alone(images: Streamed) -> None:
     order = np.random.default_rng(5).permutation(COUNT)
     rows, seeds = [order[:36], order[36:], order[:3]], [2**62 + 1, 0, 7]
-    wanted = batches(images, rows, seeds)
-    assert [batch.raw.shape for batch in wanted] == [(36, 3, SIDE, SIDE), (4, 3, SIDE, SIDE), (3, 3, SIDE, SIDE)]
-    assert [batch.labels.tolist() for batch in wanted] == [images.labels[own].tolist() for own in rows]
+    expected = batches(images, rows, seeds)
+    assert [batch.raw.shape for batch in expected] == [(36, 3, SIDE, SIDE), (4, 3, SIDE, SIDE), (3, 3, SIDE, SIDE)]
+    assert [batch.labels.tolist() for batch in expected] == [images.labels[indices].tolist() for indices in rows]
     torch.manual_seed(3)
     np.random.seed(3)
     for workers in (2, 1, 2):
-        assert same(batches(images, rows, seeds, workers=workers), wanted)
-    assert same(batches(images, rows[2:], seeds[2:]), wanted[2:])
+        assert same(batches(images, rows, seeds, workers=workers), expected)
+    assert same(batches(images, rows[2:], seeds[2:]), expected[2:])
 
 
-def test_crops_differ_between_seeds_and_places_and_follow_the_place(images: Streamed) -> None:
+def test_crops_depend_on_the_seed_and_the_position_in_the_batch(images: Streamed) -> None:
     first, other = batches(images, [[5, 5, 5], [5, 5, 5]], [1, 2])
     raw = [*first.raw, *other.raw]
     assert len({image.numpy().tobytes() for image in raw}) == 6
@@ -84,18 +84,18 @@ def test_crops_differ_between_seeds_and_places_and_follow_the_place(images: Stre
     assert torch.equal(moved.raw[1], first.raw[1])
 
 
-def test_a_crop_past_the_first_piece_is_that_of_its_place_in_the_batch(images: Streamed) -> None:
-    (whole,) = batches(images, [[5] * 35], [1])
-    assert len({image.numpy().tobytes() for image in whole.raw}) == 35
+def test_crops_differ_in_a_batch_of_more_than_one_piece(images: Streamed) -> None:
+    (batch,) = batches(images, [[5] * 35], [1])
+    assert len({image.numpy().tobytes() for image in batch.raw}) == 35
 
 
 def test_flip_mirrors_about_half_and_can_be_switched_off(images: Streamed) -> None:
     (plain,) = batches(images, [range(COUNT)], [3], flip=False)
     (flipped,) = batches(images, [range(COUNT)], [3], flip=True)
     pairs = list(zip(plain.raw, flipped.raw, strict=True))
-    kept = [torch.equal(a, b) for a, b in pairs]
-    assert 10 <= sum(kept) <= 30
-    assert [torch.equal(a.flip(2), b) for a, b in pairs] == [not same for same in kept]
+    unchanged = [torch.equal(a, b) for a, b in pairs]
+    assert 10 <= sum(unchanged) <= 30
+    assert [torch.equal(a.flip(2), b) for a, b in pairs] == [not same for same in unchanged]
 
 
 def test_global_random_states_are_unchanged(images: Streamed) -> None:
@@ -118,10 +118,10 @@ def test_rows_and_seeds_must_be_equally_many(images: Streamed) -> None:
 
 @pytest.fixture
 def no_workers_left() -> Iterator[None]:
-    before = our_workers()
+    before = worker_ids()
     yield
     gc.collect()
-    assert our_workers() <= before
+    assert worker_ids() <= before
 
 
 @pytest.mark.usefixtures("no_workers_left")
@@ -130,7 +130,7 @@ def test_workers_end_with_the_iterator(images: Streamed, batches_taken: int) -> 
     running = images.augmented([np.arange(8)] * 3, [1, 2, 3], DataConfig(workers=2))
     for _ in range(batches_taken):
         next(running)
-    assert len(our_workers()) >= 2
+    assert len(worker_ids()) >= 2
     del running
 
 
@@ -145,10 +145,10 @@ def test_workers_work_after_torch_used_threads(images: Streamed) -> None:
 
 
 def test_workers_can_be_spawned(images: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = batches(images, [range(5)], [9])
+    expected = batches(images, [range(5)], [9])
     spawned = functools.partial(DataLoader, multiprocessing_context="spawn")
     monkeypatch.setattr("advmoe.data.stream.DataLoader", spawned)
-    assert same(batches(images, [range(5)], [9]), wanted)
+    assert same(batches(images, [range(5)], [9]), expected)
 
 
 KILLED = """
@@ -171,7 +171,7 @@ except Exception as error:
 
 
 def test_a_worker_that_is_killed_is_an_error_of_one_line(tmp_path: Path) -> None:
-    """In a process of its own: torch raises the error at whatever line the process that started the worker is."""
+    """In a separate process, because torch raises the error at whatever line the process has reached."""
     (tmp_path / "0.jpg").write_bytes(photo(0))
     command = [sys.executable, "-c", KILLED, str(tmp_path / "0.jpg")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
@@ -222,7 +222,7 @@ def test_an_image_written_since_it_was_listed_is_refused_with_both_times(tmp_pat
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
     source = replace(source, files=replace(source.files, modified=np.array([source.files.modified[0], path.stat().st_mtime_ns])))
     assert len(source[torch.tensor([0, 1])]) == 2
-    path.write_bytes(path.read_bytes())  # content and size are the same: it is the time that tells
+    path.write_bytes(path.read_bytes())  # content and size are the same, only the time differs
     os.utime(path, ns=(0, 1_700_000_001_000_000_000))
     with pytest.raises(UserError) as caught:
         source[torch.tensor([0, 1])]
@@ -251,21 +251,21 @@ def test_evaluation_resizes_to_256_and_crops_the_centre(width: int, height: int)
         scale = 256 / min(width, height)
         size = (256, int(256 * height / width)) if width <= height else (int(256 * width / height), 256)
         left, top = (round((side - SIDE) / 2) for side in size)
-        whole = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
-    found = resized_crop(data, centre_crop, "here", shrink=False)
+        expected = image.resize(size, Image.Resampling.BILINEAR).crop((left, top, left + SIDE, top + SIDE))
+    out = resized_crop(data, centre_crop, "here", shrink=False)
     assert min(size) == 256, scale
-    assert np.abs(found.astype(int) - np.asarray(whole).transpose(2, 0, 1)).max() <= 1
+    assert np.abs(out.astype(int) - np.asarray(expected).transpose(2, 0, 1)).max() <= 1
 
 
 def test_evaluated_images_are_those_requested(images: Streamed) -> None:
     index = torch.tensor([7, 0, 39])
-    found = images[index]
-    assert found.labels.tolist() == [3, 0, 3]
-    assert (found.raw.shape, found.raw.dtype) == ((3, 3, SIDE, SIDE), torch.uint8)
-    for row, image in zip(index.tolist(), found.raw, strict=True):
+    selected = images[index]
+    assert selected.labels.tolist() == [3, 0, 3]
+    assert (selected.raw.shape, selected.raw.dtype) == ((3, 3, SIDE, SIDE), torch.uint8)
+    for row, image in zip(index.tolist(), selected.raw, strict=True):
         assert torch.equal(image, images[torch.tensor([row])].raw[0])
-        wanted = resized_crop(images.files.read(row), centre_crop, "here", shrink=False)
-        assert np.array_equal(image, wanted)
+        expected = resized_crop(images.files.read(row), centre_crop, "here", shrink=False)
+        assert np.array_equal(image, expected)
 
 
 def test_pixels_are_all_images(images: Streamed) -> None:
@@ -282,8 +282,8 @@ def test_other_colours_become_rgb(tmp_path: Path, mode: str, kind: str) -> None:
         assert image.mode == mode
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "PNG")
-    found = resized_crop(data, centre_crop, "here", shrink=False)
-    assert np.abs(found.astype(int) - resized_crop(buffer.getvalue(), centre_crop, "here", shrink=False)).max() <= 1
+    out = resized_crop(data, centre_crop, "here", shrink=False)
+    assert np.abs(out.astype(int) - resized_crop(buffer.getvalue(), centre_crop, "here", shrink=False)).max() <= 1
     (batch,) = batches(write(tmp_path, [data]), [[0]], [0])
     assert batch.raw.shape == (1, 3, SIDE, SIDE)
 
@@ -291,7 +291,7 @@ def test_other_colours_become_rgb(tmp_path: Path, mode: str, kind: str) -> None:
 # Parts
 
 
-def test_subsets_are_some_of_the_images(images: Streamed) -> None:
+def test_subsets_select_images(images: Streamed) -> None:
     part = images.subset(images.labels == 2).subset(torch.tensor([4, 0]))
     assert (len(part), part.labels.tolist()) == (2, [2, 2])
     assert torch.equal(part[torch.tensor([0, 1])].raw, images[torch.tensor([18, 2])].raw)
@@ -301,14 +301,14 @@ def test_subsets_are_some_of_the_images(images: Streamed) -> None:
 
 def test_hold_out_and_limit_choose_the_rows_that_they_choose_in_memory(images: Streamed) -> None:
     memory = Images(torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None], images.labels)
-    for found, wanted in zip(hold_out(images, 0.2), hold_out(memory, 0.2), strict=True):
-        assert found.rows.tolist() == wanted.raw.flatten().tolist()
-        assert torch.equal(found.labels, wanted.labels)
+    for part, expected in zip(hold_out(images, 0.2), hold_out(memory, 0.2), strict=True):
+        assert part.rows.tolist() == expected.raw.flatten().tolist()
+        assert torch.equal(part.labels, expected.labels)
     assert limit(images, 9).rows.tolist() == limit(memory, 9).raw.flatten().tolist()
     assert limit(images, None) is images
 
 
-def test_the_index_takes_a_few_flat_bytes_an_image() -> None:
+def test_the_index_takes_few_bytes_an_image() -> None:
     names = (Entry(f"train/n{row % 1000:08d}/n{row % 1000:08d}_{row:06d}.JPEG", 0, 110_000, row % 1000, 7) for row in range(50_000))
     listed = stream("data", names)
     files = listed.files
@@ -350,11 +350,11 @@ def test_random_crops_have_the_standard_range(width: int, height: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "wanted"),
+    ("size", "expected"),
     [((1000, 10), (493, 0, 506, 10)), ((10, 1000), (0, 493, 10, 506)), ((1, 50), (0, 24, 1, 25)), ((1, 1), (0, 0, 1, 1))],
 )
-def test_an_image_that_no_crop_fits_gives_its_middle(size: tuple[int, int], wanted: tuple[int, ...]) -> None:
-    assert random_crop(*size, np.random.default_rng(0)) == wanted
+def test_an_image_that_no_crop_fits_gives_its_middle(size: tuple[int, int], expected: tuple[int, ...]) -> None:
+    assert random_crop(*size, np.random.default_rng(0)) == expected
 
 
 SHRINKS = {  # a crop of a 1800 x 1400 image, and the size at which the image has to be decoded
@@ -371,11 +371,11 @@ SHRINKS = {  # a crop of a 1800 x 1400 image, and the size at which the image ha
 def test_a_jpeg_is_shrunk_while_its_crop_keeps_224_pixels(box: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     data, decoded = photo(3, 1800, 1400), []
 
-    def watched(image: Image.Image, where: str) -> Image.Image:
+    def record_size(image: Image.Image, where: str) -> Image.Image:
         decoded.append(image.size)
         return image.convert("RGB")
 
-    monkeypatch.setattr("advmoe.data.stream.to_rgb", watched)
+    monkeypatch.setattr("advmoe.data.stream.to_rgb", record_size)
     full, shrunk = (resized_crop(data, lambda width, height: box, "here", shrink=shrink) for shrink in (False, True))
     assert decoded == [(1800, 1400), SHRINKS[box]]
     assert np.abs(full.astype(int) - shrunk).mean() < 1

@@ -18,7 +18,7 @@ def load(path, *corruption, spec=SPEC, **data):
     return ExtraTestSet(path, *corruption).load(spec, DataConfig(**data))
 
 
-def refusal(path, *corruption, spec=SPEC, **data):
+def error_line(path, *corruption, spec=SPEC, **data):
     with pytest.raises(UserError) as caught:
         load(path, *corruption, spec=spec, **data)
     return str(caught.value)
@@ -33,7 +33,7 @@ def class_folders(path, classes=SPEC.classes, size=6):
 
 @pytest.fixture
 def corruptions(tmp_path):
-    """The form of CIFAR-10-C: five severities in each file, one after another."""
+    """Files like those of CIFAR-10-C: each has the five severities one after another."""
     folder = tmp_path / "CIFAR-10-C"
     folder.mkdir()
     np.save(folder / "fog.npy", IMAGES)
@@ -42,7 +42,7 @@ def corruptions(tmp_path):
     return folder
 
 
-def test_severity_is_a_fifth_of_a_corruption(corruptions):
+def test_each_severity_is_a_fifth_of_the_corruptions_file(corruptions):
     splits = load(corruptions, "fog", 3)
     assert splits.name == "CIFAR-10-C-fog-3"
     assert (splits.test.raw.numpy() == IMAGES[8:12].transpose(0, 3, 1, 2)).all()
@@ -52,29 +52,29 @@ def test_severity_is_a_fifth_of_a_corruption(corruptions):
     assert load(corruptions, "fog", 3, limit_test=2).test.labels.tolist() == [0, 1]
 
 
-def test_corruption_that_is_not_there(corruptions):
-    assert refusal(corruptions, "fogg", 1) == f"{corruptions}: has no corruption 'fogg': did you mean fog?"
-    assert "has no corruption 'labels'" in refusal(corruptions, "labels", 1)
-    assert "choose one by --corruption and --severity" in refusal(corruptions)
-    assert "give its folder, with --corruption fog and --severity" in refusal(corruptions / "fog.npy")
+def test_missing_corruptions_and_labels(corruptions):
+    assert error_line(corruptions, "fogg", 1) == f"{corruptions}: has no corruption 'fogg': did you mean fog?"
+    assert "has no corruption 'labels'" in error_line(corruptions, "labels", 1)
+    assert "choose one by --corruption and --severity" in error_line(corruptions)
+    assert "give its folder, with --corruption fog and --severity" in error_line(corruptions / "fog.npy")
     np.save(corruptions / "fog.npy", IMAGES[:18])
-    assert "fog.npy: 18 images and 20 labels" in refusal(corruptions, "fog", 1)
+    assert "fog.npy: 18 images and 20 labels" in error_line(corruptions, "fog", 1)
     np.save(corruptions / "labels.npy", LABELS[:18])
-    assert "fog.npy: 18 images are not 5 severities of equal size" in refusal(corruptions, "fog", 1)
+    assert "fog.npy: 18 images are not 5 severities of equal size" in error_line(corruptions, "fog", 1)
     (corruptions / "labels.npy").unlink()
-    assert "fog.npy: has no labels; needed is labels.npy beside it" in refusal(corruptions, "fog", 1)
+    assert "fog.npy: has no labels; needed is labels.npy beside it" in error_line(corruptions, "fog", 1)
 
 
 def test_data_beside_labels(tmp_path):
     path = tmp_path / "cifar10.1_v6_data.npy"
     np.save(path, IMAGES)
-    assert refusal(path) == f"{path}: has no labels; needed is cifar10.1_v6_labels.npy beside it"
+    assert error_line(path) == f"{path}: has no labels; needed is cifar10.1_v6_labels.npy beside it"
     np.save(tmp_path / "cifar10.1_v6_labels.npy", LABELS.astype(np.int32))
     splits = load(path)
     assert (splits.name, len(splits.test)) == ("cifar10.1_v6", 20)
     assert load(tmp_path).fingerprint == splits.fingerprint
     np.save(tmp_path / "cifar10.1_v4_data.npy", IMAGES)
-    assert "holds several test sets; give one of cifar10.1_v4_data.npy, cifar10.1_v6_data.npy" in refusal(tmp_path)
+    assert "holds several test sets; give one of cifar10.1_v4_data.npy, cifar10.1_v6_data.npy" in error_line(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_data_beside_labels(tmp_path):
 def test_arrays_of_other_shapes_and_classes(tmp_path, images, labels, message):
     np.save(tmp_path / "a_data.npy", images)
     np.save(tmp_path / "a_labels.npy", labels)
-    assert message in refusal(tmp_path / "a_data.npy")
+    assert message in error_line(tmp_path / "a_data.npy")
 
 
 def test_npz(tmp_path):
@@ -99,7 +99,7 @@ def test_npz(tmp_path):
     np.savez(path, images=IMAGES.transpose(0, 3, 1, 2), labels=LABELS[:, None])
     assert (load(path).test.raw.numpy() == IMAGES.transpose(0, 3, 1, 2)).all()
     np.savez(path, images=IMAGES)
-    assert refusal(path) == f"{path}: has no images and labels, but images"
+    assert error_line(path) == f"{path}: has no images and labels, but images"
 
 
 def test_class_folders_in_the_networks_order(tmp_path):
@@ -112,12 +112,12 @@ def test_class_folders_in_the_networks_order(tmp_path):
     assert len(load(tmp_path / "mine", limit_test=4).test) == 4
     class_folders(tmp_path / "C/fog/2")
     assert load(tmp_path / "C", "fog", 2).name == "C-fog-2"
-    assert refusal(tmp_path / "C", "fog", 3).startswith(f"{tmp_path / 'C'}: has no corruption 'fog'; needed are CLASS/ folders")
+    assert error_line(tmp_path / "C", "fog", 3).startswith(f"{tmp_path / 'C'}: has no corruption 'fog'; needed are CLASS/ folders")
 
 
 def test_image_files_of_another_size(tmp_path):
     class_folders(tmp_path / "mine", size=8)
-    assert "0.png: the image is 8 x 8, those of the network are 6 x 6" in refusal(tmp_path / "mine")
+    assert "0.png: the image is 8 x 8, those of the network are 6 x 6" in error_line(tmp_path / "mine")
     assert load(tmp_path / "mine", dataset="folder", image_size=6).test.raw.shape == (6, 3, 6, 6)  # as the training images were
 
 
@@ -132,13 +132,13 @@ def test_image_files_of_another_size(tmp_path):
 def test_class_folders_of_other_classes(tmp_path, classes, message):
     (tmp_path / "mine").mkdir()
     class_folders(tmp_path / "mine", classes)
-    assert message in refusal(tmp_path / "mine")
+    assert message in error_line(tmp_path / "mine")
 
 
 def test_class_folders_without_images_and_other_files(tmp_path):
     for name in SPEC.classes:
         (tmp_path / "mine" / name).mkdir(parents=True)
-    assert "its class folders contain no image" in refusal(tmp_path / "mine")
+    assert "its class folders contain no image" in error_line(tmp_path / "mine")
     (tmp_path / "mine/cat/x.txt").write_text("no image")
-    assert "x.txt: not an image that can be decoded" in refusal(tmp_path / "mine")
-    assert "x.txt: not a test set that can be read" in refusal(tmp_path / "mine/cat/x.txt")
+    assert "x.txt: not an image that can be decoded" in error_line(tmp_path / "mine")
+    assert "x.txt: not a test set that can be read" in error_line(tmp_path / "mine/cat/x.txt")
