@@ -41,21 +41,21 @@ class _Collector:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    told, place = session.config.stash[ROWS], os.environ.get("FAULTS_REPORT")
-    if told and place and not hasattr(session.config, "workerinput"):
-        found: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in told:
-            own = found.setdefault((row["fault"], row["method"]), {**row, "tried": 0, "survived": 0})
-            own["tried"], own["survived"] = own["tried"] + row["tried"], own["survived"] + row["survived"]
-        rows = sorted(found.values(), key=lambda row: (row["fault"], list(METHODS).index(row["method"])))
+    reported, report_path = session.config.stash[ROWS], os.environ.get("FAULTS_REPORT")
+    if reported and report_path and not hasattr(session.config, "workerinput"):
+        totals: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in reported:
+            total = totals.setdefault((row["fault"], row["method"]), {**row, "tried": 0, "survived": 0})
+            total["tried"], total["survived"] = total["tried"] + row["tried"], total["survived"] + row["survived"]
+        rows = sorted(totals.values(), key=lambda row: (row["fault"], list(METHODS).index(row["method"])))
         versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
         content = {"command": "make test-faults", "seed": SEED, "versions": versions, "faults": rows}
-        Path(place).write_text(json.dumps(content, indent=1) + "\n")
+        Path(report_path).write_text(json.dumps(content, indent=1) + "\n")
 
 
 @pytest.fixture(autouse=True, scope="session")
-def heeded() -> None:
-    """Whoever started the tests may have Ctrl-C ignored, as a shell does for what runs behind it, and processes inherit that."""
+def default_signals() -> None:
+    """Handle signals by default: a shell lets background processes ignore Ctrl-C, and their children inherit that."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -95,8 +95,8 @@ def method(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """A folder that all worker processes share."""
-    place = tmp_path_factory.getbasetemp()
-    folder = (place if worker_id == "master" else place.parent) / "shared"
+    base = tmp_path_factory.getbasetemp()
+    folder = (base if worker_id == "master" else base.parent) / "shared"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -117,7 +117,7 @@ def tiny_file(tiny: Callable[..., RunConfig], shared: Path) -> Callable[..., Pat
 
 @pytest.fixture(scope="session")
 def unbroken(tiny_file: Callable[..., Path], shared: Path) -> Callable[[str], Path]:
-    """unbroken(method): the folder of its smallest run, trained without a fault; once for all worker processes. To be copied."""
+    """unbroken(method): the folder of its smallest run, trained without a fault, once for all worker processes; only read it."""
 
     def make(method: str) -> Path:
         run = shared / f"unbroken-{method}"
@@ -131,8 +131,8 @@ def unbroken(tiny_file: Callable[..., Path], shared: Path) -> Callable[[str], Pa
 
 
 @pytest.fixture
-def words(tiny_file: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str | Path]]:
-    """words(method): the command line of its smallest run in tmp_path/run, begun or gone on with."""
+def arguments_of(tiny_file: Callable[..., Path], tmp_path: Path) -> Callable[..., list[str | Path]]:
+    """arguments_of(method): start or resume its smallest run in tmp_path/run."""
 
     def make(method: str, **fields: Any) -> list[str | Path]:
         return ["train", "--config", tiny_file(method, **fields), "--out", tmp_path / "run", "--resume"]
@@ -142,5 +142,5 @@ def words(tiny_file: Callable[..., Path], tmp_path: Path) -> Callable[..., list[
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """The folder that `words` train in."""
+    """The folder that `arguments_of` trains in."""
     return tmp_path / "run"

@@ -25,29 +25,29 @@ Faults = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a process ended; `said` is everything it wrote, without line breaks added by a terminal."""
+    """How a process ended; `text` is everything it wrote."""
 
     status: int
     output: str
     error: str
 
     @property
-    def said(self) -> str:
+    def text(self) -> str:
         return self.output + self.error
 
     @property
-    def complaint(self) -> str:
+    def error_line(self) -> str:
         """The only line on stderr. Fails if there are more, for example a traceback."""
         lines = self.error.strip().splitlines()
         assert len(lines) == 1, self.error
         return lines[0]
 
 
-def start(words: Sequence[str | Path], faults: Faults | None = None) -> subprocess.Popen[str]:
+def start(arguments: Sequence[str | Path], faults: Faults | None = None) -> subprocess.Popen[str]:
     """Start `advmoe` with these arguments and with the given faults injected."""
     program = ["-m", "advmoe"] if faults is None else [str(SABOTAGE), json.dumps(faults)]
     return subprocess.Popen(
-        [sys.executable, *program, *map(str, words)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, *program, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
 
@@ -58,15 +58,15 @@ def end(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, output, error)
 
 
-def advmoe(*words: str | Path, faults: Faults | None = None) -> Ended:
+def advmoe(*arguments: str | Path, faults: Faults | None = None) -> Ended:
     """Run `advmoe` to its end."""
-    return end(start(words, faults))
+    return end(start(arguments, faults))
 
 
-def trained(*words: str | Path, faults: Faults | None = None) -> Ended:
+def trained(*arguments: str | Path, faults: Faults | None = None) -> Ended:
     """Run `advmoe` to its end; it must succeed."""
-    ended = advmoe(*words, faults=faults)
-    assert ended.status == 0, ended.said
+    ended = advmoe(*arguments, faults=faults)
+    assert ended.status == 0, ended.text
     return ended
 
 
@@ -74,16 +74,16 @@ def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None
     """Wait for `condition` while the process runs."""
     limit = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, end(process).said
+        assert process.poll() is None, end(process).text
         assert time.monotonic() < limit, "the process hangs"
         time.sleep(0.01)
 
 
 @contextmanager
-def in_a_step(words: Sequence[str | Path], run: Path, step: int) -> Iterator[subprocess.Popen[str]]:
-    """A process that goes on with the run up to the middle of a step, by its own count, where it stays for the block."""
+def in_a_step(arguments: Sequence[str | Path], run: Path, step: int) -> Iterator[subprocess.Popen[str]]:
+    """A process that continues the run and waits in the middle of a step (counted from its start) while the block runs."""
     marker = run.with_name("marker")
-    process = start(words, {"wait": {"step": step, "seconds": PATIENCE, "marker": str(marker)}})
+    process = start(arguments, {"wait": {"step": step, "seconds": PATIENCE, "marker": str(marker)}})
     try:
         until(marker.exists, process)
         yield process
@@ -98,7 +98,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 
 
 def files(run: Path) -> list[str]:
-    """What lies in a run's folder, the lock apart: a file that may stay."""
+    """The paths in a run's folder, without the lock, which may remain."""
     return sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.name != LOCK)
 
 
@@ -108,20 +108,22 @@ def drafts(run: Path) -> list[str]:
 
 
 def assert_same(run: Path, unbroken: Path) -> None:
-    """Check that a run ended as the undisturbed one: same metrics, same bits of weights and optimizers, same files."""
+    """Check that a run has the metrics, the files and every bit of weights and optimizers of the undisturbed one."""
     assert rows(run) == rows(unbroken)
     assert files(run) == files(unbroken)
-    for own, wanted in zip(RunFolder(run).epochs(), RunFolder(unbroken).epochs(), strict=True):
-        assert (own / "model.safetensors").read_bytes() == (wanted / "model.safetensors").read_bytes(), own.name
-        assert equal(*(torch.load(folder / "optimizers.pt", weights_only=True) for folder in (own, wanted))), own.name
+    for checkpoint, expected in zip(RunFolder(run).epochs(), RunFolder(unbroken).epochs(), strict=True):
+        assert (checkpoint / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes(), checkpoint.name
+        assert equal(*(torch.load(folder / "optimizers.pt", weights_only=True) for folder in (checkpoint, expected))), (
+            checkpoint.name
+        )
 
 
-def equal(own: Any, wanted: Any) -> bool:
+def equal(value: Any, expected: Any) -> bool:
     """Whether two trees of tensors and plain values are the same to the bit."""
-    if isinstance(own, torch.Tensor):
-        return torch.equal(own, wanted)
-    if isinstance(own, dict):
-        return own.keys() == wanted.keys() and all(equal(value, wanted[name]) for name, value in own.items())
-    if isinstance(own, list | tuple):
-        return len(own) == len(wanted) and all(map(equal, own, wanted))
-    return bool(own == wanted)
+    if isinstance(value, torch.Tensor):
+        return torch.equal(value, expected)
+    if isinstance(value, dict):
+        return value.keys() == expected.keys() and all(equal(item, expected[name]) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return len(value) == len(expected) and all(map(equal, value, expected))
+    return bool(value == expected)

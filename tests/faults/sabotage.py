@@ -1,6 +1,6 @@
 """`advmoe` with a fault in it: python sabotage.py '{"fault": {its fields}, ...}' train ...
 
-Faults that no signal, file or limit brings about from outside. They are planted in this process alone, from outside of the package.
+Faults that no signal, file or limit can cause from outside. They are planted in this process only; the package is not changed.
 """
 
 import atexit
@@ -32,25 +32,25 @@ def die() -> None:
 # Writing
 
 
-def changes(folder: str, told: Callable[[int], None]) -> None:
-    """`told` gets the number of each change to files below `folder`, before it is made."""
+def changes(folder: str, callback: Callable[[int], None]) -> None:
+    """`callback` gets the number of each change to files below `folder`, before it is made."""
     number = 0
 
-    def hear(event: str, details: tuple[Any, ...]) -> None:
+    def audit(event: str, details: tuple[Any, ...]) -> None:
         nonlocal number
         writing = event == "open" and isinstance(details[1], str) and details[1][:1] in "wax" and details[1] != ""
         if (writing or event in CHANGES) and os.path.abspath(os.fsdecode(details[0])).startswith(folder):
             number += 1
-            told(number)
+            callback(number)
 
-    sys.addaudithook(hear)
+    sys.addaudithook(audit)
 
 
 def count_changes(folder: str, to: str) -> None:
     """Write the number of changes below `folder` to the file `to` when the process ends."""
-    seen = [0]
-    changes(folder, lambda number: seen.__setitem__(0, number))
-    atexit.register(lambda: Path(to).write_text(str(seen[0])))
+    latest = [0]
+    changes(folder, lambda number: latest.__setitem__(0, number))
+    atexit.register(lambda: Path(to).write_text(str(latest[0])))
 
 
 def kill_at_change(folder: str, number: int) -> None:
@@ -59,15 +59,15 @@ def kill_at_change(folder: str, number: int) -> None:
 
 
 def kill_half_written(name: str, number: int) -> None:
-    """SIGKILL when the checkpoint file `name` has been half written for the time of this number."""
-    left = [number]
+    """SIGKILL when the checkpoint file `name` has been half written for the `number`-th time."""
+    remaining = [number]
 
-    def halved(write: Callable[..., Any], place: Callable[..., Any]) -> Callable[..., Any]:
+    def halved(write: Callable[..., Any], path_of: Callable[..., Any]) -> Callable[..., Any]:
         def written(*args: Any, **fields: Any) -> Any:
-            result, path = write(*args, **fields), Path(place(*args))
+            result, path = write(*args, **fields), Path(path_of(*args))
             if path.name == name and path.parent.name.startswith(".draft"):
-                left[0] -= 1
-                if left[0] == 0:
+                remaining[0] -= 1
+                if remaining[0] == 0:
                     os.truncate(path, path.stat().st_size // 2)
                     die()
             return result
@@ -83,16 +83,16 @@ def kill_half_written(name: str, number: int) -> None:
 
 
 def each_step(before: Callable[[int, Any, Any], Any]) -> None:
-    """`before(number, state, batches)` runs ahead of every training step, in its place where it gives batches of its own."""
+    """Call `before(number, state, batches)` before every training step; it may return other batches for the step."""
     number = 0
 
     def wrapped(step: methods.Step) -> methods.Step:
-        def taken(state: Any, batches: Any) -> Any:
+        def changed_step(state: Any, batches: Any) -> Any:
             nonlocal number
             number += 1
             return step(state, before(number, state, batches) or batches)
 
-        return taken
+        return changed_step
 
     for name, method in methods.METHODS.items():
         phases = tuple(dataclasses.replace(phase, step=wrapped(phase.step)) for phase in method.phases)
@@ -100,11 +100,11 @@ def each_step(before: Callable[[int, Any, Any], Any]) -> None:
 
 
 def wait(step: int, seconds: float, marker: str) -> None:
-    """Write the file `marker` at the beginning of a step, and make it last until the file is gone, or so long."""
+    """Write the file `marker` at the beginning of a step, and wait until the file is removed or `seconds` have passed."""
 
     def before(number: int, state: Any, batches: Any) -> None:
         if number == step:
-            Path(marker).write_text("here")
+            Path(marker).write_text("in the step")
             end = time.monotonic() + seconds
             while time.monotonic() < end and Path(marker).exists():
                 time.sleep(0.02)
@@ -112,8 +112,8 @@ def wait(step: int, seconds: float, marker: str) -> None:
     each_step(before)
 
 
-def poison(place: str, value: str, first: int, times: int) -> None:
-    """Make one number in the data, the loss, a router's logits or a gradient `value`, in steps `first` to `first` + `times` - 1."""
+def poison(source: str, value: str, first: int, times: int) -> None:
+    """Set one number in the data, loss, router or gradient (`source`) to `value`, in steps `first` to `first` + `times` - 1."""
     bad = float(value)
 
     def data(state: Any, batches: Any) -> Any:
@@ -125,9 +125,9 @@ def poison(place: str, value: str, first: int, times: int) -> None:
     def loss(state: Any, batches: Any) -> None:
         value = state.loss.value
 
-        def once(*given: Any) -> Any:
+        def once(*arguments: Any) -> Any:
             state.loss = Loss(state.loss.attack, value)
-            outcome = value(*given)
+            outcome = value(*arguments)
             return outcome._replace(total=outcome.total * bad)
 
         state.loss = Loss(state.loss.attack, once)
@@ -140,10 +140,10 @@ def poison(place: str, value: str, first: int, times: int) -> None:
     def gradient(state: Any, batches: Any) -> None:
         level = list(state.optimizers)[-1]
         parameter = state.optimizers[level].param_groups[0]["params"][0]
-        handle = parameter.register_hook(lambda own: (handle.remove(), own * bad)[1])
+        handle = parameter.register_hook(lambda gradient: (handle.remove(), gradient * bad)[1])
 
-    acts = {"data": data, "loss": loss, "router": router, "gradient": gradient}
-    each_step(lambda number, state, batches: acts[place](state, batches) if first <= number < first + times else None)
+    actions = {"data": data, "loss": loss, "router": router, "gradient": gradient}
+    each_step(lambda number, state, batches: actions[source](state, batches) if first <= number < first + times else None)
 
 
 # The machine
@@ -157,7 +157,7 @@ def clock_back() -> None:
 
 
 FAULTS: dict[str, Callable[..., None]] = {
-    act.__name__: act for act in (count_changes, kill_at_change, kill_half_written, wait, poison, clock_back)
+    fault.__name__: fault for fault in (count_changes, kill_at_change, kill_half_written, wait, poison, clock_back)
 }
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A checkpoint cut short, or with a bit flipped: its checksum detects it, a line reports it, and the previous one is used."""
+"""A truncated checkpoint or one with a flipped bit: its checksum detects it, a line reports it, and the previous one is used."""
 
 import random
 import shutil
@@ -15,7 +15,7 @@ from advmoe.training.checkpoint import RunFolder
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 FILES = ("model.safetensors", "optimizers.pt", "manifest.json")
-Words = Callable[..., list[str | Path]]
+ArgumentsOf = Callable[..., list[str | Path]]
 
 
 def cut(path: Path, draw: random.Random) -> None:
@@ -32,36 +32,36 @@ def flip(path: Path, draw: random.Random) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", [cut, flip], ids=lambda damage: damage.__name__)
 def test_damage_to_the_last_checkpoint(
-    damage: Callable[[Path, random.Random], None], name: str, method: str, words: Words, run: Path,
+    damage: Callable[[Path, random.Random], None], name: str, method: str, arguments_of: ArgumentsOf, run: Path,
     unbroken: Callable[[str], Path], tried: Callable[..., Any],
 ) -> None:  # fmt: skip
-    wanted = unbroken(method)
-    shutil.copytree(wanted, run)
+    expected = unbroken(method)
+    shutil.copytree(expected, run)
     damage(RunFolder(run).epochs()[-1] / name, random.Random(f"{SEED} {method} {name}"))
     last = RunFolder(run).epochs()[-1]
     with tried(f"checkpoint {'cut short' if damage is cut else 'with a bit flipped'}", method):
-        ended = trained(*words(method))
-        said = " ".join(ended.said.split())
-        assert f"checkpoint {last.name} is cut short or altered; epoch-{int(last.name[-4:]) - 1:04d} is used" in said
-        assert_same(run, wanted)
+        ended = trained(*arguments_of(method))
+        output = " ".join(ended.text.split())
+        assert f"checkpoint {last.name} is cut short or altered; epoch-{int(last.name[-4:]) - 1:04d} is used" in output
+        assert_same(run, expected)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_damage_within_an_epoch(name: str, words: Words, run: Path, unbroken: Callable[[str], Path]) -> None:
-    own = words("advmoe")
-    with in_a_step([*own, *ALWAYS], run, 6) as process:
+def test_damage_within_an_epoch(name: str, arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path]) -> None:
+    arguments = arguments_of("advmoe")
+    with in_a_step([*arguments, *ALWAYS], run, 6) as process:
         process.kill()
         end(process)
     last = RunFolder(run).epochs()[-1]
     assert last.name == "epoch-0001-000002"
     flip(last / name, random.Random(SEED))
-    assert f"checkpoint {last.name} is cut short or altered" in " ".join(trained(*own).said.split())
+    assert f"checkpoint {last.name} is cut short or altered" in " ".join(trained(*arguments).text.split())
     assert_same(run, unbroken("advmoe"))
 
 
-def test_all_checkpoints_damaged(words: Words, run: Path, unbroken: Callable[[str], Path]) -> None:
+def test_all_checkpoints_damaged(arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path]) -> None:
     shutil.copytree(unbroken("advmoe"), run)
     for folder in RunFolder(run).epochs():
         cut(folder / "model.safetensors", random.Random(SEED))
-    assert "training starts anew" in " ".join(trained(*words("advmoe")).said.split())
+    assert "training starts anew" in " ".join(trained(*arguments_of("advmoe")).text.split())
     assert_same(run, unbroken("advmoe"))

@@ -11,22 +11,24 @@ from fault_runs import assert_same, trained
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
-Words = Callable[..., list[str | Path]]
+ArgumentsOf = Callable[..., list[str | Path]]
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_two_runs_give_the_same_bits(threads: int, method: str, words: Words, tmp_path: Path, tried: Callable[..., Any]) -> None:
-    own, runs = words(method), [tmp_path / "first", tmp_path / "second"]
+def test_two_runs_give_the_same_bits(
+    threads: int, method: str, arguments_of: ArgumentsOf, tmp_path: Path, tried: Callable[..., Any]
+) -> None:
+    arguments, runs = arguments_of(method), [tmp_path / "first", tmp_path / "second"]
     with tried("two runs, --deterministic", method):
         for run in runs:
-            trained(*own, "--out", run, "--deterministic", "--threads", str(threads))
+            trained(*arguments, "--out", run, "--deterministic", "--threads", str(threads))
         assert_same(*runs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_two_runs_on_cuda(method: str, words: Words, tmp_path: Path) -> None:
+def test_two_runs_on_cuda(method: str, arguments_of: ArgumentsOf, tmp_path: Path) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    own, runs = words(method), [tmp_path / "first", tmp_path / "second"]
+    arguments, runs = arguments_of(method), [tmp_path / "first", tmp_path / "second"]
     for run in runs:
-        trained(*own, "--out", run, "--deterministic", "--device", "cuda")
+        trained(*arguments, "--out", run, "--deterministic", "--device", "cuda")
     assert_same(*runs)

@@ -16,12 +16,12 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 AT_RANDOM, BEFORE_CHANGES = 11, 6
 WRITTEN = ("model.safetensors", "optimizers.pt", "manifest.json")  # half
-Words = Callable[..., list[str | Path]]
+ArgumentsOf = Callable[..., list[str | Path]]
 
 
 @dataclass
 class Moment:
-    """When to kill: at a share of the time that a whole run takes once its folder is there, or by a fault planted in it."""
+    """When to kill: after a share of a complete run's time since its folder exists, or by a planted fault."""
 
     share: float = 0.0
     fault: str = ""
@@ -34,7 +34,7 @@ class Moment:
 
 
 def moments(changes: int, run: Path, draw: random.Random) -> list[Moment]:
-    """Spread over a whole run, and over the changes that it makes to files; in random order."""
+    """Spread over a complete run and over its changes to files, in random order."""
     planned = [Moment((part + draw.random()) / AT_RANDOM) for part in range(AT_RANDOM)]
     for part in range(BEFORE_CHANGES):
         number = 1 + int(changes * (part + draw.random()) / BEFORE_CHANGES)
@@ -46,52 +46,52 @@ def moments(changes: int, run: Path, draw: random.Random) -> list[Moment]:
 
 @dataclass
 class Length:
-    """Of a whole run: seconds until its folder is there and until its end, and changes to files."""
+    """Of a complete run: seconds until its folder exists and until its end, and changes to files."""
 
     first: float
     last: float
     changes: int
 
 
-def measured(words: list[str | Path], run: Path) -> Length:
-    counted, begun = run.with_name("changes"), time.monotonic()
-    process = start([*words, *ALWAYS], {"count_changes": {"folder": str(run), "to": str(counted)}})
+def measured(arguments: list[str | Path], run: Path) -> Length:
+    counter, begun = run.with_name("changes"), time.monotonic()
+    process = start([*arguments, *ALWAYS], {"count_changes": {"folder": str(run), "to": str(counter)}})
     until(run.exists, process)
     first = time.monotonic() - begun
     ended = end(process)
-    assert ended.status == 0, ended.said
-    return Length(first, time.monotonic() - begun, int(counted.read_text()))
+    assert ended.status == 0, ended.text
+    return Length(first, time.monotonic() - begun, int(counter.read_text()))
 
 
-def is_killed(words: list[str | Path], moment: Moment, length: Length) -> bool:
-    """Whether a process that goes on with the run was killed before it had done its work."""
-    process = start([*words, *ALWAYS], {moment.fault: {**moment.fields, "number": moment.number}} if moment.fault else None)
+def is_killed(arguments: list[str | Path], moment: Moment, length: Length) -> bool:
+    """Whether a process that continues the run was killed before it had finished."""
+    process = start([*arguments, *ALWAYS], {moment.fault: {**moment.fields, "number": moment.number}} if moment.fault else None)
     if not moment.fault:
         time.sleep(length.first + moment.share * (length.last - length.first))
         process.kill()
     ended = end(process)
-    assert ended.status in (0, -9), ended.said
+    assert ended.status in (0, -9), ended.text
     return ended.status == -9
 
 
 def test_killed_at_twenty_moments(
-    method: str, words: Words, run: Path, unbroken: Callable[[str], Path], tally: Callable[..., Any]
+    method: str, arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path], tally: Callable[..., Any]
 ) -> None:
     print(f"FAULTS_SEED={SEED}")
-    draw, own, row, writing = random.Random(f"{SEED} {method}"), words(method), tally("SIGKILL", method), 0
-    length = measured(own, run)
+    draw, arguments, row, writing = random.Random(f"{SEED} {method}"), arguments_of(method), tally("SIGKILL", method), 0
+    length = measured(arguments, run)
     planned = moments(length.changes, run, draw)
     while planned:
         moment = planned.pop()
         print(moment)
-        if is_killed(own, moment, length):
+        if is_killed(arguments, moment, length):
             row["tried"] += 1
             writing += bool(run.exists() and drafts(run))
         else:
             planned.append(moment.earlier(draw))
         if planned and not run_is_done(run, unbroken(method)):
             continue
-        trained(*own)
+        trained(*arguments)
         assert_same(run, unbroken(method))
         row["survived"] = row["tried"]
         shutil.rmtree(run)
@@ -99,5 +99,5 @@ def test_killed_at_twenty_moments(
     assert writing >= len(WRITTEN)
 
 
-def run_is_done(run: Path, wanted: Path) -> bool:
-    return (run / "metrics.jsonl").exists() and len(rows(run)) == len(rows(wanted))
+def run_is_done(run: Path, complete: Path) -> bool:
+    return (run / "metrics.jsonl").exists() and len(rows(run)) == len(rows(complete))

@@ -1,4 +1,4 @@
-"""NaN and infinity in data, loss, router or gradient: the run stops at that step and names it, or goes back, as configured."""
+"""NaN and infinity in data, loss, router or gradient: the run stops and names the step, or restores a checkpoint, as configured."""
 
 import math
 import re
@@ -16,17 +16,17 @@ from advmoe.training.methods import METHODS
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 STEP = 5  # of 6 in two epochs: the second one's second
-NAMES = {  # of the tensor in which it is found
+TENSORS = {  # the one named in the error, by the poisoned source
     "data": r"(images|logits of layer 0's router|clean logits)",
     "loss": "loss",
     "router": "logits of layer 0's router",
     "gradient": r"gradient of [\w.]+",
 }
-Words = Callable[..., list[str | Path]]
+ArgumentsOf = Callable[..., list[str | Path]]
 
 
-def poisoned(place: str, value: str, times: int = 1) -> dict[str, dict[str, Any]]:
-    return {"poison": {"place": place, "value": value, "first": STEP, "times": times}}
+def poisoned(source: str, value: str, times: int = 1) -> dict[str, dict[str, Any]]:
+    return {"poison": {"source": source, "value": value, "first": STEP, "times": times}}
 
 
 def phases(method: str) -> int:
@@ -34,26 +34,32 @@ def phases(method: str) -> int:
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
-@pytest.mark.parametrize("place", NAMES)
-def test_it_stops_at_the_step_with_its_name(
-    place: str, value: str, method: str, words: Words, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
+@pytest.mark.parametrize("source", TENSORS)
+def test_the_run_stops_and_names_the_step(
+    source: str,
+    value: str,
+    method: str,
+    arguments_of: ArgumentsOf,
+    run: Path,
+    unbroken: Callable[[str], Path],
+    tried: Callable[..., Any],
 ) -> None:
     routed = isinstance(METHODS[method].kind(tiny_model()), MoEKind)
-    if place == "router" and not routed:
+    if source == "router" and not routed:
         pytest.skip("has no router")
-    own = words(method)
-    with tried(f"NaN or infinity in the {place}", method):
-        ended = advmoe(*own, faults=poisoned(place, value))
-        assert ended.status == 2, ended.said
-        where = rf"epoch 2: iteration 2 of 3: {NAMES[place]} \(\w+ update\) is not finite"
+    arguments = arguments_of(method)
+    with tried(f"NaN or infinity in the {source}", method):
+        ended = advmoe(*arguments, faults=poisoned(source, value))
+        assert ended.status == 2, ended.text
+        where = rf"epoch 2: iteration 2 of 3: {TENSORS[source]} \(\w+ update\) is not finite"
         last = f"last good checkpoint: epoch-0001 in {run / 'checkpoints'}"
-        assert re.fullmatch(rf"advmoe: error: {where}; {re.escape(last)}", ended.complaint), ended.complaint
+        assert re.fullmatch(rf"advmoe: error: {where}; {re.escape(last)}", ended.error_line), ended.error_line
         assert (run / "failed.txt").read_text().startswith("epoch 2: iteration 2 of 3")
         assert drafts(run) == []
         latest = RunFolder(run).latest()
         assert latest is not None
         assert (latest.epoch, latest.partial) == (1, None)
-        trained(*own)
+        trained(*arguments)
         assert_same(run, unbroken(method))
 
 
@@ -63,49 +69,49 @@ def tiny_model() -> Any:
     return ModelConfig(width=4)
 
 
-def test_it_returns_with_a_lower_rate(
-    method: str, words: Words, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
+def test_the_run_restores_a_checkpoint_and_lowers_the_rate(
+    method: str, arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
 ) -> None:
-    own = words(method, on_nonfinite="restore")
+    arguments = arguments_of(method, on_nonfinite="restore")
     with tried("NaN, with --on-nonfinite restore", method):
-        ended = trained(*own, faults=poisoned("loss", "nan"))
-        said = " ".join(ended.said.split())
+        ended = trained(*arguments, faults=poisoned("loss", "nan"))
+        output = " ".join(ended.text.split())
         assert re.search(
             r"epoch 2: iteration 2 of 3: loss .* is not finite; back to epoch-0001 in .*half the (routers' )?rate \(1 of 3\)",
-            said,
+            output,
         )
-        own_rows, wanted = rows(run), rows(unbroken(method))
-        assert own_rows[0] == wanted[0]
-        assert len(own_rows) == len(wanted)
-        lowered = "router_lr" if "router_lr" in wanted[1] else "lr"
-        assert own_rows[1][lowered] == pytest.approx(wanted[1][lowered] / 2)
-        assert math.isfinite(own_rows[1]["loss"])
+        restored, expected = rows(run), rows(unbroken(method))
+        assert restored[0] == expected[0]
+        assert len(restored) == len(expected)
+        lowered = "router_lr" if "router_lr" in expected[1] else "lr"
+        assert restored[1][lowered] == pytest.approx(expected[1][lowered] / 2)
+        assert math.isfinite(restored[1]["loss"])
 
 
-def test_it_returns_three_times_at_most(method: str, words: Words, run: Path, tried: Callable[..., Any]) -> None:
-    own = words(method, on_nonfinite="restore")
+def test_the_run_restores_three_times_at_most(method: str, arguments_of: ArgumentsOf, run: Path, tried: Callable[..., Any]) -> None:
+    arguments = arguments_of(method, on_nonfinite="restore")
     with tried("NaN that comes back, with --on-nonfinite restore", method):
-        ended = advmoe(*own, faults=poisoned("loss", "nan", times=99))
+        ended = advmoe(*arguments, faults=poisoned("loss", "nan", times=99))
         assert ended.status == 2
-        said = " ".join(ended.said.split())
-        assert [number for number in "1234" if f"({number} of 3)" in said] == ["1", "2", "3"]
+        output = " ".join(ended.text.split())
+        assert [number for number in "1234" if f"({number} of 3)" in output] == ["1", "2", "3"]
         assert ended.error.strip().splitlines()[-1].startswith("advmoe: error: epoch 2: iteration ")
         latest = RunFolder(run).latest()
         assert latest is not None
         assert latest.epoch == 1
 
 
-def test_it_returns_to_the_start(words: Words, run: Path) -> None:
+def test_the_run_restores_the_start(arguments_of: ArgumentsOf, run: Path) -> None:
     """Before there is a checkpoint."""
-    own = words("advmoe", on_nonfinite="restore")
-    fault = {"poison": {"place": "loss", "value": "inf", "first": 2, "times": 1}}
-    assert "rate (1 of 3)" in " ".join(trained(*own, faults=fault).said.split())
+    arguments = arguments_of("advmoe", on_nonfinite="restore")
+    fault = {"poison": {"source": "loss", "value": "inf", "first": 2, "times": 1}}
+    assert "rate (1 of 3)" in " ".join(trained(*arguments, faults=fault).text.split())
     assert [row["epoch"] for row in rows(run)] == [1, 2]
 
 
-def test_restores_are_remembered_by_a_resumed_run(words: Words, run: Path) -> None:
-    own = words("advmoe", on_nonfinite="restore")
-    trained(*own, faults={"poison": {"place": "loss", "value": "nan", "first": 2, "times": 1}})
+def test_the_number_of_restores_is_saved(arguments_of: ArgumentsOf, run: Path) -> None:
+    arguments = arguments_of("advmoe", on_nonfinite="restore")
+    trained(*arguments, faults={"poison": {"source": "loss", "value": "nan", "first": 2, "times": 1}})
     latest = RunFolder(run).latest()
     assert latest is not None
     assert latest.restores == 1

@@ -16,21 +16,26 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 STEP = 5  # of 6 in two epochs: the second one's second
 STATUS = {signal.SIGTERM: 143, signal.SIGINT: 130}
-Words = Callable[..., list[str | Path]]
+ArgumentsOf = Callable[..., list[str | Path]]
 
 
 @pytest.mark.parametrize("number", STATUS)
 def test_the_step_is_finished_and_saved(
-    number: signal.Signals, method: str, words: Words, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
+    number: signal.Signals,
+    method: str,
+    arguments_of: ArgumentsOf,
+    run: Path,
+    unbroken: Callable[[str], Path],
+    tried: Callable[..., Any],
 ) -> None:
-    own = words(method)
+    arguments = arguments_of(method)
     with tried("SIGTERM" if number == signal.SIGTERM else "Ctrl-C", method):
-        with in_a_step(own, run, STEP) as process:
+        with in_a_step(arguments, run, STEP) as process:
             process.send_signal(number)
             time.sleep(0.5)
             assert process.poll() is None  # the step is not done
         ended = end(process)
-        assert ended.status == STATUS[number], ended.said
+        assert ended.status == STATUS[number], ended.text
         saved = RunFolder(run).latest()
         assert saved is not None
         assert saved.partial is not None
@@ -38,39 +43,41 @@ def test_the_step_is_finished_and_saved(
         assert drafts(run) == []
         assert "Traceback" not in ended.error
         assert re.search(r"^interrupted after epoch 2, iteration 2 of 3, which is saved; .*--resume", ended.error, flags=re.M)
-        trained(*own)
+        trained(*arguments)
         assert_same(run, unbroken(method))
 
 
 def test_the_second_ctrl_c_ends_at_once(
-    method: str, words: Words, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
+    method: str, arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path], tried: Callable[..., Any]
 ) -> None:
-    own = words(method)
+    arguments = arguments_of(method)
     with tried("Ctrl-C twice", method):
-        with in_a_step(own, run, STEP) as process:
+        with in_a_step(arguments, run, STEP) as process:
             process.send_signal(signal.SIGINT)
             time.sleep(0.5)
             assert process.poll() is None
             process.send_signal(signal.SIGINT)
             ended = end(process)  # though the step would go on
-        assert ended.status == 130, ended.said
+        assert ended.status == 130, ended.text
         assert "Traceback" not in ended.error
         saved = RunFolder(run).latest()
         assert saved is not None
         assert (len(saved.history), saved.partial) == (1, None)
-        trained(*own)
+        trained(*arguments)
         assert_same(run, unbroken(method))
 
 
 @pytest.mark.parametrize("number", STATUS)
-def test_before_the_first_step(number: signal.Signals, words: Words, run: Path, unbroken: Callable[[str], Path]) -> None:
+def test_before_the_first_step(
+    number: signal.Signals, arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path]
+) -> None:
     """A signal while the network is built: no work is lost yet, so the process may simply end."""
-    own = words("advmoe")
-    process = start(own)
+    arguments = arguments_of("advmoe")
+    process = start(arguments)
     until(run.exists, process)
     process.send_signal(number)
     ended = end(process)
-    assert ended.status in (STATUS[number], -signal.SIGTERM), ended.said
+    assert ended.status in (STATUS[number], -signal.SIGTERM), ended.text
     assert "Traceback" not in ended.error
-    trained(*own)
+    trained(*arguments)
     assert_same(run, unbroken("advmoe"))

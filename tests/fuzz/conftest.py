@@ -1,4 +1,4 @@
-"""What `make test-fuzz` tried, in the file that FUZZ_REPORT names."""
+"""The results of `make test-fuzz` go to the file that FUZZ_REPORT names."""
 
 import json
 import os

@@ -22,7 +22,7 @@ EDITS = st.tuples(
 
 
 def edited(content: bytes, edits: list[Edit]) -> bytes:
-    """The content after edits, each at a share of its length."""
+    """The content after edits, each at a relative position of its length."""
     for kind, start, share, new in edits:
         offset = int(start * len(content))
         length = int(share**3 * (len(content) - offset))  # mostly short
@@ -51,7 +51,7 @@ def odd_numbers() -> st.SearchStrategy[Any]:
 
 
 def odd_texts() -> st.SearchStrategy[str]:
-    """Texts that break what they are put into."""
+    """Texts that break the format they are inserted into."""
     return st.one_of(
         st.sampled_from(
             [
@@ -76,8 +76,8 @@ def odd_texts() -> st.SearchStrategy[str]:
 
 
 def odd_trees() -> st.SearchStrategy[Any]:
-    """What JSON and YAML can hold."""
+    """Nested values that JSON and YAML can contain."""
     leaves = st.one_of(st.none(), st.booleans(), odd_numbers(), odd_texts())
     return st.recursive(
-        leaves, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(odd_texts(), inner, max_size=3)), max_leaves=6
+        leaves, lambda tree: st.one_of(st.lists(tree, max_size=3), st.dictionaries(odd_texts(), tree, max_size=3)), max_leaves=6
     )

@@ -1,4 +1,4 @@
-"""Many inputs to one reader: each ends in a value or in one line, in time, in memory, and leaves everything else alone."""
+"""Many inputs to one reader: each gives a value or an error of one line, in bounded time and memory, without other effects."""
 
 import os
 import resource
@@ -18,13 +18,13 @@ from hypothesis.strategies import SearchStrategy
 
 from advmoe.errors import UserError
 
-FEW = 60  # always the same, in every run of the tests
+FEW = 60  # the same in every run of the tests
 MANY = int(os.environ.get("FUZZ_INPUTS", "10000"))
 SEED = int(os.environ.get("FUZZ_SEED", "0")) or secrets.randbits(32)
-PORTION = 500  # inputs that hypothesis remembers at a time
-SECONDS = 5  # of the processor, for one input
-ROOM = 2**32  # bytes of address space beyond what the process has: a reader that needs more is cut off
-GROWTH = 2**28  # bytes that an input may take for a moment
+CHUNK = 500  # inputs that hypothesis remembers at a time
+SECONDS = 5  # of processor time for one input
+ADDRESS_SPACE = 2**32  # bytes beyond what the process has: a reader that needs more gets a MemoryError
+GROWTH = 2**28  # bytes of memory that an input may take at its peak
 RUN_CODE = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "os.startfile", "subprocess.Popen", "ctypes.dlopen")
 REACH_OUT = (
     "socket.connect",
@@ -44,34 +44,34 @@ counts = pytest.mark.parametrize("inputs", [pytest.param(FEW, id="few"), pytest.
 
 
 class Hang(BaseException):
-    """An input took too long; not an Exception, so that no reader takes it for damage."""
+    """An input took too long; not an Exception, so that no reader catches it."""
 
 
 class Watch:
-    """An audit hook that reports actions outside of `inside` while it is on. Python cannot remove it again."""
+    """An audit hook that records forbidden actions outside of the folder `inside` while it is on. Python cannot remove a hook."""
 
     def __init__(self) -> None:
-        self.inside, self.on, self.seen = "", False, list[str]()
-        sys.addaudithook(self.hear)
+        self.inside, self.on, self.violations = "", False, list[str]()
+        sys.addaudithook(self.audit)
 
-    def hear(self, event: str, details: tuple[Any, ...]) -> None:
+    def audit(self, event: str, details: tuple[Any, ...]) -> None:
         if not self.on:
             return
         if event in RUN_CODE or event in REACH_OUT:
-            self.seen.append(f"{event} {details}")
+            self.violations.append(f"{event} {details}")
         elif event == "os.rename":
-            self._moved(event, details[0], details[2])
-            self._moved(event, details[1], details[3])
+            self._check_path(event, details[0], details[2])
+            self._check_path(event, details[1], details[3])
         elif event in MOVE:
-            self._moved(event, details[0], details[-1])
+            self._check_path(event, details[0], details[-1])
         elif event == "open" and details[2] & WRITING and isinstance(details[0], str | bytes | os.PathLike):
-            self._moved(event, details[0], -1)
+            self._check_path(event, details[0], -1)
 
-    def _moved(self, event: str, path: Any, folder: int) -> None:
-        """A path, in the open folder of this number where it is one."""
-        place = os.path.join(f"/proc/self/fd/{folder}" if folder >= 0 else "", os.fsdecode(path))
-        if not os.path.realpath(place).startswith(self.inside):
-            self.seen.append(f"{event} {path!r}")
+    def _check_path(self, event: str, path: Any, folder: int) -> None:
+        """Record a path outside; `folder` is the descriptor of the folder that it is relative to, or -1."""
+        full_path = os.path.join(f"/proc/self/fd/{folder}" if folder >= 0 else "", os.fsdecode(path))
+        if not os.path.realpath(full_path).startswith(self.inside):
+            self.violations.append(f"{event} {path!r}")
 
 
 WATCH = Watch()
@@ -80,17 +80,17 @@ WATCH = Watch()
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
     """Fails if anything is written outside of `folder`, a program is started, or a network is used."""
-    WATCH.inside, WATCH.on, WATCH.seen = os.path.realpath(folder), True, []
+    WATCH.inside, WATCH.on, WATCH.violations = os.path.realpath(folder), True, []
     try:
         yield
     finally:
         WATCH.on = False
-    assert not WATCH.seen, WATCH.seen
+    assert not WATCH.violations, WATCH.violations
 
 
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Raises Hang after SECONDS of the processor's time."""
+    """Raises Hang after SECONDS of processor time."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Hang(f"an input took more than {SECONDS} seconds")
@@ -106,7 +106,7 @@ def in_time() -> Iterator[None]:
 
 @contextmanager
 def in_memory() -> Iterator[None]:
-    """Fails where an input takes more than GROWTH of memory for a moment."""
+    """Fails if an input takes more than GROWTH of memory at its peak."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = _kibibytes("VmRSS")
     try:
@@ -117,10 +117,10 @@ def in_memory() -> Iterator[None]:
 
 
 @contextmanager
-def in_room() -> Iterator[None]:
-    """No more address space than ROOM beyond what the process has: what would fill the machine's memory fails by itself."""
+def in_address_space() -> Iterator[None]:
+    """Limits the address space, so that a reader cannot fill the machine's memory."""
     limits, pages = resource.getrlimit(resource.RLIMIT_AS), int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, limits[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ADDRESS_SPACE, limits[1]))
     try:
         yield
     finally:
@@ -133,7 +133,7 @@ def _kibibytes(field: str) -> int:
 
 
 def read(reader: Callable[[], Any]) -> Any:
-    """What a reader gives, or the UserError in which it ends: one line of printable text that is not too long."""
+    """The result of a reader, or the UserError it raises, which must be one printable line of bounded length."""
     try:
         return reader()
     except UserError as error:
@@ -151,25 +151,25 @@ def drive(
     folder: Path,
     check: Callable[[Any], None],
 ) -> None:
-    """`check` on so many inputs; it must raise nothing. A failing one is made small and printed, with the seed it came from."""
+    """Call `check` with many inputs; it must not raise. Hypothesis minimizes and prints a failing input with its seed."""
     tried, started, many = 0, time.perf_counter(), inputs != FEW
 
-    def one(value: Any) -> None:
+    def check_one(value: Any) -> None:
         nonlocal tried
         tried += 1
-        with in_room(), in_memory(), in_time(), watched(folder):
+        with in_address_space(), in_memory(), in_time(), watched(folder):
             check(value)
 
     limits = settings(
-        max_examples=min(inputs, PORTION), derandomize=not many, deadline=None, database=None, print_blob=False,
+        max_examples=min(inputs, CHUNK), derandomize=not many, deadline=None, database=None, print_blob=False,
         phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck),
     )  # fmt: skip
-    test = limits(given(strategy)(one))
+    test = limits(given(strategy)(check_one))
     failures = 1
     try:
         print(f"{reader}: {inputs} inputs" + (f", FUZZ_SEED={SEED}" if many else ""))
-        for portion in range(-(-inputs // PORTION)):
-            (seed(SEED + portion)(test) if many else test)()
+        for chunk in range(-(-inputs // CHUNK)):
+            (seed(SEED + chunk)(test) if many else test)()
         failures = 0
     finally:
         seconds = round(time.perf_counter() - started, 1)

@@ -1,4 +1,4 @@
-"""Archives (tar, tar.gz, zip): unpacked inside or not at all, and read as CIFAR."""
+"""Archives (tar, tar.gz, zip) are unpacked inside their target or not at all; then they are read as CIFAR."""
 
 import bz2
 import gzip
@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from cifar_batches import cifar10
 from damage_bytes import damaged
-from driver import counts, drive, in_memory, in_room, in_time, read, watched
+from driver import counts, drive, in_address_space, in_memory, in_time, read, watched
 from hypothesis import strategies as st
 
 from advmoe.config import DataConfig
@@ -112,14 +112,14 @@ PAX = [{}] * 4 + [
 
 
 def _number(value: int) -> bytes:
-    """A size in the 12 bytes of a header: octal, or in base 256 where that has no room or the value is below 0."""
+    """A size in the 12 bytes of a header: octal, or in base 256 if it is too large or negative."""
     if 0 <= value < 8**11:
         return f"{value:011o}".encode() + b"\0"
     return (value & (256**12 - 1) | (0x80 << 88 if value >= 0 else 0)).to_bytes(12, "big")
 
 
 def tar_member(name: str, kind: bytes, link: str, content: bytes, size: int | None, pax: dict[str, str]) -> bytes:
-    """A header that may lie, with a right checksum, and its content."""
+    """A header with a valid checksum, perhaps with a wrong size, and its content."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname, info.size, info.pax_headers = kind, link, len(content), pax
     try:
@@ -171,8 +171,8 @@ def zip_file(members: list[tuple[str, bytes, int, int]], patches: list[tuple[str
     }
     start = packed.find(b"PK\x01\x02")
     for field, value in patches if start >= 0 else ():
-        place, form = fields[field]
-        struct.pack_into(form, packed, start + place, value & (2 ** (8 * struct.calcsize(form)) - 1))
+        offset, form = fields[field]
+        struct.pack_into(form, packed, start + offset, value & (2 ** (8 * struct.calcsize(form)) - 1))
     return bytes(packed)
 
 
@@ -203,11 +203,11 @@ def _trailing() -> bytes:
     return tar_member("data_batch_1", tarfile.REGTYPE, "", b"x", None, {}) + bytes(300 * 2**20)
 
 
-BOMBS: dict[str, Callable[[], bytes]] = {  # little that says it is much
+BOMBS: dict[str, Callable[[], bytes]] = {  # small archives with large contents
     "in one member": lambda: _flat(zipfile.ZIP_DEFLATED, []),
     "in many small members": _many,
-    "in bzip2 that lies": lambda: _flat(zipfile.ZIP_BZIP2, [("size", 100)]),
-    "in LZMA that lies": lambda: _flat(zipfile.ZIP_LZMA, [("size", 100)]),
+    "in bzip2 with a wrong size": lambda: _flat(zipfile.ZIP_BZIP2, [("size", 100)]),
+    "in LZMA with a wrong size": lambda: _flat(zipfile.ZIP_LZMA, [("size", 100)]),
     **{f"in {form.__name__}": lambda form=form: form.compress(_tar()) for form in (gzip, bz2, lzma)},
     "past the end": lambda: gzip.compress(_trailing()),
     "packed twice": lambda: gzip.compress(gzip.compress(_tar())),
@@ -218,12 +218,12 @@ BOMBS: dict[str, Callable[[], bytes]] = {  # little that says it is much
 
 
 def archives() -> st.SearchStrategy[bytes]:
-    """Tars and zips with odd members, packed once, twice or not at all, whole or damaged."""
+    """Tars and zips with odd members, compressed once, twice or not at all, complete or damaged."""
     packings = st.sampled_from(
-        [lambda own: own] * 4
-        + [lambda own: gzip.compress(own, 1), lambda own: gzip.compress(gzip.compress(own, 1), 1), bz2.compress]
+        [lambda content: content] * 4
+        + [lambda content: gzip.compress(content, 1), lambda content: gzip.compress(gzip.compress(content, 1), 1), bz2.compress]
     )
-    packed = st.one_of(st.builds(lambda packing, own: packing(own), packings, tars()), zips())
+    packed = st.one_of(st.builds(lambda packing, content: packing(content), packings, tars()), zips())
     valid = tar_member("a/b", tarfile.REGTYPE, "", b"hello" * 50, None, {}) + bytes(1024)
     zipped = zip_file([("a/b", b"hello" * 50, zipfile.ZIP_DEFLATED, 0o100644), ("c/", b"", 0, 0o040755)], [])
     return st.one_of(packed, packed, packed, damaged(valid, zipped, gzip.compress(valid)), st.binary(max_size=30))
@@ -235,23 +235,23 @@ def size_of(folder: Path) -> int:
 
 @pytest.fixture
 def check(tmp_path: Path) -> Any:
-    """check(content): the archive is unpacked inside of its target, or not at all; as CIFAR it is read or not."""
-    place = tmp_path / "in"
-    place.mkdir()
-    archive, target = place / "archive", place / "out"
+    """check(content): unpack the archive, which stays inside its target, and read it as CIFAR."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    archive, target = folder / "archive", folder / "out"
 
-    def one(content: bytes) -> None:
+    def check_one(content: bytes) -> None:
         archive.write_bytes(content)
-        found = read(lambda: unpack(archive, target))
+        result = read(lambda: unpack(archive, target))
         assert set(os.listdir(tmp_path)) == {"in"}
-        assert set(os.listdir(place)) == {"archive"} | (set() if isinstance(found, UserError) else {"out"})
-        if not isinstance(found, UserError):
+        assert set(os.listdir(folder)) == {"archive"} | (set() if isinstance(result, UserError) else {"out"})
+        if not isinstance(result, UserError):
             assert not any(path.is_symlink() for path in target.rglob("*"))
             assert size_of(target) <= 200 * len(content) + 2**20
             remove(target)
         read(lambda: load_dataset(DataConfig(dataset="cifar10", data_dir=str(archive))))
 
-    return one
+    return check_one
 
 
 def remove(folder: Path) -> None:
@@ -266,16 +266,16 @@ def test_archives(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, c
 
 
 def test_an_archive_of_batches_is_read(tmp_path: Path) -> None:
-    """An ordinary archive is read: the archives above are refused only because they are odd."""
+    """A valid archive is read, so the others are refused for their damage."""
     folder = cifar10(tmp_path / "set").parent
-    with tarfile.open(tmp_path / "whole", "w:gz") as archive:
+    with tarfile.open(tmp_path / "archive.tar.gz", "w:gz") as archive:
         archive.add(folder, folder.name)
-    assert isinstance(load_dataset(DataConfig(dataset="cifar10", data_dir=str(tmp_path / "whole"))), Splits)
+    assert isinstance(load_dataset(DataConfig(dataset="cifar10", data_dir=str(tmp_path / "archive.tar.gz"))), Splits)
 
 
 @pytest.mark.fuzz
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_do_not_go_off(name: str, tmp_path: Path, check: Any) -> None:
+def test_bombs_are_refused(name: str, tmp_path: Path, check: Any) -> None:
     content = BOMBS[name]()
-    with in_room(), in_memory(), in_time(), watched(tmp_path):
+    with in_address_space(), in_memory(), in_time(), watched(tmp_path):
         check(content)

@@ -1,4 +1,4 @@
-"""Checkpoints: damaged ones, and hostile ones whose checksums are right."""
+"""Damaged checkpoints, and hostile ones with valid checksums."""
 
 import contextlib
 import hashlib
@@ -46,7 +46,7 @@ def folder_of(path: Path) -> dict[str, bytes]:
 
 
 def sealed(manifest: Any, files: dict[str, bytes]) -> bytes:
-    """The manifest with the checksums of the files (where it has such) and of itself."""
+    """The manifest with the checksums of the files (if it has none) and of itself."""
     if isinstance(manifest, dict):
         manifest.setdefault("sha256", {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())})
         manifest["seal"] = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
@@ -54,7 +54,7 @@ def sealed(manifest: Any, files: dict[str, bytes]) -> bytes:
 
 
 def manifests() -> st.SearchStrategy[Any]:
-    """Manifests some of whose fields are odd, their checksums left to `sealed` mostly."""
+    """Manifests with some odd fields; most leave their checksums to `sealed`."""
     usual = {
         "schema": 1,
         "epoch": 1,
@@ -79,7 +79,7 @@ def manifests() -> st.SearchStrategy[Any]:
         st.fixed_dictionaries({"spec": spec}),
         st.fixed_dictionaries({"sha256": st.one_of(sums, odd_trees())}),
     )
-    return st.one_of(changes.map(lambda own: usual | own), odd_trees())
+    return st.one_of(changes.map(lambda changed: usual | changed), odd_trees())
 
 
 def safetensors() -> st.SearchStrategy[bytes]:
@@ -107,7 +107,7 @@ def _safetensors(text: str, size: int | None, data: bytes) -> bytes:
 
 
 def torch_files() -> st.SearchStrategy[bytes]:
-    """Zips as torch writes them with odd pickles in them, packed or not; bare pickles."""
+    """Zips as torch writes them but with odd pickles, compressed or not; bare pickles."""
     return st.one_of(
         programs(),
         st.builds(_zipped, programs(), st.booleans(), st.sampled_from([bytes(8), bytes(2**16), b""])),
@@ -131,12 +131,12 @@ def _saved(tree: Any) -> bytes:
 
 
 def checkpoints(valid: dict[str, bytes]) -> st.SearchStrategy[dict[str, bytes]]:
-    """The files of a checkpoint: with a damaged one whose checksum was found or was put right, or an odd one."""
+    """The files of a checkpoint, one of them damaged (with its old or a new checksum) or odd."""
     manifest = json.loads(valid["manifest.json"])
     usual = {name: manifest[name] for name in ("schema", "epoch", "fingerprint", "history", "spec")}
 
     def resealed(name: str, content: bytes) -> dict[str, bytes]:
-        files = {own: valid[own] for own in NAMES} | {name: content}
+        files = {other: valid[other] for other in NAMES} | {name: content}
         return files | {"manifest.json": sealed(dict(usual), files)}
 
     plain = {name: valid[name] for name in NAMES}
@@ -147,25 +147,25 @@ def checkpoints(valid: dict[str, bytes]) -> st.SearchStrategy[dict[str, bytes]]:
         safetensors().map(lambda content: resealed(NAMES[0], content)),
         torch_files().map(lambda content: resealed(NAMES[1], content)),
         st.sampled_from([b"[" * 100_000, b"{", b'{"a":' * 50_000, b"\xff", b"1" * 5000]).map(
-            lambda own: plain | {"manifest.json": own}
+            lambda content: plain | {"manifest.json": content}
         ),
     )
 
 
 @counts
 def test_checkpoints(inputs: int, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """What is opened has a history that can be used, and fills a network or does not."""
+    """A checkpoint that is opened fills a network, or raises an error of one line."""
     valid = folder_of(tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    place = run.epochs()[0]
+    folder = run.epochs()[0]
 
     def check(files: dict[str, bytes]) -> None:
         for name, content in files.items():
-            (place / name).write_bytes(content)
+            (folder / name).write_bytes(content)
         run.damaged()
         for opened in (read(run.latest), read(run.best)):
             if isinstance(opened, Checkpoint):
-                read(lambda own=opened: load_weights(nn.Linear(2, 1), own))
+                read(lambda checkpoint=opened: load_weights(nn.Linear(2, 1), checkpoint))
                 states = read(opened.optimizer_states)
                 assert isinstance(states, dict | Exception)
 
@@ -182,19 +182,21 @@ def test_files_of_networks(inputs: int, request: pytest.FixtureRequest, tmp_path
     usual = {"schema": 1, "config": to_dict(config), "spec": json.loads(json.dumps(SPEC.__dict__)), "epoch": 1, "record": None}
     fields = st.sampled_from(["width", "num_experts", "backbone", "routers", "model_scale", "bank"])
 
-    def written(content: Any) -> bytes:
+    def packed(content: Any) -> bytes:
         return save(state, {"format": "pt", "advmoe": content if isinstance(content, str) else json.dumps(content)})
 
     def with_model(name: str, value: Any) -> dict[str, Any]:
         return usual | {"config": {**to_dict(config), "model": {**to_dict(config)["model"], name: value}}}
 
-    whole = written(usual)
+    valid = packed(usual)
     strategy = st.one_of(
-        st.builds(with_model, fields, st.one_of(odd_trees(), odd_numbers())).map(written),
-        st.dictionaries(st.sampled_from(list(usual)), odd_trees(), min_size=1, max_size=2).map(lambda own: written(usual | own)),
-        manifests().map(lambda own: written(usual | {"spec": own.get("spec") if isinstance(own, dict) else own})),
-        st.sampled_from(["[" * 50_000, "", "1" * 5000]).map(written),
-        damaged(whole),
+        st.builds(with_model, fields, st.one_of(odd_trees(), odd_numbers())).map(packed),
+        st.dictionaries(st.sampled_from(list(usual)), odd_trees(), min_size=1, max_size=2).map(
+            lambda changed: packed(usual | changed)
+        ),
+        manifests().map(lambda tree: packed(usual | {"spec": tree.get("spec") if isinstance(tree, dict) else tree})),
+        st.sampled_from(["[" * 50_000, "", "1" * 5000]).map(packed),
+        damaged(valid),
         safetensors(),
         torch_files(),
         odd_trees().map(pickle.dumps),
@@ -205,11 +207,11 @@ def test_files_of_networks(inputs: int, request: pytest.FixtureRequest, tmp_path
         path.write_bytes(content)
         read(lambda: load(path))
 
-    assert load_whole(path, whole)
+    assert load_valid(path, valid)
     drive(request, inputs, "network in one file (safetensors)", strategy, tmp_path, check)
 
 
-def load_whole(path: Path, content: bytes) -> nn.Module:
-    """The file as it was written can be read: what is refused is refused for its damage."""
+def load_valid(path: Path, content: bytes) -> nn.Module:
+    """Read the undamaged file, so the others are refused for their damage."""
     path.write_bytes(content)
     return load(path)

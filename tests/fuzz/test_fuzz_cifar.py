@@ -1,4 +1,4 @@
-"""CIFAR batches: pickles that Python would run."""
+"""CIFAR batches: pickles that could run code."""
 
 import pickle
 import pickletools
@@ -27,16 +27,16 @@ BARE = [code for name, code in CODES.items() if not next(op for op in pickletool
 
 def _operations() -> st.SearchStrategy[bytes]:
     """One operation with its argument."""
-    text = st.sampled_from(TEXTS).map(lambda own: CODES["BINUNICODE"] + struct.pack("<I", len(own)) + own.encode())
-    number = st.sampled_from([0, 1, 3072, 2**31 - 1]).map(lambda own: CODES["BININT"] + struct.pack("<i", own))
-    content = st.sampled_from([0, 1, 3072, 10_000]).map(lambda own: CODES["BINBYTES"] + struct.pack("<I", own) + bytes(own))
-    named = st.sampled_from(GLOBALS).map(lambda own: CODES["GLOBAL"] + f"{own[0]}\n{own[1]}\n".encode())
+    text = st.sampled_from(TEXTS).map(lambda text: CODES["BINUNICODE"] + struct.pack("<I", len(text)) + text.encode())
+    number = st.sampled_from([0, 1, 3072, 2**31 - 1]).map(lambda value: CODES["BININT"] + struct.pack("<i", value))
+    content = st.sampled_from([0, 1, 3072, 10_000]).map(lambda size: CODES["BINBYTES"] + struct.pack("<I", size) + bytes(size))
+    named = st.sampled_from(GLOBALS).map(lambda name: CODES["GLOBAL"] + f"{name[0]}\n{name[1]}\n".encode())
     memo = st.builds(
-        lambda name, place: CODES[name] + struct.pack("<I" if name.startswith("LONG") else "<B", place),
+        lambda name, index: CODES[name] + struct.pack("<I" if name.startswith("LONG") else "<B", index),
         st.sampled_from(["BINPUT", "BINGET"]), st.sampled_from([0, 1, 2]),
     )  # fmt: skip
     far = st.builds(
-        lambda name, place: CODES[name] + struct.pack("<I", place), st.sampled_from(["LONG_BINPUT", "LONG_BINGET"]),
+        lambda name, index: CODES[name] + struct.pack("<I", index), st.sampled_from(["LONG_BINPUT", "LONG_BINGET"]),
         st.sampled_from([1, 2**20, 2**31, 2**32 - 1]),
     )  # fmt: skip
     huge = st.builds(
@@ -48,7 +48,7 @@ def _operations() -> st.SearchStrategy[bytes]:
 
 
 def programs() -> st.SearchStrategy[bytes]:
-    """Pickles of arbitrary operations, calls of functions and tuples as keys among them."""
+    """Pickles of arbitrary operations, with function calls and tuples as keys."""
     calls = st.sampled_from(
         [
             b"cos\nsystem\n(X\x09\x00\x00\x00touch rantR", b"(X\x09\x00\x00\x00touch ranios\nsystem\n",
@@ -65,28 +65,28 @@ def programs() -> st.SearchStrategy[bytes]:
     )  # fmt: skip
     body = st.lists(st.one_of(_operations(), calls), max_size=12).map(b"".join)
     return st.builds(
-        lambda head, own, end: head + own + end,
+        lambda head, operations, end: head + operations + end,
         st.sampled_from([b"", b"\x80\x02", b"\x80\x05"]),
         body,
         st.sampled_from([b".", b""]),
     )
 
 
-def spliced(content: bytes, program: bytes, place: int) -> bytes:
-    """The program's operations between two of a valid pickle's."""
-    places = [where for _, _, where in pickletools.genops(content) if where]
-    cut = places[place % len(places)]
+def spliced(content: bytes, program: bytes, number: int) -> bytes:
+    """Insert the program's operations between two operations of a valid pickle."""
+    positions = [position for _, _, position in pickletools.genops(content) if position]
+    cut = positions[number % len(positions)]
     return content[:cut] + program.rstrip(b".").removeprefix(b"\x80\x02").removeprefix(b"\x80\x05") + content[cut:]
 
 
 def batches(valid: dict[str, list[bytes]]) -> st.SearchStrategy[tuple[str, bytes]]:
-    """(data set, content of one batch): odd programs, alone and in a valid batch; odd trees; damage, mostly before the pixels."""
+    """(data set, content of one batch): odd programs, alone or in a valid batch; odd trees; damage, mostly before the pixels."""
 
     def of(name: str) -> st.SearchStrategy[bytes]:
         contents = valid[name]
         return st.one_of(
             programs(), st.builds(spliced, st.sampled_from(contents), programs(), st.integers(0, 10**6)), damaged(*contents),
-            st.builds(lambda head, whole: head + whole[400:], damaged(*(own[:400] for own in contents)), st.sampled_from(contents)),
+            st.builds(lambda head, rest: head + rest[400:], damaged(*(content[:400] for content in contents)), st.sampled_from(contents)),
             st.dictionaries(st.sampled_from([b"data", b"labels", b"fine_labels"]), odd_trees(), max_size=3).map(pickle.dumps),
         )  # fmt: skip
 
@@ -108,8 +108,8 @@ def test_batches(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, mo
     def check(case: tuple[str, bytes]) -> None:
         name, content = case
         files[name].write_bytes(content)
-        found: Any = read(lambda: load(name, tmp_path))
-        assert not isinstance(found, Splits) or found.train.pixels().shape[1:] == (3, 32, 32)
+        result: Any = read(lambda: load(name, tmp_path))
+        assert not isinstance(result, Splits) or result.train.pixels().shape[1:] == (3, 32, 32)
 
     drive(request, inputs, "CIFAR batch (pickle)", batches(valid), tmp_path, check)
 

@@ -88,13 +88,15 @@ SCALARS = st.one_of(
 
 
 def texts(names: list[str], valid: list[str]) -> st.SearchStrategy[bytes]:
-    """YAML made of the reader's own fields with odd values, valid text after damage, and mere bytes."""
+    """YAML of the reader's fields with odd values, damaged valid text, and random bytes."""
     lines = st.tuples(st.one_of(st.sampled_from(names), SCALARS), SCALARS).map(_line)
-    made = st.lists(lines, min_size=1, max_size=5).map("\n".join)
+    documents = st.lists(lines, min_size=1, max_size=5).map("\n".join)
     bombs = st.integers(1, 12).flatmap(
         lambda depth: st.sampled_from(["[{0}]", "{{<<: [{0}]}}"]).map(lambda form: _bomb(form, depth))
     )
-    encoded = st.one_of(made, bombs, st.sampled_from(names).flatmap(lambda name: bombs.map(lambda bomb: f"{bomb}\n{name}: *z")))
+    encoded = st.one_of(
+        documents, bombs, st.sampled_from(names).flatmap(lambda name: bombs.map(lambda bomb: f"{bomb}\n{name}: *z"))
+    )
     return st.one_of(
         encoded.map(lambda text: text.encode(errors="surrogatepass")),
         damaged(*(text.encode() for text in valid)),
@@ -108,7 +110,7 @@ def _line(pair: tuple[str, str]) -> str:
 
 
 def _bomb(form: str, depth: int) -> str:
-    """Aliases of aliases: nine times as many things at every level."""
+    """Aliases of aliases: nine times as many values at every level."""
     levels = ["a0: &a0 {x: 1, y: 2}"]
     levels += [
         f"a{level}: &{'z' if level == depth else f'a{level}'} " + form.format(", ".join([f"*a{level - 1}"] * 9))
@@ -119,15 +121,15 @@ def _bomb(form: str, depth: int) -> str:
 
 @counts
 def test_configurations(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read can be written, and is then read as the same."""
+    """A configuration that is read can be written and read again."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "config.yaml"
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        found = read(lambda: load_yaml(path))
-        if not isinstance(found, UserError):
-            assert from_dict(yaml.safe_load(dump_yaml(found))) == found
+        result = read(lambda: load_yaml(path))
+        if not isinstance(result, UserError):
+            assert from_dict(yaml.safe_load(dump_yaml(result))) == result
         assert not (tmp_path / MARK).exists()
 
     drive(request, inputs, "configuration (YAML)", texts(FIELDS, [dump_yaml(RunConfig())]), tmp_path, check)
@@ -135,15 +137,15 @@ def test_configurations(inputs: int, request: pytest.FixtureRequest, tmp_path: P
 
 @counts
 def test_sweeps(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is read can be planned."""
+    """A sweep that is read can be planned."""
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "grid.yaml"
 
     def check(content: bytes) -> None:
         path.write_bytes(content)
-        found: Any = read(lambda: read_sweep(str(path)))
-        if isinstance(found, SweepFile):
-            read(lambda: plan(found))
+        result: Any = read(lambda: read_sweep(str(path)))
+        if isinstance(result, SweepFile):
+            read(lambda: plan(result))
         assert not (tmp_path / MARK).exists()
 
     drive(request, inputs, "sweep (YAML)", texts(PARTS, [SWEEP]), tmp_path, check)
