@@ -1,4 +1,4 @@
-"""What observes a training run in the tests."""
+"""An observer of training runs for the tests."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ from advmoe.training.observers import Observer
 
 
 class Recorder(Observer):
-    """Keeps what it is given, and may stop a run at a chosen iteration. The fixture `recorder` keeps warnings as `notes`, too."""
+    """Records the rows of the epochs, and can stop a run at a chosen iteration. The fixture `recorder` adds warnings to `notes`."""
 
     def __init__(self, stop: Callable[[int, int], bool] = lambda epoch, iteration: False) -> None:
         self.rows: list[dict[str, Any]] = []

@@ -86,7 +86,7 @@ def batches(valid: dict[str, list[bytes]]) -> st.SearchStrategy[tuple[str, bytes
         contents = valid[name]
         return st.one_of(
             programs(), st.builds(spliced, st.sampled_from(contents), programs(), st.integers(0, 10**6)), damaged(*contents),
-            st.builds(lambda head, rest: head + rest[400:], damaged(*(content[:400] for content in contents)), st.sampled_from(contents)),
+            st.builds(lambda head, tail: head + tail[400:], damaged(*(full[:400] for full in contents)), st.sampled_from(contents)),
             st.dictionaries(st.sampled_from([b"data", b"labels", b"fine_labels"]), odd_trees(), max_size=3).map(pickle.dumps),
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Records, alone and as a report collects them."""
+"""Records, read one by one and collected by a report."""
 
 import contextlib
 import copy
@@ -24,15 +24,15 @@ from advmoe.reports.paper_tables import tables
 
 @pytest.fixture(scope="module")
 def base() -> dict[str, Any]:
-    """A small Record of the repository, cut down to one layer and one image."""
+    """A small Record of the repository, reduced to one layer and one image."""
     path = Path(__file__).parents[2] / "results/embedded/records.json"
-    found: dict[str, Any] = next(own for own in json.loads(path.read_text()) if own["method"] == "advmoe" and own["gallery"])
-    found["history"], found["layers"], found["gallery"] = found["history"][:1], found["layers"][:1], found["gallery"][:1]
-    found["load_by_class"] = found["load_by_class"][:1]
+    record: dict[str, Any] = next(row for row in json.loads(path.read_text()) if row["method"] == "advmoe" and row["gallery"])
+    record["history"], record["layers"], record["gallery"] = record["history"][:1], record["layers"][:1], record["gallery"][:1]
+    record["load_by_class"] = record["load_by_class"][:1]
     for side in ("clean", "adversarial"):
-        found["gallery"][0][side]["route"] = found["gallery"][0][side]["route"][:1]
-    found["evaluation"]["flags"] = ""
-    return found
+        record["gallery"][0][side]["route"] = record["gallery"][0][side]["route"][:1]
+    record["evaluation"]["flags"] = ""
+    return record
 
 
 def with_changes(tree: Any, changes: list[tuple[JsonPath, Any]]) -> Any:
@@ -45,12 +45,12 @@ def with_changes(tree: Any, changes: list[tuple[JsonPath, Any]]) -> Any:
 
 
 def contents(base: dict[str, Any]) -> st.SearchStrategy[bytes]:
-    """A Record with odd values, alone, in a list or with names twice; its text after damage; other JSON; mere bytes."""
+    """A Record with odd values, alone, in a list or with names twice; its damaged text; other JSON; random bytes."""
     change = st.tuples(st.sampled_from(list(json_paths(base))), st.one_of(st.just(REMOVED), odd_trees()))
     garbled = st.lists(change, max_size=3).map(lambda changes: with_changes(base, changes))
     text = json.dumps(base)
     forms = st.sampled_from(["{0}", "[{0}]", "[{0}, {0}]", '{{"schema": 1, "schema": 2, "x": {0}}}', "[" * 50 + "{0}" + "]" * 50])
-    made = st.builds(lambda form, tree: form.format(json.dumps(tree)), forms, st.one_of(garbled, odd_trees()))
+    documents = st.builds(lambda form, tree: form.format(json.dumps(tree)), forms, st.one_of(garbled, odd_trees()))
     odd = st.sampled_from(
         [
             "[" * 100_000,
@@ -64,12 +64,12 @@ def contents(base: dict[str, Any]) -> st.SearchStrategy[bytes]:
             text.replace('"method"', '"method": [], "method"', 1),
         ]
     )
-    return st.one_of(st.one_of(made, odd).map(str.encode), damaged(text.encode()), st.binary(max_size=30))
+    return st.one_of(st.one_of(documents, odd).map(str.encode), damaged(text.encode()), st.binary(max_size=30))
 
 
 @counts
 def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, base: dict[str, Any]) -> None:
-    """A Record that is read alone is one that a report collects, and both can say it in words."""
+    """A Record that can be read is also collected; both can be written as text."""
     (tmp_path / "record.json").write_text("{}")
     path, number = tmp_path / "record.json", -1
 
@@ -78,14 +78,14 @@ def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, ba
         number += 1
         path.write_bytes(content)
         warnings: list[str] = []
-        alone, found = read(lambda: read_record(path)), read(lambda: collect(tmp_path, warnings.append))
+        single, collected = read(lambda: read_record(path)), read(lambda: collect(tmp_path, warnings.append))
         assert all(line.isprintable() and len(line) < 4000 for line in warnings)
-        if isinstance(alone, Record):
-            json.dumps(model_info(alone))
-            assert found == [alone]
-        if not isinstance(found, UserError) and number % 20 == 0:  # a page takes as long as many readings
-            assert "<script>alert" not in report_html(found, tables(found), judge(found), verdict(found), {})
+        if isinstance(single, Record):
+            json.dumps(model_info(single))
+            assert collected == [single]
+        if not isinstance(collected, UserError) and number % 20 == 0:  # writing a page is slow
+            assert "<script>alert" not in report_html(collected, tables(collected), judge(collected), verdict(collected), {})
 
-    check(json.dumps(base).encode())  # libraries that make folders of their own when they are first used have made them
+    check(json.dumps(base).encode())  # some libraries create folders at their first use
     assert isinstance(read(lambda: read_record(path)), Record)
     drive(request, inputs, "Record (JSON)", contents(base), tmp_path, check)

@@ -1,4 +1,4 @@
-"""Records as `advmoe evaluate` writes them, made up: figures that follow from method, model scale and seed."""
+"""Invented Records in the form that `advmoe evaluate` writes; their figures follow from method, model scale and seed."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from advmoe.evaluation.record_file import checked_record
 CLASSES = ["T-shirt", "trouser", "pullover", "dress"]
 ROBUST = {"standard": 3.0, "at_dense": 50.0, "at_small_dense": 46.0, "at_sparse": 45.0, "at_moe": 43.0, "advmoe": 49.0}
 ROUTED = ("at_moe", "advmoe")
-WHOLE = ("standard", "at_dense")  # methods without a model scale
+UNSCALED = ("standard", "at_dense")  # methods without a model scale
 MULTIPLES = (0, 0.25, 0.5, 1, 1.5, 2, 4)
 STEPS = (0.25, 0.5, 1.5, 2)
 
@@ -24,15 +24,15 @@ STEPS = (0.25, 0.5, 1.5, 2)
 ADDED = ("run", "history", "classes", "layers", "load_by_class", "epsilon_curve", "gallery")  # by schema 2
 
 
-def record(*words: Any, **fields: Any) -> Record:
+def record(*arguments: Any, **fields: Any) -> Record:
     """The Record of `content`."""
-    return checked_record(content(*words, **fields), "a made-up Record", _refuse)
+    return checked_record(content(*arguments, **fields), "a made-up Record", _refuse)
 
 
-def quick(made: Record) -> Record:
-    """The Record as the preset quick makes it."""
-    made.evaluation.attacks = {name: AttackTotals(attacked=1, broken=0, seconds=1.0) for name in PRESETS["quick"].attacks}
-    return made
+def quick(record: Record) -> Record:
+    """Change the Record to one of the preset quick."""
+    record.evaluation.attacks = {name: AttackTotals(attacked=1, broken=0, seconds=1.0) for name in PRESETS["quick"].attacks}
+    return record
 
 
 def _refuse(line: str) -> None:
@@ -49,12 +49,12 @@ def content(
         data=DataConfig(dataset="fashion-mnist", limit_train=2000, limit_test=300), attack=AttackConfig(epsilon=0.1),
         training=TrainingConfig(epochs=epochs),
     )  # fmt: skip
-    scale = 1.0 if method in WHOLE else model_scale
+    scale = 1.0 if method in UNSCALED else model_scale
     worst = ROBUST[method] + 10 * (scale - 0.5) + 0.5 * seed
     above = {"sa": 30, "ra_10": 4, "ra_20": 3, "ra_50": 2, "ra_aa": 0.5, "ra_worst": 0}
     figures = {name: worst + points for name, points in above.items()}
     routed = depth if method in ROUTED else 0
-    made: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "schema": 3, "run": f"{method}-r{model_scale:g}-seed{seed}", "method": method, "backbone": "resnet18",
         "dataset": "fashion-mnist", "sa": figures["sa"], "ra": {n: figures[f"ra_{n}"] for n in ("10", "20", "50")},
         "ra_aa": figures["ra_aa"], "ra_worst": worst, "epsilon": 0.1, "norm": "Linf",
@@ -76,30 +76,30 @@ def content(
         },
         "gallery": gallery(routed, num_experts),
     }  # fmt: skip
-    return {name: value for name, value in (made | changes).items() if value is not ...}
+    return {name: value for name, value in (fields | changes).items() if value is not ...}
 
 
 def old_content(method: str = "advmoe", seed: int = 0, **changes: Any) -> dict[str, Any]:
     """The JSON of a Record of schema 1, which lacks all that schema 2 added and has an evaluation's figures beside its fields."""
-    written = content(method, seed, **({"schema": 1} | dict.fromkeys(ADDED, ...) | changes))
-    evaluated = written["evaluation"]
-    return written | {"evaluation": {name: value for name, value in evaluated.items() if name != "figures"} | evaluated["figures"]}
+    record = content(method, seed, **({"schema": 1} | dict.fromkeys(ADDED, ...) | changes))
+    evaluated = record["evaluation"]
+    return record | {"evaluation": {name: value for name, value in evaluated.items() if name != "figures"} | evaluated["figures"]}
 
 
-def old_record(*words: Any, **changes: Any) -> Record:
+def old_record(*arguments: Any, **changes: Any) -> Record:
     """The Record of `old_content`."""
-    return checked_record(old_content(*words, **changes), "an old Record", _refuse)
+    return checked_record(old_content(*arguments, **changes), "an old Record", _refuse)
 
 
-def with_settings(made: Record, section: str, **fields: Any) -> Record:
+def with_settings(record: Record, section: str, **fields: Any) -> Record:
     """The Record with other values in a section of its configuration."""
     for name, value in fields.items():
-        setattr(getattr(made.config, section), name, value)
-    return made
+        setattr(getattr(record.config, section), name, value)
+    return record
 
 
 def evaluation(figures: dict[str, float], routed: int, num_experts: int) -> dict[str, Any]:
-    """The part that `Evaluation.to_dict` writes."""
+    """The field `evaluation`."""
     routing = {
         "ra_router": 60.0, "ra_expert": 52.0, "flip_rate": 80.0, "overlap": [75.0] * routed,
         "load": [[300 // num_experts] * num_experts] * routed, "load_adv": [[300 // num_experts] * num_experts] * routed,
@@ -131,7 +131,7 @@ def history(figures: dict[str, float], epochs: int, phase_epochs: int) -> list[d
 
 
 def loads(layers: int, num_experts: int) -> list[list[list[int]]]:
-    """[L][classes][N] counts; expert e takes most of the classes whose number leaves e."""
+    """[L][classes][N] counts; in layer l, expert (label + l) % N takes most images of a class."""
     return [
         [[60 if (label + layer) % num_experts == expert else 15 for expert in range(num_experts)] for label in range(len(CLASSES))]
         for layer in range(layers)
@@ -143,7 +143,7 @@ def gallery(routed: int, num_experts: int) -> list[dict[str, Any]]:
     return [
         {
             "row": 7 * label, "label": label, "attack": "pgd_50",
-            "clean": _seen(label, label, 0.93, [(label + layer) % num_experts for layer in range(routed)]),
+            "clean": _view(label, label, 0.93, [(label + layer) % num_experts for layer in range(routed)]),
             "adversarial": _attacked(label, 1, routed, num_experts),
             "steps": [{"epsilon": 0.1 * times, **_attacked(label, times, routed, num_experts)} for times in STEPS],
         }
@@ -155,10 +155,10 @@ def _attacked(label: int, times: float, routed: int, num_experts: int) -> dict[s
     """At `times` the epsilon: from 1 on, another class, and every third layer takes the next expert."""
     fooled = times >= 1
     route = [(label + layer + (fooled and layer % 3 == 1)) % num_experts for layer in range(routed)]
-    return _seen(label, (label + fooled) % len(CLASSES), 0.61, route, noise=int(40 * times))
+    return _view(label, (label + fooled) % len(CLASSES), 0.61, route, noise=int(40 * times))
 
 
-def _seen(label: int, prediction: int, confidence: float, route: list[int], noise: int = 0) -> dict[str, Any]:
+def _view(label: int, prediction: int, confidence: float, route: list[int], noise: int = 0) -> dict[str, Any]:
     return {"png": png(label, noise), "prediction": prediction, "confidence": confidence, "route": route or None}
 
 

@@ -1,4 +1,4 @@
-"""What each attack adds, the bracket, and a network against its control."""
+"""What each attack catches alone, the bracket, and a network compared with its control."""
 
 from records import record
 
@@ -10,15 +10,15 @@ from advmoe.reports.tables import evaluation_lines
 
 
 def with_attacks(**broken):
-    made = record().evaluation.model_copy(deep=True)
-    made.broken = broken
-    return made
+    evaluation = record().evaluation.model_copy(deep=True)
+    evaluation.broken = broken
+    return evaluation
 
 
 def with_flags(flags, **fields):
-    made = record(**fields)
-    made.evaluation.flags = flags
-    return made
+    result = record(**fields)
+    result.evaluation.flags = flags
+    return result
 
 
 def test_an_attack_catches_alone_what_no_other_one_broke():
@@ -27,25 +27,25 @@ def test_an_attack_catches_alone_what_no_other_one_broke():
 
 
 def test_the_bracket_needs_both_ends():
-    made = with_attacks()
-    made.figures = {"ra_worst": 18.0, "sa": 50.0}
-    assert bracket(made) == ""
-    made.figures["ra_paths_sampled"] = 15.0
-    assert bracket(made) == ""
-    made.figures["ra_paths"] = 16.0
-    assert bracket(made) == "between 16.0 % (RA-paths) and 18.0 % (RA-worst)"
+    evaluation = with_attacks()
+    evaluation.figures = {"ra_worst": 18.0, "sa": 50.0}
+    assert bracket(evaluation) == ""
+    evaluation.figures["ra_paths_sampled"] = 15.0
+    assert bracket(evaluation) == ""
+    evaluation.figures["ra_paths"] = 16.0
+    assert bracket(evaluation) == "between 16.0 % (RA-paths) and 18.0 % (RA-worst)"
     assert (
         "accuracy under any attack on the routing: estimated between 16.0 % (RA-paths) and 18.0 % (RA-worst)"
-        in evaluation_lines(made)
+        in evaluation_lines(evaluation)
     )
 
 
-def test_gains_of_the_choice_are_printed_and_on_the_page():
-    made = record("advmoe")
-    made.evaluation.routing.choice_gain = [Difference(value=2.0, low=-1.3, high=5.2)]
-    assert gains(made.evaluation) == "+2.0 points (-1.3 to +5.2) over expert 0 alone"
-    assert any(gains(made.evaluation) in line for line in evaluation_lines(made.evaluation))
-    assert ("gain in RA-10 by choosing an expert", gains(made.evaluation)) in run_of(made).facts
+def test_gains_of_the_choice_are_printed_and_shown_on_the_page():
+    advmoe = record("advmoe")
+    advmoe.evaluation.routing.choice_gain = [Difference(value=2.0, low=-1.3, high=5.2)]
+    assert gains(advmoe.evaluation) == "+2.0 points (-1.3 to +5.2) over expert 0 alone"
+    assert any(gains(advmoe.evaluation) in line for line in evaluation_lines(advmoe.evaluation))
+    assert ("gain in RA-10 by choosing an expert", gains(advmoe.evaluation)) in run_of(advmoe).facts
     assert gains(record("at_dense").evaluation) == ""
 
 

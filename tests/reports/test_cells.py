@@ -13,11 +13,11 @@ def runs(*worsts, **more):
 
 
 def attacked(*attacks, left_out=(), **more):
-    """A Record whose worst case these attacks made; "quick" stands for the preset's."""
+    """A Record whose worst case is over these attacks; "quick" stands for those of the preset."""
     names = PRESETS["quick"].attacks if attacks == ("quick",) else attacks
     run = {name: {"attacked": 1, "broken": 0, "seconds": 1.0} for name in names}
-    made = content(**more)
-    return record(**more, evaluation=made["evaluation"] | {"attacks": run, "left_out": dict.fromkeys(left_out, "why")})
+    base = content(**more)
+    return record(**more, evaluation=base["evaluation"] | {"attacks": run, "left_out": dict.fromkeys(left_out, "why")})
 
 
 def quick(*attacks, **more):
@@ -46,14 +46,14 @@ def test_figures_are_over_the_runs_that_measured_them():
     assert "ra_50" not in summarise([record(ra={"10": 5.0})])[0].figures
 
 
-def test_cells_and_settings_are_kept_apart():
-    found = summarise([record(), record(model_scale=0.2), record("at_dense"), record(num_experts=4), record(test_images=200)])
-    assert [own.n for own in found] == [1] * 5
-    assert [len(group) for group in by_setting(found).values()] == [4, 1]
+def test_cells_and_settings_are_separated():
+    summaries = summarise([record(), record(model_scale=0.2), record("at_dense"), record(num_experts=4), record(test_images=200)])
+    assert [summary.n for summary in summaries] == [1] * 5
+    assert [len(group) for group in by_setting(summaries).values()] == [4, 1]
 
 
 def test_unreliable_autoattack_is_known():
-    assert summarise([record()])[0].unreliable  # the made-up check 5 fails
+    assert summarise([record()])[0].unreliable  # check 5 of the invented Record fails
     trusted = {**content()["evaluation"], "checks": []}
     assert not summarise([record(evaluation=trusted)])[0].unreliable
 
@@ -75,11 +75,11 @@ def test_student_t_is_never_too_narrow():
     assert student_t(1000) >= 1.962339081
 
 
-def test_span_holds_the_images_interval_and_the_seeds():
-    (narrow,), (wide,), (two,) = summarise(runs(50.0, 50.0)), summarise(runs(40.0, 50.0, 60.0)), summarise(runs(49.0, 51.0))
-    assert span(narrow, "ra_worst") == wilson(0.5, 300)
-    reach = 4.303 * 10 / 3**0.5
-    assert span(wide, "ra_worst") == pytest.approx((50 - reach, 50 + reach))
+def test_span_covers_the_interval_over_images_and_that_over_seeds():
+    (equal,), (three,), (two,) = summarise(runs(50.0, 50.0)), summarise(runs(40.0, 50.0, 60.0)), summarise(runs(49.0, 51.0))
+    assert span(equal, "ra_worst") == wilson(0.5, 300)
+    margin = 4.303 * 10 / 3**0.5
+    assert span(three, "ra_worst") == pytest.approx((50 - margin, 50 + margin))
     assert span(two, "ra_worst") == pytest.approx((50 - 12.706, 50 + 12.706))
     (single,) = summarise(runs(50.0))
     assert span(single, "ra_worst") == wilson(0.5, 300)
@@ -93,19 +93,19 @@ def test_a_full_worst_case_goes_before_a_quick_one():
     assert worst_name([*listed, *few]) == "ra_worst_quick"
 
 
-def test_a_list_of_attacks_is_not_called_by_the_presets_name():
-    (own,) = summarise([quick("pgd_10")])
-    assert "ra_worst_quick" not in own.figures
-    assert own.figures["ra_worst_listed"].mean == 40.0
-    assert own.attacks == {"ra_worst_listed": {"pgd_10"}}
+def test_a_list_of_attacks_does_not_get_the_name_of_the_preset():
+    (summary,) = summarise([quick("pgd_10")])
+    assert "ra_worst_quick" not in summary.figures
+    assert summary.figures["ra_worst_listed"].mean == 40.0
+    assert summary.attacks == {"ra_worst_listed": {"pgd_10"}}
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_seeds_attacked_differently_have_no_common_worst_case(full):
     name = "ra_worst" if full else "ra_worst_listed"
-    (own,) = summarise([(attacked if full else quick)(attack, seed=seed) for seed, attack in enumerate(["pgd_10", "pgd_50"])])
-    assert (name in own.figures, own.mixed, own.attacks) == (False, (name,), {})
-    assert own.figures["sa"].n == 2
+    (summary,) = summarise([(attacked if full else quick)(attack, seed=seed) for seed, attack in enumerate(["pgd_10", "pgd_50"])])
+    assert (name in summary.figures, summary.mixed, summary.attacks) == (False, (name,), {})
+    assert summary.figures["sa"].n == 2
 
 
 def test_a_network_without_routers_is_attacked_by_the_same_preset():
@@ -113,8 +113,8 @@ def test_a_network_without_routers_is_attacked_by_the_same_preset():
     rest = [name for name in PRESETS["quick"].attacks if name not in routing]
     (dense,), (routed,) = summarise([quick(*rest, method="at_dense", left_out=routing)]), summarise([quick()])
     assert dense.attacks == routed.attacks
-    (poorer,) = summarise([quick(*rest)])
-    assert poorer.attacks.keys() == {"ra_worst_listed"}
+    (fewer,) = summarise([quick(*rest)])
+    assert fewer.attacks.keys() == {"ra_worst_listed"}
 
 
 def test_attacks_are_named_by_their_preset():
@@ -125,12 +125,12 @@ def test_attacks_are_named_by_their_preset():
     assert attacks_in_words(frozenset()) == "attacks that are not in the Record"
 
 
-def test_alike_are_runs_that_differ_in_their_method_alone():
+def test_alike_groups_runs_that_differ_only_in_their_method():
     tied, slow, other = record(), record("at_dense"), record("at_moe", fingerprint="f" * 64)
     with_settings(tied, "training", tied_share=0.5, router_lr=0.3)
     with_settings(slow, "training", lr=0.05)
-    found = summarise([tied, slow, other, record("at_sparse"), record(model_scale=0.2)])
-    assert [[own.cell.method for own in group] for group in alike(found)] == [
+    summaries = summarise([tied, slow, other, record("at_sparse"), record(model_scale=0.2)])
+    assert [[summary.cell.method for summary in group] for group in alike(summaries)] == [
         ["advmoe", "at_sparse", "advmoe"],
         ["at_dense"],
         ["at_moe"],

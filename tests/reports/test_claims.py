@@ -1,4 +1,4 @@
-"""The appendix's claims judged, and the verdict."""
+"""The claims of the paper's appendix are judged, and the verdict."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def ours(claims, figure):
     return next(claim for claim in claims if f"in {figure}" in claim.text and "in our setting" in claim.text)
 
 
-def test_clearly_ahead_of_every_baseline_is_support():
+def test_a_lead_over_every_baseline_is_support():
     claims = judge(runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0))
     assert ours(claims, "RA-50").verdict == ours(claims, "SA").verdict == "supported"
     assert "fashion-mnist" in ours(claims, "SA").text
@@ -52,8 +52,8 @@ def test_overlapping_intervals_show_nothing():
     assert "AT (MoE) 55.5" in ours(claims, "RA-50").detail
 
 
-def test_seeds_far_apart_show_nothing():
-    """AdvMoE's mean is 6 points ahead, on many images, but its seeds lie 8 apart."""
+def test_seeds_that_differ_much_show_nothing():
+    """AdvMoE's mean leads by 6 points on many images, but its seeds differ by 8."""
     far = [
         record(method, seed, test_images=10_000, ra={"50": 50.0 + 8 * seed + 6 * (method == "advmoe")})
         for method in METHODS
@@ -63,8 +63,8 @@ def test_seeds_far_apart_show_nothing():
 
 
 def test_few_images_show_nothing():
-    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
-    few = [one.model_copy(update={"test_images": 50}) for one in whole]
+    all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    few = [run.model_copy(update={"test_images": 50}) for run in all_runs]
     assert ours(judge(few), "RA-50").verdict == "not shown"
 
 
@@ -83,7 +83,7 @@ def test_other_scales_and_settings_are_no_baselines():
     assert "90.0" not in ours(claims, "RA-50").detail
 
 
-def test_without_runs_of_the_papers_setting_nothing_is_said_of_it():
+def test_without_runs_of_the_papers_setting_its_claims_are_not_shown():
     for records in ([], runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)):
         first, second = judge(records)[:2]
         assert "in the paper's setting" in first.text
@@ -171,14 +171,14 @@ def test_different_batches_are_judged_against_the_same_batches(worst, expected):
     assert ours(claims, "SA").detail.count("AdvMoE") == 1  # the other claims are about the paper's method
 
 
-def test_verdict_says_who_how_robust_and_at_what_cost():
+def test_verdict_names_the_most_robust_network_and_its_cost():
     first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
     assert "most robust in the worst case is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
     assert "at 25 % of the dense network's cost (0.0100 GMACs)" in first
     assert "next is AT (Dense) with 48.0 %; all others are clearly below (95 % intervals" in first
 
 
-def test_verdict_says_what_is_not_apart():
+def test_verdict_names_what_is_not_clearly_below():
     (first, *_) = verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
     assert "not clearly below it: AT (Dense)." in first
     assert "AT (S-Dense)" not in first
@@ -196,12 +196,12 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
 
 
 def test_runs_under_other_attacks_are_not_ranked_together():
-    whole = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
-    other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in whole]
+    all_runs = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
+    other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
     (first, *_) = verdict(other)
     assert "next is AT (Sparse)" in first
     assert "Not ranked, because not attacked by pgd_50: AT (Dense)." in first
-    mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in whole]
+    mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in all_runs]
     (first, *_) = verdict(mixed)
     assert "Not ranked, because their seeds were attacked differently: AT (Dense)." in first
     (first, *_) = verdict([run for run in mixed if run.method == "at_dense"])
@@ -209,21 +209,21 @@ def test_runs_under_other_attacks_are_not_ranked_together():
 
 
 def test_one_seed_claims_no_order():
-    whole = runs((0,), at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=90.0)
-    claim = ours(judge(whole), "RA-50")
+    all_runs = runs((0,), at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=90.0)
+    claim = ours(judge(all_runs), "RA-50")
     assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
     assert "AT (Dense) 50.0 (one seed), AT" in claim.detail
-    (first, *_) = verdict(whole)
+    (first, *_) = verdict(all_runs)
     assert "one seed, so not ranked by RA-worst: " in first
     assert not any(word in first for word in ("most robust", "next is", "clearly below"))
     one_more = runs((1,), at_dense=50.0, advmoe=90.0)
-    (first, *_) = verdict([*whole, *one_more])
+    (first, *_) = verdict([*all_runs, *one_more])
     assert "most robust in the worst case is AdvMoE" in first
     assert "One seed, so not ranked by RA-worst: AT (S-Dense), r 0.5 44.0 %" in first
 
 
 @pytest.mark.parametrize(
-    ("section", "change", "named"),
+    ("section", "change", "difference"),
     [
         ("training", {"lr": 0.05}, "training.lr: 0.05, not 0.1"),
         ("training", {"beta": 1.0}, "training.beta: 1, not 6"),
@@ -232,29 +232,29 @@ def test_one_seed_claims_no_order():
         (None, {"fingerprint": "f" * 64}, "fingerprint: ffffffffffff..., not 0123456789ab..."),
     ],
 )
-def test_runs_of_other_settings_are_no_baselines(section, change, named):
-    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
-    assert ours(judge(whole), "RA-50").verdict == "supported"
-    for run in whole:
+def test_runs_of_other_settings_are_no_baselines(section, change, difference):
+    all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    assert ours(judge(all_runs), "RA-50").verdict == "supported"
+    for run in all_runs:
         if run.method == "at_dense":
             for name, value in change.items():
                 setattr(getattr(run.config, section) if section else run, name, value)
-    claim = ours(judge(whole), "RA-50")
+    claim = ours(judge(all_runs), "RA-50")
     assert claim.verdict == "not shown"
-    assert f"not comparable ({named})" in claim.detail
-    first, second, *_ = verdict(whole)
+    assert f"not comparable ({difference})" in claim.detail
+    first, second, *_ = verdict(all_runs)
     assert "AT (Dense)" not in first
     assert "only one network is ranked: AT (Dense)" in second
-    assert named.split(":")[0] in first
-    assert named.split(":")[0] in second
+    assert difference.split(":")[0] in first
+    assert difference.split(":")[0] in second
 
 
-def test_settings_of_routers_are_a_methods_own():
-    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
-    for run in whole:
+def test_settings_of_routers_are_not_compared_between_methods():
+    all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    for run in all_runs:
         if run.method == "advmoe":
             with_settings(run, "training", tied_share=0.5, router_lr=0.02)
-    assert ours(judge(whole), "RA-50").verdict == "supported"
+    assert ours(judge(all_runs), "RA-50").verdict == "supported"
 
 
 def test_settings_with_most_methods_come_first():
@@ -264,14 +264,14 @@ def test_settings_with_most_methods_come_first():
     assert "300 test images" in lines[1]
 
 
-def test_failed_checks_are_named_run_by_run():
+def test_failed_checks_are_named_for_each_run():
     lines = verdict([record(seed=3)])
     assert lines[-1] == (
         "Failed its checks: advmoe, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
         "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
     )
-    passed = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
-    trusted = {**content()["evaluation"], "checks": passed}
+    passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
+    trusted = {**content()["evaluation"], "checks": passing}
     assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."
 
 
@@ -306,7 +306,7 @@ def test_a_control_of_one_seed_or_of_another_scale_or_method_shows_nothing():
     assert (claim.verdict, claim.detail.startswith("No control was run")) == ("not shown", True)
 
 
-def test_one_expert_of_at_moe_is_advmoes_control_unless_advmoe_has_its_own():
+def test_one_expert_of_at_moe_is_advmoes_control_unless_there_is_one_of_advmoe():
     routed, at_moe, single = (
         routed_and_control(45.0, "advmoe")[:2],
         routed_and_control(45.0)[2:],
@@ -318,7 +318,7 @@ def test_one_expert_of_at_moe_is_advmoes_control_unless_advmoe_has_its_own():
     assert claim.verdict == "contradicted"
 
 
-def test_a_control_that_was_attacked_otherwise_shows_nothing():
+def test_a_control_under_other_attacks_shows_nothing():
     runs = routed_and_control(45.0)
     (claim,) = control(judge([*runs[:2], *(attacked(run, "pgd_10") for run in runs[2:])]))
     assert (claim.verdict, "were attacked differently" in claim.detail) == ("not shown", True)
@@ -338,14 +338,14 @@ def test_a_control_is_no_advmoe_run():
 
 
 def test_figures_of_an_older_evaluator_are_not_compared(monkeypatch):
-    whole = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
+    all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
     pgd = ATTACKS["pgd_50"]
     monkeypatch.setitem(ATTACKS, "pgd_50", replace(pgd, version=pgd.version + 1))
-    assert ours(judge(whole), "RA-50").verdict == "supported"  # all of the same, older one
-    for run in whole:
+    assert ours(judge(all_runs), "RA-50").verdict == "supported"  # all of the same, older one
+    for run in all_runs:
         if run.method != "at_dense":
             run.evaluation.attacks["pgd_50"].version = pgd.version + 1
-    claim = ours(judge(whole), "RA-50")
+    claim = ours(judge(all_runs), "RA-50")
     assert claim.verdict == "not shown"
     assert f"not comparable (evaluator: pgd_50 {pgd.version}, not current)" in claim.detail
-    assert dict(run_of(whole[0]).provenance)["evaluator"] == f"older (pgd_50 {pgd.version}): not compared with newer evaluations"
+    assert dict(run_of(all_runs[0]).provenance)["evaluator"] == f"older (pgd_50 {pgd.version}): not compared with newer evaluations"

@@ -1,4 +1,4 @@
-"""Which Records below a folder stand for which cell."""
+"""Which Records below a folder belong to which cell."""
 
 import copy
 import json
@@ -18,36 +18,36 @@ def write(path, content):
 
 def changed(section, method="advmoe", seed=0, **fields):
     """A Record of a run whose configuration has other `fields`."""
-    made = copy.deepcopy(content(method, seed))
-    made["config"][section] |= fields
-    return made
+    changed_content = copy.deepcopy(content(method, seed))
+    changed_content["config"][section] |= fields
+    return changed_content
 
 
-def changed_record(*words, **fields):
-    return checked_record(changed(*words, **fields), "a changed Record")
+def changed_record(*arguments, **fields):
+    return checked_record(changed(*arguments, **fields), "a changed Record")
 
 
 @pytest.fixture
-def told():
+def warnings():
     return []
 
 
 def seeds_and_methods(records):
-    return [(one.method, one.seed) for one in records]
+    return [(record.method, record.seed) for record in records]
 
 
-def test_records_of_runs_and_of_files_in_the_order_of_cells(tmp_path, told):
+def test_records_of_runs_and_of_files_in_the_order_of_cells(tmp_path, warnings):
     write(tmp_path / "b/deep/record.json", content("advmoe", 1))
     write(tmp_path / "a/record.json", content("advmoe", 0))
     write(tmp_path / "results.json", [content("at_dense"), content("advmoe", model_scale=0.2)])
     write(tmp_path / "one.json", content("at_sparse"))
-    found = collect(tmp_path, told.append)
-    assert seeds_and_methods(found) == [("at_dense", 0), ("at_sparse", 0), ("advmoe", 0), ("advmoe", 0), ("advmoe", 1)]
-    assert [one.config.model.model_scale for one in found[2:]] == [0.2, 0.5, 0.5]
-    assert told == []
+    records = collect(tmp_path, warnings.append)
+    assert seeds_and_methods(records) == [("at_dense", 0), ("at_sparse", 0), ("advmoe", 0), ("advmoe", 0), ("advmoe", 1)]
+    assert [record.config.model.model_scale for record in records[2:]] == [0.2, 0.5, 0.5]
+    assert warnings == []
 
 
-def test_what_lies_in_a_runs_folder_and_what_is_hidden_is_not_read(tmp_path, told):
+def test_other_files_of_a_run_and_hidden_files_are_not_read(tmp_path, warnings):
     write(tmp_path / "run/record.json", content())
     for name in (
         "run/evaluation/shard-00000.json",
@@ -58,19 +58,19 @@ def test_what_lies_in_a_runs_folder_and_what_is_hidden_is_not_read(tmp_path, tol
     ):
         write(tmp_path / name, {})
     write(tmp_path / "other/config.yaml", "")
-    assert len(collect(tmp_path, told.append)) == 1
-    assert told == []
+    assert len(collect(tmp_path, warnings.append)) == 1
+    assert warnings == []
 
 
-def test_old_records_are_read_beside_new_ones(tmp_path, told):
+def test_old_records_are_read_beside_new_ones(tmp_path, warnings):
     write(tmp_path / "x.json", [old_content(seed=0), content(seed=1)])
-    old, new = collect(tmp_path, told.append)
+    old, new = collect(tmp_path, warnings.append)
     assert (old.from_schema, old.history, old.gallery, new.from_schema) == (1, [], [], None)
-    assert told == []
+    assert warnings == []
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "message"),
     [
         ('{"schema": 1', "is not JSON"),
         ("", "is not JSON"),
@@ -86,85 +86,85 @@ def test_old_records_are_read_beside_new_ones(tmp_path, told):
         ({**content(), "evaluation": {"checks": [{}]}}, "evaluation.images is missing"),
     ],
 )
-def test_what_is_no_record_is_one_line_and_the_rest_stands(tmp_path, told, value, said):
+def test_a_file_without_a_record_is_one_warning_and_the_rest_is_read(tmp_path, warnings, value, message):
     write(tmp_path / "bad.json", value)
     write(tmp_path / "good.json", content())
-    assert len(collect(tmp_path, told.append)) == 1
-    (line,) = told
+    assert len(collect(tmp_path, warnings.append)) == 1
+    (line,) = warnings
     assert str(tmp_path / "bad.json") in line
-    assert said in line
+    assert message in line
     assert "\n" not in line
 
 
-def test_bad_entries_of_a_list_are_one_line_and_its_others_stand(tmp_path, told):
+def test_bad_entries_of_a_list_are_one_warning_and_the_others_are_read(tmp_path, warnings):
     write(tmp_path / "x.json", [content(), {"a": 1}, 5])
-    assert len(collect(tmp_path, told.append)) == 1
-    (line,) = told
+    assert len(collect(tmp_path, warnings.append)) == 1
+    (line,) = warnings
     assert "x.json, entry 2" in line
     assert "x.json, entry 3" in line
 
 
-def test_unreadable_file_is_one_line(tmp_path, told):
+def test_unreadable_file_is_one_line(tmp_path, warnings):
     write(tmp_path / "good.json", content())
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
-    assert len(collect(tmp_path, told.append)) == 1
-    (line,) = told
+    assert len(collect(tmp_path, warnings.append)) == 1
+    (line,) = warnings
     assert "gone.json: cannot be read (No such file or directory)" in line
 
 
-def test_folder_without_a_record_is_refused(tmp_path, told):
+def test_folder_without_a_record_is_refused(tmp_path, warnings):
     write(tmp_path / "bad.json", "{")
     with pytest.raises(UserError, match="holds no Record; advmoe evaluate RUN writes one"):
-        collect(tmp_path, told.append)
+        collect(tmp_path, warnings.append)
     with pytest.raises(UserError, match="nowhere: is not a folder"):
-        collect(tmp_path / "nowhere", told.append)
+        collect(tmp_path / "nowhere", warnings.append)
 
 
-def test_other_settings_in_one_cell_are_one_line_and_the_newest_runs_stand(tmp_path, told):
+def test_other_settings_in_one_cell_are_one_warning_and_the_newest_runs_count(tmp_path, warnings):
     old = changed("training", lr=0.05)
     write(tmp_path / "old.json", [old, {**old, "seed": 1}])
     write(tmp_path / "new.json", {**content(), "time": "2027-01-01T00:00:00+00:00"})
-    (kept,) = collect(tmp_path, told.append)
-    assert kept.config.training.lr == 0.1
-    (line,) = told
+    (newest,) = collect(tmp_path, warnings.append)
+    assert newest.config.training.lr == 0.1
+    (line,) = warnings
     assert "old.json: seed 0, 1 of advmoe, r 0.5, N 2, resnet18, fashion-mnist" in line
     assert "other settings than the newer run's in" in line
     assert "new.json (training.lr: 0.05, not 0.1)" in line
 
 
-def test_seeds_of_other_settings_never_enter_one_mean(tmp_path, told):
-    """Not even where no seed is claimed twice."""
+def test_seeds_of_different_settings_are_never_averaged(tmp_path, warnings):
+    """Not even if each seed occurs once."""
     write(tmp_path / "x.json", [changed("training", seed=0, lr=0.05), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
-    assert seeds_and_methods(collect(tmp_path, told.append)) == [("advmoe", 1)]
-    assert len(told) == 1
+    assert seeds_and_methods(collect(tmp_path, warnings.append)) == [("advmoe", 1)]
+    assert len(warnings) == 1
 
 
-def test_other_data_of_the_same_name_is_another_setting(tmp_path, told):
+def test_other_data_of_the_same_name_is_another_setting(tmp_path, warnings):
     write(tmp_path / "x.json", [content(fingerprint="other"), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
-    assert len(collect(tmp_path, told.append)) == 1
-    assert "fingerprint: other, not" in told[0]
+    assert len(collect(tmp_path, warnings.append)) == 1
+    assert "fingerprint: other, not" in warnings[0]
 
 
-def test_a_seed_run_twice_is_listed_once(tmp_path, told):
+def test_a_seed_run_twice_is_listed_once(tmp_path, warnings):
     newer = {**content(sa=70.0), "time": "2027-01-01T00:00:00+00:00"}
     newer["evaluation"]["figures"]["sa"] = 70.0
     write(tmp_path / "a.json", newer)
     write(tmp_path / "b.json", content())
-    (kept,) = collect(tmp_path, told.append)
-    assert kept.sa == 70.0
-    (line,) = told
+    (newest,) = collect(tmp_path, warnings.append)
+    assert newest.sa == 70.0
+    (line,) = warnings
     assert f"{tmp_path}/b.json: seed 0 of" in line
     assert f"{tmp_path}/a.json holds a newer run of it" in line
 
 
-def test_copies_of_a_record_are_one(tmp_path, told):
+def test_copies_of_a_record_count_once(tmp_path, warnings):
     write(tmp_path / "a.json", [content(), content()])
     write(tmp_path / "run/record.json", content())
-    assert len(collect(tmp_path, told.append)) == 1
-    assert told == []
+    assert len(collect(tmp_path, warnings.append)) == 1
+    assert warnings == []
 
 
-def test_a_cell_leaves_out_what_its_method_has_not():
+def test_a_cell_ignores_settings_that_its_method_does_not_use():
     dense, wide = cell_of(record("at_dense", model_scale=0.2)), cell_of(record("at_small_dense", num_experts=4))
     assert (dense.model_scale, dense.num_experts) == (1.0, 1)
     assert (wide.model_scale, wide.num_experts) == (0.5, 1)
@@ -184,7 +184,7 @@ def test_a_cell_leaves_out_what_its_method_has_not():
     }
 
 
-def test_settings_are_those_that_the_method_heeds():
+def test_settings_are_those_that_the_method_uses():
     assert settings(changed_record("training", router_lr=0.5)) != settings(record())
     assert settings(changed_record("training", "at_dense", router_lr=0.5)) == settings(record("at_dense"))
     assert settings(changed_record("model", "at_dense", model_scale=0.2)) == settings(record("at_dense"))

@@ -21,16 +21,18 @@ def judged():
 
 
 def reasons(judged, model, scale, method):
-    return next(one.reasons for one in judged if (one.cell.model, one.cell.model_scale, one.cell.method) == (model, scale, method))
+    return next(
+        entry.reasons for entry in judged if (entry.cell.model, entry.cell.model_scale, entry.cell.method) == (model, scale, method)
+    )
 
 
-def test_marks_the_cells_that_cannot_be_right_and_no_other(judged):
-    for one in judged:
-        wanted = one.cell.method in MARKED.get((one.cell.model, one.cell.model_scale), set())
-        assert bool(one.reasons) == wanted, one
+def test_exactly_the_cells_that_cannot_be_right_are_marked(judged):
+    for entry in judged:
+        expected = entry.cell.method in MARKED.get((entry.cell.model, entry.cell.model_scale), set())
+        assert bool(entry.reasons) == expected, entry
 
 
-def test_small_resnet_at_a_fifth_breaks_the_square_law(judged):
+def test_small_resnet_at_model_scale_a_fifth_contradicts_the_square_law(judged):
     (reason,) = reasons(judged, "resnet18", 0.2, "at_sparse")
     assert reason == "resnet18 at r = 0.2 counts 0.021 GMACs, not 0.13: cost goes with r squared: 96 % less than dense, not 76 %"
     (reason,) = reasons(judged, "resnet18", 0.2, "advmoe")
@@ -50,27 +52,27 @@ def test_wrong_division_and_dense_count(judged):
 
 
 def test_marks_follow_the_counts(judged, monkeypatch):
-    """Were the networks ten times as dear, every cell would be wrong; a corrected cell is not marked."""
+    """If the networks cost ten times as much, every cell is wrong; a corrected cell is not marked."""
     estimate = costs.estimate
     monkeypatch.setattr(costs, "estimate", lambda config: estimate(config)._replace(gmacs=10 * estimate(config).gmacs))
-    assert all(one.reasons for one in judged_cells())
+    assert all(entry.reasons for entry in judged_cells())
     monkeypatch.undo()
     right = [replace(cell, gflops=0.02, reduction=96) if cell.model_scale == 0.2 else cell for cell in costs.cells()]
     monkeypatch.setattr(costs, "cells", lambda: tuple(right))
-    small = [one for one in judged_cells() if (one.cell.model, one.cell.model_scale) == ("resnet18", 0.2)]
-    assert not any(one.reasons for one in small if one.cell.method in costs.PLAIN)
+    small = [entry for entry in judged_cells() if (entry.cell.model, entry.cell.model_scale) == ("resnet18", 0.2)]
+    assert not any(entry.reasons for entry in small if entry.cell.method in costs.PLAIN)
 
 
 def test_lines_number_each_reason_once(judged):
     lines = judged_lines(judged)
     notes = [line for line in lines if line.startswith("[")]
-    assert len(notes) == len(set(notes)) == len({reason for one in judged for reason in one.reasons})
+    assert len(notes) == len(set(notes)) == len({reason for entry in judged for reason in entry.reasons})
     rows = lines[1 : len(judged) + 1]
-    assert [bool(re.search(r"\[\d+\]", row)) for row in rows] == [bool(one.reasons) for one in judged]
+    assert [bool(re.search(r"\[\d+\]", row)) for row in rows] == [bool(entry.reasons) for entry in judged]
     assert "1%" in next(line for line in lines if "cannot be right" in line)
 
 
-def test_rows_hold_what_is_printed_and_counted(judged):
+def test_rows_have_the_printed_and_the_counted_costs(judged):
     row = next(row for row in judged_rows(judged) if row["recipe"] == "cifar10-wrn28_10-advmoe-steps10")
     assert (row["gflops"], row["reduction"], row["ra"], row["possible"]) == (1.75, 67, 56.13, False)
     assert row["gmacs_counted"] == pytest.approx(1.311, abs=5e-4)

@@ -1,10 +1,10 @@
-"""Figures from histories and images."""
+"""Training curves and image grids."""
 
 import pytest
 import torch
 from image_specs import image_spec
-from matplotlib.figure import Figure
 from matplotlib.image import imread
+from saved_figures import record_saved_figures
 
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
@@ -23,11 +23,7 @@ def network(kind, channels=1):
 
 @pytest.fixture
 def drawn(monkeypatch):
-    """The matplotlib figures that were saved."""
-    kept = []
-    real = Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda self, *words, **more: (kept.append(self), real(self, *words, **more))[1])
-    return kept
+    return record_saved_figures(monkeypatch)
 
 
 def history(*pairs):
@@ -35,7 +31,7 @@ def history(*pairs):
 
 
 @pytest.mark.parametrize("kind", MAGIC)
-def test_trajectories_hold_the_histories(tmp_path, drawn, kind):
+def test_trajectories_draw_the_histories(tmp_path, drawn, kind):
     path = tmp_path / f"curves.{kind}"
     trajectories({"advmoe": history((50, 20), (60, 30)), "at_dense": history((40, 10))}, path)
     assert path.read_bytes().startswith(MAGIC[kind])
@@ -61,10 +57,10 @@ def test_grid_shows_images_predictions_and_routes(tmp_path, drawn, kind, channel
     assert len(axes) == 6
     for row in range(2):
         for ax, z in ((axes[3 * row], x), (axes[3 * row + 2], x_adv)):
-            (seen,) = see(model, z[row : row + 1], CLASSES)
+            (view,) = see(model, z[row : row + 1], CLASSES)
             truth = CLASSES[int(labels[row])]
-            assert ax.get_title() == (seen.label if seen.label == truth else f"{seen.label} (wrong)")
-            assert ax.get_xlabel().endswith(f"\n{seen.route}")
+            assert ax.get_title() == (view.label if view.label == truth else f"{view.label} (wrong)")
+            assert ax.get_xlabel().endswith(f"\n{view.route}")
         assert "of 6 layers rerouted" in axes[3 * row + 1].get_xlabel()
 
 
@@ -73,13 +69,13 @@ def test_png_can_be_read(tmp_path):
     assert imread(tmp_path / "curves.png").shape[0] > 100
 
 
-def test_route_is_a_digit_a_layer_in_groups_of_four():
+def test_a_route_has_one_digit_for_each_layer_in_groups_of_four():
     model = network(MoEKind(0.5, num_experts=3))
     x = torch.rand(3, 1, 8, 8)
     routings = model.eval().forward_routed(x)[1]
-    for row, seen in enumerate(see(model, x, CLASSES)):
+    for row, view in enumerate(see(model, x, CLASSES)):
         digits = [str(int(routing.experts[row])) for routing in routings]
-        assert seen.route == "".join(digits[:4]) + " " + "".join(digits[4:])
+        assert view.route == "".join(digits[:4]) + " " + "".join(digits[4:])
 
 
 def test_dense_network_has_no_route(tmp_path, drawn):
@@ -88,7 +84,7 @@ def test_dense_network_has_no_route(tmp_path, drawn):
     assert drawn[0].axes[1].get_xlabel() == ""
 
 
-def test_network_is_left_in_the_mode_it_was_in():
+def test_the_networks_mode_does_not_change():
     model = network(MoEKind(0.5)).train()
     see(model, torch.rand(2, 1, 8, 8), CLASSES)
     assert model.training
@@ -110,7 +106,7 @@ def test_failed_figure_leaves_neither_draft_nor_damage(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["$\\frac$", "<script>", "two\nlines", "long " * 200], ids=["$", "tag", "lines", "long"])
-def test_class_names_are_drawn_as_they_are(tmp_path, drawn, name):
+def test_class_names_are_drawn_literally(tmp_path, drawn, name):
     x = torch.rand(1, 1, 8, 8)
     image_grid(network(MoEKind(0.5)), x, x, torch.tensor([0]), (name,) * 3, tmp_path / "grid.png")
     title = drawn[0].axes[0].get_title()

@@ -1,4 +1,4 @@
-"""A Record's images as the page shows them: at every epsilon of the slider, with routes and perturbations."""
+"""The gallery of the page: images at every epsilon of the slider, with routes and perturbations."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from records import content, png, record
 from advmoe.reports.gallery import gallery_of, perturbation
 
 
-def coded(pixels):
+def encoded(pixels):
     file = io.BytesIO()
     Image.fromarray(np.array(pixels, np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
@@ -20,22 +20,22 @@ def decoded(text):
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).tolist()
 
 
-def test_the_slider_has_every_epsilon_upwards_and_starts_at_the_evaluations():
-    shown = gallery_of(record())
-    assert shown.radii == (
+def test_the_slider_has_every_epsilon_in_order_and_starts_at_that_of_the_evaluation():
+    gallery = gallery_of(record())
+    assert gallery.radii == (
         "epsilon 0", "1/4 of epsilon 0.1", "1/2 of epsilon 0.1", "epsilon 0.1", "3/2 of epsilon 0.1", "2 of epsilon 0.1",
     )  # fmt: skip
-    assert (shown.start, shown.colour) == (3, False)
-    assert [step.number for step in shown.entries[0].steps] == list(range(6))
-    assert [step.kind for step in shown.entries[0].steps] == ["no attack", *["PGD-50"] * 5]
-    assert [step.attacked.right for step in shown.entries[0].steps] == [True, True, True, False, False, False]
+    assert (gallery.start, gallery.colour) == (3, False)
+    assert [step.number for step in gallery.entries[0].steps] == list(range(6))
+    assert [step.kind for step in gallery.entries[0].steps] == ["no attack", *["PGD-50"] * 5]
+    assert [step.attacked.right for step in gallery.entries[0].steps] == [True, True, True, False, False, False]
 
 
-def test_records_without_steps_show_what_there_is():
+def test_records_without_steps_show_clean_and_attacked_images():
     images = [{name: value for name, value in image.items() if name != "steps"} for image in content()["gallery"]]
-    shown = gallery_of(record(gallery=images))
-    assert (shown.radii, shown.start) == (("epsilon 0", "epsilon 0.1"), 1)
-    assert all(len(entry.steps) == 2 for entry in shown.entries)
+    gallery = gallery_of(record(gallery=images))
+    assert (gallery.radii, gallery.start) == (("epsilon 0", "epsilon 0.1"), 1)
+    assert all(len(entry.steps) == 2 for entry in gallery.entries)
     assert gallery_of(record(gallery=[])) is None
 
 
@@ -71,15 +71,15 @@ def test_classes_without_names_are_numbered():
 
 
 def test_the_perturbation_is_scaled_around_mid_grey():
-    assert decoded(perturbation(coded([[10, 20, 30]]), coded([[10, 22, 26]]))) == [[128, 191, 1]]
+    assert decoded(perturbation(encoded([[10, 20, 30]]), encoded([[10, 22, 26]]))) == [[128, 191, 1]]
     assert decoded(perturbation(png(0), png(0)))[0][0] == 128
-    assert decoded(perturbation(coded([[[0, 0, 0]]]), coded([[[0, 4, 2]]]))) == [[[128, 255, 191]]]
-    assert perturbation(coded([[0]]), coded([[0, 0]])) == ""
+    assert decoded(perturbation(encoded([[[0, 0, 0]]]), encoded([[[0, 4, 2]]]))) == [[[128, 255, 191]]]
+    assert perturbation(encoded([[0]]), encoded([[0, 0]])) == ""
 
 
 def test_colour_images_are_distinguished_from_grey_ones():
     images = content()["gallery"]
-    images[0]["clean"]["png"] = coded(np.zeros((28, 28, 3)))
-    shown = gallery_of(record(gallery=images))
-    assert shown.colour
-    assert shown.entries[0].steps[3].change == ""  # the attacked one is grey
+    images[0]["clean"]["png"] = encoded(np.zeros((28, 28, 3)))
+    gallery = gallery_of(record(gallery=images))
+    assert gallery.colour
+    assert gallery.entries[0].steps[3].change == ""  # the attacked one is grey

@@ -1,4 +1,4 @@
-"""Records with one value garbled: each is left out, or read without a part, and the rest of the report is made."""
+"""Records with one garbled value: each is left out or read without a part, and the rest of the report is made."""
 
 import json
 import random
@@ -18,9 +18,9 @@ VALUES = (
     REMOVED, None, "x", [], {}, float("nan"), float("inf"), -1, True, [["a"]], {"a": 1}, 10**30, 1.5, ["x"],
     "<script>alert(1)</script>", "$\\frac$",
 )  # fmt: skip
-SOUND = [record("at_dense", depth=2, epochs=2), record("advmoe", 0, 0.2, depth=2, epochs=2)]
+VALID = [record("at_dense", depth=2, epochs=2), record("advmoe", 0, 0.2, depth=2, epochs=2)]
 BASE = content("advmoe", depth=2, epochs=2)
-CRASHED = [  # where reports once ended in a traceback
+CRASHED = [  # values with which reports once ended in a traceback
     (("epsilon_curve",), float("nan")), (("gallery", 0), []), (("gallery", 0, "label"), REMOVED), (("history", 0, "val_ra"), "x"),
     (("load_by_class",), [["a"]]), (("hardware",), float("nan")), (("evaluation", "figures", "sa"), []),
     (("evaluation", "attacks", "pgd_50"), {"a": 1}), (("evaluation", "attacks", "pgd_50", "seconds"), "x"), (("ra_worst",), 1e30),
@@ -33,20 +33,20 @@ def garbled(path, value):
 
 
 def read(path, value):
-    """The garbled Record as a report reads it, or None where it is left out; in one line each, whichever."""
-    told = []
+    """The garbled Record as a report reads it, or None if it is left out; with at most one warning."""
+    warnings = []
     try:
-        found = checked_record(garbled(path, value), "here", told.append)
+        result = checked_record(garbled(path, value), "here", warnings.append)
     except UserError as error:
-        told.append(str(error))
-        found = None
-    assert len(told) <= 1
-    assert all(line.startswith("here: ") and "\n" not in line for line in told)
-    return found
+        warnings.append(str(error))
+        result = None
+    assert len(warnings) <= 1
+    assert all(line.startswith("here: ") and "\n" not in line for line in warnings)
+    return result
 
 
-def written(records):
-    """All of a report's words; raises where a Record surprises."""
+def write_all(records):
+    """Write the whole report; raises if it cannot handle a Record."""
     page = report_html(records, tables(records), judge(records), verdict(records), {})
     json.dumps([record.to_json() for record in records])
     assert "<script>alert" not in page
@@ -55,12 +55,12 @@ def written(records):
 ALL = [(path, value) for path in json_paths(BASE) for value in VALUES]
 
 
-def test_the_words_of_a_report_are_made_whatever_one_record_holds():
-    """Of all the changes some, the same in every run."""
+def test_a_report_is_written_whatever_one_record_contains():
+    """For a sample of all changes, the same in every run."""
     for path, value in random.Random(0).sample(ALL, 60):
-        found = read(path, value)
-        if found is not None:
-            written([found, *SOUND])
+        result = read(path, value)
+        if result is not None:
+            write_all([result, *VALID])
 
 
 def test_every_garbled_value_is_read_or_refused_in_one_line():
@@ -68,22 +68,22 @@ def test_every_garbled_value_is_read_or_refused_in_one_line():
 
 
 @pytest.mark.parametrize(("path", "value"), CRASHED)
-def test_what_once_ended_in_a_traceback(path, value):
-    found = read(path, value)
+def test_what_ended_in_a_traceback_before(path, value):
+    result = read(path, value)
     if path[0] in ("epsilon_curve", "gallery", "history", "load_by_class", "hardware"):
-        assert not getattr(found, path[0])
-        written([found, *SOUND])
+        assert not getattr(result, path[0])
+        write_all([result, *VALID])
     else:
-        assert found is None
+        assert result is None
 
 
-def test_figures_are_drawn_whatever_one_record_holds(tmp_path, monkeypatch):
-    """All that is read is laid out by every figure; writing files of it takes seconds and is tested elsewhere."""
+def test_figures_are_drawn_whatever_one_record_contains(tmp_path, monkeypatch):
+    """Without writing the files, which is slow and tested elsewhere."""
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     monkeypatch.setattr(routes, "save", lambda figure, path: None)
     parts = ("epsilon_curve", "gallery", "history", "load_by_class", "layers", "classes", "ra", "gmacs", "run")
     cases = [(path, value) for path, value in ALL if path[0] in parts]
     for path, value in random.Random(1).sample(cases, 12):
-        found = read(path, value)
-        for draw in plots.FIGURES.values() if found else ():
-            draw([found, *SOUND], tmp_path / "x.png")
+        result = read(path, value)
+        for draw in plots.FIGURES.values() if result else ():
+            draw([result, *VALID], tmp_path / "x.png")

@@ -1,4 +1,4 @@
-"""Records all of whose texts are hostile: pages, tables and cards hold them as text."""
+"""Records in which every text is hostile: pages, tables and cards show them as text."""
 
 import copy
 import csv
@@ -19,14 +19,14 @@ EVIL = (
     "</script><script>alert(1)</script><img src=x onerror='alert(2)'>\"'"
     "&amp; ![x](javascript:alert(3)) `\\input{/etc/passwd}` $|\n=1+1"
 )
-KEPT = ("png", "status")  # what a Record must hold there is checked when it is read
+CHECKED = ("png", "status")  # fields that are checked when the Record is read
 NAMED = ("attacks", "left_out", "versions", "hardware")  # objects whose names come from the file, too
 
 
 def filled(tree, text, above=""):
-    """Every text, and every name that is not ours, replaced."""
+    """The tree with every text, and every name that a file may choose, replaced."""
     if isinstance(tree, str):
-        return tree if above in KEPT else text
+        return tree if above in CHECKED else text
     if isinstance(tree, list):
         return [filled(item, text, above) for item in tree]
     if isinstance(tree, dict):
@@ -35,11 +35,11 @@ def filled(tree, text, above=""):
 
 
 def with_notes(text, **fields):
-    """A Record that has every part a report shows, read as a report reads it."""
-    made = copy.deepcopy(content("advmoe", depth=2, epochs=2))
-    made["evaluation"]["left_out"] = {"square": "takes too long"}
-    made = filled(made, text) | fields
-    return checked_record(made, "here", pytest.fail)
+    """A Record with every part that a report shows, its texts replaced by `text`."""
+    filled_content = copy.deepcopy(content("advmoe", depth=2, epochs=2))
+    filled_content["evaluation"]["left_out"] = {"square": "takes too long"}
+    filled_content = filled(filled_content, text) | fields
+    return checked_record(filled_content, "here", pytest.fail)
 
 
 def shape(text):
@@ -49,13 +49,13 @@ def shape(text):
 
 @pytest.mark.parametrize("fields", [{}, {"method": "advmoe", "backbone": "resnet18", "dataset": "fashion-mnist"}])
 def test_a_page_of_hostile_texts_has_the_elements_of_a_harmless_one(fields):
-    evil, tame = with_notes(EVIL, **fields), with_notes("tame" * 20, **fields)
+    evil, harmless = with_notes(EVIL, **fields), with_notes("harmless" * 10, **fields)
     text = page([evil])
-    assert shape(text) == shape(page([tame]))
+    assert shape(text) == shape(page([harmless]))
     parsed = Page(text)
     assert len(parsed.all("script")) == 1
     assert not any(name.startswith("on") for _, attributes in parsed.elements for name in attributes)
-    assert not any("javascript:" in (own.get("href") or "") for own in parsed.all("a"))
+    assert not any("javascript:" in (link.get("href") or "") for link in parsed.all("a"))
     assert parsed.text.count("<script>alert(1)</script>") >= 20
 
 

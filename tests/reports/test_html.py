@@ -1,4 +1,4 @@
-"""The page: whole in itself, safe against what Records hold, honest about what they lack."""
+"""The page needs no other file, is safe against hostile Records, and says what they lack."""
 
 import base64
 import hashlib
@@ -22,13 +22,13 @@ VOID = ("meta", "link", "img", "br", "input")
 
 
 class Page(HTMLParser):
-    """Elements as (tag, attributes), the text outside of style and script, and whether all that is opened is closed."""
+    """Elements as (tag, attributes), the text outside of style and script, and the tags that are not closed."""
 
     def __init__(self, text):
         super().__init__()
-        self.elements, self.said, self.open = [], [], []
+        self.elements, self.texts, self.open = [], [], []
         self.feed(text)
-        self.text = " ".join(" ".join(self.said).split())
+        self.text = " ".join(" ".join(self.texts).split())
 
     def handle_starttag(self, tag, attributes):
         self.elements.append((tag, dict(attributes)))
@@ -40,7 +40,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data):
         if self.open and self.open[-1] not in ("style", "script"):
-            self.said.append(data)
+            self.texts.append(data)
 
     def all(self, tag):
         return [attributes for name, attributes in self.elements if name == tag]
@@ -60,45 +60,45 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(drawn):
+def full_page(drawn):
     return page([record(method, seed) for method in ("at_dense", "at_small_dense", "advmoe") for seed in (0, 1)], figures=drawn)
 
 
-def test_nothing_is_asked_of_a_network(whole):
-    parsed = Page(whole)
+def test_nothing_is_requested_from_a_network(full_page):
+    parsed = Page(full_page)
     assert parsed.open == []
     links = [value for _, attributes in parsed.elements for name, value in attributes.items() if name in ("src", "href")]
     assert links
     assert [link for link in links if not link.startswith(("data:", "#"))] == []
-    assert "http" not in re.sub(r"<meta http-equiv", "", whole)
-    assert "@import" not in whole
-    assert "url(" not in whole
+    assert "http" not in re.sub(r"<meta http-equiv", "", full_page)
+    assert "@import" not in full_page
+    assert "url(" not in full_page
 
 
-def test_policy_admits_the_page_s_own_style_and_script_alone(whole):
-    (policy,) = [meta["content"] for meta in Page(whole).all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+def test_policy_allows_only_the_style_and_script_of_the_page(full_page):
+    (policy,) = [meta["content"] for meta in Page(full_page).all("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
     for tag in ("style", "script"):
-        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", whole, re.DOTALL)
+        (text,) = re.findall(f"<{tag}>(.*?)</{tag}>", full_page, re.DOTALL)
         assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
     assert policy.startswith("default-src 'none'; img-src data:;")
-    assert not any("style" in attributes or "onclick" in attributes for _, attributes in Page(whole).elements)
+    assert not any("style" in attributes or "onclick" in attributes for _, attributes in Page(full_page).elements)
 
 
-def test_verdict_comes_first(whole):
-    headings = [tag for tag, _ in Page(whole).elements if re.fullmatch("h[1-6]", tag)]
+def test_verdict_comes_first(full_page):
+    headings = [tag for tag, _ in Page(full_page).elements if re.fullmatch("h[1-6]", tag)]
     assert headings[:2] == ["h1", "h2"]
-    assert re.search(r"<h2[^>]*>(.*?)</h2>", whole)[1] == "Verdict"
-    assert whole.index('class="lead"') < whole.index("<table")
+    assert re.search(r"<h2[^>]*>(.*?)</h2>", full_page)[1] == "Verdict"
+    assert full_page.index('class="lead"') < full_page.index("<table")
 
 
-def test_headings_leave_no_level_out(whole):
-    levels = [int(tag[1]) for tag, _ in Page(whole).elements if re.fullmatch("h[1-6]", tag)]
+def test_headings_skip_no_level(full_page):
+    levels = [int(tag[1]) for tag, _ in Page(full_page).elements if re.fullmatch("h[1-6]", tag)]
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_ids_are_unique_and_what_refers_to_them_finds_them(whole):
-    parsed = Page(whole)
+def test_ids_are_unique_and_every_reference_has_one(full_page):
+    parsed = Page(full_page)
     ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
     targets = {a["href"][1:] for a in parsed.all("a")} | {
@@ -107,13 +107,15 @@ def test_ids_are_unique_and_what_refers_to_them_finds_them(whole):
     assert targets <= set(ids)
 
 
-def test_every_image_is_described_and_scrolling_parts_can_be_reached(whole):
-    parsed = Page(whole)
+def test_every_image_is_described_and_scrolling_parts_can_be_reached(full_page):
+    parsed = Page(full_page)
     assert all(image["alt"] for image in parsed.all("img"))
-    assert all(own.get("tabindex") == "0" for _, own in parsed.elements if "scroll" in own.get("class", "").split())
+    assert all(
+        attributes.get("tabindex") == "0" for _, attributes in parsed.elements if "scroll" in attributes.get("class", "").split()
+    )
 
 
-def test_hostile_strings_stay_text(drawn, monkeypatch):
+def test_hostile_strings_remain_text(drawn, monkeypatch):
     monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2), np.int16))  # of the text below, too
     config = content()["config"] | {"method": EVIL}
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
@@ -126,7 +128,7 @@ def test_hostile_strings_stay_text(drawn, monkeypatch):
     assert any(EVIL in image["alt"] for image in parsed.all("img"))
 
 
-def test_claims_are_judged_in_words():
+def test_claims_are_shown_with_their_verdict():
     claims = [Claim(f"claim {word}", word, f"why {word}") for word in ("supported", "contradicted", "not shown")]
     text = Page(page([record()], claims)).text
     for mark, word in (("✓", "supported"), ("✗", "contradicted"), ("?", "not shown")):
@@ -140,7 +142,7 @@ def test_long_verdicts_are_folded_past_the_first_lines():
     assert [line for line in range(12) if f"line {line}." in folded] == [8, 9, 10, 11]
 
 
-def test_old_records_make_a_page_that_says_what_is_missing():
+def test_the_page_of_old_records_says_what_is_missing():
     text = Page(page([old_record("advmoe"), old_record("at_dense")])).text
     assert "2 of 2 runs: no images in the Record." in text
     assert "1 of 1 run: no load of the experts by class in the Record." in text  # a dense network has none to record
@@ -150,26 +152,26 @@ def test_old_records_make_a_page_that_says_what_is_missing():
         assert f"{caption.title}: no run has {caption.needs}." in text
 
 
-def test_every_figure_has_its_caption(whole):
+def test_every_figure_has_its_caption(full_page):
     assert set(CAPTIONS) == set(FIGURES)
-    described = [image["alt"] for image in Page(whole).all("img")]
+    described = [image["alt"] for image in Page(full_page).all("img")]
     assert all(caption.alt in described for caption in CAPTIONS.values())
-    assert "no run has" not in whole
+    assert "no run has" not in full_page
 
 
-def test_figures_are_shown_at_the_size_of_the_page_s_letters(whole):
-    (first, *_) = [image for image in Page(whole).all("img") if image["alt"] == CAPTIONS["fig7"].alt]
+def test_figures_are_as_large_as_the_pages_text_needs(full_page):
+    (first, *_) = [image for image in Page(full_page).all("img") if image["alt"] == CAPTIONS["fig7"].alt]
     assert (first["width"], first["height"]) == ("20", "20")  # 28 pixels at 150 dots an inch
 
 
-def test_tables_sort_by_numbers_not_by_their_text(whole):
-    values = [float(cell["data-value"]) for cell in Page(whole).all("td") if "data-value" in cell]
+def test_tables_sort_by_numbers_not_by_their_text(full_page):
+    values = [float(cell["data-value"]) for cell in Page(full_page).all("td") if "data-value" in cell]
     assert 49.25 in values  # the mean of two seeds, shown as 49.2 ± 0.4
-    assert "49.2 ± 0.4" in Page(whole).text
+    assert "49.2 ± 0.4" in Page(full_page).text
 
 
-def test_gallery_has_runs_with_routes_first(whole):
-    options = re.findall(r'<option value="\d+">(.*?)</option>', whole)
+def test_gallery_has_runs_with_routes_first(full_page):
+    options = re.findall(r'<option value="\d+">(.*?)</option>', full_page)
     assert len(options) == 6
     assert [option.split(",")[0] for option in options] == ["advmoe"] * 2 + ["at_dense"] * 2 + ["at_small_dense"] * 2
 
@@ -178,8 +180,8 @@ def test_colour_images_lead_the_gallery(monkeypatch):
     monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2) if png == "grey" else (2, 2, 3), np.int16))
     grey = record("advmoe")
     for image in grey.gallery:
-        for seen in image.views:
-            seen.png = "grey"
+        for view in image.views:
+            view.png = "grey"
     text = page([grey, record("at_dense")])
     assert [option.split(",")[0] for option in re.findall(r'<option value="\d+">(.*?)</option>', text)] == ["at_dense", "advmoe"]
 
@@ -189,9 +191,9 @@ def test_the_slider_starts_at_the_evaluations_epsilon_and_one_step_of_each_image
     (slider,) = Page(text).all("input")
     assert (slider["min"], slider["max"], slider["value"]) == ("0", "5", "3")
     assert slider["data-radii"].split("|")[3] == "epsilon 0.1"
-    steps = [own for _, own in Page(text).elements if "data-step" in own]
+    steps = [attributes for _, attributes in Page(text).elements if "data-step" in attributes]
     assert len(steps) == 4 * 6 * 3
-    assert {own["data-step"] for own in steps if "hidden" not in own} == {"3"}
+    assert {step["data-step"] for step in steps if "hidden" not in step} == {"3"}
     assert "The Record has only these radii" not in text
 
 
@@ -202,7 +204,7 @@ def test_records_without_steps_say_so():
     assert Page(text).all("input")[0]["max"] == "1"
 
 
-def test_what_was_run_comes_first_and_other_cells_are_folded():
+def test_cells_that_were_run_come_first_and_the_others_are_folded():
     text = page([record("at_dense"), record("advmoe")])
     titles = re.findall(r'<h3 id="table-\d+">(.*?)</h3>', text)
     assert titles[0] == "All runs"

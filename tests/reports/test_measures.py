@@ -1,4 +1,4 @@
-"""The one table of measures, and that a new entry is a new column everywhere."""
+"""The table of measures; a new entry is a new column everywhere."""
 
 import re
 from pathlib import Path
@@ -30,9 +30,9 @@ def test_values_are_the_records():
     }.items()  # fmt: skip
 
 
-def test_a_worst_case_is_called_by_the_attacks_that_made_it():
+def test_a_worst_case_is_named_after_its_attacks():
     partial = {"ra_worst": ..., "ra_worst_quick": 40.0}
-    names = [worst_of(one).name for one in (record(), quick(record(**partial)), record(**partial))]
+    names = [worst_of(run).name for run in (record(), quick(record(**partial)), record(**partial))]
     assert names == [
         "ra_worst",
         "ra_worst_quick",
@@ -42,7 +42,7 @@ def test_a_worst_case_is_called_by_the_attacks_that_made_it():
     assert worst_of(quick(record(**partial))).upper_bound
 
 
-def test_a_record_of_the_former_quick_preset_is_no_record_of_the_present_one():
+def test_the_former_quick_preset_is_distinguished_from_the_present_one():
     former = record(ra_worst=..., ra_worst_quick=40.0)
     attacks = dict.fromkeys(QUICK_OF_VERSION_0_1)
     former = former.model_copy(update={"evaluation": former.evaluation.model_copy(update={"attacks": attacks})})
@@ -51,7 +51,7 @@ def test_a_record_of_the_former_quick_preset_is_no_record_of_the_present_one():
     assert cells.attacks_in_words(attacks_of(former)) == "the preset quick of version 0.1"
 
 
-def test_other_steps_stand_among_the_listed_ones():
+def test_other_numbers_of_steps_follow_the_listed_ones():
     names = [measure.label for measure in measured([record(ra={"10": 1.0, "200": 2.0, "7": 3.0})])]
     assert names == ["RA-worst", "SA", "RA-10", "RA-7", "RA-200", "RA-AA"]
 
@@ -61,9 +61,9 @@ def test_a_figure_that_is_no_measure_has_a_label():
 
 
 @pytest.fixture
-def more(monkeypatch):
-    """One entry more in the table: the accuracy by the route of the attacked image."""
-    entry = Measure("ra_router", "RA-router", lambda one: one.evaluation.routing and one.evaluation.routing.ra_router)
+def added_measure(monkeypatch):
+    """Add an entry to the table: the accuracy by the route of the attacked image."""
+    entry = Measure("ra_router", "RA-router", lambda run: run.evaluation.routing and run.evaluation.routing.ra_router)
     monkeypatch.setattr(measures, "MEASURES", (*MEASURES, entry))
     monkeypatch.setitem(BY_NAME, "ra_router", entry)
     for module in (cells, html, paper_tables):
@@ -71,7 +71,7 @@ def more(monkeypatch):
     monkeypatch.setitem(plots.DRAWN, "ra_router", entry)
 
 
-@pytest.mark.usefixtures("more")
+@pytest.mark.usefixtures("added_measure")
 def test_a_new_entry_is_a_new_column():
     run = record()
     assert "RA-router" in [column.header for column in tables.record_table([run], "title").columns]
@@ -83,5 +83,5 @@ def test_a_new_entry_is_a_new_column():
 
 def test_a_label_is_written_once():
     texts = {path: path.read_text() for path in SOURCE.rglob("*.py") if "evaluation" not in path.parts}
-    found = [path.name for path, text in texts.items() if re.search(r"""["']RA-worst \((quick|listed attacks)\)""", text)]
-    assert found == ["measures.py"]
+    files = [path.name for path, text in texts.items() if re.search(r"""["']RA-worst \((quick|listed attacks)\)""", text)]
+    assert files == ["measures.py"]

@@ -6,24 +6,24 @@ from records import content, old_record, quick, record
 from advmoe.reports.model_card import model_card
 
 
-def card(made=None, **changes):
-    return model_card(made or record(**changes), "someone/robust", ["a", "b"], (1, 28, 28))
+def card(run=None, **changes):
+    return model_card(run or record(**changes), "someone/robust", ["a", "b"], (1, 28, 28))
 
 
 def head(text):
     return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_head_is_what_the_hub_reads():
-    made = record()
-    (result,) = head(card(made))["model-index"][0]["results"]
+def test_the_head_has_the_figures_for_the_hub():
+    run = record()
+    (result,) = head(card(run))["model-index"][0]["results"]
     assert result["dataset"]["name"] == "fashion-mnist"
     figures = {metric["name"]: metric["value"] for metric in result["metrics"]}
-    assert figures["RA-worst"] == made.ra_worst
-    assert figures["SA"] == made.sa
+    assert figures["RA-worst"] == run.ra_worst
+    assert figures["SA"] == run.sa
 
 
-def test_says_what_it_withstands_where_it_was_measured():
+def test_the_card_says_what_was_measured_and_where():
     text = card()
     assert "Linf perturbations of up to 0.1" in text
     assert "**49.0 %** of 300 test images" in text
@@ -48,7 +48,7 @@ def test_limits_name_failed_checks_and_an_untrustworthy_autoattack():
     assert "Check 1 (" not in text
 
 
-def test_quick_evaluation_is_called_so():
+def test_a_quick_evaluation_is_named_as_such():
     evaluation = content()["evaluation"] | {"left_out": {"transfer": "no network"}, "checks": []}
     evaluation |= {"figures": {"ra_worst_quick": 52.0}, "intervals": {"ra_worst_quick": [47.0, 57.0]}}
     text = card(quick(record(ra_worst=..., ra_worst_quick=52.0, evaluation=evaluation)))
@@ -56,7 +56,7 @@ def test_quick_evaluation_is_called_so():
     assert "RA-worst can only be lower" in text
     assert "**52.0 %**" in text
     assert "`transfer` was not run: no network." in text
-    assert "None was made" in text
+    assert "None was run" in text
 
 
 def test_records_of_the_older_schema_have_a_card():

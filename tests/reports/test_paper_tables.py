@@ -1,4 +1,4 @@
-"""Tables A1 and A2 beside our runs, and our runs of other settings in tables of their own."""
+"""Tables A1 and A2 beside our runs, and separate tables for our runs of other settings."""
 
 import pytest
 from records import content, record, with_settings
@@ -13,13 +13,13 @@ from advmoe.reports.paper_tables import tables
 
 
 def paper_run(name, seed=0, **changes):
-    """A Record as the recipe of a printed cell gives one on the whole of CIFAR-10; figures by seed."""
+    """A Record of the recipe of a printed cell on all of CIFAR-10; its figures depend on the seed."""
     config = to_dict(recipe(name)) | {"seed": seed}
-    whole = {"dataset": "cifar10", "train_images": 49_000, "test_images": 10_000, "epsilon": 8 / 255, "config": config}
+    data = {"dataset": "cifar10", "train_images": 49_000, "test_images": 10_000, "epsilon": 8 / 255, "config": config}
     figures = {"sa": 80.0 + seed, "ra": {"50": 51.0 + seed}, "ra_aa": 46.0 + seed, "ra_worst": 45.0 + seed, "gmacs": 0.15}
     backbone = config["model"]["backbone"]
     trusted = {**content()["evaluation"], "checks": []}
-    return record(config["method"], seed, **(whole | figures | {"backbone": backbone, "evaluation": trusted} | changes))
+    return record(config["method"], seed, **(data | figures | {"backbone": backbone, "evaluation": trusted} | changes))
 
 
 def attacked(run, *attacks):
@@ -33,18 +33,18 @@ def rows_of(table):
     return {(row["backbone"].text, row["r"].text, row["method"].text): row for row in named}
 
 
-def test_every_printed_cell_has_a_row_also_where_nothing_was_run():
+def test_every_printed_cell_has_a_row_even_if_nothing_was_run():
     a1, a2 = tables([])
     assert (a1.name, a2.name) == ("table_a1", "table_a2")
     assert [len(a1.rows), len(a2.rows)] == [sum(cell.table == name for cell in cells()) for name in ("A1", "A2")]
     for table in (a1, a2):
         for row in rows_of(table).values():
-            ours = {name: entry.text for name, entry in row.items() if name.endswith(", ours") or name == "n"}
-            assert set(ours.values()) == {"not run"}
+            texts = {name: entry.text for name, entry in row.items() if name.endswith(", ours") or name == "n"}
+            assert set(texts.values()) == {"not run"}
             assert row["RA-50, difference"].text == ""
 
 
-def test_our_run_stands_beside_the_printed_figures():
+def test_our_run_is_beside_the_printed_figures():
     runs = [paper_run("cifar10-resnet18-advmoe-steps10", seed) for seed in (0, 1, 2)]
     a1, a2 = tables(runs)
     row = rows_of(a1)["ResNet-18", "0.5", "AdvMoE"]
@@ -97,15 +97,15 @@ def test_a_figure_of_fewer_seeds_than_the_row_says_so():
         {"config": {"attack": {"epsilon": 0.05}}},
     ],
 )
-def test_a_run_of_another_setting_never_stands_in_the_papers_row(changes):
+def test_a_run_of_another_setting_is_never_in_the_papers_row(changes):
     run = paper_run("cifar10-resnet18-advmoe")
     for section, fields in changes.pop("config", {}).items():
         with_settings(run, section, **fields)
-    a1, a2, own = tables([run.model_copy(update=changes)])
+    a1, a2, ours = tables([run.model_copy(update=changes)])
     for table in (a1, a2):
         assert {row["RA-50, ours"].text for row in rows_of(table).values()} == {"not run"}
-    assert own.title.startswith("Our setting: ")
-    assert [row["RA-50"].text for row in rows_of(own).values()].count("51.00") == 1
+    assert ours.title.startswith("Our setting: ")
+    assert [row["RA-50"].text for row in rows_of(ours).values()].count("51.00") == 1
 
 
 def test_cells_that_cannot_be_right_are_marked_with_the_reason():
@@ -125,7 +125,7 @@ def test_unreliable_autoattack_is_marked():
     assert "AutoAttack alone overestimates" in a2.notes[mark - 1]
 
 
-def test_our_settings_have_a_table_each_that_says_what_they_are():
+def test_each_of_our_settings_has_a_table_that_describes_it():
     runs = [record("at_dense"), record(seed=0), record(seed=1), record(model_scale=0.2), record(epochs=9)]
     _, _, short, long = sorted(tables(runs), key=lambda table: (table.name.startswith("ours"), "9 epochs" in table.title))
     assert "fashion-mnist, resnet18 (width 16), 6 epochs" in short.title
@@ -137,21 +137,21 @@ def test_our_settings_have_a_table_each_that_says_what_they_are():
 
 
 def test_what_was_not_run_in_our_setting_is_listed():
-    own = tables([record(), record(model_scale=0.2), record("standard")])[2]
-    rows = rows_of(own)
+    ours = tables([record(), record(model_scale=0.2), record("standard")])[2]
+    rows = rows_of(ours)
     missing = {(scale, method) for (_, scale, method), row in rows.items() if row["RA-50"].text == "not run"}
     scaled = {(scale, title) for scale in ("0.2", "0.5") for title in ("AT (S-Dense)", "AT (Sparse)", "AT (MoE)")}
     assert missing == scaled | {("1", "AT (Dense)")}
-    assert [(scale, method) for _, scale, method in rows] == [  # what was run stands first
+    assert [(scale, method) for _, scale, method in rows] == [  # what was run comes first
         ("1", "standard training"), ("0.2", "AdvMoE"), ("0.5", "AdvMoE"), ("1", "AT (Dense)"), ("0.2", "AT (S-Dense)"),
         ("0.5", "AT (S-Dense)"), ("0.2", "AT (Sparse)"), ("0.5", "AT (Sparse)"), ("0.2", "AT (MoE)"), ("0.5", "AT (MoE)"),
     ]  # fmt: skip
-    assert (len(own.run_rows), own.not_run, len(own.other_rows)) == (3, 7, 7)
+    assert (len(ours.run_rows), ours.not_run, len(ours.other_rows)) == (3, 7, 7)
 
 
-def test_what_stands_in_the_papers_table_is_not_called_missing_in_ours():
-    own = tables([paper_run("cifar10-resnet18-advmoe"), paper_run("cifar10-resnet18-standard")])[2]
-    methods = {method for _, _, method in rows_of(own)}
+def test_runs_in_the_papers_table_are_not_missing_in_ours():
+    ours = tables([paper_run("cifar10-resnet18-advmoe"), paper_run("cifar10-resnet18-standard")])[2]
+    methods = {method for _, _, method in rows_of(ours)}
     assert methods == {"standard training", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE)"}
 
 
@@ -160,14 +160,14 @@ def test_settings_of_single_rows_are_notes_and_shared_ones_are_reported_once():
     for run in runs:
         with_settings(run, "training", lr=0.05)
     with_settings(runs[1], "training", tied_share=0.67)
-    own = tables(runs)[2]
-    assert "training.lr 0.05 (0.1)" in own.about
-    marks = {method: row["method"].marks for (_, _, method), row in rows_of(own).items()}
-    assert [own.notes[mark - 1] for mark in marks["AdvMoE"]] == ["In this row also: training.tied_share 0.67 (0)."]
+    ours = tables(runs)[2]
+    assert "training.lr 0.05 (0.1)" in ours.about
+    marks = {method: row["method"].marks for (_, _, method), row in rows_of(ours).items()}
+    assert [ours.notes[mark - 1] for mark in marks["AdvMoE"]] == ["In this row also: training.tied_share 0.67 (0)."]
     assert marks["AT (Dense)"] == ()
 
 
-def test_names_are_files_names_and_never_the_same():
+def test_names_are_unique_and_valid_names_of_files():
     runs = [record(dataset="../my data\n%", test_images=number) for number in (100, 200, 300)]
     names = [table.name for table in tables(runs)[2:]]
     assert len(set(names)) == 3
@@ -180,27 +180,27 @@ def note_of(table, entry):
 
 def test_a_list_of_attacks_is_named_and_not_called_quick():
     run = attacked(record(ra_worst=..., ra_worst_quick=48.0), "pgd_10")
-    own = tables([run])[2]
-    assert "RA-worst (quick)" not in own.columns
-    entry = rows_of(own)["ResNet-18", "0.5", "AdvMoE"]["RA-worst (listed attacks)"]
-    assert (entry.text, "The worst case over pgd_10;" in note_of(own, entry)) == ("48.00", True)
+    ours = tables([run])[2]
+    assert "RA-worst (quick)" not in ours.columns
+    entry = rows_of(ours)["ResNet-18", "0.5", "AdvMoE"]["RA-worst (listed attacks)"]
+    assert (entry.text, "The worst case over pgd_10;" in note_of(ours, entry)) == ("48.00", True)
 
 
 def test_seeds_attacked_differently_show_no_worst_case():
-    own = tables([record(), attacked(record(seed=1), "pgd_10")])[2]
-    row = rows_of(own)["ResNet-18", "0.5", "AdvMoE"]
+    ours = tables([record(), attacked(record(seed=1), "pgd_10")])[2]
+    row = rows_of(ours)["ResNet-18", "0.5", "AdvMoE"]
     assert (row["RA-worst"].text, row["RA-worst"].value, row["n"].text) == ("not shown", None, "2")
-    assert "attacked by different attacks" in note_of(own, row["RA-worst"])
+    assert "attacked by different attacks" in note_of(ours, row["RA-worst"])
     assert row["SA"].value is not None
 
 
-def test_rows_attacked_differently_say_by_what():
-    own = tables([record(), attacked(record("at_moe"), "pgd_10", "pgd_20")])[2]
-    rows = rows_of(own)
-    assert "over pgd_50;" in note_of(own, rows["ResNet-18", "0.5", "AdvMoE"]["RA-worst"])
-    assert "over pgd_10, pgd_20;" in note_of(own, rows["ResNet-18", "0.5", "AT (MoE)"]["RA-worst"])
+def test_rows_under_different_attacks_name_them():
+    ours = tables([record(), attacked(record("at_moe"), "pgd_10", "pgd_20")])[2]
+    rows = rows_of(ours)
+    assert "over pgd_50;" in note_of(ours, rows["ResNet-18", "0.5", "AdvMoE"]["RA-worst"])
+    assert "over pgd_10, pgd_20;" in note_of(ours, rows["ResNet-18", "0.5", "AT (MoE)"]["RA-worst"])
     assert not tables([record(), record("at_moe")])[2].notes[1:]  # the unreliable AutoAttack's alone
 
 
-def test_tables_say_what_an_order_needs():
+def test_tables_say_how_the_intervals_are_computed():
     assert all("t(n - 1, 0.975) s / sqrt(n)" in table.about for table in tables([record()]))

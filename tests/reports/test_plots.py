@@ -1,10 +1,10 @@
-"""Figures from Records: what is drawn, and that nothing is where nothing can be."""
+"""Figures from Records: what is drawn, and when nothing is drawn."""
 
 import pytest
-from kept import keep_figures
 from matplotlib.text import Text
 from records import old_record, record
 from records import quick as by_quick
+from saved_figures import record_saved_figures
 
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 
@@ -14,7 +14,7 @@ METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 
 @pytest.fixture
 def drawn(monkeypatch):
-    return keep_figures(monkeypatch)
+    return record_saved_figures(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -25,18 +25,18 @@ def grid():
 
 
 def lines(ax):
-    """Label -> (x, y) of the curves and error bars that stand in the legend."""
-    found = {}
+    """Label -> (x, y) of the curves and error bars in the legend."""
+    curves = {}
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
         line = handle[0] if isinstance(handle, tuple) else handle
         if hasattr(line, "get_xdata"):
-            found[label] = list(line.get_xdata()), list(line.get_ydata())
-    return found
+            curves[label] = list(line.get_xdata()), list(line.get_ydata())
+    return curves
 
 
 @pytest.mark.parametrize("suffix", MAGIC)
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_written_by_its_suffix(tmp_path, grid, name, suffix):
+def test_every_figure_is_written_as_png_and_pdf(tmp_path, grid, name, suffix):
     path = tmp_path / f"{name}.{suffix}"
     assert FIGURES[name](grid, path) is True
     assert path.read_bytes().startswith(MAGIC[suffix])
@@ -44,13 +44,13 @@ def test_every_figure_is_written_by_its_suffix(tmp_path, grid, name, suffix):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_nothing_is_written_where_no_record_has_what_it_needs(tmp_path, name):
+def test_no_file_is_written_without_the_data_that_a_figure_needs(tmp_path, name):
     assert FIGURES[name]([old_record()], tmp_path / "figure.png") is False
     assert FIGURES[name]([], tmp_path / "figure.png") is False
     assert list(tmp_path.iterdir()) == []
 
 
-def test_fig7_has_a_panel_a_measure_and_a_mark_a_scale(tmp_path, grid, drawn):
+def test_fig7_has_a_panel_for_each_measure_and_a_mark_for_each_scale(tmp_path, grid, drawn):
     fig7([*grid, record("standard")], tmp_path / "fig7.png")
     titles = [ax.get_title() for ax in drawn[0].axes]
     assert titles == ["RA-worst", "RA-50", "RA-AA"]
@@ -72,7 +72,7 @@ def test_quick_worst_case_has_a_separate_panel(tmp_path, drawn):
     assert panels["RA-worst (quick)"] == {"AdvMoE": ([0.2, 0.5], [33.0, 33.0])}
 
 
-def test_other_settings_stand_in_separate_rows(tmp_path, drawn):
+def test_other_settings_are_in_separate_rows(tmp_path, drawn):
     scales = (0.2, 0.5)
     fig7([record("advmoe", 0, r) for r in scales] + [record("advmoe", 0, r, dataset="other") for r in scales], tmp_path / "a.png")
     assert len(drawn[0].axes) == 6
@@ -90,7 +90,7 @@ def test_fig_a2_has_means_over_seeds_and_both_phases(tmp_path, grid, drawn):
     assert len(drawn[0].axes[0].collections) == 5  # a band each
 
 
-def test_fig_a2_stands_a_run_that_was_cut_short(tmp_path, drawn):
+def test_fig_a2_accepts_a_run_with_fewer_epochs(tmp_path, drawn):
     short = record("advmoe", 1)
     short.history = short.history[:3]
     fig_a2([record("advmoe", 0), short], tmp_path / "a2.png")
@@ -109,17 +109,17 @@ def test_epsilon_of_zero_has_no_multiples(tmp_path):
     assert not epsilon([record("advmoe", epsilon=0.0)], tmp_path / "epsilon.png")
 
 
-def test_frontier_keeps_what_no_cheaper_network_matches():
+def test_frontier_has_the_networks_that_no_cheaper_one_matches():
     points = [(1.0, 30.0), (2.0, 30.0), (2.0, 40.0), (3.0, 35.0), (4.0, 50.0), (4.0, 45.0)]
     assert on_frontier(points) == [(1.0, 30.0), (2.0, 40.0), (4.0, 50.0)]
 
 
-def test_frontier_rings_its_networks_and_parts_quick_figures(tmp_path, grid, drawn):
+def test_frontier_rings_its_networks_and_separates_quick_figures(tmp_path, grid, drawn):
     quick = [by_quick(record(method, 0, 0.5, ra_worst=..., ra_worst_quick=60.0)) for method in ("at_moe", "advmoe")]
     frontier([*grid, *quick], tmp_path / "frontier.png")
     full, other = drawn[0].axes
     assert (full.get_ylabel(), other.get_ylabel()) == ("RA-worst, %", "RA-worst (quick), %")
-    (rings,) = [own for own in full.collections if own.get_label() == "on the frontier"]
+    (rings,) = [collection for collection in full.collections if collection.get_label() == "on the frontier"]
     assert rings.get_offsets().tolist() == [pytest.approx(p) for p in ([0.0016, 46.25], [0.01, 49.25], [0.04, 55.25])]
 
 
@@ -129,9 +129,9 @@ def test_frontier_needs_two_networks(tmp_path):
 
 def test_methods_differ_in_colour_dash_and_marker(tmp_path, grid, drawn):
     fig_a2(grid, tmp_path / "a2.png")
-    own = drawn[0].axes[0].lines
-    assert len({line.get_color() for line in own}) == len({line.get_marker() for line in own}) == 5
-    assert len({str(line._dash_pattern) for line in own}) == 5
+    curves = drawn[0].axes[0].lines
+    assert len({line.get_color() for line in curves}) == len({line.get_marker() for line in curves}) == 5
+    assert len({str(line._dash_pattern) for line in curves}) == 5
 
 
 def test_experts_are_distinguished_where_several_numbers_were_run(tmp_path, drawn):
@@ -142,14 +142,14 @@ def test_experts_are_distinguished_where_several_numbers_were_run(tmp_path, draw
 @pytest.mark.parametrize(
     "name", ["$\\frac$", "<script>alert(1)</script>", "two\nlines $", "long " * 200], ids=["$", "tag", "lines", "long"]
 )
-def test_names_from_data_are_drawn_as_they_are(tmp_path, drawn, name):
-    """A $ begins no formula, a name stands on one line, and a long one is cut."""
+def test_names_from_data_are_drawn_literally(tmp_path, drawn, name):
+    """A $ starts no formula, a name is on one line, and a long one is cut."""
     odd = {"classes": [name] * 4, "dataset": name, "backbone": name, "norm": name}
     runs = [record("advmoe", 0, scale, depth=1, epochs=2, **odd) for scale in (0.2, 0.5)]
     suffix = "pdf" if "$" in name else "png"
     for figure, draw in FIGURES.items():
         assert draw(runs, tmp_path / f"{figure}.{suffix}")
     texts = [text.get_text() for figure in drawn for text in figure.findobj(Text)]
-    shown = " ".join(name.split())[:20]
-    assert len([text for text in texts if shown in text]) > len(drawn)
+    prefix = " ".join(name.split())[:20]
+    assert len([text for text in texts if prefix in text]) > len(drawn)
     assert max(len(line) for text in texts for line in text.splitlines()) < 200

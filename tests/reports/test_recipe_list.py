@@ -6,7 +6,7 @@ from advmoe.reports.costs import recipe_table
 from advmoe.reports.recipe_list import TABLE, chosen_recipes, recipe_lines, recipe_rows
 
 
-def test_table_is_what_is_counted():
+def test_the_stored_table_is_up_to_date():
     assert TABLE.read_text().splitlines() == recipe_table(RECIPES)
 
 

@@ -1,15 +1,15 @@
 """The MoE structure with a pathway, and loads by class."""
 
 import pytest
-from kept import keep_figures
 from records import record
+from saved_figures import record_saved_figures
 
 from advmoe.reports.routes import fig_a1, load_heat_map
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-    return keep_figures(monkeypatch)
+    return record_saved_figures(monkeypatch)
 
 
 def texts(ax):
@@ -28,16 +28,16 @@ def test_pathway_follows_the_clean_route_and_the_one_under_attack(tmp_path, draw
     run = record("advmoe", 0, 0.25, num_experts=4)
     fig_a1([run], tmp_path / "a1.png")
     pathway = drawn[0].axes[1]
-    shown = run.gallery[0]
-    assert [list(line.get_ydata()) for line in pathway.lines] == [shown.clean.route, shown.adversarial.route]
+    image = run.gallery[0]
+    assert [list(line.get_ydata()) for line in pathway.lines] == [image.clean.route, image.adversarial.route]
     assert "answer: T-shirt\n\nunder attack:\ntrouser" in texts(pathway)
     assert len([patch for patch in pathway.patches if patch.get_hatch()]) == 3
 
 
 def test_one_router_for_the_network_chooses_in_every_layer(tmp_path, drawn):
     run = record("advmoe")
-    for shown in run.gallery:
-        shown.clean.route, shown.adversarial.route, shown.steps = [1], [0], []
+    for image in run.gallery:
+        image.clean.route, image.adversarial.route, image.steps = [1], [0], []
     fig_a1([run], tmp_path / "a1.png")
     pathway = drawn[0].axes[1]
     assert [list(line.get_ydata()) for line in pathway.lines] == [[1] * 8, [0] * 8]
@@ -62,7 +62,7 @@ def test_heat_map_has_each_class_and_expert_in_percent_of_the_class(tmp_path, dr
     assert [label.get_text() for label in first.get_yticklabels()] == ["T-shirt", "trouser", "pullover", "dress"]
 
 
-def test_class_without_images_is_empty_not_an_error(tmp_path, drawn):
+def test_a_class_without_images_is_drawn_as_empty(tmp_path, drawn):
     run = record("advmoe")
     for layer in run.load_by_class:
         layer[2] = [0, 0]
@@ -70,7 +70,7 @@ def test_class_without_images_is_empty_not_an_error(tmp_path, drawn):
     assert drawn[0].axes[0].images[0].get_array()[2].tolist() == [0] * 16
 
 
-def test_many_classes_are_named_now_and_then(tmp_path, drawn):
+def test_of_many_classes_only_some_are_labelled(tmp_path, drawn):
     run = record("advmoe", classes=[f"class {number}" for number in range(100)], load_by_class=[[[5, 5]] * 100] * 8)
     load_heat_map([run], tmp_path / "load.png")
     labels = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]

@@ -13,8 +13,8 @@ def record(method="advmoe", worst=30.0, complete=True, unreliable=False, **more)
     checks = [{"number": 5, "status": "fail" if unreliable else "pass", "name": "RA-AA near RA-worst", "detail": "[1.0] points"}]
     fields = {"sa": 80.0, "ra": {"10": 51.0, "50": 50.0}, "ra_aa": ..., "ra_worst": ..., "gmacs": 0.5, "gmacs_dense": 1.0}
     fields |= {"reduction": 50.0, "ra_worst" if complete else "ra_worst_quick": worst}
-    made = records.record(method, **(fields | more), evaluation=records.content()["evaluation"] | {"checks": checks})
-    return made if complete else records.quick(made)
+    result = records.record(method, **(fields | more), evaluation=records.content()["evaluation"] | {"checks": checks})
+    return result if complete else records.quick(result)
 
 
 def cells(table):
@@ -23,27 +23,27 @@ def cells(table):
 
 
 def test_worst_case_comes_first():
-    found = cells(record_table([record(ra_aa=40.0)], "title"))
-    assert list(found) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense"]
-    assert [value for (value,) in found.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %"]
+    columns = cells(record_table([record(ra_aa=40.0)], "title"))
+    assert list(columns) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense"]
+    assert [value for (value,) in columns.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %"]
 
 
-def test_quick_and_full_worst_cases_stand_in_separate_columns():
-    found = cells(record_table([record(ra_aa=40.0), record("at_dense", 45.0, complete=False)], "title"))
-    assert list(found)[1:4] == ["RA-worst", "RA-worst (quick)", "SA"]
-    assert (found["RA-worst"], found["RA-worst (quick)"]) == (["30.0", ""], ["", "45.0"])
-    assert found["RA-AA"] == ["40.0", ""]
+def test_quick_and_full_worst_cases_are_in_separate_columns():
+    columns = cells(record_table([record(ra_aa=40.0), record("at_dense", 45.0, complete=False)], "title"))
+    assert list(columns)[1:4] == ["RA-worst", "RA-worst (quick)", "SA"]
+    assert (columns["RA-worst"], columns["RA-worst (quick)"]) == (["30.0", ""], ["", "45.0"])
+    assert columns["RA-AA"] == ["40.0", ""]
 
 
 def test_records_of_different_steps_keep_their_columns():
-    found = cells(record_table([record(ra={"50": 1.0}), record(ra={"10": 2.0, "200": 3.0})], "title"))
-    assert list(found)[3:6] == ["RA-10", "RA-50", "RA-200"]
-    assert (found["RA-10"], found["RA-50"], found["RA-200"]) == (["", "2.0"], ["1.0", ""], ["", "3.0"])
+    columns = cells(record_table([record(ra={"50": 1.0}), record(ra={"10": 2.0, "200": 3.0})], "title"))
+    assert list(columns)[3:6] == ["RA-10", "RA-50", "RA-200"]
+    assert (columns["RA-10"], columns["RA-50"], columns["RA-200"]) == (["", "2.0"], ["1.0", ""], ["", "3.0"])
 
 
 def test_unreliable_autoattack_is_marked():
-    found = cells(record_table([record(ra_aa=40.0, unreliable=True), record(ra_aa=31.0)], "title"))
-    assert found["RA-AA"] == ["40.0 (unreliable)", "31.0"]
+    columns = cells(record_table([record(ra_aa=40.0, unreliable=True), record(ra_aa=31.0)], "title"))
+    assert columns["RA-AA"] == ["40.0 (unreliable)", "31.0"]
 
 
 def test_dense_network_has_no_reduction():
@@ -72,7 +72,7 @@ def evaluation():
     }  # fmt: skip
 
 
-def test_lines_say_it_all_worst_case_first():
+def test_the_lines_of_an_evaluation_start_with_the_worst_case():
     lines = [Text.from_markup(line).plain for line in evaluation_lines(EvaluationResult(**evaluation()))]
     assert lines == [
         "ra_worst_quick  25.0 %  95 % interval 10.0 to 40.0",
