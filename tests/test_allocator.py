@@ -31,16 +31,16 @@ needs_glibc = pytest.mark.skipif(allocator.platform.libc_ver()[0] != "glibc", re
 
 
 @needs_glibc
-def test_pages_of_freed_blocks_are_not_paid_for_again():
+def test_pages_of_freed_blocks_are_reused():
     faults = {}
-    for how in ("keep", "leave"):
-        command = [sys.executable, "-c", TOUCH, allocator.__file__, how]
-        faults[how] = int(subprocess.run(command, check=True, capture_output=True, text=True, env={}).stdout)
+    for mode in ("keep", "leave"):
+        command = [sys.executable, "-c", TOUCH, allocator.__file__, mode]
+        faults[mode] = int(subprocess.run(command, check=True, capture_output=True, text=True, env={}).stdout)
     assert faults["keep"] < 20 < 0.5 * faults["leave"]
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_what_the_user_has_set_stays(name, monkeypatch):
+def test_settings_of_the_user_are_not_changed(name, monkeypatch):
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: pytest.fail("the allocator was touched"))
     assert not keep_freed_memory({name: "glibc.malloc.arena_max=1"})
 
@@ -52,7 +52,7 @@ def test_another_c_library_is_not_changed(monkeypatch):
 
 
 @needs_glibc
-@pytest.mark.parametrize(("environment", "done"), [({}, True), ({"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}, True)])
-def test_nothing_about_memory_in_the_environment(environment, done, monkeypatch):
+@pytest.mark.parametrize(("environment", "changed"), [({}, True), ({"GLIBC_TUNABLES": "glibc.pthread.rseq=0"}, True)])
+def test_memory_is_kept_if_the_environment_does_not_set_the_allocator(environment, changed, monkeypatch):
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: type("C", (), {"mallopt": staticmethod(lambda *_: 1)}))
-    assert keep_freed_memory(environment) is done
+    assert keep_freed_memory(environment) is changed

@@ -1,4 +1,4 @@
-"""README and docs: their Python blocks run, and their figures are those of the Records."""
+"""README and docs: Python blocks run, links lead to files, and figures are those of the Records."""
 
 import importlib.util
 import re

@@ -1,4 +1,4 @@
-"""What README and docs tell a reader to type: a page's commands, and the Python that goes on from them, in order and made small."""
+"""The commands of each page of README and docs run in order, made small, with the Python that continues from them."""
 
 import re
 import shlex
@@ -19,15 +19,15 @@ from cifar10 import write_batches
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
-ALONE = ("python", "text")  # tests/test_docs.py runs the first; nobody the second
+ALONE = ("python", "text")  # tests/test_docs.py runs python; text is not run
 NETWORK = ["--width", "4", "--limit-train", "40", "--batch-size", "20", "--epochs", "1", "--device", "cpu"]
-SMALLER = {  # command -> words that come last
+SMALLER = {  # command -> flags that are appended
     "train": [*NETWORK, "--backbone", SMALL, "--limit-test", "10", "--num-steps", "1", "--image-size", "32"],
     "evaluate": ["--limit-test", "4", "--device", "cpu"],
     "sweep": [*NETWORK, "--limit-test", "4", "--seeds", "1", "--only", "resnet18-at_small_dense", "--preset", "pgd_10"],
     "attack": ["--device", "cpu"],
 }
-OTHERS = {  # lines of a shell that are no command of ours: what installs is run by tests/test_packaging.py
+OTHERS = {  # other shell lines; tests/test_packaging.py tests an installation
     "python3 -m venv .venv",
     ".venv/bin/pip install -c constraints.txt .",
     ". .venv/bin/activate",
@@ -40,14 +40,14 @@ def blocks(page):
 
 
 def steps(page):
-    """What a reader of the page runs, in order."""
+    """The commands and Python blocks of a page, in order."""
     for language, text in blocks(page):
         yield from ((language, line) for line in text.splitlines()) if language == "sh" else [(language, text)] * (language == "py")
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder as the pages suppose one: images in classes, photos, and CIFAR-10 where `advmoe data get` would put it."""
+def working_folder(tmp_path, monkeypatch):
+    """A folder with what the pages assume: images in class folders, photos, and CIFAR-10 by `advmoe data get`."""
     random = np.random.default_rng(0)
     for number in range(60):
         image(random, tmp_path / f"images/{'cats' if number % 2 else 'dogs'}/{number}.png")
@@ -67,36 +67,36 @@ def image(random, path):
 
 
 def cases():
-    """The pages on which there is something to run; a sweep's processes take their time."""
+    """The pages with something to run; the one with a sweep is slow."""
     for page in PAGES:
         if any(steps(page)):
             yield pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name == "paper.md" else [])
 
 
 @pytest.mark.parametrize("page", list(cases()))
-def test_what_a_page_says_runs(page, place):
+def test_the_commands_of_a_page_run(page, working_folder):
     for language, text in steps(page):
         if language == "py":
             exec(compile(text, page.name, "exec"), {"__name__": "block"})
         else:
-            typed(text)
+            run_shell_line(text)
 
 
-def typed(line):
-    """One line at the shell."""
-    words = shlex.split(line.removeprefix(".venv/bin/").replace(" DIR ", " images "), comments=True)
-    if not words or " ".join(shlex.split(line, comments=True)) in OTHERS:
+def run_shell_line(line):
+    """Run one line of a shell."""
+    arguments = shlex.split(line.removeprefix(".venv/bin/").replace(" DIR ", " images "), comments=True)
+    if not arguments or " ".join(shlex.split(line, comments=True)) in OTHERS:
         return
-    if words[0] == "make":
-        assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text()
+    if arguments[0] == "make":
+        assert f"\n{arguments[1]}:" in (ROOT / "Makefile").read_text()
         return
-    inner = re.fullmatch(r'eval "\$\((.*)\)"', line)
-    words = inner[1].split() if inner else words
-    assert words[0] == "advmoe", line
-    if words[1] == "sweep" and words[2].startswith("results/"):  # hours; tests/test_results.py compares plan and Records
-        assert read_sweep(str(ROOT / words[2])), line
+    substituted = re.fullmatch(r'eval "\$\((.*)\)"', line)
+    arguments = substituted[1].split() if substituted else arguments
+    assert arguments[0] == "advmoe", line
+    if arguments[1] == "sweep" and arguments[2].startswith("results/"):  # takes hours
+        assert read_sweep(str(ROOT / arguments[2])), line
         return
-    assert main([*words[1:], *SMALLER.get(words[1], [])]) == 0, line
+    assert main([*arguments[1:], *SMALLER.get(arguments[1], [])]) == 0, line
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

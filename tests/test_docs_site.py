@@ -1,4 +1,4 @@
-"""What the site has beyond Markdown; `make docs` builds all of it."""
+"""The hook of the site: formulas, links and added files. `make docs` builds the whole site."""
 
 import importlib.util
 from pathlib import Path
@@ -25,23 +25,23 @@ def page(name):
 
 
 def test_formulas_become_mathml(site):
-    made = site.on_page_content(
+    html = site.on_page_content(
         r'<p>of <span class="arithmatex">\(r^2\)</span></p><div class="arithmatex">\[' + "\na &lt; b\n" + r"\]</div>"
     )
-    assert "arithmatex" not in made
-    inline, block = ElementTree.fromstring(f"<all>{made}</all>").iter("{http://www.w3.org/1998/Math/MathML}math")
+    assert "arithmatex" not in html
+    inline, block = ElementTree.fromstring(f"<all>{html}</all>").iter("{http://www.w3.org/1998/Math/MathML}math")
     assert (inline.get("display"), block.get("display")) == ("inline", "block")
     assert ["".join(formula.itertext()) for formula in (inline, block)] == ["r2", "a<b"]
 
 
-def test_links_to_records_lead_into_the_site(site):
+def test_links_to_records_stay_within_the_site(site):
     text = "[a](../results/x.json) [b](../../results/benchmarks/y.json) [c](../images/z.png)"
     assert site.on_page_markdown(text, page("cost.md")) == "[a](results/x.json) [b](results/benchmarks/y.json) [c](../images/z.png)"
     assert site.on_page_markdown("[a](../../results/x.json)", page("api/moe.md")) == "[a](../results/x.json)"
     assert site.on_page_markdown("[a](docs/choices.md)", page("contributing.md")) == "[a](choices.md)"
 
 
-def test_records_and_pages_of_the_root_are_part_of_it(site):
+def test_records_and_pages_of_the_repositorys_root_are_in_the_site(site):
     files = []
     site.File = SimpleNamespace(generated=lambda config, target, abs_src_path: (target, Path(abs_src_path)))
     site.on_files(files, config=None)

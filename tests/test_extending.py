@@ -1,4 +1,4 @@
-"""The page on extending: every snippet is short, and what it adds is there for the command line, too."""
+"""docs/extending.md: every snippet is short, and what it adds also works on the command line."""
 
 import re
 import shutil
@@ -90,9 +90,9 @@ def test_other_processes_load_the_script(tmp_path):
 
 def test_commands_train_evaluate_and_attack_with_what_was_added(tmp_path, capsys):
     run("A data set"), run("A backbone"), run("An attack")
-    words = ["train", "--recipe", "fashion-mnist-resnet18-advmoe", "--dataset", "stripes", "--backbone", "tower", "--width", "4"]
+    command = ["train", "--recipe", "fashion-mnist-resnet18-advmoe", "--dataset", "stripes", "--backbone", "tower", "--width", "4"]
     flags = ["--limit-train", "40", "--limit-test", "20", "--epochs", "1", "--batch-size", "20", "--device", "cpu"]
-    assert main([*words, *flags, "--out", str(tmp_path / "run")]) == 0
+    assert main([*command, *flags, "--out", str(tmp_path / "run")]) == 0
     assert main(["evaluate", str(tmp_path / "run"), "--attacks", "pgd_10", "corners", "--device", "cpu"]) == 0
     assert "corners" in capsys.readouterr().out
 
@@ -112,23 +112,23 @@ def test_a_converted_network_trains_as_a_backbone(tiny, splits, recorder, tmp_pa
 def test_a_converted_network_is_resumed_published_and_loaded(tiny, splits, tmp_path, monkeypatch):
     run("Your own convolutional network", 1)
     config = tiny("advmoe", backbone="mine", width=4, epochs=2)
-    train(config, splits, tmp_path / "whole", Recorder())
+    train(config, splits, tmp_path / "unbroken", Recorder())
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
     train(config, splits, tmp_path / "run", Recorder(), resume=True)
     model, x = advmoe.load(tmp_path / "run"), torch.rand(4, 1, 28, 28)
-    assert torch.equal(model(x), advmoe.load(tmp_path / "whole")(x))
+    assert torch.equal(model(x), advmoe.load(tmp_path / "unbroken")(x))
     monkeypatch.setattr("advmoe.hub.publish", lambda folder, name, private: shutil.copytree(folder, tmp_path / "hub"))
     options = EvaluationOptions(0.1, preset=("pgd_10",))
     write_record(tmp_path / "run" / "record.json", evaluate_folder(tmp_path / "run", config, splits, options))
     advmoe.push_to_hub(tmp_path / "run", "someone/mine")
-    again = advmoe.load(tmp_path / "hub")
-    assert torch.equal(again(x), model(x))
-    assert again.record is not None
+    published = advmoe.load(tmp_path / "hub")
+    assert torch.equal(published(x), model(x))
+    assert published.record is not None
     monkeypatch.delitem(MODELS, "mine")
-    for what in (tmp_path / "hub", tmp_path / "run"):
+    for folder in (tmp_path / "hub", tmp_path / "run"):
         with pytest.raises(UserError, match=r"its backbone 'mine' is not in advmoe.models.MODELS: load the script that adds it"):
-            advmoe.load(what)
+            advmoe.load(folder)
 
 
 def test_a_file_that_could_not_be_loaded_is_not_written(tiny, tmp_path):

@@ -1,4 +1,4 @@
-"""The Hugging Face hub's library against a server on this machine that speaks the hub's HTTP."""
+"""The Hugging Face hub's library with a local server that answers like the hub."""
 
 import hashlib
 import importlib.util
@@ -26,10 +26,10 @@ NAME, COMMIT = "someone/robust", "0123456789abcdef0123456789abcdef01234567"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves /OWNER/NAME/resolve/REVISION/FILE as the hub does: what it is in the headers of HEAD, and the bytes. No other path."""
+    """Serves only /OWNER/NAME/resolve/REVISION/FILE, with the hub's headers."""
 
     files: dict[str, bytes]
-    asked: list[tuple[str, str]]
+    requests: list[tuple[str, str]]
 
     def do_HEAD(self) -> None:
         self.respond()
@@ -38,8 +38,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(self.respond())
 
     def respond(self) -> bytes:
-        """Send status and headers; give the body."""
-        self.asked.append((self.command, self.path))
+        """Send status and headers; return the body."""
+        self.requests.append((self.command, self.path))
         parts = self.path.split("?")[0].strip("/").split("/")
         owner, name, _, revision, file = parts if len(parts) == 5 else ("", "", "", "", "")
         code = "RepoNotFound" if f"{owner}/{name}" != NAME else "RevisionNotFound" if revision not in ("main", COMMIT) else ""
@@ -57,19 +57,19 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def log_message(self, *_: Any) -> None:
-        """Nothing."""
+        """No log."""
 
 
-def forget() -> None:
-    """Have the library imported anew: it reads its environment then."""
+def unload_library() -> None:
+    """Remove the library's modules, so that the next import reads its environment."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
 
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHTTPServer]:
-    """A running hub with no file yet, and the library that knows no other."""
-    handler = type("OwnHandler", (Handler,), {"files": {}, "asked": []})
+    """A running hub without files, and the library set to use it."""
+    handler = type("HubHandler", (Handler,), {"files": {}, "requests": []})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -77,17 +77,17 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadingHT
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     for name in ("HF_HUB_OFFLINE", "HF_TOKEN", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
-    forget()
+    unload_library()
     yield server
-    forget()
+    unload_library()
     server.shutdown()
     server.server_close()
     thread.join()
 
 
 @pytest.fixture
-def sent(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.runs.load.Loaded:
-    """A network that lies on the hub."""
+def published(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.runs.load.Loaded:
+    """A network on the hub."""
     folder, config = RunFolder(tmp_path / "run"), tiny()
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
@@ -98,43 +98,45 @@ def sent(hub: Any, tiny: Any, splits: Any, tmp_path: Path) -> advmoe.runs.load.L
     return model
 
 
-def refusal(name: str, **options: Any) -> str:
+def error_line(name: str, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         advmoe.from_pretrained(name, **options)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_network_comes_over_http_and_then_from_the_cache(hub: Any, sent: Any) -> None:
-    pixels = torch.rand(3, *sent.input_size)
-    asked = hub.RequestHandlerClass.asked
-    for what in (advmoe.from_pretrained(NAME), advmoe.load(NAME), advmoe.from_pretrained(NAME, revision=COMMIT)):
-        assert (what.classes, what.config.model) == (sent.classes, sent.config.model)
+def test_a_network_comes_over_http_and_then_from_the_cache(hub: Any, published: Any) -> None:
+    pixels = torch.rand(3, *published.input_size)
+    requests = hub.RequestHandlerClass.requests
+    for model in (advmoe.from_pretrained(NAME), advmoe.load(NAME), advmoe.from_pretrained(NAME, revision=COMMIT)):
+        assert (model.classes, model.config.model) == (published.classes, published.config.model)
         with torch.inference_mode():
-            assert torch.equal(what(pixels), sent(pixels))
-    assert [path for method, path in asked if method == "GET" and "/resolve/" in path] == [f"/{NAME}/resolve/main/{FILE}"]
+            assert torch.equal(model(pixels), published(pixels))
+    assert [path for method, path in requests if method == "GET" and "/resolve/" in path] == [f"/{NAME}/resolve/main/{FILE}"]
     hub.shutdown()
     hub.server_close()
-    assert advmoe.load(NAME).classes == sent.classes  # with nobody there
+    assert advmoe.load(NAME).classes == published.classes  # from the cache, without the server
 
 
-def test_what_the_hub_does_not_have_is_one_line(hub: Any, sent: Any) -> None:
+def test_what_the_hub_does_not_have_is_one_line(hub: Any, published: Any) -> None:
     unknown = "no such file or folder, and it cannot be downloaded from the hub"
-    assert refusal("someone/typo").startswith(f"someone/typo: {unknown} (the hub has no repository of that name, or it is private")
-    assert refusal(NAME, revision="v9") == f"{NAME}: {unknown} (the repository has no such revision)"
+    assert error_line("someone/typo").startswith(
+        f"someone/typo: {unknown} (the hub has no repository of that name, or it is private"
+    )
+    assert error_line(NAME, revision="v9") == f"{NAME}: {unknown} (the repository has no such revision)"
     hub.RequestHandlerClass.files.clear()
     hub.RequestHandlerClass.files["other.bin"] = b"x"
-    assert "but has no such file: it contains no network of advmoe" in refusal(NAME)
+    assert "but has no such file: it contains no network of advmoe" in error_line(NAME)
 
 
 def test_a_hub_that_is_down_is_one_line(hub: Any, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)  # the library tries five times, 23 seconds in all
     hub.shutdown()
     hub.server_close()
-    assert "(the hub cannot be reached, and the network is not in the local cache)" in refusal(NAME)
-    assert capfd.readouterr().err == ""  # nor does the library say anything of each try
+    assert "(the hub cannot be reached, and the network is not in the local cache)" in error_line(NAME)
+    assert capfd.readouterr().err == ""  # the library prints nothing for each try
 
 
 def test_other_bytes_than_a_network_are_one_line(hub: Any) -> None:
     hub.RequestHandlerClass.files[FILE] = b"something else"
-    assert "not a safetensors file" in refusal(NAME)
+    assert "not a safetensors file" in error_line(NAME)

@@ -1,4 +1,4 @@
-"""What is installed beside what is asked for, on packages made here."""
+"""Installed libraries compared with the requirements of a package, on packages that the tests write."""
 
 import shlex
 import sys
@@ -12,7 +12,7 @@ from advmoe.errors import UserError
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 
 ROOT = Path(__file__).parents[1]
-ASKED = """\
+METADATA = """\
 Metadata-Version: 2.4
 Name: thing
 Version: 1
@@ -29,7 +29,7 @@ Requires-Dist: only-there; sys_platform == "nowhere" and extra == "elsewhere"
 
 @pytest.fixture
 def package(tmp_path):
-    (tmp_path / "METADATA").write_text(ASKED)
+    (tmp_path / "METADATA").write_text(METADATA)
     return PathDistribution(tmp_path)
 
 
@@ -40,23 +40,23 @@ def test_what_every_command_needs(package):
     assert [need.met for need in needs(package)] == [True, False, False]
 
 
-def test_an_extra_adds_its_own_alone(package):
+def test_an_extra_has_only_its_own_requirements(package):
     assert [need.requirement for need in needs(package, "new")] == ["nor-this<4,>=3", "pillow"]
 
 
-def test_a_requirement_of_another_system_is_none_here(package):
+def test_a_requirement_of_another_system_is_ignored(package):
     assert extras(package) == ["elsewhere", "new"]
     assert needs(package, "elsewhere") == []
 
 
-def test_a_version_before_the_release_will_do():
+def test_a_development_version_meets_a_requirement():
     assert Need("thing>=2", "2.1.dev20260101+cpu").met
     assert not Need("thing>=2", "2.0rc1").met
 
 
 def test_the_command_installs_what_is_missing_into_this_python(package):
-    words = shlex.split(adding(package, [Need("nor-this<4,>=3", None), Need("torch[opt]<2", "3")]))
-    assert words == [sys.executable, "-m", "pip", "install", "nor-this<4,>=3", "torch[opt]<2"]
+    command = shlex.split(adding(package, [Need("nor-this<4,>=3", None), Need("torch[opt]<2", "3")]))
+    assert command == [sys.executable, "-m", "pip", "install", "nor-this<4,>=3", "torch[opt]<2"]
 
 
 def test_a_checkout_installs_its_own_versions(package, tmp_path):
@@ -70,11 +70,11 @@ def test_a_checkout_installs_its_own_versions(package, tmp_path):
 
 
 def test_files_without_an_installation_are_named(monkeypatch):
-    monkeypatch.setattr("advmoe.installation.distribution", lambda name: PathDistribution.from_name("advmoe-is-not-here"))
+    monkeypatch.setattr("advmoe.installation.distribution", lambda name: PathDistribution.from_name("advmoe-is-not-installed"))
     with pytest.raises(UserError, match="without being installed"):
         installed()
 
 
-def test_every_extra_says_what_it_is_for():
+def test_every_extra_has_a_purpose():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(PURPOSES) == set(project["optional-dependencies"]) | {"export"}

@@ -1,4 +1,4 @@
-"""Networks that come with the package: their three files belong together, and they are used by name."""
+"""Networks of the package: their three files belong together, and they are loaded by name."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from advmoe.models.digest import weights_digest
 from advmoe.runs.evaluate import subject
 
 EMBEDDED = "fashion-mnist"
-IMAGES = 24  # attacked again
+IMAGES = 24  # that are attacked
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any connection is a failure."""
+    """Any connection fails the test."""
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("a connection"))
 
 
@@ -61,17 +61,19 @@ def test_file_record_and_card_belong_together(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", networks.names())
-def test_a_few_images_withstand_what_the_record_says(name: str) -> None:
-    """PGD-10 on the first images of the test set breaks those of the Record: an image's draws do not depend on the others."""
+def test_a_few_images_are_broken_as_the_record_says(name: str) -> None:
+    """PGD-10 on a few test images breaks the same ones as in the Record, because an image's draws do not depend on the others."""
     model, record = advmoe.load(name), read_record(networks.record_file(name))
     if record.dataset != EMBEDDED:
         pytest.skip(f"{record.dataset} is not embedded")
     splits = load_dataset(model.config.data.replace(limit_test=record.test_images))
     assert splits.fingerprint == record.fingerprint
     test = splits.test[torch.arange(IMAGES)]
-    again = evaluate(model.network, test.pixels(), test.labels, epsilon=record.epsilon, preset=("pgd_10",), seed=record.attack_seed)
+    result = evaluate(
+        model.network, test.pixels(), test.labels, epsilon=record.epsilon, preset=("pgd_10",), seed=record.attack_seed
+    )
     broken = {row for row in record.evaluation.broken["pgd_10"] if row < IMAGES}
-    assert len(broken ^ set(again.broken["pgd_10"])) <= 1  # rounding on another processor may move an image
+    assert len(broken ^ set(result.broken["pgd_10"])) <= 1  # rounding on another processor may change an image
 
 
 def test_the_demos_networks_come_with_the_package() -> None:
@@ -83,12 +85,12 @@ def test_a_name_is_enough_to_classify_attack_and_evaluate(photo: Path, monkeypat
     monkeypatch.chdir(photo.parent)
     assert main(["predict", "demo-advmoe", "photo.png", "--json", "--device", "cpu"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
-    answer = advmoe.load("demo-advmoe").predict("photo.png")
-    assert (row["class"], row["pathway"]) == (answer.name, list(answer.pathway))
+    prediction = advmoe.load("demo-advmoe").predict("photo.png")
+    assert (row["class"], row["pathway"]) == (prediction.name, list(prediction.pathway))
     assert main(["attack", "demo-advmoe", "photo.png", "--epsilon", "0.2", "--device", "cpu", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["clean"]["class"] == answer.name
+    assert json.loads(capsys.readouterr().out)["clean"]["class"] == prediction.name
     assert main(["evaluate", "demo-advmoe", "--attacks", "pgd_10", "--limit-test", "10", "--device", "cpu"]) == 0
-    assert read_record(photo.parent / "demo-advmoe.record.json").test_images == 10  # here, not in the package
+    assert read_record(photo.parent / "demo-advmoe.record.json").test_images == 10  # in the working folder, not in the package
     assert not (networks.FOLDER / "demo-advmoe.evaluation").exists()
 
 

@@ -1,4 +1,4 @@
-"""The package as it is installed: what its import costs, what its wheel holds, and that it runs where there is no repository."""
+"""The installed package: the time of its import, the contents of its wheel, and a run without the repository."""
 
 import os
 import re
@@ -19,7 +19,7 @@ ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in 
 
 
 def seconds(code):
-    """The processor time that a fresh process takes for some Python."""
+    """The processor time of a new process that runs `code`."""
     before = os.times()
     subprocess.run([sys.executable, "-c", code], check=True)
     after = os.times()
@@ -27,12 +27,12 @@ def seconds(code):
 
 
 def test_import_costs_less_than_one_and_a_half_times_torchs():
-    """With what `import advmoe` puts off until it is asked for; another round where others disturb the first."""
+    """Including what `import advmoe` imports lazily; up to three rounds, because other processes may disturb one."""
     rounds = ((seconds("import torch"), seconds("import advmoe; advmoe.load")) for _ in range(3))
     assert any(with_advmoe < 1.5 * torch_alone for torch_alone, with_advmoe in rounds)
 
 
-def test_import_alone_leaves_torch_out():
+def test_import_alone_does_not_import_torch():
     code = "import sys, advmoe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
@@ -48,18 +48,18 @@ def test_citation_names_the_paper_and_this_version():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """What `python -m build` makes of the repository's files, copied, so that no earlier build is in the way."""
-    place = tmp_path_factory.mktemp("copy")
-    shutil.copytree(ROOT / "src", place / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
+    """The wheel that `python -m build` makes from a copy of the repository, without files of earlier builds."""
+    copy = tmp_path_factory.mktemp("copy")
+    shutil.copytree(ROOT / "src", copy / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, place)
-    subprocess.run([sys.executable, "-m", "build", "--wheel", str(place)], check=True, capture_output=True)
-    (made,) = (place / "dist").iterdir()
-    return made
+        shutil.copy(ROOT / name, copy)
+    subprocess.run([sys.executable, "-m", "build", "--wheel", str(copy)], check=True, capture_output=True)
+    (path,) = (copy / "dist").iterdir()
+    return path
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_file_of_the_package_and_no_other(wheel):
+def test_the_wheel_has_exactly_the_files_of_the_package(wheel):
     source = {str(path.relative_to(ROOT / "src")) for path in (ROOT / "src/advmoe").rglob("*") if path.is_file()}
     with zipfile.ZipFile(wheel) as archive:
         packed = {name for name in archive.namelist() if not re.match(r"advmoe-[^/]*\.dist-info/", name)}
@@ -68,13 +68,13 @@ def test_wheel_holds_every_file_of_the_package_and_no_other(wheel):
 
 @pytest.mark.slow
 def test_wheel_runs_in_an_empty_environment_away_from_the_repository(wheel, tmp_path):
-    def run(*words):
-        return subprocess.run(words, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
+    def run(*command):
+        return subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True, text=True).stdout
 
     run(sys.executable, "-m", "venv", "empty")
     run("empty/bin/pip", "install", "--quiet", "-c", str(ROOT / "constraints.txt"), str(wheel))
-    place = run("empty/bin/python", "-c", "import advmoe; print(advmoe.__file__)")
-    assert Path(place.strip()).is_relative_to(tmp_path)
+    location = run("empty/bin/python", "-c", "import advmoe; print(advmoe.__file__)")
+    assert Path(location.strip()).is_relative_to(tmp_path)
     assert "missing: pyautoattack" in run("empty/bin/advmoe", "doctor")
     network = shlex.split("--width 4 --limit-train 40 --limit-test 10 --batch-size 20 --epochs 1 --device cpu")
     run("empty/bin/advmoe", "train", "--recipe", "demo-advmoe", *network, "--out", "run")

@@ -8,9 +8,9 @@ def find(table, model, scale, method):
     return cell
 
 
-def test_holds_every_printed_cell_once():
-    places = Counter((cell.table, cell.model, cell.model_scale, cell.method) for cell in cells())
-    assert set(places.values()) == {1}
+def test_every_printed_cell_occurs_once():
+    counts = Counter((cell.table, cell.model, cell.model_scale, cell.method) for cell in cells())
+    assert set(counts.values()) == {1}
     assert Counter(cell.table for cell in cells()) == {"A1": 10, "A2": 26}
     assert {(cell.table, cell.attack_steps) for cell in cells()} == {("A1", 10), ("A2", 2)}
     assert {cell.dataset for cell in cells()} == {"cifar10"}
@@ -36,7 +36,7 @@ def test_both_tables_print_the_same_costs():
     assert columns[0].items() <= columns[1].items()
 
 
-def test_recipes_leave_out_what_is_usual():
+def test_recipe_names_omit_defaults():
     assert find("A1", "resnet18", 1.0, "at_dense").recipe == "cifar10-resnet18-at_dense-steps10"
     assert find("A2", "wrn28_10", 0.8, "at_sparse").recipe == "cifar10-wrn28_10-at_sparse-r0.8"
     assert find("A2", "wrn28_10", 0.5, "advmoe").recipe == "cifar10-wrn28_10-advmoe"

@@ -26,26 +26,26 @@ def test_lists_every_cell_of_the_papers_tables() -> None:
 
 def test_lists_every_backbone_data_set_and_method_with_2_and_10_steps() -> None:
     nets = ("resnet18", "wrn28_10", "vgg16_bn")
-    places = [(data, net) for data in ("cifar10", "cifar100", "tinyimagenet", "imagenet") for net in nets]
-    places += [(data, "densenet40") for data in ("cifar10", "cifar100", "tinyimagenet")] + [("imagenet", "densenet121")]
+    pairs = [(data, net) for data in ("cifar10", "cifar100", "tinyimagenet", "imagenet") for net in nets]
+    pairs += [(data, "densenet40") for data in ("cifar10", "cifar100", "tinyimagenet")] + [("imagenet", "densenet121")]
     listed = {(c.data.dataset, c.model.backbone, c.method, c.attack.num_steps) for c in RECIPES.values() if c.model.width is None}
-    wanted = {(data, net, method, steps) for data, net in places for method in PAPER_METHODS for steps in (2, 10)}
-    assert listed == wanted | {(data, net, "standard", 2) for data, net in places}
+    expected = {(data, net, method, steps) for data, net in pairs for method in PAPER_METHODS for steps in (2, 10)}
+    assert listed == expected | {(data, net, "standard", 2) for data, net in pairs}
 
 
 def test_table_a2_has_its_scales_on_both_data_sets() -> None:
     scaled = {(c.data.dataset, c.model.backbone, c.method, c.model.model_scale) for c in RECIPES.values()}
-    wanted = {
+    expected = {
         (data, net, method, scale)
         for data in ("cifar10", "cifar100")
         for net in ("resnet18", "wrn28_10")
         for method in PAPER_METHODS[1:]
         for scale in (0.2, 0.8)
     }
-    assert {entry for entry in scaled if entry[3] != 0.5} == wanted
+    assert {entry for entry in scaled if entry[3] != 0.5} == expected
 
 
-def test_names_are_the_configurations() -> None:
+def test_a_name_describes_its_configuration() -> None:
     for name, config in RECIPES.items():
         assert recipe(name) == config, name
         dataset, model, method = ("demo", "", config.method) if name.startswith("demo-") else name.split("-")[:3]
@@ -67,7 +67,7 @@ def test_added_methods_and_backbones_make_recipes(monkeypatch: pytest.MonkeyPatc
         recipe("cifar10-mine-added-n4")
 
 
-def test_no_two_names_are_one_run() -> None:
+def test_no_two_recipes_are_the_same_run() -> None:
     assert len(set(RECIPES.values())) == len(RECIPES)
 
 
@@ -96,7 +96,7 @@ SIDES = {"cifar10": 32, "cifar100": 32, "tinyimagenet": 64, "imagenet": 224}
 
 @pytest.mark.parametrize("dataset", SIDES)
 @pytest.mark.parametrize("model", ["resnet18", "wrn28_10", "vgg16_bn", "densenet40", "densenet121"])
-def test_narrow_twins_take_their_data_sets_images(dataset: str, model: str) -> None:
+def test_narrow_networks_take_their_data_sets_images(dataset: str, model: str) -> None:
     config = recipe(f"{dataset}-{model}-advmoe")
     spec = DATASETS[dataset].spec(config.data)
     assert spec.shape == (3, SIDES[dataset], SIDES[dataset])
@@ -109,9 +109,9 @@ def test_narrow_twins_take_their_data_sets_images(dataset: str, model: str) -> N
 
 @pytest.mark.parametrize("family", ["demo", "cifar10-resnet18", "imagenet-densenet121"])
 def test_recipes_of_a_family_differ_in_method_alone(family: str) -> None:
-    own = [recipe(f"{family}-{method}") for method in METHODS]
-    assert {config.method for config in own} == set(METHODS)
-    assert len({config.replace(method="") for config in own}) == 1
+    configs = [recipe(f"{family}-{method}") for method in METHODS]
+    assert {config.method for config in configs} == set(METHODS)
+    assert len({config.replace(method="") for config in configs}) == 1
 
 
 def sgd(config: RunConfig) -> tuple[float, float, float, int, int]:
@@ -161,8 +161,8 @@ def test_suffixes_set_one_field_each() -> None:
         "pgd_at",
     )
     model = every.model.replace(model_scale=0.5, num_experts=2)
-    back = every.replace(model=model, attack=every.attack.replace(num_steps=2), training=every.training.replace(loss="trades"))
-    assert back == plain
+    restored = every.replace(model=model, attack=every.attack.replace(num_steps=2), training=every.training.replace(loss="trades"))
+    assert restored == plain
     assert recipe("cifar100-vgg16_bn-at_moe-n4") == plain.replace(model=plain.model.replace(num_experts=4))
     assert recipe("cifar100-vgg16_bn-at_moe-pgd_at") == plain.replace(training=plain.training.replace(loss="pgd_at"))
 
@@ -176,7 +176,7 @@ def test_the_official_variant_is_composed_of_options() -> None:
     assert variant.attack == plain.attack
 
 
-def test_plus_adds_ingredients_to_any_cell_and_leaves_out_what_a_cell_cannot_use() -> None:
+def test_plus_adds_the_ingredients_that_a_recipe_can_use() -> None:
     plain, variant = recipe("cifar10-resnet18-advmoe-r0.8-n1-steps10"), recipe("cifar10-resnet18-advmoe-r0.8-n1-steps10-plus")
     assert differences(variant, plain) == [
         "data.augment: crop_shift, not crop_flip", "data.augment_from: 0.5, not 0.0",
@@ -213,7 +213,7 @@ def test_plus_adds_ingredients_to_any_cell_and_leaves_out_what_a_cell_cannot_use
         ("cifar10-resnet18-advmoe-n0", "num_experts must be in [1, 1000], not 0"),
     ],
 )
-def test_unknown_names_say_what_is_wrong_and_the_nearest(name: str, message: str) -> None:
+def test_the_error_of_an_unknown_name_says_what_is_wrong_and_suggests_others(name: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
         recipe(name)
     assert str(caught.value).startswith(f"unknown recipe '{name}': {message}")

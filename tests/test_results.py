@@ -1,4 +1,4 @@
-"""Results that are committed beside the sweep file that makes them again."""
+"""Each committed result lies beside the sweep file that reproduces it."""
 
 import json
 from pathlib import Path

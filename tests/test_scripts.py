@@ -31,7 +31,7 @@ def script(name: str) -> ModuleType:
 
 @pytest.fixture
 def run(tiny: Any, splits: Any, tmp_path: Path) -> Path:
-    """A run with the network as it starts."""
+    """A run with an untrained network."""
     folder = RunFolder(tmp_path / "run")
     folder.claim(tiny(), resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
@@ -49,15 +49,15 @@ def packaged(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "tiny-net"
 
 
-def test_a_run_becomes_three_files_of_which_the_record_is_of_the_rounded_weights(packaged: str, run: Path) -> None:
+def test_a_run_becomes_three_files_with_the_record_of_the_rounded_weights(packaged: str, run: Path) -> None:
     names = {path.name for path in networks.FOLDER.iterdir()}
     assert names == {"tiny-net.safetensors", "tiny-net.record.json", "tiny-net.md"}
-    model, whole = load(packaged), load(run)
+    model, trained = load(packaged), load(run)
     assert model.record is not None
-    assert model.record.weights == weights_digest(model.network) != weights_digest(whole.network)
+    assert model.record.weights == weights_digest(model.network) != weights_digest(trained.network)
     assert model.record.gallery == []
     x = torch.rand(4, *model.input_size)
-    torch.testing.assert_close(model(x), whole(x), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(model(x), trained(x), rtol=0.05, atol=0.05)
     assert 'advmoe.load("tiny-net")  # comes with the package advmoe' in (networks.FOLDER / "tiny-net.md").read_text()
 
 
@@ -71,15 +71,15 @@ def test_a_network_that_is_too_large_is_refused(run: Path, tmp_path: Path, monke
 
 def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("huggingface_hub")
-    made, folder = script("make_hub_folder"), tmp_path / "upload"
-    made.main(packaged, "someone/robust", str(folder), "mit")
+    module, folder = script("make_hub_folder"), tmp_path / "upload"
+    module.main(packaged, "someone/robust", str(folder), "mit")
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.yaml", "record.json", "README.md"}
     assert f"next: hf upload someone/robust {folder}" in capsys.readouterr().out
     assert json.loads((folder / "record.json").read_text())["weights"] == weights_digest(load(folder).network)
-    assert (folder / "model.safetensors").stat().st_size < 1.5 * networks.weights(packaged).stat().st_size  # float16 there, too
+    assert (folder / "model.safetensors").stat().st_size < 1.5 * networks.weights(packaged).stat().st_size  # float16 in both
     with pytest.raises(UserError, match="is not empty"):
-        made.build(packaged, "someone/robust", folder)
+        module.build(packaged, "someone/robust", folder)
     with pytest.raises(UserError, match="has no Record: advmoe evaluate"):
-        made.build(str(run), "someone/robust", tmp_path / "other")
+        module.build(str(run), "someone/robust", tmp_path / "other")
     with pytest.raises(UserError, match="the hub's library refuses it"):
-        made.build(packaged, "no name at all", tmp_path / "third")
+        module.build(packaged, "no name at all", tmp_path / "third")

@@ -1,4 +1,4 @@
-"""A trained network out of its run's folder: into one file, to the hub and back, without its data."""
+"""Loading a trained network from its run's folder, from one file and from the hub."""
 
 import json
 import logging
@@ -41,7 +41,7 @@ PIXELS = torch.rand((6, 3, 32, 32), generator=torch.Generator().manual_seed(0))
 
 
 def untrained(path: Path, config: Any, spec: ImageSpec | None = SPEC) -> Path:
-    """A run with one checkpoint of the network as it starts."""
+    """A run with one checkpoint of an untrained network."""
     folder = RunFolder(path)
     folder.claim(config, resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
@@ -54,9 +54,9 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(PIXELS)
 
 
-def refusal(call: Any, *args: Any, **fields: Any) -> str:
+def error_line(call: Any, *arguments: Any, **fields: Any) -> str:
     with pytest.raises(UserError) as caught:
-        call(*args, **fields)
+        call(*arguments, **fields)
     text = str(caught.value)
     assert len(text.splitlines()) == 1
     return text
@@ -82,7 +82,7 @@ def evaluated(tiny: Any, splits: Any, tmp_path_factory: pytest.TempPathFactory) 
 # A run's folder
 
 
-def test_knows_its_images_and_threat_without_the_data(run: Path) -> None:
+def test_a_loaded_network_knows_its_classes_and_threat_model_without_the_data(run: Path) -> None:
     model = load(run)
     assert isinstance(model, torch.nn.Module)
     assert not any(module.training for module in model.modules())
@@ -91,12 +91,12 @@ def test_knows_its_images_and_threat_without_the_data(run: Path) -> None:
     assert (model.record, model.epoch, model.config.method) == (None, 1, "advmoe")
 
 
-def test_is_the_network_that_is_evaluated(evaluated: Path, tiny: Any, splits: Any) -> None:
-    model, (judged, epoch) = load(str(evaluated)), best_network(evaluated, tiny(epochs=1), splits)
+def test_the_loaded_network_is_the_one_that_is_evaluated(evaluated: Path, tiny: Any, splits: Any) -> None:
+    model, (network, epoch) = load(str(evaluated)), best_network(evaluated, tiny(epochs=1), splits)
     x = splits.test.pixels()
     with torch.inference_mode():
-        assert torch.equal(model(x), judged(x))
-        route = torch.ones((len(x), len(judged.moe_layers())), dtype=torch.long)
+        assert torch.equal(model(x), network(x))
+        route = torch.ones((len(x), len(network.moe_layers())), dtype=torch.long)
         _, routings = model.forward_routed(x, ForcedGate(route))
     assert all((routing.experts == 1).all() for routing in routings)
     assert (model.epoch, model.spec) == (epoch, splits.spec)
@@ -114,9 +114,9 @@ def test_record_of_another_epoch_or_data_is_not_its_record(evaluated: Path, tmp_
 def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: Path) -> None:
     cifar = replace(SPEC, classes=tuple("abcdefghij"))
     run = untrained(tmp_path / "run", tiny(dataset="folder", data_dir=str(tmp_path / "gone")), spec=None)
-    said = refusal(load, run)
-    assert said.startswith(f"{run}: its checkpoints do not describe its images")
-    assert f"{tmp_path / 'gone'}: no such file" in said
+    message = error_line(load, run)
+    assert message.startswith(f"{run}: its checkpoints do not describe its images")
+    assert f"{tmp_path / 'gone'}: no such file" in message
     config = tiny(dataset="cifar10")
     folder = RunFolder(tmp_path / "old")
     folder.claim(config, resume=False)
@@ -124,16 +124,16 @@ def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: 
     assert load(tmp_path / "old").classes[0] == "airplane"
 
 
-def test_kernels_of_where_it_was_trained_are_not_requested(tiny: Any, tmp_path: Path) -> None:
+def test_the_kernels_used_in_training_are_not_required(tiny: Any, tmp_path: Path) -> None:
     run = untrained(tmp_path / "run", tiny(dispatch="triton"))
     assert torch.isfinite(logits(load(run))).all()
 
 
-def test_what_holds_no_network_is_named(tmp_path: Path, tiny: Any) -> None:
-    assert "holds no run (no config.yaml)" in refusal(load, tmp_path)
+def test_a_path_without_a_network_is_an_error_of_one_line(tmp_path: Path, tiny: Any) -> None:
+    assert "holds no run (no config.yaml)" in error_line(load, tmp_path)
     RunFolder(tmp_path / "run").claim(tiny(), resume=False)
-    assert refusal(load, tmp_path / "run") == f"{tmp_path / 'run'}: holds no checkpoint yet"
-    assert "no run's folder, no file, no name on the hub (owner/name), and no network of" in refusal(load, tmp_path / "nowhere")
+    assert error_line(load, tmp_path / "run") == f"{tmp_path / 'run'}: holds no checkpoint yet"
+    assert "no run's folder, no file, no name on the hub (owner/name), and no network of" in error_line(load, tmp_path / "nowhere")
 
 
 # One file
@@ -141,15 +141,15 @@ def test_what_holds_no_network_is_named(tmp_path: Path, tiny: Any) -> None:
 
 @pytest.mark.parametrize("backbone", ["resnet18", "wrn28_10", "vgg16_bn", "densenet40"])
 @pytest.mark.parametrize("method", ["at_dense", "at_small_dense", "at_sparse", "advmoe"])
-def test_file_gives_the_same_logits_and_facts(tiny: Any, tmp_path: Path, backbone: str, method: str) -> None:
+def test_a_file_gives_the_same_logits_and_settings(tiny: Any, tmp_path: Path, backbone: str, method: str) -> None:
     model = load(untrained(tmp_path / "run", tiny(method, backbone=backbone, width=30, model_scale=0.35)))
     save_file(model, tmp_path / "net.safetensors")
     shutil.rmtree(tmp_path / "run")
-    again = load(tmp_path / "net.safetensors")
-    assert torch.equal(logits(again), logits(model))
-    assert (again.spec, again.epoch, again.threat_model) == (model.spec, model.epoch, model.threat_model)
-    assert again.config.method == method
-    assert not again.training
+    loaded = load(tmp_path / "net.safetensors")
+    assert torch.equal(logits(loaded), logits(model))
+    assert (loaded.spec, loaded.epoch, loaded.threat_model) == (model.spec, model.epoch, model.threat_model)
+    assert loaded.config.method == method
+    assert not loaded.training
 
 
 def test_file_holds_the_record_and_no_path(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -162,33 +162,35 @@ def test_file_holds_the_record_and_no_path(evaluated: Path, tmp_path: Path, monk
     assert load("net.safetensors").config.data.data_dir is None
     content = Path("net.safetensors").read_bytes()
     assert b"/home/me" not in content
-    assert b"png" not in content  # test images stay where they are
+    assert b"png" not in content  # without the test images
     save_file(model, "net.safetensors", images=True)
     assert load("net.safetensors").record == model.record
     assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
 
 
-def test_half_is_half_as_large_and_keeps_the_record_of_weights_that_it_holds(evaluated: Path, tmp_path: Path, caplog: Any) -> None:
+def test_half_precision_halves_the_file_and_keeps_a_record_of_the_same_weights(
+    evaluated: Path, tmp_path: Path, caplog: Any
+) -> None:
     model = load(evaluated)
-    save_file(model, tmp_path / "whole.safetensors")
+    save_file(model, tmp_path / "full.safetensors")
     with caplog.at_level(logging.WARNING, logger="advmoe"):
         save_file(model, tmp_path / "half.safetensors", half=True)
     assert "written without the Record" in caplog.messages[0]
     state, rounded = model.network.state_dict(), load(tmp_path / "half.safetensors")
     for name, tensor in rounded.network.state_dict().items():
         assert torch.equal(tensor, state[name].half().to(tensor.dtype) if tensor.is_floating_point() else state[name])
-    sizes = [sum(tensor.nbytes for tensor in load_tensors(tmp_path / f"{name}.safetensors").values()) for name in ("half", "whole")]
+    sizes = [sum(tensor.nbytes for tensor in load_tensors(tmp_path / f"{name}.safetensors").values()) for name in ("half", "full")]
     assert sizes[0] < 0.55 * sizes[1]
-    again = Loaded(rounded.network, model.config, model.spec, model.epoch, model.record)
-    save_file(again, tmp_path / "again.safetensors", half=True)
+    with_record = Loaded(rounded.network, model.config, model.spec, model.epoch, model.record)
+    save_file(with_record, tmp_path / "with_record.safetensors", half=True)
     assert len(caplog.messages) == 1
     with torch.no_grad():
         next(rounded.network.parameters()).fill_(1e6)
-    assert "has values beyond float16's range" in refusal(save_file, rounded, tmp_path / "x.safetensors", half=True)
+    assert "has values beyond float16's range" in error_line(save_file, rounded, tmp_path / "x.safetensors", half=True)
 
 
 def test_a_record_beside_a_file_is_its_record(evaluated: Path, tmp_path: Path) -> None:
-    """As `advmoe evaluate FILE` writes it."""
+    """`advmoe evaluate FILE` writes one."""
     model = load(evaluated)
     assert model.record is not None
     save_file(Loaded(model.network, model.config, model.spec, model.epoch), tmp_path / "net.safetensors")
@@ -197,23 +199,23 @@ def test_a_record_beside_a_file_is_its_record(evaluated: Path, tmp_path: Path) -
     assert load(tmp_path / "net.safetensors").record == model.record.without_images()
 
 
-def test_file_into_no_folder(run: Path, tmp_path: Path) -> None:
-    assert "no such folder for net.safetensors" in refusal(save_file, load(run), tmp_path / "no" / "net.safetensors")
+def test_a_file_is_not_saved_into_a_missing_folder(run: Path, tmp_path: Path) -> None:
+    assert "no such folder for net.safetensors" in error_line(save_file, load(run), tmp_path / "no" / "net.safetensors")
 
 
 def test_other_files_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"hello")
-    assert "not a safetensors file" in refusal(load, path)
+    assert "not a safetensors file" in error_line(load, path)
     save_file(load(run), path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "not a safetensors file" in refusal(load, path)
+    assert "not a safetensors file" in error_line(load, path)
     weights = next(run.glob("checkpoints/*/model.safetensors"))
-    assert "names no network in its header; give the folder of a run" in refusal(load, weights)
+    assert "names no network in its header; give the folder of a run" in error_line(load, weights)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"schema": 99}, "is of schema 99; this advmoe reads 1"),
         ({"config": {"method": "advmoo"}}, "unknown method 'advmoo'"),
@@ -225,7 +227,7 @@ def test_other_files_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
         ({"epoch": None}, "its header and weights make no network"),
     ],
 )
-def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
     from safetensors import safe_open
 
     path = tmp_path / "x.safetensors"
@@ -235,7 +237,7 @@ def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change
         content = json.loads(file.metadata()["advmoe"])
     content |= change
     save_tensors(model.network.state_dict(), path, {"advmoe": json.dumps(content)})
-    assert said in refusal(load, path)
+    assert message in error_line(load, path)
 
 
 # The hub
@@ -275,54 +277,54 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    made = Hub(tmp_path / "hub")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
-    return made
+    stand_in = Hub(tmp_path / "hub")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    return stand_in
 
 
-def test_there_and_back(evaluated: Path, hub: Hub) -> None:
+def test_a_published_network_is_loaded_from_the_hub(evaluated: Path, hub: Hub) -> None:
     assert push_to_hub(evaluated, "someone/robust") == "https://hub.example/someone/robust"
-    folder, sent = hub.root / "someone/robust", load(evaluated)
+    folder, published = hub.root / "someone/robust", load(evaluated)
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.yaml", "record.json", "README.md"}
     x = torch.rand(4, 1, 28, 28)
-    for back in (from_pretrained("someone/robust"), load("someone/robust"), load(folder)):
-        assert isinstance(back, Loaded)
+    for loaded in (from_pretrained("someone/robust"), load("someone/robust"), load(folder)):
+        assert isinstance(loaded, Loaded)
         with torch.inference_mode():
-            assert torch.equal(back(x), sent(x))
-        assert sent.record is not None
-        assert back.record == sent.record.without_images()
+            assert torch.equal(loaded(x), published(x))
+        assert published.record is not None
+        assert loaded.record == published.record.without_images()
     assert "png" not in (folder / "record.json").read_text()
     card = (folder / "README.md").read_text()
     assert yaml.safe_load(card.split("---\n")[1])["library_name"] == "advmoe"
-    assert sent.record is not None
-    assert f"**{sent.record.ra_worst_quick:.1f} %** of 5 test images" in card
+    assert published.record is not None
+    assert f"**{published.record.ra_worst_quick:.1f} %** of 5 test images" in card
     assert "license" not in yaml.safe_load(card.split("---\n")[1])
     push_to_hub(evaluated, "someone/robust", images=True, license="apache-2.0")
     assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == "apache-2.0"
-    assert load(folder).record == sent.record
+    assert load(folder).record == published.record
 
 
 def test_nothing_is_published_that_was_not_measured(run: Path, hub: Hub) -> None:
-    assert f"advmoe evaluate {run}" in refusal(push_to_hub, run, "someone/robust")
+    assert f"advmoe evaluate {run}" in error_line(push_to_hub, run, "someone/robust")
     assert not hub.root.exists()
 
 
 def test_unknown_name_and_no_network_are_a_line_each(hub: Hub, evaluated: Path) -> None:
     assert (
         "someone/typo: no such file or folder, and it cannot be downloaded from the hub (the hub has no repository of that name"
-        in refusal(load, "someone/typo")
+        in error_line(load, "someone/typo")
     )
     hub.network = False
-    assert "(the hub cannot be reached, and the network is not in the local cache)" in refusal(load, "someone/typo")
-    assert "could not be written to the hub (ConnectionError: no route)" in refusal(push_to_hub, evaluated, "someone/robust")
-    assert "must be owner/name" in refusal(push_to_hub, evaluated, "robust")
+    assert "(the hub cannot be reached, and the network is not in the local cache)" in error_line(load, "someone/typo")
+    assert "could not be written to the hub (ConnectionError: no route)" in error_line(push_to_hub, evaluated, "someone/robust")
+    assert "must be owner/name" in error_line(push_to_hub, evaluated, "robust")
     with pytest.raises(UserError, match=r"license must be an identifier of the hub, such as mit, .*not 'MIT: no'"):
         push_to_hub(evaluated, "someone/robust", license="MIT: no")
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'advmoe[hub]'" in refusal(load, "someone/robust")
+    assert "pip install 'advmoe[hub]'" in error_line(load, "someone/robust")
 
 
 # The package
@@ -337,7 +339,7 @@ def test_names_of_the_package_are_imported_when_requested() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-# Files from strangers
+# Hostile files
 
 
 @pytest.mark.parametrize("name", ["net.pt", "net.pth", "net.safetensors"])
@@ -347,9 +349,9 @@ def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
             return os.system, (f"touch {tmp_path / 'ran'}",)
 
     torch.save({"weights": Touch()}, tmp_path / name)
-    assert "not a safetensors file" in refusal(load, tmp_path / name)
+    assert "not a safetensors file" in error_line(load, tmp_path / name)
     (tmp_path / name).write_bytes(pickle.dumps(Touch()))
-    assert "not a safetensors file" in refusal(load, tmp_path / name)
+    assert "not a safetensors file" in error_line(load, tmp_path / name)
     assert not (tmp_path / "ran").exists()
     pickle.loads((tmp_path / name).read_bytes())
     assert (tmp_path / "ran").exists()
@@ -362,23 +364,23 @@ def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
         ("spec", {"classes": ["x"] * 10**5}), ("spec", {"shape": [float("inf"), 28, 28]}), ("spec", {"std": [0.0, 0.0, 0.0]}),
     ],
 )  # fmt: skip
-def test_network_of_any_size_takes_no_memory(run: Path, tmp_path: Path, section: str, change: dict[str, Any]) -> None:
-    """A small file that names a huge network is refused before one is made."""
+def test_a_huge_network_in_a_header_takes_no_memory(run: Path, tmp_path: Path, section: str, change: dict[str, Any]) -> None:
+    """A small file that describes a huge network is refused before the network is built."""
     model = load(run)
     content = {"schema": 1, "config": to_dict(model.config), "spec": asdict(model.spec), "epoch": 1, "record": None}
     (content["config"] if section == "model" else content)[section] |= change
     save_tensors(model.network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps(content)})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refusal(load, tmp_path / "x.safetensors")
+    error_line(load, tmp_path / "x.safetensors")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
 
 
 @pytest.mark.parametrize("schema", [[1], "x" * 9000, {"a" * 9000: 1}, 10**400])
 def test_schemas_of_another_kind_are_refused_in_few_words(run: Path, tmp_path: Path, schema: Any) -> None:
     save_tensors(load(run).network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps({"schema": schema})})
-    assert len(refusal(load, tmp_path / "x.safetensors")) < 400
+    assert len(error_line(load, tmp_path / "x.safetensors")) < 400
 
 
-def test_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
-    assert refusal(load, tmp_path / "x.safetensors") == f"{tmp_path / 'x.safetensors'}: not a plain file"
+    assert error_line(load, tmp_path / "x.safetensors") == f"{tmp_path / 'x.safetensors'}: not a plain file"

@@ -1,4 +1,4 @@
-"""A trained network in use: images of any kind, and a Record that stays with its weights."""
+"""A loaded network: images of any kind, and a Record that belongs to its weights."""
 
 import logging
 from pathlib import Path
@@ -43,22 +43,22 @@ def photo(width: int = 8, height: int = 8) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def test_a_path_a_pil_image_an_array_and_a_tensor_are_one_image(model: Loaded, tmp_path: Path) -> None:
+def test_a_path_a_pil_image_an_array_and_a_tensor_give_the_same_image(model: Loaded, tmp_path: Path) -> None:
     image = photo()
     image.save(tmp_path / "x.png")
     array = np.asarray(image).transpose(2, 0, 1) / 255
     forms = (tmp_path / "x.png", str(tmp_path / "x.png"), image, array, torch.tensor(array), torch.tensor(array)[None].float())
-    answers = [model.predict(form) for form in forms]
-    assert len({(answer.name, answer.pathway) for answer in answers}) == 1
-    assert answers[0].name in SPEC.classes
-    assert len(answers[0].pathway) == len(model.network.moe_layers())
+    predictions = [model.predict(form) for form in forms]
+    assert len({(prediction.name, prediction.pathway) for prediction in predictions}) == 1
+    assert predictions[0].name in SPEC.classes
+    assert len(predictions[0].pathway) == len(model.network.moe_layers())
     for form in forms:
         torch.testing.assert_close(model.preprocess(form), torch.tensor(array)[None].float(), rtol=0, atol=1e-6)
     logits = model(model.preprocess(image))
-    assert answers[0].confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-6)
+    assert predictions[0].confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-6)
 
 
-def test_images_of_other_sizes_and_colours_are_fitted_whatever_they_are_given_as(model: Loaded, tmp_path: Path) -> None:
+def test_images_of_other_sizes_and_colours_are_fitted_in_every_form(model: Loaded, tmp_path: Path) -> None:
     """Files are read as `advmoe predict` reads them; the pixels alone give the same."""
     for number, image in enumerate((photo(20, 11), photo(20, 11).convert("L"), photo(20, 11).convert("RGBA"))):
         image.save(tmp_path / f"{number}.png")
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_image_is_refused(model: Loaded, tmp_path: Path) -> No
         model.predict(tmp_path / "nowhere.png")
 
 
-def test_the_record_stays_with_its_weights(evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_record_is_dropped_when_the_weights_change(evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = load(evaluated)
     assert model.record is not None
     save_file(model, tmp_path / "same.safetensors")
@@ -133,10 +133,10 @@ def test_computed_weights_are_saved_as_plain_ones(evaluated: Path, tmp_path: Pat
     assert load(tmp_path / "same.safetensors").record is not None
     prune.l1_unstructured(model.network.classifier, "bias", 0.5)
     save_file(model, tmp_path / "pruned.safetensors")
-    again, x = load(tmp_path / "pruned.safetensors"), torch.rand(4, *model.input_size)
-    assert torch.equal(again(x), model(x))
-    assert again.record is None  # other weights
-    assert prune.is_pruned(model.network.classifier)  # the network itself stays as it is
+    loaded, x = load(tmp_path / "pruned.safetensors"), torch.rand(4, *model.input_size)
+    assert torch.equal(loaded(x), model(x))
+    assert loaded.record is None  # other weights
+    assert prune.is_pruned(model.network.classifier)  # the network itself does not change
 
 
 @pytest.mark.parametrize(
@@ -165,18 +165,18 @@ def test_a_record_of_other_weights_is_dropped_on_loading(evaluated: Path, tmp_pa
     model = load(evaluated)
     with torch.no_grad():
         next(model.network.parameters()).mul_(0.5)
-    other = Loaded(model.network, model.config, model.spec, model.epoch, model.record)  # takes the caller's word
+    other = Loaded(model.network, model.config, model.spec, model.epoch, model.record)  # the caller's Record is not checked
     save_file(other, tmp_path / "other.safetensors")
     with caplog.at_level(logging.WARNING, logger="advmoe"):
         assert load(tmp_path / "other.safetensors").record is None
     assert "its Record is of other weights and is left out" in caplog.messages[0]
 
 
-def test_a_network_of_ones_own_is_saved_as_loaded_from_its_parts(model: Loaded, tmp_path: Path) -> None:
+def test_a_network_built_by_hand_is_saved_as_a_loaded_one(model: Loaded, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"save_file takes .*advmoe.Loaded\(network, config, spec\)"):
         save_file(model.network, tmp_path / "x.safetensors")  # type: ignore[arg-type]
     save_file(model, tmp_path / "x.safetensors")
-    again = load(tmp_path / "x.safetensors")
+    loaded = load(tmp_path / "x.safetensors")
     x = torch.rand(4, *SPEC.shape)
-    assert torch.equal(again(x), model(x))
-    assert (again.record, again.epoch, again.classes) == (None, 0, SPEC.classes)
+    assert torch.equal(loaded(x), model(x))
+    assert (loaded.record, loaded.epoch, loaded.classes) == (None, 0, SPEC.classes)

@@ -51,14 +51,14 @@ def test_dense_estimate_is_at_denses():
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"method": "advmoo"}, "unknown method 'advmoo'"),
         ({"model": ModelConfig(backbone="resnet81")}, "unknown backbone 'resnet81'"),
         ({"data": RunConfig().data.replace(dataset="cifar")}, "unknown dataset 'cifar'"),
     ],
 )
-def test_unknown_parts_are_refused(change, said):
+def test_unknown_parts_are_refused(change, message):
     for count in (profile, estimate):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             count(RunConfig().replace(**change))

@@ -1,4 +1,4 @@
-"""How far a run is, from its folder alone."""
+"""The status of a run, read from its folder."""
 
 import json
 import os
@@ -14,7 +14,7 @@ QUICK = ["pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick", "h
 
 @pytest.fixture
 def folder(tiny, tmp_path):
-    """folder(method): that of a run of 3 epochs a phase which has only been claimed."""
+    """folder(method): the folder of a run of 3 epochs a phase that has not started."""
 
     def make(method="advmoe"):
         (tmp_path / "config.yaml").write_text(dump_yaml(tiny(method, epsilon=8 / 255, limit_test=100)))
@@ -32,14 +32,14 @@ def evaluated(run, attacks, left_out=(), **fields):
     evaluation = {"attacks": {name: {"seconds": 2.0} for name in attacks}, "left_out": dict.fromkeys(left_out, "why")}
     (run / "record.json").write_text(json.dumps({**THREAT, "evaluation": evaluation, **fields}))
     for number, file in enumerate(sorted(run.rglob("*"))):
-        os.utime(file, ns=(number, number))  # a clock too coarse for two writes in a row
+        os.utime(file, ns=(number, number))  # so that no two files have the same time
 
 
 def test_no_folder_is_planned(tmp_path):
     assert read_run(tmp_path / "none").state is State.PLANNED
 
 
-def test_from_claimed_to_done(folder):
+def test_the_states_of_a_run_from_start_to_end(folder):
     run = folder()
     (run / LOG).touch()
     assert read_run(run).describe() == "training epoch 1 of 3"
@@ -58,7 +58,7 @@ def test_epochs_of_all_phases_count(folder):
     assert read_run(run).phase_seconds() == {0: [3.0, 3.0, 3.0], 1: [3.0]}
 
 
-def test_failed_keeps_its_line_and_its_epochs(folder):
+def test_a_failed_run_has_its_error_and_its_epochs(folder):
     run = folder()
     trained(run, 1)
     mark_failed(run, "epoch 2: loss is not finite")
@@ -68,7 +68,7 @@ def test_failed_keeps_its_line_and_its_epochs(folder):
     assert read_run(run).state is State.TRAINING
 
 
-def test_done_is_what_all_wanted_attacks_were_run_on(folder):
+def test_a_run_is_done_when_all_wanted_attacks_were_run(folder):
     run = folder()
     trained(run, 3)
     evaluated(run, ["pgd_10", "pgd_20"], left_out=["reroute_quick"])
@@ -94,14 +94,14 @@ def test_a_record_of_another_threat_is_not_the_wanted_one(folder, fields):
 
 
 @pytest.mark.parametrize("text", ['{"evaluation": {"att', "[]", "null", '{"evaluation": 3}'])
-def test_half_a_record_is_none(folder, text):
+def test_a_damaged_record_does_not_count(folder, text):
     run = folder()
     trained(run, 3)
     (run / "record.json").write_text(text)
     assert read_run(run, QUICK).state is not State.DONE
 
 
-def test_progress_grows_with_all_that_is_kept(folder):
+def test_progress_grows_with_every_checkpoint_epoch_and_attack(folder):
     run = folder()
     steps = [read_run(run).progress]
     for name in ("epoch-0000-000005", "epoch-0001", "epoch-0001-000002"):
@@ -116,4 +116,4 @@ def test_progress_grows_with_all_that_is_kept(folder):
     (run / "evaluation/shard-00001.json").write_text('{"attacks": {"pgd_1')
     steps.append(read_run(run).progress)
     assert steps == sorted(steps)
-    assert len(set(steps)) == len(steps) - 2  # an empty shard and half of one count nothing
+    assert len(set(steps)) == len(steps) - 2  # an empty shard and a damaged one do not count

@@ -22,12 +22,12 @@ def job(tiny, tmp_path):
 
 @pytest.fixture
 def figures():
-    """figures(run folder): all of the Record that another run of the same settings must give again."""
+    """figures(run folder): the part of the Record that a second run of the same settings must reproduce."""
 
     def read(folder):
         record = json.loads((folder / "record.json").read_text())
         evaluation = record["evaluation"]
-        attacks = {name: {**found, "seconds": 0} for name, found in evaluation["attacks"].items()}
+        attacks = {name: {**attack, "seconds": 0} for name, attack in evaluation["attacks"].items()}
         return {**{name: record[name] for name in ("sa", "ra", "epoch", "fingerprint", "seed")}, **evaluation, "attacks": attacks}
 
     return read

@@ -1,4 +1,4 @@
-"""Shares of a machine, and jobs that end one way or another."""
+"""How a machine is divided among jobs, and how jobs end."""
 
 import subprocess
 import sys
@@ -27,23 +27,23 @@ def machine(monkeypatch):
 
 @pytest.fixture
 def started(monkeypatch):
-    """Jobs start as processes that end at once with the status in their name; gives the names, devices and threads."""
-    seen = []
+    """Jobs are processes that end at once with the status in their name; a list of their names, devices and threads."""
+    jobs = []
 
     def start(job):
         if job.name == "refused":
             raise UserError("refused: holds another run")
-        seen.append((job.name, job.config.runtime.device, job.config.runtime.threads))
+        jobs.append((job.name, job.config.runtime.device, job.config.runtime.threads))
         return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({job.name[-1]})"], stdin=subprocess.PIPE)
 
     monkeypatch.setattr(local, "start", start)
     monkeypatch.setattr(local, "ending", lambda job, status: f"status {status}" if status else None)
     monkeypatch.setattr(schedule, "POLL", 0.01)
-    return seen
+    return jobs
 
 
 @pytest.mark.parametrize(
-    ("cores", "devices", "asked", "workers", "threads", "places"),
+    ("cores", "devices", "options", "workers", "threads", "free"),
     [
         (2, 0, {}, 2, 1, ["cpu"] * 2),
         (16, 0, {}, 4, 4, ["cpu"] * 4),
@@ -57,10 +57,10 @@ def started(monkeypatch):
         (16, 2, {"device": "cpu"}, 4, 4, ["cpu"] * 4),
     ],
 )
-def test_devices_and_threads_are_shared_out(machine, cores, devices, asked, workers, threads, places):
+def test_devices_and_threads_are_divided_among_workers(machine, cores, devices, options, workers, threads, free):
     machine(cores, devices)
-    found = LocalPlacement(Request(9, Path("runs"), **asked))
-    assert (found.workers, found.threads, list(found.free)) == (workers, threads, places)
+    placement = LocalPlacement(Request(9, Path("runs"), **options))
+    assert (placement.workers, placement.threads, list(placement.free)) == (workers, threads, free)
 
 
 def test_no_more_workers_than_runs(machine):
@@ -69,26 +69,26 @@ def test_no_more_workers_than_runs(machine):
 
 
 @pytest.mark.parametrize(
-    ("workers", "threads", "said"),
+    ("workers", "threads", "message"),
     [(3, 0, "workers must be at most the number of cores, 2, not 3"), (2, 2, "2 workers of 2 threads")],
 )
-def test_more_than_the_machine_has_is_refused(machine, workers, threads, said):
+def test_more_than_the_machine_has_is_refused(machine, workers, threads, message):
     machine(2)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         LocalPlacement.check(Request(9, Path("runs"), workers, threads))
 
 
 def test_failed_runs_are_named_and_the_rest_continue(job, started, machine):
-    looks = []
+    refreshes = []
     jobs = [job(name) for name in ("a0", "b3", "refused", "c0", "d1")]
     machine(2, 2)
-    outcome = drive(LocalPlacement(Request(5, Path("runs"))), jobs, lambda: looks.append(None))
+    outcome = drive(LocalPlacement(Request(5, Path("runs"))), jobs, lambda: refreshes.append(None))
     assert outcome.remaining == ()
     assert outcome.failed == {"b3": "status 3", "refused": "refused: holds another run", "d1": "status 1"}
     assert sorted(name for name, _, _ in started) == ["a0", "b3", "c0", "d1"]
-    assert {place for _, place, _ in started} == {"cuda:0", "cuda:1"}
+    assert {device for _, device, _ in started} == {"cuda:0", "cuda:1"}
     assert {threads for _, _, threads in started} == {1}
-    assert looks
+    assert refreshes
 
 
 def test_no_more_run_than_there_are_workers_and_closing_ends_them(job, monkeypatch, machine):
@@ -100,14 +100,14 @@ def test_no_more_run_than_there_are_workers_and_closing_ends_them(job, monkeypat
 
     monkeypatch.setattr(local, "start", start)
     machine(2)
-    place = LocalPlacement(Request(5, Path("runs"), device="cpu"))
-    place.submit([job(str(number)) for number in range(5)])
-    assert place.ended() == {}
+    placement = LocalPlacement(Request(5, Path("runs"), device="cpu"))
+    placement.submit([job(str(number)) for number in range(5)])
+    assert placement.ended() == {}
     assert len(processes) == 2
     assert all(process.poll() is None for process in processes)
-    place.close()
+    placement.close()
     assert all(process.returncode == -15 for process in processes)
-    assert place.ended() == {}
+    assert placement.ended() == {}
     assert len(processes) == 2
 
 
@@ -120,17 +120,17 @@ def test_when_the_time_is_up_jobs_are_stopped_and_none_is_started(job, monkeypat
 
     machine(2)
     monkeypatch.setattr(local, "start", start)
-    place, jobs = LocalPlacement(Request(3, Path("runs"), device="cpu")), [job(str(number)) for number in range(3)]
+    placement, jobs = LocalPlacement(Request(3, Path("runs"), device="cpu")), [job(str(number)) for number in range(3)]
     started = time.monotonic()
-    outcome = drive(place, jobs, lambda: None, started + 0.3)
+    outcome = drive(placement, jobs, lambda: None, started + 0.3)
     assert time.monotonic() - started < 10
     assert (outcome.failed, outcome.remaining) == ({}, ("0", "1", "2"))
     assert [process.returncode for process in processes] == [-15, -15]
-    assert drive(place, jobs, lambda: None, started).remaining == ("0", "1", "2")
+    assert drive(placement, jobs, lambda: None, started).remaining == ("0", "1", "2")
     assert len(processes) == 2
 
 
-def test_a_share_of_the_time_is_kept_for_the_end():
+def test_a_share_of_the_time_is_reserved_for_the_end():
     assert deadline(100.0, None) == float("inf")
     assert deadline(100.0, 9.0) == 100 + 540 - 20
     assert deadline(100.0, 1.0) == 100 + 60 - 3

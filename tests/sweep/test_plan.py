@@ -1,4 +1,4 @@
-"""Grids of the paper's and of files."""
+"""Planned runs: the paper's grids and those of files."""
 
 import pytest
 
@@ -15,18 +15,18 @@ settings: {training: {epochs: 2, lr: 5e-2}, model: {num_experts: 4}, attack: {ep
 """
 
 
-def written(tmp_path, text):
+def write_sweep(tmp_path, text):
     path = tmp_path / "grid.yaml"
     path.write_text(text)
     return str(path)
 
 
-@pytest.mark.parametrize(("what", "cells"), [("a1", 10), ("a2", 26), ("fig7", 26), ("figA2", 5)])
-def test_papers_grids_hold_every_cell_once_a_seed(what, cells):
-    runs = plan(read_sweep(what))
+@pytest.mark.parametrize(("table", "cells"), [("a1", 10), ("a2", 26), ("fig7", 26), ("figA2", 5)])
+def test_papers_grids_have_every_cell_once_for_each_seed(table, cells):
+    runs = plan(read_sweep(table))
     assert len({run.name for run in runs}) == len(runs) == 3 * cells
     assert {run.config.method for run in runs} == {"at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe"}
-    assert {run.config.attack.num_steps for run in runs} == {10 if what == "a1" else 2}
+    assert {run.config.attack.num_steps for run in runs} == {10 if table == "a1" else 2}
 
 
 def test_a2_of_one_backbone_on_other_data():
@@ -41,7 +41,7 @@ def test_a2_of_one_backbone_on_other_data():
     assert "fashion-mnist-resnet18-advmoe-r0.8-s0" in {run.name for run in runs}
 
 
-def test_seeds_come_one_after_another_and_make_the_names():
+def test_seeds_come_one_after_another_and_are_part_of_the_names():
     runs = plan(read_sweep("figA2"))
     assert [run.config.seed for run in runs] == [0] * 5 + [1] * 5 + [2] * 5
     assert all(run.name.endswith(f"-s{run.config.seed}") for run in runs)
@@ -53,35 +53,35 @@ def test_only_keeps_runs_that_hold_every_text(only, count):
 
 
 def test_file(tmp_path):
-    found = plan(read_sweep(written(tmp_path, FILE)))
+    runs = plan(read_sweep(write_sweep(tmp_path, FILE)))
     cells = ("at_dense", "advmoe-r0.25", "advmoe")
-    assert [run.name for run in found] == [f"fashion-mnist-resnet18-{cell}-s{seed}" for seed in (3, 7) for cell in cells]
-    moe = found[1].config
+    assert [run.name for run in runs] == [f"fashion-mnist-resnet18-{cell}-s{seed}" for seed in (3, 7) for cell in cells]
+    moe = runs[1].config
     assert (moe.training.epochs, moe.training.lr, moe.model.num_experts, moe.model.model_scale) == (2, 0.05, 4, 0.25)
     assert moe.attack.epsilon == 8 / 255
 
 
-def test_every_model_scale_has_a_separate_name_and_is_trained_as_it_is_written(tmp_path):
+def test_every_model_scale_has_a_separate_name_and_is_used_exactly(tmp_path):
     text = "methods: [advmoe]\nmodel_scales: [0.123456789, 0.123457, 0.00001, 1]\nseeds: 1\n"
-    found = plan(read_sweep(written(tmp_path, text)))
-    assert [run.config.model.model_scale for run in found] == [0.123456789, 0.123457, 0.00001, 1]
-    names = [run.name.removeprefix("cifar10-resnet18-advmoe-") for run in found]
+    runs = plan(read_sweep(write_sweep(tmp_path, text)))
+    assert [run.config.model.model_scale for run in runs] == [0.123456789, 0.123457, 0.00001, 1]
+    names = [run.name.removeprefix("cifar10-resnet18-advmoe-") for run in runs]
     assert names == ["r0.123456789-s0", "r0.123457-s0", "r0.00001-s0", "r1-s0"]
-    assert found[0].label.endswith(" r0.123456789")
+    assert runs[0].label.endswith(" r0.123456789")
 
 
 def test_command_line_comes_over_the_file(tmp_path):
-    found = plan(read_sweep(written(tmp_path, FILE)), settings={"training": {"epochs": 9}})
-    assert {(run.config.training.epochs, run.config.training.lr) for run in found} == {(9, 0.05)}
+    runs = plan(read_sweep(write_sweep(tmp_path, FILE)), settings={"training": {"epochs": 9}})
+    assert {(run.config.training.epochs, run.config.training.lr) for run in runs} == {(9, 0.05)}
 
 
 def test_empty_file_is_the_five_methods(tmp_path):
-    names = [run.name for run in plan(read_sweep(written(tmp_path, "{}")))]
+    names = [run.name for run in plan(read_sweep(write_sweep(tmp_path, "{}")))]
     assert names == [run.name for run in plan(read_sweep("figA2"))]
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("method: [advmoe]", "unknown field 'method': did you mean methods"),
         ("methods: [advmo]", "methods has no 'advmo': did you mean advmoe"),
@@ -119,10 +119,10 @@ def test_empty_file_is_the_five_methods(tmp_path):
         ("a: [", "not YAML"),
     ],
 )
-def test_bad_files_are_refused_with_what_would_be_right(tmp_path, text, said):
+def test_bad_files_are_refused_with_what_would_be_right(tmp_path, text, message):
     with pytest.raises(UserError) as error:
-        read_sweep(written(tmp_path, text))
-    assert said in str(error.value)
+        read_sweep(write_sweep(tmp_path, text))
+    assert message in str(error.value)
     assert "grid.yaml" in str(error.value)
 
 
@@ -144,23 +144,23 @@ def test_unknown_names_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("field", ["methods", "model_scales", "settings", "settings: {training"])
-def test_aliases_of_aliases_do_not_swell_the_message(tmp_path, field):
+def test_nested_aliases_do_not_make_the_message_long(tmp_path, field):
     levels = ["- &a0 [x, x]"] + [f"- &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     text = "datasets:\n" + "\n".join(levels) + f"\n{field}: *a11" + ("}" if "{" in field else "")
     with pytest.raises(UserError) as error:
-        read_sweep(written(tmp_path, text))
+        read_sweep(write_sweep(tmp_path, text))
     assert len(str(error.value)) < 400
 
 
-def test_lists_that_multiply_to_more_runs_than_anybody_has(tmp_path):
+def test_too_many_runs_are_refused(tmp_path):
     scales = ", ".join(f"0.{number}" for number in range(1000, 9000))
     with pytest.raises(UserError, match=r"plans 72000 runs, at most 10000 are allowed; some lists are too long"):
-        read_sweep(written(tmp_path, f"methods: [at_moe, at_moe, advmoe, at_sparse]\nseeds: 3\nmodel_scales: [{scales}]"))
+        read_sweep(write_sweep(tmp_path, f"methods: [at_moe, at_moe, advmoe, at_sparse]\nseeds: 3\nmodel_scales: [{scales}]"))
 
 
 def test_names_given_twice_count_once(tmp_path):
     text = f"methods: [{', '.join(['advmoe'] * 5000)}]\nbackbones: [{', '.join(['resnet18'] * 5000)}]\nseeds: 1\n"
-    assert len(plan(read_sweep(written(tmp_path, text)))) == 1
+    assert len(plan(read_sweep(write_sweep(tmp_path, text)))) == 1
 
 
 def test_experts_variants_and_recipes(tmp_path):
@@ -172,7 +172,7 @@ def test_experts_variants_and_recipes(tmp_path):
       variants: {shared: {model: {norms: shared}}, lr: {training: {lr: 0.05}}}
     preset: [pgd_10]
     """
-    sweep = read_sweep(written(tmp_path, text))
+    sweep = read_sweep(write_sweep(tmp_path, text))
     runs = {run.name.removeprefix("cifar10-resnet18-"): run.config for run in plan(sweep)}
     cells = ["at_dense-s0", "advmoe-n1-s0", "advmoe-s0", "at_moe-n1-shared-s0", "at_moe-n1-lr-s0"]
     assert list(runs) == [*cells, "at_moe-n1-shared-s5", "at_moe-n1-lr-s5"]
@@ -184,17 +184,17 @@ def test_experts_variants_and_recipes(tmp_path):
 
 def test_a_run_of_two_grids_counts_once_and_two_runs_of_one_name_are_refused(tmp_path):
     same = "grids: [{methods: [advmoe], seeds: 1}, {methods: [advmoe, at_moe], seeds: 2}]"
-    assert len(plan(read_sweep(written(tmp_path, same)))) == 4
+    assert len(plan(read_sweep(write_sweep(tmp_path, same)))) == 4
     other = "grids: [{methods: [advmoe], seeds: 1}, {methods: [advmoe], seeds: 1, settings: {training: {lr: 0.2}}}]"
     with pytest.raises(UserError, match="two runs with different settings have the name cifar10-resnet18-advmoe-s0"):
-        plan(read_sweep(written(tmp_path, other)))
+        plan(read_sweep(write_sweep(tmp_path, other)))
 
 
 def test_old_names_in_settings_are_read(tmp_path):
-    (run,) = plan(read_sweep(written(tmp_path, "{methods: [advmoe], seeds: 1, settings: {data: {picture_size: 64}}}")))
+    (run,) = plan(read_sweep(write_sweep(tmp_path, "{methods: [advmoe], seeds: 1, settings: {data: {picture_size: 64}}}")))
     assert run.config.data.image_size == 64
 
 
-def test_a_recipe_with_its_own_data_set_keeps_it(tmp_path):
+def test_the_data_set_of_a_demo_recipe_cannot_be_replaced(tmp_path):
     with pytest.raises(UserError, match="--dataset: the recipe demo-advmoe has a data set that cannot be replaced"):
-        plan(read_sweep(written(tmp_path, "recipes: [demo-advmoe]")), dataset="cifar10")
+        plan(read_sweep(write_sweep(tmp_path, "recipes: [demo-advmoe]")), dataset="cifar10")

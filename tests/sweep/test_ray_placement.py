@@ -1,4 +1,4 @@
-"""A real Ray cluster on this machine, a worker of which is killed in mid-run."""
+"""A real Ray cluster on this machine; one of its workers is killed during a run."""
 
 import os
 import signal
@@ -15,21 +15,21 @@ from advmoe.sweep.placements import Request
 from advmoe.sweep.schedule import drive
 
 pytest.importorskip("ray", reason="needs the extra ray")
-from advmoe.sweep.placements import ray as ray_placement  # what only the extra lets in
+from advmoe.sweep.placements import ray as ray_placement  # needs the extra
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def cluster():
-    """A cluster of one CPU, so that one job follows the other."""
-    found = ray_placement.RayPlacement(Request(2, Path("runs"), 1, 1, "cpu"))
-    yield found
-    found.close()
+    """A cluster of one CPU, so jobs run one after another."""
+    placement = ray_placement.RayPlacement(Request(2, Path("runs"), 1, 1, "cpu"))
+    yield placement
+    placement.close()
 
 
 def parent_of(folder):
-    """The process that attends to the job in `folder`: a worker of Ray's."""
+    """The process that watches the job in `folder`: a Ray worker."""
     first = (folder / LOG).read_text().splitlines()[0]
     status = Path(f"/proc/{first.rpartition(' ')[2]}/status").read_text()
     return int(status.partition("PPid:")[2].split()[0])
@@ -37,24 +37,24 @@ def parent_of(folder):
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")
 def test_a_killed_worker_is_replaced_and_the_records_are_the_same(cluster, job, figures):
-    whole = [job(f"whole-{method}", method, epochs=4) for method in ("at_small_dense", "at_moe")]
-    for one in whole:
-        process = start(one)
+    references = [job(f"reference-{method}", method, epochs=4) for method in ("at_small_dense", "at_moe")]
+    for reference in references:
+        process = start(reference)
         assert process.wait() == 0
         stop([process])
     jobs = [job(f"ray-{method}", method, epochs=4) for method in ("at_small_dense", "at_moe")]
     killed = []
 
-    def kill_in_midrun():
+    def kill_during_training():
         status = read_run(jobs[0].folder)
         if not killed and 1 <= status.epoch < status.epochs:
             killed.append(parent_of(jobs[0].folder))
             assert b"ray" in Path(f"/proc/{killed[0]}/cmdline").read_bytes()
             os.kill(killed[0], signal.SIGKILL)
 
-    assert drive(cluster, jobs, kill_in_midrun).failed == {}
+    assert drive(cluster, jobs, kill_during_training).failed == {}
     assert killed
-    assert [figures(one.folder) for one in jobs] == [figures(one.folder) for one in whole]
+    assert [figures(job.folder) for job in jobs] == [figures(reference.folder) for reference in references]
     log = (jobs[0].folder / LOG).read_text()
     assert log.count(", process ") == 2
     assert log.count("epoch 1/4") == 1  # what was trained before is not trained again

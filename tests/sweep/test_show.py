@@ -1,4 +1,4 @@
-"""What a sweep shows: a table that lives, or lines."""
+"""How a sweep shows its progress: a live table on a terminal, otherwise lines."""
 
 import io
 from dataclasses import replace
@@ -62,13 +62,13 @@ def test_a_long_name_leaves_space_for_the_state():
     assert runs[0].name in "".join(line.split("│")[1].strip() for line in text.splitlines() if "│" in line)
 
 
-def test_time_that_remains_is_shared_but_no_shorter_than_the_longest_run():
-    place = LocalPlacement(Request(5, Path("runs"), workers=2, threads=1, device="cpu"))
+def test_remaining_time_is_divided_but_no_shorter_than_the_longest_run():
+    placement = LocalPlacement(Request(5, Path("runs"), workers=2, threads=1, device="cpu"))
     assert remaining(5, 0, {}, None, "") == "5 runs, 5 done"
     assert "the other 3 take up to about 15 s (2 workers of 1 threads on cpu)" in remaining(
-        5, 3, {"a": 10, "b": 10, "c": 10}, place, ""
+        5, 3, {"a": 10, "b": 10, "c": 10}, placement, ""
     )
-    assert "about 50 s" in remaining(5, 3, {"a": 50, "b": 10, "c": 10}, place, "")
+    assert "about 50 s" in remaining(5, 3, {"a": 50, "b": 10, "c": 10}, placement, "")
     assert "about 30 s (one after another)" in remaining(5, 3, {"a": 10, "b": 10, "c": 10}, None, "")
     assert remaining(5, 3, {}, None, "no data").endswith("the time of the other 3 is unknown: no data")
 
@@ -77,7 +77,7 @@ def test_counts():
     assert counts({"a": TRAINING, "b": DONE, "c": DONE, "d": PLANNED}) == "2 done, 1 planned, 1 training"
 
 
-def test_off_a_terminal_a_line_for_every_change(tmp_path):
+def test_without_a_terminal_every_change_is_a_line(tmp_path):
     states, screen = {"a": PLANNED, "b": PLANNED}, console(False)
     with Board(screen, tmp_path, list(states), lambda name: states[name]) as board:
         board.refresh()
@@ -89,13 +89,13 @@ def test_off_a_terminal_a_line_for_every_change(tmp_path):
     assert screen.file.getvalue() == "b: training epoch 2 of 3\nb: failed: no [space] left\n"
 
 
-def test_on_a_terminal_a_table_that_fits_it_with_what_goes_on_first(tmp_path):
+def test_on_a_terminal_the_table_fits_and_active_runs_come_first(tmp_path):
     states = {f"run-{number}": PLANNED for number in range(40)} | {"late": TRAINING}
     screen = console(True, height=12)
     with Board(screen, tmp_path, list(states), lambda name: states[name]) as board:
         board.refresh()
-    shown = screen.file.getvalue()
-    assert "40 planned, 1 training" in shown
-    assert "late" in shown
-    assert "training epoch 2 of 3" in shown
-    assert "run-39" not in shown
+    output = screen.file.getvalue()
+    assert "40 planned, 1 training" in output
+    assert "late" in output
+    assert "training epoch 2 of 3" in output
+    assert "run-39" not in output

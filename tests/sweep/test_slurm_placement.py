@@ -1,4 +1,4 @@
-"""Slurm's side of submitit, stood in for by submitit's own local executor."""
+"""The Slurm placement, tested with submitit's local executor instead of a cluster."""
 
 import time
 
@@ -25,22 +25,22 @@ def test_jobs_give_the_records_of_plain_ones(job, figures, tmp_path):
     assert process.wait() == 0
     stop([process])
     jobs = [job("good"), job("failing", "advmoe", batch_size=40)]
-    found = SlurmPlacement(request("local", tmp_path, ["timeout_min=10"]))
-    failed = drive(found, jobs, lambda: None).failed
-    found.close()
+    placement = SlurmPlacement(request("local", tmp_path, ["timeout_min=10"]))
+    failed = drive(placement, jobs, lambda: None).failed
+    placement.close()
     assert failed == {"failing": "batch_size must be at most half of the 60 training images for two levels, not 40"}
     assert figures(jobs[0].folder) == figures(plain.folder)
     assert list((tmp_path / "submitit").glob("*submitted.pkl"))
 
 
 @pytest.mark.slow
-def test_closing_cancels_what_runs(job, tmp_path):
+def test_closing_cancels_running_jobs(job, tmp_path):
     endless = job("endless", epochs=5000)
-    found = SlurmPlacement(request("local", tmp_path))
-    found.submit([endless])
+    placement = SlurmPlacement(request("local", tmp_path))
+    placement.submit([endless])
     while read_run(endless.folder).epoch < 1:
         time.sleep(0.05)
-    found.close()
+    placement.close()
     time.sleep(2)
     epoch = read_run(endless.folder).epoch
     time.sleep(3)
@@ -48,17 +48,17 @@ def test_closing_cancels_what_runs(job, tmp_path):
 
 
 def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
-    one = job("refused")
-    one.folder.mkdir()
-    (one.folder / "thesis.tex").write_text("mine")
-    found = SlurmPlacement(request("debug", tmp_path))
-    failed = drive(found, [one], lambda: None).failed
+    refused = job("refused")
+    refused.folder.mkdir()
+    (refused.folder / "thesis.tex").write_text("mine")
+    placement = SlurmPlacement(request("debug", tmp_path))
+    failed = drive(placement, [refused], lambda: None).failed
     assert list(failed) == ["refused"]
     assert "is neither an empty folder nor the folder of a run" in failed["refused"]
 
 
 @pytest.mark.parametrize(
-    ("executor", "parameters", "said"),
+    ("executor", "parameters", "message"),
     [
         ("local", ["gpus"], "--slurm: 'gpus' is not KEY=VALUE"),
         ("local", ["timeout_minutes=5"], "submitit: .*timeout_minutes"),
@@ -67,14 +67,14 @@ def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):
         ("slurmm", [], "submitit has no executor 'slurmm': did you mean slurm"),
     ],
 )
-def test_bad_parameters_are_one_line(tmp_path, executor, parameters, said):
-    with pytest.raises(UserError, match=said):
+def test_bad_parameters_are_one_line(tmp_path, executor, parameters, message):
+    with pytest.raises(UserError, match=message):
         SlurmPlacement.check(request(executor, tmp_path, parameters))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         SlurmPlacement(request(executor, tmp_path, parameters))
 
 
-def test_right_parameters_are_known_without_a_cluster(tmp_path, monkeypatch):
+def test_valid_parameters_are_accepted_without_a_cluster(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", "")
     SlurmPlacement.check(request(None, tmp_path, ["slurm_partition=gpu", "gpus_per_node=1", "timeout_min=600"]))
