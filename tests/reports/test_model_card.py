@@ -56,7 +56,7 @@ def test_a_quick_evaluation_is_named_as_such():
     assert "RA-worst can only be lower" in text
     assert "**52.0 %**" in text
     assert "`transfer` was not run: no network." in text
-    assert "None was run" in text
+    assert "None was made" in text
 
 
 def test_records_of_the_older_schema_have_a_card():
