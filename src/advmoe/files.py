@@ -1,4 +1,4 @@
-"""Reading and writing files. A file that is replaced is the old or the new one at any moment, never half of either."""
+"""Reading and writing files. A file is replaced at once: it is the old or the new one at any moment, never half written."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from typing import Any
 
 from advmoe.errors import UserError
 
-JsonObject = dict[str, Any]  # as a file holds it: whoever reads one checks its values by a model, or one by one
+JsonObject = dict[str, Any]  # the content of a file; its reader checks the values
 
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, of this process alone, that replaces it if the block succeeds, and is removed if it does not."""
+    """A temporary file beside `path` for this process. It replaces `path` if the block succeeds; otherwise it is removed."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
     try:
         yield draft
@@ -63,7 +63,7 @@ def parsed_object(text: str) -> JsonObject | None:
 def check_plain(path: Path, limit: int) -> None:
     """Raises OSError if there is no file, and UserError if it is a pipe or a device, or has more than `limit` bytes."""
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a folder raises an error of its own
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # reading a folder raises another error
         raise UserError(f"{path}: not a plain file")
     if status.st_size > limit:
         raise UserError(f"{path}: has {status.st_size:,} bytes; at most {limit:,} are read")

@@ -1,4 +1,4 @@
-"""What older versions of this package wrote differently, brought to the present form.
+"""Convert files of older versions of this package to the present form.
 
 A run of each version is kept in tests/fixtures/versions and must load forever. This is the only module that knows old names.
 
@@ -39,7 +39,7 @@ RENAMED = {
 def renamed(tree: Any) -> Any:
     """A tree of dicts and lists with today's field names for old ones, at any depth. Text in values is left alone.
 
-    A part that a YAML file refers to many times, or that holds itself, is renamed once.
+    A part that a YAML file refers to several times, or that contains itself, is renamed once.
     """
     return _renamed(tree, {})
 
@@ -63,10 +63,10 @@ NOT_FIGURES = frozenset(("images", "complete", "intervals", "attacks", "left_out
 
 def record(content: Mapping[str, Any], schema: int) -> JsonObject:
     """The content of a Record in the form of `schema`, which is today's."""
-    written = content["schema"]
-    if written == schema:
+    old_schema = content["schema"]
+    if old_schema == schema:
         return dict(content)
-    new: JsonObject = {**renamed(content), "schema": schema, "from_schema": written}
+    new: JsonObject = {**renamed(content), "schema": schema, "from_schema": old_schema}
     if isinstance(new.get("evaluation"), Mapping):
         new["evaluation"] = _evaluation(new["evaluation"])
     if isinstance(new.get("config"), Mapping):
@@ -82,13 +82,13 @@ def _evaluation(old: Mapping[str, Any]) -> JsonObject:
 
 
 def is_unsealed(manifest: Mapping[str, Any]) -> bool:
-    """Whether a manifest is from before there were seals: it has that time's fields and no other, to which no flipped bit brings a
-    sealed one."""
+    """Whether a manifest is older than seals: it has exactly the fields of that time. A flipped bit cannot give a sealed one these
+    fields."""
     return manifest.keys() == UNSEALED
 
 
 def history(rows: Sequence[Mapping[str, Any]]) -> list[JsonObject]:
-    """The rows of a history; those that name no phase were all of one."""
+    """The rows of a history; rows without a phase belong to phase 1."""
     return [{**row, "phase": row.get("phase", 1)} for row in rows]
 
 
@@ -98,7 +98,7 @@ def tensors(state: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def config(tree: Mapping[str, Any]) -> JsonObject:
-    """The tree of a configuration that was written with all fields of its time (a run's, or a Record's), not by hand."""
+    """The tree of a configuration that a run or a Record stored, with all fields of its version."""
     model = tree.get("model")
     if isinstance(model, Mapping) and "bank" in model and "norms" not in model:
         return {**tree, "model": {**model, "norms": "shared"}}

@@ -34,7 +34,7 @@ BASES = {  # the settings of the paper's appendix B; RunConfig's defaults are CI
     "fashion-mnist": RunConfig(data=DEMO.data.replace(limit_train=None, limit_test=None), attack=DEMO.attack),
 }  # fmt: skip
 PAPERS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
-PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; what a cell cannot use is left out (see `plus`)
+PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; `plus` omits what a recipe cannot use
     "data": {"augment": "crop_shift", "augment_from": 0.5},
     "training": {"ema": 0.995, "soft_labels": "adr", "weight_attack_gate": "straight_through"},
 }
@@ -45,7 +45,7 @@ DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHOD_TRAI
 
 
 def recipe(name: str) -> RunConfig:
-    """The configuration of a recipe. Raises UserError, with the nearest names, where there is none of that name."""
+    """The configuration of a recipe. Raises UserError, with similar names, if the name is unknown."""
     if name in DEMOS:
         return DEMOS[name]
     try:
@@ -119,10 +119,10 @@ def _settings(traits: MethodTraits) -> dict[str, bool]:
 
 
 def method_traits(method: str) -> MethodTraits:
-    """What a recipe has to know of a method, built in or added by a user. Raises UserError if it is unknown."""
+    """What a recipe must know about a method, built in or added by a user. Raises UserError if it is unknown."""
     if method in METHOD_TRAITS:
         return METHOD_TRAITS[method]
-    methods = import_module("advmoe.training.methods")  # needs torch, which recipes of built-in methods do without
+    methods = import_module("advmoe.training.methods")  # imports torch, which recipes of built-in methods do not need
     traits: MethodTraits = methods.traits(lookup(methods.METHODS, method, "method"))
     return traits
 

@@ -150,7 +150,7 @@ def _lines_of_success(report: Success) -> Iterator[str]:
     yield f"Fooled first by {first.attack}, at {_in_levels(first.epsilon)}: predicted {_words(report.adversarial)}"
     yield f"Smallest change that fooled it: {_in_levels(minimal.epsilon)}, by {minimal.attack} (others may need less)"
     if before:
-        changed = sum(one != other for one, other in zip(before, report.adversarial.pathway, strict=True))
+        changed = sum(clean != attacked for clean, attacked in zip(before, report.adversarial.pathway, strict=True))
         yield f"Pathway: {changed} of {len(before)} choices changed"
     form = "8 bits a channel" if report.file.lower().endswith(".png") else "floats"
     rounded = "" if report.file == report.requested else f"; {report.requested} in 8 bits a channel would not fool it"

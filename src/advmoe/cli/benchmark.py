@@ -8,10 +8,10 @@ from advmoe.config import RuntimeConfig
 
 
 def run(arguments: BenchmarkArguments) -> None:
-    """`advmoe benchmark`. Exit status 1 where a row failed."""
-    where = device(RuntimeConfig(device=arguments.device, threads=arguments.threads))
+    """`advmoe benchmark`. Raises SystemExit with status 1 if a row failed."""
+    torch_device = device(RuntimeConfig(device=arguments.device, threads=arguments.threads))
     scale = QUICK if arguments.quick else Scale(width=arguments.width, rounds=arguments.rounds)
-    setup = Setup(where, scale, arguments.quick, arguments.runs)
+    setup = Setup(torch_device, scale, arguments.quick, arguments.runs)
     rows = measure(arguments.suite, arguments.json, lambda line: print(line, flush=True), setup)
     if any(row.failed for row in rows):
         raise SystemExit(1)

@@ -57,7 +57,7 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
         progress.stored(store)
         if arguments.processes > 1:
-            _share_out(arguments, lambda: progress.stored(store))
+            _evaluate_in_workers(arguments, lambda: progress.stored(store))
         options = EvaluationOptions(
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
@@ -134,12 +134,12 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
     return read_record(path)
 
 
-def _share_out(arguments: EvaluateCommand, look: Callable[[], None]) -> None:
-    """Evaluate the shards in worker processes, which write their results to the run's folder. `look` is called twice a second."""
-    words = [word for word in arguments.words if word != "--fresh"]
+def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]) -> None:
+    """Evaluate the shards in worker processes, which write their results to the run's folder. `refresh` is called twice a second."""
+    argv = [argument for argument in arguments.argv if argument != "--fresh"]
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
-    command = [sys.executable, "-m", "advmoe", "evaluate", *words, "--processes", "1", "--threads", str(threads)]
+    command = [sys.executable, "-m", "advmoe", "evaluate", *argv, "--processes", "1", "--threads", str(threads)]
     with contextlib.ExitStack() as stack:
         workers = []
         for number in range(count):
@@ -150,7 +150,7 @@ def _share_out(arguments: EvaluateCommand, look: Callable[[], None]) -> None:
             stack.callback(process.terminate)  # so that they stop with this process; no effect on finished ones
             workers.append((process, errors))
         while any(process.poll() is None for process, _ in workers):
-            look()
+            refresh()
             time.sleep(0.5)
         for process, errors in workers:
             if process.returncode:

@@ -66,8 +66,8 @@ def crop_shift(images: Tensor, flip: bool, draws: Tensor) -> Tensor:
         columns = torch.where(draws[6] < 0.5, width - 1 - columns, columns)
     image = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    kept = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]] * kept
+    inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]] * inside
 
 
 def _integers(draws: Tensor, largest: Tensor | int) -> Tensor:

@@ -130,8 +130,8 @@ def _download(url: str, part: Path, path: Path, console: Console) -> None:
                 reason = str(error)
             if attempt == ATTEMPTS or _size(part) <= before:
                 break
-    kept = f"; {_size(part)} bytes are kept, the same command continues from there" if _size(part) else ""
-    raise UserError(f"cannot download {url} ({reason}): download it by other means and save it as {path}{kept}")
+    hint = f"; {_size(part)} bytes are kept, the same command continues from there" if _size(part) else ""
+    raise UserError(f"cannot download {url} ({reason}): download it by other means and save it as {path}{hint}")
 
 
 def _connect(url: str, part: Path, progress: Progress, task: TaskID) -> None:

@@ -46,10 +46,10 @@ class MixedImages(Images):
         chosen = np.random.default_rng([seed, STREAM]).integers(0, len(self.generated), count)
         first = len(rows) - count  # the position of the first generated image in the batch of all ranks
         chosen = chosen[max(local.start - first, 0) : max(local.stop - first, 0)]
-        kept = len(originals) - len(chosen)
+        original_count = len(originals) - len(chosen)
         raw = torch.from_numpy(np.ascontiguousarray(self.generated[chosen].transpose(0, 3, 1, 2))).to(originals.raw.device)
         labels = torch.from_numpy(self.generated_labels[chosen]).to(originals.raw.device)
-        return Images(torch.cat([originals.raw[:kept], raw]), torch.cat([originals.labels[:kept], labels]))
+        return Images(torch.cat([originals.raw[:original_count], raw]), torch.cat([originals.labels[:original_count], labels]))
 
 
 def with_generated(splits: Splits, data: DataConfig) -> Splits:

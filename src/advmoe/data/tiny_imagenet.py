@@ -106,7 +106,7 @@ def _tree(path: str, names: Sequence[str], read: Callable[[str], bytes]) -> _Tre
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Tree]:
-    root = next((inner for inner in (path / NAME, path / f"{NAME}.zip") if inner.exists()), path)
+    root = next((candidate for candidate in (path / NAME, path / f"{NAME}.zip") if candidate.exists()), path)
     if root.is_dir():
         files = [file for pattern in (WNIDS, "train/*/images/*", "val/*", "val/images/*") for file in root.glob(pattern)]
         names = [file.relative_to(root).as_posix() for file in files if file.is_file()]

@@ -11,7 +11,7 @@ from advmoe.errors import UserError
 FOLDER = Path(__file__).parent
 RECORDED = ".record.json"
 MAX_FILE = 4_000_000  # bytes
-HOW = (
+HOW_TO_INSTALL = (
     "install advmoe from a release wheel or from a checkout that holds src/advmoe/networks, "
     "or train one: advmoe train --recipe demo-advmoe --out runs/first"
 )
@@ -39,11 +39,11 @@ def find(name: str) -> Path | None:
         return None
     path = weights(name)
     if not path.is_file():
-        raise UserError(f"{name}: its weights are not part of this installation: {HOW}")
+        raise UserError(f"{name}: its weights are not part of this installation: {HOW_TO_INSTALL}")
     return path
 
 
 def in_words() -> str:
-    """The known names, or how to get networks, for an error message."""
+    """The names of the networks, or how to install them, for an error message."""
     known = names()
-    return f"it has {', '.join(known)}" if known else f"this installation has none: {HOW}"
+    return f"it has {', '.join(known)}" if known else f"this installation has none: {HOW_TO_INSTALL}"

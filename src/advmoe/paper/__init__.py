@@ -30,7 +30,7 @@ class Cell:
 
     @property
     def recipe(self) -> str:
-        """Name of the recipe that makes the cell again."""
+        """Name of the recipe that reproduces the cell."""
         scale = "" if self.model_scale in (1.0, ModelConfig().model_scale) else f"-r{self.model_scale}"
         return f"{self.dataset}-{self.model}-{self.method}{scale}{'-steps10' if self.attack_steps == 10 else ''}"
 

@@ -36,7 +36,7 @@ class EvaluateArguments:
     (owner/name)."""
     quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
     standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
-    full: Annotated[Flag, _costs("full", "the same and far more of it")] = False
+    full: Annotated[Flag, _costs("full", "the attacks of --standard and many more")] = False
     attacks: tuple[str, ...] = ()
     """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""
     norm: Norm = "Linf"
@@ -61,13 +61,13 @@ class EvaluateArguments:
     seed: int = 0
     """Seed of the attacks' random draws."""
     shard_size: int = SHARD_SIZE
-    """Images whose results lie in one file, which is written after every attack. Survivors are gathered over a shard."""
+    """Images whose results are in one file, which is written after every attack. Survivors are gathered over a shard."""
     batch_size: int = BATCH_SIZE
-    """Images attacked at once, at most."""
+    """At most this many images are attacked at once."""
     pathway_budget: int = PATHWAY_BUDGET
-    """Hold the network on every pathway where it has at most so many, else on some (RA-paths, sampled). 0 leaves this out."""
+    """Attack each pathway if there are at most this many, otherwise a sample of them (RA-paths, sampled). 0 skips this."""
     processes: int = 1
-    """Share the shards out over this many processes (and CUDA devices, where there are several)."""
+    """Divide the shards among this many processes (and the CUDA devices, if there are several)."""
     part: tuple[int, int] | None = None
     """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, the results of other parts are collected."""
     fresh: Flag = False
@@ -75,8 +75,8 @@ class EvaluateArguments:
     save_adversarial: Flag = False
     """Write the adversarial images to RUN/evaluation/adversarial."""
     keep_images: Flag = False
-    """Keep the gallery's test images in RUN/record.json, so that they go wherever the Record goes; without it they lie in
-    RUN/gallery.json, for reports on this machine."""
+    """Store the gallery's test images in RUN/record.json, which may be published; without it they are in RUN/gallery.json, for
+    reports on this machine."""
     robustbench: Path | None = None
     """Write a RobustBench model_info file."""
     json: Flag = False
@@ -115,10 +115,10 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class EvaluateCommand(EvaluateArguments):
-    """The arguments with the words that were typed, which other processes that share the work are given."""
+    """The arguments, and the command line they come from, which is passed to worker processes."""
 
-    words: tuple[str, ...] = ()
+    argv: tuple[str, ...] = ()
 
 
-def read(words: list[str]) -> EvaluateCommand:
-    return EvaluateCommand(**vars(parse(EvaluateArguments, "evaluate", words)), words=tuple(words))
+def read(argv: list[str]) -> EvaluateCommand:
+    return EvaluateCommand(**vars(parse(EvaluateArguments, "evaluate", argv)), argv=tuple(argv))
