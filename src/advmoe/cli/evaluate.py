@@ -135,7 +135,7 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
 
 
 def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]) -> None:
-    """Evaluate the shards in worker processes, which write their results to the run's folder. `refresh` is called twice a second."""
+    """Evaluate the shards in worker processes, which write to the run's folder. `refresh` is called twice a second."""
     argv = [argument for argument in arguments.argv if argument != "--fresh"]
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
