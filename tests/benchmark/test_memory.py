@@ -21,11 +21,11 @@ def allocate(size):
 
 
 @pytest.mark.parametrize("size", [64, 256])
-def test_peak_sees_what_is_allocated_and_freed_again(size):
+def test_peak_counts_memory_that_is_freed_again(size):
     assert peak(lambda: allocate(size), CPU) == pytest.approx(size * MIB, rel=0.1)
 
 
-def test_peak_forgets_what_was_before():
+def test_peak_ignores_earlier_allocations():
     allocate(256)
     assert peak(lambda: allocate(64), CPU) == pytest.approx(64 * MIB, rel=0.1)
 
@@ -38,8 +38,8 @@ def test_probe_measures_iterations_in_a_separate_process():
     assert 0 < small.seconds < large.seconds
 
 
-def test_a_process_that_fails_is_one_line(monkeypatch):
-    monkeypatch.setattr(memory, "separately", lambda *given: (_ for _ in ()).throw(ProcessFailed("status -9")))
+def test_a_process_that_fails_is_reported_in_one_line(monkeypatch):
+    monkeypatch.setattr(memory, "separately", lambda *args: (_ for _ in ()).throw(ProcessFailed("status -9")))
     with pytest.raises(UserError, match="iterations of at_dense at batch 8 could not be measured: status -9"):
         probe(configuration("AT (Dense)", Scale(width=4, training_batch=8)), 16, CPU)
 

@@ -27,8 +27,8 @@ def work(task: Task):
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
-    here = os.path.dirname(__file__)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([here, os.environ.get("PYTHONPATH", "")]))
+    folder = os.path.dirname(__file__)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]))
 
 
 def test_results_come_from_another_process():
@@ -38,7 +38,7 @@ def test_results_come_from_another_process():
 
 
 @pytest.mark.parametrize(("what", "seconds", "why"), [("crash", None, "status 3"), ("hang", 8.0, "stopped after 8.0 s")])
-def test_what_a_process_gave_before_it_failed_is_kept(what, seconds, why):
+def test_results_before_a_failure_are_kept(what, seconds, why):
     results = separately(work, Task(what=what), Result, seconds)
     assert next(results).number > 2
     with pytest.raises(ProcessFailed, match=why):

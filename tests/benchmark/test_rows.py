@@ -17,10 +17,10 @@ def ratio(value, target):
     return Row(suite="x", case="c", what="a / b", value=value, spread=(1.0, 5.0), target=target)
 
 
-def test_ratio_is_that_of_medians_and_spread_that_of_rounds():
-    dense, moe, found = rows(("dense", "MoE", ">= 3.0"))
+def test_a_ratio_is_of_medians_and_its_spread_of_rounds():
+    dense, moe, ratio_row = rows(("dense", "MoE", ">= 3.0"))
     assert (dense.value, dense.spread, dense.unit, moe.value) == (9.0, (6.0, 30.0), "s", 4.5)
-    assert (found.name, found.value, found.spread, found.met) == ("ResNet-18: dense / MoE", 2.0, (2.0, 6.0), False)
+    assert (ratio_row.name, ratio_row.value, ratio_row.spread, ratio_row.met) == ("ResNet-18: dense / MoE", 2.0, (2.0, 6.0), False)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_row_as_a_line(row, end):
     assert str(row).endswith(end)
 
 
-def test_rounds_that_do_not_pair_are_no_ratio():
+def test_a_ratio_needs_equal_numbers_of_rounds():
     with pytest.raises(ValueError, match="zip"):
         list(compare("data", "x", "s", {"a": [1.0], "b": [1.0, 2.0]}, [("a", "b", None)]))
 
@@ -59,17 +59,17 @@ def test_file_holds_rows_and_machine(tmp_path, monkeypatch):
     path = tmp_path / "rows.json"
     measured = rows(("dense", "MoE", ">= 3.0"))
     Report.of(measured).write(path)
-    kept = Report.read(path)
+    report = Report.read(path)
     assert list(tmp_path.iterdir()) == [path]
-    assert kept.rows == tuple(measured)
-    assert kept.command == "advmoe benchmark --json x"
-    assert kept.machine == Machine.here()
-    assert kept.machine.memory > 2**28
-    assert {"torch", "numpy"} <= kept.machine.libraries.keys()
+    assert report.rows == tuple(measured)
+    assert report.command == "advmoe benchmark --json x"
+    assert report.machine == Machine.here()
+    assert report.machine.memory > 2**28
+    assert {"torch", "numpy"} <= report.machine.libraries.keys()
     assert '"met": false' in path.read_text()
 
 
-def test_another_file_is_one_line(tmp_path):
+def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('{"rows": []}')
     with pytest.raises(UserError, match=r"rows.json: not a file of advmoe benchmark") as error:

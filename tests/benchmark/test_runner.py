@@ -16,7 +16,7 @@ SETUP = Setup()
 
 @pytest.fixture
 def suites(monkeypatch):
-    """Suites that measure nothing, and which of them ran with which setup."""
+    """Replaces the suites by ones that measure nothing; the list of suites that ran, with their setups."""
     ran = []
 
     def suite(name):
@@ -45,17 +45,17 @@ def test_chosen_suites_run_in_their_order_and_are_printed_row_by_row(suites, tmp
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_the_usual_suites_run_where_none_is_named(suites):
+def test_the_usual_suites_run_by_default(suites):
     run((), None, lambda line: None, SETUP)
     assert suites == [(name, SETUP) for name in USUAL]
 
 
-def test_growth_has_its_figure_beside_the_results(suites, tmp_path):
+def test_the_figure_of_growth_is_written_beside_the_results(suites, tmp_path):
     run(("growth",), tmp_path / "rows.json", lambda line: None, SETUP)
     assert {path.name for path in tmp_path.iterdir()} == {"rows.json", "rows-growth.png"}
 
 
-def test_what_was_measured_before_an_interruption_is_kept(suites, monkeypatch, tmp_path):
+def test_rows_before_an_interruption_are_kept(suites, monkeypatch, tmp_path):
     def stopped(setup):
         yield Row(suite="attack", case="y", what="z", value=1.0)
         raise KeyboardInterrupt

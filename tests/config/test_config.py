@@ -38,15 +38,15 @@ def nested(name: str, value: Any) -> dict[str, Any]:
     return {section: {field: value}} if section else {field: value}
 
 
-def found(config: RunConfig, name: str) -> Any:
+def value_of(config: RunConfig, name: str) -> Any:
     value: Any = config
     for part in name.split("."):
         value = getattr(value, part)
     return value
 
 
-def complaint(tree: Any) -> str:
-    """The one line in which a configuration is refused."""
+def error_of(tree: Any) -> str:
+    """The one-line error for a configuration."""
     with pytest.raises(UserError) as caught:
         from_dict(tree, "here")
     text = str(caught.value)
@@ -55,7 +55,7 @@ def complaint(tree: Any) -> str:
     return text.removeprefix("here: ")
 
 
-def file_complaint(path: Path) -> str:
+def error_of_file(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_yaml(path)
     text = str(caught.value)
@@ -64,22 +64,22 @@ def file_complaint(path: Path) -> str:
     return text.removeprefix(f"{path}: ")
 
 
-def written(folder: Path, content: str | bytes) -> Path:
+def write(folder: Path, content: str | bytes) -> Path:
     path = folder / "config.yaml"
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
 
 
 def from_text(folder: Path, content: str) -> RunConfig:
-    return load_yaml(written(folder, content))
+    return load_yaml(write(folder, content))
 
 
-# There and back
+# Round trips
 
 
-def every_value() -> list[str]:
-    """Recipes in which each value occurs that a field has in any recipe."""
-    seen: set[tuple[str, str, Any]] = set()
+def covering_recipes() -> list[str]:
+    """Recipes that together have every value of every field that any recipe has."""
+    covered: set[tuple[str, str, Any]] = set()
     names = []
     for name, config in RECIPES.items():
         values = {
@@ -88,13 +88,13 @@ def every_value() -> list[str]:
             if isinstance(fields, dict)
             for field, value in fields.items()
         } | {("", "method", config.method)}
-        if values - seen:
+        if values - covered:
             names.append(name)
-            seen |= values
+            covered |= values
     return names
 
 
-@pytest.mark.parametrize("name", every_value())
+@pytest.mark.parametrize("name", covering_recipes())
 def test_yaml_round_trip(name: str, tmp_path: Path) -> None:
     assert from_text(tmp_path, dump_yaml(RECIPES[name])) == RECIPES[name]
 
@@ -150,12 +150,12 @@ def test_every_field_is_unique_over_the_sections() -> None:
     ],
 )
 def test_unknown_fields(tree: dict[Any, Any], message: str) -> None:
-    assert complaint(tree) == message
+    assert error_of(tree) == message
 
 
 @pytest.mark.parametrize("schema", [0, 3, "1", None])
 def test_schema_mismatch(schema: Any) -> None:
-    assert complaint({"schema": schema}) == f"schema {schema!r} is not supported by this version (1 to 2)"
+    assert error_of({"schema": schema}) == f"schema {schema!r} is not supported by this version (1 to 2)"
 
 
 # Types
@@ -163,37 +163,37 @@ def test_schema_mismatch(schema: Any) -> None:
 
 @pytest.mark.parametrize("name", INTS)
 @pytest.mark.parametrize("value", [True, False, 3.0, 2.5, "3", [3], {"a": 3}, math.nan])
-def test_ints_take_ints_alone(name: str, value: Any) -> None:
-    assert complaint(nested(name, value)).startswith(f"{name} must be int")
+def test_int_fields_accept_only_ints(name: str, value: Any) -> None:
+    assert error_of(nested(name, value)).startswith(f"{name} must be int")
 
 
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", [True, False, [0.5], {"a": 0.5}])
-def test_floats_take_no_bools_or_lists(name: str, value: Any) -> None:
-    assert complaint(nested(name, value)).startswith(f"{name} must be float")
+def test_float_fields_accept_no_bools_or_lists(name: str, value: Any) -> None:
+    assert error_of(nested(name, value)).startswith(f"{name} must be float")
 
 
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.5, "nan", "inf", "1e999"])
 def test_floats_must_be_finite_and_not_negative(name: str, value: Any) -> None:
-    assert complaint(nested(name, value)).startswith(f"{name} must be ")
+    assert error_of(nested(name, value)).startswith(f"{name} must be ")
 
 
 @pytest.mark.parametrize("name", FLOATS)
 @pytest.mark.parametrize("value", ["fast", "", "1/0", "1/2/3", "8/", "/255", "a\nb"])
-def test_text_that_is_no_number(name: str, value: str) -> None:
-    assert complaint(nested(name, value)) == f"{name}: {value!r} is neither a number nor a fraction such as 8/255"
+def test_text_that_is_not_a_number(name: str, value: str) -> None:
+    assert error_of(nested(name, value)) == f"{name}: {value!r} is neither a number nor a fraction such as 8/255"
 
 
 @pytest.mark.parametrize("name", ["attack.epsilon", "model.model_scale", "training.lr", "training.beta", "training.tied_share"])
 def test_ints_are_read_as_floats(name: str) -> None:
-    value = found(from_dict(nested(name, 1)), name)
+    value = value_of(from_dict(nested(name, 1)), name)
     assert value == 1
     assert type(value) is float
 
 
 def test_an_int_too_large_for_a_float() -> None:
-    assert complaint({"training": {"lr": 10**400}}) == "training.lr: int too large to convert to float"
+    assert error_of({"training": {"lr": 10**400}}) == "training.lr: int too large to convert to float"
 
 
 @pytest.mark.parametrize(
@@ -215,18 +215,18 @@ def test_an_int_too_large_for_a_float() -> None:
     ],
 )
 def test_wrong_types(tree: dict[str, Any], message: str) -> None:
-    assert complaint(tree) == message
+    assert error_of(tree) == message
 
 
 def test_a_long_value_is_shortened() -> None:
-    assert len(complaint({"training": {"epochs": "x" * 10_000}})) < 100
+    assert len(error_of({"training": {"epochs": "x" * 10_000}})) < 100
 
 
 # Values
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "wanted"),
+    ("name", "value", "range_text"),
     [
         ("model.model_scale", 0, "in (0, 1]"),
         ("model.model_scale", 1.01, "in (0, 1]"),
@@ -252,9 +252,9 @@ def test_a_long_value_is_shortened() -> None:
         ("seed", 2**63, "in [0, 2**63)"),
     ],
 )
-def test_out_of_range(name: str, value: Any, wanted: str) -> None:
-    shown = float(value) if name in FLOATS else value
-    assert complaint(nested(name, value)) == f"{name} must be {wanted}, not {shown}"
+def test_out_of_range(name: str, value: Any, range_text: str) -> None:
+    printed = float(value) if name in FLOATS else value
+    assert error_of(nested(name, value)) == f"{name} must be {range_text}, not {printed}"
 
 
 @pytest.mark.parametrize(
@@ -273,10 +273,10 @@ def test_out_of_range(name: str, value: Any, wanted: str) -> None:
     ],
 )
 def test_the_ends_of_a_range_are_allowed(name: str, value: Any) -> None:
-    assert found(from_dict(nested(name, value)), name) == value
+    assert value_of(from_dict(nested(name, value)), name) == value
 
 
-def test_values_are_checked_where_a_section_is_made() -> None:
+def test_a_section_checks_its_values() -> None:
     with pytest.raises(UserError, match=r"^validation_share must be"):
         DataConfig(validation_share=2)
 
@@ -290,7 +290,7 @@ def test_fractions(text: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["8/0", "x", "", "8/255/2", "8//255"])
-def test_what_is_no_fraction(text: str) -> None:
+def test_text_that_is_not_a_fraction(text: str) -> None:
     with pytest.raises(ValueError, match="neither a number nor a fraction such as 8/255"):
         parse_fraction(text)
 
@@ -307,13 +307,13 @@ def test_fractions_and_exponents_in_yaml(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["lr", "router_lr", "weight_decay", "beta", "momentum", "tied_share"])
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
 def test_yaml_numbers_that_are_not_finite(name: str, value: str, tmp_path: Path) -> None:
-    path = written(tmp_path, f"training: {{{name}: {value}}}")
-    assert file_complaint(path).startswith(f"training.{name} must be ")
+    path = write(tmp_path, f"training: {{{name}: {value}}}")
+    assert error_of_file(path).startswith(f"training.{name} must be ")
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "- 1\n- 2\n", "just text", "3", "null", "--- \n..."])
-def test_no_mapping(content: str, tmp_path: Path) -> None:
-    assert file_complaint(written(tmp_path, content)) == "holds no mapping of fields"
+def test_yaml_that_is_not_a_mapping(content: str, tmp_path: Path) -> None:
+    assert error_of_file(write(tmp_path, content)) == "holds no mapping of fields"
 
 
 @pytest.mark.parametrize(
@@ -334,23 +334,23 @@ def test_no_mapping(content: str, tmp_path: Path) -> None:
     ],
 )
 def test_not_yaml(content: str | bytes, tmp_path: Path) -> None:
-    assert file_complaint(written(tmp_path, content)).startswith("not YAML: ")
+    assert error_of_file(write(tmp_path, content)).startswith("not YAML: ")
 
 
 @pytest.mark.parametrize("tag", ["!!python/object/apply:os.system", "!!python/object/new:os.system", "!!python/name:os.system"])
 def test_unsafe_tags_do_not_run(tag: str, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-    path = written(tmp_path, f"method: {tag} ['touch {mark}']")
-    assert file_complaint(path).startswith("not YAML: could not determine a constructor for the tag")
+    path = write(tmp_path, f"method: {tag} ['touch {mark}']")
+    assert error_of_file(path).startswith("not YAML: could not determine a constructor for the tag")
     assert not mark.exists()
 
 
 def test_no_file(tmp_path: Path) -> None:
-    assert file_complaint(tmp_path / "none.yaml") == "cannot be read (No such file or directory)"
+    assert error_of_file(tmp_path / "none.yaml") == "cannot be read (No such file or directory)"
 
 
 def test_a_folder(tmp_path: Path) -> None:
-    assert file_complaint(tmp_path) == "cannot be read (Is a directory)"
+    assert error_of_file(tmp_path) == "cannot be read (Is a directory)"
 
 
 def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,24 +358,24 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "read_text", refuse)
-    assert file_complaint(written(tmp_path, "{}")) == "cannot be read (Permission denied)"
+    assert error_of_file(write(tmp_path, "{}")) == "cannot be read (Permission denied)"
 
 
 def test_file_errors_name_file_and_field(tmp_path: Path) -> None:
-    path = written(tmp_path, "training:\n  epochs: many\n")
-    assert file_complaint(path) == "training.epochs must be int, not 'many'"
+    path = write(tmp_path, "training:\n  epochs: many\n")
+    assert error_of_file(path) == "training.epochs must be int, not 'many'"
 
 
-def test_a_mapping_within_itself(tmp_path: Path) -> None:
-    assert file_complaint(written(tmp_path, "&all\nmodel: *all\n")) == (
-        "unknown field 'model.model': " + file_complaint(written(tmp_path, "model: {model: 1}")).partition(": ")[2]
+def test_a_mapping_that_contains_itself(tmp_path: Path) -> None:
+    assert error_of_file(write(tmp_path, "&all\nmodel: *all\n")) == (
+        "unknown field 'model.model': " + error_of_file(write(tmp_path, "model: {model: 1}")).partition(": ")[2]
     )
 
 
-def test_nested_aliases_do_not_swell_the_message(tmp_path: Path) -> None:
+def test_nested_aliases_do_not_lengthen_the_message(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
     tree = "seed: &top\n" + "\n".join(f"  {level}" for level in levels)
-    assert len(file_complaint(written(tmp_path, tree))) < 200
+    assert len(error_of_file(write(tmp_path, tree))) < 200
 
 
 def test_dumped_text_is_plain_yaml() -> None:
@@ -385,7 +385,7 @@ def test_dumped_text_is_plain_yaml() -> None:
 # Differences
 
 
-def changed(name: str, value: Any) -> RunConfig:
+def with_value(name: str, value: Any) -> RunConfig:
     return from_dict(nested(name, value))
 
 
@@ -404,7 +404,7 @@ def test_same_runs_do_not_differ() -> None:
     ],
 )
 def test_one_difference(name: str, value: Any, line: str) -> None:
-    assert differences(RunConfig(), changed(name, value)) == [line]
+    assert differences(RunConfig(), with_value(name, value)) == [line]
 
 
 def test_every_difference_is_listed() -> None:
@@ -412,17 +412,17 @@ def test_every_difference_is_listed() -> None:
     assert differences(RunConfig(), other) == ["seed: 0, not 1", "training.epochs: 100, not 3", "training.lr: 0.1, not 0.2"]
 
 
-def test_where_runs_lie_and_run_is_no_difference() -> None:
+def test_device_threads_and_data_folder_are_no_difference() -> None:
     other = RunConfig().replace(runtime=RuntimeConfig(device="cuda", threads=3), data=DataConfig(data_dir="/x"))
     assert differences(RunConfig(), other) == []
 
 
-def test_precision_changes_the_numbers_and_so_the_run() -> None:
+def test_another_precision_is_a_difference() -> None:
     other = RunConfig().replace(runtime=RuntimeConfig(precision="bfloat16"))
     assert differences(RunConfig(), other) == ["runtime.precision: float32, not bfloat16"]
 
 
-# Files from strangers
+# Untrusted files
 
 
 @pytest.mark.parametrize(
@@ -439,45 +439,45 @@ def test_precision_changes_the_numbers_and_so_the_run() -> None:
         "!!set [1]",
     ],
 )
-def test_values_that_are_not_of_their_tag(value: str, tmp_path: Path) -> None:
-    assert file_complaint(written(tmp_path, f"seed: {value}"))
-    assert file_complaint(written(tmp_path, f"{value}: 1"))
+def test_values_that_do_not_match_their_tag(value: str, tmp_path: Path) -> None:
+    assert error_of_file(write(tmp_path, f"seed: {value}"))
+    assert error_of_file(write(tmp_path, f"{value}: 1"))
 
 
-def test_merged_mappings_are_refused_before_they_swell(tmp_path: Path) -> None:
+def test_merged_mappings_are_refused_before_they_are_expanded(tmp_path: Path) -> None:
     levels = ["a0: &a0 {x: 1, y: 2}"] + [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 9)}]}}" for n in range(1, 12)]
-    assert "could not determine a constructor for the tag" in file_complaint(written(tmp_path, "\n".join(levels)))
+    assert "could not determine a constructor for the tag" in error_of_file(write(tmp_path, "\n".join(levels)))
 
 
-def test_aliases_instead_of_the_schema_do_not_swell_the_message(tmp_path: Path) -> None:
+def test_aliases_in_the_schema_field_do_not_lengthen_the_message(tmp_path: Path) -> None:
     levels = ["a0: &a0 [x, x]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 12)]
-    assert len(file_complaint(written(tmp_path, "\n".join([*levels, "schema: *a11"])))) < 200
+    assert len(error_of_file(write(tmp_path, "\n".join([*levels, "schema: *a11"])))) < 200
 
 
 def test_numbers_that_cannot_be_written_again_are_refused(tmp_path: Path) -> None:
-    text = file_complaint(written(tmp_path, f"training: {{epochs: 0x{'f' * 5000}}}"))
+    text = error_of_file(write(tmp_path, f"training: {{epochs: 0x{'f' * 5000}}}"))
     assert text == "training.epochs must be less than 2**64, not a number of thousands of digits"
 
 
-def test_names_a_terminal_would_obey_are_shown_by_number(tmp_path: Path) -> None:
-    assert file_complaint(written(tmp_path, '"\\e[2J": 1')).startswith(r"unknown field '\x1b[2J'")
+def test_control_characters_in_names_are_escaped(tmp_path: Path) -> None:
+    assert error_of_file(write(tmp_path, '"\\e[2J": 1')).startswith(r"unknown field '\x1b[2J'")
 
 
 def test_long_names_are_shortened(tmp_path: Path) -> None:
-    assert len(file_complaint(written(tmp_path, f"{'x' * 900}: 1"))) < 300
+    assert len(error_of_file(write(tmp_path, f"{'x' * 900}: 1"))) < 300
 
 
-def test_more_bytes_than_a_configuration_can_have(tmp_path: Path) -> None:
-    path = written(tmp_path, "")
+def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = write(tmp_path, "")
     with path.open("wb") as file:
-        file.truncate(2**33)  # takes no room on the disk
-    assert file_complaint(path) == "has 8,589,934,592 bytes; at most 262,144 are read"
+        file.truncate(2**33)  # a sparse file
+    assert error_of_file(path) == "has 8,589,934,592 bytes; at most 262,144 are read"
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml")
-    assert file_complaint(tmp_path / "config.yaml") == "not a plain file"
+    assert error_of_file(tmp_path / "config.yaml") == "not a plain file"
 
 
-def test_more_experts_than_fit_into_memory() -> None:
-    assert complaint({"model": {"num_experts": 10**9}}) == "model.num_experts must be in [1, 1000], not 1000000000"
+def test_too_many_experts_are_refused() -> None:
+    assert error_of({"model": {"num_experts": 10**9}}) == "model.num_experts must be in [1, 1000], not 1000000000"

@@ -1,4 +1,4 @@
-"""Every backbone in every kind on every data set, against counts worked out from the published architectures."""
+"""Every backbone in every kind on every data set, compared with counts from the published architectures."""
 
 import math
 from fractions import Fraction
@@ -36,7 +36,7 @@ WIDTHS = {"resnet18": 4, "wrn28_10": 20, "vgg16_bn": 4, "densenet40": 4, "densen
 
 
 class Conv(NamedTuple):
-    """Channels in and out, kernel, side of the output; `full` (channels out of the dense layer) where it may be routed."""
+    """Channels in and out, kernel, side of the output; `full`: channels out of the dense layer, if the layer may be routed."""
 
     ins: int
     outs: int
@@ -46,7 +46,7 @@ class Conv(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A network by its convolutions, batch norms after a routable convolution (`normed`) and elsewhere, masks, and last width."""
+    """The convolutions of a network, its batch norms after a routable convolution (`normed`) and elsewhere, masks, last width."""
 
     convs: list[Conv]
     normed: list[int]
@@ -59,13 +59,13 @@ def keep(kind, full):
     return full if isinstance(kind, MaskedKind) else math.floor(Fraction(str(kind.scale)) * full)
 
 
-def half(side):
+def halved(side):
     return (side + 1) // 2
 
 
 def first(stem, side):
     """Kernel of the first convolution, side of its output, side after the pooling that may follow."""
-    return (7, half(side), half(half(side))) if stem == "imagenet" else (3, side, side)
+    return (7, halved(side), halved(halved(side))) if stem == "imagenet" else (3, side, side)
 
 
 def resnet_plan(kind, width, shape, stem):
@@ -75,8 +75,8 @@ def resnet_plan(kind, width, shape, stem):
     for stage in range(4):
         full = width * 2**stage
         outs = keep(kind, full)
-        side = half(side) if stage else side
-        plan.masks.extend([full] * (2 + (stage > 0)))  # two inner ones, and the stage's (the first stage has the stem's)
+        side = halved(side) if stage else side
+        plan.masks.extend([full] * (2 + (stage > 0)))  # two of blocks, and the stage's (the first stage has the stem's)
         if stage or channels != outs:
             plan.convs.append(Conv(channels, outs, 1, side))
             plan.norms.append(outs)
@@ -94,7 +94,7 @@ def wrn_plan(kind, width, shape, stem):
     for stage in range(3):
         full = width * 2**stage
         outs = keep(kind, full)
-        side = half(side) if stage else side
+        side = halved(side) if stage else side
         plan.masks.extend([full] * 5)
         plan.convs.append(Conv(channels, outs, 1, side))
         for ins in (channels, outs, outs, outs):
@@ -116,7 +116,7 @@ def vgg_plan(kind, width, shape, stem):
             (plan.normed if plan.convs else plan.norms).append(outs)
             plan.convs.append(Conv(channels, outs, 3, side, full if plan.convs else 0))
             channels = outs
-        side = half(side)
+        side = halved(side)
     return plan._replace(last=channels)
 
 
@@ -125,7 +125,7 @@ def densenet_plan(layers):
         kernel, stem_side, side = first(stem, shape[1])
         full, channels = 2 * width, keep(kind, 2 * width)
         plan = Plan([Conv(shape[0], channels, kernel, stem_side)], [], [channels] if stem == "imagenet" else [], [full], 0)
-        inner, growth = keep(kind, 4 * width), keep(kind, width)
+        bottleneck, growth = keep(kind, 4 * width), keep(kind, width)
         for block, depth in enumerate(layers):
             if block:
                 plan.norms.append(channels)
@@ -134,8 +134,8 @@ def densenet_plan(layers):
                 plan.masks.append(full)
             for _ in range(depth):
                 plan.norms.append(channels)
-                plan.normed.append(inner)
-                plan.convs.extend([Conv(channels, inner, 1, side, 4 * width), Conv(inner, growth, 3, side, width)])
+                plan.normed.append(bottleneck)
+                plan.convs.extend([Conv(channels, bottleneck, 1, side, 4 * width), Conv(bottleneck, growth, 3, side, width)])
                 plan.masks.extend([4 * width, width])
                 full, channels = full + width, channels + growth
         plan.norms.append(channels)
@@ -156,7 +156,7 @@ def network_router_plan(shape, stem):
     plan, channels = Plan([Conv(shape[0], 16, kernel, stem_side)], [], [16], [], 64), 16
     for width in (16, 32, 64):
         if width != channels:
-            side = half(side)
+            side = halved(side)
             plan.convs.append(Conv(channels, width, 1, side))
             plan.norms.append(width)
         for ins in (channels, width, width):
@@ -167,9 +167,9 @@ def network_router_plan(shape, stem):
 
 
 def bank_size(kind, conv):
-    """Filters of a routed layer: N windows of K among the C_out of the dense layer, or N * K of their own."""
-    together = kind.num_experts * conv.outs
-    return together if kind.bank == "disjoint" else min(together, conv.full)
+    """Filters of a routed layer: N windows of K among the C_out of the dense layer, or N * K separate ones."""
+    total = kind.num_experts * conv.outs
+    return total if kind.bank == "disjoint" else min(total, conv.full)
 
 
 def params(kind, plan, classes, network_router):
@@ -225,8 +225,8 @@ NETWORKS = [(kind, "cifar10") for kind in KINDS] + [("moe per network", data) fo
 
 @pytest.mark.parametrize(("kind", "data"), [*NETWORKS, ("masked", "imagenet")])
 @pytest.mark.parametrize("backbone", MODELS)
-def test_every_backbone_has_gradients_and_comes_back_from_a_file(backbone, kind, data):
-    """In every kind, and for every data set in the kind that has the most parts."""
+def test_every_backbone_has_gradients_and_can_be_saved_and_loaded(backbone, kind, data):
+    """In every kind, and on every data set in the kind with the most parts."""
     model = build(backbone, KINDS[kind], data, WIDTHS[backbone])
     shape, classes, _, side = DATA[data]
     with torch.no_grad():
@@ -270,7 +270,7 @@ def test_silu_replaces_every_relu_but_the_network_routers(backbone):
         list(build(backbone, MoEKind(routers="per_network", activation=name), "cifar10", WIDTHS[backbone]).modules())
         for name in ("relu", "silu")
     ]
-    kinds = [[type(layer) for layer in of if isinstance(layer, nn.ReLU | nn.SiLU)] for of in layers]
+    kinds = [[type(layer) for layer in network if isinstance(layer, nn.ReLU | nn.SiLU)] for network in layers]
     in_router = [type(layer) for layer in layers[0][0].router.modules() if isinstance(layer, nn.ReLU)]
     assert kinds[0].count(nn.ReLU) == len(kinds[0]) == len(kinds[1]) > len(in_router)
     assert kinds[1].count(nn.ReLU) == len(in_router)

@@ -1,8 +1,8 @@
-"""Networks for inference alone."""
+"""Networks that only do inference."""
 
 import pytest
 import torch
-from test_fused import KINDS, SPEC, learned
+from test_fused import KINDS, SPEC, random_network
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.config import ModelConfig
@@ -14,7 +14,7 @@ from advmoe.moe import HARD, ForcedGate, MoEKind, Router, SoftGate
 @pytest.mark.parametrize("backbone", MODELS)
 @torch.no_grad()
 def test_same_logits_and_routes(backbone, kind):
-    model = learned(backbone, kind)
+    model = random_network(backbone, kind)
     copy = deployed(model)
     assert model.training
     model.eval()
@@ -23,11 +23,11 @@ def test_same_logits_and_routes(backbone, kind):
         x = torch.rand(batch, 3, 16, 16, dtype=torch.float64, generator=random)
         forced = torch.randint(-1, 2, (batch, max(1, len(model.moe_layers()))), generator=random)
         for gate in (HARD, ForcedGate(forced)):
-            wanted, given = (network.forward_routed(x, gate) for network in (model, copy))
-            torch.testing.assert_close(given[0], wanted[0], rtol=1e-9, atol=1e-9)
-            for ours, theirs in zip(given[1], wanted[1], strict=True):
-                torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-9, atol=1e-9)
-                assert torch.equal(ours.experts, theirs.experts)
+            expected, results = (network.forward_routed(x, gate) for network in (model, copy))
+            torch.testing.assert_close(results[0], expected[0], rtol=1e-9, atol=1e-9)
+            for routing, expected_routing in zip(results[1], expected[1], strict=True):
+                torch.testing.assert_close(routing.logits, expected_routing.logits, rtol=1e-9, atol=1e-9)
+                assert torch.equal(routing.experts, expected_routing.experts)
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     assert not any(isinstance(module, Router) for module in copy.modules())
 
@@ -38,9 +38,9 @@ def test_routers_stay_float32_under_autocast():
     x = torch.rand(4, *SPEC.shape)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         routing = deployed(model).forward_routed(x)[1][0]
-        wanted = model.forward_routed(x)[1][0]
+        expected = model.forward_routed(x)[1][0]
     assert routing.logits.dtype == torch.float32
-    torch.testing.assert_close(routing.logits, wanted.logits, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(routing.logits, expected.logits, rtol=1e-2, atol=1e-3)
 
 
 def test_gates_that_run_other_experts_are_refused_in_one_line():
@@ -62,7 +62,7 @@ class Operators(TorchDispatchMode):
 @pytest.mark.parametrize(("batch", "most"), [(1, 9), (8, 28)])
 @torch.no_grad()
 def test_a_routed_layer_calls_few_operators(batch, most):
-    """With activation and residual stream, N 2. A single image takes 1.3 times as long as in the small dense network, from 1.5."""
+    """With activation and residual sum, N 2. A single image takes 1.3 times as long as in the small dense network."""
     torch.manual_seed(0)
     model = build_model(ModelConfig(width=8), MoEKind(0.5, 2), SPEC)
     copy, layers = deployed(model), len(model.moe_layers())

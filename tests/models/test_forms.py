@@ -1,4 +1,4 @@
-"""Backbones that were added: which kinds of network they can be, and what is said of the others."""
+"""Added backbones: which kinds of network they can be, and the errors for other kinds."""
 
 import re
 from dataclasses import replace
@@ -35,7 +35,7 @@ def register(make):
 X = torch.rand(1, 1, 28, 28)
 
 
-def routed_alone(kind, model):
+def only_routed(kind, model):
     return convert(model, kind.num_experts, kind.scale, example_input=X)
 
 
@@ -48,8 +48,8 @@ def test_a_converted_backbone_is_of_every_kind_but_masked():
         build_model(CONFIG, MaskedKind(0.5), SPEC)
 
 
-def test_what_a_backbone_cannot_be_is_one_line():
-    register(routed_alone)
+def test_a_kind_that_a_backbone_cannot_be_is_refused_in_one_line():
+    register(only_routed)
     assert build_model(CONFIG, MoEKind(), SPEC).moe_layers()
     cases = {
         "has no dense form, .*: it reads kind.num_experts": DenseKind(),
@@ -86,15 +86,15 @@ def test_without_a_dense_form_the_dense_cost_is_one_full_expert_without_router()
     run = RunConfig(method="advmoe", model=CONFIG)
     run = run.replace(data=run.data.replace(dataset="fashion-mnist"))
     register(lambda kind, model: convert(model, kind=kind, example_input=X))
-    known = dense_cost(run, SPEC)
-    register(routed_alone)
+    expected = dense_cost(run, SPEC)
+    register(only_routed)
     counted = dense_cost(run, SPEC)
-    assert counted.gmacs_ideal == pytest.approx(known.gmacs_ideal)
-    assert dense_estimate(run).gmacs == pytest.approx(known.gmacs_ideal)
+    assert counted.gmacs_ideal == pytest.approx(expected.gmacs_ideal)
+    assert dense_estimate(run).gmacs == pytest.approx(expected.gmacs_ideal)
 
 
 @pytest.mark.parametrize("case", ["densenet40 cifar 4", "densenet121 cifar 8", "densenet121 imagenet 29"])
-def test_the_least_size_is_named_and_works(case):
+def test_the_smallest_image_size_works_and_a_smaller_one_is_refused(case):
     backbone, stem, least = *case.split()[:2], int(case.split()[2])
     config = ModelConfig(backbone=backbone, stem=stem, width=2)
     model = build_model(config, DenseKind(), replace(SPEC, shape=(1, least, least))).eval()

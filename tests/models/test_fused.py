@@ -35,15 +35,15 @@ KINDS = [
 WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, "densenet40": 4, "densenet121": 4}
 
 
-def learned(backbone, kind):
-    """A network in train mode whose norms and masks are anything but fresh, in float64; later draws are always the same."""
-    model, state = _learned(backbone, kind)
+def random_network(backbone, kind):
+    """A network in float64 and train mode with random norms and masks. Sets the random state to a fixed value."""
+    model, state = _random_network(backbone, kind)
     torch.set_rng_state(state)
     return deepcopy(model)
 
 
 @cache
-def _learned(backbone, kind):
+def _random_network(backbone, kind):
     torch.manual_seed(0)
     model = build_model(ModelConfig(backbone=backbone, width=WIDTHS[backbone]), kind, SPEC).double().train()
     with torch.no_grad():
@@ -63,29 +63,29 @@ def _learned(backbone, kind):
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("backbone", MODELS)
 def test_same_logits_routes_and_input_gradients(backbone, kind):
-    model = learned(backbone, kind)
-    twin = fused(model)
+    model = random_network(backbone, kind)
+    copy = fused(model)
     assert model.training
     model.eval()
     for gate in (HARD, StraightThroughGate(), ScaledGate(), SoftGate(temperature=2.0)):
-        answers = []
-        for network in (model, twin):
+        results = []
+        for network in (model, copy):
             x = torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
             logits, routings = network.forward_routed(x, gate)
             (gradient,) = torch.autograd.grad(logits.square().sum(), x)
-            answers.append((logits, gradient, *(routing.experts for routing in routings)))
-        torch.testing.assert_close(*answers, rtol=1e-9, atol=1e-9)
+            results.append((logits, gradient, *(routing.experts for routing in routings)))
+        torch.testing.assert_close(*results, rtol=1e-9, atol=1e-9)
 
 
-def test_norms_behind_convolutions_are_gone_and_the_original_is_untouched():
-    model = learned("resnet18", MoEKind(0.5))
+def test_fusing_removes_norms_after_convolutions_and_does_not_change_the_original():
+    model = random_network("resnet18", MoEKind(0.5))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    twin = fused(model)
-    assert all(layer.norm is None for layer in twin.modules() if isinstance(layer, PlainConv2d | MoEConv2d))
-    assert not any(parameter.requires_grad for parameter in twin.weight_parameters())
-    routers = zip(model.router_parameters(), twin.router_parameters(), strict=True)
-    assert all(own is shared for own, shared in routers)
-    assert not twin.training
+    copy = fused(model)
+    assert all(layer.norm is None for layer in copy.modules() if isinstance(layer, PlainConv2d | MoEConv2d))
+    assert not any(parameter.requires_grad for parameter in copy.weight_parameters())
+    routers = zip(model.router_parameters(), copy.router_parameters(), strict=True)
+    assert all(original is fused_parameter for original, fused_parameter in routers)
+    assert not copy.training
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -95,25 +95,28 @@ def test_norms_behind_convolutions_are_gone_and_the_original_is_untouched():
     [*(("resnet18", kind) for kind in KINDS), *((backbone, KINDS[4]) for backbone in MODELS if backbone != "resnet18")],
     ids=str,
 )
-def test_a_refreshed_twin_equals_a_new_one_in_the_memory_it_had(backbone, kind):
-    model = learned(backbone, kind)
-    twin = fused(model)
-    before = {name: (value.data_ptr(), value.clone()) for name, value in twin.state_dict().items()}
+def test_refresh_updates_a_fused_copy_in_place(backbone, kind):
+    model = random_network(backbone, kind)
+    copy = fused(model)
+    before = {name: (value.data_ptr(), value.clone()) for name, value in copy.state_dict().items()}
     with torch.no_grad():
         for value in (*model.parameters(), *(buffer for buffer in model.buffers() if buffer.is_floating_point())):
             value.add_(torch.rand_like(value))
-    refresh(twin, model)
-    assert twin.state_dict().keys() == before.keys()
-    refreshed = twin.state_dict()
+    refresh(copy, model)
+    assert copy.state_dict().keys() == before.keys()
+    refreshed = copy.state_dict()
     for name, value in fused(model).state_dict().items():
         assert torch.equal(refreshed[name], value), name
         assert refreshed[name].data_ptr() == before[name][0], name
         assert not torch.equal(value, before[name][1]) or name.endswith("num_batches_tracked"), name
-    assert all(own is shared for own, shared in zip(model.router_parameters(), twin.router_parameters(), strict=True))
-    assert not any(parameter.requires_grad for parameter in twin.weight_parameters())
+    assert all(
+        original is fused_parameter
+        for original, fused_parameter in zip(model.router_parameters(), copy.router_parameters(), strict=True)
+    )
+    assert not any(parameter.requires_grad for parameter in copy.weight_parameters())
 
 
-def test_pruned_and_reparametrised_networks_are_fused_and_stay_as_they_are():
+def test_pruned_and_reparametrised_networks_are_fused_and_do_not_change():
     torch.manual_seed(0)
     model = build_model(ModelConfig(width=4), MoEKind(0.5, 2), SPEC).eval()
     layer = model.moe_layers()[0]
@@ -132,7 +135,7 @@ def test_pruned_and_reparametrised_networks_are_fused_and_stay_as_they_are():
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if isinstance(kind, MoEKind)], ids=str)
 def test_folded_routers_give_the_same_logits_routes_and_input_gradients(kind):
-    model = learned("resnet18", kind).eval()
+    model = random_network("resnet18", kind).eval()
     copy = fused(model)
     fold_routers(copy)
     assert not any(isinstance(module, Router) for module in copy.modules())

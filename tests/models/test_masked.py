@@ -25,7 +25,7 @@ def build(backbone, kind, stem="cifar", seed=0):
 
 
 def images(count=6, size=16, seed=1):
-    """Noise on colours of their own."""
+    """Noise, each image in a different colour."""
     generator = torch.Generator().manual_seed(seed)
     colours = torch.rand(count, 3, 1, 1, generator=generator, dtype=torch.float64)
     return colours * torch.rand(count, 3, size, size, generator=generator, dtype=torch.float64)
@@ -70,7 +70,7 @@ def test_compact_is_the_small_dense_network_with_the_same_logits(backbone, scale
     assert small.mask_parameters() == []
 
 
-def test_compact_leaves_the_masked_network_alone():
+def test_compact_does_not_change_the_masked_network():
     model = trained(build("resnet18", MaskedKind(0.5)))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     compact(model)
@@ -83,14 +83,14 @@ def test_compact_leaves_the_masked_network_alone():
 )
 def test_compact_of_an_unmasked_network_is_an_equal_copy(kind):
     model, x = trained(build("resnet18", kind)), images()
-    same = compact(model)
-    assert same is not model
-    assert list(same.state_dict()) == list(model.state_dict())
-    assert all(torch.equal(value, model.state_dict()[name]) for name, value in same.state_dict().items())
+    copy_of_model = compact(model)
+    assert copy_of_model is not model
+    assert list(copy_of_model.state_dict()) == list(model.state_dict())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in copy_of_model.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(same(x), model(x))
-        same.classifier.bias.add_(1)
-        assert not torch.equal(same(x), model(x))
+        assert torch.equal(copy_of_model(x), model(x))
+        copy_of_model.classifier.bias.add_(1)
+        assert not torch.equal(copy_of_model(x), model(x))
 
 
 def test_scores_start_at_the_norms_of_the_filters():
@@ -105,11 +105,11 @@ def test_scores_start_at_the_norms_of_the_filters():
     assert model.stem.outputs.kept().tolist() == [0, 2]
 
 
-def test_scores_of_a_stream_start_at_the_mean_over_its_writers():
+def test_scores_of_a_residual_stream_start_at_the_mean_over_its_layers():
     model = build("resnet18", MaskedKind(0.5))
-    writers = [model.stem[0], model.blocks[0].conv2, model.blocks[1].conv2]
+    layers = [model.stem[0], model.blocks[0].conv2, model.blocks[1].conv2]
     with torch.no_grad():
-        for conv, value in zip(writers, (1.0, 2.0, 6.0), strict=True):
+        for conv, value in zip(layers, (1.0, 2.0, 6.0), strict=True):
             conv.weight.zero_()
             conv.weight[1, 0, 0, 0] = value
     start_scores(model)
@@ -130,27 +130,27 @@ def test_layers_of_a_residual_stream_share_one_mask():
         head, tail = model.blocks[block], model.blocks[block + 1]
         assert head.conv2.outputs.masks[0] is head.shortcut.outputs.masks[0] is tail.conv2.outputs.masks[0]
         assert tail.conv1.inputs.masks[0] is head.conv2.outputs.masks[0]
-    inner = [block.conv1.outputs.masks[0] for block in model.blocks]
-    assert len({id(mask) for mask in inner} | {id(stem)}) == 9
-    assert all(block.conv2.inputs.masks[0] is mask for block, mask in zip(model.blocks, inner, strict=True))
-    assert len(model.masks) == len(model.mask_parameters()) == 12  # 8 inner ones, 4 streams
+    block_masks = [block.conv1.outputs.masks[0] for block in model.blocks]
+    assert len({id(mask) for mask in block_masks} | {id(stem)}) == 9
+    assert all(block.conv2.inputs.masks[0] is mask for block, mask in zip(model.blocks, block_masks, strict=True))
+    assert len(model.masks) == len(model.mask_parameters()) == 12  # 8 in blocks, 4 of streams
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("backbone", ["resnet18", "densenet40"])
-def test_copies_keep_their_masks_shared_and_their_own(backbone, again):
+def test_copies_share_masks_between_layers_but_not_with_the_original(backbone, make_copy):
     model = build(backbone, MaskedKind(0.5))
-    twin, x = again(model), images()
-    own = {id(mask) for mask in twin.masks}
-    assert not own & {id(mask) for mask in model.masks}
-    norms = [module for module in twin.modules() if isinstance(module, MaskedNorm)]
-    assert {id(mask) for norm in norms for mask in norm.channels.masks} == own
-    twin.load_state_dict(trained(copy.deepcopy(model)).state_dict())
-    assert not torch.allclose(twin.eval()(x), model.eval()(x))
-    assert len(own) == len(model.masks)
+    copied, x = make_copy(model), images()
+    masks = {id(mask) for mask in copied.masks}
+    assert not masks & {id(mask) for mask in model.masks}
+    norms = [module for module in copied.modules() if isinstance(module, MaskedNorm)]
+    assert {id(mask) for norm in norms for mask in norm.channels.masks} == masks
+    copied.load_state_dict(trained(copy.deepcopy(model)).state_dict())
+    assert not torch.allclose(copied.eval()(x), model.eval()(x))
+    assert len(masks) == len(model.masks)
 
 
-def test_mask_keeps_the_highest_scores_and_the_first_of_equals():
+def test_a_mask_keeps_the_highest_scores_and_of_equal_ones_the_first():
     mask = ChannelMask(5, 3)
     assert mask.indices().tolist() == [0, 1, 2]
     mask.scores.data = torch.tensor([0.5, -1.0, 2.0, 0.5, 0.5])
@@ -158,7 +158,7 @@ def test_mask_keeps_the_highest_scores_and_the_first_of_equals():
     assert mask().tolist() == [1, 0, 1, 1, 0]
 
 
-def test_a_scores_gradient_is_the_loss_by_its_mask():
+def test_a_scores_gradient_is_that_of_its_mask():
     channels = Channels(3, 3, (ChannelMask(3, 1),))
     (mask,) = channels.masks
     mask.scores.data = torch.tensor([1.0, 3.0, 2.0])
@@ -175,7 +175,7 @@ def test_a_scores_gradient_is_the_loss_by_its_mask():
     assert mask.scores.grad.tolist() == pytest.approx([1.5, 44.0, 11 - 119])
 
 
-def test_a_masked_channel_is_zero_and_moves_no_filter():
+def test_a_masked_channel_is_zero_and_its_filter_gets_no_gradient():
     model = build("resnet18", MaskedKind(0.5)).train()
     conv = model.blocks[0].conv1
     kept = conv.outputs.kept().tolist()
@@ -185,7 +185,7 @@ def test_a_masked_channel_is_zero_and_moves_no_filter():
     assert [channel for channel in range(4) if conv.weight.grad[channel].abs().max() > 0] == kept
 
 
-def test_joined_channels_keep_what_their_parts_keep():
+def test_concatenated_channels_keep_the_channels_of_their_parts():
     first, plain, second = Channels(3, 3, (ChannelMask(3, 2),)), Channels(4, 2), Channels(2, 2, (ChannelMask(2, 1),))
     first.masks[0].scores.data = torch.tensor([1.0, 0.0, 2.0])
     second.masks[0].scores.data = torch.tensor([0.0, 1.0])

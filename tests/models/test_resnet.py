@@ -23,7 +23,7 @@ def tiny(kind, mean=MEAN, std=STD):
 
 
 def spread(model, x):
-    """Let experts differ, and take all running statistics from x, which spreads its images over the experts."""
+    """Make experts differ, and set all running statistics from x, so that the routers use several experts for x."""
     with torch.no_grad():
         for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]:
             norm.momentum = 1.0
@@ -97,7 +97,7 @@ def test_parameters_split_into_routers_and_weights():
     assert len(routers) + len(weights) == len(named)
 
 
-def test_routings_stand_in_the_order_of_the_layers():
+def test_routings_are_in_the_order_of_the_layers():
     model = tiny(MoEKind(0.5, num_experts=2)).eval()
     with torch.no_grad():
         for layer, bias in zip(model.moe_layers(), [1.0, 2.0, 3.0, 4.0], strict=True):
@@ -134,7 +134,7 @@ def test_straight_through_gives_the_logits_of_hard(norms):
 
 
 @NORMS
-def test_logits_of_a_image_do_not_depend_on_its_batch(norms):
+def test_an_images_logits_do_not_depend_on_its_batch(norms):
     x = images(6).double()
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)).double(), x)
     together = model(x)
@@ -165,7 +165,7 @@ def test_stages_halve_the_image_size():
     assert sizes == [32, 32, 16, 16, 8, 8, 4, 4]
 
 
-def test_normalisation_is_inside():
+def test_the_network_normalises_its_images():
     model, plain = tiny(DenseKind()).eval(), tiny(DenseKind(), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)).eval()
     x = images(2)
     normalised = (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
@@ -207,7 +207,7 @@ def test_state_dict_round_trip(kind):
 
 @NORMS
 @pytest.mark.parametrize("gate", [HARD, StraightThroughGate(), SoftGate(), ScaledGate()])
-def test_a_forward_pass_in_eval_mode_leaves_nothing_behind(gate, norms):
+def test_a_forward_pass_in_eval_mode_changes_no_state(gate, norms):
     model = spread(tiny(MoEKind(0.5, num_experts=2, norms=norms)), images(8))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}

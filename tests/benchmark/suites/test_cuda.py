@@ -1,4 +1,4 @@
-"""The CUDA suite without a GPU: all of it that the CPU can run."""
+"""The parts of the CUDA suite that run on the CPU."""
 
 import pytest
 import torch
@@ -31,16 +31,16 @@ def test_sections_run_in_processes_and_the_verdict_follows(monkeypatch):
     assert [(row.what, row.value, row.met) for row in rows[-2:]] == [("failed rows", 0, True), ("wrong dispatches", 0, True)]
 
 
-def test_equality_sees_a_wrong_dispatch(monkeypatch):
-    right = DISPATCHES["wide"]
-    monkeypatch.setitem(DISPATCHES, "wide", lambda *given: 1.001 * right(*given))
+def test_equality_detects_a_wrong_dispatch(monkeypatch):
+    wide = DISPATCHES["wide"]
+    monkeypatch.setitem(DISPATCHES, "wide", lambda *args: 1.001 * wide(*args))
     rows = list(cuda.equality(PART))
     assert [row.case for row in rows if row.failed] == ["equality, wide, float32"]
     assert "differs from the loop" in next(row.failed for row in rows if row.failed)
     assert cuda.unsound(rows, ["split", "wide", "triton"]) == ["wide", "triton"]
 
 
-def test_what_equality_finds_wrong_is_not_timed_and_a_crash_is_a_row(monkeypatch):
+def test_a_wrong_dispatch_is_not_timed_and_a_crash_is_a_row(monkeypatch):
     tasks = []
 
     def separately(function, task, result, seconds):
@@ -68,13 +68,13 @@ def test_an_epoch_has_390_iterations():
     assert time.spread[0] <= time.value <= time.spread[1]
 
 
-def test_iterations_as_cuda_graphs_are_timed_where_shapes_are_static(monkeypatch):
+def test_iterations_as_cuda_graphs_are_timed_for_static_shapes(monkeypatch):
     assert {mode for _, _, mode in variants(PART)} == {"none"}
     monkeypatch.setattr(Part, "cuda", True)
     assert [dispatch for _, dispatch, mode in variants(PART) if mode == "graphs"] == ["wide"]
 
 
-def test_what_fails_is_a_row():
+def test_an_error_is_a_row():
     def broken():
         raise RuntimeError("no such kernel\nand more")
 

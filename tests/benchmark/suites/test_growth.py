@@ -15,7 +15,7 @@ def test_power_laws_are_found(power):
     assert exponent({value: 7 * value**power for value in (1, 3, 8, 20)}) == pytest.approx(power, abs=1e-9)
 
 
-def test_spread_is_that_of_neighbouring_values():
+def test_the_spread_is_over_neighbouring_values():
     *points, row = fitted("batch", "s", {4: 16.0, 1: 1.0, 2: 2.0})  # slopes 1 and 3
     assert [(point.what, point.value, point.unit) for point in points] == [("1", 1.0, "s"), ("2", 2.0, "s"), ("4", 16.0, "s")]
     assert (row.name, row.suite, row.target, row.unit) == ("iteration's time against batch: exponent", "growth", None, "exponent")
@@ -23,16 +23,16 @@ def test_spread_is_that_of_neighbouring_values():
     assert row.spread == pytest.approx((1, 3))
 
 
-def test_axes_change_what_they_say():
-    changed = {name: change(TASK, values[-1]) for name, (change, values) in AXES.items()}
-    assert changed["batch"].run.training.batch_size == 512
-    assert (changed["experts N"].run.model.num_experts, changed["experts N"].run.model.bank) == (64, "disjoint")
-    assert changed["model scale r"].run.model.model_scale == 1.0
-    assert changed["image side"] == Task(TASK.run, 64)
-    assert changed["attack steps"].run.attack.num_steps == 10
+def test_every_axis_changes_its_setting():
+    tasks = {name: change(TASK, values[-1]) for name, (change, values) in AXES.items()}
+    assert tasks["batch"].run.training.batch_size == 512
+    assert (tasks["experts N"].run.model.num_experts, tasks["experts N"].run.model.bank) == (64, "disjoint")
+    assert tasks["model scale r"].run.model.model_scale == 1.0
+    assert tasks["image side"] == Task(TASK.run, 64)
+    assert tasks["attack steps"].run.attack.num_steps == 10
 
 
-def test_suite_fits_every_axis_and_its_figure_is_drawn(monkeypatch, tmp_path):
+def test_the_suite_fits_every_axis_and_draws_its_figure(monkeypatch, tmp_path):
     def model(run, side, device, iterations):
         assert iterations == 3
         size = run.training.batch_size * side**2 * run.model.model_scale

@@ -1,4 +1,4 @@
-"""The independent attack on networks of which the answer is known."""
+"""The independent attack on networks whose robust images are known."""
 
 import pytest
 import torch
@@ -17,15 +17,15 @@ class Margins(nn.Module):
         return torch.stack([lead, lead - 10, torch.zeros_like(lead)], dim=1)
 
 
-def test_what_lies_within_the_ball_of_a_boundary_falls_and_nothing_else():
+def test_exactly_the_images_within_epsilon_of_a_boundary_are_broken():
     x = torch.tensor([0.41, 0.49, 0.51, 0.9])[:, None, None, None]
     labels = torch.zeros(4, dtype=torch.long)
     assert independent.broken(Margins(), x, labels, epsilon=0.1).tolist() == [True, True, False, False]
     assert independent.broken(Margins(), x[:0], labels[:0], epsilon=0.1).tolist() == []
 
 
-def test_every_wrong_class_is_aimed_at():
-    """From x = 0.5, class 1 is likelier, but out of reach; class 2 lies within the ball."""
+def test_every_wrong_class_is_attacked():
+    """At x = 0.5, class 1 has a higher logit but cannot be reached; class 2 can."""
 
     class Twisted(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -36,6 +36,6 @@ def test_every_wrong_class_is_aimed_at():
     assert independent.broken(Twisted(), x, torch.zeros(1, dtype=torch.long), epsilon=0.1).tolist() == [True]
 
 
-def test_it_needs_runs():
+def test_the_suite_needs_runs():
     with pytest.raises(UserError, match="give --runs RUN"):
         SUITES["independent"].check(Setup())

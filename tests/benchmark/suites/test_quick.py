@@ -1,4 +1,4 @@
-"""Suites that need minutes, as `--quick` runs them."""
+"""Long suites in their `--quick` form."""
 
 import pytest
 
@@ -17,12 +17,12 @@ def test_dispatch_times_every_dispatch_in_every_phase(monkeypatch):
 
 
 def test_a_threshold_holds_only_while_it_is_measured(monkeypatch):
-    seen = []
-    monkeypatch.setattr(dispatch.variants, "iteration", lambda *_: lambda: seen.append(dispatch.choice.GROUPED_UP_TO))
+    thresholds = []
+    monkeypatch.setattr(dispatch.variants, "iteration", lambda *_: lambda: thresholds.append(dispatch.choice.GROUPED_UP_TO))
     usual = dispatch.choice.GROUPED_UP_TO
     for call in dispatch.threshold_calls().values():
         call()
-    assert seen == list(dispatch.THRESHOLDS)
+    assert thresholds == list(dispatch.THRESHOLDS)
     assert usual == dispatch.choice.GROUPED_UP_TO
 
 

@@ -43,7 +43,7 @@ def test_inference():
     }
 
 
-def test_compiled_variants_are_measured_where_there_is_a_compiler(monkeypatch):
+def test_compiled_variants_are_measured_if_there_is_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(inference, "has_compiler", lambda: True)
     monkeypatch.setattr(variants.torch, "compile", lambda call, **options: (compiled.append(options), call)[1])
@@ -65,7 +65,7 @@ def test_training():
     }
 
 
-def test_a_compiled_iteration_is_measured_where_there_is_a_compiler(monkeypatch):
+def test_a_compiled_iteration_is_measured_if_there_is_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(training, "has_compiler", lambda: True)
     monkeypatch.setattr(training.variants, "iteration", lambda config, *_: lambda: compiled.append(config.runtime.compile))
@@ -74,9 +74,9 @@ def test_a_compiled_iteration_is_measured_where_there_is_a_compiler(monkeypatch)
 
 
 def test_memory(monkeypatch):
-    held = {"advmoe": 300, "at_dense": 500}
+    peaks = {"advmoe": 300, "at_dense": 500}
     monkeypatch.setattr(memory, "measurable", lambda device: True)
-    monkeypatch.setattr(memory, "probe", lambda config, *_: Probe(memory=held[config.method], seconds=1.0))
+    monkeypatch.setattr(memory, "probe", lambda config, *_: Probe(memory=peaks[config.method], seconds=1.0))
     advmoe, dense, ratio = rows("memory")
     assert (advmoe.unit, advmoe.value, dense.value) == ("bytes", 300, 500)
     assert (ratio.value, ratio.target, ratio.met) == (0.6, "<= 0.72", True)
@@ -98,15 +98,15 @@ def test_data():
 
 
 def test_operators_are_counted_and_their_times_add_up():
-    found = {row.name: row.value for row in rows("operators")}
+    values = {row.name: row.value for row in rows("operators")}
     for kind in ("small dense", "MoE", "MoE, one expert"):
-        parts = [value for name, value in found.items() if name.endswith(f": {kind}") and "operators" not in name]
+        parts = [value for name, value in values.items() if name.endswith(f": {kind}") and "operators" not in name]
         assert parts[-1] == pytest.approx(sum(parts[:-1]))
-        assert found[f"ResNet-18, batch 4, operators: {kind}"] > 50
-    assert found["ResNet-18, batch 4, gather: MoE"] > found["ResNet-18, batch 4, gather: MoE, one expert"] == 0
+        assert values[f"ResNet-18, batch 4, operators: {kind}"] > 50
+    assert values["ResNet-18, batch 4, gather: MoE"] > values["ResNet-18, batch 4, gather: MoE, one expert"] == 0
 
 
-def test_loading_gives_each_level_its_batch_epoch_after_epoch():
+def test_loading_gives_a_batch_to_each_level_in_every_epoch():
     config = variants.configuration("AdvMoE", TOY)
     load = variants.loading(config, TOY, CPU)
     for _ in range(TOY.images // TOY.training_batch + 3):
@@ -116,7 +116,7 @@ def test_loading_gives_each_level_its_batch_epoch_after_epoch():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_all_variants_get_the_same_treatment(kind):
+def test_all_variants_are_prepared_alike(kind):
     call = variants.inference(kind, TOY, CPU, "resnet18", 4)
     model, x, choices = call.func, call.args[1], call.args[2]
     assert model is variants.forward
@@ -137,18 +137,18 @@ def test_bf16_runs_convolutions_in_bf16():
 
 
 def test_routes_are_random_and_even():
-    seen = []
+    routes = []
 
     def model(x, gate):
-        seen.append(gate.route)
+        routes.append(gate.route)
         return x, ()
 
     variants.forward(model, torch.rand(1000, 1), (2, 3))
-    assert seen[0].shape == (1000, 3)
-    assert seen[0].float().mean(dim=0).tolist() == pytest.approx([0.5] * 3, abs=0.08)
+    assert routes[0].shape == (1000, 3)
+    assert routes[0].float().mean(dim=0).tolist() == pytest.approx([0.5] * 3, abs=0.08)
 
 
-def test_iteration_learns_next_to_nothing_but_runs():
+def test_an_iteration_changes_the_weights_only_a_little():
     step = variants.iteration(variants.configuration("AdvMoE", TOY), TOY.side, CPU)
     assert isinstance(step, partial)
     state = step.args[0]
