@@ -136,7 +136,7 @@ def test_layers_of_a_residual_stream_share_one_mask():
     assert len(model.masks) == len(model.mask_parameters()) == 12  # 8 in blocks, 4 of streams
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=["deepcopy", "pickle"])
 @pytest.mark.parametrize("backbone", ["resnet18", "densenet40"])
 def test_copies_share_masks_between_layers_but_not_with_the_original(backbone, make_copy):
     model = build(backbone, MaskedKind(0.5))

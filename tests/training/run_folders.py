@@ -30,7 +30,7 @@ def linear(value: float) -> nn.Linear:
 
 
 def save(folder: RunFolder, *scores: float) -> None:
-    """The checkpoint of epoch len(scores); its weights hold that number."""
+    """Save the checkpoint of epoch len(scores). Its weights are that number."""
     model = linear(len(scores))
     optimizer = torch.optim.SGD(model.parameters(), 0.5, 0.9)
     model(torch.ones(1, 3)).sum().backward()
@@ -38,7 +38,7 @@ def save(folder: RunFolder, *scores: float) -> None:
     folder.save(linear(len(scores)).state_dict(), {"all": optimizer.state_dict()}, Progress(rows(*scores)), "f" * 64)
 
 
-def saved(path: Path, *scores: float) -> RunFolder:
+def saved_run(path: Path, *scores: float) -> RunFolder:
     """A run with a checkpoint after each epoch."""
     folder = RunFolder(path / "run")
     folder.claim(CONFIG, resume=False)
@@ -57,7 +57,8 @@ def latest(folder: RunFolder) -> Checkpoint:
     return checkpoint
 
 
-def complaint(call: Any, *args: Any, **fields: Any) -> str:
+def error_of(call: Any, *args: Any, **fields: Any) -> str:
+    """The one-line UserError of a call."""
     with pytest.raises(UserError) as caught:
         call(*args, **fields)
     text = str(caught.value)
@@ -65,5 +66,5 @@ def complaint(call: Any, *args: Any, **fields: Any) -> str:
     return text
 
 
-def everything(path: Path) -> dict[str, bytes]:
+def all_files(path: Path) -> dict[str, bytes]:
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}

@@ -11,7 +11,7 @@ def batches(order, size):
     return [set(order[start : start + size].tolist()) for start in range(0, len(order), size)]
 
 
-def assert_right(orders, levels, images, size):
+def assert_valid(orders, levels, images, size):
     assert len(orders) == levels
     for order in orders:
         assert sorted(order.tolist()) == list(range(images))
@@ -25,38 +25,38 @@ def assert_right(orders, levels, images, size):
 def test_both_levels_see_every_image_and_share_none_in_an_iteration(size):
     for images in range(2 * size, 4 * size + 3):
         for seed in range(5):
-            assert_right(epoch_order(seed, 3, 2, images, size), 2, images, size)
+            assert_valid(epoch_order(seed, 3, 2, images, size), 2, images, size)
 
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data(), size=st.integers(1, 60), seed=st.integers(0, 2**63 - 1), epoch=st.integers(0, 1000))
 def test_both_levels_share_no_image_at_any_size(data, size, seed, epoch):
     images = data.draw(st.integers(2 * size, 2 * size + 200))
-    assert_right(epoch_order(seed, epoch, 2, images, size), 2, images, size)
+    assert_valid(epoch_order(seed, epoch, 2, images, size), 2, images, size)
 
 
 @pytest.mark.parametrize(("images", "size"), [(1, 1), (10, 3), (5, 100)])
 def test_one_level_is_a_permutation_at_any_batch_size(images, size):
-    assert_right(epoch_order(0, 0, 1, images, size), 1, images, size)
+    assert_valid(epoch_order(0, 0, 1, images, size), 1, images, size)
 
 
 @pytest.mark.parametrize(("images", "size"), [(256, 128), (257, 128), (1001, 128), (50, 7)])
 def test_the_same_seed_and_epoch_give_the_same_order(images, size):
-    first, again = (epoch_order(4, 2, 2, images, size) for _ in range(2))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    first, second = (epoch_order(4, 2, 2, images, size) for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_seeds_and_epochs_give_different_orders():
     orders = [epoch_order(seed, epoch, 2, 100, 10) for seed in (0, 1) for epoch in (0, 1)]
-    seen = {tuple(order.tolist()) for levels in orders for order in levels}
-    assert len(seen) == 8
+    distinct = {tuple(order.tolist()) for levels in orders for order in levels}
+    assert len(distinct) == 8
 
 
 def test_the_first_level_does_not_depend_on_a_second():
     assert np.array_equal(epoch_order(1, 5, 1, 64, 8)[0], epoch_order(1, 5, 2, 64, 8)[0])
 
 
-def test_nothing_global_is_drawn_from():
+def test_the_global_generator_is_not_used():
     np.random.seed(0)
     before = np.random.get_state()[1].copy()
     epoch_order(0, 0, 2, 100, 10)
@@ -64,9 +64,9 @@ def test_nothing_global_is_drawn_from():
 
 
 def test_every_second_batch_is_possible():
-    # over many epochs, each of the 6 images must meet each other one in the second level's batch
-    met = {(a, b) for epoch in range(200) for a, b in zip(*epoch_order(0, epoch, 2, 6, 1), strict=True)}
-    assert met == {(a, b) for a in range(6) for b in range(6) if a != b}
+    # over many epochs, each of the 6 images must be in the same iteration as each other image
+    pairs = {(a, b) for epoch in range(200) for a, b in zip(*epoch_order(0, epoch, 2, 6, 1), strict=True)}
+    assert pairs == {(a, b) for a in range(6) for b in range(6) if a != b}
 
 
 @pytest.mark.parametrize(("images", "size"), [(1, 1), (9, 5), (255, 128)])

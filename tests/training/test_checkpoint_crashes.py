@@ -1,18 +1,18 @@
-"""A crash or a full disk at any point leaves the checkpoint before it."""
+"""After a crash or on a full disk, the previous checkpoint is still there."""
 
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import FILES, complaint, everything, latest, names, save, saved
+from run_folders import FILES, all_files, error_of, latest, names, save, saved_run
 
 from advmoe.files import write_atomically
 
 
-def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = saved(tmp_path, 1, 2)
-    before = everything(folder.path)
+def test_a_crash_before_the_rename_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = saved_run(tmp_path, 1, 2)
+    before = all_files(folder.path)
 
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -22,7 +22,7 @@ def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path, 
         with pytest.raises(KeyboardInterrupt):
             save(folder, 1, 2, 3)
     folder.clean()
-    assert everything(folder.path) == before
+    assert all_files(folder.path) == before
     assert latest(folder).epoch == 2
     save(folder, 1, 2, 3)
     assert latest(folder).epoch == 3
@@ -30,23 +30,23 @@ def test_a_crash_before_the_rename_leaves_the_checkpoint_before(tmp_path: Path, 
 
 @pytest.mark.parametrize("name", ["save_file", "torch.save", "sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed\nwriting")])
-def test_a_full_disk_leaves_the_checkpoint_before(
+def test_a_full_disk_keeps_the_previous_checkpoint(
     name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = saved(tmp_path, 1, 2)
-    before = everything(folder.path)
+    folder = saved_run(tmp_path, 1, 2)
+    before = all_files(folder.path)
 
     def full(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(f"advmoe.training.checkpoint.{name}", full)
-    assert "checkpoint could not be written" in complaint(save, folder, 1, 2, 3)
-    assert everything(folder.path) == before
+    assert "checkpoint could not be written" in error_of(save, folder, 1, 2, 3)
+    assert all_files(folder.path) == before
     assert names(folder) == ["epoch-0001", "epoch-0002"]
 
 
 def test_a_crash_before_pruning_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = saved(tmp_path, 1, 9, 3)
+    folder = saved_run(tmp_path, 1, 9, 3)
 
     def crash(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -63,24 +63,24 @@ def test_files_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pyt
     rename = Path.rename
     monkeypatch.setattr("advmoe.training.checkpoint.sync", lambda path: events.append(path.name))
     monkeypatch.setattr(Path, "rename", lambda path, to: (events.append("rename"), rename(path, to))[1])
-    saved(tmp_path, 1)
+    saved_run(tmp_path, 1)
     assert set(FILES) <= set(events[: events.index("rename")])
 
 
-def test_clean_removes_drafts_alone(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2)
-    before = everything(folder.path)
+def test_clean_removes_only_drafts(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path, 1, 2)
+    before = all_files(folder.path)
     for epoch in (3, 4):
         draft = folder.checkpoint_path / f".draft-{epoch:04d}"
         draft.mkdir()
         (draft / "model.safetensors").write_bytes(b"half")
     folder.clean()
-    assert everything(folder.path) == before
+    assert all_files(folder.path) == before
     assert names(folder) == ["epoch-0001", "epoch-0002"]
 
 
-def test_a_draft_in_the_way_is_no_obstacle(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1)
+def test_an_old_draft_is_replaced(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path, 1)
     (folder.checkpoint_path / ".draft-0002").mkdir()
     (folder.checkpoint_path / ".draft-0002" / "other").write_bytes(b"half")
     save(folder, 1, 2)

@@ -1,4 +1,4 @@
-"""Damaged checkpoints are skipped, and hostile ones are refused in one line and run no code."""
+"""Damaged checkpoints are skipped; hostile ones are refused in one line and run no code."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from run_folders import FILES, complaint, latest, saved
+from run_folders import FILES, error_of, latest, saved_run
 
 from advmoe.errors import UserError
 from advmoe.training.checkpoint import RunFolder
@@ -19,7 +19,7 @@ from advmoe.training.checkpoint import RunFolder
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
 def test_a_cut_file_is_skipped(name: str, share: float, tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2, 3)
+    folder = saved_run(tmp_path, 1, 2, 3)
     path = folder.checkpoint_path / "epoch-0003" / name
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
@@ -28,48 +28,48 @@ def test_a_cut_file_is_skipped(name: str, share: float, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_skipped(name: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2, 3)
+    folder = saved_run(tmp_path, 1, 2, 3)
     (folder.checkpoint_path / "epoch-0003" / name).unlink()
     assert latest(folder).epoch == 2
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_flipped_bit_anywhere_is_noticed(name: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2, 3)
+def test_a_flipped_bit_anywhere_is_detected(name: str, tmp_path: Path) -> None:
+    folder = saved_run(tmp_path, 1, 2, 3)
     path = folder.checkpoint_path / "epoch-0003" / name
     content = path.read_bytes()
-    for place in range(0, len(content), max(1, len(content) // 400)):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        assert latest(folder).epoch == 2, f"byte {place}: {content[max(0, place - 9) : place + 9]!r}"
+    for position in range(0, len(content), max(1, len(content) // 400)):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert latest(folder).epoch == 2, f"byte {position}: {content[max(0, position - 9) : position + 9]!r}"
     path.write_bytes(content)
     assert latest(folder).epoch == 3
 
 
 @pytest.mark.parametrize("text", ["null", "[]", "{}", '"x"', "3", '{"sha256": []}', '{"sha256": {}, "schema": 99}'])
 def test_a_manifest_of_another_shape_is_skipped(text: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2, 3)
+    folder = saved_run(tmp_path, 1, 2, 3)
     (folder.checkpoint_path / "epoch-0003" / "manifest.json").write_text(text)
     assert latest(folder).epoch == 2
 
 
 def test_no_complete_checkpoint_at_all(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2)
+    folder = saved_run(tmp_path, 1, 2)
     for path in folder.checkpoint_path.glob("*/manifest.json"):
         path.write_text("")
     assert folder.latest() is None
 
 
-def test_a_stray_file_is_no_checkpoint(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1, 2)
+def test_a_stray_file_is_not_a_checkpoint(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path, 1, 2)
     (folder.checkpoint_path / "epoch-9999").write_text("stray")
     assert latest(folder).epoch == 2
 
 
-# Files from strangers, whose checksums are right
+# Untrusted files with correct checksums
 
 
 class Touch:
-    """Pickles to a call that makes a file."""
+    """Pickles to a call that creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -79,7 +79,7 @@ class Touch:
 
 
 def test_code_in_optimizer_states_does_not_run(tmp_path: Path) -> None:
-    checkpoint, mark = latest(saved(tmp_path, 1)), tmp_path / "ran"
+    checkpoint, mark = latest(saved_run(tmp_path, 1)), tmp_path / "ran"
     torch.save({"all": Touch(mark)}, checkpoint.folder / "optimizers.pt")
     with pytest.raises(UserError, match="not optimizer states"):
         checkpoint.optimizer_states()
@@ -88,8 +88,8 @@ def test_code_in_optimizer_states_does_not_run(tmp_path: Path) -> None:
     assert mark.exists()
 
 
-def rewritten(folder: RunFolder, **changes: Any) -> RunFolder:
-    """The newest checkpoint with other values in its manifest, sealed anew."""
+def with_manifest(folder: RunFolder, **changes: Any) -> RunFolder:
+    """The run with other values in its newest manifest, and a correct seal."""
     path = folder.epochs()[-1] / "manifest.json"
     manifest = json.loads(path.read_text()) | changes
     manifest = {name: value for name, value in manifest.items() if name != "seal" and value is not ...}
@@ -121,26 +121,26 @@ HOSTILE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.timeout(20)
-def test_manifest_of_odd_values_is_none_of_ours(name: str, tmp_path: Path) -> None:
-    folder = rewritten(saved(tmp_path, 1), **HOSTILE[name])
+def test_a_manifest_with_invalid_values_counts_as_damaged(name: str, tmp_path: Path) -> None:
+    folder = with_manifest(saved_run(tmp_path, 1), **HOSTILE[name])
     assert folder.latest() is None
     assert folder.damaged() == ["epoch-0001"]
-    complaint(folder.best)
+    error_of(folder.best)
 
 
-def test_manifest_as_it_was_is_ours(tmp_path: Path) -> None:
-    assert latest(rewritten(saved(tmp_path, 1))).epoch == 1
+def test_a_manifest_with_its_values_and_a_new_seal_is_read(tmp_path: Path) -> None:
+    assert latest(with_manifest(saved_run(tmp_path, 1))).epoch == 1
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "null", "\ufeff{}"])
-def test_manifest_that_is_no_json_we_read(text: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1)
+def test_a_manifest_that_is_not_json_is_skipped(text: str, tmp_path: Path) -> None:
+    folder = saved_run(tmp_path, 1)
     (folder.epochs()[0] / "manifest.json").write_text(text)
     assert folder.latest() is None
 
 
-def test_pipe_instead_of_weights_is_not_waited_for(tmp_path: Path) -> None:
-    folder = saved(tmp_path, 1)
+def test_a_pipe_instead_of_weights_is_skipped(tmp_path: Path) -> None:
+    folder = saved_run(tmp_path, 1)
     (folder.epochs()[0] / "model.safetensors").unlink()
     os.mkfifo(folder.epochs()[0] / "model.safetensors")
     assert folder.latest() is None
@@ -148,25 +148,25 @@ def test_pipe_instead_of_weights_is_not_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("states", [[], None, 3, {"all": 3}, {"all": [1]}])
 def test_states_of_another_form_are_refused(states: Any, tmp_path: Path) -> None:
-    checkpoint = latest(saved(tmp_path, 1))
+    checkpoint = latest(saved_run(tmp_path, 1))
     torch.save(states, checkpoint.folder / "optimizers.pt")
-    assert complaint(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (TypeError)")
+    assert error_of(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (TypeError)")
 
 
-def test_packed_states_are_a_bomb(tmp_path: Path) -> None:
-    checkpoint = latest(saved(tmp_path, 1))
+def test_compressed_optimizer_states_are_refused(tmp_path: Path) -> None:
+    checkpoint = latest(saved_run(tmp_path, 1))
     path = checkpoint.folder / "optimizers.pt"
     torch.save({"all": {"x": torch.zeros(2**18)}}, path)
-    with zipfile.ZipFile(path) as whole:
-        contents = {info.filename: whole.read(info) for info in whole.infolist()}
+    with zipfile.ZipFile(path) as stored:
+        contents = {info.filename: stored.read(info) for info in stored.infolist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in contents.items():
             packed.writestr(name, content)
-    assert complaint(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (ValueError)")
+    assert error_of(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (ValueError)")
 
 
 @pytest.mark.parametrize("size", [2**27, 2**63, 2**64 - 1])
 def test_weights_with_a_header_of_any_size_are_refused(size: int, tmp_path: Path) -> None:
-    checkpoint = latest(saved(tmp_path, 1))
+    checkpoint = latest(saved_run(tmp_path, 1))
     (checkpoint.folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + b"{}")
-    assert "holds no weights (SafetensorError" in complaint(checkpoint.model_state)
+    assert "holds no weights (SafetensorError" in error_of(checkpoint.model_state)

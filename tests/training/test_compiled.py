@@ -1,6 +1,6 @@
-"""`--compile`: the same numbers as without it, refusals, and runs that go on without it.
+"""`--compile`: the same numbers as without it, errors, and runs that continue without it.
 
-Most tests use the backend `aot_eager`: it traces a pass with its gradients, as the others do, and needs no compiler.
+Most tests use the backend `aot_eager`: like the others it traces a pass with its gradients, but it needs no compiler.
 """
 
 from functools import partial
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def backend(monkeypatch):
-    """backend(name): `inductor` means this backend of torch.compile."""
+    """backend(name): use this backend of torch.compile for `inductor`."""
 
     def use(name):
         torch.compiler.reset()
@@ -43,7 +43,7 @@ def broken(graph, inputs):
 
 @pytest.fixture
 def toy(tiny, registries):
-    """toy(method, **fields): a run of a network that is traced within seconds."""
+    """toy(method, **fields): a run of a network that is traced in seconds."""
     MODELS["toy"] = (partial(ResNet, blocks=(1,)), 4)
     return partial(tiny, backbone="toy", batch_size=25)  # 58 training images: the last batch is smaller
 
@@ -68,10 +68,10 @@ def iterations(mode, step, precision=None, **options):
 )
 def test_traced_passes_give_the_same_bits(backend, step, options):
     backend("aot_eager")
-    wanted, given = iterations("none", step, **options), iterations("inductor", step, **options)
+    expected, values = iterations("none", step, **options), iterations("inductor", step, **options)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 2
-    assert wanted.keys() == given.keys()
-    assert [name for name, value in wanted.items() if not torch.equal(value, given[name])] == []
+    assert expected.keys() == values.keys()
+    assert [name for name, value in expected.items() if not torch.equal(value, values[name])] == []
 
 
 @pytest.mark.skipif(not compiled.has_compiler(), reason="there is no C++ compiler")
@@ -79,37 +79,39 @@ def test_traced_passes_give_the_same_bits(backend, step, options):
 @pytest.mark.slow
 def test_inductor_gives_the_same_numbers_up_to_rounding(backend, precision):
     backend("inductor")
-    wanted, given = (iterations(mode, two_level, precision) for mode in ("none", "inductor"))
+    expected, values = (iterations(mode, two_level, precision) for mode in ("none", "inductor"))
     error = 2e-5 if precision is None else 2e-2
-    for name, value in wanted.items():
-        torch.testing.assert_close(given[name].double(), value.double(), rtol=error, atol=error, msg=name)
+    for name, value in expected.items():
+        torch.testing.assert_close(values[name].double(), value.double(), rtol=error, atol=error, msg=name)
 
 
-def test_a_run_uses_what_its_trial_compiled_and_its_checkpoint_does_not_depend_on_it(backend, toy, splits, tmp_path, monkeypatch):
+def test_a_run_compiles_only_in_its_trial_and_can_be_resumed_without_compiling(backend, toy, splits, tmp_path, monkeypatch):
     backend("aot_eager")
     programs = []
 
-    def spied(*arguments):
+    def recording(*arguments):
         programs.append((trial.compilable(*arguments), torch._dynamo.utils.counters["stats"]["unique_graphs"]))
         return programs[-1][0]
 
-    monkeypatch.setattr(loop, "compilable", spied)
+    monkeypatch.setattr(loop, "compilable", recording)
     config = toy(epochs=1, compile="inductor")
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: done == 2))
     count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert count > 2
     assert programs == [(config, count)]
-    (given,), (wanted,) = (train(toy(epochs=1), splits, tmp_path / name, Recorder(), resume=True) for name in ("run", "direct"))
+    (resumed_row,), (direct_row,) = (
+        train(toy(epochs=1), splits, tmp_path / name, Recorder(), resume=True) for name in ("run", "direct")
+    )
     assert weights(tmp_path / "run").keys() == weights(tmp_path / "direct").keys()
-    assert given["loss"] == pytest.approx(wanted["loss"], rel=1e-3)
+    assert resumed_row["loss"] == pytest.approx(direct_row["loss"], rel=1e-3)
 
 
-def test_a_run_that_cannot_be_compiled_goes_on_without(backend, toy, splits, tmp_path, recorder):
+def test_a_run_that_cannot_be_compiled_continues_without(backend, toy, splits, tmp_path, recorder):
     backend(broken)
-    given = train(toy(epochs=1, compile="inductor"), splits, tmp_path / "run", recorder)
-    wanted = train(toy(epochs=1), splits, tmp_path / "direct", Recorder())
-    assert numbers(given) == numbers(wanted)
+    history = train(toy(epochs=1, compile="inductor"), splits, tmp_path / "run", recorder)
+    expected = train(toy(epochs=1), splits, tmp_path / "direct", Recorder())
+    assert numbers(history) == numbers(expected)
     assert [note for note in recorder.notes if "compile" in note] == [
         "compile inductor failed; the run continues without it: RuntimeError: no such instruction"
     ]

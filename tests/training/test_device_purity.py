@@ -1,7 +1,7 @@
-"""An iteration never waits for the device, but for its one intended look, and never mixes devices.
+"""An iteration reads values of the device once, and never mixes devices.
 
-It runs on the meta device: tensors there have no values, so that every read by the host raises, and so does every operator that
-meets a tensor of the CPU.
+It runs on the meta device. Tensors there have no values, so every read by the host raises an error, and so does every operator
+that gets a tensor of the CPU.
 """
 
 from contextlib import nullcontext
@@ -19,14 +19,13 @@ from advmoe.training.start import network
 from advmoe.training.steps import TrainState
 
 STATIC = ("wide", "grouped")  # triton has static shapes too, but its kernels need a device with values
-# What the host may read: Watch.check, once before each optimizer step (on CUDA the fused optimizer needs no look) and once
-# at the end of an iteration, after the last step.
-FURTHER = {
+# The only read allowed is Watch.check at the end of an iteration. The fused optimizer needs no read before its step.
+MORE_CASES = {
     "advmoe, adr": ("advmoe", {}, {"ema": 0.9, "soft_labels": "adr"}),
     "advmoe, runner-up": ("advmoe", {}, {"runner_up_consistency": 1.0, "weight_attack_gate": "alternate"}),
     "at_moe, scaled gate": ("at_moe", {}, {"router_gate": "scaled", "router_attack_gate": "scaled"}),
 }
-EVERY = CASES | FURTHER
+ALL_CASES = CASES | MORE_CASES
 
 
 class Draws:
@@ -41,20 +40,20 @@ class Draws:
 
 
 class Fused(torch.optim.SGD):
-    """Looks at nothing before its step, like the fused optimizer on CUDA."""
+    """Reads nothing before its step, like the fused optimizer on CUDA."""
 
     def __init__(self, parameters):
         super().__init__(parameters, 0.1, momentum=0.9)
         self.defaults["fused"] = True
 
     def step(self):
-        del self.found_inf  # the fused kernel reads it on the device; this one does not know it
+        del self.found_inf  # only the fused kernel uses it
         super().step()
 
 
 def on_meta(case, dispatch, phase):
     """The state of a run on the meta device, and batches for its levels."""
-    settings = config(*EVERY[case])
+    settings = config(*ALL_CASES[case])
     model = network(settings, SPEC)
     model.set_dispatch(dispatch)
     model = model.to("meta").eval()
@@ -67,7 +66,7 @@ def on_meta(case, dispatch, phase):
 
 
 def cases():
-    for case, (method, model, _) in EVERY.items():
+    for case, (method, model, _) in ALL_CASES.items():
         settings = config(method, model, {})
         routed = isinstance(METHODS[method].kind(settings.model), MoEKind)
         for dispatch in STATIC if routed and case in METHODS else STATIC[:1]:
@@ -82,27 +81,27 @@ def without_autocast(monkeypatch):
 
 @pytest.mark.parametrize(("case", "dispatch"), list(cases()))
 def test_an_iteration_reads_once(case, dispatch, monkeypatch):
-    looks = []
+    reads = []
 
-    def look(watch):
-        looks.append(len(watch.peaks))
+    def read_peaks(watch):
+        reads.append(len(watch.peaks))
         watch.names, watch.peaks = [], []
 
-    monkeypatch.setattr(Watch, "check", look)
-    for phase in METHODS[EVERY[case][0]].phases:
+    monkeypatch.setattr(Watch, "check", read_peaks)
+    for phase in METHODS[ALL_CASES[case][0]].phases:
         state, batches = on_meta(case, dispatch, phase)
-        looks.clear()
+        reads.clear()
         metrics = phase.step(state, batches)
-        assert len(looks) == 1
-        assert looks[0] > 0
+        assert len(reads) == 1
+        assert reads[0] > 0
         assert all(value.device.type == "meta" for value in metrics.values())
 
 
-@pytest.mark.parametrize("what", ["split", "cpu"])
-def test_reads_and_mixed_devices_do_raise(what):
+@pytest.mark.parametrize("fault", ["split", "cpu"])
+def test_further_reads_and_mixed_devices_raise_errors(fault):
     (phase,) = METHODS["advmoe"].phases
-    state, batches = on_meta("advmoe", "split" if what == "split" else "wide", phase)
-    if what == "cpu":
+    state, batches = on_meta("advmoe", "split" if fault == "split" else "wide", phase)
+    if fault == "cpu":
         state.model.moe_layers()[0].router.mean = torch.zeros(2)
     with pytest.raises((RuntimeError, NotImplementedError)):
         phase.step(state, batches)

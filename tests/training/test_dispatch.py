@@ -1,4 +1,4 @@
-"""`--dispatch auto` where it is measured: the same code as on CUDA, run on the CPU."""
+"""The measurement of `--dispatch auto`: the code for CUDA, run on the CPU."""
 
 import logging
 
@@ -18,18 +18,18 @@ CONFIG = RunConfig(
 
 
 @pytest.fixture
-def measured_here(monkeypatch):
+def measured_on_the_cpu(monkeypatch):
     monkeypatch.setattr(dispatch, "is_measured", lambda device: True)
 
 
-def test_the_first_start_measures_and_every_later_one_reads(monkeypatch, tmp_path, measured_here):
+def test_the_first_start_measures_and_later_ones_read_the_result(monkeypatch, tmp_path, measured_on_the_cpu):
     model, random = network(CONFIG, SPEC), torch.get_rng_state()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     dispatch.set_fastest(CONFIG, tmp_path, model, SPEC)
-    kept = dispatch.read(tmp_path / dispatch.FILE)
-    assert kept.seconds.keys() == {"split", "wide", "grouped"}
-    assert kept.dispatch == min(kept.seconds, key=kept.seconds.get)
-    assert {layer.dispatch for layer in model.moe_layers()} == {kept.dispatch}
+    result = dispatch.read(tmp_path / dispatch.FILE)
+    assert result.seconds.keys() == {"split", "wide", "grouped"}
+    assert result.dispatch == min(result.seconds, key=result.seconds.get)
+    assert {layer.dispatch for layer in model.moe_layers()} == {result.dispatch}
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert torch.equal(random, torch.get_rng_state())
     monkeypatch.setattr(dispatch, "measure", None)  # a call would raise
@@ -47,29 +47,29 @@ def test_a_named_dispatch_and_the_cpu_are_not_measured(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_dispatch_that_fails_or_is_wrong_is_skipped_with_one_line(monkeypatch, caplog):
-    def broken(*arguments):
+def test_a_dispatch_that_fails_or_is_wrong_is_skipped_with_a_warning(monkeypatch, caplog):
+    def broken(*args):
         raise RuntimeError("no compiler\nat line 3")
 
-    right = DISPATCHES["wide"]
+    wide = DISPATCHES["wide"]
     monkeypatch.setitem(DISPATCHES, "grouped", broken)
-    monkeypatch.setitem(DISPATCHES, "wide", lambda x, bank, experts, one_hot: right(x, bank, 1 - experts, one_hot))
+    monkeypatch.setitem(DISPATCHES, "wide", lambda x, bank, experts, one_hot: wide(x, bank, 1 - experts, one_hot))
     with caplog.at_level(logging.WARNING, "advmoe"):
-        kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["split", "wide", "grouped"])
-    assert kept.seconds.keys() == {"split"}
+        result = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["split", "wide", "grouped"])
+    assert result.seconds.keys() == {"split"}
     assert [record.getMessage() for record in caplog.records] == [
         "dispatch auto: wide is skipped: its values differ from those of split",
         "dispatch auto: grouped is skipped: no compiler",
     ]
 
 
-def test_a_candidate_whose_turn_comes_too_late_is_skipped(caplog):
-    kept = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=0.0)
-    assert (kept.dispatch, kept.seconds) == ("split", {})
+def test_a_dispatch_is_skipped_after_the_time_limit(caplog):
+    result = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=0.0)
+    assert (result.dispatch, result.seconds) == ("split", {})
     assert "wide is skipped: 0 s have passed" in caplog.text
 
 
-def test_a_file_that_cannot_be_read_is_measured_again(tmp_path, measured_here):
+def test_a_file_that_cannot_be_read_is_measured_again(tmp_path, measured_on_the_cpu):
     (tmp_path / dispatch.FILE).write_text("{}")
     dispatch.set_fastest(CONFIG, tmp_path, network(CONFIG, SPEC), SPEC)
     assert dispatch.read(tmp_path / dispatch.FILE) is not None

@@ -1,4 +1,4 @@
-"""Groups of classes that are confused with one another."""
+"""Groups of classes that the network confuses."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -26,7 +26,7 @@ def test_groups_by_hand():
     assert sorted(balanced_groups(counts, 3)) == [0, 0, 1, 2]
     assert balanced_groups(counts, 3)[0] == balanced_groups(counts, 3)[2]
     assert balanced_groups(counts, 6) == [0, 1, 2, 3]
-    assert balanced_groups(np.zeros((5, 5), int), 2).count(0) in (2, 3)  # nothing was counted
+    assert balanced_groups(np.zeros((5, 5), int), 2).count(0) in (2, 3)  # no counts
 
 
 def test_groups_are_the_best_of_all_divisions():
@@ -58,6 +58,6 @@ def test_routers_learn_their_groups_after_the_counted_epochs(tiny, splits, tmp_p
 
 
 def test_too_many_classes_are_refused(tiny, splits, tmp_path):
-    many = replace(splits, spec=replace(splits.spec, classes=tuple(map(str, range(300)))))
+    splits_of_300_classes = replace(splits, spec=replace(splits.spec, classes=tuple(map(str, range(300)))))
     with pytest.raises(UserError, match=r"^router_target confusion takes at most 256 classes, not 300$"):
-        train(tiny(router_target="confusion"), many, tmp_path / "run", Recorder())
+        train(tiny(router_target="confusion"), splits_of_300_classes, tmp_path / "run", Recorder())

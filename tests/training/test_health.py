@@ -45,9 +45,9 @@ def model_with_gradients():
     ],
 )
 def test_non_finite_names_the_tensor(field, values, name, bad):
-    with pytest.raises(NonFinite) as raised:
+    with pytest.raises(NonFinite) as error:
         check_outcome(outcome(**{field: values(bad)}), "weights")
-    assert str(raised.value) == name
+    assert str(error.value) == name
 
 
 def test_the_earliest_cause_is_named():
@@ -56,7 +56,7 @@ def test_the_earliest_cause_is_named():
         check_outcome(outcome(total=nan, clean=(nan, 1.0), routers=((nan, 1.0), (nan, 1.0))), "routers")
 
 
-def test_infinities_that_cancel_are_found():
+def test_infinities_that_cancel_are_detected():
     with pytest.raises(NonFinite, match="robust logits"):
         check_outcome(outcome(robust=(float("inf"), float("-inf"))), "weights")
 
@@ -67,7 +67,7 @@ def test_finite_outcomes_pass():
     check_outcome(outcome(robust=None), "weights")
 
 
-def test_large_finite_values_are_no_alarm():
+def test_large_finite_values_pass():
     check_outcome(outcome(clean=(3e38, 3e38), robust=(-3e38, -3e38)), "weights")
 
 
@@ -75,9 +75,9 @@ def test_gradients_are_named():
     model = model_with_gradients()
     check_gradients(model, "weights")
     model.blocks[0].conv2.filters.grad[0, 0, 0, 0] = float("nan")
-    with pytest.raises(NonFinite) as raised:
+    with pytest.raises(NonFinite) as error:
         check_gradients(model, "weights")
-    assert str(raised.value) == "gradient of blocks.0.conv2.filters (weights update)"
+    assert str(error.value) == "gradient of blocks.0.conv2.filters (weights update)"
 
 
 def test_parameters_without_gradients_are_skipped():
@@ -86,14 +86,14 @@ def test_parameters_without_gradients_are_skipped():
     check_gradients(model, "weights")
 
 
-def test_gradients_that_are_not_learned_from_are_skipped():
+def test_gradients_of_frozen_parameters_are_skipped():
     model = model_with_gradients()
     model.stem[0].weight.grad.fill_(float("nan"))
     model.stem[0].weight.requires_grad_(False)
     check_gradients(model, "weights")
 
 
-def test_failure_stands_until_the_check_which_forgets_it():
+def test_a_failure_lasts_until_the_check_resets_it():
     watch, bad = Watch(), outcome(clean=(float("nan"), 1.0))
     watch.outcome(outcome(), "routers")
     assert watch.failed().item() == 0
@@ -107,7 +107,7 @@ def test_failure_stands_until_the_check_which_forgets_it():
     watch.check()
 
 
-def test_half_precision_and_single_are_watched_together():
+def test_half_and_single_precision_can_be_mixed():
     mixed = outcome()._replace(clean=torch.tensor([[3e38, 1.0]], dtype=torch.bfloat16))
     check_outcome(mixed, "weights")
     with pytest.raises(NonFinite, match="clean logits"):

@@ -1,4 +1,4 @@
-"""Options beyond the paper: values worked out by hand, resume to the bit, refusals."""
+"""Options beyond the paper: values computed by hand, resuming bit by bit, errors."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from recorder import Recorder
-from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed, make_state, names, spied
+from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed_names, make_state, names, state_and_spy
 
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.data.stream import Entry, stream
@@ -24,7 +24,7 @@ from advmoe.training.steps import single_level, two_level
 
 LOG3 = math.log(3)
 SECONDS = {"train_seconds", "validate_seconds"}
-EVERYTHING = {
+ALL_OPTIONS = {
     "ema": 0.9, "label_smoothing": 0.1, "soft_labels": "adr", "awp": 0.01, "awp_from": 0.5, "awp_routers": True,
     "epsilon_ramp": 0.5, "steps_ramp": 0.4, "weight_attack_gate": "alternate", "router_every": 2, "router_target": "confusion",
     "router_target_weight": 2.0, "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5,
@@ -85,10 +85,12 @@ def test_smoothed_labels_by_hand():
 def test_adr_labels_by_hand():
     logits = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]).log() * 2.5  # at the start, T is 2.5
     y = torch.tensor([0, 1])
-    found = labels.adr(labels.smoothed(y, 3, 0.0), y, logits, done=0.0)
-    right, wrong = 0.7, 0.7 - (0.6 - 0.3)
-    assert found[0].tolist() == pytest.approx([right * 0.6 + 1 - right, right * 0.3, right * 0.1])
-    assert found[1].tolist() == pytest.approx([wrong * 0.6, wrong * 0.3 + 1 - wrong, wrong * 0.1])
+    result = labels.adr(labels.smoothed(y, 3, 0.0), y, logits, done=0.0)
+    weight_correct, weight_wrong = 0.7, 0.7 - (0.6 - 0.3)
+    assert result[0].tolist() == pytest.approx(
+        [weight_correct * 0.6 + 1 - weight_correct, weight_correct * 0.3, weight_correct * 0.1]
+    )
+    assert result[1].tolist() == pytest.approx([weight_wrong * 0.6, weight_wrong * 0.3 + 1 - weight_wrong, weight_wrong * 0.1])
 
 
 def test_adr_schedules_by_hand():
@@ -96,16 +98,16 @@ def test_adr_schedules_by_hand():
     assert [labels.annealed(done, labels.ADR_LAMBDA) for done in (0, 0.5, 1)] == pytest.approx([0.7, 0.825, 0.95])
 
 
-def test_smoothing_is_torchs_in_the_loss():
-    seen = []
+def test_label_smoothing_equals_torchs():
+    losses = []
     for smoothing in (0.0, 0.3):
         state = make_state(levels=("all",), kind=DenseKind(), loss="clean", label_smoothing=smoothing)
         twin = make_state(levels=("all",), kind=DenseKind()).model.train()
         x, y = ALL["all"]
         expected = torch.nn.functional.cross_entropy(twin(x), y, label_smoothing=smoothing).item()
-        seen.append(single_level(state, ALL)["loss"].item() / len(y))
-        assert seen[-1] == pytest.approx(expected, rel=1e-5)
-    assert seen[0] != seen[1]
+        losses.append(single_level(state, ALL)["loss"].item() / len(y))
+        assert losses[-1] == pytest.approx(expected, rel=1e-5)
+    assert losses[0] != losses[1]
 
 
 # Adversarial weight perturbation
@@ -117,7 +119,7 @@ def test_perturbation_step_by_hand():
     assert awp.step(w, torch.zeros_like(w), 0.1).tolist() == [[0.0, 0.0]]
 
 
-def test_perturbed_is_one_step_of_ascent_and_undone():
+def test_perturbed_takes_one_ascent_step_and_undoes_it():
     model, (x, y) = make_state().model.train(), BATCHES["all"]
 
     def backward():
@@ -129,36 +131,38 @@ def test_perturbed_is_one_step_of_ascent_and_undone():
         w, gradient = before["classifier.weight"], model.classifier.weight.grad
         torch.testing.assert_close(model.classifier.weight.detach(), w + 0.5 * w.norm() * gradient / gradient.norm())
         assert torch.equal(model.classifier.bias, before["classifier.bias"])
-        assert not changed(before, model.named_buffers())
+        assert not changed_names(before, model.named_buffers())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_perturbation_moves_weights_and_no_router_and_starts_when_requested():
-    seen = []
+def test_perturbation_changes_weights_but_no_router_and_starts_at_awp_from():
+    counts = []
     for done in (0.4, 0.6):
         state = make_state(done=done, awp=0.1, awp_from=0.5)
         spy = Spy(state)
         state.loss = spy.loss
         two_level(state, BATCHES)
         values = [event for event in spy.events if event["what"] == "value" and event["batch"] == "weights"]
-        seen.append(len(values))
+        counts.append(len(values))
         if len(values) == 2:
-            moved = changed(values[0]["parameters"], values[1]["parameters"].items())
+            moved = changed_names(values[0]["parameters"], values[1]["parameters"].items())
             assert moved == {name for name in names(state.model)[1] if "norm" not in name and not name.endswith("bias")}
-    assert seen == [1, 2]
+    assert counts == [1, 2]
 
 
-@pytest.mark.parametrize(("routers", "wanted"), [(False, {"weights"}), (True, {"weights", "routers"})])
-def test_routers_are_perturbed_in_the_update_they_learn_in_if_requested(routers, wanted):
+@pytest.mark.parametrize(("routers", "levels"), [(False, {"weights"}), (True, {"weights", "routers"})])
+def test_awp_routers_perturbs_routers_in_the_routers_update(routers, levels):
     state = make_state(awp=0.1, awp_routers=routers)
     spy = Spy(state)
     state.loss = spy.loss
     two_level(state, BATCHES)
-    for level, own in zip(("routers", "weights"), names(state.model), strict=True):
+    for level, parameters in zip(("routers", "weights"), names(state.model), strict=True):
         values = [event["parameters"] for event in spy.events if event["what"] == "value" and event["batch"] == level]
-        assert len(values) == 1 + (level in wanted)
-        moved = changed(values[0], values[-1].items())
-        assert moved == ({name for name in own if "norm" not in name and values[0][name].ndim > 1} if level in wanted else set())
+        assert len(values) == 1 + (level in levels)
+        moved = changed_names(values[0], values[-1].items())
+        assert moved == (
+            {name for name in parameters if "norm" not in name and values[0][name].ndim > 1} if level in levels else set()
+        )
 
 
 # Routers
@@ -179,16 +183,16 @@ def test_router_terms_by_hand():
     assert terms.target((A, B), y).item() == pytest.approx(sum(layers) / 2)
 
 
-def test_router_loss_target_is_the_terms_alone_and_weights_learn_without_them():
+def test_router_loss_target_is_only_the_router_terms_and_the_weights_loss_has_none():
     options = {"router_target": "label_mod_n", "router_target_weight": 2.0, "router_consistency": 3.0, "router_loss": "target"}
     state, plain = make_state(level_order="weights_first", **options), make_state(level_order="weights_first")
-    outcomes, inner = [], state.loss.value
-    state.loss = type(state.loss)(state.loss.attack, lambda *given: outcomes.append(inner(*given)) or outcomes[-1])
-    found, y = two_level(state, BATCHES), BATCHES["routers"][1]
+    outcomes, value = [], state.loss.value
+    state.loss = type(state.loss)(state.loss.attack, lambda *args: outcomes.append(value(*args)) or outcomes[-1])
+    metrics, y = two_level(state, BATCHES), BATCHES["routers"][1]
     clean, robust = outcomes[1].routings, outcomes[1].robust_routings
     expected = 2 * (terms.target(clean, y) + terms.target(robust, y)) / 2 + 3 * terms.consistency(clean, robust)
-    assert found["router_loss"].item() == pytest.approx(len(y) * expected.item(), rel=1e-5)
-    assert found["loss"].item() == two_level(plain, BATCHES)["loss"].item()
+    assert metrics["router_loss"].item() == pytest.approx(len(y) * expected.item(), rel=1e-5)
+    assert metrics["loss"].item() == two_level(plain, BATCHES)["loss"].item()
 
 
 def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
@@ -199,7 +203,7 @@ def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
         route = torch.stack([routing.experts for routing in routings], dim=1)
         layers = set()
         for state.iteration in range(20):
-            found = steps._runner_up_term(state, outcome, x)
+            term = steps._runner_up_term(state, outcome, x)
             expected = []
             for layer in range(len(routings)):  # of two experts, the runner-up is the other one
                 other = route.clone()
@@ -207,7 +211,7 @@ def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
                 q = state.model.forward_routed(x, ForcedGate(other))[0].log_softmax(dim=1)
                 p = logits.log_softmax(dim=1)
                 expected.append((p.exp() * (p - q)).sum(dim=1).mean().item())
-            distances = [abs(value - found.item()) for value in expected]
+            distances = [abs(value - term.item()) for value in expected]
             assert min(distances) < 1e-6
             layers.add(distances.index(min(distances)))
     assert layers == set(range(len(routings)))
@@ -215,31 +219,31 @@ def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():
 
 @pytest.mark.parametrize(("gate", "kinds"), [("hard", "hh"), ("straight_through", "ss"), ("alternate", "hs")])
 def test_gate_of_the_weights_attack(gate, kinds, monkeypatch):
-    state, seen, inner = make_state(weight_attack_gate=gate), [], steps._attacked
+    state, gates, original = make_state(weight_attack_gate=gate), [], steps._attacked
 
     def attacked(state, twin, batch, gate):
-        seen.append(gate)
-        return inner(state, twin, batch, gate)
+        gates.append(gate)
+        return original(state, twin, batch, gate)
 
     monkeypatch.setattr(steps, "_attacked", attacked)
     for state.iteration in (0, 1):
         two_level(state, BATCHES)
-    assert [type(gate) for gate in seen[1::2]] == [{"h": HardGate, "s": StraightThroughGate}[kind] for kind in kinds]
-    assert all(isinstance(gate, StraightThroughGate) for gate in seen[::2])
+    assert [type(gate) for gate in gates[1::2]] == [{"h": HardGate, "s": StraightThroughGate}[kind] for kind in kinds]
+    assert all(isinstance(gate, StraightThroughGate) for gate in gates[::2])
 
 
 def test_routers_are_updated_in_every_kth_iteration():
-    state, spy = spied(router_every=3)
+    state, spy = state_and_spy(router_every=3)
     for state.iteration in range(4):
         two_level(state, BATCHES)
     assert spy.order() == ROUTERS + WEIGHTS + WEIGHTS + WEIGHTS + ROUTERS + WEIGHTS
 
 
-def test_router_loss_of_routers_that_rest_is_a_mean_over_the_images_they_saw(tiny, splits, tmp_path, recorder):
+def test_router_loss_with_router_every_is_a_mean_over_the_images_of_router_updates(tiny, splits, tmp_path, recorder):
     train(tiny(router_every=2, tied_share=0.0, epochs=1), splits, tmp_path / "run", recorder)
     train(tiny(tied_share=0.0, epochs=1), splits, tmp_path / "every", recorder)
-    rests, always = recorder.rows
-    assert rests["router_loss"] == pytest.approx(always["router_loss"], rel=0.3)
+    every_second, every = recorder.rows
+    assert every_second["router_loss"] == pytest.approx(every["router_loss"], rel=0.3)
 
 
 def test_both_levels_get_the_same_batch(tiny, splits):
@@ -251,7 +255,7 @@ def test_both_levels_get_the_same_batch(tiny, splits):
 # Augmentation
 
 
-def test_another_augmentation_begins_after_a_share_of_each_phase(tiny, splits):
+def test_another_augmentation_starts_after_a_fraction_of_each_phase(tiny, splits):
     config = tiny("at_sparse", epochs=4, augment="crop_shift", augment_from=0.5)
     names = [_augmentation(config, epoch).augment for epoch in range(8)]
     assert names == ["crop_flip", "crop_flip", "crop_shift", "crop_shift"] * 2
@@ -273,11 +277,11 @@ def test_streamed_images_keep_their_crops(tiny, splits, tmp_path):
 def test_ramps_of_the_attack_by_hand():
     state = make_state()
     state.config = RunConfig(attack=AttackConfig(epsilon=0.2, num_steps=2, epsilon_ramp=0.5, steps_ramp=0.25))
-    seen = []
+    settings = []
     for state.done in (0.0, 0.25, 0.5, 0.74, 0.75):
-        seen.append((state.attack.epsilon, state.attack.num_steps, state.attack.step))
+        settings.append((state.attack.epsilon, state.attack.num_steps, state.attack.step))
     expected = [(0, 2, 0), (0.1, 2, 0.0625), (0.2, 2, 0.125), (0.2, 2, 0.125), (0.2, 5, 0.05)]
-    assert [value for row in seen for value in row] == pytest.approx([value for row in expected for value in row])
+    assert [value for row in settings for value in row] == pytest.approx([value for row in expected for value in row])
     state.config = RunConfig(attack=AttackConfig(epsilon=0.2, step_size=0.1, epsilon_ramp=0.5))
     state.done = 0.25
     assert state.attack.step == pytest.approx(0.05)
@@ -287,26 +291,26 @@ def test_ramps_of_the_attack_by_hand():
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
-def test_everything_on_resumes_bit_by_bit(method, tiny, splits, tmp_path):
+def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_path):
     options = {
         name: value
-        for name, value in EVERYTHING.items()
+        for name, value in ALL_OPTIONS.items()
         if method == "advmoe" or not name.startswith(("router", "runner", "weight", "level", "awp_routers"))
     }
     np.savez(tmp_path / "generated.npz", image=np.full((50, 28, 28, 1), 99, np.uint8), label=np.arange(50) % 10)
     train(tiny("at_dense", epochs=1), splits, tmp_path / "teacher", Recorder())
     options |= {"teacher": str(tmp_path / "teacher"), "generated": str(tmp_path / "generated.npz"), "generated_share": 0.4}
     config = tiny(method, epochs=2, save_minutes=0.0, **options)
-    whole = train(config, splits, tmp_path / "whole", Recorder())
+    uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
-    resumed = train(config, splits, tmp_path / "broken", Recorder(), resume=True)
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    resumed = train(config, splits, tmp_path / "resumed", Recorder(), resume=True)
     assert [{k: v for k, v in row.items() if k not in SECONDS} for row in resumed] == [
-        {k: v for k, v in row.items() if k not in SECONDS} for row in whole
+        {k: v for k, v in row.items() if k not in SECONDS} for row in uninterrupted
     ]
-    expected, found = (RunFolder(tmp_path / name).latest() for name in ("whole", "broken"))
-    assert all(torch.equal(value, found.model_state()[name]) for name, value in expected.model_state().items())
-    trained = [each.optimizer_states()["trained"] for each in (expected, found)]
+    expected, resumed_checkpoint = (RunFolder(tmp_path / name).latest() for name in ("uninterrupted", "resumed"))
+    assert all(torch.equal(value, resumed_checkpoint.model_state()[name]) for name, value in expected.model_state().items())
+    trained = [each.optimizer_states()["trained"] for each in (expected, resumed_checkpoint)]
     assert trained[0]["updates"] == trained[1]["updates"]
     assert all(torch.equal(value, trained[1]["weights"][name]) for name, value in trained[0]["weights"].items())
 
@@ -325,7 +329,7 @@ def test_everything_on_resumes_bit_by_bit(method, tiny, splits, tmp_path):
         ("advmoe", {"awp_routers": True}, "awp_routers needs awp"),
     ],
 )
-def test_options_that_do_not_fit_are_one_line_before_anything_is_written(method, options, message, tiny, splits, tmp_path):
+def test_options_that_do_not_fit_are_refused_before_anything_is_written(method, options, message, tiny, splits, tmp_path):
     with pytest.raises(UserError) as caught:
         train(tiny(method, **options), splits, tmp_path / "run", Recorder())
     assert str(caught.value) == message

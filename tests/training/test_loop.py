@@ -1,4 +1,4 @@
-"""The training loop: resume, best epoch, refusals, health."""
+"""The training loop: resuming, the best epoch, errors, health."""
 
 import json
 import math
@@ -30,20 +30,20 @@ def weights(run: Path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_resumed_run_equals_unbroken_one(method, tiny, splits, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(method, tiny, splits, tmp_path):
     config = tiny(method, epochs=2)
-    whole = train(config, splits, tmp_path / "whole", Recorder())
+    uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
-    resumed = train(config, splits, tmp_path / "broken", Recorder(), resume=True)
-    assert numbers(resumed) == numbers(whole)
-    expected, found = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    resumed = train(config, splits, tmp_path / "resumed", Recorder(), resume=True)
+    assert numbers(resumed) == numbers(uninterrupted)
+    expected, state = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
+    assert all(torch.equal(expected[name], state[name]) for name in expected)
 
 
-def test_a_checkpoint_written_on_another_device_is_resumed_by_this_ones_kind_of_step(tiny, splits, tmp_path, monkeypatch):
+def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny, splits, tmp_path, monkeypatch):
     config = tiny(epochs=2)
-    whole = train(config, splits, tmp_path / "whole", Recorder())
+    uninterrupted = train(config, splits, tmp_path / "whole", Recorder())
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: epoch == 2))
     states, step, kinds = Checkpoint.optimizer_states, torch.optim.SGD.step, set()
@@ -54,42 +54,42 @@ def test_a_checkpoint_written_on_another_device_is_resumed_by_this_ones_kind_of_
             group["fused"] = True
         return content
 
-    def spied(optimizer, closure=None):
+    def recording(optimizer, closure=None):
         kinds.update(group["fused"] for group in optimizer.param_groups)
         step(optimizer, closure)
 
     monkeypatch.setattr(Checkpoint, "optimizer_states", fused)
-    monkeypatch.setattr(torch.optim.SGD, "step", spied)
-    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(whole)
+    monkeypatch.setattr(torch.optim.SGD, "step", recording)
+    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(uninterrupted)
     assert kinds == {None}
 
 
 @pytest.mark.parametrize(
-    ("precision", "device", "capability", "wanted"),
+    ("precision", "device", "capability", "expected"),
     [
         ("float32", "cuda", (9, 0), None), ("auto", "cuda", (9, 0), torch.bfloat16), ("auto", "cuda", (7, 5), None),
         ("bfloat16", "cuda:1", (8, 0), torch.bfloat16), ("bfloat16", "cpu", None, torch.bfloat16),
         ("float32", "cpu", None, None),
     ],
 )  # fmt: skip
-def test_precision_of_a_device(precision, device, capability, wanted, tiny, monkeypatch):
+def test_precision_of_a_device(precision, device, capability, expected, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert autocast(tiny(precision=precision), torch.device(device)) is wanted
+    assert autocast(tiny(precision=precision), torch.device(device)) is expected
 
 
-@pytest.mark.parametrize(("instructions", "wanted"), [(True, torch.bfloat16), (False, None)])
-def test_auto_precision_on_a_processor_is_bfloat16_where_it_has_instructions_for_it(instructions, wanted, tiny, monkeypatch):
+@pytest.mark.parametrize(("instructions", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_auto_precision_on_a_cpu_is_bfloat16_if_it_has_instructions_for_it(instructions, expected, tiny, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
-    assert autocast(tiny(precision="auto"), torch.device("cpu")) is wanted
+    assert autocast(tiny(precision="auto"), torch.device("cpu")) is expected
 
 
-def test_a_device_without_bfloat16_is_named_with_what_it_has(tiny, monkeypatch):
+def test_bfloat16_is_refused_on_a_device_without_it(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(UserError, match=r"^precision: cuda:0 has float32, not bfloat16$"):
         autocast(tiny(precision="bfloat16"), torch.device("cuda:0"))
 
 
-def test_a_precision_that_is_not_to_be_had_leaves_no_folder(tiny, splits, tmp_path, monkeypatch):
+def test_a_refused_precision_creates_no_folder(tiny, splits, tmp_path, monkeypatch):
     monkeypatch.setattr("advmoe.training.start._has_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="cpu has float32, not bfloat16"):
         train(tiny(precision="bfloat16"), splits, tmp_path / "run", Recorder())
@@ -98,13 +98,13 @@ def test_a_precision_that_is_not_to_be_had_leaves_no_folder(tiny, splits, tmp_pa
 
 def test_training_in_bfloat16_resumes_bit_by_bit(tiny, splits, tmp_path):
     config = tiny(precision="bfloat16", epochs=2)
-    whole = train(config, splits, tmp_path / "whole", Recorder())
+    uninterrupted = train(config, splits, tmp_path / "whole", Recorder())
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: epoch == 2))
-    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(whole)
+    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(uninterrupted)
 
 
-def test_same_seed_same_weights_other_seed_others(tiny, splits, tmp_path):
+def test_the_seed_decides_the_weights(tiny, splits, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         train(tiny(seed=seed, epochs=1), splits, tmp_path / name, Recorder())
     a, b, c = (weights(tmp_path / name) for name in "abc")
@@ -141,7 +141,7 @@ def test_changed_data_is_refused(tiny, splits, tmp_path):
         train(tiny(epochs=1), other, tmp_path / "run", Recorder())
 
 
-def test_metrics_file_has_a_line_an_epoch(tiny, splits, tmp_path):
+def test_the_metrics_file_has_one_line_for_each_epoch(tiny, splits, tmp_path):
     history = train(tiny(), splits, tmp_path / "run", Recorder())
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines == history
@@ -149,7 +149,7 @@ def test_metrics_file_has_a_line_an_epoch(tiny, splits, tmp_path):
     assert all(math.isclose(sum(layer), 1, abs_tol=1e-6) for row in lines for layer in row["load"])
 
 
-def test_best_network_is_the_best_epochs(tiny, splits, tmp_path):
+def test_best_network_has_the_weights_of_the_best_epoch(tiny, splits, tmp_path):
     config = tiny("standard")
     history = train(config, splits, tmp_path / "run", Recorder())
     model, epoch = best_network(tmp_path / "run", config, splits)
@@ -159,7 +159,7 @@ def test_best_network_is_the_best_epochs(tiny, splits, tmp_path):
     assert 100 * hits == pytest.approx(history[epoch - 1]["val_sa"])
 
 
-def test_too_large_batch_for_two_levels_leaves_no_folder(tiny, splits, tmp_path):
+def test_a_batch_too_large_for_two_levels_creates_no_folder(tiny, splits, tmp_path):
     with pytest.raises(UserError, match="batch_size must be at most half"):
         train(tiny(batch_size=31), splits, tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
@@ -181,7 +181,7 @@ def test_diverging_run_stops_with_names_and_keeps_its_checkpoint(tiny, splits, t
     assert RunFolder(tmp_path / "run").latest().epoch == 1
 
 
-def test_collapse_is_noted_once_an_epoch(tiny, splits, tmp_path, recorder, monkeypatch):
+def test_a_collapse_gives_one_warning_for_each_epoch(tiny, splits, tmp_path, recorder, monkeypatch):
     config = tiny(epochs=1)
 
     def biased(config, spec):
@@ -196,7 +196,7 @@ def test_collapse_is_noted_once_an_epoch(tiny, splits, tmp_path, recorder, monke
     assert "expert 0 of MoE layer 0 takes 100%" in recorder.notes[0]
 
 
-def test_router_loss_is_a_mean_over_the_images_that_routers_saw(tiny, splits, tmp_path, recorder):
+def test_router_loss_is_a_mean_over_the_images_that_update_the_routers(tiny, splits, tmp_path, recorder):
     train(tiny(backbone="resnet18", tied_share=0.5), splits, tmp_path / "run", recorder)
     tied, half, free = recorder.rows
     assert "router_loss" not in tied

@@ -49,15 +49,15 @@ def test_rslad_by_hand():
     outcome = rslad(as_logits, x, x_adv, torch.tensor([[0.5, 0.5]]), 5.0)
     # f(x) = (1/4, 3/4), f(x') = (3/4, 1/4): the same distance from (1/2, 1/2)
     assert outcome.total.item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3), rel=1e-6)
-    sure = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 5.0)
-    assert sure.total.item() == pytest.approx((math.log(4) + 5 * math.log(4 / 3)) / 6, rel=1e-6)
-    even = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 1.0)
-    assert even.total.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2, rel=1e-6)
+    one_class = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 5.0)
+    assert one_class.total.item() == pytest.approx((math.log(4) + 5 * math.log(4 / 3)) / 6, rel=1e-6)
+    beta_1 = rslad(as_logits, x, x_adv, torch.tensor([[1.0, 0.0]]), 1.0)
+    assert beta_1.total.item() == pytest.approx((math.log(4) + math.log(4 / 3)) / 2, rel=1e-6)
     assert torch.equal(outcome.clean, x.flatten(1))
     assert torch.equal(outcome.robust, x_adv.flatten(1))
 
 
-def test_rslad_attack_leaves_the_teachers_probabilities():
+def test_rslad_attack_increases_the_divergence_from_the_teacher():
     net, attack = conv_net(), AttackConfig(epsilon=0.05, num_steps=10)
     x = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     targets = net(x)[0].detach().softmax(dim=1).flip(1)
@@ -100,13 +100,13 @@ def test_clean_by_hand():
     assert torch.equal(outcome.clean, x.flatten(1))
 
 
-def test_clean_attacks_nothing():
+def test_clean_has_no_attack():
     assert LOSSES["clean"].attack is None
 
 
 @pytest.mark.parametrize("robust", [[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0]])
 @pytest.mark.parametrize("natural", [[1e4, -1e4, 0.0], [-1e4, -1e4, 1e4], [0.0, 0.0, 0.0]])
-def test_huge_logits_make_no_nan(natural, robust):
+def test_huge_logits_give_no_nan(natural, robust):
     x, x_adv = image(natural).requires_grad_(True), image(robust).requires_grad_(True)
     outcome = trades(as_logits, x, x_adv, torch.tensor([0]), 6.0)
     outcome.total.backward()
@@ -122,9 +122,9 @@ def test_huge_logits_give_the_right_divergence():
 
 def test_losses_are_float32_for_bfloat16_logits():
     x, y = image([0.0, LN3]), torch.tensor([1])
-    lower = lambda z: (z.flatten(1).bfloat16(), ())  # noqa: E731
+    bfloat16_logits = lambda z: (z.flatten(1).bfloat16(), ())  # noqa: E731
     for value in (trades, pgd_at, clean):
-        assert value(lower, x, x, y, 6.0).total.dtype == torch.float32
+        assert value(bfloat16_logits, x, x, y, 6.0).total.dtype == torch.float32
 
 
 def test_trades_attack_increases_the_divergence():
@@ -172,16 +172,16 @@ def test_pgd_at_attack_starts_anywhere_in_the_ball():
 
 
 @pytest.mark.parametrize("name", ["trades", "pgd_at"])
-def test_attacks_leave_parameters_without_gradients(name):
+def test_attacks_do_not_change_gradients(name):
     torch.manual_seed(0)
     model = ResNet(MoEKind(0.5), image_spec(3), blocks=(1,), width=4, stem="cifar")
     buffers = [buffer.clone() for buffer in model.buffers()]
-    kept = torch.full_like(model.classifier.weight, 2.0)
-    model.classifier.weight.grad = kept.clone()
+    gradient = torch.full_like(model.classifier.weight, 2.0)
+    model.classifier.weight.grad = gradient.clone()
     with frozen(model):
         x, y = torch.rand(4, 3, 8, 8), torch.arange(4) % 3
         x_adv = LOSSES[name].attack(lambda z: model.forward_routed(z, HARD), x, y, AttackConfig(), draws())
     assert not x_adv.requires_grad
-    assert torch.equal(model.classifier.weight.grad, kept)
+    assert torch.equal(model.classifier.weight.grad, gradient)
     assert all(p.grad is None for p in model.parameters() if p is not model.classifier.weight)
     assert all(torch.equal(a, b) for a, b in zip(buffers, model.buffers(), strict=True))

@@ -25,8 +25,8 @@ def config(tiny):
 
 
 @pytest.fixture(scope="module")
-def whole(config, splits, tmp_path_factory):
-    """An unbroken run and its history."""
+def uninterrupted(config, splits, tmp_path_factory):
+    """The folder of an uninterrupted run, and its history."""
     run = tmp_path_factory.mktemp("sparse") / "run"
     return run, train(config, splits, run, Recorder())
 
@@ -35,14 +35,14 @@ def numbers(history):
     return [{name: value for name, value in row.items() if not name.endswith("_seconds")} for row in history]
 
 
-def broken(config, splits, run, epoch, iteration):
+def interrupted(config, splits, run, epoch, iteration):
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, run, Recorder(lambda *now: now == (epoch, iteration)))
+        train(config, splits, run, Recorder(lambda *position: position == (epoch, iteration)))
     return RunFolder(run).latest()
 
 
-def test_rows_carry_their_phase_and_the_rate_starts_again(whole, config):
-    run, history = whole
+def test_rows_have_their_phase_and_each_phase_starts_the_learning_rate_again(uninterrupted, config):
+    run, history = uninterrupted
     assert [row["phase"] for row in history] == [1, 1, 2, 2]
     assert [row["epoch"] for row in history] == [1, 2, 3, 4]
     assert [row["lr"] for row in history[:2]] == [row["lr"] for row in history[2:]]
@@ -50,11 +50,11 @@ def test_rows_carry_their_phase_and_the_rate_starts_again(whole, config):
     assert [json.loads(line)["phase"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 1, 2, 2]
 
 
-def test_the_first_phase_changes_scores_alone_and_the_second_weights_alone(config, splits, tmp_path):
+def test_the_first_phase_changes_only_scores_and_the_second_only_weights(config, splits, tmp_path):
     start = dict(network(config, splits.spec).named_parameters())
-    masked = broken(config, splits, tmp_path / "run", 3, 1)
-    assert masked.epoch == 2
-    after_masks = masked.model_state()
+    first_phase = interrupted(config, splits, tmp_path / "run", 3, 1)
+    assert first_phase.epoch == 2
+    after_masks = first_phase.model_state()
     train(config, splits, tmp_path / "run", Recorder(), resume=True)
     after_weights = RunFolder(tmp_path / "run").latest().model_state()
     scores = {name for name in start if name.startswith("masks.")}
@@ -63,19 +63,21 @@ def test_the_first_phase_changes_scores_alone_and_the_second_weights_alone(confi
 
 
 @pytest.mark.parametrize(("epoch", "iteration"), [(1, 2), (2, 2), (3, 1), (3, 2), (4, 3)])
-def test_resumed_in_either_phase_and_between_them_equals_unbroken(epoch, iteration, whole, config, splits, tmp_path):
-    run, history = whole
-    broken(config, splits, tmp_path / "run", epoch, iteration)
+def test_a_run_resumed_in_or_between_the_phases_equals_an_uninterrupted_one(
+    epoch, iteration, uninterrupted, config, splits, tmp_path
+):
+    run, history = uninterrupted
+    interrupted(config, splits, tmp_path / "run", epoch, iteration)
     resumed = train(config, splits, tmp_path / "run", Recorder(), resume=True)
     assert numbers(resumed) == numbers(history)
-    expected, found = RunFolder(run).latest(), RunFolder(tmp_path / "run").latest()
-    assert all(torch.equal(value, found.model_state()[name]) for name, value in expected.model_state().items())
+    expected, resumed_checkpoint = RunFolder(run).latest(), RunFolder(tmp_path / "run").latest()
+    assert all(torch.equal(value, resumed_checkpoint.model_state()[name]) for name, value in expected.model_state().items())
     assert (tmp_path / "run" / "checkpoints/epoch-0004/model.safetensors").read_bytes() == (
         run / "checkpoints/epoch-0004/model.safetensors"
     ).read_bytes()
 
 
-def test_resume_after_a_kill_right_at_the_boundary(whole, config, splits, tmp_path):
+def test_resume_after_a_kill_between_the_phases(uninterrupted, config, splits, tmp_path):
     class Killed(Recorder):
         def epoch(self, row):
             if row["epoch"] == EPOCHS:
@@ -84,11 +86,11 @@ def test_resume_after_a_kill_right_at_the_boundary(whole, config, splits, tmp_pa
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "run", Killed())
     assert RunFolder(tmp_path / "run").latest().epoch == EPOCHS
-    assert numbers(train(config, splits, tmp_path / "run", Recorder(), resume=True)) == numbers(whole[1])
+    assert numbers(train(config, splits, tmp_path / "run", Recorder(), resume=True)) == numbers(uninterrupted[1])
 
 
-def test_best_is_of_the_last_phase(whole, config, splits):
-    run, history = whole
+def test_the_best_epoch_is_of_the_last_phase(uninterrupted, config, splits):
+    run, history = uninterrupted
     model, epoch = best_network(run, config, splits)
     assert epoch in (3, 4)
     assert history[epoch - 1]["score"] == max(row["score"] for row in history[2:])
@@ -97,7 +99,7 @@ def test_best_is_of_the_last_phase(whole, config, splits):
 
 def test_a_better_epoch_of_the_first_phase_is_not_the_best(config, splits, tmp_path):
     run = tmp_path / "run"
-    broken(config, splits, run, 2, 1)
+    interrupted(config, splits, run, 2, 1)
     folder = RunFolder(run)
     latest = folder.latest()
     history = [{**latest.history[0], "score": 100.0}]
@@ -106,8 +108,8 @@ def test_a_better_epoch_of_the_first_phase_is_not_the_best(config, splits, tmp_p
     assert best_network(run, config, splits)[1] in (3, 4)
 
 
-def test_the_evaluated_network_is_compact_at_the_small_dense_cost(whole, config, splits):
-    run, _ = whole
+def test_the_evaluated_network_is_compact_at_the_small_dense_cost(uninterrupted, config, splits):
+    run, _ = uninterrupted
     model, _ = best_network(run, config, splits)
     assert not any(isinstance(module, MaskedNorm) for module in model.modules())
     small = network(config.replace(method="at_small_dense"), splits.spec)
@@ -131,55 +133,55 @@ def dense_run(tiny, splits, folder, method="at_dense", **fields):
 def test_init_from_starts_at_the_dense_runs_best_weights(tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "dense")
     config = tiny("at_sparse", epochs=1, init_from=str(source))
-    found = broken(config, splits, tmp_path / "run", 2, 1).model_state()
+    state = interrupted(config, splits, tmp_path / "run", 2, 1).model_state()
     dense = RunFolder(source).best().model_state()
     statistics = {name for name in dense if "running_" in name or name.endswith("num_batches_tracked")}
-    assert all(torch.equal(found[name], dense[name]) for name in dense if name not in statistics)
+    assert all(torch.equal(state[name], dense[name]) for name in dense if name not in statistics)
     fresh = network(config, splits.spec).state_dict()
-    assert not torch.equal(found["stem.weight"], fresh["stem.weight"])
+    assert not torch.equal(state["stem.weight"], fresh["stem.weight"])
 
 
 def test_init_from_starts_the_scores_at_its_filters(tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "dense")
     config = tiny("at_sparse", epochs=1, init_from=str(source), lr=0.0)
-    found = broken(config, splits, tmp_path / "run", 2, 1).model_state()
+    state = interrupted(config, splits, tmp_path / "run", 2, 1).model_state()
     norms = RunFolder(source).best().model_state()["layers.0.weight"].flatten(1).norm(dim=1)
-    scores = [value for name, value in found.items() if name.startswith("masks.")]
+    scores = [value for name, value in state.items() if name.startswith("masks.")]
     assert any(torch.equal(score, norms) for score in scores)
 
 
 @pytest.mark.parametrize("method", ["at_small_dense", "advmoe", "standard"])
 def test_init_from_a_run_of_another_method_is_refused(method, tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "other", method)
-    refuse(
+    assert_refused(
         tiny("at_sparse", init_from=str(source)), splits, tmp_path, f"{source}: init_from needs a run of at_dense, not of {method}"
     )
 
 
 def test_init_from_another_model_is_refused(tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "other", width=8)
-    refuse(tiny("at_sparse", init_from=str(source)), splits, tmp_path, "holds another model's weights")
+    assert_refused(tiny("at_sparse", init_from=str(source)), splits, tmp_path, "holds another model's weights")
 
 
 def test_init_from_no_run_is_refused(tiny, splits, tmp_path):
-    refuse(tiny("at_sparse", init_from=str(tmp_path / "none")), splits, tmp_path, "holds no run")
+    assert_refused(tiny("at_sparse", init_from=str(tmp_path / "none")), splits, tmp_path, "holds no run")
 
 
 def test_init_from_of_another_method_than_at_sparse_is_refused(tiny, splits, tmp_path):
-    refuse(tiny("at_dense", init_from="x"), splits, tmp_path, "init_from is for at_sparse, not at_dense")
+    assert_refused(tiny("at_dense", init_from="x"), splits, tmp_path, "init_from is for at_sparse, not at_dense")
 
 
-def refuse(config, splits, tmp_path, words):
+def assert_refused(config, splits, tmp_path, message):
     with pytest.raises(UserError) as caught:
         train(config, splits, tmp_path / "run", Recorder())
-    assert words in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_continues_where_the_dense_run_it_started_from_is_gone(tiny, splits, tmp_path):
+def test_a_run_continues_without_the_folder_of_init_from(tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "dense")
     config = tiny("at_sparse", epochs=1, init_from=str(source))
-    broken(config, splits, tmp_path / "run", 2, 1)
+    interrupted(config, splits, tmp_path / "run", 2, 1)
     source.rename(tmp_path / "elsewhere")
     assert [row["phase"] for row in train(config, splits, tmp_path / "run", Recorder(), resume=True)] == [1, 2]

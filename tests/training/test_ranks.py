@@ -1,4 +1,4 @@
-"""Two gloo processes on one batch do what one process does."""
+"""Two gloo processes that share a batch train the same network as one process."""
 
 import subprocess
 import sys
@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
-from three_iterations import CASES, after
+from three_iterations import CASES, after_three_iterations
 
 SCRIPT = Path(__file__).parent / "three_iterations.py"
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory, worker_id):
-    """What two processes compute. Of several test workers the first one starts them, and the others read its file."""
+def two_ranks(tmp_path_factory, worker_id):
+    """The results of two processes. The first of several test workers starts them, and the others read its file."""
     base = tmp_path_factory.getbasetemp()
     out = (base if worker_id == "master" else base.parent) / "two-ranks.pt"
     with FileLock(out.with_suffix(".lock")):
@@ -29,9 +29,9 @@ def start(out):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_parameters_after_three_iterations_are_those_of_one_process(case, together):
+def test_parameters_after_three_iterations_are_those_of_one_process(case, two_ranks):
     torch.set_num_threads(1)
-    alone, both = after(case), together[case]
-    assert alone.keys() == both.keys()
-    for name in alone:
-        assert (alone[name] - both[name]).abs().max() < 1e-8, name
+    one_rank, both_ranks = after_three_iterations(case), two_ranks[case]
+    assert one_rank.keys() == both_ranks.keys()
+    for name in one_rank:
+        assert (one_rank[name] - both_ranks[name]).abs().max() < 1e-8, name

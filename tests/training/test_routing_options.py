@@ -1,4 +1,4 @@
-"""What the routers' options do to a run: rates, balance terms, health figures, kinds of router and norm, the first load."""
+"""The effects of the routers' options on a run: rates, balance terms, health figures, kinds of router and norm, the first load."""
 
 import math
 
@@ -17,7 +17,7 @@ from advmoe.training.start import network
 
 
 class Rates(Recorder):
-    """Keeps each iteration's learning rates: those of the routers and of all other parameters."""
+    """Records the learning rates of each iteration: those of the routers and of all other parameters."""
 
     def __init__(self, monkeypatch):
         super().__init__()
@@ -37,7 +37,7 @@ ROUTER_SHAPES = {(2,), *((2, width) for width in (2, 4, 8, 16))}  # linear layer
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])
-def test_router_warmup_rises_in_line_and_decays_with_the_cosine(method, tiny, splits, tmp_path, monkeypatch):
+def test_router_warmup_rises_linearly_and_decays_with_the_cosine(method, tiny, splits, tmp_path, monkeypatch):
     rates = Rates(monkeypatch)
     config = tiny(method, epochs=2, tied_share=0.0, lr=0.1, router_lr=0.04, router_warmup=0.5)
     train(config, splits, tmp_path / "run", rates)
@@ -58,15 +58,15 @@ def after_one_iteration(config, splits, run, monkeypatch):
     """The network of a run that is stopped after its first iteration."""
     models = []
     with monkeypatch.context() as patch:
-        patch.setattr(start, "network", lambda *given: models.append(network(*given)) or models[-1])
+        patch.setattr(start, "network", lambda *args: models.append(network(*args)) or models[-1])
         with pytest.raises(KeyboardInterrupt):
             train(config, splits, run, Recorder(lambda epoch, done: True))
     return models[0]
 
 
 @pytest.mark.parametrize("term", ["switch", "importance", "entropy"])
-def test_balance_moves_the_router_update_of_advmoe_alone(term, tiny, splits, tmp_path, monkeypatch):
-    """After one iteration in which the weights come first, they are as without the term, and the routers are not."""
+def test_balance_changes_only_the_router_update_of_advmoe(term, tiny, splits, tmp_path, monkeypatch):
+    """After one iteration with the weights first, the term has changed the routers and not the weights."""
     fields = {"tied_share": 0.0, "level_order": "weights_first", "balance_weight": 50.0}
     plain, balanced = (
         after_one_iteration(tiny(balance=balance, **fields), splits, tmp_path / balance, monkeypatch) for balance in ("none", term)
@@ -85,12 +85,12 @@ def test_a_heavy_balance_term_evens_the_load(method, tiny, splits, tmp_path):
         return sum(max(layer) for layer in last["load"]) / len(last["load"])
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "network", lambda *given: lopsided(network(*given), weight=0.3, bias=1.0))
+        patch.setattr(start, "network", lambda *args: lopsided(network(*args), weight=0.3, bias=1.0))
         assert busiest("entropy") < busiest("none") - 0.05
 
 
 def lopsided(model, weight=0.0, bias=0.0):
-    """Routers with expert 0 ahead by `bias`; their weights times `weight`."""
+    """Routers that prefer expert 0 by `bias`, with their weights times `weight`."""
     with torch.no_grad():
         for layer in model.moe_layers():
             layer.router.linear.weight.mul_(weight)
@@ -100,8 +100,8 @@ def lopsided(model, weight=0.0, bias=0.0):
 
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])
 def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, splits, tmp_path, monkeypatch):
-    """Planted: every router constant, with expert 0 chosen at odds of 3 to 1."""
-    monkeypatch.setattr(start, "network", lambda *given: lopsided(network(*given), bias=math.log(3)))
+    """Every router is constant and prefers expert 0 at odds of 3 to 1."""
+    monkeypatch.setattr(start, "network", lambda *args: lopsided(network(*args), bias=math.log(3)))
     history = train(tiny(method, epochs=1, tied_share=0.0, lr=0.0, router_lr=0.0), splits, tmp_path / "run", Recorder())
     (row,) = history
     assert row["load"] == [[1.0, 0.0]] * ROUTED
@@ -111,10 +111,10 @@ def test_rows_hold_load_dead_experts_and_entropy_of_each_layer(method, tiny, spl
 
 
 def test_load_is_the_share_of_the_epochs_images(tiny, splits, tmp_path, monkeypatch):
-    """Planted: even routers, and ties go to expert 0, but the last layer's bias prefers expert 1."""
+    """Routers have equal logits, so expert 0 is chosen, but the last layer's bias prefers expert 1."""
 
-    def planted(*given):
-        model = lopsided(network(*given))
+    def planted(*args):
+        model = lopsided(network(*args))
         with torch.no_grad():
             model.moe_layers()[-1].router.linear.bias[1] = 1.0
         return model
@@ -158,7 +158,7 @@ def test_they_resume_as_they_were(method, routers, norms, tiny, splits, tmp_path
 
 
 @pytest.fixture(scope="module")
-def many():
+def fashion_mnist():
     """Enough embedded images to calibrate on and to judge by."""
     return load_dataset(DataConfig(dataset="fashion-mnist", limit_train=1200, limit_test=20))
 
@@ -166,32 +166,32 @@ def many():
 @pytest.mark.parametrize("seeds", [pytest.param(range(1), id="one"), pytest.param(range(1, 10), id="more", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
 @pytest.mark.parametrize("routers", ["per_layer", "per_network"])
-def test_no_fresh_network_is_collapsed(routers, norms, seeds, tiny, many):
-    """Each of two experts of every layer gets a tenth of the images and more, once calibrated."""
+def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion_mnist):
+    """After calibration, each of two experts of every layer gets at least a tenth of the images."""
     for seed in seeds:
         config = tiny(backbone="resnet18", seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
-        model = network(config, many.spec)
-        start.calibrate(start.train_state(config, model, METHODS["advmoe"].phases[0]), many.train)
+        model = network(config, fashion_mnist.spec)
+        start.calibrate(start.train_state(config, model, METHODS["advmoe"].phases[0]), fashion_mnist.train)
         assert not model.training
         with torch.no_grad():
-            _, routings = model.forward_routed(many.train[torch.arange(400)].pixels())
+            _, routings = model.forward_routed(fashion_mnist.train[torch.arange(400)].pixels())
         least = [torch.bincount(routing.experts, minlength=2).min().item() / 400 for routing in routings]
         assert min(least) >= 0.1, (seed, least)
 
 
-def test_rows_hold_the_routers_rate_beside_the_weights(tiny, splits, tmp_path):
+def test_rows_have_the_routers_learning_rate_too(tiny, splits, tmp_path):
     (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.1, router_lr=0.04), splits, tmp_path / "run", Recorder())
     assert row["router_lr"] == pytest.approx(0.4 * row["lr"], rel=1e-12)
 
 
 def test_two_levels_share_the_decoding_processes(tiny, splits, tmp_path, monkeypatch):
-    asked, augmented = [], type(splits.train).augmented
+    workers, augmented = [], type(splits.train).augmented
 
-    def noted(self, rows, seeds, data):
-        asked.append(data.workers)
+    def recording(self, rows, seeds, data):
+        workers.append(data.workers)
         return augmented(self, rows, seeds, data)
 
-    monkeypatch.setattr(type(splits.train), "augmented", noted)
+    monkeypatch.setattr(type(splits.train), "augmented", recording)
     train(tiny("advmoe", epochs=1, workers=6), splits, tmp_path / "two", Recorder())
     train(tiny("at_moe", epochs=1, workers=6), splits, tmp_path / "one", Recorder())
-    assert asked == [3, 3, 6]
+    assert workers == [3, 3, 6]

@@ -43,12 +43,12 @@ def make_state(levels=("routers", "weights"), *, kind=None, loss="trades", done=
     return TrainState(model, config, LOSSES[loss], optimizers, draws, None, done)
 
 
-def snapshot(model):
+def copies(model):
     parameters = {name: value.detach().clone() for name, value in model.named_parameters()}
     return parameters, {name: value.clone() for name, value in model.named_buffers()}
 
 
-def changed(before, named):
+def changed_names(before, named):
     return {name for name, value in named if not torch.equal(value, before[name])}
 
 
@@ -58,10 +58,10 @@ def names(model):
 
 
 class Spy:
-    """A loss that writes down what happens, in order."""
+    """A loss that records its calls in order."""
 
     def __init__(self, state, loss="trades"):
-        self.state, self.inner, self.events = state, LOSSES[loss], []
+        self.state, self.original, self.events = state, LOSSES[loss], []
         self.loss = Loss(self.attack, self.value)
 
     def name(self, x):
@@ -72,17 +72,17 @@ class Spy:
         learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
         self.events.append(
             {"what": what, "batch": self.name(x), "training": model.training, "learning": learning,
-             "parameters": snapshot(model)[0], **more}
+             "parameters": copies(model)[0], **more}
         )  # fmt: skip
 
     def attack(self, forward, x, y, settings, draws):
-        x_adv = self.inner.attack(forward, x, y, settings, draws)
+        x_adv = self.original.attack(forward, x, y, settings, draws)
         _, routings = forward(x)
         self.note("attack", x, y=y, x_adv=x_adv, grad_path=forward(x)[0].requires_grad, routings=routings)
         return x_adv
 
     def value(self, forward, x, x_adv, y, beta):
-        outcome = self.inner.value(forward, x, x_adv, y, beta)
+        outcome = self.original.value(forward, x, x_adv, y, beta)
         self.note("value", x, y=y, x_adv=x_adv, beta=beta)
         return outcome
 
@@ -90,7 +90,7 @@ class Spy:
         return [(event["what"], event["batch"]) for event in self.events]
 
 
-def spied(**options):
+def state_and_spy(**options):
     state = make_state(**options)
     spy = Spy(state)
     state.loss = spy.loss
@@ -100,65 +100,65 @@ def spied(**options):
 ROUTERS, WEIGHTS = [("attack", "routers"), ("value", "routers")], [("attack", "weights"), ("value", "weights")]
 
 
-def test_router_step_changes_router_parameters_alone():
-    state, spy = spied(level_order="weights_first")
+def test_the_router_step_changes_only_router_parameters():
+    state, spy = state_and_spy(level_order="weights_first")
     two_level(state, BATCHES)
-    # the state at the router attack is what the weight step left behind
-    before, after = spy.events[2]["parameters"], snapshot(state.model)[0]
+    # the router attack starts from the result of the weight step
+    before, after = spy.events[2]["parameters"], copies(state.model)[0]
     routers, weights = names(state.model)
-    assert changed(before, after.items()) == routers
-    assert not changed({name: before[name] for name in weights}, [(name, after[name]) for name in weights])
+    assert changed_names(before, after.items()) == routers
+    assert not changed_names({name: before[name] for name in weights}, [(name, after[name]) for name in weights])
 
 
-def test_weight_step_changes_weights_alone():
-    state, spy = spied()
-    before, _ = snapshot(state.model)
+def test_the_weight_step_changes_only_weights():
+    state, spy = state_and_spy()
+    before, _ = copies(state.model)
     two_level(state, BATCHES)
     routers, weights = names(state.model)
-    assert changed(before, spy.events[2]["parameters"].items()) == routers
-    assert changed(spy.events[2]["parameters"], state.model.named_parameters()) == weights
+    assert changed_names(before, spy.events[2]["parameters"].items()) == routers
+    assert changed_names(spy.events[2]["parameters"], state.model.named_parameters()) == weights
 
 
 @pytest.mark.parametrize("gate", ["straight_through", "scaled", "soft"])
-def test_router_step_leaves_every_buffer_untouched(gate):
+def test_the_router_step_changes_no_buffer(gate):
     state = make_state(router_gate=gate, router_attack_gate=gate)
     state.config = state.config.replace(training=state.config.training.replace(weight_steps=1))
-    before = snapshot(state.model)[1]
-    seen = []
-    inner = state.loss
-    state.loss = Loss(lambda *given: (seen.append(snapshot(state.model)[1]), inner.attack(*given))[1], inner.value)
+    before = copies(state.model)[1]
+    buffers = []
+    loss = state.loss
+    state.loss = Loss(lambda *args: (buffers.append(copies(state.model)[1]), loss.attack(*args))[1], loss.value)
     two_level(state, BATCHES)
-    at_routers, at_weights = seen
-    assert not changed(before, at_routers.items())
-    assert not changed(before, at_weights.items())
+    at_routers, at_weights = buffers
+    assert not changed_names(before, at_routers.items())
+    assert not changed_names(before, at_weights.items())
 
 
-def test_weight_step_moves_running_statistics():
+def test_the_weight_step_changes_running_statistics():
     state = make_state()
-    before = snapshot(state.model)[1]
+    before = copies(state.model)[1]
     two_level(state, BATCHES)
-    moved = changed(before, state.model.named_buffers())
-    assert {name for name in before if "running_" in name or "num_batches" in name} <= moved
-    assert {name for name in before if ".router." in name} <= moved
-    assert not {"normalize.mean", "normalize.std"} & moved
+    updated = changed_names(before, state.model.named_buffers())
+    assert {name for name in before if "running_" in name or "num_batches" in name} <= updated
+    assert {name for name in before if ".router." in name} <= updated
+    assert not {"normalize.mean", "normalize.std"} & updated
 
 
-def test_the_levels_use_their_own_batches_in_order():
-    state, spy = spied()
+def test_each_level_uses_its_batch_and_routers_come_first():
+    state, spy = state_and_spy()
     two_level(state, BATCHES)
     assert spy.order() == ROUTERS + WEIGHTS
     for event in spy.events:
         assert event["y"] is BATCHES[event["batch"]][1]
 
 
-def test_level_order_is_honoured():
-    state, spy = spied(level_order="weights_first")
+def test_level_order_weights_first():
+    state, spy = state_and_spy(level_order="weights_first")
     two_level(state, BATCHES)
     assert spy.order() == WEIGHTS + ROUTERS
 
 
-def test_steps_per_level_are_honoured_and_each_attacks_again():
-    state, spy = spied(router_steps=2, weight_steps=3)
+def test_every_step_of_a_level_has_a_new_attack():
+    state, spy = state_and_spy(router_steps=2, weight_steps=3)
     two_level(state, BATCHES)
     assert spy.order() == 2 * ROUTERS + 3 * WEIGHTS
     attacked = [event["x_adv"] for event in spy.events if event["what"] == "attack"]
@@ -166,16 +166,16 @@ def test_steps_per_level_are_honoured_and_each_attacks_again():
     assert not torch.equal(attacked[2], attacked[3])
 
 
-def test_the_second_level_attacks_the_network_that_the_first_left():
-    state, spy = spied()
-    before, _ = snapshot(state.model)
+def test_the_second_level_attacks_the_network_after_the_first_levels_update():
+    state, spy = state_and_spy()
+    before, _ = copies(state.model)
     two_level(state, BATCHES)
-    assert not changed(before, spy.events[0]["parameters"].items())
-    assert changed(before, spy.events[2]["parameters"].items()) == names(state.model)[0]
+    assert not changed_names(before, spy.events[0]["parameters"].items())
+    assert changed_names(before, spy.events[2]["parameters"].items()) == names(state.model)[0]
 
 
-def test_attacks_run_frozen_in_eval_mode_and_updates_in_the_mode_of_their_level():
-    state, spy = spied()
+def test_attacks_run_frozen_in_eval_mode_and_the_weights_update_in_train_mode():
+    state, spy = state_and_spy()
     two_level(state, BATCHES)
     routers, weights = names(state.model)
     modes = [(event["what"], event["training"], event["learning"]) for event in spy.events]
@@ -187,7 +187,7 @@ def test_attacks_run_frozen_in_eval_mode_and_updates_in_the_mode_of_their_level(
 
 
 def test_updates_get_the_attacks_images_and_beta():
-    state, spy = spied(beta=4.5)
+    state, spy = state_and_spy(beta=4.5)
     two_level(state, BATCHES)
     for attack, value in (spy.events[:2], spy.events[2:]):
         assert value["x_adv"] is attack["x_adv"]
@@ -195,33 +195,33 @@ def test_updates_get_the_attacks_images_and_beta():
         assert not torch.equal(attack["x_adv"], BATCHES[attack["batch"]][0])
 
 
-def test_the_attack_leaves_no_gradients():
+def test_the_attack_does_not_change_gradients():
     state = make_state()
     for parameter in state.model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
-    inner, left = state.loss, []
+    loss, unchanged = state.loss, []
 
-    def attack(*given):
+    def attack(*args):
         before = {name: p.grad.clone() if p.grad is not None else None for name, p in state.model.named_parameters()}
-        x_adv = inner.attack(*given)
+        x_adv = loss.attack(*args)
         for name, parameter in state.model.named_parameters():
-            same = parameter.grad is None if before[name] is None else torch.equal(parameter.grad, before[name])
-            left.append((name, same))
+            equal = parameter.grad is None if before[name] is None else torch.equal(parameter.grad, before[name])
+            unchanged.append((name, equal))
         return x_adv
 
-    state.loss = Loss(attack, inner.value)
+    state.loss = Loss(attack, loss.value)
     two_level(state, BATCHES)
-    assert len(left) == 2 * len(list(state.model.parameters()))
-    assert all(same for _, same in left)
+    assert len(unchanged) == 2 * len(list(state.model.parameters()))
+    assert all(equal for _, equal in unchanged)
 
 
-def test_old_gradients_do_not_leak_into_an_update():
+def test_old_gradients_do_not_change_an_update():
     fresh, stale = make_state(), make_state()
     for parameter in stale.model.parameters():
         parameter.grad = torch.full_like(parameter, 7.0)
     for state in (fresh, stale):
         two_level(state, BATCHES)
-    assert not changed(dict(fresh.model.named_parameters()), stale.model.named_parameters())
+    assert not changed_names(dict(fresh.model.named_parameters()), stale.model.named_parameters())
 
 
 def test_weights_update_follows_sgd_by_hand():
@@ -240,19 +240,19 @@ def test_at_moe_updates_everything_on_one_batch(loss):
     state = make_state(levels=("all",), loss=loss)
     spy = Spy(state, loss)
     state.loss = spy.loss
-    before = snapshot(state.model)[0]
+    before = copies(state.model)[0]
     single_level(state, ALL)
-    assert changed(before, state.model.named_parameters()) == set(before)
+    assert changed_names(before, state.model.named_parameters()) == set(before)
     assert spy.order() == [("attack", "all"), ("value", "all")]
     assert spy.events[1]["training"]
     assert spy.events[1]["learning"] == set(before)
 
 
-def test_dense_networks_train_by_the_same_step():
+def test_dense_networks_train_with_single_level():
     state = make_state(levels=("all",), kind=DenseKind())
-    before = snapshot(state.model)[0]
+    before = copies(state.model)[0]
     metrics = single_level(state, ALL)
-    assert changed(before, state.model.named_parameters()) == set(before)
+    assert changed_names(before, state.model.named_parameters()) == set(before)
     assert set(metrics) == {"loss", "clean_correct", "robust_correct"}
 
 
@@ -263,20 +263,20 @@ def experts_are_equal(layer):
 
 @pytest.mark.parametrize("bank", ["disjoint", "backbone"])
 @pytest.mark.parametrize("num_experts", [2, 4])
-def test_tied_experts_stay_equal_and_routers_untouched(num_experts, bank):
+def test_tied_experts_stay_equal_and_routers_do_not_change(num_experts, bank):
     kind = MoEKind(0.75, num_experts=num_experts, bank=bank, norms="shared")
-    state, spy = spied(kind=kind, equal=True, done=0.49, tied_share=0.5)
-    before = snapshot(state.model)[0]
+    state, spy = state_and_spy(kind=kind, equal=True, done=0.49, tied_share=0.5)
+    before = copies(state.model)[0]
     for _ in range(3):
         two_level(state, BATCHES)
     routers, weights = names(state.model)
     assert all(experts_are_equal(layer) for layer in state.model.moe_layers())
-    assert changed(before, state.model.named_parameters()) == weights
+    assert changed_names(before, state.model.named_parameters()) == weights
     assert spy.order() == 3 * WEIGHTS
     state.done = 0.5
     two_level(state, BATCHES)
     assert not any(experts_are_equal(layer) for layer in state.model.moe_layers())
-    assert routers & changed(before, state.model.named_parameters())
+    assert routers & changed_names(before, state.model.named_parameters())
     assert spy.order() == 3 * WEIGHTS + ROUTERS + WEIGHTS
 
 
@@ -287,15 +287,15 @@ def test_tied_experts_stay_equal_under_at_moe():
     assert all(experts_are_equal(layer) for layer in state.model.moe_layers())
 
 
-def test_nothing_is_tied_at_share_zero():
+def test_experts_are_tied_in_the_first_tied_share_of_the_training():
     assert not make_state(done=0.0, tied_share=0.0).tied
     assert make_state(done=0.999, tied_share=1.0).tied
 
 
 def test_metrics_are_sums_over_the_batch():
     state = make_state()
-    outcomes, inner = [], state.loss
-    state.loss = Loss(inner.attack, lambda *given: outcomes.append(inner.value(*given)) or outcomes[-1])
+    outcomes, loss = [], state.loss
+    state.loss = Loss(loss.attack, lambda *args: outcomes.append(loss.value(*args)) or outcomes[-1])
     metrics = two_level(state, BATCHES)
     router, weight = outcomes
     y = BATCHES["weights"][1]
@@ -314,10 +314,10 @@ def test_metrics_are_sums_over_the_batch():
 
 
 def test_entropy_by_hand():
-    sure, even = torch.tensor([[0.0, 1000.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
-    found = entropy((Routing(sure, torch.tensor([1, 0])), Routing(even, torch.tensor([1, 0]))))
+    one_sided, even = torch.tensor([[0.0, 1000.0], [0.0, 0.0]]), torch.tensor([[0.0, math.log(3)], [0.0, 0.0]])
+    result = entropy((Routing(one_sided, torch.tensor([1, 0])), Routing(even, torch.tensor([1, 0]))))
     three_to_one = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
-    assert found.tolist() == pytest.approx([math.log(2), three_to_one + math.log(2)])
+    assert result.tolist() == pytest.approx([math.log(2), three_to_one + math.log(2)])
 
 
 def test_load_by_hand():
@@ -326,14 +326,14 @@ def test_load_by_hand():
     assert load((first, second)).tolist() == [[1, 0, 3], [1, 3, 0]]
 
 
-def test_a_nan_stops_the_step_and_leaves_the_parameters_alone():
+def test_a_nan_stops_the_step_before_it_changes_parameters():
     state = make_state()
     with torch.no_grad():
         state.model.moe_layers()[2].router.linear.bias[0] = float("nan")
-    before = snapshot(state.model)[0]
+    before = copies(state.model)[0]
     with pytest.raises(NonFinite, match="logits of layer 2's router"):
         two_level(state, BATCHES)
-    after = snapshot(state.model)[0]
+    after = copies(state.model)[0]
     assert all(torch.equal(after[name].nan_to_num(9), before[name].nan_to_num(9)) for name in before)
     assert all(parameter.requires_grad for parameter in state.model.parameters())
 
@@ -342,4 +342,4 @@ def test_steps_are_deterministic():
     first, second = make_state(), make_state()
     for state in (first, second):
         two_level(state, BATCHES)
-    assert not changed(dict(first.model.named_parameters()), second.model.named_parameters())
+    assert not changed_names(dict(first.model.named_parameters()), second.model.named_parameters())

@@ -1,4 +1,4 @@
-"""A teacher: which ones fit, its probabilities, and what a run says of it."""
+"""Teachers: which ones fit, their probabilities, and their part of the Record."""
 
 import shutil
 from dataclasses import replace
@@ -19,7 +19,7 @@ from advmoe.training.methods import METHODS
 from advmoe.training.start import initial_network, train_state
 from advmoe.training.teacher import load_teacher
 
-BFLOAT16 = {"rtol": 0.02, "atol": 0.01}  # a teacher computes in bfloat16 where that is faster
+BFLOAT16 = {"rtol": 0.02, "atol": 0.01}  # a teacher computes in bfloat16 if that is faster
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def test_a_run_and_its_file_are_the_same_teacher(teacher_run, tiny, splits, tmp_
     assert load_teacher(tiny(), splits) is None
 
 
-def test_answers_are_looked_up_where_images_never_change(teacher_run, tiny, splits):
+def test_probabilities_are_computed_once_if_images_never_change(teacher_run, tiny, splits):
     fixed = tiny(teacher=str(teacher_run), crop_padding=0, flip=False)
     teacher, rows = load_teacher(fixed, splits), torch.tensor([7, 3])
     assert teacher.precomputed.shape == (len(splits.train), 10)
@@ -57,29 +57,29 @@ def test_answers_are_looked_up_where_images_never_change(teacher_run, tiny, spli
 
 
 def test_probabilities_replace_the_labels_in_attack_and_loss(teacher_run, tiny, splits):
-    config, seen = tiny("at_dense", teacher=str(teacher_run), label_smoothing=0.2), []
+    config, targets_seen = tiny("at_dense", teacher=str(teacher_run), label_smoothing=0.2), []
     state = train_state(config, initial_network(config, splits), METHODS["at_dense"].phases[0])
     state.teacher = load_teacher(config, splits)
     assert state.loss is RSLAD
 
     def attack(forward, x, targets, *rest):
-        seen.append(targets)
+        targets_seen.append(targets)
         return RSLAD.attack(forward, x, targets, *rest)
 
     def value(forward, x, x_adv, targets, beta):
-        seen.append(targets)
+        targets_seen.append(targets)
         return RSLAD.value(forward, x, x_adv, targets, beta)
 
     state.loss = replace(RSLAD, attack=attack, value=value)
     x, y = splits.train[torch.arange(8)].pixels(), splits.train.labels[:8]
     steps.single_level(state, {"all": (x, y)})
     expected = 0.8 * state.teacher.probabilities(x) + 0.02
-    assert all(torch.equal(targets, seen[0]) for targets in seen)
-    torch.testing.assert_close(seen[0], expected)
+    assert all(torch.equal(targets, targets_seen[0]) for targets in targets_seen)
+    torch.testing.assert_close(targets_seen[0], expected)
     torch.testing.assert_close(labels.spread(expected, 0.0), expected)
 
 
-def test_a_run_says_who_taught_it_and_refuses_another_teacher(teacher_run, tiny, splits, tmp_path):
+def test_a_run_records_its_teacher_and_refuses_another_one(teacher_run, tiny, splits, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(teacher_run, teacher)
     config = tiny("at_small_dense", teacher=str(teacher), epochs=2)
@@ -98,20 +98,20 @@ def test_a_run_says_who_taught_it_and_refuses_another_teacher(teacher_run, tiny,
     assert _teacher(Trained(RunConfig(), "run", 2)) is None
 
 
-def changed(splits, **fields):
+def with_spec(splits, **fields):
     return replace(splits, spec=replace(splits.spec, **fields))
 
 
 def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(teacher_run, tiny, splits, tmp_path):
-    fewer = changed(splits, classes=splits.spec.classes[:9])
-    named = changed(splits, classes=("hat", *splits.spec.classes[1:]))
-    larger = changed(splits, shape=(1, 32, 32))
+    fewer = with_spec(splits, classes=splits.spec.classes[:9])
+    renamed = with_spec(splits, classes=("hat", *splits.spec.classes[1:]))
+    larger = with_spec(splits, shape=(1, 32, 32))
     (tmp_path / "other").write_text("none")
-    taught = tiny(teacher=str(teacher_run))
+    with_teacher = tiny(teacher=str(teacher_run))
     cases = [
-        (taught, fewer, "teacher .*: has 10 classes, the data 9"),
-        (taught, named, "teacher .*: has the class '.*' where the data has 'hat'"),
-        (taught, larger, r"teacher .*: takes images of shape \(1, 28, 28\), the data has \(1, 32, 32\)"),
+        (with_teacher, fewer, "teacher .*: has 10 classes, the data 9"),
+        (with_teacher, renamed, "teacher .*: has the class '.*' where the data has 'hat'"),
+        (with_teacher, larger, r"teacher .*: takes images of shape \(1, 28, 28\), the data has \(1, 32, 32\)"),
         (tiny(teacher=str(tmp_path / "none")), splits, "teacher .*none: no such run's folder or file"),
         (tiny(teacher=str(tmp_path)), splits, "holds no run"),
         (tiny(teacher=str(tmp_path / "other")), splits, "not a safetensors file"),

@@ -1,4 +1,4 @@
-"""torchrun from the command line: training that loses a rank, that goes on with another number of them, and evaluation."""
+"""torchrun from the command line: training that loses a rank, training resumed with another number of ranks, and evaluation."""
 
 import json
 import os
@@ -22,18 +22,18 @@ RECIPE = [
 TIMES = ("train_seconds", "validate_seconds")
 
 
-def torchrun(*words, processes=2, restarts=0):
+def torchrun(*args, processes=2, restarts=0):
     launch = ["--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}", "-m", "advmoe"]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *launch, *map(str, words)],
+        [sys.executable, "-m", "torch.distributed.run", *launch, *map(str, args)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
     )  # fmt: skip
 
 
-def done(process):
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
-    return said
+def wait_for(process):
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
 
 
 def metrics(run):
@@ -46,21 +46,21 @@ def weights(run):
 
 
 def ranks_of(launcher):
-    """Process ids of its ranks."""
+    """Process ids of the launcher's ranks."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     return [int(pid) for pid in children.read_text().split()]
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def uninterrupted(tmp_path_factory):
     run = tmp_path_factory.mktemp("torchrun") / "run"
-    done(torchrun("train", *RECIPE, "--out", run))
+    wait_for(torchrun("train", *RECIPE, "--out", run))
     return run
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="finds the ranks in /proc")
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_rank_costs_nothing(victim, unbroken, tmp_path):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_run_that_lost_a_rank_gives_the_same_result(rank, uninterrupted, tmp_path):
     run = tmp_path / "run"
     process = torchrun("train", *RECIPE, "--save-minutes", 0, "--out", run, restarts=1)
     deadline = time.monotonic() + 120
@@ -68,14 +68,14 @@ def test_a_killed_rank_costs_nothing(victim, unbroken, tmp_path):
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    os.kill(ranks_of(process)[victim], signal.SIGKILL)
-    done(process)
-    assert metrics(run) == metrics(unbroken)
-    assert all(torch.equal(value, weights(unbroken)[name]) for name, value in weights(run).items())
+    os.kill(ranks_of(process)[rank], signal.SIGKILL)
+    wait_for(process)
+    assert metrics(run) == metrics(uninterrupted)
+    assert all(torch.equal(value, weights(uninterrupted)[name]) for name, value in weights(run).items())
     assert not list(run.rglob("*draft*"))
 
 
-def test_checkpoints_continue_with_another_number_of_ranks(unbroken, tmp_path):
+def test_checkpoints_continue_with_another_number_of_ranks(uninterrupted, tmp_path):
     run = tmp_path / "run"
     process = torchrun("train", *RECIPE, "--save-minutes", 0, "--out", run)
     while not list(run.glob("checkpoints/epoch-0001-00000[12]")):
@@ -84,25 +84,25 @@ def test_checkpoints_continue_with_another_number_of_ranks(unbroken, tmp_path):
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=120)
     assert RunFolder(run).latest().epoch < 3
-    done(torchrun("train", *RECIPE, "--out", run, "--resume", processes=1))
-    alone, both = metrics(run), metrics(unbroken)
-    assert len(alone) == 3
-    assert alone[0] == both[0]
+    wait_for(torchrun("train", *RECIPE, "--out", run, "--resume", processes=1))
+    one_rank, two_ranks = metrics(run), metrics(uninterrupted)
+    assert len(one_rank) == 3
+    assert one_rank[0] == two_ranks[0]
 
 
-def test_shards_of_all_ranks_give_the_flags_of_one_process(unbroken):
-    words = ["evaluate", unbroken, "--attacks", "pgd_10", "reroute", "--shard-size", 6, "--device", "cpu", "--threads", 1]
+def test_shards_of_all_ranks_give_the_flags_of_one_process(uninterrupted):
+    args = ["evaluate", uninterrupted, "--attacks", "pgd_10", "reroute", "--shard-size", 6, "--device", "cpu", "--threads", 1]
     records = []
     for processes in (2, 1):
-        done(torchrun(*words, "--fresh", processes=processes))
-        record = json.loads((unbroken / "record.json").read_text())
+        wait_for(torchrun(*args, "--fresh", processes=processes))
+        record = json.loads((uninterrupted / "record.json").read_text())
         records.append([record["evaluation"][name] for name in ("flags", "broken", "figures")])
     assert records[0] == records[1]
 
 
-def test_what_is_refused_is_reported_once(unbroken):
-    process = torchrun("train", *RECIPE, "--seed", 1, "--out", unbroken)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1  # torchrun's own
-    assert said.count("advmoe: error:") == 1
-    assert "holds another run (seed: 0, not 1)" in said
+def test_an_error_is_reported_once(uninterrupted):
+    process = torchrun("train", *RECIPE, "--seed", 1, "--out", uninterrupted)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1  # torchrun's exit status
+    assert output.count("advmoe: error:") == 1
+    assert "holds another run (seed: 0, not 1)" in output

@@ -1,4 +1,4 @@
-"""Trackers: what stands in TensorBoard and Weights & Biases after whole, killed and resumed runs."""
+"""Trackers: the figures in TensorBoard and Weights & Biases after complete, killed and resumed runs."""
 
 import importlib.util
 import json
@@ -23,33 +23,33 @@ needs_wandb = pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reas
 
 
 def tracked(name, config, splits, run, stop=lambda epoch, done: False, *, resume=False):
-    """Train with a tracker that writes at every iteration, up to an interruption; the loop is told of it last, as by a kill."""
+    """Train with a tracker that writes at every iteration. `stop` interrupts the run after the tracker wrote, as a kill would."""
     with Tracker(name, run, config, every=1) as tracker:
         return train(config, splits, run, tracker, Recorder(stop), resume=resume)
 
 
-def broken_off(name, config, splits, run, epoch, done):
+def interrupted(name, config, splits, run, epoch, done):
     with pytest.raises(KeyboardInterrupt):
-        tracked(name, config, splits, run, lambda *at: at == (epoch, done))
+        tracked(name, config, splits, run, lambda *position: position == (epoch, done))
 
 
 def scalars(run):
-    """Tag -> [(step, value)] as TensorBoard itself reads them."""
+    """Tag -> [(step, value)], read by TensorBoard."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    read = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def clockless(found):
-    return {tag: values for tag, values in found.items() if not tag.endswith("seconds")}
+def without_seconds(figures_of_tags):
+    return {tag: values for tag, values in figures_of_tags.items() if not tag.endswith("seconds")}
 
 
 # Without any library
 
 
-class Page:
-    """A place that keeps what it is given, in files of `folder` that outlive it."""
+class FileSink:
+    """A tracker's sink that writes to files in `folder`."""
 
     def __init__(self, library, folder, config, written):
         self.path = folder / "page.jsonl"
@@ -64,7 +64,7 @@ class Page:
 
 @pytest.fixture
 def page(monkeypatch):
-    monkeypatch.setitem(trackers.SINKS, "wandb", Page)
+    monkeypatch.setitem(trackers.SINKS, "wandb", FileSink)
     monkeypatch.setitem(trackers.LIBRARIES, "wandb", "json")
 
     def read(run):
@@ -73,7 +73,7 @@ def page(monkeypatch):
     return read
 
 
-def test_each_epochs_row_and_losses_between(page, tiny, splits, tmp_path):
+def test_every_epochs_row_and_the_losses_in_between_are_written(page, tiny, splits, tmp_path):
     history = tracked("wandb", tiny(), splits, tmp_path / "run")
     steps = [step for step, _ in page(tmp_path / "run")]
     assert steps == list(range(1, 3 * TOTAL + 1))
@@ -82,7 +82,7 @@ def test_each_epochs_row_and_losses_between(page, tiny, splits, tmp_path):
     assert (tmp_path / "run/wandb/closed").exists()
 
 
-def test_losses_between_are_means_since_the_last_reading(page, tmp_path, tiny):
+def test_losses_within_an_epoch_are_means_since_the_last_step_written(page, tmp_path, tiny):
     RunFolder(tmp_path / "run").claim(tiny(), resume=False)
     with Tracker("wandb", tmp_path / "run", tiny(), every=2) as tracker:
         for done, (loss, routers) in enumerate([(10.0, 4.0), (30.0, 8.0), (50.0, 8.0), (90.0, 28.0), (91.0, 28.0)], start=1):
@@ -95,19 +95,19 @@ def test_losses_between_are_means_since_the_last_reading(page, tmp_path, tiny):
 
 
 @pytest.mark.parametrize(("method", "at"), [("advmoe", (1, 2)), ("advmoe", (2, 3)), ("at_sparse", (3, 1))])
-def test_resumed_run_writes_what_the_unbroken_one_does(method, at, page, tiny, splits, tmp_path):
+def test_a_resumed_run_writes_the_same_figures_as_an_uninterrupted_one(method, at, page, tiny, splits, tmp_path):
     config = tiny(method, epochs=2)
     tracked("wandb", config, splits, tmp_path / "whole")
-    broken_off("wandb", config, splits, tmp_path / "broken", *at)
+    interrupted("wandb", config, splits, tmp_path / "broken", *at)
     tracked("wandb", config, splits, tmp_path / "broken", resume=True)
 
     def numbers(run):
-        return [[step, clockless(content)] for step, content in page(run)]
+        return [[step, without_seconds(content)] for step, content in page(run)]
 
     assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
 
 
-def test_a_run_tracked_late_has_its_earlier_epochs_too(page, tiny, splits, tmp_path):
+def test_a_tracker_that_starts_late_writes_the_earlier_epochs_too(page, tiny, splits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(tiny(), splits, tmp_path / "run", Recorder(lambda *at: at == (3, 1)))
     tracked("wandb", tiny(), splits, tmp_path / "run", resume=True)
@@ -117,14 +117,14 @@ def test_a_run_tracked_late_has_its_earlier_epochs_too(page, tiny, splits, tmp_p
     assert [step for step, _ in page(tmp_path / "untracked")] == [TOTAL, 2 * TOTAL, 3 * TOTAL]
 
 
-def test_refused_run_leaves_nothing(page, tiny, splits, tmp_path):
+def test_a_refused_run_writes_nothing(page, tiny, splits, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match="neither an empty folder"):
         tracked("wandb", tiny(), splits, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
-def test_damaged_note_of_the_last_step_is_one_line(page, tiny, splits, tmp_path):
+def test_a_damaged_file_of_the_last_step_is_refused_in_one_line(page, tiny, splits, tmp_path):
     tracked("wandb", tiny(), splits, tmp_path / "run")
     (tmp_path / "run/wandb/written.json").write_text('{"step"')
     with pytest.raises(UserError, match=r"written\.json: is damaged; remove .*wandb to track the run anew"):
@@ -148,14 +148,14 @@ def test_figures_are_flat_numbers():
 
 
 def test_all_observers_follow_a_run_and_one_may_stop_it(tiny, splits, tmp_path):
-    both = Recorder(), Recorder(lambda epoch, done: (epoch, done) == (2, 1))
+    recorders = Recorder(), Recorder(lambda epoch, done: (epoch, done) == (2, 1))
     with pytest.raises(KeyboardInterrupt):
-        train(tiny(), splits, tmp_path / "run", *both)
-    assert [[row["epoch"] for row in each.rows] for each in both] == [[1], [1]]
+        train(tiny(), splits, tmp_path / "run", *recorders)
+    assert [[row["epoch"] for row in recorder.rows] for recorder in recorders] == [[1], [1]]
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_absent_extra_is_one_line_and_nothing_is_written(name, monkeypatch, capsys, tmp_path):
+def test_a_missing_library_is_refused_in_one_line_before_anything_is_written(name, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(trackers.LIBRARIES, name, "no_such_library")
     assert main(["train", *TINY, "--out", str(tmp_path / "run"), "--track", name]) == 2
     error = capsys.readouterr().err
@@ -163,7 +163,7 @@ def test_absent_extra_is_one_line_and_nothing_is_written(name, monkeypatch, caps
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_tracker_is_one_line(capsys, tmp_path):
+def test_an_unknown_tracker_is_refused_in_one_line(capsys, tmp_path):
     assert main(["train", *TINY, "--out", str(tmp_path / "run"), "--track", "excel"]) == 2
     error = capsys.readouterr().err
     assert "tensorboard" in error
@@ -174,30 +174,30 @@ def test_unknown_tracker_is_one_line(capsys, tmp_path):
 
 
 @needs_tensorboard
-def test_tensorboard_files_hold_the_rows(tiny, splits, tmp_path):
+def test_tensorboard_files_have_the_rows(tiny, splits, tmp_path):
     history = tracked("tensorboard", tiny(), splits, tmp_path / "run")
-    found = scalars(tmp_path / "run")
-    assert [step for step, _ in found["iteration/loss"]] == [1, 2, 4, 5, 7, 8]
+    values = scalars(tmp_path / "run")
+    assert [step for step, _ in values["iteration/loss"]] == [1, 2, 4, 5, 7, 8]
     for name in ("val_ra", "loss", "router_loss"):
-        own = [row for row in history if name in row]
-        assert found[f"epoch/{name}"] == [(row["epoch"] * TOTAL, pytest.approx(row[name])) for row in own]
-    assert found["epoch/load/3/1"][-1] == (9, pytest.approx(history[-1]["load"][3][1]))
+        rows = [row for row in history if name in row]
+        assert values[f"epoch/{name}"] == [(row["epoch"] * TOTAL, pytest.approx(row[name])) for row in rows]
+    assert values["epoch/load/3/1"][-1] == (9, pytest.approx(history[-1]["load"][3][1]))
 
 
 @needs_tensorboard
-def test_resumed_tensorboard_has_no_doubled_steps(tiny, splits, tmp_path):
+def test_a_resumed_run_has_every_step_once_in_tensorboard(tiny, splits, tmp_path):
     tracked("tensorboard", tiny(), splits, tmp_path / "whole")
-    broken_off("tensorboard", tiny(), splits, tmp_path / "broken", 2, 2)
+    interrupted("tensorboard", tiny(), splits, tmp_path / "broken", 2, 2)
     assert [step for step, _ in scalars(tmp_path / "broken")["iteration/loss"]] == [1, 2, 4, 5]
     tracked("tensorboard", tiny(), splits, tmp_path / "broken", resume=True)
-    assert clockless(scalars(tmp_path / "broken")) == clockless(scalars(tmp_path / "whole"))
+    assert without_seconds(scalars(tmp_path / "broken")) == without_seconds(scalars(tmp_path / "whole"))
 
 
 @needs_tensorboard
-def test_events_behind_the_noted_step_do_not_count_twice(tiny, splits, tmp_path):
-    """A kill between an event and the note of its step."""
+def test_events_after_the_recorded_step_are_not_written_twice(tiny, splits, tmp_path):
+    """After a kill between writing an event and recording its step."""
     run = tmp_path / "run"
-    broken_off("tensorboard", tiny(), splits, run, 2, 2)
+    interrupted("tensorboard", tiny(), splits, run, 2, 2)
     (run / "tensorboard/written.json").write_text('{"step": 3}')
     tracked("tensorboard", tiny(), splits, run, resume=True)
     steps = defaultdict(list, {tag: [step for step, _ in values] for tag, values in scalars(run).items()})
@@ -216,18 +216,18 @@ def test_train_command_tracks(tmp_path, capsys):
 
 
 @needs_wandb
-def test_offline_run_folder_and_one_id_for_its_parts(tiny, splits, tmp_path, monkeypatch):
+def test_a_resumed_offline_run_keeps_its_id(tiny, splits, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run, parts = tmp_path / "run", []
-    make, write = trackers.WeightsAndBiases.__init__, trackers.WeightsAndBiases.write
-    monkeypatch.setattr(trackers.WeightsAndBiases, "__init__", lambda *words: (parts.append([]), make(*words))[1])
+    init, write = trackers.WeightsAndBiases.__init__, trackers.WeightsAndBiases.write
+    monkeypatch.setattr(trackers.WeightsAndBiases, "__init__", lambda *args: (parts.append([]), init(*args))[1])
     monkeypatch.setattr(
         trackers.WeightsAndBiases, "write", lambda self, content, step: (parts[-1].append(step), write(self, content, step))[1]
     )
-    broken_off("wandb", tiny(), splits, run, 2, 2)
+    interrupted("wandb", tiny(), splits, run, 2, 2)
     tracked("wandb", tiny(), splits, run, resume=True)
-    own = (run / "wandb/id.txt").read_text()
-    files = list((run / "wandb").glob(f"offline-run-*-{own}*/run-{own}.wandb"))
+    run_id = (run / "wandb/id.txt").read_text()
+    files = list((run / "wandb").glob(f"offline-run-*-{run_id}*/run-{run_id}.wandb"))
     assert len(files) == 2
     assert all(b"epoch/val_ra" in file.read_bytes() for file in files)
     assert parts == [[1, 2, 3, 4, 5], [6, 7, 8, 9]]

@@ -1,4 +1,4 @@
-"""Three iterations of every method in float64, on this rank's shares of the same batches; started by torchrun or alone.
+"""Three iterations of every method in float64, on this rank's part of the same batches. Started by torchrun or in one process.
 
 torchrun --nproc-per-node=2 three_iterations.py OUT.pt
 """
@@ -21,7 +21,7 @@ from advmoe.training.methods import METHODS
 from advmoe.training.start import network, train_state
 
 register()
-BATCH = 13  # no multiple of the ranks
+BATCH = 13  # not a multiple of the number of ranks
 SPEC = ImageSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
 TRAINING = TrainingConfig(batch_size=BATCH, tied_share=0.0, router_lr=0.05, lr=0.05)
 CASES = {
@@ -69,11 +69,11 @@ def batch(number):
     return x[rows].double(), y[rows]
 
 
-def after(case):
+def after_three_iterations(case):
     """Parameters and buffers, and the metrics' sums over the ranks, after three iterations of each phase."""
     settings = config(*CASES[case])
-    model, found = network(settings, SPEC).double(), {}
-    model.set_dispatch("split")  # auto goes by the batch's size, and rounding decides the sign of a gradient that is nearly 0
+    model, values = network(settings, SPEC).double(), {}
+    model.set_dispatch("split")  # auto depends on the batch size, and rounding decides the sign of a gradient that is nearly 0
     synchronise(model, distributed.world_size() > 1)
     for phase_number, phase in enumerate(METHODS[settings.method].phases):
         state = train_state(settings, model, phase)
@@ -86,19 +86,19 @@ def after(case):
             metrics = phase.step(state, batches)
             if state.ema is not None:
                 state.ema.update(model)
-        found |= {f"average {name}": value for name, value in (state.ema.model.state_dict() if state.ema else {}).items()}
-        found |= {f"{phase_number} {name}": distributed.sum_over_ranks(value.double()) for name, value in metrics.items()}
-    return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **found}.items()}
+        values |= {f"average {name}": value for name, value in (state.ema.model.state_dict() if state.ema else {}).items()}
+        values |= {f"{phase_number} {name}": distributed.sum_over_ranks(value.double()) for name, value in metrics.items()}
+    return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **values}.items()}
 
 
-def every():
+def all_cases():
     torch.set_num_threads(1)
-    return {case: after(case) for case in CASES}
+    return {case: after_three_iterations(case) for case in CASES}
 
 
 if __name__ == "__main__":
     with distributed.process_group(torch.device("cpu")):
-        found = every()
+        values = all_cases()
         if distributed.rank() == 0:
-            torch.save(found, sys.argv[1])
+            torch.save(values, sys.argv[1])
         assert distributed.world_size() == int(os.environ.get("WORLD_SIZE", "1"))
