@@ -114,17 +114,17 @@ def test_steps_fall_from_half_of_epsilon_to_a_fiftieth_of_that() -> None:
 def test_stops_at_the_first_point_that_fools() -> None:
     """A loss that raises every pixel forever: the image stays at the first point that the true network misclassifies."""
     x, y = torch.full((1, 1, 2, 2), 0.5), torch.tensor([0])
-    seen: list[float] = []
+    means: list[float] = []
 
     def predict(z: Tensor) -> Tensor:
-        seen.append(z.mean().item())
+        means.append(z.mean().item())
         score = z.flatten(1).mean(dim=1) - 0.53
         return torch.stack([-score, score], dim=1)
 
     x_adv = surrogate_pgd(predict, lambda z, labels, rows: z.flatten(1).sum(dim=1), x, y, Search(EPSILON, 20), Offset(0))
-    assert seen[0] == pytest.approx(0.5)
-    assert seen[1] == pytest.approx(0.55)
-    assert len(seen) == 2
+    assert means[0] == pytest.approx(0.5)
+    assert means[1] == pytest.approx(0.55)
+    assert len(means) == 2
     assert x_adv.mean().item() == pytest.approx(0.55)
 
 

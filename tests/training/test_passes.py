@@ -86,45 +86,45 @@ def expected(forward, to_input, to_filters, statistics):
 
 
 def test_standard_training_has_one_forward_and_one_backward_pass():
-    seen = iterate(make_state("standard"))
-    assert per_image(seen) == expected(DENSE, DENSE - 1, DENSE, DENSE)
+    counts = iterate(make_state("standard"))
+    assert per_image(counts) == expected(DENSE, DENSE - 1, DENSE, DENSE)
 
 
 @pytest.mark.parametrize(
     ("method", "phase", "to_filters"), [("at_dense", 0, 2), ("at_small_dense", 0, 2), ("at_sparse", 0, 0), ("at_sparse", 1, 2)]
 )
 def test_one_level_of_trades(method, phase, to_filters):
-    seen = iterate(make_state(method, phase), phase)
+    counts = iterate(make_state(method, phase), phase)
     inputs = STEPS * DENSE + 2 * (DENSE - 1)  # no gradient to the images in the update
-    assert per_image(seen) == expected((ATTACK + 2) * DENSE, inputs, to_filters * DENSE, 2 * DENSE)
+    assert per_image(counts) == expected((ATTACK + 2) * DENSE, inputs, to_filters * DENSE, 2 * DENSE)
 
 
 def test_pgd_at_needs_no_clean_pass():
-    seen = iterate(make_state("at_dense", loss="pgd_at"))
+    counts = iterate(make_state("at_dense", loss="pgd_at"))
     inputs = STEPS * DENSE + DENSE - 1
-    assert per_image(seen) == expected((STEPS + 1) * DENSE, inputs, DENSE, DENSE)
+    assert per_image(counts) == expected((STEPS + 1) * DENSE, inputs, DENSE, DENSE)
 
 
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
 def test_at_moe(norms):
-    seen = iterate(make_state("at_moe", norms=norms))
+    counts = iterate(make_state("at_moe", norms=norms))
     forward = (ATTACK + 2) * (MOE + PLAIN) + STEPS * OTHERS
     # with separate norms the update needs every expert's output, which one wide convolution gives; with shared norms only
     # the backward pass needs the other experts
     forward += 0 if norms == "per_expert" else 2 * OTHERS
     inputs = STEPS * (MOE + PLAIN) + 2 * (MOE + PLAIN - 1)
     statistics = 2 * (PLAIN if norms == "per_expert" else MOE + PLAIN)
-    assert per_image(seen) == expected(forward, inputs, 2 * (MOE + PLAIN), statistics)
+    assert per_image(counts) == expected(forward, inputs, 2 * (MOE + PLAIN), statistics)
 
 
 @pytest.mark.parametrize("norms", ["shared", "per_expert"])
 def test_advmoe(norms):
-    seen = iterate(make_state("advmoe", norms=norms))
+    counts = iterate(make_state("advmoe", norms=norms))
     forward = 2 * (ATTACK + 2) * (MOE + PLAIN) + (STEPS + 2) * OTHERS  # two levels; the other experts only in the routers' level
     routers = 2 * (MOE + PLAIN - 2)  # no router acts before the stem and the first projection
     inputs = 2 * STEPS * (MOE + PLAIN) + routers + 2 * (MOE + PLAIN - 1)
     statistics = 2 * (PLAIN if norms == "per_expert" else MOE + PLAIN)
-    assert per_image(seen) == expected(forward, inputs, 2 * (MOE + PLAIN), statistics)
+    assert per_image(counts) == expected(forward, inputs, 2 * (MOE + PLAIN), statistics)
 
 
 def with_options(state, **options):
@@ -164,9 +164,9 @@ def with_groups(state):
     ],
 )
 def test_the_further_passes_of_ingredients_in_a_dense_network(options, passes, back):
-    seen = per_image(iterate(with_options(make_state("at_dense"), **options)))
+    counts = per_image(iterate(with_options(make_state("at_dense"), **options)))
     inputs = STEPS * DENSE + (2 + back) * (DENSE - 1)
-    assert seen == expected((ATTACK + 2 + passes) * DENSE, inputs, (2 + back) * DENSE, (2 + back) * DENSE)
+    assert counts == expected((ATTACK + 2 + passes) * DENSE, inputs, (2 + back) * DENSE, (2 + back) * DENSE)
 
 
 def test_the_further_passes_of_ingredients_in_advmoe():

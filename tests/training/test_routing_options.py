@@ -147,19 +147,19 @@ def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, spli
 @pytest.mark.parametrize(
     ("method", "routers", "norms"), [("advmoe", "per_network", "per_expert"), ("at_moe", "per_layer", "per_expert")]
 )
-def test_they_resume_as_they_were(method, routers, norms, tiny, splits, tmp_path):
+def test_every_kind_of_router_and_norm_resumes_bit_by_bit(method, routers, norms, tiny, splits, tmp_path):
     config = tiny(method, epochs=2, routers=routers, norms=norms, router_warmup=0.7)
-    train(config, splits, tmp_path / "whole", Recorder())
+    train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
-    train(config, splits, tmp_path / "broken", Recorder(), resume=True)
-    expected, found = (RunFolder(tmp_path / name).latest().model_state() for name in ("whole", "broken"))
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+    train(config, splits, tmp_path / "resumed", Recorder(), resume=True)
+    expected, state = (RunFolder(tmp_path / name).latest().model_state() for name in ("uninterrupted", "resumed"))
+    assert all(torch.equal(expected[name], state[name]) for name in expected)
 
 
 @pytest.fixture(scope="module")
 def fashion_mnist():
-    """Enough embedded images to calibrate on and to judge by."""
+    """Enough embedded images for a calibration and its check."""
     return load_dataset(DataConfig(dataset="fashion-mnist", limit_train=1200, limit_test=20))
 
 

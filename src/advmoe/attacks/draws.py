@@ -12,8 +12,8 @@ from advmoe import distributed
 
 def derive_seed(*numbers: int) -> int:
     """One 63-bit seed from several numbers. If any of the numbers changes, so does the seed."""
-    words = [word for number in numbers for word in (number & 0xFFFFFFFF, number >> 32)]
-    return int(np.random.SeedSequence([len(numbers), *words]).generate_state(1, np.uint64)[0] >> 1)
+    halves = [half for number in numbers for half in (number & 0xFFFFFFFF, number >> 32)]
+    return int(np.random.SeedSequence([len(numbers), *halves]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class Draws(Protocol):

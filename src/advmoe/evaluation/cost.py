@@ -100,7 +100,7 @@ def _executed(model: Classifier, counter: FlopCounterMode) -> dict[str, int]:
     """Multiply-accumulates that torch ran in each counted layer, without those in counted layers inside it."""
     inclusive = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted(model)}
     return {
-        name: macs - sum(inclusive[inner] for inner in inclusive if inner.startswith(f"{name}."))
+        name: macs - sum(inclusive[child] for child in inclusive if child.startswith(f"{name}."))
         for name, macs in inclusive.items()
     }
 

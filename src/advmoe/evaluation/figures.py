@@ -27,10 +27,10 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
         if not left_out.keys() & set(names)
     }
     ever = {row for shard in shards for row in shard.ever}
-    held = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
-    if "paths" in broken and len(held) == len(shards):
+    fooled_on_pathways = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
+    if "paths" in broken and len(fooled_on_pathways) == len(shards):
         name = "ra_paths" if target.num_pathways <= target.pathway_budget else "ra_paths_sampled"
-        figures[name] = _percent(correct, ever | {row for fooled in held for row in fooled}, rows)
+        figures[name] = _percent(correct, ever | {row for fooled in fooled_on_pathways for row in fooled}, rows)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
         {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken, left_out, sorted(ever),

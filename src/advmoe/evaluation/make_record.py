@@ -99,7 +99,7 @@ def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cos
     """
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_with(model, x, y, options)
-    seen = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, options)
+    test_snapshot = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, options)
     network, weights = cost(model, splits.spec.shape), weights_digest(model)
-    measured = Measured(evaluation, seen, network, dense, weights, time.perf_counter() - started)
+    measured = Measured(evaluation, test_snapshot, network, dense, weights, time.perf_counter() - started)
     return make_record(trained, splits, options, measured)

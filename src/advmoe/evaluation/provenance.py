@@ -48,8 +48,8 @@ def _commit() -> str | None:
     """The commit of this package's checkout, with '+changes' if files differ from it; None if there is no checkout."""
     folder = Path(__file__).parent
 
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, check=True).stdout.strip()
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         if not Path(git("rev-parse", "--show-toplevel"), "src", "advmoe").samefile(folder.parent):

@@ -38,9 +38,9 @@ class ValidValues:
     text: str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        def check(value: Any, inner: ValidatorFunctionWrapHandler) -> Any:
+        def check(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
             try:
-                return inner(value)
+                return validate(value)
             except (ValidationError, OverflowError):
                 raise PydanticCustomError("words", "{words}", {"words": self.text}) from None
 
@@ -98,6 +98,6 @@ class Part(BaseModel):
     sparse: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
-    def _without_absent(self, inner: SerializerFunctionWrapHandler) -> JsonObject:
-        content: JsonObject = inner(self)
+    def _without_absent(self, serialize: SerializerFunctionWrapHandler) -> JsonObject:
+        content: JsonObject = serialize(self)
         return {name: value for name, value in content.items() if value is not None or name not in self.sparse}

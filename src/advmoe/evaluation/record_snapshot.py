@@ -85,16 +85,16 @@ class GalleryImage(Part):
 
     @model_validator(mode="after")
     def _routes_alike(self) -> Self:
-        if len({len(seen.pathway) for seen in self.views}) > 1:
+        if len({len(view.pathway) for view in self.views}) > 1:
             raise PydanticCustomError("words", "an image with routes of one length")
         return self
 
     def fits(self, classes: list[str], layers: list[Layer]) -> bool:
         """Whether the Record's classes and layers have the classes and experts of this image. An empty list fits any."""
-        labels = (self.label, *(seen.prediction for seen in self.views))
+        labels = (self.label, *(view.prediction for view in self.views))
         if classes and max(labels) >= len(classes):
             return False
-        return not layers or all(_route_fits(seen.pathway, layers) for seen in self.views)
+        return not layers or all(_route_fits(view.pathway, layers) for view in self.views)
 
 
 def _route_fits(route: list[int], layers: list[Layer]) -> bool:

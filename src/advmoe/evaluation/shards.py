@@ -163,8 +163,8 @@ class Worker:
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard has the result of `name` for these rows. Another plan may have run it on other rows."""
         run = self.shard.attacks.get(name)
-        wanted = rows, self._source(name), self._budget(name), ATTACKS[name].version
-        if run is None or (run.rows, run.transfer, run.pathway_budget, run.version) != wanted:
+        expected = rows, self._source(name), self._budget(name), ATTACKS[name].version
+        if run is None or (run.rows, run.transfer, run.pathway_budget, run.version) != expected:
             return False
         return self.images is None or not rows or _images_path(self.images, name, self.number).exists()
 

@@ -134,7 +134,7 @@ def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
         return _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
 
     epsilons = [factor * target.epsilon for factor in GALLERY_STEPS] if target.epsilon > 0 else []
-    steps = [[GalleryStep(epsilon=epsilon, **dict(seen)) for seen in attacked(epsilon)] for epsilon in epsilons]
+    steps = [[GalleryStep(epsilon=epsilon, **dict(view)) for view in attacked(epsilon)] for epsilon in epsilons]
     columns = zip(rows, y.tolist(), _seen(target.model, x), attacked(target.epsilon), strict=True)
     return [
         GalleryImage(
@@ -149,10 +149,10 @@ def _seen(model: Classifier, x: Tensor) -> list[Seen]:
     logits, routings = model.forward_routed(x)
     confidences, predictions = logits.softmax(dim=1).max(dim=1)
     routes = route_of(routings).tolist() if routings else [None] * len(x)
-    seen = zip(x, predictions.tolist(), confidences.tolist(), routes, strict=True)
+    columns = zip(x, predictions.tolist(), confidences.tolist(), routes, strict=True)
     return [
         Seen(png=png(image), prediction=prediction, confidence=confidence, route=route)
-        for image, prediction, confidence, route in seen
+        for image, prediction, confidence, route in columns
     ]
 
 

@@ -19,10 +19,10 @@ class DenseLayer(nn.Module):
 
     def __init__(self, kind: DenseKind, inputs: Channels, growth: int) -> None:
         super().__init__()
-        inner, self.outputs = kind.channels(BOTTLENECK * growth), kind.channels(growth)
+        bottleneck, self.outputs = kind.channels(BOTTLENECK * growth), kind.channels(growth)
         self.norm1 = kind.norm(inputs)
-        self.conv1 = kind.conv(inputs, inner, kernel_size=1)
-        self.conv2 = kind.conv(inner, self.outputs, norm=False)
+        self.conv1 = kind.conv(inputs, bottleneck, kernel_size=1)
+        self.conv2 = kind.conv(bottleneck, self.outputs, norm=False)
         self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:

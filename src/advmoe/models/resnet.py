@@ -14,9 +14,9 @@ class BasicBlock(nn.Module):
 
     def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels, stride: int) -> None:
         super().__init__()
-        inner = kind.channels(outputs.full)
-        self.conv1 = kind.conv(inputs, inner, stride=stride)
-        self.conv2 = kind.conv(inner, outputs)
+        hidden = kind.channels(outputs.full)
+        self.conv1 = kind.conv(inputs, hidden, stride=stride)
+        self.conv2 = kind.conv(hidden, outputs)
         self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride)
         self.activation = kind.nonlinearity()
 

@@ -18,10 +18,10 @@ class PreActivationBlock(nn.Module):
 
     def __init__(self, kind: DenseKind, inputs: Channels, outputs: Channels, stride: int) -> None:
         super().__init__()
-        inner = kind.channels(outputs.full)
+        hidden = kind.channels(outputs.full)
         self.norm1 = kind.norm(inputs)
-        self.conv1 = kind.conv(inputs, inner, stride=stride)
-        self.conv2 = kind.conv(inner, outputs, norm=False)
+        self.conv1 = kind.conv(inputs, hidden, stride=stride)
+        self.conv2 = kind.conv(hidden, outputs, norm=False)
         self.shortcut = None if inputs is outputs else kind.plain(inputs, outputs, kernel_size=1, stride=stride, norm=False)
         self.activation = kind.nonlinearity()
 

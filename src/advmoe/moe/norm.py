@@ -212,8 +212,8 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
     centred = inputs[0] - mean[experts][:, :, None, None]
     var = _total(_expert_sums(centred.square().sum(dim=(2, 3)), experts, weight), ctx.pooled) / count
     out = centred * (inputs[1] * (var + ctx.eps).rsqrt())[experts][:, :, None, None]
-    wanted = [t for t in inputs if t.requires_grad]
-    gradients = iter(torch.autograd.grad(out, wanted, gradient, create_graph=True) if wanted else ())
+    needed = [t for t in inputs if t.requires_grad]
+    gradients = iter(torch.autograd.grad(out, needed, gradient, create_graph=True) if needed else ())
     return *(next(gradients) if t.requires_grad else None for t in inputs), _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)
 
 

@@ -90,14 +90,14 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
     `limit` seconds have passed.
     """
     device, started = next(model.parameters()).device, time.monotonic()
-    wanted = _values(config, model, spec, REFERENCE)
+    expected = _values(config, model, spec, REFERENCE)
     seconds: dict[str, float] = {}
     for name in names:
         if distributed.broadcast(time.monotonic() - started > limit):
             log.warning("dispatch auto: %s is skipped: %g s have passed", name, limit)
             continue
         try:
-            _check(_values(config, model, spec, name), wanted, config)
+            _check(_values(config, model, spec, name), expected, config)
             seconds[name] = _iteration_seconds(config, model, spec, name)
         except Exception as error:  # a compiler or a kernel can raise any exception
             reason = next(iter(str(error).splitlines()), type(error).__name__)
@@ -128,11 +128,11 @@ def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) ->
     return logits.detach(), gradient
 
 
-def _check(given: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor], config: RunConfig) -> None:
+def _check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], config: RunConfig) -> None:
     """Raises ValueError if values differ by more than the rounding of the convolutions."""
-    limit = 1e-3 if autocast(config, wanted[0].device) is None and wanted[0].device.type == "cpu" else 0.1  # bf16, TF32
-    for ours, theirs in zip(given, wanted, strict=True):
-        if not (ours - theirs).norm() <= limit * theirs.norm():
+    limit = 1e-3 if autocast(config, expected[0].device) is None and expected[0].device.type == "cpu" else 0.1  # bf16, TF32
+    for value, expected_value in zip(result, expected, strict=True):
+        if not (value - expected_value).norm() <= limit * expected_value.norm():
             raise ValueError(f"its values differ from those of {REFERENCE}")
 
 

@@ -85,10 +85,10 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
         except NonFinite as error:
             raise NonFinite(f"iteration {iteration + 1} of {iterations}: {error} is not finite") from None
         run.finish_iteration(state, totals, iterations)
-    sums, seen = totals.over_ranks()
+    sums, image_counts = totals.over_ranks()
     _warn_of_collapse(sums, epoch + 1)
     row: dict[str, Value] = {
-        "epoch": epoch + 1, **rates(state), **means(sums, seen), "train_seconds": totals.seconds, "iterations": iterations,
+        "epoch": epoch + 1, **rates(state), **means(sums, image_counts), "train_seconds": totals.seconds, "iterations": iterations,
     }  # fmt: skip
     if state.teacher is not None:
         row[TEACHER] = state.teacher.digest

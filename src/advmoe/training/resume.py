@@ -32,11 +32,11 @@ def claimed(folder: RunFolder, config: RunConfig, splits: Splits, resume: bool) 
     with ExitStack() as stack:
 
         def claim() -> Checkpoint | None:
-            again = distributed.restart_count() > 0 and folder.was_claimed_by(distributed.launch_id())
+            restarted = distributed.restart_count() > 0 and folder.was_claimed_by(distributed.launch_id())
             if resume and not folder.config_path.exists():
                 log.warning("%s holds no run yet: training starts anew", folder.path)
             stack.enter_context(folder.locked())
-            folder.claim(config, resume or again or _is_finished(folder, config))
+            folder.claim(config, resume or restarted or _is_finished(folder, config))
             folder.sign(distributed.launch_id())
             return _cleaned(folder, splits)
 

@@ -109,12 +109,12 @@ class Run:
 
     def _save_if_due(self, state: TrainState, totals: Totals, iterations: int) -> None:
         due = totals.seconds_unsaved >= 60 * self.config.runtime.save_minutes
-        wanted = distributed.maximum(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
-        if wanted:
+        signal_or_due = distributed.maximum(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
+        if signal_or_due:
             self._save(state, totals)
-        if wanted > 1:
+        if signal_or_due > 1:
             raise Stopped(
-                wanted, f"after epoch {len(self.history) + 1}, iteration {totals.iteration} of {iterations}, which is saved"
+                signal_or_due, f"after epoch {len(self.history) + 1}, iteration {totals.iteration} of {iterations}, which is saved"
             )
 
     def finish_epoch(self, state: TrainState, figures: dict[str, Value]) -> None:

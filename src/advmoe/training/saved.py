@@ -149,8 +149,8 @@ def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) 
     It allocates no memory for that network, because a small file can name a network of any size.
     """
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in state.items()}
-    mismatch = next((name for name in (*wanted, *given) if wanted.get(name) != given.get(name)), None)
+        expected = {name: tuple(value.shape) for name, value in network(config, spec).state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    mismatch = next((name for name in (*expected, *shapes) if expected.get(name) != shapes.get(name)), None)
     if mismatch is not None:
-        raise ValueError(f"{mismatch} is of shape {given.get(mismatch)}, not {wanted.get(mismatch)}")
+        raise ValueError(f"{mismatch} is of shape {shapes.get(mismatch)}, not {expected.get(mismatch)}")

@@ -171,11 +171,11 @@ def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
 
     Raises UserError if bfloat16 is asked for and `device` does not support it.
     """
-    wanted = config.runtime.precision
-    if wanted == "bfloat16" and not _has_bfloat16(device):
+    precision = config.runtime.precision
+    if precision == "bfloat16" and not _has_bfloat16(device):
         raise UserError(f"precision: {device} has float32, not bfloat16")
-    faster = wanted == "auto" and _has_bfloat16(device) and _bfloat16_is_fast(device)
-    return torch.bfloat16 if wanted == "bfloat16" or faster else None
+    faster = precision == "auto" and _has_bfloat16(device) and _bfloat16_is_fast(device)
+    return torch.bfloat16 if precision == "bfloat16" or faster else None
 
 
 def _has_bfloat16(device: torch.device) -> bool:

@@ -57,5 +57,5 @@ def compilable(config: RunConfig, model: Classifier, spec: ImageSpec) -> RunConf
 
 def _reason(error: Exception) -> str:
     """The first line of the error that a compiler's error wraps."""
-    inner = getattr(error, "inner_exception", error)
-    return f"{type(inner).__name__}: {next(iter(str(inner).splitlines()), '')}"
+    cause = getattr(error, "inner_exception", error)
+    return f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"

@@ -72,8 +72,8 @@ def seconds_of_second_epoch(launch: Sequence[str], run: TrainingRun, environment
             "recipe": f"fashion-mnist-resnet18-{run.method}", "width": run.width, "limit-train": run.images, "limit-test": 20,
             "batch-size": run.batch, "epochs": 2, "tied-share": 0.0, "threads": run.threads, "out": out,
         }  # fmt: skip
-        words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
-        command = [sys.executable, *launch, "train", *words, *run.flags]
+        arguments = [argument for name, value in settings.items() for argument in (f"--{name}", str(value))]
+        command = [sys.executable, *launch, "train", *arguments, *run.flags]
         ended = subprocess.run(command, check=False, capture_output=True, text=True, env=environment)
         if ended.returncode != 0:
             lines = [line for line in ended.stderr.splitlines() if line.startswith("advmoe:")] or ["without a message"]

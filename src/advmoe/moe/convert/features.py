@@ -235,8 +235,8 @@ def _argument(node: fx.Node, name: str, position: int, default: Any = None) -> A
 
 def _is_fixed(node: fx.Node) -> bool:
     """Whether the call gives the number of channels as a number instead of reading it from a tensor."""
-    given: Any = (*node.args[1:], *node.kwargs.values())
-    sizes = given[0] if given and isinstance(given[0], list | tuple) else given
+    arguments: Any = (*node.args[1:], *node.kwargs.values())
+    sizes = arguments[0] if arguments and isinstance(arguments[0], list | tuple) else arguments
     return len(sizes) > 1 and isinstance(sizes[1], int) and sizes[1] > 0
 
 

@@ -51,11 +51,11 @@ def with_plain_weights(network: Network) -> Network:
 def unwrapped(model: nn.Module) -> nn.Module:
     """The network inside torch.compile, DataParallel and the like."""
     while True:
-        inner = model.module if isinstance(model, WRAPPERS) else getattr(model, "_orig_mod", model)
-        if inner is model:
+        wrapped = model.module if isinstance(model, WRAPPERS) else getattr(model, "_orig_mod", model)
+        if wrapped is model:
             return model
-        assert isinstance(inner, nn.Module)
-        model = inner
+        assert isinstance(wrapped, nn.Module)
+        model = wrapped
 
 
 def _check_initialised(network: nn.Module) -> None:

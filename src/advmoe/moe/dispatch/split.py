@@ -108,20 +108,20 @@ class _Split(torch.autograd.Function):
 
 
 def _gradients(
-    gradient: Tensor, x: Tensor, bank: FilterBank, groups: Groups, wanted: tuple[bool, ...]
+    gradient: Tensor, x: Tensor, bank: FilterBank, groups: Groups, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients to x and to the filters; None for each that is not in `wanted` (x, filters)."""
+    """The gradients to x and to the filters; None for each that is not in `needed` (x, filters)."""
     single = len(groups) == 1
-    to_x = _empty_batch(x, len(x)) if wanted[0] and not single else None
-    to_filters = torch.zeros_like(bank.filters) if wanted[1] else None
-    for e, rows in groups if any(wanted) else ():
+    to_x = _empty_batch(x, len(x)) if needed[0] and not single else None
+    to_filters = torch.zeros_like(bank.filters) if needed[1] else None
+    for e, rows in groups if any(needed) else ():
         dy, part = (gradient, x) if single else (_take(gradient, rows), _take(x, rows))
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, part.to(dy.dtype), bank.of_expert(e), None, [bank.stride] * 2, [bank.padding] * 2, [1, 1], False, [0, 0], 1,
-            [*wanted, False],
+            [*needed, False],
         )  # fmt: skip
         if single:
-            to_x = dx.to(x.dtype) if wanted[0] else None
+            to_x = dx.to(x.dtype) if needed[0] else None
         elif to_x is not None:
             _put(to_x, rows, dx.to(x.dtype))
         if to_filters is not None:

@@ -26,6 +26,6 @@ def differentiable_gradients(
     assert pixels is not None
     assert filters is not None
     y = wide(pixels, replace(bank, filters=filters, bias=bias), experts, inputs[3])
-    wanted = [t for t in inputs if t is not None and t.requires_grad]
-    gradients = iter(torch.autograd.grad(y, wanted, gradient, create_graph=True))
+    needed = [t for t in inputs if t is not None and t.requires_grad]
+    gradients = iter(torch.autograd.grad(y, needed, gradient, create_graph=True))
     return tuple(next(gradients) if t is not None and t.requires_grad else None for t in inputs)

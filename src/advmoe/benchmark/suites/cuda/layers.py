@@ -49,17 +49,17 @@ def layers(part: Part) -> Iterator[Row]:
 def layer_shapes(part: Part) -> Counter[Shape]:
     """The shapes of the MoE layers of ResNet-18, with the number of layers of each shape."""
     model = network("MoE", "resnet18", part.scale, part.device)
-    seen: Counter[Shape] = Counter()
+    shapes: Counter[Shape] = Counter()
 
-    def hook(layer: MoEConv2d, given: tuple[Any, ...], _: object) -> None:
+    def hook(layer: MoEConv2d, inputs: tuple[Any, ...], _: object) -> None:
         kernel = layer.filters.shape[-1]
-        seen[Shape(layer.in_channels, given[0].shape[-1], layer.width, kernel, layer.stride)] += 1
+        shapes[Shape(layer.in_channels, inputs[0].shape[-1], layer.width, kernel, layer.stride)] += 1
 
     for layer in model.moe_layers():
         layer.register_forward_hook(hook)
     with torch.no_grad():
         model(torch.rand(2, *spec(part.scale.side).shape).to(part.device))
-    return seen
+    return shapes
 
 
 def layer_time(part: Part, shape: Shape, name: str, what: str) -> Figures:
