@@ -1,4 +1,4 @@
-"""A copy of a network for inference alone, with the fewest operators.
+"""A copy of a network only for inference, with the fewest operators.
 
 Shapes: B images, C and K channels, N experts.
 """

@@ -221,7 +221,7 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
 def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
 
-    Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does the same for norms alone. The
+    Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does the same only for norms. The
     norms get plain averages over all batches; the routers get moving averages, in which later batches count more. An expert that
     no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """

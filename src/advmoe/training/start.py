@@ -169,7 +169,7 @@ def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, 
 def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast: bfloat16, or None for float32. `auto` means bfloat16 if it is faster on `device`.
 
-    Raises UserError if bfloat16 is asked for and `device` does not support it.
+    Raises UserError if bfloat16 is requested and `device` does not support it.
     """
     precision = config.runtime.precision
     if precision == "bfloat16" and not _has_bfloat16(device):

@@ -123,7 +123,7 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
     The router update runs in eval mode, so the running statistics of the backbone do not change. It is skipped while the experts
-    are tied, because the choice between equal experts does not matter, and while routers that learn by a target alone have none.
+    are tied, because the choice between equal experts does not matter, and while routers that learn only from a target have none.
     """
     training = state.config.training
     metrics: Metrics = {}

@@ -163,7 +163,7 @@ class Walk:
         """Softmax over the classes. Over channels that are narrowed it would compute something else."""
         features = self._keep(node)
         if not isinstance(dim, int) or dim % len(self.shapes[node]) != 1 or len(self.shapes[node]) != 2:
-            _refuse(node, "softmax is supported over dimension 1 of [B, classes] alone")
+            _refuse(node, "softmax is supported only over dimension 1 of [B, classes]")
         self._fix(features)
         return features
 
@@ -176,7 +176,7 @@ class Walk:
         if name in REDUCING and not _is_spatial(node, len(before)):
             _refuse(node, f"{name} over other dimensions than height and width")
         if name == "getitem" and not _keeps_channels(node.args[1]):
-            _refuse(node, "takes a part of the images or channels by index; convert() follows [:, :, ...] alone")
+            _refuse(node, "takes a part of the images or channels by index; convert() follows only [:, :, ...]")
         if name in SIZED and len(after) != 2 and _is_fixed(node):
             _refuse(node, f"{name} to a fixed number of channels; ask a tensor for it: x.shape[1]")
         if after[:2] == before[:2]:
