@@ -86,7 +86,7 @@ def test_int8_without_its_calibration_data_is_one_line(run, tmp_path, capsys, mo
 def stand_in(monkeypatch):
     """Replace the export, which takes seconds, by the network itself, and write a placeholder file."""
 
-    def write(model, shape, path, *rest):
+    def write(model, shape, path, **options):
         path.write_bytes(b"file")
         return torch.no_grad(Traceable(model))
 
@@ -111,8 +111,8 @@ def test_no_check_compares_nothing(run, stand_in, tmp_path, capsys):
 def test_a_file_with_other_outputs_ends_with_status_2(run, stand_in, tmp_path, capsys, monkeypatch):
     real = command.export
 
-    def other(*arguments):
-        predict = real(*arguments)
+    def other(*arguments, **options):
+        predict = real(*arguments, **options)
         return lambda pixels: (predict(pixels)[0] + 1, predict(pixels)[1])
 
     monkeypatch.setattr(command, "export", other)

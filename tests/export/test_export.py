@@ -12,7 +12,7 @@ from small_backbone import SMALL
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, FORMATS, agreement, compare, export, onnx_predictor, outputs
+from advmoe.export import BATCHES, FORMATS, Encoding, agreement, compare, export, onnx_predictor, outputs
 from advmoe.export.onnx import INPUT
 from advmoe.export.traceable import Traceable, TraceableConv2d
 from advmoe.models import MODELS, compact
@@ -51,7 +51,7 @@ def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
 
 def test_a_bfloat16_file_says_what_was_traced_at_every_batch(tmp_path):
     model, pixels = learned(MoEKind(0.5, 2), SMALL), noise(70)
-    predict = export(model, SPEC.shape, tmp_path / "network", "torch-export", dtype="bfloat16")
+    predict = export(model, SPEC.shape, tmp_path / "network", encoding=Encoding("torch-export", "bfloat16"))
     logits, routes = Traceable(model, torch.bfloat16)(pixels)
     for batch in BATCHES:
         said = [torch.cat(column) for column in zip(*(predict(chunk) for chunk in pixels.split(batch)), strict=True)]
@@ -65,10 +65,9 @@ def test_a_bfloat16_file_says_what_was_traced_at_every_batch(tmp_path):
 
 
 @pytest.mark.parametrize(("form", "dtype"), [("onnx", "bfloat16"), ("torch-export", "int8")])
-def test_what_a_format_does_not_have_is_one_line(form, dtype, tmp_path):
+def test_what_a_format_does_not_have_is_one_line(form, dtype):
     with pytest.raises(UserError, match=f"^{form} with {dtype}: .*; take --dtype [a-z0-9]+, or --format [a-z-]+$"):
-        export(learned(DenseKind(0.5), SMALL), SPEC.shape, tmp_path / "network", form, dtype=dtype)
-    assert list(tmp_path.iterdir()) == []
+        Encoding(form, dtype)
 
 
 def test_onnx_runtime_has_no_bfloat16_convolution():
@@ -98,7 +97,7 @@ def real():
 @pytest.mark.parametrize("form", FORMATS)
 def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
     model = learned(MoEKind(0.5, 2), SMALL, GREY)
-    predict, reference = export(model, GREY.shape, tmp_path / "network", form), outputs(model, real)
+    predict, reference = export(model, GREY.shape, tmp_path / "network", encoding=Encoding(form)), outputs(model, real)
     assert all(len(choices.unique()) == 2 for choices in reference.routes.T)
     for batch in BATCHES:
         found = compare(reference, predict, real, batch)
@@ -115,7 +114,7 @@ def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
 )
 def test_other_networks(form, kind, backbone, tmp_path):
     model, pixels = learned(kind, backbone), noise(20)
-    predict = export(model, SPEC.shape, tmp_path / "network", form)
+    predict = export(model, SPEC.shape, tmp_path / "network", encoding=Encoding(form))
     assert all(compare(outputs(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
 
 
@@ -142,7 +141,7 @@ def exported(tmp_path_factory):
     def write(form):
         model, path = learned(MoEKind(0.5, 2), SMALL), tmp_path_factory.mktemp(form) / "network"
         before = {name: value.clone() for name, value in model.state_dict().items()}
-        export(model, SPEC.shape, path, form, {"classes": ["a", "b", "c"]})
+        export(model, SPEC.shape, path, encoding=Encoding(form), facts={"classes": ["a", "b", "c"]})
         return model, before, path
 
     return write
@@ -211,9 +210,9 @@ def test_missing_extra_is_one_line_with_the_command(monkeypatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_unknown_format(tmp_path):
+def test_unknown_format():
     with pytest.raises(UserError, match="unknown format 'onx': did you mean onnx"):
-        export(learned(DenseKind(0.5), SMALL), SPEC.shape, tmp_path / "network.onnx", "onx")
+        Encoding("onx")
 
 
 @pytest.mark.parametrize("form", FORMATS)

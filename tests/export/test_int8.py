@@ -8,7 +8,7 @@ from learned_networks import SPEC, learned, noise
 from small_backbone import SMALL
 
 from advmoe.config import ModelConfig
-from advmoe.export import agreement, export, outputs
+from advmoe.export import Encoding, agreement, export, outputs
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
 
@@ -16,7 +16,7 @@ SEEN = noise(300)
 
 
 def written(model, path, facts=None):
-    return export(model, SPEC.shape, path, "onnx", facts, "int8", SEEN)
+    return export(model, SPEC.shape, path, encoding=Encoding("onnx", "int8"), facts=facts, calibration=SEEN)
 
 
 def convolutions(path):
@@ -112,4 +112,4 @@ def test_says_nearly_what_the_network_says_at_every_batch(backbone, tmp_path):
 
 def test_needs_images(tmp_path):
     with pytest.raises(ValueError, match="int8 needs images"):
-        export(learned(DenseKind(0.5), SMALL), SPEC.shape, tmp_path / "network.onnx", dtype="int8")
+        export(learned(DenseKind(0.5), SMALL), SPEC.shape, tmp_path / "network.onnx", encoding=Encoding("onnx", "int8"))

@@ -13,7 +13,7 @@ from advmoe.config import to_dict
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, agreement, check_dtype, compare, export, outputs
+from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Encoding, agreement, compare, export, outputs
 from advmoe.files import check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -26,7 +26,7 @@ def run(arguments: ExportArguments) -> None:
     check_utf8(arguments.out)
     if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
         raise UserError(f"{arguments.out}: --out takes a file in a folder that exists")
-    check_dtype(arguments.format, arguments.dtype)
+    encoding = Encoding(arguments.format, arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:
         _warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
@@ -35,8 +35,8 @@ def run(arguments: ExportArguments) -> None:
     if arguments.dtype == "int8" and data is not None:
         calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
     predict = export(
-        loaded.network, loaded.input_size, arguments.out, arguments.format, facts(loaded) | {"dtype": arguments.dtype},
-        arguments.dtype, calibration,
+        loaded.network, loaded.input_size, arguments.out,
+        encoding=encoding, facts=facts(loaded) | {"dtype": encoding.dtype}, calibration=calibration,
     )  # fmt: skip
     comparisons: list[Comparison | Agreement] = []
     if arguments.check:

@@ -39,43 +39,50 @@ REFUSED = {
 }
 
 
-def check_dtype(form: str, dtype: Dtype) -> None:
-    """Raises UserError if the format `form` is unknown, or if it cannot hold convolutions in `dtype`."""
-    lookup(FORMATS, form, "format")
-    if (form, dtype) in REFUSED:
-        raise UserError(f"{form} with {dtype}: {REFUSED[form, dtype]}")
+@dataclass(frozen=True)
+class Encoding:
+    """How a network is stored: the file's format, "onnx" or "torch-export", and the dtype of its convolutions.
+
+    Raises UserError if the format is unknown, or if it cannot hold convolutions in `dtype`.
+    """
+
+    format: str = "onnx"
+    dtype: Dtype = "float32"
+
+    def __post_init__(self) -> None:
+        lookup(FORMATS, self.format, "format")
+        if (self.format, self.dtype) in REFUSED:
+            raise UserError(f"{self.format} with {self.dtype}: {REFUSED[self.format, self.dtype]}")
 
 
 def export(
-    model: Classifier, shape: tuple[int, int, int], path: Path, form: str = "onnx", facts: Mapping[str, Any] | None = None,
-    dtype: Dtype = "float32", calibration: Tensor | None = None,
+    model: Classifier, shape: tuple[int, int, int], path: Path, *,
+    encoding: Encoding = Encoding(), facts: Mapping[str, Any] | None = None, calibration: Tensor | None = None,
 ) -> Predictor:  # fmt: skip
     """Write `model` for images of `shape` (C, H, W) to the file `path`, and return a function that runs the file.
 
     If writing fails, `path` does not change. The file contains the normalisation and the routers, takes any batch size, and
-    computes only the chosen experts. `facts` are stored in it as JSON under the key `advmoe`. `dtype` is that of the
-    convolutions; routers and logits are always float32. int8 needs a few hundred real images [n, C, H, W] as `calibration`.
+    computes only the chosen experts. `facts` are stored in it as JSON under the key `advmoe`. Whatever the dtype of the
+    convolutions, routers and logits are float32. int8 needs a few hundred real images [n, C, H, W] as `calibration`.
 
-    Raises UserError if the format is unknown or does not support `dtype`, or if a package of the extra `export` is missing.
-    Raises ValueError if int8 gets no `calibration`.
+    Raises UserError if a package of the extra `export` is missing, and ValueError if int8 gets no `calibration`.
     """
-    check_dtype(form, dtype)
-    if form == "onnx":
+    if encoding.format == "onnx":
         check_extra()  # fail before the tracing, which takes a minute
-    program = traced(model, shape, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    program = traced(model, shape, torch.bfloat16 if encoding.dtype == "bfloat16" else torch.float32)
     metadata = {} if facts is None else {FACTS: json.dumps(facts)}
-    if dtype == "int8":
+    if encoding.dtype == "int8":
         if calibration is None:
             raise ValueError("int8 needs images for its calibration")
         write_int8(program, path, metadata, calibration)
     else:
-        FORMATS[form].write(program, path, metadata)
-    return FORMATS[form].predictor(path)
+        FORMATS[encoding.format].write(program, path, metadata)
+    return FORMATS[encoding.format].predictor(path)
 
 
 __all__ = [
-    "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Comparison", "Dtype", "Outputs", "Predictor", "agreement",
-    "check_dtype", "compare", "export", "onnx_predictor", "outputs",
+    "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Comparison", "Dtype", "Encoding", "Outputs", "Predictor",
+    "agreement", "compare", "export", "onnx_predictor", "outputs",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

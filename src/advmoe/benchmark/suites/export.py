@@ -21,7 +21,7 @@ from advmoe.benchmark import variants
 from advmoe.benchmark.rows import Ratio, Row, compare
 from advmoe.benchmark.setup import Scale, Setup
 from advmoe.benchmark.timing import timed
-from advmoe.export import FORMATS, Dtype, Predictor, export, onnx_predictor
+from advmoe.export import FORMATS, Dtype, Encoding, Predictor, export, onnx_predictor
 from advmoe.export.onnx import check_extra
 from advmoe.models import Classifier, deployed
 
@@ -97,7 +97,8 @@ def write(models: Mapping[str, Classifier], scale: Scale, folder: Path, form: st
     files = {}
     for title, (name, dtype) in dtypes.items():
         files[title] = folder / f"{title}.{form}"
-        export(models[name], variants.spec(scale.side).shape, files[title], form, None, dtype, drawn(256, scale))
+        shape, encoding = variants.spec(scale.side).shape, Encoding(form, dtype)
+        export(models[name], shape, files[title], encoding=encoding, calibration=drawn(256, scale))
     return files
 
 

@@ -27,7 +27,7 @@ from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
 from advmoe.evaluation.search import LowPrecision
-from advmoe.export import CALIBRATION, Dtype, Outputs, Predictor, agreement, export, outputs
+from advmoe.export import CALIBRATION, Dtype, Encoding, Outputs, Predictor, agreement, export, outputs
 from advmoe.export.onnx import check_extra
 from advmoe.models import fused
 from advmoe.moe import HARD, Gate, Routings
@@ -36,7 +36,7 @@ from advmoe.runs.loaded import Loaded
 
 IMAGES, ATTACKED = 1000, 400
 BATCH = 64
-FORMS: dict[Dtype, str] = {"float32": "onnx", "bfloat16": "torch-export", "int8": "onnx"}
+ENCODINGS = (Encoding("onnx", "float32"), Encoding("torch-export", "bfloat16"), Encoding("onnx", "int8"))
 
 
 def check(setup: Setup) -> None:
@@ -135,9 +135,9 @@ def robust_accuracy(case: Case, predict: Predictor, dtype: Dtype, adversarial: S
     return {name: 100 * len(correct - rows) / len(case.labels) for name, rows in broken.items()}
 
 
-def accuracies(case: Case, dtype: Dtype, path: Path, reference: Outputs) -> tuple[Predictor, dict[str, float | None]]:
+def accuracies(case: Case, encoding: Encoding, path: Path, reference: Outputs) -> tuple[Predictor, dict[str, float | None]]:
     """The function that runs a file, and the accuracies of the file and of PyTorch in percent."""
-    predict = export(case.model.network, case.model.input_size, path, FORMS[dtype], None, dtype, case.calibration)
+    predict = export(case.model.network, case.model.input_size, path, encoding=encoding, calibration=case.calibration)
     same = agreement(reference, predict, case.pixels, case.labels, BATCH)
     sa = 100 - 100 * fooled(predict, case.pixels, case.labels).double().mean().item()
     return predict, {"SA": sa, "same class": same.classes, "same route": same.routes}
@@ -154,12 +154,12 @@ def rows(run: Path, count: int, attacked: int) -> Iterator[Row]:
         if attacked:
             exact = few.evaluated(full.model.network, Path(folder, "store"))
             adversarial = adversarial_images(Path(folder, "store"))
-        for dtype, form in FORMS.items():
-            path = Path(folder, dtype)
-            predict, figures = accuracies(full, dtype, path, reference)
+        for encoding in ENCODINGS:
+            dtype, path = encoding.dtype, Path(folder, encoding.dtype)
+            predict, figures = accuracies(full, encoding, path, reference)
             if exact is not None:
                 figures |= {"RA: both": exact.worst} if dtype == "float32" else robust_accuracy(few, predict, dtype, adversarial)
-            case = f"{title}, {form} {dtype}"
+            case = f"{title}, {encoding.format} {dtype}"
             for what, value in figures.items():
                 if value is not None:
                     yield Row(suite="low_precision", case=case, what=what, value=value, unit="%")
