@@ -154,12 +154,12 @@ def test_the_gallery_shows_the_evaluations_attack(routed, routed_snapshot):
         with frozen(routed):
             radius = entry.steps[-1].epsilon
             z_far = pgd(routed, z, label, Pgd(radius, radius / 4, 50), ImageDraws(derive_seed(3, 0), [row]))
-        for seen, image in ((entry.clean, z), (entry.adversarial, z_adv), (entry.steps[-1], z_far)):
+        for view, image in ((entry.clean, z), (entry.adversarial, z_adv), (entry.steps[-1], z_far)):
             logits, routings = routed.forward_routed(image)
-            assert seen.prediction == logits.argmax().item()
-            assert seen.confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
-            assert seen.route == [routing.experts.item() for routing in routings]
-            assert np.abs(decoded(seen.png) - 255 * image[0, 0].numpy()).max() <= 0.51
+            assert view.prediction == logits.argmax().item()
+            assert view.confidence == pytest.approx(logits.softmax(dim=1).max().item(), abs=1e-3)
+            assert view.route == [routing.experts.item() for routing in routings]
+            assert np.abs(decoded(view.png) - 255 * image[0, 0].numpy()).max() <= 0.51
     assert any(entry.clean.prediction != entry.adversarial.prediction for entry in routed_snapshot.gallery)
 
 

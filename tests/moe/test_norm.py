@@ -23,25 +23,25 @@ def make_norm(seed=0):
 
 def references(norm):
     """The slow twin: a separate batch norm for each expert."""
-    twins = []
+    batch_norms = []
     for e in range(N):
-        twin = nn.BatchNorm2d(K).double().train(norm.training)
+        batch_norm = nn.BatchNorm2d(K).double().train(norm.training)
         with torch.no_grad():
-            twin.weight.copy_(norm.weight[e])
-            twin.bias.copy_(norm.bias[e])
-            twin.running_mean.copy_(norm.running_mean[e])
-            twin.running_var.copy_(norm.running_var[e])
-        twins.append(twin)
-    return twins
+            batch_norm.weight.copy_(norm.weight[e])
+            batch_norm.bias.copy_(norm.bias[e])
+            batch_norm.running_mean.copy_(norm.running_mean[e])
+            batch_norm.running_var.copy_(norm.running_var[e])
+        batch_norms.append(batch_norm)
+    return batch_norms
 
 
-def slow(twins, y, experts):
+def slow(batch_norms, y, experts):
     """Each image through its expert's batch norm. A batch norm without images is not called."""
     out = torch.zeros_like(y)
-    for e, twin in enumerate(twins):
+    for e, batch_norm in enumerate(batch_norms):
         rows = (experts == e).nonzero()[:, 0]
         if len(rows):
-            out = out.index_copy(0, rows, twin(y[rows]))
+            out = out.index_copy(0, rows, batch_norm(y[rows]))
     return out
 
 
@@ -61,19 +61,19 @@ def grads(y, x, parameters):
 @pytest.mark.parametrize("training", [True, False])
 def test_equals_a_batch_norm_for_each_expert(training):
     norm = make_norm().train(training)
-    twins = references(norm)
+    batch_norms = references(norm)
     x, x_slow = outputs().requires_grad_(True), outputs().requires_grad_(True)
-    output, expected = norm(x, EXPERTS), slow(twins, x_slow, EXPERTS)
+    output, expected = norm(x, EXPERTS), slow(batch_norms, x_slow, EXPERTS)
     close(output, expected)
     gradients = grads(output, x, [norm.weight, norm.bias])
-    expected_gradients = grads(expected, x_slow, [p for twin in twins for p in (twin.weight, twin.bias)])
+    expected_gradients = grads(expected, x_slow, [p for batch_norm in batch_norms for p in (batch_norm.weight, batch_norm.bias)])
     close(gradients[0], expected_gradients[0])
     for e in range(N):
         for number, gradient in ((1, expected_gradients[1 + 2 * e]), (2, expected_gradients[2 + 2 * e])):
             close(gradients[number][e], torch.zeros(K, dtype=torch.float64) if gradient is None else gradient)
-    for e, twin in enumerate(twins):
-        close(norm.running_mean[e], twin.running_mean)
-        close(norm.running_var[e], twin.running_var)
+    for e, batch_norm in enumerate(batch_norms):
+        close(norm.running_mean[e], batch_norm.running_mean)
+        close(norm.running_var[e], batch_norm.running_var)
 
 
 def test_an_expert_without_images_keeps_its_statistics_exactly():

@@ -43,9 +43,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tiny, splits, tmp_pat
 
 def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny, splits, tmp_path, monkeypatch):
     config = tiny(epochs=2)
-    uninterrupted = train(config, splits, tmp_path / "whole", Recorder())
+    uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: epoch == 2))
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: epoch == 2))
     states, step, kinds = Checkpoint.optimizer_states, torch.optim.SGD.step, set()
 
     def fused(checkpoint):
@@ -60,7 +60,7 @@ def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny,
 
     monkeypatch.setattr(Checkpoint, "optimizer_states", fused)
     monkeypatch.setattr(torch.optim.SGD, "step", recording)
-    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(uninterrupted)
+    assert numbers(train(config, splits, tmp_path / "resumed", Recorder(), resume=True)) == numbers(uninterrupted)
     assert kinds == {None}
 
 
@@ -98,10 +98,10 @@ def test_a_refused_precision_creates_no_folder(tiny, splits, tmp_path, monkeypat
 
 def test_training_in_bfloat16_resumes_bit_by_bit(tiny, splits, tmp_path):
     config = tiny(precision="bfloat16", epochs=2)
-    uninterrupted = train(config, splits, tmp_path / "whole", Recorder())
+    uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "broken", Recorder(lambda epoch, done: epoch == 2))
-    assert numbers(train(config, splits, tmp_path / "broken", Recorder(), resume=True)) == numbers(uninterrupted)
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: epoch == 2))
+    assert numbers(train(config, splits, tmp_path / "resumed", Recorder(), resume=True)) == numbers(uninterrupted)
 
 
 def test_the_seed_decides_the_weights(tiny, splits, tmp_path):

@@ -30,22 +30,22 @@ ops = torch.ops.aten
 READS = {ops._local_scalar_dense.default, ops.nonzero.default, ops.bincount.default}  # each makes the host wait for a GPU
 
 
-class Count(TorchDispatchMode):
+class PassCounter(TorchDispatchMode):
     """Counts images through convolutions (for each output and gradient), norms that compute statistics, and reads."""
 
     def __init__(self):
         super().__init__()
-        self.seen = Counter()
+        self.counts = Counter()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function is ops.convolution.default:
-            self.seen["forward"] += len(args[0])
+            self.counts["forward"] += len(args[0])
         elif function is ops.convolution_backward.default:
             for part, needed in zip(("to_input", "to_filters", "to_bias"), args[10], strict=True):
-                self.seen[part] += needed * len(args[0])
+                self.counts[part] += needed * len(args[0])
         elif function is ops.native_batch_norm.default:
-            self.seen["statistics"] += args[5]
-        self.seen["reads"] += function in READS
+            self.counts["statistics"] += args[5]
+        self.counts["reads"] += function in READS
         return function(*args, **(kwargs or {}))
 
 
@@ -70,9 +70,9 @@ def iterate(state, phase=0):
     """The counts of one iteration."""
     phase_of_method = METHODS[state.config.method].phases[phase]
     batches = {level: (torch.rand(IMAGES, *SPEC.shape), torch.randint(3, (IMAGES,))) for level in phase_of_method.levels}
-    with Count() as count:
+    with PassCounter() as count:
         phase_of_method.step(state, batches)
-    return count.seen
+    return count.counts
 
 
 def per_image(counts):
@@ -210,9 +210,9 @@ def test_an_iteration_reads_the_device_once_and_its_attacks_never(method, dispat
     loss, reads = state.loss, []
 
     def attack(*args):
-        with Count() as count:
+        with PassCounter() as count:
             x_adv = loss.attack(*args)
-        reads.append(count.seen["reads"])
+        reads.append(count.counts["reads"])
         return x_adv
 
     state.loss = Loss(loss.attack and attack, loss.value)
@@ -221,11 +221,11 @@ def test_an_iteration_reads_the_device_once_and_its_attacks_never(method, dispat
 
 
 def test_an_iteration_of_the_loop_reads_no_more(tiny, splits, tmp_path):
-    count = Count()
+    count = PassCounter()
 
     class Reader(Recorder):
         def iteration(self, *args):
-            self.notes.append(count.seen["reads"])
+            self.notes.append(count.counts["reads"])
 
     reader = Reader()
     with count:

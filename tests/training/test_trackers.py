@@ -97,14 +97,14 @@ def test_losses_within_an_epoch_are_means_since_the_last_step_written(page, tmp_
 @pytest.mark.parametrize(("method", "at"), [("advmoe", (1, 2)), ("advmoe", (2, 3)), ("at_sparse", (3, 1))])
 def test_a_resumed_run_writes_the_same_figures_as_an_uninterrupted_one(method, at, page, tiny, splits, tmp_path):
     config = tiny(method, epochs=2)
-    tracked("wandb", config, splits, tmp_path / "whole")
-    interrupted("wandb", config, splits, tmp_path / "broken", *at)
-    tracked("wandb", config, splits, tmp_path / "broken", resume=True)
+    tracked("wandb", config, splits, tmp_path / "uninterrupted")
+    interrupted("wandb", config, splits, tmp_path / "resumed", *at)
+    tracked("wandb", config, splits, tmp_path / "resumed", resume=True)
 
     def numbers(run):
         return [[step, without_seconds(content)] for step, content in page(run)]
 
-    assert numbers(tmp_path / "broken") == numbers(tmp_path / "whole")
+    assert numbers(tmp_path / "resumed") == numbers(tmp_path / "uninterrupted")
 
 
 def test_a_tracker_that_starts_late_writes_the_earlier_epochs_too(page, tiny, splits, tmp_path):
@@ -186,11 +186,11 @@ def test_tensorboard_files_have_the_rows(tiny, splits, tmp_path):
 
 @needs_tensorboard
 def test_a_resumed_run_has_every_step_once_in_tensorboard(tiny, splits, tmp_path):
-    tracked("tensorboard", tiny(), splits, tmp_path / "whole")
-    interrupted("tensorboard", tiny(), splits, tmp_path / "broken", 2, 2)
-    assert [step for step, _ in scalars(tmp_path / "broken")["iteration/loss"]] == [1, 2, 4, 5]
-    tracked("tensorboard", tiny(), splits, tmp_path / "broken", resume=True)
-    assert without_seconds(scalars(tmp_path / "broken")) == without_seconds(scalars(tmp_path / "whole"))
+    tracked("tensorboard", tiny(), splits, tmp_path / "uninterrupted")
+    interrupted("tensorboard", tiny(), splits, tmp_path / "resumed", 2, 2)
+    assert [step for step, _ in scalars(tmp_path / "resumed")["iteration/loss"]] == [1, 2, 4, 5]
+    tracked("tensorboard", tiny(), splits, tmp_path / "resumed", resume=True)
+    assert without_seconds(scalars(tmp_path / "resumed")) == without_seconds(scalars(tmp_path / "uninterrupted"))
 
 
 @needs_tensorboard

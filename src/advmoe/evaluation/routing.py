@@ -50,7 +50,7 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tens
         images=len(y), correct=int(known.sum()), flipped=int((~same.all(dim=1) & known).sum()),
         overlap=same[known].sum(dim=0).tolist(), load=_load(clean), load_adv=_load(adversarial),
         router=int((over_adversarial_route & known).sum()), expert=int((over_clean_route & known).sum()),
-        fixed=[int(right.sum()) for right, _ in fixed], fixed_robust=[int(robust.sum()) for _, robust in fixed],
+        fixed=[int(is_correct.sum()) for is_correct, _ in fixed], fixed_robust=[int(robust.sum()) for _, robust in fixed],
         gained=[int((routed & ~robust).sum()) for _, robust in fixed], lost=[int((robust & ~routed).sum()) for _, robust in fixed],
     )  # fmt: skip
 
@@ -66,10 +66,10 @@ def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, jo
         forced = route.expand(len(z), -1)
         return model.forward_routed(z, ForcedGate(forced))[0]
 
-    right = predict(x).argmax(dim=1) == y
+    correct = predict(x).argmax(dim=1) == y
     settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)
     x_adv = pgd(predict, x, y, settings, job.draws(6, expert))
-    return right, right & (predict(x_adv).argmax(dim=1) == y)
+    return correct, correct & (predict(x_adv).argmax(dim=1) == y)
 
 
 def _load(routings: Sequence[Routing]) -> list[list[int]]:
