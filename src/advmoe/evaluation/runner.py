@@ -12,8 +12,9 @@ from advmoe.attacks.presets import Preset, resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
-from advmoe.evaluation.checks import check_figures, check_finiteness, check_network
+from advmoe.evaluation.checks import check_finiteness, check_network
 from advmoe.evaluation.figures import summarise
+from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import Store, split
@@ -89,9 +90,7 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         evaluation = summarise(target, preset, shards)
         if options.part[1] > 1:
             return evaluation
-        checks = check_network(target, preset.checks, store) + check_figures(
-            target, shards, evaluation.figures, evaluation.worst, evaluation.routing
-        )
+        checks = check_network(target, preset.checks, store) + check_results(shards, evaluation)
         return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
 
 

@@ -1,0 +1,69 @@
+"""The self-checks of an evaluation that only read the results of its attacks.
+
+They are four of the thirteen checks; `advmoe.evaluation.checks` has the others.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from advmoe.evaluation.record_evaluation import Check, RoutingFigures, Status
+from advmoe.evaluation.results import Evaluation
+from advmoe.evaluation.store import AttackRun, Shard
+
+POINTS = 0.5  # percentage points that RA-AA may be above RA-worst
+COLLAPSE = 0.95  # fraction of a layer's images above which one expert has them all
+
+
+def check_results(shards: Sequence[Shard], evaluation: Evaluation) -> list[Check]:
+    """The checks of the results of all attacks on all shards."""
+    total = sum(len(shard.rows) for shard in shards)
+    return [
+        square(shards),
+        autoattack_reliable(evaluation.figures, evaluation.worst, total),
+        routing_alive(evaluation.routing),
+        images_valid(shards),
+    ]
+
+
+def square(shards: Sequence[Shard]) -> Check:
+    """(4) Square, which uses no gradients, breaks hardly any image that the gradient attacks did not break."""
+    runs: list[tuple[Shard, AttackRun]] = []
+    for shard in shards:
+        runs += [(shard, shard.attacks[name]) for name in ("aa_square", "aaplus_square") if name in shard.attacks][:1]
+    if not runs:
+        return Check(4, "Square adds nothing", "skipped", "AutoAttack's Square was not run")
+    total = sum(len(shard.rows) for shard, _ in runs)
+    share = 100 * sum(len(run.broken) for _, run in runs) / total
+    status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
+    return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks did not")
+
+
+def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) -> Check:
+    """(5) RA-AA is at most half a percentage point above RA-worst. If it is more, RA-AA is marked as unreliable."""
+    autoattack = [figures[name] for name in ("ra_aa", "ra_aa_plus") if name in figures]
+    if not autoattack:
+        return Check(5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run")
+    gap = autoattack[0] - worst
+    status: Status = "fail" if gap > max(POINTS, 100 / total) + 1e-9 else "pass"
+    return Check(5, "RA-AA near RA-worst", status, f"RA-AA is {gap:.2f} points above RA-worst")
+
+
+def routing_alive(routing: RoutingFigures | None) -> Check:
+    """(6) Expert load on clean and adversarial images, and route changes. Warns if one expert gets all images of a layer."""
+    if routing is None:
+        return Check(6, "experts are used", "skipped", "no routing, or PGD-50 was not run")
+    layers = zip(routing.load, routing.load_adv, strict=True)
+    shares = [max(max(load) / max(sum(load), 1) for load in both) for both in layers if len(both[0]) > 1]
+    collapsed = sum(share > COLLAPSE for share in shares)
+    detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
+    detail += f"the routes of {routing.flip_rate:.1f} % of the images change"
+    return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
+
+
+def images_valid(shards: Sequence[Shard]) -> Check:
+    """(11) All adversarial images are finite, at most epsilon + 1e-6 from the clean image, and in [0, 1]."""
+    outside: Counter[str] = Counter()
+    for shard in shards:
+        outside.update({name: run.outside for name, run in shard.attacks.items() if run.outside})
+    detail = ", ".join(f"{name}: {count} outside" for name, count in outside.items()) or "all inside"
+    return Check(11, "adversarial images are valid", "fail" if outside else "pass", detail)

@@ -1,0 +1,71 @@
+"""Every self-check of the results passes and fails where it should, on cases made by hand."""
+
+from collections.abc import Sequence
+
+import pytest
+
+from advmoe.evaluation.record_evaluation import RoutingFigures
+from advmoe.evaluation.result_checks import autoattack_reliable, images_valid, routing_alive, square
+from advmoe.evaluation.store import AttackRun, Shard
+
+
+def shard(rows: int = 1000, **broken: Sequence[int]) -> Shard:
+    attacked = list(range(rows))
+    attacks = {
+        name: AttackRun(rows=attacked, transfer=None, broken=list(rows_broken), outside=0, seconds=0.0)
+        for name, rows_broken in broken.items()
+    }
+    return Shard(rows=attacked, correct=attacked, attacks=attacks)
+
+
+def routing(load: list[list[int]]) -> RoutingFigures:
+    return RoutingFigures(
+        ra_router=0, ra_expert=0, flip_rate=12.5, overlap=[], load=load, load_adv=load, fixed_expert_sa=[], fixed_expert_ra=[]
+    )
+
+
+@pytest.mark.parametrize(("rows", "broken", "status"), [(1000, 2, "pass"), (1000, 3, "warn"), (100, 1, "pass"), (100, 2, "warn")])
+def test_square_may_add_a_fifth_of_a_point_or_one_image(rows: int, broken: int, status: str) -> None:
+    assert square([shard(rows, aa_square=range(broken))]).status == status
+
+
+def test_autoattack_plus_is_checked_like_autoattack() -> None:
+    assert square([shard(100, aaplus_square=range(2))]).status == "warn"
+    assert square([shard(100, my_square=range(2))]).status == "skipped"  # an attack that a user added
+    assert autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
+    assert autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
+
+
+def test_square_is_judged_on_the_shards_it_ran_on() -> None:
+    assert square([shard()]).status == "skipped"
+    assert square([shard(100, aa_square=[0, 1]), shard(10_000)]).status == "warn"
+
+
+@pytest.mark.parametrize(
+    ("total", "gap", "status"), [(1000, 0.5, "pass"), (1000, 0.6, "fail"), (64, 100 / 64, "pass"), (64, 200 / 64, "fail")]
+)
+def test_autoattack_more_than_half_a_point_or_one_image_above_the_worst_is_unreliable(total: int, gap: float, status: str) -> None:
+    assert autoattack_reliable({"ra_aa": 40 + gap}, 40.0, total).status == status
+    assert autoattack_reliable({"ra_50": 90.0}, 40.0, total).status == "skipped"
+
+
+@pytest.mark.parametrize(
+    ("load", "status"), [([[50, 50], [60, 40]], "pass"), ([[50, 50], [96, 4]], "warn"), ([[95, 5]], "pass"), ([[100]], "pass")]
+)
+def test_a_collapsed_layer_warns(load: list[list[int]], status: str) -> None:
+    check = routing_alive(routing(load))
+    assert check.status == status
+    assert "12.5 %" in check.detail
+
+
+def test_experts_are_skipped_without_routing_figures() -> None:
+    assert routing_alive(None).status == "skipped"
+
+
+def test_images_outside_the_ball_fail() -> None:
+    good, bad = shard(pgd_10=[]), shard(pgd_10=[])
+    bad.attacks["pgd_10"].outside = 1
+    assert images_valid([good]).status == "pass"
+    check = images_valid([good, bad])
+    assert check.status == "fail"
+    assert "pgd_10: 1 outside" in check.detail
