@@ -2,7 +2,9 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -23,20 +25,30 @@ from advmoe.training.methods import METHODS
 
 @pytest.fixture(scope="session", autouse=True)
 def register_small_backbone() -> None:
-    """After collection, so that tests of every backbone are those of the package's."""
+    """Register it after collection, so that tests of every backbone are parametrised with those of the package alone."""
     small_backbone.register()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_gallery() -> Iterator[None]:
-    """PGD-10 on the images of a Record's gallery: PGD-50 at five radii would be most of what a tiny evaluation takes."""
+    """Attack the images of a Record's gallery by PGD-10. PGD-50 at five epsilons would take most of a tiny evaluation's time."""
     with patch("advmoe.evaluation.snapshot.GALLERY_ATTACK", "pgd_10"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Python processes that the module's tests start know the small backbone and draw a quick gallery (see small_python.py)."""
+    executable = tmp_path_factory.mktemp("small_python") / "python"
+    executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("small_python.py")}" "$0" "$@"\n')
+    executable.chmod(0o755)
+    with patch.object(sys, "executable", str(executable)):
         yield
 
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What the test adds to them is gone after it."""
+    """Entries that the test adds to a registry are removed after it."""
     with patch.dict(DATASETS), patch.dict(MODELS), patch.dict(METHODS), patch.dict(ATTACKS), patch.dict(GATES), patch.dict(LOSSES):
         yield
 
@@ -62,8 +74,8 @@ def tiny() -> Callable[..., RunConfig]:
             attack=AttackConfig(epsilon=0.1, num_steps=1), training=TrainingConfig(epochs=3, batch_size=20, tied_share=0.34),
         )  # fmt: skip
         for section in ("model", "data", "attack", "training", "runtime"):
-            own = {name: fields.pop(name) for name in list(fields) if hasattr(getattr(config, section), name)}
-            config = config.replace(**{section: getattr(config, section).replace(**own)})
+            settings = {name: fields.pop(name) for name in list(fields) if hasattr(getattr(config, section), name)}
+            config = config.replace(**{section: getattr(config, section).replace(**settings)})
         return config.replace(**fields)
 
     return make
@@ -71,6 +83,6 @@ def tiny() -> Callable[..., RunConfig]:
 
 @pytest.fixture(scope="session")
 def splits(tiny: Callable[..., RunConfig]) -> Splits:
-    """The embedded images as the tiny runs take them, with few held out."""
-    whole = load_dataset(tiny().data)
-    return Splits(whole.name, whole.spec, whole.fingerprint, whole.train, whole.test, whole.test)
+    """The embedded images of the tiny runs. The test images also serve as validation images, because they are few."""
+    loaded = load_dataset(tiny().data)
+    return Splits(loaded.name, loaded.spec, loaded.fingerprint, loaded.train, loaded.test, loaded.test)

@@ -1,6 +1,7 @@
 """A backbone for tests that need some network: VGG with one convolution a stage, six in all, five of them routed.
 
-It is registered in the test process alone. A test that starts `advmoe` in another process names a backbone of the package.
+It is registered in the tests' process. A test that starts other processes takes the fixture `small_processes`, or a backbone of the
+package.
 """
 
 from functools import partial

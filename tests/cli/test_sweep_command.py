@@ -1,4 +1,4 @@
-"""`advmoe sweep` as a person meets it: planned, killed and run again, interrupted, refused in one line."""
+"""`advmoe sweep`: the plan, a sweep that is stopped or killed and continues, an interrupt, and errors of one line."""
 
 import json
 import os
@@ -10,27 +10,35 @@ import time
 
 import pytest
 import yaml
+from small_backbone import SMALL
 
 from advmoe.cli import sweep
 from advmoe.cli.arguments.sweep import read
+from advmoe.cli.main import main
 from advmoe.config import differences, from_dict
 from advmoe.errors import UserError
-from advmoe.runs.status import State, read_run
-from advmoe.sweep import schedule
+from advmoe.runs.status import LOG, State, read_run
+from advmoe.sweep import estimate, schedule
 from advmoe.sweep.estimate import Pace, Probe
 from advmoe.sweep.folder import PROBE
 from advmoe.training.checkpoint import RunFolder
 
-GRID = "methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nbackbones: [vgg16_bn]\nseeds: 1\n"
+pytestmark = pytest.mark.usefixtures("small_processes")
+
+GRID = f"methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nbackbones: [{SMALL}]\nseeds: 1\n"
+GRID += "settings: {attack: {num_steps: 1}}\n"
 TINY = ["--width", "4", "--limit-train", "60", "--limit-test", "8", "--epochs", "2", "--batch-size", "20", "--preset", "pgd_10"]
 TINY += ["--device", "cpu", "--threads", "1", "--workers", "1"]
-NAMES = ["fashion-mnist-vgg16_bn-at_small_dense-s0", "fashion-mnist-vgg16_bn-at_moe-s0"]
-MAIN = "import sys; from advmoe.cli.main import main; sys.exit(main(['sweep', *sys.argv[1:]]))"
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+NAMES = [f"fashion-mnist-{SMALL}-at_small_dense-s0", f"fashion-mnist-{SMALL}-at_moe-s0"]
 
 
-def run(words):
-    sweep.run(read(words))
+def run(argv):
+    sweep.run(read(argv))
+
+
+@pytest.fixture(autouse=True)
+def quick_probe(monkeypatch):
+    monkeypatch.setattr(estimate, "MIN_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -41,32 +49,22 @@ def grid(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def whole(grid, tmp_path_factory):
-    """A sweep that nothing disturbed."""
-    out = tmp_path_factory.mktemp("whole") / "runs"
+def finished(grid, tmp_path_factory):
+    """The folder of a sweep that ran without interruption."""
+    out = tmp_path_factory.mktemp("finished") / "runs"
     run([grid, "--out", str(out), *TINY])
     return out
 
 
-def figures(out):
-    """Every run's Record but for the times."""
-    found = {}
+def results(out):
+    """What every run's Record says, without the times."""
+    results = {}
     for name in NAMES:
         record = json.loads((out / name / "record.json").read_text())
         evaluation = record["evaluation"]
-        evaluation["attacks"] = {attack: {**one, "seconds": 0} for attack, one in evaluation["attacks"].items()}
-        found[name] = {"evaluation": evaluation, "sa": record["sa"], "epoch": record["epoch"], "seed": record["seed"]}
-    return found
-
-
-def started(*words):
-    return subprocess.Popen(
-        [sys.executable, "-c", MAIN, *map(str, words)],
-        env=ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+        evaluation["attacks"] = {name: {**attack, "seconds": 0} for name, attack in evaluation["attacks"].items()}
+        results[name] = {"evaluation": evaluation, "sa": record["sa"], "epoch": record["epoch"], "seed": record["seed"]}
+    return results
 
 
 def wait_for(process, condition):
@@ -75,95 +73,94 @@ def wait_for(process, condition):
     assert process.poll() is None, process.stderr.read()
 
 
-def quiet(out):
-    """Whether nothing is trained any more below `out`."""
-    before = [path.stat().st_mtime_ns for path in sorted(out.rglob("metrics.jsonl"))]
-    time.sleep(3)
-    return before == [path.stat().st_mtime_ns for path in sorted(out.rglob("metrics.jsonl"))]
+def drive_until(condition, action):
+    """A replacement for `drive` of the command that calls `action(until)` as soon as `condition` holds."""
+
+    def drive(placement, jobs, refresh, until):
+        def refresh_or_act():
+            refresh()
+            if condition():
+                action(until)
+
+        return schedule.drive(placement, jobs, refresh_or_act, until)
+
+    return drive
 
 
 def test_plan_is_printed_with_costs_and_times_and_a_dry_run_writes_nothing(grid, tmp_path, capsys):
     run([grid, "--out", str(tmp_path / "runs"), *TINY, "--dry-run", "--seeds", "2", "--only", "at_moe"])
-    shown = capsys.readouterr().out
-    assert "fashion-mnist-vgg16_bn-at_moe-s1" in shown
-    assert "at_small_dense" not in shown
-    assert "GMACs" in shown
-    assert "2 runs, 0 done; the other 2 take up to about" in shown
-    assert "1 workers of 1 threads on cpu" in shown
+    output = capsys.readouterr().out
+    assert f"fashion-mnist-{SMALL}-at_moe-s1" in output
+    assert "at_small_dense" not in output
+    assert "GMACs" in output
+    assert "2 runs, 0 done; the other 2 take up to about" in output
+    assert "1 workers of 1 threads on cpu" in output
     assert not (tmp_path / "runs").exists()
 
 
 def test_dry_run_without_the_data_says_why_there_are_no_times(tmp_path, capsys):
     run(["a2", "--out", str(tmp_path / "runs"), "--dry-run", "--only", "wrn28_10", "s0"])
-    shown = capsys.readouterr().out
-    assert shown.count("cifar10-wrn28_10-") == 13
-    assert "the time of the other 13 is unknown: cifar10 needs --data-dir" in shown
+    output = capsys.readouterr().out
+    assert output.count("cifar10-wrn28_10-") == 13
+    assert "the time of the other 13 is unknown: cifar10 needs --data-dir" in output
 
 
-def test_a_sweep_leaves_runs_plan_and_records(whole):
-    assert sorted(path.name for path in whole.iterdir()) == sorted([*NAMES, ".lock", ".probe.json", "sweep.yaml"])
-    kept = yaml.safe_load((whole / "sweep.yaml").read_text())["runs"]
-    assert list(kept) == NAMES
+def test_a_sweep_leaves_runs_plan_and_records(finished):
+    assert sorted(path.name for path in finished.iterdir()) == sorted([*NAMES, ".lock", ".probe.json", "sweep.yaml"])
+    plan = yaml.safe_load((finished / "sweep.yaml").read_text())["runs"]
+    assert list(plan) == NAMES
     for name in NAMES:
-        assert read_run(whole / name, ("pgd_10",)).state is State.DONE
-        assert differences(RunFolder(whole / name).config(), from_dict(kept[name]["config"])) == []
-        assert kept[name]["preset"] == ["pgd_10"]
+        assert read_run(finished / name, ("pgd_10",)).state is State.DONE
+        assert differences(RunFolder(finished / name).config(), from_dict(plan[name]["config"])) == []
+        assert plan[name]["preset"] == ["pgd_10"]
 
 
-def test_killed_at_any_point_it_continues_and_gives_the_same_records(whole, grid, tmp_path):
-    """Real SIGKILLs: in mid-training, then in the second run. With --minutes, a probe that is kept is not made again."""
-    out = tmp_path / "runs"
-    out.mkdir()
-    shutil.copy(whole / PROBE, out)
-    words = [grid, "--out", str(out), "--minutes", "30", *TINY]
-    for name in NAMES:
-        process = started(*words)
-        wait_for(process, lambda name=name: read_run(out / name).epoch >= 1)
-        process.kill()
-        process.wait()
-        assert not (out / NAMES[1] / "record.json").exists()
-    run(words)
-    assert figures(out) == figures(whole)
-
-
-def test_nothing_is_run_twice_and_another_preset_only_adds(whole, grid, capsys):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
-    run([grid, "--out", str(whole), *TINY])
-    assert "2 runs, 2 done" in capsys.readouterr().out
-    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
-
-
-def test_slices_add_up_to_the_same_records(whole, grid, tmp_path, capsys, monkeypatch):
-    """The clock is up after the first epoch of the first run; then another call does the rest."""
+def test_out_of_time_then_killed_it_continues_and_gives_the_same_records(finished, grid, tmp_path, capsys, monkeypatch):
+    """The time is over after the first epoch of the first run. A second process is killed (SIGKILL) in mid-training of the second
+    run. A third call finishes. A probe that is kept is not made again with --minutes."""
     out, records = tmp_path / "runs", tmp_path / "records.json"
-    words = [grid, "--out", str(out), "--minutes", "5", "--records", str(records), *TINY]
+    out.mkdir()
+    shutil.copy(finished / PROBE, out)
+    argv = [grid, "--out", str(out), "--minutes", "30", "--records", str(records), *TINY]
+    first, second = (out / name for name in NAMES)
 
-    def stopped(placement, jobs, look, until):
-        def late():
-            look()
-            if read_run(out / NAMES[0]).epoch >= 1:
-                monkeypatch.setattr(schedule.time, "monotonic", lambda: until)
-
-        return schedule.drive(placement, jobs, late, until)
+    def end_the_time(until):
+        monkeypatch.setattr(schedule.time, "monotonic", lambda: until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "drive", stopped)
+        patch.setattr(sweep, "drive", drive_until(lambda: read_run(first).epoch >= 1, end_the_time))
         with pytest.raises(SystemExit) as end:
-            run(words)
+            run(argv)
     monkeypatch.undo()
     assert end.value.code == 75
     assert "2 runs remain; the same command continues" in capsys.readouterr().err
-    done = [name for name in NAMES if (out / name / "record.json").exists()]  # one that ends while it is stopped, if any
+    done = [name for name in NAMES if (out / name / "record.json").exists()]  # a run that ended while it was stopped, if any
     assert [record["run"] for record in json.loads(records.read_text() if done else "[]")] == done
-    run(words)
-    assert figures(out) == figures(whole)
+
+    command = [sys.executable, "-m", "advmoe", "sweep", *argv]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for(process, lambda: read_run(second).epoch >= 1)
+    process.kill()
+    process.communicate()
+    assert (first / "record.json").exists()
+    assert not (second / "record.json").exists()
+
+    run(argv)
+    assert results(out) == results(finished)
     written = records.read_text()
     assert [record["run"] for record in json.loads(written)] == NAMES
-    shutil.rmtree(out / NAMES[0])
+    shutil.rmtree(first)
     monkeypatch.setattr(sweep, "_run_missing", lambda *_: sys.exit(75))
     with pytest.raises(SystemExit):  # the Record of a lost folder stays
-        run(words)
+        run(argv)
     assert records.read_text() == written
+
+
+def test_nothing_is_run_twice_and_another_preset_only_adds(finished, grid, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
+    run([grid, "--out", str(finished), *TINY])
+    assert "2 runs, 2 done" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
 
 def test_a_slice_that_is_too_short_for_anything_says_so(grid, tmp_path, capsys):
@@ -173,13 +170,15 @@ def test_a_slice_that_is_too_short_for_anything_says_so(grid, tmp_path, capsys):
     assert "give more --minutes" in capsys.readouterr().err
 
 
-def test_interrupted_it_stops_the_workers(grid, tmp_path):
-    out = tmp_path / "runs"
-    process = started(grid, "--out", out, *TINY, "--epochs", "500")
-    wait_for(process, lambda: read_run(out / NAMES[0]).epoch >= 1)
-    process.send_signal(signal.SIGINT)
-    assert "interrupted; the same command continues where it stopped" in process.communicate(timeout=30)[1]
-    assert quiet(out)
+def test_interrupted_it_stops_the_workers(grid, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "runs" / NAMES[0]
+    drive = drive_until(lambda: read_run(folder).epoch >= 1, lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(sweep, "drive", drive)
+    assert main(["sweep", grid, "--out", str(tmp_path / "runs"), *TINY, "--epochs", "500", "--only", "at_small_dense"]) == 130
+    assert "interrupted; the same command continues where it stopped" in capsys.readouterr().err
+    (line,) = [line for line in (folder / LOG).read_text().splitlines() if ", process " in line]
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(line.rpartition(" ")[2]), 0)
 
 
 def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys):
@@ -190,14 +189,14 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys
     assert end.value.code == 1
     captured = capsys.readouterr()
     line = "batch_size must be at most half of the 60 training images for two levels, not 40"
-    assert f"fashion-mnist-vgg16_bn-advmoe-s0: failed: {line}" in captured.out
-    assert "fashion-mnist-vgg16_bn-at_small_dense-s0: done" in captured.out
-    assert f"fashion-mnist-vgg16_bn-advmoe-s0: {line} (see" in captured.err
-    assert "1 of 2 runs failed: fashion-mnist-vgg16_bn-advmoe-s0" in captured.err
+    assert f"fashion-mnist-{SMALL}-advmoe-s0: failed: {line}" in captured.out
+    assert f"fashion-mnist-{SMALL}-at_small_dense-s0: done" in captured.out
+    assert f"fashion-mnist-{SMALL}-advmoe-s0: {line} (see" in captured.err
+    assert f"1 of 2 runs failed: fashion-mnist-{SMALL}-advmoe-s0" in captured.err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("argv", "message"),
     [
         (["a3"], "unknown sweep 'a3', neither a file .* nor a table or figure of the paper: there is a1, a2"),
         (["a1", "--preset", "quik"], "unknown attack 'quik'"),
@@ -214,15 +213,15 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys
         (["a1", "--workers", "100000"], "workers must be at most the number of cores"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_written(tmp_path, words, said):
-    with pytest.raises(UserError, match=said):
-        run([*words, "--out", str(tmp_path / "runs"), "--device", "cpu"])
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, argv, message):
+    with pytest.raises(UserError, match=message):
+        run([*argv, "--out", str(tmp_path / "runs"), "--device", "cpu"])
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_finished_runs_took_is_expected_of_the_others(whole, grid, capsys, monkeypatch):
+def test_the_times_of_finished_runs_are_expected_of_the_others(finished, grid, capsys, monkeypatch):
     monkeypatch.setattr(Probe, "pace", lambda *_: Pace((1e6,), 1e6))
-    run([grid, "--out", str(whole), *TINY, "--dry-run", "--seeds", "2"])
+    run([grid, "--out", str(finished), *TINY, "--dry-run", "--seeds", "2"])
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "the other 2 take" in line]
     assert " h " not in line
 
@@ -233,9 +232,9 @@ def test_a_dry_run_knows_submitits_parameters(grid, tmp_path):
         run([grid, "--out", str(tmp_path / "runs"), *TINY[:-2], "--placement", "slurm", "--slurm", "a=b", "--dry-run"])
 
 
-def test_a_folder_with_another_configuration_is_refused_by_name(whole, grid):
+def test_a_folder_with_another_configuration_is_refused_by_name(finished, grid):
     with pytest.raises(UserError, match=rf"{NAMES[0]}: holds another run \(training.epochs: 2, not 4\)"):
-        run([grid, "--out", str(whole), *TINY, "--epochs", "4"])
+        run([grid, "--out", str(finished), *TINY, "--epochs", "4"])
 
 
 def test_a_broken_plan_is_one_line(grid, tmp_path):

@@ -14,8 +14,8 @@ def job(tiny, tmp_path):
     """job(name, **fields): a job on one thread of the CPU, below tmp_path."""
 
     def make(name="run", method="at_small_dense", **fields):
-        settings = {"epochs": 1, "limit_train": 60, "limit_test": 10, "model_scale": 0.5, "tied_share": 0.0, **fields}
-        return Job(tmp_path / name, tiny(method, backbone="vgg16_bn", **settings), PRESET).at("cpu", 1)
+        settings = {"backbone": "vgg16_bn", "limit_train": 60, "limit_test": 10, "model_scale": 0.5, "tied_share": 0.0}
+        return Job(tmp_path / name, tiny(method, **{**settings, "epochs": 1, **fields}), PRESET).at("cpu", 1)
 
     return make
 
