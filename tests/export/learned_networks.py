@@ -1,10 +1,10 @@
-"""Networks for the tests of exports: small, in eval mode, and with nothing fresh about them."""
+"""Networks for the tests of exports: small, in eval mode, with norms and filters as if they had been trained."""
 
 from copy import deepcopy
 from functools import cache
 
 import torch
-from small_backbone import SMALL
+from small_backbone import SMALL, SMALLEST
 from torch import nn
 
 from advmoe.config import ModelConfig
@@ -14,7 +14,7 @@ from advmoe.moe import DenseKind, ExpertNorm, MoEKind
 
 SPEC = ImageSpec(("a", "b", "c"), (3, 16, 16), (0.5, 0.4, 0.3), (0.2, 0.3, 0.25))
 GREY = ImageSpec(tuple("abcdefghij"), (1, 28, 28), (0.3,), (0.35,))
-WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, SMALL: 8, "densenet40": 4, "densenet121": 4}
+WIDTHS = {"resnet18": 8, "wrn28_10": 20, "vgg16_bn": 8, SMALL: 8, SMALLEST: 8, "densenet40": 4, "densenet121": 4}
 KINDS = [
     DenseKind(0.5),
     MoEKind(0.5, 2),
@@ -24,12 +24,14 @@ KINDS = [
 
 
 def noise(count):
-    """Images of noise, some dark and some bright, so that routers tell them apart."""
+    """Images of noise, some dark and some bright, so that routers choose different experts for them."""
     return torch.rand(count, *SPEC.shape) ** torch.logspace(-1, 1, count)[:, None, None, None]
 
 
 def learned(kind, backbone="resnet18", spec=SPEC):
-    """A network in eval mode whose experts and norms are anything but fresh; random numbers after it are always the same."""
+    """A network in eval mode. Its experts, norms and running statistics differ from their initial values.
+
+    It also sets the state of the global random numbers, so that those drawn after it are always the same."""
     model, state = _learned(kind, backbone, spec)
     torch.set_rng_state(state)
     return deepcopy(model)

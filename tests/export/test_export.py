@@ -1,4 +1,4 @@
-"""Exported networks: what they say, what they compute, what their files hold."""
+"""Exported networks: their outputs, the experts that they compute, and what their files contain."""
 
 import json
 from functools import cache
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from learned_networks import GREY, KINDS, SPEC, learned, noise
-from small_backbone import SMALL
+from small_backbone import SMALL, SMALLEST
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
@@ -21,22 +21,22 @@ from advmoe.moe import DenseKind, MaskedKind, MoEKind
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("backbone", MODELS)
-def test_what_is_traced_says_what_the_network_says(backbone, kind):
+def test_the_traceable_network_has_the_outputs_of_the_network(backbone, kind):
     model, pixels = learned(kind, backbone), noise(32)
     reference = outputs(model, pixels)
-    said = Traceable(model)(pixels)
+    logits, *routes = Traceable(model)(pixels)
     assert reference.margins.min() > 1e-5
-    torch.testing.assert_close(said[0], reference.logits, rtol=1e-4, atol=1e-4)
-    assert len(said) == 1 + bool(model.moe_layers())
-    if model.moe_layers():
-        assert torch.equal(said[1], reference.routes)
+    torch.testing.assert_close(logits, reference.logits, rtol=1e-4, atol=1e-4)
+    assert len(routes) == bool(model.moe_layers())
+    if routes:
+        assert torch.equal(routes[0], reference.routes)
         assert len(reference.routes.unique()) > 1
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("backbone", MODELS)
 def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
-    """Where no route moved, the logits are within bfloat16's rounding; a network's router sees what it always saw."""
+    """For images with the same route, the logits are within bfloat16's rounding. A network router reads pixels in float32."""
     model, pixels = learned(kind, backbone), noise(32)
     reference = outputs(model, pixels)
     logits, *routes = Traceable(model, torch.bfloat16)(pixels)
@@ -49,14 +49,14 @@ def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
         assert same.all()
 
 
-def test_a_bfloat16_file_says_what_was_traced_at_every_batch(tmp_path):
-    model, pixels = learned(MoEKind(0.5, 2), SMALL), noise(70)
+def test_a_bfloat16_file_has_the_outputs_of_the_traceable_network_at_every_batch(tmp_path):
+    model, pixels = learned(MoEKind(0.5, 2), SMALLEST), noise(70)
     predict = export(model, SPEC.shape, tmp_path / "network", encoding=Encoding("torch-export", "bfloat16"))
     logits, routes = Traceable(model, torch.bfloat16)(pixels)
     for batch in BATCHES:
-        said = [torch.cat(column) for column in zip(*(predict(chunk) for chunk in pixels.split(batch)), strict=True)]
-        assert torch.equal(said[1], routes)
-        torch.testing.assert_close(said[0], logits, rtol=1e-2, atol=1e-3)
+        predictions = [predict(chunk) for chunk in pixels.split(batch)]
+        assert torch.equal(torch.cat([chunk_routes for _, chunk_routes in predictions]), routes)
+        torch.testing.assert_close(torch.cat([chunk for chunk, _ in predictions]), logits, rtol=1e-2, atol=1e-3)
     stored = torch.export.load(tmp_path / "network").state_dict
     low = {name for name, value in stored.items() if value.dtype is torch.bfloat16}
     assert {name for name, value in stored.items() if value.ndim == 4} <= low  # filters
@@ -71,7 +71,7 @@ def test_what_a_format_does_not_have_is_one_line(form, dtype):
 
 
 def test_onnx_runtime_has_no_bfloat16_convolution():
-    """The reason that is given to whoever asks for it. When this fails, it can be offered."""
+    """The reason why `export` refuses bfloat16 for ONNX. When this test fails, it can be supported."""
     from onnx import TensorProto, helper
     from onnxruntime import InferenceSession
 
@@ -94,25 +94,40 @@ def real():
     return load_dataset(DataConfig(dataset="fashion-mnist", limit_test=1000)).test.pixels()
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """exported(format): a routed network, its state before the export, its file with facts, and a function that runs it."""
+
+    @cache
+    def write(form):
+        model, path = learned(MoEKind(0.5, 2), SMALL, GREY), tmp_path_factory.mktemp(form) / "network"
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        predict = export(model, GREY.shape, path, encoding=Encoding(form), facts={"classes": ["a", "b", "c"]})
+        return model, before, path, predict
+
+    return write
+
+
 @pytest.mark.parametrize("form", FORMATS)
-def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, tmp_path):
-    model = learned(MoEKind(0.5, 2), SMALL, GREY)
-    predict, reference = export(model, GREY.shape, tmp_path / "network", encoding=Encoding(form)), outputs(model, real)
+def test_equal_to_pytorch_on_real_images_at_every_batch(form, real, exported):
+    model, _, _, predict = exported(form)
+    reference = outputs(model, real)
     assert all(len(choices.unique()) == 2 for choices in reference.routes.T)
     for batch in BATCHES:
-        found = compare(reference, predict, real, batch)
-        assert found.equal, found
-        assert found.images == 1000
-        assert len(found.undecided) < 5
-        assert found.largest <= 1e-4
+        comparison = compare(reference, predict, real, batch)
+        assert comparison.equal, comparison
+        assert comparison.images == 1000
+        assert len(comparison.undecided) < 5
+        assert comparison.largest <= 1e-4
 
 
 @pytest.mark.parametrize(
     ("form", "kind", "backbone"),
-    [("onnx", DenseKind(0.5), "resnet18"), ("torch-export", DenseKind(0.5), "resnet18"), ("onnx", KINDS[3], SMALL)],
+    [("onnx", DenseKind(0.5), "resnet18"), ("torch-export", DenseKind(0.5), "resnet18"), ("torch-export", KINDS[3], SMALLEST)],
     ids=str,
 )
 def test_other_networks(form, kind, backbone, tmp_path):
+    """A network router as ONNX is in test_int8.py."""
     model, pixels = learned(kind, backbone), noise(20)
     predict = export(model, SPEC.shape, tmp_path / "network", encoding=Encoding(form))
     assert all(compare(outputs(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
@@ -127,31 +142,17 @@ def test_every_backbone_as_onnx(kind, backbone, tmp_path):
     assert all(compare(outputs(model, pixels), predict, pixels, batch).equal for batch in BATCHES)
 
 
-def test_a_masked_network_goes_out_compact(tmp_path):
-    model, pixels = compact(learned(MaskedKind(0.5), SMALL)), noise(5)
+def test_a_masked_network_is_exported_compact(tmp_path):
+    model, pixels = compact(learned(MaskedKind(0.5), SMALLEST)), noise(5)
     predict = export(model, SPEC.shape, tmp_path / "network.onnx")
     assert compare(outputs(model, pixels), predict, pixels, 5).equal
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """exported(format): a network, its state before the export, and the file with its facts. Written once."""
-
-    @cache
-    def write(form):
-        model, path = learned(MoEKind(0.5, 2), SMALL), tmp_path_factory.mktemp(form) / "network"
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        export(model, SPEC.shape, path, encoding=Encoding(form), facts={"classes": ["a", "b", "c"]})
-        return model, before, path
-
-    return write
-
-
-def test_each_image_meets_one_expert_a_layer(exported, tmp_path):
-    """Told by ONNX Runtime, from the shapes that the experts' convolutions give."""
+def test_each_image_is_computed_by_one_expert_in_each_layer(exported, real, tmp_path):
+    """ONNX Runtime returns the outputs of the experts' convolutions, whose shapes count the images."""
     import onnx
 
-    model, _, path = exported("onnx")
+    model, _, path, _ = exported("onnx")
     graph = onnx.load(path)
     experts = [node.output[0] for node in graph.graph.node if node.op_type == "Conv" and ".experts." in node.input[1]]
     assert len(experts) == 2 * len(model.moe_layers())
@@ -159,30 +160,30 @@ def test_each_image_meets_one_expert_a_layer(exported, tmp_path):
     graph.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in experts)
     onnx.save(graph, tmp_path / "experts.onnx")
     for batch in (1, 10):
-        images = [len(rows) for rows in onnx_predictor(tmp_path / "experts.onnx")(noise(batch))]
+        images = [len(rows) for rows in onnx_predictor(tmp_path / "experts.onnx")(real[:batch])]
         assert [sum(images[layer : layer + 2]) for layer in range(0, len(images), 2)] == [batch] * len(model.moe_layers())
 
 
-def test_an_expert_sees_its_own_images_alone():
+def test_an_expert_gets_the_images_that_chose_it_and_no_other():
     model = Traceable(learned(MoEKind(0.5, 2)))
     seen = []
     layer = next(module for module in model.modules() if isinstance(module, TraceableConv2d))
     for expert in layer.experts:
-        expert.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+        expert.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     _, routes = model(noise(12))
     assert seen == torch.bincount(routes[:, 0], minlength=2).tolist()
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_network_itself_is_untouched(form, exported):
-    model, before, _ = exported(form)
+    model, before, _, _ = exported(form)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_file_holds_its_facts_and_no_path_of_this_machine(form, exported):
-    _, _, path = exported(form)
+    _, _, path, _ = exported(form)
     content = path.read_bytes()
     assert str(Path(__file__).parents[2]).encode() not in content
     assert b"traceable.py" not in content
@@ -216,7 +217,7 @@ def test_unknown_format():
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_file_that_is_none(form, tmp_path):
+def test_a_file_with_something_else(form, tmp_path):
     (tmp_path / "network").write_bytes(b"something else")
     with pytest.raises(UserError, match="network: not a"):
         FORMATS[form].predictor(tmp_path / "network")
