@@ -13,6 +13,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported, as 
 import pytest
 import small_backbone
 from recorder import Recorder
+from small_python import QUICK_SNAPSHOT
 
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig
@@ -30,15 +31,15 @@ def register_small_backbone() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quick_gallery() -> Iterator[None]:
-    """Attack the images of a Record's gallery by PGD-10. PGD-50 at five epsilons would take most of a tiny evaluation's time."""
-    with patch("advmoe.evaluation.snapshot.GALLERY_ATTACK", "pgd_10"):
+def quick_snapshot() -> Iterator[None]:
+    """Fewer attacks for the gallery and the curve of a Record. test_snapshot.py tests them as they are."""
+    with patch.multiple("advmoe.evaluation.snapshot", **QUICK_SNAPSHOT):
         yield
 
 
 @pytest.fixture(scope="module")
 def small_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Python processes that the module's tests start know the small backbone and draw a quick gallery (see small_python.py)."""
+    """Python processes that the module's tests start know the small backbone and take a quick snapshot (see small_python.py)."""
     executable = tmp_path_factory.mktemp("small_python") / "python"
     executable.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).with_name("small_python.py")}" "$0" "$@"\n')
     executable.chmod(0o755)

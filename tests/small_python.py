@@ -1,4 +1,4 @@
-"""A Python for the processes that tests start: it knows the small backbone and draws a quick gallery, as the tests themselves.
+"""A Python for the processes that tests start: it knows the small backbone and takes a quick snapshot, as the tests do.
 
 `small_python.py EXECUTABLE -m MODULE ...` and `... -c CODE ...` run like Python's. The process starts others by EXECUTABLE. The
 fixture `small_processes` makes an executable of it.
@@ -6,14 +6,17 @@ fixture `small_processes` makes an executable of it.
 
 import runpy
 import sys
+from unittest.mock import patch
 
 import small_backbone
 
-from advmoe.evaluation import snapshot
+QUICK_SNAPSHOT = {  # for a Record's snapshot, which would take most of a tiny evaluation's time
+    "GALLERY_ATTACK": "pgd_10", "GALLERY_STEPS": (0.5,), "CURVE_EPSILONS": (0.0, 0.25, 0.5, 1.0),
+}  # fmt: skip
 
 if __name__ == "__main__":
     small_backbone.register()
-    snapshot.GALLERY_ATTACK = "pgd_10"
+    patch.multiple("advmoe.evaluation.snapshot", **QUICK_SNAPSHOT).start()
     sys.executable, option, program, *arguments = sys.argv[1:]
     sys.argv = [option, *arguments]
     if option == "-m":

@@ -19,11 +19,11 @@ def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, tiny):
     assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "at_moe", "advmoe"]
     for name in ("trajectories.png", "images.png"):
         assert Path(tmp_path / "demo" / name).read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "at_small_dense" in said
+    output = capsys.readouterr().out
+    assert "at_small_dense" in output
     questions = ("How robust?", "At what cost?", "Does choosing an expert help?")
-    assert all(question in said for question in questions)
-    assert f"The report: {tmp_path}/demo/report.html" in said
+    assert all(question in output for question in questions)
+    assert f"The report: {tmp_path}/demo/report.html" in output
     page = (tmp_path / "demo/report.html").read_text()
     first = page[page.index('id="verdict"') :]
     assert [first.index(question) for question in questions] == sorted(first.index(question) for question in questions)

@@ -7,11 +7,14 @@ import sys
 
 import pytest
 import yaml
+from small_backbone import SMALL
 
 from advmoe.cli.main import main
 
+pytestmark = pytest.mark.usefixtures("small_processes")
+
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
-TINY += ["--num-steps", "1", "--epochs", "2", "--device", "cpu"]
+TINY += ["--backbone", SMALL, "--num-steps", "1", "--epochs", "2", "--device", "cpu"]
 
 
 def error_line(capsys, *arguments):

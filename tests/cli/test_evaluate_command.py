@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_backbone import SMALL
 
 from advmoe.cli.main import main
 from advmoe.evaluation import PRESETS
@@ -20,8 +21,10 @@ from advmoe.models.digest import weights_digest
 from advmoe.reports.cells import summarise
 from advmoe.reports.collect import collect
 
+pytestmark = pytest.mark.usefixtures("small_processes")
+
 TINY = [
-    "--recipe", "demo-advmoe", "--method", "at_moe", "--norms", "shared", "--backbone", "vgg16_bn", "--width", "4",
+    "--recipe", "demo-advmoe", "--method", "at_moe", "--norms", "shared", "--backbone", SMALL, "--width", "4",
     "--limit-train", "100", "--limit-test", "12", "--batch-size", "20", "--num-steps", "1", "--epochs", "2",
     "--tied-share", "0", "--epsilon", "0.02", "--device", "cpu",
 ]  # fmt: skip

@@ -13,7 +13,7 @@ from PIL import Image
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.data.images import balanced
 from advmoe.evaluation import EvaluationOptions, evaluate
-from advmoe.evaluation.snapshot import GALLERY_ATTACK, GALLERY_STEPS, gallery_rows, png, snapshot
+from advmoe.evaluation.snapshot import CURVE_EPSILONS, GALLERY_ATTACK, GALLERY_STEPS, gallery_rows, png, snapshot
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
 
@@ -52,9 +52,10 @@ def labelled(model):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def real_gallery():
-    """The package's attack instead of the shorter one of tests/conftest.py."""
-    with patch("advmoe.evaluation.snapshot.GALLERY_ATTACK", GALLERY_ATTACK):
+def full_snapshot():
+    """The package's attacks instead of the shorter ones of tests/conftest.py."""
+    names = {"GALLERY_ATTACK": GALLERY_ATTACK, "GALLERY_STEPS": GALLERY_STEPS, "CURVE_EPSILONS": CURVE_EPSILONS}
+    with patch.multiple("advmoe.evaluation.snapshot", **names):
         yield
 
 
