@@ -55,6 +55,21 @@ def registries() -> Iterator[None]:
 
 
 @pytest.fixture
+def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tenth of the queries of AutoAttack's Square, which takes most of AutoAttack's time on a tiny network."""
+    from pyautoattack import AutoAttack
+
+    set_version = AutoAttack._set_version
+
+    def shortened(suite: AutoAttack, version: str = "standard") -> None:
+        set_version(suite, version)
+        assert suite.square.n_queries == 5000
+        suite.square.n_queries = 500
+
+    monkeypatch.setattr(AutoAttack, "_set_version", shortened)
+
+
+@pytest.fixture
 def recorder() -> Iterator[Recorder]:
     observer, handler = Recorder(), logging.Handler(logging.WARNING)
     handler.emit = lambda record: observer.notes.append(record.getMessage())  # type: ignore[method-assign]
