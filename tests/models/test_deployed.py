@@ -32,6 +32,46 @@ def test_same_logits_and_routes(backbone, kind):
     assert not any(isinstance(module, Router) for module in copy.modules())
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@torch.inference_mode()
+def test_single_precision_gives_the_same_within_rounding(kind):
+    """In float32, filters are packed, and sums and activations are part of the convolution."""
+    model = random_network("resnet18", kind).float().eval()
+    copy = deployed(model)
+    random = torch.Generator().manual_seed(1)
+    for batch in (0, 1, 7):
+        x = torch.rand(batch, 3, 16, 16, generator=random)
+        before = x.clone()
+        even = torch.randint(0, 2, (batch, max(1, len(model.moe_layers()))), generator=random)
+        for route in (even, torch.zeros_like(even), even.sort(dim=0).values):
+            expected, given = (network.forward_routed(x, ForcedGate(route)) for network in (model, copy))
+            torch.testing.assert_close(given[0], expected[0], rtol=1e-4, atol=1e-5)
+            for ours, theirs in zip(given[1], expected[1], strict=True):
+                torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
+                assert torch.equal(ours.experts, theirs.experts)
+        assert torch.equal(x, before)
+
+
+def test_images_move_only_where_the_grouping_changes():
+    """A block moves its images three times: both branches at its start, and between its convolutions; the last block, back."""
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(width=8), MoEKind(0.5, 2), SPEC)
+    copy, layers = deployed(model), len(model.moe_layers())
+    x, layer = torch.rand(8, *SPEC.shape), torch.arange(layers)
+    images = torch.arange(8)[:, None]
+    moved = {}
+    for name, forced in (
+        ("same", images % 2 + 0 * layer),
+        ("one expert", 0 * images + 0 * layer),
+        ("changing", (images >> layer % 3) % 2),
+    ):
+        with torch.inference_mode(), Operators() as operators:
+            copy.forward_routed(x, ForcedGate(forced))
+        moved[name] = operators.moves
+    blocks = layers // 2
+    assert moved == {"same": 1 + 1 + 1, "one expert": 0, "changing": 1 + 2 * blocks + blocks}
+
+
 def test_routers_stay_float32_under_autocast():
     torch.manual_seed(0)
     model = build_model(ModelConfig(width=8), MoEKind(0.5, 2), SPEC).eval()
@@ -52,10 +92,11 @@ def test_gates_that_run_other_experts_are_refused_in_one_line():
 class Operators(TorchDispatchMode):
     """Counts the operators that reach a device; views and allocations inside them do not count."""
 
-    count = 0
+    count = moves = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         self.count += 1
+        self.moves += function is torch.ops.aten.index_select.default and args[0].dim() == 4
         return function(*args, **(kwargs or {}))
 
 

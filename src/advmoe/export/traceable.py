@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from advmoe.models import Classifier, fused
-from advmoe.models.deployed import RoutedConv2d
 from advmoe.models.fused import fold_routers
+from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import Gate, MoEConv2d, Routing, Routings
 
 TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants

@@ -9,7 +9,7 @@ from advmoe.benchmark.setup import QUICK as TOY
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites import SUITES, inference, memory, training
 from advmoe.benchmark.variants import KINDS
-from advmoe.models.deployed import RoutedConv2d
+from advmoe.models.routed import RoutedConv2d
 
 CPU = torch.device("cpu")
 

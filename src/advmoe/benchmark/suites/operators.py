@@ -13,9 +13,9 @@ from advmoe.benchmark.setup import Setup
 
 PASSES = 10
 PARTS = {
-    "convolution": ("mkldnn_convolution",),
+    "convolution": ("mkldnn_convolution", "mkldnn::_convolution_pointwise", "mkldnn::_convolution_pointwise_"),
     "gather": ("index_select",),
-    "scatter": ("index_copy_",),
+    "scatter": ("index_copy_", "index_add_", "scatter_add_", "fill_"),  # the last clears the tensor that groups are added to
     "activation and addition": ("clamp_min_", "add_"),
     "pooling and routers": ("sum", "addmm", "mean", "div_", "argmax", "sub", "rsqrt", "mul"),
 }

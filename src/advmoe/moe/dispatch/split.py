@@ -36,14 +36,18 @@ def groups_of(experts: Tensor, num_experts: int) -> Groups:
     """Group the images by their `experts` [B] int64, in ascending order of experts."""
     if len(experts) == 1:
         return [(int(experts), ALL_ROWS)]
-    if experts.device.type == "cpu" and not torch.compiler.is_compiling():  # NumPy calls a tenth of the operators
-        numbers = experts.numpy()
-        counts, order = np.bincount(numbers, minlength=num_experts).tolist(), torch.from_numpy(numbers.argsort(kind="stable"))
-    else:
-        counts, order = torch.bincount(experts, minlength=num_experts).tolist(), experts.argsort(stable=True)
+    counts, order = sorted_by_expert(experts, num_experts)
     if max(counts) == len(experts):  # also an empty batch, which keeps its shapes
         return [(counts.index(len(experts)), ALL_ROWS)]
     return [(e, rows) for e, rows in enumerate(order.split(counts)) if counts[e]]
+
+
+def sorted_by_expert(experts: Tensor, num_experts: int) -> tuple[list[int], Tensor]:
+    """The number of images of each expert, and the indices [B] int64 of the images in ascending order of their `experts` [B]."""
+    if experts.device.type == "cpu" and not torch.compiler.is_compiling():  # NumPy calls a tenth of the operators
+        numbers = experts.numpy()
+        return np.bincount(numbers, minlength=num_experts).tolist(), torch.from_numpy(numbers.argsort(kind="stable"))
+    return torch.bincount(experts, minlength=num_experts).tolist(), experts.argsort(stable=True)
 
 
 def run_groups(x: Tensor, groups: Groups, convolve: Convolve) -> Tensor:
@@ -52,7 +56,7 @@ def run_groups(x: Tensor, groups: Groups, convolve: Convolve) -> Tensor:
         return convolve(x, groups[0][0])
     y: Tensor | None = None
     for e, rows in groups:
-        part = convolve(_take(x, rows), e)
+        part = convolve(take_images(x, rows), e)
         y = _empty_batch(part, len(x)) if y is None else y
         _put(y, rows, part)
     assert y is not None
@@ -67,7 +71,7 @@ def add_groups(x: Tensor, groups: Groups, convolve: Convolve, onto: Tensor) -> T
     """
     if len(groups) == 1:
         return convolve(x, groups[0][0]).add_(onto)
-    parts = [(rows, convolve(_take(x, rows), e)) for e, rows in groups]
+    parts = [(rows, convolve(take_images(x, rows), e)) for e, rows in groups]
     first = parts[0][1]
     if first.dtype == onto.dtype and _same_layout(first, onto):
         target = _flat(onto)
@@ -115,7 +119,7 @@ def _gradients(
     to_x = _empty_batch(x, len(x)) if needed[0] and not single else None
     to_filters = torch.zeros_like(bank.filters) if needed[1] else None
     for e, rows in groups if any(needed) else ():
-        dy, part = (gradient, x) if single else (_take(gradient, rows), _take(x, rows))
+        dy, part = (gradient, x) if single else (take_images(gradient, rows), take_images(x, rows))
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, part.to(dy.dtype), bank.of_expert(e), None, [bank.stride] * 2, [bank.padding] * 2, [1, 1], False, [0, 0], 1,
             [*needed, False],
@@ -165,7 +169,8 @@ def _add_aligned(filters: Tensor, start: int, width: int, window: Tensor) -> Non
 # Read and write rows of a batch, in the memory format of the batch
 
 
-def _take(x: Tensor, rows: Tensor) -> Tensor:
+def take_images(x: Tensor, rows: Tensor) -> Tensor:
+    """The images x[rows], in the memory format of x."""
     if _channels_last(x):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
     return x.index_select(0, rows)

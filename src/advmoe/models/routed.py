@@ -1,0 +1,72 @@
+"""The convolutions of a block for inference, plain and routed.
+
+Shapes: B images, C and K channels, N experts.
+"""
+
+from torch import Tensor, nn
+
+from advmoe.models.packed import PackedConv2d
+from advmoe.moe import Chosen, DenseConv2d, Gate, MoEConv2d, Routing, Routings
+from advmoe.moe.dispatch.split import add_groups, groups_of, run_groups
+
+
+class UnroutedConv2d(nn.Module):
+    """A plain convolution of a block, for inference: one expert that runs on all images. It ignores the gate."""
+
+    def __init__(self, layer: DenseConv2d) -> None:
+        super().__init__()
+        self.experts = nn.ModuleList([PackedConv2d(layer)])
+
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and no routings."""
+        return self.experts[0](x, onto=onto), ()
+
+
+class RoutedConv2d(nn.Module):
+    """A fused MoE layer for inference. Each expert is a separate convolution, which runs on the images that chose it."""
+
+    def __init__(self, layer: MoEConv2d) -> None:
+        super().__init__()
+        self.index = layer.index
+        self.router = layer.router
+        self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
+
+    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and the layer's Routing if the layer has a router.
+
+        Raises TypeError if the gate runs more than the chosen experts.
+        """
+        if self.router is not None:
+            logits = self.router(x)
+        assert logits is not None
+        experts = self.choose(logits, gate)
+        y = self.convolve(x, experts, onto)
+        return y, () if self.router is None else (Routing(logits, experts),)
+
+    def choose(self, logits: Tensor, gate: Gate) -> Tensor:
+        """The expert [B] int64 that the gate chooses for each image. Raises TypeError if the gate runs others too."""
+        weights = gate.weights(logits, self.index)
+        if type(weights) is not Chosen:
+            raise TypeError(
+                f"a deployed network takes hard and forced gates, not {type(gate).__name__}; advmoe.models.fused takes all"
+            )
+        return weights.experts
+
+    def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
+        """Each image through its expert, plus `onto` if given."""
+        groups = groups_of(experts, len(self.experts))
+        return run_groups(x, groups, self._expert) if onto is None else add_groups(x, groups, self._expert, onto)
+
+    def _expert(self, x: Tensor, expert: int) -> Tensor:
+        y: Tensor = self.experts[expert](x)
+        return y
+
+
+def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:
+    filters = layer.bank.of_expert(expert)
+    width, inputs, size, _ = filters.shape
+    convolution = nn.Conv2d(inputs, width, size, layer.stride, layer.bank.padding, bias=layer.bias is not None, device="meta")
+    convolution.weight = nn.Parameter(filters.detach().clone())  # a copy: in a file, a view would bring the full bank
+    if layer.bias is not None:
+        convolution.bias = nn.Parameter(layer.bias[expert].detach().clone())
+    return convolution

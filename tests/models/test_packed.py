@@ -1,0 +1,96 @@
+"""Convolutions with filters in the library's layout."""
+
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from advmoe.models.packed import PackedConv2d
+
+SETTINGS = [
+    (3, 8, 3, 1, 1, 1), (8, 12, 3, 2, 1, 1), (8, 8, 1, 1, 0, 1), (8, 16, 1, 2, 0, 1), (1, 1, 3, 1, 1, 1), (6, 4, 3, 1, 1, 2),
+    (5, 7, 7, 2, 3, 1), (64, 32, 3, 1, 1, 1),
+]  # fmt: skip
+
+
+def pair(settings, bias=True):
+    """A plain convolution and its packed form."""
+    torch.manual_seed(0)
+    inputs, outputs, size, stride, padding, groups = settings  # as in nn.Conv2d
+    plain = nn.Conv2d(inputs, outputs, size, stride, padding, groups=groups, bias=bias).requires_grad_(False)
+    return plain.to(memory_format=torch.channels_last), PackedConv2d(deepcopy(plain))
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_same_values_as_a_plain_convolution(settings, bias):
+    plain, packed = pair(settings, bias)
+    assert packed._packed is not None
+    for batch in (0, 1, 5):
+        x = torch.randn(batch, settings[0], 9, 8).contiguous(memory_format=torch.channels_last)
+        y = plain(x)
+        torch.testing.assert_close(packed(x), y)
+        torch.testing.assert_close(packed(x.contiguous()), y)
+        torch.testing.assert_close(packed(x, relu=True), y.relu())
+        assert (batch, *packed.output_shape(x)) == y.shape
+        for layout in (torch.channels_last, torch.contiguous_format):
+            rows = torch.randn(batch + 3, *y.shape[1:]).contiguous(memory_format=layout)
+            for relu in (False, True):
+                onto = rows.clone()
+                result = packed(x, relu, onto[1 : batch + 1])
+                expected = rows[1 : batch + 1] + y
+                assert result.data_ptr() == onto[1 : batch + 1].data_ptr()
+                torch.testing.assert_close(onto[1 : batch + 1], expected.relu() if relu else expected)
+                assert torch.equal(onto[:1], rows[:1])
+                assert torch.equal(onto[batch + 1 :], rows[batch + 1 :])
+
+
+def test_the_filters_follow_the_weights():
+    plain, packed = pair(SETTINGS[0])
+    other = nn.Conv2d(3, 8, 3, padding=1).requires_grad_(False)
+    x = torch.randn(2, 3, 8, 8)
+    assert packed.state_dict().keys() == plain.state_dict().keys()
+    copy = deepcopy(packed)
+    copy.load_state_dict(other.state_dict())
+    torch.testing.assert_close(copy(x), other(x))
+    torch.testing.assert_close(packed(x), plain(x))
+    torch.testing.assert_close(deepcopy(packed)(x), plain(x))
+    torch.testing.assert_close(packed.double()(x.double()), plain.double()(x.double()))
+    torch.testing.assert_close(packed.float()(x), plain.float()(x))
+
+
+def test_autograd_autocast_and_export_get_the_plain_convolution():
+    plain, packed = pair(SETTINGS[0])
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    ours, theirs = (torch.autograd.grad(layer(x).sin().sum(), x)[0] for layer in (packed, plain))
+    torch.testing.assert_close(ours, theirs)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(packed(x), plain(x))
+        assert packed(x).dtype == torch.bfloat16
+    x = x.detach()
+    torch.testing.assert_close(torch.func.vmap(packed)(x[None]), plain(x)[None])
+    assert not any("mkldnn" in str(node.target) for node in torch.export.export(packed, (x,)).graph.nodes)
+
+
+def test_without_a_correct_operator_the_plain_convolution_runs(monkeypatch):
+    plain, _ = pair(SETTINGS[0])
+    x = torch.randn(2, 3, 8, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(PackedConv2d, "_run", lambda self, packed, x, relu, onto: plain(x) + 0.01)
+        broken = PackedConv2d(plain)
+    assert broken._packed is None
+    torch.testing.assert_close(broken(x), plain(x))
+
+    def missing(*_):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_convolution_pointwise'")
+
+    monkeypatch.setattr(PackedConv2d, "_run", missing)
+    torch.testing.assert_close(PackedConv2d(plain)(x), plain(x))
+
+
+@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}])
+def test_other_paddings_run_as_plain_convolutions(options):
+    plain = nn.Conv2d(3, 8, 3, **options).requires_grad_(False)
+    x = torch.randn(2, 3, 8, 8)
+    torch.testing.assert_close(PackedConv2d(plain)(x), plain(x))
