@@ -102,7 +102,7 @@ def test_operators_are_counted_and_their_times_add_up():
     for kind in ("small dense", "MoE", "MoE, one expert"):
         parts = [value for name, value in values.items() if name.endswith(f": {kind}") and "operators" not in name]
         assert parts[-1] == pytest.approx(sum(parts[:-1]))
-        assert values[f"ResNet-18, batch 4, operators: {kind}"] > 50
+        assert values[f"ResNet-18, batch 4, operators: {kind}"] > 40
     assert values["ResNet-18, batch 4, gather: MoE"] > values["ResNet-18, batch 4, gather: MoE, one expert"] == 0
 
 
