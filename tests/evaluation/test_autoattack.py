@@ -1,6 +1,7 @@
 """AutoAttack under our runner gives the same flags as a direct call of the package."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -49,10 +50,20 @@ def robust_rows_of_package(model: nn.Module, x: Tensor, y: Tensor, seed: int) ->
 
 
 @pytest.mark.usefixtures("few_queries")
-def test_gives_the_flags_of_the_package_called_directly() -> None:
+def test_gives_the_flags_of_the_package_called_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = tiny_net(10)
     x, y = x[:16], y[:16]
-    evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=["autoattack"], seed=SEED, shard_size=SHARD)
+    calls, run = set(), AutoAttack.run_standard_evaluation
+
+    def recorded(suite: AutoAttack, *arguments: Any, **options: Any) -> Any:
+        calls.add((suite.seed, *suite.attacks_to_run))
+        return run(suite, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AutoAttack, "run_standard_evaluation", recorded)
+        evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=["autoattack"], seed=SEED, shard_size=SHARD)
+    parts = [name.removeprefix("aa_") for name in AUTOATTACK]
+    assert calls == {(derive_seed(SEED, shard) % 2**31, part) for shard in range(2) for part in parts}
     broken = {row for rows in evaluation.broken.values() for row in rows}
     ours = [row for row in evaluation.correct if row not in broken]
     expected = [
