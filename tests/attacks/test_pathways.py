@@ -130,6 +130,8 @@ def evaluated(budget: int) -> tuple[Evaluation, list[str]]:
 
 
 def test_the_budget_decides_which_pathways_are_attacked_and_one_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    for budget, count in ((16, 16), (15, 1 + CHEAPEST + RANDOM)):
+        assert pathways(replace(job(Layers(4), torch.rand(4, 1, 3, 3)), pathway_budget=budget)).shape == (4, count, 4)
     assert evaluated(16)[1] == ["ra_10", "ra_paths"]
     assert not caplog.messages
     assert evaluated(15)[1] == ["ra_10", "ra_paths_sampled"]
