@@ -1,7 +1,7 @@
-"""The hook of mkdocs.yml: what the site needs beyond Markdown.
+"""Hooks that mkdocs.yml names.
 
-Formulas become MathML, which browsers draw without a script from another server. Files of the repository that pages link to become
-part of the site, and so does the report's page, results/report.html.
+Formulas become MathML, which browsers display without a script from another server. The site also contains the JSON files in
+results/ that pages link to, and the report's page, results/report.html.
 """
 
 import html
@@ -35,14 +35,14 @@ def on_post_build(config: Any) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Change links to results, and links into docs/ from the repository's root, to their places in the site."""
+    """Change links to results, and links into docs/ from the repository's root, to their paths in the site."""
     if page.file.src_uri in PAGES.values():
         return markdown.replace("](docs/", "](")
     return LINKED.sub(rf"]({'../' * page.file.src_uri.count('/')}\1)", markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Formulas as MathML."""
+    """Replace formulas by MathML."""
     return FORMULA.sub(lambda match: mathml(html.unescape(match["latex"]), match["tag"] == "div"), content)
 
 

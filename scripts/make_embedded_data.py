@@ -3,8 +3,8 @@
     apt-get install dataset-fashion-mnist
     python scripts/make_embedded_data.py /usr/share/datasets/fashion-mnist
 
-Training and validation images come from the official training set, test images from the official test set; each
-part has equally many of every class, drawn with a fixed seed.
+Training and validation images come from the official training set, test images from the official test set. Each
+part has the same number of images of every class, drawn with a fixed seed.
 """
 
 import gzip
@@ -18,7 +18,7 @@ TARGET = Path(__file__).parents[1] / "src/advmoe/data/embedded/fashion-mnist.npz
 
 
 def read_idx(path: Path, header: int) -> np.ndarray:
-    """The bytes of an IDX file past its header."""
+    """The bytes of an IDX file after its header."""
     return np.frombuffer(gzip.decompress(path.read_bytes()), dtype=np.uint8, offset=header)
 
 
@@ -27,11 +27,11 @@ def main(folder: Path) -> None:
     random = np.random.default_rng(2017)
     arrays: dict[str, np.ndarray] = {}
     taken: dict[str, set[int]] = {"train": set(), "t10k": set()}
-    for part, (source, each) in PARTS.items():
+    for part, (source, count) in PARTS.items():
         images = read_idx(folder / f"{source}-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28)
         labels = read_idx(folder / f"{source}-labels-idx1-ubyte.gz", 8)
-        free = [np.setdiff1d(np.flatnonzero(labels == number), list(taken[source])) for number in range(10)]
-        rows = random.permutation(np.concatenate([random.choice(rows, each, replace=False) for rows in free]))
+        remaining = [np.setdiff1d(np.flatnonzero(labels == number), list(taken[source])) for number in range(10)]
+        rows = random.permutation(np.concatenate([random.choice(rows, count, replace=False) for rows in remaining]))
         taken[source] |= set(rows.tolist())
         arrays |= {f"{part}_images": images[rows], f"{part}_labels": labels[rows]}
     np.savez_compressed(TARGET, allow_pickle=False, **arrays)

@@ -3,7 +3,7 @@
     python scripts/make_hub_folder.py NETWORK OWNER/NAME FOLDER [LICENSE]
     hf upload OWNER/NAME FOLDER
 
-Nothing is sent. The card is read by the hub's library (extra hub), and the network is loaded from the folder.
+Nothing is uploaded. The card is read by the hub's library (extra hub), and the network is loaded from the folder.
 """
 
 import sys
@@ -45,7 +45,7 @@ def check(folder: Path, name: str) -> None:
 
 
 def main(network: str, name: str, folder: str, license: str | None = None) -> None:
-    """Build the folder and say what to do with it."""
+    """Build the folder, and print the command that uploads it."""
     build(network, name, Path(folder), license)
     print(f"{folder}: {', '.join(sorted(path.name for path in Path(folder).iterdir()))}\nnext: hf upload {name} {folder}")
 

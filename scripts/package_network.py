@@ -3,7 +3,7 @@
     python scripts/package_network.py RUN NAME [flags of advmoe evaluate]
     python scripts/package_network.py runs/cifar10/advmoe cifar10-w16 --standard --limit-test 300 --data-dir data
 
-The Record is that of the rounded weights: the file itself is evaluated. The same command continues an evaluation that was stopped.
+The file is evaluated, so the Record is that of the rounded weights. Repeat the command to continue an evaluation that was stopped.
 """
 
 import shutil
@@ -23,7 +23,7 @@ def write_weights(run: Path, name: str) -> Path:
     """Write the file of the run's best epoch. Raises UserError if it is too large."""
     path = networks.weights(name)
     save_file(load(run), path, half=True)
-    path.chmod(0o644)  # the library makes files for their owner alone
+    path.chmod(0o644)  # safetensors creates files that only their owner can read
     size = path.stat().st_size
     if size > networks.MAX_FILE:
         path.unlink()
@@ -39,7 +39,7 @@ def write_card(name: str) -> None:
 
 
 def main(run: Path, name: str, *flags: str) -> int:
-    """Write all three files; the exit status of the evaluation."""
+    """Write all three files. Returns the exit status of the evaluation."""
     path = write_weights(run, name)
     status = advmoe(["evaluate", str(path), *flags])
     if status == 0:

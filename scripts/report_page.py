@@ -16,25 +16,25 @@ from advmoe.reports.answers import answers
 from advmoe.reports.collect import collect
 
 RESULTS = Path(__file__).parents[1] / "results"
-SHOT = Path(__file__).parents[1] / "docs/images/report.png"
-FOLDERS = ("cifar10-jpeg", "embedded")  # the first leads
+SCREENSHOT = Path(__file__).parents[1] / "docs/images/report.png"
+FOLDERS = ("cifar10-jpeg", "embedded")  # the page starts with the first
 SIZE = "1200,900"
 
 
 def page_records() -> list[Record]:
-    """The Records of the folders that have any, CIFAR-10's first."""
+    """The Records in FOLDERS; a missing folder is skipped."""
     return [record for name in FOLDERS if any((RESULTS / name).glob("*.json")) for record in collect(RESULTS / name, print)]
 
 
 def first_of_each_method(records: list[Record]) -> list[Record]:
-    """One seed of the leading data set at model scale 0.5, for the three answers."""
-    leading, seed = records[0].dataset, min(record.seed for record in records)
-    alike = [record for record in records if (record.dataset, record.seed, record.config.model.model_scale) == (leading, seed, 0.5)]
-    return [record for record in alike if record.method != "at_moe"]  # its control with one expert has the same name
+    """The Records of the first data set's lowest seed at model scale 0.5, for the three answers."""
+    key = (records[0].dataset, min(record.seed for record in records), 0.5)
+    chosen = [record for record in records if (record.dataset, record.seed, record.config.model.model_scale) == key]
+    return [record for record in chosen if record.method != "at_moe"]  # its control with one expert has the same name
 
 
 def write_page(file: Path) -> None:
-    """Write the page."""
+    """Write the page to `file`."""
     records = page_records()
     with tempfile.TemporaryDirectory() as folder:
         write_report(records, Path(folder), print, answers(first_of_each_method(records)))
@@ -43,11 +43,11 @@ def write_page(file: Path) -> None:
 
 
 def take_screenshot() -> None:
-    """Write docs/images/report.png: what a reader sees first."""
+    """Write docs/images/report.png."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.html"
         write_page(file)
-        flags = ("--headless=new", "--no-sandbox", "--hide-scrollbars", f"--window-size={SIZE}", f"--screenshot={SHOT}")
+        flags = ("--headless=new", "--no-sandbox", "--hide-scrollbars", f"--window-size={SIZE}", f"--screenshot={SCREENSHOT}")
         subprocess.run(["chromium", *flags, file.as_uri()], check=True, capture_output=True)
 
 

@@ -36,7 +36,7 @@ CHECKS_LINES = ("No run failed", "Failed its checks")  # of a verdict
 
 
 def accuracies(records: list[Record]) -> list[Measure]:
-    """The measures of a table over Records."""
+    """The columns of a table of these Records."""
     return [measure for measure in measured(records) if measure.summary]
 
 
@@ -55,12 +55,12 @@ def table(records: list[Record]) -> str:
     columns = [*(measure.label for measure in accuracies(records)), *COST_COLUMNS]
     head = ["| method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     config = first.config
-    words = (
+    caption = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
         f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:g}, "
         "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not how good the method is."
     )
-    return "\n".join([*head, *(row(record) for record in records), "", words])
+    return "\n".join([*head, *(row(record) for record in records), "", caption])
 
 
 def read(path: str) -> Any:
@@ -74,7 +74,7 @@ def records(path: str) -> list[Record]:
 
 
 def report(name: str) -> Report:
-    """What `advmoe benchmark --json` wrote."""
+    """A file that `advmoe benchmark --json` wrote."""
     return Report.read(ROOT / "results/benchmarks" / f"{name}.json")
 
 
@@ -86,10 +86,10 @@ def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
         if row.suite in suites and row.unit in ("ratio", "exponent") and row.value is not None and row.spread is not None:
             target = f"{row.target}{'' if row.met else ' **missed**'}" if row.target else ""
             lines.append(f"| {row.name} | {row.value:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f}) | {target} |")
-    return "\n".join([*lines, "", machine_words(source.machine)])
+    return "\n".join([*lines, "", machine_text(source.machine)])
 
 
-GLANCE = (  # the most important rows: file, case, what, the question
+GLANCE = (  # the most important rows: file, case, variant, question
     ("inference", "ResNet-18, batch 64", "dense / MoE", "How much faster than the dense network, batch 64, PyTorch"),
     ("inference", "ResNet-18, batch 64", "MoE / small dense", "How much slower than the small dense network of about equal cost"),
     ("export", "batch 1, 2 threads", "dense, ONNX / routed, ONNX", "How much faster than dense, one image, ONNX Runtime"),
@@ -107,16 +107,16 @@ GLANCE = (  # the most important rows: file, case, what, the question
 def glance_table() -> str:
     """The six most important ratios."""
     lines = ["| question | ratio (rounds) | target |", "| --- | ---: | ---: |"]
-    for file, case, what, words in GLANCE:
+    for file, case, what, question in GLANCE:
         row = pivot(report(file).rows)[case][what]
         assert row.value is not None
         assert row.spread is not None
         target = f"{row.target}{'' if row.met else ' **missed**'}" if row.target else ""
-        lines.append(f"| {words} | {row.value:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f}) | {target} |")
-    return "\n".join([*lines, "", machine_words(report("inference").machine)])
+        lines.append(f"| {question} | {row.value:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f}) | {target} |")
+    return "\n".join([*lines, "", machine_text(report("inference").machine)])
 
 
-def machine_words(machine: Machine) -> str:
+def machine_text(machine: Machine) -> str:
     """'2 threads of AMD EPYC, 24 GiB, torch 2.13.0.'"""
     memory = "" if machine.memory is None else f", {machine.memory / 2**30:.0f} GiB"
     return f"{machine.threads} threads of {machine.cpu}{memory}, torch {machine.libraries['torch']}."
@@ -145,26 +145,26 @@ def methods_table() -> str:
     for summary in summaries:
         figures = summary.figures
         cells = [spread(figures[measure.name]) if measure.name in figures else "" for measure in measures]
-        saved = figures["reduction"].mean
-        cost = [f"{figures['gmacs'].mean:.4f}", f"{-saved:+.0f} %" if saved else "", str(summary.n)]
+        reduction = figures["reduction"].mean
+        cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
         lines.append(f"| `{summary.cell.label}` | {' | '.join([*cells, *cost])} |")
-    words = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
-    return "\n".join([*lines, "", words])
+    caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
+    return "\n".join([*lines, "", caption])
 
 
 def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
-    lines = [line for line in verdict(main_records()) if not line.startswith((*CHECKS_LINES,))]
+    lines = [line for line in verdict(main_records()) if not line.startswith(CHECKS_LINES)]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim)]
     lines += [
         f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {claim.detail.removesuffix(INTERVALS).strip()}"
         for claim in choices
     ]
-    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_words(main_records()[0])])
+    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
 
 
-def scale_words(record: Record) -> str:
+def scale_text(record: Record) -> str:
     """How much smaller the runs are than those of the paper."""
     config = record.config
     size = f"width {config.model.width} instead of 64, {config.training.epochs} epochs instead of 100"
@@ -202,11 +202,11 @@ def low_precision_table() -> str:
     for case, rows in pivot(report("low_precision").rows).items():
         cells = [number(rows[name].value, rows[name].unit) if name in rows else "" for name in columns]
         lines.append(f"| {case} | {' | '.join(cells)} |")
-    words = (
+    caption = (
         f"{IMAGES} test images of the embedded data set, percent; RA is {label('ra_worst_quick')} on {ATTACKED} of them; "
         f"int8 calibrated on {CALIBRATION} training images."
     )
-    return "\n".join([*lines, "", words])
+    return "\n".join([*lines, "", caption])
 
 
 def operators_table() -> str:
@@ -227,8 +227,8 @@ def faults_table() -> str:
         rows = [row for row in results["faults"] if row["fault"] == fault]
         done, survived = (sum(row[name] for row in rows) for name in ("tried", "survived"))
         lines.append(f"| {fault} | {len(rows)} | {done} | {survived}{'' if survived == done else ' **fewer**'} |")
-    words = f"`{results['command']}`, seed {results['seed']}, {in_versions(results['versions'])}."
-    return "\n".join([*lines, "", words])
+    caption = f"`{results['command']}`, seed {results['seed']}, {in_versions(results['versions'])}."
+    return "\n".join([*lines, "", caption])
 
 
 def fuzz_table() -> str:

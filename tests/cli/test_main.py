@@ -84,3 +84,13 @@ def test_ignored_interrupts_stay_ignored():
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[0] == "leaving\n"
+
+
+def test_help_of_every_command(capsys):
+    for command in ("train", "evaluate", "profile", "demo", "recipes"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"usage: advmoe {command}" in capsys.readouterr().out
+    assert main([]) == 0
+    assert "advmoe demo" in capsys.readouterr().out

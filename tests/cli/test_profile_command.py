@@ -37,6 +37,18 @@ def test_json_layers_sum_to_the_totals(capsys):
         assert sum(layer[name] for layer in profile["layers"]) == pytest.approx(profile[name])
 
 
+def test_profile_json_has_the_four_figures(capsys):
+    assert main(["profile", "--recipe", "cifar10-resnet18-advmoe", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert set(figures) == {"params", "gmacs_ideal", "gmacs_executed", "gmacs_dense"}
+    assert figures["gmacs_ideal"] == pytest.approx(0.27 * figures["gmacs_dense"], rel=0.02)
+
+
+def test_profile_takes_overrides(capsys):
+    assert main(["profile", "--recipe", "cifar10-resnet18-at_small_dense", "--model-scale", "0.2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["gmacs_ideal"] == pytest.approx(0.021, abs=0.001)
+
+
 def test_sparse_says_what_is_counted(capsys):
     assert "compact network" in run_command(capsys, "profile", "--recipe", "demo-at_sparse", "--width", "4")
     assert "compact network" not in run_command(capsys, *TINY)

@@ -11,7 +11,6 @@ import yaml
 from PIL import Image
 from small_backbone import SMALL
 
-from advmoe.cli.display import _duration
 from advmoe.cli.main import main
 from advmoe.cli.streams import LOG_WIDTH, console
 
@@ -125,8 +124,3 @@ def test_waiting_threads_soon_sleep_unless_the_user_chose_otherwise() -> None:
         variables = {name: text for name, text in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | chosen
         process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=variables)
         assert process.stdout.split()[-1] == value
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
-def test_durations(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text

@@ -1,10 +1,7 @@
-"""What each attack catches alone, the bracket, and a network compared with its control."""
-
 from records import record
 
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports.attacks import bracket, caught_alone, gains
-from advmoe.reports.control import compared, worst_case_difference
 from advmoe.reports.runs import run_of
 from advmoe.reports.tables import evaluation_lines
 
@@ -13,12 +10,6 @@ def with_attacks(**broken):
     evaluation = record().evaluation.model_copy(deep=True)
     evaluation.broken = broken
     return evaluation
-
-
-def with_flags(flags, **fields):
-    result = record(**fields)
-    result.evaluation.flags = flags
-    return result
 
 
 def test_an_attack_catches_alone_what_no_other_one_broke():
@@ -47,16 +38,3 @@ def test_gains_of_the_choice_are_printed_and_shown_on_the_page():
     assert any(gains(advmoe.evaluation) in line for line in evaluation_lines(advmoe.evaluation))
     assert ("gain in RA-10 by choosing an expert", gains(advmoe.evaluation)) in run_of(advmoe).facts
     assert gains(record("at_dense").evaluation) == ""
-
-
-def test_a_network_is_compared_with_its_control_image_by_image():
-    pair = with_flags("1110" * 25), with_flags("1011" * 25, run="one-expert")
-    assert worst_case_difference([pair]).value == 0
-    assert worst_case_difference([]) is None
-    ahead = with_flags("1" * 60 + "0" * 40), with_flags("1" * 30 + "0" * 70, run="one-expert")
-    line = compared(*ahead)
-    assert "minus that of one-expert, on the same images: +30.0 points (" in line
-    assert line.endswith(": more robust")
-    assert compared(*reversed(ahead)).endswith(": less robust")
-    assert "evaluated on other images" in compared(ahead[0], with_flags("1"))
-    assert "epsilon or norm differs" in compared(ahead[0], with_flags(ahead[1].evaluation.flags, epsilon=0.5))

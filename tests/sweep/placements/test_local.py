@@ -11,7 +11,7 @@ from advmoe.errors import UserError
 from advmoe.sweep import schedule
 from advmoe.sweep.placements import Request, local
 from advmoe.sweep.placements.local import LocalPlacement
-from advmoe.sweep.schedule import deadline, drive
+from advmoe.sweep.schedule import drive
 
 
 @pytest.fixture
@@ -128,9 +128,3 @@ def test_when_the_time_is_up_jobs_are_stopped_and_none_is_started(job, monkeypat
     assert [process.returncode for process in processes] == [-15, -15]
     assert drive(placement, jobs, lambda: None, started).remaining == ("0", "1", "2")
     assert len(processes) == 2
-
-
-def test_a_share_of_the_time_is_reserved_for_the_end():
-    assert deadline(100.0, None) == float("inf")
-    assert deadline(100.0, 9.0) == 100 + 540 - 20
-    assert deadline(100.0, 1.0) == 100 + 60 - 3

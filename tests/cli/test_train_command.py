@@ -1,4 +1,4 @@
-"""`advmoe train`, `evaluate` and `profile` together: what they print and write, and the errors of wrong arguments."""
+"""`advmoe train`: what it writes, the evaluation of its run, and the errors of wrong arguments."""
 
 import json
 import os
@@ -71,18 +71,6 @@ def test_evaluate_prints_and_writes_a_record(run, capsys):
     assert record["ra"]["50"] <= record["ra"]["10"] + 10 <= record["sa"] + 10
     assert record["fingerprint"]
     assert record["config"]["method"] == "advmoe"
-
-
-def test_profile_json_has_the_four_figures(capsys):
-    assert main(["profile", "--recipe", "cifar10-resnet18-advmoe", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    assert set(figures) == {"params", "gmacs_ideal", "gmacs_executed", "gmacs_dense"}
-    assert figures["gmacs_ideal"] == pytest.approx(0.27 * figures["gmacs_dense"], rel=0.02)
-
-
-def test_profile_takes_overrides(capsys):
-    assert main(["profile", "--recipe", "cifar10-resnet18-at_small_dense", "--model-scale", "0.2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["gmacs_ideal"] == pytest.approx(0.021, abs=0.001)
 
 
 @pytest.mark.parametrize(
@@ -174,13 +162,3 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_run(tmp_path):
     process.stdout.close()
     assert not (tmp_path / "broken/checkpoints/epoch-0003").exists()
     assert finish(tmp_path / "broken", "--resume") == losses
-
-
-def test_help_of_every_command(capsys):
-    for command in ("train", "evaluate", "profile", "demo", "recipes"):
-        with pytest.raises(SystemExit) as stop:
-            main([command, "--help"])
-        assert stop.value.code == 0
-        assert f"usage: advmoe {command}" in capsys.readouterr().out
-    assert main([]) == 0
-    assert "advmoe demo" in capsys.readouterr().out

@@ -1,0 +1,52 @@
+import io
+import logging
+
+import pytest
+from rich.console import Console
+
+from advmoe.cli.display import EvaluationProgress, TrainingProgress, _duration
+from advmoe.evaluation.store import Shard
+
+
+@pytest.fixture
+def output() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def console(output: io.StringIO) -> Console:
+    """A console that is not a terminal."""
+    return Console(file=output)
+
+
+def test_each_epoch_and_warning_is_a_line(console: Console, output: io.StringIO) -> None:
+    with TrainingProgress(console, "run", 3) as progress:
+        logging.getLogger("advmoe").warning("an expert is dead")
+        for epoch in (1, 3):
+            progress.epoch({
+                "phase": 1, "score": 40.0, "epoch": epoch, "iterations": 10, "train_seconds": 5.0, "validate_seconds": 1.0,
+                "loss": 2.5, "val_sa": 50.0, "val_ra": 40.0, "load": [[0.25, 0.75], [0.5, 0.5]],
+            })  # fmt: skip
+    assert output.getvalue().splitlines() == [
+        "warning: an expert is dead",
+        "run  epoch 1/3  loss 2.500  held-out SA 50.0 RA 40.0  2.0 it/s  busiest expert 75%  12 s left",
+        "run  epoch 3/3  loss 2.500  held-out SA 50.0 RA 40.0  2.0 it/s  busiest expert 75%",
+    ]
+
+
+def test_each_attack_on_a_shard_is_a_line_with_the_worst_case_so_far(console: Console, output: io.StringIO) -> None:
+    with EvaluationProgress(console, "run", 2, log=True) as progress:
+        progress.attacked("pgd_10", 0, Shard(rows=[0, 1, 2], correct=[0, 2], ever=[2]))
+        progress.attacked("pgd_10", 1, Shard(rows=[3, 4], correct=[3, 4]))
+        progress.attacked("pgd_50", 0, Shard(rows=[0, 1, 2], correct=[0, 2], ever=[0, 2]))
+        progress.attacked("pgd_50", 1, Shard(rows=[3, 4], correct=[3, 4]), log=False)
+    assert output.getvalue().splitlines() == [
+        "run: shard 1/2 pgd_10 done; 1 of 3 images withstand every attack so far",
+        "run: shard 2/2 pgd_10 done; 3 of 5 images withstand every attack so far",
+        "run: shard 1/2 pgd_50 done; 2 of 5 images withstand every attack so far",
+    ]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
+def test_durations(seconds: float, text: str) -> None:
+    assert _duration(seconds) == text

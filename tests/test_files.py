@@ -1,0 +1,66 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from advmoe.errors import UserError
+from advmoe.files import bounded_text, check_utf8, drafted, json_object, write_atomically, write_json
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail() -> None:
+        with drafted(path) as draft:
+            draft.write_text("half of the new text")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_is_replaced_only_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+    with drafted(path) as draft:
+        draft.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", "{", "[" * 100_000, '{"a": 1', ""])
+def test_a_file_without_a_json_object_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text(text)
+    assert json_object(tmp_path / "file") is None
+
+
+def test_json_is_read_as_it_was_written(tmp_path: Path) -> None:
+    assert json_object(tmp_path / "file") is None
+    write_json(tmp_path / "file", {"a": [1, None, "é"]})
+    assert json_object(tmp_path / "file") == {"a": [1, None, "é"]}
+    assert json_object(tmp_path) is None
+
+
+def test_only_plain_files_up_to_the_limit_are_read(tmp_path: Path) -> None:
+    path, pipe = tmp_path / "file", tmp_path / "pipe"
+    path.write_text("four")
+    os.mkfifo(pipe)
+    assert bounded_text(path, 4) == "four"
+    with pytest.raises(UserError, match="file: has 4 bytes; at most 3 are read"):
+        bounded_text(path, 3)
+    with pytest.raises(UserError, match="pipe: not a plain file"):
+        bounded_text(pipe, 4)
+    with pytest.raises(FileNotFoundError):
+        bounded_text(tmp_path / "missing", 4)
+    with pytest.raises(IsADirectoryError):
+        bounded_text(tmp_path, 2**20)
+
+
+def test_a_path_that_is_not_utf_8_is_refused() -> None:
+    check_utf8(Path("né"))
+    with pytest.raises(UserError, match=r"^n\\udce9: the path must be UTF-8 text; give another name$"):
+        check_utf8(Path("n\udce9"))
