@@ -63,9 +63,9 @@ def cost_lines(network: Cost, dense: Estimate, layers: bool) -> list[str]:
 
 
 def _layer_lines(network: Cost) -> list[str]:
-    wide = max(len(layer.name) for layer in network.layers)
-    head = f"{'layer':{wide}} {'parameters':>12} {'GMACs, ideal':>14} {'executed':>14}"
-    rows = (f"{c.name:{wide}} {c.params:12,} {c.gmacs_ideal:14.9f} {c.gmacs_executed:14.9f}" for c in network.layers)
+    width = max(len(layer.name) for layer in network.layers)
+    head = f"{'layer':{width}} {'parameters':>12} {'GMACs, ideal':>14} {'executed':>14}"
+    rows = (f"{c.name:{width}} {c.params:12,} {c.gmacs_ideal:14.9f} {c.gmacs_executed:14.9f}" for c in network.layers)
     return [head, *rows]
 
 

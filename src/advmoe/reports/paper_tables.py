@@ -73,18 +73,18 @@ def tables(records: Iterable[Record]) -> list[Table]:
 def is_run_of(summary: Summary, printed: PrintedCell) -> bool:
     """Whether a cell of our runs has exactly the printed setting, with all of the data."""
     config, cell = recipe(printed.recipe), summary.cell
-    wanted = Cell(
+    expected = Cell(
         printed.dataset, printed.model, None, printed.method, printed.model_scale,
         config.model.num_experts if printed.method in ROUTED else 1, printed.attack_steps, config.attack.epsilon, "Linf",
         config.training.epochs, *CIFAR10,
     )  # fmt: skip
-    return cell == wanted and not summary.departures
+    return cell == expected and not summary.departures
 
 
 def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
-    judged = [one for one in judged_cells() if one.cell.table == name]
-    runs = [next((summary for summary in summaries if is_run_of(summary, one.cell)), None) for one in judged]
-    printed = [field for field in PRINTED_AS if any(getattr(one.cell, field) is not None for one in judged)]
+    judged = [judged_cell for judged_cell in judged_cells() if judged_cell.cell.table == name]
+    runs = [next((summary for summary in summaries if is_run_of(summary, judged_cell.cell)), None) for judged_cell in judged]
+    printed = [field for field in PRINTED_AS if any(getattr(judged_cell.cell, field) is not None for judged_cell in judged)]
     existing = [run for run in runs if run is not None]
     worst = ["ra_worst", *(name for name in WORST[1:] if any(name in (*run.figures, *run.mixed) for run in existing))]
     notes = Notes(existing)
@@ -94,7 +94,7 @@ def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
         *(f"{title}, {column}" for title in (measure.column for measure in COSTS) for column in COLUMNS[:2]),
     ]  # fmt: skip
     pairs = sorted(zip(judged, runs, strict=True), key=lambda pair: pair[1] is None)  # cells that were run first
-    rows = tuple(_paper_row(one, run, printed, worst, notes) for one, run in pairs)
+    rows = tuple(_paper_row(judged_cell, run, printed, worst, notes) for judged_cell, run in pairs)
     about, not_run = f"{PRINTED} {MEANING}", runs.count(None)
     return Table(f"table_{name.lower()}", TITLES[name], tuple(columns), rows, about, tuple(notes.texts), not_run)
 
@@ -109,8 +109,8 @@ def _paper_row(
     cost = [Entry(f"{cell.gflops:.2f}", cell.gflops, marks=marks), _ours(run, "gmacs", notes)]
     reduction = BLANK if cell.reduction is None else Entry(f"{cell.reduction:.0f}", cell.reduction, marks=marks)
     return (
-        *_who(cell.model, cell.model_scale, cell.method), Entry(str(run.n), run.n) if run else NOT_RUN, *accuracies, *extra,
-        *(_ours(run, name, notes) for name in worst), *cost, reduction, _ours(run, "reduction", notes),
+        *_model_entries(cell.model, cell.model_scale, cell.method), Entry(str(run.n), run.n) if run else NOT_RUN,
+        *accuracies, *extra, *(_ours(run, name, notes) for name in worst), *cost, reduction, _ours(run, "reduction", notes),
     )  # fmt: skip
 
 
@@ -143,18 +143,20 @@ def figure_entry(figure: Figure, name: str, runs: int, marks: tuple[int, ...] = 
     return Entry(text + (f" (n = {figure.n})" if figure.n != runs else ""), figure.mean, spread, marks)
 
 
-def _who(backbone: str, model_scale: float, method: str) -> tuple[Entry, Entry, Entry]:
+def _model_entries(backbone: str, model_scale: float, method: str) -> tuple[Entry, Entry, Entry]:
     return Entry(BACKBONES.get(backbone, backbone)), Entry(f"{model_scale:g}", model_scale), Entry(look(method).title)
 
 
 def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: Sequence[tuple[float, str]]) -> Table:
     """Table of a setting that the paper does not print; `missing` are the scales and methods that were not run in it."""
     shared = [text for text in summaries[0].departures if all(text in summary.departures for summary in summaries)]
-    figures = [one.name for one in SUMMARY if any(one.name in (*summary.figures, *summary.mixed) for summary in summaries)]
+    figures = [
+        measure.name for measure in SUMMARY if any(measure.name in (*summary.figures, *summary.mixed) for summary in summaries)
+    ]
     words, notes = " ".join(in_words(setting).split()), Notes(summaries)
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
-    rows = [(one.cell.method, one.cell.model_scale, _our_row(one, figures, shared, notes)) for one in summaries]
-    rows += [(method, scale, (*_who(setting.backbone, scale, method), *blanks)) for scale, method in missing]
+    rows = [(summary.cell.method, summary.cell.model_scale, _our_row(summary, figures, shared, notes)) for summary in summaries]
+    rows += [(method, scale, (*_model_entries(setting.backbone, scale, method), *blanks)) for scale, method in missing]
     absent = [entries for *_, entries in rows[len(summaries) :]]
     rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
@@ -163,7 +165,7 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
 
 
 def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], notes: Notes) -> tuple[Entry, ...]:
-    backbone, scale, method = _who(summary.cell.backbone, summary.cell.model_scale, summary.cell.method)
+    backbone, scale, method = _model_entries(summary.cell.backbone, summary.cell.model_scale, summary.cell.method)
     extra = [text for text in summary.departures if text not in shared]
     marks = notes.mark("In this row also: " + "; ".join(extra) + ".") if extra else ()
     num_experts = summary.cell.num_experts
@@ -178,8 +180,8 @@ def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
     """Model scale and method of the cells of the paper's comparison that were not run."""
     ran = {(summary.cell.model_scale, summary.cell.method) for summary in summaries}
     scales = sorted({scale for scale, method in ran if method not in FULL_SCALE} or {ModelConfig().model_scale})
-    wanted = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in COMPARED]
-    return [cell for cell in dict.fromkeys(wanted) if cell not in ran]
+    expected = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in COMPARED]
+    return [cell for cell in dict.fromkeys(expected) if cell not in ran]
 
 
 def _rank(method: str) -> int:

@@ -23,11 +23,11 @@ from advmoe.training.start import best_network
 
 @dataclass(frozen=True)
 class Subject:
-    """A trained network to evaluate. `network` gives it in eval mode, without what is masked, on the data's device; `spec` gives
-    the format of its images.
+    """A trained network to evaluate. `network` returns it in eval mode, without masked weights, on the data's device; `spec`
+    returns the format of its images.
 
-    Shards are kept in `store`, the Record in `record`. `fingerprint` is that of the training data, None where it is not known.
-    `damaged` names checkpoints that were passed over.
+    Shards are kept in `store`, the Record in `record`. `fingerprint` is that of the training data, None if it is not known.
+    `damaged` names checkpoints that were skipped.
     """
 
     trained: Trained
@@ -66,8 +66,8 @@ def subject(what: Path) -> Subject:
 
     Raises UserError if there is none.
     """
-    elsewhere = not what.exists() and (networks.find(str(what)) is not None or hub.is_name(str(what)))
-    if what.is_file() or (what / FILE).is_file() or elsewhere:
+    packaged_or_on_hub = not what.exists() and (networks.find(str(what)) is not None or hub.is_name(str(what)))
+    if what.is_file() or (what / FILE).is_file() or packaged_or_on_hub:
         return _saved(what)
     if not what.exists():
         raise UserError(
@@ -109,6 +109,6 @@ def evaluate_folder(
     """The Record of the best epoch of the run in a folder, evaluated on the test part of `splits`.
 
     `config` is the run's, changed where the evaluation differs from the training. Results are kept in RUN/evaluation. Raises
-    UserError where the folder holds no complete checkpoint, and what `advmoe.evaluation.evaluate` raises.
+    UserError if the folder holds no complete checkpoint, and what `advmoe.evaluation.evaluate` raises.
     """
     return subject(run).evaluate(config, splits, options, dispatch)

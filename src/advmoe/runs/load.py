@@ -116,7 +116,7 @@ def _from_run(run: Path) -> Loaded:
 
 
 def _record(run: Path, config: RunConfig, best: Checkpoint) -> Record | None:
-    """The run's Record; None where there is none, or it speaks of another epoch: the run went on after it was evaluated."""
+    """The run's Record; None without one, or if it is that of another epoch: the run was continued after its evaluation."""
     path = run / "record.json"
     if not path.exists():
         return None

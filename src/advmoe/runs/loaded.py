@@ -23,7 +23,7 @@ from advmoe.moe.guards import in_transform
 from advmoe.moved import getter
 
 MAX_PIXEL = 16.0  # a value that is no pixel in [0, 1], not even with much noise
-CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a way of its own
+CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a different way
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -47,7 +47,7 @@ class Loaded(nn.Module):
     """A trained network in eval mode: pixels [B, C, H, W] in [0, 1] -> logits [B, classes].
 
     `classes` are the names of its outputs, `input_size` is (C, H, W), `threat_model` the ball that it was trained for, `config` the
-    run's configuration, `epoch` the run's best, `record` the Record of this very epoch, or None if it was not evaluated.
+    run's configuration, `epoch` the run's best, `record` the Record of this epoch, or None if it was not evaluated.
     """
 
     def __init__(
@@ -132,15 +132,17 @@ class Loaded(nn.Module):
 
     def _checked(self, image: np.ndarray | Tensor) -> Tensor:
         """[C, H, W] float32. Raises UserError unless it holds floats in [0, 1] of the input's shape."""
-        wanted = f"uint8 [H, W, C], or floats in [0, 1] of shape {self.input_size}"
+        expected_form = f"uint8 [H, W, C], or floats in [0, 1] of shape {self.input_size}"
         if not isinstance(image, np.ndarray | Tensor):
-            raise UserError(f"an image must be a path, a PIL image, or an array or tensor of {wanted}, not {type(image).__name__}")
+            raise UserError(
+                f"an image must be a path, a PIL image, or an array or tensor of {expected_form}, not {type(image).__name__}"
+            )
         pixels = torch.as_tensor(image)
         pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
         if not pixels.is_floating_point() or tuple(pixels.shape) != self.input_size:
-            raise UserError(f"pixels must be {wanted}, not {image.dtype} of shape {tuple(image.shape)}")
+            raise UserError(f"pixels must be {expected_form}, not {image.dtype} of shape {tuple(image.shape)}")
         if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-            raise UserError(f"pixels must be {wanted}, not values from {pixels.min().item():g} to {pixels.max().item():g}")
+            raise UserError(f"pixels must be {expected_form}, not values from {pixels.min().item():g} to {pixels.max().item():g}")
         return pixels.float()
 
 

@@ -216,21 +216,21 @@ class _Files:
 
     def evaluation(self) -> State:
         """The state of a trained run."""
-        lively = self.age <= _patience([seconds for shard in self.shards for seconds in shard], PATIENCE)
-        evaluated = max((when for name, when in self.changes.items() if name.startswith("evaluation" + os.sep)), default=0.0)
+        active = self.age <= _patience([seconds for shard in self.shards for seconds in shard], PATIENCE)
+        evaluated = max((change for name, change in self.changes.items() if name.startswith("evaluation" + os.sep)), default=0.0)
         newer = self.record is None or evaluated > self.changes.get("record.json", 0.0)
-        if self.is_evaluated() and not (lively and newer):
+        if self.is_evaluated() and not (active and newer):
             return State.DONE
         if not evaluated or not newer:
             return State.TRAINED
-        return State.EVALUATING if lively else State.STALLED
+        return State.EVALUATING if active else State.STALLED
 
     def is_evaluated(self) -> bool:
-        """Whether the Record is of the evaluation that was asked for."""
+        """Whether the Record is that of the requested evaluation."""
         if self.record is None or self.attacks is None or self.config is None:
             return self.record is not None
-        wanted = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
-        return self.record.threat == wanted and self.record.attacks >= frozenset(self.attacks)
+        requested = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
+        return self.record.threat == requested and self.record.attacks >= frozenset(self.attacks)
 
 
 # Tolerant readers
