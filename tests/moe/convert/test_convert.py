@@ -336,7 +336,7 @@ REFUSED = {
         lambda self, h: self.layers["x"](torch.cat([h, self.gamma.expand(2, 8, 16, 16)], 1)), x=nn.Conv2d(16, 8, 1)
     ),
     "forward: cat along dimension 2": Model(lambda self, h: torch.cat([h, h], 2)),
-    "forward: softmax is supported over": Model(lambda self, h: F.softmax(h, 1)),
+    "forward: softmax is supported only over": Model(lambda self, h: F.softmax(h, 1)),
     "forward: mean over other dimensions": Model(lambda self, h: h.mean(1, keepdim=True).expand(-1, 8, -1, -1)),
     "forward: view to a fixed": Model(lambda self, h: h.view(-1, 8, 8, 32)),
     "forward: unsqueeze turns [2, 8, 16, 16] into [2, 1, 8, 16, 16]": Model(lambda self, h: h.unsqueeze(1).squeeze(1)),
