@@ -6,8 +6,8 @@ from test_fused import KINDS, SPEC, random_network
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.config import ModelConfig
-from advmoe.models import MODELS, build_model, deployed
-from advmoe.moe import HARD, ForcedGate, MoEKind, Router, SoftGate
+from advmoe.models import MODELS, build_model, deployed, fused
+from advmoe.moe import HARD, DenseKind, ForcedGate, MoEKind, Router, SoftGate
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -50,6 +50,18 @@ def test_single_precision_gives_the_same_within_rounding(kind):
                 torch.testing.assert_close(ours.logits, theirs.logits, rtol=1e-4, atol=1e-5)
                 assert torch.equal(ours.experts, theirs.experts)
         assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, 3)], ids=str)
+@pytest.mark.parametrize("backbone", ["resnet18", "wrn28_10"])
+def test_the_same_gradients_to_the_images(backbone, kind):
+    model = fused(random_network(backbone, kind))
+    copy = deployed(model)
+    random = torch.Generator().manual_seed(1)
+    x = torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=random, requires_grad=True)
+    gate = ForcedGate(torch.randint(0, 3, (6, max(1, len(model.moe_layers()))), generator=random))
+    given, expected = (torch.autograd.grad(n.forward_routed(x, gate)[0].sin().sum(), x)[0] for n in (copy, model))
+    torch.testing.assert_close(given, expected)
 
 
 def test_images_move_only_where_the_grouping_changes():

@@ -26,7 +26,7 @@ def pair(settings, bias=True):
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_same_values_as_a_plain_convolution(settings, bias):
     plain, packed = pair(settings, bias)
-    assert packed._packed is not None
+    assert packed._filters() is not None
     for batch in (0, 1, 5):
         x = torch.randn(batch, settings[0], 9, 8).contiguous(memory_format=torch.channels_last)
         y = plain(x)
@@ -58,19 +58,41 @@ def test_the_filters_follow_the_weights():
     torch.testing.assert_close(deepcopy(packed)(x), plain(x))
     torch.testing.assert_close(packed.double()(x.double()), plain.double()(x.double()))
     torch.testing.assert_close(packed.float()(x), plain.float()(x))
+    called = torch.func.functional_call(packed, {**other.state_dict()}, (x,))
+    torch.testing.assert_close(called, other(x))
+    torch.testing.assert_close(packed(x), plain(x))
+    packed.weight.mul_(2)
+    plain.weight.mul_(2)
+    torch.testing.assert_close(packed(x), plain(x))
+    packed.weight = other.weight
+    plain.weight = other.weight
+    torch.testing.assert_close(packed(x), plain(x))
 
 
-def test_autograd_autocast_and_export_get_the_plain_convolution():
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+def test_autograd_autocast_and_tracers_get_the_plain_convolution():
     plain, packed = pair(SETTINGS[0])
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     ours, theirs = (torch.autograd.grad(layer(x).sin().sum(), x)[0] for layer in (packed, plain))
     torch.testing.assert_close(ours, theirs)
+
+    def residual():
+        return x.repeat(1, 3, 1, 1)[:, :8].relu()  # the backward pass of a ReLU needs its output unchanged
+
+    ours, theirs = (torch.autograd.grad(y.sin().sum(), x)[0] for y in (packed(x, True, residual()), (plain(x) + residual()).relu()))
+    torch.testing.assert_close(ours, theirs)
+    packed.weight.requires_grad_()
+    assert packed(x.detach()).requires_grad
+    packed.weight.requires_grad_(False)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert torch.equal(packed(x), plain(x))
         assert packed(x).dtype == torch.bfloat16
+        assert PackedConv2d(plain)._filters() is not None
     x = x.detach()
+    torch.testing.assert_close(packed(x[0]), plain(x[0]))  # one image without a batch
     torch.testing.assert_close(torch.func.vmap(packed)(x[None]), plain(x)[None])
     assert not any("mkldnn" in str(node.target) for node in torch.export.export(packed, (x,)).graph.nodes)
+    assert "mkldnn" not in str(torch.jit.trace(packed, x).graph)
 
 
 def test_without_a_correct_operator_the_plain_convolution_runs(monkeypatch):
@@ -79,7 +101,7 @@ def test_without_a_correct_operator_the_plain_convolution_runs(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(PackedConv2d, "_run", lambda self, packed, x, relu, onto: plain(x) + 0.01)
         broken = PackedConv2d(plain)
-    assert broken._packed is None
+    assert broken._filters() is None
     torch.testing.assert_close(broken(x), plain(x))
 
     def missing(*_):

@@ -18,8 +18,8 @@ class PackedConv2d(nn.Conv2d):
     the ReLU while it writes the output. It uses private operators of torch, as torch.compile does. If they are missing
     or disagree with the plain convolution, or the input is not float32 on the CPU, the plain convolution runs instead.
 
-    The converted filters are not in the state dict. They follow `load_state_dict`, `to` and `copy.deepcopy`. After any other change
-    of the weights, call `pack`.
+    The converted filters are not in the state dict. They are converted again in the first call after a change of the weight. If
+    torch does not count the change (through `weight.data`, or of a weight from inference mode), call `pack`.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
@@ -32,12 +32,17 @@ class PackedConv2d(nn.Conv2d):
         self.pack()
 
     def forward(self, x: Tensor, relu: bool = False, onto: Tensor | None = None) -> Tensor:
-        """[B, C, H, W] -> [B, K, H', W']. With `onto` [B, K, H', W'], the sum is written into `onto`, which is returned."""
-        if self._packed is not None and _suits(x) and (onto is None or _suits_output(onto)):
-            return self._run(self._packed, x, relu, onto)
+        """[B, C, H, W] -> [B, K, H', W'], plus `onto` [B, K, H', W'] if given.
+
+        Without autograd, the sum is written into `onto`, which is returned.
+        """
+        if _suits(x) and not _differentiated(self.weight) and (onto is None or _suits_output(onto)):
+            packed = self._filters()
+            if packed is not None:
+                return self._run(packed, x, relu, onto)
         y = super().forward(x)
         if onto is not None:
-            y = onto.add_(y)
+            y = y.add_(onto) if _differentiated(y) or _differentiated(onto) else onto.add_(y)
         return y.relu_() if relu else y
 
     def output_shape(self, x: Tensor) -> tuple[int, ...]:
@@ -61,24 +66,34 @@ class PackedConv2d(nn.Conv2d):
             y = run(onto, x, packed, self.bias, *self._settings, "add", None, "relu" if relu else None, [], None)
         return y
 
-    @torch.no_grad()
     def pack(self) -> None:
-        """Convert the filters again, after their values have changed."""
-        self._packed: Tensor | None = None
+        """Convert the filters again."""
+        self._cache: tuple[Tensor, int | None, Tensor | None] | None = (self.weight, _version(self.weight), self._converted())
+
+    def _filters(self) -> Tensor | None:
+        """The converted filters of the present weight; None if only the plain convolution can run."""
+        if self._cache is None or self._cache[0] is not self.weight or self._cache[1] != _version(self.weight):
+            self.pack()
+        assert self._cache is not None
+        return self._cache[2]
+
+    @torch.no_grad()
+    def _converted(self) -> Tensor | None:
+        """The converted filters, if the private operators can run them and agree with the plain convolution."""
         if (
             not self.weight.is_cpu
             or self.weight.dtype != torch.float32
             or self.padding_mode != "zeros"
             or isinstance(self.padding, str)
         ):
-            return
+            return None
         self._settings = ([*self.padding], [*self.stride], [*self.dilation], self.groups)
         try:
-            packed = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._settings)
-            agrees = self._agrees(packed)
+            packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(self.weight, *self._settings)
+            with torch.autocast("cpu", enabled=False):
+                return packed if self._agrees(packed) else None
         except (AttributeError, RuntimeError, TypeError):  # another build or version of torch
-            return
-        self._packed = packed if agrees else None
+            return None
 
     def _agrees(self, packed: Tensor) -> bool:
         """Whether the private operators compute the same as the plain convolution, on two images."""
@@ -96,28 +111,30 @@ class PackedConv2d(nn.Conv2d):
         self.pack()
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.pack()
-
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_packed": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.pack()
+        return self.__dict__ | {"_cache": None}
 
 
 def _suits(x: Tensor) -> bool:
     """Whether the private operators can read `x`, and nothing else wants to see the call: autograd, autocast or a tracer."""
     return (
-        x.dtype == torch.float32 and x.is_cpu and x.numel() > 0
+        not (torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform())  # type: ignore[attr-defined, no-untyped-call]
+        and x.dtype == torch.float32 and x.is_cpu and x.dim() == 4 and x.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.is_grad_enabled() and x.requires_grad)
-        and not (torch.compiler.is_compiling() or in_transform())
+        and not _differentiated(x)
     )  # fmt: skip
 
 
 def _suits_output(onto: Tensor) -> bool:
     """Whether the private operators can add to `onto` in place."""
     return _suits(onto) and onto.is_contiguous(memory_format=torch.channels_last)
+
+
+def _differentiated(x: Tensor) -> bool:
+    """Whether autograd records the operations on `x`."""
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def _version(x: Tensor) -> int | None:
+    """The number of changes in place; None if torch does not count them."""
+    return None if x.is_inference() else x._version

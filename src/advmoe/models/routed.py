@@ -3,6 +3,7 @@
 Shapes: B images, C and K channels, N experts.
 """
 
+import torch
 from torch import Tensor, nn
 
 from advmoe.models.packed import PackedConv2d
@@ -55,7 +56,10 @@ class RoutedConv2d(nn.Module):
     def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
         """Each image through its expert, plus `onto` if given."""
         groups = groups_of(experts, len(self.experts))
-        return run_groups(x, groups, self._expert) if onto is None else add_groups(x, groups, self._expert, onto)
+        if onto is not None and not torch.is_grad_enabled():
+            return add_groups(x, groups, self._expert, onto)
+        y = run_groups(x, groups, self._expert)
+        return y if onto is None else y.add_(onto)
 
     def _expert(self, x: Tensor, expert: int) -> Tensor:
         y: Tensor = self.experts[expert](x)

@@ -103,14 +103,19 @@ def _route(layer: Layer, images: Images, gate: Gate, logits: Tensor | None) -> t
 
 
 def _convolve(layer: Layer, x: Tensor, grouping: Grouping, relu: bool, onto: Tensor | None) -> Tensor:
-    """Each expert on its consecutive images, plus `onto` if given, which is overwritten."""
+    """Each expert on its consecutive images, plus `onto` if given, which may be overwritten."""
+    y: Tensor
     if len(grouping.sizes) == 1:
-        y: Tensor = layer.experts[next(iter(grouping.sizes))](x, relu, onto)
+        y = layer.experts[next(iter(grouping.sizes))](x, relu, onto)
         return y
+    sizes = list(grouping.sizes.values())
+    if torch.is_grad_enabled() and x.requires_grad:  # autograd refuses to write into parts of a tensor
+        y = torch.cat([layer.experts[e](part) for e, part in zip(grouping.sizes, x.split(sizes), strict=True)])
+        y = y if onto is None else y.add_(onto)
+        return y.relu_() if relu else y
     if onto is None:  # a convolution writes into a tensor only by adding to it
         shape = (len(x), *cast(PackedConv2d, layer.experts[0]).output_shape(x))
         onto = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last).zero_()
-    sizes = list(grouping.sizes.values())
     for e, part, target in zip(grouping.sizes, x.split(sizes), onto.split(sizes), strict=True):
         layer.experts[e](part, relu, target)
     return onto
