@@ -40,7 +40,7 @@ def run(arguments: DemoArguments) -> None:
     histories, records = {}, []
     for name, config in configs.items():
         with TrainingProgress(terminal, name, config.training.epochs) as progress:
-            histories[name] = train(config, splits, out / name, progress, resume=True)
+            histories[name] = train(config, splits, out / name, progress, resume=(out / name).exists())
         records.append(_evaluate(out / name, config, splits, terminal))
     write_json(out / "records.json", [record.to_json() for record in records], indent=1)
     trajectories(histories, out / "trajectories.png")
