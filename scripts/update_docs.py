@@ -40,27 +40,27 @@ def accuracies(records: list[Record]) -> list[Measure]:
     return [measure for measure in measured(records) if measure.summary]
 
 
-def row(record: Record) -> str:
-    """One Record as a line of the table."""
-    worst, *others = [value for measure in accuracies([record]) if (value := measure.value(record)) is not None]
+def row(record: Record, measures: list[Measure]) -> str:
+    """One Record as a line of the table; a measure that it lacks is blank."""
     low, high = record.evaluation.intervals["ra_worst"]
-    cells = [f"{worst:.1f} ({low:.0f} to {high:.0f})", *(f"{value:.1f}" for value in others)]
+    worst, *others = ["" if (value := measure.value(record)) is None else f"{value:.1f}" for measure in measures]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
-    return " | ".join(["", f"`{cell_of(record).label}`", *cells, f"{record.gmacs:.4f}", reduction, ""]).strip()
+    cells = [f"`{cell_of(record).label}`", f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
+    return f"| {' | '.join(cells)} |"
 
 
 def table(records: list[Record]) -> str:
-    """Records as a Markdown table, with a sentence that describes them."""
-    first = records[0]
-    columns = [*(measure.label for measure in accuracies(records)), *COST_COLUMNS]
+    """Records of `--standard` as a Markdown table, with a sentence that describes them."""
+    first, measures = records[0], accuracies(records)
+    columns = [*(measure.label for measure in measures), *COST_COLUMNS]
     head = ["| method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     config = first.config
     caption = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
-        f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:g}, "
-        "`--standard`; percent, 95 % interval in brackets.\nIt shows that the parts work together, not how good the method is."
+        f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:.3g}, "
+        "`--standard`; percent, 95 % interval in brackets."
     )
-    return "\n".join([*head, *(row(record) for record in records), "", caption])
+    return "\n".join([*head, *(row(record, measures) for record in records), "", caption])
 
 
 def read(path: str) -> Any:
@@ -211,7 +211,7 @@ def low_precision_table() -> str:
 
 def operators_table() -> str:
     """The time that each part of an inference pass takes."""
-    table = pivot(report("operators").rows)
+    table = pivot(row for row in report("operators").rows if row.unit == "s")
     kinds = list(next(iter(table.values())))
     lines = [f"| part | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
     for case, rows in table.items():
@@ -251,7 +251,11 @@ def schema() -> str:
 
 
 BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"robustness": robustness, "methods": methods_table},
+    "README.md": {
+        "robustness": robustness,
+        "methods": methods_table,
+        "standard": lambda: table(records("results/evaluation/cifar10_standard.json")),
+    },
     "docs/start.md": {"demo": lambda: table(records("results/demo/records.json"))},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
@@ -267,7 +271,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "memory": lambda: benchmark_table("memory", ("memory",)),
         "benchmark": lambda: benchmark_table("speed", ("attack", "data")),
         "waiting": lambda: benchmark_table("waiting", ("waiting",)),
-        "growth": lambda: benchmark_table("speed", ("growth",)),
+        "growth": lambda: benchmark_table("growth", ("growth",)),
         "operators": operators_table,
         "export": lambda: benchmark_table("export", ("export",)),
         "low precision": low_precision_table,
