@@ -171,6 +171,25 @@ def test_different_batches_are_judged_against_the_same_batches(worst, expected):
     assert ours(claims, "SA").detail.count("AdvMoE") == 1  # the other claims are about the paper's method
 
 
+def test_the_same_batches_with_other_settings_of_routers_show_nothing():
+    same = [
+        with_settings(record(seed=seed, test_images=10_000, ra_worst=45.0), "training", level_batches="same", router_lr=0.01)
+        for seed in (0, 1)
+    ]
+    different = runs(advmoe=52.0)
+    for run in (*different, *same):
+        run.evaluation.flags = "10"
+    claim = batches(judge([*different, *same]))
+    assert claim.verdict == "not shown"
+    assert "not comparable (training.router_lr: 0.01, not " in claim.detail
+    assert "On the same images" not in claim.detail
+
+
+def test_advmoe_with_only_the_same_batches_makes_no_claim_against_the_baselines():
+    same = with_settings(record(test_images=10_000), "training", level_batches="same")
+    assert not any("in our setting" in claim.text for claim in judge([same, *runs(at_small_dense=46.0)]))
+
+
 def test_verdict_names_the_most_robust_network_and_its_cost():
     first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
     assert "most robust in the worst case is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first

@@ -11,7 +11,7 @@ from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
-from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of, differing, short_value
+from advmoe.reports.collect import FULL_SCALE, OF_METHODS, ROUTED, Cell, cell_of, differing, settings, short_value
 from advmoe.reports.control import same_images, worst_case_difference
 from advmoe.reports.measures import BY_NAME, WORST, label
 from advmoe.reports.panels import in_words, look, title
@@ -64,12 +64,14 @@ def judge(records: Iterable[Record]) -> list[Claim]:
 @dataclass(frozen=True)
 class Ablation:
     """A claim about pairs of networks that differ in one thing. `counterpart` is what the other network of a pair is called;
-    `find` returns the cells that it may have, the preferred one first, or none if the claim is not about the given cell."""
+    `find` returns the cells that it may have, the preferred one first, or none if the claim is not about the given cell.
+    `may_differ` are the settings that need not be equal in a pair."""
 
     claim: str
     counterpart: str
     without_pairs: str
     find: Callable[[Cell], list[Cell]]
+    may_differ: tuple[str, ...]
 
     def judge(self, summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
         """The claim in every setting that has a pair."""
@@ -89,15 +91,23 @@ class Ablation:
                 outcomes.append(None)
                 sentences.append(f"{_title(summary)} and {self.counterpart} were attacked differently.")
                 continue
-            outcomes.append(None if _difference(summary, other) else _outcome(summary, other, name))
-            sentences.append(
-                f"{_title(summary)}: {label(name)} {_interval(summary, name)}, {self.counterpart} {_against(summary, other, name)}."
-                + _paired(summary.cell, other.cell, records)
-            )
+            difference = self._difference(summary.cell, other.cell, records)
+            outcomes.append(None if difference else _outcome(summary, other, name))
+            against = f"{self.counterpart} {_against(summary, other, name, difference)}"
+            paired = "" if difference else _paired(summary.cell, other.cell, records)
+            sentences.append(f"{_title(summary)}: {label(name)} {_interval(summary, name)}, {against}.{paired}")
         if not outcomes:
             return None
         single = ["One seed."] if "one seed" in outcomes else []
         return Claim(f"{self.claim}, in {_words(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
+
+    def _difference(self, cell: Cell, other: Cell, records: Sequence[Record]) -> str:
+        """The settings that differ in a pair although they should be equal."""
+        values, others = (settings(next(record for record in records if cell_of(record) == one)) for one in (cell, other))
+        for name in self.may_differ:
+            values.pop(name, None)
+            others.pop(name, None)
+        return differing(others, values)
 
 
 def _with_one_expert(cell: Cell) -> list[Cell]:
@@ -108,8 +118,7 @@ def _with_one_expert(cell: Cell) -> list[Cell]:
 
 
 def _with_same_batches(cell: Cell) -> list[Cell]:
-    compared = cell.method == "advmoe" and cell.num_experts > 1 and not cell.same_batches
-    return [replace(cell, same_batches=True)] if compared else []
+    return [replace(cell, same_batches=True)] if _is_advmoe(cell) else []
 
 
 def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
@@ -123,27 +132,30 @@ def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
 
 CHOICE = Ablation(
     "Choosing an expert helps: a routed network is more robust than the same network with a single expert", "one expert",
-    "No control was run: the same network with one expert (num_experts 1).", _with_one_expert,
+    "No control was run: the same network with one expert (num_experts 1).", _with_one_expert, OF_METHODS,
 )  # fmt: skip
 BATCHES = Ablation(
     "Different batches for the two levels help: AdvMoE is more robust than with the same batches", "the same batches",
     "No counterpart was run: AdvMoE with --level-batches same.", _with_same_batches,
+    ("training.level_batches",),
 )  # fmt: skip
 
 
 def _compared(group: Sequence[Summary]) -> bool:
     methods = {summary.cell.method for summary in group}
-    return "advmoe" in methods and bool(methods & {"at_dense", *SAME_COST})
+    return any(_is_advmoe(summary.cell) for summary in group) and bool(methods & {"at_dense", *SAME_COST})
+
+
+def _is_advmoe(cell: Cell) -> bool:
+    """Whether the runs are of AdvMoE itself, neither its control with one expert nor its form with the same batches."""
+    return cell.method == "advmoe" and cell.num_experts > 1 and not cell.same_batches
 
 
 def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> Claim:
     """AdvMoE against the baselines in one figure, at every model scale."""
     baselines = COMPARISONS[name]
     text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {label(name)}, {where}"
-    routed = [
-        summary for summary in group if summary.cell.method == "advmoe" and name in summary.figures
-        and summary.cell.num_experts > 1 and not summary.cell.same_batches
-    ]  # fmt: skip
+    routed = [summary for summary in group if _is_advmoe(summary.cell) and name in summary.figures]
     if not routed:
         return Claim(text, "not shown", " ".join(part for part in ("No AdvMoE run.", more) if part))
     outcomes: list[Outcome | None] = []
@@ -193,16 +205,16 @@ def _outcome(summary: Summary, other: Summary, name: str) -> Outcome:
 
 def _sentence(summary: Summary, others: Mapping[str, Summary | None], name: str) -> str:
     cell = summary.cell
-    against = [f"{look(method).title} {_against(summary, other, name)}" for method, other in others.items()]
+    against = [
+        f"{look(method).title} {_against(summary, other, name, _difference(summary, other)) if other else 'not run'}"
+        for method, other in others.items()
+    ]
     where = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"
     return f"{where}: AdvMoE {_interval(summary, name)}, against {', '.join(against)}."
 
 
-def _against(summary: Summary, other: Summary | None, name: str) -> str:
-    """'50.1 (49.1 to 51.1; n = 2) ahead' if `summary` is ahead of `other`; or why they are not compared."""
-    if other is None:
-        return "not run"
-    difference = _difference(summary, other)
+def _against(summary: Summary, other: Summary, name: str, difference: str) -> str:
+    """'50.1 (49.1 to 51.1; n = 2) ahead' if `summary` is ahead of `other`; not compared if their settings have a `difference`."""
     outcome = f"not comparable ({difference})" if difference else _outcome(summary, other, name)
     return _interval(other, name) + (f" {outcome}" if outcome != "one seed" else "")
 
