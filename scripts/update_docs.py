@@ -22,7 +22,7 @@ from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.claims import CHOICE, INTERVALS, judge, verdict
-from advmoe.reports.collect import cell_of
+from advmoe.reports.collect import Cell, cell_of
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.panels import in_words
@@ -40,12 +40,17 @@ def accuracies(records: list[Record]) -> list[Measure]:
     return [measure for measure in measured(records) if measure.summary]
 
 
+def method_text(cell: Cell) -> str:
+    """'`at_moe`, one expert': only the method's name is code."""
+    return f"`{cell.method}`{cell.label.removeprefix(cell.method)}"
+
+
 def row(record: Record, measures: list[Measure]) -> str:
     """One Record as a line of the table; a measure that it lacks is blank."""
     low, high = record.evaluation.intervals["ra_worst"]
     worst, *others = ["" if (value := measure.value(record)) is None else f"{value:.1f}" for measure in measures]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
-    cells = [f"`{cell_of(record).label}`", f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
+    cells = [method_text(cell_of(record)), f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
     return f"| {' | '.join(cells)} |"
 
 
@@ -147,7 +152,7 @@ def methods_table() -> str:
         cells = [spread(figures[measure.name]) if measure.name in figures else "" for measure in measures]
         reduction = figures["reduction"].mean
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
-        lines.append(f"| `{summary.cell.label}` | {' | '.join([*cells, *cost])} |")
+        lines.append(f"| {method_text(summary.cell)} | {' | '.join([*cells, *cost])} |")
     caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
     return "\n".join([*lines, "", caption])
 

@@ -139,6 +139,12 @@ def test_seeds_of_different_settings_are_never_averaged(tmp_path, warnings):
     assert len(warnings) == 1
 
 
+def test_a_label_says_how_a_run_departs_from_its_method():
+    assert cell_of(record("advmoe")).label == "advmoe"
+    assert cell_of(record("at_moe", num_experts=1)).label == "at_moe, one expert"
+    assert cell_of(changed_record("training", level_batches="same")).label == "advmoe, same batches"
+
+
 def test_other_data_of_the_same_name_is_another_setting(tmp_path, warnings):
     write(tmp_path / "x.json", [content(fingerprint="other"), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
     assert len(collect(tmp_path, warnings.append)) == 1

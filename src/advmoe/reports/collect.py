@@ -62,8 +62,9 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The method's name; with one expert 'at_moe, one expert'."""
-        return self.method + ", one expert" * (self.method in ROUTED and self.num_experts == 1)
+        """The method's name, and how it departs from the method: 'at_moe, one expert', 'advmoe, same batches'."""
+        single = self.method in ROUTED and self.num_experts == 1
+        return self.method + ", one expert" * single + ", same batches" * self.same_batches
 
     @property
     def words(self) -> str:
