@@ -14,7 +14,7 @@ class DemoArguments:
     out: Path = Path("demo")
     """Folder for the runs, records.json, report.html and figures."""
     seed: int = 0
-    """Seed of the four runs."""
+    """Seed of all runs."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
