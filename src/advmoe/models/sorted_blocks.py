@@ -22,23 +22,23 @@ Order = np.ndarray[Any, np.dtype[np.int64]]  # the index in the batch of the ima
 
 
 @dataclass(frozen=True, eq=False)
-class Images:
-    """Images [B, C, H, W] in some `order`; None is the order of the batch."""
+class FeatureMaps:
+    """The feature maps [B, C, H, W] of a batch with its images in some `order`; None is the order of the batch."""
 
-    pixels: Tensor
+    values: Tensor
     order: Order | None = None
 
     def reordered(self, order: Order | None) -> Tensor:
-        """The images in another order. Nothing is copied if the order is the same."""
+        """The maps in another order of the images. Nothing is copied if the order is the same."""
         if order is self.order or (order is not None and self.order is not None and (order == self.order).all()):
-            return self.pixels
-        rows = np.arange(len(self.pixels)) if order is None else order
+            return self.values
+        rows = np.arange(len(self.values)) if order is None else order
         if self.order is not None:
             rows = _positions(self.order)[rows]
-        return take_images(self.pixels, torch.from_numpy(rows).to(self.pixels.device))
+        return take_images(self.values, torch.from_numpy(rows).to(self.values.device))
 
     def in_batch_order(self, values: Tensor) -> Tensor:
-        """`values` [B, ...] of these images, in the order of the batch."""
+        """`values` [B, ...] of the images in this order, in the order of the batch."""
         return values if self.order is None else values.index_select(0, torch.from_numpy(_positions(self.order)).to(values.device))
 
 
@@ -64,33 +64,33 @@ class SortedBlocks(nn.Module):
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, C', H', W'], and the routings of the blocks' routers. It may overwrite the memory of x."""
-        images, routings = Images(x), cast(Routings, ())
+        maps, routings = FeatureMaps(x), cast(Routings, ())
         for block in self.blocks:
-            images, of_block = _block(cast(BasicBlock, block), images, gate, logits)
+            maps, of_block = _block(cast(BasicBlock, block), maps, gate, logits)
             routings += of_block
-        return images.reordered(None), routings
+        return maps.reordered(None), routings
 
 
-def _block(block: BasicBlock, images: Images, gate: Gate, logits: Tensor | None) -> tuple[Images, Routings]:
+def _block(block: BasicBlock, maps: FeatureMaps, gate: Gate, logits: Tensor | None) -> tuple[FeatureMaps, Routings]:
     """One block, `BasicBlock.forward`."""
     relu = isinstance(block.activation, nn.ReLU)
     activation = nn.Identity() if relu else block.activation
     first, second = cast(Layer, block.conv1), cast(Layer, block.conv2)
-    grouping, routings = _route(first, images, gate, logits)
-    h = Images(activation(_convolve(first, images.reordered(grouping.order), grouping, relu, None)), grouping.order)
+    grouping, routings = _route(first, maps, gate, logits)
+    h = FeatureMaps(activation(_convolve(first, maps.reordered(grouping.order), grouping, relu, None)), grouping.order)
     grouping, of_second = _route(second, h, gate, logits)
-    shortcut = images if block.shortcut is None else Images(block.shortcut(images.pixels), images.order)
+    shortcut = maps if block.shortcut is None else FeatureMaps(block.shortcut(maps.values), maps.order)
     y = _convolve(second, h.reordered(grouping.order), grouping, relu, shortcut.reordered(grouping.order))
-    return Images(activation(y), grouping.order), routings + of_second
+    return FeatureMaps(activation(y), grouping.order), routings + of_second
 
 
-def _route(layer: Layer, images: Images, gate: Gate, logits: Tensor | None) -> tuple[Grouping, Routings]:
-    """The grouping of the images for a layer, and its Routing if it has a router. `logits` are those of the network's router."""
-    size = len(images.pixels)
+def _route(layer: Layer, maps: FeatureMaps, gate: Gate, logits: Tensor | None) -> tuple[Grouping, Routings]:
+    """How a layer groups the images, and its Routing if it has a router. `logits` are those of the network's router."""
+    size = len(maps.values)
     if isinstance(layer, UnroutedConv2d):
-        return Grouping(images.order, {0: size}), ()
+        return Grouping(maps.order, {0: size}), ()
     if layer.router is not None:
-        logits = images.in_batch_order(layer.router(images.pixels))
+        logits = maps.in_batch_order(layer.router(maps.values))
     assert logits is not None
     experts = layer.choose(logits, gate)
     routings = () if layer.router is None else (Routing(logits, experts),)
@@ -98,7 +98,7 @@ def _route(layer: Layer, images: Images, gate: Gate, logits: Tensor | None) -> t
         return Grouping(None, {int(experts): 1}), routings
     counts, order = sorted_by_expert(experts, len(layer.experts))
     if max(counts) == size:  # one expert for all images: any order will do
-        return Grouping(images.order, {counts.index(size): size}), routings
+        return Grouping(maps.order, {counts.index(size): size}), routings
     return Grouping(order.cpu().numpy(), {e: count for e, count in enumerate(counts) if count}), routings
 
 
