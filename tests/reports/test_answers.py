@@ -28,7 +28,11 @@ def test_three_questions_are_answered():
     ("flags", "others", "answer"),
     [
         ("10" * 50, "0" * 100, "Yes, in this seed: the share of images that withstand every attack changes by +50.0 points"),
-        ("0" * 100, "10" * 50, "No, it harms in this seed: the share of images that withstand every attack changes by -50.0 points"),
+        (
+            "0" * 100,
+            "10" * 50,
+            "No, it harms in this seed: the share of images that withstand every attack changes by -50.0 points",
+        ),
         ("10" * 50, "01" * 50, "Not shown: the share of images that withstand every attack changes by +0.0 points"),
     ],
 )

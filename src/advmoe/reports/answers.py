@@ -50,7 +50,8 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
         )
     difference = _difference(routed, control) if control else None
     if difference is not None:
-        verdict = "Yes, in this seed" if difference.low > 0 else "No, it harms in this seed" if difference.high < 0 else "Not shown"
+        verdict = "Yes, in this seed" if difference.low > 0 else "Not shown"
+        verdict = "No, it harms in this seed" if difference.high < 0 else verdict
         first = (
             f"{verdict}: the share of images that withstand every attack changes by {points(difference)} against the same network "
             "trained with one expert."
