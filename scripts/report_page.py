@@ -29,9 +29,7 @@ def page_records() -> list[Record]:
 def first_of_each_method(records: list[Record]) -> list[Record]:
     """The Records of the first data set's lowest seed at model scale 0.5, for the three answers."""
     key = (records[0].dataset, min(record.seed for record in records), 0.5)
-    chosen = [record for record in records if (record.dataset, record.seed, record.config.model.model_scale) == key]
-    # AT (MoE) with one expert is AdvMoE's control; with several, it has the same name and is no part of the answers
-    return [record for record in chosen if record.method != "at_moe" or record.config.model.num_experts == 1]
+    return [record for record in records if (record.dataset, record.seed, record.config.model.model_scale) == key]
 
 
 def write_page(file: Path) -> None:

@@ -48,7 +48,7 @@ def test_the_small_dense_network_is_no_control():
     for one in (routed, small, two_experts):
         one.evaluation.flags = "10"
     choice = answers([routed, small, two_experts])[-1]
-    assert "Does choosing an expert help? This needs a control" in choice
+    assert "Does choosing an expert help? The control with one expert was not run" in choice
     assert "Over the small dense network of about the same cost: +0.0 points (" in choice
 
 

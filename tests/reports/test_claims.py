@@ -138,6 +138,11 @@ def test_one_seed_shows_no_convergence():
     assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
 
 
+def test_the_control_says_nothing_of_convergence():
+    runs = [record(seed=seed, num_experts=1, epochs=100, history=history(*[48.0] * 10)) for seed in (0, 1)]
+    assert convergence(*runs).detail.startswith("No AdvMoE run")
+
+
 def test_runs_that_disagree_show_no_convergence():
     ends = ((48.0, 48.5), (40.0, 44.0))
     runs = [record(seed=seed, epochs=100, history=history(*[20.0] * 8, *end)) for seed, end in enumerate(ends)]
@@ -314,7 +319,7 @@ def test_the_choice_of_an_expert_is_judged_against_one_expert(worst, expected):
     assert claim.verdict == expected
     assert "in fashion-mnist, resnet18" in claim.text
     assert "AT (MoE), r 0.5, N 2: RA-worst 50.0 (" in claim.detail or "RA-worst 50.1 (" in claim.detail
-    assert f"one expert {worst + 0.05:.1f} (" in claim.detail
+    assert f"the control with one expert {worst + 0.05:.1f} (" in claim.detail
 
 
 def test_a_control_of_one_seed_or_of_another_scale_or_method_shows_nothing():
@@ -322,7 +327,7 @@ def test_a_control_of_one_seed_or_of_another_scale_or_method_shows_nothing():
     assert (claim.verdict, claim.detail.startswith("One seed.")) == ("not shown", True)
     apart = [*routed_and_control(45.0)[:2], *routed_and_control(45.0, "advmoe", model_scale=0.2)[2:]]
     (claim,) = control(judge(apart))
-    assert (claim.verdict, claim.detail.startswith("No control was run")) == ("not shown", True)
+    assert (claim.verdict, claim.detail.startswith("The control with one expert was not run")) == ("not shown", True)
 
 
 def test_one_expert_of_at_moe_is_advmoes_control_unless_there_is_one_of_advmoe():

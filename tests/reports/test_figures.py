@@ -9,7 +9,7 @@ from saved_figures import record_saved_figures
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
 from advmoe.reports import figures
-from advmoe.reports.figures import image_grid, see, trajectories
+from advmoe.reports.figures import image_grid, labels_and_routes, trajectories
 
 CLASSES = ("cat", "dog", "ship")
 MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
@@ -57,7 +57,7 @@ def test_grid_shows_images_predictions_and_routes(tmp_path, drawn, kind, channel
     assert len(axes) == 6
     for row in range(2):
         for ax, z in ((axes[3 * row], x), (axes[3 * row + 2], x_adv)):
-            (view,) = see(model, z[row : row + 1], CLASSES)
+            (view,) = labels_and_routes(model, z[row : row + 1], CLASSES)
             truth = CLASSES[int(labels[row])]
             assert ax.get_title() == (view.label if view.label == truth else f"{view.label} (wrong)")
             assert ax.get_xlabel().endswith(f"\n{view.route}")
@@ -73,7 +73,7 @@ def test_a_route_has_one_digit_for_each_layer_in_groups_of_four():
     model = network(MoEKind(0.5, num_experts=3))
     x = torch.rand(3, 1, 8, 8)
     routings = model.eval().forward_routed(x)[1]
-    for row, view in enumerate(see(model, x, CLASSES)):
+    for row, view in enumerate(labels_and_routes(model, x, CLASSES)):
         digits = [str(int(routing.experts[row])) for routing in routings]
         assert view.route == "".join(digits[:4]) + " " + "".join(digits[4:])
 
@@ -86,7 +86,7 @@ def test_dense_network_has_no_route(tmp_path, drawn):
 
 def test_the_networks_mode_does_not_change():
     model = network(MoEKind(0.5)).train()
-    see(model, torch.rand(2, 1, 8, 8), CLASSES)
+    labels_and_routes(model, torch.rand(2, 1, 8, 8), CLASSES)
     assert model.training
 
 

@@ -149,6 +149,14 @@ def test_what_was_not_run_in_our_setting_is_listed():
     assert (len(ours.run_rows), ours.not_run, len(ours.other_rows)) == (3, 7, 7)
 
 
+def test_an_ablation_is_no_run_of_its_method():
+    same_batches = with_settings(record(), "training", level_batches="same")
+    rows = rows_of(tables([same_batches, record("at_moe", num_experts=1)])[2])
+    texts = {method: row["RA-50"].text for (_, _, method), row in rows.items() if row["N"].text != "1"}
+    assert texts["AdvMoE, same batches"] == "51.00"
+    assert texts["AdvMoE"] == texts["AT (MoE)"] == "not run"
+
+
 def test_runs_in_the_papers_table_are_not_missing_in_ours():
     ours = tables([paper_run("cifar10-resnet18-advmoe"), paper_run("cifar10-resnet18-standard")])[2]
     methods = {method for _, _, method in rows_of(ours)}

@@ -2,7 +2,7 @@
 
 import pytest
 from matplotlib.text import Text
-from records import old_record, record
+from records import old_record, record, with_settings
 from records import quick as by_quick
 from saved_figures import record_saved_figures
 
@@ -132,6 +132,20 @@ def test_methods_differ_in_colour_dash_and_marker(tmp_path, grid, drawn):
     curves = drawn[0].axes[0].lines
     assert len({line.get_color() for line in curves}) == len({line.get_marker() for line in curves}) == 5
     assert len({str(line._dash_pattern) for line in curves}) == 5
+
+
+def test_ablations_are_drawn_unlike_their_method(tmp_path, drawn):
+    same_batches = with_settings(record("advmoe"), "training", level_batches="same")
+    one_expert = record("advmoe", num_experts=1)
+    for draw in (fig_a2, frontier):
+        draw([record("advmoe"), one_expert, same_batches], tmp_path / "figure.png")
+    curves = {line.get_label(): line for line in drawn[0].axes[0].lines}
+    full, single, same = (curves[label] for label in ("AdvMoE (N = 2)", "AdvMoE (N = 1)", "AdvMoE, same batches (N = 2)"))
+    assert len({line.get_markerfacecolor() for line in (full, single, same)}) == 3
+    assert (full.get_color(), full.get_marker()) == (single.get_color(), single.get_marker())
+    assert (full.get_color(), full.get_marker()) != (same.get_color(), same.get_marker())
+    marks = drawn[1].axes[0].lines
+    assert {"white", full.get_color(), same.get_color()} <= {mark.get_markerfacecolor() for mark in marks}
 
 
 def test_experts_are_distinguished_where_several_numbers_were_run(tmp_path, drawn):

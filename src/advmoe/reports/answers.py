@@ -5,20 +5,22 @@ from collections.abc import Iterable
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports.attacks import points
-from advmoe.reports.control import same_images, worst_case_difference
+from advmoe.reports.collect import cell_of
+from advmoe.reports.control import CONTROL, NO_CONTROL, same_images, worst_case_difference
 
 
 def answers(records: Iterable[Record]) -> list[str]:
-    """One answer for each question that the Records can answer. At most one Record a method; without AdvMoE the list is empty.
+    """One answer for each question that the Records can answer. At most one Record for each label of a `Cell`; without AdvMoE the
+    list is empty.
 
     The control of AdvMoE is AT (MoE) with one expert: without a choice, AdvMoE's routers have nothing to learn.
     """
-    by_method = {record.method: record for record in records}
-    routed = by_method.get("advmoe")
+    by_label = {cell_of(record).label: record for record in records}
+    routed = by_label.get("advmoe")
     if routed is None:
         return []
-    plain, dense, small, single = (by_method.get(method) for method in ("standard", "at_dense", "at_small_dense", "at_moe"))
-    control = single if single is not None and single.config.model.num_experts == 1 else None
+    labels = ("standard", "at_dense", "at_small_dense", "at_moe, one expert")
+    plain, dense, small, control = (by_label.get(label) for label in labels)
     return [_how_robust(routed, plain), _at_what_cost(routed, dense), *_does_routing_help(routed, control, small)]
 
 
@@ -52,12 +54,9 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
     if difference is not None:
         verdict = "Yes, in this seed" if difference.low > 0 else "Not shown"
         verdict = "No, it harms in this seed" if difference.high < 0 else verdict
-        first = (
-            f"{verdict}: the share of images that withstand every attack changes by {points(difference)} against the same network "
-            "trained with one expert."
-        )
+        first = f"{verdict}: the share of images that withstand every attack changes by {points(difference)} against {CONTROL}."
     else:
-        first = "This needs a control, the same network trained with one expert (recipe suffix -n1), and none was run."
+        first = NO_CONTROL
     return [" ".join(("Does choosing an expert help?", first, *parts))] if parts or difference else []
 
 

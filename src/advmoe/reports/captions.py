@@ -15,7 +15,8 @@ class Caption:
 
 CAPTIONS = {
     "fig7": Caption(
-        "Robustness against model scale", "After Fig. 7. Marks are means over seeds, bars one sample deviation.",
+        "Robustness against model scale",
+        "After Fig. 7. Marks are means over seeds, bars one sample deviation. Hollow marks are runs with one expert.",
         "Line charts, one for each measure of robust accuracy: one line a method, x axis: model scale r, y axis: percent. "
         "The tables above hold the same figures.",
         "a method at two model scales or more",
@@ -23,7 +24,7 @@ CAPTIONS = {
     "frontier": Caption(
         "Robustness against cost",
         "Bars are 95 % intervals over seeds and images. A ring and a line mark the networks on the frontier: no cheaper network "
-        "is as robust.",
+        "is as robust. Hollow marks are runs with one expert.",
         "Scatter charts: y axis worst-case robust accuracy, x axis billions of multiply-accumulates. "
         "The first table holds the same figures.",
         "two networks of one setting",

@@ -12,9 +12,9 @@ from advmoe.paper import cells as printed_cells
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Summary, alike, attacks_in_words, by_setting, span, summarise, worst_name
 from advmoe.reports.collect import FULL_SCALE, OF_METHODS, ROUTED, Cell, cell_of, differing, settings, short_value
-from advmoe.reports.control import same_images, worst_case_difference
+from advmoe.reports.control import CONTROL, NO_CONTROL, same_images, worst_case_difference
 from advmoe.reports.measures import BY_NAME, WORST, label
-from advmoe.reports.panels import in_words, look, title
+from advmoe.reports.panels import in_words, method_style, style_of
 from advmoe.reports.paper_tables import is_run_of
 
 Judgement = Literal["supported", "contradicted", "not shown"]
@@ -131,8 +131,8 @@ def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
 
 
 CHOICE = Ablation(
-    "Choosing an expert helps: a routed network is more robust than the same network with a single expert", "one expert",
-    "No control was run: the same network with one expert (num_experts 1).", _with_one_expert, OF_METHODS,
+    "Choosing an expert helps: a routed network is more robust than the control with one expert", CONTROL, NO_CONTROL,
+    _with_one_expert, OF_METHODS,
 )  # fmt: skip
 BATCHES = Ablation(
     "Different batches for the two levels help: AdvMoE is more robust than with the same batches", "the same batches",
@@ -142,19 +142,20 @@ BATCHES = Ablation(
 
 
 def _compared(group: Sequence[Summary]) -> bool:
-    methods = {summary.cell.method for summary in group}
-    return any(_is_advmoe(summary.cell) for summary in group) and bool(methods & {"at_dense", *SAME_COST})
+    """Whether both AdvMoE and a baseline were run."""
+    methods = {summary.cell.method for summary in group if not summary.cell.is_ablation}
+    return "advmoe" in methods and bool(methods & {"at_dense", *SAME_COST})
 
 
 def _is_advmoe(cell: Cell) -> bool:
-    """Whether the runs are of AdvMoE itself, neither its control with one expert nor its form with the same batches."""
-    return cell.method == "advmoe" and cell.num_experts > 1 and not cell.same_batches
+    """Whether the runs are of the full method."""
+    return cell.method == "advmoe" and not cell.is_ablation
 
 
 def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> Claim:
     """AdvMoE against the baselines in one figure, at every model scale."""
     baselines = COMPARISONS[name]
-    text = f"AdvMoE beats {', '.join(look(method).title for method in baselines)} in {label(name)}, {where}"
+    text = f"AdvMoE beats {', '.join(method_style(method).title for method in baselines)} in {label(name)}, {where}"
     routed = [summary for summary in group if _is_advmoe(summary.cell) and name in summary.figures]
     if not routed:
         return Claim(text, "not shown", " ".join(part for part in ("No AdvMoE run.", more) if part))
@@ -206,7 +207,7 @@ def _outcome(summary: Summary, other: Summary, name: str) -> Outcome:
 def _sentence(summary: Summary, others: Mapping[str, Summary | None], name: str) -> str:
     cell = summary.cell
     against = [
-        f"{look(method).title} {_against(summary, other, name, _difference(summary, other)) if other else 'not run'}"
+        f"{method_style(method).title} {_against(summary, other, name, _difference(summary, other)) if other else 'not run'}"
         for method, other in others.items()
     ]
     where = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"
@@ -229,7 +230,7 @@ def _printed_exceptions(name: str) -> str:
     field = name.removesuffix("_50")
     cells = [(cell, rival) for cell in printed_cells() if cell.method == "advmoe" for rival in _rivals(cell, COMPARISONS[name])]
     texts = [
-        f"{look(rival.method).title} {getattr(rival, field):g} against {getattr(cell, field):g} "
+        f"{method_style(rival.method).title} {getattr(rival, field):g} against {getattr(cell, field):g} "
         f"(table {cell.table}, {cell.model}, r {cell.model_scale:g})"
         for cell, rival in cells
         if getattr(rival, field) > getattr(cell, field)
@@ -251,7 +252,7 @@ def _convergence(records: Iterable[Record]) -> Claim:
     Needs several seeds of one cell. If the runs disagree, the verdict is "not shown".
     """
     text = f"AdvMoE converges within {PAPER_EPOCHS} epochs"
-    long = [record for record in records if record.method == "advmoe" and cell_of(record).epochs == PAPER_EPOCHS]
+    long = [record for record in records if _is_advmoe(cell_of(record)) and cell_of(record).epochs == PAPER_EPOCHS]
     long = [record for record in long if len(record.history) == PAPER_EPOCHS and record.classes]
     if not long:
         return Claim(text, "not shown", f"No AdvMoE run of {PAPER_EPOCHS} epochs whose Record holds its epochs.")
@@ -359,7 +360,7 @@ def _share(summary: Summary, name: str) -> str:
 def _title(summary: Summary) -> str:
     """'AdvMoE, r 0.5, N 2'."""
     scale = "" if summary.cell.method in FULL_SCALE else f", r {summary.cell.model_scale:g}"
-    return title(summary.cell) + scale + (f", N {summary.cell.num_experts}" if summary.cell.method in ROUTED else "")
+    return style_of(summary.cell).title + scale + (f", N {summary.cell.num_experts}" if summary.cell.method in ROUTED else "")
 
 
 def _failures(records: Sequence[Record]) -> list[str]:

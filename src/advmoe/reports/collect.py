@@ -61,10 +61,19 @@ class Cell:
     same_batches: bool = False
 
     @property
+    def has_one_expert(self) -> bool:
+        """Whether a routed method was trained with one expert: the control, whose routers choose nothing."""
+        return self.method in ROUTED and self.num_experts == 1
+
+    @property
+    def is_ablation(self) -> bool:
+        """Whether the runs lack a part of their method: the choice of an expert, or different batches for the two levels."""
+        return self.has_one_expert or self.same_batches
+
+    @property
     def label(self) -> str:
-        """The method's name, and how it departs from the method: 'at_moe, one expert', 'advmoe, same batches'."""
-        single = self.method in ROUTED and self.num_experts == 1
-        return self.method + ", one expert" * single + ", same batches" * self.same_batches
+        """The method's name, and what the runs lack of the method: 'at_moe, one expert', 'advmoe, same batches'."""
+        return self.method + ", one expert" * self.has_one_expert + ", same batches" * self.same_batches
 
     @property
     def words(self) -> str:

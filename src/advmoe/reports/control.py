@@ -1,4 +1,4 @@
-"""Comparison of a network with its control: the same network and training with one expert (recipe suffix -n1)."""
+"""Comparison of a network with its control: the same network and training with one expert."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,9 @@ from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.results import paired
 from advmoe.reports.attacks import points
 from advmoe.reports.measures import attacks_of, worst_of
+
+CONTROL = "the control with one expert"
+NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe suffix -n1, or num_experts: 1 in a sweep file)."
 
 
 def same_images(record: Record, control: Record) -> bool:

@@ -42,7 +42,7 @@ def trajectories(histories: Mapping[str, Sequence[Mapping[str, Any]]], path: Pat
 
 
 @dataclass(frozen=True)
-class Seen:
+class LabelAndRoute:
     """A network's answer for an image: the predicted class's name and the route, one digit for each MoE layer."""
 
     label: str
@@ -50,18 +50,18 @@ class Seen:
 
 
 @torch.no_grad()
-def see(model: Classifier, x: Tensor, classes: Sequence[str]) -> list[Seen]:
+def labels_and_routes(model: Classifier, x: Tensor, classes: Sequence[str]) -> list[LabelAndRoute]:
     """Predictions and routes of images [B, C, H, W]."""
     with frozen(model):
         logits, routings = model.forward_routed(x)
     labels = logits.argmax(dim=1).tolist()
-    return [Seen(classes[label], _route(routings, row)) for row, label in enumerate(labels)]
+    return [LabelAndRoute(classes[label], _route(routings, row)) for row, label in enumerate(labels)]
 
 
 def image_grid(model: Classifier, x: Tensor, x_adv: Tensor, labels: Tensor, classes: Sequence[str], path: Path) -> None:
     """One row for each image: clean, magnified perturbation, adversarial, with both predictions and both routes."""
     classes = [short(name) for name in classes]
-    clean, adversarial = see(model, x, classes), see(model, x_adv, classes)
+    clean, adversarial = labels_and_routes(model, x, classes), labels_and_routes(model, x_adv, classes)
     figure = Figure(figsize=(6.6, 1.9 * len(x)), layout="constrained")
     axes = figure.subplots(len(x), 3, squeeze=False)
     for row in range(len(x)):

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_snapshot import GalleryImage, Seen
+from advmoe.evaluation.record_snapshot import GalleryImage, View
 from advmoe.reports.panels import radius
 from advmoe.reports.routes import class_name
 
@@ -111,7 +111,7 @@ def _in_words(epsilon: float, usual: float) -> str:
 
 
 def _entry(record: Record, image: GalleryImage, epsilons: Sequence[float]) -> GalleryEntry:
-    by_epsilon: dict[float, Seen] = {step.epsilon: step for step in image.steps}
+    by_epsilon: dict[float, View] = {step.epsilon: step for step in image.steps}
     by_epsilon |= {0.0: image.clean, record.epsilon: image.adversarial}
     return GalleryEntry(
         class_name(record.classes, image.label), image.row, _side(record, image, image.clean),
@@ -119,16 +119,16 @@ def _entry(record: Record, image: GalleryImage, epsilons: Sequence[float]) -> Ga
     )  # fmt: skip
 
 
-def _step(record: Record, image: GalleryImage, seen: Seen, number: int) -> Step:
-    pairs = zip(image.clean.pathway, seen.pathway, strict=True)
+def _step(record: Record, image: GalleryImage, view: View, number: int) -> Step:
+    pairs = zip(image.clean.pathway, view.pathway, strict=True)
     route = tuple(Layer(layer, *pair) for layer, pair in enumerate(pairs, 1))
-    kind = "no attack" if seen is image.clean else attack_title(image.attack)
-    return Step(number, kind, _side(record, image, seen), perturbation(image.clean.png, seen.png), route)
+    kind = "no attack" if view is image.clean else attack_title(image.attack)
+    return Step(number, kind, _side(record, image, view), perturbation(image.clean.png, view.png), route)
 
 
-def _side(record: Record, image: GalleryImage, seen: Seen) -> Side:
-    answer = class_name(record.classes, seen.prediction)
-    return Side(seen.png, answer, f"{100 * seen.confidence:.0f} %", seen.prediction == image.label)
+def _side(record: Record, image: GalleryImage, view: View) -> Side:
+    answer = class_name(record.classes, view.prediction)
+    return Side(view.png, answer, f"{100 * view.confidence:.0f} %", view.prediction == image.label)
 
 
 def perturbation(clean: str, attacked: str) -> str:

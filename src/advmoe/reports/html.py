@@ -20,7 +20,7 @@ from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
 from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import MEASURES, SUMMARY, Measure
-from advmoe.reports.panels import LOOKS, radius, title
+from advmoe.reports.panels import METHOD_STYLES, radius, style_of
 from advmoe.reports.runs import Run, counted, run_of
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
@@ -103,7 +103,7 @@ def _overview(summaries: Sequence[Summary]) -> Table:
 def _overview_row(summary: Summary, measures: Sequence[Measure]) -> tuple[Entry, ...]:
     cell, figures = summary.cell, summary.figures
     return (
-        Entry(title(cell)), _number(cell.model_scale) if cell.method not in FULL_SCALE else Entry("–"),
+        Entry(style_of(cell).title), _number(cell.model_scale) if cell.method not in FULL_SCALE else Entry("–"),
         _number(cell.num_experts) if cell.method in ROUTED else Entry("–"),
         *(_figure(measure, figures.get(measure.name)) for measure in measures), _number(summary.n), Entry(cell.dataset),
         Entry(_network(cell)), _number(cell.epochs), _number(cell.train_images), _number(cell.test_images),
@@ -147,7 +147,7 @@ def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:
 
 def _with_images(runs: Sequence[Run]) -> list[Run]:
     """Runs for the gallery: those with colour images first, then routed networks, AdvMoE first among them."""
-    order = [*LOOKS]
+    order = [*METHOD_STYLES]
 
     def rank(run: Run) -> tuple[bool, bool, int]:
         in_grey = run.gallery is None or not run.gallery.colour

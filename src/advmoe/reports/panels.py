@@ -25,34 +25,47 @@ class Line(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Look:
-    """The style of a method in all figures. Colour, dash and marker each identify it, so the figures work in black and white."""
+class Style:
+    """How a method is drawn in all figures. Colour, dash and marker each identify it, so the figures work in black and white.
+
+    `hollow`: markers are not filled.
+    """
 
     title: str
     colour: str
     dash: str | tuple[int, tuple[int, ...]]
     marker: str
+    hollow: bool = False
+
+    @property
+    def marker_face(self) -> str:
+        """The colour inside the markers."""
+        return "white" if self.hollow else self.colour
 
 
-LOOKS = {
-    "advmoe": Look("AdvMoE", COLOURS[0], "-", "o"),
-    "at_dense": Look("AT (Dense)", "#000000", (0, (1, 1)), "s"),
-    "at_small_dense": Look("AT (S-Dense)", COLOURS[1], "--", "^"),
-    "at_sparse": Look("AT (Sparse)", COLOURS[2], "-.", "D"),
-    "at_moe": Look("AT (MoE)", COLOURS[3], (0, (5, 1, 1, 1, 1, 1)), "v"),
-    "standard": Look("standard training", COLOURS[4], ":", "X"),
+METHOD_STYLES = {
+    "advmoe": Style("AdvMoE", COLOURS[0], "-", "o"),
+    "at_dense": Style("AT (Dense)", "#000000", (0, (1, 1)), "s"),
+    "at_small_dense": Style("AT (S-Dense)", COLOURS[1], "--", "^"),
+    "at_sparse": Style("AT (Sparse)", COLOURS[2], "-.", "D"),
+    "at_moe": Style("AT (MoE)", COLOURS[3], (0, (5, 1, 1, 1, 1, 1)), "v"),
+    "standard": Style("standard training", COLOURS[4], ":", "X"),
 }
-OTHER = Look("other", "#767676", "-", "P")
+OTHER = Style("other", "#767676", "-", "P")
 
 
-def look(method: str) -> Look:
-    """The method's look; a default look with the method's name if this package does not know the method."""
-    return LOOKS.get(method) or replace(OTHER, title=method)
+def method_style(method: str) -> Style:
+    """The method's style; a default style with the method's name if this package does not know the method."""
+    return METHOD_STYLES.get(method) or replace(OTHER, title=method)
 
 
-def title(runs: Cell | Line) -> str:
-    """'AdvMoE', 'AdvMoE, same batches': the method's title, and how it departs from the paper's method."""
-    return look(runs.method).title + ", same batches" * runs.same_batches
+def style_of(runs: Cell | Line) -> Style:
+    """The style of runs of one method. Runs with one expert have hollow markers, and runs with the same batches for the two levels
+    have another colour, dash, marker and title."""
+    style = replace(method_style(runs.method), hollow=runs.num_experts == 1 and runs.method in ROUTED)
+    if runs.same_batches:
+        return replace(style, title=f"{style.title}, same batches", colour=COLOURS[5], dash=(0, (8, 2)), marker="h")
+    return style
 
 
 def line_of(record: Record) -> Line:
@@ -80,8 +93,8 @@ def grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key
 
 
 def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
-    """Records by line, in the order of `LOOKS`."""
-    order = list(LOOKS)
+    """Records by line, in the order of `METHOD_STYLES`."""
+    order = list(METHOD_STYLES)
     groups = grouped(records, line_of)
     return dict(sorted(groups.items(), key=lambda item: (order.index(item[0].method) if item[0].method in order else 99, item[0])))
 
@@ -122,9 +135,9 @@ def radius(epsilon: float) -> str:
 
 
 def label_of(line: Line, lines: Iterable[Line]) -> str:
-    """Legend: the method's title, and N if several are compared."""
+    """Legend: the title of the style, and N if several are compared."""
     several = len({other.num_experts for other in lines if other.num_experts}) > 1
-    return short(title(line)) + (f" (N = {line.num_experts})" if several and line.num_experts else "")
+    return short(style_of(line).title) + (f" (N = {line.num_experts})" if several and line.num_experts else "")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -134,10 +147,13 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
 
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
     """Draw the mean over seeds of `curves` [seeds][points], and a band of one sample deviation."""
-    style = look(line.method)
+    style = style_of(line)
     means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
     every = max(1, len(xs) // 10)
-    ax.plot(xs, means, color=style.colour, linestyle=style.dash, marker=style.marker, markersize=4, markevery=every, label=label)
+    ax.plot(
+        xs, means, color=style.colour, linestyle=style.dash, marker=style.marker, markerfacecolor=style.marker_face, markersize=4,
+        markevery=every, label=label,
+    )  # fmt: skip
     if len(curves) > 1:
         ax.fill_between(xs, means - stds, means + stds, color=style.colour, alpha=0.18, linewidth=0)
 

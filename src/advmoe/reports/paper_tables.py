@@ -12,7 +12,7 @@ from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
 from advmoe.reports.costs import Judged, judged_cells
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import BY_NAME, COSTS, SUMMARY, WORST, label
-from advmoe.reports.panels import in_words, look
+from advmoe.reports.panels import Style, in_words, method_style, style_of
 
 BACKBONES = {
     "resnet18": "ResNet-18", "wrn28_10": "WRN-28-10", "vgg16_bn": "VGG-16", "densenet40": "DenseNet-40",
@@ -109,7 +109,7 @@ def _paper_row(
     cost = [Entry(f"{cell.gflops:.2f}", cell.gflops, marks=marks), _ours(run, "gmacs", notes)]
     reduction = BLANK if cell.reduction is None else Entry(f"{cell.reduction:.0f}", cell.reduction, marks=marks)
     return (
-        *_model_entries(cell.model, cell.model_scale, cell.method), Entry(str(run.n), run.n) if run else NOT_RUN,
+        *_model_entries(cell.model, cell.model_scale, method_style(cell.method)), Entry(str(run.n), run.n) if run else NOT_RUN,
         *accuracies, *extra, *(_ours(run, name, notes) for name in worst), *cost, reduction, _ours(run, "reduction", notes),
     )  # fmt: skip
 
@@ -143,8 +143,8 @@ def figure_entry(figure: Figure, name: str, runs: int, marks: tuple[int, ...] = 
     return Entry(text + (f" (n = {figure.n})" if figure.n != runs else ""), figure.mean, spread, marks)
 
 
-def _model_entries(backbone: str, model_scale: float, method: str) -> tuple[Entry, Entry, Entry]:
-    return Entry(BACKBONES.get(backbone, backbone)), Entry(f"{model_scale:g}", model_scale), Entry(look(method).title)
+def _model_entries(backbone: str, model_scale: float, style: Style) -> tuple[Entry, Entry, Entry]:
+    return Entry(BACKBONES.get(backbone, backbone)), Entry(f"{model_scale:g}", model_scale), Entry(style.title)
 
 
 def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: Sequence[tuple[float, str]]) -> Table:
@@ -156,7 +156,9 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     words, notes = " ".join(in_words(setting).split()), Notes(summaries)
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
     rows = [(summary.cell.method, summary.cell.model_scale, _our_row(summary, figures, shared, notes)) for summary in summaries]
-    rows += [(method, scale, (*_model_entries(setting.backbone, scale, method), *blanks)) for scale, method in missing]
+    rows += [
+        (method, scale, (*_model_entries(setting.backbone, scale, method_style(method)), *blanks)) for scale, method in missing
+    ]
     absent = [entries for *_, entries in rows[len(summaries) :]]
     rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
@@ -165,11 +167,11 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
 
 
 def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], notes: Notes) -> tuple[Entry, ...]:
-    backbone, scale, method = _model_entries(summary.cell.backbone, summary.cell.model_scale, summary.cell.method)
+    cell = summary.cell
+    backbone, scale, method = _model_entries(cell.backbone, cell.model_scale, style_of(cell))
     extra = [text for text in summary.departures if text not in shared]
     marks = notes.mark("In this row also: " + "; ".join(extra) + ".") if extra else ()
-    num_experts = summary.cell.num_experts
-    experts = Entry(str(num_experts), num_experts) if summary.cell.method in ROUTED else BLANK
+    experts = Entry(str(cell.num_experts), cell.num_experts) if cell.method in ROUTED else BLANK
     return (
         backbone, scale, Entry(method.text, marks=marks), experts, Entry(str(summary.n), summary.n),
         *(_ours(summary, name, notes) for name in figures),
@@ -177,9 +179,10 @@ def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], no
 
 
 def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
-    """Model scale and method of the cells of the paper's comparison that were not run."""
-    ran = {(summary.cell.model_scale, summary.cell.method) for summary in summaries}
-    scales = sorted({scale for scale, method in ran if method not in FULL_SCALE} or {ModelConfig().model_scale})
+    """Model scale and method of the cells of the paper's comparison that were not run. Ablations are no runs of their method."""
+    cells = [summary.cell for summary in summaries]
+    ran = {(cell.model_scale, cell.method) for cell in cells if not cell.is_ablation}
+    scales = sorted({cell.model_scale for cell in cells if cell.method not in FULL_SCALE} or {ModelConfig().model_scale})
     expected = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in COMPARED]
     return [cell for cell in dict.fromkeys(expected) if cell not in ran]
 

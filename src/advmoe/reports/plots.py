@@ -22,11 +22,11 @@ from advmoe.reports.panels import (
     grouped,
     label_of,
     legend_below,
-    look,
     mean_and_std,
     radius,
     scale_of,
     setting_of,
+    style_of,
     titled,
 )
 from advmoe.reports.routes import fig_a1, load_heat_map
@@ -70,12 +70,12 @@ def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
         at = sorted(grouped(members, scale_of).items())
         points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
         means, stds = [mean for mean, _ in points], [std for _, std in points]
-        style, label = look(line.method), label_of(line, lines)
+        style, label = style_of(line), label_of(line, lines)
         if line.method in FULL_SCALE:
             ax.axhline(means[0], color=style.colour, linestyle=style.dash, linewidth=0.8)
         ax.errorbar(
             [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, marker=style.marker,
-            markersize=5, capsize=2, label=label,
+            markerfacecolor=style.marker_face, markersize=5, capsize=2, label=label,
         )  # fmt: skip
     ax.set(title=title, xlabel="model scale r")
     ax.set_xticks(sorted({scale_of(record) for record in records}))
@@ -173,12 +173,12 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     points = [point for line, members in lines.items() for point in _points(line, members, name, several)]
     costs, drawn_at = [gmacs for gmacs, *_ in points], {}
     for number, (gmacs, mean, (low, high), line, text) in enumerate(points):
-        style, single = look(line.method), line.num_experts == 1  # the control with one expert is hollow
+        style = style_of(line)
         beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs[:number])
         x = drawn_at[gmacs, mean] = gmacs * ASIDE**beside
         ax.errorbar(
             x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, marker=style.marker, linestyle="", markersize=7,
-            markerfacecolor="white" if single else style.colour, capsize=2, label=label_of(line, lines),
+            markerfacecolor=style.marker_face, capsize=2, label=label_of(line, lines),
         )  # fmt: skip
         ax.annotate(text, (x, mean), (7, 5), textcoords="offset points", fontsize=7)
     best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])

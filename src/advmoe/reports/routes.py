@@ -16,7 +16,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage
 from advmoe.reports.collect import cell_of
 from advmoe.reports.figures import save, short
-from advmoe.reports.panels import grouped, look, title
+from advmoe.reports.panels import grouped, style_of
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"
@@ -56,7 +56,7 @@ def _flips(image: GalleryImage) -> int:
 
 def _unlike_the_appendix(record: Record) -> tuple[bool, int, float, int]:
     cell = cell_of(record)
-    return cell.method != "advmoe", abs(cell.num_experts - 4), abs(cell.model_scale - 0.25), record.seed
+    return cell.method != "advmoe" or cell.is_ablation, abs(cell.num_experts - 4), abs(cell.model_scale - 0.25), record.seed
 
 
 def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
@@ -100,7 +100,7 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
     """Draw all layers in order with their experts as cells, the clean image's pathway, and the pathway under attack."""
     layers, clean, adversarial = record.layers, image.clean, image.adversarial
     names = [short(name) for name in record.classes]
-    routes = [_for_all(seen.pathway, len(layers)) for seen in (clean, adversarial)]
+    routes = [_for_all(view.pathway, len(layers)) for view in (clean, adversarial)]
     for x, (layer, expert_clean, expert_attacked) in enumerate(zip(layers, *routes, strict=True)):
         for expert in range(layer.experts):
             _window(ax, (x - 0.36, expert - 0.36), (0.72, 0.72), str(expert), expert == expert_clean)
@@ -121,7 +121,7 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
     ax.set_xlabel("MoE layer, and how many filters each of its experts has", fontsize=8)
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
-    where = f"{short(look(record.method).title)}, {short(record.backbone)}, {short(record.dataset)}"
+    where = f"{short(style_of(cell_of(record)).title)}, {short(record.backbone)}, {short(record.dataset)}"
     ax.set_title(f"{where}: {_attack(image)} changes the choice of {_flips(image)} of {len(clean.pathway)} routers", fontsize=10)
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False, fontsize=8)
 
@@ -177,5 +177,5 @@ def _draw_load(ax: Axes, record: Record) -> Any:
     ax.set_xlabel(f"MoE layer, its experts 0 to {layers[0].shape[1] - 1} from left to right", fontsize=8)
     cell = cell_of(record)
     where = f"{short(cell.dataset)}, {short(cell.backbone)}, r = {cell.model_scale:g}, seed {record.seed}"
-    ax.set_title(f"{short(title(cell))}: {where}", fontsize=9)
+    ax.set_title(f"{short(style_of(cell).title)}: {where}", fontsize=9)
     return image
