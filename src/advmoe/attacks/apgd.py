@@ -56,7 +56,7 @@ def apgd(
     be frozen (`frozen(model)`). An image that is misclassified at the start is returned unchanged.
     """
     problem = _problem(predict, settings, objective)
-    results, _ = _clean(problem.judge, x, _labels(target))
+    results, _ = _clean(problem.networks.judge, x, _labels(target))
     for _ in range(settings.restarts):
         _attack(problem, results, x, target, draws)
     return results.x_adv
@@ -71,7 +71,7 @@ def targeted_apgd(
     the number of wrong classes.
     """
     problem = _problem(predict, settings, objective or targeted_dlr)
-    results, logits = _clean(problem.judge, x, y)
+    results, logits = _clean(problem.networks.judge, x, y)
     wrong = logits.shape[1] - 1
     num_targets = min(9, wrong) if settings.num_targets is None else settings.num_targets
     if not 1 <= num_targets <= wrong:
@@ -96,17 +96,17 @@ def checkpoints(num_steps: int) -> list[int]:
 
 @dataclass(frozen=True)
 class _Problem:
-    """What a run maximises, and how: a network and an objective, the network that decides what is misclassified, and settings."""
+    """What a run maximises: the networks, the objective and the settings."""
 
-    predict: Predict
-    judge: Predict
+    networks: NetworkPair
     settings: Apgd
     objective: Objective
 
     def evaluate(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether each point is misclassified [B], its objective [B] and gradient."""
-        logits, value, gradient = forward_backward(self.predict, x, target, self.objective)
-        judged = logits if self.judge is self.predict else self.judge(x)
+        predict, judge = self.networks.predict, self.networks.judge
+        logits, value, gradient = forward_backward(predict, x, target, self.objective)
+        judged = logits if judge is predict else judge(x)
         return judged.argmax(dim=1) != _labels(target), value, gradient
 
 
@@ -144,7 +144,7 @@ class _Run:
 
 def _problem(predict: Predict | NetworkPair, settings: Apgd, objective: Objective) -> _Problem:
     networks = predict if isinstance(predict, NetworkPair) else NetworkPair(predict, predict)
-    return _Problem(networks.predict, networks.judge, settings, objective)
+    return _Problem(networks, settings, objective)
 
 
 def _labels(target: Tensor) -> Tensor:

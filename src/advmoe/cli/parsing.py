@@ -25,6 +25,7 @@ from advmoe.recipes import recipe
 
 Arguments = TypeVar("Arguments")
 Flag = tyro.conf.FlagCreatePairsOff[bool]
+TYPE_ERRORS = ("no type matching", "invalid literal for int", "could not convert string to float")  # beginnings of messages
 Flat: Any = tyro.conf.OmitArgPrefixes  # every field a plain flag: names are unique across the sections
 
 
@@ -100,9 +101,12 @@ def _name(argument: ArgumentDefinition) -> str:
 
 
 def _reason(argument: ArgumentDefinition, message: str) -> str:
-    """Why a value is invalid: the parser's message, or the expected forms if the parser lists every alternative that it tried."""
+    """Why a value is invalid: the expected forms, or the project's message.
+
+    Python and tyro describe the value in terms of their types; the project's types, such as `Fraction`, say what would be right.
+    """
     forms = str(argument.lowered.metavar).replace("{", "").replace("}", "").split("|")
-    return f"must be {' or '.join(forms)}" if message.startswith("no type matching") else f"is wrong: {message}"
+    return f"must be {' or '.join(forms)}" if message.startswith(TYPE_ERRORS) else f"is wrong: {message}"
 
 
 def _unrecognized(tokens: list[str], arguments_type: type) -> str:

@@ -59,8 +59,7 @@ class ExpertNorm(_BatchNorm):
     that mix experts. If no image of a batch chose an expert, its running statistics do not change.
 
     It is one of torch's batch norms for programs that reset and recompute running statistics, such as
-    `torch.optim.swa_utils.update_bn`. `nn.SyncBatchNorm` cannot replace it: it has no `num_features`, so
-    `convert_sync_batchnorm` raises AttributeError.
+    `torch.optim.swa_utils.update_bn`. `nn.SyncBatchNorm` cannot replace it: `convert_sync_batchnorm` raises AttributeError.
     """
 
     running_mean: Tensor
@@ -117,6 +116,14 @@ class ExpertNorm(_BatchNorm):
     def num_batches_tracked(self) -> Tensor:  # type: ignore[override]  # read by update_bn, never set
         """The number of batches [N, 1] in the statistics of each expert."""
         return self.batches
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "num_features":  # read by convert_sync_batchnorm
+            raise AttributeError(
+                "an ExpertNorm has separate statistics for each expert, so torch's batch norms, such as SyncBatchNorm, cannot "
+                "replace it; advmoe.moe.synchronise(model, True) takes the statistics of all ranks"
+            )
+        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)} experts, {self.weight.shape[1]} channels, eps={self.eps}, momentum={self.momentum}"
