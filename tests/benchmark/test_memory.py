@@ -39,7 +39,7 @@ def test_probe_measures_iterations_in_a_separate_process():
 
 
 def test_a_process_that_fails_is_reported_in_one_line(monkeypatch):
-    monkeypatch.setattr(memory, "separately", lambda *args: (_ for _ in ()).throw(ProcessFailed("status -9")))
+    monkeypatch.setattr(memory, "run_in_process", lambda *args: (_ for _ in ()).throw(ProcessFailed("status -9")))
     with pytest.raises(UserError, match="iterations of at_dense at batch 8 could not be measured: status -9"):
         probe(configuration("AT (Dense)", Scale(width=4, training_batch=8)), 16, CPU)
 

@@ -4,7 +4,7 @@ import time
 import pytest
 from pydantic import BaseModel
 
-from advmoe.benchmark.process import ProcessFailed, separately
+from advmoe.benchmark.process import ProcessFailed, run_in_process
 
 
 class Task(BaseModel):
@@ -32,14 +32,14 @@ def importable(monkeypatch):
 
 
 def test_results_come_from_another_process():
-    first, second = separately(work, Task(what="end"), Result)
+    first, second = run_in_process(work, Task(what="end"), Result)
     assert first.number not in (2, os.getpid())
     assert second.number == 2
 
 
 @pytest.mark.parametrize(("what", "seconds", "why"), [("crash", None, "status 3"), ("hang", 8.0, "stopped after 8.0 s")])
 def test_results_before_a_failure_are_kept(what, seconds, why):
-    results = separately(work, Task(what=what), Result, seconds)
+    results = run_in_process(work, Task(what=what), Result, seconds)
     assert next(results).number > 2
     with pytest.raises(ProcessFailed, match=why):
         next(results)

@@ -63,7 +63,7 @@ def test_file_holds_rows_and_machine(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
     assert report.rows == tuple(measured)
     assert report.command == "advmoe benchmark --json x"
-    assert report.machine == Machine.here()
+    assert report.machine == Machine.of_this_process()
     assert report.machine.memory > 2**28
     assert {"torch", "numpy"} <= report.machine.libraries.keys()
     assert '"met": false' in path.read_text()

@@ -14,7 +14,7 @@ from toy_networks import ToyMoE, images, labels
 from advmoe.attacks import autoattack
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
-from advmoe.evaluation.search import CopiedInput, copying, faster
+from advmoe.evaluation.search import CopiedInput, copying, gradient_network
 from advmoe.models.resnet import ResNet
 from advmoe.moe import MoEKind
 
@@ -109,12 +109,12 @@ def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
 
 def test_parametrised_and_pruned_networks_are_attacked_as_they_are() -> None:
     x, plain = torch.rand(3, 1, 8, 8), network()
-    assert faster(plain, bf16=False) is not plain
+    assert gradient_network(plain, bf16=False) is not plain
     pruned, normed = copy.deepcopy(plain), copy.deepcopy(plain)
     prune.l1_unstructured(pruned.classifier, "weight", 0.5)
     parametrizations.weight_norm(normed.classifier)
     for model in (pruned, normed):
-        assert faster(model, bf16=False) is model
+        assert gradient_network(model, bf16=False) is model
         evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("pgd_10", "reroute_quick"))
         assert evaluation.sa == 100
 

@@ -21,6 +21,18 @@ def job(tiny, tmp_path):
 
 
 @pytest.fixture
+def write_sweep(tmp_path):
+    """write_sweep(text): the name of a sweep file with this text."""
+
+    def write(text):
+        path = tmp_path / "grid.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
 def figures():
     """figures(run folder): the part of the Record that a second run of the same settings must reproduce."""
 

@@ -19,7 +19,7 @@ from small_backbone import SMALL
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FAILED, LOG, State, read_run
-from advmoe.sweep.job import commands, ending, start, stop
+from advmoe.sweep.job import commands, record_failure, start, stop
 
 pytestmark = pytest.mark.usefixtures("small_processes")
 
@@ -57,7 +57,7 @@ def test_a_run_is_trained_and_evaluated_once_although_two_processes_start(job, f
     processes = [start(run), start(run)]
     assert [process.wait() for process in processes] == [0, 0]
     stop(processes)
-    assert ending(run, 0) is None
+    assert record_failure(run, 0) is None
     assert (run.folder / LOG).read_text().count("epoch 1/1") == 1
     assert read_run(run.folder, run.preset).state is State.DONE
     assert commands(run) == []
@@ -92,7 +92,7 @@ def test_the_process_has_the_jobs_threads_and_ends_when_its_parent_is_killed(job
 def test_the_line_of_a_failed_run_is_kept_until_it_is_started_again(job):
     run = job(method="advmoe", batch_size=40)
     process = start(run)
-    line = ending(run, process.wait())
+    line = record_failure(run, process.wait())
     stop([process])
     assert line == "batch_size must be at most half of the 60 training images for two levels, not 40"
     assert read_run(run.folder).reason == line
@@ -104,7 +104,7 @@ def test_a_killed_process_says_by_what(job):
     run = job()
     process = start(run)
     process.send_signal(signal.SIGKILL)
-    assert ending(run, process.wait()) == "killed by SIGKILL (out of memory?)"
+    assert record_failure(run, process.wait()) == "killed by SIGKILL (out of memory?)"
     stop([process])
 
 

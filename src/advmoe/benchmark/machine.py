@@ -25,7 +25,7 @@ class Machine(Host):
     libraries: dict[str, str]
 
     @classmethod
-    def here(cls) -> "Machine":
+    def of_this_process(cls) -> "Machine":
         """This machine, with the versions of the libraries."""
         origin = provenance()
         return cls(

@@ -7,7 +7,7 @@ from statistics import median
 import torch
 from pydantic import BaseModel
 
-from advmoe.benchmark.process import ProcessFailed, separately
+from advmoe.benchmark.process import ProcessFailed, run_in_process
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import iteration
 from advmoe.config import RunConfig, StoredConfig
@@ -47,7 +47,7 @@ def probe(config: RunConfig, side: int, device: torch.device, iterations: int = 
     threads = torch.get_num_threads()
     task = ProbeTask(config=config, side=side, device=str(device), iterations=iterations, threads=threads)
     try:
-        (result,) = separately(run_probe, task, Probe)
+        (result,) = run_in_process(run_probe, task, Probe)
     except ProcessFailed as error:
         batch = config.training.batch_size
         raise UserError(f"iterations of {config.method} at batch {batch} could not be measured: {error}") from None

@@ -25,7 +25,7 @@ class ProcessFailed(RuntimeError):
     """A process failed, or took too long."""
 
 
-def separately(
+def run_in_process(
     function: Callable[[Task], Iterable[Result]], task: Task, result: type[Result], seconds: float | None = None
 ) -> Iterator[Result]:
     """Run `function(task)` in a new process, and yield its results as they arrive.

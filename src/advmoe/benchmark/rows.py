@@ -97,7 +97,7 @@ class Report(BaseModel):
     def of(cls, rows: Sequence[Row]) -> "Report":
         """The report of rows measured in this process."""
         command = shlex.join(["advmoe", *sys.argv[1:]])  # argv[0] may be __main__.py
-        return cls(machine=Machine.here(), command=command, rows=tuple(rows))
+        return cls(machine=Machine.of_this_process(), command=command, rows=tuple(rows))
 
     @classmethod
     def read(cls, path: Path) -> "Report":

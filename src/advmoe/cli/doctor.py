@@ -73,7 +73,7 @@ def examine(folder: Path) -> Diagnosis:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = autocast(RunConfig(runtime=RuntimeConfig(precision="auto")), device) is not None
     return Diagnosis(
-        **Machine.here().model_dump(exclude={"libraries"}), torch=torch.__version__, cuda=torch.version.cuda,
+        **Machine.of_this_process().model_dump(exclude={"libraries"}), torch=torch.__version__, cuda=torch.version.cuda,
         dispatches=available(device), bf16=bf16, compiler=has_compiler(),
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         disk=Disk(folder=str(existing), free=shutil.disk_usage(existing).free),

@@ -47,7 +47,7 @@ class EpsilonCurve(Part):
         return self
 
 
-class Seen(Part):
+class View(Part):
     """An image and the network's output: class number, its softmax probability, and the expert chosen in each layer."""
 
     png: Png
@@ -61,7 +61,7 @@ class Seen(Part):
         return self.route or []
 
 
-class GalleryStep(Seen):
+class GalleryStep(View):
     """An image under the gallery's attack at another epsilon than the evaluation's."""
 
     epsilon: NonNegativeFloat
@@ -74,12 +74,12 @@ class GalleryImage(Part):
     row: NonNegativeInt
     label: NonNegativeInt
     attack: Text
-    clean: Seen
-    adversarial: Seen
+    clean: View
+    adversarial: View
     steps: Annotated[list[GalleryStep], Field(max_length=MAX_STEPS, fail_fast=True, default_factory=list)]
 
     @property
-    def views(self) -> list[Seen]:
+    def views(self) -> list[View]:
         """The clean image, the adversarial one, and those of the steps."""
         return [self.clean, self.adversarial, *self.steps]
 

@@ -73,7 +73,7 @@ def _changes_input(model: nn.Module, x: Tensor) -> bool:
     return False
 
 
-def faster(model: nn.Module, *, bf16: bool) -> nn.Module:
+def gradient_network(model: nn.Module, *, bf16: bool) -> nn.Module:
     """The network that supplies the gradients of attacks: `model` itself, or a faster copy."""
     search = model
     if isinstance(model, RoutedNetwork) and _is_plain(model):

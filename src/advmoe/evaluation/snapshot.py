@@ -21,7 +21,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import route_of
 from advmoe.data.images import balanced
-from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, GalleryStep, Layer, Seen
+from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, GalleryStep, Layer, View
 from advmoe.evaluation.shards import Worker, true_network
 from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import EvaluationOptions, Target
@@ -129,13 +129,13 @@ def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
     row_index = torch.as_tensor(rows, dtype=torch.int64, device=target.x.device)
     x, y = target.x[row_index], target.y[row_index]
 
-    def attacked(epsilon: float) -> list[Seen]:
+    def attacked(epsilon: float) -> list[View]:
         job = Job(target.model, x, y, rows, epsilon, target.norm, target.seed, 0, target.num_classes)
-        return _seen(target.model, ATTACKS[GALLERY_ATTACK].run(job))
+        return _views(target.model, ATTACKS[GALLERY_ATTACK].run(job))
 
     epsilons = [factor * target.epsilon for factor in GALLERY_STEPS] if target.epsilon > 0 else []
     steps = [[GalleryStep(epsilon=epsilon, **dict(view)) for view in attacked(epsilon)] for epsilon in epsilons]
-    columns = zip(rows, y.tolist(), _seen(target.model, x), attacked(target.epsilon), strict=True)
+    columns = zip(rows, y.tolist(), _views(target.model, x), attacked(target.epsilon), strict=True)
     return [
         GalleryImage(
             row=row, label=label, clean=before, adversarial=after, attack=GALLERY_ATTACK, steps=[step[index] for step in steps]
@@ -145,13 +145,14 @@ def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:
 
 
 @torch.no_grad()
-def _seen(model: Classifier, x: Tensor) -> list[Seen]:
+def _views(model: Classifier, x: Tensor) -> list[View]:
+    """Images [B, C, H, W] with the predictions and routes of `model`."""
     logits, routings = model.forward_routed(x)
     confidences, predictions = logits.softmax(dim=1).max(dim=1)
     routes = route_of(routings).tolist() if routings else [None] * len(x)
     columns = zip(x, predictions.tolist(), confidences.tolist(), routes, strict=True)
     return [
-        Seen(png=png(image), prediction=prediction, confidence=confidence, route=route)
+        View(png=png(image), prediction=prediction, confidence=confidence, route=route)
         for image, prediction, confidence, route in columns
     ]
 

@@ -16,7 +16,7 @@ from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
-from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, faster
+from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.moe import MoEConv2d
 
@@ -131,9 +131,11 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         )
     transfer = None if options.transfer is None else copying(options.transfer, x[:1])
     return Target(
-        model, faster(model, bf16=options.bf16_search), x, y, classes, routed, options.epsilon, options.norm, options.seed,
-        transfer, None if options.transfer is None else _digest(options.transfer),
-        num_pathways(model, x) if routed else 1, hidden, options.batch_size, options.pathway_budget,
+        model=model, search=gradient_network(model, bf16=options.bf16_search), x=x, y=y, num_classes=classes, routed=routed,
+        epsilon=options.epsilon, norm=options.norm, seed=options.seed, transfer=transfer,
+        transfer_digest=None if options.transfer is None else _digest(options.transfer),
+        num_pathways=num_pathways(model, x) if routed else 1, hides_routing=hidden, batch_size=options.batch_size,
+        pathway_budget=options.pathway_budget,
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from advmoe.attacks.presets import PRESETS, resolve
 from advmoe.config import RunConfig
+from advmoe.errors import UserError
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
 from advmoe.training.checkpoint import RunFolder
 
@@ -84,6 +85,18 @@ def start(job: Job) -> subprocess.Popen[bytes]:
         )  # fmt: skip
 
 
+def execute(job: Job) -> tuple[str | None, bool]:
+    """Run the job's process to its end. Returns its error, or None if it succeeded, and whether it was killed."""
+    try:
+        process = start(job)
+    except (UserError, OSError) as error:
+        return str(error), False
+    try:
+        return record_failure(job, process.wait()), process.returncode < 0
+    finally:
+        stop([process])
+
+
 def _claim(job: Job) -> None:
     folder = RunFolder(job.folder)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -107,8 +120,8 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         process.stdin.close()
 
 
-def ending(job: Job, status: int) -> str | None:
-    """The error of a process that ended with `status`; None if it succeeded. The error is also written to the run's folder."""
+def record_failure(job: Job, status: int) -> str | None:
+    """Write the error of a process that ended with `status` to the run's folder, and return it; None if it succeeded."""
     if status == 0:
         return None
     line = _killed_by(-status) if status < 0 else _last_line(job.folder / LOG)

@@ -62,13 +62,13 @@ def balanced_groups(counts: np.ndarray, groups: int) -> list[int]:
     np.fill_diagonal(affinity, 0)
     sizes = [len(part) for part in np.array_split(np.arange(len(counts)), groups)]
     even, random = np.repeat(np.arange(groups), sizes), np.random.default_rng(0)
-    divisions = [_improved(affinity, random.permutation(even), groups) for _ in range(STARTS)]
+    divisions = [_best_exchanges(affinity, random.permutation(even), groups) for _ in range(STARTS)]
     best = max(divisions, key=lambda division: affinity[division[:, None] == division].sum())
     first = list(dict.fromkeys(best.tolist()))
     return [first.index(group) for group in best.tolist()]
 
 
-def _improved(affinity: np.ndarray, division: np.ndarray, groups: int) -> np.ndarray:
+def _best_exchanges(affinity: np.ndarray, division: np.ndarray, groups: int) -> np.ndarray:
     """The division [C] after the best exchange of two classes, again and again, until none helps."""
     while True:
         members = np.eye(groups)[division]

@@ -43,14 +43,14 @@ def test_equality_detects_a_wrong_dispatch(monkeypatch):
 def test_a_wrong_dispatch_is_not_timed_and_a_crash_is_a_row(monkeypatch):
     tasks = []
 
-    def separately(function, task, result, seconds):
+    def run_in_process(function, task, result, seconds):
         tasks.append((task.section, task.without))
         if task.section == "equality":
             yield Row(suite="cuda", case="equality, split, float32", what="relative error of y", value=0.0, unit="%")
             raise ProcessFailed("the process ended with status -11")
         yield Row(suite="cuda", case="iterations, AdvMoE split", what=cuda.HUNDRED_EPOCHS, value=12.0, unit="min")
 
-    monkeypatch.setattr(cuda, "separately", separately)
+    monkeypatch.setattr(cuda, "run_in_process", run_in_process)
     monkeypatch.setattr(cuda, "SECTIONS", {"equality": None, "iterations": None})
     rows = list(cuda.measure(SETUP))
     assert tasks[0] == ("equality", ())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from advmoe.benchmark.process import separately
+from advmoe.benchmark.process import run_in_process
 from advmoe.benchmark.setup import QUICK, Setup
 from advmoe.benchmark.suites import SUITES, dispatch, precision, scaling, streaming
 
@@ -56,7 +56,7 @@ def test_scaling_compares_processes_with_one(monkeypatch):
 def test_one_epoch_of_streamed_images(tmp_path):
     streaming.make_folder(tmp_path, 30, 5)
     assert len({path.stat().st_ino for path in tmp_path.rglob("*.JPEG")}) == 5
-    (epoch,) = separately(streaming.run_epoch, streaming.EpochTask(folder=str(tmp_path)), streaming.Epoch)
+    (epoch,) = run_in_process(streaming.run_epoch, streaming.EpochTask(folder=str(tmp_path)), streaming.Epoch)
     assert epoch.images == len(list((tmp_path / "train").rglob("*.JPEG"))) - 10  # one of each class is held out
     assert 2**26 < epoch.pss <= epoch.rss
     rows = list(streaming.decoding(tmp_path, SETUP))

@@ -37,7 +37,7 @@ def started(monkeypatch):
         return subprocess.Popen([sys.executable, "-c", f"raise SystemExit({job.name[-1]})"], stdin=subprocess.PIPE)
 
     monkeypatch.setattr(local, "start", start)
-    monkeypatch.setattr(local, "ending", lambda job, status: f"status {status}" if status else None)
+    monkeypatch.setattr(local, "record_failure", lambda job, status: f"status {status}" if status else None)
     monkeypatch.setattr(schedule, "POLL", 0.01)
     return jobs
 

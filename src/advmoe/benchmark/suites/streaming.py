@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from pydantic import BaseModel
 
-from advmoe.benchmark.process import separately
+from advmoe.benchmark.process import run_in_process
 from advmoe.benchmark.rows import Ratio, Row, compare
 from advmoe.benchmark.setup import Setup
 from advmoe.config import DataConfig
@@ -42,7 +42,7 @@ def measure(setup: Setup) -> Iterator[Row]:
             for count in (30, 60) if setup.quick else COUNTS:
                 folder = Path(scratch) / str(count)
                 make_folder(folder, count, min(count, 20) if setup.quick else DISTINCT)
-                (epoch,) = separately(run_epoch, EpochTask(folder=str(folder)), Epoch)
+                (epoch,) = run_in_process(run_epoch, EpochTask(folder=str(folder)), Epoch)
                 case = f"one epoch of {count} images, {WORKERS} workers"
                 yield Row(suite="streaming", case=case, what="peak memory, shared pages once", value=epoch.pss, unit="bytes")
                 yield Row(suite="streaming", case=case, what="peak memory, sum of processes", value=epoch.rss, unit="bytes")

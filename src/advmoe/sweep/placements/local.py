@@ -8,7 +8,7 @@ import torch
 
 from advmoe.data import cores
 from advmoe.errors import UserError
-from advmoe.sweep.job import Job, ending, start, stop
+from advmoe.sweep.job import Job, record_failure, start, stop
 from advmoe.sweep.placements.base import Placement, Request
 
 MAX_WORKERS = 4  # on a CPU, by default
@@ -53,7 +53,7 @@ class LocalPlacement(Placement):
             status = process.poll()
             if status is not None:
                 stop([process])
-                ended[name] = ending(job, status)
+                ended[name] = record_failure(job, status)
                 self.free.append(job.config.runtime.device)
                 del self.running[name]
         self._fill()

@@ -13,7 +13,7 @@ from typing import Any
 from advmoe.data import cores
 from advmoe.errors import UserError
 from advmoe.runs.status import mark_failed
-from advmoe.sweep.job import Job, ending, start, stop
+from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
 
 try:
@@ -99,15 +99,8 @@ def _check_capacity(address: str | None, threads: int) -> None:
 
 def attend(job: Job) -> str | None:
     """Execute a job; return its error, or None. Raises Killed if its process was killed."""
-    try:
-        process = start(job)
-    except (UserError, OSError) as error:
-        return str(error)
-    try:
-        line = ending(job, process.wait())
-    finally:
-        stop([process])
-    if process.returncode < 0:
+    line, killed = execute(job)
+    if killed:
         raise Killed(line)
     return line
 

@@ -7,7 +7,7 @@ import yaml
 
 from advmoe.errors import UserError, nearest
 from advmoe.runs.status import mark_failed
-from advmoe.sweep.job import Job, ending, start, stop
+from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
 
 try:
@@ -27,14 +27,7 @@ class Attendant(Checkpointable):  # type: ignore[misc]  # submitit gives no type
 
     def __call__(self, job: Job) -> str | None:
         """Return the job's error, or None."""
-        try:
-            process = start(job)
-        except (UserError, OSError) as error:
-            return str(error)
-        try:
-            return ending(job, process.wait())
-        finally:
-            stop([process])
+        return execute(job)[0]
 
 
 class SlurmPlacement(Placement):

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
-from advmoe.benchmark.process import ProcessFailed, separately
+from advmoe.benchmark.process import ProcessFailed, run_in_process
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites.cuda.common import Part, SectionTask, failure
@@ -53,7 +53,7 @@ def measure(setup: Setup) -> Iterator[Row]:
         )
         section: list[Row] = []
         try:
-            for row in separately(run_section, task, Row, max(1.0, ends - time.monotonic())):
+            for row in run_in_process(run_section, task, Row, max(1.0, ends - time.monotonic())):
                 section.append(row)
                 yield row
         except ProcessFailed as error:

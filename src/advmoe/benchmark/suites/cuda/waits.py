@@ -19,17 +19,17 @@ def waits(part: Part) -> Iterator[Row]:
     """Whether passes wait (the first wait raises an error), and the number of waits in iterations."""
     for name in part.dispatches:
         for what, call in passes(part, "MoE", name, part.scale.batch).items():
-            yield from guarded("waits", f"{what}, {name}", partial(alarmed, part, call))
+            yield from guarded("waits", f"{what}, {name}", partial(whether_pass_waits, part, call))
     for name in part.dispatches:
-        yield from guarded("waits", f"AdvMoE iteration, {name}", partial(counted, part, name))
+        yield from guarded("waits", f"AdvMoE iteration, {name}", partial(waits_of_iteration, part, name))
 
 
-def alarmed(part: Part, call: Call) -> Figures:
+def whether_pass_waits(part: Part, call: Call) -> Figures:
     """1 if the second call of a pass waits, else 0."""
     call()
     wait_for(part.device)
     try:
-        with alarm(part, "error"):
+        with report_waits(part, "error"):
             call()
     except RuntimeError as error:
         if "synchroniz" not in str(error):
@@ -38,12 +38,12 @@ def alarmed(part: Part, call: Call) -> Figures:
     return {"host waits": Figure(0 if part.cuda else None, "count")}
 
 
-def counted(part: Part, dispatch: str) -> Figures:
+def waits_of_iteration(part: Part, dispatch: str) -> Figures:
     """The number of waits in an iteration."""
     call = step(part, "AdvMoE", dispatch)
     call()
     wait_for(part.device)
-    with warnings.catch_warnings(record=True) as caught, alarm(part, "warn"):
+    with warnings.catch_warnings(record=True) as caught, report_waits(part, "warn"):
         warnings.simplefilter("always")
         call()
     count = sum("synchroniz" in str(warning.message) for warning in caught)
@@ -51,7 +51,7 @@ def counted(part: Part, dispatch: str) -> Figures:
 
 
 @contextmanager
-def alarm(part: Part, mode: str) -> Iterator[None]:
+def report_waits(part: Part, mode: str) -> Iterator[None]:
     """Inside the block, torch reports when the host waits: as an "error" or with "warn"."""
     if part.cuda:
         torch.cuda.set_sync_debug_mode(mode)
