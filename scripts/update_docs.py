@@ -21,12 +21,13 @@ from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.cells import Figure, summarise
-from advmoe.reports.claims import CHOICE, INTERVALS, judge, verdict
+from advmoe.reports.claims import CHOICE, INTERVALS, judge
 from advmoe.reports.collect import Cell, cell_of
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.panels import in_words
 from advmoe.reports.plots import frontier
+from advmoe.reports.verdict import verdict
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")

@@ -8,9 +8,10 @@ import pytest
 from reports.records import png, record
 
 from advmoe.reports.captions import CAPTIONS
-from advmoe.reports.claims import judge, verdict
+from advmoe.reports.claims import judge
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
+from advmoe.reports.verdict import verdict
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 if not (CHROMIUM and DRIVER):

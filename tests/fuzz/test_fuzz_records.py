@@ -16,10 +16,11 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.robustbench import model_info
-from advmoe.reports.claims import judge, verdict
+from advmoe.reports.claims import judge
 from advmoe.reports.collect import collect
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
+from advmoe.reports.verdict import verdict
 
 
 @pytest.fixture(scope="module")

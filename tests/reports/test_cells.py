@@ -5,7 +5,7 @@ from records import content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.evaluation.results import wilson
-from advmoe.reports.cells import alike, attacks_in_words, by_setting, span, student_t, summarise, worst_name
+from advmoe.reports.cells import attacks_in_words, by_setting, comparable_groups, interval, student_t, summarise, worst_name
 
 
 def runs(*worsts, **more):
@@ -77,12 +77,12 @@ def test_student_t_is_never_too_narrow():
 
 def test_span_covers_the_interval_over_images_and_that_over_seeds():
     (equal,), (three,), (two,) = summarise(runs(50.0, 50.0)), summarise(runs(40.0, 50.0, 60.0)), summarise(runs(49.0, 51.0))
-    assert span(equal, "ra_worst") == wilson(0.5, 300)
+    assert interval(equal, "ra_worst") == wilson(0.5, 300)
     margin = 4.303 * 10 / 3**0.5
-    assert span(three, "ra_worst") == pytest.approx((50 - margin, 50 + margin))
-    assert span(two, "ra_worst") == pytest.approx((50 - 12.706, 50 + 12.706))
+    assert interval(three, "ra_worst") == pytest.approx((50 - margin, 50 + margin))
+    assert interval(two, "ra_worst") == pytest.approx((50 - 12.706, 50 + 12.706))
     (single,) = summarise(runs(50.0))
-    assert span(single, "ra_worst") == wilson(0.5, 300)
+    assert interval(single, "ra_worst") == wilson(0.5, 300)
 
 
 def test_a_full_worst_case_goes_before_a_quick_one():
@@ -130,7 +130,7 @@ def test_alike_groups_runs_that_differ_only_in_their_method():
     with_settings(tied, "training", tied_share=0.5, router_lr=0.3)
     with_settings(slow, "training", lr=0.05)
     summaries = summarise([tied, slow, other, record("at_sparse"), record(model_scale=0.2)])
-    assert [[summary.cell.method for summary in group] for group in alike(summaries)] == [
+    assert [[summary.cell.method for summary in group] for group in comparable_groups(summaries)] == [
         ["advmoe", "at_sparse", "advmoe"],
         ["at_dense"],
         ["at_moe"],

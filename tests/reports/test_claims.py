@@ -1,26 +1,16 @@
-"""The claims of the paper's appendix are judged, and the verdict."""
+"""The claims of the paper's appendix are judged by the runs."""
 
 from dataclasses import replace
 
 import pytest
-from records import ROBUST, content, record, with_settings
-from test_paper_tables import attacked, paper_run
+from records import attacked, record, runs, with_settings
+from test_paper_tables import paper_run
 
-from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
-from advmoe.reports.claims import judge, verdict
+from advmoe.paper import PAPER_METHODS
+from advmoe.reports.claims import judge
 from advmoe.reports.runs import run_of
-
-METHODS = [method for method in ROBUST if method != "standard"]
-
-
-def runs(seeds=(0, 1), **figures):
-    """Every method's runs on 10,000 test images; `figures`: method -> its RA (PGD-50) and SA."""
-    return [
-        record(method, seed, test_images=10_000, ra={"50": value + 0.1 * seed}, sa=value + 0.1 * seed, ra_worst=value - 2)
-        for method, value in figures.items()
-        for seed in seeds
-    ]
+from advmoe.reports.verdict import verdict
 
 
 def ours(claims, figure):
@@ -56,7 +46,7 @@ def test_seeds_that_differ_much_show_nothing():
     """AdvMoE's mean leads by 6 points on many images, but its seeds differ by 8."""
     far = [
         record(method, seed, test_images=10_000, ra={"50": 50.0 + 8 * seed + 6 * (method == "advmoe")})
-        for method in METHODS
+        for method in PAPER_METHODS
         for seed in (0, 1)
     ]
     assert ours(judge(far), "RA-50").verdict == "not shown"
@@ -195,43 +185,6 @@ def test_advmoe_with_only_the_same_batches_makes_no_claim_against_the_baselines(
     assert not any("in our setting" in claim.text for claim in judge([same, *runs(at_small_dense=46.0)]))
 
 
-def test_verdict_names_the_most_robust_network_and_its_cost():
-    first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
-    assert "most robust in the worst case is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
-    assert "at 25 % of the dense network's cost (0.0100 GMACs)" in first
-    assert "next is AT (Dense) with 48.0 %; all others are clearly below (95 % intervals" in first
-
-
-def test_verdict_names_what_is_not_clearly_below():
-    (first, *_) = verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
-    assert "not clearly below it: AT (Dense)." in first
-    assert "AT (S-Dense)" not in first
-
-
-def test_quick_and_full_worst_cases_are_not_ranked_together():
-    quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0)
-    (first, *_) = verdict([record(), record(seed=1), quick])
-    assert "only one network is ranked: AdvMoE" in first
-    assert "Not ranked, because attacks are missing: AT (Dense)." in first
-    (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
-    assert "so not ranked by RA-worst (quick), an upper bound: AT (Dense) 99.0 %." in first
-    (first, *_) = verdict([quick])
-    assert "so not ranked by RA-worst (listed attacks), an upper bound: AT (Dense) 99.0 %." in first
-
-
-def test_runs_under_other_attacks_are_not_ranked_together():
-    all_runs = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
-    other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
-    (first, *_) = verdict(other)
-    assert "next is AT (Sparse)" in first
-    assert "Not ranked, because not attacked by pgd_50: AT (Dense)." in first
-    mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in all_runs]
-    (first, *_) = verdict(mixed)
-    assert "Not ranked, because their seeds were attacked differently: AT (Dense)." in first
-    (first, *_) = verdict([run for run in mixed if run.method == "at_dense"])
-    assert "no worst case to compare. Not ranked, because their seeds were attacked" in first
-
-
 def test_one_seed_claims_no_order():
     all_runs = runs((0,), at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=90.0)
     claim = ours(judge(all_runs), "RA-50")
@@ -279,24 +232,6 @@ def test_settings_of_routers_are_not_compared_between_methods():
         if run.method == "advmoe":
             with_settings(run, "training", tied_share=0.5, router_lr=0.02)
     assert ours(judge(all_runs), "RA-50").verdict == "supported"
-
-
-def test_settings_with_most_methods_come_first():
-    many = [record(method, test_images=77) for method in METHODS]
-    lines = verdict([record(), *many, record("at_dense")])
-    assert "77 test images" in lines[0]
-    assert "300 test images" in lines[1]
-
-
-def test_failed_checks_are_named_for_each_run():
-    lines = verdict([record(seed=3)])
-    assert lines[-1] == (
-        "Failed its checks: advmoe, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
-        "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
-    )
-    passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
-    trusted = {**content()["evaluation"], "checks": passing}
-    assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."
 
 
 def control(claims):

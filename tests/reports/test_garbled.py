@@ -10,9 +10,10 @@ from records import content, record
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import checked_record
 from advmoe.reports import plots, routes
-from advmoe.reports.claims import judge, verdict
+from advmoe.reports.claims import judge
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
+from advmoe.reports.verdict import verdict
 
 VALUES = (
     REMOVED, None, "x", [], {}, float("nan"), float("inf"), -1, True, [["a"]], {"a": 1}, 10**30, 1.5, ["x"],

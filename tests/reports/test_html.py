@@ -12,10 +12,11 @@ import pytest
 from records import content, old_record, png, record
 
 from advmoe.reports.captions import CAPTIONS
-from advmoe.reports.claims import Claim, judge, verdict
+from advmoe.reports.claims import Claim, judge
 from advmoe.reports.html import report_html
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
+from advmoe.reports.verdict import verdict
 
 EVIL = "<script>alert(1)</script>\"'&"
 VOID = ("meta", "link", "img", "br", "input")
@@ -116,7 +117,7 @@ def test_every_image_is_described_and_scrolling_parts_can_be_reached(full_page):
 
 
 def test_hostile_strings_remain_text(drawn, monkeypatch):
-    monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2), np.int16))  # of the text below, too
+    monkeypatch.setattr("advmoe.reports.gallery.png_pixels", lambda png: np.zeros((2, 2), np.int16))  # of the text below, too
     config = content()["config"] | {"method": EVIL}
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
     evil.evaluation.checks[0] = replace(evil.evaluation.checks[0], detail=EVIL)
@@ -177,7 +178,7 @@ def test_gallery_has_runs_with_routes_first(full_page):
 
 
 def test_colour_images_lead_the_gallery(monkeypatch):
-    monkeypatch.setattr("advmoe.reports.gallery._levels", lambda png: np.zeros((2, 2) if png == "grey" else (2, 2, 3), np.int16))
+    monkeypatch.setattr("advmoe.reports.gallery.png_pixels", lambda png: np.zeros((2, 2) if png == "grey" else (2, 2, 3), np.int16))
     grey = record("advmoe")
     for image in grey.gallery:
         for view in image.views:

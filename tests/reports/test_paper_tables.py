@@ -1,12 +1,10 @@
 """Tables A1 and A2 beside our runs, and separate tables for our runs of other settings."""
 
 import pytest
-from records import content, record, with_settings
+from records import attacked, content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
-from advmoe.attacks.registry import ATTACKS
 from advmoe.config import to_dict
-from advmoe.evaluation.record_evaluation import AttackTotals
 from advmoe.paper import cells
 from advmoe.recipes import recipe
 from advmoe.reports.paper_tables import tables
@@ -20,11 +18,6 @@ def paper_run(name, seed=0, **changes):
     backbone = config["model"]["backbone"]
     trusted = {**content()["evaluation"], "checks": []}
     return record(config["method"], seed, **(data | figures | {"backbone": backbone, "evaluation": trusted} | changes))
-
-
-def attacked(run, *attacks):
-    ran = {name: AttackTotals(attacked=1, broken=0, seconds=1.0, version=ATTACKS[name].version) for name in attacks}
-    return run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"attacks": ran})})
 
 
 def rows_of(table):

@@ -3,7 +3,7 @@
 from records import old_record, record
 from records import quick as by_quick
 
-from advmoe.reports.runs import counted, run_of
+from advmoe.reports.runs import number_of, run_of
 
 
 def test_headline_has_the_worst_case_and_what_failed():
@@ -48,5 +48,5 @@ def test_record_without_commit_or_name_is_reported():
     assert dict(run.provenance)["advmoe"] == "0.1.0, commit unknown"
 
 
-def test_counted():
-    assert (counted(1, "run"), counted(0, "run"), counted(2, "run")) == ("1 run", "0 runs", "2 runs")
+def test_number_of():
+    assert (number_of(1, "run"), number_of(0, "run"), number_of(2, "run")) == ("1 run", "0 runs", "2 runs")

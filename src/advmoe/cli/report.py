@@ -10,12 +10,13 @@ from advmoe.cli.arguments.report import ReportArguments
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
-from advmoe.reports.claims import Claim, judge, verdict
+from advmoe.reports.claims import Claim, judge
 from advmoe.reports.collect import Warn, collect
 from advmoe.reports.html import report_html
 from advmoe.reports.markup import Table, csv_text, latex, markdown
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
+from advmoe.reports.verdict import verdict
 
 FORMS = {"md": markdown, "csv": csv_text, "tex": latex}
 LIST = ".made.json"  # the files of the last report: the next one deletes those that it does not overwrite

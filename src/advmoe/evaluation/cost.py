@@ -57,7 +57,7 @@ def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
 
         return keep
 
-    handles = [layer.register_forward_hook(keeper(name)) for name, layer in counted(model).items()]
+    handles = [layer.register_forward_hook(keeper(name)) for name, layer in counted_layers(model).items()]
     try:
         with frozen(model):
             model(torch.zeros(1, *shape, device=next(model.parameters()).device))
@@ -69,12 +69,12 @@ def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
 
 def layer_macs(model: Classifier, positions: dict[str, int]) -> dict[str, int]:
     """Ideal multiply-accumulates of each counted layer."""
-    return {name: positions[name] * _weights(layer) for name, layer in counted(model).items()}
+    return {name: positions[name] * _weights(layer) for name, layer in counted_layers(model).items()}
 
 
 def layer_params(model: Classifier) -> dict[str, int]:
     """Parameters of each layer, in order; a counted layer includes those of its submodules that are not counted."""
-    layers, params = counted(model), dict[str, int]()
+    layers, params = counted_layers(model), dict[str, int]()
     for name, parameter in model.named_parameters():
         owner = name.rpartition(".")[0]
         candidates = [owner, *(owner.rsplit(".", cut)[0] for cut in range(1, owner.count(".") + 1))]
@@ -83,7 +83,7 @@ def layer_params(model: Classifier) -> dict[str, int]:
     return params
 
 
-def counted(model: Classifier) -> dict[str, nn.Module]:
+def counted_layers(model: Classifier) -> dict[str, nn.Module]:
     """The layers that multiply by weights, by name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear | MoEConv2d)}
 
@@ -98,7 +98,7 @@ def _weights(layer: nn.Module) -> int:
 
 def _executed(model: Classifier, counter: FlopCounterMode) -> dict[str, int]:
     """Multiply-accumulates that torch ran in each counted layer, without those in counted layers inside it."""
-    inclusive = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted(model)}
+    inclusive = {name: _macs(counter, f"{type(model).__name__}.{name}") for name in counted_layers(model)}
     return {
         name: macs - sum(inclusive[child] for child in inclusive if child.startswith(f"{name}."))
         for name, macs in inclusive.items()

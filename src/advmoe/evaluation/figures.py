@@ -7,6 +7,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record_evaluation import AttackTotals, Difference, RoutingFigures
 from advmoe.evaluation.results import Evaluation, paired
+from advmoe.evaluation.routing import total
 from advmoe.evaluation.store import RoutingCounts, Shard
 from advmoe.evaluation.target import Target
 
@@ -58,35 +59,26 @@ def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
 
 
 def _routing(shards: Sequence[Shard]) -> RoutingFigures | None:
-    counts = [shard.routing for shard in shards if shard.routing is not None]
-    if not counts:
+    parts = [shard.routing for shard in shards if shard.routing is not None]
+    if not parts:
         return None
-    images, correct = sum(count.images for count in counts), max(sum(count.correct for count in counts), 1)
+    counts = total(parts)
+    images, correct = counts.images, max(counts.correct, 1)
     return RoutingFigures(
-        ra_router=100 * sum(count.router for count in counts) / images,
-        ra_expert=100 * sum(count.expert for count in counts) / images,
-        flip_rate=100 * sum(count.flipped for count in counts) / correct,
-        overlap=[100 * value / correct for value in _added([count.overlap for count in counts])],
-        load=_added_per_layer([count.load for count in counts]),
-        load_adv=_added_per_layer([count.load_adv for count in counts]),
-        fixed_expert_sa=[100 * value / images for value in _added([count.fixed for count in counts])],
-        fixed_expert_ra=[100 * value / images for value in _added([count.fixed_robust for count in counts])],
+        ra_router=100 * counts.router / images,
+        ra_expert=100 * counts.expert / images,
+        flip_rate=100 * counts.flipped / correct,
+        overlap=[100 * value / correct for value in counts.overlap],
+        load=counts.load,
+        load_adv=counts.load_adv,
+        fixed_expert_sa=[100 * value / images for value in counts.fixed],
+        fixed_expert_ra=[100 * value / images for value in counts.fixed_robust],
         choice_gain=_choice_gain(counts),
     )
 
 
-def _choice_gain(counts: Sequence[RoutingCounts]) -> list[Difference]:
+def _choice_gain(counts: RoutingCounts) -> list[Difference]:
     """The accuracy of the routed network minus that of each fixed expert; empty if a shard of an older version did not count it."""
-    gained, lost = [count.gained for count in counts if count.gained], [count.lost for count in counts if count.lost]
-    if len(gained) < len(counts):
+    if counts.gained is None or counts.lost is None:
         return []
-    images = sum(count.images for count in counts)
-    return [paired(more, less, images) for more, less in zip(_added(gained), _added(lost), strict=True)]
-
-
-def _added(lists: Sequence[Sequence[int]]) -> list[int]:
-    return [sum(values) for values in zip(*lists, strict=True)]
-
-
-def _added_per_layer(tables: Sequence[Sequence[Sequence[int]]]) -> list[list[int]]:
-    return [_added(layer) for layer in zip(*tables, strict=True)]
+    return [paired(more, less, counts.images) for more, less in zip(counts.gained, counts.lost, strict=True)]

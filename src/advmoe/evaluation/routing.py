@@ -14,12 +14,14 @@ from advmoe.moe import ForcedGate, Routing
 
 
 def total(counts: Sequence[RoutingCounts]) -> RoutingCounts:
-    """The sum of the counts of several batches."""
+    """The sum of the counts of several batches or shards; a field that one of them lacks is None."""
     return RoutingCounts(**{name: _added([getattr(count, name) for count in counts]) for name in RoutingCounts.model_fields})
 
 
 def _added(values: Sequence[Any]) -> Any:
-    """The sum of numbers, or the entry-wise sum of lists of lists of numbers."""
+    """The sum of numbers, or the entry-wise sum of lists of lists of numbers; None if a value is None."""
+    if any(value is None for value in values):
+        return None
     return [_added(entries) for entries in zip(*values, strict=True)] if isinstance(values[0], list) else sum(values)
 
 

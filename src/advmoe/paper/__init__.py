@@ -7,6 +7,8 @@ from importlib.resources import files
 
 from advmoe.config import ModelConfig
 
+PAPER_METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")  # in the order of the tables
+
 
 @dataclass(frozen=True)
 class Cell:

@@ -6,6 +6,11 @@ from advmoe.evaluation.record_evaluation import Difference, EvaluationResult
 from advmoe.reports.measures import label
 
 
+def attack_title(name: str) -> str:
+    """'PGD-50' for pgd_50."""
+    return name.upper().replace("_", "-")
+
+
 def caught_alone(evaluation: EvaluationResult) -> dict[str, int]:
     """Attack -> number of images that it broke and no other attack did.
 

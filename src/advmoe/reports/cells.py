@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Literal
 
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.evaluation.record import Record
@@ -16,6 +17,8 @@ T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 d
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
+
+Outcome = Literal["ahead", "behind", "not apart", "one seed"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,7 @@ def worst_name(summaries: Iterable[Summary]) -> str:
     return next((name for name in WORST if name in present), WORST[0])
 
 
-def span(summary: Summary, name: str) -> tuple[float, float]:
+def interval(summary: Summary, name: str) -> tuple[float, float]:
     """Interval of an accuracy, in percent: the smallest one that contains both the 95 % Wilson interval of the mean on the test
     images and the 95 % interval of the mean over seeds, mean ± t(n - 1, 0.975) * s / sqrt(n).
 
@@ -106,6 +109,14 @@ def span(summary: Summary, name: str) -> tuple[float, float]:
     low, high = wilson(accuracy.mean / 100, summary.cell.test_images)
     margin = 0.0 if accuracy.std is None else student_t(accuracy.n - 1) * accuracy.std / math.sqrt(accuracy.n)
     return min(low, accuracy.mean - margin), max(high, accuracy.mean + margin)
+
+
+def outcome(summary: Summary, other: Summary, name: str) -> Outcome:
+    """Whether `summary` is ahead of `other` in an accuracy: their intervals do not overlap, and both have several seeds."""
+    if min(summary.figures[name].n, other.figures[name].n) < 2:
+        return "one seed"
+    (low, high), (other_low, other_high) = interval(summary, name), interval(other, name)
+    return "ahead" if low > other_high else "behind" if high < other_low else "not apart"
 
 
 def student_t(degrees: int) -> float:
@@ -121,7 +132,7 @@ def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:
     return dict(groups)
 
 
-def alike(summaries: Iterable[Summary]) -> list[list[Summary]]:
+def comparable_groups(summaries: Iterable[Summary]) -> list[list[Summary]]:
     """Groups of comparable summaries, with equal setting and equal `shared`, in order of first occurrence."""
     groups: list[list[Summary]] = []
     for summary in summaries:

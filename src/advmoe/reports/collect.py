@@ -13,14 +13,14 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
-from advmoe.moe import MoEKind
+from advmoe.recipes import method_traits
 from advmoe.reports.measures import evaluator
 from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
 RecordFile = tuple[Path, Record]
-ROUTED = tuple(name for name, method in METHODS.items() if isinstance(method.kind(RunConfig().model), MoEKind))
-FULL_SCALE = ("standard", "at_dense")
+ROUTED = tuple(name for name in METHODS if method_traits(name).routed)
+FULL_SCALE = tuple(name for name in METHODS if not method_traits(name).scaled)
 NOT_COMPARED = (  # settings that do not change a run's result, or that its cell already holds
     "schema", "method", "seed", "runtime.device", "runtime.threads", "runtime.dispatch",
     *(f"data.{name}" for name in ("limit_train", "limit_test", "data_dir", "workers")),

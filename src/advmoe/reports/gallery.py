@@ -5,15 +5,15 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage, View
+from advmoe.reports.attacks import attack_title
 from advmoe.reports.panels import radius
-from advmoe.reports.routes import class_name
+from advmoe.reports.routes import class_name, png_pixels
 
 MAX_MAGNIFICATION = 100  # a larger multiple of the evaluation's epsilon is printed as a plain epsilon
 
@@ -87,12 +87,7 @@ def gallery_of(record: Record) -> Gallery | None:
     epsilons = _epsilons(record)
     entries = tuple(_entry(record, image, epsilons) for image in record.gallery)
     words = tuple(_in_words(epsilon, record.epsilon) for epsilon in epsilons)
-    return Gallery(entries, words, epsilons.index(record.epsilon), _levels(record.gallery[0].clean.png).ndim == 3)
-
-
-def attack_title(name: str) -> str:
-    """'PGD-50' for pgd_50."""
-    return name.upper().replace("_", "-")
+    return Gallery(entries, words, epsilons.index(record.epsilon), png_pixels(record.gallery[0].clean.png).ndim == 3)
 
 
 def _epsilons(record: Record) -> list[float]:
@@ -133,7 +128,7 @@ def _side(record: Record, image: GalleryImage, view: View) -> Side:
 
 def perturbation(clean: str, attacked: str) -> str:
     """The change of each pixel as a PNG in base64: mid-grey is no change, black and white the largest. "" if the sizes differ."""
-    before, after = _levels(clean), _levels(attacked)
+    before, after = (png_pixels(png).astype(np.int16) for png in (clean, attacked))
     if before.shape != after.shape:
         return ""
     change = after - before
@@ -141,8 +136,3 @@ def perturbation(clean: str, attacked: str) -> str:
     file = io.BytesIO()
     Image.fromarray(levels.astype(np.uint8)).save(file, "PNG", optimize=True)
     return base64.b64encode(file.getvalue()).decode()
-
-
-def _levels(png: str) -> np.ndarray[Any, np.dtype[np.int16]]:
-    """The pixels [H, W] or [H, W, 3] of a PNG in base64, from 0 to 255."""
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))), dtype=np.int16)

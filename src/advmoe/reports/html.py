@@ -21,7 +21,7 @@ from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import MEASURES, SUMMARY, Measure
 from advmoe.reports.panels import METHOD_STYLES, radius, style_of
-from advmoe.reports.runs import Run, counted, run_of
+from advmoe.reports.runs import Run, number_of, run_of
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the remaining lines are folded
@@ -85,7 +85,7 @@ def _subtitle(records: Sequence[Record]) -> str:
     """'9 runs of 5 methods on fashion-mnist; newest from 2026-11-22'."""
     methods, datasets = {record.method for record in records}, dict.fromkeys(record.dataset for record in records)
     newest = max(str(record.time) for record in records)[:10]
-    return f"{counted(len(records), 'run')} of {counted(len(methods), 'method')} on {', '.join(datasets)}; newest from {newest}"
+    return f"{number_of(len(records), 'run')} of {number_of(len(methods), 'method')} on {', '.join(datasets)}; newest from {newest}"
 
 
 def _overview(summaries: Sequence[Summary]) -> Table:
@@ -163,8 +163,8 @@ def _gaps(records: Sequence[Record]) -> list[str]:
         relevant = [record for record in records if record.method in ROUTED or name not in OF_ROUTING]
         without_figure = sum(not getattr(record, name) for record in relevant)
         if without_figure:
-            lines.append(f"{without_figure} of {counted(len(relevant), 'run')}: no {what} in the Record.")
+            lines.append(f"{without_figure} of {number_of(len(relevant), 'run')}: no {what} in the Record.")
     old = sum(record.from_schema is not None for record in records)
     if lines and old:
-        lines.append(f"{counted(old, 'Record')} of an older schema: evaluate these runs again to record all of it.")
+        lines.append(f"{number_of(old, 'Record')} of an older schema: evaluate these runs again to record all of it.")
     return lines

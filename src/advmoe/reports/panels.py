@@ -68,6 +68,12 @@ def style_of(runs: Cell | Line) -> Style:
     return style
 
 
+def network_title(cell: Cell) -> str:
+    """'AdvMoE, r 0.5, N 2'."""
+    scale = "" if cell.method in FULL_SCALE else f", r {cell.model_scale:g}"
+    return style_of(cell).title + scale + (f", N {cell.num_experts}" if cell.method in ROUTED else "")
+
+
 def line_of(record: Record) -> Line:
     """The line of a panel that a Record belongs to."""
     cell = cell_of(record)
@@ -126,6 +132,11 @@ def in_words(setting: Cell) -> str:
         f"{setting.test_images} test images, {setting.attack_steps} attack steps in training, "
         f"{radius(setting.epsilon)} in {setting.norm}"
     )
+
+
+def setting_text(setting: Cell) -> str:
+    """`in_words` on one line."""
+    return " ".join(in_words(setting).split())
 
 
 def radius(epsilon: float) -> str:

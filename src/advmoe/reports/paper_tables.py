@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from advmoe.config import ModelConfig
 from advmoe.evaluation.record import Record
+from advmoe.paper import PAPER_METHODS
 from advmoe.paper import Cell as PrintedCell
 from advmoe.recipes import recipe
 from advmoe.reports.cells import Figure, Summary, attacks_in_words, by_setting, summarise
@@ -12,7 +13,7 @@ from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
 from advmoe.reports.costs import Judged, judged_cells
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import BY_NAME, COSTS, SUMMARY, WORST, label
-from advmoe.reports.panels import Style, in_words, method_style, style_of
+from advmoe.reports.panels import Style, method_style, setting_text, style_of
 
 BACKBONES = {
     "resnet18": "ResNet-18", "wrn28_10": "WRN-28-10", "vgg16_bn": "VGG-16", "densenet40": "DenseNet-40",
@@ -22,7 +23,6 @@ TITLES = {
     "A1": "Table A1: training attack of 10 steps, CIFAR-10",
     "A2": "Table A2: model scales, training attack of 2 steps, CIFAR-10",
 }
-COMPARED = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 CIFAR10 = (49_000, 10_000)  # training images less the 2 % held out, and test images
 PRINTED_AS = {"ra": BY_NAME["ra_50"], "ra_aa": BY_NAME["ra_aa"], "sa": BY_NAME["sa"]}  # field of the printed table -> measure
 COLUMNS = ("printed", "ours", "difference")
@@ -153,7 +153,7 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     figures = [
         measure.name for measure in SUMMARY if any(measure.name in (*summary.figures, *summary.mixed) for summary in summaries)
     ]
-    words, notes = " ".join(in_words(setting).split()), Notes(summaries)
+    words, notes = setting_text(setting), Notes(summaries)
     blanks = (BLANK, *(NOT_RUN for _ in ("n", *figures)))
     rows = [(summary.cell.method, summary.cell.model_scale, _our_row(summary, figures, shared, notes)) for summary in summaries]
     rows += [
@@ -183,13 +183,13 @@ def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
     cells = [summary.cell for summary in summaries]
     ran = {(cell.model_scale, cell.method) for cell in cells if not cell.is_ablation}
     scales = sorted({cell.model_scale for cell in cells if cell.method not in FULL_SCALE} or {ModelConfig().model_scale})
-    expected = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in COMPARED]
+    expected = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in PAPER_METHODS]
     return [cell for cell in dict.fromkeys(expected) if cell not in ran]
 
 
 def _rank(method: str) -> int:
     """The method's position in the paper's tables; -1 for others."""
-    return COMPARED.index(method) if method in COMPARED else -1
+    return PAPER_METHODS.index(method) if method in PAPER_METHODS else -1
 
 
 def _file_name(setting: Cell) -> str:

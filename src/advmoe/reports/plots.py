@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from advmoe.evaluation.record import Record
-from advmoe.reports.cells import span, summarise
+from advmoe.reports.attacks import attack_title
+from advmoe.reports.cells import interval, summarise
 from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
 from advmoe.reports.figures import save, short
 from advmoe.reports.measures import SUMMARY, worst_of
@@ -135,7 +136,7 @@ def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
         multiples = [value / first.epsilon for value in curves[0].epsilons]
         draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line, lines))
     ax.axvline(1, color="#767676", linewidth=0.8)
-    attack = first.epsilon_curve.attack.upper().replace("_", "-")
+    attack = attack_title(first.epsilon_curve.attack)
     ax.set(xlabel=f"radius of the attack, times {radius(first.epsilon)}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
     text = f"{first.epsilon_curve.images} images"
     ax.annotate(text, (1, 1), (-4, -4), xycoords="axes fraction", textcoords="offset points", ha="right", va="top")
@@ -200,7 +201,7 @@ def _points(line: Line, records: Sequence[Record], name: str, with_backbone: boo
         (
             summary.figures["gmacs"].mean,
             summary.figures[name].mean,
-            span(summary, name),
+            interval(summary, name),
             line,
             f"{short(summary.cell.backbone)}, " * with_backbone + f"r {summary.cell.model_scale:g}",
         )

@@ -14,6 +14,7 @@ from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage
+from advmoe.reports.attacks import attack_title
 from advmoe.reports.collect import cell_of
 from advmoe.reports.figures import save, short
 from advmoe.reports.panels import grouped, style_of
@@ -99,6 +100,7 @@ def _window(ax: Axes, corner: tuple[float, float], size: tuple[float, float], te
 def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
     """Draw all layers in order with their experts as cells, the clean image's pathway, and the pathway under attack."""
     layers, clean, adversarial = record.layers, image.clean, image.adversarial
+    attack = attack_title(short(image.attack))
     names = [short(name) for name in record.classes]
     routes = [_for_all(view.pathway, len(layers)) for view in (clean, adversarial)]
     for x, (layer, expert_clean, expert_attacked) in enumerate(zip(layers, *routes, strict=True)):
@@ -109,9 +111,9 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
             ax.add_patch(Rectangle(corner, 0.72, 0.72, fill=False, edgecolor=CHANGED, linewidth=2, hatch="///"))
     max_experts = max(layer.experts for layer in layers)
     ax.plot(range(len(layers)), routes[0], color=CHOSEN, linewidth=2.5, zorder=0, label="clean image")
-    ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {_attack(image)}")
+    ax.plot(range(len(layers)), routes[1], color=CHANGED, linestyle="--", zorder=0, label=f"under {attack}")
     inset = ax.inset_axes((-2.6, (max_experts - 1) / 2 - 0.8, 1.6, 1.6), transform=ax.transData)
-    inset.imshow(_pixels(clean.png), cmap="gray")
+    inset.imshow(png_pixels(clean.png), cmap="gray")
     inset.set(xticks=[], yticks=[])
     inset.set_title(class_name(names, image.label), fontsize=8)
     answers = f"answer: {class_name(names, clean.prediction)}\n\nunder attack:\n{class_name(names, adversarial.prediction)}"
@@ -122,7 +124,10 @@ def _draw_pathway(ax: Axes, record: Record, image: GalleryImage) -> None:
     ax.set_yticks([])
     ax.spines[:].set_visible(False)
     where = f"{short(style_of(cell_of(record)).title)}, {short(record.backbone)}, {short(record.dataset)}"
-    ax.set_title(f"{where}: {_attack(image)} changes the choice of {_flips(image)} of {len(clean.pathway)} routers", fontsize=10)
+    ax.set_title(
+        f"{where}: {attack} changes the choice of {_flips(image)} of {len(clean.pathway)} routers",
+        fontsize=10,
+    )
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.02), ncols=2, frameon=False, fontsize=8)
 
 
@@ -131,12 +136,8 @@ def _for_all(route: Sequence[int], layers: int) -> Sequence[int]:
     return list(route) * layers if len(route) == 1 else route
 
 
-def _attack(image: GalleryImage) -> str:
-    return short(image.attack).upper().replace("_", "-")
-
-
-def _pixels(png: str) -> np.ndarray[Any, Any]:
-    """The image [H, W] or [H, W, 3] of a base64 PNG."""
+def png_pixels(png: str) -> np.ndarray[Any, Any]:
+    """The pixels [H, W] or [H, W, 3] of a PNG in base64, uint8."""
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(png))))
 
 

@@ -7,9 +7,9 @@ import yaml
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
-from advmoe.reports.attacks import bracket, caught_alone, gains
+from advmoe.reports.attacks import attack_title, bracket, caught_alone, gains
 from advmoe.reports.collect import cell_of
-from advmoe.reports.gallery import Gallery, attack_title, gallery_of
+from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import WORST, evaluator, label, worst_of
 
@@ -47,7 +47,7 @@ def _headline(record: Record) -> str:
     """'RA-worst 49.0 %, SA 79.0 %; 1 check failed'."""
     worst = f"{worst_of(record).label} {record.worst:.1f} %"
     failed = sum(check.status == "fail" for check in record.evaluation.checks)
-    return f"{worst}, SA {record.sa:.1f} %" + (f"; {counted(failed, 'check')} failed" if failed else "")
+    return f"{worst}, SA {record.sa:.1f} %" + (f"; {number_of(failed, 'check')} failed" if failed else "")
 
 
 def _facts(record: Record) -> Iterable[tuple[str, str]]:
@@ -95,7 +95,7 @@ def _tables(record: Record) -> Iterable[Table]:
     ])  # fmt: skip
     curve = record.epsilon_curve
     if curve:
-        title = f"Accuracy of {counted(curve.images, 'image')} under {attack_title(curve.attack)}, by radius"
+        title = f"Accuracy of {number_of(curve.images, 'image')} under {attack_title(curve.attack)}, by radius"
         yield _table(title, ("radius", "accuracy, %"), [
             (float(f"{at:.4g}"), round(ra, 1)) for at, ra in zip(curve.epsilons, curve.ra, strict=True)
         ])  # fmt: skip
@@ -110,6 +110,6 @@ def _table(title: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]
     return Table("", title, columns, tuple(entries))
 
 
-def counted(number: int, thing: str) -> str:
+def number_of(number: int, thing: str) -> str:
     """'1 run', '2 runs'."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

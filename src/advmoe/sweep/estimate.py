@@ -20,11 +20,13 @@ import torch
 
 from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
 from advmoe.attacks.presets import resolve
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import DataConfig, RunConfig, RuntimeConfig, to_dict
 from advmoe.data import Counts, Images, ImageSpec, Splits, count_images
+from advmoe.evaluation.snapshot import CURVE_ATTACK, CURVE_EPSILONS, CURVE_IMAGES
 from advmoe.files import json_object, write_json
 from advmoe.models import compact, fused
-from advmoe.moe import MoEKind
+from advmoe.recipes import method_traits
 from advmoe.runs.cost import estimate
 from advmoe.runs.status import RunStatus, read_run
 from advmoe.training.loop import train
@@ -40,8 +42,7 @@ MIN_SECONDS = 0.3  # timing goes on until this has passed
 ATTACK_STEPS = 2
 SURVIVOR_SHARE = 0.5  # assumed share of the images that earlier attacks did not break
 ROUTING_PASSES_PER_EXPERT = 10  # passes an image for the routing figures, for each expert
-CURVE_PASSES = 70  # passes an image for the accuracy at other epsilons, on at most CURVE_IMAGES images
-CURVE_IMAGES = 200
+CURVE_PASSES = len(CURVE_EPSILONS) * ATTACKS[CURVE_ATTACK].passes  # an image, for at most CURVE_IMAGES images
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,7 @@ def training_seconds(config: RunConfig, counts: Counts, pace: Pace, done: int = 
 def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: str | Sequence[str]) -> float:
     """Seconds of an evaluation, if the network is right on all clean images and every attack but the first of each figure runs on
     SURVIVOR_SHARE of them. It takes less if the network is wrong on many clean images."""
-    chosen, routed = resolve(preset), isinstance(METHODS[config.method].kind(config.model), MoEKind)
+    chosen, routed = resolve(preset), method_traits(config.method).routed
     steps = chosen.passes(routed=routed, survivor_share=SURVIVOR_SHARE)
     steps += ROUTING_PASSES_PER_EXPERT * config.model.num_experts if routed else 0
     return pace.step * (counts.test * steps + CURVE_PASSES * min(counts.test, CURVE_IMAGES))

@@ -30,13 +30,12 @@ from advmoe.config.choices import MAX_SEEDS
 from advmoe.config.schema import MAX_EXPERTS
 from advmoe.errors import UserError, nearest, short_name, short_repr
 from advmoe.models import MODELS
-from advmoe.paper import cells
+from advmoe.paper import PAPER_METHODS, cells
 from advmoe.recipes import BASES, method_traits, recipe
 from advmoe.training.methods import METHODS
 
 Model = TypeVar("Model", bound=BaseModel)
 Settings = Mapping[str, Mapping[str, Any]]  # section -> field -> value
-PAPER_METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 SEEDS = (0, 1, 2)
 PRESET = ("quick",)
 MAX_RUNS = 10_000

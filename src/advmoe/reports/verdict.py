@@ -1,0 +1,102 @@
+"""The verdict of a report: which networks are most robust in the worst case, and at what cost."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from advmoe.evaluation.record import Record
+from advmoe.reports.cells import Summary, attacks_in_words, by_setting, comparable_groups, outcome, summarise, worst_name
+from advmoe.reports.collect import cell_of, short_value
+from advmoe.reports.measures import BY_NAME, label
+from advmoe.reports.panels import network_title, setting_text
+
+BY = "95 % intervals over seeds and over images"
+
+
+def verdict(records: Iterable[Record]) -> list[str]:
+    """Sentences: for every setting, which method is most robust in the worst case and at what cost; then the failed checks.
+
+    Settings with more methods come first, then those with more training. Runs of one setting that cannot be compared have a
+    sentence for each comparable group.
+    """
+    records = list(records)
+    groups = by_setting(summarise(records)).values()
+    parts = [(_where(part[0], group), part) for group in groups for part in comparable_groups(group)]
+    parts.sort(key=lambda pair: _weight(pair[1]), reverse=True)
+    return [*(_winner(*pair) for pair in parts), *_failures(records)]
+
+
+def _weight(part: Sequence[Summary]) -> tuple[int, int]:
+    setting = part[0].cell
+    return len({summary.cell.method for summary in part}), setting.epochs * setting.train_images
+
+
+def _where(summary: Summary, group: Sequence[Summary]) -> str:
+    """The setting as text, with the settings in which the run differs from others of `group`."""
+    names = [name for name in summary.shared if any(other.shared.get(name) != summary.shared[name] for other in group)]
+    return ", ".join([setting_text(summary.cell.setting), *(f"{name} {short_value(summary.shared[name])}" for name in names)])
+
+
+def _winner(where: str, group: Sequence[Summary]) -> str:
+    """The ranking by one figure, over runs of several seeds under the same attacks; then the runs that are not ranked, and why."""
+    name = worst_name(group)
+    attacked = [summary for summary in group if name in summary.figures]
+    plan = next(iter(Counter(summary.attacks[name] for summary in attacked).most_common(1)), (frozenset[str](), 0))[0]
+    equal = [summary for summary in attacked if summary.attacks[name] == plan]
+    ranked = sorted((summary for summary in equal if summary.figures[name].n > 1), key=lambda summary: -summary.figures[name].mean)
+    single = [summary for summary in equal if summary not in ranked]
+    mixed = [summary for summary in group if summary.mixed and summary not in attacked]
+    incomplete = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
+    unranked = {
+        "Not ranked, because their seeds were attacked differently": mixed,
+        "Not ranked, because attacks are missing": incomplete,
+        f"Not ranked, because not attacked by {attacks_in_words(plan)}": [
+            summary for summary in group if summary not in (*equal, *mixed, *incomplete)
+        ],
+    }
+    sentences = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
+    if single:
+        shares = "; ".join(f"{network_title(summary.cell)} {summary.figures[name].mean:.1f} %" for summary in single)
+        bound = ", an upper bound" if BY_NAME[name].upper_bound else ""
+        beginning = "One seed" if sentences else f"{where}: one seed"
+        sentences.append(f"{beginning}, so not ranked by {label(name)}{bound}: {shares}.")
+    tails = [
+        f"{reason}: {'; '.join(network_title(summary.cell) for summary in those)}." for reason, those in unranked.items() if those
+    ]
+    return " ".join([*(sentences or [f"{where}: no worst case to compare."]), *tails])
+
+
+def _ranking(ranked: Sequence[Summary], name: str) -> str:
+    first, *rest = ranked
+    if not rest:
+        return f"only one network is ranked: {network_title(first.cell)}, {_share(first, name)}"
+    close = [network_title(summary.cell) for summary in rest if outcome(first, summary, name) == "not apart"]
+    apart = (
+        f"not clearly below it: {'; '.join(close)}"
+        if close
+        else "all others are clearly below (95 % intervals over seeds and over images)"
+    )
+    following = f"next is {network_title(rest[0].cell)} with {rest[0].figures[name].mean:.1f} %"
+    return f"most robust in the worst case is {network_title(first.cell)}, {_share(first, name)}; {following}; {apart}"
+
+
+def _share(summary: Summary, name: str) -> str:
+    """'RA-worst 36.2 ± 0.5 % (3 seeds) at 27 % of the dense network's cost (0.0078 GMACs)'."""
+    figure = summary.figures[name]
+    spread = f" ± {figure.std:.1f}" if figure.std is not None else ""
+    bound = "an upper bound; " if BY_NAME[name].upper_bound else ""
+    share = f"{label(name)} {figure.mean:.1f}{spread} % ({bound}{figure.n} seed{'s' * (figure.n > 1)})"
+    cost = (
+        f"{100 - summary.figures['reduction'].mean:.0f} % of the dense network's cost ({summary.figures['gmacs'].mean:.4f} GMACs)"
+    )
+    return f"{share} at {cost}"
+
+
+def _failures(records: Sequence[Record]) -> list[str]:
+    """One line for every run whose evaluation failed a self-check, or one line that says that none did."""
+    lines = []
+    for record in records:
+        failed = [check for check in record.evaluation.checks if check.status == "fail"]
+        if failed:
+            names = "; ".join(f"({check.number}) {check.name}: {check.detail}" for check in failed)
+            lines.append(f"Failed its checks: {cell_of(record).words}, seed {record.seed}: {names}.")
+    return lines or ["No run failed a check of its evaluation."]

@@ -1,0 +1,61 @@
+"""The verdict names the most robust networks, those that are not ranked, and failed checks."""
+
+from records import ROBUST, attacked, content, record, runs
+
+from advmoe.attacks.presets import PRESETS
+from advmoe.reports.verdict import verdict
+
+
+def test_verdict_names_the_most_robust_network_and_its_cost():
+    first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
+    assert "most robust in the worst case is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
+    assert "at 25 % of the dense network's cost (0.0100 GMACs)" in first
+    assert "next is AT (Dense) with 48.0 %; all others are clearly below (95 % intervals" in first
+
+
+def test_verdict_names_what_is_not_clearly_below():
+    (first, *_) = verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
+    assert "not clearly below it: AT (Dense)." in first
+    assert "AT (S-Dense)" not in first
+
+
+def test_quick_and_full_worst_cases_are_not_ranked_together():
+    quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0)
+    (first, *_) = verdict([record(), record(seed=1), quick])
+    assert "only one network is ranked: AdvMoE" in first
+    assert "Not ranked, because attacks are missing: AT (Dense)." in first
+    (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
+    assert "so not ranked by RA-worst (quick), an upper bound: AT (Dense) 99.0 %." in first
+    (first, *_) = verdict([quick])
+    assert "so not ranked by RA-worst (listed attacks), an upper bound: AT (Dense) 99.0 %." in first
+
+
+def test_runs_under_other_attacks_are_not_ranked_together():
+    all_runs = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
+    other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
+    (first, *_) = verdict(other)
+    assert "next is AT (Sparse)" in first
+    assert "Not ranked, because not attacked by pgd_50: AT (Dense)." in first
+    mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in all_runs]
+    (first, *_) = verdict(mixed)
+    assert "Not ranked, because their seeds were attacked differently: AT (Dense)." in first
+    (first, *_) = verdict([run for run in mixed if run.method == "at_dense"])
+    assert "no worst case to compare. Not ranked, because their seeds were attacked" in first
+
+
+def test_settings_with_most_methods_come_first():
+    many = [record(method, test_images=77) for method in ROBUST if method != "standard"]
+    lines = verdict([record(), *many, record("at_dense")])
+    assert "77 test images" in lines[0]
+    assert "300 test images" in lines[1]
+
+
+def test_failed_checks_are_named_for_each_run():
+    lines = verdict([record(seed=3)])
+    assert lines[-1] == (
+        "Failed its checks: advmoe, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
+        "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
+    )
+    passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
+    trusted = {**content()["evaluation"], "checks": passing}
+    assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."
