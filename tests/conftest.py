@@ -70,6 +70,14 @@ def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`advmoe attack` with one attack and a coarse bisection. test_fooling.py and test_attack_command.py test its attacks."""
+    monkeypatch.setattr("advmoe.cli.attack.THOROUGH", ("pgd_10",))
+    monkeypatch.setattr("advmoe.evaluation.fooling.QUICK", ("pgd_10",))
+    monkeypatch.setattr("advmoe.evaluation.fooling.CLOSE", 0.5)
+
+
+@pytest.fixture
 def recorder() -> Iterator[Recorder]:
     observer, handler = Recorder(), logging.Handler(logging.WARNING)
     handler.emit = lambda record: observer.notes.append(record.getMessage())  # type: ignore[method-assign]

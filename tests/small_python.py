@@ -11,7 +11,7 @@ from unittest.mock import patch
 import small_backbone
 
 QUICK_SNAPSHOT = {  # for a Record's snapshot, which would take most of a tiny evaluation's time
-    "GALLERY_ATTACK": "pgd_10", "GALLERY_STEPS": (0.5,), "CURVE_EPSILONS": (0.0, 0.25, 0.5, 1.0),
+    "GALLERY_ATTACK": "pgd_10", "GALLERY_STEPS": (0.5,), "CURVE_EPSILONS": (0.0, 1.0),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_backbone import SMALL
+from small_backbone import SMALLEST
 
 from advmoe.cli.main import main
 from advmoe.sweep.grid import read_sweep
@@ -22,7 +22,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.S | re.M)
 ALONE = ("python", "text")  # tests/test_docs.py runs python; text is not run
 NETWORK = ["--width", "4", "--limit-train", "40", "--batch-size", "20", "--epochs", "1", "--device", "cpu"]
 SMALLER = {  # command -> flags that are appended
-    "train": [*NETWORK, "--backbone", SMALL, "--limit-test", "10", "--num-steps", "1", "--image-size", "32"],
+    "train": [*NETWORK, "--backbone", SMALLEST, "--limit-test", "10", "--num-steps", "1", "--image-size", "32"],
     "evaluate": ["--limit-test", "4", "--device", "cpu"],
     "sweep": [*NETWORK, "--limit-test", "4", "--seeds", "1", "--only", "resnet18-at_small_dense", "--preset", "pgd_10"],
     "attack": ["--device", "cpu"],
@@ -46,7 +46,7 @@ def steps(page):
 
 
 @pytest.fixture
-def working_folder(tmp_path, monkeypatch):
+def working_folder(tmp_path, monkeypatch, quick_attack):
     """A folder with what the pages assume: images in class folders, photos, and CIFAR-10 by `advmoe data get`."""
     random = np.random.default_rng(0)
     for number in range(60):
@@ -56,7 +56,6 @@ def working_folder(tmp_path, monkeypatch):
     for name in ("photo.png", "photo.jpg"):
         image(random, tmp_path / name)
     monkeypatch.setattr("advmoe.cli.data.fetch", lambda name, to, console: [f"{name}: {write_batches(to)}"])
-    monkeypatch.setattr("advmoe.cli.attack.THOROUGH", ("pgd_10",))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -80,7 +80,7 @@ def test_the_demos_networks_come_with_the_package() -> None:
     assert {"demo-advmoe", "demo-small-dense"} <= set(networks.names())
 
 
-@pytest.mark.usefixtures("offline")
+@pytest.mark.usefixtures("offline", "quick_attack")
 def test_a_name_is_enough_to_classify_attack_and_evaluate(photo: Path, monkeypatch: Any, capsys: Any) -> None:
     monkeypatch.chdir(photo.parent)
     assert main(["predict", "demo-advmoe", "photo.png", "--json", "--device", "cpu"]) == 0

@@ -59,11 +59,9 @@ def in_ascii(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[str, 
     return out, errors
 
 
+@pytest.mark.usefixtures("quick_attack")
 def test_commands_write_to_an_ascii_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of the run and that of the image have characters that ASCII lacks."""
-    monkeypatch.setattr("advmoe.cli.attack.THOROUGH", ("pgd_10",))
-    monkeypatch.setattr("advmoe.evaluation.fooling.QUICK", ("pgd_10",))
-    monkeypatch.setattr("advmoe.evaluation.fooling.CLOSE", 0.5)
     monkeypatch.setattr("advmoe.cli.report.FIGURES", {})
     run, photo, cpu = tmp_path / "né" / "dîner", tmp_path / "ça.png", ("--device", "cpu")
     Image.new("RGB", (28, 28), (90, 120, 60)).save(photo)

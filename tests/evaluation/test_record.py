@@ -135,8 +135,8 @@ def test_evaluating_at_another_epsilon_does_not_change_the_runs_configuration(ev
     record = evaluated(epsilon=0.02, seed=3)
     assert (record.epsilon, record.config.attack.epsilon) == (0.02, 0.1)
     assert (record.attack_seed, record.test_images) == (3, 20)
-    assert record.epsilon_curve.epsilons[3] == 0.02
-    assert record.epsilon_curve.ra[3] == record.ra["10"]
+    assert record.epsilon_curve.epsilons == [0.0, 0.02]
+    assert record.epsilon_curve.ra == [record.sa, record.ra["10"]]
 
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):

@@ -31,10 +31,11 @@ def weights(run: Path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_resumed_run_equals_an_uninterrupted_one(method, tiny, splits, tmp_path):
-    config = tiny(method, epochs=2)
+    """Within an epoch. tests/training/test_faults.py and test_phases.py resume between epochs and phases too."""
+    config = tiny(method, epochs=1, save_minutes=0.0)
     uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: (epoch, done) == (2, 2)))
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: done == 2))
     resumed = train(config, splits, tmp_path / "resumed", Recorder(), resume=True)
     assert numbers(resumed) == numbers(uninterrupted)
     expected, state = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
@@ -42,10 +43,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tiny, splits, tmp_pat
 
 
 def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny, splits, tmp_path, monkeypatch):
-    config = tiny(epochs=2)
+    config = tiny(epochs=1, save_minutes=0.0)
     uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: epoch == 2))
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: done == 2))
     states, step, kinds = Checkpoint.optimizer_states, torch.optim.SGD.step, set()
 
     def fused(checkpoint):
@@ -97,10 +98,10 @@ def test_a_refused_precision_creates_no_folder(tiny, splits, tmp_path, monkeypat
 
 
 def test_training_in_bfloat16_resumes_bit_by_bit(tiny, splits, tmp_path):
-    config = tiny(precision="bfloat16", epochs=2)
+    config = tiny(precision="bfloat16", epochs=1, save_minutes=0.0)
     uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: epoch == 2))
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: done == 2))
     assert numbers(train(config, splits, tmp_path / "resumed", Recorder(), resume=True)) == numbers(uninterrupted)
 
 
@@ -142,10 +143,10 @@ def test_changed_data_is_refused(tiny, splits, tmp_path):
 
 
 def test_the_metrics_file_has_one_line_for_each_epoch(tiny, splits, tmp_path):
-    history = train(tiny(), splits, tmp_path / "run", Recorder())
+    history = train(tiny(epochs=2), splits, tmp_path / "run", Recorder())
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert lines == history
-    assert [row["epoch"] for row in lines] == [1, 2, 3]
+    assert [row["epoch"] for row in lines] == [1, 2]
     assert all(math.isclose(sum(layer), 1, abs_tol=1e-6) for row in lines for layer in row["load"])
 
 
@@ -197,10 +198,10 @@ def test_a_collapse_gives_one_warning_for_each_epoch(tiny, splits, tmp_path, rec
 
 
 def test_router_loss_is_a_mean_over_the_images_that_update_the_routers(tiny, splits, tmp_path, recorder):
-    train(tiny(backbone="resnet18", tied_share=0.5), splits, tmp_path / "run", recorder)
+    train(tiny(tied_share=0.5, lr=0.0, router_lr=0.0), splits, tmp_path / "run", recorder)
     tied, half, free = recorder.rows
     assert "router_loss" not in tied
-    assert half["router_loss"] == pytest.approx(free["router_loss"], rel=0.5)
+    assert half["router_loss"] == pytest.approx(free["router_loss"], rel=0.2)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +213,7 @@ def test_router_loss_is_a_mean_over_the_images_that_update_the_routers(tiny, spl
     ],
 )  # fmt: skip
 def test_every_backbone_trains_and_resumes(backbone, width, method, tiny, splits, tmp_path):
-    config = tiny(method, backbone=backbone, width=width, epochs=1, batch_size=10)
+    config = tiny(method, backbone=backbone, width=width, epochs=1, batch_size=10 if method == "advmoe" else 20)
     few = splits.train[torch.arange(20)]
     splits = replace(splits, train=few, val=few)
     history = train(config, splits, tmp_path / "run", Recorder())

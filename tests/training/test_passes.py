@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from recorder import Recorder
+from small_backbone import SMALL_RESNET
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.attacks import BatchDraws
@@ -23,8 +24,8 @@ from advmoe.training.methods import LEVELS, METHODS
 SPEC = ImageSpec(("a", "b", "c"), (3, 12, 12), (0.5,) * 3, (0.25,) * 3)
 IMAGES, STEPS, EXPERTS = 4, 3, 3
 ATTACK = 1 + STEPS  # forward passes: the clean reference, and one for each step
-DENSE = 20  # convolutions of ResNet-18
-MOE, PLAIN = 16, 5  # routed convolutions and others in its MoE network, which has one more projection
+DENSE = 6  # convolutions of the small ResNet
+MOE, PLAIN = 4, 3  # routed convolutions and others in its MoE network, which has one more projection
 OTHERS = (EXPERTS - 1) * MOE  # further convolutions in the backward pass through the straight-through gate
 ops = torch.ops.aten
 READS = {ops._local_scalar_dense.default, ops.nonzero.default, ops.bincount.default}  # each makes the host wait for a GPU
@@ -50,9 +51,9 @@ class PassCounter(TorchDispatchMode):
 
 
 def make_state(method, phase=0, *, dispatch="split", fused=None, loss=None, **model):
-    """The method's ResNet-18 with few channels, calibrated statistics and different experts."""
+    """The method's small ResNet with calibrated statistics and different experts."""
     torch.manual_seed(0)
-    model = ModelConfig(width=4, num_experts=EXPERTS, bank="disjoint", **model)
+    model = ModelConfig(backbone=SMALL_RESNET, width=4, num_experts=EXPERTS, bank="disjoint", **model)
     config = RunConfig(method=method, model=model, attack=AttackConfig(num_steps=STEPS))
     network = build_model(model, METHODS[method].kind(model), SPEC)
     network.set_dispatch(dispatch)

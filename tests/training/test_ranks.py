@@ -1,15 +1,9 @@
 """Two gloo processes that share a batch train the same network as one process."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from filelock import FileLock
-from three_iterations import CASES, after_three_iterations
-
-SCRIPT = Path(__file__).parent / "three_iterations.py"
+from three_iterations import CASES, after_three_iterations, on_two_ranks
 
 
 @pytest.fixture(scope="module")
@@ -19,13 +13,8 @@ def two_ranks(tmp_path_factory, worker_id):
     out = (base if worker_id == "master" else base.parent) / "two-ranks.pt"
     with FileLock(out.with_suffix(".lock")):
         if not out.exists():
-            start(out)
+            on_two_ranks(out)
     return torch.load(out, weights_only=True)
-
-
-def start(out):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT), str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=580)
 
 
 @pytest.mark.parametrize("case", CASES)

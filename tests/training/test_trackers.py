@@ -108,13 +108,14 @@ def test_a_resumed_run_writes_the_same_figures_as_an_uninterrupted_one(method, a
 
 
 def test_a_tracker_that_starts_late_writes_the_earlier_epochs_too(page, tiny, splits, tmp_path):
+    config = tiny(epochs=2)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny(), splits, tmp_path / "run", Recorder(lambda *at: at == (3, 1)))
-    tracked("wandb", tiny(), splits, tmp_path / "run", resume=True)
-    assert [step for step, _ in page(tmp_path / "run")] == [TOTAL, 2 * TOTAL, 2 * TOTAL + 1, 2 * TOTAL + 2, 3 * TOTAL]
-    train(tiny(), splits, tmp_path / "untracked", Recorder())
-    tracked("wandb", tiny(), splits, tmp_path / "untracked")
-    assert [step for step, _ in page(tmp_path / "untracked")] == [TOTAL, 2 * TOTAL, 3 * TOTAL]
+        train(config, splits, tmp_path / "run", Recorder(lambda *at: at == (2, 1)))
+    tracked("wandb", config, splits, tmp_path / "run", resume=True)
+    assert [step for step, _ in page(tmp_path / "run")] == [TOTAL, TOTAL + 1, TOTAL + 2, 2 * TOTAL]
+    train(config, splits, tmp_path / "untracked", Recorder())
+    tracked("wandb", config, splits, tmp_path / "untracked")
+    assert [step for step, _ in page(tmp_path / "untracked")] == [TOTAL, 2 * TOTAL]
 
 
 def test_a_refused_run_writes_nothing(page, tiny, splits, tmp_path):
@@ -125,10 +126,10 @@ def test_a_refused_run_writes_nothing(page, tiny, splits, tmp_path):
 
 
 def test_a_damaged_file_of_the_last_step_is_refused_in_one_line(page, tiny, splits, tmp_path):
-    tracked("wandb", tiny(), splits, tmp_path / "run")
+    tracked("wandb", tiny(epochs=1), splits, tmp_path / "run")
     (tmp_path / "run/wandb/written.json").write_text('{"step"')
     with pytest.raises(UserError, match=r"written\.json: is damaged; remove .*wandb to track the run anew"):
-        tracked("wandb", tiny(), splits, tmp_path / "run")
+        tracked("wandb", tiny(epochs=1), splits, tmp_path / "run")
 
 
 def test_figures_are_flat_numbers():
@@ -186,10 +187,11 @@ def test_tensorboard_files_have_the_rows(tiny, splits, tmp_path):
 
 @needs_tensorboard
 def test_a_resumed_run_has_every_step_once_in_tensorboard(tiny, splits, tmp_path):
-    tracked("tensorboard", tiny(), splits, tmp_path / "uninterrupted")
-    interrupted("tensorboard", tiny(), splits, tmp_path / "resumed", 2, 2)
+    config = tiny(epochs=2)
+    tracked("tensorboard", config, splits, tmp_path / "uninterrupted")
+    interrupted("tensorboard", config, splits, tmp_path / "resumed", 2, 2)
     assert [step for step, _ in scalars(tmp_path / "resumed")["iteration/loss"]] == [1, 2, 4, 5]
-    tracked("tensorboard", tiny(), splits, tmp_path / "resumed", resume=True)
+    tracked("tensorboard", config, splits, tmp_path / "resumed", resume=True)
     assert without_seconds(scalars(tmp_path / "resumed")) == without_seconds(scalars(tmp_path / "uninterrupted"))
 
 

@@ -1,16 +1,13 @@
-"""Three iterations of every method in float64, on this rank's part of the same batches. Started by torchrun or in one process.
-
-torchrun --nproc-per-node=2 three_iterations.py OUT.pt
-"""
+"""Three iterations of every method in float64, on this rank's part of the same batches: in this process, or on two ranks."""
 
 import os
-import sys
+import socket
+from importlib import import_module
 from pathlib import Path
 
 import torch
-
-sys.path.append(str(Path(__file__).parents[1]))
-from small_backbone import SMALL, register
+from small_backbone import SMALL
+from torch.multiprocessing import start_processes
 
 from advmoe import distributed
 from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
@@ -20,7 +17,6 @@ from advmoe.training.ema import Ema
 from advmoe.training.methods import METHODS
 from advmoe.training.start import network, train_state
 
-register()
 BATCH = 13  # not a multiple of the number of ranks
 SPEC = ImageSpec(tuple("abc"), (1, 8, 8), (0.4,), (0.3,))
 TRAINING = TrainingConfig(batch_size=BATCH, tied_share=0.0, router_lr=0.05, lr=0.05)
@@ -91,14 +87,21 @@ def after_three_iterations(case):
     return {name: tensor.detach().double() for name, tensor in {**model.state_dict(), **values}.items()}
 
 
-def all_cases():
+def on_two_ranks(out: Path):
+    """Write the results of all cases on two ranks. The processes are forked, so that they need not import torch again."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    import_module("torch._dynamo")  # which every process would import when it makes its first optimizer
+    start_processes(_rank, (port, out), nprocs=2, start_method="fork")
+
+
+def _rank(number, port, out):
+    """The environment is torchrun's. One thread, because a forked process has no other."""
+    names = {"TORCHELASTIC_RUN_ID": "two ranks", "RANK": str(number), "WORLD_SIZE": "2"}
+    os.environ |= names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    return {case: after_three_iterations(case) for case in CASES}
-
-
-if __name__ == "__main__":
     with distributed.process_group(torch.device("cpu")):
-        values = all_cases()
-        if distributed.rank() == 0:
-            torch.save(values, sys.argv[1])
-        assert distributed.world_size() == int(os.environ.get("WORLD_SIZE", "1"))
+        assert distributed.world_size() == 2
+        values = {case: after_three_iterations(case) for case in CASES}
+        if number == 0:
+            torch.save(values, out)

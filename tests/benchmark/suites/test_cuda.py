@@ -7,6 +7,7 @@ from advmoe.benchmark.process import ProcessFailed
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites import cuda
+from advmoe.benchmark.suites.cuda import networks
 from advmoe.benchmark.suites.cuda.common import Figure, Part, guarded
 from advmoe.benchmark.suites.cuda.iterations import variants
 from advmoe.moe import DISPATCHES
@@ -15,7 +16,17 @@ PART = Part(torch.device("cpu"), True, without=("grouped", "triton"))
 SETUP = Setup(quick=True)
 
 
+@pytest.fixture
+def small(small_networks, monkeypatch):
+    """Small networks, and torch.compile does nothing (tests/training/test_compiled.py compiles)."""
+    networks.network_once.cache_clear()
+    monkeypatch.setattr(torch, "compile", lambda call, **options: call)
+    yield
+    networks.network_once.cache_clear()
+
+
 @pytest.mark.parametrize("name", list(cuda.SECTIONS))
+@pytest.mark.usefixtures("small")
 def test_every_section_runs_for_every_dispatch(name):
     rows = list(cuda.SECTIONS[name](PART))
     assert [row for row in rows if row.failed] == []
@@ -61,6 +72,7 @@ def test_a_wrong_dispatch_is_not_timed_and_a_crash_is_a_row(monkeypatch):
     assert (rows[-1].what, rows[-1].value, rows[-1].met) == ("100 epochs of CIFAR-10, AdvMoE split", 12.0, False)
 
 
+@pytest.mark.usefixtures("small")
 def test_an_epoch_has_390_iterations():
     rows = {row.what: row for row in cuda.iterations(PART) if row.case == "iterations, AT (Dense)"}
     time = rows["time"]

@@ -35,6 +35,7 @@ def test_losses_of_precisions_are_compared_epoch_by_epoch():
     assert rows["demo, mean loss of epoch 2: bfloat16"] == 1.25
 
 
+@pytest.mark.usefixtures("small_networks")
 def test_precision_compares_losses_and_both_clocks(monkeypatch):
     monkeypatch.setattr(precision, "epoch_losses", lambda run, splits: [2.0 + run.seed * (run.runtime.precision == "bfloat16")])
     rows = {row.name: row for row in SUITES["precision"].measure(SETUP)}

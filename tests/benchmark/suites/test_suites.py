@@ -28,7 +28,7 @@ def no_compiler(monkeypatch):
     monkeypatch.setattr(training, "has_compiler", lambda: False)
 
 
-@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.usefixtures("no_compiler", "small_networks")
 def test_inference():
     assert targets("inference") == {
         "ResNet-18, batch 4: dense / MoE": ">= 3.0",
@@ -43,6 +43,7 @@ def test_inference():
     }
 
 
+@pytest.mark.usefixtures("small_networks")
 def test_compiled_variants_are_measured_if_there_is_a_compiler(monkeypatch):
     compiled = []
     monkeypatch.setattr(inference, "has_compiler", lambda: True)
@@ -55,7 +56,7 @@ def test_compiled_variants_are_measured_if_there_is_a_compiler(monkeypatch):
     assert compiled == [{"dynamic": False, "fullgraph": True}] * 2
 
 
-@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.usefixtures("no_compiler", "small_networks")
 def test_training():
     assert targets("training") == {
         "iteration, ResNet-18, batch 6: AdvMoE / AT (Dense)": "<= 0.75",
@@ -93,6 +94,7 @@ def test_attack_compares_rates():
     assert values["MoE / small dense"].value == pytest.approx(values["MoE"].value / values["small dense"].value)
 
 
+@pytest.mark.usefixtures("small_networks")
 def test_data():
     assert targets("data") == {"batch 6: loading / AdvMoE iteration": "<= 0.03"}
 
