@@ -13,20 +13,14 @@ from torch.export import Dim, ExportedProgram
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import fold_routers
 from advmoe.models.routed import RoutedConv2d
-from advmoe.moe import Gate, MoEConv2d, Routing, Routings
+from advmoe.moe import MoEConv2d
+from advmoe.moe.replace import replace_modules
 
 TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants
 
 
 class TraceableConv2d(RoutedConv2d):
-    """A fused MoE layer whose experts run on the images that chose them, which may be none. It ignores the gate."""
-
-    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
-        if self.router is not None:
-            logits = self.router(x)
-        assert logits is not None
-        chosen = logits.argmax(dim=1)
-        return self.convolve(x, chosen, onto), () if self.router is None else (Routing(logits, chosen),)
+    """A fused MoE layer whose experts all run, each on the images that chose it, which may be none."""
 
     def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
         rows = [(experts == e).nonzero().flatten() for e in range(len(self.experts))]
@@ -68,10 +62,7 @@ class Traceable(nn.Module):
         self.network = fused(model).float().cpu()
         fold_routers(self.network)  # which the fused copy shares with the network
         self.routed = bool(self.network.moe_layers())
-        for parent in list(self.network.modules()):
-            for name, child in list(parent.named_children()):
-                if isinstance(child, MoEConv2d):
-                    setattr(parent, name, TraceableConv2d(child))
+        replace_modules(self.network, lambda module: TraceableConv2d(module) if isinstance(module, MoEConv2d) else module)
         if dtype is not torch.float32:
             lower(self.network, dtype)
         self.requires_grad_(False)

@@ -7,10 +7,10 @@ from torch import nn
 
 from advmoe.models.fused import fold_routers, fused
 from advmoe.models.packed import PackedConv2d
-from advmoe.models.resnet import ResNet
+from advmoe.models.resnet import BasicBlock
 from advmoe.models.routed import RoutedConv2d, UnroutedConv2d
-from advmoe.models.sorted_blocks import SortedBlocks
 from advmoe.moe import DenseConv2d, MoEConv2d, PlainConv2d, RoutedNetwork
+from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
 
@@ -19,25 +19,31 @@ Network = TypeVar("Network", bound=RoutedNetwork)
 def deployed(model: Network) -> Network:
     """A copy in eval mode that computes the same logits and routes, up to rounding, as fast as possible.
 
-    Batch norms are folded into the convolutions and standardisation into the routers, all parameters are frozen, and tensors are
-    channels last. Each MoE layer is a `RoutedConv2d`: it runs the chosen experts (split dispatch), supports only hard and forced
-    gates, and is not in `moe_layers()`. On the CPU, filters are stored in the library's layout (`PackedConv2d`). The images of a
-    ResNet stay sorted by expert from one convolution to the next (`SortedBlocks`). Use `fused` for a copy whose routers learn or
-    that supports other gates.
+    Use it to serve a network in PyTorch. Batch norms are folded into the convolutions and standardisation into the routers, and
+    tensors are channels last. Each MoE layer is a `RoutedConv2d`, which runs the chosen experts (split dispatch). On the CPU, a
+    convolution stores its filters in the library's layout (`PackedConv2d`); the first call converts them. In a ResNet's blocks, the
+    ReLUs are part of the convolutions.
+
+    All parameters are frozen. Only hard and forced gates work, and `moe_layers()` is empty. `fused` makes a copy whose routers can
+    learn and that supports all gates.
     """
     copy = fused(model)
     fold_routers(copy)
-    for parent in list(copy.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, MoEConv2d):
-                setattr(parent, name, RoutedConv2d(child))
+    replace_modules(copy, _for_inference)
+    for module in copy.modules():
+        if isinstance(module, BasicBlock) and isinstance(module.activation, nn.ReLU):
+            for layer in (*module.conv1.modules(), *module.conv2.modules()):
+                if isinstance(layer, PackedConv2d):
+                    layer.relu = True
+            module.activation = nn.Identity()
     copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for parent in list(copy.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, DenseConv2d):
-                setattr(parent, name, UnroutedConv2d(child))
-            elif type(child) is nn.Conv2d or isinstance(child, PlainConv2d):
-                setattr(parent, name, PackedConv2d(child))
-    if isinstance(copy, ResNet):
-        copy.blocks = nn.ModuleList([SortedBlocks(copy.blocks)])
     return copy.requires_grad_(False)
+
+
+def _for_inference(module: nn.Module) -> nn.Module:
+    """A convolution's form for inference. Other modules are returned unchanged, and so are a user's subclasses of nn.Conv2d."""
+    if isinstance(module, MoEConv2d):
+        return RoutedConv2d(module)
+    if isinstance(module, DenseConv2d):
+        return UnroutedConv2d(module)
+    return PackedConv2d(module) if isinstance(module, PlainConv2d) or type(module) is nn.Conv2d else module

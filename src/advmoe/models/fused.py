@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork, Router
 from advmoe.moe.convert.prepare import bake, copied
+from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
 
@@ -42,10 +43,7 @@ def fused(model: Network) -> Network:
 @torch.no_grad()
 def fold_routers(fused_copy: RoutedNetwork) -> None:
     """Fold the standardisation of every router into its linear layer, in place. The routers can no longer be trained."""
-    for parent in list(fused_copy.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, Router):
-                setattr(parent, name, child.folded())
+    replace_modules(fused_copy, lambda module: module.folded() if isinstance(module, Router) else module)
 
 
 @torch.no_grad()

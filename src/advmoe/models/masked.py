@@ -6,6 +6,7 @@ from torch import nn
 from advmoe.models.classifier import Classifier
 from advmoe.moe import ChannelMask, Channels, MaskedNorm, PlainConv2d
 from advmoe.moe.convert.prepare import copied
+from advmoe.moe.replace import replace_modules
 
 
 @torch.no_grad()
@@ -27,10 +28,7 @@ def compact(model: Classifier) -> Classifier:
     compacted = copied(model)
     if not model.masks:
         return compacted
-    for parent in list(compacted.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, MaskedNorm):
-                setattr(parent, name, _compact_norm(child))
+    replace_modules(compacted, lambda module: _compact_norm(module) if isinstance(module, MaskedNorm) else module)
     for module in compacted.modules():
         if isinstance(module, PlainConv2d):
             _compact_convolution(module)

@@ -3,24 +3,21 @@
 Shapes: B images, C and K channels, N experts.
 """
 
-import torch
 from torch import Tensor, nn
 
 from advmoe.models.packed import PackedConv2d
-from advmoe.moe import Chosen, DenseConv2d, Gate, MoEConv2d, Routing, Routings
-from advmoe.moe.dispatch.split import add_groups, groups_of, run_groups
+from advmoe.moe import Chosen, Gate, MoEConv2d, Routing, Routings
+from advmoe.moe.dispatch.split import groups_of, run_groups
 
 
-class UnroutedConv2d(nn.Module):
-    """A plain convolution of a block, for inference: one expert that runs on all images. It ignores the gate."""
+class UnroutedConv2d(PackedConv2d):
+    """The plain convolution of a block, for inference. It ignores the gate."""
 
-    def __init__(self, layer: DenseConv2d) -> None:
-        super().__init__()
-        self.experts = nn.ModuleList([PackedConv2d(layer)])
-
-    def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None
+    ) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and no routings."""
-        return self.experts[0](x, onto=onto), ()
+        return super().forward(x, None if onto is None else onto.clone()), ()
 
 
 class RoutedConv2d(nn.Module):
@@ -28,9 +25,8 @@ class RoutedConv2d(nn.Module):
 
     def __init__(self, layer: MoEConv2d) -> None:
         super().__init__()
-        self.index = layer.index
-        self.router = layer.router
-        self.experts = nn.ModuleList(_convolution(layer, e) for e in range(layer.num_experts))
+        self.index, self.router = layer.index, layer.router
+        self.experts = nn.ModuleList(PackedConv2d(_convolution(layer, e)) for e in range(layer.num_experts))
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and the layer's Routing if the layer has a router.
@@ -40,30 +36,22 @@ class RoutedConv2d(nn.Module):
         if self.router is not None:
             logits = self.router(x)
         assert logits is not None
-        experts = self.choose(logits, gate)
-        y = self.convolve(x, experts, onto)
-        return y, () if self.router is None else (Routing(logits, experts),)
-
-    def choose(self, logits: Tensor, gate: Gate) -> Tensor:
-        """The expert [B] int64 that the gate chooses for each image. Raises TypeError if the gate runs others too."""
         weights = gate.weights(logits, self.index)
         if type(weights) is not Chosen:
             raise TypeError(
                 f"a deployed network takes hard and forced gates, not {type(gate).__name__}; advmoe.models.fused takes all"
             )
-        return weights.experts
+        y = self.convolve(x, weights.experts, onto)
+        return y, () if self.router is None else (Routing(logits, weights.experts),)
 
     def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
         """Each image through its expert, plus `onto` if given."""
         groups = groups_of(experts, len(self.experts))
-        if onto is not None and not torch.is_grad_enabled():
-            return add_groups(x, groups, self._expert, onto)
-        y = run_groups(x, groups, self._expert)
-        return y if onto is None else y.add_(onto)
-
-    def _expert(self, x: Tensor, expert: int) -> Tensor:
-        y: Tensor = self.experts[expert](x)
-        return y
+        if onto is None:
+            return run_groups(x, groups, lambda images, e: self.experts[e](images))
+        if len(groups) == 1:
+            onto = onto.clone()  # an expert may overwrite it; the parts of several groups are copies
+        return run_groups(x, groups, lambda images, e, part: self.experts[e](images, part), onto)
 
 
 def _convolution(layer: MoEConv2d, expert: int) -> nn.Conv2d:

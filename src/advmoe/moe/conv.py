@@ -1,8 +1,7 @@
 """Convolutions, plain and routed. Each includes the batch norm that follows it, if there is one.
 
 In a block, both have the same signature: (x, gate, logits, onto) -> (y, routings). `logits` come from the network's router, or are
-None if there is none. `onto` is a tensor in the shape of y, such as a residual stream: it is added to y, and its memory may be
-overwritten.
+None if there is none. `onto` is a tensor in the shape of y, such as a residual stream, that is added to y.
 """
 
 import math
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.moe.channels import Channels
-from advmoe.moe.dispatch import add_chosen, run_chosen
+from advmoe.moe.dispatch import run_chosen
 from advmoe.moe.experts import FilterBank, Windows, every_expert, mixture
 from advmoe.moe.guards import check_call
 from advmoe.moe.norm import ExpertNorm
@@ -79,12 +78,9 @@ class MoEConv2d(nn.Module):
         if routing_logits is None:
             raise ValueError("an MoE layer without a router needs the network router's logits: layer(x, gate, logits)")
         weights = gate.weights(routing_logits, self.index)
-        if onto is None:
-            y = self._routed(x, weights)
-        elif type(weights) is Chosen and self.norm is None and not torch.is_grad_enabled():
-            y = add_chosen(x, self.bank, weights.experts, onto)
-        else:
-            y = self._routed(x, weights).add_(onto)
+        y = self._routed(x, weights)
+        if onto is not None:
+            y = y.add_(onto)
         return y, () if self.router is None else (Routing(routing_logits, weights.experts),)
 
     def _routed(self, x: Tensor, weights: Chosen) -> Tensor:

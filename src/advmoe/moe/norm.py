@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advmoe.distributed import pooled_statistics, sum_over_ranks
 from advmoe.moe.channels import Channels
+from advmoe.moe.replace import replace_modules
 from advmoe.moe.routing import MOMENTUM, Router
 
 
@@ -255,10 +256,8 @@ def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 def synchronise(model: nn.Module, wanted: bool) -> None:
     """Set whether norms and routers of `model` train with the statistics of all ranks' images (`wanted`) or of this rank's."""
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if wanted and type(child) is nn.BatchNorm2d:
-                setattr(parent, name, _batch_norm(child))
+    if wanted:
+        replace_modules(model, lambda module: _batch_norm(module) if type(module) is nn.BatchNorm2d else module)
     for module in model.modules():
         if isinstance(module, BatchNorm | ExpertNorm | Router):
             module.synchronised = wanted

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from advmoe.moe import ForcedGate, MoEKind, images
-from advmoe.moe.dispatch.split import split, split_onto
+from advmoe.moe.dispatch.split import split
 from advmoe.moe.experts import FilterBank
 
 
@@ -28,22 +28,6 @@ def test_channels_last_stays_channels_last():
     bank = torch.randn(6, 4, 3, 3).contiguous(memory_format=torch.channels_last)
     y = split(x, FilterBank(bank, (0, 3), 3, 1), torch.tensor([0, 1, 1, 0, 1, 0]), None)
     assert y.is_contiguous(memory_format=torch.channels_last)
-
-
-LAYOUTS = (torch.contiguous_format, torch.channels_last)
-
-
-@pytest.mark.parametrize("experts", [[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 1, 1]])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("dtype", "other"), [(torch.float64, torch.float64), (torch.float32, torch.float64)])
-def test_split_onto_a_tensor_equals_the_sum_bit_for_bit(experts, layout, dtype, other):
-    x = torch.randn(6, 4, 5, 5, dtype=dtype).contiguous(memory_format=layout)
-    bank = FilterBank(torch.randn(6, 4, 3, 3, dtype=dtype), (0, 3), 3, 1, torch.randn(2, 3, dtype=dtype))
-    route = torch.tensor(experts)
-    for onto_layout in LAYOUTS:
-        onto = torch.randn(6, 3, 5, 5, dtype=other).contiguous(memory_format=onto_layout)
-        expected = split(x, bank, route, None).add_(onto)
-        assert torch.equal(split_onto(x, bank, route, onto), expected)
 
 
 @pytest.mark.parametrize("dispatch", ["auto", "split", "wide"])

@@ -15,8 +15,8 @@ PASSES = 10
 PARTS = {
     "convolution": ("mkldnn_convolution", "mkldnn::_convolution_pointwise", "mkldnn::_convolution_pointwise_"),
     "gather": ("index_select",),
-    "scatter": ("index_copy_", "index_add_", "scatter_add_", "fill_"),  # the last clears the tensor that groups are added to
-    "activation and addition": ("clamp_min_", "add_"),
+    "scatter": ("index_copy_",),
+    "activation and addition": ("clamp_min_", "add_", "copy_"),  # the last copies shortcuts, which convolutions overwrite
     "pooling and routers": ("sum", "addmm", "mean", "div_", "argmax", "sub", "rsqrt", "mul"),
 }
 

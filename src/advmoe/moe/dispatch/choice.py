@@ -13,7 +13,7 @@ from torch import Tensor
 
 from advmoe.errors import UserError
 from advmoe.moe.dispatch.grouped import grouped
-from advmoe.moe.dispatch.split import split, split_onto
+from advmoe.moe.dispatch.split import split
 from advmoe.moe.dispatch.wide import wide
 from advmoe.moe.experts import FilterBank
 from advmoe.moe.guards import check_dispatch_call, in_transform
@@ -43,21 +43,10 @@ def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | N
     `experts` [B] int64. `one_hot` [B, N] is the one-hot form of `experts`. If it is given (the straight-through gate), it gets the
     gradient of sum_e one_hot_e conv_e(x).
     """
-    return DISPATCHES[_name(x, bank)](x, bank, experts, one_hot)
-
-
-def add_chosen(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Tensor:
-    """`onto` [B, K, H', W'] plus the result of `run_chosen`, without gradients. It may overwrite the memory of `onto`."""
-    name = _name(x, bank)
-    return split_onto(x, bank, experts, onto) if name == "split" else DISPATCHES[name](x, bank, experts, None).add_(onto)
-
-
-def _name(x: Tensor, bank: FilterBank) -> str:
-    """The name of the dispatch for this call, with `auto` resolved."""
     name = fastest(x, bank) if bank.dispatch == "auto" else bank.dispatch
     if name in COUNTING:
         check_dispatch_call(name)
-    return name
+    return DISPATCHES[name](x, bank, experts, one_hot)
 
 
 def fastest(x: Tensor, bank: FilterBank) -> str:

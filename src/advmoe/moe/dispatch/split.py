@@ -16,7 +16,7 @@ from advmoe.moe.experts import FilterBank
 
 Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images
 ALL_ROWS = torch.empty(0, dtype=torch.int64)  # the rows of a single group, which are never read
-Convolve = Callable[[Tensor, int], Tensor]  # (images, expert) -> that expert's outputs for them
+Convolve = Callable[..., Tensor]  # (images, expert, ...) -> that expert's outputs for them
 
 
 def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
@@ -27,61 +27,34 @@ def split(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) 
     return run_groups(x, groups_of(experts, len(bank.starts)), bank.convolve)
 
 
-def split_onto(x: Tensor, bank: FilterBank, experts: Tensor, onto: Tensor) -> Tensor:
-    """`onto` [B, K, H', W'] plus the chosen experts' outputs, without gradients. It may overwrite the memory of `onto`."""
-    return add_groups(x, groups_of(experts, len(bank.starts)), bank.convolve, onto)
-
-
 def groups_of(experts: Tensor, num_experts: int) -> Groups:
     """Group the images by their `experts` [B] int64, in ascending order of experts."""
     if len(experts) == 1:
         return [(int(experts), ALL_ROWS)]
-    counts, order = sorted_by_expert(experts, num_experts)
+    if experts.device.type == "cpu" and not torch.compiler.is_compiling():  # NumPy calls a tenth of the operators
+        numbers = experts.numpy()
+        counts, order = np.bincount(numbers, minlength=num_experts).tolist(), torch.from_numpy(numbers.argsort(kind="stable"))
+    else:
+        counts, order = torch.bincount(experts, minlength=num_experts).tolist(), experts.argsort(stable=True)
     if max(counts) == len(experts):  # also an empty batch, which keeps its shapes
         return [(counts.index(len(experts)), ALL_ROWS)]
     return [(e, rows) for e, rows in enumerate(order.split(counts)) if counts[e]]
 
 
-def sorted_by_expert(experts: Tensor, num_experts: int) -> tuple[list[int], Tensor]:
-    """The number of images of each expert, and the indices [B] int64 of the images in ascending order of their `experts` [B]."""
-    if experts.device.type == "cpu" and not torch.compiler.is_compiling():  # NumPy calls a tenth of the operators
-        numbers = experts.numpy()
-        return np.bincount(numbers, minlength=num_experts).tolist(), torch.from_numpy(numbers.argsort(kind="stable"))
-    return torch.bincount(experts, minlength=num_experts).tolist(), experts.argsort(stable=True)
+def run_groups(x: Tensor, groups: Groups, convolve: Convolve, *others: Tensor) -> Tensor:
+    """Each image through its expert, in the order of the batch: [B, C, H, W] -> [B, K, H', W'].
 
-
-def run_groups(x: Tensor, groups: Groups, convolve: Convolve) -> Tensor:
-    """Each image through its expert, in the order of the batch: [B, C, H, W] -> [B, K, H', W']."""
+    `convolve` also gets the group's part of each of the `others` [B, ...].
+    """
     if len(groups) == 1:
-        return convolve(x, groups[0][0])
+        return convolve(x, groups[0][0], *others)
     y: Tensor | None = None
     for e, rows in groups:
-        part = convolve(take_images(x, rows), e)
+        part = convolve(_take(x, rows), e, *(_take(other, rows) for other in others))
         y = _empty_batch(part, len(x)) if y is None else y
         _put(y, rows, part)
     assert y is not None
     return y
-
-
-@torch.no_grad()
-def add_groups(x: Tensor, groups: Groups, convolve: Convolve, onto: Tensor) -> Tensor:
-    """`onto` [B, K, H', W'] plus the outputs of `run_groups`, without gradients. It may overwrite the memory of `onto`.
-
-    Each group is added in place, in one pass over memory instead of three. The sums are equal bit for bit.
-    """
-    if len(groups) == 1:
-        return convolve(x, groups[0][0]).add_(onto)
-    parts = [(rows, convolve(take_images(x, rows), e)) for e, rows in groups]
-    first = parts[0][1]
-    if first.dtype == onto.dtype and _same_layout(first, onto):
-        target = _flat(onto)
-        for rows, part in parts:
-            target.index_add_(0, rows, _flat(part))
-        return onto
-    y = _empty_batch(first, len(x))
-    for rows, part in parts:
-        _put(y, rows, part)
-    return y.add_(onto)
 
 
 class _Split(torch.autograd.Function):
@@ -119,7 +92,7 @@ def _gradients(
     to_x = _empty_batch(x, len(x)) if needed[0] and not single else None
     to_filters = torch.zeros_like(bank.filters) if needed[1] else None
     for e, rows in groups if any(needed) else ():
-        dy, part = (gradient, x) if single else (take_images(gradient, rows), take_images(x, rows))
+        dy, part = (gradient, x) if single else (_take(gradient, rows), _take(x, rows))
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, part.to(dy.dtype), bank.of_expert(e), None, [bank.stride] * 2, [bank.padding] * 2, [1, 1], False, [0, 0], 1,
             [*needed, False],
@@ -169,7 +142,7 @@ def _add_aligned(filters: Tensor, start: int, width: int, window: Tensor) -> Non
 # Read and write rows of a batch, in the memory format of the batch
 
 
-def take_images(x: Tensor, rows: Tensor) -> Tensor:
+def _take(x: Tensor, rows: Tensor) -> Tensor:
     """The images x[rows], in the memory format of x."""
     if _channels_last(x):
         return x.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
@@ -187,18 +160,6 @@ def _empty_batch(part: Tensor, batch: int) -> Tensor:
     """An uninitialised tensor for `batch` images in the shape, dtype and memory format of `part`."""
     layout = torch.channels_last if _channels_last(part) else torch.contiguous_format
     return torch.empty((batch, *part.shape[1:]), dtype=part.dtype, device=part.device, memory_format=layout)
-
-
-def _same_layout(a: Tensor, b: Tensor) -> bool:
-    """Whether both are channels last, or both contiguous."""
-    if _channels_last(a):
-        return _channels_last(b)
-    return a.is_contiguous() and b.is_contiguous()
-
-
-def _flat(x: Tensor) -> Tensor:
-    """A view [B, -1] of each image's values, in memory order."""
-    return (x.permute(0, 2, 3, 1) if _channels_last(x) else x).view(len(x), -1)
 
 
 def _channels_last(x: Tensor) -> bool:
