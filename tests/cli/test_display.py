@@ -4,7 +4,7 @@ import logging
 import pytest
 from rich.console import Console
 
-from advmoe.cli.display import EvaluationProgress, TrainingProgress, _duration
+from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.evaluation.store import Shard
 
 
@@ -45,8 +45,3 @@ def test_each_attack_on_a_shard_is_a_line_with_the_worst_case_so_far(console: Co
         "run: shard 2/2 pgd_10 done; 3 of 5 images withstand every attack so far",
         "run: shard 1/2 pgd_50 done; 2 of 5 images withstand every attack so far",
     ]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(40, "40 s"), (720, "12 min"), (12600, "3.5 h")])
-def test_durations(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from advmoe.cli import watch
 from advmoe.cli.arguments.watch import read
-from advmoe.cli.watch import age, sparkline, statuses, watch_view
+from advmoe.cli.watch import sparkline, statuses, watch_view
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, FailureRecorder, read_run
@@ -217,13 +217,12 @@ def test_the_config_yaml_of_wandb_is_no_run(make, tmp_path):
     assert [status.path.name for status in statuses(tmp_path)] == ["run"]
 
 
-def test_sparkline_and_age():
+def test_sparkline():
     assert sparkline([0, 1, 2, 3, 4, 5, 6, 7]) == "▁▂▃▄▅▆▇█"
     assert sparkline([5.0] * 100) == "█" * 16
     assert sparkline([0.0] * 8 + [10.0] * 24) == "▁▁▁▁" + "█" * 12
     assert sparkline([]) == ""
     assert sparkline([0.0]) == "▁"
-    assert [age(seconds) for seconds in (0.4, 59, 60, 7200, 200000)] == ["0 s", "59 s", "1 min", "2 h", "2 d"]
 
 
 # The command

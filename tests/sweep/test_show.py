@@ -4,19 +4,19 @@ import io
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 from rich.console import Console
 
-from advmoe.runs.status import EpochRow, RunStatus, State
+from advmoe.runs.run_files import EpochSummary
+from advmoe.runs.status import RunStatus, State
 from advmoe.sweep.grid import read_sweep
 from advmoe.sweep.placements import Request
 from advmoe.sweep.placements.local import LocalPlacement
 from advmoe.sweep.plan import plan
-from advmoe.sweep.show import Board, counts, duration, plan_table, remaining
+from advmoe.sweep.show import Board, counts, plan_table, remaining
 
 
 def status(state, epoch=0, reason=""):
-    rows = (EpochRow(epoch, None, None, None, None, 1.0, 1.0, ()),) if epoch else ()
+    rows = (EpochSummary(epoch, None, None, None, None, 1.0, 1.0, ()),) if epoch else ()
     return RunStatus(Path("run"), state, epochs=3, rows=rows, reason=reason)
 
 
@@ -26,13 +26,6 @@ FAILED = status(State.FAILED, 1, "no [space] left")
 
 def console(terminal, height=30, width=160):
     return Console(file=io.StringIO(), force_terminal=terminal, width=width, height=height, color_system=None)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-"), (7.4, "7 s"), (99, "99 s"), (100, "2 min"), (5999, "100 min"), (6000, "1.7 h")]
-)
-def test_durations(seconds, text):
-    assert duration(seconds) == text
 
 
 def test_plan_shows_cost_state_and_time_of_each_run():

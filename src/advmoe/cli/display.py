@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from advmoe.durations import duration
 from advmoe.evaluation.store import Shard, stored
 from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
@@ -66,7 +67,7 @@ class TrainingProgress(Observer):
         rate = row["iterations"] / max(row["train_seconds"], 1e-9)
         self.epoch_seconds.append(row["train_seconds"] + row.get("validate_seconds", 0.0))
         seconds = (self.epochs - row["epoch"]) * sum(self.epoch_seconds) / len(self.epoch_seconds)
-        remaining = f"  {_duration(seconds)} left" if seconds else ""
+        remaining = f"  {duration(seconds)} left" if seconds else ""
         self.progress.console.print(
             f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  held-out SA {row['val_sa']:.1f} "
             f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}{remaining}",
@@ -112,13 +113,6 @@ class EvaluationProgress:
         """Update after attacks of earlier calls and other processes, read from the store in `folder`."""
         for number, shard in stored(folder):
             self.attacked(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
-
-
-def _duration(seconds: float) -> str:
-    """'40 s', '12 min', '3.5 h'."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _losses(sums: Metrics, images: int) -> list[str]:

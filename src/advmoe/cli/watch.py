@@ -13,9 +13,11 @@ from rich.text import Text
 
 from advmoe.cli.arguments.watch import WatchArguments
 from advmoe.cli.streams import console
+from advmoe.durations import duration
 from advmoe.errors import UserError
 from advmoe.reports.measures import label
-from advmoe.runs.status import RecordSummary, RunStatus, State, find_runs, read_run
+from advmoe.runs.run_files import RecordSummary
+from advmoe.runs.status import RunStatus, State, find_runs, read_run
 
 OFF_TERMINAL = 240  # columns if the output is not a terminal: programs that read it get all columns
 STYLES = {  # in the order in which runs are listed: those in progress first
@@ -28,7 +30,6 @@ SPARK = "RA by epoch"
 SPARKS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 16
 # columns that are dropped, in this order, if the terminal is too narrow
 EXPENDABLE = (SPARK, "it/s", "dataset", TEST_SA, "least load", "loss", "seen")
-UNITS = ((86400, "d"), (3600, "h"), (60, "min"))
 
 
 def run(arguments: WatchArguments) -> None:
@@ -109,7 +110,7 @@ def _cells(run: RunStatus, root: Path) -> dict[str, str]:
         "RA": _text(last.val_ra) if last else "",
         "least load": f"{min(last.load):.0%}" if last and last.load else "",
         "it/s": f"{(last.iterations or 0.0) / seconds:.1f}" if last and seconds else "",
-        "seen": age(run.age),
+        "seen": duration(run.age),
         WORST: _worst(run.record) if run.record else "",
         TEST_SA: _text(run.record.sa) if run.record else "",
         SPARK: sparkline([row.val_ra or 0.0 for row in run.rows]),
@@ -130,11 +131,6 @@ def _worst(record: RecordSummary) -> str:
 
 def _text(value: float | None, form: str = ".1f") -> str:
     return "" if value is None else format(value, form)
-
-
-def age(seconds: float) -> str:
-    """'12 s', '3 min', '5 h' or '2 d'."""
-    return next((f"{seconds / size:.0f} {unit}" for size, unit in UNITS if seconds >= size), f"{seconds:.0f} s")
 
 
 def sparkline(values: Sequence[float]) -> str:

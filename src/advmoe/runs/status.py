@@ -1,6 +1,6 @@
 """The status of a run, read from its folder alone. Sweeps and `advmoe watch` use it.
 
-Files that are damaged, or that another process is writing, are skipped: nothing here raises an error.
+Files that are damaged, or that another process is writing, are skipped (`advmoe.runs.run_files`): nothing here raises an error.
 """
 
 import os
@@ -8,16 +8,23 @@ import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeGuard
 
 from advmoe.config import RunConfig
-from advmoe.errors import UserError, lookup
-from advmoe.files import json_object, parsed_object, write_atomically
-from advmoe.training.checkpoint import RunFolder
-from advmoe.training.methods import METHODS
+from advmoe.files import write_atomically
+from advmoe.runs.run_files import (
+    EpochSummary,
+    RecordSummary,
+    cached,
+    epoch_summaries,
+    last_changes,
+    newest_checkpoint,
+    read_config,
+    read_text,
+    record_summary,
+    shard_seconds,
+)
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
@@ -25,7 +32,6 @@ FAILED = "failed.txt"  # the error a run ended with; removed when the run is sta
 LOG = "log.txt"  # output of a run that a sweep started
 PATIENCE = 600  # seconds without a change in the folder before a run counts as stalled
 FIRST_EPOCH = 3600  # the same, until the first epoch has ended
-MAX_NUMBER = 1e300  # numbers in files must be smaller
 SLOWER = 3  # an epoch, or an attack on a shard, may take this many times as long as the longest one before it
 
 
@@ -42,43 +48,6 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class EpochRow:
-    """One line of metrics.jsonl. Accuracies in percent of the held-out images; a field is None if it is not in the line.
-
-    `load` has the share of images of each expert, for all MoE layers in one list.
-    """
-
-    epoch: int
-    loss: float | None
-    val_sa: float | None
-    val_ra: float | None
-    iterations: float | None
-    train_seconds: float
-    validate_seconds: float
-    load: tuple[float, ...]
-
-    @property
-    def seconds(self) -> float:
-        """Wall time of the epoch with its validation."""
-        return self.train_seconds + self.validate_seconds
-
-
-@dataclass(frozen=True)
-class RecordSummary:
-    """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run, or skipped for a reason.
-
-    `threat` is (norm, epsilon, seed of the attacks, limit_test); a value is None if it is not in the file.
-    """
-
-    sa: float | None
-    ra_worst: float | None
-    ra_worst_quick: float | None
-    attacks: frozenset[str]
-    seconds: float
-    threat: tuple[str | None, float | None, int | None, int | None]
-
-
-@dataclass(frozen=True)
 class RunStatus:
     """The status of one run. `age` is the time in seconds since a file changed; `config` is None if it cannot be read; `reason`
     says why the run failed. `results` is the number of finished attacks on shards, `checkpoint` the name of the newest checkpoint.
@@ -89,7 +58,7 @@ class RunStatus:
     age: float = 0.0
     config: RunConfig | None = None
     epochs: int = 0
-    rows: Sequence[EpochRow] = ()
+    rows: Sequence[EpochSummary] = ()
     record: RecordSummary | None = None
     shards: int = 0
     results: int = 0
@@ -145,23 +114,24 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     """
     if not (path / "config.yaml").exists():
         return RunStatus(path, State.PLANNED)
-    changes = _changes(path)
-    config, epochs, reason = _read_config(path)
+    changes = last_changes(path)
+    config, epochs, reason = read_config(path)
     record_path = path / "record.json"
-    record = _cached(record_path, _record)
-    failure = _text(path / FAILED)
+    record = cached(record_path, record_summary)
+    failure = read_text(path / FAILED)
     if changes.get("record.json", 0.0) > changes.get(FAILED, 0.0):
         failure = ""  # it was evaluated after it had failed
     reason = reason or failure
     if record is None and record_path.exists():
         reason = reason or "record.json is damaged"
-    shards = [times for shard in sorted(path.glob("evaluation/shard-*.json")) if (times := _cached(shard, _shard)) is not None]
-    files = _Files(changes, _cached(path / "metrics.jsonl", _rows) or (), record, shards, config, attacks)
+    shard_files = sorted(path.glob("evaluation/shard-*.json"))
+    shards = [seconds for file in shard_files if (seconds := cached(file, shard_seconds)) is not None]
+    files = _Files(changes, cached(path / "metrics.jsonl", epoch_summaries) or (), record, shards, config, attacks)
     trained = bool(files.rows) and files.rows[-1].epoch >= epochs
     state = State.FAILED if reason else files.evaluation() if trained else files.training()
     return RunStatus(
-        path, state, files.age, config, epochs, files.rows, record, sum(1 for _ in path.glob("evaluation/shard-*.json")),
-        sum(map(len, shards)), max((name for name in _names(path / "checkpoints")), default=""), reason,
+        path, state, age=files.age, config=config, epochs=epochs, rows=files.rows, record=record, shards=len(shard_files),
+        results=sum(map(len, shards)), checkpoint=newest_checkpoint(path / "checkpoints"), reason=reason,
     )  # fmt: skip
 
 
@@ -198,7 +168,7 @@ class _Files:
     shard."""
 
     changes: Mapping[str, float]
-    rows: Sequence[EpochRow]
+    rows: Sequence[EpochSummary]
     record: RecordSummary | None
     shards: Sequence[Sequence[float]]
     config: RunConfig | None
@@ -231,124 +201,6 @@ class _Files:
             return self.record is not None
         requested = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
         return self.record.threat == requested and self.record.attacks >= frozenset(self.attacks)
-
-
-# Tolerant readers
-
-
-def _read_config(path: Path) -> tuple[RunConfig | None, int, str]:
-    """The configuration, its number of epochs over all phases, and why it cannot be read."""
-    try:
-        status = (path / "config.yaml").stat()
-        config = _config(path, status.st_mtime_ns, status.st_size)
-        phases = lookup(METHODS, config.method, "method").phases
-    except (UserError, OSError) as error:
-        return None, 0, str(error)
-    return config, config.training.epochs * len(phases), ""
-
-
-@lru_cache(maxsize=4096)
-def _config(path: Path, changed: int, size: int) -> RunConfig:
-    return RunFolder(path).config()
-
-
-def _cached(path: Path, read: Any) -> Any:
-    """read(path), which is called again only after the file has changed; None if there is no such file."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return _cached_read(path, read, status.st_mtime_ns, status.st_size)
-
-
-@lru_cache(maxsize=16384)
-def _cached_read(path: Path, read: Any, changed: int, size: int) -> Any:
-    return read(path)
-
-
-def _record(path: Path) -> RecordSummary | None:
-    content = json_object(path)
-    if content is None:
-        return None
-    evaluation, config = _mapping(content, "evaluation"), _mapping(content, "config")
-    attacks, left_out = _mapping(evaluation, "attacks"), _mapping(evaluation, "left_out")
-    seed, limit = content.get("attack_seed"), _mapping(config, "data").get("limit_test")
-    norm = content.get("norm")
-    return RecordSummary(
-        number(content, "sa"), number(content, "ra_worst"), number(content, "ra_worst_quick"),
-        frozenset((*attacks, *left_out)),
-        # the seconds of a resumed evaluation are those since it was resumed; the attacks' seconds are complete
-        max(number(content, "evaluate_seconds") or 0.0, sum(number(attack, "seconds") or 0.0 for attack in attacks.values())),
-        (
-            norm if isinstance(norm, str) else None, number(content, "epsilon"),
-            seed if type(seed) is int else None, limit if type(limit) is int else None,
-        ),
-    )  # fmt: skip
-
-
-def _shard(path: Path) -> tuple[float, ...]:
-    """Seconds of each attack on a shard."""
-    return tuple(number(attack, "seconds") or 0.0 for attack in _mapping(json_object(path) or {}, "attacks").values())
-
-
-def _rows(path: Path) -> tuple[EpochRow, ...]:
-    """The complete lines of a metrics.jsonl."""
-    parsed = (parsed_object(line) for line in _text(path).splitlines())
-    return tuple(_row(row) for row in parsed if row is not None and type(row.get("epoch")) is int and _is_number(row["epoch"]))
-
-
-def _row(row: Mapping[str, Any]) -> EpochRow:
-    layers = row.get("load")
-    shares = [share for layer in layers if isinstance(layer, list) for share in layer] if isinstance(layers, list) else []
-    return EpochRow(
-        row["epoch"], number(row, "loss"), number(row, "val_sa"), number(row, "val_ra"), number(row, "iterations"),
-        number(row, "train_seconds") or 0.0, number(row, "validate_seconds") or 0.0,
-        tuple(float(share) for share in shares if _is_number(share)),
-    )  # fmt: skip
-
-
-def number(row: Any, name: str) -> float | None:
-    """row[name], or None if it is not a finite number."""
-    value = row.get(name) if isinstance(row, Mapping) else None
-    return float(value) if _is_number(value) else None
-
-
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether the value is a finite number in the range of a float, and not a bool."""
-    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
-
-
-def _mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = content.get(name)
-    return value if isinstance(value, Mapping) else {}
-
-
-def _changes(path: Path) -> dict[str, float]:
-    """Path in the run's folder -> time of the file's last change. Files that vanish meanwhile are skipped."""
-    changes = {}
-    for folder, _, names in os.walk(path):
-        for name in names:
-            file = os.path.join(folder, name)
-            try:
-                changes[os.path.relpath(file, path)] = os.lstat(file).st_mtime
-            except OSError:
-                continue
-    return changes
-
-
-def _names(folder: Path) -> list[str]:
-    """Names of the checkpoints, which sort by age."""
-    try:
-        return [name for name in os.listdir(folder) if name.startswith("epoch-")]
-    except OSError:
-        return []
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
 
 
 def _patience(seconds: Sequence[float], least: float) -> float:

@@ -9,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from advmoe.durations import duration
 from advmoe.runs.cost import estimate
 from advmoe.runs.status import RunStatus, State
 from advmoe.sweep.placements import Placement
@@ -25,13 +26,6 @@ FRAME = 6  # lines of a table that are not rows
 Statuses = Mapping[str, RunStatus]
 
 
-def duration(seconds: float | None) -> str:
-    """'40 s', '7 min', '3.5 h'; '-' for None."""
-    if seconds is None:
-        return "-"
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
 def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str, float]) -> Table:
     """A row for each run: the ideal GMACs of its network, its state, and its remaining time."""
     table = Table()
@@ -40,8 +34,8 @@ def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str
         table.add_column(title, justify="left" if text else "right", no_wrap=not text, overflow="fold" if text else "ellipsis")
     for run in runs:
         status = statuses[run.name]
-        remaining = "" if status.state is State.DONE else duration(seconds.get(run.name))
-        table.add_row(run.name, f"{estimate(run.config).gmacs:.4f}", _styled(status), remaining)
+        expected = "" if status.state is State.DONE else duration(seconds[run.name]) if run.name in seconds else "-"
+        table.add_row(run.name, f"{estimate(run.config).gmacs:.4f}", _styled(status), expected)
     return table
 
 

@@ -1,0 +1,172 @@
+"""The files of a run's folder, read without errors: a file that is damaged, or that another process is writing, is skipped."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from advmoe.config import RunConfig
+from advmoe.errors import UserError, lookup
+from advmoe.files import json_object, parsed_object
+from advmoe.training.checkpoint import RunFolder
+from advmoe.training.methods import METHODS
+
+MAX_NUMBER = 1e300  # numbers in files must be smaller
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """One line of metrics.jsonl. Accuracies in percent of the held-out images; a field is None if it is not in the line.
+
+    `load` has the share of images of each expert, for all MoE layers in one list.
+    """
+
+    epoch: int
+    loss: float | None
+    val_sa: float | None
+    val_ra: float | None
+    iterations: float | None
+    train_seconds: float
+    validate_seconds: float
+    load: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of the epoch with its validation."""
+        return self.train_seconds + self.validate_seconds
+
+
+@dataclass(frozen=True)
+class RecordSummary:
+    """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run, or skipped for a reason.
+
+    `threat` is (norm, epsilon, seed of the attacks, limit_test); a value is None if it is not in the file.
+    """
+
+    sa: float | None
+    ra_worst: float | None
+    ra_worst_quick: float | None
+    attacks: frozenset[str]
+    seconds: float
+    threat: tuple[str | None, float | None, int | None, int | None]
+
+
+def read_config(path: Path) -> tuple[RunConfig | None, int, str]:
+    """The configuration, its number of epochs over all phases, and why it cannot be read."""
+    try:
+        status = (path / "config.yaml").stat()
+        config = _config(path, status.st_mtime_ns, status.st_size)
+        phases = lookup(METHODS, config.method, "method").phases
+    except (UserError, OSError) as error:
+        return None, 0, str(error)
+    return config, config.training.epochs * len(phases), ""
+
+
+@lru_cache(maxsize=4096)
+def _config(path: Path, changed: int, size: int) -> RunConfig:
+    return RunFolder(path).config()
+
+
+def cached(path: Path, read: Any) -> Any:
+    """read(path), which is called again only after the file has changed; None if there is no such file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return _cached_read(path, read, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=16384)
+def _cached_read(path: Path, read: Any, changed: int, size: int) -> Any:
+    return read(path)
+
+
+def record_summary(path: Path) -> RecordSummary | None:
+    """The summary of a record.json; None if the file holds no object."""
+    content = json_object(path)
+    if content is None:
+        return None
+    evaluation, config = _mapping(content, "evaluation"), _mapping(content, "config")
+    attacks, left_out = _mapping(evaluation, "attacks"), _mapping(evaluation, "left_out")
+    seed, limit = content.get("attack_seed"), _mapping(config, "data").get("limit_test")
+    norm = content.get("norm")
+    return RecordSummary(
+        _number(content, "sa"), _number(content, "ra_worst"), _number(content, "ra_worst_quick"),
+        frozenset((*attacks, *left_out)),
+        # the seconds of a resumed evaluation are those since it was resumed; the attacks' seconds are complete
+        max(_number(content, "evaluate_seconds") or 0.0, sum(_number(attack, "seconds") or 0.0 for attack in attacks.values())),
+        (
+            norm if isinstance(norm, str) else None, _number(content, "epsilon"),
+            seed if type(seed) is int else None, limit if type(limit) is int else None,
+        ),
+    )  # fmt: skip
+
+
+def shard_seconds(path: Path) -> tuple[float, ...]:
+    """Seconds of each attack on a shard."""
+    return tuple(_number(attack, "seconds") or 0.0 for attack in _mapping(json_object(path) or {}, "attacks").values())
+
+
+def epoch_summaries(path: Path) -> tuple[EpochSummary, ...]:
+    """The complete lines of a metrics.jsonl."""
+    parsed = (parsed_object(line) for line in read_text(path).splitlines())
+    return tuple(
+        _epoch_summary(row) for row in parsed if row is not None and type(row.get("epoch")) is int and _is_number(row["epoch"])
+    )
+
+
+def _epoch_summary(row: Mapping[str, Any]) -> EpochSummary:
+    layers = row.get("load")
+    shares = [share for layer in layers if isinstance(layer, list) for share in layer] if isinstance(layers, list) else []
+    return EpochSummary(
+        row["epoch"], _number(row, "loss"), _number(row, "val_sa"), _number(row, "val_ra"), _number(row, "iterations"),
+        _number(row, "train_seconds") or 0.0, _number(row, "validate_seconds") or 0.0,
+        tuple(float(share) for share in shares if _is_number(share)),
+    )  # fmt: skip
+
+
+def _number(row: Any, name: str) -> float | None:
+    """row[name], or None if it is not a finite number."""
+    value = row.get(name) if isinstance(row, Mapping) else None
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether the value is a finite number in the range of a float, and not a bool."""
+    return type(value) in (int, float) and -MAX_NUMBER < value < MAX_NUMBER
+
+
+def _mapping(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = content.get(name)
+    return value if isinstance(value, Mapping) else {}
+
+
+def last_changes(path: Path) -> dict[str, float]:
+    """Path in the run's folder -> time of the file's last change. Files that vanish meanwhile are skipped."""
+    changes = {}
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = os.path.join(folder, name)
+            try:
+                changes[os.path.relpath(file, path)] = os.lstat(file).st_mtime
+            except OSError:
+                continue
+    return changes
+
+
+def newest_checkpoint(folder: Path) -> str:
+    """The name of the newest checkpoint in a folder of checkpoints, whose names sort by age; empty if there is none."""
+    try:
+        return max((name for name in os.listdir(folder) if name.startswith("epoch-")), default="")
+    except OSError:
+        return ""
+
+
+def read_text(path: Path) -> str:
+    """The text of a file; empty if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
