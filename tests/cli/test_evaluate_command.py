@@ -16,7 +16,7 @@ from small_backbone import SMALL
 from advmoe.cli.main import main
 from advmoe.evaluation import PRESETS
 from advmoe.evaluation.record_file import read_record
-from advmoe.evaluation.store import forget
+from advmoe.evaluation.store import remove_results
 from advmoe.models.digest import weights_digest
 from advmoe.reports.cells import summarise
 from advmoe.reports.collect import collect
@@ -43,7 +43,7 @@ def trained(tmp_path_factory):
 @pytest.fixture
 def run(trained):
     """A finished tiny run without an evaluation."""
-    forget(trained / "evaluation")
+    remove_results(trained / "evaluation")
     return trained
 
 

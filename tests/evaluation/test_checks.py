@@ -379,7 +379,7 @@ class NanGradient(Net):
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (NanRouter(), "scores of router 0"), (ConstantRouter(), "router 0 gives every image the same scores"),
+        (NanRouter(), "logits of router 0"), (ConstantRouter(), "router 0 gives every image the same logits"),
         (NanBuffer(), "seen"), (NanGradient(), "gradient of the cross-entropy"),
     ],
 )  # fmt: skip
@@ -404,4 +404,4 @@ def test_a_nan_router_gives_a_warning_before_any_attack(caplog: pytest.LogCaptur
     assert evaluation.sa == 100
     assert [check.status for check in evaluation.checks if check.number == 13] == ["fail"]
     assert messages == [1]
-    assert "check 13 fails (not finite or constant: scores of router 0" in caplog.text
+    assert "check 13 fails (not finite or constant: logits of router 0" in caplog.text

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from advmoe.durations import duration
-from advmoe.evaluation.store import Shard, stored
+from advmoe.evaluation.store import Shard, stored_shards
 from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
@@ -111,7 +111,7 @@ class EvaluationProgress:
 
     def stored(self, folder: Path) -> None:
         """Update after attacks of earlier calls and other processes, read from the store in `folder`."""
-        for number, shard in stored(folder):
+        for number, shard in stored_shards(folder):
             self.attacked(list(shard.attacks)[-1] if shard.attacks else "", number, shard, log=False)
 
 

@@ -27,7 +27,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.evaluation.robustbench import model_info
-from advmoe.evaluation.store import forget, shard_count
+from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
@@ -52,7 +52,7 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
     if arguments.fresh:
-        distributed.on_rank_zero(lambda: forget(store))
+        distributed.on_rank_zero(lambda: remove_results(store))
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
         progress.stored(store)

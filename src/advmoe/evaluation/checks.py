@@ -17,6 +17,7 @@ from advmoe.attacks.objectives import cross_entropy, margin
 from advmoe.attacks.pgd import Predict, input_gradient, pgd_points
 from advmoe.attacks.surrogate import margins, route_of
 from advmoe.evaluation.record_evaluation import Check, Status
+from advmoe.evaluation.result_checks import threshold
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -26,6 +27,10 @@ UNDECIDED = 1e-5  # router margin below which rounding may choose either expert,
 POINTS = 0.5  # percentage points by which a robust accuracy may move in the wrong direction
 SILENT = 1.0  # percentage of images without a gradient from which the check fails
 SUBSET = 128  # number of images for the checks that run attacks
+COSTLY = {  # number -> name of the checks that only a thorough evaluation runs
+    7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest",
+    10: "noise breaks none", 12: "the loss rises",
+}  # fmt: skip
 
 
 def consistency(target: Target) -> Check:
@@ -99,10 +104,10 @@ def budget_suffices(target: Target) -> Check:
         alive = _robust(target, _settings(target, target.epsilon, 50), stream=100 + number, among=alive)
         restarts.append(_percent(alive))
     restarts = [restarts[n - 1] for n in (1, 5, 10)]
-    limit = max(POINTS, 100 / len(target.x)) + 1e-9
+    limit = threshold(POINTS, len(target.x))
     late = max(abs(steps[1] - steps[2]), restarts[1] - restarts[2])
     detail = f"10/50/200 steps: {_list(steps)}; 1/5/10 restarts: {_list(restarts)}"
-    return Check(7, "more budget changes nothing", "warn" if late > limit else "pass", detail)
+    return Check(7, COSTLY[7], "warn" if late > limit else "pass", detail)
 
 
 def falls_with_epsilon(target: Target) -> Check:
@@ -112,9 +117,9 @@ def falls_with_epsilon(target: Target) -> Check:
     robust = [_robust(target, _settings(target, factor * target.epsilon, 20), among=correct) for factor in factors]
     accuracies = [_percent(flags) for flags in robust]
     rises = max(b - a for a, b in pairwise(accuracies))
-    limit = max(POINTS, 100 / len(target.x)) + 1e-9
-    status: Status = "fail" if rises > limit or accuracies[-1] > max(2.0, 100 / len(target.x)) + 1e-9 else "pass"
-    return Check(8, "accuracy falls with epsilon", status, f"at 0.5/1/2/4/8 times epsilon: {_list(accuracies)}")
+    limit = threshold(POINTS, len(target.x))
+    status: Status = "fail" if rises > limit or accuracies[-1] > threshold(2.0, len(target.x)) else "pass"
+    return Check(8, COSTLY[8], status, f"at 0.5/1/2/4/8 times epsilon: {_list(accuracies)}")
 
 
 def iterated_beats_one_step(target: Target) -> Check:
@@ -125,11 +130,11 @@ def iterated_beats_one_step(target: Target) -> Check:
     if target.transfer is not None:
         transferred = pgd(target.transfer, x, y, settings, _draws(target, 9))
         accuracies["transfer"] = _percent(_is_correct(target, transferred))
-    limit = max(POINTS, 100 / len(x)) + 1e-9
+    limit = threshold(POINTS, len(x))
     weaker = max(accuracies["iterated"] - other for name, other in accuracies.items() if name != "iterated")
     detail = ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
     detail += "" if target.transfer is not None else "; no network to transfer from"
-    return Check(9, "iterated and white-box are strongest", "fail" if weaker > limit else "pass", detail)
+    return Check(9, COSTLY[9], "fail" if weaker > limit else "pass", detail)
 
 
 def noise_breaks_none(target: Target) -> Check:
@@ -141,9 +146,7 @@ def noise_breaks_none(target: Target) -> Check:
         z = pgd(target.model, target.x, target.y, Pgd(target.epsilon, 1.0, 0, norm=target.norm), draws)
         alive &= _is_correct(target, z)
     broken = before - int(alive.sum())
-    return Check(
-        10, "noise breaks none", "warn" if broken else "pass", f"20 random points broke {broken} of {before} PGD survivors"
-    )
+    return Check(10, COSTLY[10], "warn" if broken else "pass", f"20 random points broke {broken} of {before} PGD survivors")
 
 
 def loss_rises(target: Target) -> Check:
@@ -154,9 +157,7 @@ def loss_rises(target: Target) -> Check:
     for z in pgd_points(target.search, x, y, settings, _draws(target, 11), (1, 5, 20)):
         losses.append(cross_entropy(target.model(z), y).mean().item())
     rising = all(b >= a - 0.01 * abs(a) for a, b in pairwise(losses)) and losses[-1] > losses[0]
-    return Check(
-        12, "the loss rises", "pass" if rising else "fail", "after 0/1/5/20 steps: " + ", ".join(f"{v:.3f}" for v in losses)
-    )
+    return Check(12, COSTLY[12], "pass" if rising else "fail", "after 0/1/5/20 steps: " + ", ".join(f"{v:.3f}" for v in losses))
 
 
 def finiteness(target: Target) -> Check:
@@ -166,13 +167,13 @@ def finiteness(target: Target) -> Check:
     """
     images = subset(target)
     wrong = [name for name, tensor in _tensors(target.model) if not torch.isfinite(tensor).all()][:3]
-    logits, scores = _all_scores(target)
+    logits, routing_logits = _all_logits(target)
     wrong += [] if torch.isfinite(logits).all() else ["logits"]
-    for layer, values in enumerate(scores):
+    for layer, values in enumerate(routing_logits):
         if not torch.isfinite(values).all():
-            wrong.append(f"scores of router {layer}")
+            wrong.append(f"logits of router {layer}")
         elif values.shape[1] > 1 and len(values) > 1 and bool((values == values[:1]).all()):
-            wrong.append(f"router {layer} gives every image the same scores")
+            wrong.append(f"router {layer} gives every image the same logits")
     for objective in (cross_entropy, margin):
         gradient = input_gradient(target.model, images.x, images.y, objective)
         wrong += [] if torch.isfinite(gradient).all() else [f"gradient of the {objective.__name__.replace('_', '-')}"]
@@ -185,13 +186,13 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
 
 
-def _all_scores(target: Target) -> tuple[Tensor, list[Tensor]]:
+def _all_logits(target: Target) -> tuple[Tensor, list[Tensor]]:
     """The logits of all images [n, classes], and each router's logits [n, N]."""
-    looked = [_forward(target, part) for part in target.x.split(256)]
+    passes = [_forward(target, part) for part in target.x.split(256)]
     routers = [
-        torch.cat(parts) for parts in zip(*([routing.logits for routing in routings] for _, routings in looked), strict=True)
+        torch.cat(parts) for parts in zip(*([routing.logits for routing in routings] for _, routings in passes), strict=True)
     ]
-    return torch.cat([logits for logits, _ in looked]), routers
+    return torch.cat([logits for logits, _ in passes]), routers
 
 
 def attack_strength(
@@ -207,7 +208,7 @@ def attack_strength(
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()
         accuracies = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
-    weaker = accuracies[1] - accuracies[0] > max(1.0, 100 / len(x)) + 1e-9
+    weaker = accuracies[1] - accuracies[0] > threshold(1.0, len(x))
     return Check(
         9,
         "attack as strong as ours",
@@ -218,8 +219,6 @@ def attack_strength(
 
 CHEAP_CHECKS = (finiteness, consistency, logits_not_softmax, zero_epsilon, gradients)
 COSTLY_CHECKS = (budget_suffices, falls_with_epsilon, iterated_beats_one_step, noise_breaks_none, loss_rises)
-SKIPPED = {7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest"}
-SKIPPED |= {10: "noise breaks none", 12: "the loss rises"}
 
 
 @torch.no_grad()
@@ -228,8 +227,8 @@ def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
     known: dict[str, Check] = {}
     for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
         known = _checked(target, run, store)
-    skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else SKIPPED).items()]
-    return [check for check in known.values() if thorough or check.number not in SKIPPED] + skipped
+    skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else COSTLY).items()]
+    return [check for check in known.values() if thorough or check.number not in COSTLY] + skipped
 
 
 @torch.no_grad()

@@ -14,6 +14,11 @@ POINTS = 0.5  # percentage points that RA-AA may be above RA-worst
 COLLAPSE = 0.95  # fraction of a layer's images above which one expert has them all
 
 
+def threshold(points: float, images: int) -> float:
+    """`points` percentage points, or one of the `images` if that is more, with a little room for rounding."""
+    return max(points, 100 / images) + 1e-9
+
+
 def check_results(shards: Sequence[Shard], evaluation: Evaluation) -> list[Check]:
     """The checks of the results of all attacks on all shards."""
     total = sum(len(shard.rows) for shard in shards)
@@ -34,7 +39,7 @@ def square(shards: Sequence[Shard]) -> Check:
         return Check(4, "Square adds nothing", "skipped", "AutoAttack's Square was not run")
     total = sum(len(shard.rows) for shard, _ in runs)
     share = 100 * sum(len(run.broken) for _, run in runs) / total
-    status: Status = "warn" if share > max(0.2, 100 / total) + 1e-9 else "pass"
+    status: Status = "warn" if share > threshold(0.2, total) else "pass"
     return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks did not")
 
 
@@ -44,7 +49,7 @@ def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) 
     if not autoattack:
         return Check(5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run")
     gap = autoattack[0] - worst
-    status: Status = "fail" if gap > max(POINTS, 100 / total) + 1e-9 else "pass"
+    status: Status = "fail" if gap > threshold(POINTS, total) else "pass"
     return Check(5, "RA-AA near RA-worst", status, f"RA-AA is {gap:.2f} points above RA-worst")
 
 

@@ -140,13 +140,13 @@ class Store:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
 
 
-def stored(folder: Path) -> Iterator[tuple[int, Shard]]:
+def stored_shards(folder: Path) -> Iterator[tuple[int, Shard]]:
     """The shards that a store holds so far, with their numbers. Other processes may still change them."""
     for path in sorted(folder.glob("shard-*.json")):
         yield int(path.stem.removeprefix("shard-")), _shard(path)
 
 
-def forget(folder: Path) -> None:
+def remove_results(folder: Path) -> None:
     """Remove the results in a store."""
     shutil.rmtree(folder, ignore_errors=True)
 

@@ -44,7 +44,7 @@ def measure(setup: Setup) -> Iterator[Row]:
     usual = torch.get_num_threads()
     torch.set_num_threads(1)
     models = networks(setup.scale)
-    even_out(models["routed"], drawn(64, setup.scale))
+    even_out(models["routed"], random_images(64, setup.scale))
     try:
         with tempfile.TemporaryDirectory() as folder:
             yield from with_threads(models, setup, Path(folder))
@@ -63,7 +63,9 @@ def with_threads(models: Mapping[str, Classifier], setup: Setup, folder: Path) -
         for batch in ROUNDS:
             case = f"batch {batch}, {threads} thread{'s' * (threads > 1)}"
             if batch > 1:
-                case += f" (busier experts get {100 * busier(predict['routed, ONNX'], drawn(batch, setup.scale)):.0f} %)"
+                case += (
+                    f" (busier experts get {100 * busier_share(predict['routed, ONNX'], random_images(batch, setup.scale)):.0f} %)"
+                )
             yield from compare("export", case, "s", first[batch] | then[batch], ratios(batch))
 
 
@@ -76,7 +78,7 @@ def networks(scale: Scale) -> dict[str, Classifier]:
     return models
 
 
-def drawn(count: int, scale: Scale) -> Tensor:
+def random_images(count: int, scale: Scale) -> Tensor:
     """Random images; each call returns the same ones."""
     return torch.rand(count, *variants.spec(scale.side).shape, generator=torch.Generator().manual_seed(1))
 
@@ -98,7 +100,7 @@ def write(models: Mapping[str, Classifier], scale: Scale, folder: Path, form: st
     for title, (name, dtype) in dtypes.items():
         files[title] = folder / f"{title}.{form}"
         shape, encoding = variants.spec(scale.side).shape, Encoding(form, dtype)
-        export(models[name], shape, files[title], encoding=encoding, calibration=drawn(256, scale))
+        export(models[name], shape, files[title], encoding=encoding, calibration=random_images(256, scale))
     return files
 
 
@@ -116,7 +118,7 @@ def predict(model: Callable[[Tensor], object], layout: torch.memory_format, pixe
         return model(pixels.contiguous(memory_format=layout))
 
 
-def busier(predict: Predictor, pixels: Tensor) -> float:
+def busier_share(predict: Predictor, pixels: Tensor) -> float:
     """The share of the images that a layer's busier expert gets, averaged over layers."""
     ones = predict(pixels)[1].double().mean(dim=0)
     return torch.maximum(ones, 1 - ones).mean().item()
@@ -126,7 +128,7 @@ def time_batches(calls: Calls, setup: Setup) -> dict[int, dict[str, list[float]]
     """The seconds of each call at each batch size. The calls run in turn."""
     seconds = {}
     for batch, rounds in ROUNDS.items():
-        pixels = drawn(batch, setup.scale)
+        pixels = random_images(batch, setup.scale)
         seconds[batch] = timed({name: partial(call, pixels) for name, call in calls.items()}, setup.rounds(rounds), CPU)
     return seconds
 

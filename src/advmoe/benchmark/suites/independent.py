@@ -25,7 +25,7 @@ from advmoe.config.choices import BATCH_SIZE
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
 from advmoe.evaluation import Evaluation, evaluate
-from advmoe.evaluation.store import stored
+from advmoe.evaluation.store import stored_shards
 from advmoe.runs.load import load
 
 PGD = tuple(name for names in RA_FIGURES.values() for name in names)
@@ -77,7 +77,7 @@ def rows(run: Path, quick: bool) -> Iterator[Row]:
 def processor_seconds(store: Path) -> dict[str, float]:
     """Attack -> processor seconds, summed over all shards of a store."""
     seconds: dict[str, float] = {}
-    for _, shard in stored(store):
+    for _, shard in stored_shards(store):
         for name, attack in shard.attacks.items():
             seconds[name] = seconds.get(name, 0.0) + (attack.cpu_seconds or 0.0)
     return seconds

@@ -7,7 +7,7 @@ from statistics import median
 from advmoe.benchmark.memory import measurable, peak
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.suites.cuda.common import Part, failure, title
-from advmoe.benchmark.suites.cuda.networks import route
+from advmoe.benchmark.suites.cuda.networks import set_dispatch
 from advmoe.benchmark.timing import timed
 from advmoe.benchmark.variants import Call, configuration, iteration
 from advmoe.config import RunConfig, RuntimeConfig
@@ -52,5 +52,5 @@ def step(part: Part, method: str, dispatch: str | None, mode: Compile = "none") 
     runtime = RuntimeConfig(device=part.device.type, precision="bfloat16" if part.cuda else "float32", compile=mode)
     call = iteration(config.replace(runtime=runtime), part.scale.side, part.device)
     assert isinstance(call, partial)
-    route(call.args[0].model, dispatch)
+    set_dispatch(call.args[0].model, dispatch)
     return call

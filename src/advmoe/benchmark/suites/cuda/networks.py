@@ -20,21 +20,21 @@ network_once = lru_cache(fused_network)
 def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
     """Inference, and the pass of an attack step (the gradient of a loss to the images), of a fused network on an even route."""
     model = network_once(kind, part.scale, part.device)
-    route(model, dispatch)
-    x, gate = channels_last(batch, part.scale, part.device), even(model, batch, part.device)
+    set_dispatch(model, dispatch)
+    x, gate = channels_last(batch, part.scale, part.device), even_gate(model, batch, part.device)
     return {
         "inference": partial(logits, part, model.forward_routed, x, gate),
         "attack": partial(attack, part, model, x, gate),
     }
 
 
-def route(model: Classifier, dispatch: str | None) -> None:
+def set_dispatch(model: Classifier, dispatch: str | None) -> None:
     """Set the dispatch of all layers, if one is named."""
     if dispatch is not None:
         model.set_dispatch(next(name for name in get_args(Dispatch) if name == dispatch))
 
 
-def even(model: Classifier, batch: int, device: torch.device) -> Gate:
+def even_gate(model: Classifier, batch: int, device: torch.device) -> Gate:
     """A gate with a random and even route, for networks with MoE layers."""
     choices = route_choices(model)
     return HARD if choices is None else ForcedGate(torch.randint(0, choices[0], (batch, choices[1])).to(device))
@@ -65,10 +65,10 @@ def inference(part: Part) -> Iterator[Row]:
         for kind, dispatch in variants(part):
             for what in ("inference", "attack"):
                 name = f"{what}, batch {batch}, {title(kind, dispatch)}"
-                yield from guarded("networks", name, partial(both, part, kind, dispatch, batch, what))
+                yield from guarded("networks", name, partial(direct_and_graphed, part, kind, dispatch, batch, what))
 
 
-def both(part: Part, kind: str, dispatch: str | None, batch: int, what: str) -> Figures:
+def direct_and_graphed(part: Part, kind: str, dispatch: str | None, batch: int, what: str) -> Figures:
     """The time of a pass, and as a CUDA graph if its shapes are static."""
     call = passes(part, kind, dispatch, batch)[what]
     figures = {"time": milliseconds(part, call)}
@@ -87,8 +87,8 @@ def compiled_inference(part: Part, kind: str, dispatch: str | None) -> Figures:
     """The time of the first call and of later calls."""
     torch._dynamo.reset()
     model = network_once(kind, part.scale, part.device)
-    route(model, dispatch)
-    x, gate = channels_last(part.scale.batch, part.scale, part.device), even(model, part.scale.batch, part.device)
+    set_dispatch(model, dispatch)
+    x, gate = channels_last(part.scale.batch, part.scale, part.device), even_gate(model, part.scale.batch, part.device)
     # on the CPU the backend "eager" needs no compiler and shows that the network can be traced
     compiler = partial(torch.compile, mode="reduce-overhead") if part.cuda else partial(torch.compile, backend="eager")
     quick = compiler(model.forward_routed, dynamic=False)
