@@ -1,6 +1,7 @@
 """`--compile`: the same numbers as without it, errors, and runs that continue without it.
 
-Most tests use the backend `aot_eager`: like the others it traces a pass with its gradients, but it needs no compiler.
+Most tests use the backend `aot_eager`: like the others it traces a pass with its gradients, but it needs no compiler. `eager`
+traces the pass without its gradients.
 """
 
 from functools import partial
@@ -86,7 +87,7 @@ def test_inductor_gives_the_same_numbers_up_to_rounding(backend, precision):
 
 
 def test_a_run_compiles_only_in_its_trial_and_can_be_resumed_without_compiling(backend, toy, splits, tmp_path, monkeypatch):
-    backend("aot_eager")
+    backend("eager")
     programs = []
 
     def recording(*arguments):

@@ -22,8 +22,6 @@ from advmoe.training.checkpoint import LOCK, RunFolder
 from advmoe.training.interrupts import Stopped
 from advmoe.training.loop import train
 
-ITERATIONS = 3  # of an epoch; two levels make two losses each
-
 
 @pytest.fixture(scope="module")
 def config(tiny: Callable[..., RunConfig]) -> RunConfig:
@@ -35,6 +33,14 @@ def uninterrupted(config: RunConfig, splits: Splits, tmp_path_factory: pytest.Te
     path = tmp_path_factory.mktemp("uninterrupted") / "run"
     train(config, splits, path, Recorder())
     return path
+
+
+@pytest.fixture
+def run(uninterrupted: Path, tmp_path: Path) -> Path:
+    """A copy of that run, as it was after its first epoch."""
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
+    return tmp_path / "run"
 
 
 def history_without_seconds(run: Path) -> list[dict[str, Any]]:
@@ -67,22 +73,22 @@ class Signals(Recorder):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_a_run_after_the_step(
-    number: signal.Signals, config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path
+    number: signal.Signals, config: RunConfig, splits: Splits, uninterrupted: Path, run: Path
 ) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Stopped, match=r"after epoch 2, iteration 2 of 3, which is saved") as caught:
-        train(config, splits, tmp_path / "run", Signals(number))
+        train(config, splits, run, Signals(number), resume=True)
     assert caught.value.number == number
     assert signal.getsignal(number) is before
-    latest = RunFolder(tmp_path / "run").latest()
+    latest = RunFolder(run).latest()
     assert latest is not None
     assert latest.partial is not None
     assert (latest.epoch, latest.partial.iteration, latest.folder.name) == (1, 2, "epoch-0001-000002")
-    train(config, splits, tmp_path / "run", Recorder(), resume=True)
-    assert_same(tmp_path / "run", uninterrupted)
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
 
 
-def test_a_signal_that_also_closes_the_output(config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_signal_that_also_closes_the_output(config: RunConfig, splits: Splits, uninterrupted: Path, run: Path) -> None:
     class Broken(Signals):
         def iteration(self, epoch: int, done: int, total: int, sums: Any, images: int) -> None:
             super().iteration(epoch, done, total, sums, images)
@@ -90,13 +96,13 @@ def test_a_signal_that_also_closes_the_output(config: RunConfig, splits: Splits,
                 raise BrokenPipeError
 
     with pytest.raises(Stopped, match="iteration 2 of 3, which is saved"):
-        train(config, splits, tmp_path / "run", Broken(signal.SIGINT))
-    train(config, splits, tmp_path / "run", Recorder(), resume=True)
-    assert_same(tmp_path / "run", uninterrupted)
+        train(config, splits, run, Broken(signal.SIGINT), resume=True)
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
 
 
 def test_a_signal_after_the_last_step_does_not_stop_the_run(
-    config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, splits: Splits, uninterrupted: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = loop.validate
 
@@ -106,16 +112,16 @@ def test_a_signal_after_the_last_step_does_not_stop_the_run(
         return original(state, held_out)
 
     monkeypatch.setattr(loop, "validate", validate)
-    train(config, splits, tmp_path / "run", Recorder())
-    assert_same(tmp_path / "run", uninterrupted)
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
 
 
-def test_a_second_signal_ends_it_at_once(config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_second_signal_ends_it_at_once(config: RunConfig, splits: Splits, uninterrupted: Path, run: Path) -> None:
     with pytest.raises(Stopped):
-        train(config, splits, tmp_path / "run", Signals(signal.SIGINT, times=2))
-    assert [path.name for path in RunFolder(tmp_path / "run").epochs()] == ["epoch-0001"]
-    train(config, splits, tmp_path / "run", Recorder(), resume=True)
-    assert_same(tmp_path / "run", uninterrupted)
+        train(config, splits, run, Signals(signal.SIGINT, times=2), resume=True)
+    assert [path.name for path in RunFolder(run).epochs()] == ["epoch-0001"]
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
 
 
 @pytest.fixture(scope="module")
@@ -188,41 +194,31 @@ def test_a_forged_manifest_counts_as_damage(
         ({"routers": {}, "weights": {}}, "holds another run's states of level routers"),
     ],
 )
-def test_forged_optimizer_states_are_refused(
-    states: Any, message: str, config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(uninterrupted, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
-    latest = RunFolder(tmp_path / "run").latest()
+def test_forged_optimizer_states_are_refused(states: Any, message: str, config: RunConfig, splits: Splits, run: Path) -> None:
+    latest = RunFolder(run).latest()
     assert latest is not None
     torch.save(states, latest.folder / "optimizers.pt")
     sums = {name: checkpoint._sha256(latest.folder / name) for name in manifest_file.FILES}
     forge_manifest_in(latest.folder, sha256=sums)
     with pytest.raises(UserError, match=message):
-        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+        train(config, splits, run, Recorder(), resume=True)
 
 
-def test_momentum_of_other_shapes_is_refused(config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path) -> None:
-    shutil.copytree(uninterrupted, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
-    latest = RunFolder(tmp_path / "run").latest()
+def test_momentum_of_other_shapes_is_refused(config: RunConfig, splits: Splits, run: Path) -> None:
+    latest = RunFolder(run).latest()
     assert latest is not None
     states = latest.optimizer_states()
     states["weights"]["state"][0]["momentum_buffer"] = torch.zeros(1)
     torch.save(states, latest.folder / "optimizers.pt")
     forge_manifest_in(latest.folder, sha256={name: checkpoint._sha256(latest.folder / name) for name in manifest_file.FILES})
     with pytest.raises(UserError, match="of other shapes"):
-        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+        train(config, splits, run, Recorder(), resume=True)
 
 
-def test_more_iterations_than_the_epoch_has_are_refused(
-    config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path
-) -> None:
-    shutil.copytree(uninterrupted, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run/checkpoints/epoch-0002")
-    forge_manifest(tmp_path / "run", partial=within(10, {"loss": [1.0]}))
+def test_more_iterations_than_the_epoch_has_are_refused(config: RunConfig, splits: Splits, run: Path) -> None:
+    forge_manifest(run, partial=within(10, {"loss": [1.0]}))
     with pytest.raises(UserError, match="is 10 iterations into an epoch of 3"):
-        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+        train(config, splits, run, Recorder(), resume=True)
 
 
 def test_restore_may_be_requested_after_the_stop(config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path) -> None:
@@ -287,50 +283,52 @@ def make_losses_nan(monkeypatch: pytest.MonkeyPatch, numbers: set[int]) -> None:
     monkeypatch.setitem(losses.LOSSES, "trades", losses.Loss(loss.attack, value))
 
 
-IN_EPOCH_2 = 2 * ITERATIONS + 3  # the routers' loss of its second iteration
+SECOND = 3  # the routers' loss of the second iteration
 
 
 def test_a_nan_stops_the_run(
-    config: RunConfig, splits: Splits, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, splits: Splits, uninterrupted: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        make_losses_nan(patch, {IN_EPOCH_2})
+        make_losses_nan(patch, {SECOND})
         with pytest.raises(UserError) as caught:
-            train(config, splits, tmp_path / "run", Recorder())
-    folder = tmp_path / "run" / "checkpoints"
+            train(config, splits, run, Recorder(), resume=True)
+    folder = run / "checkpoints"
     assert str(caught.value) == (
         f"epoch 2: iteration 2 of 3: loss (routers update) is not finite; last good checkpoint: epoch-0001 in {folder}"
     )
-    train(config, splits, tmp_path / "run", Recorder(), resume=True)
-    assert_same(tmp_path / "run", uninterrupted)
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
 
 
 def test_after_a_nan_a_restored_run_has_half_the_routers_learning_rate(
     tiny: Callable[..., RunConfig],
     splits: Splits,
     uninterrupted: Path,
-    tmp_path: Path,
+    run: Path,
     recorder: Recorder,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    make_losses_nan(monkeypatch, {IN_EPOCH_2})
+    make_losses_nan(monkeypatch, {SECOND})
     restoring = tiny("advmoe", epochs=2, tied_share=0.0, on_nonfinite="restore")
-    train(restoring, splits, tmp_path / "run", recorder)
+    train(restoring, splits, run, recorder, resume=True)
     (note,) = [note for note in recorder.notes if "not finite" in note]
     assert "back to epoch-0001" in note
     assert note.endswith("(1 of 3)")
-    history, expected = history_without_seconds(tmp_path / "run"), history_without_seconds(uninterrupted)
+    history, expected = history_without_seconds(run), history_without_seconds(uninterrupted)
     assert history[0] == expected[0]
     assert history[1]["router_lr"] == expected[1]["router_lr"] / 2
     assert history[1]["lr"] == expected[1]["lr"]
 
 
-@pytest.mark.parametrize("first", [1, IN_EPOCH_2])
+@pytest.mark.parametrize("epoch", [1, 2])
 def test_a_nan_that_recurs_stops_the_run_after_three_restores(
-    first: int, tiny: Callable[..., RunConfig], splits: Splits, tmp_path: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+    epoch: int, tiny: Callable[..., RunConfig], splits: Splits, run: Path, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_losses_nan(monkeypatch, set(range(first, 1000)))
+    make_losses_nan(monkeypatch, set(range(SECOND, 1000)))
+    if epoch == 1:
+        shutil.rmtree(run)
     restoring = tiny("advmoe", epochs=2, tied_share=0.0, on_nonfinite="restore")
     with pytest.raises(UserError, match=r"loss .* is not finite \(after 3 restores\); last good checkpoint: "):
-        train(restoring, splits, tmp_path / "run", recorder)
+        train(restoring, splits, run, recorder, resume=epoch == 2)
     assert len([note for note in recorder.notes if "not finite" in note]) == 3
