@@ -19,7 +19,7 @@ from advmoe.attacks.presets import resolve
 from advmoe.cli.arguments.evaluate import EvaluateArguments, EvaluateCommand
 from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress
-from advmoe.cli.streams import console
+from advmoe.cli.streams import console, warn
 from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.data.test_set import ExtraTestSet
@@ -31,7 +31,7 @@ from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
-from advmoe.reports.control import compared
+from advmoe.reports.control import comparison_line
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.start import autocast
@@ -83,7 +83,7 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
     console().print(record_table([record], title))
     lines = evaluation_lines(record.evaluation)
-    for line in lines if control is None else [*lines, compared(record, control)]:
+    for line in lines if control is None else [*lines, comparison_line(record, control)]:
         console().print(line, highlight=False, soft_wrap=True)
 
 
@@ -96,7 +96,7 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfi
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
     for name in network.damaged:
         epoch = network.trained.epoch
-        print(f"warning: {run}: checkpoint {name} is cut short or altered; epoch {epoch} is evaluated", file=sys.stderr)
+        warn(f"{run}: checkpoint {name} is cut short or altered; epoch {epoch} is evaluated")
     if (test_set := _test_set(arguments)) is not None:
         return network, config.replace(data=data), test_set.load(network.spec(), data).to(torch_device)
     splits = load_dataset(data).to(torch_device)

@@ -1,7 +1,6 @@
 """`advmoe export`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advmoe.cli.arguments.export import ExportArguments
+from advmoe.cli.streams import warn
 from advmoe.config import to_dict
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
@@ -29,7 +29,7 @@ def run(arguments: ExportArguments) -> None:
     encoding = Encoding(arguments.format, arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:
-        _warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
+        warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
     data = _data(arguments, loaded)
     calibration = None
     if arguments.dtype == "int8" and data is not None:
@@ -76,7 +76,7 @@ def _data(arguments: ExportArguments, loaded: Loaded) -> Splits | None:
     except UserError as error:
         if int8:
             raise UserError(f"int8 is calibrated on training images, which cannot be read: {error}") from None
-        _warn(f"compared on {NOISE} images of noise, because the test images cannot be read: {error}")
+        warn(f"compared on {NOISE} images of noise, because the test images cannot be read: {error}")
         return None
 
 
@@ -93,7 +93,7 @@ def _warn_chance(run: str, logits: Tensor, labels: Tensor | None) -> None:
         return
     accuracy, chance = (logits.argmax(dim=1) == labels).double().mean().item(), 1 / logits.shape[1]
     if accuracy <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5:
-        _warn(f"{run}: is right on {100 * accuracy:.1f} % of {len(labels)} images, no more than a guess: it looks untrained")
+        warn(f"{run}: is right on {100 * accuracy:.1f} % of {len(labels)} images, no more than a guess: it looks untrained")
 
 
 def _print(arguments: ExportArguments, comparisons: Sequence[Comparison | Agreement]) -> None:
@@ -125,7 +125,3 @@ def _verdict(comparison: Comparison | Agreement) -> str:
 
 def _first_rows(rows: Sequence[int]) -> str:
     return ", ".join(map(str, rows[:MAX_ROWS])) + (", ..." if len(rows) > MAX_ROWS else "")
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {' '.join(text.split())}", file=sys.stderr)

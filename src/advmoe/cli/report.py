@@ -1,12 +1,12 @@
 """`advmoe report`."""
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from advmoe.cli.arguments.report import ReportArguments
+from advmoe.cli.streams import warn
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
@@ -26,8 +26,8 @@ def run(arguments: ReportArguments) -> None:
     if arguments.schema:
         print(json.dumps(record_schema(), indent=1))
         return
-    records = collect(arguments.folder, _warn)
-    written, claims, sentences = write_report(records, arguments.out, _warn)
+    records = collect(arguments.folder, warn)
+    written, claims, sentences = write_report(records, arguments.out, warn)
     if arguments.json:
         content = {"records": len(records), "verdict": sentences, "claims": [asdict(claim) for claim in claims], "files": written}
         print(json.dumps(content))
@@ -102,7 +102,3 @@ def _make_folders(out: Path) -> None:
             file = next(path for path in (*reversed(out.parents), out, folder) if path.exists() and not path.is_dir())
             reason = f"{out}: is a file" if file == out else f"{out}: {file} is a file"
             raise UserError(f"{reason}; --out takes a folder") from None
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {' '.join(text.split())}", file=sys.stderr)

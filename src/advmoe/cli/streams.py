@@ -17,6 +17,11 @@ def escape_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def warn(text: str) -> None:
+    """Print a warning of one line on stderr."""
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr)
+
+
 def discard_output() -> None:
     """Discard further output: its reader has ended."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,10 +3,9 @@
 from collections.abc import Iterable
 
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports.attacks import points
 from advmoe.reports.collect import cell_of
-from advmoe.reports.control import CONTROL, NO_CONTROL, same_images, worst_case_difference
+from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
 
 
 def answers(records: Iterable[Record]) -> list[str]:
@@ -42,7 +41,7 @@ def _at_what_cost(routed: Record, dense: Record | None) -> str:
 
 def _does_routing_help(routed: Record, control: Record | None, small: Record | None) -> list[str]:
     routing, parts = routed.evaluation.routing, []
-    if small is not None and (difference := _difference(routed, small)):
+    if small is not None and (difference := worst_case_difference([(routed, small)])):
         parts.append(f"Over the small dense network of about the same cost: {points(difference)}.")
     if routing is not None and routing.fixed_expert_sa and routing.fixed_expert_ra and "10" in routed.ra:
         sa, ra = max(routing.fixed_expert_sa), max(routing.fixed_expert_ra)
@@ -50,7 +49,7 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
             f"With the best single expert in every layer, {sa:.1f} % of the clean images are classified correctly "
             f"(with routers {routed.sa:.1f} %), and {ra:.1f} % under PGD-10 (with routers {routed.ra['10']:.1f} %)."
         )
-    difference = _difference(routed, control) if control else None
+    difference = worst_case_difference([(routed, control)]) if control else None
     if difference is not None:
         verdict = "Yes, in this seed" if difference.low > 0 else "Not shown"
         verdict = "No, it harms in this seed" if difference.high < 0 else verdict
@@ -58,8 +57,3 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
     else:
         first = NO_CONTROL
     return [" ".join(("Does choosing an expert help?", first, *parts))] if parts or difference else []
-
-
-def _difference(record: Record, other: Record) -> Difference | None:
-    """RA-worst of a network minus that of another one on the same images, with its 95 % interval."""
-    return worst_case_difference([(record, other)]) if same_images(record, other) else None

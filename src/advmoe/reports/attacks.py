@@ -20,7 +20,7 @@ def caught_alone(evaluation: EvaluationResult) -> dict[str, int]:
     return {name: sum(times[row] == 1 for row in rows) for name, rows in evaluation.broken.items()}
 
 
-def bracket(evaluation: EvaluationResult) -> str:
+def routing_bounds(evaluation: EvaluationResult) -> str:
     """RA-paths and the worst case: an estimated lower bound and an upper bound of the accuracy under any attack on the routing.
 
     "" without RA-paths.
@@ -37,7 +37,7 @@ def points(difference: Difference) -> str:
     return f"{difference.value:+.1f} points ({difference.low:+.1f} to {difference.high:+.1f})"
 
 
-def gains(evaluation: EvaluationResult) -> str:
+def choice_gains(evaluation: EvaluationResult) -> str:
     """RA-10 of the routed network minus that of each fixed expert, as text; "" if it was not measured."""
     gain = evaluation.routing.choice_gain if evaluation.routing else []
     return "; ".join(f"{points(difference)} over expert {expert} alone" for expert, difference in enumerate(gain))

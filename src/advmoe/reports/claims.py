@@ -12,7 +12,7 @@ from advmoe.paper import cells as printed_cells
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Outcome, Summary, by_setting, interval, outcome, summarise
 from advmoe.reports.collect import FULL_SCALE, OF_METHODS, ROUTED, Cell, cell_of, differing, settings
-from advmoe.reports.control import CONTROL, NO_CONTROL, same_images, worst_case_difference
+from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
 from advmoe.reports.measures import WORST, label
 from advmoe.reports.panels import method_style, network_title, setting_text
 from advmoe.reports.paper_tables import is_run_of
@@ -125,8 +125,7 @@ def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
     """The difference in the worst case over the seeds that both have, on the same images; "" without flags to compare."""
     runs = {record.seed: record for record in records if cell_of(record) == cell}
     controls = {record.seed: record for record in records if cell_of(record) == control}
-    pairs = [(runs[seed], controls[seed]) for seed in runs if seed in controls]
-    difference = worst_case_difference([pair for pair in pairs if same_images(*pair)])
+    difference = worst_case_difference((runs[seed], controls[seed]) for seed in runs if seed in controls)
     return "" if difference is None else f" On the same images: {points(difference)}."
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
-from advmoe.reports.attacks import attack_title, bracket, caught_alone, gains
+from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, routing_bounds
 from advmoe.reports.collect import cell_of
 from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
@@ -59,13 +59,13 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
                 worst_of(record).label if name in WORST else label(name),
                 f"{evaluation.figures[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
             )
-    if ends := bracket(evaluation):
+    if ends := routing_bounds(evaluation):
         yield "accuracy under any attack on the routing, estimated", ends
     routing = evaluation.routing
     if routing:
         yield "RA-router, RA-expert", f"{routing.ra_router:.1f} %, {routing.ra_expert:.1f} %"
         yield "images that PGD-50 reroutes", f"{routing.flip_rate:.1f} %"
-    if text := gains(evaluation):
+    if text := choice_gains(evaluation):
         yield "gain in RA-10 by choosing an expert", text
     yield "GMACs", f"{record.gmacs:.4f} ({record.reduction:.0f} % less than dense)"
     yield "parameters", f"{record.params:,}"

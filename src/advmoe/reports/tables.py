@@ -7,7 +7,7 @@ from rich.table import Table
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
-from advmoe.reports.attacks import bracket, caught_alone, gains
+from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
 from advmoe.reports.collect import cell_of
 from advmoe.reports.measures import Measure, measured
 
@@ -42,7 +42,7 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
         for name, (low, high) in intervals
         if name in evaluation.figures
     ]
-    if ends := bracket(evaluation):
+    if ends := routing_bounds(evaluation):
         lines.append(f"accuracy under any attack on the routing: estimated {ends}")
     alone = caught_alone(evaluation)
     lines += [
@@ -62,7 +62,7 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
             f"load of the experts, per layer: {_loads(routing.load)} %; under attack: {_loads(routing.load_adv)} %",
             "expert 0, 1, ... in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra),
-            *(f"choosing an expert changes RA-10 by {text}" for text in [gains(evaluation)] if text),
+            *(f"choosing an expert changes RA-10 by {text}" for text in [choice_gains(evaluation)] if text),
         ]  # fmt: skip
     checks = evaluation.checks
     return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
