@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advmoe.moe.dispatch.wide import differentiable_gradients
+from advmoe.moe.dispatch.gradients import bias_gradient, differentiable_gradients, inner, one_hot_gradient
 from advmoe.moe.experts import FilterBank
 
 Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images
@@ -78,8 +78,15 @@ class _Split(torch.autograd.Function):
         cast = [None if t is None else t.to(gradient.dtype) for t in (filters, bias)]  # under autocast they are still float32
         bank = replace(ctx.bank, filters=cast[0], bias=cast[1])
         to_x, to_filters = _gradients(gradient, x, bank, ctx.groups, (for_x or for_one_hot, for_filters))
-        to_bias = _bias_gradient(gradient, bias, experts) if for_bias else None
-        to_one_hot = _products(gradient, to_x, x, bank, experts) if for_one_hot else None
+        to_bias = bias_gradient(gradient, bias, experts) if for_bias else None
+        to_one_hot = None
+        if for_one_hot:
+            assert to_x is not None
+            images, without_bias = x.to(gradient.dtype), replace(bank, bias=None)
+            to_one_hot = one_hot_gradient(
+                gradient, inner(to_x, x), bank.bias, experts, len(bank.starts),
+                lambda others: split(images, without_bias, others, None),
+            )  # fmt: skip
         to_filters = None if to_filters is None else to_filters.to(filters.dtype)
         return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
 
@@ -104,32 +111,6 @@ def _gradients(
         if to_filters is not None:
             _add_aligned(to_filters, bank.starts[e], bank.width, dw)
     return to_x, to_filters
-
-
-def _bias_gradient(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
-    return torch.zeros_like(bias).index_add_(0, experts, gradient.sum(dim=(2, 3)).to(bias.dtype))
-
-
-def _products(gradient: Tensor, to_x: Tensor | None, x: Tensor, bank: FilterBank, experts: Tensor) -> Tensor:
-    """<gradient, conv_e(x)> for every image and expert: [B, N], at least float32.
-
-    A convolution is linear in x, so the entry of the chosen expert is <its gradient to x, x>. That gradient is known already.
-    """
-    assert to_x is not None
-    products = gradient.new_empty(len(x), len(bank.starts), dtype=torch.promote_types(gradient.dtype, torch.float32))
-    products.scatter_(1, experts[:, None], _inner(to_x, x, products.dtype))
-    x, without_bias = x.to(gradient.dtype), replace(bank, bias=None)
-    for offset in range(1, len(bank.starts)):
-        others = (experts + offset) % len(bank.starts)
-        output = run_groups(x, groups_of(others, len(bank.starts)), without_bias.convolve)
-        products.scatter_(1, others[:, None], _inner(gradient, output, products.dtype))
-    return (
-        products if bank.bias is None else products + gradient.sum(dim=(2, 3)).to(products.dtype) @ bank.bias.to(products.dtype).T
-    )
-
-
-def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    return (a * b).sum(dim=(1, 2, 3), dtype=dtype)[:, None]
 
 
 def _add_aligned(filters: Tensor, start: int, width: int, window: Tensor) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advmoe.errors import UserError
 from advmoe.moe.dispatch import triton_kernels as kernels
-from advmoe.moe.dispatch.wide import differentiable_gradients
+from advmoe.moe.dispatch.gradients import bias_gradient, differentiable_gradients, inner, one_hot_gradient
 from advmoe.moe.experts import FilterBank
 
 PROGRAMS = 512  # enough for a large GPU: a few for each multiprocessor
@@ -61,8 +61,14 @@ class _Routed(torch.autograd.Function):
         gradient, plan = gradient.to(inputs.dtype), layer.plan(experts)
         to_x = layer.to_images(gradient, cast, inputs, x.dtype, plan) if for_x or for_one_hot else None
         to_filters = layer.to_filters(gradient, inputs, len(cast), plan).to(filters.dtype) if for_filters else None
-        to_bias = _to_bias(gradient, bias, experts) if for_bias else None
-        to_one_hot = _products(gradient, inputs, to_x, layer, cast, bias, experts) if for_one_hot else None
+        to_bias = bias_gradient(gradient, bias, experts) if for_bias else None
+        to_one_hot = None
+        if for_one_hot:
+            assert to_x is not None
+            to_one_hot = one_hot_gradient(
+                gradient, inner(to_x, inputs), bias, experts, layer.num_experts,
+                lambda others: layer.convolve(inputs, cast, None, layer.plan(others)),
+            )  # fmt: skip
         return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
 
 
@@ -133,7 +139,7 @@ class _Layer:
         chunks = self.tiles * triton.cdiv(self.size[4] * self.size[5], self.pixels)
         splits = min(chunks, max(1, PROGRAMS // (self.num_experts * kernel**2 * blocks)))
         shape = (splits, self.num_experts * width, kernel, kernel, channels)
-        parts = x.new_empty(shape, dtype=_sum_dtype(x.dtype))
+        parts = x.new_empty(shape, dtype=torch.promote_types(x.dtype, torch.float32))
         kernels.to_filters[(splits * self.num_experts, kernel**2, blocks)](
             gradient, x, parts, plan.bounds, plan.slots, *self.size, *gradient.stride(), *x.stride(),
             **self.common, N=self.num_experts, SPLITS=splits,
@@ -181,35 +187,8 @@ def _precision(x: Tensor) -> torch.dtype:
     return dtype
 
 
-def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised tensor on the device of x, in the memory format of x."""
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
     layout = torch.channels_last if last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
-
-
-def _to_bias(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
-    return torch.zeros_like(bias).index_add_(0, experts, gradient.sum(dim=(2, 3), dtype=bias.dtype))
-
-
-def _products(
-    gradient: Tensor, x: Tensor, to_x: Tensor | None, layer: _Layer, filters: Tensor, bias: Tensor | None, experts: Tensor
-) -> Tensor:
-    """<gradient, conv_e(x)> for every image and expert: [B, N]. The entry of the chosen expert is <its gradient to x, x>."""
-    assert to_x is not None
-    dtype = _sum_dtype(gradient.dtype)
-    products = gradient.new_empty(len(x), layer.num_experts, dtype=dtype)
-    products.scatter_(1, experts[:, None], _inner(to_x, x, dtype))
-    for offset in range(1, layer.num_experts):
-        others = (experts + offset) % layer.num_experts
-        output = layer.convolve(x, filters, None, layer.plan(others))
-        products.scatter_(1, others[:, None], _inner(gradient, output, dtype))
-    return products if bias is None else products + gradient.sum(dim=(2, 3), dtype=dtype) @ bias.to(dtype).T
-
-
-def _inner(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    return (a * b).sum(dim=(1, 2, 3), dtype=dtype)[:, None]
