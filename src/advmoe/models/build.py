@@ -1,0 +1,102 @@
+"""The backbones by name, and `build_model`, which builds one.
+
+Each constructor takes (kind, spec, *, width, stem). The `kind` (dense, masked, MoE) makes its convolutions, so one class serves
+all kinds of network. `spec` describes its images.
+"""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from advmoe.config import ModelConfig
+from advmoe.data import ImageSpec
+from advmoe.errors import UserError, lookup
+from advmoe.models.classifier import Classifier
+from advmoe.models.densenet import DenseNet
+from advmoe.models.masked import start_scores
+from advmoe.models.resnet import ResNet
+from advmoe.models.vgg import VGG
+from advmoe.models.wrn import WideResNet
+from advmoe.moe import DenseKind, ExpertNorm, MaskedKind, MoEKind, RoutedNetwork
+from advmoe.moe.experts import windows
+
+MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # name -> constructor, published width
+    "resnet18": (partial(ResNet, blocks=(2, 2, 2, 2)), 64),
+    "wrn28_10": (partial(WideResNet, blocks=4), 160),
+    "vgg16_bn": (partial(VGG, convolutions=(2, 2, 3, 3, 3)), 64),
+    "densenet40": (partial(DenseNet, layers=(6, 6, 6)), 12),
+    "densenet121": (partial(DenseNet, layers=(6, 12, 24, 16)), 32),
+}
+
+
+class NoSuchForm(UserError):
+    """A backbone that is not available for the kind of network that a method asks for."""
+
+
+def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classifier:
+    """Build the backbone that `config` names, with convolutions made by `kind`, for images of `spec`.
+
+    Raises UserError if the backbone is unknown, if the model scale leaves a layer without channels, or if the images are too
+    small. For a backbone that a user added, raises UserError if it takes other arguments, and NoSuchForm if it does not support
+    `kind`.
+    """
+    constructor, width = lookup(MODELS, config.backbone, "backbone")
+    _check_signature(config.backbone, constructor)
+    try:
+        model = constructor(kind, spec, width=config.width or width, stem=config.stem)
+    except AttributeError as error:
+        if error.obj is not kind:
+            raise
+        reason = f"it reads kind.{error.name}, which {type(kind).__name__} does not have"
+        raise NoSuchForm(f"backbone '{config.backbone}' {_FORMS[type(kind)]}: {reason}") from None
+    _check_form(config.backbone, model, kind)
+    if min(spec.shape[1:]) < model.min_size:
+        size = f"{spec.shape[1]}x{spec.shape[2]}"
+        raise UserError(
+            f"backbone '{config.backbone}' (stem {config.stem}) takes images of at least {model.min_size} pixels a side, not {size}"
+        )
+    start_scores(model)
+    return model
+
+
+def _check_signature(name: str, constructor: Callable[..., Classifier]) -> None:
+    """Raises UserError if the backbone does not accept the arguments of `build_model`."""
+    try:
+        inspect.signature(constructor).bind("kind", "spec", width=1, stem="cifar")
+    except TypeError as error:
+        raise UserError(
+            f"backbone '{name}' must accept (kind, spec, *, width, stem): {error}; "
+            "`spec`, the ImageSpec of the images, replaces num_classes, mean and std of earlier versions"
+        ) from None
+
+
+_FORMS = {
+    DenseKind: "has no dense form, which at_dense, at_small_dense and standard train",
+    MaskedKind: "has no masks, which at_sparse trains",
+    MoEKind: "has no experts, which at_moe and advmoe train",
+}
+
+
+def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
+    """Raises UserError if the backbone is not a RoutedNetwork, and NoSuchForm if it does not support `kind`."""
+    if not isinstance(model, RoutedNetwork):
+        raise UserError(f"backbone '{name}' must be a Classifier or what convert() returns, not {type(model).__name__}")
+    layers = model.moe_layers()
+    if bool(layers) != isinstance(kind, MoEKind) or bool(model.masks) != isinstance(kind, MaskedKind):
+        raise NoSuchForm(f"backbone '{name}' {_FORMS[type(kind)]}")
+    if kind.activation == "silu" and not any(isinstance(module, nn.SiLU) for module in model.modules()):
+        raise NoSuchForm(f"backbone '{name}' ignores activation silu: make its activations by kind.nonlinearity()")
+    if isinstance(kind, MoEKind):
+        disjoint = (windows("disjoint", kind.num_experts, 0, layer.width).starts == layer.starts for layer in layers)
+        used = {
+            "num_experts": all(layer.num_experts == kind.num_experts for layer in layers),
+            "bank": kind.bank == "backbone" or all(disjoint),
+            "routers": (model.router is not None) == (kind.routers == "per_network"),
+            "norms": kind.norms == "per_expert" or not any(isinstance(layer.norm, ExpertNorm) for layer in layers),
+        }
+        for field, is_used in used.items():
+            if not is_used:
+                value = getattr(kind, field)
+                raise NoSuchForm(f"backbone '{name}' ignores {field} {value}: give the kind to convert(model, kind=kind, ...)")
