@@ -5,15 +5,15 @@ import signal
 import sys
 from types import FrameType
 
-from advmoe.allocator import keep_freed_memory
 from advmoe.cli.streams import PIPE_CLOSED, discard_output
+from advmoe.libraries import tune_libraries
 
 
 def run() -> None:
     """Run the command line; an interrupt ends it quietly even while torch is being loaded."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent process has chosen to ignore interrupts
         signal.signal(signal.SIGINT, _interrupt_once)
-    keep_freed_memory()
+    tune_libraries()
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # read as torch loads: threads that wait soon sleep, so others can run
     try:

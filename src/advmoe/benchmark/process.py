@@ -15,7 +15,7 @@ from typing import TypeVar, get_type_hints
 
 from pydantic import BaseModel
 
-from advmoe.allocator import keep_freed_memory
+from advmoe.libraries import tune_libraries
 
 Task = TypeVar("Task", bound=BaseModel)
 Result = TypeVar("Result", bound=BaseModel)
@@ -63,7 +63,7 @@ def run_in_process(
 
 def main() -> None:
     """Run one function in this process. Output of libraries goes to stderr, so that stdout contains only results."""
-    keep_freed_memory()
+    tune_libraries()
     results = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     module, _, name = sys.argv[1].partition(":")

@@ -1,6 +1,5 @@
 """A trained network for use: from a run's folder, one file, the package or the hub, without the data that it was trained on."""
 
-import functools
 import json
 import logging
 from collections.abc import Mapping
@@ -11,12 +10,12 @@ import torch
 from torch import Tensor
 
 from advmoe import hub, networks
-from advmoe.allocator import keep_freed_memory
 from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, checked_record, read_record
 from advmoe.files import JsonObject, drafted
+from advmoe.libraries import tune_libraries
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
 from advmoe.moe.convert.prepare import with_plain_weights
@@ -25,7 +24,6 @@ from advmoe.training.checkpoint import Checkpoint
 from advmoe.training.saved import KEY, Header, check_loadable, saved_file, saved_run
 
 logger = logging.getLogger("advmoe")
-_keep_freed_memory = functools.cache(keep_freed_memory)  # once in a process
 FILE = "model.safetensors"
 
 
@@ -36,9 +34,9 @@ def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
     A run whose checkpoints do not describe its images (older versions) needs its data again. Raises UserError if there is no
     network.
 
-    With glibc this also tells the process's allocator to keep freed memory (advmoe.allocator), unless MALLOC_* is set.
+    The first call in a process also changes settings of glibc and oneDNN that the user has not set (advmoe.libraries).
     """
-    _keep_freed_memory()
+    tune_libraries()
     path = Path(what)
     if path.is_dir():
         file = path / FILE  # a folder as the hub holds it
