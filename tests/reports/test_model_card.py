@@ -3,6 +3,8 @@
 import yaml
 from records import content, old_record, quick, record
 
+from advmoe.config import DataConfig, ModelConfig, RunConfig, RuntimeConfig, TrainingConfig
+from advmoe.config.yaml import differences, load_run_config
 from advmoe.reports.model_card import model_card
 
 
@@ -39,6 +41,18 @@ def test_attacks_and_checks_are_listed():
     text = card()
     assert r"| pgd\_50 | 240 | 80 |" in text
     assert "| 1 | same image, same answer | pass | logits differ by 4.8e-07 |" in text
+
+
+def test_its_settings_are_a_file_that_gives_the_same_configuration(tmp_path):
+    config = RunConfig(
+        method="at_moe", seed=3, model=ModelConfig(width=32), data=DataConfig(data_dir="/data", limit_train=9),
+        training=TrainingConfig(epochs=4, tied_share=0.5), runtime=RuntimeConfig(threads=2, precision="bfloat16"),
+    )  # fmt: skip
+    text = card(method="at_moe", seed=3, config=config.model_dump(mode="json"))
+    (tmp_path / "settings.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    settings = load_run_config(tmp_path / "settings.yaml")
+    assert differences(settings, config) == []
+    assert (settings.data.data_dir, settings.runtime.threads) == (None, 0)
 
 
 def test_limits_name_failed_checks_and_an_untrustworthy_autoattack():

@@ -6,11 +6,13 @@ from typing import Any
 import yaml
 
 from advmoe import hub
+from advmoe.config import RunConfig
 from advmoe.config.choices import BACKBONES
 from advmoe.evaluation.record import Record
 from advmoe.reports.markup import Entry, Table, markdown
 from advmoe.reports.measures import WORST, label, worst_of
 
+OF_MACHINE = {"data_dir", "workers", "device", "threads", "dispatch", "save_minutes"}  # settings that are not part of the result
 TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
 USE = """```python
 import advmoe
@@ -29,6 +31,8 @@ def model_card(record: Record, name: str, classes: Sequence[str], input_size: Se
         _summary(escaped),
         USE.format(name=name, where='pip install "advmoe[hub]"' if hub.is_name(name) else "comes with the package advmoe"),
         *(markdown(table) for table in (_figures(record), _attacks(record), _checks(record))),
+        "### Training",
+        _training(escaped),
         "### Limits",
         "\n".join(f"- {line}" for line in _limits(escaped, classes, input_size)),
         _origin(escaped),
@@ -118,6 +122,24 @@ def _checks(record: Record) -> Table:
     )
     about = "" if rows else "None was made: the standard and full evaluations make them."
     return Table("checks", "Checks of the evaluation itself", ("number", "check", "verdict", "detail"), rows, about)
+
+
+def _training(record: Record) -> str:
+    """The settings that differ from the defaults, as a file for `advmoe train --config`."""
+    recorded, settings = record.config.model_dump(mode="json"), {"method": record.method, "seed": record.seed}
+    for section, defaults in RunConfig().model_dump(mode="json").items():
+        values = recorded.get(section)
+        if isinstance(defaults, dict) and isinstance(values, dict):
+            changed = {
+                name: values[name]
+                for name in defaults
+                if name not in OF_MACHINE and values.get(name, defaults[name]) != defaults[name]
+            }
+            settings |= {section: changed} if changed else {}
+    return (
+        "All settings other than the defaults; as a file they train such a network again "
+        f"(`advmoe train --config FILE.yaml --data-dir DIR --out RUN`):\n\n```yaml\n{yaml.safe_dump(settings, sort_keys=False)}```"
+    )
 
 
 def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -> Iterator[str]:
