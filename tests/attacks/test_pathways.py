@@ -136,7 +136,7 @@ def test_the_budget_decides_which_pathways_are_attacked_and_one_warning_says_so(
     assert not caplog.messages
     assert evaluated(15)[1] == ["ra_10", "ra_paths_sampled"]
     assert caplog.messages == [notice(16, 15)]
-    assert "16 pathways, more than the budget of 15: 8 of them are held instead" in caplog.messages[0]
+    assert "16 pathways, more than the budget of 15: 8 of them are tried instead" in caplog.messages[0]
     none, figures = evaluated(0)
     assert figures == ["ra_10"]
     assert none.left_out == {"paths": "the pathway budget is 0, so RA-worst is reported without RA-paths"}

@@ -17,7 +17,7 @@ from advmoe.errors import UserError
 from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, FailureRecorder, read_run
 
 RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
-LABELS = ("method", "dataset", "loss", "least load", "it/s", "seen", "test SA")
+LABELS = ("method", "dataset", "loss", "least load", "it/s", "changed", "test SA")
 
 
 def row(epoch, **fields):

@@ -27,7 +27,9 @@ def test_tables_of_a_run():
         "Attacks", "Accuracy of 200 images under PGD-10, by radius", "Epochs, on held-out images",
     ]  # fmt: skip
     assert [table.title for table in run_of(old_record()).tables] == ["Attacks"]
-    _, curve, epochs = run_of(record()).tables
+    attacks, curve, epochs = run_of(record()).tables
+    words = {row[0].text: row[-1].text for row in attacks.rows}
+    assert words["pgd_50"] == "PGD on cross-entropy, 50 steps of epsilon / 4, random start"
     assert [row[0].value for row in curve.rows] == [0, 0.025, 0.05, 0.1, 0.15, 0.2, 0.4]
     assert [entry.value for entry in epochs.rows[0]] == [1, 1, 31.6, 21.2, 2.1]
 

@@ -87,7 +87,7 @@ def _first_fooling(job: Job, routes: Tensor, numbers: range, end_points: Tensor)
     Returns points [B, C, H, W], and which of them fool: [B] bool.
     """
     count, y = len(numbers), job.y.repeat(len(numbers))
-    on_route = held(job.predict, _one_after_another(routes, numbers))(end_points).argmax(dim=1) != y
+    on_route = with_fixed_route(job.predict, _one_after_another(routes, numbers))(end_points).argmax(dim=1) != y
     worth = (2 * (job.predict(end_points).argmax(dim=1) != y) + on_route).view(count, -1)
     best = worth.argmax(dim=0)
     image = torch.arange(len(job.x), device=best.device)
@@ -101,7 +101,7 @@ def _one_after_another(routes: Tensor, numbers: range) -> Tensor:
 
 def _pgd(job: Job, routes: Tensor, numbers: range) -> Tensor:
     settings = Pgd(job.epsilon, job.epsilon / 4, STEPS // 2, start="none")
-    return pgd(held(job.predict, routes[:, numbers.start]), job.x, job.y, settings, job.draws(21, numbers.start))
+    return pgd(with_fixed_route(job.predict, routes[:, numbers.start]), job.x, job.y, settings, job.draws(21, numbers.start))
 
 
 def _apgd(job: Job, routes: Tensor, numbers: range, objective: Objective, stream: int) -> Tensor:
@@ -109,7 +109,7 @@ def _apgd(job: Job, routes: Tensor, numbers: range, objective: Objective, stream
     common = routes[0, numbers.start]
 
     def predict(x: Tensor) -> Tensor:
-        return held(job.predict, common.expand(len(x), -1))(x)
+        return with_fixed_route(job.predict, common.expand(len(x), -1))(x)
 
     return apgd(predict, job.x, job.y, Apgd(job.epsilon, STEPS), job.draws(stream, numbers.start), objective)
 
@@ -125,7 +125,7 @@ _on_common = (_pgd, partial(_apgd, objective=cross_entropy, stream=22), partial(
 _on_different = (partial(_ascent, objective=cross_entropy, stream=22), partial(_ascent, objective=margin, stream=23))
 
 
-def held(model: Routed, route: Tensor) -> Predict:
+def with_fixed_route(model: Routed, route: Tensor) -> Predict:
     """The network with its route fixed to `route` [B, L]: it returns the logits for a batch of the same B images."""
     return lambda x: model.forward_routed(x, ForcedGate(route))[0]
 
@@ -136,7 +136,7 @@ def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
     routes = pathways(job)
     broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     for number in range(routes.shape[1]):
-        logits = held(job.predict, routes[:, number])(x_adv)
+        logits = with_fixed_route(job.predict, routes[:, number])(x_adv)
         broken |= torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) != job.y)
     return broken
 
@@ -151,6 +151,6 @@ def notice(pathways: int, budget: int) -> str:
     if not 0 < budget < pathways:
         return ""
     return (
-        f"the network has {pathways:,} pathways, more than the budget of {budget:,}: {SAMPLED} of them are held instead "
+        f"the network has {pathways:,} pathways, more than the budget of {budget:,}: {SAMPLED} of them are tried instead "
         "(RA-paths, sampled), which gives no lower bound"
     )

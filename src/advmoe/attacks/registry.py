@@ -39,7 +39,7 @@ class Attack:
     """One attack.
 
     - `run` maps a Job to x' [B, C, H, W].
-    - `words`: what it does, in one line.
+    - `words`: what it does, in one line, for the report.
     - `passes`: its forward and backward passes for one image, with ten classes at most; a forward pass alone counts as a third.
     - `needs`: "routing" or "transfer" if the attack needs a network that routes, or a network to transfer from.
     - `norms`: the norms that it supports. `min_classes`: the smallest number of classes.
@@ -225,8 +225,8 @@ ATTACKS: dict[str, Attack] = {
     "margin_-0.1": _surrogate("cross-entropy minus 0.1 times the routers' margin", routing_margin(-0.1), 7),
     "margin_+0.1": _surrogate("cross-entropy plus 0.1 times the routers' margin", routing_margin(0.1), 8),
     "margin_+1": _surrogate("cross-entropy plus the routers' margin", routing_margin(1.0), 9),
-    "held_route": _surrogate("the network held on the clean route", held_route, 10),
-    "second_route": _surrogate("the network held on every router's second choice", second_route, 11),
+    "held_route": _surrogate("the network with its route fixed to the clean one", held_route, 10),
+    "second_route": _surrogate("the network with its route fixed to every router's second choice", second_route, 11),
     "reroute_quick": _reroute("a short search", Beam(2, 1, 1, 2), 20),
     "reroute": _reroute("a beam search", Beam(), 40),
     "reroute_full": _reroute("a wide beam search", Beam(12, 4, 3, 4), 60),
@@ -244,7 +244,7 @@ ATTACKS: dict[str, Attack] = {
         "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 480, "route-aware", "routing",
     ),
     "paths": Attack(
-        pathways.attack_pathways, "the network held on every pathway up to a budget, else on some cheap and some random ones", 800,
+        pathways.attack_pathways, "the network fixed on every pathway up to a budget, else on some cheap and some random ones", 800,
         "route-aware", "routing", obstacle_of=pathways.obstacle, held=pathways.broken_on_a_pathway,
     ),
     "transfer": Attack(

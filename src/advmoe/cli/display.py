@@ -85,7 +85,7 @@ class EvaluationProgress:
         self.name, self.shards = name, shards
         self.log = log and not console.is_terminal
         self.survivors: dict[int, int] = {}
-        self.seen: dict[int, int] = {}
+        self.images: dict[int, int] = {}
         columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
         self.progress = Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
@@ -102,8 +102,8 @@ class EvaluationProgress:
     def attacked(self, attack: str, number: int, shard: Shard, log: bool = True) -> None:
         """Update after an attack on a shard."""
         self.survivors[number] = len(set(shard.correct or []) - set(shard.ever))
-        self.seen[number] = len(shard.rows)
-        worst = f"{sum(self.survivors.values())} of {sum(self.seen.values())} images withstand every attack so far"
+        self.images[number] = len(shard.rows)
+        worst = f"{sum(self.survivors.values())} of {sum(self.images.values())} images withstand every attack so far"
         text = f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}"
         self.progress.update(self.task, description=text)
         if log and self.log:

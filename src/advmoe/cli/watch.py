@@ -25,11 +25,11 @@ STYLES = {  # in the order in which runs are listed: those in progress first
     State.PLANNED: "dim", State.DONE: "dim",
 }  # fmt: skip
 WORST, TEST_SA = label("ra_worst"), f"test {label('sa')}"
-COLUMNS = ("run", "state", "method", "dataset", "epoch", "loss", "SA", "RA", "least load", "it/s", "seen", WORST, TEST_SA)
+COLUMNS = ("run", "state", "method", "dataset", "epoch", "loss", "SA", "RA", "least load", "it/s", "changed", WORST, TEST_SA)
 SPARK = "RA by epoch"
 SPARKS, SPARK_WIDTH = "▁▂▃▄▅▆▇█", 16
 # columns that are dropped, in this order, if the terminal is too narrow
-EXPENDABLE = (SPARK, "it/s", "dataset", TEST_SA, "least load", "loss", "seen")
+EXPENDABLE = (SPARK, "it/s", "dataset", TEST_SA, "least load", "loss", "changed")
 
 
 def run(arguments: WatchArguments) -> None:
@@ -110,7 +110,7 @@ def _cells(run: RunStatus, root: Path) -> dict[str, str]:
         "RA": _text(last.val_ra) if last else "",
         "least load": f"{min(last.load):.0%}" if last and last.load else "",
         "it/s": f"{(last.iterations or 0.0) / seconds:.1f}" if last and seconds else "",
-        "seen": duration(run.age),
+        "changed": duration(run.age),
         WORST: _worst(run.record) if run.record else "",
         TEST_SA: _text(run.record.sa) if run.record else "",
         SPARK: sparkline([row.val_ra or 0.0 for row in run.rows]),

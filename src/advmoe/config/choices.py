@@ -9,7 +9,7 @@ PlacementName = Literal["local", "ray", "slurm"]
 TrackerName = Literal["tensorboard", "wandb"]
 SHARD_SIZE = 256  # images whose results an evaluation keeps in one file: enough that its survivors fill a batch
 BATCH_SIZE = 64  # images that an evaluation attacks at once
-PATHWAY_BUDGET = 64  # up to so many pathways, an evaluation holds the network on all of them
+PATHWAY_BUDGET = 64  # up to so many pathways, an evaluation attacks the network on each of them
 MAX_SEEDS = 1000  # of a sweep
 BACKBONES = ("resnet18", "wrn28_10", "vgg16_bn", "densenet40", "densenet121")  # those of advmoe.models.MODELS
 

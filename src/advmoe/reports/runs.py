@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import yaml
 
+from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, routing_bounds
@@ -90,8 +91,9 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
 def _tables(record: Record) -> Iterable[Table]:
     """Tables of attacks, of accuracies at other radii and of epochs, as far as the Record has them."""
     attacks, alone = record.evaluation.attacks, caught_alone(record.evaluation)
-    yield _table("Attacks", ("attack", "attacked", "broken", "broken by it only", "seconds"), [
-        (name, run.attacked, run.broken, alone.get(name, 0), round(run.seconds, 1)) for name, run in attacks.items()
+    yield _table("Attacks", ("attack", "attacked", "broken", "broken by it only", "seconds", "what it does"), [
+        (name, run.attacked, run.broken, alone.get(name, 0), round(run.seconds, 1), ATTACKS[name].words if name in ATTACKS else "")
+        for name, run in attacks.items()
     ])  # fmt: skip
     curve = record.epsilon_curve
     if curve:
