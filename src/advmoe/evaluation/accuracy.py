@@ -21,9 +21,9 @@ def predict_all(model: nn.Module, images: Source, batch_size: int = 256) -> Tens
     return torch.cat(parts)
 
 
-def correct_flags(model: nn.Module, images: Source, batch_size: int = 256) -> Tensor:
+def correct_flags(model: nn.Module, images: Source) -> Tensor:
     """Which images are classified correctly: [n] bool."""
-    return predict_all(model, images, batch_size) == images.labels
+    return predict_all(model, images) == images.labels
 
 
 def robust_flags(

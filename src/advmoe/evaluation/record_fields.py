@@ -50,12 +50,13 @@ class ValidValues:
         return {**handler(schema), "description": self.text}
 
 
-def is_number(value: Any, least: float = -MAX_NUMBER, most: float = MAX_NUMBER) -> TypeGuard[int | float]:
-    """Whether a value from JSON is a finite number in [least, most]. True and false are not numbers."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a value from JSON is a finite number of at most MAX_NUMBER in magnitude. True and false are not numbers."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -MAX_NUMBER <= value <= MAX_NUMBER
 
 
 def plain(value: Any) -> Any:
+    """A setting from JSON, with tuples as lists. Raises ValueError for anything but null, bools, text, numbers and lists of these."""
     if value is None or isinstance(value, bool | str) or is_number(value):
         return value
     if isinstance(value, list | tuple):

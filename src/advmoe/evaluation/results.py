@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from advmoe.evaluation.record_evaluation import AttackTotals, Check, Difference, EvaluationResult, RoutingFigures
 from advmoe.files import JsonObject
 
+Z = 1.959964  # the 0.975 quantile of the normal distribution, for 95 % intervals
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -66,7 +68,7 @@ class Evaluation:
         return self.result().model_dump()
 
 
-def paired(gained: int, lost: int, count: int, z: float = 1.959964) -> Difference:
+def paired(gained: int, lost: int, count: int) -> Difference:
     """The difference of two percentages of the same `count` images, in percentage points.
 
     `gained` images count only for the first percentage, `lost` images only for the second. The interval is Wald's with the
@@ -74,14 +76,14 @@ def paired(gained: int, lost: int, count: int, z: float = 1.959964) -> Differenc
     """
     value = (gained - lost) / max(count, 1)
     b, c, n = gained + 0.5, lost + 0.5, count + 2
-    middle, half = (b - c) / n, z * math.sqrt(max(b + c - (b - c) ** 2 / n, 0.0)) / n
+    middle, half = (b - c) / n, Z * math.sqrt(max(b + c - (b - c) ** 2 / n, 0.0)) / n
     return Difference(value=100 * value, low=100 * (middle - half), high=100 * (middle + half))
 
 
-def wilson(share: float, count: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(share: float, count: int) -> tuple[float, float]:
     """95 % interval of a binomial proportion (Wilson 1927), in percent."""
     if count == 0:
         return 0.0, 100.0
-    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    middle = (share + Z * Z / (2 * count)) / (1 + Z * Z / count)
+    half = Z * math.sqrt(share * (1 - share) / count + Z * Z / (4 * count * count)) / (1 + Z * Z / count)
     return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)

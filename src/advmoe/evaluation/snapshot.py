@@ -110,14 +110,14 @@ def _num_robust(target: Target, rows: list[int]) -> int:
     return len(shard.correct or []) - len(shard.broken(attacks))
 
 
-def gallery_rows(labels: Sequence[int], correct: Sequence[int], count: int = GALLERY_IMAGES) -> list[int]:
+def gallery_rows(labels: Sequence[int], correct: Sequence[int]) -> list[int]:
     """The rows for the gallery: one of each class before a second of any class, correctly classified ones first."""
     right, taken, keys = set(correct), Counter[int](), {}
     for row in sorted(range(len(labels)), key=lambda row: row not in right):
         label = labels[row]
         keys[row] = taken[label], row not in right, label
         taken[label] += 1
-    return sorted(keys, key=keys.__getitem__)[:count]
+    return sorted(keys, key=keys.__getitem__)[:GALLERY_IMAGES]
 
 
 def gallery(target: Target, rows: Sequence[int]) -> list[GalleryImage]:

@@ -20,6 +20,7 @@ from advmoe.moe import Routings
 MAGNIFIED = 4  # the perturbation is drawn this many times as large, around mid-grey
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 DPI = 150
+MAX_NAME = 28  # characters of a name in a figure
 DASHES = ("-", "--", "-.", ":")
 
 
@@ -104,7 +105,7 @@ def save(figure: Figure, path: Path) -> None:
         figure.savefig(draft, format=path.suffix[1:], dpi=DPI)
 
 
-def short(name: str, most: int = 28) -> str:
-    """A name from data on one line, cut to `most` characters."""
+def short(name: str) -> str:
+    """A name from data on one line, cut to MAX_NAME characters."""
     line = " ".join(name.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…"
