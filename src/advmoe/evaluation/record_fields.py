@@ -56,7 +56,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def plain(value: Any) -> Any:
-    """A setting from JSON, with tuples as lists. Raises ValueError for anything but null, bools, text, numbers and lists of these."""
+    """A setting from JSON, with tuples as lists. Raises ValueError unless it is null, a bool, text, a number or a list of these."""
     if value is None or isinstance(value, bool | str) or is_number(value):
         return value
     if isinstance(value, list | tuple):
