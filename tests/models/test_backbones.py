@@ -1,4 +1,7 @@
-"""Every backbone in every kind on every data set, compared with counts from the published architectures."""
+"""Every backbone in every kind on every data set, compared with counts from the published architectures.
+
+densenet121 is densenet40 with more layers: it is built for ImageNet only. CIFAR-100 differs from the others in its classes only.
+"""
 
 import math
 from fractions import Fraction
@@ -25,13 +28,13 @@ KINDS = {
     "moe per network": MoEKind(0.8, num_experts=3, bank="disjoint", routers="per_network", norms="shared"),
     "moe per-expert norms": MoEKind(0.75, num_experts=2, norms="per_expert"),
 }
-DATA = {  # (C, H, W), classes, stem, side of the images that go forward
-    "cifar10": ((3, 32, 32), 10, "cifar", 32),
-    "cifar100": ((3, 32, 32), 100, "cifar", 32),
-    "tinyimagenet": ((3, 64, 64), 200, "cifar", 64),
-    "imagenet": ((3, 224, 224), 1000, "imagenet", 64),
-    "fashion-mnist": ((1, 28, 28), 10, "cifar", 28),
+DATA = {  # (C, H, W), classes, stem
+    "cifar10": ((3, 32, 32), 10, "cifar"),
+    "tinyimagenet": ((3, 64, 64), 200, "cifar"),
+    "imagenet": ((3, 224, 224), 1000, "imagenet"),
+    "fashion-mnist": ((1, 28, 28), 10, "cifar"),
 }
+PAIRS = [(backbone, data) for backbone in MODELS for data in DATA if backbone != "densenet121" or data == "imagenet"]  # see below
 WIDTHS = {"resnet18": 4, "wrn28_10": 20, "vgg16_bn": 4, "densenet40": 4, "densenet121": 2}
 
 
@@ -198,41 +201,39 @@ def macs(kind, plan, classes, network_router):
 
 
 def build(backbone, kind, data, width, seed=0):
-    shape, classes, stem, _ = DATA[data]
+    shape, classes, stem = DATA[data]
     torch.manual_seed(seed)
     spec = ImageSpec(tuple(map(str, range(classes))), shape, (0.5,) * shape[0], (0.25,) * shape[0])
     return build_model(ModelConfig(backbone=backbone, width=width, stem=stem), kind, spec)
 
 
 def expected(backbone, kind, data, width):
-    shape, classes, stem, _ = DATA[data]
+    shape, classes, stem = DATA[data]
     plan = PLANS[backbone](kind, width, shape, stem)
     router = network_router_plan(shape, stem) if isinstance(kind, MoEKind) and kind.routers == "per_network" else None
     return params(kind, plan, classes, router), macs(kind, plan, classes, router)
 
 
-@pytest.mark.parametrize("data", DATA)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-@pytest.mark.parametrize("backbone", MODELS)
-def test_parameters_and_macs_of_every_backbone_in_every_kind_for_every_data_set(backbone, kind, data):
+@pytest.mark.parametrize(("backbone", "data"), PAIRS)
+def test_parameters_and_macs_of_every_backbone_in_every_kind_for_every_data_set(backbone, data, kind):
     model = build(backbone, kind, data, WIDTHS[backbone])
     counts = sum(p.numel() for p in model.parameters()), round(1e9 * cost(model, DATA[data][0]).gmacs_ideal)
     assert counts == expected(backbone, kind, data, WIDTHS[backbone])
 
 
-NETWORKS = [(kind, "cifar10") for kind in KINDS] + [("moe per network", data) for data in DATA if data != "cifar10"]
+NETWORKS = [(*pair, kind) for pair in PAIRS for kind in KINDS if pair[1] == "cifar10" or kind == "moe per network"]
 
 
-@pytest.mark.parametrize(("kind", "data"), [*NETWORKS, ("masked", "imagenet")])
-@pytest.mark.parametrize("backbone", MODELS)
-def test_every_backbone_has_gradients_and_can_be_saved_and_loaded(backbone, kind, data):
+@pytest.mark.parametrize(("backbone", "data", "kind"), [*NETWORKS, *((backbone, "imagenet", "masked") for backbone in MODELS)])
+def test_every_backbone_has_gradients_and_can_be_saved_and_loaded(backbone, data, kind):
     """In every kind, and on every data set in the kind with the most parts."""
     model = build(backbone, KINDS[kind], data, WIDTHS[backbone])
-    shape, classes, _, side = DATA[data]
+    shape, classes, _ = DATA[data]
     with torch.no_grad():
         for layer in model.moe_layers():  # experts start equal, which leaves routers without a gradient
             layer.filters.add_(0.1 * torch.randn_like(layer.filters))
-    x = torch.rand(2, shape[0], side, side)
+    x = torch.rand(2, shape[0], *(min(32, side) for side in shape[1:]))
     logits, _ = model.train().forward_routed(x, StraightThroughGate())
     assert logits.shape == (2, classes)
     cross_entropy(logits, torch.tensor([0, 1])).backward()

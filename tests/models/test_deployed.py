@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from test_fused import KINDS, SPEC, random_network
+from test_fused import KINDS, NETWORKS, SPEC, random_network
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from advmoe.config import ModelConfig
-from advmoe.models import MODELS, build_model, deployed, fused
+from advmoe.models import build_model, deployed, fused
 from advmoe.moe import HARD, DenseKind, ForcedGate, MoEKind, Router, SoftGate
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-@pytest.mark.parametrize("backbone", MODELS)
+@pytest.mark.parametrize(("backbone", "kind"), NETWORKS, ids=str)
 @torch.no_grad()
 def test_same_logits_and_routes(backbone, kind):
     model = random_network(backbone, kind)
@@ -20,7 +19,7 @@ def test_same_logits_and_routes(backbone, kind):
     model.eval()
     random = torch.Generator().manual_seed(1)
     for batch in (1, 6):
-        x = torch.rand(batch, 3, 16, 16, dtype=torch.float64, generator=random)
+        x = torch.rand(batch, *SPEC.shape, dtype=torch.float64, generator=random)
         forced = torch.randint(-1, 2, (batch, max(1, len(model.moe_layers()))), generator=random)
         for gate in (HARD, ForcedGate(forced)):
             expected, results = (network.forward_routed(x, gate) for network in (model, copy))
@@ -40,7 +39,7 @@ def test_single_precision_gives_the_same_within_rounding(kind):
     copy = deployed(model)
     random = torch.Generator().manual_seed(1)
     for batch in (0, 1, 7):
-        x = torch.rand(batch, 3, 16, 16, generator=random)
+        x = torch.rand(batch, *SPEC.shape, generator=random)
         before = x.clone()
         even = torch.randint(0, 2, (batch, max(1, len(model.moe_layers()))), generator=random)
         for route in (even, torch.zeros_like(even), even.sort(dim=0).values):
@@ -58,7 +57,7 @@ def test_the_same_gradients_to_the_images(backbone, kind):
     model = fused(random_network(backbone, kind))
     copy = deployed(model)
     random = torch.Generator().manual_seed(1)
-    x = torch.rand(6, 3, 16, 16, dtype=torch.float64, generator=random, requires_grad=True)
+    x = torch.rand(6, *SPEC.shape, dtype=torch.float64, generator=random, requires_grad=True)
     gate = ForcedGate(torch.randint(0, 3, (6, max(1, len(model.moe_layers()))), generator=random))
     given, expected = (torch.autograd.grad(n.forward_routed(x, gate)[0].sin().sum(), x)[0] for n in (copy, model))
     torch.testing.assert_close(given, expected)

@@ -31,7 +31,7 @@ def images(count=6, size=16, seed=1):
     return colours * torch.rand(count, 3, size, size, generator=generator, dtype=torch.float64)
 
 
-def trained(model, size=16, steps=4, lr=0.05):
+def trained(model, size=16, steps=2, lr=0.05):
     """The model after some updates of weights and scores, in eval mode."""
     generator = torch.Generator().manual_seed(3)
     before = [mask.indices() for mask in model.masks]
@@ -53,7 +53,7 @@ def trained(model, size=16, steps=4, lr=0.05):
 @pytest.mark.parametrize(
     ("scale", "stem", "activation"), [(0.5, "cifar", "relu"), (0.5, "imagenet", "relu"), (0.8, "cifar", "silu")]
 )
-@pytest.mark.parametrize("backbone", MODELS)
+@pytest.mark.parametrize("backbone", [name for name in MODELS if name != "densenet121"])  # it is densenet40 with more layers
 def test_compact_is_the_small_dense_network_with_the_same_logits(backbone, scale, stem, activation):
     size = 32 if stem == "imagenet" else 16
     model, x = trained(build(backbone, MaskedKind(scale, activation=activation), stem), size), images(size=size)
