@@ -6,15 +6,27 @@ fixture `small_processes` makes an executable of it.
 
 import runpy
 import sys
+from types import ModuleType
 from unittest.mock import patch
 
 import small_backbone
+import torch
 
 QUICK_SNAPSHOT = {  # for a Record's snapshot, which would take most of a tiny evaluation's time
     "GALLERY_ATTACK": "pgd_10", "GALLERY_STEPS": (0.5,), "CURVE_EPSILONS": (0.0, 1.0),
 }  # fmt: skip
 
+
+def skip_compiler() -> None:
+    """Replace torch._dynamo, which every optimizer imports although only torch.compile needs it: it takes a second."""
+    compiler = ModuleType("torch._dynamo")
+    compiler.disable = lambda function, *_, **__: function
+    compiler.graph_break = lambda: None
+    sys.modules[compiler.__name__] = torch._dynamo = compiler
+
+
 if __name__ == "__main__":
+    skip_compiler()
     small_backbone.register()
     patch.multiple("advmoe.evaluation.snapshot", **QUICK_SNAPSHOT).start()
     sys.executable, option, program, *arguments = sys.argv[1:]

@@ -1,4 +1,4 @@
-"""Output that nobody reads, output in an encoding that lacks some characters, and help without torch."""
+"""Listings that nobody reads, output in an encoding that lacks some characters, and help without torch."""
 
 import io
 import os
@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 from small_backbone import SMALL
 
@@ -37,14 +36,6 @@ def test_listings_end_quietly_when_the_reader_leaves(command: str) -> None:
     process = shell(command)
     assert process.returncode in (0, 141)
     assert process.stderr == ""
-
-
-def test_training_continues_when_nobody_reads_its_output(tmp_path: Path) -> None:
-    process = shell(f"advmoe train {' '.join(TINY)} --backbone vgg16_bn --out {tmp_path / 'run'} | head -1")
-    assert (process.returncode, process.stderr) == (0, "")
-    assert " left" in process.stdout
-    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
-    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]["epochs"] == 2
 
 
 def in_ascii(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[str, str]:

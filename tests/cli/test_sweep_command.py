@@ -1,5 +1,6 @@
 """`advmoe sweep`: the plan, a sweep that is stopped or killed and continues, an interrupt, and errors of one line."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import yaml
@@ -18,7 +22,7 @@ from advmoe.cli.main import main
 from advmoe.config import differences, from_dict
 from advmoe.errors import UserError
 from advmoe.runs.status import LOG, State, read_run
-from advmoe.sweep import estimate, schedule
+from advmoe.sweep import estimate, job, schedule
 from advmoe.sweep.estimate import Pace, Probe
 from advmoe.sweep.folder import PROBE
 from advmoe.training.checkpoint import RunFolder
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("small_processes")
 
 GRID = f"methods: [at_small_dense, at_moe]\ndatasets: [fashion-mnist]\nbackbones: [{SMALL}]\nseeds: 1\n"
 GRID += "settings: {attack: {num_steps: 1}}\n"
-TINY = ["--width", "4", "--limit-train", "60", "--limit-test", "8", "--epochs", "2", "--batch-size", "20", "--preset", "pgd_10"]
+TINY = ["--width", "4", "--limit-train", "60", "--limit-test", "8", "--epochs", "4", "--batch-size", "40", "--preset", "pgd_10"]
 TINY += ["--device", "cpu", "--threads", "1", "--workers", "1"]
 NAMES = [f"fashion-mnist-{SMALL}-at_small_dense-s0", f"fashion-mnist-{SMALL}-at_moe-s0"]
 
@@ -36,9 +40,24 @@ def run(argv):
     sweep.run(read(argv))
 
 
-@pytest.fixture(autouse=True)
-def quick_probe(monkeypatch):
-    monkeypatch.setattr(estimate, "MIN_SECONDS", 0.0)
+@contextlib.contextmanager
+def in_process():
+    """The commands of a job run in the tests' process, which has imported everything. A process ends with their status."""
+
+    def run_here(argv, stdout, **_):
+        with open(stdout.fileno(), "w", closefd=False) as log, redirect_stdout(log), redirect_stderr(log):
+            status = next(filter(None, map(main, json.loads(argv[-1]))), 0)
+        return subprocess.Popen(["sh", "-c", f"exit {status}"], stdin=subprocess.PIPE)
+
+    with patch.object(job, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": run_here})):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick():
+    """Shorter probes and waits."""
+    with patch.object(estimate, "MIN_SECONDS", 0.0), patch.object(schedule, "POLL", 0.02):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +71,8 @@ def grid(tmp_path_factory):
 def finished(grid, tmp_path_factory):
     """The folder of a sweep that ran without interruption."""
     out = tmp_path_factory.mktemp("finished") / "runs"
-    run([grid, "--out", str(out), *TINY])
+    with in_process():
+        run([grid, "--out", str(out), *TINY])
     return out
 
 
@@ -116,33 +136,31 @@ def test_a_sweep_leaves_runs_plan_and_records(finished):
 
 
 def test_out_of_time_then_killed_it_continues_and_gives_the_same_records(finished, grid, tmp_path, capsys, monkeypatch):
-    """The time is over after the first epoch of the first run. A second process is killed (SIGKILL) in mid-training of the second
-    run. A third call finishes. A probe that is kept is not made again with --minutes."""
+    """The first run is done. The time is over after an epoch of the second. The next sweep, a process, is killed (SIGKILL) two
+    epochs later. A third call finishes. A probe that is kept is not made again with --minutes."""
     out, records = tmp_path / "runs", tmp_path / "records.json"
-    out.mkdir()
+    first, second = (out / name for name in NAMES)
+    shutil.copytree(finished / first.name, first)
     shutil.copy(finished / PROBE, out)
     argv = [grid, "--out", str(out), "--minutes", "30", "--records", str(records), *TINY]
-    first, second = (out / name for name in NAMES)
 
     def end_the_time(until):
         monkeypatch.setattr(schedule.time, "monotonic", lambda: until)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "drive", drive_until(lambda: read_run(first).epoch >= 1, end_the_time))
+        patch.setattr(sweep, "drive", drive_until(lambda: read_run(second).epoch >= 1, end_the_time))
         with pytest.raises(SystemExit) as end:
             run(argv)
     monkeypatch.undo()
     assert end.value.code == 75
-    assert "2 runs remain; the same command continues" in capsys.readouterr().err
-    done = [name for name in NAMES if (out / name / "record.json").exists()]  # a run that ended while it was stopped, if any
-    assert [record["run"] for record in json.loads(records.read_text() if done else "[]")] == done
+    assert "1 runs remain; the same command continues" in capsys.readouterr().err
+    assert [record["run"] for record in json.loads(records.read_text())] == NAMES[:1]
 
-    command = [sys.executable, "-m", "advmoe", "sweep", *argv]
+    epoch, command = read_run(second).epoch, [sys.executable, "-m", "advmoe", "sweep", *argv]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(process, lambda: read_run(second).epoch >= 1)
+    wait_for(process, lambda: read_run(second).epoch >= min(epoch + 2, 4))
     process.kill()
     process.communicate()
-    assert (first / "record.json").exists()
     assert not (second / "record.json").exists()
 
     run(argv)
@@ -184,8 +202,8 @@ def test_interrupted_it_stops_the_workers(grid, tmp_path, capsys, monkeypatch):
 def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID.replace("at_moe", "advmoe"))
-    with pytest.raises(SystemExit) as end:
-        run([str(grid), "--out", str(tmp_path / "runs"), *TINY, "--epochs", "1", "--batch-size", "40"])
+    with in_process(), pytest.raises(SystemExit) as end:
+        run([str(grid), "--out", str(tmp_path / "runs"), *TINY, "--epochs", "1"])
     assert end.value.code == 1
     captured = capsys.readouterr()
     line = "batch_size must be at most half of the 60 training images for two levels, not 40"
@@ -233,8 +251,8 @@ def test_a_dry_run_knows_submitits_parameters(grid, tmp_path):
 
 
 def test_a_folder_with_another_configuration_is_refused_by_name(finished, grid):
-    with pytest.raises(UserError, match=rf"{NAMES[0]}: holds another run \(training.epochs: 2, not 4\)"):
-        run([grid, "--out", str(finished), *TINY, "--epochs", "4"])
+    with pytest.raises(UserError, match=rf"{NAMES[0]}: holds another run \(training.epochs: 4, not 5\)"):
+        run([grid, "--out", str(finished), *TINY, "--epochs", "5"])
 
 
 def test_a_broken_plan_is_one_line(grid, tmp_path):

@@ -164,3 +164,12 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_run(tmp_path):
     process.stdout.close()
     assert not (tmp_path / "broken/checkpoints/epoch-0003").exists()
     assert finish(tmp_path / "broken", "--resume") == losses
+
+
+def test_training_continues_when_nobody_reads_its_output(tmp_path):
+    command = [sys.executable, "-m", "advmoe", "train", *TINY, "--out", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert " left" in process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(), process.stderr.read()) == (0, "")
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
