@@ -12,7 +12,7 @@ from advmoe.data import load_dataset
 
 COUNT, STEPS = 64, 40
 EPSILON = {"Linf": 0.04, "L2": 0.6}
-SEEDS = pytest.mark.parametrize("seed", [0, 1, 2])
+SEEDS = pytest.mark.parametrize("seed", [0, 1])
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def net_and_images():
 
 def fit(net, x, y):
     optimizer = torch.optim.Adam(net.parameters(), 2e-3)
-    for _ in range(6):
+    for _ in range(3):
         for rows in torch.randperm(len(x)).split(50):
             noisy = (x[rows] + 0.05 * torch.empty_like(x[rows]).uniform_(-1, 1)).clamp(0, 1)
             optimizer.zero_grad()

@@ -11,6 +11,7 @@ from small_backbone import SMALLEST
 from advmoe.cli import export as command
 from advmoe.cli.main import main
 from advmoe.errors import UserError
+from advmoe.export import Encoding
 from advmoe.export.traceable import Traceable
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "100", "--limit-test", "12", "--batch-size", "20"]
@@ -59,7 +60,21 @@ def test_json_and_the_metadata_in_the_file(run, tmp_path, capsys):
     assert facts["config"]["method"] == "advmoe"
 
 
-def test_a_lower_precision_is_reported_not_refused(run, tmp_path, capsys):
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Replace the export, which takes seconds, by the network itself, and write a placeholder file. A list of its options."""
+    calls = []
+
+    def write(model, shape, path, **options):
+        calls.append(options)
+        path.write_bytes(b"file")
+        return torch.no_grad(Traceable(model))
+
+    monkeypatch.setattr(command, "export", write)
+    return calls
+
+
+def test_a_lower_precision_is_reported_not_refused(run, stand_in, tmp_path, capsys):
     arguments = (run, "--out", tmp_path / "network", "--check", "20")
     lines = run_export(capsys, *arguments, "--format", "onnx", "--dtype", "int8").out.splitlines()
     assert lines[0].endswith("onnx, int8")
@@ -69,6 +84,11 @@ def test_a_lower_precision_is_reported_not_refused(run, tmp_path, capsys):
     output = run_export(capsys, *arguments, "--format", "torch-export", "--dtype", "bfloat16", "--json").out
     report = json.loads(output)
     assert (report["dtype"], [row["batch"] for row in report["compared"]]) == ("bfloat16", [1, 7, 64])
+    int8, bfloat16 = stand_in
+    assert (int8["encoding"], bfloat16["encoding"]) == (Encoding("onnx", "int8"), Encoding("torch-export", "bfloat16"))
+    assert bfloat16["calibration"] is None
+    assert (int8["calibration"].dtype, int8["calibration"].shape[1:]) == (torch.float32, (1, 28, 28))
+    assert 0 < int8["calibration"].max() <= 1
 
 
 def test_int8_without_its_calibration_data_is_one_line(run, tmp_path, capsys, monkeypatch):
@@ -79,17 +99,6 @@ def test_int8_without_its_calibration_data_is_one_line(run, tmp_path, capsys, mo
     error = error_line(capsys, run, "--out", tmp_path / "network.onnx", "--dtype", "int8", "--check", "0")
     assert "int8 is calibrated on training images, which cannot be read: fashion-mnist: gone" in error
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """Replace the export, which takes seconds, by the network itself, and write a placeholder file."""
-
-    def write(model, shape, path, **options):
-        path.write_bytes(b"file")
-        return torch.no_grad(Traceable(model))
-
-    monkeypatch.setattr(command, "export", write)
 
 
 def test_noise_is_compared_if_the_data_cannot_be_read(run, stand_in, tmp_path, capsys, monkeypatch):

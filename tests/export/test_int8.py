@@ -12,7 +12,7 @@ from advmoe.export import Encoding, agreement, export, outputs
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
 
-CALIBRATION = noise(300)
+CALIBRATION = noise(150)
 
 
 def export_int8(model, path, facts=None):

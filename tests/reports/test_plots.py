@@ -8,7 +8,6 @@ from saved_figures import record_saved_figures
 
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 
-MAGIC = {"png": b"\x89PNG\r\n\x1a\n", "pdf": b"%PDF-"}
 METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 
 
@@ -34,12 +33,11 @@ def lines(ax):
     return curves
 
 
-@pytest.mark.parametrize("suffix", MAGIC)
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_figure_is_written_as_png_and_pdf(tmp_path, grid, name, suffix):
-    path = tmp_path / f"{name}.{suffix}"
+def test_every_figure_is_written_as_png(tmp_path, grid, name):
+    path = tmp_path / f"{name}.png"
     assert FIGURES[name](grid, path) is True
-    assert path.read_bytes().startswith(MAGIC[suffix])
+    assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -153,16 +151,14 @@ def test_experts_are_distinguished_where_several_numbers_were_run(tmp_path, draw
     assert set(lines(drawn[0].axes[0])) == {"AdvMoE (N = 2)", "AdvMoE (N = 4)"}
 
 
-@pytest.mark.parametrize(
-    "name", ["$\\frac$", "<script>alert(1)</script>", "two\nlines $", "long " * 200], ids=["$", "tag", "lines", "long"]
-)
-def test_names_from_data_are_drawn_literally(tmp_path, drawn, name):
+@pytest.mark.parametrize("name", ["$\\frac$<script>alert(1)</script>", "two\nlines $" + " long" * 200], ids=["signs", "long"])
+def test_every_figure_is_written_as_pdf_with_names_from_data_drawn_literally(tmp_path, drawn, name):
     """A $ starts no formula, a name is on one line, and a long one is cut."""
     odd = {"classes": [name] * 4, "dataset": name, "backbone": name, "norm": name}
     runs = [record("advmoe", 0, scale, depth=1, epochs=2, **odd) for scale in (0.2, 0.5)]
-    suffix = "pdf" if "$" in name else "png"
     for figure, draw in FIGURES.items():
-        assert draw(runs, tmp_path / f"{figure}.{suffix}")
+        assert draw(runs, tmp_path / f"{figure}.pdf")
+        assert (tmp_path / f"{figure}.pdf").read_bytes().startswith(b"%PDF-")
     texts = [text.get_text() for figure in drawn for text in figure.findobj(Text)]
     prefix = " ".join(name.split())[:20]
     assert len([text for text in texts if prefix in text]) > len(drawn)

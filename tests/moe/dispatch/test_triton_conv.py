@@ -53,13 +53,13 @@ CASES = {
     "more experts than images": Case("disjoint", 8, batch=3, kernel=1),
     "experts that nobody chose": Case(num_experts=4, width=3, experts=(2, 2, 2, 2), kernel=1),
     "more images than a tile takes": Case("disjoint", 2, kernel=1, size=(2, 3), batch=21, channels=3, width=2),
-    "more pixels than a tile takes": Case(size=(9, 10), batch=3, channels=2, width=2, experts=(0, 1, 0)),
-    "large tiles": Case(size=(9, 10), batch=3, channels=2, width=2, experts=(0, 1, 0), programs=1),
+    "more pixels than a tile takes": Case(kernel=1, size=(9, 10), batch=3, channels=2, width=2, experts=(0, 1, 0)),
+    "large tiles": Case(kernel=1, size=(9, 10), batch=3, channels=2, width=2, experts=(0, 1, 0), programs=1),
     "more channels than a block takes": Case("disjoint", 2, kernel=1, size=(2, 2), batch=3, channels=37, width=35),
-    "no bias": Case(bias=False),
-    "float32": Case(dtype="float32"),
+    "no bias": Case(kernel=1, bias=False),
+    "float32": Case(kernel=1, dtype="float32"),
     "float16": Case(dtype="float16", layout="channels_last", stride=2),
-    "autocast to float16": Case(dtype="float32", autocast=True),
+    "autocast to float16": Case(kernel=1, dtype="float32", autocast=True),
     "no image": Case(batch=0),
 }
 WAITS = {"_local_scalar_dense", "nonzero", "bincount", "item", "unique"}  # what makes the host wait for a CUDA device
