@@ -55,7 +55,7 @@ def registries() -> Iterator[None]:
 
 
 @pytest.fixture
-def few_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+def short_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tenth of the queries of AutoAttack's Square, and a fifth of the iterations of its other attacks."""
     from pyautoattack import AutoAttack
 

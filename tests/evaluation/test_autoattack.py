@@ -49,7 +49,7 @@ def robust_rows_of_package(model: nn.Module, x: Tensor, y: Tensor, seed: int) ->
         return (model(x_adv).argmax(dim=1) == y).nonzero()[:, 0].tolist()
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short_autoattack")
 def test_gives_the_flags_of_the_package_called_directly(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, y = tiny_net(10)
     x, y = x[:16], y[:16]
@@ -95,7 +95,7 @@ def test_leaves_the_global_random_numbers_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("classes", [2, 4])
 def test_few_classes_work(classes: int) -> None:
     """The package's targeted loss needs four logits, and its targets assume ten classes. Attacks that cannot run are left out."""

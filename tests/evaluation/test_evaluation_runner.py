@@ -85,7 +85,7 @@ def test_worst_is_the_union_of_all_attacks_and_flags_are_the_robust_images(x, ev
     assert next(iter(evaluated.to_dict()["figures"])) == "ra_worst_quick"
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short_autoattack")
 def test_with_autoattack_only_its_survivors_are_attacked_further(toy, x, y):
     evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "autoattack", "reroute"), shard_size=20)
     aa_broken = {row for name in AUTOATTACK for row in evaluation.broken[name]}
@@ -312,7 +312,7 @@ def test_a_network_of_this_package_is_attacked_through_its_routing():
     assert len(evaluation.routing.load) == 2
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short_autoattack")
 def test_l2_runs_pgd_apgd_and_autoattack_and_names_the_attacks_it_leaves_out(toy, x, y):
     preset = ("pgd_10", "autoattack", "apgd_ce", "straight_through_1", "reroute_quick")
     evaluation = evaluate(toy, x, y, epsilon=0.1, norm="L2", preset=preset, shard_size=20)
@@ -328,7 +328,7 @@ def test_l2_runs_pgd_apgd_and_autoattack_and_names_the_attacks_it_leaves_out(toy
     assert 0 < evaluation.figures["ra_aa"] <= evaluation.figures["ra_10"] < 95
 
 
-@pytest.mark.usefixtures("few_queries")
+@pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_leave_out_the_attacks_whose_losses_need_more(x, classes):
     model = dense_network(classes)

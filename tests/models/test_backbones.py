@@ -34,7 +34,7 @@ DATA = {  # (C, H, W), classes, stem
     "imagenet": ((3, 224, 224), 1000, "imagenet"),
     "fashion-mnist": ((1, 28, 28), 10, "cifar"),
 }
-PAIRS = [(backbone, data) for backbone in MODELS for data in DATA if backbone != "densenet121" or data == "imagenet"]  # see below
+PAIRS = [(backbone, data) for backbone in MODELS for data in DATA if backbone != "densenet121" or data == "imagenet"]  # see above
 WIDTHS = {"resnet18": 4, "wrn28_10": 20, "vgg16_bn": 4, "densenet40": 4, "densenet121": 2}
 
 
