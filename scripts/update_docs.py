@@ -13,19 +13,21 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from advmoe import migrations
+from advmoe import migrations, networks
 from advmoe.benchmark.machine import Machine
 from advmoe.benchmark.rows import Report, Row, number
 from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.evaluation.record import Record, record_schema
-from advmoe.evaluation.record_file import checked_record
+from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
+from advmoe.reports.attacks import points
 from advmoe.reports.cells import Figure, summarise
-from advmoe.reports.claims import CHOICE, INTERVALS, judge
-from advmoe.reports.collect import Cell, cell_of
+from advmoe.reports.claims import CHOICE, judge
+from advmoe.reports.collect import ROUTED, Cell, cell_of
+from advmoe.reports.control import CONTROL, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured
-from advmoe.reports.panels import in_words
+from advmoe.reports.panels import in_words, network_title
 from advmoe.reports.plots import frontier
 from advmoe.reports.verdict import verdict
 
@@ -67,6 +69,18 @@ def table(records: list[Record]) -> str:
         "`--standard`; percent, 95 % interval in brackets."
     )
     return "\n".join([*head, *(row(record, measures) for record in records), "", caption])
+
+
+def networks_table() -> str:
+    """The networks of the package, each data set's most robust one first."""
+    records = [(name, read_record(networks.record_file(name))) for name in networks.names()]
+    lines = ["| name | images | method | RA-worst | SA | GMACs | MB |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+    for name, record in sorted(records, key=lambda pair: (pair[1].dataset, -pair[1].worst)):
+        bound = "at most " if record.ra_worst is None else ""
+        size = networks.weights(name).stat().st_size / 1e6
+        figures = f"{bound}{record.worst:.1f} | {record.sa:.1f} | {record.gmacs:.4f} | {size:.1f}"
+        lines.append(f"| `{name}` | {record.dataset} | `{record.method}` | {figures} |")
+    return "\n".join(lines)
 
 
 def read(path: str) -> Any:
@@ -162,12 +176,25 @@ def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
     lines = [line for line in verdict(main_records()) if not line.startswith(CHECKS_LINES)]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
-    choices = [claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim)]
-    lines += [
-        f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {claim.detail.removesuffix(INTERVALS).strip()}"
-        for claim in choices
-    ]
-    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
+    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, choice_text(), scale_text(main_records()[0])])
+
+
+def choice_text() -> str:
+    """The verdict on choosing an expert, with the difference of each method from its control."""
+    runs: dict[Cell, dict[int, Record]] = {}
+    for record in main_records():
+        runs.setdefault(cell_of(record), {})[record.seed] = record
+    differences = []
+    for cell, seeds in runs.items():
+        control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if cell.method in ROUTED else {}
+        pairs = [(record, control[seed]) for seed, record in seeds.items() if seed in control]
+        if difference := worst_case_difference(pairs):
+            differences.append(f"{network_title(cell)}: {points(difference)}, {len(pairs)} seed{'s' * (len(pairs) > 1)}")
+    (claim,) = (claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim))
+    return (
+        f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {label('ra_worst_quick')} minus that of {CONTROL}, on "
+        f"the same images, with the 95 % interval over the images: {'; '.join(differences)}."
+    )
 
 
 def scale_text(record: Record) -> str:
@@ -260,6 +287,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "robustness": robustness,
         "methods": methods_table,
+        "networks": networks_table,
         "standard": lambda: table(records("results/evaluation/cifar10_standard.json")),
     },
     "docs/start.md": {"demo": lambda: table(records("results/demo/records.json"))},
