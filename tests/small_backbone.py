@@ -13,7 +13,7 @@ from advmoe.models.vgg import VGG
 SMALL = "vgg6_bn"
 ROUTED = 5  # its routed convolutions
 SMALLEST = "vgg4_bn"  # four convolutions, three of them routed: for exports, whose time is proportional to the layers
-SMALL_RESNET = "resnet6"  # two stages of one block: four routed convolutions and, without the projections, a stem
+SMALL_RESNET = "two_blocks"  # a ResNet of two stages of one block: four routed convolutions and, without the projections, a stem
 
 
 def register() -> None:

@@ -48,7 +48,7 @@ def test_a_library_that_every_command_needs_ends_with_status_1(monkeypatch, caps
 
 def test_a_machine_whose_memory_is_unknown(monkeypatch, capsys):
     machine = doctor.Machine.of_this_process().model_copy(update={"memory": None, "gpu": "H200"})
-    monkeypatch.setattr(doctor.Machine, "here", lambda: machine)
+    monkeypatch.setattr(doctor.Machine, "of_this_process", lambda: machine)
     set_needs(monkeypatch, [], [])
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
