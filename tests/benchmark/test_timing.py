@@ -6,7 +6,7 @@ from advmoe.benchmark.timing import stopwatch, timed
 CPU = torch.device("cpu")
 
 
-def test_calls_take_turns_and_the_first_round_does_not_count(monkeypatch):
+def test_calls_take_turns_and_warm_up_rounds_do_not_count(monkeypatch):
     now, order = [0.0], []
 
     def call(name, *durations):
@@ -19,9 +19,10 @@ def test_calls_take_turns_and_the_first_round_does_not_count(monkeypatch):
         return run
 
     monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
-    times = timed({"a": call("a", 100, 1, 2), "b": call("b", 100, 3, 4)}, 2, CPU)
-    assert times == {"a": [1, 2], "b": [3, 4]}
-    assert order == ["a", "b"] * 3
+    calls = {"a": call("a", 100, 50, 1, 2, 3), "b": call("b", 100, 50, 4, 5, 6)}
+    assert timed(calls, 2, CPU, warm_up=2) == {"a": [1, 2], "b": [4, 5]}
+    assert order == ["a", "b"] * 4
+    assert timed({"a": call("a", 100, 1)}, 1, CPU) == {"a": [1]}
 
 
 def test_the_stopwatch_waits_for_cuda_before_and_after(monkeypatch):

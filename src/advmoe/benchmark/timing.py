@@ -8,13 +8,13 @@ import torch
 Calls = Mapping[str, Callable[[], object]]
 
 
-def timed(calls: Calls, rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """The seconds of each call in each of `rounds` rounds. Every round runs all calls once; a warm-up round comes first."""
+def timed(calls: Calls, rounds: int, device: torch.device, warm_up: int = 1) -> dict[str, list[float]]:
+    """The seconds of each call in each of `rounds` rounds, after `warm_up` rounds. Every round runs all calls once."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for number in range(rounds + 1):
+    for number in range(warm_up + rounds):
         for name, call in calls.items():
             passed = stopwatch(call, device)
-            if number > 0:
+            if number >= warm_up:
                 seconds[name].append(passed)
     return seconds
 
