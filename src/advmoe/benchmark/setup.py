@@ -26,9 +26,11 @@ class Scale:
     """Number of training images that batches are loaded from."""
     rounds: int | None = None
     """Rounds of every comparison; by default the number that each needs for a stable median."""
+    warm_up: int = 10
+    """Rounds of training before the measured ones. At first AdvMoE compiles kernels for the sizes of its groups, once in a run."""
 
 
-QUICK = Scale(width=20, side=8, batch=4, training_batch=6, attack_batch=2, attack_steps=2, images=60, rounds=1)
+QUICK = Scale(width=20, side=8, batch=4, training_batch=6, attack_batch=2, attack_steps=2, images=60, rounds=1, warm_up=1)
 
 
 @dataclass(frozen=True)
