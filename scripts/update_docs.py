@@ -20,13 +20,14 @@ from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
+from advmoe.reports.answers import answers
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.claims import CHOICE, judge
 from advmoe.reports.collect import ROUTED, Cell, cell_of
 from advmoe.reports.control import CONTROL, worst_case_difference
 from advmoe.reports.costs import profile_markdown
-from advmoe.reports.measures import Measure, label, measured
+from advmoe.reports.measures import Measure, label, measured, worst_of
 from advmoe.reports.panels import in_words, network_title
 from advmoe.reports.plots import frontier
 from advmoe.reports.verdict import verdict
@@ -50,7 +51,7 @@ def method_text(cell: Cell) -> str:
 
 def row(record: Record, measures: list[Measure]) -> str:
     """One Record as a line of the table; a measure that it lacks is blank."""
-    low, high = record.evaluation.intervals["ra_worst"]
+    low, high = record.evaluation.intervals[worst_of(record).name]
     worst, *others = ["" if (value := measure.value(record)) is None else f"{value:.1f}" for measure in measures]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
     cells = [method_text(cell_of(record)), f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
@@ -58,7 +59,7 @@ def row(record: Record, measures: list[Measure]) -> str:
 
 
 def table(records: list[Record]) -> str:
-    """Records of `--standard` as a Markdown table, with a sentence that describes them."""
+    """Records that were attacked alike as a Markdown table, with a sentence that describes them."""
     first, measures = records[0], accuracies(records)
     columns = [*(measure.label for measure in measures), *COST_COLUMNS]
     head = ["| method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
@@ -66,9 +67,15 @@ def table(records: list[Record]) -> str:
     caption = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
         f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:.3g}, "
-        "`--standard`; percent, 95 % interval in brackets."
+        f"`--{'quick' if first.ra_worst is None else 'standard'}`; percent, 95 % interval in brackets."
     )
     return "\n".join([*head, *(row(record, measures) for record in records), "", caption])
+
+
+def demo() -> str:
+    """The figures of a demo, and its answers."""
+    demonstrated = records("results/demo/records.json")
+    return "\n\n".join([table(demonstrated), *answers(demonstrated)])
 
 
 def networks_table() -> str:
@@ -290,7 +297,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "networks": networks_table,
         "standard": lambda: table(records("results/evaluation/cifar10_standard.json")),
     },
-    "docs/start.md": {"demo": lambda: table(records("results/demo/records.json"))},
+    "docs/start.md": {"demo": demo},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
         "scaling": lambda: benchmark_table("scaling", ("scaling",)),
