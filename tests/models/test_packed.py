@@ -120,3 +120,19 @@ def test_other_paddings_run_as_plain_convolutions(options):
     plain = nn.Conv2d(3, 8, 3, **options).requires_grad_(False)
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(PackedConv2d(plain)(x), plain(x))
+    plain.weight.mul_(1e-4)  # the differences are smaller than what rounding may change
+    plain.bias.zero_()
+    torch.testing.assert_close(PackedConv2d(plain)(1e4 * x), plain(1e4 * x))
+
+
+def test_another_default_dtype_or_device_changes_nothing():
+    plain, _ = pair(SETTINGS[0])
+    x = torch.randn(2, 3, 8, 8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            packed = PackedConv2d(plain)
+            torch.testing.assert_close(packed(x), plain(x))
+            assert packed._packed() is not None
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -31,7 +31,8 @@ def deployed(model: Network) -> Network:
     fold_routers(copy)
     replace_modules(copy, _for_inference)
     for module in copy.modules():
-        if isinstance(module, BasicBlock) and isinstance(module.activation, nn.ReLU):
+        # a subclass of BasicBlock may do something between a convolution and its activation
+        if type(module) is BasicBlock and isinstance(module.activation, nn.ReLU):
             for layer in (*module.conv1.modules(), *module.conv2.modules()):
                 if isinstance(layer, PackedConv2d):
                     layer.relu = True

@@ -66,12 +66,13 @@ class PackedConv2d(nn.Conv2d):
         return self._cache[2]
 
     def _converted(self) -> Tensor | None:
-        """The converted filters, if the private operators agree with the plain convolution on two images.
-
-        They do not for paddings other than zeros.
-        """
+        """The converted filters, if the private operators agree with the plain convolution on two images."""
+        if self.padding_mode != "zeros":  # which the private operators would use
+            return None
         side = 2 * max(self.dilation) * max(self.kernel_size)
-        x = torch.linspace(-1, 1, 2 * self.in_channels * side**2).sin().view(2, self.in_channels, side, side)
+        # not torch's default dtype and device, which the user may have changed
+        ramp = torch.linspace(-1, 1, 2 * self.in_channels * side**2, dtype=self.weight.dtype, device=self.weight.device)
+        x = ramp.sin().view(2, self.in_channels, side, side)
         onto = -self._plain(x).flip(1)
         try:
             packed: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
