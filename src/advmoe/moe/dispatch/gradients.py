@@ -13,26 +13,32 @@ from advmoe.moe.dispatch.wide import wide
 from advmoe.moe.experts import FilterBank
 
 
-def bias_gradient(gradient: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
-    """The gradient [N, K] to `bias` [N, K], from the `gradient` [B, K, H', W'] to the outputs of the `experts` [B]."""
-    return torch.zeros_like(bias).index_add_(0, experts, gradient.sum(dim=(2, 3)).to(bias.dtype))
+def bias_gradient(sums: Tensor, bias: Tensor, experts: Tensor) -> Tensor:
+    """The gradient [N, K] to `bias` [N, K]. `sums` [B, K] is the gradient to the outputs of `experts` [B], summed over pixels."""
+    return torch.zeros_like(bias).index_add_(0, experts, sums.to(bias.dtype))
 
 
 def one_hot_gradient(
-    gradient: Tensor, of_chosen: Tensor, bias: Tensor | None, experts: Tensor, num_experts: int,
+    gradient: Tensor, of_chosen: Tensor, of_biases: Tensor | None, experts: Tensor, num_experts: int,
     convolve: Callable[[Tensor], Tensor],
 ) -> Tensor:  # fmt: skip
     """<gradient, conv_e(x)> for every image and expert: [B, N], at least float32.
 
     `of_chosen` [B, 1] are the entries of the chosen experts, without bias. A convolution is linear in x, so such an entry is
-    <the gradient to x, x>, and that gradient is known already. `convolve` returns the outputs, without bias, of the experts [B]
-    that it gets. It is called N - 1 times.
+    <the gradient to x, x>, and that gradient is known already. `of_biases` [B, N] are the `bias_products`, None without biases.
+    `convolve` returns the outputs, without bias, of the experts [B] that it gets. It is called N - 1 times.
     """
     products = gradient.new_empty(len(experts), num_experts, dtype=of_chosen.dtype).scatter_(1, experts[:, None], of_chosen)
     for offset in range(1, num_experts):
         others = (experts + offset) % num_experts
         products.scatter_(1, others[:, None], inner(gradient, convolve(others)))
-    return products if bias is None else products + gradient.sum(dim=(2, 3)).to(products.dtype) @ bias.to(products.dtype).T
+    return products if of_biases is None else products + of_biases
+
+
+def bias_products(sums: Tensor, bias: Tensor) -> Tensor:
+    """<gradient, `bias` of expert e> for every image and expert: [B, N], at least float32. `sums` as in `bias_gradient`."""
+    dtype = torch.promote_types(sums.dtype, torch.float32)
+    return sums.to(dtype) @ bias.to(dtype).T
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:

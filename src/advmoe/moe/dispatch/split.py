@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advmoe.moe.dispatch.gradients import bias_gradient, differentiable_gradients, inner, one_hot_gradient
+from advmoe.moe.dispatch.gradients import bias_gradient, bias_products, differentiable_gradients, inner, one_hot_gradient
 from advmoe.moe.experts import FilterBank
 
 Groups = list[tuple[int, Tensor]]  # the experts that have images, and the rows of these images
@@ -78,13 +78,14 @@ class _Split(torch.autograd.Function):
         cast = [None if t is None else t.to(gradient.dtype) for t in (filters, bias)]  # under autocast they are still float32
         bank = replace(ctx.bank, filters=cast[0], bias=cast[1])
         to_x, to_filters = _gradients(gradient, x, bank, ctx.groups, (for_x or for_one_hot, for_filters))
-        to_bias = bias_gradient(gradient, bias, experts) if for_bias else None
+        to_bias = bias_gradient(gradient.sum(dim=(2, 3)), bias, experts) if for_bias else None
         to_one_hot = None
         if for_one_hot:
             assert to_x is not None
             images, without_bias = x.to(gradient.dtype), replace(bank, bias=None)
+            of_biases = None if bank.bias is None else bias_products(gradient.sum(dim=(2, 3)), bank.bias)
             to_one_hot = one_hot_gradient(
-                gradient, inner(to_x, x), bank.bias, experts, len(bank.starts),
+                gradient, inner(to_x, x), of_biases, experts, len(bank.starts),
                 lambda others: split(images, without_bias, others, None),
             )  # fmt: skip
         to_filters = None if to_filters is None else to_filters.to(filters.dtype)

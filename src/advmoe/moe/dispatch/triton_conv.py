@@ -18,7 +18,7 @@ from torch import Tensor
 
 from advmoe.errors import UserError
 from advmoe.moe.dispatch import triton_kernels as kernels
-from advmoe.moe.dispatch.gradients import bias_gradient, differentiable_gradients, inner, one_hot_gradient
+from advmoe.moe.dispatch.gradients import bias_gradient, bias_products, differentiable_gradients, inner, one_hot_gradient
 from advmoe.moe.experts import FilterBank
 
 PROGRAMS = 512  # enough for a large GPU: a few for each multiprocessor
@@ -61,12 +61,13 @@ class _Routed(torch.autograd.Function):
         gradient, plan = gradient.to(inputs.dtype), layer.plan(experts)
         to_x = layer.to_images(gradient, cast, inputs, x.dtype, plan) if for_x or for_one_hot else None
         to_filters = layer.to_filters(gradient, inputs, len(cast), plan).to(filters.dtype) if for_filters else None
-        to_bias = bias_gradient(gradient, bias, experts) if for_bias else None
+        to_bias = bias_gradient(_sums(gradient), bias, experts) if for_bias else None
         to_one_hot = None
         if for_one_hot:
             assert to_x is not None
+            of_biases = None if bias is None else bias_products(_sums(gradient), bias)
             to_one_hot = one_hot_gradient(
-                gradient, inner(to_x, inputs), bias, experts, layer.num_experts,
+                gradient, inner(to_x, inputs), of_biases, experts, layer.num_experts,
                 lambda others: layer.convolve(inputs, cast, None, layer.plan(others)),
             )  # fmt: skip
         return to_x if for_x else None, to_filters, to_bias, to_one_hot, None, None
@@ -185,6 +186,11 @@ def _precision(x: Tensor) -> torch.dtype:
     if kind == "cpu" and dtype == torch.bfloat16:
         raise UserError("dispatch 'triton' on the CPU runs in Triton's interpreter, which has no bfloat16; it has float32")
     return dtype
+
+
+def _sums(gradient: Tensor) -> Tensor:
+    """[B, K, H', W'] -> [B, K], at least float32: in float16 a sum over many pixels could overflow."""
+    return gradient.sum(dim=(2, 3), dtype=torch.promote_types(gradient.dtype, torch.float32))
 
 
 def _empty_like(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
