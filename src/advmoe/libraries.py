@@ -7,6 +7,7 @@ import platform
 from collections.abc import Mapping
 
 KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384"  # oneDNN's default is 1,024
+FORMER_NAME = "DNNL_PRIMITIVE_CACHE_CAPACITY"  # oneDNN reads it if the other is not set
 # mallopt's parameters (malloc.h) and their values
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
 SETTINGS = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: -1, TOP_PAD: 2**26}  # -1 never trims
@@ -25,7 +26,8 @@ def keep_compiled_kernels() -> None:
     A kernel fits one number of images, and every number that an expert gets needs its own: 40 iterations of AdvMoE with ResNet-18
     use 4,167. In a smaller cache they drive each other out and are compiled again (docs/performance.md).
     """
-    os.environ.setdefault(*KERNELS)
+    if FORMER_NAME not in os.environ:
+        os.environ.setdefault(*KERNELS)
 
 
 def keep_freed_memory(environment: Mapping[str, str] = os.environ) -> bool:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not PEAK.exists(), reason="the peak of resident 
 
 
 def allocate(size):
-    """Write `size` MiB of pages that come from the system, whatever the allocator of this process keeps (advmoe.allocator)."""
+    """Write `size` MiB of pages that come from the system, whatever the allocator of this process keeps (advmoe.libraries)."""
     torch.frombuffer(mmap.mmap(-1, size * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), dtype=torch.uint8).fill_(1)
 
 
