@@ -114,7 +114,7 @@ def test_plan_is_printed_with_costs_and_times_and_a_dry_run_writes_nothing(grid,
     assert "at_small_dense" not in output
     assert "GMACs" in output
     assert "2 runs, 0 done; the other 2 take up to about" in output
-    assert "1 workers of 1 threads on cpu" in output
+    assert "1 worker of 1 thread on cpu" in output
     assert not (tmp_path / "runs").exists()
 
 
@@ -153,7 +153,7 @@ def test_out_of_time_then_killed_it_continues_and_gives_the_same_records(finishe
             run(argv)
     monkeypatch.undo()
     assert end.value.code == 75
-    assert "1 runs remain; the same command continues" in capsys.readouterr().err
+    assert "1 run remains; the same command continues" in capsys.readouterr().err
     assert [record["run"] for record in json.loads(records.read_text())] == NAMES[:1]
 
     epoch, command = read_run(second).epoch, [sys.executable, "-m", "advmoe", "sweep", *argv]

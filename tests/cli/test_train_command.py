@@ -84,7 +84,7 @@ def test_evaluate_prints_and_writes_a_record(run, capsys):
         ([*["train", "--out", "x"], *TINY, "--epochs", "many"], "--epochs must be INT (see advmoe train --help)"),
         ([*["train", "--out", "x"], *TINY, "--lr", "high"], "--lr must be FLOAT (see advmoe train --help)"),
         (["demo", "--seed", "x"], "--seed must be INT (see advmoe demo --help)"),
-        ([*["train", "--out", "x"], *TINY, "--width", "many"], "--width must be None or INT (see advmoe train --help)"),
+        ([*["train", "--out", "x"], *TINY, "--width", "many"], "--width must be INT (see advmoe train --help)"),
         ([*["train", "--out", "x"], *TINY, "--bank", "own"], "--bank must be one of backbone, disjoint, not 'own'"),
         ([*["train", "--out", "x"], *TINY, "--epochs"], "--epochs needs a value"),
         ([*["train", "--out", "x"], *TINY, "--picture-size", "32"], "--picture-size is now --image-size"),

@@ -110,7 +110,7 @@ def _print(arguments: ExportArguments, comparisons: Sequence[Comparison | Agreem
         print(f"batch {item.batch:2}, {item.images} images: {_verdict(item)}")
     undecided = comparisons[0].undecided if comparisons and isinstance(comparisons[0], Comparison) else ()
     if undecided:
-        count = f"{len(undecided)} images with a router margin under 1e-5"
+        count = f"{len(undecided)} image{'s' * (len(undecided) > 1)} with a router margin under 1e-5"
         print(f"not compared, because rounding decides their route: {count}: {_first_rows(undecided)}")
 
 

@@ -88,7 +88,8 @@ def _message(arguments_type: type, event: ParseErrorEvent) -> str | None:
         case MissingArgs(missing_arguments=missing):
             return f"missing {', '.join(_name(item.arg) for item in missing)}"
         case InvalidChoice(argument=argument, value=value, choices=choices):
-            return f"{_name(argument)} must be one of {', '.join(choices)}, not {short_repr(value)}"
+            names = ", ".join(name for name in choices if name != "None")
+            return f"{_name(argument)} must be one of {names}, not {short_repr(value)}"
         case BadValue(argument=argument):
             return f"{_name(argument)} needs a value"
         case InstantiationFailure(argument=argument, message=message):
@@ -104,8 +105,10 @@ def _reason(argument: ArgumentDefinition, message: str) -> str:
     """Why a value is invalid: the expected forms, or the project's message.
 
     Python and tyro describe the value in terms of their types; the project's types, such as `Fraction`, say what would be right.
+    None, which optional flags also take, is not worth a mention.
     """
-    forms = str(argument.lowered.metavar).replace("{", "").replace("}", "").split("|")
+    metavar = str(argument.lowered.metavar).replace("{", "").replace("}", "")
+    forms = [form for form in metavar.split("|") if form != "None"]
     return f"must be {' or '.join(forms)}" if message.startswith(TYPE_ERRORS) else f"is wrong: {message}"
 
 

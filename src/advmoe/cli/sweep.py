@@ -185,7 +185,8 @@ def _end(sweep: Sweep, jobs: Sequence[Job], outcome: SweepOutcome, progressed: b
         summary = f"{len(outcome.failed)} of {len(jobs)} runs failed: {', '.join(outcome.failed)}"
         print(f"advmoe: error: {summary}; the same command tries again", file=sys.stderr)
     if outcome.remaining and progressed:
-        print(f"{len(outcome.remaining)} runs remain; the same command continues", file=sys.stderr)
+        runs = "1 run remains" if len(outcome.remaining) == 1 else f"{len(outcome.remaining)} runs remain"
+        print(f"{runs}; the same command continues", file=sys.stderr)
         raise SystemExit(WORK_LEFT)
     if outcome.remaining and not outcome.failed:
         print("advmoe: error: no training step and no attack was finished in this time; give more --minutes", file=sys.stderr)

@@ -32,8 +32,9 @@ def run(arguments: TrainArguments) -> None:
             return
     best = RunFolder(arguments.out).best()
     row = history[best.epoch - 1]
+    epochs = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
     terminal.print(
-        f"finished: {len(history)} epochs; best is epoch {best.epoch}, held-out SA {row['val_sa']:.1f} RA {row['val_ra']:.1f}\n"
+        f"finished: {epochs}; best is epoch {best.epoch}, held-out SA {row['val_sa']:.1f} RA {row['val_ra']:.1f}\n"
         f"next: advmoe evaluate {arguments.out}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

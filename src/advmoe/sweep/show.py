@@ -41,14 +41,14 @@ def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str
 
 def remaining(runs: int, missing: int, seconds: Mapping[str, float], placement: Placement | None, reason: str) -> str:
     """One line: the number of remaining runs, where they run, and their time. `reason` says why the time is unknown, if it is."""
-    done = f"{runs} runs, {runs - missing} done"
+    done = f"{runs} run{'s' * (runs != 1)}, {runs - missing} done"
     if not missing:
         return done
     if reason:
         return f"{done}; the time of the other {missing} is unknown: {reason}"
     at_once, where = (placement.workers, placement.description) if placement is not None else (1, "one after another")
     longest = max(*seconds.values(), sum(seconds.values()) / min(at_once, missing))
-    return f"{done}; the other {missing} take up to about {duration(longest)} ({where})"
+    return f"{done}; the other {missing} take{'s' * (missing == 1)} up to about {duration(longest)} ({where})"
 
 
 def counts(statuses: Statuses) -> str:

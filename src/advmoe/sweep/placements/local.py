@@ -41,7 +41,8 @@ class LocalPlacement(Placement):
         self.waiting: deque[Job] = deque()
         self.refused: dict[str, str | None] = {}
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
-        self.description = f"{self.workers} workers of {self.threads} threads on {', '.join(dict.fromkeys(self.free))}"
+        workers, threads = f"worker{'s' * (self.workers > 1)}", f"thread{'s' * (self.threads > 1)}"
+        self.description = f"{self.workers} {workers} of {self.threads} {threads} on {', '.join(dict.fromkeys(self.free))}"
 
     def submit(self, jobs: Sequence[Job]) -> None:
         self.waiting.extend(jobs)
