@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 import advmoe
@@ -19,6 +18,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
 from advmoe.evaluation.record_file import read_record
 from advmoe.models.digest import weights_digest
+from advmoe.reports.model_card import model_card
 from advmoe.runs.evaluate import subject
 
 EMBEDDED = "fashion-mnist"
@@ -54,9 +54,7 @@ def test_file_record_and_card_belong_together(name: str) -> None:
     assert record.gallery == []
     assert record.method == model.config.method
     card = (networks.FOLDER / f"{name}.md").read_text()
-    head = yaml.safe_load(card.split("---\n")[1])
-    assert head["model-index"][0]["results"][0]["dataset"]["name"] == record.dataset
-    assert f"**{record.worst:.1f} %** of {record.test_images} test images" in card
+    assert card == model_card(record, name, model.classes, model.input_size)
     assert {path.name for path in networks.FOLDER.glob(f"{name}.*")} == {f"{name}.safetensors", f"{name}.record.json", f"{name}.md"}
 
 
