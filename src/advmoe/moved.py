@@ -5,6 +5,7 @@ from typing import Any
 
 MOVED = {  # module -> former name -> present name
     "advmoe": {
+        "allocator": "advmoe.libraries",
         "artifact": "advmoe.runs.load",
         "commands": "advmoe.cli",
         "predict": "advmoe.runs.predict",
@@ -23,6 +24,7 @@ MOVED = {  # module -> former name -> present name
         "model_info": "advmoe.evaluation.robustbench.model_info",
         "read_record": "advmoe.evaluation.record_file.read_record",
     },
+    "advmoe.evaluation.record_snapshot": {"Seen": "advmoe.evaluation.record_snapshot.View"},
     "advmoe.export": {"Answers": "advmoe.export.Outputs", "answers": "advmoe.export.outputs"},
     "advmoe.moe": {"GateKind": "advmoe.moe.GATES", "pictures": "advmoe.moe.images"},
     "advmoe.runs.loaded": {"Answer": "advmoe.runs.loaded.Prediction"},

@@ -1,6 +1,6 @@
 """The snapshot's fields of a Record: MoE layers, loads by class, accuracy against epsilon, and images with their routes."""
 
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,6 +18,7 @@ from advmoe.evaluation.record_fields import (
     Text,
     ValidValues,
 )
+from advmoe.moved import getter
 
 MAX_STEPS = 16  # largest number of steps of an image in the gallery
 
@@ -121,3 +122,6 @@ Loads = Annotated[
     BeforeValidator(_none_is_empty),
     ValidValues("[L][classes][N] counts"),
 ]
+
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__)
