@@ -244,7 +244,8 @@ ATTACKS: dict[str, Attack] = {
         "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 480, "route-aware", "routing",
     ),
     "paths": Attack(
-        pathways.attack_pathways, "the network fixed on every pathway up to a budget, else on some cheap and some random ones", 800,
+        pathways.attack_pathways,
+        "the network with its route fixed to every pathway up to a budget, else to some cheap and some random ones", 800,
         "route-aware", "routing", obstacle_of=pathways.obstacle, held=pathways.broken_on_a_pathway,
     ),
     "transfer": Attack(
