@@ -31,13 +31,14 @@ CAPTIONS = {
     ),
     "figA2": Caption(
         "Accuracy after every epoch",
-        "After Fig. A2, on held-out images of the training set. Bands are one sample deviation over seeds.",
+        "After Fig. A2, on held-out images of the training set. Bands are one sample deviation over seeds. Hollow "
+        "marks are runs with one expert.",
         "Line charts of clean and robust accuracy against the epoch, one line a method. The section Runs lists each run's epochs.",
         "accuracies after every epoch",
     ),
     "epsilon": Caption(
         "Accuracy against the attack's radius", "If a curve does not fall towards 0 at a large radius, the attack failed; "
-        "the network is not robust.",
+        "the network is not robust. Hollow marks are runs with one expert.",
         "Line charts: y axis accuracy under attack, x axis the attack's radius. The section Runs lists each run's values.",
         "accuracies at several radii",
     ),

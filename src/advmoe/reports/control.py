@@ -38,6 +38,6 @@ def comparison_line(record: Record, control: Record) -> str:
         return f"not compared with {name}: it was attacked differently; evaluate both with the same preset"
     difference = worst_case_difference([(record, control)])
     if difference is None:
-        return f"not compared with {name}: it was evaluated on other images"
+        return f"not compared with {name}: it was evaluated on other images, or a Record does not say which images are robust"
     verdict = "more robust" if difference.low > 0 else "less robust" if difference.high < 0 else "no significant difference"
     return f"{worst_of(record).label} minus that of {name}, on the same images: {points(difference)}: {verdict}"
