@@ -1,7 +1,7 @@
 """Add a trained network to the package: src/advmoe/networks/NAME.safetensors in float16, its Record and its model card.
 
     python scripts/package_network.py RUN NAME [flags of advmoe evaluate]
-    python scripts/package_network.py runs/cifar10/advmoe cifar10-w16 --standard --limit-test 300 --data-dir data
+    python scripts/package_network.py runs/cifar10/advmoe cifar10-w32 --standard --limit-test 500 --data-dir data
 
 The file is evaluated, so the Record is that of the rounded weights. Repeat the command to continue an evaluation that was stopped.
 """

@@ -34,6 +34,7 @@ from advmoe.reports.verdict import verdict
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
+FLAGSHIP = "cifar10-w32"
 IMAGE = "docs/images/robustness.png"
 DIGEST = "records"  # name of the PNG's text
 CHECKS_LINES = ("No run failed", "Failed its checks")  # of a verdict
@@ -79,7 +80,7 @@ def demo() -> str:
 
 
 def networks_table() -> str:
-    """The networks of the package, each data set's most robust one first."""
+    """The networks of the package, the most robust one of each data set first; and how FLAGSHIP compares."""
     records = [(name, read_record(networks.record_file(name))) for name in networks.names()]
     lines = ["| name | images | method | RA-worst | SA | GMACs | MB |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
     for name, record in sorted(records, key=lambda pair: (pair[1].dataset, -pair[1].worst)):
@@ -87,7 +88,11 @@ def networks_table() -> str:
         size = networks.weights(name).stat().st_size / 1e6
         figures = f"{bound}{record.worst:.1f} | {record.sa:.1f} | {record.gmacs:.4f} | {size:.1f}"
         lines.append(f"| `{name}` | {record.dataset} | `{record.method}` | {figures} |")
-    return "\n".join(lines)
+    compared = dict(records)
+    difference = worst_case_difference([(compared[FLAGSHIP], compared[f"{FLAGSHIP}-small-dense"])])
+    assert difference is not None  # both were evaluated on the same images
+    against = f"`{FLAGSHIP}` against the small dense network of about the same cost, in the worst case on the same images: {points(difference)}."
+    return "\n".join([*lines, "", against])
 
 
 def read(path: str) -> Any:
