@@ -91,7 +91,10 @@ def networks_table() -> str:
     compared = dict(records)
     difference = worst_case_difference([(compared[FLAGSHIP], compared[f"{FLAGSHIP}-small-dense"])])
     assert difference is not None  # both were evaluated on the same images
-    against = f"`{FLAGSHIP}` against the small dense network of about the same cost, in the worst case on the same images: {points(difference)}."
+    against = (
+        f"`{FLAGSHIP}` against the small dense network of about the same cost, in the worst case on the same images: "
+        f"{points(difference)}."
+    )
     return "\n".join([*lines, "", against])
 
 
