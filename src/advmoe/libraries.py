@@ -23,8 +23,8 @@ def tune_libraries() -> None:
 def keep_compiled_kernels() -> None:
     """Let oneDNN keep the kernels that it compiles. It reads the setting at the first convolution of the process.
 
-    A kernel fits one number of images, and every number that an expert gets needs its own: 40 iterations of AdvMoE with ResNet-18
-    use 4,167. In a smaller cache they drive each other out and are compiled again (docs/performance.md).
+    A kernel fits one number of images, and an expert gets another number in every batch. If the cache is too small, kernels that
+    are needed again are dropped, and compiled once more (docs/performance.md).
     """
     if FORMER_NAME not in os.environ:
         os.environ.setdefault(*KERNELS)
