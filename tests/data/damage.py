@@ -1,5 +1,6 @@
 """Damaged files, and the one-line error of loading them."""
 
+import gzip
 import struct
 import zlib
 from pathlib import Path
@@ -26,6 +27,25 @@ def cut(path: Path, size: float) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: size if isinstance(size, int) else int(size * len(content))])
     return path
+
+
+def flip_bit(path: Path, share: float) -> Path:
+    """Flip one bit of a gzip file, after this share of its bytes, so that its content changes or cannot be unpacked.
+
+    About one bit in 200 does neither: a reference to earlier bytes then points to others that are equal. It is passed over.
+    """
+    content = path.read_bytes()
+    for position in range(int(share * len(content)), len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= 4
+        try:
+            if gzip.decompress(flipped) == gzip.decompress(content):
+                continue
+        except (OSError, EOFError, zlib.error):
+            pass
+        path.write_bytes(flipped)
+        return path
+    raise AssertionError(f"{path}: no bit after {share} of the file matters")
 
 
 def huge_png(width: int, height: int) -> bytes:
