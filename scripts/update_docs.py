@@ -257,9 +257,9 @@ def low_precision_table() -> str:
     return "\n".join([*lines, "", caption])
 
 
-def operators_table() -> str:
-    """The time that each part of an inference pass takes."""
-    table = pivot(row for row in report("operators").rows if row.unit == "s")
+def parts_table(name: str) -> str:
+    """The milliseconds that each part takes, from a benchmark's file."""
+    table = pivot(row for row in report(name).rows if row.unit == "s")
     kinds = list(next(iter(table.values())))
     lines = [f"| part | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
     for case, rows in table.items():
@@ -321,7 +321,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "benchmark": lambda: benchmark_table("speed", ("attack", "data")),
         "waiting": lambda: benchmark_table("waiting", ("waiting",)),
         "growth": lambda: benchmark_table("growth", ("growth",)),
-        "operators": operators_table,
+        "operators": lambda: parts_table("operators"),
+        "iteration": lambda: parts_table("iteration"),
         "export": lambda: benchmark_table("export", ("export",)),
         "low precision": low_precision_table,
     },

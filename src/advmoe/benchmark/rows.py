@@ -21,8 +21,8 @@ class Row(BaseModel):
     """One measured number, or the reason why there is none.
 
     `case` is the same in all rows of a comparison ("ResNet-18, batch 64"), `what` is the variant or the ratio ("dense / MoE").
-    `unit` is "ratio", "exponent", "s", "ms", "min", "bytes", "images/s", "%", "loss" or "count". `spread` is the smallest and the
-    largest value of a single round. `target` is a limit such as ">= 3.0".
+    `unit` is "ratio", "exponent", "s", "ms", "min", "bytes", "images/s", "GMACs", "%", "loss" or "count". `spread` is the smallest
+    and the largest value of a single round. `target` is a limit such as ">= 3.0".
     """
 
     model_config = ConfigDict(frozen=True)

@@ -45,13 +45,14 @@ def test_precision_compares_losses_and_both_clocks(monkeypatch):
 
 
 def test_scaling_compares_processes_with_one(monkeypatch):
-    rates = {1: 100.0, 2: 150.0}
-    monkeypatch.setattr(scaling, "images_per_second", lambda method, count, *_: rates[count])
+    seconds = {640: 6.4, 1280: 8.0}  # of one run
+    monkeypatch.setattr(scaling, "seconds_of_second_epoch", lambda command, run: seconds[run.images])
     ratios = {row.name: (row.value, row.target) for row in SUITES["scaling"].measure(Setup()) if row.unit == "ratio"}
     case = "ResNet-18 of width 16, batch 64 a process"
-    assert ratios[f"advmoe, {case}: 2 processes / 1 process"] == (1.5, ">= 1.6")
-    assert ratios[f"advmoe, {case}: 2 processes, --no-sync-norm / 1 process"] == (1.5, None)
-    assert ratios[f"at_dense, {case}: 2 processes / 1 process"] == (1.5, None)
+    assert ratios[f"advmoe, {case}: 2 processes / 1 process"] == (1.6, ">= 1.6")
+    assert ratios[f"advmoe, {case}: 2 processes, --no-sync-norm / 1 process"] == (1.6, None)
+    assert ratios[f"advmoe, {case}: 2 separate runs / 1 process"] == (2.0, None)
+    assert ratios[f"at_dense, {case}: 2 processes / 1 process"] == (1.6, None)
 
 
 def test_one_epoch_of_streamed_images(tmp_path):

@@ -7,7 +7,7 @@ from advmoe.benchmark import variants
 from advmoe.benchmark.memory import Probe
 from advmoe.benchmark.setup import QUICK as TOY
 from advmoe.benchmark.setup import Setup
-from advmoe.benchmark.suites import SUITES, inference, memory, training
+from advmoe.benchmark.suites import SUITES, inference, iteration, memory, training
 from advmoe.benchmark.variants import KINDS
 from advmoe.models.routed import RoutedConv2d
 
@@ -106,6 +106,30 @@ def test_operators_are_counted_and_their_times_add_up():
         assert parts[-1] == pytest.approx(sum(parts[:-1]))
         assert values[f"ResNet-18, batch 4, operators: {kind}"] > 40
     assert values["ResNet-18, batch 4, gather: MoE"] > values["ResNet-18, batch 4, gather: MoE, one expert"] == 0
+
+
+@pytest.mark.usefixtures("small_networks")
+def test_the_parts_of_an_iteration_add_up():
+    measured = rows("iteration")
+    for name in ("AdvMoE", "AT (Dense)", "AT (S-Dense)", "AdvMoE bf16", "AT (S-Dense) bf16"):
+        *parts, total = [row.value for row in measured if row.what == name and row.unit == "s"]
+        assert total == pytest.approx(sum(parts))
+    values = {row.name.removeprefix("iteration, ResNet-18, batch 6, "): row.value for row in measured}
+    assert values["gather and scatter: AT (S-Dense)"] == 0
+    assert values["batch norm: AdvMoE"] > 0
+    assert 1 < values["multiply-accumulates for an image: AdvMoE / AT (S-Dense)"] < 4
+
+
+def test_multiplications_of_a_grouped_convolution_and_its_gradients():
+    x, filters = torch.rand(2, 6, 5, 5, requires_grad=True), torch.rand(4, 3, 3, 3, requires_grad=True)  # two groups
+
+    def call():
+        return torch.nn.functional.conv2d(x, filters, padding=1, groups=2).sum()
+
+    forward = 2 * 4 * 25 * 3 * 9
+    assert iteration.multiplications(call) == forward
+    assert iteration.multiplications(lambda: torch.autograd.grad(call(), x)) == 2 * forward
+    assert iteration.multiplications(lambda: call().backward()) == 3 * forward
 
 
 def test_loading_gives_a_batch_to_each_level_in_every_epoch():

@@ -3,7 +3,7 @@
 Measured for the small dense network, the MoE, and the MoE with all images on one expert, which needs no gather or scatter.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -11,7 +11,8 @@ from advmoe.benchmark import variants
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 
-PASSES = 10
+Parts = Mapping[str, tuple[str, ...]]  # the operators of each part
+PASSES, WARM_UP = 10, 3
 PARTS = {
     "convolution": ("mkldnn_convolution", "mkldnn::_convolution_pointwise", "mkldnn::_convolution_pointwise_"),
     "gather": ("index_select",),
@@ -28,22 +29,33 @@ def measure(setup: Setup) -> Iterator[Row]:
     calls["MoE, one expert"] = variants.to_one_expert(calls["MoE"])
     case = f"ResNet-18, batch {scale.batch}"
     for kind, call in calls.items():
-        times, count = profiled(call, setup.rounds(PASSES))
+        times, count = profiled(call, setup.rounds(PASSES), PARTS, {}, WARM_UP)
         for part, seconds in times.items():
             yield Row(suite="operators", case=f"{case}, {part}", what=kind, value=seconds, unit="s")
         yield Row(suite="operators", case=f"{case}, operators", what=kind, value=count, unit="count")
 
 
-def profiled(call: Callable[[], object], passes: int) -> tuple[dict[str, float], float]:
-    """The seconds of each part of a pass, and the number of operators called."""
-    for _ in range(3):
+def profiled(
+    call: Callable[[], object],
+    passes: int,
+    parts: Mapping[str, tuple[str, ...]],
+    spans: Mapping[str, tuple[str, ...]],
+    warm_up: int,
+) -> tuple[dict[str, float], float]:
+    """The seconds of each part of a call, and the number of operators called, after `warm_up` calls.
+
+    A part of `parts` takes the time of these operators without what they call, a part of `spans` with it.
+    """
+    for _ in range(warm_up):
         call()
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         for _ in range(passes):
             call()
-    events = trace.key_averages()
-    seconds = {event.key.removeprefix("aten::"): event.self_cpu_time_total / 1e6 / passes for event in events}
-    parts = {part: sum(seconds.get(name, 0.0) for name in names) for part, names in PARTS.items()}
-    total = sum(seconds.values())
-    count = sum(event.count for event in events if event.key.startswith("aten::")) / passes
-    return parts | {"other": total - sum(parts.values()), "all": total}, count
+    events = {event.key.removeprefix("aten::"): event for event in trace.key_averages()}
+    alone = {name: event.self_cpu_time_total / 1e6 / passes for name, event in events.items()}
+    with_callees = {name: event.cpu_time_total / 1e6 / passes for name, event in events.items()}
+    times = {part: sum(alone.get(name, 0.0) for name in names) for part, names in parts.items()}
+    times |= {part: sum(with_callees.get(name, 0.0) for name in names) for part, names in spans.items()}
+    total = sum(alone.values())
+    count = sum(event.count for event in events.values() if event.key.startswith("aten::")) / passes
+    return times | {"other": total - sum(times.values()), "all": total}, count

@@ -13,8 +13,8 @@ class BenchmarkArguments:
     printed."""
 
     suite: tuple[str, ...] = ()
-    """Suites: inference, training, memory, attack, data, growth (these six by default), operators, dispatch, precision, export,
-    low_precision, scaling, streaming, rerouting, independent, waiting, cuda. Each takes minutes."""
+    """Suites: inference, training, memory, attack, data, growth (these six by default), operators, iteration, dispatch, precision,
+    export, low_precision, scaling, streaming, rerouting, independent, waiting, cuda. Each takes minutes."""
     json: Path | None = None
     """Write all rows, with the machine and the versions, to this file."""
     runs: tuple[Path, ...] = ()
