@@ -75,7 +75,8 @@ def error_line(capsys, *arguments):
 def test_a_killed_evaluation_continues_to_the_same_record(unbroken, run):
     """A real SIGKILL in the middle of a real process."""
     command = [sys.executable, "-m", "advmoe", "evaluate", str(run), *PLAN]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    environment = {**ENVIRONMENT, "PAUSE_AT": "evaluation/shard-00001.json"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     (run / "record.json").unlink(missing_ok=True)
     while process.poll() is None and not (run / "evaluation/shard-00001.json").exists():
         time.sleep(0.01)

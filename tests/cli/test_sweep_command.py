@@ -148,6 +148,7 @@ def test_out_of_time_then_killed_it_continues_and_gives_the_same_records(finishe
         monkeypatch.setattr(schedule.time, "monotonic", lambda: until)
 
     with monkeypatch.context() as patch:
+        patch.setenv("PAUSE_AT", f"{second.name}/checkpoints/epoch-0002")  # so that it does not end before the time is over
         patch.setattr(sweep, "drive", drive_until(lambda: read_run(second).epoch >= 1, end_the_time))
         with pytest.raises(SystemExit) as end:
             run(argv)
@@ -157,8 +158,10 @@ def test_out_of_time_then_killed_it_continues_and_gives_the_same_records(finishe
     assert [record["run"] for record in json.loads(records.read_text())] == NAMES[:1]
 
     epoch, command = read_run(second).epoch, [sys.executable, "-m", "advmoe", "sweep", *argv]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    wait_for(process, lambda: read_run(second).epoch >= min(epoch + 1, 4))
+    environment = {**os.environ, "PAUSE_AT": f"{second.name}/checkpoints/epoch-0004"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    assert epoch in (1, 2)
+    wait_for(process, lambda: read_run(second).epoch >= epoch + 1)
     process.kill()
     process.communicate()
     assert not (second / "record.json").exists()

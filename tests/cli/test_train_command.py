@@ -154,7 +154,8 @@ def test_a_killed_run_resumes_to_the_numbers_of_an_unbroken_run(tmp_path):
 
     losses = finish(tmp_path / "unbroken")
     command = [sys.executable, "-m", "advmoe", *arguments, "--out", str(tmp_path / "broken")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    environment = {**os.environ, "PAUSE_AT": "broken/checkpoints/epoch-0002"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:
         if "epoch 1/3" in line:
