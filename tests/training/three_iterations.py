@@ -1,12 +1,12 @@
 """Three iterations of every method in float64, on this rank's part of the same batches: in this process, or on two ranks."""
 
 import os
-import socket
 from importlib import import_module
 from pathlib import Path
 
 import torch
 from small_backbone import SMALL
+from torch.distributed import TCPStore
 from torch.multiprocessing import start_processes
 
 from advmoe import distributed
@@ -89,16 +89,15 @@ def after_three_iterations(case):
 
 def on_two_ranks(out: Path):
     """Write the results of all cases on two ranks. The processes are forked, so that they need not import torch again."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # at a free port, as torchrun's agent keeps one
     import_module("torch._dynamo")  # which every process would import when it makes its first optimizer
-    start_processes(_rank, (port, out), nprocs=2, start_method="fork")
+    start_processes(_rank, (store.port, out), nprocs=2, start_method="fork")
 
 
 def _rank(number, port, out):
     """The environment is torchrun's. One thread, because a forked process has no other."""
     names = {"TORCHELASTIC_RUN_ID": "two ranks", "RANK": str(number), "WORLD_SIZE": "2"}
-    os.environ |= names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= names | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     torch.set_num_threads(1)
     with distributed.process_group(torch.device("cpu")):
         assert distributed.world_size() == 2
