@@ -35,7 +35,17 @@ def test_probe_measures_iterations_in_a_separate_process():
     small = probe(config, 16, CPU)
     large = probe(config.replace(training=config.training.replace(batch_size=128)), 16, CPU)
     assert 0 < small.memory < large.memory
-    assert 0 < small.seconds < large.seconds
+    assert small.seconds > 0
+    assert large.seconds > 0
+
+
+def test_a_probe_times_the_iterations_after_the_first(monkeypatch):
+    durations = iter([100.0, 4.0, 2.0, 3.0])
+    monkeypatch.setattr(memory, "stopwatch", lambda step, device: (step(), next(durations))[1])
+    config = configuration("AT (Dense)", Scale(width=4, training_batch=8))
+    (result,) = memory.run_probe(memory.ProbeTask(config=config, side=16, device="cpu", iterations=4, threads=1))
+    assert result.seconds == 3.0
+    assert result.memory > 0
 
 
 def test_a_process_that_fails_is_reported_in_one_line(monkeypatch):

@@ -49,8 +49,8 @@ STAND_IN = """
 import atexit, sys, time, types
 
 def main():
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("closing", flush=True)

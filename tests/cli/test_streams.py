@@ -2,6 +2,7 @@
 
 import io
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ TINY += ["--num-steps", "1", "--epochs", "2", "--device", "cpu"]
 
 def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A pipeline in which `advmoe` runs this package; the status is that of its first command."""
-    text = f'advmoe() {{ {sys.executable} -m advmoe "$@"; }}; {command}; exit ${{PIPESTATUS[0]}}'
+    text = f'advmoe() {{ {shlex.quote(sys.executable)} -m advmoe "$@"; }}; {command}; exit ${{PIPESTATUS[0]}}'
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.run(["bash", "-c", text], check=False, capture_output=True, text=True, env=variables, timeout=120)
 
@@ -95,15 +96,19 @@ def test_help_completion_and_listings_need_no_torch() -> None:
     assert (process.returncode, process.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("line", ["train --help", "recipes demo"])
-def test_help_and_listings_are_quick(line: str) -> None:
-    def seconds() -> float:
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "advmoe", *line.split()], check=True, capture_output=True)
-        after = os.times()
-        return after.children_user + after.children_system - before.children_user - before.children_system
+def seconds(*arguments: str) -> float:
+    """The processor time of a new Python process."""
+    before = os.times()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
 
-    assert any(seconds() < 0.7 for _ in range(3))
+
+def test_help_and_listings_are_quick() -> None:
+    """At most 40 % of the time in which this machine imports torch; up to three rounds, because other processes may disturb one."""
+    lines = (("-m", "advmoe", "train", "--help"), ("-m", "advmoe", "recipes", "demo"))
+    rounds = ((max(seconds(*line) for line in lines), seconds("-c", "import torch")) for _ in range(3))
+    assert any(slower_line < 0.4 * torch_alone for slower_line, torch_alone in rounds)
 
 
 def test_waiting_threads_soon_sleep_unless_the_user_chose_otherwise() -> None:

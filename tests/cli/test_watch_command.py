@@ -193,7 +193,7 @@ def test_the_table_shows_what_the_files_contain(make, tmp_path):
     make("third", 3, record={"sa": 50.0, "ra_worst_quick": 30.0})
     lines = {line.split()[1]: " ".join(line.split()) for line in view(tmp_path).splitlines() if line.startswith("│")}
     assert list(lines) == ["deep/er/first", "second", "third"]
-    first = r"│ deep/er/first │ training │ advmoe │ fashion-mnist │ 2/3 │ 2.125 │ 42.0 │ 20.0 │ 7% │ 2.5 │ \d s │ │ │ ▅█"
+    first = r"│ deep/er/first │ training │ advmoe │ fashion-mnist │ 2/3 │ 2.125 │ 42.0 │ 20.0 │ 7% │ 2.5 │ \d+ s │ │ │ ▅█"
     assert re.match(first, lines["deep/er/first"])
     assert "│ 23.4 │ 61.2 │" in lines["second"]
     assert "│ 30.0 (quick) │ 50.0 │" in lines["third"]
