@@ -3,6 +3,7 @@
 import os
 import pickle
 import resource
+import shlex
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class Shell:
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize("where", ["alone", "in labels", "in an object array"])
 def test_code_in_a_pickle_does_not_run(where: str, protocol: int, tmp_path: Path) -> None:
-    shell, mark = Shell(f"touch {tmp_path / 'ran'}"), tmp_path / "ran"
+    shell, mark = Shell(f"touch {shlex.quote(str(tmp_path / 'ran'))}"), tmp_path / "ran"
     content: Any = {
         "alone": shell,
         "in labels": cifar10.batch_content(TEST) | {b"labels": [shell]},

@@ -5,6 +5,7 @@ import logging
 import os
 import pickle
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -346,7 +347,7 @@ def test_names_of_the_package_are_imported_when_requested() -> None:
 def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
     class Touch:
         def __reduce__(self) -> tuple[Any, ...]:
-            return os.system, (f"touch {tmp_path / 'ran'}",)
+            return os.system, (f"touch {shlex.quote(str(tmp_path / 'ran'))}",)
 
     torch.save({"weights": Touch()}, tmp_path / name)
     assert "not a safetensors file" in error_line(load, tmp_path / name)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import struct
 import zipfile
 from pathlib import Path
@@ -75,7 +76,7 @@ class Touch:
         self.path = path
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, (f"touch {self.path}",)
+        return os.system, (f"touch {shlex.quote(str(self.path))}",)
 
 
 def test_code_in_optimizer_states_does_not_run(tmp_path: Path) -> None:
