@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,8 +11,10 @@ from unittest.mock import patch
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported, as `advmoe` does
 
+import numpy as np
 import pytest
 import small_backbone
+import torch
 from recorder import Recorder
 from small_python import QUICK_SNAPSHOT
 
@@ -22,6 +25,26 @@ from advmoe.models import MODELS
 from advmoe.moe import GATES
 from advmoe.training.losses import LOSSES
 from advmoe.training.methods import METHODS
+
+SEED = 4321  # not one that tests use themselves: then two networks that must differ would be equal
+THREADS = torch.get_num_threads()
+
+
+def pytest_configure() -> None:
+    """The terminal or CI service that runs the tests decides neither widths nor colours, and its proxy is not for their servers."""
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):  # read by rich
+        os.environ.pop(name, None)
+    os.environ["TERM"] = "xterm"
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = f"{others},127.0.0.1" if others else "127.0.0.1"
+
+
+def pytest_runtest_setup() -> None:
+    """A test finds the same random numbers and number of threads, whichever tests ran before it."""
+    torch.manual_seed(SEED)
+    np.random.seed(SEED)
+    random.seed(SEED)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(scope="session", autouse=True)

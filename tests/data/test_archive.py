@@ -2,7 +2,7 @@
 
 import gzip
 import io
-import os
+import random
 import struct
 import tarfile
 import zipfile
@@ -15,7 +15,8 @@ from advmoe.data import archive as module
 from advmoe.data.archive import Limits, unpack
 from advmoe.errors import UserError
 
-CONTENT = {"set/a.txt": b"first", "set/deep/er/b.bin": os.urandom(70_000), "set/empty": b""}
+NOISE = random.Random(0).randbytes(70_000)
+CONTENT = {"set/a.txt": b"first", "set/deep/er/b.bin": NOISE, "set/empty": b""}
 
 
 def tar(path: Path, files: Mapping[str, bytes], mode: str = "w", **special: bytes) -> Path:
@@ -126,7 +127,7 @@ def test_special_members_of_a_zip_are_refused(mode: int, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_totals_are_bounded(kind: str, tmp_path: Path) -> None:
-    archive = KINDS[kind](tmp_path / "archive", {"a": os.urandom(600), "b": os.urandom(600)})
+    archive = KINDS[kind](tmp_path / "archive", {"a": NOISE[:600], "b": NOISE[600:1200]})
     assert "member 'b' brings the content to 1200 bytes: at most 1000" in error_line(archive, Limits(total=1000))
     assert "member 'b' is one too many: at most 1" in error_line(archive, Limits(members=1))
     unpack(archive, tmp_path / "out", limits=Limits(total=1200, members=2))

@@ -12,6 +12,7 @@ from advmoe.export import Encoding, agreement, export, outputs
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
 
+torch.manual_seed(0)  # the same images whichever test files were imported before
 CALIBRATION = noise(150)
 
 
