@@ -9,7 +9,7 @@ from rich.console import Console
 from advmoe.runs.run_files import EpochSummary
 from advmoe.runs.status import RunStatus, State
 from advmoe.sweep.grid import read_sweep
-from advmoe.sweep.placements import Request
+from advmoe.sweep.placements import Request, local
 from advmoe.sweep.placements.local import LocalPlacement
 from advmoe.sweep.plan import plan
 from advmoe.sweep.show import Board, counts, plan_table, remaining
@@ -55,7 +55,8 @@ def test_a_long_name_leaves_space_for_the_state():
     assert runs[0].name in "".join(line.split("│")[1].strip() for line in text.splitlines() if "│" in line)
 
 
-def test_remaining_time_is_divided_but_no_shorter_than_the_longest_run():
+def test_remaining_time_is_divided_but_no_shorter_than_the_longest_run(monkeypatch):
+    monkeypatch.setattr(local, "cores", lambda: 2)
     placement = LocalPlacement(Request(5, Path("runs"), workers=2, threads=1, device="cpu"))
     assert remaining(5, 0, {}, None, "") == "5 runs, 5 done"
     assert remaining(1, 1, {"a": 5.0}, None, "") == "1 run, 0 done; the other 1 takes up to about 5 s (one after another)"
