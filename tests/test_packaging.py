@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 import advmoe
 
 ROOT = Path(__file__).parents[1]
+FLAGSHIP = "cifar10-w32"  # a network that is part of the package
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
@@ -81,3 +83,6 @@ def test_wheel_runs_in_an_empty_environment_away_from_the_repository(wheel, tmp_
     assert "RA-worst" in run("empty/bin/advmoe", "evaluate", "run", "--device", "cpu")
     loads = "import advmoe, torch; model = advmoe.load('run'); print(model(torch.rand(2, *model.input_size)).shape)"
     assert run("empty/bin/python", "-c", loads) == "torch.Size([2, 10])\n"
+    Image.new("RGB", (48, 32), "skyblue").save(tmp_path / "photo.png")
+    assert "airplane" in run("empty/bin/advmoe", "predict", FLAGSHIP, "photo.png")
+    assert "At epsilon 8/255 it withstood every attack" in run("empty/bin/advmoe", "attack", FLAGSHIP, "photo.png")
