@@ -260,10 +260,11 @@ def low_precision_table() -> str:
 def parts_table(name: str) -> str:
     """The milliseconds that each part takes, from a benchmark's file."""
     table = pivot(row for row in report(name).rows if row.unit == "s")
-    kinds = list(next(iter(table.values())))
+    *_, last = table
+    kinds, title = list(table[last]), last.removesuffix("all")
     lines = [f"| part | {' | '.join(kinds)} |", "| --- |" + " ---: |" * len(kinds)]
     for case, rows in table.items():
-        lines.append(f"| {case.rpartition(', ')[2]} | {' | '.join(number(rows[kind].value, rows[kind].unit) for kind in kinds)} |")
+        lines.append(f"| {case.removeprefix(title)} | {' | '.join(number(rows[kind].value, rows[kind].unit) for kind in kinds)} |")
     return "\n".join(lines)
 
 
