@@ -148,3 +148,19 @@ def test_evaluation_restores_the_mode_and_keeps_the_statistics():
 def test_evaluation_step_is_a_quarter_of_epsilon():
     assert evaluation_step(8 / 255) == pytest.approx(2 / 255)
     assert evaluation_step(0.1) == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_image_whose_logits_are_not_finite_is_not_correct(value):
+    """The argmax of such logits is class 0, the label. Here black images are classified, and only without an attack."""
+
+    class Broken(nn.Module):
+        def forward(self, x):
+            sums = x.sum(dim=(1, 2, 3))
+            logits = torch.stack([1 + 0 * sums, 0 * sums], dim=1)
+            return logits.where(sums[:, None] == 0, value)
+
+    images = Images(torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 4, 4), torch.tensor([0, 0]))
+    assert predict_all(Broken(), images).tolist() == [0, -1]
+    assert correct_flags(Broken(), images).tolist() == [True, False]
+    assert robust_flags(Broken(), images, SETTINGS).tolist() == [False, False]

@@ -18,7 +18,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.results import wilson
 from advmoe.models.resnet import ResNet
-from advmoe.moe import HARD, MoEKind, StraightThroughGate
+from advmoe.moe import HARD, MoEKind, Routing, StraightThroughGate
 
 EPSILON = 0.02
 QUICK = ("pgd_10", "pgd_50", "reroute_quick")
@@ -120,6 +120,34 @@ def test_a_weaker_plan_keeps_the_stored_results(toy, x, y, tmp_path, monkeypatch
     full = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", "autoattack", "reroute"), store=tmp_path)
     later = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
     assert (later.worst, later.complete, later.to_dict()["flags"]) == (full.worst, True, full.to_dict()["flags"])
+
+
+def test_attacks_of_earlier_plans_are_listed_because_they_count(toy, x, y, tmp_path):
+    evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50",), store=tmp_path, shard_size=7)
+    evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=tmp_path, shard_size=7, part=(0, 3))
+    later = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path, shard_size=7)
+    assert later.worst < later.figures["ra_10"] == evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",)).worst
+    assert list(later.figures) == ["ra_10"]
+    assert list(later.attacks) == list(later.broken) == ["pgd_10", "pgd_50", "reroute"]
+    assert 0 < later.attacks["reroute"].attacked <= 7
+    assert set(later.ever) == {row for rows in later.broken.values() for row in rows}
+
+
+def test_pathways_of_an_earlier_plan_are_listed_but_give_no_figure(toy, x, y, tmp_path):
+    first = evaluate(toy, x, y, epsilon=EPSILON, preset=("paths",), store=tmp_path)
+    later = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10", "paths"), store=tmp_path, pathway_budget=0)
+    assert (list(first.figures), list(later.figures)) == (["ra_paths"], ["ra_10"])
+    assert (list(later.attacks), later.left_out) == (["pgd_10", "paths"], {})
+
+
+def test_an_attack_of_a_figure_that_is_also_listed_alone_does_not_raise_the_figure(toy, x, y, monkeypatch):
+    """Run again on the survivors, it would break none of them and replace the result of the first run."""
+    for name in AUTOATTACK:
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
+    monkeypatch.setitem(ATTACKS, "aa_square", replace(ATTACKS["aa_square"], run=ATTACKS["pgd_50"].run))
+    once, twice = (evaluate(toy, x, y, epsilon=EPSILON, preset=preset) for preset in (("autoattack",), ("autoattack", "aa_square")))
+    assert twice.figures == once.figures
+    assert once.figures["ra_aa"] == once.worst < once.sa
 
 
 def test_same_seed_same_flags_and_another_seed_other_draws(toy, x, y):
@@ -328,6 +356,14 @@ def test_l2_runs_pgd_apgd_and_autoattack_and_names_the_attacks_it_leaves_out(toy
     assert 0 < evaluation.figures["ra_aa"] <= evaluation.figures["ra_10"] < 95
 
 
+def test_rounding_does_not_put_large_images_outside_the_l2_ball():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * 224 * 224, 3)).eval(), 0.4 + 0.2 * torch.rand(4, 3, 224, 224)
+    evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=3.0, norm="L2", preset=("pgd_10",))
+    assert next(check.detail for check in evaluation.checks if check.number == 11) == "all inside"
+    assert evaluation.worst == 0
+
+
 @pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("classes", [2, 3])
 def test_few_classes_leave_out_the_attacks_whose_losses_need_more(x, classes):
@@ -361,6 +397,32 @@ def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):
     evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), bf16_search=True)
     assert torch.equal(predictions[0], torch.zeros_like(y))
     assert evaluation.sa == evaluation.worst == 100
+
+
+def test_images_that_a_fixed_pathway_misclassifies_only_in_bf16_are_attacked_again():
+    class Rounding(nn.Module):
+        """Images take expert 0, which is always right. In bf16, expert 1 is wrong without a gradient: 1.001 and 1.0005 become 1."""
+
+        def forward(self, z):
+            return self.forward_routed(z)[0]
+
+        def forward_routed(self, z, gate=HARD):
+            change = z.mean(dim=(1, 2, 3)) - 0.5
+            inputs = torch.stack([torch.ones_like(change), change], dim=1)
+
+            def linear(*weights):
+                return nn.functional.linear(inputs, torch.tensor(weights))
+
+            router = linear((1.0, 0.0), (0.0, 0.0)).float()
+            second = linear((1.001, 0.0)) - (linear((1.0005, 1.0)) - linear((1.0, 0.0))).relu()
+            experts = gate.weights(router, 0).experts
+            first_expert, second_expert = linear((0.0, 0.0), (5.0, 0.0)), torch.cat([linear((1.0, 0.0)), second], dim=1)
+            return torch.where(experts[:, None] == 0, first_expert, second_expert), [Routing(router, experts)]
+
+    x, y = torch.full((4, 1, 6, 6), 0.5), torch.ones(4, dtype=torch.long)
+    for bf16_search in (False, True):
+        evaluation = evaluate(Rounding().eval(), x, y, epsilon=EPSILON, preset=("paths",), bf16_search=bf16_search)
+        assert (evaluation.worst, evaluation.figures["ra_paths"]) == (100, 0)
 
 
 def test_bf16_search_breaks_almost_the_same_images_as_float32(toy, x, y, evaluated):

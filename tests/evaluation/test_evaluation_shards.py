@@ -213,9 +213,7 @@ def test_two_processes_may_start_the_same_evaluation_at_once(run_evaluation, tmp
 
     def write_after_another_process(path, content):
         monkeypatch.setattr(store, "write_json", write_json)
-        with monkeypatch.context() as patch:
-            patch.setattr("advmoe.files.os.getpid", lambda: 1)
-            run_evaluation(store=tmp_path, preset=("pgd_10",))
+        run_evaluation(store=tmp_path, preset=("pgd_10",))
         write_json(path, content)
 
     monkeypatch.setattr(store, "write_json", write_after_another_process)
@@ -260,3 +258,13 @@ def test_store_is_json(run_evaluation, tmp_path):
     shard = json.loads((tmp_path / "shard-00000.json").read_text())
     assert set(shard) == {"rows", "correct", "attacks", "routing", "ever", "seal"}
     assert shard["attacks"]["pgd_10"]["rows"] == shard["correct"] == [0, 1, 2]
+
+
+def test_results_that_cannot_be_removed_are_an_error(run_evaluation, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    run_evaluation(store=tmp_path / "folder", preset=("pgd_10",))
+    with pytest.raises(OSError, match="symbolic link"):
+        store.remove_results(tmp_path / "link")
+    store.remove_results(tmp_path / "folder")
+    store.remove_results(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

@@ -109,8 +109,8 @@ def resolve(preset: str | Sequence[str]) -> Preset:
 def plan(names: Sequence[str]) -> Preset:
     """A preset made from attack names. A PGD or AutoAttack name becomes a figure; the other attacks run on survivors.
 
-    `autoattack`, `autoattack_plus` and `autoattack_rand` mean all their attacks. Raises UserError on unknown names and on an
-    empty list.
+    `autoattack`, `autoattack_plus` and `autoattack_rand` mean all their attacks. Each attack runs once: one of a figure does not
+    run on survivors again. Raises UserError on unknown names and on an empty list.
     """
     if not names:
         raise UserError("no attack is named: clean accuracy alone says nothing about robustness")
@@ -126,4 +126,5 @@ def plan(names: Sequence[str]) -> Preset:
             figures[f"ra_{name.removeprefix('pgd_')}"] = (name,)
         else:
             survivors.append(name)
-    return Preset(figures, tuple(survivors))
+    in_figures = {name for members in figures.values() for name in members}
+    return Preset(figures, tuple(name for name in dict.fromkeys(survivors) if name not in in_figures))

@@ -11,14 +11,19 @@ from advmoe.data import Source
 
 @torch.inference_mode()
 def predict_all(model: nn.Module, images: Source, batch_size: int = 256) -> Tensor:
-    """Predicted classes [n], in eval mode, float32."""
+    """Predicted classes [n], in eval mode, float32. An image with a logit that is not finite has the class -1."""
     with frozen(model):
         parts = [
-            model(batch.pixels()).argmax(dim=1)
+            _classes(model(batch.pixels()))
             for start in range(0, len(images), batch_size)
             for batch in [images[torch.arange(start, min(start + batch_size, len(images)), device=images.labels.device)]]
         ]
     return torch.cat(parts)
+
+
+def _classes(logits: Tensor) -> Tensor:
+    """The predicted classes. The argmax of NaN would be a class, and could be the label."""
+    return logits.argmax(dim=1).where(torch.isfinite(logits).all(dim=1), -1)
 
 
 def correct_flags(model: nn.Module, images: Source) -> Tensor:
@@ -42,7 +47,7 @@ def robust_flags(
         noise_numbers = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
         x_adv = adversarial(model, batch.pixels(), batch.labels, settings, noise_numbers)
         with torch.inference_mode(), frozen(model):
-            flags[chunk] = model(x_adv).argmax(dim=1) == batch.labels
+            flags[chunk] = _classes(model(x_adv)) == batch.labels
     return flags
 
 

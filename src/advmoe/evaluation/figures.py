@@ -15,27 +15,37 @@ FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network tha
 
 
 def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
-    """All figures of an evaluation, without the checks."""
+    """All figures of an evaluation, without the checks. Attacks of earlier plans in the same store count in the worst case, so they
+    are listed too."""
     rows = [row for shard in shards for row in shard.rows]
     correct = [row for shard in shards for row in shard.correct or []]
-    left_out = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
-    broken = {
-        name: sorted(row for shard in shards for row in shard.broken([name])) for name in preset.attacks if name not in left_out
-    }
+    obstacles = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
+    names = dict.fromkeys(
+        [*(name for name in preset.attacks if name not in obstacles), *(name for shard in shards for name in shard.attacks)]
+    )
+    broken = {name: sorted(row for shard in shards for row in shard.broken([name])) for name in names}
     figures = {
-        figure: _percent(correct, {row for name in names for row in broken[name]}, rows)
-        for figure, names in preset.figures.items()
-        if not left_out.keys() & set(names)
+        figure: _percent(correct, {row for name in members for row in broken[name]}, rows)
+        for figure, members in preset.figures.items()
+        if not obstacles.keys() & set(members)
     }
     ever = {row for shard in shards for row in shard.ever}
-    fooled_on_pathways = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
-    if "paths" in broken and len(fooled_on_pathways) == len(shards):
-        name = "ra_paths" if target.num_pathways <= target.pathway_budget else "ra_paths_sampled"
-        figures[name] = _percent(correct, ever | {row for fooled in fooled_on_pathways for row in fooled}, rows)
+    if "paths" in preset.attacks and "paths" not in obstacles:
+        figures |= _over_pathways(target, shards, correct, ever)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
-        {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken, left_out, sorted(ever),
+        {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken,
+        {name: reason for name, reason in obstacles.items() if name not in broken}, sorted(ever),
     )  # fmt: skip
+
+
+def _over_pathways(target: Target, shards: Sequence[Shard], correct: Sequence[int], ever: set[int]) -> dict[str, float]:
+    """RA-paths; empty if a shard of an older version does not say which images a fixed pathway misclassifies."""
+    held = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
+    if len(held) < len(shards):
+        return {}
+    name = "ra_paths" if target.num_pathways <= target.pathway_budget else "ra_paths_sampled"
+    return {name: _percent(correct, ever.union(*held), [row for shard in shards for row in shard.rows])}
 
 
 def _percent(correct: Sequence[int], broken: set[int], rows: Sequence[int]) -> float:
@@ -51,10 +61,11 @@ def _complete(target: Target, shards: Sequence[Shard]) -> bool:
 
 
 def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
-    runs = [shard.attacks[name] for shard in shards]
+    """The totals of an attack over the shards that it ran on. The version is the oldest one."""
+    runs = [run for shard in shards if (run := shard.attacks.get(name)) is not None]
     return AttackTotals(
         attacked=sum(len(run.rows) for run in runs), broken=sum(len(run.broken) for run in runs),
-        seconds=sum(run.seconds for run in runs), version=ATTACKS[name].version,
+        seconds=sum(run.seconds for run in runs), version=min((run.version for run in runs), default=1),
     )  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def routing_alive(routing: RoutingFigures | None) -> Check:
 
 
 def images_valid(shards: Sequence[Shard]) -> Check:
-    """(11) All adversarial images are finite, at most epsilon + 1e-6 from the clean image, and in [0, 1]."""
+    """(11) All adversarial images are finite, in [0, 1], and in the ball, up to rounding."""
     outside: Counter[str] = Counter()
     for shard in shards:
         outside.update({name: run.outside for name, run in shard.attacks.items() if run.outside})

@@ -16,8 +16,9 @@ class Evaluation:
     - `worst`: an image counts as robust only if no attack that was run broke it.
     - `complete`: AutoAttack was run and, on a network that routes, a full attack on the routing. If not, `worst` is "quick".
     - `rows`: the numbers of the images in x, all of them or those of a part.
-    - `broken`: for each attack, the rows of the images that it broke.
-    - `left_out`: for each attack of the preset that was not run, the reason.
+    - `attacks`, `broken`: the totals of each attack and the rows of the images that it broke. Attacks of earlier plans in the same
+      store are included, because they count in `worst`.
+    - `left_out`: for each attack of the preset that was never run, the reason.
     - `ever`: the rows that any attack broke, including attacks of earlier plans in the same store.
     """
 
@@ -74,10 +75,20 @@ def paired(gained: int, lost: int, count: int) -> Difference:
     `gained` images count only for the first percentage, `lost` images only for the second. The interval is Wald's with the
     correction of Agresti and Min (2005): half an image is added to each of the four cells.
     """
-    value = (gained - lost) / max(count, 1)
-    b, c, n = gained + 0.5, lost + 0.5, count + 2
-    middle, half = (b - c) / n, Z * math.sqrt(max(b + c - (b - c) ** 2 / n, 0.0)) / n
-    return Difference(value=100 * value, low=100 * (middle - half), high=100 * (middle + half))
+    return mean_difference(gained - lost, gained + lost, count)
+
+
+def mean_difference(total: int, squares: int, count: int, pairs: int = 1) -> Difference:
+    """The mean of `paired` over several `pairs` of networks on the same `count` images.
+
+    `total` and `squares` are the sum, over the images, of each image's difference and of its square. An image's difference is the
+    number of pairs in which it counts only for the first network, minus the number in which it counts only for the second. The
+    interval is over the images: the pairs of one image are not independent, so they do not count as more images.
+    """
+    n = count + 2
+    middle, half = total / n, Z * math.sqrt(max(squares + pairs**2 - total**2 / n, 0.0)) / n
+    value, low, high = (100 * share / pairs for share in (total / max(count, 1), middle - half, middle + half))
+    return Difference(value=value, low=low, high=high)
 
 
 def wilson(share: float, count: int) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from advmoe.evaluation.target import Progress, Target, ignore
 from advmoe.files import drafted
 
 SLACK = 1e-6  # tolerance of the radius, for rounding
+L2_SLACK = 1e-5  # further tolerance in L2, relative to the radius: attacks sum the squares of many pixels in float32
 
 
 class Verdict(NamedTuple):
@@ -186,12 +187,19 @@ def correct_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
 
 @torch.no_grad()
 def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tensor:
-    """Attack once more, on the true network, the images that fooled only the faster copy, because the attack stopped there."""
-    disputed = ((target.search(x_adv).argmax(dim=1) != job.y) & (target.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
+    """Attack once more, on the true network, the images that fooled only the faster copy, because the attack stopped there.
+
+    An attack that fixes pathways also stops at an image that fools the copy with a fixed pathway.
+    """
+    true_job, held = replace(job, predict=target.model), ATTACKS[name].held
+    stopped = target.search(x_adv).argmax(dim=1) != job.y
+    if held is not None:
+        stopped |= held(job, x_adv) & ~held(true_job, x_adv)
+    disputed = (stopped & (target.model(x_adv).argmax(dim=1) == job.y)).nonzero()[:, 0]
     if len(disputed):
         rows = [job.images[row] for row in disputed.tolist()]
-        slow_job = replace(job, predict=target.model, x=job.x[disputed], y=job.y[disputed], images=rows)
-        x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(slow_job).detach())
+        true_job = replace(true_job, x=job.x[disputed], y=job.y[disputed], images=rows)
+        x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(true_job).detach())
     return x_adv
 
 
@@ -199,7 +207,8 @@ def _inside(x_adv: Tensor, x: Tensor, target: Target) -> Tensor:
     """Which images are finite, in [0, 1] and in the ball: [B] bool."""
     flat = (x_adv.double() - x.double()).flatten(1)
     distance = flat.abs().amax(dim=1) if target.norm == "Linf" else flat.norm(dim=1)
-    inside = (distance <= target.epsilon + SLACK) & torch.isfinite(flat).all(dim=1)
+    radius = target.epsilon * (1 if target.norm == "Linf" else 1 + L2_SLACK) + SLACK
+    inside = (distance <= radius) & torch.isfinite(flat).all(dim=1)
     return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
 
 

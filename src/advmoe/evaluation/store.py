@@ -147,8 +147,9 @@ def stored_shards(folder: Path) -> Iterator[tuple[int, Shard]]:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the results in a store."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the results in a store. Raises OSError if they cannot be removed."""
+    if folder.exists():
+        shutil.rmtree(folder)
 
 
 def shard_count(images: int, size: int = SHARD_SIZE) -> int:
