@@ -43,6 +43,13 @@ def test_advmoe_is_compared_with_its_control_image_by_image(flags, others, answe
     assert choice.startswith(f"Does choosing an expert help? {answer} (")
 
 
+def test_a_control_that_cannot_be_compared_is_not_called_missing():
+    routed, control = record("advmoe"), record("at_moe", num_experts=1)
+    routed.evaluation.flags, control.evaluation.flags = "10", "0"
+    choice = answers([routed, control])[-1]
+    assert choice.startswith("Does choosing an expert help? Not compared with the control with one expert: it was evaluated")
+
+
 def test_the_small_dense_network_is_no_control():
     routed, small, two_experts = record("advmoe"), record("at_small_dense"), record("at_moe")
     for one in (routed, small, two_experts):

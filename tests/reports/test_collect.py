@@ -128,7 +128,7 @@ def test_other_settings_in_one_cell_are_one_warning_and_the_newest_runs_count(tm
     assert newest.config.training.lr == 0.1
     (line,) = warnings
     assert "old.json: seed 0, 1 of advmoe, r 0.5, N 2, resnet18, fashion-mnist" in line
-    assert "other settings than the newer run's in" in line
+    assert "other settings than the run in" in line
     assert "new.json (training.lr: 0.05, not 0.1)" in line
 
 
@@ -202,6 +202,18 @@ def test_a_record_older_than_a_field_has_its_default():
     old = content()
     del old["config"]["training"]["router_warmup"]
     assert settings(checked_record(old, "here")) == settings(record())
+
+
+def test_a_run_that_was_evaluated_before_its_end_is_not_compared_with_finished_ones(tmp_path, warnings):
+    started = content(seed=2, history=content()["history"][:4])
+    write(tmp_path / "x.json", [content(), content(seed=1), started])
+    assert seeds_and_methods(collect(tmp_path, warnings.append)) == [("advmoe", 0), ("advmoe", 1)]
+    (line,) = warnings
+    assert "seed 2 of advmoe" in line
+    assert "(epochs trained: 4 of 6, not all)" in line
+    assert departures(checked_record(started, "here")) == ("epochs trained 4 of 6 (all)",)
+    one_phase = content("at_sparse", history=content()["history"])
+    assert departures(checked_record(one_phase, "here")) == ("epochs trained 6 of 12 (all)",)
 
 
 def test_departures_name_the_settings_that_are_not_the_default():

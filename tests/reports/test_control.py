@@ -1,4 +1,5 @@
-from records import record
+import pytest
+from records import attacked, record
 
 from advmoe.reports.control import comparison_line, worst_case_difference
 
@@ -20,3 +21,40 @@ def test_a_network_is_compared_with_its_control_image_by_image():
     assert comparison_line(*reversed(ahead)).endswith(": less robust")
     assert "evaluated on other images" in comparison_line(ahead[0], with_flags("1"))
     assert "epsilon or norm differs" in comparison_line(ahead[0], with_flags(ahead[1].evaluation.flags, epsilon=0.5))
+
+
+def test_seeds_on_the_same_images_are_not_more_images():
+    """Two seeds that agree on every image say as much about other images as one of them."""
+    pair = with_flags("1" * 60 + "0" * 40), with_flags("1" * 30 + "0" * 70)
+    one, two = worst_case_difference([pair]), worst_case_difference([pair, pair])
+    assert two.model_dump() == pytest.approx(one.model_dump())
+    against = with_flags("0" * 40 + "1" * 60), with_flags("0" * 70 + "1" * 30)
+    other_seed = worst_case_difference([pair, against])
+    assert other_seed.value == pytest.approx(30)
+    assert other_seed.high - other_seed.low < one.high - one.low
+
+
+def test_the_interval_over_two_seeds_by_hand():
+    """Differences 2, 1, 0, -1 of four images: mean 0.25, so 25 points; 6 squares, 4 for the two images that are added."""
+    seeds = [(with_flags("1100"), with_flags("0000")), (with_flags("1000"), with_flags("0001"))]
+    difference = worst_case_difference(seeds)
+    half = 1.959964 * (10 - 4 / 6) ** 0.5 / 6
+    expected = (25.0, 50 * (2 / 6 - half), 50 * (2 / 6 + half))
+    assert (difference.value, difference.low, difference.high) == pytest.approx(expected)
+
+
+def test_pairs_that_were_attacked_differently_are_left_out():
+    pair = with_flags("10"), with_flags("01")
+    more_attacks = attacked(with_flags("11"), "pgd_50", "pgd_10"), with_flags("00")
+    assert worst_case_difference([pair, more_attacks]) == worst_case_difference([pair])
+    assert worst_case_difference([more_attacks]) is None
+    assert "it was attacked differently" in comparison_line(*more_attacks)
+    earlier_attacks = with_flags("11", ra_worst=..., ra_worst_quick=40.0)  # another one has RA-worst by an earlier evaluation
+    assert "it was attacked differently" in comparison_line(earlier_attacks, pair[1])
+
+
+def test_a_network_attacked_by_another_version_is_not_compared():
+    old, new = (attacked(with_flags("10"), "reroute") for _ in range(2))
+    old.evaluation.attacks["reroute"].version = 1
+    assert "by another version" in comparison_line(new, old)
+    assert "on the same images: +0.0 points" in comparison_line(new, new)

@@ -7,8 +7,9 @@ import pytest
 from records import quick, record
 
 from advmoe.attacks.presets import QUICK_OF_VERSION_0_1
+from advmoe.attacks.registry import ATTACKS
 from advmoe.reports import cells, html, measures, paper_tables, plots, tables
-from advmoe.reports.measures import BY_NAME, MEASURES, Measure, attacks_of, label, measured, worst_of
+from advmoe.reports.measures import BY_NAME, MEASURES, QUICK, Measure, attacks_of, label, measured, worst_of
 
 SOURCE = Path(measures.__file__).parents[1]
 
@@ -49,6 +50,27 @@ def test_the_former_quick_preset_is_distinguished_from_the_present_one():
     assert worst_of(former).label == "RA-worst (quick of 0.1)"
     assert BY_NAME["ra_worst_quick"].value(former) is None
     assert cells.attacks_in_words(attacks_of(former)) == "the preset quick of version 0.1"
+
+
+def with_attacks(run, attacks, left_out):
+    """The Record with these attacks and those left out."""
+    evaluation = run.evaluation.model_copy(update={"attacks": dict.fromkeys(attacks), "left_out": dict.fromkeys(left_out, "why")})
+    return run.model_copy(update={"evaluation": evaluation})
+
+
+def test_attacks_on_routing_left_out_of_a_routed_network_are_missing():
+    """In L2, or with a pathway budget of 0: on a dense network they could not break anything, on a routed one they could."""
+    routing = [name for name in QUICK if ATTACKS[name].needs == "routing"]
+    partial = {"ra_worst": ..., "ra_worst_quick": 40.0, "norm": "L2"}
+    routed, dense = (with_attacks(record(method, **partial), QUICK - set(routing), routing) for method in ("advmoe", "at_dense"))
+    assert attacks_of(dense) == QUICK > attacks_of(routed)
+    assert (worst_of(dense).name, worst_of(routed).name) == ("ra_worst_quick", "ra_worst_listed")
+    for traces in ({"layers": []}, {"evaluation": routed.evaluation.model_copy(update={"routing": None})}):
+        assert attacks_of(routed.model_copy(update=traces)) == attacks_of(routed)  # one trace of routing is enough
+    without_paths = with_attacks(record(), ["pgd_50", "reroute"], ["paths"])
+    without_paths = without_paths.model_copy(update={"layers": []})
+    without_paths.evaluation.routing = None
+    assert attacks_of(without_paths) == {"pgd_50", "reroute"}
 
 
 def test_other_numbers_of_steps_follow_the_listed_ones():

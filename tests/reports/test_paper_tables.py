@@ -17,7 +17,8 @@ def paper_run(name, seed=0, **changes):
     figures = {"sa": 80.0 + seed, "ra": {"50": 51.0 + seed}, "ra_aa": 46.0 + seed, "ra_worst": 45.0 + seed, "gmacs": 0.15}
     backbone = config["model"]["backbone"]
     trusted = {**content()["evaluation"], "checks": []}
-    return record(config["method"], seed, **(data | figures | {"backbone": backbone, "evaluation": trusted} | changes))
+    fields = {"backbone": backbone, "evaluation": trusted, "history": []}
+    return record(config["method"], seed, **(data | figures | fields | changes))
 
 
 def rows_of(table):

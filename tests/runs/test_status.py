@@ -93,6 +93,14 @@ def test_a_record_of_another_threat_is_not_the_wanted_one(folder, fields):
     assert read_run(run).state is State.DONE
 
 
+def test_a_record_from_before_the_end_of_the_training_does_not_count(folder):
+    run = folder()
+    trained(run, 3)
+    for epochs, state in ((1, State.TRAINED), (3, State.DONE)):
+        evaluated(run, QUICK, history=[{"epoch": epoch + 1} for epoch in range(epochs)])
+        assert [read_run(run, attacks).state for attacks in (QUICK, None)] == [state, state]
+
+
 @pytest.mark.parametrize("text", ['{"evaluation": {"att', "[]", "null", '{"evaluation": 3}'])
 def test_a_damaged_record_does_not_count(folder, text):
     run = folder()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import points
 from advmoe.reports.collect import cell_of
-from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
+from advmoe.reports.control import CONTROL, NO_CONTROL, obstacle, worst_case_difference
 
 
 def answers(records: Iterable[Record]) -> list[str]:
@@ -55,5 +55,5 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
         verdict = "No, it harms in this seed" if difference.high < 0 else verdict
         first = f"{verdict}: the share of images that withstand every attack changes by {points(difference)} against {CONTROL}."
     else:
-        first = NO_CONTROL
-    return [" ".join(("Does choosing an expert help?", first, *parts))] if parts or difference else []
+        first = f"Not compared with {CONTROL}: {obstacle(routed, control)}." if control else NO_CONTROL
+    return [" ".join(("Does choosing an expert help?", first, *parts))] if parts or control else []

@@ -111,7 +111,8 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
     Reads every record.json, and every other JSON file outside of run folders that holds a Record or a list of Records. `warn` gets
     one line for each file that is skipped because it is broken or holds no Record, and one for each Record with a damaged part that
     is dropped. If runs of one cell have different settings, or the same seed twice, the newest run and those with its settings are
-    kept, and `warn` gets one line for each other. Raises UserError if there is no Record.
+    kept, and `warn` gets one line for each other. A run that was evaluated before its end counts as older than all that were not.
+    Raises UserError if there is no Record.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder")
@@ -120,7 +121,7 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
     once = {record.model_dump_json(): (path, record) for path, record in reversed(pairs)}  # copies of a Record are one
     cells: dict[Cell, list[RecordFile]] = defaultdict(list)
-    for path, record in sorted(once.values(), key=lambda pair: pair[1].time, reverse=True):
+    for path, record in sorted(once.values(), key=lambda pair: (_epochs_trained(pair[1]) == "all", pair[1].time), reverse=True):
         cells[cell_of(record)].append((path, record))
     return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], warn)]
 
@@ -157,12 +158,20 @@ def _read(path: Path, warn: Warn) -> list[RecordFile]:
 
 def settings(record: Record) -> dict[str, object]:
     """All settings that can change a run's result, except its seed: 'section.field' -> value, of the fields that its method uses,
-    with the data's fingerprint and the evaluator. A field that the Record is too old to have gets its default."""
+    with the data's fingerprint, the evaluator and the epochs trained. A field that the Record is too old to have gets its
+    default."""
     method = record.method
     ignored = {*NOT_COMPARED, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
     flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
-    flat["evaluator"] = evaluator(record)
+    flat |= {"evaluator": evaluator(record), "epochs trained": _epochs_trained(record)}
     return {name: value for name, value in flat.items() if name not in ignored}
+
+
+def _epochs_trained(record: Record) -> str:
+    """'all', or '3 of 6' for a run that was evaluated before its end."""
+    phases = len(METHODS[record.method].phases) if record.method in METHODS else 1
+    trained, epochs = len(record.history), phases * record.config.training.epochs
+    return f"{trained} of {epochs}" if 0 < trained < epochs else "all"
 
 
 def shared_settings(record: Record) -> dict[str, object]:
@@ -172,7 +181,7 @@ def shared_settings(record: Record) -> dict[str, object]:
 
 def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
-    defaults = _flat(to_dict(RunConfig())) | {"evaluator": "current"}
+    defaults = _flat(to_dict(RunConfig())) | {"evaluator": "current", "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
     others = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
     return tuple(
@@ -183,12 +192,12 @@ def departures(record: Record) -> tuple[str, ...]:
 
 
 def _of_one_setting(cell: Cell, runs: list[RecordFile], warn: Warn) -> list[Record]:
-    """One run for each seed, with the settings of the newest run; `runs` are sorted, the newest first."""
-    newest, newest_settings = runs[0][0], settings(runs[0][1])
+    """One run for each seed, with the settings of the first run; `runs` are sorted, the newest first."""
+    first, first_settings = runs[0][0], settings(runs[0][1])
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
     by_seed: dict[int, RecordFile] = {}
     for path, record in runs:
-        difference = differing(settings(record), newest_settings)
+        difference = differing(settings(record), first_settings)
         if difference:
             others[path, difference].append(record.seed)
         elif record.seed not in by_seed:
@@ -197,7 +206,7 @@ def _of_one_setting(cell: Cell, runs: list[RecordFile], warn: Warn) -> list[Reco
             warn(f"left out, {path}: seed {record.seed} of {cell.words}: {by_seed[record.seed][0]} holds a newer run of it")
     for (path, difference), seeds in others.items():
         numbers = ", ".join(str(seed) for seed in sorted(set(seeds)))
-        warn(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the newer run's in {newest} ({difference})")
+        warn(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the run in {first} ({difference})")
     return [by_seed[seed][1] for seed in sorted(by_seed)]
 
 

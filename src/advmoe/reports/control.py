@@ -4,40 +4,55 @@ from collections.abc import Iterable
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
-from advmoe.evaluation.results import paired
+from advmoe.evaluation.results import mean_difference
 from advmoe.reports.attacks import points
-from advmoe.reports.measures import attacks_of, worst_of
+from advmoe.reports.measures import attacks_of, evaluator, worst_of
 
 CONTROL = "the control with one expert"
 NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe suffix -n1, or num_experts: 1 in a sweep file)."
 
 
 def worst_case_difference(pairs: Iterable[tuple[Record, Record]]) -> Difference | None:
-    """RA-worst of networks minus that of their controls, on the same images, in points, with its 95 % interval.
+    """RA-worst of networks minus that of their controls, on the same images, in points, with its 95 % interval over the images.
 
-    Pairs that were evaluated on different images, or without flags of the robust images, are left out; None if no pair remains.
+    Pairs that cannot be compared are left out, and pairs on other images than the first one's; None if no pair remains.
     """
-    cells = [
-        cell for record, control in pairs if _same_images(record, control)
-        for cell in zip(record.evaluation.flags, control.evaluation.flags, strict=True)
-    ]  # fmt: skip
-    return paired(cells.count(("1", "0")), cells.count(("0", "1")), len(cells)) if cells else None
+    comparable = [(record, control) for record, control in pairs if not obstacle(record, control)]
+    same = [(record, control) for record, control in comparable if _same_images(record, comparable[0][0])]
+    if not same:
+        return None
+    by_pair = [[(a == "1") - (b == "1") for a, b in zip(_flags(one), _flags(other), strict=True)] for one, other in same]
+    differences = [sum(of_image) for of_image in zip(*by_pair, strict=True)]
+    return mean_difference(sum(differences), sum(value**2 for value in differences), len(differences), len(same))
 
 
-def _same_images(record: Record, control: Record) -> bool:
-    flags, others = record.evaluation.flags, control.evaluation.flags
-    return record.fingerprint == control.fingerprint and len(flags) == len(others) > 0
+def obstacle(record: Record, control: Record) -> str:
+    """Why the worst cases of two Records cannot be compared image by image; empty if they can."""
+    if (record.epsilon, record.norm) != (control.epsilon, control.norm):
+        return "its epsilon or norm differs"
+    measures = worst_of(record).name, worst_of(control).name
+    if attacks_of(record) != attacks_of(control) or measures[0] != measures[1]:
+        return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"
+    if evaluator(record) != evaluator(control):
+        return "it was attacked by another version of advmoe; evaluate both with the same one"
+    if not _same_images(record, control):
+        return "it was evaluated on other images, or a Record does not say which images are robust"
+    return ""
+
+
+def _same_images(record: Record, other: Record) -> bool:
+    return record.fingerprint == other.fingerprint and len(_flags(record)) == len(_flags(other)) > 0
+
+
+def _flags(record: Record) -> str:
+    return record.evaluation.flags
 
 
 def comparison_line(record: Record, control: Record) -> str:
     """The difference in one line, or the reason why the two cannot be compared."""
     name = control.run or "the control"
-    if (record.epsilon, record.norm) != (control.epsilon, control.norm):
-        return f"not compared with {name}: its epsilon or norm differs"
-    if attacks_of(record) != attacks_of(control):
-        return f"not compared with {name}: it was attacked differently; evaluate both with the same preset"
     difference = worst_case_difference([(record, control)])
     if difference is None:
-        return f"not compared with {name}: it was evaluated on other images, or a Record does not say which images are robust"
+        return f"not compared with {name}: {obstacle(record, control)}"
     verdict = "more robust" if difference.low > 0 else "less robust" if difference.high < 0 else "no significant difference"
     return f"{worst_of(record).label} minus that of {name}, on the same images: {points(difference)}: {verdict}"

@@ -43,10 +43,21 @@ class Measure:
 
 
 def attacks_of(record: Record) -> frozenset[str]:
-    """The attacks behind a Record's worst case: those that were run, and attacks on routing that do not apply to the network."""
+    """The attacks behind a Record's worst case: those that were run and, for a network that does not route, the attacks on routing
+    that were left out. On a network that routes, these are left out for another reason: the norm, or a pathway budget of 0."""
     evaluation = record.evaluation
-    inapplicable = (name for name in evaluation.left_out if name in ATTACKS and ATTACKS[name].needs == "routing")
+    inapplicable = [] if _routes(record) else [name for name in evaluation.left_out if _needs_routing(name)]
     return frozenset([*evaluation.attacks, *inapplicable])
+
+
+def _routes(record: Record) -> bool:
+    """Whether the network routes. A Record of a dense network has neither layers nor figures nor attacks of routing."""
+    evaluation = record.evaluation
+    return bool(record.layers) or evaluation.routing is not None or any(map(_needs_routing, evaluation.attacks))
+
+
+def _needs_routing(attack: str) -> bool:
+    return attack in ATTACKS and ATTACKS[attack].needs == "routing"
 
 
 def evaluator(record: Record) -> str:

@@ -41,6 +41,7 @@ class EpochSummary:
 @dataclass(frozen=True)
 class RecordSummary:
     """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run, or skipped for a reason.
+    `epochs` were trained when the network was evaluated; 0 if the file does not say it.
 
     `threat` is (norm, epsilon, seed of the attacks, limit_test); a value is None if it is not in the file.
     """
@@ -50,6 +51,7 @@ class RecordSummary:
     ra_worst_quick: float | None
     attacks: frozenset[str]
     seconds: float
+    epochs: int
     threat: tuple[str | None, float | None, int | None, int | None]
 
 
@@ -91,12 +93,13 @@ def record_summary(path: Path) -> RecordSummary | None:
     evaluation, config = _mapping(content, "evaluation"), _mapping(content, "config")
     attacks, left_out = _mapping(evaluation, "attacks"), _mapping(evaluation, "left_out")
     seed, limit = content.get("attack_seed"), _mapping(config, "data").get("limit_test")
-    norm = content.get("norm")
+    norm, history = content.get("norm"), content.get("history")
     return RecordSummary(
         _number(content, "sa"), _number(content, "ra_worst"), _number(content, "ra_worst_quick"),
         frozenset((*attacks, *left_out)),
         # the seconds of a resumed evaluation are those since it was resumed; the attacks' seconds are complete
         max(_number(content, "evaluate_seconds") or 0.0, sum(_number(attack, "seconds") or 0.0 for attack in attacks.values())),
+        len(history) if isinstance(history, list) else 0,
         (
             norm if isinstance(norm, str) else None, _number(content, "epsilon"),
             seed if type(seed) is int else None, limit if type(limit) is int else None,

@@ -196,9 +196,11 @@ class _Files:
         return State.EVALUATING if active else State.STALLED
 
     def is_evaluated(self) -> bool:
-        """Whether the Record is that of the requested evaluation."""
-        if self.record is None or self.attacks is None or self.config is None:
-            return self.record is not None
+        """Whether the Record is that of the requested evaluation, and of the end of the run."""
+        if self.record is None or 0 < self.record.epochs < len(self.rows):
+            return False
+        if self.attacks is None or self.config is None:
+            return True
         requested = ("Linf", self.config.attack.epsilon, 0, self.config.data.limit_test)
         return self.record.threat == requested and self.record.attacks >= frozenset(self.attacks)
 
