@@ -32,6 +32,16 @@ def test_a_file_is_replaced_only_when_the_block_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_writers_of_one_file_do_not_share_a_draft(tmp_path: Path) -> None:
+    """Processes in two containers may have the same number, so the number is no name."""
+    path = tmp_path / "file"
+    with drafted(path) as first, drafted(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("text", ["[1]", "3", "{", "[" * 100_000, '{"a": 1', ""])
 def test_a_file_without_a_json_object_is_none(text: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text(text)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,8 +16,11 @@ JsonObject = dict[str, Any]  # the content of a file; its reader checks the valu
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` for this process. It replaces `path` if the block succeeds; otherwise it is removed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.draft")
+    """A new temporary file beside `path`. It replaces `path` if the block succeeds; otherwise it is removed.
+
+    Its name is random: processes of several machines or containers that share the folder may have the same number.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
     try:
         yield draft
         sync(draft)

@@ -64,6 +64,11 @@ def test_another_route_differs_unless_rounding_decides_it():
     assert comparison.largest == 0.0
 
 
+def test_nothing_is_equal_if_nothing_is_compared():
+    comparison = compare(reference([0.5 * MARGIN] * 3), predictor(LOGITS.flip(1)), PIXELS, 3)
+    assert (comparison.compared, comparison.equal, comparison.differing) == (0, False, ())
+
+
 def test_another_class_and_a_nan_differ():
     close = LOGITS[:1].repeat(3, 1) * 0 + torch.tensor([[0.0, 2e-5]])
     close_outputs = Outputs(close, ROUTES, torch.ones(3))

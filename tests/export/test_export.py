@@ -51,6 +51,13 @@ def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
         assert same.all()
 
 
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[3]], ids=str)
+def test_tracing_does_not_change_the_network(kind):
+    model = learned(kind).double()
+    Traceable(model)
+    assert {(parameter.dtype, parameter.requires_grad) for parameter in model.parameters()} == {(torch.float64, True)}
+
+
 def test_a_bfloat16_file_has_the_outputs_of_the_traceable_network_at_every_batch(tmp_path):
     model, pixels = learned(MoEKind(0.5, 2), SMALLEST), noise(70)
     predict = export(model, SPEC.shape, tmp_path / "network", encoding=Encoding("torch-export", "bfloat16"))

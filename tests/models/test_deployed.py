@@ -31,6 +31,13 @@ def test_same_logits_and_routes(backbone, kind):
     assert not any(isinstance(module, Router) for module in copy.modules())
 
 
+@pytest.mark.parametrize("kind", KINDS[-2:], ids=str)
+def test_the_network_does_not_change(kind):
+    model = random_network("resnet18", kind)
+    deployed(model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 @torch.inference_mode()
 def test_single_precision_gives_the_same_within_rounding(kind):

@@ -116,6 +116,8 @@ def _print(arguments: ExportArguments, comparisons: Sequence[Comparison | Agreem
 
 def _verdict(comparison: Comparison | Agreement) -> str:
     if isinstance(comparison, Comparison):
+        if not comparison.compared:
+            return "NONE COMPARED"
         same = "the same classes and routes as PyTorch" if comparison.equal else f"{len(comparison.differing)} DIFFER"
         return f"{same}, logits within {comparison.largest:.1e}"
     routes = "" if comparison.routes is None else f", {comparison.routes:.1f} % by the same route"

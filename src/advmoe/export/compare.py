@@ -32,8 +32,14 @@ class Comparison:
     """The largest difference between logits in the compared rows."""
 
     @property
+    def compared(self) -> int:
+        """The number of compared images."""
+        return self.images - len(self.undecided)
+
+    @property
     def equal(self) -> bool:
-        return not self.differing
+        """Whether images were compared, and none differs."""
+        return self.compared > 0 and not self.differing
 
 
 @dataclass(frozen=True)

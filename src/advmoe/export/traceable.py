@@ -14,6 +14,7 @@ from advmoe.models import Classifier, fused
 from advmoe.models.fused import fold_routers
 from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import MoEConv2d
+from advmoe.moe.convert.prepare import copied
 from advmoe.moe.replace import replace_modules
 
 TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants
@@ -59,8 +60,8 @@ class Traceable(nn.Module):
 
     def __init__(self, model: Classifier, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.network = fused(model).float().cpu()
-        fold_routers(self.network)  # which the fused copy shares with the network
+        self.network = fused(copied(model)).float().cpu()  # fused() shares the routers with its argument
+        fold_routers(self.network)
         self.routed = bool(self.network.moe_layers())
         replace_modules(self.network, lambda module: TraceableConv2d(module) if isinstance(module, MoEConv2d) else module)
         if dtype is not torch.float32:

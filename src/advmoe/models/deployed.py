@@ -10,6 +10,7 @@ from advmoe.models.packed import PackedConv2d
 from advmoe.models.resnet import BasicBlock
 from advmoe.models.routed import RoutedConv2d, UnroutedConv2d
 from advmoe.moe import DenseConv2d, MoEConv2d, PlainConv2d, RoutedNetwork
+from advmoe.moe.convert.prepare import copied
 from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
@@ -27,7 +28,7 @@ def deployed(model: Network) -> Network:
     All parameters are frozen. Only hard and forced gates work, and `moe_layers()` is empty. `fused` makes a copy whose routers can
     learn and that supports all gates.
     """
-    copy = fused(model)
+    copy = fused(copied(model))  # fused() shares the routers with its argument
     fold_routers(copy)
     replace_modules(copy, _for_inference)
     for module in copy.modules():
