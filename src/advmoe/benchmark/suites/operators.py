@@ -35,16 +35,10 @@ def measure(setup: Setup) -> Iterator[Row]:
         yield Row(suite="operators", case=f"{case}, operators", what=kind, value=count, unit="count")
 
 
-def profiled(
-    call: Callable[[], object],
-    passes: int,
-    parts: Mapping[str, tuple[str, ...]],
-    spans: Mapping[str, tuple[str, ...]],
-    warm_up: int,
-) -> tuple[dict[str, float], float]:
-    """The seconds of each part of a call, and the number of operators called, after `warm_up` calls.
+def profiled(call: Callable[[], object], passes: int, parts: Parts, spans: Parts, warm_up: int) -> tuple[dict[str, float], float]:
+    """The seconds of each part of a call, and the number of operators called: means over `passes` calls, after `warm_up` calls.
 
-    A part of `parts` takes the time of these operators without what they call, a part of `spans` with it.
+    The time of a part in `parts` excludes the operators that its operators call; in `spans` it includes them.
     """
     for _ in range(warm_up):
         call()
