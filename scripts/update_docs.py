@@ -18,6 +18,7 @@ from advmoe.benchmark.machine import Machine
 from advmoe.benchmark.rows import Report, Row, number
 from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.evaluation.record import Record, record_schema
+from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.answers import answers
@@ -194,22 +195,69 @@ def robustness() -> str:
     return "\n\n".join([f"![{alt}]({IMAGE})", *lines, choice_text(), scale_text(main_records()[0])])
 
 
-def choice_text() -> str:
-    """The verdict on choosing an expert, with the difference of each method from its control."""
+def differences_from_control() -> dict[Cell, tuple[Difference, int]]:
+    """Each routed network's difference in the worst case from its control, and the number of seeds that both have."""
     runs: dict[Cell, dict[int, Record]] = {}
     for record in main_records():
         runs.setdefault(cell_of(record), {})[record.seed] = record
-    differences = []
+    differences = {}
     for cell, seeds in runs.items():
         control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if cell.method in ROUTED else {}
         pairs = [(record, control[seed]) for seed, record in seeds.items() if seed in control]
         if difference := worst_case_difference(pairs):
-            differences.append(f"{network_title(cell)}: {points(difference)}, {len(pairs)} seed{'s' * (len(pairs) > 1)}")
+            differences[cell] = (difference, len(pairs))
+    return differences
+
+
+def over_seeds(difference: Difference, seeds: int) -> str:
+    """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
+    return f"{points(difference)}, {seeds} seed{'s' * (seeds > 1)}"
+
+
+def choice_text() -> str:
+    """The verdict on choosing an expert, with the difference of each method from its control."""
+    differences = [f"{network_title(cell)}: {over_seeds(*found)}" for cell, found in differences_from_control().items()]
     (claim,) = (claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim))
     return (
         f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {label('ra_worst_quick')} minus that of {CONTROL}, on "
         f"the same images, with the 95 % interval over the images: {'; '.join(differences)}."
     )
+
+
+def choice_table() -> str:
+    """The methods over seeds, and each routed network's difference from its control."""
+    differences = differences_from_control()
+    lines = ["| network | GMACs | SA | RA-50 | RA-worst (quick) | seeds | against one expert, image by image |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for summary in summarise(main_records()):
+        figures = [spread(summary.figures[name]) for name in ("sa", "ra_50", "ra_worst_quick")]
+        against = over_seeds(*differences[summary.cell]) if summary.cell in differences else ""
+        cells = [network_title(summary.cell), f"{summary.figures['gmacs'].mean:.4f}", *figures, str(summary.n), against]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ingredients_table() -> str:
+    """Each variant of results/choices/ingredients.json, mean over its seeds, with its differences from two runs: the same network
+    without the ingredient, and the control with the same ingredient."""
+    runs: dict[str, dict[int, Record]] = {}
+    for record in records("results/choices/ingredients.json"):
+        runs.setdefault(record.run.removeprefix("cifar10-resnet18-").removesuffix(f"-s{record.seed}"), {})[record.seed] = record
+
+    def against(variant: str, other: str) -> str:
+        pairs = [(record, runs[other][seed]) for seed, record in runs[variant].items() if seed in runs.get(other, {})]
+        difference = None if variant == other else worst_case_difference(pairs)
+        return "" if difference is None else points(difference)
+
+    lines = ["| run | seeds | SA | RA-50 | RA-worst (quick) | minus its base | minus the control |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for variant, seeds in runs.items():
+        (network,) = (name for name in ("advmoe", "at_moe-n1", "at_small_dense") if variant.startswith(name))
+        values = zip(*((record.sa, record.ra["50"], record.worst) for record in seeds.values()), strict=True)
+        means = [f"{sum(of_seeds) / len(seeds):.1f}" for of_seeds in values]
+        differences = [against(variant, f"{network}-base"), against(variant, variant.replace(network, "at_moe-n1"))]
+        lines.append(f"| {' | '.join([f'`{variant}`', ', '.join(map(str, sorted(seeds))), *means, *differences])} |")
+    return "\n".join(lines)
 
 
 def scale_text(record: Record) -> str:
@@ -307,6 +355,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "standard": lambda: table(records("results/evaluation/cifar10_standard.json")),
     },
     "docs/start.md": {"demo": demo},
+    "docs/choices.md": {"choice": choice_table, "ingredients": ingredients_table},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
         "scaling": lambda: benchmark_table("scaling", ("scaling",)),
