@@ -242,6 +242,7 @@ def ingredients_table() -> str:
     without the ingredient, and the control with the same ingredient."""
     runs: dict[str, dict[int, Record]] = {}
     for record in records("results/choices/ingredients.json"):
+        assert record.run is not None  # a sweep names its runs
         runs.setdefault(record.run.removeprefix("cifar10-resnet18-").removesuffix(f"-s{record.seed}"), {})[record.seed] = record
 
     def against(variant: str, other: str) -> str:

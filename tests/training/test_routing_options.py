@@ -12,7 +12,6 @@ from advmoe.data import load_dataset
 from advmoe.training import start
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
-from advmoe.training.methods import METHODS
 from advmoe.training.start import network
 
 
@@ -171,7 +170,7 @@ def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion
     for seed in seeds:
         config = tiny(backbone="resnet18", seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
         model = network(config, fashion_mnist.spec)
-        start.calibrate(start.train_state(config, model, METHODS["advmoe"].phases[0]), fashion_mnist.train)
+        start.calibrate(model, config, fashion_mnist.train)
         assert not model.training
         with torch.no_grad():
             _, routings = model.forward_routed(fashion_mnist.train[torch.arange(400)].pixels())

@@ -80,7 +80,7 @@ class Run:
             trained = restore(state, latest, within)
         elif not self.history:
             distributed.broadcast_state(self.model)
-            calibrate(state, self.splits.train)
+            calibrate(self.model, self.config, self.splits.train)
         synchronise(self.model, distributed.world_size() > 1 and self.config.training.sync_norm)
         if self.config.training.ema:
             state.ema = Ema(self.model, self.config.training.ema)

@@ -193,25 +193,25 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
 
 
 @torch.inference_mode()
-def calibrate(state: TrainState, images: Source) -> None:
+def calibrate(model: Classifier, config: RunConfig, images: Source) -> None:
     """Set the running statistics of routers and batch norms to means over the first training batches.
 
     Routers standardise what the batch norms return in eval mode, so both must be equally up to date. With the momentum of batch
     norm a new router would send all images to one expert.
     """
-    size = state.config.training.batch_size
-    (order,) = epoch_order(state.config.seed, 0, 1, len(images), size)
-    norms = [module for module in state.model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
-    state.model.train()
+    size = config.training.batch_size
+    (order,) = epoch_order(config.seed, 0, 1, len(images), size)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
+    model.train()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # in torch, None means plain averages
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
         rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
-        state.model(images[rows].pixels())
+        model(images[rows].pixels())
     for norm in norms:
         norm.momentum = MOMENTUM
-    state.model.eval()
+    model.eval()
 
 
 def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Images, ...]]:
