@@ -13,8 +13,10 @@ import pytest
 import torch
 from small_backbone import SMALL
 
+from advmoe.cli.evaluate import WORKER
 from advmoe.cli.main import main
 from advmoe.evaluation import PRESETS
+from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.store import remove_results
 from advmoe.models.digest import weights_digest
@@ -72,18 +74,40 @@ def error_line(capsys, *arguments):
     return captured.err
 
 
-def test_a_killed_evaluation_continues_to_the_same_record(unbroken, run):
-    """A real SIGKILL in the middle of a real process."""
-    command = [sys.executable, "-m", "advmoe", "evaluate", str(run), *PLAN]
-    environment = {**ENVIRONMENT, "PAUSE_AT": "evaluation/shard-00001.json"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    (run / "record.json").unlink(missing_ok=True)
+def paused(run, *arguments, **environment):
+    """A process that evaluates, and waits once it has written the second shard for the first time."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "advmoe", "evaluate", str(run), *PLAN, *arguments],
+        env={**ENVIRONMENT, "PAUSE_AT": "evaluation/shard-00001.json", **environment},
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def wait_for_second_shard(process, run):
     while process.poll() is None and not (run / "evaluation/shard-00001.json").exists():
         time.sleep(0.01)
+
+
+def contents(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def test_a_second_evaluation_is_refused_until_the_first_is_killed_and_then_continues_to_the_same_record(unbroken, run, capsys):
+    """A real SIGKILL in the middle of a real process."""
+    (run / "record.json").unlink(missing_ok=True)
+    process = paused(run)
+    wait_for_second_shard(process, run)
+    before = contents(run)
+    for arguments in ([], ["--fresh"], ["--attacks", "pgd_20"], ["--part", "1", "2"], ["--processes", "2"]):
+        line = error_line(capsys, run, *PLAN, *arguments)
+        assert f"{run}/evaluation: process {process.pid} on " in line
+        assert line.endswith(" is already evaluating in this folder; wait for it to finish\n")
+    assert contents(run) == before
+    assert process.poll() is None
     process.kill()
     assert process.wait() == -9
     assert not (run / "record.json").exists()
-    assert main(command[3:]) == 0
+    assert main(["evaluate", str(run), *PLAN]) == 0
     assert figures(run) == unbroken
 
 
@@ -101,6 +125,14 @@ def test_two_processes_give_the_same_record(unbroken, run, monkeypatch):
     assert main(["evaluate", str(run), "--processes", "2", *PLAN]) == 0
     assert figures(run) == unbroken
     assert len(list((run / "evaluation").glob("shard-*.json"))) == 3
+
+
+def test_a_worker_uses_the_claim_of_its_parent_and_ends_with_it(run):
+    with claimed(run / "evaluation"), paused(run, "--part", "1", "2", **{WORKER: "1"}) as process:
+        wait_for_second_shard(process, run)
+        assert process.poll() is None
+        process.stdin.close()
+        assert process.wait(timeout=60) == 1
 
 
 def test_shards_of_another_seed_are_one_line(run, capsys):

@@ -207,17 +207,17 @@ def test_transfer_attacks_from_another_network_are_run_again(run_evaluation, tmp
     assert figures(evaluation) == figures(run_evaluation(preset=("transfer",), transfer=second))
 
 
-def test_two_processes_may_start_the_same_evaluation_at_once(run_evaluation, tmp_path, monkeypatch):
-    """Both find no key file and write one; neither fails on the other's draft."""
+def test_two_parts_may_start_at_once(run_evaluation, tmp_path, monkeypatch):
+    """Both processes find no key file and write one; neither fails on the other's draft."""
     write_json = store.write_json
 
     def write_after_another_process(path, content):
         monkeypatch.setattr(store, "write_json", write_json)
-        run_evaluation(store=tmp_path, preset=("pgd_10",))
+        run_evaluation(store=tmp_path, preset=("pgd_10",), part=(1, 2))
         write_json(path, content)
 
     monkeypatch.setattr(store, "write_json", write_after_another_process)
-    run_evaluation(store=tmp_path, preset=("pgd_10",))
+    run_evaluation(store=tmp_path, preset=("pgd_10",), part=(0, 2))
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("Linf", EPSILON), ("L2", 0.1)])

@@ -2,11 +2,12 @@
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.data.test_set import ExtraTestSet
 from advmoe.errors import UserError
+from advmoe.evaluation.claim import Part, claimed
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.evaluation.robustbench import model_info
@@ -31,13 +33,18 @@ from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.models import Classifier
+from advmoe.parent import end_with_parent
 from advmoe.reports.control import comparison_line
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.start import autocast
 
+WORKER = "ADVMOE_WORKER"  # this environment variable marks the processes that --processes starts
+
 
 def run(arguments: EvaluateCommand) -> None:
+    if WORKER in os.environ:
+        end_with_parent()
     resolve(arguments.preset)  # an unknown attack is refused before --fresh deletes anything
     with distributed.process_group(device(arguments.runtime)):
         if distributed.world_size() > 1 and (arguments.part is not None or arguments.processes > 1):
@@ -47,10 +54,43 @@ def run(arguments: EvaluateCommand) -> None:
 
 def _evaluate(arguments: EvaluateCommand) -> None:
     network, config, splits = _trained(arguments.run, arguments)
-    transfer, store = _transfer(arguments, splits), network.store
+    transfer = _transfer(arguments, splits)
     control = None if arguments.control is None else _control(arguments.control, arguments)
     if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
         raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
+    with _claimed(network.store, arguments.part or (0, 1)):
+        record = _record(arguments, network, config, splits, transfer)
+        if record is None:
+            return
+        write_record(network.record, record, arguments.keep_images)
+    if arguments.robustbench is not None:
+        write_json(arguments.robustbench, model_info(record), indent=2)
+    if arguments.json:
+        print(json.dumps((record if arguments.keep_images else record.without_images()).to_json()))
+        return
+    title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
+    console().print(record_table([record], title))
+    lines = evaluation_lines(record.evaluation)
+    for line in lines if control is None else [*lines, comparison_line(record, control)]:
+        console().print(line, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _claimed(store: Path, part: Part) -> Iterator[None]:
+    """Claim the shards during the block. Rank 0 claims for all ranks, and a process with --processes for its workers."""
+    if WORKER in os.environ:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        distributed.on_rank_zero(lambda: stack.enter_context(claimed(store, part)))
+        yield
+
+
+def _record(
+    arguments: EvaluateCommand, network: Subject, config: RunConfig, splits: Splits, transfer: Classifier | None
+) -> Record | None:
+    """The Record of the evaluation; None for a part of the shards, and on the ranks above 0."""
+    store = network.store
     if arguments.fresh:
         distributed.on_rank_zero(lambda: remove_results(store))
     shards = shard_count(len(splits.test), arguments.shard_size)
@@ -70,21 +110,9 @@ def _evaluate(arguments: EvaluateCommand) -> None:
             evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))
         distributed.barrier()
         if distributed.rank() > 0:
-            return
+            return None
         record = evaluated(replace(options, part=arguments.part or (0, 1)))
-    if arguments.part is not None:
-        return
-    write_record(network.record, record, arguments.keep_images)
-    if arguments.robustbench is not None:
-        write_json(arguments.robustbench, model_info(record), indent=2)
-    if arguments.json:
-        print(json.dumps((record if arguments.keep_images else record.without_images()).to_json()))
-        return
-    title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
-    console().print(record_table([record], title))
-    lines = evaluation_lines(record.evaluation)
-    for line in lines if control is None else [*lines, comparison_line(record, control)]:
-        console().print(line, highlight=False, soft_wrap=True)
+    return None if arguments.part is not None else record
 
 
 def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfig, Splits]:
@@ -140,13 +168,18 @@ def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
     command = [sys.executable, "-m", "advmoe", "evaluate", *argv, "--processes", "1", "--threads", str(threads)]
+    environment = {**os.environ, WORKER: "1"}
     with contextlib.ExitStack() as stack:
         workers = []
         for number in range(count):
             cuda = ["--device", f"cuda:{number % devices}"] if devices > 1 and arguments.runtime.device == "auto" else []
             part = ["--part", str(number), str(count)]
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
-            process = subprocess.Popen([*command, *part, *cuda], stdout=subprocess.DEVNULL, stderr=errors)
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [*command, *part, *cuda], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+                )
+            )
             stack.callback(process.terminate)  # so that they stop with this process; no effect on finished ones
             workers.append((process, errors))
         while any(process.poll() is None for process, _ in workers):

@@ -11,7 +11,7 @@ from advmoe.evaluation.provenance import provenance
 from advmoe.evaluation.record import HistoryRow, Record, RecordedTeacher
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.results import Evaluation
-from advmoe.evaluation.runner import evaluate_with
+from advmoe.evaluation.runner import evaluate_claimed
 from advmoe.evaluation.snapshot import Snapshot, snapshot
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
@@ -95,10 +95,11 @@ def _teacher(trained: Trained) -> RecordedTeacher | None:
 def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:
     """Run `evaluate` on the test part, and return the Record. `dense` is the cost of the dense network.
 
-    If only a part of the shards is evaluated, the Record has no snapshot.
+    If only a part of the shards is evaluated, the Record has no snapshot. The caller has claimed the store, if there is one
+    (`advmoe.evaluation.claim`).
     """
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
-    evaluation = evaluate_with(model, x, y, options)
+    evaluation = evaluate_claimed(model, x, y, options)
     test_snapshot = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, options)
     network, weights = cost(model, splits.spec.shape), weights_digest(model)
     measured = Measured(evaluation, test_snapshot, network, dense, weights, time.perf_counter() - started)

@@ -13,6 +13,7 @@ from advmoe.attacks.registry import ATTACKS
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_finiteness, check_network
+from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.figures import summarise
 from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
@@ -62,7 +63,8 @@ def evaluate(
       of them; with 0, the attack is not run.
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network returns NaN, if no attack of the
-    preset can run, or if the store holds results of another network, data, threat model or seed.
+    preset can run, if the store holds results of another network, data, threat model or seed, or if another process evaluates
+    the same shards of the store.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
@@ -73,6 +75,12 @@ def evaluate(
 
 def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
     """The same as `evaluate`, with the options as one object."""
+    with claimed(options.store, options.part):
+        return evaluate_claimed(model, x, y, options)
+
+
+def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
+    """The same as `evaluate_with`, for a caller that has claimed the store (`advmoe.evaluation.claim`)."""
     preset, model = resolve(options.preset), unwrapped(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")

@@ -8,6 +8,7 @@ from advmoe import hub, networks
 from advmoe.config import RunConfig
 from advmoe.data import ImageSpec, Splits
 from advmoe.errors import UserError
+from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.make_record import Trained, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD, read_record
@@ -54,7 +55,8 @@ class Subject:
 
     def evaluate(self, config: RunConfig, splits: Splits, options: EvaluationOptions, dispatch: Dispatch = "auto") -> Record:
         """The Record of the network on the test part of `splits`. `config` is its configuration, changed where the evaluation
-        differs from the training. Raises what `advmoe.evaluation.evaluate` raises."""
+        differs from the training. The caller has claimed the store (`advmoe.evaluation.claim`). Raises what
+        `advmoe.evaluation.evaluate` raises."""
         model = self.network(config, splits)
         model.set_dispatch(dispatch)
         trained = replace(self.trained, config=config)
@@ -111,4 +113,6 @@ def evaluate_folder(
     `config` is the run's, changed where the evaluation differs from the training. Results are kept in RUN/evaluation. Raises
     UserError if the folder holds no complete checkpoint, and what `advmoe.evaluation.evaluate` raises.
     """
-    return subject(run).evaluate(config, splits, options, dispatch)
+    network = subject(run)
+    with claimed(network.store, options.part):
+        return network.evaluate(config, splits, options, dispatch)

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from filelock import FileLock
 from advmoe.attacks.presets import PRESETS, resolve
 from advmoe.config import RunConfig
 from advmoe.errors import UserError
+from advmoe.parent import end_with_parent
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
 from advmoe.training.checkpoint import RunFolder
 
@@ -141,7 +141,7 @@ def _last_line(log: Path) -> str:
 
 def main(lock: str, work: str) -> None:
     """Run the commands one after another, until one fails."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with FileLock(lock):
         print(f"{socket.gethostname()}, process {os.getpid()}", flush=True)
         for argv in json.loads(work):
@@ -149,11 +149,6 @@ def main(lock: str, work: str) -> None:
             status = _status(argv)
             if status:
                 raise SystemExit(status)
-
-
-def _end_with_parent() -> None:
-    os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
-    os._exit(1)
 
 
 def _status(argv: Sequence[str]) -> int | str | None:

@@ -11,10 +11,8 @@ RUN/record.json                      written by `advmoe evaluate`
 
 import hashlib
 import json
-import os
 import re
 import shutil
-import socket
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,13 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
-from advmoe import migrations
+from advmoe import locks, migrations
 from advmoe.config import CONFIG_FILE, RunConfig, differences, dump_yaml, load_run_config
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
@@ -112,30 +109,17 @@ class RunFolder:
         if not self.config_path.exists():
             self._check_empty()
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / LOCK, timeout=0)
-        try:
-            with lock:
-                self.sign()
-                yield
-        except Timeout:
-            holder = self._holder()[0] or "another process"
-            raise UserError(
-                f"{self.path}: {holder} is already training in this folder; wait for it to finish, or give another --out"
-            ) from None
+        activity = "training in this folder; wait for it to finish, or give another --out"
+        with locks.locked(self.path / LOCK, self.path, activity):
+            yield
 
     def sign(self, launch: str = "") -> None:
         """Write the name of this process to the lock file, and the id of the torchrun `launch` that claimed the folder."""
-        (self.path / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n{launch}\n")
+        locks.sign(self.path / LOCK, launch)
 
     def was_claimed_by(self, launch: str) -> bool:
         """Whether a process of the torchrun `launch` claimed the folder before."""
-        return bool(launch) and self._holder()[1] == launch
-
-    def _holder(self) -> tuple[str, str]:
-        """The process and the torchrun that the lock file names; empty strings if it names none."""
-        path = self.path / LOCK
-        holder, launch, *_ = [*(path.read_text(errors="replace").splitlines() if path.exists() else []), "", ""]
-        return holder, launch
+        return bool(launch) and launch in locks.read_lines(self.path / LOCK)[1:]
 
     def claim(self, config: RunConfig, resume: bool) -> None:
         """Create the run in this folder: write `config`. Raises UserError as `check_free`, and for this run without `resume`."""
