@@ -137,12 +137,13 @@ def test_shards_of_other_settings_are_refused(run_evaluation, tmp_path, other, m
 
 def test_shards_of_another_network_or_data_are_refused(tmp_path):
     options = {"epsilon": EPSILON, "preset": ("pgd_10",), "store": tmp_path}
+    other_images = r"holds results on other test images \(another data set or --limit-test\); move it away or use --fresh"
     evaluate(TOY, X, Y, **options)
     with pytest.raises(UserError, match="another network"):
         evaluate(ToyMoE(seed=1).eval(), X, Y, **options)
-    with pytest.raises(UserError, match="another data"):
+    with pytest.raises(UserError, match=other_images):
         evaluate(TOY, X.flip(0), Y.flip(0), **options)
-    with pytest.raises(UserError, match="another data"):
+    with pytest.raises(UserError, match=other_images):
         evaluate(TOY, X, Y.roll(1), **options)
 
 

@@ -16,6 +16,10 @@ from advmoe.evaluation.record_evaluation import Check
 from advmoe.files import JsonObject, write_json
 
 CHECKS = TypeAdapter(dict[str, Check])
+OF_DIGESTS = {  # digest of a StoreKey that differs -> what the store holds, for the error message
+    "network": "results of another network", "data": "results on other test images (another data set or --limit-test)",
+    "answers": "results of a network with other predictions",
+}  # fmt: skip
 
 
 class StoreKey(BaseModel):
@@ -176,9 +180,8 @@ def _wrong_shard(path: Path) -> UserError:
 def _check_key(stored_key: JsonObject, key: JsonObject, folder: Path) -> None:
     for name, value in key.items():
         if stored_key.get(name) != value:
-            raise UserError(
-                f"{folder}: holds shards of another {name} ({stored_key.get(name)}, not {value}); move it away or use --fresh"
-            )
+            content = OF_DIGESTS.get(name, f"shards of another {name} ({stored_key.get(name)}, not {value})")
+            raise UserError(f"{folder}: holds {content}; move it away or use --fresh")
 
 
 def _read(path: Path) -> JsonObject:
