@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from advmoe.attacks import autoattack
+from advmoe.attacks.job import Setting
 from advmoe.attacks.presets import PRESETS, Preset, plan, resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.errors import UserError
@@ -34,6 +35,25 @@ def test_plan_sorts_names_into_figures_and_survivors():
     }  # fmt: skip
     assert preset.survivors == ("reroute",)  # Square is one of AutoAttack's: a second run would replace the result of the first
     assert plan(("aa_square", "reroute", "reroute", "pgd_10", "pgd_10")) == Preset({"ra_10": ("pgd_10",)}, ("aa_square", "reroute"))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_with_fewer_than_four_classes_apgd_t_replaces_that_of_autoattack(classes):
+    setting = Setting("Linf", classes, (3, 32, 32), routed=True, transfer=True)
+    for name in ("standard", "full"):
+        preset = PRESETS[name].for_classes(classes)
+        assert list(preset.figures)[:4] == ["ra_10", "ra_20", "ra_50", "ra_aa_few_classes"]
+        assert preset.figures["ra_aa_few_classes"] == ("aa_apgd-ce", "apgd_t", "aa_fab-t", "aa_square")
+        assert preset.survivors == tuple(attack for attack in PRESETS[name].survivors if attack != "apgd_t")
+        assert preset.replaced == {"aa_apgd-t": "apgd_t"}
+    assert all(not ATTACKS[attack].obstacle(setting) for attack in PRESETS["standard"].for_classes(classes).attacks)
+    assert all(not ATTACKS[attack].obstacle(setting) for attack in PRESETS["quick"].attacks)
+
+
+def test_with_four_classes_or_without_autoattack_a_preset_stays_as_it_is():
+    assert PRESETS["standard"].for_classes(4) is PRESETS["standard"]
+    assert PRESETS["quick"].for_classes(2) is PRESETS["quick"]
+    assert plan(["aa_apgd-t"]).for_classes(2).attacks == ["aa_apgd-t"]  # an attack that is named is not replaced
 
 
 def test_a_users_attack_named_like_pgd_is_not_a_figure(registries):

@@ -339,6 +339,17 @@ def test_a_preset_without_the_costly_checks_lists_them_as_skipped() -> None:
     assert {check.number for check in evaluation.checks if check.status == "pass"} == {1, 2, 3, 11, 13}
 
 
+def test_at_epsilon_0_the_checks_of_attacks_have_nothing_to_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    preset = replace(PRESETS["standard"], figures={"ra_50": ("pgd_50",)}, survivors=())
+    monkeypatch.setitem(PRESETS, "standard", preset)
+    evaluation = evaluate(Net().eval(), *GREYS, epsilon=0.0, preset="standard")
+    details = {check.number: check.detail for check in evaluation.checks if check.status == "skipped"}
+    assert {number: details.get(number) for number in (4, 5, 7, 8, 9, 10, 12)} == dict.fromkeys(
+        (4, 5, 7, 8, 9, 10, 12), "epsilon is 0, so there is no attack to check"
+    )
+    assert {check.number for check in evaluation.checks if check.status == "pass"} == {1, 2, 3, 11, 13}
+
+
 def test_the_preset_standard_runs_the_costly_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = replace(PRESETS["standard"], figures={"ra_50": ("pgd_50",)}, survivors=())
     monkeypatch.setitem(PRESETS, "standard", preset)

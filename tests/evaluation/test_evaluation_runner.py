@@ -222,6 +222,14 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
         ({"preset": ("pgd_51",)}, "unknown attack 'pgd_51': did you mean pgd_50"),
         ({"preset": ()}, "no attack is named"),
         ({"preset": ("transfer",)}, "nothing can be run of transfer: no network to transfer from was given"),
+        (
+            {"preset": ("transfer",), "transfer": dense_network(3)},
+            "the network to transfer from gives 3 logits for an image, and the attacked network 4: both need the same classes",
+        ),
+        (
+            {"preset": ("transfer",), "transfer": nn.Sequential(nn.Flatten(), nn.Linear(49, 4))},
+            "the network to transfer from does not take images of 1 x 6 x 6",
+        ),
         ({"norm": "L1"}, "norm must be Linf or L2, not L1"),
         ({"norm": "L2", "preset": ("reroute",)}, "nothing can be run of reroute: works only in Linf"),
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, not -0.1"),
@@ -250,6 +258,11 @@ def test_nan_names_the_image(x, y):
 def test_a_network_that_returns_no_logits_is_refused(x, y):
     with pytest.raises(UserError, match=r"must give logits \[n, classes\]"):
         evaluate(nn.Flatten(0).eval(), x, y, epsilon=EPSILON, preset=("pgd_10",))
+
+
+def test_a_network_of_one_class_is_refused_in_one_line(x):
+    with pytest.raises(UserError, match="the network gives 1 logit for an image: it needs one for each of 2 classes or more"):
+        evaluate(dense_network(1), x, torch.zeros(20, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10",))
 
 
 def test_nan_under_attack_counts_as_broken(x):
@@ -366,13 +379,15 @@ def test_rounding_does_not_put_large_images_outside_the_l2_ball():
 
 @pytest.mark.usefixtures("short_autoattack")
 @pytest.mark.parametrize("classes", [2, 3])
-def test_few_classes_leave_out_the_attacks_whose_losses_need_more(x, classes):
+def test_few_classes_replace_the_attack_whose_loss_needs_more(x, classes):
     model = dense_network(classes)
     y = model(x).argmax(dim=1)
     evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("autoattack", "apgd_t"), shard_size=20)
-    assert evaluation.left_out == {"aa_apgd-t": "needs 4 classes"}
-    assert "ra_aa" not in evaluation.figures
-    assert not evaluation.complete
+    assert evaluation.left_out == {"aa_apgd-t": "needs 4 classes; apgd_t was run instead"}
+    assert list(evaluation.attacks) == ["aa_apgd-ce", "apgd_t", "aa_fab-t", "aa_square"]
+    assert evaluation.figures == {"ra_aa_few_classes": evaluation.worst}  # not ra_aa: this is not standard AutoAttack
+    assert evaluation.complete
+    assert not evaluate(model, x, y, epsilon=EPSILON, preset=("aa_apgd-ce", "aa_fab-t", "aa_square")).complete
 
 
 def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):

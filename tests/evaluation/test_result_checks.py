@@ -33,6 +33,7 @@ def test_autoattack_plus_is_checked_like_autoattack() -> None:
     assert square([shard(100, aaplus_square=range(2))]).status == "warn"
     assert square([shard(100, my_square=range(2))]).status == "skipped"  # an attack that a user added
     assert autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
+    assert autoattack_reliable({"ra_aa_few_classes": 42.0}, 40.0, 1000).status == "fail"
     assert autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
 
 

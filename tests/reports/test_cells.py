@@ -121,6 +121,9 @@ def test_attacks_are_named_by_their_preset():
     standard = frozenset(PRESETS["standard"].attacks)
     assert attacks_in_words(standard) == "the preset standard"
     assert attacks_in_words(standard - {"transfer"}) == "the preset standard without transfer"
+    few_classes = standard - {"aa_apgd-t"} | {"apgd_t"}
+    assert attacks_in_words(few_classes) == "the preset standard for few classes"
+    assert attacks_in_words(few_classes - {"transfer"}) == "the preset standard for few classes without transfer"
     assert attacks_in_words(frozenset({"pgd_50", "pgd_10"})) == "pgd_10, pgd_50"
     assert attacks_in_words(frozenset()) == "attacks that are not in the Record"
 

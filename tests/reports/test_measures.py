@@ -31,6 +31,15 @@ def test_values_are_the_records():
     }.items()  # fmt: skip
 
 
+def test_autoattack_for_few_classes_has_another_name_than_autoattack():
+    run = record(ra_aa=...)
+    run.evaluation.figures["ra_aa_few_classes"] = 48.0
+    values = {measure.label: measure.value(run) for measure in measured([run])}
+    assert values["RA-AA (few classes)"] == 48.0
+    assert "RA-AA" not in values
+    assert values["RA-worst"] == 49.0
+
+
 def test_a_worst_case_is_named_after_its_attacks():
     partial = {"ra_worst": ..., "ra_worst_quick": 40.0}
     names = [worst_of(run).name for run in (record(), quick(record(**partial)), record(**partial))]

@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from advmoe.attacks import autoattack
 from advmoe.config import dump_yaml
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
 
@@ -80,6 +81,10 @@ def test_a_run_is_done_when_all_wanted_attacks_were_run(folder):
     assert read_run(run, QUICK).state is State.DONE
     assert read_run(run).evaluation_seconds(QUICK) == 12.0
     assert read_run(run).evaluation_seconds(["pgd_10"]) is None
+    evaluated(run, ["aa_apgd-ce", "apgd_t", "aa_fab-t", "aa_square"], left_out=["aa_apgd-t"])  # a network with three classes
+    os.utime(run / "record.json")
+    assert read_run(run, autoattack.STANDARD).state is State.DONE
+    assert read_run(run).evaluation_seconds(autoattack.STANDARD) == 8.0
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ STANDARD = ("aa_apgd-ce", "aa_apgd-t", "aa_fab-t", "aa_square")
 PLUS = tuple(f"aaplus_{part}" for part in ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"))
 RAND = tuple(f"aarand_{part}" for part in ("apgd-ce", "apgd-dlr"))
 VERSIONS = {"aa": "standard", "aaplus": "plus", "aarand": "rand"}
+SUBSTITUTES = {"aa_apgd-t": "apgd_t"}  # this package's targeted APGD, whose loss has a form for two and three classes
 LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # the official DLR losses need this many logits
 
 
@@ -23,6 +24,14 @@ def require() -> Any:
     except ImportError:
         raise UserError("AutoAttack needs the extra autoattack: pip install 'advmoe[autoattack]'") from None
     return AutoAttack
+
+
+def standard(num_classes: int) -> tuple[str, ...]:
+    """The attacks of standard AutoAttack. With two or three classes the official targeted APGD cannot run, and `apgd_t` replaces
+    it."""
+    if num_classes >= LEAST_CLASSES["apgd-t"]:
+        return STANDARD
+    return tuple(SUBSTITUTES.get(name, name) for name in STANDARD)
 
 
 def run_part(job: Job, name: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from advmoe.attacks import autoattack
 from advmoe.attacks.registry import ATTACKS, SURROGATES
@@ -22,12 +22,26 @@ class Preset:
 
     `figures`: name -> attacks. The attacks of a figure run one after another, each on the correctly classified images that the
     earlier ones did not break. `survivors`: attacks on the images that AutoAttack, or without it all figures, did not break.
-    `checks`: run all self-checks.
+    `checks`: run all self-checks. `replaced`: an attack that needs more classes than the network has -> the one in its place.
     """
 
     figures: dict[str, tuple[str, ...]]
     survivors: tuple[str, ...]
     checks: bool = False
+    replaced: dict[str, str] = field(default_factory=dict)
+
+    def for_classes(self, num_classes: int) -> "Preset":
+        """The preset for a network with `num_classes` classes. With two or three, AutoAttack has a substitute for the attack that
+        cannot run, and the figure is not `ra_aa` but `ra_aa_few_classes`."""
+        attacks = autoattack.standard(num_classes)
+        if "ra_aa" not in self.figures or attacks == autoattack.STANDARD:
+            return self
+        figures = {
+            "ra_aa_few_classes" if figure == "ra_aa" else figure: attacks if figure == "ra_aa" else names
+            for figure, names in self.figures.items()
+        }  # fmt: skip
+        survivors = tuple(name for name in self.survivors if name not in attacks)
+        return replace(self, figures=figures, survivors=survivors, replaced=autoattack.SUBSTITUTES)
 
     @property
     def attacks(self) -> list[str]:

@@ -17,7 +17,7 @@ from advmoe.attacks.objectives import cross_entropy, margin
 from advmoe.attacks.pgd import Predict, input_gradient, pgd_points
 from advmoe.attacks.surrogate import margins, route_of
 from advmoe.evaluation.record_evaluation import Check, Status
-from advmoe.evaluation.result_checks import threshold
+from advmoe.evaluation.result_checks import NO_ATTACK, threshold
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -223,12 +223,14 @@ COSTLY_CHECKS = (budget_suffices, falls_with_epsilon, iterated_beats_one_step, n
 
 @torch.no_grad()
 def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
-    """The checks that run attacks, on a fixed subset of the images. The costly ones run only if `thorough`. `store` keeps them."""
+    """The checks that run attacks, on a fixed subset of the images. The costly ones run only if `thorough`, and not at epsilon 0,
+    where they have nothing to check. `store` keeps them."""
     known: dict[str, Check] = {}
-    for run in CHEAP_CHECKS + (COSTLY_CHECKS if thorough else ()):
+    reason = "not in this preset" if not thorough else NO_ATTACK if target.epsilon == 0 else ""
+    for run in CHEAP_CHECKS + (() if reason else COSTLY_CHECKS):
         known = _checked(target, run, store)
-    skipped = [Check(number, name, "skipped", "not in this preset") for number, name in ({} if thorough else COSTLY).items()]
-    return [check for check in known.values() if thorough or check.number not in COSTLY] + skipped
+    skipped = [Check(number, name, "skipped", reason) for number, name in COSTLY.items() if reason]
+    return [check for check in known.values() if not reason or check.number not in COSTLY] + skipped
 
 
 @torch.no_grad()

@@ -20,6 +20,9 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     rows = [row for shard in shards for row in shard.rows]
     correct = [row for shard in shards for row in shard.correct or []]
     obstacles = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
+    replaced = {
+        name: f"{ATTACKS[name].obstacle(target.setting)}; {other} was run instead" for name, other in preset.replaced.items()
+    }
     names = dict.fromkeys(
         [*(name for name in preset.attacks if name not in obstacles), *(name for shard in shards for name in shard.attacks)]
     )
@@ -35,7 +38,7 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
         {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken,
-        {name: reason for name, reason in obstacles.items() if name not in broken}, sorted(ever),
+        {name: reason for name, reason in {**replaced, **obstacles}.items() if name not in broken}, sorted(ever),
     )  # fmt: skip
 
 
@@ -53,11 +56,12 @@ def _percent(correct: Sequence[int], broken: set[int], rows: Sequence[int]) -> f
 
 
 def _complete(target: Target, shards: Sequence[Shard]) -> bool:
-    """Whether AutoAttack and, where the network routes, a full attack on the routing were run on every shard."""
+    """Whether AutoAttack (with few classes, with its substitute) and, where the network routes, a full attack on the routing were
+    run on every shard."""
     ran = set.intersection(*(set(shard.attacks) for shard in shards)) if shards else set()
     if target.hides_routing:
         return False
-    return set(autoattack.STANDARD) <= ran and (not target.routed or bool(ran & FULL_REROUTE))
+    return set(autoattack.standard(target.num_classes)) <= ran and (not target.routed or bool(ran & FULL_REROUTE))
 
 
 def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:

@@ -5,12 +5,15 @@ They are four of the thirteen checks; `advmoe.evaluation.checks` has the others.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from advmoe.evaluation.record_evaluation import Check, RoutingFigures, Status
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.store import AttackRun, Shard
 
 POINTS = 0.5  # percentage points that RA-AA may be above RA-worst
+NO_ATTACK = "epsilon is 0, so there is no attack to check"
+AUTOATTACK = {"ra_aa": "RA-AA", "ra_aa_few_classes": "RA-AA (few classes)", "ra_aa_plus": "RA-AA-plus"}  # figure -> its label
 COLLAPSE = 0.95  # fraction of a layer's images above which one expert has them all
 
 
@@ -19,15 +22,13 @@ def threshold(points: float, images: int) -> float:
     return max(points, 100 / images) + 1e-9
 
 
-def check_results(shards: Sequence[Shard], evaluation: Evaluation) -> list[Check]:
-    """The checks of the results of all attacks on all shards."""
+def check_results(shards: Sequence[Shard], evaluation: Evaluation, epsilon: float) -> list[Check]:
+    """The checks of the results of all attacks on all shards. At epsilon 0 the comparisons of attacks are skipped."""
     total = sum(len(shard.rows) for shard in shards)
-    return [
-        square(shards),
-        autoattack_reliable(evaluation.figures, evaluation.worst, total),
-        routing_alive(evaluation.routing),
-        images_valid(shards),
-    ]
+    comparisons = [square(shards), autoattack_reliable(evaluation.figures, evaluation.worst, total)]
+    if epsilon == 0:
+        comparisons = [replace(check, status="skipped", detail=NO_ATTACK) for check in comparisons]
+    return [*comparisons, routing_alive(evaluation.routing), images_valid(shards)]
 
 
 def square(shards: Sequence[Shard]) -> Check:
@@ -45,12 +46,12 @@ def square(shards: Sequence[Shard]) -> Check:
 
 def autoattack_reliable(figures: Mapping[str, float], worst: float, total: int) -> Check:
     """(5) RA-AA is at most half a percentage point above RA-worst. If it is more, RA-AA is marked as unreliable."""
-    autoattack = [figures[name] for name in ("ra_aa", "ra_aa_plus") if name in figures]
-    if not autoattack:
+    figure = next((name for name in AUTOATTACK if name in figures), None)
+    if figure is None:
         return Check(5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run")
-    gap = autoattack[0] - worst
+    gap = figures[figure] - worst
     status: Status = "fail" if gap > threshold(POINTS, total) else "pass"
-    return Check(5, "RA-AA near RA-worst", status, f"RA-AA is {gap:.2f} points above RA-worst")
+    return Check(5, "RA-AA near RA-worst", status, f"{AUTOATTACK[figure]} is {gap:.2f} points above RA-worst")
 
 
 def routing_alive(routing: RoutingFigures | None) -> Check:

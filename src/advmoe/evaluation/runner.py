@@ -62,9 +62,12 @@ def evaluate(
     - `pathway_budget`: number of pathways up to which the attack `paths` tries all of them. If a network has more, it tries some
       of them; with 0, the attack is not run.
 
-    Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network returns NaN, if no attack of the
-    preset can run, if the store holds results of another network, data, threat model or seed, or if another process evaluates
-    the same shards of the store.
+    With two or three classes, `apgd_t` replaces the targeted attack of AutoAttack, which needs four. AutoAttack's figure is then
+    `ra_aa_few_classes` instead of `ra_aa`.
+
+    Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes or returns
+    NaN, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another
+    network, data, threat model or seed, or if another process evaluates the same shards of the store.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
@@ -81,11 +84,12 @@ def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
 
 def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
     """The same as `evaluate_with`, for a caller that has claimed the store (`advmoe.evaluation.claim`)."""
-    preset, model = resolve(options.preset), unwrapped(model)
+    requested, model = resolve(options.preset), unwrapped(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
     with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), true_network(model):
         target = make_target(model, x, y, options)
+        preset = requested.for_classes(target.num_classes)
         _check_preset(target, preset)
         store = Store(options.store, store_key(target, options.shard_size))
         images = options.store / "adversarial" if options.store is not None and options.save_adversarial else None
@@ -98,7 +102,7 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
         evaluation = summarise(target, preset, shards)
         if options.part[1] > 1:
             return evaluation
-        checks = check_network(target, preset.checks, store) + check_results(shards, evaluation)
+        checks = check_network(target, preset.checks, store) + check_results(shards, evaluation, options.epsilon)
         return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
 
 

@@ -110,17 +110,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     _check_images(x, y)
     x = x.detach().contiguous()
     model: Any = copying(network, x[:1])
-    try:
-        with torch.enable_grad():
-            logits = model(x[:1].clone().requires_grad_(True))
-    except (RuntimeError, ValueError) as error:
-        shape = " x ".join(map(str, x.shape[1:]))
-        raise UserError(f"the network does not take images of {shape}: {error}") from None
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        raise UserError("the network must give logits [n, classes] for images [n, C, H, W]")
-    if not logits.requires_grad:
-        raise UserError("the network's logits have no gradient with respect to the pixels, which attacks need")
-    classes = logits.shape[1]
+    classes = _num_classes(model, x[:1], "the network")
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
     routed = _routes(model, x[:1])
@@ -129,7 +119,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         logger.warning(
             "the network has MoE layers but no forward_routed: attacks on its routing are not run, and the evaluation is incomplete"
         )
-    transfer = None if options.transfer is None else copying(options.transfer, x[:1])
+    transfer = None if options.transfer is None else _transfer(options.transfer, x[:1], classes)
     return Target(
         model=model, search=gradient_network(model, bf16=options.bf16_search), x=x, y=y, num_classes=classes, routed=routed,
         epsilon=options.epsilon, norm=options.norm, seed=options.seed, transfer=transfer,
@@ -137,6 +127,35 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         num_pathways=num_pathways(model, x) if routed else 1, hides_routing=hidden, batch_size=options.batch_size,
         pathway_budget=options.pathway_budget,
     )  # fmt: skip
+
+
+def _num_classes(model: Any, x: Tensor, name: str) -> int:
+    """The number of logits for an image of x [1, C, H, W]. Raises UserError, which names the network `name`, if it gives no logits
+    of two classes or more, or logits without a gradient."""
+    try:
+        with torch.enable_grad():
+            logits = model(x.clone().requires_grad_(True))
+    except (RuntimeError, ValueError) as error:
+        shape = " x ".join(map(str, x.shape[1:]))
+        raise UserError(f"{name} does not take images of {shape}: {error}") from None
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        raise UserError(f"{name} must give logits [n, classes] for images [n, C, H, W]")
+    if not logits.requires_grad:
+        raise UserError(f"the logits of {name} have no gradient with respect to the pixels, which attacks need")
+    classes = logits.shape[1]
+    if classes < 2:
+        raise UserError(f"{name} gives {classes} logit for an image: it needs one for each of 2 classes or more")
+    return classes
+
+
+def _transfer(network: nn.Module, x: Tensor, classes: int) -> nn.Module:
+    """The network to transfer attacks from. Raises UserError if it has another number of classes than the attacked one."""
+    model, name = copying(network, x), "the network to transfer from"
+    if (number := _num_classes(model, x, name)) != classes:
+        raise UserError(
+            f"{name} gives {number} logits for an image, and the attacked network {classes}: both need the same classes"
+        )
+    return model
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

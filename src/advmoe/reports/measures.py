@@ -110,6 +110,11 @@ MEASURES = (
     _pgd(20),
     _pgd(50, True, "accuracy under PGD on cross-entropy with a random start and 50 steps; likewise RA-10 and RA-20"),
     Measure("ra_aa", "RA-AA", lambda record: record.ra_aa, meaning="accuracy under AutoAttack, standard version"),
+    Measure(
+        "ra_aa_few_classes", "RA-AA (few classes)", lambda record: record.evaluation.figures.get("ra_aa_few_classes"),
+        summary=False, meaning="accuracy under AutoAttack for two or three classes: its targeted APGD cannot run, so that of this "
+        "package replaces it. It is not the figure of standard AutoAttack",
+    ),
     Measure("ra_aa_plus", "RA-AA-plus", lambda record: record.ra_aa_plus, summary=False),
     Measure("ra_aa_rand", "RA-AA-rand", lambda record: record.ra_aa_rand, summary=False),
     Measure(

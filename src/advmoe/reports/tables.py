@@ -30,15 +30,16 @@ def record_table(records: Sequence[Record], title: str) -> Table:
 def _text(record: Record, measure: Measure) -> str:
     """A figure as text; RA-AA is marked as unreliable if it is too far above RA-worst."""
     value = measure.value(record)
-    doubtful = measure.name == "ra_aa" and record.evaluation.autoattack_unreliable
+    doubtful = measure.name in ("ra_aa", "ra_aa_few_classes") and record.evaluation.autoattack_unreliable
     return "" if value is None else f"{value:.1f}{' (unreliable)' * doubtful}"
 
 
 def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
     """Intervals, attacks with their times, routing, and the checks, one line each."""
     intervals, attacks = evaluation.intervals.items(), evaluation.attacks.items()
+    width = max(map(len, evaluation.figures), default=0)
     lines = [
-        f"{name:14} {evaluation.figures[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}"
+        f"{name:{width}} {evaluation.figures[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}"
         for name, (low, high) in intervals
         if name in evaluation.figures
     ]

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from types import TracebackType
 
+from advmoe.attacks.autoattack import SUBSTITUTES
 from advmoe.config import RunConfig
 from advmoe.files import write_atomically
 from advmoe.runs.run_files import (
@@ -90,8 +91,9 @@ class RunStatus:
         return phases
 
     def evaluation_seconds(self, attacks: Collection[str]) -> float | None:
-        """Wall time of the run's evaluation; None if it was by other attacks than these."""
-        if self.record is None or self.record.attacks != frozenset(attacks):
+        """Wall time of the run's evaluation; None if it was by other attacks than these. With few classes, AutoAttack's substitute
+        was run too."""
+        if self.record is None or not frozenset(attacks) <= self.record.attacks <= {*attacks, *SUBSTITUTES.values()}:
             return None
         return self.record.seconds or None
 
