@@ -34,6 +34,12 @@ def test_every_phase_is_timed(tiny, method, phases):
     assert pace.step > 0
 
 
+@pytest.mark.parametrize("training", [{"teacher": "not/trained/yet"}, {"init_from": "not/trained/yet"}], ids=str)
+def test_a_run_is_timed_before_the_run_that_it_needs_is_trained(tiny, training):
+    config = tiny("at_moe", **training)
+    assert min(measure(config, image_spec(config), CPU).phases) > 0
+
+
 def test_training_time_is_that_of_the_remaining_epochs(tiny):
     pace, counts = Pace((1.0, 10.0), 0.1), Counts(100, 10, 0)
     validation = 10 * 11 * 0.1  # a clean pass and PGD-10
