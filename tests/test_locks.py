@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from advmoe.errors import UserError
-from advmoe.locks import locked, read_lines, sign
+from advmoe.locks import locked, read_lines, sign, turn
 
 HOLDER = """
 import sys, time
@@ -37,9 +38,30 @@ def test_a_lock_is_free_after_its_block_even_if_that_fails(tmp_path: Path) -> No
     path = tmp_path / "lock"
     with pytest.raises(KeyboardInterrupt), locked(path, tmp_path, "busy"):
         raise KeyboardInterrupt
-    with locked(path, tmp_path, "busy"):
+    with locked(path, tmp_path, "busy", keep=True):
+        assert [file.name for file in tmp_path.iterdir()] == ["lock"]
         sign(path, "first", "second")
-        assert read_lines(path)[1:] == ["first", "second"]
+    assert read_lines(path)[1:] == ["first", "second"]
+    with locked(path, tmp_path, "busy"):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_turns_do_not_overlap(tmp_path: Path) -> None:
+    path, events = tmp_path / "lock", []
+
+    def second() -> None:
+        with turn(path):
+            events.append("second")
+
+    with turn(path):
+        thread = threading.Thread(target=second)
+        thread.start()
+        thread.join(0.2)
+        events.append("first")
+    thread.join()
+    assert events == ["first", "second"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_holder_without_a_name_is_another_process(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from advmoe.errors import UserError
 
 
 @contextmanager
-def locked(path: Path, target: Path, activity: str) -> Iterator[None]:
-    """Hold the lock file `path` during the block, and write the name of this process to it.
+def locked(path: Path, target: Path, activity: str, keep: bool = False) -> Iterator[None]:
+    """Hold the lock file `path` during the block, and write the name of this process to it. `keep` the file after the block.
 
     If another process holds it, raises UserError: "`target`: process 7 on HOST is already `activity`".
     """
@@ -27,7 +27,19 @@ def locked(path: Path, target: Path, activity: str) -> Iterator[None]:
         sign(path)
         yield
     finally:
+        if not keep:
+            path.unlink(missing_ok=True)
         lock.release()
+
+
+@contextmanager
+def turn(path: Path) -> Iterator[None]:
+    """Wait until no other process holds the lock file `path`, hold it during the block, and then remove it."""
+    with FileLock(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def sign(path: Path, *further: str) -> None:

@@ -15,13 +15,17 @@ from small_backbone import SMALL
 
 from advmoe.cli.evaluate import WORKER
 from advmoe.cli.main import main
-from advmoe.evaluation import PRESETS
+from advmoe.data import load_dataset
+from advmoe.errors import UserError
+from advmoe.evaluation import PRESETS, EvaluationOptions
 from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.store import remove_results
 from advmoe.models.digest import weights_digest
 from advmoe.reports.cells import summarise
 from advmoe.reports.collect import collect
+from advmoe.runs.evaluate import evaluate_folder
+from advmoe.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_processes")
 
@@ -102,6 +106,9 @@ def test_a_second_evaluation_is_refused_until_the_first_is_killed_and_then_conti
         line = error_line(capsys, run, *PLAN, *arguments)
         assert f"{run}/evaluation: process {process.pid} on " in line
         assert line.endswith(" is already evaluating in this folder; wait for it to finish\n")
+    config = RunFolder(run).config()
+    with pytest.raises(UserError, match=f"process {process.pid} on"):
+        evaluate_folder(run, config, load_dataset(config.data), EvaluationOptions(0.02, preset=("pgd_10",)))
     assert contents(run) == before
     assert process.poll() is None
     process.kill()

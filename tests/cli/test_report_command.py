@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,25 @@ def test_a_second_report_removes_the_files_of_the_first_and_no_others(runs, tmp_
     assert not list(out.glob("tables/ours-other*"))
     assert (out / "tables/mine.md").exists()
     assert (tmp_path / "outside.md").exists()
+
+
+def test_a_second_report_to_the_same_folder_waits_for_the_first(runs, tmp_path, monkeypatch):
+    out, threads = tmp_path / "out", []
+    write(tmp_path / "others/record.json", content(dataset="other"))
+
+    def start_a_second_report(records, path):
+        if not threads:
+            threads.append(threading.Thread(target=main, args=(["report", str(tmp_path / "others"), "--out", str(out)],)))
+            threads[0].start()
+            threads[0].join(1)
+        return False
+
+    monkeypatch.setattr(report, "FIGURES", {"fig7": start_a_second_report})
+    assert main(["report", str(runs), "--out", str(out)]) == 0
+    threads[0].join()
+    assert names(out) - {".made.json"} == set(json.loads((out / ".made.json").read_text()))
+    assert list(out.glob("tables/ours-other*"))
+    assert not list(out.glob("tables/ours-fashion-mnist*"))
 
 
 def test_the_same_records_give_the_same_tables_and_a_report_below_them_is_not_read(runs, capsys, quick):

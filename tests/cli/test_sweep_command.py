@@ -184,6 +184,20 @@ def test_nothing_is_run_twice_and_another_preset_only_adds(finished, grid, capsy
     assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*") if path.is_file()}
 
 
+def test_records_that_another_sweep_wrote_meanwhile_stay(finished, grid, tmp_path, monkeypatch):
+    records, plan_table = tmp_path / "records.json", sweep.plan_table
+    other = {**json.loads((finished / NAMES[0] / "record.json").read_text()), "run": "other"}
+
+    def plan_table_while_another_sweep_ends(*arguments):
+        records.write_text(json.dumps([other]))
+        return plan_table(*arguments)
+
+    monkeypatch.setattr(sweep, "plan_table", plan_table_while_another_sweep_ends)
+    run([grid, "--out", str(finished), "--records", str(records), *TINY])
+    assert [record["run"] for record in json.loads(records.read_text())] == ["other", *NAMES]
+    assert [path.name for path in tmp_path.iterdir()] == ["records.json"]
+
+
 def test_a_slice_that_is_too_short_for_anything_says_so(grid, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         run([grid, "--out", str(tmp_path / "runs"), "--minutes", "0.001", *TINY])

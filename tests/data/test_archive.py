@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,6 +211,22 @@ def test_encrypted_member_is_refused(tmp_path: Path) -> None:
     content[content.index(b"PK\x01\x02") + 8] |= 1
     archive.write_bytes(content)
     assert "member 'secret' is encrypted" in error_line(archive)
+
+
+def test_two_processes_of_the_same_number_do_not_share_a_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They may be in two containers that share a folder."""
+    archive, damaged, write_all = zipped(tmp_path / "a", CONTENT), tmp_path / "b", module._write_all
+    damaged.write_bytes(b"PK")
+
+    def write_while_another_process_fails(*arguments: Any) -> None:
+        monkeypatch.setattr(module, "_write_all", write_all)
+        write_all(*arguments)
+        with pytest.raises(UserError, match="damaged or incomplete"):
+            unpack(damaged, tmp_path / "set", root="set")
+
+    monkeypatch.setattr(module, "_write_all", write_while_another_process_fails)
+    unpack(archive, tmp_path / "set", root="set")
+    assert {f"set/{name}": content for name, content in contents(tmp_path / "set").items()} == CONTENT
 
 
 def test_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

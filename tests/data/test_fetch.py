@@ -174,6 +174,23 @@ def test_wrong_file_that_exists_is_named_and_kept(official_server: Server, tmp_p
     assert official_server.requested == []
 
 
+def test_a_second_download_of_a_file_is_refused(official_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would write to the same .part."""
+    receive = module._receive
+
+    def receive_while_another_process_starts(*arguments: Any) -> None:
+        monkeypatch.setattr(module, "_receive", receive)
+        message = error_line(tmp_path)
+        assert re.search(r"/set.tar.gz: process \d+ on \S+ is already downloading this file; wait for it to finish$", message)
+        receive(*arguments)
+
+    monkeypatch.setattr(module, "_receive", receive_while_another_process_starts)
+    get(tmp_path)
+    assert (tmp_path / "set.tar.gz").read_bytes() == CONTENT
+    assert names(tmp_path) == ["set.tar.gz"]
+    assert official_server.requested == [None]
+
+
 def test_part_is_resumed(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100_000])
     get(tmp_path)

@@ -1,6 +1,5 @@
 """No two processes evaluate the same shards of a store; others work beside each other."""
 
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -46,13 +45,12 @@ def test_other_stores_and_evaluations_without_a_store_are_free(tmp_path: Path) -
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
-def test_the_files_of_ended_claims_are_removed(tmp_path: Path) -> None:
-    for part in product(range(3), [3]):
-        with claimed(tmp_path / "evaluation", part):
-            pass
-    with claimed(tmp_path / "evaluation"):
-        pass
-    assert {path.name for path in tmp_path.iterdir()} == {".evaluation.lock", ".evaluation.0-of-1.lock"}
+def test_the_claim_of_a_killed_process_is_void_and_its_file_is_removed(tmp_path: Path) -> None:
+    for name in (".evaluation.1-of-3.lock", ".evaluation.0-of-1.lock"):
+        (tmp_path / name).write_text("process 7 on node\n")
+    with claimed(tmp_path / "evaluation", (1, 2)):
+        assert {path.name for path in tmp_path.iterdir()} == {".evaluation.lock", ".evaluation.1-of-2.lock"}
+    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
 
 
 def test_evaluate_claims_the_shards_of_its_store(tmp_path: Path) -> None:

@@ -67,9 +67,14 @@ def test_files_reach_the_disk_before_the_rename(tmp_path: Path, monkeypatch: pyt
     assert set(FILES) <= set(events[: events.index("rename")])
 
 
-def test_clean_removes_only_drafts(tmp_path: Path) -> None:
+def test_clean_removes_only_drafts_of_a_training(tmp_path: Path) -> None:
+    """An evaluation may be writing a Record into the folder, and an export a file."""
     folder = saved_run(tmp_path, 1, 2)
+    for name in (".record.json.12345678.draft", ".model.onnx.12345678.draft"):
+        (folder.path / name).write_bytes(b"half")
     before = all_files(folder.path)
+    for name in (".config.yaml.12345678.draft", ".metrics.jsonl.12345678.draft"):
+        (folder.path / name).write_bytes(b"half")
     for epoch in (3, 4):
         draft = folder.checkpoint_path / f".draft-{epoch:04d}"
         draft.mkdir()

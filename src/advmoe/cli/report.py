@@ -10,6 +10,7 @@ from advmoe.cli.streams import warn
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
+from advmoe.locks import turn
 from advmoe.reports.claims import Claim, judge
 from advmoe.reports.collect import Warn, collect
 from advmoe.reports.html import report_html
@@ -42,9 +43,17 @@ def write_report(
 ) -> tuple[list[str], list[Claim], list[str]]:
     """Write tables, figures and report.html, each complete or not at all; return their names, the claims and the verdict.
 
-    `warn` gets one line for each figure that cannot be drawn; the rest is written. `answers` come first on the page.
+    `warn` gets one line for each figure that cannot be drawn; the rest is written. `answers` come first on the page. If another
+    process writes a report to the same folder, this one follows it.
     """
     _make_folders(out)
+    with turn(out / ".report.lock"):
+        return _write_files(records, out, warn, answers)
+
+
+def _write_files(
+    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[str]
+) -> tuple[list[str], list[Claim], list[str]]:
     report_tables, claims, sentences = tables(records), judge(records), [*answers, *verdict(records)]
     written = _write_tables(report_tables, out)
     drawn, failed = _draw_figures(list(records), out, warn)

@@ -17,6 +17,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, checked_record, read_json, read_record
 from advmoe.files import write_json
+from advmoe.locks import turn
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
@@ -59,7 +60,7 @@ def run(arguments: SweepArguments) -> None:
     sweep = Sweep(
         arguments, _planned(arguments, file), _preset(arguments, file), console(), deadline(started, arguments.minutes)
     )  # fmt: skip
-    earlier = _earlier_records(arguments.records)
+    _recorded(arguments.records)  # raises an error now rather than at the end
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
     statuses = sweep.statuses()
@@ -78,10 +79,10 @@ def run(arguments: SweepArguments) -> None:
                 _run_missing(sweep, missing, placement)
         finally:
             if arguments.records is not None:
-                _write_records(sweep, arguments.records, earlier)
+                _write_records(sweep, arguments.records)
 
 
-def _earlier_records(path: Path | None) -> dict[str | None, Record]:
+def _recorded(path: Path | None) -> dict[str | None, Record]:
     """The Records in the file, by run. Raises UserError if it contains anything else."""
     entries = read_json(path) if path is not None and path.exists() else []
     if not isinstance(entries, list):
@@ -90,15 +91,17 @@ def _earlier_records(path: Path | None) -> dict[str | None, Record]:
     return {record.run: record for record in records}
 
 
-def _write_records(sweep: Sweep, path: Path, earlier: Mapping[str | None, Record]) -> None:
-    """Write the Records of the runs that are done, and the `earlier` ones of other runs."""
-    written = dict(earlier)
+def _write_records(sweep: Sweep, path: Path) -> None:
+    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time."""
+    done: dict[str | None, Record] = {}
     for name, status in sweep.statuses().items():
         if status.state is State.DONE:
             record = read_record(sweep.arguments.out / name / RECORD)
-            written[name] = record if sweep.arguments.keep_images else record.without_images()
-    if written:
-        write_json(path, [record.to_json() for record in written.values()], indent=1)
+            done[name] = record if sweep.arguments.keep_images else record.without_images()
+    with turn(path.with_name(f".{path.name}.lock")):
+        written = _recorded(path) | done
+        if written:
+            write_json(path, [record.to_json() for record in written.values()], indent=1)
     _print(sweep, f"{len(written)} Records: {path}")
 
 

@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 import re
+import secrets
 import shutil
 import stat
 import tarfile
@@ -69,8 +70,11 @@ def unpack(archive: Path, target: Path, root: str = ".", limits: Limits = LIMITS
 
 @contextmanager
 def _draft_folder(target: Path) -> Iterator[Path]:
-    """A folder of this process beside `target`; removed after the block, with everything that is still in it."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}.draft")
+    """A new folder beside `target`; removed after the block, with everything that is still in it.
+
+    Its name is random: processes of several machines or containers that share the folder may have the same number.
+    """
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.draft")
     content = draft / "content"  # a folder in it, so that all of the content can be moved away
     try:
         content.mkdir(parents=True)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 from advmoe.data.archive import unpack
 from advmoe.errors import UserError, lookup
 from advmoe.files import write_atomically
+from advmoe.locks import locked
 
 TIMEOUT = 30.0  # seconds to wait for an answer
 ATTEMPTS = 5  # connections for one file, if each of them receives something
@@ -58,7 +59,8 @@ def fetch(name: str, folder: Path, console: Console) -> list[str]:
 
     Returns lines that say what was done. If no checksum is published, the SHA-256 of the first download is stored beside the
     archive, and later ones are compared with it. Raises UserError if there is no network (the received part is kept, and the
-    next call continues from there), or if a file has the wrong checksum: a downloaded one is then renamed to end in .bad.
+    next call continues from there), if another process is downloading the file, or if a file has the wrong checksum: a downloaded
+    one is then renamed to end in .bad.
     """
     if name in NOT_DOWNLOADED:
         raise UserError(f"{name} {NOT_DOWNLOADED[name]}")
@@ -70,13 +72,14 @@ def fetch(name: str, folder: Path, console: Console) -> list[str]:
     if path.exists():
         return [_accept(path, official, folder, expected)]
     folder.mkdir(parents=True, exist_ok=True)
-    _download(official.url, part, path, console)
-    try:
-        line = _accept(part, official, folder, expected)
-    except UserError as error:
-        bad = part.replace(path.with_name(f"{path.name}.bad"))
-        raise UserError(f"{error}; {official.url} is saved as {bad}; the same command downloads it again") from None
-    part.replace(path)
+    with locked(folder / f".{official.file}.lock", path, "downloading this file; wait for it to finish"):
+        _download(official.url, part, path, console)
+        try:
+            line = _accept(part, official, folder, expected)
+        except UserError as error:
+            bad = part.replace(path.with_name(f"{path.name}.bad"))
+            raise UserError(f"{error}; {official.url} is saved as {bad}; the same command downloads it again") from None
+        part.replace(path)
     return [f"{path}: downloaded", line]
 
 

@@ -3,7 +3,7 @@
 STORE is the folder with the results, RUN/evaluation for a run. The files of a claim are beside it, because `--fresh` deletes STORE:
 
 RUN/.evaluation.lock         locked for the moment in which a process makes its claim
-RUN/.evaluation.1-of-3.lock  locked while a process evaluates every third shard from shard 1; `0-of-1` are all shards
+RUN/.evaluation.1-of-3.lock  locked while a process evaluates every third shard, starting at shard 1; 0-of-1: all shards
 """
 
 import math
@@ -35,7 +35,7 @@ def claimed(store: Path | None, part: Part = (0, 1)) -> Iterator[None]:
             for path, other in _claims(folder, name):
                 if _overlap(part, other):
                     with locked(path, store, _activity(other)):
-                        path.unlink()  # of a process that has ended
+                        pass  # the process that made this claim was killed
             stack.enter_context(locked(folder / f"{name}.{part[0]}-of-{part[1]}.lock", store, _activity(part)))
         yield
 

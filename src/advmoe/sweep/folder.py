@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
+from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from advmoe import migrations
@@ -14,6 +15,7 @@ from advmoe.sweep.plan import Planned
 
 PLAN = "sweep.yaml"
 PROBE = ".probe.json"
+LOCK = ".lock"  # locked while a process adds to the plan or claims the folder of a run; other sweeps may use the same folder
 SCHEMA = 2  # in schema 1 the fields "image..." were called "picture..."
 
 
@@ -55,11 +57,11 @@ def read_plan(path: Path) -> Plan:
 
 def write_plan(out: Path, what: str, runs: Sequence[Planned], preset: Sequence[str]) -> None:
     """Add the runs to the plan in DIR/sweep.yaml. Raises UserError if the file contains something else."""
-    before = read_plan(out / PLAN)
     new = {run.name: StoredRun(preset=list(preset), config=_sparse(run.config)) for run in runs}
-    plan = Plan(schema=SCHEMA, sweep=what, runs={**before.runs, **new})
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(by_alias=True), sort_keys=False))
+    with FileLock(out / LOCK):
+        plan = Plan(schema=SCHEMA, sweep=what, runs={**read_plan(out / PLAN).runs, **new})
+        write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(by_alias=True), sort_keys=False))
 
 
 def _sparse(config: RunConfig) -> JsonObject:

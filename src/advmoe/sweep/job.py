@@ -26,6 +26,7 @@ from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.parent import end_with_parent
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
+from advmoe.sweep.folder import LOCK
 from advmoe.training.checkpoint import RunFolder
 
 GRACE = 10.0  # seconds in which a process can save a checkpoint before it is killed
@@ -100,7 +101,7 @@ def execute(job: Job) -> tuple[str | None, bool]:
 def _claim(job: Job) -> None:
     folder = RunFolder(job.folder)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(job.folder.parent / ".lock"):
+    with FileLock(job.folder.parent / LOCK):
         if not folder.config_path.exists():
             folder.clean()  # left by a process that was killed while it claimed the folder
         folder.claim(job.config, resume=True)

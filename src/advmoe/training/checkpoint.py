@@ -33,7 +33,7 @@ from advmoe.files import check_plain, check_utf8, sync, write_atomically
 from advmoe.training.manifest import FILES, STATES, WEIGHTS, History, Manifest, Partial, Progress, read_manifest
 
 MAX_FILE = 2**40  # bytes
-LOCK = ".train.lock"
+LOCK, METRICS = ".train.lock", "metrics.jsonl"
 NUMBERS = re.compile(r"\d+")
 KEPT = 2  # number of latest checkpoints to keep; the best one is kept too
 
@@ -110,7 +110,7 @@ class RunFolder:
             self._check_empty()
         self.path.mkdir(parents=True, exist_ok=True)
         activity = "training in this folder; wait for it to finish, or give another --out"
-        with locks.locked(self.path / LOCK, self.path, activity):
+        with locks.locked(self.path / LOCK, self.path, activity, keep=True):
             yield
 
     def sign(self, launch: str = "") -> None:
@@ -214,16 +214,17 @@ class RunFolder:
 
     def write_metrics(self, history: History) -> None:
         """Write `history` to metrics.jsonl, unless it is there already."""
-        path, text = self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in history)
+        path, text = self.path / METRICS, "".join(json.dumps(row) + "\n" for row in history)
         if not path.exists() or path.read_text() != text:
             write_atomically(path, text)
 
     def clean(self) -> None:
-        """Remove the temporary files of a killed process."""
+        """Remove the temporary files of a killed training process. An evaluation or export may be writing other files here."""
         for draft in self.checkpoint_path.glob(".draft-*"):
             shutil.rmtree(draft)
-        for file in self.path.glob(".*.draft"):
-            file.unlink()
+        for name in (CONFIG_FILE, METRICS):
+            for file in self.path.glob(f".{name}.*.draft"):
+                file.unlink()
 
     def _folder(self, epoch: int, partial: Partial | None = None) -> Path:
         return self.checkpoint_path / (f"epoch-{epoch:04d}" + ("" if partial is None else f"-{partial.iteration:06d}"))
