@@ -77,6 +77,20 @@ def test_without_a_weak_pathway_every_image_is_robust() -> None:
     assert evaluation.figures["ra_paths"] == evaluation.worst == 100
 
 
+def test_logits_that_are_not_finite_on_a_pathway_count_as_broken() -> None:
+    """As in the network itself. The argmax of NaN is 0, the label."""
+
+    class NanExpert(Planted):
+        def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
+            logits, (routing,) = super().forward_routed(x, gate)
+            return logits.where((routing.experts != self.weak)[:, None], torch.nan), [routing]
+
+    model = NanExpert(2).eval()
+    evaluation = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("pgd_10", "paths"))
+    assert evaluation.worst == 100.0
+    assert evaluation.figures["ra_paths"] == 0.0
+
+
 def test_images_broken_on_the_chosen_pathway_break_the_network() -> None:
     model = Planted(weak=0).eval()
     evaluation = evaluate(model, grey(), torch.zeros(5, dtype=torch.long), epsilon=EPSILON, preset=("paths",))

@@ -87,8 +87,8 @@ def _first_fooling(job: Job, routes: Tensor, numbers: range, end_points: Tensor)
     Returns points [B, C, H, W], and which of them fool: [B] bool.
     """
     count, y = len(numbers), job.y.repeat(len(numbers))
-    on_route = with_fixed_route(job.predict, _one_after_another(routes, numbers))(end_points).argmax(dim=1) != y
-    worth = (2 * (job.predict(end_points).argmax(dim=1) != y) + on_route).view(count, -1)
+    on_route = _is_wrong(with_fixed_route(job.predict, _one_after_another(routes, numbers))(end_points), y)
+    worth = (2 * _is_wrong(job.predict(end_points), y) + on_route).view(count, -1)
     best = worth.argmax(dim=0)
     image = torch.arange(len(job.x), device=best.device)
     return end_points[best * len(job.x) + image], worth.amax(dim=0) > 0
@@ -132,13 +132,16 @@ def with_fixed_route(model: Routed, route: Tensor) -> Predict:
 
 @torch.no_grad()
 def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
-    """Which x' fool the network with any of the pathways fixed: [B] bool."""
+    """Which x' fool the network with any of the pathways fixed: [B] bool. Logits that are not finite count as wrong."""
     routes = pathways(job)
     broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     for number in range(routes.shape[1]):
-        logits = with_fixed_route(job.predict, routes[:, number])(x_adv)
-        broken |= torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) != job.y)
+        broken |= _is_wrong(with_fixed_route(job.predict, routes[:, number])(x_adv), job.y)
     return broken
+
+
+def _is_wrong(logits: Tensor, y: Tensor) -> Tensor:
+    return ~torch.isfinite(logits).all(dim=1) | (logits.argmax(dim=1) != y)
 
 
 def obstacle(setting: Setting) -> str:
