@@ -25,7 +25,7 @@ def test_every_attack_has_words_and_a_cost_and_can_run_somewhere(name):
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [
-        ("reroute", {"routed": False}, "the network does not route, so the attacks on a plain network are run alone"),
+        ("reroute", {"routed": False}, "the network does not route"),
         ("reroute", {"norm": "L2"}, "works only in Linf"),
         ("transfer", {"transfer": False}, "no network to transfer from was given"),
         ("aa_apgd-t", {"num_classes": 3}, "needs 4 classes"),

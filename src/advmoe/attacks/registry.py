@@ -64,7 +64,7 @@ class Attack:
     def obstacle(self, setting: Setting) -> str:
         """Why the attack cannot run; empty if it can."""
         if self.needs == "routing" and not setting.routed:
-            return "the network does not route, so the attacks on a plain network are run alone"
+            return "the network does not route"
         if setting.norm not in self.norms:
             return f"works only in {' and '.join(self.norms)}"
         if self.needs == "transfer" and not setting.transfer:
