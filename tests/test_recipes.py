@@ -67,6 +67,16 @@ def test_added_methods_and_backbones_make_recipes(monkeypatch: pytest.MonkeyPatc
         recipe("cifar10-mine-added-n4")
 
 
+def test_an_added_data_set_makes_recipes_with_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stripes", "cifar10-jpeg"):  # the second begins with the name of another data set
+        monkeypatch.setitem(DATASETS, name, DATASETS["fashion-mnist"])
+        config = recipe(f"{name}-resnet18-advmoe-n4")
+        assert (config.data.dataset, config.model.backbone, config.model.num_experts) == (name, "resnet18", 4)
+        assert config.replace(data=RunConfig().data) == RunConfig(model=config.model)
+    with pytest.raises(UserError, match="no dataset 'stripe', did you mean stripes"):
+        recipe("stripe-resnet18-advmoe")
+
+
 def test_no_two_recipes_are_the_same_run() -> None:
     assert len(set(RECIPES.values())) == len(RECIPES)
 

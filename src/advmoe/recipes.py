@@ -55,18 +55,28 @@ def recipe(name: str) -> RunConfig:
 
 
 def _parsed(name: str) -> RunConfig:
-    dataset = next((known for known in BASES if name.startswith(f"{known}-")), None)
-    if dataset is None:
-        named = name.partition("-")[0]
-        raise UserError(nearest(name, list(DEMOS)) if named == "demo" else f"no dataset '{named}', {nearest(named, list(BASES))}")
+    dataset = _dataset(name)
     backbone, _, rest = name.removeprefix(f"{dataset}-").partition("-")
     method, dash, suffixes = rest.partition("-")
     if not method:
         raise UserError(f"a name is {GRAMMAR}")
     if backbone not in BACKBONES:
         lookup(import_module("advmoe.models").MODELS, backbone, "model")
-    base = BASES[dataset].replace(method=method)
+    base = (BASES.get(dataset) or RunConfig(data=DataConfig(dataset=dataset))).replace(method=method)
     return _with_suffixes(base.replace(model=base.model.replace(backbone=backbone)), method_traits(method), dash + suffixes)
+
+
+def _dataset(name: str) -> str:
+    """The data set that a recipe's name begins with, built in or added by a user. Raises UserError if there is none."""
+    for known in BASES:
+        if name.startswith(tuple(f"{known}-{backbone}-" for backbone in BACKBONES)):
+            return known
+    known_names = list(import_module("advmoe.data").DATASETS)  # imports torch, which recipes of built-in names do not need
+    dataset = max((known for known in known_names if name.startswith(f"{known}-")), key=len, default=None)
+    if dataset is None:
+        named = name.partition("-")[0]
+        raise UserError(nearest(name, list(DEMOS)) if named == "demo" else f"no dataset '{named}', {nearest(named, known_names)}")
+    return dataset
 
 
 def _with_suffixes(base: RunConfig, traits: MethodTraits, text: str) -> RunConfig:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from advmoe.data import DATASETS
 from advmoe.errors import UserError
 from advmoe.sweep.grid import read_sweep
 from advmoe.sweep.plan import plan
@@ -105,6 +106,16 @@ def test_a_run_of_two_grids_counts_once_and_two_runs_of_one_name_are_refused(wri
     other = "grids: [{methods: [advmoe], seeds: 1}, {methods: [advmoe], seeds: 1, settings: {training: {lr: 0.2}}}]"
     with pytest.raises(UserError, match="two runs with different settings have the name cifar10-resnet18-advmoe-s0"):
         plan(read_sweep(write_sweep(other)))
+
+
+def test_a_data_set_that_a_user_added(write_sweep, monkeypatch):
+    monkeypatch.setitem(DATASETS, "stripes", DATASETS["fashion-mnist"])
+    grids = plan(read_sweep(write_sweep("{datasets: [stripes], seeds: 1}"))), plan(read_sweep("figA2"), ["s0"], dataset="stripes")
+    for runs in grids:
+        assert {run.config.data.dataset for run in runs} == {"stripes"}
+        assert runs[-1].name == "stripes-resnet18-advmoe-s0"
+    back = plan(read_sweep(write_sweep("{datasets: [stripes], seeds: 1}")), dataset="cifar10")
+    assert back[-1].name == "cifar10-resnet18-advmoe-s0"
 
 
 def test_the_data_set_of_a_demo_recipe_cannot_be_replaced(write_sweep):

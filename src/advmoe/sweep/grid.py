@@ -28,10 +28,11 @@ from advmoe import migrations
 from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_dict
 from advmoe.config.choices import MAX_SEEDS
 from advmoe.config.schema import MAX_EXPERTS
+from advmoe.data import DATASETS
 from advmoe.errors import UserError, nearest, short_name, short_repr
 from advmoe.models import MODELS
 from advmoe.paper import PAPER_METHODS, cells
-from advmoe.recipes import BASES, method_traits, recipe
+from advmoe.recipes import method_traits, recipe
 from advmoe.training.methods import METHODS
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -146,7 +147,7 @@ class Grid(BaseModel):
 
     methods: Annotated[tuple[str, ...], _names(METHODS)] = PAPER_METHODS
     backbones: Annotated[tuple[str, ...], _names(MODELS)] = ("resnet18",)
-    datasets: Annotated[tuple[str, ...], _names(BASES)] = ("cifar10",)
+    datasets: Annotated[tuple[str, ...], _names(DATASETS)] = ("cifar10",)
     model_scales: Annotated[tuple[float, ...], BeforeValidator(_scales)] = (0.5,)
     num_experts: Annotated[tuple[int, ...], BeforeValidator(_counts)] = (2,)
     recipes: Annotated[tuple[str, ...], BeforeValidator(_recipes)] = ()

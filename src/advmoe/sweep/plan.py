@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from advmoe.config import RunConfig
+from advmoe.data import DATASETS
 from advmoe.errors import UserError, lookup
-from advmoe.recipes import BASES, method_traits, recipe
+from advmoe.recipes import method_traits, recipe
 from advmoe.sweep.grid import Grid, Settings, SweepFile, decimal, with_settings
 
 
@@ -68,8 +69,8 @@ def _with_dataset(name: str, dataset: str | None) -> str:
     """The recipe's name with another data set."""
     if dataset is None:
         return name
-    lookup(BASES, dataset, "dataset")
-    current = max((known for known in BASES if name.startswith(f"{known}-")), key=len, default=None)
+    lookup(DATASETS, dataset, "dataset")
+    current = max((known for known in DATASETS if name.startswith(f"{known}-")), key=len, default=None)
     if current is None:
         raise UserError(f"--dataset: the recipe {name} has a data set that cannot be replaced")
     return f"{dataset}-{name.removeprefix(f'{current}-')}"
