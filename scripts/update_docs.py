@@ -25,7 +25,7 @@ from advmoe.reports.answers import answers
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Figure, summarise
 from advmoe.reports.claims import CHOICE, judge
-from advmoe.reports.collect import ROUTED, Cell, cell_of
+from advmoe.reports.collect import Cell, cell_of, is_routed
 from advmoe.reports.control import CONTROL, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured, worst_of
@@ -202,7 +202,7 @@ def differences_from_control() -> dict[Cell, tuple[Difference, int]]:
         runs.setdefault(cell_of(record), {})[record.seed] = record
     differences = {}
     for cell, seeds in runs.items():
-        control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if cell.method in ROUTED else {}
+        control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if is_routed(cell.method) else {}
         pairs = [(record, control[seed]) for seed, record in seeds.items() if seed in control]
         if difference := worst_case_difference(pairs):
             differences[cell] = (difference, len(pairs))

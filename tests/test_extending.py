@@ -23,6 +23,7 @@ from advmoe.models import MODELS, build_model
 from advmoe.moe import MoEKind
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
+from advmoe.training.methods import METHODS
 
 pytestmark = pytest.mark.usefixtures("registries")
 
@@ -129,6 +130,10 @@ def test_a_converted_network_is_resumed_published_and_loaded(tiny, splits, tmp_p
     for folder in (tmp_path / "hub", tmp_path / "run"):
         with pytest.raises(UserError, match=r"its backbone 'mine' is not in advmoe.models.MODELS: load the script that adds it"):
             advmoe.load(folder)
+    run("Your own convolutional network", 1)
+    monkeypatch.delitem(METHODS, "advmoe")
+    with pytest.raises(UserError, match=r"run: unknown method 'advmoe': .*; or load the script that adds it \(ADVMOE_EXTENSION="):
+        advmoe.load(tmp_path / "run")
 
 
 def test_a_file_that_could_not_be_loaded_is_not_written(tiny, tmp_path):

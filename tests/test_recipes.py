@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from small_backbone import SMALL, SMALL_RESNET, SMALLEST
@@ -65,6 +67,10 @@ def test_added_methods_and_backbones_make_recipes(monkeypatch: pytest.MonkeyPatc
     assert recipe("cifar10-mine-added-r0.2").model.model_scale == 0.2
     with pytest.raises(UserError, match="sets the number of experts, and added has none"):
         recipe("cifar10-mine-added-n4")
+    monkeypatch.setitem(METHODS, "added", replace(METHODS["at_small_dense"], loss="pgd_at"))
+    assert recipe("cifar10-mine-added-steps10").attack.num_steps == 10
+    with pytest.raises(UserError, match="sets the robust loss, and added has none"):
+        recipe("cifar10-mine-added-pgd_at")
 
 
 def test_an_added_data_set_makes_recipes_with_the_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,7 +71,7 @@ def _dataset(name: str) -> str:
     for known in BASES:
         if name.startswith(tuple(f"{known}-{backbone}-" for backbone in BACKBONES)):
             return known
-    known_names = list(import_module("advmoe.data").DATASETS)  # imports torch, which recipes of built-in names do not need
+    known_names: list[str] = list(import_module("advmoe.data").DATASETS)  # imports torch, which built-in names do not need
     dataset = max((known for known in known_names if name.startswith(f"{known}-")), key=len, default=None)
     if dataset is None:
         named = name.partition("-")[0]
@@ -124,7 +124,7 @@ def _settings(traits: MethodTraits) -> dict[str, bool]:
     """What each suffix sets, and whether the method has such a thing."""
     return {
         "model scale": traits.scaled, "number of experts": traits.routed, "training attack": traits.attacked,
-        "robust loss": traits.attacked, "routers' level": traits.two_levels, "ingredients": True,
+        "robust loss": traits.attacked and not traits.fixed_loss, "routers' level": traits.two_levels, "ingredients": True,
     }  # fmt: skip
 
 
@@ -133,7 +133,7 @@ def method_traits(method: str) -> MethodTraits:
     if method in METHOD_TRAITS:
         return METHOD_TRAITS[method]
     methods = import_module("advmoe.training.methods")  # imports torch, which recipes of built-in methods do not need
-    traits: MethodTraits = methods.traits(lookup(methods.METHODS, method, "method"))
+    traits: MethodTraits = methods.traits(methods.lookup_method(method))
     return traits
 
 

@@ -190,6 +190,15 @@ def test_a_cell_ignores_settings_that_its_method_does_not_use():
     }
 
 
+def test_runs_of_a_method_that_is_not_registered_here_are_not_averaged(tmp_path, warnings):
+    for number, fields in enumerate(({"num_experts": 2}, {"num_experts": 4}, {"num_experts": 2, "model_scale": 0.2})):
+        write(tmp_path / f"{number}/record.json", content("advmoe", number, **fields) | {"method": "mine"})
+    records = collect(tmp_path, warnings.append)
+    assert len({cell_of(record) for record in records}) == 3
+    assert len(warnings) == 1
+    assert warnings[0].startswith("method 'mine' is not registered here")
+
+
 def test_settings_are_those_that_the_method_uses():
     assert settings(changed_record("training", router_lr=0.5)) != settings(record())
     assert settings(changed_record("training", "at_dense", router_lr=0.5)) == settings(record("at_dense"))

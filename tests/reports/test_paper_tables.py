@@ -130,6 +130,14 @@ def test_each_of_our_settings_has_a_table_that_describes_it():
     assert "Not a setting of the paper" in long.about
 
 
+def test_another_method_in_a_setting_of_the_paper_can_be_compared_with_its_table():
+    run = paper_run("cifar10-resnet18-at_moe-steps10").model_copy(update={"method": "mine"})
+    ours = tables([run])[2]
+    assert ours.about.startswith("The setting of table A1, which prints no such cells: cifar10, resnet18, 100 epochs")
+    with_settings(run, "training", lr=0.05)
+    assert tables([run])[2].about.startswith("Not a setting of the paper; do not compare with its figures")
+
+
 def test_what_was_not_run_in_our_setting_is_listed():
     ours = tables([record(), record(model_scale=0.2), record("standard")])[2]
     rows = rows_of(ours)

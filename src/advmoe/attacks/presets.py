@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from advmoe.attacks import autoattack
-from advmoe.attacks.registry import ATTACKS, SURROGATES
+from advmoe.attacks.registry import ATTACKS, SURROGATES, lookup_attack
 from advmoe.errors import UserError, lookup
 
 RA_FIGURES: dict[str, tuple[str, ...]] = {"ra_10": ("pgd_10",), "ra_20": ("pgd_20",), "ra_50": ("pgd_50",)}
@@ -115,7 +115,7 @@ QUICK_OF_VERSION_0_1 = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "rer
 def resolve(preset: str | Sequence[str]) -> Preset:
     """The preset of that name, or a plan made from a list of attacks. Raises UserError on unknown names or a missing extra."""
     chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
-    if any(ATTACKS[name].kind.startswith("AutoAttack") for name in chosen.attacks):
+    if any(lookup_attack(name).kind.startswith("AutoAttack") for name in chosen.attacks):
         autoattack.require()
     return chosen
 

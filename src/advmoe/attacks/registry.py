@@ -7,10 +7,10 @@ network on x', in float32, and decides which of them fool it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advmoe.attacks import autoattack, pathways, surrogate
 from advmoe.attacks.apgd import Apgd, NetworkPair, apgd, targeted_apgd
@@ -29,8 +29,12 @@ from advmoe.attacks.objectives import (
 from advmoe.attacks.pgd import Pgd, pgd, pgd_points
 from advmoe.attacks.rerouting import PROBE_STEPS, Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
+from advmoe.config.choices import Norm
+from advmoe.entries import Entries, check_accepts, check_kind
+from advmoe.errors import UserError, lookup
 from advmoe.moe import make_gate
 
+Needs = Literal["", "routing", "transfer"]
 Kind = Literal["PGD", "APGD", "AutoAttack", "AutoAttack plus", "AutoAttack rand", "route-aware", "transfer", "other"]
 
 
@@ -53,7 +57,7 @@ class Attack:
     words: str = ""
     passes: int = 50
     kind: Kind = "other"
-    needs: Literal["", "routing", "transfer"] = ""
+    needs: Needs = ""
     norms: tuple[str, ...] = ("Linf",)
     min_classes: int = 2
     obstacle_of: Callable[[Setting], str] | None = None
@@ -198,7 +202,7 @@ def _reroute(words: str, beam: Beam, steps: int) -> Attack:
     )
 
 
-ATTACKS: dict[str, Attack] = {
+ATTACKS: Entries[Attack] = Entries({
     **{f"pgd_{steps}": _pgd(steps) for steps in (10, 20, 50, 200)},
     "pgd_50x10": Attack(
         partial(run_pgd, steps=50, restarts=10), "PGD-50 from ten random starts", 500, "PGD", norms=BOTH
@@ -251,7 +255,40 @@ ATTACKS: dict[str, Attack] = {
     "transfer": Attack(
         partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", 50, "transfer", "transfer"
     ),
-}  # fmt: skip
+})  # fmt: skip
 SURROGATES = tuple(
     name for name, attack in ATTACKS.items() if getattr(attack.run, "func", None) is run_surrogate and name != "transfer"
 )
+
+
+def lookup_attack(name: str) -> Attack:
+    """The entry of ATTACKS. Raises UserError if there is none, or if a user's entry is not an Attack that can run."""
+    attack, what = lookup(ATTACKS, name, "attack"), f"attack '{name}'"
+    check_kind(what, attack, Attack)
+    check_accepts(f"{what}: run", attack.run, "job")
+    if attack.needs not in get_args(Needs):
+        raise UserError(f"{what}: needs must be '', routing or transfer, not {attack.needs}")
+    if not isinstance(attack.norms, tuple) or not attack.norms or not set(attack.norms) <= set(get_args(Norm)):
+        raise UserError(f"{what}: norms must be a tuple of {' and '.join(get_args(Norm))}, not {attack.norms!r}")
+    return attack
+
+
+def run_attack(name: str, job: Job) -> Tensor:
+    """x' [B, C, H, W] of the attack `name`, without a graph.
+
+    Raises UserError if it returns anything else, or leaves the network in another mode (train or eval). Whether x' is in the ball
+    is not checked here.
+    """
+    modes = _modes(job.predict)
+    x_adv = ATTACKS[name].run(job)
+    check_kind(f"attack '{name}': the result", x_adv, Tensor)
+    if x_adv.shape != job.x.shape or x_adv.dtype != job.x.dtype:
+        given, expected = (f"{str(x.dtype).removeprefix('torch.')}, {list(x.shape)}" for x in (x_adv, job.x))
+        raise UserError(f"attack '{name}' must return images of {expected}, not of {given}")
+    if _modes(job.predict) != modes:
+        raise UserError(f"attack '{name}' left the network in another mode, in which it gives other logits: restore eval mode")
+    return x_adv.detach()
+
+
+def _modes(network: object) -> list[bool]:
+    return [module.training for module in network.modules()] if isinstance(network, nn.Module) else []

@@ -1,5 +1,6 @@
 """A user's script that registers backbones, data sets or methods and then calls the command line. Worker processes load it, too."""
 
+import importlib
 import os
 import runpy
 import sys
@@ -9,6 +10,10 @@ from types import FrameType
 from advmoe.errors import UserError
 
 VARIABLE = "ADVMOE_EXTENSION"  # path of the script
+TABLES = {  # that a script adds to, and their modules
+    "DATASETS": "advmoe.data", "MODELS": "advmoe.models", "METHODS": "advmoe.training.methods", "GATES": "advmoe.moe",
+    "LOSSES": "advmoe.training.losses", "ATTACKS": "advmoe.attacks.registry",
+}  # fmt: skip
 PACKAGE = Path(__file__).parents[1]
 
 
@@ -30,6 +35,16 @@ def load() -> None:
         raise UserError(f"{VARIABLE}: no such file {path}")
     sys.path.insert(0, str(Path(path).parent))  # as Python does for a script
     runpy.run_path(path, run_name="advmoe_extension")
+
+
+def check_names() -> None:
+    """Raises UserError if a script replaced an entry of the package: Records and reports would take the one for the other."""
+    if VARIABLE not in os.environ:
+        return
+    for table, module in TABLES.items():
+        entries = getattr(importlib.import_module(module), table)
+        for name in entries.replaced:
+            raise UserError(f"{os.environ[VARIABLE]}: {table} has '{name}' already; give your entry another name")
 
 
 _loaded: set[str] = set()

@@ -58,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         lookup(COMMANDS, argv[0], "command")
         extension.load()
+        extension.check_names()
         arguments = importlib.import_module(f"advmoe.cli.arguments.{argv[0]}").read(argv[1:])
         importlib.import_module(f"advmoe.cli.{argv[0]}").run(arguments)
         return 0

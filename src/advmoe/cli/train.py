@@ -10,11 +10,10 @@ from advmoe.cli.display import TrainingProgress
 from advmoe.cli.streams import console
 from advmoe.data import load_dataset
 from advmoe.distributed import process_group, rank
-from advmoe.errors import lookup
 from advmoe.runs.status import FailureRecorder
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
-from advmoe.training.methods import METHODS
+from advmoe.training.methods import METHODS, lookup_method
 from advmoe.training.observers import Observer
 from advmoe.training.trackers import Tracker
 
@@ -22,7 +21,7 @@ from advmoe.training.trackers import Tracker
 def run(arguments: TrainArguments) -> None:
     config, terminal = arguments.run, console()
     torch_device = device(config.runtime)
-    lookup(METHODS, config.method, "method")
+    lookup_method(config.method)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group(torch_device))
         observers = _observers(stack, arguments, terminal) if rank() == 0 else []

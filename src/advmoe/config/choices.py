@@ -17,17 +17,18 @@ BACKBONES = ("resnet18", "wrn28_10", "vgg16_bn", "densenet40", "densenet121")  #
 @dataclass(frozen=True)
 class MethodTraits:
     """What a recipe has to know of a method: whether its network has a model scale and experts, whether it is trained under
-    attack, whether routers are a level, and its number of phases."""
+    attack, whether it has one loss only, whether routers are a level, and its number of phases."""
 
     scaled: bool = False
     routed: bool = False
     attacked: bool = True
+    fixed_loss: bool = False
     two_levels: bool = False
     phases: int = 1
 
 
 METHOD_TRAITS = {  # of those of advmoe.training.methods.METHODS
-    "standard": MethodTraits(attacked=False),
+    "standard": MethodTraits(attacked=False, fixed_loss=True),
     "at_dense": MethodTraits(),
     "at_small_dense": MethodTraits(scaled=True),
     "at_sparse": MethodTraits(scaled=True, phases=2),

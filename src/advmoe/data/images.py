@@ -217,8 +217,44 @@ def limit(images: SplitSource, count: int | None) -> SplitSource:
     return images if count is None else images.subset(balanced(images.labels, count))
 
 
+def check_source(source: Source, spec: ImageSpec, where: str) -> None:
+    """Raises UserError, which starts with `where`, if the labels of a split or its images in memory do not fit `spec`."""
+    labels, classes = source.labels, len(spec.classes)
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64 or labels.ndim != 1 or not len(labels):
+        raise UserError(f"{where}: labels must be a tensor of int64, [n] with n > 0, not {_shape_and_type(labels)}")
+    wrong = (labels < 0) | (labels >= classes)
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        raise UserError(f"{where}: label {int(labels[row])} in row {row} is not a whole number from 0 to {classes - 1}")
+    if isinstance(source, Images):
+        raw, expected = source.raw, (len(labels), *spec.shape)
+        if not isinstance(raw, Tensor) or raw.dtype != torch.uint8 or raw.shape != expected:
+            needed = f"a tensor of uint8 (0 to 255), {list(expected)}"
+            raise UserError(f"{where}: images must be {needed}, not {_shape_and_type(raw)}")
+
+
+def _shape_and_type(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}, {list(value.shape)}"
+    return f"a {type(value).__name__}"
+
+
+def check_splits(splits: Splits, where: str) -> None:
+    """Raises UserError, which starts with `where`, if the splits do not fit their ImageSpec."""
+    spec = splits.spec
+    if not len(spec.mean) == len(spec.std) == spec.shape[0]:
+        raise UserError(f"{where}: mean and std must have one value for each of the {spec.shape[0]} channels")
+    for name, source in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
+        check_source(source, spec, f"{where}, {name}")
+
+
 def make_splits(name: str, spec: ImageSpec, train: Images, test: Images, config: DataConfig) -> Splits:
-    """The splits of a source that has no validation split: it is held out of `train`. All are limited as `config` says."""
+    """The splits of a source that has no validation split: it is held out of `train`. All are limited as `config` says.
+
+    Raises UserError if images or labels do not fit `spec`, or if a class has only one training image.
+    """
+    for part, images in (("train", train), ("test", test)):
+        check_source(images, spec, f"{name}, {part}")
     return Splits(name, spec, fingerprint(train, test), *train_val_test(train, test, len(spec.classes), config))
 
 

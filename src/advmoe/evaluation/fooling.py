@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from advmoe.attacks.job import Job, Setting
-from advmoe.attacks.registry import ATTACKS
+from advmoe.attacks.registry import ATTACKS, run_attack
 from advmoe.attacks.surrogate import Routed
 from advmoe.evaluation.shards import SLACK
 from advmoe.files import drafted
@@ -79,7 +79,7 @@ def first_to_fool(victim: Victim, epsilon: float, report: Observer, attacks: Seq
 def _attacked(victim: Victim, name: str, epsilon: float) -> Tensor:
     label = torch.tensor([victim.label], device=victim.x.device)
     job = Job(victim.search, victim.x[None], label, [0], epsilon, "Linf", victim.seed, 0, victim.num_classes)
-    return ATTACKS[name].run(job).detach()[0]
+    return run_attack(name, job)[0]
 
 
 def beyond(victim: Victim, withstood: float, report: Observer) -> tuple[Fooled | None, float]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from advmoe.attacks.job import Job
 from advmoe.attacks.presets import Preset
-from advmoe.attacks.registry import ATTACKS, follow_path
+from advmoe.attacks.registry import ATTACKS, follow_path, run_attack
 from advmoe.evaluation.routing import routing_counts, total
 from advmoe.evaluation.store import AttackRun, Shard
 from advmoe.evaluation.target import Progress, Target, ignore
@@ -127,7 +127,7 @@ class Worker:
     def _attack(self, name: str, rows: list[int]) -> None:
         started, verdict = Time.now(), Verdict([], 0, [] if ATTACKS[name].held else None)
         if rows:
-            x_adv = torch.cat([ATTACKS[name].run(job).detach() for job in self._jobs(rows)])
+            x_adv = torch.cat([run_attack(name, job) for job in self._jobs(rows)])
             verdict = self._judged(name, rows, x_adv)
         self._keep(name, rows, verdict, Time.since(started))
 
@@ -199,7 +199,7 @@ def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tens
     if len(disputed):
         rows = [job.images[row] for row in disputed.tolist()]
         true_job = replace(true_job, x=job.x[disputed], y=job.y[disputed], images=rows)
-        x_adv = x_adv.index_copy(0, disputed, ATTACKS[name].run(true_job).detach())
+        x_adv = x_adv.index_copy(0, disputed, run_attack(name, true_job))
     return x_adv
 
 

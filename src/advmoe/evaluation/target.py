@@ -18,7 +18,7 @@ from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.evaluation.store import Shard, StoreKey
-from advmoe.moe import MoEConv2d
+from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
 
 SCHEMA = 1  # of stored results
 logger = logging.getLogger("advmoe")
@@ -114,6 +114,8 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     if y.min() < 0 or y.max() >= classes:
         raise UserError(f"labels must be 0 to {classes - 1} for {classes} logits, not {int(y.min())} to {int(y.max())}")
     routed = _routes(model, x[:1])
+    if isinstance(model, RoutedNetwork):
+        check_routings(model, x[:1])
     hidden = not routed and any(isinstance(module, MoEConv2d) for module in model.modules())
     if hidden:
         logger.warning(

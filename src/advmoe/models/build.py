@@ -12,6 +12,7 @@ from torch import nn
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
+from advmoe.entries import Entries
 from advmoe.errors import UserError, lookup
 from advmoe.models.classifier import Classifier
 from advmoe.models.densenet import DenseNet
@@ -22,13 +23,13 @@ from advmoe.models.wrn import WideResNet
 from advmoe.moe import DenseKind, ExpertNorm, MaskedKind, MoEKind, RoutedNetwork
 from advmoe.moe.experts import windows
 
-MODELS: dict[str, tuple[Callable[..., Classifier], int]] = {  # name -> constructor, published width
+MODELS: Entries[tuple[Callable[..., Classifier], int]] = Entries({  # name -> constructor, published width
     "resnet18": (partial(ResNet, blocks=(2, 2, 2, 2)), 64),
     "wrn28_10": (partial(WideResNet, blocks=4), 160),
     "vgg16_bn": (partial(VGG, convolutions=(2, 2, 3, 3, 3)), 64),
     "densenet40": (partial(DenseNet, layers=(6, 6, 6)), 12),
     "densenet121": (partial(DenseNet, layers=(6, 12, 24, 16)), 32),
-}
+})  # fmt: skip
 
 
 class NoSuchForm(UserError):
@@ -42,7 +43,10 @@ def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classi
     small. For a backbone that a user added, raises UserError if it takes other arguments, and NoSuchForm if it does not support
     `kind`.
     """
-    constructor, width = lookup(MODELS, config.backbone, "backbone")
+    entry = lookup(MODELS, config.backbone, "backbone")
+    if not isinstance(entry, tuple) or len(entry) != 2:
+        raise UserError(f"backbone '{config.backbone}' must be a pair in MODELS: (constructor, default width)")
+    constructor, width = entry
     _check_signature(config.backbone, constructor)
     try:
         model = constructor(kind, spec, width=config.width or width, stem=config.stem)
@@ -83,6 +87,8 @@ def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
     """Raises UserError if the backbone is not a RoutedNetwork, and NoSuchForm if it does not support `kind`."""
     if not isinstance(model, RoutedNetwork):
         raise UserError(f"backbone '{name}' must be a Classifier or what convert() returns, not {type(model).__name__}")
+    if not hasattr(model, "masks"):
+        raise UserError(f"backbone '{name}' must call self.finish(channels of the last layer) at the end of its constructor")
     layers = model.moe_layers()
     if bool(layers) != isinstance(kind, MoEKind) or bool(model.masks) != isinstance(kind, MaskedKind):
         raise NoSuchForm(f"backbone '{name}' {_FORMS[type(kind)]}")

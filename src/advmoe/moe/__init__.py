@@ -8,7 +8,7 @@ from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
 from advmoe.moe.convert import Converted, convert
 from advmoe.moe.dispatch import DISPATCHES, Dispatch, check_dispatch
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
-from advmoe.moe.network import RoutedNetwork
+from advmoe.moe.network import RoutedNetwork, check_routings
 from advmoe.moe.norm import ExpertNorm, MaskedNorm, synchronise, update_norms
 from advmoe.moe.routing import (
     GATES,
@@ -26,6 +26,7 @@ from advmoe.moe.routing import (
     ScaledGate,
     SoftGate,
     StraightThroughGate,
+    check_gate,
     make_gate,
 )  # fmt: skip
 from advmoe.moved import getter
@@ -34,7 +35,8 @@ __all__ = [
     "DISPATCHES", "GATES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Chosen", "Converted", "DenseConv2d", "DenseKind",
     "Dispatch", "ExpertNorm", "ForcedGate", "Gate", "HardGate", "MaskedKind", "MaskedNorm", "Mixed", "MoEConv2d", "MoEKind",
     "OneHot", "PlainConv2d", "RoutedNetwork", "Router", "Routing", "Routings", "Scaled", "ScaledGate", "SoftGate",
-    "StraightThroughGate", "balance", "check_dispatch", "convert", "images", "make_gate", "synchronise", "update_norms",
+    "StraightThroughGate", "balance", "check_dispatch", "check_gate", "check_routings", "convert", "images", "make_gate",
+    "synchronise", "update_norms",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

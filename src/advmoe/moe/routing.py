@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.distributed import pooled_statistics
-from advmoe.errors import lookup
+from advmoe.entries import Entries, check_accepts, check_kind
+from advmoe.errors import UserError, lookup
 
 MOMENTUM = 0.1  # of every running statistic
 
@@ -130,14 +131,29 @@ class ForcedGate(Gate):
 
 HARD = HardGate()
 # the gates that a configuration can name
-GATES: dict[str, Callable[..., Gate]] = {
+GATES: Entries[Callable[..., Gate]] = Entries({
     "hard": HardGate, "straight_through": StraightThroughGate, "scaled": ScaledGate, "soft": SoftGate,
-}  # fmt: skip
+})  # fmt: skip
 
 
 def make_gate(name: str, **settings: Any) -> Gate:
     """The gate `name` of `GATES`, with its settings (`temperature`). Raises UserError if the name is unknown."""
     return lookup(GATES, name, "gate")(**settings)
+
+
+def check_gate(name: str, num_experts: int) -> None:
+    """Raises UserError if the gate `name` cannot be made without settings, or does not return the weights of experts."""
+    what, logits = f"gate '{name}'", torch.zeros(2, num_experts)
+    check_accepts(what, lookup(GATES, name, "gate"))
+    gate = make_gate(name)
+    check_kind(what, gate, Gate)
+    check_accepts(f"{what}: weights", gate.weights, "logits", "layer")
+    with torch.random.fork_rng(devices=[]):  # a gate may add noise
+        weights = gate.weights(logits, 0)
+    check_kind(f"{what}: the result of weights", weights, Chosen)
+    experts = weights.experts
+    if experts.shape != (2,) or experts.dtype != torch.int64 or bool(((experts < 0) | (experts >= num_experts)).any()):
+        raise UserError(f"{what}: experts must be int64 [B] from 0 to {num_experts - 1}, not {experts.tolist()}")
 
 
 def top1(logits: Tensor) -> Tensor:

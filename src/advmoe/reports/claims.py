@@ -11,7 +11,7 @@ from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Outcome, Summary, by_setting, interval, outcome, summarise
-from advmoe.reports.collect import FULL_SCALE, OF_METHODS, ROUTED, Cell, cell_of, differing, settings
+from advmoe.reports.collect import OF_METHODS, Cell, cell_of, differing, is_full_scale, is_routed, settings
 from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
 from advmoe.reports.measures import WORST, label
 from advmoe.reports.panels import method_style, network_title, setting_text
@@ -73,7 +73,7 @@ class Ablation:
 
     def judge(self, summaries: Sequence[Summary], records: Sequence[Record]) -> list[Claim]:
         """The claim in every setting that has a pair."""
-        groups = by_setting(summary for summary in summaries if summary.cell.method in ROUTED)
+        groups = by_setting(summary for summary in summaries if is_routed(summary.cell.method))
         claims = [claim for setting, group in groups.items() if (claim := self._in(setting, group, records)) is not None]
         return claims or [Claim(self.claim, "not shown", self.without_pairs)]
 
@@ -184,8 +184,8 @@ def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]
         (
             other for other in group
             if other.cell.method == method and other.cell.setting == setting and name in other.figures
-            and (method in FULL_SCALE or other.cell.model_scale == summary.cell.model_scale)
-            and (method not in ROUTED or other.cell.num_experts == summary.cell.num_experts)
+            and (is_full_scale(method) or other.cell.model_scale == summary.cell.model_scale)
+            and (not is_routed(method) or other.cell.num_experts == summary.cell.num_experts)
         ),
         None,
     )  # fmt: skip
@@ -234,7 +234,7 @@ def _rivals(cell: PrintedCell, methods: Sequence[str]) -> list[PrintedCell]:
     return [
         other for other in printed_cells()
         if other.method in methods and (other.table, other.model) == (cell.table, cell.model)
-        and (other.method in FULL_SCALE or other.model_scale == cell.model_scale)
+        and (is_full_scale(other.method) or other.model_scale == cell.model_scale)
     ]  # fmt: skip
 
 

@@ -19,8 +19,6 @@ from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
 RecordFile = tuple[Path, Record]
-ROUTED = tuple(name for name in METHODS if method_traits(name).routed)
-FULL_SCALE = tuple(name for name in METHODS if not method_traits(name).scaled)
 NOT_COMPARED = (  # settings that do not change a run's result, or that its cell already holds
     "schema", "method", "seed", "runtime.device", "runtime.threads", "runtime.dispatch",
     *(f"data.{name}" for name in ("limit_train", "limit_test", "data_dir", "workers")),
@@ -35,6 +33,17 @@ OF_ROUTERS = (
     *(f"training.{name}" for name in ("balance_weight", "router_warmup", "router_steps", "weight_steps", "level_batches")),
 )
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
+
+
+def is_routed(method: str) -> bool:
+    """Whether the method's networks have experts. A method that is not registered here counts as one with experts and with a model
+    scale, so that runs that may differ in them are never averaged."""
+    return method not in METHODS or method_traits(method).routed
+
+
+def is_full_scale(method: str) -> bool:
+    """Whether the method ignores the model scale."""
+    return method in METHODS and not method_traits(method).scaled
 
 
 @dataclass(frozen=True)
@@ -63,7 +72,7 @@ class Cell:
     @property
     def has_one_expert(self) -> bool:
         """Whether a routed method was trained with one expert: the control, whose routers choose nothing."""
-        return self.method in ROUTED and self.num_experts == 1
+        return is_routed(self.method) and self.num_experts == 1
 
     @property
     def is_ablation(self) -> bool:
@@ -78,8 +87,8 @@ class Cell:
     @property
     def words(self) -> str:
         """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
-        scale = "" if self.method in FULL_SCALE else f", r {self.model_scale:g}"
-        experts = f", N {self.num_experts}" if self.method in ROUTED else ""
+        scale = "" if is_full_scale(self.method) else f", r {self.model_scale:g}"
+        experts = f", N {self.num_experts}" if is_routed(self.method) else ""
         return f"{self.method}{scale}{experts}{', same batches' * self.same_batches}, {self.backbone}, {self.dataset}"
 
     @property
@@ -97,8 +106,8 @@ def cell_of(record: Record) -> Cell:
     width, published = config.model.width, MODELS[backbone][1] if backbone in MODELS else None
     return Cell(
         dataset=record.dataset, backbone=backbone, width=None if width == published else width,
-        method=method, model_scale=1.0 if method in FULL_SCALE else config.model.model_scale,
-        num_experts=config.model.num_experts if method in ROUTED else 1, attack_steps=config.attack.num_steps,
+        method=method, model_scale=1.0 if is_full_scale(method) else config.model.model_scale,
+        num_experts=config.model.num_experts if is_routed(method) else 1, attack_steps=config.attack.num_steps,
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
         same_batches=getattr(config.training, "level_batches", "different") == "same",  # older Records lack the field
@@ -112,7 +121,7 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
     one line for each file that is skipped because it is broken or holds no Record, and one for each Record with a damaged part that
     is dropped. If runs of one cell have different settings, or the same seed twice, the newest run and those with its settings are
     kept, and `warn` gets one line for each other. A run that was evaluated before its end counts as older than all that were not.
-    Raises UserError if there is no Record.
+    `warn` also gets one line for each method that is not registered here. Raises UserError if there is no Record.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder")
@@ -123,6 +132,11 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
     cells: dict[Cell, list[RecordFile]] = defaultdict(list)
     for path, record in sorted(once.values(), key=lambda pair: (_epochs_trained(pair[1]) == "all", pair[1].time), reverse=True):
         cells[cell_of(record)].append((path, record))
+    for method in sorted({cell.method for cell in cells} - set(METHODS)):
+        warn(
+            f"method '{method}' is not registered here, so its runs are listed with a model scale and a number of experts, even if "
+            "it has none; ADVMOE_EXTENSION=SCRIPT.py loads the script that registers it"
+        )
     return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], warn)]
 
 
@@ -161,7 +175,11 @@ def settings(record: Record) -> dict[str, object]:
     with the data's fingerprint, the evaluator and the epochs trained. A field that the Record is too old to have gets its
     default."""
     method = record.method
-    ignored = {*NOT_COMPARED, *(() if method in ROUTED else OF_ROUTERS), *(("model.model_scale",) if method in FULL_SCALE else ())}
+    ignored = {
+        *NOT_COMPARED,
+        *(() if is_routed(method) else OF_ROUTERS),
+        *(("model.model_scale",) if is_full_scale(method) else ()),
+    }
     flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
     flat |= {"evaluator": evaluator(record), "epochs trained": _epochs_trained(record)}
     return {name: value for name, value in flat.items() if name not in ignored}

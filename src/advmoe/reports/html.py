@@ -16,7 +16,7 @@ from advmoe.evaluation.record import Record
 from advmoe.reports.captions import CAPTIONS, Caption
 from advmoe.reports.cells import Figure, Summary, summarise
 from advmoe.reports.claims import Claim
-from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
+from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import MEASURES, SUMMARY, Measure
@@ -103,8 +103,8 @@ def _overview(summaries: Sequence[Summary]) -> Table:
 def _overview_row(summary: Summary, measures: Sequence[Measure]) -> tuple[Entry, ...]:
     cell, figures = summary.cell, summary.figures
     return (
-        Entry(style_of(cell).title), _number(cell.model_scale) if cell.method not in FULL_SCALE else Entry("–"),
-        _number(cell.num_experts) if cell.method in ROUTED else Entry("–"),
+        Entry(style_of(cell).title), _number(cell.model_scale) if not is_full_scale(cell.method) else Entry("–"),
+        _number(cell.num_experts) if is_routed(cell.method) else Entry("–"),
         *(_figure(measure, figures.get(measure.name)) for measure in measures), _number(summary.n), Entry(cell.dataset),
         Entry(_network(cell)), _number(cell.epochs), _number(cell.train_images), _number(cell.test_images),
         Entry(f"{radius(cell.epsilon)} {cell.norm}", cell.epsilon),
@@ -151,7 +151,7 @@ def _with_images(runs: Sequence[Run]) -> list[Run]:
 
     def rank(run: Run) -> tuple[bool, bool, int]:
         in_grey = run.gallery is None or not run.gallery.colour
-        return in_grey, run.method not in ROUTED, order.index(run.method) if run.method in order else len(order)
+        return in_grey, not is_routed(run.method), order.index(run.method) if run.method in order else len(order)
 
     return sorted((run for run in runs if run.gallery), key=rank)
 
@@ -160,7 +160,7 @@ def _gaps(records: Sequence[Record]) -> list[str]:
     """One line for each field that Records lack, as those of older schemas do."""
     lines = []
     for name, what in NEEDED.items():
-        relevant = [record for record in records if record.method in ROUTED or name not in OF_ROUTING]
+        relevant = [record for record in records if is_routed(record.method) or name not in OF_ROUTING]
         without_figure = sum(not getattr(record, name) for record in relevant)
         if without_figure:
             lines.append(f"{without_figure} of {number_of(len(relevant), 'run')}: no {what} in the Record.")

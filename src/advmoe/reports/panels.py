@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advmoe.evaluation.record import Record
-from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell, cell_of
+from advmoe.reports.collect import Cell, cell_of, is_full_scale, is_routed
 from advmoe.reports.figures import COLOURS, short
 
 Key = TypeVar("Key")
@@ -62,7 +62,7 @@ def method_style(method: str) -> Style:
 def style_of(runs: Cell | Line) -> Style:
     """The style of runs of one method. Runs with one expert have hollow markers, and runs with the same batches for the two levels
     have another colour, dash, marker and title."""
-    style = replace(method_style(runs.method), hollow=runs.num_experts == 1 and runs.method in ROUTED)
+    style = replace(method_style(runs.method), hollow=runs.num_experts == 1 and is_routed(runs.method))
     if runs.same_batches:
         return replace(style, title=f"{style.title}, same batches", colour=COLOURS[5], dash=(0, (8, 2)), marker="h")
     return style
@@ -70,14 +70,14 @@ def style_of(runs: Cell | Line) -> Style:
 
 def network_title(cell: Cell) -> str:
     """'AdvMoE, r 0.5, N 2'."""
-    scale = "" if cell.method in FULL_SCALE else f", r {cell.model_scale:g}"
-    return style_of(cell).title + scale + (f", N {cell.num_experts}" if cell.method in ROUTED else "")
+    scale = "" if is_full_scale(cell.method) else f", r {cell.model_scale:g}"
+    return style_of(cell).title + scale + (f", N {cell.num_experts}" if is_routed(cell.method) else "")
 
 
 def line_of(record: Record) -> Line:
     """The line of a panel that a Record belongs to."""
     cell = cell_of(record)
-    return Line(cell.method, cell.num_experts if cell.method in ROUTED else 0, cell.same_batches)
+    return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.same_batches)
 
 
 def scale_of(record: Record) -> float:
@@ -109,9 +109,9 @@ def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     """Titled panels: Records by setting and model scale. The dense network is in the panel of every scale."""
     panels = []
     for setting, members in grouped(records, setting_of).items():
-        scales = sorted({scale_of(record) for record in members if record.method not in FULL_SCALE})
+        scales = sorted({scale_of(record) for record in members if not is_full_scale(record.method)})
         for scale in scales or [1.0]:
-            chosen = [record for record in members if record.method in FULL_SCALE or scale_of(record) == scale]
+            chosen = [record for record in members if is_full_scale(record.method) or scale_of(record) == scale]
             panels.append((titled(setting, chosen, f"model scale r = {scale:g}, " if scales else ""), chosen))
     return panels
 

@@ -9,7 +9,7 @@ from advmoe.paper import PAPER_METHODS
 from advmoe.paper import Cell as PrintedCell
 from advmoe.recipes import recipe
 from advmoe.reports.cells import Figure, Summary, attacks_in_words, by_setting, summarise
-from advmoe.reports.collect import FULL_SCALE, ROUTED, Cell
+from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.costs import Judged, judged_cells
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import BY_NAME, COSTS, SUMMARY, WORST, label
@@ -72,13 +72,17 @@ def tables(records: Iterable[Record]) -> list[Table]:
 
 def is_run_of(summary: Summary, printed: PrintedCell) -> bool:
     """Whether a cell of our runs has exactly the printed setting, with all of the data."""
-    config, cell = recipe(printed.recipe), summary.cell
-    expected = Cell(
+    return summary.cell == _expected(printed) and not summary.departures
+
+
+def _expected(printed: PrintedCell) -> Cell:
+    """The cell that runs of the printed setting have."""
+    config = recipe(printed.recipe)
+    return Cell(
         printed.dataset, printed.model, None, printed.method, printed.model_scale,
-        config.model.num_experts if printed.method in ROUTED else 1, printed.attack_steps, config.attack.epsilon, "Linf",
+        config.model.num_experts if is_routed(printed.method) else 1, printed.attack_steps, config.attack.epsilon, "Linf",
         config.training.epochs, *CIFAR10,
     )  # fmt: skip
-    return cell == expected and not summary.departures
 
 
 def _paper_table(name: str, summaries: Sequence[Summary]) -> Table:
@@ -162,7 +166,11 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     absent = [entries for *_, entries in rows[len(summaries) :]]
     rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
-    about = f"Not a setting of the paper; do not compare with its figures: {'; '.join([words, *shared])}. {MEANING}"
+    tables_of_setting = {judged.cell.table for judged in judged_cells() if _expected(judged.cell).setting == setting}
+    if tables_of_setting and not shared:
+        about = f"The setting of table {' and '.join(sorted(tables_of_setting))}, which prints no such cells: {words}. {MEANING}"
+    else:
+        about = f"Not a setting of the paper; do not compare with its figures: {'; '.join([words, *shared])}. {MEANING}"
     return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts), len(missing))
 
 
@@ -171,7 +179,7 @@ def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], no
     backbone, scale, method = _model_entries(cell.backbone, cell.model_scale, style_of(cell))
     extra = [text for text in summary.departures if text not in shared]
     marks = notes.mark("In this row also: " + "; ".join(extra) + ".") if extra else ()
-    experts = Entry(str(cell.num_experts), cell.num_experts) if cell.method in ROUTED else BLANK
+    experts = Entry(str(cell.num_experts), cell.num_experts) if is_routed(cell.method) else BLANK
     return (
         backbone, scale, Entry(method.text, marks=marks), experts, Entry(str(summary.n), summary.n),
         *(_ours(summary, name, notes) for name in figures),
@@ -182,8 +190,8 @@ def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
     """Model scale and method of the cells of the paper's comparison that were not run. Ablations are no runs of their method."""
     cells = [summary.cell for summary in summaries]
     ran = {(cell.model_scale, cell.method) for cell in cells if not cell.is_ablation}
-    scales = sorted({cell.model_scale for cell in cells if cell.method not in FULL_SCALE} or {ModelConfig().model_scale})
-    expected = [(1.0 if method in FULL_SCALE else scale, method) for scale in scales for method in PAPER_METHODS]
+    scales = sorted({cell.model_scale for cell in cells if not is_full_scale(cell.method)} or {ModelConfig().model_scale})
+    expected = [(1.0 if is_full_scale(method) else scale, method) for scale in scales for method in PAPER_METHODS]
     return [cell for cell in dict.fromkeys(expected) if cell not in ran]
 
 

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import attack_title
 from advmoe.reports.cells import interval, summarise
-from advmoe.reports.collect import FULL_SCALE, Cell, cell_of
+from advmoe.reports.collect import Cell, cell_of, is_full_scale
 from advmoe.reports.figures import save, short
 from advmoe.reports.measures import SUMMARY, worst_of
 from advmoe.reports.panels import (
@@ -72,7 +72,7 @@ def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
         points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
         means, stds = [mean for mean, _ in points], [std for _, std in points]
         style, label = style_of(line), label_of(line, lines)
-        if line.method in FULL_SCALE:
+        if is_full_scale(line.method):
             ax.axhline(means[0], color=style.colour, linestyle=style.dash, linewidth=0.8)
         ax.errorbar(
             [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, marker=style.marker,

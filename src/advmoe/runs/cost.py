@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 
 from advmoe.config import DataConfig, ModelConfig, RunConfig
-from advmoe.data import DATASETS, ImageSpec
+from advmoe.data import ImageSpec, lookup_dataset
 from advmoe.errors import lookup
 from advmoe.evaluation.cost import Cost, cost, layer_macs, layer_params, layer_positions
 from advmoe.models import NoSuchForm, build_model, compact
@@ -74,7 +74,7 @@ def image_spec(config: RunConfig) -> ImageSpec:
 @cache
 def _spec(data: DataConfig) -> ImageSpec:
     """Cached, because for a folder of images all of them are read."""
-    return lookup(DATASETS, data.dataset, "dataset").spec(data)
+    return lookup_dataset(data.dataset).spec(data)
 
 
 @cache

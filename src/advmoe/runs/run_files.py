@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from advmoe.config import RunConfig
-from advmoe.errors import UserError, lookup
+from advmoe.errors import UserError
 from advmoe.files import json_object, parsed_object
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.methods import METHODS
+from advmoe.training.saved import unknown_method
 
 MAX_NUMBER = 1e300  # numbers in files must be smaller
 
@@ -60,10 +61,11 @@ def read_config(path: Path) -> tuple[RunConfig | None, int, str]:
     try:
         status = (path / "config.yaml").stat()
         config = _config(path, status.st_mtime_ns, status.st_size)
-        phases = lookup(METHODS, config.method, "method").phases
     except (UserError, OSError) as error:
         return None, 0, str(error)
-    return config, config.training.epochs * len(phases), ""
+    if config.method not in METHODS:
+        return None, 0, unknown_method(config.method)
+    return config, config.training.epochs * len(METHODS[config.method].phases), ""
 
 
 @lru_cache(maxsize=4096)

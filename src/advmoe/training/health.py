@@ -32,6 +32,12 @@ class Watch:
         learning = {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
         self._add({f"gradient of {name}": gradient for name, gradient in learning.items()}, level)
 
+    def network(self, model: Classifier) -> None:
+        """Add the parameters and the running statistics."""
+        tensors = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point() and tensor.numel()}
+        names, peaks = list(tensors), torch._foreach_norm(list(tensors.values()), torch.inf)
+        self.names, self.peaks = self.names + names, [*self.peaks, *(peak.float() for peak in peaks)]
+
     def failed(self) -> Tensor:
         """1 if any tensor so far is not finite, else 0: a float32 scalar on the device."""
         return self._bad().any().float()

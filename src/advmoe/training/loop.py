@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from advmoe.training.start import batches, check, initial_network, network
 from advmoe.training.steps import Metrics, TrainState
 from advmoe.training.teacher import KEY as TEACHER
 from advmoe.training.teacher import check_same, load_teacher
-from advmoe.training.totals import Totals, Value, means
+from advmoe.training.totals import Totals, Value, check_metrics, means
 from advmoe.training.trial import compilable
 from advmoe.training.validation import validate
 
@@ -87,8 +87,10 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
         run.finish_iteration(state, totals, iterations)
     sums, image_counts = totals.over_ranks()
     _warn_of_collapse(sums, epoch + 1)
+    figures = means(sums, image_counts)
+    _check_finite(state, figures)
     row: dict[str, Value] = {
-        "epoch": epoch + 1, **rates(state), **means(sums, image_counts), "train_seconds": totals.seconds, "iterations": iterations,
+        "epoch": epoch + 1, **rates(state), **figures, "train_seconds": totals.seconds, "iterations": iterations,
     }  # fmt: skip
     if state.teacher is not None:
         row[TEACHER] = state.teacher.digest
@@ -100,9 +102,23 @@ def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...
     drawn = distributed.raise_together(partial(next, loaded))
     by_level = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, drawn, strict=True)}
     state.rows = {level: batch.rows for level, batch in zip(phase.levels, drawn, strict=True)}
-    totals.add(phase.step(state, by_level), len(drawn[0]))
+    metrics = phase.step(state, by_level)
+    check_metrics(metrics, state.config.method)
+    totals.add(metrics, len(drawn[0]))
     if state.ema is not None:
         state.ema.update(state.model)
+
+
+def _check_finite(state: TrainState, figures: Mapping[str, Value]) -> None:
+    """Raises NonFinite if a figure or the network is not finite after an epoch: a user's step need not check what it computes."""
+    for name, value in figures.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NonFinite(f"the metric '{name}' is not finite")
+    state.watch.network(state.model)
+    try:
+        state.watch.check()
+    except NonFinite as error:
+        raise NonFinite(f"{error} is not finite after the last iteration") from None
 
 
 def _warn_of_collapse(sums: Metrics, epoch: int) -> None:

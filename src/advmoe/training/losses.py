@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from advmoe.attacks import BatchDraws, Pgd, full, kl_divergence, pgd
-from advmoe.config import AttackConfig
+from advmoe.config import AttackConfig, TrainingConfig
+from advmoe.entries import Entries, check_accepts, check_kind
+from advmoe.errors import UserError, lookup
 from advmoe.moe import Routings
 
 SMALLEST = 1e-12  # a probability whose logarithm is taken
@@ -100,8 +102,32 @@ def clean(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) ->
 
 
 RSLAD = Loss(rslad_attack, rslad)  # of a run with a teacher, whose loss is trades
-LOSSES = {
-    "trades": Loss(trades_attack, trades),
-    "pgd_at": Loss(pgd_at_attack, pgd_at, has_clean=False),
-    "clean": Loss(None, clean),
-}
+LOSSES = Entries(
+    {
+        "trades": Loss(trades_attack, trades),
+        "pgd_at": Loss(pgd_at_attack, pgd_at, has_clean=False),
+        "clean": Loss(None, clean),
+    }
+)
+
+
+def lookup_loss(name: str) -> Loss:
+    """The entry of LOSSES. Raises UserError if there is none, or if a user's entry is not a Loss with the functions of one."""
+    loss, what = lookup(LOSSES, name, "loss"), f"loss '{name}'"
+    check_kind(what, loss, Loss)
+    if loss.attack is not None:
+        check_accepts(f"{what}: attack", loss.attack, "forward", "x", "y", "settings", "draws")
+    check_accepts(f"{what}: value", loss.value, "forward", "x", "x_adv", "y", "beta")
+    return loss
+
+
+def check_outcome(outcome: Outcome, training: TrainingConfig) -> None:
+    """Raises UserError if the value of a loss is not an Outcome whose total is one number, or lacks what an option needs of x'."""
+    check_kind("the result of the loss", outcome, Outcome)
+    check_kind("the total of the loss", outcome.total, Tensor)
+    if outcome.total.ndim:
+        raise UserError(f"the total of the loss must be one number, a tensor of shape [], not {list(outcome.total.shape)}")
+    options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
+    options += ["router_target"] if training.router_target != "none" else []
+    if options and outcome.routings and (outcome.robust is None or not outcome.robust_routings):
+        raise UserError(f"{options[0]} needs a loss whose Outcome has robust and robust_routings, the logits and routings of x'")

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from torch import nn
 
 from advmoe.config import ModelConfig
 from advmoe.config.choices import MethodTraits
+from advmoe.entries import Entries, check_accepts, check_kind
+from advmoe.errors import UserError, lookup
 from advmoe.moe import DenseKind, MaskedKind, MoEKind, RoutedNetwork
 from advmoe.training import steps
+from advmoe.training.losses import lookup_loss
 
+Score = Literal["val_ra", "val_sa"]
 Step = Callable[[steps.TrainState, Mapping[str, steps.Batch]], steps.Metrics]
 
 
@@ -29,7 +34,7 @@ class Method:
     kind: Callable[[ModelConfig], DenseKind]
     phases: tuple[Phase, ...]
     loss: str | None = None
-    selects: str = "val_ra"
+    selects: Score = "val_ra"
 
 
 def traits(method: Method) -> MethodTraits:
@@ -38,7 +43,8 @@ def traits(method: Method) -> MethodTraits:
     return MethodTraits(
         scaled=kind(model.replace(model_scale=model.model_scale / 2)) != kind(model),
         routed=kind(model.replace(num_experts=model.num_experts + 1)) != kind(model),
-        attacked=method.loss is None,  # a method that fixes the loss trains on clean images
+        attacked=method.loss is None or lookup_loss(method.loss).attack is not None,
+        fixed_loss=method.loss is not None,
         two_levels="routers" in method.phases[0].levels,
         phases=len(method.phases),
     )
@@ -50,6 +56,9 @@ LEVELS: dict[str, Callable[[RoutedNetwork], list[nn.Parameter]]] = {
     "routers": RoutedNetwork.router_parameters,
     "masks": RoutedNetwork.mask_parameters,
 }
+
+
+NEEDED_KIND: dict[str, type[DenseKind]] = {"routers": MoEKind, "masks": MaskedKind}  # without it the level has no parameters
 
 
 def dense(config: ModelConfig) -> DenseKind:
@@ -73,11 +82,41 @@ def masked(config: ModelConfig) -> DenseKind:
 
 
 ONE_LEVEL = (Phase(steps.single_level, ("all",)),)
-METHODS = {
+METHODS = Entries({
     "standard": Method(dense, ONE_LEVEL, loss="clean", selects="val_sa"),
     "at_dense": Method(dense, ONE_LEVEL),
     "at_small_dense": Method(small_dense, ONE_LEVEL),
     "at_sparse": Method(masked, (Phase(steps.single_level, ("masks",)), Phase(steps.single_level, ("weights",)))),
     "at_moe": Method(moe, ONE_LEVEL),
     "advmoe": Method(moe, (Phase(steps.two_level, ("routers", "weights")),)),
-}
+})  # fmt: skip
+
+
+def lookup_method(name: str) -> Method:
+    """The entry of METHODS. Raises UserError if there is none, or if a user's entry has a part that training cannot use."""
+    method, what = lookup(METHODS, name, "method"), f"method '{name}'"
+    check_kind(what, method, Method)
+    check_accepts(f"{what}: kind", method.kind, "config")
+    kind = method.kind(ModelConfig())
+    check_kind(f"{what}: the result of kind", kind, DenseKind)
+    if not isinstance(method.phases, tuple) or not method.phases:
+        raise UserError(f"{what}: phases must be a tuple of at least one Phase: (Phase(step, levels),)")
+    for phase in method.phases:
+        _check_phase(what, phase, kind)
+    if method.loss is not None:
+        lookup_loss(method.loss)
+    if method.selects not in get_args(Score):
+        raise UserError(f"{what}: selects must be {' or '.join(get_args(Score))}, not {method.selects}")
+    return method
+
+
+def _check_phase(what: str, phase: Phase, kind: DenseKind) -> None:
+    check_kind(f"{what}: a phase", phase, Phase)
+    check_accepts(f"{what}: the step of a phase", phase.step, "state", "batches")
+    if not isinstance(phase.levels, tuple) or not phase.levels:
+        raise UserError(f"{what}: levels must be a tuple of at least one name, such as ('weights',)")
+    for level in phase.levels:
+        lookup(LEVELS, level, f"level of {what}:")
+        needed = NEEDED_KIND.get(level, DenseKind)
+        if not isinstance(kind, needed):
+            raise UserError(f"{what}: the level {level} needs a {needed.__name__}, and kind returns a {type(kind).__name__}")

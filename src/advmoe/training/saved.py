@@ -12,8 +12,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
-from advmoe.data import DATASETS, ImageSpec
-from advmoe.errors import UserError, lookup, one_line, short_repr
+from advmoe.data import ImageSpec, lookup_dataset
+from advmoe.errors import UserError, lookup, nearest, one_line, short_repr
 from advmoe.files import JsonObject, check_plain
 from advmoe.models import MODELS, Classifier, compact
 from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
@@ -49,6 +49,14 @@ class Saved(NamedTuple):
 # A run's folder
 
 
+HOW_TO_LOAD = "load the script that adds it (ADVMOE_EXTENSION=SCRIPT.py on the command line, import in Python)"
+
+
+def unknown_method(name: str) -> str:
+    """The message for a method that a run or file names, and that is not registered here."""
+    return f"unknown method '{name}': {nearest(name, list(METHODS))}; or {HOW_TO_LOAD}"
+
+
 def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     """The network of a run's best epoch, and its checkpoint.
 
@@ -71,7 +79,7 @@ def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
 def spec_from_data(run: Path, config: RunConfig) -> ImageSpec:
     """The format of a run's images, from its data. Raises UserError if the data cannot be read."""
     try:
-        return lookup(DATASETS, config.data.dataset, "dataset").spec(config.data)
+        return lookup_dataset(config.data.dataset).spec(config.data)
     except UserError as error:
         raise UserError(f"{run}: its checkpoints do not describe its images, so its data is needed: {error}") from None
 
@@ -134,13 +142,12 @@ def _compacted(config: RunConfig) -> RunConfig:
 
 
 def check_registered(config: RunConfig, where: Path) -> None:
-    """Raises UserError if the backbone of a trained network is one that its user added, and the script is not loaded here."""
-    name = config.model.backbone
-    if name not in MODELS:
-        raise UserError(
-            f"{where}: its backbone '{name}' is not in advmoe.models.MODELS: load the script that adds it "
-            f"(ADVMOE_EXTENSION=SCRIPT.py on the command line, import in Python)"
-        )
+    """Raises UserError if the backbone or method of a trained network is one that its user added, and the script is not loaded
+    here."""
+    if config.model.backbone not in MODELS:
+        raise UserError(f"{where}: its backbone '{config.model.backbone}' is not in advmoe.models.MODELS: {HOW_TO_LOAD}")
+    if config.method not in METHODS:
+        raise UserError(f"{where}: {unknown_method(config.method)}")
 
 
 def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:

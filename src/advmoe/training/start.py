@@ -11,16 +11,18 @@ from torch.amp import is_autocast_available
 from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed
 from advmoe.config import DataConfig, RunConfig
+from advmoe.config.choices import BACKBONES
 from advmoe.data import Images, ImageSpec, Source, Splits, cores
+from advmoe.data.images import check_splits
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
-from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind
+from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind, check_gate, check_routings
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.compiled import check_compile
 from advmoe.training.groups import MAX_CLASSES
-from advmoe.training.losses import LOSSES, RSLAD
-from advmoe.training.methods import LEVELS, METHODS, Phase
+from advmoe.training.losses import LOSSES, RSLAD, lookup_loss
+from advmoe.training.methods import LEVELS, METHODS, Phase, lookup_method
 from advmoe.training.steps import TrainState
 
 CALIBRATION_BATCHES = 8
@@ -28,10 +30,12 @@ CALIBRATION_BATCHES = 8
 
 def check(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if the configuration cannot be trained on these data. Nothing has been written at this point."""
-    lookup(METHODS, config.method, "method")
-    lookup(LOSSES, config.training.loss, "loss")
+    lookup_method(config.method)
+    lookup_loss(config.training.loss)
     for name in ("router_gate", "router_attack_gate"):
         lookup(GATES, getattr(config.training, name), name)
+        check_gate(getattr(config.training, name), config.model.num_experts)
+    check_splits(splits, config.data.dataset)
     _check_ingredients(config, splits)
     _check_sizes(config, splits)
     autocast(config, splits.train.labels.device)
@@ -94,7 +98,7 @@ def _check_sizes(config: RunConfig, splits: Splits) -> None:
 
 def network(config: RunConfig, spec: ImageSpec) -> Classifier:
     """The network for images of `spec` that the configuration's method trains, initialised from its seed."""
-    kind = lookup(METHODS, config.method, "method").kind(config.model)
+    kind = lookup_method(config.method).kind(config.model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.model, kind, spec)
@@ -118,7 +122,11 @@ def initial_network(config: RunConfig, splits: Splits) -> Classifier:
     model = network(config, splits.spec)
     if config.training.init_from is not None:
         _load_dense(model, config, splits, Path(config.training.init_from))
-    return model.to(splits.train.labels.device)
+    model = model.to(splits.train.labels.device)
+    if config.model.backbone not in BACKBONES:
+        check_routings(model.eval(), splits.train[torch.zeros(1, dtype=torch.int64, device=splits.train.labels.device)].pixels())
+        model.train()
+    return model
 
 
 def _load_dense(model: Classifier, config: RunConfig, splits: Splits, source: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed, frozen, full, kl_divergence
 from advmoe.config import AttackConfig, RunConfig
+from advmoe.errors import UserError
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
 from advmoe.moe import HARD, ForcedGate, Gate, Routings, StraightThroughGate, make_gate
@@ -20,7 +21,7 @@ from advmoe.training.compiled import Passes
 from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
 from advmoe.training.health import Watch
-from advmoe.training.losses import Forward, Loss, Outcome
+from advmoe.training.losses import Forward, Loss, Outcome, check_outcome
 from advmoe.training.terms import router_terms
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
@@ -112,6 +113,8 @@ class TrainState:
 def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """Update one parameter set on one batch: standard training, AT (Dense), AT (S-Dense), AT (MoE), each phase of AT (Sparse)."""
     training = state.config.training
+    if len(batches) != 1:
+        raise UserError(f"the step single_level trains one level, not {' and '.join(batches)}")
     ((level, batch),) = batches.items()
     gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
     outcome = _update(state, level, batch, gate, attack_gate, True)
@@ -125,6 +128,8 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     The router update runs in eval mode, so the running statistics of the backbone do not change. It is skipped while the experts
     are tied, because the choice between equal experts does not matter, and while routers that learn only from a target have none.
     """
+    if not {"routers", "weights"} <= batches.keys():
+        raise UserError(f"the step two_level needs the levels routers and weights, not {' and '.join(batches)}")
     training = state.config.training
     metrics: Metrics = {}
     rest = state.iteration % training.router_every != 0 or (state.awaits_groups and training.router_loss == "target")
@@ -190,6 +195,8 @@ def _backward(state: TrainState, level: str, forward: Forward, example: Example,
     outcome = _loss(state, level, forward, example)
     state.model.eval()
     state.watch.outcome(outcome, level)
+    if not outcome.total.requires_grad:
+        raise UserError(f"the loss does not depend on the parameters of the level {level}: it is detached, or ignores the gate")
     optimizer.zero_grad(set_to_none=True)
     (outcome.total * state.share(len(example.y))).backward()
     distributed.sum_gradients(_parameters(optimizer))
@@ -200,6 +207,7 @@ def _loss(state: TrainState, level: str, forward: Forward, example: Example) -> 
     """The loss of the task, plus the router terms if routers learn. With router_loss `target` routers get only these terms."""
     training = state.config.training
     outcome = state.loss.value(forward, example.x, example.x_adv, example.targets, training.beta)
+    check_outcome(outcome, training)
     if training.runner_up_consistency and level != "routers":
         term = training.runner_up_consistency * _runner_up_term(state, outcome, example.x_adv)
         outcome = outcome._replace(total=outcome.total + term)

@@ -4,13 +4,30 @@ import time
 
 import torch
 from pydantic import JsonValue
+from torch import Tensor
 
 from advmoe import distributed
+from advmoe.errors import UserError
 from advmoe.training.groups import MATRIX
 from advmoe.training.manifest import Partial
 from advmoe.training.steps import Metrics
 
+DIMENSIONS = {"load": 2, "router_entropy": 1, MATRIX: 2}  # of metrics that are not one number
 Value = float | list[int] | list[float] | list[list[float]] | list[list[int]] | str  # the type of an epoch's figures
+
+
+def check_metrics(metrics: object, method: str) -> None:
+    """Raises UserError if the step of a user's method returns anything else than Metrics with a loss."""
+    what = f"method '{method}': its step must return a dict of tensors"
+    if not isinstance(metrics, dict) or "loss" not in metrics:
+        content = f"a dict of {', '.join(map(str, metrics)) or 'nothing'}" if isinstance(metrics, dict) else type(metrics).__name__
+        raise UserError(f"{what} with 'loss', not {content}")
+    for name, value in metrics.items():
+        dimensions = DIMENSIONS.get(name, 0)
+        if not isinstance(value, Tensor) or value.ndim != dimensions:
+            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            expected = "one number, the sum over the images" if dimensions == 0 else f"of {dimensions} dimensions"
+            raise UserError(f"{what}: '{name}' must be {expected}, not {found}")
 
 
 class Totals:
