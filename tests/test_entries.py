@@ -385,6 +385,9 @@ def test_the_command_line_refuses_a_script_that_replaces_an_entry(monkeypatch):
     extension.check_names()
 
 
-def test_the_presets_know_an_added_attack():
+def test_a_plan_checks_an_added_attack_beside_autoattack():
     ATTACKS["mine"] = Attack(lambda job: job.x)
-    assert resolve(["pgd_10", "mine"]).survivors == ("mine",)
+    assert resolve(["aa_square", "pgd_10", "mine"]).survivors == ("aa_square", "mine")
+    ATTACKS["mine"] = Attack(lambda x, y: x)
+    with pytest.raises(UserError, match="attack 'mine': run must accept"):
+        resolve(["aa_square", "mine"])

@@ -115,7 +115,8 @@ QUICK_OF_VERSION_0_1 = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "rer
 def resolve(preset: str | Sequence[str]) -> Preset:
     """The preset of that name, or a plan made from a list of attacks. Raises UserError on unknown names or a missing extra."""
     chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
-    if any(lookup_attack(name).kind.startswith("AutoAttack") for name in chosen.attacks):
+    kinds = [lookup_attack(name).kind for name in chosen.attacks]
+    if any(kind.startswith("AutoAttack") for kind in kinds):
         autoattack.require()
     return chosen
 

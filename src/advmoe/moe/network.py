@@ -64,7 +64,7 @@ def check_routings(model: RoutedNetwork, x: Tensor) -> None:
         return
     count = len(layers) if model.router is None else 1
     route = _distinguishing(count, x.device) % layers[0].num_experts
-    routings = model.forward_routed(x.expand(len(route), -1, -1, -1), ForcedGate(route))[1]
+    routings = model.forward_routed(x.repeat(len(route), 1, 1, 1), ForcedGate(route))[1]
     if len(routings) != count:
         raise UserError(f"{network}: forward_routed returns {len(routings)} routings for {count} MoE layers: one of each is needed")
     for number, (routing, forced) in enumerate(zip(routings, route.T, strict=True)):
