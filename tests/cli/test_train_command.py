@@ -49,7 +49,8 @@ def test_train_writes_the_runs_folder(run):
 
 def test_a_finished_run_is_not_trained_further(run, capsys):
     assert main(["train", *TINY, "--out", str(run)]) == 0
-    assert "finished: 2 epochs" in capsys.readouterr().out
+    finished = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("finished: 2 epochs"))
+    assert finished.endswith(" on 10 held-out images")
 
 
 def test_resume_needs_no_recipe(run, capsys):

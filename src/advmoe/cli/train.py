@@ -33,7 +33,8 @@ def run(arguments: TrainArguments) -> None:
     row = history[best.epoch - 1]
     epochs = "1 epoch" if len(history) == 1 else f"{len(history)} epochs"
     terminal.print(
-        f"finished: {epochs}; best is epoch {best.epoch}, held-out SA {row['val_sa']:.1f} RA {row['val_ra']:.1f}\n"
+        f"finished: {epochs}; best is epoch {best.epoch}, SA {row['val_sa']:.1f} RA {row['val_ra']:.1f} on "
+        f"{len(splits.val)} held-out images\n"
         f"next: advmoe evaluate {arguments.out}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
