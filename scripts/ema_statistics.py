@@ -2,7 +2,7 @@
 
     python scripts/ema_statistics.py RUN [DATA_DIR]
 
-Prints SA and RA-10 on the test images for both. docs/choices.md has the figures.
+Prints SA and RA-10 on the test images for both.
 """
 
 import sys

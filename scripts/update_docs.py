@@ -216,7 +216,7 @@ def over_seeds(difference: Difference, seeds: int) -> str:
 
 def choice_text() -> str:
     """The verdict on choosing an expert, with the difference of each method from its control."""
-    differences = [f"{network_title(cell)}: {over_seeds(*found)}" for cell, found in differences_from_control().items()]
+    differences = [f"{network_title(cell)}: {over_seeds(*against)}" for cell, against in differences_from_control().items()]
     (claim,) = (claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim))
     return (
         f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {label('ra_worst_quick')} minus that of {CONTROL}, on "

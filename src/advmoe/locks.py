@@ -50,4 +50,7 @@ def sign(path: Path, *further: str) -> None:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a lock file, first the name of the last process that held it; none if there is no file."""
-    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []

@@ -102,7 +102,7 @@ def test_a_second_evaluation_is_refused_until_the_first_is_killed_and_then_conti
     process = paused(run)
     wait_for_second_shard(process, run)
     before = contents(run)
-    for arguments in ([], ["--fresh"], ["--attacks", "pgd_20"], ["--part", "1", "2"], ["--processes", "2"]):
+    for arguments in (["--fresh"], ["--part", "1", "2"], ["--processes", "2"]):
         line = error_line(capsys, run, *PLAN, *arguments)
         assert f"{run}/evaluation: process {process.pid} on " in line
         assert line.endswith(" is already evaluating in this folder; wait for it to finish\n")

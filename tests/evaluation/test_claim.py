@@ -1,5 +1,6 @@
 """No two processes evaluate the same shards of a store; others work beside each other."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -49,8 +50,15 @@ def test_the_claim_of_a_killed_process_is_void_and_its_file_is_removed(tmp_path:
     for name in (".evaluation.1-of-3.lock", ".evaluation.0-of-1.lock"):
         (tmp_path / name).write_text("process 7 on node\n")
     with claimed(tmp_path / "evaluation", (1, 2)):
-        assert {path.name for path in tmp_path.iterdir()} == {".evaluation.lock", ".evaluation.1-of-2.lock"}
-    assert [path.name for path in tmp_path.iterdir()] == [".evaluation.lock"]
+        assert [path.name for path in tmp_path.iterdir()] == [".evaluation.1-of-2.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_store_in_a_folder_that_cannot_be_written_is_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a volume that is mounted below `/`: the store itself can be written."""
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with claimed(tmp_path / "evaluation"), claimed(tmp_path / "evaluation"):
+        assert not list(tmp_path.iterdir())
 
 
 def test_evaluate_claims_the_shards_of_its_store(tmp_path: Path) -> None:

@@ -178,6 +178,19 @@ def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion
         assert min(least) >= 0.1, (seed, least)
 
 
+@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+def test_calibration_replaces_all_earlier_statistics(routers, tiny, splits):
+    config = tiny(routers=routers)
+    model = network(config, splits.spec)
+    start.calibrate(model, config, splits.train)
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.train()
+    for _ in range(3):
+        model(splits.train[torch.arange(20)].pixels())
+    start.calibrate(model, config, splits.train)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
 def test_rows_have_the_routers_learning_rate_too(tiny, splits, tmp_path):
     (row,) = train(tiny(epochs=1, tied_share=0.0, lr=0.1, router_lr=0.04), splits, tmp_path / "run", Recorder())
     assert row["router_lr"] == pytest.approx(0.4 * row["lr"], rel=1e-12)

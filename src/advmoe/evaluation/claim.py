@@ -4,17 +4,18 @@ STORE is the folder with the results, RUN/evaluation for a run. The files of a c
 
 RUN/.evaluation.lock         locked for the moment in which a process makes its claim
 RUN/.evaluation.1-of-3.lock  locked while a process evaluates every third shard, starting at shard 1; 0-of-1: all shards
+
+Both are removed afterwards. If their folder cannot be written, nothing is claimed.
 """
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock
-
-from advmoe.locks import locked
+from advmoe.locks import locked, turn
 
 Part = tuple[int, int]  # (i, k): every k-th shard, starting at i
 
@@ -30,8 +31,11 @@ def claimed(store: Path | None, part: Part = (0, 1)) -> Iterator[None]:
         return
     folder, name = store.absolute().parent, f".{store.absolute().name}"
     folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):  # the store may be a volume that is mounted there
+        yield
+        return
     with ExitStack() as stack:
-        with FileLock(folder / f"{name}.lock"):
+        with turn(folder / f"{name}.lock"):
             for path, other in _claims(folder, name):
                 if _overlap(part, other):
                     with locked(path, store, _activity(other)):

@@ -16,7 +16,7 @@ from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.data.images import check_splits
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
-from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind, check_gate, check_routings
+from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind, Router, check_gate, check_routings
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.compiled import check_compile
@@ -214,6 +214,9 @@ def calibrate(model: Classifier, config: RunConfig, images: Source) -> None:
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # in torch, None means plain averages
+    for module in model.modules():
+        if isinstance(module, Router):
+            module.batches.zero_()  # a router starts with plain averages
     for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
         rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
         model(images[rows].pixels())

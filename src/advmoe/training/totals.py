@@ -25,9 +25,9 @@ def check_metrics(metrics: object, method: str) -> None:
     for name, value in metrics.items():
         dimensions = DIMENSIONS.get(name, 0)
         if not isinstance(value, Tensor) or value.ndim != dimensions:
-            found = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            actual = f"shape {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
             expected = "one number, the sum over the images" if dimensions == 0 else f"of {dimensions} dimensions"
-            raise UserError(f"{what}: '{name}' must be {expected}, not {found}")
+            raise UserError(f"{what}: '{name}' must be {expected}, not {actual}")
 
 
 class Totals:
