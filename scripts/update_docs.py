@@ -253,7 +253,7 @@ def ingredients_table() -> str:
     lines = ["| run | seeds | SA | RA-50 | RA-worst (quick) | minus its base | minus the control |"]
     lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for variant, seeds in runs.items():
-        (network,) = (name for name in ("advmoe", "at_moe-n1", "at_small_dense") if variant.startswith(name))
+        network = "at_moe-n1" if variant.startswith("at_moe-n1-") else variant.partition("-")[0]
         values = zip(*((record.sa, record.ra["50"], record.worst) for record in seeds.values()), strict=True)
         means = [f"{sum(of_seeds) / len(seeds):.1f}" for of_seeds in values]
         differences = [against(variant, f"{network}-base"), against(variant, variant.replace(network, "at_moe-n1"))]

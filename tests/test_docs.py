@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from advmoe.sweep.grid import read_sweep
+from advmoe.sweep.plan import plan
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = [
@@ -42,6 +45,15 @@ def test_the_published_schema_is_the_records():
 @pytest.mark.parametrize(("page", "block"), [(page, block) for page, blocks in update_docs().BLOCKS.items() for block in blocks])
 def test_figures_are_the_records(page, block):
     assert f"<!-- {block} -->\n{update_docs().BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()
+
+
+def test_every_run_of_the_ingredients_has_a_row(monkeypatch):
+    module, runs = update_docs(), plan(read_sweep(str(ROOT / "results/choices/ingredients.yaml")))
+    (record, *_) = module.records("results/choices/ingredients.json")
+    planned = [record.model_copy(update={"run": run.name, "seed": run.config.seed}) for run in runs]
+    monkeypatch.setattr(module, "records", lambda _: planned)
+    rows = module.ingredients_table().splitlines()[2:]
+    assert len(rows) == len({run.name.removesuffix(f"-s{run.config.seed}") for run in runs})
 
 
 def test_the_image_in_readme_is_drawn_from_the_records():
