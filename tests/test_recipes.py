@@ -195,12 +195,9 @@ def test_the_official_variant_is_composed_of_options() -> None:
 def test_plus_adds_the_ingredients_that_a_recipe_can_use() -> None:
     plain, variant = recipe("cifar10-resnet18-advmoe-r0.8-n1-steps10"), recipe("cifar10-resnet18-advmoe-r0.8-n1-steps10-plus")
     assert differences(variant, plain) == [
-        "data.augment: crop_shift, not crop_flip", "data.augment_from: 0.5, not 0.0",
-        "training.ema: 0.995, not 0.0", "training.soft_labels: adr, not none",
-        "training.weight_attack_gate: straight_through, not hard",
+        "model.activation: silu, not relu", "training.tied_share: 0.5, not 0.0", "training.ema: 0.995, not 0.0",
     ]  # fmt: skip
-    assert recipe("cifar10-resnet18-at_small_dense-plus").training.weight_attack_gate == "hard"
-    assert recipe("imagenet-resnet18-advmoe-plus").data == recipe("imagenet-resnet18-advmoe").data
+    assert recipe("cifar10-resnet18-at_small_dense-plus").training.tied_share == 0
     assert recipe("cifar10-resnet18-advmoe-official-plus").training.router_loss == "target"
 
 

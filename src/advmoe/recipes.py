@@ -35,8 +35,8 @@ BASES = {  # the settings of the paper's appendix B; RunConfig's defaults are CI
 }  # fmt: skip
 PAPERS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
 PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; `plus` omits what a recipe cannot use
-    "data": {"augment": "crop_shift", "augment_from": 0.5},
-    "training": {"ema": 0.995, "soft_labels": "adr", "weight_attack_gate": "straight_through"},
+    "model": {"activation": "silu"},
+    "training": {"ema": 0.995, "tied_share": 0.5},
 }
 A2_DATASETS, A2_BACKBONES = ("cifar10", "cifar100"), ("resnet18", "wrn28_10")
 DEMOS = {f"demo-{method}": DEMO.replace(method=method) for method in METHOD_TRAITS} | {
@@ -108,16 +108,12 @@ def official(config: RunConfig) -> RunConfig:
 
 
 def plus(config: RunConfig) -> RunConfig:
-    """With the ingredients beyond the paper that are expected to help most, `PLUS`. Most are not measured yet (docs/choices.md).
-
-    Images that are streamed keep their augmentation, and a method without a routers' level has no gate of its weights' attack.
-    """
-    data, training = PLUS["data"], dict(PLUS["training"])
-    if not method_traits(config.method).two_levels:
-        del training["weight_attack_gate"]
-    if config.data.dataset == "imagenet":
-        data = {}
-    return config.replace(data=config.data.replace(**data), training=config.training.replace(**training))
+    """With the ingredients beyond the paper that did best in short runs, `PLUS` (docs/choices.md). Without routers nothing is
+    tied."""
+    training = dict(PLUS["training"])
+    if not method_traits(config.method).routed:
+        del training["tied_share"]
+    return config.replace(model=config.model.replace(**PLUS["model"]), training=config.training.replace(**training))
 
 
 def _settings(traits: MethodTraits) -> dict[str, bool]:
