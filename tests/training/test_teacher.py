@@ -102,14 +102,21 @@ def with_spec(splits, **fields):
     return replace(splits, spec=replace(splits.spec, **fields))
 
 
+def padded(images):
+    """The images with two more pixels on each side."""
+    return replace(images, raw=torch.nn.functional.pad(images.raw, (2, 2, 2, 2)))
+
+
 def test_teachers_that_do_not_fit_are_refused_before_anything_is_written(teacher_run, tiny, splits, tmp_path):
-    fewer = with_spec(splits, classes=splits.spec.classes[:9])
+    more = with_spec(splits, classes=(*splits.spec.classes, "hat"))
     renamed = with_spec(splits, classes=("hat", *splits.spec.classes[1:]))
-    larger = with_spec(splits, shape=(1, 32, 32))
+    larger = replace(
+        with_spec(splits, shape=(1, 32, 32)), train=padded(splits.train), val=padded(splits.val), test=padded(splits.test)
+    )  # fmt: skip
     (tmp_path / "other").write_text("none")
     with_teacher = tiny(teacher=str(teacher_run))
     cases = [
-        (with_teacher, fewer, "teacher .*: has 10 classes, the data 9"),
+        (with_teacher, more, "teacher .*: has 10 classes, the data 11"),
         (with_teacher, renamed, "teacher .*: has the class '.*' where the data has 'hat'"),
         (with_teacher, larger, r"teacher .*: takes images of shape \(1, 28, 28\), the data has \(1, 32, 32\)"),
         (tiny(teacher=str(tmp_path / "none")), splits, "teacher .*none: no such run's folder or file"),
