@@ -1,33 +1,40 @@
 """Compare the averaged running statistics of a run with `ema` with statistics that are computed anew on training images.
 
-    python scripts/ema_statistics.py RUN [DATA_DIR]
+    python scripts/ema_statistics.py RUN DATA_DIR > results/choices/ema_statistics.json
 
-Prints SA and RA-10 on the test images for both.
+Prints SA and RA-10, in percent of the test images, with both kinds of statistics.
 """
 
+import json
 import sys
 from pathlib import Path
 
 from advmoe.attacks import Pgd
-from advmoe.data import load_dataset
+from advmoe.data import Source, load_dataset
 from advmoe.evaluation.accuracy import accuracy, correct_flags, evaluation_step, robust_flags
+from advmoe.models import Classifier
 from advmoe.runs.load import load
 from advmoe.training.start import calibrate
 
 
-def main(run: Path, data_dir: str | None = None) -> None:
-    """Print one line for each kind of statistics."""
+def figures(network: Classifier, images: Source, epsilon: float) -> dict[str, float]:
+    """SA and RA-10 on `images`."""
+    attack = Pgd(epsilon, evaluation_step(epsilon), 10)
+    flags = {"sa": correct_flags(network, images), "ra_10": robust_flags(network, images, attack)}
+    return {name: round(accuracy(of_images), 2) for name, of_images in flags.items()}
+
+
+def main(run: Path, data_dir: str) -> None:
+    """Print the figures as JSON."""
     model = load(run)
-    config = model.config
-    data = load_dataset(config.data if data_dir is None else config.data.replace(data_dir=data_dir))
-    attack = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 10)
-    for statistics in ("averaged", "computed anew"):
-        if statistics == "computed anew":
-            calibrate(model.network, config, data.train)
-        sa = accuracy(correct_flags(model.network, data.test))
-        ra = accuracy(robust_flags(model.network, data.test, attack))
-        print(f"{statistics}: SA {sa:.1f}, RA-10 {ra:.1f} ({len(data.test)} test images)")
+    network, config = model.network, model.config
+    data = load_dataset(config.data.replace(data_dir=data_dir))
+    averaged = figures(network, data.test, config.attack.epsilon)
+    calibrate(network, config, data.train)
+    computed_anew = figures(network, data.test, config.attack.epsilon)
+    content = {"run": run.name, "test_images": len(data.test), "averaged": averaged, "computed_anew": computed_anew}
+    print(json.dumps(content, indent=1))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]), sys.argv[2])
