@@ -1,6 +1,6 @@
 """Compare the averaged running statistics of a run with `ema` with statistics that are computed anew on training images.
 
-    python scripts/ema_statistics.py RUN DATA_DIR > results/choices/ema_statistics.json
+    python scripts/ema_statistics.py RUN DATA_DIR > results/evaluation/ema_statistics.json
 
 Prints SA and RA-10, in percent of the test images, with both kinds of statistics.
 """

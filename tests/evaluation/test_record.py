@@ -187,7 +187,9 @@ def test_records_of_older_schemas_are_read_without_their_missing_fields(record):
 
 
 @pytest.mark.parametrize(
-    "path", sorted([*RESULTS.glob("choices/*.json"), RESULTS / "demo/records.json"]), ids=lambda path: path.stem
+    "path",
+    sorted([*RESULTS.glob("choices/*.json"), *RESULTS.glob("cifar10-jpeg/*.json"), *RESULTS.glob("*/records.json")]),
+    ids=lambda path: path.relative_to(RESULTS).as_posix(),
 )
 def test_committed_records_are_read(path):
     records = json.loads(path.read_text())
