@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from advmoe.errors import UserError
-from advmoe.files import bounded_text, check_utf8, drafted, json_object, write_atomically, write_json
+from advmoe.files import bounded_text, check_target, check_utf8, drafted, json_object, write_atomically, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
@@ -20,6 +20,22 @@ def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None
         fail()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_names_the_file_and_not_its_draft(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "file"
+    with pytest.raises(FileNotFoundError) as caught:
+        write_atomically(path, "text")
+    assert caught.value.filename == str(path)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_target(tmp_path / "image.png", "the image")
+    with pytest.raises(UserError, match="missing: no such folder for the image"):
+        check_target(tmp_path / "missing" / "image.png", "the image")
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))  # root may write anywhere
+    with pytest.raises(UserError, match=f"{tmp_path}: the image cannot be written to this folder"):
+        check_target(tmp_path / "image.png", "the image")
 
 
 def test_a_file_is_replaced_only_when_the_block_ends(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +25,21 @@ def drafted(path: Path) -> Iterator[Path]:
         yield draft
         sync(draft)
         draft.replace(path)
-    except BaseException:
-        draft.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            draft.unlink()
+        if isinstance(error, OSError) and str(error.filename) == str(draft):
+            error.filename = str(path)  # the name that the user knows
         raise
+
+
+def check_target(path: Path, what: str) -> None:
+    """Raises UserError if the folder of a file that will be written does not exist or is read-only. `what` is in the message."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"{path.parent}: no such folder for {what}")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{path.parent}: {what} cannot be written to this folder")
 
 
 def write_atomically(path: Path, text: str) -> None:

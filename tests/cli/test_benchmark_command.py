@@ -29,7 +29,7 @@ def test_an_unknown_suite_and_an_impossible_file_are_one_line(tmp_path, capsys):
     assert main(["benchmark", "--suite", "inferense"]) == 2
     assert "unknown suite 'inferense': did you mean inference" in capsys.readouterr().err
     assert main(["benchmark", "--suite", "data", "--json", str(tmp_path / "no" / "x.json")]) == 2
-    assert "a folder that exists" in capsys.readouterr().err
+    assert "no such folder for the results" in capsys.readouterr().err
 
 
 def test_a_device_that_is_not_there_is_one_line(capsys):

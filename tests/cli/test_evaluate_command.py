@@ -300,9 +300,10 @@ def test_help_shows_what_each_preset_costs(capsys):
     assert not any(word in output for word in ("QUICK", "STANDARD", "FULL"))
 
 
-def test_a_wrong_attack_name_beside_fresh_deletes_nothing(run, capsys):
+def test_a_wrong_value_beside_fresh_deletes_nothing(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--part", "0", "3"]) == 0
     capsys.readouterr()
     before = sorted(path.name for path in (run / "evaluation").iterdir())
     assert "unknown attack 'pgd_51'" in error_line(capsys, run, "--fresh", "--attacks", "pgd_51")
+    assert "epsilon must be at most 1 in Linf, not 8" in error_line(capsys, run, "--fresh", *PLAN, "--epsilon", "8")
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == before

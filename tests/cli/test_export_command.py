@@ -144,8 +144,8 @@ def test_an_untrained_network_gives_a_warning(run, stand_in, tmp_path, capsys, m
 
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     for arguments, message in (
-        ((run, "--out", tmp_path), "--out takes a file in a folder that exists"),
-        ((run, "--out", tmp_path / "no/where.onnx"), "--out takes a file in a folder that exists"),
+        ((run, "--out", tmp_path), "--out takes a file, not a folder"),
+        ((run, "--out", tmp_path / "no/where.onnx"), "no such folder for the exported file"),
         ((run, "--out", tmp_path / "a.onnx", "--check", "-1"), "check must be at least 0, not -1"),
         ((run, "--out", tmp_path / "a.onnx", "--dtype", "bfloat16"), "ONNX Runtime's CPU provider has no bfloat16 convolution"),
         ((run, "--out", tmp_path / "a.pt2", "--format", "torch-export", "--dtype", "int8"), "torch-export has no int8"),

@@ -99,7 +99,7 @@ def test_evaluate_prints_and_writes_a_record(run, capsys):
         ([*["train", "--out", "x"], *TINY, "--backbone", "resnet81"], "unknown backbone 'resnet81': did you mean resnet18"),
         ([*["train", "--out", "x"], *TINY, "--dataset", "cifar"], "unknown dataset 'cifar': did you mean cifar10 or cifar100?"),
         ([*["train", "--out", "x"], *TINY, "--epsilon", "8/0"], "--epsilon"),
-        ([*["train", "--out", "x"], *TINY, "--device", "tpu9"], "device 'tpu9' is not available here"),
+        ([*["train", "--out", "x"], *TINY, "--device", "tpu9"], "device 'tpu9' is not available here: give auto, cpu, cuda,"),
         (["train", "--recipe", "cifar10-resnet18-advmoe", "--out", "x"], "cifar10 needs --data-dir"),
         (["train", "--recipe", "cifar10-resnet18-advmoe", "--out", "x", "--data-dir", "nowhere"], "nowhere: no such file"),
         (["train", "--config", "no.yaml", "--out", "x"], "no.yaml: "),

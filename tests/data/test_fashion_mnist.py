@@ -75,6 +75,11 @@ def test_limits_are_balanced_and_do_not_change_the_fingerprint(splits: Splits) -
     assert small.fingerprint == splits.fingerprint
 
 
+def test_a_data_dir_that_is_not_read_is_named_in_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    load_dataset(DataConfig(dataset="fashion-mnist", data_dir="my/images", limit_train=40, limit_test=20))
+    assert "my/images: is not read" in caplog.text
+
+
 def test_limited_images_are_of_the_full_split(splits: Splits) -> None:
     small = load_dataset(DataConfig(dataset="fashion-mnist", limit_train=40))
     full = dict(zip(contents(splits.train), splits.train.labels.tolist(), strict=True))

@@ -233,6 +233,7 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
         ({"norm": "L1"}, "norm must be Linf or L2, not L1"),
         ({"norm": "L2", "preset": ("reroute",)}, "nothing can be run of reroute: works only in Linf"),
         ({"epsilon": -0.1}, "epsilon must be at least 0 and finite, not -0.1"),
+        ({"epsilon": 8.0}, "epsilon must be at most 1 in Linf, not 8: pixels are in"),
         ({"epsilon": float("nan")}, "epsilon must be at least 0 and finite, not nan"),
         ({"seed": -1}, "seed must be in"),
         ({"shard_size": 0}, "shard_size must be at least 1, not 0"),

@@ -15,8 +15,12 @@ def test_verdict_names_the_most_robust_network_and_its_cost():
 
 def test_verdict_names_what_is_not_clearly_below():
     (first, *_) = verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
-    assert "not clearly below it: AT (Dense)." in first
+    assert "not clearly below the first: AT (Dense)." in first
     assert "AT (S-Dense)" not in first
+
+
+def test_one_epoch_is_singular():
+    assert "(width 16), 1 epoch on 1960 images" in verdict([record(epochs=1)])[0]
 
 
 def test_quick_and_full_worst_cases_are_not_ranked_together():

@@ -19,7 +19,8 @@ from advmoe.training.checkpoint import RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.loop import train
 from advmoe.training.losses import Outcome
-from advmoe.training.start import _augmentation, batches, best_network
+from advmoe.training.methods import METHODS
+from advmoe.training.start import _augmentation, batches, best_network, check
 from advmoe.training.steps import single_level, two_level
 
 LOG3 = math.log(3)
@@ -334,6 +335,12 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(method, 
         train(tiny(method, **options), splits, tmp_path / "run", Recorder())
     assert str(caught.value) == message
     assert not (tmp_path / "run").exists()
+
+
+def test_the_message_names_the_loss_that_a_method_fixes(tiny, splits, monkeypatch):
+    monkeypatch.setitem(METHODS, "fixed", replace(METHODS["advmoe"], loss="pgd_at"))
+    with pytest.raises(UserError, match="needs a loss with clean images, not pgd_at"):
+        check(tiny("fixed", router_consistency=1.0), splits)
 
 
 @pytest.mark.parametrize(("name", "value"), [("ema", 1.0), ("label_smoothing", -0.1), ("awp_from", 1.5), ("router_every", 0)])

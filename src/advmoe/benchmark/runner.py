@@ -10,6 +10,7 @@ from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites import SUITES, USUAL
 from advmoe.benchmark.suites.growth import draw
 from advmoe.errors import UserError, lookup
+from advmoe.files import check_target
 
 
 def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], setup: Setup) -> list[Row]:
@@ -20,8 +21,10 @@ def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], se
     missing, and if `out` cannot be written.
     """
     chosen = [lookup(SUITES, name, "suite") for name in suites or USUAL]
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UserError(f"{out}: results go to a file in a folder that exists")
+    if out is not None and out.is_dir():
+        raise UserError(f"{out}: results are written to a file, not a folder")
+    if out is not None:
+        check_target(out, "the results")
     for suite in chosen:
         suite.check(setup)
     echo(f"{torch.get_num_threads()} threads, {setup.device}, torch {torch.__version__}; medians (least to greatest of a round)")

@@ -22,6 +22,9 @@ def device(runtime: RuntimeConfig) -> torch.device:
         chosen = local_device(torch.device(name))
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device '{name}' is not available here: {str(error).splitlines()[0]}") from None
+        reason = str(error).splitlines()[0]
+        if "device string" in reason:  # torch's message lists the types of all its devices
+            reason = "give auto, cpu, cuda, or cuda:1 for the second CUDA device"
+        raise UserError(f"device '{name}' is not available here: {reason}") from None
     check_dispatch(runtime.dispatch, chosen)
     return chosen

@@ -31,7 +31,7 @@ from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
-from advmoe.files import write_json
+from advmoe.files import check_target, write_json
 from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
 from advmoe.reports.control import comparison_line
@@ -56,8 +56,8 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     network, config, splits = _trained(arguments.run, arguments)
     transfer = _transfer(arguments, splits)
     control = None if arguments.control is None else _control(arguments.control, arguments)
-    if arguments.robustbench is not None and not arguments.robustbench.absolute().parent.is_dir():
-        raise UserError(f"{arguments.robustbench.parent}: no such folder for the RobustBench file")
+    if arguments.robustbench is not None:
+        check_target(arguments.robustbench, "the RobustBench file")
     with _claimed(network.store, arguments.part or (0, 1)):
         record = _record(arguments, network, config, splits, transfer)
         if record is None:
@@ -91,13 +91,8 @@ def _record(
 ) -> Record | None:
     """The Record of the evaluation; None for a part of the shards, and on the ranks above 0."""
     store = network.store
-    if arguments.fresh:
-        distributed.on_rank_zero(lambda: remove_results(store))
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
-        progress.stored(store)
-        if arguments.processes > 1:
-            _evaluate_in_workers(arguments, lambda: progress.stored(store))
         options = EvaluationOptions(
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
@@ -105,6 +100,11 @@ def _record(
             save_adversarial=arguments.save_adversarial, progress=progress.attacked, batch_size=arguments.batch_size,
             pathway_budget=arguments.pathway_budget,
         )  # fmt: skip
+        if arguments.fresh:  # after the options were checked
+            distributed.on_rank_zero(lambda: remove_results(store))
+        progress.stored(store)
+        if arguments.processes > 1:
+            _evaluate_in_workers(arguments, lambda: progress.stored(store))
         evaluated = partial(network.evaluate, config, splits, dispatch=arguments.runtime.dispatch)
         if distributed.world_size() > 1:
             evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))

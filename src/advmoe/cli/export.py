@@ -14,7 +14,7 @@ from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Encoding, agreement, compare, export, outputs
-from advmoe.files import check_utf8
+from advmoe.files import check_target, check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
 
@@ -24,8 +24,9 @@ MAX_ROWS = 10  # in a message
 
 def run(arguments: ExportArguments) -> None:
     check_utf8(arguments.out)
-    if arguments.out.is_dir() or not arguments.out.absolute().parent.is_dir():
-        raise UserError(f"{arguments.out}: --out takes a file in a folder that exists")
+    if arguments.out.is_dir():
+        raise UserError(f"{arguments.out}: --out takes a file, not a folder")
+    check_target(arguments.out, "the exported file")
     encoding = Encoding(arguments.format, arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:

@@ -120,7 +120,8 @@ class DataConfig(Section):
     generated_share: Annotated[float, Field(gt=0, lt=1), FROM_TEXT] = 0.7
     """Share of every training batch that is generated, if there are generated images."""
     image_size: Count | None = None
-    """Dataset folder: images are resized to this height and width; by default to the size of the first image."""
+    """Dataset folder: the shorter side of each image is resized to this many pixels, and the middle is kept. By default nothing is
+    resized: all images must be square and of one size."""
     workers: Count | None = None
     """Processes that decode streamed images (ImageNet); by default one for each CPU core."""
 

@@ -52,6 +52,8 @@ class EvaluationOptions:
             raise UserError(f"norm must be {' or '.join(get_args(Norm))}, not {self.norm}")
         if not 0 <= self.epsilon < math.inf:
             raise UserError(f"epsilon must be at least 0 and finite, not {self.epsilon:g}")
+        if self.norm == "Linf" and self.epsilon > 1:
+            raise UserError(f"epsilon must be at most 1 in Linf, not {self.epsilon:g}: pixels are in [0, 1]; 8 of 255 is 8/255")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
         for name in ("shard_size", "batch_size"):

@@ -127,8 +127,9 @@ def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
 def in_words(setting: Cell) -> str:
     """'fashion-mnist, resnet18 (width 16), 6 epochs', and a second line of images, training attack and threat model."""
     network = f"{setting.backbone}, " if setting.width is None else f"{setting.backbone} (width {setting.width}), "
+    epochs = f"{setting.epochs} epoch{'s' * (setting.epochs != 1)}"
     return (
-        f"{setting.dataset}, {network if setting.backbone else ''}{setting.epochs} epochs on {setting.train_images} images,\n"
+        f"{setting.dataset}, {network if setting.backbone else ''}{epochs} on {setting.train_images} images,\n"
         f"{setting.test_images} test images, {setting.attack_steps} attack steps in training, "
         f"{radius(setting.epsilon)} in {setting.norm}"
     )

@@ -70,7 +70,7 @@ def _ranking(ranked: Sequence[Summary], name: str) -> str:
     if not rest:
         return f"only one network is ranked: {network_title(first.cell)}, {_share(first, name)}"
     close = [network_title(summary.cell) for summary in rest if outcome(first, summary, name) == "not apart"]
-    apart = f"not clearly below it: {'; '.join(close)}" if close else f"all others are clearly below ({BY})"
+    apart = f"not clearly below the first: {'; '.join(close)}" if close else f"all others are clearly below ({BY})"
     following = f"next is {network_title(rest[0].cell)} with {rest[0].figures[name].mean:.1f} %"
     return f"most robust in the worst case is {network_title(first.cell)}, {_share(first, name)}; {following}; {apart}"
 

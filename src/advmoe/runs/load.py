@@ -14,7 +14,7 @@ from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, checked_record, read_record
-from advmoe.files import JsonObject, drafted
+from advmoe.files import JsonObject, check_target, drafted
 from advmoe.libraries import tune_libraries
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
@@ -85,8 +85,7 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False, half: bo
         config=portable(model.config), spec=model.spec, epoch=model.epoch,
         record=None if record is None else (record if images else record.without_images()).to_json(),
     )  # fmt: skip
-    if not Path(path).absolute().parent.is_dir():
-        raise UserError(f"{Path(path).parent}: no such folder for {Path(path).name}")
+    check_target(Path(path), Path(path).name)
     with drafted(Path(path)) as draft:
         safetensors.torch.save_file(written, draft, {"format": "pt", KEY: json.dumps(header.model_dump(by_alias=True))})
 

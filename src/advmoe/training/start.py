@@ -45,7 +45,8 @@ def check(config: RunConfig, splits: Splits) -> None:
 def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if an option is set that does not work with the method, its loss or the other options."""
     training, method = config.training, METHODS[config.method]
-    levels, loss = method.phases[0].levels, LOSSES[method.loss or config.training.loss]
+    loss_name = method.loss or training.loss
+    levels, loss = method.phases[0].levels, LOSSES[loss_name]
     routed = isinstance(method.kind(config.model), MoEKind)
     router_options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
     router_options += ["awp_routers"] if training.awp_routers else []
@@ -62,7 +63,7 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     if level_options and "routers" not in levels:
         raise UserError(f"{level_options[0]} is for advmoe, not {config.method}")
     if training.router_consistency and not loss.has_clean:
-        raise UserError(f"router_consistency needs a loss with clean images, not {training.loss}")
+        raise UserError(f"router_consistency needs a loss with clean images, not {loss_name}")
     if router_options and loss.attack is None:
         raise UserError(f"{router_options[0]} needs a loss with an attack")
     if training.router_target == "confusion" and len(splits.spec.classes) > MAX_CLASSES:
@@ -75,7 +76,6 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
     if training.awp_routers and not training.awp:
         raise UserError("awp_routers needs awp")
-    loss_name = method.loss or training.loss
     if training.teacher is not None and loss_name != "trades":
         raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:

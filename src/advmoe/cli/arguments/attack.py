@@ -8,6 +8,7 @@ import tyro
 from advmoe.cli.parsing import Flag, parse
 from advmoe.config import Device, Fraction
 from advmoe.errors import UserError
+from advmoe.files import check_target
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ class AttackArguments:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
         if self.path.suffix.lower() not in (".png", ".npy"):
             raise UserError(f"{self.path}: the adversarial image is written without loss: give a name that ends in .png or .npy")
-        if not self.path.absolute().parent.is_dir():
-            raise UserError(f"{self.path.parent}: no such folder for the adversarial image")
+        check_target(self.path, "the adversarial image")
 
     @property
     def path(self) -> Path:

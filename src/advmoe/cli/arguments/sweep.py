@@ -11,6 +11,7 @@ from advmoe.cli.parsing import Flag, parse
 from advmoe.config import RuntimeConfig
 from advmoe.config.choices import MAX_SEEDS, PlacementName
 from advmoe.errors import UserError
+from advmoe.files import check_target
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,8 @@ class SweepArguments:
             raise UserError("--address is for --placement ray or slurm")
         if self.slurm and self.placement != "slurm":
             raise UserError("--slurm is for --placement slurm")
-        if self.records is not None and not self.records.absolute().parent.is_dir():
-            raise UserError(f"{self.records.parent}: no such folder for the Records")
+        if self.records is not None:
+            check_target(self.records, "the Records")
 
     @property
     def settings(self) -> Mapping[str, Mapping[str, int | str]]:
