@@ -23,14 +23,17 @@ def grid():
     return [record(method, seed, scale) for method in METHODS for scale in scales[method] for seed in (0, 1)]
 
 
-def lines(ax):
-    """Label -> (x, y) of the curves and error bars in the legend."""
-    curves = {}
+def drawn_by_label(ax):
+    """Pairs of a label of the legend and its curve, or the marks of its error bars."""
     for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
         line = handle[0] if isinstance(handle, tuple) else handle
         if hasattr(line, "get_xdata"):
-            curves[label] = list(line.get_xdata()), list(line.get_ydata())
-    return curves
+            yield label, line
+
+
+def lines(ax):
+    """Label -> (x, y) of the curves and error bars in the legend."""
+    return {label: (list(line.get_xdata()), list(line.get_ydata())) for label, line in drawn_by_label(ax)}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -53,8 +56,8 @@ def test_fig7_has_a_panel_for_each_measure_and_a_mark_for_each_scale(tmp_path, g
     titles = [ax.get_title() for ax in drawn[0].axes]
     assert titles == ["RA-worst", "RA-50", "RA-AA"]
     robust = lines(drawn[0].axes[1])
-    assert set(robust) == {"AdvMoE", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE)"}
-    assert robust["AdvMoE"] == ([0.2, 0.5], pytest.approx([48.25, 51.25]))  # 49 + 10 (r - 0.5) + seed / 2 + 2, two seeds
+    assert set(robust) == {"AdvMoE, N 2", "AT (Dense)", "AT (S-Dense)", "AT (Sparse)", "AT (MoE), N 2"}
+    assert robust["AdvMoE, N 2"] == ([0.2, 0.5], pytest.approx([48.25, 51.25]))  # 49 + 10 (r - 0.5) + seed / 2 + 2, two seeds
     assert robust["AT (Dense)"] == ([1.0], pytest.approx([57.25]))
 
 
@@ -66,8 +69,8 @@ def test_quick_worst_case_has_a_separate_panel(tmp_path, drawn):
     quick = [by_quick(record("advmoe", 0, scale, ra_worst=..., ra_worst_quick=33.0)) for scale in (0.2, 0.5)]
     fig7([*quick, record("at_moe", 0, 0.2), record("at_moe", 0, 0.5)], tmp_path / "fig7.png")
     panels = {ax.get_title(): lines(ax) for ax in drawn[0].axes}
-    assert list(panels["RA-worst"]) == ["AT (MoE)"]
-    assert panels["RA-worst (quick)"] == {"AdvMoE": ([0.2, 0.5], [33.0, 33.0])}
+    assert list(panels["RA-worst"]) == ["AT (MoE), N 2"]
+    assert panels["RA-worst (quick)"] == {"AdvMoE, N 2": ([0.2, 0.5], [33.0, 33.0])}
 
 
 def test_other_settings_are_in_separate_rows(tmp_path, drawn):
@@ -81,9 +84,9 @@ def test_fig_a2_has_means_over_seeds_and_both_phases(tmp_path, grid, drawn):
     fig_a2(grid, tmp_path / "a2.png")
     assert len(drawn[0].axes) == 4  # two scales, SA and RA
     clean = lines(drawn[0].axes[0])
-    assert set(clean) == {"AdvMoE", "AT (Dense)", "AT (S-Dense)", "AT (Sparse), masks, then weights", "AT (MoE)"}
-    assert clean["AdvMoE"][0] == [1, 2, 3, 4, 5, 6]
-    assert clean["AdvMoE"][1][0] == pytest.approx(0.4 * 76.25)  # r 0.2, SA of two seeds, first epoch
+    assert set(clean) == {"AdvMoE, N 2", "AT (Dense)", "AT (S-Dense)", "AT (Sparse), masks, then weights", "AT (MoE), N 2"}
+    assert clean["AdvMoE, N 2"][0] == [1, 2, 3, 4, 5, 6]
+    assert clean["AdvMoE, N 2"][1][0] == pytest.approx(0.4 * 76.25)  # r 0.2, SA of two seeds, first epoch
     assert clean["AT (Sparse), masks, then weights"][0][-1] == 12
     assert len(drawn[0].axes[0].collections) == 5  # a band each
 
@@ -92,12 +95,12 @@ def test_fig_a2_accepts_a_run_with_fewer_epochs(tmp_path, drawn):
     short = record("advmoe", 1)
     short.history = short.history[:3]
     fig_a2([record("advmoe", 0), short], tmp_path / "a2.png")
-    assert lines(drawn[0].axes[0])["AdvMoE"][0] == [1, 2, 3]
+    assert lines(drawn[0].axes[0])["AdvMoE, N 2"][0] == [1, 2, 3]
 
 
 def test_accuracy_against_epsilon_starts_clean(tmp_path, drawn):
     epsilon([record("at_dense"), record("advmoe")], tmp_path / "epsilon.png")
-    multiples, accuracies = lines(drawn[0].axes[0])["AdvMoE"]
+    multiples, accuracies = lines(drawn[0].axes[0])["AdvMoE, N 2"]
     assert multiples == pytest.approx([0, 0.25, 0.5, 1, 1.5, 2, 4])
     assert accuracies == pytest.approx([79.0, 72.5, 66.0, 53.0, 40.0, 27.0, 0.0])
     assert drawn[0].axes[0].get_xlabel() == "radius of the attack, times epsilon 0.1"
@@ -138,7 +141,7 @@ def test_ablations_are_drawn_unlike_their_method(tmp_path, drawn):
     for draw in (fig_a2, frontier):
         draw([record("advmoe"), one_expert, same_batches], tmp_path / "figure.png")
     curves = {line.get_label(): line for line in drawn[0].axes[0].lines}
-    full, single, same = (curves[label] for label in ("AdvMoE (N = 2)", "AdvMoE (N = 1)", "AdvMoE, same batches (N = 2)"))
+    full, single, same = (curves[label] for label in ("AdvMoE, N 2", "AdvMoE, N 1", "AdvMoE, same batches, N 2"))
     assert len({line.get_markerfacecolor() for line in (full, single, same)}) == 3
     assert (full.get_color(), full.get_marker()) == (single.get_color(), single.get_marker())
     assert (full.get_color(), full.get_marker()) != (same.get_color(), same.get_marker())
@@ -146,9 +149,18 @@ def test_ablations_are_drawn_unlike_their_method(tmp_path, drawn):
     assert {"white", full.get_color(), same.get_color()} <= {mark.get_markerfacecolor() for mark in marks}
 
 
-def test_experts_are_distinguished_where_several_numbers_were_run(tmp_path, drawn):
-    fig_a2([record("advmoe", 0), record("advmoe", 0, num_experts=4)], tmp_path / "a2.png")
-    assert set(lines(drawn[0].axes[0])) == {"AdvMoE (N = 2)", "AdvMoE (N = 4)"}
+def test_numbers_of_experts_differ_in_their_marks_and_in_the_legend(tmp_path, drawn):
+    numbers = (1, 2, 3, 4, 5, 8, 10, 16)
+    runs = [record("advmoe", 0, scale, num_experts=n) for n in numbers for scale in (0.2, 0.5)]
+    for draw in (fig7, fig_a2, epsilon, frontier):
+        draw(runs, tmp_path / "figure.png")
+    labels = [f"AdvMoE, N {n}" for n in numbers]
+    for figure in drawn:
+        texts = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert [text for text in texts if text != "on the frontier"] == labels
+        drawn_lines = {label: line for ax in figure.axes for label, line in drawn_by_label(ax)}
+        marks = {(line.get_marker(), line.get_fillstyle(), line.get_markerfacecolor()) for line in drawn_lines.values()}
+        assert len(marks) == len(drawn_lines) == len(numbers)
 
 
 @pytest.mark.parametrize("name", ["$\\frac$<script>alert(1)</script>", "two\nlines $" + " long" * 200], ids=["signs", "long"])

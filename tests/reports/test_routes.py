@@ -50,11 +50,12 @@ def test_dense_networks_have_no_pathway(tmp_path):
 
 
 def test_heat_map_has_each_class_and_expert_in_percent_of_the_class(tmp_path, drawn):
-    load_heat_map([record("advmoe", 1), record("advmoe", 0), record("at_moe", 0)], tmp_path / "load.png")
+    one_expert = record("at_moe", 0, num_experts=1)
+    load_heat_map([record("advmoe", 1), record("advmoe", 0), record("at_moe", 0), one_expert], tmp_path / "load.png")
     first, second, _ = drawn[0].axes  # the last one is the colour bar
     assert (first.get_title(), second.get_title()) == (
-        "AdvMoE: fashion-mnist, resnet18, r = 0.5, seed 0",
-        "AT (MoE): fashion-mnist, resnet18, r = 0.5, seed 0",
+        "AdvMoE, N = 2, r = 0.5: fashion-mnist, resnet18, seed 0",
+        "AT (MoE), N = 2, r = 0.5: fashion-mnist, resnet18, seed 0",
     )
     shares = first.images[0].get_array()
     assert shares.shape == (4, 8 * 2)

@@ -13,10 +13,12 @@ class Caption:
     needs: str
 
 
+EXPERTS = "How much of a mark is filled shows the number of experts N: hollow for one, full for two."
+
 CAPTIONS = {
     "fig7": Caption(
         "Robustness against model scale",
-        "After Fig. 7. Marks are means over seeds, bars one sample deviation. Hollow marks are runs with one expert.",
+        "After Fig. 7. Marks are means over seeds, bars one sample deviation. " + EXPERTS,
         "Line charts, one for each measure of robust accuracy: one line a method, x axis: model scale r, y axis: percent. "
         "The tables above hold the same figures.",
         "a method at two model scales or more",
@@ -24,21 +26,20 @@ CAPTIONS = {
     "frontier": Caption(
         "Robustness against cost",
         "Bars are 95 % intervals over seeds and images. A ring and a line mark the networks on the frontier: no cheaper network "
-        "is as robust. Hollow marks are runs with one expert.",
+        "is as robust. " + EXPERTS,
         "Scatter charts: y axis worst-case robust accuracy, x axis billions of multiply-accumulates. "
         "The first table holds the same figures.",
         "two networks of one setting",
     ),
     "figA2": Caption(
         "Accuracy after every epoch",
-        "After Fig. A2, on held-out images of the training set. Bands are one sample deviation over seeds. Hollow "
-        "marks are runs with one expert.",
+        "After Fig. A2, on held-out images of the training set. Bands are one sample deviation over seeds. " + EXPERTS,
         "Line charts of clean and robust accuracy against the epoch, one line a method. The section Runs lists each run's epochs.",
         "accuracies after every epoch",
     ),
     "epsilon": Caption(
         "Accuracy against the attack's radius", "If a curve does not fall towards 0 at a large radius, the attack failed; "
-        "the network is not robust. Hollow marks are runs with one expert.",
+        "the network is not robust. " + EXPERTS,
         "Line charts: y axis accuracy under attack, x axis the attack's radius. The section Runs lists each run's values.",
         "accuracies at several radii",
     ),
@@ -51,8 +52,8 @@ CAPTIONS = {
     ),
     "load": Caption(
         "Load of the experts by class",
-        "The share of each class's clean images that an expert takes, layer by layer, first seed.",
+        "The share of each class's clean images that an expert takes, layer by layer; first seed, networks with several experts.",
         "Heat maps: one row a class, one column an expert, layers side by side; lighter means a larger share.",
-        "counts of clean images by expert and class",
+        "several experts, and counts of clean images by expert and class",
     ),
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -26,21 +26,22 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Style:
-    """How a method is drawn in all figures. Colour, dash and marker each identify it, so the figures work in black and white.
-
-    `hollow`: markers are not filled.
+    """How runs are drawn in all figures. Colour, dash and marker each identify the method, so the figures work in black and white;
+    `fill`, the filled part of the markers, identifies the number of experts.
     """
 
     title: str
     colour: str
     dash: str | tuple[int, tuple[int, ...]]
     marker: str
-    hollow: bool = False
+    fill: str = "full"
 
-    @property
-    def marker_face(self) -> str:
-        """The colour inside the markers."""
-        return "white" if self.hollow else self.colour
+    def marks(self, points: float) -> dict[str, Any]:
+        """The arguments of `Axes.plot` and `Axes.errorbar` that draw markers of this size."""
+        hollow = self.fill == "hollow"
+        face = {"markerfacecolor": "white" if hollow else self.colour, "markerfacecoloralt": "white"}
+        digits = {"markersize": 2 * points, "markeredgewidth": 0.5} if self.marker.startswith("$") else {"markersize": points}
+        return {"marker": self.marker, "fillstyle": "full" if hollow else self.fill, **face, **digits}
 
 
 METHOD_STYLES = {
@@ -52,6 +53,7 @@ METHOD_STYLES = {
     "standard": Style("standard training", COLOURS[4], ":", "X"),
 }
 OTHER = Style("other", "#767676", "-", "P")
+FILLS = {1: "hollow", 2: "full", 3: "top", 4: "bottom", 8: "left", 16: "right"}  # by N; for other N the marker is the number
 
 
 def method_style(method: str) -> Style:
@@ -60,12 +62,15 @@ def method_style(method: str) -> Style:
 
 
 def style_of(runs: Cell | Line) -> Style:
-    """The style of runs of one method. Runs with one expert have hollow markers, and runs with the same batches for the two levels
-    have another colour, dash, marker and title."""
-    style = replace(method_style(runs.method), hollow=runs.num_experts == 1 and is_routed(runs.method))
+    """The style of runs of one method. Runs with the same batches for the two levels have another colour, dash, marker and title;
+    runs with different numbers of experts have different marks."""
+    style = method_style(runs.method)
     if runs.same_batches:
-        return replace(style, title=f"{style.title}, same batches", colour=COLOURS[5], dash=(0, (8, 2)), marker="h")
-    return style
+        style = replace(style, title=f"{style.title}, same batches", colour=COLOURS[5], dash=(0, (8, 2)), marker="h")
+    if not is_routed(runs.method):
+        return style
+    fill = FILLS.get(runs.num_experts)
+    return replace(style, marker=f"${runs.num_experts}$") if fill is None else replace(style, fill=fill)
 
 
 def network_title(cell: Cell) -> str:
@@ -146,10 +151,9 @@ def radius(epsilon: float) -> str:
     return f"epsilon {round(parts)}/255" if parts < 64 and abs(parts - round(parts)) < 1e-6 else f"epsilon {epsilon:g}"
 
 
-def label_of(line: Line, lines: Iterable[Line]) -> str:
-    """Legend: the title of the style, and N if several are compared."""
-    several = len({other.num_experts for other in lines if other.num_experts}) > 1
-    return short(style_of(line).title) + (f" (N = {line.num_experts})" if several and line.num_experts else "")
+def label_of(line: Line) -> str:
+    """Legend: the title of the style, and N of a network with experts."""
+    return short(style_of(line).title) + (f", N {line.num_experts}" if line.num_experts else "")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
@@ -163,8 +167,7 @@ def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Seque
     means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
     every = max(1, len(xs) // 10)
     ax.plot(
-        xs, means, color=style.colour, linestyle=style.dash, marker=style.marker, markerfacecolor=style.marker_face, markersize=4,
-        markevery=every, label=label,
+        xs, means, color=style.colour, linestyle=style.dash, **style.marks(5), markevery=every, label=label,
     )  # fmt: skip
     if len(curves) > 1:
         ax.fill_between(xs, means - stds, means + stds, color=style.colour, alpha=0.18, linewidth=0)

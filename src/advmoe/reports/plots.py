@@ -71,12 +71,12 @@ def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
         at = sorted(grouped(members, scale_of).items())
         points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
         means, stds = [mean for mean, _ in points], [std for _, std in points]
-        style, label = style_of(line), label_of(line, lines)
+        style, label = style_of(line), label_of(line)
         if is_full_scale(line.method):
             ax.axhline(means[0], color=style.colour, linestyle=style.dash, linewidth=0.8)
         ax.errorbar(
-            [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, marker=style.marker,
-            markerfacecolor=style.marker_face, markersize=5, capsize=2, label=label,
+            [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, **style.marks(5),
+            capsize=2, label=label,
         )  # fmt: skip
     ax.set(title=title, xlabel="model scale r")
     ax.set_xticks(sorted({scale_of(record) for record in records}))
@@ -103,11 +103,10 @@ def fig_a2(records: list[Record], path: Path) -> bool:
 
 
 def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
-    lines = by_line(records)
-    for line, members in lines.items():
+    for line, members in by_line(records).items():
         epochs = min(len(record.history) for record in members)  # a run that was cut short shortens its method's mean
         rows = [record.history[:epochs] for record in members]
-        label = label_of(line, lines)
+        label = label_of(line)
         if any(row.phase > 1 for row in rows[0]):
             label += ", masks, then weights"
         draw_curve(ax, line, [row.epoch for row in rows[0]], [[getattr(row, name) for row in run] for run in rows], label)
@@ -129,12 +128,12 @@ def epsilon(records: list[Record], path: Path) -> bool:
 
 
 def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
-    first, lines = records[0], by_line(records)
+    first = records[0]
     assert first.epsilon_curve is not None
-    for line, members in lines.items():
+    for line, members in by_line(records).items():
         curves = [record.epsilon_curve for record in members if record.epsilon_curve]
         multiples = [value / first.epsilon for value in curves[0].epsilons]
-        draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line, lines))
+        draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line))
     ax.axvline(1, color="#767676", linewidth=0.8)
     attack = attack_title(first.epsilon_curve.attack)
     ax.set(xlabel=f"radius of the attack, times {radius(first.epsilon)}", ylabel=f"accuracy under {attack}, %", ylim=(0, 100))
@@ -178,8 +177,8 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
         beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs[:number])
         x = drawn_at[gmacs, mean] = gmacs * ASIDE**beside
         ax.errorbar(
-            x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, marker=style.marker, linestyle="", markersize=7,
-            markerfacecolor=style.marker_face, capsize=2, label=label_of(line, lines),
+            x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, linestyle="", **style.marks(7), capsize=2,
+            label=label_of(line),
         )  # fmt: skip
         ax.annotate(text, (x, mean), (7, 5), textcoords="offset points", fontsize=7)
     best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])

@@ -147,8 +147,11 @@ def class_name(names: Sequence[str] | None, label: int) -> str:
 
 
 def load_heat_map(records: list[Record], path: Path) -> bool:
-    """The share of each class's clean images that every expert takes, layer by layer, for the first seed of each routed network."""
-    cells = grouped((record for record in records if record.load_by_class), cell_of)
+    """The share of each class's clean images that every expert takes, layer by layer, for the first seed of each routed network.
+
+    Networks with one expert are left out: it takes all images.
+    """
+    cells = grouped((record for record in records if record.load_by_class and not cell_of(record).has_one_expert), cell_of)
     if not cells:
         return False
     chosen = [min(runs, key=lambda record: record.seed) for runs in cells.values()]
@@ -177,6 +180,6 @@ def _draw_load(ax: Axes, record: Record) -> Any:
     ax.set_xticks(middles, [str(number + 1) for number in range(len(layers))], fontsize=7)
     ax.set_xlabel(f"MoE layer, its experts 0 to {layers[0].shape[1] - 1} from left to right", fontsize=8)
     cell = cell_of(record)
-    where = f"{short(cell.dataset)}, {short(cell.backbone)}, r = {cell.model_scale:g}, seed {record.seed}"
-    ax.set_title(f"{short(style_of(cell).title)}: {where}", fontsize=9)
+    network = f"{short(style_of(cell).title)}, N = {cell.num_experts}, r = {cell.model_scale:g}"
+    ax.set_title(f"{network}: {short(cell.dataset)}, {short(cell.backbone)}, seed {record.seed}", fontsize=9)
     return image
