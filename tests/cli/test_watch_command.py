@@ -162,7 +162,6 @@ def test_broken_lines_are_skipped(make):
     ("file", "text", "message"),
     [
         ("config.yaml", "method: [", "not YAML"),
-        ("config.yaml", "method: magic", "unknown method 'magic'"),
         ("config.yaml", "epochs: 3", "unknown field 'epochs'"),
         ("record.json", '{"sa": 6', "record.json is damaged"),
     ],
@@ -174,6 +173,13 @@ def test_damaged_file_is_a_line_below_the_table_and_the_others_are_shown(file, t
     (reason,) = [line for line in output.splitlines() if line.startswith("bad: ")]
     assert message in reason
     assert "23.4" in output
+
+
+def test_a_run_of_a_method_whose_script_is_not_loaded_is_listed_as_any_other(make, tmp_path):
+    file = make("second", 3, record=RECORD) / "config.yaml"
+    file.write_text(file.read_text().replace("method: advmoe", "method: mine"))
+    output = view(tmp_path)
+    assert " ".join(output.splitlines()[-2].split()).startswith("│ second │ done │ mine │ fashion-mnist │ 3/3 │")
 
 
 def test_damaged_shards_are_tolerated(make):

@@ -59,6 +59,22 @@ def test_epochs_of_all_phases_count(folder):
     assert read_run(run).phase_seconds() == {0: [3.0, 3.0, 3.0], 1: [3.0]}
 
 
+def test_the_state_of_a_run_does_not_need_the_code_of_its_method(folder):
+    run = folder()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(config.replace("method: advmoe", "method: mine"))
+    assert read_run(run).describe() == "training epoch 1 of 3"
+    trained(run, 3)
+    assert (read_run(run).state, read_run(run).epochs, read_run(run).reason) == (State.TRAINED, 3, "")
+    trained(run, 4)
+    assert read_run(run).describe() == "training epoch 5 of 6"  # it has a second phase
+    trained(run, 6)
+    evaluated(run, ["pgd_10"])
+    assert (read_run(run).state, read_run(run).config.method) == (State.DONE, "mine")
+    mark_failed(run, "loss is not finite")
+    assert read_run(run).describe() == "failed: loss is not finite"
+
+
 def test_a_failed_run_has_its_error_and_its_epochs(folder):
     run = folder()
     trained(run, 1)

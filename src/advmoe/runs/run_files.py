@@ -11,8 +11,6 @@ from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.files import json_object, parsed_object
 from advmoe.training.checkpoint import RunFolder
-from advmoe.training.methods import METHODS
-from advmoe.training.saved import unknown_method
 
 MAX_NUMBER = 1e300  # numbers in files must be smaller
 
@@ -56,16 +54,13 @@ class RecordSummary:
     threat: tuple[str | None, float | None, int | None, int | None]
 
 
-def read_config(path: Path) -> tuple[RunConfig | None, int, str]:
-    """The configuration, its number of epochs over all phases, and why it cannot be read."""
+def read_config(path: Path) -> tuple[RunConfig | None, str]:
+    """The configuration, or why it cannot be read."""
     try:
         status = (path / "config.yaml").stat()
-        config = _config(path, status.st_mtime_ns, status.st_size)
+        return _config(path, status.st_mtime_ns, status.st_size), ""
     except (UserError, OSError) as error:
-        return None, 0, str(error)
-    if config.method not in METHODS:
-        return None, 0, unknown_method(config.method)
-    return config, config.training.epochs * len(METHODS[config.method].phases), ""
+        return None, str(error)
 
 
 @lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 Files that are damaged, or that another process is writing, are skipped (`advmoe.runs.run_files`): nothing here raises an error.
 """
 
+import math
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ from advmoe.runs.run_files import (
     record_summary,
     shard_seconds,
 )
+from advmoe.training.methods import METHODS
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 
@@ -117,7 +119,7 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     if not (path / "config.yaml").exists():
         return RunStatus(path, State.PLANNED)
     changes = last_changes(path)
-    config, epochs, reason = read_config(path)
+    config, reason = read_config(path)
     record_path = path / "record.json"
     record = cached(record_path, record_summary)
     failure = read_text(path / FAILED)
@@ -129,12 +131,20 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     shard_files = sorted(path.glob("evaluation/shard-*.json"))
     shards = [seconds for file in shard_files if (seconds := cached(file, shard_seconds)) is not None]
     files = _Files(changes, cached(path / "metrics.jsonl", epoch_summaries) or (), record, shards, config, attacks)
+    epochs = 0 if config is None else _epochs(config, files.rows)
     trained = bool(files.rows) and files.rows[-1].epoch >= epochs
     state = State.FAILED if reason else files.evaluation() if trained else files.training()
     return RunStatus(
         path, state, age=files.age, config=config, epochs=epochs, rows=files.rows, record=record, shards=len(shard_files),
         results=sum(map(len, shards)), checkpoint=newest_checkpoint(path / "checkpoints"), reason=reason,
     )  # fmt: skip
+
+
+def _epochs(config: RunConfig, rows: Sequence[EpochSummary]) -> int:
+    """The number of epochs over all phases. For a method that is not registered here, the phases that have begun are counted."""
+    of_phase, done = config.training.epochs, rows[-1].epoch if rows else 0
+    begun = max(1, math.ceil(done / of_phase))
+    return of_phase * (len(METHODS[config.method].phases) if config.method in METHODS else begun)
 
 
 def mark_failed(folder: Path, line: str) -> None:
