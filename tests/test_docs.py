@@ -47,6 +47,16 @@ def test_figures_are_the_records(page, block):
     assert f"<!-- {block} -->\n{update_docs().BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()
 
 
+def test_the_times_of_the_demo_are_its_records():
+    records = {record.method: record for record in update_docs().records("results/demo/records.json")}
+    network, total = records["advmoe"], sum(record.train_seconds + record.evaluate_seconds for record in records.values())
+    start, readme = ((ROOT / page).read_text() for page in ("docs/start.md", "README.md"))
+    assert f"It takes about {network.train_seconds / 60:.0f} minutes on two cores." in start
+    assert f"attacks the trained network in about {round(network.evaluate_seconds, -1):.0f} seconds" in start
+    assert f"in about {total / 60:.0f} minutes on two cores, and writes `demo/report.html`" in start
+    assert f"(about {total / 60:.0f} minutes on 2 cores)" in readme
+
+
 def test_every_run_of_the_ingredients_has_a_row(monkeypatch):
     module, runs = update_docs(), plan(read_sweep(str(ROOT / "results/choices/ingredients.yaml")))
     (record, *_) = module.records("results/choices/ingredients.json")
