@@ -60,7 +60,7 @@ class Notes:
 def tables(records: Iterable[Record]) -> list[Table]:
     """Tables A1 and A2, then one for every other setting that was run."""
     summaries = summarise(records)
-    printed = [cell for judged in judged_cells() for cell in [judged.cell]]
+    printed = [judged.cell for judged in judged_cells()]
     others = [summary for summary in summaries if not any(is_run_of(summary, cell) for cell in printed)]
     everything, names = by_setting(summaries), list[str]()
     our_tables = []

@@ -26,9 +26,9 @@ class BenchmarkArguments:
     width: int | None = None
     """Channels of the networks' first stage in the suites inference, training, memory and attack, instead of the published ones."""
     device: str = "auto"
-    """Torch device; auto takes CUDA if there is one."""
+    """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
+    """CPU threads; 0 keeps torch's choice."""
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("width", self.width)):

@@ -27,9 +27,9 @@ class PredictArguments:
     batch_size: int = 64
     """Images in memory at once."""
     device: Device = "auto"
-    """Torch device; auto takes CUDA if there is one."""
+    """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: int = 0
-    """CPU threads; 0 leaves the choice to torch."""
+    """CPU threads; 0 keeps torch's choice."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
