@@ -38,16 +38,23 @@ def test_plan_sorts_names_into_figures_and_survivors():
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_with_fewer_than_four_classes_apgd_t_replaces_that_of_autoattack(classes):
+def test_with_fewer_than_four_classes_attacks_of_this_package_replace_those_of_autoattack(classes):
     setting = Setting("Linf", classes, (3, 32, 32), routed=True, transfer=True)
+    presets = {name: preset.for_classes(classes) for name, preset in PRESETS.items()}
     for name in ("standard", "full"):
-        preset = PRESETS[name].for_classes(classes)
-        assert list(preset.figures)[:4] == ["ra_10", "ra_20", "ra_50", "ra_aa_few_classes"]
-        assert preset.figures["ra_aa_few_classes"] == ("aa_apgd-ce", "apgd_t", "aa_fab-t", "aa_square")
-        assert preset.survivors == tuple(attack for attack in PRESETS[name].survivors if attack != "apgd_t")
-        assert preset.replaced == {"aa_apgd-t": "apgd_t"}
-    assert all(not ATTACKS[attack].obstacle(setting) for attack in PRESETS["standard"].for_classes(classes).attacks)
-    assert all(not ATTACKS[attack].obstacle(setting) for attack in PRESETS["quick"].attacks)
+        assert list(presets[name].figures)[:4] == ["ra_10", "ra_20", "ra_50", "ra_aa_few_classes"]
+        assert presets[name].figures["ra_aa_few_classes"] == ("aa_apgd-ce", "apgd_t", "aa_fab-t", "aa_square")
+        assert presets[name].survivors == tuple(attack for attack in PRESETS[name].survivors if attack != "apgd_t")
+    dlr = "apgd_dlr_plus" if classes == 2 else "aaplus_apgd-dlr"
+    plus = ("aaplus_apgd-ce", dlr, "aaplus_fab", "aaplus_square", "apgd_t_plus", "aaplus_fab-t")
+    assert presets["full"].figures["ra_aa_plus_few_classes"] == plus
+    assert plan(["autoattack_plus"]).for_classes(classes).figures == {"ra_aa_plus_few_classes": plus}
+    assert presets["standard"].replaced == {"aa_apgd-t": "apgd_t"}
+    also = {"aaplus_apgd-dlr": "apgd_dlr_plus"} if classes == 2 else {}
+    assert presets["full"].replaced == {"aa_apgd-t": "apgd_t", **also, "aaplus_apgd-t": "apgd_t_plus"}
+    for preset in presets.values():
+        assert not any(ATTACKS[attack].obstacle(setting) for attack in preset.attacks)
+        assert sum(map(len, preset.figures.values())) + len(preset.survivors) == len(preset.attacks)  # none replaces a result
 
 
 def test_with_four_classes_or_without_autoattack_a_preset_stays_as_it_is():

@@ -387,6 +387,10 @@ def test_few_classes_replace_the_attack_whose_loss_needs_more(x, classes):
     assert evaluation.figures == {"ra_aa_few_classes": evaluation.worst}  # not ra_aa: this is not standard AutoAttack
     assert evaluation.complete
     assert not evaluate(model, x, y, epsilon=EPSILON, preset=("aa_apgd-ce", "aa_fab-t", "aa_square")).complete
+    plus = evaluate(model, x, y, epsilon=EPSILON, preset=("autoattack_plus",))
+    assert plus.figures == {"ra_aa_plus_few_classes": plus.worst}
+    assert set(plus.left_out) == ({"aaplus_apgd-dlr", "aaplus_apgd-t"} if classes == 2 else {"aaplus_apgd-t"})
+    assert plus.left_out["aaplus_apgd-t"] == "needs 4 classes; apgd_t_plus was run instead"
 
 
 def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):

@@ -124,6 +124,9 @@ def test_attacks_are_named_by_their_preset():
     few_classes = standard - {"aa_apgd-t"} | {"apgd_t"}
     assert attacks_in_words(few_classes) == "the preset standard for few classes"
     assert attacks_in_words(few_classes - {"transfer"}) == "the preset standard for few classes without transfer"
+    full = frozenset(PRESETS["full"].attacks) - {"aa_apgd-t", "aaplus_apgd-t"} | {"apgd_t_plus"}
+    for other in (full, full - {"aaplus_apgd-dlr"} | {"apgd_dlr_plus"}):  # three classes and two
+        assert attacks_in_words(other) == "the preset full for few classes"
     assert attacks_in_words(frozenset({"pgd_50", "pgd_10"})) == "pgd_10, pgd_50"
     assert attacks_in_words(frozenset()) == "attacks that are not in the Record"
 

@@ -1,5 +1,6 @@
 """AutoAttack (Croce & Hein 2020), run by the package that contains the official code."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -13,7 +14,9 @@ STANDARD = ("aa_apgd-ce", "aa_apgd-t", "aa_fab-t", "aa_square")
 PLUS = tuple(f"aaplus_{part}" for part in ("apgd-ce", "apgd-dlr", "fab", "square", "apgd-t", "fab-t"))
 RAND = tuple(f"aarand_{part}" for part in ("apgd-ce", "apgd-dlr"))
 VERSIONS = {"aa": "standard", "aaplus": "plus", "aarand": "rand"}
-SUBSTITUTES = {"aa_apgd-t": "apgd_t"}  # this package's targeted APGD, whose loss has a form for two and three classes
+SUBSTITUTES = {  # attacks of this package, whose losses have a form for two and three classes
+    "aa_apgd-t": "apgd_t", "aaplus_apgd-dlr": "apgd_dlr_plus", "aaplus_apgd-t": "apgd_t_plus",
+}  # fmt: skip
 LEAST_CLASSES = {"apgd-dlr": 3, "apgd-t": 4}  # the official DLR losses need this many logits
 
 
@@ -26,12 +29,18 @@ def require() -> Any:
     return AutoAttack
 
 
+def substitutes(names: Iterable[str], num_classes: int) -> dict[str, str]:
+    """Those of the attacks that cannot run with so few classes, each with the attack that replaces it."""
+    return {
+        name: SUBSTITUTES[name] for name in names
+        if name in SUBSTITUTES and num_classes < LEAST_CLASSES[name.split("_")[1]]
+    }  # fmt: skip
+
+
 def standard(num_classes: int) -> tuple[str, ...]:
-    """The attacks of standard AutoAttack. With two or three classes the official targeted APGD cannot run, and `apgd_t` replaces
-    it."""
-    if num_classes >= LEAST_CLASSES["apgd-t"]:
-        return STANDARD
-    return tuple(SUBSTITUTES.get(name, name) for name in STANDARD)
+    """The attacks of standard AutoAttack, with two or three classes with the substitute."""
+    replaced = substitutes(STANDARD, num_classes)
+    return tuple(replaced.get(name, name) for name in STANDARD)
 
 
 def run_part(job: Job, name: str) -> Tensor:

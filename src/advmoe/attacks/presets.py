@@ -31,17 +31,17 @@ class Preset:
     replaced: dict[str, str] = field(default_factory=dict)
 
     def for_classes(self, num_classes: int) -> "Preset":
-        """The preset for a network with `num_classes` classes. With two or three, AutoAttack has a substitute for the attack that
-        cannot run, and the figure is not `ra_aa` but `ra_aa_few_classes`."""
-        attacks = autoattack.standard(num_classes)
-        if "ra_aa" not in self.figures or attacks == autoattack.STANDARD:
+        """The preset for a network with `num_classes` classes. With two or three, AutoAttack and AutoAttack plus have substitutes
+        for the attacks that cannot run, and the figures' names end in `_few_classes`."""
+        figures, replaced = dict[str, tuple[str, ...]](), dict[str, str]()
+        for figure, names in self.figures.items():
+            others = autoattack.substitutes(names, num_classes)
+            figures[f"{figure}_few_classes" if others else figure] = tuple(others.get(name, name) for name in names)
+            replaced |= others
+        if not replaced:
             return self
-        figures = {
-            "ra_aa_few_classes" if figure == "ra_aa" else figure: attacks if figure == "ra_aa" else names
-            for figure, names in self.figures.items()
-        }  # fmt: skip
-        survivors = tuple(name for name in self.survivors if name not in attacks)
-        return replace(self, figures=figures, survivors=survivors, replaced=autoattack.SUBSTITUTES)
+        survivors = tuple(name for name in self.survivors if name not in replaced.values())
+        return replace(self, figures=figures, survivors=survivors, replaced=replaced)
 
     @property
     def attacks(self) -> list[str]:

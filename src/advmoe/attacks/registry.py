@@ -29,6 +29,7 @@ from advmoe.attacks.objectives import (
 from advmoe.attacks.pgd import Pgd, pgd, pgd_points
 from advmoe.attacks.rerouting import PROBE_STEPS, Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
+from advmoe.attacks.unchanged import NetworkState
 from advmoe.config.choices import Norm
 from advmoe.entries import Entries, check_accepts, check_kind
 from advmoe.errors import UserError, lookup
@@ -95,9 +96,10 @@ def follow_path(job: Job, steps: Sequence[int]) -> list[Tensor]:
     return pgd_points(job.predict, job.x, job.y, settings, job.draws(0), steps)
 
 
-def run_apgd(job: Job, objective: Objective, stream: int, steps: int = 100) -> Tensor:
+def run_apgd(job: Job, objective: Objective, stream: int, steps: int = 100, restarts: int = 1) -> Tensor:
     """APGD on an untargeted objective."""
-    return apgd(job.predict, job.x, job.y, Apgd(job.epsilon, steps, norm=job.norm), job.draws(stream), objective)
+    settings = Apgd(job.epsilon, steps, restarts=restarts, norm=job.norm)
+    return apgd(job.predict, job.x, job.y, settings, job.draws(stream), objective)
 
 
 def run_targeted_apgd(job: Job, objective: Objective, stream: int, steps: int = 100, targets: int = 9) -> Tensor:
@@ -218,6 +220,14 @@ ATTACKS: Entries[Attack] = Entries({
         partial(run_targeted_apgd, objective=targeted_dlr, stream=3),
         "APGD on the targeted DLR, 100 steps for each of the 9 likeliest wrong classes", 900, "APGD", norms=BOTH,
     ),
+    "apgd_dlr_plus": Attack(
+        partial(run_apgd, objective=dlr, stream=13, restarts=5),
+        "APGD on the difference of logits ratio, 100 steps from five random starts", 500, "APGD", norms=BOTH,
+    ),
+    "apgd_t_plus": Attack(
+        partial(run_targeted_apgd, objective=targeted_dlr, stream=14),
+        "APGD on the targeted DLR, as apgd_t, from other random starts", 900, "APGD", norms=BOTH,
+    ),
     **{name: _autoattack(name) for name in autoattack.STANDARD + autoattack.PLUS + autoattack.RAND},
     "straight_through_0.2": _surrogate("cross-entropy, straight-through gate, T = 0.2", gate("straight_through", 0.2), 0),
     "straight_through_1": _surrogate("cross-entropy, straight-through gate", gate("straight_through", 1.0), 1),
@@ -273,22 +283,19 @@ def lookup_attack(name: str) -> Attack:
     return attack
 
 
-def run_attack(name: str, job: Job) -> Tensor:
+def run_attack(name: str, job: Job, true_network: nn.Module | None = None) -> Tensor:
     """x' [B, C, H, W] of the attack `name`, without a graph.
 
-    Raises UserError if it returns anything else, or leaves the network in another mode (train or eval). Whether x' is in the ball
-    is not checked here.
+    Raises UserError if it returns anything else, or if it changes a network of the job, or the `true_network` that judges x': its
+    weights, its buffers or its mode (train or eval). Whether x' is in the ball is not checked here.
     """
-    modes = _modes(job.predict)
+    networks = [network for network in (job.predict, job.transfer, true_network) if isinstance(network, nn.Module)]
+    states = [NetworkState(network) for network in dict.fromkeys(networks)]
     x_adv = ATTACKS[name].run(job)
+    for state in states:
+        state.check(f"attack '{name}'", job.x[:1])
     check_kind(f"attack '{name}': the result", x_adv, Tensor)
     if x_adv.shape != job.x.shape or x_adv.dtype != job.x.dtype:
         given, expected = (f"{str(x.dtype).removeprefix('torch.')}, {list(x.shape)}" for x in (x_adv, job.x))
         raise UserError(f"attack '{name}' must return images of {expected}, not of {given}")
-    if _modes(job.predict) != modes:
-        raise UserError(f"attack '{name}' left the network in another mode, in which it gives other logits: restore eval mode")
     return x_adv.detach()
-
-
-def _modes(network: object) -> list[bool]:
-    return [module.training for module in network.modules()] if isinstance(network, nn.Module) else []

@@ -13,7 +13,10 @@ from advmoe.evaluation.store import AttackRun, Shard
 
 POINTS = 0.5  # percentage points that RA-AA may be above RA-worst
 NO_ATTACK = "epsilon is 0, so there is no attack to check"
-AUTOATTACK = {"ra_aa": "RA-AA", "ra_aa_few_classes": "RA-AA (few classes)", "ra_aa_plus": "RA-AA-plus"}  # figure -> its label
+AUTOATTACK = {  # figure -> its label
+    "ra_aa": "RA-AA", "ra_aa_few_classes": "RA-AA (few classes)",
+    "ra_aa_plus": "RA-AA-plus", "ra_aa_plus_few_classes": "RA-AA-plus (few classes)",
+}  # fmt: skip
 COLLAPSE = 0.95  # fraction of a layer's images above which one expert has them all
 
 

@@ -62,8 +62,8 @@ def evaluate(
     - `pathway_budget`: number of pathways up to which the attack `paths` tries all of them. If a network has more, it tries some
       of them; with 0, the attack is not run.
 
-    With two or three classes, `apgd_t` replaces the targeted attack of AutoAttack, which needs four. AutoAttack's figure is then
-    `ra_aa_few_classes` instead of `ra_aa`.
+    With two or three classes, attacks of this package replace those of AutoAttack and AutoAttack plus that need more. Their figures
+    are then `ra_aa_few_classes` and `ra_aa_plus_few_classes` instead of `ra_aa` and `ra_aa_plus`.
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes or returns
     NaN, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another

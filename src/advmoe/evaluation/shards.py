@@ -127,7 +127,7 @@ class Worker:
     def _attack(self, name: str, rows: list[int]) -> None:
         started, verdict = Time.now(), Verdict([], 0, [] if ATTACKS[name].held else None)
         if rows:
-            x_adv = torch.cat([run_attack(name, job) for job in self._jobs(rows)])
+            x_adv = torch.cat([run_attack(name, job, self.target.model) for job in self._jobs(rows)])
             verdict = self._judged(name, rows, x_adv)
         self._keep(name, rows, verdict, Time.since(started))
 

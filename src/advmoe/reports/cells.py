@@ -80,8 +80,8 @@ def _figures(record: Record) -> dict[str, float]:
 
 def attacks_in_words(attacks: frozenset[str]) -> str:
     """'the preset standard without transfer', or the attacks' names if they do not form a preset."""
-    few_classes = {f"{name} for few classes": preset.for_classes(2) for name, preset in PRESETS.items()}
-    for name, preset in {**PRESETS, **few_classes}.items():
+    few_classes = [(f"{name} for few classes", preset.for_classes(n)) for n in (2, 3) for name, preset in PRESETS.items()]
+    for name, preset in [*PRESETS.items(), *few_classes]:
         if attacks in (set(preset.attacks), set(preset.attacks) - {"transfer"}):
             return f"the preset {name}" + (" without transfer" if attacks < set(preset.attacks) else "")
     if attacks == frozenset(QUICK_OF_VERSION_0_1):

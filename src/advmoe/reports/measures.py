@@ -116,6 +116,11 @@ MEASURES = (
         "package replaces it. It is not the figure of standard AutoAttack",
     ),
     Measure("ra_aa_plus", "RA-AA-plus", lambda record: record.ra_aa_plus, summary=False),
+    Measure(
+        "ra_aa_plus_few_classes", "RA-AA-plus (few classes)",
+        lambda record: record.evaluation.figures.get("ra_aa_plus_few_classes"), summary=False,
+        meaning="the same for AutoAttack plus, with APGD on the DLR replaced, too, if there are two classes",
+    ),
     Measure("ra_aa_rand", "RA-AA-rand", lambda record: record.ra_aa_rand, summary=False),
     Measure(
         "ra_paths", "RA-paths", lambda record: record.evaluation.figures.get("ra_paths"), summary=False,

@@ -1,0 +1,81 @@
+"""Notice an attack that changes the network: every figure after it would be wrong.
+
+Values are compared, not PyTorch's version counters, which miss what is written through `.data`. Copying and comparing them costs
+less than a few passes of one image.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from advmoe.errors import UserError
+from advmoe.moe.convert.prepare import copied
+
+MAX_NAMES = 3  # in a message
+
+
+class NetworkState:
+    """The parameters and buffers of a network with copies of their values, and the modes (train or eval) of its modules."""
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network
+        self.modes = [module.training for module in network.modules()]
+        self.tensors = {name: (tensor, tensor.detach().clone(), tensor.requires_grad) for name, tensor in _tensors(network)}
+
+    def check(self, what: str, x: Tensor) -> None:
+        """Raises UserError, which starts with `what`, if the network is not as it was.
+
+        Changed values are restored before, so that a network in memory can be evaluated again. `requires_grad`, which changes no
+        figure, is restored without an error. Buffers that a forward pass on x [B, C, H, W] changes may differ.
+        """
+        for tensor, _, needs_gradient in self.tensors.values():
+            if tensor.requires_grad != needs_gradient:
+                tensor.requires_grad_(needs_gradient)
+        has_modes = [module.training for module in self.network.modules()] == self.modes
+        changed = self.changed()
+        if has_modes and changed:
+            changed -= _changed_by_forward(self.network, x)
+        if has_modes and not changed:
+            return
+        for tensor, value, _ in self.tensors.values():
+            tensor.data = value
+        if not has_modes:
+            raise UserError(f"{what} left the network in another mode, in which it gives other logits: restore eval mode")
+        names = ", ".join(sorted(changed)[:MAX_NAMES]) + (" and others" if len(changed) > MAX_NAMES else "")
+        raise UserError(f"{what} changed {names} of the network: it must leave weights and running statistics as they are")
+
+    def changed(self) -> set[str]:
+        """The names of the tensors that were changed, replaced, added or removed."""
+        before, now = self.tensors, dict(_tensors(self.network))
+        kept = {name for name, (tensor, value, _) in before.items() if now.get(name) is tensor and _is_same(tensor, value)}
+        return (before.keys() | now.keys()) - kept
+
+
+def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from network.named_parameters()
+    yield from network.named_buffers()
+
+
+def _is_same(tensor: Tensor, value: Tensor) -> bool:
+    """Whether two tensors are equal. NaN equals NaN if the bits are the same."""
+    if (tensor.shape, tensor.dtype, tensor.device) != (value.shape, value.dtype, value.device):
+        return False
+    tensor = tensor.detach()
+    return torch.equal(tensor, value) or torch.equal(_bits(tensor), _bits(value))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.flatten().view(torch.uint8)
+
+
+@torch.no_grad()
+def _changed_by_forward(network: nn.Module, x: Tensor) -> set[str]:
+    """The names of the tensors that a forward pass changes, such as a counter of passes. Empty if the network cannot be run."""
+    try:
+        probe = NetworkState(copied(network))
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            probe.network(x)
+    except Exception:  # the attack may have broken the network in any way
+        return set()
+    return probe.changed()
