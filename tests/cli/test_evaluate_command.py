@@ -13,6 +13,7 @@ import pytest
 import torch
 from small_backbone import SMALL
 
+from advmoe.attacks.registry import ATTACKS, Attack
 from advmoe.cli.evaluate import WORKER
 from advmoe.cli.main import main
 from advmoe.data import load_dataset
@@ -187,6 +188,7 @@ def test_l2_says_what_is_skipped_and_images_are_saved(run, capsys):
         (["--epsilon", "0/0"], "error: --epsilon must be FRACTION (see advmoe evaluate --help)"),
         (["--epsilon", "-1"], "epsilon must be at least 0 and finite, not -1"),
         (["--seed", "-1"], "seed must be in"),
+        (["--name", "../few"], "name must be up to 100 letters, digits and . _ + - (not as the first), not '../few'"),
         (["--norm", "L2"], "--norm L2 needs --epsilon"),
         (["--transfer", "nowhere"], "nowhere: holds no run"),
         (["--test-set", "nowhere"], "nowhere: no such file or folder"),
@@ -252,6 +254,30 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     shutil.copy(run / "F-C-invert-2.record.json", tmp_path / "other.json")
     shutil.copy(run / "record.json", tmp_path / "own.json")
     assert len(summarise(collect(tmp_path, pytest.fail))) == 2  # never means over both
+
+
+def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys):
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    before = contents(run)
+    line = error_line(capsys, run, *SHORT)
+    assert "holds results on other test images" in line
+    assert "give this evaluation a --name, or delete those results by --fresh" in line
+    few = [str(run), *SHORT, "--name", "few"]
+    assert "is not evaluated yet (no few.record.json)" in error_line(capsys, *few, "--control", run)
+    assert main(["evaluate", *few]) == 0
+    after = contents(run)
+    assert {path: after[path] for path in before} == before
+    new = {str(path.relative_to(run)) for path in after.keys() - before.keys()}
+    assert {"few.record.json", "evaluation-few/shard-00000.json"} <= new
+    assert all(path.startswith(("few.", "evaluation-few/")) for path in new)
+    recorded, named = (read_record(run / name) for name in ("record.json", "few.record.json"))
+    assert (named.test_images, named.train_images, named.fingerprint) == (3, recorded.train_images, recorded.fingerprint)
+    assert len(collect(run, pytest.fail)) == 1
+
+
+def test_an_attack_that_changes_the_network_is_one_line(run, capsys, registries):
+    ATTACKS["bad"] = Attack(lambda job: job.x + 0 * next(job.predict.parameters()).data.mul_(2).sum())
+    assert "error: attack 'bad' changed" in error_line(capsys, run, *SHORT, "--attacks", "bad")
 
 
 def test_file_without_a_network_and_other_data_are_one_line(run, tmp_path, capsys):

@@ -132,12 +132,12 @@ def test_shards_of_other_settings_are_refused(run_evaluation, tmp_path, other, m
     with pytest.raises(UserError, match=message) as error:
         run_evaluation(store=tmp_path, **other)
     assert "\n" not in str(error.value)
-    assert "move it away or use --fresh" in str(error.value)
+    assert "give this evaluation a --name, or delete those results by --fresh" in str(error.value)
 
 
 def test_shards_of_another_network_or_data_are_refused(tmp_path):
     options = {"epsilon": EPSILON, "preset": ("pgd_10",), "store": tmp_path}
-    other_images = r"holds results on other test images \(another data set or --limit-test\); move it away or use --fresh"
+    other_images = r"holds results on other test images \(another data set or --limit-test\); give this evaluation a --name"
     evaluate(TOY, X, Y, **options)
     with pytest.raises(UserError, match="another network"):
         evaluate(ToyMoE(seed=1).eval(), X, Y, **options)

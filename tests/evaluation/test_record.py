@@ -134,13 +134,14 @@ def evaluated(tiny, splits):
 def test_evaluating_at_another_epsilon_does_not_change_the_runs_configuration(evaluated):
     record = evaluated(epsilon=0.02, seed=3)
     assert (record.epsilon, record.config.attack.epsilon) == (0.02, 0.1)
-    assert (record.attack_seed, record.test_images) == (3, 20)
+    assert (record.attack_seed, record.test_images, record.attack_precision) == (3, 20, "float32")
     assert record.epsilon_curve.epsilons == [0.0, 0.02]
     assert record.epsilon_curve.ra == [record.sa, record.ra["10"]]
 
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):
-    record = evaluated()
+    record = evaluated(bf16_search=True)
+    assert record.attack_precision == "bfloat16"
     assert len(record.layers) == len(record.load_by_class) == ROUTED
     assert len(record.gallery) == 8
     write_record(tmp_path / "record.json", record)

@@ -133,9 +133,12 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfi
 
 
 def _subject(run: Path, arguments: EvaluateArguments) -> Subject:
-    """A trained network, to be evaluated on the test set of these arguments."""
-    test_set = _test_set(arguments)
-    return subject(run) if test_set is None else subject(run).on_test_set(test_set.name)
+    """A trained network, to be evaluated on the test set and by the name of these arguments."""
+    test_set, network = _test_set(arguments), subject(run)
+    if test_set is not None:
+        network = network.on_test_set()
+    name = arguments.name or (None if test_set is None else test_set.name)
+    return network if name is None else network.named(name)
 
 
 def _test_set(arguments: EvaluateArguments) -> ExtraTestSet | None:
@@ -155,10 +158,10 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
 
 
 def _control(run: Path, arguments: EvaluateArguments) -> Record:
-    """The Record of a run on the same test set. Raises UserError if there is none."""
+    """The Record of a run on the same test set and by the same name. Raises UserError if there is none."""
     path = _subject(run, arguments).record
     if not path.exists():
-        raise UserError(f"{run}: is not evaluated yet; run advmoe evaluate {run} first")
+        raise UserError(f"{run}: is not evaluated yet (no {path.name}); run advmoe evaluate {run} first")
     return read_record(path)
 
 

@@ -24,6 +24,7 @@ from advmoe.evaluation.record_fields import (
     Setting,
     Size,
     Text,
+    ValidValues,
 )
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Loads
 from advmoe.files import JsonObject
@@ -58,12 +59,15 @@ class Record(Part):
 
     `ra`: accuracy under PGD by number of steps. A Record has `ra_worst` if AutoAttack and the attacks on routing were run, and
     `ra_worst_quick` otherwise. `gmacs` is the ideal count. `run` is the name of the run's folder. `weights` is the digest of the
-    network (`advmoe.models.digest`), None in Records of schemas 1 and 2. `from_schema` is the schema of the file if it is older.
+    network (`advmoe.models.digest`), None in Records of schemas 1 and 2. `attack_precision` is the data type of attacks'
+    gradients, None in Records that do not say it. `from_schema` is the schema of the file if it is older.
     """
 
     sparse: ClassVar[frozenset[str]] = frozenset(
-        {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher"}
-    )
+        {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher",
+            "attack_precision",
+        }
+    )  # fmt: skip
     schema_number: Literal[3] = Field(3, alias="schema")
     from_schema: NonNegativeInt | None = None
     run: Text | None = None
@@ -92,6 +96,7 @@ class Record(Part):
     teacher: RecordedTeacher | None = None
     seed: Seed
     attack_seed: Seed
+    attack_precision: Annotated[Literal["float32", "bfloat16"] | None, ValidValues("float32 or bfloat16")] = None
     config: RecordedConfig
     train_seconds: NonNegativeFloat
     evaluate_seconds: NonNegativeFloat

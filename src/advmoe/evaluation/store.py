@@ -181,7 +181,7 @@ def _check_key(stored_key: JsonObject, key: JsonObject, folder: Path) -> None:
     for name, value in key.items():
         if stored_key.get(name) != value:
             content = OF_DIGESTS.get(name, f"shards of another {name} ({stored_key.get(name)}, not {value})")
-            raise UserError(f"{folder}: holds {content}; move it away or use --fresh")
+            raise UserError(f"{folder}: holds {content}; give this evaluation a --name, or delete those results by --fresh")
 
 
 def _read(path: Path) -> JsonObject:

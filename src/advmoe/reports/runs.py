@@ -82,6 +82,8 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     if record.teacher is not None:
         yield "teacher", f"{record.teacher.path}, digest {record.teacher.weights}"
     yield "seeds", f"{record.seed} in training, {record.attack_seed} in evaluation"
+    if record.attack_precision is not None:
+        yield "attack gradients", record.attack_precision
     older = evaluator(record)
     yield "evaluator", older if older == "current" else f"older ({older}): not compared with newer evaluations"
     yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"

@@ -39,12 +39,16 @@ class Subject:
     record: Path
     damaged: tuple[str, ...] = ()
 
-    def on_test_set(self, name: str) -> "Subject":
-        """The same network to be evaluated on another test set, with a separate store and Record. The number of training images is
-        that of the network's present Record; without a Record it is 0."""
+    def on_test_set(self) -> "Subject":
+        """The same network to be evaluated on another test set. The number of training images is that of the network's present
+        Record; without a Record it is 0."""
         recorded = read_record(self.record).train_images if self.record.is_file() else 0
+        return replace(self, trained=replace(self.trained, train_images=recorded))
+
+    def named(self, name: str) -> "Subject":
+        """The same network to be evaluated with a separate store and Record, which have `name` in their names."""
         return replace(
-            self, trained=replace(self.trained, train_images=recorded), store=self.store.with_name(f"{self.store.name}-{name}"),
+            self, store=self.store.with_name(f"{self.store.name}-{name}"),
             record=self.record.with_name(f"{self.record.name.removesuffix(RECORD)}{name}.{RECORD}"),
         )  # fmt: skip
 

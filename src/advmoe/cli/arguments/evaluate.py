@@ -1,5 +1,6 @@
 """The arguments of `advmoe evaluate`."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,7 +10,7 @@ import tyro
 from advmoe.cli.parsing import Flag, parse
 from advmoe.config import Fraction, RuntimeConfig
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
-from advmoe.errors import UserError
+from advmoe.errors import UserError, short_repr
 
 COSTS = {  # the presets' budgets (advmoe.attacks.presets)
     "quick": "at most 50 PGD passes an image; at most 115 APGD and 131 route-aware passes on survivors",
@@ -58,6 +59,9 @@ class EvaluateArguments:
     """Severity of the corruption, 1 to 5."""
     limit_test: int | None = None
     """Attack this many test images, balanced over the classes."""
+    name: str | None = None
+    """Keep this evaluation beside others of the run: its Record is RUN/NAME.record.json, its results are in RUN/evaluation-NAME.
+    With --test-set, NAME replaces the test set's name there."""
     seed: int = 0
     """Seed of the attacks' random draws."""
     shard_size: int = SHARD_SIZE
@@ -71,7 +75,7 @@ class EvaluateArguments:
     part: tuple[int, int] | None = None
     """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, the results of other parts are collected."""
     fresh: Flag = False
-    """Delete earlier results in RUN/evaluation; with --test-set in RUN/evaluation-NAME."""
+    """Delete earlier results in RUN/evaluation; with --name or --test-set in RUN/evaluation-NAME."""
     save_adversarial: Flag = False
     """Write the adversarial images to RUN/evaluation/adversarial."""
     keep_images: Flag = False
@@ -88,6 +92,8 @@ class EvaluateArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
+        if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", self.name):
+            raise UserError(f"name must be up to 100 letters, digits and . _ + - (not as the first), not {short_repr(self.name)}")
         if self.pathway_budget < 0:
             raise UserError(f"pathway_budget must be at least 0, not {self.pathway_budget}")
         if self.quick + self.standard + self.full + bool(self.attacks) > 1:
