@@ -30,7 +30,7 @@ def require() -> Any:
 
 
 def substitutes(names: Iterable[str], num_classes: int) -> dict[str, str]:
-    """Those of the attacks that cannot run with so few classes, each with the attack that replaces it."""
+    """The attacks of `names` that need more than `num_classes` classes and have a substitute -> that substitute."""
     return {
         name: SUBSTITUTES[name] for name in names
         if name in SUBSTITUTES and num_classes < LEAST_CLASSES[name.split("_")[1]]
@@ -38,7 +38,7 @@ def substitutes(names: Iterable[str], num_classes: int) -> dict[str, str]:
 
 
 def standard(num_classes: int) -> tuple[str, ...]:
-    """The attacks of standard AutoAttack, with two or three classes with the substitute."""
+    """The attacks of standard AutoAttack. With two or three classes one of them is replaced by its substitute."""
     replaced = substitutes(STANDARD, num_classes)
     return tuple(replaced.get(name, name) for name in STANDARD)
 

@@ -76,6 +76,8 @@ def _changed_by_forward(network: nn.Module, x: Tensor) -> set[str]:
         probe = NetworkState(copied(network))
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             probe.network(x)
+            if hasattr(probe.network, "forward_routed"):
+                probe.network.forward_routed(x)
     except Exception:  # the attack may have broken the network in any way
         return set()
     return probe.changed()

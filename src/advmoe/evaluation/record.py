@@ -64,10 +64,8 @@ class Record(Part):
     """
 
     sparse: ClassVar[frozenset[str]] = frozenset(
-        {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher",
-            "attack_precision",
-        }
-    )  # fmt: skip
+        {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher", "attack_precision"}
+    )
     schema_number: Literal[3] = Field(3, alias="schema")
     from_schema: NonNegativeInt | None = None
     run: Text | None = None
