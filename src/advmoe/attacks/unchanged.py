@@ -5,6 +5,7 @@ less than a few passes of one image.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,11 +74,12 @@ def _bits(tensor: Tensor) -> Tensor:
 def _changed_by_forward(network: nn.Module, x: Tensor) -> set[str]:
     """The names of the tensors that a forward pass changes, such as a counter of passes. Empty if the network cannot be run."""
     try:
-        probe = NetworkState(copied(network))
+        other: Any = copied(network)
+        probe = NetworkState(other)
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            probe.network(x)
-            if hasattr(probe.network, "forward_routed"):
-                probe.network.forward_routed(x)
+            other(x)
+            if hasattr(other, "forward_routed"):
+                other.forward_routed(x)
     except Exception:  # the attack may have broken the network in any way
         return set()
     return probe.changed()
