@@ -332,4 +332,5 @@ def test_a_wrong_value_beside_fresh_deletes_nothing(run, capsys):
     before = sorted(path.name for path in (run / "evaluation").iterdir())
     assert "unknown attack 'pgd_51'" in error_line(capsys, run, "--fresh", "--attacks", "pgd_51")
     assert "epsilon must be at most 1 in Linf, not 8" in error_line(capsys, run, "--fresh", *PLAN, "--epsilon", "8")
+    assert "nothing can be run of transfer" in error_line(capsys, run, "--fresh", "--attacks", "transfer")
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == before

@@ -100,7 +100,8 @@ def _record(
             save_adversarial=arguments.save_adversarial, progress=progress.attacked, batch_size=arguments.batch_size,
             pathway_budget=arguments.pathway_budget,
         )  # fmt: skip
-        if arguments.fresh:  # after the options were checked
+        if arguments.fresh:
+            network.check_attacks(config, splits, options)  # before anything is deleted
             distributed.on_rank_zero(lambda: remove_results(store))
         progress.stored(store)
         if arguments.processes > 1:

@@ -106,6 +106,14 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
         return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
 
 
+def check_attacks(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> None:
+    """Raises UserError if no attack of the options can run on the network. One image in x [n, C, H, W] is enough."""
+    requested, model = resolve(options.preset), unwrapped(model)
+    with frozen(model):
+        target = make_target(model, x, y, options)
+        _check_preset(target, requested.for_classes(target.num_classes))
+
+
 def _warn(target: Target, preset: Preset, store: Store) -> None:
     """Warn before any attack of numbers that are not finite, and of more pathways than the budget."""
     sampled = pathways.notice(target.num_pathways, target.pathway_budget)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from advmoe import hub, networks
 from advmoe.config import RunConfig
 from advmoe.data import ImageSpec, Splits
@@ -12,6 +14,7 @@ from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.make_record import Trained, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD, read_record
+from advmoe.evaluation.runner import check_attacks
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
 from advmoe.moe import Dispatch
@@ -56,6 +59,11 @@ class Subject:
         """Raises UserError if the data in `where` is not what the network `what` was trained on, as far as is known."""
         if self.fingerprint not in (None, splits.fingerprint):
             raise UserError(f"{where}: fingerprint {splits.fingerprint}, but {what} was trained on {self.fingerprint}")
+
+    def check_attacks(self, config: RunConfig, splits: Splits, options: EvaluationOptions) -> None:
+        """Raises UserError if no attack of the options can run on the network."""
+        first = splits.test[torch.zeros(1, dtype=torch.int64, device=splits.test.labels.device)]
+        check_attacks(self.network(config, splits), first.pixels(), first.labels, options)
 
     def evaluate(self, config: RunConfig, splits: Splits, options: EvaluationOptions, dispatch: Dispatch = "auto") -> Record:
         """The Record of the network on the test part of `splits`. `config` is its configuration, changed where the evaluation
