@@ -13,7 +13,9 @@ def test_without_advmoe_there_is_no_answer():
 def test_three_questions_are_answered():
     records = [record(method) for method in ("standard", "at_dense", "at_small_dense", "advmoe")]
     robust, cost, choice = answers(records)
-    assert robust.startswith("How robust? AdvMoE classifies 79.0 % of the clean test images correctly; 49.0 % stay correct")
+    assert robust.startswith(
+        "How robust? On fashion-mnist, seed 0, AdvMoE classifies 79.0 % of the clean test images correctly; 49.0 % stay correct"
+    )
     assert "A network without robust training: " in robust
     assert "upper bound" not in robust
     assert cost == "At what cost? 0.0100 GMACs for an image, 25 % of the dense network's. " + (

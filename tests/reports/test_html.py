@@ -14,6 +14,8 @@ from records import content, old_record, png, record
 from advmoe.reports.captions import CAPTIONS
 from advmoe.reports.claims import Claim, judge
 from advmoe.reports.html import report_html
+from advmoe.reports.measures import MEASURES
+from advmoe.reports.panels import METHOD_STYLES
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
 from advmoe.reports.verdict import verdict
@@ -147,7 +149,7 @@ def test_the_page_of_old_records_says_what_is_missing():
     text = Page(page([old_record("advmoe"), old_record("at_dense")])).text
     assert "2 of 2 runs: no images in the Record." in text
     assert "1 of 1 run: no load of the experts by class in the Record." in text  # a dense network has none to record
-    assert "2 Records of an older schema" in text
+    assert "2 Records of an older version" in text
     assert "No Record has images." in text
     for caption in CAPTIONS.values():
         assert f"{caption.title}: no run has {caption.needs}." in text
@@ -171,10 +173,16 @@ def test_tables_sort_by_numbers_not_by_their_text(full_page):
     assert "49.2 ± 0.4" in Page(full_page).text
 
 
+def test_every_method_and_measure_is_explained(full_page):
+    words = full_page[full_page.index('<h2 id="words">') :]
+    labels = [style.title for style in METHOD_STYLES.values()] + [measure.label for measure in MEASURES if measure.meaning]
+    assert [label for label in labels if f"<dt>{label}</dt>" not in words] == []
+
+
 def test_gallery_has_runs_with_routes_first(full_page):
     options = re.findall(r'<option value="\d+">(.*?)</option>', full_page)
     assert len(options) == 6
-    assert [option.split(",")[0] for option in options] == ["advmoe"] * 2 + ["at_dense"] * 2 + ["at_small_dense"] * 2
+    assert [option.split(",")[0] for option in options] == ["AdvMoE"] * 2 + ["AT (Dense)"] * 2 + ["AT (S-Dense)"] * 2
 
 
 def test_colour_images_lead_the_gallery(monkeypatch):
@@ -184,7 +192,7 @@ def test_colour_images_lead_the_gallery(monkeypatch):
         for view in image.views:
             view.png = "grey"
     text = page([grey, record("at_dense")])
-    assert [option.split(",")[0] for option in re.findall(r'<option value="\d+">(.*?)</option>', text)] == ["at_dense", "advmoe"]
+    assert [option.split(",")[0] for option in re.findall(r'<option value="\d+">(.*?)</option>', text)] == ["AT (Dense)", "AdvMoE"]
 
 
 def test_the_slider_starts_at_the_evaluations_epsilon_and_one_step_of_each_image_is_shown():
@@ -214,6 +222,9 @@ def test_cells_that_were_run_come_first_and_the_others_are_folded():
     tables = text[text.index('<h2 id="tables">') :].partition("</section>")[0]
     outside = re.sub(r"<details>.*?</details>", "", tables, flags=re.DOTALL)
     assert "not run" not in Page(outside).text.replace("was not run", "")
+    assert "table-2-note" in outside
+    assert "table-3-note" not in outside  # the notes of folded rows are folded, too
+    assert Page(tables).text.count("RA-50 is the accuracy under PGD-50.") == 1
     assert tables.count("<details>") == 3
     assert "3 cells that were not run" in Page(tables).text
     assert Page(tables).text.count("No cell of this table was run.") == 2

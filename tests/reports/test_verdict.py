@@ -57,7 +57,7 @@ def test_settings_with_most_methods_come_first():
 def test_failed_checks_are_named_for_each_run():
     lines = verdict([record(seed=3)])
     assert lines[-1] == (
-        "Failed its checks: advmoe, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
+        "Failed its checks: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
         "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
     )
     passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]

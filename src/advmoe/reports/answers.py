@@ -28,8 +28,9 @@ def _how_robust(routed: Record, plain: Record | None) -> str:
     others = "" if plain is None else f" A network without robust training: {plain.worst:.1f} %."
     bound = "" if routed.ra_worst is not None else " AutoAttack was not run, so this is an upper bound."
     return (
-        f"How robust? AdvMoE classifies {routed.sa:.1f} % of the clean test images correctly; {routed.worst:.1f} % stay correct "
-        f"under every attack that was run (95 % interval {low:.0f} to {high:.0f}).{others}{bound}"
+        f"How robust? On {routed.dataset}, seed {routed.seed}, AdvMoE classifies {routed.sa:.1f} % of the clean test images "
+        f"correctly; {routed.worst:.1f} % stay correct under every attack that was run (95 % interval {low:.0f} to {high:.0f})."
+        f"{others}{bound}"
     )
 
 

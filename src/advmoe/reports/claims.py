@@ -26,8 +26,10 @@ COMPARISONS = {  # measure -> the baselines of the claim about it
     "sa": SAME_COST,
 }
 INTERVALS = (
-    "In brackets: the smallest interval that contains the mean's 95 % interval over n seeds, mean ± t(n - 1, 0.975) s / sqrt(n), "
-    "and its Wilson interval on the test images. A single seed is not ranked."
+    "Accuracies are percent of the test images, means over n seeds. In brackets: the smallest interval that contains the mean's "
+    "95 % interval over the seeds, mean ± t(n - 1, 0.975) s / sqrt(n), and its Wilson interval on the test images. Two networks "
+    "are not apart if these intervals overlap. A network with one seed is not ranked. A difference on the same images has a 95 % "
+    "interval over the images only: it says nothing about other seeds, so it decides no claim."
 )
 
 
@@ -41,8 +43,8 @@ class Claim:
 
 
 def judge(records: Iterable[Record]) -> list[Claim]:
-    """The appendix's claims, first in the paper's setting (even without runs in it), then in every other setting with runs of
-    AdvMoE and of a baseline.
+    """The claim that choosing an expert helps, then the appendix's claims: in the paper's setting (last if it has no runs), and in
+    every other setting with runs of AdvMoE and of a baseline. `INTERVALS` explains the figures in their details.
 
     A method is ahead of another only if both have several seeds, all settings that are no part of a method are equal, and their
     intervals (`advmoe.reports.cells.interval`) do not overlap. The verdict is "supported" if AdvMoE is ahead of every baseline at
@@ -52,11 +54,15 @@ def judge(records: Iterable[Record]) -> list[Claim]:
     summaries = summarise(records)
     paper = [summary for summary in summaries if any(is_run_of(summary, cell) for cell in printed_cells())]
     others = by_setting(summary for summary in summaries if summary not in paper)
-    claims = [_comparison(name, "in the paper's setting", paper, _printed_exceptions(name)) for name in COMPARISONS]
-    for setting, group in others.items():
-        if _compared(group):
-            claims += [_comparison(name, f"in our setting ({setting_text(setting)})", group, "") for name in COMPARISONS]
-    return [*claims, *CHOICE.judge(summaries, records), _convergence(records), *BATCHES.judge(summaries, records)]
+    printed = [_comparison(name, "in the paper's setting", paper, _printed_exceptions(name)) for name in COMPARISONS]
+    ours = [
+        _comparison(name, f"in our setting ({setting_text(setting)})", group, "")
+        for setting, group in others.items()
+        if _compared(group)
+        for name in COMPARISONS
+    ]
+    compared = [*printed, *ours] if paper else [*ours, *printed]
+    return [*CHOICE.judge(summaries, records), *compared, _convergence(records), *BATCHES.judge(summaries, records)]
 
 
 @dataclass(frozen=True)
@@ -98,8 +104,7 @@ class Ablation:
             )
         if not outcomes:
             return None
-        single = ["One seed."] if "one seed" in outcomes else []
-        return Claim(f"{self.claim}, in {setting_text(setting)}", _judgement(outcomes), " ".join([*single, *sentences, INTERVALS]))
+        return Claim(f"{self.claim}, in {setting_text(setting)}", _judgement(outcomes), " ".join(sentences))
 
     def _difference(self, cell: Cell, other: Cell, records: Sequence[Record]) -> str:
         """The settings that differ in a pair although they should be equal."""
@@ -126,7 +131,7 @@ def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
     runs = {record.seed: record for record in records if cell_of(record) == cell}
     controls = {record.seed: record for record in records if cell_of(record) == control}
     difference = worst_case_difference((runs[seed], controls[seed]) for seed in runs if seed in controls)
-    return "" if difference is None else f" On the same images: {points(difference)}."
+    return "" if difference is None else f" Difference on the same images: {points(difference)}."
 
 
 CHOICE = Ablation(
@@ -166,8 +171,7 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
             outcome(summary, other, name) if other and not _difference(summary, other) else None for other in others.values()
         ]
         sentences.append(_sentence(summary, others, name))
-    single = ["One seed."] if "one seed" in outcomes else []
-    return Claim(text, _judgement(outcomes), " ".join([*single, *sentences, INTERVALS, more]).strip())
+    return Claim(text, _judgement(outcomes), " ".join([*sentences, more]).strip())
 
 
 def _judgement(outcomes: Sequence[Outcome | None]) -> Judgement:

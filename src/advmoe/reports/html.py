@@ -4,7 +4,7 @@ import base64
 import hashlib
 import io
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,13 +15,15 @@ from PIL import Image
 from advmoe.evaluation.record import Record
 from advmoe.reports.captions import CAPTIONS, Caption
 from advmoe.reports.cells import Figure, Summary, summarise
-from advmoe.reports.claims import Claim
+from advmoe.reports.claims import INTERVALS, Claim
 from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Table
-from advmoe.reports.measures import MEASURES, SUMMARY, Measure
+from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import METHOD_STYLES, radius, style_of
+from advmoe.reports.paper_tables import MEANING
 from advmoe.reports.runs import Run, number_of, run_of
+from advmoe.reports.words import WORDS
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the remaining lines are folded
@@ -62,11 +64,12 @@ def report_html(
     style, script = (files("advmoe").joinpath("reports", f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html.jinja").render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
-        subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, marks=MARKS,
-        tables=[_overview(summarise(records)), *sorted(tables, key=lambda table: not table.run_rows)],
+        subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, intervals=INTERVALS, marks=MARKS,
+        tables=[_overview(summarise(records)), *map(_without_meaning, sorted(tables, key=lambda table: not table.run_rows))],
+        meaning=MEANING,
         figures=_drawn(figures), undrawn=_undrawn(figures, failed),
         runs=runs, gallery_runs=_with_images(runs), gaps=_gaps(records),
-        measures=[(measure.label, measure.meaning) for measure in MEASURES if measure.meaning],
+        words=WORDS,
     )  # fmt: skip
 
 
@@ -88,15 +91,18 @@ def _subtitle(records: Sequence[Record]) -> str:
     return f"{number_of(len(records), 'run')} of {number_of(len(methods), 'method')} on {', '.join(datasets)}; newest from {newest}"
 
 
+def _without_meaning(table: Table) -> Table:
+    """The table without the text that the page prints once, above all tables."""
+    return replace(table, about=table.about.removesuffix(MEANING).strip())
+
+
 def _overview(summaries: Sequence[Summary]) -> Table:
     """The table of every cell that was run, of all settings."""
     measures = [measure for measure in SUMMARY if any(measure.name in summary.figures for summary in summaries)]
-    columns = ("method", "r", "N", *(measure.label for measure in measures), "n", "data", "network")
+    columns = ("method", "r", "N", "data", "n", *(measure.label for measure in measures), "network")
     columns = (*columns, "epochs", "training images", "test images", "radius")
     rows = tuple(_overview_row(summary, measures) for summary in summaries)
-    about = (
-        "All cells that were run: accuracies in percent, mean ± sample deviation over n seeds. Compare rows of one setting only."
-    )
+    about = "Compare rows of one setting only: the same data, network, epochs, images and radius."
     return Table("overview", "All runs", columns, rows, about)
 
 
@@ -104,9 +110,9 @@ def _overview_row(summary: Summary, measures: Sequence[Measure]) -> tuple[Entry,
     cell, figures = summary.cell, summary.figures
     return (
         Entry(style_of(cell).title), _number(cell.model_scale) if not is_full_scale(cell.method) else Entry("–"),
-        _number(cell.num_experts) if is_routed(cell.method) else Entry("–"),
-        *(_figure(measure, figures.get(measure.name)) for measure in measures), _number(summary.n), Entry(cell.dataset),
-        Entry(_network(cell)), _number(cell.epochs), _number(cell.train_images), _number(cell.test_images),
+        _number(cell.num_experts) if is_routed(cell.method) else Entry("–"), Entry(cell.dataset), _number(summary.n),
+        *(_figure(measure, figures.get(measure.name)) for measure in measures), Entry(_network(cell)), _number(cell.epochs),
+        _number(cell.train_images), _number(cell.test_images),
         Entry(f"{radius(cell.epsilon)} {cell.norm}", cell.epsilon),
     )  # fmt: skip
 
@@ -166,5 +172,5 @@ def _gaps(records: Sequence[Record]) -> list[str]:
             lines.append(f"{without_figure} of {number_of(len(relevant), 'run')}: no {what} in the Record.")
     old = sum(record.from_schema is not None for record in records)
     if lines and old:
-        lines.append(f"{number_of(old, 'Record')} of an older schema: evaluate these runs again to record all of it.")
+        lines.append(f"{number_of(old, 'Record')} of an older version: evaluate these runs again to record all of it.")
     return lines

@@ -79,6 +79,11 @@ def network_title(cell: Cell) -> str:
     return style_of(cell).title + scale + (f", N {cell.num_experts}" if is_routed(cell.method) else "")
 
 
+def run_title(record: Record) -> str:
+    """'AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 0'."""
+    return f"{network_title(cell_of(record))}, {record.backbone}, {record.dataset}, seed {record.seed}"
+
+
 def line_of(record: Record) -> Line:
     """The line of a panel that a Record belongs to."""
     cell = cell_of(record)

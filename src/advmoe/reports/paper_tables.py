@@ -170,7 +170,8 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     if tables_of_setting and not shared:
         about = f"The setting of table {' and '.join(sorted(tables_of_setting))}, which prints no such cells: {words}. {MEANING}"
     else:
-        about = f"Not a setting of the paper; do not compare with its figures: {'; '.join([words, *shared])}. {MEANING}"
+        unusual = f"Settings unlike the default, which is in brackets: {'; '.join(shared)}. " if shared else ""
+        about = f"Not a setting of the paper; do not compare with its figures. {unusual}{MEANING}"
     return Table(name, f"Our setting: {words}", columns, tuple(row for *_, row in rows), about, tuple(notes.texts), len(missing))
 
 

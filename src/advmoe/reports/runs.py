@@ -9,10 +9,10 @@ from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, routing_bounds
-from advmoe.reports.collect import cell_of
 from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import WORST, evaluator, label, worst_of
+from advmoe.reports.panels import run_title
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
 
@@ -36,8 +36,8 @@ class Run:
 def run_of(record: Record) -> Run:
     """The content of a Record of any schema as texts and tables."""
     return Run(
-        name=record.run or "", method=record.method, title=f"{cell_of(record).words}, seed {record.seed}",
-        headline=_headline(record), facts=tuple(_facts(record)), checks=tuple(record.evaluation.checks),
+        name=record.run or "", method=record.method, title=run_title(record), headline=_headline(record),
+        facts=tuple(_facts(record)), checks=tuple(record.evaluation.checks),
         tables=tuple(_tables(record)), config=yaml.safe_dump(record.config.model_dump(), sort_keys=False),
         provenance=tuple(_provenance(record)),
         gallery=gallery_of(record),
@@ -85,7 +85,7 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     if record.attack_precision is not None:
         yield "attack gradients", record.attack_precision
     older = evaluator(record)
-    yield "evaluator", older if older == "current" else f"older ({older}): not compared with newer evaluations"
+    yield "version of the attacks", older if older == "current" else f"older ({older}): not compared with newer ones"
     yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"
     yield "record", f"schema {record.from_schema or record.schema_number}"
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.cells import Summary, attacks_in_words, by_setting, comparable_groups, outcome, summarise, worst_name
-from advmoe.reports.collect import cell_of, short_value
+from advmoe.reports.collect import short_value
 from advmoe.reports.measures import BY_NAME, label
-from advmoe.reports.panels import network_title, setting_text
+from advmoe.reports.panels import network_title, run_title, setting_text
 
 BY = "95 % intervals over seeds and over images"
 
@@ -94,5 +94,5 @@ def _failures(records: Sequence[Record]) -> list[str]:
         failed = [check for check in record.evaluation.checks if check.status == "fail"]
         if failed:
             names = "; ".join(f"({check.number}) {check.name}: {check.detail}" for check in failed)
-            lines.append(f"Failed its checks: {cell_of(record).words}, seed {record.seed}: {names}.")
+            lines.append(f"Failed its checks: {run_title(record)}: {names}.")
     return lines or ["No run failed a check of its evaluation."]
