@@ -176,7 +176,7 @@ def test_the_same_batches_with_other_settings_of_routers_show_nothing():
     claim = batches(judge([*different, *same]))
     assert claim.verdict == "not shown"
     assert "not comparable (training.router_lr: 0.01, not " in claim.detail
-    assert "on the same images" not in claim.detail
+    assert "Difference on the same images" not in claim.detail
 
 
 def test_advmoe_with_only_the_same_batches_makes_no_claim_against_the_baselines():
@@ -248,8 +248,12 @@ def routed_and_control(worst, method="at_moe", seeds=(0, 1), **fields):
 
 @pytest.mark.parametrize(("worst", "expected"), [(45.0, "supported"), (55.0, "contradicted"), (49.5, "not shown")])
 def test_the_choice_of_an_expert_is_judged_against_one_expert(worst, expected):
-    (claim,) = control(judge(routed_and_control(worst)))
+    networks = routed_and_control(worst)
+    for run in networks:
+        run.evaluation.flags = "10"
+    (claim,) = control(judge(networks))
     assert claim.verdict == expected
+    assert "Difference on the same images: +0.0 points (" in claim.detail
     assert "in fashion-mnist, resnet18" in claim.text
     assert "AT (MoE), r 0.5, N 2: RA-worst 50.0 (" in claim.detail or "RA-worst 50.1 (" in claim.detail
     assert f"the control with one expert {worst + 0.05:.1f} (" in claim.detail
