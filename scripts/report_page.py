@@ -12,7 +12,6 @@ from pathlib import Path
 
 from advmoe.cli.report import write_report
 from advmoe.evaluation.record import Record
-from advmoe.reports.answers import answers
 from advmoe.reports.collect import collect
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -26,17 +25,10 @@ def page_records() -> list[Record]:
     return [record for name in FOLDERS if any((RESULTS / name).glob("*.json")) for record in collect(RESULTS / name, print)]
 
 
-def first_of_each_method(records: list[Record]) -> list[Record]:
-    """The Records of the first data set's lowest seed at model scale 0.5, for the three answers."""
-    key = (records[0].dataset, min(record.seed for record in records), 0.5)
-    return [record for record in records if (record.dataset, record.seed, record.config.model.model_scale) == key]
-
-
 def write_page(file: Path) -> None:
     """Write the page to `file`."""
-    records = page_records()
     with tempfile.TemporaryDirectory() as folder:
-        write_report(records, Path(folder), print, answers(first_of_each_method(records)))
+        write_report(page_records(), Path(folder), print)
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(folder) / "report.html", file)
 

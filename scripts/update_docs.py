@@ -18,15 +18,14 @@ from advmoe.benchmark.machine import Machine
 from advmoe.benchmark.rows import Report, Row, number
 from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.evaluation.record import Record, record_schema
-from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.answers import answers
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Figure, summarise
-from advmoe.reports.claims import CHOICE, judge
-from advmoe.reports.collect import Cell, cell_of, is_routed
-from advmoe.reports.control import CONTROL, worst_case_difference
+from advmoe.reports.choice import differences_from_control, over_seeds
+from advmoe.reports.collect import Cell, cell_of
+from advmoe.reports.control import worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured, worst_of
 from advmoe.reports.panels import in_words, network_title
@@ -192,41 +191,12 @@ def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
     lines = [line for line in verdict(main_records()) if not line.startswith(CHECKS_LINES)]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
-    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, choice_text(), scale_text(main_records()[0])])
-
-
-def differences_from_control() -> dict[Cell, tuple[Difference, int]]:
-    """Each routed network's difference in the worst case from its control, and the number of seeds that both have."""
-    runs: dict[Cell, dict[int, Record]] = {}
-    for record in main_records():
-        runs.setdefault(cell_of(record), {})[record.seed] = record
-    differences = {}
-    for cell, seeds in runs.items():
-        control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if is_routed(cell.method) else {}
-        pairs = [(record, control[seed]) for seed, record in seeds.items() if seed in control]
-        if difference := worst_case_difference(pairs):
-            differences[cell] = (difference, len(pairs))
-    return differences
-
-
-def over_seeds(difference: Difference, seeds: int) -> str:
-    """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
-    return f"{points(difference)}, {seeds} seed{'s' * (seeds > 1)}"
-
-
-def choice_text() -> str:
-    """The verdict on choosing an expert, with the difference of each method from its control."""
-    differences = [f"{network_title(cell)}: {over_seeds(*against)}" for cell, against in differences_from_control().items()]
-    (claim,) = (claim for claim in judge(main_records()) if claim.text.startswith(CHOICE.claim))
-    return (
-        f"**Does choosing an expert help?** {claim.verdict.capitalize()}. {label('ra_worst_quick')} minus that of {CONTROL}, on "
-        f"the same images, with the 95 % interval over the images: {'; '.join(differences)}."
-    )
+    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
 
 
 def choice_table() -> str:
     """The methods over seeds, and each routed network's difference from its control."""
-    differences = differences_from_control()
+    differences = differences_from_control(main_records())
     lines = ["| network | GMACs | SA | RA-50 | RA-worst (quick) | seeds | against one expert, image by image |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for summary in summarise(main_records()):

@@ -47,6 +47,21 @@ def test_runs_under_other_attacks_are_not_ranked_together():
     assert "no worst case to compare. Not ranked, because their seeds were attacked" in first
 
 
+def test_verdict_says_whether_choosing_an_expert_helps():
+    pair = [record("advmoe", seed) for seed in (0, 1)], [record("at_moe", seed, num_experts=1) for seed in (0, 1)]
+    for networks, flags in zip(pair, ("1100", "1000"), strict=True):
+        for network in networks:
+            network.evaluation.flags = flags
+    lines = verdict([*pair[0], *pair[1]])
+    (answer,) = [line for line in lines if line.startswith("Does choosing an expert help?")]
+    assert "help? Not shown. RA-worst minus that of the control with one expert, on the same images" in answer
+    assert "AdvMoE, r 0.5, N 2: +25.0 points (" in answer
+    assert answer.endswith("), 2 seeds.")
+    assert not any("choosing an expert" in line for line in verdict(pair[0]))
+    others = verdict([*pair[0], *pair[1], record(dataset="other")])
+    assert any(line.startswith("Does choosing an expert help? In fashion-mnist, ") for line in others)
+
+
 def test_settings_with_most_methods_come_first():
     many = [record(method, test_images=77) for method in ROBUST if method != "standard"]
     lines = verdict([record(), *many, record("at_dense")])

@@ -11,6 +11,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
 from advmoe.locks import turn
+from advmoe.reports.choice import QUESTION
 from advmoe.reports.claims import Claim, judge
 from advmoe.reports.collect import Warn, collect
 from advmoe.reports.html import report_html
@@ -54,7 +55,9 @@ def write_report(
 def _write_files(
     records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[str]
 ) -> tuple[list[str], list[Claim], list[str]]:
-    report_tables, claims, sentences = tables(records), judge(records), [*answers, *verdict(records)]
+    report_tables, claims = tables(records), judge(records)
+    answered = any(line.startswith(QUESTION) for line in answers)
+    sentences = [*answers, *(line for line in verdict(records) if not (answered and line.startswith(QUESTION)))]
     written = _write_tables(report_tables, out)
     drawn, failed = _draw_figures(list(records), out, warn)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import points
+from advmoe.reports.choice import QUESTION
 from advmoe.reports.collect import cell_of
 from advmoe.reports.control import CONTROL, NO_CONTROL, obstacle, worst_case_difference
 
@@ -57,4 +58,4 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
         first = f"{verdict}: the share of images that withstand every attack changes by {points(difference)} against {CONTROL}."
     else:
         first = f"Not compared with {CONTROL}: {obstacle(routed, control)}." if control else NO_CONTROL
-    return [" ".join(("Does choosing an expert help?", first, *parts))] if parts or control else []
+    return [" ".join((QUESTION, first, *parts))] if parts or control else []

@@ -1,10 +1,11 @@
-"""The verdict of a report: which networks are most robust in the worst case, and at what cost."""
+"""The verdict of a report: which networks are most robust in the worst case, at what cost, and whether choosing an expert helps."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.cells import Summary, attacks_in_words, by_setting, comparable_groups, outcome, summarise, worst_name
+from advmoe.reports.choice import choice_answers
 from advmoe.reports.collect import short_value
 from advmoe.reports.measures import BY_NAME, label
 from advmoe.reports.panels import network_title, run_title, setting_text
@@ -13,7 +14,8 @@ BY = "95 % intervals over seeds and over images"
 
 
 def verdict(records: Iterable[Record]) -> list[str]:
-    """Sentences: for every setting, which method is most robust in the worst case and at what cost; then the failed checks.
+    """Sentences: for every setting, which method is most robust in the worst case and at what cost; after the first of them,
+    whether choosing an expert helps, for every setting with a control; at the end the failed checks.
 
     Settings with more methods come first, then those with more training. Runs of one setting that cannot be compared have a
     sentence for each comparable group.
@@ -22,7 +24,8 @@ def verdict(records: Iterable[Record]) -> list[str]:
     groups = by_setting(summarise(records)).values()
     parts = [(_where(part[0], group), part) for group in groups for part in comparable_groups(group)]
     parts.sort(key=lambda pair: _weight(pair[1]), reverse=True)
-    return [*(_winner(*pair) for pair in parts), *_failures(records)]
+    rankings = [_winner(*pair) for pair in parts]
+    return [*rankings[:1], *choice_answers(records), *rankings[1:], *_failures(records)]
 
 
 def _weight(part: Sequence[Summary]) -> tuple[int, int]:

@@ -1,0 +1,55 @@
+"""Whether choosing an expert helps: routed networks against their controls with one expert, on the same images."""
+
+from collections.abc import Iterable, Sequence
+
+from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_evaluation import Difference
+from advmoe.reports.attacks import points
+from advmoe.reports.cells import summarise
+from advmoe.reports.claims import CHOICE
+from advmoe.reports.collect import Cell, cell_of, is_routed
+from advmoe.reports.control import CONTROL, worst_case_difference
+from advmoe.reports.measures import worst_of
+from advmoe.reports.panels import grouped, network_title, setting_of, setting_text
+
+QUESTION = "Does choosing an expert help?"
+
+
+def choice_answers(records: Iterable[Record]) -> list[str]:
+    """One answer for each setting in which a routed network and its control were attacked alike on the same images."""
+    groups = grouped(records, setting_of)
+    answers = {setting: answer for setting, members in groups.items() if (answer := _answer(members))}
+    where = {setting: f" In {setting_text(setting)}:" if len(groups) > 1 else "" for setting in answers}
+    return [f"{QUESTION}{where[setting]} {answer}" for setting, answer in answers.items()]
+
+
+def _answer(records: Sequence[Record]) -> str:
+    differences = differences_from_control(records)
+    if not differences:
+        return ""
+    (claim,) = CHOICE.judge(summarise(records), records)
+    compared = next(record for record in records if cell_of(record) in differences)
+    parts = [f"{network_title(cell)}: {over_seeds(*against)}" for cell, against in differences.items()]
+    return (
+        f"{claim.verdict.capitalize()}. {worst_of(compared).label} minus that of {CONTROL}, on the same images, with the 95 % "
+        f"interval over the images, not over seeds: {'; '.join(parts)}."
+    )
+
+
+def differences_from_control(records: Iterable[Record]) -> dict[Cell, tuple[Difference, int]]:
+    """Each routed network's difference in the worst case from its control, and the number of seeds that both have."""
+    runs: dict[Cell, dict[int, Record]] = {}
+    for record in records:
+        runs.setdefault(cell_of(record), {})[record.seed] = record
+    differences = {}
+    for cell, seeds in runs.items():
+        control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if is_routed(cell.method) else {}
+        pairs = [(record, control[seed]) for seed, record in seeds.items() if seed in control]
+        if difference := worst_case_difference(pairs):
+            differences[cell] = (difference, len(pairs))
+    return differences
+
+
+def over_seeds(difference: Difference, seeds: int) -> str:
+    """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
+    return f"{points(difference)}, {seeds} seed{'s' * (seeds > 1)}"
