@@ -57,6 +57,17 @@ def test_the_times_of_the_demo_are_its_records():
     assert f"(about {total / 60:.0f} minutes on 2 cores)" in readme
 
 
+def test_the_time_and_memory_of_an_iteration_are_the_measured_ones():
+    module = update_docs()
+    times, peaks = (module.pivot(module.report(name).rows) for name in ("training", "memory"))
+    seconds = times["iteration, ResNet-18, batch 128"]["AdvMoE"].value
+    peak = peaks["peak memory, iteration, ResNet-18, batch 128"]["AdvMoE"].value
+    paper, own_images = ((ROOT / "docs" / page).read_text() for page in ("paper.md", "own-images.md"))
+    assert f"takes about {seconds:.1f} seconds" in paper
+    assert f"takes about {seconds:.1f} seconds on two cores" in own_images
+    assert f"and {peak / 1e9:.1f} GB of memory" in own_images
+
+
 def test_every_run_of_the_ingredients_has_a_row(monkeypatch):
     module, runs = update_docs(), plan(read_sweep(str(ROOT / "results/choices/ingredients.yaml")))
     (record, *_) = module.records("results/choices/ingredients.json")
