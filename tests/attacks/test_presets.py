@@ -74,6 +74,9 @@ def test_a_users_attack_named_like_pgd_is_not_a_figure(registries):
         ("standart", "did you mean standard"),
         (["rerout"], "did you mean reroute"),
         (["autoatack"], "did you mean autoattack"),
+        ("fastest", "the presets are quick, standard and full; attacks may be named instead, such as pgd_50 and reroute"),
+        ("pgd_50", "pgd_50 is an attack and no preset: give a list of attacks"),
+        (["quick"], r"quick is a preset and cannot be in a list of attacks \(advmoe evaluate --quick runs it\)"),
         ([], "no attack is named"),
     ],
 )

@@ -234,7 +234,12 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys
     ("argv", "message"),
     [
         (["a3"], "unknown sweep 'a3', neither a file .* nor a table or figure of the paper: there is a1, a2"),
-        (["a1", "--preset", "quik"], "unknown attack 'quik'"),
+        (["a1", "--preset", "quik"], "unknown preset or attack 'quik': did you mean quick"),
+        (
+            ["a1", "--preset", "fastest"],
+            "'fastest': the presets are quick, standard and full; attacks may be named instead, such as",
+        ),
+        (["a1", "--preset", "quick", "pgd_50"], "quick is a preset and cannot be in a list of attacks"),
         (["a1", "--seeds", "0"], "seeds must be at least 1, not 0"),
         (["a1", "--seeds", "1001"], "seeds must be at most 1000, not 1001"),
         (["a1", "--workers", "0"], "workers must be at least 1, not 0"),

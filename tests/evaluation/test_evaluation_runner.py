@@ -217,7 +217,7 @@ def test_bad_images_are_refused_in_one_line(toy, x, spoil, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"preset": "standart"}, "unknown preset 'standart': did you mean standard"),
+        ({"preset": "standart"}, "unknown preset or attack 'standart': did you mean standard"),
         ({"preset": ("rerout",)}, "unknown attack 'rerout': did you mean reroute"),
         ({"preset": ("pgd_51",)}, "unknown attack 'pgd_51': did you mean pgd_50"),
         ({"preset": ()}, "no attack is named"),

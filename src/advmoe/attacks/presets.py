@@ -3,10 +3,11 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 
 from advmoe.attacks import autoattack
 from advmoe.attacks.registry import ATTACKS, SURROGATES, lookup_attack
-from advmoe.errors import UserError, lookup
+from advmoe.errors import UserError, nearest
 
 RA_FIGURES: dict[str, tuple[str, ...]] = {"ra_10": ("pgd_10",), "ra_20": ("pgd_20",), "ra_50": ("pgd_50",)}
 GROUPS = {
@@ -114,11 +115,28 @@ QUICK_OF_VERSION_0_1 = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "rer
 
 def resolve(preset: str | Sequence[str]) -> Preset:
     """The preset of that name, or a plan made from a list of attacks. Raises UserError on unknown names or a missing extra."""
-    chosen = lookup(PRESETS, preset, "preset") if isinstance(preset, str) else plan(preset)
+    chosen = _preset(preset) if isinstance(preset, str) else plan(preset)
     kinds = [lookup_attack(name).kind for name in chosen.attacks]
     if any(kind.startswith("AutoAttack") for kind in kinds):
         autoattack.require()
     return chosen
+
+
+def preset_or_attacks(names: Sequence[str]) -> str | Sequence[str]:
+    """What a user's list means: the name of a preset, if it has only one name and that is no attack; otherwise names of attacks."""
+    return names[0] if len(names) == 1 and names[0] not in (*ATTACKS, *GROUPS) else names
+
+
+def _preset(name: str) -> Preset:
+    if name in PRESETS:
+        return PRESETS[name]
+    attacks = [*ATTACKS, *GROUPS]
+    if name in attacks:
+        raise UserError(f"{name} is an attack and no preset: give a list of attacks")
+    similar = get_close_matches(name, [*PRESETS, *attacks])
+    presets = "the presets are quick, standard and full; attacks may be named instead, such as pgd_50 and reroute"
+    hint = f"did you mean {' or '.join(similar)}?" if similar else presets
+    raise UserError(f"unknown preset or attack '{name}': {hint}")
 
 
 def plan(names: Sequence[str]) -> Preset:
@@ -136,7 +154,10 @@ def plan(names: Sequence[str]) -> Preset:
             figure, members = GROUPS[name]
             figures[figure] = members
             continue
-        lookup({**ATTACKS, **dict.fromkeys(GROUPS)}, name, "attack")
+        if name not in ATTACKS:
+            if name in PRESETS:
+                raise UserError(f"{name} is a preset and cannot be in a list of attacks (advmoe evaluate --{name} runs it)")
+            raise UserError(f"unknown attack '{name}': {nearest(name, [*ATTACKS, *GROUPS])}")
         if re.fullmatch(r"pgd_\d+(x\d+)?", name):  # not every name that starts with pgd_: users add attacks
             figures[f"ra_{name.removeprefix('pgd_')}"] = (name,)
         else:

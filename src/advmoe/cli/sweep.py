@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from advmoe.attacks.presets import resolve
+from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import device
 from advmoe.cli.streams import console
@@ -23,7 +23,7 @@ from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
 from advmoe.sweep.folder import PROBE, write_plan
 from advmoe.sweep.grid import SweepFile, read_sweep
-from advmoe.sweep.job import Job, preset_or_attacks
+from advmoe.sweep.job import Job
 from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
 from advmoe.sweep.schedule import SweepOutcome, deadline, drive
@@ -115,7 +115,7 @@ def _planned(arguments: SweepArguments, file: SweepFile) -> list[Planned]:
 
 
 def _preset(arguments: SweepArguments, file: SweepFile) -> tuple[str, ...]:
-    """The preset or attacks of the evaluations. Raises UserError if an attack is unknown."""
+    """The preset or attacks of the evaluations. Raises UserError if a name is unknown."""
     preset = arguments.preset or file.preset
     resolve(preset_or_attacks(preset))
     return preset

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from advmoe.attacks.presets import PRESETS, resolve
+from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.parent import end_with_parent
@@ -53,11 +53,6 @@ class Job:
         data = data.replace(data_dir=data_dir, workers=data.workers or threads)
         config = self.config.replace(data=data, runtime=runtime.replace(device=device, threads=threads))
         return replace(self, folder=self.folder.absolute(), config=config)
-
-
-def preset_or_attacks(preset: Sequence[str]) -> str | Sequence[str]:
-    """The name of a preset, or the attacks that `preset` lists."""
-    return preset[0] if len(preset) == 1 and preset[0] in PRESETS else preset
 
 
 def commands(job: Job) -> list[list[str]]:

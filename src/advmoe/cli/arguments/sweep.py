@@ -53,7 +53,8 @@ class SweepArguments:
     data_dir: str | None = None
     """File or folder that holds the data."""
     preset: tuple[str, ...] = ()
-    """Preset of the evaluations (quick, standard or full), or names of attacks; by default as in the sweep file, or quick."""
+    """What the evaluations run: a preset (quick, standard or full), or names of attacks instead. By default the sweep file's, or
+    quick."""
     placement: PlacementName = "local"
     """Execute runs as processes on this machine, tasks of a Ray cluster, or jobs of Slurm (extras ray and slurm)."""
     workers: int | None = None
