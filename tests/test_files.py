@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from advmoe.errors import UserError
-from advmoe.files import bounded_text, check_target, check_utf8, drafted, json_object, write_atomically, write_json
+from advmoe.files import bounded_text, check_folder, check_target, check_utf8, drafted, json_object, write_atomically, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
@@ -36,6 +36,17 @@ def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(tmp_path:
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))  # root may write anywhere
     with pytest.raises(UserError, match=f"{tmp_path}: the image cannot be written to this folder"):
         check_target(tmp_path / "image.png", "the image")
+
+
+def test_a_folder_that_can_be_neither_written_nor_created_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_folder(tmp_path, "the run")
+    check_folder(tmp_path / "new/run", "the run")
+    (tmp_path / "file").touch()
+    check_folder(tmp_path / "file", "the run")  # the run's folder says what is wrong with it
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))  # root may write anywhere
+    for folder in (tmp_path, tmp_path / "new/run"):
+        with pytest.raises(UserError, match=f"^{tmp_path}: the run cannot be written to this folder$"):
+            check_folder(folder, "the run")
 
 
 def test_a_file_is_replaced_only_when_the_block_ends(tmp_path: Path) -> None:

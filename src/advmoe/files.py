@@ -42,6 +42,12 @@ def check_target(path: Path, what: str) -> None:
         raise UserError(f"{path.parent}: {what} cannot be written to this folder")
 
 
+def check_folder(folder: Path, what: str) -> None:
+    """Raises UserError if a folder is read-only, or if it does not exist and cannot be created. `what` is in the message."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
+    check_target(existing / folder.name, what)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file."""
     with drafted(path) as draft:

@@ -326,6 +326,13 @@ def test_help_shows_what_each_preset_costs(capsys):
     assert not any(word in output for word in ("QUICK", "STANDARD", "FULL"))
 
 
+@pytest.mark.parametrize(("arguments", "what"), [([], "the Record"), (["--part", "0", "3"], "the results")])
+def test_a_run_that_cannot_be_written_is_refused_before_any_attack(run, capsys, monkeypatch, arguments, what):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (run, os.W_OK))  # root may write anywhere
+    assert error_line(capsys, run, *PLAN, *arguments) == f"advmoe: error: {run}: {what} cannot be written to this folder\n"
+    assert not (run / "evaluation").exists()
+
+
 def test_a_wrong_value_beside_fresh_deletes_nothing(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--part", "0", "3"]) == 0
     capsys.readouterr()

@@ -114,6 +114,13 @@ def test_bad_input_is_one_line_and_writes_nothing(arguments, message, capsys, tm
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))  # root may write anywhere
+    monkeypatch.setattr("advmoe.cli.train.load_dataset", lambda data: pytest.fail("reads the data"))
+    line = error_line(capsys, "train", *TINY, "--out", tmp_path / "run")
+    assert line == f"advmoe: error: {tmp_path}: the run cannot be written to this folder\n"
+
+
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
     assert "neither an empty folder" in error_line(capsys, "train", *TINY, "--out", tmp_path)

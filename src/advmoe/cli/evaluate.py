@@ -31,7 +31,7 @@ from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
-from advmoe.files import check_target, write_json
+from advmoe.files import check_folder, check_target, write_json
 from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
 from advmoe.reports.control import comparison_line
@@ -54,10 +54,9 @@ def run(arguments: EvaluateCommand) -> None:
 
 def _evaluate(arguments: EvaluateCommand) -> None:
     network, config, splits = _trained(arguments.run, arguments)
+    distributed.on_rank_zero(lambda: _check_writable(network, arguments))
     transfer = _transfer(arguments, splits)
     control = None if arguments.control is None else _control(arguments.control, arguments)
-    if arguments.robustbench is not None:
-        check_target(arguments.robustbench, "the RobustBench file")
     with _claimed(network.store, arguments.part or (0, 1)):
         record = _record(arguments, network, config, splits, transfer)
         if record is None:
@@ -73,6 +72,16 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     lines = evaluation_lines(record.evaluation)
     for line in lines if control is None else [*lines, comparison_line(record, control)]:
         console().print(line, highlight=False, soft_wrap=True)
+
+
+def _check_writable(network: Subject, arguments: EvaluateCommand) -> None:
+    """Raises UserError if the files of this evaluation could not be written in the end. A part of the shards writes no Record."""
+    if arguments.part is None:
+        check_target(network.record, "the Record")
+    else:
+        check_folder(network.store, "the results")
+    if arguments.robustbench is not None:
+        check_target(arguments.robustbench, "the RobustBench file")
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ from advmoe.cli.device import device
 from advmoe.cli.display import TrainingProgress
 from advmoe.cli.streams import console
 from advmoe.data import load_dataset
-from advmoe.distributed import process_group, rank
+from advmoe.distributed import on_rank_zero, process_group, rank
+from advmoe.files import check_folder
 from advmoe.runs.status import FailureRecorder
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
@@ -24,6 +25,7 @@ def run(arguments: TrainArguments) -> None:
     lookup_method(config.method)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group(torch_device))
+        on_rank_zero(lambda: check_folder(arguments.out, "the run"))  # before the data is read
         observers = _observers(stack, arguments, terminal) if rank() == 0 else []
         splits = load_dataset(config.data)
         history = train(config, splits.to(torch_device), arguments.out, *observers, resume=arguments.resume)
