@@ -32,9 +32,20 @@ def fetch(name: str, file: str, revision: str | None = None) -> Path:
             library.hf_hub_download
         )  # the attribute imports a module that sets the logger's level, so it comes before `quiet`
         with quiet("huggingface_hub"):  # it logs every attempt; here the outcome is reported in one line
-            return Path(download(name, file, revision=revision))
+            reachable = _is_reachable(library, library.hf_hub_url(name, file, revision=revision))
+            return Path(download(name, file, revision=revision, local_files_only=not reachable))
     except Exception as error:  # the library uses many others, and raises their exceptions
         raise UserError(f"{name}: no such file or folder, and it cannot be downloaded from the hub ({_reason(error)})") from None
+
+
+def _is_reachable(library: Any, address: str) -> bool:
+    """Whether the hub answers one request for `address`, if only with an error. A download would ask an unreachable hub seven
+    times, for up to a minute each."""
+    try:
+        library.get_hf_file_metadata(address)
+    except Exception as error:  # those of the library, and those of the HTTP client that its version uses
+        return any(kind.__name__ == "HfHubHTTPError" for kind in type(error).__mro__)
+    return True
 
 
 def publish(folder: Path, name: str, private: bool) -> str:

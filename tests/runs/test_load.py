@@ -29,7 +29,7 @@ from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.files import write_json
 from advmoe.moe import ForcedGate
 from advmoe.publish import push_to_hub
-from advmoe.runs.evaluate import evaluate_folder
+from advmoe.runs.evaluate import evaluate_folder, subject
 from advmoe.runs.load import from_pretrained, load, save_file
 from advmoe.runs.loaded import Loaded, ThreatModel
 from advmoe.training.checkpoint import RunFolder
@@ -244,7 +244,11 @@ def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change
 # The hub
 
 
-class RepositoryNotFoundError(Exception):
+class HfHubHTTPError(Exception):
+    pass
+
+
+class RepositoryNotFoundError(HfHubHTTPError):
     pass
 
 
@@ -258,9 +262,16 @@ class Hub:
     def __init__(self, root: Path) -> None:
         self.root, self.network = root, True
 
-    def hf_hub_download(self, repo_id: str, filename: str, *, revision: str | None = None) -> str:
+    def hf_hub_url(self, repo_id: str, filename: str, *, revision: str | None = None) -> str:
+        return f"https://hub.example/{repo_id}/{filename}"
+
+    def get_hf_file_metadata(self, url: str) -> None:
         if not self.network:
-            raise LocalEntryNotFoundError("An error happened\nwhile trying to locate the file on the Hub")
+            raise ConnectionError("no route")
+
+    def hf_hub_download(self, repo_id: str, filename: str, *, revision: str | None = None, local_files_only: bool = False) -> str:
+        if local_files_only:
+            raise LocalEntryNotFoundError("Cannot find the requested files\nin the disk cache")
         if not (self.root / repo_id).is_dir():
             raise RepositoryNotFoundError("404 Client Error.\n\nRepository Not Found for url")
         return str(self.root / repo_id / filename)
@@ -303,6 +314,16 @@ def test_a_published_network_is_loaded_from_the_hub(evaluated: Path, hub: Hub) -
     push_to_hub(evaluated, "someone/robust", images=True, license="apache-2.0")
     assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == "apache-2.0"
     assert load(folder).record == published.record
+
+
+def test_a_missing_run_in_an_existing_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("advmoe.hub.fetch", lambda *_: pytest.fail("asks the hub"))
+    (tmp_path / "runs").mkdir()
+    for ask in (load, lambda what: subject(Path(what))):
+        assert error_line(ask, "runs/none").startswith(
+            "runs/none: no such run or file (a name on the hub, owner/name, is looked up"
+        )
 
 
 def test_nothing_is_published_that_was_not_measured(run: Path, hub: Hub) -> None:

@@ -29,7 +29,7 @@ FILE = "model.safetensors"
 
 def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
     """The network of a run's folder (its best epoch), of a file that `save_file` wrote, of the package (`advmoe models` lists their
-    names), or of the hub (owner/name), on `device`.
+    names), or of the hub (owner/name, if there is no folder `owner` here), on `device`.
 
     A run whose checkpoints do not describe its images (older versions) needs its data again. Raises UserError if there is no
     network.
@@ -50,6 +50,10 @@ def load(what: str | Path, device: str | torch.device = "cpu") -> Loaded:
         known = networks.in_words()
         raise UserError(
             f"{what}: no run's folder, no file, no name on the hub (owner/name), and no network of the package ({known})"
+        )
+    if path.parent.is_dir():
+        raise UserError(
+            f"{what}: no such run or file (a name on the hub, owner/name, is looked up only if there is no folder {path.parent})"
         )
     return from_pretrained(str(what), device)
 
