@@ -48,7 +48,8 @@ def test_writes_and_compares_on_real_images(run, tmp_path, capsys):
 
 def test_json_and_the_metadata_in_the_file(run, tmp_path, capsys):
     path = tmp_path / "network.pt2"
-    result = json.loads(run_export(capsys, run, "--out", path, "--format", "torch-export", "--check", "20", "--json").out)
+    result = json.loads(run_export(capsys, run, "--out", path, "--check", "20", "--json").out)
+    assert result["format"] == "torch-export"  # by the suffix
     compared = [(row["batch"], row["images"], row["equal"]) for row in result["compared"]]
     assert compared == [(batch, 20, True) for batch in (1, 7, 64)]
     extra = {"advmoe": ""}
@@ -106,13 +107,13 @@ def test_noise_is_compared_if_the_data_cannot_be_read(run, stand_in, tmp_path, c
         raise UserError("fashion-mnist: gone")
 
     monkeypatch.setattr(command, "load_dataset", gone)
-    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export")
+    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2")
     assert "compared on 64 images of noise, because the test images cannot be read: fashion-mnist: gone" in captured.err
     assert "64 images: the same" in captured.out
 
 
 def test_no_check_compares_nothing(run, stand_in, tmp_path, capsys):
-    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "0")
+    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--check", "0")
     assert captured.out.count("\n") == 1
 
 
@@ -124,7 +125,7 @@ def test_a_file_with_other_outputs_ends_with_status_2(run, stand_in, tmp_path, c
         return lambda pixels: (predict(pixels)[0] + 1, predict(pixels)[1])
 
     monkeypatch.setattr(command, "export", other)
-    message = error_line(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "12")
+    message = error_line(capsys, run, "--out", tmp_path / "network.pt2", "--check", "12")
     assert "differs from PyTorch on 12 of 12 images: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..." in message
 
 
@@ -138,17 +139,18 @@ def test_an_untrained_network_gives_a_warning(run, stand_in, tmp_path, capsys, m
     monkeypatch.setattr(command, "outputs", constant_outputs)
     monkeypatch.setattr(command, "compare", lambda *_: [])
     monkeypatch.setattr(command, "BATCHES", ())
-    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--format", "torch-export", "--check", "100")
+    captured = run_export(capsys, run, "--out", tmp_path / "network.pt2", "--check", "100")
     assert "is right on 10.0 % of 100 images, no more than a guess: it looks untrained" in captured.err
 
 
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     for arguments, message in (
         ((run, "--out", tmp_path), "--out takes a file, not a folder"),
+        ((run, "--out", tmp_path / "a.txt"), "a.txt: give a name that ends in .onnx (onnx) or .pt2 (torch-export), or --format"),
         ((run, "--out", tmp_path / "no/where.onnx"), "no such folder for the exported file"),
         ((run, "--out", tmp_path / "a.onnx", "--check", "-1"), "check must be at least 0, not -1"),
         ((run, "--out", tmp_path / "a.onnx", "--dtype", "bfloat16"), "ONNX Runtime's CPU provider has no bfloat16 convolution"),
-        ((run, "--out", tmp_path / "a.pt2", "--format", "torch-export", "--dtype", "int8"), "torch-export has no int8"),
+        ((run, "--out", tmp_path / "a.pt2", "--dtype", "int8"), "torch-export has no int8"),
         ((tmp_path, "--out", tmp_path / "a.onnx"), "holds no run"),
     ):
         error = error_line(capsys, *arguments)

@@ -13,7 +13,7 @@ from advmoe.config import to_dict
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Encoding, agreement, compare, export, outputs
+from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Encoding, agreement, compare, export, format_of, outputs
 from advmoe.files import check_target, check_utf8
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -27,7 +27,7 @@ def run(arguments: ExportArguments) -> None:
     if arguments.out.is_dir():
         raise UserError(f"{arguments.out}: --out takes a file, not a folder")
     check_target(arguments.out, "the exported file")
-    encoding = Encoding(arguments.format, arguments.dtype)
+    encoding = Encoding(arguments.format or format_of(arguments.out), arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:
         warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
@@ -49,7 +49,7 @@ def run(arguments: ExportArguments) -> None:
             comparisons.append(
                 compare(reference, predict, pixels, batch) if exact else agreement(reference, predict, pixels, labels, batch)
             )
-    _print(arguments, comparisons)
+    _print(arguments, encoding, comparisons)
     differing = sorted({row for item in comparisons if isinstance(item, Comparison) for row in item.differing})
     if differing:
         raise UserError(
@@ -97,15 +97,15 @@ def _warn_chance(run: str, logits: Tensor, labels: Tensor | None) -> None:
         warn(f"{run}: is right on {100 * accuracy:.1f} % of {len(labels)} images, no more than a guess: it looks untrained")
 
 
-def _print(arguments: ExportArguments, comparisons: Sequence[Comparison | Agreement]) -> None:
+def _print(arguments: ExportArguments, encoding: Encoding, comparisons: Sequence[Comparison | Agreement]) -> None:
     if arguments.json:
         comparisons_json = [
             {**asdict(item), **({"equal": item.equal} if isinstance(item, Comparison) else {})} for item in comparisons
         ]
-        header = {"file": str(arguments.out), "format": arguments.format, "dtype": arguments.dtype}
+        header = {"file": str(arguments.out), "format": encoding.format, "dtype": encoding.dtype}
         print(json.dumps({**header, "compared": comparisons_json}))
         return
-    form = arguments.format if arguments.dtype == "float32" else f"{arguments.format}, {arguments.dtype}"
+    form = encoding.format if encoding.dtype == "float32" else f"{encoding.format}, {encoding.dtype}"
     print(f"{arguments.out}: {arguments.out.stat().st_size / 1e6:.1f} MB, {form}")
     for item in comparisons:
         print(f"batch {item.batch:2}, {item.images} images: {_verdict(item)}")

@@ -26,17 +26,31 @@ FACTS = "advmoe"  # metadata key in the exported file
 
 @dataclass(frozen=True)
 class Format:
-    """A file format: `write` writes a traced network with its metadata, `predictor` opens such a file to run it."""
+    """A file format and its usual suffix. `write` writes a traced network with its metadata, `predictor` opens such a file to run
+    it."""
 
+    suffix: str
     write: Callable[[ExportedProgram, Path, Mapping[str, str]], None]
     predictor: Callable[[Path], Predictor]
 
 
-FORMATS = {"onnx": Format(write_onnx, onnx_predictor), "torch-export": Format(write_program, program_predictor)}
-REFUSED = {
-    ("onnx", "bfloat16"): "ONNX Runtime's CPU provider has no bfloat16 convolution; take --dtype int8, or --format torch-export",
-    ("torch-export", "int8"): "torch-export has no int8; take --dtype bfloat16, or --format onnx",
+FORMATS = {
+    "onnx": Format(".onnx", write_onnx, onnx_predictor),
+    "torch-export": Format(".pt2", write_program, program_predictor),
 }
+REFUSED = {
+    ("onnx", "bfloat16"): "ONNX Runtime's CPU provider has no bfloat16 convolution; take --dtype int8, or torch-export (.pt2)",
+    ("torch-export", "int8"): "torch-export has no int8; take --dtype bfloat16, or onnx (.onnx)",
+}
+
+
+def format_of(path: Path) -> str:
+    """The format that the suffix of a file means. Raises UserError if it means none."""
+    for name, file_format in FORMATS.items():
+        if path.suffix.lower() == file_format.suffix:
+            return name
+    known = " or ".join(f"{file_format.suffix} ({name})" for name, file_format in FORMATS.items())
+    raise UserError(f"{path}: give a name that ends in {known}, or --format")
 
 
 @dataclass(frozen=True)
@@ -82,7 +96,7 @@ def export(
 
 __all__ = [
     "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Comparison", "Dtype", "Encoding", "Outputs", "Predictor",
-    "agreement", "compare", "export", "onnx_predictor", "outputs",
+    "agreement", "compare", "export", "format_of", "onnx_predictor", "outputs",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

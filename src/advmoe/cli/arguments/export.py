@@ -21,9 +21,9 @@ class ExportArguments:
     run: tyro.conf.Positional[str]
     """A run's folder, a file of advmoe.save_file, a network of the package (advmoe models), or a name on the hub (owner/name)."""
     out: Path
-    """File to write."""
-    format: Literal["onnx", "torch-export"] = "onnx"
-    """ONNX, or torch.export's own format (.pt2)."""
+    """File to write. Its suffix gives the format: .onnx, or .pt2 for torch.export."""
+    format: Literal["onnx", "torch-export"] | None = None
+    """Format of a file with another suffix: ONNX, or torch.export's own."""
     dtype: Dtype = "float32"
     """Data type of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits
     stay float32; the effect on classes, routes and accuracy is printed."""
