@@ -298,7 +298,7 @@ def test_a_control_is_no_advmoe_run():
     assert "N 1" not in claim.detail
 
 
-def test_figures_of_an_older_evaluator_are_not_compared(monkeypatch):
+def test_figures_of_an_older_version_of_an_attack_are_not_compared(monkeypatch):
     all_runs = runs(at_dense=50.0, at_small_dense=46.0, at_sparse=45.0, at_moe=43.0, advmoe=56.0)
     pgd = ATTACKS["pgd_50"]
     monkeypatch.setitem(ATTACKS, "pgd_50", replace(pgd, version=pgd.version + 1))
@@ -306,8 +306,8 @@ def test_figures_of_an_older_evaluator_are_not_compared(monkeypatch):
     for run in all_runs:
         if run.method != "at_dense":
             run.evaluation.attacks["pgd_50"].version = pgd.version + 1
-    claim = ours(judge(all_runs), "RA-50")
+    claim, older = ours(judge(all_runs), "RA-50"), f"by an older version of pgd_50 ({pgd.version})"
     assert claim.verdict == "not shown"
-    assert f"not comparable (version of the attacks: pgd_50 {pgd.version}, not current)" in claim.detail
-    provenance = dict(run_of(all_runs[0]).provenance)
-    assert provenance["version of the attacks"] == f"older (pgd_50 {pgd.version}): not compared with newer ones"
+    assert f"not comparable (evaluated: {older}, not by the present version of every attack)" in claim.detail
+    assert dict(run_of(all_runs[0]).provenance)["evaluated"] == f"{older}: not compared with newer evaluations"
+    assert dict(run_of(all_runs[-1]).provenance)["evaluated"] == "by the present version of every attack"

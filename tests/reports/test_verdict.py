@@ -1,8 +1,11 @@
 """The verdict names the most robust networks, those that are not ranked, and failed checks."""
 
+from dataclasses import replace
+
 from records import ROBUST, attacked, content, record, runs
 
 from advmoe.attacks.presets import PRESETS
+from advmoe.attacks.registry import ATTACKS
 from advmoe.reports.verdict import verdict
 
 
@@ -60,6 +63,17 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     assert not any("choosing an expert" in line for line in verdict(pair[0]))
     others = verdict([*pair[0], *pair[1], record(dataset="other")])
     assert any(line.startswith("Does choosing an expert help? In fashion-mnist, ") for line in others)
+
+
+def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(monkeypatch):
+    all_runs, pgd = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0), ATTACKS["pgd_50"]
+    monkeypatch.setitem(ATTACKS, "pgd_50", replace(pgd, version=pgd.version + 1))
+    for run in all_runs:
+        if run.method != "at_dense":
+            run.evaluation.attacks["pgd_50"].version = pgd.version + 1
+    present, older, *_ = verdict(all_runs)
+    assert "evaluated by the present version of every attack: most robust in the worst case is AdvMoE" in present
+    assert f"evaluated by an older version of pgd_50 ({pgd.version}): only one network is ranked: AT (Dense)" in older
 
 
 def test_settings_with_most_methods_come_first():

@@ -14,7 +14,7 @@ from advmoe.evaluation.record_file import checked_record, read_json, with_galler
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
 from advmoe.recipes import method_traits
-from advmoe.reports.measures import evaluator
+from advmoe.reports.measures import PRESENT, evaluated
 from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
@@ -172,7 +172,7 @@ def _read(path: Path, warn: Warn) -> list[RecordFile]:
 
 def settings(record: Record) -> dict[str, object]:
     """All settings that can change a run's result, except its seed: 'section.field' -> value, of the fields that its method uses,
-    with the data's fingerprint, the version of the attacks and the epochs trained. A field that the Record is too old to have gets
+    with the data's fingerprint, the versions of the attacks and the epochs trained. A field that the Record is too old to have gets
     its default."""
     method = record.method
     ignored = {
@@ -181,7 +181,7 @@ def settings(record: Record) -> dict[str, object]:
         *(("model.model_scale",) if is_full_scale(method) else ()),
     }
     flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
-    flat |= {"version of the attacks": evaluator(record), "epochs trained": _epochs_trained(record)}
+    flat |= {"evaluated": evaluated(record), "epochs trained": _epochs_trained(record)}
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
@@ -199,7 +199,7 @@ def shared_settings(record: Record) -> dict[str, object]:
 
 def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
-    defaults = _flat(to_dict(RunConfig())) | {"version of the attacks": "current", "epochs trained": "all"}
+    defaults = _flat(to_dict(RunConfig())) | {"evaluated": PRESENT, "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
     others = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
     return tuple(
@@ -235,9 +235,9 @@ def differing(values: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
 
 
 def short_value(value: Any) -> str:
-    """A setting's value as a short text."""
+    """A setting's value as text. A long one without spaces, such as a fingerprint, is cut."""
     text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
-    return text if len(text) <= 20 else f"{text[:12]}..."
+    return text if len(text) <= 20 or " " in text else f"{text[:12]}..."
 
 
 def _flat(tree: JsonObject) -> dict[str, object]:

@@ -6,7 +6,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.results import mean_difference
 from advmoe.reports.attacks import points
-from advmoe.reports.measures import attacks_of, evaluator, worst_of
+from advmoe.reports.measures import attacks_of, evaluated, worst_of
 
 CONTROL = "the control with one expert"
 NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe suffix -n1, or num_experts: 1 in a sweep file)."
@@ -33,7 +33,7 @@ def obstacle(record: Record, control: Record) -> str:
     measures = worst_of(record).name, worst_of(control).name
     if attacks_of(record) != attacks_of(control) or measures[0] != measures[1]:
         return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"
-    if evaluator(record) != evaluator(control):
+    if evaluated(record) != evaluated(control):
         return "it was attacked by another version of advmoe; evaluate both with the same one"
     if not _same_images(record, control):
         return "it was evaluated on other images, or a Record does not say which images are robust"

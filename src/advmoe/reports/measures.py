@@ -11,6 +11,7 @@ from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 
+PRESENT = "by the present version of every attack"
 QUICK = frozenset(PRESETS["quick"].attacks)
 PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(QUICK_OF_VERSION_0_1)}
 
@@ -60,16 +61,18 @@ def _needs_routing(attack: str) -> bool:
     return attack in ATTACKS and ATTACKS[attack].needs == "routing"
 
 
-def evaluator(record: Record) -> str:
-    """'current', or the attacks that were run in an older version than this package's, as in 'pgd_50 1'.
+def evaluated(record: Record) -> str:
+    """How the Record was evaluated: `PRESENT`, or 'by an older version of pgd_50 (1)', with the number of that version.
 
-    Records of different evaluators are not compared.
+    Records that differ in it are not compared.
     """
     older = {
         name: totals.version for name, totals in record.evaluation.attacks.items()
         if name in ATTACKS and totals.version < ATTACKS[name].version
     }  # fmt: skip
-    return ", ".join(f"{name} {version}" for name, version in sorted(older.items())) or "current"
+    if not older:
+        return PRESENT
+    return f"by an older version of {', '.join(f'{name} ({version})' for name, version in sorted(older.items()))}"
 
 
 def _pgd(steps: int, summary: bool = False, meaning: str = "") -> Measure:

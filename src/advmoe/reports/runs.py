@@ -11,7 +11,7 @@ from advmoe.evaluation.record_evaluation import Check
 from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, routing_bounds
 from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
-from advmoe.reports.measures import WORST, evaluator, label, worst_of
+from advmoe.reports.measures import PRESENT, WORST, evaluated, label, worst_of
 from advmoe.reports.panels import run_title
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
@@ -84,8 +84,8 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     yield "seeds", f"{record.seed} in training, {record.attack_seed} in evaluation"
     if record.attack_precision is not None:
         yield "attack gradients", record.attack_precision
-    older = evaluator(record)
-    yield "version of the attacks", older if older == "current" else f"older ({older}): not compared with newer ones"
+    how = evaluated(record)
+    yield "evaluated", how if how == PRESENT else f"{how}: not compared with newer evaluations"
     yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"
     yield "record", f"schema {record.from_schema or record.schema_number}"
 
