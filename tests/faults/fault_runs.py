@@ -111,7 +111,7 @@ def assert_same(run: Path, unbroken: Path) -> None:
     """Check that a run has the metrics, the files and every bit of weights and optimizers of the undisturbed one."""
     assert rows(run) == rows(unbroken)
     assert files(run) == files(unbroken)
-    for checkpoint, expected in zip(RunFolder(run).epochs(), RunFolder(unbroken).epochs(), strict=True):
+    for checkpoint, expected in zip(RunFolder(run).checkpoint_folders(), RunFolder(unbroken).checkpoint_folders(), strict=True):
         assert (checkpoint / "model.safetensors").read_bytes() == (expected / "model.safetensors").read_bytes(), checkpoint.name
         assert equal(*(torch.load(folder / "optimizers.pt", weights_only=True) for folder in (checkpoint, expected))), (
             checkpoint.name

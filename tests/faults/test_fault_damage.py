@@ -37,8 +37,8 @@ def test_damage_to_the_last_checkpoint(
 ) -> None:  # fmt: skip
     expected = unbroken(method)
     shutil.copytree(expected, run)
-    damage(RunFolder(run).epochs()[-1] / name, random.Random(f"{SEED} {method} {name}"))
-    last = RunFolder(run).epochs()[-1]
+    damage(RunFolder(run).checkpoint_folders()[-1] / name, random.Random(f"{SEED} {method} {name}"))
+    last = RunFolder(run).checkpoint_folders()[-1]
     with tried(f"checkpoint {'cut short' if damage is cut else 'with a bit flipped'}", method):
         ended = trained(*arguments_of(method))
         output = " ".join(ended.text.split())
@@ -52,7 +52,7 @@ def test_damage_within_an_epoch(name: str, arguments_of: ArgumentsOf, run: Path,
     with in_a_step([*arguments, *ALWAYS], run, 6) as process:
         process.kill()
         end(process)
-    last = RunFolder(run).epochs()[-1]
+    last = RunFolder(run).checkpoint_folders()[-1]
     assert last.name == "epoch-0001-000002"
     flip(last / name, random.Random(SEED))
     assert f"checkpoint {last.name} is cut short or altered" in " ".join(trained(*arguments).text.split())
@@ -61,7 +61,7 @@ def test_damage_within_an_epoch(name: str, arguments_of: ArgumentsOf, run: Path,
 
 def test_all_checkpoints_damaged(arguments_of: ArgumentsOf, run: Path, unbroken: Callable[[str], Path]) -> None:
     shutil.copytree(unbroken("advmoe"), run)
-    for folder in RunFolder(run).epochs():
+    for folder in RunFolder(run).checkpoint_folders():
         cut(folder / "model.safetensors", random.Random(SEED))
     assert "training starts anew" in " ".join(trained(*arguments_of("advmoe")).text.split())
     assert_same(run, unbroken("advmoe"))

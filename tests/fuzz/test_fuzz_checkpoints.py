@@ -42,7 +42,7 @@ def folder_of(path: Path) -> dict[str, bytes]:
     model(torch.ones(1, 2)).sum().backward()
     optimizer.step()
     run.save(model.state_dict(), {"all": optimizer.state_dict()}, Progress(HISTORY), "f" * 64, SPEC)
-    return {file.name: file.read_bytes() for file in run.epochs()[0].iterdir()}
+    return {file.name: file.read_bytes() for file in run.checkpoint_folders()[0].iterdir()}
 
 
 def sealed(manifest: Any, files: dict[str, bytes]) -> bytes:
@@ -157,7 +157,7 @@ def test_checkpoints(inputs: int, request: pytest.FixtureRequest, tmp_path: Path
     """A checkpoint that is opened fills a network, or raises an error of one line."""
     valid = folder_of(tmp_path / "run")
     run = RunFolder(tmp_path / "run")
-    folder = run.epochs()[0]
+    folder = run.checkpoint_folders()[0]
 
     def check(files: dict[str, bytes]) -> None:
         for name, content in files.items():

@@ -91,7 +91,7 @@ def test_code_in_optimizer_states_does_not_run(tmp_path: Path) -> None:
 
 def with_manifest(folder: RunFolder, **changes: Any) -> RunFolder:
     """The run with other values in its newest manifest, and a correct seal."""
-    path = folder.epochs()[-1] / "manifest.json"
+    path = folder.checkpoint_folders()[-1] / "manifest.json"
     manifest = json.loads(path.read_text()) | changes
     manifest = {name: value for name, value in manifest.items() if name != "seal" and value is not ...}
     path.write_text(json.dumps({**manifest, "seal": hashlib.sha256(json.dumps(manifest).encode()).hexdigest()}))
@@ -136,14 +136,14 @@ def test_a_manifest_with_its_values_and_a_new_seal_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "1" * 5000, "null", "\ufeff{}"])
 def test_a_manifest_that_is_not_json_is_skipped(text: str, tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1)
-    (folder.epochs()[0] / "manifest.json").write_text(text)
+    (folder.checkpoint_folders()[0] / "manifest.json").write_text(text)
     assert folder.latest() is None
 
 
 def test_a_pipe_instead_of_weights_is_skipped(tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1)
-    (folder.epochs()[0] / "model.safetensors").unlink()
-    os.mkfifo(folder.epochs()[0] / "model.safetensors")
+    (folder.checkpoint_folders()[0] / "model.safetensors").unlink()
+    os.mkfifo(folder.checkpoint_folders()[0] / "model.safetensors")
     assert folder.latest() is None
 
 

@@ -50,7 +50,7 @@ def history_without_seconds(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_same(run: Path, uninterrupted: Path) -> None:
-    paths, expected = ({path.name: path for path in RunFolder(folder).epochs()} for folder in (run, uninterrupted))
+    paths, expected = ({path.name: path for path in RunFolder(folder).checkpoint_folders()} for folder in (run, uninterrupted))
     assert history_without_seconds(run) == history_without_seconds(uninterrupted)
     assert paths.keys() == expected.keys()
     assert all(
@@ -119,7 +119,7 @@ def test_a_signal_after_the_last_step_does_not_stop_the_run(
 def test_a_second_signal_ends_it_at_once(config: RunConfig, splits: Splits, uninterrupted: Path, run: Path) -> None:
     with pytest.raises(Stopped):
         train(config, splits, run, Signals(signal.SIGINT, times=2), resume=True)
-    assert [path.name for path in RunFolder(run).epochs()] == ["epoch-0001"]
+    assert [path.name for path in RunFolder(run).checkpoint_folders()] == ["epoch-0001"]
     train(config, splits, run, Recorder(), resume=True)
     assert_same(run, uninterrupted)
 

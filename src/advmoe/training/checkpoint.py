@@ -143,7 +143,7 @@ class RunFolder:
         if self.path.exists() and (not self.path.is_dir() or any(map(_is_foreign, self.path.iterdir()))):
             raise UserError(f"{self.path}: is neither an empty folder nor the folder of a run; give another --out")
 
-    def epochs(self) -> list[Path]:
+    def checkpoint_folders(self) -> list[Path]:
         """Checkpoint folders, oldest first."""
         return sorted(
             self.checkpoint_path.glob("epoch-*"), key=lambda folder: [int(digits) for digits in NUMBERS.findall(folder.name)]
@@ -151,7 +151,7 @@ class RunFolder:
 
     def latest(self) -> Checkpoint | None:
         """The newest complete checkpoint, or None."""
-        for folder in reversed(self.epochs()):
+        for folder in reversed(self.checkpoint_folders()):
             checkpoint = _open(folder)
             if checkpoint is not None:
                 return checkpoint
@@ -159,7 +159,7 @@ class RunFolder:
 
     def damaged(self) -> list[str]:
         """Names of checkpoints that are incomplete or were changed."""
-        return [folder.name for folder in self.epochs() if _open(folder) is None]
+        return [folder.name for folder in self.checkpoint_folders() if _open(folder) is None]
 
     def best(self) -> Checkpoint:
         """The checkpoint of the best epoch on the held-out part, with the history of the full run.
@@ -233,9 +233,9 @@ class RunFolder:
         """Keep the `newest`, the last KEPT, and the best checkpoint; remove the others, also those of a killed process."""
         kept = {newest, *(self._folder(len(history) - back) for back in range(KEPT))}
         kept |= {self._folder(best_epoch(history))} if history else set()
-        within = [folder for folder in self.epochs() if folder.name.startswith(f"{self._folder(len(history)).name}-")]
+        within = [folder for folder in self.checkpoint_folders() if folder.name.startswith(f"{self._folder(len(history)).name}-")]
         kept |= set(within[-KEPT:])
-        for folder in self.epochs():
+        for folder in self.checkpoint_folders():
             if folder not in kept:
                 _remove(folder)
 
