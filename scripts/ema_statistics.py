@@ -2,16 +2,16 @@
 
     python scripts/ema_statistics.py RUN DATA_DIR > results/evaluation/ema_statistics.json
 
-Prints SA and RA-10, in percent of the test images, with both kinds of statistics.
+Prints SA and RA-10, in percent of the test images, with both kinds of statistics. The attack has the same random starts as in
+`advmoe evaluate`, so the figures of the averaged statistics are those of the run's Record.
 """
 
 import json
 import sys
 from pathlib import Path
 
-from advmoe.attacks import Pgd
 from advmoe.data import Source, load_dataset
-from advmoe.evaluation.accuracy import accuracy, correct_flags, evaluation_step, robust_flags
+from advmoe.evaluation import evaluate
 from advmoe.models import Classifier
 from advmoe.runs.load import load
 from advmoe.training.start import calibrate
@@ -19,9 +19,8 @@ from advmoe.training.start import calibrate
 
 def figures(network: Classifier, images: Source, epsilon: float) -> dict[str, float]:
     """SA and RA-10 on `images`."""
-    attack = Pgd(epsilon, evaluation_step(epsilon), 10)
-    flags = {"sa": correct_flags(network, images), "ra_10": robust_flags(network, images, attack)}
-    return {name: round(accuracy(of_images), 2) for name, of_images in flags.items()}
+    evaluation = evaluate(network, images.pixels(), images.labels, epsilon=epsilon, preset=["pgd_10"])
+    return {"sa": round(evaluation.sa, 2), "ra_10": round(evaluation.figures["ra_10"], 2)}
 
 
 def main(run: Path, data_dir: str) -> None:
