@@ -14,7 +14,7 @@ from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped
 
 COMMANDS = {  # each is a module of advmoe.cli.arguments and one of advmoe.cli, imported when it is used
-    "demo": "Train and evaluate four methods and a control on embedded images: minutes on two cores.",
+    "demo": "Train and evaluate four methods and a control on images that come with the package, in minutes.",
     "train": "Train a network from a recipe or a configuration file, or continue a run that was stopped.",
     "evaluate": "Attack a trained network on the test set: clean, robust and worst-case accuracy.",
     "models": "List the networks that come with the package.",
@@ -24,8 +24,8 @@ COMMANDS = {  # each is a module of advmoe.cli.arguments and one of advmoe.cli, 
     "sweep": "Train and evaluate every run of a table or figure of the paper, or of a sweep file; continue a stopped sweep.",
     "watch": "Show running and finished runs.",
     "report": "Write tables, figures and one self-contained HTML page from Records.",
-    "benchmark": "Measure whether networks, iterations and attacks are as fast as their cost says.",
-    "profile": "Print parameters and GMACs of a recipe's network.",
+    "benchmark": "Measure whether networks, training and attacks are as fast as their GMACs suggest.",
+    "profile": "Print the number of parameters and the GMACs (cost of one image) of a recipe's network.",
     "recipes": "List the recipes: settings, parameters and GMACs.",
     "data": "Download a data set (get), or read one and print what it contains (check).",
     "doctor": "List what is installed and what is missing, with the command that installs it.",

@@ -85,11 +85,11 @@ class ModelConfig(Section):
     num_experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)] = 2
     """N: experts in each MoE layer."""
     bank: Literal["backbone", "disjoint"] = "backbone"
-    """Experts as windows of the dense layer's filters, or each with K filters that it shares with no other expert."""
+    """backbone: an expert is a window of the dense layer's filters, and windows may overlap; disjoint: experts share no filters."""
     routers: Literal["per_layer", "per_network"] = "per_layer"
-    """A router in every MoE layer, or one small CNN on the image that chooses for all layers."""
+    """per_layer: a router in every MoE layer; per_network: one small CNN that sees the image and chooses for all layers."""
     norms: Literal["shared", "per_expert"] = "per_expert"
-    """Batch norm after an MoE layer: one for all experts, or one for each expert (measured better, docs/choices.md)."""
+    """Batch norm after an MoE layer: one for all experts, or one for each expert (better where measured: docs/choices.md)."""
     activation: Literal["relu", "silu"] = "relu"
     """Activation function of the backbone; a router that is a CNN keeps ReLU."""
 
@@ -100,28 +100,30 @@ class DataConfig(Section):
     dataset: str = "cifar10"
     """Name of the data set."""
     data_dir: str | None = None
-    """File or folder that holds it (embedded data needs none)."""
+    """File or folder of the data set (data that comes with the package needs none)."""
     limit_train: Count | None = None
     """Keep this many training images, balanced over the classes."""
     limit_test: Count | None = None
     """Keep this many test images, balanced over the classes."""
     validation_share: Annotated[float, Field(gt=0, lt=1), FROM_TEXT] = 0.02
-    """Stratified share of the training set held out to select the best epoch, if the data has no validation part."""
+    """Share of the training set that is held out, balanced over the classes, to select the best epoch. Data with a validation part
+    does not need it."""
     crop_padding: Index = 4
     """Augmentation: random crop after zero padding by this many pixels."""
     flip: bool = True
     """Augmentation: mirror half of the images, chosen at random."""
     augment: Literal["crop_flip", "crop_shift", "idbh_weak"] = "crop_flip"
-    """Images in memory: crops after padding, CropShift (IDBH), or CropShift, one colour or shape operation and erasing."""
+    """Augmentation of images in memory: crop_flip crops after padding; crop_shift is CropShift, from the paper IDBH; idbh_weak adds
+    one colour or shape operation and erasing to it."""
     augment_from: Share = 0.0
-    """Share of the epochs with crop_flip, at the start, before another augmentation begins."""
+    """Share of the epochs, at the start, that use crop_flip. Then the augmentation of `augment` begins."""
     generated: str | None = None
-    """File of generated training images: an .npz, written by numpy.savez, of `image` (uint8, NHWC) and `label`."""
+    """File of generated training images: an .npz, written by numpy.savez, with `image` (uint8, NHWC) and `label`."""
     generated_share: Annotated[float, Field(gt=0, lt=1), FROM_TEXT] = 0.7
     """Share of every training batch that is generated, if there are generated images."""
     image_size: Count | None = None
-    """Dataset folder: the shorter side of each image is resized to this many pixels, and the middle is kept. By default nothing is
-    resized: all images must be square and of one size."""
+    """For a folder of images: the shorter side of each image is resized to this many pixels, and the middle is kept. By default
+    nothing is resized: all images must be square and of one size."""
     workers: Count | None = None
     """Processes that decode streamed images (ImageNet); by default one for each CPU core."""
 
@@ -134,11 +136,11 @@ class AttackConfig(Section):
     num_steps: Count = 2
     """Steps of the training attack."""
     step_size: Annotated[Fraction, Field(gt=0), FROM_TEXT] | None = None
-    """Step of the training attack; by default 5/8 of epsilon for up to 2 steps (5/255 of 8/255), 1/4 for more (2/255)."""
+    """Step size of the training attack; by default 5/8 of epsilon with 1 or 2 steps (5/255 for 8/255), 1/4 with more (2/255)."""
     epsilon_ramp: Share = 0.0
     """Share of the epochs over which the radius of the training attack rises linearly from 0 to epsilon."""
     steps_ramp: Share = 0.0
-    """Share of the epochs, at the end, in which the training attack takes 5 steps if num_steps is less."""
+    """Share of the epochs, at the end, in which the training attack takes at least 5 steps."""
 
     @property
     def step(self) -> float:
@@ -160,21 +162,21 @@ class TrainingConfig(Section):
     lr: Rate = 0.1
     """Initial learning rate of the weights (cosine decay to 0)."""
     router_lr: Rate = 0.1
-    """The same for the routers (advmoe's lower level)."""
+    """Initial learning rate of the routers (advmoe's lower level)."""
     momentum: Decay = 0.9
     """SGD momentum."""
     weight_decay: Rate = 5e-4
     """SGD weight decay."""
     tied_share: Share = 0.0
-    """MoE methods: share of the epochs in which the experts of a layer are kept equal (ours; paper: 0)."""
+    """MoE methods: share of the epochs, at the start, in which the experts of a layer are kept equal (0 in the paper)."""
     router_gate: str = "straight_through"
-    """Gate of the routers' update, and of all of at_moe: hard, straight_through, scaled or soft."""
+    """Gate in the routers' updates, and in all updates of at_moe: hard, straight_through, scaled or soft."""
     router_attack_gate: str = "straight_through"
-    """Gate that the attack of the routers' update goes through."""
+    """Gate in the attack of the routers' updates."""
     level_order: Literal["routers_first", "weights_first"] = "routers_first"
-    """advmoe: which level of an iteration comes first."""
+    """advmoe: which level is updated first in an iteration."""
     balance: Literal["none", "switch", "importance", "entropy"] = "none"
-    """Load-balance term in the loss of every update that the routers learn from."""
+    """Load-balance term in the loss of every update that changes routers."""
     balance_weight: Rate = 0.01
     """Weight of the load-balance term."""
     router_warmup: Share = 0.0
@@ -186,62 +188,62 @@ class TrainingConfig(Section):
     weight_steps: Count = 1
     """advmoe: updates of the weights per iteration."""
     ema: Decay = 0.0
-    """Decay of the exponential moving average of all weights that is evaluated and exported; 0: no average."""
+    """Decay of an exponential moving average of all weights, which is evaluated and exported in their place; 0: no average."""
     label_smoothing: Decay = 0.0
     """Share of each label that is spread evenly over the classes, in the cross-entropy."""
     soft_labels: Literal["none", "adr"] = "none"
     """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
     teacher: str | None = None
-    """Folder of a run, or a file of advmoe.save_file: its probabilities take the labels' place, in both terms of trades (RSLAD)."""
+    """Folder of a run, or file of advmoe.save_file: its probabilities replace the labels in both terms of trades (RSLAD)."""
     awp: Rate = 0.0
-    """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in its paper); 0: none."""
+    """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in the paper of AWP); 0: none."""
     awp_from: Share = 0.0
-    """Share of the epochs without it, at the start."""
+    """Share of the epochs, at the start, without adversarial weight perturbation."""
     awp_routers: bool = False
-    """Perturb the routers' weights too, in the updates that they learn in."""
+    """Adversarial weight perturbation of the routers' weights too, in the updates that change routers."""
     level_batches: Literal["different", "same"] = "different"
     """advmoe: whether the two levels of an iteration see different batches or the same one."""
     weight_attack_gate: Literal["hard", "straight_through", "alternate"] = "hard"
-    """advmoe: gate that the attack of the weights' update goes through; alternate: both in turn."""
+    """advmoe: gate in the attack of the weights' updates; alternate: the two others in turn."""
     router_every: Count = 1
-    """advmoe: the routers are updated in every so many iterations."""
+    """advmoe: the routers are updated once in this many iterations."""
     router_loss: Literal["task", "target"] = "task"
-    """advmoe: routers learn from the network's loss and the terms below, or from these terms alone."""
+    """advmoe: routers learn from the network's loss and the router terms below (task), or from these terms alone (target)."""
     router_target: Literal["none", "label_mod_n", "confusion"] = "none"
-    """Cross-entropy of the routers' logits against a group of the label: the label modulo the number of experts, or groups of
-    classes that are confused under attack in the first tenth of the epochs."""
+    """Adds the cross-entropy of the routers' logits against a group of classes: label_mod_n is the label modulo the number of
+    experts; confusion puts classes together that are confused under attack in the first tenth of the epochs."""
     router_target_weight: Rate = 1.0
     """Weight of the router target."""
     router_consistency: Rate = 0.0
-    """Weight of KL(router(x) || router(x')), summed over the layers."""
+    """Weight of KL(router(x) || router(x')), summed over the layers; x' is the attacked image."""
     router_margin: Rate = 0.0
-    """Weight of a hinge on the gap between the top two router logits on x', summed over the layers."""
+    """Weight of a hinge on the gap between the two largest router logits on x', summed over the layers."""
     runner_up_consistency: Rate = 0.0
-    """Weight of the KL term between the logits on x' through the chosen expert and through the runner-up in one random layer."""
+    """Weight of the KL term between the logits on x' with the chosen expert and with the second choice in one random layer."""
     sync_norm: bool = True
-    """Several processes: batch norms and routers compute their statistics over the whole batch, not over each process's part."""
+    """With several processes: batch norms and routers compute statistics over the whole batch, not over each process's part."""
     on_nonfinite: Literal["stop", "restore"] = "stop"
-    """On a NaN or infinity: stop, or go back to the last good checkpoint with half the routers' rate, at most 3 times."""
+    """On a NaN or infinity: stop, or go back to the last good checkpoint and halve the routers' learning rate, at most 3 times."""
 
 
 class RuntimeConfig(Section):
-    """Where and how a run is computed. These settings are not part of what the run is."""
+    """Where and how a run is computed. A run with other values here is still the same run."""
 
     device: Device = "auto"
     """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: Index = 0
     """CPU threads; 0 keeps torch's choice."""
     precision: Precision = "float32"
-    """bfloat16 runs the convolutions in bf16 (routers and losses stay float32); auto uses it where it was measured faster
-    (CPUs with AVX-512 BF16) and on CUDA from compute capability 8.0 on."""
+    """bfloat16 runs the convolutions in bf16 (routers and losses stay float32). auto uses it on CPUs with AVX-512 BF16, and on CUDA
+    devices of compute capability 8.0 or higher."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
-    """How images meet the filters of their experts: all give the same numbers; auto uses the fastest one measured
+    """How each image is convolved with the filters of its expert. All ways give the same numbers; auto uses the fastest one
     (docs/performance.md)."""
     compile: Compile = "none"
-    """Compile the passes of training when a run starts: graphs records them as CUDA graphs (CUDA only), inductor compiles them by
-    torch.compile (needs a C++ compiler on the CPU; minutes). Rounding differs."""
+    """Compile the forward and backward passes of training at the start: graphs records CUDA graphs (CUDA only); inductor uses
+    torch.compile, which takes minutes, and needs a C++ compiler on the CPU. Rounding differs."""
     save_minutes: Rate = 15.0
-    """Save a checkpoint within an epoch every so many minutes."""
+    """Minutes of training after which a checkpoint is saved within an epoch."""
     deterministic: bool = False
     """Use only operations that give the same bits each time on one machine; some are slower, and CUDA lacks a few."""
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,17 +17,17 @@ class AttackArguments:
     """Search for the smallest change that fools a network on one image. Prints which of PGD, APGD and rerouting fools it first, and
     writes the adversarial image."""
 
-    run: tyro.conf.Positional[str]
-    """A run's folder, a file that advmoe.save_file wrote, a network of the package (advmoe models), or a name on the hub
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run's folder, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
     (owner/name)."""
-    image: tyro.conf.Positional[Path]
+    image: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE")]
     """The image's file."""
     epsilon: Fraction | None = None
-    """Radius of the L-infinity ball, as in 8/255; by default the one that the network was trained for."""
+    """Radius of the L-infinity ball, such as 8/255; by default the one that the network was trained for."""
     label: str | None = None
     """Name of the image's true class; by default the predicted one."""
     out: Path | None = None
-    """File for the adversarial image, .png or .npy; by default IMAGE-adversarial.png here."""
+    """File for the adversarial image, .png or .npy; by default IMAGE-adversarial.png in the working folder."""
     seed: int = 0
     """Seed of the attacks' random draws."""
     json: Flag = False

@@ -9,8 +9,8 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class BenchmarkArguments:
-    """Measure whether networks, iterations and attacks are as fast as their GMACs suggest. Variants run in turn, and ratios are
-    printed."""
+    """Measure whether networks, iterations and attacks are as fast as their GMACs suggest. The variants of a comparison take
+    turns, and the ratios of their times are printed."""
 
     suite: tuple[str, ...] = ()
     """Suites: inference, training, memory, attack, data, growth (these six by default), operators, iteration, dispatch, precision,

@@ -8,7 +8,7 @@ from advmoe.cli.parsing import Flag, parse
 
 @dataclass(frozen=True)
 class DoctorArguments:
-    """Print versions, device, what it can do, threads, memory, disk and extras, and the command that installs what is missing.
+    """Print versions, the device and what it supports, threads, memory, disk and extras, and how to install what is missing.
 
     Ends with status 1 if a library that every command needs is missing or of another version.
     """

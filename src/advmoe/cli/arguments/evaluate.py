@@ -29,10 +29,10 @@ def _costs(preset: str, what: str) -> Any:
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """Measure what a trained network withstands at worst, on the test set, and write RUN/record.json; for a file NAME.safetensors,
+    """Attack a trained network on the test set, and write the result to RUN/record.json; for a file NAME.safetensors, to
     NAME.record.json beside it."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
     (owner/name)."""
     quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
@@ -43,9 +43,9 @@ class EvaluateArguments:
     norm: Norm = "Linf"
     """Norm of the ball."""
     epsilon: Fraction | None = None
-    """Radius of the ball; by default the one the network was trained for; L2 has no default."""
+    """Radius of the ball; by default the one that the network was trained for. L2 has no default."""
     transfer: Path | None = None
-    """Another run, on the same data, to transfer attacks from (the small dense network's, say)."""
+    """Another run on the same data, such as that of the small dense network: images that fool it are tried on this network."""
     control: Path | None = None
     """An evaluated run to compare with on the same images: usually the same training with one expert (recipe suffix -n1)."""
     data_dir: str | None = None
@@ -54,7 +54,7 @@ class EvaluateArguments:
     """Instead of the data's test set: CIFAR-10.1 (NAME_data.npy beside NAME_labels.npy), CIFAR-10-C (its folder, with --corruption
     and --severity), an .npz with images and labels, or CLASS/ folders of images. The Record is RUN/NAME.record.json."""
     corruption: str | None = None
-    """Which images of a folder of corruptions: CORRUPTION.npy (beside labels.npy), or CORRUPTION/SEVERITY/CLASS/."""
+    """Name of a corruption in the folder of --test-set, which has CORRUPTION.npy and labels.npy, or CORRUPTION/SEVERITY/CLASS/."""
     severity: int | None = None
     """Severity of the corruption, 1 to 5."""
     limit_test: int | None = None
@@ -65,24 +65,26 @@ class EvaluateArguments:
     seed: int = 0
     """Seed of the attacks' random draws."""
     shard_size: int = SHARD_SIZE
-    """Images whose results are in one file, which is written after every attack. Survivors are gathered over a shard."""
+    """Images of one shard. The results of a shard are one file, which is written after every attack."""
     batch_size: int = BATCH_SIZE
     """At most this many images are attacked at once."""
     pathway_budget: int = PATHWAY_BUDGET
-    """Attack each pathway if there are at most this many, otherwise a sample of them (RA-paths, sampled). 0 skips this."""
+    """A pathway is a choice of one expert in each layer. All are attacked if there are at most this many, otherwise a sample of
+    them (RA-paths, sampled). 0 skips this."""
     processes: int = 1
     """Divide the shards among this many processes (and the CUDA devices, if there are several)."""
     part: tuple[int, int] | None = None
-    """Run only every k-th shard from the i-th on (two numbers, i from 0); without it, the results of other parts are collected."""
+    """Two numbers i k: run only every k-th shard, starting at shard i (from 0). The same command without --part then collects the
+    results of all parts."""
     fresh: Flag = False
     """Delete earlier results in RUN/evaluation; with --name or --test-set in RUN/evaluation-NAME."""
     save_adversarial: Flag = False
     """Write the adversarial images to RUN/evaluation/adversarial."""
     keep_images: Flag = False
-    """Store the gallery's test images in RUN/record.json, which may be published; without it they are in RUN/gallery.json, for
-    reports on this machine."""
+    """Store the test images of the report's gallery in RUN/record.json, the file to publish. Without this flag they are written to
+    RUN/gallery.json, for reports on this machine."""
     robustbench: Path | None = None
-    """Write a RobustBench model_info file."""
+    """Also write a RobustBench model_info file, to this path."""
     json: Flag = False
     """Print the Record as JSON."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

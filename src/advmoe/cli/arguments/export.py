@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,11 +15,12 @@ from advmoe.errors import UserError
 class ExportArguments:
     """Write a trained network as one file for other programs, and compare it with PyTorch.
 
-    The file takes pixels in [0, 1], [batch, C, H, W], and gives logits and routes; normalisation and routers are part of it.
+    The file maps pixels in [0, 1] of shape [batch, C, H, W] to logits and routes. Normalisation and routers are part of it.
     """
 
-    run: tyro.conf.Positional[str]
-    """A run's folder, a file of advmoe.save_file, a network of the package (advmoe models), or a name on the hub (owner/name)."""
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """A run's folder, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
+    (owner/name)."""
     out: Path
     """File to write. Its suffix gives the format: .onnx, or .pt2 for torch.export."""
     format: Literal["onnx", "torch-export"] | None = None
@@ -28,7 +29,7 @@ class ExportArguments:
     """Data type of the convolutions: bfloat16 for torch-export, or int8 for ONNX, calibrated on training images. Routers and logits
     stay float32; the effect on classes, routes and accuracy is printed."""
     check: int = 1000
-    """Compare with PyTorch on this many test images, at batch 1, 7 and 64; 0 skips the comparison."""
+    """Compare with PyTorch on this many test images, in batches of 1, 7 and 64; 0 skips the comparison."""
     data_dir: str | None = None
     """File or folder of the data, if it is no longer where it was during training."""
     json: Flag = False

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -15,10 +16,10 @@ class PredictArguments:
     """Print the class of each image, the confidence, and the expert of each MoE layer. Files that contain no image are reported,
     and the others are classified."""
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
     (owner/name)."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE [IMAGE ...]")]
     """Image files, and folders, which are searched at any depth."""
     json: Flag = False
     """Print a JSON list."""

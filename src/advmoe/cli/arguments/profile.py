@@ -9,7 +9,7 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class ProfileArguments:
-    """Print parameters and GMACs (multiply-accumulates of one image) of a recipe's network."""
+    """Print the number of parameters of a recipe's network, and its GMACs: billions of multiply-accumulates for one image."""
 
     source: Source
     run: RunConfig

@@ -1,6 +1,7 @@
 """The arguments of `advmoe recipes`."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -11,7 +12,7 @@ from advmoe.cli.parsing import Flag, parse
 class RecipesArguments:
     """List the recipes: settings, parameters and GMACs."""
 
-    part: tyro.conf.Positional[str] = ""
+    part: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[TEXT]")] = ""
     """Only recipes whose name contains this text."""
     json: Flag = False
     """Print JSON, with complete configurations, instead of lines."""

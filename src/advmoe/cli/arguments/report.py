@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -13,12 +14,12 @@ from advmoe.errors import UserError
 class ReportArguments:
     """Make the paper's tables and figures, and report.html, from the Records below a folder."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """Folder with evaluated runs, or with JSON files of Records."""
     out: Path
     """Folder for the report: report.html, tables/ and figures/."""
     schema: Flag = False
-    """Only print the JSON Schema of a Record; without other arguments."""
+    """Only print the JSON Schema of a Record. It takes no other argument."""
     json: Flag = False
     """Print the verdict, the claims and the written files as JSON."""
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -22,18 +23,18 @@ class SweepArguments:
     can be called again.
     """
 
-    what: tyro.conf.Positional[str]
+    what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WHAT")]
     """a1, a2, fig7, figA2, or a sweep file (FILE.yaml; docs/paper.md describes its fields)."""
     out: Path
     """Folder for the runs: one folder each, NAME-sSEED."""
     minutes: float | None = None
-    """End within this time, with status 75 if work remains."""
+    """End within this many minutes, with status 75 if work remains."""
     records: Path | None = None
     """At the end, write the Records of the runs that are done to this JSON file, without the galleries' test images."""
     keep_images: Flag = False
-    """Include the test images in the file of --records."""
+    """Include the galleries' test images in the file of --records."""
     seeds: int | None = None
-    """Number of runs of each cell, with seeds from 0; by default as in the sweep file, or 3."""
+    """Runs of each combination of settings, with seeds from 0; by default as in the sweep file, or 3."""
     dry_run: Flag = False
     """Print the plan and write nothing."""
     only: tuple[str, ...] = ()
@@ -60,7 +61,7 @@ class SweepArguments:
     workers: int | None = None
     """Number of runs at once; by default one for each CUDA device, or up to four on the CPU (Slurm: no limit)."""
     address: str | None = None
-    """Ray: address of a running cluster, or auto. Slurm: submitit's executor, local or debug without Slurm."""
+    """Ray: address of a running cluster, or auto. Slurm: submitit's executor; local and debug work without Slurm."""
     slurm: tuple[str, ...] = ()
     """Slurm: submitit's parameters as KEY=VALUE (slurm_partition=gpu gpus_per_node=1 timeout_min=600)."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

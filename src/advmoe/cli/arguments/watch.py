@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -11,9 +12,9 @@ from advmoe.errors import UserError
 
 @dataclass(frozen=True)
 class WatchArguments:
-    """Show running and finished runs in a folder until Ctrl-C; once, if the output is not a terminal."""
+    """Show the running and finished runs in a folder, until Ctrl-C. If the output is not a terminal, the table is printed once."""
 
-    folder: tyro.conf.Positional[Path]
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")]
     """A run's folder, or a folder that contains runs at any depth."""
     once: Flag = False
     """Print the table once and exit."""
