@@ -75,7 +75,7 @@ def test_a_bfloat16_file_has_the_outputs_of_the_traceable_network_at_every_batch
 
 @pytest.mark.parametrize(("form", "dtype"), [("onnx", "bfloat16"), ("torch-export", "int8")])
 def test_what_a_format_does_not_have_is_one_line(form, dtype):
-    with pytest.raises(UserError, match=f"^{form} with {dtype}: .*; take --dtype [a-z0-9]+, or [a-z-]+ \(\.[a-z0-9]+\)$"):
+    with pytest.raises(UserError, match=rf"^{form} with {dtype}: .*; take --dtype [a-z0-9]+, or [a-z-]+ \(\.[a-z0-9]+\)$"):
         Encoding(form, dtype)
 
 

@@ -30,16 +30,20 @@ def _costs(preset: str, what: str) -> Any:
 @dataclass(frozen=True)
 class EvaluateArguments:
     """Attack a trained network on the test set, and write the result to RUN/record.json; for a file NAME.safetensors, to
-    NAME.record.json beside it."""
+    NAME.record.json beside it.
+
+    Costs are in passes, forward and backward. Survivors are the images that no attack has broken so far.
+    """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
     (owner/name)."""
-    quick: Annotated[Flag, _costs("quick", "SA, PGD, APGD on the margin and a short attack on the routing (the default)")] = False
+    quick: Annotated[Flag, _costs("quick", "PGD, APGD on the margin and a short attack on the routing (the default)")] = False
     standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
-    full: Annotated[Flag, _costs("full", "the attacks of --standard and many more")] = False
+    full: Annotated[Flag, _costs("full", "The attacks of --standard and many more")] = False
     attacks: tuple[str, ...] = ()
-    """Instead of a preset: names of attacks, autoattack, autoattack_plus or autoattack_rand."""
+    """Instead of a preset: names of attacks, such as pgd_50 and reroute. autoattack, autoattack_plus and autoattack_rand stand for
+    all their attacks."""
     norm: Norm = "Linf"
     """Norm of the ball."""
     epsilon: Fraction | None = None
