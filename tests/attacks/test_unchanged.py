@@ -54,7 +54,11 @@ def leave_in_train_mode(model):
 
 
 def replace_a_weight(model):
-    model[0].weight = nn.Parameter(model[0].weight.detach().clone())
+    model[0].weight = nn.Parameter(2 * model[0].weight.detach())
+
+
+def replace_a_layer(model):
+    model[1] = nn.Identity()
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,7 @@ def replace_a_weight(model):
         (run_in_train_mode, "changed 1.num_batches_tracked, 1.running_mean, 1.running_var of the network"),
         (leave_in_train_mode, "left the network in another mode"),
         (replace_a_weight, "changed 0.weight of the network"),
+        (replace_a_layer, "changed 1.bias, 1.num_batches_tracked, 1.running_mean and others of the network"),
         (lambda model: model[1].register_buffer("more", torch.ones(1), persistent=False), "changed 1.more of the network"),
     ],
 )
@@ -77,16 +82,24 @@ def test_an_attack_that_changes_the_network_is_named_and_the_network_restored(ch
     with pytest.raises(UserError, match=f"^attack 'bad' {re.escape(message)}"):
         evaluate(model, X, y, epsilon=0.01, preset=["pgd_10", "bad"])
     assert not any(module.training for module in model.modules())
+    assert list(model.state_dict()) == list(before)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert [name for name, _ in model.named_buffers() if name not in before] == []
 
 
 def test_the_faster_copy_the_judge_and_the_network_to_transfer_from_are_compared():
     judge = ResNet(MoEKind(0.5, num_experts=2), image_spec(3), blocks=(1,), width=4, stem="cifar").eval()
     source = network(channels=3)
+
+    def double_both(job):
+        double(judge)
+        double(source)
+        return job.x
+
     x = torch.rand(2, 3, 32, 32)
     y, before = judge(x).argmax(dim=1), [next(model.parameters()).clone() for model in (judge, source)]
-    for model in (None, judge, source):
-        ATTACKS["bad"] = attack_that(double, model)
+    for change in (attack_that(double), attack_that(double, judge), attack_that(double, source), Attack(double_both)):
+        ATTACKS["bad"] = change
         with pytest.raises(UserError, match=r"attack 'bad' changed \S+ of the network"):
             evaluate(judge, x, y, epsilon=0.01, preset=["bad"], transfer=source)
     assert all(torch.equal(next(model.parameters()), tensor) for model, tensor in zip((judge, source), before, strict=True))
@@ -111,23 +124,31 @@ def test_an_attack_may_restore_what_it_changes_and_flags_are_restored_for_it():
 
 
 class Counting(nn.Module):
-    """Counts its passes, in place and by a new tensor, and has a NaN that does not matter."""
+    """Counts its passes, in place and by a new tensor, adds up its pixels with a graph, and has a NaN that does not matter."""
 
     def __init__(self):
         super().__init__()
         self.inner = network()
         self.register_buffer("passes", torch.zeros(()))
         self.register_buffer("images", torch.zeros(()))
-        self.register_buffer("unused", torch.tensor([torch.nan, 1.0]))
+        self.register_buffer("pixels", torch.zeros(()))
+        self.register_buffer("unused", torch.tensor([torch.nan]).expand(2))
 
     def forward(self, x):
         self.passes += 1
         self.images = self.images + len(x)
+        self.pixels += x.sum()
         return self.inner(x)
 
 
-def test_a_buffer_that_every_forward_pass_changes_is_not_blamed_on_an_attack():
-    model, y = Counting().eval(), network()(X).argmax(dim=1)
+class Uncopied(Counting):
+    def __deepcopy__(self, memo):
+        raise TypeError("cannot pickle a lock")
+
+
+@pytest.mark.parametrize("kind", [Counting, Uncopied])
+def test_a_buffer_that_every_forward_pass_changes_is_not_blamed_on_an_attack(kind):
+    model, y = kind().eval(), network()(X).argmax(dim=1)
     ATTACKS["looks"] = attack_that(lambda model: model(X))
     result = evaluate(model, X, y, epsilon=0.1, preset=["pgd_10", "apgd_ce", "looks"])
     assert result.broken == {**evaluate(network(), X, y, epsilon=0.1, preset=["pgd_10", "apgd_ce"]).broken, "looks": []}

@@ -287,13 +287,14 @@ def run_attack(name: str, job: Job, true_network: nn.Module | None = None) -> Te
     """x' [B, C, H, W] of the attack `name`, without a graph.
 
     Raises UserError if it returns anything else, or if it changes a network of the job, or the `true_network` that judges x': its
-    weights, its buffers or its mode (train or eval). Whether x' is in the ball is not checked here.
+    weights, its buffers or its mode (train or eval); the networks are restored then. Whether x' is in the ball is not checked here.
     """
     networks = [network for network in (job.predict, job.transfer, true_network) if isinstance(network, nn.Module)]
     states = [NetworkState(network) for network in dict.fromkeys(networks)]
     x_adv = ATTACKS[name].run(job)
-    for state in states:
-        state.check(f"attack '{name}'", job.x[:1])
+    changes = [change for state in states if (change := state.undo(job.x[:1]))]
+    if changes:
+        raise UserError(f"attack '{name}' {changes[0]}")
     check_kind(f"attack '{name}': the result", x_adv, Tensor)
     if x_adv.shape != job.x.shape or x_adv.dtype != job.x.dtype:
         given, expected = (f"{str(x.dtype).removeprefix('torch.')}, {list(x.shape)}" for x in (x_adv, job.x))

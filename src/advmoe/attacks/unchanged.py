@@ -17,40 +17,54 @@ MAX_NAMES = 3  # in a message
 
 
 class NetworkState:
-    """The parameters and buffers of a network with copies of their values, and the modes (train or eval) of its modules."""
+    """The modules of a network with their modes (train or eval), and its parameters and buffers with copies of their values."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.modes = [module.training for module in network.modules()]
+        self.modes = {module: module.training for module in network.modules()}
         self.tensors = {name: (tensor, tensor.detach().clone(), tensor.requires_grad) for name, tensor in _tensors(network)}
+        self.contents = list(map(_contents, self.modes))
 
-    def check(self, what: str, x: Tensor) -> None:
-        """Raises UserError, which starts with `what`, if the network is not as it was.
+    def undo(self, x: Tensor) -> str:
+        """What an attack did wrong to the network, which is then restored; "" if nothing.
 
-        Changed values are restored before, so that a network in memory can be evaluated again. `requires_grad`, which changes no
-        figure, is restored without an error. Buffers that a forward pass on x [B, C, H, W] changes may differ.
+        `requires_grad`, which changes no figure, is restored without a word. Buffers that a forward pass on x [B, C, H, W] changes
+        may differ.
         """
         for tensor, _, needs_gradient in self.tensors.values():
-            if tensor.requires_grad != needs_gradient:
+            if tensor.requires_grad != needs_gradient and tensor.is_leaf:
                 tensor.requires_grad_(needs_gradient)
-        has_modes = [module.training for module in self.network.modules()] == self.modes
+        has_modes = all(module.training == mode for module, mode in self.modes.items())
         changed = self.changed()
         if has_modes and changed:
             changed -= _changed_by_forward(self.network, x)
         if has_modes and not changed:
-            return
+            return ""
+        self._restore()
+        if not has_modes:
+            return "left the network in another mode, in which it gives other logits: restore eval mode"
+        names = ", ".join(sorted(changed)[:MAX_NAMES]) + (" and others" if len(changed) > MAX_NAMES else "")
+        return f"changed {names} of the network: it must leave weights and running statistics as they are"
+
+    def _restore(self) -> None:
+        for module, contents in zip(self.modes, self.contents, strict=True):
+            vars(module).update(contents)
         for tensor, value, _ in self.tensors.values():
             tensor.data = value
-        if not has_modes:
-            raise UserError(f"{what} left the network in another mode, in which it gives other logits: restore eval mode")
-        names = ", ".join(sorted(changed)[:MAX_NAMES]) + (" and others" if len(changed) > MAX_NAMES else "")
-        raise UserError(f"{what} changed {names} of the network: it must leave weights and running statistics as they are")
+        for module, mode in self.modes.items():
+            module.training = mode
 
     def changed(self) -> set[str]:
         """The names of the tensors that were changed, replaced, added or removed."""
         before, now = self.tensors, dict(_tensors(self.network))
         kept = {name for name, (tensor, value, _) in before.items() if now.get(name) is tensor and _is_same(tensor, value)}
         return (before.keys() | now.keys()) - kept
+
+
+def _contents(module: nn.Module) -> dict[str, Any]:
+    """Copies of the dictionaries of a module's parameters, buffers and modules. Modules of TorchScript have none."""
+    attributes = ((name, vars(module).get(name)) for name in ("_parameters", "_buffers", "_modules"))
+    return {name: dict(content) for name, content in attributes if isinstance(content, dict)}
 
 
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -67,15 +81,20 @@ def _is_same(tensor: Tensor, value: Tensor) -> bool:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    return tensor.flatten().view(torch.uint8)
+    return tensor.contiguous().flatten().view(torch.uint8)
 
 
 @torch.no_grad()
 def _changed_by_forward(network: nn.Module, x: Tensor) -> set[str]:
-    """The names of the tensors that a forward pass changes, such as a counter of passes. Empty if the network cannot be run."""
+    """The names of the tensors that a forward pass changes, such as a counter of passes. None if the network cannot be run, and all
+    buffers if it cannot be copied."""
+    graphs = {id(tensor): tensor.detach().clone() for _, tensor in _tensors(network) if not tensor.is_leaf}
     try:
-        other: Any = copied(network)
-        probe = NetworkState(other)
+        other: Any = copied(network, graphs)  # deepcopy does not support tensors with a graph
+    except UserError:
+        return {name for name, _ in network.named_buffers()}
+    probe = NetworkState(other)
+    try:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             other(x)
             if hasattr(other, "forward_routed"):
