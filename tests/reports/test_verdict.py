@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from records import ROBUST, attacked, content, record, runs
+from records import ROBUST, attacked, content, record, runs, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
@@ -63,6 +63,11 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     assert not any("choosing an expert" in line for line in verdict(pair[0]))
     others = verdict([*pair[0], *pair[1], record(dataset="other")])
     assert any(line.startswith("Does choosing an expert help? In fashion-mnist, ") for line in others)
+    (answer,) = [line for line in verdict([*pair[0], pair[1][0], attacked(pair[1][1], "pgd_10")]) if "an expert help" in line]
+    assert answer.endswith("), 1 seed.")
+    for network in pair[1]:
+        with_settings(network, "training", lr=0.05)
+    assert not any("choosing an expert" in line for line in verdict([*pair[0], *pair[1]]))
 
 
 def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(monkeypatch):

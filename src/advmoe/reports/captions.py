@@ -13,7 +13,7 @@ class Caption:
     needs: str
 
 
-EXPERTS = "How much of a mark is filled shows the number of experts N: hollow for one, full for two."
+EXPERTS = "Marks of networks with other numbers of experts N differ: hollow for one, full for two; the legend names N."
 
 CAPTIONS = {
     "fig7": Caption(

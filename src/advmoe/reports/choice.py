@@ -8,7 +8,7 @@ from advmoe.reports.attacks import points
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import CHOICE
 from advmoe.reports.collect import Cell, cell_of, is_routed
-from advmoe.reports.control import CONTROL, worst_case_difference
+from advmoe.reports.control import CONTROL, compared, worst_case_difference
 from advmoe.reports.measures import worst_of
 from advmoe.reports.panels import grouped, network_title, setting_of, setting_text
 
@@ -28,23 +28,28 @@ def _answer(records: Sequence[Record]) -> str:
     if not differences:
         return ""
     (claim,) = CHOICE.judge(summarise(records), records)
-    compared = next(record for record in records if cell_of(record) in differences)
+    first = next(record for record in records if cell_of(record) in differences)
     parts = [f"{network_title(cell)}: {over_seeds(*against)}" for cell, against in differences.items()]
     return (
-        f"{claim.verdict.capitalize()}. {worst_of(compared).label} minus that of {CONTROL}, on the same images, with the 95 % "
+        f"{claim.verdict.capitalize()}. {worst_of(first).label} minus that of {CONTROL}, on the same images, with the 95 % "
         f"interval over the images, not over seeds: {'; '.join(parts)}."
     )
 
 
-def differences_from_control(records: Iterable[Record]) -> dict[Cell, tuple[Difference, int]]:
-    """Each routed network's difference in the worst case from its control, and the number of seeds that both have."""
+def differences_from_control(records: Sequence[Record]) -> dict[Cell, tuple[Difference, int]]:
+    """Each routed network's difference in the worst case from its control, and the number of seeds that are compared.
+
+    Networks whose control was trained with other settings are left out.
+    """
     runs: dict[Cell, dict[int, Record]] = {}
     for record in records:
         runs.setdefault(cell_of(record), {})[record.seed] = record
     differences = {}
     for cell, seeds in runs.items():
-        control = next((runs[control] for control in CHOICE.find(cell) if control in runs), {}) if is_routed(cell.method) else {}
-        pairs = [(record, control[seed]) for seed, record in seeds.items() if seed in control]
+        control = next((control for control in CHOICE.find(cell) if control in runs), None) if is_routed(cell.method) else None
+        if control is None or CHOICE.difference(cell, control, records):
+            continue
+        pairs = compared((record, runs[control][seed]) for seed, record in seeds.items() if seed in runs[control])
         if difference := worst_case_difference(pairs):
             differences[cell] = (difference, len(pairs))
     return differences

@@ -17,13 +17,18 @@ def worst_case_difference(pairs: Iterable[tuple[Record, Record]]) -> Difference 
 
     Pairs that cannot be compared are left out, and pairs on other images than the first one's; None if no pair remains.
     """
-    comparable = [(record, control) for record, control in pairs if not obstacle(record, control)]
-    same = [(record, control) for record, control in comparable if _same_images(record, comparable[0][0])]
+    same = compared(pairs)
     if not same:
         return None
     by_pair = [[(a == "1") - (b == "1") for a, b in zip(_flags(one), _flags(other), strict=True)] for one, other in same]
     differences = [sum(of_image) for of_image in zip(*by_pair, strict=True)]
     return mean_difference(sum(differences), sum(value**2 for value in differences), len(differences), len(same))
+
+
+def compared(pairs: Iterable[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
+    """The pairs that `worst_case_difference` compares."""
+    comparable = [(record, control) for record, control in pairs if not obstacle(record, control)]
+    return [(record, control) for record, control in comparable if _same_images(record, comparable[0][0])]
 
 
 def obstacle(record: Record, control: Record) -> str:
