@@ -263,7 +263,7 @@ def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys):
     assert "holds results on other test images" in line
     assert "give this evaluation a --name, or delete those results by --fresh" in line
     few = [str(run), *SHORT, "--name", "few"]
-    assert "is not evaluated yet (no few.record.json)" in error_line(capsys, *few, "--control", run)
+    assert f"(no few.record.json); run advmoe evaluate {run} --name few first" in error_line(capsys, *few, "--control", run)
     assert main(["evaluate", *few]) == 0
     after = contents(run)
     assert {path: after[path] for path in before} == before

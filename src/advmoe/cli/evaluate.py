@@ -171,7 +171,8 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
     """The Record of a run on the same test set and by the same name. Raises UserError if there is none."""
     path = _subject(run, arguments).record
     if not path.exists():
-        raise UserError(f"{run}: is not evaluated yet (no {path.name}); run advmoe evaluate {run} first")
+        named = "" if arguments.name is None else f" --name {arguments.name}"
+        raise UserError(f"{run}: is not evaluated yet (no {path.name}); run advmoe evaluate {run}{named} first")
     return read_record(path)
 
 
