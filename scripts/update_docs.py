@@ -5,9 +5,11 @@ python scripts/update_docs.py
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
@@ -209,7 +211,7 @@ def choice_table() -> str:
 
 def ingredients_table() -> str:
     """Each variant of results/choices/ingredients.json, mean over its seeds, with its differences from two runs: the same network
-    without the ingredient, and the control with the same ingredient."""
+    without the ingredient, and the control with the same ingredient. RA-10 is also that of its experts alone, their mean."""
     runs: dict[str, dict[int, Record]] = {}
     for record in records("results/choices/ingredients.json"):
         assert record.run is not None  # a sweep names its runs
@@ -220,12 +222,16 @@ def ingredients_table() -> str:
         difference = None if variant == other else worst_case_difference(pairs)
         return "" if difference is None else points(difference)
 
-    lines = ["| run | seeds | SA | RA-50 | RA-worst (quick) | minus its base | minus the control |"]
-    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    def fixed_expert(record: Record) -> float:
+        routing = record.evaluation.routing
+        return math.nan if routing is None or len(routing.fixed_expert_ra) == 1 else fmean(routing.fixed_expert_ra)
+
+    columns = ["RA-10 of an expert alone", "RA-10", "RA-50", "RA-worst (quick)", "minus its base", "minus the control"]
+    lines = [f"| run | seeds | SA | {' | '.join(columns)} |", "| --- | --- | ---: |" + " ---: |" * len(columns)]
     for variant, seeds in runs.items():
         network = "at_moe-n1" if variant.startswith("at_moe-n1-") else variant.partition("-")[0]
-        values = zip(*((record.sa, record.ra["50"], record.worst) for record in seeds.values()), strict=True)
-        means = [f"{sum(of_seeds) / len(seeds):.1f}" for of_seeds in values]
+        rows = [(record.sa, fixed_expert(record), record.ra["10"], record.ra["50"], record.worst) for record in seeds.values()]
+        means = [f"{fmean(of_seeds):.1f}".replace("nan", "") for of_seeds in zip(*rows, strict=True)]
         differences = [against(variant, f"{network}-base"), against(variant, variant.replace(network, "at_moe-n1"))]
         lines.append(f"| {' | '.join([f'`{variant}`', ', '.join(map(str, sorted(seeds))), *means, *differences])} |")
     return "\n".join(lines)
