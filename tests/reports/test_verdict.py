@@ -62,7 +62,13 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     assert answer.endswith("), 2 seeds.")
     assert not any("choosing an expert" in line for line in verdict(pair[0]))
     others = verdict([*pair[0], *pair[1], record(dataset="other")])
-    assert any(line.startswith("Does choosing an expert help? In fashion-mnist, ") for line in others)
+    (answer,) = [line for line in others if line.startswith("Does choosing an expert help? On fashion-mnist: Not shown.")]
+    assert answer.endswith("), 2 seeds.")
+    shorter = record("advmoe", epochs=1), record("at_moe", num_experts=1, epochs=1)
+    for network in shorter:
+        network.evaluation.flags = "1100"
+    answers = [line for line in verdict([*pair[0], *pair[1], *shorter]) if "choosing an expert" in line]
+    assert [", 1 epoch on" in answer for answer in answers] in ([True, False], [False, True])
     (answer,) = [line for line in verdict([*pair[0], pair[1][0], attacked(pair[1][1], "pgd_10")]) if "an expert help" in line]
     assert answer.endswith("), 1 seed.")
     for network in pair[1]:
@@ -77,8 +83,10 @@ def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(m
         if run.method != "at_dense":
             run.evaluation.attacks["pgd_50"].version = pgd.version + 1
     present, older, *_ = verdict(all_runs)
-    assert "evaluated by the present version of every attack: most robust in the worst case is AdvMoE" in present
-    assert f"evaluated by an older version of pgd_50 ({pgd.version}): only one network is ranked: AT (Dense)" in older
+    assert present.startswith("On fashion-mnist, most robust in the worst case is AdvMoE")
+    assert present.endswith(", evaluated by the present version of every attack.")
+    assert older.startswith("On fashion-mnist, only one network is ranked: AT (Dense)")
+    assert older.endswith(f", evaluated by an older version of pgd_50 ({pgd.version}).")
 
 
 def test_settings_with_most_methods_come_first():

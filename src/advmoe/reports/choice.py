@@ -19,8 +19,9 @@ def choice_answers(records: Iterable[Record]) -> list[str]:
     """One answer for each setting in which a routed network and its control were attacked alike on the same images."""
     groups = grouped(records, setting_of)
     answers = {setting: answer for setting, members in groups.items() if (answer := _answer(members))}
-    where = {setting: f" In {setting_text(setting)}:" if len(groups) > 1 else "" for setting in answers}
-    return [f"{QUESTION}{where[setting]} {answer}" for setting, answer in answers.items()]
+    settings = {setting: f" Setting: {setting_text(setting)}." if len(answers) > 1 else "" for setting in answers}
+    on = {setting: f" On {setting.dataset}:" if len(groups) > 1 else "" for setting in answers}
+    return [f"{QUESTION}{on[setting]} {answer}{settings[setting]}" for setting, answer in answers.items()]
 
 
 def _answer(records: Sequence[Record]) -> str:

@@ -34,14 +34,16 @@ def _weight(part: Sequence[Summary]) -> tuple[int, int]:
 
 
 def _where(summary: Summary, group: Sequence[Summary]) -> str:
-    """The setting as text, with the settings in which the run differs from others of `group`."""
+    """The setting as text without the data set, with the settings in which the run differs from others of `group`."""
     names = [name for name in summary.shared if any(other.shared.get(name) != summary.shared[name] for other in group)]
-    return ", ".join([setting_text(summary.cell.setting), *(f"{name} {short_value(summary.shared[name])}" for name in names)])
+    differing = [f"{name} {short_value(summary.shared[name])}" for name in names]
+    return ", ".join([setting_text(summary.cell.setting).removeprefix(f"{summary.cell.dataset}, "), *differing])
 
 
 def _winner(where: str, group: Sequence[Summary]) -> str:
-    """The ranking by one figure, over runs of several seeds under the same attacks; then the runs that are not ranked, and why."""
-    name = worst_name(group)
+    """The ranking by one figure, over runs of several seeds under the same attacks; the runs that are not ranked, and why; the
+    setting."""
+    name, on = worst_name(group), f"On {group[0].cell.dataset}"
     attacked = [summary for summary in group if name in summary.figures]
     plan = next(iter(Counter(summary.attacks[name] for summary in attacked).most_common(1)), (frozenset[str](), 0))[0]
     equal = [summary for summary in attacked if summary.attacks[name] == plan]
@@ -56,16 +58,16 @@ def _winner(where: str, group: Sequence[Summary]) -> str:
             summary for summary in group if summary not in (*equal, *mixed, *incomplete)
         ],
     }
-    sentences = [f"{where}: {_ranking(ranked, name)}."] if ranked else []
+    sentences = [f"{on}, {_ranking(ranked, name)}."] if ranked else []
     if single:
         shares = "; ".join(f"{network_title(summary.cell)} {summary.figures[name].mean:.1f} %" for summary in single)
         bound = ", an upper bound" if BY_NAME[name].upper_bound else ""
-        beginning = "One seed" if sentences else f"{where}: one seed"
+        beginning = "One seed" if sentences else f"{on}: one seed"
         sentences.append(f"{beginning}, so not ranked by {label(name)}{bound}: {shares}.")
     tails = [
         f"{reason}: {'; '.join(network_title(summary.cell) for summary in those)}." for reason, those in unranked.items() if those
     ]
-    return " ".join([*(sentences or [f"{where}: no worst case to compare."]), *tails])
+    return " ".join([*(sentences or [f"{on}: no worst case to compare."]), *tails, f"Setting: {where}."])
 
 
 def _ranking(ranked: Sequence[Summary], name: str) -> str:
