@@ -5,7 +5,6 @@ python scripts/update_docs.py
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -222,16 +221,22 @@ def ingredients_table() -> str:
         difference = None if variant == other else worst_case_difference(pairs)
         return "" if difference is None else points(difference)
 
-    def fixed_expert(record: Record) -> float:
+    def expert_alone(record: Record) -> float | None:
         routing = record.evaluation.routing
-        return math.nan if routing is None or len(routing.fixed_expert_ra) == 1 else fmean(routing.fixed_expert_ra)
+        if routing is None or len(routing.fixed_expert_ra) == 1:
+            return None
+        return fmean(routing.fixed_expert_ra)
+
+    def mean_text(of_seeds: Iterable[float | None]) -> str:
+        values = [value for value in of_seeds if value is not None]
+        return f"{fmean(values):.1f}" if values else ""
 
     columns = ["RA-10 of an expert alone", "RA-10", "RA-50", "RA-worst (quick)", "minus its base", "minus the control"]
     lines = [f"| run | seeds | SA | {' | '.join(columns)} |", "| --- | --- | ---: |" + " ---: |" * len(columns)]
     for variant, seeds in runs.items():
         network = "at_moe-n1" if variant.startswith("at_moe-n1-") else variant.partition("-")[0]
-        rows = [(record.sa, fixed_expert(record), record.ra["10"], record.ra["50"], record.worst) for record in seeds.values()]
-        means = [f"{fmean(of_seeds):.1f}".replace("nan", "") for of_seeds in zip(*rows, strict=True)]
+        rows = [(record.sa, expert_alone(record), record.ra["10"], record.ra["50"], record.worst) for record in seeds.values()]
+        means = map(mean_text, zip(*rows, strict=True))
         differences = [against(variant, f"{network}-base"), against(variant, variant.replace(network, "at_moe-n1"))]
         lines.append(f"| {' | '.join([f'`{variant}`', ', '.join(map(str, sorted(seeds))), *means, *differences])} |")
     return "\n".join(lines)

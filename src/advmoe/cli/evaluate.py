@@ -143,12 +143,12 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfi
 
 
 def _subject(run: Path, arguments: EvaluateArguments) -> Subject:
-    """A trained network, to be evaluated on the test set and by the name of these arguments."""
+    """A trained network, to be evaluated on the test set of these arguments. A --name, or else the name of another test set, is
+    part of the names of its results."""
     test_set, network = _test_set(arguments), subject(run)
     if test_set is not None:
-        network = network.on_test_set()
-    name = arguments.name or (None if test_set is None else test_set.name)
-    return network if name is None else network.named(name)
+        return network.on_test_set().named(arguments.name or test_set.name)
+    return network.named(arguments.name) if arguments.name else network
 
 
 def _test_set(arguments: EvaluateArguments) -> ExtraTestSet | None:
@@ -168,7 +168,7 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
 
 
 def _control(run: Path, arguments: EvaluateArguments) -> Record:
-    """The Record of a run on the same test set and by the same name. Raises UserError if there is none."""
+    """The Record of another run for the same test set and --name. Raises UserError if there is none."""
     path = _subject(run, arguments).record
     if not path.exists():
         named = "" if arguments.name is None else f" --name {arguments.name}"

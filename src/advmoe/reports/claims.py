@@ -95,7 +95,7 @@ class Ablation:
                 outcomes.append(None)
                 sentences.append(f"{network_title(summary.cell)} and {self.counterpart} were attacked differently.")
                 continue
-            difference = self.difference(summary.cell, other.cell, records)
+            difference = self.unequal_settings(summary.cell, other.cell, records)
             outcomes.append(None if difference else outcome(summary, other, name))
             against = f"{self.counterpart} {_against(summary, other, name, difference)}"
             paired = "" if difference else _paired(summary.cell, other.cell, records)
@@ -106,7 +106,7 @@ class Ablation:
             return None
         return Claim(f"{self.claim}, in {setting_text(setting)}", _judgement(outcomes), " ".join(sentences))
 
-    def difference(self, cell: Cell, other: Cell, records: Sequence[Record]) -> str:
+    def unequal_settings(self, cell: Cell, other: Cell, records: Sequence[Record]) -> str:
         """The settings that differ in a pair although they should be equal."""
         values, others = (settings(next(record for record in records if cell_of(record) == one)) for one in (cell, other))
         for name in self.may_differ:

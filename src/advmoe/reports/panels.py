@@ -69,8 +69,9 @@ def style_of(runs: Cell | Line) -> Style:
         style = replace(style, title=f"{style.title}, same batches", colour=COLOURS[5], dash=(0, (8, 2)), marker="h")
     if not is_routed(runs.method):
         return style
-    fill = FILLS.get(runs.num_experts)
-    return replace(style, marker=f"${runs.num_experts}$") if fill is None else replace(style, fill=fill)
+    if runs.num_experts in FILLS:
+        return replace(style, fill=FILLS[runs.num_experts])
+    return replace(style, marker=f"${runs.num_experts}$")
 
 
 def network_title(cell: Cell) -> str:
