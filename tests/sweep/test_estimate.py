@@ -40,6 +40,11 @@ def test_a_run_is_timed_before_the_run_that_it_needs_is_trained(tiny, training):
     assert min(measure(config, image_spec(config), CPU).phases) > 0
 
 
+def test_a_rate_at_which_random_images_would_diverge_does_not_stop_the_estimate(tiny):
+    config = tiny("advmoe", lr=1e30, router_lr=1e30)
+    assert min(measure(config, image_spec(config), CPU).phases) > 0
+
+
 def test_training_time_is_that_of_the_remaining_epochs(tiny):
     pace, counts = Pace((1.0, 10.0), 0.1), Counts(100, 10, 0)
     validation = 10 * 11 * 0.1  # a clean pass and PGD-10

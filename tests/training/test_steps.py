@@ -143,6 +143,35 @@ def test_the_weight_step_changes_running_statistics():
     assert not {"normalize.mean", "normalize.std"} & updated
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_norms_of_a_network_router_learn_in_the_router_step_only(tied):
+    state = make_state(kind=MoEKind(0.5, num_experts=2, routers="per_network"), tied_share=1.0 if tied else 0.0, done=0.5)
+    before, buffers, loss = copies(state.model)[1], [], state.loss
+    state.loss = Loss(lambda *args: (buffers.append(copies(state.model)[1]), loss.attack(*args))[1], loss.value)
+    two_level(state, BATCHES)
+    of_router = {name for name in before if name.startswith("router.")}
+    assert any("running_var" in name for name in of_router)
+    at_weights = buffers[-1]  # when the weight update starts
+    assert changed_names(before, at_weights.items()) == (set() if tied else of_router)
+    updated = changed_names(at_weights, state.model.named_buffers())
+    assert updated
+    assert not updated & of_router
+    assert not state.model.training
+    assert not state.fused_model().router.training
+
+
+def test_a_network_router_stays_finite_at_the_default_rate():
+    """In eval mode nothing normalises its activations: after a few iterations the loss was above 1e15."""
+    state = make_state(
+        kind=MoEKind(0.5, num_experts=2, routers="per_network"), router_lr=0.1, router_loss="target",
+        router_target="label_mod_n", router_target_weight=6.0, router_consistency=6.0,
+    )  # fmt: skip
+    state.optimizers["routers"].param_groups[0]["lr"] = 0.1
+    losses = [two_level(state, BATCHES)["router_loss"].item() / SIZE for _ in range(12)]
+    assert max(losses) < 1000
+    assert losses[-1] < losses[0]
+
+
 def test_each_level_uses_its_batch_and_routers_come_first():
     state, spy = state_and_spy()
     two_level(state, BATCHES)

@@ -16,10 +16,12 @@ Network = TypeVar("Network", bound=RoutedNetwork)
 def fused(model: Network) -> Network:
     """A copy in eval mode that computes the same logits and routes, up to rounding, in less time. Attacks run on it.
 
-    It supports every gate and dispatch, and gives gradients to the images. It shares its router parameters with the model, so the
-    routers can be trained through it. All other parameters are copies, and frozen. After a change of the model, call `refresh`.
+    It supports every gate and dispatch, and gives gradients to the images. It shares its router parameters with the model, and the
+    buffers of a network router, so the routers can be trained through it. All other parameters are copies, and frozen. After a
+    change of the model, call `refresh`.
     """
-    fused_copy = copied(model, {id(parameter): parameter for parameter in model.router_parameters()}).eval()
+    shared = [*model.router_parameters(), *(() if model.router is None else model.router.buffers())]
+    fused_copy = copied(model, {id(tensor): tensor for tensor in shared}).eval()
     routers = (fused_copy.router, *(layer.router for layer in fused_copy.moe_layers()))
     router_modules = {module for router in routers if router is not None for module in router.modules()}
     for module in fused_copy.modules():

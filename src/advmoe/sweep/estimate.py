@@ -145,8 +145,11 @@ def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     size = config.training.batch_size
     if device.type != "cuda":
         size = min(size, MAX_BATCH, max(2, int(MAX_GMACS / estimate(config).gmacs)))
-    training = config.training.replace(epochs=1, batch_size=size, tied_share=0.0, init_from=None, teacher=None)
-    small = config.replace(training=training)  # the run to start from, or the teacher, may be in this sweep, and not trained yet
+    # at rate 0 random images cannot make it diverge; the run to start from, or the teacher, may be in this sweep, not trained yet
+    training = config.training.replace(
+        epochs=1, batch_size=size, tied_share=0.0, lr=0.0, router_lr=0.0, init_from=None, teacher=None
+    )
+    small = config.replace(training=training)
     splits, started = _random(spec, size * ITERATIONS, 2).to(device), time.perf_counter()
     rounds: list[list[float]] = []
     while not rounds or time.perf_counter() - started < MIN_SECONDS:

@@ -117,7 +117,7 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
         raise UserError(f"the step single_level trains one level, not {' and '.join(batches)}")
     ((level, batch),) = batches.items()
     gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
-    outcome = _update(state, level, batch, gate, attack_gate, True)
+    outcome = _update(state, level, batch, gate, attack_gate)
     state.watch.check()
     return _metrics(state, outcome, batch[1])
 
@@ -125,7 +125,7 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
-    The router update runs in eval mode, so the running statistics of the backbone do not change. It is skipped while the experts
+    In the router update the backbone is in eval mode, so its running statistics do not change. It is skipped while the experts
     are tied, because the choice between equal experts does not matter, and while routers that learn only from a target have none.
     """
     if not {"routers", "weights"} <= batches.keys():
@@ -145,14 +145,14 @@ def _router_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     training = state.config.training
     for _ in range(training.router_steps):
         gate, attack_gate = make_gate(training.router_gate), make_gate(training.router_attack_gate)
-        outcome = _update(state, "routers", batches["routers"], gate, attack_gate, False)
+        outcome = _update(state, "routers", batches["routers"], gate, attack_gate)
     images = len(batches["routers"][1])
     return {"router_loss": outcome.total.detach() * images, "router_images": outcome.total.new_full((), images)}
 
 
 def _weight_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     for _ in range(state.config.training.weight_steps):
-        outcome = _update(state, "weights", batches["weights"], HARD, _weight_attack_gate(state), True)
+        outcome = _update(state, "weights", batches["weights"], HARD, _weight_attack_gate(state))
     return _metrics(state, outcome, batches["weights"][1])
 
 
@@ -162,18 +162,18 @@ def _weight_attack_gate(state: TrainState) -> Gate:
     return StraightThroughGate() if name == "straight_through" or (name == "alternate" and state.iteration % 2) else HARD
 
 
-def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate: Gate, train_mode: bool) -> Outcome:
+def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate: Gate) -> Outcome:
     """Attack the current network on `batch`, then take one optimizer step of `level`. All other parameters are fixed."""
     x, y = batch
     state.passes.begin_update()
     optimizer, training = state.optimizers[level], state.config.training
     targets = _targets(state, level, x, y)
     x_adv, learner = x, state.model
-    if state.loss.attack is not None or not train_mode:
+    if state.loss.attack is not None or level == "routers":
         fused_model = state.fused_model()
         x_adv = _attacked(state, fused_model, (x, y if state.teacher is None else targets), attack_gate)
-        learner = state.model if train_mode else fused_model  # it shares the model's routers
-    backward = partial(_backward, state, level, _forward(state, learner, gate), Example(x, x_adv, y, targets), train_mode)
+        learner = fused_model if level == "routers" else state.model  # the fused model shares the model's routers
+    backward = partial(_backward, state, level, learner, gate, Example(x, x_adv, y, targets))
     with _learning(state.model, optimizer):
         if training.awp and state.done >= training.awp_from and (level != "routers" or training.awp_routers):
             with awp.perturbed(state.model, training.awp, backward, training.awp_routers):
@@ -188,12 +188,18 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     return outcome
 
 
-def _backward(state: TrainState, level: str, forward: Forward, example: Example, train_mode: bool) -> Outcome:
-    """The loss, and its gradients to the parameters of `level`, summed over the ranks."""
+def _backward(state: TrainState, level: str, learner: Classifier, gate: Gate, example: Example) -> Outcome:
+    """The loss, and its gradients to the parameters of `level`, summed over the ranks.
+
+    What the level trains is in train mode: its batch norms use the statistics of the batch. A network router has batch norms of
+    its own. In eval mode nothing would bound its activations, and it diverges within a few iterations.
+    """
     optimizer = state.optimizers[level]
-    state.model.train(train_mode)
-    outcome = _loss(state, level, forward, example)
-    state.model.eval()
+    learner.train(level != "routers")
+    if learner.router is not None:
+        learner.router.train(level in ROUTED_LEVELS)
+    outcome = _loss(state, level, _forward(state, learner, gate), example)
+    learner.eval()
     state.watch.outcome(outcome, level)
     if not outcome.total.requires_grad:
         raise UserError(f"the loss does not depend on the parameters of the level {level}: it is detached, or ignores the gate")
