@@ -14,7 +14,7 @@ from advmoe.data import Source, load_dataset
 from advmoe.evaluation import evaluate
 from advmoe.models import Classifier
 from advmoe.runs.load import load
-from advmoe.training.start import calibrate
+from advmoe.training.statistics import calibrate
 
 
 def figures(network: Classifier, images: Source, epsilon: float) -> dict[str, float]:

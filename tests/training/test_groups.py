@@ -57,6 +57,12 @@ def test_routers_learn_their_groups_after_the_counted_epochs(tiny, splits, tmp_p
     assert groups_of(latest.history, torch.device("cpu")).tolist() == first["router_groups"]
 
 
+@pytest.mark.parametrize("target", ["label_mod_n", "confusion"])
+def test_more_experts_than_classes_are_refused(target, tiny, splits, tmp_path):
+    with pytest.raises(UserError, match=r"^router_target needs a class for each expert: there are 11 experts and 10 classes$"):
+        train(tiny(router_target=target, num_experts=11), splits, tmp_path / "run", Recorder())
+
+
 def test_too_many_classes_are_refused(tiny, splits, tmp_path):
     splits_of_300_classes = replace(splits, spec=replace(splits.spec, classes=tuple(map(str, range(300)))))
     with pytest.raises(UserError, match=r"^router_target confusion takes at most 256 classes, not 300$"):

@@ -30,7 +30,7 @@ ALL_OPTIONS = {
     "epsilon_ramp": 0.5, "steps_ramp": 0.4, "weight_attack_gate": "alternate", "router_every": 2, "router_target": "confusion",
     "router_target_weight": 2.0, "router_consistency": 3.0, "router_margin": 0.5, "runner_up_consistency": 0.5,
     "router_loss": "target", "level_batches": "same", "tied_share": 0.0, "activation": "silu", "augment": "idbh_weak",
-    "augment_from": 0.5,
+    "augment_from": 0.5, "router_statistics": "plain",
 }  # fmt: skip
 
 
@@ -194,6 +194,16 @@ def test_router_loss_target_is_only_the_router_terms_and_the_weights_loss_has_no
     expected = 2 * (terms.target(clean, y) + terms.target(robust, y)) / 2 + 3 * terms.consistency(clean, robust)
     assert metrics["router_loss"].item() == pytest.approx(len(y) * expected.item(), rel=1e-5)
     assert metrics["loss"].item() == two_level(plain, BATCHES)["loss"].item()
+
+
+def test_the_pass_through_the_runner_up_moves_no_statistics():
+    plain, runner_up = make_state(), make_state(runner_up_consistency=1.0)
+    for state in (plain, runner_up):
+        two_level(state, BATCHES)
+    buffers = dict(plain.model.named_buffers())
+    assert all(torch.equal(value, buffers[name]) for name, value in runner_up.model.named_buffers())
+    parameters = dict(plain.model.named_parameters())
+    assert any(not torch.equal(value, parameters[name]) for name, value in runner_up.model.named_parameters())
 
 
 def test_runner_up_term_is_kl_through_the_second_expert_of_one_layer():

@@ -187,6 +187,11 @@ def test_the_further_passes_of_ingredients_in_advmoe():
     assert per_image(iterate(rest))["forward"] == (ATTACK + 2) * (MOE + PLAIN)
 
 
+def test_awp_does_not_perturb_the_fixed_weights_under_the_masks():
+    plain, awp = (iterate(with_options(make_state("at_sparse"), awp=gamma)) for gamma in (0.0, 0.01))
+    assert awp["forward"] == plain["forward"]
+
+
 def test_expert_norms_update_in_the_two_passes_of_the_weights_only(monkeypatch):
     state, updates = make_state("advmoe", norms="per_expert"), []
     monkeypatch.setattr(ExpertNorm, "_update_running", lambda *args: updates.append(args))

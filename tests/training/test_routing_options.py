@@ -9,7 +9,8 @@ from small_backbone import ROUTED
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
-from advmoe.training import start
+from advmoe.errors import UserError
+from advmoe.training import start, statistics
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.start import network
@@ -45,6 +46,46 @@ def test_router_warmup_rises_linearly_and_decays_with_the_cosine(method, tiny, s
     rise = [0, 1 / 3, 2 / 3, 1, 1, 1]
     assert rates.routers == pytest.approx([0.04 * r * c for r, c in zip(rise, cosine, strict=True)])
     assert rates.others == pytest.approx([0.1 * c for c in cosine])
+
+
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_the_schedule_untied_begins_when_routers_learn(method, tiny, splits, tmp_path, monkeypatch):
+    rates = Rates(monkeypatch)
+    untied = {"tied_share": 0.5, "router_schedule": "untied", "router_warmup": 0.5}
+    train(tiny(method, epochs=2, lr=0.1, router_lr=0.04, **untied), splits, tmp_path / "run", rates)
+    expected = [0.04 * rise * 0.5 * (1 + math.cos(math.pi * i / 3)) for i, rise in enumerate([0, 2 / 3, 1])]
+    assert rates.routers[-3:] == pytest.approx(expected)
+    assert rates.others == pytest.approx([0.1 * 0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)])
+
+
+def test_a_warmup_that_ends_before_routers_learn_is_refused(tiny, splits, tmp_path):
+    with pytest.raises(UserError, match=r"^router_warmup 0.4 ends while the experts are tied \(tied_share 0.5\) and no):
+        train(tiny(tied_share=0.5, router_warmup=0.4), splits, tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_routers_do_not_learn_while_the_experts_are_tied(method, tiny, splits, tmp_path):
+    config = tiny(method, epochs=1, tied_share=1.0)
+    train(config, splits, tmp_path / "run")
+    before, after = network(config, splits.spec), RunFolder(tmp_path / "run").latest().model_state()
+    routers = {id(parameter) for parameter in before.router_parameters()}
+    assert all(torch.equal(value, after[name]) == (id(value) in routers) for name, value in before.named_parameters())
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.5])
+@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
+def test_plain_statistics_of_routers_are_those_of_images_that_are_not_augmented(routers, ema, tiny, splits, tmp_path):
+    config = tiny(epochs=1, tied_share=0.0, routers=routers, router_statistics="plain", ema=ema)
+    train(config, splits, tmp_path / "run")
+    model, _ = start.best_network(tmp_path / "run", config, splits)
+    after = {name: value.clone() for name, value in model.named_buffers()}
+    statistics.calibrate_routers(model, config, splits.train)
+    assert all(torch.equal(value, after[name]) for name, value in model.named_buffers())
+    train(config.replace(training=config.training.replace(router_statistics="augmented")), splits, tmp_path / "augmented")
+    tracked = RunFolder(tmp_path / "augmented").latest().model_state()
+    changed = {name for name, value in model.named_buffers() if not torch.equal(value, tracked[name])}
+    assert changed
+    assert all("router" in name for name in changed)
 
 
 def test_without_warmup_routers_start_at_their_rate(tiny, splits, tmp_path, monkeypatch):
@@ -134,7 +175,8 @@ def test_dense_rows_hold_no_routing(tiny, splits, tmp_path):
 @pytest.mark.parametrize("routers", ["per_layer", "per_network"])
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])
 def test_every_kind_of_router_and_norm_trains(method, routers, norms, tiny, splits, tmp_path):
-    config = tiny(method, epochs=1, tied_share=0.34, routers=routers, norms=norms, balance="switch", router_warmup=0.1)
+    tied = {"tied_share": 0.34, "router_schedule": "untied", "router_warmup": 0.1}
+    config = tiny(method, epochs=1, routers=routers, norms=norms, balance="switch", **tied)
     (row,) = train(config, splits, tmp_path / "run", Recorder())
     layers = 1 if routers == "per_network" else ROUTED
     assert len(row["load"]) == len(row["dead"]) == len(row["router_entropy"]) == layers
@@ -170,7 +212,7 @@ def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion
     for seed in seeds:
         config = tiny(backbone="resnet18", seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
         model = network(config, fashion_mnist.spec)
-        start.calibrate(model, config, fashion_mnist.train)
+        statistics.calibrate(model, config, fashion_mnist.train)
         assert not model.training
         with torch.no_grad():
             _, routings = model.forward_routed(fashion_mnist.train[torch.arange(400)].pixels())
@@ -182,12 +224,12 @@ def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion
 def test_calibration_replaces_all_earlier_statistics(routers, tiny, splits):
     config = tiny(routers=routers)
     model = network(config, splits.spec)
-    start.calibrate(model, config, splits.train)
+    statistics.calibrate(model, config, splits.train)
     expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
     for _ in range(3):
         model(splits.train[torch.arange(20)].pixels())
-    start.calibrate(model, config, splits.train)
+    statistics.calibrate(model, config, splits.train)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 

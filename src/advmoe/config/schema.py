@@ -180,7 +180,12 @@ class TrainingConfig(Section):
     balance_weight: Rate = 0.01
     """Weight of the load-balance term."""
     router_warmup: Share = 0.0
-    """Share of the phase in which the routers' learning rate rises from 0 to its schedule."""
+    """Share of the routers' schedule in which their learning rate rises from 0."""
+    router_schedule: Literal["phase", "untied"] = "phase"
+    """Cosine and warm-up of the routers' learning rate run over the whole phase, or over its part after tied_share, in which
+    routers learn. With phase, little of the rate is left then."""
+    router_statistics: Literal["augmented", "plain"] = "augmented"
+    """What the routers' statistics are after an epoch: those of the augmented training images, or means over plain ones."""
     init_from: str | None = None
     """at_sparse: folder of an at_dense run to start from instead of a fresh dense network."""
     router_steps: Count = 1

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from advmoe.moe import ExpertNorm, RoutedNetwork
+from advmoe.training.statistics import kept_statistics
 
 
 @contextmanager
@@ -17,11 +18,8 @@ def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object]
     biases do not change. This is one step of the paper's ascent, with layer-wise norms. `backward` runs at w; its changes of the
     model's running statistics are undone. After the block, w is exactly as before, and the gradients computed inside are kept.
     """
-    buffers = [buffer.clone() for buffer in model.buffers()]
-    backward()
-    with torch.no_grad():
-        for buffer, value in zip(model.buffers(), buffers, strict=True):
-            buffer.copy_(value)
+    with kept_statistics(model):
+        backward()
     norms = {id(weight) for norm in model.modules() if isinstance(norm, ExpertNorm) for weight in norm.parameters()}
     candidates = [*model.weight_parameters(), *(model.router_parameters() if routers else [])]
     weights = [weight for weight in candidates if weight.ndim > 1 and id(weight) not in norms]

@@ -22,6 +22,7 @@ from advmoe.training.resume import claimed
 from advmoe.training.run import Run
 from advmoe.training.schedule import rates, set_rates
 from advmoe.training.start import batches, check, initial_network, network
+from advmoe.training.statistics import calibrate_routers
 from advmoe.training.steps import Metrics, TrainState
 from advmoe.training.teacher import KEY as TEACHER
 from advmoe.training.teacher import check_same, load_teacher
@@ -60,6 +61,8 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
                     figures = train_epoch(run, state, phase)
                     for copy in [model, *([state.ema.model] if state.ema else [])]:
                         distributed.broadcast_state(copy)  # without sync_norm the ranks' running statistics differ
+                        if config.training.router_statistics == "plain":
+                            calibrate_routers(copy, config, splits.train)
                     run.finish_epoch(state, figures | validate(state, splits.val))
             except NonFinite as error:
                 run.recover(error)

@@ -20,7 +20,7 @@ from advmoe.training.steps import TrainState
 log = logging.getLogger("advmoe")
 TRAINED = "trained"  # beside the optimizers' states: the weights in training, if a moving average is the network
 # what an optimizer's groups keep from the configuration and device, whatever the checkpoint says
-CONFIGURED = ("fused", "initial_lr", "warmup", "routers")
+CONFIGURED = ("fused", "initial_lr", "start", "warmup", "routers")
 
 
 @contextmanager

@@ -21,7 +21,8 @@ from advmoe.training.manifest import EpochRow, History, Progress
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import TRAINED, restore, restore_average
-from advmoe.training.start import calibrate, initial_network, train_state
+from advmoe.training.start import initial_network, train_state
+from advmoe.training.statistics import calibrate
 from advmoe.training.steps import TrainState
 from advmoe.training.totals import Totals, Value
 

@@ -6,16 +6,18 @@ from advmoe.training.steps import TrainState
 
 
 def set_rates(state: TrainState, lowered: float) -> None:
-    """Set the learning rates: cosine decay, after a linear warm-up if a group has one.
+    """Set the learning rates: cosine decay from the group's start, after a linear warm-up if a group has one.
 
     `lowered` multiplies the routers' rate, or all rates if no router learns: it is below 1 after a non-finite value.
     """
     groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
     routed = any(group["routers"] for group in groups)
     for group in groups:
-        rise = min(1.0, state.done / group["warmup"]) if group["warmup"] else 1.0
+        start = group["start"]
+        done = max(0.0, state.done - start) / (1 - start) if start < 1 else 0.0
+        rise = min(1.0, done / group["warmup"]) if group["warmup"] else 1.0
         rise *= lowered if group["routers"] or not routed else 1.0
-        group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * state.done))
+        group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * done))
 
 
 def rates(state: TrainState) -> dict[str, float]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from torch.amp import is_autocast_available
 
 from advmoe import distributed
@@ -16,7 +15,7 @@ from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.data.images import check_splits
 from advmoe.errors import UserError, lookup
 from advmoe.models import Classifier, build_model, compact, start_scores
-from advmoe.moe import GATES, MOMENTUM, ExpertNorm, MoEKind, Router, check_gate, check_routings
+from advmoe.moe import GATES, MoEKind, check_gate, check_routings
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.compiled import check_compile
@@ -24,8 +23,6 @@ from advmoe.training.groups import MAX_CLASSES
 from advmoe.training.losses import LOSSES, RSLAD, lookup_loss
 from advmoe.training.methods import LEVELS, METHODS, Phase, lookup_method
 from advmoe.training.steps import TrainState
-
-CALIBRATION_BATCHES = 8
 
 
 def check(config: RunConfig, splits: Splits) -> None:
@@ -37,6 +34,7 @@ def check(config: RunConfig, splits: Splits) -> None:
         check_gate(getattr(config.training, name), config.model.num_experts)
     check_splits(splits, config.data.dataset)
     _check_ingredients(config, splits)
+    _check_router_options(config, splits)
     _check_sizes(config, splits)
     autocast(config, splits.train.labels.device)
     check_compile(config.runtime, splits.train.labels.device)
@@ -45,33 +43,11 @@ def check(config: RunConfig, splits: Splits) -> None:
 def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if an option is set that does not work with the method, its loss or the other options."""
     training, method = config.training, METHODS[config.method]
-    loss_name = method.loss or training.loss
-    levels, loss = method.phases[0].levels, LOSSES[loss_name]
-    routed = isinstance(method.kind(config.model), MoEKind)
-    router_options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
-    router_options += ["awp_routers"] if training.awp_routers else []
-    router_options += ["router_target"] if training.router_target != "none" else []
-    level_options = [
-        name
-        for name, default in (
-            ("level_batches", "different"), ("weight_attack_gate", "hard"), ("router_every", 1), ("router_loss", "task"),
-        )
-        if getattr(training, name) != default
-    ]  # fmt: skip
-    if router_options and not routed:
-        raise UserError(f"{router_options[0]} is for methods with routers, not {config.method}")
+    levels, loss_name = method.phases[0].levels, method.loss or training.loss
+    defaults = {"level_batches": "different", "weight_attack_gate": "hard", "router_every": 1, "router_loss": "task"}
+    level_options = [name for name, default in defaults.items() if getattr(training, name) != default]
     if level_options and "routers" not in levels:
         raise UserError(f"{level_options[0]} is for advmoe, not {config.method}")
-    if training.router_consistency and not loss.has_clean:
-        raise UserError(f"router_consistency needs a loss with clean images, not {loss_name}")
-    if router_options and loss.attack is None:
-        raise UserError(f"{router_options[0]} needs a loss with an attack")
-    if training.router_target == "confusion" and len(splits.spec.classes) > MAX_CLASSES:
-        raise UserError(f"router_target confusion takes at most {MAX_CLASSES} classes, not {len(splits.spec.classes)}")
-    if training.runner_up_consistency and config.model.num_experts < 2:
-        raise UserError("runner_up_consistency needs at least 2 experts")
-    if training.router_loss == "target" and training.router_target == "none":
-        raise UserError("router_loss target needs a router_target")
     if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
     if training.awp_routers and not training.awp:
@@ -80,6 +56,35 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:
         raise UserError("soft_labels adr needs ema")
+
+
+def _check_router_options(config: RunConfig, splits: Splits) -> None:
+    """Raises UserError if an option of the routers is set that does not work with the method, its loss or the other options."""
+    training, method = config.training, METHODS[config.method]
+    loss_name, classes, experts = method.loss or training.loss, len(splits.spec.classes), config.model.num_experts
+    attacked = ["router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target"]
+    attacked = [name for name in attacked if getattr(training, name) not in (0.0, False, "none")]  # all but the defaults
+    others = {"router_schedule": "phase", "router_statistics": "augmented"}
+    options = [*attacked, *(name for name, default in others.items() if getattr(training, name) != default)]
+    if options and not isinstance(method.kind(config.model), MoEKind):
+        raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
+    if training.router_consistency and not LOSSES[loss_name].has_clean:
+        raise UserError(f"router_consistency needs a loss with clean images, not {loss_name}")
+    if attacked and LOSSES[loss_name].attack is None:
+        raise UserError(f"{attacked[0]} needs a loss with an attack")
+    if training.router_target == "confusion" and classes > MAX_CLASSES:
+        raise UserError(f"router_target confusion takes at most {MAX_CLASSES} classes, not {classes}")
+    if training.router_target != "none" and experts > classes:
+        raise UserError(f"router_target needs a class for each expert: there are {experts} experts and {classes} classes")
+    if training.runner_up_consistency and experts < 2:
+        raise UserError("runner_up_consistency needs at least 2 experts")
+    if training.router_loss == "target" and training.router_target == "none":
+        raise UserError("router_loss target needs a router_target")
+    if 0 < training.router_warmup <= training.tied_share and training.router_schedule == "phase":
+        raise UserError(
+            f"router_warmup {training.router_warmup:g} ends while the experts are tied (tied_share {training.tied_share:g}) and no "
+            "router learns: with router_schedule untied it begins afterwards"
+        )
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
@@ -136,6 +141,10 @@ def _load_dense(model: Classifier, config: RunConfig, splits: Splits, source: Pa
     folder = RunFolder(source)
     if folder.config().method != "at_dense":
         raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
+    for name in ("backbone", "stem", "width", "activation"):
+        theirs, ours = (getattr(model_config, name) for model_config in (folder.config().model, config.model))
+        if theirs != ours:
+            raise UserError(f"{source}: init_from needs a run with {name} {ours}, not {theirs}")
     dense, best = network(config.replace(method="at_dense"), splits.spec), folder.best()
     if best.fingerprint != splits.fingerprint:
         raise UserError(f"{source}: was trained on data with fingerprint {best.fingerprint}, not {splits.fingerprint}")
@@ -163,14 +172,16 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
 def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
     """The parameter groups of a level. Routers are a separate group: their learning rate differs, and rises during `warmup`.
 
-    `warmup` is a fraction of the phase.
+    `start` is the fraction of the phase at which the group's schedule starts, `warmup` a fraction of the schedule.
     """
     training, routers = config.training, model.router_parameters()
     parameters, ids = LEVELS[level](model), {id(parameter) for parameter in routers}
     others = [parameter for parameter in parameters if id(parameter) not in ids]
-    groups = [{"params": others, "initial_lr": training.lr, "warmup": 0.0, "routers": False}]
+    groups = [{"params": others, "initial_lr": training.lr, "start": 0.0, "warmup": 0.0, "routers": False}]
     if len(others) < len(parameters):
-        groups.append({"params": routers, "initial_lr": training.router_lr, "warmup": training.router_warmup, "routers": True})
+        start = training.tied_share if training.router_schedule == "untied" else 0.0
+        rate, warmup = training.router_lr, training.router_warmup
+        groups.append({"params": routers, "initial_lr": rate, "start": start, "warmup": warmup, "routers": True})
     return [group for group in groups if group["params"]]
 
 
@@ -198,31 +209,6 @@ def _bfloat16_is_fast(device: torch.device) -> bool:
     both (results/benchmarks/precision.json).
     """
     return device.type == "cuda" or (device.type == "cpu" and torch.cpu._is_avx512_bf16_supported())
-
-
-@torch.inference_mode()
-def calibrate(model: Classifier, config: RunConfig, images: Source) -> None:
-    """Set the running statistics of routers and batch norms to means over the first training batches.
-
-    Routers standardise what the batch norms return in eval mode, so both must be equally up to date. With the momentum of batch
-    norm a new router would send all images to one expert.
-    """
-    size = config.training.batch_size
-    (order,) = epoch_order(config.seed, 0, 1, len(images), size)
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
-    model.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # in torch, None means plain averages
-    for module in model.modules():
-        if isinstance(module, Router):
-            module.batches.zero_()  # a router starts with plain averages
-    for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
-        rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
-        model(images[rows].pixels())
-    for norm in norms:
-        norm.momentum = MOMENTUM
-    model.eval()
 
 
 def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: int = 0) -> Iterator[tuple[Images, ...]]:

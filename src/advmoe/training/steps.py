@@ -22,6 +22,7 @@ from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
 from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome, check_outcome
+from advmoe.training.statistics import kept_statistics
 from advmoe.training.terms import router_terms
 
 Batch = tuple[Tensor, Tensor]  # pixels [B, C, H, W] float32 in [0, 1], labels [B]
@@ -175,7 +176,9 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
         learner = fused_model if level == "routers" else state.model  # the fused model shares the model's routers
     backward = partial(_backward, state, level, learner, gate, Example(x, x_adv, y, targets))
     with _learning(state.model, optimizer):
-        if training.awp and state.done >= training.awp_from and (level != "routers" or training.awp_routers):
+        # the level of the masks has no weights to perturb
+        perturbs = level != "masks" and (level != "routers" or training.awp_routers)
+        if training.awp and state.done >= training.awp_from and perturbs:
             with awp.perturbed(state.model, training.awp, backward, training.awp_routers):
                 outcome = backward()
         else:
@@ -184,6 +187,8 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     if state.tied:
         for layer in state.model.moe_layers():
             layer.tie_gradients()
+        for parameter in state.model.router_parameters():
+            parameter.grad = None  # the choice between equal experts does not matter
     _take_step(state, optimizer)
     return outcome
 
@@ -230,14 +235,16 @@ def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tenso
     """KL(f(x') || f'(x')), mean over the images. It trains the experts to agree (after RT-ER).
 
     f' takes the route of f except in one layer, where it uses the expert with the second-largest routing logit. The layer is drawn
-    again in each iteration.
+    again in each iteration. A network router has one choice for all layers, so all of them change. The pass moves no running
+    statistics: experts would track images that they are not chosen for.
     """
     assert outcome.robust is not None
     routings = outcome.robust_routings
     layer = derive_seed(state.config.seed, state.iteration) % len(routings)
     route = torch.stack([routing.experts for routing in routings], dim=1)
     route[:, layer] = routings[layer].logits.topk(2, dim=1).indices[:, 1]
-    other, _ = _forward(state, state.model, ForcedGate(route))(x_adv)
+    with kept_statistics(state.model):
+        other, _ = _forward(state, state.model, ForcedGate(route))(x_adv)
     return kl_divergence(other, full(outcome.robust).log_softmax(dim=1)).mean()
 
 

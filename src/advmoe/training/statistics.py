@@ -1,0 +1,67 @@
+"""The running statistics of batch norms and routers, where they are not simply tracked."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from advmoe.config import RunConfig
+from advmoe.data import Source
+from advmoe.models import Classifier
+from advmoe.moe import MOMENTUM, ExpertNorm, Router
+from advmoe.training.batches import epoch_order
+
+CALIBRATION_BATCHES = 8
+
+
+@contextmanager
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Undo what the passes inside the block change in the buffers of `model`."""
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    yield
+    for buffer, value in zip(model.buffers(), buffers, strict=True):
+        buffer.data.copy_(value)  # data: autograd saved the buffers, although the backward pass in train mode does not use them
+
+
+def calibrate(model: Classifier, config: RunConfig, images: Source) -> None:
+    """Set the running statistics of routers and batch norms to means over the first training batches, not augmented.
+
+    Routers standardise what the batch norms return in eval mode, so both must be equally up to date. With the momentum of batch
+    norm a new router would send all images to one expert.
+    """
+    _recompute_statistics([model], model, config, images)
+
+
+def calibrate_routers(model: Classifier, config: RunConfig, images: Source) -> None:
+    """Set the running statistics of routers, and of a network router's batch norms, to means as `calibrate` does.
+
+    The batch norms of the backbone stay as they are. Padded and shifted crops have other means over the image than the images that
+    the network is used for, so routers that track augmented images take other routes for plain ones.
+    """
+    routers = [model.router] if model.router is not None else [layer.router for layer in model.moe_layers()]
+    _recompute_statistics([router for router in routers if router is not None], model, config, images)
+
+
+@torch.inference_mode()
+def _recompute_statistics(parts: Sequence[nn.Module], model: Classifier, config: RunConfig, images: Source) -> None:
+    """Set the running statistics of these parts of a network to means over the first training batches."""
+    size = config.training.batch_size
+    (order,) = epoch_order(config.seed, 0, 1, len(images), size)
+    modules = [module for part in parts for module in part.modules()]
+    norms = [module for module in modules if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
+    model.eval()
+    for part in parts:
+        part.train()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # in torch, None means plain averages
+    for module in modules:
+        if isinstance(module, Router):
+            module.batches.zero_()  # a router starts with plain averages
+    for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
+        rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
+        model(images[rows].pixels())
+    for norm in norms:
+        norm.momentum = MOMENTUM
+    model.eval()
