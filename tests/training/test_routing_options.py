@@ -59,7 +59,7 @@ def test_the_schedule_untied_begins_when_routers_learn(method, tiny, splits, tmp
 
 
 def test_a_warmup_that_ends_before_routers_learn_is_refused(tiny, splits, tmp_path):
-    with pytest.raises(UserError, match=r"^router_warmup 0.4 ends while the experts are tied \(tied_share 0.5\) and no):
+    with pytest.raises(UserError, match=r"^router_warmup 0.4 ends while the experts are tied \(tied_share 0.5\) and no router"):
         train(tiny(tied_share=0.5, router_warmup=0.4), splits, tmp_path / "run")
 
 
