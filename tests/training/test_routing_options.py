@@ -88,6 +88,18 @@ def test_plain_statistics_of_routers_are_those_of_images_that_are_not_augmented(
     assert all("router" in name for name in changed)
 
 
+@pytest.mark.parametrize("method", ["advmoe", "at_moe"])
+def test_rows_say_how_far_each_router_has_turned(method, tiny, splits, tmp_path):
+    fixed, learned, one_expert = (
+        train(tiny(method, epochs=1, tied_share=0.0, **fields), splits, tmp_path / str(number))[0]
+        for number, fields in enumerate([{"router_lr": 0.0}, {"router_lr": 1.0}, {"num_experts": 1, "model_scale": 0.5}])
+    )
+    assert fixed["router_cosine"] == pytest.approx([1.0] * ROUTED)
+    assert len(learned["router_cosine"]) == ROUTED
+    assert all(-1 <= cosine < 0.9999 for cosine in learned["router_cosine"])
+    assert "router_cosine" not in one_expert
+
+
 def test_without_warmup_routers_start_at_their_rate(tiny, splits, tmp_path, monkeypatch):
     rates = Rates(monkeypatch)
     train(tiny(epochs=1, tied_share=0.0, router_lr=0.04), splits, tmp_path / "run", rates)

@@ -239,8 +239,8 @@ class RuntimeConfig(Section):
     threads: Index = 0
     """CPU threads; 0 keeps torch's choice."""
     precision: Precision = "float32"
-    """bfloat16 runs the convolutions in bf16 (losses and the routers' linear layers stay float32). auto uses it on CPUs with AVX-512
-    BF16, and on CUDA devices of compute capability 8.0 or higher."""
+    """bfloat16 runs the convolutions in bf16 (losses and the routers' linear layers stay float32). auto uses it on CPUs with
+    AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
     """How each image is convolved with the filters of its expert. All ways give the same numbers; auto uses the fastest one
     (docs/performance.md)."""

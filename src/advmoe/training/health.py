@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from advmoe import distributed
 from advmoe.models import Classifier
+from advmoe.moe import Router
 from advmoe.training.losses import Outcome
 
 COLLAPSE = 0.95
@@ -59,6 +61,28 @@ class Watch:
     def _add(self, tensors: dict[str, Tensor], level: str) -> None:
         self.names += [f"{name} ({level} update)" for name in tensors]
         self.peaks += [peak.float() for peak in torch._foreach_norm(list(tensors.values()), torch.inf)]
+
+
+def router_cosines(model: Classifier, start: Classifier) -> list[float]:
+    """The cosine between the weights of each MoE layer's router in `model` and in `start`, the network that training began with.
+
+    The mean over the experts, which changes no choice, is subtracted first. 1 means that a router still divides its inputs as it
+    was drawn. Empty if there is one expert only, or one router for the network, whose features change too.
+    """
+    if model.router is not None:
+        return []
+    pairs = [(now.router, then.router) for now, then in zip(model.moe_layers(), start.moe_layers(), strict=True)]
+    return [
+        cosine_similarity(_contrasts(now), _contrasts(then), dim=0).item()
+        for now, then in pairs
+        if now is not None and then is not None and len(now.linear.weight) > 1
+    ]
+
+
+def _contrasts(router: Router) -> Tensor:
+    """The weights [N * C] of a router without their mean over the experts."""
+    weight = router.linear.weight.detach().float().cpu()
+    return (weight - weight.mean(dim=0)).flatten()
 
 
 def collapsed_layers(load: Tensor) -> list[tuple[int, int, float]]:

@@ -13,7 +13,7 @@ from advmoe.data import Images, Splits, with_generated
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.dispatch import set_fastest
 from advmoe.training.groups import groups_of, new_groups
-from advmoe.training.health import NonFinite, collapsed_layers
+from advmoe.training.health import NonFinite, collapsed_layers, router_cosines
 from advmoe.training.interrupts import Interrupts
 from advmoe.training.manifest import History
 from advmoe.training.methods import Phase
@@ -95,6 +95,8 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
     row: dict[str, Value] = {
         "epoch": epoch + 1, **rates(state), **figures, "train_seconds": totals.seconds, "iterations": iterations,
     }  # fmt: skip
+    if cosines := router_cosines(state.model, network(config, run.splits.spec)) if state.model.router_parameters() else []:
+        row["router_cosine"] = cosines
     if state.teacher is not None:
         row[TEACHER] = state.teacher.digest
     return row | new_groups(config, [*run.history, row])

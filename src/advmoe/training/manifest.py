@@ -52,8 +52,9 @@ class EpochRow(TypedDict):
     """An epoch, as in a line of metrics.jsonl: accuracies in percent, times in seconds, and other figures of the loss.
 
     `score` selects the best epoch of a phase. `load` [L, N] is each expert's share of the images in each layer, `dead` lists the
-    experts of each layer without images, and `teacher` is the digest of the teacher's weights. Rows of older versions may lack all
-    fields except the phase and the score.
+    experts of each layer without images, `router_cosine` [L] says how far each router has turned from its start
+    (`advmoe.training.health.router_cosines`), and `teacher` is the digest of the teacher's weights. Rows of older versions may lack
+    all fields except the phase and the score.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -68,6 +69,7 @@ class EpochRow(TypedDict):
     loss: NotRequired[Figure]
     load: NotRequired[list[list[float]]]
     dead: NotRequired[list[list[int]]]
+    router_cosine: NotRequired[list[float]]
     teacher: NotRequired[str]
 
 
