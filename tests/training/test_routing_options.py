@@ -7,10 +7,8 @@ import torch
 from recorder import Recorder
 from small_backbone import ROUTED
 
-from advmoe.config import DataConfig
-from advmoe.data import load_dataset
 from advmoe.errors import UserError
-from advmoe.training import start, statistics
+from advmoe.training import start
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.start import network
@@ -70,22 +68,6 @@ def test_routers_do_not_learn_while_the_experts_are_tied(method, tiny, splits, t
     before, after = network(config, splits.spec), RunFolder(tmp_path / "run").latest().model_state()
     routers = {id(parameter) for parameter in before.router_parameters()}
     assert all(torch.equal(value, after[name]) == (id(value) in routers) for name, value in before.named_parameters())
-
-
-@pytest.mark.parametrize("ema", [0.0, 0.5])
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
-def test_plain_statistics_of_routers_are_those_of_images_that_are_not_augmented(routers, ema, tiny, splits, tmp_path):
-    config = tiny(epochs=1, tied_share=0.0, routers=routers, router_statistics="plain", ema=ema)
-    train(config, splits, tmp_path / "run")
-    model, _ = start.best_network(tmp_path / "run", config, splits)
-    after = {name: value.clone() for name, value in model.named_buffers()}
-    statistics.calibrate_routers(model, config, splits.train)
-    assert all(torch.equal(value, after[name]) for name, value in model.named_buffers())
-    train(config.replace(training=config.training.replace(router_statistics="augmented")), splits, tmp_path / "augmented")
-    tracked = RunFolder(tmp_path / "augmented").latest().model_state()
-    changed = {name for name, value in model.named_buffers() if not torch.equal(value, tracked[name])}
-    assert changed
-    assert all("router" in name for name in changed)
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])
@@ -208,41 +190,6 @@ def test_every_kind_of_router_and_norm_resumes_bit_by_bit(method, routers, norms
     train(config, splits, tmp_path / "resumed", Recorder(), resume=True)
     expected, state = (RunFolder(tmp_path / name).latest().model_state() for name in ("uninterrupted", "resumed"))
     assert all(torch.equal(expected[name], state[name]) for name in expected)
-
-
-@pytest.fixture(scope="module")
-def fashion_mnist():
-    """Enough embedded images for a calibration and its check."""
-    return load_dataset(DataConfig(dataset="fashion-mnist", limit_train=1200, limit_test=20))
-
-
-@pytest.mark.parametrize("seeds", [pytest.param(range(1), id="one"), pytest.param(range(1, 10), id="more", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("norms", ["shared", "per_expert"])
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
-def test_no_calibrated_network_is_collapsed(routers, norms, seeds, tiny, fashion_mnist):
-    """After calibration, each of two experts of every layer gets at least a tenth of the images."""
-    for seed in seeds:
-        config = tiny(backbone="resnet18", seed=seed, width=16, routers=routers, norms=norms, batch_size=64)
-        model = network(config, fashion_mnist.spec)
-        statistics.calibrate(model, config, fashion_mnist.train)
-        assert not model.training
-        with torch.no_grad():
-            _, routings = model.forward_routed(fashion_mnist.train[torch.arange(400)].pixels())
-        least = [torch.bincount(routing.experts, minlength=2).min().item() / 400 for routing in routings]
-        assert min(least) >= 0.1, (seed, least)
-
-
-@pytest.mark.parametrize("routers", ["per_layer", "per_network"])
-def test_calibration_replaces_all_earlier_statistics(routers, tiny, splits):
-    config = tiny(routers=routers)
-    model = network(config, splits.spec)
-    statistics.calibrate(model, config, splits.train)
-    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    model.train()
-    for _ in range(3):
-        model(splits.train[torch.arange(20)].pixels())
-    statistics.calibrate(model, config, splits.train)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
 
 
 def test_rows_have_the_routers_learning_rate_too(tiny, splits, tmp_path):
