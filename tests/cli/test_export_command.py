@@ -61,6 +61,17 @@ def test_json_and_the_metadata_in_the_file(run, tmp_path, capsys):
     assert facts["config"]["method"] == "advmoe"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_the_network_that_was_evaluated_has_its_record_in_the_file(stand_in, tmp_path, capsys, dtype):
+    captured = run_export(capsys, "cifar10-w32", "--out", tmp_path / "network.pt2", "--dtype", dtype, "--check", "0")
+    facts = stand_in[0]["facts"]
+    assert facts["dtype"] == dtype
+    assert (facts["record"] is None) == (dtype != "float32")
+    assert ("written without the Record, which is of the network in float32, not in" in captured.err) == (dtype != "float32")
+    if dtype == "float32":
+        assert (facts["record"]["method"], facts["record"]["gallery"]) == ("advmoe", [])
+
+
 @pytest.fixture
 def stand_in(monkeypatch):
     """Replace the export, which takes seconds, by the network itself, and write a placeholder file. A list of its options."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from advmoe.cli.arguments.export import ExportArguments
 from advmoe.cli.streams import warn
 from advmoe.config import to_dict
+from advmoe.config.choices import Dtype
 from advmoe.data import Splits, load_dataset
 from advmoe.data.images import balanced
 from advmoe.errors import UserError
@@ -31,13 +32,15 @@ def run(arguments: ExportArguments) -> None:
     loaded = load(arguments.run)
     if loaded.record is None:
         warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
+    elif arguments.dtype != "float32":
+        warn(f"{arguments.out}: written without the Record, which is of the network in float32, not in {arguments.dtype}")
     data = _data(arguments, loaded)
     calibration = None
     if arguments.dtype == "int8" and data is not None:
         calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
     predict = export(
         loaded.network, loaded.input_size, arguments.out,
-        encoding=encoding, facts=facts(loaded) | {"dtype": encoding.dtype}, calibration=calibration,
+        encoding=encoding, facts=facts(loaded, encoding.dtype), calibration=calibration,
     )  # fmt: skip
     comparisons: list[Comparison | Agreement] = []
     if arguments.check:
@@ -57,13 +60,15 @@ def run(arguments: ExportArguments) -> None:
         )
 
 
-def facts(loaded: Loaded) -> dict[str, object]:
-    """The metadata of a file: classes, input, threat model, configuration, and the Record."""
+def facts(loaded: Loaded, dtype: Dtype) -> dict[str, object]:
+    """The metadata of a file: classes, input, threat model, configuration, dtype of the convolutions, and the Record. The Record is
+    None for other dtypes than float32, in which the network was evaluated."""
     config = to_dict(loaded.config.replace(data=loaded.config.data.replace(data_dir=None)))
     threat = {"norm": loaded.threat_model.norm, "epsilon": loaded.threat_model.epsilon}
+    record = loaded.record if dtype == "float32" else None
     return {
         "classes": list(loaded.classes), "input_size": list(loaded.input_size), "threat_model": threat, "config": config,
-        "epoch": loaded.epoch, "record": loaded.record and loaded.record.without_images().to_json(),
+        "epoch": loaded.epoch, "dtype": dtype, "record": record and record.without_images().to_json(),
     }  # fmt: skip
 
 
