@@ -8,10 +8,12 @@ import pytest
 import torch
 from small_backbone import ROUTED
 
+from advmoe.config import DataConfig, RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost
 from advmoe.evaluation.make_record import Measured, Trained, evaluate_run, make_record
 from advmoe.evaluation.record import HistoryRow, Record
+from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.record_file import checked_record, read_record, write_record
 from advmoe.evaluation.record_snapshot import EpsilonCurve, Layer
@@ -88,6 +90,17 @@ def test_robustbench_fields(record):
         "clean_acc", "reported", "autoattack_acc", "external", "unreliable",
     }  # fmt: skip
     assert model_info(record(ra_aa=30.0, unreliable=True))["unreliable"] is True
+
+
+def test_robustbench_names_generated_images_in_a_footnote(record):
+    """Its entries of networks that were trained on generated images have no additional data."""
+    generated = record(ra_aa=30.0)
+    generated.config = RecordedConfig.model_validate(
+        to_dict(RunConfig(method="at_dense", data=DataConfig(dataset="cifar10", generated="images.npz")))
+    )
+    info = model_info(generated)
+    assert info["additional_data"] is False
+    assert info["footnote"] == "It uses additional synthetic images in training."
 
 
 def test_robustbench_fields_of_attacks_that_did_not_run_are_missing(record):

@@ -4,7 +4,10 @@ from advmoe.evaluation.record import Record
 
 
 def model_info(record: Record) -> dict[str, str | int | bool]:
-    """The fields of a model_info file. `external` is RA-worst; `unreliable` is true if RA-AA is too far above it."""
+    """The fields of a model_info file. `external` is RA-worst; `unreliable` is true if RA-AA is too far above it.
+
+    Generated training images are no additional data for RobustBench, whose entries name them in a `footnote`.
+    """
     info: dict[str, str | int | bool] = {
         "link": "",
         "name": f"{record.method}, {record.backbone}",
@@ -17,6 +20,8 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
         "eps": _eps(record.epsilon),
         "clean_acc": f"{record.sa:.2f}",
     }
+    if record.config.section("data").get("generated") is not None:
+        info["footnote"] = "It uses additional synthetic images in training."
     if record.ra_aa is not None:
         info["reported"] = info["autoattack_acc"] = f"{record.ra_aa:.2f}"
     if record.ra_worst is not None:
