@@ -176,15 +176,32 @@ def test_restarts_keep_the_worst_of_each_image():
     assert x_adv[:, 0, 0, 0].tolist() == pytest.approx([0.58] * 3, abs=3e-4)
 
 
-def test_more_restarts_never_lower_the_objective():
+def test_more_restarts_never_lower_the_objective_or_the_number_of_misclassified_images():
     model, x, y = small_net(), torch.rand(6, 3, 8, 8), torch.arange(6) % 3
-    values = []
+    values, fooled = [], []
     for restarts in (1, 2, 4):
         x_adv = pgd(model, x, y, Pgd(0.03, 0.02, 1, restarts=restarts), ImageDraws(0, range(6)))
         values.append(cross_entropy(model(x_adv), y).detach())
-    assert (values[1] >= values[0] - 1e-6).all()
-    assert (values[2] >= values[1] - 1e-6).all()
+        fooled.append(model(x_adv).argmax(dim=1) != y)
+    for before, after in ((0, 1), (1, 2)):
+        assert (fooled[after] >= fooled[before]).all()
+        assert ((values[after] >= values[before] - 1e-6) | (fooled[after] > fooled[before])).all()
     assert (values[2] > values[0]).any()
+
+
+@pytest.mark.parametrize("order", [(-0.5, 0.8), (0.8, -0.5)])
+def test_restarts_keep_a_misclassified_point_even_if_another_has_a_higher_cross_entropy(order):
+    def three_classes(x):  # below 0.5 misclassified with cross-entropy 0.74, above correct with 1.03
+        a = x[:, 0, 0, :1]
+        return torch.where(a < 0.5, torch.tensor([0.0, 0.1, -9.0]), torch.tensor([1.0, 0.9, 0.9])) + 0 * a
+
+    def point(target, objective):
+        x_adv = pgd(three_classes, pair(0.5, 0.5), target, Pgd(0.1, 1e-4, 1, restarts=2), Constant(*order), objective)
+        return x_adv[0, 0, 0, 0].item()
+
+    assert point(torch.tensor([0]), cross_entropy) == pytest.approx(0.45)
+    log_probs = torch.tensor([[0.98, 0.01, 0.01]]).log()  # no labels: the highest objective alone decides
+    assert point(log_probs, kl_divergence) == pytest.approx(0.58)
 
 
 def test_cross_entropy_by_hand():

@@ -56,20 +56,29 @@ def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws
     """Images [B, C, H, W] in the ball around `x` that maximise `objective(predict(x'), target)`.
 
     `predict` maps pixels in [0, 1] to logits and should be frozen (`frozen(model)`). With several restarts, each image keeps the
-    last point with the highest objective. The projection is not part of the autograd graph.
+    last point with the highest objective; if `target` is labels [B] int64, a misclassified one if there is any. The projection is
+    not part of the autograd graph.
     """
     best = _ascend(predict, _start(x, settings, draws), x, target, settings, objective)
     if settings.restarts == 1:
         return best
     with torch.no_grad():
-        value = objective(predict(best), target)
+        fooled, value = _fooled_and_value(predict, best, target, objective)
         for _ in range(settings.restarts - 1):
             other = _ascend(predict, _start(x, settings, draws), x, target, settings, objective)
-            other_value = objective(predict(other), target)
-            better = other_value > value
+            other_fooled, other_value = _fooled_and_value(predict, other, target, objective)
+            better = torch.where(fooled == other_fooled, other_value > value, other_fooled)
             best = torch.where(better[:, None, None, None], other, best)
-            value = torch.where(better, other_value, value)
+            fooled, value = fooled | other_fooled, torch.where(better, other_value, value)
     return best
+
+
+def _fooled_and_value(predict: Predict, x_adv: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor]:
+    """Which images are misclassified, [B] bool, and the objective [B]. Without labels [B] as the target, none counts as such."""
+    logits = predict(x_adv)
+    value = objective(logits, target)
+    has_labels = target.ndim == 1 and not target.is_floating_point()
+    return logits.argmax(dim=1) != target if has_labels else torch.zeros_like(value, dtype=torch.bool), value
 
 
 def forward_backward(predict: Predict, x: Tensor, target: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
