@@ -207,6 +207,23 @@ def test_settings_are_those_that_the_method_uses():
     assert settings(changed_record("runtime", precision="bfloat16")) != settings(record())
 
 
+@pytest.mark.parametrize(("field", "value", "words"), [
+    ("attack_precision", "bfloat16", "attack gradients: float32, not bfloat16"),
+    ("pathway_budget", 16, "pathway budget: 64, not 16"),
+])  # fmt: skip
+def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, warnings, field, value, words):
+    newer = {**content(seed=1, **{field: value}), "time": "2027-01-01T00:00:00+00:00"}
+    write(tmp_path / "x.json", [content(), newer])
+    (record_of_newer,) = collect(tmp_path, warnings.append)
+    assert record_of_newer.seed == 1
+    assert f"({words})" in warnings[0]
+    assert departures(record_of_newer) == (f"{words.partition(':')[0]} {value} ({words.split()[2].removesuffix(',')})",)
+
+
+def test_a_record_that_does_not_say_the_settings_of_its_attacks_has_the_defaults():
+    assert settings(record(attack_precision="float32", pathway_budget=64)) == settings(record())
+
+
 def test_a_record_older_than_a_field_has_its_default():
     old = content()
     del old["config"]["training"]["router_warmup"]

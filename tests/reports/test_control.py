@@ -53,6 +53,14 @@ def test_pairs_that_were_attacked_differently_are_left_out():
     assert "it was attacked differently" in comparison_line(earlier_attacks, pair[1])
 
 
+def test_a_network_under_attacks_with_other_settings_is_not_compared():
+    low = with_flags("10", attack_precision="bfloat16")
+    assert "its attacks had other settings (attack gradients: float32, not bfloat16)" in comparison_line(low, with_flags("10"))
+    more = with_flags("10", pathway_budget=4096)
+    assert "its attacks had other settings (pathway budget: 64, not 4096)" in comparison_line(more, with_flags("10"))
+    assert "on the same images: +0.0 points" in comparison_line(with_flags("10", attack_precision="float32"), with_flags("10"))
+
+
 def test_a_network_attacked_by_another_version_is_not_compared():
     old, new = (attacked(with_flags("10"), "reroute") for _ in range(2))
     old.evaluation.attacks["reroute"].version = 1

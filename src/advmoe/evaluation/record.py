@@ -60,11 +60,22 @@ class Record(Part):
     `ra`: accuracy under PGD by number of steps. A Record has `ra_worst` if AutoAttack and the attacks on routing were run, and
     `ra_worst_quick` otherwise. `gmacs` is the ideal count. `run` is the name of the run's folder. `weights` is the digest of the
     network (`advmoe.models.digest`), None in Records of schemas 1 and 2. `attack_precision` is the data type of attacks'
-    gradients, None in Records that do not say it. `from_schema` is the schema of the file if it is older.
+    gradients, `pathway_budget` the number of pathways up to which all were attacked; both are None in Records that do not say it,
+    and the second also if the preset does not attack pathways. `from_schema` is the schema of the file if it is older.
     """
 
     sparse: ClassVar[frozenset[str]] = frozenset(
-        {"ra_aa", "ra_aa_plus", "ra_aa_rand", "ra_worst", "ra_worst_quick", "from_schema", "teacher", "attack_precision"}
+        {
+            "ra_aa",
+            "ra_aa_plus",
+            "ra_aa_rand",
+            "ra_worst",
+            "ra_worst_quick",
+            "from_schema",
+            "teacher",
+            "attack_precision",
+            "pathway_budget",
+        }
     )
     schema_number: Literal[3] = Field(3, alias="schema")
     from_schema: NonNegativeInt | None = None
@@ -95,6 +106,7 @@ class Record(Part):
     seed: Seed
     attack_seed: Seed
     attack_precision: Annotated[Literal["float32", "bfloat16"] | None, ValidValues("float32 or bfloat16")] = None
+    pathway_budget: NonNegativeInt | None = None
     config: RecordedConfig
     train_seconds: NonNegativeFloat
     evaluate_seconds: NonNegativeFloat

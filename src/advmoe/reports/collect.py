@@ -14,7 +14,7 @@ from advmoe.evaluation.record_file import checked_record, read_json, with_galler
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
 from advmoe.recipes import method_traits
-from advmoe.reports.measures import PRESENT, evaluated
+from advmoe.reports.measures import ATTACK_DEFAULTS, PRESENT, attack_settings, evaluated
 from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
@@ -172,8 +172,8 @@ def _read(path: Path, warn: Warn) -> list[RecordFile]:
 
 def settings(record: Record) -> dict[str, object]:
     """All settings that can change a run's result, except its seed: 'section.field' -> value, of the fields that its method uses,
-    with the data's fingerprint, the versions of the attacks and the epochs trained. A field that the Record is too old to have gets
-    its default."""
+    with the data's fingerprint, the settings and versions of the attacks, and the epochs trained. A field that the Record is too
+    old to have gets its default."""
     method = record.method
     ignored = {
         *NOT_COMPARED,
@@ -181,7 +181,7 @@ def settings(record: Record) -> dict[str, object]:
         *(("model.model_scale",) if is_full_scale(method) else ()),
     }
     flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
-    flat |= {"evaluated": evaluated(record), "epochs trained": _epochs_trained(record)}
+    flat |= attack_settings(record) | {"evaluated": evaluated(record), "epochs trained": _epochs_trained(record)}
     return {name: value for name, value in flat.items() if name not in ignored}
 
 
@@ -199,7 +199,7 @@ def shared_settings(record: Record) -> dict[str, object]:
 
 def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
-    defaults = _flat(to_dict(RunConfig())) | {"evaluated": PRESENT, "epochs trained": "all"}
+    defaults = _flat(to_dict(RunConfig())) | ATTACK_DEFAULTS | {"evaluated": PRESENT, "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
     others = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
     return tuple(

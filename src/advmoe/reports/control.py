@@ -6,7 +6,8 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.results import mean_difference
 from advmoe.reports.attacks import points
-from advmoe.reports.measures import attacks_of, evaluated, worst_of
+from advmoe.reports.collect import differing
+from advmoe.reports.measures import attack_settings, attacks_of, evaluated, worst_of
 
 CONTROL = "the control with one expert"
 NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe suffix -n1, or num_experts: 1 in a sweep file)."
@@ -40,6 +41,8 @@ def obstacle(record: Record, control: Record) -> str:
         return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"
     if evaluated(record) != evaluated(control):
         return "it was attacked by another version of advmoe; evaluate both with the same one"
+    if difference := differing(attack_settings(control), attack_settings(record)):
+        return f"its attacks had other settings ({difference}); evaluate both with the same --precision and --pathway-budget"
     if not _same_images(record, control):
         return "it was evaluated on other images, or a Record does not say which images are robust"
     return ""

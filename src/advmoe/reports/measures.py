@@ -9,10 +9,12 @@ from typing import Literal
 
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.attacks.registry import ATTACKS
+from advmoe.config.choices import PATHWAY_BUDGET
 from advmoe.evaluation.record import Record
 
 PRESENT = "by the present version of every attack"
 QUICK = frozenset(PRESETS["quick"].attacks)
+ATTACK_DEFAULTS: dict[str, object] = {"attack gradients": "float32", "pathway budget": PATHWAY_BUDGET}
 PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(QUICK_OF_VERSION_0_1)}
 
 
@@ -73,6 +75,15 @@ def evaluated(record: Record) -> str:
     if not older:
         return PRESENT
     return f"by an older version of {', '.join(f'{name} ({version})' for name, version in sorted(older.items()))}"
+
+
+def attack_settings(record: Record) -> dict[str, object]:
+    """The settings of the evaluation that change its attacks, as in `ATTACK_DEFAULTS`; the default if the Record has none.
+
+    Records that differ in one are not compared.
+    """
+    values = {"attack gradients": record.attack_precision, "pathway budget": record.pathway_budget}
+    return {name: default if values[name] is None else values[name] for name, default in ATTACK_DEFAULTS.items()}
 
 
 def _pgd(steps: int, summary: bool = False, meaning: str = "") -> Measure:
