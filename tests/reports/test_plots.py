@@ -2,10 +2,11 @@
 
 import pytest
 from matplotlib.text import Text
-from records import old_record, record, with_settings
+from records import attacked, old_record, record, runs, with_settings
 from records import quick as by_quick
 from saved_figures import record_saved_figures
 
+from advmoe.reports.cells import summarise
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 
 METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
@@ -73,6 +74,28 @@ def test_quick_worst_case_has_a_separate_panel(tmp_path, drawn):
     assert panels["RA-worst (quick)"] == {"AdvMoE, N 2": ([0.2, 0.5], [33.0, 33.0])}
 
 
+def test_fig7_has_no_mean_of_seeds_that_were_attacked_differently(tmp_path, drawn):
+    runs = [record("advmoe", seed, scale) for scale in (0.2, 0.5) for seed in (0, 1)]
+    mixed = [attacked(run, "pgd_10") if (run.seed, run.config.model.model_scale) == (1, 0.5) else run for run in runs]
+    fig7(mixed, tmp_path / "fig7.png")
+    worst, ra_50, _ = drawn[0].axes
+    assert lines(worst)["AdvMoE, N 2"] == ([0.2], pytest.approx([46.25]))
+    assert lines(ra_50)["AdvMoE, N 2"][0] == [0.2, 0.5]
+
+
+def test_fig7_separates_worst_cases_over_other_attacks_and_other_settings(tmp_path, drawn):
+    runs = [record(method, 0, scale) for method in ("at_small_dense", "at_moe", "advmoe") for scale in (0.2, 0.5)]
+    other = [attacked(run, "pgd_10") if run.method == "at_moe" else run for run in runs]
+    other = [with_settings(run, "training", lr=0.05) if run.method == "advmoe" else run for run in other]
+    fig7(other, tmp_path / "fig7.png")
+    first, second = drawn[0].subfigs
+    assert [ax.get_title() for ax in first.axes] == ["RA-worst\npgd_50", "RA-worst\npgd_10", "RA-50", "RA-AA"]
+    assert [list(lines(ax)) for ax in first.axes[:2]] == [["AT (S-Dense)"], ["AT (MoE), N 2"]]
+    assert [list(lines(ax)) for ax in second.axes] == [["AdvMoE, N 2"]] * 3
+    assert "training.lr 0.1\n" in first._suptitle.get_text()
+    assert "training.lr 0.05\n" in second._suptitle.get_text()
+
+
 def test_other_settings_are_in_separate_rows(tmp_path, drawn):
     scales = (0.2, 0.5)
     fig7([record("advmoe", 0, r) for r in scales] + [record("advmoe", 0, r, dataset="other") for r in scales], tmp_path / "a.png")
@@ -110,18 +133,57 @@ def test_epsilon_of_zero_has_no_multiples(tmp_path):
     assert not epsilon([record("advmoe", epsilon=0.0)], tmp_path / "epsilon.png")
 
 
-def test_frontier_has_the_networks_that_no_cheaper_one_matches():
-    points = [(1.0, 30.0), (2.0, 30.0), (2.0, 40.0), (3.0, 35.0), (4.0, 50.0), (4.0, 45.0)]
-    assert on_frontier(points) == [(1.0, 30.0), (2.0, 40.0), (4.0, 50.0)]
+def test_frontier_has_the_networks_that_are_ahead_of_all_that_cost_as_much_or_less():
+    """The dense network costs 0.04 GMACs, the others 0.01."""
+
+    def best(**figures):
+        return [one.cell.method for one in on_frontier(summarise(runs(**figures)), "ra_worst")]
+
+    assert best(at_dense=56.0, at_small_dense=46.0, advmoe=50.0) == ["advmoe", "at_dense"]
+    assert best(at_dense=50.5, at_small_dense=46.0, advmoe=50.0) == ["advmoe"]  # the dense network is not apart
+    assert best(at_dense=56.0, at_small_dense=49.5, advmoe=50.0) == ["at_dense"]  # neither of equal cost is ahead
+    assert best(advmoe=50.0) == []
+    assert best(seeds=(0,), at_dense=56.0, advmoe=50.0) == []
+    alone = [run for run in runs(at_dense=56.0, at_small_dense=46.0, advmoe=50.0) if (run.method, run.seed) != ("at_dense", 1)]
+    assert [one.cell.method for one in on_frontier(summarise(alone), "ra_worst")] == ["advmoe"]  # one seed is not ranked
 
 
-def test_frontier_rings_its_networks_and_separates_quick_figures(tmp_path, grid, drawn):
+def rings(ax):
+    """The centres of the rings."""
+    found = [collection for collection in ax.collections if collection.get_label() == "on the frontier"]
+    return [offset for collection in found for offset in collection.get_offsets().tolist()]
+
+
+def test_frontier_rings_its_networks_and_separates_quick_figures(tmp_path, drawn):
     quick = [by_quick(record(method, 0, 0.5, ra_worst=..., ra_worst_quick=60.0)) for method in ("at_moe", "advmoe")]
-    frontier([*grid, *quick], tmp_path / "frontier.png")
+    frontier([*runs(at_dense=56.0, at_small_dense=46.0, advmoe=50.0), *quick], tmp_path / "frontier.png")
     full, other = drawn[0].axes
     assert (full.get_ylabel(), other.get_ylabel()) == ("RA-worst, %", "RA-worst (quick), %")
-    (rings,) = [collection for collection in full.collections if collection.get_label() == "on the frontier"]
-    assert rings.get_offsets().tolist() == [pytest.approx(p) for p in ([0.0016, 46.25], [0.01, 49.25], [0.04, 55.25])]
+    assert rings(full) == [pytest.approx(centre, rel=0.13) for centre in ([0.01, 48.0], [0.04, 54.0])]
+    assert rings(other) == []
+    assert "on the frontier" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
+
+
+def test_frontier_separates_networks_that_cannot_be_compared(tmp_path, drawn):
+    """Other attacks, or other settings of the training, are other panels; seeds attacked differently have no point."""
+    methods = ("at_dense", "at_small_dense", "at_sparse", "at_moe")
+    networks = [record(method) for method in methods]
+    other = [attacked(run, "pgd_10") if run.method in methods[2:] else run for run in networks]
+    seeds = [record("advmoe", 0), attacked(record("advmoe", 1), "pgd_10")]
+    frontier([*other, *seeds], tmp_path / "frontier.png")
+    first, second = drawn[0].axes
+    assert (list(lines(first)), list(lines(second))) == (["AT (Dense)", "AT (S-Dense)"], ["AT (Sparse)", "AT (MoE), N 2"])
+    assert [ax.get_title().splitlines()[2] for ax in drawn[0].axes] == ["pgd_50", "pgd_10"]
+    for run in networks[2:]:
+        with_settings(run, "training", lr=0.05)
+    frontier(networks, tmp_path / "frontier.png")
+    assert [ax.get_title().splitlines()[2] for ax in drawn[1].axes] == ["training.lr 0.1", "training.lr 0.05"]
+
+
+def test_networks_of_other_backbones_are_in_one_panel_of_the_frontier(tmp_path, drawn):
+    other = with_settings(record(backbone="vgg16_bn"), "model", backbone="vgg16_bn")
+    frontier([record(), other], tmp_path / "frontier.png")
+    assert len(drawn[0].axes) == 1
 
 
 def test_frontier_needs_two_networks(tmp_path):

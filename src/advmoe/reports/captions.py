@@ -13,20 +13,21 @@ class Caption:
     needs: str
 
 
+ALIKE = "Each panel has networks that were trained with the same settings and attacked by the same attacks. "
 EXPERTS = "Marks of networks with other numbers of experts N differ: hollow for one, full for two; the legend names N."
 
 CAPTIONS = {
     "fig7": Caption(
         "Robustness against model scale",
-        "After Fig. 7. Marks are means over seeds, bars one sample deviation. " + EXPERTS,
+        "After Fig. 7. Marks are means over seeds, bars one sample deviation. " + ALIKE + EXPERTS,
         "Line charts, one for each measure of robust accuracy: one line a method, x axis: model scale r, y axis: percent. "
         "The tables above hold the same figures.",
         "a method at two model scales or more",
     ),
     "frontier": Caption(
         "Robustness against cost",
-        "Bars are 95 % intervals over seeds and images. A ring and a line mark the networks on the frontier: no cheaper network "
-        "is as robust. " + EXPERTS,
+        "Bars are 95 % intervals over seeds and images. A ring marks a network whose interval is above those of all others of the "
+        "same or a lower cost. Networks with one seed are not ranked, so they have no ring. " + ALIKE + EXPERTS,
         "Scatter charts: y axis worst-case robust accuracy, x axis billions of multiply-accumulates. "
         "The first table holds the same figures.",
         "two networks of one setting",

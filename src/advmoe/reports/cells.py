@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
@@ -10,7 +10,7 @@ from typing import Literal
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
-from advmoe.reports.collect import Cell, cell_of, departures, shared_settings
+from advmoe.reports.collect import Cell, cell_of, departures, shared_settings, short_value
 from advmoe.reports.measures import SUMMARY, WORST, attacks_of
 
 T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom
@@ -131,6 +131,14 @@ def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:
     for summary in summaries:
         groups[summary.cell.setting].append(summary)
     return dict(groups)
+
+
+def differing_settings(summary: Summary, others: Sequence[Summary], ignored: Collection[str] = ()) -> list[str]:
+    """'training.lr 0.05': the settings, apart from those of methods and the `ignored` ones, in which one of the others differs."""
+    return [
+        f"{name} {short_value(value)}" for name, value in summary.shared.items()
+        if name not in ignored and any(other.shared.get(name) != value for other in others)
+    ]  # fmt: skip
 
 
 def comparable_groups(summaries: Iterable[Summary]) -> list[list[Summary]]:

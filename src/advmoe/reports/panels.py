@@ -14,6 +14,7 @@ from advmoe.reports.collect import Cell, cell_of, is_full_scale, is_routed
 from advmoe.reports.figures import COLOURS, short
 
 Key = TypeVar("Key")
+Runs = TypeVar("Runs")  # a Record, or a Summary of several
 
 
 class Line(NamedTuple):
@@ -85,9 +86,8 @@ def run_title(record: Record) -> str:
     return f"{network_title(cell_of(record))}, {record.backbone}, {record.dataset}, seed {record.seed}"
 
 
-def line_of(record: Record) -> Line:
-    """The line of a panel that a Record belongs to."""
-    cell = cell_of(record)
+def line_of(cell: Cell) -> Line:
+    """The line of a panel that runs of a cell belong to."""
     return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.same_batches)
 
 
@@ -101,18 +101,18 @@ def setting_of(record: Record) -> Cell:
     return cell_of(record).setting
 
 
-def grouped(records: Iterable[Record], key: Callable[[Record], Key]) -> dict[Key, list[Record]]:
-    """Records by `key`, in order of first occurrence."""
-    groups: dict[Key, list[Record]] = {}
-    for record in records:
-        groups.setdefault(key(record), []).append(record)
+def grouped(runs: Iterable[Runs], key: Callable[[Runs], Key]) -> dict[Key, list[Runs]]:
+    """Records or summaries by `key`, in order of first occurrence."""
+    groups: dict[Key, list[Runs]] = {}
+    for one in runs:
+        groups.setdefault(key(one), []).append(one)
     return groups
 
 
-def by_line(records: Iterable[Record]) -> dict[Line, list[Record]]:
-    """Records by line, in the order of `METHOD_STYLES`."""
+def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
+    """Records or summaries by line, in the order of `METHOD_STYLES`; `cell` returns the cell of one."""
     order = list(METHOD_STYLES)
-    groups = grouped(records, line_of)
+    groups = grouped(runs, lambda one: line_of(cell(one)))
     return dict(sorted(groups.items(), key=lambda item: (order.index(item[0].method) if item[0].method in order else 99, item[0])))
 
 
@@ -123,13 +123,14 @@ def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
         scales = sorted({scale_of(record) for record in members if not is_full_scale(record.method)})
         for scale in scales or [1.0]:
             chosen = [record for record in members if is_full_scale(record.method) or scale_of(record) == scale]
-            panels.append((titled(setting, chosen, f"model scale r = {scale:g}, " if scales else ""), chosen))
+            counts = [len(runs) for runs in grouped(chosen, cell_of).values()]
+            panels.append((titled(setting, counts, f"model scale r = {scale:g}, " if scales else ""), chosen))
     return panels
 
 
-def titled(setting: Cell, records: Iterable[Record], detail: str = "") -> str:
-    """The setting as text, and the number of seeds of its networks."""
-    counts = sorted({len(members) for members in grouped(records, cell_of).values()})
+def titled(setting: Cell, counts: Iterable[int], detail: str = "") -> str:
+    """The setting as text, and the number of seeds of its networks, from the `counts` of each."""
+    counts = sorted(set(counts))
     seeds = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     named = replace(setting, dataset=short(setting.dataset), backbone=short(setting.backbone), norm=short(setting.norm))
     return f"{in_words(named)}\n{detail}{seeds} seed{'s' if counts[-1] > 1 else ''}"

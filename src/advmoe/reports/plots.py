@@ -3,7 +3,10 @@ data, it writes nothing and returns False. Deviations are sample deviations over
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from textwrap import shorten
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,76 +14,99 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import attack_title
-from advmoe.reports.cells import interval, summarise
+from advmoe.reports.cells import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
 from advmoe.reports.collect import Cell, cell_of, is_full_scale
 from advmoe.reports.figures import save, short
-from advmoe.reports.measures import SUMMARY, worst_of
+from advmoe.reports.measures import SUMMARY
 from advmoe.reports.panels import (
-    Line,
     by_line,
     by_panel,
     draw_curve,
     grouped,
     label_of,
     legend_below,
-    mean_and_std,
     radius,
-    scale_of,
-    setting_of,
     style_of,
     titled,
 )
 from advmoe.reports.routes import fig_a1, load_heat_map
 
 DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
+CELL: Callable[[Summary], Cell] = attrgetter("cell")
+OF_NETWORK = ("model.backbone", "model.width")  # settings in which the networks of a frontier may differ
+ASIDE = 1.06  # networks of almost equal cost are drawn side by side, apart by this factor
 
 
 def fig7(records: list[Record], path: Path) -> bool:
-    """Robust accuracies of the five robust methods against model scale (Fig. 7): one row of panels for each setting in which a
-    method has several scales."""
-    robust = [record for record in records if record.method != "standard"]
-    settings = {setting: members for setting, members in grouped(robust, setting_of).items() if _scales(members)}
-    if not settings:
+    """Robust accuracies of the five robust methods against model scale (Fig. 7): one row of panels for each group of comparable
+    networks in which a method has several scales, and one panel for each measure; worst cases over other attacks are separate."""
+    summaries = summarise(record for record in records if record.method != "standard")
+    rows = [(group, panels) for group in comparable_groups(summaries) if _has_scales(group) and (panels := _panels(group))]
+    if not rows:
         return False
-    names = [
-        name for name in DRAWN if any(DRAWN[name].value(record) is not None for members in settings.values() for record in members)
-    ]
-    figure = Figure(figsize=(3.3 * len(names), 3.4 * len(settings) + 0.7), layout="constrained")
-    rows = figure.subfigures(len(settings), 1, squeeze=False)[:, 0]
-    axes = []
-    for row, (setting, members) in zip(rows, settings.items(), strict=True):
-        row.suptitle(titled(setting, members), fontsize=9)
-        axes += list(row.subplots(1, len(names), squeeze=False, sharey=True)[0])
-        for ax, name in zip(axes[-len(names) :], names, strict=True):
-            _against_scale(ax, name, members)
-        axes[-len(names)].set_ylabel("accuracy, %")
-    legend_below(figure, axes)
+    columns = max(len(panels) for _, panels in rows)
+    figure = Figure(figsize=(3.3 * columns, 3.4 * len(rows) + 0.7), layout="constrained")
+    for row, (group, panels) in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        setting = group[0].cell.setting
+        others = [other for other in summaries if other.cell.setting == setting]
+        row.suptitle(
+            titled(setting, [summary.n for summary in group], _detail(differing_settings(group[0], others))), fontsize=9
+        )  # fmt: skip
+        axes = row.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for ax, panel in zip(axes, panels, strict=True):
+            _against_scale(ax, panel, group)
+            plans = {attacks for name, attacks in panels if name == panel.name}
+            ax.set_title(DRAWN[panel.name].label + (f"\n{_plan(panel.attacks)}" if len(plans) > 1 else ""))
+        axes[0].set_ylabel("accuracy, %")
+    legend_below(figure, figure.axes)
     save(figure, path)
     return True
 
 
-def _scales(records: Iterable[Record]) -> bool:
+class Panel(NamedTuple):
+    """What the accuracies in one panel share: the measure and, if it is a worst case, the attacks behind it."""
+
+    name: str
+    attacks: frozenset[str] | None
+
+
+def _panels(summaries: Sequence[Summary]) -> list[Panel]:
+    """The panels that these runs need. Seeds that were attacked differently have no common worst case, and so no panel."""
+    drawn = [Panel(name, summary.attacks.get(name)) for name in DRAWN for summary in summaries if name in summary.figures]
+    return list(dict.fromkeys(drawn))
+
+
+def _has_scales(summaries: Iterable[Summary]) -> bool:
     """Whether a method was run at several model scales."""
-    return any(len({scale_of(record) for record in members}) > 1 for members in by_line(records).values())
+    return any(len({summary.cell.model_scale for summary in members}) > 1 for members in by_line(summaries, CELL).values())
 
 
-def _against_scale(ax: Axes, name: str, records: Sequence[Record]) -> None:
-    title, value = DRAWN[name].label, DRAWN[name].value
-    lines = by_line(record for record in records if value(record) is not None)
-    for line, members in lines.items():
-        at = sorted(grouped(members, scale_of).items())
-        points = [mean_and_std([value(record) or 0.0 for record in runs]) for _, runs in at]
-        means, stds = [mean for mean, _ in points], [std for _, std in points]
-        style, label = style_of(line), label_of(line)
+def _against_scale(ax: Axes, panel: Panel, summaries: Sequence[Summary]) -> None:
+    drawn = [one for one in summaries if panel.name in one.figures and one.attacks.get(panel.name) == panel.attacks]
+    for line, members in by_line(drawn, CELL).items():
+        members.sort(key=lambda summary: summary.cell.model_scale)
+        figures = [summary.figures[panel.name] for summary in members]
+        style = style_of(line)
         if is_full_scale(line.method):
-            ax.axhline(means[0], color=style.colour, linestyle=style.dash, linewidth=0.8)
+            ax.axhline(figures[0].mean, color=style.colour, linestyle=style.dash, linewidth=0.8)
         ax.errorbar(
-            [scale for scale, _ in at], means, yerr=stds, color=style.colour, linestyle=style.dash, **style.marks(5),
-            capsize=2, label=label,
+            [summary.cell.model_scale for summary in members], [figure.mean for figure in figures],
+            yerr=[figure.std or 0.0 for figure in figures], color=style.colour, linestyle=style.dash, **style.marks(5),
+            capsize=2, label=label_of(line),
         )  # fmt: skip
-    ax.set(title=title, xlabel="model scale r")
-    ax.set_xticks(sorted({scale_of(record) for record in records}))
+    ax.set_xlabel("model scale r")
+    ax.set_xticks(sorted({summary.cell.model_scale for summary in summaries}))
     ax.grid(alpha=0.3)
+
+
+def _plan(attacks: frozenset[str] | None) -> str:
+    return shorten(attacks_in_words(attacks or frozenset()), 60, placeholder=" …")
+
+
+def _detail(texts: Iterable[str]) -> str:
+    """A line of a title, empty if there is nothing to say."""
+    line = shorten(", ".join(texts), 100, placeholder=" …")
+    return f"{line}\n" if line else ""
 
 
 def fig_a2(records: list[Record], path: Path) -> bool:
@@ -103,7 +129,7 @@ def fig_a2(records: list[Record], path: Path) -> bool:
 
 
 def _trajectories(ax: Axes, records: Iterable[Record], name: str) -> None:
-    for line, members in by_line(records).items():
+    for line, members in by_line(records, cell_of).items():
         epochs = min(len(record.history) for record in members)  # a run that was cut short shortens its method's mean
         rows = [record.history[:epochs] for record in members]
         label = label_of(line)
@@ -130,7 +156,7 @@ def epsilon(records: list[Record], path: Path) -> bool:
 def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
     first = records[0]
     assert first.epsilon_curve is not None
-    for line, members in by_line(records).items():
+    for line, members in by_line(records, cell_of).items():
         curves = [record.epsilon_curve for record in members if record.epsilon_curve]
         multiples = [value / first.epsilon for value in curves[0].epsilons]
         draw_curve(ax, line, multiples, [curve.ra for curve in curves], label_of(line))
@@ -143,48 +169,64 @@ def _against_epsilon(ax: Axes, records: Sequence[Record]) -> None:
 
 
 def frontier(records: list[Record], path: Path) -> bool:
-    """RA-worst against GMACs, one panel for each setting with several networks; quick figures have separate panels.
+    """The worst case against GMACs, one panel for each group of several networks that can be compared: the same setting apart from
+    the network, and the same attacks.
 
-    A ring and a line mark the networks on the frontier: no cheaper network is as robust.
+    A ring and a line mark the networks on the frontier (`on_frontier`).
     """
-    panels = {key: members for key, members in grouped(records, _frontier_key).items() if len(grouped(members, cell_of)) > 1}
+    summaries = summarise(records)
+    measured = [(summary, name) for summary in summaries for name in summary.attacks]
+    panels = {key: [summary for summary, _ in members] for key, members in grouped(measured, _frontier_key).items()}
+    panels = {key: members for key, members in panels.items() if len(members) > 1}
     if not panels:
         return False
     figure = Figure(figsize=(6.4, 4.2 * len(panels) + 0.8), layout="constrained")
-    for ax, ((setting, name), members) in zip(figure.subplots(len(panels), 1, squeeze=False)[:, 0], panels.items(), strict=True):
-        _against_cost(ax, name, members)
-        ax.set_title(titled(setting, members), fontsize=9)
+    axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for ax, ((setting, panel, _), members) in zip(axes, panels.items(), strict=True):
+        _against_cost(ax, panel.name, members)
+        others = [other for other in summaries if _without_network(other) == setting and panel.name in other.attacks]
+        plans = [_plan(panel.attacks)] if len({other.attacks[panel.name] for other in others}) > 1 else []
+        detail = _detail([*plans, *differing_settings(members[0], others, OF_NETWORK)])
+        ax.set_title(titled(setting, [summary.figures[panel.name].n for summary in members], detail), fontsize=9)
     legend_below(figure, figure.axes)
     save(figure, path)
     return True
 
 
-def _frontier_key(record: Record) -> tuple[Cell, str]:
-    """The setting without the network, and the worst case's measure."""
-    return replace(setting_of(record), backbone="", width=None), worst_of(record).name
+def _without_network(summary: Summary) -> Cell:
+    """The setting without the network."""
+    return replace(summary.cell.setting, backbone="", width=None)
 
 
-ASIDE = 1.06  # networks of almost equal cost are drawn side by side, apart by this factor
-Point = tuple[float, float, tuple[float, float], Line, str]  # GMACs, mean, its 95 % interval, line, name
+def _frontier_key(measured: tuple[Summary, str]) -> tuple[Cell, Panel, str]:
+    """What the networks of a panel share, with the settings as text."""
+    summary, name = measured
+    shared = sorted((field, str(value)) for field, value in summary.shared.items() if field not in OF_NETWORK)
+    return _without_network(summary), Panel(name, summary.attacks[name]), str(shared)
 
 
-def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
-    lines, several = by_line(records), len({record.backbone for record in records}) > 1
-    points = [point for line, members in lines.items() for point in _points(line, members, name, several)]
-    costs, drawn_at = [gmacs for gmacs, *_ in points], {}
-    for number, (gmacs, mean, (low, high), line, text) in enumerate(points):
-        style = style_of(line)
-        beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs[:number])
-        x = drawn_at[gmacs, mean] = gmacs * ASIDE**beside
-        ax.errorbar(
-            x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, linestyle="", **style.marks(7), capsize=2,
-            label=label_of(line),
-        )  # fmt: skip
-        ax.annotate(text, (x, mean), (7, 5), textcoords="offset points", fontsize=7)
-    best = on_frontier([(gmacs, mean) for gmacs, mean, *_ in points])
-    xs, ys = [drawn_at[point] for point in best], [mean for _, mean in best]
-    ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
-    ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
+def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
+    several = len({summary.cell.backbone for summary in summaries}) > 1
+    drawn_at: dict[Cell, float] = {}
+    costs: list[float] = []
+    for line, members in by_line(summaries, CELL).items():
+        for summary in members:
+            style, cell, mean, gmacs = style_of(line), summary.cell, summary.figures[name].mean, _gmacs(summary)
+            low, high = interval(summary, name)
+            beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs)
+            costs.append(gmacs)
+            x = drawn_at[cell] = gmacs * ASIDE**beside
+            ax.errorbar(
+                x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, linestyle="", **style.marks(7), capsize=2,
+                label=label_of(line),
+            )  # fmt: skip
+            text = f"{short(cell.backbone)}, " * several + f"r {cell.model_scale:g}"
+            ax.annotate(text, (x, mean), (7, 5), textcoords="offset points", fontsize=7)
+    best = on_frontier(summaries, name)
+    xs, ys = [drawn_at[summary.cell] for summary in best], [summary.figures[name].mean for summary in best]
+    if best:
+        ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
+        ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
     ax.set(xlabel="GMACs of one image", ylabel=f"{DRAWN[name].label}, %")
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -194,28 +236,19 @@ def _against_cost(ax: Axes, name: str, records: Sequence[Record]) -> None:
     ax.grid(alpha=0.3)
 
 
-def _points(line: Line, records: Sequence[Record], name: str, with_backbone: bool) -> list[Point]:
-    """One point for each network of the line whose seeds were attacked by the same attacks: the mean over the seeds."""
-    return [
-        (
-            summary.figures["gmacs"].mean,
-            summary.figures[name].mean,
-            interval(summary, name),
-            line,
-            f"{short(summary.cell.backbone)}, " * with_backbone + f"r {summary.cell.model_scale:g}",
-        )
-        for summary in summarise(records)
-        if name in summary.figures
-    ]
+def _gmacs(summary: Summary) -> float:
+    return summary.figures["gmacs"].mean
 
 
-def on_frontier(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points (cost, accuracy), by rising cost, that are more accurate than every point of the same or a lower cost."""
-    best: list[tuple[float, float]] = []
-    for cost, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or accuracy > best[-1][1]:
-            best.append((cost, accuracy))
-    return best
+def on_frontier(summaries: Iterable[Summary], name: str) -> list[Summary]:
+    """The networks, by rising cost, that are ahead (`cells.outcome`) in `name` of every other one of the same or a lower cost. Only
+    networks with several seeds are considered; empty if there are fewer than two."""
+    ranked = sorted((summary for summary in summaries if summary.figures[name].n > 1), key=_gmacs)
+    best = [
+        one for one in ranked
+        if all(outcome(one, other, name) == "ahead" for other in ranked if other is not one and _gmacs(other) <= _gmacs(one))
+    ]  # fmt: skip
+    return best if len(ranked) > 1 else []
 
 
 FIGURES: Mapping[str, Callable[[list[Record], Path], bool]] = {
