@@ -31,14 +31,13 @@ from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured, worst_of
 from advmoe.reports.panels import in_words, network_title
 from advmoe.reports.plots import frontier
-from advmoe.reports.verdict import verdict
+from advmoe.reports.verdict import check_lines, verdict
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
 FLAGSHIP = "cifar10-w32"
 IMAGE = "docs/images/robustness.png"
 DIGEST = "records"  # name of the PNG's text
-CHECKS_LINES = ("No run failed", "Failed its checks")  # of a verdict
 
 
 def accuracies(records: list[Record]) -> list[Measure]:
@@ -190,7 +189,8 @@ def methods_table() -> str:
 
 def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
-    lines = [line for line in verdict(main_records()) if not line.startswith(CHECKS_LINES)]
+    checks = check_lines(main_records())
+    lines = [line for line in verdict(main_records()) if line not in checks]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
 

@@ -6,7 +6,7 @@ from records import ROBUST, attacked, content, record, runs, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
-from advmoe.reports.verdict import verdict
+from advmoe.reports.verdict import check_lines, verdict
 
 
 def test_verdict_names_the_most_robust_network_and_its_cost():
@@ -96,9 +96,34 @@ def test_settings_with_most_methods_come_first():
     assert "300 test images" in lines[1]
 
 
+def with_checks(*checks, **fields):
+    """A Record with the checks (number, name, status, detail)."""
+    names = ("number", "name", "status", "detail")
+    return record(
+        **fields, evaluation={**content()["evaluation"], "checks": [dict(zip(names, one, strict=True)) for one in checks]}
+    )
+
+
+def test_warnings_and_skipped_checks_are_named():
+    both = (4, "Square adds nothing", "skipped", "AutoAttack was not run"), (6, "experts are used", "warn", "1 layer collapsed")
+    more = (5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run"), (7, "more budget", "skipped", "not in this preset")
+    lines = check_lines([with_checks(*both), with_checks(*both, *more, seed=1), with_checks((1, "", "pass", ""), seed=2)])
+    assert lines == [
+        "No run failed a check of its evaluation.",
+        "Check with a warning: (6) experts are used: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 0; "
+        "AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 1.",
+        "Skipped checks: 1 to 3 of 5, in 2 of 3 runs: 4, 5 (AutoAttack was not run); 7 (not in this preset).",
+    ]
+    many = check_lines([with_checks(both[1], seed=seed) for seed in range(7)])
+    assert many[1].endswith("seed 4; and 2 runs more.")
+    assert check_lines([with_checks()]) == ["No check of the evaluation was made."]
+
+
 def test_failed_checks_are_named_for_each_run():
-    lines = verdict([record(seed=3)])
-    assert lines[-1] == (
+    lines = check_lines([record(seed=3)])
+    assert verdict([record(seed=3)])[-2:] == lines
+    assert lines[-1] == "Skipped checks: 1 of 3, in 1 of 1 run: 4 (AutoAttack was not run)."
+    assert lines[0] == (
         "Failed its checks: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
         "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
     )

@@ -4,18 +4,29 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from advmoe.evaluation.record import Record
-from advmoe.reports.cells import Summary, attacks_in_words, by_setting, comparable_groups, outcome, summarise, worst_name
+from advmoe.evaluation.record_evaluation import Check
+from advmoe.reports.cells import (
+    Summary,
+    attacks_in_words,
+    by_setting,
+    comparable_groups,
+    differing_settings,
+    outcome,
+    summarise,
+    worst_name,
+)
 from advmoe.reports.choice import choice_answers
-from advmoe.reports.collect import short_value
 from advmoe.reports.measures import BY_NAME, label
-from advmoe.reports.panels import network_title, run_title, setting_text
+from advmoe.reports.panels import grouped, network_title, run_title, setting_text
+from advmoe.reports.runs import number_of
 
+LISTED = 5  # runs in a line of warnings
 BY = "95 % intervals over seeds and over images"
 
 
 def verdict(records: Iterable[Record]) -> list[str]:
     """Sentences: for every setting, which method is most robust in the worst case and at what cost; after the first of them,
-    whether choosing an expert helps, for every setting with a control; at the end the failed checks.
+    whether choosing an expert helps, for every setting with a control; at the end the self-checks (`check_lines`).
 
     Settings with more methods come first, then those with more training. Runs of one setting that cannot be compared have a
     sentence for each comparable group.
@@ -25,7 +36,7 @@ def verdict(records: Iterable[Record]) -> list[str]:
     parts = [(_where(part[0], group), part) for group in groups for part in comparable_groups(group)]
     parts.sort(key=lambda pair: _weight(pair[1]), reverse=True)
     rankings = [_winner(*pair) for pair in parts]
-    return [*rankings[:1], *choice_answers(records), *rankings[1:], *_failures(records)]
+    return [*rankings[:1], *choice_answers(records), *rankings[1:], *check_lines(records)]
 
 
 def _weight(part: Sequence[Summary]) -> tuple[int, int]:
@@ -35,9 +46,8 @@ def _weight(part: Sequence[Summary]) -> tuple[int, int]:
 
 def _where(summary: Summary, group: Sequence[Summary]) -> str:
     """The setting as text without the data set, with the settings in which the run differs from others of `group`."""
-    names = [name for name in summary.shared if any(other.shared.get(name) != summary.shared[name] for other in group)]
-    differing = [f"{name} {short_value(summary.shared[name])}" for name in names]
-    return ", ".join([setting_text(summary.cell.setting).removeprefix(f"{summary.cell.dataset}, "), *differing])
+    setting = setting_text(summary.cell.setting).removeprefix(f"{summary.cell.dataset}, ")
+    return ", ".join([setting, *differing_settings(summary, group)])
 
 
 def _winner(where: str, group: Sequence[Summary]) -> str:
@@ -92,12 +102,40 @@ def _share(summary: Summary, name: str) -> str:
     return f"{share} at {cost}"
 
 
-def _failures(records: Sequence[Record]) -> list[str]:
-    """One line for every run whose evaluation failed a self-check, or one line that says that none did."""
-    lines = []
-    for record in records:
-        failed = [check for check in record.evaluation.checks if check.status == "fail"]
-        if failed:
-            names = "; ".join(f"({check.number}) {check.name}: {check.detail}" for check in failed)
-            lines.append(f"Failed its checks: {run_title(record)}: {names}.")
-    return lines or ["No run failed a check of its evaluation."]
+def check_lines(records: Sequence[Record]) -> list[str]:
+    """What the self-checks of the evaluations say: one line for every run that failed one, or one line that says that none did; one
+    line for every check that gave a warning; one line for those that were skipped."""
+    checks = [(record, check) for record in records for check in record.evaluation.checks]
+    if not checks:
+        return ["No check of the evaluation was made."]
+    failed = grouped((pair for pair in checks if pair[1].status == "fail"), lambda pair: run_title(pair[0]))
+    warned = grouped((pair for pair in checks if pair[1].status == "warn"), lambda pair: _name(pair[1]))
+    lines = [
+        f"Failed its checks: {title}: {'; '.join(f'{_name(check)}: {check.detail}' for _, check in pairs)}."
+        for title, pairs in failed.items()
+    ]
+    lines = lines or ["No run failed a check of its evaluation."]
+    for name, pairs in warned.items():
+        titles = [run_title(record) for record, _ in pairs]
+        more = f"; and {number_of(len(titles) - LISTED, 'run')} more" if len(titles) > LISTED else ""
+        lines.append(f"Check with a warning: {name}: {'; '.join(titles[:LISTED])}{more}.")
+    return [*lines, *_skipped(records)]
+
+
+def _name(check: Check) -> str:
+    return f"({check.number}) {check.name}"
+
+
+def _skipped(records: Sequence[Record]) -> list[str]:
+    """How many checks were skipped, and why; no line if none was."""
+    total = len({check.number for record in records for check in record.evaluation.checks})
+    by_run = [{check.number: check.detail for check in record.evaluation.checks if check.status == "skipped"} for record in records]
+    counts = [len(skipped) for skipped in by_run if skipped]
+    if not counts:
+        return []
+    by_reason: dict[str, set[int]] = {}
+    for number, reason in sorted({item for skipped in by_run for item in skipped.items()}):
+        by_reason.setdefault(reason, set()).add(number)
+    reasons = "; ".join(f"{', '.join(map(str, sorted(numbers)))} ({reason})" for reason, numbers in by_reason.items())
+    number = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
+    return [f"Skipped checks: {number} of {total}, in {len(counts)} of {number_of(len(records), 'run')}: {reasons}."]
