@@ -134,8 +134,8 @@ def _skipped(records: Sequence[Record]) -> list[str]:
     if not counts:
         return []
     by_reason: dict[str, set[int]] = {}
-    for number, reason in sorted({item for skipped in by_run for item in skipped.items()}):
-        by_reason.setdefault(reason, set()).add(number)
+    for check, reason in sorted({item for skipped in by_run for item in skipped.items()}):
+        by_reason.setdefault(reason, set()).add(check)
     reasons = "; ".join(f"{', '.join(map(str, sorted(numbers)))} ({reason})" for reason, numbers in by_reason.items())
     number = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
     return [f"Skipped checks: {number} of {total}, in {len(counts)} of {number_of(len(records), 'run')}: {reasons}."]
