@@ -17,8 +17,10 @@ def test_a_network_is_compared_with_its_control_image_by_image():
     ahead = with_flags("1" * 60 + "0" * 40), with_flags("1" * 30 + "0" * 70, run="one-expert")
     line = comparison_line(*ahead)
     assert "minus that of one-expert, on the same images: +30.0 points (" in line
-    assert line.endswith(": more robust")
-    assert comparison_line(*reversed(ahead)).endswith(": less robust")
+    assert ": this trained network is more robust than that one. The interval is over images, not seeds: " in line
+    assert line.endswith("it compares the two networks, not their methods")
+    assert "this trained network is less robust than that one" in comparison_line(*reversed(ahead))
+    assert "this trained network is not apart from that one" in comparison_line(*pair)
     assert "evaluated on other images" in comparison_line(ahead[0], with_flags("1"))
     assert "epsilon or norm differs" in comparison_line(ahead[0], with_flags(ahead[1].evaluation.flags, epsilon=0.5))
 

@@ -57,10 +57,13 @@ def _flags(record: Record) -> str:
 
 
 def comparison_line(record: Record, control: Record) -> str:
-    """The difference in one line, or the reason why the two cannot be compared."""
+    """The difference of the two trained networks in one line, or the reason why they cannot be compared."""
     name = control.run or "the control"
     difference = worst_case_difference([(record, control)])
     if difference is None:
         return f"not compared with {name}: {obstacle(record, control)}"
-    verdict = "more robust" if difference.low > 0 else "less robust" if difference.high < 0 else "no significant difference"
-    return f"{worst_of(record).label} minus that of {name}, on the same images: {points(difference)}: {verdict}"
+    verdict = "more robust than" if difference.low > 0 else "less robust than" if difference.high < 0 else "not apart from"
+    return (
+        f"{worst_of(record).label} minus that of {name}, on the same images: {points(difference)}: this trained network is "
+        f"{verdict} that one. The interval is over images, not seeds: it compares the two networks, not their methods"
+    )
