@@ -58,7 +58,9 @@ def _renamed(tree: Any, done: dict[int, Any]) -> Any:
     return tree
 
 
-NOT_FIGURES = frozenset(("images", "complete", "intervals", "attacks", "left_out", "routing", "checks", "flags", "broken"))
+NOT_FIGURES = frozenset(
+    ("images", "complete", "intervals", "attacks", "left_out", "routing", "checks", "flags", "broken", "partly_run")
+)
 
 
 def record(content: Mapping[str, Any], schema: int) -> JsonObject:

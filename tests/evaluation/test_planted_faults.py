@@ -142,3 +142,13 @@ def test_without_saturated_pixels_the_clamp_passes(undefended: nn.Module, satura
     x, y = 0.2 + 0.6 * saturated[0], saturated[1]
     check = attack_strength(undefended, x, y, clamp_in_graph(SETTINGS, seed=1), SETTINGS)
     assert check.status == "pass", check.detail
+
+
+def test_the_gain_by_choosing_an_expert_is_not_that_under_an_attack_from_which_the_router_hides(
+    sound: Planted, data: tuple[Tensor, Tensor]
+) -> None:
+    """Expert 3 alone is as robust as the routed network; PGD-10 does not see that images can be sent to the untrained experts."""
+    routing = evaluate(sound, *data, epsilon=EPSILON, preset="quick").routing
+    assert routing is not None
+    assert routing.choice_gain[3].low > 10
+    assert routing.choice_gain_worst[3].value < 5

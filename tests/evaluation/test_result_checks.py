@@ -37,9 +37,11 @@ def test_autoattack_plus_is_checked_like_autoattack() -> None:
     assert autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
 
 
-def test_square_is_judged_on_the_shards_it_ran_on() -> None:
-    assert square([shard()]).status == "skipped"
-    assert square([shard(100, aa_square=[0, 1]), shard(10_000)]).status == "warn"
+def test_square_is_judged_only_if_it_ran_on_every_shard() -> None:
+    assert square([]).status == square([shard()]).status == "skipped"
+    assert square([shard(100, aa_square=[0, 1]), shard(100)]).status == "skipped"
+    both = square([shard(100, aa_square=[0, 1], aaplus_square=[0]), shard(100, aaplus_square=[])])
+    assert (both.status, both.detail) == ("pass", "Square broke 0.50 points that gradient attacks did not")
 
 
 @pytest.mark.parametrize(

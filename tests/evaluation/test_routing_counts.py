@@ -4,9 +4,12 @@ import pytest
 import torch
 from toy_networks import ToyMoE, images, labels
 
-from advmoe.attacks import ImageDraws, Pgd, derive_seed, pgd
-from advmoe.evaluation import evaluate
+from advmoe.attacks import Apgd, ImageDraws, Pgd, derive_seed, pgd, targeted_apgd
+from advmoe.attacks.objectives import targeted_margin
+from advmoe.evaluation import evaluate, shards
 from advmoe.evaluation.results import paired
+from advmoe.evaluation.routing import routing_counts
+from advmoe.evaluation.store import stored_shards
 
 EPSILON = 0.02
 EXPERTS = (2, 3)
@@ -39,7 +42,7 @@ def slow_figures(toy, x, y):
     correct = [row for row in range(len(x)) if toy(x[row : row + 1]).argmax() == y[row]]
     count = {"router": 0, "expert": 0, "flipped": 0, "overlap": [0, 0]}
     load, load_adv = ([[0] * experts for experts in EXPERTS] for _ in range(2))
-    fixed, robust, gains, losses = ([0] * 3 for _ in range(4))
+    fixed, robust, kept, gains, losses = ([0] * 3 for _ in range(5))
     for row in range(len(x)):
         z, label = x[row : row + 1], y[row : row + 1]
         noise = ImageDraws(derive_seed(0, 0), [row])
@@ -63,6 +66,12 @@ def slow_figures(toy, x, y):
                 draws = ImageDraws(derive_seed(0, 6, expert), [row])
                 z_fix = pgd(lambda p, r=route: logits_on_route(toy, p, r), z, label, Pgd(EPSILON, EPSILON / 4, 10), draws)
                 robust_on_route = bool(logits_on_route(toy, z_fix, route).argmax() == label)
+            if robust_on_route:
+                settings, draws = Apgd(EPSILON, 25, num_targets=3), ImageDraws(derive_seed(0, 8), [row])
+                z_margin = targeted_apgd(
+                    lambda p, r=route: logits_on_route(toy, p, r), z, label, settings, draws, objective=targeted_margin
+                )
+                kept[expert] += int(logits_on_route(toy, z_margin, route).argmax() == label)
             robust[expert] += robust_on_route
             gains[expert] += routed and not robust_on_route
             losses[expert] += robust_on_route and not routed
@@ -74,6 +83,7 @@ def slow_figures(toy, x, y):
         "fixed_expert_sa": [100 * number / total for number in fixed],
         "fixed_expert_ra": [100 * number / total for number in robust],
         "choice_gain": [100 * (gain - loss) / total for gain, loss in zip(gains, losses, strict=True)],
+        "fixed_expert_ra_worst": [100 * number / total for number in kept], "choice_gain_worst": [],
     }  # fmt: skip
 
 
@@ -87,10 +97,50 @@ def test_routing_figures_equal_slow_counts(toy, size):
     assert all(gain["low"] < gain["value"] < gain["high"] for gain in figures["choice_gain"])
     figures["choice_gain"] = [gain["value"] for gain in figures["choice_gain"]]
     assert set(figures) == set(expected)
+    assert expected["fixed_expert_ra_worst"] != expected["fixed_expert_ra"]
     for name, value in expected.items():
         assert figures[name] == (value if name.startswith("load") else pytest.approx(value)), name
     assert 0 < figures["flip_rate"] < 100
     assert figures["ra_router"] != figures["ra_expert"]
+
+
+ATTACKS = ("apgd_margin_t", "straight_through_1")
+
+
+def test_the_gain_by_choosing_an_expert_counts_the_attacks_of_later_evaluations(toy, tmp_path, monkeypatch):
+    x = images(16)
+    y = labels(toy, x)
+    options = {"epsilon": EPSILON, "shard_size": 5}
+    first = evaluate(toy, x, y, preset=("pgd_50",), store=tmp_path, **options).routing
+    assert (first.choice_gain_worst, evaluate(toy, x, y, preset=("pgd_50", "apgd_ce"), **options).routing) == ([], first)
+    monkeypatch.setattr(shards, "routing_counts", None)  # the rows of the first evaluation are used
+    later = evaluate(toy, x, y, preset=ATTACKS, store=tmp_path, **options)
+    robust = set(later.correct) - set(later.ever)
+    assert 100 * len(robust) / len(x) == later.worst
+    gains = later.routing.choice_gain_worst
+    assert [gain.value for gain in gains] == pytest.approx([later.worst - ra for ra in first.fixed_expert_ra_worst])
+    kept = {row for _, shard in stored_shards(tmp_path) for row in shard.routing.kept[0]}
+    assert gains[0] == paired(len(robust - kept), len(kept - robust), len(x))
+
+
+def test_the_gain_in_the_worst_case_needs_an_attack_on_the_routing_and_the_attack_on_the_fixed_expert(toy):
+    x = images(4)
+    y = labels(toy, x)
+    for others in (("apgd_margin_t",), ("straight_through_1",), ("apgd_ce", "reroute_quick")):
+        assert evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", *others)).routing.choice_gain_worst == []
+    assert len(evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", *ATTACKS)).routing.choice_gain_worst) == 3
+
+
+def test_routing_counts_of_an_older_version_are_counted_again(toy, tmp_path, monkeypatch):
+    x = images(6)
+    y = labels(toy, x)
+    options = {"epsilon": EPSILON, "preset": ("pgd_50", *ATTACKS), "shard_size": 3}
+    fresh = evaluate(toy, x, y, **options).routing
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "routing_counts", lambda *args: routing_counts(*args).model_copy(update={"kept": None}))
+        old = evaluate(toy, x, y, store=tmp_path, **options).routing
+    assert (old.fixed_expert_ra_worst, old.choice_gain_worst) == ([], [])
+    assert evaluate(toy, x, y, store=tmp_path, **options).routing == fresh
 
 
 def test_paired_interval_by_hand():

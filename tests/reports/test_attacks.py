@@ -2,6 +2,8 @@ from records import record
 
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
+from advmoe.reports.measures import attacks_of
+from advmoe.reports.model_card import model_card
 from advmoe.reports.runs import run_of
 from advmoe.reports.tables import evaluation_lines
 
@@ -34,7 +36,28 @@ def test_the_bracket_needs_both_ends():
 def test_gains_of_the_choice_are_printed_and_shown_on_the_page():
     advmoe = record("advmoe")
     advmoe.evaluation.routing.choice_gain = [Difference(value=2.0, low=-1.3, high=5.2)]
-    assert choice_gains(advmoe.evaluation) == "+2.0 points (-1.3 to +5.2) over expert 0 alone"
+    assert choice_gains(advmoe.evaluation) == (
+        "at most +2.0 points (-1.3 to +5.2) over expert 0 alone, under PGD-10, which overestimates the routed network, not the "
+        "expert: an upper bound of the gain"
+    )
     assert any(choice_gains(advmoe.evaluation) in line for line in evaluation_lines(advmoe.evaluation))
-    assert ("gain in RA-10 by choosing an expert", choice_gains(advmoe.evaluation)) in run_of(advmoe).facts
+    assert ("gain by choosing an expert", choice_gains(advmoe.evaluation)) in run_of(advmoe).facts
+    advmoe.evaluation.routing.fixed_expert_ra_worst = [31.5, 12.0]
+    advmoe.evaluation.routing.choice_gain_worst = [Difference(value=-1.5, low=-3, high=0.25)] * 2
+    worst = "-1.5 points (-3.0 to +0.2) over expert 0 alone; -1.5 points (-3.0 to +0.2) over expert 1 alone, in the worst case"
+    lines = evaluation_lines(advmoe.evaluation)
+    assert f"gain by choosing an expert: {worst}" in lines
+    assert any(line.endswith("RA-10 20.0 20.0, worst case 31.5 12.0") for line in lines)
+    assert ("gain by choosing an expert", worst) in run_of(advmoe).facts
     assert choice_gains(record("at_dense").evaluation) == ""
+
+
+def test_attacks_that_were_run_on_some_shards_are_named_separately():
+    advmoe = record("advmoe")
+    advmoe.evaluation.partly_run = dict.fromkeys(("soft_1", "soft_5"), "1 of 4 shards")
+    assert "soft_1" not in attacks_of(advmoe)
+    (line,) = [line for line in evaluation_lines(advmoe.evaluation) if "soft_1" in line]
+    assert line.startswith("run on 1 of 4 shards only")
+    assert line.endswith(": soft_1, soft_5")
+    assert ("attacks on a part of the images", "soft_1 (1 of 4 shards), soft_5 (1 of 4 shards)") in run_of(advmoe).facts
+    assert "`soft_1` was run on 1 of 4 shards only" in model_card(advmoe, "me/net", ["a"] * 10, (1, 28, 28))

@@ -59,8 +59,8 @@ def test_evaluation_counts_steps_and_routes(tiny):
     pace, counts = Pace((1.0,), 0.1), Counts(100, 10, 40)
     curve = 0.1 * 70 * 40
     assert evaluation_seconds(tiny("at_dense"), counts, pace, ["pgd_10", "reroute"]) == pytest.approx(0.1 * 40 * 10 + curve)
-    routed = evaluation_seconds(tiny("advmoe", num_experts=3), counts, pace, ["pgd_10", "soft_1"])
-    assert routed == pytest.approx(0.1 * 40 * (10 + 25 + 30) + curve)
+    routed = evaluation_seconds(tiny("advmoe", num_experts=3), counts, pace, ["pgd_50", "soft_1"])
+    assert routed == pytest.approx(0.1 * 40 * (50 + 25 + 3 * (10 + 37.5)) + curve)
     rand = evaluation_seconds(tiny("at_dense"), counts, pace, ["autoattack_rand"])
     assert rand == pytest.approx(0.1 * 40 * (100 + 50) + curve)
     quick = evaluation_seconds(tiny("at_moe"), counts, pace, "quick")

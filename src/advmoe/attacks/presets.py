@@ -52,7 +52,7 @@ class Preset:
     @property
     def budget(self) -> str:
         """The cost in words. It leaves out the routing figures of a network that routes: 50 PGD passes for each wrongly classified
-        image, and 10 an image for each expert."""
+        image and, for each expert, 10 PGD passes an image and at most 75 APGD passes on those that these leave."""
         chains = _passes([name for names in self.figures.values() for name in names])
         parts = [f"at most {chains} an image"] if chains else []
         if self.survivors:

@@ -1,5 +1,6 @@
 """The figures of an evaluation, from its shards."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from advmoe.attacks import autoattack
@@ -7,7 +8,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record_evaluation import AttackTotals, Difference, RoutingFigures
 from advmoe.evaluation.results import Evaluation, paired
-from advmoe.evaluation.routing import total
+from advmoe.evaluation.routing import FIXED_ATTACK, total
 from advmoe.evaluation.store import RoutingCounts, Shard
 from advmoe.evaluation.target import Target
 
@@ -16,16 +17,17 @@ FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network tha
 
 def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
     """All figures of an evaluation, without the checks. Attacks of earlier plans in the same store count in the worst case, so they
-    are listed too."""
+    are listed too: with the others if they were run on every shard, else separately."""
     rows = [row for shard in shards for row in shard.rows]
     correct = [row for shard in shards for row in shard.correct or []]
     obstacles = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
     replaced = {
         name: f"{ATTACKS[name].obstacle(target.setting)}; {other} was run instead" for name, other in preset.replaced.items()
     }
-    names = dict.fromkeys(
-        [*(name for name in preset.attacks if name not in obstacles), *(name for shard in shards for name in shard.attacks)]
-    )
+    times = Counter(name for shard in shards for name in shard.attacks)
+    partly_run = {name: f"{number} of {len(shards)} shards" for name, number in times.items() if number < len(shards)}
+    able = [name for name in preset.attacks if name not in obstacles]
+    names = [name for name in dict.fromkeys([*able, *times]) if name not in partly_run]
     broken = {name: sorted(row for shard in shards for row in shard.broken([name])) for name in names}
     figures = {
         figure: _percent(correct, {row for name in members for row in broken[name]}, rows)
@@ -37,8 +39,8 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
         figures |= _over_pathways(target, shards, correct, ever)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
-        {name: _totals(shards, name) for name in broken}, _routing(shards), [], rows, correct, broken,
-        {name: reason for name, reason in {**replaced, **obstacles}.items() if name not in broken}, sorted(ever),
+        {name: _totals(shards, name) for name in broken}, _routing(shards, set(correct) - ever, names), [], rows, correct, broken,
+        {name: reason for name, reason in {**replaced, **obstacles}.items() if name not in broken}, sorted(ever), partly_run,
     )  # fmt: skip
 
 
@@ -65,7 +67,7 @@ def _complete(target: Target, shards: Sequence[Shard]) -> bool:
 
 
 def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
-    """The totals of an attack over the shards that it ran on. The version is the oldest one."""
+    """The totals of an attack over the shards. The version is the oldest one."""
     runs = [run for shard in shards if (run := shard.attacks.get(name)) is not None]
     return AttackTotals(
         attacked=sum(len(run.rows) for run in runs), broken=sum(len(run.broken) for run in runs),
@@ -73,12 +75,13 @@ def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
     )  # fmt: skip
 
 
-def _routing(shards: Sequence[Shard]) -> RoutingFigures | None:
+def _routing(shards: Sequence[Shard], robust: set[int], attacks: Sequence[str]) -> RoutingFigures | None:
+    """The routing figures; None if a shard has none. `robust` are the rows that no attack broke in the routed network."""
     parts = [shard.routing for shard in shards if shard.routing is not None]
-    if not parts:
+    if not parts or len(parts) < len(shards):
         return None
     counts = total(parts)
-    images, correct = counts.images, max(counts.correct, 1)
+    images, correct, kept = counts.images, max(counts.correct, 1), counts.kept or []
     return RoutingFigures(
         ra_router=100 * counts.router / images,
         ra_expert=100 * counts.expert / images,
@@ -89,11 +92,23 @@ def _routing(shards: Sequence[Shard]) -> RoutingFigures | None:
         fixed_expert_sa=[100 * value / images for value in counts.fixed],
         fixed_expert_ra=[100 * value / images for value in counts.fixed_robust],
         choice_gain=_choice_gain(counts),
+        fixed_expert_ra_worst=[100 * len(rows) / images for rows in kept],
+        choice_gain_worst=[_difference(robust, set(rows), images) for rows in kept if _comparable(attacks)],
     )
 
 
 def _choice_gain(counts: RoutingCounts) -> list[Difference]:
-    """The accuracy of the routed network minus that of each fixed expert; empty if a shard of an older version did not count it."""
+    """RA-10 of the routed network minus that of each fixed expert; empty if a shard of an older version did not count it."""
     if counts.gained is None or counts.lost is None:
         return []
     return [paired(more, less, counts.images) for more, less in zip(counts.gained, counts.lost, strict=True)]
+
+
+def _comparable(attacks: Sequence[str]) -> bool:
+    """Whether the attacks on the routed network suffice to compare its worst case with that of a fixed expert: they have the
+    attack on the fixed expert, and one that gradients hidden by the routing do not stop."""
+    return FIXED_ATTACK in attacks and any(name in ATTACKS and ATTACKS[name].needs == "routing" for name in attacks)
+
+
+def _difference(rows: set[int], others: set[int], images: int) -> Difference:
+    return paired(len(rows - others), len(others - rows), images)

@@ -41,8 +41,13 @@ class RoutingFigures(Part):
     """Percentages of all images, except `flip_rate` and `overlap` [L]: percentages of the correct ones. Loads are counts [L, N].
 
     `ra_router`: correct on the clean image with the adversarial image's route. `ra_expert`: correct on the adversarial image with
-    the clean image's route. `fixed_expert_*` [N]: accuracy, clean and under PGD-10, with expert e in every layer. `choice_gain`
-    [N]: the gain from choosing an expert, that is RA-10 of the routed network minus that of the fixed expert e, on the same images.
+    the clean image's route. `fixed_expert_sa`, `fixed_expert_ra`, `fixed_expert_ra_worst` [N]: accuracy with expert e in every
+    layer, clean, under PGD-10, and under PGD-10 and then APGD on the targeted margin.
+
+    The gain from choosing an expert, on the same images: `choice_gain_worst` [N] is the worst case of the routed network, over all
+    attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and an attack on the routing.
+    `choice_gain` [N] is RA-10 of the routed network minus `fixed_expert_ra`: an upper bound, because routing hides gradients from
+    PGD-10.
     """
 
     ra_router: Percent
@@ -54,13 +59,16 @@ class RoutingFigures(Part):
     fixed_expert_sa: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
     fixed_expert_ra: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
     choice_gain: Annotated[list[Difference], Field(fail_fast=True)] = Field([])
+    fixed_expert_ra_worst: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
+    choice_gain_worst: Annotated[list[Difference], Field(fail_fast=True)] = Field([])
 
 
 class EvaluationResult(Part):
     """The results of an evaluation. `figures` are in percent, worst case first; `intervals` are their 95 % Wilson intervals.
 
     `complete`: AutoAttack was run and, on a network that routes, attacks on the routing. `left_out`: attack -> why it was not run.
-    `flags` has a 1 for each image that no attack broke. `broken`: attack -> rows of the images that it broke.
+    `flags` has a 1 for each image that no attack broke. `broken`: attack -> rows of the images that it broke. `partly_run`: attack
+    -> on how many shards it was run, if not on all. It is not in `attacks`, but the images that it broke count in the worst case.
     """
 
     images: NonNegativeInt
@@ -73,6 +81,7 @@ class EvaluationResult(Part):
     checks: Annotated[list[Check], Field(fail_fast=True)]
     flags: Text = ""
     broken: dict[Text, Counts] = Field({})
+    partly_run: dict[Text, Text] = Field({})
 
     @property
     def autoattack_unreliable(self) -> bool:

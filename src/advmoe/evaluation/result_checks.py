@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from advmoe.evaluation.record_evaluation import Check, RoutingFigures, Status
 from advmoe.evaluation.results import Evaluation
-from advmoe.evaluation.store import AttackRun, Shard
+from advmoe.evaluation.store import Shard
 
 POINTS = 0.5  # percentage points that RA-AA may be above RA-worst
 NO_ATTACK = "epsilon is 0, so there is no attack to check"
@@ -36,13 +36,11 @@ def check_results(shards: Sequence[Shard], evaluation: Evaluation, epsilon: floa
 
 def square(shards: Sequence[Shard]) -> Check:
     """(4) Square, which uses no gradients, breaks hardly any image that the gradient attacks did not break."""
-    runs: list[tuple[Shard, AttackRun]] = []
-    for shard in shards:
-        runs += [(shard, shard.attacks[name]) for name in ("aa_square", "aaplus_square") if name in shard.attacks][:1]
-    if not runs:
+    names = [name for name in ("aa_square", "aaplus_square") if shards and all(name in shard.attacks for shard in shards)]
+    if not names:
         return Check(4, "Square adds nothing", "skipped", "AutoAttack's Square was not run")
-    total = sum(len(shard.rows) for shard, _ in runs)
-    share = 100 * sum(len(run.broken) for _, run in runs) / total
+    total = sum(len(shard.rows) for shard in shards)
+    share = 100 * sum(len(shard.attacks[names[0]].broken) for shard in shards) / total
     status: Status = "warn" if share > threshold(0.2, total) else "pass"
     return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks did not")
 

@@ -18,9 +18,10 @@ class Evaluation:
       that routes, a full attack on the routing. If not, `worst` is "quick".
     - `rows`: the numbers of the images in x, all of them or those of a part.
     - `attacks`, `broken`: the totals of each attack and the rows of the images that it broke. Attacks of earlier plans in the same
-      store are included, because they count in `worst`.
+      store are included if they were run on every shard, because they count in `worst`.
     - `left_out`: for each attack of the preset that was never run, the reason.
     - `ever`: the rows that any attack broke, including attacks of earlier plans in the same store.
+    - `partly_run`: for each attack of an earlier plan that was run on some shards only, on how many: "1 of 4 shards".
     """
 
     sa: float
@@ -35,6 +36,7 @@ class Evaluation:
     broken: dict[str, list[int]]
     left_out: dict[str, str]
     ever: list[int] = field(default_factory=list)
+    partly_run: dict[str, str] = field(default_factory=dict)
 
     @property
     def images(self) -> int:
@@ -50,7 +52,7 @@ class Evaluation:
         if self.routing is None:
             return {}
         figures = {"ra_router": self.routing.ra_router, "ra_expert": self.routing.ra_expert}
-        for kind in ("fixed_expert_sa", "fixed_expert_ra"):
+        for kind in ("fixed_expert_sa", "fixed_expert_ra", "fixed_expert_ra_worst"):
             figures |= {f"{kind}_{expert}": share for expert, share in enumerate(getattr(self.routing, kind))}
         return figures
 
@@ -63,6 +65,7 @@ class Evaluation:
             intervals={name: self.interval(value) for name, value in {**named, **self.routed_figures()}.items()},
             attacks=self.attacks, left_out=self.left_out, routing=self.routing, checks=self.checks,
             flags="".join("1" if row in robust else "0" for row in self.rows), broken=self.broken,
+            partly_run=self.partly_run,
         )  # fmt: skip
 
     def to_dict(self) -> JsonObject:

@@ -1,6 +1,8 @@
 """How attacks change the routes: flips, overlap and load, and whether the routers or the experts are fooled."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,14 +10,20 @@ from torch import Tensor
 
 from advmoe.attacks import Pgd, pgd
 from advmoe.attacks.job import Job
+from advmoe.attacks.registry import run_attack
 from advmoe.attacks.surrogate import Routed, route_of
 from advmoe.evaluation.store import RoutingCounts
 from advmoe.moe import ForcedGate, Routing
 
+FIXED_ATTACK = "apgd_margin_t"  # on a network with a fixed expert, after PGD-10
+
 
 def total(counts: Sequence[RoutingCounts]) -> RoutingCounts:
-    """The sum of the counts of several batches or shards; a field that one of them lacks is None."""
-    return RoutingCounts(**{name: _added([getattr(count, name) for count in counts]) for name in RoutingCounts.model_fields})
+    """The sum of the counts of several batches or shards, with the rows of all; a field that one of them lacks is None."""
+    fields = {name: [getattr(count, name) for count in counts] for name in RoutingCounts.model_fields}
+    kept = fields.pop("kept")
+    joined = None if None in kept else [list(chain.from_iterable(rows)) for rows in zip(*kept, strict=True)]
+    return RoutingCounts(**{name: _added(values) for name, values in fields.items()}, kept=joined)
 
 
 def _added(values: Sequence[Any]) -> Any:
@@ -37,6 +45,8 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tens
     - `fixed`, `fixed_robust` [N]: images that are correct with expert e in every layer, clean and under PGD-10 on that network. A
       layer with fewer experts takes its last one.
     - `gained`, `lost` [N]: images that are correct under PGD-10 only in the routed network, and only with expert e.
+    - `kept` [N]: rows of the images that are correct with expert e under PGD-10, and then under `FIXED_ATTACK`, on that network. A
+      fixed route hides no gradients.
     """
     x, y = job.x, job.y
     (_, clean), (_, adversarial) = (model.forward_routed(z) for z in (x, pgd_50))
@@ -52,13 +62,15 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tens
         images=len(y), correct=int(known.sum()), flipped=int((~same.all(dim=1) & known).sum()),
         overlap=same[known].sum(dim=0).tolist(), load=_load(clean), load_adv=_load(adversarial),
         router=int((over_adversarial_route & known).sum()), expert=int((over_clean_route & known).sum()),
-        fixed=[int(is_correct.sum()) for is_correct, _ in fixed], fixed_robust=[int(robust.sum()) for _, robust in fixed],
-        gained=[int((routed & ~robust).sum()) for _, robust in fixed], lost=[int((robust & ~routed).sum()) for _, robust in fixed],
+        fixed=[int(is_correct.sum()) for is_correct, _, _ in fixed], fixed_robust=[int(robust.sum()) for _, robust, _ in fixed],
+        gained=[int((routed & ~robust).sum()) for _, robust, _ in fixed],
+        lost=[int((robust & ~routed).sum()) for _, robust, _ in fixed],
+        kept=[[row for row, flag in zip(job.images, kept.tolist(), strict=True) if flag] for _, _, kept in fixed],
     )  # fmt: skip
 
 
-def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, job: Job) -> tuple[Tensor, Tensor]:
-    """Which images [B] bool are correct with `expert` in every layer, clean and under PGD-10 on that network.
+def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, job: Job) -> tuple[Tensor, Tensor, Tensor]:
+    """Which images [B] bool are correct with `expert` in every layer: clean, under PGD-10 on that network, and then `FIXED_ATTACK`.
 
     `experts` [L] are the layers' numbers of experts.
     """
@@ -71,7 +83,13 @@ def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, jo
     correct = predict(x).argmax(dim=1) == y
     settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)
     x_adv = pgd(predict, x, y, settings, job.draws(6, expert))
-    return correct, correct & (predict(x_adv).argmax(dim=1) == y)
+    robust = correct & (predict(x_adv).argmax(dim=1) == y)
+    kept, left = robust.clone(), robust.nonzero()[:, 0]
+    if len(left):
+        rows = [job.images[row] for row in left.tolist()]
+        survivors = replace(job, predict=predict, x=x[left], y=y[left], images=rows)
+        kept[left] = predict(run_attack(FIXED_ATTACK, survivors)).argmax(dim=1) == y[left]
+    return correct, robust, kept
 
 
 def _load(routings: Sequence[Routing]) -> list[list[int]]:

@@ -90,7 +90,8 @@ class Worker:
         target, shard = self.target, self.shard
         correct = shard.correct or []
         marks = {name: ATTACKS[name].path for name in names if ATTACKS[name].path}
-        routed = target.routed and shard.routing is None and "pgd_50" in marks
+        counted = shard.routing is not None and shard.routing.kept is not None  # older versions did not store `kept`
+        routed = target.routed and not counted and "pgd_50" in marks
         missing = sorted((name for name in marks if not self._is_done(name, correct)), key=marks.__getitem__)
         if not (missing or routed):
             return

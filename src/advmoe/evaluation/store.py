@@ -59,7 +59,7 @@ class AttackRun(BaseModel):
 
 
 class RoutingCounts(BaseModel):
-    """Counts over a shard's images (see `advmoe.evaluation.routing.routing_counts`)."""
+    """Counts over a shard's images, and rows of some (see `advmoe.evaluation.routing.routing_counts`)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -75,6 +75,7 @@ class RoutingCounts(BaseModel):
     fixed_robust: list[int]
     gained: list[int] | None = None
     lost: list[int] | None = None
+    kept: list[list[int]] | None = None
 
 
 class Shard(BaseModel):

@@ -157,6 +157,8 @@ def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -
             yield f"Check {check.number} ({check.name}) ended with {check.status}: {check.detail}."
     for attack, reason in evaluation.left_out.items():
         yield f"`{attack}` was not run: {reason}."
+    for attack, part in evaluation.partly_run.items():
+        yield f"`{attack}` was run on {part} only: the images that it broke count."
 
 
 def _origin(record: Record) -> str:

@@ -67,7 +67,9 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
         yield "RA-router, RA-expert", f"{routing.ra_router:.1f} %, {routing.ra_expert:.1f} %"
         yield "images that PGD-50 reroutes", f"{routing.flip_rate:.1f} %"
     if text := choice_gains(evaluation):
-        yield "gain in RA-10 by choosing an expert", text
+        yield "gain by choosing an expert", text
+    if parts := evaluation.partly_run:
+        yield "attacks on a part of the images", ", ".join(f"{name} ({part})" for name, part in parts.items())
     yield "GMACs", f"{record.gmacs:.4f} ({record.reduction:.0f} % less than dense)"
     yield "parameters", f"{record.params:,}"
     yield "best epoch", str(record.epoch)

@@ -1,6 +1,6 @@
 """Records as tables."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.markup import escape
 from rich.table import Table
@@ -50,10 +50,11 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
         f"{name:24} broke {run.broken:4} of {run.attacked:4}, {alone.get(name, 0):4} only by it, in {run.seconds:.1f} s"
         for name, run in attacks
     ]
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in evaluation.left_out.items():
-        by_reason.setdefault(reason, []).append(name)
-    lines += [f"left out, {reason}: {', '.join(names)}" for reason, names in by_reason.items()]
+    lines += [f"left out, {reason}: {', '.join(names)}" for reason, names in _by_text(evaluation.left_out).items()]
+    lines += [
+        f"run on {part} only; what they broke counts, and a preset or --attacks with them completes them: {', '.join(names)}"
+        for part, names in _by_text(evaluation.partly_run).items()
+    ]
     routing = evaluation.routing
     if routing:
         lines += [
@@ -62,11 +63,21 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
             "images that keep their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing.overlap) + " %",
             f"load of the experts, per layer: {_loads(routing.load)} %; under attack: {_loads(routing.load_adv)} %",
             "expert 0, 1, ... in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
-            + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra),
-            *(f"choosing an expert changes RA-10 by {text}" for text in [choice_gains(evaluation)] if text),
+            + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra)
+            + ", worst case " * bool(routing.fixed_expert_ra_worst)
+            + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra_worst),
+            *(f"gain by choosing an expert: {text}" for text in [choice_gains(evaluation)] if text),
         ]  # fmt: skip
     checks = evaluation.checks
     return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
+
+
+def _by_text(texts: Mapping[str, str]) -> dict[str, list[str]]:
+    """Each text with the names that have it."""
+    by_text: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        by_text.setdefault(text, []).append(name)
+    return by_text
 
 
 def _loads(layers: Sequence[Sequence[int]]) -> str:

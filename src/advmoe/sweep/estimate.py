@@ -23,6 +23,7 @@ from advmoe.attacks.presets import resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config import DataConfig, RunConfig, RuntimeConfig, to_dict
 from advmoe.data import Counts, Images, ImageSpec, Splits, count_images
+from advmoe.evaluation.routing import FIXED_ATTACK
 from advmoe.evaluation.snapshot import CURVE_ATTACK, CURVE_EPSILONS, CURVE_IMAGES
 from advmoe.files import json_object, write_json
 from advmoe.models import compact, fused
@@ -41,7 +42,7 @@ ITERATIONS = 4  # the first one is a warm-up and is not timed
 MIN_SECONDS = 0.3  # timing goes on until this has passed
 ATTACK_STEPS = 2
 SURVIVOR_SHARE = 0.5  # assumed share of the images that earlier attacks did not break
-ROUTING_PASSES_PER_EXPERT = 10  # passes an image for the routing figures, for each expert
+ROUTING_PASSES_PER_EXPERT = 10 + SURVIVOR_SHARE * ATTACKS[FIXED_ATTACK].passes  # an image, for the routing figures at PGD-50
 CURVE_PASSES = len(CURVE_EPSILONS) * ATTACKS[CURVE_ATTACK].passes  # an image, for at most CURVE_IMAGES images
 
 
@@ -172,7 +173,8 @@ def evaluation_seconds(config: RunConfig, counts: Counts, pace: Pace, preset: st
     SURVIVOR_SHARE of them. It takes less if the network is wrong on many clean images."""
     chosen, routed = resolve(preset), method_traits(config.method).routed
     steps = chosen.passes(routed=routed, survivor_share=SURVIVOR_SHARE)
-    steps += ROUTING_PASSES_PER_EXPERT * config.model.num_experts if routed else 0
+    if routed and "pgd_50" in chosen.attacks:
+        steps += ROUTING_PASSES_PER_EXPERT * config.model.num_experts
     return pace.step * (counts.test * steps + CURVE_PASSES * min(counts.test, CURVE_IMAGES))
 
 

@@ -19,7 +19,10 @@ COSTS = {  # the presets' budgets (advmoe.attacks.presets)
     "full": "at most 50 PGD, 3,567 AutoAttack and 4,967 AutoAttack plus passes an image; "
     "at most 700 PGD, 1,415 APGD, 5,451 route-aware and 50 transfer passes on survivors; all self-checks",
 }
-ROUTING_COST = "routing figures: 50 PGD passes for wrongly classified images too, and 10 an image for each expert"
+ROUTING_COST = (
+    "routing figures: 50 PGD passes for wrongly classified images too, and for each expert 10 PGD passes an image and at most "
+    "75 APGD passes on those that these leave"
+)
 
 
 def _costs(preset: str, what: str) -> Any:
