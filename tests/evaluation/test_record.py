@@ -11,8 +11,9 @@ from small_backbone import ROUTED
 from advmoe.config import DataConfig, RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost
-from advmoe.evaluation.make_record import Measured, Trained, evaluate_run, make_record
-from advmoe.evaluation.record import HistoryRow, Record
+from advmoe.evaluation.make_record import Measured, Trained, code_of, evaluate_run, make_record
+from advmoe.evaluation.provenance import code
+from advmoe.evaluation.record import HistoryRow, Record, RecordedCode
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.record_file import checked_record, read_record, write_record
@@ -174,11 +175,20 @@ def test_the_record_of_a_folder_has_its_name_and_full_history(tiny, splits, tmp_
     monkeypatch.chdir(tmp_path / "mine/inside")
     record = evaluate_folder(Path(".."), config, splits, EvaluationOptions(0.1, preset=("pgd_10",)))
     assert record.run == "mine"
+    assert [one.model_dump() for one in record.trained_by] == [code()]
     assert [row.epoch for row in record.history] == [1, 2]
     assert record.epoch == max((1, 2), key=lambda epoch: (recorder.rows[epoch - 1]["score"], -epoch))
     assert record.train_seconds == sum(row["train_seconds"] for row in recorder.rows)
     assert {"epoch", "phase", "val_sa", "val_ra", "loss", "lr", "load"} <= record.history[0].model_fields_set
     assert (tmp_path / "mine/evaluation/shard-00000.json").exists()
+
+
+def test_the_code_that_trained_a_network_is_listed_in_order():
+    """A run that other code resumed has two; epochs of a version that did not store it are unknown."""
+    first, second = {"advmoe": "0.1.0", "commit": "1a2b"}, {"advmoe": "0.1.0", "commit": "3c4d"}
+    assert code_of([first, first, second]) == [RecordedCode(**first), RecordedCode(**second)]
+    assert code_of([{}, second]) == [RecordedCode(), RecordedCode(**second)]
+    assert code_of([{}, {}]) == []
 
 
 def test_a_part_of_the_shards_makes_no_snapshot(evaluated):

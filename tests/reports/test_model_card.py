@@ -37,6 +37,11 @@ def test_the_card_says_what_was_measured_and_where():
     assert "The backbone `mine` is not part of advmoe: add it to `advmoe.models.MODELS`" in card(backbone="mine")
 
 
+def test_the_card_names_the_code_that_trained_the_network():
+    assert "Trained by advmoe 0.1.0, commit 1a2b." in card(trained_by=[{"advmoe": "0.1.0", "commit": "1a2b"}])
+    assert "Trained by" not in card()
+
+
 def test_attacks_and_checks_are_listed():
     text = card()
     assert r"| pgd\_50 | 240 | 80 |" in text

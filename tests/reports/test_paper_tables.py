@@ -204,6 +204,17 @@ def test_seeds_attacked_differently_show_no_worst_case():
     assert row["SA"].value is not None
 
 
+def test_a_note_says_that_seeds_were_trained_by_different_code():
+    code = [{"advmoe": "0.1.0", "commit": "1a2b"}]
+    *_, table = tables([record("at_dense", 0, trained_by=code), record("at_dense", 1)])
+    (number,) = rows_of(table)["ResNet-18", "1", "AT (Dense)"]["n"].marks
+    assert table.notes[number - 1] == (
+        "The seeds were trained by different code: advmoe 0.1.0, commit 1a2b; advmoe unknown, commit unknown."
+    )
+    *_, table = tables([record("at_dense", 0, trained_by=code), record("at_dense", 1, trained_by=code)])
+    assert rows_of(table)["ResNet-18", "1", "AT (Dense)"]["n"].marks == ()
+
+
 def test_rows_under_different_attacks_name_them():
     ours = tables([record(), attacked(record("at_moe"), "pgd_10", "pgd_20")])[2]
     rows = rows_of(ours)

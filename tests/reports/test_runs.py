@@ -47,6 +47,14 @@ def test_configuration_and_provenance_are_complete():
     assert provenance["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
 
 
+def test_the_code_that_trained_a_network_is_listed_beside_that_of_its_evaluation():
+    code = [{"advmoe": "0.1.0", "commit": "1a2b"}, {"advmoe": "0.2.0"}]
+    provenance = dict(run_of(record(trained_by=code)).provenance)
+    assert provenance["trained by"] == "advmoe 0.1.0, commit 1a2b; then advmoe 0.2.0, commit unknown"
+    assert provenance["advmoe"] == "0.1.0, commit b999d11c95c2007955cc1da9"
+    assert "trained by" not in dict(run_of(record()).provenance)
+
+
 def test_record_without_commit_or_name_is_reported():
     run = run_of(old_record(commit=None))
     assert run.name == ""

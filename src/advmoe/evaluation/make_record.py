@@ -1,14 +1,16 @@
 """Evaluate a network on its test images, and create the Record."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
 
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.provenance import provenance
-from advmoe.evaluation.record import HistoryRow, Record, RecordedTeacher
+from advmoe.evaluation.record import HistoryRow, Record, RecordedCode, RecordedTeacher
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.runner import evaluate_claimed
@@ -21,8 +23,8 @@ from advmoe.models.digest import weights_digest
 @dataclass(frozen=True)
 class Trained:
     """The run that trained a network: configuration, name of the folder, evaluated epoch, the rows of all epochs with the wall time
-    of their iterations, and the digest of the teacher's weights. `train_images` is the number of training images where the data
-    of the evaluation do not include them."""
+    of their iterations, the digest of the teacher's weights, and the code that trained it. `train_images` is the number of
+    training images where the data of the evaluation do not include them."""
 
     config: RunConfig
     run: str
@@ -31,6 +33,7 @@ class Trained:
     train_seconds: float = 0.0
     teacher: str | None = None
     train_images: int | None = None
+    trained_by: Sequence[RecordedCode] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         fingerprint=splits.fingerprint,
         weights=measured.weights,
         teacher=_teacher(trained),
+        trained_by=list(trained.trained_by) or None,
         seed=config.seed,
         attack_seed=options.seed,
         attack_precision="bfloat16" if options.bf16_search else "float32",
@@ -87,6 +91,12 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         **measured.snapshot._asdict(),
         **provenance().model_dump(),
     )
+
+
+def code_of(rows: Iterable[Mapping[str, Any]]) -> list[RecordedCode]:
+    """The code that trained the epochs of these rows of a history, in order; empty if no row says it."""
+    codes = [RecordedCode(advmoe=row.get("advmoe"), commit=row.get("commit")) for row in rows]
+    return [code for code, _ in groupby(codes)] if any(code.advmoe for code in codes) else []
 
 
 def _teacher(trained: Trained) -> RecordedTeacher | None:

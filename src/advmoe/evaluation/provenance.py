@@ -32,6 +32,12 @@ class Provenance(BaseModel):
     time: str
 
 
+def code() -> dict[str, str]:
+    """The code that this process runs: the version of the package as 'advmoe' and, in a checkout, its 'commit'."""
+    commit = _commit()
+    return {"advmoe": __version__} | ({} if commit is None else {"commit": commit})
+
+
 def provenance() -> Provenance:
     """The provenance of results that this process computes now."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None

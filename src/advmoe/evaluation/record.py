@@ -54,6 +54,19 @@ class RecordedTeacher(Part):
     weights: Text
 
 
+class RecordedCode(Part):
+    """The code that trained a network: the version of the package and, in a checkout, its commit; None if it is not known."""
+
+    sparse: ClassVar[frozenset[str]] = frozenset({"advmoe", "commit"})
+    advmoe: Text | None = None
+    commit: Text | None = None
+
+    @property
+    def words(self) -> str:
+        """'advmoe 0.1.0, commit b999d11'."""
+        return f"advmoe {self.advmoe or 'unknown'}, commit {self.commit or 'unknown'}"
+
+
 class Record(Part):
     """The results of an evaluation, the cost of the network, and their origin. Accuracies are in percent of `test_images`.
 
@@ -61,7 +74,9 @@ class Record(Part):
     `ra_worst_quick` otherwise. `gmacs` is the ideal count. `run` is the name of the run's folder. `weights` is the digest of the
     network (`advmoe.models.digest`), None in Records of schemas 1 and 2. `attack_precision` is the data type of attacks'
     gradients, `pathway_budget` the number of pathways up to which all were attacked; both are None in Records that do not say it,
-    and the second also if the preset does not attack pathways. `from_schema` is the schema of the file if it is older.
+    and the second also if the preset does not attack pathways. `trained_by` is the code that trained the network, in order if
+    there were several; None if it is not known. `advmoe` and `commit` are those of the evaluation. `from_schema` is the schema of
+    the file if it is older.
     """
 
     sparse: ClassVar[frozenset[str]] = frozenset(
@@ -75,6 +90,7 @@ class Record(Part):
             "teacher",
             "attack_precision",
             "pathway_budget",
+            "trained_by",
         }
     )
     schema_number: Literal[3] = Field(3, alias="schema")
@@ -117,6 +133,7 @@ class Record(Part):
     load_by_class: Loads = Field([])
     epsilon_curve: EpsilonCurve | None = None
     gallery: Annotated[list[GalleryImage], Field(fail_fast=True)] = Field([])
+    trained_by: Annotated[list[RecordedCode], Field(fail_fast=True)] | None = None
     advmoe: Text | None = None
     commit: Text | None = None
     versions: dict[Text, Text] | None = None

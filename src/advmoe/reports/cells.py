@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
-from advmoe.evaluation.record import Record
+from advmoe.evaluation.record import Record, RecordedCode
 from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, shared_settings, short_value
 from advmoe.reports.measures import SUMMARY, WORST, attacks_of
@@ -37,8 +37,8 @@ class Summary:
 
     `attacks`: worst case -> the attacks behind it, which are the same in every run. If the runs were attacked differently, the
     worst case is listed in `mixed` and not in `figures`. `departures` are settings that are no field of the cell and differ from
-    the default. `shared` are the settings that must be equal in runs of other methods to be compared. `unreliable`: RA-AA of a
-    run is too far above its RA-worst.
+    the default. `shared` are the settings that must be equal in runs of other methods to be compared. `trained_by` is the code
+    that trained the runs, each once, in words. `unreliable`: RA-AA of a run is too far above its RA-worst.
     """
 
     cell: Cell
@@ -50,6 +50,7 @@ class Summary:
     attacks: dict[str, frozenset[str]]
     mixed: tuple[str, ...]
     shared: dict[str, object]
+    trained_by: tuple[str, ...] = ()
 
 
 def summarise(records: Iterable[Record]) -> list[Summary]:
@@ -70,7 +71,12 @@ def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
         {name: figure([figures[name] for figures, _ in measured if name in figures]) for name in names if name not in mixed},
         departures(runs[0]), any(run.evaluation.autoattack_unreliable for run in runs),
         {name: sets.pop() for name, sets in plans.items() if name not in mixed}, mixed, shared_settings(runs[0]),
+        tuple(dict.fromkeys(map(_trained_by, runs))),
     )  # fmt: skip
+
+
+def _trained_by(record: Record) -> str:
+    return "; then ".join(code.words for code in record.trained_by or [RecordedCode()])
 
 
 def _figures(record: Record) -> dict[str, float]:

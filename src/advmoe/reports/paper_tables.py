@@ -113,9 +113,16 @@ def _paper_row(
     cost = [Entry(f"{cell.gflops:.2f}", cell.gflops, marks=marks), _ours(run, "gmacs", notes)]
     reduction = BLANK if cell.reduction is None else Entry(f"{cell.reduction:.0f}", cell.reduction, marks=marks)
     return (
-        *_model_entries(cell.model, cell.model_scale, method_style(cell.method)), Entry(str(run.n), run.n) if run else NOT_RUN,
+        *_model_entries(cell.model, cell.model_scale, method_style(cell.method)), _seeds(run, notes) if run else NOT_RUN,
         *accuracies, *extra, *(_ours(run, name, notes) for name in worst), *cost, reduction, _ours(run, "reduction", notes),
     )  # fmt: skip
+
+
+def _seeds(run: Summary, notes: Notes) -> Entry:
+    """The number of seeds, with a note if they were trained by different code."""
+    by = run.trained_by
+    marks = notes.mark(f"The seeds were trained by different code: {'; '.join(by)}.") if len(by) > 1 else ()
+    return Entry(str(run.n), run.n, marks=marks)
 
 
 def _compared(cell: PrintedCell, field: str, run: Summary | None, notes: Notes) -> tuple[Entry, Entry, Entry]:
@@ -182,7 +189,7 @@ def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], no
     marks = notes.mark("In this row also: " + "; ".join(extra) + ".") if extra else ()
     experts = Entry(str(cell.num_experts), cell.num_experts) if is_routed(cell.method) else BLANK
     return (
-        backbone, scale, Entry(method.text, marks=marks), experts, Entry(str(summary.n), summary.n),
+        backbone, scale, Entry(method.text, marks=marks), experts, _seeds(summary, notes),
         *(_ours(summary, name, notes) for name in figures),
     )  # fmt: skip
 

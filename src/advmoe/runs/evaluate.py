@@ -11,7 +11,7 @@ from advmoe.config import RunConfig
 from advmoe.data import ImageSpec, Splits
 from advmoe.errors import UserError
 from advmoe.evaluation.claim import claimed
-from advmoe.evaluation.make_record import Trained, evaluate_run
+from advmoe.evaluation.make_record import Trained, code_of, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD, read_record
 from advmoe.evaluation.runner import check_attacks
@@ -92,7 +92,8 @@ def subject(what: Path) -> Subject:
     check_registered(config, what)
     history = [HistoryRow.model_validate(row) for row in best.history]
     teacher = next((row["teacher"] for row in best.history if "teacher" in row), None)
-    trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher)
+    code = code_of(best.history[: best.epoch])
+    trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher, trained_by=code)
     return Subject(
         trained, best.fingerprint, lambda config, splits: best_network(what, config, splits)[0],
         lambda: best.spec or spec_from_data(what, config), what / "evaluation", what / RECORD, tuple(folder.damaged()),
@@ -109,7 +110,8 @@ def _saved(what: Path) -> Subject:
             raise UserError(f"{what}: is for other classes or image sizes than the data set {splits.name} has")
         return loaded.network.to(splits.test.labels.device).eval()
 
-    trained = Trained(loaded.config, beside.stem, loaded.epoch)
+    code = [] if loaded.record is None else loaded.record.trained_by or []
+    trained = Trained(loaded.config, beside.stem, loaded.epoch, trained_by=code)
     fingerprint = None if loaded.record is None else loaded.record.fingerprint
     return Subject(
         trained, fingerprint, network, lambda: loaded.spec,

@@ -93,7 +93,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
     figures = means(sums, image_counts)
     _check_finite(state, figures)
     row: dict[str, Value] = {
-        "epoch": epoch + 1, **rates(state), **figures, "train_seconds": totals.seconds, "iterations": iterations,
+        "epoch": epoch + 1, **rates(state), **figures, "train_seconds": totals.seconds, "iterations": iterations, **run.code,
     }  # fmt: skip
     if cosines := router_cosines(state.model, network(config, run.splits.spec)) if state.model.router_parameters() else []:
         row["router_cosine"] = cosines

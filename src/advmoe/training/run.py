@@ -1,7 +1,7 @@
 """A run in progress: where it is, its checkpoints, and how it goes back after a non-finite value."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -11,6 +11,7 @@ from advmoe import distributed
 from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
+from advmoe.evaluation.provenance import code
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
 from advmoe.training.checkpoint import Checkpoint, RunFolder
@@ -32,7 +33,8 @@ MAX_RESTORES = 3
 
 @dataclass
 class Run:
-    """`latest` is the checkpoint that the next epoch starts from, or None if it starts from the model in memory."""
+    """`latest` is the checkpoint that the next epoch starts from, or None if it starts from the model in memory.
+    `code` is the code that this process trains with."""
 
     config: RunConfig
     splits: Splits
@@ -43,6 +45,7 @@ class Run:
     latest: Checkpoint | None
     history: History = field(default_factory=list)
     restores: int = 0
+    code: Mapping[str, str] = field(default_factory=code)
 
     def __post_init__(self) -> None:
         self._continue_from(self.latest)
