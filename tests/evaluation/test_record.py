@@ -132,12 +132,6 @@ def test_the_history_and_the_runs_name_are_in_the_record(record):
     assert result.classes[0] == "T-shirt"
 
 
-def test_the_pathway_budget_is_in_a_record_if_the_preset_attacks_pathways(evaluated):
-    assert evaluated(preset=("pgd_10", "paths"), pathway_budget=3).pathway_budget == 3
-    assert evaluated(preset=("pgd_10", "paths"), pathway_budget=0).pathway_budget == 0
-    assert "pathway_budget" not in evaluated(pathway_budget=3).to_json()
-
-
 @pytest.fixture(scope="module")
 def evaluated(tiny, splits):
     """evaluated(**options): a Record of an untrained network."""

@@ -6,9 +6,10 @@ import json
 import pytest
 from records import content, old_content, record
 
+from advmoe.config import TrainingConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import checked_record
-from advmoe.reports.collect import CELL_FIELDS, cell_of, collect, departures, settings
+from advmoe.reports.collect import CELL_FIELDS, OF_ROUTERS, cell_of, collect, departures, settings, shared_settings
 
 
 def write(path, content):
@@ -207,21 +208,25 @@ def test_settings_are_those_that_the_method_uses():
     assert settings(changed_record("runtime", precision="bfloat16")) != settings(record())
 
 
-@pytest.mark.parametrize(("field", "value", "words"), [
-    ("attack_precision", "bfloat16", "attack gradients: float32, not bfloat16"),
-    ("pathway_budget", 16, "pathway budget: 64, not 16"),
-])  # fmt: skip
-def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, warnings, field, value, words):
-    newer = {**content(seed=1, **{field: value}), "time": "2027-01-01T00:00:00+00:00"}
+def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, warnings):
+    newer = {**content(seed=1, attack_precision="bfloat16"), "time": "2027-01-01T00:00:00+00:00"}
     write(tmp_path / "x.json", [content(), newer])
     (record_of_newer,) = collect(tmp_path, warnings.append)
     assert record_of_newer.seed == 1
-    assert f"({words})" in warnings[0]
-    assert departures(record_of_newer) == (f"{words.partition(':')[0]} {value} ({words.split()[2].removesuffix(',')})",)
+    assert "(attack gradients: float32, not bfloat16)" in warnings[0]
+    assert departures(record_of_newer) == ("attack gradients bfloat16 (float32)",)
+
+
+def test_options_of_routers_do_not_separate_networks_without_routers():
+    names = {f"training.{name}" for name in TrainingConfig.model_fields if "router" in name or "level" in name}
+    assert names <= set(OF_ROUTERS)
+    untied = changed_record("training", "advmoe", router_schedule="untied", router_statistics="plain")
+    assert settings(untied) != settings(record("advmoe"))
+    assert shared_settings(untied) == shared_settings(record("advmoe"))
 
 
 def test_a_record_that_does_not_say_the_settings_of_its_attacks_has_the_defaults():
-    assert settings(record(attack_precision="float32", pathway_budget=64)) == settings(record())
+    assert settings(record(attack_precision="float32")) == settings(record())
 
 
 def test_a_record_older_than_a_field_has_its_default():

@@ -42,8 +42,8 @@ def test_configuration_and_provenance_are_complete():
     assert provenance["hardware"] == "cpu a processor, cores 2, threads 1"
     assert provenance["seeds"] == "3 in training, 0 in evaluation"
     assert "attack gradients" not in provenance  # a Record of before that field
-    new = record("advmoe", 3, attack_precision="bfloat16", pathway_budget=64)
-    assert dict(run_of(new).provenance) == {**provenance, "attack gradients": "bfloat16", "pathway budget": "64"}
+    new = record("advmoe", 3, attack_precision="bfloat16")
+    assert dict(run_of(new).provenance) == {**provenance, "attack gradients": "bfloat16"}
     assert provenance["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
 
 

@@ -127,6 +127,7 @@ def test_failed_checks_are_named_for_each_run():
         "Failed its checks: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
         "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
     )
+    assert check_lines([record(seed=3), record(seed=3, epsilon=0.05)])[:2] == lines[:1] * 2  # two runs with one title
     passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
     trusted = {**content()["evaluation"], "checks": passing}
     assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."

@@ -159,11 +159,15 @@ def test_init_from_a_run_of_another_method_is_refused(method, tiny, splits, tmp_
 
 
 @pytest.mark.parametrize(
-    ("model", "message"), [({"width": 8}, "width 4, not 8"), ({"activation": "silu"}, "activation relu, not silu")]
+    ("model", "message"),
+    [
+        ({"width": 8}, "holds another model's weights"),
+        ({"activation": "silu"}, "needs a run with activation relu, not silu"),
+    ],
 )
 def test_init_from_another_model_is_refused(model, message, tiny, splits, tmp_path):
     source = dense_run(tiny, splits, tmp_path / "other", **model)
-    assert_refused(tiny("at_sparse", init_from=str(source)), splits, tmp_path, f"{source}: init_from needs a run with {message}")
+    assert_refused(tiny("at_sparse", init_from=str(source)), splits, tmp_path, message)
 
 
 def test_init_from_no_run_is_refused(tiny, splits, tmp_path):

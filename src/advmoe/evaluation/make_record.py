@@ -81,7 +81,6 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         seed=config.seed,
         attack_seed=options.seed,
         attack_precision="bfloat16" if options.bf16_search else "float32",
-        pathway_budget=options.pathway_budget if "paths" in {*evaluation.attacks, *evaluation.left_out} else None,
         config=RecordedConfig.model_validate(to_dict(config.replace(data=config.data.replace(data_dir=None)))),
         train_seconds=trained.train_seconds,
         evaluate_seconds=measured.seconds,

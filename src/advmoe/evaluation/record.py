@@ -34,9 +34,10 @@ SCHEMA = 3  # in schema 2 "image" was called "picture", and the figures of an ev
 
 
 class HistoryRow(Part):
-    """An epoch: accuracies on held-out images in percent, losses, learning rate, and each expert's load per layer."""
+    """An epoch: accuracies on held-out images in percent, losses, learning rate, each expert's load per layer, and how far each
+    layer's router has turned from its start (1: not at all)."""
 
-    sparse: ClassVar[frozenset[str]] = frozenset({"loss", "router_loss", "lr", "load"})
+    sparse: ClassVar[frozenset[str]] = frozenset({"loss", "router_loss", "lr", "load", "router_cosine"})
     epoch: NonNegativeInt
     phase: NonNegativeInt
     val_sa: Percent
@@ -45,6 +46,7 @@ class HistoryRow(Part):
     router_loss: Number | None = None
     lr: Number | None = None
     load: Annotated[list[Annotated[list[Number], Field(fail_fast=True)]], Field(fail_fast=True)] | None = None
+    router_cosine: Annotated[list[Number], Field(fail_fast=True)] | None = None
 
 
 class RecordedTeacher(Part):
@@ -73,8 +75,7 @@ class Record(Part):
     `ra`: accuracy under PGD by number of steps. A Record has `ra_worst` if AutoAttack and the attacks on routing were run, and
     `ra_worst_quick` otherwise. `gmacs` is the ideal count. `run` is the name of the run's folder. `weights` is the digest of the
     network (`advmoe.models.digest`), None in Records of schemas 1 and 2. `attack_precision` is the data type of attacks'
-    gradients, `pathway_budget` the number of pathways up to which all were attacked; both are None in Records that do not say it,
-    and the second also if the preset does not attack pathways. `trained_by` is the code that trained the network, in order if
+    gradients, None in Records that do not say it. `trained_by` is the code that trained the network, in order if
     there were several; None if it is not known. `advmoe` and `commit` are those of the evaluation. `from_schema` is the schema of
     the file if it is older.
     """
@@ -89,7 +90,6 @@ class Record(Part):
             "from_schema",
             "teacher",
             "attack_precision",
-            "pathway_budget",
             "trained_by",
         }
     )
@@ -122,7 +122,6 @@ class Record(Part):
     seed: Seed
     attack_seed: Seed
     attack_precision: Annotated[Literal["float32", "bfloat16"] | None, ValidValues("float32 or bfloat16")] = None
-    pathway_budget: NonNegativeInt | None = None
     config: RecordedConfig
     train_seconds: NonNegativeFloat
     evaluate_seconds: NonNegativeFloat

@@ -46,7 +46,7 @@ class RoutingFigures(Part):
 
     The gain from choosing an expert, on the same images: `choice_gain_worst` [N] is the worst case of the routed network, over all
     attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and an attack on the routing.
-    `choice_gain` [N] is RA-10 of the routed network minus `fixed_expert_ra`: an upper bound, because routing hides gradients from
+    `choice_gain` [N] is RA-10 of the routed network minus `fixed_expert_ra`: usually too high, because routing hides gradients from
     PGD-10.
     """
 

@@ -40,11 +40,11 @@ def points(difference: Difference) -> str:
 def choice_gains(evaluation: EvaluationResult) -> str:
     """The worst case of the routed network minus that of each fixed expert, as text; "" if it was not measured.
 
-    Without it, as in older Records, the difference in RA-10, with the reason why that is an upper bound.
+    Without it, as in older Records, the difference in RA-10, with the reason why that is probably too high.
     """
     routing = evaluation.routing
     gains = (routing.choice_gain_worst or routing.choice_gain) if routing else []
     text = "; ".join(f"{points(difference)} over expert {expert} alone" for expert, difference in enumerate(gains))
     if not text or (routing and routing.choice_gain_worst):
         return text and f"{text}, in the worst case"
-    return f"at most {text}, under PGD-10, which overestimates the routed network, not the expert: an upper bound of the gain"
+    return f"{text}, under PGD-10: probably too high, because PGD overestimates routed networks more than a fixed expert"

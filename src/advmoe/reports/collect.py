@@ -30,7 +30,10 @@ IN_CELL = (  # settings that a cell already holds, with the precision and the da
 OF_ROUTERS = (
     *(f"model.{name}" for name in ("num_experts", "bank", "routers", "norms")),
     *(f"training.{name}" for name in ("router_lr", "tied_share", "router_gate", "router_attack_gate", "level_order", "balance")),
-    *(f"training.{name}" for name in ("balance_weight", "router_warmup", "router_steps", "weight_steps", "level_batches")),
+    *(f"training.{name}" for name in ("balance_weight", "weight_steps", "level_batches", "weight_attack_gate", "awp_routers")),
+    *(f"training.{name}" for name in ("router_warmup", "router_schedule", "router_statistics", "router_steps", "router_every")),
+    *(f"training.{name}" for name in ("router_loss", "router_target", "router_target_weight", "router_consistency")),
+    *(f"training.{name}" for name in ("router_margin", "runner_up_consistency")),
 )
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 

@@ -42,7 +42,7 @@ def obstacle(record: Record, control: Record) -> str:
     if evaluated(record) != evaluated(control):
         return "it was attacked by another version of advmoe; evaluate both with the same one"
     if difference := differing(attack_settings(control), attack_settings(record)):
-        return f"its attacks had other settings ({difference}); evaluate both with the same --precision and --pathway-budget"
+        return f"its attacks had other settings ({difference}); evaluate both with the same --precision"
     if not _same_images(record, control):
         return "it was evaluated on other images, or a Record does not say which images are robust"
     return ""

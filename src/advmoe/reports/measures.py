@@ -9,12 +9,11 @@ from typing import Literal
 
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.attacks.registry import ATTACKS
-from advmoe.config.choices import PATHWAY_BUDGET
 from advmoe.evaluation.record import Record
 
 PRESENT = "by the present version of every attack"
 QUICK = frozenset(PRESETS["quick"].attacks)
-ATTACK_DEFAULTS: dict[str, object] = {"attack gradients": "float32", "pathway budget": PATHWAY_BUDGET}
+ATTACK_DEFAULTS: dict[str, object] = {"attack gradients": "float32"}
 PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(QUICK_OF_VERSION_0_1)}
 
 
@@ -47,10 +46,14 @@ class Measure:
 
 def attacks_of(record: Record) -> frozenset[str]:
     """The attacks behind a Record's worst case: those that were run and, for a network that does not route, the attacks on routing
-    that were left out. On a network that routes, these are left out for another reason: the norm, or a pathway budget of 0."""
+    that were left out. On a network that routes, these are left out for another reason: the norm, or a pathway budget of 0.
+
+    An attack that was run on some shards only, whose broken images count too, is in it as 'soft_1 (1 of 4 shards)'.
+    """
     evaluation = record.evaluation
     inapplicable = [] if _routes(record) else [name for name in evaluation.left_out if _needs_routing(name)]
-    return frozenset([*evaluation.attacks, *inapplicable])
+    partly_run = [f"{name} ({part})" for name, part in evaluation.partly_run.items()]
+    return frozenset([*evaluation.attacks, *inapplicable, *partly_run])
 
 
 def _routes(record: Record) -> bool:
@@ -82,7 +85,7 @@ def attack_settings(record: Record) -> dict[str, object]:
 
     Records that differ in one are not compared.
     """
-    values = {"attack gradients": record.attack_precision, "pathway budget": record.pathway_budget}
+    values = {"attack gradients": record.attack_precision}
     return {name: default if values[name] is None else values[name] for name, default in ATTACK_DEFAULTS.items()}
 
 

@@ -88,8 +88,6 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     yield "seeds", f"{record.seed} in training, {record.attack_seed} in evaluation"
     if record.attack_precision is not None:
         yield "attack gradients", record.attack_precision
-    if record.pathway_budget is not None:
-        yield "pathway budget", str(record.pathway_budget)
     how = evaluated(record)
     yield "evaluated", how if how == PRESENT else f"{how}: not compared with newer evaluations"
     yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"

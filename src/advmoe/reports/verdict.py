@@ -108,11 +108,12 @@ def check_lines(records: Sequence[Record]) -> list[str]:
     checks = [(record, check) for record in records for check in record.evaluation.checks]
     if not checks:
         return ["No check of the evaluation was made."]
-    failed = grouped((pair for pair in checks if pair[1].status == "fail"), lambda pair: run_title(pair[0]))
+    failed = [(record, [check for check in record.evaluation.checks if check.status == "fail"]) for record in records]
     warned = grouped((pair for pair in checks if pair[1].status == "warn"), lambda pair: _name(pair[1]))
     lines = [
-        f"Failed its checks: {title}: {'; '.join(f'{_name(check)}: {check.detail}' for _, check in pairs)}."
-        for title, pairs in failed.items()
+        f"Failed its checks: {run_title(record)}: {'; '.join(f'{_name(check)}: {check.detail}' for check in fails)}."
+        for record, fails in failed
+        if fails
     ]
     lines = lines or ["No run failed a check of its evaluation."]
     for name, pairs in warned.items():

@@ -61,12 +61,13 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
 def _check_router_options(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if an option of the routers is set that does not work with the method, its loss or the other options."""
     training, method = config.training, METHODS[config.method]
+    routed = isinstance(method.kind(config.model), MoEKind)
     loss_name, classes, experts = method.loss or training.loss, len(splits.spec.classes), config.model.num_experts
     attacked = ["router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target"]
     attacked = [name for name in attacked if getattr(training, name) not in (0.0, False, "none")]  # all but the defaults
     others = {"router_schedule": "phase", "router_statistics": "augmented"}
     options = [*attacked, *(name for name, default in others.items() if getattr(training, name) != default)]
-    if options and not isinstance(method.kind(config.model), MoEKind):
+    if options and not routed:
         raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
     if training.router_consistency and not LOSSES[loss_name].has_clean:
         raise UserError(f"router_consistency needs a loss with clean images, not {loss_name}")
@@ -80,7 +81,7 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         raise UserError("runner_up_consistency needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":
         raise UserError("router_loss target needs a router_target")
-    if 0 < training.router_warmup <= training.tied_share and training.router_schedule == "phase":
+    if routed and 0 < training.router_warmup <= training.tied_share and training.router_schedule == "phase":
         raise UserError(
             f"router_warmup {training.router_warmup:g} ends while the experts are tied (tied_share {training.tied_share:g}) and no "
             "router learns: with router_schedule untied it begins afterwards"
@@ -141,10 +142,8 @@ def _load_dense(model: Classifier, config: RunConfig, splits: Splits, source: Pa
     folder = RunFolder(source)
     if folder.config().method != "at_dense":
         raise UserError(f"{source}: init_from needs a run of at_dense, not of {folder.config().method}")
-    for name in ("backbone", "stem", "width", "activation"):
-        theirs, ours = (getattr(model_config, name) for model_config in (folder.config().model, config.model))
-        if theirs != ours:
-            raise UserError(f"{source}: init_from needs a run with {name} {ours}, not {theirs}")
+    if (activation := folder.config().model.activation) != config.model.activation:  # other differences change the weights' names
+        raise UserError(f"{source}: init_from needs a run with activation {config.model.activation}, not {activation}")
     dense, best = network(config.replace(method="at_dense"), splits.spec), folder.best()
     if best.fingerprint != splits.fingerprint:
         raise UserError(f"{source}: was trained on data with fingerprint {best.fingerprint}, not {splits.fingerprint}")
