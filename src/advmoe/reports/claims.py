@@ -11,7 +11,7 @@ from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Outcome, Summary, by_setting, interval, outcome, summarise
-from advmoe.reports.collect import OF_METHODS, Cell, cell_of, differing, is_full_scale, is_routed, settings
+from advmoe.reports.collect import OF_METHODS, SAME_BATCHES, Cell, cell_of, differing, is_full_scale, is_routed, settings
 from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
 from advmoe.reports.measures import WORST, label
 from advmoe.reports.panels import method_style, network_title, setting_text
@@ -119,11 +119,11 @@ def _with_one_expert(cell: Cell) -> list[Cell]:
     """The same method with one expert, or AT (MoE): with one expert AdvMoE's routers have nothing to learn."""
     if cell.num_experts == 1:
         return []
-    return [replace(cell, method=method, num_experts=1, same_batches=False) for method in (cell.method, "at_moe")]
+    return [replace(cell, method=method, num_experts=1, variant="") for method in (cell.method, "at_moe")]
 
 
 def _with_same_batches(cell: Cell) -> list[Cell]:
-    return [replace(cell, same_batches=True)] if _is_advmoe(cell) else []
+    return [replace(cell, variant=SAME_BATCHES)] if _is_advmoe(cell) else []
 
 
 def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from advmoe.config import RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
@@ -35,6 +36,7 @@ OF_ROUTERS = (
     *(f"training.{name}" for name in ("router_loss", "router_target", "router_target_weight", "router_consistency")),
     *(f"training.{name}" for name in ("router_margin", "runner_up_consistency")),
 )
+SAME_BATCHES, OFFICIAL = "same batches", "variant of the public code"
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 
 
@@ -54,8 +56,9 @@ class Cell:
     """What identifies the runs behind one figure; they differ only in their seeds.
 
     `width` is None for the published width. A dense network has model scale 1, and a network without routers one expert.
-    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `same_batches`:
-    AdvMoE's two levels were trained on the same batches, not on different ones as in the paper.
+    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `variant` is
+    empty for the method of the paper, `SAME_BATCHES` if AdvMoE's two levels were trained on the same batches instead of different
+    ones, and `OFFICIAL` for the recipes with the suffix -official.
     """
 
     dataset: str
@@ -70,7 +73,7 @@ class Cell:
     epochs: int
     train_images: int
     test_images: int
-    same_batches: bool = False
+    variant: str = ""
 
     @property
     def has_one_expert(self) -> bool:
@@ -80,24 +83,29 @@ class Cell:
     @property
     def is_ablation(self) -> bool:
         """Whether the runs lack a part of their method: the choice of an expert, or different batches for the two levels."""
-        return self.has_one_expert or self.same_batches
+        return self.has_one_expert or self.variant != ""
 
     @property
     def label(self) -> str:
         """The method's name, and what the runs lack of the method: 'at_moe, one expert', 'advmoe, same batches'."""
-        return self.method + ", one expert" * self.has_one_expert + ", same batches" * self.same_batches
+        return self.method + ", one expert" * self.has_one_expert + self.variant_suffix
 
     @property
     def words(self) -> str:
         """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
         scale = "" if is_full_scale(self.method) else f", r {self.model_scale:g}"
         experts = f", N {self.num_experts}" if is_routed(self.method) else ""
-        return f"{self.method}{scale}{experts}{', same batches' * self.same_batches}, {self.backbone}, {self.dataset}"
+        return f"{self.method}{scale}{experts}{self.variant_suffix}, {self.backbone}, {self.dataset}"
+
+    @property
+    def variant_suffix(self) -> str:
+        """', same batches', or empty."""
+        return f", {self.variant}" if self.variant else ""
 
     @property
     def setting(self) -> "Cell":
         """The fields that cells must share to be compared: all but method, model scale, number of experts and batches."""
-        return replace(self, method="", model_scale=1.0, num_experts=0, same_batches=False)
+        return replace(self, method="", model_scale=1.0, num_experts=0, variant="")
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
@@ -113,8 +121,16 @@ def cell_of(record: Record) -> Cell:
         num_experts=config.model.num_experts if is_routed(method) else 1, attack_steps=config.attack.num_steps,
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
-        same_batches=getattr(config.training, "level_batches", "different") == "same",  # older Records lack the field
+        variant=_variant(config),
     )  # fmt: skip
+
+
+def _variant(config: RecordedConfig) -> str:
+    model, training = config.section("model"), config.section("training")
+    if training.get("level_batches", "different") == "different":  # older Records lack the field
+        return ""
+    chosen = (model.get("routers"), model.get("bank"), training.get("router_loss"), training.get("router_target"))
+    return OFFICIAL if chosen == ("per_network", "disjoint", "target", "label_mod_n") else SAME_BATCHES
 
 
 def collect(folder: Path, warn: Warn) -> list[Record]:
@@ -257,5 +273,5 @@ def _order(cell: Cell) -> tuple[Any, ...]:
     rank = methods.index(cell.method) if cell.method in METHODS else len(methods)
     values = [0 if getattr(cell, name) is None else getattr(cell, name) for name in CELL_FIELDS]
     by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (rank, cell.method)}
-    last = ("method", "model_scale", "num_experts", "same_batches")
+    last = ("method", "model_scale", "num_experts", "variant")
     return tuple(by_name[name] for name in (*(name for name in CELL_FIELDS if name not in last), *last))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advmoe.evaluation.record import Record
-from advmoe.reports.collect import Cell, cell_of, is_full_scale, is_routed
+from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed
 from advmoe.reports.figures import COLOURS, short
 
 Key = TypeVar("Key")
@@ -18,11 +18,11 @@ Runs = TypeVar("Runs")  # a Record, or a Summary of several
 
 
 class Line(NamedTuple):
-    """What the runs of one line of a panel share: the method, N (0 without experts), and the levels' batches (see `Cell`)."""
+    """What the runs of one line of a panel share: the method, N (0 without experts), and the variant (see `Cell`)."""
 
     method: str
     num_experts: int
-    same_batches: bool
+    variant: str
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ METHOD_STYLES = {
     "at_moe": Style("AT (MoE)", COLOURS[3], (0, (5, 1, 1, 1, 1, 1)), "v"),
     "standard": Style("standard training", COLOURS[4], ":", "X"),
 }
+VARIANTS: dict[str, tuple[str, tuple[int, tuple[int, ...]], str]] = {  # colour, dash and marker
+    SAME_BATCHES: (COLOURS[5], (0, (8, 2)), "h"),
+    OFFICIAL: ("#882255", (0, (3, 1, 1, 1)), "p"),
+}
 OTHER = Style("other", "#767676", "-", "P")
 FILLS = {1: "hollow", 2: "full", 3: "top", 4: "bottom", 8: "left", 16: "right"}  # by N; for other N the marker is the number
 
@@ -63,11 +67,12 @@ def method_style(method: str) -> Style:
 
 
 def style_of(runs: Cell | Line) -> Style:
-    """The style of runs of one method. Runs with the same batches for the two levels have another colour, dash, marker and title;
-    runs with different numbers of experts have different marks."""
+    """The style of runs of one method. Variants of AdvMoE have another colour, dash, marker and title; runs with different numbers
+    of experts have different marks."""
     style = method_style(runs.method)
-    if runs.same_batches:
-        style = replace(style, title=f"{style.title}, same batches", colour=COLOURS[5], dash=(0, (8, 2)), marker="h")
+    if runs.variant:
+        colour, dash, marker = VARIANTS[runs.variant]
+        style = replace(style, title=f"{style.title}, {runs.variant}", colour=colour, dash=dash, marker=marker)
     if not is_routed(runs.method):
         return style
     if runs.num_experts in FILLS:
@@ -88,7 +93,7 @@ def run_title(record: Record) -> str:
 
 def line_of(cell: Cell) -> Line:
     """The line of a panel that runs of a cell belong to."""
-    return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.same_batches)
+    return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.variant)
 
 
 def scale_of(record: Record) -> float:
