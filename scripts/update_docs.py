@@ -76,7 +76,7 @@ def table(records: list[Record]) -> str:
 def demo() -> str:
     """The figures of a demo, and its answers."""
     demonstrated = records("results/demo/records.json")
-    return "\n\n".join([table(demonstrated), *answers(demonstrated)])
+    return "\n\n".join([table(demonstrated), *(f"**{line.answer}** {line.figures}".strip() for line in answers(demonstrated))])
 
 
 def networks_table() -> str:
@@ -190,7 +190,7 @@ def methods_table() -> str:
 def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
     checks = check_lines(main_records())
-    lines = [line for line in verdict(main_records()) if line not in checks]
+    lines = [f"**{line.answer}** {line.figures}" for line in verdict(main_records()) if line not in checks]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
 

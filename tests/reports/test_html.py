@@ -14,6 +14,7 @@ from records import content, old_record, png, record
 from advmoe.reports.captions import CAPTIONS
 from advmoe.reports.claims import Claim, judge
 from advmoe.reports.html import report_html
+from advmoe.reports.markup import Statement
 from advmoe.reports.measures import MEASURES
 from advmoe.reports.panels import METHOD_STYLES
 from advmoe.reports.paper_tables import tables
@@ -124,7 +125,7 @@ def test_hostile_strings_remain_text(drawn, monkeypatch):
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
     evil.evaluation.checks[0] = replace(evil.evaluation.checks[0], detail=EVIL)
     evil.gallery[0].clean.png = '" onerror="alert(1)'
-    parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [EVIL], drawn))
+    parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [Statement(EVIL, EVIL)] * 2, drawn))
     assert len(parsed.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in parsed.elements)
     assert parsed.text.count("<script>alert(1)</script>") >= 10
@@ -139,7 +140,7 @@ def test_claims_are_shown_with_their_verdict():
 
 
 def test_long_verdicts_are_folded_past_the_first_lines():
-    text = page([record()], lines=[f"line {number}." for number in range(12)])
+    text = page([record()], lines=[Statement(f"line {number}.") for number in range(12)])
     folded = text[text.index("<details>") : text.index("</details>")]
     assert "4 more" in folded
     assert [line for line in range(12) if f"line {line}." in folded] == [8, 9, 10, 11]

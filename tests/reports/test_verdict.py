@@ -6,20 +6,31 @@ from records import ROBUST, attacked, content, record, runs, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
-from advmoe.reports.verdict import check_lines, verdict
+from advmoe.reports import verdict as module
+from advmoe.reports.markup import Statement
+from advmoe.reports.verdict import check_lines
+
+
+def verdict(records):
+    """The statements as text."""
+    return [str(statement) for statement in module.verdict(records)]
 
 
 def test_verdict_names_the_most_robust_network_and_its_cost():
-    first, *_ = verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
-    assert "most robust in the worst case is AdvMoE, r 0.5, N 2, RA-worst 54.0 ± 0.0 % (2 seeds)" in first
-    assert "at 25 % of the dense network's cost (0.0100 GMACs)" in first
-    assert "next is AT (Dense) with 48.0 %; all others are clearly below (95 % intervals" in first
+    first, *_ = module.verdict(runs(at_dense=50.0, at_small_dense=46.0, advmoe=56.0))
+    assert first.answer == "On fashion-mnist, AdvMoE, r 0.5, N 2 is the most robust network in the worst case."
+    assert first.figures.startswith(
+        "RA-worst 54.0 ± 0.0 % (2 seeds) at 25 % of the dense network's cost (0.0100 GMACs). Next is AT"
+    )
+    assert "Next is AT (Dense) (48.0 %); all others are clearly below (95 % intervals" in first.figures
 
 
 def test_verdict_names_what_is_not_clearly_below():
-    (first, *_) = verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
-    assert "not clearly below the first: AT (Dense)." in first
-    assert "AT (S-Dense)" not in first
+    (first, *_) = module.verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
+    assert first.answer == "On fashion-mnist, no network is clearly the most robust in the worst case."
+    assert first.figures.startswith("The highest figure has AdvMoE, r 0.5, N 2: RA-worst 54.0 ± 0.0 % (2 seeds)")
+    assert "Not clearly below it (95 % intervals over seeds and over images): AT (Dense) (53.5 %)." in first.figures
+    assert "AT (S-Dense)" not in first.figures
 
 
 def test_one_epoch_is_singular():
@@ -29,25 +40,25 @@ def test_one_epoch_is_singular():
 def test_quick_and_full_worst_cases_are_not_ranked_together():
     quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0)
     (first, *_) = verdict([record(), record(seed=1), quick])
-    assert "only one network is ranked: AdvMoE" in first
+    assert "only one network is ranked in the worst case. AdvMoE" in first
     assert "Not ranked, because attacks are missing: AT (Dense)." in first
     (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
-    assert "so not ranked by RA-worst (quick), an upper bound: AT (Dense) 99.0 %." in first
+    assert "With one seed, so not ranked by RA-worst (quick), an upper bound: AT (Dense) (99.0 %)." in first
     (first, *_) = verdict([quick])
-    assert "so not ranked by RA-worst (listed attacks), an upper bound: AT (Dense) 99.0 %." in first
+    assert "no network is ranked in the worst case. With one seed, so not ranked by RA-worst (listed attacks), an upper" in first
 
 
 def test_runs_under_other_attacks_are_not_ranked_together():
     all_runs = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
     other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
     (first, *_) = verdict(other)
-    assert "next is AT (Sparse)" in first
+    assert "Next is AT (Sparse)" in first
     assert "Not ranked, because not attacked by pgd_50: AT (Dense)." in first
     mixed = [attacked(run, "pgd_10") if (run.method, run.seed) == ("at_dense", 1) else run for run in all_runs]
     (first, *_) = verdict(mixed)
     assert "Not ranked, because their seeds were attacked differently: AT (Dense)." in first
     (first, *_) = verdict([run for run in mixed if run.method == "at_dense"])
-    assert "no worst case to compare. Not ranked, because their seeds were attacked" in first
+    assert "no network is ranked in the worst case. Not ranked, because their seeds were attacked" in first
 
 
 def test_verdict_says_whether_choosing_an_expert_helps():
@@ -83,9 +94,9 @@ def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(m
         if run.method != "at_dense":
             run.evaluation.attacks["pgd_50"].version = pgd.version + 1
     present, older, *_ = verdict(all_runs)
-    assert present.startswith("On fashion-mnist, most robust in the worst case is AdvMoE")
+    assert present.startswith("On fashion-mnist, AdvMoE, r 0.5, N 2 is the most robust network")
     assert present.endswith(", evaluated by the present version of every attack.")
-    assert older.startswith("On fashion-mnist, only one network is ranked: AT (Dense)")
+    assert older.startswith("On fashion-mnist, only one network is ranked in the worst case. AT (Dense): ")
     assert older.endswith(f", evaluated by an older version of pgd_50 ({pgd.version}).")
 
 
@@ -107,25 +118,25 @@ def with_checks(*checks, **fields):
 def test_warnings_and_skipped_checks_are_named():
     both = (4, "Square adds nothing", "skipped", "AutoAttack was not run"), (6, "experts are used", "warn", "1 layer collapsed")
     more = (5, "RA-AA near RA-worst", "skipped", "AutoAttack was not run"), (7, "more budget", "skipped", "not in this preset")
-    lines = check_lines([with_checks(*both), with_checks(*both, *more, seed=1), with_checks((1, "", "pass", ""), seed=2)])
-    assert lines == [
+    runs = [with_checks(*both), with_checks(*both, *more, seed=1), with_checks((1, "", "pass", ""), seed=2)]
+    assert list(map(str, check_lines(runs))) == [
         "No run failed a check of its evaluation.",
-        "Check with a warning: (6) experts are used: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 0; "
+        "Check with a warning: (6) experts are used. AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 0; "
         "AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 1.",
-        "Skipped checks: 1 to 3 of 5, in 2 of 3 runs: 4, 5 (AutoAttack was not run); 7 (not in this preset).",
+        "Skipped checks: 1 to 3 of 5, in 2 of 3 runs. 4, 5 (AutoAttack was not run); 7 (not in this preset).",
     ]
     many = check_lines([with_checks(both[1], seed=seed) for seed in range(7)])
-    assert many[1].endswith("seed 4; and 2 runs more.")
-    assert check_lines([with_checks()]) == ["No check of the evaluation was made."]
+    assert many[1].figures.endswith("seed 4; and 2 runs more.")
+    assert check_lines([with_checks()]) == [Statement("No check of the evaluation was made.")]
 
 
 def test_failed_checks_are_named_for_each_run():
     lines = check_lines([record(seed=3)])
-    assert verdict([record(seed=3)])[-2:] == lines
-    assert lines[-1] == "Skipped checks: 1 of 3, in 1 of 1 run: 4 (AutoAttack was not run)."
+    assert module.verdict([record(seed=3)])[-2:] == lines
+    assert lines[-1] == ("Skipped checks: 1 of 3, in 1 of 1 run.", "4 (AutoAttack was not run).")
     assert lines[0] == (
-        "Failed its checks: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 3: "
-        "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst."
+        "Failed its checks: AdvMoE, r 0.5, N 2, resnet18, fashion-mnist, seed 3.",
+        "(5) RA-AA near RA-worst: RA-AA is 0.50 points above RA-worst.",
     )
     assert check_lines([record(seed=3), record(seed=3, epsilon=0.05)])[:2] == lines[:1] * 2  # two runs with one title
     passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]

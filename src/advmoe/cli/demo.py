@@ -45,12 +45,12 @@ def run(arguments: DemoArguments) -> None:
     write_json(out / "records.json", [record.to_json() for record in records], indent=1)
     trajectories(histories, out / "trajectories.png")
     _grid(out, configs["advmoe"], splits)
-    sentences = answers(records)
-    write_report(records, out, lambda text: terminal.print(text, style="yellow", highlight=False), sentences)
+    statements = answers(records)
+    write_report(records, out, lambda text: terminal.print(text, style="yellow", highlight=False), statements)
     epsilon = configs["advmoe"].attack.epsilon
     terminal.print(record_table(records, f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {epsilon:g}"))
     lines = [
-        *sentences,
+        *map(str, statements),
         f"More attacks: advmoe evaluate {out}/advmoe --standard",
         f"The report: {(out / 'report.html').absolute()}",
     ]

@@ -11,11 +11,10 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.files import write_atomically, write_json
 from advmoe.locks import turn
-from advmoe.reports.choice import QUESTION
 from advmoe.reports.claims import Claim, judge
 from advmoe.reports.collect import Warn, collect
 from advmoe.reports.html import report_html
-from advmoe.reports.markup import Table, csv_text, latex, markdown
+from advmoe.reports.markup import Statement, Table, csv_text, latex, markdown
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
 from advmoe.reports.verdict import verdict
@@ -29,23 +28,24 @@ def run(arguments: ReportArguments) -> None:
         print(json.dumps(record_schema(), indent=1))
         return
     records = collect(arguments.folder, warn)
-    written, claims, sentences = write_report(records, arguments.out, warn)
+    written, claims, statements = write_report(records, arguments.out, warn)
     if arguments.json:
-        content = {"records": len(records), "verdict": sentences, "claims": [asdict(claim) for claim in claims], "files": written}
+        lines = [str(statement) for statement in statements]
+        content = {"records": len(records), "verdict": lines, "claims": [asdict(claim) for claim in claims], "files": written}
         print(json.dumps(content))
         return
-    print(*sentences, "", *(f"{claim.verdict:12} {claim.text}" for claim in claims), "", sep="\n")
+    print(*statements, "", *(f"{claim.verdict:12} {claim.text}" for claim in claims), "", sep="\n")
     files = f"{arguments.out}: report.html, tables/ ({', '.join(FORMS)}), figures/ (png, pdf)"
     print(f"Written from {len(records)} Record{'s' * (len(records) > 1)} to {files}")
 
 
 def write_report(
-    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[str] = ()
-) -> tuple[list[str], list[Claim], list[str]]:
+    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[Statement] = ()
+) -> tuple[list[str], list[Claim], list[Statement]]:
     """Write tables, figures and report.html, each complete or not at all; return their names, the claims and the verdict.
 
-    `warn` gets one line for each figure that cannot be drawn; the rest is written. `answers` come first on the page. If another
-    process writes a report to the same folder, this one follows it.
+    `warn` gets one line for each figure that cannot be drawn; the rest is written. `answers` come first on the page; they
+    also say whether choosing an expert helps. If another process writes a report to the same folder, this one follows it.
     """
     _make_folders(out)
     with turn(out / ".report.lock"):
@@ -53,19 +53,18 @@ def write_report(
 
 
 def _write_files(
-    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[str]
-) -> tuple[list[str], list[Claim], list[str]]:
+    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[Statement]
+) -> tuple[list[str], list[Claim], list[Statement]]:
     report_tables, claims = tables(records), judge(records)
-    answered = any(line.startswith(QUESTION) for line in answers)
-    sentences = [*answers, *(line for line in verdict(records) if not (answered and line.startswith(QUESTION)))]
+    statements = [*answers, *verdict(records, choice=not answers)]
     written = _write_tables(report_tables, out)
     drawn, failed = _draw_figures(list(records), out, warn)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}
-    html = report_html(list(records), report_tables, claims, sentences, figures, failed)
+    html = report_html(list(records), report_tables, claims, statements, figures, failed)
     write_atomically(out / "report.html", html)
     written += [*drawn, "report.html"]
     _delete_earlier(out, written)
-    return written, claims, sentences
+    return written, claims, statements
 
 
 def _write_tables(report_tables: Sequence[Table], out: Path) -> list[str]:

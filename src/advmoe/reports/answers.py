@@ -7,9 +7,10 @@ from advmoe.reports.attacks import points
 from advmoe.reports.choice import QUESTION
 from advmoe.reports.collect import cell_of
 from advmoe.reports.control import CONTROL, NO_CONTROL, obstacle, worst_case_difference
+from advmoe.reports.markup import Statement
 
 
-def answers(records: Iterable[Record]) -> list[str]:
+def answers(records: Iterable[Record]) -> list[Statement]:
     """One answer for each question that the Records can answer. At most one Record for each label of a `Cell`; without AdvMoE the
     list is empty.
 
@@ -24,24 +25,24 @@ def answers(records: Iterable[Record]) -> list[str]:
     return [_how_robust(routed, plain), _at_what_cost(routed, dense), *_does_routing_help(routed, control, small)]
 
 
-def _how_robust(routed: Record, plain: Record | None) -> str:
+def _how_robust(routed: Record, plain: Record | None) -> Statement:
     low, high = routed.evaluation.intervals.get("ra_worst", routed.evaluation.intervals.get("ra_worst_quick", (0.0, 100.0)))
     others = "" if plain is None else f" A network without robust training: {plain.worst:.1f} %."
     bound = "" if routed.ra_worst is not None else " AutoAttack was not run, so this is an upper bound."
-    return (
-        f"How robust? On {routed.dataset}, seed {routed.seed}, AdvMoE classifies {routed.sa:.1f} % of the clean test images "
-        f"correctly; {routed.worst:.1f} % stay correct under every attack that was run (95 % interval {low:.0f} to {high:.0f})."
-        f"{others}{bound}"
+    return Statement(
+        f"How robust? {routed.worst:.1f} % of the test images stay correct under every attack that was run.",
+        f"AdvMoE on {routed.dataset}, seed {routed.seed}, 95 % interval {low:.0f} to {high:.0f}; {routed.sa:.1f} % of the clean "
+        f"images are classified correctly.{others}{bound}",
     )
 
 
-def _at_what_cost(routed: Record, dense: Record | None) -> str:
-    others = "" if dense is None else f" With the dense network {dense.worst:.1f} % stay correct under every attack that was run."
+def _at_what_cost(routed: Record, dense: Record | None) -> Statement:
+    others = "" if dense is None else f"With the dense network {dense.worst:.1f} % stay correct under every attack that was run."
     share = 100 * routed.gmacs / routed.gmacs_dense
-    return f"At what cost? {routed.gmacs:.4f} GMACs for an image, {share:.0f} % of the dense network's.{others}"
+    return Statement(f"At what cost? {routed.gmacs:.4f} GMACs for an image, {share:.0f} % of the dense network's.", others)
 
 
-def _does_routing_help(routed: Record, control: Record | None, small: Record | None) -> list[str]:
+def _does_routing_help(routed: Record, control: Record | None, small: Record | None) -> list[Statement]:
     routing, parts = routed.evaluation.routing, []
     if small is not None and (difference := worst_case_difference([(routed, small)])):
         parts.append(f"Over the small dense network of about the same cost: {points(difference)}.")
@@ -56,9 +57,9 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
         )
     difference = worst_case_difference([(routed, control)]) if control else None
     if difference is not None:
-        verdict = "Yes, in this seed" if difference.low > 0 else "Not shown"
-        verdict = "No, it harms in this seed" if difference.high < 0 else verdict
-        first = f"{verdict}: the share of images that withstand every attack changes by {points(difference)} against {CONTROL}."
+        answer = "Yes, in this seed." if difference.low > 0 else "Not shown."
+        answer = "No, it harms in this seed." if difference.high < 0 else answer
+        parts.insert(0, f"The share of images that withstand every attack changes by {points(difference)} against {CONTROL}.")
     else:
-        first = f"Not compared with {CONTROL}: {obstacle(routed, control)}." if control else NO_CONTROL
-    return [" ".join((QUESTION, first, *parts))] if parts or control else []
+        answer = f"Not compared with {CONTROL}: {obstacle(routed, control)}." if control else NO_CONTROL
+    return [Statement(f"{QUESTION} {answer}", " ".join(parts))] if parts or control else []

@@ -9,31 +9,36 @@ from advmoe.reports.cells import summarise
 from advmoe.reports.claims import CHOICE
 from advmoe.reports.collect import Cell, cell_of, is_routed
 from advmoe.reports.control import CONTROL, compared, worst_case_difference
+from advmoe.reports.markup import Statement
 from advmoe.reports.measures import worst_of
 from advmoe.reports.panels import grouped, network_title, setting_of, setting_text
 
 QUESTION = "Does choosing an expert help?"
 
 
-def choice_answers(records: Iterable[Record]) -> list[str]:
+def choice_answers(records: Iterable[Record]) -> list[Statement]:
     """One answer for each setting in which a routed network and its control were attacked alike on the same images."""
     groups = grouped(records, setting_of)
     answers = {setting: answer for setting, members in groups.items() if (answer := _answer(members))}
     settings = {setting: f" Setting: {setting_text(setting)}." if len(answers) > 1 else "" for setting in answers}
     on = {setting: f" On {setting.dataset}:" if len(groups) > 1 else "" for setting in answers}
-    return [f"{QUESTION}{on[setting]} {answer}{settings[setting]}" for setting, answer in answers.items()]
+    return [
+        Statement(f"{QUESTION}{on[setting]} {answer}", figures + settings[setting])
+        for setting, (answer, figures) in answers.items()
+    ]
 
 
-def _answer(records: Sequence[Record]) -> str:
+def _answer(records: Sequence[Record]) -> Statement | None:
     differences = differences_from_control(records)
     if not differences:
-        return ""
+        return None
     (claim,) = CHOICE.judge(summarise(records), records)
     first = next(record for record in records if cell_of(record) in differences)
     parts = [f"{network_title(cell)}: {over_seeds(*against)}" for cell, against in differences.items()]
-    return (
-        f"{claim.verdict.capitalize()}. {worst_of(first).label} minus that of {CONTROL}, on the same images, with the 95 % "
-        f"interval over the images, not over seeds: {'; '.join(parts)}."
+    return Statement(
+        f"{claim.verdict.capitalize()}.",
+        f"{worst_of(first).label} minus that of {CONTROL}, on the same images, with the 95 % interval over the images, not over "
+        f"seeds: {'; '.join(parts)}.",
     )
 
 

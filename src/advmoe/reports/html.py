@@ -18,7 +18,7 @@ from advmoe.reports.cells import Figure, Summary, summarise
 from advmoe.reports.claims import INTERVALS, Claim
 from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.figures import DPI
-from advmoe.reports.markup import Entry, Table
+from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import METHOD_STYLES, radius, style_of
 from advmoe.reports.paper_tables import MEANING
@@ -49,7 +49,7 @@ class Drawn:
 
 
 def report_html(
-    records: Sequence[Record], tables: Sequence[Table], claims: Sequence[Claim], verdict: Sequence[str],
+    records: Sequence[Record], tables: Sequence[Table], claims: Sequence[Claim], verdict: Sequence[Statement],
     figures: Mapping[str, Path], failed: Collection[str] = (),
 ) -> str:  # fmt: skip
     """The page. `figures` are the PNG files that were drawn, by their names in `advmoe.reports.plots.FIGURES`; `failed` are the

@@ -1,10 +1,11 @@
-"""A table, and its Markdown, CSV and LaTeX."""
+"""The parts of a report: a table with its Markdown, CSV and LaTeX, and a statement of the verdict."""
 
 import csv
 import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FORMULA = ("=", "+", "-", "@")
 MARKDOWN = re.compile(r"([\\`*_|<>\[\]#~])")
@@ -13,6 +14,16 @@ LATEX = {
     "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "±": r"$\pm$",
 }  # fmt: skip
+
+
+class Statement(NamedTuple):
+    """A part of the verdict: an answer in one short sentence, and the figures behind it."""
+
+    answer: str
+    figures: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.answer} {self.figures}".strip()
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from advmoe.reports.cells import (
     worst_name,
 )
 from advmoe.reports.choice import choice_answers
+from advmoe.reports.markup import Statement
 from advmoe.reports.measures import BY_NAME, label
 from advmoe.reports.panels import grouped, network_title, run_title, setting_text
 from advmoe.reports.runs import number_of
@@ -24,19 +25,21 @@ LISTED = 5  # runs in a line of warnings
 BY = "95 % intervals over seeds and over images"
 
 
-def verdict(records: Iterable[Record]) -> list[str]:
-    """Sentences: for every setting, which method is most robust in the worst case and at what cost; after the first of them,
-    whether choosing an expert helps, for every setting with a control; at the end the self-checks (`check_lines`).
+def verdict(records: Iterable[Record], choice: bool = True) -> list[Statement]:
+    """For every setting, which method is most robust in the worst case and at what cost; after the first of them,
+    whether choosing an expert helps, for every setting with a control (unless `choice` is off); at the end the self-checks
+    (`check_lines`).
 
     Settings with more methods come first, then those with more training. Runs of one setting that cannot be compared have a
-    sentence for each comparable group.
+    statement for each comparable group.
     """
     records = list(records)
     groups = by_setting(summarise(records)).values()
     parts = [(_where(part[0], group), part) for group in groups for part in comparable_groups(group)]
     parts.sort(key=lambda pair: _weight(pair[1]), reverse=True)
     rankings = [_winner(*pair) for pair in parts]
-    return [*rankings[:1], *choice_answers(records), *rankings[1:], *check_lines(records)]
+    answers = choice_answers(records) if choice else []
+    return [*rankings[:1], *answers, *rankings[1:], *check_lines(records)]
 
 
 def _weight(part: Sequence[Summary]) -> tuple[int, int]:
@@ -50,10 +53,10 @@ def _where(summary: Summary, group: Sequence[Summary]) -> str:
     return ", ".join([setting, *differing_settings(summary, group)])
 
 
-def _winner(where: str, group: Sequence[Summary]) -> str:
+def _winner(where: str, group: Sequence[Summary]) -> Statement:
     """The ranking by one figure, over runs of several seeds under the same attacks; the runs that are not ranked, and why; the
     setting."""
-    name, on = worst_name(group), f"On {group[0].cell.dataset}"
+    name = worst_name(group)
     attacked = [summary for summary in group if name in summary.figures]
     plan = next(iter(Counter(summary.attacks[name] for summary in attacked).most_common(1)), (frozenset[str](), 0))[0]
     equal = [summary for summary in attacked if summary.attacks[name] == plan]
@@ -61,65 +64,79 @@ def _winner(where: str, group: Sequence[Summary]) -> str:
     single = [summary for summary in equal if summary not in ranked]
     mixed = [summary for summary in group if summary.mixed and summary not in attacked]
     incomplete = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
+    by = label(name) + ", an upper bound" * BY_NAME[name].upper_bound
     unranked = {
-        "Not ranked, because their seeds were attacked differently": mixed,
-        "Not ranked, because attacks are missing": incomplete,
-        f"Not ranked, because not attacked by {attacks_in_words(plan)}": [
-            summary for summary in group if summary not in (*equal, *mixed, *incomplete)
-        ],
+        f"With one seed, so not ranked by {by}": [_with_mean(summary, name) for summary in single],
+        "Not ranked, because their seeds were attacked differently": _titles(mixed),
+        "Not ranked, because attacks are missing": _titles(incomplete),
+        f"Not ranked, because not attacked by {attacks_in_words(plan)}": _titles(
+            [summary for summary in group if summary not in (*equal, *mixed, *incomplete)]
+        ),
     }
-    sentences = [f"{on}, {_ranking(ranked, name)}."] if ranked else []
-    if single:
-        shares = "; ".join(f"{network_title(summary.cell)} {summary.figures[name].mean:.1f} %" for summary in single)
-        bound = ", an upper bound" if BY_NAME[name].upper_bound else ""
-        beginning = "One seed" if sentences else f"{on}: one seed"
-        sentences.append(f"{beginning}, so not ranked by {label(name)}{bound}: {shares}.")
-    tails = [
-        f"{reason}: {'; '.join(network_title(summary.cell) for summary in those)}." for reason, those in unranked.items() if those
-    ]
-    return " ".join([*(sentences or [f"{on}: no worst case to compare."]), *tails, f"Setting: {where}."])
+    tails = [f"{reason}: {'; '.join(those)}." for reason, those in unranked.items() if those]
+    answer, figures = _ranking(ranked, name)
+    figures = " ".join([*([figures] if figures else []), *tails, f"Setting: {where}."])
+    return Statement(f"On {group[0].cell.dataset}, {answer}", figures)
 
 
-def _ranking(ranked: Sequence[Summary], name: str) -> str:
+def _ranking(ranked: Sequence[Summary], name: str) -> Statement:
+    if not ranked:
+        return Statement("no network is ranked in the worst case.")
     first, *rest = ranked
+    title, figures = network_title(first.cell), f"{_share(first, name)}."
     if not rest:
-        return f"only one network is ranked: {network_title(first.cell)}, {_share(first, name)}"
-    close = [network_title(summary.cell) for summary in rest if outcome(first, summary, name) == "not apart"]
-    apart = f"not clearly below the first: {'; '.join(close)}" if close else f"all others are clearly below ({BY})"
-    following = f"next is {network_title(rest[0].cell)} with {rest[0].figures[name].mean:.1f} %"
-    return f"most robust in the worst case is {network_title(first.cell)}, {_share(first, name)}; {following}; {apart}"
+        return Statement("only one network is ranked in the worst case.", f"{title}: {figures}")
+    close = [summary for summary in rest if outcome(first, summary, name) == "not apart"]
+    if not close:
+        following = f"Next is {_with_mean(rest[0], name)}; all others are clearly below ({BY})."
+        return Statement(f"{title} is the most robust network in the worst case.", f"{figures} {following}")
+    names = "; ".join(_with_mean(summary, name) for summary in close)
+    return Statement(
+        "no network is clearly the most robust in the worst case.",
+        f"The highest figure has {title}: {figures} Not clearly below it ({BY}): {names}.",
+    )
+
+
+def _titles(summaries: Sequence[Summary]) -> list[str]:
+    return [network_title(summary.cell) for summary in summaries]
+
+
+def _with_mean(summary: Summary, name: str) -> str:
+    return f"{network_title(summary.cell)} ({summary.figures[name].mean:.1f} %)"
 
 
 def _share(summary: Summary, name: str) -> str:
     """'RA-worst 36.2 ± 0.5 % (3 seeds) at 27 % of the dense network's cost (0.0078 GMACs)'."""
     figure = summary.figures[name]
-    spread = f" ± {figure.std:.1f}" if figure.std is not None else ""
     bound = "an upper bound; " if BY_NAME[name].upper_bound else ""
-    share = f"{label(name)} {figure.mean:.1f}{spread} % ({bound}{figure.n} seed{'s' * (figure.n > 1)})"
+    share = f"{label(name)} {figure.mean:.1f} ± {figure.std:.1f} % ({bound}{figure.n} seeds)"
     cost = (
         f"{100 - summary.figures['reduction'].mean:.0f} % of the dense network's cost ({summary.figures['gmacs'].mean:.4f} GMACs)"
     )
     return f"{share} at {cost}"
 
 
-def check_lines(records: Sequence[Record]) -> list[str]:
-    """What the self-checks of the evaluations say: one line for every run that failed one, or one line that says that none did; one
-    line for every check that gave a warning; one line for those that were skipped."""
+def check_lines(records: Sequence[Record]) -> list[Statement]:
+    """What the self-checks of the evaluations say: one statement for every run that failed one, or one that says that none did; one
+    for every check that gave a warning; one for those that were skipped."""
     checks = [(record, check) for record in records for check in record.evaluation.checks]
     if not checks:
-        return ["No check of the evaluation was made."]
+        return [Statement("No check of the evaluation was made.")]
     failed = [(record, [check for check in record.evaluation.checks if check.status == "fail"]) for record in records]
     warned = grouped((pair for pair in checks if pair[1].status == "warn"), lambda pair: _name(pair[1]))
     lines = [
-        f"Failed its checks: {run_title(record)}: {'; '.join(f'{_name(check)}: {check.detail}' for check in fails)}."
+        Statement(
+            f"Failed its checks: {run_title(record)}.",
+            " ".join(f"{_name(check)}: {check.detail.removesuffix('.')}." for check in fails),
+        )
         for record, fails in failed
         if fails
     ]
-    lines = lines or ["No run failed a check of its evaluation."]
+    lines = lines or [Statement("No run failed a check of its evaluation.")]
     for name, pairs in warned.items():
         titles = [run_title(record) for record, _ in pairs]
         more = f"; and {number_of(len(titles) - LISTED, 'run')} more" if len(titles) > LISTED else ""
-        lines.append(f"Check with a warning: {name}: {'; '.join(titles[:LISTED])}{more}.")
+        lines.append(Statement(f"Check with a warning: {name}.", f"{'; '.join(titles[:LISTED])}{more}."))
     return [*lines, *_skipped(records)]
 
 
@@ -127,8 +144,8 @@ def _name(check: Check) -> str:
     return f"({check.number}) {check.name}"
 
 
-def _skipped(records: Sequence[Record]) -> list[str]:
-    """How many checks were skipped, and why; no line if none was."""
+def _skipped(records: Sequence[Record]) -> list[Statement]:
+    """How many checks were skipped, and why; nothing if none was."""
     total = len({check.number for record in records for check in record.evaluation.checks})
     by_run = [{check.number: check.detail for check in record.evaluation.checks if check.status == "skipped"} for record in records]
     counts = [len(skipped) for skipped in by_run if skipped]
@@ -139,4 +156,4 @@ def _skipped(records: Sequence[Record]) -> list[str]:
         by_reason.setdefault(reason, set()).add(check)
     reasons = "; ".join(f"{', '.join(map(str, sorted(numbers)))} ({reason})" for reason, numbers in by_reason.items())
     number = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else str(counts[0])
-    return [f"Skipped checks: {number} of {total}, in {len(counts)} of {number_of(len(records), 'run')}: {reasons}."]
+    return [Statement(f"Skipped checks: {number} of {total}, in {len(counts)} of {number_of(len(records), 'run')}.", f"{reasons}.")]
