@@ -24,8 +24,8 @@ from advmoe.export import CALIBRATION
 from advmoe.reports.answers import answers
 from advmoe.reports.attacks import points
 from advmoe.reports.cells import Figure, summarise
-from advmoe.reports.choice import differences_from_control, over_seeds
-from advmoe.reports.collect import Cell, cell_of
+from advmoe.reports.choice import differences_from_control
+from advmoe.reports.collect import Cell, cell_of, collect
 from advmoe.reports.control import worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.measures import Measure, label, measured, worst_of
@@ -166,9 +166,8 @@ def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 
 def main_records() -> list[Record]:
-    """The Records that README shows: of CIFAR-10 images where these exist, else of the embedded ones."""
-    files = sorted((ROOT / "results/cifar10-jpeg").glob("*.json")) or [ROOT / "results/embedded/records.json"]
-    return [record for file in files for record in records(str(file.relative_to(ROOT)))]
+    """The Records that README shows."""
+    return collect(ROOT / "results/cifar10-jpeg", print)
 
 
 def methods_table() -> str:
@@ -202,7 +201,7 @@ def choice_table() -> str:
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for summary in summarise(main_records()):
         figures = [spread(summary.figures[name]) for name in ("sa", "ra_50", "ra_worst_quick")]
-        against = over_seeds(*differences[summary.cell]) if summary.cell in differences else ""
+        against = str(differences.get(summary.cell, ""))
         cells = [network_title(summary.cell), f"{summary.figures['gmacs'].mean:.4f}", *figures, str(summary.n), against]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)

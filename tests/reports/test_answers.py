@@ -28,7 +28,7 @@ def test_three_questions_are_answered():
         "With the dense network 55.0 % stay correct under every attack that was run."
     )
     assert choice.startswith("Does choosing an expert help? ")
-    assert "With the best single expert in every layer, " in choice
+    assert "With the most robust expert in every layer, " in choice
     assert "(with routers 79.0 %)" in choice
 
 

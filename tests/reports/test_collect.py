@@ -140,6 +140,49 @@ def test_seeds_of_different_settings_are_never_averaged(tmp_path, warnings):
     assert len(warnings) == 1
 
 
+def test_networks_with_options_beyond_the_paper_are_networks_of_their_own(tmp_path, warnings):
+    plus = [changed("training", seed=seed, ema=0.995) for seed in (0, 1)]
+    for one in plus:
+        one["config"]["model"]["activation"] = "silu"
+    write(tmp_path / "all.json", [content("advmoe", 0), content("advmoe", 1), *plus])
+    records = collect(tmp_path, warnings.append)
+    assert warnings == []
+    assert [cell_of(record).ingredients for record in records] == ["", "", *["activation silu, ema 0.995"] * 2]
+    plain, other = cell_of(records[0]), cell_of(records[-1])
+    assert (plain.is_of_the_paper, other.is_of_the_paper) == (True, False)
+    assert (plain.setting, shared_settings(records[0])) == (other.setting, shared_settings(records[-1]))
+    assert other.label == "advmoe, activation silu, ema 0.995"
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "words"),
+    [
+        ("training", {"router_target": "confusion", "router_loss": "target"}, "router loss target, router target confusion"),
+        ("training", {"level_batches": "same"}, "same batches"),
+        ("model", {"routers": "per_network"}, "routers per_network"),
+    ],
+)
+def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
+    assert cell_of(changed_record(section, **fields)).variant == words
+    assert cell_of(changed_record(section, "at_dense", **fields)).variant == ""
+
+
+def test_where_a_run_is_computed_does_not_separate_its_seeds(tmp_path, warnings):
+    write(tmp_path / "a.json", changed("runtime", save_minutes=5.0, deterministic=True, compile="inductor"))
+    write(tmp_path / "b.json", changed("training", seed=1, on_nonfinite="restore"))
+    write(tmp_path / "c.json", content("advmoe", 2))
+    assert [record.seed for record in collect(tmp_path, warnings.append)] == [0, 1, 2]
+    assert warnings == []
+
+
+def test_files_of_a_networks_evaluation_are_not_read(tmp_path, warnings):
+    write(tmp_path / "net.record.json", content())
+    write(tmp_path / "net.gallery.json", [])
+    write(tmp_path / "net.evaluation/shard-00000.json", {})
+    assert len(collect(tmp_path, warnings.append)) == 1
+    assert warnings == []
+
+
 def test_a_label_says_how_a_run_departs_from_its_method():
     assert cell_of(record("advmoe")).label == "advmoe"
     assert cell_of(record("at_moe", num_experts=1)).label == "at_moe, one expert"

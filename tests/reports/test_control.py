@@ -55,6 +55,21 @@ def test_pairs_that_were_attacked_differently_are_left_out():
     assert "it was attacked differently" in comparison_line(earlier_attacks, pair[1])
 
 
+def test_seeds_under_other_attacks_than_the_first_are_not_averaged_with_it():
+    pair = with_flags("10"), with_flags("01")
+    quick = [with_flags(flags, ra_worst=..., ra_worst_quick=40.0) for flags in ("11", "00")]
+    assert worst_case_difference([quick]).value == 100
+    assert worst_case_difference([pair, quick]) == worst_case_difference([pair])
+
+
+def test_a_missing_attack_on_the_routing_is_the_reason_if_all_other_attacks_are_the_same():
+    routed, dense = (attacked(with_flags("10", method=method), "pgd_50") for method in ("advmoe", "at_dense"))
+    for network in (routed, dense):
+        network.evaluation.left_out = {"reroute": "works only in Linf"}
+    dense.layers, dense.evaluation.routing = [], None
+    assert "attacks on the routing, which only one of the two networks has, were left out" in comparison_line(dense, routed)
+
+
 def test_a_network_that_another_attack_met_on_some_images_is_not_compared():
     partly = with_flags("10")
     partly.evaluation.partly_run = {"soft_1": "1 of 4 shards"}

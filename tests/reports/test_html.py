@@ -170,8 +170,8 @@ def test_figures_are_as_large_as_the_pages_text_needs(full_page):
 
 def test_tables_sort_by_numbers_not_by_their_text(full_page):
     values = [float(cell["data-value"]) for cell in Page(full_page).all("td") if "data-value" in cell]
-    assert 49.25 in values  # the mean of two seeds, shown as 49.2 ± 0.4
-    assert "49.2 ± 0.4" in Page(full_page).text
+    assert 49.25 in values  # the mean of two seeds, shown as 49.25 ± 0.35
+    assert "49.25 ± 0.35" in Page(full_page).text
 
 
 def test_every_method_and_measure_is_explained(full_page):

@@ -15,6 +15,7 @@ from advmoe.config.schema import (
 )
 from advmoe.config.yaml import (
     CONFIG_FILE,
+    OF_MACHINE,
     StoredConfig,
     differences,
     dump_yaml,
@@ -26,7 +27,7 @@ from advmoe.config.yaml import (
 )
 
 __all__ = [
-    "CONFIG_FILE", "AttackConfig", "DataConfig", "Device", "Fraction", "ModelConfig", "Precision", "RunConfig",
+    "CONFIG_FILE", "OF_MACHINE", "AttackConfig", "DataConfig", "Device", "Fraction", "ModelConfig", "Precision", "RunConfig",
     "RuntimeConfig", "Section", "StoredConfig", "TrainingConfig", "differences", "dump_yaml", "from_dict", "load_run_config",
     "load_yaml", "parse_fraction", "read_mapping", "to_dict",
 ]  # fmt: skip

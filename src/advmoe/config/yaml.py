@@ -15,6 +15,11 @@ from advmoe.files import JsonObject, bounded_text
 CONFIG_FILE = "config.yaml"  # in the folder of a run
 SCHEMA = 2  # 1 said "picture" where 2 says "image"
 MAX_BYTES = 2**18  # of a YAML file: ours have a few thousand
+# 'section.field' of the settings that are no part of a run's result: where it runs, where its data lies, what it does on a NaN
+OF_MACHINE = frozenset(
+    [*(f"runtime.{name}" for name in RuntimeConfig.model_fields if name != "precision"), "data.data_dir", "data.workers",
+     "training.on_nonfinite"]
+)  # fmt: skip
 
 
 def to_dict(config: RunConfig) -> JsonObject:
@@ -91,27 +96,18 @@ class _Loader(yaml.SafeLoader):
 
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
-    """'section.field: x, not y' for every field in which two runs differ, apart from where they run, where their data lies, and
-    what they do on a NaN."""
+    """'section.field: x, not y' for every field in which two runs differ, apart from those of `OF_MACHINE`."""
     return [
         f"{section}{name}: {value}, not {other[name]}"
         for section, fields, other in _sections(a, b)
         for name, value in fields.items()
-        if value != other[name]
+        if value != other[name] and f"{section}{name}" not in OF_MACHINE
     ]
 
 
 def _sections(a: RunConfig, b: RunConfig) -> list[tuple[str, JsonObject, JsonObject]]:
     """('section.', fields of a, fields of b), the fields outside sections first."""
-    first, second = (_comparable(config).model_dump() for config in (a, b))
+    first, second = a.model_dump(), b.model_dump()
     names = [name for name, value in first.items() if isinstance(value, dict)]
     top = [{name: value for name, value in tree.items() if name not in names} for tree in (first, second)]
     return [("", top[0], top[1]), *((f"{name}.", first[name], second[name]) for name in names)]
-
-
-def _comparable(config: RunConfig) -> RunConfig:
-    return config.replace(
-        runtime=RuntimeConfig(precision=config.runtime.precision),
-        data=config.data.replace(data_dir=None, workers=None),
-        training=config.training.replace(on_nonfinite="stop"),
-    )

@@ -47,12 +47,13 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
     if small is not None and (difference := worst_case_difference([(routed, small)])):
         parts.append(f"Over the small dense network of about the same cost: {points(difference)}.")
     if routing is not None and routing.fixed_expert_sa and routing.fixed_expert_ra and "10" in routed.ra:
-        sa, ra = max(routing.fixed_expert_sa), max(routing.fixed_expert_ra)
+        ra, sa = max(zip(routing.fixed_expert_ra, routing.fixed_expert_sa, strict=True))
         under = f"{ra:.1f} % under PGD-10 (with routers {routed.ra['10']:.1f} %, which PGD-10 overestimates)"
         if routing.choice_gain_worst:
-            under = f"{max(routing.fixed_expert_ra_worst):.1f} % in the worst case (with routers {routed.worst:.1f} %)"
+            ra, sa = max(zip(routing.fixed_expert_ra_worst, routing.fixed_expert_sa, strict=True))
+            under = f"{ra:.1f} % in the worst case (with routers {routed.worst:.1f} %)"
         parts.append(
-            f"With the best single expert in every layer, {sa:.1f} % of the clean images are classified correctly "
+            f"With the most robust expert in every layer, {sa:.1f} % of the clean images are classified correctly "
             f"(with routers {routed.sa:.1f} %), and {under}."
         )
     difference = worst_case_difference([(routed, control)]) if control else None

@@ -1,6 +1,7 @@
 """Whether choosing an expert helps: routed networks against their controls with one expert, on the same images."""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
@@ -33,17 +34,31 @@ def _answer(records: Sequence[Record]) -> Statement | None:
     if not differences:
         return None
     (claim,) = CHOICE.judge(summarise(records), records)
-    first = next(record for record in records if cell_of(record) in differences)
-    parts = [f"{network_title(cell)}: {over_seeds(*against)}" for cell, against in differences.items()]
+    parts = [f"{network_title(cell)}: {against}" for cell, against in differences.items()]
+    figures = " or ".join(dict.fromkeys(against.figure for against in differences.values()))
+    if " or " in figures:
+        parts = [f"{part} of {against.figure}" for part, against in zip(parts, differences.values(), strict=True)]
     return Statement(
         f"{claim.verdict.capitalize()}.",
-        f"{worst_of(first).label} minus that of {CONTROL}, on the same images, with the 95 % interval over the images, not over "
+        f"{figures} minus that of {CONTROL}, on the same images, with the 95 % interval over the images, not over "
         f"seeds: {'; '.join(parts)}.",
     )
 
 
-def differences_from_control(records: Sequence[Record]) -> dict[Cell, tuple[Difference, int]]:
-    """Each routed network's difference in the worst case from its control, and the number of seeds that are compared.
+class Against(NamedTuple):
+    """A network's difference in the worst case, `figure`, from its control, and the number of seeds that are compared."""
+
+    difference: Difference
+    seeds: int
+    figure: str
+
+    def __str__(self) -> str:
+        """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
+        return f"{points(self.difference)}, {self.seeds} seed{'s' * (self.seeds > 1)}"
+
+
+def differences_from_control(records: Sequence[Record]) -> dict[Cell, Against]:
+    """Each routed network's difference from its control.
 
     Networks whose control was trained with other settings are left out.
     """
@@ -57,10 +72,5 @@ def differences_from_control(records: Sequence[Record]) -> dict[Cell, tuple[Diff
             continue
         pairs = compared((record, runs[control][seed]) for seed, record in seeds.items() if seed in runs[control])
         if difference := worst_case_difference(pairs):
-            differences[cell] = (difference, len(pairs))
+            differences[cell] = Against(difference, len(pairs), worst_of(pairs[0][0]).label)
     return differences
-
-
-def over_seeds(difference: Difference, seeds: int) -> str:
-    """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
-    return f"{points(difference)}, {seeds} seed{'s' * (seeds > 1)}"

@@ -116,7 +116,8 @@ class Ablation:
 
 
 def _with_one_expert(cell: Cell) -> list[Cell]:
-    """The same method with one expert, or AT (MoE): with one expert AdvMoE's routers have nothing to learn."""
+    """The same method with one expert, or AT (MoE): with one expert AdvMoE's routers have nothing to learn. The ingredients are the
+    same."""
     if cell.num_experts == 1:
         return []
     return [replace(cell, method=method, num_experts=1, variant="") for method in (cell.method, "at_moe")]
@@ -147,13 +148,13 @@ BATCHES = Ablation(
 
 def _compared(group: Sequence[Summary]) -> bool:
     """Whether both AdvMoE and a baseline were run."""
-    methods = {summary.cell.method for summary in group if not summary.cell.is_ablation}
+    methods = {summary.cell.method for summary in group if summary.cell.is_of_the_paper}
     return "advmoe" in methods and bool(methods & {"at_dense", *SAME_COST})
 
 
 def _is_advmoe(cell: Cell) -> bool:
     """Whether the runs are of the full method."""
-    return cell.method == "advmoe" and not cell.is_ablation
+    return cell.method == "advmoe" and cell.is_of_the_paper
 
 
 def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> Claim:
@@ -190,6 +191,7 @@ def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]
             if other.cell.method == method and other.cell.setting == setting and name in other.figures
             and (is_full_scale(method) or other.cell.model_scale == summary.cell.model_scale)
             and (not is_routed(method) or other.cell.num_experts == summary.cell.num_experts)
+            and not other.cell.variant and not other.cell.ingredients
         ),
         None,
     )  # fmt: skip

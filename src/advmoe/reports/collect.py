@@ -2,15 +2,14 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from advmoe.config import RunConfig, to_dict
+from advmoe.config import OF_MACHINE, RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
@@ -20,10 +19,8 @@ from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
 RecordFile = tuple[Path, Record]
-NOT_COMPARED = (  # settings that do not change a run's result, or that its cell already holds
-    "schema", "method", "seed", "runtime.device", "runtime.threads", "runtime.dispatch",
-    *(f"data.{name}" for name in ("limit_train", "limit_test", "data_dir", "workers")),
-)  # fmt: skip
+# settings that do not change a run's result, or that its cell already holds
+NOT_COMPARED = (*OF_MACHINE, "schema", "method", "seed", "data.limit_train", "data.limit_test")
 IN_CELL = (  # settings that a cell already holds, with the precision and the data's fingerprint
     *(f"model.{name}" for name in ("backbone", "width", "model_scale", "num_experts")),
     "data.dataset", "attack.num_steps", "training.epochs", "runtime.precision", "fingerprint",
@@ -36,8 +33,34 @@ OF_ROUTERS = (
     *(f"training.{name}" for name in ("router_loss", "router_target", "router_target_weight", "router_consistency")),
     *(f"training.{name}" for name in ("router_margin", "runner_up_consistency")),
 )
-SAME_BATCHES, OFFICIAL = "same batches", "variant of the public code"
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
+SAME_BATCHES, OFFICIAL = "same batches", "variant of the public code"
+OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
+    "model.routers": "per_network", "model.bank": "disjoint", "training.level_batches": "same", "training.router_loss": "target",
+    "training.router_target": "label_mod_n", "training.router_consistency": 6.0,
+}  # fmt: skip
+OF_VARIANTS = (  # choices of routers and experts that make a network one of its own
+    "model.routers",
+    "model.bank",
+    *(f"training.{name}" for name in ("level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target")),
+    *(f"training.{name}" for name in ("router_consistency", "router_margin", "router_every", "router_schedule")),
+    *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency")),
+)
+INGREDIENTS = (  # the same for networks without routers too
+    "model.activation", "data.augment", "attack.epsilon_ramp", "attack.steps_ramp",
+    *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp")),
+)  # fmt: skip
+
+
+def _flat(tree: JsonObject) -> dict[str, object]:
+    """'section.field' -> value, of a configuration's sections and its fields outside of them."""
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+DEFAULTS = _flat(to_dict(RunConfig()))
 
 
 def is_routed(method: str) -> bool:
@@ -56,9 +79,10 @@ class Cell:
     """What identifies the runs behind one figure; they differ only in their seeds.
 
     `width` is None for the published width. A dense network has model scale 1, and a network without routers one expert.
-    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `variant` is
-    empty for the method of the paper, `SAME_BATCHES` if AdvMoE's two levels were trained on the same batches instead of different
-    ones, and `OFFICIAL` for the recipes with the suffix -official.
+    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `variant` says
+    in which of `OF_VARIANTS` the routers and experts differ from the default: `SAME_BATCHES` if AdvMoE's two levels were trained on
+    the same batches, `OFFICIAL` for the recipes with the suffix -official, 'router target confusion'. `ingredients` does the same
+    for `INGREDIENTS`: 'activation silu, ema 0.995' for the suffix -plus. Both are empty for the methods of the paper.
     """
 
     dataset: str
@@ -74,6 +98,7 @@ class Cell:
     train_images: int
     test_images: int
     variant: str = ""
+    ingredients: str = ""
 
     @property
     def has_one_expert(self) -> bool:
@@ -81,31 +106,31 @@ class Cell:
         return is_routed(self.method) and self.num_experts == 1
 
     @property
-    def is_ablation(self) -> bool:
-        """Whether the runs lack a part of their method: the choice of an expert, or different batches for the two levels."""
-        return self.has_one_expert or self.variant != ""
+    def is_of_the_paper(self) -> bool:
+        """Whether the runs are of their method as published: with a choice between experts, and without other options."""
+        return not (self.has_one_expert or self.variant or self.ingredients)
 
     @property
     def label(self) -> str:
-        """The method's name, and what the runs lack of the method: 'at_moe, one expert', 'advmoe, same batches'."""
-        return self.method + ", one expert" * self.has_one_expert + self.variant_suffix
+        """The method's name, and what differs from it: 'at_moe, one expert', 'advmoe, same batches'."""
+        return self.method + ", one expert" * self.has_one_expert + self.options
 
     @property
     def words(self) -> str:
         """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
         scale = "" if is_full_scale(self.method) else f", r {self.model_scale:g}"
         experts = f", N {self.num_experts}" if is_routed(self.method) else ""
-        return f"{self.method}{scale}{experts}{self.variant_suffix}, {self.backbone}, {self.dataset}"
+        return f"{self.method}{scale}{experts}{self.options}, {self.backbone}, {self.dataset}"
 
     @property
-    def variant_suffix(self) -> str:
-        """', same batches', or empty."""
-        return f", {self.variant}" if self.variant else ""
+    def options(self) -> str:
+        """', same batches, ema 0.995', or empty."""
+        return "".join(f", {part}" for part in (self.variant, self.ingredients) if part)
 
     @property
     def setting(self) -> "Cell":
-        """The fields that cells must share to be compared: all but method, model scale, number of experts and batches."""
-        return replace(self, method="", model_scale=1.0, num_experts=0, variant="")
+        """The fields that cells must share to be compared: all but method, model scale, number of experts and options."""
+        return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="")
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))
@@ -121,16 +146,28 @@ def cell_of(record: Record) -> Cell:
         num_experts=config.model.num_experts if is_routed(method) else 1, attack_steps=config.attack.num_steps,
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
-        variant=_variant(config),
+        variant=_variant(record) if is_routed(method) else "", ingredients=", ".join(_in_words(_options(record, INGREDIENTS))),
     )  # fmt: skip
 
 
-def _variant(config: RecordedConfig) -> str:
-    model, training = config.section("model"), config.section("training")
-    if training.get("level_batches", "different") == "different":  # older Records lack the field
-        return ""
-    chosen = (model.get("routers"), model.get("bank"), training.get("router_loss"), training.get("router_target"))
-    return OFFICIAL if chosen == ("per_network", "disjoint", "target", "label_mod_n") else SAME_BATCHES
+def _variant(record: Record) -> str:
+    options = _options(record, OF_VARIANTS)
+    if options.items() >= OF_OFFICIAL.items():
+        others = {name: value for name, value in options.items() if name not in OF_OFFICIAL}
+        return ", ".join([OFFICIAL, *_in_words(others)])
+    return ", ".join(_in_words(options))
+
+
+def _options(record: Record, names: Collection[str]) -> dict[str, object]:
+    """Those of the settings `names` that differ from the default. A field that the Record is too old to have is left out."""
+    recorded = _flat(record.config.model_dump())
+    return {name: recorded[name] for name in names if recorded.get(name, DEFAULTS[name]) != DEFAULTS[name]}
+
+
+def _in_words(options: Mapping[str, object]) -> list[str]:
+    """['same batches', 'router target confusion']."""
+    texts = [f"{name.partition('.')[2].replace('_', ' ')} {short_value(value)}" for name, value in options.items()]
+    return [SAME_BATCHES if text == "level batches same" else text for text in texts]
 
 
 def collect(folder: Path, warn: Warn) -> list[Record]:
@@ -160,11 +197,14 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Of a run's folder only record.json is read, not its checkpoints and evaluation results."""
+    """Of a run's folder only record.json is read, not its checkpoints and evaluation results. Nor are the images and evaluation
+    results of a network's file, beside NAME.record.json."""
     for parent, folders, names in os.walk(folder):
         is_run = "config.yaml" in names or "record.json" in names
-        folders[:] = [] if is_run else sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
+        stems = {name.removesuffix(".record.json") for name in names}
+        beside = {f"{stem}.{other}" for stem in stems for other in ("evaluation", "gallery.json")}
+        folders[:] = [] if is_run else sorted(name for name in folders if not name.startswith(".") and name not in beside)
+        for name in sorted(set(names) - beside):
             if name == "record.json" or (not is_run and name.endswith(".json") and not name.startswith(".")):
                 yield Path(parent, name)
 
@@ -199,7 +239,7 @@ def settings(record: Record) -> dict[str, object]:
         *(() if is_routed(method) else OF_ROUTERS),
         *(("model.model_scale",) if is_full_scale(method) else ()),
     }
-    flat = _flat(to_dict(RunConfig())) | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
+    flat = DEFAULTS | _flat(record.config.model_dump()) | {"fingerprint": record.fingerprint}
     flat |= attack_settings(record) | {"evaluated": evaluated(record), "epochs trained": _epochs_trained(record)}
     return {name: value for name, value in flat.items() if name not in ignored}
 
@@ -212,15 +252,17 @@ def _epochs_trained(record: Record) -> str:
 
 
 def shared_settings(record: Record) -> dict[str, object]:
-    """The `settings` that must be equal to compare runs of different methods: all but those of routers, experts and methods."""
-    return {name: value for name, value in settings(record).items() if name not in OF_METHODS}
+    """The `settings` that must be equal to compare runs of different methods: all but those of routers, experts and methods, and
+    the ingredients, which belong to the network's name."""
+    return {name: value for name, value in settings(record).items() if name not in (*OF_METHODS, *INGREDIENTS)}
 
 
 def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
-    defaults = _flat(to_dict(RunConfig())) | ATTACK_DEFAULTS | {"evaluated": PRESENT, "epochs trained": "all"}
+    defaults = DEFAULTS | ATTACK_DEFAULTS | {"evaluated": PRESENT, "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
-    others = {name: value for name, value in settings(record).items() if name not in (*IN_CELL, *as_trained)}
+    in_cell = (*IN_CELL, *OF_VARIANTS, *INGREDIENTS)
+    others = {name: value for name, value in settings(record).items() if name not in (*in_cell, *as_trained)}
     return tuple(
         f"{name} {short_value(value)} ({short_value(defaults.get(name))})"
         for name, value in others.items()
@@ -259,19 +301,11 @@ def short_value(value: Any) -> str:
     return text if len(text) <= 20 or " " in text else f"{text[:12]}..."
 
 
-def _flat(tree: JsonObject) -> dict[str, object]:
-    """'section.field' -> value, of a configuration's sections and its fields outside of them."""
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
-
-
 def _order(cell: Cell) -> tuple[Any, ...]:
     """Sort key: by setting, then by method in the order of METHODS, then by rising scale."""
     methods = list(METHODS)
     rank = methods.index(cell.method) if cell.method in METHODS else len(methods)
     values = [0 if getattr(cell, name) is None else getattr(cell, name) for name in CELL_FIELDS]
     by_name = dict(zip(CELL_FIELDS, values, strict=True)) | {"method": (rank, cell.method)}
-    last = ("method", "model_scale", "num_experts", "variant")
+    last = ("method", "model_scale", "num_experts", "variant", "ingredients")
     return tuple(by_name[name] for name in (*(name for name in CELL_FIELDS if name not in last), *last))

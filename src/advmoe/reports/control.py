@@ -16,7 +16,8 @@ NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe suffix -n1, or num_exp
 def worst_case_difference(pairs: Iterable[tuple[Record, Record]]) -> Difference | None:
     """RA-worst of networks minus that of their controls, on the same images, in points, with its 95 % interval over the images.
 
-    Pairs that cannot be compared are left out, and pairs on other images than the first one's; None if no pair remains.
+    Pairs that cannot be compared are left out, and pairs on other images or under other attacks than the first one's; None if no
+    pair remains.
     """
     same = compared(pairs)
     if not same:
@@ -29,23 +30,25 @@ def worst_case_difference(pairs: Iterable[tuple[Record, Record]]) -> Difference 
 def compared(pairs: Iterable[tuple[Record, Record]]) -> list[tuple[Record, Record]]:
     """The pairs that `worst_case_difference` compares."""
     comparable = [(record, control) for record, control in pairs if not obstacle(record, control)]
-    return [(record, control) for record, control in comparable if _same_images(record, comparable[0][0])]
+    return [(record, control) for record, control in comparable if not obstacle(record, comparable[0][0])]
 
 
 def obstacle(record: Record, control: Record) -> str:
     """Why the worst cases of two Records cannot be compared image by image; empty if they can."""
     if (record.epsilon, record.norm) != (control.epsilon, control.norm):
         return "its epsilon or norm differs"
-    measures = worst_of(record).name, worst_of(control).name
-    if attacks_of(record) != attacks_of(control) or measures[0] != measures[1]:
+    one, other = record.evaluation, control.evaluation
+    alike = attacks_of(record) == attacks_of(control)
+    if not alike and (one.attacks.keys(), one.partly_run) == (other.attacks.keys(), other.partly_run):
+        return "attacks on the routing, which only one of the two networks has, were left out (they need Linf and a pathway budget)"
+    if not alike or worst_of(record).name != worst_of(control).name:
         return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"
     if evaluated(record) != evaluated(control):
         return "it was attacked by another version of advmoe; evaluate both with the same one"
     if difference := differing(attack_settings(control), attack_settings(record)):
         return f"its attacks had other settings ({difference}); evaluate both with the same --precision"
-    if not _same_images(record, control):
-        return "it was evaluated on other images, or a Record does not say which images are robust"
-    return ""
+    same = _same_images(record, control)
+    return "" if same else "it was evaluated on other images, or a Record does not say which images are robust"
 
 
 def _same_images(record: Record, other: Record) -> bool:

@@ -14,14 +14,14 @@ from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.captions import CAPTIONS, Caption
-from advmoe.reports.cells import Figure, Summary, summarise
+from advmoe.reports.cells import Summary, summarise
 from advmoe.reports.claims import INTERVALS, Claim
 from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import METHOD_STYLES, radius, style_of
-from advmoe.reports.paper_tables import MEANING
+from advmoe.reports.paper_tables import MEANING, Notes, ours
 from advmoe.reports.runs import Run, number_of, run_of
 from advmoe.reports.words import WORDS
 
@@ -98,32 +98,24 @@ def _without_meaning(table: Table) -> Table:
 
 def _overview(summaries: Sequence[Summary]) -> Table:
     """The table of every cell that was run, of all settings."""
-    measures = [measure for measure in SUMMARY if any(measure.name in summary.figures for summary in summaries)]
-    columns = ("method", "r", "N", "data", "n", *(measure.label for measure in measures), "network")
+    names = {name for summary in summaries for name in (*summary.figures, *summary.mixed)}
+    measures, notes = [measure for measure in SUMMARY if measure.name in names], Notes(summaries)
+    columns = ("method", "r", "N", "data", "n", *(measure.column for measure in measures), "network")
     columns = (*columns, "epochs", "training images", "test images", "radius")
-    rows = tuple(_overview_row(summary, measures) for summary in summaries)
+    rows = tuple(_overview_row(summary, measures, notes) for summary in summaries)
     about = "Compare rows of one setting only: the same data, network, epochs, images and radius."
-    return Table("overview", "All runs", columns, rows, about)
+    return Table("overview", "All runs", columns, rows, about, tuple(notes.texts))
 
 
-def _overview_row(summary: Summary, measures: Sequence[Measure]) -> tuple[Entry, ...]:
-    cell, figures = summary.cell, summary.figures
+def _overview_row(summary: Summary, measures: Sequence[Measure], notes: Notes) -> tuple[Entry, ...]:
+    cell = summary.cell
     return (
         Entry(style_of(cell).title), _number(cell.model_scale) if not is_full_scale(cell.method) else Entry("–"),
         _number(cell.num_experts) if is_routed(cell.method) else Entry("–"), Entry(cell.dataset), _number(summary.n),
-        *(_figure(measure, figures.get(measure.name)) for measure in measures), Entry(_network(cell)), _number(cell.epochs),
+        *(ours(summary, measure.name, notes) for measure in measures), Entry(_network(cell)), _number(cell.epochs),
         _number(cell.train_images), _number(cell.test_images),
         Entry(f"{radius(cell.epsilon)} {cell.norm}", cell.epsilon),
     )  # fmt: skip
-
-
-def _figure(measure: Measure, figure: Figure | None) -> Entry:
-    if figure is None:
-        return Entry("not measured")
-    if measure.unit != "%":
-        return Entry(f"{figure.mean:.{measure.digits}f}{' %' * measure.unit.startswith('%')}", figure.mean)
-    spread = "" if figure.std is None else f" ± {figure.std:.1f}"
-    return Entry(f"{figure.mean:.1f}{spread}", figure.mean, figure.std)
 
 
 def _number(value: float) -> Entry:

@@ -6,13 +6,12 @@ from typing import Any
 import yaml
 
 from advmoe import hub
-from advmoe.config import RunConfig
+from advmoe.config import OF_MACHINE, RunConfig
 from advmoe.config.choices import BACKBONES
 from advmoe.evaluation.record import Record
 from advmoe.reports.markup import Entry, Table, markdown
 from advmoe.reports.measures import WORST, label, worst_of
 
-OF_MACHINE = {"data_dir", "workers", "device", "threads", "dispatch", "save_minutes"}  # settings that are not part of the result
 TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
 USE = """```python
 import advmoe
@@ -76,7 +75,8 @@ def _threat(record: Record) -> str:
 
 
 def _summary(record: Record) -> str:
-    saving = f"{record.reduction:.0f} % fewer than the dense network's {record.gmacs_dense:.4f}"
+    more_or_fewer = "fewer" if record.reduction > 0 else "more"
+    saving = f"{abs(record.reduction):.0f} % {more_or_fewer} than the dense network's {record.gmacs_dense:.4f}"
     lines = [
         f"An image classifier ({record.backbone}, trained by `{record.method}` on {record.dataset}{_experts(record)}) of",
         f"{record.gmacs:.4f} GMACs an image, {saving}.",
@@ -133,7 +133,7 @@ def _training(record: Record) -> str:
             changed = {
                 name: values[name]
                 for name in defaults
-                if name not in OF_MACHINE and values.get(name, defaults[name]) != defaults[name]
+                if f"{section}.{name}" not in OF_MACHINE and values.get(name, defaults[name]) != defaults[name]
             }
             settings |= {section: changed} if changed else {}
     return (

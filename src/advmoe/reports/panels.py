@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from textwrap import fill
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,22 +14,25 @@ from advmoe.evaluation.record import Record
 from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed
 from advmoe.reports.figures import COLOURS, short
 
+LEGEND_WIDTH = 30  # characters
 Key = TypeVar("Key")
 Runs = TypeVar("Runs")  # a Record, or a Summary of several
 
 
 class Line(NamedTuple):
-    """What the runs of one line of a panel share: the method, N (0 without experts), and the variant (see `Cell`)."""
+    """What the runs of one line of a panel share: the method, N (0 without experts), and the options (see `Cell`)."""
 
     method: str
     num_experts: int
     variant: str
+    ingredients: str
 
 
 @dataclass(frozen=True)
 class Style:
     """How runs are drawn in all figures. Colour, dash and marker each identify the method, so the figures work in black and white;
-    `fill`, the filled part of the markers, identifies the number of experts.
+    `fill`, the filled part of the markers, identifies the number of experts, and `edge`, the colour of their outline, runs with
+    other options.
     """
 
     title: str
@@ -36,13 +40,15 @@ class Style:
     dash: str | tuple[int, tuple[int, ...]]
     marker: str
     fill: str = "full"
+    edge: str | None = None
 
     def marks(self, points: float) -> dict[str, Any]:
         """The arguments of `Axes.plot` and `Axes.errorbar` that draw markers of this size."""
         hollow = self.fill == "hollow"
         face = {"markerfacecolor": "white" if hollow else self.colour, "markerfacecoloralt": "white"}
         digits = {"markersize": 2 * points, "markeredgewidth": 0.5} if self.marker.startswith("$") else {"markersize": points}
-        return {"marker": self.marker, "fillstyle": "full" if hollow else self.fill, **face, **digits}
+        edge = {} if self.edge is None else {"markeredgecolor": self.edge}
+        return {"marker": self.marker, "fillstyle": "full" if hollow else self.fill, **face, **digits, **edge}
 
 
 METHOD_STYLES = {
@@ -67,12 +73,16 @@ def method_style(method: str) -> Style:
 
 
 def style_of(runs: Cell | Line) -> Style:
-    """The style of runs of one method. Variants of AdvMoE have another colour, dash, marker and title; runs with different numbers
-    of experts have different marks."""
+    """The style of runs of one method. The `VARIANTS` have another colour, dash and marker. Markers of runs with other options are
+    outlined in black, and runs with different numbers of experts have different marks."""
     style = method_style(runs.method)
-    if runs.variant:
+    if runs.variant in VARIANTS:
         colour, dash, marker = VARIANTS[runs.variant]
-        style = replace(style, title=f"{style.title}, {runs.variant}", colour=colour, dash=dash, marker=marker)
+        style = replace(style, colour=colour, dash=dash, marker=marker)
+    if runs.ingredients or runs.variant not in ("", *VARIANTS):
+        style = replace(style, edge="black")
+    options = "".join(f", {part}" for part in (runs.variant, runs.ingredients) if part)
+    style = replace(style, title=style.title + options)
     if not is_routed(runs.method):
         return style
     if runs.num_experts in FILLS:
@@ -93,7 +103,7 @@ def run_title(record: Record) -> str:
 
 def line_of(cell: Cell) -> Line:
     """The line of a panel that runs of a cell belong to."""
-    return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.variant)
+    return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.variant, cell.ingredients)
 
 
 def scale_of(record: Record) -> float:
@@ -164,8 +174,9 @@ def radius(epsilon: float) -> str:
 
 
 def label_of(line: Line) -> str:
-    """Legend: the title of the style, and N of a network with experts."""
-    return short(style_of(line).title) + (f", N {line.num_experts}" if line.num_experts else "")
+    """Legend: the title of the style, and N of a network with experts, on at most two lines."""
+    title = style_of(line).title + (f", N {line.num_experts}" if line.num_experts else "")
+    return fill(title, LEGEND_WIDTH, max_lines=2, placeholder="…")
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:

@@ -108,13 +108,13 @@ def _paper_row(
 ) -> tuple[Entry, ...]:
     cell = judged.cell
     accuracies = [entry for field in printed for entry in _compared(cell, field, run, notes)]
-    extra = [] if "ra_aa" in printed else [_ours(run, "ra_aa", notes)]
+    extra = [] if "ra_aa" in printed else [ours(run, "ra_aa", notes)]
     marks = notes.mark(*judged.reasons)
-    cost = [Entry(f"{cell.gflops:.2f}", cell.gflops, marks=marks), _ours(run, "gmacs", notes)]
+    cost = [Entry(f"{cell.gflops:.2f}", cell.gflops, marks=marks), ours(run, "gmacs", notes)]
     reduction = BLANK if cell.reduction is None else Entry(f"{cell.reduction:.0f}", cell.reduction, marks=marks)
     return (
         *_model_entries(cell.model, cell.model_scale, method_style(cell.method)), _seeds(run, notes) if run else NOT_RUN,
-        *accuracies, *extra, *(_ours(run, name, notes) for name in worst), *cost, reduction, _ours(run, "reduction", notes),
+        *accuracies, *extra, *(ours(run, name, notes) for name in worst), *cost, reduction, ours(run, "reduction", notes),
     )  # fmt: skip
 
 
@@ -128,12 +128,13 @@ def _seeds(run: Summary, notes: Notes) -> Entry:
 def _compared(cell: PrintedCell, field: str, run: Summary | None, notes: Notes) -> tuple[Entry, Entry, Entry]:
     """An accuracy: printed, ours, and ours minus the printed one."""
     value, std = getattr(cell, field), getattr(cell, f"{field}_std")
-    ours = _ours(run, PRINTED_AS[field].name, notes)
-    difference = BLANK if ours.value is None else Entry(f"{ours.value - value:+.2f}", ours.value - value)
-    return Entry(f"{value:.2f} ± {std:.2f}", value, std), ours, difference
+    figure = ours(run, PRINTED_AS[field].name, notes)
+    difference = BLANK if figure.value is None else Entry(f"{figure.value - value:+.2f}", figure.value - value)
+    return Entry(f"{value:.2f} ± {std:.2f}", value, std), figure, difference
 
 
-def _ours(run: Summary | None, name: str, notes: Notes) -> Entry:
+def ours(run: Summary | None, name: str, notes: Notes) -> Entry:
+    """The figure of the measure `name`: an entry that says so if it was not run, not measured, or has no common mean."""
     if run is None:
         return NOT_RUN
     if name in run.mixed:
@@ -190,14 +191,15 @@ def _our_row(summary: Summary, figures: Sequence[str], shared: Sequence[str], no
     experts = Entry(str(cell.num_experts), cell.num_experts) if is_routed(cell.method) else BLANK
     return (
         backbone, scale, Entry(method.text, marks=marks), experts, _seeds(summary, notes),
-        *(_ours(summary, name, notes) for name in figures),
+        *(ours(summary, name, notes) for name in figures),
     )  # fmt: skip
 
 
 def _missing(summaries: Sequence[Summary]) -> list[tuple[float, str]]:
-    """Model scale and method of the cells of the paper's comparison that were not run. Ablations are no runs of their method."""
+    """Model scale and method of the cells of the paper's comparison that were not run; runs with other options do not
+    count."""
     cells = [summary.cell for summary in summaries]
-    ran = {(cell.model_scale, cell.method) for cell in cells if not cell.is_ablation}
+    ran = {(cell.model_scale, cell.method) for cell in cells if cell.is_of_the_paper}
     scales = sorted({cell.model_scale for cell in cells if not is_full_scale(cell.method)} or {ModelConfig().model_scale})
     expected = [(1.0 if is_full_scale(method) else scale, method) for scale in scales for method in PAPER_METHODS]
     return [cell for cell in dict.fromkeys(expected) if cell not in ran]

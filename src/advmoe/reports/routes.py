@@ -57,7 +57,7 @@ def _flips(image: GalleryImage) -> int:
 
 def _unlike_the_appendix(record: Record) -> tuple[bool, int, float, int]:
     cell = cell_of(record)
-    return cell.method != "advmoe" or cell.is_ablation, abs(cell.num_experts - 4), abs(cell.model_scale - 0.25), record.seed
+    return cell.method != "advmoe" or not cell.is_of_the_paper, abs(cell.num_experts - 4), abs(cell.model_scale - 0.25), record.seed
 
 
 def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
