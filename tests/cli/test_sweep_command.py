@@ -198,6 +198,49 @@ def test_records_that_another_sweep_wrote_meanwhile_stay(finished, grid, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["records.json"]
 
 
+def test_records_of_other_runs_and_of_none_stay_as_they_are(finished, grid, tmp_path):
+    """Records of schema 1 name no run. Records of one name can be of different data."""
+    records = tmp_path / "records.json"
+    record = json.loads((finished / NAMES[0] / "record.json").read_text())
+    others = [{**record, "run": None, "sa": 1.0}, {**record, "run": None, "sa": 2.0}, {**record, "fingerprint": "other data"}]
+    records.write_text(json.dumps(others))
+    run([grid, "--out", str(finished), "--records", str(records), *TINY])
+    written = json.loads(records.read_text())
+    assert written[:3] == others
+    assert [entry["run"] for entry in written[3:]] == NAMES
+
+
+def test_a_record_is_replaced_by_a_newer_one_of_the_same_run(finished, grid, tmp_path):
+    records = tmp_path / "records.json"
+    record = json.loads((finished / NAMES[0] / "record.json").read_text())
+    for time_, sa in (("2000-01-01T00:00:00+00:00", record["sa"]), ("3000-01-01T00:00:00+00:00", 1.0)):
+        records.write_text(json.dumps([{**record, "time": time_, "sa": 1.0}]))
+        run([grid, "--out", str(finished), "--records", str(records), *TINY])
+        first, second = json.loads(records.read_text())
+        assert (first["run"], first["sa"], second["run"]) == (NAMES[0], sa, NAMES[1])
+
+
+def test_an_interrupt_leaves_the_records_as_they_are(finished, grid, tmp_path, monkeypatch):
+    records = tmp_path / "records.json"
+    record = json.loads((finished / NAMES[0] / "record.json").read_text())
+    text = json.dumps([{**record, "run": None}, {**record, "run": None}])
+    records.write_text(text)
+    monkeypatch.setattr(sweep, "_run_missing", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        run([grid, "--out", str(tmp_path / "runs"), "--records", str(records), *TINY])
+    assert records.read_text() == text
+
+
+def test_records_of_a_run_with_other_settings_are_refused_before_anything_is_written(finished, grid, tmp_path):
+    records = tmp_path / "records.json"
+    text = json.dumps([json.loads((finished / NAMES[0] / "record.json").read_text())])
+    records.write_text(text)
+    with pytest.raises(UserError, match=rf"has another run {NAMES[0]} \(training.epochs: 4, not 5\)"):
+        run([grid, "--out", str(tmp_path / "runs"), "--records", str(records), *TINY, "--epochs", "5"])
+    assert records.read_text() == text
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_slice_that_is_too_short_for_anything_says_so(grid, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         run([grid, "--out", str(tmp_path / "runs"), "--minutes", "0.001", *TINY])

@@ -13,10 +13,11 @@ from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import device
 from advmoe.cli.streams import console
+from advmoe.config import RunConfig, differences, from_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, checked_record, read_json, read_record
-from advmoe.files import write_json
+from advmoe.files import JsonObject, write_json
 from advmoe.locks import turn
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
@@ -60,7 +61,7 @@ def run(arguments: SweepArguments) -> None:
     sweep = Sweep(
         arguments, _planned(arguments, file), _preset(arguments, file), console(), deadline(started, arguments.minutes)
     )  # fmt: skip
-    _recorded(arguments.records)  # raises an error now rather than at the end
+    _check_records(sweep)
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
     statuses = sweep.statuses()
@@ -82,27 +83,49 @@ def run(arguments: SweepArguments) -> None:
                 _write_records(sweep, arguments.records)
 
 
-def _recorded(path: Path | None) -> dict[str | None, Record]:
-    """The Records in the file, by run. Raises UserError if it contains anything else."""
+def _recorded(path: Path | None) -> list[tuple[JsonObject, Record]]:
+    """The entries of the file of Records, as they are and checked. Raises UserError if it contains anything else."""
     entries = read_json(path) if path is not None and path.exists() else []
     if not isinstance(entries, list):
         raise UserError(f"{path}: is no list of Records")
-    records = [checked_record(entry, f"{path}, entry {number}") for number, entry in enumerate(entries, 1)]
-    return {record.run: record for record in records}
+    return [(entry, checked_record(entry, f"{path}, entry {number}")) for number, entry in enumerate(entries, 1)]
+
+
+def _check_records(sweep: Sweep) -> None:
+    """Raises UserError if the file of --records cannot be read, or has a run of this sweep with other settings."""
+    path, configs = sweep.arguments.records, {run.name: run.config for run in sweep.runs}
+    for _, record in _recorded(path):
+        if record.run in configs and (changed := differences(_settings(record), configs[record.run])):
+            raise UserError(f"{path}: has another run {record.run} ({changed[0]}); give --records another file")
+
+
+def _settings(record: Record) -> RunConfig:
+    return from_dict(record.config.model_dump(), f"Record of {record.run}")
+
+
+def _is_same_run(old: Record, new: Record) -> bool:
+    if (old.run, old.fingerprint) != (new.run, new.fingerprint):
+        return False
+    return not differences(_settings(old), _settings(new))
 
 
 def _write_records(sweep: Sweep, path: Path) -> None:
-    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time."""
-    done: dict[str | None, Record] = {}
-    for name, status in sweep.statuses().items():
-        if status.state is State.DONE:
-            record = read_record(sweep.arguments.out / name / RECORD)
-            done[name] = record if sweep.arguments.keep_images else record.without_images()
+    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time. A Record
+    there is replaced only by one of the same run that is not older."""
+    done = [read_record(sweep.folder(run) / RECORD) for run in sweep.runs if sweep.status(run.name).state is State.DONE]
     with turn(path.with_name(f".{path.name}.lock")):
-        written = _recorded(path) | done
-        if written:
-            write_json(path, [record.to_json() for record in written.values()], indent=1)
-    _print(sweep, f"{len(written)} Records: {path}")
+        recorded = _recorded(path)
+        entries = [entry for entry, _ in recorded]
+        for record in done:
+            content = (record if sweep.arguments.keep_images else record.without_images()).to_json()
+            number = next((number for number, (_, old) in enumerate(recorded) if _is_same_run(old, record)), None)
+            if number is None:
+                entries.append(content)
+            elif recorded[number][1].time <= record.time:
+                entries[number] = content
+        if entries != [entry for entry, _ in recorded]:
+            write_json(path, entries, indent=1)
+    _print(sweep, f"{len(entries)} Records: {path}")
 
 
 def _print(sweep: Sweep, text: str) -> None:
