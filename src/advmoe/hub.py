@@ -51,12 +51,16 @@ def _is_reachable(library: Any, address: str) -> bool:
 def publish(folder: Path, name: str, private: bool) -> str:
     """Upload the files of `folder` to the repository `name`, which is created if it does not exist; return its address.
 
-    Raises UserError if the hub refuses or cannot be reached.
+    Raises UserError if the hub refuses or cannot be reached, and for a public repository if `private` is true.
     """
     library = _library(name)
     try:
         address = library.create_repo(name, private=private, exist_ok=True)
+        if private and not library.model_info(name).private:  # create_repo does not change an existing repository
+            raise UserError(f"{name}: exists on the hub and is public; give another name, or make it private there")
         library.upload_folder(repo_id=name, folder_path=str(folder), commit_message="Network, configuration, Record and card")
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(f"{name}: could not be written to the hub ({_reason(error)})") from None
     return str(address)

@@ -9,7 +9,7 @@ from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.files import write_atomically, write_json
 from advmoe.reports.model_card import model_card
-from advmoe.runs.load import FILE, load, portable, save_file
+from advmoe.runs.load import FILE, load, portable, save_file, shared
 from advmoe.runs.loaded import Loaded
 
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{1,63}")
@@ -20,7 +20,8 @@ def push_to_hub(run: str | Path, name: str, *, license: str | None = None, priva
 
     The repository contains model.safetensors, config.yaml, record.json and a model card (README.md) written from the Record.
     `license` is the hub's identifier of a licence, such as "mit"; without it the card names none. The Record's test images are
-    published only if `images` is true. Raises UserError if there is no Record, or if the hub refuses.
+    published only if `images` is true. A repository that does not exist is created, as a private one if `private` is true. Raises
+    UserError if there is no Record, if the hub refuses, or if `private` is true and the repository is public.
     """
     if not hub.is_name(name):
         raise UserError(f"'{name}' is not a name on the hub: it must be owner/name")
@@ -42,7 +43,7 @@ def write_hub_folder(
     The model must have a Record.
     """
     assert model.record is not None
-    record = model.record if images else model.record.without_images()
+    record = shared(model.record, images)
     save_file(model, folder / FILE, images=images, half=half)
     write_atomically(folder / "config.yaml", dump_yaml(portable(model.config)))
     write_json(folder / "record.json", record.to_json(), indent=1)

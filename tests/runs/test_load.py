@@ -25,10 +25,10 @@ from advmoe.config import to_dict
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError
 from advmoe.evaluation import EvaluationOptions
-from advmoe.evaluation.record_file import read_record, write_record
+from advmoe.evaluation.record_file import checked_record, read_record, write_record
 from advmoe.files import write_json
 from advmoe.moe import ForcedGate
-from advmoe.publish import push_to_hub
+from advmoe.publish import push_to_hub, write_hub_folder
 from advmoe.runs.evaluate import evaluate_folder, subject
 from advmoe.runs.load import from_pretrained, load, save_file
 from advmoe.runs.loaded import Loaded, ThreatModel
@@ -261,6 +261,7 @@ class Hub:
 
     def __init__(self, root: Path) -> None:
         self.root, self.network = root, True
+        self.public: tuple[str, ...] = ()
 
     def hf_hub_url(self, repo_id: str, filename: str, *, revision: str | None = None) -> str:
         return f"https://hub.example/{repo_id}/{filename}"
@@ -281,6 +282,9 @@ class Hub:
             raise ConnectionError("no route")
         (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
         return f"https://hub.example/{repo_id}"
+
+    def model_info(self, repo_id: str) -> SimpleNamespace:
+        return SimpleNamespace(private=repo_id not in self.public)
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> SimpleNamespace:
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
@@ -314,6 +318,39 @@ def test_a_published_network_is_loaded_from_the_hub(evaluated: Path, hub: Hub) -
     push_to_hub(evaluated, "someone/robust", images=True, license="apache-2.0")
     assert yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["license"] == "apache-2.0"
     assert load(folder).record == published.record
+
+
+def test_nothing_private_is_written_to_a_public_repository(evaluated: Path, hub: Hub) -> None:
+    """The library's create_repo accepts an existing repository, and ignores `private` then."""
+    hub.public = ("someone/open",)
+    assert "someone/open: exists on the hub and is public" in error_line(
+        lambda: push_to_hub(evaluated, "someone/open", private=True)
+    )
+    assert not list((hub.root / "someone/open").iterdir())
+    push_to_hub(evaluated, "someone/closed", private=True)
+    assert (hub.root / "someone/closed/README.md").exists()
+
+
+def test_folders_of_the_machine_are_not_published(evaluated: Path, tmp_path: Path) -> None:
+    model = load(evaluated)
+    training = model.config.training.replace(teacher="/home/me/runs/wide-s0", init_from="/home/me/runs/dense-s0")
+    model.config = model.config.replace(
+        training=training, data=model.config.data.replace(data_dir="/home/me/data", generated="/home/me/edm.npz")
+    )
+    assert model.record is not None
+    record = model.record.to_json()
+    record |= {"config": to_dict(model.config), "teacher": {"path": "/home/me/runs/wide-s0", "weights": "abc"}}
+    model.record = checked_record(record, "record")
+    write_hub_folder(model, tmp_path, "someone/robust")
+    for name in ("config.yaml", "record.json", "README.md", "model.safetensors"):
+        assert b"/home/me/runs" not in (tmp_path / name).read_bytes()
+        assert b"/home/me/edm" not in (tmp_path / name).read_bytes()
+    loaded = load(tmp_path / "model.safetensors")
+    assert (loaded.config.training.teacher, loaded.config.training.init_from) == ("wide-s0", "dense-s0")
+    assert (loaded.config.data.generated, loaded.config.data.data_dir) == ("edm.npz", None)
+    assert loaded.record is not None
+    assert loaded.record.teacher is not None
+    assert loaded.record.teacher.path == "wide-s0"
 
 
 def test_a_missing_run_in_an_existing_folder_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

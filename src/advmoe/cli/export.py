@@ -16,7 +16,7 @@ from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Encoding, agreement, compare, export, format_of, outputs
 from advmoe.files import check_target, check_utf8
-from advmoe.runs.load import load
+from advmoe.runs.load import load, portable, shared
 from advmoe.runs.loaded import Loaded
 
 NOISE = 64  # number of random images to compare if there are no real ones
@@ -63,12 +63,12 @@ def run(arguments: ExportArguments) -> None:
 def facts(loaded: Loaded, dtype: Dtype) -> dict[str, object]:
     """The metadata of a file: classes, input, threat model, configuration, dtype of the convolutions, and the Record. The Record is
     None for other dtypes than float32, in which the network was evaluated."""
-    config = to_dict(loaded.config.replace(data=loaded.config.data.replace(data_dir=None)))
     threat = {"norm": loaded.threat_model.norm, "epsilon": loaded.threat_model.epsilon}
     record = loaded.record if dtype == "float32" else None
     return {
-        "classes": list(loaded.classes), "input_size": list(loaded.input_size), "threat_model": threat, "config": config,
-        "epoch": loaded.epoch, "dtype": dtype, "record": record and record.without_images().to_json(),
+        "classes": list(loaded.classes), "input_size": list(loaded.input_size), "threat_model": threat,
+        "config": to_dict(portable(loaded.config)), "epoch": loaded.epoch, "dtype": dtype,
+        "record": record and shared(record, images=False).to_json(),
     }  # fmt: skip
 
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from advmoe import hub, networks
-from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.config import RunConfig, RuntimeConfig, from_dict, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_file import RECORD, checked_record, read_record
 from advmoe.files import JsonObject, check_target, drafted
 from advmoe.libraries import tune_libraries
@@ -87,7 +88,7 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False, half: bo
     check_loadable(model.config, model.spec, state, Path(path))
     header = Header(
         config=portable(model.config), spec=model.spec, epoch=model.epoch,
-        record=None if record is None else (record if images else record.without_images()).to_json(),
+        record=None if record is None else shared(record, images).to_json(),
     )  # fmt: skip
     check_target(Path(path), Path(path).name)
     with drafted(Path(path)) as draft:
@@ -104,8 +105,28 @@ def _in_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def portable(config: RunConfig) -> RunConfig:
-    """A run's configuration without its folders and its machine's settings, which mean nothing elsewhere."""
-    return config.replace(runtime=RuntimeConfig(), data=config.data.replace(data_dir=None, workers=None))
+    """A run's configuration without its folders and its machine's settings, which mean nothing elsewhere. Of the files that it
+    learned from, the names are kept."""
+    config = config.replace(runtime=RuntimeConfig(), data=config.data.replace(data_dir=None, workers=None))
+    return from_dict(_without_folders(to_dict(config)))
+
+
+def shared(record: Record, images: bool) -> Record:
+    """A Record to be shared: without the folders of the files that the run learned from, and without its gallery unless `images`
+    is true."""
+    config = RecordedConfig.model_validate(_without_folders(record.config.model_dump()))
+    teacher = record.teacher and record.teacher.model_copy(update={"path": Path(record.teacher.path).name})
+    record = record.model_copy(update={"config": config, "teacher": teacher})
+    return record if images else record.without_images()
+
+
+def _without_folders(tree: JsonObject) -> JsonObject:
+    """The tree of a configuration with the last part of each path in it."""
+    for section, name in (("training", "teacher"), ("training", "init_from"), ("data", "generated")):
+        fields = tree.get(section)
+        if isinstance(fields, Mapping) and isinstance(fields.get(name), str):
+            tree = {**tree, section: {**fields, name: Path(fields[name]).name}}
+    return tree
 
 
 # A run's folder
