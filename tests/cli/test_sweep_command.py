@@ -259,6 +259,24 @@ def test_interrupted_it_stops_the_workers(grid, tmp_path, capsys, monkeypatch):
         os.kill(int(line.rpartition(" ")[2]), 0)
 
 
+def test_sigterm_ends_it_like_an_interrupt(finished, grid, tmp_path, capsys, monkeypatch):
+    """The placement is closed, and the Records are written."""
+    shutil.copytree(finished, tmp_path / "runs")
+    handler, records = signal.getsignal(signal.SIGTERM), tmp_path / "records.json"
+    monkeypatch.setattr(sweep, "_run_missing", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert main(["sweep", grid, "--out", str(tmp_path / "runs"), "--records", str(records), *TINY, "--seeds", "2"]) == 143
+    assert "interrupted by SIGTERM; the same command continues" in capsys.readouterr().err
+    assert len(json.loads(records.read_text())) == 2
+    assert signal.getsignal(signal.SIGTERM) == handler
+
+
+def test_minutes_bound_the_probing(grid, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sweep, "PROBE_SHARE", 0.0)
+    monkeypatch.setattr(Probe, "pace", lambda *_: pytest.fail("times a network"))
+    run([grid, "--out", str(tmp_path / "runs"), *TINY, "--minutes", "5", "--dry-run"])
+    assert "the time of the other 2 is unknown: the probing ended to leave time for the runs" in capsys.readouterr().out
+
+
 def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys):
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID.replace("at_moe", "advmoe"))

@@ -1,6 +1,5 @@
 """The process of one run: it ends with its parent, only one works on a folder, and the error that ended it is kept."""
 
-import json
 import os
 import pickle
 import signal
@@ -20,6 +19,7 @@ from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FAILED, LOG, State, read_run
 from advmoe.sweep.job import commands, record_failure, start, stop
+from advmoe.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_processes")
 
@@ -67,8 +67,9 @@ def test_a_run_is_trained_and_evaluated_once_although_two_processes_start(job, f
 def test_the_commands_resume_training_and_evaluate_by_the_preset(job):
     run = job()
     train, evaluate = commands(run)
-    assert [train[0], evaluate[0]] == ["train", "evaluate"]
-    assert "--resume" in train
+    assert train == ["train", "--out", str(run.folder), "--resume"]
+    assert evaluate[0] == "evaluate"
+    assert "--deterministic" not in evaluate
     assert evaluate[2:4] == ["--attacks", "pgd_10"]
     assert "--quick" in commands(replace(run, preset=("quick",)))[1]
 
@@ -81,12 +82,15 @@ def test_the_process_has_the_jobs_threads_and_ends_when_its_parent_is_killed(job
     pid = pid_of(run.folder)
     assert is_running(pid)
     assert "OMP_NUM_THREADS=1" in Path(f"/proc/{pid}/environ").read_text().split("\0")  # not earlier: it is empty during exec
+    while read_run(run.folder).epoch < 1:
+        time.sleep(0.02)
     parent.kill()
     parent.wait()
     deadline = time.monotonic() + 30
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(pid)
+    assert "SIGTERM: finishing the current step, then saving" in (run.folder / LOG).read_text()
 
 
 def test_the_line_of_a_failed_run_is_kept_until_it_is_started_again(job):
@@ -146,6 +150,18 @@ def test_two_sweeps_that_claim_one_folder_take_turns(job):
     assert (run.folder / LOG).exists()
 
 
+def test_settings_that_may_change_are_those_of_the_last_call(job):
+    """The process reads them from config.yaml."""
+    run = job()
+    stop([start(run)])
+    training = run.config.training.replace(on_nonfinite="restore")
+    runtime = run.config.runtime.replace(save_minutes=1.0, compile="inductor", deterministic=True)
+    changed = replace(run, config=run.config.replace(training=training, runtime=runtime))
+    stop([start(changed)])
+    assert RunFolder(run.folder).config() == changed.config
+    assert "--deterministic" in commands(changed)[1]
+
+
 def test_path_and_device_of_a_placement(job, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = job()
@@ -153,4 +169,4 @@ def test_path_and_device_of_a_placement(job, tmp_path, monkeypatch):
     placed = run.at("cuda:1", 3)
     assert placed.config.data.data_dir == str(tmp_path / "here")
     assert (placed.config.runtime.device, placed.config.runtime.threads, placed.config.data.workers) == ("cuda:1", 3, 3)
-    assert json.dumps(commands(placed)).count("cuda:1") == 2
+    assert commands(placed)[1][4:6] == ["--device", "cuda:1"]

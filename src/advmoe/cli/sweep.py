@@ -1,11 +1,13 @@
 """`advmoe sweep`."""
 
 import contextlib
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -30,19 +32,23 @@ from advmoe.sweep.plan import Planned, plan
 from advmoe.sweep.schedule import SweepOutcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.interrupts import Stopped
 
+PROBE_SHARE = 0.25  # of the time until the jobs must end
 FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL ("try again") of sysexits.h
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """One call of the command: arguments, runs, attacks, console, and the time (of time.monotonic) at which it must end."""
+    """One call of the command: arguments, runs, attacks, console, and the times (of time.monotonic) at which the jobs and the
+    probing must end."""
 
     arguments: SweepArguments
     runs: Sequence[Planned]
     preset: tuple[str, ...]
     terminal: Console
     until: float
+    probe_until: float
 
     def folder(self, run: Planned) -> Path:
         return self.arguments.out / run.name
@@ -55,21 +61,26 @@ class Sweep:
 
 
 def run(arguments: SweepArguments) -> None:
-    """`advmoe sweep`. Raises SystemExit with status 1 if a run failed, and 75 if the time is up and runs remain."""
+    """`advmoe sweep`. SIGTERM ends it like Ctrl-C. Raises SystemExit with status 1 if a run failed, and 75 if the time is up and
+    runs remain."""
     started = time.monotonic()
     file = read_sweep(arguments.what)
-    sweep = Sweep(
-        arguments, _planned(arguments, file), _preset(arguments, file), console(), deadline(started, arguments.minutes)
-    )  # fmt: skip
+    until = deadline(started, arguments.minutes)
+    probe_until = started + PROBE_SHARE * (until - started)
+    sweep = Sweep(arguments, _planned(arguments, file), _preset(arguments, file), console(), until, probe_until)
     _check_records(sweep)
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
     statuses = sweep.statuses()
     missing = [planned for planned in sweep.runs if statuses[planned.name].state is not State.DONE]
+    handler = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
+        stack.callback(signal.signal, signal.SIGTERM, handler)
         placement = _placement(arguments, len(missing)) if missing else None
         if placement is not None:
             stack.enter_context(contextlib.closing(placement))
+        if handler is not signal.SIG_IGN:
+            signal.signal(signal.SIGTERM, _terminate)  # only now: Ray sets a handler that ends the process
         seconds, reason = _prepared(sweep, missing, statuses, placement)
         sweep.terminal.print(plan_table(sweep.runs, statuses, seconds))
         _print(sweep, remaining(len(sweep.runs), len(missing), seconds, placement, reason))
@@ -81,6 +92,12 @@ def run(arguments: SweepArguments) -> None:
         finally:
             if arguments.records is not None:
                 _write_records(sweep, arguments.records)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Let the first SIGTERM end the command, and ignore further ones, which would cut short its cleanup."""
+    signal.signal(number, signal.SIG_IGN)
+    raise Stopped(number, "by SIGTERM")
 
 
 def _recorded(path: Path | None) -> list[tuple[JsonObject, Record]]:
@@ -160,8 +177,8 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
 def _prepared(
     sweep: Sweep, missing: Sequence[Planned], statuses: Statuses, placement: Placement | None
 ) -> tuple[Mapping[str, float], str]:
-    """Write the plan, and estimate the seconds of the missing runs. If a dry run cannot read its data, there is no estimate, and
-    the second value says why."""
+    """Write the plan, and estimate the seconds of the missing runs. Where an estimate is missing, the second value says why: a dry
+    run cannot read its data, or the probing took its share of --minutes."""
     try:
         counts_by_data = sizes([planned.config.data for planned in missing])
     except UserError as error:
@@ -170,7 +187,8 @@ def _prepared(
         return {}, str(error)
     if missing and not sweep.arguments.dry_run:
         write_plan(sweep.arguments.out, sweep.arguments.what, sweep.runs, sweep.preset)
-    return _seconds(sweep, missing, counts_by_data, statuses, placement), ""
+    seconds = _seconds(sweep, missing, counts_by_data, statuses, placement)
+    return seconds, "" if len(seconds) == len(missing) else "the probing ended to leave time for the runs"
 
 
 def _seconds(
@@ -185,6 +203,8 @@ def _seconds(
         cache, retime = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
         probe = Probe(device(runtime), cache, lambda text: status.update(f"probing {text}"), retime)
         for planned in missing:
+            if time.monotonic() > sweep.probe_until:
+                break
             config, image_counts = planned.config.replace(runtime=runtime), counts_by_data[planned.config.data]
             pace, timing = probe.pace(config, image_spec(config)), timings_by_config.get(same_but_seed(config), UNKNOWN)
             training = training_seconds(config, image_counts, pace, statuses[planned.name].epoch, timing)

@@ -1,9 +1,9 @@
 """One run of a sweep: `advmoe train --resume`, then `advmoe evaluate`, in one process that writes its output to RUN/log.txt.
 
-The process ends when its parent ends, even if the parent is killed: it waits for the end of a pipe from the parent. It holds the
-lock RUN/.lock, so that only one process at a time works on a run. Files are replaced atomically, so the process can be killed at
-any moment and started again. A folder is claimed under the lock DIR/.lock of its parent folder, because RUN must be empty until
-then.
+The process ends when its parent ends, even if the parent is killed: it waits for the end of a pipe from the parent, and then has
+GRACE seconds to save a checkpoint. It holds the lock RUN/.lock, so that only one process at a time works on a run. Files are
+replaced atomically, so the process can be killed at any moment and started again. A folder is claimed under the lock DIR/.lock of
+its parent folder, because RUN must be empty until then.
 """
 
 import contextlib
@@ -22,14 +22,14 @@ from pathlib import Path
 from filelock import FileLock
 
 from advmoe.attacks.presets import preset_or_attacks, resolve
-from advmoe.config import RunConfig
+from advmoe.config import RunConfig, dump_yaml
 from advmoe.errors import UserError
-from advmoe.parent import end_with_parent
+from advmoe.files import write_atomically
+from advmoe.parent import GRACE, end_with_parent
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
 from advmoe.sweep.folder import LOCK
 from advmoe.training.checkpoint import RunFolder
 
-GRACE = 10.0  # seconds in which a process can save a checkpoint before it is killed
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -56,16 +56,15 @@ class Job:
 
 
 def commands(job: Job) -> list[list[str]]:
-    """The commands that remain to be run, as arguments of `advmoe`."""
-    data, runtime, preset = job.config.data, job.config.runtime, preset_or_attacks(job.preset)
+    """The commands that remain to be run, as arguments of `advmoe`. All settings of the training are in RUN/config.yaml."""
+    runtime, preset = job.config.runtime, preset_or_attacks(job.preset)
     if read_run(job.folder, resolve(preset).attacks).state is State.DONE:
         return []
-    data_dir = [] if data.data_dir is None else ["--data-dir", data.data_dir]
-    machine = [*data_dir, "--device", runtime.device, "--threads", str(runtime.threads), "--dispatch", runtime.dispatch]
-    workers = [] if data.workers is None else ["--workers", str(data.workers)]
     attacks = [f"--{preset}"] if isinstance(preset, str) else ["--attacks", *preset]
-    train = ["train", "--out", str(job.folder), "--resume", *machine, *workers]
-    evaluate = ["evaluate", str(job.folder), *attacks, *machine, "--precision", runtime.precision]
+    machine = ["--device", runtime.device, "--threads", str(runtime.threads), "--dispatch", runtime.dispatch]
+    deterministic = ["--deterministic"] if runtime.deterministic else []
+    train = ["train", "--out", str(job.folder), "--resume"]
+    evaluate = ["evaluate", str(job.folder), *attacks, *machine, "--precision", runtime.precision, *deterministic]
     return [train, evaluate]  # if the run is trained, the first ends at once
 
 
@@ -94,12 +93,15 @@ def execute(job: Job) -> tuple[str | None, bool]:
 
 
 def _claim(job: Job) -> None:
+    """Claim the run's folder. A run that is there goes on with the settings of this job that may change: runtime, location of the
+    data, and what to do on a NaN."""
     folder = RunFolder(job.folder)
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(job.folder.parent / LOCK):
         if not folder.config_path.exists():
             folder.clean()  # left by a process that was killed while it claimed the folder
         folder.claim(job.config, resume=True)
+        write_atomically(folder.config_path, dump_yaml(job.config))
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from advmoe.sweep.job import GRACE, Job
+from advmoe.parent import GRACE
+from advmoe.sweep.job import Job
 from advmoe.sweep.placements import Placement
 
 POLL = 0.5  # seconds between two readings of the states
-SHARE = 0.05  # of the time, reserved for starting and ending
+SHARE = 0.05  # of the time, reserved for starting and ending beside GRACE
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ def deadline(started: float, minutes: float | None) -> float:
     `minutes`."""
     if minutes is None:
         return inf
-    return started + 60 * minutes - min(2 * GRACE, SHARE * 60 * minutes)
+    return started + 60 * minutes - GRACE - min(GRACE, SHARE * 60 * minutes)
 
 
 def drive(placement: Placement, jobs: Sequence[Job], refresh: Callable[[], None], until: float = inf) -> SweepOutcome:

@@ -11,7 +11,7 @@ from advmoe.sweep.placements import Request
 from advmoe.sweep.schedule import drive
 
 pytest.importorskip("submitit", reason="needs the extra slurm")
-from advmoe.sweep.placements.slurm import SlurmPlacement  # needs the extra
+from advmoe.sweep.placements.slurm import SlurmPlacement, parsed  # needs the extra
 
 
 def request(address, out, parameters=()):
@@ -45,6 +45,14 @@ def test_closing_cancels_running_jobs(job, tmp_path):
     epoch = read_run(endless.folder).epoch
     time.sleep(3)
     assert read_run(endless.folder).epoch == epoch
+
+
+def test_values_of_parameters_are_json_or_else_text():
+    """YAML reads 24:00:00 as 86400, which Slurm takes as minutes."""
+    values = {"4": 4, "1.5": 1.5, "true": True, '{"exclude": "n1"}': {"exclude": "n1"}}
+    texts = ["24:00:00", "1-12", "007", "[rack1|rack2]", "@x", "a=b", "yes", "[" * 5000]
+    for text, value in (values | {text: text for text in texts}).items():
+        assert parsed([f"slurm_time={text}"]) == {"slurm_time": value}
 
 
 def test_jobs_run_in_process_by_the_debug_executor(job, tmp_path, capsys):

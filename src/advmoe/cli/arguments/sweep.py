@@ -63,7 +63,8 @@ class SweepArguments:
     address: str | None = None
     """Ray: address of a running cluster, or auto. Slurm: submitit's executor; local and debug work without Slurm."""
     slurm: tuple[str, ...] = ()
-    """Slurm: submitit's parameters as KEY=VALUE (slurm_partition=gpu gpus_per_node=1 timeout_min=600)."""
+    """Slurm: submitit's parameters as KEY=VALUE (slurm_partition=gpu gpus_per_node=1 timeout_min=600). A value in JSON is read as
+    such, any other is text."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
     def __post_init__(self) -> None:

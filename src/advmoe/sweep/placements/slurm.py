@@ -1,9 +1,8 @@
 """Runs as jobs of a Slurm cluster, through submitit, whose executors local and debug need no Slurm."""
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import yaml
 
 from advmoe.errors import UserError, nearest
 from advmoe.runs.status import mark_failed
@@ -42,7 +41,7 @@ class SlurmPlacement(Placement):
         executor = request.address or "slurm"
         if executor not in EXECUTORS:
             raise UserError(f"--address: submitit has no executor '{executor}': {nearest(executor, EXECUTORS)}")
-        parameters = _parsed(request.parameters)
+        parameters = parsed(request.parameters)
         try:
             submitit.AutoExecutor("submitit", cluster="debug").update_parameters(**parameters)  # knows all executors' names
         except REFUSALS as error:
@@ -54,7 +53,7 @@ class SlurmPlacement(Placement):
         self.threads, self.device = max(request.threads, 1), request.device
         self.workers = workers or 1
         self.description = f"submitit's {executor} executor, {self.threads} threads a run"
-        settings = {"timeout_min": DAY, "cpus_per_task": self.threads, **_parsed(parameters)}
+        settings = {"timeout_min": DAY, "cpus_per_task": self.threads, **parsed(parameters)}
         if workers is not None:
             settings["slurm_array_parallelism"] = workers
         try:
@@ -79,13 +78,21 @@ class SlurmPlacement(Placement):
             handle.cancel(check=False)
 
 
-def _parsed(parameters: Sequence[str]) -> dict[str, object]:
-    """submitit's parameters by name. Raises UserError for text that is not KEY=VALUE."""
+def parsed(parameters: Sequence[str]) -> dict[str, object]:
+    """submitit's parameters by name: a value in JSON (4, 1.5, true, {"exclude": "n1"}) as such, any other (24:00:00) as text.
+    Raises UserError for text that is not KEY=VALUE."""
     split = [parameter.partition("=") for parameter in parameters]
     for name, equals, value in split:
         if not (name and equals and value):
             raise UserError(f"--slurm: '{name}{equals}{value}' is not KEY=VALUE (for example slurm_partition=gpu)")
-    return {name: yaml.safe_load(value) for name, _, value in split}
+    return {name: _value(value) for name, _, value in split}
+
+
+def _value(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _outcome(handle: Any, job: Job) -> str | None:
