@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from recorder import Recorder
 
 import advmoe
@@ -24,7 +23,6 @@ from advmoe.evaluation.snapshot import Snapshot
 from advmoe.reports.collect import collect, settings
 from advmoe.runs.load import KEY
 from advmoe.runs.status import read_run
-from advmoe.sweep.folder import write_plan
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.manifest import SCHEMA as MANIFEST_SCHEMA
@@ -154,15 +152,6 @@ def test_a_file_with_a_network_loads(kept: Callable[[str], Path]) -> None:
     assert model.record is not None
 
 
-def test_a_plan_is_gone_on_with(tmp_path: Path) -> None:
-    shutil.copy(FIXTURES / "sweep.yaml", tmp_path)
-    before = yaml.safe_load((tmp_path / "sweep.yaml").read_text())
-    write_plan(tmp_path, "cifar10", [], ["quick"])
-    assert yaml.safe_load((tmp_path / "sweep.yaml").read_text()) == {**before, "schema": 2}
-    config = from_dict(before["runs"]["seed-0"]["config"])
-    assert (config.method, config.model.width, config.training.epochs) == ("at_moe", 4, 2)
-
-
 # Newer ones
 
 
@@ -194,12 +183,7 @@ def newer_file(place: Path) -> Callable[[], Any]:
     return lambda: advmoe.load(path)
 
 
-def newer_plan(place: Path) -> Callable[[], Any]:
-    (place / "sweep.yaml").write_text("schema: 99\nruns: {}\n")
-    return lambda: write_plan(place, "cifar10", [], ["quick"])
-
-
-@pytest.mark.parametrize("change", [newer_checkpoint, newer_configuration, newer_record, newer_file, newer_plan])
+@pytest.mark.parametrize("change", [newer_checkpoint, newer_configuration, newer_record, newer_file])
 def test_a_newer_schema_is_refused_with_both_numbers(
     change: Callable[[Path], Callable[[], Any]], kept: Callable[[str], Path]
 ) -> None:

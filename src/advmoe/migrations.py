@@ -107,11 +107,6 @@ def config(tree: Mapping[str, Any]) -> JsonObject:
     return dict(tree)
 
 
-def sweep_plan(tree: Mapping[str, Any]) -> JsonObject:
-    """A sweep's plan of schema 1 as one of schema 2; its configurations keep their own schema numbers."""
-    return {**tree, "schema": 2, "sweep": tree.get("sweep", "")}
-
-
 def _name(name: str) -> str:
     for pattern, present in NAMES:
         name = pattern.sub(present, name)

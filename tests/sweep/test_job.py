@@ -18,7 +18,7 @@ from small_backbone import SMALL
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
 from advmoe.runs.status import FAILED, LOG, State, read_run
-from advmoe.sweep.job import commands, record_failure, start, stop
+from advmoe.sweep.job import LOCK, commands, record_failure, start, stop
 from advmoe.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_processes")
@@ -137,7 +137,7 @@ def test_two_sweeps_that_claim_one_folder_take_turns(job):
     run = job()
     (run.folder / "x").parent.mkdir()
     draft = run.folder / ".config.yaml.123.draft"
-    with FileLock(run.folder.parent / ".lock"):
+    with FileLock(run.folder.parent / LOCK):
         draft.write_text("half")
         thread = threading.Thread(target=lambda: stop([start(run)]))
         thread.start()

@@ -24,7 +24,6 @@ from advmoe.locks import turn
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
-from advmoe.sweep.folder import PROBE, write_plan
 from advmoe.sweep.grid import SweepFile, read_sweep
 from advmoe.sweep.job import Job
 from advmoe.sweep.placements import Placement, Request, placement_class
@@ -34,6 +33,7 @@ from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.interrupts import Stopped
 
+PROBE = ".probe.json"  # in the folder of the sweep: the times of networks
 PROBE_SHARE = 0.25  # of the time until the jobs must end
 FAILED, WORK_LEFT = 1, 75  # exit statuses; 75 is EX_TEMPFAIL ("try again") of sysexits.h
 
@@ -177,8 +177,8 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
 def _prepared(
     sweep: Sweep, missing: Sequence[Planned], statuses: Statuses, placement: Placement | None
 ) -> tuple[Mapping[str, float], str]:
-    """Write the plan, and estimate the seconds of the missing runs. Where an estimate is missing, the second value says why: a dry
-    run cannot read its data, or the probing took its share of --minutes."""
+    """Estimate the seconds of the missing runs. Where an estimate is missing, the second value says why: a dry run cannot read its
+    data, or the probing took its share of --minutes."""
     try:
         counts_by_data = sizes([planned.config.data for planned in missing])
     except UserError as error:
@@ -186,7 +186,7 @@ def _prepared(
             raise
         return {}, str(error)
     if missing and not sweep.arguments.dry_run:
-        write_plan(sweep.arguments.out, sweep.arguments.what, sweep.runs, sweep.preset)
+        sweep.arguments.out.mkdir(parents=True, exist_ok=True)
     seconds = _seconds(sweep, missing, counts_by_data, statuses, placement)
     return seconds, "" if len(seconds) == len(missing) else "the probing ended to leave time for the runs"
 

@@ -27,9 +27,9 @@ from advmoe.errors import UserError
 from advmoe.files import write_atomically
 from advmoe.parent import GRACE, end_with_parent
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
-from advmoe.sweep.folder import LOCK
 from advmoe.training.checkpoint import RunFolder
 
+LOCK = ".lock"  # in the folder of a sweep: locked while a process claims the folder of a run
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
