@@ -35,6 +35,7 @@ def test_an_empty_file_is_the_grid_of_five_methods(write_sweep):
         ("settings: {runtime: {threads: 2}}", "runtime is set by --device"),
         ("num_experts: [0]", "num_experts must be a list of whole numbers from 1 to 1000, not [0]"),
         ("num_experts: [1]\nsettings: {model: {num_experts: 4}}", "model.num_experts is set by num_experts, not here"),
+        ("num_experts: [1]\nvariants: {a: {model: {num_experts: 4}}}", "variants: a: model.num_experts is set by num_experts"),
         ("recipes: [cifar10-resnet18-advmo]", "did you mean advmoe"),
         ("recipes: [demo-advmoe]\nmethods: [advmoe]", "recipes excludes methods"),
         ("variants: {a/b: {}}", "variants: 'a/b' is not a name of letters, digits, '_', '.' and '-'"),

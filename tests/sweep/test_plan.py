@@ -42,9 +42,51 @@ def test_seeds_come_one_after_another_and_are_part_of_the_names():
     assert all(run.name.endswith(f"-s{run.config.seed}") for run in runs)
 
 
-@pytest.mark.parametrize(("only", "count"), [(["r0.5"], 24), (["r0.5", "advmoe"], 6), (["at_dense"], 6), (["wrn28_10", "s2"], 13)])
-def test_only_keeps_runs_that_hold_every_text(only, count):
-    assert len(plan(read_sweep("a2"), only)) == count
+@pytest.mark.parametrize(
+    ("table", "only", "count"),
+    [
+        ("a2", ["r0.5"], 24), ("a2", ["r0.5", "advmoe"], 6), ("a2", ["at_dense"], 6), ("a2", ["wrn28_10", "s2"], 13),
+        ("a2", ["advmoe-s0"], 2), ("a2", ["r0.8-s1"], 8), ("a1", ["s1"], 10), ("a1", ["-steps10-s1"], 10),
+    ],
+)  # fmt: skip
+def test_only_keeps_runs_that_hold_every_text(table, only, count):
+    """s1 does not select the runs whose names have -steps10."""
+    assert len(plan(read_sweep(table), only)) == count
+
+
+def test_only_compares_scales_and_numbers_of_experts_as_a_whole(write_sweep):
+    runs = read_sweep(write_sweep("{methods: [advmoe], model_scales: [0.2, 0.25], num_experts: [1, 16], seeds: 1}"))
+    assert [run.name for run in plan(runs, ["r0.2", "n1"])] == ["cifar10-resnet18-advmoe-r0.2-n1-s0"]
+    with pytest.raises(UserError, match="--only r0: no run has this in its name"):
+        plan(runs, ["r0"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "{recipes: [cifar10-resnet18-at_moe-n1], settings: {model: {num_experts: 4}}}",
+            "settings: .* model.num_experts: 1, not 4",
+        ),
+        ("{recipes: [demo-at_moe-n1], settings: {model: {num_experts: 4}}}", "settings: .* model.num_experts: 1, not 4"),
+        (
+            "{recipes: [cifar10-resnet18-advmoe-steps10], settings: {attack: {num_steps: 2}}}",
+            "settings: .* attack.num_steps: 10, not 2",
+        ),
+        ("{recipes: [cifar10-resnet18-advmoe-plus], settings: {training: {ema: 0}}}", "settings: .* training.ema: 0.995, not 0.0"),
+        ("{recipes: [cifar10-resnet18-at_moe-n1], variants: {a: {model: {num_experts: 4}}}}", "variants: a: .* model.num_experts"),
+    ],
+)
+def test_settings_that_contradict_the_name_of_a_recipe_are_refused(write_sweep, text, message):
+    with pytest.raises(UserError, match=message):
+        plan(read_sweep(write_sweep(text)))
+
+
+def test_a_variant_may_leave_out_an_ingredient(write_sweep):
+    runs = plan(
+        read_sweep(write_sweep("{recipes: [cifar10-resnet18-advmoe-plus], variants: {last: {training: {ema: 0}}}, seeds: 1}"))
+    )
+    assert [(run.name, run.config.training.ema) for run in runs] == [("cifar10-resnet18-advmoe-plus-last-s0", 0.0)]
 
 
 def test_file(write_sweep):

@@ -160,8 +160,10 @@ class Grid(BaseModel):
         lists = {"methods", "backbones", "datasets", "model_scales", "num_experts"} & self.model_fields_set
         if self.recipes and lists:
             raise ValueError(f"recipes excludes {', '.join(sorted(lists))}")
-        if "num_experts" in self.model_fields_set and "num_experts" in self.settings.get("model", {}):
-            raise ValueError("settings: model.num_experts is set by num_experts, not here")
+        where = {"settings": self.settings} | {f"variants: {name}": values for name, values in self.variants.items()}
+        twice = [name for name, settings in where.items() if "num_experts" in settings.get("model", {})]
+        if "num_experts" in self.model_fields_set and twice:
+            raise ValueError(f"{twice[0]}: model.num_experts is set by num_experts, not here")
         if self.size > MAX_RUNS:
             raise ValueError(f"plans {self.size} runs, at most {MAX_RUNS} are allowed; some lists are too long")
         return self

@@ -1,13 +1,17 @@
 """The runs of a sweep, each with its name and its configuration."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from advmoe.config import RunConfig
+from advmoe.config import RunConfig, differences
 from advmoe.data import DATASETS
 from advmoe.errors import UserError, lookup
 from advmoe.recipes import method_traits, recipe
 from advmoe.sweep.grid import Grid, Settings, SweepFile, decimal, with_settings
+
+NUMBERED = re.compile(r"[nrs][\d.]+")  # number of experts, model scale or seed, in a name
+NUMBERS = ("model.num_experts", "attack.num_steps")  # what a suffix with a number sets
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ def plan(
 ) -> list[Planned]:
     """The runs of a sweep, ordered by seed, so that every cell has a first run early. A run that two grids contain is planned once.
 
-    `only` selects the runs whose label contains all of these texts; `dataset`, `settings` and the number of `seeds` replace
+    `only` selects the runs whose label contains all of these texts (a number of experts, scale or seed, such as s1, as a whole
+    part: not s10); `dataset`, `settings` and the number of `seeds` replace
     those of the sweep. Raises UserError if no run remains, or if settings are not allowed.
     """
     by_name: dict[str, Planned] = {}
@@ -47,11 +52,15 @@ def plan(
             if by_name.setdefault(run.name, run) != run:
                 raise UserError(f"two runs with different settings have the name {run.name}; give them names by variants")
     runs = list(by_name.values())
-    selected = [run for run in runs if all(text in run.label for text in only)]
+    selected = [run for run in runs if all(_contains(run.label, text) for text in only)]
     if not selected:
-        missing = next((text for text in only if not any(text in run.label for run in runs)), " ".join(only))
+        missing = next((text for text in only if not any(_contains(run.label, text) for run in runs)), " ".join(only))
         raise UserError(f"--only {missing}: no run has this in its name; the first of {len(runs)} is '{runs[0].label}'")
     return selected
+
+
+def _contains(label: str, text: str) -> bool:
+    return text in (re.split("[- ]", label) if NUMBERED.fullmatch(text) else label)
 
 
 def _cells(grid: Grid, dataset: str | None, settings: Settings) -> list[tuple[str, RunConfig]]:
@@ -59,10 +68,24 @@ def _cells(grid: Grid, dataset: str | None, settings: Settings) -> list[tuple[st
     cells = []
     for name in dict.fromkeys(_with_dataset(name, dataset) for name in grid.names()):
         config = with_settings(recipe(name), grid.settings, "settings")
+        _check_suffixes(name, config, "settings")
         for variant, values in grid.variants.items() or [("", {})]:
             varied = with_settings(config, values, f"variants: {variant}")
+            _check_suffixes(name, varied, f"variants: {variant}", NUMBERS)
             cells.append((f"{name}-{variant}" if variant else name, with_settings(varied, settings, "command line")))
     return cells
+
+
+def _check_suffixes(name: str, config: RunConfig, where: str, fields: Sequence[str] = ()) -> None:
+    """Raises UserError if settings contradict the suffixes of a recipe's name, which is part of the run's name. Variants, whose
+    names are part of it too, are only compared in `fields`."""
+    named = recipe(name)
+    plain = recipe(f"{name.rpartition(f'-{named.method}')[0]}-{named.method}")
+    suffixed = {line.partition(":")[0] for line in differences(named, plain)}
+    for line in differences(named, config):
+        field = line.partition(":")[0]
+        if field in suffixed and field in (fields or suffixed):
+            raise UserError(f"{where}: the recipe {name} has {line}; name another recipe")
 
 
 def _with_dataset(name: str, dataset: str | None) -> str:

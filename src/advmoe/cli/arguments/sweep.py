@@ -38,7 +38,7 @@ class SweepArguments:
     dry_run: Flag = False
     """Print the plan and write nothing."""
     only: tuple[str, ...] = ()
-    """Only the runs whose name contains all of these texts (resnet18, advmoe, r0.5, s0)."""
+    """Only the runs whose name contains all of these texts (resnet18, advmoe, r0.5, s0); s1 is seed 1, not 10."""
     epochs: int | None = None
     """Epochs per phase, instead of the recipes'."""
     limit_train: int | None = None
