@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from advmoe.cli.main import main
+from advmoe.reports.collect import collect
+from advmoe.runs.status import State, find_runs, read_run
 
 
 def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, caplog, tiny):
@@ -28,6 +30,9 @@ def test_demo_writes_records_and_figures(tmp_path, monkeypatch, capsys, caplog, 
     page = (tmp_path / "demo/report.html").read_text()
     first = page[page.index('id="verdict"') :]
     assert [first.index(question) for question in questions] == sorted(first.index(question) for question in questions)
+    assert {read_run(run).state for run in find_runs(tmp_path / "demo")} == {State.DONE}
+    collected = [record.run for record in collect(tmp_path / "demo", pytest.fail)]
+    assert sorted(collected) == sorted(record["run"] for record in records)  # each once, although records.json has them too
     monkeypatch.setattr("advmoe.cli.demo.write_report", lambda *_: None)  # it takes seconds, and is in the first call
     assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
     assert "epoch 1/1" not in capsys.readouterr().out

@@ -15,6 +15,7 @@ from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
 from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
 from advmoe.evaluation.record import Record
+from advmoe.evaluation.record_file import RECORD, write_record
 from advmoe.evaluation.store import shard_count
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
@@ -60,7 +61,9 @@ def run(arguments: DemoArguments) -> None:
 def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> Record:
     with EvaluationProgress(console, config.method, shard_count(len(splits.test))) as progress:
         options = EvaluationOptions(config.attack.epsilon, preset="quick", progress=progress.attacked)
-        return evaluate_folder(run, config, splits, options, dispatch=config.runtime.dispatch)
+        record = evaluate_folder(run, config, splits, options, dispatch=config.runtime.dispatch)
+    write_record(run / RECORD, record)
+    return record
 
 
 def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
