@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,13 @@ def test_csv_and_table_say_the_same(run: Path, images: Path, capsys: Any) -> Non
         assert line.startswith(row["class"])
         assert f"{float(row['confidence']):.4f}  {row['pathway']}  {row['image']}" in line
         assert row["pathway"].count("-") == ROUTED - 1
+
+
+def test_csv_has_names_unchanged(run: Path, images: Path, tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "narrow\u202fspace, and\nline.png"
+    shutil.copy(images / "1.png", path)
+    (row,) = csv.DictReader(io.StringIO(run_predict(capsys, run, path, "--csv")[0]))
+    assert row["image"] == str(path)
 
 
 def test_files_without_an_image_are_named_and_the_rest_continues(run: Path, images: Path, capsys: Any) -> None:

@@ -71,4 +71,4 @@ def _print_csv(model: Loaded, rows: Iterator[FilePrediction]) -> None:
     for number, row in enumerate(rows):
         if number == 0:
             writer.writerow(COLUMNS)
-        writer.writerow([printable(str(row.image)), printable(row.name), row.confidence, pathway(row.pathway), row.note])
+        writer.writerow([row.image, row.name, row.confidence, pathway(row.pathway), row.note])
