@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ import torch
 from small_backbone import SMALL
 
 from advmoe.attacks.registry import ATTACKS, Attack
-from advmoe.cli.evaluate import WORKER
+from advmoe.cli.arguments.evaluate import EvaluateCommand
+from advmoe.cli.evaluate import WORKER, _evaluate_in_workers
 from advmoe.cli.main import main
+from advmoe.config import RuntimeConfig
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
 from advmoe.evaluation import PRESETS, EvaluationOptions
@@ -25,7 +28,7 @@ from advmoe.evaluation.store import remove_results
 from advmoe.models.digest import weights_digest
 from advmoe.reports.cells import summarise
 from advmoe.reports.collect import collect
-from advmoe.runs.evaluate import evaluate_folder
+from advmoe.runs.evaluate import evaluate_folder, subject
 from advmoe.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_processes")
@@ -140,7 +143,7 @@ def test_a_worker_uses_the_claim_of_its_parent_and_ends_with_it(run):
         wait_for_second_shard(process, run)
         assert process.poll() is None
         process.stdin.close()
-        assert process.wait(timeout=60) == 1
+        assert process.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_shards_of_another_seed_are_one_line(run, capsys):
@@ -172,6 +175,28 @@ def test_l2_says_what_is_skipped_and_images_are_saved(run, capsys):
     assert main(["evaluate", str(run), *PLAN, "--norm", "L2", "--epsilon", "0.5", "--save-adversarial"]) == 0
     assert "left out, works only in Linf: reroute_quick" in capsys.readouterr().out
     assert list((run / "evaluation/adversarial").glob("pgd_10-*.safetensors"))
+
+
+def test_json_has_the_comparison_with_the_control(run, capsys):
+    assert main(["evaluate", str(run), *PLAN]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", str(run), *PLAN, "--json", "--control", str(run)]) == 0
+    control = json.loads(capsys.readouterr().out)["control"]
+    assert (control["run"], control["difference"]["value"]) == (run.name, 0.0)
+    assert "this trained network is not apart from that one" in control["text"]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, device):
+    worker = tmp_path / "python"
+    worker.write_text(f'#!/bin/sh\necho "$@" >> "{tmp_path}/calls"\n')
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    command = EvaluateCommand(run=tmp_path, processes=3, runtime=RuntimeConfig(device=device), argv=("run", "--device", device))
+    _evaluate_in_workers(command, lambda: None)
+    devices = sorted(line.rpartition("--device ")[2] for line in (tmp_path / "calls").read_text().splitlines())
+    assert devices == ["cuda:0", "cuda:0", "cuda:1"]
 
 
 @pytest.mark.parametrize(
@@ -217,6 +242,10 @@ def test_a_saved_file_is_evaluated_like_its_run(unbroken, run, tmp_path):
     assert {name: attacks[name]["broken"] for name in unbroken["attacks"]} == {
         name: attack["broken"] for name, attack in unbroken["attacks"].items()
     }
+    recorded = json.loads((run / "record.json").read_text())
+    known = ("history", "train_seconds", "train_images", "epoch", "trained_by")
+    assert [evaluated[name] for name in known] == [recorded[name] for name in known]
+    assert subject(path).on_test_set().trained.train_images == recorded["train_images"] > 0
     with torch.no_grad():
         next(iter(model.network.parameters())).mul_(1.5)
     advmoe.save_file(model, path)
@@ -236,7 +265,8 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     np.save(folder / "labels.npy", np.tile(test.labels.numpy(), 5))
     before = (run / "record.json").read_bytes()
     arguments = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
-    assert main(["evaluate", *arguments, "--control", str(run)]) == 2
+    message = error_line(capsys, *arguments, "--control", run)
+    assert message.endswith(f"run advmoe evaluate {run} --test-set {folder} --corruption invert --severity 2 first\n")
     assert main(["evaluate", *arguments, "--transfer", str(run)]) == 0
     assert "F-C-invert-2, 12 test images" in capsys.readouterr().out
     assert (run / "record.json").read_bytes() == before

@@ -46,6 +46,8 @@ def test_configuration_and_provenance_are_complete():
     new = record("advmoe", 3, attack_precision="bfloat16")
     assert dict(run_of(new).provenance) == {**provenance, "attack gradients": "bfloat16"}
     assert provenance["time"] == "trained in 95 s, evaluated in 42 s; 2026-11-22T21:42:03+00:00"
+    unknown = record("advmoe", 3, train_seconds=0.0)  # of a saved network without a Record
+    assert dict(run_of(unknown).provenance)["time"] == "evaluated in 42 s; 2026-11-22T21:42:03+00:00"
 
 
 def test_the_code_that_trained_a_network_is_listed_beside_that_of_its_evaluation():

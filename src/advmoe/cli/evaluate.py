@@ -31,10 +31,10 @@ from advmoe.evaluation.record_file import read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
-from advmoe.files import check_folder, check_target, write_json
+from advmoe.files import JsonObject, check_folder, check_target, write_json
 from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
-from advmoe.reports.control import comparison_line
+from advmoe.reports.control import comparison_line, worst_case_difference
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.start import autocast
@@ -65,13 +65,22 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     if arguments.robustbench is not None:
         write_json(arguments.robustbench, model_info(record), indent=2)
     if arguments.json:
-        print(json.dumps((record if arguments.keep_images else record.without_images()).to_json()))
+        content = (record if arguments.keep_images else record.without_images()).to_json()
+        print(json.dumps(content if control is None else {**content, "control": _compared(record, control)}))
         return
     title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
     console().print(record_table([record], title))
     lines = evaluation_lines(record.evaluation)
     for line in lines if control is None else [*lines, comparison_line(record, control)]:
         console().print(line, highlight=False, soft_wrap=True)
+
+
+def _compared(record: Record, control: Record) -> JsonObject:
+    """The comparison with the control, for --json. There is no difference if they cannot be compared; the text says why."""
+    difference = worst_case_difference([(record, control)])
+    return {
+        "run": control.run, "difference": difference and difference.model_dump(), "text": comparison_line(record, control)
+    }  # fmt: skip
 
 
 def _check_writable(network: Subject, arguments: EvaluateCommand) -> None:
@@ -171,8 +180,10 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
     """The Record of another run for the same test set and --name. Raises UserError if there is none."""
     path = _subject(run, arguments).record
     if not path.exists():
-        named = "" if arguments.name is None else f" --name {arguments.name}"
-        raise UserError(f"{run}: is not evaluated yet (no {path.name}); run advmoe evaluate {run}{named} first")
+        names = ("name", "test_set", "corruption", "severity")
+        given = [f"--{name.replace('_', '-')} {value}" for name in names if (value := getattr(arguments, name)) is not None]
+        command = " ".join(["advmoe evaluate", str(run), *given])
+        raise UserError(f"{run}: is not evaluated yet (no {path.name}); run {command} first")
     return read_record(path)
 
 
@@ -186,7 +197,8 @@ def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]
     with contextlib.ExitStack() as stack:
         workers = []
         for number in range(count):
-            cuda = ["--device", f"cuda:{number % devices}"] if devices > 1 and arguments.runtime.device == "auto" else []
+            divided = devices > 1 and arguments.runtime.device in ("auto", "cuda")
+            cuda = ["--device", f"cuda:{number % devices}"] if divided else []
             part = ["--part", str(number), str(count)]
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             process = stack.enter_context(

@@ -90,7 +90,8 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
         yield "attack gradients", record.attack_precision
     how = evaluated(record)
     yield "evaluated", how if how == PRESENT else f"{how}: not compared with newer evaluations"
-    yield "time", f"trained in {record.train_seconds:.0f} s, evaluated in {record.evaluate_seconds:.0f} s; {record.time}"
+    trained = f"trained in {record.train_seconds:.0f} s, " if record.train_seconds else ""
+    yield "time", f"{trained}evaluated in {record.evaluate_seconds:.0f} s; {record.time}"
     yield "record", f"schema {record.from_schema or record.schema_number}"
 
 

@@ -43,8 +43,10 @@ class Subject:
     damaged: tuple[str, ...] = ()
 
     def on_test_set(self) -> "Subject":
-        """The same network to be evaluated on another test set. The number of training images is that of the network's present
-        Record; without a Record it is 0."""
+        """The same network to be evaluated on another test set. If the number of training images is not known, it is that of the
+        network's present Record; without a Record it is 0."""
+        if self.trained.train_images is not None:
+            return self
         recorded = read_record(self.record).train_images if self.record.is_file() else 0
         return replace(self, trained=replace(self.trained, train_images=recorded))
 
@@ -101,7 +103,8 @@ def subject(what: Path) -> Subject:
 
 
 def _saved(what: Path) -> Subject:
-    """A saved network. Its Record lies beside the file, or in the working folder if it comes from the package or the hub."""
+    """A saved network, with what its Record says of its training. The new Record lies beside the file, or in the working folder if
+    the network comes from the package or the hub."""
     loaded = load(what)
     beside = what / FILE if what.is_dir() else what if what.exists() else Path(f"{what.name}.safetensors")
 
@@ -110,11 +113,15 @@ def _saved(what: Path) -> Subject:
             raise UserError(f"{what}: is for other classes or image sizes than the data set {splits.name} has")
         return loaded.network.to(splits.test.labels.device).eval()
 
-    code = [] if loaded.record is None else loaded.record.trained_by or []
-    trained = Trained(loaded.config, beside.stem, loaded.epoch, trained_by=code)
-    fingerprint = None if loaded.record is None else loaded.record.fingerprint
+    trained, record = Trained(loaded.config, beside.stem, loaded.epoch), loaded.record
+    if record is not None:
+        teacher = None if record.teacher is None else record.teacher.weights
+        trained = replace(
+            trained, history=record.history, train_seconds=record.train_seconds, teacher=teacher, train_images=record.train_images,
+            trained_by=record.trained_by or [],
+        )  # fmt: skip
     return Subject(
-        trained, fingerprint, network, lambda: loaded.spec,
+        trained, None if record is None else record.fingerprint, network, lambda: loaded.spec,
         beside.with_name(f"{beside.stem}.evaluation"), beside.with_name(f"{beside.stem}.{RECORD}"),
     )  # fmt: skip
 
