@@ -4,6 +4,7 @@ import logging
 import pytest
 from rich.console import Console
 
+from advmoe.cli import display
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.evaluation.store import Shard
 
@@ -32,6 +33,19 @@ def test_each_epoch_and_warning_is_a_line(console: Console, output: io.StringIO)
         "run  epoch 1/3  loss 2.500  held-out SA 50.0 RA 40.0  2.0 it/s  busiest expert 75%  12 s left",
         "run  epoch 3/3  loss 2.500  held-out SA 50.0 RA 40.0  2.0 it/s  busiest expert 75%",
     ]
+
+
+def test_the_live_line_starts_within_an_epoch_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate counts the iterations of this process, and starts anew with each epoch and after a return to a checkpoint."""
+    times, states, started = iter([10.0, 12.0, 20.0, 21.0, 30.0, 35.0]), [], []
+    progress = TrainingProgress(Console(file=io.StringIO(), force_terminal=True), "run", 3)
+    monkeypatch.setattr(display.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(progress.progress, "update", lambda *_, **fields: states.append(fields.get("state")))
+    monkeypatch.setattr(progress.progress, "start", lambda: started.append(True))
+    for epoch, done in ((2, 91), (2, 92), (3, 1), (3, 2), (3, 1), (3, 2)):
+        progress.iteration(epoch, done, 100, {}, 0)
+    assert [state.strip() for state in states if state and state.strip()] == ["0.5 it/s", "1.0 it/s", "0.2 it/s"]
+    assert len(started) == 3
 
 
 def test_each_attack_on_a_shard_is_a_line_with_the_worst_case_so_far(console: Console, output: io.StringIO) -> None:

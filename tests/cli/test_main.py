@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import torch
 
 from advmoe.cli.main import main
 
@@ -26,7 +27,7 @@ def test_characters_that_the_output_cannot_hold_are_escaped(encoding, output, mo
     assert streams["stdout"].buffer.getvalue().decode(encoding) == output + "\n"
 
 
-def test_a_killed_worker_is_one_line_and_another_runtime_error_is_not(monkeypatch, capsys):
+def test_a_killed_worker_and_a_lack_of_memory_are_one_line_and_another_runtime_error_is_not(monkeypatch, capsys):
     def killed(arguments):
         raise RuntimeError("DataLoader worker (pid 9) is killed by signal: Killed. ")
 
@@ -35,6 +36,13 @@ def test_a_killed_worker_is_one_line_and_another_runtime_error_is_not(monkeypatc
     message = capsys.readouterr().err
     assert message.startswith("advmoe: error: a process that decodes images was killed, perhaps because memory ran out")
     assert message.count("\n") == 1
+
+    def too_wide(arguments):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    monkeypatch.setattr("advmoe.cli.recipes.run", too_wide)
+    assert main(["recipes"]) == 2
+    assert capsys.readouterr().err.startswith("advmoe: error: out of memory: use a smaller batch size")
 
     def broken(arguments):
         raise RuntimeError("ours")

@@ -38,6 +38,7 @@ class TrainingProgress(Observer):
         )  # fmt: skip
         self.task = self.progress.add_task(name, total=None, state="starting")
         self.read, self.started = 0.0, time.monotonic()
+        self.first = self.done = -1  # iterations of the epoch: the first one of this process, and the last one
         self.epoch_seconds: list[float] = []  # of the epochs trained by this process
         self.warnings = Warnings(self.progress.console)
 
@@ -53,12 +54,13 @@ class TrainingProgress(Observer):
     def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
         self.progress.update(self.task, completed=(epoch - 1) * total + done, total=self.epochs * total)
         now = time.monotonic()
-        if done == 1:
-            self.started = now
+        if done != self.done + 1:  # an epoch begins, or goes on from a checkpoint
+            self.first, self.started = done, now
             self.progress.start()
+        self.done = done
         if now - self.read >= REFRESH:
             self.read = now
-            rate = f"{(done - 1) / (now - self.started):.1f} it/s" if done > 1 else ""
+            rate = f"{(done - self.first) / (now - self.started):.1f} it/s" if done > self.first else ""
             state = " ".join([rate, *_losses(sums, images), _load(sums)])
             self.progress.update(self.task, description=f"{self.name} epoch {epoch}/{self.epochs}", state=state)
 

@@ -87,6 +87,8 @@ def _message(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, without importing it for --help
         return OUT_OF_MEMORY
     if isinstance(error, RuntimeError):
+        if "DefaultCPUAllocator" in str(error):  # torch's error on the CPU has no class of its own
+            return OUT_OF_MEMORY
         return f"{WORKER_KILLED} ({error})" if str(error).startswith("DataLoader worker") else None
     if not isinstance(error, OSError):
         return str(error)
