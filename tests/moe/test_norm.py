@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.moe import HARD, ChannelMask, Channels, ExpertNorm, MaskedNorm, MoEConv2d, StraightThroughGate, images
+from advmoe.moe import HARD, ChannelMask, Channels, ExpertNorm, MaskedNorm, MoEConv2d, StraightThroughGate, images, synchronise
 from advmoe.moe.experts import windows
 
 N, K = 3, 4
@@ -162,3 +162,31 @@ def test_masked_channels_are_zero_and_the_others_do_not_change(training):
     y, expected = norm(x), plain(x)
     assert torch.equal(y[:, [0, 3]], torch.zeros(5, 2, 3, 3))
     assert torch.equal(y[:, [1, 2]], expected[:, [1, 2]])
+
+
+@pytest.mark.parametrize("options", [{}, {"affine": False}, {"track_running_stats": False}, {"momentum": None}], ids=str)
+@pytest.mark.parametrize(("kind", "shape"), [(nn.BatchNorm2d, (6, 4, 3, 3)), (nn.BatchNorm1d, (6, 4)), (nn.BatchNorm1d, (6, 4, 3))])
+def test_a_synchronised_norm_equals_torchs_batch_norm(kind, shape, options):
+    """Here the batch of the only rank is that of all ranks (tests/training/test_ranks.py has two)."""
+    ours, theirs = nn.Sequential(kind(4, **options)), kind(4, **options)
+    synchronise(ours, True)
+    assert ours[0].synchronised
+    for _ in range(2):
+        x = torch.randn(shape)
+        leaf, leaf_of_theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+        y, expected = ours(leaf), theirs(leaf_of_theirs)
+        torch.testing.assert_close(y, expected)
+        gradient, expected_gradient = (
+            torch.autograd.grad(y.sin().sum(), leaf)[0],
+            torch.autograd.grad(expected.sin().sum(), leaf_of_theirs)[0],
+        )
+        torch.testing.assert_close(gradient, expected_gradient)
+    torch.testing.assert_close(dict(ours[0].named_buffers()), dict(theirs.named_buffers()))
+    torch.testing.assert_close(ours.eval()(x), theirs.eval()(x))
+
+
+def test_sync_batch_norm_does_not_replace_a_masked_norm():
+    norm = MaskedNorm(Channels(4, 4, (ChannelMask(4, 2),)))
+    assert "4 channels" in repr(norm)
+    with pytest.raises(AttributeError, match=r"MaskedNorm sets .*SyncBatchNorm, cannot replace it; advmoe\.moe\.synchronise"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(norm))

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
+from advmoe.moe import convert
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network, network
@@ -44,6 +46,19 @@ def test_calibration_replaces_all_earlier_statistics(routers, tiny, splits):
         model(splits.train[torch.arange(20)].pixels())
     calibrate(model, config, splits.train)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_calibration_recomputes_every_batch_norm_of_a_converted_network_and_keeps_its_momentum(tiny, splits):
+    config, images = tiny(batch_size=4), splits.train[torch.arange(4)].pixels()
+    layers = [nn.Conv2d(images.shape[1], 4, 3, padding=1), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU()]
+    layers += [nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=None), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = convert(
+        nn.Sequential(*layers, nn.Linear(4, 4), nn.BatchNorm1d(4, momentum=0.01), nn.Linear(4, 3)), example_input=images
+    )
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    calibrate(model, config, splits.train)
+    assert sorted(str(norm.momentum) for norm in norms) == ["0.01", "0.3", "None"]
+    assert all(norm.running_mean.any() and norm.running_var.ne(1).any() for norm in norms)
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.5])

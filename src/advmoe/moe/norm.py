@@ -1,7 +1,8 @@
 """Batch norm for masked channels and for the outputs of experts, with statistics over all ranks if wanted."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from advmoe.moe.replace import replace_modules
 from advmoe.moe.routing import MOMENTUM, Router
 
 
-class BatchNorm(nn.BatchNorm2d):
+class _Synchronised(_BatchNorm):
     """Batch norm. With `synchronised` its statistics cover the batches of all ranks, on any device."""
 
     synchronised = False
@@ -22,10 +23,16 @@ class BatchNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.synchronised):
             return super().forward(x)
+        images = x[(..., *[None] * (4 - x.ndim))]  # [B, C, H, W] in every case
         one_expert = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        out, mean, var, values = _normalise(x, self.weight[None], self.bias[None], one_expert, self.eps, True)
-        self._update_running(mean[0], (var * values / (values - 1))[0])
-        return out
+        weight, bias = self.weight, self.bias
+        if weight is None:  # affine=False
+            weight = x.new_ones(x.shape[1], dtype=torch.promote_types(x.dtype, torch.float32))
+            bias = torch.zeros_like(weight)
+        out, mean, var, values = _normalise(images, weight[None], bias[None], one_expert, self.eps, True)
+        if self.track_running_stats:
+            self._update_running(mean[0], (var * values / (values - 1))[0])
+        return out.view_as(x)
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, var: Tensor) -> None:
@@ -38,11 +45,39 @@ class BatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(var, share)
 
 
-class MaskedNorm(BatchNorm):
+class BatchNorm1d(_Synchronised, nn.BatchNorm1d):
+    """`nn.BatchNorm1d` with statistics of all ranks."""
+
+
+class BatchNorm2d(_Synchronised, nn.BatchNorm2d):
+    """`nn.BatchNorm2d` with statistics of all ranks."""
+
+
+class _Irreplaceable(_BatchNorm):
+    """A norm that does more than torch's batch norms. `nn.SyncBatchNorm.convert_sync_batchnorm` raises AttributeError.
+
+    It has no attribute `num_features`, which that function reads.
+    """
+
+    purpose: ClassVar[str]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "num_features":
+            raise AttributeError(
+                f"{self.purpose}, so torch's batch norms, such as SyncBatchNorm, cannot replace it; "
+                "advmoe.moe.synchronise(model, True) takes the statistics of all ranks"
+            )
+        return super().__getattr__(name)
+
+
+class MaskedNorm(_Irreplaceable, BatchNorm2d):
     """Batch norm that sets masked channels to zero, so that they add nothing to the layers after it."""
+
+    purpose = "a MaskedNorm sets the masked channels to zero"
 
     def __init__(self, channels: Channels) -> None:
         super().__init__(channels.width)
+        del self.num_features
         self.channels = channels
 
     def mask(self) -> Tensor:
@@ -52,17 +87,21 @@ class MaskedNorm(BatchNorm):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * self.mask().to(x.dtype)[:, None, None]
 
+    def extra_repr(self) -> str:
+        return f"{self.channels.width} channels, eps={self.eps}, momentum={self.momentum}"
 
-class ExpertNorm(_BatchNorm):
+
+class ExpertNorm(_Irreplaceable):
     """Batch norm with separate weights and statistics for each expert. `momentum` None means plain averages, as in torch.
 
     Shapes: B images, N experts, K channels. An expert's statistics come only from the images that chose it, also under gates
     that mix experts. If no image of a batch chose an expert, its running statistics do not change.
 
     It is one of torch's batch norms for programs that reset and recompute running statistics, such as
-    `torch.optim.swa_utils.update_bn`. `nn.SyncBatchNorm` cannot replace it: `convert_sync_batchnorm` raises AttributeError.
+    `torch.optim.swa_utils.update_bn`.
     """
 
+    purpose = "an ExpertNorm has separate statistics for each expert"
     running_mean: Tensor
     running_var: Tensor
     batches: Tensor
@@ -117,14 +156,6 @@ class ExpertNorm(_BatchNorm):
     def num_batches_tracked(self) -> Tensor:  # type: ignore[override]  # read by update_bn, never set
         """The number of batches [N, 1] in the statistics of each expert."""
         return self.batches
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "num_features":  # read by convert_sync_batchnorm
-            raise AttributeError(
-                "an ExpertNorm has separate statistics for each expert, so torch's batch norms, such as SyncBatchNorm, cannot "
-                "replace it; advmoe.moe.synchronise(model, True) takes the statistics of all ranks"
-            )
-        return super().__getattr__(name)
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)} experts, {self.weight.shape[1]} channels, eps={self.eps}, momentum={self.momentum}"
@@ -225,6 +256,29 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
     return *(next(gradients) if t.requires_grad else None for t in inputs), _expert_sums(gradient.sum(dim=(2, 3)), experts, weight)
 
 
+@contextmanager
+def recomputed_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Reset the running statistics of the batch norms, expert norms and routers among `modules`. The block recomputes them.
+
+    Inside it the norms take plain averages over all batches; the routers take moving averages, in which later batches count more.
+    The norms' momentum is restored afterwards.
+    """
+    modules = list(modules)
+    momenta = {norm: norm.momentum for norm in modules if isinstance(norm, _BatchNorm)}
+    for norm in momenta:
+        norm.reset_running_stats()
+        norm.momentum = None  # in torch, None means plain averages
+    for router in (module for module in modules if isinstance(module, Router)):
+        router.mean.zero_()
+        router.var.fill_(1)
+        router.batches.zero_()
+    try:
+        yield
+    finally:
+        for norm, momentum in momenta.items():
+            norm.momentum = momentum
+
+
 @torch.no_grad()
 def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
@@ -234,22 +288,12 @@ def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """
     modes = {module: module.training for module in model.modules()}
-    norms = [module for module in modes if isinstance(module, _BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # in torch, None means plain averages
-    for router in (module for module in modes if isinstance(module, Router)):
-        router.mean.zero_()
-        router.var.fill_(1)
-        router.batches.zero_()
     try:
         model.train()
-        for images in batches:
-            model(images)
+        with recomputed_statistics(modes):
+            for images in batches:
+                model(images)
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         for module, training in modes.items():
             module.training = training
 
@@ -257,17 +301,20 @@ def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
 def synchronise(model: nn.Module, wanted: bool) -> None:
     """Set whether norms and routers of `model` train with the statistics of all ranks' images (`wanted`) or of this rank's."""
     if wanted:
-        replace_modules(model, lambda module: _batch_norm(module) if type(module) is nn.BatchNorm2d else module)
+        replace_modules(model, _synchronisable)
     for module in model.modules():
-        if isinstance(module, BatchNorm | ExpertNorm | Router):
+        if isinstance(module, _Synchronised | ExpertNorm | Router):
             module.synchronised = wanted
 
 
-def _batch_norm(norm: nn.BatchNorm2d) -> BatchNorm:
-    """The norm as a `BatchNorm` that shares its parameters and buffers."""
-    copy = BatchNorm(norm.num_features, norm.eps, norm.momentum, device="meta")
-    copy.__dict__ = norm.__dict__
-    return copy
+def _synchronisable(module: nn.Module) -> nn.Module:
+    """A batch norm of torch as one of this module's, with the same parameters and buffers. Other modules are returned unchanged."""
+    kind = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}.get(type(module))
+    if kind is None:
+        return module
+    norm = kind(0, device="meta")
+    norm.__dict__ = module.__dict__
+    return norm
 
 
 def _expert_sums(per_image: Tensor, experts: Tensor, like: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import nn
 from advmoe.config import RunConfig
 from advmoe.data import Source
 from advmoe.models import Classifier
-from advmoe.moe import MOMENTUM, ExpertNorm, Router
+from advmoe.moe.norm import recomputed_statistics
 from advmoe.training.batches import epoch_order
 
 CALIBRATION_BATCHES = 8
@@ -48,20 +48,11 @@ def _recompute_statistics(parts: Sequence[nn.Module], model: Classifier, config:
     """Set the running statistics of these parts of a network to means over the first training batches."""
     size = config.training.batch_size
     (order,) = epoch_order(config.seed, 0, 1, len(images), size)
-    modules = [module for part in parts for module in part.modules()]
-    norms = [module for module in modules if isinstance(module, nn.BatchNorm2d | ExpertNorm)]
     model.eval()
     for part in parts:
         part.train()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # in torch, None means plain averages
-    for module in modules:
-        if isinstance(module, Router):
-            module.batches.zero_()  # a router starts with plain averages
-    for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
-        rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
-        model(images[rows].pixels())
-    for norm in norms:
-        norm.momentum = MOMENTUM
+    with recomputed_statistics(module for part in parts for module in part.modules()):
+        for start in range(0, min(len(order), CALIBRATION_BATCHES * size), size):
+            rows = torch.from_numpy(order[start : start + size]).to(images.labels.device)
+            model(images[rows].pixels())
     model.eval()
