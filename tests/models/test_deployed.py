@@ -103,7 +103,7 @@ def test_routers_stay_float32_under_autocast():
 
 def test_gates_that_run_other_experts_are_refused_in_one_line():
     model = deployed(build_model(ModelConfig(width=8), MoEKind(0.5, 2), SPEC))
-    with pytest.raises(TypeError, match="hard and forced gates, not SoftGate"):
+    with pytest.raises(TypeError, match="hard and forced gates, not gates that return Mixed"):
         model.forward_routed(torch.rand(2, *SPEC.shape), SoftGate())
 
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from masked_twin import expert_filters, masked
+from torch import nn
 
 from advmoe.errors import UserError
 from advmoe.moe import HARD, DenseConv2d, DenseKind, ForcedGate, MoEConv2d, MoEKind, ScaledGate, images, make_gate
@@ -194,11 +195,14 @@ def test_kinds_refuse_settings_without_a_network():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_scaled_gate_multiplies_the_output_after_the_norm(training):
+@pytest.mark.parametrize("norm", [True, False])
+def test_scaled_gate_multiplies_the_output_after_norm_and_bias(norm, training):
     """d/dp_k is <g, norm_k(conv_k(x))>, as under straight-through: the norm does not remove the factor."""
     torch.manual_seed(0)
     kind = MoEKind(0.5, norms="per_expert")
-    layer = kind.conv(images(3), kind.channels(8)).double().train(training)
+    layer = kind.conv(images(3), kind.channels(8), norm=norm).double().train(training)
+    if not norm:
+        layer.bias = nn.Parameter(torch.randn(2, 4, dtype=torch.float64))  # of a converted convolution
     x, logits = torch.randn(8, 3, 5, 5, dtype=torch.float64), torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
     layer.router.forward = lambda _: logits
     y, _ = layer(x, ScaledGate())

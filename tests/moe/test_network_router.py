@@ -1,10 +1,11 @@
 import pytest
 import torch
 from image_specs import image_spec
+from torch import nn
 from torch.nn.functional import cross_entropy
 
 from advmoe.models.resnet import ResNet
-from advmoe.moe import ForcedGate, MoEKind, make_gate
+from advmoe.moe import Chosen, ForcedGate, Gate, MoEKind, convert, make_gate
 from advmoe.moe.network_router import NetworkRouter
 
 GATES = ["hard", "straight_through", "scaled", "soft"]
@@ -49,6 +50,23 @@ def test_every_layer_uses_the_network_routers_choice(norms):
     expected = torch.stack([alone[e][row] for row, e in enumerate(chosen.tolist())])
     torch.testing.assert_close(model(x()), expected, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(alone[0], alone[1])
+
+
+class RandomGate(Gate):
+    def weights(self, logits, layer):
+        return Chosen(torch.randint(logits.shape[1], (len(logits),)))
+
+
+@torch.no_grad()
+def test_a_random_gate_chooses_once_for_all_layers():
+    layers = [nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)]
+    plain = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    converted = convert(plain, example_input=x(), kind=MoEKind(1.0, 3, routers="per_network")).eval()
+    for layer in converted.moe_layers():
+        layer.filters.normal_()
+    for model in (network(), converted):
+        logits, (routing,) = model.forward_routed(x(), RandomGate())
+        torch.testing.assert_close(logits, model.forward_routed(x(), ForcedGate(routing.experts[:, None]))[0])
 
 
 def test_layers_get_the_logits_and_have_no_routers():

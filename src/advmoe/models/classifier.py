@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.data import ImageSpec
-from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routing, Routings
+from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routings
 
 Stem = Literal["cifar", "imagenet"]
 
@@ -66,11 +66,9 @@ class Classifier(RoutedNetwork):
         """Logits [B, classes], and the Routings: one for each MoE layer in order, or a single one of the network's router."""
         self.check_mode()
         x = self.normalize(x)
-        logits = None if self.router is None else self.router(x)
+        gate, logits, choice = self.choose(x, gate)
         h, routings = self.features(x, gate, logits)
-        if logits is not None:
-            routings = (Routing(logits, gate.weights(logits, 0).experts),)
-        return self.classifier(self.feature_maps(h).mean(dim=(2, 3))), routings
+        return self.classifier(self.feature_maps(h).mean(dim=(2, 3))), choice + routings
 
     def features(self, x: Tensor, gate: Gate, logits: Tensor | None) -> tuple[Tensor, Routings]:
         """The last layer's output [B, C', H', W'] for normalised images `x`, and the routings of the layers' routers.

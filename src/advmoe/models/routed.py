@@ -39,7 +39,8 @@ class RoutedConv2d(nn.Module):
         weights = gate.weights(logits, self.index)
         if type(weights) is not Chosen:
             raise TypeError(
-                f"a deployed network takes hard and forced gates, not {type(gate).__name__}; advmoe.models.fused takes all"
+                f"a deployed network takes hard and forced gates, not gates that return {type(weights).__name__}; "
+                "advmoe.models.fused takes all"
             )
         y = self.convolve(x, weights.experts, onto)
         return y, () if self.router is None else (Routing(logits, weights.experts),)

@@ -62,8 +62,8 @@ class MoEConv2d(nn.Module):
         first = nn.init.kaiming_uniform_(torch.empty(self.width, inputs.width, kernel_size, kernel_size), a=math.sqrt(5))
         self.filters = nn.Parameter(first[torch.arange(size) % self.width])
         self.router = Router(inputs.width, self.num_experts) if routed else None
-        self.bias: nn.Parameter | None = None  # [N, K], once the norm is folded in (advmoe.models.fused)
-        self.norm, self.norm_per_expert = norm, isinstance(norm, ExpertNorm)
+        self.bias: nn.Parameter | None = None  # [N, K], of a converted layer, or once the norm is folded in (advmoe.models.fused)
+        self.norm, self.norm_shared = norm, norm is not None and not isinstance(norm, ExpertNorm)  # also once it is folded in
         self.index = 0
         self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
@@ -99,8 +99,8 @@ class MoEConv2d(nn.Module):
         return self._normalised(y, weights.experts)
 
     def _scaled(self, x: Tensor, experts: Tensor, factor: Tensor) -> Tensor:
-        """The chosen experts' outputs times `factor`: after the norm if each expert has one, before a norm that all share."""
-        if self.norm_per_expert:
+        """The chosen experts' outputs times `factor`: before a norm that all share, otherwise after bias and norm."""
+        if not self.norm_shared:
             y = self._normalised(run_chosen(x, self.bank, experts), experts)
             return y * factor.to(y.dtype)
         y = run_chosen(x, replace(self.bank, bias=None), experts)

@@ -8,7 +8,7 @@ from advmoe.moe.channels import ChannelMask
 from advmoe.moe.conv import MoEConv2d, Routings
 from advmoe.moe.dispatch import Dispatch
 from advmoe.moe.guards import TRAIN_MODE, in_transform
-from advmoe.moe.routing import HARD, ForcedGate, Gate
+from advmoe.moe.routing import HARD, FixedGate, ForcedGate, Gate, Routing
 
 
 class RoutedNetwork(nn.Module):
@@ -26,6 +26,17 @@ class RoutedNetwork(nn.Module):
     def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, Routings]:
         """Logits [B, classes] of images [B, C, H, W], and the Routings of the MoE layers. Subclasses implement it."""
         raise NotImplementedError
+
+    def choose(self, x: Tensor, gate: Gate) -> tuple[Gate, Tensor | None, Routings]:
+        """The gate and the logits [B, N] or None that the layers get for `x`, and the Routing of the network's router if it has one.
+
+        The network's router chooses once, so that all layers run the experts of its Routing, also under a random gate.
+        """
+        if self.router is None:
+            return gate, None, ()
+        logits: Tensor = self.router(x)
+        chosen = gate.weights(logits, 0)
+        return FixedGate(chosen), logits, (Routing(logits, chosen.experts),)
 
     def check_mode(self) -> None:
         """Raises RuntimeError if a torch.func transform calls a network with MoE layers in train mode."""

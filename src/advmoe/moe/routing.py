@@ -129,6 +129,16 @@ class ForcedGate(Gate):
         return Chosen(torch.where(forced < 0, top1(logits), forced))
 
 
+@dataclass(frozen=True, eq=False)
+class FixedGate(Gate):
+    """The `chosen` weights for every layer: what another gate returned for the logits of the network's router."""
+
+    chosen: Chosen
+
+    def weights(self, logits: Tensor, layer: int) -> Chosen:
+        return self.chosen
+
+
 HARD = HardGate()
 # the gates that a configuration can name
 GATES: Entries[Callable[..., Gate]] = Entries({

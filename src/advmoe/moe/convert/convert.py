@@ -17,7 +17,7 @@ from advmoe.moe.convert.prepare import prepared, unwrapped
 from advmoe.moe.convert.trace import Traced, first_line, trace
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
-from advmoe.moe.routing import HARD, Gate, Routing
+from advmoe.moe.routing import HARD, Gate
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # of logits at model scale 1, relative to the largest; other dtypes: 0.1
 LARGE = 64  # height or width above which a network router has the ImageNet stem
@@ -41,7 +41,7 @@ class Converted(RoutedNetwork):
         Raises UserError if the images have another size than in convert() and the network cannot take it.
         """
         self.check_mode()
-        router_logits = None if self.router is None else self.router(x)
+        gate, router_logits, choice = self.choose(x, gate)
         try:
             logits, parts = self.traced(x, gate, router_logits)
         except RuntimeError as error:
@@ -49,9 +49,7 @@ class Converted(RoutedNetwork):
                 raise
             sizes = "x".join(map(str, self.input_size)), "x".join(map(str, x.shape[1:]))
             raise UserError(f"a network converted for images {sizes[0]} does not take {sizes[1]}: {first_line(error)}") from error
-        if router_logits is not None:
-            return logits, (Routing(router_logits, gate.weights(router_logits, 0).experts),)
-        return logits, tuple(routing for part in parts for routing in part)
+        return logits, choice + tuple(routing for part in parts for routing in part)
 
     def moe_layers(self) -> list[MoEConv2d]:
         """The MoE layers in the order of their calls, which may differ from the order of their definition."""
