@@ -69,6 +69,16 @@ def test_file_holds_rows_and_machine(tmp_path, monkeypatch):
     assert '"met": false' in path.read_text()
 
 
+def test_a_damaged_installation_of_a_package_loses_no_results(tmp_path, monkeypatch):
+    """pip can leave folders of distributions without METADATA."""
+    for name in ("unknown-1.dist-info", "pillow-1.dist-info"):
+        (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    libraries = Report.of(rows(("dense", "MoE", ">= 3.0"))).machine.libraries
+    assert "torch" in libraries
+    assert "pillow" not in libraries
+
+
 def test_a_file_of_another_kind_is_refused_in_one_line(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text('{"rows": []}')

@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from contextlib import suppress
 
 from advmoe.evaluation.provenance import Hardware, provenance
 
@@ -40,5 +41,8 @@ def _memory() -> int | None:
 
 
 def _libraries() -> dict[str, str]:
-    installed = {each.metadata["Name"].lower(): each.version for each in importlib.metadata.distributions()}
-    return {name: installed[name] for name in LIBRARIES if name in installed}
+    versions: dict[str, str] = {}
+    for name in LIBRARIES:
+        with suppress(Exception):  # it is not installed, or its metadata are damaged: measurements are kept in any case
+            versions[name] = importlib.metadata.version(name)
+    return {name: version for name, version in versions.items() if version}  # None if there are no metadata

@@ -28,7 +28,7 @@ class RoutedNetwork(nn.Module):
         raise NotImplementedError
 
     def choose(self, x: Tensor, gate: Gate) -> tuple[Gate, Tensor | None, Routings]:
-        """The gate and the logits [B, N] or None that the layers get for `x`, and the Routing of the network's router if it has one.
+        """The gate and the logits [B, N] or None that the layers get for images `x`, and the Routing of the network's router if any.
 
         The network's router chooses once, so that all layers run the experts of its Routing, also under a random gate.
         """

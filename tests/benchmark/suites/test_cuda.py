@@ -1,11 +1,13 @@
 """The parts of the CUDA suite that run on the CPU."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from advmoe.benchmark.process import ProcessFailed
 from advmoe.benchmark.rows import Row
-from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.setup import Scale, Setup
 from advmoe.benchmark.suites import cuda
 from advmoe.benchmark.suites.cuda import networks
 from advmoe.benchmark.suites.cuda.common import Figure, Part, guarded
@@ -48,7 +50,28 @@ def test_equality_detects_a_wrong_dispatch(monkeypatch):
     rows = list(cuda.equality(PART))
     assert [row.case for row in rows if row.failed] == ["equality, wide, float32"]
     assert "differs from the loop" in next(row.failed for row in rows if row.failed)
-    assert cuda.unsound(rows, ["split", "wide", "triton"]) == ["wide", "triton"]
+    with_grouped = replace(PART, without=("triton",))  # without rows for it
+    assert cuda.unsound(rows, with_grouped) == ["wide", "grouped"]
+
+
+def test_a_dispatch_passes_only_in_every_data_type():
+    """If the process ended in the second one, nothing is known about it."""
+    part = replace(PART, device=torch.device("cuda"), without=("wide", "grouped", "triton"))
+    rows = [
+        Row(suite="cuda", case=f"equality, split, {dtype}", what="relative error of y", value=0.0)
+        for dtype in ("float32", "bfloat16")
+    ]
+    assert cuda.unsound(rows[:1], part) == ["split"]
+    assert cuda.unsound(rows, part) == []
+
+
+def test_rounds_reach_the_sections(monkeypatch):
+    tasks = []
+    monkeypatch.setattr(cuda, "run_in_process", lambda function, task, *_: iter(tasks.append(task) or ()))
+    monkeypatch.setattr(cuda, "SECTIONS", {"waits": None})
+    list(cuda.measure(Setup(scale=Scale(rounds=3))))
+    part = Part.of(tasks[0])
+    assert (part.rounds(30), replace(part, chosen_rounds=None).rounds(30), replace(part, quick=True).rounds(30)) == (3, 30, 1)
 
 
 def test_a_wrong_dispatch_is_not_timed_and_a_crash_is_a_row(monkeypatch):

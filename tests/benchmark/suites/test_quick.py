@@ -1,10 +1,14 @@
 """Long suites in their `--quick` form."""
 
+import subprocess
+
 import pytest
+import torch
 
 from advmoe.benchmark.process import run_in_process
 from advmoe.benchmark.setup import QUICK, Setup
 from advmoe.benchmark.suites import SUITES, dispatch, precision, scaling, streaming
+from advmoe.errors import UserError
 
 SETUP = Setup(scale=QUICK, quick=True)
 
@@ -53,6 +57,20 @@ def test_scaling_compares_processes_with_one(monkeypatch):
     assert ratios[f"advmoe, {case}: 2 processes, --no-sync-norm / 1 process"] == (1.6, None)
     assert ratios[f"advmoe, {case}: 2 separate runs / 1 process"] == (2.0, None)
     assert ratios[f"at_dense, {case}: 2 processes / 1 process"] == (1.6, None)
+
+
+@pytest.mark.parametrize("suite", ["scaling", "waiting"])
+def test_runs_train_on_the_chosen_device(suite, monkeypatch):
+    commands = []
+
+    def run(command, **options):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1, stderr="advmoe: enough")
+
+    monkeypatch.setattr(scaling.subprocess, "run", run)
+    with pytest.raises(UserError, match=r"ended with status 1 \(advmoe: enough\)"):
+        list(SUITES[suite].measure(Setup(torch.device("cuda:1"), quick=True)))
+    assert " --device cuda:1 " in " ".join(map(str, commands[0]))
 
 
 def test_one_epoch_of_streamed_images(tmp_path):

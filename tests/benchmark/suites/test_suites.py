@@ -6,7 +6,7 @@ import torch
 from advmoe.benchmark import variants
 from advmoe.benchmark.memory import Probe
 from advmoe.benchmark.setup import QUICK as TOY
-from advmoe.benchmark.setup import Setup
+from advmoe.benchmark.setup import Scale, Setup
 from advmoe.benchmark.suites import SUITES, inference, iteration, memory, training
 from advmoe.benchmark.variants import KINDS
 from advmoe.models.routed import RoutedConv2d
@@ -81,6 +81,10 @@ def test_memory(monkeypatch):
     advmoe, dense, ratio = rows("memory")
     assert (advmoe.unit, advmoe.value, dense.value) == ("bytes", 300, 500)
     assert (ratio.value, ratio.target, ratio.met) == (0.6, "<= 0.72", True)
+    probed = []
+    monkeypatch.setattr(memory, "probe", lambda config, *_: probed.append(config) or Probe(memory=1, seconds=1.0))
+    list(memory.measure(Setup(scale=Scale(rounds=5))))
+    assert len(probed) == 2 * 5
     monkeypatch.setattr(memory, "measurable", lambda device: False)
     assert rows("memory") == []
 

@@ -15,7 +15,7 @@ def measure(setup: Setup) -> Iterator[Row]:
     if not measurable(setup.device):
         return
     peaks: dict[str, list[float]] = {"AdvMoE": [], "AT (Dense)": []}
-    for _ in range(ROUNDS):
+    for _ in range(setup.rounds(ROUNDS)):
         for name, values in peaks.items():
             values.append(float(probe(configuration(name, setup.scale), setup.scale.side, setup.device).memory))
     case = f"peak memory, iteration, ResNet-18, batch {setup.scale.training_batch}"

@@ -14,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from advmoe.benchmark.rows import Row, compare
 from advmoe.benchmark.setup import Setup
 from advmoe.errors import UserError
@@ -49,16 +51,17 @@ def measure(setup: Setup) -> Iterator[Row]:
         rates: dict[str, list[float]] = {name: [] for name in LAUNCHES}
         for _ in range(setup.rounds(3)):
             for name, launch in LAUNCHES.items():
-                rates[name].append(images_per_second(method, launch, images, width))
+                rates[name].append(images_per_second(method, launch, images, width, setup.device))
         case = f"{method}, ResNet-18 of width {width}, batch {BATCH} a process"
         first, *others = LAUNCHES
         yield from compare("scaling", case, "images/s", rates, [(other, first, TARGETS.get((method, other))) for other in others])
 
 
-def images_per_second(method: str, launch: Launch, images: int, width: int) -> float:
+def images_per_second(method: str, launch: Launch, images: int, width: int, device: torch.device) -> float:
     """Images per second over all processes of all runs, with `images` for each process. Raises UserError if a run fails."""
     command = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={launch.processes}", "-m", "advmoe")
-    run = TrainingRun(method, width, images * launch.processes, BATCH * launch.processes, threads=1, flags=launch.flags)
+    images, batch = images * launch.processes, BATCH * launch.processes
+    run = TrainingRun(method, width, images, batch, device, threads=1, flags=launch.flags)
     with ThreadPoolExecutor(launch.runs) as pool:
         seconds = pool.map(lambda _: seconds_of_second_epoch(command, run), range(launch.runs))
         return sum(run.images / passed for passed in seconds)
@@ -72,6 +75,7 @@ class TrainingRun:
     width: int
     images: int
     batch: int
+    device: torch.device
     threads: int
     flags: tuple[str, ...] = ()
 
@@ -85,7 +89,7 @@ def seconds_of_second_epoch(launch: Sequence[str], run: TrainingRun, environment
         out = Path(folder) / "run"
         settings = {
             "recipe": f"fashion-mnist-resnet18-{run.method}", "width": run.width, "limit-train": run.images, "limit-test": 20,
-            "batch-size": run.batch, "epochs": 2, "tied-share": 0.0, "threads": run.threads, "out": out,
+            "batch-size": run.batch, "epochs": 2, "tied-share": 0.0, "device": run.device, "threads": run.threads, "out": out,
         }  # fmt: skip
         arguments = [argument for name, value in settings.items() for argument in (f"--{name}", str(value))]
         command = [sys.executable, *launch, "train", *arguments, *run.flags]

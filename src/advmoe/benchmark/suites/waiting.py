@@ -31,7 +31,7 @@ def measure(setup: Setup) -> Iterator[Row]:
     """All policies in turn, round by round: first alone, then beside one process that computes without a pause."""
     threads = torch.get_num_threads()
     width, iterations = (4, 2) if setup.quick else (WIDTH, ITERATIONS)
-    run = TrainingRun("advmoe", width, BATCH * iterations, BATCH, threads)
+    run = TrainingRun("advmoe", width, BATCH * iterations, BATCH, setup.device, threads)
     inherited = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     for beside in ("alone", "beside a busy process"):
         seconds: dict[str, list[float]] = {name: [] for name in POLICIES}

@@ -24,7 +24,8 @@ class BenchmarkArguments:
     rounds: int | None = None
     """Rounds of every comparison, instead of the number that gives a stable median."""
     width: int | None = None
-    """Channels of the networks' first stage in the suites inference, training, memory and attack, instead of the published ones."""
+    """Channels of the networks' first stage, instead of the published ones. The suites inference, training, memory, attack, data,
+    growth, operators, iteration, precision and export use it."""
     device: str = "auto"
     """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: int = 0

@@ -22,7 +22,7 @@ from advmoe.benchmark.process import ProcessFailed, run_in_process
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites.cuda.common import Part, SectionTask, failure
-from advmoe.benchmark.suites.cuda.equality import equality
+from advmoe.benchmark.suites.cuda.equality import cases, equality
 from advmoe.benchmark.suites.cuda.iterations import HUNDRED_EPOCHS, iterations
 from advmoe.benchmark.suites.cuda.layers import layers
 from advmoe.benchmark.suites.cuda.networks import compiled, inference
@@ -49,8 +49,9 @@ def measure(setup: Setup) -> Iterator[Row]:
     rows: list[Row] = []
     for name in SECTIONS:
         task = SectionTask(
-            section=name, device=str(setup.device), quick=setup.quick, threads=torch.get_num_threads(), without=tuple(wrong)
-        )
+            section=name, device=str(setup.device), quick=setup.quick, rounds=setup.scale.rounds,
+            threads=torch.get_num_threads(), without=tuple(wrong),
+        )  # fmt: skip
         section: list[Row] = []
         try:
             for row in run_in_process(run_section, task, Row, max(1.0, ends - time.monotonic())):
@@ -60,7 +61,7 @@ def measure(setup: Setup) -> Iterator[Row]:
             section.append(failure(name, "section", error))
             yield section[-1]
         if name == "equality":
-            wrong = unsound(section, Part.of(task).dispatches)
+            wrong = unsound(section, Part.of(task))
         rows += section
     yield from verdict(rows, wrong)
 
@@ -71,10 +72,10 @@ def run_section(task: SectionTask) -> Iterator[Row]:
     yield from SECTIONS[task.section](Part.of(task))
 
 
-def unsound(rows: Sequence[Row], dispatches: Sequence[str]) -> list[str]:
-    """The dispatches that did not pass the section equality: with a failed row, or without rows."""
-    checked = {name: [row for row in rows if row.case.startswith(f"equality, {name},")] for name in dispatches}
-    return [name for name, of_dispatch in checked.items() if not of_dispatch or any(row.failed for row in of_dispatch)]
+def unsound(rows: Sequence[Row], part: Part) -> list[str]:
+    """The dispatches that did not pass the section equality in every data type: a row failed, or there is none."""
+    passed = {row.case for row in rows} - {row.case for row in rows if row.failed}
+    return [name for name in part.dispatches if not passed.issuperset(f"equality, {case}" for case in cases(part, name))]
 
 
 def verdict(rows: Sequence[Row], wrong: Sequence[str]) -> Iterator[Row]:

@@ -32,6 +32,7 @@ class SectionTask(BaseModel):
     section: str
     device: str
     quick: bool
+    rounds: int | None
     threads: int
     without: tuple[str, ...]
 
@@ -43,11 +44,12 @@ class Part:
     device: torch.device
     quick: bool
     without: tuple[str, ...] = ()
+    chosen_rounds: int | None = None
 
     @classmethod
     def of(cls, task: SectionTask) -> "Part":
         """The part that a task describes."""
-        return cls(torch.device(task.device), task.quick, task.without)
+        return cls(torch.device(task.device), task.quick, task.without, task.rounds)
 
     @property
     def cuda(self) -> bool:
@@ -59,10 +61,9 @@ class Part:
         """Batches of 128 images as in the recipes, or tiny ones."""
         return replace(QUICK, width=8, training_batch=4) if self.quick else Scale(batch=128)
 
-    @property
-    def rounds(self) -> int:
-        """The number of rounds of a comparison."""
-        return 1 if self.quick else 10
+    def rounds(self, usual: int) -> int:
+        """The number of rounds of a comparison whose default is `usual`."""
+        return 1 if self.quick else self.chosen_rounds or usual
 
     @property
     def dispatches(self) -> list[str]:
@@ -105,7 +106,7 @@ def milliseconds(part: Part, call: Call) -> Figure:
             call()
 
     stopwatch(repeated, part.device)
-    return Figure(1000 * median(stopwatch(repeated, part.device) for _ in range(part.rounds)) / many, "ms")
+    return Figure(1000 * median(stopwatch(repeated, part.device) for _ in range(part.rounds(10))) / many, "ms")
 
 
 def graphed(call: Call) -> Call:

@@ -44,9 +44,13 @@ def equality(part: Part) -> Iterator[Row]:
     """The largest error of y and of each gradient over all layers."""
     torch.backends.cudnn.allow_tf32 = False
     for name in part.dispatches:
-        for dtype in TOLERANCES if part.cuda else [torch.float32]:
-            case = f"{name}, {str(dtype).removeprefix('torch.')}"
+        for case, dtype in cases(part, name).items():
             yield from guarded("equality", case, partial(worst, part, name, dtype))
+
+
+def cases(part: Part, name: str) -> dict[str, torch.dtype]:
+    """The cases of a dispatch: one for each data type."""
+    return {f"{name}, {str(dtype).removeprefix('torch.')}": dtype for dtype in (TOLERANCES if part.cuda else [torch.float32])}
 
 
 def worst(part: Part, name: str, dtype: torch.dtype) -> Figures:

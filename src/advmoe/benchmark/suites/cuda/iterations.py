@@ -31,7 +31,7 @@ def iterations(part: Part) -> Iterator[Row]:
             calls[name] = call
         except Exception as error:  # after any error, the remaining variants are still measured
             yield failure(f"iterations, {name}", "time", error)
-    for name, seconds in timed(calls, 3 * part.rounds, part.device).items():
+    for name, seconds in timed(calls, part.rounds(30), part.device).items():
         case, typical = f"iterations, {name}", median(seconds)
         spread = (min(seconds), max(seconds))
         yield Row(suite="cuda", case=case, what="time", value=typical, unit="s", spread=spread)
