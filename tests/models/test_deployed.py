@@ -28,6 +28,7 @@ def test_same_logits_and_routes(backbone, kind):
                 torch.testing.assert_close(routing.logits, expected_routing.logits, rtol=1e-9, atol=1e-9)
                 assert torch.equal(routing.experts, expected_routing.experts)
     assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert not any(module.training for module in copy.modules())
     assert not any(isinstance(module, Router) for module in copy.modules())
 
 
@@ -99,6 +100,14 @@ def test_routers_stay_float32_under_autocast():
         expected = model.forward_routed(x)[1][0]
     assert routing.logits.dtype == torch.float32
     torch.testing.assert_close(routing.logits, expected.logits, rtol=1e-2, atol=1e-3)
+
+
+def test_half_precision_does_not_overflow_on_large_images():
+    """The sum over 256 x 256 positions exceeds the largest number of float16, 65504."""
+    torch.manual_seed(0)
+    router = Router(3, 2)
+    x = torch.rand(2, 3, 256, 256) + 2
+    torch.testing.assert_close(router.folded().half()(x.half()).float(), router.eval()(x), rtol=1e-2, atol=1e-2)
 
 
 def test_gates_that_run_other_experts_are_refused_in_one_line():

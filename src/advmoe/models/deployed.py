@@ -39,7 +39,7 @@ def deployed(model: Network) -> Network:
                     layer.relu = True
             module.activation = nn.Identity()
     copy.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return copy.requires_grad_(False)
+    return copy.eval().requires_grad_(False)  # new modules are in train mode
 
 
 def _for_inference(module: nn.Module) -> nn.Module:

@@ -231,5 +231,4 @@ class FoldedRouter(nn.Module):
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
                 return self(x)  # type: ignore[no-any-return]
-        sums = x.sum(dim=(2, 3), dtype=self.weight.dtype)
-        return torch.addmm(self.bias, sums, self.weight, alpha=1 / (x.shape[2] * x.shape[3]))  # alpha: the mean
+        return torch.addmm(self.bias, x.mean(dim=(2, 3), dtype=self.weight.dtype), self.weight)  # in float16 a sum could overflow
