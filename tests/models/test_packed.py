@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from advmoe.models.packed import PackedConv2d
 
@@ -97,6 +98,20 @@ def test_autograd_autocast_and_tracers_get_the_plain_convolution():
     torch.testing.assert_close(torch.func.vmap(packed)(x[None]), plain(x)[None])
     assert not any("mkldnn" in str(node.target) for node in torch.export.export(packed, (x,)).graph.nodes)
     assert "mkldnn" not in str(torch.jit.trace(packed, x).graph)
+
+
+def test_tangents_and_torch_fx_pass_through():
+    plain, packed = pair(SETTINGS[0])
+    x, tangent = torch.randn(2, 2, 3, 8, 8)
+    with forward_ad.dual_level():
+        for layer in (packed, packed_copy(plain, relu=True)):
+            y = layer(forward_ad.make_dual(x, tangent))
+            expected = plain(x).relu() if layer.relu else plain(x)
+            slope = plain(tangent) - plain(torch.zeros_like(x))
+            torch.testing.assert_close(
+                tuple(forward_ad.unpack_dual(y)), (expected, slope * (expected > 0) if layer.relu else slope)
+            )
+    torch.testing.assert_close(torch.fx.symbolic_trace(nn.Sequential(packed))(x), plain(x))
 
 
 def test_without_a_correct_operator_the_plain_convolution_runs(monkeypatch):

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel, update_bn
 
 from advmoe.config import ModelConfig
 from advmoe.data.fashion_mnist import SPEC
-from advmoe.models import build_model
+from advmoe.models import build_model, deployed
 from advmoe.moe import DISPATCHES, HARD, ExpertNorm, MoEKind, StraightThroughGate, convert, update_norms
 
 X = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -95,6 +95,22 @@ def test_tracing_is_refused_with_a_hint_at_the_export_command():
     for name, call in tools.items():
         with pytest.raises(RuntimeError, match=f"{name} .*advmoe export RUN --out FILE"):
             call()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_deployed_network_refuses_the_same_tools():
+    model, x = deployed(network()), X.double()
+    tools = {
+        "torch.jit.trace": lambda: torch.jit.trace(model, x),
+        "torch.export": lambda: torch.export.export(model, (x,)),
+        "torch.fx": lambda: torch.fx.symbolic_trace(model),
+    }
+    for name, call in tools.items():
+        with pytest.raises(RuntimeError, match=f"{name} .*advmoe export RUN --out FILE"):
+            call()
+    for transform in (grad, vmap):
+        with pytest.raises(RuntimeError, match=r"a deployed network cannot run inside torch.func transforms; the network .* can"):
+            transform(lambda x: model(x[None]).sum())(x if transform is vmap else x[0])
 
 
 def test_update_norms_is_the_mean_over_all_batches():

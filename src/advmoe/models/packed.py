@@ -6,7 +6,8 @@ Shapes: B images, C and K channels.
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.autograd.forward_ad import unpack_dual
 
 from advmoe.moe.guards import in_transform
 
@@ -39,7 +40,7 @@ class PackedConv2d(nn.Conv2d):
 
         It may overwrite the memory of `onto`.
         """
-        packed = self._packed() if x.dim() == 4 and _suit(x, onto, self.weight, self.bias) else None
+        packed = self._packed() if _suit(x, onto, self.weight, self.bias) and x.dim() == 4 else None
         return self._plain(x, onto) if packed is None else self._run(packed, x, onto)
 
     def _plain(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
@@ -92,9 +93,11 @@ class PackedConv2d(nn.Conv2d):
 
 
 def _suit(*tensors: Tensor | None) -> bool:
-    """Whether the private operators support the tensors, and nothing else needs to see the call: autograd, autocast or a tracer."""
+    """Whether the private operators support the tensors, and nothing else must see the call: autograd, autocast or a tracer."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing() or in_transform() or torch.is_autocast_enabled("cpu"):  # type: ignore[attr-defined, no-untyped-call]
         return False
     given = [t for t in tensors if t is not None]
+    if any(isinstance(t, fx.Proxy) or unpack_dual(t).tangent is not None for t in given):  # torch.fx, forward-mode autograd
+        return False
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in given)
     return not differentiated and all(t.is_cpu and t.dtype == torch.float32 and t.numel() > 0 for t in given)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from advmoe.models.packed import PackedConv2d
 from advmoe.moe import Chosen, Gate, MoEConv2d, Routing, Routings
 from advmoe.moe.dispatch.split import groups_of, run_groups
+from advmoe.moe.guards import check_call, check_counting
 
 
 class UnroutedConv2d(PackedConv2d):
@@ -31,8 +32,9 @@ class RoutedConv2d(nn.Module):
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None) -> tuple[Tensor, Routings]:
         """[B, C, H, W] -> [B, K, H', W'], plus `onto` if given; and the layer's Routing if the layer has a router.
 
-        Raises TypeError if the gate runs more than the chosen experts.
+        Raises TypeError if the gate runs more than the chosen experts, and RuntimeError as `MoEConv2d` does.
         """
+        check_call(x, self.training)
         if self.router is not None:
             logits = self.router(x)
         assert logits is not None
@@ -47,6 +49,7 @@ class RoutedConv2d(nn.Module):
 
     def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
         """Each image through its expert, plus `onto` if given."""
+        check_counting("a deployed network", "the network that it was made from")
         groups = groups_of(experts, len(self.experts))
         if onto is None:
             return run_groups(x, groups, lambda images, e: self.experts[e](images))

@@ -20,12 +20,15 @@ def check_call(x: Tensor, training: bool) -> None:
         raise RuntimeError(TRAIN_MODE)
 
 
-def check_dispatch_call(name: str) -> None:
-    """Raises RuntimeError if the dispatch `name` cannot run: in a torch.func transform, or under torch.export."""
+def check_counting(what: str, instead: str) -> None:
+    """Raises RuntimeError in a torch.func transform, which only `instead` supports, and under torch.export.
+
+    `what` has a custom backward pass, or shapes that depend on the route.
+    """
     if in_transform():
-        raise RuntimeError(f"dispatch '{name}' cannot run inside torch.func transforms; model.set_dispatch('auto') or 'wide' can")
+        raise RuntimeError(f"{what} cannot run inside torch.func transforms; {instead} can")
     if torch.compiler.is_exporting():
-        raise RuntimeError(f"torch.export cannot follow dispatch '{name}': {EXPORT}")
+        raise RuntimeError(f"torch.export cannot follow {what}: {EXPORT}")
 
 
 def in_transform() -> bool:

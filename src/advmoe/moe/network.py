@@ -28,9 +28,10 @@ class RoutedNetwork(nn.Module):
         raise NotImplementedError
 
     def choose(self, x: Tensor, gate: Gate) -> tuple[Gate, Tensor | None, Routings]:
-        """The gate and the logits [B, N] or None that the layers get for images `x`, and the Routing of the network's router if any.
+        """The gate and the logits [B, N] or None that the layers get for images `x`, and the Routings of the network's router.
 
-        The network's router chooses once, so that all layers run the experts of its Routing, also under a random gate.
+        The router chooses once, so that all layers run the experts of its Routing, also under a random gate. A network without such
+        a router has no Routings here.
         """
         if self.router is None:
             return gate, None, ()

@@ -16,7 +16,7 @@ from advmoe.moe.dispatch.grouped import grouped
 from advmoe.moe.dispatch.split import split
 from advmoe.moe.dispatch.wide import wide
 from advmoe.moe.experts import FilterBank
-from advmoe.moe.guards import check_dispatch_call, in_transform
+from advmoe.moe.guards import check_counting, in_transform
 
 # limits in copied filter values; if the filters learn, their gradients are copied too
 GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000
@@ -45,7 +45,7 @@ def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | N
     """
     name = fastest(x, bank) if bank.dispatch == "auto" else bank.dispatch
     if name in COUNTING:
-        check_dispatch_call(name)
+        check_counting(f"dispatch '{name}'", "model.set_dispatch('auto') or 'wide'")
     return DISPATCHES[name](x, bank, experts, one_hot)
 
 
