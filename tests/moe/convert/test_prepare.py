@@ -42,8 +42,9 @@ COMPUTED = {
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", COMPUTED)
-def test_computed_weights_are_baked_in_and_the_model_keeps_them(name):
+def test_computed_weights_are_baked_in_and_the_model_keeps_them(name, training):
     model = network()
     for index in (0, 2, 6):
         COMPUTED[name](model[index])
@@ -52,10 +53,11 @@ def test_computed_weights_are_baked_in_and_the_model_keeps_them(name):
     with torch.no_grad():
         expected, kinds = model(X), [type(layer) for layer in model]
         keys = list(model.state_dict())
-        moe = convert(model, 2, 1.0, example_input=X)
-        torch.testing.assert_close(moe(X), expected)
+        moe = convert(model.train(training), 2, 1.0, example_input=X)
+        assert moe.training == training
+        torch.testing.assert_close(moe.eval()(X), expected)
         assert not [key for key in moe.state_dict() if re.search("orig|mask|_g$|_v$|parametrizations", key)]
-        torch.testing.assert_close(model(X), expected)
+        torch.testing.assert_close(model.eval()(X), expected)
     assert (list(model.state_dict()), [type(layer) for layer in model]) == (keys, kinds)
     assert convert(model, 2, 0.5, example_input=X)(X).shape == (4, 5)
 

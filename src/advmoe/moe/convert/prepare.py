@@ -34,15 +34,15 @@ def prepared(model: nn.Module) -> nn.Module:
     """
     network = unwrapped(model)
     _check_initialised(network)
-    network = with_plain_weights(network).eval()
+    network = with_plain_weights(network)
     for name, module in network.named_modules():
         _check(module, name or type(network).__name__)
     return network
 
 
 def with_plain_weights(network: Network) -> Network:
-    """A copy in which weights that are computed in each forward pass are plain weights, with their value in the network's mode."""
-    copy = copied(network)
+    """A copy in eval mode, in which weights that are computed in each forward pass are plain weights with their value in it."""
+    copy = copied(network).eval()  # in train mode, spectral_norm changes its weight in each pass
     for module in list(copy.modules()):
         bake(module)
     return copy
@@ -79,7 +79,7 @@ def copied(network: Network, memo: dict[int, Any] | None = None) -> Network:
 
 
 def bake(module: nn.Module) -> None:
-    """Replace a weight that is computed in each forward pass by a plain one with its value in eval mode."""
+    """Replace a weight that is computed in each forward pass by a plain one with its value in the module's mode."""
     with torch.no_grad():
         if parametrize.is_parametrized(module):
             _bake_parametrizations(module)
