@@ -8,6 +8,7 @@ import pytest
 import torch
 from learned_networks import GREY, KINDS, SPEC, learned, noise
 from small_backbone import SMALL, SMALLEST
+from torch import nn
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
@@ -16,7 +17,7 @@ from advmoe.export import BATCHES, FORMATS, Encoding, agreement, compare, export
 from advmoe.export.onnx import INPUT
 from advmoe.export.traceable import Traceable, TraceableConv2d
 from advmoe.models import MODELS, compact
-from advmoe.moe import DenseKind, MaskedKind, MoEKind
+from advmoe.moe import DenseKind, MaskedKind, MoEKind, convert
 
 NETWORKS = [  # densenet121 is densenet40 with more layers
     (backbone, kind) for backbone in MODELS for kind in KINDS if backbone != "densenet121" or kind is KINDS[1]
@@ -49,6 +50,16 @@ def test_in_bfloat16_routers_and_logits_stay_float32(backbone, kind):
     assert 1e-5 < off < 0.06
     if model.router is not None:
         assert same.all()
+
+
+@torch.no_grad()
+def test_prelus_of_a_converted_network_run_in_bfloat16():
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(8), nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.PReLU()]
+    head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.PReLU(8), nn.Linear(8, 3)]
+    model = convert(nn.Sequential(*layers, *head), 2, 1.0, example_input=noise(2)).eval()
+    logits, _ = Traceable(model, torch.bfloat16)(noise(4))
+    torch.testing.assert_close(logits, model(noise(4)), rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize("kind", [KINDS[1], KINDS[3]], ids=str)

@@ -35,7 +35,7 @@ class TraceableConv2d(RoutedConv2d):
 def lower(network: Classifier, dtype: torch.dtype) -> None:
     """Change the convolutions to `dtype`, in place. Their outputs have that dtype, as under autocast.
 
-    Routers and linear layers keep their dtype.
+    Routers, linear layers and PReLUs keep their dtype.
     """
     routers = set() if network.router is None else set(network.router.modules())
     for layer in network.modules():
@@ -43,7 +43,7 @@ def lower(network: Classifier, dtype: torch.dtype) -> None:
             continue
         if isinstance(layer, nn.Conv2d):
             layer.to(dtype).register_forward_pre_hook(partial(_cast, dtype=dtype))
-        elif isinstance(layer, nn.Linear):
+        elif isinstance(layer, nn.Linear | nn.PReLU):
             layer.register_forward_pre_hook(partial(_cast, dtype=layer.weight.dtype))
 
 
