@@ -100,6 +100,10 @@ def test_bfloat16_on_the_cpu_is_refused_in_one_line(found):
     assert found["bfloat16"] == "dispatch 'triton' on the CPU runs in Triton's interpreter, which has no bfloat16; it has float32"
 
 
+def test_float32_uses_tf32_as_cudnns_convolutions_do(found):
+    assert found["precisions"] == {"tf32": "tf32", "ieee": "ieee", "none": "ieee"}
+
+
 # The process
 
 
@@ -184,7 +188,12 @@ def report(module):
         refused = str(conv(x.bfloat16(), bank, experts, None).dtype)
     except UserError as error:
         refused = str(error)
+    precisions = {}
+    for precision in ("tf32", "ieee", "none"):
+        torch.backends.cudnn.conv.fp32_precision = precision
+        precisions[precision] = module._layer(x.float(), bank.filters.float(), bank).numbers["PRECISION"]
     return {
+        "precisions": precisions,
         "errors": {name: errors for name, (errors, _) in answers.items()},
         "formats_kept": [name for name, (_, kept) in answers.items() if kept],
         "calls": sorted(calls.names),
