@@ -309,10 +309,10 @@ def synchronise(model: nn.Module, wanted: bool) -> None:
 
 def _synchronisable(module: nn.Module) -> nn.Module:
     """A batch norm of torch as one of this module's, with the same parameters and buffers. Other modules are returned unchanged."""
-    kind = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}.get(type(module))
-    if kind is None:
+    kinds: dict[type[nn.Module], type[_BatchNorm]] = {nn.BatchNorm1d: BatchNorm1d, nn.BatchNorm2d: BatchNorm2d}
+    if type(module) not in kinds:
         return module
-    norm = kind(0, device="meta")
+    norm = kinds[type(module)](0, device="meta")
     norm.__dict__ = module.__dict__
     return norm
 

@@ -159,7 +159,7 @@ def _layer(x: Tensor, filters: Tensor, bank: FilterBank) -> _Layer:
     tile = 128 if batch * out_h * out_w * columns >= 128 * PROGRAMS else 64
     pixels = min(tile, triton.next_power_of_2(out_h * out_w))
     # not cudnn.allow_tf32, which raises an error once the precision is set here
-    allowed = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"
+    allowed = x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
     numbers = {"SUM": tl.float64 if x.dtype == torch.float64 else tl.float32, "PRECISION": "tf32" if allowed else "ieee"}
     window = {"KERNEL": kernel, "STRIDE": bank.stride, "PADDING": padding}
     size = (channels, bank.width, height, width, out_h, out_w)
