@@ -1,6 +1,7 @@
 """Networks unlike those of this package: they change their input, hide their routing, or have unusual parameters or images."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,8 @@ from advmoe.attacks import autoattack
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.search import CopiedInput, copying, gradient_network
+from advmoe.evaluation.shards import true_network
+from advmoe.evaluation.target import EvaluationOptions, make_target
 from advmoe.models.resnet import ResNet
 from advmoe.moe import MoEKind
 
@@ -95,6 +98,28 @@ def test_wrappers_with_a_module_are_unwrapped(wrap: type[nn.Module]) -> None:
     assert evaluation.broken == evaluate(model, X, y, epsilon=EPSILON, preset=("pgd_10", "reroute_quick")).broken
 
 
+class Defence(nn.Module):
+    """Changes images before a network, which is its attribute `module` as in the wrappers of PyTorch."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.module(1 - x)
+        return out
+
+
+def test_a_defence_with_a_module_is_not_unwrapped_and_hides_its_routing() -> None:
+    model = Defence(ToyMoE()).eval()
+    y = model(X).argmax(dim=1)
+    options = EvaluationOptions(EPSILON)
+    assert not torch.equal(model.module(X).argmax(dim=1), y)
+    assert evaluate(model, X, y, epsilon=EPSILON, preset=PLAN).sa == 100
+    assert make_target(model, X, y, options).hides_routing
+    assert not make_target(Defence(OutOfPlace(always=True)).eval(), X, y, options).hides_routing
+
+
 def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,3 +149,32 @@ def test_images_of_a_wrong_size_are_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="the network does not take images of 1 x 6 x 6: ") as error:
         evaluate(model, X, torch.zeros(8, dtype=torch.long), epsilon=EPSILON, preset=PLAN)
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def _restored_precision() -> Iterator[None]:
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    settings = [cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul]
+    before, products = [setting.fp32_precision for setting in settings], torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(products)
+    for setting, precision in zip(settings, before, strict=True):
+        setting.fp32_precision = precision
+
+
+@pytest.mark.usefixtures("_restored_precision")
+@pytest.mark.parametrize("interface", ["default", "older", "newer"])
+def test_the_true_network_does_not_round_to_tf32(interface: str) -> None:
+    convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    if interface == "older":
+        torch.set_float32_matmul_precision("medium")
+    elif interface == "newer":
+        convolutions.fp32_precision = products.fp32_precision = "tf32"
+        torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    before = convolutions.fp32_precision, products.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+    with true_network(nn.Linear(1, 1)):
+        assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
+        assert interface == "newer" or torch.backends.cudnn.allow_tf32 is False  # it can be read
+    assert (convolutions.fp32_precision, products.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision) == before
+    assert before[0] == "tf32"

@@ -6,7 +6,7 @@ any number of processes, and be interrupted at any time.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -225,7 +225,27 @@ def _save_images(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
 
 @contextmanager
 def true_network(model: nn.Module) -> Iterator[None]:
-    """Inside the block, the network runs in float32 without autocast. It decides whether an image fools."""
+    """Inside the block, the network runs in float32, without autocast and TF32. It decides whether an image fools."""
     device = next(iter(model.parameters()), torch.zeros(())).device
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False), _full_float32():
+        yield
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Inside the block, convolutions and matrix products of float32 tensors are not rounded to TF32 or bfloat16."""
+    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
+    settings = [cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul]
+    with ExitStack() as restored:
+        for setting in settings:
+            restored.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
+        # The older interface agrees, so that a network may read it. It raises if the newer one has set what it cannot express.
+        with suppress(RuntimeError):
+            restored.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+        with suppress(RuntimeError):
+            restored.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+            cudnn.allow_tf32 = False
+        for setting in settings:
+            setting.fp32_precision = "ieee"
         yield

@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from advmoe.attacks import Norm
 from advmoe.attacks.job import Job, Setting
@@ -21,6 +22,7 @@ from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
 
 SCHEMA = 1  # of stored results
+WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 logger = logging.getLogger("advmoe")
 Progress = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
 
@@ -70,7 +72,8 @@ class Target:
     """The frozen network under attack, the images x [n, C, H, W] in [0, 1] with labels y [n], and the threat model.
 
     Attacks take gradients from `search`, which may be a faster copy of `model`. Only `model` decides which images fool it.
-    `transfer` is a network to transfer attacks from. `hides_routing`: the network contains MoE layers but has no `forward_routed`.
+    `transfer` is a network to transfer attacks from. `hides_routing`: the network has no `forward_routed`, but contains
+    MoE layers or a network that has it.
     At most `batch_size` images are attacked at once. `pathway_budget` is the number of pathways up to which all are attacked.
     """
 
@@ -118,7 +121,7 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     routed = _routes(model, x[:1])
     if isinstance(model, RoutedNetwork):
         check_routings(model, x[:1])
-    hidden = not routed and any(isinstance(module, MoEConv2d) for module in model.modules())
+    hidden = not routed and any(_can_route(module) for module in network.modules() if module is not network)
     if hidden:
         logger.warning(
             "the network has MoE layers but no forward_routed: attacks on its routing are not run, and the evaluation is incomplete"
@@ -163,10 +166,9 @@ def _transfer(network: nn.Module, x: Tensor, classes: int) -> nn.Module:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside a wrapper that hides its routing, such as DataParallel or AveragedModel: its `module`, if that routes."""
-    wrapped = getattr(model, "module", None)
-    if isinstance(wrapped, nn.Module) and hasattr(wrapped, "forward_routed") and not hasattr(model, "forward_routed"):
-        return wrapped
+    """The network inside a wrapper of PyTorch that computes the same and hides its routing: its `module`, if that routes."""
+    if isinstance(model, WRAPPERS) and hasattr(model.module, "forward_routed"):
+        return model.module
     return model
 
 
@@ -192,6 +194,11 @@ def _check_images(x: Tensor, y: Tensor) -> None:
         raise UserError(f"pixels must be in [0, 1], not [{low:g}, {high:g}]: normalisation belongs inside the network")
     if x.dtype != torch.float32 or y.dtype != torch.int64:
         raise UserError(f"images must be float32 and labels int64, not {x.dtype} and {y.dtype}")
+
+
+def _can_route(module: nn.Module) -> bool:
+    """Whether a part of a network is an MoE layer, or a network that implements routing. A dense RoutedNetwork has no such part."""
+    return isinstance(module, MoEConv2d) or (hasattr(module, "forward_routed") and not isinstance(module, RoutedNetwork))
 
 
 @torch.no_grad()
