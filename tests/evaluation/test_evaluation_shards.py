@@ -11,7 +11,7 @@ from toy_networks import ToyMoE, dense_network, images, labels
 
 from advmoe.attacks.registry import Attack
 from advmoe.errors import UserError
-from advmoe.evaluation import ATTACKS, evaluate, store
+from advmoe.evaluation import ATTACKS, evaluate, store, target
 
 EPSILON = 0.02
 PRESET = ("pgd_10", "pgd_50", "straight_through_1", "reroute_quick")
@@ -161,6 +161,54 @@ def test_networks_are_told_apart_by_weights_of_any_dtype(tmp_path):
     evaluate(Cast(0.5).eval(), X, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
     with pytest.raises(UserError, match="another network"):
         evaluate(Cast(0.25).eval(), X, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+
+
+class Linear(torch.nn.Module):
+    """A linear network whose attributes change its answers: `levels` of its input, and a relative `error` of its logits."""
+
+    def __init__(self, levels=None, error=0.0, scale=1.0):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 36, generator=torch.Generator().manual_seed(0)))
+        self.levels, self.error, self.scale = levels, error, scale
+
+    def forward(self, z):
+        z = z.flatten(1)
+        z = z if self.levels is None else (z * self.levels).round() / self.levels + 0 * z
+        return self.scale * (z - 0.5) @ self.weight.T * (1 + self.error)
+
+
+def test_networks_of_equal_weights_and_predictions_are_told_apart_by_their_answers(tmp_path):
+    """The second rounds its input to levels that the images have, so it differs only between them; the third has other logits."""
+    x = (X * 8).round() / 8
+    y = Linear()(x).argmax(dim=1)
+    evaluate(Linear().eval(), x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+    for other in (Linear(levels=8), Linear(scale=1.5)):
+        assert torch.equal(other(x).argmax(dim=1), y)
+        with pytest.raises(UserError, match="a network with other logits or gradients; give this evaluation a --name"):
+            evaluate(other.eval(), x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+    rounding = Linear(error=1e-4).eval()
+    evaluate(rounding, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+
+
+def test_rounding_may_send_an_image_to_another_expert(tmp_path):
+    def key(answers):
+        return store.StoreKey(
+            schema=2, network="", data="", predictions="", answers=answers, epsilon=0, norm="Linf", seed=0, search="float32",
+            shard_size=4,
+        )  # fmt: skip
+
+    answers = [[1.0, -2.0, 3.0]] * 32
+    store.Store(tmp_path, key(answers))
+    store.Store(tmp_path, key([[0.0, 0.0, 0.0], [5.0, 5.0, 5.0], *answers[2:]]))
+    with pytest.raises(UserError, match="other logits or gradients"):
+        store.Store(tmp_path, key([[5.0, 5.0, 5.0]] * 3 + answers[3:]))
+
+
+def test_results_of_another_schema_are_refused(run_evaluation, tmp_path, monkeypatch):
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
+    monkeypatch.setattr(target, "SCHEMA", target.SCHEMA + 1)
+    with pytest.raises(UserError, match=r"another schema \(\d+, not \d+\); give this evaluation a --name"):
+        run_evaluation(store=tmp_path, preset=("pgd_10",))
 
 
 @pytest.mark.parametrize(

@@ -18,18 +18,22 @@ from advmoe.files import JsonObject, write_json
 CHECKS = TypeAdapter(dict[str, Check])
 OF_DIGESTS = {  # digest of a StoreKey that differs -> what the store holds, for the error message
     "network": "results of another network", "data": "results on other test images (another data set or --limit-test)",
-    "answers": "results of a network with other predictions",
+    "predictions": "results of a network with other predictions", "answers": "results of a network with other logits or gradients",
 }  # fmt: skip
+CLOSE = 0.01  # difference of answers that may be due to rounding on another machine, relative to the image's largest answer
+FLIPPED = 1 / 16  # fraction of the images that may differ more: rounding can send an image to another expert
 
 
 class StoreKey(BaseModel):
-    """What stored results depend on, besides attack and shard: digests of the network, the data and the predicted classes, the
-    threat model, the seed, the precision of the attacks' gradients, and the size of the shards."""
+    """What stored results depend on, besides attack and shard: digests of the network, the data and the predicted classes, what the
+    network computes near some images (`answers`, one list of numbers for each), the threat model, the seed, the precision of the
+    attacks' gradients, and the size of the shards."""
 
     schema_number: int = Field(alias="schema")
     network: str
     data: str
-    answers: str
+    predictions: str
+    answers: list[list[float]]
     epsilon: float
     norm: str
     seed: int
@@ -180,9 +184,21 @@ def _wrong_shard(path: Path) -> UserError:
 
 def _check_key(stored_key: JsonObject, key: JsonObject, folder: Path) -> None:
     for name, value in key.items():
-        if stored_key.get(name) != value:
-            content = OF_DIGESTS.get(name, f"shards of another {name} ({stored_key.get(name)}, not {value})")
+        stored = stored_key.get(name)
+        if not (_answers_alike(stored, value) if name == "answers" else stored == value):
+            content = OF_DIGESTS.get(name, f"shards of another {name} ({stored}, not {value})")
             raise UserError(f"{folder}: holds {content}; give this evaluation a --name, or delete those results by --fresh")
+
+
+def _answers_alike(stored: list[list[float]], answers: list[list[float]]) -> bool:
+    """Whether one network can have given both, on machines that round differently."""
+    pairs = list(zip(stored, answers, strict=True))
+    return sum(not _close(*pair) for pair in pairs) <= FLIPPED * len(pairs)
+
+
+def _close(stored: list[float], answers: list[float]) -> bool:
+    slack = CLOSE * max(map(abs, answers))
+    return all(abs(one - other) <= slack for one, other in zip(stored, answers, strict=True))
 
 
 def _read(path: Path) -> JsonObject:

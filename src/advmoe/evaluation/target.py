@@ -12,16 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from advmoe.attacks import Norm
+from advmoe.attacks import ImageDraws, Norm
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
+from advmoe.attacks.pgd import forward_backward
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
 
-SCHEMA = 1  # of stored results
+SCHEMA = 2  # of stored results; raise it if the key changes, or what counts as broken (`advmoe.evaluation.shards`)
+ANSWERS = 32  # images of `_answers`
+NOISE = 8 / 255  # largest change of a pixel there
 WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 logger = logging.getLogger("advmoe")
 Progress = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
@@ -74,7 +77,7 @@ class Target:
     Attacks take gradients from `search`, which may be a faster copy of `model`. Only `model` decides which images fool it.
     `transfer` is a network to transfer attacks from. `hides_routing`: the network has no `forward_routed`, but contains
     MoE layers or a network that has it.
-    At most `batch_size` images are attacked at once. `pathway_budget` is the number of pathways up to which all are attacked.
+    At most `batch_size` images go through a network at once. `pathway_budget` is the number of pathways up to which all are attacked.
     """
 
     model: Any
@@ -100,6 +103,10 @@ class Target:
         return Setting(
             self.norm, self.num_classes, (channels, height, width), self.routed, self.transfer is not None, self.pathway_budget
         )  # fmt: skip
+
+    def in_batches(self, run: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+        """`run` on at most `batch_size` images of the tensors [B, ...] at once. Its results are joined."""
+        return torch.cat([run(*parts) for parts in zip(*(tensor.split(self.batch_size) for tensor in tensors), strict=True)])
 
     def job(self, rows: Sequence[int], shard: int) -> Job:
         """The job for an attack on the images `rows` of shard number `shard`."""
@@ -179,7 +186,7 @@ def store_key(target: Target, shard_size: int) -> StoreKey:
     model = target.model.model if isinstance(target.model, CopiedInput) else target.model
     return StoreKey(
         schema=SCHEMA, network=f"{type(model).__qualname__} {_digest(model)}", data=data.hexdigest(),
-        answers=_prediction_digest(target), epsilon=target.epsilon, norm=target.norm, seed=target.seed,
+        predictions=_prediction_digest(target), answers=_answers(target), epsilon=target.epsilon, norm=target.norm, seed=target.seed,
         search="bfloat16" if low else "float32", shard_size=shard_size,
     )  # fmt: skip
 
@@ -217,8 +224,28 @@ def _digest(model: nn.Module) -> str:
 @torch.no_grad()
 def _prediction_digest(target: Target) -> str:
     """SHA-256 of the predicted classes. Networks with equal weights can still predict different classes."""
-    logits = torch.cat([target.model(part) for part in target.x.split(256)])
+    logits = target.in_batches(target.model, target.x)
     bad = ~torch.isfinite(logits).all(dim=1)
     if bad.any():
         raise UserError(f"the network returns NaN or infinity for image {int(bad.int().argmax())}")
     return hashlib.sha256(logits.argmax(dim=1).cpu().numpy().tobytes()).hexdigest()
+
+
+def _answers(target: Target) -> list[list[float]]:
+    """What the network computes near some images: logits at the image with noise, and how far its gradient would move a weighted sum
+    of them. Networks with equal weights and predictions can still differ there, as one that rounds its input does.
+
+    The numbers are far above rounding errors, for `advmoe.evaluation.store` to compare them with a tolerance.
+    """
+    count = min(ANSWERS, len(target.x))
+    rows = torch.arange(count) * len(target.x) // count
+    x = target.x[rows.to(target.x.device)]
+    noisy = (x + NOISE * ImageDraws(0, rows.tolist()).uniform(x)).clamp(0, 1)
+    factors = torch.linspace(-1, 1, target.num_classes, device=x.device)
+
+    def answers(x: Tensor, noisy: Tensor) -> Tensor:
+        logits, _, gradient = forward_backward(target.model, noisy, factors, lambda logits, factors: (logits * factors).sum(dim=1))
+        rise = gradient.flatten(1).norm(dim=1) * (noisy - x).flatten(1).norm(dim=1)
+        return torch.cat([logits, rise[:, None]], dim=1).nan_to_num()
+
+    return [[float(f"{value:.5g}") for value in row] for row in target.in_batches(answers, x, noisy).tolist()]
