@@ -1,13 +1,15 @@
 """Every self-check passes and fails where it should, on cases made by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from advmoe.evaluation import PRESETS, checks, evaluate
+from advmoe.attacks.presets import Preset
+from advmoe.evaluation import PRESETS, checks, evaluate, runner
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Gate, Routing
@@ -329,6 +331,42 @@ def test_a_loss_that_does_not_rise_fails(model: nn.Module, status: str) -> None:
 
 
 # all together
+
+
+def test_finished_checks_are_kept_until_their_version_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preset without the costly checks drops none of those that an earlier evaluation ran."""
+    options = {"epsilon": 0.1, "store": tmp_path}
+    preset = Preset({"ra_10": ("pgd_10",)}, (), checks=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "resolve", lambda _: preset)
+        thorough = evaluate(Net(), *GREYS, **options).checks
+    assert evaluate(Net(), *GREYS, preset=("pgd_10",), **options).checks == thorough
+    assert {check.number for check in thorough if check.status == "skipped"} == {4, 5, 6}
+    monkeypatch.setattr(checks, "VERSION", 99)
+    quick = evaluate(Net(), *GREYS, preset=("pgd_10",), **options).checks
+    assert {check.number for check in quick if check.status == "skipped"} == {4, 5, 6, 7, 8, 9, 10, 12}
+
+
+class Watched(Routed):
+    """Remembers the largest batch."""
+
+    largest = 0
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
+        self.largest = max(self.largest, len(x))
+        return super().forward_routed(x, gate)
+
+
+def test_no_pass_has_more_images_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, preset = Watched(), Preset({"ra_10": ("pgd_10",), "ra_50": ("pgd_50",)}, ("paths",), checks=True)
+    monkeypatch.setattr(runner, "resolve", lambda _: preset)
+    data = images(0.1, 0.4, 0.45, 0.48, 0.52, 0.6, 0.7)
+    small = evaluate(model, *data, epsilon=0.1, batch_size=4)
+    assert model.largest == 4
+    large = evaluate(model, *data, epsilon=0.1)
+    assert model.largest == 7
+    assert (small.broken, small.routing) == (large.broken, large.routing)
+    assert [(check.number, check.status) for check in small.checks] == [(check.number, check.status) for check in large.checks]
 
 
 def test_a_preset_without_the_costly_checks_lists_them_as_skipped() -> None:

@@ -117,9 +117,26 @@ def test_complete_needs_all_of_autoattack_and_for_routed_networks_a_route_aware_
 def test_a_weaker_plan_keeps_the_stored_results(toy, x, y, tmp_path, monkeypatch):
     for name in AUTOATTACK:
         monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
-    full = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", "autoattack", "reroute"), store=tmp_path)
-    later = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path)
+    options = {"epsilon": EPSILON, "store": tmp_path}
+    full = evaluate(toy, x, y, preset=("pgd_10", "pgd_50", "autoattack", "reroute", "paths"), **options)
+    later = evaluate(toy, x, y, preset=("pgd_10",), **options)
     assert (later.worst, later.complete, later.to_dict()["flags"]) == (full.worst, True, full.to_dict()["flags"])
+    assert later.figures == full.figures
+    assert {"ra_aa", "ra_paths"} <= full.figures.keys()
+    assert (later.checks, later.routing) == (full.checks, full.routing)
+    assert {check.number: check.status for check in later.checks}[5] == "fail"
+
+
+def test_an_attack_that_ran_on_other_survivors_gives_no_figure(toy, x, y, tmp_path, monkeypatch):
+    """Each attack of AutoAttack alone, after reroute: images that reroute broke were not attacked."""
+    for name in AUTOATTACK:
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=lambda job: job.x))
+    evaluation = evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute", *AUTOATTACK), store=tmp_path)
+    assert evaluation.figures == {}
+    evaluate(toy, x, y, epsilon=EPSILON, preset=("autoattack",), store=tmp_path)
+    assert list(evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=tmp_path).figures) == ["ra_aa"]
+    monkeypatch.setitem(ATTACKS, "aa_fab-t", replace(ATTACKS["aa_fab-t"], version=99))
+    assert evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=tmp_path).figures == {}
 
 
 def test_attacks_of_earlier_plans_are_listed_because_they_count(toy, x, y, tmp_path):
@@ -127,7 +144,7 @@ def test_attacks_of_earlier_plans_are_listed_because_they_count(toy, x, y, tmp_p
     evaluate(toy, x, y, epsilon=EPSILON, preset=("reroute",), store=tmp_path, shard_size=7)
     later = evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",), store=tmp_path, shard_size=7)
     assert later.worst < later.figures["ra_10"] == evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_10",)).worst
-    assert list(later.figures) == ["ra_10"]
+    assert list(later.figures) == ["ra_10", "ra_50"]
     assert list(later.attacks) == list(later.broken) == ["pgd_10", "pgd_50", "reroute"]
     assert later.partly_run == {}
     assert set(later.ever) == {row for rows in later.broken.values() for row in rows}

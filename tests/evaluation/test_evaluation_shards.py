@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -293,6 +294,29 @@ def test_adversarial_images_can_be_saved_later(run_evaluation, uninterrupted, tm
     assert len(list((tmp_path / "adversarial").glob("*.safetensors"))) == len(with_images.units) > 0
     run_evaluation(store=tmp_path, save_adversarial=True, progress=finished)
     assert finished.units == []
+
+
+def test_saved_images_of_a_replaced_result_are_removed(run_evaluation, tmp_path, monkeypatch):
+    """Another plan attacks other images. A process that is stopped before the result is stored leaves no x' of that plan."""
+
+    def saved():
+        return {path.name: load_file(path)["rows"].tolist() for path in (tmp_path / "adversarial").glob("apgd_ce-*")}
+
+    plan, other = ("apgd_ce",), ("pgd_50", "apgd_ce")
+    run_evaluation(store=tmp_path, preset=plan, save_adversarial=True)
+    first = saved()
+    assert len(first) == 3
+    run_evaluation(store=tmp_path, preset=other)
+    assert saved() == {}
+    run_evaluation(store=tmp_path, preset=other, save_adversarial=True)
+    assert saved() != first
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_write", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_evaluation(store=tmp_path, preset=plan, save_adversarial=True)
+    assert "apgd_ce-00000.safetensors" not in saved()
+    run_evaluation(store=tmp_path, preset=plan, save_adversarial=True)
+    assert saved() == first
 
 
 def test_invalid_image_is_not_saved(tmp_path, monkeypatch):

@@ -8,6 +8,8 @@ from advmoe.evaluation.record_evaluation import RoutingFigures
 from advmoe.evaluation.result_checks import autoattack_reliable, images_valid, routing_alive, square
 from advmoe.evaluation.store import AttackRun, Shard
 
+RA_AA = {"ra_aa": 40.0}
+
 
 def shard(rows: int = 1000, **broken: Sequence[int]) -> Shard:
     attacked = list(range(rows))
@@ -26,22 +28,27 @@ def routing(load: list[list[int]]) -> RoutingFigures:
 
 @pytest.mark.parametrize(("rows", "broken", "status"), [(1000, 2, "pass"), (1000, 3, "warn"), (100, 1, "pass"), (100, 2, "warn")])
 def test_square_may_add_a_fifth_of_a_point_or_one_image(rows: int, broken: int, status: str) -> None:
-    assert square([shard(rows, aa_square=range(broken))]).status == status
+    assert square([shard(rows, aa_square=range(broken))], RA_AA).status == status
 
 
 def test_autoattack_plus_is_checked_like_autoattack() -> None:
-    assert square([shard(100, aaplus_square=range(2))]).status == "warn"
-    assert square([shard(100, my_square=range(2))]).status == "skipped"  # an attack that a user added
+    assert square([shard(100, aaplus_square=range(2))], {"ra_aa_plus": 40.0}).status == "warn"
+    assert square([shard(100, my_square=range(2))], {"ra_50": 40.0}).status == "skipped"  # an attack that a user added
     assert autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
     assert autoattack_reliable({"ra_aa_few_classes": 42.0}, 40.0, 1000).status == "fail"
     assert autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"
 
 
-def test_square_is_judged_only_if_it_ran_on_every_shard() -> None:
-    assert square([]).status == square([shard()]).status == "skipped"
-    assert square([shard(100, aa_square=[0, 1]), shard(100)]).status == "skipped"
-    both = square([shard(100, aa_square=[0, 1], aaplus_square=[0]), shard(100, aaplus_square=[])])
-    assert (both.status, both.detail) == ("pass", "Square broke 0.50 points that gradient attacks did not")
+def test_square_is_judged_only_with_the_figure_of_its_autoattack() -> None:
+    assert square([shard(100, aa_square=[0, 1])], {}).status == "skipped"
+    both = square([shard(100, aa_square=[0, 1], aaplus_square=[0]), shard(100, aa_square=[], aaplus_square=[])], RA_AA)
+    assert (both.status, both.detail) == ("warn", "Square broke 1.00 points that gradient attacks did not")
+
+
+def test_images_that_gradients_broke_do_not_count_for_square() -> None:
+    """Square alone, after AutoAttack, runs on all images again."""
+    again = shard(100, **{"aa_apgd-ce": range(50), "aa_square": range(51)})
+    assert square([again], RA_AA).detail == "Square broke 1.00 points that gradient attacks did not"
 
 
 @pytest.mark.parametrize(

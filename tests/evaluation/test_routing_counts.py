@@ -1,14 +1,16 @@
 """Routing figures compared with counts of one image at a time, on a small network whose layers differ in experts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy_networks import ToyMoE, images, labels
 
-from advmoe.attacks import Apgd, ImageDraws, Pgd, derive_seed, pgd, targeted_apgd
+from advmoe.attacks import Apgd, ImageDraws, Pgd, derive_seed, pgd, registry, targeted_apgd
 from advmoe.attacks.objectives import targeted_margin
-from advmoe.evaluation import evaluate, shards
+from advmoe.evaluation import evaluate, routing, shards
 from advmoe.evaluation.results import paired
-from advmoe.evaluation.routing import routing_counts
+from advmoe.evaluation.routing import FIXED_ATTACK, routing_counts
 from advmoe.evaluation.store import stored_shards
 
 EPSILON = 0.02
@@ -131,16 +133,27 @@ def test_the_gain_in_the_worst_case_needs_an_attack_on_the_routing_and_the_attac
     assert len(evaluate(toy, x, y, epsilon=EPSILON, preset=("pgd_50", *ATTACKS)).routing.choice_gain_worst) == 3
 
 
-def test_routing_counts_of_an_older_version_are_counted_again(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize("changed", ["counts", "pgd_50", FIXED_ATTACK])
+def test_routing_counts_of_an_older_version_are_counted_again(toy, tmp_path, monkeypatch, changed):
     x = images(6)
     y = labels(toy, x)
-    options = {"epsilon": EPSILON, "preset": ("pgd_50", *ATTACKS), "shard_size": 3}
+    options = {"epsilon": EPSILON, "preset": ("pgd_50", *ATTACKS), "shard_size": 3, "store": tmp_path}
     fresh = evaluate(toy, x, y, **options).routing
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "routing_counts", lambda *args: routing_counts(*args).model_copy(update={"kept": None}))
-        old = evaluate(toy, x, y, store=tmp_path, **options).routing
-    assert (old.fixed_expert_ra_worst, old.choice_gain_worst) == ([], [])
-    assert evaluate(toy, x, y, store=tmp_path, **options).routing == fresh
+    counted = []
+
+    def count(*args):
+        counted.append(args)
+        return routing_counts(*args)
+
+    monkeypatch.setattr(shards, "routing_counts", count)
+    assert (evaluate(toy, x, y, **options).routing, counted) == (fresh, [])
+    if changed == "counts":
+        monkeypatch.setattr(routing, "VERSION", 99)
+    else:
+        monkeypatch.setitem(registry.ATTACKS, changed, replace(registry.ATTACKS[changed], version=99))
+    assert evaluate(toy, x, y, **{**options, "preset": ("pgd_10",)}).routing is None
+    assert evaluate(toy, x, y, **options).routing == fresh
+    assert len(counted) == 2
 
 
 def test_paired_interval_by_hand():

@@ -6,18 +6,20 @@ threshold in percentage points is raised to one image if one image is more than 
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from advmoe.attacks import BatchDraws, ImageDraws, Pgd, derive_seed, frozen, pgd
+from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy, margin
 from advmoe.attacks.pgd import Predict, input_gradient, pgd_points
 from advmoe.attacks.surrogate import margins, route_of
 from advmoe.evaluation.record_evaluation import Check, Status
 from advmoe.evaluation.result_checks import NO_ATTACK, threshold
+from advmoe.evaluation.shards import true_network
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -27,6 +29,7 @@ UNDECIDED = 1e-5  # router margin below which rounding may choose either expert,
 POINTS = 0.5  # percentage points by which a robust accuracy may move in the wrong direction
 SILENT = 1.0  # percentage of images without a gradient from which the check fails
 SUBSET = 128  # number of images for the checks that run attacks
+VERSION = 2  # raise it when a check changes; stored checks of another version are run again
 COSTLY = {  # number -> name of the checks that only a thorough evaluation runs
     7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest",
     10: "noise breaks none", 12: "the loss rises",
@@ -84,12 +87,13 @@ def zero_epsilon(target: Target) -> Check:
 def gradients(target: Target) -> Check:
     """(3) The percentage of images whose gradient is zero everywhere or not finite, for the loss and for each router's margin."""
     x, y = target.x, target.y
-    middle = pgd(target.model, x, y, _settings(target, target.epsilon, 5), _draws(target, 7))
+    (middle,) = _points(target, target.model, _settings(target, target.epsilon, 5), _draws(target, 7))
     shares = {}
     for moment, z in (("start", x), ("mid-attack", middle)):
-        shares[f"loss, {moment}"] = _silent(input_gradient(target.model, z, y, cross_entropy))
+        shares[f"loss, {moment}"] = _percent(target.in_batches(partial(_silent, target), z, y))
         if target.routed:
-            shares[f"routers, {moment}"] = _silent_routers(target, z)
+            silent = target.in_batches(partial(_silent_routers, target), z)
+            shares[f"routers, {moment}"] = max(map(_percent, silent.unbind(dim=1)), default=0.0)
     worst = max(shares.values())
     detail = "; ".join(f"{name} {share:.1f} %" for name, share in shares.items()) + " of images without a gradient"
     return Check(3, "gradients are there", "fail" if worst >= SILENT and worst > 100 / len(x) + 1e-9 else "pass", detail)
@@ -124,13 +128,14 @@ def falls_with_epsilon(target: Target) -> Check:
 
 def iterated_beats_one_step(target: Target) -> Check:
     """(9) An iterated white-box attack is at least as strong as a single step and as an attack transferred from another network."""
-    x, y, settings = target.x, target.y, _settings(target, target.epsilon, 50)
-    one = pgd(target.model, x, y, Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm), _draws(target, 8))
+    settings = _settings(target, target.epsilon, 50)
+    one_step = Pgd(target.epsilon, target.epsilon, 1, start="none", norm=target.norm)
+    (one,) = _points(target, target.model, one_step, _draws(target, 8))
     accuracies = {"one step": _percent(_is_correct(target, one)), "iterated": _percent(_robust(target, settings))}
     if target.transfer is not None:
-        transferred = pgd(target.transfer, x, y, settings, _draws(target, 9))
+        (transferred,) = _points(target, target.transfer, settings, _draws(target, 9))
         accuracies["transfer"] = _percent(_is_correct(target, transferred))
-    limit = threshold(POINTS, len(x))
+    limit = threshold(POINTS, len(target.x))
     weaker = max(accuracies["iterated"] - other for name, other in accuracies.items() if name != "iterated")
     detail = ", ".join(f"{name} {value:.1f} %" for name, value in accuracies.items())
     detail += "" if target.transfer is not None else "; no network to transfer from"
@@ -141,9 +146,9 @@ def noise_breaks_none(target: Target) -> Check:
     """(10) Random points of the ball break none of the images that PGD did not break."""
     alive = _robust(target, _settings(target, target.epsilon, 50))
     before = int(alive.sum())
-    draws = BatchDraws(torch.Generator(target.x.device).manual_seed(derive_seed(target.seed, 10)))
+    draws = _draws(target, 10)
     for _ in range(20):
-        z = pgd(target.model, target.x, target.y, Pgd(target.epsilon, 1.0, 0, norm=target.norm), draws)
+        (z,) = _points(target, target.model, Pgd(target.epsilon, 1.0, 0, norm=target.norm), draws)
         alive &= _is_correct(target, z)
     broken = before - int(alive.sum())
     return Check(10, COSTLY[10], "warn" if broken else "pass", f"20 random points broke {broken} of {before} PGD survivors")
@@ -151,11 +156,9 @@ def noise_breaks_none(target: Target) -> Check:
 
 def loss_rises(target: Target) -> Check:
     """(12) The loss rises along the attack."""
-    x, y = target.x, target.y
-    losses = [cross_entropy(target.model(x), y).mean().item()]
     settings = Pgd(target.epsilon, target.epsilon / 4, 20, start="none", norm=target.norm)
-    for z in pgd_points(target.search, x, y, settings, _draws(target, 11), (1, 5, 20)):
-        losses.append(cross_entropy(target.model(z), y).mean().item())
+    points = [target.x, *_points(target, target.search, settings, _draws(target, 11), (1, 5, 20))]
+    losses = [cross_entropy(target.in_batches(target.model, z), target.y).mean().item() for z in points]
     rising = all(b >= a - 0.01 * abs(a) for a, b in pairwise(losses)) and losses[-1] > losses[0]
     return Check(12, COSTLY[12], "pass" if rising else "fail", "after 0/1/5/20 steps: " + ", ".join(f"{v:.3f}" for v in losses))
 
@@ -167,15 +170,15 @@ def finiteness(target: Target) -> Check:
     """
     images = subset(target)
     wrong = [name for name, tensor in _tensors(target.model) if not torch.isfinite(tensor).all()][:3]
-    logits, routing_logits = _all_logits(target)
+    logits, routings = _forward(target, target.x)
     wrong += [] if torch.isfinite(logits).all() else ["logits"]
-    for layer, values in enumerate(routing_logits):
+    for layer, values in enumerate(routing.logits for routing in routings):
         if not torch.isfinite(values).all():
             wrong.append(f"logits of router {layer}")
         elif values.shape[1] > 1 and len(values) > 1 and bool((values == values[:1]).all()):
             wrong.append(f"router {layer} gives every image the same logits")
     for objective in (cross_entropy, margin):
-        gradient = input_gradient(target.model, images.x, images.y, objective)
+        gradient = images.in_batches(partial(input_gradient, images.model, objective=objective), images.x, images.y)
         wrong += [] if torch.isfinite(gradient).all() else [f"gradient of the {objective.__name__.replace('_', '-')}"]
     detail = f"not finite or constant: {', '.join(wrong)}" if wrong else "all finite, no router constant"
     return Check(13, "numbers are finite", "fail" if wrong else "pass", detail)
@@ -186,15 +189,6 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in named if tensor.is_floating_point()]
 
 
-def _all_logits(target: Target) -> tuple[Tensor, list[Tensor]]:
-    """The logits of all images [n, classes], and each router's logits [n, N]."""
-    passes = [_forward(target, part) for part in target.x.split(256)]
-    routers = [
-        torch.cat(parts) for parts in zip(*([routing.logits for routing in routings] for _, routings in passes), strict=True)
-    ]
-    return torch.cat([logits for logits, _ in passes]), routers
-
-
 def attack_strength(
     model: Any, x: Tensor, y: Tensor, attack: Callable[[Predict, Tensor, Tensor], Tensor], settings: Pgd, seed: int = 0
 ) -> Check:
@@ -203,7 +197,7 @@ def attack_strength(
     Fails if the accuracy under the other attack is more than a percentage point higher. This finds, for example, a projection
     inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels.
     """
-    with frozen(model), torch.no_grad():
+    with frozen(model), true_network(model), torch.no_grad():
         ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()
@@ -224,13 +218,13 @@ COSTLY_CHECKS = (budget_suffices, falls_with_epsilon, iterated_beats_one_step, n
 @torch.no_grad()
 def check_network(target: Target, thorough: bool, store: Store) -> list[Check]:
     """The checks that run attacks, on a fixed subset of the images. The costly ones run only if `thorough`, and not at epsilon 0,
-    where they have nothing to check. `store` keeps them."""
-    known: dict[str, Check] = {}
+    where they have nothing to check. `store` keeps them, and those of earlier evaluations count."""
+    known = dict[str, Check]()
     reason = "not in this preset" if not thorough else NO_ATTACK if target.epsilon == 0 else ""
     for run in CHEAP_CHECKS + (() if reason else COSTLY_CHECKS):
         known = _checked(target, run, store)
-    skipped = [Check(number, name, "skipped", reason) for number, name in COSTLY.items() if reason]
-    return [check for check in known.values() if not reason or check.number not in COSTLY] + skipped
+    done = {check.number for check in known.values()}
+    return [*known.values(), *(Check(number, name, "skipped", reason) for number, name in COSTLY.items() if number not in done)]
 
 
 @torch.no_grad()
@@ -241,13 +235,13 @@ def check_finiteness(target: Target, store: Store) -> Check:
 
 def _checked(target: Target, run: Callable[[Target], Check], store: Store) -> dict[str, Check]:
     """All checks that are done, after `run`. It runs only if the store does not have its result."""
-    known, name = store.checks(), run.__name__
+    known, name = store.checks(VERSION), run.__name__
     if run is iterated_beats_one_step:
         name = f"{name} {target.transfer_digest}"
     if name not in known:
         known = {other: check for other, check in known.items() if other.split()[0] != run.__name__}
         known[name] = run(target if run is finiteness else subset(target))
-        store.save_checks(known)
+        store.save_checks(known, VERSION)
     return known
 
 
@@ -258,7 +252,15 @@ def subset(target: Target) -> Target:
 
 
 def _forward(target: Target, x: Tensor, order: Tensor | None = None) -> tuple[Tensor, Sequence[Any]]:
-    logits, routings = target.model.forward_routed(x, HARD) if target.routed else (target.model(x), [])
+    passes = [
+        target.model.forward_routed(part, HARD) if target.routed else (target.model(part), ())
+        for part in x.split(target.batch_size)
+    ]
+    logits = torch.cat([logits for logits, _ in passes])
+    routings = [
+        Routing(torch.cat([part.logits for part in parts]), torch.cat([part.experts for part in parts]))
+        for parts in zip(*(routings for _, routings in passes), strict=True)
+    ]
     if order is None:
         return logits, routings
     return logits[order], [Routing(r.logits[order], r.experts[order]) for r in routings]
@@ -278,23 +280,25 @@ def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
     return ((gaps.abs() < UNDECIDED * size) | gaps.isnan()).any(dim=1)
 
 
-def _silent(gradient: Tensor) -> float:
-    flat = gradient.flatten(1)
-    return _percent((flat == 0).all(dim=1) | ~torch.isfinite(flat).all(dim=1))
+def _silent(target: Target, x: Tensor, y: Tensor) -> Tensor:
+    """Which images have no gradient of the loss: [B] bool."""
+    return _is_silent(input_gradient(target.model, x, y, cross_entropy))
 
 
-def _silent_routers(target: Target, x: Tensor) -> float:
-    """The percentage of images without a gradient of the router's margin, in the worst layer."""
+def _silent_routers(target: Target, x: Tensor) -> Tensor:
+    """Which images have no gradient of the router's margin, for each layer of several experts: [B, L] bool."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
         routings = target.model.forward_routed(leaf, HARD)[1]
         gaps = margins(routings, route_of(routings))
-        shares = []
-        for layer, routing in enumerate(routings):
-            if routing.logits.shape[1] < 2:
-                continue
-            shares.append(_silent(_gradient(gaps[:, layer].sum(), leaf)))
-    return max(shares, default=0.0)
+        layers = [layer for layer, routing in enumerate(routings) if routing.logits.shape[1] > 1]
+        flags = [_is_silent(_gradient(gaps[:, layer].sum(), leaf)) for layer in layers]
+    return torch.stack(flags, dim=1) if flags else torch.zeros(len(x), 0, dtype=torch.bool)
+
+
+def _is_silent(gradient: Tensor) -> Tensor:
+    flat = gradient.flatten(1)
+    return (flat == 0).all(dim=1) | ~torch.isfinite(flat).all(dim=1)
 
 
 def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
@@ -306,8 +310,7 @@ def _gradient(value: Tensor, leaf: Tensor) -> Tensor:
 
 def _is_correct(target: Target, x: Tensor) -> Tensor:
     """Which images are classified correctly at `x` [B, C, H, W]: [B] bool."""
-    correct: Tensor = target.model(x).argmax(dim=1) == target.y
-    return correct
+    return target.in_batches(target.model, x).argmax(dim=1) == target.y
 
 
 def _robust(target: Target, settings: Pgd, stream: int = 12, among: Tensor | None = None) -> Tensor:
@@ -326,9 +329,19 @@ def _robust_after(
     rows = correct.nonzero()[:, 0]
     if not len(rows):
         return [correct.clone() for _ in steps]
-    x, y = target.x[rows], target.y[rows]
-    points = pgd_points(target.search, x, y, settings, _draws(target, stream).rows(rows), steps)
-    return [correct.index_copy(0, rows, target.model(x_adv).argmax(dim=1) == y) for x_adv in points]
+    attacked = replace(target, x=target.x[rows], y=target.y[rows])
+    points = _points(attacked, target.search, settings, _draws(target, stream).rows(rows), steps)
+    return [correct.index_copy(0, rows, _is_correct(attacked, x_adv)) for x_adv in points]
+
+
+def _points(target: Target, predict: Predict, settings: Pgd, draws: ImageDraws, steps: Sequence[int] | None = None) -> list[Tensor]:
+    """`pgd_points` for all images of the target, in batches. By default `settings.num_steps` steps."""
+    numbers = torch.arange(len(target.x)).split(target.batch_size)
+    parts = [
+        pgd_points(predict, x, y, settings, draws.rows(rows), steps or (settings.num_steps,))
+        for x, y, rows in zip(target.x.split(target.batch_size), target.y.split(target.batch_size), numbers, strict=True)
+    ]
+    return [torch.cat(points) for points in zip(*parts, strict=True)]
 
 
 def _settings(target: Target, epsilon: float, steps: int) -> Pgd:

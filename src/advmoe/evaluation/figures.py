@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from advmoe.attacks import autoattack
-from advmoe.attacks.presets import Preset
+from advmoe.attacks.presets import GROUPS, Preset, plan
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record_evaluation import AttackTotals, Difference, RoutingFigures
 from advmoe.evaluation.results import Evaluation, paired
-from advmoe.evaluation.routing import FIXED_ATTACK, total
-from advmoe.evaluation.store import RoutingCounts, Shard
+from advmoe.evaluation.routing import FIXED_ATTACK, is_counted, total
+from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import Target
 
 FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network that routes needs one of these
@@ -17,7 +17,7 @@ FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network tha
 
 def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
     """All figures of an evaluation, without the checks. Attacks of earlier plans in the same store count in the worst case, so they
-    are listed too: with the others if they were run on every shard, else separately."""
+    are listed too: with the others if they were run on every shard, else separately. Figures are those of all stored attacks."""
     rows = [row for shard in shards for row in shard.rows]
     correct = [row for shard in shards for row in shard.correct or []]
     obstacles = {name: reason for name in preset.attacks if (reason := ATTACKS[name].obstacle(target.setting))}
@@ -29,14 +29,14 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     able = [name for name in preset.attacks if name not in obstacles]
     names = [name for name in dict.fromkeys([*able, *times]) if name not in partly_run]
     broken = {name: sorted(row for shard in shards for row in shard.broken([name])) for name in names}
+    ever = {row for shard in shards for row in shard.ever}
+    known = plan([*GROUPS, *ATTACKS]).for_classes(target.num_classes)
     figures = {
         figure: _percent(correct, {row for name in members for row in broken[name]}, rows)
-        for figure, members in preset.figures.items()
-        if not obstacles.keys() & set(members)
+        for figure, members in {**preset.figures, **known.figures, **preset.figures}.items()  # the preset's first
+        if shards and all(_has_figure(shard, members) for shard in shards)
     }
-    ever = {row for shard in shards for row in shard.ever}
-    if "paths" in preset.attacks and "paths" not in obstacles:
-        figures |= _over_pathways(target, shards, correct, ever)
+    figures |= _over_pathways(target, shards, correct, ever)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
         {name: _totals(shards, name) for name in broken}, _routing(shards, set(correct) - ever, names), [], rows, correct, broken,
@@ -44,12 +44,24 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     )  # fmt: skip
 
 
+def _has_figure(shard: Shard, members: Sequence[str]) -> bool:
+    """Whether the attacks of a figure, in their present versions, were run on all images of the shard that none of them broke.
+
+    An attack of another plan may have been run on fewer images: those that survived attacks that are not of this figure.
+    """
+    runs = [run for name in members if (run := shard.attacks.get(name)) is not None and run.version == ATTACKS[name].version]
+    unbroken = set(shard.correct or []) - shard.broken(members)
+    return len(runs) == len(members) and all(unbroken <= set(run.rows) for run in runs)
+
+
 def _over_pathways(target: Target, shards: Sequence[Shard], correct: Sequence[int], ever: set[int]) -> dict[str, float]:
-    """RA-paths; empty if a shard of an older version does not say which images a fixed pathway misclassifies."""
-    held = [run.held for shard in shards if (run := shard.attacks.get("paths")) is not None and run.held is not None]
-    if len(held) < len(shards):
+    """RA-paths; empty with a budget of 0, or if the pathways were not attacked on every shard with one budget."""
+    runs = [run for shard in shards if (run := shard.attacks.get("paths")) is not None]
+    held = [run.held for run in runs if run.held is not None and run.version == ATTACKS["paths"].version]
+    budgets = {run.pathway_budget or 0 for run in runs}
+    if target.pathway_budget == 0 or len(held) < len(shards) or len(budgets) != 1:
         return {}
-    name = "ra_paths" if target.num_pathways <= target.pathway_budget else "ra_paths_sampled"
+    name = "ra_paths" if target.num_pathways <= budgets.pop() else "ra_paths_sampled"
     return {name: _percent(correct, ever.union(*held), [row for shard in shards for row in shard.rows])}
 
 
@@ -76,12 +88,13 @@ def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
 
 
 def _routing(shards: Sequence[Shard], robust: set[int], attacks: Sequence[str]) -> RoutingFigures | None:
-    """The routing figures; None if a shard has none. `robust` are the rows that no attack broke in the routed network."""
-    parts = [shard.routing for shard in shards if shard.routing is not None]
+    """The routing figures; None if a shard has none of the present versions. `robust` are the rows that no attack broke in the
+    routed network."""
+    parts = [shard.routing for shard in shards if is_counted(shard.routing)]
     if not parts or len(parts) < len(shards):
         return None
     counts = total(parts)
-    images, correct, kept = counts.images, max(counts.correct, 1), counts.kept or []
+    images, correct = counts.images, max(counts.correct, 1)
     return RoutingFigures(
         ra_router=100 * counts.router / images,
         ra_expert=100 * counts.expert / images,
@@ -91,17 +104,10 @@ def _routing(shards: Sequence[Shard], robust: set[int], attacks: Sequence[str]) 
         load_adv=counts.load_adv,
         fixed_expert_sa=[100 * value / images for value in counts.fixed],
         fixed_expert_ra=[100 * value / images for value in counts.fixed_robust],
-        choice_gain=_choice_gain(counts),
-        fixed_expert_ra_worst=[100 * len(rows) / images for rows in kept],
-        choice_gain_worst=[_difference(robust, set(rows), images) for rows in kept if _comparable(attacks)],
+        choice_gain=[paired(gained, lost, images) for gained, lost in zip(counts.gained, counts.lost, strict=True)],
+        fixed_expert_ra_worst=[100 * len(rows) / images for rows in counts.kept],
+        choice_gain_worst=[_difference(robust, set(rows), images) for rows in counts.kept if _comparable(attacks)],
     )
-
-
-def _choice_gain(counts: RoutingCounts) -> list[Difference]:
-    """RA-10 of the routed network minus that of each fixed expert; empty if a shard of an older version did not count it."""
-    if counts.gained is None or counts.lost is None:
-        return []
-    return [paired(more, less, counts.images) for more, less in zip(counts.gained, counts.lost, strict=True)]
 
 
 def _comparable(attacks: Sequence[str]) -> bool:

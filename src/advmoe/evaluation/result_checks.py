@@ -28,19 +28,23 @@ def threshold(points: float, images: int) -> float:
 def check_results(shards: Sequence[Shard], evaluation: Evaluation, epsilon: float) -> list[Check]:
     """The checks of the results of all attacks on all shards. At epsilon 0 the comparisons of attacks are skipped."""
     total = sum(len(shard.rows) for shard in shards)
-    comparisons = [square(shards), autoattack_reliable(evaluation.figures, evaluation.worst, total)]
+    comparisons = [square(shards, evaluation.figures), autoattack_reliable(evaluation.figures, evaluation.worst, total)]
     if epsilon == 0:
         comparisons = [replace(check, status="skipped", detail=NO_ATTACK) for check in comparisons]
     return [*comparisons, routing_alive(evaluation.routing), images_valid(shards)]
 
 
-def square(shards: Sequence[Shard]) -> Check:
-    """(4) Square, which uses no gradients, breaks hardly any image that the gradient attacks did not break."""
-    names = [name for name in ("aa_square", "aaplus_square") if shards and all(name in shard.attacks for shard in shards)]
-    if not names:
-        return Check(4, "Square adds nothing", "skipped", "AutoAttack's Square was not run")
-    total = sum(len(shard.rows) for shard in shards)
-    share = 100 * sum(len(shard.attacks[names[0]].broken) for shard in shards) / total
+def square(shards: Sequence[Shard], figures: Mapping[str, float]) -> Check:
+    """(4) Square, which uses no gradients, breaks hardly any image that AutoAttack's other attacks did not break."""
+    figure = next((name for name in AUTOATTACK if name in figures), None)
+    if figure is None:
+        return Check(4, "Square adds nothing", "skipped", "AutoAttack was not run")
+    prefix, total = "aaplus_" if "plus" in figure else "aa_", sum(len(shard.rows) for shard in shards)
+    added = 0
+    for shard in shards:
+        others = [name for name in shard.attacks if name.startswith(prefix) and name != f"{prefix}square"]
+        added += len(shard.broken([f"{prefix}square"]) - shard.broken(others))
+    share = 100 * added / total
     status: Status = "warn" if share > threshold(0.2, total) else "pass"
     return Check(4, "Square adds nothing", status, f"Square broke {share:.2f} points that gradient attacks did not")
 

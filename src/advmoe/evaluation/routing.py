@@ -7,29 +7,39 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import TypeIs
 
 from advmoe.attacks import Pgd, pgd
 from advmoe.attacks.job import Job
-from advmoe.attacks.registry import run_attack
+from advmoe.attacks.registry import ATTACKS, run_attack
 from advmoe.attacks.surrogate import Routed, route_of
 from advmoe.evaluation.store import RoutingCounts
 from advmoe.moe import ForcedGate, Routing
 
 FIXED_ATTACK = "apgd_margin_t"  # on a network with a fixed expert, after PGD-10
+VERSION = 2  # raise it when the counts change; stored ones of another version are counted again
+
+
+def versions() -> list[int]:
+    """The versions of what gives the counts: this module, PGD, and the attack on a network with a fixed expert."""
+    return [VERSION, ATTACKS["pgd_50"].version, ATTACKS[FIXED_ATTACK].version]
+
+
+def is_counted(counts: RoutingCounts | None) -> TypeIs[RoutingCounts]:
+    """Whether a shard has counts of the present versions."""
+    return counts is not None and counts.versions == versions()
 
 
 def total(counts: Sequence[RoutingCounts]) -> RoutingCounts:
-    """The sum of the counts of several batches or shards, with the rows of all; a field that one of them lacks is None."""
+    """The sum of the counts of several batches or shards of the same versions, with the rows of all."""
     fields = {name: [getattr(count, name) for count in counts] for name in RoutingCounts.model_fields}
-    kept = fields.pop("kept")
-    joined = None if None in kept else [list(chain.from_iterable(rows)) for rows in zip(*kept, strict=True)]
-    return RoutingCounts(**{name: _added(values) for name, values in fields.items()}, kept=joined)
+    given, kept = fields.pop("versions"), fields.pop("kept")
+    joined = [list(chain.from_iterable(rows)) for rows in zip(*kept, strict=True)]
+    return RoutingCounts(**{name: _added(values) for name, values in fields.items()}, kept=joined, versions=given[0])
 
 
 def _added(values: Sequence[Any]) -> Any:
-    """The sum of numbers, or the entry-wise sum of lists of lists of numbers; None if a value is None."""
-    if any(value is None for value in values):
-        return None
+    """The sum of numbers, or the entry-wise sum of lists of lists of numbers."""
     return [_added(entries) for entries in zip(*values, strict=True)] if isinstance(values[0], list) else sum(values)
 
 
@@ -66,6 +76,7 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tens
         gained=[int((routed & ~robust).sum()) for _, robust, _ in fixed],
         lost=[int((robust & ~routed).sum()) for _, robust, _ in fixed],
         kept=[[row for row, flag in zip(job.images, kept.tolist(), strict=True) if flag] for _, _, kept in fixed],
+        versions=versions(),
     )  # fmt: skip
 
 

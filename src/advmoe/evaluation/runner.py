@@ -92,13 +92,14 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
         preset = requested.for_classes(target.num_classes)
         _check_preset(target, preset)
         store = Store(options.store, store_key(target, options.shard_size))
-        images = options.store / "adversarial" if options.store is not None and options.save_adversarial else None
+        images = None if options.store is None else options.store / "adversarial"
         if options.part[1] == 1:
             _warn(target, preset, store)
         shards = []
         for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
             shards.append(store.load(number, rows))
-            Worker(target, shards[-1], number, store.saver(number), options.progress, images).run(preset)
+            save = store.saver(number)
+            Worker(target, shards[-1], number, save, options.progress, images, options.save_adversarial).run(preset)
         evaluation = summarise(target, preset, shards)
         if options.part[1] > 1:
             return evaluation

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from advmoe.attacks.job import Job
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS, follow_path, run_attack
-from advmoe.evaluation.routing import routing_counts, total
+from advmoe.evaluation.routing import is_counted, routing_counts, total
 from advmoe.evaluation.store import AttackRun, Shard
 from advmoe.evaluation.target import Progress, Target, ignore
 from advmoe.files import drafted
@@ -64,7 +64,10 @@ def _discard(shard: Shard) -> None:
 
 @dataclass(frozen=True)
 class Worker:
-    """Works on shard `number`. It calls `save` and `progress` after every attack, and writes x' to the folder `images` if given."""
+    """Works on shard `number`. It calls `save` and `progress` after every attack.
+
+    The folder `images` holds only x' of results in the shard. With `keep_images`, x' is written there.
+    """
 
     target: Target
     shard: Shard
@@ -72,6 +75,7 @@ class Worker:
     save: Callable[[Shard], None] = _discard
     progress: Progress = ignore
     images: Path | None = None
+    keep_images: bool = False
 
     def run(self, preset: Preset) -> None:
         """Run the attacks of the preset that the shard does not have yet."""
@@ -90,8 +94,7 @@ class Worker:
         target, shard = self.target, self.shard
         correct = shard.correct or []
         marks = {name: ATTACKS[name].path for name in names if ATTACKS[name].path}
-        counted = shard.routing is not None and shard.routing.kept is not None  # older versions did not store `kept`
-        routed = target.routed and not counted and "pgd_50" in marks
+        routed = target.routed and not is_counted(shard.routing) and "pgd_50" in marks
         missing = sorted((name for name in marks if not self._is_done(name, correct)), key=marks.__getitem__)
         if not (missing or routed):
             return
@@ -105,9 +108,9 @@ class Worker:
         for name in missing:
             began, mark = Time.now(), marks[name]
             x_adv = torch.cat([path[mark] for path in paths])[chosen] if correct else target.x[:0]
-            verdict = self._judged(name, correct, x_adv) if correct else Verdict([], 0)
+            verdict, x_adv = self._judged(name, correct, x_adv)
             share, before = (mark - before) / steps[-1], mark
-            self._keep(name, correct, verdict, Time.since(began).plus(ascent, share))
+            self._keep(name, correct, verdict, Time.since(began).plus(ascent, share), x_adv)
         if routed:
             counts = [routing_counts(target.model, job, correct, path[10], path[50]) for job, path in zip(jobs, paths, strict=True)]
             shard.routing = total(counts)
@@ -126,49 +129,59 @@ class Worker:
             done.append(name)
 
     def _attack(self, name: str, rows: list[int]) -> None:
-        started, verdict = Time.now(), Verdict([], 0, [] if ATTACKS[name].held else None)
-        if rows:
-            x_adv = torch.cat([run_attack(name, job, self.target.model) for job in self._jobs(rows)])
-            verdict = self._judged(name, rows, x_adv)
-        self._keep(name, rows, verdict, Time.since(started))
+        started = Time.now()
+        points = [run_attack(name, job, self.target.model) for job in self._jobs(rows)]
+        verdict, x_adv = self._judged(name, rows, torch.cat([self.target.x[:0], *points]))
+        self._keep(name, rows, verdict, Time.since(started), x_adv)
 
     def _jobs(self, rows: list[int]) -> list[Job]:
         """The images `rows` in batches. A shard's batches share the seed of attacks that draw noise for a batch."""
         size = self.target.batch_size
         return [self.target.job(rows[start : start + size], self.number) for start in range(0, len(rows), size)]
 
-    def _keep(self, name: str, rows: list[int], verdict: Verdict, spent: Time) -> None:
-        shard = self.shard
+    def _keep(self, name: str, rows: list[int], verdict: Verdict, spent: Time, x_adv: Tensor) -> None:
+        """Store the result, and then its x'. Those of the result that it replaces are removed before, so that a process that is
+        stopped at any time leaves no x' of another result."""
+        shard, path = self.shard, self._images_path(name)
+        if path is not None:
+            path.unlink(missing_ok=True)
         shard.attacks[name] = AttackRun(
             rows=rows, transfer=self._source(name), pathway_budget=self._budget(name), version=ATTACKS[name].version,
             **spent._asdict(), **verdict._asdict(),
         )  # fmt: skip
         shard.ever = sorted({*shard.ever, *verdict.broken})
         self.save(shard)
+        if path is not None and self.keep_images and rows:
+            _save_images(path, rows, x_adv)
         self.progress(name, self.number, shard)
 
-    def _judged(self, name: str, rows: list[int], x_adv: Tensor) -> Verdict:
-        target, job = self.target, self.target.job(rows, self.number)
-        if target.search is not target.model:
-            x_adv = _attack_disputed(target, name, job, x_adv)
-        inside = _inside(x_adv, job.x, target)
-        x_adv = torch.where(inside[:, None, None, None], x_adv, job.x)
-        if self.images is not None:
-            _save_images(_images_path(self.images, name, self.number), rows, x_adv)
-        correct, held = set(correct_rows(target, rows, x_adv)), ATTACKS[name].held
-        flags = None if held is None else held(replace(job, predict=target.model), x_adv).tolist()
-        return Verdict(
-            [row for row in rows if row not in correct], int((~inside).sum()),
-            None if flags is None else [row for row, flag in zip(rows, flags, strict=True) if flag],
-        )  # fmt: skip
+    def _judged(self, name: str, rows: list[int], x_adv: Tensor) -> tuple[Verdict, Tensor]:
+        """The verdict on x' [B, C, H, W] of the images `rows`, and x' without the invalid ones, which are replaced by the image."""
+        target, held = self.target, ATTACKS[name].held
+        judged, broken, outside, on_pathway = [x_adv[:0]], list[int](), 0, list[int]()
+        for job, points in zip(self._jobs(rows), x_adv.split(target.batch_size), strict=False):
+            part = points if target.search is target.model else _attack_disputed(target, name, job, points)
+            inside = _inside(part, job.x, target)
+            part = torch.where(inside[:, None, None, None], part, job.x)
+            correct = set(correct_rows(target, job.images, part))
+            broken += [row for row in job.images if row not in correct]
+            outside += int((~inside).sum())
+            if held is not None:
+                flags = held(replace(job, predict=target.model), part).tolist()
+                on_pathway += [row for row, flag in zip(job.images, flags, strict=True) if flag]
+            judged.append(part)
+        return Verdict(broken, outside, None if held is None else on_pathway), torch.cat(judged)
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard has the result of `name` for these rows. Another plan may have run it on other rows."""
-        run = self.shard.attacks.get(name)
+        run, path = self.shard.attacks.get(name), self._images_path(name)
         expected = rows, self._source(name), self._budget(name), ATTACKS[name].version
         if run is None or (run.rows, run.transfer, run.pathway_budget, run.version) != expected:
             return False
-        return self.images is None or not rows or _images_path(self.images, name, self.number).exists()
+        return path is None or not (self.keep_images and rows) or path.exists()
+
+    def _images_path(self, name: str) -> Path | None:
+        return None if self.images is None else self.images / f"{name}-{self.number:05d}.safetensors"
 
     def _source(self, name: str) -> str | None:
         return self.target.transfer_digest if ATTACKS[name].needs == "transfer" else None
@@ -180,7 +193,7 @@ class Worker:
 @torch.no_grad()
 def correct_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
     """The `rows` that the true network classifies correctly at `x` [B, C, H, W]. Logits that are not finite count as wrong."""
-    logits = target.model(x)
+    logits = target.in_batches(target.model, x)
     index = torch.as_tensor(rows, dtype=torch.int64, device=target.y.device)
     correct = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[index])
     return [row for row, flag in zip(rows, correct.tolist(), strict=True) if flag]
@@ -213,10 +226,6 @@ def _inside(x_adv: Tensor, x: Tensor, target: Target) -> Tensor:
     return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
 
 
-def _images_path(folder: Path, name: str, number: int) -> Path:
-    return folder / f"{name}-{number:05d}.safetensors"
-
-
 def _save_images(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafted(path) as draft:
@@ -234,8 +243,9 @@ def true_network(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _full_float32() -> Iterator[None]:
     """Inside the block, convolutions and matrix products of float32 tensors are not rounded to TF32 or bfloat16."""
-    cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
-    settings = [cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul]
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    settings = [cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul]
     with ExitStack() as restored:
         for setting in settings:
             restored.callback(setattr, setting, "fp32_precision", setting.fp32_precision)

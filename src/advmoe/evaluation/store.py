@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
@@ -63,7 +63,10 @@ class AttackRun(BaseModel):
 
 
 class RoutingCounts(BaseModel):
-    """Counts over a shard's images, and rows of some (see `advmoe.evaluation.routing.routing_counts`)."""
+    """Counts over a shard's images, and rows of some (see `advmoe.evaluation.routing.routing_counts`).
+
+    Stores of older schemas, whose progress can be shown, lack the fields with a default.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -77,9 +80,10 @@ class RoutingCounts(BaseModel):
     expert: int
     fixed: list[int]
     fixed_robust: list[int]
-    gained: list[int] | None = None
-    lost: list[int] | None = None
-    kept: list[list[int]] | None = None
+    gained: list[int] = []
+    lost: list[int] = []
+    kept: list[list[int]] = []
+    versions: list[int] = []
 
 
 class Shard(BaseModel):
@@ -128,22 +132,23 @@ class Store:
         path = self._path(number)
         return lambda shard: None if path is None else _write(path, shard.model_dump())
 
-    def checks(self) -> dict[str, Check]:
-        """The checks that are done. Raises UserError if their file is damaged."""
+    def checks(self, version: int) -> dict[str, Check]:
+        """The checks of this version that are done. Raises UserError if their file is damaged."""
         if self.folder is None:
             return dict(self._checks)
         path = self.folder / "checks.json"
+        content = _read(path) if path.exists() else {}
         try:
-            return CHECKS.validate_python(_read(path)) if path.exists() else {}
-        except ValidationError:
+            return CHECKS.validate_python(content["checks"]) if content.get("version") == version else {}
+        except (KeyError, ValidationError):
             raise UserError(f"{path}: not checks of an evaluation; remove it to run them anew") from None
 
-    def save_checks(self, checks: Mapping[str, Check]) -> None:
+    def save_checks(self, checks: Mapping[str, Check], version: int) -> None:
         """Keep the checks done so far."""
         if self.folder is None:
             self._checks = dict(checks)
         else:
-            _write(self.folder / "checks.json", CHECKS.dump_python(dict(checks)))
+            _write(self.folder / "checks.json", {"version": version, "checks": CHECKS.dump_python(dict(checks))})
 
     def _path(self, number: int) -> Path | None:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
@@ -190,7 +195,7 @@ def _check_key(stored_key: JsonObject, key: JsonObject, folder: Path) -> None:
             raise UserError(f"{folder}: holds {content}; give this evaluation a --name, or delete those results by --fresh")
 
 
-def _answers_alike(stored: list[list[float]], answers: list[list[float]]) -> bool:
+def _answers_alike(stored: Any, answers: list[list[float]]) -> bool:
     """Whether one network can have given both, on machines that round differently."""
     pairs = list(zip(stored, answers, strict=True))
     return sum(not _close(*pair) for pair in pairs) <= FLIPPED * len(pairs)

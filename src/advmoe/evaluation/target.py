@@ -76,8 +76,8 @@ class Target:
 
     Attacks take gradients from `search`, which may be a faster copy of `model`. Only `model` decides which images fool it.
     `transfer` is a network to transfer attacks from. `hides_routing`: the network has no `forward_routed`, but contains
-    MoE layers or a network that has it.
-    At most `batch_size` images go through a network at once. `pathway_budget` is the number of pathways up to which all are attacked.
+    MoE layers or a network that has it. At most `batch_size` images go through a network at once. `pathway_budget` is the number of
+    pathways up to which all are attacked.
     """
 
     model: Any
@@ -186,8 +186,8 @@ def store_key(target: Target, shard_size: int) -> StoreKey:
     model = target.model.model if isinstance(target.model, CopiedInput) else target.model
     return StoreKey(
         schema=SCHEMA, network=f"{type(model).__qualname__} {_digest(model)}", data=data.hexdigest(),
-        predictions=_prediction_digest(target), answers=_answers(target), epsilon=target.epsilon, norm=target.norm, seed=target.seed,
-        search="bfloat16" if low else "float32", shard_size=shard_size,
+        predictions=_prediction_digest(target), answers=_answers(target), epsilon=target.epsilon, norm=target.norm,
+        seed=target.seed, search="bfloat16" if low else "float32", shard_size=shard_size,
     )  # fmt: skip
 
 
@@ -232,8 +232,8 @@ def _prediction_digest(target: Target) -> str:
 
 
 def _answers(target: Target) -> list[list[float]]:
-    """What the network computes near some images: logits at the image with noise, and how far its gradient would move a weighted sum
-    of them. Networks with equal weights and predictions can still differ there, as one that rounds its input does.
+    """What the network computes near some images: logits at the image with noise, and how far its gradient would move a weighted
+    sum of them. Networks with equal weights and predictions can still differ there, as one that rounds its input does.
 
     The numbers are far above rounding errors, for `advmoe.evaluation.store` to compare them with a tolerance.
     """
