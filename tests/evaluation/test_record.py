@@ -105,7 +105,14 @@ def test_robustbench_names_generated_images_in_a_footnote(record):
 
 
 def test_robustbench_fields_of_attacks_that_did_not_run_are_missing(record):
-    assert not {"autoattack_acc", "reported", "external", "unreliable"} & set(model_info(record(complete=False)))
+    info = model_info(record(complete=False))
+    assert not {"autoattack_acc", "reported", "unreliable"} & set(info)
+    assert info["external"] == "25.00"
+
+
+def test_robustbench_says_that_autoattack_is_unreliable_without_a_complete_evaluation(record):
+    info = model_info(record(ra_aa=30.0, complete=False, unreliable=True))
+    assert (info["autoattack_acc"], info["external"], info["unreliable"]) == ("30.00", "25.00", True)
 
 
 @pytest.mark.parametrize(("epsilon", "text"), [(4 / 255, "4/255"), (0.1, "0.1"), (0.5, "0.5"), (1.0, "255/255")])

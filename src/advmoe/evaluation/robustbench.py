@@ -4,7 +4,8 @@ from advmoe.evaluation.record import Record
 
 
 def model_info(record: Record) -> dict[str, str | int | bool]:
-    """The fields of a model_info file. `external` is RA-worst; `unreliable` is true if RA-AA is too far above it.
+    """The fields of a model_info file. `external` is RA-worst, or the quick one if there is no other; `unreliable` is
+    true if RA-AA is too far above it.
 
     Generated training images are no additional data for RobustBench, whose entries name them in a `footnote`.
     """
@@ -24,9 +25,10 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
         info["footnote"] = "It uses additional synthetic images in training."
     if record.ra_aa is not None:
         info["reported"] = info["autoattack_acc"] = f"{record.ra_aa:.2f}"
-    if record.ra_worst is not None:
-        info["external"] = f"{record.ra_worst:.2f}"
         info["unreliable"] = record.evaluation.autoattack_unreliable
+    worst = record.ra_worst_quick if record.ra_worst is None else record.ra_worst
+    if worst is not None:
+        info["external"] = f"{worst:.2f}"
     return info
 
 
