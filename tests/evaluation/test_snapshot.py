@@ -195,6 +195,14 @@ def test_the_gallery_has_one_image_of_each_class_and_correct_ones_first(labels, 
     assert gallery_rows(labels, correct) == rows
 
 
+def test_images_that_are_neither_grey_nor_rgb_are_in_no_gallery():
+    model = ResNet(MoEKind(0.5), image_spec(CLASSES, [0.5] * 5, [0.25] * 5), blocks=(1,), width=4, stem="cifar").eval()
+    x = torch.rand(4, 5, 12, 12)
+    result = snapshot(model, x, model(x).argmax(dim=1), range(4), options(EPSILON, "Linf", 0, 64))
+    assert result.gallery == ()
+    assert result.load_by_class
+
+
 def test_png_in_colour_and_grey():
     colours = torch.tensor([[0, 128, 255], [10, 20, 30], [255, 0, 1]]).view(3, 1, 3) / 255
     assert decoded(png(colours)).tolist() == [[[0, 10, 255], [128, 20, 0], [255, 30, 1]]]

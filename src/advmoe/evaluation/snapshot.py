@@ -33,7 +33,6 @@ GALLERY_STEPS = (0.25, 0.5, 1.5, 2.0)  # times the evaluation's epsilon, in addi
 CURVE_IMAGES = 200
 CURVE_ATTACK = "pgd_10"
 CURVE_EPSILONS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0, 4.0)  # times the evaluation's epsilon
-BATCH_SIZE = 256
 
 
 class Snapshot(NamedTuple):
@@ -46,19 +45,22 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], options: EvaluationOptions) -> Snapshot:
-    """The snapshot on images x [n, C, H, W] in [0, 1] with labels y [n].
+    """The snapshot on images x [n, C, H, W] in [0, 1] with labels y [n]. Its gallery is empty if the images are neither grey nor
+    RGB.
 
     `correct` are the rows that the network classifies correctly. The attacks use the noise that `evaluate` draws with the same
     options.
     """
     with frozen(model), true_network(model):
         routed, classes = bool(model.moe_layers()), model.num_classes
-        target = Target(model, fused(model), x, y, classes, routed, options.epsilon, options.norm, options.seed)
+        target = Target(
+            model, fused(model), x, y, classes, routed, options.epsilon, options.norm, options.seed, batch_size=options.batch_size
+        )
         return Snapshot(
             layers(model, x[:1]),
-            load_by_class(model, x, y) if routed else (),
+            load_by_class(target) if routed else (),
             epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(options.batch_size)),
-            gallery(target, gallery_rows(y.tolist(), correct)),
+            gallery(target, gallery_rows(y.tolist(), correct)) if x.shape[1] in (1, 3) else (),
         )
 
 
@@ -82,10 +84,10 @@ def layers(model: Classifier, x: Tensor) -> list[Layer]:
 
 
 @torch.no_grad()
-def load_by_class(model: Classifier, x: Tensor, y: Tensor) -> list[list[list[int]]]:
+def load_by_class(target: Target) -> list[list[list[int]]]:
     """The number of images of each class that each expert gets: [L][classes][N]. L is 1 if the network has one router."""
-    parts = [model.forward_routed(part)[1] for part in x.split(BATCH_SIZE)]
-    routes, classes = torch.cat([route_of(routings) for routings in parts]), model.num_classes
+    parts = [target.model.forward_routed(part)[1] for part in target.x.split(target.batch_size)]
+    routes, y, classes = torch.cat([route_of(routings) for routings in parts]), target.y, target.num_classes
     counts = []
     for layer, routing in enumerate(parts[0]):
         experts = routing.logits.shape[1]
