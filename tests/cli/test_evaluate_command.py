@@ -152,12 +152,14 @@ def test_shards_of_another_seed_are_one_line(run, capsys):
 
 
 def test_the_error_of_a_failing_worker_reaches_the_user(run, tmp_path, capsys, monkeypatch):
-    """A stand-in for the workers' Python, which takes seconds to start."""
+    """A stand-in for the workers' Python, which takes seconds to start. Check 13 ran before, in the process that shows warnings."""
     worker = tmp_path / "python"
     worker.write_text("#!/bin/sh\necho 'a warning' >&2\necho 'advmoe: error: no memory' >&2\nexit 2\n")
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
     assert error_line(capsys, run, "--processes", "2", *PLAN) == "advmoe: error: no memory\n"
+    assert list(json.loads((run / "evaluation" / "checks.json").read_text())["checks"]) == ["finiteness"]
+    assert not list((run / "evaluation").glob("shard-*.json"))
 
 
 def test_json_is_all_of_stdout_and_robustbench_has_its_fields(run, capsys, tmp_path):

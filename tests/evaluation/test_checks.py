@@ -443,14 +443,16 @@ def test_finite_networks_pass(model: nn.Module) -> None:
     assert run(checks.finiteness, model).status == "pass"
 
 
-def test_a_nan_router_gives_a_warning_before_any_attack(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("part", [(0, 1), (0, 2)])
+def test_a_nan_router_gives_a_warning_before_any_attack(part: tuple[int, int], caplog: pytest.LogCaptureFixture) -> None:
     x, y = GREYS
     messages: list[int] = []
     with caplog.at_level("WARNING", "advmoe"):
         evaluation = evaluate(
-            NanRouter().eval(), x, y, epsilon=0.1, preset=("pgd_10",), progress=lambda *_: messages.append(len(caplog.records))
-        )
+            NanRouter().eval(), x, y, epsilon=0.1, preset=("pgd_10",), part=part,
+            progress=lambda *_: messages.append(len(caplog.records)),
+        )  # fmt: skip
     assert evaluation.sa == 100
-    assert [check.status for check in evaluation.checks if check.number == 13] == ["fail"]
+    assert [check.status for check in evaluation.checks if check.number == 13] == ["fail"] * (part == (0, 1))
     assert messages == [1]
     assert "check 13 fails (not finite or constant: logits of router 0" in caplog.text

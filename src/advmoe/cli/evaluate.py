@@ -122,9 +122,10 @@ def _record(
             network.check_attacks(config, splits, options)  # before anything is deleted
             distributed.on_rank_zero(lambda: remove_results(store))
         progress.stored(store)
-        if arguments.processes > 1:
-            _evaluate_in_workers(arguments, lambda: progress.stored(store))
         evaluated = partial(network.evaluate, config, splits, dispatch=arguments.runtime.dispatch)
+        if arguments.processes > 1:
+            evaluated(replace(options, part=(shards, shards + 1)))  # no shard: only the warnings, which those of workers hide
+            _evaluate_in_workers(arguments, lambda: progress.stored(store))
         if distributed.world_size() > 1:
             evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))
         distributed.barrier()

@@ -93,8 +93,7 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
         _check_preset(target, preset)
         store = Store(options.store, store_key(target, options.shard_size))
         images = None if options.store is None else options.store / "adversarial"
-        if options.part[1] == 1:
-            _warn(target, preset, store)
+        _warn(target, preset, store)
         shards = []
         for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
             shards.append(store.load(number, rows))
