@@ -301,6 +301,24 @@ def test_ramps_of_the_attack_by_hand():
 # All of them together
 
 
+def test_a_run_records_its_generated_images_and_refuses_others(tiny, splits, tmp_path):
+    path, other = tmp_path / "generated.npz", tmp_path / "other.npz"
+    for file, value in ((path, 99), (other, 98)):
+        np.savez(file, image=np.full((50, 28, 28, 1), value, np.uint8), label=np.arange(50) % 10)
+    config = tiny("at_small_dense", generated=str(path), epochs=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: epoch == 2))
+    path.rename(tmp_path / "first.npz")
+    other.rename(path)
+    with pytest.raises(UserError, match=r"generated\.npz: its generated images have changed since the run began$"):
+        train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    (tmp_path / "first.npz").rename(path)
+    history = train(config, splits, tmp_path / "run", Recorder(), resume=True)
+    assert len({row["generated"] for row in history}) == 1
+    path.unlink()
+    assert best_network(tmp_path / "run", config, splits)[1] is not None  # an evaluation does not need the file
+
+
 @pytest.mark.parametrize("method", ["advmoe", "at_sparse"])
 def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_path):
     options = {

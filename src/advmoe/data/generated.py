@@ -4,18 +4,23 @@ Source: Gowal et al., "Improving robustness using generated data", NeurIPS 2021;
 diffusion models further improve adversarial training", ICML 2023.
 """
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from advmoe.config import DataConfig
 from advmoe.data.arrays import map_npz, open_npz
-from advmoe.data.images import Images, ImageSpec, Splits
+from advmoe.data.images import Images, ImageSpec, Source, Splits
 from advmoe.data.paths import os_errors_as_user_errors
 from advmoe.errors import UserError
 
+SAMPLE = 256  # images whose content goes into the digest
+KEY = "generated"  # in a row of the history: the digest
 STREAM = 1  # the random numbers that choose generated images are not those that change them
 
 
@@ -30,6 +35,14 @@ class MixedImages(Images):
     generated: np.ndarray = field(kw_only=True)
     generated_labels: np.ndarray = field(kw_only=True)
     share: float = field(kw_only=True)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the generated labels, and of the shape and SAMPLE images, evenly spread, of the generated images."""
+        count = min(SAMPLE, len(self.generated))
+        rows = np.arange(count) * len(self.generated) // count
+        parts = (repr(self.generated.shape).encode(), self.generated_labels.tobytes(), self.generated[rows].tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
     def subset(self, index: torch.Tensor) -> "MixedImages":
         """Some of the original images, mixed with the same generated ones."""
@@ -74,6 +87,13 @@ def with_generated(splits: Splits, data: DataConfig) -> Splits:
             raw, train_labels, generated=images, generated_labels=labels.astype(np.int64), share=data.generated_share
         ),
     )
+
+
+def check_same(images: Source, history: Sequence[Mapping[str, Any]], path: str | None) -> None:
+    """Raises UserError if the epochs so far had other generated images. Rows of older versions do not say which they had."""
+    before = history[-1].get(KEY) if history else None
+    if isinstance(images, MixedImages) and before not in (None, images.digest):
+        raise UserError(f"{path}: its generated images have changed since the run began")
 
 
 def _check(images: np.ndarray, labels: np.ndarray, spec: ImageSpec, path: Path) -> None:

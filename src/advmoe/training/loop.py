@@ -9,7 +9,7 @@ from pathlib import Path
 from advmoe import distributed
 from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Images, Splits, with_generated
+from advmoe.data import Images, Splits, generated, with_generated
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.dispatch import set_fastest
 from advmoe.training.groups import groups_of, new_groups
@@ -52,6 +52,7 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
         set_fastest(config, out, model, splits.spec)
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest)
         check_same(teacher, config, run.history)
+        generated.check_same(splits.train, run.history, config.data.generated)
         while not run.is_done:
             number = run.phase_number
             phase, state = run.phases[number], run.begin_phase()
@@ -99,6 +100,8 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
         row["router_cosine"] = cosines
     if state.teacher is not None:
         row[TEACHER] = state.teacher.digest
+    if isinstance(run.splits.train, generated.MixedImages):
+        row[generated.KEY] = run.splits.train.digest
     return row | new_groups(config, [*run.history, row])
 
 

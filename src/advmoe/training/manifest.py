@@ -53,9 +53,9 @@ class EpochRow(TypedDict):
 
     `score` selects the best epoch of a phase. `load` [L, N] is each expert's share of the images in each layer, `dead` lists the
     experts of each layer without images, `router_cosine` [L] says how far each router has turned from its start
-    (`advmoe.training.health.router_cosines`), and `teacher` is the digest of the teacher's weights. `advmoe` and `commit` are the
-    version and the commit of the code that finished the epoch. Rows of older versions may lack all fields except the phase and the
-    score.
+    (`advmoe.training.health.router_cosines`), `teacher` is the digest of the teacher's weights, and `generated` that of the
+    generated images. `advmoe` and `commit` are the version and the commit of the code that finished the epoch. Rows of older
+    versions may lack all fields except the phase and the score.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
@@ -72,6 +72,7 @@ class EpochRow(TypedDict):
     dead: NotRequired[list[list[int]]]
     router_cosine: NotRequired[list[float]]
     teacher: NotRequired[str]
+    generated: NotRequired[str]
     advmoe: NotRequired[str]
     commit: NotRequired[str]
 
