@@ -44,7 +44,8 @@ def slow_figures(toy, x, y):
     correct = [row for row in range(len(x)) if toy(x[row : row + 1]).argmax() == y[row]]
     count = {"router": 0, "expert": 0, "flipped": 0, "overlap": [0, 0]}
     load, load_adv = ([[0] * experts for experts in EXPERTS] for _ in range(2))
-    fixed, robust, kept, gains, losses = ([0] * 3 for _ in range(5))
+    fixed, robust, gains, losses = ([0] * 3 for _ in range(4))
+    kept: list[set[int]] = [set() for _ in range(3)]
     for row in range(len(x)):
         z, label = x[row : row + 1], y[row : row + 1]
         noise = ImageDraws(derive_seed(0, 0), [row])
@@ -73,7 +74,8 @@ def slow_figures(toy, x, y):
                 z_margin = targeted_apgd(
                     lambda p, r=route: logits_on_route(toy, p, r), z, label, settings, draws, objective=targeted_margin
                 )
-                kept[expert] += int(logits_on_route(toy, z_margin, route).argmax() == label)
+                if logits_on_route(toy, z_margin, route).argmax() == label:
+                    kept[expert].add(row)
             robust[expert] += robust_on_route
             gains[expert] += routed and not robust_on_route
             losses[expert] += robust_on_route and not routed
@@ -85,7 +87,8 @@ def slow_figures(toy, x, y):
         "fixed_expert_sa": [100 * number / total for number in fixed],
         "fixed_expert_ra": [100 * number / total for number in robust],
         "choice_gain": [100 * (gain - loss) / total for gain, loss in zip(gains, losses, strict=True)],
-        "fixed_expert_ra_worst": [100 * number / total for number in kept], "choice_gain_worst": [],
+        "fixed_expert_ra_worst": [100 * len(rows) / total for rows in kept], "choice_gain_worst": [],
+        "any_expert_ra_worst": 100 * len(set.union(*kept)) / total,
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from advmoe.attacks import autoattack
 from advmoe.attacks.presets import GROUPS, Preset, plan
@@ -106,6 +107,7 @@ def _routing(shards: Sequence[Shard], robust: set[int], attacks: Sequence[str]) 
         fixed_expert_ra=[100 * value / images for value in counts.fixed_robust],
         choice_gain=[paired(gained, lost, images) for gained, lost in zip(counts.gained, counts.lost, strict=True)],
         fixed_expert_ra_worst=[100 * len(rows) / images for rows in counts.kept],
+        any_expert_ra_worst=100 * len(set(chain.from_iterable(counts.kept))) / images,
         choice_gain_worst=[_difference(robust, set(rows), images) for rows in counts.kept if _comparable(attacks)],
     )
 

@@ -42,7 +42,8 @@ class RoutingFigures(Part):
 
     `ra_router`: correct on the clean image with the adversarial image's route. `ra_expert`: correct on the adversarial image with
     the clean image's route. `fixed_expert_sa`, `fixed_expert_ra`, `fixed_expert_ra_worst` [N]: accuracy with expert e in every
-    layer, clean, under PGD-10, and under PGD-10 and then APGD on the targeted margin.
+    layer, clean, under PGD-10, and under PGD-10 and then APGD on the targeted margin. `any_expert_ra_worst`: images that at least
+    one of these networks keeps in the worst case, which only a choice that knows the label and cannot be attacked would reach.
 
     The gain from choosing an expert, on the same images: `choice_gain_worst` [N] is the worst case of the routed network, over all
     attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and an attack on the routing.
@@ -60,6 +61,7 @@ class RoutingFigures(Part):
     fixed_expert_ra: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
     choice_gain: Annotated[list[Difference], Field(fail_fast=True)] = Field([])
     fixed_expert_ra_worst: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
+    any_expert_ra_worst: Percent | None = None
     choice_gain_worst: Annotated[list[Difference], Field(fail_fast=True)] = Field([])
 
 

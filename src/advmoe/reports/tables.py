@@ -65,7 +65,8 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
             "expert 0, 1, ... in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra)
             + ", worst case " * bool(routing.fixed_expert_ra_worst)
-            + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra_worst),
+            + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra_worst)
+            + ("" if routing.any_expert_ra_worst is None else f" (at least one of them: {routing.any_expert_ra_worst:.1f})"),
             *(f"gain by choosing an expert: {text}" for text in [choice_gains(evaluation)] if text),
         ]  # fmt: skip
     checks = evaluation.checks
