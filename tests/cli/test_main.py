@@ -42,7 +42,7 @@ def test_a_killed_worker_and_a_lack_of_memory_are_one_line_and_another_runtime_e
 
     monkeypatch.setattr("advmoe.cli.recipes.run", too_wide)
     assert main(["recipes"]) == 2
-    assert capsys.readouterr().err.startswith("advmoe: error: out of memory: use a smaller batch size")
+    assert capsys.readouterr().err.startswith("advmoe: error: out of memory: use a smaller --batch-size")
 
     def broken(arguments):
         raise RuntimeError("ours")

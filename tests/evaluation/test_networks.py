@@ -13,13 +13,16 @@ from torch.optim.swa_utils import AveragedModel
 from toy_networks import ToyMoE, images, labels
 
 from advmoe.attacks import autoattack
+from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
 from advmoe.evaluation.search import CopiedInput, copying, gradient_network
 from advmoe.evaluation.shards import true_network
 from advmoe.evaluation.target import EvaluationOptions, make_target
+from advmoe.models import deployed
 from advmoe.models.resnet import ResNet
-from advmoe.moe import MoEKind
+from advmoe.moe import DenseKind, MoEKind
+from advmoe.runs.loaded import Loaded
 
 X = images(8)
 EPSILON = 0.02
@@ -84,9 +87,12 @@ def test_images_need_not_be_contiguous(layout: str) -> None:
     assert evaluation.broken == evaluate(model, x.contiguous(), y, epsilon=EPSILON, preset=("pgd_10", "aa_apgd-ce")).broken
 
 
-def network() -> ResNet:
+ROUTED = MoEKind(0.5)
+
+
+def network(kind: DenseKind = ROUTED) -> ResNet:
     torch.manual_seed(0)
-    return ResNet(MoEKind(0.5), image_spec(4, [0.5], [0.5]), blocks=(1,), width=4, stem="cifar").eval()
+    return ResNet(kind, image_spec(4, [0.5], [0.5]), blocks=(1,), width=4, stem="cifar").eval()
 
 
 @pytest.mark.parametrize("wrap", [AveragedModel, nn.DataParallel])
@@ -120,6 +126,15 @@ def test_a_defence_with_a_module_is_not_unwrapped_and_hides_its_routing() -> Non
     assert not make_target(Defence(OutOfPlace(always=True)).eval(), X, y, options).hides_routing
 
 
+@pytest.mark.parametrize(("kind", "routes"), [(MoEKind(0.5), True), (DenseKind(), False)])
+def test_a_wrapper_hides_routing_only_if_something_in_it_routes(kind: DenseKind, routes: bool) -> None:
+    model = network(kind)
+    x, options = torch.rand(2, 1, 8, 8), EvaluationOptions(EPSILON)
+    y = model(x).argmax(dim=1)
+    for inner in (model, deployed(model), Loaded(model, RunConfig(), image_spec(4))):
+        assert make_target(nn.Sequential(inner).eval(), x, y, options).hides_routing == routes
+
+
 def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +143,7 @@ def test_routing_that_a_wrapper_hides_makes_the_evaluation_incomplete(
     model, x = nn.Sequential(nn.Identity(), network()).eval(), torch.rand(3, 1, 8, 8)
     with caplog.at_level("WARNING", "advmoe"):
         evaluation = evaluate(model, x, model(x).argmax(dim=1), epsilon=EPSILON, preset=("autoattack",))
-    assert "MoE layers but no forward_routed" in caplog.text
+    assert "contains one that routes but has no forward_routed" in caplog.text
     assert not evaluation.complete
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.data.images import balanced
-from advmoe.evaluation import EvaluationOptions, evaluate
+from advmoe.evaluation import ATTACKS, EvaluationOptions, evaluate
 from advmoe.evaluation.snapshot import CURVE_EPSILONS, GALLERY_ATTACK, GALLERY_STEPS, gallery_rows, png, snapshot
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
@@ -199,8 +200,19 @@ def test_images_that_are_neither_grey_nor_rgb_are_in_no_gallery():
     model = ResNet(MoEKind(0.5), image_spec(CLASSES, [0.5] * 5, [0.25] * 5), blocks=(1,), width=4, stem="cifar").eval()
     x = torch.rand(4, 5, 12, 12)
     result = snapshot(model, x, model(x).argmax(dim=1), range(4), options(EPSILON, "Linf", 0, 64))
-    assert result.gallery == ()
+    assert not result.gallery
     assert result.load_by_class
+
+
+def test_no_pass_of_the_gallery_has_more_images_than_a_batch(routed, routed_snapshot, monkeypatch):
+    sizes, run = [], ATTACKS[GALLERY_ATTACK].run
+    monkeypatch.setitem(
+        ATTACKS, GALLERY_ATTACK, replace(ATTACKS[GALLERY_ATTACK], run=lambda job: (sizes.append(len(job.x)), run(job))[1])
+    )
+    x, y, correct = labelled(routed)
+    result = snapshot(routed, x, y, correct, replace(options(EPSILON, "Linf", 3, 7), batch_size=2))
+    assert set(sizes) <= {1, 2}
+    assert [image.row for image in result.gallery] == [image.row for image in routed_snapshot.gallery]
 
 
 def test_png_in_colour_and_grey():

@@ -259,6 +259,12 @@ def test_the_choice_of_an_expert_is_judged_against_one_expert(worst, expected):
     assert f"the control with one expert {worst + 0.05:.1f} (" in claim.detail
 
 
+def test_the_control_may_have_the_variant_of_the_routed_network():
+    networks = [with_settings(network, "model", bank="disjoint") for network in routed_and_control(45.0)]
+    (claim,) = control(judge(networks))
+    assert claim.verdict == "supported"
+
+
 def test_a_control_of_one_seed_or_of_another_scale_or_method_shows_nothing():
     (claim,) = control(judge(routed_and_control(45.0, seeds=(0,))))
     assert (claim.verdict, "45.0 (one seed)" in claim.detail) == ("not shown", True)

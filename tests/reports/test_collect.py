@@ -178,7 +178,9 @@ def test_where_a_run_is_computed_does_not_separate_its_seeds(tmp_path, warnings)
 def test_files_of_a_networks_evaluation_are_not_read(tmp_path, warnings):
     write(tmp_path / "net.record.json", content())
     write(tmp_path / "net.gallery.json", [])
-    write(tmp_path / "net.evaluation/shard-00000.json", {})
+    for name in ("net.evaluation", "net.evaluation-cifar10.1"):
+        write(tmp_path / name / "key.json", {})
+        write(tmp_path / name / "shard-00000.json", {})
     assert len(collect(tmp_path, warnings.append)) == 1
     assert warnings == []
 

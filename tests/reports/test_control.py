@@ -68,6 +68,8 @@ def test_a_missing_attack_on_the_routing_is_the_reason_if_all_other_attacks_are_
         network.evaluation.left_out = {"reroute": "works only in Linf"}
     dense.layers, dense.evaluation.routing = [], None
     assert "attacks on the routing, which only one of the two networks has, were left out" in comparison_line(dense, routed)
+    routed.evaluation.left_out = {}
+    assert "it was attacked differently" in comparison_line(dense, routed)
 
 
 def test_a_network_that_another_attack_met_on_some_images_is_not_compared():

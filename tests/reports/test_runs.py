@@ -19,6 +19,7 @@ def test_facts_have_intervals():
     assert facts["RA-AA"] == "49.5 % (95 % interval 44.5 to 54.5)"
     assert facts["GMACs"] == "0.0100 (75 % less than dense)"
     assert dict(run_of(record(gmacs=0.056, reduction=-40.0)).facts)["GMACs"] == "0.0560 (40 % more than dense)"
+    assert dict(run_of(record("at_dense", gmacs=0.04, reduction=0.0)).facts)["GMACs"] == "0.0400"
     assert "RA-router, RA-expert" in facts
     assert "RA-router, RA-expert" not in dict(run_of(record("at_dense")).facts)
 

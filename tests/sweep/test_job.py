@@ -17,6 +17,9 @@ from small_backbone import SMALL
 
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
+from advmoe.evaluation.store import STORE
+from advmoe.evaluation.store import _write as write_key
+from advmoe.evaluation.target import SCHEMA
 from advmoe.runs.status import FAILED, LOG, State, read_run
 from advmoe.sweep.job import LOCK, commands, record_failure, start, stop
 from advmoe.training.checkpoint import RunFolder
@@ -72,6 +75,14 @@ def test_the_commands_resume_training_and_evaluate_by_the_preset(job):
     assert "--deterministic" not in evaluate
     assert evaluate[2:4] == ["--attacks", "pgd_10"]
     assert "--quick" in commands(replace(run, preset=("quick",)))[1]
+
+
+@pytest.mark.parametrize(("schema", "fresh"), [(SCHEMA - 1, True), (SCHEMA, False)])
+def test_results_of_an_older_version_are_computed_again(job, schema, fresh):
+    run = job()
+    (run.folder / STORE).mkdir(parents=True)
+    write_key(run.folder / STORE / "key.json", {"schema": schema})
+    assert ("--fresh" in commands(run)[1]) is fresh
 
 
 @pytest.mark.skipif(not os.path.exists("/proc"), reason="reads /proc")

@@ -131,7 +131,8 @@ def _record(
         distributed.barrier()
         if distributed.rank() > 0:
             return None
-        record = evaluated(replace(options, part=arguments.part or (0, 1)))
+        warned = arguments.processes > 1 or distributed.world_size() > 1
+        record = evaluated(replace(options, part=arguments.part or (0, 1), quiet=warned))
     return None if arguments.part is not None else record
 
 

@@ -31,7 +31,7 @@ COMMANDS = {  # each is a module of advmoe.cli.arguments and one of advmoe.cli, 
     "doctor": "List what is installed and what is missing, with the command that installs it.",
     "completion": "Print the script that completes commands and flags in a shell.",
 }
-OUT_OF_MEMORY = "out of memory: use a smaller batch size, or evaluate with a smaller --shard-size"
+OUT_OF_MEMORY = "out of memory: use a smaller --batch-size or a smaller network"
 WORKER_KILLED = "a process that decodes images was killed, perhaps because memory ran out; fewer --workers need less"
 SAME_COMMAND = "the same command continues where it stopped"
 HOW_TO_CONTINUE = {

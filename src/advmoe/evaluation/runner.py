@@ -15,6 +15,7 @@ from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_finiteness, check_network
 from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.figures import summarise
+from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker, true_network
@@ -93,7 +94,9 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
         _check_preset(target, preset)
         store = Store(options.store, store_key(target, options.shard_size))
         images = None if options.store is None else options.store / "adversarial"
-        _warn(target, preset, store)
+        check = check_finiteness(target, store)  # before the attacks, whose figures could not be trusted
+        if not options.quiet:
+            _warn(target, preset, check)
         shards = []
         for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
             shards.append(store.load(number, rows))
@@ -114,14 +117,18 @@ def check_attacks(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
         _check_preset(target, requested.for_classes(target.num_classes))
 
 
-def _warn(target: Target, preset: Preset, store: Store) -> None:
-    """Warn before any attack of numbers that are not finite, and of more pathways than the budget."""
+def _warn(target: Target, preset: Preset, finiteness: Check) -> None:
+    """Warn of routing that attacks cannot reach, of more pathways than the budget, and of numbers that are not finite."""
+    if target.hides_routing:
+        logger.warning(
+            "the network contains one that routes but has no forward_routed: attacks on its routing are not run, and the "
+            "evaluation is incomplete"
+        )
     sampled = pathways.notice(target.num_pathways, target.pathway_budget)
     if sampled and "paths" in preset.attacks:
         logger.warning(sampled)
-    check = check_finiteness(target, store)
-    if check.status == "fail":
-        logger.warning("check 13 fails (%s): the accuracies below cannot be trusted", check.detail)
+    if finiteness.status == "fail":
+        logger.warning("check 13 fails (%s): the accuracies below cannot be trusted", finiteness.detail)
 
 
 def _check_preset(target: Target, preset: Preset) -> None:

@@ -56,11 +56,12 @@ def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], op
         target = Target(
             model, fused(model), x, y, classes, routed, options.epsilon, options.norm, options.seed, batch_size=options.batch_size
         )
+        shown = torch.tensor(gallery_rows(y.tolist(), correct) if x.shape[1] in (1, 3) else [], dtype=torch.int64)
         return Snapshot(
             layers(model, x[:1]),
             load_by_class(target) if routed else (),
             epsilon_curve(target, balanced(y.cpu(), CURVE_IMAGES).split(options.batch_size)),
-            gallery(target, gallery_rows(y.tolist(), correct)) if x.shape[1] in (1, 3) else (),
+            [image for rows in shown.split(options.batch_size) for image in gallery(target, rows.tolist())],
         )
 
 

@@ -5,9 +5,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from advmoe import migrations
 from advmoe.config.choices import SHARD_SIZE
@@ -15,8 +15,12 @@ from advmoe.errors import UserError
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.files import JsonObject, write_json
 
+T = TypeVar("T")
+OrNull = Annotated[T, BeforeValidator(lambda value: [] if value is None else value)]  # null is read as an empty list
 CHECKS = TypeAdapter(dict[str, Check])
-OF_DIGESTS = {  # digest of a StoreKey that differs -> what the store holds, for the error message
+STORE = "evaluation"  # in the folder of a run
+OF_FIELDS = {  # field of a StoreKey that differs -> what the store holds, for the error message
+    "schema": "results of another version of advmoe, which cannot be continued",
     "network": "results of another network", "data": "results on other test images (another data set or --limit-test)",
     "predictions": "results of a network with other predictions", "answers": "results of a network with other logits or gradients",
 }  # fmt: skip
@@ -65,7 +69,7 @@ class AttackRun(BaseModel):
 class RoutingCounts(BaseModel):
     """Counts over a shard's images, and rows of some (see `advmoe.evaluation.routing.routing_counts`).
 
-    Stores of older schemas, whose progress can be shown, lack the fields with a default.
+    Stores of older schemas, whose progress can be shown, lack the fields with a default, or have null there.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -80,9 +84,9 @@ class RoutingCounts(BaseModel):
     expert: int
     fixed: list[int]
     fixed_robust: list[int]
-    gained: list[int] = []
-    lost: list[int] = []
-    kept: list[list[int]] = []
+    gained: OrNull[list[int]] = []
+    lost: OrNull[list[int]] = []
+    kept: OrNull[list[list[int]]] = []
     versions: list[int] = []
 
 
@@ -154,6 +158,12 @@ class Store:
         return None if self.folder is None else self.folder / f"shard-{number:05d}.json"
 
 
+def is_of_older_schema(folder: Path, schema: int) -> bool:
+    """Whether the store in `folder` was written with a schema older than `schema`, so that it cannot be continued."""
+    path = folder / "key.json"
+    return path.exists() and int(_read(path).get("schema", 0)) < schema
+
+
 def stored_shards(folder: Path) -> Iterator[tuple[int, Shard]]:
     """The shards that a store holds so far, with their numbers. Other processes may still change them."""
     for path in sorted(folder.glob("shard-*.json")):
@@ -191,7 +201,7 @@ def _check_key(stored_key: JsonObject, key: JsonObject, folder: Path) -> None:
     for name, value in key.items():
         stored = stored_key.get(name)
         if not (_answers_alike(stored, value) if name == "answers" else stored == value):
-            content = OF_DIGESTS.get(name, f"shards of another {name} ({stored}, not {value})")
+            content = OF_FIELDS.get(name, f"shards of another {name} ({stored}, not {value})")
             raise UserError(f"{folder}: holds {content}; give this evaluation a --name, or delete those results by --fresh")
 
 

@@ -20,6 +20,7 @@ from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
 from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.evaluation.store import Shard, StoreKey
+from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
 
 SCHEMA = 2  # of stored results; raise it if the key changes, or what counts as broken (`advmoe.evaluation.shards`)
@@ -51,6 +52,7 @@ class EvaluationOptions:
     progress: Progress = ignore
     batch_size: int = BATCH_SIZE
     pathway_budget: int = PATHWAY_BUDGET
+    quiet: bool = False  # without the warnings before the attacks, which another call gives
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
@@ -129,10 +131,6 @@ def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOpt
     if isinstance(model, RoutedNetwork):
         check_routings(model, x[:1])
     hidden = not routed and any(_can_route(module) for module in network.modules() if module is not network)
-    if hidden:
-        logger.warning(
-            "the network has MoE layers but no forward_routed: attacks on its routing are not run, and the evaluation is incomplete"
-        )
     transfer = None if options.transfer is None else _transfer(options.transfer, x[:1], classes)
     return Target(
         model=model, search=gradient_network(model, bf16=options.bf16_search), x=x, y=y, num_classes=classes, routed=routed,
@@ -204,8 +202,14 @@ def _check_images(x: Tensor, y: Tensor) -> None:
 
 
 def _can_route(module: nn.Module) -> bool:
-    """Whether a part of a network is an MoE layer, or a network that implements routing. A dense RoutedNetwork has no such part."""
-    return isinstance(module, MoEConv2d) or (hasattr(module, "forward_routed") and not isinstance(module, RoutedNetwork))
+    """Whether a part of a network is an MoE layer, or a network of another package that implements routing.
+
+    Networks of this package and what contains them have `forward_routed` even if they are dense; only their layers count.
+    """
+    if isinstance(module, MoEConv2d | RoutedConv2d):
+        return True
+    contains = any(hasattr(part, "forward_routed") for part in module.modules() if part is not module)
+    return hasattr(module, "forward_routed") and not isinstance(module, RoutedNetwork) and not contains
 
 
 @torch.no_grad()

@@ -117,10 +117,13 @@ class Ablation:
 
 def _with_one_expert(cell: Cell) -> list[Cell]:
     """The same method with one expert, or AT (MoE): with one expert AdvMoE's routers have nothing to learn. The ingredients are the
-    same."""
+    same; the variant, which is one of routers and experts, may be."""
     if cell.num_experts == 1:
         return []
-    return [replace(cell, method=method, num_experts=1, variant="") for method in (cell.method, "at_moe")]
+    variants = dict.fromkeys((cell.variant, ""))
+    return [
+        replace(cell, method=method, num_experts=1, variant=variant) for variant in variants for method in (cell.method, "at_moe")
+    ]
 
 
 def _with_same_batches(cell: Cell) -> list[Cell]:

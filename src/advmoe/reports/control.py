@@ -39,7 +39,8 @@ def obstacle(record: Record, control: Record) -> str:
         return "its epsilon or norm differs"
     one, other = record.evaluation, control.evaluation
     alike = attacks_of(record) == attacks_of(control)
-    if not alike and (one.attacks.keys(), one.partly_run) == (other.attacks.keys(), other.partly_run):
+    in_both = set(one.left_out) & set(other.left_out)
+    if not alike and in_both and (one.attacks.keys(), one.partly_run) == (other.attacks.keys(), other.partly_run):
         return "attacks on the routing, which only one of the two networks has, were left out (they need Linf and a pathway budget)"
     if not alike or worst_of(record).name != worst_of(control).name:
         return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"

@@ -76,10 +76,10 @@ def _threat(record: Record) -> str:
 
 def _summary(record: Record) -> str:
     more_or_fewer = "fewer" if record.reduction > 0 else "more"
-    saving = f"{abs(record.reduction):.0f} % {more_or_fewer} than the dense network's {record.gmacs_dense:.4f}"
+    saving = f", {abs(record.reduction):.0f} % {more_or_fewer} than the dense network's {record.gmacs_dense:.4f}"
     lines = [
         f"An image classifier ({record.backbone}, trained by `{record.method}` on {record.dataset}{_experts(record)}) of",
-        f"{record.gmacs:.4f} GMACs an image, {saving}.",
+        f"{record.gmacs:.4f} GMACs an image{saving if round(record.reduction) else ''}.",
         "",
         f"Under {_threat(record)} **{record.worst:.1f} %** of {record.test_images} test images withstand",
         f"everything that was tried. Of the clean ones {record.sa:.1f} % are classified correctly.",

@@ -174,9 +174,9 @@ def radius(epsilon: float) -> str:
 
 
 def label_of(line: Line) -> str:
-    """Legend: the title of the style, and N of a network with experts, on at most two lines."""
+    """Legend: the title of the style, and N of a network with experts, in lines of LEGEND_WIDTH."""
     title = style_of(line).title + (f", N {line.num_experts}" if line.num_experts else "")
-    return fill(title, LEGEND_WIDTH, max_lines=2, placeholder="…")
+    return fill(title, LEGEND_WIDTH)
 
 
 def mean_and_std(values: Sequence[float]) -> tuple[float, float]:

@@ -70,7 +70,8 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
         yield "gain by choosing an expert", text
     if parts := evaluation.partly_run:
         yield "attacks on a part of the images", ", ".join(f"{name} ({part})" for name, part in parts.items())
-    yield "GMACs", f"{record.gmacs:.4f} ({abs(record.reduction):.0f} % {'less' if record.reduction > 0 else 'more'} than dense)"
+    against = f" ({abs(record.reduction):.0f} % {'less' if record.reduction > 0 else 'more'} than dense)"
+    yield "GMACs", f"{record.gmacs:.4f}{against if round(record.reduction) else ''}"
     yield "parameters", f"{record.params:,}"
     yield "best epoch", str(record.epoch)
 

@@ -15,6 +15,7 @@ from advmoe.evaluation.make_record import Trained, code_of, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD, read_record
 from advmoe.evaluation.runner import check_attacks
+from advmoe.evaluation.store import STORE
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
 from advmoe.moe import Dispatch
@@ -98,7 +99,7 @@ def subject(what: Path) -> Subject:
     trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher, trained_by=code)
     return Subject(
         trained, best.fingerprint, lambda config, splits: best_network(what, config, splits)[0],
-        lambda: best.spec or spec_from_data(what, config), what / "evaluation", what / RECORD, tuple(folder.damaged()),
+        lambda: best.spec or spec_from_data(what, config), what / STORE, what / RECORD, tuple(folder.damaged()),
     )  # fmt: skip
 
 

@@ -24,6 +24,8 @@ from filelock import FileLock
 from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.config import RunConfig, dump_yaml
 from advmoe.errors import UserError
+from advmoe.evaluation.store import STORE, is_of_older_schema
+from advmoe.evaluation.target import SCHEMA
 from advmoe.files import write_atomically
 from advmoe.parent import GRACE, end_with_parent
 from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
@@ -62,9 +64,11 @@ def commands(job: Job) -> list[list[str]]:
         return []
     attacks = [f"--{preset}"] if isinstance(preset, str) else ["--attacks", *preset]
     machine = ["--device", runtime.device, "--threads", str(runtime.threads), "--dispatch", runtime.dispatch]
-    deterministic = ["--deterministic"] if runtime.deterministic else []
+    flags = ["--deterministic"] if runtime.deterministic else []
+    if is_of_older_schema(job.folder / STORE, SCHEMA):
+        flags.append("--fresh")
     train = ["train", "--out", str(job.folder), "--resume"]
-    evaluate = ["evaluate", str(job.folder), *attacks, *machine, "--precision", runtime.precision, *deterministic]
+    evaluate = ["evaluate", str(job.folder), *attacks, *machine, "--precision", runtime.precision, *flags]
     return [train, evaluate]  # if the run is trained, the first ends at once
 
 
