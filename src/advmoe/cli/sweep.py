@@ -142,7 +142,8 @@ def _write_records(sweep: Sweep, path: Path) -> None:
                 entries[number] = content
         if entries != [entry for entry, _ in recorded]:
             write_json(path, entries, indent=1)
-    _print(sweep, f"{len(entries)} Records: {path}")
+    if entries:
+        _print(sweep, f"{len(entries)} Record{'s' * (len(entries) > 1)}: {path}")
 
 
 def _print(sweep: Sweep, text: str) -> None:
