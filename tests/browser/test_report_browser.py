@@ -119,10 +119,10 @@ def test_numbers_sort_downwards_first_and_missing_ones_stay_last(page):
     column_head, number = head(page, "RA-AA")
     assert column_head.get_attribute("aria-sort") is None
     column_head.find_element(By.TAG_NAME, "button").click()
-    assert column(page, number) == ["55.5", "49.5", "47.0", "not measured"]
+    assert column(page, number) == ["55.50 [1]", "49.50 [1]", "47.00 [1]", "not measured"]
     assert column_head.get_attribute("aria-sort") == "descending"
     column_head.find_element(By.TAG_NAME, "button").click()
-    assert column(page, number) == ["47.0", "49.5", "55.5", "not measured"]
+    assert column(page, number) == ["47.00 [1]", "49.50 [1]", "55.50 [1]", "not measured"]
     assert column_head.get_attribute("aria-sort") == "ascending"
     assert page.find_element(By.ID, "status").get_attribute("textContent") == "Sorted by RA-AA, ascending"
 
