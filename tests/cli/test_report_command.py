@@ -58,9 +58,9 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
     assert {f"figures/{name}.{suffix}" for name in report.FIGURES for suffix in ("png", "pdf")} <= files
     assert figures_of(out / f"tables/{table}.csv")["AT (MoE)", "0.5"] == "43"
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert "With one seed, so not ranked by RA-worst: AT (Dense)" in page
+    assert "One seed each, so not ranked by RA-worst: AT (Dense)" in page
     assert "Different batches for the two levels help" in page
-    assert "With one seed, so not ranked by RA-worst: AT (Dense)" in captured.out
+    assert "One seed each, so not ranked by RA-worst: AT (Dense)" in captured.out
     assert "not shown    Different batches" in captured.out
     assert f"Written from 5 Records to {out}: report.html" in captured.out
 

@@ -189,12 +189,12 @@ def test_one_seed_claims_no_order():
     claim = ours(judge(all_runs), "RA-50")
     assert (claim.verdict, "AT (Dense) 50.0 (one seed), AT" in claim.detail) == ("not shown", True)
     first = str(verdict(all_runs)[0])
-    assert "With one seed, so not ranked by RA-worst: " in first
+    assert "One seed each, so not ranked by RA-worst: " in first
     assert not any(word in first for word in ("most robust", "Next is", "learly below"))
     one_more = runs((1,), at_dense=50.0, advmoe=90.0)
     first = str(verdict([*all_runs, *one_more])[0])
     assert "AdvMoE, r 0.5, N 2 is the most robust network in the worst case." in first
-    assert "With one seed, so not ranked by RA-worst: AT (S-Dense), r 0.5 (44.0 %)" in first
+    assert "One seed each, so not ranked by RA-worst: AT (S-Dense), r 0.5 (44.0 %)" in first
 
 
 @pytest.mark.parametrize(

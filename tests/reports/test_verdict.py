@@ -28,7 +28,7 @@ def test_verdict_names_the_most_robust_network_and_its_cost():
 def test_verdict_names_what_is_not_clearly_below():
     (first, *_) = module.verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
     assert first.answer == "On fashion-mnist, no network is clearly the most robust in the worst case."
-    assert first.figures.startswith("The highest figure has AdvMoE, r 0.5, N 2: RA-worst 54.0 ± 0.0 % (2 seeds)")
+    assert first.figures.startswith("AdvMoE, r 0.5, N 2 has the highest figure: RA-worst 54.0 ± 0.0 % (2 seeds)")
     assert "Not clearly below it (95 % intervals over seeds and over images): AT (Dense) (53.5 %)." in first.figures
     assert "AT (S-Dense)" not in first.figures
 
@@ -43,9 +43,9 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
     assert "only one network is ranked in the worst case. AdvMoE" in first
     assert "Not ranked, because attacks are missing: AT (Dense)." in first
     (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
-    assert "With one seed, so not ranked by RA-worst (quick), an upper bound: AT (Dense) (99.0 %)." in first
+    assert "One seed each, so not ranked by RA-worst (quick), an upper bound: AT (Dense) (99.0 %)." in first
     (first, *_) = verdict([quick])
-    assert "no network is ranked in the worst case. With one seed, so not ranked by RA-worst (listed attacks), an upper" in first
+    assert "no network is ranked in the worst case. One seed each, so not ranked by RA-worst (listed attacks), an upper" in first
 
 
 def test_runs_under_other_attacks_are_not_ranked_together():

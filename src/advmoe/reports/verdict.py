@@ -66,7 +66,7 @@ def _winner(where: str, group: Sequence[Summary]) -> Statement:
     incomplete = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
     by = label(name) + ", an upper bound" * BY_NAME[name].upper_bound
     unranked = {
-        f"With one seed, so not ranked by {by}": [_with_mean(summary, name) for summary in single],
+        f"One seed each, so not ranked by {by}": [_with_mean(summary, name) for summary in single],
         "Not ranked, because their seeds were attacked differently": _titles(mixed),
         "Not ranked, because attacks are missing": _titles(incomplete),
         f"Not ranked, because not attacked by {attacks_in_words(plan)}": _titles(
@@ -93,7 +93,7 @@ def _ranking(ranked: Sequence[Summary], name: str) -> Statement:
     names = "; ".join(_with_mean(summary, name) for summary in close)
     return Statement(
         "no network is clearly the most robust in the worst case.",
-        f"The highest figure has {title}: {figures} Not clearly below it ({BY}): {names}.",
+        f"{title} has the highest figure: {figures} Not clearly below it ({BY}): {names}.",
     )
 
 
