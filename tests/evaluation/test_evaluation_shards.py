@@ -208,7 +208,9 @@ def test_rounding_may_send_an_image_to_another_expert(tmp_path):
 def test_results_of_another_schema_are_refused(run_evaluation, tmp_path, monkeypatch):
     run_evaluation(store=tmp_path, preset=("pgd_10",))
     monkeypatch.setattr(target, "SCHEMA", target.SCHEMA + 1)
-    with pytest.raises(UserError, match="results of another version of advmoe, which cannot be continued; give this evaluation a --name"):
+    with pytest.raises(
+        UserError, match="results of another version of advmoe, which cannot be continued; give this evaluation a --name"
+    ):
         run_evaluation(store=tmp_path, preset=("pgd_10",))
 
 
