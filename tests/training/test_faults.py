@@ -124,6 +124,13 @@ def test_a_second_signal_ends_it_at_once(config: RunConfig, splits: Splits, unin
     assert_same(run, uninterrupted)
 
 
+def test_a_second_sigterm_changes_nothing(config: RunConfig, splits: Splits, uninterrupted: Path, run: Path) -> None:
+    with pytest.raises(Stopped, match="which is saved"):
+        train(config, splits, run, Signals(signal.SIGTERM, times=2), resume=True)
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
+
+
 @pytest.fixture(scope="module")
 def often(tiny: Callable[..., RunConfig]) -> RunConfig:
     """A run that saves after every iteration."""

@@ -18,8 +18,9 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Catches SIGINT and SIGTERM inside a `with` block. The same signal twice raises Stopped without waiting for the step.
+    """Catches SIGINT and SIGTERM inside a `with` block. A second SIGINT raises Stopped without waiting for the step.
 
+    A second SIGTERM changes nothing: a service manager and the process of a sweep may both send one for a single request.
     A signal that the process was started to ignore stays ignored. Outside the main thread no signal is caught.
     """
 
@@ -44,10 +45,13 @@ class Interrupts:
         if os.getpid() != self._process:  # a worker that decodes images; it ends with its parent
             return
         if number in self._received:
+            if number == signal.SIGTERM:
+                return
             signal.signal(number, signal.SIG_IGN)
             raise Stopped(number, "at once; the last checkpoint is complete")
         self._received.add(number)
         self.caught = self.caught or number
-        text = f"{signal.Signals(number).name}: finishing the current step, then saving; send it again to end at once\n"
+        again = "; send it again to end at once" if number == signal.SIGINT else ""
+        text = f"{signal.Signals(number).name}: finishing the current step, then saving{again}\n"
         with contextlib.suppress(OSError):  # the reader of a pipe may have ended by the same signal
             os.write(2, text.encode())  # not print: the signal may have interrupted a print
