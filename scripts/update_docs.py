@@ -28,6 +28,7 @@ from advmoe.reports.choice import differences_from_control
 from advmoe.reports.collect import Cell, cell_of, collect
 from advmoe.reports.control import worst_case_difference
 from advmoe.reports.costs import profile_markdown
+from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured, worst_of
 from advmoe.reports.panels import in_words, network_title
 from advmoe.reports.plots import frontier
@@ -73,10 +74,15 @@ def table(records: list[Record]) -> str:
     return "\n".join([*head, *(row(record, measures) for record in records), "", caption])
 
 
+def in_bold(statement: Statement) -> str:
+    """A statement of the verdict in Markdown, with its answer in bold."""
+    return f"**{statement.answer}** {statement.figures}".strip()
+
+
 def demo() -> str:
     """The figures of a demo, and its answers."""
     demonstrated = records("results/demo/records.json")
-    return "\n\n".join([table(demonstrated), *(f"**{line.answer}** {line.figures}".strip() for line in answers(demonstrated))])
+    return "\n\n".join([table(demonstrated), *map(in_bold, answers(demonstrated))])
 
 
 def networks_table() -> str:
@@ -189,7 +195,7 @@ def methods_table() -> str:
 def robustness() -> str:
     """The image of robustness against cost, with the verdict and the limits of these runs."""
     checks = check_lines(main_records())
-    lines = [f"**{line.answer}** {line.figures}" for line in verdict(main_records()) if line not in checks]
+    lines = [in_bold(line) for line in verdict(main_records()) if line not in checks]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
 

@@ -180,6 +180,7 @@ def _restored_precision() -> Iterator[None]:
 @pytest.mark.usefixtures("_restored_precision")
 @pytest.mark.parametrize("interface", ["default", "older", "newer"])
 def test_the_true_network_does_not_round_to_tf32(interface: str) -> None:
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the CUDA benchmark changes in its process
     convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     if interface == "older":
         torch.set_float32_matmul_precision("medium")

@@ -34,7 +34,7 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     known = plan([*GROUPS, *ATTACKS]).for_classes(target.num_classes)
     figures = {
         figure: _percent(correct, {row for name in members for row in broken[name]}, rows)
-        for figure, members in {**preset.figures, **known.figures, **preset.figures}.items()  # the preset's first
+        for figure, members in {**preset.figures, **known.figures, **preset.figures}.items()  # in the preset's order
         if shards and all(_has_figure(shard, members) for shard in shards)
     }
     figures |= _over_pathways(target, shards, correct, ever)

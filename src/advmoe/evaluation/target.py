@@ -52,7 +52,7 @@ class EvaluationOptions:
     progress: Progress = ignore
     batch_size: int = BATCH_SIZE
     pathway_budget: int = PATHWAY_BUDGET
-    quiet: bool = False  # without the warnings before the attacks, which another call gives
+    quiet: bool = False  # leave out the warnings before the attacks: another call for the same evaluation gives them
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):

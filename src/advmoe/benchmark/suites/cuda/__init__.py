@@ -73,7 +73,7 @@ def run_section(task: SectionTask) -> Iterator[Row]:
 
 
 def unsound(rows: Sequence[Row], part: Part) -> list[str]:
-    """The dispatches that did not pass the section equality in every data type: a row failed, or there is none."""
+    """The dispatches with a failed or a missing row in the section equality, in any data type."""
     passed = {row.case for row in rows} - {row.case for row in rows if row.failed}
     return [name for name in part.dispatches if not passed.issuperset(f"equality, {case}" for case in cases(part, name))]
 
