@@ -170,8 +170,11 @@ def test_images_of_a_wrong_size_are_refused_in_one_line() -> None:
 def _restored_precision() -> Iterator[None]:
     cudnn, cuda, mkldnn = torch.backends.cudnn, torch.backends.cuda, torch.backends.mkldnn
     settings = [cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul]
-    before, products = [setting.fp32_precision for setting in settings], torch.get_float32_matmul_precision()
+    before = [setting.fp32_precision for setting in settings]
+    allowed, products = cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    cudnn.allow_tf32 = True  # PyTorch's default, which the CUDA benchmark changes in its process
     yield
+    cudnn.allow_tf32 = allowed  # kept apart from the settings: PyTorch raises an error wherever the two disagree
     torch.set_float32_matmul_precision(products)
     for setting, precision in zip(settings, before, strict=True):
         setting.fp32_precision = precision
@@ -180,7 +183,6 @@ def _restored_precision() -> Iterator[None]:
 @pytest.mark.usefixtures("_restored_precision")
 @pytest.mark.parametrize("interface", ["default", "older", "newer"])
 def test_the_true_network_does_not_round_to_tf32(interface: str) -> None:
-    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default, which the CUDA benchmark changes in its process
     convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     if interface == "older":
         torch.set_float32_matmul_precision("medium")
