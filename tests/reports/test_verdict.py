@@ -48,6 +48,12 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
     assert "no network is ranked in the worst case. One seed each, so not ranked by RA-worst (listed attacks), an upper" in first
 
 
+def test_of_many_networks_with_one_seed_only_the_highest_are_named():
+    first, *_ = module.verdict([record("at_small_dense", model_scale=scale) for scale in (0.2, 0.4, 0.6, 0.8, 0.9)])
+    highest = "AT (S-Dense), r 0.9 (50.0 %); AT (S-Dense), r 0.8 (49.0 %); AT (S-Dense), r 0.6 (47.0 %); and 2 more."
+    assert f"One seed each, so not ranked by RA-worst: {highest}" in first.figures
+
+
 def test_runs_under_other_attacks_are_not_ranked_together():
     all_runs = runs(at_dense=50.0, at_sparse=45.0, advmoe=56.0)
     other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
@@ -126,7 +132,7 @@ def test_warnings_and_skipped_checks_are_named():
         "Skipped checks: 1 to 3 of 5, in 2 of 3 runs. 4, 5 (AutoAttack was not run); 7 (not in this preset).",
     ]
     many = check_lines([with_checks(both[1], seed=seed) for seed in range(7)])
-    assert many[1].figures.endswith("seed 4; and 2 runs more.")
+    assert many[1].figures.endswith("seed 2; and 4 more.")
     assert check_lines([with_checks()]) == [Statement("No check of the evaluation was made.")]
 
 

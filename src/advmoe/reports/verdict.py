@@ -21,7 +21,7 @@ from advmoe.reports.measures import BY_NAME, label
 from advmoe.reports.panels import grouped, network_title, run_title, setting_text
 from advmoe.reports.runs import number_of
 
-LISTED = 5  # runs in a line of warnings
+LISTED = 3  # networks or runs in a sentence
 BY = "95 % intervals over seeds and over images"
 
 
@@ -61,7 +61,7 @@ def _winner(where: str, group: Sequence[Summary]) -> Statement:
     plan = next(iter(Counter(summary.attacks[name] for summary in attacked).most_common(1)), (frozenset[str](), 0))[0]
     equal = [summary for summary in attacked if summary.attacks[name] == plan]
     ranked = sorted((summary for summary in equal if summary.figures[name].n > 1), key=lambda summary: -summary.figures[name].mean)
-    single = [summary for summary in equal if summary not in ranked]
+    single = sorted((summary for summary in equal if summary not in ranked), key=lambda summary: -summary.figures[name].mean)
     mixed = [summary for summary in group if summary.mixed and summary not in attacked]
     incomplete = [summary for summary in group if name == "ra_worst" and summary not in (*attacked, *mixed)]
     by = label(name) + ", an upper bound" * BY_NAME[name].upper_bound
@@ -73,7 +73,7 @@ def _winner(where: str, group: Sequence[Summary]) -> Statement:
             [summary for summary in group if summary not in (*equal, *mixed, *incomplete)]
         ),
     }
-    tails = [f"{reason}: {'; '.join(those)}." for reason, those in unranked.items() if those]
+    tails = [f"{reason}: {_listed(those)}." for reason, those in unranked.items() if those]
     answer, figures = _ranking(ranked, name)
     figures = " ".join([*([figures] if figures else []), *tails, f"Setting: {where}."])
     return Statement(f"On {group[0].cell.dataset}, {answer}", figures)
@@ -95,6 +95,12 @@ def _ranking(ranked: Sequence[Summary], name: str) -> Statement:
         "no network is clearly the most robust in the worst case.",
         f"{title} has the highest figure: {figures} Not clearly below it ({BY}): {names}.",
     )
+
+
+def _listed(texts: Sequence[str]) -> str:
+    """'A; B; C; and 2 more'."""
+    more = [f"and {len(texts) - LISTED} more"] if len(texts) > LISTED else []
+    return "; ".join([*texts[:LISTED], *more])
 
 
 def _titles(summaries: Sequence[Summary]) -> list[str]:
@@ -134,9 +140,8 @@ def check_lines(records: Sequence[Record]) -> list[Statement]:
     ]
     lines = lines or [Statement("No run failed a check of its evaluation.")]
     for name, pairs in warned.items():
-        titles = [run_title(record) for record, _ in pairs]
-        more = f"; and {number_of(len(titles) - LISTED, 'run')} more" if len(titles) > LISTED else ""
-        lines.append(Statement(f"Check with a warning: {name}.", f"{'; '.join(titles[:LISTED])}{more}."))
+        titles = _listed([run_title(record) for record, _ in pairs])
+        lines.append(Statement(f"Check with a warning: {name}.", f"{titles}."))
     return [*lines, *_skipped(records)]
 
 
