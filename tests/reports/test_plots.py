@@ -170,6 +170,25 @@ def test_frontier_rings_its_networks_and_separates_quick_figures(tmp_path, drawn
     assert "on the frontier" in [text.get_text() for text in drawn[0].legends[0].get_texts()]
 
 
+def test_networks_of_about_equal_cost_are_side_by_side_and_their_scale_is_written_once(tmp_path, drawn):
+    costs = {"at_small_dense": 0.01, "at_sparse": 0.01, "at_moe": 0.0105, "advmoe": 0.02}
+    frontier([record(method, gmacs=gmacs) for method, gmacs in costs.items()], tmp_path / "frontier.png")
+    (ax,) = drawn[0].axes
+    places = [place for (place,), _ in lines(ax).values()]
+    assert sorted(places) == pytest.approx([0.01, 0.0106, 0.0106 * 1.06, 0.02])
+    assert [text.get_text() for text in ax.texts] == ["r 0.5", "r 0.5"]  # one for three networks, one for AdvMoE
+    assert [text.xy[0] for text in ax.texts] == pytest.approx([0.0106, 0.02])
+
+
+def test_a_legend_has_as_many_columns_as_fit(tmp_path, drawn):
+    long = [with_settings(record(method), "training", ema=0.995, label_smoothing=0.1) for method in METHODS]
+    for networks in (map(record, METHODS), long):
+        frontier(list(networks), tmp_path / "frontier.png")
+    short, wide = (figure.legends[0] for figure in drawn)
+    assert (short._ncols, wide._ncols) == (3, 2)
+    assert wide.get_window_extent().width <= drawn[1].bbox.width
+
+
 def test_frontier_separates_networks_that_cannot_be_compared(tmp_path, drawn):
     """Other attacks, or other settings of the training, are other panels; seeds attacked differently have no point."""
     methods = ("at_dense", "at_small_dense", "at_sparse", "at_moe")

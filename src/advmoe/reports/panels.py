@@ -197,9 +197,13 @@ def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Seque
 
 
 def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
-    """One legend for the whole figure, each label once."""
+    """One legend for the whole figure, each label once, in as many columns as fit, up to three."""
     handles: dict[str, Artist] = {}
     for ax in axes:
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, frameon=False)
+    for columns in (3, 2, 1):
+        legend = figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()

@@ -34,7 +34,8 @@ from advmoe.reports.routes import fig_a1, load_heat_map
 DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
 CELL: Callable[[Summary], Cell] = attrgetter("cell")
 OF_NETWORK = ("model.backbone", "model.width")  # settings in which the networks of a frontier may differ
-ASIDE = 1.06  # networks of almost equal cost are drawn side by side, apart by this factor
+ASIDE = 1.06  # networks of about equal cost are drawn side by side, apart by this factor
+TOGETHER = 1.3  # networks of one model scale that are drawn nearer than this factor have one label
 
 
 def fig7(records: list[Record], path: Path) -> bool:
@@ -172,7 +173,8 @@ def frontier(records: list[Record], path: Path) -> bool:
     """The worst case against GMACs, one panel for each group of several networks that can be compared: the same setting apart from
     the network, and the same attacks.
 
-    A ring and a line mark the networks on the frontier (`on_frontier`).
+    A ring and a line mark the networks on the frontier (`on_frontier`). Networks of about equal cost are drawn side by side, to the
+    right of their cost.
     """
     summaries = summarise(records)
     measured = [(summary, name) for summary in summaries for name in summary.attacks]
@@ -180,7 +182,7 @@ def frontier(records: list[Record], path: Path) -> bool:
     panels = {key: members for key, members in panels.items() if len(members) > 1}
     if not panels:
         return False
-    figure = Figure(figsize=(6.4, 4.2 * len(panels) + 0.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.2 * len(panels) + 0.8), layout="constrained")
     axes = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
     for ax, ((setting, panel, _), members) in zip(axes, panels.items(), strict=True):
         _against_cost(ax, panel.name, members)
@@ -207,33 +209,44 @@ def _frontier_key(measured: tuple[Summary, str]) -> tuple[Cell, Panel, str]:
 
 def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
     several = len({summary.cell.backbone for summary in summaries}) > 1
-    drawn_at: dict[Cell, float] = {}
-    costs: list[float] = []
+    by_cost, drawn_at, last = sorted(summaries, key=_gmacs), dict[Cell, float](), 0.0
+    for summary in by_cost:
+        drawn_at[summary.cell] = last = max(_gmacs(summary), ASIDE * last)
     for line, members in by_line(summaries, CELL).items():
+        style = style_of(line)
         for summary in members:
-            style, cell, mean, gmacs = style_of(line), summary.cell, summary.figures[name].mean, _gmacs(summary)
-            low, high = interval(summary, name)
-            beside = sum(abs(cost - gmacs) < 0.03 * gmacs for cost in costs)
-            costs.append(gmacs)
-            x = drawn_at[cell] = gmacs * ASIDE**beside
+            mean, (low, high) = summary.figures[name].mean, interval(summary, name)
             ax.errorbar(
-                x, mean, yerr=[[mean - low], [high - mean]], color=style.colour, linestyle="", **style.marks(7), capsize=2,
-                label=label_of(line),
+                drawn_at[summary.cell], mean, yerr=[[mean - low], [high - mean]], color=style.colour, linestyle="",
+                **style.marks(7), capsize=2, label=label_of(line),
             )  # fmt: skip
-            text = f"{short(cell.backbone)}, " * several + f"r {cell.model_scale:g}"
-            ax.annotate(text, (x, mean), (7, 5), textcoords="offset points", fontsize=7)
+    texts = grouped(by_cost, lambda one: f"{short(one.cell.backbone)}, " * several + f"r {one.cell.model_scale:g}")
+    for text, members in texts.items():
+        for near in _near(members, drawn_at):
+            x, top = drawn_at[near[len(near) // 2].cell], max(interval(summary, name)[1] for summary in near)
+            ax.annotate(text, (x, top), (0, 3), textcoords="offset points", fontsize=7, ha="center")
     best = on_frontier(summaries, name)
     xs, ys = [drawn_at[summary.cell] for summary in best], [summary.figures[name].mean for summary in best]
     if best:
         ax.plot(xs, ys, color="#767676", linewidth=0.9, zorder=0)
         ax.scatter(xs, ys, s=170, facecolors="none", edgecolors="#333333", linewidths=1.1, label="on the frontier")
-    ax.set(xlabel="GMACs of one image", ylabel=f"{DRAWN[name].label}, %")
+    ax.set(xlabel="GMACs of one image (networks of about equal cost are side by side)", ylabel=f"{DRAWN[name].label}, %")
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter("{x:g}")
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.margins(x=0.12, y=0.12)
     ax.grid(alpha=0.3)
+
+
+def _near(summaries: Sequence[Summary], drawn_at: Mapping[Cell, float]) -> list[list[Summary]]:
+    """Summaries, in order of their place, split where the next place is further away than TOGETHER."""
+    parts: list[list[Summary]] = []
+    for summary in summaries:
+        if not parts or drawn_at[summary.cell] > TOGETHER * drawn_at[parts[-1][-1].cell]:
+            parts.append([])
+        parts[-1].append(summary)
+    return parts
 
 
 def _gmacs(summary: Summary) -> float:
