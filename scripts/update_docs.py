@@ -30,7 +30,7 @@ from advmoe.reports.control import worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured, worst_of
-from advmoe.reports.panels import in_words, network_title
+from advmoe.reports.panels import in_words, network_title, radius
 from advmoe.reports.plots import frontier
 from advmoe.reports.verdict import check_lines, verdict
 
@@ -68,10 +68,23 @@ def table(records: list[Record]) -> str:
     config = first.config
     caption = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
-        f"{config.training.epochs} epochs, one seed; {first.test_images} test images, epsilon {first.epsilon:.3g}, "
+        f"{config.training.epochs} epochs, one seed; {first.test_images} test images, {radius(first.epsilon)}, "
         f"`--{'quick' if first.ra_worst is None else 'standard'}`; percent, 95 % interval in brackets."
     )
     return "\n".join([*head, *(row(record, measures) for record in records), "", caption])
+
+
+def standard() -> str:
+    """The networks under --standard, and the self-checks that they failed."""
+    evaluated = records("results/evaluation/cifar10_standard.json")
+    failed = [
+        f"`{record.method}`, check {check.number} ({check.detail.removesuffix('.')})"
+        for record in evaluated
+        for check in record.evaluation.checks
+        if check.status == "fail"
+    ]
+    checks = f"Failed [self-checks](docs/evaluation.md#self-checks), so RA-50 or RA-AA is too high: {'; '.join(failed)}."
+    return f"{table(evaluated)}\n\n{checks}"
 
 
 def in_bold(statement: Statement) -> str:
@@ -88,11 +101,12 @@ def demo() -> str:
 def networks_table() -> str:
     """The networks of the package, the most robust one of each data set first; and how FLAGSHIP compares."""
     records = [(name, read_record(networks.record_file(name))) for name in networks.names()]
-    lines = ["| name | images | method | RA-worst | SA | GMACs | MB |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
+    lines = ["| name | data | method | RA-worst (95 % interval) | SA | GMACs | MB |", "| --- | --- | --- | ---: | ---: | ---: | ---: |"]
     for name, record in sorted(records, key=lambda pair: (pair[1].dataset, -pair[1].worst)):
         bound = "at most " if record.ra_worst is None else ""
         size = networks.weights(name).stat().st_size / 1e6
-        figures = f"{bound}{record.worst:.1f} | {record.sa:.1f} | {record.gmacs:.4f} | {size:.1f}"
+        low, high = record.evaluation.intervals[worst_of(record).name]
+        figures = f"{bound}{record.worst:.1f} ({low:.0f} to {high:.0f}) | {record.sa:.1f} | {record.gmacs:.4f} | {size:.1f}"
         lines.append(f"| `{name}` | {record.dataset} | `{record.method}` | {figures} |")
     compared = dict(records)
     difference = worst_case_difference([(compared[FLAGSHIP], compared[f"{FLAGSHIP}-small-dense"])])
@@ -339,7 +353,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "robustness": robustness,
         "methods": methods_table,
         "networks": networks_table,
-        "standard": lambda: table(records("results/evaluation/cifar10_standard.json")),
+        "standard": standard,
     },
     "docs/start.md": {"demo": demo},
     "docs/choices.md": {"choice": choice_table, "ingredients": ingredients_table},

@@ -28,7 +28,7 @@ def test_verdict_names_the_most_robust_network_and_its_cost():
 def test_verdict_names_what_is_not_clearly_below():
     (first, *_) = module.verdict(runs(at_dense=55.5, at_small_dense=46.0, advmoe=56.0))
     assert first.answer == "On fashion-mnist, no network is clearly the most robust in the worst case."
-    assert first.figures.startswith("AdvMoE, r 0.5, N 2 has the highest figure: RA-worst 54.0 ± 0.0 % (2 seeds)")
+    assert first.figures.startswith("Of the networks with several seeds, AdvMoE, r 0.5, N 2 has the highest mean: RA-worst 54.0 ± 0.0 % (2 seeds)")
     assert "Not clearly below it (95 % intervals over seeds and over images): AT (Dense) (53.5 %)." in first.figures
     assert "AT (S-Dense)" not in first.figures
 
@@ -76,18 +76,18 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     (answer,) = [line for line in lines if line.startswith("Does choosing an expert help?")]
     assert "help? Not shown. RA-worst minus that of the control with one expert, on the same images" in answer
     assert "AdvMoE, r 0.5, N 2: +25.0 points (" in answer
-    assert answer.endswith("), 2 seeds.")
+    assert answer.endswith("), 2 seeds. Over seeds no network is apart from its control, so neither gain nor harm is shown.")
     assert not any("choosing an expert" in line for line in verdict(pair[0]))
     others = verdict([*pair[0], *pair[1], record(dataset="other")])
     (answer,) = [line for line in others if line.startswith("Does choosing an expert help? On fashion-mnist: Not shown.")]
-    assert answer.endswith("), 2 seeds.")
+    assert "), 2 seeds. Over seeds" in answer
     shorter = record("advmoe", epochs=1), record("at_moe", num_experts=1, epochs=1)
     for network in shorter:
         network.evaluation.flags = "1100"
     answers = [line for line in verdict([*pair[0], *pair[1], *shorter]) if "choosing an expert" in line]
     assert [", 1 epoch on" in answer for answer in answers] in ([True, False], [False, True])
     (answer,) = [line for line in verdict([*pair[0], pair[1][0], attacked(pair[1][1], "pgd_10")]) if "an expert help" in line]
-    assert answer.endswith("), 1 seed.")
+    assert "), 1 seed. Over seeds" in answer
     for network in pair[1]:
         with_settings(network, "training", lr=0.05)
     assert not any("choosing an expert" in line for line in verdict([*pair[0], *pair[1]]))

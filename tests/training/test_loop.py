@@ -75,19 +75,19 @@ def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny,
 )  # fmt: skip
 def test_precision_of_a_device(precision, device, capability, expected, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert autocast(tiny(precision=precision), torch.device(device)) is expected
+    assert autocast(precision, torch.device(device)) is expected
 
 
 @pytest.mark.parametrize(("instructions", "expected"), [(True, torch.bfloat16), (False, None)])
 def test_auto_precision_on_a_cpu_is_bfloat16_if_it_has_instructions_for_it(instructions, expected, tiny, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
-    assert autocast(tiny(precision="auto"), torch.device("cpu")) is expected
+    assert autocast("auto", torch.device("cpu")) is expected
 
 
 def test_bfloat16_is_refused_on_a_device_without_it(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(UserError, match=r"^precision: cuda:0 has float32, not bfloat16$"):
-        autocast(tiny(precision="bfloat16"), torch.device("cuda:0"))
+        autocast("bfloat16", torch.device("cuda:0"))
 
 
 def test_a_refused_precision_creates_no_folder(tiny, splits, tmp_path, monkeypatch):

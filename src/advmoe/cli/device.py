@@ -4,13 +4,13 @@ import os
 
 import torch
 
-from advmoe.config import RuntimeConfig
+from advmoe.config import ComputeConfig
 from advmoe.distributed import local_device
 from advmoe.errors import UserError
 from advmoe.moe import check_dispatch
 
 
-def device(runtime: RuntimeConfig) -> torch.device:
+def device(runtime: ComputeConfig) -> torch.device:
     """The device to run on. Also sets the number of threads. Raises UserError if the device or the dispatch is not available."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field
 
 from advmoe.benchmark.machine import Host, Machine
 from advmoe.cli.arguments.doctor import DoctorArguments
-from advmoe.config import RunConfig, RuntimeConfig
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 from advmoe.moe.dispatch import available
 from advmoe.training.compiled import has_compiler
@@ -71,7 +70,7 @@ def examine(folder: Path) -> Diagnosis:
     required, lack = needs(package), _lack(package, needs(package))
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = autocast(RunConfig(runtime=RuntimeConfig(precision="auto")), device) is not None
+    bf16 = autocast("auto", device) is not None
     return Diagnosis(
         **Machine.of_this_process().model_dump(exclude={"libraries"}), torch=torch.__version__, cuda=torch.version.cuda,
         dispatches=available(device), bf16=bf16, compiler=has_compiler(),

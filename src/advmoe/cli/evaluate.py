@@ -114,7 +114,7 @@ def _record(
         options = EvaluationOptions(
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
-            bf16_search=autocast(config.replace(runtime=arguments.runtime), splits.test.labels.device) is not None,
+            bf16_search=autocast(arguments.runtime.precision, splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, progress=progress.attacked, batch_size=arguments.batch_size,
             pathway_budget=arguments.pathway_budget,
         )  # fmt: skip

@@ -231,8 +231,8 @@ class TrainingConfig(Section):
     """On a NaN or infinity: stop, or go back to the last good checkpoint and halve the routers' learning rate, at most 3 times."""
 
 
-class RuntimeConfig(Section):
-    """Where and how a run is computed. A run with other values here is still the same run."""
+class ComputeConfig(Section):
+    """Where and how networks are computed."""
 
     device: Device = "auto"
     """Torch device; auto uses CUDA if there is a CUDA device."""
@@ -240,17 +240,23 @@ class RuntimeConfig(Section):
     """CPU threads; 0 keeps torch's choice."""
     precision: Precision = "float32"
     """bfloat16 runs the convolutions in bf16 (losses and the routers' linear layers stay float32). auto uses it on CPUs with
-    AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher."""
+    AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher. In an evaluation only the attacks' gradients use it:
+    images are judged in float32."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
-    """How each image is convolved with the filters of its expert. All ways give the same numbers; auto uses the fastest one
-    (docs/performance.md)."""
+    """How each image is convolved with the filters of its expert. All ways give the same values up to rounding; auto uses the
+    fastest one (docs/performance.md)."""
+    deterministic: bool = False
+    """Use only operations that give the same bits each time on one machine; some are slower, and CUDA lacks a few."""
+
+
+class RuntimeConfig(ComputeConfig):
+    """Where and how a run is trained. A run with other values here is still the same run."""
+
     compile: Compile = "none"
     """Compile the forward and backward passes of training at the start: graphs records CUDA graphs (CUDA only); inductor uses
     torch.compile, which takes minutes, and needs a C++ compiler on the CPU. Rounding differs."""
     save_minutes: Rate = 15.0
     """Minutes of training after which a checkpoint is saved within an epoch."""
-    deterministic: bool = False
-    """Use only operations that give the same bits each time on one machine; some are slower, and CUDA lacks a few."""
 
 
 class RunConfig(Section):

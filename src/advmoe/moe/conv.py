@@ -46,8 +46,8 @@ class DenseConv2d(PlainConv2d):
 class MoEConv2d(nn.Module):
     """A convolution whose filters are chosen for each image by a router (appendix A and Fig. A1 of the AdvMoE paper).
 
-    All experts start with the same filters. They become different because they are trained on different images. Early in
-    training, when routes still change often, a changed route therefore does not change the output (docs/choices.md has figures).
+    All experts start with the same filters. Unless they are tied (`training.tied_share`), they differ from the first update on,
+    because they are trained on different images (docs/choices.md has figures).
 
     `index` is the layer's column in a route. A layer without a router uses the logits of the network's router.
     """

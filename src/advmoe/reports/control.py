@@ -1,4 +1,4 @@
-"""Comparison of a network with its control: the same network and training with one expert."""
+"""Comparison of a network with its control: usually AT (MoE) with one expert, the same network without a choice."""
 
 from collections.abc import Iterable
 

@@ -93,7 +93,7 @@ def _ranking(ranked: Sequence[Summary], name: str) -> Statement:
     names = "; ".join(_with_mean(summary, name) for summary in close)
     return Statement(
         "no network is clearly the most robust in the worst case.",
-        f"{title} has the highest figure: {figures} Not clearly below it ({BY}): {names}.",
+        f"Of the networks with several seeds, {title} has the highest mean: {figures} Not clearly below it ({BY}): {names}.",
     )
 
 

@@ -121,7 +121,7 @@ def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) ->
     x = torch.rand(IMAGES, *spec.shape, device=device, generator=random).requires_grad_()
     layers = network.moe_layers()
     route = torch.randint(layers[0].num_experts, (IMAGES, len(layers)), device=device, generator=random)
-    dtype = autocast(config, device)
+    dtype = autocast(config.runtime.precision, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         logits = network.forward_routed(x, ForcedGate(route))[0].float()
     (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
@@ -130,7 +130,9 @@ def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) ->
 
 def _check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], config: RunConfig) -> None:
     """Raises ValueError if values differ by more than the rounding of the convolutions."""
-    limit = 1e-3 if autocast(config, expected[0].device) is None and expected[0].device.type == "cpu" else 0.1  # bf16, TF32
+    limit = (
+        1e-3 if autocast(config.runtime.precision, expected[0].device) is None and expected[0].device.type == "cpu" else 0.1
+    )  # bf16, TF32
     for value, expected_value in zip(result, expected, strict=True):
         if not (value - expected_value).norm() <= limit * expected_value.norm():
             raise ValueError(f"its values differ from those of {REFERENCE}")

@@ -9,7 +9,7 @@ from torch.amp import is_autocast_available
 
 from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed
-from advmoe.config import DataConfig, RunConfig
+from advmoe.config import DataConfig, Precision, RunConfig
 from advmoe.config.choices import BACKBONES
 from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.data.images import check_splits
@@ -36,7 +36,7 @@ def check(config: RunConfig, splits: Splits) -> None:
     _check_ingredients(config, splits)
     _check_router_options(config, splits)
     _check_sizes(config, splits)
-    autocast(config, splits.train.labels.device)
+    autocast(config.runtime.precision, splits.train.labels.device)
     check_compile(config.runtime, splits.train.labels.device)
 
 
@@ -165,7 +165,9 @@ def train_state(config: RunConfig, model: Classifier, phase: Phase) -> TrainStat
         for level in phase.levels
     }
     loss = LOSSES[METHODS[config.method].loss or training.loss] if training.teacher is None else RSLAD
-    return TrainState(model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config, device))
+    return TrainState(
+        model, config, loss, optimizers, BatchDraws(torch.Generator(device)), autocast(config.runtime.precision, device)
+    )
 
 
 def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, Any]]:
@@ -184,12 +186,11 @@ def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, 
     return [group for group in groups if group["params"]]
 
 
-def autocast(config: RunConfig, device: torch.device) -> torch.dtype | None:
+def autocast(precision: Precision, device: torch.device) -> torch.dtype | None:
     """The dtype of autocast: bfloat16, or None for float32. `auto` means bfloat16 if it is faster on `device`.
 
     Raises UserError if bfloat16 is requested and `device` does not support it.
     """
-    precision = config.runtime.precision
     if precision == "bfloat16" and not _has_bfloat16(device):
         raise UserError(f"precision: {device} has float32, not bfloat16")
     faster = precision == "auto" and _has_bfloat16(device) and _bfloat16_is_fast(device)

@@ -126,9 +126,9 @@ def single_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
 def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
     """AdvMoE: update the routers on one batch with fixed weights, then the weights on another batch with fixed routers.
 
-    In the router update the backbone is in eval mode, so its running statistics do not change. The update is skipped while the
-    experts are tied, because the choice between equal experts does not matter, and while routers that learn only from a target
-    have none.
+    In the router update the backbone is in eval mode, so its running statistics do not change. The update is skipped in the
+    iterations that `router_every` leaves out, while the experts are tied, because the choice between equal experts does not matter,
+    and while routers that learn only from a target have none.
     """
     if not {"routers", "weights"} <= batches.keys():
         raise UserError(f"the step two_level needs the levels routers and weights, not {' and '.join(batches)}")

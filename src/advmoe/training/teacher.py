@@ -33,7 +33,7 @@ def load_teacher(config: RunConfig, splits: Splits) -> Teacher | None:
     saved = (saved_run(path) if path.is_dir() else saved_file(path))[0]
     _check_fit(path, saved.spec, splits.spec)
     device = splits.train.labels.device
-    dtype = autocast(config.replace(runtime=config.runtime.replace(precision="auto")), device)
+    dtype = autocast("auto", device)
     teacher = Teacher(fused(saved.network.to(device).requires_grad_(False)), weights_digest(saved.network), dtype)
     return replace(teacher, precomputed=_precomputed(teacher, splits.train)) if _is_unchanged(config, splits) else teacher
 

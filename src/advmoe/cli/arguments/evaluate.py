@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import tyro
 
 from advmoe.cli.parsing import Flag, parse
-from advmoe.config import Fraction, RuntimeConfig
+from advmoe.config import ComputeConfig, Fraction
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
 from advmoe.errors import UserError, short_repr
 
@@ -54,7 +54,8 @@ class EvaluateArguments:
     transfer: Path | None = None
     """Another run on the same data, such as that of the small dense network: images that fool it are tried on this network."""
     control: Path | None = None
-    """An evaluated run to compare with on the same images: usually the same training with one expert (recipe suffix -n1)."""
+    """An evaluated run to compare with on the same images, usually AT (MoE) with one expert (recipe cifar10-resnet18-at_moe-n1): the
+    same network without a choice."""
     data_dir: str | None = None
     """File or folder of the data, if it is no longer where it was during training."""
     test_set: Path | None = None
@@ -94,7 +95,7 @@ class EvaluateArguments:
     """Also write a RobustBench model_info file, to this path."""
     json: Flag = False
     """Print the Record as JSON."""
-    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    runtime: ComputeConfig = field(default_factory=ComputeConfig)
 
     def __post_init__(self) -> None:
         for name in ("limit_test", "shard_size", "batch_size", "processes"):
