@@ -376,7 +376,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "standard": standard,
     },
     "docs/start.md": {"demo": demo},
-    "docs/choices.md": {"choice": choice_table, "ingredients": ingredients_table},
+    "docs/choices.md": {"choice": choice_table},
+    "docs/ingredients.md": {"ingredients": ingredients_table},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
         "scaling": lambda: benchmark_table("scaling", ("scaling",)),
