@@ -10,9 +10,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from advmoe.cli.report import write_report
 from advmoe.evaluation.record import Record
 from advmoe.reports.collect import collect
+from advmoe.reports.write import write_report
 
 RESULTS = Path(__file__).parents[1] / "results"
 SCREENSHOT = Path(__file__).parents[1] / "docs/images/report.png"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from advmoe.cli import report
 from advmoe.cli.main import main
 from advmoe.files import drafted
 from advmoe.reports.plots import FIGURES
@@ -43,11 +42,12 @@ def runs(tmp_path):
 @pytest.fixture
 def quick(monkeypatch):
     """No figures: they take seconds and are tested elsewhere."""
-    monkeypatch.setattr(report, "FIGURES", {})
+    monkeypatch.setattr("advmoe.reports.write.FIGURES", {})
 
 
 def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(report, "FIGURES", {name: FIGURES[name] for name in ("figA1", "epsilon")})  # each takes its second
+    drawn = {name: FIGURES[name] for name in ("figA1", "epsilon")}  # each takes its second
+    monkeypatch.setattr("advmoe.reports.write.FIGURES", drawn)
     out = tmp_path / "new/report"
     assert main(["report", str(runs), "--out", str(out)]) == 0
     captured = capsys.readouterr()
@@ -55,7 +55,7 @@ def test_everything_is_made_from_records_alone(runs, tmp_path, capsys, monkeypat
     files = names(out)
     table = "ours-fashion-mnist-resnet18-w16-6_epochs"
     assert {f"tables/{name}.{suffix}" for name in ("table_a1", "table_a2", table) for suffix in ("md", "csv", "tex")} <= files
-    assert {f"figures/{name}.{suffix}" for name in report.FIGURES for suffix in ("png", "pdf")} <= files
+    assert {f"figures/{name}.{suffix}" for name in drawn for suffix in ("png", "pdf")} <= files
     assert figures_of(out / f"tables/{table}.csv")["AT (MoE)", "0.5"] == "43"
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "One seed each, so not ranked by RA-worst: AT (Dense)" in page
@@ -134,7 +134,7 @@ def test_a_figure_that_fails_is_one_warning_and_the_rest_is_made(runs, tmp_path,
         path.write_bytes(b"half")
         return True
 
-    monkeypatch.setattr(report, "FIGURES", {"load": fails, "epsilon": draws})
+    monkeypatch.setattr("advmoe.reports.write.FIGURES", {"load": fails, "epsilon": draws})
     out = tmp_path / "out"
     assert main(["report", str(runs), "--out", str(out)]) == 0
     assert capsys.readouterr().err == "warning: left out, figures/load: could not be drawn (ValueError: odd Records)\n"
@@ -167,7 +167,7 @@ def test_an_interrupt_leaves_no_half_written_file(runs, tmp_path, monkeypatch, q
             draft.write_bytes(b"half")
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(report, "FIGURES", {"fig7": interrupted})
+    monkeypatch.setattr("advmoe.reports.write.FIGURES", {"fig7": interrupted})
     assert main(["report", str(runs), "--out", str(out)]) == 130
     assert names(out) == set(before)
     assert (out / "report.html").read_bytes() == before["report.html"]
@@ -202,7 +202,7 @@ def test_a_second_report_to_the_same_folder_waits_for_the_first(runs, tmp_path, 
             threads[0].join(1)
         return False
 
-    monkeypatch.setattr(report, "FIGURES", {"fig7": start_a_second_report})
+    monkeypatch.setattr("advmoe.reports.write.FIGURES", {"fig7": start_a_second_report})
     assert main(["report", str(runs), "--out", str(out)]) == 0
     threads[0].join()
     assert names(out) - {".made.json"} == set(json.loads((out / ".made.json").read_text()))

@@ -54,7 +54,7 @@ def in_ascii(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> tuple[str, 
 @pytest.mark.usefixtures("quick_attack")
 def test_commands_write_to_an_ascii_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of the run and that of the image have characters that ASCII lacks."""
-    monkeypatch.setattr("advmoe.cli.report.FIGURES", {})
+    monkeypatch.setattr("advmoe.reports.write.FIGURES", {})
     run, photo, cpu = tmp_path / "né" / "dîner", tmp_path / "ça.png", ("--device", "cpu")
     Image.new("RGB", (28, 28), (90, 120, 60)).save(photo)
     lines = {

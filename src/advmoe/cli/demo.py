@@ -9,7 +9,6 @@ from advmoe.attacks import Pgd
 from advmoe.cli.arguments.demo import DemoArguments
 from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
-from advmoe.cli.report import write_report
 from advmoe.cli.streams import console
 from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
@@ -23,6 +22,7 @@ from advmoe.recipes import recipe
 from advmoe.reports.answers import answers
 from advmoe.reports.figures import image_grid, trajectories
 from advmoe.reports.tables import record_table
+from advmoe.reports.write import write_report
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 from advmoe.training.start import best_network

@@ -15,12 +15,7 @@ from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import device
 from advmoe.cli.streams import console
-from advmoe.config import RunConfig, differences, from_dict
 from advmoe.errors import UserError
-from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_file import RECORD, checked_record, read_json, read_record
-from advmoe.files import JsonObject, write_json
-from advmoe.locks import turn
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
@@ -28,6 +23,7 @@ from advmoe.sweep.grid import SweepFile, read_sweep
 from advmoe.sweep.job import Job
 from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
+from advmoe.sweep.records import check_records, write_records
 from advmoe.sweep.schedule import SweepOutcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 from advmoe.training.checkpoint import RunFolder
@@ -68,7 +64,7 @@ def run(arguments: SweepArguments) -> None:
     until = deadline(started, arguments.minutes)
     probe_until = started + PROBE_SHARE * (until - started)
     sweep = Sweep(arguments, _planned(arguments, file), _preset(arguments, file), console(), until, probe_until)
-    _check_records(sweep)
+    check_records(arguments.records, sweep.runs)
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
     statuses = sweep.statuses()
@@ -91,59 +87,15 @@ def run(arguments: SweepArguments) -> None:
                 _run_missing(sweep, missing, placement)
         finally:
             if arguments.records is not None:
-                _write_records(sweep, arguments.records)
+                count = write_records(arguments.records, sweep.statuses().values(), arguments.keep_images)
+                if count:
+                    _print(sweep, f"{count} Record{'s' * (count > 1)}: {arguments.records}")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     """Let the first SIGTERM end the command, and ignore further ones, which would cut short its cleanup."""
     signal.signal(number, signal.SIG_IGN)
     raise Stopped(number, "by SIGTERM")
-
-
-def _recorded(path: Path | None) -> list[tuple[JsonObject, Record]]:
-    """The entries of the file of Records, as they are and checked. Raises UserError if it contains anything else."""
-    entries = read_json(path) if path is not None and path.exists() else []
-    if not isinstance(entries, list):
-        raise UserError(f"{path}: is no list of Records")
-    return [(entry, checked_record(entry, f"{path}, entry {number}")) for number, entry in enumerate(entries, 1)]
-
-
-def _check_records(sweep: Sweep) -> None:
-    """Raises UserError if the file of --records cannot be read, or has a run of this sweep with other settings."""
-    path, configs = sweep.arguments.records, {run.name: run.config for run in sweep.runs}
-    for _, record in _recorded(path):
-        if record.run in configs and (changed := differences(_settings(record), configs[record.run])):
-            raise UserError(f"{path}: has another run {record.run} ({changed[0]}); give --records another file")
-
-
-def _settings(record: Record) -> RunConfig:
-    return from_dict(record.config.model_dump(), f"Record of {record.run}")
-
-
-def _is_same_run(old: Record, new: Record) -> bool:
-    if (old.run, old.fingerprint) != (new.run, new.fingerprint):
-        return False
-    return not differences(_settings(old), _settings(new))
-
-
-def _write_records(sweep: Sweep, path: Path) -> None:
-    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time. A Record
-    there is replaced only by one of the same run that is not older."""
-    done = [read_record(sweep.folder(run) / RECORD) for run in sweep.runs if sweep.status(run.name).state is State.DONE]
-    with turn(path.with_name(f".{path.name}.lock")):
-        recorded = _recorded(path)
-        entries = [entry for entry, _ in recorded]
-        for record in done:
-            content = (record if sweep.arguments.keep_images else record.without_images()).to_json()
-            number = next((number for number, (_, old) in enumerate(recorded) if _is_same_run(old, record)), None)
-            if number is None:
-                entries.append(content)
-            elif recorded[number][1].time <= record.time:
-                entries[number] = content
-        if entries != [entry for entry, _ in recorded]:
-            write_json(path, entries, indent=1)
-    if entries:
-        _print(sweep, f"{len(entries)} Record{'s' * (len(entries) > 1)}: {path}")
 
 
 def _print(sweep: Sweep, text: str) -> None:
