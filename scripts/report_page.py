@@ -1,7 +1,7 @@
-"""Make the report's page from the Records in results/, and the screenshot of its first screen.
+"""Make the report's page from the Records in results/, and the screenshots of it.
 
 python scripts/report_page.py FILE.html     the page alone; the site's build calls this
-python scripts/report_page.py               docs/images/report.png, by Chromium
+python scripts/report_page.py               docs/images/report.png and gallery.png, by Chromium
 """
 
 import shutil
@@ -15,9 +15,10 @@ from advmoe.reports.collect import collect
 from advmoe.reports.write import write_report
 
 RESULTS = Path(__file__).parents[1] / "results"
-SCREENSHOT = Path(__file__).parents[1] / "docs/images/report.png"
+IMAGES = Path(__file__).parents[1] / "docs/images"
 FOLDERS = ("cifar10-jpeg", "embedded")  # the page starts with the first
-SIZE = "1200,900"
+SCREENSHOTS = {"report.png": ("", "1200,900"), "gallery.png": ("#images-1", "1000,1066")}  # file -> part of the page, and size
+FRAME = '<style>body {{ margin: 0 }} iframe {{ border: 0; width: 100vw; height: 100vh }}</style><iframe src="{source}"></iframe>'
 
 
 def page_records() -> list[Record]:
@@ -33,14 +34,17 @@ def write_page(file: Path) -> None:
         shutil.copyfile(Path(folder) / "report.html", file)
 
 
-def take_screenshot() -> None:
-    """Write docs/images/report.png."""
+def take_screenshots() -> None:
+    """Write the images of SCREENSHOTS."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report.html"
-        write_page(file)
-        flags = ("--headless=new", "--no-sandbox", "--hide-scrollbars", f"--window-size={SIZE}", f"--screenshot={SCREENSHOT}")
-        subprocess.run(["chromium", *flags, file.as_uri()], check=True, capture_output=True)
+        page, frame = Path(folder) / "report.html", Path(folder) / "frame.html"
+        write_page(page)
+        for name, (part, size) in SCREENSHOTS.items():
+            frame.write_text(FRAME.format(source=page.name + part))  # a screenshot of a page itself cannot begin at a part of it
+            flags = ("--headless=new", "--no-sandbox", "--hide-scrollbars", "--force-prefers-reduced-motion")
+            output = (f"--window-size={size}", f"--screenshot={IMAGES / name}")
+            subprocess.run(["chromium", *flags, *output, frame.as_uri()], check=True, capture_output=True)
 
 
 if __name__ == "__main__":
-    write_page(Path(sys.argv[1])) if len(sys.argv) > 1 else take_screenshot()
+    write_page(Path(sys.argv[1])) if len(sys.argv) > 1 else take_screenshots()

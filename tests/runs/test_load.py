@@ -93,14 +93,14 @@ def test_a_loaded_network_knows_its_classes_and_threat_model_without_the_data(ru
 
 
 def test_the_loaded_network_is_the_one_that_is_evaluated(evaluated: Path, tiny: Any, splits: Any) -> None:
-    model, (network, epoch) = load(str(evaluated)), best_network(evaluated, tiny(epochs=1), splits)
+    model, network = load(str(evaluated)), best_network(evaluated, tiny(epochs=1), splits)
     x = splits.test.pixels()
     with torch.inference_mode():
         assert torch.equal(model(x), network(x))
         route = torch.ones((len(x), len(network.moe_layers())), dtype=torch.long)
         _, routings = model.forward_routed(x, ForcedGate(route))
     assert all((routing.experts == 1).all() for routing in routings)
-    assert (model.epoch, model.spec) == (epoch, splits.spec)
+    assert (model.epoch, model.spec) == (RunFolder(evaluated).best().epoch, splits.spec)
     assert model.record == read_record(evaluated / "record.json")
 
 

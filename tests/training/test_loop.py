@@ -153,7 +153,7 @@ def test_the_metrics_file_has_one_line_for_each_epoch(tiny, splits, tmp_path):
 def test_best_network_has_the_weights_of_the_best_epoch(tiny, splits, tmp_path):
     config = tiny("standard")
     history = train(config, splits, tmp_path / "run", Recorder())
-    model, epoch = best_network(tmp_path / "run", config, splits)
+    model, epoch = best_network(tmp_path / "run", config, splits), RunFolder(tmp_path / "run").best().epoch
     assert history[epoch - 1]["val_sa"] == max(row["val_sa"] for row in history)
     with torch.no_grad():
         hits = (model(splits.val.pixels()).argmax(dim=1) == splits.val.labels).float().mean().item()
@@ -217,6 +217,6 @@ def test_every_backbone_trains_and_resumes(backbone, width, method, tiny, splits
     few = splits.train[torch.arange(20)]
     splits = replace(splits, train=few, val=few)
     history = train(config, splits, tmp_path / "run", Recorder())
-    model, epoch = best_network(tmp_path / "run", config, splits)
+    model, epoch = best_network(tmp_path / "run", config, splits), RunFolder(tmp_path / "run").best().epoch
     assert epoch == len(history)
     assert accuracy(correct_flags(model, splits.val)) == pytest.approx(history[-1]["val_sa"], abs=1e-4)

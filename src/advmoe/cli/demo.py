@@ -2,17 +2,14 @@
 
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
-from advmoe.attacks import Pgd
 from advmoe.cli.arguments.demo import DemoArguments
 from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.cli.streams import console
 from advmoe.config import RunConfig
 from advmoe.data import Splits, load_dataset
-from advmoe.evaluation.accuracy import adversarial, correct_flags, evaluation_step
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, write_record
 from advmoe.evaluation.store import shard_count
@@ -20,15 +17,12 @@ from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import write_json
 from advmoe.recipes import recipe
 from advmoe.reports.answers import answers
-from advmoe.reports.figures import image_grid, trajectories
 from advmoe.reports.tables import record_table
 from advmoe.reports.write import write_report
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
-from advmoe.training.start import best_network
 
 RECIPES = ("standard", "at_small_dense", "at_dense", "at_moe-n1", "advmoe")
-GRID_IMAGES = 6
 
 
 def run(arguments: DemoArguments) -> None:
@@ -38,14 +32,12 @@ def run(arguments: DemoArguments) -> None:
     out, torch_device = arguments.out, device(arguments.runtime)
     configs = {name: recipe(f"demo-{name}").replace(runtime=arguments.runtime, seed=arguments.seed) for name in RECIPES}
     splits = load_dataset(configs["advmoe"].data).to(torch_device)
-    histories, records = {}, []
+    records = []
     for name, config in configs.items():
         with TrainingProgress(terminal, name, config.training.epochs) as progress:
-            histories[name] = train(config, splits, out / name, progress, resume=(out / name).exists())
+            train(config, splits, out / name, progress, resume=(out / name).exists())
         records.append(_evaluate(out / name, config, splits, terminal))
     write_json(out / "records.json", [record.to_json() for record in records], indent=1)
-    trajectories(histories, out / "trajectories.png")
-    _grid(out, configs["advmoe"], splits)
     statements = answers(records)
     write_report(records, out, lambda text: terminal.print(text, style="yellow", highlight=False), statements)
     epsilon = configs["advmoe"].attack.epsilon
@@ -64,17 +56,3 @@ def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) ->
         record = evaluate_folder(run, config, splits, options, dispatch=config.runtime.dispatch)
     write_record(run / RECORD, record)
     return record
-
-
-def _grid(out: Path, config: RunConfig, splits: Splits) -> None:
-    """The first correctly classified test image of each of six classes."""
-    model, _ = best_network(out / "advmoe", config, splits)
-    right = correct_flags(model, splits.test).nonzero()[:, 0].tolist()
-    first = {int(splits.test.labels[row]): row for row in reversed(right)}
-    rows = sorted(first.values())[:GRID_IMAGES]
-    if not rows:
-        return
-    batch = splits.test[torch.tensor(rows, device=splits.test.labels.device)]
-    settings = Pgd(config.attack.epsilon, evaluation_step(config.attack.epsilon), 50)
-    x_adv = adversarial(model, batch.pixels(), batch.labels, settings, rows)
-    image_grid(model, batch.pixels(), x_adv, batch.labels, splits.spec.classes, out / "images.png")

@@ -17,10 +17,9 @@ from advmoe.reports.captions import CAPTIONS, Caption
 from advmoe.reports.cells import Summary, summarise
 from advmoe.reports.claims import INTERVALS, Claim
 from advmoe.reports.collect import Cell, is_full_scale, is_routed
-from advmoe.reports.figures import DPI
 from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import SUMMARY, Measure
-from advmoe.reports.panels import METHOD_STYLES, radius, style_of
+from advmoe.reports.panels import DPI, METHOD_STYLES, radius, style_of
 from advmoe.reports.paper_tables import MEANING, Notes, ours
 from advmoe.reports.runs import Run, number_of, run_of
 from advmoe.reports.words import WORDS

@@ -1,7 +1,8 @@
-"""Shared parts of the figures: the style of each method, the Records of each panel, means over seeds."""
+"""Shared parts of the figures: the style of each method, the Records of each panel, means over seeds, files."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,11 +10,15 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from advmoe.evaluation.record import Record
+from advmoe.files import drafted
 from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed
-from advmoe.reports.figures import COLOURS, short
 
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
+DPI = 150
+MAX_NAME = 28  # characters of a name in a figure
 LEGEND_WIDTH = 30  # characters
 Key = TypeVar("Key")
 Runs = TypeVar("Runs")  # a Record, or a Summary of several
@@ -207,3 +212,17 @@ def legend_below(figure: Figure, axes: Iterable[Axes]) -> None:
         if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
+
+
+def short(name: str) -> str:
+    """A name from data on one line, cut to MAX_NAME characters."""
+    line = " ".join(name.split())
+    return line if len(line) <= MAX_NAME else f"{line[: MAX_NAME - 1]}…"
+
+
+def save(figure: Figure, path: Path) -> None:
+    """PNG or PDF, by the path's suffix. Texts are drawn literally: a $ in a name from the data does not start a formula."""
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+    with drafted(path) as draft:
+        figure.savefig(draft, format=path.suffix[1:], dpi=DPI)

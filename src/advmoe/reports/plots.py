@@ -16,7 +16,6 @@ from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import attack_title
 from advmoe.reports.cells import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
 from advmoe.reports.collect import Cell, cell_of, is_full_scale
-from advmoe.reports.figures import save, short
 from advmoe.reports.measures import SUMMARY
 from advmoe.reports.panels import (
     by_line,
@@ -26,6 +25,8 @@ from advmoe.reports.panels import (
     label_of,
     legend_below,
     radius,
+    save,
+    short,
     style_of,
     titled,
 )

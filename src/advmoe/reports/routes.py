@@ -16,8 +16,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_snapshot import GalleryImage
 from advmoe.reports.attacks import attack_title
 from advmoe.reports.collect import cell_of
-from advmoe.reports.figures import save, short
-from advmoe.reports.panels import grouped, style_of
+from advmoe.reports.panels import grouped, save, short, style_of
 
 CHOSEN, CHANGED, PALE = "#009E73", "#D55E00", "#E6E6E6"
 ROUND = "round,pad=0,rounding_size=0.12"

@@ -112,15 +112,14 @@ def network(config: RunConfig, spec: ImageSpec) -> Classifier:
     return model
 
 
-def best_network(run: Path, config: RunConfig, splits: Splits) -> tuple[Classifier, int]:
-    """The network of a run's best epoch, and the number of that epoch (from 1). Raises UserError if there is no such checkpoint.
+def best_network(run: Path, config: RunConfig, splits: Splits) -> Classifier:
+    """The network of a run's best epoch. Raises UserError if there is no such checkpoint.
 
     The network is in eval mode, without masked channels, on the device of the data.
     """
     model = network(config, splits.spec)
-    best = RunFolder(run).best()
-    load_weights(model, best)
-    return compact(model).to(splits.test.labels.device).eval(), best.epoch
+    load_weights(model, RunFolder(run).best())
+    return compact(model).to(splits.test.labels.device).eval()
 
 
 def initial_network(config: RunConfig, splits: Splits) -> Classifier:

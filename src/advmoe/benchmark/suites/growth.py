@@ -19,7 +19,7 @@ from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.variants import configuration
 from advmoe.config import RunConfig
 from advmoe.files import drafted
-from advmoe.reports.figures import COLOURS, DASHES
+from advmoe.reports.panels import COLOURS
 
 BATCH = 32
 ROUNDS = 3
@@ -119,7 +119,7 @@ def _panel(ax: Axes, axis: str, unit: str, curve: Curve) -> None:
     values, costs = np.array(list(curve)), np.array(list(curve.values()))
     slope, level = np.polyfit(np.log(values), np.log(costs), 1)
     ax.loglog(values, costs, "o", color=COLOURS[0])
-    ax.loglog(values, np.exp(level) * values**slope, DASHES[1], color=COLOURS[1], label=f"exponent {slope:.2f}")
+    ax.loglog(values, np.exp(level) * values**slope, "--", color=COLOURS[1], label=f"exponent {slope:.2f}")
     ax.set(xlabel=axis, ylabel=unit)
     ax.set_xticks(values, labels=[f"{value:g}" for value in values])
     ax.minorticks_off()
