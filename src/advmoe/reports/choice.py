@@ -69,7 +69,7 @@ def differences_from_control(records: Sequence[Record]) -> dict[Cell, Against]:
         runs.setdefault(cell_of(record), {})[record.seed] = record
     differences = {}
     for cell, seeds in runs.items():
-        control = next((control for control in CHOICE.find(cell) if control in runs), None) if is_routed(cell.method) else None
+        control = CHOICE.other_of(cell, runs) if is_routed(cell.method) else None
         if control is None or CHOICE.unequal_settings(cell, control, records):
             continue
         pairs = compared((record, runs[control][seed]) for seed, record in seeds.items() if seed in runs[control])

@@ -1,7 +1,7 @@
 """A judgement of each claim of the appendix by the runs."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
@@ -86,10 +86,12 @@ class Ablation:
     def _in(self, setting: Cell, group: Sequence[Summary], records: Sequence[Record]) -> Claim | None:
         outcomes: list[Outcome | None] = []
         sentences = []
+        by_cell = {summary.cell: summary for summary in group}
         for summary in group:
-            other = next((other for cell in self.find(summary.cell) for other in group if other.cell == cell), None)
-            if other is None:
+            cell = self.other_of(summary.cell, by_cell)
+            if cell is None:
                 continue
+            other = by_cell[cell]
             name = next((name for name in WORST if name in summary.figures and name in other.figures), None)
             if name is None or summary.attacks[name] != other.attacks[name]:
                 outcomes.append(None)
@@ -105,6 +107,10 @@ class Ablation:
         if not outcomes:
             return None
         return Claim(f"{self.claim}, in {setting_text(setting)}", _judgement(outcomes), " ".join(sentences))
+
+    def other_of(self, cell: Cell, cells: Container[Cell]) -> Cell | None:
+        """The other network of a pair, among `cells`; None if it was not run."""
+        return next((other for other in self.find(cell) if other in cells), None)
 
     def unequal_settings(self, cell: Cell, other: Cell, records: Sequence[Record]) -> str:
         """The settings that differ in a pair although they should be equal."""
