@@ -170,6 +170,16 @@ def worst_of(record: Record) -> Measure:
     return next(measure for measure in MEASURES if measure.worst and measure.value(record) is not None)
 
 
+def with_intervals(record: Record) -> list[tuple[str, float, tuple[float, float]]]:
+    """Label, percentage and 95 % interval of every accuracy that has an interval, worst case first."""
+    figures = record.evaluation.figures
+    return [
+        (worst_of(record).label if name in WORST else label(name), figures[name], interval)
+        for name, interval in record.evaluation.intervals.items()
+        if name in figures
+    ]
+
+
 def measured(records: Iterable[Record]) -> list[Measure]:
     """Accuracies that any of the Records has, in order; PGD with other numbers of steps comes after the listed ones."""
     records = list(records)

@@ -10,7 +10,7 @@ from advmoe.config import OF_MACHINE, RunConfig
 from advmoe.config.choices import BACKBONES
 from advmoe.evaluation.record import Record
 from advmoe.reports.markup import Entry, Table, markdown
-from advmoe.reports.measures import WORST, label, worst_of
+from advmoe.reports.measures import label, with_intervals, worst_of
 
 TAGS = ["adversarial-robustness", "mixture-of-experts", "advmoe"]
 USE = """```python
@@ -50,7 +50,7 @@ def _harmless(tree: Any) -> Any:
 
 def _head(record: Record, name: str, license: str | None) -> dict[str, object]:
     """The metadata that the hub reads: tags, and the figures as a model index."""
-    figures = [{"type": "accuracy", "name": title, "value": round(value, 2)} for title, value in _measured(record)]
+    figures = [{"type": "accuracy", "name": title, "value": round(value, 2)} for title, value, _ in with_intervals(record)]
     result = {
         "task": {"type": "image-classification"}, "dataset": {"name": record.dataset, "type": record.dataset},
         "metrics": figures,
@@ -58,16 +58,6 @@ def _head(record: Record, name: str, license: str | None) -> dict[str, object]:
     index = [{"name": name.rpartition("/")[2], "results": [result]}]
     named = {} if license is None else {"license": license}
     return {**named, "library_name": "advmoe", "pipeline_tag": "image-classification", "tags": TAGS, "model-index": index}
-
-
-def _measured(record: Record) -> list[tuple[str, float]]:
-    """Titles and percentages, worst case first."""
-    figures = record.evaluation.figures
-    return [
-        (worst_of(record).label if name in WORST else label(name), figures[name])
-        for name in record.evaluation.intervals
-        if name in figures
-    ]
 
 
 def _threat(record: Record) -> str:
@@ -98,11 +88,9 @@ def _experts(record: Record) -> str:
 
 
 def _figures(record: Record) -> Table:
-    intervals = record.evaluation.intervals
-    spans = [intervals[name] for name in intervals if name in record.evaluation.figures]
     rows = tuple(
         (Entry(title), Entry(f"{value:.1f}", value), Entry(f"{low:.1f} to {high:.1f}"))
-        for (title, value), (low, high) in zip(_measured(record), spans, strict=True)
+        for title, value, (low, high) in with_intervals(record)
     )
     return Table("figures", "Accuracy on the test set", ("measure", "%", "95 % interval"), rows)
 

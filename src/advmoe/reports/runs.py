@@ -11,7 +11,7 @@ from advmoe.evaluation.record_evaluation import Check
 from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, routing_bounds
 from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
-from advmoe.reports.measures import PRESENT, WORST, evaluated, label, worst_of
+from advmoe.reports.measures import PRESENT, evaluated, with_intervals, worst_of
 from advmoe.reports.panels import run_title
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
@@ -54,12 +54,8 @@ def _headline(record: Record) -> str:
 def _facts(record: Record) -> Iterable[tuple[str, str]]:
     """Accuracies with their intervals, routing, cost."""
     evaluation = record.evaluation
-    for name, (low, high) in evaluation.intervals.items():
-        if name in evaluation.figures:
-            yield (
-                worst_of(record).label if name in WORST else label(name),
-                f"{evaluation.figures[name]:.1f} % (95 % interval {low:.1f} to {high:.1f})",
-            )
+    for name, value, (low, high) in with_intervals(record):
+        yield name, f"{value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
     if ends := routing_bounds(evaluation):
         yield "accuracy under any attack on the routing, estimated", ends
     routing = evaluation.routing
