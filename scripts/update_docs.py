@@ -23,7 +23,7 @@ from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.answers import answers
 from advmoe.reports.attacks import points
-from advmoe.reports.cells import Figure, summarise
+from advmoe.reports.cells import summarise
 from advmoe.reports.choice import differences_from_control
 from advmoe.reports.collect import Cell, cell_of, collect
 from advmoe.reports.control import worst_case_difference
@@ -207,7 +207,7 @@ def methods_table() -> str:
     summaries = [summary for summary in summarise(main_records()) if summary.cell.model_scale in (0.5, 1.0)]
     for summary in summaries:
         figures = summary.figures
-        cells = [spread(figures[measure.name]) if measure.name in figures else "" for measure in measures]
+        cells = [figures[measure.name].text(1) if measure.name in figures else "" for measure in measures]
         reduction = figures["reduction"].mean
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
         lines.append(f"| {method_text(summary.cell)} | {' | '.join([*cells, *cost])} |")
@@ -229,7 +229,7 @@ def choice_table() -> str:
     lines = ["| network | GMACs | SA | RA-50 | RA-worst (quick) | seeds | against one expert, image by image |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for summary in summarise(main_records()):
-        figures = [spread(summary.figures[name]) for name in ("sa", "ra_50", "ra_worst_quick")]
+        figures = [summary.figures[name].text(1) for name in ("sa", "ra_50", "ra_worst_quick")]
         against = str(differences.get(summary.cell, ""))
         cells = [network_title(summary.cell), f"{summary.figures['gmacs'].mean:.4f}", *figures, str(summary.n), against]
         lines.append(f"| {' | '.join(cells)} |")
@@ -294,11 +294,6 @@ def draw_image() -> None:
 def records_digest() -> str:
     """SHA-256 of the Records behind the image."""
     return hashlib.sha256("".join(record.model_dump_json() for record in main_records()).encode()).hexdigest()
-
-
-def spread(figure: Figure) -> str:
-    """Mean and sample deviation."""
-    return f"{figure.mean:.1f}" + ("" if figure.std is None else f" ± {figure.std:.1f}")
 
 
 def low_precision_table() -> str:

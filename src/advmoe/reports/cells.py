@@ -30,6 +30,10 @@ class Figure:
     n: int
     values: tuple[float, ...]
 
+    def text(self, digits: int) -> str:
+        """'36.2 ± 0.5'; the mean alone if there is no deviation."""
+        return f"{self.mean:.{digits}f}" + ("" if self.std is None else f" ± {self.std:.{digits}f}")
+
 
 @dataclass(frozen=True)
 class Summary:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from advmoe.config import ModelConfig
 from advmoe.evaluation.record import Record
@@ -149,10 +150,9 @@ def ours(run: Summary | None, name: str, notes: Notes) -> Entry:
 
 def figure_entry(figure: Figure, name: str, runs: int, marks: tuple[int, ...] = ()) -> Entry:
     """'36.20 ± 0.50', with the number of seeds if not all of the cell's `runs` measured it."""
-    digits = BY_NAME[name].digits
-    spread = figure.std if BY_NAME[name].unit == "%" else None
-    text = f"{figure.mean:.{digits}f}" + (f" ± {spread:.{digits}f}" if spread is not None else "")
-    return Entry(text + (f" (n = {figure.n})" if figure.n != runs else ""), figure.mean, spread, marks)
+    shown = figure if BY_NAME[name].unit == "%" else replace(figure, std=None)  # the cost does not depend on the seed
+    text = shown.text(BY_NAME[name].digits) + (f" (n = {figure.n})" if figure.n != runs else "")
+    return Entry(text, shown.mean, shown.std, marks)
 
 
 def _model_entries(backbone: str, model_scale: float, style: Style) -> tuple[Entry, Entry, Entry]:

@@ -115,7 +115,7 @@ def _share(summary: Summary, name: str) -> str:
     """'RA-worst 36.2 ± 0.5 % (3 seeds) at 27 % of the dense network's cost (0.0078 GMACs)'."""
     figure = summary.figures[name]
     bound = "an upper bound; " if BY_NAME[name].upper_bound else ""
-    share = f"{label(name)} {figure.mean:.1f} ± {figure.std:.1f} % ({bound}{figure.n} seeds)"
+    share = f"{label(name)} {figure.text(1)} % ({bound}{figure.n} seeds)"
     cost = (
         f"{100 - summary.figures['reduction'].mean:.0f} % of the dense network's cost ({summary.figures['gmacs'].mean:.4f} GMACs)"
     )
