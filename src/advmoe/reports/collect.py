@@ -118,19 +118,28 @@ class Cell:
     @property
     def words(self) -> str:
         """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
+        return f"{self.method}{self.size}{self.options}, {self.backbone}, {self.dataset}"
+
+    @property
+    def size(self) -> str:
+        """', r 0.5, N 2', as far as the method has a model scale and experts."""
         scale = "" if is_full_scale(self.method) else f", r {self.model_scale:g}"
-        experts = f", N {self.num_experts}" if is_routed(self.method) else ""
-        return f"{self.method}{scale}{experts}{self.options}, {self.backbone}, {self.dataset}"
+        return scale + (f", N {self.num_experts}" if is_routed(self.method) else "")
 
     @property
     def options(self) -> str:
         """', same batches, ema 0.995', or empty."""
-        return "".join(f", {part}" for part in (self.variant, self.ingredients) if part)
+        return options_text(self.variant, self.ingredients)
 
     @property
     def setting(self) -> "Cell":
         """The fields that cells must share to be compared: all but method, model scale, number of experts and options."""
         return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="")
+
+
+def options_text(variant: str, ingredients: str) -> str:
+    """', same batches, ema 0.995', or empty."""
+    return "".join(f", {part}" for part in (variant, ingredients) if part)
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))

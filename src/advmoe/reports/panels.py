@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from advmoe.evaluation.record import Record
 from advmoe.files import drafted
-from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed
+from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed, options_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 DPI = 150
@@ -86,8 +86,7 @@ def style_of(runs: Cell | Line) -> Style:
         style = replace(style, colour=colour, dash=dash, marker=marker)
     if runs.ingredients or runs.variant not in ("", *VARIANTS):
         style = replace(style, edge="black")
-    options = "".join(f", {part}" for part in (runs.variant, runs.ingredients) if part)
-    style = replace(style, title=style.title + options)
+    style = replace(style, title=style.title + options_text(runs.variant, runs.ingredients))
     if not is_routed(runs.method):
         return style
     if runs.num_experts in FILLS:
@@ -97,8 +96,7 @@ def style_of(runs: Cell | Line) -> Style:
 
 def network_title(cell: Cell) -> str:
     """'AdvMoE, r 0.5, N 2'."""
-    scale = "" if is_full_scale(cell.method) else f", r {cell.model_scale:g}"
-    return style_of(cell).title + scale + (f", N {cell.num_experts}" if is_routed(cell.method) else "")
+    return style_of(cell).title + cell.size
 
 
 def run_title(record: Record) -> str:
