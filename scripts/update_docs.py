@@ -22,7 +22,6 @@ from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
 from advmoe.reports.answers import answers
-from advmoe.reports.attacks import points
 from advmoe.reports.cells import summarise
 from advmoe.reports.choice import differences_from_control
 from advmoe.reports.collect import Cell, cell_of, collect
@@ -114,7 +113,7 @@ def networks_table() -> str:
     assert difference is not None  # both were evaluated on the same images
     against = (
         f"`{FLAGSHIP}` against the small dense network of about the same cost, in the worst case on the same images: "
-        f"{points(difference)}."
+        f"{difference.words}."
     )
     return "\n".join([*lines, "", against])
 
@@ -247,7 +246,7 @@ def ingredients_table() -> str:
     def against(variant: str, other: str) -> str:
         pairs = [(record, runs[other][seed]) for seed, record in runs[variant].items() if seed in runs.get(other, {})]
         difference = None if variant == other else worst_case_difference(pairs)
-        return "" if difference is None else points(difference)
+        return "" if difference is None else difference.words
 
     def expert_alone(record: Record) -> float | None:
         routing = record.evaluation.routing

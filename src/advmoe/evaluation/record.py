@@ -160,6 +160,11 @@ class Record(Part):
         assert worst is not None  # _has_a_worst_case
         return worst
 
+    @property
+    def trained_by_words(self) -> str:
+        """'advmoe 0.1.0, commit b999d11; then advmoe 0.2.0, commit unknown'."""
+        return "; then ".join(code.words for code in self.trained_by or [RecordedCode()])
+
     def to_json(self) -> JsonObject:
         """The content of record.json."""
         return self.model_dump(mode="json", by_alias=True)

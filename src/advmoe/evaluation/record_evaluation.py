@@ -36,6 +36,11 @@ class Difference(Part):
     low: Number
     high: Number
 
+    @property
+    def words(self) -> str:
+        """'+2.0 points (-1.3 to +5.2)'."""
+        return f"{self.value:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
+
 
 class RoutingFigures(Part):
     """Percentages of all images, except `flip_rate` and `overlap` [L]: percentages of the correct ones. Loads are counts [L, N].

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 
 from advmoe.evaluation.record import Record
-from advmoe.reports.attacks import points
 from advmoe.reports.choice import QUESTION
 from advmoe.reports.collect import cell_of
 from advmoe.reports.control import CONTROL, NO_CONTROL, obstacle, worst_case_difference
@@ -45,7 +44,7 @@ def _at_what_cost(routed: Record, dense: Record | None) -> Statement:
 def _does_routing_help(routed: Record, control: Record | None, small: Record | None) -> list[Statement]:
     routing, parts = routed.evaluation.routing, []
     if small is not None and (difference := worst_case_difference([(routed, small)])):
-        parts.append(f"Over the small dense network of about the same cost: {points(difference)}.")
+        parts.append(f"Over the small dense network of about the same cost: {difference.words}.")
     if routing is not None and routing.fixed_expert_sa and routing.fixed_expert_ra and "10" in routed.ra:
         ra, sa = max(zip(routing.fixed_expert_ra, routing.fixed_expert_sa, strict=True))
         under = f"{ra:.1f} % under PGD-10 (with routers {routed.ra['10']:.1f} %, which PGD-10 overestimates)"
@@ -60,7 +59,7 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
     if difference is not None:
         answer = "Yes, in this seed." if difference.low > 0 else "Not shown."
         answer = "No, it harms in this seed." if difference.high < 0 else answer
-        parts.insert(0, f"The share of images that withstand every attack changes by {points(difference)} against {CONTROL}.")
+        parts.insert(0, f"The share of images that withstand every attack changes by {difference.words} against {CONTROL}.")
     else:
         answer = f"Not compared with {CONTROL}: {obstacle(routed, control)}." if control else NO_CONTROL
     return [Statement(f"{QUESTION} {answer}", " ".join(parts))] if parts or control else []

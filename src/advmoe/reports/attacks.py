@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from advmoe.evaluation.record_evaluation import Difference, EvaluationResult
+from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.measures import label
 
 
@@ -32,11 +32,6 @@ def routing_bounds(evaluation: EvaluationResult) -> str:
     return f"between {figures['ra_paths']:.1f} % ({label('ra_paths')}) and {figures[worst]:.1f} % ({label(worst)})"
 
 
-def points(difference: Difference) -> str:
-    """'+2.0 points (-1.3 to +5.2)'."""
-    return f"{difference.value:+.1f} points ({difference.low:+.1f} to {difference.high:+.1f})"
-
-
 def choice_gains(evaluation: EvaluationResult) -> str:
     """The worst case of the routed network minus that of each fixed expert, as text; "" if it was not measured.
 
@@ -44,7 +39,7 @@ def choice_gains(evaluation: EvaluationResult) -> str:
     """
     routing = evaluation.routing
     gains = (routing.choice_gain_worst or routing.choice_gain) if routing else []
-    text = "; ".join(f"{points(difference)} over expert {expert} alone" for expert, difference in enumerate(gains))
+    text = "; ".join(f"{difference.words} over expert {expert} alone" for expert, difference in enumerate(gains))
     if not text or (routing and routing.choice_gain_worst):
         return text and f"{text}, in the worst case"
     return f"{text}, under PGD-10: probably too high, because PGD overestimates routed networks more than a fixed expert"

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
-from advmoe.evaluation.record import Record, RecordedCode
+from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, shared_settings, short_value
 from advmoe.reports.measures import SUMMARY, WORST, attacks_of
@@ -75,12 +75,8 @@ def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
         {name: figure([figures[name] for figures, _ in measured if name in figures]) for name in names if name not in mixed},
         departures(runs[0]), any(run.evaluation.autoattack_unreliable for run in runs),
         {name: sets.pop() for name, sets in plans.items() if name not in mixed}, mixed, shared_settings(runs[0]),
-        tuple(dict.fromkeys(map(_trained_by, runs))),
+        tuple(dict.fromkeys(run.trained_by_words for run in runs)),
     )  # fmt: skip
-
-
-def _trained_by(record: Record) -> str:
-    return "; then ".join(code.words for code in record.trained_by or [RecordedCode()])
 
 
 def _figures(record: Record) -> dict[str, float]:

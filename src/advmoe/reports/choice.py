@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
-from advmoe.reports.attacks import points
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import CHOICE
 from advmoe.reports.collect import Cell, cell_of, is_routed
@@ -56,7 +55,7 @@ class Against(NamedTuple):
 
     def __str__(self) -> str:
         """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
-        return f"{points(self.difference)}, {self.seeds} seed{'s' * (self.seeds > 1)}"
+        return f"{self.difference.words}, {self.seeds} seed{'s' * (self.seeds > 1)}"
 
 
 def differences_from_control(records: Sequence[Record]) -> dict[Cell, Against]:

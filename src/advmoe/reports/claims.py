@@ -9,7 +9,6 @@ from typing import Literal
 from advmoe.evaluation.record import Record
 from advmoe.paper import Cell as PrintedCell
 from advmoe.paper import cells as printed_cells
-from advmoe.reports.attacks import points
 from advmoe.reports.cells import Outcome, Summary, by_setting, interval, outcome, summarise
 from advmoe.reports.collect import OF_METHODS, SAME_BATCHES, Cell, cell_of, differing, is_full_scale, is_routed, settings
 from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
@@ -141,7 +140,7 @@ def _paired(cell: Cell, control: Cell, records: Sequence[Record]) -> str:
     runs = {record.seed: record for record in records if cell_of(record) == cell}
     controls = {record.seed: record for record in records if cell_of(record) == control}
     difference = worst_case_difference((runs[seed], controls[seed]) for seed in runs if seed in controls)
-    return "" if difference is None else f" Difference on the same images: {points(difference)}."
+    return "" if difference is None else f" Difference on the same images: {difference.words}."
 
 
 CHOICE = Ablation(

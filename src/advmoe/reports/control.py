@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.results import mean_difference
-from advmoe.reports.attacks import points
 from advmoe.reports.collect import differing
 from advmoe.reports.measures import attack_settings, attacks_of, evaluated, worst_of
 
@@ -68,6 +67,6 @@ def comparison_line(record: Record, control: Record) -> str:
         return f"not compared with {name}: {obstacle(record, control)}"
     verdict = "more robust than" if difference.low > 0 else "less robust than" if difference.high < 0 else "not apart from"
     return (
-        f"{worst_of(record).label} minus that of {name}, on the same images: {points(difference)}: this trained network is "
+        f"{worst_of(record).label} minus that of {name}, on the same images: {difference.words}: this trained network is "
         f"{verdict} that one. The interval is over images, not seeds: it compares the two networks, not their methods"
     )

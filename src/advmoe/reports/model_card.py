@@ -154,7 +154,7 @@ def _origin(record: Record) -> str:
     lines = [
         f"Measured by advmoe {record.advmoe or '?'} (commit {record.commit or 'unknown'}; {versions}) at",
         f"{record.time}: epoch {record.epoch} of seed {record.seed}, trained on {record.train_images} images.",
-        *(f"Trained by {'; then '.join(code.words for code in trained_by)}." for trained_by in [record.trained_by] if trained_by),
+        *([f"Trained by {record.trained_by_words}."] if record.trained_by else []),
         f"Fingerprint of the data: `{record.fingerprint}`. Everything else is in record.json.",
     ]
     return "\n".join(lines)

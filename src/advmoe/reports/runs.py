@@ -76,7 +76,7 @@ def _provenance(record: Record) -> Iterable[tuple[str, str]]:
     hardware, versions = record.hardware or {}, record.versions or {}
     yield "advmoe", f"{record.advmoe or 'unknown'}, commit {record.commit or 'unknown'}"
     if record.trained_by is not None:
-        yield "trained by", "; then ".join(code.words for code in record.trained_by)
+        yield "trained by", record.trained_by_words
     yield "versions", ", ".join(f"{name} {version}" for name, version in versions.items())
     yield "hardware", ", ".join(f"{name} {value}" for name, value in hardware.items() if value is not None)
     yield "data", f"{record.dataset}, fingerprint {record.fingerprint}"
