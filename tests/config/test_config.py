@@ -18,6 +18,7 @@ from advmoe.config import (
     parse_fraction,
     to_dict,
 )
+from advmoe.config.schema import fraction_text
 from advmoe.errors import UserError
 from advmoe.recipes import RECIPES
 
@@ -287,6 +288,11 @@ def test_a_section_checks_its_values() -> None:
 )
 def test_fractions(text: str, value: float) -> None:
     assert parse_fraction(text) == value
+
+
+@pytest.mark.parametrize(("value", "text"), [(8 / 255, "8/255"), (0.0, "0/255"), (1.0, "255/255"), (0.1, "0.1")])
+def test_fractions_in_words(value: float, text: str) -> None:
+    assert fraction_text(value) == text
 
 
 @pytest.mark.parametrize("text", ["8/0", "x", "", "8/255/2", "8//255"])

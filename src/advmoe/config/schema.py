@@ -22,6 +22,12 @@ def parse_fraction(text: str) -> float:
         raise ValueError(f"{short_repr(text)} is neither a number nor a fraction such as 8/255") from None
 
 
+def fraction_text(value: float) -> str:
+    """'8/255' for a whole number of 255ths, else '0.031'."""
+    parts = 255 * value
+    return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 else f"{value:g}"
+
+
 def _as_float(value: Any) -> Any:
     """Numbers and their text as floats: '8/255', and '5e-4', which YAML 1.1 reads as text. Other values are not changed."""
     try:

@@ -1,5 +1,6 @@
 """A Record in the format of RobustBench's model_info files."""
 
+from advmoe.config.schema import fraction_text
 from advmoe.evaluation.record import Record
 
 
@@ -18,7 +19,7 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
         "dataset": record.dataset,
         "venue": "",
         "architecture": f"{record.backbone}, {record.method}",
-        "eps": _eps(record.epsilon),
+        "eps": fraction_text(record.epsilon),
         "clean_acc": f"{record.sa:.2f}",
     }
     if record.config.section("data").get("generated") is not None:
@@ -30,9 +31,3 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
     if worst is not None:
         info["external"] = f"{worst:.2f}"
     return info
-
-
-def _eps(epsilon: float) -> str:
-    """'8/255' if `epsilon` is an integer number of 255ths, else the number."""
-    parts = epsilon * 255
-    return f"{round(parts)}/255" if abs(parts - round(parts)) < 1e-6 else f"{epsilon:g}"

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from advmoe.config.schema import fraction_text
 from advmoe.evaluation.record import Record
 from advmoe.files import drafted
 from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed, options_text
@@ -172,8 +173,7 @@ def setting_text(setting: Cell) -> str:
 
 def radius(epsilon: float) -> str:
     """'epsilon 8/255' for a whole number of 255ths below 64, else 'epsilon 0.1'."""
-    parts = 255 * epsilon
-    return f"epsilon {round(parts)}/255" if parts < 64 and abs(parts - round(parts)) < 1e-6 else f"epsilon {epsilon:g}"
+    return f"epsilon {fraction_text(epsilon) if 255 * epsilon < 64 else f'{epsilon:g}'}"
 
 
 def label_of(line: Line) -> str:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from pydantic import BaseModel
 
 from advmoe.config import RunConfig, StoredConfig
+from advmoe.config.schema import fraction_text
 from advmoe.errors import UserError, nearest
 from advmoe.recipes import method_traits
 
@@ -96,7 +97,6 @@ def _attack(config: RunConfig) -> str:
     if not method_traits(config.method).attacked:
         return "none"
     loss = config.training.loss.upper().replace("_", "-")
-    attack = config.attack
-    in_255ths = abs(255 * attack.epsilon - round(255 * attack.epsilon)) < 1e-6
-    step, epsilon = (f"{255 * value:.3g}/255" if in_255ths else f"{value:.3g}" for value in (attack.step, attack.epsilon))
+    attack, epsilon = config.attack, fraction_text(config.attack.epsilon)
+    step = f"{255 * attack.step:.3g}/255" if "/" in epsilon else f"{attack.step:.3g}"
     return f"{loss}, {attack.num_steps} x {step} in {epsilon}"
