@@ -9,7 +9,7 @@ from advmoe.config.choices import BACKBONES, METHOD_TRAITS
 from advmoe.data import DATASETS
 from advmoe.errors import UserError
 from advmoe.models import MODELS, build_model
-from advmoe.paper import cells
+from advmoe.paper import printed_cells
 from advmoe.recipes import RECIPES, recipe
 from advmoe.runs.cost import NARROW, image_spec
 from advmoe.training.methods import METHODS, traits
@@ -19,7 +19,7 @@ PAPER_METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 
 
 def test_lists_every_cell_of_the_papers_tables() -> None:
-    for cell in cells():
+    for cell in printed_cells():
         config = RECIPES[cell.recipe]
         assert (config.data.dataset, config.model.backbone, config.method) == (cell.dataset, cell.model, cell.method)
         assert config.attack.num_steps == cell.attack_steps

@@ -5,7 +5,7 @@ from records import attacked, content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.config import to_dict
-from advmoe.paper import cells
+from advmoe.paper import printed_cells
 from advmoe.recipes import recipe
 from advmoe.reports.paper_tables import tables
 
@@ -30,7 +30,7 @@ def rows_of(table):
 def test_every_printed_cell_has_a_row_even_if_nothing_was_run():
     a1, a2 = tables([])
     assert (a1.name, a2.name) == ("table_a1", "table_a2")
-    assert [len(a1.rows), len(a2.rows)] == [sum(cell.table == name for cell in cells()) for name in ("A1", "A2")]
+    assert [len(a1.rows), len(a2.rows)] == [sum(cell.table == name for cell in printed_cells()) for name in ("A1", "A2")]
     for table in (a1, a2):
         for row in rows_of(table).values():
             texts = {name: entry.text for name, entry in row.items() if name.endswith(", ours") or name == "n"}

@@ -3,7 +3,8 @@
 import json
 
 from advmoe.cli.arguments.profile import ProfileArguments
-from advmoe.reports.costs import cost_lines, cost_row, judged_cells, judged_lines, judged_rows
+from advmoe.reports.costs import cost_lines, cost_row
+from advmoe.reports.paper_costs import judged_cells, judged_lines, judged_rows
 from advmoe.runs.cost import dense_estimate, profile
 
 

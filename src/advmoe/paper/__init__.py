@@ -11,7 +11,7 @@ PAPER_METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe") 
 
 
 @dataclass(frozen=True)
-class Cell:
+class PrintedCell:
     """One method's row of a table at one model scale. Accuracies and deviations in percent, table A2 has no RA-AA;
     `gflops` are multiply-accumulates in billions, `reduction` is the printed percentage against the dense network, if any."""
 
@@ -38,7 +38,7 @@ class Cell:
 
 
 @cache
-def cells() -> tuple[Cell, ...]:
+def printed_cells() -> tuple[PrintedCell, ...]:
     """All cells: table A1, then A2."""
     return tuple(_cell(table, row) for table in ("A1", "A2") for row in _rows(f"table_{table.lower()}.csv"))
 
@@ -47,11 +47,11 @@ def _rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(files(__package__).joinpath(name).read_text(encoding="utf-8").splitlines()))
 
 
-def _cell(table: str, row: dict[str, str]) -> Cell:
+def _cell(table: str, row: dict[str, str]) -> PrintedCell:
     def number(name: str) -> float | None:
         return float(row[name]) if row.get(name) else None
 
-    return Cell(
+    return PrintedCell(
         table, row["dataset"], row["model"], float(row["model_scale"]), int(row["attack_steps"]), row["method"],
         ra=float(row["ra"]), ra_std=float(row["ra_std"]), ra_aa=number("ra_aa"), ra_aa_std=number("ra_aa_std"),
         sa=float(row["sa"]), sa_std=float(row["sa_std"]), gflops=float(row["gflops"]), reduction=number("reduction"),

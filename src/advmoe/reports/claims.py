@@ -7,8 +7,7 @@ from statistics import fmean
 from typing import Literal
 
 from advmoe.evaluation.record import Record
-from advmoe.paper import Cell as PrintedCell
-from advmoe.paper import cells as printed_cells
+from advmoe.paper import PrintedCell, printed_cells
 from advmoe.reports.cells import Outcome, Summary, by_setting, interval, outcome, summarise
 from advmoe.reports.collect import OF_METHODS, SAME_BATCHES, Cell, cell_of, differing, is_full_scale, is_routed, settings
 from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference

@@ -31,7 +31,7 @@ from advmoe.config.schema import MAX_EXPERTS
 from advmoe.data import DATASETS
 from advmoe.errors import UserError, nearest, short_name, short_repr
 from advmoe.models import MODELS
-from advmoe.paper import PAPER_METHODS, cells
+from advmoe.paper import PAPER_METHODS, printed_cells
 from advmoe.recipes import method_traits, recipe
 from advmoe.training.methods import METHODS
 
@@ -213,7 +213,7 @@ class SweepFile(BaseModel):
 
 
 def _table(name: str) -> Callable[[], Grid]:
-    return lambda: Grid(recipes=tuple(cell.recipe for cell in cells() if cell.table == name))
+    return lambda: Grid(recipes=tuple(cell.recipe for cell in printed_cells() if cell.table == name))
 
 
 PAPER: dict[str, Callable[[], Grid]] = {
