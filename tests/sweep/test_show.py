@@ -69,7 +69,8 @@ def test_remaining_time_is_divided_but_no_shorter_than_the_longest_run(monkeypat
 
 
 def test_counts():
-    assert counts({"a": TRAINING, "b": DONE, "c": DONE, "d": PLANNED}) == "2 done, 1 planned, 1 training"
+    states = {"a": TRAINING, "b": DONE, "c": DONE, "d": PLANNED, "e": status(State.TRAINED, 3), "f": FAILED}
+    assert counts(states) == "2 done, 1 planned, 1 trained, 1 failed, 1 training"
 
 
 def test_without_a_terminal_every_change_is_a_line(tmp_path):

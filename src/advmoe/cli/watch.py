@@ -17,13 +17,9 @@ from advmoe.durations import duration
 from advmoe.errors import UserError
 from advmoe.reports.measures import label
 from advmoe.runs.run_files import RecordSummary
-from advmoe.runs.status import RunStatus, State, find_runs, read_run
+from advmoe.runs.status import STYLES, RunStatus, State, find_runs, read_run
 
 OFF_TERMINAL = 240  # columns if the output is not a terminal: programs that read it get all columns
-STYLES = {  # in the order in which runs are listed: those in progress first
-    State.TRAINING: "green", State.EVALUATING: "green", State.STALLED: "yellow", State.FAILED: "red", State.TRAINED: "cyan",
-    State.PLANNED: "dim", State.DONE: "dim",
-}  # fmt: skip
 WORST, TEST_SA = label("ra_worst"), f"test {label('sa')}"
 COLUMNS = ("run", "state", "method", "dataset", "epoch", "loss", "SA", "RA", "least load", "it/s", "changed", WORST, TEST_SA)
 SPARK = "RA by epoch"

@@ -50,6 +50,12 @@ class State(StrEnum):
     FAILED = "failed"
 
 
+STYLES = {  # colours in a terminal, in the order in which runs are listed: those in progress first
+    State.TRAINING: "green", State.EVALUATING: "green", State.STALLED: "yellow", State.FAILED: "red", State.TRAINED: "cyan",
+    State.PLANNED: "dim", State.DONE: "dim",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RunStatus:
     """The status of one run. `age` is the time in seconds since a file changed; `config` is None if it cannot be read; `reason`

@@ -11,16 +11,11 @@ from rich.text import Text
 
 from advmoe.durations import duration
 from advmoe.runs.cost import estimate
-from advmoe.runs.status import RunStatus, State
+from advmoe.runs.status import STYLES, RunStatus, State
 from advmoe.sweep.placements import Placement
 from advmoe.sweep.plan import Planned
 
-STYLES = {
-    State.PLANNED: "dim", State.TRAINING: "cyan", State.TRAINED: "cyan", State.EVALUATING: "blue", State.DONE: "green",
-    State.STALLED: "yellow", State.FAILED: "red",
-}  # fmt: skip
-# if the terminal is too small for all runs, these are listed first
-ORDER = (State.TRAINING, State.EVALUATING, State.TRAINED, State.STALLED, State.FAILED, State.PLANNED, State.DONE)
+ORDER = tuple(STYLES)  # if the terminal is too small for all runs, the first are listed
 FRAME = 6  # lines of a table that are not rows
 
 Statuses = Mapping[str, RunStatus]
