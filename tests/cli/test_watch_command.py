@@ -14,7 +14,8 @@ from advmoe.cli.arguments.watch import read
 from advmoe.cli.watch import sparkline, statuses, watch_view
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
-from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, FailureRecorder, read_run
+from advmoe.runs.failure import FailureRecorder
+from advmoe.runs.status import FIRST_EPOCH, PATIENCE, SLOWER, read_run
 
 RECORD = {"schema": 1, "sa": 61.2, "ra_worst": 23.4}
 LABELS = ("method", "dataset", "loss", "least load", "it/s", "changed", "test SA")

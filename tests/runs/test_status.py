@@ -7,7 +7,8 @@ import pytest
 
 from advmoe.attacks import autoattack
 from advmoe.config import dump_yaml
-from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
+from advmoe.runs.failure import FAILED, mark_failed
+from advmoe.runs.status import LOG, State, read_run
 
 THREAT = {"norm": "Linf", "epsilon": 8 / 255, "attack_seed": 0, "config": {"data": {"limit_test": 100}}}
 QUICK = ["pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick", "held_route"]

@@ -20,7 +20,8 @@ from advmoe.errors import UserError
 from advmoe.evaluation.store import STORE
 from advmoe.evaluation.store import _write as write_key
 from advmoe.evaluation.target import SCHEMA
-from advmoe.runs.status import FAILED, LOG, State, read_run
+from advmoe.runs.failure import FAILED
+from advmoe.runs.status import LOG, State, read_run
 from advmoe.sweep.job import LOCK, commands, record_failure, start, stop
 from advmoe.training.checkpoint import RunFolder
 

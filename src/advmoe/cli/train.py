@@ -11,7 +11,7 @@ from advmoe.cli.streams import console
 from advmoe.data import load_dataset
 from advmoe.distributed import on_rank_zero, process_group, rank
 from advmoe.files import check_folder
-from advmoe.runs.status import FailureRecorder
+from advmoe.runs.failure import FailureRecorder
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS, lookup_method

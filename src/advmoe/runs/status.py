@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from types import TracebackType
 
 from advmoe.attacks.autoattack import SUBSTITUTES
 from advmoe.config import RunConfig
-from advmoe.files import write_atomically
+from advmoe.runs.failure import FAILED
 from advmoe.runs.run_files import (
     EpochSummary,
     RecordSummary,
@@ -28,10 +27,7 @@ from advmoe.runs.run_files import (
     shard_seconds,
 )
 from advmoe.training.methods import METHODS
-from advmoe.training.observers import Observer
-from advmoe.training.steps import Metrics
 
-FAILED = "failed.txt"  # the error a run ended with; removed when the run is started again
 LOG = "log.txt"  # output of a run that a sweep started
 PATIENCE = 600  # seconds without a change in the folder before a run counts as stalled
 FIRST_EPOCH = 3600  # the same, until the first epoch has ended
@@ -151,33 +147,6 @@ def _epochs(config: RunConfig, rows: Sequence[EpochSummary]) -> int:
     of_phase, done = config.training.epochs, rows[-1].epoch if rows else 0
     begun = max(1, math.ceil(done / of_phase))
     return of_phase * (len(METHODS[config.method].phases) if config.method in METHODS else begun)
-
-
-def mark_failed(folder: Path, line: str) -> None:
-    """Write the error with which the run in `folder` ended."""
-    write_atomically(folder / FAILED, f"{line}\n")
-
-
-class FailureRecorder(Observer):
-    """Writes failed.txt when training ends in an error, and removes it when training goes on.
-
-    Before the first iteration it writes nothing, because another process may be training in the folder.
-    """
-
-    def __init__(self, run: Path) -> None:
-        self.run, self.begun = run, False
-
-    def __enter__(self) -> "FailureRecorder":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self.begun and isinstance(error, Exception):
-            mark_failed(self.run, " ".join(str(error).split()) or type(error).__name__)
-
-    def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
-        if not self.begun:
-            (self.run / FAILED).unlink(missing_ok=True)
-        self.begun = True
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from advmoe.evaluation.store import STORE, is_of_older_schema
 from advmoe.evaluation.target import SCHEMA
 from advmoe.files import write_atomically
 from advmoe.parent import GRACE, end_with_parent
-from advmoe.runs.status import FAILED, LOG, State, mark_failed, read_run
+from advmoe.runs.failure import FAILED, mark_failed
+from advmoe.runs.status import LOG, State, read_run
 from advmoe.training.checkpoint import RunFolder
 
 LOCK = ".lock"  # in the folder of a sweep: locked while a process claims the folder of a run

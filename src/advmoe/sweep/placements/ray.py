@@ -12,7 +12,7 @@ from typing import Any
 
 from advmoe.data import cores
 from advmoe.errors import UserError
-from advmoe.runs.status import mark_failed
+from advmoe.runs.failure import mark_failed
 from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
 
