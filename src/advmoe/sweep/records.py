@@ -22,8 +22,8 @@ def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
 
 
 def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> int:
-    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time; return
-    their number. A Record there is replaced only by one of the same run that is not older."""
+    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time. A Record
+    there is replaced only by one of the same run that is not older. Returns the number of Records that the file then has."""
     done = [read_record(run.path / RECORD) for run in runs if run.state is State.DONE]
     with turn(path.with_name(f".{path.name}.lock")):
         recorded = _recorded(path)
