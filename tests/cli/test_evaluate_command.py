@@ -157,6 +157,7 @@ def test_the_error_of_a_failing_worker_reaches_the_user(run, tmp_path, capsys, m
     worker.write_text("#!/bin/sh\necho 'a warning' >&2\necho 'advmoe: error: no memory' >&2\nexit 2\n")
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
+    monkeypatch.setattr("advmoe.runs.evaluate.evaluate_run", None)  # only warnings come before the workers
     assert error_line(capsys, run, "--processes", "2", *PLAN) == "advmoe: error: no memory\n"
     assert list(json.loads((run / "evaluation" / "checks.json").read_text())["checks"]) == ["finiteness"]
     assert not list((run / "evaluation").glob("shard-*.json"))

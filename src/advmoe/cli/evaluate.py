@@ -124,7 +124,7 @@ def _record(
         progress.stored(store)
         evaluated = partial(network.evaluate, config, splits, dispatch=arguments.runtime.dispatch)
         if arguments.processes > 1:
-            evaluated(replace(options, part=(shards, shards + 1)))  # no shard: only the warnings, which those of workers hide
+            network.warn_before(config, splits, options, arguments.runtime.dispatch)  # the workers' own warnings are not shown
             _evaluate_in_workers(arguments, lambda: progress.stored(store))
         if distributed.world_size() > 1:
             evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))

@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from advmoe.evaluation.checks import attack_strength
     from advmoe.evaluation.record_evaluation import Check
     from advmoe.evaluation.results import Evaluation
-    from advmoe.evaluation.runner import evaluate, evaluate_with
+    from advmoe.evaluation.runner import evaluate
     from advmoe.evaluation.target import EvaluationOptions
 
-__all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "EvaluationOptions", "attack_strength", "evaluate", "evaluate_with"]
+__all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "EvaluationOptions", "attack_strength", "evaluate"]
 MODULES = {
     "ATTACKS": "advmoe.attacks.registry",
     "PRESETS": "advmoe.attacks.presets",
@@ -23,7 +23,6 @@ MODULES = {
     "EvaluationOptions": "advmoe.evaluation.target",
     "attack_strength": "advmoe.evaluation.checks",
     "evaluate": "advmoe.evaluation.runner",
-    "evaluate_with": "advmoe.evaluation.runner",
 }
 
 

@@ -1,7 +1,8 @@
 """`evaluate`: the accuracy of a network under attack. It works for the networks of this package and for any other."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,29 +75,14 @@ def evaluate(
         epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
         pathway_budget,
     )  # fmt: skip
-    return evaluate_with(model, x, y, options)
-
-
-def evaluate_with(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
-    """The same as `evaluate`, with the options as one object."""
     with claimed(options.store, options.part):
         return evaluate_claimed(model, x, y, options)
 
 
 def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
-    """The same as `evaluate_with`, for a caller that has claimed the store (`advmoe.evaluation.claim`)."""
-    requested, model = resolve(options.preset), unwrapped(model)
-    if model.training:
-        logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
-    with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), true_network(model):
-        target = make_target(model, x, y, options)
-        preset = requested.for_classes(target.num_classes)
-        _check_preset(target, preset)
-        store = Store(options.store, store_key(target, options.shard_size))
+    """The same as `evaluate`, for a caller that has claimed the store (`advmoe.evaluation.claim`)."""
+    with _prepared(model, x, y, options) as (target, preset, store):
         images = None if options.store is None else options.store / "adversarial"
-        check = check_finiteness(target, store)  # before the attacks, whose figures could not be trusted
-        if not options.quiet:
-            _warn(target, preset, check)
         shards = []
         for number, rows in list(enumerate(split(len(x), options.shard_size)))[options.part[0] :: options.part[1]]:
             shards.append(store.load(number, rows))
@@ -107,6 +93,29 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
             return evaluation
         checks = check_network(target, preset.checks, store) + check_results(shards, evaluation, options.epsilon)
         return replace(evaluation, checks=sorted(checks, key=lambda check: check.number))
+
+
+def warn_before(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> None:
+    """The warnings of `evaluate_claimed` before its attacks, for a caller that leaves the attacks to other processes."""
+    with _prepared(model, x, y, options):
+        pass
+
+
+@contextmanager
+def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Iterator[tuple[Target, Preset, Store]]:
+    """The network, frozen, as a Target; the preset for its number of classes; the store. What is worth a warning is known then."""
+    requested, model = resolve(options.preset), unwrapped(model)
+    if model.training:
+        logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
+    with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), true_network(model):
+        target = make_target(model, x, y, options)
+        preset = requested.for_classes(target.num_classes)
+        _check_preset(target, preset)
+        store = Store(options.store, store_key(target, options.shard_size))
+        check = check_finiteness(target, store)  # before the attacks, whose figures could not be trusted
+        if not options.quiet:
+            _warn(target, preset, check)
+        yield target, preset, store
 
 
 def check_attacks(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> None:

@@ -14,7 +14,7 @@ from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.make_record import Trained, code_of, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD, read_record
-from advmoe.evaluation.runner import check_attacks
+from advmoe.evaluation.runner import check_attacks, warn_before
 from advmoe.evaluation.store import STORE
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
@@ -72,10 +72,18 @@ class Subject:
         """The Record of the network on the test part of `splits`. `config` is its configuration, changed where the evaluation
         differs from the training. The caller has claimed the store (`advmoe.evaluation.claim`). Raises what
         `advmoe.evaluation.evaluate` raises."""
+        trained, model = replace(self.trained, config=config), self._dispatched(config, splits, dispatch)
+        return evaluate_run(model, trained, splits, dense_cost(config, splits.spec), replace(options, store=self.store))
+
+    def warn_before(self, config: RunConfig, splits: Splits, options: EvaluationOptions, dispatch: Dispatch = "auto") -> None:
+        """The warnings of `evaluate` before its attacks, for a caller that leaves the attacks to other processes."""
+        model = self._dispatched(config, splits, dispatch)
+        warn_before(model, splits.test.pixels(), splits.test.labels, replace(options, store=self.store))
+
+    def _dispatched(self, config: RunConfig, splits: Splits, dispatch: Dispatch) -> Classifier:
         model = self.network(config, splits)
         model.set_dispatch(dispatch)
-        trained = replace(self.trained, config=config)
-        return evaluate_run(model, trained, splits, dense_cost(config, splits.spec), replace(options, store=self.store))
+        return model
 
 
 def subject(what: Path) -> Subject:
