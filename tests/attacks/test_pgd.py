@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from advmoe.attacks import ImageDraws, Pgd, cross_entropy, frozen, kl_divergence, pgd, project
+from advmoe.attacks import ImageDraws, Pgd, cross_entropy, evaluation_pgd, frozen, kl_divergence, pgd, project
 from advmoe.attacks.geometry import ascent, length, uniform_start
 from advmoe.errors import UserError
 
@@ -42,6 +42,11 @@ class Constant:
 
 def pixels(x):
     return x.flatten().tolist()
+
+
+def test_the_step_of_evaluations_is_a_quarter_of_epsilon():
+    assert evaluation_pgd(8 / 255, 10).step_size == pytest.approx(2 / 255)
+    assert evaluation_pgd(0.5, 50, "L2") == Pgd(0.5, 0.125, 50, norm="L2")
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,14 @@ import torch
 from image_specs import image_spec
 from torch import nn
 
-from advmoe.attacks import Pgd
+from advmoe.attacks import Pgd, evaluation_pgd
 from advmoe.data import Images
-from advmoe.evaluation.accuracy import accuracy, adversarial, correct_flags, evaluation_step, predict_all, robust_flags
+from advmoe.evaluation.accuracy import accuracy, adversarial, correct_flags, predict_all, robust_flags
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
 
 EPSILON = 8 / 255
-SETTINGS = Pgd(EPSILON, evaluation_step(EPSILON), 10)
+SETTINGS = evaluation_pgd(EPSILON, 10)
 
 
 class Linear(nn.Module):
@@ -143,11 +143,6 @@ def test_evaluation_restores_the_mode_and_keeps_the_statistics():
     assert model.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_evaluation_step_is_a_quarter_of_epsilon():
-    assert evaluation_step(8 / 255) == pytest.approx(2 / 255)
-    assert evaluation_step(0.1) == pytest.approx(0.025)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])

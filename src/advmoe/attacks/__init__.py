@@ -16,7 +16,7 @@ from advmoe.attacks.objectives import (
     targeted_cross_entropy,
     targeted_dlr,
 )
-from advmoe.attacks.pgd import Pgd, frozen, pgd
+from advmoe.attacks.pgd import Pgd, evaluation_pgd, frozen, pgd
 from advmoe.config.choices import Norm
 from advmoe.moved import getter
 
@@ -34,6 +34,7 @@ __all__ = [
     "cross_entropy",
     "derive_seed",
     "dlr",
+    "evaluation_pgd",
     "frozen",
     "full",
     "kl_divergence",

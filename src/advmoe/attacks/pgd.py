@@ -52,6 +52,11 @@ class Pgd:
         check_norm(self.norm)
 
 
+def evaluation_pgd(epsilon: float, num_steps: int, norm: Norm = "Linf") -> Pgd:
+    """The PGD of evaluations and of validation: step size epsilon / 4, which is 2/255 for 8/255, and a random start."""
+    return Pgd(epsilon, epsilon / 4, num_steps, norm=norm)
+
+
 def pgd(predict: Predict, x: Tensor, target: Tensor, settings: Pgd, draws: Draws, objective: Objective = cross_entropy) -> Tensor:
     """Images [B, C, H, W] in the ball around `x` that maximise `objective(predict(x'), target)`.
 

@@ -26,7 +26,7 @@ from advmoe.attacks.objectives import (
     targeted_dlr,
     targeted_margin,
 )
-from advmoe.attacks.pgd import Pgd, pgd, pgd_points
+from advmoe.attacks.pgd import evaluation_pgd, pgd, pgd_points
 from advmoe.attacks.rerouting import PROBE_STEPS, Beam, reroute
 from advmoe.attacks.surrogate import Search, Surrogate, route_of, surrogate_pgd
 from advmoe.attacks.unchanged import NetworkState
@@ -80,8 +80,8 @@ class Attack:
 
 
 def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
-    """PGD on cross-entropy with step size epsilon / 4 and a random start. Of several restarts the first that fools counts."""
-    settings, draws = Pgd(job.epsilon, job.epsilon / 4, steps, norm=job.norm), job.draws(0)
+    """`evaluation_pgd` on cross-entropy. Of several restarts the first that fools counts."""
+    settings, draws = evaluation_pgd(job.epsilon, steps, job.norm), job.draws(0)
     best = pgd(job.predict, job.x, job.y, settings, draws)
     for _ in range(restarts - 1):
         with torch.no_grad():
@@ -92,7 +92,7 @@ def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
 
 def follow_path(job: Job, steps: Sequence[int]) -> list[Tensor]:
     """The results of `run_pgd` for each number of steps, from one ascent. `steps` ascend."""
-    settings = Pgd(job.epsilon, job.epsilon / 4, steps[-1], norm=job.norm)
+    settings = evaluation_pgd(job.epsilon, steps[-1], job.norm)
     return pgd_points(job.predict, job.x, job.y, settings, job.draws(0), steps)
 
 

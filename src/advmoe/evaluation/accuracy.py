@@ -60,8 +60,3 @@ def adversarial(model: nn.Module, x: Tensor, y: Tensor, settings: Pgd, images: l
 def accuracy(flags: Tensor) -> float:
     """The percentage of true flags."""
     return 100 * flags.float().mean().item()
-
-
-def evaluation_step(epsilon: float) -> float:
-    """Step size of evaluation attacks: epsilon / 4, which is 2/255 at epsilon 8/255."""
-    return epsilon / 4

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypeIs
 
-from advmoe.attacks import Pgd, pgd
+from advmoe.attacks import evaluation_pgd, pgd
 from advmoe.attacks.job import Job
 from advmoe.attacks.registry import ATTACKS, run_attack
 from advmoe.attacks.surrogate import Routed, route_of
@@ -92,7 +92,7 @@ def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, jo
         return model.forward_routed(z, ForcedGate(forced))[0]
 
     correct = predict(x).argmax(dim=1) == y
-    settings = Pgd(job.epsilon, job.epsilon / 4, 10, norm=job.norm)
+    settings = evaluation_pgd(job.epsilon, 10, job.norm)
     x_adv = pgd(predict, x, y, settings, job.draws(6, expert))
     robust = correct & (predict(x_adv).argmax(dim=1) == y)
     kept, left = robust.clone(), robust.nonzero()[:, 0]

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from advmoe.attacks import BatchDraws, Pgd, frozen, pgd
+from advmoe.attacks import BatchDraws, evaluation_pgd, frozen, pgd
 from advmoe.attacks.presets import resolve
 from advmoe.attacks.registry import ATTACKS
 from advmoe.config import DataConfig, RunConfig, RuntimeConfig, to_dict
@@ -200,7 +200,7 @@ def _attack(config: RunConfig, spec: ImageSpec, size: int, device: torch.device)
     """Seconds of one attack step on one image, through the hard gate of the fused network, as evaluations do."""
     model = fused(compact(network(config, spec)).to(device).eval())
     images = _random(spec, size, 1).train.to(device)
-    settings, draws = Pgd(config.attack.epsilon, config.attack.epsilon / 4, ATTACK_STEPS), BatchDraws(torch.Generator(device))
+    settings, draws = evaluation_pgd(config.attack.epsilon, ATTACK_STEPS), BatchDraws(torch.Generator(device))
     seconds: list[float] = []
     with frozen(model):
         while len(seconds) < ITERATIONS or sum(seconds) < MIN_SECONDS:

@@ -5,9 +5,9 @@ import time
 import torch
 
 from advmoe import distributed
-from advmoe.attacks import Pgd
+from advmoe.attacks import evaluation_pgd
 from advmoe.data import Source
-from advmoe.evaluation.accuracy import correct_flags, evaluation_step, robust_flags
+from advmoe.evaluation.accuracy import correct_flags, robust_flags
 from advmoe.models import fused
 from advmoe.training.steps import TrainState
 
@@ -17,7 +17,7 @@ VALIDATION_STEPS = 10
 def validate(state: TrainState, held_out: Source) -> dict[str, float]:
     """SA and RA (PGD-10) in percent on the held-out part. Each rank attacks its share."""
     started, epsilon = time.perf_counter(), state.config.attack.epsilon
-    settings = Pgd(epsilon, evaluation_step(epsilon), VALIDATION_STEPS)
+    settings = evaluation_pgd(epsilon, VALIDATION_STEPS)
     rows = torch.arange(distributed.rank(), len(held_out), distributed.world_size())
     model = state.fused_model() if state.ema is None else fused(state.ema.model)
     share = held_out.subset(rows.to(held_out.labels.device))
