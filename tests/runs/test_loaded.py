@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize, prune
 
 import advmoe
 from advmoe.data import ImageSpec, Splits
+from advmoe.data.single import read_image
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import write_record
 from advmoe.evaluation.target import EvaluationOptions
@@ -68,6 +69,16 @@ def test_images_of_other_sizes_and_colours_are_fitted_in_every_form(model: Loade
         for form in (image, pixels, channels_first):
             assert torch.equal(model.preprocess(form), expected)
     assert torch.equal(model.preprocess(np.zeros((9, 9, 1), np.uint8)), torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize(("dataset", "central"), [("imagenet", True), ("cifar10", False)])
+def test_images_are_cropped_as_in_the_evaluation_on_the_data_set(tiny: Any, tmp_path: Path, dataset: str, central: bool) -> None:
+    config, path = tiny(dataset=dataset), tmp_path / "x.png"
+    photo(20, 11).save(path)
+    model, expected = advmoe.Loaded(network(config, SPEC), config, SPEC), read_image(path, SPEC.shape, central=central).pixels
+    assert torch.equal(model.read(path).pixels, expected)
+    assert torch.equal(model.preprocess(photo(20, 11))[0], expected)
+    assert not torch.equal(read_image(path, SPEC.shape, central=not central).pixels, expected)
 
 
 def test_a_photo_that_its_camera_stored_sideways_is_turned_upright(model: Loaded, tmp_path: Path) -> None:

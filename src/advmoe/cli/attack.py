@@ -12,14 +12,12 @@ from advmoe.attacks import frozen
 from advmoe.cli.arguments.attack import AttackArguments
 from advmoe.cli.device import device
 from advmoe.cli.predict import pathway
-from advmoe.config import RuntimeConfig
 from advmoe.errors import UserError, nearest, printable
 from advmoe.evaluation.fooling import THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
 from advmoe.evaluation.shards import SLACK, true_network
 from advmoe.models import fused
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
-from advmoe.runs.predict import read
 
 
 class Prediction(BaseModel):
@@ -68,12 +66,12 @@ class Success(Report):
 
 
 def run(arguments: AttackArguments) -> None:
-    torch_device = device(RuntimeConfig(device=arguments.device, threads=arguments.threads))
+    torch_device = device(arguments.runtime.config)
     model = load(arguments.run, torch_device)
     epsilon = model.threat_model.epsilon if arguments.epsilon is None else arguments.epsilon
     if epsilon <= 0:
         raise UserError(f"{arguments.run}: was trained for epsilon 0; give --epsilon")
-    image = read(model, arguments.image)
+    image = model.read(arguments.image)
     with frozen(model), true_network(model):
         report = _report(model, _victim(model, image.pixels.to(torch_device), arguments), epsilon, image.note, arguments)
     print(json.dumps(report.model_dump(by_alias=True)) if arguments.json else "\n".join(map(printable, _lines(report))))

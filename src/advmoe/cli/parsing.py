@@ -19,7 +19,7 @@ from tyro._errors import (  # the only structured form of its errors; the depend
 )
 
 from advmoe import migrations
-from advmoe.config import CONFIG_FILE, RunConfig, Section, load_run_config, load_yaml
+from advmoe.config import CONFIG_FILE, ComputeConfig, Device, RunConfig, Section, load_run_config, load_yaml
 from advmoe.errors import UserError, short_repr
 from advmoe.recipes import recipe
 
@@ -37,6 +37,21 @@ class Source:
     """Name of a recipe (`advmoe recipes` lists them)."""
     config: Path | None = None
     """YAML file with the configuration, such as config.yaml in a run's folder."""
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Where a network is computed."""
+
+    device: Device = "auto"
+    """Torch device; auto uses CUDA if there is a CUDA device."""
+    threads: int = 0
+    """CPU threads; 0 keeps torch's choice."""
+
+    @property
+    def config(self) -> ComputeConfig:
+        """The same as a ComputeConfig. Raises UserError if `threads` is negative."""
+        return ComputeConfig(device=self.device, threads=self.threads)
 
 
 @dataclass(frozen=True)

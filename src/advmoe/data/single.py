@@ -29,6 +29,11 @@ class LoadedImage(NamedTuple):
     note: str
 
 
+def is_central(dataset: str) -> bool:
+    """Whether images are resized and cropped as in the evaluation on the data set `dataset`, ImageNet: see `centre_crop`."""
+    return dataset == "imagenet"
+
+
 def read_image(path: Path, shape: Shape, *, central: bool = False) -> LoadedImage:
     """The image in a file, as `shape` (C, H, W): turned upright, its shorter side resized, cropped to the middle.
 

@@ -11,7 +11,7 @@ from advmoe.data.arrays import open_npz, read_npy
 from advmoe.data.decode import stored_size
 from advmoe.data.images import Images, ImageSpec, Splits, balanced, fingerprint, from_arrays, images_of_arrays, limit
 from advmoe.data.paths import class_folders, os_errors_as_user_errors, visible_entries
-from advmoe.data.single import read_image
+from advmoe.data.single import is_central, read_image
 from advmoe.errors import UserError, nearest, printable
 
 SEVERITIES = 5
@@ -122,7 +122,7 @@ def _class_folders(path: Path, spec: ImageSpec, config: DataConfig) -> Images:
 
 def _image(path: Path, spec: ImageSpec, config: DataConfig) -> np.ndarray:
     """[C, H, W] uint8, resized as the training images were."""
-    streamed, (_, height, width) = config.dataset == "imagenet", spec.shape
-    if not streamed and config.image_size is None and (size := stored_size(path.read_bytes(), str(path))) != (width, height):
+    central, (_, height, width) = is_central(config.dataset), spec.shape
+    if not central and config.image_size is None and (size := stored_size(path.read_bytes(), str(path))) != (width, height):
         raise UserError(f"{path}: the image is {size[0]} x {size[1]}, those of the network are {width} x {height}")
-    return read_image(path, spec.shape, central=streamed).pixels.mul(255).round().byte().numpy()
+    return read_image(path, spec.shape, central=central).pixels.mul(255).round().byte().numpy()

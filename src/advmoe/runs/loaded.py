@@ -12,7 +12,7 @@ from advmoe.attacks import Norm
 from advmoe.attacks.surrogate import route_of
 from advmoe.config import RunConfig
 from advmoe.data import ImageSpec
-from advmoe.data.single import fit_image, read_image
+from advmoe.data.single import LoadedImage, fit_image, is_central, read_image
 from advmoe.errors import UserError
 from advmoe.evaluation.record import Record
 from advmoe.models import Classifier
@@ -23,7 +23,6 @@ from advmoe.moe.guards import in_transform
 from advmoe.moved import getter
 
 MAX_PIXEL = 16.0  # a value that is no pixel in [0, 1], not even with much noise
-CENTRAL = "imagenet"  # the data set whose evaluation resizes and crops images in a different way
 
 ImageLike = str | Path | Image.Image | np.ndarray | Tensor
 
@@ -73,6 +72,10 @@ class Loaded(nn.Module):
         self._check_pixels(x)
         return self.network.forward_routed(x, gate)
 
+    def read(self, path: Path) -> LoadedImage:
+        """The image in a file as this network takes it, resized and cropped. Raises UserError if there is none."""
+        return read_image(path, self.input_size, central=is_central(self.config.data.dataset))
+
     def preprocess(self, image: ImageLike) -> Tensor:
         """One image as this network takes it: [1, C, H, W] float32 in [0, 1], on the network's device.
 
@@ -80,9 +83,9 @@ class Loaded(nn.Module):
         uint8 array [H, W] or [H, W, C], or a uint8 tensor [H, W] or [C, H, W], of 1, 3 (RGB) or 4 (RGBA) channels. Floats are the
         input itself, and are not resized: an array or a tensor [C, H, W] or [1, C, H, W] in [0, 1]. Raises UserError otherwise.
         """
-        central = self.config.data.dataset == CENTRAL
+        central = is_central(self.config.data.dataset)
         if isinstance(image, str | Path):
-            pixels = read_image(Path(image), self.input_size, central=central).pixels
+            pixels = self.read(Path(image)).pixels
         elif isinstance(image, Image.Image):
             pixels = fit_image(image, self.input_size, "image", central=central).pixels
         elif isinstance(image, np.ndarray | Tensor) and image.dtype in (np.uint8, torch.uint8):

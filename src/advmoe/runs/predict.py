@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 
 from advmoe.data import cores
-from advmoe.data.single import LoadedImage, read_image
+from advmoe.data.single import LoadedImage
 from advmoe.errors import UserError
-from advmoe.runs.loaded import CENTRAL, Loaded
+from advmoe.runs.loaded import Loaded
 
 
 class FilePrediction(NamedTuple):
@@ -64,11 +64,6 @@ def _files_below(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path | Unr
             yield path
 
 
-def read(model: Loaded, path: Path) -> LoadedImage:
-    """The image in a file as `model` takes it. Raises UserError if there is none."""
-    return read_image(path, model.input_size, central=model.config.data.dataset == CENTRAL)
-
-
 def predict(model: Loaded, paths: Iterable[Path | Unreadable], batch_size: int) -> Iterator[FilePrediction | Unreadable]:
     """One answer for each of `paths`, in order; an Unreadable among them is its own answer. At most `batch_size` images are in
     memory."""
@@ -85,7 +80,7 @@ def _read_or_reason(model: Loaded, path: Path | Unreadable) -> tuple[Path, Loade
     if isinstance(path, Unreadable):
         return path
     try:
-        return path, read(model, path)
+        return path, model.read(path)
     except UserError as error:
         return Unreadable(path, str(error))
 

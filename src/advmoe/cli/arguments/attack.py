@@ -1,13 +1,13 @@
 """The arguments of `advmoe attack`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import Flag, parse
-from advmoe.config import Device, Fraction
+from advmoe.cli.parsing import DeviceOptions, Flag, parse
+from advmoe.config import Fraction
 from advmoe.errors import UserError
 from advmoe.files import check_target
 
@@ -32,10 +32,7 @@ class AttackArguments:
     """Seed of the attacks' random draws."""
     json: Flag = False
     """Print JSON."""
-    device: Device = "auto"
-    """Torch device; auto uses CUDA if there is a CUDA device."""
-    threads: int = 0
-    """CPU threads; 0 keeps torch's choice."""
+    runtime: DeviceOptions = field(default_factory=DeviceOptions)
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and not 0 < self.epsilon <= 1:

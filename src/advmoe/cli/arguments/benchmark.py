@@ -1,9 +1,9 @@
 """The arguments of `advmoe benchmark`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import DeviceOptions, Flag, parse
 from advmoe.errors import UserError
 
 
@@ -26,10 +26,7 @@ class BenchmarkArguments:
     width: int | None = None
     """Channels of the networks' first stage, instead of the published ones. The suites inference, training, memory, attack, data,
     growth, operators, iteration, precision and export use it."""
-    device: str = "auto"
-    """Torch device; auto uses CUDA if there is a CUDA device."""
-    threads: int = 0
-    """CPU threads; 0 keeps torch's choice."""
+    runtime: DeviceOptions = field(default_factory=DeviceOptions)
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("width", self.width)):

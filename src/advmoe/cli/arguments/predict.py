@@ -1,13 +1,12 @@
 """The arguments of `advmoe predict`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import Flag, parse
-from advmoe.config import Device
+from advmoe.cli.parsing import DeviceOptions, Flag, parse
 from advmoe.errors import UserError
 
 
@@ -27,10 +26,7 @@ class PredictArguments:
     """Print CSV."""
     batch_size: int = 64
     """Images in memory at once."""
-    device: Device = "auto"
-    """Torch device; auto uses CUDA if there is a CUDA device."""
-    threads: int = 0
-    """CPU threads; 0 keeps torch's choice."""
+    runtime: DeviceOptions = field(default_factory=DeviceOptions)
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
