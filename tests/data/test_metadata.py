@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from advmoe.data.decode import decode_fitted, stored_size
@@ -94,18 +94,34 @@ def test_metadata_that_cannot_be_read_are_ignored(name: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_every_orientation_is_turned_upright_beside_metadata_that_cannot_be_read(orientation: int, tmp_path: Path) -> None:
-    """By the EXIF standard's table of orientations."""
+    data = png(b"eXIf", tiff(turned(orientation)))
+    data = data[:33] + png(b"zTXt", LONG_TEXT)[33 : -len(encoded("PNG")) + 33] + data[33:]
+    (tmp_path / "x.png").write_bytes(data)
+    assert_upright(tmp_path / "x.png", orientation)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+def test_every_orientation_of_a_tiff_is_turned_upright_once(orientation: int, compression: str | None, tmp_path: Path) -> None:
+    """Pillow turns a TIFF itself."""
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    (tmp_path / "x.tif").write_bytes(encoded("TIFF", exif=exif, compression=compression))
+    assert_upright(tmp_path / "x.tif", orientation)
+
+
+def assert_upright(path: Path, orientation: int) -> None:
+    """The file has PIXELS with an orientation; by the EXIF standard's table, it is read as they are to be seen."""
     upright = {
         1: PIXELS, 2: PIXELS[:, ::-1], 3: PIXELS[::-1, ::-1], 4: PIXELS[::-1], 5: PIXELS.transpose(1, 0, 2),
         6: np.rot90(PIXELS, -1), 7: PIXELS[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(PIXELS),
     }[orientation]  # fmt: skip
     height, width = upright.shape[:2]
-    data = png(b"eXIf", tiff(turned(orientation)))
-    data = data[:33] + png(b"zTXt", LONG_TEXT)[33 : -len(encoded("PNG")) + 33] + data[33:]
-    (tmp_path / "x.png").write_bytes(data)
-    loaded = read_image(tmp_path / "x.png", (3, height, width))
+    loaded = read_image(path, (3, height, width))
     assert loaded.note == ""
     assert np.array_equal(loaded.pixels.mul(255).round().numpy(), upright.transpose(2, 0, 1))
+    fitted = ImageOps.fit(Image.fromarray(np.ascontiguousarray(upright)), (6, 6), Image.Resampling.LANCZOS)
+    assert np.array_equal(decode_fitted(path.read_bytes(), 6, "here"), np.asarray(fitted).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def to_rgb(image: Image.Image, where: str, upright: bool = False) -> Image.Image
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-    """The image turned as its metadata say."""
+    """The image, decoded and turned as its metadata say."""
+    image.load()  # Pillow turns a TIFF when it decodes it, and then its orientation is 1
     method = UPRIGHT.get(orientation(image))
     return image if method is None else image.transpose(method)
 

@@ -84,7 +84,8 @@ def _array(data: bytes, shape: Shape, where: str) -> Tensor:
 
 def _notes(file: Image.Image, channels: int, size: tuple[int, int]) -> Iterator[str]:
     """What `read_image` changes in an opened image, for the user."""
-    stored = str(getattr(file, "tile", ""))  # how pixels are stored; decoding, which the next line may do, clears it
+    stored = str(getattr(file, "tile", ""))  # how pixels are stored; decoding clears it
+    file.load()  # a TIFF may be turned and have another size then
     upright = file.size[::-1] if orientation(file) in SIDEWAYS else file.size
     if upright != size:
         yield f"resized from {upright[0]} x {upright[1]}"
