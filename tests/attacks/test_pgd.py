@@ -314,6 +314,12 @@ def test_l2_steps_have_one_length_whatever_the_gradients(scale):
     assert torch.equal(ascent(torch.zeros(1, 3, 4, 4), "L2"), torch.zeros(1, 3, 4, 4))
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_an_l2_gradient_that_is_not_finite_in_one_pixel_moves_the_others(value):
+    gradient = torch.tensor([value, 3.0, -4.0, 0.0]).view(1, 1, 2, 2)
+    assert ascent(gradient, "L2").flatten().tolist() == pytest.approx([0, 0.6, -0.8, 0])
+
+
 def test_l2_starts_fill_the_ball_evenly():
     x = torch.full((4000, 1, 1, 2), 0.5)
     change = uniform_start(x, 0.1, "L2", ImageDraws(0, range(4000))) - x

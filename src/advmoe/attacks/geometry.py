@@ -35,9 +35,10 @@ def project(x_adv: Tensor, x: Tensor, epsilon: float, norm: Norm = "Linf") -> Te
 def ascent(gradient: Tensor, norm: Norm) -> Tensor:
     """Direction of steepest ascent, of length 1: the gradient's sign (Linf), or the gradient divided by its L2 norm (L2).
 
-    A zero gradient stays zero.
+    A zero gradient stays zero. In L2, entries that are not finite count as zero: divided by them, all others would be lost.
     """
     if norm == "L2":
+        gradient = gradient.nan_to_num(0, 0, 0)
         largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
         scaled = gradient / torch.where(largest > 0, largest, 1)  # the squares of a tiny gradient would underflow
         return scaled / length(scaled).clamp_min(1)  # the largest entry is 1, so the norm is at least 1
