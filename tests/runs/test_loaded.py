@@ -71,6 +71,15 @@ def test_images_of_other_sizes_and_colours_are_fitted_in_every_form(model: Loade
     assert torch.equal(model.preprocess(np.zeros((9, 9, 1), np.uint8)), torch.zeros(1, 3, 8, 8))
 
 
+def test_arrays_of_every_memory_layout_and_byte_order_are_taken(model: Loaded) -> None:
+    array = np.random.default_rng(0).random((3, 8, 8))
+    expected = torch.tensor(array)[None].float()
+    for form in (array[:, :, ::-1].copy()[:, :, ::-1], array.astype(">f8"), np.asfortranarray(array), array.astype(np.longdouble)):
+        assert torch.equal(model.preprocess(form), expected)
+    with pytest.raises(UserError, match="not >i4 of shape"):
+        model.preprocess(array.astype(">i4"))
+
+
 @pytest.mark.parametrize(("dataset", "central"), [("imagenet", True), ("cifar10", False)])
 def test_images_are_cropped_as_in_the_evaluation_on_the_data_set(tiny: Any, tmp_path: Path, dataset: str, central: bool) -> None:
     config, path = tiny(dataset=dataset), tmp_path / "x.png"

@@ -140,10 +140,11 @@ class Loaded(nn.Module):
             raise UserError(
                 f"an image must be a path, a PIL image, or an array or tensor of {expected_form}, not {type(image).__name__}"
             )
-        pixels = torch.as_tensor(image)
-        pixels = pixels[0] if pixels.ndim == 4 and len(pixels) == 1 else pixels
-        if not pixels.is_floating_point() or tuple(pixels.shape) != self.input_size:
+        is_float = image.is_floating_point() if isinstance(image, Tensor) else image.dtype.kind == "f"
+        if not is_float or tuple(image.shape) not in (self.input_size, (1, *self.input_size)):
             raise UserError(f"pixels must be {expected_form}, not {image.dtype} of shape {tuple(image.shape)}")
+        in_order = image if isinstance(image, Tensor) else torch.from_numpy(image.astype(np.float64, order="C"))  # of any byte order
+        pixels = in_order.reshape(self.input_size)
         if not bool(((pixels >= 0) & (pixels <= 1)).all()):
             raise UserError(f"pixels must be {expected_form}, not values from {pixels.min().item():g} to {pixels.max().item():g}")
         return pixels.float()
