@@ -117,6 +117,23 @@ def test_links_to_folders_are_followed_and_folders_that_cannot_be_read_are_named
     ]
 
 
+def test_a_folder_that_may_be_listed_but_not_entered_is_named(
+    run: Path, images: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = os.stat
+
+    def refuse(path: Any, **options: Any) -> os.stat_result:
+        if str(path).startswith(f"{images}/sub/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return status(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    out, err = run_predict(capsys, run, images, "--json")
+    assert len(json.loads(out)) == 7
+    assert err.splitlines() == [f"advmoe: {images}/sub/{number}.png: cannot be read (Permission denied)" for number in (7, 8, 9)]
+    assert "7.png: cannot be read (Permission denied)" in run_predict(capsys, run, images / "sub/7.png", status=2)[1]
+
+
 def test_links_in_a_circle_end(run: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "a/b").mkdir(parents=True)
     (tmp_path / "a/b/up").symlink_to(tmp_path / "a")

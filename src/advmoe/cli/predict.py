@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -24,7 +25,7 @@ def run(arguments: PredictArguments) -> None:
 def _readable(arguments: PredictArguments, model: Loaded) -> Iterator[FilePrediction]:
     """The predictions; files that are not images are reported on stderr. Raises UserError if there is no image at all."""
     count, unreadable = 0, 0
-    single = len(arguments.images) == 1 and not arguments.images[0].is_dir()
+    single = len(arguments.images) == 1 and not os.path.isdir(arguments.images[0])
     for result in predict(model, images_in(arguments.images), arguments.batch_size):
         if isinstance(result, FilePrediction):
             count += 1

@@ -1,5 +1,6 @@
 """One image from a file of any supported format, in the form that a network takes."""
 
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -59,12 +60,12 @@ def fit_image(image: Image.Image, shape: Shape, where: str, *, central: bool = F
 
 
 def _bytes(path: Path) -> bytes:
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: not a plain file")
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise UserError(f"{path}: has {size:,} bytes; an image may have {MAX_BYTES:,}")
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{path}: not a plain file")
+        if status.st_size > MAX_BYTES:
+            raise UserError(f"{path}: has {status.st_size:,} bytes; an image may have {MAX_BYTES:,}")
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

@@ -40,7 +40,7 @@ def images_in(paths: Iterable[Path]) -> Iterator[Path | Unreadable]:
     The file names of one folder at each depth are in memory at a time, and no more.
     """
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             yield from _files_below(path, ())
         else:
             yield path
@@ -58,7 +58,7 @@ def _files_below(folder: Path, parents: tuple[Path, ...]) -> Iterator[Path | Unr
         yield Unreadable(folder, str(UserError(f"{folder}: a link to a folder that contains it ({resolved}); not followed")))
         return
     for path in (folder / name for name in names):
-        if path.is_dir():
+        if os.path.isdir(path):  # unlike path.is_dir(), False if the folder may be listed, but not entered
             yield from _files_below(path, (*parents, resolved))
         else:
             yield path
