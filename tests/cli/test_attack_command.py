@@ -11,6 +11,7 @@ from PIL import Image
 from small_backbone import ROUTED
 
 from advmoe.cli.main import main
+from advmoe.evaluation.fooling import Fooled, Victim, in_eight_bits
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
 from advmoe.training.manifest import Progress
@@ -47,11 +48,15 @@ def run_attack(capsys: pytest.CaptureFixture[str], *arguments: object, status: i
     return captured.out, captured.err
 
 
-def classes(capsys: pytest.CaptureFixture[str], run: Path, *images: Path) -> list[str]:
-    """The classes that `advmoe predict` gives the files."""
+def predictions(capsys: pytest.CaptureFixture[str], run: Path, *images: Path) -> list[dict[str, Any]]:
+    """What `advmoe predict` says of the files."""
     capsys.readouterr()
     assert main(["predict", str(run), *map(str, images), "--json", "--device", "cpu"]) == 0
-    return [row["class"] for row in json.loads(capsys.readouterr().out)]
+    return json.loads(capsys.readouterr().out)
+
+
+def classes(capsys: pytest.CaptureFixture[str], run: Path, *images: Path) -> list[str]:
+    return [row["class"] for row in predictions(capsys, run, *images)]
 
 
 def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
@@ -66,6 +71,11 @@ def test_written_image_is_in_the_ball_and_fools_when_read_back(run: Path, image:
     assert (first["attack"], first["epsilon"]) == ("pgd_20", pytest.approx(64 / 255))
     assert first["fooled"] == (report["first"]["attack"] == "pgd_20")
     assert 0 < report["smallest"]["epsilon"] <= report["first"]["epsilon"] <= 64 / 255 + 1e-6
+    assert report["file_epsilon"] == pytest.approx(np.abs(change).max() / 255, abs=1e-6)
+    assert report["file_epsilon"] <= report["smallest"]["epsilon"] + 1 / 255
+    (read_back,) = predictions(capsys, run, out)
+    assert report["adversarial"]["pathway"] == read_back["pathway"]
+    assert report["adversarial"]["confidence"] == pytest.approx(read_back["confidence"], abs=1e-6)
     assert len(report["clean"]["pathway"]) == len(report["adversarial"]["pathway"]) == ROUTED
 
 
@@ -78,14 +88,33 @@ def test_the_lines_without_json(run: Path, image: Path, tmp_path: Path, capsys: 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]
 
 
-def test_floats_are_the_unrounded_attack(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
-    out = tmp_path / "adversarial.npy"
+@pytest.mark.parametrize("suffix", ["npy", "NPY"])
+def test_floats_are_the_unrounded_attack(run: Path, image: Path, tmp_path: Path, capsys: Any, suffix: str) -> None:
+    out = tmp_path / f"adversarial.{suffix}"
     report = json.loads(run_attack(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
+    assert (report["file"], report["file_epsilon"]) == (str(out), report["smallest"]["epsilon"])
     array = np.load(out)
     assert (array.dtype, array.shape) == (np.float32, (1, 28, 28))
     clean = np.asarray(Image.open(image)).astype(np.float32) / 255
-    assert np.abs(array - clean).max() == pytest.approx(report["first"]["epsilon"], abs=1e-7)
+    assert np.abs(array - clean).max() == pytest.approx(report["smallest"]["epsilon"], abs=1e-7)
     assert classes(capsys, run, out) == [report["adversarial"]["class"]]
+
+
+def test_if_the_smallest_change_does_not_fool_in_eight_bits_the_first_one_is_written(
+    run: Path, image: Path, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rounded: list[float] = []
+
+    def only_the_second(victim: Victim, fooled: Fooled, epsilon: float) -> torch.Tensor | None:
+        rounded.append(fooled.epsilon)
+        return in_eight_bits(victim, fooled, epsilon) if len(rounded) == 2 else None
+
+    monkeypatch.setattr("advmoe.cli.attack.in_eight_bits", only_the_second)
+    out = tmp_path / "a.png"
+    report = json.loads(run_attack(capsys, run, image, "--epsilon", "64/255", "--out", out, "--json")[0])
+    assert rounded == [report["smallest"]["epsilon"], report["first"]["epsilon"]]
+    assert report["file"] == str(out)
+    assert classes(capsys, run, out) == [report["adversarial"]["class"]] != [report["clean"]["class"]]
 
 
 def test_an_image_that_eight_bits_cannot_hold_is_written_as_floats(
@@ -97,6 +126,15 @@ def test_an_image_that_eight_bits_cannot_hold_is_written_as_floats(
     assert not out.exists()
     before, after = classes(capsys, run, image, tmp_path / "a.npy")
     assert before != after
+
+
+@pytest.mark.parametrize(("name", "out"), [("a.png", "a.png"), ("a.npy", "a.png"), ("a.npy", "link/a.npy")])
+def test_the_users_image_is_never_replaced(run: Path, tmp_path: Path, capsys: Any, name: str, out: str) -> None:
+    (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "link").symlink_to(tmp_path)
+    _, err = run_attack(capsys, run, tmp_path / name, "--out", tmp_path / out, status=2)
+    assert f"{tmp_path / out}: the adversarial image could replace {tmp_path / name}; give another name to --out" in err
+    assert (tmp_path / name).read_bytes() == b"mine"
 
 
 def test_an_image_that_is_already_misclassified_is_not_attacked(

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 
 from pydantic import BaseModel, Field
@@ -55,13 +56,15 @@ class Report(BaseModel):
 
 
 class Success(Report):
-    """The first attack that fooled the network, the smallest change that did, and the file of the adversarial image. `requested` is
-    the file that --out named."""
+    """The first attack that fooled the network, the smallest change that did, and the adversarial image in `file`: that of the
+    smallest change; in a PNG rounded, or the first one where the rounded one does not fool. `adversarial` is the prediction for it,
+    `file_epsilon` its largest change of a pixel, and `requested` the file that --out named."""
 
     first: Change
     smallest: Change
     adversarial: Prediction
     file: str
+    file_epsilon: float
     requested: str
 
 
@@ -106,10 +109,10 @@ def _report(model: Loaded, victim: Victim, epsilon: float, note: str, arguments:
     if first is None:
         return report
     minimal = smallest(victim, first, withstood, attempted)
-    path = _write(victim, first, max(epsilon, first.epsilon), arguments.path)
+    path, x_adv = _write(victim, minimal, first, epsilon, arguments.path)
     return Success(
-        **dict(report), first=_change(first), smallest=_change(minimal), adversarial=_prediction(model, first.x_adv),
-        file=str(path), requested=str(arguments.path),
+        **dict(report), first=_change(first), smallest=_change(minimal), adversarial=_prediction(model, x_adv),
+        file=str(path), file_epsilon=float((x_adv - victim.x).abs().max()), requested=str(arguments.path),
     )  # fmt: skip
 
 
@@ -122,12 +125,19 @@ def _prediction(model: Loaded, x: Tensor) -> Prediction:
     return Prediction(**model.predict_batch(x[None])[0]._asdict())
 
 
-def _write(victim: Victim, fooled: Fooled, epsilon: float, requested: Path) -> Path:
-    """Write the adversarial image: as a PNG if it still fools in 8 bits a channel, otherwise as an .npy. Returns the path."""
-    levels = in_eight_bits(victim, fooled, epsilon) if requested.suffix.lower() == ".png" else None
-    path = requested if levels is not None else requested.with_suffix(".npy")
-    write_image(fooled.x_adv if levels is None else levels, path)
-    return path
+def _write(victim: Victim, minimal: Fooled, first: Fooled, epsilon: float, requested: Path) -> tuple[Path, Tensor]:
+    """Write the image with the smallest change that fools. As a PNG it is rounded inside the ball of `epsilon`, or of the whole
+    255ths above its own; if it does not fool then, the first image that fooled is tried, and after that an .npy is written instead.
+    Returns the path and the image [C, H, W] in the file."""
+    if requested.suffix.lower() == ".png":
+        for fooled in (minimal, first):
+            radius = epsilon if fooled.epsilon <= epsilon + SLACK else ceil(255 * fooled.epsilon) / 255
+            if (levels := in_eight_bits(victim, fooled, radius)) is not None:
+                write_image(levels, requested)
+                return requested, levels
+        requested = requested.with_suffix(".npy")
+    write_image(minimal.x_adv, requested)
+    return requested, minimal.x_adv
 
 
 def _lines(report: Report) -> Iterator[str]:
@@ -152,7 +162,7 @@ def _lines_of_success(report: Success) -> Iterator[str]:
         yield f"Pathway: {changed} of {len(before)} choices changed"
     form = "8 bits a channel" if report.file.lower().endswith(".png") else "floats"
     rounded = "" if report.file == report.requested else f"; {report.requested} in 8 bits a channel would not fool it"
-    yield f"Written: {report.file} ({form}; read back, it fools the network{rounded})"
+    yield f"Written: {report.file} ({form}, changed by {_in_levels(report.file_epsilon)}; read back, it fools the network{rounded})"
 
 
 def _words(prediction: Prediction) -> str:

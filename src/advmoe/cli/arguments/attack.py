@@ -27,7 +27,8 @@ class AttackArguments:
     label: str | None = None
     """Name of the image's true class; by default the predicted one."""
     out: Path | None = None
-    """File for the adversarial image, .png or .npy; by default IMAGE-adversarial.png in the working folder."""
+    """File for the image with the smallest change that was found, .png or .npy; by default IMAGE-adversarial.png in the working
+    folder. If no image in the 8 bits of a PNG fools the network, an .npy of that name is written."""
     seed: int = 0
     """Seed of the attacks' random draws."""
     json: Flag = False
@@ -41,6 +42,8 @@ class AttackArguments:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
         if self.path.suffix.lower() not in (".png", ".npy"):
             raise UserError(f"{self.path}: the adversarial image is written without loss: give a name that ends in .png or .npy")
+        if self.image.resolve() in (self.path.resolve(), self.path.with_suffix(".npy").resolve()):
+            raise UserError(f"{self.path}: the adversarial image could replace {self.image}; give another name to --out")
         check_target(self.path, "the adversarial image")
 
     @property
