@@ -125,6 +125,11 @@ def test_a_weaker_plan_keeps_the_stored_results(toy, x, y, tmp_path, monkeypatch
     assert {"ra_aa", "ra_paths"} <= full.figures.keys()
     assert (later.checks, later.routing) == (full.checks, full.routing)
     assert {check.number: check.status for check in later.checks}[5] == "fail"
+    for name in ("aa_fab-t", "reroute"):
+        with monkeypatch.context() as newer:
+            newer.setitem(ATTACKS, name, replace(ATTACKS[name], version=99))
+            assert not evaluate(toy, x, y, preset=("pgd_10",), **options).complete
+    assert evaluate(toy, x, y, preset=("pgd_10",), **options).complete
 
 
 def test_an_attack_that_ran_on_other_survivors_gives_no_figure(toy, x, y, tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evalua
     figures |= _over_pathways(target, shards, correct, ever)
     return Evaluation(
         _percent(correct, set(), rows), figures, _percent(correct, ever, rows), _complete(target, shards),
-        {name: _totals(shards, name) for name in broken}, _routing(shards, set(correct) - ever, names), [], rows, correct, broken,
+        {name: _totals(shards, name) for name in broken}, _routing(shards, set(correct) - ever), [], rows, correct, broken,
         {name: reason for name, reason in {**replaced, **obstacles}.items() if name not in broken}, sorted(ever), partly_run,
     )  # fmt: skip
 
@@ -72,11 +72,21 @@ def _percent(correct: Sequence[int], broken: set[int], rows: Sequence[int]) -> f
 
 def _complete(target: Target, shards: Sequence[Shard]) -> bool:
     """Whether AutoAttack (with few classes, with its substitute) and, where the network routes, a full attack on the routing were
-    run on every shard."""
-    ran = set.intersection(*(set(shard.attacks) for shard in shards)) if shards else set()
-    if target.hides_routing:
+    run, each as `_was_run` says."""
+    if target.hides_routing or not shards:
         return False
-    return set(autoattack.standard(target.num_classes)) <= ran and (not target.routed or bool(ran & FULL_REROUTE))
+    rerouted = not target.routed or any(_was_run(shards, name) for name in FULL_REROUTE)
+    return rerouted and all(_was_run(shards, name) for name in autoattack.standard(target.num_classes))
+
+
+def _was_run(shards: Sequence[Shard], name: str) -> bool:
+    """Whether the present version of an attack was run on all images that no attack broke."""
+    return all(
+        (run := shard.attacks.get(name)) is not None
+        and run.version == ATTACKS[name].version
+        and set(shard.correct or []) - set(shard.ever) <= set(run.rows)
+        for shard in shards
+    )
 
 
 def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
@@ -88,7 +98,7 @@ def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
     )  # fmt: skip
 
 
-def _routing(shards: Sequence[Shard], robust: set[int], attacks: Sequence[str]) -> RoutingFigures | None:
+def _routing(shards: Sequence[Shard], robust: set[int]) -> RoutingFigures | None:
     """The routing figures; None if a shard has none of the present versions. `robust` are the rows that no attack broke in the
     routed network."""
     parts = [shard.routing for shard in shards if is_counted(shard.routing)]
@@ -108,14 +118,15 @@ def _routing(shards: Sequence[Shard], robust: set[int], attacks: Sequence[str]) 
         choice_gain=[paired(gained, lost, images) for gained, lost in zip(counts.gained, counts.lost, strict=True)],
         fixed_expert_ra_worst=[100 * len(rows) / images for rows in counts.kept],
         any_expert_ra_worst=100 * len(set(chain.from_iterable(counts.kept))) / images,
-        choice_gain_worst=[_difference(robust, set(rows), images) for rows in counts.kept if _comparable(attacks)],
+        choice_gain_worst=[_difference(robust, set(rows), images) for rows in (counts.kept if _comparable(shards) else ())],
     )
 
 
-def _comparable(attacks: Sequence[str]) -> bool:
+def _comparable(shards: Sequence[Shard]) -> bool:
     """Whether the attacks on the routed network suffice to compare its worst case with that of a fixed expert: they have the
     attack on the fixed expert, and one that gradients hidden by the routing do not stop."""
-    return FIXED_ATTACK in attacks and any(name in ATTACKS and ATTACKS[name].needs == "routing" for name in attacks)
+    routing = (name for name, attack in ATTACKS.items() if attack.needs == "routing")
+    return _was_run(shards, FIXED_ATTACK) and any(_was_run(shards, name) for name in routing)
 
 
 def _difference(rows: set[int], others: set[int], images: int) -> Difference:
