@@ -6,14 +6,12 @@ from advmoe.attacks.apgd import Apgd, NetworkPair, apgd, targeted_apgd
 from advmoe.attacks.draws import BatchDraws, Draws, ImageDraws, derive_seed
 from advmoe.attacks.geometry import project
 from advmoe.attacks.objectives import (
-    OBJECTIVES,
     Objective,
     cross_entropy,
     dlr,
     full,
     kl_divergence,
     margin,
-    targeted_cross_entropy,
     targeted_dlr,
 )
 from advmoe.attacks.pgd import Pgd, evaluation_pgd, frozen, pgd
@@ -21,7 +19,6 @@ from advmoe.config.choices import Norm
 from advmoe.moved import getter
 
 __all__ = [
-    "OBJECTIVES",
     "Apgd",
     "BatchDraws",
     "Draws",
@@ -42,7 +39,6 @@ __all__ = [
     "pgd",
     "project",
     "targeted_apgd",
-    "targeted_cross_entropy",
     "targeted_dlr",
 ]  # fmt: skip
 

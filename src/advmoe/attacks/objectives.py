@@ -22,11 +22,6 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(full(logits), labels, reduction="none")
 
 
-def targeted_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """log p(target class); target [B, 2] int64, label and target class."""
-    return -cross_entropy(logits, target[:, 1])
-
-
 def kl_divergence(logits: Tensor, log_probs: Tensor) -> Tensor:
     """KL(p || q) with `log_probs` = log p [B, classes] and q = softmax(logits) (Zhang et al. 2019, TRADES).
 
@@ -99,15 +94,3 @@ def _ranked(logits: Tensor) -> Tensor:
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
     """`difference` / `spread`. If the spread is 0, so is the difference: the ratio is 0, and its gradient has the right sign."""
     return difference / spread.clamp_min(1e-12)
-
-
-OBJECTIVES: dict[str, Objective] = {
-    "cross_entropy": cross_entropy,
-    "targeted_cross_entropy": targeted_cross_entropy,
-    "margin": margin,
-    "targeted_margin": targeted_margin,
-    "probability_margin": probability_margin,
-    "scaled_cross_entropy": scaled_cross_entropy,
-    "dlr": dlr,
-    "targeted_dlr": targeted_dlr,
-}

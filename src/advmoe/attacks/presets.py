@@ -49,16 +49,6 @@ class Preset:
         """All attacks, each once, in the order in which they run."""
         return list(dict.fromkeys(name for names in (*self.figures.values(), self.survivors) for name in names))
 
-    @property
-    def budget(self) -> str:
-        """The cost in words. It leaves out the routing figures of a network that routes: 50 PGD passes for each wrongly classified
-        image and, for each expert, 10 PGD passes an image and at most 75 APGD passes on those that these leave."""
-        chains = _passes([name for names in self.figures.values() for name in names])
-        parts = [f"at most {chains} an image"] if chains else []
-        if self.survivors:
-            parts.append(f"at most {_passes(self.survivors)} on survivors")
-        return "; ".join([*parts, *(["all self-checks"] if self.checks else [])])
-
     def passes(self, *, routed: bool, survivor_share: float) -> float:
         """Passes per correctly classified image, if a share `survivor_share` of the images survives a figure's first attack."""
         able = ("", "routing") if routed else ("",)
@@ -67,26 +57,8 @@ class Preset:
             for names in self.figures.values() if not ATTACKS[names[0]].path
         ]  # fmt: skip
         survivors = [ATTACKS[name].passes for name in self.survivors if ATTACKS[name].needs in able]
-        return (
-            max(_path_lengths([name for names in self.figures.values() for name in names]), default=0)
-            + sum(chains)
-            + survivor_share * sum(survivors)
-        )
-
-
-def _path_lengths(names: Sequence[str]) -> list[int]:
-    return [ATTACKS[name].path for name in names if ATTACKS[name].path]
-
-
-def _passes(names: Sequence[str]) -> str:
-    """'150 PGD and 100 APGD passes', in the order of the attacks. The points of one PGD path cost as much as its last point."""
-    totals: dict[str, int] = {"PGD": max(_path_lengths(names))} if _path_lengths(names) else {}
-    for name in names:
-        if ATTACKS[name].path:
-            continue
-        totals[ATTACKS[name].kind] = totals.get(ATTACKS[name].kind, 0) + ATTACKS[name].passes
-    parts = [f"{passes:,} {kind}" for kind, passes in totals.items()]
-    return f"{', '.join(parts[:-1])}{' and ' if len(parts) > 1 else ''}{parts[-1]} passes" if parts else ""
+        path = max((ATTACKS[name].path for names in self.figures.values() for name in names), default=0)
+        return path + sum(chains) + survivor_share * sum(survivors)
 
 
 PRESETS = {

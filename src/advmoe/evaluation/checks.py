@@ -358,6 +358,3 @@ def _percent(flags: Tensor) -> float:
 
 def _list(values: Sequence[float]) -> str:
     return "/".join(f"{value:.1f}" for value in values) + " %"
-
-
-__all__ = ["Check", "attack_strength", "check_finiteness", "check_network"]

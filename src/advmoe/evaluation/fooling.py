@@ -116,7 +116,7 @@ def in_eight_bits(victim: Victim, best: Fooled, epsilon: float) -> Tensor | None
 
 
 def write_image(x_adv: Tensor, path: Path) -> None:
-    """Write an image [C, H, W] without loss: a float32 array if `path` ends in .npy or .NPY, else an 8-bit PNG (pixels must be 255ths)."""
+    """Write an image [C, H, W] without loss: a float32 array if `path` ends in .npy, else an 8-bit PNG (pixels must be 255ths)."""
     pixels = x_adv.cpu().numpy()
     with drafted(path) as draft, draft.open("wb") as file:
         if path.suffix.lower() == ".npy":

@@ -14,8 +14,8 @@ class Evaluation:
     """The result of an evaluation. Figures are in percent of all images.
 
     - `worst`: an image counts as robust only if no attack that was run broke it.
-    - `complete`: AutoAttack was run in its present version (with fewer than four classes, with `apgd_t` in place of its targeted APGD) and, on a network
-      that routes, a full attack on the routing. If not, `worst` is "quick".
+    - `complete`: AutoAttack was run (with fewer than four classes, with `apgd_t` in place of its targeted APGD) and, on a network
+      that routes, a full attack on the routing, in their present versions. If not, `worst` is "quick".
     - `rows`: the numbers of the images in x, all of them or those of a part.
     - `attacks`, `broken`: the totals of each attack and the rows of the images that it broke. Attacks of earlier plans in the same
       store are included if they were run on every shard, because they count in `worst`.

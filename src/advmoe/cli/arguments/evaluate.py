@@ -12,7 +12,7 @@ from advmoe.config import ComputeConfig, Fraction
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
 from advmoe.errors import UserError, short_repr
 
-COSTS = {  # the presets' budgets (advmoe.attacks.presets)
+COSTS = {  # of the presets; the tests count them from their attacks (tests/budget.py)
     "quick": "at most 50 PGD passes an image; at most 115 APGD and 131 route-aware passes on survivors",
     "standard": "at most 50 PGD and 3,567 AutoAttack passes an image; "
     "at most 275 APGD, 1,617 route-aware and 50 transfer passes on survivors; all self-checks",
