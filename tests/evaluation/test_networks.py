@@ -16,9 +16,9 @@ from advmoe.attacks import autoattack
 from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
-from advmoe.evaluation.search import CopiedInput, copying, gradient_network
 from advmoe.evaluation.shards import true_network
 from advmoe.evaluation.target import EvaluationOptions, make_target
+from advmoe.evaluation.wrappers import CopiedInput, copying, gradient_network
 from advmoe.models import deployed
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind

@@ -204,6 +204,21 @@ def _reroute(words: str, beam: Beam, steps: int) -> Attack:
     )
 
 
+SURROGATES = {
+    "straight_through_0.2": _surrogate("cross-entropy, straight-through gate, T = 0.2", gate("straight_through", 0.2), 0),
+    "straight_through_1": _surrogate("cross-entropy, straight-through gate", gate("straight_through", 1.0), 1),
+    "straight_through_5": _surrogate("cross-entropy, straight-through gate, T = 5", gate("straight_through", 5.0), 2),
+    "soft_0.2": _surrogate("cross-entropy, soft gate, T = 0.2", gate("soft", 0.2), 3),
+    "soft_1": _surrogate("cross-entropy, soft gate", gate("soft", 1.0), 4),
+    "soft_5": _surrogate("cross-entropy, soft gate, T = 5", gate("soft", 5.0), 5),
+    "margin_-1": _surrogate("cross-entropy minus the routers' margin", routing_margin(-1.0), 6),
+    "margin_-0.1": _surrogate("cross-entropy minus 0.1 times the routers' margin", routing_margin(-0.1), 7),
+    "margin_+0.1": _surrogate("cross-entropy plus 0.1 times the routers' margin", routing_margin(0.1), 8),
+    "margin_+1": _surrogate("cross-entropy plus the routers' margin", routing_margin(1.0), 9),
+    "held_route": _surrogate("the network with its route fixed to the clean one", held_route, 10),
+    "second_route": _surrogate("the network with its route fixed to every router's second choice", second_route, 11),
+    "straight_through_margin": _surrogate("the class margin, straight-through gate", gate("straight_through", 1.0, margin), 12),
+}
 ATTACKS: Entries[Attack] = Entries({
     **{f"pgd_{steps}": _pgd(steps) for steps in (10, 20, 50, 200)},
     "pgd_50x10": Attack(
@@ -229,24 +244,10 @@ ATTACKS: Entries[Attack] = Entries({
         "APGD on the targeted DLR, as apgd_t, from other random starts", 900, "APGD", norms=BOTH,
     ),
     **{name: _autoattack(name) for name in autoattack.STANDARD + autoattack.PLUS + autoattack.RAND},
-    "straight_through_0.2": _surrogate("cross-entropy, straight-through gate, T = 0.2", gate("straight_through", 0.2), 0),
-    "straight_through_1": _surrogate("cross-entropy, straight-through gate", gate("straight_through", 1.0), 1),
-    "straight_through_5": _surrogate("cross-entropy, straight-through gate, T = 5", gate("straight_through", 5.0), 2),
-    "soft_0.2": _surrogate("cross-entropy, soft gate, T = 0.2", gate("soft", 0.2), 3),
-    "soft_1": _surrogate("cross-entropy, soft gate", gate("soft", 1.0), 4),
-    "soft_5": _surrogate("cross-entropy, soft gate, T = 5", gate("soft", 5.0), 5),
-    "margin_-1": _surrogate("cross-entropy minus the routers' margin", routing_margin(-1.0), 6),
-    "margin_-0.1": _surrogate("cross-entropy minus 0.1 times the routers' margin", routing_margin(-0.1), 7),
-    "margin_+0.1": _surrogate("cross-entropy plus 0.1 times the routers' margin", routing_margin(0.1), 8),
-    "margin_+1": _surrogate("cross-entropy plus the routers' margin", routing_margin(1.0), 9),
-    "held_route": _surrogate("the network with its route fixed to the clean one", held_route, 10),
-    "second_route": _surrogate("the network with its route fixed to every router's second choice", second_route, 11),
+    **SURROGATES,
     "reroute_quick": _reroute("a short search", Beam(2, 1, 1, 2), 20),
     "reroute": _reroute("a beam search", Beam(), 40),
     "reroute_full": _reroute("a wide beam search", Beam(12, 4, 3, 4), 60),
-    "straight_through_margin": _surrogate(
-        "the class margin, straight-through gate", gate("straight_through", 1.0, margin), 12
-    ),
     "pma": _apgd("APGD on the probability margin", probability_margin, 9, 100),
     "gama": Attack(run_gama, "GAMA-PGD, the guided probability margin, 100 steps", 100, "APGD"),
     "apgd_t_straight_through": Attack(
@@ -266,9 +267,6 @@ ATTACKS: Entries[Attack] = Entries({
         partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", 50, "transfer", "transfer"
     ),
 })  # fmt: skip
-SURROGATES = tuple(
-    name for name, attack in ATTACKS.items() if getattr(attack.run, "func", None) is run_surrogate and name != "transfer"
-)
 
 
 def lookup_attack(name: str) -> Attack:

@@ -12,9 +12,19 @@ from advmoe.cli.streams import warn
 from advmoe.config import to_dict
 from advmoe.config.choices import Dtype
 from advmoe.data import Splits, load_dataset
-from advmoe.data.images import balanced
 from advmoe.errors import UserError
-from advmoe.export import BATCHES, CALIBRATION, Agreement, Comparison, Encoding, agreement, compare, export, format_of, outputs
+from advmoe.export import (
+    BATCHES,
+    Agreement,
+    Comparison,
+    Encoding,
+    agreement,
+    calibration_images,
+    compare,
+    export,
+    format_of,
+    outputs,
+)
 from advmoe.files import check_target, check_utf8
 from advmoe.runs.load import load, portable, shared
 from advmoe.runs.loaded import Loaded
@@ -35,9 +45,7 @@ def run(arguments: ExportArguments) -> None:
     elif arguments.dtype != "float32":
         warn(f"{arguments.out}: written without the Record, which is of the network in float32, not in {arguments.dtype}")
     data = _data(arguments, loaded)
-    calibration = None
-    if arguments.dtype == "int8" and data is not None:
-        calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
+    calibration = calibration_images(data) if arguments.dtype == "int8" and data is not None else None
     predict = export(
         loaded.network, loaded.input_size, arguments.out,
         encoding=encoding, facts=facts(loaded, encoding.dtype), calibration=calibration,

@@ -17,9 +17,9 @@ from advmoe.evaluation.record_fields import (
     NonNegativeFloat,
     NonNegativeInt,
     Number,
-    Part,
     Percent,
     Positive,
+    RecordModel,
     Seed,
     Setting,
     Size,
@@ -33,7 +33,7 @@ from advmoe.moved import getter
 SCHEMA = 3  # in schema 2 "image" was called "picture", and the figures of an evaluation were not a separate section
 
 
-class HistoryRow(Part):
+class HistoryRow(RecordModel):
     """An epoch: accuracies on held-out images in percent, losses, learning rate, each expert's load per layer, and how far each
     layer's router has turned from its start (1: not at all)."""
 
@@ -49,14 +49,14 @@ class HistoryRow(Part):
     router_cosine: Annotated[list[Number], Field(fail_fast=True)] | None = None
 
 
-class RecordedTeacher(Part):
+class RecordedTeacher(RecordModel):
     """The network whose probabilities the run learned from: the path in its configuration, and the digest of its weights."""
 
     path: Text
     weights: Text
 
 
-class RecordedCode(Part):
+class RecordedCode(RecordModel):
     """The code that trained a network: the version of the package and, in a checkout, its commit; None if it is not known."""
 
     sparse: ClassVar[frozenset[str]] = frozenset({"advmoe", "commit"})
@@ -69,7 +69,7 @@ class RecordedCode(Part):
         return f"advmoe {self.advmoe or 'unknown'}, commit {self.commit or 'unknown'}"
 
 
-class Record(Part):
+class Record(RecordModel):
     """The results of an evaluation, the cost of the network, and their origin. Accuracies are in percent of `test_images`.
 
     `ra`: accuracy under PGD by number of steps. A Record has `ra_worst` if AutoAttack and the attacks on routing were run, and

@@ -5,11 +5,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict
 
-from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, Part, Scale, Setting, Size, ValidValues, plain
+from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, RecordModel, Scale, Setting, Size, ValidValues, plain
 from advmoe.files import JsonObject
 
 
-class Settings(Part):
+class Settings(RecordModel):
     """One section of a configuration. The fields that reports read have types; all others are kept as they were written."""
 
     model_config = ConfigDict(extra="allow")
@@ -41,7 +41,7 @@ def _section(value: Any) -> Any:
     return {name: plain(item) for name, item in value.items()} if isinstance(value, Mapping) else plain(value)
 
 
-class RecordedConfig(Part):
+class RecordedConfig(RecordModel):
     """The run's configuration as any version wrote it. All fields are kept; those that reports read have types."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())

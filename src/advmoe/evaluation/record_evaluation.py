@@ -5,12 +5,22 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from advmoe.evaluation.record_fields import Counts, NonNegativeFloat, NonNegativeInt, Number, Part, Percent, Size, Text, ValidValues
+from advmoe.evaluation.record_fields import (
+    Counts,
+    NonNegativeFloat,
+    NonNegativeInt,
+    Number,
+    Percent,
+    RecordModel,
+    Size,
+    Text,
+    ValidValues,
+)
 
 Status = Literal["pass", "warn", "fail", "skipped"]
 
 
-class AttackTotals(Part):
+class AttackTotals(RecordModel):
     """The totals of one attack: the number of images that it attacked and broke, and its seconds. `version` is the attack's."""
 
     attacked: NonNegativeInt
@@ -29,7 +39,7 @@ class Check:
     detail: Text
 
 
-class Difference(Part):
+class Difference(RecordModel):
     """A difference in percentage points, and its 95 % interval."""
 
     value: Number
@@ -42,7 +52,7 @@ class Difference(Part):
         return f"{self.value:+.1f} points ({self.low:+.1f} to {self.high:+.1f})"
 
 
-class RoutingFigures(Part):
+class RoutingFigures(RecordModel):
     """Percentages of all images, except `flip_rate` and `overlap` [L]: percentages of the correct ones. Loads are counts [L, N].
 
     `ra_router`: correct on the clean image with the adversarial image's route. `ra_expert`: correct on the adversarial image with
@@ -70,7 +80,7 @@ class RoutingFigures(Part):
     choice_gain_worst: Annotated[list[Difference], Field(fail_fast=True)] = Field([])
 
 
-class EvaluationResult(Part):
+class EvaluationResult(RecordModel):
     """The results of an evaluation. `figures` are in percent, worst case first; `intervals` are their 95 % Wilson intervals.
 
     `complete`: AutoAttack was run and, on a network that routes, attacks on the routing. `left_out`: attack -> why it was not run.

@@ -92,7 +92,7 @@ Setting = Annotated[Any, AfterValidator(plain), ValidValues("null, true, false, 
 Counts = Annotated[list[NonNegativeInt], Field(fail_fast=True)]
 
 
-class Part(BaseModel):
+class RecordModel(BaseModel):
     """A model that writes the fields named in `sparse` to JSON only if they are not None."""
 
     model_config = ConfigDict(extra="ignore", validate_assignment=False, protected_namespaces=())

@@ -10,9 +10,9 @@ from advmoe.evaluation.record_fields import (
     Experts,
     NonNegativeFloat,
     NonNegativeInt,
-    Part,
     Percent,
     Png,
+    RecordModel,
     Share,
     Size,
     Text,
@@ -23,7 +23,7 @@ from advmoe.moved import getter
 MAX_STEPS = 16  # largest number of steps of an image in the gallery
 
 
-class Layer(Part):
+class Layer(RecordModel):
     """An MoE layer. `width` is the number of filters of one expert, `size` the output's [h, w]."""
 
     name: Text
@@ -33,7 +33,7 @@ class Layer(Part):
     experts: Experts
 
 
-class EpsilonCurve(Part):
+class EpsilonCurve(RecordModel):
     """Accuracy under one attack at several epsilons, in percent of `images` images."""
 
     attack: Text
@@ -48,7 +48,7 @@ class EpsilonCurve(Part):
         return self
 
 
-class View(Part):
+class View(RecordModel):
     """An image and the network's output: class number, its softmax probability, and the expert chosen in each layer."""
 
     png: Png
@@ -68,7 +68,7 @@ class GalleryStep(View):
     epsilon: NonNegativeFloat
 
 
-class GalleryImage(Part):
+class GalleryImage(RecordModel):
     """Test image number `row`: clean, under an attack at the evaluation's epsilon (`adversarial`), and at other epsilons (`steps`).
     Records of older versions have no steps."""
 

@@ -18,8 +18,8 @@ from advmoe.attacks.pathways import num_pathways
 from advmoe.attacks.pgd import forward_backward
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
 from advmoe.errors import UserError
-from advmoe.evaluation.search import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.evaluation.store import Shard, StoreKey
+from advmoe.evaluation.wrappers import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
 

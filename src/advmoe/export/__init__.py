@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from advmoe.config.choices import Dtype
+from advmoe.data import Splits
+from advmoe.data.images import balanced
 from advmoe.errors import UserError, lookup
 from advmoe.export.compare import BATCHES, Agreement, Comparison, Outputs, Predictor, agreement, compare, outputs
 from advmoe.export.int8 import write_int8
@@ -69,6 +71,11 @@ class Encoding:
             raise UserError(f"{self.format} with {self.dtype}: {REFUSED[self.format, self.dtype]}")
 
 
+def calibration_images(splits: Splits) -> Tensor:
+    """Training images [n, C, H, W] for the calibration of int8: at most `CALIBRATION`, balanced over the classes."""
+    return splits.train.subset(balanced(splits.train.labels, CALIBRATION)).pixels()
+
+
 def export(
     model: Classifier, shape: tuple[int, int, int], path: Path, *,
     encoding: Encoding = Encoding(), facts: Mapping[str, Any] | None = None, calibration: Tensor | None = None,
@@ -96,7 +103,7 @@ def export(
 
 __all__ = [
     "BATCHES", "CALIBRATION", "FACTS", "FORMATS", "Agreement", "Comparison", "Dtype", "Encoding", "Outputs", "Predictor",
-    "agreement", "compare", "export", "format_of", "onnx_predictor", "outputs",
+    "agreement", "calibration_images", "compare", "export", "format_of", "onnx_predictor", "outputs",
 ]  # fmt: skip
 
 if not TYPE_CHECKING:

@@ -23,11 +23,10 @@ from torch import Tensor, nn
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 from advmoe.data import load_dataset
-from advmoe.data.images import balanced
 from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
-from advmoe.evaluation.search import LowPrecision
-from advmoe.export import CALIBRATION, Dtype, Encoding, Outputs, Predictor, agreement, export, outputs
+from advmoe.evaluation.wrappers import LowPrecision
+from advmoe.export import Dtype, Encoding, Outputs, Predictor, agreement, calibration_images, export, outputs
 from advmoe.export.onnx import check_extra
 from advmoe.models import fused
 from advmoe.moe import HARD, Gate, Routings
@@ -101,8 +100,7 @@ def load_case(run: Path, count: int) -> Case:
     """A run with `count` test images, balanced over the classes."""
     model = load(run)
     data = load_dataset(model.config.data.replace(limit_test=count))
-    calibration = data.train.subset(balanced(data.train.labels, CALIBRATION)).pixels()
-    return Case(model, data.test.pixels(), data.test.labels, calibration)
+    return Case(model, data.test.pixels(), data.test.labels, calibration_images(data))
 
 
 def adversarial_images(store: Path) -> list[tuple[Tensor, Tensor]]:
