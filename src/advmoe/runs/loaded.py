@@ -143,8 +143,9 @@ class Loaded(nn.Module):
         is_float = image.is_floating_point() if isinstance(image, Tensor) else image.dtype.kind == "f"
         if not is_float or tuple(image.shape) not in (self.input_size, (1, *self.input_size)):
             raise UserError(f"pixels must be {expected_form}, not {image.dtype} of shape {tuple(image.shape)}")
-        in_order = image if isinstance(image, Tensor) else torch.from_numpy(image.astype(np.float64, order="C"))  # of any byte order
-        pixels = in_order.reshape(self.input_size)
+        if isinstance(image, np.ndarray):  # in the byte order and memory layout that torch takes
+            image = torch.from_numpy(image.astype(np.float64, order="C"))
+        pixels = image.reshape(self.input_size)
         if not bool(((pixels >= 0) & (pixels <= 1)).all()):
             raise UserError(f"pixels must be {expected_form}, not values from {pixels.min().item():g} to {pixels.max().item():g}")
         return pixels.float()
