@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.models.digest import weights_digest
 from advmoe.publish import write_hub_folder
 from advmoe.runs.load import load
@@ -39,7 +39,7 @@ def check(folder: Path, name: str) -> None:
         validate_repo_id(name)
         results = ModelCard.load(folder / "README.md").data.eval_results
     except ValueError as error:
-        raise UserError(f"{name}: the hub's library refuses it ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{name}: the hub's library refuses it ({reason_of(error)})") from None
     if not results:
         raise UserError(f"{folder}: the hub's library reads no figures in its card")
 

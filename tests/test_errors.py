@@ -3,7 +3,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from advmoe.errors import UserError, lookup, nearest, one_line, short_repr
+from advmoe.errors import UserError, lookup, nearest, one_line, reason_of, short_repr
 
 
 class Part(BaseModel):
@@ -21,6 +21,12 @@ class Tree(BaseModel):
 
     part: Part
     rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+
+
+def test_the_reason_of_an_error_is_one_short_line_and_never_empty():
+    assert reason_of(ValueError("two\n  lines ")) == "two lines"
+    assert reason_of(EOFError()) == "EOFError"
+    assert reason_of(ValueError("x" * 300)) == "x" * 200
 
 
 @pytest.mark.parametrize(

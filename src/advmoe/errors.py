@@ -45,6 +45,11 @@ def lookup(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     return table[name]
 
 
+def reason_of(error: object) -> str:
+    """An error's message in one line of at most 200 letters, or the name of its class if it has none."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def short_repr(value: Any) -> str:
     """A value from a file in at most 80 letters."""
     try:

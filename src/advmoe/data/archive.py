@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 
 CHUNK = 2**20  # bytes that are read at once, and the longest header of a tar
 ABSOLUTE = re.compile(r"/|[A-Za-z]:")
@@ -62,7 +62,7 @@ def unpack(archive: Path, target: Path, root: str = ".", limits: Limits = LIMITS
         except Exception as error:  # a damaged archive can raise nearly any exception
             if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek to before the file
                 raise  # an error of the disk, not of the archive
-            raise UserError(f"{archive}: damaged or incomplete archive ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{archive}: damaged or incomplete archive ({reason_of(error)})") from None
         if not (draft / root).is_dir():
             raise UserError(f"{archive}: contains no folder {root}")
         (draft / root).replace(target)

@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 
 MAGIC = b"\x93NUMPY"
 LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # of an entry of a zip; its last two numbers are the lengths of name and extra field
@@ -27,7 +27,7 @@ def parse_npy(content: bytes, where: str) -> np.ndarray:
         stream = BytesIO(content)
         shape, fortran_order, dtype = _header(stream)
     except Exception as error:  # a damaged header can raise nearly any exception
-        raise UserError(f"{where}: not an array that can be read ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{where}: not an array that can be read ({reason_of(error)})") from None
     if dtype.hasobject:
         raise UserError(f"{where}: not an array that can be read (it contains Python objects, which are not loaded)")
     size = math.prod(shape) * dtype.itemsize
@@ -49,7 +49,7 @@ def open_npz(path: Path) -> Iterator["ArrayArchive"]:
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # a damaged archive can raise nearly any exception
-            raise UserError(f"{path}: damaged or incomplete .npz file ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{path}: damaged or incomplete .npz file ({reason_of(error)})") from None
         yield ArrayArchive(path, archive)
 
 
@@ -68,7 +68,7 @@ class ArrayArchive:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{where}: damaged in the .npz file ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{where}: damaged in the .npz file ({reason_of(error)})") from None
         return parse_npy(content, where)
 
 
@@ -92,7 +92,7 @@ def map_npz(path: Path, name: str) -> np.ndarray:
             shape, fortran_order, dtype = _header(file)
             offset = file.tell()
         except Exception as error:  # a damaged header can raise nearly any exception
-            raise UserError(f"{where}: damaged in the .npz file ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{where}: damaged in the .npz file ({reason_of(error)})") from None
         size, stored = math.prod(shape) * dtype.itemsize, start + entry.file_size - offset
         if dtype.hasobject or size != stored or offset + size > path.stat().st_size:
             raise UserError(f"{where}: not an array that can be mapped ({stored} bytes, {size} declared)")

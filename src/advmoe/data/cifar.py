@@ -31,7 +31,7 @@ from advmoe.data.images import (
 )
 from advmoe.data.paths import data_path, os_errors_as_user_errors, visible_entries
 from advmoe.data.shards import files_by_split
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.files import check_plain
 
 SIZE = 32
@@ -220,7 +220,7 @@ def _read_tar(variant: Variant, path: Path) -> tuple[Split, Split]:
     except (UserError, PermissionError):
         raise
     except Exception as error:  # a damaged archive can raise nearly any exception
-        raise UserError(f"{path}: damaged or incomplete tar archive ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: damaged or incomplete tar archive ({reason_of(error)})") from None
     for name in (*variant.train, *variant.test):
         if name not in batches:
             raise UserError(f"{path}: contains no file {variant.folder}/{name}")
@@ -262,7 +262,7 @@ def _batch(variant: Variant, content: bytes, where: str) -> Images:
         if raw.dtype != np.uint8 or raw.ndim < 2 or raw[0].size != 3 * SIZE**2:
             raise TypeError(f"{raw.dtype} data of shape {raw.shape}, not uint8 of shape (n, {3 * SIZE**2})")
     except Exception as error:  # a damaged pickle can raise nearly any exception
-        raise UserError(f"{where}: not a {variant.title} batch ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{where}: not a {variant.title} batch ({reason_of(error)})") from None
     return from_arrays(raw.reshape(-1, 3, SIZE, SIZE), labels, len(variant.spec.classes), where)
 
 
@@ -323,7 +323,7 @@ def _parquet_file(variant: Variant, path: Path) -> Encoded:
     except PermissionError:
         raise
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: damaged or incomplete Parquet file ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: damaged or incomplete Parquet file ({reason_of(error)})") from None
     column = next((name for name in ("img", "image") if name in table.column_names), None)
     label = next((name for name in variant.label_columns if name in table.column_names), None)
     if column is None or label is None:

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from advmoe.data.metadata import UPRIGHT, orientation, without_metadata
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 
 Result = TypeVar("Result")
 
@@ -68,7 +68,7 @@ def with_image(data: bytes, where: str, function: Callable[[Image.Image], Result
         raise
     except Exception as error:
         unknown = isinstance(error, UnidentifiedImageError)
-        reason = f"none of {', '.join(FORMATS)}" if unknown else " ".join(str(error).split())[:120]
+        reason = f"none of {', '.join(FORMATS)}" if unknown else reason_of(error)
         raise UserError(f"{where}: not an image that can be decoded ({reason})") from None
 
 

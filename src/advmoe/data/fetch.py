@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from advmoe.data.archive import unpack
-from advmoe.errors import UserError, lookup
+from advmoe.errors import UserError, lookup, reason_of
 from advmoe.files import write_atomically
 from advmoe.locks import locked
 
@@ -152,7 +152,7 @@ def _connect(url: str, part: Path, progress: Progress, task: TaskID) -> None:
             part.unlink()
             _connect(url, part, progress, task)
     except NETWORK as error:
-        raise _Interrupted(_reason(error)) from None
+        raise _Interrupted(reason_of(error.reason if isinstance(error, urllib.error.URLError) else error)) from None
 
 
 def _receive(response: http.client.HTTPResponse, part: Path, start: int, progress: Progress, task: TaskID) -> None:
@@ -176,8 +176,3 @@ def _receive(response: http.client.HTTPResponse, part: Path, start: int, progres
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _reason(error: Exception) -> str:
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return " ".join(str(reason).split())[:120] or type(error).__name__

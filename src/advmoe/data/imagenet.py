@@ -19,7 +19,7 @@ from advmoe.data.images import ImageSpec, Splits, train_val_test
 from advmoe.data.paths import class_folders, data_path, os_errors_as_user_errors, visible_entries
 from advmoe.data.shards import files_by_split
 from advmoe.data.stream import SIDE, Entry, Streamed, stream
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 FORMS = "train/CLASS/ and val/CLASS/ with images, or shards like NAME-train-000000.tar and NAME-val-000000.tar"
@@ -150,7 +150,7 @@ def _shard(path: Path) -> list[Entry]:
     try:
         images, labels = _members(path)
     except tarfile.TarError as error:
-        raise UserError(f"{path}: damaged or incomplete tar archive ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: damaged or incomplete tar archive ({reason_of(error)})") from None
     for key in sorted(images.keys() ^ labels.keys()):
         name, absent = (f"{key}.cls", "image") if key in labels else (images[key].name, ".cls")
         raise UserError(f"{path}: {name} has no {absent} beside it")

@@ -25,7 +25,7 @@ from advmoe.data.images import (
     only_labels,
 )
 from advmoe.data.paths import data_path, os_errors_as_user_errors
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 
 SIZE = 64
 NAME = "tiny-imagenet-200"
@@ -116,7 +116,7 @@ def _open(path: Path) -> Iterator[_Tree]:
         try:
             archive = zipfile.ZipFile(file)
         except Exception as error:  # a damaged archive can raise nearly any exception
-            raise UserError(f"{root}: damaged or incomplete zip archive ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{root}: damaged or incomplete zip archive ({reason_of(error)})") from None
         yield _zip_tree(root, archive)
 
 
@@ -131,7 +131,7 @@ def _zip_tree(path: Path, archive: zipfile.ZipFile) -> _Tree:
             with lock:
                 return archive.read(root + name)
         except Exception as error:
-            raise UserError(f"{path}/{name}: damaged in the archive ({' '.join(str(error).split())[:120]})") from None
+            raise UserError(f"{path}/{name}: damaged in the archive ({reason_of(error)})") from None
 
     return _tree(str(path), [name.removeprefix(root) for name in members if name.startswith(root)], read)
 
