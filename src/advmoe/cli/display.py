@@ -12,6 +12,7 @@ from advmoe.evaluation.store import Shard, stored_shards
 from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
+from advmoe.training.totals import image_count
 
 REFRESH = 0.5  # seconds between two readings of the metrics; each one synchronises the device
 
@@ -119,8 +120,7 @@ class EvaluationProgress:
 
 def _losses(sums: Metrics, images: int) -> list[str]:
     names = {"loss": "loss", "router_loss": "router loss"}
-    counts = {name: sums.get(name.replace("loss", "images"), images) for name in names}
-    return [f"{label} {float(sums[name] / counts[name]):.3f}" for name, label in names.items() if name in sums]
+    return [f"{label} {float(sums[name] / image_count(name, sums, images)):.3f}" for name, label in names.items() if name in sums]
 
 
 def _load(sums: Metrics) -> str:

@@ -85,6 +85,11 @@ class Totals:
         return next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64)
 
 
+def image_count(name: str, sums: Metrics, images: int) -> torch.Tensor | int:
+    """The number of images that the sum `name` is over: `images`, or less for router_loss, because routers may rest."""
+    return sums.get("router_images", images) if name == "router_loss" else images
+
+
 def means(sums: Metrics, images: int) -> dict[str, Value]:
     """Sums over images as an epoch's figures.
 
@@ -105,5 +110,5 @@ def means(sums: Metrics, images: int) -> dict[str, Value]:
         elif name.endswith("_correct"):
             row[f"train_{name.removesuffix('_correct')}"] = 100 * value.item() / images
         else:
-            row[name] = (value / sums.get(name.replace("loss", "images"), images)).item()
+            row[name] = (value / image_count(name, sums, images)).item()
     return row

@@ -23,6 +23,7 @@ from advmoe.training.groups import GROUPS, MATRIX
 from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
+from advmoe.training.totals import image_count
 
 EVERY = 50  # iterations between two logged losses; each logged loss synchronises with the device
 LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
@@ -131,9 +132,7 @@ class Tracker(Observer):
     def _losses(self, sums: Metrics, images: int) -> dict[str, float]:
         """Mean losses over the images since the last call."""
         current: dict[str, tuple[float, float]] = {
-            name: (float(sums[name]), float(sums.get(name.replace("loss", "images"), images)))
-            for name in ("loss", "router_loss")
-            if name in sums
+            name: (float(sums[name]), float(image_count(name, sums, images))) for name in ("loss", "router_loss") if name in sums
         }
         last, self.last_sums = self.last_sums, current
         since = {name: [a - b for a, b in zip(current[name], last.get(name, (0.0, 0.0)), strict=True)] for name in current}
