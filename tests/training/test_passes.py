@@ -71,6 +71,7 @@ def iterate(state, phase=0):
     """The counts of one iteration."""
     phase_of_method = METHODS[state.config.method].phases[phase]
     batches = {level: (torch.rand(IMAGES, *SPEC.shape), torch.randint(3, (IMAGES,))) for level in phase_of_method.levels}
+    state.rows = {x: torch.arange(IMAGES) for x, _ in batches.values()}
     with PassCounter() as count:
         phase_of_method.step(state, batches)
     return count.counts
@@ -139,7 +140,7 @@ def state_with_teacher(precomputed=None):
     """The state of a dense network with a dense teacher."""
     state = make_state("at_dense")
     state.teacher = Teacher(fused(make_state("at_dense").model), "", None, precomputed)
-    state.loss, state.rows = RSLAD, {"all": torch.arange(IMAGES)}
+    state.loss = RSLAD
     return state
 
 

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from recorder import Recorder
@@ -13,11 +14,12 @@ from advmoe.evaluation.make_record import Trained, _teacher
 from advmoe.models.digest import weights_digest
 from advmoe.runs.load import load, save_file
 from advmoe.training import labels, steps
-from advmoe.training.loop import train
+from advmoe.training.loop import _iterate, train
 from advmoe.training.losses import RSLAD
-from advmoe.training.methods import METHODS
+from advmoe.training.methods import METHODS, Phase
 from advmoe.training.start import initial_network, train_state
 from advmoe.training.teacher import load_teacher
+from advmoe.training.totals import Totals
 
 BFLOAT16 = {"rtol": 0.02, "atol": 0.01}  # a teacher computes in bfloat16 if that is faster
 
@@ -77,6 +79,28 @@ def test_probabilities_replace_the_labels_in_attack_and_loss(teacher_run, tiny, 
     assert all(torch.equal(targets, targets_seen[0]) for targets in targets_seen)
     torch.testing.assert_close(targets_seen[0], expected)
     torch.testing.assert_close(labels.spread(expected, 0.0), expected)
+
+
+def test_a_step_may_give_a_level_the_batch_of_another(teacher_run, tiny, splits):
+    """Probabilities that are computed once are those of the images in the loss."""
+    seen = []
+
+    def value(forward, x, x_adv, targets, beta):
+        seen.append((x, targets))
+        return RSLAD.value(forward, x, x_adv, targets, beta)
+
+    def exchanged(state, batches):
+        return steps.two_level(state, {"routers": batches["weights"], "weights": batches["routers"]})
+
+    config = tiny(teacher=str(teacher_run), crop_padding=0, flip=False, tied_share=0.0)
+    phase = Phase(exchanged, ("routers", "weights"))
+    state = train_state(config, initial_network(config, splits), phase)
+    state.loss, state.teacher = replace(RSLAD, value=value), load_teacher(config, splits)
+    drawn = tuple(next(splits.train.augmented([np.arange(first, first + 8)], [0], config.data)) for first in (0, 8))
+    _iterate(state, phase, iter([drawn]), Totals())
+    for (x, targets), first in zip(seen, (8, 0), strict=True):
+        assert torch.equal(x, drawn[first // 8].pixels())
+        assert torch.equal(targets, state.teacher.precomputed[first : first + 8])
 
 
 def test_a_run_records_its_teacher_and_refuses_another_one(teacher_run, tiny, splits, tmp_path):

@@ -109,7 +109,7 @@ def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...
     """One step of the phase on the next batches, one for each level."""
     drawn = distributed.raise_together(partial(next, loaded))
     by_level = {level: (batch.pixels(), batch.labels) for level, batch in zip(phase.levels, drawn, strict=True)}
-    state.rows = {level: batch.rows for level, batch in zip(phase.levels, drawn, strict=True)}
+    state.rows = {by_level[level][0]: batch.rows for level, batch in zip(phase.levels, drawn, strict=True)}
     metrics = phase.step(state, by_level)
     check_metrics(metrics, state.config.method)
     totals.add(metrics, len(drawn[0]))

@@ -61,7 +61,8 @@ class TrainState:
     iteration: int = 0
     ema: Ema | None = None
     teacher: Teacher | None = None
-    rows: dict[str, Tensor | None] = field(default_factory=dict)  # by level, the numbers of its images, while they are known
+    # the numbers of the images in each batch that was drawn, by its pixels: a user's step may give a level another batch
+    rows: dict[Tensor, Tensor | None] = field(default_factory=dict)
     groups: Tensor | None = None  # [C] int64: the group of each class, with router_target `confusion`
     watch: Watch = field(default_factory=Watch)
 
@@ -169,7 +170,7 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
     x, y = batch
     state.passes.begin_update()
     optimizer, training = state.optimizers[level], state.config.training
-    targets = _targets(state, level, x, y)
+    targets = _targets(state, x, y)
     x_adv, learner = x, state.model
     if state.loss.attack is not None or level == "routers":
         fused_model = state.fused_model()
@@ -249,7 +250,7 @@ def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tenso
     return kl_divergence(other, full(outcome.robust).log_softmax(dim=1)).mean()
 
 
-def _targets(state: TrainState, level: str, x: Tensor, y: Tensor) -> Tensor:
+def _targets(state: TrainState, x: Tensor, y: Tensor) -> Tensor:
     """The targets of the loss: the labels [B], or probabilities [B, classes] if labels are smoothed or distilled.
 
     A teacher's probabilities replace the one-hot vectors of the labels.
@@ -260,7 +261,7 @@ def _targets(state: TrainState, level: str, x: Tensor, y: Tensor) -> Tensor:
     if state.teacher is None:
         soft = labels.smoothed(y, state.model.num_classes, training.label_smoothing)
     else:
-        soft = labels.spread(state.teacher.probabilities(x, state.rows.get(level)), training.label_smoothing)
+        soft = labels.spread(state.teacher.probabilities(x, state.rows.get(x)), training.label_smoothing)
     if training.soft_labels == "adr":
         assert state.ema is not None
         with torch.no_grad():
