@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small_backbone import SMALL
@@ -100,6 +101,25 @@ def test_splits_that_were_not_made_by_make_splits_are_checked_too(tiny, splits, 
         train(tiny(), grey, tmp_path / "run")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"classes": tuple(range(10))}, "ImageSpec.classes.0: Input should be a valid string"),
+        ({"classes": ()}, "ImageSpec: classes must have a name or more"),
+        ({"shape": (1, 28)}, "ImageSpec.shape.2: Field required"),
+        ({"shape": tuple(np.array([1, 28, 28]))}, "ImageSpec: must hold plain numbers and strings (Object of type int64 is not "),
+        ({"mean": 0.5}, "ImageSpec.mean: Input should be a valid array"),
+        ({"mean": (np.float32(0.5),)}, "ImageSpec: must hold plain numbers and strings (Object of type float32 is not "),
+        ({"mean": torch.tensor([0.5])}, "ImageSpec: must hold plain numbers and strings (Object of type Tensor is not "),
+        ({"std": (0.0,)}, "ImageSpec: mean (0.286,) and std (0.0,) must be at most 65536, and std not 0"),
+    ],
+)
+def test_specs_that_no_checkpoint_could_hold(fields, message, tiny, splits, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"fashion-mnist, {message}")):
+        train(tiny(), replace(splits, spec=replace(SPEC, **fields)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 # Methods
 
 
@@ -151,7 +171,11 @@ def break_the_network(state, batches):
         (lambda own: own | {"load": torch.ones(3)}, "'load' must be of 2 dimensions, not shape [3]"),
         (
             lambda own: own | {"loss": torch.tensor(torch.nan)},
-            "epoch 1: the metric 'loss' is not finite; last good checkpoint: none",
+            "epoch 1: the metric 'loss' is nan; last good checkpoint: none",
+        ),
+        (  # a checkpoint holds no such figure
+            lambda own: own | {"loss": torch.tensor(1e20)},
+            "epoch 1: the metric 'loss' is 5e+18; last good checkpoint: none",
         ),
     ],
 )
@@ -173,6 +197,12 @@ def test_steps_that_break_the_network_or_get_other_levels(step, levels, message,
     METHODS["bad"] = Method(moe, (Phase(step, levels),))
     with pytest.raises(UserError, match=re.escape(message)):
         train(tiny("bad", epochs=1), splits, tmp_path / "run")
+
+
+def test_a_network_that_a_step_broke_is_not_saved_within_an_epoch(tiny, splits, tmp_path):
+    METHODS["bad"] = Method(moe, (Phase(break_the_network, BOTH),))
+    with pytest.raises(UserError, match=r"classifier.weight is not finite .*; last good checkpoint: epoch-0000-000002 in "):
+        train(tiny("bad", epochs=1, save_minutes=0.0), splits, tmp_path / "run")
 
 
 # Losses and gates

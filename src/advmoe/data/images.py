@@ -1,13 +1,15 @@
 """Images in memory, and the splits of a data set: what a data source returns and a training loop takes."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Protocol, Self, TypeVar
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Annotated, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, TypeAdapter, ValidationError
 from torch import Tensor
 
 from advmoe import distributed
@@ -16,6 +18,7 @@ from advmoe.data.augment import AUGMENTATIONS, augmentation_draws
 from advmoe.errors import UserError
 from advmoe.moved import getter
 
+MAX_SIDE = 2**16  # of an image
 SPLIT_SEED = 20230827  # for the validation split and limited subsets, which do not depend on the run's seed
 
 
@@ -102,6 +105,21 @@ class ImageSpec:
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+
+def _check_spec(spec: ImageSpec) -> ImageSpec:
+    if not len(spec.mean) == len(spec.std) == spec.shape[0]:
+        raise ValueError(f"mean and std must have one value for each of the {spec.shape[0]} channels")
+    if not all(0 < side <= MAX_SIDE for side in spec.shape):
+        raise ValueError(f"shape must have sides from 1 to {MAX_SIDE}, not {spec.shape}")
+    if not all(abs(value) <= MAX_SIDE for value in (*spec.mean, *spec.std)) or 0 in spec.std:
+        raise ValueError(f"mean {spec.mean} and std {spec.std} must be at most {MAX_SIDE}, and std not 0")
+    if not spec.classes:
+        raise ValueError("classes must have a name or more")
+    return spec
+
+
+Spec = Annotated[ImageSpec, AfterValidator(_check_spec)]  # in a file
 
 
 class Counts(NamedTuple):
@@ -240,12 +258,17 @@ def _shape_and_type(value: object) -> str:
 
 
 def check_splits(splits: Splits, where: str) -> None:
-    """Raises UserError, which starts with `where`, if the splits do not fit their ImageSpec."""
-    spec = splits.spec
-    if not len(spec.mean) == len(spec.std) == spec.shape[0]:
-        raise UserError(f"{where}: mean and std must have one value for each of the {spec.shape[0]} channels")
+    """Raises UserError, which starts with `where`, if no file could hold their ImageSpec, or if the splits do not fit it."""
+    try:
+        TypeAdapter(Spec).validate_json(json.dumps(asdict(splits.spec)), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)[0]
+        name = ".".join(map(str, ("ImageSpec", *details["loc"])))
+        raise UserError(f"{where}, {name}: {details['msg'].removeprefix('Value error, ')}") from None
+    except TypeError as error:  # of json: a tensor, or a number of numpy
+        raise UserError(f"{where}, ImageSpec: must hold plain numbers and strings ({error})") from None
     for name, source in (("train", splits.train), ("val", splits.val), ("test", splits.test)):
-        check_source(source, spec, f"{where}, {name}")
+        check_source(source, splits.spec, f"{where}, {name}")
 
 
 def make_splits(name: str, spec: ImageSpec, train: Images, test: Images, config: DataConfig) -> Splits:

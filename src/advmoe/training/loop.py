@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from advmoe.training.manifest import History
 from advmoe.training.methods import Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import claimed
-from advmoe.training.run import Run
+from advmoe.training.run import Run, check_finite
 from advmoe.training.schedule import rates, set_rates
 from advmoe.training.start import batches, check, initial_network, network
 from advmoe.training.statistics import calibrate_routers
@@ -92,7 +92,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
     sums, image_counts = totals.over_ranks()
     _warn_of_collapse(sums, epoch + 1)
     figures = means(sums, image_counts)
-    _check_finite(state, figures)
+    check_finite(state, figures)
     row: dict[str, Value] = {
         "epoch": epoch + 1, **rates(state), **figures, "train_seconds": totals.seconds, "iterations": iterations, **run.code,
     }  # fmt: skip
@@ -115,18 +115,6 @@ def _iterate(state: TrainState, phase: Phase, loaded: Iterator[tuple[Images, ...
     totals.add(metrics, len(drawn[0]))
     if state.ema is not None:
         state.ema.update(state.model)
-
-
-def _check_finite(state: TrainState, figures: Mapping[str, Value]) -> None:
-    """Raises NonFinite if a figure or the network is not finite after an epoch: a user's step need not check what it computes."""
-    for name, value in figures.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise NonFinite(f"the metric '{name}' is not finite")
-    state.watch.network(state.model)
-    try:
-        state.watch.check()
-    except NonFinite as error:
-        raise NonFinite(f"{error} is not finite after the last iteration") from None
 
 
 def _warn_of_collapse(sums: Metrics, epoch: int) -> None:

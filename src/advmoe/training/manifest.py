@@ -8,7 +8,6 @@ from typing import Annotated, NotRequired, Self
 
 import torch
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -20,32 +19,17 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from advmoe import migrations
-from advmoe.data import ImageSpec
+from advmoe.data.images import Spec
 from advmoe.errors import UserError
 from advmoe.files import JsonObject, bounded_text
 
 SCHEMA = 2  # in schema 1 "image" was called "picture"
 MAX_BYTES = 2**26
-MAX_SIDE = 2**16  # of an image
 WEIGHTS, STATES = FILES = ("model.safetensors", "optimizers.pt")  # beside the manifest
 
-Figure = Annotated[float, Field(gt=-1e15, lt=1e15, allow_inf_nan=False)]
+LARGEST = 1e15  # figures are smaller
+Figure = Annotated[float, Field(gt=-LARGEST, lt=LARGEST, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=0, lt=2**31)]
-
-
-def _check_spec(spec: ImageSpec) -> ImageSpec:
-    if not len(spec.mean) == len(spec.std) == spec.shape[0]:
-        raise ValueError(f"{spec.shape[0]} channels with {len(spec.mean)} means and {len(spec.std)} deviations")
-    if not all(0 < side <= MAX_SIDE for side in spec.shape):
-        raise ValueError(f"images of {' x '.join(map(str, spec.shape))}")
-    if not all(abs(value) <= MAX_SIDE for value in (*spec.mean, *spec.std)) or 0 in spec.std:
-        raise ValueError(f"means {spec.mean} and deviations {spec.std}")
-    if not spec.classes:
-        raise ValueError("no classes")
-    return spec
-
-
-Spec = Annotated[ImageSpec, AfterValidator(_check_spec)]
 
 
 class EpochRow(TypedDict):

@@ -18,14 +18,14 @@ from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
 from advmoe.training.interrupts import Interrupts, Stopped
-from advmoe.training.manifest import EpochRow, History, Progress
+from advmoe.training.manifest import LARGEST, EpochRow, History, Progress
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import TRAINED, restore, restore_average
 from advmoe.training.start import initial_network, train_state
 from advmoe.training.statistics import calibrate
 from advmoe.training.steps import TrainState
-from advmoe.training.totals import Totals, Value
+from advmoe.training.totals import Totals, Value, means
 
 log = logging.getLogger("advmoe")
 MAX_RESTORES = 3
@@ -115,6 +115,7 @@ class Run:
         due = totals.seconds_unsaved >= 60 * self.config.runtime.save_minutes
         signal_or_due = distributed.maximum(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
         if signal_or_due:
+            check_finite(state, means(*totals.over_ranks()))
             self._save(state, totals)
         if signal_or_due > 1:
             raise Stopped(
@@ -155,3 +156,16 @@ class Run:
         self._continue_from(latest)
         if latest is None:
             self.model.load_state_dict(initial_network(self.config, self.splits).state_dict())
+
+
+def check_finite(state: TrainState, figures: Mapping[str, Value]) -> None:
+    """Raises NonFinite if a figure or the network is not finite, or a figure too large for a checkpoint: a user's step need not
+    check what it computes."""
+    for name, value in figures.items():
+        if isinstance(value, float) and not abs(value) < LARGEST:
+            raise NonFinite(f"the metric '{name}' is {value:g}")
+    state.watch.network(state.model)
+    try:
+        state.watch.check()
+    except NonFinite as error:
+        raise NonFinite(f"{error} is not finite after the last iteration") from None

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
 from advmoe.data import ImageSpec, lookup_dataset
+from advmoe.data.images import Spec
 from advmoe.errors import UserError, lookup, nearest, one_line, short_repr
 from advmoe.files import JsonObject, check_plain
 from advmoe.models import MODELS, Classifier, compact
 from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
-from advmoe.training.manifest import Spec
 from advmoe.training.methods import METHODS, masked
 from advmoe.training.start import network
 
