@@ -10,16 +10,18 @@ from recorder import Recorder
 from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed_names, make_state, names, state_and_spy
 
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
+from advmoe.config.schema import OF_LEVELS
 from advmoe.data.stream import Entry, stream
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags
 from advmoe.moe import DenseKind, ForcedGate, HardGate, Routing, StraightThroughGate
+from advmoe.reports.collect import OF_ROUTERS
 from advmoe.training import awp, labels, steps, terms
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.loop import train
 from advmoe.training.losses import Outcome
-from advmoe.training.methods import METHODS
+from advmoe.training.methods import METHODS, Phase, traits
 from advmoe.training.start import _augmentation, batches, best_network, check
 from advmoe.training.steps import single_level, two_level
 
@@ -349,8 +351,6 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_pat
     [
         ("at_dense", {"router_consistency": 1.0}, "router_consistency is for methods with routers, not at_dense"),
         ("at_small_dense", {"router_target": "label_mod_n"}, "router_target is for methods with routers, not at_small_dense"),
-        ("at_moe", {"weight_attack_gate": "straight_through"}, "weight_attack_gate is for advmoe, not at_moe"),
-        ("at_moe", {"level_batches": "same"}, "level_batches is for advmoe, not at_moe"),
         ("advmoe", {"router_loss": "target"}, "router_loss target needs a router_target"),
         ("advmoe", {"router_consistency": 1.0, "loss": "pgd_at"}, "router_consistency needs a loss with clean images, not pgd_at"),
         ("at_dense", {"soft_labels": "adr"}, "soft_labels adr needs ema"),
@@ -363,6 +363,26 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(method, 
         train(tiny(method, **options), splits, tmp_path / "run", Recorder())
     assert str(caught.value) == message
     assert not (tmp_path / "run").exists()
+
+
+OTHER_VALUES = {
+    "level_order": "weights_first", "level_batches": "same", "weight_attack_gate": "alternate", "router_steps": 2,
+    "weight_steps": 2, "router_every": 2, "router_loss": "target",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OF_LEVELS)
+def test_settings_of_two_levels_are_refused_for_other_methods_and_known_to_reports(name, tiny, splits):
+    with pytest.raises(UserError, match=f"^{name} is for advmoe, not at_moe$"):
+        check(tiny("at_moe", **{name: OTHER_VALUES[name]}), splits)
+    assert f"training.{name}" in OF_ROUTERS
+
+
+def test_settings_of_two_levels_are_for_methods_with_such_a_phase(tiny, splits, monkeypatch):
+    phases = (Phase(single_level, ("weights",)), *METHODS["advmoe"].phases)
+    monkeypatch.setitem(METHODS, "later", replace(METHODS["advmoe"], phases=phases))
+    check(tiny("later", router_every=2), splits)
+    assert traits(METHODS["later"]).two_levels
 
 
 def test_the_message_names_the_loss_that_a_method_fixes(tiny, splits, monkeypatch):

@@ -237,6 +237,11 @@ class TrainingConfig(Section):
     """On a NaN or infinity: stop, or go back to the last good checkpoint and halve the routers' learning rate, at most 3 times."""
 
 
+OF_LEVELS = (  # the training settings of methods whose routers are a level of their own (advmoe)
+    "level_order", "level_batches", "weight_attack_gate", "router_steps", "weight_steps", "router_every", "router_loss",
+)  # fmt: skip
+
+
 class ComputeConfig(Section):
     """Where and how networks are computed."""
 

@@ -25,15 +25,6 @@ IN_CELL = (  # settings that a cell already holds, with the precision and the da
     *(f"model.{name}" for name in ("backbone", "width", "model_scale", "num_experts")),
     "data.dataset", "attack.num_steps", "training.epochs", "runtime.precision", "fingerprint",
 )  # fmt: skip
-OF_ROUTERS = (
-    *(f"model.{name}" for name in ("num_experts", "bank", "routers", "norms")),
-    *(f"training.{name}" for name in ("router_lr", "tied_share", "router_gate", "router_attack_gate", "level_order", "balance")),
-    *(f"training.{name}" for name in ("balance_weight", "weight_steps", "level_batches", "weight_attack_gate", "awp_routers")),
-    *(f"training.{name}" for name in ("router_warmup", "router_schedule", "router_statistics", "router_steps", "router_every")),
-    *(f"training.{name}" for name in ("router_loss", "router_target", "router_target_weight", "router_consistency")),
-    *(f"training.{name}" for name in ("router_margin", "runner_up_consistency")),
-)
-OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 SAME_BATCHES, OFFICIAL = "same batches", "variant of the public code"
 OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
     "model.routers": "per_network", "model.bank": "disjoint", "training.level_batches": "same", "training.router_loss": "target",
@@ -46,6 +37,12 @@ OF_VARIANTS = (  # choices of routers and experts that make a network one of its
     *(f"training.{name}" for name in ("router_consistency", "router_margin", "router_every", "router_schedule")),
     *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency")),
 )
+OF_ROUTERS = (
+    *OF_VARIANTS, "model.num_experts", "model.norms", "training.router_steps", "training.weight_steps", "training.level_order",
+    *(f"training.{name}" for name in ("router_lr", "router_warmup", "router_gate", "router_attack_gate", "router_target_weight")),
+    *(f"training.{name}" for name in ("tied_share", "balance", "balance_weight")),
+)  # fmt: skip
+OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
     "model.activation", "data.augment", "attack.epsilon_ramp", "attack.steps_ramp",
     *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp")),

@@ -36,6 +36,11 @@ class Method:
     loss: str | None = None
     selects: Score = "val_ra"
 
+    @property
+    def two_levels(self) -> bool:
+        """Whether a phase trains the routers as a level of their own."""
+        return any("routers" in phase.levels for phase in self.phases)
+
 
 def traits(method: Method) -> MethodTraits:
     """The properties of the method that recipes use."""
@@ -45,7 +50,7 @@ def traits(method: Method) -> MethodTraits:
         routed=kind(model.replace(num_experts=model.num_experts + 1)) != kind(model),
         attacked=method.loss is None or lookup_loss(method.loss).attack is not None,
         fixed_loss=method.loss is not None,
-        two_levels="routers" in method.phases[0].levels,
+        two_levels=method.two_levels,
         phases=len(method.phases),
     )
 

@@ -9,8 +9,9 @@ from torch.amp import is_autocast_available
 
 from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed
-from advmoe.config import DataConfig, Precision, RunConfig
+from advmoe.config import DataConfig, Precision, RunConfig, TrainingConfig
 from advmoe.config.choices import BACKBONES
+from advmoe.config.schema import OF_LEVELS
 from advmoe.data import Images, ImageSpec, Source, Splits, cores
 from advmoe.data.images import check_splits
 from advmoe.errors import UserError, lookup
@@ -43,10 +44,8 @@ def check(config: RunConfig, splits: Splits) -> None:
 def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     """Raises UserError if an option is set that does not work with the method, its loss or the other options."""
     training, method = config.training, METHODS[config.method]
-    levels, loss_name = method.phases[0].levels, method.loss or training.loss
-    defaults = {"level_batches": "different", "weight_attack_gate": "hard", "router_every": 1, "router_loss": "task"}
-    level_options = [name for name, default in defaults.items() if getattr(training, name) != default]
-    if level_options and "routers" not in levels:
+    loss_name, level_options = method.loss or training.loss, _changed(training, *OF_LEVELS)
+    if level_options and not method.two_levels:
         raise UserError(f"{level_options[0]} is for advmoe, not {config.method}")
     if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
@@ -63,10 +62,8 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
     training, method = config.training, METHODS[config.method]
     routed = isinstance(method.kind(config.model), MoEKind)
     loss_name, classes, experts = method.loss or training.loss, len(splits.spec.classes), config.model.num_experts
-    attacked = ["router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target"]
-    attacked = [name for name in attacked if getattr(training, name) not in (0.0, False, "none")]  # all but the defaults
-    others = {"router_schedule": "phase", "router_statistics": "augmented"}
-    options = [*attacked, *(name for name, default in others.items() if getattr(training, name) != default)]
+    attacked = _changed(training, "router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target")
+    options = [*attacked, *_changed(training, "router_schedule", "router_statistics")]
     if options and not routed:
         raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
     if training.router_consistency and not LOSSES[loss_name].has_clean:
@@ -86,6 +83,12 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
             f"router_warmup {training.router_warmup:g} ends while the experts are tied (tied_share {training.tied_share:g}) and no "
             "router learns: with router_schedule untied it begins afterwards"
         )
+
+
+def _changed(training: TrainingConfig, *names: str) -> list[str]:
+    """Those of the settings `names` that differ from their defaults."""
+    default = TrainingConfig()
+    return [name for name in names if getattr(training, name) != getattr(default, name)]
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
