@@ -190,6 +190,7 @@ def test_the_official_variant_is_composed_of_options() -> None:
     assert (training.level_batches, training.router_loss, training.router_target) == ("same", "target", "label_mod_n")
     assert (training.router_target_weight, training.router_consistency) == (6, 6)
     assert variant.attack == plain.attack
+    assert recipe("cifar10-resnet18-advmoe-pgd_at-official").training.router_consistency == 0  # it compares with clean images
 
 
 def test_plus_adds_the_ingredients_that_a_recipe_can_use() -> None:

@@ -99,11 +99,13 @@ def _with_suffixes(base: RunConfig, traits: MethodTraits, text: str) -> RunConfi
 
 def official(config: RunConfig) -> RunConfig:
     """The variant of the paper's public code: disjoint experts under shared norms, and one network router that learns the label
-    modulo N and consistency alone, on the same batch as the experts."""
+    modulo N and consistency alone, on the same batch as the experts. The loss pgd_at has no clean images, so it has no consistency.
+    """
     model = config.model.replace(routers="per_network", bank="disjoint", norms="shared")
     training = config.training.replace(
-        level_batches="same", router_loss="target", router_target="label_mod_n", router_target_weight=6.0, router_consistency=6.0
-    )
+        level_batches="same", router_loss="target", router_target="label_mod_n", router_target_weight=6.0,
+        router_consistency=0.0 if config.training.loss == "pgd_at" else 6.0,
+    )  # fmt: skip
     return config.replace(model=model, training=training)
 
 

@@ -44,8 +44,9 @@ def test_groups_are_the_best_of_all_divisions():
         assert value(np.array(balanced_groups(counts, groups))) == pytest.approx(best)
 
 
-def test_routers_learn_their_groups_after_the_counted_epochs(tiny, splits, tmp_path):
-    config = tiny(router_target="confusion", router_loss="target", tied_share=0.0, num_experts=3)
+@pytest.mark.parametrize("only_terms", [{"router_loss": "target"}, {"router_gate": "hard"}])
+def test_routers_learn_their_groups_after_the_counted_epochs(only_terms, tiny, splits, tmp_path):
+    config = tiny(router_target="confusion", tied_share=0.0, num_experts=3, **only_terms)
     assert [counted_epochs(tiny(epochs=epochs)) for epochs in (1, 10, 11, 30)] == [1, 1, 2, 3]
     first, second, _ = train(config, splits, tmp_path / "run", Recorder())
     assert np.sum(first["confusion"]) == len(splits.train)

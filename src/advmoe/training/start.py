@@ -23,7 +23,8 @@ from advmoe.training.compiled import check_compile
 from advmoe.training.groups import MAX_CLASSES
 from advmoe.training.losses import LOSSES, RSLAD, lookup_loss
 from advmoe.training.methods import LEVELS, METHODS, Phase, lookup_method
-from advmoe.training.steps import TrainState
+from advmoe.training.steps import ROUTED_LEVELS, TrainState
+from advmoe.training.terms import TERMS
 
 
 def check(config: RunConfig, splits: Splits) -> None:
@@ -78,6 +79,12 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         raise UserError("runner_up_consistency needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":
         raise UserError("router_loss target needs a router_target")
+    learns = any(level in ROUTED_LEVELS for phase in method.phases for level in phase.levels)
+    if routed and learns and not any(weight(training) for weight, _ in TERMS):
+        if training.router_loss == "target":
+            raise UserError("router_loss target leaves the routers no loss: all router terms have the weight 0")
+        if training.router_gate == "hard":
+            raise UserError("router_gate hard passes the routers no gradient, and there is no router term that they learn from")
     if routed and 0 < training.router_warmup <= training.tied_share and training.router_schedule == "phase":
         raise UserError(
             f"router_warmup {training.router_warmup:g} ends while the experts are tied (tied_share {training.tied_share:g}) and no "

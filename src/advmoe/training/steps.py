@@ -93,6 +93,12 @@ class TrainState:
         """Whether the classes are not in groups yet, so that confusions are counted and routers have no target."""
         return self.config.training.router_target == "confusion" and self.groups is None
 
+    @property
+    def routers_rest(self) -> bool:
+        """Whether no router learns now: the experts are tied, or routers that learn only from a target have none yet."""
+        only_terms = self.config.training.router_loss == "target" or self.config.training.router_gate == "hard"
+        return self.tied or (self.awaits_groups and only_terms)
+
     def share(self, images: int) -> float:
         """`images` as a fraction of the batch of all ranks."""
         return 1.0 if self.draws.batch is None else images / self.draws.batch
@@ -135,8 +141,7 @@ def two_level(state: TrainState, batches: Mapping[str, Batch]) -> Metrics:
         raise UserError(f"the step two_level needs the levels routers and weights, not {' and '.join(batches)}")
     training = state.config.training
     metrics: Metrics = {}
-    rest = state.iteration % training.router_every != 0 or (state.awaits_groups and training.router_loss == "target")
-    skip_routers = state.tied or rest
+    skip_routers = state.routers_rest or state.iteration % training.router_every != 0
     levels = [_weight_level] if skip_routers else [_router_level, _weight_level]
     for level in levels if training.level_order == "routers_first" else reversed(levels):
         metrics |= level(state, batches)
