@@ -1,6 +1,7 @@
 """Each fault for one method, in this process; tests/faults has all of them in separate processes."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -326,6 +327,22 @@ def test_after_a_nan_a_restored_run_has_half_the_routers_learning_rate(
     assert history[0] == expected[0]
     assert history[1]["router_lr"] == expected[1]["router_lr"] / 2
     assert history[1]["lr"] == expected[1]["lr"]
+
+
+@pytest.mark.parametrize("rest", [{"tied_share": 1.0}, {"tied_share": 0.0, "router_target": "confusion", "router_loss": "target"}])
+def test_after_a_nan_while_no_router_learns_every_rate_is_half(
+    rest: dict[str, Any],
+    tiny: Callable[..., RunConfig],
+    splits: Splits,
+    tmp_path: Path,
+    recorder: Recorder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make_losses_nan(monkeypatch, {SECOND})
+    (row,) = train(tiny("advmoe", epochs=1, lr=0.1, on_nonfinite="restore", **rest), splits, tmp_path / "run", recorder)
+    (note,) = [note for note in recorder.notes if "not finite" in note]
+    assert note.endswith("with half the rate (1 of 3)")
+    assert row["lr"] == pytest.approx(0.05 * 0.5 * (1 + math.cos(math.pi * 2 / 3)))
 
 
 @pytest.mark.parametrize("epoch", [1, 2])

@@ -66,7 +66,7 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
                             calibrate_routers(copy, config, splits.train)
                     run.finish_epoch(state, figures | validate(state, splits.val))
             except NonFinite as error:
-                run.recover(error)
+                run.recover(error, state)
     return run.history
 
 

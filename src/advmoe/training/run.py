@@ -22,6 +22,7 @@ from advmoe.training.manifest import LARGEST, EpochRow, History, Progress
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.observers import Observer
 from advmoe.training.resume import TRAINED, restore, restore_average
+from advmoe.training.schedule import routers_learn
 from advmoe.training.start import initial_network, train_state
 from advmoe.training.statistics import calibrate
 from advmoe.training.steps import TrainState
@@ -143,11 +144,11 @@ class Run:
         model, splits = state.network.state_dict(), self.splits
         distributed.on_rank_zero(lambda: self.folder.save(model, states, progress, splits.fingerprint, splits.spec))
 
-    def recover(self, error: NonFinite) -> None:
+    def recover(self, error: NonFinite, state: TrainState) -> None:
         """Go back to the last good checkpoint if the configuration says so, else raise UserError."""
         epoch, latest = len(self.history) + 1, distributed.on_rank_zero(self.folder.latest)
         last = f"{latest.folder.name} in {self.folder.checkpoint_path}" if latest else "none yet"
-        back, rate = last if latest else "the start", "the routers' rate" if self.model.router_parameters() else "the rate"
+        back, rate = last if latest else "the start", "the routers' rate" if routers_learn(state) else "the rate"
         if self.config.training.on_nonfinite == "stop" or self.restores == MAX_RESTORES:
             after = f" (after {self.restores} restores)" if self.restores else ""
             raise UserError(f"epoch {epoch}: {error}{after}; last good checkpoint: {last}") from None

@@ -1,6 +1,7 @@
 """Learning rates."""
 
 import math
+from typing import Any
 
 from advmoe.training.steps import TrainState
 
@@ -10,9 +11,8 @@ def set_rates(state: TrainState, lowered: float) -> None:
 
     `lowered` multiplies the routers' rate, or all rates if no router learns: it is below 1 after a non-finite value.
     """
-    groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
-    routed = any(group["routers"] for group in groups)
-    for group in groups:
+    routed = routers_learn(state)
+    for group in _groups(state):
         start = group["start"]
         done = max(0.0, state.done - start) / (1 - start) if start < 1 else 0.0
         rise = min(1.0, done / group["warmup"]) if group["warmup"] else 1.0
@@ -20,7 +20,15 @@ def set_rates(state: TrainState, lowered: float) -> None:
         group["lr"] = rise * group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def routers_learn(state: TrainState) -> bool:
+    """Whether routers learn at this point of the phase."""
+    return not state.routers_rest and any(group["routers"] for group in _groups(state))
+
+
 def rates(state: TrainState) -> dict[str, float]:
     """The current rates by their name in metrics.jsonl: `router_lr` of routers, `lr` of everything else."""
-    groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
-    return {"router_lr" if group["routers"] else "lr": group["lr"] for group in groups}
+    return {"router_lr" if group["routers"] else "lr": group["lr"] for group in _groups(state)}
+
+
+def _groups(state: TrainState) -> list[dict[str, Any]]:
+    return [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
