@@ -137,12 +137,12 @@ def test_streamed_images_are_refused(splits: Splits, path: Path) -> None:
 def test_a_file_of_other_images_is_refused_if_the_run_began_with_another(splits: Splits, path: Path) -> None:
     mixed = with_generated(splits, config(path)).train
     others = {"image": IMAGES[::-1]}, {"label": LABELS[::-1].copy()}, {"image": IMAGES[:9], "label": LABELS[:9]}
-    history = [{"epoch": 1, "generated": mixed.digest}]
-    check_same(mixed, history, "images.npz")
+    row = {"epoch": 1, "generated": mixed.digest}
+    check_same(mixed, row, "images.npz")
     for number, arrays in enumerate(others):
         other = with_generated(splits, config(write_arrays(path.with_name(f"{number}.npz"), **arrays))).train
-        check_same(other, [{"epoch": 1}], "images.npz")  # a row of an older version
-        check_same(other, [], "images.npz")
+        check_same(other, {"epoch": 1}, "images.npz")  # a row of an older version
+        check_same(other, {}, "images.npz")
         with pytest.raises(UserError, match=r"^images\.npz: its generated images have changed since the run began$"):
-            check_same(other, history, "images.npz")
-    check_same(splits.train, history, None)
+            check_same(other, row, "images.npz")
+    check_same(splits.train, row, None)

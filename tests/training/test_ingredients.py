@@ -303,13 +303,14 @@ def test_ramps_of_the_attack_by_hand():
 # All of them together
 
 
-def test_a_run_records_its_generated_images_and_refuses_others(tiny, splits, tmp_path):
+@pytest.mark.parametrize("end", [(1, 2), (2, 1)])
+def test_a_run_records_its_generated_images_and_refuses_others(end, tiny, splits, tmp_path):
     path, other = tmp_path / "generated.npz", tmp_path / "other.npz"
     for file, value in ((path, 99), (other, 98)):
         np.savez(file, image=np.full((50, 28, 28, 1), value, np.uint8), label=np.arange(50) % 10)
-    config = tiny("at_small_dense", generated=str(path), epochs=2)
+    config = tiny("at_small_dense", generated=str(path), epochs=2, save_minutes=0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: epoch == 2))
+        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == end))
     path.rename(tmp_path / "first.npz")
     other.rename(path)
     with pytest.raises(UserError, match=r"generated\.npz: its generated images have changed since the run began$"):

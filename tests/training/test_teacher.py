@@ -103,12 +103,13 @@ def test_a_step_may_give_a_level_the_batch_of_another(teacher_run, tiny, splits)
         assert torch.equal(targets, state.teacher.precomputed[first : first + 8])
 
 
-def test_a_run_records_its_teacher_and_refuses_another_one(teacher_run, tiny, splits, tmp_path):
+@pytest.mark.parametrize("end", [(1, 2), (2, 1)])
+def test_a_run_records_its_teacher_and_refuses_another_one(end, teacher_run, tiny, splits, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(teacher_run, teacher)
-    config = tiny("at_small_dense", teacher=str(teacher), epochs=2)
+    config = tiny("at_small_dense", teacher=str(teacher), epochs=2, save_minutes=0.0)
     with pytest.raises(KeyboardInterrupt):
-        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: epoch == 2))
+        train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == end))
     shutil.rmtree(teacher)
     train(tiny("at_dense", epochs=1, seed=1), splits, teacher, Recorder())
     with pytest.raises(UserError, match=r"^teacher .*: its weights have changed since the run began$"):

@@ -5,10 +5,9 @@ diffusion models further improve adversarial training", ICML 2023.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,10 +88,10 @@ def with_generated(splits: Splits, data: DataConfig) -> Splits:
     )
 
 
-def check_same(images: Source, history: Sequence[Mapping[str, Any]], path: str | None) -> None:
-    """Raises UserError if the epochs so far had other generated images. Rows of older versions do not say which they had."""
-    before = history[-1].get(KEY) if history else None
-    if isinstance(images, MixedImages) and before not in (None, images.digest):
+def check_same(images: Source, last_row: Mapping[str, object], path: str | None) -> None:
+    """Raises UserError if the run had other generated images; `last_row` is that of its last epoch, or empty. Rows of older
+    versions do not say which they had."""
+    if isinstance(images, MixedImages) and last_row.get(KEY) not in (None, images.digest):
         raise UserError(f"{path}: its generated images have changed since the run began")
 
 

@@ -50,9 +50,12 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     with claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
         config = compilable(config, model, splits.spec)
         set_fastest(config, out, model, splits.spec)
-        run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest)
-        check_same(teacher, config, run.history)
-        generated.check_same(splits.train, run.history, config.data.generated)
+        digests = {} if teacher is None else {TEACHER: teacher.digest}
+        if isinstance(splits.train, generated.MixedImages):
+            digests[generated.KEY] = splits.train.digest
+        run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest, digests)
+        check_same(teacher, config, run.last_row)
+        generated.check_same(splits.train, run.last_row, config.data.generated)
         while not run.is_done:
             number = run.phase_number
             phase, state = run.phases[number], run.begin_phase()
@@ -98,10 +101,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
     }  # fmt: skip
     if cosines := router_cosines(state.model, network(config, run.splits.spec)) if state.model.router_parameters() else []:
         row["router_cosine"] = cosines
-    if state.teacher is not None:
-        row[TEACHER] = state.teacher.digest
-    if isinstance(run.splits.train, generated.MixedImages):
-        row[generated.KEY] = run.splits.train.digest
+    row |= run.digests
     return row | new_groups(config, [*run.history, row])
 
 

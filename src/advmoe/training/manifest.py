@@ -65,8 +65,8 @@ History = list[EpochRow]
 
 
 class Partial(BaseModel):
-    """An unfinished epoch: the iterations done, the number of images of each rank, the seconds, and each rank's sums of metrics by
-    name."""
+    """An unfinished epoch: the iterations done, the number of images of each rank, the seconds, each rank's sums of metrics by
+    name, and the digests that its row of the history will have (`teacher`, `generated`). Older versions wrote no digests."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,6 +74,7 @@ class Partial(BaseModel):
     images: Annotated[list[Annotated[int, Field(ge=0, lt=2**62)]], Field(min_length=1)]
     seconds: Figure
     sums: dict[str, JsonValue]
+    digests: dict[str, str] = {}
 
     @model_validator(mode="after")
     def _one_sum_per_rank(self) -> Self:

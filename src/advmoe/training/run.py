@@ -35,7 +35,8 @@ MAX_RESTORES = 3
 @dataclass
 class Run:
     """`latest` is the checkpoint that the next epoch starts from, or None if it starts from the model in memory.
-    `code` is the code that this process trains with."""
+    `digests` are those of the teacher and the generated images, as the history has them; `code` is the code that this process
+    trains with."""
 
     config: RunConfig
     splits: Splits
@@ -44,6 +45,7 @@ class Run:
     interrupts: Interrupts
     observers: Sequence[Observer]
     latest: Checkpoint | None
+    digests: Mapping[str, str]
     history: History = field(default_factory=list)
     restores: int = 0
     code: Mapping[str, str] = field(default_factory=code)
@@ -74,6 +76,12 @@ class Run:
     def epochs_of_phase(self) -> int:
         """How many epochs of the current phase are done."""
         return len(self.history) % self.config.training.epochs
+
+    @property
+    def last_row(self) -> Mapping[str, object]:
+        """The row of the last epoch, with the digests of an unfinished one; empty at the start of a run."""
+        partial = None if self.latest is None else self.latest.partial
+        return {**(self.history[-1] if self.history else {}), **(partial.digests if partial else {})}
 
     def begin_phase(self) -> TrainState:
         """The state of the current phase, as the latest checkpoint has it."""
@@ -140,7 +148,7 @@ class Run:
         states: dict[str, StateDict] = {level: optimizer.state_dict() for level, optimizer in state.optimizers.items()}
         if state.ema is not None:  # the weights' file holds the average, which is what a network is used for
             states[TRAINED] = {"weights": state.model.state_dict(), "updates": state.ema.updates}
-        progress = Progress(self.history, None if totals is None else totals.partial(), self.restores)
+        progress = Progress(self.history, None if totals is None else totals.partial(self.digests), self.restores)
         model, splits = state.network.state_dict(), self.splits
         distributed.on_rank_zero(lambda: self.folder.save(model, states, progress, splits.fingerprint, splits.spec))
 

@@ -1,6 +1,6 @@
 """Load the teacher of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ def load_teacher(config: RunConfig, splits: Splits) -> Teacher | None:
     return replace(teacher, precomputed=_precomputed(teacher, splits.train)) if _is_unchanged(config, splits) else teacher
 
 
-def check_same(teacher: Teacher | None, config: RunConfig, history: Sequence[Mapping[str, Any]]) -> None:
-    """Raises UserError if the epochs so far had a teacher of other weights."""
-    if teacher is not None and history and history[-1].get(KEY) != teacher.digest:
+def check_same(teacher: Teacher | None, config: RunConfig, last_row: Mapping[str, object]) -> None:
+    """Raises UserError if the run had a teacher of other weights; `last_row` is that of its last epoch, or empty."""
+    if teacher is not None and last_row and last_row.get(KEY) != teacher.digest:
         raise UserError(f"teacher {config.training.teacher}: its weights have changed since the run began")
 
 

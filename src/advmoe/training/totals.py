@@ -1,6 +1,7 @@
 """The sums of an epoch's metrics, over iterations and ranks."""
 
 import time
+from collections.abc import Mapping
 
 import torch
 from pydantic import JsonValue
@@ -74,12 +75,12 @@ class Totals:
         images = int(distributed.sum_over_ranks(self._images()))
         return {name: distributed.sum_over_ranks(value) for name, value in self.sums.items()}, images
 
-    def partial(self) -> Partial:
-        """The totals for a checkpoint, which counts as saved from now on."""
+    def partial(self, digests: Mapping[str, str]) -> Partial:
+        """The totals and `digests` for a checkpoint, which counts as saved from now on."""
         images = distributed.all_gather(self._images())
         sums: dict[str, JsonValue] = {name: distributed.all_gather(value).tolist() for name, value in self.sums.items()}
         self._saved = time.perf_counter()
-        return Partial(iteration=self.iteration, images=images.tolist(), seconds=self.seconds, sums=sums)
+        return Partial(iteration=self.iteration, images=images.tolist(), seconds=self.seconds, sums=sums, digests=dict(digests))
 
     def _images(self) -> torch.Tensor:
         return next(iter(self.sums.values())).new_tensor(self.images, dtype=torch.int64)
