@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from recorder import Recorder
-from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed_names, make_state, names, state_and_spy
+from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed_names, experts_are_equal, make_state, names, state_and_spy
 
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.config.schema import OF_LEVELS
@@ -151,6 +151,20 @@ def test_perturbation_changes_weights_but_no_router_and_starts_at_awp_from():
             moved = changed_names(values[0]["parameters"], values[1]["parameters"].items())
             assert moved == {name for name in names(state.model)[1] if "norm" not in name and not name.endswith("bias")}
     assert counts == [1, 2]
+
+
+@pytest.mark.parametrize(("step", "levels"), [(two_level, ("routers", "weights")), (single_level, ("all",))])
+def test_tied_experts_are_perturbed_alike(step, levels):
+    state = make_state(levels=levels, equal=True, done=0.0, tied_share=1.0, awp=0.1)
+    trades, equal = state.loss, []
+
+    def value(*inputs):
+        equal.append(all(experts_are_equal(layer) for layer in state.model.moe_layers()))
+        return trades.value(*inputs)
+
+    state.loss = replace(trades, value=value)
+    step(state, {level: BATCHES[level] for level in levels})
+    assert equal == [True, True]  # at the weights, and where they are perturbed
 
 
 @pytest.mark.parametrize(("routers", "levels"), [(False, {"weights"}), (True, {"weights", "routers"})])

@@ -191,17 +191,12 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
         else:
             outcome = backward()
         state.watch.gradients(state.model, level)
-    if state.tied:
-        for layer in state.model.moe_layers():
-            layer.tie_gradients()
-        for parameter in state.model.router_parameters():
-            parameter.grad = None  # the choice between equal experts does not matter
     _take_step(state, optimizer)
     return outcome
 
 
 def _backward(state: TrainState, level: str, learner: Classifier, gate: Gate, example: Example) -> Outcome:
-    """The loss, and its gradients to the parameters of `level`, summed over the ranks.
+    """The loss, and its gradients to the parameters of `level`, summed over the ranks, and over the experts while they are tied.
 
     What the level trains is in train mode: its batch norms use the statistics of the batch. A network router has batch norms of
     its own. In eval mode nothing would bound its activations, and it diverges within a few iterations.
@@ -218,6 +213,11 @@ def _backward(state: TrainState, level: str, learner: Classifier, gate: Gate, ex
     optimizer.zero_grad(set_to_none=True)
     (outcome.total * state.share(len(example.y))).backward()
     distributed.sum_gradients(_parameters(optimizer))
+    if state.tied:
+        for layer in state.model.moe_layers():
+            layer.tie_gradients()
+        for parameter in state.model.router_parameters():
+            parameter.grad = None  # the choice between equal experts does not matter
     return outcome
 
 
