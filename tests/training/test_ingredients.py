@@ -292,6 +292,13 @@ def test_another_augmentation_starts_after_a_fraction_of_each_phase(tiny, splits
         assert torch.equal(first.raw, other.raw) is same
 
 
+def test_another_augmentation_starts_at_its_share_whatever_the_rounding(tiny):
+    for epochs in (1, 7, 10, 100):
+        for start in range(epochs):
+            config = tiny(epochs=epochs, augment="crop_shift", augment_from=start / epochs)
+            assert next(epoch for epoch in range(epochs) if _augmentation(config, epoch).augment == "crop_shift") == start
+
+
 def test_streamed_images_keep_their_crops(tiny, splits, tmp_path):
     streamed = replace(splits, train=stream("", [Entry(str(row), 0, 0, row % 10, 0) for row in range(60)]))
     with pytest.raises(UserError, match=r"^augment crop_shift is for images in memory, not for fashion-mnist$"):

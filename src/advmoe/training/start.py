@@ -233,7 +233,8 @@ def batches(config: RunConfig, source: Source, epoch: int, levels: int, first: i
 def _augmentation(config: RunConfig, epoch: int) -> DataConfig:
     """The data settings of an epoch (from 0): `crop_flip` before the share `augment_from` of its phase."""
     epochs = config.training.epochs
-    return config.data if epoch % epochs >= config.data.augment_from * epochs else config.data.replace(augment="crop_flip")
+    # not augment_from * epochs, which is rounded: 0.55 * 100 is more than 55
+    return config.data if (epoch % epochs) / epochs >= config.data.augment_from else config.data.replace(augment="crop_flip")
 
 
 def _streams(config: RunConfig, source: Source, epoch: int, levels: int, first: int) -> Iterator[tuple[Images, ...]]:
