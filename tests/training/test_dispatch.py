@@ -9,6 +9,7 @@ from small_backbone import SMALL
 
 from advmoe.config import AttackConfig, ModelConfig, RunConfig, TrainingConfig
 from advmoe.data import ImageSpec
+from advmoe.errors import UserError
 from advmoe.moe import DISPATCHES
 from advmoe.training import dispatch
 from advmoe.training.start import network
@@ -65,6 +66,26 @@ def test_a_dispatch_that_fails_or_is_wrong_is_skipped_with_a_warning(monkeypatch
         "dispatch auto: wide is skipped: its values differ from those of split",
         "dispatch auto: grouped is skipped: no compiler",
     ]
+
+
+def test_a_dispatch_that_fails_on_another_rank_is_not_timed(monkeypatch, caplog):
+    monkeypatch.setattr("advmoe.distributed.maximum", lambda number: 1)
+    result = dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=math.inf)
+    assert (result.dispatch, result.seconds) == ("split", {})
+    assert "wide is skipped: it fails in another process" in caplog.text
+
+
+def test_an_iteration_that_fails_on_one_of_several_ranks_ends_the_start(monkeypatch):
+    """The other ranks wait for its gradients."""
+
+    def broken(*args):
+        raise RuntimeError("no memory")
+
+    for name, answer in (("world_size", lambda: 2), ("maximum", int), ("broadcast", lambda value: value)):
+        monkeypatch.setattr(f"advmoe.distributed.{name}", answer)
+    monkeypatch.setattr(dispatch, "_iteration_seconds", broken)
+    with pytest.raises(UserError, match=r"^dispatch auto: wide failed \(no memory\); name one, such as split$"):
+        dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=math.inf)
 
 
 def test_a_dispatch_is_skipped_after_the_time_limit(caplog):

@@ -18,6 +18,7 @@ from advmoe import distributed
 from advmoe.config import RunConfig
 from advmoe.config.schema import Compile
 from advmoe.data import ImageSpec
+from advmoe.errors import UserError
 from advmoe.files import bounded_text, write_atomically
 from advmoe.models import Classifier
 from advmoe.moe import Dispatch, ForcedGate
@@ -87,7 +88,7 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
     """Time an iteration of the run with each dispatch in `names`, on copies of `model`. Takes about `limit` seconds.
 
     A dispatch is skipped, with one line in the log, if it raises an error, if its values differ from those of `split`, or if
-    `limit` seconds have passed.
+    `limit` seconds have passed. Raises UserError if an iteration fails while there are several ranks: the others wait in it.
     """
     device, started = next(model.parameters()).device, time.monotonic()
     expected = _values(config, model, spec, REFERENCE)
@@ -96,15 +97,27 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
         if distributed.broadcast(time.monotonic() - started > limit):
             log.warning("dispatch auto: %s is skipped: %g s have passed", name, limit)
             continue
+        reason = ""
         try:
             _check(_values(config, model, spec, name), expected, config)
-            seconds[name] = _iteration_seconds(config, model, spec, name)
         except Exception as error:  # a compiler or a kernel can raise any exception
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning("dispatch auto: %s is skipped: %s", name, reason)
+            reason = _in_one_line(error)
+        if not distributed.maximum(bool(reason)):
+            try:
+                seconds[name] = _iteration_seconds(config, model, spec, name)
+                continue
+            except Exception as error:
+                reason = _in_one_line(error)
+                if distributed.world_size() > 1:
+                    raise UserError(f"dispatch auto: {name} failed ({reason}); name one, such as {REFERENCE}") from error
+        log.warning("dispatch auto: %s is skipped: %s", name, reason or "it fails in another process")
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     fastest = min(seconds, key=seconds.__getitem__, default=REFERENCE)
     return Measured(dispatch=_named(fastest), device=title, seconds=seconds, compile=config.runtime.compile)
+
+
+def _in_one_line(error: Exception) -> str:
+    return next(filter(None, str(error).splitlines()), type(error).__name__)
 
 
 def _named(name: str) -> Dispatch:
