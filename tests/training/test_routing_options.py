@@ -82,6 +82,12 @@ def test_rows_say_how_far_each_router_has_turned(method, tiny, splits, tmp_path)
     assert "router_cosine" not in one_expert
 
 
+def test_a_network_router_is_not_compared_with_its_start(tiny, splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("advmoe.training.loop.network", None)  # a call would raise
+    (row,) = train(tiny(epochs=1, routers="per_network"), splits, tmp_path / "run")
+    assert "router_cosine" not in row
+
+
 def test_without_warmup_routers_start_at_their_rate(tiny, splits, tmp_path, monkeypatch):
     rates = Rates(monkeypatch)
     train(tiny(epochs=1, tied_share=0.0, router_lr=0.04), splits, tmp_path / "run", rates)

@@ -14,7 +14,7 @@ from advmoe.files import check_folder
 from advmoe.runs.failure import FailureRecorder
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
-from advmoe.training.methods import METHODS, lookup_method
+from advmoe.training.methods import lookup_method, total_epochs
 from advmoe.training.observers import Observer
 from advmoe.training.trackers import Tracker
 
@@ -46,6 +46,5 @@ def _observers(stack: contextlib.ExitStack, arguments: TrainArguments, terminal:
     """The observers of the run: the progress, the run's state in its folder, and the tracker if there is one."""
     config = arguments.run
     trackers = [Tracker(arguments.track, arguments.out, config)] if arguments.track else []
-    epochs = config.training.epochs * len(METHODS[config.method].phases)
-    progress = stack.enter_context(TrainingProgress(terminal, config.method, epochs))
+    progress = stack.enter_context(TrainingProgress(terminal, config.method, total_epochs(config)))
     return [progress, stack.enter_context(FailureRecorder(arguments.out)), *map(stack.enter_context, trackers)]

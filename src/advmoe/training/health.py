@@ -69,8 +69,6 @@ def router_cosines(model: Classifier, start: Classifier) -> list[float]:
     The mean over the experts, which changes no choice, is subtracted first. 1 means that a router still divides its inputs as it
     was drawn. Empty if there is one expert only, or one router for the network, whose features change too.
     """
-    if model.router is not None:
-        return []
     pairs = [(now.router, then.router) for now, then in zip(model.moe_layers(), start.moe_layers(), strict=True)]
     return [
         cosine_similarity(_contrasts(now), _contrasts(then), dim=0).item()

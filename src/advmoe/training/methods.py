@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-from advmoe.config import ModelConfig
+from advmoe.config import ModelConfig, RunConfig
 from advmoe.config.choices import MethodTraits
 from advmoe.entries import Entries, check_accepts, check_kind
 from advmoe.errors import UserError, lookup
@@ -113,6 +113,11 @@ def lookup_method(name: str) -> Method:
     if method.selects not in get_args(Score):
         raise UserError(f"{what}: selects must be {' or '.join(get_args(Score))}, not {method.selects}")
     return method
+
+
+def total_epochs(config: RunConfig) -> int:
+    """The epochs of all phases of a run."""
+    return config.training.epochs * len(METHODS[config.method].phases)
 
 
 def _check_phase(what: str, phase: Phase, kind: DenseKind) -> None:

@@ -14,7 +14,7 @@ from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.training.checkpoint import Checkpoint, RunFolder, load_weights
 from advmoe.training.ema import Ema
-from advmoe.training.methods import METHODS
+from advmoe.training.methods import total_epochs
 from advmoe.training.steps import TrainState
 
 log = logging.getLogger("advmoe")
@@ -45,7 +45,7 @@ def claimed(folder: RunFolder, config: RunConfig, splits: Splits, resume: bool) 
 
 def _is_finished(folder: RunFolder, config: RunConfig) -> bool:
     latest = folder.latest() if folder.config_path.exists() else None
-    return latest is not None and latest.epoch >= len(METHODS[config.method].phases) * config.training.epochs
+    return latest is not None and latest.epoch >= total_epochs(config)
 
 
 def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
