@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from small_backbone import SMALLEST
 
+from advmoe.cli.arguments.demo import read as read_demo
 from advmoe.cli.main import main
 from advmoe.sweep.grid import read_sweep
 
@@ -94,6 +95,9 @@ def run_shell_line(line):
     assert arguments[0] == "advmoe", line
     if arguments[1] == "sweep" and arguments[2].startswith("results/"):  # takes hours
         assert read_sweep(str(ROOT / arguments[2])), line
+        return
+    if arguments[1] == "demo":  # takes minutes; tests/cli/test_demo_command.py runs a small one
+        assert read_demo(arguments[2:]), line
         return
     assert main([*arguments[1:], *SMALLER.get(arguments[1], [])]) == 0, line
 

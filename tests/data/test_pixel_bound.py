@@ -14,7 +14,7 @@ from advmoe.config import DataConfig
 from advmoe.data import load_dataset
 from advmoe.data.stream import centre_crop, resized_crop
 from advmoe.errors import UserError
-from advmoe.runs import predict
+from advmoe.runs.loaded import Loaded
 
 HUGE = huge_png(8001, 8000)
 MESSAGE = "the image is 8001 x 8000"
@@ -67,7 +67,7 @@ def single_file(folder: Path, dataset: str = "cifar10") -> None:
     """As `advmoe predict` and `advmoe attack` read it."""
     (folder / "x.png").write_bytes(HUGE)
     model: Any = SimpleNamespace(input_size=(3, 32, 32), config=SimpleNamespace(data=SimpleNamespace(dataset=dataset)))
-    predict.read(model, folder / "x.png")
+    Loaded.read(model, folder / "x.png")
 
 
 @pytest.mark.parametrize(
