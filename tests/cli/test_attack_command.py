@@ -84,6 +84,8 @@ def test_the_lines_without_json(run: Path, image: Path, tmp_path: Path, capsys: 
     out, err = run_attack(capsys, run, image, "--epsilon", "64/255")
     for part in ("predicted", "Fooled first by", "Smallest change", f"of {ROUTED} choices", "Written: boot-adversarial.png"):
         assert part in out
+    (read_back,) = predictions(capsys, run, Path("boot-adversarial.png"))
+    assert f"The network takes it for {read_back['class']}, confidence {read_back['confidence']:.4f}, pathway" in out
     assert "at 64/255: fooled" in err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["boot-adversarial.png", "boot.png"]
 
@@ -135,6 +137,12 @@ def test_the_users_image_is_never_replaced(run: Path, tmp_path: Path, capsys: An
     _, err = run_attack(capsys, run, tmp_path / name, "--out", tmp_path / out, status=2)
     assert f"{tmp_path / out}: the adversarial image could replace {tmp_path / name}; give another name to --out" in err
     assert (tmp_path / name).read_bytes() == b"mine"
+
+
+def test_an_image_that_is_a_link_to_itself_is_one_line(run: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    _, err = run_attack(capsys, run, tmp_path / "loop.png", "--out", tmp_path / "out.png", status=2)
+    assert err.count("\n") == 1
 
 
 def test_an_image_that_is_already_misclassified_is_not_attacked(

@@ -77,7 +77,7 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     (answer,) = [line for line in lines if line.startswith("Does choosing an expert help?")]
     assert "help? Not shown. RA-worst minus that of the control with one expert, on the same images" in answer
     assert "AdvMoE, r 0.5, N 2: +25.0 points (" in answer
-    assert answer.endswith("), 2 seeds. Over seeds no network is apart from its control, so neither gain nor harm is shown.")
+    assert answer.endswith("), 2 seeds. Over seeds no network is clearly below its control, and not every one is clearly above it.")
     assert not any("choosing an expert" in line for line in verdict(pair[0]))
     others = verdict([*pair[0], *pair[1], record(dataset="other")])
     (answer,) = [line for line in others if line.startswith("Does choosing an expert help? On fashion-mnist: Not shown.")]
@@ -92,6 +92,18 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     for network in pair[1]:
         with_settings(network, "training", lr=0.05)
     assert not any("choosing an expert" in line for line in verdict([*pair[0], *pair[1]]))
+
+
+def test_a_gain_of_one_network_alone_is_said_as_it_is():
+    lines = []
+    for figures in ({"advmoe": 90.0, "at_moe": 50.5}, {"advmoe": 50.5, "at_moe": 50.5}):
+        networks = [record(method, seed, ra_worst=worst + seed) for method, worst in figures.items() for seed in (0, 1)]
+        controls = [record("at_moe", seed, num_experts=1, ra_worst=50.0 + seed) for seed in (0, 1)]
+        for network in (*networks, *controls):
+            network.evaluation.flags = "10"
+        (answer,) = [line for line in verdict([*networks, *controls]) if "choosing an expert help" in line]
+        lines.append(answer)
+    assert all("Not shown." in line and "no network is clearly below its control, and not every one" in line for line in lines)
 
 
 def test_runs_under_an_older_version_of_an_attack_have_a_sentence_that_says_so(monkeypatch):

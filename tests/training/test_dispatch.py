@@ -64,7 +64,7 @@ def test_a_dispatch_that_fails_or_is_wrong_is_skipped_with_a_warning(monkeypatch
     assert result.seconds.keys() == {"split"}
     assert [record.getMessage() for record in caplog.records] == [
         "dispatch auto: wide is skipped: its values differ from those of split",
-        "dispatch auto: grouped is skipped: no compiler",
+        "dispatch auto: grouped is skipped: no compiler at line 3",
     ]
 
 
@@ -75,16 +75,33 @@ def test_a_dispatch_that_fails_on_another_rank_is_not_timed(monkeypatch, caplog)
     assert "wide is skipped: it fails in another process" in caplog.text
 
 
+def test_a_dispatch_that_fails_on_a_full_batch_is_skipped_with_several_ranks_too(monkeypatch, caplog):
+    wide = DISPATCHES["wide"]
+
+    def short_of_memory(x, *args):
+        if len(x) > dispatch.IMAGES:
+            raise RuntimeError("no memory")
+        return wide(x, *args)
+
+    for name, answer in (("world_size", lambda: 2), ("rank", lambda: 0), ("maximum", int), ("broadcast", lambda value: value)):
+        monkeypatch.setattr(f"advmoe.distributed.{name}", answer)
+    monkeypatch.setitem(DISPATCHES, "wide", short_of_memory)
+    config = CONFIG.replace(training=CONFIG.training.replace(batch_size=4 * dispatch.IMAGES))
+    result = dispatch.measure(config, network(CONFIG, SPEC), SPEC, ["wide"], limit=math.inf)
+    assert result.seconds == {}
+    assert "wide is skipped: no memory" in caplog.text
+
+
 def test_an_iteration_that_fails_on_one_of_several_ranks_ends_the_start(monkeypatch):
     """The other ranks wait for its gradients."""
 
     def broken(*args):
         raise RuntimeError("no memory")
 
-    for name, answer in (("world_size", lambda: 2), ("maximum", int), ("broadcast", lambda value: value)):
+    for name, answer in (("world_size", lambda: 2), ("rank", lambda: 0), ("maximum", int), ("broadcast", lambda value: value)):
         monkeypatch.setattr(f"advmoe.distributed.{name}", answer)
     monkeypatch.setattr(dispatch, "_iteration_seconds", broken)
-    with pytest.raises(UserError, match=r"^dispatch auto: wide failed \(no memory\); name one, such as split$"):
+    with pytest.raises(UserError, match=r"^dispatch auto: wide failed \(no memory\); give --dispatch split$"):
         dispatch.measure(CONFIG, network(CONFIG, SPEC), SPEC, ["wide"], limit=math.inf)
 
 

@@ -56,9 +56,12 @@ class Report(BaseModel):
 
 
 class Success(Report):
-    """The first attack that fooled the network, the smallest change that did, and the adversarial image in `file`: that of the
-    smallest change; in a PNG rounded, or the first one where the rounded one does not fool. `adversarial` is the prediction for it,
-    `file_epsilon` its largest change of a pixel, and `requested` the file that --out named."""
+    """The first attack that fooled the network, and the smallest change that did.
+
+    `file` holds the image of the smallest change, rounded if it is a PNG. If the rounded image does not fool, it holds the first
+    image that fooled. `adversarial` is the prediction for the image in the file, `file_epsilon` its largest change of a pixel, and
+    `requested` the file that --out named.
+    """
 
     first: Change
     smallest: Change
@@ -131,7 +134,7 @@ def _write(victim: Victim, minimal: Fooled, first: Fooled, epsilon: float, reque
     Returns the path and the image [C, H, W] in the file."""
     if requested.suffix.lower() == ".png":
         for fooled in (minimal, first):
-            radius = epsilon if fooled.epsilon <= epsilon + SLACK else ceil(255 * fooled.epsilon) / 255
+            radius = epsilon if fooled.epsilon <= epsilon + SLACK else ceil(255 * (fooled.epsilon - SLACK)) / 255
             if (levels := in_eight_bits(victim, fooled, radius)) is not None:
                 write_image(levels, requested)
                 return requested, levels
@@ -155,7 +158,7 @@ def _lines_of_success(report: Success) -> Iterator[str]:
     first, minimal, before = report.first, report.smallest, report.clean.pathway
     if first.epsilon > report.epsilon + SLACK:
         yield f"At epsilon {_in_levels(report.epsilon)} it withstood every attack that was tried."
-    yield f"Fooled first by {first.attack}, at {_in_levels(first.epsilon)}: predicted {_words(report.adversarial)}"
+    yield f"Fooled first by {first.attack}, at {_in_levels(first.epsilon)}"
     yield f"Smallest change that fooled it: {_in_levels(minimal.epsilon)}, by {minimal.attack} (others may need less)"
     if before:
         changed = sum(clean != attacked for clean, attacked in zip(before, report.adversarial.pathway, strict=True))
@@ -163,6 +166,7 @@ def _lines_of_success(report: Success) -> Iterator[str]:
     form = "8 bits a channel" if report.file.lower().endswith(".png") else "floats"
     rounded = "" if report.file == report.requested else f"; {report.requested} in 8 bits a channel would not fool it"
     yield f"Written: {report.file} ({form}, changed by {_in_levels(report.file_epsilon)}; read back, it fools the network{rounded})"
+    yield f"The network takes it for {_words(report.adversarial)}"
 
 
 def _words(prediction: Prediction) -> str:

@@ -234,7 +234,8 @@ class TrainingConfig(Section):
     sync_norm: bool = True
     """With several processes: batch norms and routers compute statistics over the whole batch, not over each process's part."""
     on_nonfinite: Literal["stop", "restore"] = "stop"
-    """On a NaN or infinity: stop, or go back to the last good checkpoint and halve the routers' learning rate, at most 3 times."""
+    """On a NaN or infinity: stop, or go back to the last good checkpoint and halve the routers' learning rate (every rate while no
+    router learns), at most 3 times."""
 
 
 OF_LEVELS = (  # the training settings of methods whose routers are a level of their own (advmoe)

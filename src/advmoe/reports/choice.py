@@ -41,7 +41,7 @@ def _answer(records: Sequence[Record]) -> Statement | None:
         f"{claim.verdict.capitalize()}.",
         f"{figures} minus that of {CONTROL}, on the same images, with the 95 % interval over the images, not over "
         f"seeds: {'; '.join(parts)}."
-        + " Over seeds no network is apart from its control, so neither gain nor harm is shown."
+        + " Over seeds no network is clearly below its control, and not every one is clearly above it."
         * (claim.verdict == "not shown"),
     )
 

@@ -18,10 +18,10 @@ from advmoe import distributed
 from advmoe.config import RunConfig
 from advmoe.config.schema import Compile
 from advmoe.data import ImageSpec
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.files import bounded_text, write_atomically
 from advmoe.models import Classifier
-from advmoe.moe import Dispatch, ForcedGate
+from advmoe.moe import Dispatch, ForcedGate, synchronise
 from advmoe.moe.convert.prepare import copied
 from advmoe.moe.dispatch import DISPATCHES, STATIC, available
 from advmoe.training.methods import METHODS
@@ -100,24 +100,21 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
         reason = ""
         try:
             _check(_values(config, model, spec, name), expected, config)
+            _rehearse(config, model, spec, name)
         except Exception as error:  # a compiler or a kernel can raise any exception
-            reason = _in_one_line(error)
+            reason = reason_of(error)
         if not distributed.maximum(bool(reason)):
             try:
                 seconds[name] = _iteration_seconds(config, model, spec, name)
                 continue
             except Exception as error:
-                reason = _in_one_line(error)
+                reason = reason_of(error)
                 if distributed.world_size() > 1:
-                    raise UserError(f"dispatch auto: {name} failed ({reason}); name one, such as {REFERENCE}") from error
+                    raise UserError(f"dispatch auto: {name} failed ({reason}); give --dispatch {REFERENCE}") from error
         log.warning("dispatch auto: %s is skipped: %s", name, reason or "it fails in another process")
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     fastest = min(seconds, key=seconds.__getitem__, default=REFERENCE)
     return Measured(dispatch=_named(fastest), device=title, seconds=seconds, compile=config.runtime.compile)
-
-
-def _in_one_line(error: Exception) -> str:
-    return next(filter(None, str(error).splitlines()), type(error).__name__)
 
 
 def _named(name: str) -> Dispatch:
@@ -143,12 +140,25 @@ def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) ->
 
 def _check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], config: RunConfig) -> None:
     """Raises ValueError if values differ by more than the rounding of the convolutions."""
-    limit = (
-        1e-3 if autocast(config.runtime.precision, expected[0].device) is None and expected[0].device.type == "cpu" else 0.1
-    )  # bf16, TF32
+    device = expected[0].device
+    exact = device.type == "cpu" and autocast(config.runtime.precision, device) is None
+    limit = 1e-3 if exact else 0.1  # bf16, TF32
     for value, expected_value in zip(result, expected, strict=True):
         if not (value - expected_value).norm() <= limit * expected_value.norm():
             raise ValueError(f"its values differ from those of {REFERENCE}")
+
+
+def _rehearse(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> None:
+    """A pass over this rank's part of a batch, forward and backward, without the other ranks: it fails where an iteration would,
+    for example by lack of memory."""
+    device, network = next(model.parameters()).device, copied(model).train()
+    network.set_dispatch(_named(name))
+    synchronise(network, False)
+    images = len(range(config.training.batch_size)[distributed.local_rows(config.training.batch_size)])
+    dtype = autocast(config.runtime.precision, device)
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+        logits = network(torch.rand(images, *spec.shape, device=device, generator=torch.Generator(device).manual_seed(0)))
+    logits.float().logsumexp(dim=1).sum().backward()
 
 
 def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> float:

@@ -12,8 +12,8 @@ WARM_START = 10
 class Ema:
     """theta_ema <- d theta_ema + (1 - d) theta after every iteration, with d = min(decay, (1 + t) / (10 + t)) at update t (from 0).
 
-    All parameters are averaged, the routers' too, and so are the running statistics of norms and routers, with the counts of
-    batches that are floating point (those of routers and expert norms); integers are copied.
+    All parameters are averaged, the routers' too, and so are the running statistics of norms and routers. Counts of batches that
+    are floats (those of routers and expert norms) are averaged too; integers are copied.
     Source: weight averaging as in Gowal et al. 2020 ("Uncovering the limits of adversarial training"); the warm start is that of
     TensorFlow's ExponentialMovingAverage. The running statistics are averaged, not recomputed on the training images, because that
     would cost passes over the images before each validation. The averages are close to the statistics of the last 1 / (1 - d)

@@ -14,7 +14,7 @@ from torch import Tensor
 from advmoe.config import RunConfig, RuntimeConfig, StoredConfig
 from advmoe.data import ImageSpec, lookup_dataset
 from advmoe.data.images import Spec
-from advmoe.errors import UserError, lookup, nearest, one_line, short_repr
+from advmoe.errors import UserError, lookup, nearest, one_line, reason_of, short_repr
 from advmoe.files import JsonObject, check_plain
 from advmoe.models import MODELS, Classifier, compact
 from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
@@ -117,7 +117,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except UserError:
         raise
     except Exception as error:  # a malicious header can raise nearly any exception
-        raise UserError(f"{path}: not a safetensors file ({' '.join(str(error).split())[:120]})") from None
+        raise UserError(f"{path}: not a safetensors file ({reason_of(error)})") from None
 
 
 def check_loadable(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor], path: Path) -> None:

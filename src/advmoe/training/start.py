@@ -23,7 +23,7 @@ from advmoe.training.compiled import check_compile
 from advmoe.training.groups import MAX_CLASSES
 from advmoe.training.losses import LOSSES, RSLAD, lookup_loss
 from advmoe.training.methods import LEVELS, METHODS, Phase, lookup_method
-from advmoe.training.steps import ROUTED_LEVELS, TrainState
+from advmoe.training.steps import TrainState
 from advmoe.training.terms import TERMS
 
 
@@ -79,8 +79,7 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         raise UserError("runner_up_consistency needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":
         raise UserError("router_loss target needs a router_target")
-    learns = any(level in ROUTED_LEVELS for phase in method.phases for level in phase.levels)
-    if routed and learns and not any(weight(training) for weight, _ in TERMS):
+    if routed and method.two_levels and not any(weight(training) for weight, _ in TERMS):
         if training.router_loss == "target":
             raise UserError("router_loss target leaves the routers no loss: all router terms have the weight 0")
         if training.router_gate == "hard":

@@ -95,7 +95,8 @@ class TrainState:
 
     @property
     def routers_rest(self) -> bool:
-        """Whether no router learns now: the experts are tied, or routers that learn only from a target have none yet."""
+        """Whether no router learns now: the experts are tied, so the choice does not matter, or routers that learn only from router
+        terms wait for their target."""
         only_terms = self.config.training.router_loss == "target" or self.config.training.router_gate == "hard"
         return self.tied or (self.awaits_groups and only_terms)
 
@@ -216,8 +217,9 @@ def _backward(state: TrainState, level: str, learner: Classifier, gate: Gate, ex
     if state.tied:
         for layer in state.model.moe_layers():
             layer.tie_gradients()
+    if state.routers_rest:
         for parameter in state.model.router_parameters():
-            parameter.grad = None  # the choice between equal experts does not matter
+            parameter.grad = None
     return outcome
 
 

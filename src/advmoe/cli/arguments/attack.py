@@ -1,6 +1,7 @@
 """The arguments of `advmoe attack`."""
 
 from dataclasses import dataclass, field
+from os.path import realpath
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,7 @@ class AttackArguments:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
         if self.path.suffix.lower() not in (".png", ".npy"):
             raise UserError(f"{self.path}: the adversarial image is written without loss: give a name that ends in .png or .npy")
-        if self.image.resolve() in (self.path.resolve(), self.path.with_suffix(".npy").resolve()):
+        if realpath(self.image) in map(realpath, (self.path, self.path.with_suffix(".npy"))):
             raise UserError(f"{self.path}: the adversarial image could replace {self.image}; give another name to --out")
         check_target(self.path, "the adversarial image")
 
