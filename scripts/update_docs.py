@@ -211,7 +211,9 @@ def methods_table() -> str:
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
         lines.append(f"| {method_text(summary.cell)} | {' | '.join([*cells, *cost])} |")
     caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
-    return "\n".join([*lines, "", caption])
+    unnamed = [f"{method_text(one.cell)}: {', '.join(one.departures)}" for one in summaries if one.departures]
+    settings = f"Settings that the name of a network leaves out, with the default in brackets: {'; '.join(unnamed)}."
+    return "\n".join([*lines, "", caption, *([settings] if unnamed else [])])
 
 
 def robustness() -> str:
