@@ -81,6 +81,11 @@ def local_rows(images: int) -> slice:
     return slice(images * rank() // world_size(), images * (rank() + 1) // world_size())
 
 
+def local_size(images: int) -> int:
+    """The number of this rank's images in a batch of `images` images."""
+    return len(range(images)[local_rows(images)])
+
+
 class _Sum(torch.autograd.Function):
     """The sum over ranks. Every rank's loss depends on it, so its gradient is the sum of theirs."""
 

@@ -103,7 +103,8 @@ def warn_before(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptio
 
 @contextmanager
 def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Iterator[tuple[Target, Preset, Store]]:
-    """The network, frozen, as a Target; the preset for its number of classes; the store. What is worth a warning is known then."""
+    """The network, frozen, as a Target; the preset for its number of classes; the store. Gives the
+    warnings first, unless the options say quiet."""
     requested, model = resolve(options.preset), unwrapped(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")

@@ -35,7 +35,7 @@ class Passes:
 
     def __init__(self, config: RunConfig) -> None:
         size = config.training.batch_size
-        self.mode, self.size = config.runtime.compile, len(range(size)[distributed.local_rows(size)])
+        self.mode, self.size = config.runtime.compile, distributed.local_size(size)
 
     def __call__(self, model: Classifier, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         run = direct if self.mode == "none" or len(x) != self.size else program(self.mode)

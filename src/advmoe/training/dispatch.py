@@ -100,7 +100,8 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
         reason = ""
         try:
             _check(_values(config, model, spec, name), expected, config)
-            _rehearse(config, model, spec, name)
+            if distributed.world_size() > 1:
+                _rehearse(config, model, spec, name)
         except Exception as error:  # a compiler or a kernel can raise any exception
             reason = reason_of(error)
         if not distributed.maximum(bool(reason)):
@@ -154,7 +155,7 @@ def _rehearse(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) 
     device, network = next(model.parameters()).device, copied(model).train()
     network.set_dispatch(_named(name))
     synchronise(network, False)
-    images = len(range(config.training.batch_size)[distributed.local_rows(config.training.batch_size)])
+    images = distributed.local_size(config.training.batch_size)
     dtype = autocast(config.runtime.precision, device)
     with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
         logits = network(torch.rand(images, *spec.shape, device=device, generator=torch.Generator(device).manual_seed(0)))

@@ -32,7 +32,7 @@ def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -
     state.draws.batch = config.training.batch_size if distributed.world_size() > 1 else None
     for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
         group["lr"] = 0.0
-    size = len(range(config.training.batch_size)[distributed.local_rows(config.training.batch_size)])
+    size = distributed.local_size(config.training.batch_size)
     random = torch.Generator(device).manual_seed(0)
     x = torch.rand(size, *spec.shape, device=device, generator=random)
     y = torch.randint(len(spec.classes), (size,), device=device, generator=random)
