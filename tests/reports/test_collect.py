@@ -9,6 +9,7 @@ from records import content, old_content, record
 from advmoe.config import TrainingConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import checked_record
+from advmoe.recipes import PLUS
 from advmoe.reports.collect import CELL_FIELDS, OF_ROUTERS, cell_of, collect, departures, settings, shared_settings
 
 
@@ -152,6 +153,18 @@ def test_networks_with_options_beyond_the_paper_are_networks_of_their_own(tmp_pa
     assert (plain.is_of_the_paper, other.is_of_the_paper) == (True, False)
     assert (plain.setting, shared_settings(records[0])) == (other.setting, shared_settings(records[-1]))
     assert other.label == "advmoe, activation silu, ema 0.995"
+
+
+@pytest.mark.parametrize(("method", "tied"), [("advmoe", True), ("at_small_dense", False)])
+def test_all_that_the_suffix_plus_adds_is_named_by_the_suffix(method, tied):
+    plus = changed("training", method, ema=PLUS["training"]["ema"])
+    plus["config"]["model"] |= PLUS["model"]
+    without_ties = checked_record(plus, "a file")
+    plus["config"]["training"] |= PLUS["training"] | {"label_smoothing": 0.1}
+    cell = cell_of(checked_record(plus, "a file"))
+    assert cell.ingredients == "with -plus, label smoothing 0.1"
+    assert not any("tied_share" in text for text in departures(checked_record(plus, "a file")))
+    assert cell_of(without_ties).ingredients == ("activation silu, ema 0.995" if tied else "with -plus")
 
 
 @pytest.mark.parametrize(

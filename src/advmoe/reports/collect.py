@@ -13,7 +13,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import checked_record, read_json, with_gallery
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
-from advmoe.recipes import method_traits
+from advmoe.recipes import PLUS, method_traits
 from advmoe.reports.measures import ATTACK_DEFAULTS, PRESENT, attack_settings, evaluated
 from advmoe.training.methods import METHODS
 
@@ -25,7 +25,7 @@ IN_CELL = (  # settings that a cell already holds, with the precision and the da
     *(f"model.{name}" for name in ("backbone", "width", "model_scale", "num_experts")),
     "data.dataset", "attack.num_steps", "training.epochs", "runtime.precision", "fingerprint",
 )  # fmt: skip
-SAME_BATCHES, OFFICIAL = "same batches", "variant of the public code"
+SAME_BATCHES, OFFICIAL, WITH_PLUS = "same batches", "variant of the public code", "with -plus"
 OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
     "model.routers": "per_network", "model.bank": "disjoint", "training.level_batches": "same", "training.router_loss": "target",
     "training.router_target": "label_mod_n", "training.router_consistency": 6.0,
@@ -79,7 +79,7 @@ class Cell:
     `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `variant` says
     in which of `OF_VARIANTS` the routers and experts differ from the default: `SAME_BATCHES` if AdvMoE's two levels were trained on
     the same batches, `OFFICIAL` for the recipes with the suffix -official, 'router target confusion'. `ingredients` does the same
-    for `INGREDIENTS`: 'activation silu, ema 0.995' for the suffix -plus. Both are empty for the methods of the paper.
+    for `INGREDIENTS`: `WITH_PLUS` for all that the suffix -plus adds, 'ema 0.999'. Both are empty for the methods of the paper.
     """
 
     dataset: str
@@ -152,7 +152,7 @@ def cell_of(record: Record) -> Cell:
         num_experts=config.model.num_experts if is_routed(method) else 1, attack_steps=config.attack.num_steps,
         epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
         train_images=record.train_images, test_images=record.test_images,
-        variant=_variant(record) if is_routed(method) else "", ingredients=", ".join(_in_words(_options(record, INGREDIENTS))),
+        variant=_variant(record) if is_routed(method) else "", ingredients=_ingredients(record),
     )  # fmt: skip
 
 
@@ -162,6 +162,18 @@ def _variant(record: Record) -> str:
         others = {name: value for name, value in options.items() if name not in OF_OFFICIAL}
         return ", ".join([OFFICIAL, *_in_words(others)])
     return ", ".join(_in_words(options))
+
+
+def _ingredients(record: Record) -> str:
+    options, plus = _options(record, INGREDIENTS), _plus(record)
+    others = {name: value for name, value in options.items() if name not in plus}
+    return ", ".join([*([WITH_PLUS] if plus else []), *_in_words(others)])
+
+
+def _plus(record: Record) -> JsonObject:
+    """The settings of the suffix -plus, if the run has all of them; else empty."""
+    plus = {name: value for name, value in _flat(PLUS).items() if is_routed(record.method) or name not in OF_ROUTERS}
+    return plus if _options(record, plus) == plus else {}
 
 
 def _options(record: Record, names: Collection[str]) -> dict[str, object]:
@@ -267,7 +279,7 @@ def departures(record: Record) -> tuple[str, ...]:
     """'training.lr 0.05 (0.1)': settings that are no field of the cell and differ from the default, which is given in brackets."""
     defaults = DEFAULTS | ATTACK_DEFAULTS | {"evaluated": PRESENT, "epochs trained": "all"}
     as_trained = ("attack.epsilon",) if record.config.attack.epsilon == record.epsilon else ()
-    in_cell = (*IN_CELL, *OF_VARIANTS, *INGREDIENTS)
+    in_cell = (*IN_CELL, *OF_VARIANTS, *INGREDIENTS, *_plus(record))
     others = {name: value for name, value in settings(record).items() if name not in (*in_cell, *as_trained)}
     return tuple(
         f"{name} {short_value(value)} ({short_value(defaults.get(name))})"

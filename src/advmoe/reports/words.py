@@ -10,6 +10,11 @@ WORDS = (
     ("AT (Sparse)", "adversarial training of the dense network with masks that leave out channels"),
     ("AT (MoE)", "adversarial training of a mixture of experts (MoE): in every MoE layer a router picks one expert for each image"),
     ("AdvMoE", "the same network; its routers and the other weights are trained in turn, on different batches"),
+    (
+        "with -plus",
+        "with the options that the suffix -plus adds to a recipe: SiLU, a moving average of the weights and, in a network with "
+        "routers, experts that are kept equal for half of the epochs",
+    ),
     ("the control", "the same network with one expert, so without a choice: usually AT (MoE)"),
     ("r", "model scale: the share of the dense network's channels that one expert, or a small network, has"),
     ("N", "experts in each MoE layer"),
