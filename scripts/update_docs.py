@@ -217,11 +217,12 @@ def methods_table() -> str:
 
 
 def robustness() -> str:
-    """The image of robustness against cost, with the verdict and the limits of these runs."""
+    """The image of robustness against cost, with the verdict's answers and the limits of these runs."""
     checks = check_lines(main_records())
-    lines = [in_bold(line) for line in verdict(main_records()) if line not in checks]
+    lines = [f"**{line.answer}**" for line in verdict(main_records()) if line not in checks]
+    lines.append("([Figures](#figures), and [image by image](docs/choices.md#does-choosing-an-expert-help))")
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
-    return "\n\n".join([f"![{alt}]({IMAGE})", *lines, scale_text(main_records()[0])])
+    return "\n\n".join([f"![{alt}]({IMAGE})", " ".join(lines), scale_text(main_records()[0])])
 
 
 def choice_table() -> str:
@@ -237,17 +238,79 @@ def choice_table() -> str:
     return "\n".join(lines)
 
 
+PAIRS = (  # runs of the sweeps at the size of five_methods.yaml, each with the one that it is compared with
+    ("at_dense", "at_small_dense"),
+    ("at_sparse", "at_small_dense"),
+    ("at_moe", "at_small_dense"),
+    ("advmoe", "at_small_dense"),
+    ("at_moe-n1", "at_small_dense"),
+    ("at_moe-n1-half", "at_moe-n1"),
+    ("at_moe", "at_moe-n1-half"),
+    ("advmoe", "at_moe-n1-half"),
+    ("advmoe-plus", "advmoe"),
+    ("at_moe-plus", "at_moe"),
+    ("at_moe-n1-plus", "at_moe-n1"),
+    ("at_small_dense-plus", "at_small_dense"),
+    ("advmoe-plus", "at_small_dense-plus"),
+    ("advmoe-r0.2", "at_small_dense-r0.2"),
+    ("advmoe-r0.2-plus", "advmoe-r0.2"),
+)
+
+
+def by_network(evaluated: Iterable[Record]) -> dict[str, dict[int, Record]]:
+    """Network -> seed -> Record: the run cifar10-resnet18-advmoe-plus-s0 is seed 0 of the network advmoe-plus."""
+    runs: dict[str, dict[int, Record]] = {}
+    for record in evaluated:
+        assert record.run is not None  # a sweep names its runs
+        runs.setdefault(record.run.removeprefix("cifar10-resnet18-").removesuffix(f"-s{record.seed}"), {})[record.seed] = record
+    return runs
+
+
+def paired_seeds(runs: dict[str, dict[int, Record]], network: str, other: str) -> list[tuple[Record, Record]]:
+    """The Records of two networks, for each seed that both have."""
+    return [(record, runs[other][seed]) for seed, record in runs.get(network, {}).items() if seed in runs.get(other, {})]
+
+
+def pairs_table() -> str:
+    """The differences of the `PAIRS` in the worst case, over the seeds that both have."""
+    half = by_network(records("results/choices/half_images.json"))
+    runs = by_network(main_records()) | {f"{network}-half": seeds for network, seeds in half.items()}
+    lines = ["| network | compared with | RA-worst (quick), image by image | seeds |", "| --- | --- | ---: | --- |"]
+    for network, other in PAIRS:
+        pairs = paired_seeds(runs, network, other)
+        if pairs and (difference := worst_case_difference(pairs)):
+            titles = [network_title(cell_of(record)) for record in pairs[0]]
+            names = [
+                title + ", half of the images" * name.endswith("-half")
+                for title, name in zip(titles, (network, other), strict=True)
+            ]
+            lines.append(f"| {' | '.join(names)} | {difference.words} | {', '.join(str(record.seed) for record, _ in pairs)} |")
+    return "\n".join(lines)
+
+
+def gains_table() -> str:
+    """What choosing an expert gains over each expert in every layer, in the worst case, of each run that measured it."""
+    lines = ["| network | seed | RA-worst (quick) | each expert alone | at least one of them | gain over each, points |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | --- |")
+    for record in main_records():
+        routing = record.evaluation.routing
+        if routing is None or len(routing.choice_gain_worst) < 2:
+            continue
+        alone = ", ".join(f"{value:.1f}" for value in routing.fixed_expert_ra_worst)
+        either = "" if routing.any_expert_ra_worst is None else f"{routing.any_expert_ra_worst:.1f}"
+        gains = "; ".join(gain.words.replace(" points", "") for gain in routing.choice_gain_worst)
+        cells = [network_title(cell_of(record)), str(record.seed), f"{record.worst:.1f}", alone, either, gains]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def ingredients_table() -> str:
     """Each variant of results/choices/ingredients.json, mean over its seeds, with its differences from two runs: the same network
     without the ingredient, and the control with the same ingredient. RA-10 is also that of its experts alone, their mean."""
-    runs: dict[str, dict[int, Record]] = {}
-    for record in records("results/choices/ingredients.json"):
-        assert record.run is not None  # a sweep names its runs
-        runs.setdefault(record.run.removeprefix("cifar10-resnet18-").removesuffix(f"-s{record.seed}"), {})[record.seed] = record
+    runs = by_network(records("results/choices/ingredients.json"))
 
     def against(variant: str, other: str) -> str:
-        pairs = [(record, runs[other][seed]) for seed, record in runs[variant].items() if seed in runs.get(other, {})]
-        difference = None if variant == other else worst_case_difference(pairs)
+        difference = None if variant == other else worst_case_difference(paired_seeds(runs, variant, other))
         return "" if difference is None else difference.words
 
     def expert_alone(record: Record) -> float | None:
@@ -373,7 +436,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "standard": standard,
     },
     "docs/start.md": {"demo": demo},
-    "docs/choices.md": {"choice": choice_table},
+    "docs/choices.md": {"choice": choice_table, "pairs": pairs_table, "gains": gains_table},
     "docs/ingredients.md": {"ingredients": ingredients_table},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {

@@ -95,7 +95,8 @@ class ModelConfig(Section):
     routers: Literal["per_layer", "per_network"] = "per_layer"
     """per_layer: a router in every MoE layer; per_network: one small CNN that sees the image and chooses for all layers."""
     norms: Literal["shared", "per_expert"] = "per_expert"
-    """Batch norm after an MoE layer: one for all experts, or one for each expert (better where measured: docs/choices.md)."""
+    """Batch norm after an MoE layer: one for all experts, or one for each expert (more robust in short runs with untied
+    experts: docs/choices.md)."""
     activation: Literal["relu", "silu"] = "relu"
     """Activation function of the backbone; a router that is a CNN keeps ReLU."""
 
@@ -255,8 +256,8 @@ class ComputeConfig(Section):
     AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher. In an evaluation only the attacks' gradients use it:
     images are judged in float32."""
     dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
-    """How each image is convolved with the filters of its expert. All ways give the same values up to rounding; auto uses the
-    fastest one (docs/performance.md)."""
+    """How each image is convolved with the filters of its expert. All ways give the same values up to rounding; auto
+    follows a rule that was measured on a CPU, and a training on CUDA times them at its start (docs/performance.md)."""
     deterministic: bool = False
     """Use only operations that give the same bits each time on one machine; some are slower, and CUDA lacks a few."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from advmoe.cli.parsing import parse
+from advmoe.cli.parsing import Flag, parse
 from advmoe.config import DataConfig
 from advmoe.errors import lookup
 
@@ -28,7 +28,7 @@ class DataCheckArguments:
     """Read a data set as training does, and print its splits and fingerprint."""
 
     data: DataConfig = field(default_factory=DataConfig)
-    json: bool = False
+    json: Flag = False
     """Print one JSON object instead of text."""
 
 

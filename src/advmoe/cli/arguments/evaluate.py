@@ -54,8 +54,8 @@ class EvaluateArguments:
     transfer: Path | None = None
     """Another run on the same data, such as that of the small dense network: images that fool it are tried on this network."""
     control: Path | None = None
-    """An evaluated run to compare with on the same images, usually AT (MoE) with one expert (recipe suffix -at_moe-n1): the same
-    network without a choice."""
+    """An evaluated run to compare with on the same images, usually AT (MoE) with one expert (recipe DATASET-MODEL-at_moe-n1):
+    the same network without a choice."""
     data_dir: str | None = None
     """File or folder of the data, if it is no longer where it was during training."""
     test_set: Path | None = None

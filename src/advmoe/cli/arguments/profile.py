@@ -17,7 +17,7 @@ class ProfileArguments:
     """Also print each layer."""
     paper: Flag = False
     """Instead of a recipe: compare the costs in the paper's tables with counted ones, and mark cells that cannot be right."""
-    json: bool = False
+    json: Flag = False
     """Print JSON instead of lines."""
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import tyro
 
-from advmoe.cli.parsing import Source, configured, parse
+from advmoe.cli.parsing import Flag, Source, configured, parse
 from advmoe.config import RunConfig
 from advmoe.config.choices import TrackerName
 
@@ -18,7 +18,7 @@ class TrainArguments:
     run: RunConfig
     out: Path
     """The run's folder; it is created if it does not exist."""
-    resume: bool = False
+    resume: Flag = False
     """Continue from the folder's last checkpoint."""
     track: TrackerName | None = None
     """Also log metrics to TensorBoard or Weights & Biases, in the run's folder (needs the extra of that name)."""
