@@ -10,8 +10,8 @@ from advmoe.quiet import quiet
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 REASONS = {  # name of the library's error -> message; of an error's classes the most specific one that is listed counts
-    "LocalEntryNotFoundError": "the hub cannot be reached, and the network is not in the local cache",
-    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set, and the network is not in the local cache",
+    "LocalEntryNotFoundError": "the hub cannot be reached, or HF_HUB_OFFLINE is set, and the network is not in the local cache",
+    "OfflineModeIsEnabled": "HF_HUB_OFFLINE is set",
     "GatedRepoError": "access must be requested: ask for it on the repository's page, then log in with: hf auth login",
     "RepositoryNotFoundError": "the hub has no repository of that name, or it is private: log in with: hf auth login",
     "RevisionNotFoundError": "the repository has no such revision",
@@ -28,9 +28,8 @@ def fetch(name: str, file: str, revision: str | None = None) -> Path:
     """A file of the repository `name`, in the library's cache. Raises UserError if it cannot be downloaded."""
     library = _library(name)
     try:
-        download = (
-            library.hf_hub_download
-        )  # the attribute imports a module that sets the logger's level, so it comes before `quiet`
+        # before `quiet`: this attribute imports a module that sets the logger's level
+        download = library.hf_hub_download
         with quiet("huggingface_hub"):  # it logs every attempt; here the outcome is reported in one line
             reachable = _is_reachable(library, library.hf_hub_url(name, file, revision=revision))
             return Path(download(name, file, revision=revision, local_files_only=not reachable))

@@ -33,7 +33,7 @@ BASES = {  # the settings of the paper's appendix B; RunConfig's defaults are CI
     ),
     "fashion-mnist": RunConfig(data=DEMO.data.replace(limit_train=None, limit_test=None), attack=DEMO.attack),
 }  # fmt: skip
-PAPERS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
+PAPER_DATASETS = ("cifar10", "cifar100", "tinyimagenet", "imagenet")
 PLUS: dict[str, dict[str, Any]] = {  # the suffix -plus, by section; `plus` omits what a recipe cannot use
     "model": {"activation": "silu"},
     "training": {"ema": 0.995, "tied_share": 0.5},
@@ -136,10 +136,11 @@ def method_traits(method: str) -> MethodTraits:
 
 
 def _names() -> list[str]:
-    """The named cells: every backbone, data set, method and step number at r = 0.5, and table A2's other scales."""
+    """The named cells: every backbone, data set and method, also with -steps10, -plus and -official where the method has them, and
+    table A2's other scales."""
     return [
         f"{dataset}-{backbone}-{method}{suffix}"
-        for dataset in PAPERS
+        for dataset in PAPER_DATASETS
         for backbone in ("resnet18", "wrn28_10", "vgg16_bn", "densenet121" if dataset == "imagenet" else "densenet40")
         for method in METHOD_TRAITS
         for suffix in _suffixes(method, dataset in A2_DATASETS and backbone in A2_BACKBONES)

@@ -374,7 +374,9 @@ def test_unknown_name_and_no_network_are_a_line_each(hub: Hub, evaluated: Path) 
         in error_line(load, "someone/typo")
     )
     hub.network = False
-    assert "(the hub cannot be reached, and the network is not in the local cache)" in error_line(load, "someone/typo")
+    assert "(the hub cannot be reached, or HF_HUB_OFFLINE is set, and the network is not in the local cache)" in error_line(
+        load, "someone/typo"
+    )
     assert "could not be written to the hub (ConnectionError: no route)" in error_line(push_to_hub, evaluated, "someone/robust")
     assert "must be owner/name" in error_line(push_to_hub, evaluated, "robust")
     with pytest.raises(UserError, match=r"license must be an identifier of the hub, such as mit, .*not 'MIT: no'"):

@@ -19,6 +19,8 @@ from advmoe.models import MODELS
 from advmoe.models.resnet import ResNet
 from advmoe.training import compiled, loop, trial
 from advmoe.training.loop import train
+from advmoe.training.methods import METHODS
+from advmoe.training.start import network
 from advmoe.training.steps import single_level, two_level
 
 CPU = torch.device("cpu")
@@ -106,6 +108,13 @@ def test_a_run_compiles_only_in_its_trial_and_can_be_resumed_without_compiling(b
     )
     assert weights(tmp_path / "run").keys() == weights(tmp_path / "direct").keys()
     assert resumed_row["loss"] == pytest.approx(direct_row["loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{}, {"router_loss": "target", "router_target": "confusion"}])
+def test_a_trial_updates_routers_that_wait_for_their_groups_in_a_run(options, tiny, splits):
+    config = tiny("advmoe", **options)
+    metrics = trial.trial(config, network(config, splits.spec), splits.spec, METHODS["advmoe"].phases[0])()
+    assert metrics["router_images"] > 0
 
 
 def test_a_run_that_cannot_be_compiled_continues_without(backend, toy, splits, tmp_path, recorder):

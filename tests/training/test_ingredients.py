@@ -153,6 +153,20 @@ def test_perturbation_changes_weights_but_no_router_and_starts_at_awp_from():
     assert counts == [1, 2]
 
 
+def test_the_biases_of_experts_are_not_perturbed():
+    """Layers that `convert` makes of a convolution with a bias and without a batch norm have them: [N, K]."""
+    layer = (model := make_state().model).moe_layers()[0]
+    layer.bias = torch.nn.Parameter(torch.ones(layer.num_experts, layer.filters.shape[0] // layer.num_experts))
+
+    def backward():
+        sum(parameter.square().sum() for parameter in model.parameters()).backward()
+
+    filters = layer.filters.detach().clone()
+    with awp.perturbed(model, 0.5, backward):
+        assert torch.equal(layer.bias, torch.ones_like(layer.bias))
+        assert not torch.equal(layer.filters, filters)
+
+
 @pytest.mark.parametrize(("step", "levels"), [(two_level, ("routers", "weights")), (single_level, ("all",))])
 def test_tied_experts_are_perturbed_alike(step, levels):
     state = make_state(levels=levels, equal=True, done=0.0, tied_share=1.0, awp=0.1)
@@ -387,6 +401,7 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_pat
         ),
         ("at_dense", {"soft_labels": "adr"}, "soft_labels adr needs ema"),
         ("at_dense", {"awp": 0.01, "awp_routers": True}, "awp_routers is for methods with routers, not at_dense"),
+        ("at_dense", {"balance": "switch"}, "balance is for methods with routers, not at_dense"),
         ("advmoe", {"awp_routers": True}, "awp_routers needs awp"),
     ],
 )

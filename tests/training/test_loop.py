@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from recorder import Recorder
-from small_backbone import ROUTED
+from small_backbone import ROUTED, SMALL
 
 from advmoe.errors import UserError
 from advmoe.evaluation.accuracy import accuracy, correct_flags
+from advmoe.models import MODELS
 from advmoe.training.checkpoint import LOCK, Checkpoint, RunFolder
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
@@ -40,6 +41,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(method, tiny, splits, tmp_pat
     assert numbers(resumed) == numbers(uninterrupted)
     expected, state = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
     assert all(torch.equal(expected[name], state[name]) for name in expected)
+
+
+def test_dropout_follows_the_seed_and_leaves_the_callers_random_numbers(tiny, splits, tmp_path, monkeypatch):
+    def with_dropout(*arguments, **fields):
+        model = MODELS[SMALL][0](*arguments, **fields)
+        model.classifier = torch.nn.Sequential(torch.nn.Dropout(), model.classifier)
+        return model
+
+    monkeypatch.setitem(MODELS, "dropping", (with_dropout, 64))
+    config = tiny("at_small_dense", epochs=1, save_minutes=0.0, backbone="dropping")
+    random = torch.get_rng_state()
+    uninterrupted = train(config, splits, tmp_path / "uninterrupted", Recorder())
+    assert torch.equal(torch.get_rng_state(), random)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: done == 2))
+    torch.rand(3)
+    assert numbers(train(config, splits, tmp_path / "resumed", Recorder(), resume=True)) == numbers(uninterrupted)
 
 
 def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny, splits, tmp_path, monkeypatch):

@@ -133,6 +133,17 @@ def test_the_router_step_changes_no_buffer(gate):
     assert not changed_names(before, at_weights.items())
 
 
+@pytest.mark.parametrize(("step", "levels"), [(two_level, ("routers", "weights")), (single_level, ("all",))])
+def test_what_a_backbone_froze_stays_as_it_is(step, levels):
+    state = make_state(levels)
+    frozen = state.model.stem[0].weight.requires_grad_(False)
+    before = frozen.clone()
+    for _ in range(2):
+        step(state, {level: BATCHES[level] for level in levels})
+    assert not frozen.requires_grad
+    assert torch.equal(frozen, before)
+
+
 def test_the_weight_step_changes_running_statistics():
     state = make_state()
     before = copies(state.model)[1]

@@ -154,7 +154,10 @@ def _clean_route(job: Job) -> Tensor:
 
 BOTH = ("Linf", "L2")
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 1667}
-AUTOATTACK_RESTARTS = {"aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5}
+AUTOATTACK_REPEATS = {  # restarts; passes for each gradient of a random network
+    **{"aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5},
+    **{"aarand_apgd-ce": 20, "aarand_apgd-dlr": 20},
+}
 AUTOATTACK_KINDS: dict[str, Kind] = {"aa": "AutoAttack", "aaplus": "AutoAttack plus", "aarand": "AutoAttack rand"}
 
 
@@ -174,7 +177,7 @@ def _autoattack(name: str) -> Attack:
     version, part = name.split("_")
     return Attack(
         partial(autoattack.run_part, name=name), f"{part.upper()} of AutoAttack ({autoattack.VERSIONS[version]})",
-        AUTOATTACK_PASSES[part] * AUTOATTACK_RESTARTS.get(name, 1), AUTOATTACK_KINDS[version], norms=BOTH,
+        AUTOATTACK_PASSES[part] * AUTOATTACK_REPEATS.get(name, 1), AUTOATTACK_KINDS[version], norms=BOTH,
         min_classes=autoattack.LEAST_CLASSES.get(part, 2), obstacle_of=autoattack.square_obstacle if part == "square" else None,
     )  # fmt: skip
 

@@ -71,14 +71,15 @@ def cheapest_changes(model: Routed, x: Tensor) -> Tensor:
         _, routings = model.forward_routed(leaf, HARD)
         costs, pairs = [], []
         for layer, routing in enumerate(routings):
-            for expert in range(routing.logits.shape[1]):
-                costs.append(_cost(leaf, routing, expert))
-                pairs.append((layer, expert))
+            num_experts = routing.logits.shape[1]
+            for offset in range(1, num_experts):
+                other = (routing.experts + offset) % num_experts
+                costs.append(_cost(leaf, routing, other))
+                pairs.append(torch.stack([torch.full_like(other, layer), other], dim=1))
     if not costs:
         return torch.zeros(len(x), 0, 2, dtype=torch.long, device=x.device)
-    others = len(costs) - len(routings)  # the cost of a layer's current expert is infinite, so it comes last
-    order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)[:, :others]
-    return torch.tensor(pairs, device=x.device)[order]
+    order = torch.stack(costs, dim=1).argsort(dim=1, stable=True)
+    return torch.stack(pairs, dim=1).gather(1, order[:, :, None].expand(-1, -1, 2))
 
 
 def weakest_changes(model: Routed, x: Tensor, y: Tensor, changes: Tensor, epsilon: float, probes: int) -> Tensor:
@@ -131,15 +132,15 @@ def _margin_behind(model: Routed, x: Tensor, y: Tensor, route: Tensor, epsilon: 
     return _forced_margin(model, z, y, route)
 
 
-def _cost(leaf: Tensor, routing: Routing, expert: int) -> Tensor:
-    """First-order estimate [B] of the L-infinity distance to a point where `expert` is chosen; infinite if it is chosen already."""
-    gap = routing.logits.gather(1, routing.experts[:, None])[:, 0] - routing.logits[:, expert]
+def _cost(leaf: Tensor, routing: Routing, other: Tensor) -> Tensor:
+    """First-order estimate [B] of the L-infinity distance to a point where the expert `other` [B] is chosen."""
+    chosen, rival = (routing.logits.gather(1, experts[:, None])[:, 0] for experts in (routing.experts, other))
+    gap = chosen - rival
     slope = torch.zeros_like(gap)
     if gap.requires_grad:  # if not, the router does not depend on the image
         (gradient,) = torch.autograd.grad(gap.sum(), leaf, retain_graph=True, materialize_grads=True)
         slope = gradient.flatten(1).abs().sum(dim=1)
-    distance = gap.detach() / slope.detach().clamp(min=1e-12)
-    return torch.where(routing.experts == expert, torch.inf, torch.nan_to_num(distance, nan=1e30, posinf=1e30))
+    return torch.nan_to_num(gap.detach() / slope.detach().clamp(min=1e-12), nan=1e30, posinf=1e30)
 
 
 @dataclass

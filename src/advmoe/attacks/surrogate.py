@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
@@ -101,7 +100,7 @@ def through_network(predict: Predict) -> Surrogate:
     """Cross-entropy of another network, for a transfer attack."""
 
     def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return F.cross_entropy(predict(x).float(), y, reduction="none")
+        return cross_entropy(predict(x), y)
 
     return objective
 
@@ -126,7 +125,7 @@ def with_routing_margin(model: Routed, route: Tensor, weight: float) -> Surrogat
         margin = margins(routings, route[rows])
         choice = torch.isfinite(margin)
         mean = torch.where(choice, margin, 0).sum(dim=1) / choice.sum(dim=1).clamp(min=1)
-        return F.cross_entropy(logits.float(), y, reduction="none") + weight * mean
+        return cross_entropy(logits, y) + weight * mean
 
     return objective
 

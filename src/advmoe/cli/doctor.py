@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 
 from advmoe.benchmark.machine import Host, Machine
 from advmoe.cli.arguments.doctor import DoctorArguments
+from advmoe.config.choices import Dispatch
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 from advmoe.moe.dispatch import available
 from advmoe.training.compiled import has_compiler
@@ -47,7 +48,7 @@ class Diagnosis(Host, Lack):
 
     torch: str
     cuda: str | None
-    dispatches: list[str]
+    dispatches: list[Dispatch]
     bf16: bool
     compiler: bool
     omp_num_threads: str | None

@@ -19,7 +19,7 @@ from tyro._errors import (  # the only structured form of its errors; the depend
 )
 
 from advmoe import migrations
-from advmoe.config import CONFIG_FILE, ComputeConfig, Device, RunConfig, Section, load_run_config, load_yaml
+from advmoe.config import CONFIG_FILE, ComputeConfig, RunConfig, Section, load_run_config, load_yaml
 from advmoe.errors import UserError, short_repr
 from advmoe.recipes import recipe
 
@@ -43,7 +43,7 @@ class Source:
 class DeviceOptions:
     """Where a network is computed."""
 
-    device: Device = "auto"
+    device: str = "auto"
     """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: int = 0
     """CPU threads; 0 keeps torch's choice."""

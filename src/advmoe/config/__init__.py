@@ -4,7 +4,6 @@ from advmoe.config.schema import (
     AttackConfig,
     ComputeConfig,
     DataConfig,
-    Device,
     Fraction,
     ModelConfig,
     Precision,
@@ -28,7 +27,7 @@ from advmoe.config.yaml import (
 )
 
 __all__ = [
-    "CONFIG_FILE", "OF_MACHINE", "AttackConfig", "ComputeConfig", "DataConfig", "Device", "Fraction", "ModelConfig", "Precision",
+    "CONFIG_FILE", "OF_MACHINE", "AttackConfig", "ComputeConfig", "DataConfig", "Fraction", "ModelConfig", "Precision",
     "RunConfig", "RuntimeConfig", "Section", "StoredConfig", "TrainingConfig", "differences", "dump_yaml", "from_dict",
     "load_run_config", "load_yaml", "parse_fraction", "read_mapping", "to_dict",
 ]  # fmt: skip

@@ -4,6 +4,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 Norm = Literal["Linf", "L2"]
+Stem = Literal["cifar", "imagenet"]
+Bank = Literal["backbone", "disjoint"]
+Routers = Literal["per_layer", "per_network"]
+Norms = Literal["shared", "per_expert"]
+Activation = Literal["relu", "silu"]
+Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
 Dtype = Literal["float32", "bfloat16", "int8"]
 PlacementName = Literal["local", "ray", "slurm"]
 TrackerName = Literal["tensorboard", "wandb"]

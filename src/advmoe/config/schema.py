@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from tyro.constructors import PrimitiveConstructorSpec
 
+from advmoe.config.choices import Activation, Bank, Dispatch, Norms, Routers, Stem
 from advmoe.errors import INTEGER_LIMIT, UserError, one_line, short_repr
 
 MAX_EXPERTS = 1000
@@ -52,7 +53,6 @@ Index = Annotated[int, Field(ge=0, lt=INTEGER_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 Rate = Annotated[float, Field(ge=0), FROM_TEXT]
 Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
-Device = str
 Precision = Literal["float32", "bfloat16", "auto"]
 Compile = Literal["none", "graphs", "inductor"]
 
@@ -84,20 +84,20 @@ class ModelConfig(Section):
     """Name of the architecture."""
     width: Count | None = None
     """Channels of the dense network's first stage (for a DenseNet: its growth rate); by default the published number."""
-    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem: Stem = "cifar"
     """First convolution: 3x3 with stride 1, or 7x7 with stride 2 and max pooling."""
     model_scale: Annotated[float, Field(gt=0, le=1), FROM_TEXT] = 0.5
     """r: the share of the dense network's channels that one expert, or the small dense network, has."""
     num_experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)] = 2
     """N: experts in each MoE layer."""
-    bank: Literal["backbone", "disjoint"] = "backbone"
+    bank: Bank = "backbone"
     """backbone: an expert is a window of the dense layer's filters, and windows may overlap; disjoint: experts share no filters."""
-    routers: Literal["per_layer", "per_network"] = "per_layer"
+    routers: Routers = "per_layer"
     """per_layer: a router in every MoE layer; per_network: one small CNN that sees the image and chooses for all layers."""
-    norms: Literal["shared", "per_expert"] = "per_expert"
+    norms: Norms = "per_expert"
     """Batch norm after an MoE layer: one for all experts, or one for each expert (more robust in short runs with untied
     experts: docs/choices.md)."""
-    activation: Literal["relu", "silu"] = "relu"
+    activation: Activation = "relu"
     """Activation function of the backbone; a router that is a CNN keeps ReLU."""
 
 
@@ -247,7 +247,7 @@ OF_LEVELS = (  # the training settings of methods whose routers are a level of t
 class ComputeConfig(Section):
     """Where and how networks are computed."""
 
-    device: Device = "auto"
+    device: str = "auto"
     """Torch device; auto uses CUDA if there is a CUDA device."""
     threads: Index = 0
     """CPU threads; 0 keeps torch's choice."""
@@ -255,7 +255,7 @@ class ComputeConfig(Section):
     """bfloat16 runs the convolutions in bf16 (losses and the routers' linear layers stay float32). auto uses it on CPUs with
     AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher. In an evaluation only the attacks' gradients use it:
     images are judged in float32."""
-    dispatch: Literal["auto", "split", "wide", "grouped", "triton"] = "auto"
+    dispatch: Dispatch = "auto"
     """How each image is convolved with the filters of its expert. All ways give the same values up to rounding; auto
     follows a rule that was measured on a CPU, and a training on CUDA times them at its start (docs/performance.md)."""
     deterministic: bool = False
@@ -263,7 +263,7 @@ class ComputeConfig(Section):
 
 
 class RuntimeConfig(ComputeConfig):
-    """Where and how a run is trained. A run with other values here is still the same run."""
+    """Where and how a run is trained. With other values, except of `precision`, it is still the same run."""
 
     compile: Compile = "none"
     """Compile the forward and backward passes of training at the start: graphs records CUDA graphs (CUDA only); inductor uses

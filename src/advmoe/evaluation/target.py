@@ -10,7 +10,6 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from advmoe.attacks import ImageDraws, Norm
 from advmoe.attacks.job import Job, Setting
@@ -22,11 +21,11 @@ from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.evaluation.wrappers import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import MoEConv2d, RoutedNetwork, check_routings
+from advmoe.moe.convert.prepare import WRAPPERS
 
 SCHEMA = 2  # of stored results; raise it if the key changes, or what counts as broken (`advmoe.evaluation.shards`)
 ANSWERS = 32  # images of `_answers`
 NOISE = 8 / 255  # largest change of a pixel there
-WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 logger = logging.getLogger("advmoe")
 Progress = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
 

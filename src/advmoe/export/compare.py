@@ -76,7 +76,7 @@ def outputs(model: Classifier, pixels: Tensor) -> Outputs:
 
 
 def compare(reference: Outputs, predict: Predictor, pixels: Tensor, batch: int) -> Comparison:
-    """Compare `predict` on `pixels` [n, C, H, W], in batches of size `batch`, with the answers `reference` of the network."""
+    """Compare `predict` on `pixels` [n, C, H, W], in batches of size `batch`, with the outputs `reference` of the network."""
     logits, *routes = _predict_batches(predict, pixels, batch)
     difference = (logits - reference.logits).abs().amax(dim=1)
     allowed = TOLERANCE + RELATIVE * reference.logits.abs().amax(dim=1)
@@ -89,7 +89,7 @@ def compare(reference: Outputs, predict: Predictor, pixels: Tensor, batch: int) 
 
 
 def agreement(reference: Outputs, predict: Predictor, pixels: Tensor, labels: Tensor | None, batch: int) -> Agreement:
-    """Compare `predict`, of lower precision, on `pixels` [n, C, H, W] with the answers `reference` of the network.
+    """Compare `predict`, of lower precision, on `pixels` [n, C, H, W] with the outputs `reference` of the network.
 
     `labels` [n] int64, or None. `predict` gets batches of size `batch`.
     """

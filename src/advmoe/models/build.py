@@ -54,7 +54,7 @@ def build_model(config: ModelConfig, kind: DenseKind, spec: ImageSpec) -> Classi
         if error.obj is not kind:
             raise
         reason = f"it reads kind.{error.name}, which {type(kind).__name__} does not have"
-        raise NoSuchForm(f"backbone '{config.backbone}' {_FORMS[type(kind)]}: {reason}") from None
+        raise NoSuchForm(f"backbone '{config.backbone}' {_lacks(kind)}: {reason}") from None
     _check_form(config.backbone, model, kind)
     if min(spec.shape[1:]) < model.min_size:
         size = f"{spec.shape[1]}x{spec.shape[2]}"
@@ -76,11 +76,13 @@ def _check_signature(name: str, constructor: Callable[..., Classifier]) -> None:
         ) from None
 
 
-_FORMS = {
-    DenseKind: "has no dense form, which at_dense, at_small_dense and standard train",
-    MaskedKind: "has no masks, which at_sparse trains",
-    MoEKind: "has no experts, which at_moe and advmoe train",
-}
+def _lacks(kind: DenseKind) -> str:
+    """What a backbone that does not support the kind lacks."""
+    if isinstance(kind, MoEKind):
+        return "has no experts, which at_moe and advmoe train"
+    if isinstance(kind, MaskedKind):
+        return "has no masks, which at_sparse trains"
+    return "has no dense form, which at_dense, at_small_dense and standard train"
 
 
 def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
@@ -91,7 +93,7 @@ def _check_form(name: str, model: nn.Module, kind: DenseKind) -> None:
         raise UserError(f"backbone '{name}' must call self.finish(channels of the last layer) at the end of its constructor")
     layers = model.moe_layers()
     if bool(layers) != isinstance(kind, MoEKind) or bool(model.masks) != isinstance(kind, MaskedKind):
-        raise NoSuchForm(f"backbone '{name}' {_FORMS[type(kind)]}")
+        raise NoSuchForm(f"backbone '{name}' {_lacks(kind)}")
     if kind.activation == "silu" and not any(isinstance(module, nn.SiLU) for module in model.modules()):
         raise NoSuchForm(f"backbone '{name}' ignores activation silu: make its activations by kind.nonlinearity()")
     if isinstance(kind, MoEKind):

@@ -1,15 +1,13 @@
 """The base class of all backbones: pixels in, logits out, and the routes on request."""
 
 from collections.abc import Iterable, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
 from advmoe.moe import HARD, Channels, DenseKind, Gate, MaskedNorm, RoutedNetwork, Routings
-
-Stem = Literal["cifar", "imagenet"]
 
 
 class Normalize(nn.Module):

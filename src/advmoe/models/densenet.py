@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, Stem, chain
+from advmoe.models.classifier import Classifier, chain
 from advmoe.models.resnet import make_stem
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 

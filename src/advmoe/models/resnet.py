@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, Stem, chain
+from advmoe.models.classifier import Classifier, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from advmoe.models.packed import PackedConv2d
 from advmoe.moe import Chosen, Gate, MoEConv2d, Routing, Routings
 from advmoe.moe.dispatch.split import groups_of, run_groups
-from advmoe.moe.guards import check_call, check_counting
+from advmoe.moe.guards import check_call, check_untransformed
 
 
 class UnroutedConv2d(PackedConv2d):
@@ -49,7 +49,7 @@ class RoutedConv2d(nn.Module):
 
     def convolve(self, x: Tensor, experts: Tensor, onto: Tensor | None) -> Tensor:
         """Each image through its expert, plus `onto` if given."""
-        check_counting("a deployed network", "the network that it was made from")
+        check_untransformed("a deployed network", "the network that it was made from")
         groups = groups_of(experts, len(self.experts))
         if onto is None:
             return run_groups(x, groups, lambda images, e: self.experts[e](images))

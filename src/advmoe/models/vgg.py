@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
+from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, Stem
+from advmoe.models.classifier import Classifier
 from advmoe.moe import DenseKind, Gate, Routings, images
 
 FACTORS = (1, 2, 4, 8, 8)

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
+from advmoe.config.choices import Stem
 from advmoe.data import ImageSpec
-from advmoe.models.classifier import Classifier, Stem, chain
+from advmoe.models.classifier import Classifier, chain
 from advmoe.moe import Channels, DenseKind, Gate, Routings, images
 
 STAGES = 3

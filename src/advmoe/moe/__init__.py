@@ -2,11 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from advmoe.config.choices import Dispatch
 from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, images
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
 from advmoe.moe.convert import Converted, convert
-from advmoe.moe.dispatch import DISPATCHES, Dispatch, check_dispatch
+from advmoe.moe.dispatch import DISPATCHES, check_dispatch
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork, check_routings
 from advmoe.moe.norm import ExpertNorm, MaskedNorm, synchronise, update_norms

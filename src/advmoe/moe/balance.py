@@ -16,11 +16,6 @@ from advmoe.moe.conv import Routings
 from advmoe.moe.routing import Routing
 
 
-def none(routing: Routing) -> Tensor:
-    """Zero: no load-balance term."""
-    return routing.logits.new_zeros(())
-
-
 def switch(routing: Routing) -> Tensor:
     """N * sum_e f_e P_e - 1 (Fedus et al. 2022, equation 4, minus its value at perfect balance)."""
     num_experts = routing.logits.shape[1]
@@ -41,13 +36,11 @@ def entropy(routing: Routing) -> Tensor:
     return math.log(num_experts) + (log_means.exp() * log_means).sum()
 
 
-BALANCE: dict[str, Callable[[Routing], Tensor]] = {"none": none, "switch": switch, "importance": importance, "entropy": entropy}
+BALANCE: dict[str, Callable[[Routing], Tensor]] = {"switch": switch, "importance": importance, "entropy": entropy}
 
 
 def balance(term: str, routings: Routings) -> Tensor:
     """The mean of the term named `term` over the routed layers, a scalar."""
-    if term == "none":
-        return routings[0].logits.new_zeros(())
     terms: Tensor = torch.stack([BALANCE[term](whole_batch(routing)) for routing in routings])
     return terms.mean()
 

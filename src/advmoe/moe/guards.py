@@ -20,10 +20,9 @@ def check_call(x: Tensor, training: bool) -> None:
         raise RuntimeError(TRAIN_MODE)
 
 
-def check_counting(what: str, instead: str) -> None:
-    """Raises RuntimeError in a torch.func transform, which only `instead` supports, and under torch.export.
-
-    `what` has a custom backward pass, or shapes that depend on the route.
+def check_untransformed(what: str, instead: str) -> None:
+    """Raises RuntimeError inside a torch.func transform or torch.export, which `what` does not support. `instead` names what works
+    in a transform.
     """
     if in_transform():
         raise RuntimeError(f"{what} cannot run inside torch.func transforms; {instead} can")

@@ -1,21 +1,17 @@
 """The kinds of network: dense, masked or MoE. A kind makes the channels, norms and convolutions of a backbone."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from torch import nn
 
+from advmoe.config.choices import Activation, Bank, Norms, Routers
 from advmoe.errors import UserError
 from advmoe.moe.channels import ChannelMask, Channels
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d
 from advmoe.moe.experts import windows
 from advmoe.moe.network_router import NetworkRouter
 from advmoe.moe.norm import ExpertNorm, MaskedNorm
-
-Bank = Literal["backbone", "disjoint"]
-Routers = Literal["per_layer", "per_network"]
-Norms = Literal["shared", "per_expert"]
-Activation = Literal["relu", "silu"]
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from advmoe.config.choices import Dispatch
 from advmoe.errors import UserError
 from advmoe.moe.channels import ChannelMask
 from advmoe.moe.conv import MoEConv2d, Routings
-from advmoe.moe.dispatch import Dispatch
 from advmoe.moe.guards import TRAIN_MODE, in_transform
 from advmoe.moe.routing import HARD, FixedGate, ForcedGate, Gate, Routing
 
@@ -50,7 +50,7 @@ class RoutedNetwork(nn.Module):
             layer.dispatch = name
 
     def router_parameters(self) -> list[nn.Parameter]:
-        """The parameters p of the lower level: those of the routers."""
+        """The parameters phi of the lower level: those of the routers."""
         routers = [self.router, *(layer.router for layer in self.moe_layers())]
         return [parameter for router in routers if router is not None for parameter in router.parameters()]
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from advmoe.moe import ExpertNorm, RoutedNetwork
+from advmoe.moe import ExpertNorm, MoEConv2d, RoutedNetwork
 from advmoe.training.statistics import kept_statistics
 
 
@@ -21,8 +21,9 @@ def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object]
     with kept_statistics(model):
         backward()
     norms = {id(weight) for norm in model.modules() if isinstance(norm, ExpertNorm) for weight in norm.parameters()}
+    biases = {id(layer.bias) for layer in model.modules() if isinstance(layer, MoEConv2d)}  # [N, K]
     candidates = [*model.weight_parameters(), *(model.router_parameters() if routers else [])]
-    weights = [weight for weight in candidates if weight.ndim > 1 and id(weight) not in norms]
+    weights = [weight for weight in candidates if weight.ndim > 1 and id(weight) not in norms | biases]
     moved = [weight for weight in weights if weight.requires_grad and weight.grad is not None]
     before = [parameter.detach().clone() for parameter in moved]
     with torch.no_grad():

@@ -34,8 +34,7 @@ class Passes:
     """The forward passes of a run: compiled for full batches, `direct` for other sizes such as the last batch of an epoch."""
 
     def __init__(self, config: RunConfig) -> None:
-        size = config.training.batch_size
-        self.mode, self.size = config.runtime.compile, distributed.local_size(size)
+        self.mode, self.size = config.runtime.compile, config.training.batch_size  # of the one process
 
     def __call__(self, model: Classifier, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         run = direct if self.mode == "none" or len(x) != self.size else program(self.mode)

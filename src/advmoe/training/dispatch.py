@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import get_args
 
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -34,7 +33,7 @@ SECONDS = 10.0  # after this time no further candidate is tried
 COMPILED_SECONDS = 120.0  # the same if passes are compiled
 REPETITIONS = 3
 IMAGES = 8  # number of images on which the values of a candidate are checked
-REFERENCE = "split"  # plain convolutions
+REFERENCE: Dispatch = "split"  # plain convolutions
 
 
 class Measured(BaseModel):
@@ -47,7 +46,7 @@ class Measured(BaseModel):
 
     dispatch: Dispatch
     device: str
-    seconds: dict[str, float]
+    seconds: dict[Dispatch, float]
     compile: Compile = "none"
 
 
@@ -84,7 +83,7 @@ def read(file: Path) -> Measured | None:
         return None
 
 
-def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequence[str], limit: float = SECONDS) -> Measured:
+def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequence[Dispatch], limit: float = SECONDS) -> Measured:
     """Time an iteration of the run with each dispatch in `names`, on copies of `model`. Takes about `limit` seconds.
 
     A dispatch is skipped, with one line in the log, if it raises an error, if its values differ from those of `split`, or if
@@ -92,7 +91,7 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
     """
     device, started = next(model.parameters()).device, time.monotonic()
     expected = _values(config, model, spec, REFERENCE)
-    seconds: dict[str, float] = {}
+    seconds: dict[Dispatch, float] = {}
     for name in names:
         if distributed.broadcast(time.monotonic() - started > limit):
             log.warning("dispatch auto: %s is skipped: %g s have passed", name, limit)
@@ -115,18 +114,14 @@ def measure(config: RunConfig, model: Classifier, spec: ImageSpec, names: Sequen
         log.warning("dispatch auto: %s is skipped: %s", name, reason or "it fails in another process")
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     fastest = min(seconds, key=seconds.__getitem__, default=REFERENCE)
-    return Measured(dispatch=_named(fastest), device=title, seconds=seconds, compile=config.runtime.compile)
+    return Measured(dispatch=fastest, device=title, seconds=seconds, compile=config.runtime.compile)
 
 
-def _named(name: str) -> Dispatch:
-    return next(each for each in get_args(Dispatch) if each == name)
-
-
-def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> tuple[Tensor, Tensor]:
+def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: Dispatch) -> tuple[Tensor, Tensor]:
     """Logits of random images over a random route, and a gradient to the images, of a copy whose experts differ."""
     device = next(model.parameters()).device
     network, random = copied(model).eval(), torch.Generator(device).manual_seed(0)
-    network.set_dispatch(_named(name))
+    network.set_dispatch(name)
     for layer in network.moe_layers():
         layer.filters.data.normal_(std=0.05, generator=random)
     x = torch.rand(IMAGES, *spec.shape, device=device, generator=random).requires_grad_()
@@ -149,11 +144,11 @@ def _check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], confi
             raise ValueError(f"its values differ from those of {REFERENCE}")
 
 
-def _rehearse(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> None:
+def _rehearse(config: RunConfig, model: Classifier, spec: ImageSpec, name: Dispatch) -> None:
     """A pass over this rank's part of a batch, forward and backward, without the other ranks: it fails where an iteration would,
     for example by lack of memory."""
     device, network = next(model.parameters()).device, copied(model).train()
-    network.set_dispatch(_named(name))
+    network.set_dispatch(name)
     synchronise(network, False)
     images = distributed.local_size(config.training.batch_size)
     dtype = autocast(config.runtime.precision, device)
@@ -162,10 +157,10 @@ def _rehearse(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) 
     logits.float().logsumexp(dim=1).sum().backward()
 
 
-def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, name: str) -> float:
+def _iteration_seconds(config: RunConfig, model: Classifier, spec: ImageSpec, name: Dispatch) -> float:
     """The median time of the run's iterations on random images. The first one warms up."""
     device, network = next(model.parameters()).device, copied(model)
-    network.set_dispatch(_named(name))
+    network.set_dispatch(name)
     step = trial(config, network, spec, METHODS[config.method].phases[0])
     times = []
     for _ in range(REPETITIONS + 1):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from advmoe import distributed
 from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
@@ -47,7 +49,8 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     teacher = load_teacher(config, splits)
     is_new = distributed.on_rank_zero(folder.latest) is None
     model = initial_network(config, splits) if is_new else network(config, splits.spec).to(device)
-    with claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
+    fork = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with fork, claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
         config = compilable(config, model, splits.spec)
         set_fastest(config, out, model, splits.spec)
         digests = {} if teacher is None else {TEACHER: teacher.digest}
@@ -85,6 +88,7 @@ def train_epoch(run: Run, state: TrainState, phase: Phase) -> dict[str, Value]:
         state.done = (run.epochs_of_phase + iteration / iterations) / config.training.epochs
         set_rates(state, 0.5**run.restores)
         state.draws.generator.manual_seed(derive_seed(config.seed, epoch, iteration))
+        torch.manual_seed(derive_seed(config.seed, epoch, iteration, distributed.rank()))  # of dropout and gates with noise
         if distributed.world_size() > 1:
             state.draws.batch = min(config.training.batch_size, len(images) - iteration * config.training.batch_size)
         try:

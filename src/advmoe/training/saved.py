@@ -17,7 +17,7 @@ from advmoe.data.images import Spec
 from advmoe.errors import UserError, lookup, nearest, one_line, reason_of, short_repr
 from advmoe.files import JsonObject, check_plain
 from advmoe.models import MODELS, Classifier, compact
-from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder, load_weights
+from advmoe.training.checkpoint import MAX_FILE, Checkpoint, RunFolder
 from advmoe.training.methods import METHODS, masked
 from advmoe.training.start import network
 
@@ -52,11 +52,6 @@ class Saved(NamedTuple):
 HOW_TO_LOAD = "load the script that adds it (ADVMOE_EXTENSION=SCRIPT.py on the command line, import in Python)"
 
 
-def unknown_method(name: str) -> str:
-    """The message for a method that a run or file names, and that is not registered here."""
-    return f"unknown method '{name}': {nearest(name, list(METHODS))}; or {HOW_TO_LOAD}"
-
-
 def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     """The network of a run's best epoch, and its checkpoint.
 
@@ -68,11 +63,12 @@ def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
     spec = best.spec or spec_from_data(run, config)
     check_registered(config, run)
     try:
-        _check_fit(config, spec, best.model_state())
+        state = best.model_state()
+        _check_fit(config, spec, state)
+        model = network(config.replace(runtime=RuntimeConfig()), spec)
+        model.load_state_dict(state)
     except NO_NETWORK as error:
         raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
-    model = network(config.replace(runtime=RuntimeConfig()), spec)
-    load_weights(model, best)
     return Saved(compact(model), config, spec, best.epoch), best
 
 
@@ -147,7 +143,7 @@ def check_registered(config: RunConfig, where: Path) -> None:
     if config.model.backbone not in MODELS:
         raise UserError(f"{where}: its backbone '{config.model.backbone}' is not in advmoe.models.MODELS: {HOW_TO_LOAD}")
     if config.method not in METHODS:
-        raise UserError(f"{where}: {unknown_method(config.method)}")
+        raise UserError(f"{where}: unknown method '{config.method}': {nearest(config.method, list(METHODS))}; or {HOW_TO_LOAD}")
 
 
 def _check_fit(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tensor]) -> None:

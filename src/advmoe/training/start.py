@@ -64,7 +64,7 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
     routed = isinstance(method.kind(config.model), MoEKind)
     loss_name, classes, experts = method.loss or training.loss, len(splits.spec.classes), config.model.num_experts
     attacked = _changed(training, "router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target")
-    options = [*attacked, *_changed(training, "router_schedule", "router_statistics")]
+    options = [*attacked, *_changed(training, "router_schedule", "router_statistics", "balance")]
     if options and not routed:
         raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
     if training.router_consistency and not LOSSES[loss_name].has_clean:

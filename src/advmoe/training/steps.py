@@ -308,9 +308,9 @@ def _forward(state: TrainState, model: Classifier, gate: Gate) -> Forward:
 
 @contextmanager
 def _learning(model: Classifier, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Inside the block, only the parameters of the optimizer get gradients."""
+    """Inside the block, only the parameters of the optimizer get gradients. A parameter that its backbone froze stays frozen."""
     learned = set(map(id, _parameters(optimizer)))
-    fixed = [parameter for parameter in model.parameters() if id(parameter) not in learned]
+    fixed = [parameter for parameter in model.parameters() if parameter.requires_grad and id(parameter) not in learned]
     for parameter in fixed:
         parameter.requires_grad_(False)
     try:

@@ -21,22 +21,7 @@ def router_terms(training: TrainingConfig, outcome: Outcome, y: Tensor) -> list[
     return [weight * value(training, outcome, y) for weigh, value in TERMS if (weight := weigh(training))]
 
 
-def balance_term(training: TrainingConfig, outcome: Outcome, y: Tensor) -> Tensor:
-    """The load-balance term (advmoe.moe.balance)."""
-    return balance(training.balance, outcome.routings)
-
-
-def consistency_term(training: TrainingConfig, outcome: Outcome, y: Tensor) -> Tensor:
-    """KL(router(x) || router(x')), summed over the layers, mean over the images."""
-    return consistency(outcome.routings, outcome.robust_routings)
-
-
-def margin_term(training: TrainingConfig, outcome: Outcome, y: Tensor) -> Tensor:
-    """max(0, 1 - gap between the top two router logits on x'), summed over the layers, mean over the images."""
-    return margin(outcome.robust_routings)
-
-
-def target_term(training: TrainingConfig, outcome: Outcome, y: Tensor) -> Tensor:
+def target_term(outcome: Outcome, y: Tensor) -> Tensor:
     """Cross-entropy of the router logits against y modulo N, mean over the layers, over x and x', and over the images.
 
     The router target of the public AdvMoE code, which has one router. For the target `confusion`, `y` are groups from 0 to N - 1.
@@ -70,8 +55,17 @@ def target(routings: Routings, y: Tensor) -> Tensor:
 
 
 TERMS: list[tuple[Callable[[TrainingConfig], float], Callable[[TrainingConfig, Outcome, Tensor], Tensor]]] = [
-    (lambda training: training.balance_weight if training.balance != "none" else 0.0, balance_term),
-    (lambda training: training.router_target_weight if training.router_target != "none" else 0.0, target_term),
-    (lambda training: training.router_consistency, consistency_term),
-    (lambda training: training.router_margin, margin_term),
+    (
+        lambda training: training.balance_weight if training.balance != "none" else 0.0,
+        lambda training, outcome, y: balance(training.balance, outcome.routings),
+    ),
+    (
+        lambda training: training.router_target_weight if training.router_target != "none" else 0.0,
+        lambda training, outcome, y: target_term(outcome, y),
+    ),
+    (
+        lambda training: training.router_consistency,
+        lambda training, outcome, y: consistency(outcome.routings, outcome.robust_routings),
+    ),
+    (lambda training: training.router_margin, lambda training, outcome, y: margin(outcome.robust_routings)),
 ]

@@ -29,6 +29,7 @@ def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -
     synchronise(network, distributed.world_size() > 1 and config.training.sync_norm)  # as in the run
     state = train_state(config, network, phase)
     state.done = 1.0
+    state.groups = torch.zeros(len(spec.classes), dtype=torch.int64, device=device)  # no router waits for its target
     state.draws.batch = config.training.batch_size if distributed.world_size() > 1 else None
     for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
         group["lr"] = 0.0
@@ -42,7 +43,7 @@ def trial(config: RunConfig, model: Classifier, spec: ImageSpec, phase: Phase) -
 def compilable(config: RunConfig, model: Classifier, spec: ImageSpec) -> RunConfig:
     """The configuration, with `compile` none if an iteration cannot be compiled; the log gets one line with the reason.
 
-    What is compiled here is what the run uses later.
+    What is compiled here is what the run uses later, except the averaged network's pass for ADR.
     """
     if config.runtime.compile == "none":
         return config

@@ -21,8 +21,7 @@ def validate(state: TrainState, held_out: Source) -> dict[str, float]:
     rows = torch.arange(distributed.rank(), len(held_out), distributed.world_size())
     model = state.fused_model() if state.ema is None else fused(state.ema.model)
     share = held_out.subset(rows.to(held_out.labels.device))
-    with torch.inference_mode():
-        correct = correct_flags(model, share)
+    correct = correct_flags(model, share)
     robust = robust_flags(model, share, settings, correct=correct, numbers=rows.tolist())
     sa, ra = (100 * distributed.sum_over_ranks(flags.sum()).item() / len(held_out) for flags in (correct, robust))
     return {"val_sa": sa, "val_ra": ra, "validate_seconds": time.perf_counter() - started}

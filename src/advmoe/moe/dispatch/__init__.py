@@ -1,5 +1,5 @@
 """Ways to run each image through the filters of its chosen expert. All compute the same; `choice` selects one."""
 
-from advmoe.moe.dispatch.choice import DISPATCHES, STATIC, Dispatch, available, check_dispatch, fastest, run_chosen
+from advmoe.moe.dispatch.choice import DISPATCHES, STATIC, available, check_dispatch, fastest, run_chosen
 
-__all__ = ["DISPATCHES", "STATIC", "Dispatch", "available", "check_dispatch", "fastest", "run_chosen"]
+__all__ = ["DISPATCHES", "STATIC", "available", "check_dispatch", "fastest", "run_chosen"]

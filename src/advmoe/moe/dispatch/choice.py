@@ -6,23 +6,23 @@ Shapes: B images, N experts, K filters per expert.
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from advmoe.config.choices import Dispatch
 from advmoe.errors import UserError
 from advmoe.moe.dispatch.grouped import grouped
 from advmoe.moe.dispatch.split import split
 from advmoe.moe.dispatch.wide import wide
 from advmoe.moe.experts import FilterBank
-from advmoe.moe.guards import check_counting, in_transform
+from advmoe.moe.guards import check_untransformed, in_transform
 
 # limits in copied filter values; if the filters learn, their gradients are copied too
 GROUPED_UP_TO, GROUPED_UP_TO_LEARNING = 200_000, 40_000
 STATIC = ("wide", "grouped", "triton")  # their shapes do not depend on the route
-COUNTING = ("split", "triton")  # with a custom backward pass, or shapes that depend on the route
-Dispatch = Literal["auto", "split", "wide", "grouped", "triton"]
+UNTRANSFORMABLE = ("split", "triton")  # with a custom backward pass, or shapes that depend on the route
 
 
 def _triton(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -> Tensor:
@@ -44,8 +44,8 @@ def run_chosen(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | N
     gradient of sum_e one_hot_e conv_e(x).
     """
     name = fastest(x, bank) if bank.dispatch == "auto" else bank.dispatch
-    if name in COUNTING:
-        check_counting(f"dispatch '{name}'", "model.set_dispatch('auto') or 'wide'")
+    if name in UNTRANSFORMABLE:
+        check_untransformed(f"dispatch '{name}'", "model.set_dispatch('auto') or 'wide'")
     return DISPATCHES[name](x, bank, experts, one_hot)
 
 
@@ -64,7 +64,7 @@ def fastest(x: Tensor, bank: FilterBank) -> str:
     return "grouped" if small and x.device.type == "cpu" and x.is_contiguous() else "split"
 
 
-def available(device: torch.device) -> list[str]:
+def available(device: torch.device) -> list[Dispatch]:
     """The names of the dispatches that run on `device`, with `auto`."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     has_triton = importlib.util.find_spec("triton") is not None and (device.type == "cuda" or interpreted)

@@ -12,7 +12,7 @@ from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import QUICK, Scale
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import Call
-from advmoe.moe import DISPATCHES
+from advmoe.moe import DISPATCHES, Dispatch
 from advmoe.moe.dispatch import available
 
 
@@ -66,7 +66,7 @@ class Part:
         return 1 if self.quick else self.chosen_rounds or usual
 
     @property
-    def dispatches(self) -> list[str]:
+    def dispatches(self) -> list[Dispatch]:
         """The dispatches that run on the device, except `without`. Triton is last: an error in a kernel ends the process."""
         return [name for name in available(self.device) if name in DISPATCHES and name not in self.without]
 

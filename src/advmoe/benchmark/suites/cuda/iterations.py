@@ -11,6 +11,7 @@ from advmoe.benchmark.suites.cuda.networks import set_dispatch
 from advmoe.benchmark.timing import timed
 from advmoe.benchmark.variants import Call, configuration, iteration
 from advmoe.config import RunConfig, RuntimeConfig
+from advmoe.config.choices import Dispatch
 from advmoe.config.schema import Compile
 from advmoe.moe.dispatch import STATIC
 
@@ -39,14 +40,14 @@ def iterations(part: Part) -> Iterator[Row]:
         yield Row(suite="cuda", case=case, what="peak memory", value=peaks[name], unit="bytes")
 
 
-def variants(part: Part) -> list[tuple[str, str | None, Compile]]:
+def variants(part: Part) -> list[tuple[str, Dispatch | None, Compile]]:
     """Method, dispatch and `compile` of each iteration. CUDA graphs come last: to trace an iteration takes longest."""
-    direct: list[tuple[str, str | None, Compile]] = [("AT (Dense)", None, "none"), ("AT (S-Dense)", None, "none")]
+    direct: list[tuple[str, Dispatch | None, Compile]] = [("AT (Dense)", None, "none"), ("AT (S-Dense)", None, "none")]
     direct += [("AdvMoE", name, "none") for name in part.dispatches]
     return direct + [("AdvMoE", name, "graphs") for name in part.dispatches if part.cuda and name in STATIC]
 
 
-def step(part: Part, method: str, dispatch: str | None, mode: Compile = "none") -> Call:
+def step(part: Part, method: str, dispatch: Dispatch | None, mode: Compile = "none") -> Call:
     """A training iteration, as in `advmoe train`."""
     config: RunConfig = configuration(method, part.scale)
     runtime = RuntimeConfig(device=part.device.type, precision="bfloat16" if part.cuda else "float32", compile=mode)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from advmoe.moe import HARD, Dispatch, ForcedGate, Gate
 network_once = lru_cache(fused_network)
 
 
-def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str, Call]:
+def passes(part: Part, kind: str, dispatch: Dispatch | None, batch: int) -> dict[str, Call]:
     """Inference, and the pass of an attack step (the gradient of a loss to the images), of a fused network on an even route."""
     model = network_once(kind, part.scale, part.device)
     set_dispatch(model, dispatch)
@@ -28,10 +27,10 @@ def passes(part: Part, kind: str, dispatch: str | None, batch: int) -> dict[str,
     }
 
 
-def set_dispatch(model: Classifier, dispatch: str | None) -> None:
+def set_dispatch(model: Classifier, dispatch: Dispatch | None) -> None:
     """Set the dispatch of all layers, if one is named."""
     if dispatch is not None:
-        model.set_dispatch(next(name for name in get_args(Dispatch) if name == dispatch))
+        model.set_dispatch(dispatch)
 
 
 def even_gate(model: Classifier, batch: int, device: torch.device) -> Gate:
@@ -54,7 +53,7 @@ def attack(part: Part, model: Classifier, x: Tensor, gate: Gate) -> Tensor:
     return torch.autograd.grad(y.float().logsumexp(dim=1).sum(), leaf)[0]
 
 
-def variants(part: Part) -> list[tuple[str, str | None]]:
+def variants(part: Part) -> list[tuple[str, Dispatch | None]]:
     """The kinds of network with their dispatches."""
     return [("dense", None), ("small dense", None), *(("MoE", name) for name in part.dispatches)]
 
@@ -68,7 +67,7 @@ def inference(part: Part) -> Iterator[Row]:
                 yield from guarded("networks", name, partial(direct_and_graphed, part, kind, dispatch, batch, what))
 
 
-def direct_and_graphed(part: Part, kind: str, dispatch: str | None, batch: int, what: str) -> Figures:
+def direct_and_graphed(part: Part, kind: str, dispatch: Dispatch | None, batch: int, what: str) -> Figures:
     """The time of a pass, and as a CUDA graph if its shapes are static."""
     call = passes(part, kind, dispatch, batch)[what]
     figures = {"time": milliseconds(part, call)}
@@ -83,7 +82,7 @@ def compiled(part: Part) -> Iterator[Row]:
         yield from guarded("compiled", title(kind, dispatch), partial(compiled_inference, part, kind, dispatch))
 
 
-def compiled_inference(part: Part, kind: str, dispatch: str | None) -> Figures:
+def compiled_inference(part: Part, kind: str, dispatch: Dispatch | None) -> Figures:
     """The time of the first call and of later calls."""
     torch._dynamo.reset()
     model = network_once(kind, part.scale, part.device)

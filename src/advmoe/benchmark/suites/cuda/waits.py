@@ -13,6 +13,7 @@ from advmoe.benchmark.suites.cuda.iterations import step
 from advmoe.benchmark.suites.cuda.networks import passes
 from advmoe.benchmark.timing import wait_for
 from advmoe.benchmark.variants import Call
+from advmoe.config.choices import Dispatch
 
 
 def waits(part: Part) -> Iterator[Row]:
@@ -38,7 +39,7 @@ def whether_pass_waits(part: Part, call: Call) -> Figures:
     return {"host waits": Figure(0 if part.cuda else None, "count")}
 
 
-def waits_of_iteration(part: Part, dispatch: str) -> Figures:
+def waits_of_iteration(part: Part, dispatch: Dispatch) -> Figures:
     """The number of waits in an iteration."""
     call = step(part, "AdvMoE", dispatch)
     call()
