@@ -1,7 +1,7 @@
 """Hooks that mkdocs.yml names.
 
-Formulas become MathML, which browsers display without a script from another server. The site also contains the JSON files in
-results/ that pages link to, and the report's page, results/report.html.
+Formulas become MathML, which browsers display without a script from another server. The site also contains
+all JSON files in results/, and the report's page, results/report.html.
 """
 
 import html

@@ -51,7 +51,9 @@ def main(network: str, name: str, folder: str, license: str | None = None) -> No
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5):
+        sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
-    except (UserError, TypeError) as error:
-        sys.exit(str(error) if isinstance(error, UserError) else __doc__)
+    except UserError as error:
+        sys.exit(str(error))

@@ -23,7 +23,6 @@ def write_weights(run: Path, name: str) -> Path:
     """Write the file of the run's best epoch. Raises UserError if it is too large."""
     path = networks.weights(name)
     save_file(load(run), path, half=True)
-    path.chmod(0o644)  # safetensors creates files that only their owner can read
     size = path.stat().st_size
     if size > networks.MAX_FILE:
         path.unlink()
@@ -50,7 +49,9 @@ def main(run: Path, name: str, *flags: str) -> int:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 3:
+        sys.exit(__doc__)
     try:
         sys.exit(main(Path(sys.argv[1]), *sys.argv[2:]))
-    except (UserError, TypeError, IndexError) as error:
-        sys.exit(str(error) if isinstance(error, UserError) else __doc__)
+    except UserError as error:
+        sys.exit(str(error))

@@ -51,10 +51,14 @@ def test_figures_are_the_records(page, block):
 
 def test_the_times_of_the_demo_are_its_records():
     records = {record.method: record for record in update_docs().records("results/demo/records.json")}
-    network, total = records["advmoe"], sum(record.train_seconds + record.evaluate_seconds for record in records.values())
+    evaluations = {  # these Records are older than `evaluate_seconds` of continued evaluations
+        name: max(record.evaluate_seconds, sum(attack.seconds for attack in record.evaluation.attacks.values()))
+        for name, record in records.items()
+    }
+    network, total = records["advmoe"], sum(record.train_seconds + evaluations[name] for name, record in records.items())
     start, readme = ((ROOT / page).read_text() for page in ("docs/start.md", "README.md"))
     assert f"It takes about {network.train_seconds / 60:.0f} minutes on two cores." in start
-    assert f"attacks the trained network in about {round(network.evaluate_seconds, -1):.0f} seconds" in start
+    assert f"attacks the trained network in about {round(evaluations['advmoe'], -1):.0f} seconds" in start
     assert f"in about {total / 60:.0f} minutes on two cores, and writes `demo/report.html`" in start
     assert f"(about {total / 60:.0f} minutes on 2 cores)" in readme
 

@@ -31,6 +31,8 @@ def test_a_failed_write_names_the_file_and_not_its_draft(tmp_path: Path) -> None
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_target(tmp_path / "image.png", "the image")
+    with pytest.raises(UserError, match=f"{tmp_path}: is a folder; the image must go to a file"):
+        check_target(tmp_path, "the image")
     with pytest.raises(UserError, match="missing: no such folder for the image"):
         check_target(tmp_path / "missing" / "image.png", "the image")
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))  # root may write anywhere

@@ -34,7 +34,12 @@ def drafted(path: Path) -> Iterator[Path]:
 
 
 def check_target(path: Path, what: str) -> None:
-    """Raises UserError if the folder of a file that will be written does not exist or is read-only. `what` is in the message."""
+    """Raises UserError if a file that will be written is a folder, or if its folder does not exist or is read-only.
+
+    `what` is in the message.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; {what} must go to a file")
     folder = path.absolute().parent
     if not folder.is_dir():
         raise UserError(f"{path.parent}: no such folder for {what}")
@@ -45,7 +50,8 @@ def check_target(path: Path, what: str) -> None:
 def check_folder(folder: Path, what: str) -> None:
     """Raises UserError if a folder is read-only, or if it does not exist and cannot be created. `what` is in the message."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
-    check_target(existing / folder.name, what)
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{existing}: {what} cannot be written to this folder")
 
 
 def write_atomically(path: Path, text: str) -> None:

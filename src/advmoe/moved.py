@@ -15,7 +15,11 @@ MOVED = {  # module -> former name -> present name
     "advmoe.attacks": {"PictureDraws": "advmoe.attacks.ImageDraws"},
     "advmoe.data": {"PictureSpec": "advmoe.data.ImageSpec", "Pictures": "advmoe.data.Images"},
     "advmoe.data.images": {"divided": "advmoe.data.images.make_splits"},
-    "advmoe.evaluation": {"CheckResult": "advmoe.evaluation.Check", "evaluate_with": "advmoe.evaluation.evaluate"},
+    "advmoe.evaluation": {
+        "CheckResult": "advmoe.evaluation.Check",
+        "evaluate_with": "advmoe.evaluation.evaluate",
+        "suite": "advmoe.attacks.registry or advmoe.attacks.presets",
+    },
     "advmoe.evaluation.record": {
         "AttackTotals": "advmoe.evaluation.record_evaluation.AttackTotals",
         "checked_record": "advmoe.evaluation.record_file.checked_record",

@@ -152,14 +152,21 @@ def test_shards_of_another_seed_are_one_line(run, capsys):
     assert "holds shards of another seed (0, not 1)" in error_line(capsys, run, *PLAN, "--seed", "1")
 
 
-def test_the_error_of_a_failing_worker_reaches_the_user(run, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("ending", "message"),
+    [
+        ("echo 'advmoe: error: no memory' >&2; exit 2", "no memory"),
+        ("echo 'advmoe: shard 1/3 pgd_10 done' >&2; kill -9 $$", "a worker process was killed, perhaps because memory ran out"),
+    ],
+)
+def test_the_error_of_a_failing_worker_reaches_the_user(ending, message, run, tmp_path, capsys, monkeypatch):
     """A stand-in for the workers' Python, which takes seconds to start. Check 13 ran before, in the process that shows warnings."""
     worker = tmp_path / "python"
-    worker.write_text("#!/bin/sh\necho 'a warning' >&2\necho 'advmoe: error: no memory' >&2\nexit 2\n")
+    worker.write_text(f"#!/bin/sh\necho 'a warning' >&2\n{ending}\n")
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
     monkeypatch.setattr("advmoe.runs.evaluate.evaluate_run", None)  # only warnings come before the workers
-    assert error_line(capsys, run, "--processes", "2", *PLAN) == "advmoe: error: no memory\n"
+    assert error_line(capsys, run, "--processes", "2", *PLAN) == f"advmoe: error: {message}\n"
     assert list(json.loads((run / "evaluation" / "checks.json").read_text())["checks"]) == ["finiteness"]
     assert not list((run / "evaluation").glob("shard-*.json"))
 
@@ -225,6 +232,8 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
         (["--test-set", "x", "--corruption", "fog"], "--corruption and --severity go together"),
         (["--test-set", "x", "--corruption", "fog", "--severity", "6"], "severity must be 1 to 5, not 6"),
         (["--corruption", "fog", "--severity", "1"], "--corruption needs --test-set"),
+        (["--test-set", "x", "--corruption", "fog/3", "--severity", "3"], "--corruption fog/3: must be a name without folders"),
+        (["--robustbench", "."], ".: is a folder; "),
     ],
 )
 def test_bad_input_is_one_line(run, capsys, arguments, message):

@@ -156,7 +156,7 @@ def test_an_untrained_network_gives_a_warning(run, stand_in, tmp_path, capsys, m
 
 def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
     for arguments, message in (
-        ((run, "--out", tmp_path), "--out takes a file, not a folder"),
+        ((run, "--out", tmp_path), "is a folder; the exported file must go to a file"),
         ((run, "--out", tmp_path / "a.txt"), "a.txt: give a name that ends in .onnx (onnx) or .pt2 (torch-export), or --format"),
         ((run, "--out", tmp_path / "no/where.onnx"), "no such folder for the exported file"),
         ((run, "--out", tmp_path / "a.onnx", "--check", "-1"), "check must be at least 0, not -1"),

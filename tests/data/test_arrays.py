@@ -65,6 +65,15 @@ def test_damaged_archives_are_named(tmp_path: Path) -> None:
 
 def test_arrays_of_more_than_the_bound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("advmoe.data.arrays.MAX_BYTES", 2**20)
-    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(2**21, np.uint8))
-    with pytest.raises(UserError, match=r"bomb.npz: x: has more than 1,048,576 bytes"), open_npz(tmp_path / "bomb.npz") as arrays:
+    np.savez(tmp_path / "long.npz", x=np.zeros(2**21, np.uint8))
+    with pytest.raises(UserError, match=r"long.npz: x: has more than 1,048,576 bytes"), open_npz(tmp_path / "long.npz") as arrays:
+        arrays["x"]
+
+
+def test_arrays_that_are_compressed_more_than_images_are_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(2**22, np.uint8))
+    with (
+        pytest.raises(UserError, match=r"x: unpacks [\d,]+ bytes to 4,194,432"),
+        open_npz(tmp_path / "bomb.npz") as arrays,
+    ):
         arrays["x"]

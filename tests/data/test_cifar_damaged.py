@@ -62,6 +62,14 @@ def test_truncated_parquet(share: float, tmp_path: Path) -> None:
     assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete Parquet file (")
 
 
+def test_parquet_that_unpacks_to_more_than_images_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("advmoe.data.cifar.MAX_BATCH", 2**20)
+    path = next(cifar10.write_parquet(tmp_path).glob("train*"))
+    write_table(path, img=[bytes(2**15)] * 100, label=[0] * 100)  # the image is stored once
+    assert path.stat().st_size < 2**15
+    assert error_line(tmp_path) == f"{path}: has more than 1,048,576 bytes of images, the most that is read"
+
+
 @pytest.mark.parametrize("columns", [("pixels", "label"), ("img", "fine_label")])
 def test_wrong_columns(columns: tuple[str, str], tmp_path: Path) -> None:
     path = next(cifar10.write_parquet(tmp_path).glob("train*"))

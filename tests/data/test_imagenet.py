@@ -190,6 +190,13 @@ def test_missing_splits(tmp_path: Path) -> None:
     assert error_line(tmp_path) == f"{tmp_path / 'val'}: contains no class folder"
 
 
+def test_a_shard_with_a_damaged_header_is_one_line(tmp_path: Path) -> None:
+    """tarfile raises ValueError for this one."""
+    path = write_shards(tmp_path) / "small-train-000001.tar"
+    write_shard(path, members("train", range(7, 12)), pax_headers={"GNU.sparse.map": "x"})
+    assert error_line(tmp_path).startswith(f"{path}: damaged or incomplete tar archive (")
+
+
 def test_missing_val_shards(tmp_path: Path) -> None:
     (write_shards(tmp_path) / "small-validation-00.tar").unlink()
     assert error_line(tmp_path).startswith(f"{tmp_path}: contains no val/ and no shard like NAME-val-")

@@ -209,9 +209,9 @@ def test_truncated_missing_and_oversized_files(tmp_path: Path) -> None:
     assert "not an image that can be decoded" in error_line(tmp_path / "cut.png")
     assert "cannot be read (No such file" in error_line(tmp_path / "missing.png")
     (tmp_path / "folder").mkdir()
-    assert "not a plain file" in error_line(tmp_path / "folder")
+    assert "cannot be read (Is a directory)" in error_line(tmp_path / "folder")
     assert "pixels of kind F" in error_line(saved(tmp_path / "float.tiff", Image.new("F", (8, 8))))
     assert "more than 64,000,000 pixels" in error_line(saved(tmp_path / "huge.png", Image.new("1", (8001, 8000))))
     with (tmp_path / "long.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)  # takes no room on the disk
-    assert "536,870,913 bytes; an image may have 536,870,912" in error_line(tmp_path / "long.png")
+    assert "536,870,913 bytes; at most 536,870,912 are read" in error_line(tmp_path / "long.png")

@@ -9,7 +9,7 @@ from advmoe.benchmark.rows import Report, Row
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites import SUITES, USUAL
 from advmoe.benchmark.suites.growth import draw
-from advmoe.errors import UserError, lookup
+from advmoe.errors import lookup
 from advmoe.files import check_target
 
 
@@ -21,8 +21,6 @@ def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], se
     missing, and if `out` cannot be written.
     """
     chosen = [lookup(SUITES, name, "suite") for name in suites or USUAL]
-    if out is not None and out.is_dir():
-        raise UserError(f"{out}: results are written to a file, not a folder")
     if out is not None:
         check_target(out, "the results")
     for suite in chosen:

@@ -216,5 +216,7 @@ def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]
         for process, errors in workers:
             if process.returncode:
                 errors.seek(0)
-                reason = " ".join(errors.read().strip().splitlines()[-1:])
-                raise UserError(reason.removeprefix("advmoe: error: ") or "a worker process was killed")
+                lines = errors.read().strip().splitlines()
+                if process.returncode < 0 or not lines:  # the last line is not an error then, but perhaps progress
+                    raise UserError("a worker process was killed, perhaps because memory ran out")
+                raise UserError(lines[-1].removeprefix("advmoe: error: "))

@@ -35,8 +35,6 @@ MAX_ROWS = 10  # in a message
 
 def run(arguments: ExportArguments) -> None:
     check_utf8(arguments.out)
-    if arguments.out.is_dir():
-        raise UserError(f"{arguments.out}: --out takes a file, not a folder")
     check_target(arguments.out, "the exported file")
     encoding = Encoding(arguments.format or format_of(arguments.out), arguments.dtype)
     loaded = load(arguments.run)

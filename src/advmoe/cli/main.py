@@ -41,6 +41,8 @@ HOW_TO_CONTINUE = {
     "sweep": SAME_COMMAND,
     "report": "every written file is complete; the same command writes the others",
     "data": SAME_COMMAND,
+    "benchmark": "the file of --json has the rows that were measured",
+    "export": "if the file was written, it is complete, but it was not compared with PyTorch",
 }
 
 

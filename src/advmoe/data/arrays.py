@@ -11,6 +11,7 @@ from typing import IO
 
 import numpy as np
 
+from advmoe.data.archive import CHUNK, LIMITS
 from advmoe.errors import UserError, reason_of
 
 MAGIC = b"\x93NUMPY"
@@ -63,7 +64,10 @@ class ArrayArchive:
     def __getitem__(self, name: str) -> np.ndarray:
         where = f"{self.path}: {name}"
         try:
-            with self.archive.open(f"{name}.npy") as file:
+            entry = self.archive.getinfo(f"{name}.npy")
+            if entry.file_size > LIMITS.ratio * entry.compress_size + CHUNK:
+                raise UserError(f"{where}: unpacks {entry.compress_size:,} bytes to {entry.file_size:,}, too many for images")
+            with self.archive.open(entry) as file:
                 content = _bounded(file, where)
         except UserError:
             raise

@@ -35,6 +35,7 @@ from advmoe.errors import UserError, reason_of
 from advmoe.files import check_plain
 
 SIZE = 32
+PARQUET_ROWS = 64  # that are unpacked at once
 MAX_BATCH = 2**29  # bytes; the largest batch of the two data sets has 155 million
 MAX_MEMBERS = 10_000  # of their archives, which have 9
 SPLITS = ("train", "test")
@@ -317,9 +318,21 @@ def _read_parquet(variant: Variant, path: Path) -> tuple[Split, Split]:
     return train, test
 
 
+def _bounded_table(path: Path) -> pyarrow.Table:
+    """The rows of a Parquet file. Raises UserError if they unpack to more than MAX_BATCH bytes."""
+    batches, size = [], 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(PARQUET_ROWS):
+            size += batch.nbytes
+            if size > MAX_BATCH:
+                raise UserError(f"{path}: has more than {MAX_BATCH:,} bytes of images, the most that is read")
+            batches.append(batch)
+        return pyarrow.Table.from_batches(batches, file.schema_arrow)
+
+
 def _parquet_file(variant: Variant, path: Path) -> Encoded:
     try:
-        table = pyarrow.parquet.read_table(path, partitioning=None)
+        table = _bounded_table(path)
     except PermissionError:
         raise
     except (pyarrow.ArrowException, OSError) as error:

@@ -149,7 +149,9 @@ def _shard(path: Path) -> list[Entry]:
     modified = path.stat().st_mtime_ns  # read first, so that `Files.read` notices a later change
     try:
         images, labels = _members(path)
-    except tarfile.TarError as error:
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # a damaged header can raise nearly any exception
         raise UserError(f"{path}: damaged or incomplete tar archive ({reason_of(error)})") from None
     for key in sorted(images.keys() ^ labels.keys()):
         name, absent = (f"{key}.cls", "image") if key in labels else (images[key].name, ".cls")

@@ -1,6 +1,5 @@
 """One image from a file of any supported format, in the form that a network takes."""
 
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from advmoe.data.decode import check_size, to_rgb, turn_upright, with_image
 from advmoe.data.metadata import SIDEWAYS, orientation
 from advmoe.data.stream import centre_crop
 from advmoe.errors import UserError
+from advmoe.files import check_plain
 
 MAX_BYTES = 2**29  # of one file: more than MAX_PIXELS take at two bytes a channel
 HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1", b"avif", b"avis")
@@ -61,11 +61,7 @@ def fit_image(image: Image.Image, shape: Shape, where: str, *, central: bool = F
 
 def _bytes(path: Path) -> bytes:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise UserError(f"{path}: not a plain file")
-        if status.st_size > MAX_BYTES:
-            raise UserError(f"{path}: has {status.st_size:,} bytes; an image may have {MAX_BYTES:,}")
+        check_plain(path, MAX_BYTES)
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None

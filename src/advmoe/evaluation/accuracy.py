@@ -32,31 +32,19 @@ def correct_flags(model: nn.Module, images: Source) -> Tensor:
 
 
 def robust_flags(
-    model: nn.Module, images: Source, settings: Pgd, *, correct: Tensor | None = None, numbers: Sequence[int] | None = None,
-    batch_size: int = 128,
-) -> Tensor:  # fmt: skip
+    model: nn.Module, images: Source, settings: Pgd, *, correct: Tensor, numbers: Sequence[int], batch_size: int = 128
+) -> Tensor:
     """Which images are classified correctly under PGD on cross-entropy: [n] bool.
 
-    Only correctly classified images are attacked. Pass `correct` [n] bool if they are known already. The noise of an image
-    depends on its entry in `numbers` (by default its row), so the result does not depend on the batch size.
+    Only the images that are classified correctly without an attack, `correct` [n] bool, are attacked. The noise of an image depends
+    on its entry in `numbers`, so the result does not depend on the batch size.
     """
-    flags = correct_flags(model, images) if correct is None else correct.clone()
-    rows = flags.nonzero()[:, 0]
-    for chunk in rows.split(batch_size):
+    flags = correct.clone()
+    for chunk in correct.nonzero()[:, 0].split(batch_size):
         batch = images[chunk]
-        noise_numbers = chunk.tolist() if numbers is None else [numbers[row] for row in chunk.tolist()]
-        x_adv = adversarial(model, batch.pixels(), batch.labels, settings, noise_numbers)
-        with torch.inference_mode(), frozen(model):
-            flags[chunk] = _classes(model(x_adv)) == batch.labels
+        noise = ImageDraws(0, [numbers[row] for row in chunk.tolist()])
+        with frozen(model):
+            x_adv = pgd(model, batch.pixels(), batch.labels, settings, noise)
+            with torch.inference_mode():
+                flags[chunk] = _classes(model(x_adv)) == batch.labels
     return flags
-
-
-def adversarial(model: nn.Module, x: Tensor, y: Tensor, settings: Pgd, images: list[int], seed: int = 0) -> Tensor:
-    """PGD on cross-entropy: x [B, C, H, W], y [B] -> x' [B, C, H, W]. The noise of a row depends on its number in `images`."""
-    with frozen(model):
-        return pgd(model, x, y, settings, ImageDraws(seed, images))
-
-
-def accuracy(flags: Tensor) -> float:
-    """The percentage of true flags."""
-    return 100 * flags.float().mean().item()

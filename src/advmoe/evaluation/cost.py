@@ -27,7 +27,7 @@ class LayerCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """`ideal` counts the chosen experts, routers and plain layers. `executed` counts the multiplications that torch really ran."""
+    """`gmacs_ideal` counts the chosen experts, routers and plain layers, `gmacs_executed` what torch really ran."""
 
     params: int
     gmacs_ideal: float

@@ -4,7 +4,6 @@ The images of a Record's gallery are in a separate file beside record.json, so t
 """
 
 import json
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from advmoe import migrations
-from advmoe.errors import UserError
+from advmoe.errors import UserError, short_repr, truncated
 from advmoe.evaluation.record import SCHEMA, Record
 from advmoe.files import bounded_text, write_json
 
 MAX_BYTES = 2**26  # of a file of Records; real ones have up to 350 thousand
 MAX_DEPTH = 12  # levels of nested lists and objects; real Records have 5
-MAX_NAME_LENGTH = 100  # characters of a field's name in a message
 RECORD, GALLERY = "record.json", "gallery.json"  # in a run's folder
 PARTS = frozenset(  # fields that a report does not need
     {
@@ -39,8 +37,8 @@ def write_record(path: Path, record: Record, keep_images: bool = False) -> None:
     """
     gallery = gallery_path(path)
     if keep_images or not record.gallery:
-        gallery.unlink(missing_ok=True)
         write_json(path, record.to_json(), indent=1)
+        gallery.unlink(missing_ok=True)
         return
     content = record.to_json()
     write_json(gallery, {"time": record.time, "gallery": content.pop("gallery")})
@@ -96,7 +94,7 @@ def checked_record(content: Any, where: str, warn: Callable[[str], None] | None 
         raise UserError(f"{where}: holds no Record (advmoe evaluate writes them to RUN/record.json)")
     schema = content["schema"]
     if type(schema) is not int or schema < 1:
-        raise UserError(f"{where}: holds no Record (schema {_shortened(schema)}; 1 to {SCHEMA} are known)")
+        raise UserError(f"{where}: holds no Record (schema {short_repr(schema)}; 1 to {SCHEMA} are known)")
     if schema > SCHEMA:
         raise UserError(f"{where}: holds a Record of schema {schema}; this advmoe reads 1 to {SCHEMA}: a newer one is needed")
     if not is_readable(content):
@@ -127,17 +125,12 @@ def _line(error: ValidationError) -> str:
     """The first error outside of PARTS, in words: 'sa is 'high', not a number from 0 to 100'."""
     errors = error.errors(include_url=False)
     first = next((each for each in errors if not each["loc"] or each["loc"][0] not in PARTS), errors[0])
-    name, kind = ".".join(map(str, first["loc"]))[:MAX_NAME_LENGTH], first["type"]
+    name, kind = truncated(".".join(map(str, first["loc"]))), first["type"]
     if kind == "missing":
         return f"{name} is missing"
     if kind == "record":
         return first["msg"]
-    return f"{name} is {_shortened(first['input'])}, not {KINDS.get(kind, first['msg'])}"
-
-
-def _shortened(value: Any) -> str:
-    """A value from JSON as a short text of one line."""
-    return reprlib.repr(value)
+    return f"{name} is {short_repr(first['input'])}, not {KINDS.get(kind, first['msg'])}"
 
 
 def is_readable(value: Any, depth: int = MAX_DEPTH) -> bool:

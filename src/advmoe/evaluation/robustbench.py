@@ -27,7 +27,5 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
     if record.ra_aa is not None:
         info["reported"] = info["autoattack_acc"] = f"{record.ra_aa:.2f}"
         info["unreliable"] = record.evaluation.autoattack_unreliable
-    worst = record.ra_worst_quick if record.ra_worst is None else record.ra_worst
-    if worst is not None:
-        info["external"] = f"{worst:.2f}"
+    info["external"] = f"{record.worst:.2f}"
     return info

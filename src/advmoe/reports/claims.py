@@ -1,4 +1,4 @@
-"""A judgement of each claim of the appendix by the runs."""
+"""Judgements by the runs: whether choosing an expert helps, and each claim of the appendix."""
 
 from collections import Counter
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence

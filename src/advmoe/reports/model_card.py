@@ -151,9 +151,10 @@ def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -
 
 def _origin(record: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in (record.versions or {}).items())
+    images = f"{record.train_images or 'an unknown number of'} images"
     lines = [
         f"Measured by advmoe {record.advmoe or '?'} (commit {record.commit or 'unknown'}; {versions}) at",
-        f"{record.time}: epoch {record.epoch} of seed {record.seed}, trained on {record.train_images} images.",
+        f"{record.time}: epoch {record.epoch} of seed {record.seed}, trained on {images}.",
         *([f"Trained by {record.trained_by_words}."] if record.trained_by else []),
         f"Fingerprint of the data: `{record.fingerprint}`. Everything else is in record.json.",
     ]

@@ -92,7 +92,8 @@ def save_file(model: Loaded, path: str | Path, *, images: bool = False, half: bo
     )  # fmt: skip
     check_target(Path(path), Path(path).name)
     with drafted(Path(path)) as draft:
-        safetensors.torch.save_file(written, draft, {"format": "pt", KEY: json.dumps(header.model_dump(by_alias=True))})
+        # its save_file makes a file that only its owner can read
+        draft.write_bytes(safetensors.torch.save(written, {"format": "pt", KEY: json.dumps(header.model_dump(by_alias=True))}))
 
 
 def _in_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,10 +7,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from advmoe.config import RunConfig
+from advmoe.config import CONFIG_FILE, RunConfig, load_run_config
 from advmoe.errors import UserError
 from advmoe.files import json_object, parsed_object
-from advmoe.training.checkpoint import RunFolder
 
 MAX_NUMBER = 1e300  # numbers in files must be smaller
 
@@ -57,15 +56,10 @@ class RecordSummary:
 def read_config(path: Path) -> tuple[RunConfig | None, str]:
     """The configuration, or why it cannot be read."""
     try:
-        status = (path / "config.yaml").stat()
-        return _config(path, status.st_mtime_ns, status.st_size), ""
+        config = cached(path / CONFIG_FILE, load_run_config)
     except (UserError, OSError) as error:
         return None, str(error)
-
-
-@lru_cache(maxsize=4096)
-def _config(path: Path, changed: int, size: int) -> RunConfig:
-    return RunFolder(path).config()
+    return config, "" if config else f"{path}: holds no run (no {CONFIG_FILE})"
 
 
 def cached(path: Path, read: Any) -> Any:

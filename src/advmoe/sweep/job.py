@@ -42,7 +42,7 @@ class Job:
 
     folder: Path
     config: RunConfig
-    preset: tuple[str, ...] = ("quick",)
+    preset: tuple[str, ...]
 
     @property
     def name(self) -> str:

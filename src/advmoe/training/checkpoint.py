@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
@@ -271,7 +271,8 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
 def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, StateDict]) -> dict[str, str]:
     """Write weights and optimizer states. Returns their SHA-256 by file name."""
     draft.mkdir(parents=True)
-    save_file({name: tensor.contiguous() for name, tensor in model.items()}, draft / WEIGHTS)
+    # safetensors' save_file makes a file that only its owner can read
+    (draft / WEIGHTS).write_bytes(save({name: tensor.contiguous() for name, tensor in model.items()}))
     torch.save(dict(optimizers), draft / STATES)
     for path in draft.iterdir():
         sync(path)

@@ -112,14 +112,16 @@ class EvaluateArguments:
             raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
         if self.part is not None and (self.processes > 1 or self.fresh):
             raise UserError("--part excludes --processes, and --fresh, which would delete the results of other parts")
-        if (self.corruption is None) != (self.severity is None):
-            raise UserError("--corruption and --severity go together")
-        if self.severity is not None and not 1 <= self.severity <= 5:
-            raise UserError(f"severity must be 1 to 5, not {self.severity}")
-        if self.test_set is None and self.corruption is not None:
-            raise UserError("--corruption needs --test-set: the folder of the corruptions")
-        if self.test_set is not None and self.data_dir is not None:
-            raise UserError("--test-set and --data-dir exclude each other")
+        corruption, severity, test_set = self.corruption, self.severity, self.test_set
+        for is_wrong, message in (
+            ((corruption is None) != (severity is None), "--corruption and --severity go together"),
+            ("/" in (corruption or ""), f"--corruption {corruption}: must be a name without folders; --severity has the severity"),
+            (severity is not None and not 1 <= severity <= 5, f"severity must be 1 to 5, not {severity}"),
+            (test_set is None and corruption is not None, "--corruption needs --test-set: the folder of the corruptions"),
+            (test_set is not None and self.data_dir is not None, "--test-set and --data-dir exclude each other"),
+        ):
+            if is_wrong:
+                raise UserError(message)
         if self.norm == "L2" and self.epsilon is None:
             raise UserError("--norm L2 needs --epsilon (0.5 is usual for 32x32 images)")
 

@@ -6,7 +6,6 @@ need an extra.
 
 from importlib import import_module
 
-from advmoe.config.choices import PlacementName
 from advmoe.errors import lookup
 from advmoe.sweep.placements.base import Placement, Request
 
@@ -24,4 +23,4 @@ def placement_class(name: str) -> type[Placement]:
     return placement
 
 
-__all__ = ["PLACEMENTS", "Placement", "PlacementName", "Request", "placement_class"]
+__all__ = ["PLACEMENTS", "Placement", "Request", "placement_class"]
