@@ -58,12 +58,10 @@ def test_file_record_and_card_belong_together(name: str) -> None:
     assert {path.name for path in networks.FOLDER.glob(f"{name}.*")} == {f"{name}.safetensors", f"{name}.record.json", f"{name}.md"}
 
 
-@pytest.mark.parametrize("name", networks.names())
-def test_a_few_images_are_broken_as_the_record_says(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in networks.names() if name.startswith("demo-")])
+def test_a_few_embedded_images_are_broken_as_the_record_says(name: str) -> None:
     """PGD-10 on a few test images breaks the same ones as in the Record, because an image's draws do not depend on the others."""
     model, record = advmoe.load(name), read_record(networks.record_file(name))
-    if record.dataset != EMBEDDED:
-        pytest.skip(f"{record.dataset} is not embedded")
     splits = load_dataset(model.config.data.replace(limit_test=record.test_images))
     assert splits.fingerprint == record.fingerprint
     test = splits.test[torch.arange(IMAGES)]
@@ -113,7 +111,7 @@ def test_models_lists_them_without_torch(capsys: Any) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "method", "data", "network", "GMACs", "SA", "RA-worst", "size"]
-    for name, line in zip(networks.names(), lines[1:], strict=False):
+    for name, line in zip(networks.names(), lines[1 : 1 + len(networks.names())], strict=True):
         record = read_record(networks.record_file(name))
         assert line.startswith(f"{name} ")
         for text in (record.method, record.dataset, f"{record.gmacs:.4f}", f"{record.sa:.1f}", f"{record.worst:.1f}"):

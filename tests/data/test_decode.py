@@ -151,26 +151,7 @@ def test_fitted_image_may_be_one_pixel_wide() -> None:
     assert decode_fitted(encoded(noise(5000, 1)), 8, "here").shape == (3, 8, 8)
 
 
-TURNED = {
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a, 1),
-}
-
-
-@pytest.mark.parametrize("orientation", TURNED)
-def test_fitted_images_are_upright(orientation: int) -> None:
-    array = noise(8, 8)
-    out = decode_fitted(oriented(array, orientation), 8, "here")
-    np.testing.assert_array_equal(out, TURNED[orientation](array).transpose(2, 0, 1))
-
-
-@pytest.mark.parametrize("orientation", TURNED)
+@pytest.mark.parametrize("orientation", range(1, 9))
 def test_exact_images_are_taken_as_they_are_stored(orientation: int) -> None:
     array = noise(8, 8)
     np.testing.assert_array_equal(decode(oriented(array, orientation), 8, "here"), array.transpose(2, 0, 1))

@@ -151,14 +151,6 @@ def test_cmyk(tmp_path: Path) -> None:
     assert loaded.note == "converted from CMYK"
 
 
-def test_upright_as_its_exif_says(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees to the right
-    loaded = read_image(saved(tmp_path / "e.png", noise(8, 16), exif=exif), (3, 16, 8))
-    assert torch.equal(loaded.pixels, exact(np.rot90(noise(8, 16), -1)))
-    assert loaded.note == ""
-
-
 def test_array_is_taken_as_it_is(tmp_path: Path) -> None:
     array = np.random.default_rng(1).random(COLOUR, dtype=np.float32)
     np.save(tmp_path / "a.npy", array)

@@ -1,6 +1,5 @@
 """AutoAttack under our runner gives the same flags as a direct call of the package."""
 
-import sys
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from advmoe.attacks import derive_seed, frozen
 from advmoe.attacks.autoattack import STANDARD as AUTOATTACK
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
-from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
 
 EPSILON, SEED, SHARD = 0.04, 5, 8
@@ -80,21 +78,6 @@ def test_gives_the_flags_of_the_package_called_directly(monkeypatch: pytest.Monk
     assert evaluation.attacks["aa_square"].attacked == len(ours) + evaluation.attacks["aa_square"].broken
 
 
-def test_each_attack_gets_only_the_images_that_those_before_it_did_not_break() -> None:
-    model, x, y = tiny_net(10)
-    evaluation = evaluate(model, x[:8], y[:8], epsilon=EPSILON, preset=["aa_apgd-ce", "aa_apgd-t"], seed=SEED)
-    assert evaluation.attacks["aa_apgd-t"].attacked == len(evaluation.correct) - evaluation.attacks["aa_apgd-ce"].broken
-
-
-def test_leaves_the_global_random_numbers_alone() -> None:
-    model, x, y = tiny_net(10)
-    torch.manual_seed(3)
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    evaluate(model, x[:4], y[:4], epsilon=EPSILON, preset=["aa_apgd-ce"], seed=SEED)
-    assert torch.equal(torch.rand(3), expected)
-
-
 @pytest.mark.usefixtures("short_autoattack")
 def test_four_classes_work() -> None:
     """The package's targets assume ten classes."""
@@ -122,11 +105,3 @@ def test_with_few_classes_saturated_logits_hide_no_image(classes: int) -> None:
     assert 8 <= len(breakable) <= 32
     assert sorted({*evaluation.broken["aa_apgd-ce"], *evaluation.broken["apgd_t"]}) == breakable == evaluation.ever
     assert len(evaluation.broken["apgd_t"]) >= 5
-
-
-def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyautoattack", None)
-    model, x, y = tiny_net(10)
-    with pytest.raises(UserError) as caught:
-        evaluate(model, x[:4], y[:4], epsilon=EPSILON, preset=["autoattack"])
-    assert str(caught.value) == "AutoAttack needs the extra autoattack: pip install 'advmoe[autoattack]'"

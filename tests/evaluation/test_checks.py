@@ -195,6 +195,8 @@ class CutRouter(Routed):
 
 
 class NanRouter(Routed):
+    """Its routing logits are NaN. Their argmax is 0, so the network still classifies."""
+
     def routing(self, x: Tensor) -> Tensor:
         return super().routing(x) * torch.nan
 
@@ -398,13 +400,6 @@ def test_the_preset_standard_runs_the_costly_checks(monkeypatch: pytest.MonkeyPa
 
 
 # (13)
-
-
-class NanRouter(Routed):
-    """Its routing logits are NaN. Their argmax is 0, so the network still classifies."""
-
-    def routing(self, x: Tensor) -> Tensor:
-        return super().routing(x) * torch.nan
 
 
 class ConstantRouter(Routed):

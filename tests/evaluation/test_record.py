@@ -22,7 +22,6 @@ from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.snapshot import Snapshot
 from advmoe.evaluation.target import EvaluationOptions
-from advmoe.files import write_json
 from advmoe.models import build_model
 from advmoe.models.digest import weights_digest
 from advmoe.moe import MoEKind
@@ -118,15 +117,6 @@ def test_robustbench_says_that_autoattack_is_unreliable_without_a_complete_evalu
 @pytest.mark.parametrize(("epsilon", "text"), [(4 / 255, "4/255"), (0.1, "0.1"), (0.5, "0.5"), (1.0, "255/255")])
 def test_epsilon_as_a_fraction(record, epsilon, text):
     assert model_info(record(epsilon=epsilon))["eps"] == text
-
-
-def test_json_is_written_completely_or_not_at_all(tmp_path):
-    path = tmp_path / "record.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_the_history_and_the_runs_name_are_in_the_record(record):

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fault_runs import trained
+from fault_runs import SEED, trained
 from filelock import FileLock
 
 from advmoe.config import RunConfig, dump_yaml
 from advmoe.files import write_atomically
 from advmoe.training.methods import METHODS
 
-SEED = int(os.environ.get("FAULTS_SEED", "20231"))  # of the moments at which processes are killed
 LIBRARIES = ("torch", "numpy", "safetensors", "filelock", "advmoe")
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
 

@@ -1,6 +1,7 @@
 """Training runs in separate processes, and the files that they write."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from advmoe.training.checkpoint import LOCK, RunFolder
 
 SABOTAGE = Path(__file__).with_name("sabotage.py")
+SEED = int(os.environ.get("FAULTS_SEED", "20231"))  # of the moments at which processes are killed
 PATIENCE = 300  # seconds for a run of seconds
 CLOCKS = re.compile("_seconds$")
 ALWAYS = ("--save-minutes", "0")  # a checkpoint after every iteration

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SEED
-from fault_runs import ALWAYS, assert_same, end, in_a_step, trained
+from fault_runs import ALWAYS, SEED, assert_same, end, in_a_step, trained
 
 from advmoe.training.checkpoint import RunFolder
 

@@ -1,6 +1,5 @@
 """`--deterministic`: two runs of one machine give the same bits."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ def test_two_runs_give_the_same_bits(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_two_runs_on_cuda(method: str, arguments_of: ArgumentsOf, tmp_path: Path) -> None:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     arguments, runs = arguments_of(method), [tmp_path / "first", tmp_path / "second"]
     for run in runs:
         trained(*arguments, "--out", run, "--deterministic", "--device", "cuda")

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import SEED
-from fault_runs import ALWAYS, assert_same, drafts, end, rows, start, trained, until
+from fault_runs import ALWAYS, SEED, assert_same, drafts, end, rows, start, trained, until
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 

@@ -1,13 +1,10 @@
 """After a crash or on a full disk, the previous checkpoint is still there."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from run_folders import FILES, all_files, error_of, latest, names, save, saved_run
-
-from advmoe.files import write_atomically
 
 
 def test_a_crash_before_the_rename_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,18 +87,3 @@ def test_an_old_draft_is_replaced(tmp_path: Path) -> None:
     (folder.checkpoint_path / ".draft-0002" / "other").write_bytes(b"half")
     save(folder, 1, 2)
     assert sorted(path.name for path in (folder.checkpoint_path / "epoch-0002").iterdir()) == sorted(FILES)
-
-
-def test_text_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    write_atomically(tmp_path / "a.txt", "old")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OSError, match="No space left"):
-            write_atomically(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "old"
-    write_atomically(tmp_path / "a.txt", "new")
-    assert (tmp_path / "a.txt").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
