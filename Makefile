@@ -13,6 +13,7 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/pytest -m "not slow and not fuzz and not faults" -n $(CORES) --dist worksteal
 
 test-slow: .venv/installed-dev
+	$(PIP) -e '.[ray,slurm,wandb]'
 	.venv/bin/pytest -m slow
 
 # Hostile files, ten thousand for each reader; FUZZ_SEED=... repeats a failure. A few of them run in `make test`.
@@ -37,10 +38,11 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	.venv/bin/mypy
 
-# The site in build/docs; a warning is an error.
+# The site in build/docs; a warning is an error. Then the tests of what the build changes.
 docs: .venv/installed-dev
 	$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+	.venv/bin/pytest tests/test_docs_site.py
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -15,6 +15,7 @@ import torch
 from budget import budget
 from small_backbone import SMALL
 
+from advmoe import distributed
 from advmoe.attacks.registry import ATTACKS, Attack
 from advmoe.cli.arguments.evaluate import EvaluateCommand
 from advmoe.cli.evaluate import WORKER, _evaluate_in_workers
@@ -238,6 +239,18 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
 )
 def test_bad_input_is_one_line(run, capsys, arguments, message):
     assert message in error_line(capsys, run, *arguments, "--device", "cpu")
+
+
+def test_a_control_that_is_not_evaluated_is_one_line(run, capsys, tmp_path):
+    shutil.copytree(run, tmp_path / "control", ignore=shutil.ignore_patterns("evaluation*", "record.json"))
+    line = error_line(capsys, run, *PLAN, "--control", str(tmp_path / "control"))
+    assert f"control: is not evaluated yet (no record.json); run advmoe evaluate {tmp_path / 'control'} first" in line
+
+
+@pytest.mark.parametrize("flags", [["--part", "0", "2"], ["--processes", "2"]])
+def test_torchrun_shares_the_shards_itself(flags, run, capsys, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    assert "torchrun already shares the shards between its processes" in error_line(capsys, run, *PLAN, *flags)
 
 
 def test_a_saved_file_is_evaluated_like_its_run(unbroken, run, tmp_path):

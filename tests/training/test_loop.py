@@ -121,6 +121,8 @@ def test_training_in_bfloat16_resumes_bit_by_bit(tiny, splits, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(config, splits, tmp_path / "resumed", Recorder(lambda epoch, done: done == 2))
     assert numbers(train(config, splits, tmp_path / "resumed", Recorder(), resume=True)) == numbers(uninterrupted)
+    expected, state = weights(tmp_path / "uninterrupted"), weights(tmp_path / "resumed")
+    assert all(torch.equal(expected[name], state[name]) for name in expected)
 
 
 def test_the_seed_decides_the_weights(tiny, splits, tmp_path):
