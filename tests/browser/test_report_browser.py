@@ -95,15 +95,18 @@ def emulate(browser, width, scheme, motion="reduce"):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
 
 
+OVERVIEW = "table[aria-labelledby='table-1']"
+
+
 def head(page, title):
-    """The head of the first table's column of this title, and the column's number."""
-    heads = page.find_elements(By.CSS_SELECTOR, "table:first-of-type thead th")[:20]
+    """The head of the column of this title in the table of all runs, and the column's number."""
+    heads = page.find_elements(By.CSS_SELECTOR, f"{OVERVIEW} thead th")
     number = [cell.text for cell in heads].index(title)
     return heads[number], number
 
 
 def column(page, number):
-    rows = page.find_elements(By.TAG_NAME, "table")[0].find_elements(By.CSS_SELECTOR, "tbody tr")
+    rows = page.find_elements(By.CSS_SELECTOR, f"{OVERVIEW} tbody tr")
     return [row.find_elements(By.CSS_SELECTOR, "th, td")[number].text for row in rows]
 
 

@@ -6,7 +6,10 @@ from records import ROBUST, attacked, content, record, runs, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
+from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports import verdict as module
+from advmoe.reports.choice import Against
+from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Statement
 from advmoe.reports.verdict import check_lines
 
@@ -161,3 +164,26 @@ def test_failed_checks_are_named_for_each_run():
     passing = [{"number": 5, "name": "", "status": "pass", "detail": ""}]
     trusted = {**content()["evaluation"], "checks": passing}
     assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."
+
+
+def test_the_ranking_has_every_network_with_its_cost_and_its_difference_from_the_control(monkeypatch):
+    control = [record("at_moe", seed=seed, num_experts=1, ra_worst=50.0, test_images=10_000) for seed in (0, 1)]
+    quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0, test_images=10_000)
+    routed = runs(advmoe=56.0)
+    against = Against(Difference(value=4.0, low=3.0, high=5.0), 2, "RA-worst")
+    monkeypatch.setattr(module, "differences_from_control", lambda _: {cell_of(routed[0]): against})
+    table = module.ranking([*runs(at_small_dense=46.0), *routed, *control, quick])
+    assert [[entry.text for entry in row] for row in table.rows] == [
+        ["AdvMoE, r 0.5, N 2", "54.0 ± 0.0", "53.0 to 55.0", "0.0100 (25 %)", "+4.0 (+3.0 to +5.0)", "2"],
+        ["AT (MoE), r 0.5, N 1", "50.0 ± 0.0", "49.0 to 51.0", "0.0100 (25 %)", "", "2"],
+        ["AT (S-Dense), r 0.5", "44.0 ± 0.0", "43.0 to 45.0", "0.0100 (25 %)", "", "2"],
+        ["AT (Dense)", "not measured", "", "0.0400 (100 %)", "", "1"],  # RA-worst (quick) is not RA-worst
+    ]
+
+
+def test_the_ranking_marks_figures_of_other_attacks():
+    all_runs = runs(at_dense=50.0, advmoe=56.0)
+    other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
+    table = module.ranking(other)
+    assert table.rows[1][1].marks
+    assert "pgd_10" in " ".join(table.notes)

@@ -22,10 +22,12 @@ from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import DPI, METHOD_STYLES, radius, style_of
 from advmoe.reports.paper_tables import MEANING, Notes, ours
 from advmoe.reports.runs import Run, number_of, run_of
+from advmoe.reports.verdict import ranking
 from advmoe.reports.words import WORDS
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the remaining lines are folded
+LEADS = 3  # answers in large type
 NEEDED = {  # field of a Record -> what is missing without it
     "history": "accuracies after every epoch",
     "layers": "MoE layers",
@@ -63,13 +65,19 @@ def report_html(
     style, script = (files("advmoe").joinpath("reports", f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html.jinja").render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
-        subtitle=_subtitle(records), verdict=verdict, first_lines=FIRST_LINES, claims=claims, intervals=INTERVALS, marks=MARKS,
+        subtitle=_subtitle(records), leads=_leads(verdict), verdict=verdict, ranking=ranking(records), first_lines=FIRST_LINES,
+        claims=claims, intervals=INTERVALS, marks=MARKS,
         tables=[_overview(summarise(records)), *map(_without_meaning, sorted(tables, key=lambda table: not table.run_rows))],
         meaning=MEANING,
         figures=_drawn(figures), undrawn=_undrawn(figures, failed),
         runs=runs, gallery_runs=_with_images(runs), gaps=_gaps(records),
         words=WORDS,
     )  # fmt: skip
+
+
+def _leads(verdict: Sequence[Statement]) -> list[str]:
+    """The first answer, and the others to a question: 'Does choosing an expert help? Not shown.'"""
+    return [line.answer for number, line in enumerate(verdict) if number == 0 or "?" in line.answer][:LEADS]
 
 
 def _policy(style: str, script: str) -> str:

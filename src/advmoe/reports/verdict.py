@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
@@ -11,14 +12,16 @@ from advmoe.reports.cells import (
     by_setting,
     comparable_groups,
     differing_settings,
+    interval,
     outcome,
     summarise,
     worst_name,
 )
-from advmoe.reports.choice import choice_answers
-from advmoe.reports.markup import Statement
+from advmoe.reports.choice import Against, choice_answers, differences_from_control
+from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import BY_NAME, label
 from advmoe.reports.panels import grouped, network_title, run_title, setting_text
+from advmoe.reports.paper_tables import Notes, ours
 from advmoe.reports.runs import number_of
 
 LISTED = 3  # networks or runs in a sentence
@@ -34,12 +37,41 @@ def verdict(records: Iterable[Record], choice: bool = True) -> list[Statement]:
     statement for each comparable group.
     """
     records = list(records)
-    groups = by_setting(summarise(records)).values()
-    parts = [(_where(part[0], group), part) for group in groups for part in comparable_groups(group)]
-    parts.sort(key=lambda pair: _weight(pair[1]), reverse=True)
-    rankings = [_winner(*pair) for pair in parts]
+    rankings = [_winner(*pair) for pair in _parts(records)]
     answers = choice_answers(records) if choice else []
     return [*rankings[:1], *answers, *rankings[1:], *check_lines(records)]
+
+
+def ranking(records: Sequence[Record]) -> Table:
+    """The networks of the setting that the verdict names first, those with the highest worst case first, with their cost and, for
+    routed networks, the difference from the control. A note says which figures come from other attacks."""
+    where, group = _parts(records)[0]
+    name, notes, differences = worst_name(group), Notes(group), differences_from_control(records)
+    columns = ("network", label(name), "95 % interval", "GMACs (of dense)", "minus the control", "n")
+    by_figure = sorted(group, key=lambda summary: -summary.figures[name].mean if name in summary.figures else 0.0)
+    rows = tuple(_ranked(summary, name, notes, differences.get(summary.cell)) for summary in by_figure)
+    about = f"On {group[0].cell.dataset}: {where}. Percent, and points with intervals over images; n seeds."
+    return Table("ranking", "Networks", columns, rows, about, tuple(notes.texts))
+
+
+def _ranked(summary: Summary, name: str, notes: Notes, against: Against | None) -> tuple[Entry, ...]:
+    worst, between = ours(summary, name, notes), Entry("")
+    if name in summary.figures:
+        worst, (low, high) = replace(worst, text=summary.figures[name].text(1)), interval(summary, name)
+        between = Entry(f"{low:.1f} to {high:.1f}", low)
+    gmacs, share = summary.figures["gmacs"].mean, 100 - summary.figures["reduction"].mean
+    difference = Entry("") if against is None else Entry(against.difference.words.replace(" points", ""), against.difference.value)
+    return (
+        Entry(network_title(summary.cell)), worst, between, Entry(f"{gmacs:.4f} ({share:.0f} %)", gmacs), difference,
+        Entry(str(summary.n), summary.n),
+    )  # fmt: skip
+
+
+def _parts(records: Sequence[Record]) -> list[tuple[str, Sequence[Summary]]]:
+    """The groups of comparable networks, each with its setting as text, in the order of the verdict."""
+    groups = by_setting(summarise(records)).values()
+    parts = [(_where(part[0], group), part) for group in groups for part in comparable_groups(group)]
+    return sorted(parts, key=lambda pair: _weight(pair[1]), reverse=True)
 
 
 def _weight(part: Sequence[Summary]) -> tuple[int, int]:
