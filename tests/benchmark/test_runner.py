@@ -69,7 +69,7 @@ def test_rows_before_an_interruption_are_kept(suites, monkeypatch, tmp_path):
 def test_mistakes_are_reported_before_anything_runs(suites, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="unknown suite 'attak': did you mean attack"):
         run(("data", "attak"), None, print, SETUP)
-    for out, message in ((tmp_path, "a file, not a folder"), (tmp_path / "none" / "rows.json", "no such folder for the results")):
+    for out, message in ((tmp_path, "is a folder; the results must go to a file"), (tmp_path / "none" / "rows.json", "no such folder for the results")):
         with pytest.raises(UserError, match=message):
             run(("data",), out, print, SETUP)
     for name, message in (("cuda", "no CUDA device"), ("low_precision", "--runs RUN")):
@@ -77,3 +77,9 @@ def test_mistakes_are_reported_before_anything_runs(suites, monkeypatch, tmp_pat
         with pytest.raises(UserError, match=message):
             run(("data", name), None, print, SETUP)
     assert not suites
+
+
+@pytest.mark.parametrize("name", ["independent", "low_precision", "rerouting"])
+def test_suites_that_measure_on_the_cpu_refuse_another_device(name, tmp_path):
+    with pytest.raises(UserError, match=f"^suite {name} measures on the CPU: give --device cpu$"):
+        SUITES[name].check(Setup(device=torch.device("cuda"), runs=(tmp_path,)))

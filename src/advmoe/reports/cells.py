@@ -1,7 +1,6 @@
 """Records of each cell summarised: means and sample deviations over seeds."""
 
 import math
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -10,7 +9,7 @@ from typing import Literal
 from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
-from advmoe.reports.collect import Cell, cell_of, departures, shared_settings, short_value
+from advmoe.reports.collect import Cell, cell_of, departures, grouped, shared_settings, short_value
 from advmoe.reports.measures import SUMMARY, WORST, attacks_of
 
 T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom
@@ -59,10 +58,7 @@ class Summary:
 
 def summarise(records: Iterable[Record]) -> list[Summary]:
     """One Summary for each cell, in order of first occurrence. Expects one Record for each cell and seed, as `collect` returns."""
-    cells: dict[Cell, list[Record]] = defaultdict(list)
-    for record in records:
-        cells[cell_of(record)].append(record)
-    return [_summary(cell, runs) for cell, runs in cells.items()]
+    return [_summary(cell, runs) for cell, runs in grouped(records, cell_of).items()]
 
 
 def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
@@ -133,10 +129,7 @@ def student_t(degrees: int) -> float:
 
 def by_setting(summaries: Iterable[Summary]) -> dict[Cell, list[Summary]]:
     """Summaries by setting (data set, network, training length, threat model), in order of first occurrence."""
-    groups: dict[Cell, list[Summary]] = defaultdict(list)
-    for summary in summaries:
-        groups[summary.cell.setting].append(summary)
-    return dict(groups)
+    return grouped(summaries, lambda summary: summary.cell.setting)
 
 
 def differing_settings(summary: Summary, others: Sequence[Summary], ignored: Collection[str] = ()) -> list[str]:

@@ -7,11 +7,11 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports.cells import summarise
 from advmoe.reports.claims import CHOICE
-from advmoe.reports.collect import Cell, cell_of, is_routed
+from advmoe.reports.collect import Cell, cell_of, grouped, is_routed
 from advmoe.reports.control import CONTROL, compared, worst_case_difference
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import worst_of
-from advmoe.reports.panels import grouped, network_title, setting_of, setting_text
+from advmoe.reports.panels import network_title, setting_of, setting_text
 
 QUESTION = "Does choosing an expert help?"
 

@@ -2,10 +2,10 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from advmoe.config import OF_MACHINE, RunConfig, to_dict
 from advmoe.errors import UserError
@@ -19,6 +19,8 @@ from advmoe.training.methods import METHODS
 
 Warn = Callable[[str], None]
 RecordFile = tuple[Path, Record]
+Key = TypeVar("Key")
+Runs = TypeVar("Runs")  # a Record, or a Summary of several
 # settings that do not change a run's result, or that its cell already holds
 NOT_COMPARED = (*OF_MACHINE, "schema", "method", "seed", "data.limit_train", "data.limit_test")
 IN_CELL = (  # settings that a cell already holds, with the precision and the data's fingerprint
@@ -137,6 +139,14 @@ class Cell:
 def options_text(variant: str, ingredients: str) -> str:
     """', same batches, ema 0.995', or empty."""
     return "".join(f", {part}" for part in (variant, ingredients) if part)
+
+
+def grouped(runs: Iterable[Runs], key: Callable[[Runs], Key]) -> dict[Key, list[Runs]]:
+    """Records or summaries by `key`, in order of first occurrence."""
+    groups: dict[Key, list[Runs]] = {}
+    for one in runs:
+        groups.setdefault(key(one), []).append(one)
+    return groups
 
 
 CELL_FIELDS = tuple(field.name for field in fields(Cell))

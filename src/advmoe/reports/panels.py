@@ -15,13 +15,13 @@ from matplotlib.text import Text
 from advmoe.config.schema import fraction_text
 from advmoe.evaluation.record import Record
 from advmoe.files import drafted
-from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed, options_text
+from advmoe.reports.cells import figure
+from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, grouped, is_full_scale, is_routed, options_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 DPI = 150
 MAX_NAME = 28  # characters of a name in a figure
 LEGEND_WIDTH = 30  # characters
-Key = TypeVar("Key")
 Runs = TypeVar("Runs")  # a Record, or a Summary of several
 
 
@@ -120,14 +120,6 @@ def setting_of(record: Record) -> Cell:
     return cell_of(record).setting
 
 
-def grouped(runs: Iterable[Runs], key: Callable[[Runs], Key]) -> dict[Key, list[Runs]]:
-    """Records or summaries by `key`, in order of first occurrence."""
-    groups: dict[Key, list[Runs]] = {}
-    for one in runs:
-        groups.setdefault(key(one), []).append(one)
-    return groups
-
-
 def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
     """Records or summaries by line, in the order of `METHOD_STYLES`; `cell` returns the cell of one."""
     order = list(METHOD_STYLES)
@@ -182,15 +174,11 @@ def label_of(line: Line) -> str:
     return fill(title, LEGEND_WIDTH)
 
 
-def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and sample deviation; the deviation of a single value is 0, which draws no bar."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
 def draw_curve(ax: Axes, line: Line, xs: Sequence[float], curves: Sequence[Sequence[float]], label: str) -> None:
     """Draw the mean over seeds of `curves` [seeds][points], and a band of one sample deviation."""
     style = style_of(line)
-    means, stds = np.array([mean_and_std(values) for values in zip(*curves, strict=True)]).T
+    figures = [figure(values) for values in zip(*curves, strict=True)]
+    means, stds = np.array([(one.mean, one.std or 0.0) for one in figures]).T
     every = max(1, len(xs) // 10)
     ax.plot(
         xs, means, color=style.colour, linestyle=style.dash, **style.marks(5), markevery=every, label=label,

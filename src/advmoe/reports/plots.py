@@ -15,13 +15,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import attack_title
 from advmoe.reports.cells import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
-from advmoe.reports.collect import Cell, cell_of, is_full_scale
+from advmoe.reports.collect import Cell, cell_of, grouped, is_full_scale
 from advmoe.reports.measures import SUMMARY
 from advmoe.reports.panels import (
     by_line,
     by_panel,
     draw_curve,
-    grouped,
     label_of,
     legend_below,
     radius,

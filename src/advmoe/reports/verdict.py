@@ -18,9 +18,10 @@ from advmoe.reports.cells import (
     worst_name,
 )
 from advmoe.reports.choice import Against, choice_answers, differences_from_control
+from advmoe.reports.collect import grouped
 from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import BY_NAME, label
-from advmoe.reports.panels import grouped, network_title, run_title, setting_text
+from advmoe.reports.panels import network_title, run_title, setting_text
 from advmoe.reports.paper_tables import Notes, ours
 from advmoe.reports.runs import number_of
 

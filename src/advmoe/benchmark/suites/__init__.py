@@ -50,7 +50,7 @@ SUITES = {
     "low_precision": Suite(low_precision.measure, low_precision.check),
     "scaling": Suite(scaling.measure),
     "streaming": Suite(streaming.measure),
-    "rerouting": Suite(rerouting.measure),
+    "rerouting": Suite(rerouting.measure, rerouting.check),
     "independent": Suite(independent.measure, independent.check),
     "waiting": Suite(waiting.measure),
     "cuda": Suite(cuda.measure, cuda.check),

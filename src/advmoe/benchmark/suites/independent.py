@@ -40,7 +40,8 @@ STEP_SIZES = ((0.5, 0.3), (0.85, 0.1), (1.0, 0.02))  # up to this fraction of th
 
 
 def check(setup: Setup) -> None:
-    """Raises UserError if no runs are given."""
+    """Raises UserError if no runs are given, or another device than the CPU."""
+    setup.check_cpu("independent")
     if not setup.runs:
         raise UserError("suite independent attacks trained networks: give --runs RUN ...")
 
