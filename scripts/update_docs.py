@@ -288,20 +288,30 @@ def pairs_table() -> str:
     return "\n".join(lines)
 
 
-def gains_table() -> str:
-    """What choosing an expert gains over each expert in every layer, in the worst case, of each run that measured it."""
+def gains_table(evaluated: Iterable[tuple[str, Record]]) -> str:
+    """What choosing an expert gains over each expert in every layer, in the worst case, of each named Record that measured it."""
     lines = ["| network | seed | RA-worst (quick) | each expert alone | at least one of them | gain over each, points |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | --- |")
-    for record in main_records():
+    for name, record in evaluated:
         routing = record.evaluation.routing
         if routing is None or len(routing.choice_gain_worst) < 2:
             continue
         alone = ", ".join(f"{value:.1f}" for value in routing.fixed_expert_ra_worst)
         either = "" if routing.any_expert_ra_worst is None else f"{routing.any_expert_ra_worst:.1f}"
         gains = "; ".join(gain.words.replace(" points", "") for gain in routing.choice_gain_worst)
-        cells = [network_title(cell_of(record)), str(record.seed), f"{record.worst:.1f}", alone, either, gains]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join([name, str(record.seed), f'{record.worst:.1f}', alone, either, gains])} |")
     return "\n".join(lines)
+
+
+def gains_of_networks() -> str:
+    """The gains by choosing an expert in the runs that README shows."""
+    return gains_table((network_title(cell_of(record)), record) for record in main_records())
+
+
+def gains_of_ingredients() -> str:
+    """The gains by choosing an expert in the runs of the ingredients."""
+    runs = by_network(records("results/choices/ingredients.json"))
+    return gains_table((f"`{variant}`", record) for variant, seeds in runs.items() for record in seeds.values())
 
 
 def ingredients_table() -> str:
@@ -436,8 +446,8 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "standard": standard,
     },
     "docs/start.md": {"demo": demo},
-    "docs/choices.md": {"choice": choice_table, "pairs": pairs_table, "gains": gains_table},
-    "docs/ingredients.md": {"ingredients": ingredients_table},
+    "docs/choices.md": {"choice": choice_table, "pairs": pairs_table, "gains": gains_of_networks},
+    "docs/ingredients.md": {"ingredients": ingredients_table, "gains": gains_of_ingredients},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
         "scaling": lambda: benchmark_table("scaling", ("scaling",)),

@@ -69,7 +69,10 @@ def test_rows_before_an_interruption_are_kept(suites, monkeypatch, tmp_path):
 def test_mistakes_are_reported_before_anything_runs(suites, monkeypatch, tmp_path):
     with pytest.raises(UserError, match="unknown suite 'attak': did you mean attack"):
         run(("data", "attak"), None, print, SETUP)
-    for out, message in ((tmp_path, "is a folder; the results must go to a file"), (tmp_path / "none" / "rows.json", "no such folder for the results")):
+    for out, message in (
+        (tmp_path, "is a folder; the results must go to a file"),
+        (tmp_path / "none" / "rows.json", "no such folder for the results"),
+    ):
         with pytest.raises(UserError, match=message):
             run(("data",), out, print, SETUP)
     for name, message in (("cuda", "no CUDA device"), ("low_precision", "--runs RUN")):
