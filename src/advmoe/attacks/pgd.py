@@ -13,6 +13,7 @@ from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import ascent, check_norm, project, uniform_start
 from advmoe.attacks.objectives import Objective, cross_entropy
 from advmoe.config.choices import Norm
+from advmoe.moe.replace import kept_modes
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -20,18 +21,16 @@ Predict = Callable[[Tensor], Tensor]
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """Inside the block, the model is in eval mode and its parameters get no gradients. Afterwards the old state is restored."""
-    modes = {module: module.training for module in model.modules()}
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.eval()
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
+    with kept_modes(model):
+        model.eval()
         for parameter in learned:
-            parameter.requires_grad_(True)
-        for module, mode in modes.items():
-            module.training = mode
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter in learned:
+                parameter.requires_grad_(True)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advmoe.distributed import pooled_statistics, sum_over_ranks
 from advmoe.moe.channels import Channels
-from advmoe.moe.replace import replace_modules
+from advmoe.moe.replace import kept_modes, replace_modules
 from advmoe.moe.routing import MOMENTUM, Router
 
 
@@ -287,15 +287,10 @@ def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     norms get plain averages over all batches; the routers get moving averages, in which later batches count more. An expert that
     no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with kept_modes(model), recomputed_statistics(model.modules()):
         model.train()
-        with recomputed_statistics(modes):
-            for images in batches:
-                model(images)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+        for images in batches:
+            model(images)
 
 
 def synchronise(model: nn.Module, wanted: bool) -> None:

@@ -1,6 +1,7 @@
-"""Replace modules inside a network."""
+"""Replace modules inside a network, and keep their modes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -11,3 +12,14 @@ def replace_modules(network: nn.Module, replacement: Callable[[nn.Module], nn.Mo
         for name, child in list(parent.named_children()):
             if (new := replacement(child)) is not child:
                 setattr(parent, name, new)
+
+
+@contextmanager
+def kept_modes(network: nn.Module) -> Iterator[None]:
+    """After the block every module is in train or eval mode as before it."""
+    modes = {module: module.training for module in network.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training

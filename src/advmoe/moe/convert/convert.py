@@ -17,6 +17,7 @@ from advmoe.moe.convert.prepare import prepared, unwrapped
 from advmoe.moe.convert.trace import Traced, first_line, trace
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
+from advmoe.moe.replace import kept_modes
 from advmoe.moe.routing import HARD, Gate
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}  # of logits at model scale 1, relative to the largest; other dtypes: 0.1
@@ -106,12 +107,8 @@ def _converted(network: nn.Module, kind: DenseKind, example_input: Tensor, plain
 @torch.no_grad()
 def _check_logits(model: nn.Module, full: Converted, example_input: Tensor) -> None:
     """Raises UserError if the logits of `full`, at model scale 1, differ from those of `model`."""
-    modes = {module: module.training for module in model.modules()}
-    try:
+    with kept_modes(model):
         expected = model.eval()(example_input.clone())
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if expected.is_meta:
         return
     logits = full.eval()(example_input.clone())
