@@ -38,7 +38,7 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	.venv/bin/mypy
 
-# The site in build/docs; a warning is an error. Then the tests of what the build changes.
+# The site in build/docs; a warning is an error. Then the tests of its hooks, scripts/docs_site.py.
 docs: .venv/installed-dev
 	$(PIP) -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict

@@ -25,7 +25,7 @@ from advmoe.reports.answers import answers
 from advmoe.reports.cells import summarise
 from advmoe.reports.choice import differences_from_control
 from advmoe.reports.collect import Cell, cell_of, collect
-from advmoe.reports.control import worst_case_difference
+from advmoe.reports.control import compared, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured, worst_of
@@ -273,19 +273,24 @@ def paired_seeds(runs: dict[str, dict[int, Record]], network: str, other: str) -
 
 def pairs_table() -> str:
     """The differences of the `PAIRS` in the worst case, over the seeds that both have."""
+
+    def title(network: str, record: Record) -> str:
+        return network_title(cell_of(record)) + (", half of the images" if network.endswith("-half") else "")
+
     half = by_network(records("results/choices/half_images.json"))
     runs = by_network(main_records()) | {f"{network}-half": seeds for network, seeds in half.items()}
     lines = ["| network | compared with | RA-worst (quick), image by image | seeds |", "| --- | --- | ---: | --- |"]
     for network, other in PAIRS:
-        pairs = paired_seeds(runs, network, other)
-        if pairs and (difference := worst_case_difference(pairs)):
-            titles = [network_title(cell_of(record)) for record in pairs[0]]
-            names = [
-                title + ", half of the images" * name.endswith("-half")
-                for title, name in zip(titles, (network, other), strict=True)
-            ]
+        pairs = compared(paired_seeds(runs, network, other))
+        if difference := worst_case_difference(pairs):
+            names = [title(name, record) for name, record in zip((network, other), pairs[0], strict=True)]
             lines.append(f"| {' | '.join(names)} | {difference.words} | {', '.join(str(record.seed) for record, _ in pairs)} |")
     return "\n".join(lines)
+
+
+def bound(value: float) -> str:
+    """'+1.3'; near 0 with one significant digit, which says on which side it is: '-0.03'."""
+    return f"{value:+.1f}" if abs(value) >= 0.05 else f"{value:+.1g}"
 
 
 def gains_table(evaluated: Iterable[tuple[str, Record]]) -> str:
@@ -298,7 +303,7 @@ def gains_table(evaluated: Iterable[tuple[str, Record]]) -> str:
             continue
         alone = ", ".join(f"{value:.1f}" for value in routing.fixed_expert_ra_worst)
         either = "" if routing.any_expert_ra_worst is None else f"{routing.any_expert_ra_worst:.1f}"
-        gains = "; ".join(gain.words.replace(" points", "") for gain in routing.choice_gain_worst)
+        gains = "; ".join(f"{gain.value:+.1f} ({bound(gain.low)} to {bound(gain.high)})" for gain in routing.choice_gain_worst)
         lines.append(f"| {' | '.join([name, str(record.seed), f'{record.worst:.1f}', alone, either, gains])} |")
     return "\n".join(lines)
 

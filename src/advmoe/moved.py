@@ -18,7 +18,6 @@ MOVED = {  # module -> former name -> present name
     "advmoe.evaluation": {
         "CheckResult": "advmoe.evaluation.Check",
         "evaluate_with": "advmoe.evaluation.evaluate",
-        "suite": "advmoe.attacks.registry or advmoe.attacks.presets",
     },
     "advmoe.evaluation.record": {
         "AttackTotals": "advmoe.evaluation.record_evaluation.AttackTotals",

@@ -85,4 +85,4 @@ def test_mistakes_are_reported_before_anything_runs(suites, monkeypatch, tmp_pat
 @pytest.mark.parametrize("name", ["independent", "low_precision", "rerouting"])
 def test_suites_that_measure_on_the_cpu_refuse_another_device(name, tmp_path):
     with pytest.raises(UserError, match=f"^suite {name} measures on the CPU: give --device cpu$"):
-        SUITES[name].check(Setup(device=torch.device("cuda"), runs=(tmp_path,)))
+        run((name,), None, print, Setup(device=torch.device("cuda"), runs=(tmp_path,)))

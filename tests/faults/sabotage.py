@@ -19,7 +19,7 @@ import torch
 
 from advmoe.cli.main import main
 from advmoe.moe import routing
-from advmoe.training import checkpoint, methods
+from advmoe.training import methods
 from advmoe.training.losses import Loss
 
 CHANGES = ("os.mkdir", "os.rmdir", "os.remove", "os.rename", "shutil.rmtree")
@@ -74,9 +74,9 @@ def kill_half_written(name: str, number: int) -> None:
 
         return written
 
-    checkpoint.save_file = halved(checkpoint.save_file, lambda tensors, path, *_: path)
     torch.save = halved(torch.save, lambda content, path, *_: path)
     Path.write_text = halved(Path.write_text, lambda path, *_: path)  # type: ignore[method-assign]
+    Path.write_bytes = halved(Path.write_bytes, lambda path, *_: path)  # type: ignore[method-assign]
 
 
 # Steps

@@ -166,13 +166,13 @@ def test_failed_checks_are_named_for_each_run():
     assert verdict([record(evaluation=trusted)])[-1] == "No run failed a check of its evaluation."
 
 
-def test_the_ranking_has_every_network_with_its_cost_and_its_difference_from_the_control(monkeypatch):
+def test_the_table_has_every_network_with_its_cost_and_its_difference_from_the_control(monkeypatch):
     control = [record("at_moe", seed=seed, num_experts=1, ra_worst=50.0, test_images=10_000) for seed in (0, 1)]
     quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0, test_images=10_000)
     routed = runs(advmoe=56.0)
     against = Against(Difference(value=4.0, low=3.0, high=5.0), 2, "RA-worst")
     monkeypatch.setattr(module, "differences_from_control", lambda _: {cell_of(routed[0]): against})
-    table = module.ranking([*runs(at_small_dense=46.0), *routed, *control, quick])
+    table = module.networks_table([*runs(at_small_dense=46.0), *routed, *control, quick])
     assert [[entry.text for entry in row] for row in table.rows] == [
         ["AdvMoE, r 0.5, N 2", "54.0 ± 0.0", "53.0 to 55.0", "0.0100 (25 %)", "+4.0 (+3.0 to +5.0)", "2"],
         ["AT (MoE), r 0.5, N 1", "50.0 ± 0.0", "49.0 to 51.0", "0.0100 (25 %)", "", "2"],
@@ -181,9 +181,21 @@ def test_the_ranking_has_every_network_with_its_cost_and_its_difference_from_the
     ]
 
 
-def test_the_ranking_marks_figures_of_other_attacks():
+def test_the_table_of_networks_has_no_difference_of_another_figure(monkeypatch):
+    routed = runs(advmoe=56.0)
+    against = Against(Difference(value=4.0, low=3.0, high=5.0), 1, "RA-worst (quick)")
+    monkeypatch.setattr(module, "differences_from_control", lambda _: {cell_of(routed[0]): against})
+    assert module.networks_table(routed).rows[0][4].text == ""
+
+
+def test_the_table_of_networks_counts_the_seeds_of_its_figure():
+    only_quick = record(seed=2, test_images=10_000, ra_worst=..., ra_worst_quick=60.0)
+    assert module.networks_table([*runs(advmoe=56.0), only_quick]).rows[0][5].text == "2"
+
+
+def test_the_table_of_networks_marks_figures_of_other_attacks():
     all_runs = runs(at_dense=50.0, advmoe=56.0)
     other = [attacked(run, "pgd_10") if run.method == "at_dense" else run for run in all_runs]
-    table = module.ranking(other)
+    table = module.networks_table(other)
     assert table.rows[1][1].marks
     assert "pgd_10" in " ".join(table.notes)

@@ -25,7 +25,7 @@ def test_a_crash_before_the_rename_keeps_the_previous_checkpoint(tmp_path: Path,
     assert latest(folder).epoch == 3
 
 
-@pytest.mark.parametrize("name", ["save_file", "torch.save", "sync"])
+@pytest.mark.parametrize("name", ["save", "torch.save", "sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("PytorchStreamWriter failed\nwriting")])
 def test_a_full_disk_keeps_the_previous_checkpoint(
     name: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,7 +9,7 @@ from advmoe.benchmark.rows import Report, Row
 from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.suites import SUITES, USUAL
 from advmoe.benchmark.suites.growth import draw
-from advmoe.errors import lookup
+from advmoe.errors import UserError, lookup
 from advmoe.files import check_target
 
 
@@ -21,6 +21,9 @@ def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], se
     missing, and if `out` cannot be written.
     """
     chosen = [lookup(SUITES, name, "suite") for name in suites or USUAL]
+    on_cpu = [name for name in suites if SUITES[name].on_cpu]
+    if on_cpu and setup.device.type != "cpu":
+        raise UserError(f"suite {on_cpu[0]} measures on the CPU: give --device cpu")
     if out is not None:
         check_target(out, "the results")
     for suite in chosen:

@@ -5,8 +5,6 @@ from pathlib import Path
 
 import torch
 
-from advmoe.errors import UserError
-
 
 @dataclass(frozen=True)
 class Scale:
@@ -45,11 +43,6 @@ class Setup:
     """Tiny networks and few repetitions. This shows that a suite runs; its numbers mean nothing."""
     runs: tuple[Path, ...] = ()
     """Folders of trained runs, for the suites that need some."""
-
-    def check_cpu(self, suite: str) -> None:
-        """Raises UserError if the device is not the CPU, on which `suite` measures."""
-        if self.device.type != "cpu":
-            raise UserError(f"suite {suite} measures on the CPU: give --device cpu")
 
     def rounds(self, usual: int) -> int:
         """The number of rounds of a comparison whose default is `usual`."""

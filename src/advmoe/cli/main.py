@@ -41,7 +41,7 @@ HOW_TO_CONTINUE = {
     "sweep": SAME_COMMAND,
     "report": "every written file is complete; the same command writes the others",
     "data": SAME_COMMAND,
-    "benchmark": "the file of --json has the rows that were measured",
+    "benchmark": "with --json, the rows that were measured are in its file, if there are any",
     "export": "if the file was written, it is complete, but it was not compared with PyTorch",
 }
 

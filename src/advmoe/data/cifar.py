@@ -319,9 +319,12 @@ def _read_parquet(variant: Variant, path: Path) -> tuple[Split, Split]:
 
 
 def _bounded_table(path: Path) -> pyarrow.Table:
-    """The rows of a Parquet file. Raises UserError if they unpack to more than MAX_BATCH bytes."""
+    """The rows of a Parquet file. Raises UserError if they unpack to more than MAX_BATCH bytes, by the file's own count or ours: a
+    value that repeats is stored once. A batch of rows is unpacked before it is counted."""
     batches, size = [], 0
     with pyarrow.parquet.ParquetFile(path) as file:
+        if sum(file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)) > MAX_BATCH:
+            raise UserError(f"{path}: has more than {MAX_BATCH:,} bytes of images, the most that is read")
         for batch in file.iter_batches(PARQUET_ROWS):
             size += batch.nbytes
             if size > MAX_BATCH:

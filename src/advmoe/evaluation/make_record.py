@@ -83,7 +83,7 @@ def make_record(trained: Trained, splits: Splits, options: EvaluationOptions, me
         attack_precision="bfloat16" if options.bf16_search else "float32",
         config=RecordedConfig.model_validate(to_dict(config.replace(data=config.data.replace(data_dir=None)))),
         train_seconds=trained.train_seconds,
-        # a continued evaluation measures the seconds since it was continued; those of the attacks are complete
+        # a continued evaluation measures the seconds since it was continued; those of the attacks are complete, over all processes
         evaluate_seconds=max(measured.seconds, sum(attack.seconds for attack in evaluation.attacks.values())),
         evaluation=evaluation.result(),
         history=list(trained.history),

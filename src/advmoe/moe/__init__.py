@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-from advmoe.config.choices import Dispatch
 from advmoe.moe.balance import balance
 from advmoe.moe.channels import ChannelMask, Channels, images
 from advmoe.moe.conv import DenseConv2d, MoEConv2d, PlainConv2d, Routings
@@ -34,7 +33,7 @@ from advmoe.moved import getter
 
 __all__ = [
     "DISPATCHES", "GATES", "HARD", "MOMENTUM", "ChannelMask", "Channels", "Chosen", "Converted", "DenseConv2d", "DenseKind",
-    "Dispatch", "ExpertNorm", "ForcedGate", "Gate", "HardGate", "MaskedKind", "MaskedNorm", "Mixed", "MoEConv2d", "MoEKind",
+    "ExpertNorm", "ForcedGate", "Gate", "HardGate", "MaskedKind", "MaskedNorm", "Mixed", "MoEConv2d", "MoEKind",
     "OneHot", "PlainConv2d", "RoutedNetwork", "Router", "Routing", "Routings", "Scaled", "ScaledGate", "SoftGate",
     "StraightThroughGate", "balance", "check_dispatch", "check_gate", "check_routings", "convert", "images", "make_gate",
     "synchronise", "update_norms",

@@ -22,7 +22,7 @@ from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import DPI, METHOD_STYLES, radius, style_of
 from advmoe.reports.paper_tables import MEANING, Notes, ours
 from advmoe.reports.runs import Run, number_of, run_of
-from advmoe.reports.verdict import ranking
+from advmoe.reports.verdict import networks_table
 from advmoe.reports.words import WORDS
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
@@ -65,8 +65,8 @@ def report_html(
     style, script = (files("advmoe").joinpath("reports", f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     return environment.get_template("report.html.jinja").render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script),
-        subtitle=_subtitle(records), leads=_leads(verdict), verdict=verdict, ranking=ranking(records), first_lines=FIRST_LINES,
-        claims=claims, intervals=INTERVALS, marks=MARKS,
+        subtitle=_subtitle(records), leads=_leads(verdict), verdict=verdict, networks=networks_table(records),
+        first_lines=FIRST_LINES, claims=claims, intervals=INTERVALS, marks=MARKS,
         tables=[_overview(summarise(records)), *map(_without_meaning, sorted(tables, key=lambda table: not table.run_rows))],
         meaning=MEANING,
         figures=_drawn(figures), undrawn=_undrawn(figures, failed),

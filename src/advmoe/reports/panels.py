@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import fill
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -16,13 +16,12 @@ from advmoe.config.schema import fraction_text
 from advmoe.evaluation.record import Record
 from advmoe.files import drafted
 from advmoe.reports.cells import figure
-from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, cell_of, grouped, is_full_scale, is_routed, options_text
+from advmoe.reports.collect import OFFICIAL, SAME_BATCHES, Cell, Runs, cell_of, grouped, is_full_scale, is_routed, options_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 DPI = 150
 MAX_NAME = 28  # characters of a name in a figure
 LEGEND_WIDTH = 30  # characters
-Runs = TypeVar("Runs")  # a Record, or a Summary of several
 
 
 class Line(NamedTuple):

@@ -43,28 +43,32 @@ def verdict(records: Iterable[Record], choice: bool = True) -> list[Statement]:
     return [*rankings[:1], *answers, *rankings[1:], *check_lines(records)]
 
 
-def ranking(records: Sequence[Record]) -> Table:
+def networks_table(records: Sequence[Record]) -> Table:
     """The networks of the setting that the verdict names first, those with the highest worst case first, with their cost and, for
-    routed networks, the difference from the control. A note says which figures come from other attacks."""
+    routed networks, the difference of this worst case from the control's. A note says which figures come from other attacks."""
     where, group = _parts(records)[0]
     name, notes, differences = worst_name(group), Notes(group), differences_from_control(records)
     columns = ("network", label(name), "95 % interval", "GMACs (of dense)", "minus the control", "n")
     by_figure = sorted(group, key=lambda summary: -summary.figures[name].mean if name in summary.figures else 0.0)
     rows = tuple(_ranked(summary, name, notes, differences.get(summary.cell)) for summary in by_figure)
-    about = f"On {group[0].cell.dataset}: {where}. Percent, and points with intervals over images; n seeds."
-    return Table("ranking", "Networks", columns, rows, about, tuple(notes.texts))
+    about = (
+        f"On {group[0].cell.dataset}: {where}. Accuracies in percent; their interval covers seeds and images. Differences in "
+        "points, on the same images; their interval covers images only. n: seeds. One seed does not rank a network."
+    )
+    return Table("networks", "Networks", columns, rows, about, tuple(notes.texts))
 
 
 def _ranked(summary: Summary, name: str, notes: Notes, against: Against | None) -> tuple[Entry, ...]:
-    worst, between = ours(summary, name, notes), Entry("")
+    worst, between, difference, n = ours(summary, name, notes), Entry(""), Entry(""), summary.n
     if name in summary.figures:
         worst, (low, high) = replace(worst, text=summary.figures[name].text(1)), interval(summary, name)
-        between = Entry(f"{low:.1f} to {high:.1f}", low)
+        between, n = Entry(f"{low:.1f} to {high:.1f}", low), summary.figures[name].n
+    if against is not None and against.figure == label(name):
+        difference = Entry(against.difference.words.replace(" points", ""), against.difference.value)
     gmacs, share = summary.figures["gmacs"].mean, 100 - summary.figures["reduction"].mean
-    difference = Entry("") if against is None else Entry(against.difference.words.replace(" points", ""), against.difference.value)
     return (
         Entry(network_title(summary.cell)), worst, between, Entry(f"{gmacs:.4f} ({share:.0f} %)", gmacs), difference,
-        Entry(str(summary.n), summary.n),
+        Entry(str(n), n),
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import torch
 
 from advmoe import hub, networks
 from advmoe.config import RunConfig
+from advmoe.config.choices import Dispatch
 from advmoe.data import ImageSpec, Splits
 from advmoe.errors import UserError
 from advmoe.evaluation.claim import claimed
@@ -18,7 +19,6 @@ from advmoe.evaluation.runner import check_attacks, warn_before
 from advmoe.evaluation.store import STORE
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
-from advmoe.moe import Dispatch
 from advmoe.runs.cost import dense_cost
 from advmoe.runs.load import FILE, load
 from advmoe.training.checkpoint import RunFolder

@@ -88,7 +88,7 @@ def record_summary(path: Path) -> RecordSummary | None:
     return RecordSummary(
         _number(content, "sa"), _number(content, "ra_worst"), _number(content, "ra_worst_quick"),
         frozenset((*attacks, *left_out)),
-        # the seconds of a resumed evaluation are those since it was resumed; the attacks' seconds are complete
+        # in Records of older versions, the seconds of a continued evaluation are those since it was continued
         max(_number(content, "evaluate_seconds") or 0.0, sum(_number(attack, "seconds") or 0.0 for attack in attacks.values())),
         len(history) if isinstance(history, list) else 0,
         (

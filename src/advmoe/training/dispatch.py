@@ -15,12 +15,13 @@ from torch import Tensor
 
 from advmoe import distributed
 from advmoe.config import RunConfig
+from advmoe.config.choices import Dispatch
 from advmoe.config.schema import Compile
 from advmoe.data import ImageSpec
 from advmoe.errors import UserError, reason_of
 from advmoe.files import bounded_text, write_atomically
 from advmoe.models import Classifier
-from advmoe.moe import Dispatch, ForcedGate, synchronise
+from advmoe.moe import ForcedGate, synchronise
 from advmoe.moe.convert.prepare import copied
 from advmoe.moe.dispatch import DISPATCHES, STATIC, available
 from advmoe.training.methods import METHODS

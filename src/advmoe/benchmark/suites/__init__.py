@@ -29,10 +29,12 @@ from advmoe.benchmark.suites import (
 
 @dataclass(frozen=True)
 class Suite:
-    """`measure` yields rows as they are measured. `check` raises UserError if something that the suite needs is missing."""
+    """`measure` yields rows as they are measured. `check` raises UserError if something that the suite needs is missing. A suite
+    with `on_cpu` measures on no other device."""
 
     measure: Callable[[Setup], Iterator[Row]]
     check: Callable[[Setup], None] = lambda _: None
+    on_cpu: bool = False
 
 
 SUITES = {
@@ -47,11 +49,11 @@ SUITES = {
     "dispatch": Suite(dispatch.measure),
     "precision": Suite(precision.measure),
     "export": Suite(export.measure, export.check),
-    "low_precision": Suite(low_precision.measure, low_precision.check),
+    "low_precision": Suite(low_precision.measure, low_precision.check, on_cpu=True),
     "scaling": Suite(scaling.measure),
     "streaming": Suite(streaming.measure),
-    "rerouting": Suite(rerouting.measure, rerouting.check),
-    "independent": Suite(independent.measure, independent.check),
+    "rerouting": Suite(rerouting.measure, on_cpu=True),
+    "independent": Suite(independent.measure, independent.check, on_cpu=True),
     "waiting": Suite(waiting.measure),
     "cuda": Suite(cuda.measure, cuda.check),
 }

@@ -16,11 +16,6 @@ PRESET = ["pgd_50", "autoattack", "reroute"]
 FIGURES = ("sa", "ra_50", "ra_aa", "ra_worst")
 
 
-def check(setup: Setup) -> None:
-    """Raises UserError if another device than the CPU is given."""
-    setup.check_cpu("rerouting")
-
-
 def measure(setup: Setup) -> Iterator[Row]:
     """For each seed: the accuracies of an evaluation, and how many of its images each attack broke."""
     test = images().test

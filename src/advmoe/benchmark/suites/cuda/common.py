@@ -12,7 +12,8 @@ from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import QUICK, Scale
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import Call
-from advmoe.moe import DISPATCHES, Dispatch
+from advmoe.config.choices import Dispatch
+from advmoe.moe import DISPATCHES
 from advmoe.moe.dispatch import available
 
 

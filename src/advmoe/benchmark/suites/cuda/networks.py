@@ -10,8 +10,9 @@ from advmoe.benchmark.rows import Row
 from advmoe.benchmark.suites.cuda.common import Figure, Figures, Part, graphed, guarded, milliseconds, title
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import Call, channels_last, fused_network, route_choices
+from advmoe.config.choices import Dispatch
 from advmoe.models import Classifier
-from advmoe.moe import HARD, Dispatch, ForcedGate, Gate
+from advmoe.moe import HARD, ForcedGate, Gate
 
 network_once = lru_cache(fused_network)
 
