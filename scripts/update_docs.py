@@ -251,7 +251,9 @@ PAIRS = (  # runs of the sweeps at the size of five_methods.yaml, each with the 
     ("at_moe-plus", "at_moe"),
     ("at_moe-n1-plus", "at_moe-n1"),
     ("at_small_dense-plus", "at_small_dense"),
+    ("advmoe-plus", "at_small_dense"),
     ("advmoe-plus", "at_small_dense-plus"),
+    ("advmoe-plus", "at_dense"),
     ("advmoe-r0.2", "at_small_dense-r0.2"),
     ("advmoe-r0.2-plus", "advmoe-r0.2"),
 )
