@@ -15,10 +15,7 @@ MOVED = {  # module -> former name -> present name
     "advmoe.attacks": {"PictureDraws": "advmoe.attacks.ImageDraws"},
     "advmoe.data": {"PictureSpec": "advmoe.data.ImageSpec", "Pictures": "advmoe.data.Images"},
     "advmoe.data.images": {"divided": "advmoe.data.images.make_splits"},
-    "advmoe.evaluation": {
-        "CheckResult": "advmoe.evaluation.Check",
-        "evaluate_with": "advmoe.evaluation.evaluate",
-    },
+    "advmoe.evaluation": {"CheckResult": "advmoe.evaluation.Check", "evaluate_with": "advmoe.evaluation.evaluate"},
     "advmoe.evaluation.record": {
         "AttackTotals": "advmoe.evaluation.record_evaluation.AttackTotals",
         "checked_record": "advmoe.evaluation.record_file.checked_record",
@@ -29,7 +26,7 @@ MOVED = {  # module -> former name -> present name
     },
     "advmoe.evaluation.record_snapshot": {"Seen": "advmoe.evaluation.record_snapshot.View"},
     "advmoe.export": {"Answers": "advmoe.export.Outputs", "answers": "advmoe.export.outputs"},
-    "advmoe.moe": {"GateKind": "advmoe.moe.GATES", "pictures": "advmoe.moe.images"},
+    "advmoe.moe": {"Dispatch": "advmoe.config.choices.Dispatch", "GateKind": "advmoe.moe.GATES", "pictures": "advmoe.moe.images"},
     "advmoe.runs.loaded": {"Answer": "advmoe.runs.loaded.Prediction"},
 }
 

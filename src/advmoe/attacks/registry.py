@@ -154,10 +154,9 @@ def _clean_route(job: Job) -> Tensor:
 
 BOTH = ("Linf", "L2")
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 1667}
-AUTOATTACK_REPEATS = {  # restarts; passes for each gradient of a random network
-    **{"aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5},
-    **{"aarand_apgd-ce": 20, "aarand_apgd-dlr": 20},
-}
+AUTOATTACK_REPEATS = {  # restarts of aaplus; gradients that aarand averages in each step
+    "aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5, "aarand_apgd-ce": 20, "aarand_apgd-dlr": 20,
+}  # fmt: skip
 AUTOATTACK_KINDS: dict[str, Kind] = {"aa": "AutoAttack", "aaplus": "AutoAttack plus", "aarand": "AutoAttack rand"}
 
 

@@ -263,7 +263,7 @@ class ComputeConfig(Section):
 
 
 class RuntimeConfig(ComputeConfig):
-    """Where and how a run is trained. With other values, except of `precision`, it is still the same run."""
+    """Where and how a run is trained. Only another `precision` makes it another run."""
 
     compile: Compile = "none"
     """Compile the forward and backward passes of training at the start: graphs records CUDA graphs (CUDA only); inductor uses

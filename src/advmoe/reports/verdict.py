@@ -50,7 +50,7 @@ def networks_table(records: Sequence[Record]) -> Table:
     name, notes, differences = worst_name(group), Notes(group), differences_from_control(records)
     columns = ("network", label(name), "95 % interval", "GMACs (of dense)", "minus the control", "n")
     by_figure = sorted(group, key=lambda summary: -summary.figures[name].mean if name in summary.figures else 0.0)
-    rows = tuple(_ranked(summary, name, notes, differences.get(summary.cell)) for summary in by_figure)
+    rows = tuple(_network_row(summary, name, notes, differences.get(summary.cell)) for summary in by_figure)
     about = (
         f"On {group[0].cell.dataset}: {where}. Accuracies in percent; their interval covers seeds and images. Differences in "
         "points, on the same images; their interval covers images only. n: seeds. One seed does not rank a network."
@@ -58,7 +58,7 @@ def networks_table(records: Sequence[Record]) -> Table:
     return Table("networks", "Networks", columns, rows, about, tuple(notes.texts))
 
 
-def _ranked(summary: Summary, name: str, notes: Notes, against: Against | None) -> tuple[Entry, ...]:
+def _network_row(summary: Summary, name: str, notes: Notes, against: Against | None) -> tuple[Entry, ...]:
     worst, between, difference, n = ours(summary, name, notes), Entry(""), Entry(""), summary.n
     if name in summary.figures:
         worst, (low, high) = replace(worst, text=summary.figures[name].text(1)), interval(summary, name)

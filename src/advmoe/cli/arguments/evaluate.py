@@ -112,13 +112,14 @@ class EvaluateArguments:
             raise UserError(f"part must be i k with 0 <= i < k, not {self.part[0]} {self.part[1]}")
         if self.part is not None and (self.processes > 1 or self.fresh):
             raise UserError("--part excludes --processes, and --fresh, which would delete the results of other parts")
-        corruption, severity, test_set = self.corruption, self.severity, self.test_set
+        corruption, severity = self.corruption, self.severity
+        has_corruption, has_severity, has_test_set = (value is not None for value in (corruption, severity, self.test_set))
         for is_wrong, message in (
-            ((corruption is None) != (severity is None), "--corruption and --severity go together"),
+            (has_corruption != has_severity, "--corruption and --severity go together"),
             ("/" in (corruption or ""), f"--corruption {corruption}: must be a name without folders; --severity has the severity"),
             (severity is not None and not 1 <= severity <= 5, f"severity must be 1 to 5, not {severity}"),
-            (test_set is None and corruption is not None, "--corruption needs --test-set: the folder of the corruptions"),
-            (test_set is not None and self.data_dir is not None, "--test-set and --data-dir exclude each other"),
+            (has_corruption and not has_test_set, "--corruption needs --test-set: the folder of the corruptions"),
+            (has_test_set and self.data_dir is not None, "--test-set and --data-dir exclude each other"),
         ):
             if is_wrong:
                 raise UserError(message)
