@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from advmoe.attacks.presets import Preset
 from advmoe.evaluation import PRESETS, checks, evaluate, runner
 from advmoe.evaluation.record_evaluation import Check
+from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Gate, Routing
 
@@ -284,6 +285,19 @@ def test_a_transfer_that_beats_the_white_box_fails() -> None:
     check = run(checks.iterated_beats_one_step, masked, data, transfer=Net())
     assert check.status == "fail"
     assert "transfer 0.0 %" in check.detail
+
+
+def test_a_check_with_a_transfer_network_stays_without_one() -> None:
+    """What the transfer broke stays broken in the figures."""
+    data = images(*torch.linspace(0.42, 0.58, 40).tolist())
+    store = Store(None, None)  # type: ignore[arg-type]
+
+    def verdicts(transfer: nn.Module | None) -> list[str]:
+        digest = None if transfer is None else type(transfer).__name__
+        found = checks.check_network(target(Flat(-1.0), *data, transfer=transfer, transfer_digest=digest), True, store)
+        return [check.status for check in found if check.number == 9]
+
+    assert [verdicts(transfer) for transfer in (None, Net(), None, Flat(-1.0))] == [["pass"], ["fail"], ["fail"], ["pass"]]
 
 
 class OneStep(Net):

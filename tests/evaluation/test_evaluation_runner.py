@@ -446,12 +446,16 @@ def test_bf16_success_is_checked_again_in_float32(x, monkeypatch):
     y = torch.ones(20, dtype=torch.long)
 
     def watch(job):
-        predictions.append(job.predict(job.x).argmax(dim=1))
+        logits = job.predict(job.x.clone().requires_grad_(True))
+        logits.sum().backward()  # attacks of users may need a gradient
+        predictions.append(logits.argmax(dim=1))
         return job.x
 
     monkeypatch.setitem(ATTACKS, "pgd_10", Attack(watch))
     evaluation = evaluate(model, x, y, epsilon=EPSILON, preset=("pgd_10",), bf16_search=True)
     assert torch.equal(predictions[0], torch.zeros_like(y))
+    assert len(predictions) == 2
+    assert torch.equal(predictions[1], y)
     assert evaluation.sa == evaluation.worst == 100
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
@@ -214,23 +215,37 @@ def test_results_of_another_schema_are_refused(run_evaluation, tmp_path, monkeyp
         run_evaluation(store=tmp_path, preset=("pgd_10",))
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("shard-00001.json", '{"rows": [4, 5', "shard-00001.json: is damaged"),
-        ("shard-00001.json", "[]", "shard-00001.json: is damaged"),
-        ("shard-00001.json", "{}", "shard-00001.json: is damaged"),
-        ("key.json", "", "key.json: is damaged"),
-    ],
-)
-def test_a_damaged_file_is_refused_in_one_line(run_evaluation, tmp_path, name, content, message):
+@pytest.mark.parametrize("content", ['{"rows": [4, 5', "[]", "{}"])
+def test_a_damaged_shard_is_refused_in_one_line(run_evaluation, tmp_path, content):
     run_evaluation(store=tmp_path, preset=("pgd_10",))
-    (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=message) as error:
+    (tmp_path / "shard-00001.json").write_text(content)
+    with pytest.raises(UserError, match=r"shard-00001\.json: is damaged .*; remove it to run it anew"):
         run_evaluation(store=tmp_path, preset=("pgd_10",))
-    assert "remove it to run it anew" in str(error.value)
-    (tmp_path / name).unlink()
+    (tmp_path / "shard-00001.json").unlink()
     run_evaluation(store=tmp_path, preset=("pgd_10",))
+
+
+def test_results_with_a_damaged_key_or_none_are_refused(run_evaluation, tmp_path):
+    """Shards do not say of which network they are."""
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
+    (tmp_path / "key.json").write_text("")
+    with pytest.raises(UserError, match=r"key\.json: is damaged .*; delete the results beside it by --fresh"):
+        run_evaluation(store=tmp_path, preset=("pgd_10",))
+    (tmp_path / "key.json").unlink()
+    with pytest.raises(UserError, match=r"holds results without key\.json, .* delete them by --fresh"):
+        run_evaluation(store=tmp_path, preset=("pgd_10",))
+
+
+def test_the_key_is_removed_last(run_evaluation, tmp_path, monkeypatch):
+    """So a removal that is interrupted leaves no results that another network's evaluation would continue."""
+    run_evaluation(store=tmp_path, preset=("pgd_10",))
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda path: removed.append(path.name))
+    monkeypatch.setattr(store.shutil, "rmtree", lambda path: removed.append(path.name))
+    store.remove_results(tmp_path)
+    assert len(removed) > 2
+    assert "key.json" not in removed
+    assert removed[-1] == tmp_path.name
 
 
 def test_shard_of_other_images_is_refused(run_evaluation, tmp_path):
@@ -241,13 +256,23 @@ def test_shard_of_other_images_is_refused(run_evaluation, tmp_path):
 
 
 def test_results_of_another_plan_change_no_figure(run_evaluation, tmp_path):
-    """A stored attack counts only if it ran on the same images as in this plan."""
+    """A stored attack counts only if it ran on all images that it would attack in this plan."""
     plan = ("pgd_10", "pgd_50", "straight_through_1", "aa_apgd-ce", "reroute_quick")
     fresh = run_evaluation(preset=plan)
     for earlier in (("pgd_50", "reroute_quick"), ("straight_through_1",), ("aa_apgd-ce", "pgd_10")):
         folder = tmp_path / earlier[0]
         run_evaluation(store=folder, preset=earlier)
-        assert figures(run_evaluation(store=folder, preset=plan))["broken"] == figures(fresh)["broken"]
+        assert run_evaluation(store=folder, preset=plan).figures.items() >= fresh.figures.items()
+
+
+def test_a_plan_of_fewer_images_removes_no_figure(run_evaluation, tmp_path):
+    """After APGD on the targeted margin, fewer images are left for APGD than before it."""
+    before = run_evaluation(store=tmp_path, preset=("autoattack",))
+    progress = CountingProgress()
+    after = run_evaluation(store=tmp_path, preset=("apgd_margin_t", "aa_apgd-ce"), progress=progress)
+    assert after.figures["ra_aa"] == before.figures["ra_aa"]
+    assert after.attacks["aa_apgd-ce"] == before.attacks["aa_apgd-ce"]
+    assert {name for name, _ in progress.units} == {"apgd_margin_t"}
 
 
 def test_transfer_attacks_from_another_network_are_run_again(run_evaluation, tmp_path):
@@ -304,21 +329,20 @@ def test_saved_images_of_a_replaced_result_are_removed(run_evaluation, tmp_path,
     def saved():
         return {path.name: load_file(path)["rows"].tolist() for path in (tmp_path / "adversarial").glob("apgd_ce-*")}
 
-    plan, other = ("apgd_ce",), ("pgd_50", "apgd_ce")
-    run_evaluation(store=tmp_path, preset=plan, save_adversarial=True)
+    few, all_images = ("pgd_50", "apgd_ce"), ("apgd_ce",)
+    run_evaluation(store=tmp_path, preset=few, save_adversarial=True)
     first = saved()
-    assert len(first) == 3
-    run_evaluation(store=tmp_path, preset=other)
-    assert saved() == {}
-    run_evaluation(store=tmp_path, preset=other, save_adversarial=True)
-    assert saved() != first
+    assert first
     with monkeypatch.context() as patch:
         patch.setattr(store, "_write", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run_evaluation(store=tmp_path, preset=plan, save_adversarial=True)
+            run_evaluation(store=tmp_path, preset=all_images, save_adversarial=True)
     assert "apgd_ce-00000.safetensors" not in saved()
-    run_evaluation(store=tmp_path, preset=plan, save_adversarial=True)
-    assert saved() == first
+    run_evaluation(store=tmp_path, preset=all_images)
+    assert saved() == {}
+    run_evaluation(store=tmp_path, preset=all_images, save_adversarial=True)
+    assert len(saved()) == 3
+    assert saved() != first
 
 
 def test_invalid_image_is_not_saved(tmp_path, monkeypatch):

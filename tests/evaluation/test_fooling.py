@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from advmoe.data.single import read_image
+from advmoe.errors import UserError
 from advmoe.evaluation.fooling import CLOSE, THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
 from advmoe.moe import HARD, Gate, Routing
 
@@ -107,7 +108,8 @@ def test_a_small_ball_may_hold_no_image_of_eight_bits() -> None:
     assert in_eight_bits(network, Fooled(network.x, "pgd_50", 0.0), 0.3 / 255) is None
 
 
-def test_logits_that_are_not_finite_do_not_fool() -> None:
+def test_logits_that_are_not_finite_are_refused() -> None:
     network = Linear(torch.zeros(SHAPE), torch.nan)
     target = Victim(network, network, torch.zeros(SHAPE), 0, 3, routed=False)
-    assert not target.is_fooled(target.x)
+    with pytest.raises(UserError, match="logits that are not finite"):
+        target.is_fooled(target.x)

@@ -83,6 +83,9 @@ def test_span_covers_the_interval_over_images_and_that_over_seeds():
     assert interval(two, "ra_worst") == pytest.approx((50 - 12.706, 50 + 12.706))
     (single,) = summarise(runs(50.0))
     assert interval(single, "ra_worst") == wilson(0.5, 300)
+    (low,), (high,) = summarise(runs(4.0, 9.0)), summarise(runs(91.0, 96.0))
+    assert interval(low, "ra_worst")[0] == 0
+    assert interval(high, "ra_worst")[1] == 100
 
 
 def test_a_full_worst_case_goes_before_a_quick_one():
@@ -91,6 +94,13 @@ def test_a_full_worst_case_goes_before_a_quick_one():
     assert worst_name([*few, *summarise([record()])]) == "ra_worst"
     assert worst_name(listed) == "ra_worst_listed"
     assert worst_name([*listed, *few]) == "ra_worst_quick"
+
+
+def test_the_worst_case_that_most_networks_have_goes_first():
+    """One network that AutoAttack attacked does not take the figures of all others out of the comparison."""
+    several = [summary for scale in (0.2, 0.5) for summary in summarise([quick(seed=seed, model_scale=scale) for seed in range(2)])]
+    assert worst_name([*several, *summarise([record(method="at_moe")])]) == "ra_worst_quick"
+    assert worst_name([*several[:1], *summarise([record(method="at_moe", seed=seed) for seed in range(2)])]) == "ra_worst"
 
 
 def test_a_list_of_attacks_does_not_get_the_name_of_the_preset():

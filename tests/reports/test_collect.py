@@ -59,8 +59,18 @@ def test_other_files_of_a_run_and_hidden_files_are_not_read(tmp_path, warnings):
         ".git/x.json",
     ):
         write(tmp_path / name, {})
+    write(tmp_path / "run/config.yaml", "")
     write(tmp_path / "other/config.yaml", "")
     assert len(collect(tmp_path, warnings.append)) == 1
+    assert warnings == []
+
+
+def test_a_record_hides_no_other_records(tmp_path, warnings):
+    """A folder of Records is not a run, even if one of them is called as in a run's folder."""
+    write(tmp_path / "record.json", content(seed=0))
+    write(tmp_path / "copy.record.json", content(seed=1))
+    write(tmp_path / "below/x.json", content(seed=2))
+    assert [record.seed for record in collect(tmp_path, warnings.append)] == [0, 1, 2]
     assert warnings == []
 
 

@@ -45,7 +45,9 @@ def test_quick_and_full_worst_cases_are_not_ranked_together():
     quick = record("at_dense", ra_worst=..., ra_worst_quick=99.0)
     (first, *_) = verdict([record(), record(seed=1), quick])
     assert "only one network is ranked in the worst case. AdvMoE" in first
-    assert "Not ranked, because attacks are missing: AT (Dense)." in first
+    assert (
+        "Not ranked, because AutoAttack or an attack on the routing is missing (advmoe evaluate --standard): AT (Dense)." in first
+    )
     (first, *_) = verdict([attacked(quick, *PRESETS["quick"].attacks)])
     assert "One seed each, so not ranked by RA-worst (quick), an upper bound: AT (Dense) (99.0 %)." in first
     (first, *_) = verdict([quick])

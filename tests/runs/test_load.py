@@ -199,6 +199,31 @@ def test_a_record_beside_a_file_is_its_record(evaluated: Path, tmp_path: Path) -
     assert load(tmp_path / "net.safetensors").record == model.record.without_images()
 
 
+@pytest.mark.parametrize("fault", ["other weights", "damaged"])
+def test_a_record_beside_a_file_that_is_not_its_own_hides_not_the_one_in_the_header(
+    evaluated: Path, tmp_path: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(evaluated)
+    assert model.record is not None
+    save_file(model, tmp_path / "net.safetensors")
+    other = json.loads((evaluated / "record.json").read_text()) | {"weights": "0" * 64}
+    (tmp_path / "net.record.json").write_text("{" if fault == "damaged" else json.dumps(other))
+    with caplog.at_level(logging.WARNING, logger="advmoe"):
+        assert load(tmp_path / "net.safetensors").record == model.record.without_images()
+    assert len(caplog.messages) == 1
+    assert "net" in caplog.messages[0]
+
+
+def test_a_run_with_a_damaged_record_is_loaded_without_it(
+    evaluated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(evaluated, tmp_path / "run")
+    (run / "record.json").write_text("{")
+    with caplog.at_level(logging.WARNING, logger="advmoe"):
+        assert load(run).record is None
+    assert "record.json: " in caplog.messages[0]
+
+
 def test_a_file_is_not_saved_into_a_missing_folder(run: Path, tmp_path: Path) -> None:
     assert "no such folder for net.safetensors" in error_line(save_file, load(run), tmp_path / "no" / "net.safetensors")
 

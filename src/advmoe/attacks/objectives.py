@@ -12,6 +12,11 @@ from torch.nn import functional as F
 Objective = Callable[[Tensor, Tensor], Tensor]
 
 
+def predicted(logits: Tensor) -> Tensor:
+    """The predicted classes [B] int64; -1 if a logit is not finite: the argmax of NaN would be a class, and could be the label."""
+    return logits.argmax(dim=1).where(torch.isfinite(logits).all(dim=1), -1)
+
+
 def full(x: Tensor) -> Tensor:
     """`x` in float32, or in float64 if it already is. Losses are never computed in lower precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -18,7 +18,7 @@ from torch import Tensor
 from advmoe.attacks.apgd import Apgd, apgd
 from advmoe.attacks.draws import ImageDraws, derive_seed
 from advmoe.attacks.job import Job, Setting
-from advmoe.attacks.objectives import Objective, cross_entropy, dlr, margin
+from advmoe.attacks.objectives import Objective, cross_entropy, dlr, margin, predicted
 from advmoe.attacks.pgd import Pgd, Predict, pgd
 from advmoe.attacks.rerouting import cheapest_changes
 from advmoe.attacks.surrogate import Routed, Search, route_of, surrogate_pgd, through_route
@@ -87,8 +87,8 @@ def _first_fooling(job: Job, routes: Tensor, numbers: range, end_points: Tensor)
     Returns points [B, C, H, W], and which of them fool: [B] bool.
     """
     count, y = len(numbers), job.y.repeat(len(numbers))
-    on_route = _is_wrong(with_fixed_route(job.predict, _one_after_another(routes, numbers))(end_points), y)
-    worth = (2 * _is_wrong(job.predict(end_points), y) + on_route).view(count, -1)
+    on_route = predicted(with_fixed_route(job.predict, _one_after_another(routes, numbers))(end_points)) != y
+    worth = (2 * (predicted(job.predict(end_points)) != y) + on_route).view(count, -1)
     best = worth.argmax(dim=0)
     image = torch.arange(len(job.x), device=best.device)
     return end_points[best * len(job.x) + image], worth.amax(dim=0) > 0
@@ -136,12 +136,8 @@ def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
     routes = pathways(job)
     broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     for number in range(routes.shape[1]):
-        broken |= _is_wrong(with_fixed_route(job.predict, routes[:, number])(x_adv), job.y)
+        broken |= predicted(with_fixed_route(job.predict, routes[:, number])(x_adv)) != job.y
     return broken
-
-
-def _is_wrong(logits: Tensor, y: Tensor) -> Tensor:
-    return ~torch.isfinite(logits).all(dim=1) | (logits.argmax(dim=1) != y)
 
 
 def obstacle(setting: Setting) -> str:

@@ -5,7 +5,7 @@ network on x', in float32, and decides which of them fool it.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -80,14 +80,9 @@ class Attack:
 
 
 def run_pgd(job: Job, steps: int, restarts: int = 1) -> Tensor:
-    """`evaluation_pgd` on cross-entropy. Of several restarts the first that fools counts."""
-    settings, draws = evaluation_pgd(job.epsilon, steps, job.norm), job.draws(0)
-    best = pgd(job.predict, job.x, job.y, settings, draws)
-    for _ in range(restarts - 1):
-        with torch.no_grad():
-            fooled = job.predict(best).argmax(dim=1) != job.y
-        best = torch.where(fooled[:, None, None, None], best, pgd(job.predict, job.x, job.y, settings, draws))
-    return best
+    """`evaluation_pgd` on cross-entropy."""
+    settings = replace(evaluation_pgd(job.epsilon, steps, job.norm), restarts=restarts)
+    return pgd(job.predict, job.x, job.y, settings, job.draws(0))
 
 
 def follow_path(job: Job, steps: Sequence[int]) -> list[Tensor]:
@@ -224,7 +219,7 @@ SURROGATES = {
 ATTACKS: Entries[Attack] = Entries({
     **{f"pgd_{steps}": _pgd(steps) for steps in (10, 20, 50, 200)},
     "pgd_50x10": Attack(
-        partial(run_pgd, steps=50, restarts=10), "PGD-50 from ten random starts", 500, "PGD", norms=BOTH
+        partial(run_pgd, steps=50, restarts=10), "PGD-50 from ten random starts", 500, "PGD", norms=BOTH, version=2
     ),
     "apgd_ce": _apgd("APGD on cross-entropy", cross_entropy, 1, 100),
     "apgd_dlr": _apgd("APGD on the difference of logits ratio", dlr, 2, 100),
@@ -291,7 +286,8 @@ def run_attack(name: str, job: Job, true_network: nn.Module | None = None) -> Te
     """
     networks = [network for network in (job.predict, job.transfer, true_network) if isinstance(network, nn.Module)]
     states = [NetworkState(network) for network in dict.fromkeys(networks)]
-    x_adv = ATTACKS[name].run(job)
+    with torch.enable_grad():
+        x_adv = ATTACKS[name].run(job)
     changes = [change for state in states if (change := state.undo(job.x[:1]))]
     if changes:
         raise UserError(f"attack '{name}' {changes[0]}")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.attacks import ImageDraws, Pgd, frozen, pgd
+from advmoe.attacks.objectives import predicted
 from advmoe.data import Source
 
 
@@ -14,16 +15,11 @@ def predict_all(model: nn.Module, images: Source, batch_size: int = 256) -> Tens
     """Predicted classes [n], in eval mode, float32. An image with a logit that is not finite has the class -1."""
     with frozen(model):
         parts = [
-            _classes(model(batch.pixels()))
+            predicted(model(batch.pixels()))
             for start in range(0, len(images), batch_size)
             for batch in [images[torch.arange(start, min(start + batch_size, len(images)), device=images.labels.device)]]
         ]
     return torch.cat(parts)
-
-
-def _classes(logits: Tensor) -> Tensor:
-    """The predicted classes. The argmax of NaN would be a class, and could be the label."""
-    return logits.argmax(dim=1).where(torch.isfinite(logits).all(dim=1), -1)
 
 
 def correct_flags(model: nn.Module, images: Source) -> Tensor:
@@ -46,5 +42,5 @@ def robust_flags(
         with frozen(model):
             x_adv = pgd(model, batch.pixels(), batch.labels, settings, noise)
             with torch.inference_mode():
-                flags[chunk] = _classes(model(x_adv)) == batch.labels
+                flags[chunk] = predicted(model(x_adv)) == batch.labels
     return flags

@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from advmoe.attacks.job import Job, Setting
+from advmoe.attacks.objectives import predicted
 from advmoe.attacks.registry import ATTACKS, run_attack
 from advmoe.attacks.surrogate import Routed
+from advmoe.errors import UserError
 from advmoe.evaluation.shards import SLACK
 from advmoe.files import drafted
 
@@ -48,9 +50,11 @@ class Victim:
 
     @torch.no_grad()
     def is_fooled(self, x_adv: Tensor) -> bool:
-        """Whether the network predicts another class for x' [C, H, W]; False if any logit is not finite."""
-        logits = self.network(x_adv[None])[0]
-        return bool(torch.isfinite(logits).all()) and int(logits.argmax()) != self.label
+        """Whether the network predicts another class for x' [C, H, W]. Raises UserError if a logit is not finite."""
+        prediction = int(predicted(self.network(x_adv[None])))
+        if prediction < 0:
+            raise UserError("the network gives logits that are not finite for a changed image, so it has no prediction there")
+        return prediction != self.label
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing_extensions import TypeIs
 
 from advmoe.attacks import evaluation_pgd, pgd
 from advmoe.attacks.job import Job
+from advmoe.attacks.objectives import predicted
 from advmoe.attacks.registry import ATTACKS, run_attack
 from advmoe.attacks.surrogate import Routed, route_of
 from advmoe.evaluation.store import RoutingCounts
@@ -61,11 +62,12 @@ def routing_counts(model: Routed, job: Job, correct: Sequence[int], pgd_10: Tens
     x, y = job.x, job.y
     (_, clean), (_, adversarial) = (model.forward_routed(z) for z in (x, pgd_50))
     route, route_adv = route_of(clean), route_of(adversarial)
-    known = torch.tensor([row in set(correct) for row in job.images], device=x.device)
+    rows = set(correct)
+    known = torch.tensor([row in rows for row in job.images], device=x.device)
     same = route == route_adv
-    over_adversarial_route = model.forward_routed(x, ForcedGate(route_adv))[0].argmax(dim=1) == y
-    over_clean_route = model.forward_routed(pgd_50, ForcedGate(route))[0].argmax(dim=1) == y
-    routed = known & (model.forward_routed(pgd_10)[0].argmax(dim=1) == y)
+    over_adversarial_route = predicted(model.forward_routed(x, ForcedGate(route_adv))[0]) == y
+    over_clean_route = predicted(model.forward_routed(pgd_50, ForcedGate(route))[0]) == y
+    routed = known & (predicted(model.forward_routed(pgd_10)[0]) == y)
     experts = torch.tensor([routing.logits.shape[1] for routing in clean], device=x.device)
     fixed = [_fixed(model, x, y, expert, experts, job) for expert in range(int(experts.max()))]
     return RoutingCounts(
@@ -91,15 +93,15 @@ def _fixed(model: Routed, x: Tensor, y: Tensor, expert: int, experts: Tensor, jo
         forced = route.expand(len(z), -1)
         return model.forward_routed(z, ForcedGate(forced))[0]
 
-    correct = predict(x).argmax(dim=1) == y
+    correct = predicted(predict(x)) == y
     settings = evaluation_pgd(job.epsilon, 10, job.norm)
     x_adv = pgd(predict, x, y, settings, job.draws(6, expert))
-    robust = correct & (predict(x_adv).argmax(dim=1) == y)
+    robust = correct & (predicted(predict(x_adv)) == y)
     kept, left = robust.clone(), robust.nonzero()[:, 0]
     if len(left):
         rows = [job.images[row] for row in left.tolist()]
         survivors = replace(job, predict=predict, x=x[left], y=y[left], images=rows)
-        kept[left] = predict(run_attack(FIXED_ATTACK, survivors)).argmax(dim=1) == y[left]
+        kept[left] = predicted(predict(run_attack(FIXED_ATTACK, survivors))) == y[left]
     return correct, robust, kept
 
 

@@ -1,7 +1,8 @@
 """The worker for one shard of images. It runs the attacks one after another and saves after each, so it can be resumed.
 
-The result of a shard depends only on its images, the network, the plan and the seed. Shards may therefore run in any order, in
-any number of processes, and be interrupted at any time.
+The result of a shard depends only on its images, the network, the plans that were run and the seed, under AutoAttack also on the
+batch size, for which it draws noise. Shards may therefore run in any order, in any number of processes, and be interrupted at any
+time.
 """
 
 import time
@@ -16,6 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from advmoe.attacks.job import Job
+from advmoe.attacks.objectives import predicted
 from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS, follow_path, run_attack
 from advmoe.evaluation.routing import is_counted, routing_counts, total
@@ -173,10 +175,10 @@ class Worker:
         return Verdict(broken, outside, None if held is None else on_pathway), torch.cat(judged)
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
-        """Whether the shard has the result of `name` for these rows. Another plan may have run it on other rows."""
+        """Whether the shard has the result of `name` for these rows. Another plan may have run it on more, or on other, rows."""
         run, path = self.shard.attacks.get(name), self._images_path(name)
-        expected = rows, self._source(name), self._budget(name), ATTACKS[name].version
-        if run is None or (run.rows, run.transfer, run.pathway_budget, run.version) != expected:
+        expected = self._source(name), self._budget(name), ATTACKS[name].version
+        if run is None or (run.transfer, run.pathway_budget, run.version) != expected or not set(rows) <= set(run.rows):
             return False
         return path is None or not (self.keep_images and rows) or path.exists()
 
@@ -193,9 +195,8 @@ class Worker:
 @torch.no_grad()
 def correct_rows(target: Target, rows: Sequence[int], x: Tensor) -> list[int]:
     """The `rows` that the true network classifies correctly at `x` [B, C, H, W]. Logits that are not finite count as wrong."""
-    logits = target.in_batches(target.model, x)
     index = torch.as_tensor(rows, dtype=torch.int64, device=target.y.device)
-    correct = torch.isfinite(logits).all(dim=1) & (logits.argmax(dim=1) == target.y[index])
+    correct = predicted(target.in_batches(target.model, x)) == target.y[index]
     return [row for row, flag in zip(rows, correct.tolist(), strict=True) if flag]
 
 

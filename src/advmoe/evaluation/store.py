@@ -19,6 +19,7 @@ T = TypeVar("T")
 OrNull = Annotated[T, BeforeValidator(lambda value: [] if value is None else value)]  # null is read as an empty list
 CHECKS = TypeAdapter(dict[str, Check])
 STORE = "evaluation"  # in the folder of a run
+KEY = "key.json"  # in a store: its StoreKey
 OF_FIELDS = {  # field of a StoreKey that differs -> what the store holds, for the error message
     "schema": "results of another version of advmoe, which cannot be continued",
     "network": "results of another network", "data": "results on other test images (another data set or --limit-test)",
@@ -114,9 +115,12 @@ class Store:
         self._checks: dict[str, Check] = {}  # in memory, if there is no folder
         if folder is None:
             return
-        path = folder / "key.json"
+        holds_results = any(folder.glob("*.json"))  # before the look at the key, which another process may write now
+        path = folder / KEY
         if path.exists():
-            _check_key(_read(path), key.model_dump(by_alias=True), folder)
+            _check_key(_read_key(folder), key.model_dump(by_alias=True), folder)
+        elif holds_results:
+            raise UserError(f"{folder}: holds results without {KEY}, so it is not known of which network; delete them by --fresh")
         else:
             folder.mkdir(parents=True, exist_ok=True)
             _write(path, key.model_dump(by_alias=True))
@@ -160,8 +164,7 @@ class Store:
 
 def is_of_older_schema(folder: Path, schema: int) -> bool:
     """Whether the store in `folder` was written with a schema older than `schema`, so that it cannot be continued."""
-    path = folder / "key.json"
-    return path.exists() and int(_read(path).get("schema", 0)) < schema
+    return (folder / KEY).exists() and int(_read_key(folder).get("schema", 0)) < schema
 
 
 def stored_shards(folder: Path) -> Iterator[tuple[int, Shard]]:
@@ -171,8 +174,14 @@ def stored_shards(folder: Path) -> Iterator[tuple[int, Shard]]:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the results in a store. Raises OSError if they cannot be removed."""
+    """Remove the results in a store, its key last: what is left if this is interrupted can be told from results of another network.
+    Raises OSError if they cannot be removed."""
     if folder.exists():
+        for path in folder.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != KEY:
+                path.unlink()
         shutil.rmtree(folder)
 
 
@@ -216,13 +225,17 @@ def _close(stored: list[float], answers: list[float]) -> bool:
     return all(abs(one - other) <= slack for one, other in zip(stored, answers, strict=True))
 
 
-def _read(path: Path) -> JsonObject:
+def _read_key(folder: Path) -> JsonObject:
+    return _read(folder / KEY, "delete the results beside it by --fresh")
+
+
+def _read(path: Path, remedy: str = "remove it to run it anew") -> JsonObject:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise UserError(f"{path}: is damaged ({error}); remove it to run it anew") from None
+        raise UserError(f"{path}: is damaged ({error}); {remedy}") from None
     if not isinstance(content, dict) or content.pop("seal", None) != _seal(content):
-        raise UserError(f"{path}: is damaged (its seal does not fit); remove it to run it anew")
+        raise UserError(f"{path}: is damaged (its seal does not fit); {remedy}")
     return content
 
 

@@ -1,6 +1,7 @@
 """Records of each cell summarised: means and sample deviations over seeds."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
@@ -97,9 +98,11 @@ def figure(values: Sequence[float]) -> Figure:
 
 
 def worst_name(summaries: Iterable[Summary]) -> str:
-    """The worst case to compare these by: the first of `WORST` that any of them has."""
-    present = {name for summary in summaries for name in summary.figures}
-    return next((name for name in WORST if name in present), WORST[0])
+    """The worst case to compare these by: the one that most of them have with several seeds, then that most of them have at all;
+    of several such ones the first of `WORST`."""
+    seeds = [(name, figure.n) for summary in summaries for name, figure in summary.figures.items()]
+    several, any_number = Counter(name for name, n in seeds if n > 1), Counter(name for name, _ in seeds)
+    return max(WORST, key=lambda name: (several[name], any_number[name]))
 
 
 def interval(summary: Summary, name: str) -> tuple[float, float]:
@@ -111,7 +114,7 @@ def interval(summary: Summary, name: str) -> tuple[float, float]:
     accuracy = summary.figures[name]
     low, high = wilson(accuracy.mean / 100, summary.cell.test_images)
     margin = 0.0 if accuracy.std is None else student_t(accuracy.n - 1) * accuracy.std / math.sqrt(accuracy.n)
-    return min(low, accuracy.mean - margin), max(high, accuracy.mean + margin)
+    return max(0.0, min(low, accuracy.mean - margin)), min(100.0, max(high, accuracy.mean + margin))
 
 
 def outcome(summary: Summary, other: Summary, name: str) -> Outcome:

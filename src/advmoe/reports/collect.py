@@ -226,11 +226,10 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
 
 def _files(folder: Path) -> Iterator[Path]:
     """Of a run's folder only record.json is read, not its checkpoints. Neither are the results of evaluations (the folders with
-    key.json) and, beside NAME.record.json, the images of a network's file."""
+    key.json) and, beside a Record, its images (gallery.json)."""
     for parent, folders, names in os.walk(folder):
-        is_run = "config.yaml" in names or "record.json" in names
-        is_store = "key.json" in names
-        images = {name.removesuffix("record.json") + "gallery.json" for name in names if name.endswith(".record.json")}
+        is_run, is_store = "config.yaml" in names, "key.json" in names
+        images = {name.removesuffix("record.json") + "gallery.json" for name in names if name.endswith("record.json")}
         folders[:] = [] if is_run or is_store else sorted(name for name in folders if not name.startswith("."))
         for name in [] if is_store else sorted(set(names) - images):
             if name == "record.json" or (not is_run and name.endswith(".json") and not name.startswith(".")):

@@ -120,7 +120,8 @@ MEASURES = (
     ),
     Measure(
         "ra_worst_listed", "RA-worst (listed attacks)", _partial("ra_worst_listed"), worst=True, upper_bound=True,
-        meaning="the same under a list of attacks that lacks some of these",
+        meaning="an image counts as robust only if none of the listed attacks broke it. They are not those of a preset, and lack "
+        "AutoAttack or the full attack on the routing",
     ),
     Measure("sa", "SA", lambda record: record.sa, robust=False, meaning="accuracy on clean images"),
     _pgd(10),

@@ -105,7 +105,7 @@ def _winner(where: str, group: Sequence[Summary]) -> Statement:
     unranked = {
         f"One seed each, so not ranked by {by}": [_with_mean(summary, name) for summary in single],
         "Not ranked, because their seeds were attacked differently": _titles(mixed),
-        "Not ranked, because attacks are missing": _titles(incomplete),
+        "Not ranked, because AutoAttack or an attack on the routing is missing (advmoe evaluate --standard)": _titles(incomplete),
         f"Not ranked, because not attacked by {attacks_in_words(plan)}": _titles(
             [summary for summary in group if summary not in (*equal, *mixed, *incomplete)]
         ),

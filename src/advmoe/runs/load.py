@@ -21,7 +21,6 @@ from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
 from advmoe.moe.convert.prepare import with_plain_weights
 from advmoe.runs.loaded import Loaded
-from advmoe.training.checkpoint import Checkpoint
 from advmoe.training.saved import KEY, Header, check_loadable, saved_file, saved_run
 
 logger = logging.getLogger("advmoe")
@@ -135,17 +134,10 @@ def _without_folders(tree: JsonObject) -> JsonObject:
 
 def _from_run(run: Path) -> Loaded:
     saved, best = saved_run(run)
-    return Loaded(*saved, _if_measured_on(saved.network, _record(run, saved.config, best), run))
-
-
-def _record(run: Path, config: RunConfig, best: Checkpoint) -> Record | None:
-    """The run's Record; None without one, or if it is that of another epoch: the run was continued after its evaluation."""
-    path = run / "record.json"
-    if not path.exists():
-        return None
-    record = read_record(path)
-    same = (record.epoch, record.fingerprint, record.seed) == (best.epoch, best.fingerprint, config.seed)
-    return record if same else None
+    record = _readable(run / "record.json")
+    if record and (record.epoch, record.fingerprint, record.seed) != (best.epoch, best.fingerprint, saved.config.seed):
+        record = None  # the run was continued after its evaluation
+    return Loaded(*saved, record and _if_measured_on(saved.network, record, run))
 
 
 # One file
@@ -153,20 +145,27 @@ def _record(run: Path, config: RunConfig, best: Checkpoint) -> Record | None:
 
 def _from_file(path: Path) -> Loaded:
     saved, content = saved_file(path)
-    return Loaded(*saved, _if_measured_on(saved.network, _record_of_file(content, path), path))
+    written = _readable(path.with_name(f"{path.stem}.{RECORD}"))  # by `advmoe evaluate`, beside the file
+    record = written and _if_measured_on(saved.network, written, path)
+    if record is None and content is not None:
+        record = _if_measured_on(saved.network, checked_record(content, str(path)), path)
+    return Loaded(*saved, record)
 
 
-def _record_of_file(content: JsonObject | None, path: Path) -> Record | None:
-    """The Record that `advmoe evaluate` wrote beside the file, else the one in its header, `content`; None without either."""
-    beside = path.with_name(f"{path.stem}.{RECORD}")
-    if beside.is_file():
-        return read_record(beside)
-    return None if content is None else checked_record(content, str(path))
+def _readable(path: Path) -> Record | None:
+    """The Record in a file; None without the file, and with a warning if it is damaged: the network can be used without it."""
+    if not path.is_file():
+        return None
+    try:
+        return read_record(path)
+    except UserError as error:
+        logger.warning("%s; the network is loaded without this Record", error)
+        return None
 
 
-def _if_measured_on(model: Classifier, record: Record | None, where: Path) -> Record | None:
+def _if_measured_on(model: Classifier, record: Record, where: Path) -> Record | None:
     """The Record if it was measured on these weights, else None with a warning. Records of schemas 1 and 2 do not say."""
-    if record is not None and record.weights not in (None, weights_digest(model)):
+    if record.weights not in (None, weights_digest(model)):
         logger.warning("%s: its Record is of other weights and is left out; evaluate the network again", where)
         return None
     return record
