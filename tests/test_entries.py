@@ -20,7 +20,7 @@ from advmoe.entries import check_accepts, check_kind
 from advmoe.errors import UserError
 from advmoe.evaluation import evaluate
 from advmoe.models import MODELS, Classifier
-from advmoe.moe import GATES, HARD, Chosen, DenseKind, MoEKind, StraightThroughGate, images
+from advmoe.moe import GATES, HARD, Chosen, DenseKind, Mixed, MoEKind, Scaled, StraightThroughGate, images
 from advmoe.recipes import recipe
 from advmoe.training.loop import train
 from advmoe.training.losses import LOSSES, Loss, trades, trades_attack
@@ -191,6 +191,8 @@ def test_steps_that_return_something_else(change, message, tiny, splits, tmp_pat
         (break_the_network, BOTH, "epoch 1: classifier.weight is not finite after the last iteration; last good checkpoint: none"),
         (single_level, BOTH, "the step single_level trains one level, not routers and weights"),
         (two_level, ("all",), "the step two_level needs the levels routers and weights, not all"),
+        (two_level, (*BOTH, "all"), "method 'bad': a phase trains one level or two different ones, not routers, weights, all"),
+        (two_level, ("weights", "weights"), "method 'bad': a phase trains one level or two different ones, not weights, weights"),
     ],
 )
 def test_steps_that_break_the_network_or_get_other_levels(step, levels, message, tiny, splits, tmp_path):
@@ -224,6 +226,15 @@ def with_total(change):
         (Loss(trades_attack, lambda x: x), "loss 'bad': value must accept (forward, x, x_adv, y, beta)"),
         (Loss(trades_attack, lambda *inputs: trades(*inputs).total), "the result of the loss must be an Outcome, not a Tensor"),
         (Loss(trades_attack, with_total(lambda total: total.expand(3))), "must be one number, a tensor of shape [], not [3]"),
+        (Loss(lambda *inputs: None, trades), "the result of the loss's attack must be a Tensor, not None"),
+        (
+            Loss(lambda *inputs: inputs[1][:, :, 1:], trades),
+            "the loss's attack must return images of the shape [20, 1, 28, 28], not [20, 1, 27, 28]",
+        ),
+        (
+            Loss(trades_attack, lambda *inputs: trades(*inputs)._replace(clean=torch.zeros(3))),
+            "clean in the result of the loss must be logits of the shape [20, 10], not [3]",
+        ),
         (Loss(trades_attack, with_total(torch.Tensor.detach)), "the loss does not depend on the parameters of the level weights"),
     ],
 )
@@ -261,6 +272,16 @@ class OutOfRange(StraightThroughGate):
         return Chosen(logits.argmax(dim=1) + 2)
 
 
+class MixesOne(StraightThroughGate):
+    def weights(self, logits, layer):
+        return Mixed(logits.argmax(dim=1), self.p(logits)[:, :1])
+
+
+class ScalesAll(StraightThroughGate):
+    def weights(self, logits, layer):
+        return Scaled(logits.argmax(dim=1), torch.ones(()))
+
+
 @pytest.mark.parametrize(
     ("gate", "message"),
     [
@@ -270,6 +291,8 @@ class OutOfRange(StraightThroughGate):
         (WithoutLayer, "gate 'bad': weights must accept (logits, layer)"),
         (ReturnsTensor, "gate 'bad': the result of weights must be a Chosen, not a Tensor"),
         (OutOfRange, "gate 'bad': experts must be int64 [B] from 0 to 1, not [2, 2]"),
+        (MixesOne, "gate 'bad': for 2 images and 2 experts, mixture must have the shape [2, 2], not [2, 1]"),
+        (ScalesAll, "gate 'bad': for 2 images and 2 experts, factor must have the shape [2], not []"),
     ],
 )
 def test_gates_that_cannot_be_used(gate, message, tiny, splits, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from recorder import Recorder
 from test_steps import ALL, BATCHES, ROUTERS, WEIGHTS, Spy, changed_names, experts_are_equal, make_state, names, state_and_spy
+from torch.nn import functional as F
 
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.config.schema import OF_LEVELS
@@ -82,13 +83,13 @@ def test_the_average_is_validated_saved_and_loaded(tiny, splits, tmp_path):
 
 
 def test_smoothed_labels_by_hand():
-    assert labels.smoothed(torch.tensor([2]), 4, 0.2)[0].tolist() == pytest.approx([0.05, 0.05, 0.85, 0.05])
+    assert labels.smoothed(F.one_hot(torch.tensor([2]), 4), 0.2)[0].tolist() == pytest.approx([0.05, 0.05, 0.85, 0.05])
 
 
 def test_adr_labels_by_hand():
     logits = torch.tensor([[0.6, 0.3, 0.1], [0.6, 0.3, 0.1]]).log() * 2.5  # at the start, T is 2.5
     y = torch.tensor([0, 1])
-    result = labels.adr(labels.smoothed(y, 3, 0.0), y, logits, done=0.0)
+    result = labels.adr(F.one_hot(y, 3), y, logits, done=0.0)
     weight_correct, weight_wrong = 0.7, 0.7 - (0.6 - 0.3)
     assert result[0].tolist() == pytest.approx(
         [weight_correct * 0.6 + 1 - weight_correct, weight_correct * 0.3, weight_correct * 0.1]
@@ -335,6 +336,13 @@ def test_ramps_of_the_attack_by_hand():
     assert state.attack.step == pytest.approx(0.05)
 
 
+def test_more_steps_begin_in_the_first_iteration_of_their_share():
+    """1 - 0.7 is rounded to more than 0.3."""
+    state = make_state()
+    state.config, state.done = RunConfig(attack=AttackConfig(num_steps=2, steps_ramp=0.7)), 0.3
+    assert state.attack.num_steps == 5
+
+
 # All of them together
 
 
@@ -403,6 +411,14 @@ def test_a_run_with_all_options_resumes_bit_by_bit(method, tiny, splits, tmp_pat
         ("at_dense", {"awp": 0.01, "awp_routers": True}, "awp_routers is for methods with routers, not at_dense"),
         ("at_dense", {"balance": "switch"}, "balance is for methods with routers, not at_dense"),
         ("advmoe", {"awp_routers": True}, "awp_routers needs awp"),
+        ("at_dense", {"augment_from": 0.5}, "augment_from needs augment"),
+        ("at_dense", {"crop_padding": 28}, "crop_padding must be less than 28, the side of the images, not 28"),
+        ("advmoe", {"router_margin": 1.0, "num_experts": 1}, "router_margin needs at least 2 experts"),
+        (
+            "advmoe",
+            {"router_target": "confusion", "epochs": 1},
+            "router_target confusion needs at least 2 epochs: in the first, it is counted which classes are confused",
+        ),
     ],
 )
 def test_options_that_do_not_fit_are_refused_before_anything_is_written(method, options, message, tiny, splits, tmp_path):

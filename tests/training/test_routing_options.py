@@ -11,7 +11,9 @@ from advmoe.errors import UserError
 from advmoe.training import start
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.loop import train
+from advmoe.training.methods import METHODS, Method, Phase, moe
 from advmoe.training.start import network
+from advmoe.training.steps import single_level
 
 
 class Rates(Recorder):
@@ -57,8 +59,24 @@ def test_the_schedule_untied_begins_when_routers_learn(method, tiny, splits, tmp
 
 
 def test_a_warmup_that_ends_before_routers_learn_is_refused(tiny, splits, tmp_path):
-    with pytest.raises(UserError, match=r"^router_warmup 0.4 ends while the experts are tied \(tied_share 0.5\) and no router"):
+    with pytest.raises(UserError, match=r"^router_warmup 0\.4 ends before the routers learn, after 0\.5 of the"):
         train(tiny(tied_share=0.5, router_warmup=0.4), splits, tmp_path / "run")
+    waiting = {"router_target": "confusion", "router_loss": "target", "tied_share": 0.0}
+    with pytest.raises(UserError, match=r"^router_warmup 0\.4 ends before the routers learn, after 0\.5 of the"):
+        train(tiny(epochs=2, router_warmup=0.4, **waiting), splits, tmp_path / "run")
+
+
+def test_experts_are_tied_in_the_first_phase_only(tiny, splits, tmp_path, monkeypatch):
+    """In a later phase they differ at the start, and equal updates would keep the difference."""
+    tied = []
+
+    def watched(state, batches):
+        tied.append(state.tied)
+        return single_level(state, batches)
+
+    monkeypatch.setitem(METHODS, "twice", Method(moe, (Phase(watched, ("weights",)), Phase(watched, ("all",)))))
+    train(tiny("twice", epochs=2, tied_share=0.5), splits, tmp_path / "run")
+    assert tied == [True] * 3 + [False] * 9
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_moe"])

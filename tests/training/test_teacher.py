@@ -78,7 +78,7 @@ def test_probabilities_replace_the_labels_in_attack_and_loss(teacher_run, tiny, 
     expected = 0.8 * state.teacher.probabilities(x) + 0.02
     assert all(torch.equal(targets, targets_seen[0]) for targets in targets_seen)
     torch.testing.assert_close(targets_seen[0], expected)
-    torch.testing.assert_close(labels.spread(expected, 0.0), expected)
+    torch.testing.assert_close(labels.smoothed(expected, 0.0), expected)
 
 
 def test_a_step_may_give_a_level_the_batch_of_another(teacher_run, tiny, splits):

@@ -169,7 +169,7 @@ class TrainingConfig(Section):
     lr: Rate = 0.1
     """Initial learning rate of the weights (cosine decay to 0)."""
     router_lr: Rate = 0.1
-    """Initial learning rate of the routers (advmoe's lower level)."""
+    """Initial learning rate of the routers."""
     momentum: Decay = 0.9
     """SGD momentum."""
     weight_decay: Rate = 5e-4
@@ -179,7 +179,7 @@ class TrainingConfig(Section):
     router_gate: str = "straight_through"
     """Gate in the routers' updates, and in all updates of at_moe: hard, straight_through, scaled or soft."""
     router_attack_gate: str = "straight_through"
-    """Gate in the attack of the routers' updates."""
+    """Gate in the attack of the routers' updates, and of all updates of at_moe."""
     level_order: Literal["routers_first", "weights_first"] = "routers_first"
     """advmoe: which level is updated first in an iteration."""
     balance: Literal["none", "switch", "importance", "entropy"] = "none"
@@ -206,7 +206,8 @@ class TrainingConfig(Section):
     soft_labels: Literal["none", "adr"] = "none"
     """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
     teacher: str | None = None
-    """Folder of a run, or file of advmoe.save_file: its probabilities replace the labels in both terms of trades (RSLAD)."""
+    """Folder of a run, or file of advmoe.save_file. In trades, its probabilities replace the labels and the network's clean
+    prediction (RSLAD)."""
     awp: Rate = 0.0
     """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in the paper of AWP); 0: none."""
     awp_from: Share = 0.0

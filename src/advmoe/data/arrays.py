@@ -61,8 +61,14 @@ class ArrayArchive:
         self.path, self.archive = path, archive
         self.names = [name.removesuffix(".npy") for name in archive.namelist()]
 
+    def check_contains(self, name: str) -> None:
+        """Raises UserError if there is no such array."""
+        if name not in self.names:
+            raise UserError(f"{self.path}: contains no array '{name}', only {', '.join(self.names[:5]) or 'nothing'}")
+
     def __getitem__(self, name: str) -> np.ndarray:
         where = f"{self.path}: {name}"
+        self.check_contains(name)
         try:
             entry = self.archive.getinfo(f"{name}.npy")
             if entry.file_size > LIMITS.ratio * entry.compress_size + CHUNK:
@@ -84,8 +90,7 @@ def map_npz(path: Path, name: str) -> np.ndarray:
     """
     where = f"{path}: {name}"
     with open_npz(path) as arrays, path.open("rb") as file:
-        if name not in arrays.names:
-            raise UserError(f"{path}: contains no array '{name}', only {', '.join(arrays.names[:5]) or 'nothing'}")
+        arrays.check_contains(name)
         entry = arrays.archive.getinfo(f"{name}.npy")
         if entry.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{where}: is compressed and cannot be mapped; write the file with numpy.savez")

@@ -164,6 +164,13 @@ def check_gate(name: str, num_experts: int) -> None:
     experts = weights.experts
     if experts.shape != (2,) or experts.dtype != torch.int64 or bool(((experts < 0) | (experts >= num_experts)).any()):
         raise UserError(f"{what}: experts must be int64 [B] from 0 to {num_experts - 1}, not {experts.tolist()}")
+    for field, shape in (("mixture", (2, num_experts)), ("factor", (2,))):
+        value = getattr(weights, field, None)
+        if value is not None and (not isinstance(value, Tensor) or value.shape != shape):
+            actual = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"{what}: for 2 images and {num_experts} experts, {field} must have the shape {list(shape)}, not {actual}"
+            )
 
 
 def top1(logits: Tensor) -> Tensor:

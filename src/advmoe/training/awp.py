@@ -14,9 +14,10 @@ from advmoe.training.statistics import kept_statistics
 def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object], routers: bool = False) -> Iterator[None]:
     """Inside the block, each weight tensor w is w + gamma * |w| * g / |g|, where g is the gradient that `backward` computes.
 
-    Weight tensors are those of convolutions and linear layers that learn, and of routers only if `routers` is true. Norms and
-    biases do not change. This is one step of the paper's ascent, with layer-wise norms. `backward` runs at w; its changes of the
-    model's running statistics are undone. After the block, w is exactly as before, and the gradients computed inside are kept.
+    Weight tensors are the parameters of two or more dimensions that learn, as those of convolutions and linear layers; those of
+    routers are among them only if `routers` is true. Norms and biases do not change. This is one step of the paper's ascent, with
+    layer-wise norms. `backward` runs at w; its changes of the model's running statistics are undone. After the block, w is exactly
+    as before, and the gradients computed inside are kept.
     """
     with kept_statistics(model):
         backward()

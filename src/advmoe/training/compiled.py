@@ -31,10 +31,13 @@ def direct(model: Classifier, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
 
 
 class Passes:
-    """The forward passes of a run: compiled for full batches, `direct` for other sizes such as the last batch of an epoch."""
+    """The forward passes of a run: compiled for full batches, `direct` for other sizes such as the last batch of an epoch.
+
+    A compiled run has one process, so a full batch has `batch_size` images.
+    """
 
     def __init__(self, config: RunConfig) -> None:
-        self.mode, self.size = config.runtime.compile, config.training.batch_size  # of the one process
+        self.mode, self.size = config.runtime.compile, config.training.batch_size
 
     def __call__(self, model: Classifier, x: Tensor, gate: Gate) -> tuple[Tensor, Routings]:
         run = direct if self.mode == "none" or len(x) != self.size else program(self.mode)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advmoe.config import RunConfig
+from advmoe.config import RunConfig, TrainingConfig
 
 COUNTED_PART = 10  # confusions are counted in the first 1/10 of the epochs
 MAX_CLASSES = 256  # every checkpoint holds C x C counts for each counted epoch
@@ -33,6 +33,19 @@ def confusion(logits: Tensor, y: Tensor) -> Tensor:
 def counted_epochs(config: RunConfig) -> int:
     """The number of epochs, at the start, in which confusions are counted."""
     return math.ceil(config.training.epochs / COUNTED_PART)
+
+
+def learn_from_terms_alone(training: TrainingConfig) -> bool:
+    """Whether routers get no gradient from the network's loss, only from the router terms."""
+    return training.router_loss == "target" or training.router_gate == "hard"
+
+
+def resting_share(config: RunConfig) -> float:
+    """The share of a phase, at its start, in which no router learns: experts are tied, or the groups of the only target are not
+    known yet."""
+    training = config.training
+    waits = training.router_target == "confusion" and learn_from_terms_alone(training)
+    return max(training.tied_share, counted_epochs(config) / training.epochs if waits else 0.0)
 
 
 def groups_of(history: Sequence[Mapping[str, Any]], device: torch.device) -> Tensor | None:

@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from advmoe.attacks import full
 
@@ -12,14 +11,9 @@ ADR_LAMBDA = (0.7, 0.95)  # at the start and at the end of the phase
 ADR_TEMPERATURE = (2.5, 2.0)
 
 
-def smoothed(y: Tensor, num_classes: int, share: float) -> Tensor:
-    """Label smoothing: labels [B] -> probabilities [B, classes], 1 - `share` for the label plus `share` spread evenly over all
-    classes (Szegedy et al. 2016, section 7)."""
-    return spread(F.one_hot(y, num_classes).float(), share)
-
-
-def spread(labels: Tensor, share: float) -> Tensor:
-    """Probabilities [B, classes] with `share` of them spread evenly over the classes."""
+def smoothed(labels: Tensor, share: float) -> Tensor:
+    """Label smoothing: probabilities [B, classes] with `share` of them spread evenly over all classes (Szegedy et al. 2016, section
+    7)."""
     return (1 - share) * labels + share / labels.shape[1]
 
 

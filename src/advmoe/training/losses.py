@@ -121,12 +121,18 @@ def lookup_loss(name: str) -> Loss:
     return loss
 
 
-def check_outcome(outcome: Outcome, training: TrainingConfig) -> None:
-    """Raises UserError if the value of a loss is not an Outcome whose total is one number, or lacks what an option needs of x'."""
+def check_outcome(outcome: Outcome, training: TrainingConfig, shape: tuple[int, int]) -> None:
+    """Raises UserError if the value of a loss is not an Outcome whose total is one number, has logits of another `shape` (images,
+    classes), or lacks what an option needs of x'."""
     check_kind("the result of the loss", outcome, Outcome)
     check_kind("the total of the loss", outcome.total, Tensor)
     if outcome.total.ndim:
         raise UserError(f"the total of the loss must be one number, a tensor of shape [], not {list(outcome.total.shape)}")
+    for name in ("clean", "robust"):
+        logits = getattr(outcome, name)
+        if logits is not None and (not isinstance(logits, Tensor) or logits.shape != shape):
+            actual = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{name} in the result of the loss must be logits of the shape {list(shape)}, not {actual}")
     options = [name for name in ("router_consistency", "router_margin", "runner_up_consistency") if getattr(training, name)]
     options += ["router_target"] if training.router_target != "none" else []
     if options and outcome.routings and (outcome.robust is None or not outcome.robust_routings):

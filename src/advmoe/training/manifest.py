@@ -39,7 +39,7 @@ class EpochRow(TypedDict):
     experts of each layer without images, `router_cosine` [L] says how far each router has turned from its start
     (`advmoe.training.health.router_cosines`), `teacher` is the digest of the teacher's weights, and `generated` that of the
     generated images. `advmoe` and `commit` are the version and the commit of the code that finished the epoch. Rows of older
-    versions may lack all fields except the phase and the score.
+    versions may lack all fields except `phase`, `score`, `epoch` and `iterations`.
     """
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]

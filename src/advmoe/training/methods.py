@@ -77,7 +77,7 @@ def small_dense(config: ModelConfig) -> DenseKind:
 
 
 def moe(config: ModelConfig) -> DenseKind:
-    """Experts with r times the width. The stem keeps its dense width."""
+    """Experts with r times the width. In a ResNet the stem keeps its dense width."""
     return MoEKind(config.model_scale, config.num_experts, config.bank, config.routers, config.norms, activation=config.activation)
 
 
@@ -125,6 +125,8 @@ def _check_phase(what: str, phase: Phase, kind: DenseKind) -> None:
     check_accepts(f"{what}: the step of a phase", phase.step, "state", "batches")
     if not isinstance(phase.levels, tuple) or not phase.levels:
         raise UserError(f"{what}: levels must be a tuple of at least one name, such as ('weights',)")
+    if len(phase.levels) > 2 or len(set(phase.levels)) < len(phase.levels):
+        raise UserError(f"{what}: a phase trains one level or two different ones, not {', '.join(map(str, phase.levels))}")
     for level in phase.levels:
         lookup(LEVELS, level, f"level of {what}:")
         needed = NEEDED_KIND.get(level, DenseKind)

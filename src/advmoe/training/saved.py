@@ -127,7 +127,7 @@ def check_loadable(config: RunConfig, spec: ImageSpec, state: Mapping[str, Tenso
 def _rebuilt(header: Header, state: Mapping[str, Tensor]) -> Saved:
     config = _compacted(header.config)
     _check_fit(config, header.spec, state)
-    model = network(config, header.spec)
+    model = network(config.replace(runtime=RuntimeConfig()), header.spec)
     model.load_state_dict(state)
     return Saved(model, header.config, header.spec, header.epoch)
 

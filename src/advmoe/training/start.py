@@ -20,11 +20,15 @@ from advmoe.moe import GATES, MoEKind, check_gate, check_routings
 from advmoe.training.batches import epoch_order
 from advmoe.training.checkpoint import RunFolder, load_weights
 from advmoe.training.compiled import check_compile
-from advmoe.training.groups import MAX_CLASSES
+from advmoe.training.groups import MAX_CLASSES, resting_share
 from advmoe.training.losses import LOSSES, RSLAD, lookup_loss
 from advmoe.training.methods import LEVELS, METHODS, Phase, lookup_method
 from advmoe.training.steps import TrainState
 from advmoe.training.terms import TERMS
+
+NEEDED = {  # option -> the option without which it would do nothing
+    "awp_routers": "awp", "awp_from": "awp", "augment_from": "augment", "generated_share": "generated",
+}  # fmt: skip
 
 
 def check(config: RunConfig, splits: Splits) -> None:
@@ -50,8 +54,13 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"{level_options[0]} is for advmoe, not {config.method}")
     if config.data.augment != "crop_flip" and not isinstance(splits.train, Images):
         raise UserError(f"augment {config.data.augment} is for images in memory, not for {config.data.dataset}")
-    if training.awp_routers and not training.awp:
-        raise UserError("awp_routers needs awp")
+    for option, needed in NEEDED.items():
+        section = config.data if option in DataConfig.model_fields else training
+        if _changed(section, option) and not _changed(section, needed):
+            raise UserError(f"{option} needs {needed}")
+    padding, side = config.data.crop_padding, min(splits.spec.shape[1:])
+    if padding >= side:
+        raise UserError(f"crop_padding must be less than {side}, the side of the images, not {padding}")
     if training.teacher is not None and loss_name != "trades":
         raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:
@@ -73,10 +82,12 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"{attacked[0]} needs a loss with an attack")
     if training.router_target == "confusion" and classes > MAX_CLASSES:
         raise UserError(f"router_target confusion takes at most {MAX_CLASSES} classes, not {classes}")
+    if training.router_target == "confusion" and training.epochs < 2:
+        raise UserError("router_target confusion needs at least 2 epochs: in the first, it is counted which classes are confused")
     if training.router_target != "none" and experts > classes:
         raise UserError(f"router_target needs a class for each expert: there are {experts} experts and {classes} classes")
-    if training.runner_up_consistency and experts < 2:
-        raise UserError("runner_up_consistency needs at least 2 experts")
+    for option in _changed(training, "runner_up_consistency", "router_margin") if experts < 2 else []:
+        raise UserError(f"{option} needs at least 2 experts")
     if training.router_loss == "target" and training.router_target == "none":
         raise UserError("router_loss target needs a router_target")
     if routed and method.two_levels and not any(weight(training) for weight, _ in TERMS):
@@ -84,17 +95,17 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
             raise UserError("router_loss target leaves the routers no loss: all router terms have the weight 0")
         if training.router_gate == "hard":
             raise UserError("router_gate hard passes the routers no gradient, and there is no router term that they learn from")
-    if routed and 0 < training.router_warmup <= training.tied_share and training.router_schedule == "phase":
+    if routed and 0 < training.router_warmup <= resting_share(config) and training.router_schedule == "phase":
         raise UserError(
-            f"router_warmup {training.router_warmup:g} ends while the experts are tied (tied_share {training.tied_share:g}) and no "
-            "router learns: with router_schedule untied it begins afterwards"
+            f"router_warmup {training.router_warmup:g} ends before the routers learn, after {resting_share(config):g} of the "
+            "epochs: with router_schedule untied it begins then"
         )
 
 
-def _changed(training: TrainingConfig, *names: str) -> list[str]:
+def _changed(section: TrainingConfig | DataConfig, *names: str) -> list[str]:
     """Those of the settings `names` that differ from their defaults."""
-    default = TrainingConfig()
-    return [name for name in names if getattr(training, name) != getattr(default, name)]
+    default = type(section)()
+    return [name for name in names if getattr(section, name) != getattr(default, name)]
 
 
 def _check_sizes(config: RunConfig, splits: Splits) -> None:
@@ -188,7 +199,7 @@ def _groups(config: RunConfig, model: Classifier, level: str) -> list[dict[str, 
     others = [parameter for parameter in parameters if id(parameter) not in ids]
     groups = [{"params": others, "initial_lr": training.lr, "start": 0.0, "warmup": 0.0, "routers": False}]
     if len(others) < len(parameters):
-        start = training.tied_share if training.router_schedule == "untied" else 0.0
+        start = resting_share(config) if training.router_schedule == "untied" else 0.0
         rate, warmup = training.router_lr, training.router_warmup
         groups.append({"params": routers, "initial_lr": rate, "start": start, "warmup": warmup, "routers": True})
     return [group for group in groups if group["params"]]

@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from advmoe import distributed
 from advmoe.attacks import BatchDraws, derive_seed, frozen, full, kl_divergence
 from advmoe.config import AttackConfig, RunConfig
+from advmoe.entries import check_kind
 from advmoe.errors import UserError
 from advmoe.models import Classifier, fused
 from advmoe.models.fused import refresh
@@ -20,6 +22,7 @@ from advmoe.training import awp, groups, labels
 from advmoe.training.compiled import Passes
 from advmoe.training.distill import Teacher
 from advmoe.training.ema import Ema
+from advmoe.training.groups import learn_from_terms_alone
 from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome, check_outcome
 from advmoe.training.statistics import kept_statistics
@@ -61,7 +64,8 @@ class TrainState:
     iteration: int = 0
     ema: Ema | None = None
     teacher: Teacher | None = None
-    # the numbers of the images in each batch that was drawn, by its pixels: a user's step may give a level another batch
+    # the numbers of the images in each batch that was drawn; the key is the tensor of its pixels, because a user's step may pass a
+    # level the batch that was drawn for another one
     rows: dict[Tensor, Tensor | None] = field(default_factory=dict)
     groups: Tensor | None = None  # [C] int64: the group of each class, with router_target `confusion`
     watch: Watch = field(default_factory=Watch)
@@ -75,7 +79,7 @@ class TrainState:
     def attack(self) -> AttackConfig:
         """The settings of the training attack in this iteration."""
         attack = self.config.attack
-        if attack.steps_ramp and self.done >= 1 - attack.steps_ramp:
+        if attack.steps_ramp and self.done + attack.steps_ramp >= 1:  # 1 - steps_ramp would be rounded
             attack = attack.replace(num_steps=max(attack.num_steps, LATE_STEPS))
         if self.done < attack.epsilon_ramp:
             share = self.done / attack.epsilon_ramp
@@ -97,8 +101,7 @@ class TrainState:
     def routers_rest(self) -> bool:
         """Whether no router learns now: the experts are tied, so the choice does not matter, or routers that learn only from router
         terms wait for their target."""
-        only_terms = self.config.training.router_loss == "target" or self.config.training.router_gate == "hard"
-        return self.tied or (self.awaits_groups and only_terms)
+        return self.tied or (self.awaits_groups and learn_from_terms_alone(self.config.training))
 
     def share(self, images: int) -> float:
         """`images` as a fraction of the batch of all ranks."""
@@ -227,7 +230,7 @@ def _loss(state: TrainState, level: str, forward: Forward, example: Example) -> 
     """The loss of the task, plus the router terms if routers learn. With router_loss `target` routers get only these terms."""
     training = state.config.training
     outcome = state.loss.value(forward, example.x, example.x_adv, example.targets, training.beta)
-    check_outcome(outcome, training)
+    check_outcome(outcome, training, (len(example.y), state.model.num_classes))
     if training.runner_up_consistency and level != "routers":
         term = training.runner_up_consistency * _runner_up_term(state, outcome, example.x_adv)
         outcome = outcome._replace(total=outcome.total + term)
@@ -266,9 +269,10 @@ def _targets(state: TrainState, x: Tensor, y: Tensor) -> Tensor:
     if training.soft_labels == "none" and not training.label_smoothing and state.teacher is None:
         return y
     if state.teacher is None:
-        soft = labels.smoothed(y, state.model.num_classes, training.label_smoothing)
+        probabilities = F.one_hot(y, state.model.num_classes).float()
     else:
-        soft = labels.spread(state.teacher.probabilities(x, state.rows.get(x)), training.label_smoothing)
+        probabilities = state.teacher.probabilities(x, state.rows.get(x))
+    soft = labels.smoothed(probabilities, training.label_smoothing)
     if training.soft_labels == "adr":
         assert state.ema is not None
         with torch.no_grad():
@@ -286,7 +290,11 @@ def _attacked(state: TrainState, fused_model: Classifier, batch: Batch, gate: Ga
     if state.loss.attack is None:
         return x
     with frozen(fused_model):
-        return state.loss.attack(_forward(state, fused_model, gate), x, y, state.attack, state.draws)
+        x_adv = state.loss.attack(_forward(state, fused_model, gate), x, y, state.attack, state.draws)
+    check_kind("the result of the loss's attack", x_adv, Tensor)
+    if x_adv.shape != x.shape:
+        raise UserError(f"the loss's attack must return images of the shape {list(x.shape)}, not {list(x_adv.shape)}")
+    return x_adv
 
 
 def _take_step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
