@@ -8,7 +8,7 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from advmoe.attacks import Apgd, ImageDraws, apgd, frozen, rerouting, targeted_apgd
+from advmoe.attacks import Apgd, ImageDraws, apgd, frozen, targeted_apgd
 from advmoe.attacks.job import Job
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.rerouting import PROBE_STEPS, Beam, cheapest_changes, in_turn, reroute, weakest_changes
@@ -187,24 +187,6 @@ def test_the_beam_combines_changes(both: Linear, beam: Beam) -> None:
     x = torch.full((4, 1, SIDE, SIDE), 0.5)
     assert (both(attack(both, x, beam=Beam(depth=1))).argmax(dim=1) == 0).all()
     assert (both(attack(both, x, beam=beam)).argmax(dim=1) == 1).all()
-
-
-def test_the_beam_tries_no_pathway_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[Tensor] = []
-    attempts = rerouting._attempts
-    monkeypatch.setattr(
-        rerouting, "_attempts", lambda task, pairs: (tried.extend(route for route, _ in pairs), attempts(task, pairs))[1]
-    )
-    model = Linear(2, 2, 2, 2, 2, 2)
-    with torch.no_grad():  # no image can be fooled, so every attempt is made
-        for expert in model.experts:
-            expert.weight.zero_()
-            expert.bias.zero_()
-            expert.bias[::CLASSES] = 1.0
-    attack(model, noise_images(5), beam=Beam(4, 2, 2, 3))
-    assert len(tried) == Beam(4, 2, 2, 3).budget
-    for image in range(5):
-        assert len({tuple(route[image].tolist()) for route in tried}) == len(tried)
 
 
 # success

@@ -197,7 +197,7 @@ def _reroute(words: str, beam: Beam, steps: int) -> Attack:
     probes = 16 // 3 + 2 * beam.singles * (PROBE_STEPS + 1)
     run = partial(run_reroute, beam=beam, steps=steps)
     return Attack(
-        run, f"{words} over pathways, cheapest and weakest first", beam.budget * steps + probes, "route-aware", "routing", version=3
+        run, f"{words} over pathways, cheapest and weakest first", beam.budget * steps + probes, "route-aware", "routing", version=2
     )
 
 

@@ -55,7 +55,12 @@ def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, dra
     singles = range(min(beam.singles, changes.shape[1]))
     states = _attempts(task, [(_with_change(free, changes, number), start) for number in singles])
     for _ in range(1, beam.depth if states else 1):
-        states = _attempts(task, _extensions(_best(states, beam.width), changes, beam.branches))
+        further = [
+            (_with_change(state.route, changes, branch), state.x_adv)
+            for state in _best(states, beam.width)
+            for branch in range(min(beam.branches, changes.shape[1]))
+        ]
+        states = _attempts(task, further)
     return task.x_adv
 
 
@@ -233,21 +238,6 @@ def _forward_backward(
         routed = (router_margins > 0).all(dim=1)
         (gradient,) = torch.autograd.grad((torch.where(routed, loss, share * loss) - WEIGHT * hinge).sum(), leaf)
     return gradient.nan_to_num(0), logits.detach(), routed, loss.detach()
-
-
-def _extensions(states: Sequence[_State], changes: Tensor, branches: int) -> list[tuple[Tensor, Tensor]]:
-    """`branches` pairs for each state: its route with one more change, and its last point. An image gets no route twice, as long
-    as it has other changes."""
-    pairs: list[tuple[Tensor, Tensor]] = []
-    row = torch.arange(len(changes), device=changes.device)
-    for state in states:
-        routes = torch.stack([_with_change(state.route, changes, number) for number in range(changes.shape[1])])  # [R, B, L]
-        for _ in range(branches):
-            taken = torch.zeros_like(routes[:, :, 0], dtype=torch.bool)
-            for route, _ in pairs:
-                taken |= (routes == route).all(dim=2)
-            pairs.append((routes[taken.int().argmin(dim=0), row], state.x_adv))
-    return pairs
 
 
 def _with_change(route: Tensor, changes: Tensor, number: int) -> Tensor:
