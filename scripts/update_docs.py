@@ -29,13 +29,14 @@ from advmoe.reports.control import compared, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured, worst_of
-from advmoe.reports.panels import in_words, network_title, radius
+from advmoe.reports.panels import in_words, method_style, network_title, radius
 from advmoe.reports.plots import frontier
 from advmoe.reports.verdict import check_lines, verdict
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
 FLAGSHIP = "cifar10-w32"
+NETWORK = "cifar10-resnet18-"  # the first part of the names of runs and recipes in results/cifar10-jpeg and results/choices
 IMAGE = "docs/images/robustness.png"
 DIGEST = "records"  # name of the PNG's text
 
@@ -45,9 +46,9 @@ def accuracies(records: list[Record]) -> list[Measure]:
     return [measure for measure in measured(records) if measure.summary]
 
 
-def method_text(cell: Cell) -> str:
-    """'`at_moe`, one expert': only the method's name is code."""
-    return f"`{cell.method}`{cell.label.removeprefix(cell.method)}"
+def title(cell: Cell) -> str:
+    """'AT (MoE), one expert': a network's name without its model scale and number of experts."""
+    return method_style(cell.method).title + cell.label.removeprefix(cell.method)
 
 
 def row(record: Record, measures: list[Measure]) -> str:
@@ -55,7 +56,7 @@ def row(record: Record, measures: list[Measure]) -> str:
     low, high = record.evaluation.intervals[worst_of(record).name]
     worst, *others = ["" if (value := measure.value(record)) is None else f"{value:.1f}" for measure in measures]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
-    cells = [method_text(cell_of(record)), f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
+    cells = [title(cell_of(record)), f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
     return f"| {' | '.join(cells)} |"
 
 
@@ -63,7 +64,7 @@ def table(records: list[Record]) -> str:
     """Records that were attacked alike as a Markdown table, with a sentence that describes them."""
     first, measures = records[0], accuracies(records)
     columns = [*(measure.label for measure in measures), *COST_COLUMNS]
-    head = ["| method | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
+    head = ["| network | " + " | ".join(columns) + " |", "| --- |" + " ---: |" * len(columns)]
     config = first.config
     caption = (
         f"ResNet-18 of width {config.model.width}, {first.train_images} training images of {first.dataset}, "
@@ -77,12 +78,12 @@ def standard() -> str:
     """The networks under --standard, and the self-checks that they failed."""
     evaluated = records("results/evaluation/cifar10_standard.json")
     failed = [
-        f"`{record.method}`, check {check.number} ({check.detail.removesuffix('.')})"
+        f"{title(cell_of(record))}, check {check.number} ({check.detail.partition(';')[0].removesuffix('.')})"
         for record in evaluated
         for check in record.evaluation.checks
         if check.status == "fail"
     ]
-    checks = f"Failed [self-checks](docs/evaluation.md#self-checks), so RA-50 or RA-AA is too high: {'; '.join(failed)}."
+    checks = f"[Self-checks](docs/evaluation.md#self-checks) that failed, so RA-50 or RA-AA is too high: {'; '.join(failed)}."
     return f"{table(evaluated)}\n\n{checks}"
 
 
@@ -133,21 +134,22 @@ def report(name: str) -> Report:
     return Report.read(ROOT / "results/benchmarks" / f"{name}.json")
 
 
-def benchmark_table(name: str, suites: tuple[str, ...]) -> str:
+def benchmark_table(name: str, suites: tuple[str, ...], targets: bool = True) -> str:
     """The ratios and exponents of some suites in a benchmark's file."""
     source = report(name)
     lines = ["| what | measured (rounds) | target |", "| --- | ---: | ---: |"]
     for row in source.rows:
         if row.suite in suites and row.unit in ("ratio", "exponent") and row.value is not None and row.spread is not None:
-            lines.append(f"| {row.name} | {ratio_text(row)} | {target_text(row)} |")
+            lines.append(f"| {row.name} | {ratio_text(row)} | {target_text(row) if targets else ''} |")
     return "\n".join([*lines, "", machine_text(source.machine)])
 
 
 def ratio_text(row: Row) -> str:
-    """'2.07 (1.44 to 3.71)'."""
+    """'2.07 (1.44 to 3.71)'; of small ratios four decimals."""
     assert row.value is not None
     assert row.spread is not None
-    return f"{row.value:.2f} ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
+    digits = 4 if row.unit == "ratio" and row.value < 0.01 else 2
+    return f"{row.value:.{digits}f} ({row.spread[0]:.{digits}f} to {row.spread[1]:.{digits}f})"
 
 
 def target_text(row: Row) -> str:
@@ -202,18 +204,17 @@ def methods_table() -> str:
     """The methods at the paper's usual model scale, mean and sample deviation over seeds."""
     measures = accuracies(main_records())
     columns = [*(measure.label for measure in measures), *COST_COLUMNS, "seeds"]
-    lines = [f"| method | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    lines = [f"| network | recipe | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
     summaries = [summary for summary in summarise(main_records()) if summary.cell.model_scale in (0.5, 1.0)]
+    recipes = {cell_of(record): name for name, seeds in by_network(main_records()).items() for record in seeds.values()}
     for summary in summaries:
         figures = summary.figures
         cells = [figures[measure.name].text(1) if measure.name in figures else "" for measure in measures]
         reduction = figures["reduction"].mean
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
-        lines.append(f"| {method_text(summary.cell)} | {' | '.join([*cells, *cost])} |")
-    caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent."
-    unnamed = [f"{method_text(one.cell)}: {', '.join(one.departures)}" for one in summaries if one.departures]
-    settings = f"Settings that the name of a network leaves out, with the default in brackets: {'; '.join(unnamed)}."
-    return "\n".join([*lines, "", caption, *([settings] if unnamed else [])])
+        lines.append(f"| {title(summary.cell)} | `{recipes[summary.cell]}` | {' | '.join([*cells, *cost])} |")
+    caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent. Recipes begin with `{NETWORK}`."
+    return "\n".join([*lines, "", caption])
 
 
 def robustness() -> str:
@@ -221,10 +222,22 @@ def robustness() -> str:
     checks = check_lines(main_records())
     first, *others = [line for line in verdict(main_records()) if line not in checks]
     best = first.figures.partition(" Not clearly below it")[0]  # the others are in the table
-    lines = [f"**{first.answer}** {best}", *(f"**{line.answer}**" for line in others)]
-    lines.append("([Figures](#figures), and [image by image](docs/choices.md#does-choosing-an-expert-help))")
+    lines = [f"**{first.answer}** {best}", *(f"**{line.answer}** {choice_text()}" for line in others)]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", "\n".join(lines), scale_text(main_records()[0])])
+
+
+def choice_text() -> str:
+    """How AdvMoE, with and without -plus, compares with its control, for README."""
+    against = [
+        f"{title(cell)} has {against.difference.words}"
+        for cell, against in differences_from_control(main_records()).items()
+        if cell.method == "advmoe" and cell.model_scale == 0.5 and not cell.variant
+    ]
+    return (
+        f"In RA-worst (quick) on the same images, against the control trained alike, {', and '.join(against)} "
+        "([more comparisons](docs/choices.md#does-choosing-an-expert-help))."
+    )
 
 
 def choice_table() -> str:
@@ -266,7 +279,7 @@ def by_network(evaluated: Iterable[Record]) -> dict[str, dict[int, Record]]:
     runs: dict[str, dict[int, Record]] = {}
     for record in evaluated:
         assert record.run is not None  # a sweep names its runs
-        runs.setdefault(record.run.removeprefix("cifar10-resnet18-").removesuffix(f"-s{record.seed}"), {})[record.seed] = record
+        runs.setdefault(record.run.removeprefix(NETWORK).removesuffix(f"-s{record.seed}"), {})[record.seed] = record
     return runs
 
 
@@ -358,8 +371,9 @@ def scale_text(record: Record) -> str:
     config = record.config
     size = f"width {config.model.width} instead of 64, {config.training.epochs} epochs instead of 100"
     return (
-        f"The scale is small: {size}, {record.train_images:,} training and {record.test_images:,} test images. These runs rank "
-        "the methods at this scale only, and only if intervals do not overlap. They cannot confirm the paper's figures."
+        f"The scale is small: {size}, {record.train_images:,} training and {record.test_images:,} test images. These runs compare "
+        "the networks at this scale only, and cannot confirm the paper's figures. One network is ahead of another only if their "
+        "intervals over seeds and images do not overlap ([the rule](docs/report.md#which-network-is-ahead))."
     )
 
 
@@ -467,7 +481,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "glance": glance_table,
         "inference": lambda: benchmark_table("inference", ("inference",)),
         "training": lambda: benchmark_table("training", ("training",)),
-        "narrow training": lambda: benchmark_table("training_width16", ("training",)),
+        "narrow training": lambda: benchmark_table("training_width16", ("training",), targets=False),
         "memory": lambda: benchmark_table("memory", ("memory",)),
         "benchmark": lambda: benchmark_table("speed", ("attack", "data")),
         "waiting": lambda: benchmark_table("waiting", ("waiting",)),

@@ -137,8 +137,8 @@ class Cell:
 
 
 def options_text(variant: str, ingredients: str) -> str:
-    """', same batches, ema 0.995', or empty."""
-    return "".join(f", {part}" for part in (variant, ingredients) if part)
+    """', same batches, ema 0.995', ' with -plus', or empty."""
+    return "".join(f"{'' if part.startswith(WITH_PLUS) else ','} {part}" for part in (variant, ingredients) if part)
 
 
 def grouped(runs: Iterable[Runs], key: Callable[[Runs], Key]) -> dict[Key, list[Runs]]:
