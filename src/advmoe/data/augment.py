@@ -35,16 +35,14 @@ def augment(images: Tensor, padding: int, flip: bool, draws: Tensor) -> Tensor:
 
     `draws` come from `augmentation_draws`. This is the usual CIFAR augmentation (appendix B uses the standard pipeline).
     """
-    batch, channels, height, width = images.shape
+    batch, _, height, width = images.shape
     device = images.device
     rows = (draws[0] * (2 * padding + 1)).long() + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(batch, width)
     if flip:
         columns = torch.where(draws[2] < 0.5, width - 1 - columns, columns)
     columns = columns + (draws[1] * (2 * padding + 1)).long()
-    image = torch.arange(batch, device=device)[:, None, None, None]
-    channel = torch.arange(channels, device=device)[None, :, None, None]
-    return pad(images, (padding,) * 4)[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+    return _pixels(pad(images, (padding,) * 4), rows, columns)
 
 
 def crop_shift(images: Tensor, flip: bool, draws: Tensor) -> Tensor:
@@ -64,10 +62,15 @@ def crop_shift(images: Tensor, flip: bool, draws: Tensor) -> Tensor:
     columns, in_columns = _shifted(width, across, _integers(draws[3], across), _integers(draws[5], across))
     if flip:
         columns = torch.where(draws[6] < 0.5, width - 1 - columns, columns)
+    inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
+    return _pixels(images, rows, columns) * inside
+
+
+def _pixels(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels of each image at its `rows` [B, height] and `columns` [B, width]: [B, C, height, width]."""
     image = torch.arange(len(images), device=images.device)[:, None, None, None]
     channel = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    inside = in_rows[:, None, :, None] & in_columns[:, None, None, :]
-    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]] * inside
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
 def _integers(draws: Tensor, largest: Tensor | int) -> Tensor:

@@ -89,12 +89,11 @@ class MoEKind(DenseKind):
 
     def conv(self, inputs: Channels, outputs: Channels, kernel_size: int = 3, stride: int = 1, *, norm: bool = True) -> nn.Module:
         experts = windows(self.bank, self.num_experts, outputs.full, outputs.width)
-        norm_layer = self._expert_norm(outputs) if norm else None
+        norm_layer = None
+        if norm:
+            norm_layer = self.norm(outputs) if self.norms == "shared" else ExpertNorm(self.num_experts, outputs.width)
         routed = self.routers == "per_layer"
         return MoEConv2d(inputs, experts, kernel_size=kernel_size, stride=stride, norm=norm_layer, routed=routed)
-
-    def _expert_norm(self, outputs: Channels) -> nn.Module:
-        return self.norm(outputs) if self.norms == "shared" else ExpertNorm(self.num_experts, outputs.width)
 
     def network_router(self, in_channels: int, stem: str) -> nn.Module | None:
         return NetworkRouter(in_channels, self.num_experts, stem) if self.routers == "per_network" else None

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pydantic import JsonValue
@@ -47,12 +48,14 @@ class Totals:
         """
         if partial is None:
             return cls()
-        by_rank = {name: torch.tensor(value) for name, value in {"": partial.images, **partial.sums}.items()}
-        if len(partial.images) == distributed.world_size():
-            sums = {name: value[distributed.rank()] for name, value in by_rank.items()}
-        else:
-            sums = {name: value.sum(dim=0) * (distributed.rank() == 0) for name, value in by_rank.items()}
-        return cls(partial.iteration, int(sums.pop("")), partial.seconds, sums)
+        same_ranks = len(partial.images) == distributed.world_size()
+
+        def of_rank(by_rank: Any) -> Tensor:
+            values = torch.tensor(by_rank)
+            return values[distributed.rank()] if same_ranks else values.sum(dim=0) * (distributed.rank() == 0)
+
+        sums = {name: of_rank(values) for name, values in partial.sums.items()}
+        return cls(partial.iteration, int(of_rank(partial.images)), partial.seconds, sums)
 
     @property
     def seconds(self) -> float:
