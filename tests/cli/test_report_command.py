@@ -5,16 +5,11 @@ import json
 import threading
 
 import pytest
-from records import content, old_content
+from records import content, old_content, write
 
 from advmoe.cli.main import main
 from advmoe.files import drafted
 from advmoe.reports.plots import FIGURES
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def figures_of(path):
