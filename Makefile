@@ -14,7 +14,7 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	$(PIP) -e '.[ray,slurm,wandb]'
-	.venv/bin/pytest -m slow
+	.venv/bin/pytest -m "slow or extra"
 
 # Hostile files, ten thousand for each reader; FUZZ_SEED=... repeats a failure. A few of them run in `make test`.
 test-fuzz: .venv/installed-dev

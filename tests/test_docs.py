@@ -1,10 +1,10 @@
 """README and docs: Python blocks run, links lead to files, and figures are those of the Records."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+import update_docs
 from PIL import Image
 
 from advmoe.sweep.grid import read_sweep
@@ -33,24 +33,17 @@ def test_links_to_files_exist(page):
         assert [link for link in links if link.startswith("..") and not re.fullmatch(r"\.\./results/.*\.json", link)] == []
 
 
-def update_docs():
-    spec = importlib.util.spec_from_file_location("update_docs", ROOT / "scripts/update_docs.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_published_schema_is_the_records():
-    assert (ROOT / "docs/record.schema.json").read_text() == update_docs().schema()
+    assert (ROOT / "docs/record.schema.json").read_text() == update_docs.schema()
 
 
-@pytest.mark.parametrize(("page", "block"), [(page, block) for page, blocks in update_docs().BLOCKS.items() for block in blocks])
+@pytest.mark.parametrize(("page", "block"), [(page, block) for page, blocks in update_docs.BLOCKS.items() for block in blocks])
 def test_figures_are_the_records(page, block):
-    assert f"<!-- {block} -->\n{update_docs().BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()
+    assert f"<!-- {block} -->\n{update_docs.BLOCKS[page][block]()}\n<!-- /{block} -->" in (ROOT / page).read_text()
 
 
 def test_the_times_of_the_demo_are_its_records():
-    records = {record.method: record for record in update_docs().records("results/demo/records.json")}
+    records = {record.method: record for record in update_docs.records("results/demo/records.json")}
     evaluations = {  # these Records are older than `evaluate_seconds` of continued evaluations
         name: max(record.evaluate_seconds, sum(attack.seconds for attack in record.evaluation.attacks.values()))
         for name, record in records.items()
@@ -63,8 +56,7 @@ def test_the_times_of_the_demo_are_its_records():
 
 
 def test_the_time_and_memory_of_an_iteration_are_the_measured_ones():
-    module = update_docs()
-    times, peaks = (module.pivot(module.report(name).rows) for name in ("training", "memory"))
+    times, peaks = (update_docs.pivot(update_docs.report(name).rows) for name in ("training", "memory"))
     seconds = times["iteration, ResNet-18, batch 128"]["AdvMoE"].value
     peak = peaks["peak memory, iteration, ResNet-18, batch 128"]["AdvMoE"].value
     paper, own_images = ((ROOT / "docs" / page).read_text() for page in ("paper.md", "own-images.md"))
@@ -74,15 +66,15 @@ def test_the_time_and_memory_of_an_iteration_are_the_measured_ones():
 
 
 def test_every_run_of_the_ingredients_has_a_row(monkeypatch):
-    module, runs = update_docs(), plan(read_sweep(str(ROOT / "results/choices/ingredients.yaml")))
-    (record, *_) = module.records("results/choices/ingredients.json")
+    runs = plan(read_sweep(str(ROOT / "results/choices/ingredients.yaml")))
+    (record, *_) = update_docs.records("results/choices/ingredients.json")
     planned = [record.model_copy(update={"run": run.name, "seed": run.config.seed}) for run in runs]
-    monkeypatch.setattr(module, "records", lambda _: planned)
-    rows = module.ingredients_table().splitlines()[2:]
+    monkeypatch.setattr(update_docs, "records", lambda _: planned)
+    rows = update_docs.ingredients_table().splitlines()[2:]
     assert len(rows) == len({run.name.removesuffix(f"-s{run.config.seed}") for run in runs})
 
 
 def test_the_image_in_readme_is_drawn_from_the_records():
     """If this fails, run python scripts/update_docs.py: it draws the image again."""
-    with Image.open(ROOT / update_docs().IMAGE) as image:
-        assert image.text[update_docs().DIGEST] == update_docs().records_digest()
+    with Image.open(ROOT / update_docs.IMAGE) as image:
+        assert image.text[update_docs.DIGEST] == update_docs.records_digest()

@@ -2,20 +2,17 @@
 
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar10 import write_batches
 from PIL import Image
 from small_backbone import SMALLEST
 
 from advmoe.cli.arguments.demo import read as read_demo
 from advmoe.cli.main import main
 from advmoe.sweep.grid import read_sweep
-
-sys.path.append(str(Path(__file__).parent / "data"))
-from cifar10 import write_batches
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -1,11 +1,10 @@
 """The scripts that package a network and build the hub's folder."""
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import package_network
 import pytest
 import torch
 
@@ -16,17 +15,6 @@ from advmoe.runs.load import load
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.manifest import Progress
 from advmoe.training.start import network
-
-ROOT = Path(__file__).parents[1]
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"scripts/{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -45,7 +33,7 @@ def packaged(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "networks").mkdir()
     monkeypatch.setattr(networks, "FOLDER", tmp_path / "networks")
     flags = ("--attacks", "pgd_10", "--limit-test", "8", "--device", "cpu")
-    assert script("package_network").main(run, "tiny-net", *flags) == 0
+    assert package_network.main(run, "tiny-net", *flags) == 0
     return "tiny-net"
 
 
@@ -65,21 +53,23 @@ def test_a_network_that_is_too_large_is_refused(run: Path, tmp_path: Path, monke
     monkeypatch.setattr(networks, "FOLDER", tmp_path)
     monkeypatch.setattr(networks, "MAX_FILE", 1000)
     with pytest.raises(UserError, match="bytes in float16; a network of the package may have 1,000"):
-        script("package_network").write_weights(run, "tiny-net")
+        package_network.write_weights(run, "tiny-net")
     assert not (tmp_path / "tiny-net.safetensors").exists()
 
 
 def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, tmp_path: Path, capsys: Any) -> None:
     pytest.importorskip("huggingface_hub")
-    module, folder = script("make_hub_folder"), tmp_path / "upload"
-    module.main(packaged, "someone/robust", str(folder), "mit")
+    import make_hub_folder  # needs the extra hub
+
+    folder = tmp_path / "upload"
+    make_hub_folder.main(packaged, "someone/robust", str(folder), "mit")
     assert {path.name for path in folder.iterdir()} == {"model.safetensors", "config.yaml", "record.json", "README.md"}
     assert f"next: hf upload someone/robust {folder}" in capsys.readouterr().out
     assert json.loads((folder / "record.json").read_text())["weights"] == weights_digest(load(folder).network)
     assert (folder / "model.safetensors").stat().st_size < 1.5 * networks.weights(packaged).stat().st_size  # float16 in both
     with pytest.raises(UserError, match="is not empty"):
-        module.build(packaged, "someone/robust", folder)
+        make_hub_folder.build(packaged, "someone/robust", folder)
     with pytest.raises(UserError, match="has no Record: advmoe evaluate"):
-        module.build(str(run), "someone/robust", tmp_path / "other")
+        make_hub_folder.build(str(run), "someone/robust", tmp_path / "other")
     with pytest.raises(UserError, match="the hub's library refuses it"):
-        module.build(packaged, "no name at all", tmp_path / "third")
+        make_hub_folder.build(packaged, "no name at all", tmp_path / "third")

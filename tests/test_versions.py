@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 from recorder import Recorder
+from refusal import refusal
 
 import advmoe
 from advmoe import migrations
 from advmoe.cli.main import main
 from advmoe.config import RunConfig, from_dict
 from advmoe.data import load_dataset
-from advmoe.errors import UserError
 from advmoe.evaluation.record import SCHEMA as RECORD_SCHEMA
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.snapshot import Snapshot
@@ -52,13 +52,6 @@ def seal_again(folder: Path, **fields: Any) -> None:
     manifest = {**json.loads(path.read_text()), **fields}
     manifest.pop("seal", None)
     path.write_text(json.dumps({**manifest, "seal": seal(manifest)}))
-
-
-def complaint(call: Callable[[], Any]) -> str:
-    with pytest.raises(UserError) as caught:
-        call()
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 def test_every_version_is_kept_and_described() -> None:
@@ -112,7 +105,7 @@ def test_a_record_is_reported(version: str, kept: Callable[[str], Path]) -> None
 
 def test_a_record_of_accuracies_alone_is_refused_for_what_it_lacks() -> None:
     path = FIXTURES / "accuracies.json"
-    assert complaint(lambda: read_record(path)) == f"{path}: holds no Record (norm is missing)"
+    assert refusal(read_record, path) == f"{path}: holds no Record (norm is missing)"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -191,7 +184,7 @@ def test_a_newer_schema_is_refused_with_both_numbers(
     present = RECORD_SCHEMA if change is newer_record else MANIFEST_SCHEMA if change is newer_checkpoint else 2
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        text = complaint(change(kept("image-spec")))
+        text = refusal(change(kept("image-spec")))
     assert "99" in text
     assert str(present) in text.partition("99")[2]
 

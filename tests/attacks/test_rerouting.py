@@ -1,8 +1,5 @@
 """The attack that changes routes: it stays in the ball and in its budget, and fools where AutoAttack does not."""
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from pyautoattack import AutoAttack
@@ -13,10 +10,8 @@ from advmoe.attacks.job import Job
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.rerouting import PROBE_STEPS, Beam, cheapest_changes, in_turn, reroute, weakest_changes
 from advmoe.attacks.surrogate import Search
+from advmoe.benchmark.planted import EPSILON, Planted, images, planted
 from advmoe.moe import HARD, Gate, Routing
-
-sys.path.append(str(Path(__file__).parents[1] / "evaluation"))
-from planted import EPSILON, Planted, images, planted
 
 CLASSES, SIDE = 3, 4
 

@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from reports.records import png, record
+from records import png, record
 
 from advmoe.reports.captions import CAPTIONS
 from advmoe.reports.claims import judge

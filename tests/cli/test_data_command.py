@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refused_commands import refused
 
 from advmoe.cli.main import main
 from advmoe.data.fetch import OFFICIAL, Official
@@ -47,12 +48,7 @@ def run_command(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def error_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a refused command prints."""
-    assert main(["data", *arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
+    return refused(capsys, "data", *arguments)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])

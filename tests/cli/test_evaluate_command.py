@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from budget import budget
+from refused_commands import refused
 from small_backbone import SMALL
 
 from advmoe import distributed
@@ -76,12 +77,7 @@ def figures(run):
 
 
 def error_line(capsys, *arguments):
-    capsys.readouterr()
-    assert main(["evaluate", *(str(argument) for argument in arguments)]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    return captured.err
+    return refused(capsys, "evaluate", *arguments)
 
 
 def paused(run, *arguments, **environment):

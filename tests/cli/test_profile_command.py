@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from refused_commands import refused
 
 from advmoe.cli.main import main
 
@@ -10,14 +11,6 @@ from advmoe.cli.main import main
 def run_command(capsys, *arguments):
     assert main(list(arguments)) == 0
     return capsys.readouterr().out
-
-
-def error_line(capsys, *arguments):
-    assert main(list(arguments)) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    return captured.err
 
 
 TINY = ("profile", "--recipe", "demo-advmoe", "--width", "4")
@@ -64,7 +57,7 @@ def test_paper_marks_cells(capsys):
 
 @pytest.mark.parametrize("more", [("--recipe", "demo-advmoe"), ("--layers",), ("--num-experts", "4")])
 def test_paper_takes_nothing_else(capsys, more):
-    assert "--paper takes no recipe" in error_line(capsys, "profile", "--paper", *more)
+    assert "--paper takes no recipe" in refused(capsys, "profile", "--paper", *more)
 
 
 def test_recipes_are_filtered_by_part_of_their_names(capsys):
@@ -76,7 +69,7 @@ def test_recipes_are_filtered_by_part_of_their_names(capsys):
 
 
 def test_no_such_recipe_is_one_line(capsys):
-    assert "no listed recipe has 'resnet81' in its name: did you mean resnet18" in error_line(capsys, "recipes", "resnet81")
+    assert "no listed recipe has 'resnet81' in its name: did you mean resnet18" in refused(capsys, "recipes", "resnet81")
 
 
 def test_unlisted_names_are_recipes(capsys):

@@ -2,23 +2,14 @@
 
 import csv
 import json
-import sys
 import threading
-from pathlib import Path
 
 import pytest
+from records import content, old_content, write
 
 from advmoe.cli.main import main
 from advmoe.files import drafted
 from advmoe.reports.plots import FIGURES
-
-sys.path.append(str(Path(__file__).parents[1] / "reports"))
-from records import content, old_content
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def figures_of(path):

@@ -321,6 +321,7 @@ def test_the_times_of_finished_runs_are_expected_of_the_others(finished, grid, c
     assert " h " not in line
 
 
+@pytest.mark.extra
 def test_a_dry_run_knows_submitits_parameters(grid, tmp_path):
     pytest.importorskip("submitit", reason="needs the extra slurm")
     with pytest.raises(UserError, match="--slurm: submitit: Parameter 'a' need"):

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import yaml
+from refused_commands import refused
 from small_backbone import SMALL
 
 from advmoe.cli.main import main
@@ -15,16 +16,6 @@ pytestmark = pytest.mark.usefixtures("small_processes")
 
 TINY = ["--recipe", "demo-advmoe", "--width", "4", "--limit-train", "40", "--limit-test", "10", "--batch-size", "20"]
 TINY += ["--backbone", SMALL, "--num-steps", "1", "--epochs", "2", "--device", "cpu"]
-
-
-def error_line(capsys, *arguments):
-    """The one line that a refused command prints."""
-    assert main([str(argument) for argument in arguments]) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1, captured.err
-    assert "Traceback" not in captured.err
-    return captured.err
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +28,7 @@ def run(tmp_path_factory):
 
 def test_a_run_is_not_trained_in_a_folder_whose_name_is_not_utf_8(tmp_path, capsys):
     out = os.fsdecode(os.fsencode(tmp_path) + b"/run\xff")
-    assert r"run\udcff: the path must be UTF-8 text" in error_line(capsys, "train", *TINY, "--out", out)
+    assert r"run\udcff: the path must be UTF-8 text" in refused(capsys, "train", *TINY, "--out", out)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -110,20 +101,20 @@ def test_evaluate_prints_and_writes_a_record(run, capsys):
 )
 def test_bad_input_is_one_line_and_writes_nothing(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert message in error_line(capsys, *arguments)
+    assert message in refused(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_the_data_is_read(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))  # root may write anywhere
     monkeypatch.setattr("advmoe.cli.train.load_dataset", lambda data: pytest.fail("reads the data"))
-    line = error_line(capsys, "train", *TINY, "--out", tmp_path / "run")
+    line = refused(capsys, "train", *TINY, "--out", tmp_path / "run")
     assert line == f"advmoe: error: {tmp_path}: the run cannot be written to this folder\n"
 
 
 def test_folder_of_something_else_is_refused(tmp_path, capsys):
     (tmp_path / "thesis.tex").write_text("mine")
-    assert "neither an empty folder" in error_line(capsys, "train", *TINY, "--out", tmp_path)
+    assert "neither an empty folder" in refused(capsys, "train", *TINY, "--out", tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -131,8 +122,7 @@ def test_checkpoint_of_another_model_is_refused(run, tmp_path, capsys):
     assert main(["train", *TINY, "--num-experts", "3", "--out", str(tmp_path / "run")]) == 0
     config = (run / "config.yaml").read_text()
     (tmp_path / "run/config.yaml").write_text(config)
-    capsys.readouterr()
-    assert "another model's weights" in error_line(capsys, "evaluate", tmp_path / "run")
+    assert "another model's weights" in refused(capsys, "evaluate", tmp_path / "run")
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):

@@ -5,6 +5,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import yaml
+from refusal import refusal
 
 from advmoe.config import (
     DataConfig,
@@ -49,20 +50,14 @@ def value_of(config: RunConfig, name: str) -> Any:
 
 def error_of(tree: Any) -> str:
     """The one-line error for a configuration."""
-    with pytest.raises(UserError) as caught:
-        from_dict(tree, "here")
-    text = str(caught.value)
+    text = refusal(from_dict, tree, "here")
     assert text.startswith("here: ")
-    assert len(text.splitlines()) == 1
     return text.removeprefix("here: ")
 
 
 def error_of_file(path: Path) -> str:
-    with pytest.raises(UserError) as caught:
-        load_yaml(path)
-    text = str(caught.value)
+    text = refusal(load_yaml, path)
     assert text.startswith(f"{path}: ")
-    assert len(text.splitlines()) == 1
     return text.removeprefix(f"{path}: ")
 
 

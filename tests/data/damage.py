@@ -6,20 +6,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-import pytest
+from refusal import refusal
 
 from advmoe.config import DataConfig
 from advmoe.data import load_dataset
-from advmoe.errors import UserError
 
 
 def error_line(path: Path | None, **fields: Any) -> str:
     """The error of loading the data at `path`; `fields` are the configuration's."""
-    with pytest.raises(UserError) as caught:
-        load_dataset(DataConfig(data_dir=None if path is None else str(path), **fields))
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
+    return refusal(load_dataset, DataConfig(data_dir=None if path is None else str(path), **fields))
 
 
 def cut(path: Path, size: float) -> Path:

@@ -1,13 +1,13 @@
 import io
-import struct
 import threading
 import time
-import zlib
 from typing import Any
 
 import numpy as np
 import pytest
+from damage import huge_png
 from PIL import Image
+from refusal import refusal
 
 from advmoe.data.decode import HIGH_BIT_DEPTH_MODES, MAX_PIXELS, decode, decode_all, decode_fitted, stored_size
 from advmoe.errors import UserError
@@ -37,21 +37,8 @@ def oriented(array: np.ndarray, orientation: int, kind: str = "PNG") -> bytes:
     return encoded(array, kind, exif=exif)
 
 
-def huge_png(width: int, height: int) -> bytes:
-    """A small file that says it holds width x height pixels."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10_000))) + chunk(b"IEND", b"")
-
-
 def error_line(function: Any, data: bytes, size: int = 8) -> str:
-    with pytest.raises(UserError) as caught:
-        function(data, size, "here")
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+    return refusal(function, data, size, "here")
 
 
 BOTH = pytest.mark.parametrize("function", [decode, decode_fitted])

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from refusal import refusal
 from rich.console import Console
 
 from advmoe.data import fetch as module
 from advmoe.data.fetch import OFFICIAL, Official, fetch
-from advmoe.errors import UserError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
@@ -105,12 +105,6 @@ def get(to: Path, name: str = "cifar10") -> str:
     return "\n".join(fetch(name, to, Console(quiet=True)))
 
 
-def error_line(to: Path, name: str = "cifar10") -> str:
-    with pytest.raises(UserError) as caught:
-        get(to, name)
-    return str(caught.value)
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -144,7 +138,7 @@ def test_published_checksums_are_those_of_the_official_page() -> None:
     ],
 )
 def test_what_cannot_be_downloaded_says_why(name: str, message: str, tmp_path: Path) -> None:
-    assert message in error_line(tmp_path / "data", name)
+    assert message in refusal(get, tmp_path / "data", name)
     assert names(tmp_path) == []
 
 
@@ -168,7 +162,7 @@ def test_file_that_exists_is_verified_not_downloaded(official_server: Server, tm
 def test_wrong_file_that_exists_is_named_and_kept(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "set.tar.gz").write_bytes(b"other")
     digest = hashlib.md5(b"other", usedforsecurity=False).hexdigest()
-    text = error_line(tmp_path)
+    text = refusal(get, tmp_path)
     assert f"set.tar.gz: is not the official set.tar.gz: MD5 {digest}, expected {MD5}" in text
     assert (tmp_path / "set.tar.gz").read_bytes() == b"other"
     assert official_server.requested == []
@@ -180,7 +174,7 @@ def test_a_second_download_of_a_file_is_refused(official_server: Server, tmp_pat
 
     def receive_while_another_process_starts(*arguments: Any) -> None:
         monkeypatch.setattr(module, "_receive", receive)
-        message = error_line(tmp_path)
+        message = refusal(get, tmp_path)
         assert re.search(r"/set.tar.gz: process \d+ on \S+ is already downloading this file; wait for it to finish$", message)
         receive(*arguments)
 
@@ -224,7 +218,7 @@ def test_part_longer_than_the_file_is_downloaded_again(official_server: Server, 
 def test_other_range_than_requested_is_refused(official_server: Server, tmp_path: Path) -> None:
     official_server.shift = -5
     (tmp_path / "set.tar.gz.part").write_bytes(CONTENT[:100])
-    assert "another range than requested" in error_line(tmp_path)
+    assert "another range than requested" in refusal(get, tmp_path)
     assert (tmp_path / "set.tar.gz.part").read_bytes() == CONTENT[:100]
 
 
@@ -237,7 +231,7 @@ def test_a_broken_connection_is_resumed(official_server: Server, tmp_path: Path)
 
 def test_a_connection_without_progress_is_an_error_and_the_part_is_kept(official_server: Server, tmp_path: Path) -> None:
     official_server.cuts = [120_000, 0]
-    text = error_line(tmp_path)
+    text = refusal(get, tmp_path)
     assert f"cannot download {official_server.address}/set.tar.gz (connection lost after 120000 of 300000 bytes)" in text
     assert f"download it by other means and save it as {tmp_path}/set.tar.gz; 120000 bytes are kept" in text
     assert names(tmp_path) == ["set.tar.gz.part"]
@@ -247,13 +241,13 @@ def test_a_connection_without_progress_is_an_error_and_the_part_is_kept(official
 
 def test_a_download_of_unknown_length_is_judged_by_its_checksum(official_server: Server, tmp_path: Path) -> None:
     official_server.length, official_server.cuts = False, [299_999]
-    assert "MD5" in error_line(tmp_path)
+    assert "MD5" in refusal(get, tmp_path)
     assert names(tmp_path) == ["set.tar.gz.bad"]
 
 
 def test_wrong_bytes_never_get_the_right_name(official_server: Server, tmp_path: Path) -> None:
     official_server.content = b"<html>please log in</html>"
-    text = error_line(tmp_path)
+    text = refusal(get, tmp_path)
     assert re.search(rf"MD5 [0-9a-f]{{32}}, expected {MD5}; http\S+ is saved as .+/set.tar.gz.bad", text)
     assert names(tmp_path) == ["set.tar.gz.bad"]
     official_server.content = CONTENT
@@ -265,13 +259,13 @@ def test_wrong_bytes_never_get_the_right_name(official_server: Server, tmp_path:
 @pytest.mark.parametrize("status", [403, 404, 503])
 def test_refusal_is_one_line(status: int, official_server: Server, tmp_path: Path) -> None:
     official_server.status = status
-    assert f"(HTTP {status} " in error_line(tmp_path)
+    assert f"(HTTP {status} " in refusal(get, tmp_path)
     assert names(tmp_path) == []
 
 
 def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OFFICIAL, "cifar10", Official("http://127.0.0.1:9/set.tar.gz", MD5))
-    text = error_line(tmp_path)
+    text = refusal(get, tmp_path)
     assert "cannot download http://127.0.0.1:9/set.tar.gz (" in text
     assert text.endswith(f": download it by other means and save it as {tmp_path}/set.tar.gz")
 
@@ -279,7 +273,7 @@ def test_no_network_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_silent_server_runs_into_the_timeout(official_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     official_server.silent = True
     monkeypatch.setattr(module, "TIMEOUT", 0.05)
-    assert "timed out" in error_line(tmp_path)
+    assert "timed out" in refusal(get, tmp_path)
 
 
 def test_interrupt_keeps_the_part(official_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,23 +322,23 @@ def test_other_archive_than_at_first_use_is_refused(official_server: Server, tmp
     official_server.content = tiny_zip()
     get(tmp_path, "tinyimagenet")
     (tmp_path / "tiny.zip").write_bytes(tiny_zip(b"other"))
-    assert f"expected {hashlib.sha256(official_server.content).hexdigest()}" in error_line(tmp_path, "tinyimagenet")
+    assert f"expected {hashlib.sha256(official_server.content).hexdigest()}" in refusal(get, tmp_path, "tinyimagenet")
     (tmp_path / "tiny.zip").unlink()
     (tmp_path / "tiny/wnids.txt").unlink()
     (tmp_path / "tiny").rmdir()
     official_server.content = tiny_zip(b"other")
-    assert "tiny.zip.bad" in error_line(tmp_path, "tinyimagenet")
+    assert "tiny.zip.bad" in refusal(get, tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny.zip.bad", "tiny.zip.sha256"]
 
 
 @pytest.mark.parametrize("content", [b"<html></html>", tiny_zip()[:-30]])
 def test_damaged_archive_is_not_recorded(content: bytes, official_server: Server, tmp_path: Path) -> None:
     official_server.content = content
-    assert "damaged or incomplete archive" in error_line(tmp_path, "tinyimagenet")
+    assert "damaged or incomplete archive" in refusal(get, tmp_path, "tinyimagenet")
     assert names(tmp_path) == ["tiny.zip.bad"]
 
 
 def test_a_damaged_checksum_file_is_refused_before_the_download(official_server: Server, tmp_path: Path) -> None:
     (tmp_path / "tiny.zip.sha256").write_text("rubbish\n")
-    assert "tiny.zip.sha256: contains no SHA-256" in error_line(tmp_path, "tinyimagenet")
+    assert "tiny.zip.sha256: contains no SHA-256" in refusal(get, tmp_path, "tinyimagenet")
     assert official_server.requested == []

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusal import refusal
 
 from advmoe.config import DataConfig
 from advmoe.data import DATASETS, Splits, count_images, load_dataset
@@ -55,13 +56,6 @@ def load(path: Path, **fields: Any) -> Splits:
 
 def config(path: Path, **fields: Any) -> DataConfig:
     return DataConfig(dataset="folder", data_dir=str(path), **{"validation_share": 0.34} | fields)
-
-
-def error_line(path: Path, **fields: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        load(path, **fields)
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
 
 
 def contents(*parts: Source) -> dict[bytes, int]:
@@ -184,7 +178,7 @@ def test_a_class_may_be_written_in_other_unicode_forms_in_each_split(tmp_path: P
 
 def test_a_class_that_is_not_utf_8_is_refused_before_training(tmp_path: Path) -> None:
     (in_parts(tmp_path) / "train" / "bee").rename(os.fsdecode(os.fsencode(tmp_path / "train") + b"/b\xffe"))
-    assert error_line(tmp_path).startswith(rf"{tmp_path}/train/b\udcffe: the name of a class folder must be UTF-8 text")
+    assert refusal(load, tmp_path).startswith(rf"{tmp_path}/train/b\udcffe: the name of a class folder must be UTF-8 text")
 
 
 def test_hidden_files_and_other_files_beside_the_classes_are_skipped(tmp_path: Path) -> None:
@@ -251,37 +245,37 @@ def test_no_data_dir() -> None:
 
 
 def test_nonexistent_path_and_a_file(tmp_path: Path) -> None:
-    assert error_line(tmp_path / "no") == f"{tmp_path / 'no'}: no such file or folder"
+    assert refusal(load, tmp_path / "no") == f"{tmp_path / 'no'}: no such file or folder"
     (tmp_path / "a.zip").write_bytes(b"x")
-    assert error_line(tmp_path / "a.zip").startswith(f"{tmp_path / 'a.zip'}: not a folder; ")
+    assert refusal(load, tmp_path / "a.zip").startswith(f"{tmp_path / 'a.zip'}: not a folder; ")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    assert error_line(tmp_path).startswith(f"{tmp_path}: needs the folders of 2 classes or more, has none; give train/CLASS/")
+    assert refusal(load, tmp_path).startswith(f"{tmp_path}: needs the folders of 2 classes or more, has none; give train/CLASS/")
 
 
 def test_one_class(tmp_path: Path) -> None:
     plain(tmp_path)
     for name in ("bee", "cat"):
         shutil.rmtree(tmp_path / name)
-    assert error_line(tmp_path).startswith(f"{tmp_path}: needs the folders of 2 classes or more, has ant; give ")
+    assert refusal(load, tmp_path).startswith(f"{tmp_path}: needs the folders of 2 classes or more, has ant; give ")
 
 
 def test_the_parent_of_the_data_folder(tmp_path: Path) -> None:
     in_parts(tmp_path / "mine")
     path = tmp_path / "mine" / "test"
-    assert error_line(tmp_path) == f"{path}: not a plain file; the folder of a class may contain images only"
+    assert refusal(load, tmp_path) == f"{path}: not a plain file; the folder of a class may contain images only"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_missing_split(part: str, tmp_path: Path) -> None:
     shutil.rmtree(in_parts(tmp_path) / part)
-    assert error_line(tmp_path).startswith(f"{tmp_path / part}: no such folder; ")
+    assert refusal(load, tmp_path).startswith(f"{tmp_path / part}: no such folder; ")
 
 
 def test_misspelled_split_is_not_skipped(tmp_path: Path) -> None:
     (in_parts(tmp_path, val=True) / "val").rename(tmp_path / "valid")
-    assert error_line(tmp_path) == f"{tmp_path / 'valid'}: not a split; beside train and test there may be a folder val"
+    assert refusal(load, tmp_path) == f"{tmp_path / 'valid'}: not a split; beside train and test there may be a folder val"
 
 
 @pytest.mark.parametrize("part", ["train", "val", "test"])
@@ -302,14 +296,14 @@ def test_splits_with_other_classes(part: str, kind: str, tmp_path: Path) -> None
             if part == "train"
             else f"{part}/dog: class dog is in {part}, but not in train"
         )
-    assert error_line(tmp_path) == f"{tmp_path}/{message}"
+    assert refusal(load, tmp_path) == f"{tmp_path}/{message}"
 
 
 def test_empty_class_folder(tmp_path: Path) -> None:
     for path in (in_parts(tmp_path) / "test" / "bee").iterdir():
         path.unlink()
     (tmp_path / "test" / "bee" / ".hidden.png").write_bytes(encoded(array(0)))
-    assert error_line(tmp_path) == f"{tmp_path / 'test' / 'bee'}: contains no image"
+    assert refusal(load, tmp_path) == f"{tmp_path / 'test' / 'bee'}: contains no image"
 
 
 @pytest.mark.parametrize(("write", "least"), [(plain, 3), (in_parts, 2), (lambda folder: in_parts(folder, val=True), 1)])
@@ -324,7 +318,7 @@ def test_class_with_too_few_images(write: Callable[[Path], Path], least: int, tm
     assert (splits.val.labels == 1).any()
     next(folder.iterdir()).unlink()
     message = f"class bee has {least - 1} training image(s), at least {least} are needed" if least > 1 else "contains no image"
-    assert error_line(tmp_path) == f"{folder}: {message}"
+    assert refusal(load, tmp_path) == f"{folder}: {message}"
 
 
 @pytest.mark.parametrize("name", ["stray.PNG", "train/stray.jpeg"])
@@ -332,21 +326,21 @@ def test_images_outside_of_the_classes_are_an_error(name: str, tmp_path: Path) -
     write = in_parts if "/" in name else plain
     path = write(tmp_path) / name
     path.write_bytes(encoded(array(0)))
-    assert error_line(tmp_path) == f"{path}: is outside the class folders"
+    assert refusal(load, tmp_path) == f"{path}: is outside the class folders"
 
 
 def test_unlabelled_splits_are_not_mistaken_for_classes(tmp_path: Path) -> None:
     for name in ("train", "test"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "0.png").write_bytes(encoded(array(0)))
-    assert error_line(tmp_path) == f"{tmp_path / 'train' / '0.png'}: is outside the class folders"
+    assert refusal(load, tmp_path) == f"{tmp_path / 'train' / '0.png'}: is outside the class folders"
 
 
 @pytest.mark.parametrize("kind", ["folder", "broken link", "pipe"])
 def test_what_is_no_plain_file_is_an_error(kind: str, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "cat" / "more.png"
     {"folder": path.mkdir, "broken link": lambda: path.symlink_to("nowhere"), "pipe": lambda: os.mkfifo(path)}[kind]()
-    assert error_line(tmp_path) == f"{path}: not a plain file; the folder of a class may contain images only"
+    assert refusal(load, tmp_path) == f"{path}: not a plain file; the folder of a class may contain images only"
 
 
 BAD_IMAGES = {
@@ -364,30 +358,30 @@ BAD_IMAGES = {
 def test_bad_image_is_named(name: str, part: str, size: int | None, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / part / "bee" / "01.png"
     path.write_bytes(BAD_IMAGES[name])
-    assert error_line(tmp_path, image_size=size).startswith(f"{path}: not an image that can be decoded (")
+    assert refusal(load, tmp_path, image_size=size).startswith(f"{path}: not an image that can be decoded (")
 
 
 def test_other_files_in_a_class_are_an_error(tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "bee" / "notes.txt"
     path.write_text("a bee")
-    assert error_line(tmp_path).startswith(f"{path}: not an image that can be decoded (")
+    assert refusal(load, tmp_path).startswith(f"{path}: not an image that can be decoded (")
 
 
 def test_images_that_are_not_square_need_a_size(tmp_path: Path) -> None:
     path = in_parts(tmp_path) / "train" / "ant" / "00.png"
     path.write_bytes(encoded(array(0, (20, 16))))
-    assert error_line(tmp_path) == f"{path}: the image is 20 x 16, not square: give --image-size"
+    assert refusal(load, tmp_path) == f"{path}: the image is 20 x 16, not square: give --image-size"
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_images_of_several_sizes_need_a_size(part: str, tmp_path: Path) -> None:
     path = in_parts(tmp_path) / part / "cat" / "02.png"
     path.write_bytes(encoded(array(0, (17, 17))))
-    assert error_line(tmp_path) == f"{path}: the image is 17 x 17, the first one 16 x 16: give --image-size"
+    assert refusal(load, tmp_path) == f"{path}: the image is 17 x 17, the first one 16 x 16: give --image-size"
 
 
 def test_more_images_than_fit_into_memory(tmp_path: Path) -> None:
-    assert error_line(in_parts(tmp_path), image_size=10**7).startswith("18 images of 10000000 x 10000000 need ")
+    assert refusal(load, in_parts(tmp_path), image_size=10**7).startswith("18 images of 10000000 x 10000000 need ")
 
 
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,4 +390,4 @@ def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     in_parts(tmp_path)
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    assert error_line(tmp_path, image_size=8) == f"{tmp_path / 'train' / 'ant' / '00.png'}: cannot be read (Permission denied)"
+    assert refusal(load, tmp_path, image_size=8) == f"{tmp_path / 'train' / 'ant' / '00.png'}: cannot be read (Permission denied)"

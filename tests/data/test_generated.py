@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from refusal import refusal
 
 from advmoe import distributed
 from advmoe.config import DataConfig
@@ -101,9 +102,7 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> Path:
     ],
 )
 def test_other_arrays_are_refused_in_one_line(arrays: dict, message: str, splits: Splits, path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        with_generated(splits, config(write_arrays(path, **arrays)))
-    assert str(caught.value) == f"{path}: {message}"
+    assert refusal(with_generated, splits, config(write_arrays(path, **arrays))) == f"{path}: {message}"
 
 
 def test_files_that_cannot_be_mapped_are_refused_in_one_line(splits: Splits, path: Path) -> None:

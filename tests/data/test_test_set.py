@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from PIL import Image
+from refusal import refusal
 
 from advmoe.config import DataConfig
 from advmoe.data import ImageSpec
 from advmoe.data.test_set import ExtraTestSet
-from advmoe.errors import UserError
 
 SPEC = ImageSpec(("cat", "dog"), (3, 6, 6), (0.5,) * 3, (0.25,) * 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
@@ -16,12 +16,6 @@ LABELS = np.arange(20) // 2 % 2
 
 def load(path, *corruption, spec=SPEC, **data):
     return ExtraTestSet(path, *corruption).load(spec, DataConfig(**data))
-
-
-def error_line(path, *corruption, spec=SPEC, **data):
-    with pytest.raises(UserError) as caught:
-        load(path, *corruption, spec=spec, **data)
-    return str(caught.value)
 
 
 def class_folders(path, classes=SPEC.classes, size=6):
@@ -53,28 +47,28 @@ def test_each_severity_is_a_fifth_of_the_corruptions_file(corruptions):
 
 
 def test_missing_corruptions_and_labels(corruptions):
-    assert error_line(corruptions, "fogg", 1) == f"{corruptions}: has no corruption 'fogg': did you mean fog?"
-    assert "has no corruption 'labels'" in error_line(corruptions, "labels", 1)
-    assert "choose one by --corruption and --severity" in error_line(corruptions)
-    assert "give its folder, with --corruption fog and --severity" in error_line(corruptions / "fog.npy")
+    assert refusal(load, corruptions, "fogg", 1) == f"{corruptions}: has no corruption 'fogg': did you mean fog?"
+    assert "has no corruption 'labels'" in refusal(load, corruptions, "labels", 1)
+    assert "choose one by --corruption and --severity" in refusal(load, corruptions)
+    assert "give its folder, with --corruption fog and --severity" in refusal(load, corruptions / "fog.npy")
     np.save(corruptions / "fog.npy", IMAGES[:18])
-    assert "fog.npy: 18 images and 20 labels" in error_line(corruptions, "fog", 1)
+    assert "fog.npy: 18 images and 20 labels" in refusal(load, corruptions, "fog", 1)
     np.save(corruptions / "labels.npy", LABELS[:18])
-    assert "fog.npy: 18 images are not 5 severities of equal size" in error_line(corruptions, "fog", 1)
+    assert "fog.npy: 18 images are not 5 severities of equal size" in refusal(load, corruptions, "fog", 1)
     (corruptions / "labels.npy").unlink()
-    assert "fog.npy: has no labels; needed is labels.npy beside it" in error_line(corruptions, "fog", 1)
+    assert "fog.npy: has no labels; needed is labels.npy beside it" in refusal(load, corruptions, "fog", 1)
 
 
 def test_data_beside_labels(tmp_path):
     path = tmp_path / "cifar10.1_v6_data.npy"
     np.save(path, IMAGES)
-    assert error_line(path) == f"{path}: has no labels; needed is cifar10.1_v6_labels.npy beside it"
+    assert refusal(load, path) == f"{path}: has no labels; needed is cifar10.1_v6_labels.npy beside it"
     np.save(tmp_path / "cifar10.1_v6_labels.npy", LABELS.astype(np.int32))
     splits = load(path)
     assert (splits.name, len(splits.test)) == ("cifar10.1_v6", 20)
     assert load(tmp_path).fingerprint == splits.fingerprint
     np.save(tmp_path / "cifar10.1_v4_data.npy", IMAGES)
-    assert "holds several test sets; give one of cifar10.1_v4_data.npy, cifar10.1_v6_data.npy" in error_line(tmp_path)
+    assert "holds several test sets; give one of cifar10.1_v4_data.npy, cifar10.1_v6_data.npy" in refusal(load, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +85,7 @@ def test_data_beside_labels(tmp_path):
 def test_arrays_of_other_shapes_and_classes(tmp_path, images, labels, message):
     np.save(tmp_path / "a_data.npy", images)
     np.save(tmp_path / "a_labels.npy", labels)
-    assert message in error_line(tmp_path / "a_data.npy")
+    assert message in refusal(load, tmp_path / "a_data.npy")
 
 
 def test_npz(tmp_path):
@@ -99,7 +93,7 @@ def test_npz(tmp_path):
     np.savez(path, images=IMAGES.transpose(0, 3, 1, 2), labels=LABELS[:, None])
     assert (load(path).test.raw.numpy() == IMAGES.transpose(0, 3, 1, 2)).all()
     np.savez(path, images=IMAGES)
-    assert error_line(path) == f"{path}: has no images and labels, but images"
+    assert refusal(load, path) == f"{path}: has no images and labels, but images"
 
 
 def test_class_folders_in_the_networks_order(tmp_path):
@@ -112,12 +106,13 @@ def test_class_folders_in_the_networks_order(tmp_path):
     assert len(load(tmp_path / "mine", limit_test=4).test) == 4
     class_folders(tmp_path / "C/fog/2")
     assert load(tmp_path / "C", "fog", 2).name == "C-fog-2"
-    assert error_line(tmp_path / "C", "fog", 3).startswith(f"{tmp_path / 'C'}: has no corruption 'fog'; needed are CLASS/ folders")
+    needed = f"{tmp_path / 'C'}: has no corruption 'fog'; needed are CLASS/ folders"
+    assert refusal(load, tmp_path / "C", "fog", 3).startswith(needed)
 
 
 def test_image_files_of_another_size(tmp_path):
     class_folders(tmp_path / "mine", size=8)
-    assert "0.png: the image is 8 x 8, those of the network are 6 x 6" in error_line(tmp_path / "mine")
+    assert "0.png: the image is 8 x 8, those of the network are 6 x 6" in refusal(load, tmp_path / "mine")
     assert load(tmp_path / "mine", dataset="folder", image_size=6).test.raw.shape == (6, 3, 6, 6)  # as the training images were
 
 
@@ -132,13 +127,13 @@ def test_image_files_of_another_size(tmp_path):
 def test_class_folders_of_other_classes(tmp_path, classes, message):
     (tmp_path / "mine").mkdir()
     class_folders(tmp_path / "mine", classes)
-    assert message in error_line(tmp_path / "mine")
+    assert message in refusal(load, tmp_path / "mine")
 
 
 def test_class_folders_without_images_and_other_files(tmp_path):
     for name in SPEC.classes:
         (tmp_path / "mine" / name).mkdir(parents=True)
-    assert "its class folders contain no image" in error_line(tmp_path / "mine")
+    assert "its class folders contain no image" in refusal(load, tmp_path / "mine")
     (tmp_path / "mine/cat/x.txt").write_text("no image")
-    assert "x.txt: not an image that can be decoded" in error_line(tmp_path / "mine")
-    assert "x.txt: not a test set that can be read" in error_line(tmp_path / "mine/cat/x.txt")
+    assert "x.txt: not an image that can be decoded" in refusal(load, tmp_path / "mine")
+    assert "x.txt: not a test set that can be read" in refusal(load, tmp_path / "mine/cat/x.txt")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusal import refusal
 
 from advmoe.config import DataConfig
 from advmoe.data import DATASETS, Splits, count_images, load_dataset
@@ -77,10 +78,7 @@ def config(path: Path, **fields: Any) -> DataConfig:
 
 
 def error_line(path: Path, function: Callable[[DataConfig], Any] = load_dataset) -> str:
-    with pytest.raises(UserError) as caught:
-        function(config(path))
-    assert len(str(caught.value).splitlines()) == 1
-    return str(caught.value)
+    return refusal(function, config(path))
 
 
 def error_of_changed(folder: Path, **changes: bytes | None) -> str:

@@ -10,11 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from advmoe.attacks import Pgd
-from advmoe.benchmark.planted import EPSILON, Planted, images, planted, small_cnn, train
+from advmoe.benchmark.planted import Planted, images, small_cnn
 from advmoe.data.images import limit
 from advmoe.moe import HARD, ForcedGate, Gate, HardGate, Routing
-
-__all__ = ["EPSILON", "Planted", "images", "planted", "train"]
 
 # faults: each takes the sound network's weights
 

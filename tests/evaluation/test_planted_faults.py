@@ -3,27 +3,24 @@
 import pytest
 import torch
 from planted import (
-    EPSILON,
     CutInput,
     CutLogits,
     NanNetwork,
     NanRouter,
     NoisyLogits,
-    Planted,
     SoftmaxOutputs,
     StochasticGate,
     ThousandfoldLogits,
     UnsettledTies,
     clamp_in_graph,
     clamp_outside_graph,
-    images,
-    planted,
     train_clean,
     with_fault,
 )
 from torch import Tensor, nn
 
 from advmoe.attacks import Pgd
+from advmoe.benchmark.planted import EPSILON, Planted, images, planted
 from advmoe.errors import UserError
 from advmoe.evaluation import Evaluation, attack_strength, evaluate
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refusal import refusal
 from small_backbone import ROUTED
 
 from advmoe.config import DataConfig, RunConfig, to_dict
@@ -237,10 +238,7 @@ def test_committed_records_are_read(path):
 def test_a_file_without_a_record_is_refused_in_one_line(tmp_path, text, message):
     path = tmp_path / "record.json"
     path.write_text(text)
-    with pytest.raises(UserError) as error:
-        read_record(path)
-    assert str(error.value).startswith(f"{path}: {message}")
-    assert "\n" not in str(error.value)
+    assert refusal(read_record, path).startswith(f"{path}: {message}")
 
 
 @pytest.mark.parametrize(
@@ -258,9 +256,7 @@ def test_a_file_without_a_record_is_refused_in_one_line(tmp_path, text, message)
     ],
 )
 def test_garbled_fields_are_named(record, name, value, message):
-    with pytest.raises(UserError) as error:
-        checked_record({**record().to_json(), name: value}, "here")
-    assert str(error.value) == f"here: holds no Record ({message})"
+    assert refusal(checked_record, {**record().to_json(), name: value}, "here") == f"here: holds no Record ({message})"
 
 
 def test_a_record_without_ra_worst_is_refused(record):

@@ -2,18 +2,14 @@
 
 import base64
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 from json_trees import REMOVED, with_value
+from records import content, old_content
 
 from advmoe.errors import UserError
 from advmoe.evaluation.record_fields import MAX_NUMBER, is_number
 from advmoe.evaluation.record_file import checked_record, is_readable
-
-sys.path.append(str(Path(__file__).parents[1] / "reports"))
-from records import content, old_content
 
 RECORD = content()
 NAN = float("nan")

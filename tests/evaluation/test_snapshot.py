@@ -1,7 +1,5 @@
 """The snapshot in a Record: layers, loads and curves compared with slow counts, images with the evaluation's attack."""
 
-import base64
-import io
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -9,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from image_specs import image_spec
-from PIL import Image
+from records import decoded
 
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, frozen, pgd
 from advmoe.data.images import balanced
@@ -158,10 +156,6 @@ def test_the_gallery_shows_the_evaluations_attack(routed, routed_snapshot):
             assert view.route == [routing.experts.item() for routing in routings]
             assert np.abs(decoded(view.png) - 255 * image[0, 0].numpy()).max() <= 0.51
     assert any(entry.clean.prediction != entry.adversarial.prediction for entry in routed_snapshot.gallery)
-
-
-def decoded(text):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).astype(float)
 
 
 def test_the_snapshot_depends_on_the_seed_and_not_on_the_shards(routed):

@@ -1,55 +1,35 @@
 """Fixtures for runs with injected faults; results go to the file that FAULTS_REPORT names (make test-faults)."""
 
 import hashlib
-import json
-import os
-import platform
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fault_runs import SEED, trained
 from filelock import FileLock
+from row_report import Row, RowReport, versions
 
 from advmoe.config import RunConfig, dump_yaml
 from advmoe.files import write_atomically
 from advmoe.training.methods import METHODS
 
 LIBRARIES = ("torch", "numpy", "safetensors", "filelock", "advmoe")
-ROWS = pytest.StashKey[list[dict[str, Any]]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[ROWS] = []
-    config.pluginmanager.register(_Collector(config), "faults-report")
+    config.pluginmanager.register(RowReport("faults", content))
 
 
-class _Collector:
-    """Collects test results from all worker processes."""
-
-    def __init__(self, config: pytest.Config) -> None:
-        self.rows = config.stash[ROWS]
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        if report.when == "teardown":
-            self.rows += [row for name, row in report.user_properties if name == "fault"]
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    reported, report_path = session.config.stash[ROWS], os.environ.get("FAULTS_REPORT")
-    if reported and report_path and not hasattr(session.config, "workerinput"):
-        totals: dict[tuple[str, str], dict[str, Any]] = {}
-        for row in reported:
-            total = totals.setdefault((row["fault"], row["method"]), {**row, "tried": 0, "survived": 0})
-            total["tried"], total["survived"] = total["tried"] + row["tried"], total["survived"] + row["survived"]
-        rows = sorted(totals.values(), key=lambda row: (row["fault"], list(METHODS).index(row["method"])))
-        versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
-        content = {"command": "make test-faults", "seed": SEED, "versions": versions, "faults": rows}
-        Path(report_path).write_text(json.dumps(content, indent=1) + "\n")
+def content(rows: list[Row]) -> Row:
+    totals: dict[tuple[str, str], Row] = {}
+    for row in rows:
+        total = totals.setdefault((row["fault"], row["method"]), {**row, "tried": 0, "survived": 0})
+        total["tried"], total["survived"] = total["tried"] + row["tried"], total["survived"] + row["survived"]
+    faults = sorted(totals.values(), key=lambda row: (row["fault"], list(METHODS).index(row["method"])))
+    return {"seed": SEED, "versions": versions(LIBRARIES), "faults": faults}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -61,19 +41,19 @@ def default_signals() -> None:
 
 
 @pytest.fixture
-def tally(request: pytest.FixtureRequest) -> Callable[[str, str], dict[str, Any]]:
+def tally(request: pytest.FixtureRequest) -> Callable[[str, str], Row]:
     """tally(fault, method): the row of the report that counts this fault and method."""
 
-    def begin(fault: str, method: str) -> dict[str, Any]:
+    def begin(fault: str, method: str) -> Row:
         row = {"fault": fault, "method": method, "tried": 0, "survived": 0}
-        request.node.user_properties.append(("fault", row))
+        request.node.user_properties.append(("faults", row))
         return row
 
     return begin
 
 
 @pytest.fixture
-def tried(tally: Callable[[str, str], dict[str, Any]]) -> Callable[[str, str], Any]:
+def tried(tally: Callable[[str, str], Row]) -> Callable[[str, str], Any]:
     """`with tried(fault, method):` counts an injected fault, and counts it as survived if the block raises nothing."""
 
     @contextmanager

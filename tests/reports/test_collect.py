@@ -1,21 +1,15 @@
 """Which Records below a folder belong to which cell."""
 
 import copy
-import json
 
 import pytest
-from records import content, old_content, record
+from records import content, old_content, record, write
 
 from advmoe.config import TrainingConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import checked_record
 from advmoe.recipes import PLUS
 from advmoe.reports.collect import CELL_FIELDS, OF_ROUTERS, cell_of, collect, departures, settings, shared_settings
-
-
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
 def changed(section, method="advmoe", seed=0, **fields):

@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 from PIL import Image
-from records import content, png, record
+from records import content, decoded, png, record
 
 from advmoe.reports.gallery import gallery_of, perturbation
 
@@ -14,10 +14,6 @@ def encoded(pixels):
     file = io.BytesIO()
     Image.fromarray(np.array(pixels, np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
-
-
-def decoded(text):
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text)))).tolist()
 
 
 def test_the_slider_has_every_epsilon_in_order_and_starts_at_that_of_the_evaluation():
@@ -71,9 +67,9 @@ def test_classes_without_names_are_numbered():
 
 
 def test_the_perturbation_is_scaled_around_mid_grey():
-    assert decoded(perturbation(encoded([[10, 20, 30]]), encoded([[10, 22, 26]]))) == [[128, 191, 1]]
-    assert decoded(perturbation(png(0), png(0)))[0][0] == 128
-    assert decoded(perturbation(encoded([[[0, 0, 0]]]), encoded([[[0, 4, 2]]]))) == [[[128, 255, 191]]]
+    assert decoded(perturbation(encoded([[10, 20, 30]]), encoded([[10, 22, 26]]))).tolist() == [[128, 191, 1]]
+    assert decoded(perturbation(png(0), png(0)))[0, 0] == 128
+    assert decoded(perturbation(encoded([[[0, 0, 0]]]), encoded([[[0, 4, 2]]]))).tolist() == [[[128, 255, 191]]]
     assert perturbation(encoded([[0]]), encoded([[0, 0]])) == ""
 
 

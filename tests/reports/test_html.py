@@ -56,7 +56,7 @@ def page(records, claims=None, lines=None, figures=None):
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory):
+def pictures(tmp_path_factory):
     """An image of 28 x 28 pixels that stands for every figure."""
     path = tmp_path_factory.mktemp("figures") / "figure.png"
     path.write_bytes(base64.b64decode(png(0)))
@@ -64,8 +64,8 @@ def drawn(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def full_page(drawn):
-    return page([record(method, seed) for method in ("at_dense", "at_small_dense", "advmoe") for seed in (0, 1)], figures=drawn)
+def full_page(pictures):
+    return page([record(method, seed) for method in ("at_dense", "at_small_dense", "advmoe") for seed in (0, 1)], figures=pictures)
 
 
 def test_nothing_is_requested_from_a_network(full_page):
@@ -119,13 +119,13 @@ def test_every_image_is_described_and_scrolling_parts_can_be_reached(full_page):
     )
 
 
-def test_hostile_strings_remain_text(drawn, monkeypatch):
+def test_hostile_strings_remain_text(pictures, monkeypatch):
     monkeypatch.setattr("advmoe.reports.gallery.png_pixels", lambda png: np.zeros((2, 2), np.int16))  # of the text below, too
     config = content()["config"] | {"method": EVIL}
     evil = record("advmoe", classes=[EVIL] * 4, run=EVIL, dataset=EVIL, config=config, fingerprint=EVIL, commit=EVIL)
     evil.evaluation.checks[0] = replace(evil.evaluation.checks[0], detail=EVIL)
     evil.gallery[0].clean.png = '" onerror="alert(1)'
-    parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [Statement(EVIL, EVIL)] * 2, drawn))
+    parsed = Page(page([evil], [Claim(EVIL, "not shown", EVIL)], [Statement(EVIL, EVIL)] * 2, pictures))
     assert len(parsed.all("script")) == 1
     assert not any("onerror" in attributes for _, attributes in parsed.elements)
     assert parsed.text.count("<script>alert(1)</script>") >= 10

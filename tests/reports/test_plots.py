@@ -4,17 +4,11 @@ import pytest
 from matplotlib.text import Text
 from records import attacked, old_record, record, runs, with_settings
 from records import quick as by_quick
-from saved_figures import record_saved_figures
 
 from advmoe.reports.cells import summarise
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
 
 METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    return record_saved_figures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

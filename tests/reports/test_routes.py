@@ -1,15 +1,8 @@
 """The MoE structure with a pathway, and loads by class."""
 
-import pytest
 from records import record
-from saved_figures import record_saved_figures
 
 from advmoe.reports.routes import fig_a1, load_heat_map
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    return record_saved_figures(monkeypatch)
 
 
 def texts(ax):

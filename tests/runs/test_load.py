@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from refusal import refusal
 from safetensors.torch import load_file as load_tensors
 from safetensors.torch import save_file as save_tensors
 
@@ -52,14 +53,6 @@ def untrained(path: Path, config: Any, spec: ImageSpec | None = SPEC) -> Path:
 def logits(model: torch.nn.Module) -> torch.Tensor:
     with torch.inference_mode():
         return model(PIXELS)
-
-
-def error_line(call: Any, *arguments: Any, **fields: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        call(*arguments, **fields)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 @pytest.fixture
@@ -114,7 +107,7 @@ def test_record_of_another_epoch_or_data_is_not_its_record(evaluated: Path, tmp_
 def test_older_checkpoints_take_the_images_from_their_data(tiny: Any, tmp_path: Path) -> None:
     cifar = replace(SPEC, classes=tuple("abcdefghij"))
     run = untrained(tmp_path / "run", tiny(dataset="folder", data_dir=str(tmp_path / "gone")), spec=None)
-    message = error_line(load, run)
+    message = refusal(load, run)
     assert message.startswith(f"{run}: its checkpoints do not describe its images")
     assert f"{tmp_path / 'gone'}: no such file" in message
     config = tiny(dataset="cifar10")
@@ -130,10 +123,10 @@ def test_the_kernels_used_in_training_are_not_required(tiny: Any, tmp_path: Path
 
 
 def test_a_path_without_a_network_is_an_error_of_one_line(tmp_path: Path, tiny: Any) -> None:
-    assert "holds no run (no config.yaml)" in error_line(load, tmp_path)
+    assert "holds no run (no config.yaml)" in refusal(load, tmp_path)
     RunFolder(tmp_path / "run").claim(tiny(), resume=False)
-    assert error_line(load, tmp_path / "run") == f"{tmp_path / 'run'}: holds no checkpoint yet"
-    assert "no run's folder, no file, no name on the hub (owner/name), and no network of" in error_line(load, tmp_path / "nowhere")
+    assert refusal(load, tmp_path / "run") == f"{tmp_path / 'run'}: holds no checkpoint yet"
+    assert "no run's folder, no file, no name on the hub (owner/name), and no network of" in refusal(load, tmp_path / "nowhere")
 
 
 # One file
@@ -186,7 +179,7 @@ def test_half_precision_halves_the_file_and_keeps_a_record_of_the_same_weights(
     assert len(caplog.messages) == 1
     with torch.no_grad():
         next(rounded.network.parameters()).fill_(1e6)
-    assert "has values beyond float16's range" in error_line(save_file, rounded, tmp_path / "x.safetensors", half=True)
+    assert "has values beyond float16's range" in refusal(save_file, rounded, tmp_path / "x.safetensors", half=True)
 
 
 def test_a_record_beside_a_file_is_its_record(evaluated: Path, tmp_path: Path) -> None:
@@ -225,18 +218,18 @@ def test_a_run_with_a_damaged_record_is_loaded_without_it(
 
 
 def test_a_file_is_not_saved_into_a_missing_folder(run: Path, tmp_path: Path) -> None:
-    assert "no such folder for net.safetensors" in error_line(save_file, load(run), tmp_path / "no" / "net.safetensors")
+    assert "no such folder for net.safetensors" in refusal(save_file, load(run), tmp_path / "no" / "net.safetensors")
 
 
 def test_other_files_are_refused_in_a_line(run: Path, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"hello")
-    assert "not a safetensors file" in error_line(load, path)
+    assert "not a safetensors file" in refusal(load, path)
     save_file(load(run), path)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "not a safetensors file" in error_line(load, path)
+    assert "not a safetensors file" in refusal(load, path)
     weights = next(run.glob("checkpoints/*/model.safetensors"))
-    assert "names no network in its header; give the folder of a run" in error_line(load, weights)
+    assert "names no network in its header; give the folder of a run" in refusal(load, weights)
 
 
 @pytest.mark.parametrize(
@@ -262,7 +255,7 @@ def test_altered_headers_are_refused_in_a_line(run: Path, tmp_path: Path, change
         content = json.loads(file.metadata()["advmoe"])
     content |= change
     save_tensors(model.network.state_dict(), path, {"advmoe": json.dumps(content)})
-    assert message in error_line(load, path)
+    assert message in refusal(load, path)
 
 
 # The hub
@@ -347,9 +340,7 @@ def test_a_published_network_is_loaded_from_the_hub(evaluated: Path, hub: Hub) -
 def test_nothing_private_is_written_to_a_public_repository(evaluated: Path, hub: Hub) -> None:
     """The library's create_repo accepts an existing repository, and ignores `private` then."""
     hub.public = ("someone/open",)
-    assert "someone/open: exists on the hub and is public" in error_line(
-        lambda: push_to_hub(evaluated, "someone/open", private=True)
-    )
+    assert "someone/open: exists on the hub and is public" in refusal(lambda: push_to_hub(evaluated, "someone/open", private=True))
     assert not list((hub.root / "someone/open").iterdir())
     push_to_hub(evaluated, "someone/closed", private=True)
     assert (hub.root / "someone/closed/README.md").exists()
@@ -382,34 +373,32 @@ def test_a_missing_run_in_an_existing_folder_is_not_looked_up_on_the_hub(tmp_pat
     monkeypatch.setattr("advmoe.hub.fetch", lambda *_: pytest.fail("asks the hub"))
     (tmp_path / "runs").mkdir()
     for ask in (load, lambda what: subject(Path(what))):
-        assert error_line(ask, "runs/none").startswith(
-            "runs/none: no such run or file (a name on the hub, owner/name, is looked up"
-        )
+        assert refusal(ask, "runs/none").startswith("runs/none: no such run or file (a name on the hub, owner/name, is looked up")
 
 
 def test_nothing_is_published_that_was_not_measured(run: Path, hub: Hub) -> None:
-    assert f"advmoe evaluate {run}" in error_line(push_to_hub, run, "someone/robust")
+    assert f"advmoe evaluate {run}" in refusal(push_to_hub, run, "someone/robust")
     assert not hub.root.exists()
 
 
 def test_unknown_name_and_no_network_are_a_line_each(hub: Hub, evaluated: Path) -> None:
     assert (
         "someone/typo: no such file or folder, and it cannot be downloaded from the hub (the hub has no repository of that name"
-        in error_line(load, "someone/typo")
+        in refusal(load, "someone/typo")
     )
     hub.network = False
-    assert "(the hub cannot be reached, or HF_HUB_OFFLINE is set, and the network is not in the local cache)" in error_line(
+    assert "(the hub cannot be reached, or HF_HUB_OFFLINE is set, and the network is not in the local cache)" in refusal(
         load, "someone/typo"
     )
-    assert "could not be written to the hub (ConnectionError: no route)" in error_line(push_to_hub, evaluated, "someone/robust")
-    assert "must be owner/name" in error_line(push_to_hub, evaluated, "robust")
+    assert "could not be written to the hub (ConnectionError: no route)" in refusal(push_to_hub, evaluated, "someone/robust")
+    assert "must be owner/name" in refusal(push_to_hub, evaluated, "robust")
     with pytest.raises(UserError, match=r"license must be an identifier of the hub, such as mit, .*not 'MIT: no'"):
         push_to_hub(evaluated, "someone/robust", license="MIT: no")
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install 'advmoe[hub]'" in error_line(load, "someone/robust")
+    assert "pip install 'advmoe[hub]'" in refusal(load, "someone/robust")
 
 
 # The package
@@ -432,9 +421,9 @@ def test_code_in_a_file_does_not_run(name: str, tmp_path: Path) -> None:
             return os.system, (f"touch {shlex.quote(str(tmp_path / 'ran'))}",)
 
     torch.save({"weights": Touch()}, tmp_path / name)
-    assert "not a safetensors file" in error_line(load, tmp_path / name)
+    assert "not a safetensors file" in refusal(load, tmp_path / name)
     (tmp_path / name).write_bytes(pickle.dumps(Touch()))
-    assert "not a safetensors file" in error_line(load, tmp_path / name)
+    assert "not a safetensors file" in refusal(load, tmp_path / name)
     assert not (tmp_path / "ran").exists()
     pickle.loads((tmp_path / name).read_bytes())
     assert (tmp_path / "ran").exists()
@@ -453,15 +442,15 @@ def test_a_huge_network_in_a_header_takes_no_memory(run: Path, tmp_path: Path, s
     content = {"schema": 1, "config": to_dict(model.config), "spec": asdict(model.spec), "epoch": 1, "record": None}
     (content["config"] if section == "model" else content)[section] |= change
     save_tensors(model.network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps(content)})
-    assert peak(lambda: error_line(load, tmp_path / "x.safetensors"), torch.device("cpu")) < 200_000_000
+    assert peak(lambda: refusal(load, tmp_path / "x.safetensors"), torch.device("cpu")) < 200_000_000
 
 
 @pytest.mark.parametrize("schema", [[1], "x" * 9000, {"a" * 9000: 1}, 10**400])
 def test_schemas_of_another_kind_are_refused_in_few_words(run: Path, tmp_path: Path, schema: Any) -> None:
     save_tensors(load(run).network.state_dict(), tmp_path / "x.safetensors", {"advmoe": json.dumps({"schema": schema})})
-    assert len(error_line(load, tmp_path / "x.safetensors")) < 400
+    assert len(refusal(load, tmp_path / "x.safetensors")) < 400
 
 
 def test_a_pipe_is_refused_without_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "x.safetensors")
-    assert error_line(load, tmp_path / "x.safetensors") == f"{tmp_path / 'x.safetensors'}: not a plain file"
+    assert refusal(load, tmp_path / "x.safetensors") == f"{tmp_path / 'x.safetensors'}: not a plain file"

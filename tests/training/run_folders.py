@@ -3,12 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
 
 from advmoe.config import RunConfig
-from advmoe.errors import UserError
 from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.manifest import Progress
 
@@ -55,15 +53,6 @@ def latest(folder: RunFolder) -> Checkpoint:
     checkpoint = folder.latest()
     assert checkpoint is not None
     return checkpoint
-
-
-def error_of(call: Any, *args: Any, **fields: Any) -> str:
-    """The one-line UserError of a call."""
-    with pytest.raises(UserError) as caught:
-        call(*args, **fields)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 def all_files(path: Path) -> dict[str, bytes]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_folders import FILES, all_files, error_of, latest, linear, names, rows, save, saved_run
+from refusal import refusal
+from run_folders import FILES, all_files, latest, linear, names, rows, save, saved_run
 from torch import nn
 
 from advmoe.data import ImageSpec
@@ -96,7 +97,7 @@ def test_best_has_the_weights_of_the_best_epoch(tmp_path: Path) -> None:
 def test_best_of_a_run_without_checkpoints(tmp_path: Path) -> None:
     folder = saved_run(tmp_path)
     assert folder.latest() is None
-    assert error_of(folder.best) == f"{folder.path}: holds no checkpoint yet"
+    assert refusal(folder.best) == f"{folder.path}: holds no checkpoint yet"
 
 
 @pytest.mark.parametrize("how", ["gone", "damaged"])
@@ -104,7 +105,7 @@ def test_a_lost_best_checkpoint_is_named(how: str, tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1, 9, 3, 4)
     path = folder.checkpoint_path / "epoch-0002"
     shutil.rmtree(path) if how == "gone" else (path / "model.safetensors").write_bytes(b"")
-    assert error_of(folder.best) == f"{path}: checkpoint missing or damaged"
+    assert refusal(folder.best) == f"{path}: checkpoint missing or damaged"
 
 
 def test_an_epoch_saved_again_replaces_the_old_one(tmp_path: Path) -> None:
@@ -127,10 +128,10 @@ def test_load_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize("other", [nn.Linear(4, 2), nn.Linear(3, 2, bias=False), nn.Sequential(nn.Linear(3, 2)), nn.BatchNorm1d(2)])
 def test_weights_of_another_model(other: nn.Module, tmp_path: Path) -> None:
     checkpoint = latest(saved_run(tmp_path, 1))
-    assert error_of(load_weights, other, checkpoint).startswith(f"{checkpoint.folder}: holds another model's weights (")
+    assert refusal(load_weights, other, checkpoint).startswith(f"{checkpoint.folder}: holds another model's weights (")
 
 
 def test_weights_that_are_not_safetensors(tmp_path: Path) -> None:
     checkpoint = latest(saved_run(tmp_path, 1))
     (checkpoint.folder / "model.safetensors").write_bytes(b"not this")
-    assert error_of(load_weights, linear(0), checkpoint).startswith(f"{checkpoint.folder}: ")
+    assert refusal(load_weights, linear(0), checkpoint).startswith(f"{checkpoint.folder}: ")

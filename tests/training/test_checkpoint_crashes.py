@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import FILES, all_files, error_of, latest, names, save, saved_run
+from refusal import refusal
+from run_folders import FILES, all_files, latest, names, save, saved_run
 
 
 def test_a_crash_before_the_rename_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,7 +38,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
         raise error
 
     monkeypatch.setattr(f"advmoe.training.checkpoint.{name}", full)
-    assert "checkpoint could not be written" in error_of(save, folder, 1, 2, 3)
+    assert "checkpoint could not be written" in refusal(save, folder, 1, 2, 3)
     assert all_files(folder.path) == before
     assert names(folder) == ["epoch-0001", "epoch-0002"]
 

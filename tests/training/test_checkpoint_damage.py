@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from run_folders import FILES, error_of, latest, saved_run
+from refusal import refusal
+from run_folders import FILES, latest, saved_run
 
 from advmoe.errors import UserError
 from advmoe.training.checkpoint import RunFolder
@@ -126,7 +127,7 @@ def test_a_manifest_with_invalid_values_counts_as_damaged(name: str, tmp_path: P
     folder = with_manifest(saved_run(tmp_path, 1), **HOSTILE[name])
     assert folder.latest() is None
     assert folder.damaged() == ["epoch-0001"]
-    error_of(folder.best)
+    refusal(folder.best)
 
 
 def test_a_manifest_with_its_values_and_a_new_seal_is_read(tmp_path: Path) -> None:
@@ -151,7 +152,7 @@ def test_a_pipe_instead_of_weights_is_skipped(tmp_path: Path) -> None:
 def test_states_of_another_form_are_refused(states: Any, tmp_path: Path) -> None:
     checkpoint = latest(saved_run(tmp_path, 1))
     torch.save(states, checkpoint.folder / "optimizers.pt")
-    assert error_of(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (TypeError)")
+    assert refusal(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (TypeError)")
 
 
 def test_compressed_optimizer_states_are_refused(tmp_path: Path) -> None:
@@ -163,11 +164,11 @@ def test_compressed_optimizer_states_are_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         for name, content in contents.items():
             packed.writestr(name, content)
-    assert error_of(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (ValueError)")
+    assert refusal(checkpoint.optimizer_states).endswith("optimizers.pt: not optimizer states (ValueError)")
 
 
 @pytest.mark.parametrize("size", [2**27, 2**63, 2**64 - 1])
 def test_weights_with_a_header_of_any_size_are_refused(size: int, tmp_path: Path) -> None:
     checkpoint = latest(saved_run(tmp_path, 1))
     (checkpoint.folder / "model.safetensors").write_bytes(struct.pack("<Q", size) + b"{}")
-    assert "holds no weights (SafetensorError" in error_of(checkpoint.model_state)
+    assert "holds no weights (SafetensorError" in refusal(checkpoint.model_state)

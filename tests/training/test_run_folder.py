@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import CONFIG, all_files, error_of, saved_run
+from refusal import refusal
+from run_folders import CONFIG, all_files, saved_run
 
 from advmoe.config import ModelConfig, RuntimeConfig, load_yaml
 from advmoe.training.checkpoint import RunFolder
@@ -28,7 +29,7 @@ def test_claim_with_resume_of_a_fresh_folder(tmp_path: Path) -> None:
 def test_claim_an_unfinished_run(tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1)
     before = all_files(folder.path)
-    text = error_of(folder.claim, CONFIG, resume=False)
+    text = refusal(folder.claim, CONFIG, resume=False)
     assert text.startswith(f"{folder.path}: holds this run unfinished; add --resume")
     folder.claim(CONFIG, resume=True)
     assert all_files(folder.path) == before
@@ -39,7 +40,7 @@ def test_claim_another_run(resume: bool, tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1)
     before = all_files(folder.path)
     other = CONFIG.replace(model=ModelConfig(num_experts=4))
-    text = error_of(folder.claim, other, resume=resume)
+    text = refusal(folder.claim, other, resume=resume)
     reason = "holds another run (model.num_experts: 2, not 4); give another --out, or the settings of that run"
     assert text == f"{folder.path}: {reason}"
     assert all_files(folder.path) == before
@@ -54,7 +55,7 @@ def test_claim_on_another_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resume", [True, False])
 def test_claim_a_folder_of_other_files(resume: bool, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
-    text = error_of(RunFolder(tmp_path).claim, CONFIG, resume=resume)
+    text = refusal(RunFolder(tmp_path).claim, CONFIG, resume=resume)
     assert text == f"{tmp_path}: is neither an empty folder nor the folder of a run; give another --out"
     assert all_files(tmp_path) == {"thesis.txt": b"years of work"}
 
@@ -62,19 +63,19 @@ def test_claim_a_folder_of_other_files(resume: bool, tmp_path: Path) -> None:
 def test_claim_a_plain_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("x")
-    assert "is neither an empty folder" in error_of(RunFolder(path).claim, CONFIG, resume=False)
+    assert "is neither an empty folder" in refusal(RunFolder(path).claim, CONFIG, resume=False)
     assert path.read_text() == "x"
 
 
 def test_claim_a_run_whose_configuration_is_damaged(tmp_path: Path) -> None:
     folder = saved_run(tmp_path, 1)
     folder.config_path.write_text("training: [")
-    assert error_of(folder.claim, CONFIG, resume=True).startswith(f"{folder.config_path}: not YAML")
+    assert refusal(folder.claim, CONFIG, resume=True).startswith(f"{folder.config_path}: not YAML")
 
 
 def test_a_folder_without_a_run_has_no_configuration(tmp_path: Path) -> None:
-    assert error_of(RunFolder(tmp_path).config) == f"{tmp_path}: holds no run (no config.yaml)"
-    assert error_of(RunFolder(tmp_path / "none").config) == f"{tmp_path / 'none'}: holds no run (no config.yaml)"
+    assert refusal(RunFolder(tmp_path).config) == f"{tmp_path}: holds no run (no config.yaml)"
+    assert refusal(RunFolder(tmp_path / "none").config) == f"{tmp_path / 'none'}: holds no run (no config.yaml)"
 
 
 def test_a_claim_that_was_cut_short_can_be_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

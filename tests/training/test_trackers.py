@@ -218,6 +218,7 @@ def test_train_command_tracks(tmp_path, capsys):
 
 
 @needs_wandb
+@pytest.mark.extra
 def test_a_resumed_offline_run_keeps_its_id(tiny, splits, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     run, parts = tmp_path / "run", []

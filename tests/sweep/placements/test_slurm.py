@@ -13,6 +13,8 @@ from advmoe.sweep.schedule import drive
 pytest.importorskip("submitit", reason="needs the extra slurm")
 from advmoe.sweep.placements.slurm import SlurmPlacement, parsed  # needs the extra
 
+pytestmark = pytest.mark.extra
+
 
 def request(address, out, parameters=()):
     return Request(2, out, None, 1, "cpu", address, parameters)

@@ -2,7 +2,9 @@
 
 import base64
 import io
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,3 +190,14 @@ def png(label: int, noise: int = 0) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
+
+
+def decoded(image: str) -> np.ndarray:
+    """The pixels of an image in a Record, as floats from 0 to 255."""
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))).astype(float)
+
+
+def write(path: Path, content: Any) -> None:
+    """Write a text, or JSON, to a file in a folder that need not exist."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))

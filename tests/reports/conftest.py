@@ -6,7 +6,8 @@ import pytest
 from matplotlib.figure import Figure
 
 
-def record_saved_figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """A list to which each figure is appended when it is saved."""
     figures: list[Figure] = []
     savefig = Figure.savefig

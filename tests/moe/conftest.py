@@ -1,1 +1,0 @@
-"""Its presence puts this folder on the import path, so that tests in the folders below import masked_twin."""
