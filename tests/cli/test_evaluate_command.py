@@ -397,3 +397,19 @@ def test_a_wrong_value_beside_fresh_deletes_nothing(run, capsys):
     assert "epsilon must be at most 1 in Linf, not 8" in error_line(capsys, run, "--fresh", *PLAN, "--epsilon", "8")
     assert "nothing can be run of transfer" in error_line(capsys, run, "--fresh", "--attacks", "transfer")
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == before
+
+
+# Output that would replace the network or its Record
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.record.json", "net.gallery.json"])
+def test_the_robustbench_file_replaces_neither_the_network_nor_its_record(run, tmp_path, capsys, name):
+    import advmoe
+
+    advmoe.save_file(advmoe.load(run), tmp_path / "net.safetensors")
+    before = (tmp_path / "net.safetensors").read_bytes()
+    line = error_line(capsys, tmp_path / "net.safetensors", *SHORT, "--robustbench", tmp_path / name)
+    assert line.endswith(f"the RobustBench file could replace {tmp_path / name}; give another name\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+    assert (tmp_path / "net.safetensors").read_bytes() == before
+    assert f"could replace a file of {run};" in error_line(capsys, run, *SHORT, "--robustbench", run / "config.yaml")

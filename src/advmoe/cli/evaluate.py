@@ -27,7 +27,7 @@ from advmoe.data.test_set import ExtraTestSet
 from advmoe.errors import UserError
 from advmoe.evaluation.claim import Part, claimed
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_file import read_record, write_record
+from advmoe.evaluation.record_file import gallery_path, read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
@@ -90,7 +90,9 @@ def _check_writable(network: Subject, arguments: EvaluateCommand) -> None:
     else:
         check_folder(network.store, "the results")
     if arguments.robustbench is not None:
-        check_target(arguments.robustbench, "the RobustBench file")
+        others = (path for path in (arguments.transfer, arguments.control, arguments.test_set) if path is not None)
+        files = (network.record, gallery_path(network.record))
+        check_target(arguments.robustbench, "the RobustBench file", arguments.run, *files, *others)
 
 
 @contextlib.contextmanager
