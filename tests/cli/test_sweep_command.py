@@ -330,3 +330,17 @@ def test_a_dry_run_knows_submitits_parameters(grid, tmp_path):
 def test_a_folder_with_another_configuration_is_refused_by_name(finished, grid):
     with pytest.raises(UserError, match=rf"{NAMES[0]}: holds another run \(training.epochs: 4, not 5\)"):
         run([grid, "--out", str(finished), *TINY, "--epochs", "5"])
+
+
+# Records that cannot be read
+
+
+def test_a_record_that_cannot_be_read_is_named_and_the_others_are_written(finished, grid, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "runs")
+    path = tmp_path / "runs" / NAMES[0] / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    run([grid, "--out", str(tmp_path / "runs"), "--records", str(tmp_path / "records.json"), *TINY])
+    assert [record["run"] for record in json.loads((tmp_path / "records.json").read_text())] == NAMES[1:]
+    warning = capsys.readouterr().err
+    assert f"warning: {path}: " in warning
+    assert warning.endswith("; this Record is left out\n")
