@@ -300,6 +300,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys
         (["a1", "--workers", "0"], "workers must be at least 1, not 0"),
         (["a1", "--minutes", "0"], "minutes must be positive and finite, not 0.0"),
         (["a1", "--minutes", "nan"], "minutes must be positive and finite, not nan"),
+        (["a1", "--keep-images"], "--keep-images is for the file of --records"),
         (["a1", "--records", "no/such/file.json"], "no/such: no such folder for the Records"),
         (["a1", "--address", "here"], "--address is for --placement ray or slurm"),
         (["a1", "--slurm", "a=b"], "--slurm is for --placement slurm"),

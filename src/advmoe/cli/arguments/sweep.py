@@ -79,6 +79,8 @@ class SweepArguments:
             raise UserError("--address is for --placement ray or slurm")
         if self.slurm and self.placement != "slurm":
             raise UserError("--slurm is for --placement slurm")
+        if self.keep_images and self.records is None:
+            raise UserError("--keep-images is for the file of --records")
         if self.records is not None:
             check_target(self.records, "the Records")
 
