@@ -15,7 +15,7 @@ def open_missing() -> None:
     """Discard what is written to a stream that was closed before the command started (`>&-`)."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open("w"))
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process lives
 
 
 def escape_unencodable() -> None:
