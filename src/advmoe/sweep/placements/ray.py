@@ -7,7 +7,6 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from advmoe.data import cores
@@ -112,6 +111,5 @@ def _outcome(reference: Any, job: Job) -> str | None:
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         line = f"{' '.join(str(cause).split())[:200]}, {RETRIES + 1} times"
-        if Path(job.folder).is_dir():
-            mark_failed(job.folder, line)
+        mark_failed(job.folder, line)
         return line

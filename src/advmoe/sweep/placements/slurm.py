@@ -101,6 +101,5 @@ def _outcome(handle: Any, job: Job) -> str | None:
         return line
     except Exception as error:  # submitit, Slurm or the machine may raise anything
         line = " ".join(str(error).split())[:200] or type(error).__name__
-        if job.folder.is_dir():
-            mark_failed(job.folder, line)
+        mark_failed(job.folder, line)
         return line
