@@ -149,17 +149,19 @@ def _seconds(
 ) -> dict[str, float]:  # fmt: skip
     arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
     runtime = arguments.runtime.replace(threads=arguments.runtime.threads if placement is None else placement.threads)
-    if arguments.placement != "local":  # a cluster's machines may have a GPU when this one has none
-        runtime = runtime.replace(device="auto", dispatch="auto")
+    probed = runtime  # a cluster's machines may have a GPU when this one has none
+    if arguments.placement != "local":
+        probed = runtime.replace(device="auto", dispatch="auto")
     timings_by_config = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
         cache, retime = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
-        probe = Probe(device(runtime), cache, lambda text: status.update(f"probing {text}"), retime)
+        probe = Probe(device(probed), cache, lambda text: status.update(f"probing {text}"), retime)
         for planned in missing:
             if time.monotonic() > sweep.probe_until:
                 break
             config, image_counts = planned.config.replace(runtime=runtime), counts_by_data[planned.config.data]
-            pace, timing = probe.pace(config, image_spec(config)), timings_by_config.get(same_but_seed(config), UNKNOWN)
+            pace = probe.pace(config.replace(runtime=probed), image_spec(config))
+            timing = timings_by_config.get(same_but_seed(config), UNKNOWN)
             training = training_seconds(config, image_counts, pace, statuses[planned.name].epoch, timing)
             evaluation = timing.evaluation or evaluation_seconds(config, image_counts, pace, preset)
             estimates[planned.name] = training + evaluation
