@@ -82,3 +82,9 @@ def test_a_count_is_a_positive_number_of_32_bits() -> None:
         check_count("width", 0)
     with pytest.raises(UserError, match=r"^width must be less than 2\*\*31, not 2147483648$"):
         check_count("width", 2**31)
+
+
+def test_a_reason_may_start_with_the_class() -> None:
+    assert reason_of(KeyError(3), named=True) == "KeyError: 3"
+    assert reason_of(ValueError("a\nb"), named=True) == "ValueError: a b"
+    assert len(reason_of(ValueError("x" * 1000), named=True)) == 200

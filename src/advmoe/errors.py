@@ -51,9 +51,13 @@ def check_count(name: str, value: int) -> None:
         raise UserError(f"{name} must be {'at least 1' if value < 1 else 'less than 2**31'}, not {value}")
 
 
-def reason_of(error: object) -> str:
-    """An error's message in one line of at most 200 letters, or the name of its class if it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def reason_of(error: object, named: bool = False) -> str:
+    """An error's message in one line of at most 200 letters, or the name of its class if it has none.
+
+    With `named` the name of the class comes first: 'KeyError: 3'.
+    """
+    text = f"{type(error).__name__}: {error}" if named else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def short_repr(value: Any) -> str:

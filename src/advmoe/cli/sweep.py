@@ -19,7 +19,7 @@ from advmoe.errors import UserError
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
-from advmoe.sweep.grid import SweepFile, read_sweep
+from advmoe.sweep.grid import read_sweep
 from advmoe.sweep.job import Job
 from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
@@ -63,7 +63,11 @@ def run(arguments: SweepArguments) -> None:
     file = read_sweep(arguments.what)
     until = deadline(started, arguments.minutes)
     probe_until = started + PROBE_SHARE * (until - started)
-    sweep = Sweep(arguments, _planned(arguments, file), _preset(arguments, file), console(), until, probe_until)
+    runs = plan(file, arguments.only, arguments.dataset, arguments.settings, arguments.seeds)
+    runs = [replace(planned, config=planned.config.replace(runtime=arguments.runtime)) for planned in runs]
+    preset = arguments.preset or file.preset
+    resolve(preset_or_attacks(preset))  # an unknown name is refused before anything is written
+    sweep = Sweep(arguments, runs, preset, console(), until, probe_until)
     check_records(arguments.records, sweep.runs)
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
@@ -100,18 +104,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _print(sweep: Sweep, text: str) -> None:
     sweep.terminal.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _planned(arguments: SweepArguments, file: SweepFile) -> list[Planned]:
-    runs = plan(file, arguments.only, arguments.dataset, arguments.settings, arguments.seeds)
-    return [replace(planned, config=planned.config.replace(runtime=arguments.runtime)) for planned in runs]
-
-
-def _preset(arguments: SweepArguments, file: SweepFile) -> tuple[str, ...]:
-    """The preset or attacks of the evaluations. Raises UserError if a name is unknown."""
-    preset = arguments.preset or file.preset
-    resolve(preset_or_attacks(preset))
-    return preset
 
 
 def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
