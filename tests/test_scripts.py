@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,3 +86,49 @@ def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, t
         module.build(str(run), "someone/robust", tmp_path / "other")
     with pytest.raises(UserError, match="the hub's library refuses it"):
         module.build(packaged, "no name at all", tmp_path / "third")
+
+
+# Files that exist already
+
+
+def test_a_network_that_is_too_large_leaves_the_packaged_one(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "networks").mkdir()
+    monkeypatch.setattr(networks, "FOLDER", tmp_path / "networks")
+    monkeypatch.setattr(networks, "MAX_FILE", 1000)
+    networks.weights("tiny-net").write_bytes(b"old")
+    with pytest.raises(UserError, match="bytes in float16"):
+        script("package_network").write_weights(run, "tiny-net")
+    assert networks.weights("tiny-net").read_bytes() == b"old"
+    assert list(networks.FOLDER.iterdir()) == [networks.weights("tiny-net")]
+
+
+def test_a_page_without_a_marker_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = script("update_docs")
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(module, "BLOCKS", {"page.md": {"table": lambda: "new", "tabel": lambda: "new"}})
+    page = "<!-- table -->\nold\n<!-- /table -->\n"
+    (tmp_path / "page.md").write_text(page)
+    with pytest.raises(ValueError, match=r"page.md: has no block between <!-- tabel --> and <!-- /tabel -->"):
+        module.main()
+    assert (tmp_path / "page.md").read_text() == page
+
+
+@pytest.mark.parametrize(("name", "variable"), [("faults", "FAULTS_REPORT"), ("fuzz", "FUZZ_REPORT")])
+def test_an_interrupted_run_of_the_long_tests_leaves_the_results(name: str, variable: str, tmp_path: Path) -> None:
+    """In a process of its own: pytest_configure and pytest_sessionfinish are those of tests/NAME/conftest.py."""
+    folder, report = tmp_path / name, tmp_path / "report.json"
+    folder.mkdir()
+    for file in (ROOT / "tests" / name).glob("*.py"):
+        if not file.name.startswith("test_"):
+            (folder / file.name).symlink_to(file)
+    row = {"fault": "x", "method": "advmoe", "tried": 1, "survived": 1, "reader": "x"}
+    body = f"def test_first(request):\n    request.node.user_properties.append(({name.removesuffix('s')!r}, {row}))\n"
+    body += "def test_second():\n    raise KeyboardInterrupt\n"
+    (folder / "test_one.py").write_text(body)
+    report.write_text("old")
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(folder)])
+    environment = {**os.environ, variable: str(report), "PYTHONPATH": paths}
+    for selected, whole in (("test_one.py", False), ("test_one.py::test_first", True)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", selected]
+        subprocess.run(command, check=False, capture_output=True, cwd=folder, env=environment)
+        assert (report.read_text() != "old") == whole

@@ -1,7 +1,6 @@
 """Fixtures for runs with injected faults; results go to the file that FAULTS_REPORT names (make test-faults)."""
 
 import hashlib
-import json
 import os
 import platform
 import signal
@@ -16,7 +15,7 @@ from fault_runs import SEED, trained
 from filelock import FileLock
 
 from advmoe.config import RunConfig, dump_yaml
-from advmoe.files import write_atomically
+from advmoe.files import write_atomically, write_json
 from advmoe.training.methods import METHODS
 
 LIBRARIES = ("torch", "numpy", "safetensors", "filelock", "advmoe")
@@ -39,7 +38,9 @@ class _Collector:
             self.rows += [row for name, row in report.user_properties if name == "fault"]
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # interrupted: the results are not complete
+        return
     reported, report_path = session.config.stash[ROWS], os.environ.get("FAULTS_REPORT")
     if reported and report_path and not hasattr(session.config, "workerinput"):
         totals: dict[tuple[str, str], dict[str, Any]] = {}
@@ -49,7 +50,7 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         rows = sorted(totals.values(), key=lambda row: (row["fault"], list(METHODS).index(row["method"])))
         versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
         content = {"command": "make test-faults", "seed": SEED, "versions": versions, "faults": rows}
-        Path(report_path).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(Path(report_path), content, indent=1)
 
 
 @pytest.fixture(autouse=True, scope="session")

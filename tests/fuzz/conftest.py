@@ -1,6 +1,5 @@
 """The results of `make test-fuzz` go to the file that FUZZ_REPORT names."""
 
-import json
 import os
 import platform
 from importlib.metadata import version
@@ -8,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from advmoe.files import write_json
 
 LIBRARIES = ("hypothesis", "numpy", "pyyaml", "pyarrow", "pillow", "safetensors", "torch")
 ROWS = pytest.StashKey[list[dict[str, Any]]]()
@@ -29,9 +30,11 @@ class _Collector:
             self.rows += [row for name, row in report.user_properties if name == "fuzz"]
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # interrupted: the results are not complete
+        return
     rows, report_path = session.config.stash[ROWS], os.environ.get("FUZZ_REPORT")
     if rows and report_path and not hasattr(session.config, "workerinput"):
         versions = {"python": platform.python_version()} | {name: version(name) for name in LIBRARIES}
         content = {"command": "make test-fuzz", "versions": versions, "readers": sorted(rows, key=lambda row: row["reader"])}
-        Path(report_path).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(Path(report_path), content, indent=1)
