@@ -14,19 +14,19 @@ from advmoe import networks
 from advmoe.cli.main import main as advmoe
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import gallery_path
-from advmoe.files import write_atomically
+from advmoe.files import drafted, write_atomically
 from advmoe.reports.model_card import model_card
 from advmoe.runs.load import load, save_file
 
 
 def write_weights(run: Path, name: str) -> Path:
-    """Write the file of the run's best epoch. Raises UserError if it is too large."""
+    """Write the file of the run's best epoch. Raises UserError, and leaves an earlier file of that name, if it is too large."""
     path = networks.weights(name)
-    save_file(load(run), path, half=True)
-    size = path.stat().st_size
-    if size > networks.MAX_FILE:
-        path.unlink()
-        raise UserError(f"{run}: takes {size:,} bytes in float16; a network of the package may have {networks.MAX_FILE:,}")
+    with drafted(path) as draft:
+        save_file(load(run), draft, half=True)
+        size = draft.stat().st_size
+        if size > networks.MAX_FILE:
+            raise UserError(f"{run}: takes {size:,} bytes in float16; a network of the package may have {networks.MAX_FILE:,}")
     return path
 
 

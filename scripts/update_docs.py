@@ -21,6 +21,7 @@ from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
+from advmoe.files import write_atomically
 from advmoe.reports.answers import answers
 from advmoe.reports.cells import summarise
 from advmoe.reports.choice import differences_from_control
@@ -495,14 +496,16 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def main() -> None:
-    """Rewrite the pages."""
+    """Rewrite the pages. Raises ValueError if a page has no such block."""
     for page, blocks in BLOCKS.items():
         text = (ROOT / page).read_text()
         for block, content in blocks.items():
             parts = re.split(rf"(?<=<!-- {block} -->\n).*?(?=<!-- /{block} -->)", text, flags=re.S)
+            if len(parts) == 1:
+                raise ValueError(f"{page}: has no block between <!-- {block} --> and <!-- /{block} -->")
             text = f"{content()}\n".join(parts)
-        (ROOT / page).write_text(text)
-    (ROOT / "docs/record.schema.json").write_text(schema())
+        write_atomically(ROOT / page, text)
+    write_atomically(ROOT / "docs/record.schema.json", schema())
     draw_image()
 
 

@@ -3,7 +3,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from advmoe.errors import UserError, lookup, nearest, one_line, reason_of, short_repr
+from advmoe.errors import UserError, check_count, lookup, nearest, one_line, reason_of, short_repr
 
 
 class Part(BaseModel):
@@ -70,3 +70,21 @@ def test_unknown_names_get_similar_ones_or_all() -> None:
     assert lookup({"a": 1}, "a", "letter") == 1
     with pytest.raises(UserError, match="unknown letter 'x': there is a"):
         lookup({"a": 1}, "x", "letter")
+
+
+# Numbers of things
+
+
+def test_a_count_is_a_positive_number_of_32_bits() -> None:
+    check_count("width", 1)
+    check_count("width", 2**31 - 1)
+    with pytest.raises(UserError, match=r"^width must be at least 1, not 0$"):
+        check_count("width", 0)
+    with pytest.raises(UserError, match=r"^width must be less than 2\*\*31, not 2147483648$"):
+        check_count("width", 2**31)
+
+
+def test_a_reason_may_start_with_the_class() -> None:
+    assert reason_of(KeyError(3), named=True) == "KeyError: 3"
+    assert reason_of(ValueError("a\nb"), named=True) == "ValueError: a b"
+    assert len(reason_of(ValueError("x" * 1000), named=True)) == 200

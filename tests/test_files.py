@@ -103,3 +103,41 @@ def test_a_path_that_is_not_utf_8_is_refused() -> None:
     check_utf8(Path("né"))
     with pytest.raises(UserError, match=r"^n\\udce9: the path must be UTF-8 text; give another name$"):
         check_utf8(Path("n\udce9"))
+
+
+# Targets that are links, pipes, or files that the network comes from
+
+
+def test_the_file_that_a_link_leads_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder" / "file")
+    for text in ("new", "newer"):  # at first the link leads nowhere
+        check_target(tmp_path / "link", "the text")
+        write_atomically(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "folder" / "file").read_text() == text
+
+
+def test_a_pipe_or_a_device_is_no_target(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(UserError, match=f"^{path}: is a pipe or a device; the text must go to a file$"):
+            check_target(path, "the text")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["config.yaml", "metrics.jsonl", "record.json", "few.record.json", "gallery.json", "checkpoints/epoch-1/weights", "link"],
+)
+def test_a_file_of_the_run_is_no_target(tmp_path: Path, name: str) -> None:
+    (tmp_path / "checkpoints" / "epoch-1").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "config.yaml")
+    check_target(tmp_path / "net.onnx", "the network", tmp_path)
+    with pytest.raises(UserError, match=f"^{tmp_path / name}: the network could replace a file of {tmp_path}; give another name$"):
+        check_target(tmp_path / name, "the network", tmp_path / "other", tmp_path)
+
+
+def test_an_input_is_no_target(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "net")
+    with pytest.raises(UserError, match=f"^{tmp_path / 'link'}: the text could replace {tmp_path / 'net'}; give another name$"):
+        check_target(tmp_path / "link", "the text", tmp_path / "net")

@@ -1,12 +1,16 @@
 """The scripts that package a network and build the hub's folder."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import package_network
 import pytest
 import torch
+import update_docs
 
 from advmoe import networks
 from advmoe.errors import UserError
@@ -15,6 +19,8 @@ from advmoe.runs.load import load
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.manifest import Progress
 from advmoe.training.start import network
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -73,3 +79,46 @@ def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, t
         make_hub_folder.build(str(run), "someone/robust", tmp_path / "other")
     with pytest.raises(UserError, match="the hub's library refuses it"):
         make_hub_folder.build(packaged, "no name at all", tmp_path / "third")
+
+
+# Files that exist already
+
+
+def test_a_network_that_is_too_large_leaves_the_packaged_one(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "networks").mkdir()
+    monkeypatch.setattr(networks, "FOLDER", tmp_path / "networks")
+    monkeypatch.setattr(networks, "MAX_FILE", 1000)
+    networks.weights("tiny-net").write_bytes(b"old")
+    with pytest.raises(UserError, match="bytes in float16"):
+        package_network.write_weights(run, "tiny-net")
+    assert networks.weights("tiny-net").read_bytes() == b"old"
+    assert list(networks.FOLDER.iterdir()) == [networks.weights("tiny-net")]
+
+
+def test_a_page_without_a_marker_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(update_docs, "ROOT", tmp_path)
+    monkeypatch.setattr(update_docs, "BLOCKS", {"page.md": {"table": lambda: "new", "tabel": lambda: "new"}})
+    page = "<!-- table -->\nold\n<!-- /table -->\n"
+    (tmp_path / "page.md").write_text(page)
+    with pytest.raises(ValueError, match=r"page.md: has no block between <!-- tabel --> and <!-- /tabel -->"):
+        update_docs.main()
+    assert (tmp_path / "page.md").read_text() == page
+
+
+def test_an_interrupted_run_of_the_fault_tests_leaves_the_results(tmp_path: Path) -> None:
+    """In a process of its own, with the conftest.py of tests/faults."""
+    report = tmp_path / "report.json"
+    for file in (ROOT / "tests/faults").glob("*.py"):
+        if not file.name.startswith("test_"):
+            (tmp_path / file.name).symlink_to(file)
+    row = {"fault": "x", "method": "advmoe", "tried": 1, "survived": 1}
+    body = f"def test_first(request):\n    request.node.user_properties.append(('faults', {row}))\n"
+    body += "def test_second():\n    raise KeyboardInterrupt\n"
+    (tmp_path / "test_one.py").write_text(body)
+    report.write_text("old")
+    paths = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(tmp_path)])
+    environment = {**os.environ, "FAULTS_REPORT": str(report), "PYTHONPATH": paths}
+    for selected, whole in (("test_one.py", False), ("test_one.py::test_first", True)):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", selected]
+        subprocess.run(command, check=False, capture_output=True, cwd=tmp_path, env=environment)
+        assert (report.read_text() != "old") == whole

@@ -45,9 +45,19 @@ def lookup(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     return table[name]
 
 
-def reason_of(error: object) -> str:
-    """An error's message in one line of at most 200 letters, or the name of its class if it has none."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def check_count(name: str, value: int) -> None:
+    """Raises UserError if a number of things is not in [1, 2**31): larger ones overflow in Python and torch."""
+    if not 1 <= value < 2**31:
+        raise UserError(f"{name} must be {'at least 1' if value < 1 else 'less than 2**31'}, not {value}")
+
+
+def reason_of(error: object, named: bool = False) -> str:
+    """An error's message in one line of at most 200 letters, or the name of its class if it has none.
+
+    With `named` the name of the class comes first: 'KeyError: 3'.
+    """
+    text = f"{type(error).__name__}: {error}" if named else str(error)
+    return " ".join(text.split())[:200] or type(error).__name__
 
 
 def short_repr(value: Any) -> str:

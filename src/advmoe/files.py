@@ -6,25 +6,29 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from advmoe.errors import UserError
 
 JsonObject = dict[str, Any]  # the content of a file; its reader checks the values
+OF_RUN = ("config.yaml", "metrics.jsonl", "*record.json", "*gallery.json", "model.safetensors", "checkpoints*", "evaluation*")
 
 
 @contextmanager
 def drafted(path: Path) -> Iterator[Path]:
-    """A new temporary file beside `path`. It replaces `path` if the block succeeds; otherwise it is removed.
+    """A new temporary file beside `path`. It replaces `path`, or the file that a link there leads to, if the block succeeds;
+    otherwise it is removed.
 
     Its name is random: processes of several machines or containers that share the folder may have the same number.
     """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.draft")
+    target = Path(os.path.realpath(path))
+    draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}.draft")
     try:
         yield draft
         sync(draft)
-        draft.replace(path)
+        draft.replace(target)
     except BaseException as error:
         with suppress(OSError):
             draft.unlink()
@@ -33,18 +37,25 @@ def drafted(path: Path) -> Iterator[Path]:
         raise
 
 
-def check_target(path: Path, what: str) -> None:
-    """Raises UserError if a file that will be written is a folder, or if its folder does not exist or is read-only.
+def check_target(path: Path, what: str, *inputs: Path) -> None:
+    """Raises UserError if a file that will be written is a folder, a pipe or a device, if its folder does not exist or is
+    read-only, or if it could replace one of the `inputs` or, where that is the folder of a run, a file of the run.
 
     `what` is in the message.
     """
     if path.is_dir():
         raise UserError(f"{path}: is a folder; {what} must go to a file")
-    folder = path.absolute().parent
-    if not folder.is_dir():
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is a pipe or a device; {what} must go to a file")
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
         raise UserError(f"{path.parent}: no such folder for {what}")
-    if not os.access(folder, os.W_OK):
+    if not os.access(target.parent, os.W_OK):
         raise UserError(f"{path.parent}: {what} cannot be written to this folder")
+    for given in inputs:
+        within = Path(os.path.relpath(target, os.path.realpath(given))).parts  # () for the input itself
+        if not within or any(fnmatch(within[0], name) for name in OF_RUN):
+            raise UserError(f"{path}: {what} could replace {'a file of ' * bool(within)}{given}; give another name")
 
 
 def check_folder(folder: Path, what: str) -> None:

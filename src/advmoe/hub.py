@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.quiet import quiet
 
 NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -67,7 +67,7 @@ def publish(folder: Path, name: str, private: bool) -> str:
 
 def _reason(error: Exception) -> str:
     known = next((REASONS[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in REASONS), None)
-    return known or " ".join(f"{type(error).__name__}: {error}".split())[:200]
+    return known or reason_of(error, named=True)
 
 
 def _library(name: str) -> Any:

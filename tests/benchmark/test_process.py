@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from advmoe.benchmark.process import ProcessFailed, run_in_process
+from advmoe.cli.main import main
 
 
 class Task(BaseModel):
@@ -52,3 +53,13 @@ def test_a_process_that_takes_too_long_is_stopped():
     timer.function()  # as after 87.5 seconds
     with pytest.raises(ProcessFailed, match=r"stopped after 87\.5 s"):
         next(results)
+
+
+# What the user sees
+
+
+def test_a_failed_process_is_one_line(monkeypatch, capsys):
+    """The suite streaming does not catch it."""
+    monkeypatch.setattr("advmoe.cli.benchmark.measure", lambda *_: list(run_in_process(work, Task(what="crash"), Result)))
+    assert main(["benchmark", "--suite", "streaming", "--quick", "--device", "cpu"]) == 2
+    assert capsys.readouterr().err.endswith("advmoe: error: the process ended with status 3\n")

@@ -135,7 +135,7 @@ def test_the_users_image_is_never_replaced(run: Path, tmp_path: Path, capsys: An
     (tmp_path / name).write_bytes(b"mine")
     (tmp_path / "link").symlink_to(tmp_path)
     _, err = run_attack(capsys, run, tmp_path / name, "--out", tmp_path / out, status=2)
-    assert f"{tmp_path / out}: the adversarial image could replace {tmp_path / name}; give another name to --out" in err
+    assert f": the adversarial image could replace {tmp_path / name}; give another name" in err
     assert (tmp_path / name).read_bytes() == b"mine"
 
 
@@ -192,3 +192,14 @@ def test_bad_input_is_one_line(run: Path, image: Path, arguments: list[str], mes
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+# The network is never replaced
+
+
+def test_the_image_is_no_file_of_the_run(run: Path, image: Path, tmp_path: Path, capsys: Any) -> None:
+    network = tmp_path / "network.npy"  # a saved network may have any name
+    network.write_bytes(b"mine")
+    _, err = run_attack(capsys, network, image, "--out", network, status=2)
+    assert f"{network}: the adversarial image could replace {network}; give another name" in err
+    assert network.read_bytes() == b"mine"

@@ -42,6 +42,7 @@ TINY = [
     "--tied-share", "0", "--epsilon", "0.02", "--device", "cpu",
 ]  # fmt: skip
 PLAN = ["--attacks", "pgd_10", "reroute_quick", "--limit-test", "12", "--shard-size", "4", "--device", "cpu", "--threads", "1"]
+WITH_TRANSFER = [*PLAN[:1], "transfer", *PLAN[1:]]
 SHORT = ["--attacks", "pgd_10", "--limit-test", "3", "--device", "cpu", "--threads", "1"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
@@ -223,7 +224,7 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
         (["--seed", "-1"], "seed must be in"),
         (["--name", "../few"], "name must be up to 100 letters, digits and . _ + - (not as the first), not '../few'"),
         (["--norm", "L2"], "--norm L2 needs --epsilon"),
-        (["--transfer", "nowhere"], "nowhere: holds no run"),
+        (["--attacks", "transfer", "--transfer", "nowhere"], "nowhere: holds no run"),
         (["--test-set", "nowhere"], "nowhere: no such file or folder"),
         (["--test-set", "x", "--data-dir", "y"], "--test-set and --data-dir exclude each other"),
         (["--test-set", "x", "--corruption", "fog"], "--corruption and --severity go together"),
@@ -255,12 +256,13 @@ def test_a_saved_file_is_evaluated_like_its_run(unbroken, run, tmp_path):
     path = tmp_path / "net.v2.safetensors"
     model = advmoe.load(run)
     advmoe.save_file(model, path)
-    assert main(["evaluate", str(path), *PLAN, "--transfer", str(path)]) == 0
+    assert main(["evaluate", str(path), *WITH_TRANSFER, "--transfer", str(path)]) == 0
     (record,) = tmp_path.glob("*.record.json")
     assert record.name == "net.v2.record.json"
     evaluated = json.loads(record.read_text())
     assert evaluated["run"] == "net.v2"
     attacks = evaluated["evaluation"]["attacks"]
+    assert "transfer" in attacks
     assert {name: attacks[name]["broken"] for name in unbroken["attacks"]} == {
         name: attack["broken"] for name, attack in unbroken["attacks"].items()
     }
@@ -289,7 +291,7 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     arguments = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
     message = error_line(capsys, *arguments, "--control", run)
     assert message.endswith(f"run advmoe evaluate {run} --test-set {folder} --corruption invert --severity 2 first\n")
-    assert main(["evaluate", *arguments, "--transfer", str(run)]) == 0
+    assert main(["evaluate", str(run), *WITH_TRANSFER, *arguments[len(PLAN) + 1 :], "--transfer", str(run)]) == 0
     assert "F-C-invert-2, 12 test images" in capsys.readouterr().out
     assert (run / "record.json").read_bytes() == before
     assert (run / "evaluation-F-C-invert-2/shard-00000.json").exists()
@@ -301,6 +303,7 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
         recorded.epoch,
     )
     assert (other.weights, other.test_images, len(other.gallery) > 0) == (recorded.weights, 12, True)
+    assert "transfer" in other.evaluation.attacks
     assert other.fingerprint != recorded.fingerprint
     assert [record.dataset for record in collect(run, pytest.fail)] == [recorded.dataset]
     shutil.copy(run / "F-C-invert-2.record.json", tmp_path / "other.json")
@@ -393,3 +396,45 @@ def test_a_wrong_value_beside_fresh_deletes_nothing(run, capsys):
     assert "epsilon must be at most 1 in Linf, not 8" in error_line(capsys, run, "--fresh", *PLAN, "--epsilon", "8")
     assert "nothing can be run of transfer" in error_line(capsys, run, "--fresh", "--attacks", "transfer")
     assert sorted(path.name for path in (run / "evaluation").iterdir()) == before
+
+
+# Output that would replace the network or its Record
+
+
+@pytest.mark.parametrize("name", ["net.safetensors", "net.record.json", "net.gallery.json"])
+def test_the_robustbench_file_replaces_neither_the_network_nor_its_record(run, tmp_path, capsys, name):
+    import advmoe
+
+    advmoe.save_file(advmoe.load(run), tmp_path / "net.safetensors")
+    before = (tmp_path / "net.safetensors").read_bytes()
+    line = error_line(capsys, tmp_path / "net.safetensors", *SHORT, "--robustbench", tmp_path / name)
+    assert line.endswith(f"the RobustBench file could replace {tmp_path / name}; give another name\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.safetensors"]
+    assert (tmp_path / "net.safetensors").read_bytes() == before
+    assert f"could replace a file of {run};" in error_line(capsys, run, *SHORT, "--robustbench", run / "config.yaml")
+
+
+# Flags that would have no effect
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--transfer", "other"], "--transfer is for the attack transfer, which is not run: --standard and --full have it"),
+        ([*PLAN, "--transfer", "other"], "--transfer is for the attack transfer, which is not run"),
+        ([*PLAN, "--pathway-budget", "8"], "--pathway-budget is for the attack paths, which is not run"),
+        ([*PLAN, "--part", "0", "2", "--robustbench", "info.json"], "--part excludes --robustbench"),
+        ([*PLAN, "--part", "0", "2", "--keep-images"], "--part excludes --keep-images"),
+        ([*PLAN, "--part", "0", "2", "--json"], "--part excludes --json"),
+        ([*PLAN, "--part", "0", "2", "--control", "other"], "--part excludes --control"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(run, capsys, arguments, message):
+    assert message in error_line(capsys, run, *arguments)
+    assert not (run / "evaluation").exists()
+
+
+def test_workers_take_their_flags_before_the_end_of_the_flags(run, capsys):
+    """They inherit flags that a part given by a user excludes."""
+    assert main(["evaluate", *PLAN, "--processes", "2", "--json", "--", str(run)]) == 0
+    assert json.loads(capsys.readouterr().out)["run"] == run.name

@@ -170,3 +170,16 @@ def test_what_cannot_be_done_is_one_line(run, tmp_path, capsys):
         error = error_line(capsys, *arguments)
         assert message in error
     assert list(tmp_path.iterdir()) == []
+
+
+# The network is never replaced
+
+
+def test_the_exported_file_replaces_neither_the_network_nor_a_file_of_the_run(run, tmp_path, capsys):
+    network = tmp_path / "net.safetensors"
+    network.write_bytes(b"mine")
+    error = error_line(capsys, network, "--format", "torch-export", "--out", network)
+    assert error == f"advmoe: error: {network}: the exported file could replace {network}; give another name\n"
+    assert network.read_bytes() == b"mine"
+    error = error_line(capsys, run, "--format", "onnx", "--out", run / "config.yaml")
+    assert f"could replace a file of {run}; give another name" in error

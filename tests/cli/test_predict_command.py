@@ -194,3 +194,22 @@ def test_bad_input_is_one_line(run: Path, arguments: list[str], message: str, ca
     assert out == ""
     assert message in err
     assert err.count("\n") == 1
+
+
+# Values that are too large, and devices without values
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--batch-size", "99999999999999999999999"], "batch_size must be less than 2**31, not 99999999999999999999999"),
+        (["--threads", "100000"], "threads must be in [0, 1024], not 100000"),
+        (["--threads", "10000000000"], "threads must be in [0, 1024], not 10000000000"),
+        (["--device", "meta"], "device 'meta' is not available here: "),
+    ],
+)
+def test_a_value_that_torch_cannot_use_is_one_line(run: Path, images: Path, flags: list[str], message: str, capsys: Any) -> None:
+    assert main(["predict", str(run), str(images), *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"advmoe: error: {message}")
+    assert (captured.out, captured.err.count("\n")) == ("", 1)

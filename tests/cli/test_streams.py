@@ -104,3 +104,23 @@ def test_waiting_threads_soon_sleep_unless_the_user_chose_otherwise() -> None:
         variables = {name: text for name, text in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")} | chosen
         process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=variables)
         assert process.stdout.split()[-1] == value
+
+
+# A standard output that is closed, or full
+
+
+@pytest.mark.parametrize("command", ["models", "recipes demo", "train --help", "--version"])
+def test_a_closed_output_is_no_error(command: str) -> None:
+    process = shell(f"env -u PYTHONUNBUFFERED {shlex.quote(sys.executable)} -m advmoe {command} >&-")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("command", ["models", "train --help", "recipes", "recipes --json"])
+def test_a_full_output_is_one_line(command: str) -> None:
+    """The help and some listings are shorter than the buffer, so that they are written when the command has ended."""
+    process = shell(f"env -u PYTHONUNBUFFERED {shlex.quote(sys.executable)} -m advmoe {command} > /dev/full")
+    assert process.returncode == 2
+    assert process.stderr.startswith("advmoe: error: ")
+    assert "no space left on" in process.stderr.lower()
+    assert process.stderr.count("\n") == 1

@@ -300,6 +300,7 @@ def test_a_failed_run_is_named_at_the_end_and_the_rest_continue(tmp_path, capsys
         (["a1", "--workers", "0"], "workers must be at least 1, not 0"),
         (["a1", "--minutes", "0"], "minutes must be positive and finite, not 0.0"),
         (["a1", "--minutes", "nan"], "minutes must be positive and finite, not nan"),
+        (["a1", "--keep-images"], "--keep-images is for the file of --records"),
         (["a1", "--records", "no/such/file.json"], "no/such: no such folder for the Records"),
         (["a1", "--address", "here"], "--address is for --placement ray or slurm"),
         (["a1", "--slurm", "a=b"], "--slurm is for --placement slurm"),
@@ -331,3 +332,17 @@ def test_a_dry_run_knows_submitits_parameters(grid, tmp_path):
 def test_a_folder_with_another_configuration_is_refused_by_name(finished, grid):
     with pytest.raises(UserError, match=rf"{NAMES[0]}: holds another run \(training.epochs: 4, not 5\)"):
         run([grid, "--out", str(finished), *TINY, "--epochs", "5"])
+
+
+# Records that cannot be read
+
+
+def test_a_record_that_cannot_be_read_is_named_and_the_others_are_written(finished, grid, tmp_path, capsys):
+    shutil.copytree(finished, tmp_path / "runs")
+    path = tmp_path / "runs" / NAMES[0] / "record.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
+    run([grid, "--out", str(tmp_path / "runs"), "--records", str(tmp_path / "records.json"), *TINY])
+    assert [record["run"] for record in json.loads((tmp_path / "records.json").read_text())] == NAMES[1:]
+    warning = capsys.readouterr().err
+    assert f"warning: {path}: " in warning
+    assert warning.endswith("; this Record is left out\n")

@@ -147,3 +147,11 @@ def test_progress_grows_with_every_checkpoint_epoch_and_attack(folder):
     steps.append(read_run(run).progress)
     assert steps == sorted(steps)
     assert len(set(steps)) == len(steps) - 2  # an empty shard and a damaged one do not count
+
+
+# Folders that cannot be read
+
+
+def test_a_folder_that_cannot_be_read_is_a_failed_run(tmp_path):
+    status = read_run(tmp_path / ("x" * 300))  # unlike permissions, this holds for root too
+    assert (status.state, status.reason.rpartition(": ")[2]) == (State.FAILED, "File name too long")

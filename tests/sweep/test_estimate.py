@@ -188,6 +188,10 @@ def test_a_damaged_record_is_ignored(tiny, tmp_path):
     assert timings([folder], "quick")[same_but_seed(tiny())].evaluation is None
 
 
-def test_runs_differ_by_threads_but_not_by_device_or_folder(tiny):
+def test_runs_differ_by_threads_and_kind_of_device_but_not_by_its_number_or_folder(tiny, monkeypatch):
     assert same_but_seed(tiny(threads=1)) != same_but_seed(tiny(threads=2))
-    assert same_but_seed(tiny(device="cpu", data_dir="data", epochs=4, seed=2)) == same_but_seed(tiny())
+    assert same_but_seed(tiny(device="cuda:1", data_dir="data", epochs=4, seed=2)) == same_but_seed(tiny(device="cuda"))
+    assert same_but_seed(tiny(device="cuda")) != same_but_seed(tiny(device="cpu"))
+    for available, device in ((False, "cpu"), (True, "cuda")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        assert same_but_seed(tiny(device="auto")) == same_but_seed(tiny(device=device))

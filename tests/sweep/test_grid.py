@@ -91,3 +91,11 @@ def test_names_given_twice_count_once(write_sweep):
 def test_old_names_in_settings_are_read(write_sweep):
     (grid,) = read_sweep(write_sweep("{settings: {data: {picture_size: 64}}}")).grids
     assert grid.settings == {"data": {"image_size": 64}}
+
+
+# A list of recipes that is empty
+
+
+def test_an_empty_list_of_recipes_is_refused(write_sweep):
+    with pytest.raises(UserError, match=r"recipes must be a list of names, not \[\]"):
+        read_sweep(write_sweep("recipes: []"))

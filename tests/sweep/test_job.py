@@ -182,3 +182,14 @@ def test_path_and_device_of_a_placement(job, tmp_path, monkeypatch):
     assert placed.config.data.data_dir == str(tmp_path / "here")
     assert (placed.config.runtime.device, placed.config.runtime.threads, placed.config.data.workers) == ("cuda:1", 3, 3)
     assert commands(placed)[1][4:6] == ["--device", "cuda:1"]
+
+
+# A folder that is removed while its run is going on
+
+
+def test_a_removed_folder_is_no_error_when_its_run_ends(job):
+    run = job()
+    assert not run.folder.exists()
+    assert record_failure(run, 2) == "ended without a message"
+    assert record_failure(run, -signal.SIGTERM) == "killed by SIGTERM"
+    assert not run.folder.exists()

@@ -163,3 +163,22 @@ def test_a_data_set_that_a_user_added(write_sweep, monkeypatch):
 def test_the_data_set_of_a_demo_recipe_cannot_be_replaced(write_sweep):
     with pytest.raises(UserError, match="--dataset: the recipe demo-advmoe has a data set that cannot be replaced"):
         plan(read_sweep(write_sweep("recipes: [demo-advmoe]")), dataset="cifar10")
+
+
+# Runs that would be planned twice, or too often
+
+
+def test_two_names_of_the_same_run_are_refused(write_sweep):
+    for names in ("cifar10-resnet18-advmoe, cifar10-resnet18-advmoe-r0.5", "cifar10-resnet18-advmoe-n2, cifar10-resnet18-advmoe"):
+        first, second = names.split(", ")
+        with pytest.raises(UserError, match=f"^{first} and {second} are the same run$"):
+            plan(read_sweep(write_sweep(f"recipes: [{names}]")))
+    variants = "variants: {few: {training: {epochs: 2}}, many: {training: {epochs: 3}}}"
+    alike = plan(read_sweep(write_sweep(f"methods: [advmoe]\nseeds: 1\n{variants}")), settings={"training": {"epochs": 1}})
+    assert len(alike) == 2  # the command line made them the same, perhaps to try the sweep out
+
+
+def test_the_number_of_runs_is_limited_with_seeds_of_the_command_line_too(write_sweep):
+    many = read_sweep(write_sweep("methods: [at_moe, advmoe]\nbackbones: [resnet18, vgg16_bn]\nnum_experts: [1, 2, 3]\nseeds: 1"))
+    with pytest.raises(UserError, match=r"^plans 12000 runs, at most 10000 are allowed; give fewer seeds$"):
+        plan(many, seeds=1000)

@@ -15,13 +15,14 @@ from typing import TypeVar, get_type_hints
 
 from pydantic import BaseModel
 
+from advmoe.errors import UserError
 from advmoe.libraries import tune_libraries
 
 Task = TypeVar("Task", bound=BaseModel)
 Result = TypeVar("Result", bound=BaseModel)
 
 
-class ProcessFailed(RuntimeError):
+class ProcessFailed(UserError):
     """A process failed, or took too long."""
 
 

@@ -26,20 +26,16 @@ def run(arguments: CompletionArguments) -> None:
 
 def script(shell: str) -> str:
     """The script, which tyro generates from the arguments of all commands."""
+    commands = {name: _arguments_of(importlib.import_module(f"advmoe.cli.arguments.{name}")) for name in NAMES}
     argv, text = ["--tyro-write-completion", shell, "-"], io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
-        tyro.cli(_one_of(_arguments()), prog="advmoe", args=argv, config=(Flat, tyro.conf.OmitSubcommandPrefixes))
+        tyro.cli(_one_of(commands), prog="advmoe", args=argv, config=(Flat, tyro.conf.OmitSubcommandPrefixes))
     return "\n".join(_on_one_line(line) for line in text.getvalue().splitlines())
 
 
 def _on_one_line(line: str) -> str:
     """Remove the line breaks of the help texts in a line of Python code: a shell would split the line at them."""
     return re.sub(r"\\+n", " ", line) if line.startswith(HELP_TEXTS) else line
-
-
-def _arguments() -> dict[str, type]:
-    """Command -> the dataclass of its arguments."""
-    return {name: _arguments_of(importlib.import_module(f"advmoe.cli.arguments.{name}")) for name in NAMES}
 
 
 def _arguments_of(module: ModuleType) -> Any:

@@ -20,7 +20,7 @@ def device(runtime: ComputeConfig) -> torch.device:
     name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
     try:
         chosen = local_device(torch.device(name))
-        torch.empty(1, device=chosen)
+        torch.zeros(1, device=chosen).item()  # the device meta has tensors without values
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         if "device string" in reason:  # torch's message lists the types of all its devices

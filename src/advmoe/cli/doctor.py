@@ -78,17 +78,15 @@ def examine(folder: Path) -> Diagnosis:
         omp_num_threads=os.environ.get("OMP_NUM_THREADS"),
         disk=Disk(folder=str(existing), free=shutil.disk_usage(existing).free),
         libraries={need.name: need.version for need in required}, missing=lack.missing, add=lack.add,
-        extras={name: _extra(package, name) for name in extras(package)},
+        extras={
+            name: Extra(purpose=PURPOSES[name], **_lack(package, needs(package, name)).model_dump()) for name in extras(package)
+        },
     )  # fmt: skip
 
 
 def _lack(package: Distribution, required: list[Need]) -> Lack:
     missing = [need for need in required if not need.met]
     return Lack(missing={need.requirement: need.version for need in missing}, add=adding(package, missing) if missing else "")
-
-
-def _extra(package: Distribution, name: str) -> Extra:
-    return Extra(purpose=PURPOSES[name], **_lack(package, needs(package, name)).model_dump())
 
 
 def _lines(diagnosis: Diagnosis) -> Iterator[str]:

@@ -22,12 +22,13 @@ from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress
 from advmoe.cli.streams import console, warn
 from advmoe.config import RunConfig
+from advmoe.config.choices import PATHWAY_BUDGET
 from advmoe.data import Splits, load_dataset
 from advmoe.data.test_set import ExtraTestSet
 from advmoe.errors import UserError
 from advmoe.evaluation.claim import Part, claimed
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_file import read_record, write_record
+from advmoe.evaluation.record_file import gallery_path, read_record, write_record
 from advmoe.evaluation.robustbench import model_info
 from advmoe.evaluation.store import remove_results, shard_count
 from advmoe.evaluation.target import EvaluationOptions
@@ -45,11 +46,37 @@ WORKER = "ADVMOE_WORKER"  # this environment variable marks the processes that -
 def run(arguments: EvaluateCommand) -> None:
     if WORKER in os.environ:
         end_with_parent()
-    resolve(arguments.preset)  # an unknown attack is refused before --fresh deletes anything
+    else:
+        _check_used(arguments)
+    _check_attacks(arguments)
     with distributed.process_group(device(arguments.runtime)):
         if distributed.world_size() > 1 and (arguments.part is not None or arguments.processes > 1):
             raise UserError("torchrun already shares the shards between its processes; leave out --part and --processes")
         _evaluate(arguments)
+
+
+def _check_used(arguments: EvaluateCommand) -> None:
+    """Raises UserError for flags of the Record, which a part of the shards does not make. Workers inherit them."""
+    flags = {
+        "robustbench": arguments.robustbench is not None, "control": arguments.control is not None,
+        "keep-images": arguments.keep_images, "json": arguments.json,
+    }  # fmt: skip
+    unused = next((name for name, given in flags.items() if given), None)
+    if arguments.part is not None and unused is not None:
+        raise UserError(f"--part excludes --{unused}, which is for the same command without --part, after all parts")
+
+
+def _check_attacks(arguments: EvaluateCommand) -> None:
+    """Raises UserError, before --fresh deletes anything, if an attack is unknown or a flag is for an attack that is not run."""
+    attacks = resolve(arguments.preset).attacks
+    for flag, name, given in (
+        ("transfer", "transfer", arguments.transfer is not None),
+        ("pathway-budget", "paths", arguments.pathway_budget != PATHWAY_BUDGET),
+    ):
+        if given and name not in attacks:
+            raise UserError(
+                f"--{flag} is for the attack {name}, which is not run: --standard and --full have it, or add it to --attacks"
+            )
 
 
 def _evaluate(arguments: EvaluateCommand) -> None:
@@ -90,7 +117,9 @@ def _check_writable(network: Subject, arguments: EvaluateCommand) -> None:
     else:
         check_folder(network.store, "the results")
     if arguments.robustbench is not None:
-        check_target(arguments.robustbench, "the RobustBench file")
+        others = (path for path in (arguments.transfer, arguments.control, arguments.test_set) if path is not None)
+        files = (network.record, gallery_path(network.record))
+        check_target(arguments.robustbench, "the RobustBench file", arguments.run, *files, *others)
 
 
 @contextlib.contextmanager
@@ -192,9 +221,10 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
 def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]) -> None:
     """Evaluate the shards in worker processes, which write to the run's folder. `refresh` is called twice a second."""
     argv = [argument for argument in arguments.argv if argument != "--fresh"]
+    end = argv.index("--") if "--" in argv else len(argv)  # what follows is no flag
     count, devices = arguments.processes, torch.cuda.device_count()
     threads = arguments.runtime.threads or max(1, torch.get_num_threads() // count)
-    command = [sys.executable, "-m", "advmoe", "evaluate", *argv, "--processes", "1", "--threads", str(threads)]
+    command = [sys.executable, "-m", "advmoe", "evaluate", *argv[:end], "--processes", "1", "--threads", str(threads)]
     environment = {**os.environ, WORKER: "1"}
     with contextlib.ExitStack() as stack:
         workers = []
@@ -205,7 +235,11 @@ def _evaluate_in_workers(arguments: EvaluateCommand, refresh: Callable[[], None]
             errors = stack.enter_context(tempfile.TemporaryFile("w+"))
             process = stack.enter_context(
                 subprocess.Popen(
-                    [*command, *part, *cuda], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=errors, env=environment
+                    [*command, *part, *cuda, *argv[end:]],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                    env=environment,
                 )
             )
             stack.callback(process.terminate)  # so that they stop with this process; no effect on finished ones

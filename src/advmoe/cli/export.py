@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ MAX_ROWS = 10  # in a message
 
 def run(arguments: ExportArguments) -> None:
     check_utf8(arguments.out)
-    check_target(arguments.out, "the exported file")
+    check_target(arguments.out, "the exported file", Path(arguments.run))
     encoding = Encoding(arguments.format or format_of(arguments.out), arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:

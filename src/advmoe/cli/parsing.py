@@ -50,7 +50,7 @@ class DeviceOptions:
 
     @property
     def config(self) -> ComputeConfig:
-        """The same as a ComputeConfig. Raises UserError if `threads` is negative."""
+        """The same as a ComputeConfig. Raises UserError if `threads` is out of range."""
         return ComputeConfig(device=self.device, threads=self.threads)
 
 

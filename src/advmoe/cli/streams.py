@@ -1,13 +1,21 @@
-"""The output streams of the command line: characters that cannot be encoded, and pipes that are closed."""
+"""The output streams of the command line: characters that cannot be encoded, and pipes and streams that are closed."""
 
 import os
 import sys
 from io import TextIOWrapper
+from pathlib import Path
 
 from rich.console import Console
 
 LOG_WIDTH = 200
 PIPE_CLOSED = 141  # the exit status that a shell gives for SIGPIPE
+
+
+def open_missing() -> None:
+    """Discard what is written to a stream that was closed before the command started (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  # for as long as the process lives
 
 
 def escape_unencodable() -> None:

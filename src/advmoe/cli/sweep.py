@@ -14,12 +14,12 @@ from rich.console import Console
 from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import device
-from advmoe.cli.streams import console
+from advmoe.cli.streams import console, warn
 from advmoe.errors import UserError
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
-from advmoe.sweep.grid import SweepFile, read_sweep
+from advmoe.sweep.grid import read_sweep
 from advmoe.sweep.job import Job
 from advmoe.sweep.placements import Placement, Request, placement_class
 from advmoe.sweep.plan import Planned, plan
@@ -63,7 +63,11 @@ def run(arguments: SweepArguments) -> None:
     file = read_sweep(arguments.what)
     until = deadline(started, arguments.minutes)
     probe_until = started + PROBE_SHARE * (until - started)
-    sweep = Sweep(arguments, _planned(arguments, file), _preset(arguments, file), console(), until, probe_until)
+    runs = plan(file, arguments.only, arguments.dataset, arguments.settings, arguments.seeds)
+    runs = [replace(planned, config=planned.config.replace(runtime=arguments.runtime)) for planned in runs]
+    preset = arguments.preset or file.preset
+    resolve(preset_or_attacks(preset))  # an unknown name is refused before anything is written
+    sweep = Sweep(arguments, runs, preset, console(), until, probe_until)
     check_records(arguments.records, sweep.runs)
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
@@ -87,7 +91,7 @@ def run(arguments: SweepArguments) -> None:
                 _run_missing(sweep, missing, placement)
         finally:
             if arguments.records is not None:
-                count = write_records(arguments.records, sweep.statuses().values(), arguments.keep_images)
+                count = write_records(arguments.records, sweep.statuses().values(), arguments.keep_images, warn)
                 if count:
                     _print(sweep, f"{count} Record{'s' * (count > 1)}: {arguments.records}")
 
@@ -100,18 +104,6 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _print(sweep: Sweep, text: str) -> None:
     sweep.terminal.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _planned(arguments: SweepArguments, file: SweepFile) -> list[Planned]:
-    runs = plan(file, arguments.only, arguments.dataset, arguments.settings, arguments.seeds)
-    return [replace(planned, config=planned.config.replace(runtime=arguments.runtime)) for planned in runs]
-
-
-def _preset(arguments: SweepArguments, file: SweepFile) -> tuple[str, ...]:
-    """The preset or attacks of the evaluations. Raises UserError if a name is unknown."""
-    preset = arguments.preset or file.preset
-    resolve(preset_or_attacks(preset))
-    return preset
 
 
 def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
@@ -149,17 +141,19 @@ def _seconds(
 ) -> dict[str, float]:  # fmt: skip
     arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
     runtime = arguments.runtime.replace(threads=arguments.runtime.threads if placement is None else placement.threads)
-    if arguments.placement != "local":  # a cluster's machines may have a GPU when this one has none
-        runtime = runtime.replace(device="auto", dispatch="auto")
+    probed = runtime  # a cluster's machines may have a GPU when this one has none
+    if arguments.placement != "local":
+        probed = runtime.replace(device="auto", dispatch="auto")
     timings_by_config = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
         cache, retime = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
-        probe = Probe(device(runtime), cache, lambda text: status.update(f"probing {text}"), retime)
+        probe = Probe(device(probed), cache, lambda text: status.update(f"probing {text}"), retime)
         for planned in missing:
             if time.monotonic() > sweep.probe_until:
                 break
             config, image_counts = planned.config.replace(runtime=runtime), counts_by_data[planned.config.data]
-            pace, timing = probe.pace(config, image_spec(config)), timings_by_config.get(same_but_seed(config), UNKNOWN)
+            pace = probe.pace(config.replace(runtime=probed), image_spec(config))
+            timing = timings_by_config.get(same_but_seed(config), UNKNOWN)
             training = training_seconds(config, image_counts, pace, statuses[planned.name].epoch, timing)
             evaluation = timing.evaluation or evaluation_seconds(config, image_counts, pace, preset)
             estimates[planned.name] = training + evaluation

@@ -12,6 +12,7 @@ from advmoe.config.choices import Activation, Bank, Dispatch, Norms, Routers, St
 from advmoe.errors import INTEGER_LIMIT, UserError, one_line, short_repr
 
 MAX_EXPERTS = 1000
+MAX_THREADS = 1024  # torch crashes with some ten thousand
 
 
 def parse_fraction(text: str) -> float:
@@ -250,7 +251,7 @@ class ComputeConfig(Section):
 
     device: str = "auto"
     """Torch device; auto uses CUDA if there is a CUDA device."""
-    threads: Index = 0
+    threads: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 0
     """CPU threads; 0 keeps torch's choice."""
     precision: Precision = "float32"
     """bfloat16 runs the convolutions in bf16 (losses and the routers' linear layers stay float32). auto uses it on CPUs with

@@ -4,7 +4,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.files import drafted
 
 REPOSITORIES = {"cifar10": "uoft-cs/cifar10", "cifar100": "uoft-cs/cifar100"}
@@ -33,8 +33,7 @@ def _write(datasets: Any, repository: str, split: str, path: Path) -> None:
     except Exception as error:  # the library uses many others, and raises their exceptions
         if isinstance(error, OSError) and error.filename is not None:
             raise  # an error of the disk, not of the hub
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"cannot read {repository} from the hub ({reason})") from None
+        raise UserError(f"cannot read {repository} from the hub ({reason_of(error, named=True)})") from None
 
 
 def _library() -> Any:

@@ -16,7 +16,7 @@ from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.pathways import num_pathways
 from advmoe.attacks.pgd import forward_backward
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE
-from advmoe.errors import UserError
+from advmoe.errors import UserError, check_count
 from advmoe.evaluation.store import Shard, StoreKey
 from advmoe.evaluation.wrappers import CopiedInput, LowPrecision, copying, gradient_network
 from advmoe.models.routed import RoutedConv2d
@@ -63,8 +63,7 @@ class EvaluationOptions:
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
         for name in ("shard_size", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            check_count(name, getattr(self, name))
         if self.pathway_budget < 0:
             raise UserError(f"pathway_budget must be at least 0, not {self.pathway_budget}")
         if not 0 <= self.part[0] < self.part[1]:

@@ -1,5 +1,6 @@
 """The file in a run's folder that holds the error with which the run ended."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -11,8 +12,9 @@ FAILED = "failed.txt"  # removed when the run is started again
 
 
 def mark_failed(folder: Path, line: str) -> None:
-    """Write the error with which the run in `folder` ended."""
-    write_atomically(folder / FAILED, f"{line}\n")
+    """Write the error with which the run in `folder` ended, unless the folder was removed or is on another machine."""
+    with suppress(FileNotFoundError):
+        write_atomically(folder / FAILED, f"{line}\n")
 
 
 class FailureRecorder(Observer):

@@ -116,8 +116,15 @@ def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     """The status of the run in `path`.
 
     Without `attacks` a run is done when it has a Record. With `attacks`, the Record must contain all of them, with the threat
-    model, the number of images and the seed of the run's configuration.
+    model, the number of images and the seed of the run's configuration. A run whose folder cannot be read has failed.
     """
+    try:
+        return _read_run(path, attacks)
+    except OSError as error:
+        return RunStatus(path, State.FAILED, reason=f"{error.filename or path}: {error.strerror or error}")
+
+
+def _read_run(path: Path, attacks: Collection[str] | None) -> RunStatus:
     if not (path / "config.yaml").exists():
         return RunStatus(path, State.PLANNED)
     changes = last_changes(path)

@@ -75,9 +75,12 @@ def sizes(data: Iterable[DataConfig]) -> Sizes:
 
 
 def same_but_seed(config: RunConfig) -> RunConfig:
-    """The configuration without seed, number of epochs and location of the data, so that runs of the same speed compare equal."""
-    data = config.data.replace(data_dir=None, workers=None)
-    runtime = RuntimeConfig(precision=config.runtime.precision, threads=config.runtime.threads)
+    """The configuration without seed, number of epochs, location of the data and number of the device, so that runs of the same
+    speed compare equal."""
+    data, device = config.data.replace(data_dir=None, workers=None), config.runtime.device.partition(":")[0]
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    runtime = RuntimeConfig(device=device, precision=config.runtime.precision, threads=config.runtime.threads)
     return config.replace(seed=0, data=data, training=config.training.replace(epochs=1), runtime=runtime)
 
 

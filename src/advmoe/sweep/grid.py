@@ -80,7 +80,7 @@ def _names(table: Collection[str]) -> Any:
 
 
 def _recipes(names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError(f"must be a list of names, not {short_repr(names)}")
     for name in dict.fromkeys(names):
         recipe(name)

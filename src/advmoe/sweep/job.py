@@ -29,6 +29,7 @@ from advmoe.evaluation.target import SCHEMA
 from advmoe.files import write_atomically
 from advmoe.parent import GRACE, end_with_parent
 from advmoe.runs.failure import FAILED, mark_failed
+from advmoe.runs.run_files import read_text
 from advmoe.runs.status import LOG, State, read_run
 from advmoe.training.checkpoint import RunFolder
 
@@ -138,7 +139,7 @@ def _killed_by(number: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    lines = read_text(log).splitlines()
     return lines[-1].strip().removeprefix("advmoe: error: ") if lines else "ended without a message"
 
 

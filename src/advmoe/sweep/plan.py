@@ -1,14 +1,14 @@
 """The runs of a sweep, each with its name and its configuration."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from advmoe.config import RunConfig, differences
 from advmoe.data import DATASETS
 from advmoe.errors import UserError, lookup
 from advmoe.recipes import method_traits, recipe
-from advmoe.sweep.grid import Grid, Settings, SweepFile, decimal, with_settings
+from advmoe.sweep.grid import MAX_RUNS, Grid, Settings, SweepFile, decimal, with_settings
 
 NUMBERED = re.compile(r"[nrs][\d.]+")  # number of experts, model scale or seed, in a name
 NUMBERS = ("model.num_experts", "attack.num_steps")  # what a suffix with a number sets
@@ -39,11 +39,17 @@ def plan(
 
     `only` selects the runs whose label contains all of these texts (a number of experts, scale or seed, such as s1, as a whole
     part: not s10); `dataset`, `settings` and the number of `seeds` replace
-    those of the sweep. Raises UserError if no run remains, or if settings are not allowed.
+    those of the sweep. Raises UserError if no run remains, if settings are not allowed, if two names mean the same run, and for
+    more than MAX_RUNS runs.
     """
     by_name: dict[str, Planned] = {}
     numbers = range(seeds) if seeds is not None else dict.fromkeys(seed for grid in sweep.grids for seed in grid.seeds)
-    cells = [(grid, name, config) for grid in sweep.grids for name, config in _cells(grid, dataset, settings or {})]
+    cells = [(grid, name, config) for grid in sweep.grids for name, config in _cells(grid, dataset)]
+    _check_distinct((name, config) for _, name, config in cells)
+    cells = [(grid, name, with_settings(config, settings or {}, "command line")) for grid, name, config in cells]
+    count = sum(len(grid.seeds) if seeds is None else seeds for grid, _, _ in cells)
+    if count > MAX_RUNS:
+        raise UserError(f"plans {count} runs, at most {MAX_RUNS} are allowed; give fewer seeds")
     for seed in numbers:
         for grid, name, config in cells:
             if seeds is None and seed not in grid.seeds:
@@ -63,7 +69,15 @@ def _contains(label: str, text: str) -> bool:
     return text in (re.split("[- ]", label) if NUMBERED.fullmatch(text) else label)
 
 
-def _cells(grid: Grid, dataset: str | None, settings: Settings) -> list[tuple[str, RunConfig]]:
+def _check_distinct(cells: Iterable[tuple[str, RunConfig]]) -> None:
+    """Raises UserError if two names mean the same run, as a recipe's name with and without a suffix for the default does."""
+    names: dict[RunConfig, str] = {}
+    for name, config in cells:
+        if (known := names.setdefault(config, name)) != name:
+            raise UserError(f"{known} and {name} are the same run")
+
+
+def _cells(grid: Grid, dataset: str | None) -> list[tuple[str, RunConfig]]:
     """The name and the configuration of every recipe and variant; the seed is set later."""
     cells = []
     for name in dict.fromkeys(_with_dataset(name, dataset) for name in grid.names()):
@@ -72,7 +86,7 @@ def _cells(grid: Grid, dataset: str | None, settings: Settings) -> list[tuple[st
         for variant, values in grid.variants.items() or [("", {})]:
             varied = with_settings(config, values, f"variants: {variant}")
             _check_suffixes(name, varied, f"variants: {variant}", NUMBERS)
-            cells.append((f"{name}-{variant}" if variant else name, with_settings(varied, settings, "command line")))
+            cells.append((f"{name}-{variant}" if variant else name, varied))
     return cells
 
 

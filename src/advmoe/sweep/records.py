@@ -1,6 +1,6 @@
 """The file to which sweeps add the Records of their runs."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from advmoe.config import RunConfig, differences, from_dict
@@ -21,10 +21,13 @@ def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
             raise UserError(f"{path}: has another run {record.run} ({changed[0]}); give --records another file")
 
 
-def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> int:
+def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool, warn: Callable[[str], None]) -> int:
     """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time. A Record
-    there is replaced only by one of the same run that is not older. Returns the number of Records that the file then has."""
-    done = [read_record(run.path / RECORD) for run in runs if run.state is State.DONE]
+    there is replaced only by one of the same run that is not older. Returns the number of Records that the file then has.
+
+    `warn` is called with one line for a Record that cannot be read; the others are written.
+    """
+    done = list(_readable((run.path / RECORD for run in runs if run.state is State.DONE), warn))
     with turn(path.with_name(f".{path.name}.lock")):
         recorded = _recorded(path)
         entries = [entry for entry, _ in recorded]
@@ -38,6 +41,14 @@ def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> i
         if entries != [entry for entry, _ in recorded]:
             write_json(path, entries, indent=1)
     return len(entries)
+
+
+def _readable(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Record]:
+    for path in paths:
+        try:
+            yield read_record(path)
+        except (UserError, OSError) as error:
+            warn(f"{error}; this Record is left out")
 
 
 def _recorded(path: Path | None) -> list[tuple[JsonObject, Record]]:

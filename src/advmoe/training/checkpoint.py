@@ -28,7 +28,7 @@ from torch.optim.optimizer import StateDict
 from advmoe import locks, migrations
 from advmoe.config import CONFIG_FILE, RunConfig, differences, dump_yaml, load_run_config
 from advmoe.data import ImageSpec
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.files import check_plain, check_utf8, sync, write_atomically
 from advmoe.training.manifest import FILES, STATES, WEIGHTS, History, Manifest, Partial, Progress, read_manifest
 
@@ -58,8 +58,7 @@ class Checkpoint:
         try:
             return migrations.tensors(load_file(self.folder / WEIGHTS))
         except Exception as error:  # a malicious header can raise nearly any exception
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.folder}: holds no weights ({type(error).__name__}: {reason})") from None
+            raise UserError(f"{self.folder}: holds no weights ({reason_of(error, named=True)})") from None
 
     @property
     def train_seconds(self) -> float:
@@ -264,8 +263,7 @@ def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
     try:
         model.load_state_dict(checkpoint.model_state())
     except (RuntimeError, OSError, SafetensorError) as error:
-        first = " ".join(str(error).split())[:200]
-        raise UserError(f"{checkpoint.folder}: holds another model's weights ({first})") from None
+        raise UserError(f"{checkpoint.folder}: holds another model's weights ({reason_of(error)})") from None
 
 
 def _write(draft: Path, model: Mapping[str, Tensor], optimizers: Mapping[str, StateDict]) -> dict[str, str]:
@@ -286,7 +284,7 @@ def _write_error(error: Exception, folder: Path, size: int) -> str:
     """
     if not isinstance(error, OSError) and shutil.disk_usage(folder).free < 4 * size:
         return "no space left on the disk"
-    return " ".join(str(error).split())[:200]
+    return reason_of(error)
 
 
 def _open(folder: Path) -> Checkpoint | None:

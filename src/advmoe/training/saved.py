@@ -68,7 +68,7 @@ def saved_run(run: Path) -> tuple[Saved, Checkpoint]:
         model = network(config.replace(runtime=RuntimeConfig()), spec)
         model.load_state_dict(state)
     except NO_NETWORK as error:
-        raise UserError(f"{best.folder}: holds another model's weights ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"{best.folder}: holds another model's weights ({reason_of(error)})") from None
     return Saved(compact(model), config, spec, best.epoch), best
 
 
@@ -99,8 +99,7 @@ def saved_file(path: Path) -> tuple[Saved, JsonObject | None]:
     except ValidationError as error:
         raise UserError(f"{path}: its header and weights make no network ({one_line(error, Header)})") from None
     except NO_NETWORK as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{path}: its header and weights make no network ({reason})") from None
+        raise UserError(f"{path}: its header and weights make no network ({reason_of(error, named=True)})") from None
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,7 +1,6 @@
 """The arguments of `advmoe attack`."""
 
 from dataclasses import dataclass, field
-from os.path import realpath
 from pathlib import Path
 from typing import Annotated
 
@@ -43,9 +42,8 @@ class AttackArguments:
             raise UserError(f"seed must be in [0, 2**63), not {self.seed}")
         if self.path.suffix.lower() not in (".png", ".npy"):
             raise UserError(f"{self.path}: the adversarial image is written without loss: give a name that ends in .png or .npy")
-        if realpath(self.image) in map(realpath, (self.path, self.path.with_suffix(".npy"))):
-            raise UserError(f"{self.path}: the adversarial image could replace {self.image}; give another name to --out")
-        check_target(self.path, "the adversarial image")
+        for path in (self.path, self.path.with_suffix(".npy")):
+            check_target(path, "the adversarial image", self.image, Path(self.run))
 
     @property
     def path(self) -> Path:

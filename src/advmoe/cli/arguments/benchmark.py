@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from advmoe.cli.parsing import DeviceOptions, Flag, parse
-from advmoe.errors import UserError
+from advmoe.errors import UserError, check_count
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,10 @@ class BenchmarkArguments:
 
     def __post_init__(self) -> None:
         for name, value in (("rounds", self.rounds), ("width", self.width)):
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
-            if value is not None and self.quick:
+            if value is None:
+                continue
+            check_count(name, value)
+            if self.quick:
                 raise UserError(f"--quick sets {name}: leave out one of the two")
 
 

@@ -10,7 +10,7 @@ import tyro
 from advmoe.cli.parsing import Flag, parse
 from advmoe.config import ComputeConfig, Fraction
 from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
-from advmoe.errors import UserError, short_repr
+from advmoe.errors import UserError, check_count, short_repr
 
 COSTS = {  # of the presets; the tests count them from their attacks (tests/budget.py)
     "quick": "at most 50 PGD passes an image; at most 115 APGD and 131 route-aware passes on survivors",
@@ -99,9 +99,8 @@ class EvaluateArguments:
 
     def __post_init__(self) -> None:
         for name in ("limit_test", "shard_size", "batch_size", "processes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} must be at least 1, not {value}")
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
         if self.name is not None and not re.fullmatch(r"\w[\w.+-]{0,99}", self.name):
             raise UserError(f"name must be up to 100 letters, digits and . _ + - (not as the first), not {short_repr(self.name)}")
         if self.pathway_budget < 0:

@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from advmoe.cli.parsing import DeviceOptions, Flag, parse
-from advmoe.errors import UserError
+from advmoe.errors import UserError, check_count
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,7 @@ class PredictArguments:
     runtime: DeviceOptions = field(default_factory=DeviceOptions)
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise UserError(f"batch_size must be at least 1, not {self.batch_size}")
+        check_count("batch_size", self.batch_size)
         if self.json and self.csv:
             raise UserError("give --json or --csv, not both")
         if not self.images:

@@ -11,7 +11,7 @@ import tyro
 from advmoe.cli.parsing import Flag, parse
 from advmoe.config import RuntimeConfig
 from advmoe.config.choices import MAX_SEEDS, PlacementName
-from advmoe.errors import UserError
+from advmoe.errors import UserError, check_count
 from advmoe.files import check_target
 
 
@@ -69,8 +69,8 @@ class SweepArguments:
 
     def __post_init__(self) -> None:
         for name in ("seeds", "workers"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, not {getattr(self, name)}")
+            if (value := getattr(self, name)) is not None:
+                check_count(name, value)
         if self.seeds is not None and self.seeds > MAX_SEEDS:
             raise UserError(f"seeds must be at most {MAX_SEEDS}, not {self.seeds}")
         if self.minutes is not None and not 0 < self.minutes < inf:
@@ -79,6 +79,8 @@ class SweepArguments:
             raise UserError("--address is for --placement ray or slurm")
         if self.slurm and self.placement != "slurm":
             raise UserError("--slurm is for --placement slurm")
+        if self.keep_images and self.records is None:
+            raise UserError("--keep-images is for the file of --records")
         if self.records is not None:
             check_target(self.records, "the Records")
 

@@ -7,11 +7,10 @@ import contextlib
 import os
 import socket
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from advmoe.data import cores
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.runs.failure import mark_failed
 from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
@@ -49,7 +48,7 @@ class RayPlacement(Placement):
         try:
             ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR", **size)
         except (ConnectionError, ValueError, RuntimeError, AssertionError, ray.exceptions.RayError) as error:
-            raise UserError(f"no Ray cluster at {address or 'this machine'}: {' '.join(str(error).split())}") from None
+            raise UserError(f"no Ray cluster at {address or 'this machine'}: {reason_of(error)}") from None
         resources = ray.cluster_resources()
         _check_capacity(address, self.threads)
         gpus = 1 if resources.get("GPU") and self.device != "cpu" else 0
@@ -111,7 +110,6 @@ def _outcome(reference: Any, job: Job) -> str | None:
         return line
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
-        line = f"{' '.join(str(cause).split())[:200]}, {RETRIES + 1} times"
-        if Path(job.folder).is_dir():
-            mark_failed(job.folder, line)
+        line = f"{reason_of(cause)}, {RETRIES + 1} times"
+        mark_failed(job.folder, line)
         return line

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advmoe.errors import UserError, nearest
+from advmoe.errors import UserError, nearest, reason_of
 from advmoe.runs.failure import mark_failed
 from advmoe.sweep.job import Job, execute
 from advmoe.sweep.placements.base import Placement, Request
@@ -45,7 +45,7 @@ class SlurmPlacement(Placement):
         try:
             submitit.AutoExecutor("submitit", cluster="debug").update_parameters(**parameters)  # knows all executors' names
         except REFUSALS as error:
-            raise UserError(f"--slurm: submitit: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"--slurm: submitit: {reason_of(error)}") from None
 
     def __init__(self, request: Request) -> None:
         self.check(request)
@@ -60,7 +60,7 @@ class SlurmPlacement(Placement):
             self.executor = submitit.AutoExecutor(out / "submitit", cluster=executor)
             self.executor.update_parameters(name="advmoe", **settings)
         except REFUSALS as error:
-            raise UserError(f"submitit: {' '.join(str(error).split())[:300]}") from None
+            raise UserError(f"submitit: {reason_of(error)}") from None
         self.jobs: list[tuple[Any, Job]] = []
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -100,7 +100,6 @@ def _outcome(handle: Any, job: Job) -> str | None:
         line: str | None = handle.result()
         return line
     except Exception as error:  # submitit, Slurm or the machine may raise anything
-        line = " ".join(str(error).split())[:200] or type(error).__name__
-        if job.folder.is_dir():
-            mark_failed(job.folder, line)
+        line = reason_of(error)
+        mark_failed(job.folder, line)
         return line
