@@ -132,7 +132,8 @@ def test_a_pipe_or_a_device_is_no_target(tmp_path: Path) -> None:
 def test_a_file_of_the_run_is_no_target(tmp_path: Path, name: str) -> None:
     (tmp_path / "checkpoints" / "epoch-1").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "config.yaml")
-    check_target(tmp_path / "net.onnx", "the network", tmp_path)
+    for other in ("net.onnx", "evaluation.png", "checkpoints.onnx"):
+        check_target(tmp_path / other, "the network", tmp_path)
     with pytest.raises(UserError, match=f"^{tmp_path / name}: the network could replace a file of {tmp_path}; give another name$"):
         check_target(tmp_path / name, "the network", tmp_path / "other", tmp_path)
 

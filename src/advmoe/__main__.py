@@ -32,7 +32,7 @@ def run() -> None:
     except OSError as error:
         discard_output()
         if status == 0:  # else `main` has said what is wrong
-            print(f"advmoe: error: standard output: {error.strerror}", file=sys.stderr)
+            print(f"advmoe: error: standard output: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(status or 2) from None
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

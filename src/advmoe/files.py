@@ -13,7 +13,8 @@ from typing import Any
 from advmoe.errors import UserError
 
 JsonObject = dict[str, Any]  # the content of a file; its reader checks the values
-OF_RUN = ("config.yaml", "metrics.jsonl", "*record.json", "*gallery.json", "model.safetensors", "checkpoints*", "evaluation*")
+OF_RUN = ("config.yaml", "metrics.jsonl", "*record.json", "*gallery.json", "model.safetensors")
+FOLDERS_OF_RUN = ("checkpoints", "evaluation", "evaluation-*")
 
 
 @contextmanager
@@ -54,7 +55,8 @@ def check_target(path: Path, what: str, *inputs: Path) -> None:
         raise UserError(f"{path.parent}: {what} cannot be written to this folder")
     for given in inputs:
         within = Path(os.path.relpath(target, os.path.realpath(given))).parts  # () for the input itself
-        if not within or any(fnmatch(within[0], name) for name in OF_RUN):
+        names = FOLDERS_OF_RUN if len(within) > 1 else OF_RUN
+        if not within or any(fnmatch(within[0], name) for name in names):
             raise UserError(f"{path}: {what} could replace {'a file of ' * bool(within)}{given}; give another name")
 
 

@@ -240,12 +240,20 @@ def test_the_key_is_removed_last(run_evaluation, tmp_path, monkeypatch):
     """So a removal that is interrupted leaves no results that another network's evaluation would continue."""
     run_evaluation(store=tmp_path, preset=("pgd_10",))
     removed = []
-    monkeypatch.setattr(Path, "unlink", lambda path: removed.append(path.name))
-    monkeypatch.setattr(store.shutil, "rmtree", lambda path: removed.append(path.name))
+    for call in ("unlink", "rmdir"):
+        monkeypatch.setattr(Path, call, lambda path, missing_ok=False: removed.append(path.name))
     store.remove_results(tmp_path)
     assert len(removed) > 2
-    assert "key.json" not in removed
+    assert removed.index("key.json") == len(removed) - 2
     assert removed[-1] == tmp_path.name
+
+
+def test_results_behind_a_link_are_removed(run_evaluation, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    run_evaluation(store=tmp_path / "link", preset=("pgd_10",))
+    store.remove_results(tmp_path / "link")
+    assert list((tmp_path / "real").iterdir()) == []
 
 
 def test_shard_of_other_images_is_refused(run_evaluation, tmp_path):
@@ -273,6 +281,15 @@ def test_a_plan_of_fewer_images_removes_no_figure(run_evaluation, tmp_path):
     assert after.figures["ra_aa"] == before.figures["ra_aa"]
     assert after.attacks["aa_apgd-ce"] == before.attacks["aa_apgd-ce"]
     assert {name for name, _ in progress.units} == {"apgd_margin_t"}
+
+
+def test_images_of_a_plan_of_fewer_images_are_those_of_the_stored_result(run_evaluation, tmp_path):
+    before = run_evaluation(store=tmp_path, preset=("apgd_ce",))
+    after = run_evaluation(store=tmp_path, preset=("pgd_50", "apgd_ce"), save_adversarial=True)
+    totals = before.attacks["apgd_ce"]
+    assert (after.attacks["apgd_ce"].attacked, after.attacks["apgd_ce"].broken) == (totals.attacked, totals.broken)
+    saved = [load_file(path)["rows"] for path in (tmp_path / "adversarial").glob("apgd_ce-*")]
+    assert len(torch.cat(saved)) == totals.attacked
 
 
 def test_transfer_attacks_from_another_network_are_run_again(run_evaluation, tmp_path):
@@ -359,11 +376,11 @@ def test_store_is_json(run_evaluation, tmp_path):
     assert shard["attacks"]["pgd_10"]["rows"] == shard["correct"] == [0, 1, 2]
 
 
-def test_results_that_cannot_be_removed_are_an_error(run_evaluation, tmp_path):
-    (tmp_path / "link").symlink_to(tmp_path / "folder")
+def test_results_that_cannot_be_removed_are_an_error(run_evaluation, tmp_path, monkeypatch):
     run_evaluation(store=tmp_path / "folder", preset=("pgd_10",))
-    with pytest.raises(OSError, match="symbolic link"):
-        store.remove_results(tmp_path / "link")
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(Path, "unlink", Mock(side_effect=PermissionError))
+        store.remove_results(tmp_path / "folder")
     store.remove_results(tmp_path / "folder")
     store.remove_results(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

@@ -40,6 +40,16 @@ def test_a_run_is_timed_before_the_run_that_it_needs_is_trained(tiny, training):
     assert min(measure(config, image_spec(config), CPU).phases) > 0
 
 
+@pytest.mark.parametrize(
+    "training",
+    [{"router_target": "confusion", "router_loss": "target"}, {"router_warmup": 0.5, "router_schedule": "untied"}],
+    ids=str,
+)
+def test_a_target_that_needs_several_epochs_is_timed(tiny, options):
+    config = tiny("advmoe", epochs=5, tied_share=0.0, router_target="confusion", **options)
+    assert min(measure(config, image_spec(config), CPU).phases) > 0
+
+
 def test_a_rate_at_which_random_images_would_diverge_does_not_stop_the_estimate(tiny):
     config = tiny("advmoe", lr=1e30, router_lr=1e30)
     assert min(measure(config, image_spec(config), CPU).phases) > 0

@@ -168,6 +168,12 @@ def test_the_data_set_of_a_demo_recipe_cannot_be_replaced(write_sweep):
 # Runs that would be planned twice, or too often
 
 
+def test_a_variant_may_repeat_the_settings_of_another(write_sweep):
+    """As in a sweep over a value with a base that has the default one."""
+    variants = "{base: {}, lr0.1: {training: {lr: 0.1}}, lr0.05: {training: {lr: 0.05}}}"
+    assert len(plan(read_sweep(write_sweep(f"recipes: [cifar10-resnet18-advmoe]\nvariants: {variants}\nseeds: 1")))) == 3
+
+
 def test_two_names_of_the_same_run_are_refused(write_sweep):
     for names in ("cifar10-resnet18-advmoe, cifar10-resnet18-advmoe-r0.5", "cifar10-resnet18-advmoe-n2, cifar10-resnet18-advmoe"):
         first, second = names.split(", ")

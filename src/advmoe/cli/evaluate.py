@@ -71,7 +71,7 @@ def _check_attacks(arguments: EvaluateCommand) -> None:
     attacks = resolve(arguments.preset).attacks
     for flag, name, given in (
         ("transfer", "transfer", arguments.transfer is not None),
-        ("pathway-budget", "paths", arguments.pathway_budget != PATHWAY_BUDGET),
+        ("pathway-budget", "paths", arguments.pathway_budget not in (0, PATHWAY_BUDGET)),
     ):
         if given and name not in attacks:
             raise UserError(

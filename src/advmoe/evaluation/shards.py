@@ -127,7 +127,8 @@ class Worker:
             broken = shard.broken(done)
             rows = [row for row in shard.correct or [] if row not in broken]
             if not self._is_done(name, rows):
-                self._attack(name, rows)
+                known = self._known(name, rows)  # without its images: they are made again for all of its rows
+                self._attack(name, rows if known is None else known.rows)
             done.append(name)
 
     def _attack(self, name: str, rows: list[int]) -> None:
@@ -175,12 +176,18 @@ class Worker:
         return Verdict(broken, outside, None if held is None else on_pathway), torch.cat(judged)
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
-        """Whether the shard has the result of `name` for these rows. Another plan may have run it on more, or on other, rows."""
-        run, path = self.shard.attacks.get(name), self._images_path(name)
-        expected = self._source(name), self._budget(name), ATTACKS[name].version
-        if run is None or (run.transfer, run.pathway_budget, run.version) != expected or not set(rows) <= set(run.rows):
+        """Whether the shard has the result of `name` for these rows, and its images if they are wanted."""
+        known, path = self._known(name, rows), self._images_path(name)
+        if known is None:
             return False
-        return path is None or not (self.keep_images and rows) or path.exists()
+        return path is None or not (self.keep_images and known.rows) or path.exists()
+
+    def _known(self, name: str, rows: list[int]) -> AttackRun | None:
+        """The result of `name` for these rows, if the shard has it. Another plan may have run it on more, or on other, rows."""
+        run, expected = self.shard.attacks.get(name), (self._source(name), self._budget(name), ATTACKS[name].version)
+        if run is None or (run.transfer, run.pathway_budget, run.version) != expected or not set(rows) <= set(run.rows):
+            return None
+        return run
 
     def _images_path(self, name: str) -> Path | None:
         return None if self.images is None else self.images / f"{name}-{self.number:05d}.safetensors"

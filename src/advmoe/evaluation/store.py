@@ -115,7 +115,8 @@ class Store:
         self._checks: dict[str, Check] = {}  # in memory, if there is no folder
         if folder is None:
             return
-        holds_results = any(folder.glob("*.json"))  # before the look at the key, which another process may write now
+        # before the look at the key, which another process may write now
+        holds_results = any(folder.glob("shard-*.json")) or (folder / "checks.json").exists()
         path = folder / KEY
         if path.exists():
             _check_key(_read_key(folder), key.model_dump(by_alias=True), folder)
@@ -178,11 +179,13 @@ def remove_results(folder: Path) -> None:
     Raises OSError if they cannot be removed."""
     if folder.exists():
         for path in folder.iterdir():
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             elif path.name != KEY:
                 path.unlink()
-        shutil.rmtree(folder)
+        (folder / KEY).unlink(missing_ok=True)
+        if not folder.is_symlink():
+            folder.rmdir()
 
 
 def shard_count(images: int, size: int = SHARD_SIZE) -> int:

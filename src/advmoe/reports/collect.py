@@ -232,7 +232,8 @@ def _files(folder: Path) -> Iterator[Path]:
         images = {name.removesuffix("record.json") + "gallery.json" for name in names if name.endswith("record.json")}
         folders[:] = [] if is_run or is_store else sorted(name for name in folders if not name.startswith("."))
         for name in [] if is_store else sorted(set(names) - images):
-            if name == "record.json" or (not is_run and name.endswith(".json") and not name.startswith(".")):
+            of_records = "record.json" if "record.json" in names else ".json"  # a hub's folder, too, has other JSON files
+            if name == "record.json" or (not is_run and name.endswith(of_records) and not name.startswith(".")):
                 yield Path(parent, name)
 
 

@@ -149,10 +149,13 @@ def measure(config: RunConfig, spec: ImageSpec, device: torch.device) -> Pace:
     size = config.training.batch_size
     if device.type != "cuda":
         size = min(size, MAX_BATCH, max(2, int(MAX_GMACS / estimate(config).gmacs)))
-    # at rate 0 random images cannot make it diverge; the run to start from, or the teacher, may be in this sweep, not trained yet
+    # at rate 0 random images cannot make it diverge; the run to start from, or the teacher, may be in this sweep, not trained yet;
+    # the target `confusion` needs two epochs, and costs as much as `label_mod_n`
+    target = "label_mod_n" if config.training.router_target == "confusion" else config.training.router_target
     training = config.training.replace(
-        epochs=1, batch_size=size, tied_share=0.0, lr=0.0, router_lr=0.0, init_from=None, teacher=None
-    )
+        epochs=1, batch_size=size, tied_share=0.0, router_warmup=0.0, lr=0.0, router_lr=0.0, init_from=None, teacher=None,
+        router_target=target,
+    )  # fmt: skip
     small = config.replace(training=training)
     splits, started = _random(spec, size * ITERATIONS, 2).to(device), time.perf_counter()
     rounds: list[list[float]] = []

@@ -39,13 +39,13 @@ def plan(
 
     `only` selects the runs whose label contains all of these texts (a number of experts, scale or seed, such as s1, as a whole
     part: not s10); `dataset`, `settings` and the number of `seeds` replace
-    those of the sweep. Raises UserError if no run remains, if settings are not allowed, if two names mean the same run, and for
+    those of the sweep. Raises UserError if no run remains, if settings are not allowed, if two recipes are the same run, and for
     more than MAX_RUNS runs.
     """
     by_name: dict[str, Planned] = {}
     numbers = range(seeds) if seeds is not None else dict.fromkeys(seed for grid in sweep.grids for seed in grid.seeds)
     cells = [(grid, name, config) for grid in sweep.grids for name, config in _cells(grid, dataset)]
-    _check_distinct((name, config) for _, name, config in cells)
+    _check_distinct((name, config) for grid, name, config in cells if not grid.variants)
     cells = [(grid, name, with_settings(config, settings or {}, "command line")) for grid, name, config in cells]
     count = sum(len(grid.seeds) if seeds is None else seeds for grid, _, _ in cells)
     if count > MAX_RUNS:
@@ -70,7 +70,7 @@ def _contains(label: str, text: str) -> bool:
 
 
 def _check_distinct(cells: Iterable[tuple[str, RunConfig]]) -> None:
-    """Raises UserError if two names mean the same run, as a recipe's name with and without a suffix for the default does."""
+    """Raises UserError if two recipes are the same run, as a name with and without the suffix for a default is."""
     names: dict[RunConfig, str] = {}
     for name, config in cells:
         if (known := names.setdefault(config, name)) != name:

@@ -86,8 +86,8 @@ class Run:
     def begin_phase(self) -> TrainState:
         """The state of the current phase, as the latest checkpoint has it."""
         config, latest = self.config, self.latest
-        if self.phase_number > 0:  # the experts were tied before, and differ now
-            config = config.replace(training=config.training.replace(tied_share=0.0))
+        if self.phase_number > 0:  # the experts differ, and the groups of `confusion` are known: routers learn from the start
+            config = config.replace(training=config.training.replace(tied_share=0.0, router_schedule="phase"))
         state = train_state(config, self.model, self.phases[self.phase_number])
         trained: StateDict = {}
         within = latest is not None and (self.epochs_of_phase > 0 or latest.partial is not None)

@@ -59,7 +59,7 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
         if _changed(section, option) and not _changed(section, needed):
             raise UserError(f"{option} needs {needed}")
     padding, side = config.data.crop_padding, min(splits.spec.shape[1:])
-    if padding >= side:
+    if padding >= side and (config.data.augment == "crop_flip" or config.data.augment_from):
         raise UserError(f"crop_padding must be less than {side}, the side of the images, not {padding}")
     if training.teacher is not None and loss_name != "trades":
         raise UserError(f"teacher needs the loss trades, not {loss_name}")
