@@ -222,7 +222,8 @@ def robustness() -> str:
     """The image of robustness against cost, with the verdict's answers and the limits of these runs."""
     checks = check_lines(main_records())
     first, *others = [line for line in verdict(main_records()) if line not in checks]
-    best = first.figures.partition(" Not clearly below it")[0]  # the others are in the table
+    highest, close, others_close = first.figures.partition(" Not clearly below it")
+    best = highest + close + others_close.partition(";")[0] + ", and others in [the table](#figures)." * bool(close)
     lines = [f"**{first.answer}** {best}", *(f"**{line.answer}** {choice_text()}" for line in others)]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", "\n".join(lines), scale_text(main_records()[0])])

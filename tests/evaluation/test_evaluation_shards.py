@@ -378,9 +378,10 @@ def test_store_is_json(run_evaluation, tmp_path):
 
 def test_results_that_cannot_be_removed_are_an_error(run_evaluation, tmp_path, monkeypatch):
     run_evaluation(store=tmp_path / "folder", preset=("pgd_10",))
-    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", Mock(side_effect=PermissionError))
-        store.remove_results(tmp_path / "folder")
+        with pytest.raises(PermissionError):
+            store.remove_results(tmp_path / "folder")
     store.remove_results(tmp_path / "folder")
     store.remove_results(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()

@@ -40,11 +40,7 @@ def test_a_run_is_timed_before_the_run_that_it_needs_is_trained(tiny, training):
     assert min(measure(config, image_spec(config), CPU).phases) > 0
 
 
-@pytest.mark.parametrize(
-    "training",
-    [{"router_target": "confusion", "router_loss": "target"}, {"router_warmup": 0.5, "router_schedule": "untied"}],
-    ids=str,
-)
+@pytest.mark.parametrize("options", [{"router_loss": "target"}, {"router_warmup": 0.3}], ids=str)
 def test_a_target_that_needs_several_epochs_is_timed(tiny, options):
     config = tiny("advmoe", epochs=5, tied_share=0.0, router_target="confusion", **options)
     assert min(measure(config, image_spec(config), CPU).phases) > 0
