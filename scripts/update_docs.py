@@ -30,14 +30,14 @@ from advmoe.reports.control import compared, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured, worst_of
-from advmoe.reports.panels import in_words, method_style, network_title, radius
+from advmoe.reports.panels import in_words, network_title, radius, style_of
 from advmoe.reports.plots import frontier
 from advmoe.reports.verdict import check_lines, verdict
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
 FLAGSHIP = "cifar10-w32"
-NETWORK = "cifar10-resnet18-"  # the first part of the names of runs and recipes in results/cifar10-jpeg and results/choices
+RUN_PREFIX = "cifar10-resnet18-"  # of the runs and recipes in results/cifar10-jpeg and results/choices
 IMAGE = "docs/images/robustness.png"
 DIGEST = "records"  # name of the PNG's text
 
@@ -49,7 +49,7 @@ def accuracies(records: list[Record]) -> list[Measure]:
 
 def title(cell: Cell) -> str:
     """'AT (MoE), one expert': a network's name without its model scale and number of experts."""
-    return method_style(cell.method).title + cell.label.removeprefix(cell.method)
+    return style_of(cell).title + ", one expert" * cell.has_one_expert
 
 
 def row(record: Record, measures: list[Measure]) -> str:
@@ -214,17 +214,17 @@ def methods_table() -> str:
         reduction = figures["reduction"].mean
         cost = [f"{figures['gmacs'].mean:.4f}", f"{-reduction:+.0f} %" if reduction else "", str(summary.n)]
         lines.append(f"| {title(summary.cell)} | `{recipes[summary.cell]}` | {' | '.join([*cells, *cost])} |")
-    caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent. Recipes begin with `{NETWORK}`."
+    caption = f"{in_words(summaries[0].cell)}; mean ± sample deviation over the seeds, percent. Recipes begin with `{RUN_PREFIX}`."
     return "\n".join([*lines, "", caption])
 
 
 def robustness() -> str:
     """The image of robustness against cost, with the verdict's answers and the limits of these runs."""
     checks = check_lines(main_records())
-    first, *others = [line for line in verdict(main_records()) if line not in checks]
+    first, choice = [line for line in verdict(main_records()) if line not in checks]
     highest, close, others_close = first.figures.partition(" Not clearly below it")
     best = highest + close + others_close.partition(";")[0] + ", and others in [the table](#figures)." * bool(close)
-    lines = [f"**{first.answer}** {best}", *(f"**{line.answer}** {choice_text()}" for line in others)]
+    lines = [f"**{first.answer}** {best}", f"**{choice.answer}** {choice_text()}"]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", "\n".join(lines), scale_text(main_records()[0])])
 
@@ -281,7 +281,7 @@ def by_network(evaluated: Iterable[Record]) -> dict[str, dict[int, Record]]:
     runs: dict[str, dict[int, Record]] = {}
     for record in evaluated:
         assert record.run is not None  # a sweep names its runs
-        runs.setdefault(record.run.removeprefix(NETWORK).removesuffix(f"-s{record.seed}"), {})[record.seed] = record
+        runs.setdefault(record.run.removeprefix(RUN_PREFIX).removesuffix(f"-s{record.seed}"), {})[record.seed] = record
     return runs
 
 

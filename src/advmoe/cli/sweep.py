@@ -141,8 +141,8 @@ def _seconds(
 ) -> dict[str, float]:  # fmt: skip
     arguments, preset, estimates = sweep.arguments, preset_or_attacks(sweep.preset), {}
     runtime = arguments.runtime.replace(threads=arguments.runtime.threads if placement is None else placement.threads)
-    probed = runtime  # a cluster's machines may have a GPU when this one has none
-    if arguments.placement != "local":
+    probed = runtime
+    if arguments.placement != "local":  # a cluster's machines may have a GPU when this one has none
         probed = runtime.replace(device="auto", dispatch="auto")
     timings_by_config = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:

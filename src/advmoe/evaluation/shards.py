@@ -127,8 +127,8 @@ class Worker:
             broken = shard.broken(done)
             rows = [row for row in shard.correct or [] if row not in broken]
             if not self._is_done(name, rows):
-                known = self._known(name, rows)  # without its images: they are made again for all of its rows
-                self._attack(name, rows if known is None else known.rows)
+                known = self._known(name, rows)
+                self._attack(name, known.rows if known else rows)  # a known result lacks its images: make those of all its rows
             done.append(name)
 
     def _attack(self, name: str, rows: list[int]) -> None:

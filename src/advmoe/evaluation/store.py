@@ -175,8 +175,8 @@ def stored_shards(folder: Path) -> Iterator[tuple[int, Shard]]:
 
 
 def remove_results(folder: Path) -> None:
-    """Remove the results in a store, its key last: what is left if this is interrupted can be told from results of another network.
-    Raises OSError if they cannot be removed."""
+    """Remove the results in a store, its key last, so that an interrupted removal leaves no results of an unknown network. Raises
+    OSError if they cannot be removed."""
     if folder.exists():
         for path in folder.iterdir():
             if path.is_dir() and not path.is_symlink():

@@ -98,8 +98,8 @@ def figure(values: Sequence[float]) -> Figure:
 
 
 def worst_name(summaries: Iterable[Summary]) -> str:
-    """The worst case to compare these by: the one that most of them have with several seeds, then that most of them have at all;
-    of several such ones the first of `WORST`."""
+    """The worst case to compare these by: the one that most of them have over several seeds. Ties are broken by how many have it
+    at all, and then by the order of `WORST`."""
     seeds = [(name, figure.n) for summary in summaries for name, figure in summary.figures.items()]
     several, any_number = Counter(name for name, n in seeds if n > 1), Counter(name for name, _ in seeds)
     return max(WORST, key=lambda name: (several[name], any_number[name]))

@@ -12,7 +12,7 @@ from advmoe.models import Classifier
 from advmoe.moe.norm import recomputed_statistics
 from advmoe.training.batches import epoch_order
 
-CALIBRATION_BATCHES = 8  # a router's statistics are plain means over its first 1 / MOMENTUM batches (advmoe.moe.routing)
+CALIBRATION_BATCHES = 8  # at most 1 / advmoe.moe.MOMENTUM, up to which a router's running statistics are plain means
 
 
 @contextmanager

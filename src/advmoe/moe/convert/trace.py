@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, fx, nn
 
-from advmoe.errors import UserError, reason_of
+from advmoe.errors import UserError
 from advmoe.moe.convert.features import NORMS, Features, Walk, count, flatten_by_name
 
 
@@ -114,4 +114,4 @@ def _shapes(module: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Size
 
 def first_line(error: Exception) -> str:
     """The first sentence or line of an error's message, in one line."""
-    return reason_of(str(error).partition("\n")[0].strip() or type(error).__name__)
+    return " ".join(str(error).split("\n")[0].split())[:200] or type(error).__name__
