@@ -32,6 +32,7 @@ from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured, worst_of
 from advmoe.reports.panels import in_words, network_title, radius, style_of
 from advmoe.reports.plots import frontier
+from advmoe.reports.runs import number_of
 from advmoe.reports.verdict import check_lines, verdict
 
 ROOT = Path(__file__).parents[1]
@@ -160,6 +161,7 @@ def target_text(row: Row) -> str:
 
 GLANCE = (  # the most important rows: file, case, variant, question
     ("inference", "ResNet-18, batch 64", "dense / MoE", "How much faster than the dense network, batch 64, PyTorch"),
+    ("inference", "ResNet-18, batch 1", "dense / MoE", "How much faster than the dense network, one image, PyTorch"),
     ("inference", "ResNet-18, batch 64", "MoE / small dense", "How much slower than the small dense network of about equal cost"),
     ("export", "batch 1, 2 threads", "dense, ONNX / routed, ONNX", "How much faster than dense, one image, ONNX Runtime"),
     ("training", "iteration, ResNet-18, batch 128", "AdvMoE / AT (Dense)", "Time of an AdvMoE iteration, relative to AT (Dense)"),
@@ -174,7 +176,7 @@ GLANCE = (  # the most important rows: file, case, variant, question
 
 
 def glance_table() -> str:
-    """The six most important ratios."""
+    """The most important ratios."""
     lines = ["| question | ratio (rounds) | target |", "| --- | ---: | ---: |"]
     for file, case, what, question in GLANCE:
         row = pivot(report(file).rows)[case][what]
@@ -222,8 +224,12 @@ def robustness() -> str:
     """The image of robustness against cost, with the verdict's answers and the limits of these runs."""
     checks = check_lines(main_records())
     first, choice = [line for line in verdict(main_records()) if line not in checks]
-    highest, close, others_close = first.figures.partition(" Not clearly below it")
-    best = highest + close + others_close.partition(";")[0] + ", and others in [the table](#figures)." * bool(close)
+    best, close, others = first.figures.partition(" Not clearly below it ")
+    if close:
+        by, _, names = others.partition(": ")
+        nearest, *more = names.partition(". ")[0].split("; ")
+        rest = f", and {number_of(len(more), 'other')}, down to {more[-1]}" if more else ""
+        best += f"{close}{by}: {nearest}{rest} ([table](#figures))."
     lines = [f"**{first.answer}** {best}", f"**{choice.answer}** {choice_text()}"]
     alt = "Worst-case robust accuracy of each method with its interval (y axis) against GMACs (x axis)"
     return "\n\n".join([f"![{alt}]({IMAGE})", "\n".join(lines), scale_text(main_records()[0])])
@@ -232,13 +238,14 @@ def robustness() -> str:
 def choice_text() -> str:
     """How AdvMoE, with and without -plus, compares with its control, for README."""
     against = [
-        f"{title(cell)} has {against.difference.words}"
+        f"{against.difference.words} for {title(cell)}"
         for cell, against in differences_from_control(main_records()).items()
         if cell.method == "advmoe" and cell.model_scale == 0.5 and not cell.variant
     ]
     return (
-        f"In RA-worst (quick) on the same images, against the control trained alike, {', and '.join(against)} "
-        "([more comparisons](docs/choices.md#does-choosing-an-expert-help))."
+        "The difference in RA-worst (quick) from the control trained with the same options, on the same images, is "
+        f"{', and '.join(against)}. These intervals cover the images and not the seeds, so they do not decide the question "
+        "([the rule](docs/report.md#which-network-is-ahead), [more comparisons](docs/choices.md#does-choosing-an-expert-help))."
     )
 
 
