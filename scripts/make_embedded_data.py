@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from advmoe.files import drafted
+
 PARTS = {"train": ("train", 600), "val": ("train", 30), "test": ("t10k", 100)}  # source and images of each class
 TARGET = Path(__file__).parents[1] / "src/advmoe/data/embedded/fashion-mnist.npz"
 
@@ -34,7 +36,8 @@ def main(folder: Path) -> None:
         rows = random.permutation(np.concatenate([random.choice(rows, count, replace=False) for rows in remaining]))
         taken[source] |= set(rows.tolist())
         arrays |= {f"{part}_images": images[rows], f"{part}_labels": labels[rows]}
-    np.savez_compressed(TARGET, allow_pickle=False, **arrays)
+    with drafted(TARGET) as draft, draft.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
     print(f"{TARGET.name}: {TARGET.stat().st_size / 2**20:.2f} MiB")
 
 

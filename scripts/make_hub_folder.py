@@ -9,6 +9,7 @@ Nothing is uploaded. The card is read by the hub's library (extra hub), and the 
 import sys
 from pathlib import Path
 
+import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -19,29 +20,25 @@ from advmoe.runs.load import load
 
 
 def build(network: str, name: str, folder: Path, license: str | None = None) -> None:
-    """Write and check the folder. Raises UserError if the network was not evaluated, or the folder is not empty."""
+    """Write and check the folder. Raises UserError if the network was not evaluated, if the hub's library refuses the name or the
+    card, or if the folder is not empty."""
     model = load(network)
     if model.record is None:
         raise UserError(f"{network}: has no Record: advmoe evaluate {network}")
+    try:
+        validate_repo_id(name)
+    except ValueError as error:
+        raise UserError(f"{name}: the hub's library refuses it ({reason_of(error)})") from None
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty")
-    half = all(bool((tensor.half().to(tensor.dtype) == tensor).all()) for tensor in model.network.state_dict().values())
+    floats = [tensor for tensor in model.network.state_dict().values() if tensor.is_floating_point()]
+    half = all(torch.equal(tensor.half().to(tensor.dtype), tensor) for tensor in floats)
     write_hub_folder(model, folder, name, license=license, half=half)
-    check(folder, name)
+    if not ModelCard.load(folder / "README.md").data.eval_results:
+        raise UserError(f"{folder}: the hub's library reads no figures in its card")
     if weights_digest(load(folder).network) != model.record.weights:
         raise UserError(f"{folder}: the network in it is not the one of the Record")
-
-
-def check(folder: Path, name: str) -> None:
-    """Check the name and the card with the hub's library. Raises UserError."""
-    try:
-        validate_repo_id(name)
-        results = ModelCard.load(folder / "README.md").data.eval_results
-    except ValueError as error:
-        raise UserError(f"{name}: the hub's library refuses it ({reason_of(error)})") from None
-    if not results:
-        raise UserError(f"{folder}: the hub's library reads no figures in its card")
 
 
 def main(network: str, name: str, folder: str, license: str | None = None) -> None:

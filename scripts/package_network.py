@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from advmoe import networks
+from advmoe.cli.arguments.evaluate import read
 from advmoe.cli.main import main as advmoe
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import gallery_path
@@ -19,15 +20,13 @@ from advmoe.reports.model_card import model_card
 from advmoe.runs.load import load, save_file
 
 
-def write_weights(run: Path, name: str) -> Path:
-    """Write the file of the run's best epoch. Raises UserError, and leaves an earlier file of that name, if it is too large."""
-    path = networks.weights(name)
+def write_weights(run: Path, path: Path) -> None:
+    """Write the file of the run's best epoch. Raises UserError, and leaves an earlier file, if it is too large."""
     with drafted(path) as draft:
         save_file(load(run), draft, half=True)
         size = draft.stat().st_size
         if size > networks.MAX_FILE:
             raise UserError(f"{run}: takes {size:,} bytes in float16; a network of the package may have {networks.MAX_FILE:,}")
-    return path
 
 
 def write_card(name: str) -> None:
@@ -38,8 +37,12 @@ def write_card(name: str) -> None:
 
 
 def main(run: Path, name: str, *flags: str) -> int:
-    """Write all three files. Returns the exit status of the evaluation."""
-    path = write_weights(run, name)
+    """Write all three files. Returns the exit status of the evaluation. Raises UserError for flags that give no record.json."""
+    path = networks.weights(name)
+    options = read([str(path), *flags])
+    if options.part or options.name or options.test_set:
+        raise UserError("--part, --name and --test-set give no Record of the package's network")
+    write_weights(run, path)
     status = advmoe(["evaluate", str(path), *flags])
     if status == 0:
         shutil.rmtree(path.with_name(f"{name}.evaluation"))

@@ -21,7 +21,7 @@ from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.evaluation.record import Record, record_schema
 from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
-from advmoe.files import write_atomically
+from advmoe.files import drafted, write_atomically
 from advmoe.reports.answers import answers
 from advmoe.reports.cells import summarise
 from advmoe.reports.choice import differences_from_control
@@ -29,7 +29,7 @@ from advmoe.reports.collect import Cell, cell_of, collect
 from advmoe.reports.control import compared, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
-from advmoe.reports.measures import Measure, label, measured, worst_of
+from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.panels import in_words, network_title, radius, style_of
 from advmoe.reports.plots import frontier
 from advmoe.reports.runs import number_of
@@ -55,7 +55,7 @@ def title(cell: Cell) -> str:
 
 def row(record: Record, measures: list[Measure]) -> str:
     """One Record as a line of the table; a measure that it lacks is blank."""
-    low, high = record.evaluation.intervals[worst_of(record).name]
+    low, high = record.worst_interval
     worst, *others = ["" if (value := measure.value(record)) is None else f"{value:.1f}" for measure in measures]
     reduction = "" if record.gmacs == record.gmacs_dense else f"{-record.reduction:+.0f} %"
     cells = [title(cell_of(record)), f"{worst} ({low:.0f} to {high:.0f})", *others, f"{record.gmacs:.4f}", reduction]
@@ -108,7 +108,7 @@ def networks_table() -> str:
     for name, record in sorted(records, key=lambda pair: (pair[1].dataset, -pair[1].worst)):
         bound = "at most " if record.ra_worst is None else ""
         size = networks.weights(name).stat().st_size / 1e6
-        low, high = record.evaluation.intervals[worst_of(record).name]
+        low, high = record.worst_interval
         figures = f"{bound}{record.worst:.1f} ({low:.0f} to {high:.0f}) | {record.sa:.1f} | {record.gmacs:.4f} | {size:.1f}"
         lines.append(f"| `{name}` | {record.dataset} | `{record.method}` | {figures} |")
     compared = dict(records)
@@ -388,13 +388,13 @@ def scale_text(record: Record) -> str:
 
 def draw_image() -> None:
     """Draw docs/images/robustness.png, with the digest of its Records inside."""
-    path = ROOT / IMAGE
-    frontier(main_records(), path)
     text = PngInfo()
     text.add_text(DIGEST, records_digest())
-    with Image.open(path) as image:
-        image.load()
-    image.save(path, pnginfo=text, optimize=True)
+    with drafted(ROOT / IMAGE) as draft:
+        frontier(main_records(), draft)
+        with Image.open(draft) as image:
+            image.load()
+        image.save(draft, "PNG", pnginfo=text, optimize=True)
 
 
 def records_digest() -> str:

@@ -29,7 +29,11 @@ def run(tiny: Any, splits: Any, tmp_path: Path) -> Path:
     folder = RunFolder(tmp_path / "run")
     folder.claim(tiny(), resume=False)
     row = {"epoch": 1, "phase": 1, "score": 1.0, "train_seconds": 1.0}
-    folder.save(network(tiny(), splits.spec).state_dict(), {}, Progress([row]), splits.fingerprint, splits.spec)
+    weights = network(tiny(), splits.spec).state_dict()
+    for name, tensor in weights.items():
+        if name.endswith("num_batches_tracked"):
+            tensor.fill_(6902)  # float16 cannot hold it
+    folder.save(weights, {}, Progress([row]), splits.fingerprint, splits.spec)
     return folder.path
 
 
@@ -55,11 +59,19 @@ def test_a_run_becomes_three_files_with_the_record_of_the_rounded_weights(packag
     assert 'advmoe.load("tiny-net")  # comes with the package advmoe' in (networks.FOLDER / "tiny-net.md").read_text()
 
 
+@pytest.mark.parametrize("flags", [("--part", "0", "2"), ("--name", "other")])
+def test_flags_that_give_no_record_are_refused_first(run: Path, tmp_path: Path, monkeypatch: Any, flags: tuple[str, ...]) -> None:
+    monkeypatch.setattr(networks, "FOLDER", tmp_path / "networks")
+    with pytest.raises(UserError, match="give no Record of the package's network"):
+        package_network.main(run, "tiny-net", *flags)
+    assert not (tmp_path / "networks").exists()
+
+
 def test_a_network_that_is_too_large_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "FOLDER", tmp_path)
     monkeypatch.setattr(networks, "MAX_FILE", 1000)
     with pytest.raises(UserError, match="bytes in float16; a network of the package may have 1,000"):
-        package_network.write_weights(run, "tiny-net")
+        package_network.write_weights(run, networks.weights("tiny-net"))
     assert not (tmp_path / "tiny-net.safetensors").exists()
 
 
@@ -79,6 +91,7 @@ def test_the_hubs_folder_is_read_by_the_hubs_library(packaged: str, run: Path, t
         make_hub_folder.build(str(run), "someone/robust", tmp_path / "other")
     with pytest.raises(UserError, match="the hub's library refuses it"):
         make_hub_folder.build(packaged, "no name at all", tmp_path / "third")
+    assert not (tmp_path / "third").exists()
 
 
 # Files that exist already
@@ -90,7 +103,7 @@ def test_a_network_that_is_too_large_leaves_the_packaged_one(run: Path, tmp_path
     monkeypatch.setattr(networks, "MAX_FILE", 1000)
     networks.weights("tiny-net").write_bytes(b"old")
     with pytest.raises(UserError, match="bytes in float16"):
-        package_network.write_weights(run, "tiny-net")
+        package_network.write_weights(run, networks.weights("tiny-net"))
     assert networks.weights("tiny-net").read_bytes() == b"old"
     assert list(networks.FOLDER.iterdir()) == [networks.weights("tiny-net")]
 

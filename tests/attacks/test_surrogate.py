@@ -15,6 +15,7 @@ from advmoe.attacks.surrogate import (
     through_gate,
     through_network,
     through_route,
+    undecided,
     with_routing_margin,
 )
 from advmoe.moe import HARD, Gate, Routing, SoftGate, make_gate
@@ -86,6 +87,12 @@ def test_a_free_layer_and_a_layer_of_one_expert_have_infinite_margins() -> None:
     one = Routing(torch.tensor([[7.0]]), torch.tensor([0]))
     assert margins([three, one], torch.tensor([[-1, 0]])).tolist() == [[torch.inf, torch.inf]]
     assert margins([three, one], torch.tensor([[2, -1]])).tolist() == [[-0.5, torch.inf]]
+
+
+def test_a_margin_is_undecided_relative_to_the_largest_logit_of_its_router() -> None:
+    logits = torch.tensor([[1.0, 0.9], [0.5, 0.5 - 9e-6], [0.5, 0.5 - 2e-5], [-300.0, -300.002], [torch.nan, 0.0]])
+    close, wide = Routing(logits, logits.argmax(dim=1)), Routing(torch.tensor([[1.0, 0.0]] * 5), torch.zeros(5, dtype=torch.int64))
+    assert undecided([wide, close]).tolist() == [False, True, False, True, True]
 
 
 def test_a_free_layer_leaves_the_gradient_finite() -> None:

@@ -5,17 +5,18 @@ import torch
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
-from advmoe.export.compare import MARGIN, TOLERANCE, Agreement, Outputs, agreement, compare, outputs
+from advmoe.export.compare import TOLERANCE, Agreement, Outputs, agreement, compare, outputs
 from advmoe.models import build_model
 from advmoe.moe import DenseKind, MoEKind
+from advmoe.moe.routing import Router
 
 LOGITS = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 1.0]])
 ROUTES = torch.tensor([[0, 1], [1, 1], [0, 0]])
 PIXELS = torch.rand(3, 1, 4, 4)
 
 
-def reference(margins=(1.0, 1.0, 1.0)):
-    return Outputs(LOGITS, ROUTES, torch.tensor(margins))
+def reference(undecided=(False, False, False)):
+    return Outputs(LOGITS, ROUTES, torch.tensor(undecided))
 
 
 def predictor(logits=LOGITS, routes=ROUTES):
@@ -48,7 +49,7 @@ def test_a_logit_may_be_off_by_the_tolerance_and_no_more():
 def test_large_logits_may_be_off_by_a_share_of_the_largest():
     large = torch.tensor([[795.0, 0.0], [0.0, 795.0], [1.0, 0.0]])
     off = torch.tensor([[0.0, 0.005], [0.0, 0.05], [0.005, 0.0]])
-    comparison = compare(Outputs(large, ROUTES, torch.ones(3)), predictor(large + off), PIXELS, 3)
+    comparison = compare(Outputs(large, ROUTES, torch.zeros(3, dtype=torch.bool)), predictor(large + off), PIXELS, 3)
     assert comparison.differing == (1, 2)
 
 
@@ -58,20 +59,20 @@ def test_another_route_differs_unless_rounding_decides_it():
     assert compare(reference(), predictor(routes=routes), PIXELS, 3).differing == (1,)
     logits = LOGITS.clone()
     logits[1] = torch.tensor([5.0, 0.0])
-    comparison = compare(reference((1.0, 0.9 * MARGIN, 1.0)), predictor(logits, routes), PIXELS, 3)
+    comparison = compare(reference((False, True, False)), predictor(logits, routes), PIXELS, 3)
     assert comparison.equal
     assert comparison.undecided == (1,)
     assert comparison.largest == 0.0
 
 
 def test_nothing_is_equal_if_nothing_is_compared():
-    comparison = compare(reference([0.5 * MARGIN] * 3), predictor(LOGITS.flip(1)), PIXELS, 3)
+    comparison = compare(reference([True] * 3), predictor(LOGITS.flip(1)), PIXELS, 3)
     assert (comparison.compared, comparison.equal, comparison.differing) == (0, False, ())
 
 
 def test_another_class_and_a_nan_differ():
     close = LOGITS[:1].repeat(3, 1) * 0 + torch.tensor([[0.0, 2e-5]])
-    close_outputs = Outputs(close, ROUTES, torch.ones(3))
+    close_outputs = Outputs(close, ROUTES, torch.zeros(3, dtype=torch.bool))
     assert compare(close_outputs, predictor(close.flip(1)), PIXELS, 3).differing == (0, 1, 2)
     broken = LOGITS.clone()
     broken[1, 0] = torch.nan
@@ -88,16 +89,17 @@ def test_agreement_counts_classes_routes_and_what_accuracy_gains(batch):
     assert agreement(reference(), predictor(), PIXELS, None, batch) == Agreement(batch, 3, 100.0, 100.0, None)
 
 
-def test_margins_are_the_least_over_layers():
+def test_a_route_is_undecided_if_the_margin_of_any_router_is_tiny():
     torch.manual_seed(0)
-    spec = ImageSpec(("a", "b"), (1, 8, 8), (0.5,), (0.5,))
+    spec = ImageSpec(("a", "b"), (1, 32, 32), (0.5,), (0.5,))
     model = build_model(ModelConfig(backbone="vgg16_bn", width=4), MoEKind(0.5, 3), spec).eval()
-    pixels = torch.rand(5, 1, 8, 8)
-    with torch.no_grad():
-        _, routings = model.forward_routed(pixels)
-    for row, margin in enumerate(outputs(model, pixels).margins.tolist()):
-        layers = [sorted(routing.logits[row].tolist()) for routing in routings]
-        assert margin == pytest.approx(min((layer[-1] - layer[-2]) / max(1, abs(layer[-1])) for layer in layers))
+    pixels = torch.rand(5, 1, 32, 32)
+    first, *others = [module.linear.weight.data for module in model.modules() if isinstance(module, Router)]
+    for weight in (first, *others):
+        weight.mul_(1e4)  # an untrained network has tiny activations
+    assert outputs(model, pixels).undecided.tolist() == [False] * 5
+    first.zero_()  # its logits are equal for every image
+    assert outputs(model, pixels).undecided.tolist() == [True] * 5
     dense = outputs(build_model(ModelConfig(backbone="vgg16_bn", width=4), DenseKind(), spec).eval(), pixels)
-    assert dense.margins.isinf().all()
+    assert dense.undecided.tolist() == [False] * 5
     assert dense.routes.shape == (5, 0)

@@ -59,7 +59,7 @@ def test_remaining_time_is_divided_but_no_shorter_than_the_longest_run(monkeypat
     monkeypatch.setattr(local, "cores", lambda: 2)
     placement = LocalPlacement(Request(5, Path("runs"), workers=2, threads=1, device="cpu"))
     assert remaining(5, 0, {}, None, "") == "5 runs, 5 done"
-    assert remaining(1, 1, {"a": 5.0}, None, "") == "1 run, 0 done; the other 1 takes up to about 5 s (one after another)"
+    assert remaining(1, 1, {"a": 5.0}, None, "") == "1 run, 0 done; the remaining run takes up to about 5 s (one after another)"
     assert "the other 3 take up to about 15 s (2 workers of 1 thread on cpu)" in remaining(
         5, 3, {"a": 10, "b": 10, "c": 10}, placement, ""
     )

@@ -21,6 +21,8 @@ from advmoe.attacks.pgd import Predict
 from advmoe.config.choices import BATCH_SIZE
 from advmoe.moe import HARD, ForcedGate, Gate, Routing
 
+UNDECIDED = 1e-5  # router margin below which rounding may choose either expert; see `undecided`
+
 
 class Routed(Protocol):
     """The interface of a network whose routing can be attacked: logits, and logits with the routes under any Gate.
@@ -136,6 +138,16 @@ def margins(routings: Sequence[Routing], route: Tensor) -> Tensor:
     [B, L] float32. The margin is +inf for layers without a forced expert (-1) and for layers of one expert.
     """
     return torch.stack([_margin(routing.logits, route[:, layer]) for layer, routing in enumerate(routings)], dim=1)
+
+
+def undecided(routings: Sequence[Routing]) -> Tensor:
+    """Which images have a router whose margin is NaN or so small that rounding may choose either expert: [B] bool.
+
+    That is below `UNDECIDED`, relative to the router's largest absolute logit if that is above 1. `routings` is not empty.
+    """
+    gaps = margins(routings, route_of(routings))
+    size = torch.stack([routing.logits.abs().amax(dim=1) for routing in routings], dim=1).clamp(min=1)
+    return ((gaps.abs() < UNDECIDED * size) | gaps.isnan()).any(dim=1)
 
 
 def _margin(logits: Tensor, expert: Tensor) -> Tensor:

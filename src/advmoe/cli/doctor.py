@@ -68,7 +68,8 @@ def run(arguments: DoctorArguments) -> None:
 def examine(folder: Path) -> Diagnosis:
     """Inspect this machine and installation. Raises UserError if the package is not installed."""
     package = installed()
-    required, lack = needs(package), _lack(package, needs(package))
+    required = needs(package)
+    lack = _lack(package, required)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bf16 = autocast("auto", device) is not None

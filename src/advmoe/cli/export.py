@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from advmoe.attacks.surrogate import UNDECIDED
 from advmoe.cli.arguments.export import ExportArguments
 from advmoe.cli.streams import warn
 from advmoe.config import to_dict
@@ -123,7 +124,7 @@ def _print(arguments: ExportArguments, encoding: Encoding, comparisons: Sequence
         print(f"batch {item.batch:2}, {item.images} images: {_verdict(item)}")
     undecided = comparisons[0].undecided if comparisons and isinstance(comparisons[0], Comparison) else ()
     if undecided:
-        count = f"{len(undecided)} image{'s' * (len(undecided) > 1)} with a router margin under 1e-5"
+        count = f"{len(undecided)} image{'s' * (len(undecided) > 1)} with a router margin under {UNDECIDED:g}"
         print(f"not compared, because rounding decides their route: {count}: {_first_rows(undecided)}")
 
 

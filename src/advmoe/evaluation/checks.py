@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from advmoe.attacks import ImageDraws, Pgd, derive_seed, evaluation_pgd, frozen, pgd
 from advmoe.attacks.objectives import cross_entropy, margin, predicted
 from advmoe.attacks.pgd import Predict, input_gradient, pgd_points
-from advmoe.attacks.surrogate import margins, route_of
+from advmoe.attacks.surrogate import UNDECIDED, margins, route_of, undecided
 from advmoe.evaluation.record_evaluation import Check, Status
 from advmoe.evaluation.result_checks import NO_ATTACK, threshold
 from advmoe.evaluation.shards import true_network
@@ -25,7 +25,6 @@ from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
 
 CLOSE = 1e-4  # most that the logits of one image may differ in two batches, relative to its largest if that is above 1
-UNDECIDED = 1e-5  # router margin below which rounding may choose either expert, relative to its largest logit if that is above 1
 POINTS = 0.5  # percentage points by which a robust accuracy may move in the wrong direction
 SILENT = 1.0  # percentage of images without a gradient from which the check fails
 SUBSET = 128  # number of images for the checks that run attacks
@@ -48,19 +47,20 @@ def consistency(target: Target) -> Check:
     repeats = [_logits_and_route(*_forward(target, x)), _logits_and_route(*_forward(target, x[order], order.argsort()))]
     singles = [_logits_and_route(*_forward(target, x[row : row + 1])) for row in range(min(len(x), 16))]
     repeats.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
-    (_, route), undecided = _logits_and_route(first, routings), _undecided(first, routings)
+    _, route = _logits_and_route(first, routings)
+    close = undecided(routings) if routings else torch.zeros(len(x), dtype=torch.bool, device=x.device)
     size = first.abs().amax(dim=1).clamp(min=1)
     worst, moved = torch.zeros(()), 0
     for number, (logits, other_route) in enumerate(repeats):
         differs = other_route != route[: len(other_route)]
-        excused = differs.any(dim=1) & undecided[: len(other_route)] & (number > 0)
+        excused = differs.any(dim=1) & close[: len(other_route)] & (number > 0)
         distance = (logits - first[: len(logits)]).abs().amax(dim=1) / size[: len(logits)]
         worst = torch.stack([worst, torch.where(excused, 0, distance).max().cpu()]).max()  # a NaN stays a NaN
         moved += int((differs & ~excused[:, None]).sum())
     detail = f"logits differ by {worst.item():.1e}"
     if target.routed:
-        detail += f"; {moved} routes differ; {int(undecided.sum())} images with a router margin under {UNDECIDED:g}"
-        detail += "".join(f" #{row}" for row in undecided.nonzero()[:10, 0].tolist())
+        detail += f"; {moved} routes differ; {int(close.sum())} images with a router margin under {UNDECIDED:g}"
+        detail += "".join(f" #{row}" for row in close.nonzero()[:10, 0].tolist())
     return Check(1, "same image, same answer", "pass" if worst <= CLOSE and moved == 0 else "fail", detail)
 
 
@@ -68,12 +68,8 @@ def logits_not_softmax(target: Target) -> Check:
     """(2a) The network returns logits, not probabilities."""
     logits, _ = _forward(target, target.x)
     probabilities = bool((logits >= 0).all() and ((logits.sum(dim=1) - 1).abs() < 1e-3).all())
-    return Check(
-        2,
-        "logits, not softmax",
-        "fail" if probabilities else "pass",
-        "rows are probabilities" if probabilities else "rows are logits",
-    )
+    detail = f"rows are {'probabilities' if probabilities else 'logits'}"
+    return Check(2, "logits, not softmax", "fail" if probabilities else "pass", detail)
 
 
 def zero_epsilon(target: Target) -> Check:
@@ -90,7 +86,8 @@ def gradients(target: Target) -> Check:
     (middle,) = _points(target, target.model, evaluation_pgd(target.epsilon, 5, target.norm), _draws(target, 7))
     shares = {}
     for moment, z in (("start", x), ("mid-attack", middle)):
-        shares[f"loss, {moment}"] = _percent(target.in_batches(partial(_silent, target), z, y))
+        gradient = target.in_batches(partial(input_gradient, target.model, objective=cross_entropy), z, y)
+        shares[f"loss, {moment}"] = _percent(_is_silent(gradient))
         if target.routed:
             silent = target.in_batches(partial(_silent_routers, target), z)
             shares[f"routers, {moment}"] = max(map(_percent, silent.unbind(dim=1)), default=0.0)
@@ -192,7 +189,10 @@ def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
 def attack_strength(
     model: Any, x: Tensor, y: Tensor, attack: Callable[[Predict, Tensor, Tensor], Tensor], settings: Pgd, seed: int = 0
 ) -> Check:
-    """Compare another implementation of an attack with ours, at equal settings.
+    """Compare another implementation of an attack with this package's PGD, at equal settings.
+
+    `attack(model, x, y)` returns x' for images x [n, C, H, W] in [0, 1] with labels y [n] int64. `settings` are those
+    of our PGD; the other attack should use the same.
 
     Fails if the accuracy under the other attack is more than a percentage point higher. This finds, for example, a projection
     inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels.
@@ -203,12 +203,8 @@ def attack_strength(
             theirs = attack(model, x, y).detach()
         accuracies = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
     weaker = accuracies[1] - accuracies[0] > threshold(1.0, len(x))
-    return Check(
-        9,
-        "attack as strong as ours",
-        "fail" if weaker else "pass",
-        f"ours leaves {accuracies[0]:.1f} %, theirs {accuracies[1]:.1f} %",
-    )
+    detail = f"ours leaves {accuracies[0]:.1f} %, theirs {accuracies[1]:.1f} %"
+    return Check(9, "attack as strong as ours", "fail" if weaker else "pass", detail)
 
 
 CHEAP_CHECKS = (finiteness, consistency, logits_not_softmax, zero_epsilon, gradients)
@@ -271,20 +267,6 @@ def _forward(target: Target, x: Tensor, order: Tensor | None = None) -> tuple[Te
 def _logits_and_route(logits: Tensor, routings: Sequence[Any]) -> tuple[Tensor, Tensor]:
     """Logits [B, classes], and the experts of each layer [B, L]; L is 0 for a network that does not route."""
     return logits, route_of(routings) if routings else torch.zeros_like(logits[:, :0], dtype=torch.long)
-
-
-def _undecided(logits: Tensor, routings: Sequence[Any]) -> Tensor:
-    """Images for which some router has a margin below UNDECIDED, or a NaN: [B] bool."""
-    if not routings:
-        return torch.zeros_like(logits[:, 0], dtype=torch.bool)
-    gaps = margins(routings, route_of(routings))
-    size = torch.stack([routing.logits.abs().amax(dim=1) for routing in routings], dim=1).clamp(min=1)
-    return ((gaps.abs() < UNDECIDED * size) | gaps.isnan()).any(dim=1)
-
-
-def _silent(target: Target, x: Tensor, y: Tensor) -> Tensor:
-    """Which images have no gradient of the loss: [B] bool."""
-    return _is_silent(input_gradient(target.model, x, y, cross_entropy))
 
 
 def _silent_routers(target: Target, x: Tensor) -> Tensor:

@@ -161,6 +161,11 @@ class Record(RecordModel):
         return worst
 
     @property
+    def worst_interval(self) -> tuple[float, float]:
+        """The 95 % interval of `worst`, in percent; 0 to 100 if the Record has none."""
+        return self.evaluation.intervals.get("ra_worst_quick" if self.ra_worst is None else "ra_worst", (0.0, 100.0))
+
+    @property
     def trained_by_words(self) -> str:
         """'advmoe 0.1.0, commit b999d11; then advmoe 0.2.0, commit unknown'."""
         return "; then ".join(code.words for code in self.trained_by or [RecordedCode()])

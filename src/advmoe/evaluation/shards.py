@@ -60,10 +60,6 @@ class Time(NamedTuple):
         return Time(self.seconds + share * other.seconds, self.cpu_seconds + share * other.cpu_seconds)
 
 
-def _discard(shard: Shard) -> None:
-    """Save nothing."""
-
-
 @dataclass(frozen=True)
 class Worker:
     """Works on shard `number`. It calls `save` and `progress` after every attack.
@@ -74,7 +70,7 @@ class Worker:
     target: Target
     shard: Shard
     number: int = 0
-    save: Callable[[Shard], None] = _discard
+    save: Callable[[Shard], None] = lambda shard: None
     progress: Progress = ignore
     images: Path | None = None
     keep_images: bool = False

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from advmoe.attacks.surrogate import undecided
 from advmoe.models import Classifier
-from advmoe.moe import Routings
 
 BATCHES = (1, 7, 64)
 TOLERANCE, RELATIVE = 1e-4, 1e-5  # of a logit: absolute, and relative to the image's largest logit
-MARGIN = 1e-5  # between a router's two largest logits, relative to the largest if that is above 1; rounding can decide smaller ones
 Predictor = Callable[[Tensor], tuple[Tensor, ...]]  # pixels [B, C, H, W] -> logits [B, classes] and, if routed, routes [B, L]
 
 
@@ -27,7 +26,7 @@ class Comparison:
     differing: tuple[int, ...]
     """Rows with a different class or route, or with a logit that differs by more than the tolerance; without `undecided` rows."""
     undecided: tuple[int, ...]
-    """Rows with a router margin below MARGIN. They are not compared."""
+    """Rows whose route rounding may decide (`advmoe.attacks.surrogate.undecided`). They are not compared."""
     largest: float
     """The largest difference between logits in the compared rows."""
 
@@ -61,11 +60,11 @@ class Agreement:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """A network's outputs for B images: `logits` [B, classes], `routes` [B, L], and the smallest router `margins` [B]."""
+    """A network's outputs for B images: `logits` [B, classes], `routes` [B, L], and which routes are `undecided` [B]."""
 
     logits: Tensor
     routes: Tensor
-    margins: Tensor
+    undecided: Tensor
 
 
 @torch.inference_mode()
@@ -83,9 +82,9 @@ def compare(reference: Outputs, predict: Predictor, pixels: Tensor, batch: int) 
     differs = ~(difference <= allowed) | (logits.argmax(dim=1) != reference.logits.argmax(dim=1))
     if reference.routes.shape[1]:
         differs |= (routes[0] != reference.routes).any(dim=1)
-    undecided = reference.margins < MARGIN
-    largest = difference[~undecided].max().item() if not undecided.all() else 0.0
-    return Comparison(batch, len(pixels), _rows(differs & ~undecided), _rows(undecided), largest)
+    compared = ~reference.undecided
+    largest = difference[compared].max().item() if compared.any() else 0.0
+    return Comparison(batch, len(pixels), _rows(differs & compared), _rows(reference.undecided), largest)
 
 
 def agreement(reference: Outputs, predict: Predictor, pixels: Tensor, labels: Tensor | None, batch: int) -> Agreement:
@@ -113,19 +112,8 @@ def _percent(flags: Tensor) -> float:
 def _network_outputs(model: Classifier, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     logits, routings = model.forward_routed(pixels)
     if not routings:
-        return logits, torch.empty(len(pixels), 0, dtype=torch.int64), torch.full((len(pixels),), torch.inf)
-    return logits, torch.stack([routing.experts for routing in routings], dim=1), _margins(routings)
-
-
-def _margins(routings: Routings) -> Tensor:
-    """[B], the smallest gap of any router between its two largest logits; inf for N = 1.
-
-    The gap is divided by the absolute value of the largest logit if that is above 1.
-    """
-    ordered = torch.stack([routing.logits.sort(dim=1, descending=True).values for routing in routings])  # [L, B, N]
-    if ordered.shape[2] == 1:
-        return torch.full((ordered.shape[1],), torch.inf)
-    return ((ordered[..., 0] - ordered[..., 1]) / ordered[..., 0].abs().clamp(min=1)).amin(dim=0)
+        return logits, torch.empty(len(pixels), 0, dtype=torch.int64), torch.zeros(len(pixels), dtype=torch.bool)
+    return logits, torch.stack([routing.experts for routing in routings], dim=1), undecided(routings)
 
 
 def _rows(flags: Tensor) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ def answers(records: Iterable[Record]) -> list[Statement]:
 
 
 def _how_robust(routed: Record, plain: Record | None) -> Statement:
-    low, high = routed.evaluation.intervals.get("ra_worst", routed.evaluation.intervals.get("ra_worst_quick", (0.0, 100.0)))
+    low, high = routed.worst_interval
     others = "" if plain is None else f" A network without robust training: {plain.worst:.1f} %."
     bound = "" if routed.ra_worst is not None else " AutoAttack was not run, so this is an upper bound."
     return Statement(

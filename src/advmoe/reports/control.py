@@ -21,7 +21,8 @@ def worst_case_difference(pairs: Iterable[tuple[Record, Record]]) -> Difference 
     same = compared(pairs)
     if not same:
         return None
-    by_pair = [[(a == "1") - (b == "1") for a, b in zip(_flags(one), _flags(other), strict=True)] for one, other in same]
+    flags = [(record.evaluation.flags, control.evaluation.flags) for record, control in same]
+    by_pair = [[(a == "1") - (b == "1") for a, b in zip(one, other, strict=True)] for one, other in flags]
     differences = [sum(of_image) for of_image in zip(*by_pair, strict=True)]
     return mean_difference(sum(differences), sum(value**2 for value in differences), len(differences), len(same))
 
@@ -47,16 +48,8 @@ def obstacle(record: Record, control: Record) -> str:
         return "it was attacked by another version of advmoe; evaluate both with the same one"
     if difference := differing(attack_settings(control), attack_settings(record)):
         return f"its attacks had other settings ({difference}); evaluate both with the same --precision"
-    same = _same_images(record, control)
-    return "" if same else "it was evaluated on other images, or a Record does not say which images are robust"
-
-
-def _same_images(record: Record, other: Record) -> bool:
-    return record.fingerprint == other.fingerprint and len(_flags(record)) == len(_flags(other)) > 0
-
-
-def _flags(record: Record) -> str:
-    return record.evaluation.flags
+    same_images = record.fingerprint == control.fingerprint and len(one.flags) == len(other.flags) > 0
+    return "" if same_images else "it was evaluated on other images, or a Record does not say which images are robust"
 
 
 def comparison_line(record: Record, control: Record) -> str:

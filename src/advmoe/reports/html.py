@@ -134,12 +134,13 @@ def _network(cell: Cell) -> str:
 
 
 def _drawn(figures: Mapping[str, Path]) -> list[Drawn]:
-    return [_placed(CAPTIONS[name], figures[name].read_bytes()) for name in CAPTIONS if name in figures]
-
-
-def _placed(caption: Caption, png: bytes) -> Drawn:
-    width, height = Image.open(io.BytesIO(png)).size
-    return Drawn(caption, base64.b64encode(png).decode(), round(width * CSS_DPI / DPI), round(height * CSS_DPI / DPI))
+    drawn = []
+    for name, caption in CAPTIONS.items():
+        if name in figures:
+            png = figures[name].read_bytes()
+            sides = [round(side * CSS_DPI / DPI) for side in Image.open(io.BytesIO(png)).size]
+            drawn.append(Drawn(caption, base64.b64encode(png).decode(), *sides))
+    return drawn
 
 
 def _undrawn(figures: Mapping[str, Path], failed: Collection[str]) -> list[str]:

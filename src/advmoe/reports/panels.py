@@ -104,16 +104,6 @@ def run_title(record: Record) -> str:
     return f"{network_title(cell_of(record))}, {record.backbone}, {record.dataset}, seed {record.seed}"
 
 
-def line_of(cell: Cell) -> Line:
-    """The line of a panel that runs of a cell belong to."""
-    return Line(cell.method, cell.num_experts if is_routed(cell.method) else 0, cell.variant, cell.ingredients)
-
-
-def scale_of(record: Record) -> float:
-    """Model scale r; 1 for the dense network."""
-    return cell_of(record).model_scale
-
-
 def setting_of(record: Record) -> Cell:
     """The setting of a Record; Records of one setting can be compared."""
     return cell_of(record).setting
@@ -121,8 +111,13 @@ def setting_of(record: Record) -> Cell:
 
 def by_line(runs: Iterable[Runs], cell: Callable[[Runs], Cell]) -> dict[Line, list[Runs]]:
     """Records or summaries by line, in the order of `METHOD_STYLES`; `cell` returns the cell of one."""
+
+    def line(one: Runs) -> Line:
+        it = cell(one)
+        return Line(it.method, it.num_experts if is_routed(it.method) else 0, it.variant, it.ingredients)
+
     order = list(METHOD_STYLES)
-    groups = grouped(runs, lambda one: line_of(cell(one)))
+    groups = grouped(runs, line)
     return dict(sorted(groups.items(), key=lambda item: (order.index(item[0].method) if item[0].method in order else 99, item[0])))
 
 
@@ -130,9 +125,9 @@ def by_panel(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     """Titled panels: Records by setting and model scale. The dense network is in the panel of every scale."""
     panels = []
     for setting, members in grouped(records, setting_of).items():
-        scales = sorted({scale_of(record) for record in members if not is_full_scale(record.method)})
+        scales = sorted({cell_of(record).model_scale for record in members if not is_full_scale(record.method)})
         for scale in scales or [1.0]:
-            chosen = [record for record in members if is_full_scale(record.method) or scale_of(record) == scale]
+            chosen = [record for record in members if is_full_scale(record.method) or cell_of(record).model_scale == scale]
             counts = [len(runs) for runs in grouped(chosen, cell_of).values()]
             panels.append((titled(setting, counts, f"model scale r = {scale:g}, " if scales else ""), chosen))
     return panels

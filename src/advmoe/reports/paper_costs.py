@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from advmoe.paper import PrintedCell, printed_cells
 from advmoe.recipes import recipe
+from advmoe.reports.collect import is_routed
 from advmoe.reports.recipe_list import less
 from advmoe.runs.cost import Estimate, dense_estimate, estimate
 
@@ -39,7 +40,7 @@ def _miscounted(cell: PrintedCell, network: Estimate, dense: Estimate) -> str | 
     """Rule 1: the printed cost may differ from the count by rounding and by the share COUNT_SHARE of the count."""
     if abs(cell.gflops - network.gmacs) <= HALF_UNIT + COUNT_SHARE * network.gmacs:
         return None
-    message = f"{cell.model} {'with experts ' if cell.method not in (*PLAIN, 'at_dense') else ''}at r = {cell.model_scale:g}"
+    message = f"{cell.model} {'with experts ' if is_routed(cell.method) else ''}at r = {cell.model_scale:g}"
     message += f" counts {network.gmacs:.3f} GMACs, not {cell.gflops:g}"
     if cell.reduction is None:
         return message
@@ -50,7 +51,7 @@ def _miscounted(cell: PrintedCell, network: Estimate, dense: Estimate) -> str | 
 def _impossible_router(cell: PrintedCell) -> str | None:
     """Rule 2: the difference between a cell with experts and the small dense network at the same scale is the cost of the router.
     It must be the same at all scales, within the rounding of the four figures."""
-    if cell.method in (*PLAIN, "at_dense"):
+    if not is_routed(cell.method):
         return None
     implied = _implied_routers(cell)
     if max(implied.values()) - min(implied.values()) <= 4 * HALF_UNIT + 1e-9:
@@ -61,24 +62,15 @@ def _impossible_router(cell: PrintedCell) -> str | None:
 
 def _implied_routers(cell: PrintedCell) -> dict[float, float]:
     """Scale -> printed GFLOPS of `cell`'s method minus those of the small dense network, for the same model."""
-    scales = sorted({c.model_scale for c in printed_cells() if c.model_scale < 1})
-    printed = {
-        (scale, method): next(c.gflops for c in printed_cells() if _at(c, cell.model, scale, method))
-        for scale in scales
-        for method in (cell.method, "at_small_dense")
-    }
-    return {scale: printed[scale, cell.method] - printed[scale, "at_small_dense"] for scale in scales}
-
-
-def _at(cell: PrintedCell, model: str, scale: float, method: str) -> bool:
-    return (cell.model, cell.model_scale, cell.method) == (model, scale, method)
+    printed = {(c.model_scale, c.method): c.gflops for c in printed_cells() if c.model == cell.model and c.model_scale < 1}
+    return {scale: printed[scale, cell.method] - printed[scale, "at_small_dense"] for scale in sorted({s for s, _ in printed})}
 
 
 def _misdivided(cell: PrintedCell) -> str | None:
     """Rule 3: the printed reduction must follow from the printed costs, within the rounding of all three."""
     if cell.reduction is None:
         return None
-    dense = next(c.gflops for c in printed_cells() if c.table == cell.table and _at(c, cell.model, 1.0, "at_dense"))
+    dense = next(c.gflops for c in printed_cells() if (c.table, c.model, c.method) == (cell.table, cell.model, "at_dense"))
     least = less(cell.gflops + HALF_UNIT, dense - HALF_UNIT) - 0.5
     most = less(cell.gflops - HALF_UNIT, dense + HALF_UNIT) + 0.5
     if least <= cell.reduction <= most:

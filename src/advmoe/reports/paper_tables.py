@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from advmoe.config import ModelConfig
 from advmoe.evaluation.record import Record
-from advmoe.paper import PAPER_METHODS, PrintedCell
+from advmoe.paper import PAPER_METHODS, PrintedCell, printed_cells
 from advmoe.recipes import recipe
-from advmoe.reports.cells import Figure, Summary, attacks_in_words, by_setting, summarise
+from advmoe.reports.cells import Summary, attacks_in_words, by_setting, summarise
 from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import BY_NAME, COSTS, SUMMARY, WORST, label
@@ -60,8 +60,7 @@ class Notes:
 def tables(records: Iterable[Record]) -> list[Table]:
     """Tables A1 and A2, then one for every other setting that was run."""
     summaries = summarise(records)
-    printed = [judged.cell for judged in judged_cells()]
-    others = [summary for summary in summaries if not any(is_run_of(summary, cell) for cell in printed)]
+    others = [summary for summary in summaries if not any(is_run_of(summary, cell) for cell in printed_cells())]
     everything, names = by_setting(summaries), list[str]()
     our_tables = []
     for setting, group in by_setting(others).items():
@@ -144,14 +143,11 @@ def ours(run: Summary | None, name: str, notes: Notes) -> Entry:
     texts = [UNRELIABLE] if name == "ra_aa" and run.unreliable else []
     if name in run.attacks and name in notes.uneven:
         texts.append(f"The worst case over {attacks_in_words(run.attacks[name])}; compare it only with those of the same attacks.")
-    return figure_entry(run.figures[name], name, run.n, notes.mark(*texts))
-
-
-def figure_entry(figure: Figure, name: str, runs: int, marks: tuple[int, ...] = ()) -> Entry:
-    """'36.20 ± 0.50', with the number of seeds if not all of the cell's `runs` measured it."""
-    shown = figure if BY_NAME[name].unit == "%" else replace(figure, std=None)  # the cost does not depend on the seed
-    text = shown.text(BY_NAME[name].digits) + (f" (n = {figure.n})" if figure.n != runs else "")
-    return Entry(text, shown.mean, shown.std, marks)
+    figure = run.figures[name]
+    if BY_NAME[name].unit != "%":
+        figure = replace(figure, std=None)  # the cost does not depend on the seed
+    text = figure.text(BY_NAME[name].digits) + (f" (n = {figure.n})" if figure.n != run.n else "")
+    return Entry(text, figure.mean, figure.std, notes.mark(*texts))
 
 
 def _model_entries(backbone: str, model_scale: float, style: Style) -> tuple[Entry, Entry, Entry]:
@@ -173,7 +169,7 @@ def _our_table(name: str, setting: Cell, summaries: Sequence[Summary], missing: 
     absent = [entries for *_, entries in rows[len(summaries) :]]
     rows.sort(key=lambda row: (row[2] in absent, _rank(row[0]), row[1]))
     columns = ("backbone", "r", "method", "N", "n", *(BY_NAME[name].column for name in figures))
-    tables_of_setting = {judged.cell.table for judged in judged_cells() if _expected(judged.cell).setting == setting}
+    tables_of_setting = {cell.table for cell in printed_cells() if _expected(cell).setting == setting}
     if tables_of_setting and not shared:
         about = f"The setting of table {' and '.join(sorted(tables_of_setting))}, which prints no such cells: {words}. {MEANING}"
     else:

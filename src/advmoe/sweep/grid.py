@@ -65,40 +65,40 @@ def with_settings(config: RunConfig, settings: Settings, where: str) -> RunConfi
 # Fields of a grid
 
 
+def _list_of(items: Any, what: str, is_valid: Callable[[Any], bool]) -> tuple[Any, ...]:
+    """The items, each once. Raises ValueError unless they are a list of at least one item, and all are valid."""
+    if not isinstance(items, list | tuple) or not items or not all(map(is_valid, items)):
+        raise ValueError(f"must be a list of {what}, not {short_repr(items)}")
+    return tuple(dict.fromkeys(items))
+
+
 def _names(table: Collection[str]) -> Any:
     """A validator of a list of names, all of which are in `table`. Repeated names count once."""
 
     def check(names: Any) -> tuple[str, ...]:
-        if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-            raise ValueError(f"must be a list of names, not {short_repr(names)}")
-        for name in names:
+        listed = _list_of(names, "names", lambda name: isinstance(name, str))
+        for name in listed:
             if name not in table:
                 raise ValueError(f"has no '{short_name(name)}': {nearest(short_name(name), list(table))}")
-        return tuple(dict.fromkeys(names))
+        return listed
 
     return BeforeValidator(check)
 
 
 def _recipes(names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"must be a list of names, not {short_repr(names)}")
-    for name in dict.fromkeys(names):
+    listed = _list_of(names, "names", lambda name: isinstance(name, str))
+    for name in listed:
         recipe(name)
-    return tuple(dict.fromkeys(names))
+    return listed
 
 
 def _scales(scales: Any) -> tuple[float, ...]:
-    valid = isinstance(scales, list | tuple) and scales and all(type(item) in (int, float) and 0 < item <= 1 for item in scales)
-    if not valid:
-        raise ValueError(f"must be a list of numbers in (0, 1], not {short_repr(scales)}")
-    return tuple(dict.fromkeys(scales))
+    return _list_of(scales, "numbers in (0, 1]", lambda scale: type(scale) in (int, float) and 0 < scale <= 1)
 
 
 def _counts(counts: Any) -> tuple[int, ...]:
-    valid = isinstance(counts, list | tuple) and counts and all(type(item) is int and 1 <= item <= MAX_EXPERTS for item in counts)
-    if not valid:
-        raise ValueError(f"must be a list of whole numbers from 1 to {MAX_EXPERTS}, not {short_repr(counts)}")
-    return tuple(dict.fromkeys(counts))
+    what = f"whole numbers from 1 to {MAX_EXPERTS}"
+    return _list_of(counts, what, lambda count: type(count) is int and 1 <= count <= MAX_EXPERTS)
 
 
 def _seeds(seeds: Any) -> tuple[int, ...]:

@@ -39,11 +39,12 @@ def remaining(runs: int, missing: int, seconds: Mapping[str, float], placement: 
     done = f"{runs} run{'s' * (runs != 1)}, {runs - missing} done"
     if not missing:
         return done
+    others = "the remaining run" if missing == 1 else f"the other {missing}"
     if reason:
-        return f"{done}; the time of the other {missing} is unknown: {reason}"
+        return f"{done}; the time of {others} is unknown: {reason}"
     at_once, where = (placement.workers, placement.description) if placement is not None else (1, "one after another")
     longest = max(*seconds.values(), sum(seconds.values()) / min(at_once, missing))
-    return f"{done}; the other {missing} take{'s' * (missing == 1)} up to about {duration(longest)} ({where})"
+    return f"{done}; {others} take{'s' * (missing == 1)} up to about {duration(longest)} ({where})"
 
 
 def counts(statuses: Statuses) -> str:
