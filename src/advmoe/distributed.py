@@ -6,6 +6,7 @@ communicate, in the same order.
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -33,9 +34,19 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
+def local_world_size() -> int:
+    """The number of ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def launch_id() -> str:
-    """The identifier of this torchrun; empty without torchrun."""
-    return os.environ.get("TORCHELASTIC_RUN_ID", "")
+    """The identifier of this torchrun; empty without torchrun.
+
+    A torchrun with a fixed port (`--master-port`) calls itself 'none', as any other does. Then it is the machine and the process
+    that started the ranks, which is the same after a restart of the ranks.
+    """
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()} {os.getppid()}" if launch == "none" else launch
 
 
 def restart_count() -> int:
@@ -44,7 +55,10 @@ def restart_count() -> int:
 
 
 def local_device(device: torch.device) -> torch.device:
-    """This rank's CUDA device on its machine, if `device` is CUDA without a number; else `device`."""
+    """This rank's CUDA device on its machine, which becomes the current one, if `device` is CUDA without a number; else `device`.
+
+    Raises UserError if several ranks would share the device, or if the machine has too few.
+    """
     if device.type != "cuda" or not launch_id():
         return device
     if device.index is not None:

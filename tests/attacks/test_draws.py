@@ -56,6 +56,15 @@ def test_no_images_draw_no_noise():
     assert ImageDraws(0, []).uniform(zeros(0)).shape == (0, 3, 4, 4)
 
 
+def test_rows_of_a_batch_that_ranks_share_get_their_own_noise(monkeypatch):
+    monkeypatch.setattr("advmoe.distributed.local_rows", lambda batch: slice(2, 4))  # of the second of two ranks
+    draws, whole = (BatchDraws(torch.Generator().manual_seed(5)) for _ in range(2))
+    draws.batch, everything = 4, whole.uniform(zeros(4))
+    chosen = draws.rows(torch.tensor([1]))
+    assert torch.equal(chosen.uniform(zeros(1)), everything[3:])
+    assert torch.equal(chosen.rows(torch.tensor([0])).normal(zeros(1)), whole.normal(zeros(4))[3:])
+
+
 def test_batch_draws_depend_only_on_their_generator():
     first = BatchDraws(torch.Generator().manual_seed(5)).normal(zeros(2))
     torch.manual_seed(123)

@@ -110,10 +110,12 @@ def test_x_adv_is_checked_on_all_pathways(weak: int, broken: bool) -> None:
 
 def test_a_network_of_many_pathways_is_attacked_on_the_clean_one_on_cheap_changes_and_on_random_ones() -> None:
     small, large = Planted(weak=1), Layers()
-    assert pathways(job(small, grey()))[0].tolist() == [[0], [1], [2], [3]]
+    routes, are_all = pathways(job(small, grey()))
+    assert (routes[0].tolist(), are_all) == ([[0], [1], [2], [3]], True)
     x = torch.rand(4, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     assert num_pathways(large, x) == 128 > PATHWAY_BUDGET
-    routes = pathways(job(large, x))
+    routes, are_all = pathways(job(large, x))
+    assert not are_all
     assert routes.shape == (4, 1 + CHEAPEST + RANDOM, 7)
     clean = (x.flatten(1)[:, :7] < 0.5).long()
     assert torch.equal(routes[:, 0], clean)
@@ -122,7 +124,7 @@ def test_a_network_of_many_pathways_is_attacked_on_the_clean_one_on_cheap_change
         assert change[:, 0].tolist() == [0, 1, 2, 3]
         nearest = (x.flatten(1)[:, :7] - 0.5).abs().argsort(dim=1)[:, number]
         assert torch.equal(change[:, 1], nearest)
-    assert torch.equal(routes, pathways(job(large, x)))
+    assert torch.equal(routes, pathways(job(large, x))[0])
 
 
 def test_sampled_pathways_have_a_separate_name() -> None:
@@ -145,7 +147,8 @@ def evaluated(budget: int) -> tuple[Evaluation, list[str]]:
 
 def test_the_budget_decides_which_pathways_are_attacked_and_one_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
     for budget, count in ((16, 16), (15, 1 + CHEAPEST + RANDOM)):
-        assert pathways(replace(job(Layers(4), torch.rand(4, 1, 3, 3)), pathway_budget=budget)).shape == (4, count, 4)
+        routes, are_all = pathways(replace(job(Layers(4), torch.rand(4, 1, 3, 3)), pathway_budget=budget))
+        assert (routes.shape, are_all) == ((4, count, 4), budget == 16)
     assert evaluated(16)[1] == ["ra_10", "ra_paths"]
     assert not caplog.messages
     assert evaluated(15)[1] == ["ra_10", "ra_paths_sampled"]

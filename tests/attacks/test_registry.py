@@ -9,6 +9,10 @@ from torch import nn
 from advmoe.attacks import autoattack
 from advmoe.attacks.job import Job, Setting
 from advmoe.attacks.registry import ATTACKS
+from advmoe.config import ModelConfig
+from advmoe.data import ImageSpec
+from advmoe.models import build_model
+from advmoe.moe import HARD, MoEKind
 
 SETTING = Setting("Linf", 10, (3, 32, 32), routed=True, transfer=True)
 
@@ -20,6 +24,33 @@ def test_every_attack_has_words_and_a_cost_and_can_run_somewhere(name):
     assert attack.passes > 0
     assert attack.kind != "other"
     assert attack.obstacle(SETTING) == ""
+
+
+class Counting:
+    """Counts the passes of an image through a routed network; a forward pass alone is a third of one."""
+
+    def __init__(self, network):
+        self.network, self.passes = network, 0.0
+
+    def forward_routed(self, x, gate=HARD):
+        self.passes += len(x) * (1 if torch.is_grad_enabled() and x.requires_grad else 1 / 3)
+        return self.network.forward_routed(x, gate)
+
+    def __call__(self, x):
+        return self.forward_routed(x)[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["pgd_10", "apgd_scaled", "apgd_margin_t", "straight_through_1", "second_route", "reroute_quick", "paths", "transfer"]
+)
+def test_passes_are_those_of_an_image_that_withstands_the_attack(name):
+    torch.manual_seed(0)
+    spec = ImageSpec(tuple("0123456789"), (3, 8, 8), (0.5,) * 3, (0.2,) * 3)
+    network = build_model(ModelConfig(width=4), MoEKind(0.5, 2), spec).eval().requires_grad_(False)
+    x = torch.rand(2, 3, 8, 8)
+    y, counting = network(x).argmax(dim=1), Counting(network)
+    ATTACKS[name].run(Job(counting, x, y, [0, 1], 1e-7, "Linf", 0, 0, 10, transfer=counting))
+    assert counting.passes / 2 == pytest.approx(ATTACKS[name].passes, rel=0.04)
 
 
 @pytest.mark.parametrize(

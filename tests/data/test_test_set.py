@@ -46,6 +46,11 @@ def test_each_severity_is_a_fifth_of_the_corruptions_file(corruptions):
     assert load(corruptions, "fog", 3, limit_test=2).test.labels.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("severity", [0, 6, -1])
+def test_other_severities_are_refused(corruptions, severity):
+    assert refusal(load, corruptions, "fog", severity) == f"severity must be 1 to 5, not {severity}"
+
+
 def test_missing_corruptions_and_labels(corruptions):
     assert refusal(load, corruptions, "fogg", 1) == f"{corruptions}: has no corruption 'fogg': did you mean fog?"
     assert "has no corruption 'labels'" in refusal(load, corruptions, "labels", 1)

@@ -13,7 +13,6 @@ from advmoe.config import DataConfig, RunConfig, to_dict
 from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost
 from advmoe.evaluation.make_record import Measured, Trained, code_of, evaluate_run, make_record
-from advmoe.evaluation.provenance import code
 from advmoe.evaluation.record import HistoryRow, Record, RecordedCode
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.record_evaluation import Check
@@ -26,6 +25,7 @@ from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import build_model
 from advmoe.models.digest import weights_digest
 from advmoe.moe import MoEKind
+from advmoe.provenance import code
 from advmoe.runs.evaluate import evaluate_folder
 from advmoe.training.loop import train
 

@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
+from advmoe.errors import UserError
 from advmoe.evaluation.cost import cost
 from advmoe.models import MODELS, build_model, compact, start_scores
 from advmoe.moe import ChannelMask, Channels, DenseKind, MaskedKind, MaskedNorm, MoEKind
@@ -48,6 +49,13 @@ def trained(model, size=16, steps=2, lr=0.05):
     if model.masks:
         assert any(not torch.equal(old, mask.indices()) for old, mask in zip(before, model.masks, strict=True))
     return model.eval()
+
+
+def test_a_mask_without_a_convolution_is_refused():
+    model = build("resnet18", MaskedKind(0.5))
+    model.masks.append(ChannelMask(8, 0.5))
+    with pytest.raises(UserError, match=r"belongs to no convolution made by kind\.plain"):
+        start_scores(model)
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ def test_a_loaded_network_knows_its_classes_and_threat_model_without_the_data(ru
 
 
 def test_the_loaded_network_is_the_one_that_is_evaluated(evaluated: Path, tiny: Any, splits: Any) -> None:
-    model, network = load(str(evaluated)), best_network(evaluated, tiny(epochs=1), splits)
+    model, network = load(str(evaluated)), best_network(RunFolder(evaluated).best(), tiny(epochs=1), splits)
     x = splits.test.pixels()
     with torch.inference_mode():
         assert torch.equal(model(x), network(x))

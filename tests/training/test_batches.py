@@ -3,7 +3,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from advmoe.errors import UserError
 from advmoe.training.batches import epoch_order
 
 
@@ -67,9 +66,3 @@ def test_every_second_batch_is_possible():
     # over many epochs, each of the 6 images must be in the same iteration as each other image
     pairs = {(a, b) for epoch in range(200) for a, b in zip(*epoch_order(0, epoch, 2, 6, 1), strict=True)}
     assert pairs == {(a, b) for a in range(6) for b in range(6) if a != b}
-
-
-@pytest.mark.parametrize(("images", "size"), [(1, 1), (9, 5), (255, 128)])
-def test_two_levels_need_twice_the_batch(images, size):
-    with pytest.raises(UserError, match=rf"batch_size must be at most half of the {images} .* not {size}"):
-        epoch_order(0, 0, 2, images, size)

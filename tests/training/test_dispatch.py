@@ -27,6 +27,12 @@ def measured_on_the_cpu(monkeypatch):
     monkeypatch.setattr(dispatch, "SECONDS", math.inf)  # however slow the machine is
 
 
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"{}", b" " * 2**17])
+def test_a_damaged_choice_is_measured_again(tmp_path, content):
+    (tmp_path / dispatch.FILE).write_bytes(content)
+    assert dispatch.read(tmp_path / dispatch.FILE) is None
+
+
 def test_the_first_start_measures_and_later_ones_read_the_result(monkeypatch, tmp_path, measured_on_the_cpu):
     model, random = network(CONFIG, SPEC), torch.get_rng_state()
     before = {name: value.clone() for name, value in model.state_dict().items()}

@@ -14,16 +14,18 @@ from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.config.schema import OF_LEVELS
 from advmoe.data.stream import Entry, stream
 from advmoe.errors import UserError
-from advmoe.evaluation.accuracy import correct_flags
 from advmoe.moe import DenseKind, ForcedGate, HardGate, Routing, StraightThroughGate
 from advmoe.reports.collect import OF_ROUTERS
 from advmoe.training import awp, labels, steps, terms
+from advmoe.training.accuracy import correct_flags
+from advmoe.training.batches import _augmentation, batches
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.checks import check
 from advmoe.training.ema import Ema
 from advmoe.training.loop import train
 from advmoe.training.losses import Outcome
 from advmoe.training.methods import METHODS, Phase, traits
-from advmoe.training.start import _augmentation, batches, best_network, check
+from advmoe.training.start import best_network
 from advmoe.training.steps import single_level, two_level
 
 LOG3 = math.log(3)
@@ -71,7 +73,7 @@ def test_average_follows_routers_and_statistics():
 def test_the_average_is_validated_saved_and_loaded(tiny, splits, tmp_path):
     config = tiny("at_dense", ema=0.5, epochs=2)
     history = train(config, splits, tmp_path / "run", Recorder())
-    model, epoch = best_network(tmp_path / "run", config, splits), RunFolder(tmp_path / "run").best().epoch
+    model, epoch = best_network(RunFolder(tmp_path / "run").best(), config, splits), RunFolder(tmp_path / "run").best().epoch
     assert 100 * correct_flags(model, splits.val).float().mean().item() == pytest.approx(history[epoch - 1]["val_sa"], abs=1e-4)
     latest = RunFolder(tmp_path / "run").latest()
     trained = latest.optimizer_states()["trained"]
@@ -356,13 +358,13 @@ def test_a_run_records_its_generated_images_and_refuses_others(end, tiny, splits
         train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == end))
     path.rename(tmp_path / "first.npz")
     other.rename(path)
-    with pytest.raises(UserError, match=r"generated\.npz: its generated images have changed since the run began$"):
+    with pytest.raises(UserError, match=r"^generated .*generated\.npz: has changed since the run began$"):
         train(config, splits, tmp_path / "run", Recorder(), resume=True)
     (tmp_path / "first.npz").rename(path)
     history = train(config, splits, tmp_path / "run", Recorder(), resume=True)
     assert len({row["generated"] for row in history}) == 1
     path.unlink()
-    best_network(tmp_path / "run", config, splits)  # an evaluation does not need the file
+    best_network(RunFolder(tmp_path / "run").best(), config, splits)  # an evaluation does not need the file
 
 
 @pytest.mark.parametrize("method", ["advmoe", "at_sparse"])

@@ -11,12 +11,13 @@ from recorder import Recorder
 from small_backbone import ROUTED, SMALL
 
 from advmoe.errors import UserError
-from advmoe.evaluation.accuracy import correct_flags
 from advmoe.models import MODELS
+from advmoe.training.accuracy import correct_flags
 from advmoe.training.checkpoint import LOCK, Checkpoint, RunFolder
 from advmoe.training.loop import train
 from advmoe.training.methods import METHODS
-from advmoe.training.start import autocast, best_network, network
+from advmoe.training.precision import autocast_dtype
+from advmoe.training.start import best_network, network
 
 SECONDS = {"train_seconds", "validate_seconds"}
 
@@ -93,23 +94,23 @@ def test_a_checkpoint_of_a_device_with_fused_steps_is_resumed_without_them(tiny,
 )  # fmt: skip
 def test_precision_of_a_device(precision, device, capability, expected, tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert autocast(precision, torch.device(device)) is expected
+    assert autocast_dtype(precision, torch.device(device)) is expected
 
 
 @pytest.mark.parametrize(("instructions", "expected"), [(True, torch.bfloat16), (False, None)])
 def test_auto_precision_on_a_cpu_is_bfloat16_if_it_has_instructions_for_it(instructions, expected, tiny, monkeypatch):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: instructions)
-    assert autocast("auto", torch.device("cpu")) is expected
+    assert autocast_dtype("auto", torch.device("cpu")) is expected
 
 
 def test_bfloat16_is_refused_on_a_device_without_it(tiny, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     with pytest.raises(UserError, match=r"^precision: cuda:0 has float32, not bfloat16$"):
-        autocast("bfloat16", torch.device("cuda:0"))
+        autocast_dtype("bfloat16", torch.device("cuda:0"))
 
 
 def test_a_refused_precision_creates_no_folder(tiny, splits, tmp_path, monkeypatch):
-    monkeypatch.setattr("advmoe.training.start._has_bfloat16", lambda device: False)
+    monkeypatch.setattr("advmoe.training.precision._has_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="cpu has float32, not bfloat16"):
         train(tiny(precision="bfloat16"), splits, tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
@@ -173,7 +174,7 @@ def test_the_metrics_file_has_one_line_for_each_epoch(tiny, splits, tmp_path):
 def test_best_network_has_the_weights_of_the_best_epoch(tiny, splits, tmp_path):
     config = tiny("standard")
     history = train(config, splits, tmp_path / "run", Recorder())
-    model, epoch = best_network(tmp_path / "run", config, splits), RunFolder(tmp_path / "run").best().epoch
+    model, epoch = best_network(RunFolder(tmp_path / "run").best(), config, splits), RunFolder(tmp_path / "run").best().epoch
     assert history[epoch - 1]["val_sa"] == max(row["val_sa"] for row in history)
     with torch.no_grad():
         hits = (model(splits.val.pixels()).argmax(dim=1) == splits.val.labels).float().mean().item()
@@ -237,6 +238,6 @@ def test_every_backbone_trains_and_resumes(backbone, width, method, tiny, splits
     few = splits.train[torch.arange(20)]
     splits = replace(splits, train=few, val=few)
     history = train(config, splits, tmp_path / "run", Recorder())
-    model, epoch = best_network(tmp_path / "run", config, splits), RunFolder(tmp_path / "run").best().epoch
+    model, epoch = best_network(RunFolder(tmp_path / "run").best(), config, splits), RunFolder(tmp_path / "run").best().epoch
     assert epoch == len(history)
     assert 100 * correct_flags(model, splits.val).float().mean().item() == pytest.approx(history[-1]["val_sa"], abs=1e-4)

@@ -91,7 +91,7 @@ def test_resume_after_a_kill_between_the_phases(uninterrupted, config, splits, t
 
 def test_the_best_epoch_is_of_the_last_phase(uninterrupted, config, splits):
     run, history = uninterrupted
-    model, epoch = best_network(run, config, splits), RunFolder(run).best().epoch
+    model, epoch = best_network(RunFolder(run).best(), config, splits), RunFolder(run).best().epoch
     assert epoch in (3, 4)
     assert history[epoch - 1]["score"] == max(row["score"] for row in history[2:])
     assert not model.training
@@ -110,7 +110,7 @@ def test_a_better_epoch_of_the_first_phase_is_not_the_best(config, splits, tmp_p
 
 def test_the_evaluated_network_is_compact_at_the_small_dense_cost(uninterrupted, config, splits):
     run, _ = uninterrupted
-    model = best_network(run, config, splits)
+    model = best_network(RunFolder(run).best(), config, splits)
     assert not any(isinstance(module, MaskedNorm) for module in model.modules())
     small = network(config.replace(method="at_small_dense"), splits.spec)
     assert cost(model, splits.spec.shape) == cost(small, splits.spec.shape)

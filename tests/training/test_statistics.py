@@ -66,7 +66,7 @@ def test_calibration_recomputes_every_batch_norm_of_a_converted_network_and_keep
 def test_plain_statistics_of_routers_are_those_of_images_that_are_not_augmented(routers, ema, tiny, splits, tmp_path):
     config = tiny(epochs=1, tied_share=0.0, routers=routers, router_statistics="plain", ema=ema)
     train(config, splits, tmp_path / "run")
-    model = best_network(tmp_path / "run", config, splits)
+    model = best_network(RunFolder(tmp_path / "run").best(), config, splits)
     after = {name: value.clone() for name, value in model.named_buffers()}
     calibrate_routers(model, config, splits.train)
     assert all(torch.equal(value, after[name]) for name, value in model.named_buffers())

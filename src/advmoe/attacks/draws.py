@@ -42,6 +42,7 @@ class BatchDraws:
     def __init__(self, generator: torch.Generator) -> None:
         self.generator = generator
         self.batch: int | None = None
+        self.index: Tensor | None = None
 
     def uniform(self, x: Tensor) -> Tensor:
         return self._local(self._empty(x).uniform_(-1, 1, generator=self.generator))
@@ -53,10 +54,17 @@ class BatchDraws:
         return torch.empty_like(x) if self.batch is None else x.new_empty(self.batch, *x.shape[1:])
 
     def _local(self, noise: Tensor) -> Tensor:
-        return noise if self.batch is None else noise[distributed.local_rows(self.batch)]
+        if self.batch is None:
+            return noise
+        local = noise[distributed.local_rows(self.batch)]
+        return local if self.index is None else local[self.index]
 
     def rows(self, index: Tensor) -> "BatchDraws":
-        return self
+        if self.batch is None:
+            return self
+        chosen = BatchDraws(self.generator)
+        chosen.batch, chosen.index = self.batch, index if self.index is None else self.index[index]
+        return chosen
 
 
 class ImageDraws:

@@ -82,8 +82,7 @@ def targeted_dlr(logits: Tensor, target: Tensor) -> Tensor:
     target [B, 2] int64, label y and target class t. With 3 classes z_2 and z_3 replace z_3 and z_4: divided by z_1 - z_3, the
     loss towards the last class would be -1 everywhere. With 2 classes the denominator is 1 (see `dlr`).
     """
-    logits, ranked = full(logits), _ranked(logits)
-    difference = _of(logits, target[:, 1]) - _of(logits, target[:, 0])
+    ranked, difference = _ranked(logits), targeted_margin(logits, target)
     return _ratio(difference, ranked[:, 0] - ranked[:, -2:].mean(dim=1)) if ranked.shape[1] > 2 else difference
 
 

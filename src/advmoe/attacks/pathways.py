@@ -37,22 +37,22 @@ def num_pathways(model: Routed, x: Tensor) -> int:
 
 
 @torch.no_grad()
-def pathways(job: Job) -> Tensor:
-    """The pathways to attack for each image, [B, K, L] int64.
+def pathways(job: Job) -> tuple[Tensor, bool]:
+    """The pathways to attack for each image, [B, K, L] int64, and whether these are all pathways.
 
-    All pathways if the budget allows; otherwise the clean one, its cheapest changes, and random ones.
+    They are if the budget allows; otherwise they are the clean one, its cheapest changes, and random ones.
     """
     model, x = job.predict, job.x
     routings = model.forward_routed(x)[1]
     experts = [routing.logits.shape[1] for routing in routings]
     if prod(experts) <= job.pathway_budget:
-        return torch.tensor(list(product(*map(range, experts))), device=x.device).expand(len(x), -1, -1)
+        return torch.tensor(list(product(*map(range, experts))), device=x.device).expand(len(x), -1, -1), True
     clean, changes = route_of(routings), cheapest_changes(model, x)[:, :CHEAPEST]
     cheap = [clean.scatter(1, change[:, :1], change[:, 1:]) for change in changes.unbind(dim=1)]
     generator = torch.Generator().manual_seed(derive_seed(job.seed, 20))
     drawn = [[int(torch.randint(number, (), generator=generator)) for number in experts] for _ in range(RANDOM)]
     random = [torch.tensor(route, device=x.device).expand(len(x), -1) for route in drawn]
-    return torch.stack([clean, *cheap, *random], dim=1)
+    return torch.stack([clean, *cheap, *random], dim=1), False
 
 
 @torch.no_grad()
@@ -63,9 +63,8 @@ def attack_pathways(job: Job) -> Tensor:
     ratio, both from random starts. Otherwise each gets one ascent on cross-entropy and one on the margin, and several pathways are
     attacked at once, as many as `job.batch_size` allows.
     """
-    routes, x_adv = pathways(job), job.x.clone()
+    (routes, enumerated), x_adv = pathways(job), job.x.clone()
     rows, number = torch.arange(len(job.x), device=job.x.device), 0
-    enumerated = num_pathways(job.predict, job.x) <= job.pathway_budget
     attacks: Sequence[PathwayAttack] = _on_common if enumerated else _on_different
     while len(rows) and number < routes.shape[1]:
         numbers = range(number, min(number + (1 if enumerated else max(1, job.batch_size // len(rows))), routes.shape[1]))
@@ -133,7 +132,7 @@ def with_fixed_route(model: Routed, route: Tensor) -> Predict:
 @torch.no_grad()
 def broken_on_a_pathway(job: Job, x_adv: Tensor) -> Tensor:
     """Which x' fool the network with any of the pathways fixed: [B] bool. Logits that are not finite count as wrong."""
-    routes = pathways(job)
+    routes, _ = pathways(job)
     broken = torch.zeros(len(x_adv), dtype=torch.bool, device=x_adv.device)
     for number in range(routes.shape[1]):
         broken |= predicted(with_fixed_route(job.predict, routes[:, number])(x_adv)) != job.y

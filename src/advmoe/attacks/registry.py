@@ -7,7 +7,7 @@ network on x', in float32, and decides which of them fool it.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -113,9 +113,9 @@ def run_surrogate(job: Job, make: Callable[[Job], Surrogate], stream: int, steps
     return surrogate_pgd(job.predict, make(job), job.x, job.y, Search(job.epsilon, steps), job.draws(5, stream))
 
 
-def gate(kind: Any, temperature: float, objective: Objective = cross_entropy) -> Callable[[Job], Surrogate]:
+def gate(name: str, temperature: float, objective: Objective = cross_entropy) -> Callable[[Job], Surrogate]:
     """An objective of the network under another gate."""
-    return lambda job: surrogate.through_gate(job.predict, make_gate(kind, temperature=temperature), objective)
+    return lambda job: surrogate.through_gate(job.predict, make_gate(name, temperature=temperature), objective)
 
 
 def routing_margin(weight: float) -> Callable[[Job], Surrogate]:
@@ -148,6 +148,7 @@ def _clean_route(job: Job) -> Tensor:
 
 
 BOTH = ("Linf", "L2")
+SURROGATE_PASSES = 67  # 50 steps, and after each a forward pass of the network itself
 AUTOATTACK_PASSES = {"apgd-ce": 100, "apgd-dlr": 100, "apgd-t": 900, "fab": 100, "fab-t": 900, "square": 1667}
 AUTOATTACK_REPEATS = {  # restarts of aaplus; gradients that aarand averages in each step
     "aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5, "aarand_apgd-ce": 20, "aarand_apgd-dlr": 20,
@@ -176,9 +177,9 @@ def _autoattack(name: str) -> Attack:
     )  # fmt: skip
 
 
-def run_through_gate(job: Job, kind: Any, stream: int) -> Tensor:
+def run_through_gate(job: Job, name: str, stream: int) -> Tensor:
     """APGD on the targeted DLR towards every wrong class through another gate. The hard gate decides what is misclassified."""
-    networks = NetworkPair(lambda x: job.predict.forward_routed(x, make_gate(kind))[0], judge=job.predict)
+    networks = NetworkPair(lambda x: job.predict.forward_routed(x, make_gate(name))[0], judge=job.predict)
     settings = Apgd(job.epsilon, 40, num_targets=job.num_classes - 1)
     return targeted_apgd(networks, job.x, job.y, settings, job.draws(stream))
 
@@ -189,7 +190,7 @@ def run_gama(job: Job) -> Tensor:
 
 
 def _surrogate(words: str, make: Callable[[Job], Surrogate], stream: int) -> Attack:
-    return Attack(partial(run_surrogate, make=make, stream=stream), words, 50, "route-aware", "routing")
+    return Attack(partial(run_surrogate, make=make, stream=stream), words, SURROGATE_PASSES, "route-aware", "routing")
 
 
 def _reroute(words: str, beam: Beam, steps: int) -> Attack:
@@ -226,7 +227,7 @@ ATTACKS: Entries[Attack] = Entries({
     "apgd_scaled": _apgd("APGD on cross-entropy of scaled logits", scaled_cross_entropy, 7, 40),
     "apgd_margin_t": Attack(
         partial(run_targeted_apgd, objective=targeted_margin, stream=8, steps=25, targets=3),
-        "APGD on the targeted margin, 25 steps for each of the 3 likeliest wrong classes", 75, "APGD", norms=BOTH,
+        "APGD on the targeted margin, 25 steps for each of the 3 likeliest wrong classes", 78, "APGD", norms=BOTH,
     ),
     "apgd_t": Attack(
         partial(run_targeted_apgd, objective=targeted_dlr, stream=3),
@@ -248,20 +249,21 @@ ATTACKS: Entries[Attack] = Entries({
     "pma": _apgd("APGD on the probability margin", probability_margin, 9, 100),
     "gama": Attack(run_gama, "GAMA-PGD, the guided probability margin, 100 steps", 100, "APGD"),
     "apgd_t_straight_through": Attack(
-        partial(run_through_gate, kind="straight_through", stream=11),
-        "APGD on the targeted DLR through the straight-through gate, 40 steps for every wrong class", 540, "route-aware", "routing",
+        partial(run_through_gate, name="straight_through", stream=11),
+        "APGD on the targeted DLR through the straight-through gate, 40 steps for every wrong class", 492, "route-aware", "routing",
     ),
     "apgd_t_soft": Attack(
-        partial(run_through_gate, kind="soft", stream=12),
-        "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 480, "route-aware", "routing",
+        partial(run_through_gate, name="soft", stream=12),
+        "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 492, "route-aware", "routing",
     ),
     "paths": Attack(
         pathways.attack_pathways,
-        "the network with its route fixed to every pathway up to a budget, else to some cheap and some random ones", 800,
+        "the network with its route fixed to every pathway up to a budget, else to some cheap and some random ones", 871,
         "route-aware", "routing", obstacle_of=pathways.obstacle, held=pathways.broken_on_a_pathway,
     ),
     "transfer": Attack(
-        partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", 50, "transfer", "transfer"
+        partial(run_surrogate, make=other_network, stream=99), "cross-entropy of another network", SURROGATE_PASSES, "transfer",
+        "transfer",
     ),
 })  # fmt: skip
 

@@ -3,8 +3,8 @@
 A change replaces one layer's expert in an image's pathway. The changes of each image are ranked in two ways: by the perturbation
 that they need (first-order estimate: the router's margin divided by the L1 norm of its gradient), and by the class margin after
 the change. The first changes of both rankings are tried in turn, and the most promising ones are combined by beam search. With L
-layers and N experts this takes at most L * (N - 1) gradients and forward passes, and `budget` ascents; it does not try all N^L
-pathways.
+layers and N experts this takes at most L * (N - 1) gradients and forward passes, 2 * `singles` short ascents, and `budget`
+ascents; it does not try all N^L pathways.
 
 Shapes: B images, L MoE layers, N experts, R candidate changes an image.
 """

@@ -86,8 +86,8 @@ def _bits(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _changed_by_forward(network: nn.Module, x: Tensor) -> set[str]:
-    """The names of the tensors that a forward pass changes, such as a counter of passes. None if the network cannot be run, and all
-    buffers if it cannot be copied."""
+    """The names of the tensors that a forward pass changes, such as a counter of passes: no name if the network cannot be run,
+    and all buffers if it cannot be copied."""
     graphs = {id(tensor): tensor.detach().clone() for _, tensor in _tensors(network) if not tensor.is_leaf}
     try:
         other: Any = copied(network, graphs)  # deepcopy does not support tensors with a graph

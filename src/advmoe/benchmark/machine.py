@@ -5,7 +5,7 @@ import os
 import platform
 from contextlib import suppress
 
-from advmoe.evaluation.provenance import Hardware, provenance
+from advmoe.provenance import Hardware, provenance
 
 LIBRARIES = ("torch", "numpy", "pillow", "onnxruntime", "triton")
 

@@ -20,6 +20,7 @@ from advmoe.models import Classifier, build_model, deployed, fused
 from advmoe.moe import HARD, DenseKind, ForcedGate, Gate, MoEKind
 from advmoe.recipes import recipe
 from advmoe.training import start
+from advmoe.training.batches import batches
 from advmoe.training.methods import METHODS
 
 Call = Callable[[], object]
@@ -155,13 +156,13 @@ def loading(config: RunConfig, scale: Scale, device: torch.device) -> Call:
     levels = len(METHODS[config.method].phases[0].levels)
     images = torch.randint(0, 256, (scale.images, *spec(scale.side).shape), dtype=torch.uint8)
     source = Images(images, torch.randint(0, 10, (scale.images,))).to(device)
-    batches = _endless(config, source, levels)
-    return lambda: [(batch.pixels(), batch.labels) for batch in next(batches)]
+    endless = _endless(config, source, levels)
+    return lambda: [(batch.pixels(), batch.labels) for batch in next(endless)]
 
 
 def _endless(config: RunConfig, source: Images, levels: int) -> Iterator[tuple[Images, ...]]:
     for epoch in count():
-        yield from start.batches(config, source, epoch, levels)
+        yield from batches(config, source, epoch, levels)
 
 
 def attack(kind: str, scale: Scale, device: torch.device, *, folded: bool = True) -> Call:

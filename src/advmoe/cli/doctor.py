@@ -16,7 +16,7 @@ from advmoe.config.choices import Dispatch
 from advmoe.installation import PURPOSES, Need, adding, extras, installed, needs
 from advmoe.moe.dispatch import available
 from advmoe.training.compiled import has_compiler
-from advmoe.training.start import autocast
+from advmoe.training.precision import autocast_dtype
 
 
 class Lack(BaseModel):
@@ -72,7 +72,7 @@ def examine(folder: Path) -> Diagnosis:
     lack = _lack(package, required)
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    bf16 = autocast("auto", device) is not None
+    bf16 = autocast_dtype("auto", device) is not None
     return Diagnosis(
         **Machine.of_this_process().model_dump(exclude={"libraries"}), torch=torch.__version__, cuda=torch.version.cuda,
         dispatches=available(device), bf16=bf16, compiler=has_compiler(),

@@ -38,7 +38,7 @@ from advmoe.parent import end_with_parent
 from advmoe.reports.control import comparison_line, worst_case_difference
 from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
-from advmoe.training.start import autocast
+from advmoe.training.precision import autocast_dtype
 
 WORKER = "ADVMOE_WORKER"  # this environment variable marks the processes that --processes starts
 
@@ -143,7 +143,7 @@ def _record(
         options = EvaluationOptions(
             config.attack.epsilon if arguments.epsilon is None else arguments.epsilon, arguments.norm, arguments.preset,
             arguments.seed, arguments.shard_size, transfer=transfer,
-            bf16_search=autocast(arguments.runtime.precision, splits.test.labels.device) is not None,
+            bf16_search=autocast_dtype(arguments.runtime.precision, splits.test.labels.device) is not None,
             save_adversarial=arguments.save_adversarial, progress=progress.attacked, batch_size=arguments.batch_size,
             pathway_budget=arguments.pathway_budget,
         )  # fmt: skip
@@ -192,7 +192,9 @@ def _subject(run: Path, arguments: EvaluateArguments) -> Subject:
 
 
 def _test_set(arguments: EvaluateArguments) -> ExtraTestSet | None:
-    return None if arguments.test_set is None else ExtraTestSet(arguments.test_set, arguments.corruption, arguments.severity or 1)
+    if arguments.test_set is None:
+        return None
+    return ExtraTestSet(arguments.test_set, arguments.corruption, 1 if arguments.severity is None else arguments.severity)
 
 
 def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None:

@@ -133,7 +133,7 @@ class DataConfig(Section):
     """For a folder of images: the shorter side of each image is resized to this many pixels, and the middle is kept. By default
     nothing is resized: all images must be square and of one size."""
     workers: Count | None = None
-    """Processes that decode streamed images (ImageNet); by default one for each CPU core."""
+    """Processes of each rank that decode streamed images (ImageNet); by default the machine's CPU cores, divided by its ranks."""
 
 
 class AttackConfig(Section):
@@ -241,7 +241,7 @@ class TrainingConfig(Section):
     router learns), at most 3 times."""
 
 
-OF_LEVELS = (  # the training settings of methods whose routers are a level of their own (advmoe)
+OF_LEVELS = (  # the training settings of methods that train the routers in a separate level (advmoe)
     "level_order", "level_batches", "weight_attack_gate", "router_steps", "weight_steps", "router_every", "router_loss",
 )  # fmt: skip
 

@@ -97,17 +97,13 @@ class _Loader(yaml.SafeLoader):
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """'section.field: x, not y' for every field in which two runs differ, apart from those of `OF_MACHINE`."""
-    return [
-        f"{section}{name}: {value}, not {other[name]}"
-        for section, fields, other in _sections(a, b)
-        for name, value in fields.items()
-        if value != other[name] and f"{section}{name}" not in OF_MACHINE
-    ]
+    one, other = _settings(a), _settings(b)
+    return [f"{name}: {value}, not {other[name]}" for name, value in one.items() if value != other[name] and name not in OF_MACHINE]
 
 
-def _sections(a: RunConfig, b: RunConfig) -> list[tuple[str, JsonObject, JsonObject]]:
-    """('section.', fields of a, fields of b), the fields outside sections first."""
-    first, second = a.model_dump(), b.model_dump()
-    names = [name for name, value in first.items() if isinstance(value, dict)]
-    top = [{name: value for name, value in tree.items() if name not in names} for tree in (first, second)]
-    return [("", top[0], top[1]), *((f"{name}.", first[name], second[name]) for name in names)]
+def _settings(config: RunConfig) -> JsonObject:
+    """'section.field' -> value; fields outside sections have their name only."""
+    settings: JsonObject = {}
+    for name, value in config.model_dump().items():
+        settings |= {f"{name}.{field}": entry for field, entry in value.items()} if isinstance(value, dict) else {name: value}
+    return settings

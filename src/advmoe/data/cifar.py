@@ -126,7 +126,7 @@ def load(variant: Variant, config: DataConfig) -> Splits:
     Images are sorted by content, so that every lossless form gives the same fingerprint and validation split.
     Raises UserError, with the path and row, if something is missing or damaged.
     """
-    with os_errors_as_user_errors(config):
+    with os_errors_as_user_errors(config.data_dir):
         path = data_path(config, variant.forms)
         splits = _read(variant, path)
         train, test = (_images(split, len(variant.spec.classes)) for split in splits)
@@ -139,7 +139,7 @@ def load(variant: Variant, config: DataConfig) -> Splits:
 def count(variant: Variant, config: DataConfig) -> Counts:
     """The number of images in each split. Raises UserError as `load`, but not for images that cannot be decoded."""
     classes = len(variant.spec.classes)
-    with os_errors_as_user_errors(config):
+    with os_errors_as_user_errors(config.data_dir):
         path = data_path(config, variant.forms)
         train, test = (_labels(split, classes) for split in _read(variant, path))
     _check_classes(variant, train, path)

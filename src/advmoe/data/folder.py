@@ -14,6 +14,7 @@ from advmoe.data.images import (
     Images,
     ImageSpec,
     Splits,
+    SplitSource,
     count_splits,
     fingerprint,
     from_arrays,
@@ -48,13 +49,11 @@ def load(config: DataConfig) -> Splits:
     std are those of the training images, including the ones held out for validation.
     Raises UserError, with the path, if an image is in no class, cannot be read, or a class has too few images.
     """
-    with os_errors_as_user_errors(config):
+    with os_errors_as_user_errors(config.data_dir):
         files = _listed(config)
         size = config.image_size or _first_size(files)
         splits = {name: _read(files[name], size, config.image_size is not None) for name in files}
-    if "test" not in splits:
-        splits["train"], splits["test"] = hold_out(splits["train"], TEST_SHARE)
-    train, test = splits["train"], splits["test"]
+    train, test = _train_and_test(splits)
     image_spec = ImageSpec(tuple(files["train"]), (3, size, size), *channel_statistics(train.raw))
     if "val" not in splits:
         return make_splits("folder", image_spec, train, test, config)
@@ -64,15 +63,18 @@ def load(config: DataConfig) -> Splits:
 
 def count(config: DataConfig) -> Counts:
     """The number of images in each split. Raises UserError as `load`, but not for images that cannot be read."""
-    with os_errors_as_user_errors(config):
+    with os_errors_as_user_errors(config.data_dir):
         files = _listed(config)
     splits = {name: only_labels(_labels(classes), len(classes), name) for name, classes in files.items()}
-    if "test" not in splits:
-        splits["train"], splits["test"] = hold_out(splits["train"], TEST_SHARE)
-    train, test = splits["train"], splits["test"]
+    train, test = _train_and_test(splits)
     if "val" not in splits:
         return count_splits(train, test, len(files["train"]), config)
     return Counts(len(limit(train, config.limit_train)), len(splits["val"]), len(limit(test, config.limit_test)))
+
+
+def _train_and_test(splits: dict[str, SplitSource]) -> tuple[SplitSource, SplitSource]:
+    """The two splits; without a test split, a part of the training split is held out for it."""
+    return (splits["train"], splits["test"]) if "test" in splits else hold_out(splits["train"], TEST_SHARE)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

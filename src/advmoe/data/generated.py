@@ -5,7 +5,6 @@ diffusion models further improve adversarial training", ICML 2023.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,12 +13,11 @@ import torch
 
 from advmoe.config import DataConfig
 from advmoe.data.arrays import map_npz, open_npz
-from advmoe.data.images import Images, ImageSpec, Source, Splits
+from advmoe.data.images import Images, ImageSpec, Splits
 from advmoe.data.paths import os_errors_as_user_errors
 from advmoe.errors import UserError
 
 SAMPLE = 256  # images whose content goes into the digest
-KEY = "generated"  # in a row of the history: the digest
 STREAM = 1  # the random numbers that choose generated images are not those that change them
 
 
@@ -74,7 +72,7 @@ def with_generated(splits: Splits, data: DataConfig) -> Splits:
     if not isinstance(splits.train, Images):
         raise UserError(f"generated is for images in memory, not for {data.dataset}")
     path = Path(data.generated)
-    with os_errors_as_user_errors(data):
+    with os_errors_as_user_errors(path):
         images = map_npz(path, "image")
         with open_npz(path) as arrays:
             labels = arrays["label"]
@@ -86,13 +84,6 @@ def with_generated(splits: Splits, data: DataConfig) -> Splits:
             raw, train_labels, generated=images, generated_labels=labels.astype(np.int64), share=data.generated_share
         ),
     )
-
-
-def check_same(images: Source, last_row: Mapping[str, object], path: str | None) -> None:
-    """Raises UserError if the run had other generated images; `last_row` is that of its last epoch, or empty. Rows of older
-    versions do not say which they had."""
-    if isinstance(images, MixedImages) and last_row.get(KEY) not in (None, images.digest):
-        raise UserError(f"{path}: its generated images have changed since the run began")
 
 
 def _check(images: np.ndarray, labels: np.ndarray, spec: ImageSpec, path: Path) -> None:

@@ -38,7 +38,7 @@ def load(config: DataConfig) -> Splits:
     that unpacks nothing: 29 microseconds a member from cached shards, about 75 s for all of ImageNet. The index is not stored.
     Raises UserError, with the path, if something is missing or damaged; a damaged image raises it later, when it is decoded.
     """
-    with os_errors_as_user_errors(config):
+    with os_errors_as_user_errors(config.data_dir):
         path = _folder(config)
         (classes, train), (test_classes, test) = _read(path, "train"), _read(path, "val")
         _check_classes(path, classes, test_classes)
@@ -50,7 +50,7 @@ def spec(config: DataConfig) -> ImageSpec:
     """The spec, without reading images: of the classes in `data_dir`, or of 1000 if it is None. Raises UserError as `load`."""
     if config.data_dir is None:
         return _spec(_numbered(NUM_CLASSES))
-    with os_errors_as_user_errors(config):
+    with os_errors_as_user_errors(config.data_dir):
         path = _folder(config)
         folders = path / "train"
         return _spec(tuple(_class_folders(folders)) if folders.is_dir() else _read(path, "train")[0])

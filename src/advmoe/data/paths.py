@@ -22,12 +22,12 @@ def data_path(config: DataConfig, forms: str) -> Path:
 
 
 @contextmanager
-def os_errors_as_user_errors(config: DataConfig) -> Iterator[None]:
-    """Turns an OSError (no permission, a broken disk) into a UserError that names the file."""
+def os_errors_as_user_errors(path: str | Path | None) -> Iterator[None]:
+    """Turns an OSError (no permission, a broken disk) into a UserError that names the file, or `path` if the error has none."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{error.filename or config.data_dir}: cannot be read ({error.strerror or error})") from None
+        raise UserError(f"{error.filename or path}: cannot be read ({error.strerror or error})") from None
 
 
 def visible_entries(folder: Path) -> list[Path]:

@@ -172,13 +172,18 @@ class Streamed:
             raise UserError(message)
 
 
+def default_workers() -> int:
+    """The processes that decode images: one for each CPU core, divided by the ranks that share the machine."""
+    return max(1, cores() // distributed.local_world_size())
+
+
 def _decode_ahead(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
     """The crops of each job in order, decoded up to `ahead` jobs before they are needed.
 
     Workers start by Python's default method on this system. They use Pillow and numpy only, and DataLoader gives each of them one
     torch thread, so a forked worker never waits for threads of its parent.
     """
-    workers = max(1, min(data.workers or cores(), len(jobs)))
+    workers = max(1, min(data.workers or default_workers(), len(jobs)))
     return iter(
         DataLoader(
             _Crops(images.files, images.rows, data.flip), batch_size=None, sampler=jobs,

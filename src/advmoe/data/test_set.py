@@ -26,11 +26,15 @@ FORMS = (
 @dataclass(frozen=True)
 class ExtraTestSet:
     """The images at `path`; of a folder of corruptions (Hendrycks and Dietterich, 2019) those of one `corruption`, with its
-    `severity` from 1 to 5."""
+    `severity` from 1 to 5. Raises UserError for another severity."""
 
     path: Path
     corruption: str | None = None
     severity: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.severity <= SEVERITIES:
+            raise UserError(f"severity must be 1 to {SEVERITIES}, not {self.severity}")
 
     @property
     def name(self) -> str:
@@ -47,7 +51,7 @@ class ExtraTestSet:
         training data were. Raises UserError, with the path, if something is missing or damaged, or has other classes or
         another size.
         """
-        with os_errors_as_user_errors(config.replace(data_dir=str(self.path))):
+        with os_errors_as_user_errors(self.path):
             test = self._images(spec, config)
         empty = test[torch.arange(0)]
         return Splits(self.name, spec, fingerprint(test), empty, empty, test)

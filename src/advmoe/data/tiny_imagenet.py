@@ -38,7 +38,7 @@ def spec(config: DataConfig) -> ImageSpec:
     """The spec; its classes are the sorted WordNet ids of `wnids.txt`, or numbered names without `data_dir`."""
     if config.data_dir is None:
         return _spec([f"class-{number:03d}" for number in range(200)])
-    with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
+    with os_errors_as_user_errors(config.data_dir), _open(data_path(config, FORMS)) as tree:
         return _spec(_wnids(tree))
 
 
@@ -52,7 +52,7 @@ def load(config: DataConfig) -> Splits:
     The validation split is held out of the training images. Raises UserError, with the file and line, if something is
     missing, damaged or has no label.
     """
-    with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
+    with os_errors_as_user_errors(config.data_dir), _open(data_path(config, FORMS)) as tree:
         wnids = _wnids(tree)
         train, test = (_decoded(tree, listing, len(wnids)) for listing in (_train(tree, wnids), _val(tree, wnids)))
     return make_splits("tinyimagenet", _spec(wnids), train, test, config)
@@ -60,7 +60,7 @@ def load(config: DataConfig) -> Splits:
 
 def count(config: DataConfig) -> Counts:
     """The number of images in each split. Raises UserError as `load`, but not for images that cannot be decoded."""
-    with os_errors_as_user_errors(config), _open(data_path(config, FORMS)) as tree:
+    with os_errors_as_user_errors(config.data_dir), _open(data_path(config, FORMS)) as tree:
         wnids = _wnids(tree)
         train, test = (only_labels(listing.labels, len(wnids), tree.path) for listing in (_train(tree, wnids), _val(tree, wnids)))
     return count_splits(train, test, len(wnids), config)

@@ -9,7 +9,6 @@ from typing import Any
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
 from advmoe.evaluation.cost import Cost, cost
-from advmoe.evaluation.provenance import provenance
 from advmoe.evaluation.record import HistoryRow, Record, RecordedCode, RecordedTeacher
 from advmoe.evaluation.record_config import RecordedConfig
 from advmoe.evaluation.results import Evaluation
@@ -18,6 +17,7 @@ from advmoe.evaluation.snapshot import Snapshot, snapshot
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
+from advmoe.provenance import provenance
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from advmoe.errors import UserError
 from advmoe.models.classifier import Classifier
 from advmoe.moe import ChannelMask, Channels, MaskedNorm, PlainConv2d
 from advmoe.moe.convert.prepare import copied
@@ -11,11 +12,16 @@ from advmoe.moe.replace import replace_modules
 
 @torch.no_grad()
 def start_scores(model: Classifier) -> None:
-    """Set the score of each channel to the mean L2 norm of the filters that write it."""
+    """Set the score of each channel to the mean L2 norm of the filters that write it.
+
+    Raises UserError for a mask without filters.
+    """
     convolutions = [module for module in model.modules() if isinstance(module, PlainConv2d)]
     for mask in model.masks:
         assert isinstance(mask, ChannelMask)
         norms = [conv.weight.flatten(1).norm(dim=1) for conv in convolutions if mask in conv.outputs.masks]
+        if not norms:
+            raise UserError("a channel mask belongs to no convolution made by kind.plain() or kind.conv()")
         mask.scores.copy_(torch.stack(norms).mean(dim=0))
 
 

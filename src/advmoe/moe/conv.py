@@ -63,7 +63,8 @@ class MoEConv2d(nn.Module):
         self.filters = nn.Parameter(first[torch.arange(size) % self.width])
         self.router = Router(inputs.width, self.num_experts) if routed else None
         self.bias: nn.Parameter | None = None  # [N, K], of a converted layer, or once the norm is folded in (advmoe.models.fused)
-        self.norm, self.norm_shared = norm, norm is not None and not isinstance(norm, ExpertNorm)  # also once it is folded in
+        self.norm = norm
+        self.norm_shared = norm is not None and not isinstance(norm, ExpertNorm)  # stays True after the norm is folded in
         self.index = 0
         self.dispatch = "auto"  # how its convolution is run (advmoe.moe.dispatch)
 
@@ -71,7 +72,8 @@ class MoEConv2d(nn.Module):
         """[B, C, H, W] -> [B, K, H', W'], and the layer's Routing if it has a router.
 
         A layer without a router needs `logits` [B, N] of the network's router. `onto` [B, K, H', W'] is added to the result.
-        Raises ValueError if neither a router nor `logits` is there.
+        Raises ValueError if neither a router nor `logits` is there, and RuntimeError if a tool traces the
+        layer, or transforms it in train mode (`check_call`).
         """
         check_call(x, self.training)
         routing_logits = logits if self.router is None else self.router(x)
@@ -128,14 +130,10 @@ class MoEConv2d(nn.Module):
     @torch.no_grad()
     def tie_gradients(self) -> None:
         """Set the gradients of each expert's parameters to their sum over the experts, so that equal experts stay equal."""
-        if self.filters.grad is not None:
-            _tie(self.filters.grad, self.width)
-        if self.bias is not None and self.bias.grad is not None:
-            _tie(self.bias.grad, 1)
-        if isinstance(self.norm, ExpertNorm):
-            for gradient in (self.norm.weight.grad, self.norm.bias.grad):
-                if gradient is not None:
-                    _tie(gradient, 1)
+        of_norm = (self.norm.weight, self.norm.bias) if isinstance(self.norm, ExpertNorm) else ()
+        for parameter, period in [(self.filters, self.width), *((parameter, 1) for parameter in (self.bias, *of_norm))]:
+            if parameter is not None and parameter.grad is not None:
+                _tie(parameter.grad, period)
 
 
 def _tie(gradient: Tensor, period: int) -> None:

@@ -108,6 +108,7 @@ def _check_names(kind: DenseKind, **choices: Any) -> None:
 
 def scaled(channels: int, scale: float) -> int:
     """scale * channels, rounded down. Raises UserError if that is 0."""
-    if int(scale * channels + 1e-9) < 1:  # 1e-9: 0.2 * 15 is 3.0000000000000004, 0.29 * 100 is 28.999999999999996
+    kept = int(scale * channels + 1e-9)  # 1e-9: 0.2 * 15 is 3.0000000000000004, 0.29 * 100 is 28.999999999999996
+    if kept < 1:
         raise UserError(f"model_scale {scale} leaves a layer of {channels} channels none: at least {1 / channels:.3g} is needed")
-    return int(scale * channels + 1e-9)
+    return kept

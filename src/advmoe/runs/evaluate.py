@@ -106,7 +106,7 @@ def subject(what: Path) -> Subject:
     code = code_of(best.history[: best.epoch])
     trained = Trained(config, what.resolve().name, best.epoch, history, best.train_seconds, teacher, trained_by=code)
     return Subject(
-        trained, best.fingerprint, lambda config, splits: best_network(what, config, splits),
+        trained, best.fingerprint, lambda config, splits: best_network(best, config, splits),
         lambda: best.spec or spec_from_data(what, config), what / STORE, what / RECORD, tuple(folder.damaged()),
     )  # fmt: skip
 

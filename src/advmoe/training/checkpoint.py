@@ -258,11 +258,15 @@ def best_epoch(history: History) -> int:
     return 1 + max(rows, key=lambda row: (history[row]["score"], -row))
 
 
-def load_weights(model: torch.nn.Module, checkpoint: Checkpoint) -> None:
-    """Fill `model` from a checkpoint. Raises UserError if it belongs to another model."""
+def load_weights(model: torch.nn.Module, checkpoint: Checkpoint, weights: StateDict | None = None) -> None:
+    """Fill `model` from a checkpoint: with `weights`, or else with those of its weights' file.
+
+    Raises UserError if they cannot be read or belong to another model.
+    """
+    state = checkpoint.model_state() if weights is None else weights
     try:
-        model.load_state_dict(checkpoint.model_state())
-    except (RuntimeError, OSError, SafetensorError) as error:
+        model.load_state_dict(state)
+    except Exception as error:  # any exception can come out of a state of another kind
         raise UserError(f"{checkpoint.folder}: holds another model's weights ({reason_of(error)})") from None
 
 

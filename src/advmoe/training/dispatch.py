@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from advmoe import distributed
@@ -25,7 +25,7 @@ from advmoe.moe import ForcedGate, synchronise
 from advmoe.moe.convert.prepare import copied
 from advmoe.moe.dispatch import DISPATCHES, STATIC, available
 from advmoe.training.methods import METHODS
-from advmoe.training.start import autocast
+from advmoe.training.precision import autocast_dtype, in_precision
 from advmoe.training.trial import trial
 
 log = logging.getLogger("advmoe")
@@ -80,7 +80,7 @@ def read(file: Path) -> Measured | None:
     """The choice stored with a run; None if there is none or it cannot be read."""
     try:
         return Measured.model_validate_json(bounded_text(file, 2**16))
-    except (OSError, ValidationError):
+    except (OSError, ValueError, UserError):  # damaged JSON and text that is not UTF-8 raise a ValueError
         return None
 
 
@@ -128,8 +128,7 @@ def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: Dispatc
     x = torch.rand(IMAGES, *spec.shape, device=device, generator=random).requires_grad_()
     layers = network.moe_layers()
     route = torch.randint(layers[0].num_experts, (IMAGES, len(layers)), device=device, generator=random)
-    dtype = autocast(config.runtime.precision, device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with in_precision(device, autocast_dtype(config.runtime.precision, device)):
         logits = network.forward_routed(x, ForcedGate(route))[0].float()
     (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
     return logits.detach(), gradient
@@ -138,7 +137,7 @@ def _values(config: RunConfig, model: Classifier, spec: ImageSpec, name: Dispatc
 def _check(result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], config: RunConfig) -> None:
     """Raises ValueError if values differ by more than the rounding of the convolutions."""
     device = expected[0].device
-    exact = device.type == "cpu" and autocast(config.runtime.precision, device) is None
+    exact = device.type == "cpu" and autocast_dtype(config.runtime.precision, device) is None
     limit = 1e-3 if exact else 0.1  # bf16, TF32
     for value, expected_value in zip(result, expected, strict=True):
         if not (value - expected_value).norm() <= limit * expected_value.norm():
@@ -152,8 +151,7 @@ def _rehearse(config: RunConfig, model: Classifier, spec: ImageSpec, name: Dispa
     network.set_dispatch(name)
     synchronise(network, False)
     images = distributed.local_size(config.training.batch_size)
-    dtype = autocast(config.runtime.precision, device)
-    with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+    with in_precision(device, autocast_dtype(config.runtime.precision, device)):
         logits = network(torch.rand(images, *spec.shape, device=device, generator=torch.Generator(device).manual_seed(0)))
     logits.float().logsumexp(dim=1).sum().backward()
 

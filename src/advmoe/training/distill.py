@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from advmoe.models import Classifier
+from advmoe.training.precision import in_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,6 @@ class Teacher:
         """[B, C] float32 for images x [B, C, H, W]; looked up if `rows`, their numbers in the training part, are known."""
         if self.precomputed is not None and rows is not None:
             return self.precomputed[rows]
-        with torch.autocast(x.device.type, dtype=self.autocast, enabled=self.autocast is not None):
+        with in_precision(x.device, self.autocast):
             logits: Tensor = self.network(x)
         return logits.float().softmax(dim=1)

@@ -11,8 +11,11 @@ import torch
 from advmoe import distributed
 from advmoe.attacks import derive_seed
 from advmoe.config import RunConfig
-from advmoe.data import Images, Splits, generated, with_generated
+from advmoe.data import Images, Splits, with_generated
+from advmoe.data.generated import MixedImages
+from advmoe.training.batches import batches
 from advmoe.training.checkpoint import RunFolder
+from advmoe.training.checks import check
 from advmoe.training.dispatch import set_fastest
 from advmoe.training.groups import groups_of, new_groups
 from advmoe.training.health import NonFinite, collapsed_layers, router_cosines
@@ -20,14 +23,13 @@ from advmoe.training.interrupts import Interrupts
 from advmoe.training.manifest import History
 from advmoe.training.methods import Phase
 from advmoe.training.observers import Observer
-from advmoe.training.resume import claimed
+from advmoe.training.resume import check_unchanged, claimed
 from advmoe.training.run import Run, check_finite
 from advmoe.training.schedule import rates, set_rates
-from advmoe.training.start import batches, check, initial_network, network
+from advmoe.training.start import initial_network, network
 from advmoe.training.statistics import calibrate_routers
 from advmoe.training.steps import Metrics, TrainState
-from advmoe.training.teacher import KEY as TEACHER
-from advmoe.training.teacher import check_same, load_teacher
+from advmoe.training.teacher import load_teacher
 from advmoe.training.totals import Totals, Value, check_metrics, means
 from advmoe.training.trial import compilable
 from advmoe.training.validation import validate
@@ -53,12 +55,11 @@ def train(config: RunConfig, splits: Splits, out: Path, *observers: Observer, re
     with fork, claimed(folder, config, splits, resume) as latest, Interrupts() as interrupts:
         config = compilable(config, model, splits.spec)
         set_fastest(config, out, model, splits.spec)
-        digests = {} if teacher is None else {TEACHER: teacher.digest}
-        if isinstance(splits.train, generated.MixedImages):
-            digests[generated.KEY] = splits.train.digest
+        digests = {} if teacher is None else {"teacher": teacher.digest}
+        if isinstance(splits.train, MixedImages):
+            digests["generated"] = splits.train.digest
         run = Run(config, splits, folder, model, interrupts, observers if distributed.rank() == 0 else (), latest, digests)
-        check_same(teacher, config, run.last_row)
-        generated.check_same(splits.train, run.last_row, config.data.generated)
+        check_unchanged(config, digests, run.last_row)
         while not run.is_done:
             number = run.phase_number
             phase, state = run.phases[number], run.begin_phase()

@@ -38,7 +38,7 @@ class Method:
 
     @property
     def two_levels(self) -> bool:
-        """Whether a phase trains the routers as a level of their own."""
+        """Whether a phase trains the routers in a separate level."""
         return any("routers" in phase.levels for phase in self.phases)
 
 

@@ -1,7 +1,7 @@
 """The start of a run in its folder, and the state in a checkpoint."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -18,7 +18,7 @@ from advmoe.training.methods import total_epochs
 from advmoe.training.steps import TrainState
 
 log = logging.getLogger("advmoe")
-TRAINED = "trained"  # beside the optimizers' states: the weights in training, if a moving average is the network
+TRAINED = "trained"  # key, beside the optimizers' states, of the weights in training if the weights' file holds their average
 # what an optimizer's groups keep from the configuration and device, whatever the checkpoint says
 CONFIGURED = ("fused", "initial_lr", "start", "warmup", "routers")
 
@@ -65,6 +65,17 @@ def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
     return latest
 
 
+def check_unchanged(config: RunConfig, digests: Mapping[str, str], last_row: Mapping[str, object]) -> None:
+    """Raises UserError if the run began with another teacher or other generated images than those of `digests`.
+
+    `last_row` is that of the run's last epoch, or empty. Rows of older versions have no digest of generated images.
+    """
+    paths = {"teacher": config.training.teacher, "generated": config.data.generated}
+    for name, digest in digests.items():
+        if last_row.get(name) not in (None, digest):
+            raise UserError(f"{name} {paths[name]}: has changed since the run began")
+
+
 def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> StateDict:
     """Load the weights in training, and `within_phase` the optimizers' states. Raises UserError if they belong to another run.
 
@@ -73,7 +84,8 @@ def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> St
     averaged = state.config.training.ema > 0
     states = distributed.on_rank_zero(checkpoint.optimizer_states) if within_phase or averaged else {}
     trained = states.pop(TRAINED, {})
-    distributed.on_rank_zero(partial(_load_weights, state.model, checkpoint, trained if averaged else None))
+    weights = trained.get("weights", {}) if averaged else None
+    distributed.on_rank_zero(partial(load_weights, state.model, checkpoint, weights))
     distributed.broadcast_state(state.model)
     states = states if within_phase else {}
     if within_phase and states.keys() != state.optimizers.keys():
@@ -94,17 +106,6 @@ def restore_average(ema: Ema, checkpoint: Checkpoint, trained: StateDict) -> Non
     if type(trained.get("updates")) is not int:
         raise UserError(f"{checkpoint.folder}: holds no moving average")
     ema.updates = trained["updates"]
-
-
-def _load_weights(model: torch.nn.Module, checkpoint: Checkpoint, trained: StateDict | None) -> None:
-    """The weights in training: those beside the optimizers' states if the weights' file holds a moving average."""
-    if trained is None:
-        load_weights(model, checkpoint)
-        return
-    try:
-        model.load_state_dict(trained["weights"])
-    except Exception as error:  # any exception can come out of a state of another kind
-        raise UserError(f"{checkpoint.folder}: holds another model's weights ({type(error).__name__})") from None
 
 
 def _load(optimizer: torch.optim.Optimizer, content: StateDict, complaint: str) -> None:

@@ -11,9 +11,9 @@ from advmoe import distributed
 from advmoe.config import RunConfig
 from advmoe.data import Splits
 from advmoe.errors import UserError
-from advmoe.evaluation.provenance import code
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
+from advmoe.provenance import code
 from advmoe.training.checkpoint import Checkpoint, RunFolder
 from advmoe.training.ema import Ema
 from advmoe.training.health import NonFinite
@@ -46,7 +46,7 @@ class Run:
     observers: Sequence[Observer]
     latest: Checkpoint | None
     digests: Mapping[str, str]
-    history: History = field(default_factory=list)
+    history: History = field(init=False)
     restores: int = 0
     code: Mapping[str, str] = field(default_factory=code)
 

@@ -25,6 +25,7 @@ from advmoe.training.ema import Ema
 from advmoe.training.groups import learn_from_terms_alone
 from advmoe.training.health import Watch
 from advmoe.training.losses import Forward, Loss, Outcome, check_outcome
+from advmoe.training.precision import in_precision
 from advmoe.training.statistics import kept_statistics
 from advmoe.training.terms import router_terms
 
@@ -202,8 +203,8 @@ def _update(state: TrainState, level: str, batch: Batch, gate: Gate, attack_gate
 def _backward(state: TrainState, level: str, learner: Classifier, gate: Gate, example: Example) -> Outcome:
     """The loss, and its gradients to the parameters of `level`, summed over the ranks, and over the experts while they are tied.
 
-    What the level trains is in train mode: its batch norms use the statistics of the batch. A network router has batch norms of
-    its own. In eval mode nothing would bound its activations, and it diverges within a few iterations.
+    What the level trains is in train mode: its batch norms use the statistics of the batch. A network router has batch norms
+    too: in eval mode nothing would bound its activations, and it would diverge within a few iterations.
     """
     optimizer = state.optimizers[level]
     learner.train(level != "routers")
@@ -308,7 +309,7 @@ def _take_step(state: TrainState, optimizer: torch.optim.Optimizer) -> None:
 
 def _forward(state: TrainState, model: Classifier, gate: Gate) -> Forward:
     def forward(x: Tensor) -> tuple[Tensor, Routings]:
-        with torch.autocast(x.device.type, dtype=state.autocast, enabled=state.autocast is not None):
+        with in_precision(x.device, state.autocast):
             return state.passes(model, x, gate)
 
     return forward

@@ -1,6 +1,5 @@
 """Load the teacher of a run."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,10 @@ from advmoe.errors import UserError
 from advmoe.models import fused
 from advmoe.models.digest import weights_digest
 from advmoe.training.distill import Teacher
+from advmoe.training.precision import autocast_dtype
 from advmoe.training.saved import saved_file, saved_run
-from advmoe.training.start import autocast
 
 PIECE = 512  # images that the teacher sees at once
-KEY = "teacher"  # in a row of the history: the digest
 
 
 def load_teacher(config: RunConfig, splits: Splits) -> Teacher | None:
@@ -33,15 +31,9 @@ def load_teacher(config: RunConfig, splits: Splits) -> Teacher | None:
     saved = (saved_run(path) if path.is_dir() else saved_file(path))[0]
     _check_fit(path, saved.spec, splits.spec)
     device = splits.train.labels.device
-    dtype = autocast("auto", device)
-    teacher = Teacher(fused(saved.network.to(device).requires_grad_(False)), weights_digest(saved.network), dtype)
+    network = fused(saved.network.to(device).requires_grad_(False))
+    teacher = Teacher(network, weights_digest(saved.network), autocast_dtype("auto", device))
     return replace(teacher, precomputed=_precomputed(teacher, splits.train)) if _is_unchanged(config, splits) else teacher
-
-
-def check_same(teacher: Teacher | None, config: RunConfig, last_row: Mapping[str, object]) -> None:
-    """Raises UserError if the run had a teacher of other weights; `last_row` is that of its last epoch, or empty."""
-    if teacher is not None and last_row and last_row.get(KEY) != teacher.digest:
-        raise UserError(f"teacher {config.training.teacher}: its weights have changed since the run began")
 
 
 def _check_fit(path: Path, teacher: ImageSpec, data: ImageSpec) -> None:

@@ -69,7 +69,7 @@ class Totals:
 
     def add(self, metrics: Metrics, images: int) -> None:
         """Count an iteration over `images` images."""
-        for name, value in metrics.items():  # in some iterations routers do not learn
+        for name, value in metrics.items():  # iterations in which routers do not learn have no router metrics
             self.sums[name] = self.sums.get(name, torch.zeros_like(value)).to(value.device) + value
         self.iteration, self.images = self.iteration + 1, self.images + images
 

@@ -9,6 +9,7 @@ import torch
 from advmoe import distributed
 from advmoe.config import RunConfig
 from advmoe.data import ImageSpec
+from advmoe.errors import reason_of
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
 from advmoe.moe.convert.prepare import copied
@@ -51,12 +52,7 @@ def compilable(config: RunConfig, model: Classifier, spec: ImageSpec) -> RunConf
         for phase in METHODS[config.method].phases:
             trial(config, model, spec, phase)()
     except Exception as error:  # a compiler can raise any exception
-        log.warning("compile %s failed; the run continues without it: %s", config.runtime.compile, _reason(error))
+        reason = reason_of(getattr(error, "inner_exception", error), named=True)  # of the error that a compiler's error wraps
+        log.warning("compile %s failed; the run continues without it: %s", config.runtime.compile, reason)
         return config.replace(runtime=config.runtime.replace(compile="none"))
     return config
-
-
-def _reason(error: Exception) -> str:
-    """The first line of the error that a compiler's error wraps."""
-    cause = getattr(error, "inner_exception", error)
-    return f"{type(cause).__name__}: {next(iter(str(cause).splitlines()), '')}"

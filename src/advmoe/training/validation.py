@@ -7,8 +7,8 @@ import torch
 from advmoe import distributed
 from advmoe.attacks import evaluation_pgd
 from advmoe.data import Source
-from advmoe.evaluation.accuracy import correct_flags, robust_flags
 from advmoe.models import fused
+from advmoe.training.accuracy import correct_flags, robust_flags
 from advmoe.training.steps import TrainState
 
 VALIDATION_STEPS = 10

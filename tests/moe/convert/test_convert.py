@@ -432,6 +432,7 @@ SPELLINGS = {
     "a PReLU for each channel": between_convolutions(lambda layers, h: layers[0](h), nn.PReLU(8)),
     "F.pad and a crop": between_convolutions(lambda layers, h: F.pad(h, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]),
     "axis": between_convolutions(lambda layers, h: h / (1 + h.amax(axis=(2, 3), keepdim=True))),
+    "a constant": between_convolutions(lambda layers, h: h * torch.tensor([0.5]).view(1, 1, 1, 1)),
     "x * tanh(softplus(x))": between_convolutions(lambda layers, h: h * F.softplus(h).tanh()),
 }
 
@@ -439,6 +440,33 @@ SPELLINGS = {
 @pytest.mark.parametrize("name", SPELLINGS)
 def test_common_ways_to_write_an_operation_are_converted(name):
     model, x = SPELLINGS[name], torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(convert(model, 2, 1.0, example_input=x)(x), model(x))
+    assert convert(model, 2, 0.5, example_input=x)(x).shape == (3, 5)
+
+
+class Chained(nn.Module):
+    """Two sums that tie the channels of three convolutions to one another, one of them twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.stem, self.wide, self.narrow = (
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.Conv2d(8, 6, 3, padding=1),
+            nn.Conv2d(4, 6, 3, padding=1),
+        )
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        a, b, c = self.a(x), self.b(x), self.c(x)
+        h = torch.cat([a, b], 1) + torch.cat([c, c], 1)
+        return self.head((self.wide(h) + self.narrow(a + b)).mean((2, 3)))
+
+
+def test_channels_that_are_tied_twice_have_one_width():
+    torch.manual_seed(0)
+    model, x = Chained().eval(), torch.rand(3, 3, 8, 8)
     torch.testing.assert_close(convert(model, 2, 1.0, example_input=x)(x), model(x))
     assert convert(model, 2, 0.5, example_input=x)(x).shape == (3, 5)
 

@@ -207,8 +207,11 @@ class Walk:
         if sizes[0] != sizes[1]:
             sums = [" + ".join(str(full * repeat) for full, repeat in parts) for parts in sizes]
             _refuse(node, f"{name_of(node)} of channels that were concatenated differently: {sums[0]}, and {sums[1]}")
-        for (group, _), (other, _) in zip(first, second, strict=True):
+        pairs = [(part.group, other.group) for part, other in zip(first, second, strict=True)]
+        while pairs:
+            group, other = pairs.pop(0)
             group.fixed |= other.fixed
+            pairs = [(group if a is other else a, group if b is other else b) for a, b in pairs]
             for at, features in self.features.items():
                 self.features[at] = tuple(Part(group if each is other else each, repeat) for each, repeat in features)
 

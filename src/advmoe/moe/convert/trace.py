@@ -9,6 +9,7 @@ from torch import Size, Tensor, fx, nn
 
 from advmoe.errors import UserError
 from advmoe.moe.convert.features import NORMS, Features, Walk, count, flatten_by_name
+from advmoe.moe.convert.prepare import copied
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,10 +69,10 @@ class _Tracer(fx.Tracer):
 
 def _graph(model: nn.Module) -> fx.Graph:
     graphs = []
-    for training in (True, False):
+    for root in (copied(model).train(), model.eval()):  # tracing numbers the constants of a forward() and keeps them in the model
         tracer = _Tracer()
         try:
-            graphs.append(tracer.trace(model.train(training)))
+            graphs.append(tracer.trace(root))
         except Exception as error:  # code of the model can do anything with a proxy instead of a tensor
             raise UserError(f"{tracer.failed or type(model).__name__}: cannot be traced: {first_line(error)}") from None
     if str(graphs[0]) != str(graphs[1]):

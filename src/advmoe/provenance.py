@@ -58,7 +58,7 @@ def _commit() -> str | None:
         return subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        if not Path(git("rev-parse", "--show-toplevel"), "src", "advmoe").samefile(folder.parent):
+        if not Path(git("rev-parse", "--show-toplevel"), "src", "advmoe").samefile(folder):
             return None
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", ":/src") else "")
     except (OSError, subprocess.CalledProcessError):

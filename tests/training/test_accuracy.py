@@ -5,9 +5,9 @@ from torch import nn
 
 from advmoe.attacks import Pgd, evaluation_pgd
 from advmoe.data import Images
-from advmoe.evaluation.accuracy import correct_flags, predict_all, robust_flags
 from advmoe.models.resnet import ResNet
 from advmoe.moe import DenseKind, MoEKind
+from advmoe.training.accuracy import correct_flags, predict_all, robust_flags
 
 EPSILON = 8 / 255
 SETTINGS = evaluation_pgd(EPSILON, 10)
