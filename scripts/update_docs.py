@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -390,11 +391,10 @@ def draw_image() -> None:
     """Draw docs/images/robustness.png, with the digest of its Records inside."""
     text = PngInfo()
     text.add_text(DIGEST, records_digest())
-    with drafted(ROOT / IMAGE) as draft:
-        frontier(main_records(), draft)
-        with Image.open(draft) as image:
-            image.load()
-        image.save(draft, "PNG", pnginfo=text, optimize=True)
+    with TemporaryDirectory() as folder, drafted(ROOT / IMAGE) as draft:
+        frontier(main_records(), Path(folder, "image.png"))
+        with Image.open(Path(folder, "image.png")) as image:
+            image.save(draft, "PNG", pnginfo=text, optimize=True)
 
 
 def records_digest() -> str:
