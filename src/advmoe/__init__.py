@@ -1,7 +1,6 @@
 """AdvMoE: robust mixture-of-experts training for convolutional networks, and an evaluation that can be trusted."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from advmoe.moved import getter
 from advmoe.version import __version__ as __version__
@@ -12,7 +11,7 @@ if TYPE_CHECKING:
     from advmoe.runs.loaded import Loaded
 
 __all__ = ["Loaded", "from_pretrained", "load", "push_to_hub", "save_file"]
-MODULES = {
+MODULES = {  # the modules of these names, which are imported when they are first used: `import advmoe` is fast
     "Loaded": "advmoe.runs.loaded",
     "from_pretrained": "advmoe.runs.load",
     "load": "advmoe.runs.load",
@@ -20,9 +19,5 @@ MODULES = {
     "save_file": "advmoe.runs.load",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import the names in `__all__` when they are first used (PEP 562), so that `import advmoe` is fast."""
-    if name in MODULES:
-        return getattr(import_module(MODULES[name]), name)
-    return getter(__name__)(name)
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__, MODULES)

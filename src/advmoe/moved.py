@@ -1,6 +1,8 @@
 """Public names of earlier versions. Using one raises an error that gives its present name."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from types import MappingProxyType
 from typing import Any
 
 MOVED = {  # module -> former name -> present name
@@ -31,12 +33,17 @@ MOVED = {  # module -> former name -> present name
 }
 
 
-def getter(module: str) -> Callable[[str], Any]:
-    """`__getattr__` of a module (PEP 562). It raises ImportError for a name in MOVED, and AttributeError for any other."""
+def getter(module: str, lazy: Mapping[str, str] = MappingProxyType({})) -> Callable[[str], Any]:
+    """`__getattr__` of a module (PEP 562). A name in `lazy` is imported when it is first used, from the module that `lazy` gives.
 
-    def refuse(name: str) -> Any:
+    It raises ImportError for a name in MOVED, and AttributeError for any other.
+    """
+
+    def get(name: str) -> Any:
+        if name in lazy:
+            return getattr(import_module(lazy[name]), name)
         if name in MOVED[module]:
             raise ImportError(f"{module}.{name} is now {MOVED[module][name]}")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
-    return refuse
+    return get

@@ -16,7 +16,7 @@ from advmoe.attacks import autoattack
 from advmoe.config import RunConfig
 from advmoe.errors import UserError
 from advmoe.evaluation import ATTACKS, evaluate
-from advmoe.evaluation.shards import true_network
+from advmoe.evaluation.precision import full_float32
 from advmoe.evaluation.target import EvaluationOptions, make_target
 from advmoe.evaluation.wrappers import CopiedInput, copying, gradient_network
 from advmoe.models import deployed
@@ -182,7 +182,7 @@ def _restored_precision() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_restored_precision")
 @pytest.mark.parametrize("interface", ["default", "older", "newer"])
-def test_the_true_network_does_not_round_to_tf32(interface: str) -> None:
+def test_the_judging_network_does_not_round_to_tf32(interface: str) -> None:
     convolutions, products = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     if interface == "older":
         torch.set_float32_matmul_precision("medium")
@@ -190,7 +190,7 @@ def test_the_true_network_does_not_round_to_tf32(interface: str) -> None:
         convolutions.fp32_precision = products.fp32_precision = "tf32"
         torch.backends.cudnn.rnn.fp32_precision = "ieee"
     before = convolutions.fp32_precision, products.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
-    with true_network(nn.Linear(1, 1)):
+    with full_float32(nn.Linear(1, 1)):
         assert (convolutions.fp32_precision, products.fp32_precision) == ("ieee", "ieee")
         assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"
         assert interface == "newer" or torch.backends.cudnn.allow_tf32 is False  # it can be read

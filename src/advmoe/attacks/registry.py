@@ -280,13 +280,13 @@ def lookup_attack(name: str) -> Attack:
     return attack
 
 
-def run_attack(name: str, job: Job, true_network: nn.Module | None = None) -> Tensor:
+def run_attack(name: str, job: Job, judge: nn.Module | None = None) -> Tensor:
     """x' [B, C, H, W] of the attack `name`, without a graph.
 
-    Raises UserError if it returns anything else, or if it changes a network of the job, or the `true_network` that judges x': its
+    Raises UserError if it returns anything else, or if it changes a network of the job, or the network `judge` that judges x': its
     weights, its buffers or its mode (train or eval); the networks are restored then. Whether x' is in the ball is not checked here.
     """
-    networks = [network for network in (job.predict, job.transfer, true_network) if isinstance(network, nn.Module)]
+    networks = [network for network in (job.predict, job.transfer, judge) if isinstance(network, nn.Module)]
     states = [NetworkState(network) for network in dict.fromkeys(networks)]
     with torch.enable_grad():
         x_adv = ATTACKS[name].run(job)

@@ -15,7 +15,8 @@ from advmoe.cli.device import device
 from advmoe.cli.predict import pathway
 from advmoe.errors import UserError, nearest, printable
 from advmoe.evaluation.fooling import THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
-from advmoe.evaluation.shards import SLACK, true_network
+from advmoe.evaluation.precision import full_float32
+from advmoe.evaluation.shards import SLACK
 from advmoe.models import fused
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -78,7 +79,7 @@ def run(arguments: AttackArguments) -> None:
     if epsilon <= 0:
         raise UserError(f"{arguments.run}: was trained for epsilon 0; give --epsilon")
     image = model.read(arguments.image)
-    with frozen(model), true_network(model):
+    with frozen(model), full_float32(model):
         report = _report(model, _victim(model, image.pixels.to(torch_device), arguments), epsilon, image.note, arguments)
     print(json.dumps(report.model_dump(by_alias=True)) if arguments.json else "\n".join(map(printable, _lines(report))))
 

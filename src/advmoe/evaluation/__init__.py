@@ -1,7 +1,6 @@
 """Evaluation of a network: its accuracy under attack, and its cost."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from advmoe.moved import getter
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from advmoe.evaluation.target import EvaluationOptions
 
 __all__ = ["ATTACKS", "PRESETS", "Check", "Evaluation", "EvaluationOptions", "attack_strength", "evaluate"]
-MODULES = {
+MODULES = {  # the modules of these names, which are imported when they are first used: Records are read without torch
     "ATTACKS": "advmoe.attacks.registry",
     "PRESETS": "advmoe.attacks.presets",
     "Check": "advmoe.evaluation.record_evaluation",
@@ -25,9 +24,5 @@ MODULES = {
     "evaluate": "advmoe.evaluation.runner",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import the names in `__all__` when they are first used, so that Records can be read without torch."""
-    if name in MODULES:
-        return getattr(import_module(MODULES[name]), name)
-    return getter(__name__)(name)
+if not TYPE_CHECKING:
+    __getattr__ = getter(__name__, MODULES)

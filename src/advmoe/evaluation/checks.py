@@ -17,9 +17,9 @@ from advmoe.attacks import ImageDraws, Pgd, derive_seed, evaluation_pgd, frozen,
 from advmoe.attacks.objectives import cross_entropy, margin, predicted
 from advmoe.attacks.pgd import Predict, input_gradient, pgd_points
 from advmoe.attacks.surrogate import UNDECIDED, margins, route_of, undecided
+from advmoe.evaluation.precision import full_float32
 from advmoe.evaluation.record_evaluation import Check, Status
 from advmoe.evaluation.result_checks import NO_ATTACK, threshold
-from advmoe.evaluation.shards import true_network
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -197,7 +197,7 @@ def attack_strength(
     Fails if the accuracy under the other attack is more than a percentage point higher. This finds, for example, a projection
     inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels.
     """
-    with frozen(model), true_network(model), torch.no_grad():
+    with frozen(model), full_float32(model), torch.no_grad():
         ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()

@@ -16,10 +16,11 @@ from advmoe.errors import UserError
 from advmoe.evaluation.checks import check_finiteness, check_network
 from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.figures import summarise
+from advmoe.evaluation.precision import full_float32
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
-from advmoe.evaluation.shards import Worker, true_network
+from advmoe.evaluation.shards import Worker
 from advmoe.evaluation.store import Store, split
 from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, store_key, unwrapped
 
@@ -108,7 +109,7 @@ def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions
     requested, model = resolve(options.preset), unwrapped(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
-    with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), true_network(model):
+    with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), full_float32(model):
         target = make_target(model, x, y, options)
         preset = requested.for_classes(target.num_classes)
         _check_preset(target, preset)

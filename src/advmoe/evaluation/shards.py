@@ -6,15 +6,14 @@ time.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from advmoe.attacks.job import Job
 from advmoe.attacks.objectives import predicted
@@ -234,32 +233,3 @@ def _save_images(path: Path, rows: Sequence[int], x_adv: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with drafted(path) as draft:
         draft.write_bytes(save({"rows": torch.as_tensor(rows, dtype=torch.int64), "x_adv": x_adv.cpu().contiguous()}))
-
-
-@contextmanager
-def true_network(model: nn.Module) -> Iterator[None]:
-    """Inside the block, the network runs in float32, without autocast and TF32. It decides whether an image fools."""
-    device = next(iter(model.parameters()), torch.zeros(())).device
-    with torch.autocast(device.type, enabled=False), _full_float32():
-        yield
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Inside the block, convolutions and matrix products of float32 tensors are not rounded to TF32 or bfloat16."""
-    backends: Any = torch.backends
-    cudnn, mkldnn = backends.cudnn, backends.mkldnn
-    settings = [cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul]
-    with ExitStack() as restored:
-        for setting in settings:
-            restored.callback(setattr, setting, "fp32_precision", setting.fp32_precision)
-        # The older interface agrees, so that a network may read it. It raises if the newer one has set what it cannot express.
-        with suppress(RuntimeError):
-            restored.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
-            torch.set_float32_matmul_precision("highest")
-        with suppress(RuntimeError):
-            restored.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
-            cudnn.allow_tf32 = False
-        for setting in settings:
-            setting.fp32_precision = "ieee"
-        yield

@@ -21,8 +21,9 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS
 from advmoe.attacks.surrogate import route_of
 from advmoe.data.images import balanced
+from advmoe.evaluation.precision import full_float32
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, GalleryStep, Layer, View
-from advmoe.evaluation.shards import Worker, true_network
+from advmoe.evaluation.shards import Worker
 from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import EvaluationOptions, Target
 from advmoe.models import Classifier, fused
@@ -51,7 +52,7 @@ def snapshot(model: Classifier, x: Tensor, y: Tensor, correct: Sequence[int], op
     `correct` are the rows that the network classifies correctly. The attacks use the noise that `evaluate` draws with the same
     options.
     """
-    with frozen(model), true_network(model):
+    with frozen(model), full_float32(model):
         routed, classes = bool(model.moe_layers()), model.num_classes
         target = Target(
             model, fused(model), x, y, classes, routed, options.epsilon, options.norm, options.seed, batch_size=options.batch_size
