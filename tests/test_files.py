@@ -1,10 +1,27 @@
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 
+from advmoe.config import CONFIG_FILE
 from advmoe.errors import UserError
-from advmoe.files import bounded_text, check_folder, check_target, check_utf8, drafted, json_object, write_atomically, write_json
+from advmoe.evaluation.record_file import GALLERY, RECORD
+from advmoe.evaluation.store import STORE
+from advmoe.files import (
+    FOLDERS_OF_RUN,
+    OF_RUN,
+    bounded_text,
+    check_folder,
+    check_target,
+    check_utf8,
+    drafted,
+    json_object,
+    write_atomically,
+    write_json,
+)
+from advmoe.training.checkpoint import METRICS, RunFolder
+from advmoe.training.manifest import WEIGHTS
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_draft(tmp_path: Path) -> None:
@@ -142,3 +159,11 @@ def test_an_input_is_no_target(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "net")
     with pytest.raises(UserError, match=f"^{tmp_path / 'link'}: the text could replace {tmp_path / 'net'}; give another name$"):
         check_target(tmp_path / "link", "the text", tmp_path / "net")
+
+
+def test_every_file_of_a_run_is_protected() -> None:
+    """`advmoe.files` imports no other module, so it repeats their names."""
+    names = [CONFIG_FILE, METRICS, RECORD, GALLERY, WEIGHTS, f"standard.{RECORD}"]
+    assert [name for name in names if not any(fnmatch(name, pattern) for pattern in OF_RUN)] == []
+    folders = [STORE, f"{STORE}-standard", RunFolder(Path()).checkpoint_path.name]
+    assert [name for name in folders if not any(fnmatch(name, pattern) for pattern in FOLDERS_OF_RUN)] == []

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 from records import quick, record
 
-from advmoe.attacks.presets import QUICK_OF_VERSION_0_1
 from advmoe.attacks.registry import ATTACKS
 from advmoe.reports import cells, html, measures, paper_tables, plots, tables
-from advmoe.reports.measures import BY_NAME, MEASURES, QUICK, Measure, attacks_of, label, measured, worst_of
+from advmoe.reports.measures import BY_NAME, MEASURES, QUICK, QUICK_OF_VERSION_0_1, Measure, attacks_of, label, measured, worst_of
 
 SOURCE = Path(measures.__file__).parents[1]
 

@@ -82,9 +82,6 @@ PRESETS = {
 }  # fmt: skip
 
 
-QUICK_OF_VERSION_0_1 = ("pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick")  # Records of that version have these
-
-
 def resolve(preset: str | Sequence[str]) -> Preset:
     """The preset of that name, or a plan made from a list of attacks. Raises UserError on unknown names or a missing extra."""
     chosen = _preset(preset) if isinstance(preset, str) else plan(preset)

@@ -51,7 +51,7 @@ def reroute(model: Routed, x: Tensor, y: Tensor, search: Search, beam: Beam, dra
     start = project(x + search.epsilon * draws.uniform(x), x, search.epsilon)
     cheap = cheapest_changes(model, x)
     changes = in_turn(cheap, weakest_changes(model, x, y, cheap, search.epsilon, 2 * beam.singles))
-    free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
+    free = _no_forced_layer(model, x)
     singles = range(min(beam.singles, changes.shape[1]))
     states = _attempts(task, [(_with_change(free, changes, number), start) for number in singles])
     for _ in range(1, beam.depth if states else 1):
@@ -90,7 +90,7 @@ def weakest_changes(model: Routed, x: Tensor, y: Tensor, changes: Tensor, epsilo
     """
     if not changes.shape[1]:
         return changes
-    free = torch.full((len(x), _num_layers(model, x)), -1, dtype=torch.long, device=x.device)
+    free = _no_forced_layer(model, x)
     routes = [free.scatter(1, change[:, :1], change[:, 1:]) for change in changes.unbind(dim=1)]
     at_image = torch.stack([_forced_margin(model, x, y, route) for route in routes], dim=1)
     changes = _reordered(changes, at_image)
@@ -257,5 +257,6 @@ def _best(states: Sequence[_State], width: int) -> list[_State]:
     return [_State(routes[rank, row], points[rank, row], losses[rank, row]) for rank in order.unbind(dim=1)]
 
 
-def _num_layers(model: Routed, x: Tensor) -> int:
-    return route_of(model.forward_routed(x[:1], HARD)[1]).shape[1]
+def _no_forced_layer(model: Routed, x: Tensor) -> Tensor:
+    """The route [B, L] that leaves every layer to its router."""
+    return torch.full_like(route_of(model.forward_routed(x[:1], HARD)[1]), -1).repeat(len(x), 1)

@@ -130,9 +130,11 @@ def _prediction(model: Loaded, x: Tensor) -> Prediction:
 
 
 def _write(victim: Victim, minimal: Fooled, first: Fooled, epsilon: float, requested: Path) -> tuple[Path, Tensor]:
-    """Write the image with the smallest change that fools. As a PNG it is rounded inside the ball of `epsilon`, or of the whole
-    255ths above its own; if it does not fool then, the first image that fooled is tried, and after that an .npy is written instead.
-    Returns the path and the image [C, H, W] in the file."""
+    """Write the image with the smallest change that fools. Returns the path and the image [C, H, W] in the file.
+
+    A PNG is rounded inside the ball of `epsilon`; if the change is larger, inside the ball of its epsilon rounded up to a whole
+    255th. If the rounded image does not fool, the first image that fooled is tried, and after that an .npy is written instead.
+    """
     if requested.suffix.lower() == ".png":
         for fooled in (minimal, first):
             radius = epsilon if fooled.epsilon <= epsilon + SLACK else ceil(255 * (fooled.epsilon - SLACK)) / 255

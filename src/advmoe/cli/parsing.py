@@ -63,7 +63,10 @@ class DefaultSource:
 
 
 def configured(argv: list[str]) -> RunConfig:
-    """The configuration of --recipe, --config or an existing --out, before other flags change it."""
+    """The configuration of --recipe, --config or an existing --out, before other flags change it.
+
+    Raises UserError for both or none of the two flags, an unknown recipe, or a file that cannot be read.
+    """
     without_help = [argument for argument in argv if argument not in ("-h", "--help")]
     with on_parse_error(partial(_refuse, DefaultSource)):
         parsed, _ = tyro.cli(DefaultSource, args=without_help, config=(Flat,), return_unknown_args=True, add_help=False)

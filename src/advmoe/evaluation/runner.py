@@ -81,7 +81,7 @@ def evaluate(
 
 
 def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
-    """The same as `evaluate`, for a caller that has claimed the store (`advmoe.evaluation.claim`)."""
+    """What `evaluate` does with these `options`, for a caller that has claimed their store (`advmoe.evaluation.claim`)."""
     with _prepared(model, x, y, options) as (target, preset, store):
         images = None if options.store is None else options.store / "adversarial"
         shards = []
@@ -97,7 +97,7 @@ def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: Evaluation
 
 
 def warn_before(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> None:
-    """The warnings of `evaluate_claimed` before its attacks, for a caller that leaves the attacks to other processes."""
+    """Log the warnings that `evaluate` gives before its attacks, for a caller that leaves the attacks to other processes."""
     with _prepared(model, x, y, options):
         pass
 

@@ -118,7 +118,10 @@ class Target:
 
 
 def make_target(network: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Target:
-    """The Target of a frozen network. Raises UserError if images, labels or logits have wrong shapes, dtypes or values."""
+    """The Target of a frozen network and its test images x [n, C, H, W] in [0, 1] with labels y [n] int64.
+
+    Raises UserError if images, labels or logits have wrong shapes, dtypes or values.
+    """
     _check_images(x, y)
     x = x.detach().contiguous()
     model: Any = copying(network, x[:1])

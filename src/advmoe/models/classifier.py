@@ -22,6 +22,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std)[:, None, None])
 
     def forward(self, x: Tensor) -> Tensor:
+        """Pixels [B, C, H, W] in [0, 1] -> the same shape, standardised."""
         return (x - self.mean) / self.std
 
 

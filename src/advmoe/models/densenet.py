@@ -27,6 +27,7 @@ class DenseLayer(nn.Module):
         self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, C + growth, H, W], and the Routings of the two convolutions."""
         h, first = self.conv1(self.activation(self.norm1(x)), gate, logits)
         h, second = self.conv2(self.activation(h), gate, logits)
         return torch.cat([x, h], dim=1), first + second
@@ -41,6 +42,7 @@ class Transition(nn.Module):
         self.conv = kind.plain(inputs, outputs, kernel_size=1, norm=False)
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, C', H / 2, W / 2], and no routings."""
         return avg_pool2d(self.conv(self.activation(self.norm(x))), 2), ()
 
 

@@ -22,6 +22,7 @@ class BasicBlock(nn.Module):
         self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, C', H', W'], and the Routings of the two convolutions."""
         h, first = self.conv1(x, gate, logits)
         shortcut = x if self.shortcut is None else self.shortcut(x)
         h, second = self.conv2(self.activation(h), gate, logits, shortcut)

@@ -27,6 +27,7 @@ class PreActivationBlock(nn.Module):
         self.activation = kind.nonlinearity()
 
     def forward(self, x: Tensor, gate: Gate, logits: Tensor | None = None) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, C', H', W'], and the Routings of the two convolutions."""
         activated = self.activation(self.norm1(x))
         h, first = self.conv1(activated, gate, logits)
         shortcut = x if self.shortcut is None else self.shortcut(activated)

@@ -41,10 +41,6 @@ BALANCE: dict[str, Callable[[Routing], Tensor]] = {"switch": switch, "importance
 
 def balance(term: str, routings: Routings) -> Tensor:
     """The mean of the term named `term` over the routed layers, a scalar."""
-    terms: Tensor = torch.stack([BALANCE[term](whole_batch(routing)) for routing in routings])
+    of_all_ranks = [Routing(gather_rows(routing.logits), gather_rows(routing.experts)) for routing in routings]
+    terms: Tensor = torch.stack([BALANCE[term](routing) for routing in of_all_ranks])
     return terms.mean()
-
-
-def whole_batch(routing: Routing) -> Routing:
-    """The routing of the images of all ranks, from that of this rank's images."""
-    return Routing(gather_rows(routing.logits), gather_rows(routing.experts))

@@ -29,6 +29,7 @@ class PlainConv2d(nn.Conv2d):
         self.inputs, self.outputs, self.norm = inputs, outputs, norm
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C', H', W']."""
         y = super().forward(x)
         return y if self.norm is None else self.norm(y)
 
@@ -39,6 +40,7 @@ class DenseConv2d(PlainConv2d):
     def forward(  # type: ignore[override]
         self, x: Tensor, gate: Gate, logits: Tensor | None = None, onto: Tensor | None = None
     ) -> tuple[Tensor, Routings]:
+        """[B, C, H, W] -> [B, C', H', W'], plus `onto` of that shape if it is given; and no routings."""
         y = super().forward(x)
         return y if onto is None else y.add_(onto), ()
 

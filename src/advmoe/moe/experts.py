@@ -65,6 +65,7 @@ class FilterBank:
 
     @property
     def padding(self) -> int:
+        """The zero padding on each side; with stride 1 it keeps height and width."""
         return self.filters.shape[-1] // 2
 
 

@@ -85,6 +85,7 @@ class MaskedNorm(_Irreplaceable, BatchNorm2d):
         return torch.cat([mask() for mask in self.channels.masks])
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, C, H, W]."""
         return super().forward(x) * self.mask().to(x.dtype)[:, None, None]
 
     def extra_repr(self) -> str:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Literal
 
-from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
+from advmoe.attacks.presets import PRESETS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
 from advmoe.reports.collect import Cell, cell_of, departures, grouped, shared_settings, short_value
-from advmoe.reports.measures import SUMMARY, WORST, attacks_of
+from advmoe.reports.measures import QUICK_OF_VERSION_0_1, SUMMARY, WORST, attacks_of
 
 T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -87,7 +87,7 @@ def attacks_in_words(attacks: frozenset[str]) -> str:
     for name, preset in [*PRESETS.items(), *few_classes]:
         if attacks in (set(preset.attacks), set(preset.attacks) - {"transfer"}):
             return f"the preset {name}" + (" without transfer" if attacks < set(preset.attacks) else "")
-    if attacks == frozenset(QUICK_OF_VERSION_0_1):
+    if attacks == QUICK_OF_VERSION_0_1:
         return "the preset quick of version 0.1"
     return ", ".join(sorted(attacks)) or "attacks that are not in the Record"
 

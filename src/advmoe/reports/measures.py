@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from advmoe.attacks.presets import PRESETS, QUICK_OF_VERSION_0_1
+from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import Record
 
 PRESENT = "by the present version of every attack"
 QUICK = frozenset(PRESETS["quick"].attacks)
+QUICK_OF_VERSION_0_1 = frozenset({"pgd_10", "pgd_20", "pgd_50", "straight_through_1", "reroute_quick"})  # Records of that version
 ATTACK_DEFAULTS: dict[str, object] = {"attack gradients": "float32"}
-PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": frozenset(QUICK_OF_VERSION_0_1)}
+PLANS = {"ra_worst_quick": QUICK, "ra_worst_former_quick": QUICK_OF_VERSION_0_1}
 
 
 @dataclass(frozen=True)

@@ -240,7 +240,7 @@ def _against_cost(ax: Axes, name: str, summaries: Sequence[Summary]) -> None:
 
 
 def _near(summaries: Sequence[Summary], drawn_at: Mapping[Cell, float]) -> list[list[Summary]]:
-    """Summaries, in order of their place, split where the next place is further away than TOGETHER."""
+    """Groups of the summaries, which are ordered by position. A position over TOGETHER times the last one starts a new group."""
     parts: list[list[Summary]] = []
     for summary in summaries:
         if not parts or drawn_at[summary.cell] > TOGETHER * drawn_at[parts[-1][-1].cell]:

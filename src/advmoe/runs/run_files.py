@@ -1,15 +1,17 @@
 """The files of a run's folder, read without errors: a file that is damaged, or that another process is writing, is skipped."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar, cast
 
 from advmoe.config import CONFIG_FILE, RunConfig, load_run_config
 from advmoe.errors import UserError
 from advmoe.files import json_object, parsed_object
+
+Content = TypeVar("Content")
 
 MAX_NUMBER = 1e300  # numbers in files must be smaller
 
@@ -62,13 +64,13 @@ def read_config(path: Path) -> tuple[RunConfig | None, str]:
     return config, "" if config else f"{path}: holds no run (no {CONFIG_FILE})"
 
 
-def cached(path: Path, read: Any) -> Any:
+def cached(path: Path, read: Callable[[Path], Content]) -> Content | None:
     """read(path), which is called again only after the file has changed; None if there is no such file."""
     try:
         status = path.stat()
     except OSError:
         return None
-    return _cached_read(path, read, status.st_mtime_ns, status.st_size)
+    return cast(Content, _cached_read(path, read, status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=16384)

@@ -38,9 +38,8 @@ def plan(
     """The runs of a sweep, ordered by seed, so that every cell has a first run early. A run that two grids contain is planned once.
 
     `only` selects the runs whose label contains all of these texts (a number of experts, scale or seed, such as s1, as a whole
-    part: not s10); `dataset`, `settings` and the number of `seeds` replace
-    those of the sweep. Raises UserError if no run remains, if settings are not allowed, if two recipes are the same run, and for
-    more than MAX_RUNS runs.
+    part: not s10). `dataset`, `settings` and the number of `seeds` replace those of the sweep. Raises UserError if no run remains,
+    if settings are not allowed, if two recipes are the same run, and for more than MAX_RUNS runs.
     """
     by_name: dict[str, Planned] = {}
     numbers = range(seeds) if seeds is not None else dict.fromkeys(seed for grid in sweep.grids for seed in grid.seeds)

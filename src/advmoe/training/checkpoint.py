@@ -86,10 +86,12 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
+        """The file of the run's configuration."""
         return self.path / CONFIG_FILE
 
     @property
     def checkpoint_path(self) -> Path:
+        """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def config(self) -> RunConfig:

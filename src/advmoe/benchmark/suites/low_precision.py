@@ -24,7 +24,7 @@ from advmoe.benchmark.rows import Row
 from advmoe.benchmark.setup import Setup
 from advmoe.data import load_dataset
 from advmoe.errors import UserError
-from advmoe.evaluation import evaluate
+from advmoe.evaluation import Evaluation, evaluate
 from advmoe.evaluation.wrappers import LowPrecision
 from advmoe.export import Dtype, Encoding, Outputs, Predictor, agreement, calibration_images, export, outputs
 from advmoe.export.onnx import check_extra
@@ -88,7 +88,7 @@ class Case:
         """The same with only the first `count` test images."""
         return replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
 
-    def evaluated(self, network: nn.Module, store: Path | None = None) -> Any:
+    def evaluated(self, network: nn.Module, store: Path | None = None) -> Evaluation:
         """The quick preset's Evaluation of a network. `store` keeps the adversarial images."""
         epsilon = self.model.threat_model.epsilon
         return evaluate(
