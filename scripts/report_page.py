@@ -23,13 +23,13 @@ FRAME = '<style>body {{ margin: 0 }} iframe {{ border: 0; width: 100vw; height: 
 
 def page_records() -> list[Record]:
     """The Records in FOLDERS; a missing folder is skipped."""
-    return [record for name in FOLDERS if any((RESULTS / name).glob("*.json")) for record in collect(RESULTS / name, print)]
+    return [record for name in FOLDERS if any((RESULTS / name).glob("*.json")) for record in collect(RESULTS / name)]
 
 
 def write_page(file: Path) -> None:
     """Write the page to `file`."""
     with tempfile.TemporaryDirectory() as folder:
-        write_report(page_records(), Path(folder), print)
+        write_report(page_records(), Path(folder))
         file.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(Path(folder) / "report.html", file)
 

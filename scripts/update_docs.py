@@ -201,7 +201,7 @@ def pivot(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
 
 def main_records() -> list[Record]:
     """The Records that README shows."""
-    return collect(ROOT / "results/cifar10-jpeg", print)
+    return collect(ROOT / "results/cifar10-jpeg")
 
 
 def methods_table() -> str:

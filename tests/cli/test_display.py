@@ -6,6 +6,7 @@ from rich.console import Console
 
 from advmoe.cli import display
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
+from advmoe.cli.streams import warnings_on_stderr
 from advmoe.evaluation.store import Shard
 
 
@@ -20,19 +21,27 @@ def console(output: io.StringIO) -> Console:
     return Console(file=output)
 
 
-def test_each_epoch_and_warning_is_a_line(console: Console, output: io.StringIO) -> None:
+def test_each_epoch_is_a_line(console: Console, output: io.StringIO) -> None:
     with TrainingProgress(console, "run", 3) as progress:
-        logging.getLogger("advmoe").warning("an expert is dead")
         for epoch in (1, 3):
             progress.epoch({
                 "phase": 1, "score": 40.0, "epoch": epoch, "iterations": 10, "train_seconds": 5.0, "validate_seconds": 1.0,
                 "loss": 2.5, "val_sa": 50.0, "val_ra": 40.0, "load": [[0.25, 0.75], [0.5, 0.5]],
             })  # fmt: skip
     assert output.getvalue().splitlines() == [
-        "warning: an expert is dead",
         "run  epoch 1/3  loss 2.500  held-out SA 50.0 RA 40.0  2.0 it/s  busiest expert 75%  12 s left",
         "run  epoch 3/3  loss 2.500  held-out SA 50.0 RA 40.0  2.0 it/s  busiest expert 75%",
     ]
+
+
+def test_a_warning_is_one_line_above_the_live_line(output: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    log = logging.getLogger("advmoe")
+    with warnings_on_stderr(), TrainingProgress(Console(file=output, force_terminal=True), "run", 3) as progress:
+        log.warning("before")
+        progress.iteration(1, 1, 100, {}, 0)
+        log.warning("an expert [0] is dead")
+    assert capsys.readouterr().err == "warning: before\n"
+    assert output.getvalue().count("warning: an expert [0] is dead\n") == 1
 
 
 def test_the_live_line_starts_within_an_epoch_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

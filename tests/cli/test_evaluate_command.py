@@ -305,10 +305,10 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     assert (other.weights, other.test_images, len(other.gallery) > 0) == (recorded.weights, 12, True)
     assert "transfer" in other.evaluation.attacks
     assert other.fingerprint != recorded.fingerprint
-    assert [record.dataset for record in collect(run, pytest.fail)] == [recorded.dataset]
+    assert [record.dataset for record in collect(run)] == [recorded.dataset]
     shutil.copy(run / "F-C-invert-2.record.json", tmp_path / "other.json")
     shutil.copy(run / "record.json", tmp_path / "own.json")
-    assert len(summarise(collect(tmp_path, pytest.fail))) == 2  # never means over both
+    assert len(summarise(collect(tmp_path))) == 2  # never means over both
 
 
 def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys):
@@ -327,7 +327,7 @@ def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys):
     assert all(path.startswith(("few.", "evaluation-few/")) for path in new)
     recorded, named = (read_record(run / name) for name in ("record.json", "few.record.json"))
     assert (named.test_images, named.train_images, named.fingerprint) == (3, recorded.train_images, recorded.fingerprint)
-    assert len(collect(run, pytest.fail)) == 1
+    assert len(collect(run)) == 1
 
 
 def test_an_attack_that_changes_the_network_is_one_line(run, capsys, registries):

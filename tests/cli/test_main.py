@@ -1,6 +1,7 @@
 """`python -m advmoe`: its output, and its interrupts."""
 
 import io
+import logging
 import signal
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def test_a_killed_worker_and_a_lack_of_memory_are_one_line_and_another_runtime_e
     monkeypatch.setattr("advmoe.cli.recipes.run", broken)
     with pytest.raises(RuntimeError, match="ours"):
         main(["recipes"])
+
+
+def test_a_warning_is_one_line_on_stderr_in_every_call(monkeypatch, capsys):
+    monkeypatch.setattr(
+        "advmoe.cli.recipes.run", lambda arguments: logging.getLogger("advmoe").warning("%s: odd\nname", "a\x1b[2Jb")
+    )
+    handlers = list(logging.getLogger("advmoe").handlers)
+    for _ in range(2):
+        assert main(["recipes"]) == 0
+        assert capsys.readouterr() == ("", "warning: a\\x1b[2Jb: odd name\n")
+    assert logging.getLogger("advmoe").handlers == handlers
 
 
 # A command line that needs 0.3 s to clean up after an interrupt, and another 0.3 s when the interpreter ends.

@@ -337,12 +337,11 @@ def test_a_folder_with_another_configuration_is_refused_by_name(finished, grid):
 # Records that cannot be read
 
 
-def test_a_record_that_cannot_be_read_is_named_and_the_others_are_written(finished, grid, tmp_path, capsys):
+def test_a_record_that_cannot_be_read_is_named_and_the_others_are_written(finished, grid, tmp_path, caplog):
     shutil.copytree(finished, tmp_path / "runs")
     path = tmp_path / "runs" / NAMES[0] / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 99}))
     run([grid, "--out", str(tmp_path / "runs"), "--records", str(tmp_path / "records.json"), *TINY])
     assert [record["run"] for record in json.loads((tmp_path / "records.json").read_text())] == NAMES[1:]
-    warning = capsys.readouterr().err
-    assert f"warning: {path}: " in warning
-    assert warning.endswith("; this Record is left out\n")
+    assert caplog.messages[-1].startswith(f"{path}: ")
+    assert caplog.messages[-1].endswith("; this Record is left out")

@@ -24,15 +24,22 @@ def fault(record):
     return ""
 
 
-def garbled_parts(record):
-    """The parts that are left out when a Record is read."""
-    lines = []
-    checked_record(record, "here", lines.append)
-    return [name for line in lines for name in line.removeprefix("here: read without its garbled parts: ").split(", ")]
+@pytest.fixture
+def garbled_parts(caplog):
+    """garbled_parts(record): the parts that are left out when a Record is read."""
+
+    def parts(record):
+        caplog.clear()
+        checked_record(record, "here")
+        return [
+            name for line in caplog.messages for name in line.removeprefix("here: read without its garbled parts: ").split(", ")
+        ]
+
+    return parts
 
 
 @pytest.mark.parametrize("sound", [RECORD, content("at_dense"), old_content()], ids=["routed", "dense", "old"])
-def test_sound_records_break_no_rule(sound):
+def test_sound_records_break_no_rule(sound, garbled_parts):
     assert (fault(sound), garbled_parts(sound)) == ("", [])
 
 
@@ -77,18 +84,18 @@ def test_a_bad_required_field_refuses_the_record(path, value):
         (("gallery", 0, "clean", "png"), RECORD["gallery"][0]["clean"]["png"][:60]),
     ],
 )  # fmt: skip
-def test_a_bad_optional_part_is_left_out(path, value):
+def test_a_bad_optional_part_is_left_out(path, value, garbled_parts):
     garbled = with_value(RECORD, path, value)
     assert fault(garbled) == ""
     assert garbled_parts(garbled) == [path[0]]
 
 
-def test_a_missing_field_counts_as_a_bad_one():
+def test_a_missing_field_counts_as_a_bad_one(garbled_parts):
     assert garbled_parts(with_value(RECORD, ("gallery", 0, "label"), REMOVED)) == ["gallery"]
     assert fault(with_value(RECORD, ("evaluation", "attacks", "pgd_50", "attacked"), REMOVED)).startswith("evaluation.attacks")
 
 
-def test_one_router_may_choose_for_all_layers():
+def test_one_router_may_choose_for_all_layers(garbled_parts):
     record = copy.deepcopy(RECORD)
     for image in record["gallery"]:
         for entry in (image["clean"], image["adversarial"], *image["steps"]):

@@ -69,7 +69,9 @@ def contents(base: dict[str, Any]) -> st.SearchStrategy[bytes]:
 
 
 @counts
-def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, base: dict[str, Any]) -> None:
+def test_records(
+    inputs: int, request: pytest.FixtureRequest, tmp_path: Path, base: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """A Record that can be read is also collected; both can be written as text."""
     (tmp_path / "record.json").write_text("{}")
     path, number = tmp_path / "record.json", -1
@@ -78,9 +80,9 @@ def test_records(inputs: int, request: pytest.FixtureRequest, tmp_path: Path, ba
         nonlocal number
         number += 1
         path.write_bytes(content)
-        warnings: list[str] = []
-        single, collected = read(lambda: read_record(path)), read(lambda: collect(tmp_path, warnings.append))
-        assert all(line.isprintable() and len(line) < 4000 for line in warnings)
+        caplog.clear()
+        single, collected = read(lambda: read_record(path)), read(lambda: collect(tmp_path))
+        assert all(line.isprintable() and len(line) < 4000 for line in caplog.messages)
         if isinstance(single, Record):
             json.dumps(model_info(single))
             assert collected == [single]

@@ -23,27 +23,22 @@ def changed_record(*arguments, **fields):
     return checked_record(changed(*arguments, **fields), "a changed Record")
 
 
-@pytest.fixture
-def warnings():
-    return []
-
-
 def seeds_and_methods(records):
     return [(record.method, record.seed) for record in records]
 
 
-def test_records_of_runs_and_of_files_in_the_order_of_cells(tmp_path, warnings):
+def test_records_of_runs_and_of_files_in_the_order_of_cells(tmp_path, caplog):
     write(tmp_path / "b/deep/record.json", content("advmoe", 1))
     write(tmp_path / "a/record.json", content("advmoe", 0))
     write(tmp_path / "results.json", [content("at_dense"), content("advmoe", model_scale=0.2)])
     write(tmp_path / "one.json", content("at_sparse"))
-    records = collect(tmp_path, warnings.append)
+    records = collect(tmp_path)
     assert seeds_and_methods(records) == [("at_dense", 0), ("at_sparse", 0), ("advmoe", 0), ("advmoe", 0), ("advmoe", 1)]
     assert [record.config.model.model_scale for record in records[2:]] == [0.2, 0.5, 0.5]
-    assert warnings == []
+    assert caplog.messages == []
 
 
-def test_other_files_of_a_run_and_hidden_files_are_not_read(tmp_path, warnings):
+def test_other_files_of_a_run_and_hidden_files_are_not_read(tmp_path, caplog):
     write(tmp_path / "run/record.json", content())
     for name in (
         "run/evaluation/shard-00000.json",
@@ -55,24 +50,24 @@ def test_other_files_of_a_run_and_hidden_files_are_not_read(tmp_path, warnings):
         write(tmp_path / name, {})
     write(tmp_path / "run/config.yaml", "")
     write(tmp_path / "other/config.yaml", "")
-    assert len(collect(tmp_path, warnings.append)) == 1
-    assert warnings == []
+    assert len(collect(tmp_path)) == 1
+    assert caplog.messages == []
 
 
-def test_a_record_hides_no_other_records(tmp_path, warnings):
+def test_a_record_hides_no_other_records(tmp_path, caplog):
     """A folder of Records is not a run, even if one of them is called as in a run's folder."""
     write(tmp_path / "record.json", content(seed=0))
     write(tmp_path / "copy.record.json", content(seed=1))
     write(tmp_path / "below/x.json", content(seed=2))
-    assert [record.seed for record in collect(tmp_path, warnings.append)] == [0, 1, 2]
-    assert warnings == []
+    assert [record.seed for record in collect(tmp_path)] == [0, 1, 2]
+    assert caplog.messages == []
 
 
-def test_old_records_are_read_beside_new_ones(tmp_path, warnings):
+def test_old_records_are_read_beside_new_ones(tmp_path, caplog):
     write(tmp_path / "x.json", [old_content(seed=0), content(seed=1)])
-    old, new = collect(tmp_path, warnings.append)
+    old, new = collect(tmp_path)
     assert (old.from_schema, old.history, old.gallery, new.from_schema) == (1, [], [], None)
-    assert warnings == []
+    assert caplog.messages == []
 
 
 @pytest.mark.parametrize(
@@ -92,66 +87,66 @@ def test_old_records_are_read_beside_new_ones(tmp_path, warnings):
         ({**content(), "evaluation": {"checks": [{}]}}, "evaluation.images is missing"),
     ],
 )
-def test_a_file_without_a_record_is_one_warning_and_the_rest_is_read(tmp_path, warnings, value, message):
+def test_a_file_without_a_record_is_one_warning_and_the_rest_is_read(tmp_path, caplog, value, message):
     write(tmp_path / "bad.json", value)
     write(tmp_path / "good.json", content())
-    assert len(collect(tmp_path, warnings.append)) == 1
-    (line,) = warnings
+    assert len(collect(tmp_path)) == 1
+    (line,) = caplog.messages
     assert str(tmp_path / "bad.json") in line
     assert message in line
     assert "\n" not in line
 
 
-def test_bad_entries_of_a_list_are_one_warning_and_the_others_are_read(tmp_path, warnings):
+def test_bad_entries_of_a_list_are_one_warning_and_the_others_are_read(tmp_path, caplog):
     write(tmp_path / "x.json", [content(), {"a": 1}, 5])
-    assert len(collect(tmp_path, warnings.append)) == 1
-    (line,) = warnings
+    assert len(collect(tmp_path)) == 1
+    (line,) = caplog.messages
     assert "x.json, entry 2" in line
     assert "x.json, entry 3" in line
 
 
-def test_unreadable_file_is_one_line(tmp_path, warnings):
+def test_unreadable_file_is_one_line(tmp_path, caplog):
     write(tmp_path / "good.json", content())
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
-    assert len(collect(tmp_path, warnings.append)) == 1
-    (line,) = warnings
+    assert len(collect(tmp_path)) == 1
+    (line,) = caplog.messages
     assert "gone.json: cannot be read (No such file or directory)" in line
 
 
-def test_folder_without_a_record_is_refused(tmp_path, warnings):
+def test_folder_without_a_record_is_refused(tmp_path):
     write(tmp_path / "bad.json", "{")
     with pytest.raises(UserError, match="holds no Record; advmoe evaluate RUN writes one"):
-        collect(tmp_path, warnings.append)
+        collect(tmp_path)
     with pytest.raises(UserError, match="nowhere: is not a folder"):
-        collect(tmp_path / "nowhere", warnings.append)
+        collect(tmp_path / "nowhere")
 
 
-def test_other_settings_in_one_cell_are_one_warning_and_the_newest_runs_count(tmp_path, warnings):
+def test_other_settings_in_one_cell_are_one_warning_and_the_newest_runs_count(tmp_path, caplog):
     old = changed("training", lr=0.05)
     write(tmp_path / "old.json", [old, {**old, "seed": 1}])
     write(tmp_path / "new.json", {**content(), "time": "2027-01-01T00:00:00+00:00"})
-    (newest,) = collect(tmp_path, warnings.append)
+    (newest,) = collect(tmp_path)
     assert newest.config.training.lr == 0.1
-    (line,) = warnings
+    (line,) = caplog.messages
     assert "old.json: seed 0, 1 of advmoe, r 0.5, N 2, resnet18, fashion-mnist" in line
     assert "other settings than the run in" in line
     assert "new.json (training.lr: 0.05, not 0.1)" in line
 
 
-def test_seeds_of_different_settings_are_never_averaged(tmp_path, warnings):
+def test_seeds_of_different_settings_are_never_averaged(tmp_path, caplog):
     """Not even if each seed occurs once."""
     write(tmp_path / "x.json", [changed("training", seed=0, lr=0.05), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
-    assert seeds_and_methods(collect(tmp_path, warnings.append)) == [("advmoe", 1)]
-    assert len(warnings) == 1
+    assert seeds_and_methods(collect(tmp_path)) == [("advmoe", 1)]
+    assert len(caplog.messages) == 1
 
 
-def test_networks_with_options_beyond_the_paper_are_networks_of_their_own(tmp_path, warnings):
+def test_networks_with_options_beyond_the_paper_are_networks_of_their_own(tmp_path, caplog):
     plus = [changed("training", seed=seed, ema=0.995) for seed in (0, 1)]
     for one in plus:
         one["config"]["model"]["activation"] = "silu"
     write(tmp_path / "all.json", [content("advmoe", 0), content("advmoe", 1), *plus])
-    records = collect(tmp_path, warnings.append)
-    assert warnings == []
+    records = collect(tmp_path)
+    assert caplog.messages == []
     assert [cell_of(record).ingredients for record in records] == ["", "", *["activation silu, ema 0.995"] * 2]
     plain, other = cell_of(records[0]), cell_of(records[-1])
     assert (plain.is_of_the_paper, other.is_of_the_paper) == (True, False)
@@ -184,22 +179,22 @@ def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
     assert cell_of(changed_record(section, "at_dense", **fields)).variant == ""
 
 
-def test_where_a_run_is_computed_does_not_separate_its_seeds(tmp_path, warnings):
+def test_where_a_run_is_computed_does_not_separate_its_seeds(tmp_path, caplog):
     write(tmp_path / "a.json", changed("runtime", save_minutes=5.0, deterministic=True, compile="inductor"))
     write(tmp_path / "b.json", changed("training", seed=1, on_nonfinite="restore"))
     write(tmp_path / "c.json", content("advmoe", 2))
-    assert [record.seed for record in collect(tmp_path, warnings.append)] == [0, 1, 2]
-    assert warnings == []
+    assert [record.seed for record in collect(tmp_path)] == [0, 1, 2]
+    assert caplog.messages == []
 
 
-def test_files_of_a_networks_evaluation_are_not_read(tmp_path, warnings):
+def test_files_of_a_networks_evaluation_are_not_read(tmp_path, caplog):
     write(tmp_path / "net.record.json", content())
     write(tmp_path / "net.gallery.json", [])
     for name in ("net.evaluation", "net.evaluation-cifar10.1"):
         write(tmp_path / name / "key.json", {})
         write(tmp_path / name / "shard-00000.json", {})
-    assert len(collect(tmp_path, warnings.append)) == 1
-    assert warnings == []
+    assert len(collect(tmp_path)) == 1
+    assert caplog.messages == []
 
 
 def test_a_label_says_how_a_run_departs_from_its_method():
@@ -208,29 +203,29 @@ def test_a_label_says_how_a_run_departs_from_its_method():
     assert cell_of(changed_record("training", level_batches="same")).label == "advmoe, same batches"
 
 
-def test_other_data_of_the_same_name_is_another_setting(tmp_path, warnings):
+def test_other_data_of_the_same_name_is_another_setting(tmp_path, caplog):
     write(tmp_path / "x.json", [content(fingerprint="other"), {**content(seed=1), "time": "2027-01-01T00:00:00+00:00"}])
-    assert len(collect(tmp_path, warnings.append)) == 1
-    assert "fingerprint: other, not" in warnings[0]
+    assert len(collect(tmp_path)) == 1
+    assert "fingerprint: other, not" in caplog.messages[0]
 
 
-def test_a_seed_run_twice_is_listed_once(tmp_path, warnings):
+def test_a_seed_run_twice_is_listed_once(tmp_path, caplog):
     newer = {**content(sa=70.0), "time": "2027-01-01T00:00:00+00:00"}
     newer["evaluation"]["figures"]["sa"] = 70.0
     write(tmp_path / "a.json", newer)
     write(tmp_path / "b.json", content())
-    (newest,) = collect(tmp_path, warnings.append)
+    (newest,) = collect(tmp_path)
     assert newest.sa == 70.0
-    (line,) = warnings
+    (line,) = caplog.messages
     assert f"{tmp_path}/b.json: seed 0 of" in line
     assert f"{tmp_path}/a.json holds a newer run of it" in line
 
 
-def test_copies_of_a_record_count_once(tmp_path, warnings):
+def test_copies_of_a_record_count_once(tmp_path, caplog):
     write(tmp_path / "a.json", [content(), content()])
     write(tmp_path / "run/record.json", content())
-    assert len(collect(tmp_path, warnings.append)) == 1
-    assert warnings == []
+    assert len(collect(tmp_path)) == 1
+    assert caplog.messages == []
 
 
 def test_a_cell_ignores_settings_that_its_method_does_not_use():
@@ -253,13 +248,13 @@ def test_a_cell_ignores_settings_that_its_method_does_not_use():
     }
 
 
-def test_runs_of_a_method_that_is_not_registered_here_are_not_averaged(tmp_path, warnings):
+def test_runs_of_a_method_that_is_not_registered_here_are_not_averaged(tmp_path, caplog):
     for number, fields in enumerate(({"num_experts": 2}, {"num_experts": 4}, {"num_experts": 2, "model_scale": 0.2})):
         write(tmp_path / f"{number}/record.json", content("advmoe", number, **fields) | {"method": "mine"})
-    records = collect(tmp_path, warnings.append)
+    records = collect(tmp_path)
     assert len({cell_of(record) for record in records}) == 3
-    assert len(warnings) == 1
-    assert warnings[0].startswith("method 'mine' is not registered here")
+    assert len(caplog.messages) == 1
+    assert caplog.messages[0].startswith("method 'mine' is not registered here")
 
 
 def test_settings_are_those_that_the_method_uses():
@@ -270,12 +265,12 @@ def test_settings_are_those_that_the_method_uses():
     assert settings(changed_record("runtime", precision="bfloat16")) != settings(record())
 
 
-def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, warnings):
+def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, caplog):
     newer = {**content(seed=1, attack_precision="bfloat16"), "time": "2027-01-01T00:00:00+00:00"}
     write(tmp_path / "x.json", [content(), newer])
-    (record_of_newer,) = collect(tmp_path, warnings.append)
+    (record_of_newer,) = collect(tmp_path)
     assert record_of_newer.seed == 1
-    assert "(attack gradients: float32, not bfloat16)" in warnings[0]
+    assert "(attack gradients: float32, not bfloat16)" in caplog.messages[0]
     assert departures(record_of_newer) == ("attack gradients bfloat16 (float32)",)
 
 
@@ -297,11 +292,11 @@ def test_a_record_older_than_a_field_has_its_default():
     assert settings(checked_record(old, "here")) == settings(record())
 
 
-def test_a_run_that_was_evaluated_before_its_end_is_not_compared_with_finished_ones(tmp_path, warnings):
+def test_a_run_that_was_evaluated_before_its_end_is_not_compared_with_finished_ones(tmp_path, caplog):
     started = content(seed=2, history=content()["history"][:4])
     write(tmp_path / "x.json", [content(), content(seed=1), started])
-    assert seeds_and_methods(collect(tmp_path, warnings.append)) == [("advmoe", 0), ("advmoe", 1)]
-    (line,) = warnings
+    assert seeds_and_methods(collect(tmp_path)) == [("advmoe", 0), ("advmoe", 1)]
+    (line,) = caplog.messages
     assert "seed 2 of advmoe" in line
     assert "(epochs trained: 4 of 6, not all)" in line
     assert departures(checked_record(started, "here")) == ("epochs trained 4 of 6 (all)",)

@@ -34,17 +34,21 @@ def garbled(path, value):
     return with_value(BASE, path, value)
 
 
-def read(path, value):
-    """The garbled Record as a report reads it, or None if it is left out; with at most one warning."""
-    warnings = []
-    try:
-        result = checked_record(garbled(path, value), "here", warnings.append)
-    except UserError as error:
-        warnings.append(str(error))
-        result = None
-    assert len(warnings) <= 1
-    assert all(line.startswith("here: ") and "\n" not in line for line in warnings)
-    return result
+@pytest.fixture
+def read(caplog):
+    """read(path, value): the garbled Record as a report reads it, or None if it is left out; with at most one warning."""
+
+    def read_garbled(path, value):
+        caplog.clear()
+        try:
+            result, lines = checked_record(garbled(path, value), "here"), caplog.messages
+        except UserError as error:
+            result, lines = None, [str(error)]
+        assert len(lines) <= 1
+        assert all(line.startswith("here: ") and "\n" not in line for line in lines)
+        return result
+
+    return read_garbled
 
 
 def write_all(records):
@@ -57,7 +61,7 @@ def write_all(records):
 ALL = [(path, value) for path in json_paths(BASE) for value in VALUES]
 
 
-def test_a_report_is_written_whatever_one_record_contains():
+def test_a_report_is_written_whatever_one_record_contains(read):
     """For a sample of all changes, the same in every run."""
     for path, value in random.Random(0).sample(ALL, 60):
         result = read(path, value)
@@ -65,12 +69,12 @@ def test_a_report_is_written_whatever_one_record_contains():
             write_all([result, *VALID])
 
 
-def test_every_garbled_value_is_read_or_refused_in_one_line():
+def test_every_garbled_value_is_read_or_refused_in_one_line(read):
     assert sum(read(path, value) is None for path, value in ALL) > len(ALL) / 4
 
 
 @pytest.mark.parametrize(("path", "value"), CRASHED)
-def test_what_ended_in_a_traceback_before(path, value):
+def test_what_ended_in_a_traceback_before(path, value, read):
     result = read(path, value)
     if path[0] in ("epsilon_curve", "gallery", "history", "load_by_class", "hardware"):
         assert not getattr(result, path[0])
@@ -79,7 +83,7 @@ def test_what_ended_in_a_traceback_before(path, value):
         assert result is None
 
 
-def test_figures_are_drawn_whatever_one_record_contains(tmp_path, monkeypatch):
+def test_figures_are_drawn_whatever_one_record_contains(tmp_path, monkeypatch, read):
     """Without writing the files, which is slow and tested elsewhere."""
     monkeypatch.setattr(plots, "save", lambda figure, path: None)
     monkeypatch.setattr(routes, "save", lambda figure, path: None)

@@ -39,7 +39,7 @@ def run(arguments: DemoArguments) -> None:
         records.append(_evaluate(out / name, config, splits, terminal))
     write_json(out / "records.json", [record.to_json() for record in records], indent=1)
     statements = answers(records)
-    write_report(records, out, lambda text: terminal.print(text, style="yellow", highlight=False), statements)
+    write_report(records, out, statements)
     epsilon = configs["advmoe"].attack.epsilon
     terminal.print(record_table(records, f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {epsilon:g}"))
     lines = [

@@ -1,6 +1,5 @@
 """Displays the progress of training and evaluation on the console."""
 
-import logging
 import time
 from pathlib import Path
 
@@ -17,19 +16,8 @@ from advmoe.training.totals import image_count
 REFRESH = 0.5  # seconds between two readings of the metrics; each one synchronises the device
 
 
-class Warnings(logging.Handler):
-    """Prints warnings of the logger on a console."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__(logging.WARNING)
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.console.print(f"warning: {record.getMessage()}", style="yellow", markup=False, highlight=False, soft_wrap=True)
-
-
 class TrainingProgress(Observer):
-    """A live line (epoch, rate, remaining time, losses, load), and a printed line for each epoch and each warning."""
+    """A live line (epoch, rate, remaining time, losses, load), and a printed line for each epoch."""
 
     def __init__(self, console: Console, name: str, epochs: int) -> None:
         self.console, self.name, self.epochs = console, name, epochs
@@ -41,14 +29,11 @@ class TrainingProgress(Observer):
         self.read, self.started = 0.0, time.monotonic()
         self.first = self.done = -1  # iterations of the epoch: the first one of this process, and the last one
         self.epoch_seconds: list[float] = []  # of the epochs trained by this process
-        self.warnings = Warnings(self.progress.console)
 
     def __enter__(self) -> "TrainingProgress":
-        logging.getLogger("advmoe").addHandler(self.warnings)
         return self  # the live line starts with the first iteration, so that an error before it is the only output
 
     def __exit__(self, *_: object) -> None:
-        logging.getLogger("advmoe").removeHandler(self.warnings)
         if self.progress.live.is_started:
             self.progress.stop()
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from advmoe.attacks.presets import resolve
 from advmoe.cli.arguments.evaluate import EvaluateArguments, EvaluateCommand
 from advmoe.cli.device import device
 from advmoe.cli.display import EvaluationProgress
-from advmoe.cli.streams import console, warn
+from advmoe.cli.streams import console
 from advmoe.config import RunConfig
 from advmoe.config.choices import PATHWAY_BUDGET
 from advmoe.data import Splits, load_dataset
@@ -40,6 +41,7 @@ from advmoe.reports.tables import evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.precision import autocast_dtype
 
+logger = logging.getLogger("advmoe")
 WORKER = "ADVMOE_WORKER"  # this environment variable marks the processes that --processes starts
 
 
@@ -173,8 +175,7 @@ def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfi
     data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
     for name in network.damaged:
-        epoch = network.trained.epoch
-        warn(f"{run}: checkpoint {name} is cut short or altered; epoch {epoch} is evaluated")
+        logger.warning("%s: checkpoint %s is cut short or altered; epoch %d is evaluated", run, name, network.trained.epoch)
     if (test_set := _test_set(arguments)) is not None:
         return network, config.replace(data=data), test_set.load(network.spec(), data).to(torch_device)
     splits = load_dataset(data).to(torch_device)

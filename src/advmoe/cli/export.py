@@ -1,6 +1,7 @@
 """`advmoe export`."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +11,6 @@ from torch import Tensor
 
 from advmoe.attacks.surrogate import UNDECIDED
 from advmoe.cli.arguments.export import ExportArguments
-from advmoe.cli.streams import warn
 from advmoe.config import to_dict
 from advmoe.config.choices import Dtype
 from advmoe.data import Splits, load_dataset
@@ -31,6 +31,7 @@ from advmoe.files import check_target, check_utf8
 from advmoe.runs.load import load, portable, shared
 from advmoe.runs.loaded import Loaded
 
+logger = logging.getLogger("advmoe")
 NOISE = 64  # number of random images to compare if there are no real ones
 MAX_ROWS = 10  # in a message
 
@@ -41,9 +42,10 @@ def run(arguments: ExportArguments) -> None:
     encoding = Encoding(arguments.format or format_of(arguments.out), arguments.dtype)
     loaded = load(arguments.run)
     if loaded.record is None:
-        warn(f"{arguments.run}: has no Record of its best epoch, so its robust accuracy is unknown")
+        logger.warning("%s: has no Record of its best epoch, so its robust accuracy is unknown", arguments.run)
     elif arguments.dtype != "float32":
-        warn(f"{arguments.out}: written without the Record, which is of the network in float32, not in {arguments.dtype}")
+        out, dtype = arguments.out, arguments.dtype
+        logger.warning("%s: written without the Record, which is of the network in float32, not in %s", out, dtype)
     data = _data(arguments, loaded)
     calibration = calibration_images(data) if arguments.dtype == "int8" and data is not None else None
     predict = export(
@@ -90,7 +92,7 @@ def _data(arguments: ExportArguments, loaded: Loaded) -> Splits | None:
     except UserError as error:
         if int8:
             raise UserError(f"int8 is calibrated on training images, which cannot be read: {error}") from None
-        warn(f"compared on {NOISE} images of noise, because the test images cannot be read: {error}")
+        logger.warning("compared on %d images of noise, because the test images cannot be read: %s", NOISE, error)
         return None
 
 
@@ -107,7 +109,9 @@ def _warn_chance(run: str, logits: Tensor, labels: Tensor | None) -> None:
         return
     accuracy, chance = (logits.argmax(dim=1) == labels).double().mean().item(), 1 / logits.shape[1]
     if accuracy <= chance + 2 * (chance * (1 - chance) / len(labels)) ** 0.5:
-        warn(f"{run}: is right on {100 * accuracy:.1f} % of {len(labels)} images, no more than a guess: it looks untrained")
+        logger.warning(
+            "%s: is right on %.1f %% of %d images, no more than a guess: it looks untrained", run, 100 * accuracy, len(labels)
+        )
 
 
 def _print(arguments: ExportArguments, encoding: Encoding, comparisons: Sequence[Comparison | Agreement]) -> None:

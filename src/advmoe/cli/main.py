@@ -9,7 +9,7 @@ from importlib.metadata import version
 
 from advmoe import __version__
 from advmoe.cli import extension
-from advmoe.cli.streams import escape_unencodable
+from advmoe.cli.streams import escape_unencodable, warnings_on_stderr
 from advmoe.errors import UserError, lookup
 from advmoe.training.interrupts import Stopped
 
@@ -59,10 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         lookup(COMMANDS, argv[0], "command")
-        extension.load()
-        extension.check_names()
-        arguments = importlib.import_module(f"advmoe.cli.arguments.{argv[0]}").read(argv[1:])
-        importlib.import_module(f"advmoe.cli.{argv[0]}").run(arguments)
+        with warnings_on_stderr():
+            extension.load()
+            extension.check_names()
+            arguments = importlib.import_module(f"advmoe.cli.arguments.{argv[0]}").read(argv[1:])
+            importlib.import_module(f"advmoe.cli.{argv[0]}").run(arguments)
         return 0
     except BrokenPipeError:  # the reader of the output has ended, as after `| head`: `advmoe.__main__` exits quietly
         raise

@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 
 from advmoe.cli.arguments.report import ReportArguments
-from advmoe.cli.streams import warn
 from advmoe.evaluation.record import record_schema
 from advmoe.reports.collect import collect
 from advmoe.reports.write import FORMS, write_report
@@ -14,8 +13,8 @@ def run(arguments: ReportArguments) -> None:
     if arguments.schema:
         print(json.dumps(record_schema(), indent=1))
         return
-    records = collect(arguments.folder, warn)
-    written, claims, statements = write_report(records, arguments.out, warn)
+    records = collect(arguments.folder)
+    written, claims, statements = write_report(records, arguments.out)
     if arguments.json:
         lines = [str(statement) for statement in statements]
         content = {"records": len(records), "verdict": lines, "claims": [asdict(claim) for claim in claims], "files": written}

@@ -1,11 +1,16 @@
-"""The output streams of the command line: characters that cannot be encoded, and pipes and streams that are closed."""
+"""The output streams of the command line: warnings, characters that cannot be encoded, and pipes and streams that are closed."""
 
+import contextlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
 from io import TextIOWrapper
 from pathlib import Path
 
 from rich.console import Console
+
+from advmoe.errors import printable
 
 LOG_WIDTH = 200
 PIPE_CLOSED = 141  # the exit status that a shell gives for SIGPIPE
@@ -25,9 +30,23 @@ def escape_unencodable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def warn(text: str) -> None:
-    """Print a warning of one line on stderr."""
-    print(f"warning: {' '.join(text.split())}", file=sys.stderr)
+class _WarningLines(logging.Handler):
+    """Prints each warning as one line on the present stderr: a live display replaces it while it is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):  # stderr may be a pipe whose reader has ended
+            print(f"warning: {printable(' '.join(record.getMessage().split()))}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def warnings_on_stderr() -> Iterator[None]:
+    """Inside the block, warnings of the logger `advmoe` are lines on stderr."""
+    logger, handler = logging.getLogger("advmoe"), _WarningLines(logging.WARNING)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def discard_output() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
 from advmoe.cli.device import device
-from advmoe.cli.streams import console, warn
+from advmoe.cli.streams import console
 from advmoe.errors import UserError
 from advmoe.runs.cost import image_spec
 from advmoe.runs.status import LOG, RunStatus, State, read_run
@@ -91,7 +91,7 @@ def run(arguments: SweepArguments) -> None:
                 _run_missing(sweep, missing, placement)
         finally:
             if arguments.records is not None:
-                count = write_records(arguments.records, sweep.statuses().values(), arguments.keep_images, warn)
+                count = write_records(arguments.records, sweep.statuses().values(), arguments.keep_images)
                 if count:
                     _print(sweep, f"{count} Record{'s' * (count > 1)}: {arguments.records}")
 

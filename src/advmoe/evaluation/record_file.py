@@ -4,7 +4,8 @@ The images of a Record's gallery are in a separate file beside record.json, so t
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from advmoe.errors import UserError, short_repr, truncated
 from advmoe.evaluation.record import SCHEMA, Record
 from advmoe.files import bounded_text, write_json
 
+logger = logging.getLogger("advmoe")
 MAX_BYTES = 2**26  # of a file of Records; real ones have up to 350 thousand
 MAX_DEPTH = 12  # levels of nested lists and objects; real Records have 5
 RECORD, GALLERY = "record.json", "gallery.json"  # in a run's folder
@@ -65,10 +67,10 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: is not JSON ({error})") from None
 
 
-def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | None = None) -> Any:
+def with_gallery(content: Any, record_path: Path) -> Any:
     """The content of a run's record.json, with the images of the gallery.json beside it if both are of the same evaluation.
 
-    If gallery.json cannot be read, `warn` is called with one line, and the content is returned unchanged.
+    If gallery.json cannot be read, a warning says so, and the content is returned unchanged.
     """
     path, named = gallery_path(record_path), record_path.name == RECORD or record_path.name.endswith(f".{RECORD}")
     if not named or not isinstance(content, dict) or content.get("gallery") or not path.exists():
@@ -76,19 +78,18 @@ def with_gallery(content: Any, record_path: Path, warn: Callable[[str], None] | 
     try:
         images = read_json(path)
     except UserError as error:
-        if warn:
-            warn(f"{error}: the Record is read without its images")
+        logger.warning("%s: the Record is read without its images", error)
         return content
     if not isinstance(images, dict) or images.get("time") != content.get("time"):
         return content
     return {**content, "gallery": images.get("gallery", [])}
 
 
-def checked_record(content: Any, where: str, warn: Callable[[str], None] | None = None) -> Record:
+def checked_record(content: Any, where: str) -> Record:
     """The Record in a JSON value from the file `where`. Fields that an older schema does not have get their defaults.
 
-    Invalid PARTS get their defaults too, and `warn` is called with one line that names them. Raises UserError if the value is not a
-    Record, if its schema is newer, or if any other field is invalid.
+    Invalid PARTS get their defaults too, and a warning names them. Raises UserError if the value is not a Record, if its schema is
+    newer, or if any other field is invalid.
     """
     if not isinstance(content, dict) or "schema" not in content:
         raise UserError(f"{where}: holds no Record (advmoe evaluate writes them to RUN/record.json)")
@@ -108,8 +109,7 @@ def checked_record(content: Any, where: str, warn: Callable[[str], None] | None 
         record = Record.model_validate({name: value for name, value in content.items() if name not in garbled})
     except ValidationError as error:  # a field that depends on a part that was removed
         raise UserError(f"{where}: holds no Record ({_line(error)})") from None
-    if warn:
-        warn(f"{where}: read without its garbled parts: {', '.join(name for name in content if name in garbled)}")
+    logger.warning("%s: read without its garbled parts: %s", where, ", ".join(name for name in content if name in garbled))
     return record
 
 

@@ -1,5 +1,6 @@
 """Records below a folder, one for each cell and seed."""
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -17,7 +18,7 @@ from advmoe.recipes import PLUS, method_traits
 from advmoe.reports.measures import ATTACK_DEFAULTS, PRESENT, attack_settings, evaluated
 from advmoe.training.methods import METHODS
 
-Warn = Callable[[str], None]
+logger = logging.getLogger("advmoe")
 RecordFile = tuple[Path, Record]
 Key = TypeVar("Key")
 Runs = TypeVar("Runs")  # a Record, or a Summary of several
@@ -198,18 +199,18 @@ def _in_words(options: Mapping[str, object]) -> list[str]:
     return [SAME_BATCHES if text == "level batches same" else text for text in texts]
 
 
-def collect(folder: Path, warn: Warn) -> list[Record]:
+def collect(folder: Path) -> list[Record]:
     """The Records below `folder`, ordered by cell and seed.
 
-    Reads every record.json, and every other JSON file outside of run folders that holds a Record or a list of Records. `warn` gets
-    one line for each file that is skipped because it is broken or holds no Record, and one for each Record with a damaged part that
+    Reads every record.json, and every other JSON file outside of run folders that holds a Record or a list of Records. There is one
+    warning for each file that is skipped because it is broken or holds no Record, and one for each Record with a damaged part that
     is dropped. If runs of one cell have different settings, or the same seed twice, the newest run and those with its settings are
-    kept, and `warn` gets one line for each other. A run that was evaluated before its end counts as older than all that were not.
-    `warn` also gets one line for each method that is not registered here. Raises UserError if there is no Record.
+    kept, with a warning for each other. A run that was evaluated before its end counts as older than all that were not. There is
+    also a warning for each method that is not registered here. Raises UserError if there is no Record.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder")
-    pairs = [pair for path in _files(folder) for pair in _read(path, warn)]
+    pairs = [pair for path in _files(folder) for pair in _read(path)]
     if not pairs:
         raise UserError(f"{folder}: holds no Record; advmoe evaluate RUN writes one, RUN/record.json")
     once = {record.model_dump_json(): (path, record) for path, record in reversed(pairs)}  # copies of a Record are one
@@ -217,11 +218,11 @@ def collect(folder: Path, warn: Warn) -> list[Record]:
     for path, record in sorted(once.values(), key=lambda pair: (_epochs_trained(pair[1]) == "all", pair[1].time), reverse=True):
         cells[cell_of(record)].append((path, record))
     for method in sorted({cell.method for cell in cells} - set(METHODS)):
-        warn(
-            f"method '{method}' is not registered here, so its runs are listed with a model scale and a number of experts, even if "
-            "it has none; ADVMOE_EXTENSION=SCRIPT.py loads the script that registers it"
-        )
-    return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell], warn)]
+        logger.warning(
+            "method '%s' is not registered here, so its runs are listed with a model scale and a number of experts, even if it has "
+            "none; ADVMOE_EXTENSION=SCRIPT.py loads the script that registers it", method,
+        )  # fmt: skip
+    return [record for cell in sorted(cells, key=_order) for record in _of_one_setting(cell, cells[cell])]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -237,23 +238,23 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield Path(parent, name)
 
 
-def _read(path: Path, warn: Warn) -> list[RecordFile]:
-    """The Records of a file. `warn` gets one line if the file or entries of it cannot be read."""
+def _read(path: Path) -> list[RecordFile]:
+    """The Records of a file, with one warning if the file or entries of it cannot be read."""
     try:
-        tree = with_gallery(read_json(path), path, warn)
+        tree = with_gallery(read_json(path), path)
     except UserError as error:
-        warn(f"left out, {error}")
+        logger.warning("left out, %s", error)
         return []
     several = isinstance(tree, list)
     entries = [(f"{path}, entry {number}", entry) for number, entry in enumerate(tree, 1)] if several else [(str(path), tree)]
     records, reasons = [], []
     for where, entry in entries:
         try:
-            records.append((path, checked_record(entry, where, warn)))
+            records.append((path, checked_record(entry, where)))
         except UserError as error:
             reasons.append(str(error))
     if reasons or not records:
-        warn("left out, " + ("; ".join(reasons) or f"{path}: an empty list"))
+        logger.warning("left out, %s", "; ".join(reasons) or f"{path}: an empty list")
     return records
 
 
@@ -298,7 +299,7 @@ def departures(record: Record) -> tuple[str, ...]:
     )
 
 
-def _of_one_setting(cell: Cell, runs: list[RecordFile], warn: Warn) -> list[Record]:
+def _of_one_setting(cell: Cell, runs: list[RecordFile]) -> list[Record]:
     """One run for each seed, with the settings of the first run; `runs` are sorted, the newest first."""
     first, first_settings = runs[0][0], settings(runs[0][1])
     others: dict[tuple[Path, str], list[int]] = defaultdict(list)
@@ -310,10 +311,12 @@ def _of_one_setting(cell: Cell, runs: list[RecordFile], warn: Warn) -> list[Reco
         elif record.seed not in by_seed:
             by_seed[record.seed] = path, record
         elif record.evaluation != by_seed[record.seed][1].evaluation:
-            warn(f"left out, {path}: seed {record.seed} of {cell.words}: {by_seed[record.seed][0]} holds a newer run of it")
+            newer = by_seed[record.seed][0]
+            logger.warning("left out, %s: seed %d of %s: %s holds a newer run of it", path, record.seed, cell.words, newer)
     for (path, difference), seeds in others.items():
         numbers = ", ".join(str(seed) for seed in sorted(set(seeds)))
-        warn(f"left out, {path}: seed {numbers} of {cell.words}: other settings than the run in {first} ({difference})")
+        reason = f"other settings than the run in {first} ({difference})"
+        logger.warning("left out, %s: seed %s of %s: %s", path, numbers, cell.words, reason)
     return [by_seed[seed][1] for seed in sorted(by_seed)]
 
 

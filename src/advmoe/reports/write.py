@@ -1,6 +1,7 @@
 """Writes a report: its tables, figures and page."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,37 +10,37 @@ from advmoe.evaluation.record import Record
 from advmoe.files import write_atomically, write_json
 from advmoe.locks import turn
 from advmoe.reports.claims import Claim, judge
-from advmoe.reports.collect import Warn
 from advmoe.reports.html import report_html
 from advmoe.reports.markup import Statement, Table, csv_text, latex, markdown
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
 from advmoe.reports.verdict import verdict
 
+logger = logging.getLogger("advmoe")
 FORMS = {"md": markdown, "csv": csv_text, "tex": latex}
 LIST = ".made.json"  # the files of the last report: the next one deletes those that it does not overwrite
 
 
 def write_report(
-    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[Statement] = ()
+    records: Sequence[Record], out: Path, answers: Sequence[Statement] = ()
 ) -> tuple[list[str], list[Claim], list[Statement]]:
     """Write tables, figures and report.html, each complete or not at all; return their names, the claims and the verdict.
 
-    `warn` gets one line for each figure that cannot be drawn; the rest is written. `answers` come first on the page; they
+    A warning names each figure that cannot be drawn; the rest is written. `answers` come first on the page; they
     also say whether choosing an expert helps. If another process writes a report to the same folder, this one follows it.
     """
     _make_folders(out)
     with turn(out / ".report.lock"):
-        return _write_files(records, out, warn, answers)
+        return _write_files(records, out, answers)
 
 
 def _write_files(
-    records: Sequence[Record], out: Path, warn: Warn, answers: Sequence[Statement]
+    records: Sequence[Record], out: Path, answers: Sequence[Statement]
 ) -> tuple[list[str], list[Claim], list[Statement]]:
     report_tables, claims = tables(records), judge(records)
     statements = [*answers, *verdict(records, choice=not answers)]
     written = _write_tables(report_tables, out)
-    drawn, failed = _draw_figures(list(records), out, warn)
+    drawn, failed = _draw_figures(list(records), out)
     figures = {Path(name).stem: out / name for name in drawn if name.endswith(".png")}
     html = report_html(list(records), report_tables, claims, statements, figures, failed)
     write_atomically(out / "report.html", html)
@@ -57,7 +58,7 @@ def _write_tables(report_tables: Sequence[Table], out: Path) -> list[str]:
     return written
 
 
-def _draw_figures(records: list[Record], out: Path, warn: Warn) -> tuple[list[str], list[str]]:
+def _draw_figures(records: list[Record], out: Path) -> tuple[list[str], list[str]]:
     """Draw the figures that the Records have data for; return their files, and the names of the figures that failed."""
     written, failed = [], []
     for name, draw in FIGURES.items():
@@ -70,7 +71,7 @@ def _draw_figures(records: list[Record], out: Path, warn: Warn) -> tuple[list[st
             for file in files:
                 (out / file).unlink(missing_ok=True)
             failed.append(name)
-            warn(f"left out, figures/{name}: could not be drawn ({type(error).__name__}: {error})")
+            logger.warning("left out, figures/%s: could not be drawn (%s: %s)", name, type(error).__name__, error)
     return written, failed
 
 

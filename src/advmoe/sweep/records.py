@@ -1,6 +1,7 @@
 """The file to which sweeps add the Records of their runs."""
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from advmoe.config import RunConfig, differences, from_dict
@@ -12,6 +13,8 @@ from advmoe.locks import turn
 from advmoe.runs.status import RunStatus, State
 from advmoe.sweep.plan import Planned
 
+logger = logging.getLogger("advmoe")
+
 
 def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
     """Raises UserError if the file at `path` cannot be read, or has one of these runs with other settings."""
@@ -21,13 +24,13 @@ def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
             raise UserError(f"{path}: has another run {record.run} ({changed[0]}); give --records another file")
 
 
-def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool, warn: Callable[[str], None]) -> int:
+def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> int:
     """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time. A Record
     there is replaced only by one of the same run that is not older. Returns the number of Records that the file then has.
 
-    `warn` is called with one line for a Record that cannot be read; the others are written.
+    A warning names each Record that cannot be read; the others are written.
     """
-    done = list(_readable((run.path / RECORD for run in runs if run.state is State.DONE), warn))
+    done = list(_readable(run.path / RECORD for run in runs if run.state is State.DONE))
     with turn(path.with_name(f".{path.name}.lock")):
         recorded = _recorded(path)
         entries = [entry for entry, _ in recorded]
@@ -43,12 +46,12 @@ def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool, warn
     return len(entries)
 
 
-def _readable(paths: Iterable[Path], warn: Callable[[str], None]) -> Iterator[Record]:
+def _readable(paths: Iterable[Path]) -> Iterator[Record]:
     for path in paths:
         try:
             yield read_record(path)
         except (UserError, OSError) as error:
-            warn(f"{error}; this Record is left out")
+            logger.warning("%s; this Record is left out", error)
 
 
 def _recorded(path: Path | None) -> list[tuple[JsonObject, Record]]:
