@@ -15,23 +15,24 @@ def test_demo_writes_records_and_a_report(tmp_path, monkeypatch, capsys, caplog,
         return tiny(method, epochs=1, num_experts=1 if control else 2)
 
     monkeypatch.setattr("advmoe.cli.demo.recipe", small)
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
-    records = json.loads((tmp_path / "demo/records.json").read_text())
+    out = tmp_path / "demo[a]"
+    assert main(["demo", "--out", str(out), "--device", "cpu"]) == 0
+    records = json.loads((out / "records.json").read_text())
     assert [record["method"] for record in records] == ["standard", "at_small_dense", "at_dense", "at_moe", "advmoe"]
     output = capsys.readouterr().out
     assert "holds no run yet" not in caplog.text  # a new demo resumes nothing
     assert "at_small_dense" in output
     questions = ("How robust?", "At what cost?", "Does choosing an expert help?")
     assert all(question in output for question in questions)
-    assert f"The report: {tmp_path}/demo/report.html" in output
-    page = (tmp_path / "demo/report.html").read_text()
+    assert output.endswith(f"\nMore attacks: advmoe evaluate '{out}/advmoe' --standard\nThe report: {out}/report.html\n")
+    page = (out / "report.html").read_text()
     first = page[page.index('id="verdict"') :]
     assert [first.index(question) for question in questions] == sorted(first.index(question) for question in questions)
-    assert {read_run(run).state for run in find_runs(tmp_path / "demo")} == {State.DONE}
-    collected = [record.run for record in collect(tmp_path / "demo")]
+    assert {read_run(run).state for run in find_runs(out)} == {State.DONE}
+    collected = [record.run for record in collect(out)]
     assert sorted(collected) == sorted(record["run"] for record in records)  # each once, although records.json has them too
     monkeypatch.setattr("advmoe.cli.demo.write_report", lambda *_: None)  # it takes seconds, and is in the first call
-    assert main(["demo", "--out", str(tmp_path / "demo"), "--device", "cpu"]) == 0
+    assert main(["demo", "--out", str(out), "--device", "cpu"]) == 0
     assert "epoch 1/1" not in capsys.readouterr().out
 
 

@@ -283,21 +283,21 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     from advmoe.training.checkpoint import RunFolder
 
     test = load_dataset(RunFolder(run).config().data).test
-    folder = tmp_path / "F-C"
+    folder = tmp_path / "f[c]"
     folder.mkdir()
     np.save(folder / "invert.npy", np.tile(255 - test.raw.numpy(), (5, 1, 1, 1)))
     np.save(folder / "labels.npy", np.tile(test.labels.numpy(), 5))
     before = (run / "record.json").read_bytes()
     arguments = [str(run), *PLAN, "--test-set", str(folder), "--corruption", "invert", "--severity", "2"]
     message = error_line(capsys, *arguments, "--control", run)
-    assert message.endswith(f"run advmoe evaluate {run} --test-set {folder} --corruption invert --severity 2 first\n")
+    assert message.endswith(f"run advmoe evaluate {run} --test-set '{folder}' --corruption invert --severity 2 first\n")
     assert main(["evaluate", str(run), *WITH_TRANSFER, *arguments[len(PLAN) + 1 :], "--transfer", str(run)]) == 0
-    assert "F-C-invert-2, 12 test images" in capsys.readouterr().out
+    assert "f[c]-invert-2, 12 test images" in capsys.readouterr().out
     assert (run / "record.json").read_bytes() == before
-    assert (run / "evaluation-F-C-invert-2/shard-00000.json").exists()
-    recorded, other = (read_record(run / name) for name in ("record.json", "F-C-invert-2.record.json"))
+    assert (run / "evaluation-f[c]-invert-2/shard-00000.json").exists()
+    recorded, other = (read_record(run / name) for name in ("record.json", "f[c]-invert-2.record.json"))
     assert (other.dataset, other.run, other.train_images, other.epoch) == (
-        "F-C-invert-2",
+        "f[c]-invert-2",
         recorded.run,
         recorded.train_images,
         recorded.epoch,
@@ -306,7 +306,7 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     assert "transfer" in other.evaluation.attacks
     assert other.fingerprint != recorded.fingerprint
     assert [record.dataset for record in collect(run)] == [recorded.dataset]
-    shutil.copy(run / "F-C-invert-2.record.json", tmp_path / "other.json")
+    shutil.copy(run / "f[c]-invert-2.record.json", tmp_path / "other.json")
     shutil.copy(run / "record.json", tmp_path / "own.json")
     assert len(summarise(collect(tmp_path))) == 2  # never means over both
 

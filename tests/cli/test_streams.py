@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.text import Text
 from small_backbone import SMALL
 
 from advmoe.cli.main import main
@@ -30,6 +31,11 @@ def test_tables_in_a_file_are_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert console().width == LOG_WIDTH
     monkeypatch.setenv("COLUMNS", "90")
     assert console().width == 90
+
+
+def test_names_and_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print("lr[best] :key:", Text("[/] 1.5"))
+    assert capsys.readouterr().out == "lr[best] :key: [/] 1.5\n"
 
 
 @pytest.mark.parametrize("command", ["advmoe --help | true", "advmoe recipes | true"])

@@ -44,6 +44,12 @@ def test_a_finished_run_is_not_trained_further(run, capsys):
     assert finished.endswith(" on 10 held-out images")
 
 
+def test_the_next_command_can_be_pasted(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, "--epochs", "1", "--out", "lr[best] x"]) == 0
+    assert capsys.readouterr().out.endswith("\nnext: advmoe evaluate 'lr[best] x'\n")
+
+
 def test_resume_needs_no_recipe(run, capsys):
     assert main(["train", "--out", str(run), "--resume"]) == 0
     assert "finished: 2 epochs" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from advmoe.cli import watch
 from advmoe.cli.arguments.watch import read
+from advmoe.cli.streams import console
 from advmoe.cli.watch import sparkline, statuses, watch_view
 from advmoe.config import dump_yaml
 from advmoe.errors import UserError
@@ -241,6 +242,17 @@ def test_without_a_terminal_it_prints_once_and_all_columns(make, tmp_path, capsy
     output = capsys.readouterr().out
     assert all(label in output for label in LABELS)
     assert "\x1b" not in output
+
+
+def test_names_are_printed_as_they_are(make, tmp_path, capsys):
+    folder = tmp_path / "lr[best]"
+    folder.mkdir()
+    console().print(watch._view(folder, console()), soft_wrap=True)
+    make("lr[best]/x[a]", 1)
+    watch.run(read([str(tmp_path)]))
+    lines = capsys.readouterr().out
+    assert lines.startswith(f"no run below {folder} yet\n")
+    assert "lr[best]/x[a]" in lines
 
 
 def test_on_a_terminal_it_refreshes_until_it_is_interrupted(make, tmp_path, monkeypatch):

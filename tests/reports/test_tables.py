@@ -3,10 +3,9 @@
 import pytest
 import records
 from rich.console import Console
-from rich.text import Text
 
 from advmoe.evaluation.record_evaluation import EvaluationResult
-from advmoe.reports.tables import evaluation_lines, record_table
+from advmoe.reports.tables import check_lines, evaluation_lines, record_table
 
 
 def record(method="advmoe", worst=30.0, complete=True, unreliable=False, **more):
@@ -73,8 +72,8 @@ def evaluation():
 
 
 def test_the_lines_of_an_evaluation_start_with_the_worst_case():
-    lines = [Text.from_markup(line).plain for line in evaluation_lines(EvaluationResult(**evaluation()))]
-    assert lines == [
+    result = EvaluationResult(**evaluation())
+    assert [*evaluation_lines(result), *map(str, check_lines(result))] == [
         "ra_worst_quick  25.0 %  95 % interval 10.0 to 40.0",
         "sa              75.0 %  95 % interval 60.0 to 85.0",
         "ra_50           50.0 %  95 % interval 35.0 to 65.0",

@@ -1,5 +1,6 @@
 """`advmoe demo`: four methods and a control on embedded images, a table, and a report."""
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -44,10 +45,10 @@ def run(arguments: DemoArguments) -> None:
     terminal.print(record_table(records, f"{splits.name}, {len(splits.test)} test images, L-infinity epsilon {epsilon:g}"))
     lines = [
         *map(str, statements),
-        f"More attacks: advmoe evaluate {out}/advmoe --standard",
+        f"More attacks: advmoe evaluate {shlex.quote(str(out / 'advmoe'))} --standard",
         f"The report: {(out / 'report.html').absolute()}",
     ]
-    terminal.print(*lines, sep="\n", highlight=False, soft_wrap=True)
+    terminal.print(*lines, sep="\n", soft_wrap=True)
 
 
 def _evaluate(run: Path, config: RunConfig, splits: Splits, console: Console) -> Record:

@@ -22,7 +22,7 @@ class TrainingProgress(Observer):
     def __init__(self, console: Console, name: str, epochs: int) -> None:
         self.console, self.name, self.epochs = console, name, epochs
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True), console=console, transient=True,
         )  # fmt: skip
         self.task = self.progress.add_task(name, total=None, state="starting")
@@ -59,7 +59,7 @@ class TrainingProgress(Observer):
         self.progress.console.print(
             f"{self.name}  epoch {row['epoch']}/{self.epochs}  loss {row['loss']:.3f}  held-out SA {row['val_sa']:.1f} "
             f"RA {row['val_ra']:.1f}  {rate:.1f} it/s{load}{remaining}",
-            highlight=False, soft_wrap=True,
+            highlight=False, markup=False, soft_wrap=True,
         )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ class EvaluationProgress:
         self.log = log and not console.is_terminal
         self.survivors: dict[int, int] = {}
         self.images: dict[int, int] = {}
-        columns = (TextColumn("{task.description}"), SpinnerColumn(), TimeElapsedColumn())
+        columns = (TextColumn("{task.description}", markup=False), SpinnerColumn(), TimeElapsedColumn())
         self.progress = Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         )  # else it leaves a blank line
@@ -95,7 +95,7 @@ class EvaluationProgress:
         text = f"{self.name}: shard {number + 1}/{self.shards} {attack} done; {worst}"
         self.progress.update(self.task, description=text)
         if log and self.log:
-            self.progress.console.print(text, highlight=False, soft_wrap=True)
+            self.progress.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def stored(self, folder: Path) -> None:
         """Update after attacks of earlier calls and other processes, read from the store in `folder`."""

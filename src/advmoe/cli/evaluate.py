@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -37,7 +39,7 @@ from advmoe.files import JsonObject, check_folder, check_target, write_json
 from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
 from advmoe.reports.control import comparison_line, worst_case_difference
-from advmoe.reports.tables import evaluation_lines, record_table
+from advmoe.reports.tables import check_lines, evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, subject
 from advmoe.training.precision import autocast_dtype
 
@@ -98,10 +100,11 @@ def _evaluate(arguments: EvaluateCommand) -> None:
         print(json.dumps(content if control is None else {**content, "control": _compared(record, control)}))
         return
     title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
-    console().print(record_table([record], title))
-    lines = evaluation_lines(record.evaluation)
-    for line in lines if control is None else [*lines, comparison_line(record, control)]:
-        console().print(line, highlight=False, soft_wrap=True)
+    terminal = console()
+    terminal.print(record_table([record], title))
+    terminal.print(*evaluation_lines(record.evaluation), *check_lines(record.evaluation), sep="\n", soft_wrap=True)
+    if control is not None:
+        terminal.print(comparison_line(record, control), soft_wrap=True)
 
 
 def _compared(record: Record, control: Record) -> JsonObject:
@@ -215,8 +218,8 @@ def _control(run: Path, arguments: EvaluateArguments) -> Record:
     path = _subject(run, arguments).record
     if not path.exists():
         names = ("name", "test_set", "corruption", "severity")
-        given = [f"--{name.replace('_', '-')} {value}" for name in names if (value := getattr(arguments, name)) is not None]
-        command = " ".join(["advmoe evaluate", str(run), *given])
+        given = [(f"--{name.replace('_', '-')}", str(value)) for name in names if (value := getattr(arguments, name)) is not None]
+        command = shlex.join(["advmoe", "evaluate", str(run), *chain(*given)])
         raise UserError(f"{run}: is not evaluated yet (no {path.name}); run {command} first")
     return read_record(path)
 

@@ -62,6 +62,9 @@ class _Console(Console):
 
 
 def console() -> Console:
-    """The console of standard output. In a file or a pipe, tables may be up to LOG_WIDTH columns wide."""
+    """The console of standard output. Text is printed as it is, because names and paths may look like markup.
+
+    In a file or a pipe, tables may be up to LOG_WIDTH columns wide.
+    """
     fixed = sys.stdout.isatty() or "COLUMNS" in os.environ
-    return _Console(soft_wrap=False, width=None if fixed else LOG_WIDTH)
+    return _Console(soft_wrap=False, width=None if fixed else LOG_WIDTH, markup=False, emoji=False, highlight=False)

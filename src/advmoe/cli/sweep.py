@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.text import Text
 
 from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
@@ -103,7 +104,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _print(sweep: Sweep, text: str) -> None:
-    sweep.terminal.print(text, highlight=False, markup=False, soft_wrap=True)
+    sweep.terminal.print(text, soft_wrap=True)
 
 
 def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
@@ -147,7 +148,7 @@ def _seconds(
     timings_by_config = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
         cache, retime = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
-        probe = Probe(device(probed), cache, lambda text: status.update(f"probing {text}"), retime)
+        probe = Probe(device(probed), cache, lambda text: status.update(Text(f"probing {text}")), retime)
         for planned in missing:
             if time.monotonic() > sweep.probe_until:
                 break

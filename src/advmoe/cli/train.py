@@ -1,6 +1,7 @@
 """`advmoe train`."""
 
 import contextlib
+import shlex
 
 from rich.console import Console
 
@@ -37,8 +38,8 @@ def run(arguments: TrainArguments) -> None:
     terminal.print(
         f"finished: {epochs}; best is epoch {best.epoch}, SA {row['val_sa']:.1f} RA {row['val_ra']:.1f} on "
         f"{len(splits.val)} held-out images\n"
-        f"next: advmoe evaluate {arguments.out}",
-        highlight=False, soft_wrap=True,
+        f"next: advmoe evaluate {shlex.quote(str(arguments.out))}",
+        soft_wrap=True,
     )  # fmt: skip
 
 

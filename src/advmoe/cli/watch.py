@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -35,8 +34,9 @@ def run(arguments: WatchArguments) -> None:
     if arguments.once or not terminal.is_terminal:
         if not (runs := statuses(folder)):
             raise UserError(f"{folder}: holds no run (no config.yaml in it or below)")
-        wide = terminal if terminal.is_terminal else Console(width=OFF_TERMINAL)
-        wide.print(watch_view(runs, folder, wide))
+        if not terminal.is_terminal:
+            terminal.width = OFF_TERMINAL
+        terminal.print(watch_view(runs, folder, terminal))
         return
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C ends the view
         _live(folder, terminal, arguments.interval)
@@ -78,7 +78,7 @@ def watch_table(runs: Sequence[RunStatus], root: Path, console: Console) -> Tabl
     return _table(names, cells)
 
 
-def _table(names: Sequence[str], cells: Sequence[dict[str, str]]) -> Table:
+def _table(names: Sequence[str], cells: Sequence[dict[str, str | Text]]) -> Table:
     table = Table(
         title=f"{len(cells)} run{'s' if len(cells) != 1 else ''}; SA and RA of the held-out part, in %",
         title_justify="left",
@@ -91,15 +91,15 @@ def _table(names: Sequence[str], cells: Sequence[dict[str, str]]) -> Table:
     return table
 
 
-def _cells(run: RunStatus, root: Path) -> dict[str, str]:
+def _cells(run: RunStatus, root: Path) -> dict[str, str | Text]:
     """Column -> text, which is empty if the figure is not in the files."""
     last = run.rows[-1] if run.rows else None
     seconds = last.train_seconds if last else 0.0
     return {
-        "run": escape(_name(run, root)),
-        "state": f"[{STYLES[run.state]}]{run.state}{f', {run.shards} shards' if run.state is State.EVALUATING else ''}[/]",
+        "run": _name(run, root),
+        "state": Text(f"{run.state}{f', {run.shards} shards' if run.state is State.EVALUATING else ''}", STYLES[run.state]),
         "method": run.config.method if run.config else "",
-        "dataset": escape(run.config.data.dataset) if run.config else "",
+        "dataset": run.config.data.dataset if run.config else "",
         "epoch": f"{run.epoch}{f'/{run.epochs}' if run.epochs else ''}",
         "loss": _text(last.loss, ".3f") if last else "",
         "SA": _text(last.val_sa) if last else "",

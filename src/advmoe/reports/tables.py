@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
@@ -11,7 +11,7 @@ from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
 from advmoe.reports.collect import cell_of
 from advmoe.reports.measures import Measure, measured
 
-MARKS = {"pass": "[green]pass   [/]", "warn": "[yellow]warn   [/]", "fail": "[red]fail   [/]", "skipped": "skipped"}
+COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": ""}  # of a check's status
 
 
 def record_table(records: Sequence[Record], title: str) -> Table:
@@ -35,7 +35,7 @@ def _text(record: Record, measure: Measure) -> str:
 
 
 def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
-    """Intervals, attacks with their times, routing, and the checks, one line each."""
+    """Intervals, attacks with their times, and routing, one line each."""
     intervals, attacks = evaluation.intervals.items(), evaluation.attacks.items()
     width = max(map(len, evaluation.figures), default=0)
     lines = [
@@ -69,8 +69,15 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
             + ("" if routing.any_expert_ra_worst is None else f" (at least one of them: {routing.any_expert_ra_worst:.1f})"),
             *(f"gain by choosing an expert: {text}" for text in [choice_gains(evaluation)] if text),
         ]  # fmt: skip
-    checks = evaluation.checks
-    return lines + [f"({check.number:2}) {MARKS[check.status]} {check.name}: {escape(check.detail)}" for check in checks]
+    return lines
+
+
+def check_lines(evaluation: EvaluationResult) -> list[Text]:
+    """The checks, one line each, with the status in colour."""
+    return [
+        Text.assemble(f"({check.number:2}) ", (f"{check.status:7}", COLOURS[check.status]), f" {check.name}: {check.detail}")
+        for check in evaluation.checks
+    ]
 
 
 def _by_text(texts: Mapping[str, str]) -> dict[str, list[str]]:

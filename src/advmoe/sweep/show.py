@@ -5,7 +5,6 @@ from pathlib import Path
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -95,5 +94,5 @@ class Board:
         return table
 
 
-def _styled(status: RunStatus) -> str:
-    return f"[{STYLES[status.state]}]{escape(status.describe())}[/]"
+def _styled(status: RunStatus) -> Text:
+    return Text(status.describe(), STYLES[status.state])
