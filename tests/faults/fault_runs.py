@@ -39,8 +39,8 @@ class Ended:
 
     @property
     def error_line(self) -> str:
-        """The only line on stderr. Fails if there are more, for example a traceback."""
-        lines = self.error.strip().splitlines()
+        """The only line on stderr that is no warning. Fails if there are more, for example a traceback."""
+        lines = [line for line in self.error.strip().splitlines() if not line.startswith("warning: ")]
         assert len(lines) == 1, self.error
         return lines[0]
 
