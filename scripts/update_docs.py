@@ -24,16 +24,17 @@ from advmoe.evaluation.record_file import checked_record, read_record
 from advmoe.export import CALIBRATION
 from advmoe.files import drafted, write_atomically
 from advmoe.reports.answers import answers
-from advmoe.reports.cells import summarise
+from advmoe.reports.cell import Cell, cell_of
 from advmoe.reports.choice import differences_from_control
-from advmoe.reports.collect import Cell, cell_of, collect
+from advmoe.reports.collect import collect
 from advmoe.reports.control import compared, worst_case_difference
 from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured
-from advmoe.reports.panels import in_words, network_title, radius, style_of
 from advmoe.reports.plots import frontier
 from advmoe.reports.runs import number_of
+from advmoe.reports.styles import in_words, network_title, radius, style_of
+from advmoe.reports.summaries import summarise
 from advmoe.reports.verdict import check_lines, verdict
 
 ROOT = Path(__file__).parents[1]

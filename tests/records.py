@@ -1,6 +1,7 @@
 """Invented Records in the form that `advmoe evaluate` writes; their figures follow from method, model scale and seed."""
 
 import base64
+import copy
 import io
 import json
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from advmoe.attacks.registry import ATTACKS
 from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, TrainingConfig, to_dict
 from advmoe.evaluation.record import SCHEMA, Record
 from advmoe.evaluation.record_evaluation import AttackTotals
+from advmoe.evaluation.record_file import checked_record
 
 CLASSES = ["T-shirt", "trouser", "pullover", "dress"]
 ROBUST = {"standard": 3.0, "at_dense": 50.0, "at_small_dense": 46.0, "at_sparse": 45.0, "at_moe": 43.0, "advmoe": 49.0}
@@ -202,3 +204,15 @@ def write(path: Path, content: Any) -> None:
     """Write a text, or JSON, to a file in a folder that need not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def changed(section: str, method: str = "advmoe", seed: int = 0, **fields: Any) -> dict[str, Any]:
+    """The content of a Record of a run whose configuration has other `fields` in a section."""
+    changed_content = copy.deepcopy(content(method, seed))
+    changed_content["config"][section] |= fields
+    return changed_content
+
+
+def changed_record(*arguments: Any, **fields: Any) -> Record:
+    """The Record with the content `changed`."""
+    return checked_record(changed(*arguments, **fields), "a changed Record")

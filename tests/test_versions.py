@@ -20,7 +20,8 @@ from advmoe.data import load_dataset
 from advmoe.evaluation.record import SCHEMA as RECORD_SCHEMA
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.snapshot import Snapshot
-from advmoe.reports.collect import collect, settings
+from advmoe.reports.collect import collect
+from advmoe.reports.settings import settings
 from advmoe.runs.load import KEY
 from advmoe.runs.status import read_run
 from advmoe.training.checkpoint import RunFolder

@@ -29,8 +29,8 @@ from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.record_file import read_record
 from advmoe.evaluation.store import remove_results
 from advmoe.models.digest import weights_digest
-from advmoe.reports.cells import summarise
 from advmoe.reports.collect import collect
+from advmoe.reports.summaries import summarise
 from advmoe.runs.evaluate import evaluate_folder, subject
 from advmoe.training.checkpoint import RunFolder
 

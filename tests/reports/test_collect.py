@@ -1,26 +1,13 @@
 """Which Records below a folder belong to which cell."""
 
-import copy
-
 import pytest
-from records import content, old_content, record, write
+from records import changed, content, old_content, write
 
-from advmoe.config import TrainingConfig
 from advmoe.errors import UserError
 from advmoe.evaluation.record_file import checked_record
-from advmoe.recipes import PLUS
-from advmoe.reports.collect import CELL_FIELDS, OF_ROUTERS, cell_of, collect, departures, settings, shared_settings
-
-
-def changed(section, method="advmoe", seed=0, **fields):
-    """A Record of a run whose configuration has other `fields`."""
-    changed_content = copy.deepcopy(content(method, seed))
-    changed_content["config"][section] |= fields
-    return changed_content
-
-
-def changed_record(*arguments, **fields):
-    return checked_record(changed(*arguments, **fields), "a changed Record")
+from advmoe.reports.cell import cell_of
+from advmoe.reports.collect import collect
+from advmoe.reports.settings import departures, shared_settings
 
 
 def seeds_and_methods(records):
@@ -154,31 +141,6 @@ def test_networks_with_options_beyond_the_paper_are_networks_of_their_own(tmp_pa
     assert other.label == "advmoe, activation silu, ema 0.995"
 
 
-@pytest.mark.parametrize(("method", "tied"), [("advmoe", True), ("at_small_dense", False)])
-def test_all_that_the_suffix_plus_adds_is_named_by_the_suffix(method, tied):
-    plus = changed("training", method, ema=PLUS["training"]["ema"])
-    plus["config"]["model"] |= PLUS["model"]
-    without_ties = checked_record(plus, "a file")
-    plus["config"]["training"] |= PLUS["training"] | {"label_smoothing": 0.1}
-    cell = cell_of(checked_record(plus, "a file"))
-    assert cell.ingredients == "with -plus, label smoothing 0.1"
-    assert not any("tied_share" in text for text in departures(checked_record(plus, "a file")))
-    assert cell_of(without_ties).ingredients == ("activation silu, ema 0.995" if tied else "with -plus")
-
-
-@pytest.mark.parametrize(
-    ("section", "fields", "words"),
-    [
-        ("training", {"router_target": "confusion", "router_loss": "target"}, "router loss target, router target confusion"),
-        ("training", {"level_batches": "same"}, "same batches"),
-        ("model", {"routers": "per_network"}, "routers per_network"),
-    ],
-)
-def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
-    assert cell_of(changed_record(section, **fields)).variant == words
-    assert cell_of(changed_record(section, "at_dense", **fields)).variant == ""
-
-
 def test_where_a_run_is_computed_does_not_separate_its_seeds(tmp_path, caplog):
     write(tmp_path / "a.json", changed("runtime", save_minutes=5.0, deterministic=True, compile="inductor"))
     write(tmp_path / "b.json", changed("training", seed=1, on_nonfinite="restore"))
@@ -195,12 +157,6 @@ def test_files_of_a_networks_evaluation_are_not_read(tmp_path, caplog):
         write(tmp_path / name / "shard-00000.json", {})
     assert len(collect(tmp_path)) == 1
     assert caplog.messages == []
-
-
-def test_a_label_says_how_a_run_departs_from_its_method():
-    assert cell_of(record("advmoe")).label == "advmoe"
-    assert cell_of(record("at_moe", num_experts=1)).label == "at_moe, one expert"
-    assert cell_of(changed_record("training", level_batches="same")).label == "advmoe, same batches"
 
 
 def test_other_data_of_the_same_name_is_another_setting(tmp_path, caplog):
@@ -228,26 +184,6 @@ def test_copies_of_a_record_count_once(tmp_path, caplog):
     assert caplog.messages == []
 
 
-def test_a_cell_ignores_settings_that_its_method_does_not_use():
-    dense, wide = cell_of(record("at_dense", model_scale=0.2)), cell_of(record("at_small_dense", num_experts=4))
-    assert (dense.model_scale, dense.num_experts) == (1.0, 1)
-    assert (wide.model_scale, wide.num_experts) == (0.5, 1)
-    assert cell_of(record(num_experts=4)).num_experts == 4
-    assert cell_of(changed_record("model", width=64)).width is None
-    assert cell_of(changed_record("model", width=32)).width == 32
-    assert set(CELL_FIELDS) >= {
-        "dataset",
-        "backbone",
-        "width",
-        "method",
-        "model_scale",
-        "epsilon",
-        "norm",
-        "epochs",
-        "test_images",
-    }
-
-
 def test_runs_of_a_method_that_is_not_registered_here_are_not_averaged(tmp_path, caplog):
     for number, fields in enumerate(({"num_experts": 2}, {"num_experts": 4}, {"num_experts": 2, "model_scale": 0.2})):
         write(tmp_path / f"{number}/record.json", content("advmoe", number, **fields) | {"method": "mine"})
@@ -257,14 +193,6 @@ def test_runs_of_a_method_that_is_not_registered_here_are_not_averaged(tmp_path,
     assert caplog.messages[0].startswith("method 'mine' is not registered here")
 
 
-def test_settings_are_those_that_the_method_uses():
-    assert settings(changed_record("training", router_lr=0.5)) != settings(record())
-    assert settings(changed_record("training", "at_dense", router_lr=0.5)) == settings(record("at_dense"))
-    assert settings(changed_record("model", "at_dense", model_scale=0.2)) == settings(record("at_dense"))
-    assert settings(changed_record("runtime", threads=3, device="cuda")) == settings(record(seed=5))
-    assert settings(changed_record("runtime", precision="bfloat16")) != settings(record())
-
-
 def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, caplog):
     newer = {**content(seed=1, attack_precision="bfloat16"), "time": "2027-01-01T00:00:00+00:00"}
     write(tmp_path / "x.json", [content(), newer])
@@ -272,24 +200,6 @@ def test_seeds_under_attacks_with_other_settings_are_not_averaged(tmp_path, capl
     assert record_of_newer.seed == 1
     assert "(attack gradients: float32, not bfloat16)" in caplog.messages[0]
     assert departures(record_of_newer) == ("attack gradients bfloat16 (float32)",)
-
-
-def test_options_of_routers_do_not_separate_networks_without_routers():
-    names = {f"training.{name}" for name in TrainingConfig.model_fields if "router" in name or "level" in name}
-    assert names <= set(OF_ROUTERS)
-    untied = changed_record("training", "advmoe", router_schedule="untied", router_statistics="plain")
-    assert settings(untied) != settings(record("advmoe"))
-    assert shared_settings(untied) == shared_settings(record("advmoe"))
-
-
-def test_a_record_that_does_not_say_the_settings_of_its_attacks_has_the_defaults():
-    assert settings(record(attack_precision="float32")) == settings(record())
-
-
-def test_a_record_older_than_a_field_has_its_default():
-    old = content()
-    del old["config"]["training"]["router_warmup"]
-    assert settings(checked_record(old, "here")) == settings(record())
 
 
 def test_a_run_that_was_evaluated_before_its_end_is_not_compared_with_finished_ones(tmp_path, caplog):
@@ -302,13 +212,3 @@ def test_a_run_that_was_evaluated_before_its_end_is_not_compared_with_finished_o
     assert departures(checked_record(started, "here")) == ("epochs trained 4 of 6 (all)",)
     one_phase = content("at_sparse", history=content()["history"])
     assert departures(checked_record(one_phase, "here")) == ("epochs trained 6 of 12 (all)",)
-
-
-def test_departures_name_the_settings_that_are_not_the_default():
-    assert departures(record()) == ()
-    assert departures(changed_record("training", lr=0.05, batch_size=64)) == (
-        "training.batch_size 64 (128)",
-        "training.lr 0.05 (0.1)",
-    )
-    assert departures(changed_record("training", "at_dense", router_lr=0.05)) == ()
-    assert departures(record(epsilon=0.2)) == ("attack.epsilon 0.1 (0.03137)",)

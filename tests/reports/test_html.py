@@ -16,9 +16,9 @@ from advmoe.reports.claims import Claim, judge
 from advmoe.reports.html import report_html
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import MEASURES
-from advmoe.reports.panels import METHOD_STYLES
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
+from advmoe.reports.styles import METHOD_STYLES
 from advmoe.reports.verdict import verdict
 
 EVIL = "<script>alert(1)</script>\"'&"

@@ -7,7 +7,7 @@ import pytest
 from records import quick, record
 
 from advmoe.attacks.registry import ATTACKS
-from advmoe.reports import cells, html, measures, paper_tables, plots, tables
+from advmoe.reports import html, measures, paper_tables, plots, summaries, tables
 from advmoe.reports.measures import BY_NAME, MEASURES, QUICK, QUICK_OF_VERSION_0_1, Measure, attacks_of, label, measured, worst_of
 
 SOURCE = Path(measures.__file__).parents[1]
@@ -57,7 +57,7 @@ def test_the_former_quick_preset_is_distinguished_from_the_present_one():
     former = former.model_copy(update={"evaluation": former.evaluation.model_copy(update={"attacks": attacks})})
     assert worst_of(former).label == "RA-worst (quick of 0.1)"
     assert BY_NAME["ra_worst_quick"].value(former) is None
-    assert cells.attacks_in_words(attacks_of(former)) == "the preset quick of version 0.1"
+    assert summaries.attacks_in_words(attacks_of(former)) == "the preset quick of version 0.1"
 
 
 def with_attacks(run, attacks, left_out):
@@ -96,7 +96,7 @@ def added_measure(monkeypatch):
     entry = Measure("ra_router", "RA-router", lambda run: run.evaluation.routing and run.evaluation.routing.ra_router)
     monkeypatch.setattr(measures, "MEASURES", (*MEASURES, entry))
     monkeypatch.setitem(BY_NAME, "ra_router", entry)
-    for module in (cells, html, paper_tables):
+    for module in (summaries, html, paper_tables):
         monkeypatch.setattr(module, "SUMMARY", (*measures.SUMMARY, entry))
     monkeypatch.setitem(plots.DRAWN, "ra_router", entry)
 
@@ -105,9 +105,9 @@ def added_measure(monkeypatch):
 def test_a_new_entry_is_a_new_column():
     run = record()
     assert "RA-router" in [column.header for column in tables.record_table([run], "title").columns]
-    summaries = cells.summarise([run])
-    assert summaries[0].figures["ra_router"].mean == 60.0
-    assert "RA-router" in html._overview(summaries).columns
+    of_run = summaries.summarise([run])
+    assert of_run[0].figures["ra_router"].mean == 60.0
+    assert "RA-router" in html._overview(of_run).columns
     assert "RA-router" in paper_tables.tables([run])[2].columns
 
 

@@ -5,8 +5,8 @@ from matplotlib.text import Text
 from records import attacked, old_record, record, runs, with_settings
 from records import quick as by_quick
 
-from advmoe.reports.cells import summarise
 from advmoe.reports.plots import FIGURES, epsilon, fig7, fig_a2, frontier, on_frontier
+from advmoe.reports.summaries import summarise
 
 METHODS = ("at_dense", "at_small_dense", "at_sparse", "at_moe", "advmoe")
 

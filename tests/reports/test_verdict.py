@@ -8,8 +8,8 @@ from advmoe.attacks.presets import PRESETS
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.reports import verdict as module
+from advmoe.reports.cell import cell_of
 from advmoe.reports.choice import Against
-from advmoe.reports.collect import cell_of
 from advmoe.reports.markup import Statement
 from advmoe.reports.verdict import check_lines
 

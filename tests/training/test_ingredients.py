@@ -15,7 +15,7 @@ from advmoe.config.schema import OF_LEVELS
 from advmoe.data.stream import Entry, stream
 from advmoe.errors import UserError
 from advmoe.moe import DenseKind, ForcedGate, HardGate, Routing, StraightThroughGate
-from advmoe.reports.collect import OF_ROUTERS
+from advmoe.reports.cell import OF_ROUTERS
 from advmoe.training import awp, labels, steps, terms
 from advmoe.training.accuracy import correct_flags
 from advmoe.training.batches import _augmentation, batches

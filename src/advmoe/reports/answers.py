@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from advmoe.evaluation.record import Record
+from advmoe.reports.cell import cell_of
 from advmoe.reports.choice import QUESTION
-from advmoe.reports.collect import cell_of
 from advmoe.reports.control import CONTROL, NO_CONTROL, obstacle, worst_case_difference
 from advmoe.reports.markup import Statement
 

@@ -5,20 +5,20 @@ from typing import NamedTuple
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
-from advmoe.reports.cells import summarise
+from advmoe.reports.cell import Cell, cell_of, grouped, is_routed
 from advmoe.reports.claims import CHOICE
-from advmoe.reports.collect import Cell, cell_of, grouped, is_routed
 from advmoe.reports.control import CONTROL, compared, worst_case_difference
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import worst_of
-from advmoe.reports.panels import network_title, setting_of, setting_text
+from advmoe.reports.styles import network_title, setting_text
+from advmoe.reports.summaries import summarise
 
 QUESTION = "Does choosing an expert help?"
 
 
 def choice_answers(records: Iterable[Record]) -> list[Statement]:
     """One answer for each setting in which a routed network and its control were attacked alike on the same images."""
-    groups = grouped(records, setting_of)
+    groups = grouped(records, lambda record: cell_of(record).setting)
     answers = {setting: answer for setting, members in groups.items() if (answer := _answer(members))}
     settings = {setting: f" Setting: {setting_text(setting)}." if len(answers) > 1 else "" for setting in answers}
     on = {setting: f" On {setting.dataset}:" if len(groups) > 1 else "" for setting in answers}

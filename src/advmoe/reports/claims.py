@@ -8,12 +8,13 @@ from typing import Literal
 
 from advmoe.evaluation.record import Record
 from advmoe.paper import PrintedCell, printed_cells
-from advmoe.reports.cells import Outcome, Summary, by_setting, interval, outcome, summarise
-from advmoe.reports.collect import OF_METHODS, SAME_BATCHES, Cell, cell_of, differing, is_full_scale, is_routed, settings
+from advmoe.reports.cell import OF_METHODS, SAME_BATCHES, Cell, cell_of, is_full_scale, is_routed
 from advmoe.reports.control import CONTROL, NO_CONTROL, worst_case_difference
 from advmoe.reports.measures import WORST, label
-from advmoe.reports.panels import method_style, network_title, setting_text
 from advmoe.reports.paper_tables import is_run_of
+from advmoe.reports.settings import differing, settings
+from advmoe.reports.styles import method_style, network_title, setting_text
+from advmoe.reports.summaries import Outcome, Summary, by_setting, interval, outcome, summarise
 
 Judgement = Literal["supported", "contradicted", "not shown"]
 PAPER_EPOCHS = 100
@@ -45,8 +46,8 @@ def judge(records: Iterable[Record]) -> list[Claim]:
     every other setting with runs of AdvMoE and of a baseline. `INTERVALS` explains the figures in their details.
 
     A method is ahead of another only if both have several seeds, all settings that are no part of a method are equal, and their
-    intervals (`advmoe.reports.cells.interval`) do not overlap. The verdict is "supported" if AdvMoE is ahead of every baseline at
-    every model scale, "contradicted" if a baseline is ahead of it, and "not shown" otherwise.
+    intervals (`summaries.interval`) do not overlap. The verdict is "supported" if AdvMoE is ahead of every baseline at every model
+    scale, "contradicted" if a baseline is ahead of it, and "not shown" otherwise.
     """
     records = list(records)
     summaries = summarise(records)

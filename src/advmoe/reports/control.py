@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.results import mean_difference
-from advmoe.reports.collect import differing
 from advmoe.reports.measures import attack_settings, attacks_of, evaluated, worst_of
+from advmoe.reports.settings import differing
 
 CONTROL = "the control with one expert"
 NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe DATASET-MODEL-at_moe-n1; in a sweep file at_moe with num_experts: 1)."

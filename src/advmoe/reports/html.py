@@ -14,14 +14,15 @@ from PIL import Image
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.captions import CAPTIONS, Caption
-from advmoe.reports.cells import Summary, summarise
+from advmoe.reports.cell import Cell, is_full_scale, is_routed
 from advmoe.reports.claims import INTERVALS, Claim
-from advmoe.reports.collect import Cell, is_full_scale, is_routed
 from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import SUMMARY, Measure
-from advmoe.reports.panels import DPI, METHOD_STYLES, radius, style_of
+from advmoe.reports.panels import DPI
 from advmoe.reports.paper_tables import MEANING, Notes, ours
 from advmoe.reports.runs import Run, number_of, run_of
+from advmoe.reports.styles import METHOD_STYLES, radius, style_of
+from advmoe.reports.summaries import Summary, summarise
 from advmoe.reports.verdict import networks_table
 from advmoe.reports.words import WORDS
 

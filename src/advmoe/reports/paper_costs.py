@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from advmoe.paper import PrintedCell, printed_cells
 from advmoe.recipes import recipe
-from advmoe.reports.collect import is_routed
+from advmoe.reports.cell import is_routed
 from advmoe.reports.recipe_list import less
 from advmoe.runs.cost import Estimate, dense_estimate, estimate
 

@@ -8,12 +8,12 @@ from advmoe.config import ModelConfig
 from advmoe.evaluation.record import Record
 from advmoe.paper import PAPER_METHODS, PrintedCell, printed_cells
 from advmoe.recipes import recipe
-from advmoe.reports.cells import Summary, attacks_in_words, by_setting, summarise
-from advmoe.reports.collect import Cell, is_full_scale, is_routed
+from advmoe.reports.cell import Cell, is_full_scale, is_routed
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import BY_NAME, COSTS, SUMMARY, WORST, label
-from advmoe.reports.panels import Style, method_style, setting_text, style_of
 from advmoe.reports.paper_costs import Judged, judged_cells
+from advmoe.reports.styles import Style, method_style, setting_text, style_of
+from advmoe.reports.summaries import Summary, attacks_in_words, by_setting, summarise
 
 BACKBONES = {
     "resnet18": "ResNet-18", "wrn28_10": "WRN-28-10", "vgg16_bn": "VGG-16", "densenet40": "DenseNet-40",

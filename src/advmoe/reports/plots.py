@@ -14,22 +14,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from advmoe.evaluation.record import Record
 from advmoe.reports.attacks import attack_title
-from advmoe.reports.cells import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
-from advmoe.reports.collect import Cell, cell_of, grouped, is_full_scale
+from advmoe.reports.cell import Cell, cell_of, grouped, is_full_scale
 from advmoe.reports.measures import SUMMARY
-from advmoe.reports.panels import (
-    by_line,
-    by_panel,
-    draw_curve,
-    label_of,
-    legend_below,
-    radius,
-    save,
-    short,
-    style_of,
-    titled,
-)
+from advmoe.reports.panels import by_line, by_panel, draw_curve, label_of, legend_below, save, short, titled
 from advmoe.reports.routes import fig_a1, load_heat_map
+from advmoe.reports.styles import radius, style_of
+from advmoe.reports.summaries import Summary, attacks_in_words, comparable_groups, differing_settings, interval, outcome, summarise
 
 DRAWN = {measure.name: measure for measure in SUMMARY if measure.robust}
 CELL: Callable[[Summary], Cell] = attrgetter("cell")
@@ -254,8 +244,10 @@ def _gmacs(summary: Summary) -> float:
 
 
 def on_frontier(summaries: Iterable[Summary], name: str) -> list[Summary]:
-    """The networks, by rising cost, that are ahead (`cells.outcome`) in `name` of every other one of the same or a lower cost. Only
-    networks with several seeds are considered; empty if there are fewer than two."""
+    """The networks, by rising cost, that are ahead (`summaries.outcome`) in `name` of every other one of the same or a lower cost.
+
+    Only networks with several seeds are considered; empty if there are fewer than two.
+    """
     ranked = sorted((summary for summary in summaries if summary.figures[name].n > 1), key=_gmacs)
     best = [
         one for one in ranked

@@ -12,7 +12,7 @@ from advmoe.reports.attacks import attack_title, caught_alone, choice_gains, rou
 from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import PRESENT, evaluated, with_intervals, worst_of
-from advmoe.reports.panels import run_title
+from advmoe.reports.styles import run_title
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
-from advmoe.reports.collect import cell_of
+from advmoe.reports.cell import cell_of
 from advmoe.reports.measures import Measure, measured
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": ""}  # of a check's status

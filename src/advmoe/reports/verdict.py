@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import Check
-from advmoe.reports.cells import (
+from advmoe.reports.cell import grouped
+from advmoe.reports.choice import Against, choice_answers, differences_from_control
+from advmoe.reports.markup import Entry, Statement, Table
+from advmoe.reports.measures import BY_NAME, label
+from advmoe.reports.paper_tables import Notes, ours
+from advmoe.reports.runs import number_of
+from advmoe.reports.styles import network_title, run_title, setting_text
+from advmoe.reports.summaries import (
     Summary,
     attacks_in_words,
     by_setting,
@@ -17,13 +24,6 @@ from advmoe.reports.cells import (
     summarise,
     worst_name,
 )
-from advmoe.reports.choice import Against, choice_answers, differences_from_control
-from advmoe.reports.collect import grouped
-from advmoe.reports.markup import Entry, Statement, Table
-from advmoe.reports.measures import BY_NAME, label
-from advmoe.reports.panels import network_title, run_title, setting_text
-from advmoe.reports.paper_tables import Notes, ours
-from advmoe.reports.runs import number_of
 
 LISTED = 3  # networks or runs in a sentence
 BY = "95 % intervals over seeds and over images"

@@ -19,7 +19,7 @@ from advmoe.benchmark.setup import Setup
 from advmoe.benchmark.variants import configuration
 from advmoe.config import RunConfig
 from advmoe.files import drafted
-from advmoe.reports.panels import COLOURS
+from advmoe.reports.styles import COLOURS
 
 BATCH = 32
 ROUNDS = 3

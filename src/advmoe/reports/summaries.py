@@ -10,8 +10,9 @@ from typing import Literal
 from advmoe.attacks.presets import PRESETS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
-from advmoe.reports.collect import Cell, cell_of, departures, grouped, shared_settings, short_value
+from advmoe.reports.cell import Cell, cell_of, grouped, short_value
 from advmoe.reports.measures import QUICK_OF_VERSION_0_1, SUMMARY, WORST, attacks_of
+from advmoe.reports.settings import departures, shared_settings
 
 T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,

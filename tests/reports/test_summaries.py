@@ -5,7 +5,7 @@ from records import content, record, with_settings
 
 from advmoe.attacks.presets import PRESETS
 from advmoe.evaluation.results import wilson
-from advmoe.reports.cells import attacks_in_words, by_setting, comparable_groups, interval, student_t, summarise, worst_name
+from advmoe.reports.summaries import attacks_in_words, by_setting, comparable_groups, interval, student_t, summarise, worst_name
 
 
 def runs(*worsts, **more):

@@ -1,0 +1,190 @@
+"""The cell of a Record: the network and the setting that it has in common with runs of other seeds."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from advmoe.config import RunConfig, to_dict
+from advmoe.evaluation.record import Record
+from advmoe.files import JsonObject
+from advmoe.models import MODELS
+from advmoe.recipes import PLUS, method_traits
+from advmoe.training.methods import METHODS
+
+Key = TypeVar("Key")
+Runs = TypeVar("Runs")  # a Record, or a Summary of several
+SAME_BATCHES, OFFICIAL, WITH_PLUS = "same batches", "variant of the public code", "with -plus"
+OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
+    "model.routers": "per_network", "model.bank": "disjoint", "training.level_batches": "same", "training.router_loss": "target",
+    "training.router_target": "label_mod_n", "training.router_consistency": 6.0,
+}  # fmt: skip
+OF_VARIANTS = (  # choices of routers and experts that make a network one of its own
+    "model.routers",
+    "model.bank",
+    *(f"training.{name}" for name in ("level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target")),
+    *(f"training.{name}" for name in ("router_consistency", "router_margin", "router_every", "router_schedule")),
+    *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency")),
+)
+OF_ROUTERS = (
+    *OF_VARIANTS, "model.num_experts", "model.norms", "training.router_steps", "training.weight_steps", "training.level_order",
+    *(f"training.{name}" for name in ("router_lr", "router_warmup", "router_gate", "router_attack_gate", "router_target_weight")),
+    *(f"training.{name}" for name in ("tied_share", "balance", "balance_weight")),
+)  # fmt: skip
+OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
+INGREDIENTS = (  # the same for networks without routers too
+    "model.activation", "data.augment", "attack.epsilon_ramp", "attack.steps_ramp",
+    *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp")),
+)  # fmt: skip
+
+
+def flat_settings(tree: JsonObject) -> dict[str, object]:
+    """'section.field' -> value, of a configuration's sections and its fields outside of them."""
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+DEFAULTS = flat_settings(to_dict(RunConfig()))
+
+
+def is_routed(method: str) -> bool:
+    """Whether the method's networks have experts. A method that is not registered here counts as one with experts and with a model
+    scale, so that runs that may differ in them are never averaged."""
+    return method not in METHODS or method_traits(method).routed
+
+
+def is_full_scale(method: str) -> bool:
+    """Whether the method ignores the model scale."""
+    return method in METHODS and not method_traits(method).scaled
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What identifies the runs behind one figure; they differ only in their seeds.
+
+    `width` is None for the published width. A dense network has model scale 1, and a network without routers one expert.
+    `epsilon` and `norm` are those of the evaluation; `attack_steps` is the number of steps of the training attack. `variant` says
+    in which of `OF_VARIANTS` the routers and experts differ from the default: `SAME_BATCHES` if AdvMoE's two levels were trained on
+    the same batches, `OFFICIAL` for the recipes with the suffix -official, 'router target confusion'. `ingredients` does the same
+    for `INGREDIENTS`: `WITH_PLUS` for all that the suffix -plus adds, 'ema 0.999'. Both are empty for the methods of the paper.
+    """
+
+    dataset: str
+    backbone: str
+    width: int | None
+    method: str
+    model_scale: float
+    num_experts: int
+    attack_steps: int
+    epsilon: float
+    norm: str
+    epochs: int
+    train_images: int
+    test_images: int
+    variant: str = ""
+    ingredients: str = ""
+
+    @property
+    def has_one_expert(self) -> bool:
+        """Whether a routed method was trained with one expert: the control, whose routers choose nothing."""
+        return is_routed(self.method) and self.num_experts == 1
+
+    @property
+    def is_of_the_paper(self) -> bool:
+        """Whether the runs are of their method as published: with a choice between experts, and without other options."""
+        return not (self.has_one_expert or self.variant or self.ingredients)
+
+    @property
+    def label(self) -> str:
+        """The method's name, and what differs from it: 'at_moe, one expert', 'advmoe, same batches'."""
+        return self.method + ", one expert" * self.has_one_expert + self.options
+
+    @property
+    def words(self) -> str:
+        """'advmoe, r 0.5, N 2, resnet18, fashion-mnist'."""
+        return f"{self.method}{self.size}{self.options}, {self.backbone}, {self.dataset}"
+
+    @property
+    def size(self) -> str:
+        """', r 0.5, N 2', as far as the method has a model scale and experts."""
+        scale = "" if is_full_scale(self.method) else f", r {self.model_scale:g}"
+        return scale + (f", N {self.num_experts}" if is_routed(self.method) else "")
+
+    @property
+    def options(self) -> str:
+        """', same batches, ema 0.995', or empty."""
+        return options_text(self.variant, self.ingredients)
+
+    @property
+    def setting(self) -> "Cell":
+        """The fields that cells must share to be compared: all but method, model scale, number of experts and options."""
+        return replace(self, method="", model_scale=1.0, num_experts=0, variant="", ingredients="")
+
+
+def options_text(variant: str, ingredients: str) -> str:
+    """', same batches, ema 0.995', ' with -plus', or empty."""
+    return "".join(f"{'' if part.startswith(WITH_PLUS) else ','} {part}" for part in (variant, ingredients) if part)
+
+
+def grouped(runs: Iterable[Runs], key: Callable[[Runs], Key]) -> dict[Key, list[Runs]]:
+    """Records or summaries by `key`, in order of first occurrence."""
+    groups: dict[Key, list[Runs]] = {}
+    for one in runs:
+        groups.setdefault(key(one), []).append(one)
+    return groups
+
+
+CELL_FIELDS = tuple(field.name for field in fields(Cell))
+
+
+def cell_of(record: Record) -> Cell:
+    """The cell that a Record belongs to."""
+    method, config, backbone = record.method, record.config, record.backbone
+    width, published = config.model.width, MODELS[backbone][1] if backbone in MODELS else None
+    return Cell(
+        dataset=record.dataset, backbone=backbone, width=None if width == published else width,
+        method=method, model_scale=1.0 if is_full_scale(method) else config.model.model_scale,
+        num_experts=config.model.num_experts if is_routed(method) else 1, attack_steps=config.attack.num_steps,
+        epsilon=record.epsilon, norm=record.norm, epochs=config.training.epochs,
+        train_images=record.train_images, test_images=record.test_images,
+        variant=_variant(record) if is_routed(method) else "", ingredients=_ingredients(record),
+    )  # fmt: skip
+
+
+def _variant(record: Record) -> str:
+    options = _options(record, OF_VARIANTS)
+    if options.items() >= OF_OFFICIAL.items():
+        others = {name: value for name, value in options.items() if name not in OF_OFFICIAL}
+        return ", ".join([OFFICIAL, *_in_words(others)])
+    return ", ".join(_in_words(options))
+
+
+def _ingredients(record: Record) -> str:
+    options, plus = _options(record, INGREDIENTS), plus_settings(record)
+    others = {name: value for name, value in options.items() if name not in plus}
+    return ", ".join([*([WITH_PLUS] if plus else []), *_in_words(others)])
+
+
+def plus_settings(record: Record) -> JsonObject:
+    """The settings of the suffix -plus, if the run has all of them; else empty."""
+    plus = {name: value for name, value in flat_settings(PLUS).items() if is_routed(record.method) or name not in OF_ROUTERS}
+    return plus if _options(record, plus) == plus else {}
+
+
+def _options(record: Record, names: Collection[str]) -> dict[str, object]:
+    """Those of the settings `names` that differ from the default. A field that the Record is too old to have is left out."""
+    recorded = flat_settings(record.config.model_dump())
+    return {name: recorded[name] for name in names if recorded.get(name, DEFAULTS[name]) != DEFAULTS[name]}
+
+
+def _in_words(options: Mapping[str, object]) -> list[str]:
+    """['same batches', 'router target confusion']."""
+    texts = [f"{name.partition('.')[2].replace('_', ' ')} {short_value(value)}" for name, value in options.items()]
+    return [SAME_BATCHES if text == "level batches same" else text for text in texts]
+
+
+def short_value(value: Any) -> str:
+    """A setting's value as text. A long one without spaces, such as a fingerprint, is cut."""
+    text = f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+    return text if len(text) <= 20 or " " in text else f"{text[:12]}..."

@@ -1,0 +1,60 @@
+"""The cell of a Record: which network it is, in which setting."""
+
+import pytest
+from records import changed, changed_record, record
+
+from advmoe.evaluation.record_file import checked_record
+from advmoe.recipes import PLUS
+from advmoe.reports.cell import CELL_FIELDS, cell_of
+from advmoe.reports.settings import departures
+
+
+@pytest.mark.parametrize(("method", "tied"), [("advmoe", True), ("at_small_dense", False)])
+def test_all_that_the_suffix_plus_adds_is_named_by_the_suffix(method, tied):
+    plus = changed("training", method, ema=PLUS["training"]["ema"])
+    plus["config"]["model"] |= PLUS["model"]
+    without_ties = checked_record(plus, "a file")
+    plus["config"]["training"] |= PLUS["training"] | {"label_smoothing": 0.1}
+    cell = cell_of(checked_record(plus, "a file"))
+    assert cell.ingredients == "with -plus, label smoothing 0.1"
+    assert not any("tied_share" in text for text in departures(checked_record(plus, "a file")))
+    assert cell_of(without_ties).ingredients == ("activation silu, ema 0.995" if tied else "with -plus")
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "words"),
+    [
+        ("training", {"router_target": "confusion", "router_loss": "target"}, "router loss target, router target confusion"),
+        ("training", {"level_batches": "same"}, "same batches"),
+        ("model", {"routers": "per_network"}, "routers per_network"),
+    ],
+)
+def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
+    assert cell_of(changed_record(section, **fields)).variant == words
+    assert cell_of(changed_record(section, "at_dense", **fields)).variant == ""
+
+
+def test_a_label_says_how_a_run_departs_from_its_method():
+    assert cell_of(record("advmoe")).label == "advmoe"
+    assert cell_of(record("at_moe", num_experts=1)).label == "at_moe, one expert"
+    assert cell_of(changed_record("training", level_batches="same")).label == "advmoe, same batches"
+
+
+def test_a_cell_ignores_settings_that_its_method_does_not_use():
+    dense, wide = cell_of(record("at_dense", model_scale=0.2)), cell_of(record("at_small_dense", num_experts=4))
+    assert (dense.model_scale, dense.num_experts) == (1.0, 1)
+    assert (wide.model_scale, wide.num_experts) == (0.5, 1)
+    assert cell_of(record(num_experts=4)).num_experts == 4
+    assert cell_of(changed_record("model", width=64)).width is None
+    assert cell_of(changed_record("model", width=32)).width == 32
+    assert set(CELL_FIELDS) >= {
+        "dataset",
+        "backbone",
+        "width",
+        "method",
+        "model_scale",
+        "epsilon",
+        "norm",
+        "epochs",
+        "test_images",
+    }
