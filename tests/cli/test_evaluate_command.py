@@ -31,7 +31,7 @@ from advmoe.evaluation.store import remove_results
 from advmoe.models.digest import weights_digest
 from advmoe.reports.collect import collect
 from advmoe.reports.summaries import summarise
-from advmoe.runs.evaluate import evaluate_folder, subject
+from advmoe.runs.evaluate import evaluate_folder, find_subject
 from advmoe.training.checkpoint import RunFolder
 
 pytestmark = pytest.mark.usefixtures("small_processes")
@@ -269,7 +269,7 @@ def test_a_saved_file_is_evaluated_like_its_run(unbroken, run, tmp_path):
     recorded = json.loads((run / "record.json").read_text())
     known = ("history", "train_seconds", "train_images", "epoch", "trained_by")
     assert [evaluated[name] for name in known] == [recorded[name] for name in known]
-    assert subject(path).on_test_set().trained.train_images == recorded["train_images"] > 0
+    assert find_subject(path).on_test_set().trained.train_images == recorded["train_images"] > 0
     with torch.no_grad():
         next(iter(model.network.parameters())).mul_(1.5)
     advmoe.save_file(model, path)

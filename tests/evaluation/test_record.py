@@ -183,11 +183,6 @@ def test_the_code_that_trained_a_network_is_listed_in_order():
     assert code_of([{}, {}]) == []
 
 
-def test_a_part_of_the_shards_makes_no_snapshot(evaluated):
-    record = evaluated(part=(0, 2), shard_size=10)
-    assert (record.layers, record.load_by_class, record.epsilon_curve, record.gallery) == ([], [], None, [])
-
-
 def as_schema_2(content):
     """A Record's JSON in the form of schema 2."""
     evaluation = {name: value for name, value in content["evaluation"].items() if name != "figures"}
@@ -341,7 +336,7 @@ def test_the_digest_depends_on_names_dtypes_shapes_and_bytes():
 
 
 def test_a_record_has_the_digest_of_its_weights(evaluated):
-    assert len(evaluated(part=(0, 2)).weights) == 64
+    assert len(evaluated().weights) == 64
 
 
 def test_unknown_fields_of_a_configuration_are_kept(record):

@@ -29,7 +29,7 @@ from advmoe.evaluation.record_file import checked_record, read_record, write_rec
 from advmoe.files import write_json
 from advmoe.moe import ForcedGate
 from advmoe.publish import push_to_hub, write_hub_folder
-from advmoe.runs.evaluate import evaluate_folder, subject
+from advmoe.runs.evaluate import evaluate_folder, find_subject
 from advmoe.runs.load import from_pretrained, load, save_file
 from advmoe.runs.loaded import Loaded, ThreatModel
 from advmoe.training.checkpoint import RunFolder
@@ -372,7 +372,7 @@ def test_a_missing_run_in_an_existing_folder_is_not_looked_up_on_the_hub(tmp_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("advmoe.hub.fetch", lambda *_: pytest.fail("asks the hub"))
     (tmp_path / "runs").mkdir()
-    for ask in (load, lambda what: subject(Path(what))):
+    for ask in (load, lambda what: find_subject(Path(what))):
         assert refusal(ask, "runs/none").startswith("runs/none: no such run or file (a name on the hub, owner/name, is looked up")
 
 

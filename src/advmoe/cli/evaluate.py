@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -40,7 +39,7 @@ from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
 from advmoe.reports.control import comparison_line, worst_case_difference
 from advmoe.reports.tables import check_lines, evaluation_lines, record_table
-from advmoe.runs.evaluate import Subject, subject
+from advmoe.runs.evaluate import Subject, find_subject
 from advmoe.training.precision import autocast_dtype
 
 logger = logging.getLogger("advmoe")
@@ -84,15 +83,15 @@ def _check_attacks(arguments: EvaluateCommand) -> None:
 
 
 def _evaluate(arguments: EvaluateCommand) -> None:
-    network, config, splits = _trained(arguments.run, arguments)
-    distributed.on_rank_zero(lambda: _check_writable(network, arguments))
+    subject, config, splits = _trained(arguments.run, arguments)
+    distributed.on_rank_zero(lambda: _check_writable(subject, arguments))
     transfer = _transfer(arguments, splits)
     control = None if arguments.control is None else _control(arguments.control, arguments)
-    with _claimed(network.store, arguments.part or (0, 1)):
-        record = _record(arguments, network, config, splits, transfer)
+    with _claimed(subject.store, arguments.part or (0, 1)):
+        record = _record(arguments, subject, config, splits, transfer)
         if record is None:
             return
-        write_record(network.record, record, arguments.keep_images)
+        write_record(subject.record_path, record, arguments.keep_images)
     if arguments.robustbench is not None:
         write_json(arguments.robustbench, model_info(record), indent=2)
     if arguments.json:
@@ -115,15 +114,15 @@ def _compared(record: Record, control: Record) -> JsonObject:
     }  # fmt: skip
 
 
-def _check_writable(network: Subject, arguments: EvaluateCommand) -> None:
+def _check_writable(subject: Subject, arguments: EvaluateCommand) -> None:
     """Raises UserError if the files of this evaluation could not be written in the end. A part of the shards writes no Record."""
     if arguments.part is None:
-        check_target(network.record, "the Record")
+        check_target(subject.record_path, "the Record")
     else:
-        check_folder(network.store, "the results")
+        check_folder(subject.store, "the results")
     if arguments.robustbench is not None:
         others = (path for path in (arguments.transfer, arguments.control, arguments.test_set) if path is not None)
-        files = (network.record, gallery_path(network.record))
+        files = (subject.record_path, gallery_path(subject.record_path))
         check_target(arguments.robustbench, "the RobustBench file", arguments.run, *files, *others)
 
 
@@ -139,10 +138,10 @@ def _claimed(store: Path, part: Part) -> Iterator[None]:
 
 
 def _record(
-    arguments: EvaluateCommand, network: Subject, config: RunConfig, splits: Splits, transfer: Classifier | None
+    arguments: EvaluateCommand, subject: Subject, config: RunConfig, splits: Splits, transfer: Classifier | None
 ) -> Record | None:
     """The Record of the evaluation; None for a part of the shards, and on the ranks above 0."""
-    store = network.store
+    store = subject.store
     shards = shard_count(len(splits.test), arguments.shard_size)
     with EvaluationProgress(Console(stderr=True, quiet=distributed.rank() > 0), config.method, shards, log=True) as progress:
         options = EvaluationOptions(
@@ -153,46 +152,49 @@ def _record(
             pathway_budget=arguments.pathway_budget,
         )  # fmt: skip
         if arguments.fresh:
-            network.check_attacks(config, splits, options)  # before anything is deleted
+            subject.check_attacks(config, splits, options)  # before anything is deleted
             distributed.on_rank_zero(lambda: remove_results(store))
         progress.stored(store)
-        evaluated = partial(network.evaluate, config, splits, dispatch=arguments.runtime.dispatch)
+        dispatch = arguments.runtime.dispatch
         if arguments.processes > 1:
-            network.warn_before(config, splits, options, arguments.runtime.dispatch)  # the workers' own warnings are not shown
+            subject.warn_before(config, splits, options, dispatch)  # the workers' own warnings are not shown
             _evaluate_in_workers(arguments, lambda: progress.stored(store))
         if distributed.world_size() > 1:
-            evaluated(replace(options, part=(distributed.rank(), distributed.world_size())))
+            part = distributed.rank(), distributed.world_size()
+            subject.evaluate_part(config, splits, replace(options, part=part), dispatch)
         distributed.barrier()
         if distributed.rank() > 0:
             return None
+        if arguments.part is not None:
+            subject.evaluate_part(config, splits, replace(options, part=arguments.part), dispatch)
+            return None
         warned = arguments.processes > 1 or distributed.world_size() > 1
-        record = evaluated(replace(options, part=arguments.part or (0, 1), quiet=warned))
-    return None if arguments.part is not None else record
+        return subject.evaluate(config, splits, replace(options, quiet=warned), dispatch)
 
 
 def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfig, Splits]:
     """A trained network, its configuration with the data of this evaluation, and that data. Raises UserError if it was trained on
     other data."""
-    network, torch_device = _subject(run, arguments), device(arguments.runtime)
-    config = network.trained.config
+    subject, torch_device = _subject(run, arguments), device(arguments.runtime)
+    config = subject.trained.config
     data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)
-    for name in network.damaged:
-        logger.warning("%s: checkpoint %s is cut short or altered; epoch %d is evaluated", run, name, network.trained.epoch)
+    for name in subject.damaged:
+        logger.warning("%s: checkpoint %s is cut short or altered; epoch %d is evaluated", run, name, subject.trained.epoch)
     if (test_set := _test_set(arguments)) is not None:
-        return network, config.replace(data=data), test_set.load(network.spec(), data).to(torch_device)
+        return subject, config.replace(data=data), test_set.load(subject.spec(), data).to(torch_device)
     splits = load_dataset(data).to(torch_device)
-    network.check(splits, run, data.data_dir or data.dataset)
-    return network, config.replace(data=data), splits
+    subject.check(splits, run, data.data_dir or data.dataset)
+    return subject, config.replace(data=data), splits
 
 
 def _subject(run: Path, arguments: EvaluateArguments) -> Subject:
     """A trained network, to be evaluated on the test set of these arguments. A --name, or else the name of another test set, is
     part of the names of its results."""
-    test_set, network = _test_set(arguments), subject(run)
+    test_set, subject = _test_set(arguments), find_subject(run)
     if test_set is not None:
-        return network.on_test_set().named(arguments.name or test_set.name)
-    return network.named(arguments.name) if arguments.name else network
+        return subject.on_test_set().named(arguments.name or test_set.name)
+    return subject.named(arguments.name) if arguments.name else subject
 
 
 def _test_set(arguments: EvaluateArguments) -> ExtraTestSet | None:
@@ -215,7 +217,7 @@ def _transfer(arguments: EvaluateArguments, splits: Splits) -> Classifier | None
 
 def _control(run: Path, arguments: EvaluateArguments) -> Record:
     """The Record of another run for the same test set and --name. Raises UserError if there is none."""
-    path = _subject(run, arguments).record
+    path = _subject(run, arguments).record_path
     if not path.exists():
         names = ("name", "test_set", "corruption", "severity")
         given = [(f"--{name.replace('_', '-')}", str(value)) for name in names if (value := getattr(arguments, name)) is not None]

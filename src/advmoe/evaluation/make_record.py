@@ -107,12 +107,11 @@ def _teacher(trained: Trained) -> RecordedTeacher | None:
 def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:
     """Run `evaluate` on the test part, and return the Record. `dense` is the cost of the dense network.
 
-    If only a part of the shards is evaluated, the Record has no snapshot. The caller has claimed the store, if there is one
-    (`advmoe.evaluation.claim`).
+    The caller has claimed the store, if there is one (`advmoe.evaluation.claim`).
     """
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_claimed(model, x, y, options)
-    test_snapshot = Snapshot() if options.part[1] > 1 else snapshot(model, x, y, evaluation.correct, options)
+    test_snapshot = snapshot(model, x, y, evaluation.correct, options)
     network, weights = cost(model, splits.spec.shape), weights_digest(model)
     measured = Measured(evaluation, test_snapshot, network, dense, weights, time.perf_counter() - started)
     return make_record(trained, splits, options, measured)

@@ -15,7 +15,7 @@ from advmoe.evaluation.claim import claimed
 from advmoe.evaluation.make_record import Trained, code_of, evaluate_run
 from advmoe.evaluation.record import HistoryRow, Record
 from advmoe.evaluation.record_file import RECORD, read_record
-from advmoe.evaluation.runner import check_attacks, warn_before
+from advmoe.evaluation.runner import check_attacks, evaluate_claimed, warn_before
 from advmoe.evaluation.store import STORE
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
@@ -31,7 +31,7 @@ class Subject:
     """A trained network to evaluate. `network` returns it in eval mode, without masked weights, on the data's device; `spec`
     returns the format of its images.
 
-    Shards are kept in `store`, the Record in `record`. `fingerprint` is that of the training data, None if it is not known.
+    Shards are kept in `store`, the Record in `record_path`. `fingerprint` is that of the training data, None if it is not known.
     `damaged` names checkpoints that were skipped.
     """
 
@@ -40,7 +40,7 @@ class Subject:
     network: Callable[[RunConfig, Splits], Classifier]
     spec: Callable[[], ImageSpec]
     store: Path
-    record: Path
+    record_path: Path
     damaged: tuple[str, ...] = ()
 
     def on_test_set(self) -> "Subject":
@@ -48,14 +48,14 @@ class Subject:
         network's present Record; without a Record it is 0."""
         if self.trained.train_images is not None:
             return self
-        recorded = read_record(self.record).train_images if self.record.is_file() else 0
+        recorded = read_record(self.record_path).train_images if self.record_path.is_file() else 0
         return replace(self, trained=replace(self.trained, train_images=recorded))
 
     def named(self, name: str) -> "Subject":
         """The same network to be evaluated with a separate store and Record, which have `name` in their names."""
         return replace(
             self, store=self.store.with_name(f"{self.store.name}-{name}"),
-            record=self.record.with_name(f"{self.record.name.removesuffix(RECORD)}{name}.{RECORD}"),
+            record_path=self.record_path.with_name(f"{self.record_path.name.removesuffix(RECORD)}{name}.{RECORD}"),
         )  # fmt: skip
 
     def check(self, splits: Splits, what: Path, where: str) -> None:
@@ -75,6 +75,11 @@ class Subject:
         trained, model = replace(self.trained, config=config), self._dispatched(config, splits, dispatch)
         return evaluate_run(model, trained, splits, dense_cost(config, splits.spec), replace(options, store=self.store))
 
+    def evaluate_part(self, config: RunConfig, splits: Splits, options: EvaluationOptions, dispatch: Dispatch = "auto") -> None:
+        """Attack only the shards of `options.part`. `evaluate` finds their results in the store."""
+        model = self._dispatched(config, splits, dispatch)
+        evaluate_claimed(model, splits.test.pixels(), splits.test.labels, replace(options, store=self.store))
+
     def warn_before(self, config: RunConfig, splits: Splits, options: EvaluationOptions, dispatch: Dispatch = "auto") -> None:
         """The warnings of `evaluate` before its attacks, for a caller that leaves the attacks to other processes."""
         model = self._dispatched(config, splits, dispatch)
@@ -86,7 +91,7 @@ class Subject:
         return model
 
 
-def subject(what: Path) -> Subject:
+def find_subject(what: Path) -> Subject:
     """The network in a run's folder (its best epoch), in a file that `advmoe.save_file` wrote, in the package, or on the hub.
 
     Raises UserError if there is none.
@@ -143,6 +148,6 @@ def evaluate_folder(
     `config` is the run's, changed where the evaluation differs from the training. Results are kept in RUN/evaluation. Raises
     UserError if the folder holds no complete checkpoint, and what `advmoe.evaluation.evaluate` raises.
     """
-    network = subject(run)
-    with claimed(network.store, options.part):
-        return network.evaluate(config, splits, options, dispatch)
+    subject = find_subject(run)
+    with claimed(subject.store, options.part):
+        return subject.evaluate(config, splits, options, dispatch)
