@@ -224,7 +224,7 @@ def test_processes_are_divided_among_the_cuda_devices(tmp_path, monkeypatch, dev
         (["--seed", "-1"], "seed must be in"),
         (["--name", "../few"], "name must be up to 100 letters, digits and . _ + - (not as the first), not '../few'"),
         (["--norm", "L2"], "--norm L2 needs --epsilon"),
-        (["--attacks", "transfer", "--transfer", "nowhere"], "nowhere: holds no run"),
+        (["--attacks", "transfer", "--transfer", "nowhere"], "nowhere: no run's folder, no file, no name on the hub"),
         (["--test-set", "nowhere"], "nowhere: no such file or folder"),
         (["--test-set", "x", "--data-dir", "y"], "--test-set and --data-dir exclude each other"),
         (["--test-set", "x", "--corruption", "fog"], "--corruption and --severity go together"),

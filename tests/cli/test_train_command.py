@@ -101,7 +101,7 @@ def test_evaluate_prints_and_writes_a_record(run, capsys):
         (["train", "--recipe", "cifar10-resnet18-advmoe", "--out", "x", "--data-dir", "nowhere"], "nowhere: no such file"),
         (["train", "--config", "no.yaml", "--out", "x"], "no.yaml: "),
         (["evaluate"], "missing RUN (see advmoe evaluate --help)"),
-        (["evaluate", "nowhere"], "nowhere: holds no run"),
+        (["evaluate", "nowhere"], "nowhere: no run's folder, no file, no name on the hub"),
         (["profile", "--recipe", "demo"], "unknown recipe 'demo'"),
     ],
 )

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from advmoe import hub, networks
 from advmoe.config import RunConfig
 from advmoe.config.choices import Dispatch
 from advmoe.data import ImageSpec, Splits
@@ -96,13 +95,8 @@ def find_subject(what: Path) -> Subject:
 
     Raises UserError if there is none.
     """
-    packaged_or_on_hub = not what.exists() and (networks.find(str(what)) is not None or hub.is_name(str(what)))
-    if what.is_file() or (what / FILE).is_file() or packaged_or_on_hub:
+    if not what.is_dir() or (what / FILE).is_file():
         return _saved(what)
-    if not what.exists():
-        raise UserError(
-            f"{what}: holds no run (no config.yaml), and no network of the package has that name ({networks.in_words()})"
-        )
     folder = RunFolder(what)
     config, best = folder.config(), folder.best()
     check_registered(config, what)
