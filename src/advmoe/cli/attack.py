@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advmoe.attacks import frozen
 from advmoe.cli.arguments.attack import AttackArguments
-from advmoe.cli.device import device
+from advmoe.cli.device import set_up_device
 from advmoe.cli.predict import pathway
 from advmoe.errors import UserError, nearest, printable
 from advmoe.evaluation.fooling import THOROUGH, Fooled, Victim, beyond, first_to_fool, in_eight_bits, smallest, write_image
@@ -73,7 +73,7 @@ class Success(Report):
 
 
 def run(arguments: AttackArguments) -> None:
-    torch_device = device(arguments.runtime.config)
+    torch_device = set_up_device(arguments.runtime.config)
     model = load(arguments.run, torch_device)
     epsilon = model.threat_model.epsilon if arguments.epsilon is None else arguments.epsilon
     if epsilon <= 0:

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from advmoe.cli.arguments.demo import DemoArguments
-from advmoe.cli.device import device
+from advmoe.cli.device import set_up_device
 from advmoe.cli.display import EvaluationProgress, TrainingProgress
 from advmoe.cli.streams import console
 from advmoe.config import RunConfig
@@ -30,7 +30,7 @@ def run(arguments: DemoArguments) -> None:
     """Train and evaluate the demo's `RECIPES` in folders in --out, and write the report. Runs that an earlier call finished are not
     repeated."""
     terminal = console()
-    out, torch_device = arguments.out, device(arguments.runtime)
+    out, torch_device = arguments.out, set_up_device(arguments.runtime)
     configs = {name: recipe(f"demo-{name}").replace(runtime=arguments.runtime, seed=arguments.seed) for name in RECIPES}
     splits = load_dataset(configs["advmoe"].data).to(torch_device)
     records = []

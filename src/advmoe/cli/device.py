@@ -10,13 +10,18 @@ from advmoe.errors import UserError
 from advmoe.moe import check_dispatch
 
 
-def device(runtime: ComputeConfig) -> torch.device:
-    """The device to run on. Also sets the number of threads. Raises UserError if the device or the dispatch is not available."""
+def set_up_device(runtime: ComputeConfig) -> torch.device:
+    """Set the number of threads and deterministic operations, and return `find_device`."""
     if runtime.threads:
         torch.set_num_threads(runtime.threads)
     if runtime.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA is first used
         torch.use_deterministic_algorithms(True)
+    return find_device(runtime)
+
+
+def find_device(runtime: ComputeConfig) -> torch.device:
+    """The device to run on. Raises UserError if the device or the dispatch is not available."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
     try:
         chosen = local_device(torch.device(name))

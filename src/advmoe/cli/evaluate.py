@@ -20,7 +20,7 @@ from rich.console import Console
 from advmoe import distributed
 from advmoe.attacks.presets import resolve
 from advmoe.cli.arguments.evaluate import EvaluateArguments, EvaluateCommand
-from advmoe.cli.device import device
+from advmoe.cli.device import find_device, set_up_device
 from advmoe.cli.display import EvaluationProgress
 from advmoe.cli.streams import console
 from advmoe.config import RunConfig
@@ -52,7 +52,7 @@ def run(arguments: EvaluateCommand) -> None:
     else:
         _check_used(arguments)
     _check_attacks(arguments)
-    with distributed.process_group(device(arguments.runtime)):
+    with distributed.process_group(set_up_device(arguments.runtime)):
         if distributed.world_size() > 1 and (arguments.part is not None or arguments.processes > 1):
             raise UserError("torchrun already shares the shards between its processes; leave out --part and --processes")
         _evaluate(arguments)
@@ -175,7 +175,7 @@ def _record(
 def _trained(run: Path, arguments: EvaluateArguments) -> tuple[Subject, RunConfig, Splits]:
     """A trained network, its configuration with the data of this evaluation, and that data. Raises UserError if it was trained on
     other data."""
-    subject, torch_device = _subject(run, arguments), device(arguments.runtime)
+    subject, torch_device = _subject(run, arguments), find_device(arguments.runtime)
     config = subject.trained.config
     data = config.data.replace(data_dir=arguments.data_dir or config.data.data_dir)
     data = data.replace(limit_test=arguments.limit_test or config.data.limit_test)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from advmoe.cli.arguments.predict import PredictArguments
-from advmoe.cli.device import device
+from advmoe.cli.device import set_up_device
 from advmoe.errors import UserError, printable
 from advmoe.runs.load import load
 from advmoe.runs.loaded import Loaded
@@ -17,7 +17,7 @@ COLUMNS = ("image", "class", "confidence", "pathway", "note")
 
 
 def run(arguments: PredictArguments) -> None:
-    model = load(arguments.run, device(arguments.runtime.config))
+    model = load(arguments.run, set_up_device(arguments.runtime.config))
     write = _print_json if arguments.json else _print_csv if arguments.csv else _print_table
     write(model, _readable(arguments, model))
 

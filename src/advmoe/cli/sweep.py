@@ -14,7 +14,7 @@ from rich.text import Text
 
 from advmoe.attacks.presets import preset_or_attacks, resolve
 from advmoe.cli.arguments.sweep import SweepArguments
-from advmoe.cli.device import device
+from advmoe.cli.device import find_device, set_up_device
 from advmoe.cli.streams import console
 from advmoe.errors import UserError
 from advmoe.runs.cost import image_spec
@@ -111,7 +111,7 @@ def _placement(arguments: SweepArguments, runs: int) -> Placement | None:
     """The placement that executes the runs; None for a dry run on a cluster. Raises UserError if it cannot execute them."""
     runtime = arguments.runtime
     if arguments.placement == "local":
-        device(runtime.replace(threads=0))
+        find_device(runtime)
     request = Request(
         runs, arguments.out, arguments.workers, runtime.threads, runtime.device, arguments.address, arguments.slurm
     )  # fmt: skip
@@ -148,7 +148,7 @@ def _seconds(
     timings_by_config = timings([sweep.folder(planned) for planned in sweep.runs], preset)
     with sweep.terminal.status("probing") as status:
         cache, retime = None if arguments.dry_run else arguments.out / PROBE, arguments.minutes is None
-        probe = Probe(device(probed), cache, lambda text: status.update(Text(f"probing {text}")), retime)
+        probe = Probe(set_up_device(probed), cache, lambda text: status.update(Text(f"probing {text}")), retime)
         for planned in missing:
             if time.monotonic() > sweep.probe_until:
                 break

@@ -6,7 +6,7 @@ import shlex
 from rich.console import Console
 
 from advmoe.cli.arguments.train import TrainArguments
-from advmoe.cli.device import device
+from advmoe.cli.device import set_up_device
 from advmoe.cli.display import TrainingProgress
 from advmoe.cli.streams import console
 from advmoe.data import load_dataset
@@ -22,7 +22,7 @@ from advmoe.training.trackers import Tracker
 
 def run(arguments: TrainArguments) -> None:
     config, terminal = arguments.run, console()
-    torch_device = device(config.runtime)
+    torch_device = set_up_device(config.runtime)
     lookup_method(config.method)
     with contextlib.ExitStack() as stack:
         stack.enter_context(process_group(torch_device))

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.evaluation.record import Record
 from advmoe.files import write_atomically, write_json
 from advmoe.locks import turn
@@ -71,7 +71,7 @@ def _draw_figures(records: list[Record], out: Path) -> tuple[list[str], list[str
             for file in files:
                 (out / file).unlink(missing_ok=True)
             failed.append(name)
-            logger.warning("left out, figures/%s: could not be drawn (%s: %s)", name, type(error).__name__, error)
+            logger.warning("left out, figures/%s: could not be drawn (%s)", name, reason_of(error, named=True))
     return written, failed
 
 

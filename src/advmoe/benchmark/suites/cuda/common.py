@@ -13,6 +13,7 @@ from advmoe.benchmark.setup import QUICK, Scale
 from advmoe.benchmark.timing import stopwatch
 from advmoe.benchmark.variants import Call
 from advmoe.config.choices import Dispatch
+from advmoe.errors import reason_of
 from advmoe.moe import DISPATCHES
 from advmoe.moe.dispatch import available
 
@@ -88,9 +89,8 @@ def guarded(section: str, name: str, measure: Callable[[], Figures]) -> Iterator
 
 
 def failure(case: str, what: str, error: Exception) -> Row:
-    """The row of a failed measurement, with the first line of the error."""
-    reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"[:300]
-    return Row(suite="cuda", case=case, what=what, value=None, failed=reason)
+    """The row of a failed measurement, with the error."""
+    return Row(suite="cuda", case=case, what=what, value=None, failed=reason_of(error, named=True))
 
 
 def title(kind: str, dispatch: str | None) -> str:
