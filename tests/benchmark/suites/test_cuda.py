@@ -114,6 +114,6 @@ def test_an_error_is_a_row():
         raise RuntimeError("no such kernel\nand more")
 
     (row,) = guarded("waits", "triton", broken)
-    assert (row.case, row.value, row.failed) == ("waits, triton", None, "RuntimeError: no such kernel")
+    assert (row.case, row.value, row.failed) == ("waits, triton", None, "RuntimeError: no such kernel and more")
     (row,) = guarded("waits", "split", lambda: {"time": Figure(2.0, "ms")})
     assert (row.what, row.value, row.unit, row.failed) == ("time", 2.0, "ms", None)
