@@ -42,11 +42,11 @@ def local_world_size() -> int:
 def launch_id() -> str:
     """The identifier of this torchrun; empty without torchrun.
 
-    A torchrun with a fixed port (`--master-port`) calls itself 'none', as any other does. Then it is the machine and the process
-    that started the ranks, which is the same after a restart of the ranks.
+    Without `--rdzv-id` torchrun may call itself 'none', as any other does. On one machine it is then known by the process that
+    started the ranks, which is the same after a restart of the ranks.
     """
-    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    return f"{socket.gethostname()} {os.getppid()}" if launch == "none" else launch
+    launch, machines = os.environ.get("TORCHELASTIC_RUN_ID", ""), os.environ.get("GROUP_WORLD_SIZE", "1")
+    return f"{socket.gethostname()} {os.getppid()}" if (launch, machines) == ("none", "1") else launch
 
 
 def restart_count() -> int:

@@ -16,10 +16,10 @@ from advmoe.errors import UserError
 def test_budget_is_the_sum_of_the_attacks_by_kind():
     preset = Preset({"ra_10": ("pgd_10",), "ra_50": ("pgd_50",), "ra_aa": autoattack.STANDARD}, ("soft_1", "transfer"), checks=True)
     assert budget(preset) == (
-        "at most 50 PGD and 3,567 AutoAttack passes an image; at most 67 route-aware and 67 transfer passes on survivors; "
+        "at most 50 PGD and 3,905 AutoAttack passes an image; at most 68 route-aware and 68 transfer passes on survivors; "
         "all self-checks"
     )
-    assert budget(plan(["apgd_ce"])) == "at most 100 APGD passes on survivors"
+    assert budget(plan(["apgd_ce"])) == "at most 102 APGD passes on survivors"
 
 
 @pytest.mark.parametrize("preset", PRESETS)

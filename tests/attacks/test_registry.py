@@ -41,7 +41,18 @@ class Counting:
 
 
 @pytest.mark.parametrize(
-    "name", ["pgd_10", "apgd_scaled", "apgd_margin_t", "straight_through_1", "second_route", "reroute_quick", "paths", "transfer"]
+    "name",
+    [
+        "pgd_10",
+        "apgd_scaled",
+        "apgd_margin_t",
+        "straight_through_1",
+        "second_route",
+        "reroute_quick",
+        "reroute",
+        "paths",
+        "transfer",
+    ],
 )
 def test_passes_are_those_of_an_image_that_withstands_the_attack(name):
     torch.manual_seed(0)
@@ -50,7 +61,7 @@ def test_passes_are_those_of_an_image_that_withstands_the_attack(name):
     x = torch.rand(2, 3, 8, 8)
     y, counting = network(x).argmax(dim=1), Counting(network)
     ATTACKS[name].run(Job(counting, x, y, [0, 1], 1e-7, "Linf", 0, 0, 10, transfer=counting))
-    assert counting.passes / 2 == pytest.approx(ATTACKS[name].passes, rel=0.04)
+    assert 0.97 * ATTACKS[name].passes <= counting.passes / 2 <= ATTACKS[name].passes + 1e-6
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,9 @@ def test_demo_writes_records_and_a_report(tmp_path, monkeypatch, capsys, caplog,
     first = page[page.index('id="verdict"') :]
     assert [first.index(question) for question in questions] == sorted(first.index(question) for question in questions)
     assert {read_run(run).state for run in find_runs(out)} == {State.DONE}
+    caplog.clear()
     collected = [record.run for record in collect(out)]
+    assert caplog.messages == []
     assert sorted(collected) == sorted(record["run"] for record in records)  # each once, although records.json has them too
     monkeypatch.setattr("advmoe.cli.demo.write_report", lambda *_: None)  # it takes seconds, and is in the first call
     assert main(["demo", "--out", str(out), "--device", "cpu"]) == 0

@@ -1,5 +1,6 @@
 import io
 import logging
+import sys
 
 import pytest
 from rich.console import Console
@@ -34,14 +35,27 @@ def test_each_epoch_is_a_line(console: Console, output: io.StringIO) -> None:
     ]
 
 
-def test_a_warning_is_one_line_above_the_live_line(output: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warning_is_one_line_above_the_live_line(
+    output: io.StringIO, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     log = logging.getLogger("advmoe")
     with warnings_on_stderr(), TrainingProgress(Console(file=output, force_terminal=True), "run", 3) as progress:
         log.warning("before")
         progress.iteration(1, 1, 100, {}, 0)
         log.warning("an expert [0] is dead")
+        log.warning("an expert [0] is dead")  # once
     assert capsys.readouterr().err == "warning: before\n"
     assert output.getvalue().count("warning: an expert [0] is dead\n") == 1
+
+
+def test_a_warning_goes_to_stderr_if_that_is_a_file(output: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
+    path = "a  folder/" * 20  # longer than the console is wide
+    with warnings_on_stderr(), TrainingProgress(Console(file=output, force_terminal=True, width=80), "run", 3) as progress:
+        progress.iteration(1, 1, 100, {}, 0)
+        logging.getLogger("advmoe").warning("%s: is cut short", path)
+    assert capsys.readouterr().err == f"warning: {path}: is cut short\n"
+    assert "cut short" not in output.getvalue()
 
 
 def test_the_live_line_starts_within_an_epoch_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

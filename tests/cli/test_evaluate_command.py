@@ -278,7 +278,7 @@ def test_a_saved_file_is_evaluated_like_its_run(unbroken, run, tmp_path):
     assert changed["weights"] == weights_digest(model.network) != evaluated["weights"]
 
 
-def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_path, capsys):
+def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_path, capsys, caplog):
     from advmoe.data import load_dataset
     from advmoe.training.checkpoint import RunFolder
 
@@ -305,13 +305,15 @@ def test_another_test_set_does_not_change_the_runs_record(unbroken, run, tmp_pat
     assert (other.weights, other.test_images, len(other.gallery) > 0) == (recorded.weights, 12, True)
     assert "transfer" in other.evaluation.attacks
     assert other.fingerprint != recorded.fingerprint
+    caplog.clear()
     assert [record.dataset for record in collect(run)] == [recorded.dataset]
     shutil.copy(run / "f[c]-invert-2.record.json", tmp_path / "other.json")
     shutil.copy(run / "record.json", tmp_path / "own.json")
     assert len(summarise(collect(tmp_path))) == 2  # never means over both
+    assert caplog.messages == []
 
 
-def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys):
+def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys, caplog):
     assert main(["evaluate", str(run), *PLAN]) == 0
     before = contents(run)
     line = error_line(capsys, run, *SHORT)
@@ -327,7 +329,9 @@ def test_an_evaluation_with_a_name_stays_beside_that_of_the_run(run, capsys):
     assert all(path.startswith(("few.", "evaluation-few/")) for path in new)
     recorded, named = (read_record(run / name) for name in ("record.json", "few.record.json"))
     assert (named.test_images, named.train_images, named.fingerprint) == (3, recorded.train_images, recorded.fingerprint)
+    caplog.clear()
     assert len(collect(run)) == 1
+    assert caplog.messages == []
 
 
 def test_an_attack_that_changes_the_network_is_one_line(run, capsys, registries):

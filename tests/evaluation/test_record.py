@@ -335,6 +335,11 @@ def test_the_digest_depends_on_names_dtypes_shapes_and_bytes():
     assert weights_digest(torch.nn.Linear(3, 2)) != weights_digest(torch.nn.Sequential(one))
 
 
+def test_a_part_of_the_shards_makes_no_record(evaluated):
+    with pytest.raises(UserError, match="a Record is of all shards"):
+        evaluated(part=(0, 2), shard_size=10)
+
+
 def test_a_record_has_the_digest_of_its_weights(evaluated):
     assert len(evaluated().weights) == 64
 

@@ -98,6 +98,8 @@ def test_a_route_is_undecided_if_the_margin_of_any_router_is_tiny():
     for weight in (first, *others):
         weight.mul_(1e4)  # an untrained network has tiny activations
     assert outputs(model, pixels).undecided.tolist() == [False] * 5
+    first.fill_(torch.nan)  # such a network is compared, and differs
+    assert outputs(model, pixels).undecided.tolist() == [False] * 5
     first.zero_()  # its logits are equal for every image
     assert outputs(model, pixels).undecided.tolist() == [True] * 5
     dense = outputs(build_model(ModelConfig(backbone="vgg16_bn", width=4), DenseKind(), spec).eval(), pixels)

@@ -358,7 +358,7 @@ def test_a_run_records_its_generated_images_and_refuses_others(end, tiny, splits
         train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == end))
     path.rename(tmp_path / "first.npz")
     other.rename(path)
-    with pytest.raises(UserError, match=r"^generated .*generated\.npz: has changed since the run began$"):
+    with pytest.raises(UserError, match=r"^generated .*generated\.npz: its images have changed since the run began$"):
         train(config, splits, tmp_path / "run", Recorder(), resume=True)
     (tmp_path / "first.npz").rename(path)
     history = train(config, splits, tmp_path / "run", Recorder(), resume=True)

@@ -9,11 +9,11 @@ from advmoe.training.resume import check_unchanged
 
 
 def test_a_run_goes_on_only_with_its_teacher_and_its_generated_images(tiny: Any) -> None:
-    config = tiny(teacher="runs/teacher")
+    config = tiny(teacher="runs/teacher", generated="images.npz")
     digests = {"teacher": "t1", "generated": "g1"}
     for row in ({}, {"epoch": 1}, {"epoch": 1, **digests}):  # rows of older versions have no digests
         check_unchanged(config, digests, row)
-    with pytest.raises(UserError, match=r"^teacher runs/teacher: has changed since the run began$"):
+    with pytest.raises(UserError, match=r"^teacher runs/teacher: its weights have changed since the run began$"):
         check_unchanged(config, digests, {**digests, "teacher": "t2"})
-    with pytest.raises(UserError, match=r"^generated None: has changed since the run began$"):
+    with pytest.raises(UserError, match=r"^generated images\.npz: its images have changed since the run began$"):
         check_unchanged(config, digests, {**digests, "generated": "g2"})

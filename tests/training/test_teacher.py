@@ -112,7 +112,7 @@ def test_a_run_records_its_teacher_and_refuses_another_one(end, teacher_run, tin
         train(config, splits, tmp_path / "run", Recorder(lambda epoch, done: (epoch, done) == end))
     shutil.rmtree(teacher)
     train(tiny("at_dense", epochs=1, seed=1), splits, teacher, Recorder())
-    with pytest.raises(UserError, match=r"^teacher .*: has changed since the run began$"):
+    with pytest.raises(UserError, match=r"^teacher .*: its weights have changed since the run began$"):
         train(config, splits, tmp_path / "run", Recorder(), resume=True)
     shutil.rmtree(teacher)
     shutil.copytree(teacher_run, teacher)

@@ -141,13 +141,14 @@ def margins(routings: Sequence[Routing], route: Tensor) -> Tensor:
 
 
 def undecided(routings: Sequence[Routing]) -> Tensor:
-    """Which images have a router whose margin is NaN or so small that rounding may choose either expert: [B] bool.
+    """Which images have a router whose margin is so small that rounding may choose either expert: [B] bool.
 
-    That is below `UNDECIDED`, relative to the router's largest absolute logit if that is above 1. `routings` is not empty.
+    That is below `UNDECIDED`, relative to the router's largest absolute logit if that is above 1. A NaN is not small. `routings` is
+    not empty.
     """
     gaps = margins(routings, route_of(routings))
     size = torch.stack([routing.logits.abs().amax(dim=1) for routing in routings], dim=1).clamp(min=1)
-    return ((gaps.abs() < UNDECIDED * size) | gaps.isnan()).any(dim=1)
+    return (gaps.abs() < UNDECIDED * size).any(dim=1)
 
 
 def _margin(logits: Tensor, expert: Tensor) -> Tensor:

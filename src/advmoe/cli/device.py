@@ -21,7 +21,8 @@ def set_up_device(runtime: ComputeConfig) -> torch.device:
 
 
 def find_device(runtime: ComputeConfig) -> torch.device:
-    """The device to run on. Raises UserError if the device or the dispatch is not available."""
+    """The device to run on; under torchrun on CUDA it becomes the current one. Raises UserError if the device or the dispatch is
+    not available."""
     name = ("cuda" if torch.cuda.is_available() else "cpu") if runtime.device == "auto" else runtime.device
     try:
         chosen = local_device(torch.device(name))

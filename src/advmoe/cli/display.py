@@ -1,5 +1,6 @@
 """Displays the progress of training and evaluation on the console."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class TrainingProgress(Observer):
         self.progress = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=16), MofNCompleteColumn(),
             TextColumn("{task.fields[state]}"), TimeRemainingColumn(compact=True), console=console, transient=True,
+            redirect_stderr=sys.stderr.isatty(),
         )  # fmt: skip
         self.task = self.progress.add_task(name, total=None, state="starting")
         self.read, self.started = 0.0, time.monotonic()

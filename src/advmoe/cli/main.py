@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = _message(error)
         if message is None:
             raise
-        print(f"advmoe: error: {' '.join(message.split())}", file=sys.stderr)
+        print(f"advmoe: error: {' '.join(message.splitlines())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         position = f" {error}" if isinstance(error, Stopped) else ""

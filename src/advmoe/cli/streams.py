@@ -31,17 +31,24 @@ def escape_unencodable() -> None:
 
 
 class _WarningLines(logging.Handler):
-    """Prints each warning as one line on the present stderr: a live display replaces it while it is shown."""
+    """Prints each warning once, as one line, on the present stderr: on a terminal a live display replaces it while it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.printed: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(OSError):  # stderr may be a pipe whose reader has ended
-            print(f"warning: {printable(' '.join(record.getMessage().split()))}", file=sys.stderr)
+        text = printable(" ".join(record.getMessage().splitlines()))
+        if text not in self.printed:
+            self.printed.add(text)
+            with contextlib.suppress(OSError):  # stderr may be a pipe whose reader has ended
+                print(f"warning: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
 def warnings_on_stderr() -> Iterator[None]:
     """Inside the block, warnings of the logger `advmoe` are lines on stderr."""
-    logger, handler = logging.getLogger("advmoe"), _WarningLines(logging.WARNING)
+    logger, handler = logging.getLogger("advmoe"), _WarningLines()
     logger.addHandler(handler)
     try:
         yield

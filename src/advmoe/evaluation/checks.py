@@ -48,7 +48,9 @@ def consistency(target: Target) -> Check:
     singles = [_logits_and_route(*_forward(target, x[row : row + 1])) for row in range(min(len(x), 16))]
     repeats.append((torch.cat([logits for logits, _ in singles]), torch.cat([route for _, route in singles])))
     _, route = _logits_and_route(first, routings)
-    close = undecided(routings) if routings else torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    close = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if routings:  # check 13 is for margins that are NaN
+        close = undecided(routings) | margins(routings, route).isnan().any(dim=1)
     size = first.abs().amax(dim=1).clamp(min=1)
     worst, moved = torch.zeros(()), 0
     for number, (logits, other_route) in enumerate(repeats):

@@ -8,6 +8,7 @@ from typing import Any
 
 from advmoe.config import RunConfig, to_dict
 from advmoe.data import Splits
+from advmoe.errors import UserError
 from advmoe.evaluation.cost import Cost, cost
 from advmoe.evaluation.record import HistoryRow, Record, RecordedCode, RecordedTeacher
 from advmoe.evaluation.record_config import RecordedConfig
@@ -107,8 +108,10 @@ def _teacher(trained: Trained) -> RecordedTeacher | None:
 def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cost, options: EvaluationOptions) -> Record:
     """Run `evaluate` on the test part, and return the Record. `dense` is the cost of the dense network.
 
-    The caller has claimed the store, if there is one (`advmoe.evaluation.claim`).
+    The caller has claimed the store, if there is one (`advmoe.evaluation.claim`). Raises UserError for a part of the shards.
     """
+    if options.part != (0, 1):
+        raise UserError("a Record is of all shards: evaluate the parts first, then leave out part")
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_claimed(model, x, y, options)
     test_snapshot = snapshot(model, x, y, evaluation.correct, options)

@@ -68,12 +68,14 @@ def _cleaned(folder: RunFolder, splits: Splits) -> Checkpoint | None:
 def check_unchanged(config: RunConfig, digests: Mapping[str, str], last_row: Mapping[str, object]) -> None:
     """Raises UserError if the run began with another teacher or other generated images than those of `digests`.
 
-    `last_row` is that of the run's last epoch, or empty. Rows of older versions have no digest of generated images.
+    `last_row` is that of the run's last epoch, or empty. Rows of older versions have no digest of generated images; every row with
+    a teacher has its digest.
     """
-    paths = {"teacher": config.training.teacher, "generated": config.data.generated}
+    named = {"teacher": (config.training.teacher, "weights"), "generated": (config.data.generated, "images")}
     for name, digest in digests.items():
         if last_row.get(name) not in (None, digest):
-            raise UserError(f"{name} {paths[name]}: has changed since the run began")
+            path, content = named[name]
+            raise UserError(f"{name} {path}: its {content} have changed since the run began")
 
 
 def restore(state: TrainState, checkpoint: Checkpoint, within_phase: bool) -> StateDict:

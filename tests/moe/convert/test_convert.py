@@ -330,6 +330,7 @@ REFUSED = {
     "layers.x: cannot be traced": Model(lambda self, h: self.layers["x"](h), x=Branching()),
     "layers.x: is called more than once": Model(lambda self, h: self.layers["x"](self.layers["x"](h)), x=nn.Conv2d(8, 8, 1)),
     "Model: its forward() differs between train": Model(lambda self, h: F.dropout(h, training=self.training)),
+    "Model: its forward() differs between train and eval": Model(lambda self, h: h * torch.tensor(0.5 if self.training else 2.0)),
     "forward: takes a part of the images or channels by index": Model(lambda self, h: torch.cat([h[:, :4], h[:, 4:]], 1)),
     "forward: chunk() is not an operation": Model(lambda self, h: torch.cat(h.chunk(2, 1), 1)),
     "forward: cat of something that is not computed": Model(

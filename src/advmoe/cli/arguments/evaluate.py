@@ -13,15 +13,15 @@ from advmoe.config.choices import BATCH_SIZE, PATHWAY_BUDGET, SHARD_SIZE, Norm
 from advmoe.errors import UserError, check_count, short_repr
 
 COSTS = {  # of the presets; the tests count them from their attacks (tests/budget.py)
-    "quick": "at most 50 PGD passes an image; at most 118 APGD and 148 route-aware passes on survivors",
-    "standard": "at most 50 PGD and 3,567 AutoAttack passes an image; "
-    "at most 278 APGD, 1,790 route-aware and 67 transfer passes on survivors; all self-checks",
-    "full": "at most 50 PGD, 3,567 AutoAttack and 4,967 AutoAttack plus passes an image; "
-    "at most 700 PGD, 1,418 APGD, 5,707 route-aware and 67 transfer passes on survivors; all self-checks",
+    "quick": "at most 50 PGD passes an image; at most 121 APGD and 154 route-aware passes on survivors",
+    "standard": "at most 50 PGD and 3,905 AutoAttack passes an image; "
+    "at most 282 APGD, 1,813 route-aware and 68 transfer passes on survivors; all self-checks",
+    "full": "at most 50 PGD, 3,905 AutoAttack and 5,525 AutoAttack plus passes an image; "
+    "at most 704 PGD, 1,438 APGD, 5,787 route-aware and 68 transfer passes on survivors; all self-checks",
 }
 ROUTING_COST = (
     "routing figures: 50 PGD passes for wrongly classified images too, and for each expert 10 PGD passes an image and at most "
-    "78 APGD passes on those that these leave"
+    "79 APGD passes on those that these leave"
 )
 
 

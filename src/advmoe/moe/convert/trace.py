@@ -68,14 +68,15 @@ class _Tracer(fx.Tracer):
 
 
 def _graph(model: nn.Module) -> fx.Graph:
-    graphs = []
-    for root in (copied(model).train(), model.eval()):  # tracing numbers the constants of a forward() and keeps them in the model
+    graphs, roots = [], (copied(model).train(), model.eval())  # two, because tracing keeps numbered constants in the model
+    for root in roots:
         tracer = _Tracer()
         try:
             graphs.append(tracer.trace(root))
         except Exception as error:  # code of the model can do anything with a proxy instead of a tensor
             raise UserError(f"{tracer.failed or type(model).__name__}: cannot be traced: {first_line(error)}") from None
-    if str(graphs[0]) != str(graphs[1]):
+    constants = [node.target for node in graphs[0].find_nodes(op="get_attr") if node.target.startswith("_tensor_constant")]
+    if str(graphs[0]) != str(graphs[1]) or not all(torch.equal(*(getattr(root, name) for root in roots)) for name in constants):
         raise UserError(
             f"{type(model).__name__}: its forward() differs between train and eval mode: use nn.Dropout, and one output in both"
         )
