@@ -61,7 +61,7 @@ def test_a_machine_whose_memory_is_unknown(monkeypatch, capsys):
 def test_what_the_device_can_do(monkeypatch, capsys):
     set_needs(monkeypatch, [], [])
     monkeypatch.setattr(doctor, "available", lambda device: ["auto", "split", "triton"])
-    monkeypatch.setattr(doctor, "autocast", lambda config, device: None)
+    monkeypatch.setattr(doctor, "autocast_dtype", lambda config, device: None)
     monkeypatch.setattr(doctor, "has_compiler", lambda: False)
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
