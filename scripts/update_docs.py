@@ -32,10 +32,10 @@ from advmoe.reports.costs import profile_markdown
 from advmoe.reports.markup import Statement
 from advmoe.reports.measures import Measure, label, measured
 from advmoe.reports.plots import frontier
-from advmoe.reports.runs import number_of
 from advmoe.reports.styles import in_words, network_title, radius, style_of
 from advmoe.reports.summaries import summarise
 from advmoe.reports.verdict import check_lines, verdict
+from advmoe.wording import number_of
 
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")

@@ -3,7 +3,7 @@
 from records import old_record, record
 from records import quick as by_quick
 
-from advmoe.reports.runs import number_of, run_of
+from advmoe.reports.runs import run_of
 
 
 def test_headline_has_the_worst_case_and_what_failed():
@@ -63,7 +63,3 @@ def test_record_without_commit_or_name_is_reported():
     run = run_of(old_record(commit=None))
     assert run.name == ""
     assert dict(run.provenance)["advmoe"] == "0.1.0, commit unknown"
-
-
-def test_number_of():
-    assert (number_of(1, "run"), number_of(0, "run"), number_of(2, "run")) == ("1 run", "0 runs", "2 runs")

@@ -7,12 +7,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from advmoe.durations import duration
 from advmoe.evaluation.store import Shard, stored_shards
 from advmoe.training.manifest import EpochRow
 from advmoe.training.observers import Observer
 from advmoe.training.steps import Metrics
 from advmoe.training.totals import image_count
+from advmoe.wording import duration
 
 REFRESH = 0.5  # seconds between two readings of the metrics; each one synchronises the device
 

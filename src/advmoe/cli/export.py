@@ -30,6 +30,7 @@ from advmoe.export import (
 from advmoe.files import check_target, check_utf8
 from advmoe.runs.load import load, portable, shared
 from advmoe.runs.loaded import Loaded
+from advmoe.wording import number_of
 
 logger = logging.getLogger("advmoe")
 NOISE = 64  # number of random images to compare if there are no real ones
@@ -128,7 +129,7 @@ def _print(arguments: ExportArguments, encoding: Encoding, comparisons: Sequence
         print(f"batch {item.batch:2}, {item.images} images: {_verdict(item)}")
     undecided = comparisons[0].undecided if comparisons and isinstance(comparisons[0], Comparison) else ()
     if undecided:
-        count = f"{len(undecided)} image{'s' * (len(undecided) > 1)} with a router margin under {UNDECIDED:g}"
+        count = f"{number_of(len(undecided), 'image')} with a router margin under {UNDECIDED:g}"
         print(f"not compared, because rounding decides their route: {count}: {_first_rows(undecided)}")
 
 

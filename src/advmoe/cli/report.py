@@ -7,6 +7,7 @@ from advmoe.cli.arguments.report import ReportArguments
 from advmoe.evaluation.record import record_schema
 from advmoe.reports.collect import collect
 from advmoe.reports.write import FORMS, write_report
+from advmoe.wording import number_of
 
 
 def run(arguments: ReportArguments) -> None:
@@ -22,4 +23,4 @@ def run(arguments: ReportArguments) -> None:
         return
     print(*statements, "", *(f"{claim.verdict:12} {claim.text}" for claim in claims), "", sep="\n")
     files = f"{arguments.out}: report.html, tables/ ({', '.join(FORMS)}), figures/ (png, pdf)"
-    print(f"Written from {len(records)} Record{'s' * (len(records) > 1)} to {files}")
+    print(f"Written from {number_of(len(records), 'Record')} to {files}")

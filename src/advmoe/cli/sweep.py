@@ -29,6 +29,7 @@ from advmoe.sweep.schedule import SweepOutcome, deadline, drive
 from advmoe.sweep.show import Board, Statuses, counts, plan_table, remaining
 from advmoe.training.checkpoint import RunFolder
 from advmoe.training.interrupts import Stopped
+from advmoe.wording import number_of
 
 PROBE = ".probe.json"  # in the folder of the sweep: the times of networks
 PROBE_SHARE = 0.25  # of the time until the jobs must end
@@ -94,7 +95,7 @@ def run(arguments: SweepArguments) -> None:
             if arguments.records is not None:
                 count = write_records(arguments.records, sweep.statuses().values(), arguments.keep_images)
                 if count:
-                    _print(sweep, f"{count} Record{'s' * (count > 1)}: {arguments.records}")
+                    _print(sweep, f"{number_of(count, 'Record')}: {arguments.records}")
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from advmoe.cli.arguments.watch import WatchArguments
 from advmoe.cli.streams import console
-from advmoe.durations import duration
 from advmoe.errors import UserError
 from advmoe.reports.measures import label
 from advmoe.runs.run_files import RecordSummary
 from advmoe.runs.status import STYLES, RunStatus, State, find_runs, read_run
+from advmoe.wording import duration, number_of
 
 OFF_TERMINAL = 240  # columns if the output is not a terminal: programs that read it get all columns
 WORST, TEST_SA = label("ra_worst"), f"test {label('sa')}"
@@ -80,7 +80,7 @@ def watch_table(runs: Sequence[RunStatus], root: Path, console: Console) -> Tabl
 
 def _table(names: Sequence[str], cells: Sequence[dict[str, str | Text]]) -> Table:
     table = Table(
-        title=f"{len(cells)} run{'s' if len(cells) != 1 else ''}; SA and RA of the held-out part, in %",
+        title=f"{number_of(len(cells), 'run')}; SA and RA of the held-out part, in %",
         title_justify="left",
     )
     for name in names:

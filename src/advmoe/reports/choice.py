@@ -12,6 +12,7 @@ from advmoe.reports.markup import Statement
 from advmoe.reports.measures import worst_of
 from advmoe.reports.styles import network_title, setting_text
 from advmoe.reports.summaries import summarise
+from advmoe.wording import number_of
 
 QUESTION = "Does choosing an expert help?"
 
@@ -55,7 +56,7 @@ class Against(NamedTuple):
 
     def __str__(self) -> str:
         """'+2.0 points (-1.3 to +5.2), 2 seeds'."""
-        return f"{self.difference.words}, {self.seeds} seed{'s' * (self.seeds > 1)}"
+        return f"{self.difference.words}, {number_of(self.seeds, 'seed')}"
 
 
 def differences_from_control(records: Sequence[Record]) -> dict[Cell, Against]:

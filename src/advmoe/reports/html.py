@@ -20,11 +20,12 @@ from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import SUMMARY, Measure
 from advmoe.reports.panels import DPI
 from advmoe.reports.paper_tables import MEANING, Notes, ours
-from advmoe.reports.runs import Run, number_of, run_of
+from advmoe.reports.runs import Run, run_of
 from advmoe.reports.styles import METHOD_STYLES, radius, style_of
 from advmoe.reports.summaries import Summary, summarise
 from advmoe.reports.verdict import networks_table
 from advmoe.reports.words import WORDS
+from advmoe.wording import number_of
 
 MARKS = {"supported": "✓", "contradicted": "✗", "not shown": "?", "pass": "✓", "fail": "✗", "warn": "!", "skipped": "–"}
 FIRST_LINES = 8  # of the verdict; the remaining lines are folded

@@ -13,6 +13,7 @@ from advmoe.reports.gallery import Gallery, gallery_of
 from advmoe.reports.markup import Entry, Table
 from advmoe.reports.measures import PRESENT, evaluated, with_intervals, worst_of
 from advmoe.reports.styles import run_title
+from advmoe.wording import number_of
 
 COLUMNS = {"epoch": "epoch", "phase": "phase", "val_sa": "SA, %", "val_ra": "RA, %", "loss": "loss"}  # of the table of epochs
 
@@ -114,8 +115,3 @@ def _tables(record: Record) -> Iterable[Table]:
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[Sequence[object]]) -> Table:
     entries = (tuple(Entry(str(cell), cell if isinstance(cell, int | float) else None) for cell in row) for row in rows)
     return Table("", title, columns, tuple(entries))
-
-
-def number_of(number: int, thing: str) -> str:
-    """'1 run', '2 runs'."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"

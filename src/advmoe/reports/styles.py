@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from advmoe.config.schema import fraction_text
 from advmoe.evaluation.record import Record
 from advmoe.reports.cell import OFFICIAL, SAME_BATCHES, Cell, cell_of, is_routed, options_text
+from advmoe.wording import number_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito, safe for the colour-blind
 
@@ -93,7 +94,7 @@ def run_title(record: Record) -> str:
 def in_words(setting: Cell) -> str:
     """'fashion-mnist, resnet18 (width 16), 6 epochs', and a second line of images, training attack and threat model."""
     network = f"{setting.backbone}, " if setting.width is None else f"{setting.backbone} (width {setting.width}), "
-    epochs = f"{setting.epochs} epoch{'s' * (setting.epochs != 1)}"
+    epochs = f"{number_of(setting.epochs, 'epoch')}"
     return (
         f"{setting.dataset}, {network if setting.backbone else ''}{epochs} on {setting.train_images} images,\n"
         f"{setting.test_images} test images, {setting.attack_steps} attack steps in training, "

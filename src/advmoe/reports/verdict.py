@@ -11,7 +11,6 @@ from advmoe.reports.choice import Against, choice_answers, differences_from_cont
 from advmoe.reports.markup import Entry, Statement, Table
 from advmoe.reports.measures import BY_NAME, label
 from advmoe.reports.paper_tables import Notes, ours
-from advmoe.reports.runs import number_of
 from advmoe.reports.styles import network_title, run_title, setting_text
 from advmoe.reports.summaries import (
     Summary,
@@ -24,6 +23,7 @@ from advmoe.reports.summaries import (
     summarise,
     worst_name,
 )
+from advmoe.wording import number_of
 
 LISTED = 3  # networks or runs in a sentence
 BY = "95 % intervals over seeds and over images"

@@ -8,11 +8,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from advmoe.durations import duration
 from advmoe.runs.cost import estimate
 from advmoe.runs.status import STYLES, RunStatus, State
 from advmoe.sweep.placements import Placement
 from advmoe.sweep.plan import Planned
+from advmoe.wording import duration, number_of
 
 ORDER = tuple(STYLES)  # if the terminal is too small for all runs, the first are listed
 FRAME = 6  # lines of a table that are not rows
@@ -35,7 +35,7 @@ def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str
 
 def remaining(runs: int, missing: int, seconds: Mapping[str, float], placement: Placement | None, reason: str) -> str:
     """One line: the number of remaining runs, where they run, and their time. `reason` says why the time is unknown, if it is."""
-    done = f"{runs} run{'s' * (runs != 1)}, {runs - missing} done"
+    done = f"{number_of(runs, 'run')}, {runs - missing} done"
     if not missing:
         return done
     others = "the remaining run" if missing == 1 else f"the other {missing}"

@@ -24,6 +24,7 @@ from advmoe.benchmark.timing import timed
 from advmoe.export import FORMATS, Dtype, Encoding, Predictor, export, onnx_predictor
 from advmoe.export.onnx import check_extra
 from advmoe.models import Classifier, deployed
+from advmoe.wording import number_of
 
 CPU = torch.device("cpu")
 ROUNDS = {64: 15, 1: 200}
@@ -61,7 +62,7 @@ def with_threads(models: Mapping[str, Classifier], setup: Setup, folder: Path) -
         predict = {f"{name}, ONNX": onnx_predictor(path, threads) for name, path in onnx.items()}
         first, then = time_batches(predict, setup), time_batches(in_torch, setup)
         for batch in ROUNDS:
-            case = f"batch {batch}, {threads} thread{'s' * (threads > 1)}"
+            case = f"batch {batch}, {number_of(threads, 'thread')}"
             if batch > 1:
                 case += (
                     f" (busier experts get {100 * busier_share(predict['routed, ONNX'], random_images(batch, setup.scale)):.0f} %)"

@@ -10,6 +10,7 @@ from advmoe.data import cores
 from advmoe.errors import UserError
 from advmoe.sweep.job import Job, record_failure, start, stop
 from advmoe.sweep.placements.base import Placement, Request
+from advmoe.wording import number_of
 
 MAX_WORKERS = 4  # on a CPU, by default
 
@@ -41,8 +42,8 @@ class LocalPlacement(Placement):
         self.waiting: deque[Job] = deque()
         self.refused: dict[str, str | None] = {}
         self.running: dict[str, tuple[Job, subprocess.Popen[bytes]]] = {}
-        workers, threads = f"worker{'s' * (self.workers > 1)}", f"thread{'s' * (self.threads > 1)}"
-        self.description = f"{self.workers} {workers} of {self.threads} {threads} on {', '.join(dict.fromkeys(self.free))}"
+        devices_used = ", ".join(dict.fromkeys(self.free))
+        self.description = f"{number_of(self.workers, 'worker')} of {number_of(self.threads, 'thread')} on {devices_used}"
 
     def submit(self, jobs: Sequence[Job]) -> None:
         self.waiting.extend(jobs)

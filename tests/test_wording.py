@@ -1,8 +1,8 @@
-"""Times as short text."""
+"""Times and counts as text."""
 
 import pytest
 
-from advmoe.durations import duration
+from advmoe.wording import duration, number_of
 
 
 @pytest.mark.parametrize(
@@ -11,3 +11,7 @@ from advmoe.durations import duration
 )
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+def test_only_one_is_singular():
+    assert [number_of(number, "run") for number in (0, 1, 2)] == ["0 runs", "1 run", "2 runs"]

@@ -1,4 +1,4 @@
-"""Times as short text."""
+"""Times and counts as text."""
 
 
 def duration(seconds: float) -> str:
@@ -8,3 +8,8 @@ def duration(seconds: float) -> str:
     if seconds < 6000:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} d"
+
+
+def number_of(number: int, thing: str) -> str:
+    """'1 run', '2 runs'."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
