@@ -64,6 +64,29 @@ def test_passes_are_those_of_an_image_that_withstands_the_attack(name):
     assert 0.97 * ATTACKS[name].passes <= counting.passes / 2 <= ATTACKS[name].passes + 1e-6
 
 
+class CountingModel(nn.Module):
+    """As `Counting`, for a network that does not route."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.passes = network, 0.0
+
+    def forward(self, x):
+        self.passes += len(x) * (1 if torch.is_grad_enabled() and x.requires_grad else 1 / 3)
+        return self.network(x)
+
+
+@pytest.mark.parametrize("name", ["aa_apgd-ce", "aa_apgd-t", "aa_fab-t", "aa_square", "aaplus_fab", "aarand_apgd-dlr"])
+def test_passes_of_autoattack_are_those_of_an_image_that_withstands_it(name):
+    torch.manual_seed(0)
+    counting = CountingModel(nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).requires_grad_(False)).eval()
+    x = torch.rand(2, 3, 8, 8)
+    y = counting(x).argmax(dim=1)
+    counting.passes = 0.0
+    ATTACKS[name].run(Job(counting, x, y, [0, 1], 1e-7, "Linf", 0, 0, 10))
+    assert 0.95 * ATTACKS[name].passes <= counting.passes / 2 <= ATTACKS[name].passes
+
+
 @pytest.mark.parametrize(
     ("name", "change", "reason"),
     [

@@ -150,7 +150,7 @@ def _clean_route(job: Job) -> Tensor:
 
 BOTH = ("Linf", "L2")
 SURROGATE_PASSES = 68  # 50 steps, after each a forward pass of the network itself, and one for its route
-AUTOATTACK_PASSES = {"apgd-ce": 105, "apgd-dlr": 105, "apgd-t": 916, "fab": 135, "fab-t": 1213, "square": 1671}  # measured
+AUTOATTACK_PASSES = {"apgd-ce": 105, "apgd-dlr": 105, "apgd-t": 916, "fab": 135, "fab-t": 1213, "square": 1671}  # counted
 AUTOATTACK_REPEATS = {  # restarts of aaplus; gradients that aarand averages in each step
     "aaplus_apgd-ce": 5, "aaplus_apgd-dlr": 5, "aaplus_fab": 5, "aarand_apgd-ce": 20, "aarand_apgd-dlr": 20,
 }  # fmt: skip

@@ -19,6 +19,7 @@ from advmoe.config.yaml import (
     StoredConfig,
     differences,
     dump_yaml,
+    flat_settings,
     from_dict,
     load_run_config,
     load_yaml,
@@ -28,6 +29,6 @@ from advmoe.config.yaml import (
 
 __all__ = [
     "CONFIG_FILE", "OF_MACHINE", "AttackConfig", "ComputeConfig", "DataConfig", "Fraction", "ModelConfig", "Precision",
-    "RunConfig", "RuntimeConfig", "Section", "StoredConfig", "TrainingConfig", "differences", "dump_yaml", "from_dict",
-    "load_run_config", "load_yaml", "parse_fraction", "read_mapping", "to_dict",
+    "RunConfig", "RuntimeConfig", "Section", "StoredConfig", "TrainingConfig", "differences", "dump_yaml", "flat_settings",
+    "from_dict", "load_run_config", "load_yaml", "parse_fraction", "read_mapping", "to_dict",
 ]  # fmt: skip

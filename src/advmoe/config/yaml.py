@@ -97,13 +97,13 @@ class _Loader(yaml.SafeLoader):
 
 def differences(a: RunConfig, b: RunConfig) -> list[str]:
     """'section.field: x, not y' for every field in which two runs differ, apart from those of `OF_MACHINE`."""
-    one, other = _settings(a), _settings(b)
+    one, other = flat_settings(a.model_dump()), flat_settings(b.model_dump())
     return [f"{name}: {value}, not {other[name]}" for name, value in one.items() if value != other[name] and name not in OF_MACHINE]
 
 
-def _settings(config: RunConfig) -> JsonObject:
-    """'section.field' -> value; fields outside sections have their name only."""
-    settings: JsonObject = {}
-    for name, value in config.model_dump().items():
-        settings |= {f"{name}.{field}": entry for field, entry in value.items()} if isinstance(value, dict) else {name: value}
-    return settings
+def flat_settings(tree: JsonObject) -> JsonObject:
+    """'section.field' -> value, of a configuration as nested dicts; fields outside sections have their name only."""
+    flat: JsonObject = {}
+    for name, value in tree.items():
+        flat |= {f"{name}.{field}": entry for field, entry in value.items()} if isinstance(value, Mapping) else {name: value}
+    return flat

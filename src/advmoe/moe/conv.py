@@ -74,8 +74,8 @@ class MoEConv2d(nn.Module):
         """[B, C, H, W] -> [B, K, H', W'], and the layer's Routing if it has a router.
 
         A layer without a router needs `logits` [B, N] of the network's router. `onto` [B, K, H', W'] is added to the result.
-        Raises ValueError if neither a router nor `logits` is there, and RuntimeError if a tool traces the
-        layer, or transforms it in train mode (`check_call`).
+        Raises ValueError if neither a router nor `logits` is there, and RuntimeError if a tool traces the layer, or
+        transforms it in train mode (`check_call`).
         """
         check_call(x, self.training)
         routing_logits = logits if self.router is None else self.router(x)

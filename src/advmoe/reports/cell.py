@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from advmoe.config import RunConfig, to_dict
+from advmoe.config import RunConfig, flat_settings, to_dict
 from advmoe.evaluation.record import Record
 from advmoe.files import JsonObject
 from advmoe.models import MODELS
@@ -18,7 +18,7 @@ OF_OFFICIAL = {  # what distinguishes the recipes with the suffix -official
     "model.routers": "per_network", "model.bank": "disjoint", "training.level_batches": "same", "training.router_loss": "target",
     "training.router_target": "label_mod_n", "training.router_consistency": 6.0,
 }  # fmt: skip
-OF_VARIANTS = (  # choices of routers and experts that make a network one of its own
+OF_VARIANTS = (  # choices of routers and experts with which a network is listed separately
     "model.routers",
     "model.bank",
     *(f"training.{name}" for name in ("level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target")),
@@ -35,14 +35,6 @@ INGREDIENTS = (  # the same for networks without routers too
     "model.activation", "data.augment", "attack.epsilon_ramp", "attack.steps_ramp",
     *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp")),
 )  # fmt: skip
-
-
-def flat_settings(tree: JsonObject) -> dict[str, object]:
-    """'section.field' -> value, of a configuration's sections and its fields outside of them."""
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        flat |= {f"{name}.{field}": v for field, v in value.items()} if isinstance(value, Mapping) else {name: value}
-    return flat
 
 
 DEFAULTS = flat_settings(to_dict(RunConfig()))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from advmoe.config import OF_MACHINE
+from advmoe.config import OF_MACHINE, flat_settings
 from advmoe.evaluation.record import Record
 from advmoe.reports.cell import (
     DEFAULTS,
@@ -11,7 +11,6 @@ from advmoe.reports.cell import (
     OF_METHODS,
     OF_ROUTERS,
     OF_VARIANTS,
-    flat_settings,
     is_full_scale,
     is_routed,
     plus_settings,

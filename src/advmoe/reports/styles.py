@@ -94,7 +94,7 @@ def run_title(record: Record) -> str:
 def in_words(setting: Cell) -> str:
     """'fashion-mnist, resnet18 (width 16), 6 epochs', and a second line of images, training attack and threat model."""
     network = f"{setting.backbone}, " if setting.width is None else f"{setting.backbone} (width {setting.width}), "
-    epochs = f"{number_of(setting.epochs, 'epoch')}"
+    epochs = number_of(setting.epochs, "epoch")
     return (
         f"{setting.dataset}, {network if setting.backbone else ''}{epochs} on {setting.train_images} images,\n"
         f"{setting.test_images} test images, {setting.attack_steps} attack steps in training, "
