@@ -56,15 +56,19 @@ def test_the_figure_of_growth_is_written_beside_the_results(suites, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"rows.json", "rows-growth.png"}
 
 
-def test_rows_before_an_interruption_are_kept(suites, monkeypatch, tmp_path):
-    def stopped(setup):
+def test_every_row_is_kept_before_the_next_one_is_measured(suites, monkeypatch, tmp_path):
+    kept = []
+
+    def measured(setup):
         yield Row(suite="attack", case="y", what="z", value=1.0)
+        kept.extend(json.loads((tmp_path / "rows.json").read_text())["rows"])
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(runner.SUITES, "attack", Suite(stopped))
+    monkeypatch.setitem(runner.SUITES, "attack", Suite(measured))
     with pytest.raises(KeyboardInterrupt):
         run(("data", "attack"), tmp_path / "rows.json", lambda line: None, SETUP)
-    assert len(json.loads((tmp_path / "rows.json").read_text())["rows"]) == 4
+    assert len(kept) == 4
+    assert kept[-1]["what"] == "z"
 
 
 def test_mistakes_are_reported_before_anything_runs(suites, monkeypatch, tmp_path):

@@ -16,8 +16,8 @@ from advmoe.files import check_target
 def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], setup: Setup) -> list[Row]:
     """Run `suites` (keys of SUITES; none means USUAL), pass each row to `echo` as a line, and return all rows.
 
-    `out` is a JSON file (`Report`). It is written after every case and at the end, so that an interrupted run keeps its rows. The
-    growth suite draws its figure beside it (NAME-growth.png). Raises UserError if a suite is unknown or something that it needs is
+    `out` is a JSON file (`Report`). It is written after every row, so that a process that is stopped keeps its rows. The growth
+    suite draws its figure beside it (NAME-growth.png). Raises UserError if a suite is unknown or something that it needs is
     missing, and if `out` cannot be written.
     """
     chosen = [lookup(SUITES, name, "suite") for name in suites or USUAL]
@@ -30,20 +30,12 @@ def run(suites: Sequence[str], out: Path | None, echo: Callable[[str], None], se
         suite.check(setup)
     echo(f"{torch.get_num_threads()} threads, {setup.device}, torch {torch.__version__}; medians (least to greatest of a round)")
     rows: list[Row] = []
-    try:
-        for suite in chosen:
-            for row in suite.measure(setup):
-                if rows and rows[-1].case != row.case:
-                    _keep(rows, out)
-                rows.append(row)
-                echo(str(row))
-    finally:
-        _keep(rows, out)
+    for suite in chosen:
+        for row in suite.measure(setup):
+            rows.append(row)
+            echo(str(row))
+            if out is not None:
+                Report.of(rows).write(out)
     if out is not None and any(row.suite == "growth" for row in rows):
         draw(rows, out.with_name(f"{out.stem}-growth.png"))
     return rows
-
-
-def _keep(rows: Sequence[Row], out: Path | None) -> None:
-    if out is not None and rows:
-        Report.of(rows).write(out)

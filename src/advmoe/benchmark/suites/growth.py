@@ -1,4 +1,4 @@
-"""Time and memory of an AdvMoE iteration by the settings of a run, with fitted exponents: cost ~ value ** exponent. 8 minutes.
+"""Time and memory of an AdvMoE iteration by the settings of a run, with fitted exponents: cost ~ value ** exponent. 15 minutes.
 
 One setting is varied at a time. The others are a batch of 32 images of 32 x 32, N = 2, r = 0.5 and 2 attack steps. Experts share no
 filters, so the number of filters grows with N.
