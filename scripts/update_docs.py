@@ -16,6 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from advmoe import migrations, networks
+from advmoe.attacks.registry import ATTACKS
 from advmoe.benchmark.machine import Machine
 from advmoe.benchmark.rows import Report, Row, number
 from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
@@ -240,13 +241,13 @@ def robustness() -> str:
 def choice_text() -> str:
     """How AdvMoE, with and without -plus, compares with its control, for README."""
     against = [
-        f"{against.difference.words} for {title(cell)}"
+        f"{title(cell)} {against.difference.words}"
         for cell, against in differences_from_control(main_records()).items()
         if cell.method == "advmoe" and cell.model_scale == 0.5 and not cell.variant
     ]
     return (
-        "The difference in RA-worst (quick) from the control trained with the same options, on the same images, is "
-        f"{', and '.join(against)}. These intervals cover the images and not the seeds, so they do not decide the question "
+        f"RA-worst (quick) minus that of the control trained with the same options, on the same images: {'; '.join(against)}. "
+        "These intervals cover the images and not the seeds, so they do not decide the question "
         "([the rule](docs/report.md#which-network-is-ahead), [more comparisons](docs/choices.md#does-choosing-an-expert-help))."
     )
 
@@ -440,6 +441,13 @@ def parts_table(name: str) -> str:
     return "\n".join(lines)
 
 
+def attacks_table() -> str:
+    """Every attack that `advmoe evaluate --attacks` takes."""
+    lines = ["| name | attack | passes |", "| --- | --- | ---: |"]
+    lines += [f"| `{name}` | {attack.words} | {attack.passes:,} |" for name, attack in ATTACKS.items()]
+    return "\n".join(lines)
+
+
 def faults_table() -> str:
     """The faults injected into running processes, and how often the run survived."""
     results = read("results/faults.json")
@@ -481,6 +489,7 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
     "docs/start.md": {"demo": demo},
     "docs/choices.md": {"choice": choice_table, "pairs": pairs_table, "gains": gains_of_networks},
     "docs/ingredients.md": {"ingredients": ingredients_table, "gains": gains_of_ingredients},
+    "docs/evaluation.md": {"attacks": attacks_table},
     "docs/cost.md": {"profile": profile_markdown},
     "docs/reliability.md": {
         "scaling": lambda: benchmark_table("scaling", ("scaling",)),
