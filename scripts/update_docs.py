@@ -113,7 +113,7 @@ def networks_table() -> str:
         size = networks.weights(name).stat().st_size / 1e6
         low, high = record.worst_interval
         figures = f"{bound}{record.worst:.1f} ({low:.0f} to {high:.0f}) | {record.sa:.1f} | {record.gmacs:.4f} | {size:.1f}"
-        lines.append(f"| `{name}` | {record.dataset} | `{record.method}` | {figures} |")
+        lines.append(f"| `{name}` | {record.dataset} | {title(cell_of(record))} | {figures} |")
     compared = dict(records)
     difference = worst_case_difference([(compared[FLAGSHIP], compared[f"{FLAGSHIP}-small-dense"])])
     assert difference is not None  # both were evaluated on the same images
