@@ -113,8 +113,8 @@ def _overview(summaries: Sequence[Summary]) -> Table:
     columns = (*columns, "epochs", "training images", "test images", "radius")
     rows = tuple(_overview_row(summary, measures, notes) for summary in summaries)
     about = (
-        "Compare rows of one setting only: the same data, network, epochs, images and radius. A row's note says which other settings "
-        "are unlike the default."
+        "Compare rows of one setting only: the same data, network, epochs, images and radius. A row's note says which other "
+        "settings are unlike the default."
     )
     return Table("overview", "All runs", columns, rows, about, tuple(notes.texts))
 
