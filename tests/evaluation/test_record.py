@@ -156,15 +156,15 @@ def test_evaluating_at_another_epsilon_does_not_change_the_runs_configuration(ev
 
 def test_the_commit_of_a_record_is_that_of_the_beginning(evaluated, monkeypatch):
     """The attacks take hours, and the checkout may change meanwhile."""
-    commits = iter("ab")
-    monkeypatch.setattr(origin, "_commit", functools.cache(lambda: next(commits)))
+    checkout = ["a"]
+    monkeypatch.setattr(origin, "_commit", functools.cache(lambda: checkout[-1]))
     evaluate = make_record_file.evaluate_claimed
 
-    def evaluate_while_another_asks(*arguments):
-        assert code()["commit"] == "a"
+    def evaluate_during_a_commit(*arguments):
+        checkout.append("b")
         return evaluate(*arguments)
 
-    monkeypatch.setattr(make_record_file, "evaluate_claimed", evaluate_while_another_asks)
+    monkeypatch.setattr(make_record_file, "evaluate_claimed", evaluate_during_a_commit)
     assert evaluated().commit == "a"
 
 
