@@ -1,6 +1,7 @@
 """The origin of a Record: code, versions, hardware, time."""
 
 import datetime
+import functools
 import os
 import platform
 import subprocess
@@ -50,8 +51,10 @@ def provenance() -> Provenance:
     )
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of this package's checkout, with '+changes' if files differ from it; None if there is no checkout."""
+    """The commit of this package's checkout, with '+changes' if files differ from it; None if there is no checkout. It is that of
+    the first call, because the checkout may change while the process runs."""
     folder = Path(__file__).parent
 
     def git(*args: str) -> str:

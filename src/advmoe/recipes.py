@@ -1,6 +1,6 @@
 """Recipes: name -> RunConfig. Every cell of the paper's tables, the same for its other backbones and data sets, and the demo.
 
-A name is DATASET-MODEL-METHOD, then, in this order and only where they differ from r = 0.5, N = 2, 2 attack steps and TRADES:
+A name is DATASET-BACKBONE-METHOD, then, in this order and only where they differ from r = 0.5, N = 2, 2 attack steps and TRADES:
 -rSCALE, -nEXPERTS, -steps10, -pgd_at, -official (the public code's variant), -plus (ingredients beyond the paper, `PLUS`). Any such
 name is a recipe.
 RECIPES lists the named cells.
@@ -14,7 +14,7 @@ from advmoe.config import AttackConfig, DataConfig, ModelConfig, RunConfig, Trai
 from advmoe.config.choices import BACKBONES, METHOD_TRAITS, MethodTraits
 from advmoe.errors import UserError, lookup, nearest
 
-GRAMMAR = "DATASET-MODEL-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official][-plus]"
+GRAMMAR = "DATASET-BACKBONE-METHOD[-rSCALE][-nEXPERTS][-steps10][-pgd_at][-official][-plus]"
 SUFFIXES = re.compile(
     r"(?:-r(?P<scale>\d+(?:\.\d+)?))?(?:-n(?P<experts>\d+))?(?P<steps>-steps10)?(?P<pgd_at>-pgd_at)?(?P<official>-official)?"
     r"(?P<plus>-plus)?"
@@ -61,7 +61,7 @@ def _parsed(name: str) -> RunConfig:
     if not method:
         raise UserError(f"a name is {GRAMMAR}")
     if backbone not in BACKBONES:
-        lookup(import_module("advmoe.models").MODELS, backbone, "model")
+        lookup(import_module("advmoe.models").MODELS, backbone, "backbone")
     base = (BASES.get(dataset) or RunConfig(data=DataConfig(dataset=dataset))).replace(method=method)
     return _with_suffixes(base.replace(model=base.model.replace(backbone=backbone)), method_traits(method), dash + suffixes)
 
@@ -82,7 +82,7 @@ def _dataset(name: str) -> str:
 def _with_suffixes(base: RunConfig, traits: MethodTraits, text: str) -> RunConfig:
     match = SUFFIXES.fullmatch(text)
     if match is None:
-        raise UserError(f"'{text}' is not of the form {GRAMMAR.removeprefix('DATASET-MODEL-METHOD')}")
+        raise UserError(f"'{text}' is not of the form {GRAMMAR.removeprefix('DATASET-BACKBONE-METHOD')}")
     for suffix, (setting, has) in zip(match.groups(), _settings(traits).items(), strict=True):
         if suffix and not has:
             raise UserError(f"'{text}' sets the {setting}, and {base.method} has none")

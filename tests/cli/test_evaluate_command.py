@@ -382,6 +382,7 @@ def test_help_shows_what_each_preset_costs(capsys):
     output = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for preset in PRESETS.values():
         assert budget(preset) in output
+    assert output.count("79 APGD passes") == 1
     assert not any(word in output for word in ("QUICK", "STANDARD", "FULL"))
 
 

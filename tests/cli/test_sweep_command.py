@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -43,7 +44,9 @@ def in_process():
 
     def run_here(argv, stdout, **_):
         with open(stdout.fileno(), "w", closefd=False) as log, redirect_stdout(log), redirect_stderr(log):
-            status = next(filter(None, map(main, json.loads(argv[-1]))), 0)
+            folder, preset = Path(argv[3]), tuple(argv[4:])
+            work = job.commands(job.Job(folder, RunFolder(folder).config(), preset))
+            status = next(filter(None, map(main, work)), 0)
         return subprocess.Popen(["sh", "-c", f"exit {status}"], stdin=subprocess.PIPE)
 
     with patch.object(job, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": run_here})):

@@ -273,6 +273,12 @@ def test_missing_split(part: str, tmp_path: Path) -> None:
     assert refusal(load, tmp_path).startswith(f"{tmp_path / part}: no such folder; ")
 
 
+def test_a_val_folder_beside_classes(tmp_path: Path) -> None:
+    (in_parts(tmp_path / "parts", val=True) / "val").rename(plain(tmp_path / "classes") / "val")
+    path = tmp_path / "classes"
+    assert refusal(load, path) == f"{path / 'val'}: has folders of classes, so {path} needs train and test beside it"
+
+
 def test_misspelled_split_is_not_skipped(tmp_path: Path) -> None:
     (in_parts(tmp_path, val=True) / "val").rename(tmp_path / "valid")
     assert refusal(load, tmp_path) == f"{tmp_path / 'valid'}: not a split; beside train and test there may be a folder val"

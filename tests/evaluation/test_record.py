@@ -1,5 +1,6 @@
 """Records: their content, reading and writing, and their RobustBench form."""
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -9,8 +10,10 @@ import torch
 from refusal import refusal
 from small_backbone import ROUTED
 
+from advmoe import provenance as origin
 from advmoe.config import DataConfig, RunConfig, to_dict
 from advmoe.errors import UserError
+from advmoe.evaluation import make_record as make_record_file
 from advmoe.evaluation.cost import Cost
 from advmoe.evaluation.make_record import Measured, Trained, code_of, evaluate_run, make_record
 from advmoe.evaluation.record import HistoryRow, Record, RecordedCode
@@ -149,6 +152,20 @@ def test_evaluating_at_another_epsilon_does_not_change_the_runs_configuration(ev
     assert (record.attack_seed, record.test_images, record.attack_precision) == (3, 20, "float32")
     assert record.epsilon_curve.epsilons == [0.0, 0.02]
     assert record.epsilon_curve.ra == [record.sa, record.ra["10"]]
+
+
+def test_the_commit_of_a_record_is_that_of_the_beginning(evaluated, monkeypatch):
+    """The attacks take hours, and the checkout may change meanwhile."""
+    checkout = ["a"]
+    monkeypatch.setattr(origin, "_commit", functools.cache(lambda: checkout[-1]))
+    evaluate = make_record_file.evaluate_claimed
+
+    def evaluate_during_a_commit(*arguments):
+        checkout.append("b")
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(make_record_file, "evaluate_claimed", evaluate_during_a_commit)
+    assert evaluated().commit == "a"
 
 
 def test_an_evaluated_run_is_read_back_as_it_was_written(evaluated, tmp_path):

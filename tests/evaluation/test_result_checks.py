@@ -68,6 +68,11 @@ def test_a_collapsed_layer_warns(load: list[list[int]], status: str) -> None:
     assert "12.5 %" in check.detail
 
 
+def test_a_layer_with_one_busy_expert_is_counted() -> None:
+    detail = routing_alive(routing([[50, 50], [96, 4]])).detail
+    assert detail.startswith("1 of 2 layers sends over 95 % of the images to one expert; busiest expert 96%; ")
+
+
 def test_experts_are_skipped_without_routing_figures() -> None:
     assert routing_alive(None).status == "skipped"
 

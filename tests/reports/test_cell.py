@@ -1,12 +1,17 @@
 """The cell of a Record: which network it is, in which setting."""
 
+import re
+from pathlib import Path
+
 import pytest
 from records import changed, changed_record, record
 
 from advmoe.evaluation.record_file import checked_record
 from advmoe.recipes import PLUS
-from advmoe.reports.cell import CELL_FIELDS, cell_of
+from advmoe.reports.cell import CELL_FIELDS, INGREDIENTS, OF_VARIANTS, cell_of
 from advmoe.reports.settings import departures
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("method", "tied"), [("advmoe", True), ("at_small_dense", False)])
@@ -27,6 +32,7 @@ def test_all_that_the_suffix_plus_adds_is_named_by_the_suffix(method, tied):
         ("training", {"router_target": "confusion", "router_loss": "target"}, "router loss target, router target confusion"),
         ("training", {"level_batches": "same"}, "same batches"),
         ("model", {"routers": "per_network"}, "routers per_network"),
+        ("training", {"balance": "switch", "balance_weight": 0.1}, "balance switch"),
     ],
 )
 def test_choices_of_routers_and_experts_are_a_variant(section, fields, words):
@@ -38,6 +44,22 @@ def test_a_label_says_how_a_run_departs_from_its_method():
     assert cell_of(record("advmoe")).label == "advmoe"
     assert cell_of(record("at_moe", num_experts=1)).label == "at_moe, one expert"
     assert cell_of(changed_record("training", level_batches="same")).label == "advmoe, same batches"
+
+
+def test_files_of_ingredients_are_named_by_their_kind():
+    cell = cell_of(changed_record("training", teacher="runs/teacher"))
+    assert (cell.label, cell.is_of_the_paper) == ("advmoe, teacher", False)
+    cell = cell_of(changed_record("data", "at_dense", generated="images.npz"))
+    assert (cell.label, cell.is_of_the_paper) == ("at_dense, generated images", False)
+
+
+def test_a_run_with_any_option_beyond_the_paper_is_not_of_the_paper():
+    """Except `tied_share`, which recipes set, and the weights and shares of other options."""
+    section = (ROOT / "docs/method.md").read_text().partition("\n## Beyond the paper\n")[2].partition("\n## ")[0]
+    options = {flag.replace("-", "_") for flag in re.findall(r"--([a-z-]+)", section)}
+    of_others = {"awp_from", "awp_routers", "augment_from", "generated_share", "balance_weight", "router_target_weight"}
+    named = {name.partition(".")[2] for name in (*OF_VARIANTS, *INGREDIENTS)}
+    assert options - named - of_others == {"tied_share", "crop_padding", "no_flip"}
 
 
 def test_a_cell_ignores_settings_that_its_method_does_not_use():

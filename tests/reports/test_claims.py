@@ -314,6 +314,7 @@ def test_figures_of_an_older_version_of_an_attack_are_not_compared(monkeypatch):
             run.evaluation.attacks["pgd_50"].version = pgd.version + 1
     claim, older = ours(judge(all_runs), "RA-50"), f"by an older version of pgd_50 ({pgd.version})"
     assert claim.verdict == "not shown"
-    assert f"not comparable (evaluated: {older}, not by the present version of every attack)" in claim.detail
+    assert f"not comparable (evaluated {older}, the other by the present version of every attack)" in claim.detail
+    assert ours(judge(all_runs), "SA").verdict == "supported"  # no attack changes it
     assert dict(run_of(all_runs[0]).provenance)["evaluated"] == f"{older}: not compared with newer evaluations"
     assert dict(run_of(all_runs[-1]).provenance)["evaluated"] == "by the present version of every attack"

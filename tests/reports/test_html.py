@@ -9,8 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from records import content, old_record, png, record
+from records import changed_record, content, old_record, png, record
 
+from advmoe.reports import html
 from advmoe.reports.captions import CAPTIONS
 from advmoe.reports.claims import Claim, judge
 from advmoe.reports.html import report_html
@@ -19,6 +20,7 @@ from advmoe.reports.measures import MEASURES
 from advmoe.reports.paper_tables import tables
 from advmoe.reports.plots import FIGURES
 from advmoe.reports.styles import METHOD_STYLES
+from advmoe.reports.summaries import summarise
 from advmoe.reports.verdict import verdict
 
 EVIL = "<script>alert(1)</script>\"'&"
@@ -86,6 +88,13 @@ def test_policy_allows_only_the_style_and_script_of_the_page(full_page):
         assert f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert not any("style" in attributes or "onclick" in attributes for _, attributes in Page(full_page).elements)
+
+
+def test_rows_of_all_runs_say_which_settings_are_unlike_the_default():
+    table = html._overview(summarise([record(), changed_record("training", "at_dense", lr=0.05)]))
+    (first, *_), (second, *_) = table.rows
+    notes = [table.notes[mark - 1] for mark in second.marks]
+    assert (first.marks, notes) == ((), ["Settings unlike the default, which is in brackets: training.lr 0.05 (0.1)."])
 
 
 def test_verdict_comes_first(full_page):

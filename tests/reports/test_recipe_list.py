@@ -30,5 +30,5 @@ def test_recipe_rows_hold_the_configuration():
 
 
 def test_unknown_part_of_a_name():
-    with pytest.raises(UserError, match="no listed recipe has 'cifr10' in its name: did you mean cifar10"):
+    with pytest.raises(UserError, match=r"no listed recipe has 'cifr10' in its name: did you mean cifar10.*; any DATASET-B"):
         chosen_recipes(RECIPES, "cifr10")

@@ -35,6 +35,10 @@ def test_one_router_for_the_network_chooses_in_every_layer(tmp_path, drawn):
     pathway = drawn[0].axes[1]
     assert [list(line.get_ydata()) for line in pathway.lines] == [[1] * 8, [0] * 8]
     assert "1 of 1 routers" in pathway.get_title()
+    assert "router\npool, standardise, linear" in texts(drawn[0].axes[0])
+    run.config.model = run.config.model.model_copy(update={"routers": "per_network"})
+    fig_a1([run], tmp_path / "a1.png")
+    assert "router of all layers\na CNN on the image" in texts(drawn[1].axes[0])
 
 
 def test_dense_networks_have_no_pathway(tmp_path):

@@ -23,7 +23,7 @@ def cells(table):
 
 def test_worst_case_comes_first():
     columns = cells(record_table([record(ra_aa=40.0)], "title"))
-    assert list(columns) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "vs dense"]
+    assert list(columns) == ["method", "RA-worst", "SA", "RA-10", "RA-50", "RA-AA", "GMACs", "against dense"]
     assert [value for (value,) in columns.values()] == ["advmoe", "30.0", "80.0", "51.0", "50.0", "40.0", "0.5000", "-50 %"]
 
 
@@ -46,7 +46,7 @@ def test_unreliable_autoattack_is_marked():
 
 
 def test_dense_network_has_no_reduction():
-    assert cells(record_table([record(gmacs=1.0, reduction=0.0)], "title"))["vs dense"] == ["1 x"]
+    assert cells(record_table([record(gmacs=1.0, reduction=0.0)], "title"))["against dense"] == ["1 x"]
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -93,7 +93,7 @@ def test_verdict_says_whether_choosing_an_expert_helps():
     answers = [line for line in verdict([*pair[0], *pair[1], *shorter]) if "choosing an expert" in line]
     assert [", 1 epoch on" in answer for answer in answers] in ([True, False], [False, True])
     (answer,) = [line for line in verdict([*pair[0], pair[1][0], attacked(pair[1][1], "pgd_10")]) if "an expert help" in line]
-    assert "), 1 seed. Over seeds" in answer
+    assert "), 1 seed. With one seed nothing follows for other seeds." in answer
     for network in pair[1]:
         with_settings(network, "training", lr=0.05)
     assert not any("choosing an expert" in line for line in verdict([*pair[0], *pair[1]]))

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from advmoe.attacks import autoattack
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import dump_yaml
 from advmoe.runs.failure import FAILED, mark_failed
 from advmoe.runs.status import LOG, State, read_run
@@ -31,7 +32,8 @@ def trained(run, epochs):
 
 
 def evaluated(run, attacks, left_out=(), **fields):
-    evaluation = {"attacks": {name: {"seconds": 2.0} for name in attacks}, "left_out": dict.fromkeys(left_out, "why")}
+    results = {name: {"seconds": 2.0, "version": ATTACKS[name].version} for name in attacks}
+    evaluation = {"attacks": results, "left_out": dict.fromkeys(left_out, "why")}
     (run / "record.json").write_text(json.dumps({**THREAT, "evaluation": evaluation, **fields}))
     for number, file in enumerate(sorted(run.rglob("*"))):
         os.utime(file, ns=(number, number))  # so that no two files have the same time
@@ -102,6 +104,34 @@ def test_a_run_is_done_when_all_wanted_attacks_were_run(folder):
     os.utime(run / "record.json")
     assert read_run(run, autoattack.STANDARD).state is State.DONE
     assert read_run(run).evaluation_seconds(autoattack.STANDARD) == 8.0
+
+
+def test_results_that_are_newer_than_the_record_do_not_make_it_missing(folder):
+    """A copied run has files of the time of the copy, and another evaluation may be running."""
+    run = folder()
+    trained(run, 3)
+    (run / "evaluation").mkdir()
+    (run / "evaluation/shard-00000.json").write_text("{}")
+    evaluated(run, QUICK)
+    assert (read_run(run, QUICK).state, read_run(run, QUICK).is_evaluated) == (State.DONE, True)
+    os.utime(run / "evaluation/shard-00000.json")
+    assert (read_run(run, QUICK).state, read_run(run, QUICK).is_evaluated) == (State.EVALUATING, True)
+    assert not read_run(run, [*QUICK, "paths"]).is_evaluated
+    mark_failed(run, "out of memory")
+    assert not read_run(run, QUICK).is_evaluated
+
+
+def test_an_attack_of_an_older_version_was_not_run(folder):
+    run = folder()
+    trained(run, 3)
+    content = {**THREAT, "evaluation": {"attacks": {"pgd_10": {}, "reroute": {"version": 2}, "mine": {}}, "left_out": {}}}
+    (run / "record.json").write_text(json.dumps(content))
+    assert read_run(run).record.attacks == {"pgd_10", "reroute", "mine"}
+    assert read_run(run, ["reroute"]).is_evaluated
+    content["evaluation"]["attacks"]["reroute"] = {"seconds": 1.0}
+    (run / "record.json").write_text(json.dumps(content))
+    assert not read_run(run, ["reroute"]).is_evaluated
+    assert read_run(run, ["pgd_10", "mine"]).is_evaluated
 
 
 @pytest.mark.parametrize(

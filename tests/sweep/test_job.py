@@ -58,11 +58,16 @@ def is_running(pid):
 def test_a_run_is_trained_and_evaluated_once_although_two_processes_start(job, figures):
     """The second process waits, and finds the work done."""
     run = job()
-    processes = [start(run), start(run)]
+    processes, record = [start(run), start(run)], run.folder / "record.json"
+    while not record.exists():
+        time.sleep(0.02)
+    written = record.stat().st_mtime_ns
     assert [process.wait() for process in processes] == [0, 0]
     stop(processes)
     assert record_failure(run, 0) is None
-    assert (run.folder / LOG).read_text().count("epoch 1/1") == 1
+    assert record.stat().st_mtime_ns == written
+    log = (run.folder / LOG).read_text()
+    assert [log.count(text) for text in (", process ", "epoch 1/1", "$ advmoe evaluate")] == [2, 1, 1]
     assert read_run(run.folder, run.preset).state is State.DONE
     assert commands(run) == []
     assert figures(run.folder)["flags"].count("0") + figures(run.folder)["flags"].count("1") == 10

@@ -17,7 +17,7 @@ from advmoe.sweep.show import Board, counts, plan_table, remaining
 
 def status(state, epoch=0, reason=""):
     rows = (EpochSummary(epoch, None, None, None, None, 1.0, 1.0, ()),) if epoch else ()
-    return RunStatus(Path("run"), state, epochs=3, rows=rows, reason=reason)
+    return RunStatus(Path("run"), state, epochs=3, rows=rows, reason=reason, is_evaluated=state is State.DONE)
 
 
 PLANNED, TRAINING, DONE = status(State.PLANNED), status(State.TRAINING, 1), status(State.DONE, 3)

@@ -19,6 +19,7 @@ from advmoe.data import Splits
 from advmoe.errors import UserError
 from advmoe.training import checkpoint, loop, losses
 from advmoe.training import manifest as manifest_file
+from advmoe.training import run as training_run
 from advmoe.training.checkpoint import LOCK, RunFolder
 from advmoe.training.interrupts import Stopped
 from advmoe.training.loop import train
@@ -113,6 +114,24 @@ def test_a_signal_after_the_last_step_does_not_stop_the_run(
         return original(state, held_out)
 
     monkeypatch.setattr(loop, "validate", validate)
+    train(config, splits, run, Recorder(), resume=True)
+    assert_same(run, uninterrupted)
+
+
+def test_a_run_killed_during_validation(
+    config: RunConfig, splits: Splits, uninterrupted: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last checkpoint is that of before the validation."""
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_run, "BEFORE_VALIDATION", 0.0)
+        patch.setattr(loop, "validate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, splits, run, Recorder(), resume=True)
+    assert [path.name for path in RunFolder(run).checkpoint_folders()] == ["epoch-0001", "epoch-0001-000003"]
     train(config, splits, run, Recorder(), resume=True)
     assert_same(run, uninterrupted)
 

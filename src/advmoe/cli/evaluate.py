@@ -37,6 +37,7 @@ from advmoe.evaluation.target import EvaluationOptions
 from advmoe.files import JsonObject, check_folder, check_target, write_json
 from advmoe.models import Classifier
 from advmoe.parent import end_with_parent
+from advmoe.provenance import code
 from advmoe.reports.control import comparison_line, worst_case_difference
 from advmoe.reports.tables import check_lines, evaluation_lines, record_table
 from advmoe.runs.evaluate import Subject, find_subject
@@ -83,6 +84,7 @@ def _check_attacks(arguments: EvaluateCommand) -> None:
 
 
 def _evaluate(arguments: EvaluateCommand) -> None:
+    code()  # now, because the Record names the code that runs the attacks, here and in worker processes
     subject, config, splits = _trained(arguments.run, arguments)
     distributed.on_rank_zero(lambda: _check_writable(subject, arguments))
     transfer = _transfer(arguments, splits)

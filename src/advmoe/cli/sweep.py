@@ -18,7 +18,7 @@ from advmoe.cli.device import find_device, set_up_device
 from advmoe.cli.streams import console
 from advmoe.errors import UserError
 from advmoe.runs.cost import image_spec
-from advmoe.runs.status import LOG, RunStatus, State, read_run
+from advmoe.runs.status import LOG, RunStatus, read_run
 from advmoe.sweep.estimate import UNKNOWN, Probe, Sizes, evaluation_seconds, same_but_seed, sizes, timings, training_seconds
 from advmoe.sweep.grid import read_sweep
 from advmoe.sweep.job import Job
@@ -74,7 +74,7 @@ def run(arguments: SweepArguments) -> None:
     for planned in sweep.runs:
         RunFolder(sweep.folder(planned)).check_free(planned.config)
     statuses = sweep.statuses()
-    missing = [planned for planned in sweep.runs if statuses[planned.name].state is not State.DONE]
+    missing = [planned for planned in sweep.runs if not statuses[planned.name].is_evaluated]
     handler = signal.getsignal(signal.SIGTERM)
     with contextlib.ExitStack() as stack:
         stack.callback(signal.signal, signal.SIGTERM, handler)
@@ -169,7 +169,7 @@ def _run_missing(sweep: Sweep, missing: Sequence[Planned], placement: Placement)
     with Board(sweep.terminal, sweep.arguments.out, [planned.name for planned in sweep.runs], sweep.status) as board:
         outcome = drive(placement, jobs, board.refresh, sweep.until)
     _print(sweep, f"{sweep.arguments.out}: {counts(sweep.statuses())}")
-    _end(sweep, jobs, outcome, any(sweep.status(name).progress > progress for name, progress in before.items()))
+    _end(sweep, jobs, outcome, any(sweep.status(name).progress != progress for name, progress in before.items()))
 
 
 def _end(sweep: Sweep, jobs: Sequence[Job], outcome: SweepOutcome, progressed: bool) -> None:

@@ -121,8 +121,8 @@ class DataConfig(Section):
     flip: bool = True
     """Augmentation: mirror half of the images, chosen at random."""
     augment: Literal["crop_flip", "crop_shift", "idbh_weak"] = "crop_flip"
-    """Augmentation of images in memory: crop_flip crops after padding; crop_shift is CropShift, from the paper IDBH; idbh_weak adds
-    one colour or shape operation and erasing to it."""
+    """Augmentation of images in memory: crop_flip crops after padding; crop_shift is CropShift (Li and Spratling, ICLR 2023);
+    idbh_weak adds one colour or shape operation and erasing to it."""
     augment_from: Share = 0.0
     """Share of the epochs, at the start, that use crop_flip. Then the augmentation of `augment` begins."""
     generated: str | None = None
@@ -133,14 +133,15 @@ class DataConfig(Section):
     """For a folder of images: the shorter side of each image is resized to this many pixels, and the middle is kept. By default
     nothing is resized: all images must be square and of one size."""
     workers: Count | None = None
-    """Processes of each rank that decode streamed images (ImageNet); by default the machine's CPU cores, divided by its ranks."""
+    """Processes that decode streamed images (ImageNet), for each process of torchrun; by default the machine's CPU cores, divided
+    by the processes of torchrun on it."""
 
 
 class AttackConfig(Section):
     """The L-infinity threat model, and the attack used during training."""
 
     epsilon: Annotated[Fraction, Field(ge=0, le=1), FROM_TEXT] = 8 / 255
-    """Radius of the ball, in pixels of [0, 1]."""
+    """Radius of the ball; pixel values are in [0, 1]."""
     num_steps: Count = 2
     """Steps of the training attack."""
     step_size: Annotated[Fraction, Field(gt=0), FROM_TEXT] | None = None
@@ -190,8 +191,8 @@ class TrainingConfig(Section):
     router_warmup: Share = 0.0
     """Share of the routers' schedule in which their learning rate rises from 0."""
     router_schedule: Literal["phase", "untied"] = "phase"
-    """Cosine and warm-up of the routers' learning rate run over the whole phase, or over its part after tied_share, in which
-    routers learn. With phase, little of the rate is left then."""
+    """Cosine and warm-up of the routers' learning rate. phase: over the whole phase, so that little is left after tied_share;
+    untied: over the part after it."""
     router_statistics: Literal["augmented", "plain"] = "augmented"
     """What the routers' statistics are after an epoch: those of the augmented training images, or means over plain ones."""
     init_from: str | None = None
@@ -265,7 +266,7 @@ class ComputeConfig(Section):
 
 
 class RuntimeConfig(ComputeConfig):
-    """Where and how a run is trained. Only another `precision` makes it another run."""
+    """Where and how a run is trained. A run can be resumed with other values, except of `--precision`."""
 
     compile: Compile = "none"
     """Compile the forward and backward passes of training at the start: graphs records CUDA graphs (CUDA only); inductor uses

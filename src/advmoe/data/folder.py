@@ -103,6 +103,8 @@ def _list_files(path: Path) -> dict[str, Files]:
     if not path.is_dir():
         raise UserError(f"{path}: not a folder; the data set folder needs one that contains {FORMS}")
     if not _has_splits(path):
+        if _has_folders(path / "val"):
+            raise UserError(f"{path / 'val'}: has folders of classes, so {path} needs train and test beside it")
         return {"train": _classes(path)}
     for folder in visible_entries(path):
         if folder.is_dir() and folder.name not in SPLITS:
@@ -118,7 +120,11 @@ def _has_splits(path: Path) -> bool:
     train, test = path / "train", path / "test"
     if train.is_dir() and test.is_dir():
         return True
-    return any(entry.is_dir() for folder in (train, test) if folder.is_dir() for entry in visible_entries(folder))
+    return _has_folders(train) or _has_folders(test)
+
+
+def _has_folders(path: Path) -> bool:
+    return path.is_dir() and any(entry.is_dir() for entry in visible_entries(path))
 
 
 def _classes(folder: Path) -> Files:

@@ -18,7 +18,7 @@ from advmoe.evaluation.snapshot import Snapshot, snapshot
 from advmoe.evaluation.target import EvaluationOptions
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
-from advmoe.provenance import provenance
+from advmoe.provenance import code, provenance
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ def evaluate_run(model: Classifier, trained: Trained, splits: Splits, dense: Cos
     """
     if options.part != (0, 1):
         raise UserError("a Record is of all shards: evaluate the parts first, then leave out part")
+    code()  # before the attacks, because the Record names the code that ran them
     started, x, y = time.perf_counter(), splits.test.pixels(), splits.test.labels
     evaluation = evaluate_claimed(model, x, y, options)
     test_snapshot = snapshot(model, x, y, evaluation.correct, options)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from advmoe.evaluation.record_evaluation import Check, RoutingFigures, Status
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.store import Shard
+from advmoe.wording import number_of
 
 POINTS = 0.5  # percentage points that RA-AA may be above RA-worst
 NO_ATTACK = "epsilon is 0, so there is no attack to check"
@@ -66,7 +67,8 @@ def routing_alive(routing: RoutingFigures | None) -> Check:
     layers = zip(routing.load, routing.load_adv, strict=True)
     shares = [max(max(load) / max(sum(load), 1) for load in both) for both in layers if len(both[0]) > 1]
     collapsed = sum(share > COLLAPSE for share in shares)
-    detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
+    layers_send = f"{collapsed} of {number_of(len(shares), 'layer')} send{'s' * (collapsed == 1)}"
+    detail = f"{layers_send} over {100 * COLLAPSE:.0f} % of the images to one expert; busiest expert {max(shares, default=0):.0%}; "
     detail += f"the routes of {routing.flip_rate:.1f} % of the images change"
     return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
 

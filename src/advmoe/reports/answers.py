@@ -47,13 +47,14 @@ def _does_routing_help(routed: Record, control: Record | None, small: Record | N
         parts.append(f"Over the small dense network of about the same cost: {difference.words}.")
     if routing is not None and routing.fixed_expert_sa and routing.fixed_expert_ra and "10" in routed.ra:
         ra, sa = max(zip(routing.fixed_expert_ra, routing.fixed_expert_sa, strict=True))
-        under = f"{ra:.1f} % under PGD-10 (with routers {routed.ra['10']:.1f} %, which PGD-10 overestimates)"
+        with_routers = f"With routers it is {routed.ra['10']:.1f} %; PGD-10 gives routed networks too high a figure."
+        under = f"{ra:.1f} % under PGD-10. {with_routers}"
         if routing.choice_gain_worst:
             ra, sa = max(zip(routing.fixed_expert_ra_worst, routing.fixed_expert_sa, strict=True))
-            under = f"{ra:.1f} % in the worst case (with routers {routed.worst:.1f} %)"
+            under = f"{ra:.1f} % in the worst case (with routers {routed.worst:.1f} %)."
         parts.append(
             f"With the most robust expert in every layer, {sa:.1f} % of the clean images are classified correctly "
-            f"(with routers {routed.sa:.1f} %), and {under}."
+            f"(with routers {routed.sa:.1f} %), and {under}"
         )
     difference = worst_case_difference([(routed, control)]) if control else None
     if difference is not None:

@@ -23,18 +23,19 @@ OF_VARIANTS = (  # choices of routers and experts with which a network is listed
     "model.bank",
     *(f"training.{name}" for name in ("level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target")),
     *(f"training.{name}" for name in ("router_consistency", "router_margin", "router_every", "router_schedule")),
-    *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency")),
+    *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency", "router_gate", "router_attack_gate")),
+    *(f"training.{name}" for name in ("router_steps", "weight_steps", "level_order", "router_warmup", "balance")),
 )
 OF_ROUTERS = (
-    *OF_VARIANTS, "model.num_experts", "model.norms", "training.router_steps", "training.weight_steps", "training.level_order",
-    *(f"training.{name}" for name in ("router_lr", "router_warmup", "router_gate", "router_attack_gate", "router_target_weight")),
-    *(f"training.{name}" for name in ("tied_share", "balance", "balance_weight")),
+    *OF_VARIANTS, "model.num_experts", "model.norms",
+    *(f"training.{name}" for name in ("router_lr", "router_target_weight", "tied_share", "balance_weight")),
 )  # fmt: skip
 OF_METHODS = (*OF_ROUTERS, "model.model_scale", "training.init_from")
 INGREDIENTS = (  # the same for networks without routers too
-    "model.activation", "data.augment", "attack.epsilon_ramp", "attack.steps_ramp",
-    *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp")),
+    "model.activation", "data.augment", "data.generated", "attack.epsilon_ramp", "attack.steps_ramp",
+    *(f"training.{name}" for name in ("loss", "ema", "label_smoothing", "soft_labels", "awp", "teacher")),
 )  # fmt: skip
+OF_FILES = {"data.generated": "generated images", "training.teacher": "teacher"}  # whose value, a path, is not part of the name
 
 
 DEFAULTS = flat_settings(to_dict(RunConfig()))
@@ -172,7 +173,9 @@ def _options(record: Record, names: Collection[str]) -> dict[str, object]:
 
 def _in_words(options: Mapping[str, object]) -> list[str]:
     """['same batches', 'router target confusion']."""
-    texts = [f"{name.partition('.')[2].replace('_', ' ')} {short_value(value)}" for name, value in options.items()]
+    texts = [
+        OF_FILES.get(name) or f"{name.partition('.')[2].replace('_', ' ')} {short_value(value)}" for name, value in options.items()
+    ]
     return [SAME_BATCHES if text == "level batches same" else text for text in texts]
 
 

@@ -38,12 +38,13 @@ def _answer(records: Sequence[Record]) -> Statement | None:
     figures = " or ".join(dict.fromkeys(against.figure for against in differences.values()))
     if " or " in figures:
         parts = [f"{part} of {against.figure}" for part, against in zip(parts, differences.values(), strict=True)]
+    unsure = "Over seeds no network is clearly below its control, and not every one is clearly above it."
+    if all(against.seeds == 1 for against in differences.values()):
+        unsure = "With one seed nothing follows for other seeds."
     return Statement(
         f"{claim.verdict.capitalize()}.",
         f"{figures} minus that of {CONTROL}, on the same images, with the 95 % interval over the images, not over "
-        f"seeds: {'; '.join(parts)}."
-        + " Over seeds no network is clearly below its control, and not every one is clearly above it."
-        * (claim.verdict == "not shown"),
+        f"seeds: {'; '.join(parts)}." + f" {unsure}" * (claim.verdict == "not shown"),
     )
 
 

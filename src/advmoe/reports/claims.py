@@ -177,7 +177,7 @@ def _comparison(name: str, where: str, group: Sequence[Summary], more: str) -> C
     for summary in routed:
         others = {method: _baseline(summary, method, name, group) for method in baselines}
         outcomes += [
-            outcome(summary, other, name) if other and not _difference(summary, other) else None for other in others.values()
+            outcome(summary, other, name) if other and not _difference(summary, other, name) else None for other in others.values()
         ]
         sentences.append(_sentence(summary, others, name))
     return Claim(text, _judgement(outcomes), " ".join([*sentences, more]).strip())
@@ -205,15 +205,19 @@ def _baseline(summary: Summary, method: str, name: str, group: Sequence[Summary]
     )  # fmt: skip
 
 
-def _difference(summary: Summary, other: Summary) -> str:
-    """The settings that differ although they are no part of a method."""
-    return differing(other.shared, summary.shared)
+def _difference(summary: Summary, other: Summary, name: str) -> str:
+    """The settings that differ although they are no part of a method. Of the attacks' versions only that of the figure's attack
+    counts: of PGD-50 for RA-50, of none for SA."""
+    attack, values = name.replace("ra", "pgd"), dict(other.shared)
+    if summary.older.get(attack) == other.older.get(attack):
+        values["evaluated"] = summary.shared["evaluated"]
+    return differing(values, summary.shared)
 
 
 def _sentence(summary: Summary, others: Mapping[str, Summary | None], name: str) -> str:
     cell = summary.cell
     against = [
-        f"{method_style(method).title} {_against(summary, other, name, _difference(summary, other)) if other else 'not run'}"
+        f"{method_style(method).title} {_against(summary, other, name, _difference(summary, other, name)) if other else 'not run'}"
         for method, other in others.items()
     ]
     where = f"{cell.backbone}, {cell.attack_steps} attack steps, r {cell.model_scale:g}, N {cell.num_experts}"

@@ -9,7 +9,7 @@ from advmoe.reports.measures import attack_settings, attacks_of, evaluated, wors
 from advmoe.reports.settings import differing
 
 CONTROL = "the control with one expert"
-NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe DATASET-MODEL-at_moe-n1; in a sweep file at_moe with num_experts: 1)."
+NO_CONTROL = f"{CONTROL.capitalize()} was not run (recipe DATASET-BACKBONE-at_moe-n1; in a sweep file at_moe with num_experts: 1)."
 
 
 def worst_case_difference(pairs: Iterable[tuple[Record, Record]]) -> Difference | None:

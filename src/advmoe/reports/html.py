@@ -112,14 +112,18 @@ def _overview(summaries: Sequence[Summary]) -> Table:
     columns = ("method", "r", "N", "data", "n", *(measure.column for measure in measures), "network")
     columns = (*columns, "epochs", "training images", "test images", "radius")
     rows = tuple(_overview_row(summary, measures, notes) for summary in summaries)
-    about = "Compare rows of one setting only: the same data, network, epochs, images and radius."
+    about = (
+        "Compare rows of one setting only: the same data, network, epochs, images and radius. A row's note says which other "
+        "settings are unlike the default."
+    )
     return Table("overview", "All runs", columns, rows, about, tuple(notes.texts))
 
 
 def _overview_row(summary: Summary, measures: Sequence[Measure], notes: Notes) -> tuple[Entry, ...]:
-    cell = summary.cell
+    cell, unusual = summary.cell, "; ".join(summary.departures)
+    marks = notes.mark(f"Settings unlike the default, which is in brackets: {unusual}.") if unusual else ()
     return (
-        Entry(style_of(cell).title), _number(cell.model_scale) if not is_full_scale(cell.method) else Entry("–"),
+        Entry(style_of(cell).title, marks=marks), _number(cell.model_scale) if not is_full_scale(cell.method) else Entry("–"),
         _number(cell.num_experts) if is_routed(cell.method) else Entry("–"), Entry(cell.dataset), _number(summary.n),
         *(ours(summary, measure.name, notes) for measure in measures), Entry(_network(cell)), _number(cell.epochs),
         _number(cell.train_images), _number(cell.test_images),

@@ -72,13 +72,18 @@ def evaluated(record: Record) -> str:
 
     Records that differ in it are not compared.
     """
-    older = {
-        name: totals.version for name, totals in record.evaluation.attacks.items()
-        if name in ATTACKS and totals.version < ATTACKS[name].version
-    }  # fmt: skip
+    older = older_versions(record)
     if not older:
         return PRESENT
     return f"by an older version of {', '.join(f'{name} ({version})' for name, version in sorted(older.items()))}"
+
+
+def older_versions(record: Record) -> dict[str, int]:
+    """The attacks that the Record has in an older version, with the number of that version."""
+    return {
+        name: totals.version for name, totals in record.evaluation.attacks.items()
+        if name in ATTACKS and totals.version < ATTACKS[name].version
+    }  # fmt: skip
 
 
 def attack_settings(record: Record) -> dict[str, object]:

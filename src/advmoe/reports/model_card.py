@@ -75,7 +75,7 @@ def _summary(record: Record) -> str:
         f"everything that was tried. Of the clean ones {record.sa:.1f} % are classified correctly.",
     ]
     if record.ra_worst is None:
-        lines.append("The first figure is a quick one, from above: AutoAttack and the attacks on routing were not all run.")
+        lines.append("The first figure is an upper bound, because AutoAttack or an attack on the routing was not run.")
     if record.backbone not in BACKBONES:
         lines.append(f"The backbone `{record.backbone}` is not part of advmoe: add it to `advmoe.models.MODELS` before loading.")
     return "\n".join(lines)

@@ -62,7 +62,8 @@ def chosen_recipes(recipes: Mapping[str, RunConfig], part: str) -> dict[str, Run
     matches = {name: config for name, config in recipes.items() if part in name}
     if not matches:
         words = {word for name in recipes for word in name.split("-")}
-        raise UserError(f"no listed recipe has '{part}' in its name: {nearest(part, list(words))}")
+        others = "any DATASET-BACKBONE-METHOD is a recipe too, such as folder-resnet18-advmoe"
+        raise UserError(f"no listed recipe has '{part}' in its name: {nearest(part, list(words))}; {others}")
     return matches
 
 
@@ -80,7 +81,7 @@ def recipe_rows(recipes: Mapping[str, RunConfig]) -> list[RecipeRow]:
 def recipe_lines(recipes: Mapping[str, RunConfig]) -> list[str]:
     """Settings and cost of recipes, one line each."""
     width = max(len(name) for name in recipes)
-    head = f"{'recipe':{width}} {'epochs':>9} {'batch':>5}  {'training attack':28} {'parameters':>11} {'GMACs':>7} {'vs dense':>8}"
+    head = f"{'recipe':{width}} {'epochs':>9} {'batch':>5}  {'training attack':28} {'parameters':>11} {'GMACs':>7} against dense"
     return [head, *(_recipe_line(name, config, width) for name, config in recipes.items())]
 
 
@@ -89,7 +90,7 @@ def _recipe_line(name: str, config: RunConfig, width: int) -> str:
     epochs = " + ".join([str(training.epochs)] * method_traits(config.method).phases)
     versus = "" if cost.is_dense else f"{-less(cost.gmacs, cost.gmacs_dense):+.0f} %"
     settings = f"{epochs:>9} {training.batch_size:5}  {_attack(config):28}"
-    return f"{name:{width}} {settings} {cost.params:11,} {cost.gmacs:7.4f} {versus:>8}".rstrip()
+    return f"{name:{width}} {settings} {cost.params:11,} {cost.gmacs:7.4f} {versus:>13}".rstrip()
 
 
 def _attack(config: RunConfig) -> str:

@@ -68,7 +68,8 @@ def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
     ax.set(xlim=(0, 12), ylim=(-0.4, 4.4))
     ax.axis("off")
     _box(ax, 0.1, 0.7, 1.9, f"input\n{layer.in_channels} channels")
-    _box(ax, 2.4, 3.1, 2.6, "router\npool, standardise, linear")
+    of_network = record.config.section("model").get("routers") == "per_network"
+    _box(ax, 2.4, 3.1, 2.6, "router of all layers\na CNN on the image" if of_network else "router\npool, standardise, linear")
     _box(ax, 10.0, 0.7, 1.9, f"output, {' x '.join(map(str, layer.size))}\n{layer.width} channels")
     share = 1 / experts if record.config.section("model").get("bank") == "disjoint" else model.model_scale
     step = 2.5 / experts
@@ -79,7 +80,8 @@ def _draw_layer(ax: Axes, record: Record, chosen: int) -> None:
         _window(ax, (start, 2.5 - (expert + 1) * step), (4.0 * share, 0.8 * step), f"expert {expert}", expert == chosen)
     for end, begin in (((edge, middle), (2.0, 1.25)), ((10.0, 1.25), (edge + 4.0 * share, middle))):
         ax.annotate("", end, begin, arrowprops=ARROW | {"color": CHOSEN, "linewidth": 2})
-    ax.annotate("", (2.9, 3.1), (1.6, 1.8), arrowprops=ARROW)
+    if not of_network:
+        ax.annotate("", (2.9, 3.1), (1.6, 1.8), arrowprops=ARROW)
     ax.annotate("", (edge + 2 * share, 2.5 - chosen * step - 0.2 * step), (5.0, 3.65), arrowprops=ARROW)
     ax.text(6.6, 3.65, f"top-1: expert {chosen}", color="#00654A", va="center", weight="bold", fontsize=9)
     ax.text(7.2, -0.3, f"the layer's filters, left to right; each expert has {layer.width} of them", ha="center", fontsize=8)

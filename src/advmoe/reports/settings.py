@@ -71,4 +71,7 @@ def departures(record: Record) -> tuple[str, ...]:
 def differing(values: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """'training.lr: 0.05, not 0.1': the settings that differ from the expected ones; empty if none does."""
     names = [name for name in {**values, **expected} if values.get(name) != expected.get(name)]
-    return "; ".join(f"{name}: {short_value(values.get(name))}, not {short_value(expected.get(name))}" for name in names)
+    texts = [f"{name}: {short_value(values.get(name))}, not {short_value(expected.get(name))}" for name in names]
+    if "evaluated" in names:  # neither version is the wrong one
+        texts[names.index("evaluated")] = f"evaluated {values['evaluated']}, the other {expected['evaluated']}"
+    return "; ".join(texts)

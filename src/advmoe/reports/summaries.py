@@ -2,8 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Literal
 
@@ -11,7 +11,7 @@ from advmoe.attacks.presets import PRESETS
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.results import wilson
 from advmoe.reports.cell import Cell, cell_of, grouped, short_value
-from advmoe.reports.measures import QUICK_OF_VERSION_0_1, SUMMARY, WORST, attacks_of
+from advmoe.reports.measures import QUICK_OF_VERSION_0_1, SUMMARY, WORST, attacks_of, older_versions
 from advmoe.reports.settings import departures, shared_settings
 
 T_QUANTILES = (  # the 0.975 quantiles of Student's t distribution for 1 to 30 degrees of freedom
@@ -43,7 +43,8 @@ class Summary:
     `attacks`: worst case -> the attacks behind it, which are the same in every run. If the runs were attacked differently, the
     worst case is listed in `mixed` and not in `figures`. `departures` are settings that are no field of the cell and differ from
     the default. `shared` are the settings that must be equal in runs of other methods to be compared. `trained_by` is the code
-    that trained the runs, each once, in words. `unreliable`: RA-AA of a run is too far above its RA-worst.
+    that trained the runs, each once, in words. `older` are the attacks of older versions, with these. `unreliable`: RA-AA of a run
+    is too far above its RA-worst.
     """
 
     cell: Cell
@@ -56,6 +57,7 @@ class Summary:
     mixed: tuple[str, ...]
     shared: dict[str, object]
     trained_by: tuple[str, ...] = ()
+    older: Mapping[str, int] = field(default_factory=dict)
 
 
 def summarise(records: Iterable[Record]) -> list[Summary]:
@@ -73,7 +75,7 @@ def _summary(cell: Cell, runs: Sequence[Record]) -> Summary:
         {name: figure([figures[name] for figures, _ in measured if name in figures]) for name in names if name not in mixed},
         departures(runs[0]), any(run.evaluation.autoattack_unreliable for run in runs),
         {name: sets.pop() for name, sets in plans.items() if name not in mixed}, mixed, shared_settings(runs[0]),
-        tuple(dict.fromkeys(run.trained_by_words for run in runs)),
+        tuple(dict.fromkeys(run.trained_by_words for run in runs)), older_versions(runs[0]),
     )  # fmt: skip
 
 

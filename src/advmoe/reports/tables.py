@@ -19,7 +19,7 @@ def record_table(records: Sequence[Record], title: str) -> Table:
     table = Table(title=f"{title}; SA and RA in %", title_justify="left")
     table.add_column("method", no_wrap=True)
     measures = measured(records)
-    for column in (*(measure.label for measure in measures), "GMACs", "vs dense"):
+    for column in (*(measure.label for measure in measures), "GMACs", "against dense"):
         table.add_column(column, justify="right", min_width=4)
     for record in records:
         reduction = f"{-record.reduction:+.0f} %" if record.gmacs != record.gmacs_dense else "1 x"

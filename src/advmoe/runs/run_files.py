@@ -7,6 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeGuard, TypeVar, cast
 
+from advmoe.attacks.registry import ATTACKS
 from advmoe.config import CONFIG_FILE, RunConfig, load_run_config
 from advmoe.errors import UserError
 from advmoe.files import json_object, parsed_object
@@ -40,8 +41,8 @@ class EpochSummary:
 
 @dataclass(frozen=True)
 class RecordSummary:
-    """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run, or skipped for a reason.
-    `epochs` were trained when the network was evaluated; 0 if the file does not say it.
+    """The part of record.json that sweeps and `advmoe watch` need. `attacks` were run in their present versions,
+    or skipped for a reason. `epochs` were trained when the network was evaluated; 0 if the file does not say it.
 
     `threat` is (norm, epsilon, seed of the attacks, limit_test); a value is None if it is not in the file.
     """
@@ -89,7 +90,7 @@ def record_summary(path: Path) -> RecordSummary | None:
     norm, history = content.get("norm"), content.get("history")
     return RecordSummary(
         _number(content, "sa"), _number(content, "ra_worst"), _number(content, "ra_worst_quick"),
-        frozenset((*attacks, *left_out)),
+        frozenset((*(name for name, attack in attacks.items() if _is_present(name, attack)), *left_out)),
         # in Records of older versions, the seconds of a continued evaluation are those since it was continued
         max(_number(content, "evaluate_seconds") or 0.0, sum(_number(attack, "seconds") or 0.0 for attack in attacks.values())),
         len(history) if isinstance(history, list) else 0,
@@ -98,6 +99,11 @@ def record_summary(path: Path) -> RecordSummary | None:
             seed if type(seed) is int else None, limit if type(limit) is int else None,
         ),
     )  # fmt: skip
+
+
+def _is_present(name: str, attack: Any) -> bool:
+    """Whether an attack of a Record has the version of today; an attack that is not registered here has."""
+    return name not in ATTACKS or (_number(attack, "version") or 1) == ATTACKS[name].version
 
 
 def shard_seconds(path: Path) -> tuple[float, ...]:

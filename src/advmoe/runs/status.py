@@ -56,6 +56,7 @@ STYLES = {  # colours in a terminal, in the order in which runs are listed: thos
 class RunStatus:
     """The status of one run. `age` is the time in seconds since a file changed; `config` is None if it cannot be read; `reason`
     says why the run failed. `results` is the number of finished attacks on shards, `checkpoint` the name of the newest checkpoint.
+    `is_evaluated`: the requested evaluation is done, whatever the times of the files, from which `state` tells what goes on now.
     """
 
     path: Path
@@ -69,6 +70,7 @@ class RunStatus:
     results: int = 0
     checkpoint: str = ""
     reason: str = ""
+    is_evaluated: bool = False
 
     @property
     def epoch(self) -> int:
@@ -77,7 +79,7 @@ class RunStatus:
 
     @property
     def progress(self) -> tuple[int, str, int]:
-        """Grows with the work that is not lost when the run is stopped."""
+        """Changes with the work that is not lost when the run is stopped. It grows, unless stored results are deleted."""
         return self.epoch, self.checkpoint, self.results + (self.record is not None)
 
     def describe(self) -> str:
@@ -115,7 +117,7 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def read_run(path: Path, attacks: Collection[str] | None = None) -> RunStatus:
     """The status of the run in `path`.
 
-    Without `attacks` a run is done when it has a Record. With `attacks`, the Record must contain all of them, with the threat
+    Without `attacks` a run is evaluated when it has a Record. With `attacks`, the Record must contain all of them, with the threat
     model, the number of images and the seed of the run's configuration. A run whose folder cannot be read has failed.
     """
     try:
@@ -146,6 +148,7 @@ def _read_run(path: Path, attacks: Collection[str] | None) -> RunStatus:
     return RunStatus(
         path, state, age=files.age, config=config, epochs=epochs, rows=files.rows, record=record, shards=len(shard_files),
         results=sum(map(len, shards)), checkpoint=newest_checkpoint(path / "checkpoints"), reason=reason,
+        is_evaluated=trained and not reason and files.is_evaluated(),
     )  # fmt: skip
 
 

@@ -7,7 +7,6 @@ its parent folder, because RUN must be empty until then.
 """
 
 import contextlib
-import json
 import os
 import runpy
 import signal
@@ -30,7 +29,7 @@ from advmoe.files import write_atomically
 from advmoe.parent import GRACE, end_with_parent
 from advmoe.runs.failure import FAILED, mark_failed
 from advmoe.runs.run_files import read_text
-from advmoe.runs.status import LOG, State, read_run
+from advmoe.runs.status import LOG, read_run
 from advmoe.training.checkpoint import RunFolder
 
 LOCK = ".lock"  # in the folder of a sweep: locked while a process claims the folder of a run
@@ -62,7 +61,7 @@ class Job:
 def commands(job: Job) -> list[list[str]]:
     """The commands that remain to be run, as arguments of `advmoe`. All settings of the training are in RUN/config.yaml."""
     runtime, preset = job.config.runtime, preset_or_attacks(job.preset)
-    if read_run(job.folder, resolve(preset).attacks).state is State.DONE:
+    if read_run(job.folder, resolve(preset).attacks).is_evaluated:
         return []
     attacks = [f"--{preset}"] if isinstance(preset, str) else ["--attacks", *preset]
     machine = ["--device", runtime.device, "--threads", str(runtime.threads), "--dispatch", runtime.dispatch]
@@ -78,7 +77,7 @@ def start(job: Job) -> subprocess.Popen[bytes]:
     """Start the job's process. Raises UserError if the folder holds another run."""
     _claim(job)
     (job.folder / FAILED).unlink(missing_ok=True)
-    argv = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder / ".lock"), json.dumps(commands(job))]
+    argv = [sys.executable, "-m", "advmoe.sweep.job", str(job.folder), *job.preset]
     environment = {**os.environ, **dict.fromkeys(THREADS, str(max(job.config.runtime.threads, 1)))}
     with (job.folder / LOG).open("ab") as log:
         return subprocess.Popen(
@@ -143,12 +142,17 @@ def _last_line(log: Path) -> str:
     return lines[-1].strip().removeprefix("advmoe: error: ") if lines else "ended without a message"
 
 
-def main(lock: str, work: str) -> None:
-    """Run the commands one after another, until one fails."""
+def main(folder: str, *preset: str) -> None:
+    """Run the commands that remain for the run in `folder` one after another, until one fails."""
     end_with_parent()
-    with FileLock(lock):
+    run = RunFolder(Path(folder))
+    with FileLock(run.path / ".lock"):
         print(f"{socket.gethostname()}, process {os.getpid()}", flush=True)
-        for argv in json.loads(work):
+        try:
+            remaining = commands(Job(run.path, run.config(), preset))  # only now: another process may have done the work meanwhile
+        except UserError as error:
+            raise SystemExit(f"advmoe: error: {error}") from None
+        for argv in remaining:
             print("$ advmoe", *argv, flush=True)
             status = _status(argv)
             if status:

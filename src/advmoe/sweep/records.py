@@ -10,7 +10,7 @@ from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_file import RECORD, checked_record, read_json, read_record
 from advmoe.files import JsonObject, write_json
 from advmoe.locks import turn
-from advmoe.runs.status import RunStatus, State
+from advmoe.runs.status import RunStatus
 from advmoe.sweep.plan import Planned
 
 logger = logging.getLogger("advmoe")
@@ -25,12 +25,12 @@ def check_records(path: Path | None, runs: Iterable[Planned]) -> None:
 
 
 def write_records(path: Path, runs: Iterable[RunStatus], keep_images: bool) -> int:
-    """Add the Records of the runs that are done to those in the file, to which other sweeps may add at the same time. A Record
+    """Add the Records of the runs that are evaluated to those in the file, to which other sweeps may add at the same time. A Record
     there is replaced only by one of the same run that is not older. Returns the number of Records that the file then has.
 
     A warning names each Record that cannot be read; the others are written.
     """
-    done = list(_readable(run.path / RECORD for run in runs if run.state is State.DONE))
+    done = list(_readable(run.path / RECORD for run in runs if run.is_evaluated))
     with turn(path.with_name(f".{path.name}.lock")):
         recorded = _recorded(path)
         entries = [entry for entry, _ in recorded]

@@ -1,7 +1,7 @@
 """Runs the jobs of a sweep until all have ended or the time is over."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -39,14 +39,17 @@ def drive(placement: Placement, jobs: Sequence[Job], refresh: Callable[[], None]
     remaining = {job.name: job for job in jobs}
     if time.monotonic() < until:
         placement.submit(jobs)
-    while remaining and time.monotonic() < until:
-        ended = placement.ended()
-        failed |= {name: line for name, line in ended.items() if line is not None}
+
+    def collect(ended: Mapping[str, str | None]) -> None:
+        failed.update({name: line for name, line in ended.items() if line is not None})
         for name in ended:
             del remaining[name]
+
+    while remaining and time.monotonic() < until:
+        collect(placement.ended())
         refresh()
         if remaining:
             time.sleep(min(POLL, max(0.0, until - time.monotonic())))
     if remaining:
-        placement.close()
+        collect(placement.close())
     return SweepOutcome(failed, tuple(remaining))

@@ -28,7 +28,7 @@ def plan_table(runs: Sequence[Planned], statuses: Statuses, seconds: Mapping[str
         table.add_column(title, justify="left" if text else "right", no_wrap=not text, overflow="fold" if text else "ellipsis")
     for run in runs:
         status = statuses[run.name]
-        expected = "" if status.state is State.DONE else duration(seconds[run.name]) if run.name in seconds else "-"
+        expected = "" if status.is_evaluated else duration(seconds[run.name]) if run.name in seconds else "-"
         table.add_row(run.name, f"{estimate(run.config).gmacs:.4f}", _styled(status), expected)
     return table
 

@@ -30,6 +30,7 @@ from advmoe.training.totals import Totals, Value, means
 
 log = logging.getLogger("advmoe")
 MAX_RESTORES = 3
+BEFORE_VALIDATION = 1.0  # minutes without a checkpoint after which one is saved before the validation, which saves nothing
 
 
 @dataclass
@@ -124,7 +125,10 @@ class Run:
         self._save_if_due(state, totals, iterations)
 
     def _save_if_due(self, state: TrainState, totals: Totals, iterations: int) -> None:
-        due = totals.seconds_unsaved >= 60 * self.config.runtime.save_minutes
+        minutes = self.config.runtime.save_minutes
+        if totals.iteration == iterations:
+            minutes = min(minutes, BEFORE_VALIDATION)
+        due = totals.seconds_unsaved >= 60 * minutes
         signal_or_due = distributed.maximum(self.interrupts.caught or int(due))  # no signal that is caught has the number 1
         if signal_or_due:
             check_finite(state, means(*totals.over_ranks()))

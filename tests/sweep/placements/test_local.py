@@ -139,3 +139,26 @@ def test_when_the_time_is_up_jobs_are_stopped_and_none_is_started(job, monkeypat
     assert [process.returncode for process in processes] == [-15, -15]
     assert drive(placement, jobs, lambda: None, clock.now).remaining == ("0", "1", "2")
     assert len(processes) == 2
+
+
+def test_a_job_that_ends_just_before_the_time_is_up_does_not_remain(job, monkeypatch, machine):
+    processes = []
+
+    def start(job):
+        processes.append(subprocess.Popen([sys.executable, "-c", "raise SystemExit(input())"], stdin=subprocess.PIPE))
+        return processes[-1]
+
+    def end_first_job(seconds):
+        clock.now += seconds
+        if not processes[0].stdin.closed:
+            processes[0].communicate(b"out of memory")
+
+    machine(2)
+    monkeypatch.setattr(local, "start", start)
+    monkeypatch.setattr(local, "record_failure", lambda job, status: f"status {status}" if status else None)
+    monkeypatch.setattr(schedule, "time", clock := Clock())
+    monkeypatch.setattr(clock, "sleep", end_first_job)
+    placement = LocalPlacement(Request(3, Path("runs"), device="cpu"))
+    outcome = drive(placement, [job(str(number)) for number in range(3)], lambda: None, 0.3)
+    assert (outcome.failed, outcome.remaining) == ({"0": "status 1"}, ("1", "2"))
+    assert len(processes) == 2

@@ -19,15 +19,11 @@ COSTS = {  # of the presets; the tests count them from their attacks (tests/budg
     "full": "at most 50 PGD, 3,905 AutoAttack and 5,525 AutoAttack plus passes an image; "
     "at most 704 PGD, 1,438 APGD, 5,787 route-aware and 68 transfer passes on survivors; all self-checks",
 }
-ROUTING_COST = (
-    "routing figures: 50 PGD passes for wrongly classified images too, and for each expert 10 PGD passes an image and at most "
-    "79 APGD passes on those that these leave"
-)
 
 
 def _costs(preset: str, what: str) -> Any:
     """Help of a preset's flag, with its budget."""
-    return tyro.conf.arg(help=f"{what}. Costs {COSTS[preset]}; {ROUTING_COST}.")
+    return tyro.conf.arg(help=f"{what}. Costs {COSTS[preset]}.")
 
 
 @dataclass(frozen=True)
@@ -35,13 +31,18 @@ class EvaluateArguments:
     """Attack a trained network on the test set, and write the result to RUN/record.json; for a file NAME.safetensors, to
     NAME.record.json beside it.
 
-    Costs are in passes, forward and backward. Survivors are the images that no attack has broken so far.
+    Costs are in passes, forward and backward. Survivors are the images that AutoAttack did not break (without AutoAttack: that no
+    attack of a figure broke), less those that a later attack broke. A network that routes costs more: 50 PGD passes for wrongly
+    classified images too, and for each expert 10 PGD passes an image and at most 79 APGD passes on those that these leave.
     """
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The folder of a run, a file written by advmoe.save_file, a network of the package (advmoe models), or a name on the hub
     (owner/name)."""
-    quick: Annotated[Flag, _costs("quick", "PGD, APGD on the margin and a short attack on the routing (the default)")] = False
+    quick: Annotated[
+        Flag,
+        _costs("quick", "PGD, APGD on the margin and a short attack on the routing; used if you name no preset and no attacks"),
+    ] = False
     standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
     full: Annotated[Flag, _costs("full", "The attacks of --standard and many more")] = False
     attacks: tuple[str, ...] = ()
@@ -54,7 +55,7 @@ class EvaluateArguments:
     transfer: Path | None = None
     """Another run on the same data, such as that of the small dense network: images that fool it are tried on this network."""
     control: Path | None = None
-    """An evaluated run to compare with on the same images, usually AT (MoE) with one expert (recipe DATASET-MODEL-at_moe-n1):
+    """An evaluated run to compare with on the same images, usually AT (MoE) with one expert (recipe DATASET-BACKBONE-at_moe-n1):
     the same network without a choice."""
     data_dir: str | None = None
     """File or folder of the data, if it is no longer where it was during training."""

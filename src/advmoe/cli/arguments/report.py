@@ -19,7 +19,7 @@ class ReportArguments:
     out: Path
     """Folder for the report: report.html, tables/ and figures/."""
     schema: Flag = False
-    """Only print the JSON Schema of a Record. It takes no other argument."""
+    """Only print the JSON Schema of a Record; then FOLDER and --out are not given."""
     json: Flag = False
     """Print the verdict, the claims and the written files as JSON."""
 

@@ -53,5 +53,6 @@ class Placement(ABC):
         """The jobs that ended since the last call: name -> error, or None if the job succeeded."""
 
     @abstractmethod
-    def close(self) -> None:
-        """Stop the running jobs and drop the waiting ones. Their files are kept."""
+    def close(self) -> Mapping[str, str | None]:
+        """Stop the running jobs and drop the waiting ones. Their files are kept. Returns the jobs that had ended before, as
+        `ended`."""

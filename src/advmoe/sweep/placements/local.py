@@ -62,10 +62,12 @@ class LocalPlacement(Placement):
         ended, self.refused = ended | self.refused, {}
         return ended
 
-    def close(self) -> None:
+    def close(self) -> Mapping[str, str | None]:
         self.waiting.clear()
+        ended = self.ended()
         stop([process for _, process in self.running.values()])
         self.running.clear()
+        return ended
 
     def _fill(self) -> None:
         """Start jobs while a device is free. A job that cannot be started counts as failed."""

@@ -67,12 +67,14 @@ class RayPlacement(Placement):
         ready, _ = ray.wait(list(self.jobs), num_returns=len(self.jobs), timeout=0) if self.jobs else ([], [])
         return {job.name: _outcome(reference, job) for reference, job in ((one, self.jobs.pop(one)) for one in ready)}
 
-    def close(self) -> None:
+    def close(self) -> Mapping[str, str | None]:
+        ended = self.ended()
         jobs, self.jobs = self.jobs, {}
         for reference in jobs:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.cancel(reference, force=True)
         ray.shutdown()
+        return ended
 
 
 def _check_reachable(address: str | None) -> None:

@@ -72,10 +72,12 @@ class SlurmPlacement(Placement):
         self.jobs = [pair for pair in self.jobs if pair not in done]
         return {job.name: _outcome(handle, job) for handle, job in done}
 
-    def close(self) -> None:
+    def close(self) -> Mapping[str, str | None]:
+        ended = self.ended()
         jobs, self.jobs = self.jobs, []
         for handle, _ in jobs:
             handle.cancel(check=False)
+        return ended
 
 
 def parsed(parameters: Sequence[str]) -> dict[str, object]:
