@@ -456,7 +456,8 @@ def faults_table() -> str:
         rows = [row for row in results["faults"] if row["fault"] == fault]
         done, survived = (sum(row[name] for row in rows) for name in ("tried", "survived"))
         lines.append(f"| {fault} | {len(rows)} | {done} | {survived}{'' if survived == done else ' **fewer**'} |")
-    caption = f"`{results['command']}`, seed {results['seed']}, {in_versions(results['versions'])}."
+    versions = in_versions(results["versions"] | {name: results[name] for name in ("advmoe", "commit") if name in results})
+    caption = f"`{results['command']}`, seed {results['seed']}, {versions}."
     return "\n".join([*lines, "", caption])
 
 

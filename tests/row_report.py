@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from advmoe.files import write_json
+from advmoe.provenance import code
 
 Row = dict[str, Any]
 WHOLE = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)  # the tests came to their end
@@ -31,7 +32,7 @@ class RowReport:
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         path, worker = os.environ.get(f"{self.name.upper()}_REPORT"), hasattr(session.config, "workerinput")
         if self.rows and path and exitstatus in WHOLE and not worker:
-            write_json(Path(path), {"command": f"make test-{self.name}", **self.content(self.rows)}, indent=1)
+            write_json(Path(path), {"command": f"make test-{self.name}", **code(), **self.content(self.rows)}, indent=1)
 
 
 def versions(libraries: Iterable[str]) -> dict[str, str]:

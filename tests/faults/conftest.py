@@ -16,7 +16,7 @@ from advmoe.config import RunConfig, dump_yaml
 from advmoe.files import write_atomically
 from advmoe.training.methods import METHODS
 
-LIBRARIES = ("torch", "numpy", "safetensors", "filelock", "advmoe")
+LIBRARIES = ("torch", "numpy", "safetensors", "filelock")
 
 
 def pytest_configure(config: pytest.Config) -> None:
