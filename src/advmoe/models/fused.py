@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork, Router
-from advmoe.moe.convert.prepare import bake, copied
+from advmoe.moe.copies import bake, copied
 from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
