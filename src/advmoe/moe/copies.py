@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from advmoe.errors import UserError
 
 Network = TypeVar("Network", bound=nn.Module)
+COMPUTING_HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)
 
 
 def copied(network: Network, memo: dict[int, Any] | None = None) -> Network:
@@ -34,6 +35,12 @@ def with_plain_weights(network: Network) -> Network:
     for module in list(plain.modules()):
         bake(module)
     return plain
+
+
+def has_computed_weights(module: nn.Module) -> bool:
+    """Whether a weight of the module itself is computed in each forward pass, so that `bake` would change it."""
+    hooks = module._forward_pre_hooks.values()
+    return parametrize.is_parametrized(module) or any(isinstance(hook, COMPUTING_HOOKS) for hook in hooks)
 
 
 def bake(module: nn.Module) -> None:
