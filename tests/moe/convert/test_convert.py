@@ -348,6 +348,8 @@ REFUSED = {
     "layers.x: a linear layer on 3": Model(lambda self, h: self.layers["x"](h.flatten(2))[..., None], x=nn.Linear(256, 256)),
     "forward: has a value for each channel": Model(lambda self, h: h + self.gamma.exp().view(1, 8, 1, 1)),
     "gamma: has a value for each channel": Model(lambda self, h: h * self.gamma),
+    "gamma: has a value for each channel, and": Model(lambda self, h: h.clamp(max=self.gamma)),
+    "forward: has a value for each channel, and": Model(lambda self, h: h.sigmoid() ** self.gamma.exp()),
     "forward: add of channels that were concatenated differently: 8, and 4 + 4": Model(
         lambda self, h: h + torch.cat([self.layers["x"](h), self.layers["y"](h)], 1), x=nn.Conv2d(8, 4, 1), y=nn.Conv2d(8, 4, 1)
     ),
@@ -434,6 +436,9 @@ SPELLINGS = {
     "F.pad and a crop": between_convolutions(lambda layers, h: F.pad(h, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]),
     "axis": between_convolutions(lambda layers, h: h / (1 + h.amax(axis=(2, 3), keepdim=True))),
     "a constant": between_convolutions(lambda layers, h: h * torch.tensor([0.5]).view(1, 1, 1, 1)),
+    "clamp by numbers": between_convolutions(lambda layers, h: h.clamp(-1, max=1).clip(min=-0.5)),
+    "clamp by a tensor": between_convolutions(lambda layers, h: torch.clamp(h, max=h.mean((2, 3), keepdim=True))),
+    "powers": between_convolutions(lambda layers, h: h**2 + h.square().pow(0.5) + torch.pow(2, -h.square())),
     "x * tanh(softplus(x))": between_convolutions(lambda layers, h: h * F.softplus(h).tanh()),
 }
 
