@@ -219,6 +219,23 @@ def test_norms_after_moe_layers_become_expert_norms_and_the_others_stay():
     assert converted("lenet").moe_layers()[0].bias.shape == (2, 8)
 
 
+@pytest.mark.parametrize("norms", ["shared", "per_expert"])
+def test_plain_averages_of_a_norm_continue_in_its_expert_norms(norms):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, momentum=None)
+    model = between_convolutions(lambda layers, h: h)
+    model = nn.Sequential(model.first, model.second, norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head)
+    for _ in range(9):
+        model.train()(torch.rand(4, 3, 8, 8))
+    moe = convert(model, kind=MoEKind(1.0, 1, norms=norms), example_input=torch.rand(1, 3, 8, 8)).train()
+    x = torch.rand(4, 3, 8, 8)
+    model(x)
+    moe(x)
+    (layer,) = moe.moe_layers()
+    torch.testing.assert_close(layer.norm.running_mean.flatten(), norm.running_mean - model[1].bias)
+    torch.testing.assert_close(layer.norm.running_var.flatten(), norm.running_var)
+
+
 def test_converting_does_not_change_the_model():
     model = make_network("resnet").train()
     before = copy.deepcopy(model.state_dict())
