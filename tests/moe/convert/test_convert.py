@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -505,6 +506,15 @@ def test_images_of_another_size_are_refused():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 64, 5))
     moe = convert(model, example_input=torch.rand(1, 3, 8, 8))
     with pytest.raises(UserError, match="a network converted for images 3x8x8 does not take 3x9x9: "):
+        moe(torch.rand(1, 3, 9, 9))
+
+
+def test_other_errors_are_not_blamed_on_the_size_of_the_images():
+    moe = convert(between_convolutions(lambda layers, h: h), example_input=torch.rand(1, 3, 8, 8))
+    assert moe(torch.rand(1, 3, 9, 9)).shape == (1, 5)
+    with pytest.raises(RuntimeError, match=r"^Input type \(double\)"):
+        moe(torch.rand(1, 3, 9, 9, dtype=torch.float64))
+    with patch.object(moe.traced, "forward", side_effect=torch.OutOfMemoryError), pytest.raises(torch.OutOfMemoryError):
         moe(torch.rand(1, 3, 9, 9))
 
 

@@ -45,8 +45,11 @@ class Converted(RoutedNetwork):
         gate, router_logits, choice = self.choose(x, gate)
         try:
             logits, parts = self.traced(x, gate, router_logits)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if x.shape[1:] == self.input_size:
+            weight = next(self.traced.parameters())
+            if x.shape[1:] == self.input_size or (x.dtype, x.device) != (weight.dtype, weight.device):
                 raise
             sizes = "x".join(map(str, self.input_size)), "x".join(map(str, x.shape[1:]))
             raise UserError(f"a network converted for images {sizes[0]} does not take {sizes[1]}: {first_line(error)}") from error
