@@ -54,8 +54,8 @@ def fastest(x: Tensor, bank: FilterBank) -> str:
 
     `grouped` is faster while few filter values are copied; `split` is faster for large layers. One image gets `split`, which is
     faster in plain forward passes, but in most gradients of attacks and routers `grouped` is. CUDA always uses `split`: it was not
-    measured here (`advmoe benchmark --suite cuda` measures it). torch.compile, torch.export and transforms of torch.func get `wide`,
-    which has static shapes.
+    measured here (`advmoe benchmark --suite cuda` measures it). torch.compile, torch.export and transforms of torch.func get
+    `wide`, which has static shapes.
     """
     if in_transform() or torch.compiler.is_compiling():
         return "wide"
