@@ -10,6 +10,7 @@ import yaml
 from refused_commands import refused
 from small_backbone import SMALL
 
+from advmoe.cli import extension
 from advmoe.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("small_processes")
@@ -48,6 +49,17 @@ def test_the_next_command_can_be_pasted(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["train", *TINY, "--epochs", "1", "--out", "lr[best] x"]) == 0
     assert capsys.readouterr().out.endswith("\nnext: advmoe evaluate 'lr[best] x'\n")
+
+
+def test_the_next_command_of_a_script_is_the_scripts(run, tmp_path, capsys, monkeypatch):
+    script = tmp_path / "my entries.py"
+    script.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["my entries.py", "train"])
+    monkeypatch.setenv(extension.VARIABLE, str(script))
+    monkeypatch.setattr(sys, "path", [*sys.path])  # the script's folder is added
+    assert main(["train", "--out", str(run), "--resume"]) == 0
+    assert capsys.readouterr().out.endswith(f"\nnext: python 'my entries.py' evaluate {run}\n")
 
 
 def test_resume_needs_no_recipe(run, capsys):

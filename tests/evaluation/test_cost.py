@@ -1,10 +1,11 @@
 import pytest
 import torch
 from image_specs import image_spec
+from torch import nn
 
 from advmoe.evaluation.cost import cost
-from advmoe.models import MODELS
-from advmoe.moe import DenseKind, MaskedKind, MoEKind
+from advmoe.models import MODELS, Classifier
+from advmoe.moe import DenseKind, MaskedKind, MoEKind, images
 
 CIFAR = (3, 32, 32)
 
@@ -31,6 +32,30 @@ def test_cost_is_in_billions_of_macs():
     assert total.params == 11_173_962
     assert total.gmacs_ideal == pytest.approx(0.55542272)
     assert total.gmacs_executed == pytest.approx(0.55542272)
+
+
+class Repeated(Classifier):
+    """Layers that are called twice, a linear layer on [B, positions, features], and one that is never called."""
+
+    def __init__(self, kind):
+        super().__init__(kind, image_spec(10), "cifar")
+        channels = kind.channels(8)
+        self.stem, self.conv = kind.plain(images(3), channels), kind.conv(channels, channels)
+        self.mix, self.unused = nn.Linear(channels.width, channels.width), nn.Linear(4, 4)
+        self.finish(channels)
+
+    def features(self, x, gate, logits):
+        h, first = self.conv(self.stem(x), gate, logits)
+        h, second = self.conv(h, gate, logits)
+        return self.mix(self.mix(h.flatten(2).mT)).mT.view_as(h), first + second
+
+
+@pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, 2)], ids=["dense", "MoE"])
+def test_every_call_and_every_position_of_a_layer_counts(kind):
+    total = cost(Repeated(kind), (3, 8, 8))
+    assert total.gmacs_ideal == total.gmacs_executed
+    assert {layer.name: layer.gmacs_ideal for layer in total.layers} == {layer.name: layer.gmacs_executed for layer in total.layers}
+    assert next(layer.gmacs_ideal for layer in total.layers if layer.name == "unused") == 0
 
 
 def test_counting_does_not_change_the_model():

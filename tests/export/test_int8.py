@@ -6,11 +6,12 @@ import pytest
 import torch
 from learned_networks import SPEC, learned, noise
 from small_backbone import SMALLEST
+from torch import nn
 
 from advmoe.config import ModelConfig
 from advmoe.export import Encoding, agreement, export, outputs
 from advmoe.models import build_model
-from advmoe.moe import DenseKind, MoEKind
+from advmoe.moe import DenseKind, MoEKind, convert
 
 torch.manual_seed(0)  # the same images whichever test files were imported before
 CALIBRATION = noise(150)
@@ -100,6 +101,38 @@ def test_equal_experts_share_filters_in_the_file_and_are_distinguished(tmp_path)
     assert experts[0][0] == experts[1][0]
     assert exact_experts(experts) == rare_experts(model)
     assert exact_experts(experts)[0] == 1
+
+
+def with_list(kind):
+    """A network with a list of plain convolutions called `experts`."""
+
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 3, padding=1)
+            self.experts = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(3))
+            self.last, self.head = nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.stem(x)
+            for layer in (*self.experts, self.last):
+                h = layer(h.relu())
+            return self.head(h.mean((2, 3)))
+
+    torch.manual_seed(0)
+    return convert(Listed(), kind=kind, example_input=noise(2)).eval()
+
+
+@pytest.mark.parametrize("kind", [DenseKind(), MoEKind(0.5, 2)], ids=["dense", "MoE"])
+def test_a_list_of_plain_convolutions_may_be_called_experts(kind, tmp_path):
+    model = with_list(kind)
+    with torch.no_grad():
+        for layer in model.moe_layers():
+            layer.filters.add_(0.1 * torch.randn_like(layer.filters))
+            layer.router.linear.bias[1] += 1e4
+    export_int8(model, tmp_path / "network.onnx")
+    exact = [name.removeprefix("network.traced.") for name, in_8_bits in convolutions(tmp_path / "network.onnx") if not in_8_bits]
+    assert exact == ["stem.weight", *(["last.experts.0.weight"] if model.moe_layers() else [])]
 
 
 def test_outputs_are_close_to_the_networks_at_every_batch(tmp_path):

@@ -6,7 +6,7 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
@@ -132,6 +132,37 @@ def test_pruned_and_reparametrised_networks_are_fused_and_do_not_change():
         torch.testing.assert_close(fused(model)(x), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(x), expected)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
+
+
+COMPUTED = {
+    "weight_norm": weight_norm,
+    "spectral_norm": spectral_norm,
+    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
+    "weight_norm parametrization": parametrizations.weight_norm,
+    "spectral_norm parametrization": parametrizations.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", COMPUTED)
+def test_refresh_follows_computed_weights_and_does_not_change_them(name):
+    model = random_network("vgg16_bn", MoEKind(0.5, 2)).float()
+    for layer in (model.stem, model.classifier, model.moe_layers()[0].router.linear):
+        COMPUTED[name](layer)
+    copy = fused(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    refresh(copy, model)
+    assert model.training
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    for key, value in fused(model).state_dict().items():
+        assert torch.equal(copy.state_dict()[key], value), key
+    x = torch.rand(4, *SPEC.shape)
+    torch.testing.assert_close(copy(x), model.eval()(x), rtol=1e-3, atol=1e-4)
+    routers = zip(model.router_parameters(), copy.router_parameters(), strict=True)
+    assert all(original is fused_parameter for original, fused_parameter in routers)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if isinstance(kind, MoEKind)], ids=str)

@@ -1,4 +1,4 @@
-"""Tools of torch on a routed network: second gradients and torch.func work, tracing is refused in one line."""
+"""Tools of torch on a routed network: second gradients, torch.func and torch.export work, other tracing is refused in one line."""
 
 import pytest
 import torch
@@ -95,6 +95,16 @@ def test_tracing_is_refused_with_a_hint_at_the_export_command():
     for name, call in tools.items():
         with pytest.raises(RuntimeError, match=f"{name} .*advmoe export RUN --out FILE"):
             call()
+
+
+@pytest.mark.parametrize("kind", [{}, {"num_experts": 3, "bank": "disjoint", "norms": "shared"}], ids=str)
+def test_torch_export_keeps_the_routing_for_any_number_of_images(kind):
+    model, x = network(**kind), torch.rand(7, 1, 8, 8, dtype=torch.float64).pow(torch.logspace(-1, 1, 7)[:, None, None, None])
+    program = torch.export.export(model, (x[:2],), dynamic_shapes={"x": {0: torch.export.Dim.DYNAMIC}}).module()
+    routes = torch.stack([routing.experts for routing in model.forward_routed(x)[1]], dim=1)
+    assert len(routes.unique(dim=0)) > 1
+    for images in (x, x[:1]):
+        torch.testing.assert_close(program(images), model(images))
 
 
 @pytest.mark.filterwarnings("ignore")

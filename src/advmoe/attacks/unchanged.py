@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.errors import UserError
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 
 MAX_NAMES = 3  # in a message
 

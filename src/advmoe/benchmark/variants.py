@@ -17,7 +17,7 @@ from advmoe.config import ModelConfig, RunConfig
 from advmoe.config.schema import Compile
 from advmoe.data import Images, ImageSpec
 from advmoe.models import Classifier, build_model, deployed, fused
-from advmoe.moe import HARD, DenseKind, ForcedGate, Gate, MoEKind
+from advmoe.moe import HARD, DenseKind, ForcedGate, MoEKind
 from advmoe.recipes import recipe
 from advmoe.training import start
 from advmoe.training.batches import batches
@@ -29,8 +29,8 @@ CLASSES = tuple(str(number) for number in range(10))
 KINDS = {
     "dense": DenseKind(),
     "small dense": DenseKind(0.5),
-    "MoE": MoEKind(0.5, 2, norms="per_expert"),
-    "16 experts": MoEKind(0.5, 16, "disjoint", norms="per_expert"),
+    "MoE": MoEKind(0.5, 2),
+    "16 experts": MoEKind(0.5, 16, "disjoint"),
 }
 METHOD = {"AdvMoE": "advmoe", "AT (Dense)": "at_dense", "AT (S-Dense)": "at_small_dense"}
 
@@ -89,14 +89,7 @@ def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batc
 def to_one_expert(call: partial[Tensor]) -> partial[Tensor]:
     """An inference call with all images on expert 0, which needs no gather or scatter."""
     model, x, choices = call.args
-    if choices is None:
-        return call
-    route = torch.zeros(len(x), choices[1], dtype=torch.int64, device=x.device)
-    return partial(forward, partial(_along, model, ForcedGate(route)), x, None)
-
-
-def _along(model: Callable[..., tuple[Tensor, object]], gate: Gate, x: Tensor, _: Gate) -> tuple[Tensor, object]:
-    return model(x, gate)
+    return call if choices is None else partial(forward, model, x, (1, choices[1]))
 
 
 def in_bf16(call: partial[Tensor]) -> partial[Tensor]:

@@ -3,6 +3,7 @@
 import importlib
 import os
 import runpy
+import shlex
 import sys
 from pathlib import Path
 from types import FrameType
@@ -22,6 +23,12 @@ def announce(caller: FrameType) -> None:
     file = caller.f_globals.get("__file__")
     if caller.f_globals.get("__name__") == "__main__" and file and PACKAGE not in Path(file).resolve().parents:
         os.environ[VARIABLE] = str(Path(file).resolve())
+
+
+def command() -> str:
+    """What a user types for `advmoe`: with a script that calls the command line, the script."""
+    path, called = os.environ.get(VARIABLE), sys.argv[0]
+    return f"python {shlex.quote(called)}" if path and Path(called).resolve() == Path(path).resolve() else "advmoe"
 
 
 def load() -> None:

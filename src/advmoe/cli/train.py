@@ -5,6 +5,7 @@ import shlex
 
 from rich.console import Console
 
+from advmoe.cli import extension
 from advmoe.cli.arguments.train import TrainArguments
 from advmoe.cli.device import set_up_device
 from advmoe.cli.display import TrainingProgress
@@ -38,7 +39,7 @@ def run(arguments: TrainArguments) -> None:
     terminal.print(
         f"finished: {epochs}; best is epoch {best.epoch}, SA {row['val_sa']:.1f} RA {row['val_ra']:.1f} on "
         f"{len(splits.val)} held-out images\n"
-        f"next: advmoe evaluate {shlex.quote(str(arguments.out))}",
+        f"next: {extension.command()} evaluate {shlex.quote(str(arguments.out))}",
         soft_wrap=True,
     )  # fmt: skip
 

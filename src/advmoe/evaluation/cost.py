@@ -47,17 +47,19 @@ def cost(model: Classifier, shape: Shape) -> Cost:
 
 @torch.no_grad()
 def layer_positions(model: Classifier, shape: Shape) -> dict[str, int]:
-    """Number of output positions of each counted layer for one image: H' * W', or 1 for a linear layer."""
-    positions: dict[str, int] = {}
+    """Number of output positions of each counted layer for one image, over all its calls: H' * W', or 1 for a linear layer on
+    [B, features]."""
+    layers = counted_layers(model)
+    positions = dict.fromkeys(layers, 0)
 
     def keeper(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, _: object, output: Tensor | tuple[Tensor, object]) -> None:
             y = output[0] if isinstance(output, tuple) else output
-            positions[name] = y[0, 0].numel()
+            positions[name] += y.numel() // y.shape[-1 if isinstance(module, nn.Linear) else 1]
 
         return keep
 
-    handles = [layer.register_forward_hook(keeper(name)) for name, layer in counted_layers(model).items()]
+    handles = [layer.register_forward_hook(keeper(name)) for name, layer in layers.items()]
     try:
         with frozen(model):
             model(torch.zeros(1, *shape, device=next(model.parameters()).device))
@@ -106,4 +108,4 @@ def _executed(model: Classifier, counter: FlopCounterMode) -> dict[str, int]:
 
 
 def _macs(counter: FlopCounterMode, name: str) -> int:
-    return sum(counter.get_flop_counts()[name].values()) // 2
+    return sum(counter.get_flop_counts().get(name, {}).values()) // 2

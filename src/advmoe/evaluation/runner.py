@@ -22,7 +22,7 @@ from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker
 from advmoe.evaluation.store import Store, split
-from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, store_key, unwrapped
+from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, routed_inside, store_key
 
 logger = logging.getLogger("advmoe")
 
@@ -106,7 +106,7 @@ def warn_before(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptio
 def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Iterator[tuple[Target, Preset, Store]]:
     """The network, frozen, as a Target; the preset for its number of classes; the store. Gives the
     warnings first, unless the options say quiet."""
-    requested, model = resolve(options.preset), unwrapped(model)
+    requested, model = resolve(options.preset), routed_inside(model)
     if model.training:
         logger.warning("the model is in train mode: it is evaluated in eval mode, then restored")
     with frozen(model), frozen(nn.Identity() if options.transfer is None else options.transfer), full_float32(model):
@@ -122,7 +122,7 @@ def _prepared(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions
 
 def check_attacks(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> None:
     """Raises UserError if no attack of the options can run on the network. One image in x [n, C, H, W] is enough."""
-    requested, model = resolve(options.preset), unwrapped(model)
+    requested, model = resolve(options.preset), routed_inside(model)
     with frozen(model):
         target = make_target(model, x, y, options)
         _check_preset(target, requested.for_classes(target.num_classes))

@@ -171,7 +171,7 @@ def _transfer(network: nn.Module, x: Tensor, classes: int) -> nn.Module:
     return model
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
+def routed_inside(model: nn.Module) -> nn.Module:
     """The network inside a wrapper of PyTorch that computes the same and hides its routing: its `module`, if that routes."""
     if isinstance(model, WRAPPERS) and hasattr(model.module, "forward_routed"):
         return model.module

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from advmoe.export.onnx import INPUT, check_extra, onnx_predictor, write_onnx
+from advmoe.export.traceable import TraceableConv2d
 from advmoe.files import drafted
 from advmoe.quiet import quiet
 
@@ -34,7 +35,8 @@ def write_int8(program: ExportedProgram, path: Path, facts: Mapping[str, str], p
     with tempfile.TemporaryDirectory() as folder:
         float_file, int8_file = Path(folder) / "float32.onnx", Path(folder) / "int8.onnx"
         write_onnx(program, float_file, facts)
-        names = _convolutions(onnx.load(float_file).graph, _expert_counts(float_file, pixels))
+        counts = _expert_counts(float_file, pixels)
+        names = _convolutions(onnx.load(float_file).graph, _moe_layers(program), counts)
         _quantise(float_file, int8_file, pixels, names)
         onnx.checker.check_model(int8_file, full_check=True)
         with drafted(path) as draft:
@@ -68,20 +70,23 @@ def _expert_counts(path: Path, pixels: Tensor) -> list[dict[int, int]]:
     return [dict(enumerate(torch.bincount(experts).tolist())) for experts in torch.cat(routes).T]
 
 
-def _convolutions(graph: Any, counts: list[dict[int, int]]) -> list[str]:
+def _moe_layers(program: ExportedProgram) -> list[str]:
+    """The names of the MoE layers, in the order of their calls."""
+    modules = (module for node in program.graph.nodes for module in node.meta.get("nn_module_stack", {}).values())
+    return list(dict.fromkeys(name for name, kind in modules if kind.endswith(f".{TraceableConv2d.__name__}")))
+
+
+def _convolutions(graph: Any, moe_layers: list[str], counts: list[dict[int, int]]) -> list[str]:
     """The names of the nodes to quantise.
 
-    The filters of a node are called `network.LAYER.weight` or `network.LAYER.experts.E.weight`. The experts of a layer are in
+    The filters of a node are called `LAYER.weight`, or `LAYER.experts.E.weight` in the `moe_layers`. The experts of a layer are in
     order. E is not used, because experts with equal filters share one tensor in the file.
     """
     filters = {node.name: node.input[1] for node in graph.node if node.op_type == "Conv"}
     candidates = {name: weight for name, weight in filters.items() if not weight.startswith("network.router.")}
-    layers: dict[str, list[str]] = {}
-    for name, weight in candidates.items():
-        if ".experts." in weight:
-            layers.setdefault(weight.partition(".experts.")[0], []).append(name)
     rare = set()
-    for index, experts in enumerate(layers.values()):
+    for index, layer in enumerate(moe_layers):
+        experts = [name for name, weight in candidates.items() if weight.startswith(f"{layer}.experts.")]
         of_layer = counts[min(index, len(counts) - 1)]  # one choice may serve all layers
         rare |= {name for expert, name in enumerate(experts) if of_layer.get(expert, 0) < SEEN}
     return [name for name in list(candidates)[1:] if name not in rare]

@@ -14,7 +14,7 @@ from advmoe.models import Classifier, fused
 from advmoe.models.fused import fold_routers
 from advmoe.models.routed import RoutedConv2d
 from advmoe.moe import MoEConv2d
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 from advmoe.moe.replace import replace_modules
 
 TRACED = 2  # images in the traced batch: torch.export would treat 0 and 1 as constants

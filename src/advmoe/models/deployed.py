@@ -10,7 +10,7 @@ from advmoe.models.packed import PackedConv2d
 from advmoe.models.resnet import BasicBlock
 from advmoe.models.routed import RoutedConv2d, UnroutedConv2d
 from advmoe.moe import DenseConv2d, MoEConv2d, PlainConv2d, RoutedNetwork
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)

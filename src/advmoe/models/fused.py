@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from advmoe.moe import ExpertNorm, MaskedNorm, MoEConv2d, PlainConv2d, RoutedNetwork, Router
-from advmoe.moe.convert.prepare import bake, copied
+from advmoe.moe.copies import bake, copied, has_computed_weights
 from advmoe.moe.replace import replace_modules
 
 Network = TypeVar("Network", bound=RoutedNetwork)
@@ -52,7 +52,8 @@ def fold_routers(fused_copy: RoutedNetwork) -> None:
 def refresh(fused_copy: RoutedNetwork, model: RoutedNetwork) -> None:
     """Copy the current state of `model` into `fused_copy`, which `fused(model)` returned earlier, in place."""
     layers, pairs = dict(fused_copy.named_modules()), list[tuple[Tensor, Tensor]]()
-    for name, layer in model.named_modules():
+    current = fused(model) if any(map(has_computed_weights, model.modules())) else model
+    for name, layer in current.named_modules():
         if name in layers:  # folded norms are not in `layers`
             sources = _folded(layer) if _has_batch_norm(layer) else _tensors(layer)
             pairs += zip(_tensors(layers[name]), sources, strict=True)

@@ -6,7 +6,7 @@ from torch import nn
 from advmoe.errors import UserError
 from advmoe.models.classifier import Classifier
 from advmoe.moe import ChannelMask, Channels, MaskedNorm, PlainConv2d
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 from advmoe.moe.replace import replace_modules
 
 

@@ -1,7 +1,7 @@
 """Load-balance terms. They are added to the loss so that all experts of a layer stay in use.
 
-Shapes: B images, N experts. p is the softmax of the routing logits, f_e is the fraction of images that chose expert e, and P_e is
-the mean of p_e. Both are taken over the images of all ranks. Each term is a scalar, and 0 at perfect balance.
+Shapes: B images, N experts. q is the softmax of the routing logits, c_e is the share of images that chose expert e, and P_e is the
+mean of q_e. Both are taken over the images of all ranks. Each term is a scalar, and 0 at perfect balance.
 """
 
 import math
@@ -17,7 +17,7 @@ from advmoe.moe.routing import Routing
 
 
 def switch(routing: Routing) -> Tensor:
-    """N * sum_e f_e P_e - 1 (Fedus et al. 2022, equation 4, minus its value at perfect balance)."""
+    """N * sum_e c_e P_e - 1 (Fedus et al. 2022, equation 4, minus its value at perfect balance)."""
     num_experts = routing.logits.shape[1]
     shares = one_hot(routing.experts, num_experts).float().mean(dim=0)
     return num_experts * (shares * routing.logits.softmax(dim=1).mean(dim=0)).sum() - 1

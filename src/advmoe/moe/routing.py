@@ -41,7 +41,10 @@ class Scaled(Chosen):
 
 @dataclass(frozen=True, eq=False)
 class OneHot(Chosen):
-    """`mixture` [B, N] is one-hot: the chosen experts run in the forward pass, the others only in the backward pass."""
+    """`mixture` [B, N] is one-hot. The output is that of the chosen experts.
+
+    With one norm for each expert every expert runs; otherwise the dispatch decides.
+    """
 
     mixture: Tensor
 
@@ -56,7 +59,7 @@ class Mixed(Chosen):
 class Gate(ABC):
     """Turns routing logits into the weights of the experts. A gate is an argument of the forward pass.
 
-    In the subclasses, p is the softmax of logits / temperature, k the top-1 expert, h the one-hot vector of k, and sg means
+    In the subclasses, q is the softmax of logits / temperature, k the top-1 expert, 1_k the one-hot vector of k, and sg means
     stop-gradient. A new gate is a subclass; an entry in `GATES` gives it a name for the configuration.
     """
 
@@ -72,7 +75,7 @@ class Gate(ABC):
 
 @dataclass(frozen=True, eq=False)
 class HardGate(Gate):
-    """h: only the top-1 expert runs. This is the gate of inference."""
+    """1_k: only the top-1 expert runs. This is the gate of inference."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
         return Chosen(top1(logits))
@@ -80,7 +83,7 @@ class HardGate(Gate):
 
 @dataclass(frozen=True, eq=False)
 class TemperedGate(Gate):
-    """Base class of the gates that use p. Raises ValueError if `temperature` is not positive."""
+    """Base class of the gates that use q. Raises ValueError if `temperature` is not positive."""
 
     temperature: float = 1.0
 
@@ -89,21 +92,21 @@ class TemperedGate(Gate):
             raise ValueError(f"temperature must be positive, not {self.temperature}")
 
     def p(self, logits: Tensor) -> Tensor:
-        """The softmax of logits / temperature, [B, N]."""
+        """q, the softmax of logits / temperature, [B, N]."""
         return (logits / self.temperature).softmax(dim=1)
 
 
 class StraightThroughGate(TemperedGate):
-    """h + p - sg(p): the value of h, the gradient of p."""
+    """1_k + q - sg(q): the value of 1_k, the gradient of q."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
-        p, experts = self.p(logits), top1(logits)
-        one_hot = torch.zeros_like(p).scatter_(1, experts[:, None], 1.0)
-        return OneHot(experts, one_hot + (p - p.detach()))
+        q, experts = self.p(logits), top1(logits)
+        one_hot = torch.zeros_like(q).scatter_(1, experts[:, None], 1.0)
+        return OneHot(experts, one_hot + (q - q.detach()))
 
 
 class ScaledGate(TemperedGate):
-    """Only expert k runs. Its output is multiplied by 1 + p_k - sg(p_k), which is 1 with the gradient of p_k."""
+    """Only expert k runs. Its output is multiplied by 1 + q_k - sg(q_k), which is 1 with the gradient of q_k."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
         experts = top1(logits)
@@ -112,7 +115,7 @@ class ScaledGate(TemperedGate):
 
 
 class SoftGate(TemperedGate):
-    """p: every expert runs, and the outputs are mixed."""
+    """q: every expert runs, and the outputs are mixed."""
 
     def weights(self, logits: Tensor, layer: int) -> Chosen:
         return Mixed(top1(logits), self.p(logits))

@@ -19,7 +19,7 @@ from advmoe.files import JsonObject, check_target, drafted
 from advmoe.libraries import tune_libraries
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
-from advmoe.moe.convert.prepare import with_plain_weights
+from advmoe.moe.copies import with_plain_weights
 from advmoe.runs.loaded import Loaded
 from advmoe.training.saved import KEY, Header, check_loadable, saved_file, saved_run
 

@@ -18,7 +18,7 @@ from advmoe.evaluation.record import Record
 from advmoe.models import Classifier
 from advmoe.models.digest import weights_digest
 from advmoe.moe import HARD, Gate, Routings
-from advmoe.moe.convert.prepare import with_plain_weights
+from advmoe.moe.copies import with_plain_weights
 from advmoe.moe.guards import in_transform
 from advmoe.moved import getter
 

@@ -12,7 +12,7 @@ from advmoe.training.statistics import kept_statistics
 
 @contextmanager
 def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object], routers: bool = False) -> Iterator[None]:
-    """Inside the block, each weight tensor w is w + gamma * |w| * g / |g|, where g is the gradient that `backward` computes.
+    """Inside the block, each weight tensor w is w + gamma * |w| * grad / |grad|, with the gradient that `backward` computes.
 
     Weight tensors are the parameters of two or more dimensions that learn, as those of convolutions and linear layers; those of
     routers are among them only if `routers` is true. Norms and biases do not change. This is one step of the paper's ascent, with
@@ -40,6 +40,6 @@ def perturbed(model: RoutedNetwork, gamma: float, backward: Callable[[], object]
 
 
 def step(parameter: Tensor, gradient: Tensor, gamma: float) -> Tensor:
-    """gamma * |w| * g / |g|; 0 where g is 0."""
+    """gamma * |w| * grad / |grad|; 0 where grad is 0."""
     scale: Tensor = gamma * parameter.norm() / gradient.norm().clamp(min=1e-12)
     return scale * gradient

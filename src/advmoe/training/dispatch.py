@@ -22,7 +22,7 @@ from advmoe.errors import UserError, reason_of
 from advmoe.files import bounded_text, write_atomically
 from advmoe.models import Classifier
 from advmoe.moe import ForcedGate, synchronise
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 from advmoe.moe.dispatch import DISPATCHES, STATIC, available
 from advmoe.training.methods import METHODS
 from advmoe.training.precision import autocast_dtype, in_precision

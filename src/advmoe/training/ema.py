@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from advmoe.models import Classifier
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 
 WARM_START = 10
 

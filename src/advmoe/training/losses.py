@@ -1,4 +1,7 @@
-"""The losses, each with the attack that finds its adversarial images."""
+"""The losses, each with the attack that finds its adversarial images.
+
+f(x) are the logits of images x, and p(x) their softmax, the probabilities of the classes.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +49,7 @@ class Loss:
 
 
 def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
-    """x' that maximises KL(f(x) || f(x')) from x + 0.001 * normal noise (Zhang et al. 2019)."""
+    """x' that maximises KL(p(x) || p(x')) from x + 0.001 * normal noise (Zhang et al. 2019)."""
     with torch.no_grad():
         reference = full(forward(x)[0]).log_softmax(dim=1)
     settings = Pgd(attack.epsilon, attack.step, attack.num_steps, start="normal")
@@ -54,7 +57,7 @@ def trades_attack(forward: Forward, x: Tensor, y: Tensor, attack: AttackConfig, 
 
 
 def trades(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -> Outcome:
-    """CE(f(x), y) + beta * KL(f(x) || f(x')), with separate passes for clean and adversarial images (Zhang et al. 2019)."""
+    """CE(f(x), y) + beta * KL(p(x) || p(x')), with separate passes for clean and adversarial images (Zhang et al. 2019)."""
     clean, routings = forward(x)
     robust, robust_routings = forward(x_adv)
     divergence = kl_divergence(robust, full(clean).log_softmax(dim=1)).mean()
@@ -74,13 +77,13 @@ def pgd_at(forward: Forward, x: Tensor, x_adv: Tensor, y: Tensor, beta: float) -
 
 
 def rslad_attack(forward: Forward, x: Tensor, targets: Tensor, attack: AttackConfig, draws: BatchDraws) -> Tensor:
-    """x' that maximises KL(t || f(x')) from x + 0.001 * normal noise; `targets` t [B, classes] are probabilities."""
+    """x' that maximises KL(t || p(x')) from x + 0.001 * normal noise; `targets` t [B, classes] are probabilities."""
     settings = Pgd(attack.epsilon, attack.step, attack.num_steps, start="normal")
     return pgd(lambda z: forward(z)[0], x, _log(targets), settings, draws, kl_divergence)
 
 
 def rslad(forward: Forward, x: Tensor, x_adv: Tensor, targets: Tensor, beta: float) -> Outcome:
-    """(KL(t || f(x)) + beta * KL(t || f(x'))) / (1 + beta), where `targets` t [B, classes] are a robust teacher's probabilities.
+    """(KL(t || p(x)) + beta * KL(t || p(x'))) / (1 + beta), where `targets` t [B, classes] are a robust teacher's probabilities.
 
     Source: Zi, Zhao, Ma and Jiang, "Revisiting adversarial robustness distillation" (RSLAD), ICCV 2021, equation 6. Its weights
     1/6 and 5/6 are those of beta 5.

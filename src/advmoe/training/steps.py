@@ -245,11 +245,11 @@ def _loss(state: TrainState, level: str, forward: Forward, example: Example) -> 
 
 
 def _runner_up_term(state: TrainState, outcome: Outcome, x_adv: Tensor) -> Tensor:
-    """KL(f(x') || f'(x')), mean over the images. It trains the experts to agree (after RT-ER).
+    """KL(p(x') || p2(x')), mean over the images. It trains the experts to agree (after RT-ER).
 
-    f' takes the route of f except in one layer, where it uses the expert with the second-largest routing logit. The layer is drawn
-    again in each iteration. A network router has one choice for all layers, so all of them change. The pass moves no running
-    statistics: experts would track images that they are not chosen for.
+    p are the network's probabilities. p2 are those along the same route except in one layer, where the expert with the
+    second-largest routing logit runs. The layer is drawn again in each iteration. A network router has one choice for all layers,
+    so all of them change. The pass moves no running statistics: experts would track images that they are not chosen for.
     """
     assert outcome.robust is not None
     routings = outcome.robust_routings

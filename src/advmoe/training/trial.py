@@ -12,7 +12,7 @@ from advmoe.data import ImageSpec
 from advmoe.errors import reason_of
 from advmoe.models import Classifier
 from advmoe.moe import synchronise
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 from advmoe.training.methods import METHODS, Phase
 from advmoe.training.start import train_state
 

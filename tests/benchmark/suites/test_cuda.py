@@ -12,6 +12,7 @@ from advmoe.benchmark.suites import cuda
 from advmoe.benchmark.suites.cuda import networks
 from advmoe.benchmark.suites.cuda.common import Figure, Part, guarded
 from advmoe.benchmark.suites.cuda.iterations import variants
+from advmoe.benchmark.suites.cuda.layers import layer_shapes
 from advmoe.moe import DISPATCHES
 
 PART = Part(torch.device("cpu"), True, without=("grouped", "triton"))
@@ -35,6 +36,15 @@ def test_every_section_runs_for_every_dispatch(name):
     names = " ".join(row.name for row in rows)
     assert "split" in names
     assert "wide" in names
+
+
+def test_the_dense_layers_are_those_of_the_dense_networks():
+    """The first MoE layer reads the stem, which has the channels of the dense network."""
+    first, second, *_ = layer_shapes(PART)
+    assert (first.channels, first.width, first.of_dense) == (8, 4, ((8, 8), (4, 4)))
+    assert (second.channels, second.width, second.of_dense) == (4, 4, ((8, 8), (4, 4)))
+    downsampling = next(shape for shape in layer_shapes(PART) if shape.stride == 2)
+    assert (downsampling.channels, downsampling.width, downsampling.of_dense) == (4, 8, ((8, 16), (4, 8)))
 
 
 def test_sections_run_in_processes_and_the_verdict_follows(monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -219,6 +220,23 @@ def test_norms_after_moe_layers_become_expert_norms_and_the_others_stay():
     assert converted("lenet").moe_layers()[0].bias.shape == (2, 8)
 
 
+@pytest.mark.parametrize("norms", ["shared", "per_expert"])
+def test_plain_averages_of_a_norm_continue_in_its_expert_norms(norms):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8, momentum=None)
+    model = between_convolutions(lambda layers, h: h)
+    model = nn.Sequential(model.first, model.second, norm, nn.AdaptiveAvgPool2d(1), nn.Flatten(), model.head)
+    for _ in range(9):
+        model.train()(torch.rand(4, 3, 8, 8))
+    moe = convert(model, kind=MoEKind(1.0, 1, norms=norms), example_input=torch.rand(1, 3, 8, 8)).train()
+    x = torch.rand(4, 3, 8, 8)
+    model(x)
+    moe(x)
+    (layer,) = moe.moe_layers()
+    torch.testing.assert_close(layer.norm.running_mean.flatten(), norm.running_mean - model[1].bias)
+    torch.testing.assert_close(layer.norm.running_var.flatten(), norm.running_var)
+
+
 def test_converting_does_not_change_the_model():
     model = make_network("resnet").train()
     before = copy.deepcopy(model.state_dict())
@@ -348,6 +366,8 @@ REFUSED = {
     "layers.x: a linear layer on 3": Model(lambda self, h: self.layers["x"](h.flatten(2))[..., None], x=nn.Linear(256, 256)),
     "forward: has a value for each channel": Model(lambda self, h: h + self.gamma.exp().view(1, 8, 1, 1)),
     "gamma: has a value for each channel": Model(lambda self, h: h * self.gamma),
+    "gamma: has a value for each channel, and": Model(lambda self, h: h.clamp(max=self.gamma)),
+    "forward: has a value for each channel, and": Model(lambda self, h: h.sigmoid() ** self.gamma.exp()),
     "forward: add of channels that were concatenated differently: 8, and 4 + 4": Model(
         lambda self, h: h + torch.cat([self.layers["x"](h), self.layers["y"](h)], 1), x=nn.Conv2d(8, 4, 1), y=nn.Conv2d(8, 4, 1)
     ),
@@ -434,6 +454,9 @@ SPELLINGS = {
     "F.pad and a crop": between_convolutions(lambda layers, h: F.pad(h, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]),
     "axis": between_convolutions(lambda layers, h: h / (1 + h.amax(axis=(2, 3), keepdim=True))),
     "a constant": between_convolutions(lambda layers, h: h * torch.tensor([0.5]).view(1, 1, 1, 1)),
+    "clamp by numbers": between_convolutions(lambda layers, h: h.clamp(-1, max=1).clip(min=-0.5)),
+    "clamp by a tensor": between_convolutions(lambda layers, h: torch.clamp(h, max=h.mean((2, 3), keepdim=True))),
+    "powers": between_convolutions(lambda layers, h: h**2 + h.square().pow(0.5) + torch.pow(2, -h.square())),
     "x * tanh(softplus(x))": between_convolutions(lambda layers, h: h * F.softplus(h).tanh()),
 }
 
@@ -483,6 +506,15 @@ def test_images_of_another_size_are_refused():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Flatten(), nn.Linear(8 * 64, 5))
     moe = convert(model, example_input=torch.rand(1, 3, 8, 8))
     with pytest.raises(UserError, match="a network converted for images 3x8x8 does not take 3x9x9: "):
+        moe(torch.rand(1, 3, 9, 9))
+
+
+def test_other_errors_are_not_blamed_on_the_size_of_the_images():
+    moe = convert(between_convolutions(lambda layers, h: h), example_input=torch.rand(1, 3, 8, 8))
+    assert moe(torch.rand(1, 3, 9, 9)).shape == (1, 5)
+    with pytest.raises(RuntimeError, match=r"^Input type \(double\)"):
+        moe(torch.rand(1, 3, 9, 9, dtype=torch.float64))
+    with patch.object(moe.traced, "forward", side_effect=torch.OutOfMemoryError), pytest.raises(torch.OutOfMemoryError):
         moe(torch.rand(1, 3, 9, 9))
 
 

@@ -10,12 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
-from advmoe.config import ModelConfig
-from advmoe.data.fashion_mnist import SPEC
 from advmoe.errors import UserError
-from advmoe.models import build_model, compact
-from advmoe.moe import MoEKind, convert
-from advmoe.training.ema import Ema
+from advmoe.moe import convert
 
 X = torch.rand(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -145,12 +141,3 @@ def test_converting_changes_neither_the_images_nor_the_models_mode():
 def test_other_precisions(dtype):
     x = X.to(dtype)
     assert convert(network().to(dtype), 2, 0.5, example_input=x)(x).dtype == dtype
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_networks_with_computed_weights_are_averaged_and_compacted() -> None:
-    model = build_model(ModelConfig(backbone="vgg16_bn", width=4), MoEKind(0.5, num_experts=2), SPEC).eval()
-    weight_norm(model.classifier)
-    x = torch.rand(2, *SPEC.shape)
-    for copy in (Ema(model, 0.9).model, compact(model)):
-        assert torch.equal(copy(x), model(x))

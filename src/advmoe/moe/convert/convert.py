@@ -45,8 +45,11 @@ class Converted(RoutedNetwork):
         gate, router_logits, choice = self.choose(x, gate)
         try:
             logits, parts = self.traced(x, gate, router_logits)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            if x.shape[1:] == self.input_size:
+            weight = next(self.traced.parameters())
+            if x.shape[1:] == self.input_size or (x.dtype, x.device) != (weight.dtype, weight.device):
                 raise
             sizes = "x".join(map(str, self.input_size)), "x".join(map(str, x.shape[1:]))
             raise UserError(f"a network converted for images {sizes[0]} does not take {sizes[1]}: {first_line(error)}") from error
@@ -61,15 +64,16 @@ def convert(
     model: nn.Module, num_experts: int = 2, model_scale: float = 0.5, *, example_input: Tensor, plain: Collection[str] = (),
     kind: DenseKind | None = None,
 ) -> Converted:  # fmt: skip
-    """A copy of `model` in which every convolution larger than 1x1 is an MoE layer. `model` itself does not change.
+    """A copy of `model` in which convolutions larger than 1x1 are MoE layers. `model` itself does not change.
 
     `model` is a plain CNN: sequential, with residual connections, or with concatenations. It takes pixels in [0, 1]; if it needs
     normalised images, normalisation must be a layer of the model.
 
     Each layer has `model_scale` times the channels of the original, except logits and layers of one channel. Convolutions that
-    read the images, or that are named in `plain`, become narrower but are not routed. A batch norm that follows an MoE layer
-    becomes part of it, with one norm for each expert. Each layer copies the weights of its first channels from the model, the same
-    for all experts. At model scale 1 the logits therefore equal those of the model; this is checked.
+    read the images, or that are named in `plain`, become narrower but are not routed; those that write the logits or a single
+    channel are not routed either. A batch norm that follows an MoE layer becomes part of it, with one norm for each expert. Each
+    layer copies the weights of its first channels from the model, the same for all experts; where C inputs become C', they are
+    multiplied by sqrt(C / C'). At model scale 1 the logits therefore equal those of the model; this is checked.
 
     `example_input` [B, C, H, W]: images of the size to classify. `kind`, as a backbone gets it, replaces `num_experts` and
     `model_scale`; with a DenseKind the layers become narrower, without MoE layers. Raises UserError, with the name of the layer or

@@ -26,15 +26,15 @@ KEEPING_LAYERS = (  # layers whose output has the channels of the input, possibl
 KEEPING_FUNCTIONS = {  # functions and methods that do the same
     "relu", "relu_", "relu6", "leaky_relu", "leaky_relu_", "elu", "elu_", "celu", "selu", "gelu", "silu", "mish", "softplus",
     "softsign", "sigmoid", "sigmoid_", "logsigmoid", "tanh", "tanh_", "tanhshrink", "hardtanh", "hardswish", "hardsigmoid",
-    "hardshrink", "softshrink", "threshold", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "pow", "erf",
-    "clamp", "clamp_", "clip", "contiguous", "clone", "float", "to", "type_as", "pad", "max_pool2d", "avg_pool2d", "lp_pool2d",
+    "hardshrink", "softshrink", "threshold", "neg", "abs", "exp", "log", "log1p", "sqrt", "rsqrt", "square", "erf",
+    "contiguous", "clone", "float", "to", "type_as", "pad", "max_pool2d", "avg_pool2d", "lp_pool2d",
     "adaptive_avg_pool2d", "adaptive_max_pool2d", "interpolate", "upsample", "flatten", "view", "reshape", "squeeze", "unsqueeze",
     "expand", "expand_as", "getitem",
 }  # fmt: skip
 REDUCING = {"mean", "sum", "amax", "amin", "std", "var", "logsumexp", "norm"}  # allowed only over height and width
 JOINING = {
     "add", "add_", "iadd", "sub", "sub_", "isub", "mul", "mul_", "imul", "div", "div_", "truediv", "itruediv",
-    "maximum", "minimum",
+    "maximum", "minimum", "pow", "clamp", "clamp_", "clip",
 }  # fmt: skip
 SIZED = {"view", "reshape", "expand"}  # whose arguments may name the number of channels
 VIEWS = {"view", "reshape"}

@@ -103,9 +103,12 @@ def _start_norm(new: nn.Module | None, norm: nn.BatchNorm2d, rows: Tensor, bias:
     """Copy the entries `rows` of `norm` to the MoE layer's norm. The bias of the convolution is subtracted from the mean."""
     assert isinstance(new, ExpertNorm | nn.BatchNorm2d)
     assert isinstance(new.running_mean, Tensor)
+    assert isinstance(new.num_batches_tracked, Tensor)
+    assert isinstance(norm.num_batches_tracked, Tensor)
     new.eps, new.momentum = norm.eps, norm.momentum
     for name in ("weight", "bias", "running_mean", "running_var"):
         getattr(new, name).copy_(getattr(norm, name)[rows])
+    new.num_batches_tracked.copy_(norm.num_batches_tracked)  # with momentum None, it is the weight of the statistics
     if bias is not None:
         new.running_mean.sub_(bias)
 

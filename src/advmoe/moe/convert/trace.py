@@ -9,7 +9,7 @@ from torch import Size, Tensor, fx, nn
 
 from advmoe.errors import UserError
 from advmoe.moe.convert.features import NORMS, Features, Walk, count, flatten_by_name
-from advmoe.moe.convert.prepare import copied
+from advmoe.moe.copies import copied
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,24 +8,28 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.functional import conv2d
 
 from advmoe.benchmark.rows import Row
 from advmoe.benchmark.suites.cuda.common import Figures, Part, graphed, guarded, milliseconds
 from advmoe.benchmark.variants import Call, network, spec
-from advmoe.moe import DISPATCHES, MoEConv2d
+from advmoe.moe import DISPATCHES, MoEConv2d, PlainConv2d
 from advmoe.moe.experts import FilterBank
+
+DENSE = ("dense", "small dense")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The shape of an MoE layer and of its input."""
+    """The shape of an MoE layer and of its input; and the channels, in and out, of the layers of `DENSE` networks in its place."""
 
     channels: int
     size: int
     width: int
     kernel: int
     stride: int
+    of_dense: tuple[tuple[int, int], ...]
 
     def __str__(self) -> str:
         return f"{self.channels} -> {self.width}, {self.kernel}x{self.kernel}/{self.stride}, {self.size}x{self.size}"
@@ -34,7 +38,7 @@ class Shape:
 def layers(part: Part) -> Iterator[Row]:
     """The time of every dispatch, and of dense and small dense convolutions, for each layer shape; then the sum over all layers."""
     totals: dict[tuple[str, str], float] = {}
-    names = ("dense", "small dense", *part.dispatches)
+    names = (*DENSE, *part.dispatches)
     for shape, times in layer_shapes(part).items():
         for what in ("forward", "both ways", *(("forward, graph", "both ways, graph") if part.cuda else ())):
             for name in names if not what.endswith("graph") else (name for name in names if name != "split"):
@@ -48,18 +52,24 @@ def layers(part: Part) -> Iterator[Row]:
 
 def layer_shapes(part: Part) -> Counter[Shape]:
     """The shapes of the MoE layers of ResNet-18, with the number of layers of each shape."""
-    model = network("MoE", "resnet18", part.scale, part.device)
+    model, *dense = (network(kind, "resnet18", part.scale, part.device) for kind in ("MoE", *DENSE))
     shapes: Counter[Shape] = Counter()
 
-    def hook(layer: MoEConv2d, inputs: tuple[Any, ...], _: object) -> None:
+    def hook(of_dense: tuple[tuple[int, int], ...], layer: MoEConv2d, inputs: tuple[Any, ...], _: object) -> None:
         kernel = layer.filters.shape[-1]
-        shapes[Shape(layer.in_channels, inputs[0].shape[-1], layer.width, kernel, layer.stride)] += 1
+        shapes[Shape(layer.in_channels, inputs[0].shape[-1], layer.width, kernel, layer.stride, of_dense)] += 1
 
-    for layer in model.moe_layers():
-        layer.register_forward_hook(hook)
+    for name, layer in model.named_modules():
+        if isinstance(layer, MoEConv2d):
+            layer.register_forward_hook(partial(hook, tuple(_channels(other.get_submodule(name)) for other in dense)))
     with torch.no_grad():
         model(torch.rand(2, *spec(part.scale.side).shape).to(part.device))
     return shapes
+
+
+def _channels(layer: nn.Module) -> tuple[int, int]:
+    assert isinstance(layer, PlainConv2d)
+    return layer.in_channels, layer.out_channels
 
 
 def layer_time(part: Part, shape: Shape, name: str, what: str) -> Figures:
@@ -69,12 +79,13 @@ def layer_time(part: Part, shape: Shape, name: str, what: str) -> Figures:
 
 
 def layer_call(part: Part, shape: Shape, name: str, backward: bool) -> Call:
-    """A pass of a plain convolution (with twice the channels if dense), or of a dispatch of two experts."""
-    twice, dtype, device = 2 if name == "dense" else 1, torch.bfloat16 if part.cuda else torch.float32, part.device
-    batch, filters = part.scale.batch, shape.width * (1 if name == "small dense" else 2)
-    inputs = (batch, twice * shape.channels, shape.size, shape.size)
-    x = torch.randn(inputs, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_(backward)
-    bank = torch.randn(filters, inputs[1], shape.kernel, shape.kernel, device=device, dtype=dtype)
+    """A pass of the plain convolution of a `DENSE` network, or of a dispatch of two experts."""
+    dtype, device, batch = torch.bfloat16 if part.cuda else torch.float32, part.device, part.scale.batch
+    channels = dict(zip(DENSE, shape.of_dense, strict=True))
+    inputs, filters = channels.get(name, (shape.channels, 2 * shape.width))
+    images = (batch, inputs, shape.size, shape.size)
+    x = torch.randn(images, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last).requires_grad_(backward)
+    bank = torch.randn(filters, inputs, shape.kernel, shape.kernel, device=device, dtype=dtype)
     bank = (bank / bank[0].numel() ** 0.5).contiguous(memory_format=torch.channels_last).requires_grad_(backward)
     experts = (torch.arange(batch) % 2).to(device)
     layer = FilterBank(bank, (0, shape.width), shape.width, shape.stride, None, name)
