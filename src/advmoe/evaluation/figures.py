@@ -14,6 +14,7 @@ from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import Target
 
 FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network that routes needs one of these
+REROUTE = {"reroute_quick", *FULL_REROUTE}  # they move images to other pathways, so hidden gradients do not stop them
 
 
 def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
@@ -125,8 +126,7 @@ def _routing(shards: Sequence[Shard], robust: set[int]) -> RoutingFigures | None
 def _comparable(shards: Sequence[Shard]) -> bool:
     """Whether the attacks on the routed network suffice to compare its worst case with that of a fixed expert: they have the
     attack on the fixed expert, and one that gradients hidden by the routing do not stop."""
-    routing = (name for name, attack in ATTACKS.items() if attack.needs == "routing")
-    return _was_run(shards, FIXED_ATTACK) and any(_was_run(shards, name) for name in routing)
+    return _was_run(shards, FIXED_ATTACK) and any(_was_run(shards, name) for name in REROUTE)
 
 
 def _difference(rows: set[int], others: set[int], images: int) -> Difference:

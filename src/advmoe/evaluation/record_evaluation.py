@@ -61,7 +61,7 @@ class RoutingFigures(RecordModel):
     one of these networks keeps in the worst case, which only a choice that knows the label and cannot be attacked would reach.
 
     The gain from choosing an expert, on the same images: `choice_gain_worst` [N] is the worst case of the routed network, over all
-    attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and an attack on the routing.
+    attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and a rerouting attack.
     `choice_gain` [N] is RA-10 of the routed network minus `fixed_expert_ra`: usually too high, because routing hides gradients from
     PGD-10.
     """
