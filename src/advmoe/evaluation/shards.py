@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from advmoe.attacks.job import Job
@@ -107,7 +107,7 @@ class Worker:
             x_adv = torch.cat([path[mark] for path in paths])[chosen] if correct else target.x[:0]
             verdict, x_adv = self._judged(name, correct, x_adv)
             share, before = (mark - before) / steps[-1], mark
-            self._keep(name, correct, verdict, Time.since(began).plus(ascent, share), x_adv)
+            self._keep(name, self._result(name, correct, verdict, Time.since(began).plus(ascent, share)), x_adv)
         if routed:
             counts = [routing_counts(target.model, job, correct, path[10], path[50]) for job, path in zip(jobs, paths, strict=True)]
             shard.routing = total(counts)
@@ -122,35 +122,51 @@ class Worker:
             broken = shard.broken(done)
             rows = [row for row in shard.correct or [] if row not in broken]
             if not self._is_done(name, rows):
-                known = self._known(name, rows)
-                self._attack(name, known.rows if known else rows)  # a known result lacks its images: make those of all its rows
+                known = self._known(name)
+                if known is not None and not self._has_images(name, known):
+                    known = self._attack(name, known.rows)
+                if known is None or not set(rows) <= set(known.rows):
+                    self._attack(name, rows, known)
             done.append(name)
 
-    def _attack(self, name: str, rows: list[int]) -> None:
+    def _attack(self, name: str, rows: list[int], known: AttackRun | None = None) -> AttackRun:
+        """Attack the `rows` that the stored result `known` lacks, and add them to it. Figures of other plans need its rows, and
+        another run on all of them could break others: AutoAttack draws noise for a batch."""
         started = Time.now()
+        rows = [row for row in rows if known is None or row not in known.rows]
         points = [run_attack(name, job, self.target.model) for job in self._jobs(rows)]
         verdict, x_adv = self._judged(name, rows, torch.cat([self.target.x[:0], *points]))
-        self._keep(name, rows, verdict, Time.since(started), x_adv)
+        run = self._result(name, rows, verdict, Time.since(started))
+        path = self._images_path(name)
+        if known is not None:
+            run = known.plus(run)
+            if self.keep_images and path is not None and known.rows:
+                x_adv = torch.cat([load_file(path)["x_adv"].to(x_adv), x_adv])
+        self._keep(name, run, x_adv)
+        return run
 
     def _jobs(self, rows: list[int]) -> list[Job]:
         """The images `rows` in batches. A shard's batches share the seed of attacks that draw noise for a batch."""
         size = self.target.batch_size
         return [self.target.job(rows[start : start + size], self.number) for start in range(0, len(rows), size)]
 
-    def _keep(self, name: str, rows: list[int], verdict: Verdict, spent: Time, x_adv: Tensor) -> None:
+    def _result(self, name: str, rows: list[int], verdict: Verdict, spent: Time) -> AttackRun:
+        return AttackRun(
+            rows=rows, transfer=self._source(name), pathway_budget=self._budget(name), version=ATTACKS[name].version,
+            **spent._asdict(), **verdict._asdict(),
+        )  # fmt: skip
+
+    def _keep(self, name: str, run: AttackRun, x_adv: Tensor) -> None:
         """Store the result, and then its x'. Those of the result that it replaces are removed before, so that a process that is
         stopped at any time leaves no x' of another result."""
         shard, path = self.shard, self._images_path(name)
         if path is not None:
             path.unlink(missing_ok=True)
-        shard.attacks[name] = AttackRun(
-            rows=rows, transfer=self._source(name), pathway_budget=self._budget(name), version=ATTACKS[name].version,
-            **spent._asdict(), **verdict._asdict(),
-        )  # fmt: skip
-        shard.ever = sorted({*shard.ever, *verdict.broken})
+        shard.attacks[name] = run
+        shard.ever = sorted({*shard.ever, *run.broken})
         self.save(shard)
-        if path is not None and self.keep_images and rows:
-            _save_images(path, rows, x_adv)
+        if path is not None and self.keep_images and run.rows:
+            _save_images(path, run.rows, x_adv)
         self.progress(name, self.number, shard)
 
     def _judged(self, name: str, rows: list[int], x_adv: Tensor) -> tuple[Verdict, Tensor]:
@@ -172,17 +188,18 @@ class Worker:
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard has the result of `name` for these rows, and its images if they are wanted."""
-        known, path = self._known(name, rows), self._images_path(name)
-        if known is None:
-            return False
-        return path is None or not (self.keep_images and known.rows) or path.exists()
+        known = self._known(name)
+        return known is not None and set(rows) <= set(known.rows) and self._has_images(name, known)
 
-    def _known(self, name: str, rows: list[int]) -> AttackRun | None:
-        """The result of `name` for these rows, if the shard has it. Another plan may have run it on more, or on other, rows."""
+    def _known(self, name: str) -> AttackRun | None:
+        """The result of `name`, if the shard has it. Another plan may have run it on more, or on other, rows."""
         run, expected = self.shard.attacks.get(name), (self._source(name), self._budget(name), ATTACKS[name].version)
-        if run is None or (run.transfer, run.pathway_budget, run.version) != expected or not set(rows) <= set(run.rows):
-            return None
-        return run
+        return None if run is None or (run.transfer, run.pathway_budget, run.version) != expected else run
+
+    def _has_images(self, name: str, run: AttackRun) -> bool:
+        """Whether the x' of a stored result are there, or not wanted."""
+        path = self._images_path(name)
+        return path is None or not (self.keep_images and run.rows) or path.exists()
 
     def _images_path(self, name: str) -> Path | None:
         return None if self.images is None else self.images / f"{name}-{self.number:05d}.safetensors"
