@@ -20,6 +20,7 @@ from advmoe.attacks.surrogate import UNDECIDED, margins, route_of, undecided
 from advmoe.evaluation.precision import full_float32
 from advmoe.evaluation.record_evaluation import Check, Status
 from advmoe.evaluation.result_checks import NO_ATTACK, threshold
+from advmoe.evaluation.shards import is_valid
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -200,15 +201,19 @@ def attack_strength(
     of our PGD; the other attack should use the same.
 
     Fails if the accuracy under the other attack is more than a percentage point higher. This finds, for example, a projection
-    inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels.
+    inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels. An x' that is not finite, in [0, 1] and
+    in the ball does not count: the image replaces it.
     """
     with frozen(model), full_float32(model), torch.no_grad():
         ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()
-        accuracies = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
+        valid = is_valid(theirs, x, settings.epsilon, settings.norm)
+        theirs = torch.where(valid[:, None, None, None], theirs, x)
+        accuracies = [_percent(predicted(model(z)) == y) for z in (ours, theirs)]
     weaker = accuracies[1] - accuracies[0] > threshold(1.0, len(x))
     detail = f"ours leaves {accuracies[0]:.1f} %, theirs {accuracies[1]:.1f} %"
+    detail += "" if valid.all() else f"; {int((~valid).sum())} of theirs outside the ball count as the image"
     return Check(9, "attack as strong as ours", "fail" if weaker else "pass", detail)
 
 

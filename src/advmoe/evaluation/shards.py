@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from advmoe.attacks import Norm
 from advmoe.attacks.job import Job
 from advmoe.attacks.objectives import predicted
 from advmoe.attacks.presets import Preset
@@ -109,7 +110,10 @@ class Worker:
             share, before = (mark - before) / steps[-1], mark
             self._keep(name, self._result(name, correct, verdict, Time.since(began).plus(ascent, share)), x_adv)
         if routed:
-            counts = [routing_counts(target.model, job, correct, path[10], path[50]) for job, path in zip(jobs, paths, strict=True)]
+            counts = []
+            for job, path in zip(jobs, paths, strict=True):
+                pgd_10, pgd_50 = (_attack_disputed(target, f"pgd_{mark}", job, path[mark]) for mark in (10, 50))
+                counts.append(routing_counts(target.model, job, correct, pgd_10, pgd_50))
             shard.routing = total(counts)
             self.save(shard)
 
@@ -174,8 +178,8 @@ class Worker:
         target, held = self.target, ATTACKS[name].held
         judged, broken, outside, on_pathway = [x_adv[:0]], list[int](), 0, list[int]()
         for job, points in zip(self._jobs(rows), x_adv.split(target.batch_size), strict=False):
-            part = points if target.search is target.model else _attack_disputed(target, name, job, points)
-            inside = _inside(part, job.x, target)
+            part = _attack_disputed(target, name, job, points)
+            inside = is_valid(part, job.x, target.epsilon, target.norm)
             part = torch.where(inside[:, None, None, None], part, job.x)
             correct = set(correct_rows(target, job.images, part))
             broken += [row for row in job.images if row not in correct]
@@ -225,6 +229,8 @@ def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tens
 
     An attack that fixes pathways also stops at an image that fools the copy with a fixed pathway.
     """
+    if target.search is target.model:
+        return x_adv
     true_job, held = replace(job, predict=target.model), ATTACKS[name].held
     stopped = target.search(x_adv).argmax(dim=1) != job.y
     if held is not None:
@@ -237,11 +243,11 @@ def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tens
     return x_adv
 
 
-def _inside(x_adv: Tensor, x: Tensor, target: Target) -> Tensor:
-    """Which images are finite, in [0, 1] and in the ball: [B] bool."""
+def is_valid(x_adv: Tensor, x: Tensor, epsilon: float, norm: Norm) -> Tensor:
+    """Which x' are finite, in [0, 1] and in the ball around x: [B] bool."""
     flat = (x_adv.double() - x.double()).flatten(1)
-    distance = flat.abs().amax(dim=1) if target.norm == "Linf" else flat.norm(dim=1)
-    radius = target.epsilon * (1 if target.norm == "Linf" else 1 + L2_SLACK) + SLACK
+    distance = flat.abs().amax(dim=1) if norm == "Linf" else flat.norm(dim=1)
+    radius = epsilon * (1 if norm == "Linf" else 1 + L2_SLACK) + SLACK
     inside = (distance <= radius) & torch.isfinite(flat).all(dim=1)
     return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
 
