@@ -12,6 +12,7 @@ from advmoe.evaluation import evaluate, routing, shards
 from advmoe.evaluation.results import paired
 from advmoe.evaluation.routing import FIXED_ATTACK, routing_counts
 from advmoe.evaluation.store import stored_shards
+from advmoe.moe import HARD
 
 EPSILON = 0.02
 EXPERTS = (2, 3)
@@ -174,6 +175,21 @@ def test_the_batch_size_changes_no_count(toy):
     )
     assert small_batches.routing == full_batch.routing
     assert small_batches.broken == full_batch.broken
+
+
+class OtherInLowPrecision(ToyMoE):
+    """Under autocast it predicts other classes, so attacks on it leave images that fool only the faster copy."""
+
+    def forward_routed(self, x, gate=HARD):
+        logits, routings = super().forward_routed(x, gate)
+        return logits.roll(1, dims=1) if torch.is_autocast_enabled("cpu") else logits, routings
+
+
+def test_the_gain_by_choosing_an_expert_is_that_of_the_ra_10_of_the_figures():
+    model, x = OtherInLowPrecision().eval(), images(16)
+    evaluation = evaluate(model, x, labels(model, x), epsilon=EPSILON, preset=("pgd_10", "pgd_50"), bf16_search=True)
+    gains, robust = evaluation.routing.choice_gain, evaluation.routing.fixed_expert_ra
+    assert [gain.value for gain in gains] == pytest.approx([evaluation.figures["ra_10"] - ra for ra in robust])
 
 
 def test_without_pgd_50_there_is_no_routing_section(toy):
