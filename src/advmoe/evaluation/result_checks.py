@@ -68,7 +68,7 @@ def routing_alive(routing: RoutingFigures | None) -> Check:
     shares = [max(max(load) / max(sum(load), 1) for load in both) for both in layers if len(both[0]) > 1]
     collapsed = sum(share > COLLAPSE for share in shares)
     detail = f"{collapsed} of {len(shares)} layers collapsed; busiest expert {max(shares, default=0):.0%}; "
-    detail += f"the routes of {routing.flip_rate:.1f} % of the images change"
+    detail += f"the routes of {routing.flip_rate:.1f} % of the correctly classified images change"
     return Check(6, "experts are used", "warn" if collapsed else "pass", detail)
 
 
