@@ -338,6 +338,14 @@ def test_transfer_attacks_from_another_network_are_run_again(run_evaluation, tmp
         evaluation = run_evaluation(store=tmp_path, preset=("transfer",), transfer=transfer, progress=progress)
     assert [len(progress.units) for progress in counts] == [3, 0, 3]
     assert figures(evaluation) == figures(run_evaluation(preset=("transfer",), transfer=second))
+    other = run_evaluation(preset=("transfer",), transfer=first)
+    assert len({result.attacks["transfer"].transfer for result in (evaluation, other)} - {None}) == 2
+
+
+def test_the_pathway_budget_is_in_the_totals_of_the_attack_that_has_one(run_evaluation):
+    attacks = run_evaluation(preset=("pgd_10", "paths"), pathway_budget=5).attacks
+    assert [attacks[name].pathway_budget for name in ("pgd_10", "paths")] == [None, 5]
+    assert "pathway_budget" not in attacks["pgd_10"].model_dump()
 
 
 def test_two_parts_may_start_at_once(run_evaluation, tmp_path, monkeypatch):

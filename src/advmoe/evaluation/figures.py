@@ -91,11 +91,14 @@ def _was_run(shards: Sequence[Shard], name: str) -> bool:
 
 
 def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
-    """The totals of an attack over the shards. The version is the oldest one."""
+    """The totals of an attack over the shards, with the oldest version, the smallest pathway budget, and all networks that images
+    were transferred from."""
     runs = [run for shard in shards if (run := shard.attacks.get(name)) is not None]
     return AttackTotals(
         attacked=sum(len(run.rows) for run in runs), broken=sum(len(run.broken) for run in runs),
         seconds=sum(run.seconds for run in runs), version=min((run.version for run in runs), default=1),
+        pathway_budget=min((run.pathway_budget for run in runs if run.pathway_budget is not None), default=None),
+        transfer=", ".join(sorted({run.transfer for run in runs if run.transfer is not None})) or None,
     )  # fmt: skip
 
 
