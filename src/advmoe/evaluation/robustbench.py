@@ -22,10 +22,11 @@ def model_info(record: Record) -> dict[str, str | int | bool]:
         "eps": fraction_text(record.epsilon),
         "clean_acc": f"{record.sa:.2f}",
     }
-    notes = [
-        *["It uses additional synthetic images in training."] * (record.config.section("data").get("generated") is not None),
-        *[f"external is the accuracy under {', '.join(record.evaluation.attacks) or 'some attacks'} only."] * (record.ra_worst is None),
-    ]
+    notes = []
+    if record.config.section("data").get("generated") is not None:
+        notes.append("It uses additional synthetic images in training.")
+    if record.ra_worst is None:
+        notes.append(f"external is the accuracy under {', '.join(record.evaluation.attacks) or 'some attacks'} only.")
     if notes:
         info["footnote"] = " ".join(notes)
     if record.ra_aa is not None:

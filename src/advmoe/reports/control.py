@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from advmoe.evaluation.record import Record
-from advmoe.evaluation.record_evaluation import Difference, EvaluationResult
+from advmoe.evaluation.record_evaluation import Difference
 from advmoe.evaluation.results import mean_difference
 from advmoe.reports.measures import attack_settings, attacks_of, evaluated, worst_of
 from advmoe.reports.settings import differing
@@ -44,30 +44,31 @@ def obstacle(record: Record, control: Record) -> str:
         return "attacks on the routing, which only one of the two networks has, were left out (they need Linf and a pathway budget)"
     if not alike or worst_of(record).name != worst_of(control).name:
         return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"
-    if names := _set_differently(one, other):
-        return (
-            f"{', '.join(names)} had another pathway budget or network to transfer from; evaluate both with the same "
-            "--pathway-budget and --transfer"
-        )
     if evaluated(record) != evaluated(control):
         return "it was attacked by another version of advmoe; evaluate both with the same one"
-    if difference := differing(attack_settings(control), attack_settings(record)):
-        return f"its attacks had other settings ({difference}); evaluate both with the same --precision"
+    if difference := _other_settings(record, control):
+        how = "evaluate both with the same --precision, --pathway-budget and --transfer"
+        return f"its attacks had other settings ({difference}); {how}"
     same_images = record.fingerprint == control.fingerprint and len(one.flags) == len(other.flags) > 0
     return "" if same_images else "it was evaluated on other images, or a Record does not say which images are robust"
 
 
-def _set_differently(one: EvaluationResult, other: EvaluationResult) -> list[str]:
-    """The attacks of both that had another pathway budget, or were transferred from another network, as far as both say it."""
+def _other_settings(record: Record, control: Record) -> str:
+    """The settings of their attacks in which the Records differ, as far as both say them; empty if there are none."""
+    ours, theirs = _settings(record), _settings(control)
+    return differing(
+        {name: value for name, value in theirs.items() if name in ours},
+        {name: value for name, value in ours.items() if name in theirs},
+    )
 
-    def differ(*values: object) -> bool:
-        return None not in values and values[0] != values[1]
 
-    pairs = [(name, run, other.attacks[name]) for name, run in one.attacks.items() if name in other.attacks]
-    return [
-        name for name, run, theirs in pairs
-        if differ(run.pathway_budget, theirs.pathway_budget) or differ(run.transfer, theirs.transfer)
-    ]  # fmt: skip
+def _settings(record: Record) -> dict[str, object]:
+    runs = record.evaluation.attacks.items()
+    return {
+        **attack_settings(record),
+        **{f"pathway budget of {name}": run.pathway_budget for name, run in runs if run.pathway_budget is not None},
+        **{f"source network of {name}": run.transfer for name, run in runs if run.transfer is not None},
+    }
 
 
 def comparison_line(record: Record, control: Record) -> str:
