@@ -387,6 +387,11 @@ def test_adversarial_images_can_be_saved_later(run_evaluation, uninterrupted, tm
     assert finished.units == []
 
 
+def test_saved_images_need_a_store(run_evaluation):
+    with pytest.raises(UserError, match="save_adversarial needs a store, the folder to which the images are written"):
+        run_evaluation(save_adversarial=True)
+
+
 def test_saved_images_of_a_replaced_result_are_removed(run_evaluation, tmp_path, monkeypatch):
     """Another plan attacks other images. A process that is stopped before the result is stored leaves no x' of that plan."""
 
