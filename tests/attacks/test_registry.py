@@ -64,6 +64,17 @@ def test_passes_are_those_of_an_image_that_withstands_the_attack(name):
     assert 0.97 * ATTACKS[name].passes <= counting.passes / 2 <= ATTACKS[name].passes + 1e-6
 
 
+@pytest.mark.parametrize("name", ["apgd_t_soft", "apgd_t_straight_through"])
+def test_many_classes_need_no_more_passes(name):
+    torch.manual_seed(0)
+    spec = ImageSpec(tuple(map(str, range(20))), (3, 8, 8), (0.5,) * 3, (0.2,) * 3)
+    network = build_model(ModelConfig(width=4), MoEKind(0.5, 2), spec).eval().requires_grad_(False)
+    x = torch.rand(1, 3, 8, 8)
+    y, counting = network(x).argmax(dim=1), Counting(network)
+    ATTACKS[name].run(Job(counting, x, y, [0], 1e-7, "Linf", 0, 0, 20))
+    assert 0.97 * ATTACKS[name].passes <= counting.passes <= ATTACKS[name].passes + 1e-6
+
+
 class CountingModel(nn.Module):
     """As `Counting`, for a network that does not route."""
 

@@ -13,6 +13,7 @@ from advmoe.evaluation import PRESETS, checks, evaluate, runner
 from advmoe.evaluation.record_evaluation import Check
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
+from advmoe.evaluation.wrappers import LowPrecision
 from advmoe.moe import HARD, Gate, Routing
 
 SIDE = 4
@@ -220,6 +221,48 @@ def test_gradients_everywhere_pass(model: nn.Module) -> None:
 @pytest.mark.parametrize("model", [CutRouter(), NanRouter(), RoundedRouter(), Net(1e4), Flat(0.5)])
 def test_missing_gradients_fail(model: nn.Module) -> None:
     assert run(checks.gradients, model, epsilon=0.01).status == "fail"
+
+
+class RoundsToOne(nn.Module):
+    """Its features are so near to 1 that bfloat16 rounds them to 1, and the ReLU behind them has no gradient at 0."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Linear(SIDE * SIDE, 2)
+        with torch.no_grad():
+            slope = 1e-3 / SIDE**2
+            self.features.weight.copy_(torch.tensor([[-slope], [slope]]).expand(2, SIDE * SIDE))
+            self.features.bias.copy_(1 + torch.tensor([1e-3, 0.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = 1e4 * (self.features(x.flatten(1)) - 1).relu()
+        return logits
+
+
+@pytest.mark.parametrize(("bf16", "ra", "status"), [(False, 0.0, "pass"), (True, 100.0, "fail")])
+def test_gradients_are_those_of_the_precision_of_the_attacks(bf16: bool, ra: float, status: str) -> None:
+    data = images(*[0.38] * 20)
+    evaluation = evaluate(RoundsToOne().eval(), *data, epsilon=0.2, preset=["pgd_10", "pgd_50"], bf16_search=bf16)
+    assert evaluation.figures == {"ra_10": ra, "ra_50": ra}
+    assert [check.status for check in evaluation.checks if check.number == 3] == [status]
+
+
+class RoundedInLowPrecision(Routed):
+    """Its routing logits have no gradient under autocast, and its class logits an infinite one."""
+
+    def routing(self, x: Tensor) -> Tensor:
+        return super().routing(x).detach() if torch.is_autocast_enabled("cpu") else super().routing(x)
+
+    def forward_routed(self, x: Tensor, gate: Gate = HARD) -> tuple[Tensor, list[Routing]]:
+        logits, routings = super().forward_routed(x, gate)
+        return (logits + (0 * x.flatten(1)[:, :1]).sqrt() if torch.is_autocast_enabled("cpu") else logits), routings
+
+
+def test_routers_and_finite_gradients_are_those_of_the_precision_of_the_attacks() -> None:
+    search = LowPrecision(RoundedInLowPrecision())
+    check = run(checks.gradients, RoundedInLowPrecision(), search=search)
+    assert "routers, start 100.0 %" in check.detail
+    assert "gradient of the cross-entropy" in run(checks.finiteness, RoundedInLowPrecision(), search=search).detail
 
 
 @pytest.mark.parametrize(

@@ -283,6 +283,45 @@ def test_a_plan_of_fewer_images_removes_no_figure(run_evaluation, tmp_path):
     assert {name for name, _ in progress.units} == {"apgd_margin_t"}
 
 
+def test_a_plan_of_other_images_adds_them_to_the_stored_result(run_evaluation, tmp_path, monkeypatch):
+    """An attack that draws noise for a batch could break other images in another run: here a later one breaks none."""
+    attacked = []
+
+    def attack(name, run):
+        monkeypatch.setitem(ATTACKS, name, replace(ATTACKS[name], run=run))
+
+    def breaks_none(job):
+        attacked.extend(job.images)
+        return job.x
+
+    for name, other in (("aa_apgd-ce", "pgd_10"), ("aa_apgd-t", "apgd_margin_t"), ("aa_fab-t", "pgd_10"), ("aa_square", "pgd_10")):
+        attack(name, ATTACKS[other].run)
+    before = run_evaluation(store=tmp_path, preset=("autoattack",))
+    attack("aa_apgd-t", breaks_none)
+    after = run_evaluation(store=tmp_path, preset=("aa_apgd-t",))
+    assert after.figures == before.figures
+    assert after.broken["aa_apgd-t"] == before.broken["aa_apgd-t"] != []
+    assert attacked == before.broken["aa_apgd-ce"] != []
+    assert after.attacks["aa_apgd-t"].attacked == len(after.correct)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_images_are_added_to_the_stored_ones(run_evaluation, tmp_path, first):
+    """If the first plan did not keep them, they are made again."""
+
+    def saved(folder):
+        parts = [load_file(path) for path in sorted((folder / "adversarial").glob("apgd_ce-*"))]
+        return {int(row): x for part in parts for row, x in zip(part["rows"], part["x_adv"], strict=True)}
+
+    few = run_evaluation(store=tmp_path / "added", preset=("pgd_50", "apgd_ce"), save_adversarial=first)
+    added = run_evaluation(store=tmp_path / "added", preset=("apgd_ce",), save_adversarial=True)
+    at_once = run_evaluation(store=tmp_path / "once", preset=("apgd_ce",), save_adversarial=True)
+    assert 0 < few.attacks["apgd_ce"].attacked < len(added.correct)
+    assert (added.broken["apgd_ce"], sorted(saved(tmp_path / "added"))) == (at_once.broken["apgd_ce"], added.correct)
+    for row, x_adv in saved(tmp_path / "once").items():
+        torch.testing.assert_close(saved(tmp_path / "added")[row], x_adv)
+
+
 def test_images_of_a_plan_of_fewer_images_are_those_of_the_stored_result(run_evaluation, tmp_path):
     before = run_evaluation(store=tmp_path, preset=("apgd_ce",))
     after = run_evaluation(store=tmp_path, preset=("pgd_50", "apgd_ce"), save_adversarial=True)
@@ -299,6 +338,14 @@ def test_transfer_attacks_from_another_network_are_run_again(run_evaluation, tmp
         evaluation = run_evaluation(store=tmp_path, preset=("transfer",), transfer=transfer, progress=progress)
     assert [len(progress.units) for progress in counts] == [3, 0, 3]
     assert figures(evaluation) == figures(run_evaluation(preset=("transfer",), transfer=second))
+    other = run_evaluation(preset=("transfer",), transfer=first)
+    assert len({result.attacks["transfer"].transfer for result in (evaluation, other)} - {None}) == 2
+
+
+def test_the_pathway_budget_is_in_the_totals_of_the_attack_that_has_one(run_evaluation):
+    attacks = run_evaluation(preset=("pgd_10", "paths"), pathway_budget=5).attacks
+    assert [attacks[name].pathway_budget for name in ("pgd_10", "paths")] == [None, 5]
+    assert "pathway_budget" not in attacks["pgd_10"].model_dump()
 
 
 def test_two_parts_may_start_at_once(run_evaluation, tmp_path, monkeypatch):
@@ -338,6 +385,11 @@ def test_adversarial_images_can_be_saved_later(run_evaluation, uninterrupted, tm
     assert len(list((tmp_path / "adversarial").glob("*.safetensors"))) == len(with_images.units) > 0
     run_evaluation(store=tmp_path, save_adversarial=True, progress=finished)
     assert finished.units == []
+
+
+def test_saved_images_need_a_store(run_evaluation):
+    with pytest.raises(UserError, match="save_adversarial needs a store, the folder to which the images are written"):
+        run_evaluation(save_adversarial=True)
 
 
 def test_saved_images_of_a_replaced_result_are_removed(run_evaluation, tmp_path, monkeypatch):

@@ -1,5 +1,7 @@
 """Planted faults that raise the measured robust accuracy: each must be flagged, and the sound network must not be."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from planted import (
@@ -139,6 +141,15 @@ def test_without_saturated_pixels_the_clamp_passes(undefended: nn.Module, satura
     x, y = 0.2 + 0.6 * saturated[0], saturated[1]
     check = attack_strength(undefended, x, y, clamp_in_graph(SETTINGS, seed=1), SETTINGS)
     assert check.status == "pass", check.detail
+
+
+@pytest.mark.parametrize("attack", [lambda model, x, y: 1 - x, lambda model, x, y: x * torch.nan])
+def test_points_outside_the_ball_break_nothing(
+    attack: Callable[..., Tensor], undefended: nn.Module, saturated: tuple[Tensor, Tensor]
+) -> None:
+    check = attack_strength(undefended, *saturated, attack, SETTINGS)
+    assert check.status == "fail"
+    assert "400 of theirs outside the ball count as the image" in check.detail
 
 
 def test_the_gain_by_choosing_an_expert_is_not_that_under_an_attack_from_which_the_router_hides(

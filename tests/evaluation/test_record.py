@@ -18,7 +18,7 @@ from advmoe.evaluation.cost import Cost
 from advmoe.evaluation.make_record import Measured, Trained, code_of, evaluate_run, make_record
 from advmoe.evaluation.record import HistoryRow, Record, RecordedCode
 from advmoe.evaluation.record_config import RecordedConfig
-from advmoe.evaluation.record_evaluation import Check
+from advmoe.evaluation.record_evaluation import AttackTotals, Check
 from advmoe.evaluation.record_file import checked_record, read_record, write_record
 from advmoe.evaluation.record_snapshot import EpsilonCurve, Layer
 from advmoe.evaluation.results import Evaluation
@@ -108,9 +108,12 @@ def test_robustbench_names_generated_images_in_a_footnote(record):
 
 
 def test_robustbench_fields_of_attacks_that_did_not_run_are_missing(record):
-    info = model_info(record(complete=False))
+    result = record(complete=False)
+    result.evaluation.attacks = {name: AttackTotals(attacked=5, broken=1, seconds=1.0) for name in ("pgd_10", "apgd_ce")}
+    info = model_info(result)
     assert not {"autoattack_acc", "reported", "unreliable"} & set(info)
     assert info["external"] == "25.00"
+    assert info["footnote"] == "external is the accuracy under pgd_10, apgd_ce only."
 
 
 def test_robustbench_says_that_autoattack_is_unreliable_without_a_complete_evaluation(record):

@@ -31,9 +31,13 @@ def test_square_may_add_a_fifth_of_a_point_or_one_image(rows: int, broken: int, 
     assert square([shard(rows, aa_square=range(broken))], RA_AA).status == status
 
 
-def test_autoattack_plus_is_checked_like_autoattack() -> None:
-    assert square([shard(100, aaplus_square=range(2))], {"ra_aa_plus": 40.0}).status == "warn"
+def test_square_of_autoattack_plus_is_not_judged() -> None:
+    """It runs before the targeted attacks, which never get the images that it breaks."""
+    assert square([shard(100, aaplus_square=range(2))], {"ra_aa_plus": 40.0}).status == "skipped"
     assert square([shard(100, my_square=range(2))], {"ra_50": 40.0}).status == "skipped"  # an attack that a user added
+
+
+def test_autoattack_plus_is_compared_with_the_worst_case_like_autoattack() -> None:
     assert autoattack_reliable({"ra_aa_plus": 42.0}, 40.0, 1000).status == "fail"
     assert autoattack_reliable({"ra_aa_few_classes": 42.0}, 40.0, 1000).status == "fail"
     assert autoattack_reliable({"ra_aa": 42.0, "ra_aa_plus": 40.0}, 40.0, 1000).status == "fail"

@@ -84,6 +84,23 @@ def test_a_network_under_attacks_with_other_settings_is_not_compared():
     assert "on the same images: +0.0 points" in comparison_line(with_flags("10", attack_precision="float32"), with_flags("10"))
 
 
+@pytest.mark.parametrize(
+    ("name", "field", "values", "text"),
+    [
+        ("paths", "pathway_budget", (64, 8), "pathway budget of paths: 8, not 64"),
+        ("transfer", "transfer", ("a", "b"), "source network of transfer: b, not a"),
+    ],
+)
+def test_a_network_under_another_pathway_budget_or_transfer_network_is_not_compared(name, field, values, text):
+    records = [attacked(with_flags("10"), name) for _ in range(3)]
+    for result, value in zip(records, values, strict=False):
+        setattr(result.evaluation.attacks[name], field, value)
+    one, other, silent = records
+    assert f"its attacks had other settings ({text}); evaluate both with the same" in comparison_line(one, other)
+    for result in (one, silent):  # an older Record does not say it
+        assert "on the same images" in comparison_line(result, one)
+
+
 def test_a_network_attacked_by_another_version_is_not_compared():
     old, new = (attacked(with_flags("10"), "reroute") for _ in range(2))
     old.evaluation.attacks["reroute"].version = 1

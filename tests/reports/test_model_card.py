@@ -72,7 +72,7 @@ def test_a_quick_evaluation_is_named_as_such():
     evaluation |= {"figures": {"ra_worst_quick": 52.0}, "intervals": {"ra_worst_quick": [47.0, 57.0]}}
     text = card(quick(record(ra_worst=..., ra_worst_quick=52.0, evaluation=evaluation)))
     assert "RA-worst (quick)" in text
-    assert "RA-worst can only be lower" in text
+    assert "RA-worst is usually lower" in text
     assert "**52.0 %**" in text
     assert "`transfer` was not run: no network." in text
     assert "None was made" in text

@@ -4,7 +4,6 @@ import pytest
 import records
 from rich.console import Console
 
-from advmoe.evaluation.record_evaluation import EvaluationResult
 from advmoe.reports.tables import check_lines, evaluation_lines, record_table
 
 
@@ -43,6 +42,10 @@ def test_records_of_different_steps_keep_their_columns():
 def test_unreliable_autoattack_is_marked():
     columns = cells(record_table([record(ra_aa=40.0, unreliable=True), record(ra_aa=31.0)], "title"))
     assert columns["RA-AA"] == ["40.0 (unreliable)", "31.0"]
+    columns = cells(record_table([record(ra_aa_plus=40.0, unreliable=True)], "title"))
+    assert columns["RA-AA-plus"] == ["40.0 (unreliable)"]
+    columns = cells(record_table([record(ra_aa=40.0, ra_aa_plus=39.0, unreliable=True)], "title"))
+    assert columns["RA-AA-plus"] == ["39.0"]
 
 
 def test_dense_network_has_no_reduction():
@@ -54,8 +57,9 @@ def test_worst_of_either_kind(complete):
     assert record(complete=complete).worst == 30.0
 
 
-def evaluation():
-    return {
+def evaluated(**changes):
+    """A Record under PGD-50 alone."""
+    result = {
         "images": 20, "figures": {"ra_worst_quick": 25.0, "sa": 75.0, "ra_50": 50.0},
         "intervals": {"ra_worst_quick": (10.0, 40.0), "sa": (60.0, 85.0), "ra_50": (35.0, 65.0)},
         "attacks": {"pgd_50": {"attacked": 15, "broken": 5, "seconds": 1.25}},
@@ -69,19 +73,20 @@ def evaluation():
             {"number": 11, "name": "images are valid", "status": "fail", "detail": "at [0, 1]"},
         ],
     }  # fmt: skip
+    return records.record(ra_aa=..., ra_worst=..., ra_worst_quick=25.0, evaluation=result | changes)
 
 
 def test_the_lines_of_an_evaluation_start_with_the_worst_case():
-    result = EvaluationResult(**evaluation())
-    assert [*evaluation_lines(result), *map(str, check_lines(result))] == [
-        "ra_worst_quick  25.0 %  95 % interval 10.0 to 40.0",
-        "sa              75.0 %  95 % interval 60.0 to 85.0",
-        "ra_50           50.0 %  95 % interval 35.0 to 65.0",
+    result = evaluated()
+    assert [*evaluation_lines(result), *map(str, check_lines(result.evaluation))] == [
+        "RA-worst (listed attacks)  25.0 %  95 % interval 10.0 to 40.0",
+        "SA                         75.0 %  95 % interval 60.0 to 85.0",
+        "RA-50                      50.0 %  95 % interval 35.0 to 65.0",
         "pgd_50                   broke    5 of   15,    0 only by it, in 1.2 s",
         "left out, written for Linf alone: reroute, soft_1",
         "left out, no network: transfer",
-        "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the images change under PGD-50",
-        "images that keep their expert, per layer: 90 100 %",
+        "RA-router 70.0 %, RA-expert 55.0 %; routes of 12.5 % of the correctly classified images change under PGD-50",
+        "correctly classified images that keep their expert, per layer: 90 100 %",
         "load of the experts, per layer: 75/25 50/25/25 %; under attack: 50/50 100/0/0 %",
         "expert 0, 1, ... in every layer: SA 60.0 20.0, RA-10 10.0 5.0",
         "( 4) skipped Square adds nothing: was not run",
@@ -90,7 +95,7 @@ def test_the_lines_of_an_evaluation_start_with_the_worst_case():
 
 
 def test_lines_of_a_dense_network_have_no_routing():
-    assert not any("RA-router" in line for line in evaluation_lines(EvaluationResult(**{**evaluation(), "routing": None})))
+    assert not any("RA-router" in line for line in evaluation_lines(evaluated(routing=None)))
 
 
 def test_table_prints():

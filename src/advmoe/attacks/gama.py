@@ -8,8 +8,8 @@ from torch import Tensor
 
 from advmoe.attacks.draws import Draws
 from advmoe.attacks.geometry import project
-from advmoe.attacks.objectives import full, probability_margin
-from advmoe.attacks.pgd import Predict
+from advmoe.attacks.objectives import Objective, full, probability_margin
+from advmoe.attacks.pgd import Predict, forward_backward
 
 GUIDANCE = 50.0  # weight of the squared distance; it falls linearly to 0
 GUIDED = 0.25  # fraction of the steps over which it falls
@@ -29,14 +29,20 @@ def gama(predict: Predict, x: Tensor, y: Tensor, epsilon: float, num_steps: int,
     for number in range(num_steps):
         weight = GUIDANCE * max(0.0, 1 - number / (GUIDED * num_steps))
         step = 2 * epsilon * 0.1 ** sum(number >= drop * num_steps for drop in DROPS)
-        with torch.enable_grad():
-            leaf = x_adv[rows].requires_grad_(True)
-            logits = predict(leaf)
-            distance = (full(logits).softmax(dim=1) - clean[rows]).square().sum(dim=1)
-            (gradient,) = torch.autograd.grad((probability_margin(logits, y[rows]) + weight * distance).sum(), leaf)
+        logits, _, gradient = forward_backward(predict, x_adv[rows], y[rows], _guided(clean[rows], weight))
         correct = logits.argmax(dim=1) == y[rows]
         rows, gradient = rows[correct], gradient[correct]
         if not len(rows):
             break
         x_adv[rows] = project(x_adv[rows] + step * gradient.sign(), x[rows], epsilon)
     return x_adv
+
+
+def _guided(clean: Tensor, weight: float) -> Objective:
+    """The probability margin plus `weight` times the squared distance from the probabilities `clean` [B, classes]."""
+
+    def objective(logits: Tensor, labels: Tensor) -> Tensor:
+        distance = (full(logits).softmax(dim=1) - clean).square().sum(dim=1)
+        return probability_margin(logits, labels) + weight * distance
+
+    return objective

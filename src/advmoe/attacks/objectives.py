@@ -49,7 +49,8 @@ def targeted_margin(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def probability_margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """The largest other probability minus the label's (Gao et al. 2020, PMA); labels [B] int64; 2 classes or more."""
+    """The largest other probability minus the label's (PMA; Xie, Zheng, Huang, Ye and Ma 2024,
+    arXiv:2411.15210); labels [B] int64; 2 classes or more."""
     return margin(full(logits).softmax(dim=1), labels)
 
 
@@ -96,5 +97,5 @@ def _ranked(logits: Tensor) -> Tensor:
 
 
 def _ratio(difference: Tensor, spread: Tensor) -> Tensor:
-    """`difference` / `spread`. If the spread is 0, so is the difference: the ratio is 0, and its gradient has the right sign."""
+    """`difference` / `spread`. If the spread is 0, the ratio is large or 0; its gradient has the right sign."""
     return difference / spread.clamp_min(1e-12)

@@ -46,7 +46,8 @@ class Attack:
 
     - `run` maps a Job to x' [B, C, H, W].
     - `words`: what it does, in one line, for the report.
-    - `passes`: its forward and backward passes for one image, with ten classes at most; a forward pass alone counts as a third.
+    - `passes`: its forward and backward passes for one image, at most; a forward pass alone counts as a third. Those of `paths` are
+      for a network of at most 8 pathways.
     - `needs`: "routing" or "transfer" if the attack needs a network that routes, or a network to transfer from.
     - `norms`: the norms that it supports. `min_classes`: the smallest number of classes.
     - `obstacle_of` returns any other reason why it cannot run.
@@ -179,10 +180,10 @@ def _autoattack(name: str) -> Attack:
 
 
 def run_through_gate(job: Job, name: str, stream: int) -> Tensor:
-    """APGD on the targeted DLR towards every wrong class through another gate. The hard gate decides what is misclassified."""
+    """APGD on the targeted DLR through another gate, towards the 9 likeliest wrong classes. The hard gate decides what is
+    misclassified."""
     networks = NetworkPair(lambda x: job.predict.forward_routed(x, make_gate(name))[0], judge=job.predict)
-    settings = Apgd(job.epsilon, 40, num_targets=job.num_classes - 1)
-    return targeted_apgd(networks, job.x, job.y, settings, job.draws(stream))
+    return targeted_apgd(networks, job.x, job.y, Apgd(job.epsilon, 40), job.draws(stream))
 
 
 def run_gama(job: Job) -> Tensor:
@@ -250,11 +251,13 @@ ATTACKS: Entries[Attack] = Entries({
     "gama": Attack(run_gama, "GAMA-PGD, the guided probability margin, 100 steps", 101, "APGD"),
     "apgd_t_straight_through": Attack(
         partial(run_through_gate, name="straight_through", stream=11),
-        "APGD on the targeted DLR through the straight-through gate, 40 steps for every wrong class", 493, "route-aware", "routing",
+        "APGD on the targeted DLR through the straight-through gate, 40 steps for each of the 9 likeliest wrong classes", 493,
+        "route-aware", "routing",
     ),
     "apgd_t_soft": Attack(
         partial(run_through_gate, name="soft", stream=12),
-        "APGD on the targeted DLR through the soft gate, 40 steps for every wrong class", 493, "route-aware", "routing",
+        "APGD on the targeted DLR through the soft gate, 40 steps for each of the 9 likeliest wrong classes", 493,
+        "route-aware", "routing",
     ),
     "paths": Attack(
         pathways.attack_pathways,

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from advmoe.attacks.draws import Draws
+from advmoe.attacks.draws import Draws, ImageDraws
 from advmoe.attacks.geometry import project
 from advmoe.attacks.objectives import margin
+from advmoe.attacks.pgd import Pgd, pgd
 from advmoe.attacks.surrogate import Routed, Search, margins, route_of
 from advmoe.moe import HARD, ForcedGate, Routing
 
@@ -123,12 +124,8 @@ def _forced_margin(model: Routed, x: Tensor, y: Tensor, route: Tensor) -> Tensor
 
 def _margin_behind(model: Routed, x: Tensor, y: Tensor, route: Tensor, epsilon: float) -> Tensor:
     """The class margin [B] after a few steps of an attack on the network with its route fixed to `route` [B, L]."""
-    z = x
-    for _ in range(PROBE_STEPS):
-        with torch.enable_grad():
-            leaf = z.detach().requires_grad_(True)
-            (gradient,) = torch.autograd.grad(_forced_margin(model, leaf, y, route).sum(), leaf, materialize_grads=True)
-        z = project(z + epsilon / 2 * gradient.nan_to_num(0).sign(), x, epsilon)
+    settings = Pgd(epsilon, epsilon / 2, PROBE_STEPS, start="none")
+    z = pgd(lambda z: model.forward_routed(z, ForcedGate(route))[0], x, y, settings, ImageDraws(0, []), margin)
     return _forced_margin(model, z, y, route)
 
 

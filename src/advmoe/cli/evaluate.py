@@ -103,7 +103,7 @@ def _evaluate(arguments: EvaluateCommand) -> None:
     title = f"{splits.name}, {len(splits.test)} test images, {arguments.norm} epsilon {record.epsilon:.4g}"
     terminal = console()
     terminal.print(record_table([record], title))
-    terminal.print(*evaluation_lines(record.evaluation), *check_lines(record.evaluation), sep="\n", soft_wrap=True)
+    terminal.print(*evaluation_lines(record), *check_lines(record.evaluation), sep="\n", soft_wrap=True)
     if control is not None:
         terminal.print(comparison_line(record, control), soft_wrap=True)
 

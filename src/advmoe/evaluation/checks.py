@@ -20,6 +20,7 @@ from advmoe.attacks.surrogate import UNDECIDED, margins, route_of, undecided
 from advmoe.evaluation.precision import full_float32
 from advmoe.evaluation.record_evaluation import Check, Status
 from advmoe.evaluation.result_checks import NO_ATTACK, threshold
+from advmoe.evaluation.shards import is_valid
 from advmoe.evaluation.store import Store
 from advmoe.evaluation.target import Target
 from advmoe.moe import HARD, Routing
@@ -28,7 +29,7 @@ CLOSE = 1e-4  # most that the logits of one image may differ in two batches, rel
 POINTS = 0.5  # percentage points by which a robust accuracy may move in the wrong direction
 SILENT = 1.0  # percentage of images without a gradient from which the check fails
 SUBSET = 128  # number of images for the checks that run attacks
-VERSION = 2  # raise it when a check changes; stored checks of another version are run again
+VERSION = 3  # raise it when a check changes; stored checks of another version are run again
 COSTLY = {  # number -> name of the checks that only a thorough evaluation runs
     7: "more budget changes nothing", 8: "accuracy falls with epsilon", 9: "iterated and white-box are strongest",
     10: "noise breaks none", 12: "the loss rises",
@@ -83,12 +84,15 @@ def zero_epsilon(target: Target) -> Check:
 
 
 def gradients(target: Target) -> Check:
-    """(3) The percentage of images whose gradient is zero everywhere or not finite, for the loss and for each router's margin."""
+    """(3) The percentage of images whose gradient is zero everywhere or not finite, for the loss and for each router's margin.
+
+    The gradients are those that attacks use, in their precision.
+    """
     x, y = target.x, target.y
-    (middle,) = _points(target, target.model, evaluation_pgd(target.epsilon, 5, target.norm), _draws(target, 7))
+    (middle,) = _points(target, target.search, evaluation_pgd(target.epsilon, 5, target.norm), _draws(target, 7))
     shares = {}
     for moment, z in (("start", x), ("mid-attack", middle)):
-        gradient = target.in_batches(partial(input_gradient, target.model, objective=cross_entropy), z, y)
+        gradient = target.in_batches(partial(input_gradient, target.search, objective=cross_entropy), z, y)
         shares[f"loss, {moment}"] = _percent(_is_silent(gradient))
         if target.routed:
             silent = target.in_batches(partial(_silent_routers, target), z)
@@ -177,7 +181,7 @@ def finiteness(target: Target) -> Check:
         elif values.shape[1] > 1 and len(values) > 1 and bool((values == values[:1]).all()):
             wrong.append(f"router {layer} gives every image the same logits")
     for objective in (cross_entropy, margin):
-        gradient = images.in_batches(partial(input_gradient, images.model, objective=objective), images.x, images.y)
+        gradient = images.in_batches(partial(input_gradient, images.search, objective=objective), images.x, images.y)
         wrong += [] if torch.isfinite(gradient).all() else [f"gradient of the {objective.__name__.replace('_', '-')}"]
     detail = f"not finite or constant: {', '.join(wrong)}" if wrong else "all finite, no router constant"
     return Check(13, "numbers are finite", "fail" if wrong else "pass", detail)
@@ -197,15 +201,19 @@ def attack_strength(
     of our PGD; the other attack should use the same.
 
     Fails if the accuracy under the other attack is more than a percentage point higher. This finds, for example, a projection
-    inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels.
+    inside the autograd graph: its clamp to [0, 1] removes the gradient of saturated pixels. An x' that is not finite, in [0, 1] and
+    in the ball does not count: the image replaces it.
     """
     with frozen(model), full_float32(model), torch.no_grad():
         ours = pgd(model, x, y, settings, ImageDraws(seed, range(len(x))))
         with torch.enable_grad():
             theirs = attack(model, x, y).detach()
-        accuracies = [_percent(model(z).argmax(dim=1) == y) for z in (ours, theirs)]
+        valid = is_valid(theirs, x, settings.epsilon, settings.norm)
+        theirs = torch.where(valid[:, None, None, None], theirs, x)
+        accuracies = [_percent(predicted(model(z)) == y) for z in (ours, theirs)]
     weaker = accuracies[1] - accuracies[0] > threshold(1.0, len(x))
     detail = f"ours leaves {accuracies[0]:.1f} %, theirs {accuracies[1]:.1f} %"
+    detail += "" if valid.all() else f"; {int((~valid).sum())} of theirs outside the ball count as the image"
     return Check(9, "attack as strong as ours", "fail" if weaker else "pass", detail)
 
 
@@ -275,7 +283,7 @@ def _silent_routers(target: Target, x: Tensor) -> Tensor:
     """Which images have no gradient of the router's margin, for each layer of several experts: [B, L] bool."""
     with torch.enable_grad():
         leaf = x.detach().requires_grad_(True)
-        routings = target.model.forward_routed(leaf, HARD)[1]
+        routings = target.search.forward_routed(leaf, HARD)[1]
         gaps = margins(routings, route_of(routings))
         layers = [layer for layer, routing in enumerate(routings) if routing.logits.shape[1] > 1]
         flags = [_is_silent(_gradient(gaps[:, layer].sum(), leaf)) for layer in layers]

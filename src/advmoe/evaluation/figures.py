@@ -14,6 +14,7 @@ from advmoe.evaluation.store import Shard
 from advmoe.evaluation.target import Target
 
 FULL_REROUTE = {"reroute", "reroute_full"}  # a full evaluation of a network that routes needs one of these
+REROUTE = {"reroute_quick", *FULL_REROUTE}  # they move images to other pathways, so hidden gradients do not stop them
 
 
 def summarise(target: Target, preset: Preset, shards: Sequence[Shard]) -> Evaluation:
@@ -90,11 +91,14 @@ def _was_run(shards: Sequence[Shard], name: str) -> bool:
 
 
 def _totals(shards: Sequence[Shard], name: str) -> AttackTotals:
-    """The totals of an attack over the shards. The version is the oldest one."""
+    """The totals of an attack over the shards, with the oldest version, the smallest pathway budget, and all networks that images
+    were transferred from."""
     runs = [run for shard in shards if (run := shard.attacks.get(name)) is not None]
     return AttackTotals(
         attacked=sum(len(run.rows) for run in runs), broken=sum(len(run.broken) for run in runs),
         seconds=sum(run.seconds for run in runs), version=min((run.version for run in runs), default=1),
+        pathway_budget=min((run.pathway_budget for run in runs if run.pathway_budget is not None), default=None),
+        transfer=", ".join(sorted({run.transfer for run in runs if run.transfer is not None})) or None,
     )  # fmt: skip
 
 
@@ -125,8 +129,7 @@ def _routing(shards: Sequence[Shard], robust: set[int]) -> RoutingFigures | None
 def _comparable(shards: Sequence[Shard]) -> bool:
     """Whether the attacks on the routed network suffice to compare its worst case with that of a fixed expert: they have the
     attack on the fixed expert, and one that gradients hidden by the routing do not stop."""
-    routing = (name for name, attack in ATTACKS.items() if attack.needs == "routing")
-    return _was_run(shards, FIXED_ATTACK) and any(_was_run(shards, name) for name in routing)
+    return _was_run(shards, FIXED_ATTACK) and any(_was_run(shards, name) for name in REROUTE)
 
 
 def _difference(rows: set[int], others: set[int], images: int) -> Difference:

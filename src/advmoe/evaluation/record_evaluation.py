@@ -1,7 +1,7 @@
 """The section `evaluation` of a Record: figures, attacks, routing and checks."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -21,12 +21,19 @@ Status = Literal["pass", "warn", "fail", "skipped"]
 
 
 class AttackTotals(RecordModel):
-    """The totals of one attack: the number of images that it attacked and broke, and its seconds. `version` is the attack's."""
+    """The totals of one attack: the number of images that it attacked and broke, and its seconds. `version` is the attack's.
 
+    `pathway_budget`: the number of pathways up to which an attack on fixed pathways attacked all. `transfer`: digest of the network
+    that images were transferred from. Older Records do not say them.
+    """
+
+    sparse: ClassVar[frozenset[str]] = frozenset({"pathway_budget", "transfer"})
     attacked: NonNegativeInt
     broken: NonNegativeInt
     seconds: NonNegativeFloat
     version: Size = 1
+    pathway_budget: NonNegativeInt | None = None
+    transfer: Text | None = None
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ class RoutingFigures(RecordModel):
     one of these networks keeps in the worst case, which only a choice that knows the label and cannot be attacked would reach.
 
     The gain from choosing an expert, on the same images: `choice_gain_worst` [N] is the worst case of the routed network, over all
-    attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and an attack on the routing.
+    attacks that were run, minus `fixed_expert_ra_worst`. It needs APGD on the targeted margin and a rerouting attack.
     `choice_gain` [N] is RA-10 of the routed network minus `fixed_expert_ra`: usually too high, because routing hides gradients from
     PGD-10.
     """

@@ -15,7 +15,7 @@ class Evaluation:
 
     - `worst`: an image counts as robust only if no attack that was run broke it.
     - `complete`: AutoAttack was run (with fewer than four classes, with `apgd_t` in place of its targeted APGD) and, on a network
-      that routes, a full attack on the routing, in their present versions. If not, `worst` is "quick".
+      that routes, a full attack on the routing, in their present versions. If not, `worst` is over fewer attacks.
     - `rows`: the numbers of the images in x, all of them or those of a part.
     - `attacks`, `broken`: the totals of each attack and the rows of the images that it broke. Attacks of earlier plans in the same
       store are included if they were run on every shard, because they count in `worst`.

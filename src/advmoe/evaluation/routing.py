@@ -18,7 +18,7 @@ from advmoe.evaluation.store import RoutingCounts
 from advmoe.moe import ForcedGate, Routing
 
 FIXED_ATTACK = "apgd_margin_t"  # on a network with a fixed expert, after PGD-10
-VERSION = 2  # raise it when the counts change; stored ones of another version are counted again
+VERSION = 3  # raise it when the counts change; stored ones of another version are counted again
 
 
 def versions() -> list[int]:

@@ -70,7 +70,8 @@ def evaluate(
 
     Raises UserError if pixels are outside [0, 1], if labels are out of range, if the network has fewer than 2 classes or returns
     NaN, if `transfer` has another number of classes, if no attack of the preset can run, if the store holds results of another
-    network, data, threat model or seed, or if another process evaluates the same shards of the store.
+    network, data, threat model or seed, if another process evaluates the same shards of the store, or if x' should be written
+    without a store.
     """
     options = EvaluationOptions(
         epsilon, norm, preset, seed, shard_size, store, part, transfer, bf16_search, save_adversarial, progress, batch_size,
@@ -82,6 +83,8 @@ def evaluate(
 
 def evaluate_claimed(model: nn.Module, x: Tensor, y: Tensor, options: EvaluationOptions) -> Evaluation:
     """What `evaluate` does with these `options`, for a caller that has claimed their store (`advmoe.evaluation.claim`)."""
+    if options.save_adversarial and options.store is None:
+        raise UserError("save_adversarial needs a store, the folder to which the images are written")
     with _prepared(model, x, y, options) as (target, preset, store):
         images = None if options.store is None else options.store / "adversarial"
         shards = []

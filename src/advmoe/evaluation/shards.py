@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
+from advmoe.attacks import Norm
 from advmoe.attacks.job import Job
 from advmoe.attacks.objectives import predicted
 from advmoe.attacks.presets import Preset
@@ -107,9 +108,12 @@ class Worker:
             x_adv = torch.cat([path[mark] for path in paths])[chosen] if correct else target.x[:0]
             verdict, x_adv = self._judged(name, correct, x_adv)
             share, before = (mark - before) / steps[-1], mark
-            self._keep(name, correct, verdict, Time.since(began).plus(ascent, share), x_adv)
+            self._keep(name, self._result(name, correct, verdict, Time.since(began).plus(ascent, share)), x_adv)
         if routed:
-            counts = [routing_counts(target.model, job, correct, path[10], path[50]) for job, path in zip(jobs, paths, strict=True)]
+            counts = []
+            for job, path in zip(jobs, paths, strict=True):
+                pgd_10, pgd_50 = (_attack_disputed(target, f"pgd_{mark}", job, path[mark]) for mark in (10, 50))
+                counts.append(routing_counts(target.model, job, correct, pgd_10, pgd_50))
             shard.routing = total(counts)
             self.save(shard)
 
@@ -122,35 +126,51 @@ class Worker:
             broken = shard.broken(done)
             rows = [row for row in shard.correct or [] if row not in broken]
             if not self._is_done(name, rows):
-                known = self._known(name, rows)
-                self._attack(name, known.rows if known else rows)  # a known result lacks its images: make those of all its rows
+                known = self._known(name)
+                if known is not None and not self._has_images(name, known):
+                    known = self._attack(name, known.rows)
+                if known is None or not set(rows) <= set(known.rows):
+                    self._attack(name, rows, known)
             done.append(name)
 
-    def _attack(self, name: str, rows: list[int]) -> None:
+    def _attack(self, name: str, rows: list[int], known: AttackRun | None = None) -> AttackRun:
+        """Attack the `rows` that the stored result `known` lacks, and add them to it. Figures of other plans need its rows, and
+        another run on all of them could break others: AutoAttack draws noise for a batch."""
         started = Time.now()
+        rows = [row for row in rows if known is None or row not in known.rows]
         points = [run_attack(name, job, self.target.model) for job in self._jobs(rows)]
         verdict, x_adv = self._judged(name, rows, torch.cat([self.target.x[:0], *points]))
-        self._keep(name, rows, verdict, Time.since(started), x_adv)
+        run = self._result(name, rows, verdict, Time.since(started))
+        path = self._images_path(name)
+        if known is not None:
+            run = known.plus(run)
+            if self.keep_images and path is not None and known.rows:
+                x_adv = torch.cat([load_file(path)["x_adv"].to(x_adv), x_adv])
+        self._keep(name, run, x_adv)
+        return run
 
     def _jobs(self, rows: list[int]) -> list[Job]:
         """The images `rows` in batches. A shard's batches share the seed of attacks that draw noise for a batch."""
         size = self.target.batch_size
         return [self.target.job(rows[start : start + size], self.number) for start in range(0, len(rows), size)]
 
-    def _keep(self, name: str, rows: list[int], verdict: Verdict, spent: Time, x_adv: Tensor) -> None:
+    def _result(self, name: str, rows: list[int], verdict: Verdict, spent: Time) -> AttackRun:
+        return AttackRun(
+            rows=rows, transfer=self._source(name), pathway_budget=self._budget(name), version=ATTACKS[name].version,
+            **spent._asdict(), **verdict._asdict(),
+        )  # fmt: skip
+
+    def _keep(self, name: str, run: AttackRun, x_adv: Tensor) -> None:
         """Store the result, and then its x'. Those of the result that it replaces are removed before, so that a process that is
         stopped at any time leaves no x' of another result."""
         shard, path = self.shard, self._images_path(name)
         if path is not None:
             path.unlink(missing_ok=True)
-        shard.attacks[name] = AttackRun(
-            rows=rows, transfer=self._source(name), pathway_budget=self._budget(name), version=ATTACKS[name].version,
-            **spent._asdict(), **verdict._asdict(),
-        )  # fmt: skip
-        shard.ever = sorted({*shard.ever, *verdict.broken})
+        shard.attacks[name] = run
+        shard.ever = sorted({*shard.ever, *run.broken})
         self.save(shard)
-        if path is not None and self.keep_images and rows:
-            _save_images(path, rows, x_adv)
+        if path is not None and self.keep_images and run.rows:
+            _save_images(path, run.rows, x_adv)
         self.progress(name, self.number, shard)
 
     def _judged(self, name: str, rows: list[int], x_adv: Tensor) -> tuple[Verdict, Tensor]:
@@ -158,8 +178,8 @@ class Worker:
         target, held = self.target, ATTACKS[name].held
         judged, broken, outside, on_pathway = [x_adv[:0]], list[int](), 0, list[int]()
         for job, points in zip(self._jobs(rows), x_adv.split(target.batch_size), strict=False):
-            part = points if target.search is target.model else _attack_disputed(target, name, job, points)
-            inside = _inside(part, job.x, target)
+            part = _attack_disputed(target, name, job, points)
+            inside = is_valid(part, job.x, target.epsilon, target.norm)
             part = torch.where(inside[:, None, None, None], part, job.x)
             correct = set(correct_rows(target, job.images, part))
             broken += [row for row in job.images if row not in correct]
@@ -172,17 +192,18 @@ class Worker:
 
     def _is_done(self, name: str, rows: list[int]) -> bool:
         """Whether the shard has the result of `name` for these rows, and its images if they are wanted."""
-        known, path = self._known(name, rows), self._images_path(name)
-        if known is None:
-            return False
-        return path is None or not (self.keep_images and known.rows) or path.exists()
+        known = self._known(name)
+        return known is not None and set(rows) <= set(known.rows) and self._has_images(name, known)
 
-    def _known(self, name: str, rows: list[int]) -> AttackRun | None:
-        """The result of `name` for these rows, if the shard has it. Another plan may have run it on more, or on other, rows."""
+    def _known(self, name: str) -> AttackRun | None:
+        """The result of `name`, if the shard has it. Another plan may have run it on more, or on other, rows."""
         run, expected = self.shard.attacks.get(name), (self._source(name), self._budget(name), ATTACKS[name].version)
-        if run is None or (run.transfer, run.pathway_budget, run.version) != expected or not set(rows) <= set(run.rows):
-            return None
-        return run
+        return None if run is None or (run.transfer, run.pathway_budget, run.version) != expected else run
+
+    def _has_images(self, name: str, run: AttackRun) -> bool:
+        """Whether the x' of a stored result are there, or not wanted."""
+        path = self._images_path(name)
+        return path is None or not (self.keep_images and run.rows) or path.exists()
 
     def _images_path(self, name: str) -> Path | None:
         return None if self.images is None else self.images / f"{name}-{self.number:05d}.safetensors"
@@ -208,6 +229,8 @@ def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tens
 
     An attack that fixes pathways also stops at an image that fools the copy with a fixed pathway.
     """
+    if target.search is target.model:
+        return x_adv
     true_job, held = replace(job, predict=target.model), ATTACKS[name].held
     stopped = target.search(x_adv).argmax(dim=1) != job.y
     if held is not None:
@@ -220,11 +243,11 @@ def _attack_disputed(target: Target, name: str, job: Job, x_adv: Tensor) -> Tens
     return x_adv
 
 
-def _inside(x_adv: Tensor, x: Tensor, target: Target) -> Tensor:
-    """Which images are finite, in [0, 1] and in the ball: [B] bool."""
+def is_valid(x_adv: Tensor, x: Tensor, epsilon: float, norm: Norm) -> Tensor:
+    """Which x' are finite, in [0, 1] and in the ball around x: [B] bool."""
     flat = (x_adv.double() - x.double()).flatten(1)
-    distance = flat.abs().amax(dim=1) if target.norm == "Linf" else flat.norm(dim=1)
-    radius = target.epsilon * (1 if target.norm == "Linf" else 1 + L2_SLACK) + SLACK
+    distance = flat.abs().amax(dim=1) if norm == "Linf" else flat.norm(dim=1)
+    radius = epsilon * (1 if norm == "Linf" else 1 + L2_SLACK) + SLACK
     inside = (distance <= radius) & torch.isfinite(flat).all(dim=1)
     return inside & (x_adv.flatten(1).amin(dim=1) >= 0) & (x_adv.flatten(1).amax(dim=1) <= 1)
 

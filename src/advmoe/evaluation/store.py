@@ -66,6 +66,14 @@ class AttackRun(BaseModel):
     pathway_budget: int | None = None
     version: int = 1
 
+    def plus(self, other: "AttackRun") -> "AttackRun":
+        """This result with that of the same attack on other rows."""
+        joined = {
+            name: None if (mine := getattr(self, name)) is None or (theirs := getattr(other, name)) is None else mine + theirs
+            for name in ("rows", "broken", "held", "outside", "seconds", "cpu_seconds")
+        }
+        return self.model_copy(update=joined)
+
 
 class RoutingCounts(BaseModel):
     """Counts over a shard's images, and rows of some (see `advmoe.evaluation.routing.routing_counts`).

@@ -2,8 +2,9 @@
 
 from collections import Counter
 
+from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
-from advmoe.reports.measures import label
+from advmoe.reports.measures import label, worst_of
 
 
 def attack_title(name: str) -> str:
@@ -20,16 +21,15 @@ def caught_alone(evaluation: EvaluationResult) -> dict[str, int]:
     return {name: sum(times[row] == 1 for row in rows) for name, rows in evaluation.broken.items()}
 
 
-def routing_bounds(evaluation: EvaluationResult) -> str:
+def routing_bounds(record: Record) -> str:
     """RA-paths and the worst case: an estimated lower bound and an upper bound of the accuracy under any attack on the routing.
 
     "" without RA-paths.
     """
-    figures = evaluation.figures
-    worst = next((name for name in ("ra_worst", "ra_worst_quick") if name in figures), None)
-    if worst is None or "ra_paths" not in figures:
+    lower = record.evaluation.figures.get("ra_paths")
+    if lower is None:
         return ""
-    return f"between {figures['ra_paths']:.1f} % ({label('ra_paths')}) and {figures[worst]:.1f} % ({label(worst)})"
+    return f"between {lower:.1f} % ({label('ra_paths')}) and {record.worst:.1f} % ({worst_of(record).label})"
 
 
 def choice_gains(evaluation: EvaluationResult) -> str:

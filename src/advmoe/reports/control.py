@@ -46,10 +46,29 @@ def obstacle(record: Record, control: Record) -> str:
         return "it was attacked differently; evaluate both with the same presets (--fresh forgets earlier ones)"
     if evaluated(record) != evaluated(control):
         return "it was attacked by another version of advmoe; evaluate both with the same one"
-    if difference := differing(attack_settings(control), attack_settings(record)):
-        return f"its attacks had other settings ({difference}); evaluate both with the same --precision"
+    if difference := _other_settings(record, control):
+        how = "evaluate both with the same --precision, --pathway-budget and --transfer"
+        return f"its attacks had other settings ({difference}); {how}"
     same_images = record.fingerprint == control.fingerprint and len(one.flags) == len(other.flags) > 0
     return "" if same_images else "it was evaluated on other images, or a Record does not say which images are robust"
+
+
+def _other_settings(record: Record, control: Record) -> str:
+    """The settings of their attacks in which the Records differ, as far as both say them; empty if there are none."""
+    ours, theirs = _settings(record), _settings(control)
+    return differing(
+        {name: value for name, value in theirs.items() if name in ours},
+        {name: value for name, value in ours.items() if name in theirs},
+    )
+
+
+def _settings(record: Record) -> dict[str, object]:
+    runs = record.evaluation.attacks.items()
+    return {
+        **attack_settings(record),
+        **{f"pathway budget of {name}": run.pathway_budget for name, run in runs if run.pathway_budget is not None},
+        **{f"source network of {name}": run.transfer for name, run in runs if run.transfer is not None},
+    }
 
 
 def comparison_line(record: Record, control: Record) -> str:

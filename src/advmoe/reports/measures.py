@@ -118,7 +118,7 @@ MEASURES = (
     ),
     Measure(
         "ra_worst_quick", "RA-worst (quick)", _partial("ra_worst_quick"), worst=True, upper_bound=True,
-        meaning="the same under the preset quick: no AutoAttack, and a short attack on the routing. RA-worst can only be lower",
+        meaning="the same under the preset quick: no AutoAttack, and a short attack on the routing. RA-worst is usually lower",
     ),
     Measure(
         "ra_worst_former_quick", "RA-worst (quick of 0.1)", _partial("ra_worst_former_quick"), worst=True, upper_bound=True,

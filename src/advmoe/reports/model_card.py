@@ -137,7 +137,7 @@ def _limits(record: Record, classes: Sequence[str], input_size: Sequence[int]) -
     yield f"Images are {height} x {width} with {channels} channels, and each is taken for one of {len(classes)} classes."
     if record.ra_worst is None:
         figure = f"{worst_of(record).label} was found without AutoAttack or without attacks on the routing"
-        yield f"{figure}: {label('ra_worst')} can only be lower."
+        yield f"{figure}: {label('ra_worst')} is usually lower."
     if evaluation.autoattack_unreliable:
         yield "RA-AA stands further above RA-worst than it should: AutoAttack's figure is not to be trusted for this network."
     for check in evaluation.checks:

@@ -57,12 +57,12 @@ def _facts(record: Record) -> Iterable[tuple[str, str]]:
     evaluation = record.evaluation
     for name, value, (low, high) in with_intervals(record):
         yield name, f"{value:.1f} % (95 % interval {low:.1f} to {high:.1f})"
-    if ends := routing_bounds(evaluation):
+    if ends := routing_bounds(record):
         yield "accuracy under any attack on the routing, estimated", ends
     routing = evaluation.routing
     if routing:
         yield "RA-router, RA-expert", f"{routing.ra_router:.1f} %, {routing.ra_expert:.1f} %"
-        yield "images that PGD-50 reroutes", f"{routing.flip_rate:.1f} %"
+        yield "correctly classified images that PGD-50 reroutes", f"{routing.flip_rate:.1f} %"
     if text := choice_gains(evaluation):
         yield "gain by choosing an expert", text
     if parts := evaluation.partly_run:

@@ -7,9 +7,10 @@ from rich.text import Text
 
 from advmoe.evaluation.record import Record
 from advmoe.evaluation.record_evaluation import EvaluationResult
+from advmoe.evaluation.result_checks import AUTOATTACK
 from advmoe.reports.attacks import caught_alone, choice_gains, routing_bounds
 from advmoe.reports.cell import cell_of
-from advmoe.reports.measures import Measure, measured
+from advmoe.reports.measures import BY_NAME, Measure, measured, with_intervals
 
 COLOURS = {"pass": "green", "warn": "yellow", "fail": "red", "skipped": ""}  # of a check's status
 
@@ -28,27 +29,24 @@ def record_table(records: Sequence[Record], title: str) -> Table:
 
 
 def _text(record: Record, measure: Measure) -> str:
-    """A figure as text; RA-AA is marked as unreliable if it is too far above RA-worst."""
+    """A figure as text; the one of AutoAttack is marked as unreliable if it is too far above RA-worst."""
     value = measure.value(record)
-    doubtful = measure.name in ("ra_aa", "ra_aa_few_classes") and record.evaluation.autoattack_unreliable
+    judged = next((name for name in AUTOATTACK if BY_NAME[name].value(record) is not None), "")  # by check 5
+    doubtful = measure.name == judged and record.evaluation.autoattack_unreliable
     return "" if value is None else f"{value:.1f}{' (unreliable)' * doubtful}"
 
 
-def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
+def evaluation_lines(record: Record) -> list[str]:
     """Intervals, attacks with their times, and routing, one line each."""
-    intervals, attacks = evaluation.intervals.items(), evaluation.attacks.items()
-    width = max(map(len, evaluation.figures), default=0)
-    lines = [
-        f"{name:{width}} {evaluation.figures[name]:5.1f} %  95 % interval {low:.1f} to {high:.1f}"
-        for name, (low, high) in intervals
-        if name in evaluation.figures
-    ]
-    if ends := routing_bounds(evaluation):
+    evaluation, intervals = record.evaluation, with_intervals(record)
+    width = max((len(label) for label, _, _ in intervals), default=0)
+    lines = [f"{label:{width}} {value:5.1f} %  95 % interval {low:.1f} to {high:.1f}" for label, value, (low, high) in intervals]
+    if ends := routing_bounds(record):
         lines.append(f"accuracy under any attack on the routing: estimated {ends}")
     alone = caught_alone(evaluation)
     lines += [
         f"{name:24} broke {run.broken:4} of {run.attacked:4}, {alone.get(name, 0):4} only by it, in {run.seconds:.1f} s"
-        for name, run in attacks
+        for name, run in evaluation.attacks.items()
     ]
     lines += [f"left out, {reason}: {', '.join(names)}" for reason, names in _by_text(evaluation.left_out).items()]
     lines += [
@@ -59,8 +57,9 @@ def evaluation_lines(evaluation: EvaluationResult) -> list[str]:
     if routing:
         lines += [
             f"RA-router {routing.ra_router:.1f} %, RA-expert {routing.ra_expert:.1f} %; "
-            f"routes of {routing.flip_rate:.1f} % of the images change under PGD-50",
-            "images that keep their expert, per layer: " + " ".join(f"{value:.0f}" for value in routing.overlap) + " %",
+            f"routes of {routing.flip_rate:.1f} % of the correctly classified images change under PGD-50",
+            "correctly classified images that keep their expert, per layer: "
+            + " ".join(f"{value:.0f}" for value in routing.overlap) + " %",
             f"load of the experts, per layer: {_loads(routing.load)} %; under attack: {_loads(routing.load_adv)} %",
             "expert 0, 1, ... in every layer: SA " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_sa)
             + ", RA-10 " + " ".join(f"{value:.1f}" for value in routing.fixed_expert_ra)

@@ -44,7 +44,7 @@ class EvaluateArguments:
         _costs("quick", "PGD, APGD on the margin and a short attack on the routing; used if you name no preset and no attacks"),
     ] = False
     standard: Annotated[Flag, _costs("standard", "AutoAttack, margin and route-aware attacks, pathways, all self-checks")] = False
-    full: Annotated[Flag, _costs("full", "The attacks of --standard and many more")] = False
+    full: Annotated[Flag, _costs("full", "Those of --standard, with a wider rerouting search, and many more")] = False
     attacks: tuple[str, ...] = ()
     """Instead of a preset: names of attacks, such as pgd_50 and reroute. autoattack, autoattack_plus and autoattack_rand stand for
     all their attacks."""
@@ -79,7 +79,8 @@ class EvaluateArguments:
     """At most this many images are attacked at once."""
     pathway_budget: int = PATHWAY_BUDGET
     """A pathway is a choice of one expert in each layer. All are attacked if there are at most this many, otherwise a sample of
-    them (RA-paths, sampled). 0 skips this."""
+    them (RA-paths, sampled). 0 skips this. The costs of the presets are for at most 8 pathways; each further one that is attacked
+    adds at most 105 passes."""
     processes: int = 1
     """Divide the shards among this many processes (and the CUDA devices, if there are several)."""
     part: tuple[int, int] | None = None
