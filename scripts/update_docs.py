@@ -41,6 +41,7 @@ from advmoe.wording import number_of
 ROOT = Path(__file__).parents[1]
 COST_COLUMNS = ("GMACs", "against dense")
 FLAGSHIP = "cifar10-w32"
+MORE_IMAGES = "results/evaluation/cifar10_quick_4000.json"  # 4,000 test images instead of 1,000
 RUN_PREFIX = "cifar10-resnet18-"  # of the runs and recipes in results/cifar10-jpeg and results/choices
 IMAGE = "docs/images/robustness.png"
 DIGEST = "records"  # name of the PNG's text
@@ -240,24 +241,29 @@ def robustness() -> str:
 
 def choice_text() -> str:
     """How AdvMoE, with and without -plus, compares with its control, for README."""
-    against = [
-        f"{title(cell)} {against.difference.words}"
-        for cell, against in differences_from_control(main_records()).items()
-        if cell.method == "advmoe" and cell.model_scale == 0.5 and not cell.variant
-    ]
+
+    def compare(evaluated: list[Record]) -> str:
+        differences = [
+            f"{title(cell)} {against.difference.words}"
+            for cell, against in differences_from_control(evaluated).items()
+            if cell.method == "advmoe" and cell.model_scale == 0.5 and not cell.variant
+        ]
+        return "; ".join(differences)
+
     return (
-        f"RA-worst (quick) minus that of the control trained with the same options, on the same images: {'; '.join(against)}. "
+        "RA-worst (quick) minus that of the control trained with the same options, on the same images: "
+        f"{compare(main_records())}. On 4,000 test images: {compare(records(MORE_IMAGES))}. "
         "These intervals cover the images and not the seeds, so they do not decide the question "
         "([the rule](docs/report.md#which-network-is-ahead), [more comparisons](docs/choices.md#does-choosing-an-expert-help))."
     )
 
 
-def choice_table() -> str:
+def choice_table(evaluated: list[Record]) -> str:
     """The methods over seeds, and each routed network's difference from its control."""
-    differences = differences_from_control(main_records())
+    differences = differences_from_control(evaluated)
     lines = ["| network | GMACs | SA | RA-50 | RA-worst (quick) | seeds | against one expert, image by image |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
-    for summary in summarise(main_records()):
+    for summary in summarise(evaluated):
         figures = [summary.figures[name].text(1) for name in ("sa", "ra_50", "ra_worst_quick")]
         against = str(differences.get(summary.cell, ""))
         cells = [network_title(summary.cell), f"{summary.figures['gmacs'].mean:.4f}", *figures, str(summary.n), against]
@@ -337,9 +343,9 @@ def gains_table(evaluated: Iterable[tuple[str, Record]]) -> str:
     return "\n".join(lines)
 
 
-def gains_of_networks() -> str:
-    """The gains by choosing an expert in the runs that README shows."""
-    return gains_table((network_title(cell_of(record)), record) for record in main_records())
+def gains_of_networks(evaluated: list[Record]) -> str:
+    """The gains by choosing an expert, each run with the name of its network."""
+    return gains_table((network_title(cell_of(record)), record) for record in evaluated)
 
 
 def gains_of_ingredients() -> str:
@@ -488,7 +494,13 @@ BLOCKS: dict[str, dict[str, Callable[[], str]]] = {
         "standard": standard,
     },
     "docs/start.md": {"demo": demo},
-    "docs/choices.md": {"choice": choice_table, "pairs": pairs_table, "gains": gains_of_networks},
+    "docs/choices.md": {
+        "choice": lambda: choice_table(main_records()),
+        "pairs": pairs_table,
+        "gains": lambda: gains_of_networks(main_records()),
+        "more images": lambda: choice_table(records(MORE_IMAGES)),
+        "gains on more images": lambda: gains_of_networks(records(MORE_IMAGES)),
+    },
     "docs/ingredients.md": {"ingredients": ingredients_table, "gains": gains_of_ingredients},
     "docs/evaluation.md": {"attacks": attacks_table},
     "docs/cost.md": {"profile": profile_markdown},
