@@ -19,7 +19,7 @@ from advmoe.training.checkpoint import LOCK, RunFolder
 SABOTAGE = Path(__file__).with_name("sabotage.py")
 SEED = int(os.environ.get("FAULTS_SEED", "20231"))  # of the moments at which processes are killed
 PATIENCE = 300  # seconds for a run of seconds
-CLOCKS = re.compile("_seconds$")
+UNEQUAL = re.compile("_seconds$|^commit$")  # fields of an epoch that can differ between equal runs
 ALWAYS = ("--save-minutes", "0")  # a checkpoint after every iteration
 
 Faults = Mapping[str, Mapping[str, Any]]
@@ -94,9 +94,9 @@ def in_a_step(arguments: Sequence[str | Path], run: Path, step: int) -> Iterator
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without clocks."""
+    """metrics.jsonl without the fields that may differ between equal runs."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if not CLOCKS.search(name)} for line in lines]
+    return [{name: value for name, value in json.loads(line).items() if not UNEQUAL.search(name)} for line in lines]
 
 
 def files(run: Path) -> list[str]:
