@@ -5,8 +5,9 @@ from functools import cache
 
 import pytest
 import torch
+from computed_weights import COMPUTED
 from torch import nn
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
+from torch.nn.utils import parametrizations, prune
 
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
@@ -132,15 +133,6 @@ def test_pruned_and_reparametrised_networks_are_fused_and_do_not_change():
         torch.testing.assert_close(fused(model)(x), expected, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(model(x), expected)
     assert all(torch.equal(state[name], value) for name, value in model.state_dict().items())
-
-
-COMPUTED = {
-    "weight_norm": weight_norm,
-    "spectral_norm": spectral_norm,
-    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-    "weight_norm parametrization": parametrizations.weight_norm,
-    "spectral_norm parametrization": parametrizations.spectral_norm,
-}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

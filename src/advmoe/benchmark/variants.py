@@ -89,7 +89,9 @@ def inference(kind: str, scale: Scale, device: torch.device, backbone: str, batc
 def to_one_expert(call: partial[Tensor]) -> partial[Tensor]:
     """An inference call with all images on expert 0, which needs no gather or scatter."""
     model, x, choices = call.args
-    return call if choices is None else partial(forward, model, x, (1, choices[1]))
+    if choices is None:
+        return call
+    return partial(forward, model, x, (1, choices[1]))  # a choice of one expert: the random routes are all of expert 0
 
 
 def in_bf16(call: partial[Tensor]) -> partial[Tensor]:

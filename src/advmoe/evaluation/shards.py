@@ -129,7 +129,7 @@ class Worker:
                 known = self._known(name)
                 if known is not None and not self._has_images(name, known):
                     known = self._attack(name, known.rows)
-                if known is None or not set(rows) <= set(known.rows):
+                if known is None or set(rows) - set(known.rows):
                     self._attack(name, rows, known)
             done.append(name)
 
@@ -198,12 +198,16 @@ class Worker:
     def _known(self, name: str) -> AttackRun | None:
         """The result of `name`, if the shard has it. Another plan may have run it on more, or on other, rows."""
         run, expected = self.shard.attacks.get(name), (self._source(name), self._budget(name), ATTACKS[name].version)
-        return None if run is None or (run.transfer, run.pathway_budget, run.version) != expected else run
+        if run is None or (run.transfer, run.pathway_budget, run.version) != expected:
+            return None
+        return run
 
     def _has_images(self, name: str, run: AttackRun) -> bool:
         """Whether the x' of a stored result are there, or not wanted."""
         path = self._images_path(name)
-        return path is None or not (self.keep_images and run.rows) or path.exists()
+        if path is None or not self.keep_images or not run.rows:
+            return True
+        return path.exists()
 
     def _images_path(self, name: str) -> Path | None:
         return None if self.images is None else self.images / f"{name}-{self.number:05d}.safetensors"

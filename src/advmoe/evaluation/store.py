@@ -68,10 +68,10 @@ class AttackRun(BaseModel):
 
     def plus(self, other: "AttackRun") -> "AttackRun":
         """This result with that of the same attack on other rows."""
-        joined = {
-            name: None if (mine := getattr(self, name)) is None or (theirs := getattr(other, name)) is None else mine + theirs
-            for name in ("rows", "broken", "held", "outside", "seconds", "cpu_seconds")
-        }
+        joined = {}
+        for name in ("rows", "broken", "held", "outside", "seconds", "cpu_seconds"):
+            values = (getattr(self, name), getattr(other, name))
+            joined[name] = None if None in values else values[0] + values[1]
         return self.model_copy(update=joined)
 
 

@@ -5,9 +5,9 @@ import types
 
 import pytest
 import torch
+from computed_weights import COMPUTED
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations, prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 from advmoe.errors import UserError
@@ -20,21 +20,6 @@ def network():
     torch.manual_seed(0)
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5)]
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 12, 3, padding=1), nn.ReLU(), *head)
-
-
-class Doubled(nn.Module):
-    def forward(self, weight):
-        return 2 * weight
-
-
-COMPUTED = {
-    "weight_norm": weight_norm,
-    "spectral_norm": spectral_norm,
-    "pruning": lambda layer: prune.l1_unstructured(layer, "weight", 0.5),
-    "weight_norm parametrization": parametrizations.weight_norm,
-    "spectral_norm parametrization": parametrizations.spectral_norm,
-    "another parametrization": lambda layer: nn.utils.parametrize.register_parametrization(layer, "weight", Doubled()),
-}
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

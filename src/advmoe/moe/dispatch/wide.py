@@ -11,4 +11,5 @@ def wide(x: Tensor, bank: FilterBank, experts: Tensor, one_hot: Tensor | None) -
     if one_hot is not None:
         return mixture(x, bank, one_hot)
     parts = every_expert(x, bank).permute(0, 1, 3, 4, 2)  # no copy if the convolution wrote channels last
-    return parts[torch.arange(x.shape[0], device=x.device), experts].permute(0, 3, 1, 2)
+    rows = torch.arange(x.shape[0], device=x.device)  # len(x) would fix the batch size of an exported network
+    return parts[rows, experts].permute(0, 3, 1, 2)
