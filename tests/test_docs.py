@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 import update_docs
+from docs_blocks import choices, first_page
+from docs_blocks.performance import pivot
+from docs_blocks.sources import records, report
 from PIL import Image
 
 from advmoe.sweep.grid import read_sweep
@@ -43,12 +46,12 @@ def test_figures_are_the_records(page, block):
 
 
 def test_the_times_of_the_demo_are_its_records():
-    records = {record.method: record for record in update_docs.records("results/demo/records.json")}
+    demo = {record.method: record for record in records("results/demo/records.json")}
     evaluations = {  # these Records are older than `evaluate_seconds` of continued evaluations
         name: max(record.evaluate_seconds, sum(attack.seconds for attack in record.evaluation.attacks.values()))
-        for name, record in records.items()
+        for name, record in demo.items()
     }
-    network, total = records["advmoe"], sum(record.train_seconds + evaluations[name] for name, record in records.items())
+    network, total = demo["advmoe"], sum(record.train_seconds + evaluations[name] for name, record in demo.items())
     start, readme = ((ROOT / page).read_text() for page in ("docs/start.md", "README.md"))
     assert f"It takes about {network.train_seconds / 60:.0f} minutes on two cores." in start
     assert f"in about {total / 60:.0f} minutes on two cores, and writes `demo/report.html`" in start
@@ -56,7 +59,7 @@ def test_the_times_of_the_demo_are_its_records():
 
 
 def test_the_time_and_memory_of_an_iteration_are_the_measured_ones():
-    times, peaks = (update_docs.pivot(update_docs.report(name).rows) for name in ("training", "memory"))
+    times, peaks = (pivot(report(name).rows) for name in ("training", "memory"))
     seconds = times["iteration, ResNet-18, batch 128"]["AdvMoE"].value
     peak = peaks["peak memory, iteration, ResNet-18, batch 128"]["AdvMoE"].value
     paper, own_images = ((ROOT / "docs" / page).read_text() for page in ("paper.md", "own-images.md"))
@@ -67,14 +70,14 @@ def test_the_time_and_memory_of_an_iteration_are_the_measured_ones():
 
 def test_every_run_of_the_ingredients_has_a_row(monkeypatch):
     runs = plan(read_sweep(str(ROOT / "results/choices/ingredients.yaml")))
-    (record, *_) = update_docs.records("results/choices/ingredients.json")
+    (record, *_) = records("results/choices/ingredients.json")
     planned = [record.model_copy(update={"run": run.name, "seed": run.config.seed}) for run in runs]
-    monkeypatch.setattr(update_docs, "records", lambda _: planned)
-    rows = update_docs.ingredients_table().splitlines()[2:]
+    monkeypatch.setattr(choices, "records", lambda _: planned)
+    rows = choices.ingredients().splitlines()[2:]
     assert len(rows) == len({run.name.removesuffix(f"-s{run.config.seed}") for run in runs})
 
 
 def test_the_image_in_readme_is_drawn_from_the_records():
     """If this fails, run python scripts/update_docs.py: it draws the image again."""
-    with Image.open(ROOT / update_docs.IMAGE) as image:
-        assert image.text[update_docs.DIGEST] == update_docs.records_digest()
+    with Image.open(ROOT / first_page.IMAGE) as image:
+        assert image.text[first_page.DIGEST] == first_page.records_digest()

@@ -1,13 +1,13 @@
 import pytest
+from update_recipe_costs import recipe_table
 
 from advmoe.errors import UserError
 from advmoe.recipes import RECIPES
-from advmoe.reports.costs import recipe_table
 from advmoe.reports.recipe_list import TABLE, chosen_recipes, recipe_lines, recipe_rows
 
 
 def test_the_stored_table_is_up_to_date():
-    assert TABLE.read_text().splitlines() == recipe_table(RECIPES)
+    assert TABLE.read_text() == recipe_table(RECIPES)
 
 
 def test_recipes_are_listed_with_settings_and_cost():

@@ -1,0 +1,1 @@
+"""What `update_docs.py` writes into the pages: a module for each subject."""
