@@ -114,6 +114,21 @@ def test_every_uses_the_running_statistics_of_an_expert_without_images():
     close(norm.every(parts, EXPERTS)[:, 1], twin(outputs()))
 
 
+def test_a_tied_norm_is_that_of_expert_0_for_all_images():
+    norm, parts = make_norm().train(), torch.stack([outputs()] * N, dim=1)
+    norm.tied = True
+    (twin, *_) = references(norm)
+    x, x_slow = outputs().requires_grad_(True), outputs().requires_grad_(True)
+    output, expected = norm(x, EXPERTS), twin(x_slow)
+    close(output, expected)
+    gradients, expected_gradients = grads(output, x, [norm.weight]), grads(expected, x_slow, [twin.weight])
+    close(gradients[0], expected_gradients[0])
+    close(gradients[1], torch.stack([expected_gradients[1], *[torch.zeros(K, dtype=torch.float64)] * (N - 1)]))
+    close(norm.every(parts, EXPERTS)[:, 0], twin(outputs()))
+    close(norm.running_mean, twin.running_mean.expand(N, K))
+    close(norm.running_var, twin.running_var.expand(N, K))
+
+
 def test_one_image_of_one_pixel_gives_no_nan():
     norm = make_norm().train()
     y = norm(torch.randn(1, K, 1, 1, dtype=torch.float64), torch.tensor([2]))

@@ -162,7 +162,7 @@ def with_groups(state):
         ({"ema": 0.9, "label_smoothing": 0.1}, 0, 0),
         ({"ema": 0.9, "soft_labels": "adr"}, 1, 0),  # a forward pass of the average
         ({"awp": 0.01}, 2, 2),  # the update's passes once more, at the weights that are not perturbed
-        ({"awp": 0.01, "awp_from": 1.0}, 2, 2),
+        ({"awp": 0.01, "awp_from": 0.9}, 2, 2),
     ],
 )
 def test_the_further_passes_of_ingredients_in_a_dense_network(options, passes, back):

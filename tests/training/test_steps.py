@@ -8,7 +8,7 @@ from image_specs import image_spec
 from advmoe.attacks import BatchDraws
 from advmoe.config import AttackConfig, RunConfig, TrainingConfig
 from advmoe.models.resnet import ResNet
-from advmoe.moe import DenseKind, MoEKind, Routing
+from advmoe.moe import DenseKind, ForcedGate, MoEKind, Routing
 from advmoe.training.health import NonFinite
 from advmoe.training.losses import LOSSES, Loss
 from advmoe.training.methods import LEVELS
@@ -303,7 +303,7 @@ def experts_are_equal(layer):
 
 @pytest.mark.parametrize("bank", ["disjoint", "backbone"])
 @pytest.mark.parametrize("num_experts", [2, 4])
-def test_tied_experts_stay_equal_and_routers_do_not_change(num_experts, bank):
+def test_the_filters_of_tied_experts_stay_equal_and_routers_do_not_change(num_experts, bank):
     kind = MoEKind(0.75, num_experts=num_experts, bank=bank, norms="shared")
     state, spy = state_and_spy(kind=kind, equal=True, done=0.49, tied_share=0.5)
     before = copies(state.model)[0]
@@ -320,11 +320,25 @@ def test_tied_experts_stay_equal_and_routers_do_not_change(num_experts, bank):
     assert spy.order() == 3 * WEIGHTS + ROUTERS + WEIGHTS
 
 
-def test_tied_experts_stay_equal_under_at_moe():
+def test_the_filters_of_tied_experts_stay_equal_under_at_moe():
     state = make_state(levels=("all",), equal=True, done=0.0, tied_share=0.5)
     for _ in range(2):
         single_level(state, ALL)
     assert all(experts_are_equal(layer) for layer in state.model.moe_layers())
+
+
+@pytest.mark.parametrize("statistics", ["own", "shared"])
+@pytest.mark.parametrize(("step", "batches"), [(two_level, BATCHES), (single_level, ALL)])
+def test_tied_experts_with_shared_statistics_give_the_same_logits_on_every_route(step, batches, statistics):
+    state = make_state(levels=tuple(batches), equal=True, done=0.0, tied_share=0.5, tied_statistics=statistics)
+    for _ in range(2):
+        step(state, batches)
+    x, layers = torch.rand(4, *BATCHES["weights"][0].shape[1:]), len(state.model.moe_layers())
+    logits = [state.model.forward_routed(x, ForcedGate(torch.full((4, layers), expert)))[0] for expert in (0, 1)]
+    assert torch.allclose(*logits, rtol=1e-4, atol=1e-5) == (statistics == "shared")
+    state.done = 0.5
+    step(state, batches)
+    assert not any(layer.norm.tied for layer in state.model.moe_layers())
 
 
 def test_experts_are_tied_in_the_first_tied_share_of_the_training():

@@ -94,9 +94,10 @@ def test_losses_within_an_epoch_are_means_since_the_last_step_written(page, tmp_
     ]
 
 
+@pytest.mark.parametrize("save_minutes", [15.0, 0.0])  # 0: resumed within the epoch
 @pytest.mark.parametrize(("method", "at"), [("advmoe", (1, 2)), ("advmoe", (2, 3)), ("at_sparse", (3, 1))])
-def test_a_resumed_run_writes_the_same_figures_as_an_uninterrupted_one(method, at, page, tiny, splits, tmp_path):
-    config = tiny(method, epochs=2)
+def test_a_resumed_run_writes_the_same_figures_as_an_uninterrupted_one(method, at, save_minutes, page, tiny, splits, tmp_path):
+    config = tiny(method, epochs=2, save_minutes=save_minutes)
     tracked("wandb", config, splits, tmp_path / "uninterrupted")
     interrupted("wandb", config, splits, tmp_path / "resumed", *at)
     tracked("wandb", config, splits, tmp_path / "resumed", resume=True)

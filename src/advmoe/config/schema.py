@@ -53,7 +53,7 @@ Count = Annotated[int, Field(ge=1, lt=INTEGER_LIMIT)]
 Index = Annotated[int, Field(ge=0, lt=INTEGER_LIMIT)]
 Share = Annotated[float, Field(ge=0, le=1), FROM_TEXT]
 Rate = Annotated[float, Field(ge=0), FROM_TEXT]
-Decay = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
+PartialShare = Annotated[float, Field(ge=0, lt=1), FROM_TEXT]
 Precision = Literal["float32", "bfloat16", "auto"]
 Compile = Literal["none", "graphs", "inductor"]
 
@@ -86,7 +86,7 @@ class ModelConfig(Section):
     width: Count | None = None
     """Channels of the dense network's first stage (for a DenseNet: its growth rate); by default the published number."""
     stem: Stem = "cifar"
-    """First convolution: 3x3 with stride 1, or 7x7 with stride 2 and max pooling."""
+    """First convolution: 3x3 with stride 1, or 7x7 with stride 2 and max pooling. VGG has one form only."""
     model_scale: Annotated[float, Field(gt=0, le=1), FROM_TEXT] = 0.5
     """r: the share of the dense network's channels that one expert, or the small dense network, has."""
     num_experts: Annotated[int, Field(ge=1, le=MAX_EXPERTS)] = 2
@@ -123,7 +123,7 @@ class DataConfig(Section):
     augment: Literal["crop_flip", "crop_shift", "idbh_weak"] = "crop_flip"
     """Augmentation of images in memory: crop_flip crops after padding; crop_shift is CropShift (Li and Spratling, ICLR 2023);
     idbh_weak adds one colour or shape operation and erasing to it."""
-    augment_from: Share = 0.0
+    augment_from: PartialShare = 0.0
     """Share of the epochs, at the start, that use crop_flip. Then the augmentation of `augment` begins."""
     generated: str | None = None
     """File of generated training images: an .npz, written by numpy.savez, with `image` (uint8, NHWC) and `label`."""
@@ -172,12 +172,16 @@ class TrainingConfig(Section):
     """Initial learning rate of the weights (cosine decay to 0)."""
     router_lr: Rate = 0.1
     """Initial learning rate of the routers."""
-    momentum: Decay = 0.9
+    momentum: PartialShare = 0.9
     """SGD momentum."""
     weight_decay: Rate = 5e-4
     """SGD weight decay."""
     tied_share: Share = 0.0
-    """MoE methods: share of the epochs, at the start, in which the experts of a layer are kept equal (0 in the paper)."""
+    """MoE methods: share of the epochs, at the start, in which the experts of a layer are tied: their filters and their norms'
+    weights are kept equal (0 in the paper)."""
+    tied_statistics: Literal["own", "shared"] = "own"
+    """Batch norm of tied experts, with norms per_expert. own: each has the statistics of its images, so their outputs differ;
+    shared: all have the statistics of all images, so their outputs are equal."""
     router_gate: str = "straight_through"
     """Gate in the routers' updates, and in all updates of at_moe: hard, straight_through, scaled or soft."""
     router_attack_gate: str = "straight_through"
@@ -189,7 +193,7 @@ class TrainingConfig(Section):
     balance_weight: Rate = 0.01
     """Weight of the load-balance term."""
     router_warmup: Share = 0.0
-    """Share of the routers' schedule in which their learning rate rises from 0."""
+    """Share of the routers' schedule, at its start, in which the learning rate is multiplied by a factor that rises from 0 to 1."""
     router_schedule: Literal["phase", "untied"] = "phase"
     """Cosine and warm-up of the routers' learning rate. phase: over the whole phase, so that little is left after tied_share;
     untied: over the part after it."""
@@ -201,9 +205,9 @@ class TrainingConfig(Section):
     """advmoe: updates of the routers per iteration."""
     weight_steps: Count = 1
     """advmoe: updates of the weights per iteration."""
-    ema: Decay = 0.0
+    ema: PartialShare = 0.0
     """Decay of an exponential moving average of all weights, which is evaluated and exported in their place; 0: no average."""
-    label_smoothing: Decay = 0.0
+    label_smoothing: PartialShare = 0.0
     """Share of each label that is spread evenly over the classes, in the cross-entropy."""
     soft_labels: Literal["none", "adr"] = "none"
     """adr: labels are mixed with the moving average's predictions (ADR); needs ema."""
@@ -212,7 +216,7 @@ class TrainingConfig(Section):
     prediction (RSLAD)."""
     awp: Rate = 0.0
     """Adversarial weight perturbation: its size relative to each weight tensor's norm (0.005 in the paper of AWP); 0: none."""
-    awp_from: Share = 0.0
+    awp_from: PartialShare = 0.0
     """Share of the epochs, at the start, without adversarial weight perturbation."""
     awp_routers: bool = False
     """Adversarial weight perturbation of the routers' weights too, in the updates that change routers."""
@@ -255,9 +259,9 @@ class ComputeConfig(Section):
     threads: Annotated[int, Field(ge=0, le=MAX_THREADS)] = 0
     """CPU threads; 0 keeps torch's choice."""
     precision: Precision = "float32"
-    """bfloat16 runs the convolutions in bf16 (losses and the routers' linear layers stay float32). auto uses it on CPUs with
-    AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher. In an evaluation only the attacks' gradients use it:
-    images are judged in float32."""
+    """bfloat16 runs the convolutions and the classifier in bf16 (losses and the routers' linear layers stay float32). auto uses it
+    on CPUs with AVX-512 BF16, and on CUDA devices of compute capability 8.0 or higher. In an evaluation only the attacks' gradients
+    use it: images are judged in float32."""
     dispatch: Dispatch = "auto"
     """How each image is convolved with the filters of its expert. All ways give the same values up to rounding; auto
     follows a rule that was measured on a CPU, and a training on CUDA times them at its start (docs/performance.md)."""

@@ -8,6 +8,7 @@ from advmoe.errors import UserError
 from advmoe.moe.channels import ChannelMask
 from advmoe.moe.conv import MoEConv2d, Routings
 from advmoe.moe.guards import TRAIN_MODE, in_transform
+from advmoe.moe.norm import ExpertNorm
 from advmoe.moe.routing import HARD, FixedGate, ForcedGate, Gate, Routing
 
 
@@ -48,6 +49,12 @@ class RoutedNetwork(nn.Module):
         """Set how the MoE layers run their experts: one of `advmoe.moe.DISPATCHES`, or auto."""
         for layer in self.moe_layers():
             layer.dispatch = name
+
+    def tie_norms(self, wanted: bool) -> None:
+        """Set whether the norms of each expert, in train mode, treat all images as images of expert 0 (`ExpertNorm.tied`)."""
+        for module in self.modules():
+            if isinstance(module, ExpertNorm):
+                module.tied = wanted
 
     def router_parameters(self) -> list[nn.Parameter]:
         """The parameters phi of the lower level: those of the routers."""

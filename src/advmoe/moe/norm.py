@@ -96,7 +96,8 @@ class ExpertNorm(_Irreplaceable):
     """Batch norm with separate weights and statistics for each expert. `momentum` None means plain averages, as in torch.
 
     Shapes: B images, N experts, K channels. An expert's statistics come only from the images that chose it, also under gates
-    that mix experts. If no image of a batch chose an expert, its running statistics do not change.
+    that mix experts. If no image of a batch chose an expert, its running statistics do not change. While the norm is `tied`, every
+    image has the norm of expert 0, and its statistics are copied to the others.
 
     It is one of torch's batch norms for programs that reset and recompute running statistics, such as
     `torch.optim.swa_utils.update_bn`.
@@ -107,6 +108,7 @@ class ExpertNorm(_Irreplaceable):
     running_var: Tensor
     batches: Tensor
     synchronised = False
+    tied = False
 
     def __init__(self, num_experts: int, channels: int, momentum: float | None = MOMENTUM, eps: float = 1e-5) -> None:
         nn.Module.__init__(self)
@@ -120,6 +122,7 @@ class ExpertNorm(_Irreplaceable):
     def forward(self, y: Tensor, experts: Tensor) -> Tensor:  # type: ignore[override]  # torch's has no experts
         """Normalise `y` [B, K, H, W], the outputs of the chosen `experts` [B] int64, each with the norm of its expert."""
         if self.training:
+            experts = torch.zeros_like(experts) if self.tied else experts
             out, mean, var, values = _normalise(y, self.weight, self.bias, experts, self.eps, self.synchronised)
             self._update_running(mean, var, values)
             return out
@@ -140,8 +143,8 @@ class ExpertNorm(_Irreplaceable):
         return weights.to(parts.dtype), (self.bias - mean * weights).to(parts.dtype)
 
     def _statistics(self, parts: Tensor, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [N, K] over each expert's images; updates the running ones."""
-        chosen = one_hot(experts, len(self.weight)).to(parts.dtype)  # [B, N]
+        """Mean and biased variance [N, K] over each expert's images, [1, K] while tied; updates the running ones."""
+        chosen = one_hot(torch.zeros_like(experts) if self.tied else experts, len(self.weight)).to(parts.dtype)  # [B, N]
         count = chosen.sum(dim=0)[:, None]
         share = chosen[:, :, None] / count.clamp(min=1)
         means = parts.mean(dim=(3, 4))  # of each image: [B, N, K]
@@ -151,7 +154,8 @@ class ExpertNorm(_Irreplaceable):
             counts, mean, var = pooled_statistics(count, mean, var)
             count = counts[:, :1]
         self._update_running(mean.detach(), var.detach(), count * parts[0, 0, 0].numel())
-        return torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
+        mean, var = torch.where(count > 0, mean, self.running_mean), torch.where(count > 0, var, self.running_var)
+        return (mean[:1], var[:1]) if self.tied else (mean, var)
 
     @property
     def num_batches_tracked(self) -> Tensor:  # type: ignore[override]  # read by update_bn, never set
@@ -179,6 +183,9 @@ class ExpertNorm(_Irreplaceable):
         share = torch.where(has_values, share, 0.0)
         self.running_mean.lerp_(mean, share)
         self.running_var.lerp_(var, share)
+        if self.tied:
+            for statistic in (self.running_mean, self.running_var, self.batches):
+                statistic[1:] = statistic[:1]
 
 
 def _normalise(
@@ -261,7 +268,8 @@ def _differentiable_gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None
 def recomputed_statistics(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Reset the running statistics of the batch norms, expert norms and routers among `modules`. The block recomputes them.
 
-    Inside it the norms take plain averages over all batches; the routers take moving averages, in which later batches count more.
+    Inside it the norms take plain averages over all batches; the routers take plain averages over the first ten and moving ones
+    after them.
     The norms' momentum is restored afterwards.
     """
     modules = list(modules)
@@ -285,8 +293,8 @@ def update_norms(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Recompute the running statistics of batch norms, expert norms and routers over `batches` of images [B, C, H, W].
 
     Use it after you average or change weights. `torch.optim.swa_utils.update_bn` does the same only for norms. The
-    norms get plain averages over all batches; the routers get moving averages, in which later batches count more. An expert that
-    no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
+    norms get plain averages over all batches; the routers get plain averages over the first ten and moving ones after them. An
+    expert that no image chose has mean 0 and variance 1 afterwards. The model's mode and the norms' momentum do not change.
     """
     with kept_modes(model), recomputed_statistics(model.modules()):
         model.train()

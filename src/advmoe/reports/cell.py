@@ -24,7 +24,10 @@ OF_VARIANTS = (  # choices of routers and experts with which a network is listed
     *(f"training.{name}" for name in ("level_batches", "weight_attack_gate", "awp_routers", "router_loss", "router_target")),
     *(f"training.{name}" for name in ("router_consistency", "router_margin", "router_every", "router_schedule")),
     *(f"training.{name}" for name in ("router_statistics", "runner_up_consistency", "router_gate", "router_attack_gate")),
-    *(f"training.{name}" for name in ("router_steps", "weight_steps", "level_order", "router_warmup", "balance")),
+    *(
+        f"training.{name}"
+        for name in ("router_steps", "weight_steps", "level_order", "router_warmup", "balance", "tied_statistics")
+    ),
 )
 OF_ROUTERS = (
     *OF_VARIANTS, "model.num_experts", "model.norms",

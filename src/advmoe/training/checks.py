@@ -1,8 +1,8 @@
 """What a configuration must fulfil before its run starts."""
 
 from advmoe import distributed
-from advmoe.config import DataConfig, RunConfig, TrainingConfig
-from advmoe.config.schema import OF_LEVELS
+from advmoe.config import DataConfig, RunConfig
+from advmoe.config.schema import OF_LEVELS, Section
 from advmoe.data import Images, Splits
 from advmoe.data.images import check_splits
 from advmoe.errors import UserError, lookup
@@ -16,7 +16,7 @@ from advmoe.training.terms import TERMS
 
 NEEDED = {  # option -> the option without which it would do nothing
     "awp_routers": "awp", "awp_from": "awp", "augment_from": "augment", "generated_share": "generated",
-    "balance_weight": "balance", "router_target_weight": "router_target",
+    "balance_weight": "balance", "router_target_weight": "router_target", "tied_statistics": "tied_share",
 }  # fmt: skip
 
 
@@ -50,6 +50,8 @@ def _check_ingredients(config: RunConfig, splits: Splits) -> None:
     padding, side = config.data.crop_padding, min(splits.spec.shape[1:])
     if padding >= side and (config.data.augment == "crop_flip" or config.data.augment_from):
         raise UserError(f"crop_padding must be less than {side}, the side of the images, not {padding}")
+    for option in _changed(config.attack, "epsilon_ramp", "steps_ramp") if LOSSES[loss_name].attack is None else []:
+        raise UserError(f"{option} needs a loss with an attack, not {loss_name}")
     if training.teacher is not None and loss_name != "trades":
         raise UserError(f"teacher needs the loss trades, not {loss_name}")
     if training.soft_labels == "adr" and not training.ema:
@@ -62,9 +64,20 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
     routed = isinstance(method.kind(config.model), MoEKind)
     loss_name, classes, experts = method.loss or training.loss, len(splits.spec.classes), config.model.num_experts
     attacked = _changed(training, "router_consistency", "router_margin", "runner_up_consistency", "awp_routers", "router_target")
-    options = [*attacked, *_changed(training, "router_schedule", "router_statistics", "balance")]
+    own = (
+        "router_gate",
+        "router_attack_gate",
+        "router_warmup",
+        "router_schedule",
+        "router_statistics",
+        "balance",
+        "tied_statistics",
+    )
+    options = [*attacked, *_changed(training, *own)]
     if options and not routed:
         raise UserError(f"{options[0]} is for methods with routers, not {config.method}")
+    if training.tied_statistics == "shared" and config.model.norms != "per_expert":
+        raise UserError(f"tied_statistics shared needs norms per_expert, not {config.model.norms}")
     if training.router_consistency and not LOSSES[loss_name].has_clean:
         raise UserError(f"router_consistency needs a loss with clean images, not {loss_name}")
     if attacked and LOSSES[loss_name].attack is None:
@@ -77,8 +90,6 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         raise UserError(f"router_target needs a class for each expert: there are {experts} experts and {classes} classes")
     for option in _changed(training, "runner_up_consistency", "router_margin") if experts < 2 else []:
         raise UserError(f"{option} needs at least 2 experts")
-    if training.router_loss == "target" and training.router_target == "none":
-        raise UserError("router_loss target needs a router_target")
     if routed and method.two_levels and not any(weight(training) for weight, _ in TERMS):
         if training.router_loss == "target":
             raise UserError("router_loss target leaves the routers no loss: all router terms have the weight 0")
@@ -91,7 +102,7 @@ def _check_router_options(config: RunConfig, splits: Splits) -> None:
         )
 
 
-def _changed(section: TrainingConfig | DataConfig, *names: str) -> list[str]:
+def _changed(section: Section, *names: str) -> list[str]:
     """Those of the settings `names` that differ from their defaults."""
     default = type(section)()
     return [name for name in names if getattr(section, name) != getattr(default, name)]

@@ -7,7 +7,8 @@ from advmoe.training.steps import TrainState
 
 
 def set_rates(state: TrainState, lowered: float) -> None:
-    """Set the learning rates: cosine decay from the group's start, after a linear warm-up if a group has one.
+    """Set the learning rates: cosine decay from the group's start, times a factor that rises linearly
+    from 0 to 1 in the group's warm-up.
 
     `lowered` multiplies the routers' rate, or all rates if no router learns: it is below 1 after a non-finite value.
     """

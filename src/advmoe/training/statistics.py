@@ -25,10 +25,10 @@ def kept_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def calibrate(model: Classifier, config: RunConfig, images: Source) -> None:
-    """Set the running statistics of routers and batch norms to means over the first training batches, not augmented.
+    """Set the running statistics of routers and batch norms to means over up to eight random batches of training images.
 
-    Routers standardise what the batch norms return in eval mode, so both must be equally up to date. With the momentum of batch
-    norm a new router would send all images to one expert.
+    The images are not augmented. Routers standardise what the batch norms return in eval mode, so both must be equally up to date.
+    With the momentum of batch norm a new router would send all images to one expert.
     """
     _recompute_statistics([model], model, config, images)
 
@@ -45,7 +45,7 @@ def calibrate_routers(model: Classifier, config: RunConfig, images: Source) -> N
 
 @torch.inference_mode()
 def _recompute_statistics(parts: Sequence[nn.Module], model: Classifier, config: RunConfig, images: Source) -> None:
-    """Set the running statistics of these parts of a network to means over the first training batches."""
+    """Set the running statistics of these parts of a network to means over up to eight random batches of training images."""
     size = config.training.batch_size
     (order,) = epoch_order(config.seed, 0, 1, len(images), size)
     model.eval()

@@ -207,6 +207,7 @@ def _backward(state: TrainState, level: str, learner: Classifier, gate: Gate, ex
     too: in eval mode nothing would bound its activations, and it would diverge within a few iterations.
     """
     optimizer = state.optimizers[level]
+    state.model.tie_norms(state.tied and state.config.training.tied_statistics == "shared")
     learner.train(level != "routers")
     if learner.router is not None:
         learner.router.train(level in ROUTED_LEVELS)

@@ -1,6 +1,6 @@
 """Log the figures of a run to TensorBoard or Weights & Biases (`advmoe train --track`).
 
-RUN/tensorboard, RUN/wandb    the tracker's files, and written.json: the last written step; a resumed run continues after it
+RUN/tensorboard, RUN/wandb    the tracker's files, and written.json: the last step and its sums, after which a resumed run goes on
 
 A step is an iteration, counted over the full run. A row of metrics.jsonl is logged at the last step of its epoch.
 """
@@ -27,6 +27,9 @@ from advmoe.training.totals import image_count
 
 EVERY = 50  # iterations between two logged losses; each logged loss synchronises with the device
 LIBRARIES: dict[TrackerName, str] = {"tensorboard": "torch.utils.tensorboard", "wandb": "wandb"}
+
+
+Sums = dict[str, tuple[float, float]]  # loss -> its sum since the start of the epoch, and the number of images
 
 
 class Sink(Protocol):
@@ -91,7 +94,7 @@ class Tracker(Observer):
         self.library = _library(name)
         self.sink: Sink | None = None
         self.written = 0
-        self.last_sums: dict[str, tuple[float, float]] = {}
+        self.last_sums: Sums = {}
 
     def __enter__(self) -> "Tracker":
         return self
@@ -105,33 +108,37 @@ class Tracker(Observer):
                 self.sink.close()
 
     def iteration(self, epoch: int, done: int, total: int, sums: Metrics, images: int) -> None:
-        sink = self._open()
-        if done < total and done % self.every == 0:
-            self._write(sink, self._losses(sums, images), (epoch - 1) * total + done)
+        sink, step = self._open(), (epoch - 1) * total + done
+        if done < total and done % self.every == 0 and step > self.written:
+            self._write(sink, self._losses(sums, images), step)
 
     def epoch(self, row: EpochRow) -> None:
-        self.last_sums = {}
-        self._write(self._open(), figures(row), row["epoch"] * row["iterations"])
+        self._write_epoch(self._open(), row)
 
     def _open(self) -> Sink:
         """The sink. The first call opens it and writes the earlier epochs that it lacks."""
         if self.sink is None:
-            self.written = _last_step(self.folder)
+            self.written, self.last_sums = _last_written(self.folder)
             self.sink = SINKS[self.name](self.library, self.folder, self.config, self.written)
             latest = RunFolder(self.folder.parent).latest()
             for row in latest.history if latest else []:
-                self._write(self.sink, figures(row), row["epoch"] * row["iterations"])
+                self._write_epoch(self.sink, row)
         return self.sink
 
-    def _write(self, sink: Sink, content: Mapping[str, float], step: int) -> None:
+    def _write_epoch(self, sink: Sink, row: EpochRow) -> None:
+        step = row["epoch"] * row["iterations"]
         if step > self.written:
-            sink.write(content, step)
-            self.written = step
-            write_json(_written_path(self.folder), {"step": step})
+            self.last_sums = {}
+            self._write(sink, figures(row), step)
+
+    def _write(self, sink: Sink, content: Mapping[str, float], step: int) -> None:
+        sink.write(content, step)
+        self.written = step
+        write_json(_written_path(self.folder), {"step": step, "sums": self.last_sums})
 
     def _losses(self, sums: Metrics, images: int) -> dict[str, float]:
-        """Mean losses over the images since the last call."""
-        current: dict[str, tuple[float, float]] = {
+        """Mean losses over the images since the last step that was written, or since the start of the epoch."""
+        current: Sums = {
             name: (float(sums[name]), float(image_count(name, sums, images))) for name in ("loss", "router_loss") if name in sums
         }
         last, self.last_sums = self.last_sums, current
@@ -169,13 +176,16 @@ def _written_path(folder: Path) -> Path:
     return folder / "written.json"
 
 
-def _last_step(folder: Path) -> int:
-    """The last step that an earlier process wrote, or 0. Creates the folder. Raises UserError if written.json is damaged."""
+def _last_written(folder: Path) -> tuple[int, Sums]:
+    """The last step that an earlier process wrote, or 0, and its sums. Creates the folder. Raises UserError if written.json is
+    damaged."""
     folder.mkdir(exist_ok=True)
     path = _written_path(folder)
     try:
-        return int(json.loads(path.read_text())["step"]) if path.exists() else 0
-    except (ValueError, KeyError, TypeError):
+        written: Any = json.loads(path.read_text()) if path.exists() else {"step": 0, "sums": {}}
+        sums = {name: (float(loss), float(count)) for name, (loss, count) in written.get("sums", {}).items()}
+        return int(written["step"]), sums
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f"{path}: is damaged; remove {folder} to track the run anew") from None
 
 
