@@ -131,7 +131,7 @@ class MoEConv2d(nn.Module):
 
     @torch.no_grad()
     def tie_gradients(self) -> None:
-        """Set the gradients of each expert's parameters to their sum over the experts, so that equal experts stay equal."""
+        """Set the gradients of each expert's parameters to their sum over the experts, so that equal parameters stay equal."""
         of_norm = (self.norm.weight, self.norm.bias) if isinstance(self.norm, ExpertNorm) else ()
         for parameter, period in [(self.filters, self.width), *((parameter, 1) for parameter in (self.bias, *of_norm))]:
             if parameter is not None and parameter.grad is not None:

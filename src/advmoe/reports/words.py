@@ -13,7 +13,7 @@ WORDS = (
     (
         "with -plus",
         "with the options that the suffix -plus adds to a recipe: SiLU, a moving average of the weights and, in a network with "
-        "routers, experts that are kept equal for half of the epochs",
+        "routers, experts whose filters are kept equal for half of the epochs",
     ),
     ("the control", "the same network with one expert, so without a choice: usually AT (MoE)"),
     ("r", "model scale: the share of the dense network's channels that one expert, or a small network, has"),
