@@ -54,26 +54,29 @@ def test_damaged_arrays_are_refused_before_anything_is_allocated(content: bytes,
 def test_damaged_archives_are_named(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     path.write_bytes(b"PK")
-    with pytest.raises(UserError, match=r"a\.npz: damaged or incomplete .npz file"), open_npz(path):
+    with pytest.raises(UserError, match=r"a\.npz: damaged or incomplete zip archive"), open_npz(path):
         pass
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x.npy", npy(np.zeros(100, np.uint8)))
     path.write_bytes(path.read_bytes().replace(bytes(90), bytes(89) + b"x"))
-    with pytest.raises(UserError, match=r"a\.npz: x: damaged in the .npz file"), open_npz(path) as arrays:
+    with pytest.raises(UserError, match=r"a\.npz: x: damaged in the archive"), open_npz(path) as arrays:
         arrays["x"]
 
 
 def test_arrays_of_more_than_the_bound_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("advmoe.data.arrays.MAX_BYTES", 2**20)
     np.savez(tmp_path / "long.npz", x=np.zeros(2**21, np.uint8))
-    with pytest.raises(UserError, match=r"long.npz: x: has more than 1,048,576 bytes"), open_npz(tmp_path / "long.npz") as arrays:
+    with (
+        pytest.raises(UserError, match=r"long.npz: x: has 2,097,280 bytes, .*; at most 1,048,576 are read"),
+        open_npz(tmp_path / "long.npz") as arrays,
+    ):
         arrays["x"]
 
 
 def test_arrays_that_are_compressed_more_than_images_are_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros(2**22, np.uint8))
     with (
-        pytest.raises(UserError, match=r"x: unpacks [\d,]+ bytes to 4,194,432"),
+        pytest.raises(UserError, match=r"x: has 4,194,432 bytes, packed in [\d,]+;"),
         open_npz(tmp_path / "bomb.npz") as arrays,
     ):
         arrays["x"]

@@ -257,6 +257,13 @@ def test_zip_with_a_flipped_bit(tmp_path: Path) -> None:
     assert error_line(path).startswith(f"{path}/val/images/val_5.JPEG: damaged in the archive (Bad CRC-32")
 
 
+def test_a_list_that_takes_more_memory_than_its_zip_justifies(tmp_path: Path) -> None:
+    path = tmp_path / "mine.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("wnids.txt", b" " * 2**21)
+    assert error_line(path).startswith(f"{path}/wnids.txt: has 2,097,152 bytes, packed in 2,")
+
+
 def test_permission_denied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))

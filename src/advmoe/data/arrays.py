@@ -11,7 +11,7 @@ from typing import IO
 
 import numpy as np
 
-from advmoe.data.archive import CHUNK, LIMITS
+from advmoe.data.archive import open_zip, read_entry
 from advmoe.errors import UserError, reason_of
 
 MAGIC = b"\x93NUMPY"
@@ -46,11 +46,7 @@ def read_npy(path: Path) -> np.ndarray:
 @contextmanager
 def open_npz(path: Path) -> Iterator["ArrayArchive"]:
     """The arrays of an .npz file by name, each read when it is asked for. Raises UserError if the file is not a zip archive."""
-    with path.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except Exception as error:  # a damaged archive can raise nearly any exception
-            raise UserError(f"{path}: damaged or incomplete .npz file ({reason_of(error)})") from None
+    with open_zip(path) as archive:
         yield ArrayArchive(path, archive)
 
 
@@ -69,17 +65,7 @@ class ArrayArchive:
     def __getitem__(self, name: str) -> np.ndarray:
         where = f"{self.path}: {name}"
         self.check_contains(name)
-        try:
-            entry = self.archive.getinfo(f"{name}.npy")
-            if entry.file_size > LIMITS.ratio * entry.compress_size + CHUNK:
-                raise UserError(f"{where}: unpacks {entry.compress_size:,} bytes to {entry.file_size:,}, too many for images")
-            with self.archive.open(entry) as file:
-                content = _bounded(file, where)
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{where}: damaged in the .npz file ({reason_of(error)})") from None
-        return parse_npy(content, where)
+        return parse_npy(read_entry(self.archive, f"{name}.npy", where, MAX_BYTES), where)
 
 
 def map_npz(path: Path, name: str) -> np.ndarray:

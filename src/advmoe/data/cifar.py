@@ -13,7 +13,7 @@ import pyarrow.parquet
 import torch
 
 from advmoe.config import DataConfig
-from advmoe.data.archive import CHUNK, LIMITS, safe_name, tar_members
+from advmoe.data.archive import CHUNK, tar_members
 from advmoe.data.arrays import open_npz, read_npy
 from advmoe.data.batch_pickle import read_pickle, to_array
 from advmoe.data.decode import JPEG_MAGIC, decode, decode_all
@@ -231,11 +231,11 @@ def _read_tar(variant: Variant, path: Path) -> tuple[Split, Split]:
 def _tar_batches(variant: Variant, path: Path) -> dict[str, Images]:
     """The batches in an archive, in one pass. Members are read and never unpacked, so nothing is written, whatever their names."""
     batches: dict[str, Images] = {}
-    with closing(tar_members(path, LIMITS)) as members:
+    with closing(tar_members(path)) as members:
         for number, member in enumerate(members):
             if number == MAX_MEMBERS:
                 raise UserError(f"{path}: has more than {MAX_MEMBERS} members, too many for {variant.title}")
-            name = safe_name(member.name, f"{path}: member {member.name}").rpartition("/")[2]
+            name = member.name.rpartition("/")[2]
             if member.content is not None and name in (*variant.train, *variant.test):
                 if name in batches:
                     raise UserError(f"{path}: contains two files {name}; keep one of them")

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from advmoe.data.archive import unpack
+from advmoe.data.archive import open_zip, read_entry
 from advmoe.errors import UserError, lookup, reason_of
 from advmoe.files import write_atomically
 from advmoe.locks import locked
@@ -25,7 +25,7 @@ NETWORK = (urllib.error.URLError, http.client.HTTPException, ConnectionError, Ti
 
 @dataclass(frozen=True)
 class Official:
-    """An archive at its official address; `folder` is what it is unpacked to, if it is not read as it is."""
+    """An archive at its official address, which is read as it is; `folder` is what it unpacks to, if that is read too."""
 
     url: str
     md5: str | None = None  # as published
@@ -87,33 +87,37 @@ def fetch(name: str, folder: Path, console: Console) -> list[str]:
 
 
 def _accept(archive: Path, official: Official, folder: Path, expected: str | None) -> str:
-    """Verify the archive, unpack it if that is needed, and return a line about both. Raises UserError if the checksum is wrong."""
+    """Verify the archive and return a line about it. Raises UserError if the checksum is wrong, or if a zip without one is bad."""
     algorithm = "sha256" if official.md5 is None else "md5"
     with archive.open("rb") as file:
         checksum = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
     if expected not in (None, checksum):
         raise UserError(f"{archive}: is not the official {official.file}: {algorithm.upper()} {checksum}, expected {expected}")
     source = "as published" if official.md5 else "as recorded at first use" if expected else "recorded now: none is published"
-    line = f"{official.file}: {algorithm.upper()} {checksum}, {source}"
-    if official.folder is not None and not (folder / official.folder).exists():
-        unpack(archive, folder / official.folder, root=official.folder)
-        line += f"; unpacked to {folder / official.folder}"
     if expected is None:
+        _check_zip(archive)
         write_atomically(_record(official, folder), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
-    return line
+    return f"{official.file}: {algorithm.upper()} {checksum}, {source}"
+
+
+def _check_zip(path: Path) -> None:
+    """Read every file of a zip. Raises UserError, which names the file, if one is damaged."""
+    with open_zip(path) as archive:
+        for name in archive.namelist():
+            read_entry(archive, name, f"{path}/{name}")
 
 
 def _record(official: Official, folder: Path) -> Path:
     return folder / f"{official.file}.sha256"
 
 
-def _recorded(record: Path) -> str | None:
+def _recorded(path: Path) -> str | None:
     """The checksum stored at first use, if any."""
-    if not record.exists():
+    if not path.exists():
         return None
-    words = record.read_text(errors="replace").split()
+    words = path.read_text(errors="replace").split()
     if not words or not re.fullmatch(r"[0-9a-f]{64}", words[0]):
-        raise UserError(f"{record}: contains no SHA-256; remove the file, and the checksum of the archive is recorded again")
+        raise UserError(f"{path}: contains no SHA-256; remove the file, and the checksum of the archive is recorded again")
     return words[0]
 
 

@@ -1,7 +1,7 @@
 """TinyImageNet (Stanford CS231n): 200 classes of ImageNet at 64 x 64, from its folder or directly from its zip."""
 
 import zipfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from advmoe.config import DataConfig
+from advmoe.data.archive import open_zip, read_entry
 from advmoe.data.decode import decode, decode_all
 from advmoe.data.images import (
     Counts,
@@ -25,7 +26,7 @@ from advmoe.data.images import (
     only_labels,
 )
 from advmoe.data.paths import data_path, os_errors_as_user_errors
-from advmoe.errors import UserError, reason_of
+from advmoe.errors import UserError
 
 SIZE = 64
 NAME = "tiny-imagenet-200"
@@ -112,11 +113,7 @@ def _open(path: Path) -> Iterator[_Tree]:
         names = [file.relative_to(root).as_posix() for file in files if file.is_file()]
         yield _tree(str(root), names, lambda name: (root / name).read_bytes())
         return
-    with root.open("rb") as file:
-        try:
-            archive = zipfile.ZipFile(file)
-        except Exception as error:  # a damaged archive can raise nearly any exception
-            raise UserError(f"{root}: damaged or incomplete zip archive ({reason_of(error)})") from None
+    with open_zip(root) as archive:
         yield _zip_tree(root, archive)
 
 
@@ -127,18 +124,15 @@ def _zip_tree(path: Path, archive: zipfile.ZipFile) -> _Tree:
     lock = Lock()  # the decoding threads share one file position
 
     def read(name: str) -> bytes:
-        try:
-            with lock:
-                return archive.read(root + name)
-        except Exception as error:
-            raise UserError(f"{path}/{name}: damaged in the archive ({reason_of(error)})") from None
+        with lock:
+            return read_entry(archive, root + name, f"{path}/{name}")
 
     return _tree(str(path), [name.removeprefix(root) for name in members if name.startswith(root)], read)
 
 
 def _wnids(tree: _Tree) -> list[str]:
     wnids = [line.strip() for line in tree.lines(WNIDS) if line.strip()]
-    duplicate = next((wnid for number, wnid in enumerate(wnids) if wnid in wnids[:number]), None)
+    duplicate = next((wnid for wnid, times in Counter(wnids).items() if times > 1), None)
     if duplicate is not None or not wnids:
         raise UserError(f"{tree.where(WNIDS)}: {'is empty' if duplicate is None else f'{duplicate} is listed twice'}")
     return sorted(wnids)
