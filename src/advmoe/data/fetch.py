@@ -68,7 +68,7 @@ def fetch(name: str, folder: Path, console: Console) -> list[str]:
     path, part = folder / official.file, folder / f"{official.file}.part"
     if not path.exists() and official.folder is not None and (folder / official.folder).is_dir():
         return [f"{folder / official.folder}: already exists, and there is no archive to compare it with"]
-    expected = official.md5 or _recorded(_record(official, folder))
+    expected = official.md5 or _recorded_checksum(_checksum_file(official, folder))
     if path.exists():
         return [_accept(path, official, folder, expected)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _accept(archive: Path, official: Official, folder: Path, expected: str | Non
     source = "as published" if official.md5 else "as recorded at first use" if expected else "recorded now: none is published"
     if expected is None:
         _check_zip(archive)
-        write_atomically(_record(official, folder), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
+        write_atomically(_checksum_file(official, folder), f"{checksum}  {official.file}\n")  # as sha256sum -c reads it
     return f"{official.file}: {algorithm.upper()} {checksum}, {source}"
 
 
@@ -107,11 +107,11 @@ def _check_zip(path: Path) -> None:
             read_entry(archive, name, f"{path}/{name}")
 
 
-def _record(official: Official, folder: Path) -> Path:
+def _checksum_file(official: Official, folder: Path) -> Path:
     return folder / f"{official.file}.sha256"
 
 
-def _recorded(path: Path) -> str | None:
+def _recorded_checksum(path: Path) -> str | None:
     """The checksum stored at first use, if any."""
     if not path.exists():
         return None
