@@ -93,8 +93,9 @@ def one_line(error: ValidationError, model: type[BaseModel]) -> str:
         return f"{name} is missing"
     part = _field(schema, location)
     if detail["type"] == "value_error" or not part:
-        reason = truncated(str(detail.get("ctx", {}).get("error", detail["msg"])))
-        return f"{name}: {reason}" if name else reason
+        reason = reason_of(detail.get("ctx", {}).get("error", detail["msg"]))
+        separator = "" if not name else " " if reason.startswith("must") else ": "
+        return f"{name}{separator}{reason}"
     return f"{name} must be {_allowed(part, detail['type'])}, not {short_repr(detail['input'])}"
 
 

@@ -29,7 +29,7 @@ from advmoe.config import ModelConfig, RunConfig, from_dict, read_mapping, to_di
 from advmoe.config.choices import MAX_SEEDS
 from advmoe.config.schema import MAX_EXPERTS
 from advmoe.data import DATASETS
-from advmoe.errors import UserError, nearest, short_name, short_repr
+from advmoe.errors import UserError, nearest, one_line, short_name, short_repr
 from advmoe.models import MODELS
 from advmoe.paper import PAPER_METHODS, printed_cells
 from advmoe.recipes import method_traits, recipe
@@ -79,7 +79,7 @@ def _names(table: Collection[str]) -> Any:
         listed = _list_of(names, "names", lambda name: isinstance(name, str))
         for name in listed:
             if name not in table:
-                raise ValueError(f"has no '{short_name(name)}': {nearest(short_name(name), list(table))}")
+                raise ValueError(f"unknown name '{short_name(name)}': {nearest(short_name(name), list(table))}")
         return listed
 
     return BeforeValidator(check)
@@ -237,28 +237,25 @@ def read_sweep(what: str) -> SweepFile:
 
 def _from_file(path: Path) -> SweepFile:
     tree = read_mapping(path)
-    fields, shared = list(Grid.model_fields), {name: tree.pop(name) for name in ("preset",) if name in tree}
+    shared = {name: tree.pop(name) for name in ("preset",) if name in tree}
     if "grids" not in tree:
-        return _parsed(SweepFile, {"grids": (_grid(tree, fields, str(path)),), **shared}, str(path))
+        return _parsed(SweepFile, {"grids": (_grid(tree, str(path)),), **shared}, str(path))
     for name in tree:
         if name != "grids":
             raise UserError(f"{path}: unknown field {short_name(name)!r} beside grids: there is preset")
     grid_trees = tree["grids"]
     if not isinstance(grid_trees, list) or not 1 <= len(grid_trees) <= MAX_RUNS:
         raise UserError(f"{path}: grids must be a list of grids, not {short_repr(grid_trees)}")
-    grids = tuple(_grid(item, fields, f"{path}: grids[{number}]") for number, item in enumerate(grid_trees))
+    grids = tuple(_grid(item, f"{path}: grids[{number}]") for number, item in enumerate(grid_trees))
     runs = sum(grid.size for grid in grids)
     if runs > MAX_RUNS:
         raise UserError(f"{path}: plans {runs} runs, at most {MAX_RUNS} are allowed; some lists are too long")
     return _parsed(SweepFile, {"grids": grids, **shared}, str(path))
 
 
-def _grid(tree: Any, fields: list[str], where: str) -> Grid:
+def _grid(tree: Any, where: str) -> Grid:
     if not isinstance(tree, Mapping):
         raise UserError(f"{where} must be a mapping of fields, not {short_repr(tree)}")
-    for name in tree:
-        if name not in fields:
-            raise UserError(f"{where}: unknown field {short_name(name)!r}: {nearest(short_name(name), fields)}")
     return _parsed(Grid, tree, where)
 
 
@@ -269,7 +266,4 @@ def _parsed(model_class: type[Model], tree: Mapping[str, Any], where: str) -> Mo
     except UserError as error:  # of a recipe or a configuration
         raise UserError(f"{where}: {error}") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = str(first.get("ctx", {}).get("error", first["msg"]))
-        field = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{where}: {field}{': ' if field in ('settings', 'variants') else ' ' if field else ''}{reason}") from None
+        raise UserError(f"{where}: {one_line(error, model_class)}") from None
