@@ -10,8 +10,8 @@ from cifar10 import write_batches
 from PIL import Image
 from small_backbone import SMALLEST
 
-from advmoe.cli.arguments.demo import read as read_demo
 from advmoe.cli.main import main
+from advmoe.cli.parsing import read
 from advmoe.sweep.grid import read_sweep
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +94,7 @@ def run_shell_line(line):
         assert read_sweep(str(ROOT / arguments[2])), line
         return
     if arguments[1] == "demo":  # takes minutes; tests/cli/test_demo_command.py runs a small one
-        assert read_demo(arguments[2:]), line
+        assert read("demo", arguments[2:]), line
         return
     assert main([*arguments[1:], *SMALLER.get(arguments[1], [])]) == 0, line
 

@@ -17,8 +17,8 @@ import pytest
 from small_backbone import SMALL
 
 from advmoe.cli import sweep
-from advmoe.cli.arguments.sweep import read
 from advmoe.cli.main import main
+from advmoe.cli.parsing import read
 from advmoe.errors import UserError
 from advmoe.runs.status import LOG, State, read_run
 from advmoe.sweep import estimate, job, schedule
@@ -35,7 +35,7 @@ NAMES = [f"fashion-mnist-{SMALL}-at_small_dense-s0", f"fashion-mnist-{SMALL}-at_
 
 
 def run(argv):
-    sweep.run(read(argv))
+    sweep.run(read("sweep", argv))
 
 
 @contextlib.contextmanager

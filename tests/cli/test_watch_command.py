@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from advmoe.cli import watch
-from advmoe.cli.arguments.watch import read
+from advmoe.cli.parsing import read
 from advmoe.cli.streams import console
 from advmoe.cli.watch import sparkline, statuses, watch_view
 from advmoe.config import dump_yaml
@@ -238,7 +238,7 @@ def test_sparkline():
 
 def test_without_a_terminal_it_prints_once_and_all_columns(make, tmp_path, capsys):
     make("run", 3, record=RECORD)
-    watch.run(read([str(tmp_path)]))
+    watch.run(read("watch", [str(tmp_path)]))
     output = capsys.readouterr().out
     assert all(label in output for label in LABELS)
     assert "\x1b" not in output
@@ -249,7 +249,7 @@ def test_names_are_printed_as_they_are(make, tmp_path, capsys):
     folder.mkdir()
     console().print(watch._view(folder, console()), soft_wrap=True)
     make("lr[best]/x[a]", 1)
-    watch.run(read([str(tmp_path)]))
+    watch.run(read("watch", [str(tmp_path)]))
     lines = capsys.readouterr().out
     assert lines.startswith(f"no run below {folder} yet\n")
     assert "lr[best]/x[a]" in lines
@@ -268,7 +268,7 @@ def test_on_a_terminal_it_refreshes_until_it_is_interrupted(make, tmp_path, monk
             raise KeyboardInterrupt
 
     monkeypatch.setattr(watch.time, "sleep", sleep)
-    watch.run(read([str(tmp_path), "--interval", "2"]))
+    watch.run(read("watch", [str(tmp_path), "--interval", "2"]))
     assert waits == [2.0, 2.0]
     output = terminal.file.getvalue()
     assert output.index("no run below") < output.index("appeared")
@@ -286,7 +286,7 @@ def test_on_a_terminal_it_refreshes_until_it_is_interrupted(make, tmp_path, monk
 def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
-        watch.run(read(arguments))
+        watch.run(read("watch", arguments))
     assert message in str(caught.value)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import importlib
 import io
 import re
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import make_dataclass
 from functools import reduce
 from operator import or_
 from types import ModuleType
@@ -14,7 +14,7 @@ import tyro
 
 from advmoe.cli.arguments.completion import CompletionArguments
 from advmoe.cli.main import COMMANDS as NAMES
-from advmoe.cli.parsing import Flat
+from advmoe.cli.parsing import Flat, arguments_of
 
 HELP_TEXTS = "COMPLETION_SPEC = "
 
@@ -26,7 +26,7 @@ def run(arguments: CompletionArguments) -> None:
 
 def script(shell: str) -> str:
     """The script, which tyro generates from the arguments of all commands."""
-    commands = {name: _arguments_of(importlib.import_module(f"advmoe.cli.arguments.{name}")) for name in NAMES}
+    commands = {name: _command(importlib.import_module(f"advmoe.cli.arguments.{name}")) for name in NAMES}
     argv, text = ["--tyro-write-completion", shell, "-"], io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(text):
         tyro.cli(_one_of(commands), prog="advmoe", args=argv, config=(Flat, tyro.conf.OmitSubcommandPrefixes))
@@ -38,12 +38,11 @@ def _on_one_line(line: str) -> str:
     return re.sub(r"\\+n", " ", line) if line.startswith(HELP_TEXTS) else line
 
 
-def _arguments_of(module: ModuleType) -> Any:
+def _command(module: ModuleType) -> Any:
     """The dataclass of a command; for a command with subcommands, one with a field for the choice between them."""
     if hasattr(module, "COMMANDS"):
         return make_dataclass("Command", [("command", _one_of(module.COMMANDS))])
-    (arguments_type,) = [value for name, value in vars(module).items() if name.endswith("Arguments") and is_dataclass(value)]
-    return arguments_type
+    return arguments_of(module)
 
 
 def _one_of(arguments_types: dict[str, type]) -> Any:

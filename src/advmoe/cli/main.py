@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings_on_stderr():
             extension.load()
             extension.check_names()
-            arguments = importlib.import_module(f"advmoe.cli.arguments.{argv[0]}").read(argv[1:])
+            arguments = importlib.import_module("advmoe.cli.parsing").read(argv[0], argv[1:])
             importlib.import_module(f"advmoe.cli.{argv[0]}").run(arguments)
         return 0
     except BrokenPipeError:  # the reader of the output has ended, as after `| head`: `advmoe.__main__` exits quietly

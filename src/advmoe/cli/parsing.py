@@ -1,9 +1,11 @@
 """Parses the command line into dataclasses, and defines the arguments that several commands share."""
 
+import importlib
 from dataclasses import dataclass, is_dataclass
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar, get_type_hints
 
 import tyro
@@ -82,6 +84,18 @@ def configured(argv: list[str]) -> RunConfig:
     if len(without_help) == len(argv):
         raise UserError("give --recipe NAME (advmoe recipes lists them) or --config FILE.yaml")
     return RunConfig()
+
+
+def read(command: str, argv: list[str]) -> Any:
+    """The arguments of a command, by the `read` of its module where that does more than `parse`. Raises UserError as `parse`."""
+    module = importlib.import_module(f"advmoe.cli.arguments.{command}")
+    return module.read(argv) if hasattr(module, "read") else parse(arguments_of(module), command, argv)
+
+
+def arguments_of(module: ModuleType) -> Any:
+    """The only dataclass of a command's module whose name ends in Arguments."""
+    (arguments_type,) = [value for name, value in vars(module).items() if name.endswith("Arguments") and is_dataclass(value)]
+    return arguments_type
 
 
 def parse(arguments_type: type[Arguments], command: str, argv: list[str], default: Arguments | None = None) -> Arguments:

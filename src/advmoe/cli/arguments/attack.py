@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import DeviceOptions, Flag, parse
+from advmoe.cli.parsing import DeviceOptions, Flag
 from advmoe.config import Fraction
 from advmoe.errors import UserError
 from advmoe.files import check_target
@@ -49,7 +49,3 @@ class AttackArguments:
     def path(self) -> Path:
         """Path of the adversarial image."""
         return self.out or Path(f"{self.image.stem}-adversarial.png")
-
-
-def read(argv: list[str]) -> AttackArguments:
-    return parse(AttackArguments, "attack", argv)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from advmoe.cli.parsing import DeviceOptions, Flag, parse
+from advmoe.cli.parsing import DeviceOptions, Flag
 from advmoe.errors import UserError, check_count
 
 
@@ -35,7 +35,3 @@ class BenchmarkArguments:
             check_count(name, value)
             if self.quick:
                 raise UserError(f"--quick sets {name}: leave out one of the two")
-
-
-def read(argv: list[str]) -> BenchmarkArguments:
-    return parse(BenchmarkArguments, "benchmark", argv)

@@ -5,8 +5,6 @@ from typing import Literal
 
 import tyro
 
-from advmoe.cli.parsing import parse
-
 
 @dataclass(frozen=True)
 class CompletionArguments:
@@ -18,7 +16,3 @@ class CompletionArguments:
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
     """The shell."""
-
-
-def read(argv: list[str]) -> CompletionArguments:
-    return parse(CompletionArguments, "completion", argv)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from advmoe.cli.parsing import parse
 from advmoe.config import RuntimeConfig
 
 
@@ -16,7 +15,3 @@ class DemoArguments:
     seed: int = 0
     """Seed of all runs."""
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-
-
-def read(argv: list[str]) -> DemoArguments:
-    return parse(DemoArguments, "demo", argv)

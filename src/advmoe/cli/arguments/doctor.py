@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import Flag
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,3 @@ class DoctorArguments:
     """Folder for runs: the free space of its disk is printed."""
     json: Flag = False
     """Print one JSON object instead of lines."""
-
-
-def read(argv: list[str]) -> DoctorArguments:
-    return parse(DoctorArguments, "doctor", argv)

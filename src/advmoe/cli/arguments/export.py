@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import Flag
 from advmoe.config.choices import Dtype
 from advmoe.errors import UserError
 
@@ -38,7 +38,3 @@ class ExportArguments:
     def __post_init__(self) -> None:
         if self.check < 0:
             raise UserError(f"check must be at least 0, not {self.check}")
-
-
-def read(argv: list[str]) -> ExportArguments:
-    return parse(ExportArguments, "export", argv)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import Flag
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,3 @@ class ModelsArguments:
 
     json: Flag = False
     """Print JSON."""
-
-
-def read(argv: list[str]) -> ModelsArguments:
-    return parse(ModelsArguments, "models", argv)

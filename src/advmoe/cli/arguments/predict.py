@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import DeviceOptions, Flag, parse
+from advmoe.cli.parsing import DeviceOptions, Flag
 from advmoe.errors import UserError, check_count
 
 
@@ -34,7 +34,3 @@ class PredictArguments:
             raise UserError("give --json or --csv, not both")
         if not self.images:
             raise UserError("give one or more IMAGES: files or folders")
-
-
-def read(argv: list[str]) -> PredictArguments:
-    return parse(PredictArguments, "predict", argv)

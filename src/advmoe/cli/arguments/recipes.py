@@ -5,7 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import Flag
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,3 @@ class RecipesArguments:
     """Only recipes whose name contains this text."""
     json: Flag = False
     """Print JSON, with complete configurations, instead of lines."""
-
-
-def read(argv: list[str]) -> RecipesArguments:
-    return parse(RecipesArguments, "recipes", argv)

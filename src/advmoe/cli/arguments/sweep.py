@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import Flag
 from advmoe.config import RuntimeConfig
 from advmoe.config.choices import MAX_SEEDS, PlacementName
 from advmoe.errors import UserError, check_count
@@ -93,7 +93,3 @@ class SweepArguments:
             "data": {"limit_train": self.limit_train, "limit_test": self.limit_test, "data_dir": self.data_dir},
         }
         return {section: {name: v for name, v in fields.items() if v is not None} for section, fields in values.items()}
-
-
-def read(argv: list[str]) -> SweepArguments:
-    return parse(SweepArguments, "sweep", argv)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from advmoe.cli.parsing import Flag, parse
+from advmoe.cli.parsing import Flag
 from advmoe.errors import UserError
 
 
@@ -24,7 +24,3 @@ class WatchArguments:
     def __post_init__(self) -> None:
         if not 0.1 <= self.interval <= 86400:
             raise UserError(f"interval must be 0.1 to 86400 seconds, not {self.interval:g}")
-
-
-def read(argv: list[str]) -> WatchArguments:
-    return parse(WatchArguments, "watch", argv)
