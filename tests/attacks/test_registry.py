@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from advmoe.attacks import autoattack
 from advmoe.attacks.job import Job, Setting
-from advmoe.attacks.registry import ATTACKS
+from advmoe.attacks.registry import ATTACKS, other_network
 from advmoe.config import ModelConfig
 from advmoe.data import ImageSpec
 from advmoe.models import build_model
@@ -147,3 +148,10 @@ def test_autoattack_keeps_the_random_state_and_takes_one_image(name):
     x_adv = ATTACKS[name].run(Job(model, x, y, [0], 0.5, "Linf", 0, 0, 4))
     assert torch.equal(before, torch.get_rng_state())
     assert model(x_adv).argmax(dim=1) != y
+
+
+def test_a_transfer_attack_ascends_the_loss_of_the_other_network():
+    model, other = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+    x, y = torch.rand(5, 1, 2, 2), torch.arange(5) % 3
+    job = Job(model, x, y, range(5), 0.1, "Linf", 0, 0, 3, transfer=other)
+    assert torch.allclose(other_network(job)(x, y, torch.arange(5)), F.cross_entropy(other(x), y, reduction="none"))

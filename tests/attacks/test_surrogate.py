@@ -13,7 +13,6 @@ from advmoe.attacks.surrogate import (
     route_of,
     surrogate_pgd,
     through_gate,
-    through_network,
     through_route,
     undecided,
     with_routing_margin,
@@ -195,7 +194,7 @@ def test_an_images_result_does_not_depend_on_its_batch(make: str) -> None:
 def test_a_surrogate_of_nan_returns_the_start() -> None:
     model, x = Linear(), images()
     y = model(x).argmax(dim=1)
-    start = surrogate_pgd(model, through_network(model), x, y, Search(EPSILON, 0), draws())
+    start = surrogate_pgd(model, through_gate(model, HARD), x, y, Search(EPSILON, 0), draws())
     x_adv = surrogate_pgd(model, lambda z, labels, rows: z.flatten(1).sum(dim=1) * torch.nan, x, y, Search(EPSILON, 5), draws())
     assert torch.equal(x_adv, start)
 
@@ -218,11 +217,6 @@ def test_through_the_clean_route_is_the_true_loss() -> None:
     model, x, y = Linear(), images(), torch.arange(B) % C
     loss = through_route(model, route_of(model.forward_routed(x)[1]))(x, y, torch.arange(B))
     assert torch.allclose(loss, F.cross_entropy(model(x), y, reduction="none"))
-
-
-def test_through_network_is_the_other_networks_loss() -> None:
-    other, x, y = nn.Sequential(nn.Flatten(), nn.Linear(4, C)), images(), torch.arange(B) % C
-    assert torch.allclose(through_network(other)(x, y, torch.arange(B)), F.cross_entropy(other(x), y, reduction="none"))
 
 
 def test_through_gate_reaches_the_router_where_the_hard_gate_does_not() -> None:

@@ -139,9 +139,10 @@ def second_route(job: Job) -> Surrogate:
 
 
 def other_network(job: Job) -> Surrogate:
-    """The network that attacks are transferred from."""
-    assert job.transfer is not None
-    return surrogate.through_network(job.transfer)
+    """Cross-entropy of the network that attacks are transferred from."""
+    source = job.transfer
+    assert source is not None
+    return lambda x, y, rows: cross_entropy(source(x), y)
 
 
 def _clean_route(job: Job) -> Tensor:

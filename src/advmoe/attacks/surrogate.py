@@ -98,15 +98,6 @@ def through_gate(model: Routed, gate: Gate, objective: Objective = cross_entropy
     return value
 
 
-def through_network(predict: Predict) -> Surrogate:
-    """Cross-entropy of another network, for a transfer attack."""
-
-    def objective(x: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        return cross_entropy(predict(x), y)
-
-    return objective
-
-
 def through_route(model: Routed, route: Tensor, objective: Objective = cross_entropy) -> Surrogate:
     """An objective of the network with its route fixed to `route` [B, L]: only the experts are attacked."""
 

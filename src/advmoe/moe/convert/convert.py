@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from advmoe.errors import UserError, lookup
+from advmoe.errors import UserError, lookup, reason_of
 from advmoe.moe.conv import MoEConv2d, Routings
 from advmoe.moe.convert.narrow import narrowed
 from advmoe.moe.convert.prepare import prepared, unwrapped
-from advmoe.moe.convert.trace import Traced, first_line, trace
+from advmoe.moe.convert.trace import Traced, trace
 from advmoe.moe.kinds import DenseKind, MaskedKind, MoEKind
 from advmoe.moe.network import RoutedNetwork
 from advmoe.moe.replace import kept_modes
@@ -52,7 +52,7 @@ class Converted(RoutedNetwork):
             if x.shape[1:] == self.input_size or (x.dtype, x.device) != (weight.dtype, weight.device):
                 raise
             sizes = "x".join(map(str, self.input_size)), "x".join(map(str, x.shape[1:]))
-            raise UserError(f"a network converted for images {sizes[0]} does not take {sizes[1]}: {first_line(error)}") from error
+            raise UserError(f"a network converted for images {sizes[0]} does not take {sizes[1]}: {reason_of(error)}") from error
         return logits, choice + tuple(routing for part in parts for routing in part)
 
     def moe_layers(self) -> list[MoEConv2d]:

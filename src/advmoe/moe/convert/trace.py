@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, fx, nn
 
-from advmoe.errors import UserError
+from advmoe.errors import UserError, reason_of
 from advmoe.moe.convert.features import NORMS, Features, Walk, count, flatten_by_name
 from advmoe.moe.copies import copied
 
@@ -74,7 +74,7 @@ def _graph(model: nn.Module) -> fx.Graph:
         try:
             graphs.append(tracer.trace(root))
         except Exception as error:  # code of the model can do anything with a proxy instead of a tensor
-            raise UserError(f"{tracer.failed or type(model).__name__}: cannot be traced: {first_line(error)}") from None
+            raise UserError(f"{tracer.failed or type(model).__name__}: cannot be traced: {reason_of(error)}") from None
     constants = [node.target for node in graphs[0].find_nodes(op="get_attr") if node.target.startswith("_tensor_constant")]
     if str(graphs[0]) != str(graphs[1]) or not all(torch.equal(*(getattr(root, name) for root in roots)) for name in constants):
         raise UserError(
@@ -110,10 +110,5 @@ def _shapes(module: fx.GraphModule, example_input: Tensor) -> dict[fx.Node, Size
     try:
         interpreter.run(torch.cat([example_input[:1]] * 2))  # two images: a batch dimension of 1 could be mistaken for another one
     except Exception as error:  # as above
-        raise UserError(f"example_input {list(example_input.shape)} does not pass through the model: {first_line(error)}") from None
+        raise UserError(f"example_input {list(example_input.shape)} does not pass through the model: {reason_of(error)}") from None
     return interpreter.shapes
-
-
-def first_line(error: Exception) -> str:
-    """The first sentence or line of an error's message, in one line."""
-    return " ".join(str(error).split("\n")[0].split())[:200] or type(error).__name__
