@@ -44,7 +44,7 @@ def check(arguments: DataCheckArguments) -> None:
         print(f"{name:12} {counts.images:,}, {least:,}{f' to {most:,}' if most > least else ''} a class")
 
 
-class Counts(BaseModel):
+class PartSummary(BaseModel):
     """The number of images in a split, and the fewest and most of one class."""
 
     images: int
@@ -59,7 +59,7 @@ class Summary(BaseModel):
     fingerprint: str
     shape: tuple[int, int, int]
     classes: int
-    parts: dict[str, Counts]
+    parts: dict[str, PartSummary]
 
 
 def summary(splits: Splits) -> Summary:
@@ -72,6 +72,6 @@ def summary(splits: Splits) -> Summary:
     )  # fmt: skip
 
 
-def _counts(images: Source, classes: int) -> Counts:
+def _counts(images: Source, classes: int) -> PartSummary:
     counts = torch.bincount(images.labels, minlength=classes)
-    return Counts(images=len(images), least_a_class=int(counts.min()), most_a_class=int(counts.max()))
+    return PartSummary(images=len(images), least_a_class=int(counts.min()), most_a_class=int(counts.max()))

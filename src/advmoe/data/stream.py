@@ -32,7 +32,7 @@ TRIES = 10  # to draw a crop that fits
 PIECE = 32  # images that a worker decodes at a time: few, so that all workers share the first batch
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
-Job = tuple[np.ndarray, int, int]  # rows, the position of the first row in its batch, the seed of the batch
+Rows = tuple[np.ndarray, int, int]  # a job of a worker: rows, the position of the first row in its batch, the seed of the batch
 
 
 class Entry(NamedTuple):
@@ -177,7 +177,7 @@ def default_workers() -> int:
     return max(1, cores() // distributed.local_world_size())
 
 
-def _decode_ahead(images: Streamed, jobs: Sequence[Job], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
+def _decode_ahead(images: Streamed, jobs: Sequence[Rows], ahead: int, data: DataConfig) -> Iterator[Tensor | str]:
     """The crops of each job in order, decoded up to `ahead` jobs before they are needed.
 
     Workers start by Python's default method on this system. They use Pillow and numpy only, and DataLoader gives each of them one
@@ -211,7 +211,7 @@ class _Crops(Dataset[Tensor | str]):
     rows: np.ndarray
     flip: bool
 
-    def __getitem__(self, job: Job) -> Tensor | str:
+    def __getitem__(self, job: Rows) -> Tensor | str:
         rows, first, seed = job
         raw = np.empty((len(rows), 3, SIDE, SIDE), dtype=np.uint8)
         try:

@@ -24,7 +24,7 @@ THOROUGH = ("pgd_50", "apgd_ce", "apgd_dlr", "apgd_t", "straight_through_1", "re
 QUICK = ("pgd_50", "apgd_ce", "reroute_quick")  # attacks of a bisection at every epsilon, after the last attack that succeeded
 CLOSE = 1 / 16  # a bisection ends if its interval is at most this fraction of the smallest epsilon that fools,
 ROUNDS = 12  # or after this many steps
-Observer = Callable[[str, float, bool], None]  # an attack's name, its epsilon, whether it fooled
+OnAttempt = Callable[[str, float, bool], None]  # an attack's name, its epsilon, whether it fooled
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Fooled:
     epsilon: float
 
 
-def first_to_fool(victim: Victim, epsilon: float, report: Observer, attacks: Sequence[str]) -> Fooled | None:
+def first_to_fool(victim: Victim, epsilon: float, report: OnAttempt, attacks: Sequence[str]) -> Fooled | None:
     """The result of the first attack that fools inside the ball of `epsilon`, or None. Attacks that cannot run are skipped."""
     for name in attacks:
         if ATTACKS[name].obstacle(victim.setting):
@@ -86,7 +86,7 @@ def _attacked(victim: Victim, name: str, epsilon: float) -> Tensor:
     return run_attack(name, job)[0]
 
 
-def beyond(victim: Victim, withstood: float, report: Observer) -> tuple[Fooled | None, float]:
+def beyond(victim: Victim, withstood: float, report: OnAttempt) -> tuple[Fooled | None, float]:
     """Double the epsilon, from `withstood` up to 1, until an attack succeeds.
 
     Returns the result of that attack, or None, and the largest epsilon at which no attack succeeded.
@@ -99,7 +99,7 @@ def beyond(victim: Victim, withstood: float, report: Observer) -> tuple[Fooled |
     return None, withstood
 
 
-def smallest(victim: Victim, best: Fooled, withstood: float, report: Observer) -> Fooled:
+def smallest(victim: Victim, best: Fooled, withstood: float, report: OnAttempt) -> Fooled:
     """Bisect between the epsilon `withstood` and the one of `best`. The result is an upper bound: a smaller change may exist."""
     for _ in range(ROUNDS):
         if best.epsilon - withstood <= CLOSE * best.epsilon:

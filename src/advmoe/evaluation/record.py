@@ -21,10 +21,10 @@ from advmoe.evaluation.record_fields import (
     Positive,
     RecordModel,
     Seed,
-    Setting,
     Size,
     Text,
     ValidValues,
+    Value,
 )
 from advmoe.evaluation.record_snapshot import EpsilonCurve, GalleryImage, Layer, Loads
 from advmoe.files import JsonObject
@@ -136,7 +136,7 @@ class Record(RecordModel):
     advmoe: Text | None = None
     commit: Text | None = None
     versions: dict[Text, Text] | None = None
-    hardware: dict[Text, Setting] | None = None
+    hardware: dict[Text, Value] | None = None
     time: Text
 
     @field_validator("gallery", mode="after")

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict
 
-from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, RecordModel, Scale, Setting, Size, ValidValues, plain
+from advmoe.evaluation.record_fields import NonNegativeFloat, NonNegativeInt, RecordModel, Scale, Size, ValidValues, Value, plain
 from advmoe.files import JsonObject
 
 
@@ -13,7 +13,7 @@ class Settings(RecordModel):
     """One section of a configuration. The fields that reports read have types; all others are kept as they were written."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, Setting]
+    __pydantic_extra__: dict[str, Value]
 
 
 class ModelSettings(Settings):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from advmoe.evaluation.record_fields import (
-    Counts,
+    CountList,
     NonNegativeFloat,
     NonNegativeInt,
     Number,
@@ -77,8 +77,8 @@ class RoutingFigures(RecordModel):
     ra_expert: Percent
     flip_rate: Percent
     overlap: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
-    load: Annotated[list[Counts], Field(fail_fast=True)] = Field([])
-    load_adv: Annotated[list[Counts], Field(fail_fast=True)] = Field([])
+    load: Annotated[list[CountList], Field(fail_fast=True)] = Field([])
+    load_adv: Annotated[list[CountList], Field(fail_fast=True)] = Field([])
     fixed_expert_sa: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
     fixed_expert_ra: Annotated[list[Percent], Field(fail_fast=True)] = Field([])
     choice_gain: Annotated[list[Difference], Field(fail_fast=True)] = Field([])
@@ -104,7 +104,7 @@ class EvaluationResult(RecordModel):
     routing: RoutingFigures | None = None
     checks: Annotated[list[Check], Field(fail_fast=True)]
     flags: Text = ""
-    broken: dict[Text, Counts] = Field({})
+    broken: dict[Text, CountList] = Field({})
     partly_run: dict[Text, Text] = Field({})
 
     @property

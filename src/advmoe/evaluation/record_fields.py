@@ -56,7 +56,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 
 def plain(value: Any) -> Any:
-    """A setting from JSON, with tuples as lists. Raises ValueError unless it is null, a bool, text, a number or a list of these."""
+    """A value from JSON, with tuples as lists. Raises ValueError unless it is null, a bool, text, a number or a list of these."""
     if value is None or isinstance(value, bool | str) or is_number(value):
         return value
     if isinstance(value, list | tuple):
@@ -81,15 +81,16 @@ Percent = Annotated[float, Field(strict=True, ge=0, le=100), ValidValues("a numb
 NonNegativeFloat = Annotated[float, Field(strict=True, ge=0, le=MAX_NUMBER), ValidValues("a number of at least 0")]
 Positive = Annotated[float, Field(strict=True, gt=0, le=MAX_NUMBER), ValidValues("a number above 0")]
 Scale = Annotated[float, Field(strict=True, gt=0, le=1), ValidValues("a number in (0, 1]")]
-Share = Annotated[float, Field(strict=True, ge=0, le=1.001), ValidValues("a number from 0 to 1")]  # float32 may round above 1
+# float32 may round above 1
+RecordedShare = Annotated[float, Field(strict=True, ge=0, le=1.001), ValidValues("a number from 0 to 1")]
 NonNegativeInt = Annotated[int, Field(strict=True, ge=0, le=MAX_NUMBER), ValidValues("a whole number of at least 0")]
 Size = Annotated[int, Field(strict=True, ge=1, le=MAX_NUMBER), ValidValues("a whole number of at least 1")]
 Seed = Annotated[int, Field(strict=True, ge=-MAX_NUMBER, le=MAX_NUMBER), ValidValues("a whole number")]
 Experts = Annotated[int, Field(strict=True, ge=1, le=MAX_EXPERTS), ValidValues(f"a whole number from 1 to {MAX_EXPERTS}")]
 Text = Annotated[str, Field(strict=True), ValidValues("text")]
 Png = Annotated[str, Field(strict=True), AfterValidator(_png), ValidValues("a grey or RGB PNG in base64")]
-Setting = Annotated[Any, AfterValidator(plain), ValidValues("null, true, false, text, a number, or a list of these")]
-Counts = Annotated[list[NonNegativeInt], Field(fail_fast=True)]
+Value = Annotated[Any, AfterValidator(plain), ValidValues("null, true, false, text, a number, or a list of these")]
+CountList = Annotated[list[NonNegativeInt], Field(fail_fast=True)]
 
 
 class RecordModel(BaseModel):

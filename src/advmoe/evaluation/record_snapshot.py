@@ -6,14 +6,14 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from advmoe.evaluation.record_fields import (
-    Counts,
+    CountList,
     Experts,
     NonNegativeFloat,
     NonNegativeInt,
     Percent,
     Png,
+    RecordedShare,
     RecordModel,
-    Share,
     Size,
     Text,
     ValidValues,
@@ -53,8 +53,8 @@ class View(RecordModel):
 
     png: Png
     prediction: NonNegativeInt
-    confidence: Share
-    route: Counts | None
+    confidence: RecordedShare
+    route: CountList | None
 
     @property
     def pathway(self) -> list[int]:

@@ -22,7 +22,7 @@ from advmoe.evaluation.result_checks import check_results
 from advmoe.evaluation.results import Evaluation
 from advmoe.evaluation.shards import Worker
 from advmoe.evaluation.store import Store, split
-from advmoe.evaluation.target import EvaluationOptions, Progress, Target, ignore, make_target, routed_inside, store_key
+from advmoe.evaluation.target import EvaluationOptions, OnAttack, Target, ignore, make_target, routed_inside, store_key
 
 logger = logging.getLogger("advmoe")
 
@@ -42,7 +42,7 @@ def evaluate(
     transfer: nn.Module | None = None,
     bf16_search: bool = False,
     save_adversarial: bool = False,
-    progress: Progress = ignore,
+    progress: OnAttack = ignore,
     batch_size: int = BATCH_SIZE,
     pathway_budget: int = PATHWAY_BUDGET,
 ) -> Evaluation:

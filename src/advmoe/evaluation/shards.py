@@ -22,7 +22,7 @@ from advmoe.attacks.presets import Preset
 from advmoe.attacks.registry import ATTACKS, follow_path, run_attack
 from advmoe.evaluation.routing import is_counted, routing_counts, total
 from advmoe.evaluation.store import AttackRun, Shard
-from advmoe.evaluation.target import Progress, Target, ignore
+from advmoe.evaluation.target import OnAttack, Target, ignore
 from advmoe.files import drafted
 
 SLACK = 1e-6  # tolerance of the radius, for rounding
@@ -71,7 +71,7 @@ class Worker:
     shard: Shard
     number: int = 0
     save: Callable[[Shard], None] = lambda shard: None
-    progress: Progress = ignore
+    progress: OnAttack = ignore
     images: Path | None = None
     keep_images: bool = False
 

@@ -27,7 +27,7 @@ SCHEMA = 2  # of stored results; raise it if the key changes, or what counts as 
 ANSWERS = 32  # images of `_answers`
 NOISE = 8 / 255  # largest change of a pixel there
 logger = logging.getLogger("advmoe")
-Progress = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
+OnAttack = Callable[[str, int, Shard], None]  # called after an attack: its name, the shard's number, the shard so far
 
 
 def ignore(attack: str, number: int, shard: Shard) -> None:
@@ -48,7 +48,7 @@ class EvaluationOptions:
     transfer: nn.Module | None = None
     bf16_search: bool = False
     save_adversarial: bool = False
-    progress: Progress = ignore
+    progress: OnAttack = ignore
     batch_size: int = BATCH_SIZE
     pathway_budget: int = PATHWAY_BUDGET
     quiet: bool = False  # leave out the warnings before the attacks: another call for the same evaluation gives them
