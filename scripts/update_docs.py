@@ -1,4 +1,5 @@
-"""Write the figures in results/ into README.md and docs/, between their markers.
+"""Write everything that is generated: the figures in results/ into README.md and docs/, between their markers, the schema of a
+Record, the image of the README, and the costs that `advmoe recipes` prints.
 
 python scripts/update_docs.py
 """
@@ -14,6 +15,8 @@ from docs_blocks.sources import MORE_IMAGES, ROOT, main_records, records
 from advmoe.attacks.registry import ATTACKS
 from advmoe.evaluation.record import record_schema
 from advmoe.files import write_atomically
+from advmoe.recipes import RECIPES
+from advmoe.reports.recipe_list import TABLE
 
 
 def attacks() -> str:
@@ -68,7 +71,7 @@ def schema() -> str:
 
 
 def main() -> None:
-    """Rewrite the pages. Raises ValueError if a page has no such block."""
+    """Rewrite the files. Raises ValueError if a page has no such block."""
     for page, blocks in BLOCKS.items():
         text = (ROOT / page).read_text()
         for block, content in blocks.items():
@@ -78,6 +81,7 @@ def main() -> None:
             text = f"{content()}\n".join(parts)
         write_atomically(ROOT / page, text)
     write_atomically(ROOT / "docs/record.schema.json", schema())
+    write_atomically(TABLE, performance.recipe_table(RECIPES))
     first_page.draw_image()
 
 

@@ -1,4 +1,4 @@
-"""The blocks of docs/performance.md and docs/cost.md: figures of `advmoe benchmark`, and counted costs."""
+"""The blocks of docs/performance.md and docs/cost.md: figures of `advmoe benchmark`, and counted costs, also of all recipes."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from advmoe.benchmark.machine import Machine
 from advmoe.benchmark.rows import Row, number
 from advmoe.benchmark.suites.low_precision import ATTACKED, IMAGES
 from advmoe.export import CALIBRATION
-from advmoe.recipes import recipe
+from advmoe.recipes import RECIPES, recipe
 from advmoe.reports.measures import label
 from advmoe.reports.recipe_list import less
 from advmoe.runs.cost import dense_estimate, estimate
@@ -99,6 +99,13 @@ def costs() -> str:
             versus = "" if network == dense else f"{-less(network.gmacs, dense.gmacs):+.1f} %"
             rows.append([name.replace("-", ", ", 1), title, f"{network.params / 1e6:.2f} M", f"{network.gmacs:.3f}", versus])
     return table(["images, backbone", "network", "parameters", "GMACs", "against dense"], rows, texts=2)
+
+
+def recipe_table(names: Iterable[str]) -> str:
+    """The costs of these recipes as CSV, counted on the networks' shapes."""
+    costs = {name: (estimate(RECIPES[name]), dense_estimate(RECIPES[name])) for name in names}
+    rows = (f"{name},{network.params},{network.gmacs!r},{dense.params},{dense.gmacs!r}" for name, (network, dense) in costs.items())
+    return "\n".join(["recipe,params,gmacs,params_dense,gmacs_dense", *rows]) + "\n"
 
 
 def ratio_text(row: Row) -> str:

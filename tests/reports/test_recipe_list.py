@@ -1,5 +1,5 @@
 import pytest
-from update_recipe_costs import recipe_table
+from docs_blocks.performance import recipe_table
 
 from advmoe.errors import UserError
 from advmoe.recipes import RECIPES

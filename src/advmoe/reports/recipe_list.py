@@ -1,6 +1,6 @@
 """The list of recipes. Costs come from a table, so listing builds no network and does not import torch.
 
-`scripts/update_recipe_costs.py` writes the table.
+`scripts/update_docs.py` writes the table.
 """
 
 import csv
