@@ -22,6 +22,7 @@ from advmoe.recipes import recipe
 from advmoe.training import start
 from advmoe.training.batches import batches
 from advmoe.training.methods import METHODS
+from advmoe.training.trial import trial
 
 Call = Callable[[], object]
 WARM_UP = 20  # random routes; oneDNN compiles a kernel for every new group size, which takes 0.2 to 0.4 ms once per process
@@ -134,16 +135,9 @@ def compiled_run(config: RunConfig, mode: Compile) -> RunConfig:
 
 
 def iteration(config: RunConfig, side: int, device: torch.device) -> Call:
-    """One training iteration, as in `advmoe train`. The learning rate is so small that repetitions change nothing."""
-    phase = METHODS[config.method].phases[0]
-    state = start.train_state(config, settled(start.network(config, spec(side)), side, device), phase)
-    for group in (group for optimizer in state.optimizers.values() for group in optimizer.param_groups):
-        group["lr"] = 1e-4
-    size = config.training.batch_size
-    batches = {
-        level: (torch.rand(size, *spec(side).shape).to(device), torch.randint(0, 10, (size,)).to(device)) for level in phase.levels
-    }
-    return partial(phase.step, state, batches)
+    """One training iteration, as in `advmoe train` near the end of a run. It does not change the weights."""
+    model = settled(start.network(config, spec(side)), side, device)
+    return trial(config, model, spec(side), METHODS[config.method].phases[0])
 
 
 def loading(config: RunConfig, scale: Scale, device: torch.device) -> Call:

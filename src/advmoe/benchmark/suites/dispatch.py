@@ -59,9 +59,7 @@ def layer_call(layer: FilterBank, x: Tensor, experts: Tensor, phase: str) -> Cal
 
 def threshold_calls() -> dict[str, Callable[[], object]]:
     """The AdvMoE iteration of the demo, by the number of filter values up to which `auto` uses `grouped`."""
-    config = recipe("demo-advmoe")
-    config = config.replace(training=config.training.replace(tied_share=0.0))
-    step = variants.iteration(config, 28, CPU)
+    step = variants.iteration(recipe("demo-advmoe"), 28, CPU)
 
     def under(limit: int) -> Callable[[], object]:
         def run() -> None:
